@@ -1,0 +1,142 @@
+// Package discovery finds out what an issuer publishes about itself: where its
+// token endpoint and its keys are (OpenID Connect Discovery 1.0, RFC 8414). It
+// believes a document only if that names the issuer it was asked for, and it
+// refuses endpoints that would take a secret over plain http.
+//
+// It is also the home of the manners that all HTTP of the broker keeps towards
+// issuers: no redirects, bounded time, bounded bodies, and errors that show
+// nothing of what a peer wrote.
+package discovery
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// maxAge is how long metadata is used before it is fetched again. Endpoints
+	// hardly ever move; when one does, an hour is short enough.
+	maxAge = time.Hour
+	// After a failure the issuer is left alone: at first for minBackoff, then
+	// for twice as long each time, up to maxBackoff.
+	minBackoff = time.Second
+	maxBackoff = 30 * time.Second
+)
+
+// Config says whose metadata to find.
+type Config struct {
+	// Issuer is the issuer's identifier, an https URL, exactly as the issuer
+	// writes it. It must pass [CheckURL].
+	Issuer string
+	// AllowHTTP lets the issuer and its endpoints be plain http on hosts that
+	// are not loopback.
+	AllowHTTP bool
+	// HTTP is made by [NewHTTPClient]. Nil: a client of its own.
+	HTTP *http.Client
+}
+
+// Metadata is what an issuer says about itself. Endpoints that it does not name
+// are empty; those that it names pass [CheckURL].
+type Metadata struct {
+	Issuer                string
+	TokenEndpoint         string
+	JWKSURI               string
+	IntrospectionEndpoint string
+}
+
+// Issuer knows the metadata of one issuer, from the first time it is asked. It
+// is safe for concurrent use.
+type Issuer struct {
+	cfg   Config
+	state atomic.Pointer[state]
+
+	mu     sync.Mutex
+	flight chan struct{} // closed when the search under way has published; nil: none is
+}
+
+// state is what was learned so far. It is immutable.
+type state struct {
+	metadata *Metadata // nil: never found
+	err      *Error    // why the last search failed; nil: it did not
+	failures int       // in a row
+	due      time.Time // no search begins before
+}
+
+// New returns an Issuer. It sends nothing yet.
+func New(cfg Config) *Issuer {
+	if cfg.HTTP == nil {
+		cfg.HTTP = NewHTTPClient(nil)
+	}
+	i := &Issuer{cfg: cfg}
+	i.state.Store(&state{})
+	return i
+}
+
+// Metadata returns the issuer's metadata. The first call waits until it is
+// found, at most [Timeout], or until ctx ends; it is then kept for an hour and
+// replaced in the background, and kept for longer while it cannot be replaced.
+// A failed search is remembered for a moment, so that calls in a row are one
+// request. The error is always an [*Error].
+func (i *Issuer) Metadata(ctx context.Context) (Metadata, error) {
+	known := i.state.Load()
+	if time.Now().Before(known.due) {
+		return known.answer()
+	}
+	flight := i.join()
+	if known.metadata == nil && flight != nil {
+		select {
+		case <-flight:
+		case <-ctx.Done():
+			return Metadata{}, &Error{
+				Unreachable: true,
+				text:        fmt.Sprintf("the metadata of the issuer %s did not come in time: %v", Printable(i.cfg.Issuer), ctx.Err()),
+				cause:       ctx.Err(),
+			}
+		}
+	}
+	return i.state.Load().answer()
+}
+
+// join starts a search unless one is under way, and returns the channel that is
+// closed at its end. Nil: somebody else's search ended just now.
+func (i *Issuer) join() <-chan struct{} {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.flight == nil && !time.Now().Before(i.state.Load().due) {
+		i.flight = make(chan struct{})
+		go i.search(i.flight)
+	}
+	return i.flight
+}
+
+// search runs apart from the callers' contexts: the first to leave must not
+// take the answer from the others.
+func (i *Issuer) search(flight chan struct{}) {
+	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+	defer cancel()
+	metadata, err := i.find(ctx)
+	i.state.Store(i.state.Load().next(metadata, err, time.Now()))
+	i.mu.Lock()
+	i.flight = nil
+	i.mu.Unlock()
+	close(flight)
+}
+
+func (s *state) next(metadata *Metadata, err *Error, now time.Time) *state {
+	if err == nil {
+		return &state{metadata: metadata, due: now.Add(maxAge)}
+	}
+	backoff := min(minBackoff<<min(s.failures, 5), maxBackoff)
+	return &state{metadata: s.metadata, err: err, failures: s.failures + 1, due: now.Add(backoff)}
+}
+
+func (s *state) answer() (Metadata, error) {
+	if s.metadata == nil {
+		return Metadata{}, s.err
+	}
+	return *s.metadata, nil
+}

@@ -1,0 +1,316 @@
+package idp_test
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/token"
+)
+
+func TestOrdinaryAnswer(t *testing.T) {
+	begun := time.Now()
+	grant := granted(t, idp.Config{}, `{"access_token":"tok","token_type":"Bearer","expires_in":3600,"scope":"write read"}`)
+	if grant.AskedAt.Before(begun) || grant.AskedAt.After(time.Now()) {
+		t.Errorf("asked at %v", grant.AskedAt)
+	}
+	want := token.Grant{Value: redact.New("tok"), Type: "Bearer", Scopes: []string{"read", "write"}, SecretVersion: "v1", Lifetime: time.Hour}
+	same := cmp.Comparer(func(a, b redact.String) bool { return a.Equal(b) })
+	if diff := cmp.Diff(want, grant, same, cmpopts.IgnoreFields(token.Grant{}, "AskedAt")); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestExpiresIn(t *testing.T) {
+	for name, tt := range map[string]struct {
+		member string
+		want   time.Duration
+	}{
+		"a number":                        {`,"expires_in":3599`, 3599 * time.Second},
+		"a string":                        {`,"expires_in":"3599"`, 3599 * time.Second},
+		"a float":                         {`,"expires_in":3599.0`, 3599 * time.Second},
+		"a float with a fraction":         {`,"expires_in":3599.5`, 3599*time.Second + 500*time.Millisecond},
+		"a numeric string and a fraction": {`,"expires_in":"3599.5"`, 3599*time.Second + 500*time.Millisecond},
+		"a number with an exponent":       {`,"expires_in":3.6e3`, time.Hour},
+		"a string with spaces":            {`,"expires_in":" 60 "`, time.Minute},
+		"missing":                         {``, token.DefaultLifetime},
+		"null":                            {`,"expires_in":null`, token.DefaultLifetime},
+		"an empty string":                 {`,"expires_in":""`, token.DefaultLifetime},
+		"an array":                        {`,"expires_in":[3600]`, token.DefaultLifetime},
+		"an object":                       {`,"expires_in":{"s":3600}`, token.DefaultLifetime},
+		"a boolean":                       {`,"expires_in":true`, token.DefaultLifetime},
+		"words":                           {`,"expires_in":"one hour"`, token.DefaultLifetime},
+		"not a number":                    {`,"expires_in":"NaN"`, token.DefaultLifetime},
+		"a name in another case":          {`,"Expires_In":3599`, token.DefaultLifetime},
+		"a day and a second":              {`,"expires_in":86401`, token.MaxLifetime},
+		"huge":                            {`,"expires_in":9223372036854775807`, token.MaxLifetime},
+		"huge, as a string":               {`,"expires_in":"99999999999999999999999"`, token.MaxLifetime},
+		"out of a float's range":          {`,"expires_in":1e999`, token.MaxLifetime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grant := granted(t, idp.Config{}, `{"access_token":"tok","token_type":"Bearer"`+tt.member+`}`)
+			if grant.Lifetime != tt.want {
+				t.Errorf("the lifetime is %v, want %v", grant.Lifetime, tt.want)
+			}
+		})
+	}
+	for name, value := range map[string]string{
+		"zero": `0`, "zero, as a string": `"0"`, "negative": `-1`, "negative, as a string": `"-3600"`, "huge and negative": `-1e999`, "less than a clock's tick": `1e-12`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused(t, grants(`{"access_token":"tok","expires_in":`+value+`}`), idp.Transient, "expired already")
+		})
+	}
+}
+
+func TestDefaultLifetimeIsTheClients(t *testing.T) {
+	if grant := granted(t, idp.Config{DefaultLifetime: time.Hour}, `{"access_token":"tok"}`); grant.Lifetime != time.Hour {
+		t.Errorf("the lifetime is %v", grant.Lifetime)
+	}
+}
+
+func jwt(payload string) string {
+	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".sig"
+}
+
+func TestMissingExpiresInIsBoundedByTheTokensOwnExp(t *testing.T) {
+	now := time.Now().Unix()
+	answer := func(value string) string { return fmt.Sprintf(`{"access_token":%q}`, value) }
+	for name, tt := range map[string]struct {
+		value string
+		want  time.Duration
+	}{
+		"exp in a minute":             {jwt(fmt.Sprintf(`{"exp":%d}`, now+60)), time.Minute},
+		"exp in a minute, as a float": {jwt(fmt.Sprintf(`{"exp":%d.5}`, now+60)), time.Minute},
+		"exp in an hour":              {jwt(fmt.Sprintf(`{"exp":%d}`, now+3600)), token.DefaultLifetime},
+		"no exp":                      {jwt(`{"sub":"a"}`), token.DefaultLifetime},
+		"exp that is no number":       {jwt(`{"exp":{}}`), token.DefaultLifetime},
+		"no JSON":                     {jwt(`exp`), token.DefaultLifetime},
+		"a JSON array":                {jwt(`[1]`), token.DefaultLifetime},
+		"no base64":                   {"a.%%%.c", token.DefaultLifetime},
+		"two parts":                   {"a.b", token.DefaultLifetime},
+		"five parts":                  {jwt(fmt.Sprintf(`{"exp":%d}`, now+60)) + ".d.e", token.DefaultLifetime},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grant := granted(t, idp.Config{}, answer(tt.value))
+			if d := tt.want - grant.Lifetime; d < -time.Second || d > 2*time.Second {
+				t.Errorf("the lifetime is %v, want about %v", grant.Lifetime, tt.want)
+			}
+		})
+	}
+	t.Run("exp in the past", func(t *testing.T) {
+		refused(t, grants(answer(jwt(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "expired already")
+	})
+	t.Run("a declared lifetime is believed", func(t *testing.T) {
+		body := fmt.Sprintf(`{"access_token":%q,"expires_in":3600}`, jwt(fmt.Sprintf(`{"exp":%d}`, now+60)))
+		if grant := granted(t, idp.Config{}, body); grant.Lifetime != time.Hour {
+			t.Errorf("the lifetime is %v", grant.Lifetime)
+		}
+	})
+}
+
+func TestTokenType(t *testing.T) {
+	for name, member := range map[string]string{
+		"canonical": `,"token_type":"Bearer"`, "lower case": `,"token_type":"bearer"`, "upper case": `,"token_type":"BEARER"`,
+		"missing": ``, "null": `,"token_type":null`, "empty": `,"token_type":""`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			if grant := granted(t, idp.Config{}, `{"access_token":"tok","expires_in":60`+member+`}`); grant.Type != "Bearer" {
+				t.Errorf("the type is %q", grant.Type)
+			}
+		})
+	}
+	for name, tt := range map[string]struct{ value, says string }{
+		"DPoP":            {`"DPoP"`, "bound to a key (DPoP)"},
+		"dpop":            {`"dpop"`, "bound to a key (DPoP)"},
+		"N_A":             {`"N_A"`, "no access token"},
+		"mac":             {`"mac"`, "the type mac"},
+		"unknown":         {`"canary"`, "an unknown type"},
+		"a number":        {`1`, "an unknown type"},
+		"an array":        {`["Bearer"]`, "an unknown type"},
+		"Bearer and more": {`"Bearer canary"`, "an unknown type"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused(t, grants(`{"access_token":"tok","expires_in":60,"token_type":`+tt.value+`}`), idp.Misconfigured, tt.says)
+		})
+	}
+}
+
+func TestAccessToken(t *testing.T) {
+	longest := strings.Repeat("t", 16<<10)
+	for name, tt := range map[string]struct{ member, want string }{
+		"all characters that it may have": {`"access_token":" !\"#$%&'()*+,-./:;<=>?@[\\]^_{|}~"`, ` !"#$%&'()*+,-./:;<=>?@[\]^_{|}~`},
+		"escaped":                         {`"access_token":"\u0074ok"`, "tok"},
+		"of the greatest length":          {`"access_token":"` + longest + `"`, longest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if grant := granted(t, idp.Config{}, `{`+tt.member+`,"expires_in":60}`); grant.Value.Reveal() != tt.want {
+				t.Error("the token is another")
+			}
+		})
+	}
+	for name, tt := range map[string]struct {
+		member, says string
+		class        idp.Class
+	}{
+		"missing":             {`"x":1`, "no access_token", idp.Transient},
+		"null":                {`"access_token":null`, "no access_token", idp.Transient},
+		"in another case":     {`"Access_Token":"tok"`, "no access_token", idp.Transient},
+		"empty":               {`"access_token":""`, "empty access_token", idp.Transient},
+		"a number":            {`"access_token":5`, "no string", idp.Transient},
+		"an array":            {`"access_token":["tok"]`, "no string", idp.Transient},
+		"an object":           {`"access_token":{"value":"tok"}`, "no string", idp.Transient},
+		"with a line end":     {`"access_token":"tok\r\nX-Header: canary"`, "characters that none may have", idp.Transient},
+		"with a NUL":          {`"access_token":"tok\u0000"`, "characters that none may have", idp.Transient},
+		"with DEL":            {`"access_token":"tok\u007f"`, "characters that none may have", idp.Transient},
+		"beyond ASCII":        {`"access_token":"tök"`, "characters that none may have", idp.Transient},
+		"that is not UTF-8":   {"\"access_token\":\"t\xffk\"", "characters that none may have", idp.Transient},
+		"longer than allowed": {`"access_token":"` + longest + `t"`, "more than 16384 bytes", idp.Misconfigured},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused(t, grants(`{`+tt.member+`,"expires_in":60}`), tt.class, tt.says)
+		})
+	}
+}
+
+func TestBodiesThatAreNoJSONObject(t *testing.T) {
+	const form, text, html, jsonType = "application/x-www-form-urlencoded", "text/plain; charset=utf-8", "text/html", "application/json"
+	const inForm = "access_token=tok&token_type=bearer&expires_in=60&scope=read+write"
+	for name, tt := range map[string]struct{ contentType, body string }{
+		"form":                            {form, inForm},
+		"form, declared as text":          {text, inForm},
+		"form, undeclared":                {"", inForm},
+		"form, oddly declared":            {"application/x-www-form-urlencoded;;", inForm},
+		"JSON, declared as text":          {text, good},
+		"JSON, declared as HTML":          {html, good},
+		"JSON, declared as form":          {form, good},
+		"JSON among white space":          {jsonType, "\r\n\t " + good + " \n"},
+		"JSON, with text that's no UTF-8": {jsonType, "{\"access_token\":\"tok\",\"x\":\"\xff\"}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grant, err := fetch(t, idp.Config{}, answers(200, tt.contentType, tt.body))
+			if err != nil || grant.Value.Reveal() != "tok" || grant.Type != "Bearer" {
+				t.Fatalf("%v %v", grant.Type, err)
+			}
+			if diff := cmp.Diff([]string{"read", "write"}, grant.Scopes); diff != "" {
+				t.Error(diff)
+			}
+			if strings.HasPrefix(name, "form") && grant.Lifetime != time.Minute {
+				t.Errorf("the lifetime is %v", grant.Lifetime)
+			}
+		})
+	}
+	for name, tt := range map[string]struct{ contentType, body, says string }{
+		"a login page":            {html, "<html>canary</html>", "neither"},
+		"a login page as text":    {text, "<html>canary=1&x</html>", "neither"},
+		"a form declared as HTML": {html, inForm, "neither"},
+		"a form declared as JSON": {jsonType, inForm, "neither"},
+		"a token alone":           {text, "canary", "neither"},
+		"a form that is broken":   {form, "access_token=%zz", "neither"},
+		"a form member twice":     {form, inForm + "&access_token=canary", "neither"},
+		"nothing":                 {jsonType, "", "is empty"},
+		"white space":             {jsonType, " \r\n", "is empty"},
+		"an array":                {jsonType, "[" + good + "]", "neither"},
+		"a string":                {jsonType, `"tok"`, "neither"},
+		"null":                    {jsonType, `null`, "neither"},
+		"truncated JSON":          {jsonType, good[:len(good)-5], "not valid JSON"},
+		"JSON and more":           {jsonType, good + "canary", "not valid JSON"},
+		"a member twice":          {jsonType, `{"access_token":"tok","access_token":"canary"}`, "repeats a member"},
+		"an empty object":         {jsonType, `{}`, "no access_token"},
+		"larger than the cap":     {jsonType, good + strings.Repeat(" ", 256<<10), "larger than"},
+		"deeply nested":           {jsonType, `{"x":` + strings.Repeat("[", 100_000), "not valid JSON"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			refused(t, answers(200, tt.contentType, tt.body), idp.Transient, tt.says)
+		})
+	}
+	t.Run("no content", func(t *testing.T) {
+		refused(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }, idp.Transient, "is empty")
+	})
+	t.Run("as large as the cap", func(t *testing.T) {
+		granted(t, idp.Config{}, good+strings.Repeat(" ", 256<<10-len(good)))
+	})
+	t.Run("created", func(t *testing.T) {
+		if _, err := fetch(t, idp.Config{}, answers(http.StatusCreated, jsonType, good)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestScopesOfTheAnswer(t *testing.T) {
+	// write, read and write again are asked for.
+	for name, tt := range map[string]struct {
+		member string
+		want   []string
+	}{
+		"a string":                 {`,"scope":"b a"`, []string{"a", "b"}},
+		"a string that repeats":    {`,"scope":"b  a\tb "`, []string{"a", "b"}},
+		"fewer than asked for":     {`,"scope":"read"`, []string{"read"}},
+		"an array":                 {`,"scope":["b","a","b"]`, []string{"a", "b"}},
+		"missing":                  {``, []string{"read", "write"}},
+		"null":                     {`,"scope":null`, []string{"read", "write"}},
+		"empty":                    {`,"scope":""`, []string{"read", "write"}},
+		"an empty array":           {`,"scope":[]`, []string{"read", "write"}},
+		"an array with a number":   {`,"scope":["a",1]`, []string{"read", "write"}},
+		"a number":                 {`,"scope":5`, []string{"read", "write"}},
+		"a member of another case": {`,"Scope":"a"`, []string{"read", "write"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			grant := granted(t, idp.Config{}, `{"access_token":"tok"`+tt.member+`}`)
+			if diff := cmp.Diff(tt.want, grant.Scopes); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestScopesAskedForAreNotChangedByTheAnswer(t *testing.T) {
+	tokenURL, _ := idpServer(t, grants(`{"access_token":"tok"}`))
+	ask := idp.Request{Scopes: []string{"b", "a"}}
+	grant, err := client(t, idp.Config{TokenURL: tokenURL}).Fetch(t.Context(), version, ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([][]string{{"b", "a"}, {"a", "b"}}, [][]string{ask.Scopes, grant.Scopes}); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestExtrasAreTheMembersAllowed(t *testing.T) {
+	cfg := idp.Config{Extras: []string{"instance_url", "count", "sandbox", "off", "fits", "long", "list", "object", "none", "absent"}}
+	fits := strings.Repeat("é", 512)
+	grant := granted(t, cfg, `{"access_token":"tok","refresh_token":"canary","secret_of_theirs":"canary","instance_url":"https://eu1.example",
+		"count":1.50,"sandbox":true,"off":false,"fits":"`+fits+`","long":"`+fits+`x","list":["canary"],"object":{"a":"canary"},"none":null}`)
+	want := map[string]string{"instance_url": "https://eu1.example", "count": "1.50", "sandbox": "true", "off": "false", "fits": fits}
+	if diff := cmp.Diff(want, grant.Extras); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRefreshTokenIsDropped(t *testing.T) {
+	grant := granted(t, idp.Config{}, `{"access_token":"tok","refresh_token":"canary","refresh_expires_in":0,"id_token":"canary"}`)
+	if grant.Extras != nil || grant.Value.Reveal() != "tok" {
+		t.Errorf("%+v", grant)
+	}
+}
+
+func TestRefreshIn(t *testing.T) {
+	for member, want := range map[string]time.Duration{
+		``: 0, `,"refresh_in":1800`: 30 * time.Minute, `,"refresh_in":"1800"`: 30 * time.Minute, `,"refresh_in":-5`: 0,
+		`,"refresh_in":null`: 0, `,"refresh_in":"soon"`: 0, `,"refresh_in":1e300`: token.MaxLifetime,
+	} {
+		t.Run(member, func(t *testing.T) {
+			if grant := granted(t, idp.Config{}, `{"access_token":"tok","expires_in":3600`+member+`}`); grant.RefreshIn != want {
+				t.Errorf("refreshed in %v, want %v", grant.RefreshIn, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,226 @@
+package idp
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+)
+
+// Class says who is at fault when no token came, and so what helps.
+type Class int
+
+// The classes.
+const (
+	// Transient: the IdP was not reached, is in trouble, or sent what makes no
+	// sense. Asking again later may help.
+	Transient Class = iota
+	// Throttled: the IdP asks to be left alone, for Error.RetryAfter. This is
+	// about the client, whatever it asks for.
+	Throttled
+	// CredentialRefused: the IdP refuses the client itself, with this secret.
+	// Asking again with the same secret may lock the client out.
+	CredentialRefused
+	// RequestRefused: the IdP knows the client and refuses what it asks for.
+	RequestRefused
+	// Misconfigured: what was asked is no usable token endpoint, or one that
+	// hands out tokens which the broker cannot pass on.
+	Misconfigured
+)
+
+func (c Class) String() string {
+	switch c {
+	case Transient:
+		return "transient"
+	case Throttled:
+		return "throttled"
+	case CredentialRefused:
+		return "credential_refused"
+	case RequestRefused:
+		return "request_refused"
+	case Misconfigured:
+		return "misconfigured"
+	default:
+		return fmt.Sprintf("class(%d)", int(c))
+	}
+}
+
+// Bounds of how long an IdP that throttles is left alone.
+const (
+	defaultRetryAfter = time.Minute
+	minRetryAfter     = time.Second
+	maxRetryAfter     = 5 * time.Minute
+)
+
+// Error says in a sentence why no token came, and what to do. It shows nothing
+// that the IdP wrote but a known code.
+type Error struct {
+	Class Class
+	// Code is the OAuth error code, if it is one that a standard defines.
+	Code string
+	// Status of the HTTP answer; zero: there was none.
+	Status int
+	// RetryAfter is how long the IdP wants to be left alone, within 1 s and
+	// 5 min. Zero: it did not say; never zero if it throttles.
+	RetryAfter time.Duration
+
+	text  string
+	cause error
+	again bool // worth the one retry within a fetch
+}
+
+func (e *Error) Error() string {
+	if e.text == "" {
+		return "no token came from the IdP (" + e.Class.String() + ")"
+	}
+	return e.text
+}
+
+// Unwrap returns the cause, without anything that a peer wrote; may be nil.
+func (e *Error) Unwrap() error { return e.cause }
+
+// ClassOf returns the class of an error of [Client.Fetch]. Another error is
+// Transient.
+func ClassOf(err error) Class {
+	var fault *Error
+	if errors.As(err, &fault) {
+		return fault.Class
+	}
+	return Transient
+}
+
+// at makes a sentence of what the endpoint does.
+func (e *Error) at(endpoint string) *Error {
+	e.text = "the token endpoint " + discovery.Printable(endpoint) + " " + e.text
+	return e
+}
+
+func unanswered(err error) *Error {
+	cause := discovery.Cause(err)
+	return &Error{Class: Transient, text: fmt.Sprintf("gave no answer: %v", cause), cause: cause}
+}
+
+func undiscovered(err error) *Error {
+	class := Misconfigured
+	var fault *discovery.Error
+	if errors.As(err, &fault) && fault.Unreachable {
+		class = Transient
+	}
+	return &Error{Class: class, text: fmt.Sprintf("the token endpoint cannot be found: %v", err), cause: err}
+}
+
+// refusal is what the answer says is wrong; nil: it claims to grant a token.
+func (a answer) refusal(now time.Time) *Error {
+	code, failed := a.members.failure()
+	if a.ok() && !failed {
+		return nil
+	}
+	e := &Error{Code: code, Status: a.status, RetryAfter: retryAfter(a.header, now)}
+	asksForPeace := a.header.Get("Retry-After") != ""
+	switch {
+	case a.status == http.StatusTooManyRequests, a.status == http.StatusServiceUnavailable && asksForPeace:
+		e.Class, e.text = Throttled, "throttles this client: ask for fewer tokens, or have its limit raised"
+		e.RetryAfter = cmp.Or(e.RetryAfter, rateLimitReset(a.header, now), defaultRetryAfter)
+	case code == "", code == "access_denied" && a.status == http.StatusUnauthorized: // the latter is how Auth0 refuses a secret
+		e.Class, e.text = meaningOfStatus(a.status)
+	default:
+		e.Class, e.text = meaningOfCode(code)
+	}
+	e.again = e.Class == Transient && retryable(a.status) && !asksForPeace
+	if code != "" {
+		e.text += fmt.Sprintf(" (%s, HTTP %d)", code, a.status)
+	} else {
+		e.text += fmt.Sprintf(" (HTTP %d)", a.status)
+	}
+	return e
+}
+
+// retryable are the answers of a proxy in front of the IdP, or of an IdP that
+// did not take the request in.
+func retryable(status int) bool {
+	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
+}
+
+// meaningOfCode tells what an error code stands for (RFC 6749 section 5.2, RFC
+// 8707 section 2, RFC 9449 section 8) whatever the status it came with; IdPs do
+// not agree on that. The text is empty for a code that is not known.
+func meaningOfCode(code string) (Class, string) {
+	switch code {
+	case "invalid_client":
+		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
+	case "unauthorized_client":
+		return CredentialRefused, "refuses the client: check its secret, and that it may use this grant at the IdP"
+	case "invalid_scope":
+		return RequestRefused, "refuses the scopes asked for: check them against what the client may have at the IdP"
+	case "invalid_target":
+		return RequestRefused, "refuses the audience or resource asked for: check it against what the client may have at the IdP"
+	case "invalid_request":
+		return RequestRefused, "finds the request invalid: check audience, resources, scopes and params against what the IdP wants"
+	case "access_denied":
+		return RequestRefused, "denies the client what it asks for: grant it at the IdP"
+	case "invalid_grant":
+		return RequestRefused, "refuses the grant: check params, and the clocks on both sides"
+	case "unsupported_grant_type":
+		return RequestRefused, "does not know the grant asked for: enable client credentials at the IdP, or set grant_type in params"
+	case "use_dpop_nonce", "invalid_dpop_proof":
+		return Misconfigured, "wants tokens bound to a key (DPoP), which cannot be shared: switch that off for the client at the IdP"
+	case "temporarily_unavailable", "server_error":
+		return Transient, "is in trouble: look at the IdP if it does not end"
+	default:
+		return Transient, ""
+	}
+}
+
+// meaningOfStatus tells what a status stands for that came without a known
+// code.
+func meaningOfStatus(status int) (Class, string) {
+	switch {
+	case status == http.StatusRequestTimeout, status >= 500:
+		return Transient, "is in trouble: look at the IdP if it does not end"
+	case status >= 300 && status < 400:
+		return Misconfigured, "answers with a redirect, which is not followed because it would carry the secret elsewhere: configure the final URL"
+	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
+		return Misconfigured, "is not there: check token_url or issuer"
+	case status == http.StatusUnauthorized:
+		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
+	default:
+		return RequestRefused, "refuses the request for a reason that no standard names: look at the IdP's log"
+	}
+}
+
+// retryAfter reads the Retry-After header (RFC 9110 section 10.2.3): seconds or a
+// date. Zero: it is not there or says nothing.
+func retryAfter(header http.Header, now time.Time) time.Duration {
+	text := header.Get("Retry-After")
+	if n, ok := number(text); ok {
+		return withinRetryAfter(seconds(n))
+	}
+	if at, err := http.ParseTime(text); err == nil {
+		return withinRetryAfter(at.Sub(now))
+	}
+	return 0
+}
+
+// rateLimitReset reads when the window of a rate limit ends, as the seconds of
+// the epoch. Numbers too small for that are seconds to wait. Only an answer that
+// throttles means it: many IdPs send these headers always.
+func rateLimitReset(header http.Header, now time.Time) time.Duration {
+	const leastEpoch = 1e8 // 1973; three years to wait
+	for _, name := range []string{"X-Ratelimit-Reset", "X-Rate-Limit-Reset"} {
+		n, ok := number(header.Get(name))
+		if ok && n >= leastEpoch {
+			n -= float64(now.UnixMilli()) / 1000
+		}
+		if ok {
+			return withinRetryAfter(seconds(n))
+		}
+	}
+	return 0
+}
+
+func withinRetryAfter(d time.Duration) time.Duration {
+	return min(max(d, minRetryAfter), maxRetryAfter)
+}

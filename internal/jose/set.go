@@ -1,0 +1,306 @@
+package jose
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/lestrrat-go/jwx/v2/jwk"
+)
+
+// Bounds of a JWK set.
+const (
+	// MaxSetSize is how long a set may be, in bytes.
+	MaxSetSize = 512 << 10
+	// MaxSetKeys is how many keys it may have, usable or not.
+	MaxSetKeys = 100
+
+	minRSABits = 2048
+	// A signature of 4,096 bits costs 10 times as much to verify as one of
+	// 2,048, and one of 8,192 nearly 40 times.
+	maxRSABits = 4096
+)
+
+// ErrPrivateKey marks an entry of a set that holds a private or a symmetric
+// key. It is never loaded, and its issuer should be told.
+var ErrPrivateKey = errors.New("it holds private or symmetric key material")
+
+var (
+	errSet          = errors.New("the JWK set is not a JSON object with a list of keys")
+	errAmbiguous    = errors.New("another usable key has the same kid")
+	errNoKeyID      = fmt.Errorf("it has no kid of 1 to %d bytes without control characters", maxKeyID)
+	errType         = errors.New("its kty is not RSA, EC or OKP")
+	errUse          = errors.New("it is not for verifying signatures")
+	errAlg          = errors.New("its alg does not fit the key")
+	errCurve        = errors.New("its curve is not P-256, P-384, P-521 or Ed25519")
+	errMaterial     = errors.New("its material cannot be read")
+	errRSASize      = fmt.Errorf("its modulus is not odd and of %d to %d bits", minRSABits, maxRSABits)
+	errRSAExponent  = errors.New("its exponent is not odd and between 3 and 2^31")
+	errPoint        = errors.New("its coordinates are not a point of the curve, each as long as the field")
+	errEd25519Point = errors.New("its x is not a point of 32 bytes that can be a public key")
+)
+
+// Set is what was found in a JWK set.
+type Set struct {
+	// Keys are the usable ones by kid. There is at least one.
+	Keys map[string]*Key
+	// Skipped are the others.
+	Skipped []Skipped
+}
+
+// Skipped is an entry of a JWK set that is not used.
+type Skipped struct {
+	// Index counts the entries from 0.
+	Index int
+	// Reason is a sentence about the entry ("it ..."). It quotes nothing of it.
+	Reason error
+}
+
+// ParseSet reads a JWK set (RFC 7517 section 5). Entries that are broken, of
+// another kind or not for signatures are skipped, and the others kept; where
+// usable keys share a kid, none of them is used, because nobody can say which
+// was meant. A set without a usable key is an error.
+func ParseSet(data []byte) (Set, error) {
+	entries, err := entriesOf(data)
+	if err != nil {
+		return Set{}, err
+	}
+	usable := map[string][]int{} // kid to index
+	keys := make([]*Key, len(entries))
+	reasons := make([]error, len(entries))
+	for i, entry := range entries {
+		if keys[i], reasons[i] = parseKey(entry); reasons[i] == nil {
+			usable[keys[i].id] = append(usable[keys[i].id], i)
+		}
+	}
+	set := Set{Keys: map[string]*Key{}}
+	for id, indexes := range usable {
+		if len(indexes) == 1 {
+			set.Keys[id] = keys[indexes[0]]
+			continue
+		}
+		for _, i := range indexes {
+			reasons[i] = errAmbiguous
+		}
+	}
+	for i, reason := range reasons {
+		if reason != nil {
+			set.Skipped = append(set.Skipped, Skipped{i, reason})
+		}
+	}
+	if len(set.Keys) == 0 {
+		return Set{}, fmt.Errorf("the JWK set has no usable key among its %d%s", len(entries), firstReason(set.Skipped))
+	}
+	return set, nil
+}
+
+func firstReason(skipped []Skipped) string {
+	if len(skipped) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; the first: %v", skipped[0].Reason)
+}
+
+// entriesOf returns the elements of keys, which are sound JSON but may be
+// anything: one bad entry must not cost the others, so what is wrong in an
+// entry is left to be found there.
+func entriesOf(data []byte) ([]jsontext.Value, error) {
+	if len(data) > MaxSetSize {
+		return nil, fmt.Errorf("the JWK set is longer than %d bytes", MaxSetSize)
+	}
+	dec := jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if token, err := dec.ReadToken(); err != nil || token.Kind() != '{' {
+		return nil, errSet
+	}
+	var keys jsontext.Value
+	for dec.PeekKind() != '}' {
+		name, err := dec.ReadToken()
+		if err != nil {
+			return nil, errSet
+		}
+		isKeys := name.String() == "keys"
+		value, err := dec.ReadValue()
+		if err != nil || isKeys && keys != nil {
+			return nil, errSet
+		}
+		if isKeys {
+			keys = value
+		}
+	}
+	_, _ = dec.ReadToken() // "}"
+	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) || keys.Kind() != '[' {
+		return nil, errSet
+	}
+	return elements(keys)
+}
+
+func elements(list jsontext.Value) ([]jsontext.Value, error) {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(list), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	_, _ = dec.ReadToken() // "["
+	var entries []jsontext.Value
+	for dec.PeekKind() != ']' {
+		if len(entries) == MaxSetKeys {
+			return nil, fmt.Errorf("the JWK set has more than %d keys", MaxSetKeys)
+		}
+		entry, err := dec.ReadValue()
+		if err != nil {
+			return nil, errSet
+		}
+		entries = append(entries, entry)
+	}
+	return entries, nil
+}
+
+func parseKey(entry jsontext.Value) (*Key, error) {
+	object, err := ParseObject(entry)
+	if err != nil {
+		return nil, fmt.Errorf("it %w", err)
+	}
+	for _, name := range [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
+		if object.Has(name) {
+			return nil, ErrPrivateKey
+		}
+	}
+	id, _, err := object.Text("kid")
+	if err != nil || id == "" || len(id) > maxKeyID {
+		return nil, errNoKeyID
+	}
+	if !forVerifying(object) {
+		return nil, errUse
+	}
+	key, err := material(object)
+	if err != nil {
+		return nil, err
+	}
+	key.id = id
+	return key, key.narrow(object)
+}
+
+// forVerifying follows RFC 7517 sections 4.2 and 4.3.
+func forVerifying(object Object) bool {
+	use, present, err := object.Text("use")
+	if err != nil || present && use != "sig" {
+		return false
+	}
+	if !object.Has("key_ops") {
+		return true
+	}
+	operations, array, err := object.List("key_ops")
+	return err == nil && array && slices.Contains(operations, "verify")
+}
+
+// narrow holds a key to the algorithm that it declares, if it does.
+func (k *Key) narrow(object Object) error {
+	declared, present, err := object.Text("alg")
+	switch {
+	case !present:
+		return nil
+	case err != nil || !k.Permits(declared):
+		return errAlg
+	}
+	k.declared = declared
+	if !slices.Contains(eddsaAlgorithms, declared) {
+		k.algorithms = []string{declared}
+	}
+	return nil
+}
+
+// material reads the key itself. The library that parses it is shown nothing
+// but the members that make the key.
+func material(object Object) (*Key, error) {
+	kty, _, err := object.Text("kty")
+	names := map[string][]string{"RSA": {"n", "e"}, "EC": {"crv", "x", "y"}, "OKP": {"crv", "x"}}[kty]
+	if err != nil || names == nil {
+		return nil, errType
+	}
+	bare := fmt.Appendf(nil, `{"kty":%q`, kty)
+	for _, name := range names {
+		value := object.get(name)
+		if value.Kind() != '"' {
+			return nil, errMaterial
+		}
+		bare = append(fmt.Appendf(bare, `,%q:`, name), value...)
+	}
+	parsed, err := jwk.ParseKey(append(bare, '}'))
+	if err != nil {
+		return nil, errMaterial
+	}
+	key, err := sound(parsed)
+	if err != nil {
+		return nil, err
+	}
+	thumbprint, err := parsed.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return nil, errMaterial
+	}
+	key.thumbprint = base64.RawURLEncoding.EncodeToString(thumbprint)
+	return key, nil
+}
+
+// sound checks what the library does not: it accepts keys that are too weak,
+// too dear to use, or that make a verification panic.
+func sound(parsed jwk.Key) (*Key, error) {
+	switch parsed := parsed.(type) {
+	case jwk.RSAPublicKey:
+		return rsaKey(parsed)
+	case jwk.ECDSAPublicKey:
+		return ecKey(parsed)
+	case jwk.OKPPublicKey:
+		return ed25519Key(parsed)
+	default:
+		return nil, errType
+	}
+}
+
+func rsaKey(parsed jwk.RSAPublicKey) (*Key, error) {
+	// The library cuts an exponent that is longer than an int to fit.
+	if len(parsed.E()) > 4 {
+		return nil, errRSAExponent
+	}
+	var public rsa.PublicKey
+	if err := parsed.Raw(&public); err != nil {
+		return nil, errMaterial
+	}
+	switch bits := public.N.BitLen(); {
+	case bits < minRSABits || bits > maxRSABits || public.N.Bit(0) == 0:
+		return nil, errRSASize
+	case public.E < 3 || public.E >= 1<<31 || public.E%2 == 0:
+		return nil, errRSAExponent
+	}
+	return &Key{public: &public, algorithms: rsaAlgorithms}, nil
+}
+
+func ecKey(parsed jwk.ECDSAPublicKey) (*Key, error) {
+	algorithm, known := ecAlgorithms[parsed.Crv().String()]
+	if !known {
+		return nil, errCurve
+	}
+	var public ecdsa.PublicKey
+	if err := parsed.Raw(&public); err != nil {
+		return nil, errMaterial
+	}
+	size := (public.Params().BitSize + 7) / 8
+	if _, err := public.ECDH(); err != nil || len(parsed.X()) != size || len(parsed.Y()) != size {
+		return nil, errPoint
+	}
+	return &Key{public: &public, algorithms: []string{algorithm}}, nil
+}
+
+func ed25519Key(parsed jwk.OKPPublicKey) (*Key, error) {
+	if parsed.Crv().String() != "Ed25519" {
+		return nil, errCurve
+	}
+	x := parsed.X()
+	if len(x) != ed25519.PublicKeySize || smallOrder(x) {
+		return nil, errEd25519Point
+	}
+	return &Key{public: ed25519.PublicKey(x), algorithms: eddsaAlgorithms}, nil
+}

@@ -1,0 +1,235 @@
+package jose_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+	"testing"
+
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+)
+
+type jwk = josetest.JSON
+
+func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
+	good := josetest.New(t, "ES256", "good")
+	r, p384, ed := josetest.New(t, "RS256", "bad"), josetest.New(t, "ES384", "bad"), josetest.New(t, "EdDSA", "bad")
+	modulus := func(bits uint, low int64) string { // of that many bits
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		return josetest.Base64(n.Add(n, big.NewInt(low)).Bytes())
+	}
+	e := func(e ...byte) string { return josetest.Base64(e) }
+	private := josetest.Base64([]byte("private"))
+	cases := map[string]any{
+		"a string":                  "key",
+		"null":                      nil,
+		"no kty":                    jwk{"kid": "bad"},
+		"kty AKP (ML-DSA)":          jwk{"kty": "AKP", "kid": "bad", "alg": "ML-DSA-44", "pub": "AAAA"},
+		"kty in lower case":         r.JWK(jwk{"kty": "rsa"}),
+		"kty, a number":             r.JWK(jwk{"kty": 1}),
+		"kid missing":               r.JWK(jwk{"kid": nil}),
+		"kid empty":                 r.JWK(jwk{"kid": ""}),
+		"kid, a number":             r.JWK(jwk{"kid": 1}),
+		"kid too long":              r.JWK(jwk{"kid": strings.Repeat("k", 257)}),
+		"kid with a line feed":      r.JWK(jwk{"kid": "a\nb"}),
+		"use enc":                   r.JWK(jwk{"use": "enc"}),
+		"use, a list":               r.JWK(jwk{"use": []string{"sig"}}),
+		"key_ops encrypt":           r.JWK(jwk{"use": nil, "key_ops": []string{"encrypt"}}),
+		"key_ops empty":             r.JWK(jwk{"key_ops": []string{}}),
+		"key_ops, a string":         r.JWK(jwk{"key_ops": "verify"}),
+		"alg of encryption":         r.JWK(jwk{"alg": "RSA-OAEP"}),
+		"alg of another type":       r.JWK(jwk{"alg": "ES256"}),
+		"alg none":                  r.JWK(jwk{"alg": "none"}),
+		"alg HS256 on an RSA key":   r.JWK(jwk{"alg": "HS256"}),
+		"alg, a number":             r.JWK(jwk{"alg": 256}),
+		"ES256 on P-384":            p384.JWK(jwk{"alg": "ES256"}),
+		"a symmetric key":           jwk{"kty": "oct", "kid": "bad", "alg": "HS256", "k": private},
+		"a private RSA key":         r.JWK(jwk{"d": private}),
+		"a prime of an RSA key":     r.JWK(jwk{"p": private}),
+		"a private EC key":          p384.JWK(jwk{"d": private}),
+		"a private Ed25519 key":     ed.JWK(jwk{"d": private}),
+		"a certificate only":        jwk{"kty": "RSA", "kid": "bad", "x5c": []string{"MIIB"}},
+		"RSA of 1,024 bits":         r.JWK(jwk{"n": modulus(1024, 1)}),
+		"RSA of 2,047 bits":         r.JWK(jwk{"n": modulus(2047, 1)}),
+		"RSA of 4,097 bits":         r.JWK(jwk{"n": modulus(4097, 1)}),
+		"RSA of 8,192 bits":         r.JWK(jwk{"n": modulus(8192, 1)}),
+		"an even modulus":           r.JWK(jwk{"n": modulus(2048, 0)}),
+		"no modulus":                r.JWK(jwk{"n": nil}),
+		"a modulus, a number":       r.JWK(jwk{"n": 3233}),
+		"an empty modulus":          r.JWK(jwk{"n": ""}),
+		"a modulus not in base64":   r.JWK(jwk{"n": "!!!"}),
+		"exponent 1":                r.JWK(jwk{"e": e(1)}),
+		"exponent 2":                r.JWK(jwk{"e": e(2)}),
+		"exponent even":             r.JWK(jwk{"e": e(1, 0, 0)}),
+		"exponent 2^31+1":           r.JWK(jwk{"e": e(0x80, 0, 0, 1)}),
+		"exponent 2^64+65537":       r.JWK(jwk{"e": e(1, 0, 0, 0, 0, 0, 1, 0, 1)}),
+		"no exponent":               r.JWK(jwk{"e": nil}),
+		"a point off the curve":     p384.JWK(jwk{"x": e(bytes.Repeat([]byte{1}, 48)...)}),
+		"the point at infinity":     p384.JWK(jwk{"x": e(make([]byte, 48)...), "y": e(make([]byte, 48)...)}),
+		"a coordinate too long":     p384.JWK(jwk{"x": "AA" + p384.JWK()["x"].(string)}),
+		"a coordinate too short":    p384.JWK(jwk{"y": "AAAA"}),
+		"a coordinate missing":      p384.JWK(jwk{"y": nil}),
+		"curve P-256 for a P-384":   p384.JWK(jwk{"crv": "P-256"}),
+		"curve secp256k1":           p384.JWK(jwk{"crv": "secp256k1"}),
+		"curve P-224":               p384.JWK(jwk{"crv": "P-224"}),
+		"curve X25519":              ed.JWK(jwk{"crv": "X25519"}),
+		"curve Ed448":               ed.JWK(jwk{"crv": "Ed448"}),
+		"an Ed25519 x of 31 bytes":  ed.JWK(jwk{"x": e(bytes.Repeat([]byte{7}, 31)...)}),
+		"an Ed25519 x of 33 bytes":  ed.JWK(jwk{"x": e(bytes.Repeat([]byte{7}, 33)...)}),
+		"an Ed25519 x of no bytes":  ed.JWK(jwk{"x": ""}),
+		"a member twice":            json.RawMessage(`{"kty":"OKP","kid":"bad","kid":"bad","crv":"Ed25519","x":"AA"}`),
+		"invalid UTF-8":             json.RawMessage("{\"kty\":\"OKP\",\"kid\":\"\xff\",\"crv\":\"Ed25519\",\"x\":\"AA\"}"),
+		"nested too deep":           r.JWK(jwk{"a": jwk{"b": jwk{"c": jwk{"d": jwk{"e": jwk{"f": jwk{"g": jwk{"h": jwk{}}}}}}}}}),
+		"RSA material in an EC key": r.JWK(jwk{"kty": "EC"}),
+	}
+	if len(cases) < 50 {
+		t.Errorf("only %d cases", len(cases))
+	}
+	for name, entry := range cases {
+		data := []byte(`{"keys":[` + string(raw(entry)) + `,` + string(josetest.Marshal(good.JWK())) + `]}`)
+		set, err := jose.ParseSet(data)
+		if err != nil {
+			t.Errorf("%s: the set is refused: %v", name, err)
+			continue
+		}
+		if len(set.Keys) != 1 || set.Keys["good"] == nil || len(set.Skipped) != 1 || set.Skipped[0].Index != 0 {
+			t.Errorf("%s: %d keys, skipped %v", name, len(set.Keys), set.Skipped)
+			continue
+		}
+		secret := strings.HasPrefix(name, "a private") || strings.HasPrefix(name, "a prime") || strings.HasPrefix(name, "a symmetric")
+		if errors.Is(set.Skipped[0].Reason, jose.ErrPrivateKey) != secret {
+			t.Errorf("%s: reason %v", name, set.Skipped[0].Reason)
+		}
+	}
+}
+
+// raw is Marshal but for raw JSON that is not sound, which encoding/json checks.
+func raw(entry any) []byte {
+	if raw, ok := entry.(json.RawMessage); ok {
+		return raw
+	}
+	data, err := json.Marshal(entry)
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
+func TestKeysThatAreAccepted(t *testing.T) {
+	r := josetest.New(t, "RS256", "k")
+	n4096 := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 4096), big.NewInt(1))
+	for name, entry := range map[string]jwk{
+		"without use, alg and key_ops": r.JWK(jwk{"use": nil}),
+		"key_ops verify":               r.JWK(jwk{"use": nil, "key_ops": []string{"sign", "verify"}}),
+		"alg PS512":                    r.JWK(jwk{"alg": "PS512"}),
+		"RSA of 4,096 bits":            r.JWK(jwk{"n": josetest.Base64(n4096.Bytes())}),
+		"exponent 3":                   r.JWK(jwk{"e": "Aw"}),
+		"exponent 2^31-1":              r.JWK(jwk{"e": "f____w"}),
+		"with a broken certificate":    r.JWK(jwk{"x5c": []string{"???"}, "x5t": 5, "x5u": 1}),
+		"with members of its own":      r.JWK(jwk{"issuer": "https://i", "exp": 1}),
+		"a kid with other characters":  r.JWK(jwk{"kid": "../../k ey';--😀"}),
+		"a kid of 256 bytes":           r.JWK(jwk{"kid": strings.Repeat("k", 256)}),
+	} {
+		set, err := jose.ParseSet(josetest.Set(entry))
+		if err != nil || len(set.Keys) != 1 || len(set.Skipped) != 0 {
+			t.Errorf("%s: %v, skipped %v", name, err, set.Skipped)
+		}
+	}
+}
+
+func TestUsableKeysThatShareAKidAreAllRefused(t *testing.T) {
+	a, b, c := josetest.New(t, "ES256", "same"), josetest.New(t, "EdDSA", "same"), josetest.New(t, "ES256", "other")
+	set, err := jose.ParseSet(josetest.Set(a.JWK(), c.JWK(), b.JWK()))
+	if err != nil || len(set.Keys) != 1 || set.Keys["other"] == nil || len(set.Skipped) != 2 {
+		t.Errorf("%v, %d keys, skipped %v", err, len(set.Keys), set.Skipped)
+	}
+	// A key for encryption is no rival.
+	set, err = jose.ParseSet(josetest.Set(a.JWK(), b.JWK(jwk{"use": "enc"})))
+	if err != nil || set.Keys["same"] == nil {
+		t.Errorf("a kid shared with a key for encryption: %v", err)
+	}
+}
+
+func TestSetsThatAreRefused(t *testing.T) {
+	key := string(josetest.Marshal(josetest.New(t, "ES256", "k").JWK()))
+	keys := func(n int) string { return `{"keys":[` + strings.Repeat(key+",", n-1) + key + `]}` }
+	for name, data := range map[string]string{
+		"nothing":           "",
+		"HTML":              "<html>",
+		"an array":          "[" + key + "]",
+		"one key":           key,
+		"no keys":           `{}`,
+		"keys null":         `{"keys":null}`,
+		"keys, an object":   `{"keys":{"k":` + key + `}}`,
+		"keys empty":        `{"keys":[]}`,
+		"KEYS":              `{"KEYS":[` + key + `]}`,
+		"keys twice":        `{"keys":[` + key + `],"keys":[` + key + `]}`,
+		"keys twice, null":  `{"keys":null,"keys":[` + key + `]}`,
+		"no usable key":     `{"keys":[{"kty":"oct","kid":"k","k":"AAAA"}]}`,
+		"cut off":           `{"keys":[` + key,
+		"cut off later":     `{"keys":[` + key + `]`,
+		"a second document": keys(1) + keys(1),
+		"101 keys":          keys(101),
+		"513 KiB":           keys(1) + strings.Repeat(" ", 512<<10),
+	} {
+		if set, err := jose.ParseSet([]byte(data)); err == nil || set.Keys != nil {
+			t.Errorf("%s: %d keys, %v", name, len(set.Keys), err)
+		}
+	}
+	if _, err := jose.ParseSet([]byte(`{"v":{"a":1,"a":2},"keys":[` + key + `]}`)); err != nil {
+		t.Errorf("a flaw beside the keys costs them: %v", err)
+	}
+}
+
+func TestThumbprint(t *testing.T) {
+	// The example of RFC 7638 section 3.1.
+	const n = "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"
+	set, err := jose.ParseSet(josetest.Set(jwk{"kty": "RSA", "n": n, "e": "AQAB", "alg": "RS256", "kid": "2011-04-29"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := set.Keys["2011-04-29"]
+	if key.Thumbprint() != "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs" || key.ID() != "2011-04-29" {
+		t.Errorf("thumbprint %q, kid %q", key.Thumbprint(), key.ID())
+	}
+	p256 := josetest.New(t, "ES256", "k")
+	x, y := p256.JWK()["x"], p256.JWK()["y"]
+	sum := sha256.Sum256(fmt.Appendf(nil, `{"crv":"P-256","kty":"EC","x":%q,"y":%q}`, x, y))
+	if got := load(t, p256).Thumbprint(); got != josetest.Base64(sum[:]) {
+		t.Errorf("thumbprint of an EC key: %q", got)
+	}
+}
+
+// Whatever set is accepted, its keys can be used without a panic.
+func FuzzParseSet(f *testing.F) {
+	for _, algorithm := range []string{"RS256", "ES256", "ES384", "ES512", "EdDSA"} {
+		f.Add(josetest.Set(josetest.New(f, algorithm, "k").JWK()))
+	}
+	ed := josetest.New(f, "EdDSA", "k")
+	f.Add(josetest.Set(ed.JWK(jwk{"x": "AAAA"}), ed.JWK(jwk{"alg": "EdDSA", "kid": "l"})))
+	f.Add([]byte(`{"keys":[{"kty":"RSA","kid":"k","n":"AQAB","e":"AQABAQABAQAB"},{"kty":"EC","kid":"k","crv":"P-256","x":"AA","y":"AA"}]}`))
+	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AA"},null,1,"x",[],{"kty":"AKP"}],"keys":[]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		set, err := jose.ParseSet(data)
+		if (err == nil) != (len(set.Keys) > 0) {
+			t.Fatalf("%d keys and %v", len(set.Keys), err)
+		}
+		for id, key := range set.Keys {
+			if key.ID() != id || key.Thumbprint() == "" {
+				t.Errorf("kid %q, key %q, thumbprint %q", id, key.ID(), key.Thumbprint())
+			}
+			for _, algorithm := range jose.Algorithms() {
+				for _, size := range []int{0, 64, 96, 132, 256} {
+					if err := jose.Verify(algorithm, key, []byte("input"), make([]byte, size)); err == nil {
+						t.Errorf("%s: a signature of zeros holds", algorithm)
+					}
+				}
+			}
+		}
+	})
+}
