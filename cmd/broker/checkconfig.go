@@ -1,0 +1,57 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+func newCheckConfig() *cobra.Command {
+	var live, mint bool
+	cmd := &cobra.Command{
+		Use:   "check-config FILE",
+		Short: "Check a configuration file",
+		Long: `Check a configuration file as "broker serve" does, and say all that is wrong with
+it, with line numbers. Nothing is read but the file.
+
+With --live also read the secrets, find the token endpoints of the clients and
+load the keys of the issuers. With --mint, which implies --live, also get a token
+for each client; some IdPs bill for those.`,
+		Example: `  broker check-config broker.yaml
+  broker check-config broker.yaml --live --mint`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := app.LoadConfig(args[0])
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if _, err := fmt.Fprintf(out, "ok    %s: %d clients, %d issuers\n", args[0], len(config.Clients), len(config.Issuers)); err != nil {
+				return err
+			}
+			if !live && !mint {
+				return nil
+			}
+			failures := 0
+			quiet := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings say it all
+			err = app.Check(cmd.Context(), config, quiet, mint, func(found app.Finding) {
+				if found.Err != nil {
+					failures++
+					_, _ = fmt.Fprintf(out, "FAIL  %s: %v\n", found.What, found.Err)
+					return
+				}
+				_, _ = fmt.Fprintf(out, "ok    %s: %s\n", found.What, found.Detail)
+			})
+			if err == nil && failures > 0 {
+				err = fmt.Errorf("%d of the live checks failed", failures)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&live, "live", false, "also try secrets, discovery and keys")
+	cmd.Flags().BoolVar(&mint, "mint", false, "also get a token for each client (implies --live)")
+	return cmd
+}

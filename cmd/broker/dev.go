@@ -1,0 +1,284 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+const (
+	ordersAudience  = "https://orders.example.com"
+	billingAudience = "https://billing.example.com"
+	devWarning      = `
+  ***  FOR DEVELOPMENT ONLY: an identity provider that lets everybody in, secrets  ***
+  ***  in a temporary folder, no TLS. Do not put anything real into it.            ***
+`
+)
+
+// sampleClient is a client that the sample IdP and the sample configuration
+// know.
+type sampleClient struct {
+	name, auth, audience string
+	scopes               []string
+}
+
+func sampleClients() []sampleClient {
+	return []sampleClient{
+		{"orders-api", "client_secret_basic", ordersAudience, []string{"read", "write"}},
+		{"billing-api", "client_secret_post", billingAudience, []string{"invoices:read"}},
+	}
+}
+
+func newDev() *cobra.Command {
+	var (
+		opts devOptions
+		idp  idpOptions
+		only bool
+	)
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Try everything on this machine, with nothing to install",
+		Long: `Run a sample identity provider and a broker in one process on loopback, get a token
+over gRPC, verify it, verify one that was tampered with, and show all three. Then
+serve until Ctrl-C, so that the other commands can be tried in another terminal.`,
+		Example: `  broker dev
+  broker dev --exit
+  broker dev --idp-only --listen 127.0.0.1:9000`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if only {
+				return serveIDP(cmd.Context(), cmd.ErrOrStderr(), idp)
+			}
+			return dev(cmd.Context(), cmd.OutOrStdout(), opts)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&opts.exit, "exit", false, "exit after the demonstration; exit code 0 only if all of it worked")
+	flags.StringVar(&opts.addr, "addr", "", "where the broker serves gRPC (default "+defaultAddr+", with --exit any free port)")
+	flags.BoolVar(&only, "idp-only", false, "run the sample identity provider alone")
+	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
+	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
+	return cmd
+}
+
+type idpOptions struct{ listen, issuer string }
+
+// serveIDP serves the sample IdP alone. Its clients' secrets are their names
+// with "-secret" appended, so that a compose file can name them.
+func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
+	listener, err := listenOn(ctx, opts.listen)
+	if err != nil {
+		return err
+	}
+	issuer := opts.issuer
+	if issuer == "" {
+		issuer = "http://" + listener.Addr().String()
+	}
+	secrets := map[string]redact.String{}
+	for _, c := range sampleClients() {
+		secrets[c.name] = redact.New(c.name + "-secret")
+	}
+	idp, err := sampleIDP(issuer, secrets)
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	_, _ = fmt.Fprintf(out, "%s\nsample identity provider: %s (listening on %s)\n", devWarning, issuer, listener.Addr())
+	stop := serveHTTP(listener, idp)
+	<-ctx.Done()
+	stop()
+	return nil
+}
+
+func listenOn(ctx context.Context, addr string) (net.Listener, error) {
+	var network net.ListenConfig
+	return network.Listen(ctx, "tcp", addr)
+}
+
+func serveHTTP(listener net.Listener, handler http.Handler) (stop func()) {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener) // ends with Close
+	}()
+	return func() {
+		_ = server.Close()
+		<-done
+	}
+}
+
+func sampleIDP(issuer string, secrets map[string]redact.String) (*devidp.Server, error) {
+	cfg := devidp.Config{Issuer: issuer}
+	for _, c := range sampleClients() {
+		cfg.Clients = append(cfg.Clients, devidp.Client{
+			ID: c.name, Secrets: []redact.String{secrets[c.name]}, Scopes: c.scopes, Audiences: []string{c.audience},
+		})
+	}
+	return devidp.New(cfg)
+}
+
+type devOptions struct {
+	exit bool
+	addr string
+}
+
+func (o devOptions) listen() string {
+	switch {
+	case o.addr != "":
+		return o.addr
+	case o.exit:
+		return "127.0.0.1:0"
+	default:
+		return defaultAddr
+	}
+}
+
+// dev runs the sample IdP and a broker on it, shows what they do, and serves on
+// until ctx ends.
+func dev(ctx context.Context, out io.Writer, opts devOptions) error {
+	dir, err := os.MkdirTemp("", "tokenbroker-dev-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	listener, err := listenOn(ctx, "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	issuer := "http://" + listener.Addr().String()
+	path, secrets, err := writeSample(dir, issuer, opts.listen())
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	idp, err := sampleIDP(issuer, secrets)
+	if err != nil {
+		_ = listener.Close()
+		return err
+	}
+	defer serveHTTP(listener, idp)()
+	config, err := app.LoadConfig(path)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	broker, err := app.New(config, app.Options{Logger: log})
+	if err != nil {
+		return err
+	}
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- broker.Run(serving) }()
+
+	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nconfiguration            %s\n\n", devWarning, issuer, broker.GRPCAddr(), path)
+	demonstrated := demonstrate(ctx, out, broker.GRPCAddr())
+	if demonstrated == nil && !opts.exit {
+		_, _ = io.WriteString(out, nextSteps(broker.GRPCAddr()))
+		select {
+		case <-ctx.Done():
+		case err := <-ended:
+			return err
+		}
+	}
+	stop()
+	return errors.Join(demonstrated, <-ended)
+}
+
+// writeSample writes a configuration file and the secrets that it refers to.
+func writeSample(dir, issuer, addr string) (path string, secrets map[string]redact.String, err error) {
+	var text strings.Builder
+	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, ops: \"off\"}\nclients:\n", addr)
+	secrets = map[string]redact.String{}
+	for _, c := range sampleClients() {
+		value := rand.Text()
+		file := filepath.Join(dir, c.name+".secret")
+		if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
+			return "", nil, err
+		}
+		secrets[c.name] = redact.New(value)
+		fmt.Fprintf(&text, "  %s:\n    issuer: %s\n    client_id: %s\n    secret: file:%s\n    auth: %s\n    audience: %s\n    scopes: [%s]\n",
+			c.name, issuer, c.name, file, c.auth, c.audience, strings.Join(c.scopes, ", "))
+	}
+	fmt.Fprintf(&text, "issuers:\n  - issuer: %s\n    audiences: [%s, %s]\n", issuer, ordersAudience, billingAudience)
+	path = filepath.Join(dir, "broker.yaml")
+	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
+}
+
+// demonstrate gets a token, verifies it, and verifies it tampered with, over
+// real gRPC. It fails if one of the three does not go as it should.
+func demonstrate(ctx context.Context, out io.Writer, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	c, err := client.New(addr, client.WithPlaintext())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+
+	token, err := c.Token(ctx, "orders-api")
+	if err != nil {
+		return fmt.Errorf("getting a token: %w", err)
+	}
+	_, _ = fmt.Fprintf(out, "1. GetToken orders-api\n   a %s token, scopes %v, expires %s, source %s\n",
+		token.Type(), token.Scopes(), token.ExpiresAt().Format(time.RFC3339), token.Source())
+
+	claims, err := c.Verify(ctx, token.AccessToken(), client.Audience(ordersAudience), client.Scopes("read"))
+	if err != nil {
+		return fmt.Errorf("verifying the token: %w", err)
+	}
+	_, _ = fmt.Fprintf(out, "2. VerifyToken, for %s with scope read\n   active: subject %s of %s\n", ordersAudience, claims.Subject, claims.Issuer)
+
+	_, err = c.Verify(ctx, tamper(token.AccessToken()))
+	rejected, ok := errors.AsType[*client.RejectedError](err)
+	switch {
+	case err == nil:
+		return errors.New("a token that was tampered with was accepted")
+	case !ok:
+		return fmt.Errorf("verifying a token that was tampered with: %w", err)
+	}
+	_, _ = fmt.Fprintf(out, "3. VerifyToken, one character of the signature changed\n   rejected: %s: %s\n", rejected.Reason, rejected.Message)
+	return nil
+}
+
+// tamper changes the first character of a JWT's signature.
+func tamper(token string) string {
+	at := strings.LastIndexByte(token, '.') + 1
+	other := byte('A')
+	if token[at] == other {
+		other = 'B'
+	}
+	return token[:at] + string(other) + token[at+1:]
+}
+
+func nextSteps(addr string) string {
+	flag := ""
+	if addr != defaultAddr {
+		flag = " --addr " + addr
+	}
+	return strings.ReplaceAll(`
+Serving until Ctrl-C. In another terminal:
+
+  go run ./cmd/broker get orders-api FLAG
+  go run ./cmd/broker get orders-api --scope read --json FLAG
+  go run ./cmd/broker get orders-api FLAG | go run ./cmd/broker verify - FLAG
+
+`, " FLAG", flag)
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/client"
+)
+
+func newGet() *cobra.Command {
+	var (
+		to       connection
+		audience string
+		resource []string
+		scope    []string
+		minTTL   time.Duration
+		asJSON   bool
+	)
+	cmd := &cobra.Command{
+		Use:   "get CLIENT",
+		Short: "Get an access token",
+		Long: `Get an access token of CLIENT, a name in the broker's configuration, and print it.
+
+Audience, resources and scopes default to those of the client.`,
+		Example: `  broker get orders-api
+  curl -H "Authorization: Bearer $(broker get orders-api)" https://orders.example.com/
+  broker get orders-api --scope read --min-ttl 10m --json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			broker, err := to.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = broker.Close() }()
+			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
+			defer cancel()
+			token, err := broker.Token(ctx, args[0], client.WithAudience(audience),
+				client.WithResources(resource...), client.WithScopes(scope...), client.WithMinTTL(minTTL))
+			if err != nil {
+				return err
+			}
+			return printToken(cmd, token, asJSON)
+		},
+	}
+	to.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&audience, "audience", "", "audience to ask for")
+	flags.StringArrayVar(&resource, "resource", nil, "resource to ask for (repeatable)")
+	flags.StringSliceVar(&scope, "scope", nil, "scope to ask for (repeatable, or separated by commas)")
+	flags.DurationVar(&minTTL, "min-ttl", 0, "how long the token must live at least")
+	flags.BoolVar(&asJSON, "json", false, "print all that the broker said")
+	return cmd
+}
+
+func printToken(cmd *cobra.Command, token *client.Token, asJSON bool) error {
+	if !asJSON {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), token.AccessToken())
+		return err
+	}
+	return printJSON(cmd, struct {
+		AccessToken string    `json:"access_token"`
+		TokenType   string    `json:"token_type"`
+		ExpiresAt   time.Time `json:"expires_at"`
+		RefreshAt   time.Time `json:"refresh_at"`
+		Scopes      []string  `json:"scopes"`
+		Source      string    `json:"source"`
+		Degraded    bool      `json:"degraded"`
+	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), token.Scopes(), token.Source(), token.Degraded()})
+}
+
+func printJSON(cmd *cobra.Command, value any) error {
+	out := json.NewEncoder(cmd.OutOrStdout())
+	out.SetIndent("", "  ")
+	return out.Encode(value)
+}

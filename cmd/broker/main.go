@@ -1,0 +1,75 @@
+// Command broker serves OAuth access tokens, and is the tool to ask a broker
+// with. Each command is in a file of its own; what they do is in the packages.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// exit is an error that only sets the exit code: all is said already.
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+func run(ctx context.Context, args []string) int {
+	root := newRoot()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if code, ok := errors.AsType[exit](err); ok {
+		return int(code)
+	}
+	fmt.Fprintln(os.Stderr, "broker: "+explain(err))
+	return 1
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "broker",
+		Short: "Share OAuth access tokens with a fleet, and verify those of others",
+		Long: `tokenbroker holds OAuth client credentials, fetches access tokens once for all
+who need them, and verifies the tokens that others present.
+
+New here? "broker dev" runs everything on this machine and shows what it does.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newHealthcheck(), newVersion())
+	return root
+}
+
+// explain is how a gRPC status reads to a person.
+func explain(err error) string {
+	told, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	text := fmt.Sprintf("%s: %s", told.Code(), told.Message())
+	for _, detail := range told.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			text += "\n  reason: " + detail.GetReason()
+		case *errdetails.RetryInfo:
+			text += "\n  try again in: " + detail.GetRetryDelay().AsDuration().String()
+		}
+	}
+	return text
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+func newServe() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the broker",
+		Long: `Run the broker with the configuration in FILE until it is told to stop (SIGTERM or
+Ctrl-C), and then end calls in progress before it exits.
+
+Whatever is wrong with the configuration stops the start, with the file, the line
+and what to do. "broker check-config FILE" finds the same without starting.`,
+		Example: `  broker serve --config /etc/tokenbroker/broker.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := app.LoadConfig(path)
+			if err != nil {
+				return err
+			}
+			log := newLogger(os.Stderr, config.Log)
+			slog.SetDefault(log)
+			broker, err := app.New(config, app.Options{Logger: log})
+			if err != nil {
+				return err
+			}
+			return broker.Run(cmd.Context())
+		},
+	}
+	cmd.Flags().StringVar(&path, "config", "", "configuration file (required)")
+	_ = cmd.MarkFlagRequired("config")
+	return cmd
+}
+
+func newLogger(to io.Writer, cfg app.LogConfig) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.Level)) // the configuration was checked
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "text" {
+		return slog.New(slog.NewTextHandler(to, options))
+	}
+	return slog.New(slog.NewJSONHandler(to, options))
+}

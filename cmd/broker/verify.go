@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/client"
+)
+
+// Exit codes of `broker verify`.
+const (
+	exitRejected  = 1
+	exitUndecided = 2
+)
+
+// maxInput bounds what is read from standard input: more is no token.
+const maxInput = 64 << 10
+
+func newVerify() *cobra.Command {
+	var (
+		to       connection
+		audience []string
+		scope    []string
+		asJSON   bool
+	)
+	cmd := &cobra.Command{
+		Use:   "verify -|TOKEN",
+		Short: "Verify an access token",
+		Long: `Have the broker verify an access token, and say what it found.
+
+With "-" the token is read from standard input, which keeps it out of the shell's
+history and of the list of processes.
+
+Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.`,
+		Example: `  broker get orders-api | broker verify -
+  broker verify - --audience https://orders.example.com --scope read < token.txt`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			presented, err := tokenArgument(args[0], cmd.InOrStdin())
+			if err != nil {
+				return undecided(err)
+			}
+			broker, err := to.open(cmd)
+			if err != nil {
+				return undecided(err)
+			}
+			defer func() { _ = broker.Close() }()
+			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
+			defer cancel()
+			claims, err := broker.Verify(ctx, presented, client.Audience(audience...), client.Scopes(scope...))
+			if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
+				return printRejected(cmd, rejected, asJSON)
+			}
+			if err != nil {
+				return undecided(err)
+			}
+			return printClaims(cmd, claims, asJSON)
+		},
+	}
+	to.flags(cmd)
+	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
+	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that the broker said")
+	return cmd
+}
+
+func undecided(err error) error {
+	fmt.Fprintln(os.Stderr, "broker: could not decide: "+explain(err))
+	return exit(exitUndecided)
+}
+
+func tokenArgument(arg string, stdin io.Reader) (string, error) {
+	if arg != "-" {
+		return arg, nil
+	}
+	data, err := io.ReadAll(io.LimitReader(stdin, maxInput+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("reading standard input: %w", err)
+	case len(data) > maxInput:
+		return "", errors.New("standard input holds more than a token")
+	}
+	token := strings.TrimSpace(string(data))
+	if token == "" {
+		return "", errors.New("standard input is empty; pipe a token into it")
+	}
+	return token, nil
+}
+
+func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bool) error {
+	var err error
+	if asJSON {
+		err = printJSON(cmd, struct {
+			Active  bool   `json:"active"`
+			Reason  string `json:"reason"`
+			Message string `json:"message"`
+		}{false, rejected.Reason, rejected.Message})
+	} else {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "rejected: %s: %s\n", rejected.Reason, rejected.Message)
+	}
+	if err != nil {
+		return err
+	}
+	return exit(exitRejected)
+}
+
+func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
+	if asJSON {
+		return printJSON(cmd, struct {
+			Active     bool            `json:"active"`
+			Issuer     string          `json:"issuer"`
+			Subject    string          `json:"subject"`
+			ClientID   string          `json:"client_id,omitempty"`
+			Audience   []string        `json:"audience"`
+			Scopes     []string        `json:"scopes"`
+			IssuedAt   time.Time       `json:"issued_at,omitzero"`
+			ExpiresAt  time.Time       `json:"expires_at"`
+			TokenID    string          `json:"token_id,omitempty"`
+			ValidUntil time.Time       `json:"valid_until"`
+			Claims     json.RawMessage `json:"claims"`
+		}{true, c.Issuer, c.Subject, c.ClientID, c.Audience, c.Scopes, c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "active\n  issuer   %s\n  subject  %s\n  audience %s\n  scopes   %s\n  expires  %s\n",
+		c.Issuer, c.Subject, strings.Join(c.Audience, " "), strings.Join(c.Scopes, " "), c.ExpiresAt.Format(time.RFC3339))
+	return err
+}

@@ -1,0 +1,250 @@
+package app_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	brokerclient "github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+const idpIssuer = "https://idp.example.com"
+
+func devIDP(t testing.TB) *devidp.Server {
+	t.Helper()
+	idp, err := devidp.New(devidp.Config{Issuer: idpIssuer, Algorithm: "EdDSA", Clients: []devidp.Client{
+		{ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: []string{"https://orders.example.com"}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return idp
+}
+
+// sample is a configuration with n clients.
+func sample(t testing.TB, n int) *app.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	text.WriteString("listen: {grpc: \"127.0.0.1:0\", ops: \"127.0.0.1:0\"}\nclients:\n")
+	for i := range n {
+		fmt.Fprintf(&text, "  client-%d: {issuer: %q, client_id: abc, secret: %q, audience: \"https://orders.example.com\"}\n", i, idpIssuer, "file:"+file)
+	}
+	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [\"https://orders.example.com\"]}]\n", idpIssuer)
+	config, err := app.ParseConfig("sample.yaml", []byte(text.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// run runs a broker until the test ends.
+func run(t *testing.T, config *app.Config, idp *devidp.Server) (*app.App, *brokerclient.Client) {
+	t.Helper()
+	broker, err := app.New(config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- broker.Run(ctx) }()
+	c, err := brokerclient.New(broker.GRPCAddr(), brokerclient.WithPlaintext())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.Close()
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	return broker, c
+}
+
+func read(t *testing.T, url string) (status int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(data)
+}
+
+func TestBrokerServesAndReportsOfItself(t *testing.T) {
+	idp := devIDP(t)
+	broker, c := run(t, sample(t, 1), idp)
+	token, err := c.Token(t.Context(), "client-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Verify(t.Context(), token.AccessToken()); err != nil {
+		t.Errorf("Verify: %v", err)
+	}
+	idp.SetDown(true) // ready does not depend on an IdP
+	for _, path := range []string{"/livez", "/readyz"} {
+		if status, _ := read(t, "http://"+broker.OpsAddr()+path); status != http.StatusOK {
+			t.Errorf("%s: %d", path, status)
+		}
+	}
+	if status, _ := read(t, "http://"+broker.OpsAddr()+"/debug/pprof/"); status != http.StatusNotFound {
+		t.Errorf("profiles are served though nobody asked for them: %d", status)
+	}
+}
+
+// Every metric that is served stands in docs/metrics.md, and the other way
+// round.
+func TestMetricsAreDocumented(t *testing.T) {
+	idp := devIDP(t)
+	broker, c := run(t, sample(t, 1), idp)
+	token, err := c.Token(t.Context(), "client-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Verify(t.Context(), token.AccessToken()); err != nil {
+		t.Fatal(err)
+	}
+	_, served := read(t, "http://"+broker.OpsAddr()+"/metrics")
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, line := range regexp.MustCompile(`(?m)^# TYPE (tokenbroker_\w+) `).FindAllStringSubmatch(served, -1) {
+		names[line[1]] = true
+		if !strings.Contains(string(page), "| `"+line[1]+"` |") {
+			t.Errorf("%s is served and not documented", line[1])
+		}
+	}
+	if len(names) < 10 {
+		t.Errorf("only %d metrics are served", len(names))
+	}
+	for _, row := range regexp.MustCompile("(?m)^\\| `(tokenbroker_\\w+)` \\|").FindAllStringSubmatch(string(page), -1) {
+		if !names[row[1]] {
+			t.Errorf("%s is documented and not served", row[1])
+		}
+	}
+}
+
+func TestUnreadableSecretsAreAllNamedAtTheStart(t *testing.T) {
+	config, err := app.ParseConfig("x.yaml", []byte(`
+clients:
+  one: {token_url: "https://idp.example.com/token", client_id: abc, secret: "file:/nowhere/one"}
+  two: {token_url: "https://idp.example.com/token", client_id: abc, secret: "env:TOKENBROKER_TEST_UNSET"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = app.New(config, app.Options{Logger: quiet()})
+	if err == nil || !strings.Contains(err.Error(), "clients.one: secret: ") || !strings.Contains(err.Error(), "clients.two: secret: ") {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestAddressInUseStopsTheStart(t *testing.T) {
+	var network net.ListenConfig
+	taken, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	config := sample(t, 1)
+	config.Listen.GRPC.Address = taken.Addr().String()
+	_, err = app.New(config, app.Options{Logger: quiet(), Transport: devIDP(t).RoundTripper()})
+	if err == nil || !strings.Contains(err.Error(), "listen.grpc") {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
+	idp := devIDP(t)
+	check := func() (ok, failed []string) {
+		err := app.Check(t.Context(), sample(t, 1), app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
+			if found.Err != nil {
+				failed = append(failed, found.What)
+			} else {
+				ok = append(ok, found.What+" "+found.Detail)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ok, failed
+	}
+	if ok, failed := check(); len(ok) != 3 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
+		t.Errorf("all well: ok %q, failed %q", ok, failed)
+	}
+	idp.SetSecrets("abc", redact.New("another"))
+	if ok, failed := check(); len(ok) != 2 || len(failed) != 1 || failed[0] != "clients.client-0: token" {
+		t.Errorf("a refused secret: ok %q, failed %q", ok, failed)
+	}
+	idp.SetDown(true)
+	if ok, failed := check(); len(ok) != 0 || len(failed) != 3 {
+		t.Errorf("the IdP down: ok %q, failed %q", ok, failed)
+	}
+}
+
+func TestTenThousandClientsFitInMemory(t *testing.T) {
+	const clients = 10_000
+	idp := devIDP(t)
+	begun := time.Now()
+	broker, err := app.New(sample(t, clients), app.Options{Logger: quiet(), Transport: idp.RoundTripper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	t.Logf("assembled in %v", time.Since(begun).Round(time.Millisecond))
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	if err := broker.WarmUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	held := int64(after.HeapAlloc) - int64(before.HeapAlloc) //nolint:gosec // far below the bound
+	t.Logf("warm tokens for %d clients take %d KiB of heap", clients, held>>10)
+	if held > 100<<20 {
+		t.Errorf("warm tokens take %d MiB", held>>20)
+	}
+}
+
+func TestRunEndsWhenAListenerFails(t *testing.T) {
+	config := sample(t, 1)
+	broker, err := app.New(config, app.Options{Logger: quiet(), Transport: devIDP(t).RoundTripper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker.CloseOps()
+	if err := broker.Run(t.Context()); err == nil || errors.Is(err, context.Canceled) {
+		t.Errorf("Run = %v", err)
+	}
+}

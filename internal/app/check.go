@@ -1,0 +1,80 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+)
+
+// Finding is what came of one live check.
+type Finding struct {
+	// What was checked, such as "clients.orders-api: token endpoint".
+	What string
+	// Detail says what was found.
+	Detail string
+	// Err is nil if all is well.
+	Err error
+}
+
+// Check tries what the configuration names: secrets, the token endpoints of
+// clients, the keys of issuers and, if mint is set, a token for each client. It
+// tells each finding as it comes. The error means that nothing could be tried.
+func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
+	assembled, err := assemble(config, opts, prometheus.NewRegistry())
+	if err != nil {
+		return err
+	}
+	defer assembled.broker.Close()
+	for _, client := range assembled.clients {
+		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
+		if mint {
+			tell(assembled.checkMint(ctx, client.Name))
+		}
+	}
+	for _, issuer := range config.Issuers {
+		tell(assembled.checkKeys(ctx, issuer.Issuer))
+	}
+	return nil
+}
+
+func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig) Finding {
+	found := Finding{What: fmt.Sprintf("clients.%s: token endpoint", name)}
+	if cfg.TokenURL != "" {
+		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
+		return found
+	}
+	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, nil).Metadata(ctx)
+	if err == nil && metadata.TokenEndpoint == "" {
+		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
+	}
+	found.Detail, found.Err = metadata.TokenEndpoint, err
+	return found
+}
+
+func (p *parts) checkMint(ctx context.Context, name string) Finding {
+	found := Finding{What: fmt.Sprintf("clients.%s: token", name)}
+	answer, err := p.broker.Get(ctx, broker.Ask{Client: name})
+	if err != nil {
+		found.Err = err
+		return found
+	}
+	found.Detail = fmt.Sprintf("%s, lives %v, scopes %v", answer.Token.Type, answer.Token.Lifetime().Round(time.Second), answer.Token.Scopes)
+	return found
+}
+
+func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
+	found := Finding{What: fmt.Sprintf("issuers %s: keys", issuer)}
+	if found.Err = p.verifier.Refresh(ctx, issuer); found.Err != nil {
+		return found
+	}
+	for _, status := range p.verifier.Status() {
+		if status.Issuer == issuer {
+			found.Detail = fmt.Sprintf("%d usable", status.Keys)
+		}
+	}
+	return found
+}

@@ -1,0 +1,205 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// maxConfigSize bounds the configuration file: 10,000 clients need about 3 MiB.
+const maxConfigSize = 16 << 20
+
+// Config is the broker's configuration file. Its JSON Schema is generated from
+// these types: the comments on the fields are the help that editors show, and
+// the jsonschema tags are what the file is held to when it is read.
+//
+// A Config that came from [LoadConfig] or [ParseConfig] has its defaults filled
+// in and is consistent. It holds references to secrets, never their values, and
+// is not to be changed.
+type Config struct {
+	// Where the broker listens.
+	Listen ListenConfig `yaml:"listen"`
+	// Where state is kept. Absent: in memory.
+	Store StoreConfig `yaml:"store"`
+	// How calls are served, and how serving ends.
+	Server ServerConfig `yaml:"server"`
+	// What is logged, to standard error.
+	Log LogConfig `yaml:"log"`
+	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask
+	// for: 1 to 128 letters, digits, dots, underscores and hyphens.
+	Clients map[string]ClientConfig `yaml:"clients" jsonschema:"anyof_required=clients"`
+	// The issuers whose tokens the broker verifies, each once. A token of any other issuer is
+	// rejected.
+	Issuers []IssuerConfig `yaml:"issuers" jsonschema:"anyof_required=issuers"`
+}
+
+// ListenConfig names the listeners.
+type ListenConfig struct {
+	// Where the gRPC API is served.
+	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
+	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
+	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
+}
+
+// ListenerConfig is one listener. In the file it is an address alone, or a
+// mapping. The zero value is no listener.
+type ListenerConfig struct {
+	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
+	Address string `yaml:"address" jsonschema:"required,minLength=1"`
+	// Listen beyond loopback although nothing is encrypted.
+	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
+}
+
+// StoreConfig says where state is kept: exactly one kind is given.
+type StoreConfig struct {
+	// In the memory of this process; nothing outlives it, and replicas share nothing.
+	Memory *MemoryStoreConfig `yaml:"memory" jsonschema:"required"`
+}
+
+// MemoryStoreConfig is the store in memory. It has nothing to set.
+type MemoryStoreConfig struct{}
+
+// ServerConfig says how calls are served, and how serving ends.
+type ServerConfig struct {
+	// The longest that a unary call may take, 1s to 5m. A caller's own shorter deadline holds.
+	Deadline time.Duration `yaml:"deadline" jsonschema:"default=30s"`
+	// How many calls one connection may have open at a time.
+	MaxConcurrentStreams int `yaml:"max_concurrent_streams" jsonschema:"default=1000,minimum=1,maximum=100000"`
+	// Let tools such as grpcurl ask which services there are.
+	Reflection bool `yaml:"reflection" jsonschema:"default=true"`
+	// At shutdown, how long calls are still accepted after health says NOT_SERVING, 0s to 5m:
+	// the time that load balancers need to notice.
+	DrainDelay time.Duration `yaml:"drain_delay" jsonschema:"default=0s"`
+	// At shutdown, how long calls in progress may take once no new ones are accepted, 1s to
+	// 10m. What is left then is cut off.
+	DrainTimeout time.Duration `yaml:"drain_timeout" jsonschema:"default=25s"`
+	// Serve Go profiles under /debug/pprof/ on the ops listener, which must then be on loopback.
+	Pprof bool `yaml:"pprof" jsonschema:"default=false"`
+	// Calls that take longer are logged although they succeed, at most 5m. 0s: none are.
+	SlowCall time.Duration `yaml:"slow_call" jsonschema:"default=1s"`
+}
+
+// LogConfig says what is logged.
+type LogConfig struct {
+	// The least severe records that are logged.
+	Level string `yaml:"level" jsonschema:"default=info,enum=debug,enum=info,enum=warn,enum=error"`
+	// How records are written.
+	Format string `yaml:"format" jsonschema:"default=json,enum=json,enum=text"`
+}
+
+// ClientConfig is an OAuth client registered at an IdP.
+type ClientConfig struct {
+	// The IdP's issuer URL: its token endpoint is found by discovery. Exactly one of issuer and
+	// token_url is given.
+	Issuer string `yaml:"issuer" jsonschema:"minLength=1,oneof_required=issuer"`
+	// The IdP's token endpoint, where discovery is not wanted.
+	TokenURL string `yaml:"token_url" jsonschema:"minLength=1,oneof_required=token_url"`
+	// The client identifier that the IdP issued.
+	ClientID string `yaml:"client_id" jsonschema:"required,minLength=1,maxLength=512"`
+	// Where the client secret is: file:PATH (read again when it changes) or env:NAME. Never the
+	// secret itself.
+	Secret secret.Ref `yaml:"secret" jsonschema:"required"`
+	// How the client authenticates: in the Authorization header, or in the form.
+	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post"`
+	// With client_secret_basic, send client_id and secret without the form-urlencoding that RFC
+	// 6749 section 2.3.1 asks for: some IdPs do not decode it.
+	RawBasic bool `yaml:"raw_basic" jsonschema:"default=false"`
+	// The audience parameter where a caller names none.
+	Audience string `yaml:"audience" jsonschema:"maxLength=512"`
+	// The resource parameters (RFC 8707) where a caller names none, sent in this order.
+	Resources []string `yaml:"resources" jsonschema:"maxItems=8,uniqueItems=true,minLength=1,maxLength=512"`
+	// The scopes asked for where a caller names none.
+	Scopes []string `yaml:"scopes" jsonschema:"maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
+	// Further form parameters of the token request. Those that other keys set, and credentials,
+	// are refused. grant_type replaces client_credentials, for IdPs that call it otherwise.
+	Params map[string]string `yaml:"params"`
+	// Members of the IdP's answer that callers get to see, such as instance_url.
+	Extras []string `yaml:"extras" jsonschema:"maxItems=16,uniqueItems=true,minLength=1,maxLength=128"`
+	// How long a token is taken to live where the IdP does not say, 1s to 24h.
+	DefaultLifetime time.Duration `yaml:"default_lifetime" jsonschema:"default=5m"`
+	// Accept http:// URLs beyond loopback: secrets and tokens then travel unencrypted.
+	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`
+}
+
+// IssuerConfig is an issuer whose tokens are verified.
+type IssuerConfig struct {
+	// The issuer, exactly as the iss claim of its tokens has it.
+	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
+	// Where its keys are. Absent: found by discovery.
+	JWKSURL string `yaml:"jwks_url"`
+	// A token must be for one of these, unless the caller names other audiences.
+	Audiences []string `yaml:"audiences" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=512"`
+	// The signature algorithms that are accepted.
+	Algorithms []string `yaml:"algorithms" jsonschema:"minItems=1,uniqueItems=true,default=RS256,default=ES256,default=EdDSA,enum=RS256,enum=RS384,enum=RS512,enum=PS256,enum=PS384,enum=PS512,enum=ES256,enum=ES384,enum=ES512,enum=EdDSA,enum=Ed25519"`
+	// The typ headers that are accepted, in any case and with or without application/. JWT also
+	// admits a token without typ.
+	Types []string `yaml:"types" jsonschema:"minItems=1,maxItems=8,uniqueItems=true,minLength=1,maxLength=128,default=at+jwt"`
+	// The claim that holds the scopes.
+	ScopeClaim string `yaml:"scope_claim" jsonschema:"default=scope,enum=scope,enum=scp,enum=permissions"`
+	// How far the issuer's clock may be off, 0s to 60s.
+	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
+	// Tokens that were issued for longer are rejected, 1m to 8760h.
+	MaxLifetime time.Duration `yaml:"max_lifetime" jsonschema:"default=24h"`
+	// How often the keys are fetched, 1m to 15m.
+	RefreshInterval time.Duration `yaml:"refresh_interval" jsonschema:"default=5m"`
+	// How long keys are used that could not be fetched again, up to 24h and not shorter than
+	// refresh_interval.
+	MaxStale time.Duration `yaml:"max_stale" jsonschema:"default=1h"`
+	// Accept http:// URLs beyond loopback: whoever is on the way can then forge this issuer's
+	// tokens.
+	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`
+}
+
+// LoadConfig reads the configuration file at path. It reads no secrets and
+// does not touch the network. Whatever is wrong, all of it, is a [*ConfigError].
+func LoadConfig(path string) (*Config, error) {
+	data, err := readConfig(path)
+	if err != nil {
+		return nil, &ConfigError{[]Problem{{File: path, Message: err.Error()}}}
+	}
+	return ParseConfig(path, data)
+}
+
+// ParseConfig is LoadConfig for a file's content; name stands for the file in
+// messages.
+func ParseConfig(name string, data []byte) (*Config, error) {
+	found := &findings{file: name, lines: map[string]int{}}
+	root := parseYAML(data, found)
+	if len(found.problems) > 0 {
+		return nil, found.err()
+	}
+	config := new(Config)
+	decodeConfig(root, config, found)
+	checkConfig(config, found)
+	if len(found.problems) > 0 {
+		return nil, found.err()
+	}
+	return config, nil
+}
+
+func readConfig(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	defer func() { _ = file.Close() }()
+	data, err := io.ReadAll(io.LimitReader(file, maxConfigSize+1))
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	return data, nil
+}
+
+// unreadable drops the path from the operating system's error: it stands in
+// front of the message already.
+func unreadable(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pathErr.Err
+	}
+	return fmt.Errorf("the configuration cannot be read: %w", err)
+}

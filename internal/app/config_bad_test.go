@@ -1,0 +1,216 @@
+package app_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+// client is a good file of five lines with one client; the keys that are added
+// to the client begin in line 6.
+func client(keys ...string) string {
+	return "clients:\n  orders-api:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: file:/run/secrets/orders\n" +
+		indented(keys)
+}
+
+// issuer is a good file of three lines with one issuer; the keys that are added
+// to it begin in line 4.
+func issuer(keys ...string) string {
+	return "issuers:\n  - issuer: https://login.example.com\n    audiences: [https://orders.example.com]\n" + indented(keys)
+}
+
+func indented(keys []string) string {
+	var b strings.Builder
+	for _, key := range keys {
+		b.WriteString("    " + key + "\n")
+	}
+	return b.String()
+}
+
+// badConfig is a file and what is said of it, a line for each problem.
+type badConfig struct {
+	name, file, want string
+	// structural: the schema must refuse the file as well.
+	structural bool
+}
+
+func badConfigs() []badConfig {
+	return []badConfig{
+		// The file as a whole.
+		{"empty", "", "1: the file is empty: configure clients, issuers or both", false},
+		{"only comments", "# nothing\n\n# here\n", "1: the file is empty: configure clients, issuers or both", false},
+		{"empty document", "---\n", "2: the file is empty: configure clients, issuers or both", false},
+		{"text", "hello\n", "1: the file is expected to be a mapping of sections such as clients: and issuers:, and is text", true},
+		{"list", "- a\n", "1: the file is expected to be a mapping of sections such as clients: and issuers:, and is a list", true},
+		{"two documents", client() + "---\n" + client(), "6: a second document begins here: the configuration is one document, without --- inside", false},
+		{"broken second document", client() + "---\na: [b", "7: the quote or bracket that opens here is not closed as expected: close it, or check the commas inside", false},
+		{"not UTF-8", "log:\n  level: \xc3(\n", "2: the text is not UTF-8 here: save the file as UTF-8", false},
+		{"UTF-16", "\xff\xfea\x00:\x00", "1: the text is not UTF-8 here: save the file as UTF-8", false},
+		{"control character", "log:\n  level: \x01\n", `2: a control character: remove it, or write it as \x.. in double quotes`, false},
+		{"too large", strings.Repeat("#\n", 8<<20) + "#", "1: the file is larger than 16 MiB: is it the configuration?", false},
+		{"nothing configured", "log: {level: info}\n", "1: the file configures neither clients nor issuers: add one of them", true},
+		{"nothing in the sections", "clients: {}\nissuers: []\n", "1: the file configures neither clients nor issuers: add one of them", false},
+
+		// Not YAML.
+		{"tab", "log:\n\tlevel: info\n", "2: a tab: indent with spaces", false},
+		{"tab after spaces", "log:\n  \tlevel: info\n", "2: a tab: indent with spaces", false},
+		{"open list", client("scopes: [read, write"), "6: the quote or bracket that opens here is not closed as expected: close it, or check the commas inside", false},
+		{"open mapping", "log: {level: info\nclients: {}\n", "1: the quote or bracket that opens here is not closed as expected: close it, or check the commas inside", false},
+		{"open quote", client(`audience: "https://orders`), "6: the quote or bracket that opens here is not closed as expected: close it, or check the commas inside", false},
+		{"two colons", client("audience: urn: orders"), "6: a colon makes a key here, where none may be: check the indentation, or put the text in quotes", false},
+		{"no colon", "log:\n  level info\n  format: json\n", "3: a colon makes a key here, where none may be: check the indentation, or put the text in quotes", false},
+		{"no colon at all", "log:\n  level: info\nclients\nissuers:\n", "4: a key and its value are expected: is the colon missing, or the space after it?", false},
+		{"at sign", client("audience: @orders"), "6: a text that begins with one of @ ` % | > must be in quotes", false},
+		{"odd indentation", "clients:\n    a:\n  b:\n", "3: a key is expected: check the indentation, and the quotes in the line before", false},
+		{"key in a list", "issuers:\n  - a\n  b: c\n", "3: an item (-) of the list is expected: check the indentation", false},
+		{"item behind a key", client("scopes: - read"), "6: an item (-) may not stand here: begin the list in a line of its own, or check the indentation", false},
+		{"escape", client(`audience: "a\qb"`), "6: a backslash in double quotes begins an escape: double it, or use single quotes", false},
+		{"deep", strings.Repeat("[", 20_000), "1: nested too deeply", false},
+		{"directive", "%YAML 3.0\n---\nlog: {}\n", "1: not valid YAML: check the indentation, quotes and brackets here and in the line before", false},
+		{"unknown alias", client("audience: *orders"), "6: anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes", false},
+		{"alias", client("audience: &a x", "resources: [*a]"), "6: clients.orders-api.audience: anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes\n" +
+			"7: clients.orders-api.resources[0]: anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes", false},
+		{"merge key", client("<<: {audience: x}"), "6: clients.orders-api: merge keys (<<) are not read: write the keys out", false},
+		{"tag", client("audience: !!str 5"), "6: clients.orders-api.audience: tags (!) are not read: remove it, or put a text that begins so in quotes", false},
+
+		// Keys.
+		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers", true},
+		{"section of a later part", client() + "callers: []\n", "6: callers: no such key; possible here: listen, store, server, log, clients, issuers", true},
+		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
+		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
+			"7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
+		{"key where none is", client() + "store: {memory: {size: 1}}\n", "6: store.memory.size: no such key; none is possible here", true},
+		{"store of a later part", client() + "store: {redis: {}}\n", "6: store.redis: no such key; possible here: memory\n6: store: memory is missing", true},
+		{"key twice", client("client_id: abc"), "6: clients.orders-api.client_id: given before, in line 4: remove one of them", false},
+		{"section twice", client() + "clients: {}\n", "6: clients: given before, in line 1: remove one of them", false},
+		{"client twice", client() + "  orders-api: {}\n", "6: clients.orders-api: given before, in line 2: remove one of them", false},
+		{"parameter twice", client("params: {a: x, a: y}"), "6: clients.orders-api.params.a: given before, in line 6: remove one of them", false},
+		{"space forgotten", client("params: {a:x}"), "6: clients.orders-api.params: a key with a colon in it: put a space after the colon that ends the key", true},
+		{"key is a list", client("? [a]", ": b"), "6: clients.orders-api: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", false},
+		{"name of a client", client() + "  orders api: {}\n", "6: clients: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", true},
+		{"name of a client too long", client() + "  " + strings.Repeat("x", 129) + ": {}\n", "6: clients: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", true},
+		{"name with a dot", client() + "  orders.v2:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 5\n",
+			`9: clients."orders.v2".secret: expected file:PATH or env:NAME, found a number`, true},
+
+		// Types.
+		{"clients as a list", "clients: [a]\n", "1: clients: expected a mapping, found a list", true},
+		{"issuers as a mapping", "issuers: {a: b}\n", "1: issuers: expected a list, found a mapping", true},
+		{"client without keys", "clients:\n  orders-api:\n", "2: clients.orders-api: expected a mapping, found nothing: give a value or remove the key\n" +
+			"2: clients.orders-api: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
+		{"section without keys", client() + "server:\n", "6: server: expected a mapping, found nothing: give a value or remove the key", true},
+		{"number for text", client("audience: 5"), "6: clients.orders-api.audience: expected text, found a number: put it in quotes", true},
+		{"truth for text", client("audience: true"), "6: clients.orders-api.audience: expected text, found true or false: put it in quotes", true},
+		{"list for text", client("audience: [a]"), "6: clients.orders-api.audience: expected text, found a list", true},
+		{"text for a list", client("scopes: read write"), "6: clients.orders-api.scopes: expected a list such as [a, b], found text", true},
+		{"number in a list", client("scopes: [read, 5]"), "6: clients.orders-api.scopes[1]: expected text, found a number: put it in quotes", true},
+		{"number for a parameter", client("params:", "  max_age: 60"), "7: clients.orders-api.params.max_age: expected text, found a number: put it in quotes", true},
+		{"text for truth", client("raw_basic: yes"), "6: clients.orders-api.raw_basic: expected true or false, found text", true},
+		{"number for a duration", client("default_lifetime: 300"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m, found a number", true},
+		{"duration without a unit", client("default_lifetime: '300'"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
+		{"duration in days", client("default_lifetime: 1d"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
+		{"negative duration", client("default_lifetime: -5m"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
+		{"text for a number", client() + "server:\n  max_concurrent_streams: many\n", "7: server.max_concurrent_streams: expected a whole number, found text", true},
+		{"fraction for a number", client() + "server:\n  max_concurrent_streams: 1.5\n", "7: server.max_concurrent_streams: expected a whole number, found a number", true},
+		{"number too small", client() + "server:\n  max_concurrent_streams: 0\n", "7: server.max_concurrent_streams: must be from 1 to 100000", true},
+		{"number too large", client() + "server:\n  max_concurrent_streams: 100001\n", "7: server.max_concurrent_streams: must be from 1 to 100000", true},
+		{"number beyond all bounds", client() + "server:\n  max_concurrent_streams: 99999999999999999999\n", "7: server.max_concurrent_streams: expected a whole number, found a number", true},
+		{"list for a listener", client() + "listen: {ops: []}\n", "6: listen.ops: expected an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}, found a list", true},
+		{"empty listener", client() + "listen: {ops: ''}\n", "6: listen.ops: expected an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}", true},
+		{"nothing for a value", client("audience:"), "6: clients.orders-api.audience: expected text, found nothing: give a value or remove the key", true},
+
+		// Values.
+		{"log level", client() + "log: {level: warning}\n", "6: log.level: expected debug, info, warn or error; did you mean warn?", true},
+		{"log format", client() + "log: {format: logfmt}\n", "6: log.format: expected json or text", true},
+		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post", true},
+		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post; did you mean client_secret_basic?", true},
+		{"algorithm", issuer("algorithms: [RS256, HS256]"), "4: issuers[0].algorithms[1]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
+		{"algorithm none", issuer("algorithms: [none]"), "4: issuers[0].algorithms[0]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519", true},
+		{"scope claim", issuer("scope_claim: scopes"), "4: issuers[0].scope_claim: expected scope, scp or permissions; did you mean scope?", true},
+		{"no algorithms", issuer("algorithms: []"), "4: issuers[0].algorithms: the list is empty: give at least one, or remove the key", true},
+		{"no types", issuer("types: []"), "4: issuers[0].types: the list is empty: give at least one, or remove the key", true},
+		{"no audiences", "issuers:\n  - issuer: https://login.example.com\n    audiences: []\n", "3: issuers[0].audiences: the list is empty: give at least one", true},
+		{"empty audience", "issuers:\n  - issuer: https://login.example.com\n    audiences: ['']\n", "3: issuers[0].audiences[0]: must not be empty", true},
+		{"empty client_id", "clients:\n  a:\n    token_url: https://login.example.com/token\n    client_id: ''\n    secret: env:A\n", "4: clients.a.client_id: must not be empty", true},
+		{"long audience", client("audience: " + strings.Repeat("x", 513)), "6: clients.orders-api.audience: must not be longer than 512 bytes", true},
+		{"nine resources", client("resources: [a, b, c, d, e, f, g, h, i]"), "6: clients.orders-api.resources: at most 8 are possible", true},
+		{"scope twice", client("scopes: [read, write, read]"), "6: clients.orders-api.scopes[2]: the same as clients.orders-api.scopes[0]: remove one of them", true},
+		{"scopes in one text", client("scopes: ['read write']"), "6: clients.orders-api.scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
+		{"extra that is a credential", client("extras: [instance_url, refresh_token]"), "6: clients.orders-api.extras[1]: is never handed on to callers: remove it", false},
+		{"reserved parameters", client("params:", "  scope: read", "  client_secret: x", "  grant_type: account_credentials", "  password: x"), "7: clients.orders-api.params.scope: may not be set here: use the client's own key scopes\n" +
+			"8: clients.orders-api.params.client_secret: may not be set here: use the client's own key secret, with a reference\n" +
+			"10: clients.orders-api.params.password: may not be set here: a client authenticates with its secret, and credentials are never literals", true},
+		{"secret as a literal", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: hunter2\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
+		{"secret without a path", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 'file:'\n", `5: clients.a.secret: "file:" names nothing after the colon`, true},
+		{"default_lifetime out of bounds", client("default_lifetime: 25h"), "6: clients.orders-api.default_lifetime: must be from 1s to 24h", false},
+		{"leeway out of bounds", issuer("leeway: 61s"), "4: issuers[0].leeway: must be from 0s to 1m", false},
+		{"max_lifetime out of bounds", issuer("max_lifetime: 0s"), "4: issuers[0].max_lifetime: must be from 1m to 8760h", false},
+		{"refresh_interval out of bounds", issuer("refresh_interval: 30s"), "4: issuers[0].refresh_interval: must be from 1m to 15m", false},
+		{"max_stale out of bounds", issuer("max_stale: 25h"), "4: issuers[0].max_stale: must not be longer than 24h", false},
+		{"server out of bounds", client() + "server:\n  deadline: 0s\n  drain_delay: 6m\n  drain_timeout: 500ms\n  slow_call: 1h\n", "7: server.deadline: must be from 1s to 5m\n" +
+			"8: server.drain_delay: must be from 0s to 5m\n9: server.drain_timeout: must be from 1s to 10m\n10: server.slow_call: must be from 0s to 5m", false},
+		{"URL without a scheme", "issuers:\n  - issuer: login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path", false},
+		{"URL with a password", issuer("jwks_url: https://me:hunter2@login.example.com/keys"), "4: issuers[0].jwks_url: the URL must not hold a user name or password", false},
+		{"http issuer", "issuers:\n  - issuer: http://login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"http token_url", "clients:\n  a:\n    token_url: http://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"http jwks_url", issuer("jwks_url: http://login.example.com/keys"), "4: issuers[0].jwks_url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"empty issuer", "clients:\n  a:\n    issuer: ''\n    client_id: abc\n    secret: env:A\n", "3: clients.a.issuer: must not be empty", true},
+
+		// What is missing.
+		{"client_id and secret missing", "clients:\n\n  a:\n    issuer: https://login.example.com\n", "3: clients.a: client_id is missing\n3: clients.a: secret is missing", true},
+		{"no token endpoint", "clients:\n  a:\n    client_id: abc\n    secret: env:A\n", "2: clients.a: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
+		{"audiences missing", "issuers:\n\n  - issuer: https://login.example.com\n", "3: issuers[0]: audiences is missing", true},
+		{"issuer missing", "issuers:\n  - audiences: [a]\n", "2: issuers[0]: issuer is missing", true},
+		{"address missing", client() + "listen:\n  grpc:\n    plaintext: true\n", "7: listen.grpc: address is missing", true},
+		{"kind of store missing", client() + "store: {}\n", "6: store: memory is missing", true},
+
+		// Contradictions.
+		{"issuer and token_url", client("token_url: https://login.example.com/token"), "6: clients.orders-api.token_url: contradicts issuer in line 3: give one of the two", true},
+		{"raw_basic without basic", client("auth: client_secret_post", "raw_basic: true"), "7: clients.orders-api.raw_basic: is for auth: client_secret_basic only: remove it, or change auth", false},
+		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth", false},
+		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
+		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},
+		{"plaintext missing", client() + "listen:\n  grpc: :8443\n  ops: 10.0.0.1:9090\n", "7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}\n" +
+			"8: listen.ops: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:9090, or accept it with {address: ..., plaintext: true}", false},
+		{"plaintext missing for a host name", client() + "listen: {grpc: 'broker.internal:8443'}\n", "6: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
+		{"plaintext false", client() + "listen: {grpc: {address: '[::]:8443', plaintext: false}}\n", "6: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
+		{"no port", client() + "listen: {grpc: 127.0.0.1}\n", "6: listen.grpc: expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface", false},
+		{"named port", client() + "listen: {grpc: 'localhost:https'}\n", "6: listen.grpc: expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface", false},
+		{"gRPC off", client() + "listen: {grpc: off}\n", "6: listen.grpc: the gRPC listener cannot be off: give an address such as 127.0.0.1:8443", true},
+		{"the same address", client() + "listen:\n  grpc: 127.0.0.1:9000\n  ops: localhost:9000\n", "8: listen.ops: the same address as listen.grpc: give each listener a port of its own", false},
+		{"the same port on every interface", client() + "listen:\n  ops: 127.0.0.1:9000\n  grpc: {address: ':9000', plaintext: true}\n", "8: listen.grpc: the same address as listen.ops: give each listener a port of its own", false},
+		{"the same port on every IPv4 interface", client() + "listen:\n  grpc: 127.0.0.1:9000\n  ops: {address: '0.0.0.0:9000', plaintext: true}\n", "8: listen.ops: the same address as listen.grpc: give each listener a port of its own", false},
+		{"the default's address", client() + "listen: {grpc: 127.0.0.1:9090}\n", "6: listen.grpc: the same address as listen.ops: give each listener a port of its own", false},
+		{"pprof beyond loopback", client() + "listen: {ops: {address: ':9090', plaintext: true}}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
+		{"pprof without ops", client() + "listen: {ops: off}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
+		{"all at once, by line", "log: {level: loud}\nclients:\n  b: {issuer: https://b, client_id: 1, secret: env:B}\n  a: {issuer: https://a, client_id: 2}\nissuers: no\n",
+			"1: log.level: expected debug, info, warn or error\n3: clients.b.client_id: expected text, found a number: put it in quotes\n" +
+				"4: clients.a.client_id: expected text, found a number: put it in quotes\n4: clients.a: secret is missing\n5: issuers: expected a list, found text", true},
+	}
+}
+
+func TestEachBadConfigurationIsRefusedWithItsMessage(t *testing.T) {
+	cases := badConfigs()
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			config, err := app.ParseConfig("broker.yaml", []byte(c.file))
+			if config != nil || err == nil {
+				t.Fatalf("the file was accepted:\n%s", c.file)
+			}
+			want := "broker.yaml:" + strings.ReplaceAll(c.want, "\n", "\nbroker.yaml:")
+			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(err.Error(), "\n")); diff != "" {
+				t.Errorf("messages (-want +got):\n%s", diff)
+			}
+			if _, ok := errors.AsType[*app.ConfigError](err); !ok {
+				t.Errorf("the error is a %T", err)
+			}
+		})
+	}
+	if len(cases) < 100 {
+		t.Errorf("only %d bad configurations were tried", len(cases))
+	}
+}

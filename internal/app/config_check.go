@@ -1,0 +1,235 @@
+package app
+
+import (
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+)
+
+// checkConfig looks for what no key shows by itself: bounds of durations,
+// contradictions, and what may not stand together. A value that could not be
+// decoded is its default here, and gives no second problem.
+func checkConfig(c *Config, found *findings) {
+	undecoded := found.given("clients") && c.Clients == nil || found.given("issuers") && c.Issuers == nil
+	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
+		found.add(1, "the file configures neither clients nor issuers: add one of them")
+	}
+	checkListen(c, found)
+	checkServer(&c.Server, found)
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		client := c.Clients[name]
+		checkClient(&client, join("clients", name), found)
+	}
+	checkIssuers(c.Issuers, found)
+}
+
+func checkListen(c *Config, found *findings) {
+	const grpc, ops = "listen.grpc", "listen.ops"
+	if c.Listen.GRPC.Address == "" {
+		found.addAt(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+	}
+	checkListener(c.Listen.GRPC, grpc, found)
+	checkListener(c.Listen.Ops, ops, found)
+	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
+		first, second := grpc, ops
+		if found.lines[second] < found.lines[first] {
+			first, second = second, first
+		}
+		found.addAt(second, "the same address as %s: give each listener a port of its own", first)
+	}
+	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
+		found.addAt("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+	}
+}
+
+func checkListener(l ListenerConfig, path string, found *findings) {
+	if l.Address == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(l.Address)
+	_, badPort := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil || badPort != nil:
+		found.addAt(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+	case !l.Plaintext && !onLoopback(l.Address):
+		found.addAt(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+			"or accept it with {address: ..., plaintext: true}", port)
+	}
+}
+
+// hostOf returns the host of HOST:PORT in one spelling; every interface is "".
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address)
+	if strings.EqualFold(host, "localhost") {
+		return "127.0.0.1"
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case err != nil:
+		return strings.ToLower(host)
+	case ip.Unmap().IsUnspecified():
+		return ""
+	default:
+		return ip.Unmap().String()
+	}
+}
+
+func onLoopback(address string) bool {
+	ip, err := netip.ParseAddr(hostOf(address))
+	return err == nil && ip.IsLoopback()
+}
+
+// collide reports whether two listeners cannot both have what they ask for.
+func collide(a, b string) bool {
+	_, portA, errA := net.SplitHostPort(a)
+	_, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB || portA == "0" {
+		return false
+	}
+	hostA, hostB := hostOf(a), hostOf(b)
+	return hostA == hostB || hostA == "" || hostB == ""
+}
+
+func checkServer(s *ServerConfig, found *findings) {
+	within(found, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
+	within(found, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
+	within(found, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
+	within(found, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
+}
+
+func checkClient(c *ClientConfig, path string, found *findings) {
+	checkTokenEndpoint(c, path, found)
+	checkRawBasic(c, join(path, "raw_basic"), found)
+	for i, scope := range c.Scopes {
+		if strings.ContainsFunc(scope, notInScope) {
+			found.addAt(item(join(path, "scopes"), i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+				"several scopes are several items")
+		}
+	}
+	for _, param := range reservedParams {
+		if _, given := c.Params[param.name]; given {
+			found.addAt(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
+		}
+	}
+	for i, extra := range c.Extras {
+		if slices.Contains(keptMembers, extra) {
+			found.addAt(item(join(path, "extras"), i), "is never handed on to callers: remove it")
+		}
+	}
+	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
+}
+
+func checkRawBasic(c *ClientConfig, path string, found *findings) {
+	switch {
+	case c.RawBasic && c.Auth != "client_secret_basic":
+		found.addAt(path, "is for auth: client_secret_basic only: remove it, or change auth")
+	case c.RawBasic && strings.Contains(c.ClientID, ":"):
+		// RFC 7617 section 2: the first colon ends the user-id.
+		found.addAt(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
+	}
+}
+
+func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
+	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
+	switch {
+	case found.given(issuer) && found.given(tokenURL):
+		found.addAt(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
+	case !found.given(issuer) && !found.given(tokenURL):
+		found.addAt(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
+	}
+	checkURL(issuer, c.Issuer, c.AllowHTTP, found)
+	checkURL(tokenURL, c.TokenURL, c.AllowHTTP, found)
+}
+
+// notInScope is the inverse of RFC 6749's NQCHAR, of which scopes are made.
+func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
+
+// reservedParams are the form parameters that the broker itself sets, and those
+// that are credentials. grant_type is neither: some IdPs have a name of their
+// own for client credentials.
+var reservedParams = []struct{ name, instead string }{
+	{"client_id", "use the client's own key client_id"},
+	{"client_secret", "use the client's own key secret, with a reference"},
+	{"scope", "use the client's own key scopes"},
+	{"audience", "use the client's own key audience"},
+	{"resource", "use the client's own key resources"},
+	{"client_assertion", noCredential},
+	{"client_assertion_type", noCredential},
+	{"assertion", noCredential},
+	{"password", noCredential},
+	{"refresh_token", noCredential},
+}
+
+const noCredential = "a client authenticates with its secret, and credentials are never literals"
+
+// keptMembers are the members of an IdP's answer that are not extras: the
+// token itself, which is in the answer already, and those that would give a
+// caller more than the token.
+var keptMembers = []string{"access_token", "refresh_token", "id_token"}
+
+func checkIssuers(issuers []IssuerConfig, found *findings) {
+	first := map[string]string{} // path of the entry that had it first
+	for i := range issuers {
+		path := item("issuers", i)
+		checkIssuer(&issuers[i], path, found)
+		name := issuers[i].Issuer
+		if before, again := first[name]; again {
+			found.addAt(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
+		} else if name != "" {
+			first[name] = path
+		}
+	}
+}
+
+func checkIssuer(c *IssuerConfig, path string, found *findings) {
+	checkURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, found)
+	checkURL(join(path, "jwks_url"), c.JWKSURL, c.AllowHTTP, found)
+	within(found, join(path, "leeway"), c.Leeway, 0, time.Minute)
+	within(found, join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
+	within(found, join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
+	stale := join(path, "max_stale")
+	switch {
+	case c.MaxStale > 24*time.Hour:
+		found.addAt(stale, "must not be longer than 24h")
+	case c.MaxStale < c.RefreshInterval && found.given(stale):
+		found.addAt(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+	}
+}
+
+func checkURL(path, raw string, allowHTTP bool, found *findings) {
+	if raw == "" {
+		return
+	}
+	err := discovery.CheckURL(raw, allowHTTP)
+	switch {
+	case err == nil:
+	case discovery.CheckURL(raw, true) == nil:
+		found.addAt(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
+	default:
+		found.addAt(path, "%v", err)
+	}
+}
+
+func within(found *findings, path string, d, least, most time.Duration) {
+	if d < least || d > most {
+		found.addAt(path, "must be from %s to %s", short(least), short(most))
+	}
+}
+
+// short writes 5m for what the standard library writes 5m0s for.
+func short(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}

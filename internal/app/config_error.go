@@ -1,0 +1,81 @@
+package app
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Problem is one thing that is wrong with a configuration file. It never
+// repeats a value of the file: what stands in the wrong place may be a secret.
+type Problem struct {
+	File string
+	// Line counts from 1; 0 where the file could not be read at all.
+	Line int
+	// Message is a sentence that says what to do, led by the key that it is
+	// about.
+	Message string
+}
+
+func (p Problem) String() string {
+	if p.Line == 0 {
+		return p.File + ": " + p.Message
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
+}
+
+// ConfigError is all that is wrong with a configuration file, by line.
+type ConfigError struct{ Problems []Problem }
+
+// Error has a line for each problem: FILE:LINE: sentence.
+func (e *ConfigError) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// findings is what reading a file brings to light beside its values.
+type findings struct {
+	file string
+	// lines tells where each key and each item of a list stands, by its path.
+	// A key that is not in it was not given.
+	lines    map[string]int
+	problems []Problem
+}
+
+func (f *findings) add(line int, format string, args ...any) {
+	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
+}
+
+// addAt adds a problem of the key at path, in the key's own line.
+func (f *findings) addAt(path, format string, args ...any) {
+	f.add(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
+}
+
+func (f *findings) given(path string) bool { return f.lines[path] > 0 }
+
+func (f *findings) err() error {
+	slices.SortStableFunc(f.problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
+	})
+	return &ConfigError{f.problems}
+}
+
+// join is the path of a key. A name with a dot is quoted, lest two keys have
+// one path.
+func join(path, key string) string {
+	if strings.Contains(key, ".") {
+		key = `"` + key + `"`
+	}
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// item is the path of an item of a list, counted from 0.
+func item(path string, index int) string { return path + "[" + strconv.Itoa(index) + "]" }

@@ -1,0 +1,27 @@
+package app
+
+// What the tests of the configuration compare the published schema with.
+const (
+	NamePattern     = namePattern
+	DurationPattern = durationPattern
+)
+
+// ReservedParams are the names that a client's params may not have.
+func ReservedParams() []string {
+	var names []string
+	for _, p := range reservedParams {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// ConfigPaths returns the paths of all keys that a good file gives.
+func ConfigPaths(data []byte) []string {
+	found := &findings{file: "x", lines: map[string]int{}}
+	decodeConfig(parseYAML(data, found), new(Config), found)
+	var paths []string
+	for path := range found.lines {
+		paths = append(paths, path)
+	}
+	return paths
+}

@@ -1,0 +1,150 @@
+package app
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// field is a key of a mapping and what its jsonschema tag demands.
+type field struct {
+	index    int
+	name     string
+	leaf     bool // a struct that is one value: it has no keys to fill
+	required bool
+	unique   bool
+	enum     []string
+	defaults []string // one, or one for each item of a list
+	limits   map[string]int
+}
+
+func (d *decoder) fieldsOf(t reflect.Type) []field {
+	if known, ok := d.fields[t]; ok {
+		return known
+	}
+	var fields []field
+	for i := range t.NumField() {
+		fields = append(fields, newField(i, t.Field(i)))
+	}
+	d.fields[t] = fields
+	return fields
+}
+
+func newField(index int, from reflect.StructField) field {
+	f := field{index: index, name: from.Tag.Get("yaml"), limits: map[string]int{}}
+	f.leaf = from.Type == reflect.TypeFor[secret.Ref]() || from.Type == reflect.TypeFor[ListenerConfig]()
+	for tag := range strings.SplitSeq(from.Tag.Get("jsonschema"), ",") {
+		key, value, _ := strings.Cut(tag, "=")
+		switch key {
+		case "required":
+			f.required = true
+		case "uniqueItems":
+			f.unique = true
+		case "enum":
+			f.enum = append(f.enum, value)
+		case "default":
+			f.defaults = append(f.defaults, value)
+		default:
+			if limit, err := strconv.Atoi(value); err == nil {
+				f.limits[key] = limit
+			}
+		}
+	}
+	return f
+}
+
+func (f *field) setDefault(v reflect.Value) {
+	if len(f.defaults) == 0 {
+		return
+	}
+	text := f.defaults[0]
+	switch into := v.Addr().Interface().(type) {
+	case *string:
+		*into = text
+	case *[]string:
+		*into = slices.Clone(f.defaults)
+	case *time.Duration:
+		*into, _ = time.ParseDuration(text)
+	case *bool:
+		*into = text == "true"
+	case *int:
+		*into, _ = strconv.Atoi(text)
+	case *ListenerConfig:
+		into.Address = text
+	}
+}
+
+// suggest names the key that was probably meant, or else all there are.
+func suggest(key string, fields []field) string {
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		names[i] = f.name
+	}
+	near := didYouMean(key, names)
+	switch {
+	case near != "":
+		return near
+	case len(names) == 0:
+		return "; none is possible here"
+	default:
+		return "; possible here: " + strings.Join(names, ", ")
+	}
+}
+
+// didYouMean returns "; did you mean x?" for the nearest of known, or nothing
+// where none is near.
+func didYouMean(text string, known []string) string {
+	if len(text) > 64 {
+		return ""
+	}
+	best, least := "", 1+max(2, len(text)/3)
+	for _, k := range known {
+		distance := editDistance(text, k)
+		if len(text) > 2 && (strings.HasPrefix(text, k) || strings.HasPrefix(k, text)) {
+			distance = min(distance, 2)
+		}
+		if distance < least {
+			best, least = k, distance
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", best)
+}
+
+// editDistance is how many bytes must be inserted, removed or replaced to make
+// b of a.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// oneOf is "a, b or c".
+func oneOf(names []string) string {
+	last := len(names) - 1
+	if last == 0 {
+		return names[0]
+	}
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}

@@ -1,0 +1,358 @@
+package app_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+func ref(t *testing.T, text string) secret.Ref {
+	t.Helper()
+	r, err := secret.ParseRef(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// diff compares configurations by what they say.
+func diff(want, got *app.Config) string {
+	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }))
+}
+
+func load(t *testing.T, name string) *app.Config {
+	t.Helper()
+	config, err := app.LoadConfig(filepath.Join("testdata", "config", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+// defaults is a configuration in which only clients and issuers are given.
+func defaults() *app.Config {
+	return &app.Config{
+		Listen: app.ListenConfig{
+			GRPC: app.ListenerConfig{Address: "127.0.0.1:8443"},
+			Ops:  app.ListenerConfig{Address: "127.0.0.1:9090"},
+		},
+		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
+		Server: app.ServerConfig{
+			Deadline:             30 * time.Second,
+			MaxConcurrentStreams: 1000,
+			Reflection:           true,
+			DrainTimeout:         25 * time.Second,
+			SlowCall:             time.Second,
+		},
+		Log: app.LogConfig{Level: "info", Format: "json"},
+	}
+}
+
+func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
+	want := defaults()
+	want.Clients = map[string]app.ClientConfig{"orders-api": {
+		Issuer:          "https://login.example.com",
+		ClientID:        "abc",
+		Secret:          ref(t, "env:ORDERS_SECRET"),
+		Auth:            "client_secret_basic",
+		DefaultLifetime: 5 * time.Minute,
+	}}
+	if d := diff(want, load(t, "minimal-client.yaml")); d != "" {
+		t.Errorf("minimal-client.yaml (-want +got):\n%s", d)
+	}
+	want = defaults()
+	want.Issuers = []app.IssuerConfig{{
+		Issuer:          "https://login.example.com",
+		Audiences:       []string{"https://orders.example.com"},
+		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
+		Types:           []string{"at+jwt"},
+		ScopeClaim:      "scope",
+		Leeway:          30 * time.Second,
+		MaxLifetime:     24 * time.Hour,
+		RefreshInterval: 5 * time.Minute,
+		MaxStale:        time.Hour,
+	}}
+	if d := diff(want, load(t, "minimal-issuer.yaml")); d != "" {
+		t.Errorf("minimal-issuer.yaml (-want +got):\n%s", d)
+	}
+}
+
+func TestEachKeyIsRead(t *testing.T) {
+	want := &app.Config{
+		Listen: app.ListenConfig{
+			GRPC: app.ListenerConfig{Address: ":8443", Plaintext: true},
+			Ops:  app.ListenerConfig{Address: "[::1]:9091"},
+		},
+		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
+		Server: app.ServerConfig{
+			Deadline:             time.Minute,
+			MaxConcurrentStreams: 50,
+			DrainDelay:           5 * time.Second,
+			DrainTimeout:         90 * time.Second,
+			Pprof:                true,
+			SlowCall:             250 * time.Millisecond,
+		},
+		Log: app.LogConfig{Level: "debug", Format: "text"},
+		Clients: map[string]app.ClientConfig{
+			"orders-api": {
+				Issuer:          "https://login.example.com",
+				ClientID:        "abc",
+				Secret:          ref(t, "file:/run/secrets/orders"),
+				Auth:            "client_secret_post",
+				Audience:        "https://orders.example.com",
+				Resources:       []string{"https://a.example.com", "https://b.example.com"},
+				Scopes:          []string{"read", "write"},
+				Params:          map[string]string{"prompt": "none", "acr.values": "1"},
+				Extras:          []string{"instance_url"},
+				DefaultLifetime: 10 * time.Minute,
+			},
+			"legacy.v2": {
+				TokenURL:        "http://login.internal/token",
+				ClientID:        "def",
+				Secret:          ref(t, "env:LEGACY_SECRET"),
+				Auth:            "client_secret_basic",
+				RawBasic:        true,
+				DefaultLifetime: 5 * time.Minute,
+				AllowHTTP:       true,
+			},
+		},
+		Issuers: []app.IssuerConfig{
+			{
+				Issuer:          "https://login.example.com",
+				JWKSURL:         "https://login.example.com/keys",
+				Audiences:       []string{"https://orders.example.com", "orders"},
+				Algorithms:      []string{"PS256", "ES384"},
+				Types:           []string{"at+jwt", "JWT"},
+				ScopeClaim:      "scp",
+				MaxLifetime:     time.Hour,
+				RefreshInterval: 15 * time.Minute,
+				MaxStale:        24 * time.Hour,
+			},
+			{
+				Issuer:          "http://login.internal",
+				Audiences:       []string{"a"},
+				Algorithms:      []string{"RS256", "ES256", "EdDSA"},
+				Types:           []string{"at+jwt"},
+				ScopeClaim:      "scope",
+				Leeway:          30 * time.Second,
+				MaxLifetime:     24 * time.Hour,
+				RefreshInterval: 5 * time.Minute,
+				MaxStale:        time.Hour,
+				AllowHTTP:       true,
+			},
+		},
+	}
+	if d := diff(want, load(t, "everything.yaml")); d != "" {
+		t.Errorf("everything.yaml (-want +got):\n%s", d)
+	}
+}
+
+func TestSpellingsOfYAML(t *testing.T) {
+	config := load(t, "spellings.yaml")
+	if config.Listen.Ops != (app.ListenerConfig{}) {
+		t.Errorf("ops: off is %+v", config.Listen.Ops)
+	}
+	c := config.Clients["123"]
+	if c.ClientID != "0123" || c.Audience != "2026-01-01" || cmp.Diff(c.Scopes, []string{"read", "true"}) != "" {
+		t.Errorf("client 123 is %+v", c)
+	}
+	if got := config.Clients["a.b"].ClientID; got != "x y" {
+		t.Errorf("client_id of a.b is %q", got)
+	}
+	if got := load(t, "windows.yaml").Clients["orders-api"].ClientID; got != "abc" {
+		t.Errorf("with byte order mark and CRLF, client_id is %q", got)
+	}
+}
+
+func TestIssuersDoNotShareTheirDefaults(t *testing.T) {
+	config, err := app.ParseConfig("x", []byte(issuer()+"  - {issuer: https://other.example.com, audiences: [a]}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Issuers[0].Types[0] = "changed"
+	if got := config.Issuers[1].Types[0]; got != "at+jwt" {
+		t.Errorf("changing one issuer changed the other's default to %q", got)
+	}
+}
+
+func TestTheExampleIsAGoodConfiguration(t *testing.T) {
+	if _, err := app.LoadConfig("../../broker.example.yaml"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAFileThatCannotBeReadIsAConfigErrorWithoutALine(t *testing.T) {
+	dir := t.TempDir()
+	for path, want := range map[string]string{
+		filepath.Join(dir, "absent.yaml"): "the configuration cannot be read: no such file or directory",
+		dir:                               "the configuration cannot be read: is a directory",
+	} {
+		_, err := app.LoadConfig(path)
+		if _, ok := errors.AsType[*app.ConfigError](err); !ok || err.Error() != path+": "+want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+func TestALargeFileIsNotReadToItsEnd(t *testing.T) {
+	_, err := app.LoadConfig("/dev/zero")
+	if err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
+		t.Errorf("the endless file gave %v", err)
+	}
+}
+
+// A literal where a reference belongs is a mistake that must not spread the
+// secret: messages go to logs and to build output.
+func TestSecretsDoNotLeakIntoMessages(t *testing.T) {
+	const canary = "hunter2"
+	keys := []string{
+		"secret: hunter2", "secret: 'hunter2'", `secret: "hunter2`, "secret: [hunter2]", "secret: {hunter2: x}", "secret: {value: hunter2}",
+		"secret: *hunter2", "secret: &hunter2", "secret: !hunter2 x", "secret: !!binary hunter2", "secret: @hunter2", "secret: %hunter2", "secret: `hunter2",
+		`secret: "\qhunter2"`, "secret: hunter2: x", "secret: vault:hunter2", "secret: |\n      hunter2", "secret:\n      hunter2", "secret:hunter2", "secret:hunter2: x",
+		"{secret:hunter2}", "? secret:hunter2", "client_secret: hunter2", "secrets: hunter2", "auth: hunter2", "audience: [hunter2]", "default_lifetime: hunter2",
+		"raw_basic: hunter2", "params: {client_secret: hunter2}", "params: {key:hunter2}", "params: {key: [hunter2]}", "extras: hunter2",
+		"scopes: ['hunter2 x']", "scopes: [hunter2, hunter2]", "issuer: https://me:hunter2@login.example.com", "token_url: hunter2", "token_url: http://example.com/?key=hunter2",
+		"auth: &hunter2 [*hunter2]", "<<: *hunter2", "<<: {secret: hunter2}", "secret: \x01hunter2", "secret: \xffhunter2", "\tsecret: hunter2",
+	}
+	for _, key := range keys {
+		file := "clients:\n  orders-api:\n    client_id: abc\n    " + key + "\n"
+		_, err := app.ParseConfig("broker.yaml", []byte(file))
+		if err == nil {
+			t.Errorf("accepted:\n%s", file)
+		} else if strings.Contains(err.Error(), canary) {
+			t.Errorf("the message repeats the secret of\n%s\n%v", file, err)
+		}
+	}
+	if len(keys) < 40 {
+		t.Errorf("only %d ways to misplace a secret were tried", len(keys))
+	}
+}
+
+// manyClients is a file of n clients.
+func manyClients(n int) []byte {
+	var b strings.Builder
+	b.WriteString("clients:\n")
+	for i := range n {
+		fmt.Fprintf(&b, "  client-%d:\n    issuer: https://login-%d.example.com\n    client_id: id-%d\n    secret: file:/run/secrets/client-%d\n"+
+			"    auth: client_secret_basic\n    audience: https://orders.example.com\n    scopes: [read, write]\n", i, i%20, i, i)
+	}
+	return []byte(b.String())
+}
+
+func TestTenThousandClients(t *testing.T) {
+	const n = 10_000
+	config, err := app.ParseConfig("broker.yaml", manyClients(n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(config.Clients) != n {
+		t.Fatalf("%d clients were read", len(config.Clients))
+	}
+	for i := range n {
+		want := app.ClientConfig{
+			Issuer:          fmt.Sprintf("https://login-%d.example.com", i%20),
+			ClientID:        fmt.Sprintf("id-%d", i),
+			Secret:          ref(t, fmt.Sprintf("file:/run/secrets/client-%d", i)),
+			Auth:            "client_secret_basic",
+			Audience:        "https://orders.example.com",
+			Scopes:          []string{"read", "write"},
+			DefaultLifetime: 5 * time.Minute,
+		}
+		got := config.Clients[fmt.Sprintf("client-%d", i)]
+		if i%500 == 0 || got.ClientID != want.ClientID || got.Secret != want.Secret {
+			if d := cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b })); d != "" {
+				t.Fatalf("client-%d (-want +got):\n%s", i, d)
+			}
+		}
+	}
+}
+
+func TestEachOfTenThousandBadClientsIsNamed(t *testing.T) {
+	const n = 10_000
+	file := strings.ReplaceAll(string(manyClients(n)), "secret: file:", "secret: ")
+	_, err := app.ParseConfig("broker.yaml", []byte(file))
+	bad, ok := errors.AsType[*app.ConfigError](err)
+	if !ok || len(bad.Problems) != n {
+		t.Fatalf("%d bad clients gave %.200v", n, err)
+	}
+	for i, p := range bad.Problems {
+		if p.Line != 5+7*i {
+			t.Fatalf("problem %d is in line %d", i, p.Line)
+		}
+	}
+}
+
+// FuzzParseConfig: whatever the file, it is either read or refused with
+// sentences of our own that name a line.
+func FuzzParseConfig(f *testing.F) {
+	good, err := filepath.Glob("testdata/config/*.yaml")
+	if err != nil || len(good) < 5 {
+		f.Fatalf("good configurations: %q, %v", good, err)
+	}
+	for _, path := range append(good, "../../broker.example.yaml") {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	for _, c := range badConfigs() {
+		if len(c.file) < 4096 {
+			f.Add([]byte(c.file))
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		config, err := app.ParseConfig("x", data)
+		if err == nil {
+			if len(config.Clients)+len(config.Issuers) == 0 || config.Store.Memory == nil || config.Listen.GRPC.Address == "" {
+				t.Errorf("accepted: %+v", config)
+			}
+			return
+		}
+		bad, ok := errors.AsType[*app.ConfigError](err)
+		if config != nil || !ok || len(bad.Problems) == 0 {
+			t.Fatalf("refused with %v and %T", config, err)
+		}
+		line := 1
+		for _, p := range bad.Problems {
+			if p.Line < line || p.File != "x" || p.Message == "" {
+				t.Errorf("after line %d: %+v", line, p)
+			}
+			line = p.Line
+			if word := alien(p.Message); word != "" && !strings.Contains(string(data), word) {
+				t.Errorf("the message holds %q: %s", word, p.Message)
+			}
+		}
+	})
+}
+
+// alien returns what does not belong in a message: the words of the parser and
+// the names of Go types.
+func alien(message string) string {
+	for _, word := range []string{"\n", "go-yaml", "yaml:", "construct", "app.Config", "ClientConfig", "time.Duration", "reflect."} {
+		if strings.Contains(message, word) {
+			return word
+		}
+	}
+	return ""
+}
+
+func BenchmarkParseConfig(b *testing.B) {
+	data := manyClients(10_000)
+	b.SetBytes(int64(len(data)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := app.ParseConfig("broker.yaml", data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

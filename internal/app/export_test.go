@@ -1,0 +1,25 @@
+package app
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+)
+
+// WarmUp gets a token for each client.
+func (a *App) WarmUp(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(8)
+	for _, client := range a.parts.clients {
+		group.Go(func() error {
+			_, err := a.parts.broker.Get(ctx, broker.Ask{Client: client.Name})
+			return err
+		})
+	}
+	return group.Wait()
+}
+
+// CloseOps breaks the ops listener.
+func (a *App) CloseOps() { _ = a.ops.Close() }

@@ -1,0 +1,174 @@
+package broker
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/token"
+)
+
+// entry is the place of one token: what to ask the IdP for, the token that it
+// last gave, and the trouble that came since. Readers of a token take no lock.
+type entry struct {
+	client *client
+	ask    idp.Request
+
+	token atomic.Pointer[token.Token]
+	// trouble is the last failure; nil after a success.
+	trouble atomic.Pointer[trouble]
+	// flight is the fetch under way. It is stored under mu and read anywhere.
+	flight atomic.Pointer[flight]
+
+	mu sync.Mutex
+	// forcedAt is when a fetch was last forced although a token was held.
+	forcedAt time.Time
+	// learnedAt is when the lifetime of the held token was learned.
+	learnedAt time.Time
+}
+
+// flight is one fetch that all who want its token wait for. It belongs to none
+// of them: a caller who leaves does not end it.
+type flight struct {
+	done chan struct{}
+	// Set before done is closed.
+	token *token.Token
+	err   *Error
+}
+
+// trouble is a failure that is answered again until it is time for another try.
+type trouble struct {
+	err   *Error
+	until time.Time
+	// tries counts the failures of this class in a row.
+	tries int
+	class idp.Class
+	// secretVersion that was refused; the trouble is over when another one comes
+	// in force. Empty: the trouble is not about the secret.
+	secretVersion string
+}
+
+func (t *trouble) active(now time.Time, secretVersion string) bool {
+	return t != nil && now.Before(t.until) && (t.secretVersion == "" || t.secretVersion == secretVersion)
+}
+
+// triesBefore is how often the same thing went wrong before.
+func (t *trouble) triesBefore(class idp.Class, secretVersion string) int {
+	if t == nil || t.class != class || t.secretVersion != secretVersion {
+		return 0
+	}
+	return t.tries
+}
+
+// troubleNow returns the failure that keeps the entry from asking the IdP, or
+// nil. The client's trouble stops all of its entries.
+func (e *entry) troubleNow(now time.Time) *trouble {
+	version := e.client.secret.Current().ID
+	if t := e.client.trouble.Load(); t.active(now, version) {
+		return t
+	}
+	if t := e.trouble.Load(); t.active(now, version) {
+		return t
+	}
+	return nil
+}
+
+// failing reports whether the last attempt to get a token failed, whether or
+// not it is time for another.
+func (e *entry) failing() bool { return e.trouble.Load() != nil || e.client.trouble.Load() != nil }
+
+// shards keeps the entries of questions other than the clients' own, spread over
+// locks so that callers of different tokens rarely meet at one.
+type shards struct {
+	shards   [64]shard
+	maxShard int
+}
+
+type shard struct {
+	mu      sync.RWMutex
+	entries map[key]*entry
+}
+
+func newShards(maxEntries int) *shards {
+	s := &shards{}
+	s.maxShard = max(1, maxEntries/len(s.shards))
+	for i := range s.shards {
+		s.shards[i].entries = map[key]*entry{}
+	}
+	return s
+}
+
+// get returns the entry at k, made by create where there is none.
+func (s *shards) get(k key, create func() *entry) *entry {
+	shard := &s.shards[int(k[0])%len(s.shards)]
+	shard.mu.RLock()
+	found := shard.entries[k]
+	shard.mu.RUnlock()
+	if found != nil {
+		return found
+	}
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if found := shard.entries[k]; found != nil {
+		return found
+	}
+	if len(shard.entries) >= s.maxShard {
+		shard.evict()
+	}
+	made := create()
+	shard.entries[k] = made
+	return made
+}
+
+// evict drops the entry whose token ends first among a few taken at random (the
+// order of a map). An entry is kept while a fetch for it is under way, for a
+// second one could start beside it. If all that it looked at must stay, the
+// shard grows by one.
+func (s *shard) evict() {
+	const sample = 16
+	var victim key
+	var victimEnds time.Time
+	found, seen := false, 0
+	for k, e := range s.entries {
+		if seen++; seen > sample {
+			break
+		}
+		if e.flight.Load() != nil {
+			continue
+		}
+		ends := time.Time{}
+		if tok := e.token.Load(); tok != nil {
+			ends = tok.ExpiresAt
+		}
+		if !found || ends.Before(victimEnds) {
+			victim, victimEnds, found = k, ends, true
+		}
+	}
+	if found {
+		delete(s.entries, victim)
+	}
+}
+
+// count returns the number of entries.
+func (s *shards) count() int {
+	n := 0
+	for i := range s.shards {
+		shard := &s.shards[i]
+		shard.mu.RLock()
+		n += len(shard.entries)
+		shard.mu.RUnlock()
+	}
+	return n
+}
+
+// wait waits for the flight on behalf of one caller.
+func (f *flight) wait(ctx context.Context) *Error {
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return gaveUp(ctx)
+	}
+}

@@ -1,0 +1,124 @@
+package broker
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// metrics has its children resolved where a hit counts, because looking them up
+// costs more than counting. Labels come from the configuration and from fixed
+// sets, never from a caller.
+type metrics struct {
+	memory, fetched, degraded, failed prometheus.Counter
+
+	answers   *prometheus.CounterVec // of which those four are children
+	fetches   *prometheus.CounterVec
+	fetchTime prometheus.Histogram
+	verified  *prometheus.CounterVec
+}
+
+func newMetrics() *metrics {
+	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_get_token_total",
+		Help: "Questions for a token, by what became of them: memory, fetched, degraded or failed.",
+	}, []string{"result"})
+	return &metrics{
+		memory:   answers.WithLabelValues("memory"),
+		fetched:  answers.WithLabelValues("fetched"),
+		degraded: answers.WithLabelValues("degraded"),
+		failed:   answers.WithLabelValues("failed"),
+		answers:  answers,
+		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_idp_fetches_total",
+			Help: "Token fetches from IdPs, by client and result: ok, or the class of the failure.",
+		}, []string{"client", "result"}),
+		fetchTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "tokenbroker_idp_fetch_duration_seconds",
+			Help:    "How long token fetches from IdPs took, retries included.",
+			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2, 4, 8, 10},
+		}),
+		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_verify_token_total",
+			Help: "Verifications, by result: active, undecided, or the reason of the rejection.",
+		}, []string{"result"}),
+	}
+}
+
+func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
+	if registerer == nil {
+		return
+	}
+	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, clientCollector{b})
+}
+
+// counted counts an answer on its way out.
+func (m *metrics) counted(a Answer) Answer {
+	switch {
+	case a.Degraded:
+		m.degraded.Inc()
+	case a.Source == FromIdP:
+		m.fetched.Inc()
+	default:
+		m.memory.Inc()
+	}
+	return a
+}
+
+func (m *metrics) fetch(client string, took time.Duration, err error) {
+	m.fetchTime.Observe(took.Seconds())
+	result := "ok"
+	if err != nil {
+		result = idp.ClassOf(err).String()
+	}
+	m.fetches.WithLabelValues(client, result).Inc()
+}
+
+func (m *metrics) verification(result verify.Result, err error) {
+	outcome := "active"
+	switch {
+	case err != nil:
+		outcome = "undecided"
+	case result.Rejection != nil:
+		outcome = result.Rejection.Reason.String()
+	}
+	m.verified.WithLabelValues(outcome).Inc()
+}
+
+// clientCollector shows the state of clients as it is when it is asked, so that
+// nothing has to be kept up to date on the way of a token.
+type clientCollector struct{ broker *Broker }
+
+//nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
+var (
+	expiryDesc = prometheus.NewDesc("tokenbroker_token_expiry_timestamp_seconds",
+		"When the token for a client's own audience and scopes expires; absent while none is held.", []string{"client"}, nil)
+	backoffDesc = prometheus.NewDesc("tokenbroker_client_backoff",
+		"1 while the IdP is not asked because it refused the client or throttles it, else 0.", []string{"client"}, nil)
+	entriesDesc = prometheus.NewDesc("tokenbroker_cache_entries",
+		"Tokens, or places for them, that are held besides those for the clients' own audience and scopes.", nil, nil)
+)
+
+func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- expiryDesc
+	out <- backoffDesc
+	out <- entriesDesc
+}
+
+func (c clientCollector) Collect(out chan<- prometheus.Metric) {
+	now := time.Now()
+	for _, client := range c.broker.clients {
+		if tok := client.entry.token.Load(); tok != nil {
+			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
+		}
+		backoff := 0.0
+		if client.trouble.Load().active(now, client.secret.Current().ID) {
+			backoff = 1
+		}
+		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)
+	}
+	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
+}

@@ -1,0 +1,40 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// Verify says whether a presented token is good. A bad token is a result, not an
+// error; the error is always an [*Error] and means that the broker could not
+// decide.
+func (b *Broker) Verify(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
+	result, err := b.verifier.Verify(ctx, presented, ask)
+	b.metrics.verification(result, err)
+	if err != nil {
+		return verify.Result{}, undecided(ctx, err)
+	}
+	return result, nil
+}
+
+func undecided(ctx context.Context, err error) *Error {
+	if ctx.Err() != nil {
+		return gaveUp(ctx)
+	}
+	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
+	if !ok {
+		return &Error{Code: Internal, Reason: ReasonInternal, Message: internalMessage, cause: err}
+	}
+	return &Error{
+		Code:       Unavailable,
+		Reason:     ReasonKeysUnavailable,
+		RetryAfter: unavailable.RetryAfter,
+		Metadata:   map[string]string{"issuer": unavailable.Issuer},
+		Message:    fmt.Sprintf("the keys of issuer %q are not to be had, so the token can neither be accepted nor refused; try again, and treat it as not verified until then", unavailable.Issuer),
+		cause:      err,
+	}
+}

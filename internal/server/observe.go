@@ -1,0 +1,157 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+// metrics counts calls. The children that successful calls of our own services
+// need are resolved at the start: looking them up would cost more than counting.
+type metrics struct {
+	handled *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	methods map[string]methodMetrics
+}
+
+type methodMetrics struct {
+	ok      prometheus.Counter
+	seconds prometheus.Observer
+}
+
+func newMetrics(registerer prometheus.Registerer) *metrics {
+	m := &metrics{
+		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_grpc_calls_total",
+			Help: "Calls that ended, by method and gRPC code.",
+		}, []string{"method", "code"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "tokenbroker_grpc_call_duration_seconds",
+			Help:    "How long unary calls took, by method.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .1, .25, 1, 2.5, 10, 30},
+		}, []string{"method"}),
+		methods: map[string]methodMetrics{},
+	}
+	for _, desc := range []grpc.ServiceDesc{tokenbrokerv1.TokenBrokerService_ServiceDesc, tokenbrokerv1.AdminService_ServiceDesc} {
+		for _, method := range desc.Methods {
+			name := "/" + desc.ServiceName + "/" + method.MethodName
+			m.methods[name] = methodMetrics{
+				ok:      m.handled.WithLabelValues(name, codes.OK.String()),
+				seconds: m.seconds.WithLabelValues(name),
+			}
+		}
+	}
+	if registerer != nil {
+		registerer.MustRegister(m.handled, m.seconds)
+	}
+	return m
+}
+
+func (m *metrics) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	begun := time.Now()
+	resp, err := handler(ctx, req)
+	method, own := m.methods[info.FullMethod]
+	if own {
+		method.seconds.Observe(time.Since(begun).Seconds())
+	}
+	if own && err == nil {
+		method.ok.Inc()
+	} else {
+		m.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
+	}
+	return resp, err
+}
+
+func (m *metrics) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	err := handler(srv, stream)
+	m.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
+	return err
+}
+
+// callLog logs calls that failed or were slow, and no others: a line for each
+// call would cost more than the call. Nor does it write a line for each failure
+// in a flood of them; the metrics count them all.
+type callLog struct {
+	log  *slog.Logger
+	slow time.Duration
+	// One window for each gRPC code.
+	windows [codes.Unauthenticated + 1]window
+}
+
+// linesPerSecond is how many failures of one code are logged in a second.
+const linesPerSecond = 10
+
+// window counts the lines of one second.
+type window struct{ second, lines atomic.Int64 }
+
+func (w *window) admits(now time.Time) bool {
+	second := now.Unix()
+	if w.second.Swap(second) != second {
+		w.lines.Store(0)
+	}
+	return w.lines.Add(1) <= linesPerSecond
+}
+
+func (l *callLog) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	begun := time.Now()
+	resp, err := handler(ctx, req)
+	took := time.Since(begun)
+	switch {
+	case err != nil:
+		l.failed(ctx, info.FullMethod, took, err)
+	case l.slow > 0 && took > l.slow && l.windows[codes.OK].admits(time.Now()):
+		l.log.InfoContext(ctx, "slow call", "method", info.FullMethod, "took", took.Round(time.Millisecond))
+	}
+	return resp, err
+}
+
+func (l *callLog) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	begun := time.Now()
+	err := handler(srv, stream)
+	if err != nil {
+		l.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
+	}
+	return err
+}
+
+// failed logs the status's own message: it is written for callers, and so holds
+// nothing that must not be seen.
+func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
+	told := status.Convert(err)
+	code := min(told.Code(), codes.Unauthenticated)
+	if !l.windows[code].admits(time.Now()) {
+		return
+	}
+	l.log.Log(ctx, level(code), "call failed", "method", method, "code", told.Code().String(),
+		"took", took.Round(time.Millisecond), "error", told.Message())
+}
+
+// level is how loud a failure is: those of the caller's making are not news to
+// whoever runs the broker.
+func level(code codes.Code) slog.Level {
+	switch code {
+	case codes.Internal, codes.Unknown, codes.DataLoss:
+		return slog.LevelError
+	case codes.FailedPrecondition, codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
+		return slog.LevelWarn
+	default:
+		return slog.LevelInfo
+	}
+}
+
+// crashed turns a panic into a status that tells the caller nothing. The value
+// of a panic may hold anything, so the log gets its type and the stack.
+func (l *callLog) crashed(ctx context.Context, cause any) error {
+	l.log.ErrorContext(ctx, "a handler crashed", "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
+	return statusOf(nil)
+}

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+type service struct {
+	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
+
+	broker *broker.Broker
+}
+
+// GetToken answers from the broker.
+func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
+	ask, invalid := askOf(req)
+	if invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	answer, err := s.broker.Get(ctx, ask)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return tokenResponse(answer), nil
+}
+
+// tokenResponse makes the message and its timestamps in one allocation: this is
+// the way of every hit.
+func tokenResponse(answer broker.Answer) *tokenbrokerv1.GetTokenResponse {
+	tok := answer.Token
+	made := &struct {
+		message          tokenbrokerv1.GetTokenResponse
+		expires, refresh timestamppb.Timestamp
+	}{}
+	setTime(&made.expires, tok.ExpiresAt)
+	setTime(&made.refresh, answer.RefreshAt)
+	m := &made.message
+	m.AccessToken = tok.Value.Reveal()
+	m.TokenType = tok.Type
+	m.ExpiresAt = &made.expires
+	m.RefreshAt = &made.refresh
+	m.Scopes = tok.Scopes
+	m.Extras = tok.Extras
+	m.Source = source(answer.Source)
+	m.Degraded = answer.Degraded
+	return m
+}
+
+func setTime(to *timestamppb.Timestamp, t time.Time) {
+	to.Seconds = t.Unix()
+	to.Nanos = int32(t.Nanosecond()) //nolint:gosec // below 1e9
+}
+
+func source(s broker.Source) tokenbrokerv1.TokenSource {
+	switch s {
+	case broker.FromMemory:
+		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY
+	case broker.FromIdP:
+		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED
+	default:
+		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_UNSPECIFIED
+	}
+}
+
+// VerifyToken answers from the broker.
+func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	if invalid := checkVerify(req); invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	result, err := s.broker.Verify(ctx, redact.New(req.GetToken()), verify.Request{
+		Audience: req.GetAudience(),
+		Scopes:   req.GetRequiredScopes(),
+		Issuer:   req.GetIssuer(),
+	})
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	if result.Rejection != nil {
+		return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{
+			Reason:  reason(result.Rejection.Reason),
+			Message: result.Rejection.Message,
+		}}, nil
+	}
+	return verified(result), nil
+}
+
+// reason translates a reason, whose numbers are those of the API.
+func reason(r verify.Reason) tokenbrokerv1.RejectionReason {
+	return tokenbrokerv1.RejectionReason(r) //nolint:gosec // there are but a few
+}
+
+func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
+	f := result.Facts
+	m := &tokenbrokerv1.VerifyTokenResponse{
+		Active:     true,
+		Issuer:     f.Issuer,
+		Subject:    f.Subject,
+		ClientId:   f.ClientID,
+		Audience:   f.Audience,
+		Scopes:     f.Scopes,
+		ExpiresAt:  timestamppb.New(f.ExpiresAt),
+		TokenId:    f.TokenID,
+		ClaimsJson: f.Claims,
+		ValidUntil: timestamppb.New(result.ValidUntil),
+	}
+	if !f.IssuedAt.IsZero() {
+		m.IssuedAt = timestamppb.New(f.IssuedAt)
+	}
+	if f.Confirmation != nil {
+		m.Confirmation = &tokenbrokerv1.Confirmation{Jkt: f.Confirmation.JKT, X5TS256: f.Confirmation.X5TS256}
+	}
+	return m
+}

@@ -1,0 +1,47 @@
+package server
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+func TestEveryCodeHasAStatus(t *testing.T) {
+	table := map[broker.Code]codes.Code{
+		broker.Internal:           codes.Internal,
+		broker.InvalidArgument:    codes.InvalidArgument,
+		broker.PermissionDenied:   codes.PermissionDenied,
+		broker.FailedPrecondition: codes.FailedPrecondition,
+		broker.ResourceExhausted:  codes.ResourceExhausted,
+		broker.Unavailable:        codes.Unavailable,
+		broker.DeadlineExceeded:   codes.DeadlineExceeded,
+		broker.Canceled:           codes.Canceled,
+	}
+	for from, want := range table {
+		if got := status.Code(statusOf(&broker.Error{Code: from})); got != want {
+			t.Errorf("code %d becomes %v, want %v", from, got, want)
+		}
+	}
+}
+
+func TestForeignErrorIsNotShown(t *testing.T) {
+	told := status.Convert(statusOf(errors.New("canary")))
+	if told.Code() != codes.Internal || strings.Contains(told.Message(), "canary") {
+		t.Errorf("status = %v", told)
+	}
+}
+
+func TestEveryReasonOfARejectionHasAName(t *testing.T) {
+	for r := verify.Malformed; r <= verify.InsufficientScope; r++ {
+		name := strings.ToLower(strings.TrimPrefix(reason(r).String(), "REJECTION_REASON_"))
+		if name != r.String() {
+			t.Errorf("%v becomes %q", r, name)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package server
+
+import (
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/broker"
+)
+
+// Bounds of requests, as the proto files state them.
+const (
+	maxClientName = 128
+	maxValue      = 512 // an audience, a resource, an issuer
+	maxResources  = 8
+	maxAudiences  = 16
+	maxScopes     = 64
+	maxScope      = 256
+	maxMinTTL     = 24 * time.Hour
+	sha256Size    = 32
+)
+
+func invalid(field, format string, args ...any) *broker.Error {
+	return &broker.Error{
+		Code:    broker.InvalidArgument,
+		Reason:  broker.ReasonInvalidRequest,
+		Field:   field,
+		Message: field + ": " + fmt.Sprintf(format, args...),
+	}
+}
+
+// askOf checks a request and turns it into a question. Unknown fields are
+// refused: a caller who sends one relies on what this broker does not know.
+func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *broker.Error) {
+	ask := broker.Ask{
+		Client:    req.GetClientName(),
+		Audience:  req.GetAudience(),
+		Resources: req.GetResources(),
+		Scopes:    req.GetScopes(),
+	}
+	if len(req.ProtoReflect().GetUnknown()) > 0 {
+		return ask, invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
+	}
+	err := firstOf(
+		checkClientName(ask.Client),
+		checkValue("audience", ask.Audience),
+		checkEach("resources", ask.Resources, maxResources, checkResource),
+		checkEach("scopes", ask.Scopes, maxScopes, checkScope),
+	)
+	if err != nil {
+		return ask, err
+	}
+	if wish := req.GetMinTtl(); wish != nil {
+		ask.MinTTL = wish.AsDuration()
+		if wish.CheckValid() != nil || ask.MinTTL < 0 || ask.MinTTL > maxMinTTL {
+			return ask, invalid("min_ttl", "want a duration of 0 to %v", maxMinTTL)
+		}
+	}
+	switch rejected := req.GetRejectedTokenSha256(); len(rejected) {
+	case 0:
+	case sha256Size:
+		ask.Rejected = (*[sha256Size]byte)(rejected)
+	default:
+		return ask, invalid("rejected_token_sha256", "want the %d bytes of a SHA-256, got %d", sha256Size, len(rejected))
+	}
+	return ask, nil
+}
+
+func checkVerify(req *tokenbrokerv1.VerifyTokenRequest) *broker.Error {
+	if len(req.ProtoReflect().GetUnknown()) > 0 {
+		return invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
+	}
+	if req.GetToken() == "" {
+		return invalid("token", "it is required")
+	}
+	return firstOf(
+		checkEach("audience", req.GetAudience(), maxAudiences, checkResource),
+		checkEach("required_scopes", req.GetRequiredScopes(), maxScopes, checkScope),
+		checkValue("issuer", req.GetIssuer()),
+	)
+}
+
+func firstOf(errs ...*broker.Error) *broker.Error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkClientName(name string) *broker.Error {
+	if name == "" {
+		return invalid("client_name", "it is required: the name of a client in the broker's configuration")
+	}
+	if len(name) > maxClientName {
+		return invalid("client_name", "want at most %d characters, got %d", maxClientName, len(name))
+	}
+	for _, c := range []byte(name) {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && c != '.' && c != '_' && c != '-' {
+			return invalid("client_name", "want only letters, digits, '.', '_' and '-'")
+		}
+	}
+	return nil
+}
+
+func checkValue(field, value string) *broker.Error {
+	if len(value) > maxValue {
+		return invalid(field, "want at most %d bytes, got %d", maxValue, len(value))
+	}
+	for _, c := range value {
+		if c < ' ' || c == 0x7f || c == utf8.RuneError {
+			return invalid(field, "it holds a control character")
+		}
+	}
+	return nil
+}
+
+func checkEach(field string, values []string, most int, check func(field, value string) *broker.Error) *broker.Error {
+	if len(values) > most {
+		return invalid(field, "want at most %d, got %d", most, len(values))
+	}
+	for _, value := range values {
+		if err := check(field, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkResource(field, value string) *broker.Error {
+	if value == "" {
+		return invalid(field, "one of them is empty")
+	}
+	return checkValue(field, value)
+}
+
+// checkScope holds a scope to scope-token of RFC 6749 section 3.3.
+func checkScope(field, scope string) *broker.Error {
+	if scope == "" {
+		return invalid(field, "one of them is empty")
+	}
+	if len(scope) > maxScope {
+		return invalid(field, "want at most %d bytes each, got %d", maxScope, len(scope))
+	}
+	for _, c := range []byte(scope) {
+		if c <= ' ' || c >= 0x7f || c == '"' || c == '\\' {
+			return invalid(field, "one of them holds a character that a scope may not hold; send scopes one by one, not as one text with spaces")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/jose"
+)
+
+// Facts are what a token with a good signature says, and nothing of whether it
+// is good for anything. They are immutable: whoever gets them must not change
+// what they hold.
+type Facts struct {
+	// Issuer is the iss claim, as configured.
+	Issuer string
+	// Subject is the sub claim, never empty. An identity is the pair (Issuer,
+	// Subject).
+	Subject string
+	// ClientID is the client_id claim, else azp; may be empty.
+	ClientID string
+	// Audience is the aud claim as a list; may be empty.
+	Audience []string
+	// Scopes are those of the issuer's scope claim; may be empty.
+	Scopes []string
+	// IssuedAt and NotBefore are the iat and nbf claims; zero: there is none.
+	IssuedAt, NotBefore time.Time
+	// ExpiresAt is the exp claim.
+	ExpiresAt time.Time
+	// TokenID is the jti claim; may be empty.
+	TokenID string
+	// Confirmation is the cnf claim: the token is bound to a key of its holder,
+	// which is not checked here. Nil: it is a bearer token.
+	Confirmation *Confirmation
+	// Claims is the payload as it was signed: one JSON object.
+	Claims []byte
+
+	typ     string // the header's typ
+	access  bool   // has a claim that only access tokens have
+	purpose string // what the claims show it to be instead; empty: nothing
+}
+
+// Confirmation names the key that a token is bound to. If both members are
+// empty it is bound in a way that is only in the claims.
+type Confirmation struct {
+	// JKT is the SHA-256 thumbprint of a DPoP key (RFC 9449); may be empty.
+	JKT string
+	// X5TS256 is the SHA-256 thumbprint of a certificate (RFC 8705); may be
+	// empty.
+	X5TS256 string
+}
+
+// maxSeconds is where a float64 begins to leave out whole numbers.
+const maxSeconds = 1 << 53
+
+// newFacts reads the claims of a token whose signature holds. The error is a
+// part of a sentence that names a claim.
+func newFacts(header jose.Header, claims jose.Object, payload []byte, scopeClaim string) (*Facts, error) {
+	r := reader{claims: claims}
+	f := &Facts{
+		Issuer:       r.text("iss"),
+		Subject:      r.required("sub"),
+		ClientID:     r.text("client_id"),
+		Audience:     r.audience(),
+		Scopes:       r.scopes(scopeClaim),
+		IssuedAt:     r.time("iat"),
+		NotBefore:    r.time("nbf"),
+		ExpiresAt:    r.expiry(),
+		TokenID:      r.text("jti"),
+		Confirmation: r.confirmation(),
+		Claims:       payload,
+		typ:          header.Type,
+		access:       accessToken(claims, scopeClaim),
+		purpose:      otherPurpose(claims),
+	}
+	if f.ClientID == "" {
+		f.ClientID = r.text("azp")
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return f, nil
+}
+
+// reader reads claims until one is not sound, and keeps the error of that one.
+type reader struct {
+	claims jose.Object
+	err    error
+}
+
+func (r *reader) fail(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+func (r *reader) text(name string) string {
+	text, _, err := r.claims.Text(name)
+	if err != nil {
+		r.fail(err)
+	}
+	return text
+}
+
+func (r *reader) required(name string) string {
+	text := r.text(name)
+	if text == "" {
+		r.fail(fmt.Errorf("its %s is missing or empty", name))
+	}
+	return text
+}
+
+func (r *reader) audience() []string {
+	list, array, err := r.claims.List("aud")
+	switch {
+	case err != nil:
+		r.fail(err)
+	case array && len(list) == 0, slices.Contains(list, ""):
+		r.fail(errors.New("its aud is empty, or holds what is"))
+	}
+	return list
+}
+
+// scopes are one string with single spaces between them (RFC 6749 section 3.3),
+// or an array of strings. The empty string, which some issuers write where
+// there is no scope, has none.
+func (r *reader) scopes(claim string) []string {
+	list, array, err := r.claims.List(claim)
+	if err != nil {
+		r.fail(err)
+		return nil
+	}
+	if !array && len(list) == 1 {
+		if list[0] == "" {
+			return nil
+		}
+		list = strings.Split(list[0], " ")
+	}
+	if !allFunc(list, scopeToken) {
+		r.fail(fmt.Errorf("its %s holds what is not a scope (RFC 6749 section 3.3)", claim))
+	}
+	return list
+}
+
+func allFunc(list []string, good func(string) bool) bool {
+	return !slices.ContainsFunc(list, func(s string) bool { return !good(s) })
+}
+
+func scopeToken(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c <= ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// time reads a NumericDate (RFC 7519 section 2), which may have a fraction; it
+// is cut off. Zero: there is none.
+func (r *reader) time(name string) time.Time {
+	seconds, present, err := r.claims.Number(name)
+	switch {
+	case err != nil:
+		r.fail(err)
+	case present && (seconds < 0 || seconds >= maxSeconds):
+		r.fail(fmt.Errorf("its %s is not a time", name))
+	case present:
+		return time.Unix(int64(math.Floor(seconds)), 0)
+	}
+	return time.Time{}
+}
+
+func (r *reader) expiry() time.Time {
+	exp := r.time("exp")
+	if exp.Unix() <= 0 {
+		r.fail(errors.New("its exp is missing or zero"))
+	}
+	return exp
+}
+
+func (r *reader) confirmation() *Confirmation {
+	cnf, present, err := r.claims.Object("cnf")
+	if err != nil {
+		r.fail(err)
+	}
+	if !present {
+		return nil
+	}
+	inner := reader{claims: cnf}
+	c := &Confirmation{JKT: inner.text("jkt"), X5TS256: inner.text("x5t#S256")}
+	if inner.err != nil {
+		r.fail(inner.err)
+	}
+	return c
+}
+
+// accessToken looks for claims that issuers put into access tokens and not into
+// ID tokens: besides the standard ones, those of Okta, Entra ID, Auth0 and
+// Kubernetes.
+func accessToken(claims jose.Object, scopeClaim string) bool {
+	return slices.ContainsFunc([]string{
+		scopeClaim, "scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io",
+	}, claims.Has)
+}
+
+// otherPurpose recognizes tokens that are not access tokens by what only they
+// hold.
+func otherPurpose(claims jose.Object) string {
+	switch {
+	case claims.Has("at_hash") || claims.Has("c_hash"): // OpenID Connect Core sections 3.1.3.6 and 3.3.2.11
+		return "an ID token"
+	case claims.Has("events"): // RFC 8417
+		return "a security event, such as a logout token"
+	case claims.Has("htm") || claims.Has("htu"): // RFC 9449
+		return "a DPoP proof"
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,187 @@
+package verify
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/jose"
+)
+
+// Config says whose tokens are good.
+type Config struct {
+	// Issuers, each once. None: every token is of an unknown issuer.
+	Issuers []IssuerConfig
+	// HTTP is made by [discovery.NewHTTPClient]. Nil: a client of its own.
+	HTTP *http.Client
+	// Logger is told of keys that come and go and of failed fetches. Nil: nobody
+	// is.
+	Logger *slog.Logger
+	// Registerer takes the metrics. Nil: nobody does.
+	Registerer prometheus.Registerer
+}
+
+// IssuerConfig says which tokens of an issuer are good, and where its keys are:
+// one of Discovery, JWKSURL and JWKSFile is needed.
+type IssuerConfig struct {
+	// Issuer is the iss claim of its tokens, byte for byte. Templates such as
+	// {tenantid} are refused: each tenant is an issuer with keys of its own.
+	Issuer string
+	// Discovery finds the issuer's jwks_uri. Not asked if JWKSURL or JWKSFile is
+	// set.
+	Discovery *discovery.Issuer
+	// JWKSURL is where the issuer's JWK set is. It must pass
+	// [discovery.CheckURL].
+	JWKSURL string
+	// JWKSFile is a file with the issuer's JWK set, for networks without a way
+	// to the issuer. It is read again as often as a URL would be fetched.
+	JWKSFile string
+	// AllowHTTP lets JWKSURL be plain http on hosts that are not loopback.
+	AllowHTTP bool
+
+	// Audiences: a token must be for one of these, where a caller names none.
+	// At least one is needed: no audience never means any.
+	Audiences []string
+	// Algorithms that signatures may have, of [jose.Algorithms]. Empty: RS256,
+	// ES256 and EdDSA.
+	Algorithms []string
+	// Types are the media types that typ may have, in any case and with or
+	// without "application/" (RFC 7515 section 4.1.9). Empty: at+jwt, which is
+	// how RFC 9068 marks access tokens. JWT also admits tokens without typ. Any
+	// other token than at+jwt must have a claim that marks it as an access
+	// token, and none that marks it as something else.
+	Types []string
+	// ScopeClaim holds the scopes: scope, scp or permissions. Empty: scope.
+	ScopeClaim string
+	// Leeway is how far the issuer's clock may be off, at most 60 s. Zero: 30 s.
+	// Negative: not at all.
+	Leeway time.Duration
+	// MaxLifetime bounds how long tokens are issued for: from iat to exp, or
+	// from now where there is no iat. Zero: 24 h.
+	MaxLifetime time.Duration
+	// MaxAge bounds how long ago tokens were issued; they then need an iat.
+	// Zero: no bound.
+	MaxAge time.Duration
+	// RefreshInterval is how often the keys are fetched where the issuer gives
+	// no max-age of its own, 1 to 15 min. Zero: 5 min.
+	RefreshInterval time.Duration
+	// MaxStale is how long keys are used that could not be fetched again: at
+	// least RefreshInterval, at most 24 h. Zero: 1 h.
+	MaxStale time.Duration
+}
+
+const maxLeeway = time.Minute
+
+func (c IssuerConfig) withDefaults() IssuerConfig {
+	if len(c.Algorithms) == 0 {
+		c.Algorithms = []string{"RS256", "ES256", "EdDSA"}
+	}
+	if len(c.Types) == 0 {
+		c.Types = []string{accessTokenType}
+	}
+	if c.ScopeClaim == "" {
+		c.ScopeClaim = "scope"
+	}
+	c.Leeway = max(orDefault(c.Leeway, 30*time.Second), 0)
+	c.MaxLifetime = orDefault(c.MaxLifetime, 24*time.Hour)
+	c.RefreshInterval = orDefault(c.RefreshInterval, 5*time.Minute)
+	c.MaxStale = orDefault(c.MaxStale, time.Hour)
+	return c
+}
+
+func orDefault(d, standard time.Duration) time.Duration {
+	if d == 0 {
+		return standard
+	}
+	return d
+}
+
+// check refuses what would accept more than was meant, or nothing at all.
+func (c IssuerConfig) check() error {
+	if err := c.checkSource(); err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(c.Algorithms, func(name string) bool { return !slices.Contains(jose.Algorithms(), name) }); i >= 0 {
+		return fmt.Errorf("the algorithm %q is not one of %s", c.Algorithms[i], strings.Join(jose.Algorithms(), ", "))
+	}
+	switch {
+	case c.Issuer == "":
+		return errors.New("its name is empty")
+	case strings.ContainsAny(c.Issuer, "{}"):
+		return errors.New("its name is a template; configure each tenant's issuer as one of its own")
+	case len(c.Audiences) == 0 || slices.Contains(c.Audiences, ""):
+		return errors.New("it needs audiences, none of them empty: say whom its tokens are for")
+	case slices.Contains(c.Types, ""):
+		return errors.New("one of its types is empty; JWT admits tokens without typ")
+	case !slices.Contains([]string{"scope", "scp", "permissions"}, c.ScopeClaim):
+		return fmt.Errorf("the scope claim %q is not one of scope, scp, permissions", c.ScopeClaim)
+	}
+	return c.checkTimes()
+}
+
+func (c IssuerConfig) checkSource() error {
+	switch {
+	case c.JWKSURL != "" && c.JWKSFile != "":
+		return errors.New("it has both a JWKS URL and a JWKS file; choose one")
+	case c.JWKSFile != "":
+		return nil
+	case c.JWKSURL != "":
+		if err := discovery.CheckURL(c.JWKSURL, c.AllowHTTP); err != nil {
+			return fmt.Errorf("its JWKS URL: %w", err)
+		}
+		return nil
+	case c.Discovery == nil:
+		return errors.New("it has no place to find its keys: a JWKS URL, a JWKS file or discovery")
+	}
+	return nil
+}
+
+func (c IssuerConfig) checkTimes() error {
+	switch {
+	case c.Leeway > maxLeeway:
+		return fmt.Errorf("its leeway is longer than %v", maxLeeway)
+	case c.MaxLifetime < 0 || c.MaxAge < 0:
+		return errors.New("its maximal lifetime or age is negative")
+	case c.RefreshInterval < minInterval || c.RefreshInterval > maxInterval:
+		return fmt.Errorf("its refresh interval is not between %v and %v", minInterval, maxInterval)
+	case c.MaxStale < c.RefreshInterval || c.MaxStale > 24*time.Hour:
+		return errors.New("its maximal staleness is not between its refresh interval and 24 h")
+	}
+	return nil
+}
+
+// New returns a Verifier. It sends nothing yet: see [Verifier.Run]. An error
+// names the issuer whose configuration is at fault.
+func New(cfg Config) (*Verifier, error) {
+	if cfg.HTTP == nil {
+		cfg.HTTP = discovery.NewHTTPClient(nil)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	metrics, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	v := &Verifier{byName: map[string]*issuer{}}
+	for _, given := range cfg.Issuers {
+		c := given.withDefaults()
+		if err := c.check(); err != nil {
+			return nil, fmt.Errorf("issuer %q: %w", c.Issuer, err)
+		}
+		if v.byName[c.Issuer] != nil {
+			return nil, fmt.Errorf("issuer %q: it is configured twice", c.Issuer)
+		}
+		i := &issuer{cfg: c, keys: newKeySource(c, cfg.HTTP, cfg.Logger, metrics)}
+		v.issuers = append(v.issuers, i)
+		v.byName[c.Issuer] = i
+	}
+	return v, nil
+}

@@ -1,0 +1,133 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/jose"
+)
+
+// noMaxAge stands for an answer without a max-age.
+const noMaxAge = -1
+
+// load gets the issuer's JWK set from where it is configured to be. The error
+// shows nothing of what was found there.
+func (s *keySource) load(ctx context.Context) (set jose.Set, maxAge time.Duration, err error) {
+	// No interceptor stands between this goroutine and the end of the process,
+	// and the parser of keys is not ours.
+	defer func() {
+		if recover() != nil {
+			s.logger.Error("loading the keys of an issuer panicked", "stack", string(debug.Stack()))
+			err = errors.New("loading them failed in a way that is a defect of the broker; its log has more")
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	place, data, header, err := s.read(ctx)
+	if err != nil {
+		return jose.Set{}, noMaxAge, err
+	}
+	set, err = jose.ParseSet(data)
+	if err != nil {
+		return jose.Set{}, noMaxAge, fmt.Errorf("%s: %w", place, err)
+	}
+	return set, maxAgeOf(header), nil
+}
+
+func (s *keySource) read(ctx context.Context) (place string, data []byte, header http.Header, err error) {
+	if s.cfg.JWKSFile != "" {
+		data, err = readFile(s.cfg.JWKSFile)
+		return s.cfg.JWKSFile, data, nil, err
+	}
+	url := s.cfg.JWKSURL
+	if url == "" {
+		metadata, err := s.cfg.Discovery.Metadata(ctx)
+		if err != nil {
+			return "", nil, nil, err
+		}
+		url = metadata.JWKSURI
+	}
+	if url == "" {
+		return "", nil, nil, errors.New("its metadata names no jwks_uri; configure the JWKS URL")
+	}
+	data, header, err = discovery.Get(ctx, s.client, url, jose.MaxSetSize)
+	return discovery.Printable(url), data, header, err
+}
+
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	return io.ReadAll(io.LimitReader(file, jose.MaxSetSize+1)) // one more, to be found too long
+}
+
+// maxAgeOf reads Cache-Control (RFC 9111 section 5.2.2.1).
+func maxAgeOf(header http.Header) time.Duration {
+	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
+		seconds, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31)
+		if strings.EqualFold(name, "max-age") && err == nil {
+			return time.Duration(seconds) * time.Second
+		}
+	}
+	return noMaxAge
+}
+
+// report tells log and metrics what a fetch changed.
+func (s *keySource) report(before, after *state) {
+	if after.err != nil {
+		s.metrics.failure.Inc()
+		if !errors.Is(after.err, context.Canceled) { // at the end of the process
+			s.logger.Warn("the keys of an issuer cannot be fetched", "error", after.err, "failures", after.failures, "keys", len(after.keys))
+		}
+		return
+	}
+	s.metrics.success.Inc()
+	s.metrics.keys.Set(float64(len(after.keys)))
+	s.metrics.skipped.Set(float64(len(after.skipped)))
+	s.metrics.lastSuccess.Set(float64(after.loadedAt.UnixMilli()) / 1000)
+	if before.failures > 0 {
+		s.logger.Info("the keys of an issuer can be fetched again", "failures", before.failures)
+	}
+	s.logKeys("a key of an issuer is trusted from now on", after.keys, before.keys)
+	s.logKeys("a key of an issuer is not trusted any more", before.keys, after.keys)
+	if !slices.EqualFunc(before.skipped, after.skipped, sameSkipped) {
+		s.logSkipped(after.skipped)
+	}
+}
+
+// logKeys logs the keys that the others lack, or have other material for.
+func (s *keySource) logKeys(message string, keys, others map[string]*jose.Key) {
+	for kid, key := range keys {
+		if other := others[kid]; other == nil || other.Thumbprint() != key.Thumbprint() {
+			s.logger.Info(message, "kid", kid, "thumbprint", key.Thumbprint())
+		}
+	}
+}
+
+func sameSkipped(a, b jose.Skipped) bool {
+	return a.Index == b.Index && a.Reason.Error() == b.Reason.Error()
+}
+
+func (s *keySource) logSkipped(skipped []jose.Skipped) {
+	for _, entry := range skipped {
+		level := slog.LevelWarn
+		if errors.Is(entry.Reason, jose.ErrPrivateKey) {
+			level = slog.LevelError
+		}
+		s.logger.Log(context.Background(), level, "an entry of an issuer's JWK set is not used", "index", entry.Index, "reason", entry.Reason)
+	}
+}

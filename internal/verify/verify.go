@@ -1,0 +1,240 @@
+// Package verify decides whether a presented access token is good. It takes
+// JWTs in compact form, signed by an issuer that is configured, and does each
+// step only after the one before it:
+//
+//	form       three parts, canonical, bounded; a header that asks for nothing unusual
+//	issuer     iss, byte for byte one of those configured; no network
+//	algorithm  one that the issuer is configured with
+//	key        kid, looked up among that issuer's keys only
+//	signature  by exactly that algorithm; a bad one never causes a fetch
+//	claims     of the right kind, once the signature holds
+//	judgement  type, time, audience, scopes: on every call
+//
+// The first four tell a caller nothing that is not in the token for all to see,
+// and nothing is said of the claims before the signature holds. What the steps
+// up to the claims find out are [Facts], which depend on the token and its
+// issuer alone; the judgement depends on the time and on what was asked, does no
+// I/O, and is never to be kept.
+//
+// A bad token is an answer, a [Rejection]. An error means that nothing could be
+// decided: an [*UnavailableError], or the error of the caller's context.
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// maxValidity bounds how long an answer may be kept: what is decided after it
+// (a change of the configuration, for one) must reach those who keep answers.
+const maxValidity = 5 * time.Minute
+
+// Verifier verifies tokens of the issuers that it was made for. It is safe for
+// concurrent use.
+type Verifier struct {
+	issuers []*issuer
+	byName  map[string]*issuer
+}
+
+type issuer struct {
+	cfg  IssuerConfig // with its defaults
+	keys *keySource
+}
+
+// Request is what a token must be good for.
+type Request struct {
+	// Audience: the token must be for one of these. Empty: one of those that
+	// its issuer is configured with.
+	Audience []string
+	// Scopes: the token must carry all of these.
+	Scopes []string
+	// Issuer: the token must be of this one. Empty: any that is configured.
+	Issuer string
+}
+
+// Result is the answer: either Facts or Rejection is set.
+type Result struct {
+	Facts *Facts
+	// ValidUntil is how long the answer may be kept: the earliest of the
+	// token's expiry, 5 minutes from now, and the time by which it would be
+	// noticed here that the issuer has removed the key. It may be in the past,
+	// within the leeway after the expiry or while the issuer's keys cannot be
+	// fetched: such an answer is good now and must not be kept.
+	ValidUntil time.Time
+	Rejection  *Rejection
+}
+
+// Verify judges a presented token. Where the issuer's keys were never loaded it
+// waits for them up to 5 s, and where the token names a key that is not known up
+// to 1 s, but never beyond ctx; otherwise it does no I/O.
+func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
+	result, err := v.verify(ctx, presented, req)
+	if rejection, ok := errors.AsType[*Rejection](err); ok {
+		return Result{Rejection: rejection}, nil
+	}
+	return result, err
+}
+
+func (v *Verifier) verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
+	issuer, facts, keptUntil, err := v.establish(ctx, presented, req.Issuer)
+	if err != nil {
+		return Result{}, err
+	}
+	now := time.Now()
+	if err := judge(facts, &issuer.cfg, req, now); err != nil {
+		return Result{}, err
+	}
+	return Result{Facts: facts, ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(maxValidity))}, nil
+}
+
+// establish returns the facts that a good signature vouches for, and until when
+// the key that made it is known to be its issuer's.
+func (v *Verifier) establish(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
+	token, header, claims, err := takeApart(presented)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	issuer, err := v.issuerOf(claims, pin)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	key, keptUntil, err := issuer.keyFor(ctx, header)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	if err := jose.Verify(header.Algorithm, key, token.SigningInput, token.Signature); err != nil {
+		return nil, nil, time.Time{}, reject(BadSignature, "The token's signature does not hold.")
+	}
+	// The claims were read from the very bytes that were signed, iss included.
+	facts, err := newFacts(header, claims, token.Payload, issuer.cfg.ScopeClaim)
+	if err != nil {
+		return nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
+	}
+	return issuer, facts, keptUntil, nil
+}
+
+// takeApart reads the token. Nothing in it is to be believed yet.
+func takeApart(presented redact.String) (jose.Compact, jose.Header, jose.Object, error) {
+	token, err := jose.Split(presented)
+	if err != nil {
+		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(err)
+	}
+	header, err := jose.ParseHeader(token.Header)
+	if err != nil {
+		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(err)
+	}
+	claims, err := jose.ParseObject(token.Payload)
+	if err != nil {
+		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(fmt.Errorf("its payload %w", err))
+	}
+	return token, header, claims, nil
+}
+
+func malformed(err error) error {
+	if unsupported, ok := errors.AsType[jose.UnsupportedError](err); ok {
+		return reject(Unsupported, "The token asks for what is never accepted: %v.", unsupported)
+	}
+	return reject(Malformed, "The token is malformed: %v.", err)
+}
+
+func (v *Verifier) issuerOf(claims jose.Object, pin string) (*issuer, error) {
+	iss, present, err := claims.Text("iss")
+	issuer := v.byName[iss]
+	switch {
+	case err != nil || !present:
+		return nil, reject(UnknownIssuer, "The token names no issuer (iss).")
+	case issuer == nil:
+		return nil, reject(UnknownIssuer, "The token's issuer (iss) is not one of those configured; they are compared byte by byte.")
+	case pin != "" && iss != pin:
+		return nil, reject(UnknownIssuer, "The token is of another issuer (iss) than the one asked for; they are compared byte by byte.")
+	}
+	return issuer, nil
+}
+
+// keyFor returns the key that the header names, if it may be used with the
+// algorithm that the header names.
+func (i *issuer) keyFor(ctx context.Context, header jose.Header) (*jose.Key, time.Time, error) {
+	if !slices.Contains(i.cfg.Algorithms, header.Algorithm) {
+		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of those configured for its issuer, %s.",
+			strings.Join(i.cfg.Algorithms, ", "))
+	}
+	if header.KeyID == "" {
+		return nil, time.Time{}, reject(UnknownKey, "The token's header names no key (kid).")
+	}
+	key, keptUntil, err := i.keys.find(ctx, header.KeyID)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	// A key that says EdDSA serves for Ed25519, the other name of the same
+	// algorithm, and the reverse, only where both are configured.
+	declared := key.Declared()
+	if !key.Permits(header.Algorithm) || declared != "" && !slices.Contains(i.cfg.Algorithms, declared) {
+		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's key is not for its algorithm (alg).")
+	}
+	return key, keptUntil, nil
+}
+
+func earliest(first time.Time, others ...time.Time) time.Time {
+	for _, t := range others {
+		if t.Before(first) {
+			first = t
+		}
+	}
+	return first
+}
+
+// Run keeps the keys of all issuers fresh until ctx ends, and returns when all
+// that it started has ended.
+func (v *Verifier) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	for _, issuer := range v.issuers {
+		all.Go(func() { issuer.keys.run(ctx) })
+	}
+	all.Wait()
+}
+
+// Refresh loads an issuer's keys now, whether or not Run is running. It takes
+// 5 s at most, after a fetch that is under way.
+func (v *Verifier) Refresh(ctx context.Context, name string) error {
+	issuer := v.byName[name]
+	if issuer == nil {
+		return fmt.Errorf("the issuer %q is not configured", name)
+	}
+	return issuer.keys.refresh(ctx)
+}
+
+// IssuerStatus is how an issuer's keys stand.
+type IssuerStatus struct {
+	Issuer string
+	// Keys that are usable, and entries of the JWK set that are not.
+	Keys, Skipped int
+	// LoadedAt is when the keys were last fetched; zero: never.
+	LoadedAt time.Time
+	// NextAt is when they will be fetched again; zero: not planned yet.
+	NextAt time.Time
+	// Err is why the last fetch failed; nil: it did not, or there was none. It
+	// shows nothing of what the issuer answered.
+	Err error
+}
+
+// Status returns how the keys of each issuer stand, in the order of the
+// configuration.
+func (v *Verifier) Status() []IssuerStatus {
+	all := make([]IssuerStatus, len(v.issuers))
+	for n, issuer := range v.issuers {
+		s := issuer.keys.state.Load()
+		all[n] = IssuerStatus{
+			Issuer: issuer.cfg.Issuer, Keys: len(s.keys), Skipped: len(s.skipped),
+			LoadedAt: s.loadedAt, NextAt: s.nextAt, Err: s.err,
+		}
+	}
+	return all
+}

@@ -1,0 +1,359 @@
+package verify_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+func TestFactsOfAGoodToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "ES256", "k")
+		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+		now := time.Now().Truncate(time.Second)
+		payload := fmt.Sprintf(`{ "iss":%q,"sub":"al\u0069ce","aud":["other",%q],"exp":%d.9,"nbf":%d,"iat":%d,"jti":"id-1","azp":"app",
+			"scope":"read write","cnf":{"jkt":"dpop","x5t#S256":"mtls"},"act":{"sub":"bob"},"email":"eve@example.com"}`,
+			issuerA, audience, now.Unix()+600, now.Unix()-60, now.Unix())
+		result, err := v.Verify(t.Context(), redact.New(key.Token(key.Header(), payload)), verify.Request{Scopes: []string{"write"}})
+		if err != nil || result.Rejection != nil {
+			t.Fatal(result.Rejection, err)
+		}
+		want := &verify.Facts{
+			Issuer: issuerA, Subject: "alice", ClientID: "app", Audience: []string{"other", audience}, Scopes: []string{"read", "write"},
+			IssuedAt: now, NotBefore: now.Add(-time.Minute), ExpiresAt: now.Add(10 * time.Minute), TokenID: "id-1",
+			Confirmation: &verify.Confirmation{JKT: "dpop", X5TS256: "mtls"}, Claims: []byte(payload),
+		}
+		if diff := cmp.Diff(want, result.Facts, cmpopts.IgnoreUnexported(verify.Facts{})); diff != "" {
+			t.Error(diff)
+		}
+		if got := result.ValidUntil.Sub(now); got != 5*time.Minute {
+			t.Errorf("valid for %v, want 5 min", got)
+		}
+	})
+}
+
+func TestClientIDGoesBeforeAZP(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	for want, with := range map[string]jsonObject{
+		"client": {"client_id": "client", "azp": "party"}, "party": {"client_id": nil, "azp": "party"}, "": {"client_id": nil},
+	} {
+		result, err := v.Verify(t.Context(), redact.New(key.Token(key.Header(), claims(with))), verify.Request{})
+		if err != nil || result.Facts == nil || result.Facts.ClientID != want {
+			t.Errorf("%v: %+v, %v", with, result, err)
+		}
+	}
+}
+
+func TestAnswersAreValidUntilTheEarliestOfItsBounds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		web := serve(josetest.Set(key.JWK()))
+		v := newVerifier(t, web, configOf(issuerA))
+		run(t, v)
+		synctest.Wait()
+		start := time.Now()
+		validFor := func(life time.Duration) time.Duration {
+			t.Helper()
+			token := key.Token(key.Header(), claims(jsonObject{"exp": time.Now().Add(life).Unix()}))
+			result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
+			if err != nil || result.Facts == nil {
+				t.Fatalf("%+v, %v", result, err)
+			}
+			return time.Until(result.ValidUntil)
+		}
+		if got := validFor(time.Minute); got != time.Minute {
+			t.Errorf("a token that expires in 1 min: %v", got)
+		}
+		if got := validFor(-10 * time.Second); got != -10*time.Second {
+			t.Errorf("a token that expired 10 s ago, within the leeway: %v", got)
+		}
+		// The next fetch is due 5 min after the first, less a tenth at most, and
+		// takes 5 s at most.
+		time.Sleep(2 * time.Minute)
+		if got, most := validFor(time.Hour), 3*time.Minute+5*time.Second; got > most || got < most-30*time.Second {
+			t.Errorf("2 min after the keys were fetched: %v", got)
+		}
+		web.set(respond(http.StatusServiceUnavailable, nil, nil))
+		time.Sleep(10 * time.Minute)
+		if got := validFor(time.Hour); got > 0 {
+			t.Errorf("while the keys cannot be fetched, %v after they were: %v", time.Since(start), got)
+		}
+	})
+}
+
+// Tokens that another library made, in every algorithm.
+func TestTokensOfAnIndependentMinter(t *testing.T) {
+	methods := map[string]jwt.SigningMethod{
+		"RS256": jwt.SigningMethodRS256, "RS384": jwt.SigningMethodRS384, "RS512": jwt.SigningMethodRS512,
+		"ES256": jwt.SigningMethodES256, "ES384": jwt.SigningMethodES384, "ES512": jwt.SigningMethodES512, "EdDSA": jwt.SigningMethodEdDSA,
+	}
+	// By default that library's salt is as long as fits, which RFC 7518 section
+	// 3.5 does not allow.
+	for name, method := range map[string]*jwt.SigningMethodRSAPSS{
+		"PS256": jwt.SigningMethodPS256, "PS384": jwt.SigningMethodPS384, "PS512": jwt.SigningMethodPS512,
+	} {
+		options := *method.Options
+		options.SaltLength = method.Hash.Size()
+		methods[name] = &jwt.SigningMethodRSAPSS{SigningMethodRSA: method.SigningMethodRSA, Options: &options}
+	}
+	var keys []jsonObject
+	tokens := map[string]string{}
+	for name, method := range methods {
+		signer := josetest.New(t, name, name)
+		keys = append(keys, signer.JWK(jsonObject{"alg": name}))
+		token := jwt.NewWithClaims(method, jwt.MapClaims(claims()))
+		token.Header["kid"], token.Header["typ"] = name, "at+jwt"
+		signed, err := token.SignedString(signer.Private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens[name] = signed
+	}
+	v := load(t, newVerifier(t, serve(josetest.Set(keys...)), configOf(issuerA)))
+	for name, token := range tokens {
+		if got := outcome(t, v, token, verify.Request{}); got != "active" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	if len(tokens) != len(jose.Algorithms())-1 { // that library does not know Ed25519 by this name
+		t.Errorf("%d algorithms were tested", len(tokens))
+	}
+}
+
+// No byte of a token can be changed, in any way that is tried here.
+func TestEveryMutationOfATokenIsRejected(t *testing.T) {
+	for _, algorithm := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
+		key := josetest.New(t, algorithm, "k")
+		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+		token := key.Token(key.Header(), claims())
+		if got := outcome(t, v, token, verify.Request{}); got != "active" {
+			t.Fatal(got)
+		}
+		early := []string{"malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature"}
+		seen := map[string]int{}
+		for i := range len(token) {
+			for _, mutant := range []string{
+				token[:i] + string(token[i]^1) + token[i+1:], token[:i] + "A" + token[i+1:], token[:i] + token[i+1:], token[:i], token[:i] + "\n" + token[i:],
+			} {
+				if mutant == token {
+					continue
+				}
+				got := outcome(t, v, mutant, verify.Request{})
+				if seen[got]++; !slices.Contains(early, got) {
+					t.Fatalf("%s: changed at %d: %s", algorithm, i, got)
+				}
+			}
+		}
+		if seen["bad_signature"] < 200 || seen["malformed"] < 200 {
+			t.Errorf("%s: %v", algorithm, seen)
+		}
+	}
+}
+
+func TestRejectionsQuoteNothingBeforeTheSignatureHolds(t *testing.T) {
+	const canary = "canary7f3a"
+	key, other := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	for want, token := range map[string]string{
+		"malformed":             canary,
+		"unsupported":           key.Token(key.Header(jsonObject{"crit": []string{canary}}), claims()),
+		"unknown_issuer":        key.Token(key.Header(), claims(jsonObject{"iss": canary})),
+		"algorithm_not_allowed": key.Token(key.Header(jsonObject{"alg": canary}), claims()),
+		"unknown_key":           key.Token(key.Header(jsonObject{"kid": canary}), claims()),
+		"bad_signature":         other.Token(key.Header(jsonObject{"typ": canary}), claims(jsonObject{"exp": 1, "aud": canary, "sub": canary, "scope": canary})),
+	} {
+		result, err := v.Verify(t.Context(), redact.New(token), verify.Request{Scopes: []string{"x"}})
+		if got := word(t, result, err); got != want {
+			t.Errorf("%s, want %s", got, want)
+		} else if strings.Contains(result.Rejection.Message, canary) {
+			t.Errorf("%s: %s", want, result.Rejection.Message)
+		}
+	}
+}
+
+func TestMessagesAreSentencesOfBoundedLength(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	long := slices.Repeat([]string{strings.Repeat("ä\u202e", 250)}, 5)
+	for name, token := range map[string]string{
+		"a bad form":         "x",
+		"a bad header":       key.Token(`{"alg":1}`, claims()),
+		"a bad payload":      key.Token(key.Header(), `[]`),
+		"a bad claim":        key.Token(key.Header(), claims(jsonObject{"exp": "soon"})),
+		"many long audience": key.Token(key.Header(), claims(jsonObject{"aud": long})),
+		"a long type":        key.Token(key.Header(jsonObject{"typ": strings.Repeat("ä", 300)}), claims()),
+		"an old token":       key.Token(key.Header(), claims(jsonObject{"exp": 1})),
+	} {
+		result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
+		if err != nil || result.Rejection == nil {
+			t.Errorf("%s: %+v, %v", name, result, err)
+			continue
+		}
+		message := result.Rejection.Message
+		if !strings.HasPrefix(message, "The token") || !strings.HasSuffix(message, ".") || len(message) > 1200 || strings.Contains(message, "\u202e") {
+			t.Errorf("%s: %s", name, message)
+		}
+	}
+}
+
+func TestNamesOfReasons(t *testing.T) {
+	seen := map[string]bool{}
+	for reason := verify.Malformed; reason <= verify.InsufficientScope; reason++ {
+		name := reason.String()
+		if seen[name] || name == "unspecified" || name != strings.ToLower(name) {
+			t.Errorf("%d: %q", reason, name)
+		}
+		seen[name] = true
+	}
+	if verify.Reason(0).String() != "unspecified" || verify.Reason(-1).String() != "unspecified" || verify.Reason(99).String() != "unspecified" {
+		t.Error("reasons that are not there have names")
+	}
+}
+
+func TestConfigurationsThatAreRefused(t *testing.T) {
+	good := configOf(issuerA)
+	for name, change := range map[string]func(*verify.IssuerConfig){
+		"no issuer":                    func(c *verify.IssuerConfig) { c.Issuer = "" },
+		"a template":                   func(c *verify.IssuerConfig) { c.Issuer = "https://login.example/{tenantid}/v2.0" },
+		"no audience":                  func(c *verify.IssuerConfig) { c.Audiences = nil },
+		"an empty audience":            func(c *verify.IssuerConfig) { c.Audiences = []string{audience, ""} },
+		"algorithm none":               func(c *verify.IssuerConfig) { c.Algorithms = []string{"RS256", "none"} },
+		"algorithm HS256":              func(c *verify.IssuerConfig) { c.Algorithms = []string{"HS256"} },
+		"algorithm rs256":              func(c *verify.IssuerConfig) { c.Algorithms = []string{"rs256"} },
+		"an empty type":                func(c *verify.IssuerConfig) { c.Types = []string{""} },
+		"a scope claim of its own":     func(c *verify.IssuerConfig) { c.ScopeClaim = "roles" },
+		"a leeway of 61 s":             func(c *verify.IssuerConfig) { c.Leeway = 61 * time.Second },
+		"a negative lifetime":          func(c *verify.IssuerConfig) { c.MaxLifetime = -1 },
+		"a negative age":               func(c *verify.IssuerConfig) { c.MaxAge = -1 },
+		"refresh every 59 s":           func(c *verify.IssuerConfig) { c.RefreshInterval = 59 * time.Second },
+		"refresh every 16 min":         func(c *verify.IssuerConfig) { c.RefreshInterval = 16 * time.Minute },
+		"staleness under the interval": func(c *verify.IssuerConfig) { c.MaxStale = 4 * time.Minute },
+		"staleness over a day":         func(c *verify.IssuerConfig) { c.MaxStale = 25 * time.Hour },
+		"http":                         func(c *verify.IssuerConfig) { c.JWKSURL = "http://a.example/jwks" },
+		"no URL":                       func(c *verify.IssuerConfig) { c.JWKSURL = "jwks.json" },
+		"a URL and a file":             func(c *verify.IssuerConfig) { c.JWKSFile = "jwks.json" },
+		"no place for the keys":        func(c *verify.IssuerConfig) { c.JWKSURL = "" },
+	} {
+		bad := good
+		change(&bad)
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{bad}}); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{good, configOf(issuerB), good}}); err == nil {
+		t.Error("an issuer was accepted twice")
+	}
+	allowed := good
+	allowed.JWKSURL, allowed.AllowHTTP = "http://a.example/jwks", true
+	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{allowed}}); err != nil {
+		t.Errorf("http that is allowed: %v", err)
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	rs, ps := josetest.New(t, "RS256", "rs"), josetest.New(t, "PS256", "ps")
+	v := load(t, newVerifier(t, serve(josetest.Set(rs.JWK(), ps.JWK())), verify.IssuerConfig{
+		Issuer: issuerA, JWKSURL: issuerA + "/jwks", Audiences: []string{audience},
+	}))
+	for name, tt := range map[string]struct{ token, want string }{
+		"RS256 and at+jwt": {rs.Token(rs.Header(), claims()), "active"},
+		"PS256":            {ps.Token(ps.Header(), claims()), "algorithm_not_allowed"},
+		"typ JWT":          {rs.Token(rs.Header(jsonObject{"typ": "JWT"}), claims()), "wrong_type"},
+		"no typ":           {rs.Token(rs.Header(jsonObject{"typ": nil}), claims()), "wrong_type"},
+		"lifetime 24 h":    {rs.Token(rs.Header(), claims(jsonObject{"exp": time.Now().Unix() + 24*3600 - 1})), "active"},
+		"lifetime 25 h":    {rs.Token(rs.Header(), claims(jsonObject{"exp": time.Now().Unix() + 25*3600})), "lifetime_too_long"},
+	} {
+		if got := outcome(t, v, tt.token, verify.Request{}); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+}
+
+func TestVerifierWithoutIssuersKnowsNone(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	v := newVerifier(t, nil)
+	if got := outcome(t, v, key.Token(key.Header(), claims()), verify.Request{}); got != "unknown_issuer" {
+		t.Error(got)
+	}
+	if err := v.Refresh(t.Context(), issuerA); err == nil {
+		t.Error("the keys of an issuer that is not configured were fetched")
+	}
+	v.Run(t.Context()) // has nothing to do
+}
+
+func TestKeysAreFoundByDiscovery(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	metadata := func(jwksURI string) []byte {
+		return josetest.Marshal(jsonObject{"issuer": issuerA, "jwks_uri": jwksURI})
+	}
+	web := sites{"a.example": serve(metadata("https://keys.example/jwks")), "keys.example": serve(josetest.Set(key.JWK()))}
+	find := func() *verify.Verifier {
+		client := discovery.NewHTTPClient(web)
+		c := configOf(issuerA)
+		c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: client})
+		return newVerifier(t, web, c)
+	}
+	if got := outcome(t, load(t, find()), key.Token(key.Header(), claims()), verify.Request{}); got != "active" {
+		t.Error(got)
+	}
+	for name, jwksURI := range map[string]string{"none": "", "http": "http://keys.example/jwks"} {
+		web["a.example"] = serve(metadata(jwksURI))
+		if err := find().Refresh(t.Context(), issuerA); err == nil {
+			t.Errorf("a jwks_uri that is %s is accepted", name)
+		}
+	}
+}
+
+// Concurrent callers with requests of their own get answers of their own.
+func TestEachCallIsJudgedByItself(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	token := key.Token(key.Header(), claims(jsonObject{"aud": []string{audience, "x"}}))
+	for _, tt := range []struct {
+		req  verify.Request
+		want string
+	}{
+		{verify.Request{}, "active"},
+		{verify.Request{Audience: []string{"x"}, Scopes: []string{"write", "read", "read"}, Issuer: issuerA}, "active"},
+		{verify.Request{Audience: []string{"y"}}, "wrong_audience"},
+		{verify.Request{Scopes: []string{"read", "admin"}}, "insufficient_scope"},
+		{verify.Request{Scopes: []string{"read write"}}, "insufficient_scope"},
+		{verify.Request{Issuer: issuerB}, "unknown_issuer"},
+	} {
+		t.Run(tt.want, func(t *testing.T) {
+			t.Parallel()
+			for range 50 {
+				if got := outcome(t, v, token, tt.req); got != tt.want {
+					t.Errorf("%+v: %s, want %s", tt.req, got, tt.want)
+				}
+			}
+		})
+	}
+}
+
+func TestClaimsAreThePayloadByteForByte(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	payload := bytes.Replace(josetest.Marshal(claims()), []byte("{"), []byte(`{ "big":12345678901234567890.10, "esc":"\u003c\/" , `), 1)
+	result, err := v.Verify(t.Context(), redact.New(key.Token(key.Header(), string(payload))), verify.Request{})
+	if err != nil || result.Facts == nil || !bytes.Equal(result.Facts.Claims, payload) || !json.Valid(result.Facts.Claims) {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
