@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -17,7 +18,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
@@ -62,14 +63,15 @@ func explain(err error) string {
 	if !ok {
 		return err.Error()
 	}
-	text := fmt.Sprintf("%s: %s", told.Code(), told.Message())
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s: %s", told.Code(), told.Message())
 	for _, detail := range told.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
-			text += "\n  reason: " + detail.GetReason()
+			fmt.Fprintf(&text, "\n  reason: %s", detail.GetReason())
 		case *errdetails.RetryInfo:
-			text += "\n  try again in: " + detail.GetRetryDelay().AsDuration().String()
+			fmt.Fprintf(&text, "\n  try again in: %v", detail.GetRetryDelay().AsDuration())
 		}
 	}
-	return text
+	return text.String()
 }

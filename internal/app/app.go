@@ -67,7 +67,7 @@ func New(config *Config, opts Options) (*App, error) {
 		Registerer:           registry,
 	})
 	if a.grpc, err = listen("grpc", config.Listen.GRPC.Address); err != nil {
-		assembled.broker.Close()
+		a.Close()
 		return nil, err
 	}
 	if config.Listen.Ops.Address == "" {
@@ -103,9 +103,11 @@ func (a *App) OpsAddr() string {
 // Close lets go of what New opened. It is for an App that was not Run.
 func (a *App) Close() {
 	a.parts.broker.Close()
-	_ = a.grpc.Close()
-	if a.ops != nil {
-		_ = a.ops.Close()
+	a.server.Shutdown(0, 0)
+	for _, listener := range []net.Listener{a.grpc, a.ops} {
+		if listener != nil {
+			_ = listener.Close()
+		}
 	}
 }
 

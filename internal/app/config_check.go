@@ -18,7 +18,7 @@ import (
 func checkConfig(c *Config, found *findings) {
 	undecoded := found.given("clients") && c.Clients == nil || found.given("issuers") && c.Issuers == nil
 	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
-		found.add(1, "the file configures neither clients nor issuers: add one of them")
+		found.addf(1, "the file configures neither clients nor issuers: add one of them")
 	}
 	checkListen(c, found)
 	checkServer(&c.Server, found)
@@ -32,7 +32,7 @@ func checkConfig(c *Config, found *findings) {
 func checkListen(c *Config, found *findings) {
 	const grpc, ops = "listen.grpc", "listen.ops"
 	if c.Listen.GRPC.Address == "" {
-		found.addAt(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
 	checkListener(c.Listen.GRPC, grpc, found)
 	checkListener(c.Listen.Ops, ops, found)
@@ -41,10 +41,10 @@ func checkListen(c *Config, found *findings) {
 		if found.lines[second] < found.lines[first] {
 			first, second = second, first
 		}
-		found.addAt(second, "the same address as %s: give each listener a port of its own", first)
+		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
 	}
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.addAt("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
 }
 
@@ -56,9 +56,9 @@ func checkListener(l ListenerConfig, path string, found *findings) {
 	_, badPort := strconv.ParseUint(port, 10, 16)
 	switch {
 	case err != nil || badPort != nil:
-		found.addAt(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+		found.addAtf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
 	case !l.Plaintext && !onLoopback(l.Address):
-		found.addAt(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+		found.addAtf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	}
 }
@@ -108,18 +108,18 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 	checkRawBasic(c, join(path, "raw_basic"), found)
 	for i, scope := range c.Scopes {
 		if strings.ContainsFunc(scope, notInScope) {
-			found.addAt(item(join(path, "scopes"), i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+			found.addAtf(item(join(path, "scopes"), i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
 				"several scopes are several items")
 		}
 	}
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
-			found.addAt(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
+			found.addAtf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
 		}
 	}
 	for i, extra := range c.Extras {
 		if slices.Contains(keptMembers, extra) {
-			found.addAt(item(join(path, "extras"), i), "is never handed on to callers: remove it")
+			found.addAtf(item(join(path, "extras"), i), "is never handed on to callers: remove it")
 		}
 	}
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
@@ -128,10 +128,10 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 func checkRawBasic(c *ClientConfig, path string, found *findings) {
 	switch {
 	case c.RawBasic && c.Auth != "client_secret_basic":
-		found.addAt(path, "is for auth: client_secret_basic only: remove it, or change auth")
+		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
 		// RFC 7617 section 2: the first colon ends the user-id.
-		found.addAt(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
+		found.addAtf(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
 	}
 }
 
@@ -139,9 +139,9 @@ func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
 	switch {
 	case found.given(issuer) && found.given(tokenURL):
-		found.addAt(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
+		found.addAtf(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
 	case !found.given(issuer) && !found.given(tokenURL):
-		found.addAt(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
+		found.addAtf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
 	checkURL(issuer, c.Issuer, c.AllowHTTP, found)
 	checkURL(tokenURL, c.TokenURL, c.AllowHTTP, found)
@@ -153,6 +153,8 @@ func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\
 // reservedParams are the form parameters that the broker itself sets, and those
 // that are credentials. grant_type is neither: some IdPs have a name of their
 // own for client credentials.
+//
+//nolint:gochecknoglobals // a table that nothing writes
 var reservedParams = []struct{ name, instead string }{
 	{"client_id", "use the client's own key client_id"},
 	{"client_secret", "use the client's own key secret, with a reference"},
@@ -171,6 +173,8 @@ const noCredential = "a client authenticates with its secret, and credentials ar
 // keptMembers are the members of an IdP's answer that are not extras: the
 // token itself, which is in the answer already, and those that would give a
 // caller more than the token.
+//
+//nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
 
 func checkIssuers(issuers []IssuerConfig, found *findings) {
@@ -180,7 +184,7 @@ func checkIssuers(issuers []IssuerConfig, found *findings) {
 		checkIssuer(&issuers[i], path, found)
 		name := issuers[i].Issuer
 		if before, again := first[name]; again {
-			found.addAt(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
+			found.addAtf(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
 		} else if name != "" {
 			first[name] = path
 		}
@@ -196,9 +200,9 @@ func checkIssuer(c *IssuerConfig, path string, found *findings) {
 	stale := join(path, "max_stale")
 	switch {
 	case c.MaxStale > 24*time.Hour:
-		found.addAt(stale, "must not be longer than 24h")
+		found.addAtf(stale, "must not be longer than 24h")
 	case c.MaxStale < c.RefreshInterval && found.given(stale):
-		found.addAt(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+		found.addAtf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
 	}
 }
 
@@ -210,15 +214,15 @@ func checkURL(path, raw string, allowHTTP bool, found *findings) {
 	switch {
 	case err == nil:
 	case discovery.CheckURL(raw, true) == nil:
-		found.addAt(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
+		found.addAtf(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
 	default:
-		found.addAt(path, "%v", err)
+		found.addAtf(path, "%v", err)
 	}
 }
 
 func within(found *findings, path string, d, least, most time.Duration) {
 	if d < least || d > most {
-		found.addAt(path, "must be from %s to %s", short(least), short(most))
+		found.addAtf(path, "must be from %s to %s", short(least), short(most))
 	}
 }
 

@@ -88,9 +88,9 @@ func (d *decoder) composite(n *yaml.Node, v reflect.Value, f *field, path string
 func (d *decoder) plain(n *yaml.Node, path string) bool {
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		d.add(n.Line, "%s: "+noAliases, path)
+		d.addf(n.Line, "%s: "+noAliases, path)
 	case n.Style&yaml.TaggedStyle != 0:
-		d.add(n.Line, "%s: tags (!) are not read: remove it, or put a text that begins so in quotes", path)
+		d.addf(n.Line, "%s: tags (!) are not read: remove it, or put a text that begins so in quotes", path)
 	default:
 		return true
 	}
@@ -106,7 +106,7 @@ func (d *decoder) unexpected(n *yaml.Node, path, expected string) {
 	case expected == "text" && n.Kind == yaml.ScalarNode:
 		hint = ": put it in quotes"
 	}
-	d.add(n.Line, "%s: expected %s, found %s%s", path, expected, kindOf(n), hint)
+	d.addf(n.Line, "%s: expected %s, found %s%s", path, expected, kindOf(n), hint)
 }
 
 // structure decodes a mapping whose keys are v's fields. A nil n is a mapping
@@ -131,7 +131,7 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string) {
 		case target.Kind() == reflect.Struct && !f.leaf:
 			d.structure(nil, target, join(path, f.name))
 		case f.required && n != nil:
-			d.addAt(path, "%s is missing", f.name)
+			d.addAtf(path, "%s is missing", f.name)
 		}
 	}
 }
@@ -144,7 +144,7 @@ func (d *decoder) pick(n *yaml.Node, fields []field, nodes []*yaml.Node, path st
 		switch {
 		case !d.usable(key, path):
 		case at < 0:
-			d.add(key.Line, "%s: no such key%s", join(path, key.Value), suggest(key.Value, fields))
+			d.addf(key.Line, "%s: no such key%s", join(path, key.Value), suggest(key.Value, fields))
 		case nodes[at] != nil:
 			d.twice(key, join(path, key.Value))
 		default:
@@ -162,20 +162,20 @@ func (d *decoder) usable(key *yaml.Node, path string) bool {
 	}
 	switch {
 	case key.Tag == "!!merge":
-		d.add(key.Line, "%s: merge keys (<<) are not read: write the keys out", path)
+		d.addf(key.Line, "%s: merge keys (<<) are not read: write the keys out", path)
 	case !d.plain(key, path):
 	case key.Kind == yaml.ScalarNode && d.name.MatchString(key.Value):
 		return true
 	case key.Kind == yaml.ScalarNode && strings.Contains(key.Value, ":"):
-		d.add(key.Line, "%s: a key with a colon in it: put a space after the colon that ends the key", path)
+		d.addf(key.Line, "%s: a key with a colon in it: put a space after the colon that ends the key", path)
 	default:
-		d.add(key.Line, "%s: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", path)
+		d.addf(key.Line, "%s: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", path)
 	}
 	return false
 }
 
 func (d *decoder) twice(key *yaml.Node, path string) {
-	d.add(key.Line, "%s: given before, in line %d: remove one of them", path, d.lines[path])
+	d.addf(key.Line, "%s: given before, in line %d: remove one of them", path, d.lines[path])
 }
 
 // mapping decodes a mapping whose keys are names.
@@ -222,7 +222,7 @@ func (d *decoder) texts(n *yaml.Node, into *[]string, f *field, path string) {
 		d.emptyList(n, f, path)
 	}
 	if most := f.limits["maxItems"]; most > 0 && len(n.Content) > most {
-		d.add(n.Line, "%s: at most %d are possible", path, most)
+		d.addf(n.Line, "%s: at most %d are possible", path, most)
 		return
 	}
 	values := make([]string, len(n.Content))
@@ -231,7 +231,7 @@ func (d *decoder) texts(n *yaml.Node, into *[]string, f *field, path string) {
 		d.lines[at] = element.Line
 		d.value(element, reflect.ValueOf(&values[i]).Elem(), f, at)
 		if before := slices.Index(values[:i], values[i]); f.unique && before >= 0 && values[i] != "" {
-			d.add(element.Line, "%s: the same as %s: remove one of them", at, item(path, before))
+			d.addf(element.Line, "%s: the same as %s: remove one of them", at, item(path, before))
 		}
 	}
 	*into = values
@@ -239,10 +239,10 @@ func (d *decoder) texts(n *yaml.Node, into *[]string, f *field, path string) {
 
 func (d *decoder) emptyList(n *yaml.Node, f *field, path string) {
 	if f.required {
-		d.add(n.Line, "%s: the list is empty: give at least one", path)
+		d.addf(n.Line, "%s: the list is empty: give at least one", path)
 		return
 	}
-	d.add(n.Line, "%s: the list is empty: give at least one, or remove the key", path)
+	d.addf(n.Line, "%s: the list is empty: give at least one, or remove the key", path)
 }
 
 // scalar returns the text of n, which must be text.
@@ -261,11 +261,11 @@ func (d *decoder) text(n *yaml.Node, into *string, f *field, path string) {
 	switch {
 	case !ok:
 	case len(f.enum) > 0 && !slices.Contains(f.enum, value):
-		d.add(n.Line, "%s: expected %s%s", path, oneOf(f.enum), didYouMean(value, f.enum))
+		d.addf(n.Line, "%s: expected %s%s", path, oneOf(f.enum), didYouMean(value, f.enum))
 	case value == "" && f.limits["minLength"] > 0:
-		d.add(n.Line, "%s: must not be empty", path)
+		d.addf(n.Line, "%s: must not be empty", path)
 	case most > 0 && len(value) > most:
-		d.add(n.Line, "%s: must not be longer than %d bytes", path, most)
+		d.addf(n.Line, "%s: must not be longer than %d bytes", path, most)
 	default:
 		*into = value
 	}
@@ -278,7 +278,7 @@ func (d *decoder) period(n *yaml.Node, into *time.Duration, path string) {
 	}
 	period, err := time.ParseDuration(value)
 	if err != nil || !d.duration.MatchString(value) {
-		d.add(n.Line, "%s: expected %s", path, expectedDuration)
+		d.addf(n.Line, "%s: expected %s", path, expectedDuration)
 		return
 	}
 	*into = period
@@ -300,7 +300,7 @@ func (d *decoder) number(n *yaml.Node, into *int, f *field, path string) {
 	}
 	var value int
 	if err := n.Load(&value); err != nil || value < least || value > most {
-		d.add(n.Line, "%s: must be from %d to %d", path, least, most)
+		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
 		return
 	}
 	*into = value
@@ -313,7 +313,7 @@ func (d *decoder) reference(n *yaml.Node, into *secret.Ref, path string) {
 	}
 	ref, err := secret.ParseRef(value)
 	if err != nil {
-		d.add(n.Line, "%s: %v", path, err)
+		d.addf(n.Line, "%s: %v", path, err)
 		return
 	}
 	*into = ref
@@ -329,7 +329,7 @@ func (d *decoder) listener(n *yaml.Node, v reflect.Value, path string) {
 	switch value, ok := d.scalar(n, path, expected); {
 	case !ok:
 	case value == "":
-		d.add(n.Line, "%s: expected %s", path, expected)
+		d.addf(n.Line, "%s: expected %s", path, expected)
 	case value == "off":
 		v.SetZero()
 	default:

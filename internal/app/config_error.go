@@ -47,13 +47,13 @@ type findings struct {
 	problems []Problem
 }
 
-func (f *findings) add(line int, format string, args ...any) {
+func (f *findings) addf(line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-// addAt adds a problem of the key at path, in the key's own line.
-func (f *findings) addAt(path, format string, args ...any) {
-	f.add(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
+// addAtf adds a problem of the key at path, in the key's own line.
+func (f *findings) addAtf(path, format string, args ...any) {
+	f.addf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
 }
 
 func (f *findings) given(path string) bool { return f.lines[path] > 0 }

@@ -21,13 +21,13 @@ func parseYAML(data []byte, found *findings) *yaml.Node {
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
 	if err != nil {
-		found.add(1, "the file cannot be parsed as YAML")
+		found.addf(1, "the file cannot be parsed as YAML")
 		return nil
 	}
 	var document, second yaml.Node
 	switch err := loader.Load(&document); {
 	case errors.Is(err, io.EOF):
-		found.add(1, "the file is empty: configure clients, issuers or both")
+		found.addf(1, "the file is empty: configure clients, issuers or both")
 		return nil
 	case err != nil:
 		addSyntax(err, data, found)
@@ -35,7 +35,7 @@ func parseYAML(data []byte, found *findings) *yaml.Node {
 	}
 	switch err := loader.Load(&second); {
 	case err == nil:
-		found.add(second.Line, "a second document begins here: the configuration is one document, without --- inside")
+		found.addf(second.Line, "a second document begins here: the configuration is one document, without --- inside")
 		return nil
 	case !errors.Is(err, io.EOF):
 		addSyntax(err, data, found)
@@ -53,9 +53,9 @@ func rootMapping(document *yaml.Node, found *findings) *yaml.Node {
 	case root.Kind == yaml.MappingNode:
 		return root
 	case root.Tag == "!!null":
-		found.add(root.Line, "the file is empty: configure clients, issuers or both")
+		found.addf(root.Line, "the file is empty: configure clients, issuers or both")
 	default:
-		found.add(root.Line, "the file is expected to be a mapping of sections such as clients: and issuers:, and is %s", kindOf(root))
+		found.addf(root.Line, "the file is expected to be a mapping of sections such as clients: and issuers:, and is %s", kindOf(root))
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func rootMapping(document *yaml.Node, found *findings) *yaml.Node {
 // isText looks for what the parser would refuse without telling the line.
 func isText(data []byte, found *findings) bool {
 	if len(data) > maxConfigSize {
-		found.add(1, "the file is larger than %d MiB: is it the configuration?", maxConfigSize>>20)
+		found.addf(1, "the file is larger than %d MiB: is it the configuration?", maxConfigSize>>20)
 		return false
 	}
 	line := 1
@@ -71,12 +71,12 @@ func isText(data []byte, found *findings) bool {
 		char, size := utf8.DecodeRune(rest)
 		switch {
 		case char == utf8.RuneError && size == 1:
-			found.add(line, "the text is not UTF-8 here: save the file as UTF-8")
+			found.addf(line, "the text is not UTF-8 here: save the file as UTF-8")
 			return false
 		case char == '\n':
 			line++
 		case unicode.IsControl(char) && char != '\t' && char != '\r' && char != '\u0085':
-			found.add(line, `a control character: remove it, or write it as \x.. in double quotes`)
+			found.addf(line, `a control character: remove it, or write it as \x.. in double quotes`)
 			return false
 		}
 		rest = rest[size:]
@@ -90,7 +90,7 @@ func addSyntax(err error, data []byte, found *findings) {
 	const fallback = "not valid YAML: check the indentation, quotes and brackets here and in the line before"
 	syntax, ok := errors.AsType[*yaml.LoadError](err)
 	if !ok {
-		found.add(1, fallback)
+		found.addf(1, fallback)
 		return
 	}
 	sentence := fallback
@@ -107,7 +107,7 @@ func addSyntax(err error, data []byte, found *findings) {
 	case sentence == notClosed && syntax.ContextMark.Line > 0:
 		line = syntax.ContextMark.Line
 	}
-	found.add(line, "%s", sentence)
+	found.addf(line, "%s", sentence)
 }
 
 const (
@@ -117,6 +117,8 @@ const (
 )
 
 // syntaxSentences says in our words what the parser's messages mean.
+//
+//nolint:gochecknoglobals // a table that nothing writes
 var syntaxSentences = []struct{ prefix, sentence string }{
 	{"found character that cannot start any token", badStart},
 	{"found a tab character", tabs},

@@ -292,44 +292,39 @@ func (b *Broker) fly(e *entry, f *flight) {
 	}()
 	ctx, cancel := context.WithTimeout(b.flying, FlightTimeout)
 	defer cancel()
-	version := e.client.secret.Current()
+	version, before := e.client.secret.Current(), e.client.trouble.Load()
 	grant, err := b.fetch(ctx, e, version)
 	if err != nil {
 		f.err = b.fetchFailed(e, version.ID, err)
 		return
 	}
-	f.token = b.fetched(e, grant)
+	f.token = e.fetched(grant, before)
 }
 
 // fetch asks the IdP. As long as the secret is not proven, the client's fetches
 // go one at a time, so that an IdP sees a wrong secret once and not once for
 // each audience: accounts get locked.
-func (b *Broker) fetch(ctx context.Context, e *entry, version secret.Version) (token.Grant, error) {
-	probe, err := e.client.pass(ctx, version.ID)
+func (b *Broker) fetch(ctx context.Context, e *entry, version secret.Version) (grant token.Grant, err error) {
+	leave, err := e.client.pass(ctx, version.ID)
 	if err != nil {
 		return token.Grant{}, err
 	}
-	if probe != nil {
-		defer probe.end()
-	}
+	defer func() { leave(err) }()
 	begun := time.Now()
-	grant, err := e.client.idp.Fetch(ctx, version, e.ask)
+	grant, err = e.client.idp.Fetch(ctx, version, e.ask)
 	b.metrics.fetch(e.client.name, time.Since(begun), err)
-	if probe != nil {
-		probe.err = err
-	}
 	return grant, err
 }
 
-// fetched publishes the new token.
-func (b *Broker) fetched(e *entry, grant token.Grant) *token.Token {
+// fetched publishes the new token. It ends the client's trouble that stood when
+// the fetch began, and no other: a throttling that came meanwhile is obeyed.
+func (e *entry) fetched(grant token.Grant, before *trouble) *token.Token {
 	tok := token.New(grant)
-	now := time.Now()
 	e.client.prove(grant.SecretVersion)
-	e.client.trouble.Store(nil)
+	e.client.trouble.CompareAndSwap(before, nil)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.learnedAt = now
+	e.learnedAt = time.Now()
 	e.token.Store(tok)
 	e.trouble.Store(nil)
 	return tok

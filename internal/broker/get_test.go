@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -77,7 +76,7 @@ func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, max
 	b, err := broker.New(broker.Config{
 		Clients:    []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}},
 		MaxEntries: maxEntries,
-		Logger:     slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:     slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -430,6 +429,40 @@ func TestThrottlingIsObeyedByAllOfAClientsTokens(t *testing.T) {
 		}
 		time.Sleep(200 * time.Millisecond)
 		f.mustGet(t, orders())
+	})
+}
+
+func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		f := start(t)
+		f.mustGet(t, orders()) // proven: fetches go together from here on
+		f.idp.SetDelay(2 * time.Second)
+		slow := make(chan error, 1)
+		go func() {
+			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+			slow <- err
+		}()
+		synctest.Wait()
+		f.idp.SetDelay(0)
+		f.idp.SetAnswer(func(w http.ResponseWriter, r *http.Request) bool {
+			if r.PostFormValue("audience") == audienceNo(1) {
+				return false
+			}
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		})
+		_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(2)})
+		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		if err := <-slow; err != nil {
+			t.Fatal(err)
+		}
+		before := f.fetches()
+		_, err = f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(3)})
+		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		if f.fetches() != before {
+			t.Error("the IdP was asked before its Retry-After")
+		}
 	})
 }
 

@@ -31,6 +31,25 @@ func TestKeysOfDifferentQuestionsDiffer(t *testing.T) {
 	})
 }
 
+// Parts that read the same one after the other are different questions.
+func TestKeysKeepPartsApart(t *testing.T) {
+	keys := map[key]string{}
+	for name, k := range map[string]key{
+		"audience":               keyOf("c", idp.Request{Audience: "ab"}),
+		"name and audience":      keyOf("ca", idp.Request{Audience: "b"}),
+		"two scopes":             keyOf("c", idp.Request{Scopes: []string{"a", "b"}}),
+		"two scopes, other cut":  keyOf("c", idp.Request{Scopes: []string{"ab", ""}}),
+		"two resources":          keyOf("c", idp.Request{Resources: []string{"a", "b"}}),
+		"resources, other order": keyOf("c", idp.Request{Resources: []string{"b", "a"}}),
+		"resource and scope":     keyOf("c", idp.Request{Resources: []string{"a"}, Scopes: []string{"b"}}),
+	} {
+		if other, taken := keys[k]; taken {
+			t.Errorf("%q and %q have the same key", name, other)
+		}
+		keys[k] = name
+	}
+}
+
 func TestCanonicalScopes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		scopes := rapid.SliceOf(rapid.StringMatching(`[a-c]{1,2}`)).Draw(t, "scopes")

@@ -9,35 +9,27 @@ import (
 // probe is the one fetch that tries an unproven secret; the client's other
 // fetches wait for what it finds.
 type probe struct {
-	client *client
-	done   chan struct{}
-	err    error // set before done is closed
-}
-
-// end lets the others go on.
-func (p *probe) end() {
-	p.client.mu.Lock()
-	p.client.probe = nil
-	p.client.mu.Unlock()
-	close(p.done)
+	done chan struct{}
+	err  error // set before done is closed
 }
 
 // pass lets a fetch through: at once where the secret is proven, else as the
-// probe, which the caller must end, or after one. Where a probe failed for a
-// reason that all of the client's fetches share, its error is theirs too.
-func (c *client) pass(ctx context.Context, secretVersion string) (*probe, error) {
+// probe, or after one. The caller hands the fetch's error to leave, whatever
+// happens. Where a probe failed for a reason that all of the client's fetches
+// share, its error is theirs too.
+func (c *client) pass(ctx context.Context, secretVersion string) (leave func(error), err error) {
 	for {
 		c.mu.Lock()
 		running := c.probe
 		if c.proven == secretVersion {
 			c.mu.Unlock()
-			return nil, nil
+			return func(error) {}, nil
 		}
 		if running == nil {
-			mine := &probe{client: c, done: make(chan struct{})}
+			mine := &probe{done: make(chan struct{})}
 			c.probe = mine
 			c.mu.Unlock()
-			return mine, nil
+			return func(err error) { c.probed(mine, err) }, nil
 		}
 		c.mu.Unlock()
 		select {
@@ -51,9 +43,21 @@ func (c *client) pass(ctx context.Context, secretVersion string) (*probe, error)
 	}
 }
 
+// probed tells the others what the probe found.
+func (c *client) probed(p *probe, err error) {
+	p.err = err
+	c.mu.Lock()
+	c.probe = nil
+	c.mu.Unlock()
+	close(p.done)
+}
+
 // shared reports whether a failed probe speaks for the client and not for its
 // own question alone.
 func shared(err error) bool {
+	if err == nil {
+		return false
+	}
 	switch idp.ClassOf(err) {
 	case idp.CredentialRefused, idp.Throttled, idp.Transient:
 		return true

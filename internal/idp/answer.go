@@ -41,22 +41,21 @@ type answer struct {
 
 func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 
-// readAnswer takes the body in, bounded, and closes it. A failure to read is one
-// only where the body matters; a refusal's status says enough.
+// readAnswer takes the body in, bounded. It does so whatever the status is, so that
+// the connection can be used again. A failure to read is one only where the body
+// matters; a refusal's status says enough.
 func readAnswer(response *http.Response) (answer, error) {
-	defer func() { _ = response.Body.Close() }()
 	a := answer{status: response.StatusCode, header: response.Header}
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxBody+1))
-	switch {
-	case err != nil && a.ok():
-		return a, err
-	case err != nil:
-	case len(body) > maxBody:
+	if !a.ok() {
+		err = nil
+	}
+	if len(body) > maxBody {
 		a.problem = fmt.Sprintf("is larger than %d bytes", maxBody)
-	default:
+	} else {
 		a.members, a.problem = parse(body, response.Header.Get("Content-Type"))
 	}
-	return a, nil
+	return a, err
 }
 
 // grant is what an answer that refuses nothing gives.

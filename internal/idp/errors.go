@@ -85,8 +85,7 @@ func (e *Error) Unwrap() error { return e.cause }
 // ClassOf returns the class of an error of [Client.Fetch]. Another error is
 // Transient.
 func ClassOf(err error) Class {
-	var fault *Error
-	if errors.As(err, &fault) {
+	if fault, ok := errors.AsType[*Error](err); ok {
 		return fault.Class
 	}
 	return Transient
@@ -105,8 +104,7 @@ func unanswered(err error) *Error {
 
 func undiscovered(err error) *Error {
 	class := Misconfigured
-	var fault *discovery.Error
-	if errors.As(err, &fault) && fault.Unreachable {
+	if fault, ok := errors.AsType[*discovery.Error](err); ok && fault.Unreachable {
 		class = Transient
 	}
 	return &Error{Class: class, text: fmt.Sprintf("the token endpoint cannot be found: %v", err), cause: err}

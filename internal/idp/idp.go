@@ -4,8 +4,8 @@
 // IdPs answer in many ways that the RFC does not foresee. The package takes
 // what can be understood without guessing, bounds it, and sorts the rest into
 // classes, because what to do next depends on who is at fault. It retries at
-// most once, and only what the IdP has not worked on; it never sends a refused
-// secret again, because accounts get locked; it follows no redirect; and
+// most once, and only what the IdP has most likely not worked on; it never sends
+// a refused secret again, because accounts get locked; it follows no redirect; and
 // nothing that an IdP wrote appears in its errors, because some echo the
 // request with the secret in it.
 package idp
@@ -214,9 +214,10 @@ func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Versi
 	response, err := c.cfg.HTTP.Do(request)
 	if err != nil {
 		fault := unanswered(err)
-		fault.again = !delivered.Load() && ctx.Err() == nil
+		fault.again = !delivered.Load() // after a timeout pause finds no time left
 		return token.Grant{}, fault
 	}
+	defer func() { _ = response.Body.Close() }()
 	answer, err := readAnswer(response)
 	if err != nil {
 		return token.Grant{}, unanswered(err)

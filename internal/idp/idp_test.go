@@ -105,7 +105,7 @@ func granted(t *testing.T, cfg idp.Config, body string) token.Grant {
 }
 
 // refused returns the error, which must be of the class and say what.
-func refused(t *testing.T, answer http.HandlerFunc, class idp.Class, says string) *idp.Error {
+func refused(t *testing.T, answer http.HandlerFunc, class idp.Class, says string) idp.Error {
 	t.Helper()
 	grant, err := fetch(t, idp.Config{}, answer)
 	if err == nil {
@@ -114,7 +114,7 @@ func refused(t *testing.T, answer http.HandlerFunc, class idp.Class, says string
 	return isFault(t, err, class, says)
 }
 
-func isFault(t *testing.T, err error, class idp.Class, says string) *idp.Error {
+func isFault(t *testing.T, err error, class idp.Class, says string) idp.Error {
 	t.Helper()
 	var fault *idp.Error
 	if !errors.As(err, &fault) {
@@ -123,7 +123,7 @@ func isFault(t *testing.T, err error, class idp.Class, says string) *idp.Error {
 	if fault.Class != class || idp.ClassOf(err) != class || !strings.Contains(fault.Error(), says) {
 		t.Errorf("%v: %v; want %v: %q", fault.Class, fault, class, says)
 	}
-	return fault
+	return *fault
 }
 
 func TestNewRefusesWhatCannotWork(t *testing.T) {

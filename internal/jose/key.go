@@ -13,6 +13,7 @@ import (
 	"strings"
 )
 
+//nolint:gochecknoglobals // tables that nothing writes
 var (
 	rsaAlgorithms   = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
 	ecAlgorithms    = map[string]string{"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -427,7 +426,7 @@ func TestWarmHitOfTheFaceAllocatesLittle(t *testing.T) {
 	if _, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err != nil {
 		t.Fatal(err)
 	}
-	discard := slog.New(slog.NewTextHandler(io.Discard, nil))
+	discard := slog.New(slog.DiscardHandler)
 	handler := server.Handler(newBroker(t, f.idp, discard))
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}
 	if _, err := handler.GetToken(t.Context(), req); err != nil {

@@ -82,13 +82,14 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	if result.Rejection != nil {
-		return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{
-			Reason:  reason(result.Rejection.Reason),
-			Message: result.Rejection.Message,
-		}}, nil
+	if result.Facts == nil {
+		return rejected(result.Rejection), nil
 	}
 	return verified(result), nil
+}
+
+func rejected(r *verify.Rejection) *tokenbrokerv1.VerifyTokenResponse {
+	return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Reason: reason(r.Reason), Message: r.Message}}
 }
 
 // reason translates a reason, whose numbers are those of the API.

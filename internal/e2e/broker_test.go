@@ -1,0 +1,100 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// broker is a running "broker serve".
+type broker struct {
+	grpc, ops string // addresses
+	process   *process
+}
+
+// startBroker starts a broker with a configuration that has everything but
+// listen, and waits until it is ready.
+func startBroker(t *testing.T, config string) *broker {
+	t.Helper()
+	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
+	listen := fmt.Sprintf("listen: {grpc: %q, ops: %q}\n", b.grpc, b.ops)
+	file := writeFile(t, "broker.yaml", listen+config)
+	b.process = start(t, filepath.Dir(file), nil, "broker", "serve", "--config", file)
+	client := &http.Client{Timeout: patience}
+	t.Cleanup(client.CloseIdleConnections)
+	b.process.ready(t, func() bool { return answers(t, client, "http://"+b.ops+"/readyz") })
+	return b
+}
+
+// command is the broker's command line, pointed at this broker.
+func (b *broker) command(input string) command {
+	return command{name: "broker", env: []string{"TOKENBROKER_ADDR=" + b.grpc, "TOKENBROKER_PLAINTEXT=true"}, input: input}
+}
+
+func (b *broker) run(t *testing.T, args ...string) result {
+	t.Helper()
+	return b.command("").run(t, args...)
+}
+
+// given is what "broker get --json" prints.
+type given struct {
+	AccessToken string    `json:"access_token"`
+	TokenType   string    `json:"token_type"`
+	ExpiresAt   time.Time `json:"expires_at"`
+	RefreshAt   time.Time `json:"refresh_at"`
+	Scopes      []string  `json:"scopes"`
+	Source      string    `json:"source"`
+	Degraded    bool      `json:"degraded"`
+}
+
+// get gets a token, which must succeed.
+func (b *broker) get(t *testing.T, args ...string) given {
+	t.Helper()
+	got, res := b.tryGet(t, args...)
+	if res.code != 0 {
+		t.Fatalf("broker get %s: %v", strings.Join(args, " "), res)
+	}
+	return got
+}
+
+// tryGet is get for where it may fail.
+func (b *broker) tryGet(t *testing.T, args ...string) (given, result) {
+	t.Helper()
+	res := b.run(t, append([]string{"get", "--json"}, args...)...)
+	var got given
+	if res.code != 0 {
+		return got, res
+	}
+	if err := json.Unmarshal([]byte(res.stdout), &got); err != nil {
+		t.Fatalf("broker get %s does not print JSON: %v", strings.Join(args, " "), err)
+	}
+	return got, res
+}
+
+// Exit codes of "broker verify".
+const (
+	active    = 0
+	rejected  = 1
+	undecided = 2
+)
+
+// verify passes the token on standard input, which keeps it out of the list of
+// processes.
+func (b *broker) verify(t *testing.T, token string, args ...string) result {
+	t.Helper()
+	return b.command(token+"\n").run(t, append([]string{"verify", "-", "--json"}, args...)...)
+}
+
+// mustVerify fails the test unless verify ends with this exit code.
+func (b *broker) mustVerify(t *testing.T, what, token string, want int, args ...string) result {
+	t.Helper()
+	res := b.verify(t, token, args...)
+	if res.code != want {
+		t.Fatalf("verify of %s: want exit code %d: %v", what, want, res)
+	}
+	return res
+}
