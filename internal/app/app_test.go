@@ -199,15 +199,15 @@ func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
 		}
 		return ok, failed
 	}
-	if ok, failed := check(); len(ok) != 3 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
+	if ok, failed := check(); len(ok) != 4 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
 		t.Errorf("all well: ok %q, failed %q", ok, failed)
 	}
 	idp.SetSecrets("abc", redact.New("another"))
-	if ok, failed := check(); len(ok) != 2 || len(failed) != 1 || failed[0] != "clients.client-0: token" {
+	if ok, failed := check(); len(ok) != 3 || len(failed) != 1 || failed[0] != "clients.client-0: token" {
 		t.Errorf("a refused secret: ok %q, failed %q", ok, failed)
 	}
 	idp.SetDown(true)
-	if ok, failed := check(); len(ok) != 0 || len(failed) != 3 {
+	if ok, failed := check(); len(ok) != 1 || len(failed) != 3 {
 		t.Errorf("the IdP down: ok %q, failed %q", ok, failed)
 	}
 }

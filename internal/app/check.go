@@ -20,15 +20,17 @@ type Finding struct {
 	Err error
 }
 
-// Check tries what the configuration names: secrets, the token endpoints of
-// clients, the keys of issuers and, if mint is set, a token for each client. It
-// tells each finding as it comes. The error means that nothing could be tried.
+// Check tries what the configuration names: secrets, the store, the token
+// endpoints of clients, the keys of issuers and, if mint is set, a token for each
+// client. It tells each finding as it comes. The error means that nothing could
+// be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
 	assembled, err := assemble(config, opts, prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
 	defer assembled.broker.Close()
+	tell(Finding{What: "store", Detail: "memory"})
 	for _, client := range assembled.clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {

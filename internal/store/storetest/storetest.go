@@ -30,7 +30,7 @@ type Harness struct {
 // Run tests a store against the contract.
 func Run(t *testing.T, harness Harness) {
 	// A list that lost its entries would pass as well.
-	const floor = 35
+	const floor = 45
 	all := slices.Concat(valueTests(), leaseTests(), counterTests(), eventTests(), lifecycleTests(), raceTests(), walkTests())
 	if len(all) < floor {
 		t.Fatalf("the suite has %d tests, expected at least %d", len(all), floor)
