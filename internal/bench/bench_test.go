@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+func TestCPUTimeIsReadPastAnyProgramName(t *testing.T) {
+	const rest = " S 1 2 3 0 -1 4194560 10 20 30 40 123 77 5 6 20 0 9 0"
+	for _, name := range []string{"(broker)", "(a b) c)", "(()"} {
+		if got, err := parseCPU([]byte("42 " + name + rest)); err != nil || got != 2*time.Second {
+			t.Errorf("%s: %v, %v, want 2s", name, got, err)
+		}
+	}
+	for _, stat := range []string{"", "42 (broker) S 1", "42 (broker) S 1 2 3 0 -1 4194560 10 20 30 40 x 77"} {
+		if got, err := parseCPU([]byte(stat)); err == nil {
+			t.Errorf("%q: %v without an error", stat, got)
+		}
+	}
+}
+
+func TestMemoryIsReadByName(t *testing.T) {
+	const text = "Name:\tbroker\nVmHWM:\t    4096 kB\nVmRSS:\t    2048 kB\nThreads:\t9\n"
+	if got, err := parseMemory(text, "VmRSS"); err != nil || got != 2 {
+		t.Errorf("VmRSS: %v MiB, %v, want 2", got, err)
+	}
+	if got, err := parseMemory(text, "VmSwap"); err == nil {
+		t.Errorf("VmSwap: %v without an error", got)
+	}
+}
+
+func TestQuantilesAreOfTheSortedTimes(t *testing.T) {
+	var times []time.Duration
+	for i := range 200 {
+		times = append(times, time.Duration(i+1)*time.Microsecond)
+	}
+	for q, want := range map[float64]float64{0: 1, 0.5: 100, 0.99: 198, 1: 200} {
+		if got := quantile(times, q); got != want {
+			t.Errorf("%v: %v, want %v", q, got, want)
+		}
+	}
+	if got := quantile(nil, 0.5); got != 0 {
+		t.Errorf("of nothing: %v", got)
+	}
+}
+
+func TestMedianLeavesItsValuesInOrder(t *testing.T) {
+	odd, even := []float64{3, 1, 2}, []float64{4, 1, 3, 2}
+	if median(odd) != 2 || median(even) != 2.5 {
+		t.Errorf("odd %v, even %v", median(odd), median(even))
+	}
+	if !slices.Equal(odd, []float64{3, 1, 2}) {
+		t.Errorf("reordered: %v", odd)
+	}
+}
+
+func TestTheRatioIsTheMedianOverRounds(t *testing.T) {
+	c := &contest{name: caseGet, echo: []sample{{cpu: 10}, {cpu: 40}, {cpu: 20}}, broker: []sample{{cpu: 11}, {cpu: 60}, {cpu: 24}}}
+	if text := table([]*contest{c}); !strings.Contains(text, "1.20 (rounds: 1.10 to 1.50)") {
+		t.Error(text)
+	}
+}
+
+func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
+	config, err := app.ParseConfig("bench", []byte(brokerConfig("127.0.0.1:1", "http://127.0.0.1:2", "/secrets", 3)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(config.Clients) != 3 || config.Clients[clientName(2)].ClientID != clientName(2) {
+		t.Errorf("clients: %+v", config.Clients)
+	}
+}
+
+func TestATokenHasAbout900Bytes(t *testing.T) {
+	idp, err := startProvider(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idp.close()
+	now := time.Now().Unix()
+	token := idp.Mint(map[string]any{
+		"iss": idp.Issuer(), "sub": clientName(0), "client_id": clientName(0), "aud": audience,
+		"iat": now, "exp": now + 3600, "jti": rand.Text(), "scope": "read write",
+	})
+	if n := len(token.Reveal()); n < 850 || n > 950 {
+		t.Errorf("%d bytes", n)
+	}
+}
+
+// flaky fails every third call and rejects every token.
+type flaky struct {
+	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
+
+	calls atomic.Int64
+}
+
+func (f *flaky) GetToken(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
+	if f.calls.Add(1)%3 == 0 {
+		return nil, status.Error(codes.Unavailable, "on purpose")
+	}
+	return &tokenbrokerv1.GetTokenResponse{AccessToken: "canary"}, nil
+}
+
+func (f *flaky) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	f.calls.Add(1)
+	return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Message: "on purpose"}}, nil
+}
+
+func TestTheLoadCountsEveryCallAndEveryFailure(t *testing.T) {
+	server := &flaky{}
+	brokers := brokersOf(t, server)
+	const length = 50 * time.Millisecond
+	got := load(t.Context(), brokers, getToken(&tokenbrokerv1.GetTokenRequest{}), length)
+	calls := int(server.calls.Load())
+	if got.Calls != calls || got.Failed != calls/3 || calls < callers {
+		t.Errorf("%d calls and %d failures of %d", got.Calls, got.Failed, calls)
+	}
+	if !strings.Contains(got.Error, "on purpose") || got.Seconds < length.Seconds() || got.P50 <= 0 || got.P99 < got.P50 || got.Max < got.P99 {
+		t.Errorf("outcome: %+v", got)
+	}
+}
+
+func TestARejectedTokenIsAFailedCall(t *testing.T) {
+	server := &flaky{}
+	brokers := brokersOf(t, server)
+	got := load(t.Context(), brokers, verifyToken(&tokenbrokerv1.VerifyTokenRequest{}), time.Millisecond)
+	if got.Calls == 0 || got.Failed != got.Calls || !strings.Contains(got.Error, "on purpose") {
+		t.Errorf("outcome: %+v", got)
+	}
+}
+
+func TestTheEchoRepeatsWhatTheBrokerAnswered(t *testing.T) {
+	want := &fixed{
+		token:    &tokenbrokerv1.GetTokenResponse{AccessToken: "canary"},
+		verified: &tokenbrokerv1.VerifyTokenResponse{Active: true, Subject: "somebody"},
+	}
+	got, err := learn(t.Context(), serve(t, want), "client")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.token.GetAccessToken() != "canary" || got.verified.GetSubject() != "somebody" {
+		t.Error("it learned something else")
+	}
+}
+
+func brokersOf(t *testing.T, service tokenbrokerv1.TokenBrokerServiceServer) []tokenbrokerv1.TokenBrokerServiceClient {
+	t.Helper()
+	brokers, hangUp, err := dial(serve(t, service))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(hangUp)
+	return brokers
+}
+
+// serve serves service on loopback until the test is over.
+func serve(t *testing.T, service tokenbrokerv1.TokenBrokerServiceServer) (address string) {
+	t.Helper()
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, service)
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(server.Stop)
+	return listener.Addr().String()
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+const driveCommand = "drive"
+
+// The load: a closed loop, so that a slower server gets fewer calls and never a
+// queue.
+const (
+	callers     = 32
+	connections = 4
+)
+
+// The cases of the load.
+const (
+	caseGet    = "GetToken"
+	caseVerify = "VerifyToken"
+)
+
+// outcome is what the load prints when it is over. Times are in microseconds.
+type outcome struct {
+	Calls   int     `json:"calls"`
+	Failed  int     `json:"failed"`
+	Error   string  `json:"error,omitempty"` // of one of the failed calls
+	Seconds float64 `json:"seconds"`
+	P50     float64 `json:"p50"`
+	P99     float64 `json:"p99"`
+	Max     float64 `json:"max"`
+}
+
+// call makes one call and judges the answer.
+type call func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error
+
+// drive puts load on the server at ADDR and prints the outcome as JSON.
+func drive(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet(driveCommand, flag.ContinueOnError)
+	client := flags.String("client", "", "ask for the token of the client `NAME`")
+	length := flags.Duration("for", time.Second, "how long")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() != 2 {
+		return fmt.Errorf("usage: bench %s -client NAME [-for 1s] ADDR CASE", driveCommand)
+	}
+	brokers, hangUp, err := dial(flags.Arg(0))
+	if err != nil {
+		return err
+	}
+	defer hangUp()
+	once, err := prepare(ctx, flags.Arg(1), *client, brokers)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(load(ctx, brokers, once, *length))
+}
+
+// connect opens a connection that looks often whether the server is there yet.
+func connect(address string) (*grpc.ClientConn, error) {
+	const retry = 5 * time.Millisecond
+	return grpc.NewClient(address,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: retry, Multiplier: 1, MaxDelay: retry},
+			MinConnectTimeout: time.Second,
+		}))
+}
+
+// dial returns a client for each connection of the load.
+func dial(address string) (brokers []tokenbrokerv1.TokenBrokerServiceClient, hangUp func(), err error) {
+	var open []*grpc.ClientConn
+	hangUp = func() {
+		for _, connection := range open {
+			_ = connection.Close()
+		}
+	}
+	for range connections {
+		connection, err := connect(address)
+		if err != nil {
+			hangUp()
+			return nil, nil, err
+		}
+		open = append(open, connection)
+		brokers = append(brokers, tokenbrokerv1.NewTokenBrokerServiceClient(connection))
+	}
+	return brokers, hangUp, nil
+}
+
+// prepare returns the call of a case. It makes one call on each connection, so
+// that all of them stand before the load begins.
+func prepare(ctx context.Context, name, client string, brokers []tokenbrokerv1.TokenBrokerServiceClient) (call, error) {
+	request := &tokenbrokerv1.GetTokenRequest{ClientName: client}
+	var token string
+	for _, broker := range brokers {
+		answer, err := broker.GetToken(ctx, request, grpc.WaitForReady(true))
+		if err != nil {
+			return nil, err
+		}
+		token = answer.GetAccessToken()
+	}
+	switch name {
+	case caseGet:
+		return getToken(request), nil
+	case caseVerify:
+		return verifyToken(&tokenbrokerv1.VerifyTokenRequest{Token: token}), nil
+	default:
+		return nil, fmt.Errorf("there is no case %q; want %s or %s", name, caseGet, caseVerify)
+	}
+}
+
+func getToken(request *tokenbrokerv1.GetTokenRequest) call {
+	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
+		answer, err := broker.GetToken(ctx, request)
+		if err == nil && answer.GetAccessToken() == "" {
+			return errors.New("an answer without a token")
+		}
+		return err
+	}
+}
+
+func verifyToken(request *tokenbrokerv1.VerifyTokenRequest) call {
+	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
+		answer, err := broker.VerifyToken(ctx, request)
+		if err == nil && !answer.GetActive() {
+			return fmt.Errorf("the token was rejected: %s", answer.GetRejection().GetMessage())
+		}
+		return err
+	}
+}
+
+// load makes calls until length is over, and waits for the last ones.
+func load(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, once call, length time.Duration) outcome {
+	loops := make([]loop, callers)
+	begun := time.Now()
+	var running sync.WaitGroup
+	for i := range loops {
+		running.Go(func() { loops[i].run(ctx, brokers[i%len(brokers)], once, begun.Add(length)) })
+	}
+	running.Wait()
+	return summarize(loops, time.Since(begun))
+}
+
+// loop is one caller and what it saw.
+type loop struct {
+	took   []time.Duration // by all calls, the failed ones included
+	failed int
+	err    error
+}
+
+func (l *loop) run(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, once call, until time.Time) {
+	for begun := time.Now(); begun.Before(until) && ctx.Err() == nil; {
+		if err := once(ctx, broker); err != nil {
+			l.failed++
+			l.err = err
+		}
+		ended := time.Now()
+		l.took = append(l.took, ended.Sub(begun))
+		begun = ended
+	}
+}
+
+func summarize(loops []loop, took time.Duration) outcome {
+	sum := outcome{Seconds: took.Seconds()}
+	var all []time.Duration
+	for _, l := range loops {
+		all = append(all, l.took...)
+		sum.Failed += l.failed
+		if l.err != nil {
+			sum.Error = l.err.Error()
+		}
+	}
+	slices.Sort(all)
+	sum.Calls = len(all)
+	sum.P50, sum.P99, sum.Max = quantile(all, 0.5), quantile(all, 0.99), quantile(all, 1)
+	return sum
+}
+
+// quantile returns, in microseconds, the smallest of the sorted values that a
+// share q of them does not exceed; 0 of none.
+func quantile(sorted []time.Duration, q float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	rank := int(math.Ceil(q * float64(len(sorted))))
+	return float64(sorted[max(rank, 1)-1]) / float64(time.Microsecond)
+}

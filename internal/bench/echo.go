@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+const echoCommand = "echo"
+
+// fixed answers every call with the same message and looks at nothing: what is
+// left is the price of gRPC.
+type fixed struct {
+	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
+
+	token    *tokenbrokerv1.GetTokenResponse
+	verified *tokenbrokerv1.VerifyTokenResponse
+}
+
+func (f *fixed) GetToken(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
+	return f.token, nil
+}
+
+func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	return f.verified, nil
+}
+
+// echo serves on the first address, until ctx is done, what the broker at the
+// second answers for a client: the same bytes, so that sizes and codec are equal.
+func echo(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("usage: bench %s LISTEN BROKER CLIENT", echoCommand)
+	}
+	answers, err := learn(ctx, args[1], args[2])
+	if err != nil {
+		return fmt.Errorf("asking the broker for the answers to repeat: %w", err)
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", args[0])
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, answers)
+	defer context.AfterFunc(ctx, server.Stop)()
+	return server.Serve(listener)
+}
+
+func learn(ctx context.Context, address, client string) (*fixed, error) {
+	connection, err := connect(address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = connection.Close() }()
+	broker := tokenbrokerv1.NewTokenBrokerServiceClient(connection)
+	answers := &fixed{}
+	if answers.token, err = broker.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: client}); err != nil {
+		return nil, err
+	}
+	request := &tokenbrokerv1.VerifyTokenRequest{Token: answers.token.GetAccessToken()}
+	if answers.verified, err = broker.VerifyToken(ctx, request); err != nil {
+		return nil, err
+	}
+	return answers, nil
+}

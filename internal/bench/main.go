@@ -1,0 +1,66 @@
+// Command bench measures what a call to the broker costs its server, beside
+// what the same call costs a bare grpc-go server in the same run. The servers,
+// and the load that drives them, are processes of their own.
+//
+// The ratio between the two is what counts: it holds from machine to machine
+// and from day to day, which absolute numbers do not. Bench therefore asserts
+// nothing about time; it fails only if calls fail. It reads /proc, so it needs
+// Linux, and it talks to loopback alone.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run is all three processes: the binary starts itself again as the echo and as
+// the load.
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case echoCommand:
+			return echo(ctx, args[1:])
+		case driveCommand:
+			return drive(ctx, args[1:])
+		}
+	}
+	return orchestrate(ctx, args)
+}
+
+// options are the flags of the whole.
+type options struct {
+	rounds int
+	// length is how long a round drives one server with one case.
+	length time.Duration
+}
+
+func parseOptions(args []string) (options, error) {
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	rounds := flags.Int("rounds", 5, "measure each case `N` times and report medians")
+	seconds := flags.Float64("seconds", 3, "drive for `S` seconds in each round; CPU time comes in ticks of 10 ms, so below 3 they show")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	if flags.NArg() > 0 {
+		return options{}, fmt.Errorf("unknown command %q; there are only flags, see -help", flags.Arg(0))
+	}
+	if *rounds < 1 || *seconds < 0.1 {
+		return options{}, fmt.Errorf("want at least 1 round of at least 0.1 seconds, got %d of %v", *rounds, *seconds)
+	}
+	return options{rounds: *rounds, length: time.Duration(*seconds * float64(time.Second))}, nil
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// tick is the unit of CPU time in /proc: USER_HZ is 100 wherever Go runs.
+const tick = 10 * time.Millisecond
+
+// server is a server under test, a process of its own.
+type server struct {
+	address string
+	pid     int
+	// alive is done when the process has ended; how it did is the cause.
+	alive     context.Context //nolint:containedctx // the life of the process, not of a call
+	terminate context.CancelFunc
+	// startup is how long it took from the start of the process until it served.
+	startup time.Duration
+}
+
+// startServer starts a program and returns when it serves at address.
+func startServer(ctx context.Context, address, program string, args ...string) (*server, error) {
+	ctx, terminate := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stderr = os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	begun := time.Now()
+	if err := cmd.Start(); err != nil {
+		terminate()
+		return nil, err
+	}
+	alive, ended := context.WithCancelCause(context.WithoutCancel(ctx))
+	go func() {
+		_ = cmd.Wait() // its state says the same and more
+		ended(fmt.Errorf("%s %s has ended: %s", filepath.Base(program), args[0], cmd.ProcessState))
+	}()
+	s := &server{address: address, pid: cmd.Process.Pid, alive: alive, terminate: terminate}
+	if err := s.awaitServing(); err != nil {
+		s.stop()
+		return nil, err
+	}
+	s.startup = time.Since(begun)
+	return s, nil
+}
+
+// stop ends the process and waits until it has.
+func (s *server) stop() {
+	s.terminate()
+	<-s.alive.Done()
+}
+
+// awaitServing returns when the server's health says so.
+func (s *server) awaitServing() error {
+	connection, err := connect(s.address)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = connection.Close() }()
+	ctx, cancel := context.WithTimeout(s.alive, time.Minute)
+	defer cancel()
+	for {
+		answer, err := healthpb.NewHealthClient(connection).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		if s.alive.Err() != nil {
+			return context.Cause(s.alive)
+		}
+		if err != nil {
+			return fmt.Errorf("waiting for %s to serve: %w", s.address, err)
+		}
+		if answer.GetStatus() == healthpb.HealthCheckResponse_SERVING {
+			return nil
+		}
+		if err := wait(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// cpu returns the CPU time that the process has used, in user and kernel mode.
+func (s *server) cpu() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
+	if err != nil {
+		return 0, err
+	}
+	return parseCPU(stat)
+}
+
+// parseCPU reads utime and stime, fields 14 and 15 of proc_pid_stat(5). The
+// second field is the program's name, which may hold spaces and parentheses.
+func parseCPU(stat []byte) (time.Duration, error) {
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("/proc/PID/stat has too few fields")
+	}
+	user, errUser := strconv.ParseInt(fields[11], 10, 64)
+	system, errSystem := strconv.ParseInt(fields[12], 10, 64)
+	if err := errors.Join(errUser, errSystem); err != nil {
+		return 0, fmt.Errorf("/proc/PID/stat: %w", err)
+	}
+	return time.Duration(user+system) * tick, nil
+}
+
+// memory returns a value of proc_pid_status(5), such as VmRSS, in MiB.
+func (s *server) memory(name string) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
+	if err != nil {
+		return 0, err
+	}
+	return parseMemory(string(status), name)
+}
+
+func parseMemory(status, name string) (float64, error) {
+	for line := range strings.Lines(status) {
+		value, found := strings.CutPrefix(line, name+":")
+		if !found {
+			continue
+		}
+		kilobytes, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
+		return kilobytes / 1024, err
+	}
+	return 0, fmt.Errorf("/proc/PID/status has no %s", name)
+}
+
+// freeAddress returns a loopback address that nothing listens on.
+func freeAddress(ctx context.Context) (string, error) {
+	listener, err := listen(ctx)
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
+}
+
+func listen(ctx context.Context) (net.Listener, error) {
+	return new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
