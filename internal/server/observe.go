@@ -57,24 +57,42 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// ended counts a unary call.
+func (m *metrics) ended(method string, took time.Duration, err error) {
+	own, ok := m.methods[method]
+	if ok {
+		own.seconds.Observe(took.Seconds())
+	}
+	if ok && err == nil {
+		own.ok.Inc()
+		return
+	}
+	m.handled.WithLabelValues(method, status.Code(err).String()).Inc()
+}
+
+// observer counts and logs every call, in one interceptor because each one costs
+// a hit its share of the stack.
+type observer struct {
+	metrics *metrics
+	log     *callLog
+}
+
+func (o observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
 	resp, err := handler(ctx, req)
-	method, own := m.methods[info.FullMethod]
-	if own {
-		method.seconds.Observe(time.Since(begun).Seconds())
-	}
-	if own && err == nil {
-		method.ok.Inc()
-	} else {
-		m.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
-	}
+	took := time.Since(begun)
+	o.metrics.ended(info.FullMethod, took, err)
+	o.log.ended(ctx, info.FullMethod, took, err)
 	return resp, err
 }
 
-func (m *metrics) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (o observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	begun := time.Now()
 	err := handler(srv, stream)
-	m.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
+	o.metrics.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
+	if err != nil {
+		o.log.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
+	}
 	return err
 }
 
@@ -102,26 +120,13 @@ func (w *window) admits(now time.Time) bool {
 	return w.lines.Add(1) <= linesPerSecond
 }
 
-func (l *callLog) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	begun := time.Now()
-	resp, err := handler(ctx, req)
-	took := time.Since(begun)
+func (l *callLog) ended(ctx context.Context, method string, took time.Duration, err error) {
 	switch {
 	case err != nil:
-		l.failed(ctx, info.FullMethod, took, err)
+		l.failed(ctx, method, took, err)
 	case l.slow > 0 && took > l.slow && l.windows[codes.OK].admits(time.Now()):
-		l.log.InfoContext(ctx, "slow call", "method", info.FullMethod, "took", took.Round(time.Millisecond))
+		l.log.InfoContext(ctx, "slow call", "method", method, "took", took.Round(time.Millisecond))
 	}
-	return resp, err
-}
-
-func (l *callLog) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	begun := time.Now()
-	err := handler(srv, stream)
-	if err != nil {
-		l.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
-	}
-	return err
 }
 
 // failed logs the status's own message: it is written for callers, and so holds
