@@ -73,6 +73,14 @@ func TestSplitRefuses(t *testing.T) {
 	}
 }
 
+func TestOtherKindsOfTokensAreNamed(t *testing.T) {
+	for token, want := range map[string]string{"opaque": "opaque", "a.b.c.d.e": "JWE", "a.b": "2 parts", "a.b.c.d": "4 parts"} {
+		if _, err := jose.Split(redact.New(token)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", token, err)
+		}
+	}
+}
+
 // next returns the character after c in the alphabet: of a last character, its
 // lowest bits are spare.
 func next(c byte) string {

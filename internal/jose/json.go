@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"unicode"
 
@@ -14,6 +13,8 @@ import (
 const (
 	maxDepth   = 8
 	maxMembers = 64
+
+	space = " \t\r\n"
 )
 
 var (
@@ -40,43 +41,48 @@ type member struct {
 // deep, with nothing but white space around it. The error is the predicate of a
 // sentence and quotes nothing of data.
 func ParseObject(data []byte) (Object, error) {
-	if tooDeep(data) {
-		return Object{}, errTooDeep
-	}
-	dec := jsontext.NewDecoder(bytes.NewBuffer(data))
-	if token, err := dec.ReadToken(); err != nil || token.Kind() != '{' {
-		return Object{}, errNotObject
+	if err := sound(data); err != nil {
+		return Object{}, err
 	}
 	members := make([]member, 0, maxMembers/4)
-	for dec.PeekKind() != '}' {
+	name, rest := next(opened(data))
+	for name != nil {
 		if len(members) == maxMembers {
 			return Object{}, errTooWide
 		}
-		m, err := readMember(dec)
+		plain, err := unquote(name)
 		if err != nil {
-			return Object{}, unsound(err)
+			return Object{}, errNotObject
 		}
-		members = append(members, m)
-	}
-	if _, err := dec.ReadToken(); err != nil {
-		return Object{}, unsound(err)
-	}
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return Object{}, errNotObject
+		var value jsontext.Value
+		value, rest = next(rest)
+		members = append(members, member{plain, value})
+		name, rest = next(rest)
 	}
 	return Object{members}, nil
 }
 
-// unsound puts an error of the decoder, which may quote the text, into our words.
-func unsound(err error) error {
-	if errors.Is(err, jsontext.ErrDuplicateName) {
+// sound finds out all that may be wrong with an object but its width. What is
+// read afterwards needs no checks.
+func sound(data []byte) error {
+	value := jsontext.Value(data)
+	switch _, depth := extent(bytes.TrimLeft(data, space)); {
+	case depth > maxDepth: // known before anything is parsed, which recurses
+		return errTooDeep
+	case value.Kind() != '{':
+		return errNotObject
+	case value.IsValid(): // RFC 7493: unique names, sound Unicode
+		return nil
+	case value.IsValid(jsontext.AllowDuplicateNames(true)):
 		return errDuplicate
+	default:
+		return errNotObject
 	}
-	return errNotObject
 }
 
-// tooDeep counts brackets before anything is parsed: parsing recurses.
-func tooDeep(data []byte) bool {
+// extent returns where the string, object or array ends that data begins with,
+// and how deep it is nested. If it does not end, the end is that of data.
+func extent(data []byte) (end, deepest int) {
 	depth, quoted := 0, false
 	for i := 0; i < len(data); i++ {
 		switch c := data[i]; {
@@ -86,27 +92,35 @@ func tooDeep(data []byte) bool {
 			quoted = !quoted
 		case quoted:
 		case c == '{' || c == '[':
-			if depth++; depth > maxDepth {
-				return true
-			}
+			depth++
+			deepest = max(deepest, depth)
 		case c == '}' || c == ']':
 			depth--
 		}
+		if depth == 0 && !quoted {
+			return i + 1, deepest
+		}
 	}
-	return false
+	return len(data), deepest
 }
 
-func readMember(dec *jsontext.Decoder) (member, error) {
-	name, err := dec.ReadValue()
-	if err != nil {
-		return member{}, err
+// opened returns what follows the bracket that opens a valid object or array.
+func opened(data []byte) []byte { return data[bytes.IndexAny(data, "{[")+1:] }
+
+// next returns the next value of a valid object or array, and what follows it;
+// names of members are values here. Nil: the object or array ends.
+func next(rest []byte) (value jsontext.Value, after []byte) {
+	rest = bytes.TrimLeft(rest, space+",:")
+	var end int
+	switch rest[0] {
+	case '}', ']':
+		return nil, nil
+	case '"', '{', '[':
+		end, _ = extent(rest)
+	default:
+		end = bytes.IndexAny(rest, space+",}]")
 	}
-	plain, err := unquote(name)
-	if err != nil {
-		return member{}, err
-	}
-	value, err := dec.ReadValue()
-	return member{plain, value}, err
+	return rest[:end:end], rest[end:]
 }
 
 // unquote returns the text of a JSON string, without copying it where it holds
@@ -152,39 +166,28 @@ func textOf(name string, value jsontext.Value) (string, error) {
 	return string(plain), nil
 }
 
-// List returns a member that must be an array of strings if it is there, or one
-// string, which is returned as a list of one. The strings are as [Object.Text]
-// has them.
-func (o Object) List(name string) (list []string, array bool, err error) {
-	value := o.get(name)
-	switch value.Kind() {
-	case '[':
-		list, err = listOf(name, value)
-		return list, true, err
-	case 0: // absent
-		return nil, false, nil
-	default:
-		text, err := textOf(name, value)
-		return []string{text}, false, err
-	}
-}
+// IsArray reports whether the object has a member of that name that is an array.
+func (o Object) IsArray(name string) bool { return o.get(name).Kind() == '[' }
 
-func listOf(name string, value jsontext.Value) ([]string, error) {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
-	_, _ = dec.ReadToken() // "[": the value was found sound already
-	list := make([]string, 0, 4)
-	for dec.PeekKind() == '"' {
-		element, _ := dec.ReadValue()
+// List returns a member that must be an array of strings if it is there. The
+// strings are as [Object.Text] has them.
+func (o Object) List(name string) (list []string, present bool, err error) {
+	value := o.get(name)
+	if value == nil {
+		return nil, false, nil
+	}
+	if value.Kind() != '[' {
+		return nil, true, fmt.Errorf("its %s is not a list", name)
+	}
+	list = make([]string, 0, 4)
+	for element, rest := next(opened(value)); element != nil; element, rest = next(rest) {
 		text, err := textOf(name, element)
 		if err != nil {
-			return nil, err
+			return nil, true, err
 		}
 		list = append(list, text)
 	}
-	if dec.PeekKind() != ']' {
-		return nil, fmt.Errorf("its %s holds what is not a string", name)
-	}
-	return list, nil
+	return list, true, nil
 }
 
 // Number returns a member that must be a number if it is there, as near as a

@@ -83,7 +83,7 @@ func TestMembersOfAnObject(t *testing.T) {
 	}
 	show := func(values ...any) string { return fmt.Sprint(values...) }
 	text := func(name string) string { v, present, err := o.Text(name); return show(v, present, err != nil) }
-	list := func(name string) string { v, array, err := o.List(name); return show(v, array, err != nil) }
+	list := func(name string) string { v, present, err := o.List(name); return show(v, present, err != nil) }
 	number := func(name string) string { v, present, err := o.Number(name); return show(v, present, err != nil) }
 	for _, tt := range []struct{ what, got, want string }{
 		{"text", text("s"), show("text", true, false)},
@@ -98,7 +98,7 @@ func TestMembersOfAnObject(t *testing.T) {
 		{"a name with escapes", text("name"), show("escaped", true, false)},
 		{"a list", list("l"), show([]string{"a", "b"}, true, false)},
 		{"an empty list", list("none"), show([]string{}, true, false)},
-		{"a text as list", list("s"), show([]string{"text"}, false, false)},
+		{"a text as list", list("s"), show([]string(nil), true, true)},
 		{"an absent list", list("x"), show([]string(nil), false, false)},
 		{"a mixed list", list("mixed"), show([]string(nil), true, true)},
 		{"a control in a list", list("bad"), show([]string(nil), true, true)},
@@ -113,7 +113,7 @@ func TestMembersOfAnObject(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"null", "n", "true", "o"} {
-		if _, _, err := o.List(name); err == nil {
+		if _, _, err := o.List(name); err == nil || o.IsArray(name) {
 			t.Errorf("%s was accepted as a list", name)
 		}
 	}
@@ -126,6 +126,9 @@ func TestMembersOfAnObject(t *testing.T) {
 	}
 	if _, present, err := o.Object("x"); present || err != nil {
 		t.Error("an absent object is an error")
+	}
+	if !o.IsArray("mixed") || o.IsArray("x") {
+		t.Error("IsArray")
 	}
 	if !o.Has("null") || o.Has("NULL") {
 		t.Error("Has")
@@ -166,7 +169,7 @@ func FuzzParseObject(f *testing.F) {
 					t.Errorf("%q: %q is %v, want %v", data, name, number, want)
 				}
 			}
-			if list, array, err := o.List(name); err == nil && array && !slices.Equal(list, texts(want)) {
+			if list, _, err := o.List(name); err == nil && !slices.Equal(list, texts(want)) {
 				t.Errorf("%q: %q is %q, want %v", data, name, list, want)
 			}
 			_, _, _ = o.Object(name)

@@ -5,8 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	_ "crypto/sha256" // for crypto.SHA256.New
-	_ "crypto/sha512" // for crypto.SHA384.New and crypto.SHA512.New
+	"crypto/sha256"
+	"crypto/sha512"
 	"errors"
 	"math/big"
 	"slices"
@@ -92,16 +92,17 @@ func holds(algorithm string, public crypto.PublicKey, signingInput, signature []
 
 // hash digests the input as the algorithm's name ends: 256, 384 or 512.
 func hash(algorithm string, input []byte) (crypto.Hash, []byte) {
-	h := crypto.SHA256
 	switch algorithm[len(algorithm)-3:] {
 	case "384":
-		h = crypto.SHA384
+		digest := sha512.Sum384(input)
+		return crypto.SHA384, digest[:]
 	case "512":
-		h = crypto.SHA512
+		digest := sha512.Sum512(input)
+		return crypto.SHA512, digest[:]
+	default:
+		digest := sha256.Sum256(input)
+		return crypto.SHA256, digest[:]
 	}
-	digest := h.New()
-	_, _ = digest.Write(input)
-	return h, digest.Sum(nil)
 }
 
 // verifyECDSA takes the signature as JWS writes it: r and s, each as long as

@@ -122,7 +122,7 @@ func TestMalformedECDSASignaturesAreRefused(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"(0, 0)": join(zero, zero), "(0, s)": join(zero, s), "(r, 0)": join(r, zero),
 		"(n, s)": join(n, s), "(r, n)": join(r, n), "(n, n)": join(n, n), "(r, 2^256-1)": join(r, all),
-		"DER": der, "each a byte longer": slices.Concat([]byte{0}, signature[:32], []byte{0}, signature[32:]),
+		"DER": der, "r, a zero and s": slices.Concat(signature[:32], []byte{0}, signature[32:]), "each a byte longer": slices.Concat([]byte{0}, signature[:32], []byte{0}, signature[32:]),
 	} {
 		if err := jose.Verify("ES256", key, []byte(signingInput), bad); !errors.Is(err, jose.ErrSignature) {
 			t.Errorf("%s: %v", name, err)

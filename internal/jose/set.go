@@ -1,7 +1,6 @@
 package jose
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -9,7 +8,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -109,50 +107,40 @@ func firstReason(skipped []Skipped) string {
 	return fmt.Sprintf("; the first: %v", skipped[0].Reason)
 }
 
-// entriesOf returns the elements of keys, which are sound JSON but may be
-// anything: one bad entry must not cost the others, so what is wrong in an
-// entry is left to be found there.
+// entriesOf returns the elements of keys. They are valid JSON but may be
+// anything: one bad entry must not cost the others, so what is wrong in an entry
+// is left to be found there.
 func entriesOf(data []byte) ([]jsontext.Value, error) {
 	if len(data) > MaxSetSize {
 		return nil, fmt.Errorf("the JWK set is longer than %d bytes", MaxSetSize)
 	}
-	dec := jsontext.NewDecoder(bytes.NewBuffer(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	if token, err := dec.ReadToken(); err != nil || token.Kind() != '{' {
+	set := jsontext.Value(data)
+	if !set.IsValid(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)) || set.Kind() != '{' {
 		return nil, errSet
 	}
 	var keys jsontext.Value
-	for dec.PeekKind() != '}' {
-		name, err := dec.ReadToken()
-		if err != nil {
+	for name, rest := next(opened(data)); name != nil; name, rest = next(rest) {
+		var value jsontext.Value
+		value, rest = next(rest)
+		if string(name) != `"keys"` {
+			continue
+		}
+		if keys != nil || value.Kind() != '[' {
 			return nil, errSet
 		}
-		isKeys := name.String() == "keys"
-		value, err := dec.ReadValue()
-		if err != nil || isKeys && keys != nil {
-			return nil, errSet
-		}
-		if isKeys {
-			keys = value
-		}
+		keys = value
 	}
-	_, _ = dec.ReadToken() // "}"
-	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) || keys.Kind() != '[' {
+	if keys == nil {
 		return nil, errSet
 	}
 	return elements(keys)
 }
 
 func elements(list jsontext.Value) ([]jsontext.Value, error) {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(list), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	_, _ = dec.ReadToken() // "["
 	var entries []jsontext.Value
-	for dec.PeekKind() != ']' {
+	for entry, rest := next(opened(list)); entry != nil; entry, rest = next(rest) {
 		if len(entries) == MaxSetKeys {
 			return nil, fmt.Errorf("the JWK set has more than %d keys", MaxSetKeys)
-		}
-		entry, err := dec.ReadValue()
-		if err != nil {
-			return nil, errSet
 		}
 		entries = append(entries, entry)
 	}
@@ -190,11 +178,8 @@ func forVerifying(object Object) bool {
 	if err != nil || present && use != "sig" {
 		return false
 	}
-	if !object.Has("key_ops") {
-		return true
-	}
-	operations, array, err := object.List("key_ops")
-	return err == nil && array && slices.Contains(operations, "verify")
+	operations, present, err := object.List("key_ops")
+	return err == nil && (!present || slices.Contains(operations, "verify"))
 }
 
 // narrow holds a key to the algorithm that it declares, if it does.
@@ -233,7 +218,7 @@ func material(object Object) (*Key, error) {
 	if err != nil {
 		return nil, errMaterial
 	}
-	key, err := sound(parsed)
+	key, err := check(parsed)
 	if err != nil {
 		return nil, err
 	}
@@ -245,9 +230,9 @@ func material(object Object) (*Key, error) {
 	return key, nil
 }
 
-// sound checks what the library does not: it accepts keys that are too weak,
-// too dear to use, or that make a verification panic.
-func sound(parsed jwk.Key) (*Key, error) {
+// check does what the library does not: that accepts keys that are too weak, too
+// dear to use, or that make a verification panic.
+func check(parsed jwk.Key) (*Key, error) {
 	switch parsed := parsed.(type) {
 	case jwk.RSAPublicKey:
 		return rsaKey(parsed)

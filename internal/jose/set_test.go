@@ -3,6 +3,7 @@ package jose_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +25,10 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 		return josetest.Base64(n.Add(n, big.NewInt(low)).Bytes())
 	}
 	e := func(e ...byte) string { return josetest.Base64(e) }
+	x384, err := base64.RawURLEncoding.DecodeString(p384.JWK()["x"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
 	private := josetest.Base64([]byte("private"))
 	cases := map[string]any{
 		"a string":                  "key",
@@ -71,6 +76,7 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 		"no exponent":               r.JWK(jwk{"e": nil}),
 		"a point off the curve":     p384.JWK(jwk{"x": e(bytes.Repeat([]byte{1}, 48)...)}),
 		"the point at infinity":     p384.JWK(jwk{"x": e(make([]byte, 48)...), "y": e(make([]byte, 48)...)}),
+		"a coordinate of 49 bytes":  p384.JWK(jwk{"x": e(append([]byte{0}, x384...)...)}),
 		"a coordinate too long":     p384.JWK(jwk{"x": "AA" + p384.JWK()["x"].(string)}),
 		"a coordinate too short":    p384.JWK(jwk{"y": "AAAA"}),
 		"a coordinate missing":      p384.JWK(jwk{"y": nil}),
@@ -157,7 +163,13 @@ func TestUsableKeysThatShareAKidAreAllRefused(t *testing.T) {
 
 func TestSetsThatAreRefused(t *testing.T) {
 	key := string(josetest.Marshal(josetest.New(t, "ES256", "k").JWK()))
-	keys := func(n int) string { return `{"keys":[` + strings.Repeat(key+",", n-1) + key + `]}` }
+	keys := func(n int) string { // with a kid each
+		var all []string
+		for i := range n {
+			all = append(all, strings.Replace(key, `"kid":"k"`, fmt.Sprintf(`"kid":"k%d"`, i), 1))
+		}
+		return `{"keys":[` + strings.Join(all, ",") + `]}`
+	}
 	for name, data := range map[string]string{
 		"nothing":           "",
 		"HTML":              "<html>",
@@ -180,6 +192,9 @@ func TestSetsThatAreRefused(t *testing.T) {
 		if set, err := jose.ParseSet([]byte(data)); err == nil || set.Keys != nil {
 			t.Errorf("%s: %d keys, %v", name, len(set.Keys), err)
 		}
+	}
+	if set, err := jose.ParseSet([]byte(keys(100))); err != nil || len(set.Keys) != 100 {
+		t.Errorf("100 keys: %d, %v", len(set.Keys), err)
 	}
 	if _, err := jose.ParseSet([]byte(`{"v":{"a":1,"a":2},"keys":[` + key + `]}`)); err != nil {
 		t.Errorf("a flaw beside the keys costs them: %v", err)

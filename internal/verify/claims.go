@@ -56,16 +56,16 @@ type Confirmation struct {
 // maxSeconds is where a float64 begins to leave out whole numbers.
 const maxSeconds = 1 << 53
 
-// newFacts reads the claims of a token whose signature holds. The error is a
-// part of a sentence that names a claim.
-func newFacts(header jose.Header, claims jose.Object, payload []byte, scopeClaim string) (*Facts, error) {
+// newFacts reads the claims of a token of the issuer whose signature holds. The
+// error is a part of a sentence that names a claim.
+func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload []byte) (*Facts, error) {
 	r := reader{claims: claims}
 	f := &Facts{
-		Issuer:       r.text("iss"),
+		Issuer:       c.Issuer,
 		Subject:      r.required("sub"),
 		ClientID:     r.text("client_id"),
 		Audience:     r.audience(),
-		Scopes:       r.scopes(scopeClaim),
+		Scopes:       r.scopes(c.ScopeClaim),
 		IssuedAt:     r.time("iat"),
 		NotBefore:    r.time("nbf"),
 		ExpiresAt:    r.expiry(),
@@ -73,7 +73,7 @@ func newFacts(header jose.Header, claims jose.Object, payload []byte, scopeClaim
 		Confirmation: r.confirmation(),
 		Claims:       payload,
 		typ:          header.Type,
-		access:       accessToken(claims, scopeClaim),
+		access:       accessToken(claims, c.ScopeClaim),
 		purpose:      otherPurpose(claims),
 	}
 	if f.ClientID == "" {
@@ -113,12 +113,26 @@ func (r *reader) required(name string) string {
 	return text
 }
 
-func (r *reader) audience() []string {
-	list, array, err := r.claims.List("aud")
-	switch {
-	case err != nil:
+func (r *reader) list(name string) []string {
+	list, _, err := r.claims.List(name)
+	if err != nil {
 		r.fail(err)
-	case array && len(list) == 0, slices.Contains(list, ""):
+	}
+	return list
+}
+
+// audience is one string, or an array of them (RFC 7519 section 4.1.3).
+func (r *reader) audience() []string {
+	if !r.claims.Has("aud") {
+		return nil
+	}
+	var list []string
+	if r.claims.IsArray("aud") {
+		list = r.list("aud")
+	} else {
+		list = []string{r.text("aud")}
+	}
+	if len(list) == 0 || slices.Contains(list, "") {
 		r.fail(errors.New("its aud is empty, or holds what is"))
 	}
 	return list
@@ -128,34 +142,25 @@ func (r *reader) audience() []string {
 // or an array of strings. The empty string, which some issuers write where
 // there is no scope, has none.
 func (r *reader) scopes(claim string) []string {
-	list, array, err := r.claims.List(claim)
-	if err != nil {
-		r.fail(err)
-		return nil
+	var list []string
+	if r.claims.IsArray(claim) {
+		list = r.list(claim)
+	} else if text := r.text(claim); text != "" {
+		list = strings.Split(text, " ")
 	}
-	if !array && len(list) == 1 {
-		if list[0] == "" {
-			return nil
-		}
-		list = strings.Split(list[0], " ")
-	}
-	if !allFunc(list, scopeToken) {
+	if slices.ContainsFunc(list, notScope) {
 		r.fail(fmt.Errorf("its %s holds what is not a scope (RFC 6749 section 3.3)", claim))
 	}
 	return list
 }
 
-func allFunc(list []string, good func(string) bool) bool {
-	return !slices.ContainsFunc(list, func(s string) bool { return !good(s) })
-}
-
-func scopeToken(s string) bool {
+func notScope(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c > '~' || c == '"' || c == '\\' {
-			return false
+			return true
 		}
 	}
-	return s != ""
+	return s == ""
 }
 
 // time reads a NumericDate (RFC 7519 section 2), which may have a fraction; it

@@ -129,7 +129,8 @@ func load(t testing.TB, v *verify.Verifier) *verify.Verifier {
 }
 
 // run runs a Verifier until the test ends.
-func run(t *testing.T, v *verify.Verifier) {
+func run(t testing.TB, v *verify.Verifier) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); v.Run(ctx) }()

@@ -41,6 +41,7 @@ const (
 	InsufficientScope
 )
 
+//nolint:gochecknoglobals // a table that nothing writes
 var reasonNames = [...]string{
 	"unspecified", "malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature", "bad_claims",
 	"wrong_type", "expired", "not_yet_valid", "lifetime_too_long", "wrong_audience", "insufficient_scope",

@@ -114,7 +114,7 @@ func (v *Verifier) establish(ctx context.Context, presented redact.String, pin s
 		return nil, nil, time.Time{}, reject(BadSignature, "The token's signature does not hold.")
 	}
 	// The claims were read from the very bytes that were signed, iss included.
-	facts, err := newFacts(header, claims, token.Payload, issuer.cfg.ScopeClaim)
+	facts, err := newFacts(&issuer.cfg, header, claims, token.Payload)
 	if err != nil {
 		return nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
 	}

@@ -1,0 +1,391 @@
+package verify_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// timed is an outcome and the time that it took.
+func timed(t *testing.T, v *verify.Verifier, token string) (string, time.Duration) {
+	t.Helper()
+	start := time.Now()
+	got := outcome(t, v, token, verify.Request{})
+	return got, time.Since(start)
+}
+
+// forever is a token that does not expire within a test.
+func forever(key *josetest.Signer, issuer string) string {
+	return key.Token(key.Header(), claims(jsonObject{"iss": issuer, "exp": time.Now().Add(23 * time.Hour).Unix()}))
+}
+
+var outages = map[string]func(*http.Request) (*http.Response, error){
+	"hangs":                  hang,
+	"answers 503":            respond(http.StatusServiceUnavailable, []byte(`{"keys":[]}`), nil),
+	"answers 503 with keys":  respond(http.StatusServiceUnavailable, josetest.Set(rogue), nil),
+	"redirects":              respond(http.StatusFound, nil, http.Header{"Location": {"https://evil.example/jwks"}}),
+	"answers 64 MiB":         respond(http.StatusOK, bytes.Repeat([]byte(" "), 64<<20), nil),
+	"answers HTML":           respond(http.StatusOK, []byte("<html>"), nil),
+	"answers nothing":        respond(http.StatusOK, nil, nil),
+	"answers no keys":        respond(http.StatusOK, []byte(`{"keys":[]}`), nil),
+	"answers keys null":      respond(http.StatusOK, []byte(`{"keys":null}`), nil),
+	"answers unusable keys":  respond(http.StatusOK, []byte(`{"keys":[{"kty":"oct","kid":"k","k":"AAAA"}]}`), nil),
+	"answers half a set":     respond(http.StatusOK, josetest.Set(rogue)[:40], nil),
+	"drops the connection":   func(*http.Request) (*http.Response, error) { return nil, errors.New("connection reset") },
+	"makes the client panic": func(*http.Request) (*http.Response, error) { panic("a defect of a library") },
+}
+
+// rogue is a key that is nobody's.
+var rogue = jsonObject{"kty": "RSA", "kid": "rogue", "n": josetest.Base64(append([]byte{0x80}, bytes.Repeat([]byte{1}, 255)...)), "e": "AQAB"}
+
+// D4 D7 D10: known keys go on until they are too old, nothing is ever poisoned
+// or emptied, and the other issuer does not notice.
+func TestTroubleOfAnIssuerIsItsOwnAndEndsNothingTooSoon(t *testing.T) {
+	for name, outage := range outages {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := josetest.New(t, "EdDSA", "a"), josetest.New(t, "EdDSA", "b")
+				web := sites{"a.example": serve(josetest.Set(a.JWK())), "b.example": serve(josetest.Set(b.JWK()))}
+				v := newVerifier(t, web, configOf(issuerA), configOf(issuerB))
+				run(t, v)
+				synctest.Wait()
+				ofA, ofB := forever(a, issuerA), forever(b, issuerB)
+				web["a.example"].set(outage)
+				began := time.Now()
+				for time.Since(began) < 55*time.Minute {
+					time.Sleep(time.Minute)
+					for _, token := range []string{ofA, ofB} {
+						if got, took := timed(t, v, token); got != "active" || took != 0 {
+							t.Fatalf("after %v: %s in %v", time.Since(began), got, took)
+						}
+					}
+				}
+				if n := web["b.example"].fetches(); n < 11 || n > 14 {
+					t.Errorf("the other issuer's keys were fetched %d times in 55 min", n)
+				}
+				time.Sleep(10 * time.Minute)
+				if got, took := timed(t, v, ofA); got != "unavailable" || took > time.Second {
+					t.Errorf("after more than an hour: %s in %v", got, took)
+				}
+				if got := outcome(t, v, ofB, verify.Request{}); got != "active" {
+					t.Errorf("the other issuer's token: %s", got)
+				}
+				web["a.example"].publish(a.JWK())
+				time.Sleep(70 * time.Second)
+				if got := outcome(t, v, ofA, verify.Request{}); got != "active" {
+					t.Errorf("when the trouble is over: %s", got)
+				}
+			})
+		})
+	}
+	if len(outages) < 13 {
+		t.Errorf("only %d outages", len(outages))
+	}
+}
+
+func TestErrorOfUnavailableKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const canary = "canary7f3a"
+		key := josetest.New(t, "EdDSA", "k")
+		web := new(site)
+		web.set(respond(http.StatusBadGateway, []byte(canary), nil))
+		v := newVerifier(t, web, configOf(issuerA))
+		run(t, v)
+		synctest.Wait()
+		result, err := v.Verify(t.Context(), redact.New(forever(key, issuerA)), verify.Request{})
+		unavailable, ok := errors.AsType[*verify.UnavailableError](err)
+		if !ok || result.Rejection != nil || result.Facts != nil {
+			t.Fatalf("%+v, %v", result, err)
+		}
+		if unavailable.Issuer != issuerA || unavailable.RetryAfter < time.Second || unavailable.RetryAfter > time.Minute || unavailable.Err == nil {
+			t.Errorf("%+v", unavailable)
+		}
+		if message := err.Error(); !strings.Contains(message, "502") || !strings.Contains(message, issuerA) || strings.Contains(message, canary) {
+			t.Error(message)
+		}
+		if status := v.Status()[0]; status.Err == nil || status.Keys != 0 || !status.LoadedAt.IsZero() || !status.NextAt.After(time.Now()) {
+			t.Errorf("%+v", status)
+		}
+	})
+}
+
+func TestTokensBeforeTheFirstLoadWaitForIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer func(set []byte) func(*http.Request) (*http.Response, error)
+		limit  time.Duration // of the caller
+		want   string
+		took   time.Duration
+	}{
+		"it comes": {func(set []byte) func(*http.Request) (*http.Response, error) {
+			return after(3*time.Second, respond(200, set, nil))
+		}, time.Minute, "active", 3 * time.Second},
+		"it hangs": {func([]byte) func(*http.Request) (*http.Response, error) { return hang }, time.Minute, "unavailable", 5 * time.Second},
+		"it fails": {func([]byte) func(*http.Request) (*http.Response, error) {
+			return after(time.Second, respond(503, nil, nil))
+		}, time.Minute, "unavailable", time.Second},
+		"the caller goes before": {func([]byte) func(*http.Request) (*http.Response, error) { return hang }, 2 * time.Second, "gone", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				key := josetest.New(t, "EdDSA", "k")
+				web := new(site)
+				web.set(tt.answer(josetest.Set(key.JWK())))
+				v := newVerifier(t, web, configOf(issuerA))
+				run(t, v)
+				ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
+				defer cancel()
+				var all sync.WaitGroup
+				for range 100 {
+					all.Go(func() {
+						start := time.Now()
+						result, err := v.Verify(ctx, redact.New(forever(key, issuerA)), verify.Request{})
+						got := word(t, result, err)
+						if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+							got = "gone"
+						}
+						if got != tt.want || time.Since(start) != tt.took {
+							t.Errorf("%s in %v: %v", got, time.Since(start), err)
+						}
+					})
+				}
+				all.Wait()
+				if web.fetches() != 1 {
+					t.Errorf("%d fetches", web.fetches())
+				}
+			})
+		})
+	}
+}
+
+func TestTokensBeforeTheFirstLoadDoNotWaitForARun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		v := newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA))
+		if got, took := timed(t, v, forever(key, issuerA)); got != "unavailable" || took != 5*time.Second {
+			t.Errorf("%s in %v", got, took)
+		}
+	})
+}
+
+// K5 K11: the first fetches go out at once, for all issuers in parallel; what
+// fails is tried again, ever more slowly.
+func TestFailedFetchesAreTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := josetest.New(t, "EdDSA", "a"), josetest.New(t, "EdDSA", "b")
+		web := sites{"a.example": new(site), "b.example": serve(josetest.Set(b.JWK()))}
+		web["a.example"].set(respond(http.StatusServiceUnavailable, nil, nil))
+		v := newVerifier(t, web, configOf(issuerA), configOf(issuerB))
+		run(t, v)
+		synctest.Wait()
+		if got := outcome(t, v, forever(b, issuerB), verify.Request{}); got != "active" {
+			t.Errorf("the other issuer: %s", got)
+		}
+		time.Sleep(10 * time.Minute)
+		times := web["a.example"].times()
+		for i, seconds := range []float64{1, 2, 4, 8, 16, 32, 60, 60, 60, 60} {
+			if gap := times[i+1].Sub(times[i]).Seconds(); gap < seconds*0.9 || gap > seconds*1.1 {
+				t.Errorf("try %d came %v s after the one before, want about %v", i+2, gap, seconds)
+			}
+		}
+		web["a.example"].publish(a.JWK())
+		time.Sleep(67 * time.Second)
+		if got, took := timed(t, v, forever(a, issuerA)); got != "active" || took != 0 {
+			t.Errorf("afterwards: %s in %v", got, took)
+		}
+	})
+}
+
+// K4: RFC 9111 section 5.2.2.1.
+func TestMaxAgeOfTheIssuerIsHonouredWithinBounds(t *testing.T) {
+	for header, want := range map[string]time.Duration{
+		"":                             5 * time.Minute,
+		"no-cache":                     5 * time.Minute,
+		"max-age=soon":                 5 * time.Minute,
+		"max-age=-1":                   5 * time.Minute,
+		"s-maxage=600":                 5 * time.Minute,
+		"public, max-age=600":          10 * time.Minute,
+		"Max-Age=\"120\", private":     2 * time.Minute,
+		"max-age=0":                    time.Minute,
+		"max-age=1":                    time.Minute,
+		"max-age=86400":                15 * time.Minute,
+		"max-age=99999999999999999999": 5 * time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			key := josetest.New(t, "EdDSA", "k")
+			web := new(site)
+			web.set(respond(http.StatusOK, josetest.Set(key.JWK()), http.Header{"Cache-Control": {header}}))
+			run(t, newVerifier(t, web, configOf(issuerA)))
+			time.Sleep(2 * time.Hour)
+			times := web.times()
+			distinct := map[time.Duration]bool{}
+			for i := range times[1:] {
+				gap := times[i+1].Sub(times[i])
+				if distinct[gap] = true; gap > want || gap < want-want/10 {
+					t.Fatalf("%q: fetched after %v, want %v or a tenth less", header, gap, want)
+				}
+			}
+			if len(distinct) < 3 {
+				t.Errorf("%q: the intervals are not spread: %v", header, distinct)
+			}
+		})
+	}
+}
+
+func TestKeysAreFetchedAgainBeforeTheyAreStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		web := new(site)
+		web.set(after(time.Second, respond(http.StatusOK, josetest.Set(key.JWK()), http.Header{"Cache-Control": {"max-age=900"}})))
+		c := configOf(issuerA)
+		c.RefreshInterval, c.MaxStale = time.Minute, 2*time.Minute
+		v := newVerifier(t, web, c)
+		run(t, v)
+		time.Sleep(time.Second)
+		token := forever(key, issuerA)
+		for range 3600 {
+			time.Sleep(time.Second)
+			if got, took := timed(t, v, token); got != "active" || took != 0 {
+				t.Fatalf("%s in %v", got, took)
+			}
+		}
+	})
+}
+
+// D8 D9 K9.
+func TestKeysThatTheIssuerRemovesOrReplacesAreNotTrustedAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept, removed := josetest.New(t, "EdDSA", "kept"), josetest.New(t, "EdDSA", "removed")
+		leaked, replacement := josetest.New(t, "ES256", "same"), josetest.New(t, "ES256", "same")
+		web := serve(josetest.Set(kept.JWK(), removed.JWK(), leaked.JWK()))
+		v := newVerifier(t, web, configOf(issuerA))
+		run(t, v)
+		synctest.Wait()
+		web.publish(kept.JWK(), replacement.JWK())
+		time.Sleep(5*time.Minute + 5*time.Second)
+		for name, tt := range map[string]struct {
+			key  *josetest.Signer
+			want string
+		}{"kept": {kept, "active"}, "removed": {removed, "unknown_key"}, "leaked": {leaked, "bad_signature"}, "its replacement": {replacement, "active"}} {
+			if got := outcome(t, v, forever(tt.key, issuerA), verify.Request{}); got != tt.want {
+				t.Errorf("%s: %s, want %s", name, got, tt.want)
+			}
+		}
+	})
+}
+
+// D1.
+func TestUnknownIssuersCauseNoRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		web := serve(josetest.Set(key.JWK()))
+		v := newVerifier(t, web, configOf(issuerA))
+		for _, issuer := range []string{"https://169.254.169.254", "http://localhost", issuerA + "/"} {
+			token := key.Token(key.Header(jsonObject{"jku": nil}), claims(jsonObject{"iss": issuer, "jwks_uri": issuer, "jku": issuer}))
+			if got, took := timed(t, v, token); got != "unknown_issuer" || took != 0 {
+				t.Errorf("%s in %v", got, took)
+			}
+		}
+		if web.fetches() != 0 {
+			t.Errorf("requests to %v", web.urls)
+		}
+	})
+}
+
+// K12, over real connections.
+func TestFailingFetchesLeaveNothingBehind(t *testing.T) {
+	var connections atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write(bytes.Repeat([]byte("x"), 100_000))
+	}))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	server.Start()
+	defer server.Close()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	c := configOf(issuerA)
+	c.JWKSURL = server.URL
+	v := newVerifier(t, transport, c)
+	for range 1000 {
+		if err := v.Refresh(t.Context(), issuerA); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	if n := connections.Load(); n != 1 {
+		t.Errorf("%d connections for 1,000 fetches in a row", n)
+	}
+}
+
+// K14.
+func TestKeysFromAFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, fresh := josetest.New(t, "EdDSA", "old"), josetest.New(t, "EdDSA", "fresh")
+		c := configOf(issuerA)
+		c.JWKSURL, c.JWKSFile = "", filepath.Join(t.TempDir(), "jwks.json")
+		v := newVerifier(t, nil, c)
+		if err := v.Refresh(t.Context(), issuerA); err == nil {
+			t.Error("a file that is not there is no error")
+		}
+		write := func(data []byte) {
+			if err := os.WriteFile(c.JWKSFile, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(josetest.Set(old.JWK()))
+		run(t, v)
+		synctest.Wait()
+		if got := outcome(t, v, forever(old, issuerA), verify.Request{}); got != "active" {
+			t.Error(got)
+		}
+		write(josetest.Set(fresh.JWK()))
+		time.Sleep(5 * time.Minute)
+		if got := outcome(t, v, forever(fresh, issuerA), verify.Request{}); got != "active" {
+			t.Errorf("after the file has changed: %s", got)
+		}
+		write(bytes.Repeat([]byte(" "), 1<<20))
+		if err := v.Refresh(t.Context(), issuerA); err == nil {
+			t.Error("a file that is too large is no error")
+		}
+	})
+}
+
+func TestRunEndsWithItsContextWhileAFetchHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		web := new(site)
+		web.set(hang)
+		v := newVerifier(t, web, configOf(issuerA))
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); v.Run(ctx) }()
+		time.Sleep(time.Second)
+		stop()
+		began := time.Now()
+		<-ended
+		if took := time.Since(began); took != 0 {
+			t.Errorf("ended after %v", took)
+		}
+	})
+}
