@@ -4,18 +4,7 @@ import (
 	"context"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc"
 )
-
-// deadline bounds every unary call, whatever its caller allows.
-func deadline(most time.Duration) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		bounded := &deadlineContext{Context: ctx, at: time.Now().Add(most)}
-		defer bounded.release()
-		return handler(bounded, req)
-	}
-}
 
 // deadlineContext is what context.WithDeadline returns, but for its timer, which
 // starts when somebody waits for the end. A hit waits for nothing, and the timer
@@ -28,6 +17,10 @@ type deadlineContext struct {
 	mu     sync.Mutex
 	timed  context.Context //nolint:containedctx // the one with the timer; nil: nobody waits yet
 	cancel context.CancelFunc
+}
+
+func withDeadline(ctx context.Context, at time.Time) *deadlineContext {
+	return &deadlineContext{Context: ctx, at: at}
 }
 
 func (c *deadlineContext) withTimer() context.Context {

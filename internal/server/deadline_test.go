@@ -3,14 +3,18 @@ package server
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // bounded runs wait in a call that may take a minute.
 func bounded(ctx context.Context, wait func(ctx context.Context) error) error {
-	_, err := deadline(time.Minute)(ctx, nil, nil, func(ctx context.Context, _ any) (any, error) { return nil, wait(ctx) })
+	o := &observer{newMetrics(nil), &callLog{log: slog.New(slog.DiscardHandler)}, time.Minute}
+	_, err := o.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "test"}, func(ctx context.Context, _ any) (any, error) { return nil, wait(ctx) })
 	return err
 }
 

@@ -100,10 +100,10 @@ func New(cfg Config) *Server {
 // options puts the interceptors in the order that holds: what counts and logs is
 // outside of what recovers, so that a panic is counted and logged too.
 func options(cfg Config) []grpc.ServerOption {
-	observe := observer{newMetrics(cfg.Registerer), &callLog{log: cfg.Logger, slow: cfg.SlowCall}}
+	observe := &observer{newMetrics(cfg.Registerer), &callLog{log: cfg.Logger, slow: cfg.SlowCall}, cfg.Deadline}
 	crashed := recovery.WithRecoveryHandlerContext(observe.log.crashed)
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(observe.unary, recovery.UnaryServerInterceptor(crashed), deadline(cfg.Deadline)),
+		grpc.ChainUnaryInterceptor(observe.unary, recovery.UnaryServerInterceptor(crashed)),
 		grpc.ChainStreamInterceptor(observe.stream, recovery.StreamServerInterceptor(crashed)),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderList),
