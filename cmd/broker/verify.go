@@ -42,7 +42,13 @@ history and of the list of processes.
 Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.`,
 		Example: `  broker get orders-api | broker verify -
   broker verify - --audience https://orders.example.com --scope read < token.txt`,
-		Args: cobra.ExactArgs(1),
+		// Whatever goes wrong must not be taken for a rejection.
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+				return undecided(err)
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			presented, err := tokenArgument(args[0], cmd.InOrStdin())
 			if err != nil {
@@ -62,9 +68,13 @@ Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.
 			if err != nil {
 				return undecided(err)
 			}
-			return printClaims(cmd, claims, asJSON)
+			if err := printClaims(cmd, claims, asJSON); err != nil {
+				return undecided(err)
+			}
+			return nil
 		},
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return undecided(err) })
 	to.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
@@ -107,7 +117,7 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "rejected: %s: %s\n", rejected.Reason, rejected.Message)
 	}
 	if err != nil {
-		return err
+		return undecided(err)
 	}
 	return exit(exitRejected)
 }

@@ -122,3 +122,19 @@ func TestCheckConfig(t *testing.T) {
 		t.Errorf("of a file with an unknown key, want %s: %v", want, res)
 	}
 }
+
+// Scripts take exit code 1 for a rejection, so nothing else may exit with it.
+func TestAVerifyThatIsCalledWronglyIsNotARejection(t *testing.T) {
+	t.Parallel()
+	for name, args := range map[string][]string{
+		"no token":         {"verify"},
+		"two tokens":       {"verify", "a", "b"},
+		"unknown flag":     {"verify", "a", "--nonsense"},
+		"no such broker":   {"verify", "a", "--addr", "127.0.0.1:1"},
+		"nothing on stdin": {"verify", "-"},
+	} {
+		if res := run(t, args...); res.code != undecided || res.stderr == "" {
+			t.Errorf("%s: %v", name, res)
+		}
+	}
+}
