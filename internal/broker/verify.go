@@ -16,18 +16,19 @@ func (b *Broker) Verify(ctx context.Context, presented redact.String, ask verify
 	result, err := b.verifier.Verify(ctx, presented, ask)
 	b.metrics.verification(result, err)
 	if err != nil {
-		return verify.Result{}, undecided(ctx, err)
+		return verify.Result{}, b.undecided(ctx, err)
 	}
 	return result, nil
 }
 
-func undecided(ctx context.Context, err error) *Error {
+func (b *Broker) undecided(ctx context.Context, err error) *Error {
 	if ctx.Err() != nil {
 		return gaveUp(ctx)
 	}
 	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
 	if !ok {
-		return &Error{Code: Internal, Reason: ReasonInternal, Message: internalMessage, cause: err}
+		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
+		return Fault(err)
 	}
 	return &Error{
 		Code:       Unavailable,
