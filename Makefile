@@ -34,13 +34,14 @@ lint: bin/tools/buf bin/tools/golangci-lint
 # The tools have modules of their own, so that the product's go.mod names none
 # of what they need; buf and golangci-lint do not agree on versions and are kept
 # apart. A tool is built again when its module changes.
-tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc)
+tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
 
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl
+bin/tools/toxiproxy-server: package := github.com/Shopify/toxiproxy/v2/cmd/server
 bin/tools/protoc-gen-go: package := google.golang.org/protobuf/cmd/protoc-gen-go
 bin/tools/protoc-gen-go-grpc: package := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
