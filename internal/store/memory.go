@@ -67,7 +67,7 @@ func (m *Memory) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 	entries := make([]Entry, len(keys))
 	for i, key := range keys {
 		if it := m.values.get(key, now); it != nil {
-			entries[i] = Entry{Number: it.number, Value: bytes.Clone(it.value)}
+			entries[i] = Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(now)}
 		} else if it := m.counters.get(key, now); it != nil {
 			entries[i] = Entry{Number: it.number}
 		}

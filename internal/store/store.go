@@ -135,6 +135,11 @@ type Entry struct {
 	Number uint64
 	// Value is empty for a counter.
 	Value []byte
+	// TTL is what is left of the value's lifetime, by the store's own clock at
+	// the instant at which it read this very value. A reader counts it from
+	// before its call, and so never takes it for longer than it is, however far
+	// its clock is from the writer's. 0: the value lives until it is overwritten.
+	TTL time.Duration
 }
 
 // Claim asks for a lease.

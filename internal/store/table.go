@@ -33,6 +33,14 @@ func (it *item) size() int { return len(it.key) + len(it.value) + len(it.owner) 
 
 func (it *item) expired(now time.Time) bool { return !it.expires.IsZero() && !now.Before(it.expires) }
 
+// left is what is left of the item's lifetime; 0: it has no end.
+func (it *item) left(now time.Time) time.Duration {
+	if it.expires.IsZero() {
+		return 0
+	}
+	return it.expires.Sub(now)
+}
+
 // table holds items by key, and those that expire in the order in which they
 // do.
 type table struct {

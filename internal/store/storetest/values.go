@@ -48,6 +48,7 @@ func valueTests() []namedTest {
 			}
 		}},
 		{"a value lives as long as its lifetime", valueLivesForItsTTL},
+		{"a reader learns what is left of a lifetime", readerLearnsWhatIsLeft},
 		{"a value without a lifetime stays", func(t *tester) {
 			t.put(keyA, 1, "a", 0)
 			t.Advance(2 * time.Second)
@@ -179,5 +180,25 @@ func boundsAreHeld(t *tester) {
 	}
 	if entries, err := t.store.Get(t.Context(), slices.Repeat([]string{long}, 10)...); err != nil || len(entries) != 10 {
 		t.Errorf("Get of ten keys: %d entries, %v", len(entries), err)
+	}
+}
+
+func readerLearnsWhatIsLeft(t *tester) {
+	t.put(keyA, 1, "a", 10*time.Second)
+	t.put(keyB, 1, "b", 0)
+	t.Advance(2 * time.Second)
+	if left := t.get(keyA).TTL; left <= 0 || left > 8*time.Second {
+		t.Errorf("%v are left of 10 s after 2 s", left)
+	}
+	if left := t.get(keyB).TTL; left != 0 {
+		t.Errorf("%v are left of what lives for ever", left)
+	}
+	t.raise(epoch, 1, 0)
+	if left := t.get(epoch).TTL; left != 0 {
+		t.Errorf("%v are left of a counter", left)
+	}
+	t.put(keyA, 2, "newer", time.Hour)
+	if left := t.get(keyA).TTL; left <= 10*time.Second || left > time.Hour {
+		t.Errorf("%v are left of an hour", left)
 	}
 }
