@@ -20,6 +20,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -39,11 +40,26 @@ const (
 	// rememberLifetime is how long the lifetime that an IdP gives is taken for
 	// granted when a caller wants more.
 	rememberLifetime = 5 * time.Minute
+	// maxRounds is how many flights a caller waits for whose first ones brought
+	// tokens that are good, but not for this caller.
+	maxRounds = 3
+	// maxStagger spreads the fetches of replicas that cannot ask each other.
+	maxStagger = 500 * time.Millisecond
+	// maxPurged is how often a fetch is made anew because its token was purged
+	// while it was under way.
+	maxPurged = 3
 )
 
 // Config is what a Broker is made of.
 type Config struct {
 	Clients []ClientConfig
+	// Store is what this replica shares with others. It is not closed. Nil: a
+	// store of this broker's own, in memory.
+	Store store.Store
+	// MAC is the keyed hash that names things in the store; its key is secret,
+	// and the same in all replicas. Nil: one of this process, which is enough for
+	// a store that nobody shares.
+	MAC func(data []byte) [32]byte
 	// Verifier answers Verify. Required.
 	Verifier *verify.Verifier
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
@@ -70,15 +86,18 @@ type ClientConfig struct {
 type Broker struct {
 	clients  map[string]*client
 	entries  *shards
+	store    *meter
+	names    names
+	bells    *bells
 	verifier *verify.Verifier
 	log      *slog.Logger
 	metrics  *metrics
 
-	// flights end with this context, not with their callers'.
+	// Flights end with this context, not with their callers'.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
 	land    context.CancelFunc
-	flights sync.WaitGroup
-	mu      sync.Mutex // orders flights.Add against Close
+	working sync.WaitGroup
+	mu      sync.Mutex // orders working.Go against Close
 	closed  bool
 }
 
@@ -89,15 +108,25 @@ type client struct {
 	secret *secret.Ring
 	own    idp.Request
 	entry  *entry // of own
+	keys   clientKeys
 
 	// trouble that is not about one question: refused credentials, throttling.
-	trouble atomic.Pointer[trouble]
+	trouble troublePlace
+	// epoch and fence are the highest that were seen.
+	epoch, fence atomic.Uint64
+	// changed is fired when the tokens were purged.
+	changed signal
+	purges  chaser
+	// asked: somebody wanted a token of this client.
+	asked atomic.Bool
 
 	mu sync.Mutex
-	// proven is the secret version that last obtained a token and was not
+	// proven is the secret version that lately obtained a token and was not
 	// refused since. Until there is one, fetches go one at a time.
-	proven string
-	probe  *probe
+	proven      string
+	provenUntil time.Time
+	provenBy    uint64        // fence of the fetch that showed it
+	probe       chan struct{} // closed when the fetch that tries the secret is over; nil: none does
 }
 
 // New makes a Broker. It asks no IdP anything yet.
@@ -108,7 +137,13 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.MaxEntries <= 0 {
 		cfg.MaxEntries = DefaultMaxEntries
 	}
+	if cfg.Store == nil {
+		cfg.Store = store.NewMemory(store.MemoryConfig{})
+	}
 	b := &Broker{
+		store:    newMeter(cfg.Store, cfg.Logger),
+		names:    newNames(cfg.MAC),
+		bells:    newBells(),
 		clients:  make(map[string]*client, len(cfg.Clients)),
 		entries:  newShards(cfg.MaxEntries),
 		verifier: cfg.Verifier,
@@ -120,13 +155,13 @@ func New(cfg Config) (*Broker, error) {
 		if b.clients[c.Name] != nil {
 			return nil, fmt.Errorf("two clients are named %q", c.Name)
 		}
-		b.clients[c.Name] = newClient(c)
+		b.clients[c.Name] = b.newClient(c)
 	}
 	b.metrics.register(cfg.Registerer, b)
 	return b, nil
 }
 
-func newClient(cfg ClientConfig) *client {
+func (b *Broker) newClient(cfg ClientConfig) *client {
 	c := &client{
 		name:   cfg.Name,
 		idp:    cfg.IdP,
@@ -137,8 +172,25 @@ func newClient(cfg ClientConfig) *client {
 			Scopes:    canonicalScopes(cfg.Scopes),
 		},
 	}
-	c.entry = &entry{client: c, ask: c.own}
+	c.keys = b.names.client(c.name, c.idp.Fingerprint())
+	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
+	b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch)
 	return c
+}
+
+func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {
+	return &entry{client: c, ask: ask, name: b.names.question(c, k)}
+}
+
+// spawn runs a part of the Broker's own work, unless the Broker is closed.
+func (b *Broker) spawn(work func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return false
+	}
+	b.working.Go(work)
+	return true
 }
 
 // Close ends all fetches and waits for them. Whoever waits for one is told that
@@ -148,5 +200,5 @@ func (b *Broker) Close() {
 	b.closed = true
 	b.mu.Unlock()
 	b.land()
-	b.flights.Wait()
+	b.working.Wait()
 }

@@ -15,27 +15,45 @@ import (
 type entry struct {
 	client *client
 	ask    idp.Request
+	name   string // in the store
 
 	token atomic.Pointer[token.Token]
-	// trouble is the last failure; nil after a success.
-	trouble atomic.Pointer[trouble]
+	// trouble is the last failure; none after a success.
+	trouble troublePlace
 	// flight is the fetch under way. It is stored under mu and read anywhere.
 	flight atomic.Pointer[flight]
+	// quietUntil (Unix nanoseconds) is when a refresh is tried again that had to
+	// be put off because the store is away.
+	quietUntil atomic.Int64
+	// changed is fired when the token was replaced.
+	changed signal
 
 	mu sync.Mutex
 	// forcedAt is when a fetch was last forced although a token was held.
 	forcedAt time.Time
-	// learnedAt is when the lifetime of the held token was learned.
-	learnedAt time.Time
+	// watches counts the watches of the token; bell tells them of what other
+	// replicas did.
+	watches      int
+	bell         *bell
+	replacements chaser
 }
 
-// flight is one fetch that all who want its token wait for. It belongs to none
-// of them: a caller who leaves does not end it.
+// usable reports whether the token may be handed out: it lives long enough, and
+// was not purged.
+func (e *entry) usable(tok *token.Token, now time.Time, minTTL time.Duration) bool {
+	return tok != nil && tok.Epoch >= e.client.epoch.Load() && tok.Usable(now, minTTL)
+}
+
+// flight is one attempt to get a token that all who want it wait for. It belongs
+// to none of them: a caller who leaves does not end it.
 type flight struct {
-	done chan struct{}
+	old    *token.Token // held when it began; the flight is after a newer one
+	forced bool         // although old is good
+	done   chan struct{}
 	// Set before done is closed.
-	token *token.Token
-	err   *Error
+	token  *token.Token
+	source Source
+	err    *Error
 }
 
 // trouble is a failure that is answered again until it is time for another try.
@@ -48,11 +66,46 @@ type trouble struct {
 	// secretVersion that was refused; the trouble is over when another one comes
 	// in force. Empty: the trouble is not about the secret.
 	secretVersion string
+	// fence of the fetch that failed: the higher is the newer.
+	fence uint64
+}
+
+// troublePlace holds the newest trouble. The zero value holds none.
+type troublePlace struct{ atomic.Pointer[trouble] }
+
+// raise puts a trouble in place unless one stands there that is as new.
+func (p *troublePlace) raise(next *trouble) {
+	for {
+		standing := p.Load()
+		if standing != nil && standing.fence >= next.fence || p.CompareAndSwap(standing, next) {
+			return
+		}
+	}
+}
+
+// set puts in place what happened here, unless something newer is known.
+func (p *troublePlace) set(next *trouble) {
+	for {
+		standing := p.Load()
+		if standing != nil && standing.fence > next.fence || p.CompareAndSwap(standing, next) {
+			return
+		}
+	}
+}
+
+// lift ends a trouble that is older than a success.
+func (p *troublePlace) lift(fence uint64) {
+	if standing := p.Load(); standing != nil && standing.fence < fence {
+		p.CompareAndSwap(standing, nil)
+	}
 }
 
 func (t *trouble) active(now time.Time, secretVersion string) bool {
 	return t != nil && now.Before(t.until) && (t.secretVersion == "" || t.secretVersion == secretVersion)
 }
+
+// told is the trouble as an error at a later time.
+func (t *trouble) told(now time.Time) *Error { return t.err.after(t.until.Sub(now)) }
 
 // triesBefore is how often the same thing went wrong before.
 func (t *trouble) triesBefore(class idp.Class, secretVersion string) int {
@@ -124,7 +177,7 @@ func (s *shards) get(k key, create func() *entry) *entry {
 
 // evict drops the entry whose token ends first among a few taken at random (the
 // order of a map). An entry is kept while a fetch for it is under way, for a
-// second one could start beside it. If all that it looked at must stay, the
+// second one could start beside it, and while it is watched. If all that it looked at must stay, the
 // shard grows by one.
 func (s *shard) evict() {
 	const sample = 16
@@ -135,7 +188,7 @@ func (s *shard) evict() {
 		if seen++; seen > sample {
 			break
 		}
-		if e.flight.Load() != nil {
+		if e.flight.Load() != nil || e.watched() {
 			continue
 		}
 		ends := time.Time{}
@@ -148,6 +201,18 @@ func (s *shard) evict() {
 	}
 	if found {
 		delete(s.entries, victim)
+	}
+}
+
+// each calls do for every entry.
+func (s *shards) each(do func(*entry)) {
+	for i := range s.shards {
+		shard := &s.shards[i]
+		shard.mu.RLock()
+		for _, e := range shard.entries {
+			do(e)
+		}
+		shard.mu.RUnlock()
 	}
 }
 

@@ -36,7 +36,10 @@ const (
 	ReasonIdPThrottled       = "IDP_THROTTLED"
 	ReasonForcedFetchLimited = "FORCED_FETCH_LIMITED"
 	ReasonIdPUnavailable     = "IDP_UNAVAILABLE"
+	ReasonStoreUnavailable   = "STORE_UNAVAILABLE"
+	ReasonPurged             = "TOKENS_PURGED"
 	ReasonKeysUnavailable    = "ISSUER_KEYS_UNAVAILABLE"
+	ReasonTooManyWatches     = "TOO_MANY_WATCHES"
 	ReasonShuttingDown       = "SHUTTING_DOWN"
 	ReasonCallerGaveUp       = "CALLER_GAVE_UP"
 	ReasonInternal           = "INTERNAL"
@@ -75,7 +78,12 @@ func (e *Error) after(wait time.Duration) *Error {
 
 const internalMessage = "the broker met a fault of its own; its log has the details"
 
+// gaveUp is the error of a caller whose ctx ended. Whoever ended it may have
+// said why, with an [*Error] as the cause.
 func gaveUp(ctx context.Context) *Error {
+	if why, ok := errors.AsType[*Error](context.Cause(ctx)); ok {
+		return why
+	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return &Error{Code: Canceled, Reason: ReasonCallerGaveUp, Message: "the caller cancelled the call", cause: ctx.Err()}
 	}

@@ -13,9 +13,9 @@ import (
 // costs more than counting. Labels come from the configuration and from fixed
 // sets, never from a caller.
 type metrics struct {
-	memory, fetched, degraded, failed prometheus.Counter
+	memory, shared, fetched, degraded, failed prometheus.Counter
 
-	answers   *prometheus.CounterVec // of which those four are children
+	answers   *prometheus.CounterVec // of which those five are children
 	fetches   *prometheus.CounterVec
 	fetchTime prometheus.Histogram
 	verified  *prometheus.CounterVec
@@ -24,10 +24,11 @@ type metrics struct {
 func newMetrics() *metrics {
 	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tokenbroker_get_token_total",
-		Help: "Questions for a token, by what became of them: memory, fetched, degraded or failed.",
+		Help: "Questions for a token, by what became of them: memory, shared, fetched, degraded or failed.",
 	}, []string{"result"})
 	return &metrics{
 		memory:   answers.WithLabelValues("memory"),
+		shared:   answers.WithLabelValues("shared"),
 		fetched:  answers.WithLabelValues("fetched"),
 		degraded: answers.WithLabelValues("degraded"),
 		failed:   answers.WithLabelValues("failed"),
@@ -52,7 +53,7 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	if registerer == nil {
 		return
 	}
-	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, clientCollector{b})
+	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, b.store.calls, clientCollector{b})
 }
 
 // counted counts an answer on its way out.
@@ -62,6 +63,8 @@ func (m *metrics) counted(a Answer) Answer {
 		m.degraded.Inc()
 	case a.Source == FromIdP:
 		m.fetched.Inc()
+	case a.Source == FromShared:
+		m.shared.Inc()
 	default:
 		m.memory.Inc()
 	}

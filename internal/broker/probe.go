@@ -2,82 +2,122 @@ package broker
 
 import (
 	"context"
+	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// probe is the one fetch that tries an unproven secret; the client's other
-// fetches wait for what it finds.
-type probe struct {
-	done chan struct{}
-	err  error // set before done is closed
+// enter lets a fetch through: at once where the secret is proven, else as the
+// one fetch that tries it, or after that. So an IdP sees a wrong secret once,
+// and not once for each audience and replica: accounts get locked. The caller
+// calls leave when it has published what came of the fetch.
+func (b *Broker) enter(ctx context.Context, e *entry, version string, fleet bool) (leave func(), probing bool, err *Error) {
+	c := e.client
+	leave, probing, err = b.enterAlone(ctx, e, version)
+	if err != nil || !probing || !fleet {
+		return leave, probing, err
+	}
+	lease, how := b.await(ctx, e, c.keys.probe, func() bool {
+		return c.provenNow(version) || e.troubleNow(time.Now()) != nil
+	})
+	switch how {
+	case leased:
+		stop := b.keep(ctx, lease)
+		alone := leave
+		return func() {
+			stop()
+			b.write(store.Change{Release: lease})
+			alone()
+		}, true, nil
+	case ended:
+		leave()
+		return nil, false, b.outOfTime(e)
+	case settled:
+		if t := e.troubleNow(time.Now()); t != nil {
+			leave()
+			return nil, false, t.told(time.Now())
+		}
+		leave()
+		return func() {}, false, nil
+	default: // the store does not say: at least in this replica it is the only one
+		return leave, true, nil
+	}
 }
 
-// pass lets a fetch through: at once where the secret is proven, else as the
-// probe, or after one. The caller hands the fetch's error to leave, whatever
-// happens. Where a probe failed for a reason that all of the client's fetches
-// share, its error is theirs too.
-func (c *client) pass(ctx context.Context, secretVersion string) (leave func(error), err error) {
+// enterAlone is enter for this replica.
+func (b *Broker) enterAlone(ctx context.Context, e *entry, version string) (leave func(), probing bool, err *Error) {
+	c := e.client
 	for {
-		c.mu.Lock()
-		running := c.probe
-		if c.proven == secretVersion {
-			c.mu.Unlock()
-			return func(error) {}, nil
+		if c.provenNow(version) {
+			return func() {}, false, nil
 		}
+		running := c.tryProbe()
 		if running == nil {
-			mine := &probe{done: make(chan struct{})}
-			c.probe = mine
-			c.mu.Unlock()
-			return func(err error) { c.probed(mine, err) }, nil
+			return c.probed, true, nil
 		}
-		c.mu.Unlock()
 		select {
-		case <-running.done:
+		case <-running:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, false, b.outOfTime(e)
 		}
-		if shared(running.err) {
-			return nil, running.err
+		if t := e.troubleNow(time.Now()); t != nil {
+			return nil, false, t.told(time.Now())
 		}
 	}
 }
 
-// probed tells the others what the probe found.
-func (c *client) probed(p *probe, err error) {
-	p.err = err
+// tryProbe makes the caller the one who tries the secret, or returns what tells
+// when the one who does has ended.
+func (c *client) tryProbe() (running <-chan struct{}) {
 	c.mu.Lock()
-	c.probe = nil
-	c.mu.Unlock()
-	close(p.done)
+	defer c.mu.Unlock()
+	if c.probe != nil {
+		return c.probe
+	}
+	c.probe = make(chan struct{})
+	return nil
 }
 
-// shared reports whether a failed probe speaks for the client and not for its
-// own question alone.
-func shared(err error) bool {
-	if err == nil {
-		return false
+func (c *client) probed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	close(c.probe)
+	c.probe = nil
+}
+
+func (c *client) provenNow(version string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.proven == version && time.Now().Before(c.provenUntil)
+}
+
+// prove notes that a version obtained a token in a fetch of this fence, or with
+// an empty version that one was refused.
+func (c *client) prove(version string, until time.Time, fence uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.proven, c.provenUntil, c.provenBy = version, until, fence
+}
+
+// sawProof adopts what the fleet knows of the secret, if it is newer.
+func (c *client) sawProof(found store.Entry, asked time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if found.Number > c.provenBy {
+		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL), found.Number
 	}
-	switch idp.ClassOf(err) {
-	case idp.CredentialRefused, idp.Throttled, idp.Transient:
+}
+
+// ofClient reports whether a failure stops all of the client's questions. That
+// of a probe does, or those who waited for it would all try in turn.
+func ofClient(class idp.Class, probing bool) bool {
+	switch class {
+	case idp.CredentialRefused, idp.Throttled:
 		return true
+	case idp.Transient:
+		return probing
 	default:
 		return false
-	}
-}
-
-// prove notes that a version obtained a token.
-func (c *client) prove(secretVersion string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.proven = secretVersion
-}
-
-// doubt takes the proof back.
-func (c *client) doubt(secretVersion string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.proven == secretVersion {
-		c.proven = ""
 	}
 }

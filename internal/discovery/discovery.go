@@ -76,6 +76,9 @@ func New(cfg Config) *Issuer {
 	return i
 }
 
+// URL returns the issuer, as it was configured.
+func (i *Issuer) URL() string { return i.cfg.Issuer }
+
 // Metadata returns the issuer's metadata. The first call waits until it is
 // found, at most [Timeout], or until ctx ends; it is then kept for an hour and
 // replaced in the background, and kept for longer while it cannot be replaced.

@@ -97,7 +97,7 @@ func (r Ref) read() (redact.String, error) {
 // concurrent use and does no I/O.
 type Ring struct {
 	ref     Ref
-	key     []byte
+	mac     func(data []byte) [sha256.Size]byte
 	current atomic.Pointer[Version]
 
 	mu   sync.Mutex
@@ -105,14 +105,25 @@ type Ring struct {
 }
 
 // Open reads the secret once, so that a wrong reference is found at the start.
+// Its version IDs mean something within this process only.
 func Open(ref Ref) (*Ring, error) {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // never fails
+	return OpenKeyed(ref, func(data []byte) [sha256.Size]byte {
+		mac := hmac.New(sha256.New, key)
+		_, _ = mac.Write(data)
+		return [sha256.Size]byte(mac.Sum(nil))
+	})
+}
+
+// OpenKeyed is Open with the keyed hash that version IDs are taken from: those
+// who share its key, which must be secret, give the same value the same ID.
+func OpenKeyed(ref Ref, mac func(data []byte) [sha256.Size]byte) (*Ring, error) {
 	value, err := ref.read()
 	if err != nil {
 		return nil, err
 	}
-	key := make([]byte, sha256.Size)
-	_, _ = rand.Read(key) // never fails
-	r := &Ring{ref: ref, key: key, seen: value}
+	r := &Ring{ref: ref, mac: mac, seen: value}
 	r.publish(value)
 	return r, nil
 }
@@ -143,10 +154,9 @@ func (r *Ring) Reload() (changed bool, err error) {
 }
 
 func (r *Ring) publish(value redact.String) {
-	mac := hmac.New(sha256.New, r.key)
-	_, _ = io.WriteString(mac, value.Reveal())
+	id := r.mac([]byte("secret\x00" + value.Reveal()))
 	r.current.Store(&Version{
-		ID:     hex.EncodeToString(mac.Sum(nil)[:4]),
+		ID:     hex.EncodeToString(id[:4]),
 		Value:  value,
 		SeenAt: time.Now(),
 	})

@@ -6,6 +6,7 @@
 package server
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"runtime"
@@ -70,6 +71,7 @@ type Config struct {
 type Server struct {
 	grpc   *grpc.Server
 	health *health.Server
+	drain  context.CancelFunc // ends the watches
 }
 
 // New makes a Server; Serve starts it.
@@ -85,8 +87,12 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{grpc: grpc.NewServer(options(cfg)...), health: health.NewServer()}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
-	tokenbrokerv1.RegisterTokenBrokerServiceServer(s.grpc, &service{broker: cfg.Broker})
-	tokenbrokerv1.RegisterAdminServiceServer(s.grpc, tokenbrokerv1.UnimplementedAdminServiceServer{})
+	var draining context.Context
+	draining, s.drain = context.WithCancel(context.Background())
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(s.grpc, &service{
+		broker: cfg.Broker, watches: newWatches(cfg.MaxConcurrentStreams), draining: draining,
+	})
+	tokenbrokerv1.RegisterAdminServiceServer(s.grpc, &admin{broker: cfg.Broker})
 	if cfg.Reflection {
 		reflection.Register(s.grpc)
 	}
@@ -130,13 +136,14 @@ func (s *Server) Serve(listener net.Listener) error {
 }
 
 // Shutdown says NOT_SERVING, goes on answering for delay so that load balancers
-// notice, then takes no new calls and lets those in progress end until timeout
-// is over. It returns when nothing is served any more.
+// notice, then ends the watches, takes no new calls and lets those in progress
+// end until timeout is over. It returns when nothing is served any more.
 func (s *Server) Shutdown(delay, timeout time.Duration) {
 	s.health.Shutdown()
 	if delay > 0 {
 		<-time.After(delay)
 	}
+	s.drain()
 	cutOff := time.AfterFunc(timeout, s.grpc.Stop)
 	defer cutOff.Stop()
 	s.grpc.GracefulStop()

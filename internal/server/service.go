@@ -15,7 +15,9 @@ import (
 type service struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
-	broker *broker.Broker
+	broker   *broker.Broker
+	watches  *watches
+	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
 // GetToken answers from the broker.
@@ -62,6 +64,8 @@ func source(s broker.Source) tokenbrokerv1.TokenSource {
 	switch s {
 	case broker.FromMemory:
 		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY
+	case broker.FromShared:
+		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_SHARED
 	case broker.FromIdP:
 		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED
 	default:

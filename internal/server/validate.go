@@ -5,6 +5,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
+
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
 )
@@ -19,6 +21,8 @@ const (
 	maxScope      = 256
 	maxMinTTL     = 24 * time.Hour
 	sha256Size    = 32
+	maxRequestID  = 64
+	maxReason     = 256
 )
 
 func invalid(field, format string, args ...any) *broker.Error {
@@ -33,21 +37,7 @@ func invalid(field, format string, args ...any) *broker.Error {
 // askOf checks a request and turns it into a question. Unknown fields are
 // refused: a caller who sends one relies on what this broker does not know.
 func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *broker.Error) {
-	ask := broker.Ask{
-		Client:    req.GetClientName(),
-		Audience:  req.GetAudience(),
-		Resources: req.GetResources(),
-		Scopes:    req.GetScopes(),
-	}
-	if len(req.ProtoReflect().GetUnknown()) > 0 {
-		return ask, invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
-	}
-	err := firstOf(
-		checkClientName(ask.Client),
-		checkValue("audience", ask.Audience),
-		checkEach("resources", ask.Resources, maxResources, checkResource),
-		checkEach("scopes", ask.Scopes, maxScopes, checkScope),
-	)
+	ask, err := questionOf(req)
 	if err != nil {
 		return ask, err
 	}
@@ -67,9 +57,54 @@ func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *broker.Error) {
 	return ask, nil
 }
 
-func checkVerify(req *tokenbrokerv1.VerifyTokenRequest) *broker.Error {
+// question is what requests for a token have in common.
+type question interface {
+	proto.Message
+	GetClientName() string
+	GetAudience() string
+	GetResources() []string
+	GetScopes() []string
+}
+
+func questionOf(req question) (broker.Ask, *broker.Error) {
+	ask := broker.Ask{
+		Client:    req.GetClientName(),
+		Audience:  req.GetAudience(),
+		Resources: req.GetResources(),
+		Scopes:    req.GetScopes(),
+	}
+	return ask, firstOf(
+		checkUnknown(req),
+		checkClientName(ask.Client),
+		checkValue("audience", ask.Audience),
+		checkEach("resources", ask.Resources, maxResources, checkResource),
+		checkEach("scopes", ask.Scopes, maxScopes, checkScope),
+	)
+}
+
+func checkUnknown(req proto.Message) *broker.Error {
 	if len(req.ProtoReflect().GetUnknown()) > 0 {
 		return invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
+	}
+	return nil
+}
+
+func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {
+	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
+		return err
+	}
+	if id := req.GetRequestId(); id == "" || len(id) > maxRequestID {
+		return invalid("request_id", "want 1 to %d characters that identify this call, so that it can be repeated", maxRequestID)
+	}
+	if len(req.GetReason()) > maxReason {
+		return invalid("reason", "want at most %d bytes, got %d", maxReason, len(req.GetReason()))
+	}
+	return nil
+}
+
+func checkVerify(req *tokenbrokerv1.VerifyTokenRequest) *broker.Error {
+	if err := checkUnknown(req); err != nil {
+		return err
 	}
 	if req.GetToken() == "" {
 		return invalid("token", "it is required")

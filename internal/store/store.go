@@ -44,6 +44,9 @@ var (
 	ErrClosed = errors.New("the store is closed")
 	// ErrFull says that there is no room for what was to be written.
 	ErrFull = errors.New("the store is full: raise its limit or keep less in it")
+	// ErrAway says that the store was out of reach several times in a row and is
+	// left alone for a moment: there is no use in asking again at once.
+	ErrAway = errors.New("the store is out of reach and is left alone for a moment")
 )
 
 // Store keeps values, counters and leases. It is safe for concurrent use.

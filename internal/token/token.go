@@ -48,6 +48,12 @@ type Token struct {
 	Extras map[string]string
 	// SecretVersion names the client secret that obtained the token.
 	SecretVersion string
+	// Epoch is the client's epoch as it stood when the fetch of the token began:
+	// a purge opens a new one, and tokens of older epochs are used no more.
+	Epoch uint64
+	// Fence orders the tokens of one question: the higher is the newer. A token
+	// that was fetched without a lease has the highest fence known by then.
+	Fence uint64
 
 	// MintedAt is the instant just before the token was asked for.
 	MintedAt time.Time
@@ -78,8 +84,8 @@ type Grant struct {
 
 // New makes a Token of what an IdP gave. The lead by which it is refreshed is
 // min(L/4, 30 min), spread by a fifth either way so that tokens minted together
-// are not refreshed together.
-func New(g Grant) *Token {
+// are not refreshed together. For epoch and fence see [Token].
+func New(g Grant, epoch, fence uint64) *Token {
 	life := min(g.Lifetime, MaxLifetime)
 	return &Token{
 		Value:         g.Value,
@@ -88,6 +94,8 @@ func New(g Grant) *Token {
 		Scopes:        g.Scopes,
 		Extras:        g.Extras,
 		SecretVersion: g.SecretVersion,
+		Epoch:         epoch,
+		Fence:         fence,
 		MintedAt:      g.AskedAt,
 		RefreshAt:     g.AskedAt.Add(refreshIn(life, g.RefreshIn)),
 		UsableUntil:   g.AskedAt.Add(life - margin(life)),

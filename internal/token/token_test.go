@@ -29,7 +29,7 @@ func TestLifeOfAToken(t *testing.T) {
 	} {
 		t.Run(tt.life.String(), func(t *testing.T) {
 			for range 200 {
-				tok := token.New(grant(tt.life))
+				tok := token.New(grant(tt.life), 0, 0)
 				end := min(tt.life, token.MaxLifetime)
 				if got := tok.Lifetime(); got != end {
 					t.Fatalf("Lifetime() = %v, want %v", got, end)
@@ -48,17 +48,17 @@ func TestLifeOfAToken(t *testing.T) {
 func TestAdviceOfTheIdPIsTakenWithinTheTokensLife(t *testing.T) {
 	g := grant(time.Hour)
 	g.RefreshIn = 30 * time.Minute
-	if tok := token.New(g); tok.RefreshAt.Sub(tok.MintedAt) != 30*time.Minute {
+	if tok := token.New(g, 0, 0); tok.RefreshAt.Sub(tok.MintedAt) != 30*time.Minute {
 		t.Errorf("refresh_in was not honoured: %v", tok.RefreshAt.Sub(tok.MintedAt))
 	}
 	g.RefreshIn = 59*time.Minute + 30*time.Second // within the margin
-	if tok := token.New(g); tok.RefreshAt.Sub(tok.MintedAt) > 48*time.Minute {
+	if tok := token.New(g, 0, 0); tok.RefreshAt.Sub(tok.MintedAt) > 48*time.Minute {
 		t.Errorf("refresh_in beyond the usable life was honoured: %v", tok.RefreshAt.Sub(tok.MintedAt))
 	}
 }
 
 func TestUsableAndFreshAtTheirBounds(t *testing.T) {
-	tok := token.New(grant(100 * time.Second)) // margin 10 s
+	tok := token.New(grant(100*time.Second), 0, 0) // margin 10 s
 	at := func(d time.Duration) time.Time { return tok.MintedAt.Add(d) }
 	for _, tt := range []struct {
 		at, minTTL time.Duration
@@ -87,7 +87,7 @@ func TestUsableAndFreshAtTheirBounds(t *testing.T) {
 func TestSteppedWallClockNeverLengthensALife(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		life := time.Duration(rapid.Int64Range(1, int64(48*time.Hour)).Draw(t, "life"))
-		tok := token.New(grant(life))
+		tok := token.New(grant(life), 0, 0)
 		elapsed := time.Duration(rapid.Int64Range(0, int64(72*time.Hour)).Draw(t, "elapsed"))
 		minTTL := time.Duration(rapid.Int64Range(0, int64(25*time.Hour)).Draw(t, "min_ttl"))
 		for _, now := range []time.Time{tok.MintedAt.Add(elapsed), tok.MintedAt.Add(elapsed).Round(0)} {
@@ -105,7 +105,7 @@ func TestSteppedWallClockNeverLengthensALife(t *testing.T) {
 }
 
 func TestTokenDoesNotPrintItself(t *testing.T) {
-	tok := token.New(grant(time.Hour))
+	tok := token.New(grant(time.Hour), 0, 0)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
 		if out := fmt.Sprintf(verb, tok) + fmt.Sprintf(verb, *tok); strings.Contains(out, "canary") {
 			t.Errorf("%s prints the token: %s", verb, out)

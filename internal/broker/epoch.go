@@ -1,0 +1,113 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+const (
+	// epochInterval is how often the epochs are read, in case the store did not
+	// tell of a purge: how long a purged token is handed out at most.
+	epochInterval = 5 * time.Second
+	// watchRounds of epochs later the tokens that are watched are read as well.
+	watchRounds = 6
+)
+
+// Run keeps this replica up to date with the others until ctx ends. Without it
+// tokens are shared all the same, but what other replicas purge or replace is
+// noticed late.
+func (b *Broker) Run(ctx context.Context) {
+	var both sync.WaitGroup
+	both.Go(func() { b.listen(ctx) })
+	both.Go(func() { b.poll(ctx) })
+	both.Wait()
+}
+
+// listen rings the bells for what the store tells.
+func (b *Broker) listen(ctx context.Context) {
+	for key := range b.store.Subscribe(ctx) {
+		b.bells.ring(key)
+	}
+}
+
+// poll looks from time to time at what it may not have been told.
+func (b *Broker) poll(ctx context.Context) {
+	for round := 1; sleep(ctx, nil, epochInterval); round++ {
+		b.lookAtEpochs(ctx, b.askedClients()...)
+		if round%watchRounds == 0 {
+			b.lookAtWatched(ctx)
+		}
+	}
+}
+
+func (b *Broker) askedClients() []*client {
+	var asked []*client
+	for _, c := range b.clients {
+		if c.asked.Load() {
+			asked = append(asked, c)
+		}
+	}
+	return asked
+}
+
+// lookAtEpochs reads the epochs of clients.
+func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) {
+	for some := range slices.Chunk(clients, store.MaxKeys) {
+		keys := make([]string, len(some))
+		for i, c := range some {
+			keys[i] = c.keys.epoch
+		}
+		found, err := b.store.Get(ctx, keys...)
+		if err != nil {
+			continue // the next round
+		}
+		for i, c := range some {
+			b.sawEpoch(ctx, c, found[i].Number)
+		}
+	}
+}
+
+// sawEpoch adopts a client's epoch, or puts back one that the store has lost.
+func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
+	for {
+		seen := c.epoch.Load()
+		switch {
+		case epoch == seen:
+			return
+		case epoch < seen:
+			_, _ = b.store.Raise(ctx, c.keys.epoch, seen, 0) // if not now, then at the next look
+			return
+		case c.epoch.CompareAndSwap(seen, epoch):
+			c.changed.fire()
+			return
+		}
+	}
+}
+
+// Purge makes all replicas drop every token of a client that was minted, or
+// began to be, before now: at once where the store's word arrives, else within
+// 5 s. Nil means that the store has it; after an error, which is always an
+// [*Error], asking again is safe.
+func (b *Broker) Purge(ctx context.Context, name string) error {
+	c := b.clients[name]
+	if c == nil {
+		return notEntitled(name)
+	}
+	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
+	if err != nil {
+		return &Error{
+			Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second,
+			Metadata: map[string]string{"client": name},
+			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", name),
+			cause:    err,
+		}
+	}
+	b.sawEpoch(ctx, c, epoch)
+	b.log.Info("tokens purged", "client", name, "epoch", epoch)
+	return nil
+}

@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+)
+
+// names makes the keys under which things are kept in the store. They are keyed
+// hashes, because keys stand in the logs of databases, and what clients are
+// called and asked for is nobody's business there.
+//
+// All keys of a client share a hash tag, so that a script may touch several.
+type names struct {
+	mac func(data []byte) [sha256.Size]byte
+}
+
+// newNames takes a keyed hash that all replicas share. Nil: one of this
+// process, for a store that nobody shares.
+func newNames(mac func([]byte) [sha256.Size]byte) names {
+	if mac != nil {
+		return names{mac}
+	}
+	secret := make([]byte, sha256.Size)
+	_, _ = rand.Read(secret) // never fails
+	return names{func(data []byte) [sha256.Size]byte {
+		hash := hmac.New(sha256.New, secret)
+		_, _ = hash.Write(data)
+		return [sha256.Size]byte(hash.Sum(nil))
+	}}
+}
+
+// name is 128 bits of the keyed hash of something of a kind.
+func (n names) name(kind string, parts ...[]byte) string {
+	data := appendPart(nil, kind)
+	for _, part := range parts {
+		data = appendPart(data, string(part))
+	}
+	sum := n.mac(data)
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// clientKeys are the keys of what concerns a client as a whole. The epoch and
+// the fences belong to its name, for as long as there is a client of that name;
+// the rest belongs to it as it is configured, so that replicas which are
+// configured differently for a while do not take each other's failures for
+// their own.
+type clientKeys struct {
+	tag     string
+	config  string // a name of the configuration
+	epoch   string // counter: a purge raises it
+	fences  string // counter: numbers the client's leases
+	trouble string // refused credentials, throttling
+	proof   string // the secret version that lately obtained a token
+	probe   string // lease: who tries an unproven secret
+}
+
+func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
+	tag := "{" + n.name("client", []byte(name)) + "}"
+	config := n.name("config", fingerprint[:])
+	return clientKeys{
+		tag:     tag,
+		config:  config,
+		epoch:   tag + "epoch",
+		fences:  tag + "fences",
+		trouble: tag + config + ":trouble",
+		proof:   tag + config + ":proof",
+		probe:   tag + config + ":probe",
+	}
+}
+
+// The keys of one question.
+func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":token" }
+func (e *entry) troubleKey() string { return e.client.keys.tag + e.name + ":trouble" }
+func (e *entry) leaseKey() string   { return e.client.keys.tag + e.name + ":lease" }
+func (e *entry) forcedKey() string  { return e.client.keys.tag + e.name + ":forced" }
+
+// question names a question to a client.
+func (n names) question(c *client, k key) string {
+	return n.name("question", []byte(c.keys.config), k[:])
+}

@@ -1,0 +1,242 @@
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	mathrand "math/rand/v2"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+const (
+	// leaseTTL is how long the fleet waits for a replica that died while it was
+	// fetching; renewInterval keeps the lease of one that lives.
+	leaseTTL      = 3 * time.Second
+	renewInterval = time.Second
+
+	// Waiters look again when the store tells of a change, and from time to time
+	// because it may not.
+	pollFirst = 25 * time.Millisecond
+	pollMost  = 250 * time.Millisecond
+
+	// storeFailures in a row are taken for a store that is away.
+	storeFailures = 5
+	// writeTimeout bounds what is written at the end of a flight. It does not end
+	// with the flight: a lease is released even at shutdown.
+	writeTimeout = time.Second
+
+	// troubleMemory is how long a trouble that is over is remembered for its
+	// number of tries.
+	troubleMemory = 15 * time.Minute
+	// proofLasts is how long a secret is taken for good after it obtained a token.
+	proofLasts = time.Minute
+)
+
+// look reads what the fleet knows of a question and its client, and adopts what
+// is newer than what is known here.
+func (b *Broker) look(ctx context.Context, e *entry) error {
+	c := e.client
+	asked := time.Now()
+	found, err := b.store.Get(ctx, e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch)
+	if err != nil {
+		return err
+	}
+	b.sawEpoch(ctx, c, found[4].Number)
+	c.sawProof(found[3], asked)
+	sawTrouble(&c.trouble, found[2], asked)
+	sawTrouble(&e.trouble, found[1], asked)
+	for _, entry := range found[:4] {
+		c.sawFence(entry.Number)
+	}
+	b.sawToken(e, found[0], asked)
+	return nil
+}
+
+// sawFence keeps the highest fence: leases are claimed with it as the floor, so
+// that fences grow even where the store has lost their counter.
+func (c *client) sawFence(fence uint64) {
+	for {
+		seen := c.fence.Load()
+		if fence <= seen || c.fence.CompareAndSwap(seen, fence) {
+			return
+		}
+	}
+}
+
+// how an await ended.
+type how int
+
+const (
+	settled    how = iota // there is no need for the lease
+	leased                // this replica leads
+	unanswered            // the store does not say who leads
+	ended                 // the time is up
+)
+
+// await claims a lease of the entry's client. Where another replica has it, it
+// waits until there is no need for it any more, or it is free.
+func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
+	rung := make(chan struct{}, 1)
+	ring := func() {
+		select {
+		case rung <- struct{}{}:
+		default:
+		}
+	}
+	keys := e.client.keys
+	bell := b.bells.hang(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof)
+	defer b.bells.take(bell)
+	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
+	failures, pause := 0, pollFirst
+	for {
+		granted, acquired, err := b.claim(ctx, e, claim, unneeded)
+		switch {
+		case ctx.Err() != nil && !acquired:
+			return store.Lease{}, ended
+		case errors.Is(err, errUnneeded):
+			return store.Lease{}, settled
+		case acquired:
+			return granted, leased
+		case err == nil:
+			failures = 0
+		default:
+			if failures++; failures >= storeFailures || errors.Is(err, store.ErrAway) {
+				return store.Lease{}, unanswered
+			}
+		}
+		if !sleep(ctx, rung, pause/2+mathrand.N(pause)) {
+			return store.Lease{}, ended
+		}
+		pause = min(2*pause, pollMost)
+	}
+}
+
+var errUnneeded = errors.New("what the lease is for is there")
+
+// claim looks whether the lease is needed and then claims it once.
+func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneeded func() bool) (store.Lease, bool, error) {
+	if err := b.look(ctx, e); err != nil {
+		return store.Lease{}, false, err
+	}
+	if unneeded() {
+		return store.Lease{}, false, errUnneeded
+	}
+	claim.Floor = e.client.fence.Load()
+	lease, acquired, err := b.store.Acquire(ctx, claim)
+	e.client.sawFence(lease.Fence)
+	return lease, acquired, err
+}
+
+// sleep waits for a while, or less if rung. False: ctx has ended.
+func sleep(ctx context.Context, rung <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-rung:
+		return true
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// keep renews a lease until it is stopped or the lease is lost. A lost lease
+// changes nothing for its holder: what it brings is ordered by its fence.
+func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for sleep(ctx, nil, renewInterval) {
+			if held, err := b.store.Renew(ctx, lease, leaseTTL); err == nil && !held {
+				return
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// write applies a change, if it can. It reports whether the store took the first
+// of its puts for the newest.
+func (b *Broker) write(change store.Change) (newest bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+	defer cancel()
+	for range 2 {
+		applied, err := b.store.Apply(ctx, change)
+		if err == nil {
+			return len(applied) == 0 || applied[0]
+		}
+		if errors.Is(err, store.ErrAway) {
+			break
+		}
+	}
+	return true
+}
+
+// storedTroubleForm changes with the meaning of what a storedTrouble holds.
+// Replicas ignore troubles of other forms.
+const storedTroubleForm = 1
+
+// storedTrouble is a trouble as replicas share it. An empty value says that the
+// trouble is over.
+type storedTrouble struct {
+	Form          int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
+	Code          Code              `json:"code"`
+	Reason        string            `json:"reason"`
+	Message       string            `json:"message"`
+	Metadata      map[string]string `json:"metadata,omitempty"`
+	Class         idp.Class         `json:"class"`
+	Tries         int               `json:"tries"`
+	SecretVersion string            `json:"secret,omitempty"`
+}
+
+// put is the trouble for the store. What is left of its lifetime there beyond
+// troubleMemory is what is left of the trouble.
+func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
+	value, err := json.Marshal(storedTrouble{
+		Form: storedTroubleForm,
+		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
+		Class: t.class, Tries: t.tries, SecretVersion: t.secretVersion,
+	})
+	if err != nil {
+		panic("broker: strings and numbers that JSON cannot hold")
+	}
+	return store.Put{Key: key, Number: fence, Value: value, TTL: max(t.until.Sub(now), 0) + troubleMemory}
+}
+
+// over is the end of a trouble for the store. It stays for as long as somebody
+// might come with an older trouble.
+func over(key string, fence uint64) store.Put {
+	return store.Put{Key: key, Number: fence, TTL: FlightTimeout}
+}
+
+// sawTrouble adopts a trouble, or the end of one, that is newer.
+func sawTrouble(place *troublePlace, found store.Entry, asked time.Time) {
+	if found.Number == 0 {
+		return
+	}
+	if len(found.Value) == 0 {
+		place.lift(found.Number)
+		return
+	}
+	var s storedTrouble
+	if json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
+		return
+	}
+	place.raise(&trouble{
+		err:           &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
+		until:         asked.Add(found.TTL - troubleMemory),
+		tries:         s.Tries,
+		class:         s.Class,
+		secretVersion: s.SecretVersion,
+		fence:         found.Number,
+	})
+}
