@@ -56,6 +56,10 @@ func New(config *Config, opts Options) (*App, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := assembled.storage.check(context.Background(), opts.Logger); err != nil {
+		assembled.close()
+		return nil, err
+	}
 	a := &App{config: config, log: opts.Logger, parts: assembled, registry: registry}
 	a.server = server.New(server.Config{
 		Broker:               assembled.broker,
@@ -102,8 +106,8 @@ func (a *App) OpsAddr() string {
 
 // Close lets go of what New opened. It is for an App that was not Run.
 func (a *App) Close() {
-	a.parts.broker.Close()
 	a.server.Shutdown(0, 0)
+	a.parts.close()
 	for _, listener := range []net.Listener{a.grpc, a.ops} {
 		if listener != nil {
 			_ = listener.Close()
@@ -115,17 +119,19 @@ func (a *App) Close() {
 // in progress end, and everything that was started has stopped when Run returns.
 // It may be called once.
 func (a *App) Run(ctx context.Context) error {
-	defer a.parts.broker.Close()
+	defer a.parts.close()
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	group.Go(func() error { a.parts.verifier.Run(background); return nil })
 	group.Go(func() error { secret.Poll(background, a.parts.secrets, a.secretChanged); return nil })
+	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
+	group.Go(func() error { a.parts.broker.Run(background); return nil })
 	group.Go(func() error { return a.server.Serve(a.grpc) })
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "ops", a.OpsAddr(),
-		"clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
+		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
 	case <-ctx.Done():

@@ -20,6 +20,7 @@ import (
 
 // parts are the broker and what runs beside it.
 type parts struct {
+	storage  *storage
 	broker   *broker.Broker
 	verifier *verify.Verifier
 	secrets  []*secret.Ring
@@ -37,7 +38,22 @@ type issuerKey struct {
 // assemble makes the parts of what the configuration says. All secrets that
 // cannot be read are in the error.
 func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*parts, error) {
-	p := &parts{issuers: map[issuerKey]*discovery.Issuer{}}
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	opened, err := openStore(&config.Store, opts.Logger, registerer)
+	if err != nil {
+		return nil, err
+	}
+	p := &parts{storage: opened, secrets: opened.secrets, issuers: map[issuerKey]*discovery.Issuer{}}
+	if err := p.fill(config, opts, registerer); err != nil {
+		_ = opened.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registerer) error {
 	client := discovery.NewHTTPClient(opts.Transport)
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
@@ -50,19 +66,27 @@ func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*
 		p.secrets = append(p.secrets, made.Secret)
 	}
 	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
+		return errors.Join(problems...)
 	}
 	var err error
 	if p.verifier, err = p.newVerifier(config, client, opts.Logger, registerer); err != nil {
-		return nil, fmt.Errorf("issuers: %w", err)
+		return fmt.Errorf("issuers: %w", err)
 	}
 	p.broker, err = broker.New(broker.Config{
 		Clients:    p.clients,
+		Store:      p.storage.Store,
+		MAC:        p.storage.mac(),
 		Verifier:   p.verifier,
 		Logger:     opts.Logger,
 		Registerer: registerer,
 	})
-	return p, err
+	return err
+}
+
+// close lets go of everything. Nothing must be using it.
+func (p *parts) close() {
+	p.broker.Close()
+	_ = p.storage.Close()
 }
 
 func (p *parts) issuer(issuer string, allowHTTP bool, client *http.Client) *discovery.Issuer {
@@ -74,7 +98,7 @@ func (p *parts) issuer(issuer string, allowHTTP bool, client *http.Client) *disc
 }
 
 func (p *parts) client(name string, cfg ClientConfig, client *http.Client) (broker.ClientConfig, error) {
-	ring, err := secret.Open(cfg.Secret)
+	ring, err := p.storage.open(cfg.Secret)
 	if err != nil {
 		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
 	}

@@ -29,8 +29,8 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	if err != nil {
 		return err
 	}
-	defer assembled.broker.Close()
-	tell(Finding{What: "store", Detail: "memory"})
+	defer assembled.close()
+	tell(assembled.checkStore(ctx))
 	for _, client := range assembled.clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {
@@ -41,6 +41,19 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 		tell(assembled.checkKeys(ctx, issuer.Issuer))
 	}
 	return nil
+}
+
+func (p *parts) checkStore(ctx context.Context) Finding {
+	found := Finding{What: "store", Detail: p.storage.kind}
+	if p.storage.redis == nil {
+		return found
+	}
+	warnings, err := p.storage.redis.Check(ctx)
+	for _, warning := range warnings {
+		found.Detail += "; " + warning
+	}
+	found.Err = err
+	return found
 }
 
 func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig) Finding {

@@ -58,11 +58,58 @@ type ListenerConfig struct {
 // StoreConfig says where state is kept: exactly one kind is given.
 type StoreConfig struct {
 	// In the memory of this process; nothing outlives it, and replicas share nothing.
-	Memory *MemoryStoreConfig `yaml:"memory" jsonschema:"required"`
+	Memory *MemoryStoreConfig `yaml:"memory" jsonschema:"oneof_required=memory"`
+	// In this file, for a broker of one node: it survives crashes. The file is created if it is
+	// absent; its directory must exist, on a local disk.
+	Bolt string `yaml:"bolt" jsonschema:"minLength=1,oneof_required=bolt"`
+	// In Redis, which replicas share.
+	Redis *RedisStoreConfig `yaml:"redis" jsonschema:"oneof_required=redis"`
+	// The file with the keys that values in Bolt and Redis are sealed with, as "broker keygen"
+	// makes it: file:PATH, read again when it changes. Required with those two; all replicas must
+	// have the same.
+	SealingKeys secret.Ref `yaml:"sealing_keys"`
 }
 
 // MemoryStoreConfig is the store in memory. It has nothing to set.
 type MemoryStoreConfig struct{}
+
+// RedisStoreConfig says how Redis is reached.
+type RedisStoreConfig struct {
+	// HOST:PORT of the server; of some servers of a Cluster; of the sentinels.
+	Addresses []string `yaml:"addresses" jsonschema:"required,minItems=1,maxItems=32,uniqueItems=true,minLength=1,maxLength=256"`
+	// The addresses are of a Redis Cluster.
+	Cluster bool `yaml:"cluster" jsonschema:"default=false"`
+	// The addresses are of sentinels, which know the master by this name.
+	SentinelMaster string `yaml:"sentinel_master" jsonschema:"minLength=1,maxLength=128"`
+	// The ACL user. Absent: the default user.
+	Username string `yaml:"username" jsonschema:"minLength=1,maxLength=128"`
+	// Where the password is: file:PATH (read again when it changes) or env:NAME.
+	Password secret.Ref `yaml:"password"`
+	// The sentinels' own ACL user.
+	SentinelUsername string `yaml:"sentinel_username" jsonschema:"minLength=1,maxLength=128"`
+	// Where the sentinels' own password is.
+	SentinelPassword secret.Ref `yaml:"sentinel_password"`
+	// The number of the database; a Cluster has but 0.
+	DB int `yaml:"db" jsonschema:"default=0,minimum=0,maximum=1023"`
+	// What all keys begin with. Brokers that share nothing but the Redis have prefixes of their
+	// own.
+	Prefix string `yaml:"prefix" jsonschema:"default=tb1:,minLength=1,maxLength=64"`
+	// Encrypts the connections. Absent: they are in plaintext, passwords included.
+	TLS *RedisTLSConfig `yaml:"tls"`
+}
+
+// RedisTLSConfig says whom to trust, and how to be trusted, over TLS.
+type RedisTLSConfig struct {
+	// The file with the certificates of the authorities that are trusted. Absent: those of the
+	// system.
+	CA string `yaml:"ca" jsonschema:"minLength=1"`
+	// The file with the client certificate, if Redis wants one; it goes with key.
+	Cert string `yaml:"cert" jsonschema:"minLength=1"`
+	// The file with the client certificate's private key.
+	Key string `yaml:"key" jsonschema:"minLength=1"`
+	// The name in the server's certificate. Absent: the host of the address.
+	ServerName string `yaml:"server_name" jsonschema:"minLength=1,maxLength=253"`
+}
 
 // ServerConfig says how calls are served, and how serving ends.
 type ServerConfig struct {

@@ -23,6 +23,12 @@ func issuer(keys ...string) string {
 	return "issuers:\n  - issuer: https://login.example.com\n    audiences: [https://orders.example.com]\n" + indented(keys)
 }
 
+// redis is a good file of seven lines but for the keys of its Redis, which begin
+// in line 8.
+func redis(keys ...string) string {
+	return client() + "store:\n  redis:\n" + indented(keys) + "  sealing_keys: file:ring.json\n"
+}
+
 func indented(keys []string) string {
 	var b strings.Builder
 	for _, key := range keys {
@@ -85,7 +91,21 @@ func badConfigs() []badConfig {
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
 			"7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
 		{"key where none is", client() + "store: {memory: {size: 1}}\n", "6: store.memory.size: no such key; none is possible here", true},
-		{"store of a later part", client() + "store: {redis: {}}\n", "6: store.redis: no such key; possible here: memory\n6: store: memory is missing", true},
+		{"unknown store", client() + "store: {mysql: {}}\n", "6: store.mysql: no such key; possible here: memory, bolt, redis, sealing_keys\n6: store: says nothing of where state is kept: give memory, bolt or redis", true},
+		{"redis without addresses", client() + "store: {redis: {}, sealing_keys: file:r}\n", "6: store.redis: addresses is missing", true},
+		{"two stores", client() + "store:\n  memory: {}\n  bolt: b.db\n  sealing_keys: file:r\n", "8: store.bolt: contradicts store.memory in line 7: state is kept in one place, remove one of them\n9: store.sealing_keys: what is kept in memory is not sealed: remove it, or keep state in bolt or redis", true},
+		{"no sealing keys", client() + "store: {bolt: b.db}\n", `6: store: sealing_keys is missing: make a ring of keys with "broker keygen > ring.json" and name it with sealing_keys: file:ring.json; all replicas need the same`, false},
+		{"sealing keys from the environment", client() + "store: {bolt: b.db, sealing_keys: env:RING}\n", "6: store.sealing_keys: the ring of sealing keys is read from a file only, so that it can change while the broker runs: give file:PATH", false},
+		{"sealing keys as a literal", client() + "store: {bolt: b.db, sealing_keys: hunter2}\n", "6: store.sealing_keys: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
+		{"redis address without port", redis("addresses: [redis]"), "8: store.redis.addresses[0]: expected HOST:PORT with a numeric port, such as redis.example.com:6379", false},
+		{"several addresses of nothing", redis("addresses: [a:1, b:2]"), "8: store.redis.addresses: more than one address: say what they are of, with cluster: true or sentinel_master: NAME", false},
+		{"cluster and sentinels", redis("addresses: [a:1]", "cluster: true", "sentinel_master: m"), "10: store.redis.sentinel_master: contradicts cluster: true in line 9: addresses are of a Cluster or of sentinels, remove one of the two", false},
+		{"database of a cluster", redis("addresses: [a:1]", "cluster: true", "db: 1"), "10: store.redis.db: a Cluster has but database 0: remove it", false},
+		{"sentinel user without sentinels", redis("addresses: [a:1]", "sentinel_username: u", "sentinel_password: file:p"), "9: store.redis.sentinel_username: is for sentinels: give sentinel_master as well, or remove it\n10: store.redis.sentinel_password: is for sentinels: give sentinel_master as well, or remove it", false},
+		{"redis user without password", redis("addresses: [a:1]", "username: u"), "9: store.redis.username: an ACL user needs a password: give password: file:PATH", false},
+		{"redis password as a literal", redis("addresses: [a:1]", "password: hunter2"), "9: store.redis.password: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
+		{"redis prefix with a brace", redis("addresses: [a:1]", `prefix: "{tb}"`), "9: store.redis.prefix: must not hold braces, spaces or characters that mean something in patterns: use letters, digits and colons, such as tb1:", false},
+		{"redis certificate without key", redis("addresses: [a:1]", "tls: {cert: c.crt}"), "9: store.redis.tls: a client certificate needs both cert and key: give both, or neither", false},
 		{"key twice", client("client_id: abc"), "6: clients.orders-api.client_id: given before, in line 4: remove one of them", false},
 		{"section twice", client() + "clients: {}\n", "6: clients: given before, in line 1: remove one of them", false},
 		{"client twice", client() + "  orders-api: {}\n", "6: clients.orders-api: given before, in line 2: remove one of them", false},
@@ -166,7 +186,7 @@ func badConfigs() []badConfig {
 		{"audiences missing", "issuers:\n\n  - issuer: https://login.example.com\n", "3: issuers[0]: audiences is missing", true},
 		{"issuer missing", "issuers:\n  - audiences: [a]\n", "2: issuers[0]: issuer is missing", true},
 		{"address missing", client() + "listen:\n  grpc:\n    plaintext: true\n", "7: listen.grpc: address is missing", true},
-		{"kind of store missing", client() + "store: {}\n", "6: store: memory is missing", true},
+		{"kind of store missing", client() + "store: {}\n", "6: store: says nothing of where state is kept: give memory, bolt or redis", true},
 
 		// Contradictions.
 		{"issuer and token_url", client("token_url: https://login.example.com/token"), "6: clients.orders-api.token_url: contradicts issuer in line 3: give one of the two", true},

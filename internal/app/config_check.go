@@ -21,6 +21,7 @@ func checkConfig(c *Config, found *findings) {
 		found.addf(1, "the file configures neither clients nor issuers: add one of them")
 	}
 	checkListen(c, found)
+	checkStore(&c.Store, found)
 	checkServer(&c.Server, found)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]

@@ -39,7 +39,7 @@ func decodeConfig(root *yaml.Node, into *Config, found *findings) {
 		duration: regexp.MustCompile(durationPattern),
 	}
 	d.structure(root, reflect.ValueOf(into).Elem(), "")
-	if into.Store.Memory == nil {
+	if !found.given("store") {
 		into.Store.Memory = &MemoryStoreConfig{}
 	}
 }

@@ -59,6 +59,9 @@ func ParseRef(text string) (Ref, error) {
 	}
 }
 
+// Name is what the kind is of: a path, or the name of a variable.
+func (r Ref) Name() string { return r.name }
+
 // Kind is "file" or "env".
 func (r Ref) Kind() string { return r.kind }
 

@@ -1,0 +1,79 @@
+package app
+
+import (
+	"net"
+	"strconv"
+	"strings"
+)
+
+func checkStore(c *StoreConfig, found *findings) {
+	const store = "store"
+	kinds := []string{"memory", "bolt", "redis"}
+	given := ""
+	for _, kind := range kinds {
+		path := join(store, kind)
+		switch {
+		case !found.given(path):
+		case given != "":
+			found.addAtf(path, "contradicts %s in line %d: state is kept in one place, remove one of them", given, found.lines[given])
+		default:
+			given = path
+		}
+	}
+	if given == "" && found.given(store) {
+		found.addAtf(store, "says nothing of where state is kept: give %s", oneOf(kinds))
+	}
+	checkSealing(c, given, found)
+	if c.Redis != nil {
+		checkRedis(c.Redis, join(store, "redis"), found)
+	}
+}
+
+func checkSealing(c *StoreConfig, kind string, found *findings) {
+	const keys = "store.sealing_keys"
+	switch {
+	case kind == "store.memory" && found.given(keys):
+		found.addAtf(keys, "what is kept in memory is not sealed: remove it, or keep state in bolt or redis")
+	case (kind == "store.bolt" || kind == "store.redis") && !found.given(keys):
+		found.addAtf("store", "sealing_keys is missing: make a ring of keys with \"broker keygen > ring.json\" and name it with sealing_keys: file:ring.json; all replicas need the same")
+	case found.given(keys) && c.SealingKeys.Kind() == "env":
+		found.addAtf(keys, "the ring of sealing keys is read from a file only, so that it can change while the broker runs: give file:PATH")
+	}
+}
+
+func checkRedis(c *RedisStoreConfig, path string, found *findings) {
+	for i, address := range c.Addresses {
+		if _, port, err := net.SplitHostPort(address); err != nil || !isPort(port) {
+			found.addAtf(item(join(path, "addresses"), i), "expected HOST:PORT with a numeric port, such as redis.example.com:6379")
+		}
+	}
+	sentinel, cluster := join(path, "sentinel_master"), join(path, "cluster")
+	switch {
+	case c.Cluster && c.SentinelMaster != "":
+		found.addAtf(sentinel, "contradicts cluster: true in line %d: addresses are of a Cluster or of sentinels, remove one of the two", found.lines[cluster])
+	case !c.Cluster && c.SentinelMaster == "" && len(c.Addresses) > 1:
+		found.addAtf(join(path, "addresses"), "more than one address: say what they are of, with cluster: true or sentinel_master: NAME")
+	}
+	if c.Cluster && c.DB != 0 {
+		found.addAtf(join(path, "db"), "a Cluster has but database 0: remove it")
+	}
+	for _, key := range []string{"sentinel_username", "sentinel_password"} {
+		if found.given(join(path, key)) && c.SentinelMaster == "" {
+			found.addAtf(join(path, key), "is for sentinels: give sentinel_master as well, or remove it")
+		}
+	}
+	if found.given(join(path, "username")) && !found.given(join(path, "password")) {
+		found.addAtf(join(path, "username"), "an ACL user needs a password: give password: file:PATH")
+	}
+	if strings.ContainsAny(c.Prefix, "{}*?[]\\ ") {
+		found.addAtf(join(path, "prefix"), "must not hold braces, spaces or characters that mean something in patterns: use letters, digits and colons, such as tb1:")
+	}
+	if c.TLS != nil && (c.TLS.Cert == "") != (c.TLS.Key == "") {
+		found.addAtf(join(path, "tls"), "a client certificate needs both cert and key: give both, or neither")
+	}
+}
+
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
+}

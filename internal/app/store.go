@@ -1,0 +1,233 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// storeCheckTimeout bounds what is asked of Redis at the start.
+const storeCheckTimeout = 5 * time.Second
+
+// storage is where state is kept, and what that needs.
+type storage struct {
+	store.Store
+
+	kind  string
+	redis *store.Redis    // nil: another kind
+	rings *store.RingFile // nil: nothing is sealed
+	// secrets of the connection, which may be rotated.
+	secrets []*secret.Ring
+}
+
+// openStore opens the store. It does not wait for Redis.
+func openStore(config *StoreConfig, log *slog.Logger, registerer prometheus.Registerer) (*storage, error) {
+	if config.Bolt == "" && config.Redis == nil {
+		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
+	}
+	rings, err := store.OpenRing(config.SealingKeys.Name())
+	if err != nil {
+		return nil, fmt.Errorf("store.sealing_keys: %w", err)
+	}
+	opened := &storage{rings: rings}
+	if config.Redis != nil {
+		err = opened.openRedis(config.Redis, log)
+	} else {
+		err = opened.openBolt(config.Bolt)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sealed := store.NewSealed(opened.Store, rings)
+	opened.Store = sealed
+	registerer.MustRegister(storeCollector{sealed, opened.redis})
+	if warning := rings.Warning(); warning != "" {
+		log.Warn(warning)
+	}
+	return opened, nil
+}
+
+func (s *storage) openBolt(path string) error {
+	opened, err := store.OpenBolt(store.BoltConfig{Path: path})
+	if err != nil {
+		return fmt.Errorf("store.bolt: %w", err)
+	}
+	s.Store, s.kind = opened, "bolt"
+	return nil
+}
+
+func (s *storage) openRedis(config *RedisStoreConfig, log *slog.Logger) error {
+	towards := store.RedisConfig{
+		Addresses:        config.Addresses,
+		Cluster:          config.Cluster,
+		SentinelMaster:   config.SentinelMaster,
+		Username:         config.Username,
+		SentinelUsername: config.SentinelUsername,
+		DB:               config.DB,
+		Prefix:           config.Prefix,
+		Logger:           log,
+	}
+	var errs [3]error
+	towards.Password, errs[0] = s.secret("password", config.Password)
+	towards.SentinelPassword, errs[1] = s.secret("sentinel_password", config.SentinelPassword)
+	towards.TLS, errs[2] = redisTLS(config.TLS)
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	opened, err := store.NewRedis(towards)
+	if err != nil {
+		return fmt.Errorf("store.redis: %w", err)
+	}
+	s.Store, s.kind, s.redis = opened, "redis", opened
+	return nil
+}
+
+// secret opens a secret of the connection. No reference: nil.
+func (s *storage) secret(key string, ref secret.Ref) (*secret.Ring, error) {
+	if ref == (secret.Ref{}) {
+		return nil, nil //nolint:nilnil // there is none, and none is needed
+	}
+	ring, err := secret.Open(ref)
+	if err != nil {
+		return nil, fmt.Errorf("store.redis.%s: %w", key, err)
+	}
+	s.secrets = append(s.secrets, ring)
+	return ring, nil
+}
+
+func redisTLS(config *RedisTLSConfig) (*tls.Config, error) {
+	if config == nil {
+		return nil, nil //nolint:nilnil // plaintext
+	}
+	made := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName}
+	if config.CA != "" {
+		pem, err := os.ReadFile(config.CA)
+		if err != nil {
+			return nil, fmt.Errorf("store.redis.tls.ca: %w", err)
+		}
+		made.RootCAs = x509.NewCertPool()
+		if !made.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("store.redis.tls.ca: %s holds no certificate: it must be in PEM form", config.CA)
+		}
+	}
+	if config.Cert != "" {
+		if _, err := tls.LoadX509KeyPair(config.Cert, config.Key); err != nil {
+			return nil, fmt.Errorf("store.redis.tls: the client certificate: %w", err)
+		}
+		made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(config.Cert, config.Key) // it may have been renewed
+			return &pair, err
+		}
+	}
+	return made, nil
+}
+
+// mac is the keyed hash that replicas share. Nil: there is nobody to share with.
+func (s *storage) mac() func([]byte) [32]byte {
+	if s.rings == nil {
+		return nil
+	}
+	return func(data []byte) [32]byte { return s.rings.Current().MAC(data) }
+}
+
+// open opens the secret of a client, whose versions all replicas call the same.
+func (s *storage) open(ref secret.Ref) (*secret.Ring, error) {
+	if s.rings == nil {
+		return secret.Open(ref)
+	}
+	return secret.OpenKeyed(ref, s.mac())
+}
+
+// check asks Redis whether it can be used as it is. What a person must mend is
+// an error. A Redis that is merely away is none: the broker can do without for a
+// while.
+func (s *storage) check(ctx context.Context, log *slog.Logger) error {
+	if s.redis == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeCheckTimeout)
+	defer cancel()
+	warnings, err := s.redis.Check(ctx)
+	for _, warning := range warnings {
+		log.Warn("store.redis: " + warning)
+	}
+	if errors.Is(err, store.ErrAway) {
+		log.Warn("the store does not answer; the broker starts without it and goes on trying", "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("store.redis: %w", err)
+	}
+	return nil
+}
+
+// pollRing reads the ring of sealing keys again until ctx ends.
+func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
+	if s.rings == nil {
+		return
+	}
+	ticker := time.NewTicker(secret.PollInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		switch changed, err := s.rings.Reload(); {
+		case err != nil:
+			log.Error("the sealing keys cannot be read again; those read before stay in force", "error", err)
+		case changed:
+			ring := s.rings.Current()
+			log.Info("new sealing keys are in force", "primary", ring.Primary(), "keys", ring.IDs())
+		}
+	}
+}
+
+// storeCollector shows the state of the store as it is when it is asked.
+type storeCollector struct {
+	sealed *store.Sealed
+	redis  *store.Redis // nil: another kind
+}
+
+//nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
+var (
+	unopenedDesc = prometheus.NewDesc("tokenbroker_store_unopened_total",
+		"Values in the store that could not be opened, by cause: not_sealed, unknown_key or refused.", []string{"cause"}, nil)
+	tripsDesc = prometheus.NewDesc("tokenbroker_redis_trips_total", "Round trips to Redis.", nil, nil)
+	awayDesc  = prometheus.NewDesc("tokenbroker_redis_away", "1 while Redis is out of reach and left alone, else 0.", nil, nil)
+)
+
+func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- unopenedDesc
+	out <- tripsDesc
+	out <- awayDesc
+}
+
+func (c storeCollector) Collect(out chan<- prometheus.Metric) {
+	unopened := c.sealed.Unopened()
+	for cause, count := range map[string]uint64{
+		"not_sealed": unopened.NotSealed, "unknown_key": unopened.UnknownKey, "refused": unopened.Refused,
+	} {
+		out <- prometheus.MustNewConstMetric(unopenedDesc, prometheus.CounterValue, float64(count), cause)
+	}
+	if c.redis == nil {
+		return
+	}
+	away := 0.0
+	if c.redis.Away() {
+		away = 1
+	}
+	out <- prometheus.MustNewConstMetric(tripsDesc, prometheus.CounterValue, float64(c.redis.Trips()))
+	out <- prometheus.MustNewConstMetric(awayDesc, prometheus.GaugeValue, away)
+}

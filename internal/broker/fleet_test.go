@@ -1,0 +1,828 @@
+package broker_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// replicas are brokers that share a store, and the IdP that they ask. Each has
+// its own way to the store, which can break.
+type replicas struct {
+	t      testing.TB
+	idp    *devidp.Server
+	shared *store.Memory
+	all    []*replica
+}
+
+type replica struct {
+	*broker.Broker
+
+	link *link
+	ring *secret.Ring
+	stop func() // ends it as a shutdown would
+}
+
+// startReplicas starts n replicas that run, in a bubble.
+func startReplicas(t testing.TB, n int) *replicas {
+	t.Helper()
+	audiences := []string{audience}
+	for i := range 50 {
+		audiences = append(audiences, audienceNo(i))
+	}
+	server, err := devidp.New(devidp.Config{Issuer: issuer, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{
+		{ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read", "write"}, Audiences: audiences},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replicas{t: t, idp: server, shared: store.NewMemory(store.MemoryConfig{})}
+	for range n {
+		r.add("right")
+	}
+	return r
+}
+
+// add starts one more replica, with a secret of its own.
+func (r *replicas) add(password string) *replica {
+	r.t.Helper()
+	path := filepath.Join(r.t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(password), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
+	ref, err := secret.ParseRef("file:" + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ring, err := secret.OpenKeyed(ref, sha256Of)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	client, err := idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(r.idp.RoundTripper())})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	way := &link{}
+	way.to.Store(r.shared)
+	b, err := broker.New(broker.Config{
+		Clients: []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}},
+		Store:   way,
+		MAC:     sha256Of,
+		Logger:  slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); b.Run(ctx) }()
+	made := &replica{b, way, ring, sync.OnceFunc(func() { b.Close(); cancel(); <-done })}
+	r.t.Cleanup(made.stop)
+	r.all = append(r.all, made)
+	return made
+}
+
+// sha256Of stands for the keyed hash that replicas share.
+func sha256Of(data []byte) [sha256.Size]byte { return sha256.Sum256(data) }
+
+func (r *replicas) fetches() int { return r.idp.Requests(devidp.TokenPath) }
+
+// everybody asks n times at each replica at once, and must be answered. It
+// returns the answers.
+func (r *replicas) everybody(n int, ask broker.Ask) []broker.Answer {
+	r.t.Helper()
+	answers := make([]broker.Answer, n*len(r.all))
+	var wg sync.WaitGroup
+	for i := range answers {
+		wg.Go(func() {
+			var err error
+			if answers[i], err = r.all[i%len(r.all)].Get(r.t.Context(), ask); err != nil {
+				r.t.Errorf("replica %d: %v", i%len(r.all), err)
+			}
+		})
+	}
+	wg.Wait()
+	if r.t.Failed() {
+		r.t.FailNow()
+	}
+	return answers
+}
+
+// sameToken fails the test unless all answers are one token, which it returns.
+func (r *replicas) sameToken(answers []broker.Answer) [32]byte {
+	r.t.Helper()
+	for _, answer := range answers {
+		if answer.Token.SHA256 != answers[0].Token.SHA256 {
+			r.t.Fatal("not all got the same token")
+		}
+	}
+	return answers[0].Token.SHA256
+}
+
+// link is the way of one replica to the store: a few milliseconds, if all is
+// well.
+type link struct {
+	to    atomic.Pointer[store.Memory]
+	state atomic.Int32
+	deaf  atomic.Bool // the store's events are lost
+	calls atomic.Int64
+}
+
+// States of a link.
+const (
+	good    = iota
+	refused // fails at once
+	hangs   // fails after 250 ms
+	away    // is not even tried
+)
+
+func (l *link) pass(ctx context.Context) error {
+	l.calls.Add(1)
+	wait := rand.N(4 * time.Millisecond)
+	if l.state.Load() == hangs {
+		wait = 250 * time.Millisecond
+	}
+	select {
+	case <-time.After(wait):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	switch l.state.Load() {
+	case good:
+		return nil
+	case away:
+		return store.ErrAway
+	default:
+		return errors.New("out of reach")
+	}
+}
+
+func (l *link) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+	if err := l.pass(ctx); err != nil {
+		return nil, err
+	}
+	entries, err := l.to.Load().Get(ctx, keys...)
+	return entries, errors.Join(err, l.pass(ctx))
+}
+
+func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+	if err := l.pass(ctx); err != nil {
+		return store.Lease{}, false, err
+	}
+	lease, acquired, err := l.to.Load().Acquire(ctx, claim)
+	return lease, acquired, errors.Join(err, l.pass(ctx))
+}
+
+func (l *link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
+	if err := l.pass(ctx); err != nil {
+		return false, err
+	}
+	return l.to.Load().Renew(ctx, lease, ttl)
+}
+
+func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
+	if err := l.pass(ctx); err != nil {
+		return nil, err
+	}
+	applied, err := l.to.Load().Apply(ctx, change)
+	return applied, errors.Join(err, l.pass(ctx))
+}
+
+func (l *link) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+	if err := l.pass(ctx); err != nil {
+		return 0, err
+	}
+	return l.to.Load().Raise(ctx, key, floor, by)
+}
+
+func (l *link) Close() error { return nil }
+
+func (l *link) Subscribe(ctx context.Context) <-chan string {
+	told := make(chan string, store.EventBuffer)
+	go func() {
+		defer close(told)
+		for key := range l.to.Load().Subscribe(ctx) {
+			if !l.deaf.Load() && l.state.Load() == good {
+				told <- key
+			}
+		}
+	}()
+	return told
+}
+
+func TestTwoReplicasAndAHundredCallersCostOneFetchEveryTime(t *testing.T) {
+	for run := range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			r := startReplicas(t, 2)
+			r.idp.SetDelay(time.Duration(run%30) * 10 * time.Millisecond)
+			r.sameToken(r.everybody(50, broker.Ask{Client: "orders"}))
+			if got := r.fetches(); got != 1 {
+				t.Fatalf("run %d: the IdP was asked %d times", run, got)
+			}
+		})
+	}
+}
+
+func TestTwentyReplicasCostOneFetchAndWaitNoLongerThanTheIdPTakes(t *testing.T) {
+	for _, delay := range []time.Duration{300 * time.Millisecond, 5 * time.Second} { // shorter and longer than the lease
+		synctest.Test(t, func(t *testing.T) {
+			r := startReplicas(t, 20)
+			r.idp.SetDelay(delay)
+			begun := time.Now()
+			answers := r.everybody(100, broker.Ask{Client: "orders"})
+			if took := time.Since(begun); took > delay+100*time.Millisecond {
+				t.Errorf("the last caller waited %v for an IdP that takes %v", took, delay)
+			}
+			r.sameToken(answers)
+			if got := r.fetches(); got != 1 {
+				t.Errorf("the IdP was asked %d times", got)
+			}
+			sources := map[broker.Source]int{}
+			for _, answer := range answers {
+				sources[answer.Source]++
+			}
+			if sources[broker.FromIdP] != 100 || sources[broker.FromShared] != 1900 {
+				t.Errorf("sources: %v", sources)
+			}
+		})
+	}
+}
+
+func TestReplicaThatIsNewFindsTheToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		first := r.everybody(1, broker.Ask{Client: "orders"})[0]
+		time.Sleep(20 * time.Second)
+		r.all = nil
+		r.add("right")
+		answer := r.everybody(1, broker.Ask{Client: "orders"})[0]
+		if answer.Source != broker.FromShared || answer.Token.SHA256 != first.Token.SHA256 || r.fetches() != 1 {
+			t.Errorf("%+v after %d fetches", answer, r.fetches())
+		}
+		if drift := answer.Token.ExpiresAt.Sub(first.Token.ExpiresAt).Abs(); drift > 20*time.Millisecond {
+			t.Errorf("the end of the token moved by %v on its way", drift)
+		}
+		if answer.Token.RefreshAt.Sub(first.Token.RefreshAt).Abs() > 20*time.Millisecond {
+			t.Error("replicas do not agree when the token is due")
+		}
+	})
+}
+
+func TestAHolderThatDiesIsReplacedWhenItsLeaseEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 3)
+		r.idp.SetDelay(5 * time.Second)
+		holder := r.all[0]
+		go func() { _, _ = holder.Get(t.Context(), broker.Ask{Client: "orders"}) }()
+		time.Sleep(time.Second)
+		holder.link.state.Store(away) // what it writes never arrives
+		r.all = r.all[1:]
+		begun := time.Now()
+		r.everybody(10, broker.Ask{Client: "orders"})
+		if took := time.Since(begun); took > 3*time.Second+5*time.Second+500*time.Millisecond {
+			t.Errorf("the callers waited %v", took)
+		}
+		if got := r.fetches(); got != 2 {
+			t.Errorf("the IdP was asked %d times, want once by the dead and once by the living", got)
+		}
+	})
+}
+
+func TestShutdownOfAHolderLetsAnotherGoOnAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.idp.SetDelay(2 * time.Second)
+		leaver := r.all[0]
+		go func() { _, _ = leaver.Get(t.Context(), broker.Ask{Client: "orders"}) }()
+		time.Sleep(time.Second)
+		r.all = r.all[1:]
+		time.AfterFunc(100*time.Millisecond, leaver.stop)
+		begun := time.Now()
+		r.everybody(10, broker.Ask{Client: "orders"})
+		if took := time.Since(begun); took > 2*time.Second+500*time.Millisecond {
+			t.Errorf("the callers waited %v although the lease was given up", took)
+		}
+	})
+}
+
+func TestStoreThatFailsCostsOneFetchForEachReplicaAndNoCaller(t *testing.T) {
+	for name, state := range map[string]int32{"refused": refused, "hangs": hangs, "away": away} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := startReplicas(t, 20)
+				r.idp.SetDelay(300 * time.Millisecond)
+				for _, replica := range r.all {
+					replica.link.state.Store(state)
+				}
+				begun := time.Now()
+				r.everybody(20, broker.Ask{Client: "orders"})
+				if took := time.Since(begun); took > 3*time.Second {
+					t.Errorf("the callers waited %v", took)
+				}
+				if got := r.fetches(); got > 20 {
+					t.Errorf("20 replicas asked the IdP %d times", got)
+				}
+
+				// Recovery needs nobody: from the next lifetime on it is one again.
+				for _, replica := range r.all {
+					replica.link.state.Store(good)
+				}
+				before := r.fetches()
+				for range 85 {
+					time.Sleep(time.Second)
+					r.everybody(1, broker.Ask{Client: "orders"})
+				}
+				if got := r.fetches() - before; got != 1 {
+					t.Errorf("after the store came back a refresh cost %d fetches", got)
+				}
+			})
+		})
+	}
+}
+
+func TestStoreThatIsAwayDoesNotTouchHits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		for _, replica := range r.all {
+			replica.link.state.Store(hangs)
+		}
+		time.Sleep(time.Second) // let what is under way end
+		calls := r.all[0].link.calls.Load()
+		begun := time.Now()
+		for range 1000 {
+			if answer := r.everybody(1, broker.Ask{Client: "orders"})[0]; answer.Degraded || answer.Source != broker.FromMemory {
+				t.Fatalf("%+v", answer)
+			}
+		}
+		if took := time.Since(begun); took != 0 {
+			t.Errorf("hits waited %v", took)
+		}
+		if got := r.all[0].link.calls.Load(); got != calls {
+			t.Errorf("hits called the store %d times", got-calls)
+		}
+	})
+}
+
+// A refresh that cannot ask the store waits, because the store may come back;
+// but not for so long that the token would end.
+func TestRefreshWithoutTheStoreIsPutOffButNotForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		first := r.everybody(1, broker.Ask{Client: "orders"})[0].Token
+		r.all[0].link.state.Store(away)
+		calls := r.all[0].link.calls.Load()
+		middle := first.RefreshAt.Add(first.UsableUntil.Sub(first.RefreshAt) / 2)
+		for time.Now().Before(first.UsableUntil) {
+			r.everybody(1, broker.Ask{Client: "orders"})
+			if time.Now().Before(middle) && r.fetches() > 1 {
+				t.Fatalf("the IdP was asked %v after the token was due", time.Since(first.RefreshAt))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if got := r.fetches(); got != 2 {
+			t.Errorf("the IdP was asked %d times", got)
+		}
+		if got := r.all[0].link.calls.Load() - calls; got > 60 {
+			t.Errorf("the store, which is away, was called %d times", got)
+		}
+	})
+}
+
+func TestFailureIsSharedByTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 20)
+		r.idp.SetDown(true)
+		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
+			for i, replica := range r.all {
+				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders"})
+				if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter <= 0 {
+					t.Fatalf("replica %d does not say when to ask again", i)
+				}
+			}
+		}
+		if got := r.fetches(); got > 10 {
+			t.Errorf("in 10 s the IdP, which is down, was asked %d times", got)
+		}
+		r.idp.SetDown(false)
+		time.Sleep(45 * time.Second)
+		r.everybody(1, broker.Ask{Client: "orders"})
+	})
+}
+
+// Of a client that is known to be good, a question that fails is the trouble of
+// all who ask it, and of no other question.
+func TestFailureOfAQuestionIsSharedByTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 20)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		r.idp.SetDown(true)
+		before := r.fetches()
+		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
+			for _, replica := range r.all {
+				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+			}
+		}
+		if got := r.fetches() - before; got > 10 {
+			t.Errorf("in 10 s the IdP, which is down, was asked %d times", got)
+		}
+		r.idp.SetDown(false)
+		r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(2)})
+	})
+}
+
+func TestThrottlingIsObeyedByTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 20)
+		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
+		_, err := r.all[0].Get(t.Context(), broker.Ask{Client: "orders"})
+		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		begun := time.Now()
+		for time.Since(begun) < 39*time.Second {
+			for i, replica := range r.all {
+				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				told := wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+				if left := 40*time.Second - time.Since(begun); told.RetryAfter > left+time.Second || told.RetryAfter < left-time.Second {
+					t.Fatalf("replica %d says to ask again in %v, want about %v", i, told.RetryAfter, left)
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		if got := r.fetches(); got != 1 {
+			t.Errorf("the IdP was asked %d times although it throttles", got)
+		}
+		time.Sleep(2 * time.Second)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		if got := r.fetches(); got != 2 {
+			t.Errorf("the IdP was asked %d times in all", got)
+		}
+	})
+}
+
+func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 0)
+		for range 5 {
+			r.add("wrong")
+		}
+		r.idp.SetDelay(300 * time.Millisecond)
+		var wg sync.WaitGroup
+		for i := range 250 {
+			wg.Go(func() {
+				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+			})
+		}
+		wg.Wait()
+		if got := r.fetches(); got != 1 {
+			t.Errorf("the IdP saw %d attempts", got)
+		}
+	})
+}
+
+// A secret that dies after it served for long is found out by one attempt as
+// well: its proof has lapsed.
+func TestSecretThatDiesIsFoundOutByOneAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		for i := range 50 {
+			r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(i)})
+		}
+		r.idp.SetSecrets("abc", redact.New("another"))
+		time.Sleep(100 * time.Second) // all have ended
+		before := r.fetches()
+		var wg sync.WaitGroup
+		for i := range 250 {
+			wg.Go(func() {
+				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+			})
+		}
+		wg.Wait()
+		if got := r.fetches() - before; got != 1 {
+			t.Errorf("the IdP saw %d attempts", got)
+		}
+	})
+}
+
+// A replica whose configuration has another secret is not stopped by the
+// refusal of the old one, and its success ends the trouble for nobody else.
+func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 0)
+		old, fresh := r.add("wrong"), r.add("right")
+		_, err := old.Get(t.Context(), broker.Ask{Client: "orders"})
+		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		if _, err := fresh.Get(t.Context(), broker.Ask{Client: "orders"}); err != nil {
+			t.Fatal(err)
+		}
+		// The token is there now: whoever may not fetch may still use it.
+		time.Sleep(31 * time.Second)
+		answer, err := old.Get(t.Context(), broker.Ask{Client: "orders"})
+		if err != nil || answer.Source != broker.FromShared {
+			t.Errorf("%+v, %v", answer, err)
+		}
+	})
+}
+
+func TestPurgeReachesAllReplicasAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		if err := r.all[3].Purge(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		after := r.sameToken(r.everybody(10, broker.Ask{Client: "orders"}))
+		if after == before || r.fetches() != 2 {
+			t.Errorf("the same token after the purge: %v, fetches: %d", after == before, r.fetches())
+		}
+	})
+}
+
+func TestPurgeIsNoticedWithin5SecondsThoughNoMessageArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		for _, replica := range r.all {
+			replica.link.deaf.Store(true)
+		}
+		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		if err := r.all[3].Purge(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5*time.Second + 100*time.Millisecond)
+		if after := r.sameToken(r.everybody(10, broker.Ask{Client: "orders"})); after == before {
+			t.Error("a purged token was handed out")
+		}
+	})
+}
+
+func TestPurgeDropsTheTokenOfAFetchUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.idp.SetDelay(time.Second)
+		time.AfterFunc(500*time.Millisecond, func() {
+			if err := r.all[1].Purge(context.Background(), "orders"); err != nil {
+				t.Error(err)
+			}
+		})
+		r.sameToken(r.everybody(10, broker.Ask{Client: "orders"}))
+		if got := r.fetches(); got != 2 {
+			t.Errorf("%d fetches: the first began before the purge, and its token must not be used", got)
+		}
+	})
+}
+
+func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		r.all[0].link.state.Store(refused)
+		told := wantError(t, r.all[0].Purge(t.Context(), "orders"), broker.Unavailable, broker.ReasonStoreUnavailable)
+		if told.RetryAfter <= 0 {
+			t.Error("it does not say when to ask again")
+		}
+		wantError(t, r.all[0].Purge(t.Context(), "unknown"), broker.PermissionDenied, broker.ReasonNotEntitled)
+	})
+}
+
+// A store that lost everything does not bring purged tokens back to life.
+func TestEpochThatTheStoreLostIsPutBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		for range 3 {
+			if err := r.all[0].Purge(t.Context(), "orders"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.everybody(1, broker.Ask{Client: "orders"})
+		empty := store.NewMemory(store.MemoryConfig{})
+		for _, replica := range r.all {
+			replica.link.to.Store(empty)
+		}
+		fetches := r.fetches()
+		time.Sleep(6 * time.Second)
+		r.everybody(1, broker.Ask{Client: "orders"}) // from memory
+		// A newcomer knows the epoch from the store alone, to which the others have
+		// returned it.
+		r.shared = empty
+		r.add("right")
+		answers := r.everybody(1, broker.Ask{Client: "orders"})
+		if epoch := answers[2].Token.Epoch; epoch != 3 {
+			t.Errorf("the newcomer's token is of epoch %d, want 3", epoch)
+		}
+		if got := r.fetches() - fetches; got > 1 {
+			t.Errorf("the loss cost %d fetches", got)
+		}
+	})
+}
+
+// Nor does it make the fleet take what is new for old.
+func TestFencesThatTheStoreLostGoOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		for i := range 5 {
+			r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(i)})
+		}
+		r.everybody(1, broker.Ask{Client: "orders"})
+		empty := store.NewMemory(store.MemoryConfig{})
+		for _, replica := range r.all {
+			replica.link.to.Store(empty)
+		}
+		before := r.fetches()
+		for range 85 {
+			time.Sleep(time.Second)
+			r.everybody(1, broker.Ask{Client: "orders"})
+		}
+		if got := r.fetches() - before; got != 1 {
+			t.Errorf("a refresh cost %d fetches", got)
+		}
+	})
+}
+
+func TestRejectedTokenIsReplacedOnceByTheFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		bad := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		r.idp.SetDelay(300 * time.Millisecond)
+		answers := r.everybody(20, broker.Ask{Client: "orders", Rejected: &bad})
+		if r.sameToken(answers) == bad || r.fetches() != 2 {
+			t.Errorf("the rejected token was given out: %v; fetches: %d", r.sameToken(answers) == bad, r.fetches())
+		}
+	})
+}
+
+func TestCallersWhoRejectForEverCostTheFleetOneFetchIn30Seconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		r.idp.SetLifetime(time.Hour)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		begun := time.Now()
+		for time.Since(begun) < 5*time.Minute {
+			for _, replica := range r.all {
+				answer, err := replica.Get(t.Context(), broker.Ask{Client: "orders"})
+				if err != nil || answer.Degraded {
+					t.Fatalf("an innocent caller got %+v, %v", answer, err)
+				}
+				rejected := answer.Token.SHA256
+				if _, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &rejected}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if got := r.fetches() - 1; got < 9 || got > 11 {
+			t.Errorf("in 5 minutes %d fetches were forced, want one in 30 s", got)
+		}
+	})
+}
+
+// A replica that never forced a fetch itself still knows that one was forced.
+func TestAForcedFetchHoldsBackReplicasThatComeLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		r.idp.SetLifetime(time.Hour)
+		bad := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		bad = r.sameToken(r.everybody(1, broker.Ask{Client: "orders", Rejected: &bad}))
+		for range 4 {
+			time.Sleep(5 * time.Second)
+			newcomer := r.add("right")
+			answer, err := newcomer.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &bad})
+			if err != nil || !answer.Degraded || answer.Token.SHA256 != bad {
+				t.Errorf("%+v, %v", answer, err)
+			}
+		}
+		if got := r.fetches(); got != 2 {
+			t.Errorf("the IdP was asked %d times", got)
+		}
+	})
+}
+
+// Tokens of 20 s under load for 100 s, then of 6 s for 30 s: nobody fails, nobody
+// gets a token below its margin, and the fleet fetches once for each lifetime.
+func TestFleetFetchesOncePerLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 10)
+		r.idp.SetDelay(300 * time.Millisecond)
+		r.idp.SetLifetime(20 * time.Second)
+		drive := func(length, lifetime time.Duration) {
+			for begun := time.Now(); time.Since(begun) < length; time.Sleep(20 * time.Millisecond) {
+				for _, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
+					if left := time.Until(answer.Token.ExpiresAt); left < lifetime/10 {
+						t.Fatalf("a token of %v with %v left was handed out", lifetime, left)
+					}
+				}
+			}
+		}
+		drive(100*time.Second, 20*time.Second)
+		// A lifetime of 20 s is refreshed after 15 s, give or take 1 s.
+		if got := r.fetches(); got < 6 || got > 8 {
+			t.Errorf("%d fetches in 100 s, want about 6.7", got)
+		}
+		r.idp.SetLifetime(6 * time.Second)
+		time.Sleep(20 * time.Second)
+		before := r.fetches()
+		drive(30*time.Second, 6*time.Second)
+		if got := r.fetches() - before; got < 6 || got > 8 {
+			t.Errorf("%d fetches in 30 s, want about 6.7", got)
+		}
+	})
+}
+
+func TestOlderTokenNeverReplacesANewerOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		slow, fast := r.all[0], r.all[1]
+		old := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		// slow begins a fetch and loses its lease and its way to the store.
+		r.idp.SetDelay(6 * time.Second)
+		late := make(chan broker.Answer, 1)
+		go func() {
+			answer, _ := slow.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &old})
+			late <- answer
+		}()
+		time.Sleep(time.Second)
+		slow.link.state.Store(refused)
+		time.Sleep(4 * time.Second) // the lease is over
+		r.idp.SetDelay(0)
+		if err := fast.Purge(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		newer, err := fast.Get(t.Context(), broker.Ask{Client: "orders"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slow.link.state.Store(good)
+		<-late
+		time.Sleep(10 * time.Second)
+		answer, err := fast.Get(t.Context(), broker.Ask{Client: "orders"})
+		if err != nil || answer.Token.SHA256 != newer.Token.SHA256 {
+			t.Errorf("the late token displaced the newer one (%v)", err)
+		}
+		if answer, err := slow.Get(t.Context(), broker.Ask{Client: "orders"}); err != nil || answer.Token.Epoch != 1 {
+			t.Errorf("the replica that was cut off hands out %+v, %v", answer.Token, err)
+		}
+	})
+}
+
+func TestReplicasOfDifferentConfigurationShareNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		ref, err := secret.ParseRef("file:" + writeSecret(t, "right"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ring, err := secret.OpenKeyed(ref, sha256Of)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other, err := idp.New(idp.Config{
+			TokenURL: issuer + devidp.TokenPath, ClientID: "abc", Auth: idp.SecretPost,
+			HTTP: discovery.NewHTTPClient(r.idp.RoundTripper()),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := broker.New(broker.Config{
+			Clients: []broker.ClientConfig{{Name: "orders", IdP: other, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}},
+			Store:   r.shared, MAC: sha256Of, Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		answer, err := b.Get(t.Context(), broker.Ask{Client: "orders"})
+		if err != nil || answer.Source != broker.FromIdP {
+			t.Errorf("%+v, %v", answer, err)
+		}
+	})
+}
+
+func writeSecret(t testing.TB, value string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(value), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
