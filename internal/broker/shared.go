@@ -195,7 +195,7 @@ type storedTrouble struct {
 	Metadata      map[string]string `json:"metadata,omitempty"`
 	Class         idp.Class         `json:"class"`
 	Tries         int               `json:"tries"`
-	SecretVersion string            `json:"secret,omitempty"`
+	SecretVersion string            `json:"with,omitempty"`
 }
 
 // put is the trouble for the store. What is left of its lifetime there beyond

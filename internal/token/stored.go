@@ -22,7 +22,7 @@ type stored struct {
 	Type          string            `json:"type"`
 	Scopes        []string          `json:"scopes,omitempty"`
 	Extras        map[string]string `json:"extras,omitempty"`
-	SecretVersion string            `json:"secret"`
+	SecretVersion string            `json:"with"`
 	Epoch         uint64            `json:"epoch"`
 
 	// Distances from UsableUntil.
@@ -66,7 +66,7 @@ func FromStored(data []byte, fence uint64, readAt time.Time, left time.Duration)
 	if s.Version != storedVersion {
 		return nil, fmt.Errorf("the stored token has the form %d, and this version of the broker knows only %d", s.Version, storedVersion)
 	}
-	if s.Value == "" || s.Minted < 0 || s.Refresh < 0 || s.Refresh > s.Minted || s.Expires < 0 || left < 0 || s.Minted+s.Expires > MaxLifetime {
+	if s.Value == "" || left < 0 || !s.sane() {
 		return nil, errors.New("the stored token makes no sense")
 	}
 	value := redact.New(s.Value)
@@ -85,4 +85,14 @@ func FromStored(data []byte, fence uint64, readAt time.Time, left time.Duration)
 		UsableUntil:   end,
 		ExpiresAt:     end.Add(s.Expires),
 	}, nil
+}
+
+// sane keeps the distances in order, and so small that adding them is safe.
+func (s *stored) sane() bool {
+	for _, distance := range []time.Duration{s.Minted, s.Refresh, s.Expires} {
+		if distance < 0 || distance > MaxLifetime {
+			return false
+		}
+	}
+	return s.Refresh <= s.Minted && s.Minted+s.Expires <= MaxLifetime
 }
