@@ -70,12 +70,6 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Lease) {
 	stop := b.keep(ctx, lease)
 	defer stop()
-	// Whoever had the lease before may have brought the token between the look
-	// that found none and the lease.
-	if b.look(ctx, e) == nil && f.settle(e, time.Now()) {
-		b.write(store.Change{Release: lease})
-		return
-	}
 	if f.forced && !b.mayForce(ctx, e) {
 		b.write(store.Change{Release: lease})
 		f.err = forcedTooOften(e.client.name).after(ForcedInterval)
@@ -202,6 +196,7 @@ func (s standing) success(e *entry, tok *token.Token) []store.Put {
 func (s standing) fetched(e *entry, tok *token.Token) {
 	e.client.prove(tok.SecretVersion, time.Now().Add(proofLasts), tok.Fence)
 	e.trouble.CompareAndSwap(s.entry, nil)
+	e.trouble.lift(tok.Fence)
 	e.client.trouble.CompareAndSwap(s.client, nil)
 	e.publish(tok, func(held *token.Token) bool { return tok.Fence >= held.Fence })
 }
@@ -225,7 +220,7 @@ func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 	}
 	tok, err := token.FromStored(found.Value, found.Number, asked, found.TTL)
 	if err != nil {
-		b.log.Warn("a token in the store is not used", "client", e.client.name, "error", err)
+		b.metrics.unreadable.Inc() // it was sealed by a replica of ours: one of another version
 		return
 	}
 	if !e.usable(tok, time.Now(), 0) {
@@ -242,16 +237,20 @@ func (b *Broker) failed(e *entry, version string, err error, probing bool, fence
 	c, class, now := e.client, idp.ClassOf(err), time.Now()
 	next := &trouble{class: class, err: refused(c.name, version, err), fence: fence}
 	place, key := &e.trouble, e.troubleKey()
-	if ofClient(class, probing) {
-		place, key = &c.trouble, c.keys.trouble
-	}
 	var puts []store.Put
-	if class == idp.CredentialRefused {
+	switch {
+	case class == idp.CredentialRefused:
 		next.secretVersion = version
-	}
-	if class == idp.CredentialRefused || class == idp.Throttled {
+		fallthrough
+	case class == idp.Throttled:
+		place, key = &c.trouble, c.keys.trouble
 		c.prove("", now, fence)
 		puts = append(puts, store.Put{Key: c.keys.proof, Number: fence, TTL: proofLasts})
+	case class == idp.Transient && probing:
+		// Those who waited for the probe must not all try in turn.
+		pause := &trouble{class: class, err: next.err, fence: fence, until: now.Add(probePause)}
+		c.trouble.set(pause)
+		puts = append(puts, pause.put(c.keys.trouble, fence, now))
 	}
 	next.tries = place.Load().triesBefore(class, next.secretVersion) + 1
 	wait := backoff(err, next.tries, e.token.Load(), now)

@@ -15,7 +15,10 @@ import (
 type metrics struct {
 	memory, shared, fetched, degraded, failed prometheus.Counter
 
-	answers   *prometheus.CounterVec // of which those five are children
+	answers *prometheus.CounterVec // of which those five are children
+	// unreadable counts tokens in the store that this version cannot read.
+	unreadable prometheus.Counter
+
 	fetches   *prometheus.CounterVec
 	fetchTime prometheus.Histogram
 	verified  *prometheus.CounterVec
@@ -33,6 +36,10 @@ func newMetrics() *metrics {
 		degraded: answers.WithLabelValues("degraded"),
 		failed:   answers.WithLabelValues("failed"),
 		answers:  answers,
+		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tokenbroker_store_unreadable_total",
+			Help: "Tokens in the store in a form that this version of the broker does not know.",
+		}),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_idp_fetches_total",
 			Help: "Token fetches from IdPs, by client and result: ok, or the class of the failure.",
@@ -53,7 +60,7 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	if registerer == nil {
 		return
 	}
-	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, b.store.calls, clientCollector{b})
+	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store.calls, clientCollector{b})
 }
 
 // counted counts an answer on its way out.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -106,18 +105,5 @@ func (c *client) sawProof(found store.Entry, asked time.Time) {
 	defer c.mu.Unlock()
 	if found.Number > c.provenBy {
 		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL), found.Number
-	}
-}
-
-// ofClient reports whether a failure stops all of the client's questions. That
-// of a probe does, or those who waited for it would all try in turn.
-func ofClient(class idp.Class, probing bool) bool {
-	switch class {
-	case idp.CredentialRefused, idp.Throttled:
-		return true
-	case idp.Transient:
-		return probing
-	default:
-		return false
 	}
 }

@@ -34,6 +34,9 @@ const (
 	troubleMemory = 15 * time.Minute
 	// proofLasts is how long a secret is taken for good after it obtained a token.
 	proofLasts = time.Minute
+	// probePause is how long all of a client's questions wait after a probe that
+	// did not get to know whether the secret is good.
+	probePause = time.Second
 )
 
 // look reads what the fleet knows of a question and its client, and adopts what
@@ -100,6 +103,12 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		case errors.Is(err, errUnneeded):
 			return store.Lease{}, settled
 		case acquired:
+			// Whoever had it before may have brought what it is for between the look
+			// that found nothing and the lease.
+			if b.look(ctx, e) == nil && unneeded() {
+				b.write(store.Change{Release: granted})
+				return store.Lease{}, settled
+			}
 			return granted, leased
 		case err == nil:
 			failures = 0
