@@ -499,6 +499,28 @@ func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
 	})
 }
 
+// While nobody knows whether the secret is good, an IdP that is down costs the
+// fleet one attempt, and not one for each question in turn.
+func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 5)
+		r.idp.SetDelay(300 * time.Millisecond)
+		r.idp.SetDown(true)
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for i := range 250 {
+			wg.Go(func() {
+				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+			})
+		}
+		wg.Wait()
+		if took := time.Since(begun); took > 3*time.Second || r.fetches() > 2 { // a fetch tries twice
+			t.Errorf("after %v the IdP had seen %d requests", took, r.fetches())
+		}
+	})
+}
+
 // A secret that dies after it served for long is found out by one attempt as
 // well: its proof has lapsed.
 func TestSecretThatDiesIsFoundOutByOneAttempt(t *testing.T) {

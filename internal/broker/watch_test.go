@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -129,10 +130,10 @@ func TestSlowWatcherGetsTheLatestAndNotTheHistory(t *testing.T) {
 		other := startWatch(t, r.all[0], broker.Ask{Client: "orders"})
 		time.Sleep(time.Hour + time.Second)
 		synctest.Wait()
-		if len(sent) != 2 {
+		if len(sent) != 2 && len(sent) != 3 { // one more if the next came in the last second
 			t.Fatalf("the slow watcher was sent %d tokens", len(sent))
 		}
-		if other.count() < 40 || sent[1].Token.SHA256 != other.last().Token.SHA256 {
+		if other.count() < 40 || sent[len(sent)-1].Token.SHA256 != other.last().Token.SHA256 {
 			t.Errorf("of %d tokens the slow watcher did not get the last one", other.count())
 		}
 	})
@@ -174,6 +175,22 @@ func TestManyWatchesOfATokenCostNoMoreThanOne(t *testing.T) {
 		}
 		if r.fetches() != 2 {
 			t.Errorf("%d fetches", r.fetches())
+		}
+	})
+}
+
+func TestWatchedTokenStaysInAFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := startWith(t, nil, 64)
+		watched := broker.Ask{Client: "orders", Audience: audienceNo(0)}
+		w := startWatch(t, &replica{Broker: f.Broker}, watched)
+		time.Sleep(time.Second)
+		first := w.last()
+		for i := range 2000 {
+			_, _ = f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1 + i%49), Scopes: []string{"read"}, Resources: []string{fmt.Sprint(i)}})
+		}
+		if answer := f.mustGet(t, watched); answer.Source != broker.FromMemory || answer.Token != first.Token {
+			t.Errorf("the watched token came from %v", answer.Source)
 		}
 	})
 }
