@@ -30,14 +30,19 @@ generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc
 lint: bin/tools/buf bin/tools/golangci-lint
 	buf lint
 	golangci-lint run ./...
+	cd tools/deploy && golangci-lint run ./...
 
 # The tools have modules of their own, so that the product's go.mod names none
 # of what they need; buf and golangci-lint do not agree on versions and are kept
-# apart. A tool is built again when its module changes.
-tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
+# apart, and deploycheck is a program that lives in its own. A tool is built again
+# when its module changes.
+tools: $(addprefix bin/tools/,buf deploycheck golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
+
+bin/tools/deploycheck: $(wildcard tools/deploy/*)
+	go -C tools/deploy build -o $(CURDIR)/$@ .
 
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl

@@ -20,6 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
 const (
@@ -74,14 +75,39 @@ serve until Ctrl-C, so that the other commands can be tried in another terminal.
 	flags.BoolVar(&only, "idp-only", false, "run the sample identity provider alone")
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
+	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client (default: a client's secret is its name and -secret)")
 	return cmd
 }
 
-type idpOptions struct{ listen, issuer string }
+type idpOptions struct{ listen, issuer, secrets string }
 
-// serveIDP serves the sample IdP alone. Its clients' secrets are their names
-// with "-secret" appended, so that a compose file can name them.
+// clientSecrets are those of the sample clients, from files or well known.
+func (o idpOptions) clientSecrets() (map[string]redact.String, error) {
+	secrets := map[string]redact.String{}
+	for _, c := range sampleClients() {
+		if o.secrets == "" {
+			secrets[c.name] = redact.New(c.name + "-secret")
+			continue
+		}
+		ref, err := secret.ParseRef("file:" + filepath.Join(o.secrets, c.name))
+		if err != nil {
+			return nil, err
+		}
+		ring, err := secret.Open(ref)
+		if err != nil {
+			return nil, fmt.Errorf("the secret of the sample client %s: %w", c.name, err)
+		}
+		secrets[c.name] = ring.Current().Value
+	}
+	return secrets, nil
+}
+
+// serveIDP serves the sample IdP alone.
 func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
+	secrets, err := opts.clientSecrets()
+	if err != nil {
+		return err
+	}
 	listener, err := listenOn(ctx, opts.listen)
 	if err != nil {
 		return err
@@ -89,10 +115,6 @@ func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
 	issuer := opts.issuer
 	if issuer == "" {
 		issuer = "http://" + listener.Addr().String()
-	}
-	secrets := map[string]redact.String{}
-	for _, c := range sampleClients() {
-		secrets[c.name] = redact.New(c.name + "-secret")
 	}
 	idp, err := sampleIDP(issuer, secrets)
 	if err != nil {

@@ -1,0 +1,111 @@
+package redistest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Certificates are paths of PEM files: a CA, and what it signed for servers on
+// the loopback interface and for clients.
+type Certificates struct {
+	CA                    string
+	ServerCert, ServerKey string
+	ClientCert, ClientKey string
+}
+
+// NewCertificates makes a CA of its own.
+func NewCertificates(t testing.TB) *Certificates {
+	t.Helper()
+	dir := t.TempDir()
+	ca := newCertificate(t, dir, "ca", &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+	server := newCertificate(t, dir, "server", &x509.Certificate{
+		DNSNames:    []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		// A replica and a node of a cluster are clients of others as well.
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, ca)
+	client := newCertificate(t, dir, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ca)
+	return &Certificates{
+		CA:         ca.certFile,
+		ServerCert: server.certFile, ServerKey: server.keyFile,
+		ClientCert: client.certFile, ClientKey: client.keyFile,
+	}
+}
+
+// Client is what a client needs to connect.
+func (c *Certificates) Client(t testing.TB) *tls.Config {
+	t.Helper()
+	own, err := tls.LoadX509KeyPair(c.ClientCert, c.ClientKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := c.Anonymous(t)
+	config.Certificates = []tls.Certificate{own}
+	return config
+}
+
+// Anonymous is what a client without a certificate has.
+func (c *Certificates) Anonymous(t testing.TB) *tls.Config {
+	t.Helper()
+	data, err := os.ReadFile(c.CA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		t.Fatalf("%s holds no certificate", c.CA)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+}
+
+type certificate struct {
+	parsed            *x509.Certificate
+	key               *ecdsa.PrivateKey
+	certFile, keyFile string
+}
+
+// newCertificate signs with the CA's key; without one, with the new one itself.
+func newCertificate(t testing.TB, dir, name string, template *x509.Certificate, ca *certificate) *certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.Subject = pkix.Name{CommonName: name}
+	template.NotBefore = time.Now().Add(-time.Hour)
+	template.NotAfter = time.Now().Add(24 * time.Hour)
+	made := &certificate{parsed: template, key: key, certFile: filepath.Join(dir, name+".crt"), keyFile: filepath.Join(dir, name+".key")}
+	if ca == nil {
+		ca = made
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.parsed, &key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, made.certFile, "CERTIFICATE", der)
+	writePEM(t, made.keyFile, "PRIVATE KEY", keyDER)
+	return made
+}
+
+func writePEM(t testing.TB, path, kind string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}

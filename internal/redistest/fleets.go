@@ -1,0 +1,128 @@
+package redistest
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Cluster is a Redis Cluster of three masters with a replica each.
+type Cluster struct {
+	// Servers are in no particular order: see Master.
+	Servers []*Server
+}
+
+// StartCluster starts a Redis Cluster and waits until every replica has what
+// its master has: a master that is killed before is not replaced.
+func StartCluster(t testing.TB, options Options) *Cluster {
+	t.Helper()
+	options.Config = append([]string{
+		"cluster-enabled yes",
+		"cluster-node-timeout 2000",
+		"cluster-announce-ip 127.0.0.1",
+	}, options.Config...)
+	c := &Cluster{}
+	for range 6 {
+		c.Servers = append(c.Servers, start(t, options, freePort(t, true)))
+	}
+	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-replicas", "1", "--cluster-yes")...)
+	for _, server := range c.Servers {
+		eventually(t, "the cluster", func() (seen string, done bool) {
+			seen = server.CLI("cluster", "info") + server.CLI("info", "replication")
+			return seen, strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:6") && inStep(seen)
+		})
+	}
+	return c
+}
+
+// inStep reports whether a server is a replica with all that its master has, or
+// a master that has such a replica.
+func inStep(replication string) bool {
+	return strings.Contains(replication, "master_link_status:up") || strings.Contains(replication, "state=online")
+}
+
+// Addrs are the addresses of all servers.
+func (c *Cluster) Addrs() []string { return addrs(c.Servers) }
+
+// Master returns the server that is now the master of the key's slot.
+func (c *Cluster) Master(key string) *Server {
+	for _, server := range c.Servers {
+		select {
+		case <-server.process.exited:
+			continue
+		default:
+		}
+		// A master of the slot answers, all others redirect.
+		if out, err := server.cli("get", key); err == nil && !strings.Contains(out, "MOVED") {
+			return server
+		}
+	}
+	c.Servers[0].t.Fatalf("no server of the cluster is the master of %s", key)
+	return nil
+}
+
+// MasterName is the name by which the sentinels know the master.
+const MasterName = "tokenbroker"
+
+// Sentinel is a master with a replica, watched by three sentinels.
+type Sentinel struct {
+	Master, Replica *Server
+	Sentinels       []*Server
+}
+
+// StartSentinel starts them and waits until a failover is possible. The options
+// are those of master and replica; the sentinels ask for no password.
+func StartSentinel(t testing.TB, options Options) *Sentinel {
+	t.Helper()
+	s := &Sentinel{Master: Start(t, options)}
+	ofMaster := strings.ReplaceAll(s.Master.Addr(), ":", " ")
+	options.Config = append(slices.Clone(options.Config), "replicaof "+ofMaster)
+	s.Replica = Start(t, options)
+	for _, server := range []*Server{s.Master, s.Replica} {
+		eventually(t, "replication", func() (seen string, done bool) {
+			seen = server.CLI("info", "replication")
+			return seen, inStep(seen)
+		})
+	}
+	for range 3 {
+		s.Sentinels = append(s.Sentinels, startSentinel(t, ofMaster))
+	}
+	for _, sentinel := range s.Sentinels {
+		eventually(t, "the sentinels", func() (seen string, done bool) {
+			seen = sentinel.CLI("sentinel", "ckquorum", MasterName) + sentinel.CLI("sentinel", "replicas", MasterName)
+			return seen, strings.HasPrefix(seen, "OK 3 usable") && strings.Contains(seen, "\nslave\n")
+		})
+	}
+	return s
+}
+
+func startSentinel(t testing.TB, ofMaster string) *Server {
+	t.Helper()
+	s := &Server{t: t, port: freePort(t, false), dir: t.TempDir(), args: []string{"--sentinel"}}
+	s.write("redis.conf", []string{
+		"bind 127.0.0.1",
+		"dir .",
+		fmt.Sprintf("port %d", s.port),
+		fmt.Sprintf("sentinel monitor %s %s 2", MasterName, ofMaster),
+		"sentinel auth-user " + MasterName + " " + admin,
+		"sentinel auth-pass " + MasterName + " " + admin,
+		fmt.Sprintf("sentinel down-after-milliseconds %s %d", MasterName, (1500 * time.Millisecond).Milliseconds()),
+		fmt.Sprintf("sentinel failover-timeout %s %d", MasterName, (5 * time.Second).Milliseconds()),
+		"sentinel parallel-syncs " + MasterName + " 1",
+	})
+	s.run()
+	return s
+}
+
+// Addrs are the addresses of the sentinels.
+func (s *Sentinel) Addrs() []string { return addrs(s.Sentinels) }
+
+func addrs(servers []*Server) []string {
+	var addrs []string
+	for _, server := range servers {
+		addrs = append(addrs, server.Addr())
+	}
+	return addrs
+}

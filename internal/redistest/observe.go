@@ -1,0 +1,31 @@
+package redistest
+
+import (
+	"io"
+	"net"
+	"strings"
+)
+
+// Dir is where the server keeps its configuration and its data.
+func (s *Server) Dir() string { return s.dir }
+
+// Monitor records from now on, until the test ends, every command that the
+// server runs, those within scripts included. It is for servers without TLS.
+func (s *Server) Monitor() (seen func() string) {
+	s.t.Helper()
+	conn, err := net.Dial("tcp", s.Addr()) //nolint:noctx // it ends with the test
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = conn.Close() })
+	commands := &output{}
+	go func() { _, _ = io.Copy(commands, conn) }()
+	if _, err := conn.Write([]byte("AUTH " + admin + " " + admin + "\r\nMONITOR\r\n")); err != nil {
+		s.t.Fatal(err)
+	}
+	eventually(s.t, "MONITOR", func() (string, bool) {
+		seen := commands.String()
+		return seen, strings.HasPrefix(seen, "+OK\r\n+OK\r\n")
+	})
+	return commands.String
+}

@@ -1,0 +1,185 @@
+package redistest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for what must come, on a slow machine.
+const patience = 60 * time.Second
+
+// Need skips the test where a command is not installed and says how to install
+// it. With CI=true nothing may be missing.
+func Need(t testing.TB, command string) {
+	t.Helper()
+	if _, err := find(command); err == nil {
+		return
+	}
+	install := "apt-get install redis-server"
+	if command == toxiproxy {
+		install = "make bin/tools/" + toxiproxy
+	}
+	message := command + " is not installed. Install it: " + install
+	if os.Getenv("CI") == "true" {
+		t.Fatal(message)
+	}
+	t.Skip(message)
+}
+
+// find looks for a command in the PATH, then among the tools that the Makefile
+// builds.
+func find(command string) (path string, err error) {
+	if path, err = exec.LookPath(command); err == nil {
+		return path, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for ; filepath.Dir(dir) != dir; dir = filepath.Dir(dir) {
+		if path, err = exec.LookPath(filepath.Join(dir, "bin", "tools", command)); err == nil {
+			return path, nil
+		}
+	}
+	return "", err
+}
+
+// freePort returns a port that nobody uses. It is below the range from which
+// Linux takes the ports of outgoing connections, so that none of those takes it
+// while a process that owns it restarts. The nodes of a cluster also use the
+// port 10000 above, and keep to a range for which that is true as well.
+func freePort(t testing.TB, ofCluster bool) int {
+	t.Helper()
+	for range 1000 {
+		if port := 20000 + rand.IntN(2700); ofCluster && isFree(port) && isFree(port+10000) {
+			return port
+		}
+		if port := 23000 + rand.IntN(7000); !ofCluster && isFree(port) {
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+func isFree(port int) bool {
+	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
+	return err == nil && listener.Close() == nil
+}
+
+// process is a server that runs while a test runs.
+type process struct {
+	name   string
+	cmd    *exec.Cmd
+	output *output
+	exited chan struct{}
+}
+
+func launch(t testing.TB, dir, command string, args ...string) *process {
+	t.Helper()
+	path, err := find(command)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(context.Background(), path, args...) //nolint:gosec // one of the servers of this package
+	p := &process{name: command, cmd: cmd, output: &output{}, exited: make(chan struct{})}
+	p.cmd.Dir = dir
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.WaitDelay = 5 * time.Second
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // ProcessState says how it ended
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.kill(t)
+		if t.Failed() {
+			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", p.name, p.cmd.Process.Pid, p.cmd.ProcessState, p.output)
+		}
+	})
+	return p
+}
+
+func (p *process) kill(t testing.TB) {
+	t.Helper()
+	p.signal(t, syscall.SIGKILL)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-p.exited:
+	case <-timer.C:
+		t.Errorf("%s did not end", p.name)
+	}
+}
+
+func (p *process) signal(t testing.TB, signal os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("%v to %s: %v", signal, p.name, err)
+	}
+}
+
+// await waits until the process is ready, and fails at once if it ends before.
+func (p *process) await(t testing.TB, probe func() (answer string, ready bool)) {
+	t.Helper()
+	eventually(t, p.name+" is ready", func() (string, bool) {
+		select {
+		case <-p.exited:
+			t.Fatalf("%s ended at its start: %v", p.name, p.cmd.ProcessState)
+		default:
+		}
+		return probe()
+	})
+}
+
+// eventually probes until done; if that takes too long it shows what the last
+// probe saw.
+func eventually(t testing.TB, what string, probe func() (seen string, done bool)) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		seen, done := probe()
+		if done {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not within %v, but: %s", what, patience, seen)
+		}
+	}
+}
+
+// output collects what a process prints. It is safe for concurrent use.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(data []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(data)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}

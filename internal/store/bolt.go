@@ -1,0 +1,242 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// DefaultBoltBytes is the limit of a Bolt that names none.
+const DefaultBoltBytes = 256 << 20
+
+// BoltConfig configures a Bolt.
+type BoltConfig struct {
+	// Path is the file, which is created with mode 0600 if it is absent. Its
+	// directory must exist, on a local disk. Required.
+	Path string
+	// MaxBytes limits what is kept: keys, values and about 128 bytes for each.
+	// What is dropped when it is reached, and when a write is refused with
+	// ErrFull, is as in MemoryConfig. The file takes up to about twice as much,
+	// because pages are not full, and never shrinks. 0: DefaultBoltBytes.
+	MaxBytes int
+}
+
+// Bolt is a Store in a file, for a broker of one node. A call that changes
+// something answers after the change is on disk: it survives a crash of the
+// process and of the machine.
+//
+// One goroutine writes. It puts the calls that came while it waited for the
+// disk into one transaction, so that many callers pay for one fsync, and one
+// alone does not wait for others.
+//
+// Lifetimes are kept as times of the wall clock: they go on while no broker
+// runs, and a clock that is set moves them. What has expired is invisible at
+// once; later writes free it, some at a time.
+//
+// Events tell of the calls of this process, which is all there are: the file is
+// locked while it is open.
+type Bolt struct {
+	path     string
+	maxBytes uint64
+	db       *bolt.DB
+
+	calls   chan *boltCall
+	closing chan struct{} // closed: the writer is to end
+	stopped chan struct{} // closed: it has
+	once    sync.Once
+
+	listeners boltListeners
+}
+
+var _ Store = (*Bolt)(nil)
+
+// OpenBolt opens the file, creating it if it is absent, and checks that it is
+// whole. A file that another process has open is waited for, for a second. One
+// that is refused as damaged may stay locked until the process ends.
+func OpenBolt(config BoltConfig) (*Bolt, error) {
+	if config.MaxBytes == 0 {
+		config.MaxBytes = DefaultBoltBytes
+	}
+	db, err := openBoltFile(config.Path)
+	if err != nil {
+		return nil, err
+	}
+	b := &Bolt{
+		path:      config.Path,
+		maxBytes:  uint64(max(config.MaxBytes, 0)),
+		db:        db,
+		calls:     make(chan *boltCall, boltBatch),
+		closing:   make(chan struct{}),
+		stopped:   make(chan struct{}),
+		listeners: boltListeners{channels: make(map[chan string]func() bool)},
+	}
+	go b.run()
+	return b, nil
+}
+
+// Get implements Store.
+func (b *Bolt) Get(ctx context.Context, keys ...string) ([]Entry, error) {
+	if err := checkKeys(keys); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	entries := make([]Entry, len(keys))
+	err := b.view(func(t *boltTx) {
+		for i, key := range keys {
+			if it, there := t.values.get(key, t.now); there {
+				entries[i] = Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(t.now)}
+			} else if it, there := t.counters.get(key, t.now); there {
+				entries[i] = Entry{Number: it.number}
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return entries, nil
+}
+
+// Acquire implements Store.
+func (b *Bolt) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
+	if err := claim.check(); err != nil {
+		return Lease{}, false, err
+	}
+	var fence uint64
+	var acquired bool
+	err := b.write(ctx, func(t *boltTx) (err error) {
+		fence, acquired, err = t.acquire(claim)
+		return err
+	})
+	if err != nil || !acquired {
+		return Lease{}, false, err
+	}
+	return Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
+}
+
+// Renew implements Store.
+func (b *Bolt) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
+	if err := checkTTL(ttl); err != nil {
+		return false, err
+	}
+	var held bool
+	err := b.write(ctx, func(t *boltTx) error {
+		held = t.renew(lease, ttl)
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	return held, nil
+}
+
+// Apply implements Store.
+func (b *Bolt) Apply(ctx context.Context, change Change) ([]bool, error) {
+	if err := change.check(); err != nil {
+		return nil, err
+	}
+	// A caller that leaves when its ctx ends may change its values while they
+	// are still being written.
+	change.Puts = slices.Clone(change.Puts)
+	for i, put := range change.Puts {
+		change.Puts[i].Value = bytes.Clone(put.Value)
+	}
+	var applied []bool
+	err := b.write(ctx, func(t *boltTx) (err error) {
+		applied, err = t.apply(change)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return applied, nil
+}
+
+// Raise implements Store.
+func (b *Bolt) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+	if err := checkKey(key); err != nil {
+		return 0, err
+	}
+	var count uint64
+	err := b.write(ctx, func(t *boltTx) (err error) {
+		count, err = t.raise(key, floor, by)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return count, nil
+}
+
+// Subscribe implements Store.
+func (b *Bolt) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
+
+// Close implements Store. It waits for the calls that are being written; those
+// that wait behind them are answered with ErrClosed.
+func (b *Bolt) Close() (err error) {
+	b.once.Do(func() {
+		close(b.closing)
+		<-b.stopped
+		b.listeners.end()
+		err = b.db.Close()
+	})
+	return err
+}
+
+// boltListeners are the subscribers of a Bolt.
+type boltListeners struct {
+	mu       sync.Mutex
+	ended    bool
+	channels map[chan string]func() bool // and how to forget its ctx
+}
+
+func (l *boltListeners) add(ctx context.Context) <-chan string {
+	events := make(chan string, EventBuffer)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		close(events)
+		return events
+	}
+	l.channels[events] = context.AfterFunc(ctx, func() { l.remove(events) })
+	return events
+}
+
+func (l *boltListeners) remove(events chan string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, there := l.channels[events]; there {
+		delete(l.channels, events)
+		close(events)
+	}
+}
+
+func (l *boltListeners) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	for events, forget := range l.channels {
+		forget()
+		close(events)
+	}
+	clear(l.channels)
+}
+
+// tell never waits for a subscriber.
+func (l *boltListeners) tell(keys []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for events := range l.channels {
+		for _, key := range keys {
+			select {
+			case events <- key:
+			default:
+			}
+		}
+	}
+}

@@ -1,0 +1,354 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// The buckets. Each table has one for its items and one, by another name, for
+// those that expire, in the order in which they do.
+const (
+	boltMeta     = "meta"
+	boltValues   = "values"
+	boltCounters = "counters"
+	boltLeases   = "leases"
+	boltByExpiry = " by expiry"
+)
+
+// boltTx is a transaction, as the calls see it.
+type boltTx struct {
+	now      time.Time
+	maxBytes uint64
+
+	values, counters, leases boltTable
+	changed                  []string // keys to tell of once all is on disk
+}
+
+func newBoltTx(tx *bolt.Tx, maxBytes uint64) *boltTx {
+	return &boltTx{
+		now:      time.Now(),
+		maxBytes: maxBytes,
+		values:   newBoltTable(tx, boltValues),
+		counters: newBoltTable(tx, boltCounters),
+		leases:   newBoltTable(tx, boltLeases),
+	}
+}
+
+// err is what went wrong with the transaction as a whole.
+func (t *boltTx) err() error { return errors.Join(t.values.err, t.counters.err, t.leases.err) }
+
+func (t *boltTx) dirty() bool { return t.values.dirty || t.counters.dirty || t.leases.dirty }
+
+func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
+	expires := boltExpiry(t.now, claim.TTL)
+	if held, there := t.leases.get(claim.Key, t.now); there {
+		if string(held.value) != claim.Owner {
+			return 0, false, nil
+		}
+		held.expires = expires
+		t.leases.set(held)
+		return held.number, true, nil
+	}
+	fence, err = raised(t.count(claim.Counter), claim.Floor, 1)
+	if err != nil {
+		return 0, false, err
+	}
+	counter := boltItem{key: claim.Counter, number: fence}
+	grant := boltItem{key: claim.Key, number: fence, expires: expires, value: []byte(claim.Owner)}
+	if err := t.makeRoom(boltWrite{&t.counters, counter}, boltWrite{&t.leases, grant}); err != nil {
+		return 0, false, err
+	}
+	t.counters.set(counter)
+	t.leases.set(grant)
+	return fence, true, nil
+}
+
+func (t *boltTx) renew(lease Lease, ttl time.Duration) bool {
+	held, there := t.leases.get(lease.Key, t.now)
+	if !there || string(held.value) != lease.Owner {
+		return false
+	}
+	held.expires = boltExpiry(t.now, ttl)
+	t.leases.set(held)
+	return true
+}
+
+func (t *boltTx) apply(change Change) ([]bool, error) {
+	applied := make([]bool, len(change.Puts))
+	var writes []boltWrite
+	for i, put := range change.Puts {
+		if it, there := t.values.get(put.Key, t.now); there && it.number >= put.Number {
+			continue
+		}
+		applied[i] = true
+		it := boltItem{key: put.Key, number: put.Number, expires: boltExpiry(t.now, put.TTL), value: put.Value}
+		writes = append(writes, boltWrite{&t.values, it})
+	}
+	if err := t.makeRoom(writes...); err != nil {
+		return nil, err
+	}
+	for _, w := range writes {
+		w.to.set(w.item)
+		t.changed = append(t.changed, w.item.key)
+	}
+	held, there := t.leases.get(change.Release.Key, t.now)
+	if there && string(held.value) == change.Release.Owner {
+		t.leases.remove(held)
+		t.changed = append(t.changed, held.key)
+	}
+	return applied, nil
+}
+
+func (t *boltTx) raise(key string, floor, by uint64) (uint64, error) {
+	before := t.count(key)
+	count, err := raised(before, floor, by)
+	if err != nil || count == before {
+		return count, err
+	}
+	counter := boltItem{key: key, number: count}
+	if err := t.makeRoom(boltWrite{&t.counters, counter}); err != nil {
+		return 0, err
+	}
+	t.counters.set(counter)
+	t.changed = append(t.changed, key)
+	return count, nil
+}
+
+func (t *boltTx) count(key string) uint64 {
+	it, _ := t.counters.get(key, t.now)
+	return it.number
+}
+
+type boltWrite struct {
+	to   *boltTable
+	item boltItem
+}
+
+// makeRoom drops what may be dropped until the writes fit.
+func (t *boltTx) makeRoom(writes ...boltWrite) error {
+	for len(writes) > 0 && t.sizeAfter(writes) > t.maxBytes {
+		if !t.leases.sweepOne(t.now) && !t.values.dropSoonest() {
+			return ErrFull
+		}
+	}
+	return nil
+}
+
+func (t *boltTx) sizeAfter(writes []boltWrite) uint64 {
+	size := t.values.size() + t.counters.size() + t.leases.size()
+	for _, w := range writes {
+		size = size + w.item.size() - w.to.sizeOf(w.item.key)
+	}
+	return size
+}
+
+// sweep frees at most so many of the values, and of the leases, that have
+// expired.
+func (t *boltTx) sweep(most int) {
+	for range most {
+		value, lease := t.values.sweepOne(t.now), t.leases.sweepOne(t.now)
+		if !value && !lease {
+			return
+		}
+	}
+}
+
+// boltItem is what a key holds.
+type boltItem struct {
+	key     string
+	expires uint64 // a boltTime. 0: never
+	number  uint64
+	value   []byte // of a lease: the owner
+}
+
+func (it boltItem) size() uint64 { return uint64(len(it.key) + len(it.value) + itemOverhead) }
+
+func (it boltItem) expired(now time.Time) bool { return it.expires != 0 && boltTime(now) >= it.expires }
+
+// left is what is left of the lifetime of an item that has not expired; 0: it
+// has no end.
+func (it boltItem) left(now time.Time) time.Duration {
+	if it.expires == 0 {
+		return 0
+	}
+	return time.Duration(min(it.expires-boltTime(now), math.MaxInt64))
+}
+
+// boltTime is the wall clock in nanoseconds since 1970, which fit until 2554:
+// no lifetime reaches beyond that.
+func boltTime(at time.Time) uint64 {
+	return uint64(max(at.Unix(), 0))*uint64(time.Second) + uint64(at.Nanosecond()) //nolint:gosec // neither is negative
+}
+
+// boltExpiry is when what lives for ttl ends.
+func boltExpiry(now time.Time, ttl time.Duration) uint64 {
+	if ttl == 0 {
+		return 0
+	}
+	return boltTime(now.Add(ttl))
+}
+
+// boltItemHead is what stands before the value: when it expires, its number.
+const boltItemHead = 16
+
+func (it boltItem) encode() []byte {
+	data := make([]byte, 0, boltItemHead+len(it.value))
+	data = binary.BigEndian.AppendUint64(data, it.expires)
+	data = binary.BigEndian.AppendUint64(data, it.number)
+	return append(data, it.value...)
+}
+
+// decodeBoltItem reads what encode wrote. The value is a piece of data.
+func decodeBoltItem(key string, data []byte) (it boltItem, ok bool) {
+	if len(data) < boltItemHead {
+		return boltItem{}, false
+	}
+	return boltItem{
+		key:     key,
+		expires: binary.BigEndian.Uint64(data),
+		number:  binary.BigEndian.Uint64(data[8:]),
+		value:   data[boltItemHead:],
+	}, true
+}
+
+// queueKey sorts by expiry.
+func (it boltItem) queueKey() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, it.expires), it.key...)
+}
+
+// boltTable holds items. What a bucket calls its sequence is the size of the
+// items in it: so it is right after a transaction that failed, too.
+type boltTable struct {
+	items, queue *bolt.Bucket
+
+	dirty bool
+	err   error // the first; the transaction must not be committed then
+}
+
+func newBoltTable(tx *bolt.Tx, name string) boltTable {
+	return boltTable{items: tx.Bucket([]byte(name)), queue: tx.Bucket([]byte(name + boltByExpiry))}
+}
+
+// whole reads the table and reports whether all of it makes sense: the keys are
+// in order and each is found, and those that expire are in the queue.
+func (t *boltTable) whole() bool {
+	if t.items == nil || t.queue == nil {
+		return false
+	}
+	queued := 0
+	ordered := boltInOrder(t.items, func(key, data []byte) bool {
+		it, ok := decodeBoltItem(string(key), data)
+		if ok && it.expires != 0 {
+			queued++
+			ok = t.queue.Get(it.queueKey()) != nil
+		}
+		return ok
+	})
+	return ordered && boltInOrder(t.queue, func(_, _ []byte) bool {
+		queued--
+		return true
+	}) && queued == 0
+}
+
+// boltInOrder reports whether the keys of the bucket are in order, each is found,
+// and all of them are good.
+func boltInOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
+	var last []byte
+	return nil == bucket.ForEach(func(key, data []byte) error {
+		if bytes.Compare(key, last) <= 0 || bucket.Get(key) == nil || !good(key, data) {
+			return errBoltDamaged
+		}
+		last = key
+		return nil
+	})
+}
+
+// note keeps what a change of a bucket says.
+func (t *boltTable) note(err error) {
+	t.dirty = true
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+// find returns the item of a key, expired or not. Its value is valid during
+// the transaction, and until the next change in it.
+func (t *boltTable) find(key string) (boltItem, bool) {
+	if key == "" {
+		return boltItem{}, false
+	}
+	return decodeBoltItem(key, t.items.Get([]byte(key)))
+}
+
+func (t *boltTable) get(key string, now time.Time) (boltItem, bool) {
+	it, there := t.find(key)
+	if !there || it.expired(now) {
+		return boltItem{}, false
+	}
+	return it, true
+}
+
+func (t *boltTable) size() uint64 { return t.items.Sequence() }
+
+// sizeOf is what the item of a key takes, expired or not.
+func (t *boltTable) sizeOf(key string) uint64 {
+	if it, there := t.find(key); there {
+		return it.size()
+	}
+	return 0
+}
+
+func (t *boltTable) set(it boltItem) {
+	data := it.encode() // before the change that its value may not outlast
+	if old, there := t.find(it.key); there {
+		t.remove(old)
+	}
+	t.note(t.items.Put([]byte(it.key), data))
+	t.note(t.items.SetSequence(t.size() + it.size()))
+	if it.expires != 0 {
+		t.note(t.queue.Put(it.queueKey(), nil))
+	}
+}
+
+func (t *boltTable) remove(it boltItem) {
+	t.note(t.items.SetSequence(t.size() - it.size()))
+	if it.expires != 0 {
+		t.note(t.queue.Delete(it.queueKey()))
+	}
+	t.note(t.items.Delete([]byte(it.key)))
+}
+
+// soonest returns the item that expires first.
+func (t *boltTable) soonest() (boltItem, bool) {
+	first, _ := t.queue.Cursor().First()
+	if len(first) < 8 {
+		return boltItem{}, false
+	}
+	return t.find(string(first[8:]))
+}
+
+// sweepOne removes the item that expired first and reports whether there was
+// one.
+func (t *boltTable) sweepOne(now time.Time) bool {
+	it, there := t.soonest()
+	if !there || !it.expired(now) {
+		return false
+	}
+	t.remove(it)
+	return true
+}
+
+// dropSoonest removes the item that would expire first and reports whether
+// there was one.
+func (t *boltTable) dropSoonest() bool {
+	it, there := t.soonest()
+	if there {
+		t.remove(it)
+	}
+	return there
+}

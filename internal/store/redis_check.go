@@ -1,0 +1,409 @@
+package store
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// ACLExample is the line of a Redis ACL file that gives a Redis store what it
+// needs and nothing else. In a Cluster it needs ACLCluster as well, and +info
+// lets Check see how Redis keeps its data.
+const ACLExample = "user tokenbroker on >PASSWORD resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe"
+
+// ACLCluster is what a Redis Cluster needs beside ACLExample.
+const ACLCluster = "+cluster|slots +asking"
+
+// redisCheckBound is how long Check takes at most.
+const redisCheckBound = 5 * time.Second
+
+// redisRights tries each command that a Redis store uses, on one key that is
+// gone afterwards, and answers what was refused, by name and reason.
+//
+//nolint:dupword // Lua ends its blocks so
+const redisRights = `
+local refused = {}
+local function try(command, ...)
+  local answer = redis.pcall(command, ...)
+  if type(answer) == 'table' and answer.err then
+    table.insert(refused, {command, answer.err})
+  end
+end
+try('SET', KEYS[1], '1', 'PX', '1000')
+try('GET', KEYS[1])
+try('PTTL', KEYS[1])
+try('PEXPIRE', KEYS[1], '1000')
+try('DEL', KEYS[1])
+try('PUBLISH', ARGV[1], '')
+return refused
+`
+
+// Check looks at Redis as a person would who sets it up. The error says in a
+// sentence what must be mended; it is ErrAway where there may be nothing to
+// mend, because Redis is not to be reached, still loading or without a master:
+// then go on trying. The warnings are about settings that may cost something.
+// Check takes five seconds at most.
+func (r *Redis) Check(ctx context.Context) (warnings []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, redisCheckBound)
+	defer cancel()
+	addresses := r.config.Addresses
+	if r.config.SentinelMaster != "" {
+		master, err := r.askSentinels(ctx)
+		if err != nil {
+			return nil, err
+		}
+		addresses = []string{master}
+	}
+	if err := redisAnyOf(addresses, func(address string) error { return r.checkServer(ctx, address) }); err != nil {
+		return nil, err
+	}
+	if err := r.checkRights(ctx); err != nil {
+		return nil, err
+	}
+	return r.checkSettings(ctx), nil
+}
+
+// redisAnyOf checks the addresses in turn until one is not away, and returns
+// what came of that.
+func redisAnyOf(addresses []string, check func(address string) error) error {
+	var away error
+	for _, address := range addresses {
+		err := check(address)
+		if !errors.Is(err, ErrAway) {
+			return err
+		}
+		away = err
+	}
+	return away
+}
+
+// visit connects to one server alone.
+func (r *Redis) visit(address string, credentials func(context.Context) (string, string, error)) *redis.Client {
+	options := r.options.Simple()
+	options.Addr = address
+	options.PoolSize, options.MinIdleConns = 1, 0
+	options.CredentialsProviderContext = credentials
+	return redis.NewClient(options)
+}
+
+// askSentinels returns the address of the master.
+func (r *Redis) askSentinels(ctx context.Context) (master string, err error) {
+	err = redisAnyOf(r.config.Addresses, func(address string) error {
+		sentinel := r.visit(address, func(context.Context) (string, string, error) {
+			return r.config.SentinelUsername, redisPassword(r.config.SentinelPassword), nil
+		})
+		defer func() { _ = sentinel.Close() }()
+		hello, err := redisHello(ctx, sentinel)
+		if err != nil {
+			return r.advise(ctx, address, err, "the sentinels' user")
+		}
+		if hello["mode"] != "sentinel" {
+			return fmt.Errorf("Redis at %s is not a sentinel: give the addresses of the sentinels, or no sentinel_master", address)
+		}
+		found := redis.NewStringSliceCmd(ctx, "sentinel", "get-master-addr-by-name", r.config.SentinelMaster)
+		switch err := sentinel.Process(ctx, found); {
+		case errors.Is(err, redis.Nil):
+			return fmt.Errorf("the sentinel at %s watches no master named %q: set sentinel_master to the name that its configuration has after \"sentinel monitor\"", address, r.config.SentinelMaster)
+		case err != nil:
+			return r.advise(ctx, address, err, "the sentinels' user")
+		case len(found.Val()) != 2:
+			return &redisAwayError{errRedisAnswer.Error()}
+		}
+		master = net.JoinHostPort(found.Val()[0], found.Val()[1])
+		return nil
+	})
+	return master, err
+}
+
+// redisHello returns what a server says of itself.
+func redisHello(ctx context.Context, client *redis.Client) (map[string]string, error) {
+	if err := client.Ping(ctx).Err(); err != nil {
+		return nil, err
+	}
+	reply, err := client.Do(ctx, "hello").Result()
+	if err != nil {
+		return nil, err
+	}
+	hello := make(map[string]string)
+	fields, _ := reply.(map[any]any)
+	for name, value := range fields {
+		if name, ok := name.(string); ok {
+			hello[name] = fmt.Sprint(value)
+		}
+	}
+	return hello, nil
+}
+
+// checkServer checks that a server can be used, and is what the configuration
+// takes it for.
+func (r *Redis) checkServer(ctx context.Context, address string) error {
+	client := r.visit(address, r.config.credentials)
+	defer func() { _ = client.Close() }()
+	hello, err := redisHello(ctx, client)
+	if err != nil {
+		return r.advise(ctx, address, err, r.user())
+	}
+	replica := hello["role"] == "replica" || hello["role"] == "slave"
+	switch {
+	case redisIsOld(hello["version"]):
+		return fmt.Errorf("Redis at %s has the version %s: at least 6.2 is needed, for the rights of users on channels", address, hello["version"])
+	case hello["mode"] == "sentinel":
+		return fmt.Errorf("at %s there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
+	case hello["mode"] == "cluster" && !r.config.Cluster:
+		return fmt.Errorf("Redis at %s is a node of a Cluster: set cluster: true", address)
+	case hello["mode"] == "standalone" && r.config.Cluster:
+		return fmt.Errorf("Redis at %s is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes", address)
+	case replica && r.config.SentinelMaster != "":
+		return &redisAwayError{"the sentinels name " + address + " as the master, which is a replica as yet"}
+	case replica && !r.config.Cluster:
+		return fmt.Errorf("Redis at %s is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels", address)
+	case r.config.Cluster:
+		return r.checkNode(ctx, address, client)
+	}
+	return nil
+}
+
+func redisIsOld(version string) bool {
+	major, rest, _ := strings.Cut(version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	first, err := strconv.Atoi(major)
+	second, err2 := strconv.Atoi(minor)
+	return err == nil && err2 == nil && (first < 6 || first == 6 && second < 2)
+}
+
+// checkNode checks the rights that only a Cluster takes.
+func (r *Redis) checkNode(ctx context.Context, address string, client *redis.Client) error {
+	for _, command := range []string{"cluster slots", "asking"} {
+		var args []any
+		for arg := range strings.FieldsSeq(command) {
+			args = append(args, arg)
+		}
+		err := client.Do(ctx, args...).Err()
+		if redis.IsPermissionError(err) {
+			return r.lacks(command, err.Error())
+		}
+		if err != nil {
+			return r.advise(ctx, address, err, r.user())
+		}
+	}
+	return nil
+}
+
+// checkRights runs every command that is used.
+func (r *Redis) checkRights(ctx context.Context) error {
+	script := newRedisScript(redisRights)
+	names := []string{r.config.Prefix + "check"}
+	if err := r.client.Process(ctx, script.whole(ctx, names, r.channel())); err != nil {
+		return r.refused(ctx, "eval", err)
+	}
+	command := script.byHash(ctx, names, r.channel())
+	if err := r.client.Process(ctx, command); err != nil {
+		return r.refused(ctx, "evalsha", err)
+	}
+	refused, _ := command.Slice()
+	for _, one := range refused {
+		pair, _ := one.([]any)
+		if len(pair) == 2 {
+			return r.refusedInScript(fmt.Sprint(pair[0]), fmt.Sprint(pair[1]))
+		}
+	}
+	subscription := r.client.Subscribe(ctx)
+	defer func() { _ = subscription.Close() }()
+	err := subscription.Subscribe(ctx, r.channel())
+	if err == nil {
+		_, err = subscription.ReceiveTimeout(ctx, r.limits.wire)
+	}
+	return r.refused(ctx, "subscribe", err)
+}
+
+func (r *Redis) refused(ctx context.Context, command string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case redis.IsPermissionError(err):
+		return r.lacks(command, err.Error())
+	default:
+		return r.advise(ctx, strings.Join(r.config.Addresses, ", "), err, r.user())
+	}
+}
+
+// refusedInScript is about a command that was refused within a script, where
+// only some versions of Redis mark a lack of rights with NOPERM.
+func (r *Redis) refusedInScript(command, reason string) error {
+	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
+		return &redisAwayError{"it refuses to write (" + code + ")"}
+	}
+	return r.lacks(command, reason)
+}
+
+// lacks says which right is missing. That it is one on a key or a channel shows
+// only in the text.
+func (r *Redis) lacks(command, reason string) error {
+	reason = strings.ToLower(reason)
+	right := "run " + strings.ToUpper(command)
+	switch {
+	case strings.Contains(reason, "channel"):
+		right = "use the channel " + r.channel()
+	case strings.Contains(reason, " key"):
+		right = "use the keys " + r.config.Prefix + "*"
+	}
+	return fmt.Errorf("the rights of %s in Redis are too narrow, it may not %s: give it those of this line: %s", r.user(), right, r.acl())
+}
+
+// acl is the line that this store needs.
+func (r *Redis) acl() string {
+	line := strings.ReplaceAll(ACLExample, DefaultRedisPrefix, r.config.Prefix)
+	if r.config.Username != "" {
+		line = strings.Replace(line, "tokenbroker", r.config.Username, 1)
+	}
+	if r.config.Cluster {
+		line += " " + ACLCluster
+	}
+	if r.config.DB != 0 {
+		line += " +select"
+	}
+	return line
+}
+
+func (r *Redis) user() string {
+	if r.config.Username == "" {
+		return "the default user"
+	}
+	return fmt.Sprintf("the user %q", r.config.Username)
+}
+
+// advise says what to do about a server that could not be spoken to.
+func (r *Redis) advise(ctx context.Context, address string, err error, user string) error {
+	var authority x509.UnknownAuthorityError
+	var certificate *tls.CertificateVerificationError
+	var notTLS tls.RecordHeaderError
+	switch {
+	case redis.HasErrorPrefix(err, "WRONGPASS"):
+		return fmt.Errorf("Redis at %s refuses the login of %s: the password is not the right one, or there is no such user, or it is switched off", address, user)
+	case redis.HasErrorPrefix(err, "NOAUTH"):
+		return fmt.Errorf("Redis at %s asks for a login: set password, and username unless it is the default user", address)
+	case redis.HasErrorPrefix(err, "AUTH"):
+		return fmt.Errorf("Redis at %s asks for no password, but password is set: leave it out, or have Redis ask for it", address)
+	case redis.IsPermissionError(err):
+		return r.lacks(redisQuoted(err), err.Error())
+	case errors.As(err, &authority):
+		return fmt.Errorf("the certificate of Redis at %s is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it", address)
+	case errors.As(err, &certificate):
+		return fmt.Errorf("the certificate of Redis at %s does not fit, mend it or tls.server_name: %w", address, certificate.Err)
+	case errors.As(err, &notTLS), redisIsTimeout(err) && r.config.TLS != nil && r.speaksPlain(ctx, address):
+		return fmt.Errorf("Redis at %s does not speak TLS: give the address of its TLS port, or leave out tls", address)
+	case redisHungUp(err):
+		return r.adviseHungUp(ctx, address, err)
+	}
+	return &redisAwayError{redisSay(err)}
+}
+
+// redisQuoted is the command that Redis says is not permitted.
+func redisQuoted(err error) string {
+	_, rest, _ := strings.Cut(err.Error(), "'")
+	command, _, _ := strings.Cut(rest, "'")
+	return command
+}
+
+// redisHungUp reports whether the other side ended the connection.
+func redisHungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || redisIsAlert(err)
+}
+
+// redisIsAlert reports whether the other side ended a TLS handshake and said
+// why.
+func redisIsAlert(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) && network.Op == "remote error"
+}
+
+// adviseHungUp is about a server that ended a connection without an answer,
+// which is what Redis does where TLS, or a certificate, is not as it wants it.
+func (r *Redis) adviseHungUp(ctx context.Context, address string, err error) error {
+	speaksTLS := r.speaksTLS(ctx, address)
+	switch {
+	case speaksTLS && r.config.TLS == nil:
+		return fmt.Errorf("Redis at %s speaks TLS: set tls, or give the address of its plaintext port", address)
+	case speaksTLS && len(r.config.TLS.Certificates) == 0 && r.config.TLS.GetClientCertificate == nil:
+		return fmt.Errorf("Redis at %s asks for a client certificate: set tls.cert and tls.key to one that its CA has signed", address)
+	case speaksTLS:
+		return fmt.Errorf("Redis at %s refuses our client certificate: set tls.cert and tls.key to one that its CA has signed", address)
+	}
+	return &redisAwayError{redisSay(err)}
+}
+
+// speaksTLS reports whether a server answers a TLS handshake.
+func (r *Redis) speaksTLS(ctx context.Context, address string) bool {
+	dialer := tls.Dialer{
+		NetDialer: &net.Dialer{Timeout: r.limits.dial},
+		Config:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // nothing is sent: it is hung up at once
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", address)
+	if err == nil {
+		_ = conn.Close()
+	}
+	return err == nil || redisIsAlert(err)
+}
+
+// speaksPlain reports whether a server answers in plaintext. Redis, which
+// takes a TLS handshake for the beginning of a command, just waits for its end.
+func (r *Redis) speaksPlain(ctx context.Context, address string) bool {
+	conn, err := (&net.Dialer{Timeout: r.limits.dial}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(r.limits.wire)) // else the read fails
+	first := make([]byte, 1)
+	_, err = io.WriteString(conn, "PING\r\n")
+	_, err2 := io.ReadFull(conn, first)
+	return err == nil && err2 == nil && (first[0] == '+' || first[0] == '-')
+}
+
+// checkSettings warns of what Redis may do to what is kept in it.
+func (r *Redis) checkSettings(ctx context.Context) (warnings []string) {
+	settings, err := r.info(ctx)
+	if redis.IsPermissionError(err) {
+		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}
+	}
+	if err != nil {
+		return []string{"Redis: how it evicts and persists could not be checked: " + redisSay(err)}
+	}
+	policy, limit := settings["maxmemory_policy"], settings["maxmemory"]
+	switch {
+	case strings.HasPrefix(policy, "allkeys-"):
+		warnings = append(warnings, "Redis: maxmemory-policy "+policy+" may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
+	case policy == "noeviction" && limit != "" && limit != "0":
+		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
+	}
+	if settings["aof_enabled"] == "0" {
+		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both")
+	}
+	return warnings
+}
+
+// info returns the settings that INFO shows, in a Cluster those of one master.
+func (r *Redis) info(ctx context.Context) (map[string]string, error) {
+	settings := make(map[string]string)
+	for _, section := range []string{"memory", "persistence"} {
+		text, err := r.client.Info(ctx, section).Result()
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(text) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			settings[name] = value
+		}
+	}
+	return settings, nil
+}

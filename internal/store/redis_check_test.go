@@ -1,0 +1,257 @@
+package store_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// redisMend is a configuration or a server that a person must mend, and what
+// Check says. Warnings are in lines of their own.
+type redisMend struct {
+	name   string
+	config store.RedisConfig
+	says   string
+}
+
+func redisCheckAll(t *testing.T, cases []redisMend) {
+	t.Helper()
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			r := redisPatient(t, c.config)
+			warnings, err := r.Check(t.Context())
+			said := strings.Join(warnings, "\n")
+			if err != nil {
+				said += err.Error()
+			}
+			said = strings.ReplaceAll(said, c.config.Addresses[0], "ADDRESS")
+			if said != c.says {
+				t.Errorf("it says\n%s\nbut should say\n%s", said, c.says)
+			}
+			if errors.Is(err, store.ErrAway) != strings.HasPrefix(c.says, "Redis is away") {
+				t.Errorf("it is away: %v", err)
+			}
+			redisShowsNothing(t, said)
+		})
+	}
+}
+
+const redisNoFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both"
+
+func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
+	open := redistest.Start(t, redistest.Options{})
+	closed := redistest.Start(t, redistest.Options{Password: redisPassword, ACL: []string{
+		redisACL(), "user off off >" + redisPassword,
+	}})
+	with := func(username, password string) store.RedisConfig {
+		return store.RedisConfig{Addresses: []string{closed.Addr()}, Username: username, Password: redisRing(t, password)}
+	}
+	refused := func(user string) string {
+		return "Redis at ADDRESS refuses the login of " + user + ": the password is not the right one, or there is no such user, or it is switched off"
+	}
+	redisCheckAll(t, []redisMend{
+		{"no password is needed", store.RedisConfig{Addresses: []string{open.Addr()}}, redisNoFile},
+		{"right password", with("", redisPassword), redisNoFile},
+		{"wrong password", with("", "canary-wrong"), refused("the default user")},
+		{"wrong password of a user", with("tokenbroker", "canary-wrong"), refused(`the user "tokenbroker"`)},
+		{"no such user", with("nobody", redisPassword), refused(`the user "nobody"`)},
+		{"user switched off", with("off", redisPassword), refused(`the user "off"`)},
+		{"no password", store.RedisConfig{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS asks for a login: set password, and username unless it is the default user"},
+	})
+}
+
+func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
+	var users []string
+	var cases []redisMend
+	add := func(name, line, right string) {
+		users = append(users, strings.Replace(line, "tokenbroker", name, 1))
+		says := fmt.Sprintf(`the rights of the user %q in Redis are too narrow, it may not %s: give it those of this line: `, name, right) +
+			strings.Replace(store.ACLExample, "tokenbroker", name, 1)
+		cases = append(cases, redisMend{name: name, config: store.RedisConfig{Username: name}, says: says})
+	}
+	for field := range strings.FieldsSeq(redisACL()) {
+		if command, isCommand := strings.CutPrefix(field, "+"); isCommand {
+			add("no-"+command, strings.Replace(redisACL(), " "+field, "", 1), "run "+strings.ToUpper(command))
+		}
+	}
+	if len(cases) < 10 {
+		t.Fatalf("the line of the documentation has only %d commands", len(cases))
+	}
+	add("other-keys", strings.Replace(redisACL(), "~tb1:*", "~tb2:*", 1), "use the keys tb1:*")
+	add("other-channels", strings.Replace(redisACL(), "&tb1:*", "&tb2:*", 1), "use the channel tb1:ev")
+	server := redistest.Start(t, redistest.Options{ACL: users})
+	for i := range cases {
+		cases[i].config.Addresses = []string{server.Addr()}
+		cases[i].config.Password = redisRing(t, redisPassword)
+	}
+	database := cases[0]
+	database.name, database.config.Username, database.config.DB = "no-select", "other-keys", 1
+	database.says = `the rights of the user "other-keys" in Redis are too narrow, it may not run SELECT: give it those of this line: ` +
+		strings.Replace(store.ACLExample, "tokenbroker", "other-keys", 1) + " +select"
+	redisCheckAll(t, append(cases, database))
+}
+
+func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
+	certificates, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
+	encrypted := redistest.Start(t, redistest.Options{Certificates: certificates})
+	plain := redistest.Start(t, redistest.Options{})
+	with := func(server *redistest.Server, config *tls.Config) store.RedisConfig {
+		return store.RedisConfig{Addresses: []string{server.Addr()}, TLS: config}
+	}
+	elsewhere := certificates.Client(t)
+	elsewhere.ServerName = "redis.example.com"
+	foreign := certificates.Client(t)
+	foreign.Certificates = others.Client(t).Certificates
+	old := certificates.Anonymous(t)
+	old.MaxVersion = tls.VersionTLS12
+	redisCheckAll(t, []redisMend{
+		{"all is right", with(encrypted, certificates.Client(t)), redisNoFile},
+		{"plaintext to TLS", with(encrypted, nil), "Redis at ADDRESS speaks TLS: set tls, or give the address of its plaintext port"},
+		{"TLS to plaintext", with(plain, certificates.Client(t)), "Redis at ADDRESS does not speak TLS: give the address of its TLS port, or leave out tls"},
+		{"wrong CA", with(encrypted, others.Client(t)), "the certificate of Redis at ADDRESS is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it"},
+		{"wrong name", with(encrypted, elsewhere), "the certificate of Redis at ADDRESS does not fit, mend it or tls.server_name: x509: certificate is valid for localhost, not redis.example.com"},
+		{"no client certificate", with(encrypted, certificates.Anonymous(t)), "Redis at ADDRESS asks for a client certificate: set tls.cert and tls.key to one that its CA has signed"},
+		{"no client certificate with TLS 1.2", with(encrypted, old), "Redis at ADDRESS asks for a client certificate: set tls.cert and tls.key to one that its CA has signed"},
+		{"client certificate of another CA", with(encrypted, foreign), "Redis at ADDRESS refuses our client certificate: set tls.cert and tls.key to one that its CA has signed"},
+	})
+}
+
+func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
+	single := redistest.Start(t, redistest.Options{})
+	narrow := redisUser(t)
+	cluster := redistest.StartCluster(t, redistest.Options{Password: redisPassword, ACL: []string{
+		redisACL("+asking"), strings.Replace(redisACL("+cluster|slots"), "tokenbroker", "no-asking", 1),
+	}})
+	sentinel := redistest.StartSentinel(t, redistest.Options{Password: redisPassword, Config: []string{"appendonly yes"}})
+	password := redisRing(t, redisPassword)
+	lacks := func(user, command string) string {
+		return fmt.Sprintf("the rights of the user %q in Redis are too narrow, it may not run %s: give it those of this line: ", user, command) +
+			strings.Replace(store.ACLExample, "tokenbroker", user, 1) + " " + store.ACLCluster
+	}
+	away := "Redis is away: dial tcp ADDRESS: connect: connection refused"
+	redisCheckAll(t, []redisMend{
+		{"single for a cluster", store.RedisConfig{Addresses: []string{single.Addr()}, Cluster: true}, "Redis at ADDRESS is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes"},
+		{"cluster for a single", store.RedisConfig{Addresses: cluster.Addrs()[:1], Password: password}, "Redis at ADDRESS is a node of a Cluster: set cluster: true"},
+		{"cluster", store.RedisConfig{Addresses: cluster.Addrs(), Password: password, Cluster: true}, redisNoFile},
+		{"cluster without its rights", store.RedisConfig{Addresses: cluster.Addrs()[:1], Username: "tokenbroker", Password: narrow.Password, Cluster: true}, lacks("tokenbroker", "CLUSTER SLOTS")},
+		{"cluster without the right of being redirected", store.RedisConfig{Addresses: cluster.Addrs()[:1], Username: "no-asking", Password: narrow.Password, Cluster: true}, lacks("no-asking", "ASKING")},
+		{"single for a sentinel", store.RedisConfig{Addresses: []string{single.Addr()}, SentinelMaster: "m"}, "Redis at ADDRESS is not a sentinel: give the addresses of the sentinels, or no sentinel_master"},
+		{"sentinel for a single", store.RedisConfig{Addresses: sentinel.Addrs()[:1]}, "at ADDRESS there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches"},
+		{"sentinel", store.RedisConfig{Addresses: sentinel.Addrs(), SentinelMaster: redistest.MasterName, Password: password}, ""},
+		{"sentinel with another master", store.RedisConfig{Addresses: sentinel.Addrs(), SentinelMaster: "other"}, `the sentinel at ADDRESS watches no master named "other": set sentinel_master to the name that its configuration has after "sentinel monitor"`},
+		{"replica for a single", store.RedisConfig{Addresses: []string{sentinel.Replica.Addr()}, Password: password}, "Redis at ADDRESS is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels"},
+	})
+	single.Kill()
+	redisCheckAll(t, []redisMend{
+		{"single refuses", store.RedisConfig{Addresses: []string{single.Addr()}}, away},
+		{"sentinel refuses", store.RedisConfig{Addresses: []string{single.Addr()}, SentinelMaster: redistest.MasterName}, away},
+		{"cluster refuses", store.RedisConfig{Addresses: []string{single.Addr()}, Cluster: true}, away},
+		{"one seed of a cluster refuses", store.RedisConfig{Addresses: []string{single.Addr(), cluster.Addrs()[0]}, Password: password, Cluster: true}, redisNoFile},
+		{"one sentinel refuses", store.RedisConfig{Addresses: []string{single.Addr(), sentinel.Addrs()[0]}, Password: password, SentinelMaster: redistest.MasterName}, ""},
+	})
+	sentinel.Sentinels[0].Stop()
+	redisCheckAll(t, []redisMend{{"it hangs", store.RedisConfig{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
+}
+
+func TestRedisCheckWarnsOfSettings(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{AppendOnly: true, ACL: []string{redisACL("+info")}})
+	config := redisUser(t, server.Addr())
+	check := func(name, says string) {
+		t.Helper()
+		redisCheckAll(t, []redisMend{{name, config, says}})
+	}
+	check("persistent, no limit", "")
+	server.CLI("config", "set", "maxmemory", "100mb")
+	check("limited", "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
+	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
+	check("evicts what must stay", "Redis: maxmemory-policy allkeys-lru may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
+	server.CLI("config", "set", "maxmemory-policy", "volatile-ttl")
+	check("evicts what may go", "")
+	server.CLI("config", "set", "appendonly", "no")
+	check("not persistent", redisNoFile)
+	server.CLI("config", "set", "maxmemory-policy", "noeviction")
+	server.CLI("config", "set", "maxmemory", "1mb")
+	server.CLI("eval", "for i = 1, 20000 do if redis.pcall('set', 'fill' .. i, string.rep('x', 1000)).err then break end end", "0")
+	check("full", "Redis is away: it refuses to write (OOM)")
+	server.CLI("flushall")
+	server.CLI("config", "set", "maxmemory", "0")
+	server.CLI("acl", "setuser", "tokenbroker", "-info")
+	check("may not be asked", `Redis: how it evicts and persists could not be checked, because the user "tokenbroker" may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru`)
+}
+
+// What no server that is at hand would say.
+func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
+	const pong, loading = "+PONG\r\n", "-LOADING Redis is loading the dataset in memory\r\n"
+	hello := func(version string) string {
+		return "%3\r\n+server\r\n+redis\r\n+version\r\n+" + version + "\r\n+mode\r\n+standalone\r\n"
+	}
+	redisCheckAll(t, []redisMend{
+		{"old", store.RedisConfig{Addresses: []string{redisScripted(t, hello("6.0.16"), pong)}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
+		{"loading", store.RedisConfig{Addresses: []string{redisScripted(t, hello("7.0.15"), loading)}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
+		{"garbage", store.RedisConfig{Addresses: []string{redisScripted(t, hello("7.0.15"), "canary\r\n")}}, "Redis is away: an answer of Redis that the client does not understand"},
+	})
+}
+
+// redisScripted has but two answers. It returns its address.
+func redisScripted(t *testing.T, hello, ping string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = conn.Close() }()
+				lines := bufio.NewScanner(conn)
+				for lines.Scan() {
+					switch strings.ToLower(lines.Text()) {
+					case "hello":
+						_, _ = io.WriteString(conn, hello)
+					case "ping":
+						_, _ = io.WriteString(conn, ping)
+					}
+				}
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+func TestRedisConfigThatContradictsItselfIsRefused(t *testing.T) {
+	password := redisRing(t, redisPassword)
+	one, two := []string{"a:1"}, []string{"a:1", "b:2"}
+	for name, c := range map[string]struct {
+		config store.RedisConfig
+		says   string
+	}{
+		"no address":                       {store.RedisConfig{}, "no address"},
+		"no port":                          {store.RedisConfig{Addresses: []string{"redis"}}, "not host:port"},
+		"several servers":                  {store.RedisConfig{Addresses: two}, "several addresses"},
+		"cluster and sentinels":            {store.RedisConfig{Addresses: two, Cluster: true, SentinelMaster: "m"}, "not both"},
+		"database of a cluster":            {store.RedisConfig{Addresses: two, Cluster: true, DB: 1}, "in a cluster 0"},
+		"database below 0":                 {store.RedisConfig{Addresses: one, DB: -1}, "must be 0 or more"},
+		"user without a password":          {store.RedisConfig{Addresses: one, Username: "u"}, "give one"},
+		"sentinel user without a password": {store.RedisConfig{Addresses: one, Password: password, SentinelMaster: "m", SentinelUsername: "u"}, "give one"},
+		"prefix with a hash tag":           {store.RedisConfig{Addresses: one, Prefix: "{tb1}"}, "the Redis prefix"},
+		"prefix with a pattern":            {store.RedisConfig{Addresses: one, Prefix: "tb*"}, "the Redis prefix"},
+		"prefix too long":                  {store.RedisConfig{Addresses: one, Prefix: strings.Repeat("p", 65)}, "the Redis prefix"},
+	} {
+		if _, err := store.NewRedis(c.config); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,557 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// Of one slot, that of the channel too: what fails, fails them all.
+const (
+	redisKey     = "{tb1:ev}canary-key"
+	redisLease   = "{tb1:ev}canary-lease"
+	redisCounter = "{tb1:ev}canary-counter"
+	redisValue   = "canary-value"
+	redisOwner   = "canary-owner"
+)
+
+func redisClaim() store.Claim {
+	return store.Claim{Key: redisLease, Owner: redisOwner, Counter: redisCounter, TTL: time.Hour}
+}
+
+func redisPut(number uint64) store.Put {
+	return store.Put{Key: redisKey, Number: number, Value: []byte(redisValue), TTL: time.Hour}
+}
+
+// redisLog collects what is logged. It is safe for concurrent use.
+type redisLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *redisLog) Write(data []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(data)
+}
+
+func (l *redisLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *redisLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// redisShowsNothing checks a text that an operator or a caller may see.
+func redisShowsNothing(t *testing.T, text string) {
+	t.Helper()
+	if strings.Contains(text, "canary") {
+		t.Errorf("it shows what must not be seen: %s", text)
+	}
+}
+
+func redisEventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(redisPatience)
+	for !done() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, redisPatience)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func redisWorks(t *testing.T, r *store.Redis) bool {
+	t.Helper()
+	_, err := r.Raise(t.Context(), redisCounter, 0, 1)
+	return err == nil
+}
+
+func redisLook(t *testing.T, r *store.Redis) error {
+	t.Helper()
+	_, err := r.Get(t.Context(), redisKey)
+	return err
+}
+
+func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{Password: redisPassword})
+	var log redisLog
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: log.logger()})
+	if !redisWorks(t, r) || r.Away() {
+		t.Fatal("it does not work before")
+	}
+	server.Stop()
+	for i := range 5 {
+		start := time.Now()
+		_, err := r.Get(t.Context(), redisKey)
+		if took := time.Since(start); err == nil || errors.Is(err, store.ErrAway) || took > 900*time.Millisecond {
+			t.Errorf("call %d of a hung Redis: %v after %v", i, err, took)
+		}
+		redisShowsNothing(t, fmt.Sprint(err))
+	}
+	trips, start := r.Trips(), time.Now()
+	for range 1000 {
+		_, _, err := r.Acquire(t.Context(), redisClaim())
+		if !errors.Is(err, store.ErrAway) {
+			t.Fatalf("while Redis counts as away: %v", err)
+		}
+		redisShowsNothing(t, err.Error())
+	}
+	if took := time.Since(start); took > 500*time.Millisecond || r.Trips() != trips || !r.Away() {
+		t.Errorf("1000 calls took %v and %d trips; away: %v", took, r.Trips()-trips, r.Away())
+	}
+	server.Cont()
+	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
+	if r.Away() {
+		t.Error("it still counts as away")
+	}
+
+	server.Stop()
+	var crowd sync.WaitGroup
+	start = time.Now()
+	for range 200 { // more than there are connections
+		crowd.Go(func() {
+			for !errors.Is(redisLook(t, r), store.ErrAway) {
+			}
+		})
+	}
+	crowd.Wait()
+	if took := time.Since(start); took > 3*time.Second {
+		t.Errorf("200 callers took %v to leave it alone", took)
+	}
+	server.Cont()
+	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
+	if text := log.String(); strings.Count(text, "Redis is away") != 4 || strings.Count(text, "Redis is back") != 2 {
+		t.Errorf("the log says:\n%s", text)
+	}
+	redisShowsNothing(t, log.String())
+}
+
+func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	if !redisWorks(t, r) {
+		t.Fatal("it does not work")
+	}
+	full := store.Claim{Key: redisLease, Owner: "a", Counter: "{tb1:ev}full", TTL: time.Hour}
+	if _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		if _, _, err := r.Acquire(t.Context(), full); err == nil {
+			t.Error("a fence beyond the largest number")
+		}
+		if _, err := r.Get(t.Context(), ""); err == nil {
+			t.Error("a key without a name")
+		}
+	}
+	server.Stop()
+	for range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		if _, err := r.Get(ctx, redisKey); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("an impatient caller: %v", err)
+		}
+		cancel()
+		ctx, cancel = context.WithCancel(t.Context())
+		time.AfterFunc(30*time.Millisecond, cancel)
+		if _, err := r.Get(ctx, redisKey); !errors.Is(err, context.Canceled) {
+			t.Errorf("a caller who left: %v", err)
+		}
+	}
+	if r.Away() {
+		t.Error("impatient callers made Redis count as away")
+	}
+}
+
+// redisWire stands between a client and a server, as a network that fails.
+type redisWire struct {
+	listener net.Listener
+	upstream string
+	swallow  atomic.Bool // the next answer, and end the connection
+	mu       sync.Mutex
+	conns    []*redisWireConn
+}
+
+type redisWireConn struct {
+	net.Conn
+	frozen atomic.Bool // nothing passes any more
+}
+
+func newRedisWire(t *testing.T, upstream string) *redisWire {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &redisWire{listener: listener, upstream: upstream}
+	t.Cleanup(func() {
+		_ = listener.Close()
+		w.each(func(c *redisWireConn) { _ = c.Close() })
+	})
+	go w.accept()
+	return w
+}
+
+func (w *redisWire) each(do func(c *redisWireConn)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, conn := range w.conns {
+		do(conn)
+	}
+}
+
+func (w *redisWire) accept() {
+	for {
+		client, err := w.listener.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("tcp", w.upstream)
+		if err != nil {
+			_ = client.Close()
+			continue
+		}
+		conn := &redisWireConn{Conn: client}
+		w.mu.Lock()
+		w.conns = append(w.conns, conn)
+		w.mu.Unlock()
+		go w.pass(conn, server, client, func() bool { return false })
+		go w.pass(conn, client, server, func() bool { return w.swallow.CompareAndSwap(true, false) })
+	}
+}
+
+func (w *redisWire) pass(conn *redisWireConn, to io.WriteCloser, from io.ReadCloser, swallow func() bool) {
+	defer func() { _ = errors.Join(to.Close(), from.Close()) }()
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil || swallow() {
+			return
+		}
+		if conn.frozen.Load() {
+			continue
+		}
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	wire := newRedisWire(t, server.Addr())
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}})
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	lose := func(call func() error) {
+		t.Helper()
+		time.Sleep(50 * time.Millisecond) // no answer to a new connection is under way
+		wire.swallow.Store(true)
+		if err := call(); err == nil || errors.Is(err, store.ErrAway) {
+			t.Fatalf("a call whose answer is lost: %v", err)
+		}
+	}
+
+	first, _, err := r.Acquire(t.Context(), redisClaim()) // Redis now knows the scripts
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, renewed := r.Renew(t.Context(), first, time.Hour)
+	if _, err := r.Apply(t.Context(), store.Change{Release: first}); err != nil || renewed != nil {
+		t.Fatal(err, renewed)
+	}
+	lose(func() error { _, _, err := r.Acquire(t.Context(), redisClaim()); return err })
+	count := server.CLI("get", "tb1:"+redisCounter)
+	lease, acquired, err := r.Acquire(t.Context(), redisClaim())
+	if err != nil || !acquired || fmt.Sprint(lease.Fence) != count || lease.Fence != first.Fence+1 {
+		t.Fatalf("claimed again: %+v, %v, %v; the fence drawn before was %s", lease, acquired, err, count)
+	}
+	lose(func() error { _, err := r.Renew(t.Context(), lease, time.Hour); return err })
+	if held, err := r.Renew(t.Context(), lease, time.Hour); err != nil || !held {
+		t.Errorf("renewed again: %v, %v", held, err)
+	}
+	change := store.Change{Puts: []store.Put{redisPut(lease.Fence)}, Release: lease}
+	lose(func() error { _, err := r.Apply(t.Context(), change); return err })
+	if _, err := r.Apply(t.Context(), change); err != nil {
+		t.Errorf("applied again: %v", err)
+	}
+	if entries, err := r.Get(t.Context(), redisKey); err != nil || entries[0].Number != lease.Fence || string(entries[0].Value) != redisValue {
+		t.Errorf("holds %+v, %v", entries, err)
+	}
+	if next, acquired, err := r.Acquire(t.Context(), store.Claim{Key: redisLease, Owner: "next", Counter: redisCounter, TTL: time.Hour}); err != nil || !acquired || next.Fence <= lease.Fence {
+		t.Errorf("after the release: %+v, %v, %v", next, acquired, err)
+	}
+}
+
+// The connection of a subscription may die without a word.
+func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	wire := newRedisWire(t, server.Addr())
+	var log redisLog
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: log.logger()})
+	direct := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	first, second := r.Subscribe(t.Context()), r.Subscribe(t.Context())
+	flow := func(after string) {
+		t.Helper()
+		redisEventually(t, "events flow "+after, func() bool {
+			return redisWorks(t, direct) && redisTold(first) && redisTold(second)
+		})
+		if clients := server.CLI("client", "list", "type", "pubsub"); strings.Count(clients, "addr=") > 2 { // with laddr
+			t.Errorf("subscribers do not share a connection %s:\n%s", after, clients)
+		}
+	}
+	flow("at first")
+	server.CLI("client", "kill", "type", "pubsub")
+	flow("after their connection was killed")
+	server.CLI("publish", "tb1:ev", "garbage")
+	server.CLI("publish", "tb1:ev", "tb1:")
+	wire.each(func(c *redisWireConn) { c.frozen.Store(true) })
+	flow("after their connection died silently")
+	server.RestartEmpty()
+	flow("after a restart")
+	redisShowsNothing(t, log.String())
+}
+
+func redisTold(events <-chan string) bool {
+	select {
+	case key := <-events:
+		return key == redisCounter
+	case <-time.After(200 * time.Millisecond):
+		return false
+	}
+}
+
+func TestRedisScriptsSurviveAFlush(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	for number := range uint64(3) {
+		server.CLI("script", "flush")
+		lease, acquired, err := r.Acquire(t.Context(), redisClaim())
+		if err != nil || !acquired {
+			t.Fatalf("acquire: %v, %v", acquired, err)
+		}
+		server.CLI("script", "flush")
+		if held, err := r.Renew(t.Context(), lease, time.Hour); err != nil || !held {
+			t.Errorf("renew: %v, %v", held, err)
+		}
+		server.CLI("script", "flush")
+		if applied, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(number + 1)}, Release: lease}); err != nil || !applied[0] {
+			t.Errorf("apply: %v, %v", applied, err)
+		}
+		server.CLI("script", "flush")
+		if entries, err := r.Get(t.Context(), redisKey); err != nil || entries[0].Number != number+1 {
+			t.Errorf("get: %+v, %v", entries, err)
+		}
+		server.CLI("script", "flush")
+		if !redisWorks(t, r) {
+			t.Error("raise failed")
+		}
+	}
+}
+
+// What a miss of GetToken costs: four trips, each one command.
+func TestRedisCallIsOneTrip(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	miss := func() {
+		t.Helper()
+		look := func() {
+			t.Helper()
+			if _, err := r.Get(t.Context(), redisKey, redisCounter, "{tb1:ev}1", "{tb1:ev}2", "{tb1:ev}3"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		look()
+		lease, acquired, err := r.Acquire(t.Context(), redisClaim())
+		if err != nil || !acquired {
+			t.Fatal(acquired, err)
+		}
+		look()
+		if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(lease.Fence)}, Release: lease}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	miss()
+	server.CLI("config", "resetstat")
+	before := r.Trips()
+	miss()
+	if trips := r.Trips() - before; trips != 4 {
+		t.Errorf("%d trips", trips)
+	}
+	if stats := server.CLI("info", "commandstats"); !strings.Contains(stats, "cmdstat_evalsha:calls=4,") || strings.Contains(stats, "cmdstat_eval:") {
+		t.Errorf("the commands were:\n%s", stats)
+	}
+}
+
+func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{AppendOnly: true})
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	claim := redisClaim()
+	claim.Floor = 40
+	lease, _, err := r.Acquire(t.Context(), claim)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Raise(t.Context(), "{tb1:ev}epoch", 7, 0); err != nil {
+		t.Fatal(err)
+	}
+	server.RestartEmpty()
+	redisEventually(t, "it works", func() bool { _, err := r.Get(t.Context(), redisKey); return err == nil })
+	if entries, err := r.Get(t.Context(), "{tb1:ev}epoch"); err != nil || entries[0].Number != 0 {
+		t.Fatalf("it lost nothing: %+v, %v", entries, err)
+	}
+	claim.Floor = lease.Fence
+	again, acquired, err := r.Acquire(t.Context(), claim)
+	if err != nil || !acquired || again.Fence != lease.Fence+1 {
+		t.Errorf("the fence after %d is %d: %v, %v", lease.Fence, again.Fence, acquired, err)
+	}
+	if count, err := r.Raise(t.Context(), "{tb1:ev}epoch", 7, 0); err != nil || count != 7 {
+		t.Errorf("the epoch was put back to %d: %v", count, err)
+	}
+	server.Restart()
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	if entries, err := r.Get(t.Context(), "{tb1:ev}epoch"); err != nil || entries[0].Number != 7 {
+		t.Errorf("a restart with an append-only file lost the epoch: %+v, %v", entries, err)
+	}
+}
+
+func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{Password: redisPassword})
+	file := filepath.Join(t.TempDir(), "password")
+	write := func(password string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(redisPassword)
+	ring := redisOpenRing(t, "file:"+file)
+	var log redisLog
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: log.logger()})
+	if !redisWorks(t, r) {
+		t.Fatal("it does not work")
+	}
+	events := r.Subscribe(t.Context())
+
+	server.CLI("acl", "setuser", "default", "resetpass", ">canary-new-password")
+	server.CLI("client", "kill", "user", "default")
+	redisEventually(t, "the old password is refused", func() bool {
+		_, err := r.Get(t.Context(), redisKey)
+		redisShowsNothing(t, fmt.Sprint(err))
+		return err != nil && strings.Contains(err.Error(), "WRONGPASS")
+	})
+	write("canary-new-password")
+	for range 2 {
+		if _, err := ring.Reload(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	redisEventually(t, "the new password is used", func() bool { return redisWorks(t, r) && redisTold(events) })
+	redisShowsNothing(t, log.String())
+}
+
+// Redis repeats what it was sent in some of its errors.
+func TestRedisErrorsShowNothing(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{Config: []string{`rename-command EVALSHA ""`}})
+	var log redisLog
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: log.logger()})
+	for range 6 {
+		_, _, acquire := r.Acquire(t.Context(), redisClaim())
+		_, apply := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}})
+		_, get := r.Get(t.Context(), redisKey)
+		for _, err := range []error{acquire, apply, get} {
+			if err == nil || !strings.Contains(err.Error(), "unknown command") {
+				t.Errorf("without EVALSHA: %v", err)
+			}
+			redisShowsNothing(t, fmt.Sprint(err))
+		}
+	}
+	if !strings.Contains(log.String(), "Redis is away") {
+		t.Errorf("the log says: %s", log.String())
+	}
+	redisShowsNothing(t, log.String())
+}
+
+// What others wrote counts as lost, for the scripts as for Get.
+func TestRedisReadsGarbageAsLost(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	for text, number := range map[string]uint64{
+		"5:a": 5, "5:": 5, "5": 5, "9007199254740990:a": store.MaxNumber - 1, "1:2:3": 1,
+		"": 0, ":": 0, ":a": 0, "0": 0, "0:a": 0, "05:a": 0, "-5:a": 0, "+5:a": 0, " 5:a": 0, "5 :a": 0, "5a": 0, "5\n": 0,
+		"0x10:a": 0, "1e3:a": 0, "1.5:a": 0, "inf:a": 0, "nan": 0, "9007199254740992:a": 0, "9007199254740993": 0,
+		"99999999999999999999:a": 0, "\x00": 0, "5\x00": 0, "x": 0,
+	} {
+		var lua strings.Builder // redis-cli takes no NUL
+		for _, b := range []byte(text) {
+			fmt.Fprintf(&lua, `\%03d`, b)
+		}
+		for _, key := range []string{redisKey, redisCounter, redisLease} {
+			server.CLI("eval", "redis.call('SET', KEYS[1], '"+lua.String()+"')", "1", "tb1:"+key)
+		}
+		redisHolds(t, r, fmt.Sprintf("%q", text), number)
+	}
+	for _, key := range []string{redisKey, redisCounter, redisLease} {
+		server.CLI("del", "tb1:"+key)
+		server.CLI("rpush", "tb1:"+key, "5:a")
+	}
+	redisHolds(t, r, "a list", 0)
+}
+
+func redisHolds(t *testing.T, r *store.Redis, what string, number uint64) {
+	t.Helper()
+	entries, err := r.Get(t.Context(), redisKey)
+	if err != nil || entries[0].Number != number {
+		t.Errorf("%s reads as %+v, %v", what, entries, err)
+	}
+	if number > 0 {
+		if applied, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(number)}}); err != nil || applied[0] {
+			t.Errorf("%s was overwritten by its own number: %v", what, err)
+		}
+	}
+	if applied, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(number + 1)}}); err != nil || !applied[0] {
+		t.Errorf("%s was not overwritten: %v", what, err)
+	}
+	lease, acquired, err := r.Acquire(t.Context(), redisClaim())
+	if err != nil || acquired != (number == 0) || acquired && lease.Fence != 1 {
+		t.Errorf("%s as a lease and a counter: %+v, %v, %v", what, lease, acquired, err)
+	}
+	if count, err := r.Raise(t.Context(), redisCounter, 0, 1); err != nil || count != max(number, lease.Fence)+1 {
+		t.Errorf("%s as a counter was raised to %d: %v", what, count, err)
+	}
+}
+
+func TestRedisLeavesNothingBehind(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	leaks := goleak.IgnoreCurrent()
+	r, err := store.NewRedis(store.RedisConfig{Addresses: []string{server.Addr()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended, open := r.Subscribe(ctx), r.Subscribe(t.Context())
+	redisEventually(t, "events flow", func() bool { return redisWorks(t, r) && redisTold(open) })
+	cancel()
+	for range ended {
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+}

@@ -1,0 +1,95 @@
+package store_test
+
+import (
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
+	leaks := goleak.IgnoreCurrent()
+	t.Run("", func(t *testing.T) {
+		sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL()}})
+		config := redisUser(t, sentinel.Addrs()...)
+		config.SentinelMaster = redistest.MasterName
+		redisSurvives(t, config, func() {
+			sentinel.Sentinels[0].Kill()
+			sentinel.Master.Kill()
+		})
+	})
+	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+}
+
+func TestRedisClusterFindsTheNewMaster(t *testing.T) {
+	leaks := goleak.IgnoreCurrent()
+	t.Run("", func(t *testing.T) {
+		cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+		config := redisUser(t, cluster.Addrs()...)
+		config.Cluster = true
+		t.Run("slots move", func(t *testing.T) { redisFollowsSlots(t, config, cluster) })
+		redisSurvives(t, config, func() { cluster.Master("tb1:" + redisKey).Kill() })
+	})
+	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+}
+
+// redisSurvives checks that calls and events go on by themselves.
+func redisSurvives(t *testing.T, config store.RedisConfig, fail func()) {
+	t.Helper()
+	var log redisLog
+	config.Logger = log.logger()
+	r := redisOpen(t, config)
+	events := r.Subscribe(t.Context())
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) && redisTold(events) })
+	fail()
+	if redisWorks(t, r) {
+		t.Error("the master that was killed answers")
+	}
+	start := time.Now()
+	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
+	t.Logf("calls succeeded again after %v", time.Since(start))
+	redisEventually(t, "events flow again", func() bool { return redisWorks(t, r) && redisTold(events) })
+	t.Logf("events flowed again after %v", time.Since(start))
+	redisShowsNothing(t, log.String())
+}
+
+// redisFollowsSlots moves a slot while a client uses it.
+func redisFollowsSlots(t *testing.T, config store.RedisConfig, cluster *redistest.Cluster) {
+	r := redisOpen(t, config)
+	const counter = "{moves}counter" // of another server than redisKey
+	count := func() uint64 {
+		t.Helper()
+		count, err := r.Raise(t.Context(), counter, 0, 1)
+		if err != nil {
+			t.Errorf("while its slot moves: %v", err)
+		}
+		return count
+	}
+	count()
+	from, to := cluster.Master("tb1:"+counter), cluster.Master("tb1:"+redisKey)
+	if from == to {
+		t.Fatal("the slot is where it is to move to")
+	}
+	slot := from.CLI("cluster", "keyslot", "tb1:"+counter)
+	fromID, toID := from.CLI("cluster", "myid"), to.CLI("cluster", "myid")
+	to.CLI("cluster", "setslot", slot, "importing", fromID)
+	from.CLI("cluster", "setslot", slot, "migrating", toID)
+	from.CLI("del", "tb1:"+counter) // as if it had moved already: its server says ASK
+	if got := count(); got != 1 {
+		t.Errorf("asked the old server: %d", got)
+	}
+	for _, server := range []*redistest.Server{to, from} {
+		server.CLI("cluster", "setslot", slot, "node", toID)
+	}
+	to.CLI("script", "flush")
+	if got := count(); got != 2 { // its server says MOVED
+		t.Errorf("asked the old server: %d", got)
+	}
+	entries, err := r.Get(t.Context(), counter, redisCounter, "{x}", "{y}", "{moves}", "{z}")
+	if err != nil || entries[0].Number != 2 || entries[4].Number != 0 {
+		t.Errorf("of several slots: %+v, %v", entries, err)
+	}
+}

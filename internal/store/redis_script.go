@@ -1,0 +1,224 @@
+package store
+
+import (
+	"context"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// redisRead begins every script. held returns the text of a key, false where
+// there is none. Any other error than that of a key which holds no text, such as
+// a missing right, must end the script: taken for absence it would give a lease
+// to everybody.
+//
+// read returns the number and the bytes that a key holds; 0 and no bytes where
+// it holds nothing, or what does not read as ours, just as redisEntry has it.
+//
+// Numbers are floating point here, exact up to MaxNumber. Lua would write large
+// ones with an exponent, so text does not leave it to Lua.
+const redisRead = `
+local MAX = 9007199254740991
+
+local function held(key)
+  local answer = redis.pcall('GET', key)
+  if type(answer) == 'table' then
+    if not string.find(answer.err, '^WRONGTYPE') then
+      error(answer.err)
+    end
+    return false
+  end
+  return answer
+end
+
+local function read(key)
+  local digits, rest = string.match(held(key) or '', '^([1-9]%d*)(.*)$')
+  if not digits or #digits > 16 or tonumber(digits) > MAX or string.find(rest, '^[^:]') then
+    return 0, ''
+  end
+  return tonumber(digits), string.sub(rest, 2)
+end
+
+local function text(number)
+  return string.format('%.0f', number)
+end
+`
+
+// redisGet has the keys to read, and answers the text and the milliseconds left
+// of each: both of the same value, which two commands would not promise.
+const redisGet = redisRead + `
+local entries = {}
+for i, key in ipairs(KEYS) do
+  local answer = held(key)
+  entries[2 * i - 1] = answer
+  entries[2 * i] = answer and redis.call('PTTL', key)
+end
+return entries
+`
+
+// redisAcquire has the keys lease and counter, and the arguments owner,
+// milliseconds and floor. It answers the fence; 0 where another holds the lease,
+// -1 where the counter is at its end. Nothing of the refused is written.
+const redisAcquire = redisRead + `
+local fence, owner = read(KEYS[1])
+if fence > 0 then
+  if owner ~= ARGV[1] then
+    return 0
+  end
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return fence
+end
+fence = math.max(read(KEYS[2]), tonumber(ARGV[3])) + 1
+if fence > MAX then
+  return -1
+end
+redis.call('SET', KEYS[2], text(fence))
+redis.call('SET', KEYS[1], text(fence) .. ':' .. ARGV[1], 'PX', ARGV[2])
+return fence
+`
+
+// redisRenew has the key lease and the arguments owner and milliseconds.
+const redisRenew = redisRead + `
+local fence, owner = read(KEYS[1])
+if fence == 0 or owner ~= ARGV[1] then
+  return 0
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+`
+
+// redisApply has the keys of the puts and, where there is a lease to release,
+// its key. Its arguments are the channel; number, milliseconds (0: for ever) and
+// text of each put; and the owner of the lease.
+//
+//nolint:dupword // Lua ends its blocks so
+const redisApply = redisRead + `
+local puts = math.floor((#ARGV - 1) / 3)
+local applied, changed = {}, {}
+for i = 1, puts do
+  local key, number, millis, value = KEYS[i], ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+  applied[i] = 0
+  if tonumber(number) > read(key) then
+    if millis == '0' then
+      redis.call('SET', key, value)
+    else
+      redis.call('SET', key, value, 'PX', millis)
+    end
+    applied[i] = 1
+    table.insert(changed, key)
+  end
+end
+if #KEYS > puts then
+  local lease = KEYS[puts + 1]
+  local fence, owner = read(lease)
+  if fence > 0 and owner == ARGV[#ARGV] then
+    redis.call('DEL', lease)
+    table.insert(changed, lease)
+  end
+end
+for _, key in ipairs(changed) do
+  redis.call('PUBLISH', ARGV[1], key)
+end
+return applied
+`
+
+// redisRaise has the key of a counter and the arguments floor, by and channel.
+const redisRaise = redisRead + `
+local before = read(KEYS[1])
+local count = math.max(before, tonumber(ARGV[1]))
+if tonumber(ARGV[2]) > MAX - count then
+  return -1
+end
+count = count + tonumber(ARGV[2])
+if count > before then
+  redis.call('SET', KEYS[1], text(count))
+  redis.call('PUBLISH', ARGV[3], KEYS[1])
+end
+return count
+`
+
+// redisScripts are run by their hash, and sent whole where Redis does not know
+// them: at first, after a failover, after SCRIPT FLUSH.
+type redisScripts struct {
+	get, acquire, renew, apply, raise redisScript
+}
+
+func newRedisScripts() redisScripts {
+	return redisScripts{
+		get:     newRedisScript(redisGet),
+		acquire: newRedisScript(redisAcquire),
+		renew:   newRedisScript(redisRenew),
+		apply:   newRedisScript(redisApply),
+		raise:   newRedisScript(redisRaise),
+	}
+}
+
+type redisScript struct{ source, hash string }
+
+func newRedisScript(source string) redisScript {
+	return redisScript{source: source, hash: redis.NewScript(source).Hash()}
+}
+
+// redisCommand makes the command that runs a script.
+type redisCommand func(ctx context.Context, names []string, args ...any) *redis.Cmd
+
+func (s redisScript) byHash(ctx context.Context, names []string, args ...any) *redis.Cmd {
+	return redisEval(ctx, "evalsha", s.hash, names, args)
+}
+
+func (s redisScript) whole(ctx context.Context, names []string, args ...any) *redis.Cmd {
+	return redisEval(ctx, "eval", s.source, names, args)
+}
+
+func redisEval(ctx context.Context, command, script string, names []string, args []any) *redis.Cmd {
+	all := make([]any, 0, 3+len(names)+len(args))
+	all = append(all, command, script, len(names))
+	for _, name := range names {
+		all = append(all, name)
+	}
+	made := redis.NewCmd(ctx, append(all, args...)...)
+	made.SetFirstKeyPos(3)
+	return made
+}
+
+// redisOnce is a command that the client of a Cluster does not repeat when no
+// answer came: if the first did its work all the same, the second would raise a
+// counter again, or find what it was to put there already and report that it
+// was not applied.
+type redisOnce struct{ *redis.Cmd }
+
+// NoRetry keeps the client from repeating it.
+func (redisOnce) NoRetry() bool { return true }
+
+// redisMillis rounds up: no lifetime is 0, which means for ever.
+func redisMillis(ttl time.Duration) int64 {
+	return int64((ttl-1)/time.Millisecond) + min(1, int64(ttl))
+}
+
+func redisValue(put Put) []byte {
+	text := make([]byte, 0, 17+len(put.Value))
+	text = strconv.AppendUint(text, put.Number, 10)
+	text = append(text, ':')
+	return append(text, put.Value...)
+}
+
+// redisEntry is what a key holds, with the milliseconds left of it, negative
+// where it has no end. What the scripts would not have written is the zero Entry.
+func redisEntry(text string, left int64) Entry {
+	digits, value, isValue := strings.Cut(text, ":")
+	number, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || number > MaxNumber || digits[0] == '0' {
+		return Entry{}
+	}
+	if !isValue {
+		return Entry{Number: number}
+	}
+	entry := Entry{Number: number, Value: []byte(value)}
+	if left >= 0 && left < int64(math.MaxInt64/time.Millisecond) {
+		entry.TTL = max(1, time.Duration(left)*time.Millisecond) // 0 would be for ever
+	}
+	return entry
+}

@@ -1,0 +1,147 @@
+package store_test
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/storetest"
+)
+
+// redisPassword is what no error and no log line may show.
+const redisPassword = "canary-password-of-redis"
+
+// redisPatience is how long a test waits for what must come.
+const redisPatience = 30 * time.Second
+
+// redisACL is the line of the documentation, with what is to be filled in.
+func redisACL(more ...string) string {
+	line := strings.Replace(store.ACLExample, "PASSWORD", redisPassword, 1)
+	return strings.Join(append([]string{line}, more...), " ")
+}
+
+// redisRing holds a password as an operator would give it.
+func redisRing(t *testing.T, password string) *secret.Ring {
+	t.Helper()
+	t.Setenv("REDIS_TEST_PASSWORD", password)
+	return redisOpenRing(t, "env:REDIS_TEST_PASSWORD")
+}
+
+func redisOpenRing(t *testing.T, ref string) *secret.Ring {
+	t.Helper()
+	parsed, err := secret.ParseRef(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := secret.Open(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+// redisOpen opens a store for a test that is about time.
+func redisOpen(t *testing.T, config store.RedisConfig) *store.Redis {
+	t.Helper()
+	r, err := store.NewRedis(config)
+	return redisOpened(t, r, err)
+}
+
+// redisPatient opens a store for any other test.
+func redisPatient(t *testing.T, config store.RedisConfig) *store.Redis {
+	t.Helper()
+	r, err := store.NewPatientRedis(config)
+	return redisOpened(t, r, err)
+}
+
+func redisOpened(t *testing.T, r *store.Redis, err error) *store.Redis {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
+	return r
+}
+
+// redisUser is the configuration of the user of redisACL.
+func redisUser(t *testing.T, addresses ...string) store.RedisConfig {
+	t.Helper()
+	return store.RedisConfig{Addresses: addresses, Username: "tokenbroker", Password: redisRing(t, redisPassword)}
+}
+
+// redisFleet is a way of running Redis.
+type redisFleet struct {
+	name string
+	// start returns how to reach it, with no rights but those of the
+	// documentation.
+	start func(t *testing.T) store.RedisConfig
+}
+
+func redisFleets() []redisFleet {
+	return []redisFleet{
+		{"single", func(t *testing.T) store.RedisConfig {
+			server := redistest.Start(t, redistest.Options{Password: redisPassword})
+			return store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), DB: 3}
+		}},
+		{"ACL, TLS and client certificates", func(t *testing.T) store.RedisConfig {
+			server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}, Certificates: redistest.NewCertificates(t)})
+			config := redisUser(t, server.Addr())
+			config.TLS = server.TLS()
+			return config
+		}},
+		{"Cluster", func(t *testing.T) store.RedisConfig {
+			cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+			config := redisUser(t, cluster.Addrs()[:2]...)
+			config.Cluster = true
+			return config
+		}},
+		{"Sentinel", func(t *testing.T) store.RedisConfig {
+			sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL()}})
+			config := redisUser(t, sentinel.Addrs()...)
+			config.SentinelMaster = redistest.MasterName
+			return config
+		}},
+	}
+}
+
+func TestRedis(t *testing.T) {
+	// The suites wait for real time to pass, mostly. They do so at once, all
+	// four, and not as many as there are processors.
+	var suites sync.WaitGroup
+	defer suites.Wait()
+	for _, fleet := range redisFleets() {
+		config := fleet.start(t)
+		suites.Go(func() {
+			t.Run(fleet.name, func(t *testing.T) {
+				warnings, err := redisPatient(t, config).Check(t.Context())
+				if err != nil || len(warnings) != 1 {
+					t.Errorf("with the rights of the documentation: %q, %v", warnings, err)
+				}
+				var opened atomic.Int32
+				storetest.Run(t, storetest.Harness{
+					Open: func(t *testing.T) store.Store {
+						config := config
+						config.Prefix = fmt.Sprintf("tb1:%d:", opened.Add(1))
+						r, err := store.NewPatientRedis(config)
+						if err != nil {
+							t.Fatal(err)
+						}
+						return r
+					},
+					Advance:  time.Sleep,
+					RealTime: true,
+				})
+			})
+		})
+	}
+}

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+)
+
+// RingFile is a ring in a file that may change while it is used. Current is
+// safe for concurrent use and does no I/O.
+type RingFile struct {
+	path    string
+	current atomic.Pointer[Ring]
+
+	mu     sync.Mutex
+	loaded [sha256.Size]byte // digest of what Current was read from
+	seen   [sha256.Size]byte // and of what was read last: a change counts when read twice
+}
+
+// OpenRing reads the ring of a file.
+func OpenRing(path string) (*RingFile, error) {
+	data, err := readRingFile(path)
+	if err != nil {
+		return nil, err
+	}
+	ring, err := parseRingFile(path, data)
+	if err != nil {
+		return nil, err
+	}
+	digest := sha256.Sum256(data)
+	f := &RingFile{path: path, loaded: digest, seen: digest}
+	f.current.Store(ring)
+	return f, nil
+}
+
+// ReadRing reads a file once.
+func ReadRing(path string) (*Ring, error) {
+	data, err := readRingFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseRingFile(path, data)
+}
+
+func readRingFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("the ring of sealing keys %s does not exist: make it with `broker keygen > %s`", path, path)
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("the ring of sealing keys %s may not be read: give it to the user that the broker runs as", path)
+	case err != nil:
+		return nil, fmt.Errorf("the ring of sealing keys: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	data, err := io.ReadAll(io.LimitReader(file, ringMaxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("the ring of sealing keys: %w", err)
+	}
+	return data, nil
+}
+
+func parseRingFile(path string, data []byte) (*Ring, error) {
+	if len(data) == 0 {
+		return nil, fmt.Errorf("the ring of sealing keys %s is empty: make it with `broker keygen > %s`", path, path)
+	}
+	ring, err := ParseRing(data)
+	if err != nil {
+		return nil, fmt.Errorf("the ring of sealing keys %s: %w", path, err)
+	}
+	return ring, nil
+}
+
+// Path returns where the ring is.
+func (f *RingFile) Path() string { return f.path }
+
+// Current returns the ring in force.
+func (f *RingFile) Current() *Ring { return f.current.Load() }
+
+// Reload reads the file again and puts a changed ring in force once the same
+// was read twice in a row, because a file may be seen half written. It reports
+// whether another ring is now in force. On an error the old one stays, and each
+// later Reload returns the error again until the file is right. A changed names
+// key is an error: with it the names of all keys would change, and everything
+// in the store be lost from sight.
+func (f *RingFile) Reload() (changed bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	data, err := readRingFile(f.path)
+	if err != nil {
+		return false, err
+	}
+	digest := sha256.Sum256(data)
+	settled := digest == f.seen
+	f.seen = digest
+	if !settled || digest == f.loaded {
+		return false, nil
+	}
+	ring, err := parseRingFile(f.path, data)
+	if err != nil {
+		return false, err
+	}
+	if !ring.names.Equal(f.Current().names) {
+		return false, fmt.Errorf("the ring of sealing keys %s has another names key, under which nothing in the store would be found: put the old one back", f.path)
+	}
+	f.loaded = digest
+	f.current.Store(ring)
+	return true, nil
+}
+
+// Warning says what is to be said of the file's mode, if anything. It is no
+// error, because a file that Kubernetes mounts has a mode for everybody, in a
+// place of its own.
+func (f *RingFile) Warning() string {
+	info, err := os.Stat(f.path)
+	if err != nil || info.Mode().Perm()&0o007 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the ring of sealing keys %s is open to every user of this machine (mode %v): make it 0600, unless it is mounted where no other user gets", f.path, info.Mode().Perm())
+}
+
+// WriteRing writes the ring to a file with mode 0600, whole or not at all. An
+// existing file is replaced; of a symbolic link, the file that it leads to.
+func WriteRing(path string, ring *Ring) error {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	temp, err := os.CreateTemp(filepath.Dir(path), ".ring-*") // its mode is 0600
+	if err != nil {
+		return err
+	}
+	_, err = temp.Write(ring.Reveal())
+	err = errors.Join(err, temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(temp.Name())
+		return err
+	}
+	syncDirectory(filepath.Dir(path))
+	return nil
+}

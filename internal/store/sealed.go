@@ -1,0 +1,148 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"sync/atomic"
+	"time"
+)
+
+// sealedMark begins every envelope and says of which kind it is.
+const sealedMark = "TB1"
+
+// An envelope is the mark, the id of the key, and what the AEAD makes: nonce,
+// ciphertext and tag.
+const sealedHead = len(sealedMark) + ringIDSize
+
+// SealedOverhead is how many bytes sealing adds to a value.
+const SealedOverhead = sealedHead + 12 + 16
+
+// Sealed is a Store that seals the values of another one with AES-256-GCM:
+// who can read that store learns no value, and who can write it can take a value
+// away or bring back an older one of the same key, but not make one up, nor
+// pass one off under another key or number. Numbers, lifetimes, leases and the
+// lengths of values stay in sight; so do keys, which the caller hashes.
+//
+// A value that cannot be opened is a miss, the zero Entry, and is counted: its
+// key is not in the ring, or it is not what was put there. This is what lets
+// keys be changed without moving values. Such a value still holds its place: it
+// is replaced by a put with a higher number, which a fence always is, and a put
+// with a lower one is not applied. An entry without a value is a counter and
+// passes as it is.
+//
+// One key should seal no more than 2^32 values.
+type Sealed struct {
+	inner Store
+	rings *RingFile
+
+	notSealed, unknownKey, refused atomic.Uint64
+}
+
+var _ Store = (*Sealed)(nil)
+
+// Unopened counts the values that could not be opened, since the start.
+type Unopened struct {
+	// NotSealed were not in an envelope, or too short for one.
+	NotSealed uint64
+	// UnknownKey were sealed with a key that the ring does not have.
+	UnknownKey uint64
+	// Refused were altered, or moved to another key or number.
+	Refused uint64
+}
+
+// NewSealed returns a Store that keeps sealed in inner what is put in it, with
+// the ring that is in force at each call.
+func NewSealed(inner Store, rings *RingFile) *Sealed { return &Sealed{inner: inner, rings: rings} }
+
+// Unopened returns the counts as they stand.
+func (s *Sealed) Unopened() Unopened {
+	return Unopened{NotSealed: s.notSealed.Load(), UnknownKey: s.unknownKey.Load(), Refused: s.refused.Load()}
+}
+
+// Get implements Store.
+func (s *Sealed) Get(ctx context.Context, keys ...string) ([]Entry, error) {
+	entries, err := s.inner.Get(ctx, keys...)
+	if err != nil {
+		return nil, err
+	}
+	ring := s.rings.Current()
+	for i, entry := range entries {
+		if len(entry.Value) > 0 {
+			entries[i] = s.open(ring, keys[i], entry)
+		}
+	}
+	return entries, nil
+}
+
+// Apply implements Store. A value is too large if it is so with SealedOverhead.
+func (s *Sealed) Apply(ctx context.Context, change Change) ([]bool, error) {
+	ring := s.rings.Current()
+	puts := make([]Put, len(change.Puts))
+	for i, put := range change.Puts {
+		put.Value = ring.seal(put.Key, put.Number, put.Value)
+		puts[i] = put
+	}
+	return s.inner.Apply(ctx, Change{Puts: puts, Release: change.Release})
+}
+
+// Acquire implements Store.
+func (s *Sealed) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
+	return s.inner.Acquire(ctx, claim)
+}
+
+// Renew implements Store.
+func (s *Sealed) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
+	return s.inner.Renew(ctx, lease, ttl)
+}
+
+// Raise implements Store.
+func (s *Sealed) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+	return s.inner.Raise(ctx, key, floor, by)
+}
+
+// Subscribe implements Store.
+func (s *Sealed) Subscribe(ctx context.Context) <-chan string { return s.inner.Subscribe(ctx) }
+
+// Close implements Store. It closes the inner store.
+func (s *Sealed) Close() error { return s.inner.Close() }
+
+// open returns the entry with its value opened, in the memory of the envelope.
+func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
+	head, found := bytes.CutPrefix(entry.Value, []byte(sealedMark))
+	if !found || len(entry.Value) < SealedOverhead {
+		s.notSealed.Add(1)
+		return Entry{}
+	}
+	id := ringID(head[:ringIDSize])
+	with, there := ring.keys[id]
+	if !there {
+		s.unknownKey.Add(1)
+		return Entry{}
+	}
+	sealed := head[ringIDSize:]
+	value, err := with.aead.Open(sealed[:0], nil, sealed, sealedContext(id, key, entry.Number))
+	if err != nil {
+		s.refused.Add(1)
+		return Entry{}
+	}
+	entry.Value = value
+	return entry
+}
+
+func (r *Ring) seal(key string, number uint64, value []byte) []byte {
+	envelope := make([]byte, 0, len(value)+SealedOverhead)
+	envelope = append(envelope, sealedMark...)
+	envelope = append(envelope, r.primary[:]...)
+	return r.keys[r.primary].aead.Seal(envelope, nil, value, sealedContext(r.primary, key, number)) //nolint:gosec // this AEAD draws its nonce itself
+}
+
+// sealedContext is what a value is bound to beside its key: it opens only with
+// the same. The length keeps key and number apart.
+func sealedContext(id ringID, key string, number uint64) []byte {
+	data := make([]byte, 0, ringIDSize+4+len(key)+8)
+	data = append(data, id[:]...)
+	data = binary.BigEndian.AppendUint32(data, uint32(len(key))) //nolint:gosec // stores refuse longer keys than MaxKey
+	data = append(data, key...)
+	return binary.BigEndian.AppendUint64(data, number)
+}

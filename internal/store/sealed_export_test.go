@@ -1,0 +1,22 @@
+package store
+
+import "testing"
+
+// WithInner is the sealed store over another inner one.
+func WithInner(s *Sealed, inner Store) *Sealed { return NewSealed(inner, s.rings) }
+
+// Inner is what the store seals in.
+func Inner(s *Sealed) Store { return s.inner }
+
+func BenchmarkSealAndOpen(b *testing.B) {
+	ring := GenerateRing()
+	s := &Sealed{}
+	value := make([]byte, 2048)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(value)))
+	for b.Loop() {
+		if e := s.open(ring, "tb{client}key", Entry{Number: 1, Value: ring.seal("tb{client}key", 1, value)}); e.Number != 1 {
+			b.Fatal("not opened")
+		}
+	}
+}

@@ -1,0 +1,379 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/storetest"
+)
+
+const canaryValue = "canary-7f3a-token"
+
+func TestSealedMemory(t *testing.T) {
+	storetest.Run(t, storetest.Harness{
+		Open: func(t *testing.T) store.Store {
+			return store.NewSealed(store.NewMemory(store.MemoryConfig{}), openRing(t, store.GenerateRing()))
+		},
+		Advance: time.Sleep,
+		Bubble:  true,
+	})
+}
+
+func TestSealedBolt(t *testing.T) {
+	storetest.Run(t, storetest.Harness{
+		Open: func(t *testing.T) store.Store {
+			return store.NewSealed(openBolt(t, store.BoltConfig{Path: boltPath(t)}), openRing(t, store.GenerateRing()))
+		},
+		Advance: time.Sleep,
+		Bubble:  true,
+	})
+}
+
+// sealedPair is a sealed store and what it seals in.
+func sealedPair(t testing.TB) (sealed *store.Sealed, inner *store.Memory) {
+	t.Helper()
+	inner = store.NewMemory(store.MemoryConfig{})
+	return store.NewSealed(inner, openRing(t, store.GenerateRing())), inner
+}
+
+func mustApply(t testing.TB, s store.Store, key string, number uint64, value []byte) {
+	t.Helper()
+	applied, err := s.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: number, Value: value}}})
+	if err != nil || !applied[0] {
+		t.Fatalf("applied %v, %v", applied, err)
+	}
+}
+
+func mustGet(t testing.TB, s store.Store, key string) store.Entry {
+	t.Helper()
+	entries, err := s.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entries[0]
+}
+
+func isMiss(entry store.Entry) bool { return entry.Number == 0 && entry.Value == nil && entry.TTL == 0 }
+
+func TestSealedValueIsNotReadableInside(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	mustApply(t, sealed, "key", 1, []byte(canaryValue))
+	mustApply(t, sealed, "twin", 1, []byte(canaryValue))
+	envelope := mustGet(t, inner, "key").Value
+	if bytes.Contains(envelope, []byte(canaryValue)) || len(envelope) != len(canaryValue)+store.SealedOverhead {
+		t.Errorf("the store holds %q", envelope)
+	}
+	if twin := mustGet(t, inner, "twin").Value; bytes.Equal(twin[7:], envelope[7:]) {
+		t.Error("equal values are sealed alike")
+	}
+	if got := mustGet(t, sealed, "key"); string(got.Value) != canaryValue || got.Number != 1 {
+		t.Errorf("opened as %d %q", got.Number, got.Value)
+	}
+	if counts := sealed.Unopened(); counts != (store.Unopened{}) {
+		t.Errorf("counted %+v", counts)
+	}
+}
+
+// Each case is something that one who can write to the store may try. The keys
+// are of one length, so that it takes more than the length to tell them apart.
+func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	mustApply(t, sealed, "key", 5, []byte(canaryValue))
+	envelope := func() []byte { return mustGet(t, inner, "key").Value }
+	altered := func(at int) []byte {
+		value := envelope()
+		value[(at+len(value))%len(value)] ^= 1
+		return value
+	}
+	foreign := store.NewSealed(store.NewMemory(store.MemoryConfig{}), openRing(t, store.GenerateRing()))
+	cases := map[string]struct {
+		key    string
+		number uint64
+		value  []byte
+		want   store.Unopened
+	}{
+		"under another key":              {"one", 5, envelope(), store.Unopened{Refused: 1}},
+		"with a higher number":           {"key", 6, envelope(), store.Unopened{Refused: 1}},
+		"with a lower number":            {"key", 4, envelope(), store.Unopened{Refused: 1}},
+		"under a longer key":             {"key\x00", 5, envelope(), store.Unopened{Refused: 1}},
+		"with another nonce":             {"key", 5, altered(7), store.Unopened{Refused: 1}},
+		"with another byte":              {"key", 5, altered(20), store.Unopened{Refused: 1}},
+		"with another tag":               {"key", 5, altered(-1), store.Unopened{Refused: 1}},
+		"cut by a byte":                  {"key", 5, envelope()[:len(envelope())-1], store.Unopened{Refused: 1}},
+		"with a byte more":               {"key", 5, append(envelope(), 0), store.Unopened{Refused: 1}},
+		"with the id of another key":     {"key", 5, altered(3), store.Unopened{UnknownKey: 1}},
+		"sealed with a key of their own": {"key", 5, foreignEnvelope(t, foreign, "key", 5), store.Unopened{UnknownKey: 1}},
+		"of another kind":                {"key", 5, altered(2), store.Unopened{NotSealed: 1}},
+		"cut to its head":                {"key", 5, envelope()[:7], store.Unopened{NotSealed: 1}},
+		"cut to less than a tag":         {"key", 5, envelope()[:store.SealedOverhead-1], store.Unopened{NotSealed: 1}},
+		"not sealed":                     {"key", 5, []byte(canaryValue + canaryValue + canaryValue), store.Unopened{NotSealed: 1}},
+		"one byte":                       {"key", 5, []byte("T"), store.Unopened{NotSealed: 1}},
+	}
+	const floor = 16
+	if len(cases) < floor {
+		t.Fatalf("%d cases, expected at least %d", len(cases), floor)
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			raw := store.NewMemory(store.MemoryConfig{})
+			victim := store.WithInner(sealed, raw)
+			mustApply(t, raw, c.key, c.number, c.value)
+			if got := mustGet(t, victim, c.key); !isMiss(got) {
+				t.Errorf("opened as %+v", got)
+			}
+			if counts := victim.Unopened(); counts != c.want {
+				t.Errorf("counted %+v, want %+v", counts, c.want)
+			}
+		})
+	}
+	if got := mustGet(t, sealed, "key"); string(got.Value) != canaryValue {
+		t.Errorf("the value itself no longer opens: %+v", got)
+	}
+}
+
+func foreignEnvelope(t *testing.T, foreign *store.Sealed, key string, number uint64) []byte {
+	t.Helper()
+	mustApply(t, foreign, key, number, []byte(canaryValue))
+	return mustGet(t, store.Inner(foreign), key).Value
+}
+
+// A miss in the middle leaves its neighbours alone.
+func TestWhatCannotBeOpenedIsAMissAmongOthers(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	mustApply(t, sealed, "a", 1, []byte("value a"))
+	mustApply(t, inner, "b", 1, []byte("not sealed, but long enough for an envelope"))
+	if _, err := sealed.Raise(t.Context(), "c", 3, 0); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := sealed.Get(t.Context(), "a", "b", "c", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(entries[0].Value) != "value a" || !isMiss(entries[1]) || entries[2].Number != 3 || string(entries[3].Value) != "value a" {
+		t.Errorf("got %+v", entries)
+	}
+}
+
+// Something that cannot be opened holds its place until something newer comes,
+// and the next fence is newer.
+func TestWhatCannotBeOpenedIsOverwrittenByTheNextFence(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	for _, owner := range []string{"a", "b"} {
+		lease, acquired, err := sealed.Acquire(t.Context(), store.Claim{Key: "lease", Owner: owner, Counter: "fences", TTL: time.Hour})
+		if err != nil || !acquired {
+			t.Fatal(acquired, err)
+		}
+		puts := []store.Put{{Key: "key", Number: lease.Fence, Value: []byte("value of " + owner)}}
+		into := store.Store(inner) // the first is not sealed
+		if owner == "b" {
+			into = sealed
+			if applied, err := sealed.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: "key", Number: lease.Fence - 1}}}); err != nil || applied[0] {
+				t.Errorf("a put that is not newer was applied: %v, %v", applied, err)
+			}
+		}
+		if _, err := into.Apply(t.Context(), store.Change{Puts: puts, Release: lease}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := mustGet(t, sealed, "key"); string(got.Value) != "value of b" {
+		t.Errorf("holds %+v", got)
+	}
+}
+
+func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	largest := bytes.Repeat([]byte("v"), store.MaxValue-store.SealedOverhead)
+	mustApply(t, sealed, "key", 1, largest)
+	if got := mustGet(t, sealed, "key"); len(got.Value) != len(largest) {
+		t.Errorf("the largest value came back with %d bytes", len(got.Value))
+	}
+	_, err := sealed.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: "other", Number: 1, Value: append(largest, 0)}}})
+	if err == nil || !strings.Contains(err.Error(), "at most 1048576 are allowed") {
+		t.Errorf("a value one byte too large: %v", err)
+	}
+	if got := mustGet(t, inner, "other"); !isMiss(got) {
+		t.Error("it was put")
+	}
+}
+
+func TestSealedBoltFileShowsNoValue(t *testing.T) {
+	path := boltPath(t)
+	bolt := openBolt(t, store.BoltConfig{Path: path})
+	sealed := store.NewSealed(bolt, openRing(t, store.GenerateRing()))
+	for i := range uint64(200) {
+		mustApply(t, sealed, fmt.Sprint("key ", i%50), i+1, []byte(strings.Repeat(canaryValue, 20)))
+	}
+	contains := func() bool {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Contains(data, []byte(canaryValue))
+	}
+	if contains() {
+		t.Error("the file shows a value")
+	}
+	mustApply(t, bolt, "bare", 1, []byte(canaryValue))
+	if !contains() {
+		t.Error("a bare value is not found: the test does not test what it should")
+	}
+}
+
+// Replicas that read the ring at different times share a store while its key is
+// changed.
+func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
+	ring := store.GenerateRing()
+	inner := store.NewMemory(store.MemoryConfig{})
+	files := []*store.RingFile{openRing(t, ring), openRing(t, ring)}
+	var replicas []*store.Sealed
+	for _, file := range files {
+		replicas = append(replicas, store.NewSealed(inner, file))
+	}
+	const keys = 20
+	ctx, stop := context.WithCancel(t.Context())
+	var load sync.WaitGroup
+	defer load.Wait()
+	defer stop()
+	var written [keys]atomic.Uint64
+	for key := range keys {
+		load.Go(func() {
+			for number := uint64(1); ctx.Err() == nil; number++ {
+				mustApply(t, replicas[number%2], fmt.Sprint("key ", key), number, []byte(fmt.Sprint("value ", number)))
+				written[key].Store(number)
+			}
+		})
+	}
+	for reader := range 2 {
+		load.Go(func() {
+			for key := 0; ctx.Err() == nil; key = (key + 1) % keys {
+				least := written[key].Load()
+				got := mustGet(t, replicas[reader%2], fmt.Sprint("key ", key))
+				if got.Number < least || got.Number > 0 && string(got.Value) != fmt.Sprint("value ", got.Number) {
+					t.Errorf("after %d was written: %+v", least, got)
+					return
+				}
+			}
+		})
+	}
+	rewritten := func() { // every key, by writers that began after the call
+		for key := range keys {
+			for least := written[key].Load() + 2; written[key].Load() < least && !t.Failed(); {
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}
+	spread := func(ring *store.Ring) {
+		for _, file := range files {
+			writeRing(t, file.Path(), ring)
+			reload(t, file)
+			rewritten() // meanwhile the others have the ring before this
+		}
+	}
+	for range more(1, 20) {
+		old := ring.Primary()
+		var id string
+		var err error
+		ring, id = ring.Add()
+		spread(ring)
+		if ring, err = ring.Promote(id); err != nil {
+			t.Fatal(err)
+		}
+		spread(ring)
+		rewritten()
+		if ring, err = ring.Drop(old); err != nil {
+			t.Fatal(err)
+		}
+		spread(ring)
+	}
+	for i, replica := range replicas {
+		if counts := replica.Unopened(); counts != (store.Unopened{}) {
+			t.Errorf("replica %d could not open %+v", i, counts)
+		}
+	}
+}
+
+// Why a key is added before it seals: who has not read it misses what it sealed.
+func TestKeyThatAReplicaHasNotReadIsAMissThere(t *testing.T) {
+	ring := store.GenerateRing()
+	next, id := ring.Add()
+	promoted, err := next.Promote(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := store.NewMemory(store.MemoryConfig{})
+	hasty, late := store.NewSealed(inner, openRing(t, promoted)), store.NewSealed(inner, openRing(t, ring))
+	mustApply(t, hasty, "key", 1, []byte(canaryValue))
+	if got := mustGet(t, late, "key"); !isMiss(got) || late.Unopened() != (store.Unopened{UnknownKey: 1}) {
+		t.Errorf("got %+v, counted %+v", got, late.Unopened())
+	}
+	mustApply(t, late, "other", 1, []byte(canaryValue))
+	if got := mustGet(t, hasty, "other"); string(got.Value) != canaryValue {
+		t.Errorf("what the old key sealed no longer opens: %+v", got)
+	}
+}
+
+// The primary seals, whichever other keys there are.
+func TestThePrimarySeals(t *testing.T) {
+	ring := store.GenerateRing()
+	for range 4 {
+		ring, _ = ring.Add()
+	}
+	for _, id := range ring.IDs() {
+		if id != ring.Primary() {
+			promoted, err := ring.Promote(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ring = promoted
+		}
+		inner := store.NewMemory(store.MemoryConfig{})
+		mustApply(t, store.NewSealed(inner, openRing(t, ring)), "key", 1, []byte(canaryValue))
+		if envelope := mustGet(t, inner, "key").Value; fmt.Sprintf("%x", envelope[3:7]) != id {
+			t.Errorf("sealed with %x, the primary is %s", envelope[3:7], id)
+		}
+	}
+}
+
+func TestSealedPassesErrorsOn(t *testing.T) {
+	sealed, _ := sealedPair(t)
+	closeStore(t, sealed)
+	if _, err := sealed.Get(t.Context(), "key"); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("Get: %v", err)
+	}
+	if _, err := sealed.Apply(t.Context(), store.Change{}); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("Apply: %v", err)
+	}
+}
+
+func FuzzOpenEnvelope(f *testing.F) {
+	sealed, inner := sealedPair(f)
+	mustApply(f, sealed, "key", 5, []byte(canaryValue))
+	envelope := mustGet(f, inner, "key").Value
+	for _, seed := range [][]byte{envelope, envelope[:len(envelope)-1], envelope[:7], append(bytes.Clone(envelope), 0), []byte("TB1"), []byte("TB1aaaabbbbbbbbbbbbcccccccccccccccc"), {0}} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, value []byte) {
+		if len(value) == 0 {
+			return // a counter
+		}
+		raw := store.NewMemory(store.MemoryConfig{})
+		victim := store.WithInner(sealed, raw)
+		mustApply(t, raw, "key", 5, value)
+		got := mustGet(t, victim, "key")
+		if want := bytes.Equal(value, envelope); want != !isMiss(got) {
+			t.Errorf("%x opened as %+v", value, got)
+		}
+		if counts := victim.Unopened(); isMiss(got) && counts.NotSealed+counts.Refused+counts.UnknownKey != 1 {
+			t.Errorf("counted %+v", counts)
+		}
+	})
+}
