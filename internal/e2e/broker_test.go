@@ -13,6 +13,7 @@ import (
 // broker is a running "broker serve".
 type broker struct {
 	grpc, ops string // addresses
+	file      string // its configuration
 	process   *process
 }
 
@@ -20,14 +21,32 @@ type broker struct {
 // listen, and waits until it is ready.
 func startBroker(t *testing.T, config string) *broker {
 	t.Helper()
+	b := newBroker(t, config)
+	b.launch(t, "broker")
+	b.await(t)
+	return b
+}
+
+func newBroker(t *testing.T, config string) *broker {
+	t.Helper()
 	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
 	listen := fmt.Sprintf("listen: {grpc: %q, ops: %q}\n", b.grpc, b.ops)
-	file := writeFile(t, "broker.yaml", listen+config)
-	b.process = start(t, filepath.Dir(file), nil, "broker", "serve", "--config", file)
-	client := &http.Client{Timeout: patience}
-	t.Cleanup(client.CloseIdleConnections)
-	b.process.ready(t, func() bool { return answers(t, client, "http://"+b.ops+"/readyz") })
+	b.file = writeFile(t, "broker.yaml", listen+config)
 	return b
+}
+
+// launch starts the process, or starts it again, and does not wait for it.
+func (b *broker) launch(t *testing.T, binary string, env ...string) {
+	t.Helper()
+	b.process = start(t, filepath.Dir(b.file), env, binary, "serve", "--config", b.file)
+}
+
+// await waits until the broker is ready.
+func (b *broker) await(t *testing.T) {
+	t.Helper()
+	client := &http.Client{Timeout: patience}
+	defer client.CloseIdleConnections()
+	b.process.ready(t, func() bool { return answers(t, client, "http://"+b.ops+"/readyz") })
 }
 
 // command is the broker's command line, pointed at this broker.

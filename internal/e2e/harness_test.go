@@ -67,9 +67,12 @@ func need(t *testing.T, peer string) {
 	case "node":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install nodejs npm (version 20 or later)"
-	case "grpcurl":
+	case "redis-server":
 		_, err = exec.LookPath(peer)
-		install = "make test, which builds bin/tools/grpcurl"
+		install = "apt-get install redis-server"
+	case "deploycheck", "grpcurl":
+		_, err = exec.LookPath(peer)
+		install = "make test, which builds bin/tools/" + peer
 	default:
 		t.Fatalf("the harness does not know the peer %s", peer)
 	}
@@ -83,6 +86,10 @@ func need(t *testing.T, peer string) {
 	t.Skip(message)
 }
 
+// portsGiven are never given twice: a fleet asks for many before its processes
+// take them.
+var portsGiven sync.Map
+
 // freePort returns a port that nobody uses. It is below the range from which
 // Linux takes the ports of outgoing connections, so that none of those takes it
 // while a process that owns it restarts.
@@ -90,6 +97,9 @@ func freePort(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
+		if _, given := portsGiven.LoadOrStore(port, true); given {
+			continue
+		}
 		listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			continue
@@ -162,6 +172,15 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// last returns the end of what was printed, some bytes long.
+func (o *output) last(size int) string {
+	text := o.String()
+	if len(text) <= size {
+		return text
+	}
+	return "...\n" + text[len(text)-size:]
+}
+
 // process is a server that runs while a test runs.
 type process struct {
 	name   string
@@ -189,7 +208,7 @@ func start(t *testing.T, dir string, env []string, name string, args ...string) 
 	t.Cleanup(func() {
 		p.stop(t, os.Kill)
 		if t.Failed() {
-			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", name, p.cmd.Process.Pid, p.cmd.ProcessState, p.output)
+			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", name, p.cmd.Process.Pid, p.cmd.ProcessState, p.output.last(16<<10))
 		}
 	})
 	return p

@@ -1,0 +1,104 @@
+package e2e_test
+
+import (
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// What docker-compose.yaml describes, as plain processes: the same commands, the
+// same configuration, the secrets that its init makes; only where things are is
+// another place.
+func TestTheCompositionWorks(t *testing.T) {
+	t.Parallel()
+	need(t, "redis-server")
+	c := readComposition(t)
+	secrets := t.TempDir()
+	makeSecrets(t, secrets)
+	redis := c.runRedis(t, secrets)
+	idp := c.runIDP(t, secrets)
+	here := strings.NewReplacer("redis:6379", redis, "http://idp:9000", "http://"+idp)
+	var brokers []*broker
+	for _, name := range c.brokers() {
+		brokers = append(brokers, c.runBroker(t, name, secrets, here))
+	}
+
+	first := brokers[0].get(t, "orders-api")
+	second := brokers[1].get(t, "orders-api")
+	if first.Source != "fetched" || second.Source != "shared" || first.AccessToken != second.AccessToken {
+		t.Errorf("the first broker's token is %s, the second's %s; the same: %v", first.Source, second.Source, first.AccessToken == second.AccessToken)
+	}
+	brokers[1].mustVerify(t, "a token that the other broker fetched", first.AccessToken, active, "--audience", "https://orders.example.com")
+	if got := brokers[1].get(t, "billing-api"); got.Source != "fetched" {
+		t.Errorf("the other client's token is %s", got.Source)
+	}
+	for _, b := range brokers {
+		if res := b.run(t, "healthcheck"); res.code != 0 {
+			t.Errorf("healthcheck: %v", res)
+		}
+		if code := b.process.stop(t, syscall.SIGTERM); code != 0 {
+			t.Errorf("exit code %d after SIGTERM", code)
+		}
+	}
+}
+
+// runRedis runs the Redis of the composition and returns its address.
+func (c composition) runRedis(t *testing.T, secrets string) string {
+	t.Helper()
+	service, address, dir := c.Services["redis"], freeAddress(t), t.TempDir()
+	args := slices.Clone(service.Command)
+	for i, arg := range args {
+		switch {
+		case i > 0 && args[i-1] == "--dir":
+			args[i] = dir
+		case strings.HasPrefix(arg, "/"):
+			args[i] = filepath.Join(secrets, c.initFile("redis", arg))
+		}
+	}
+	_, port, _ := net.SplitHostPort(address)
+	p := start(t, dir, nil, service.Entrypoint[0], append(args, "--bind", "127.0.0.1", "--port", port)...)
+	p.ready(t, func() bool {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+		return err == nil && conn.Close() == nil
+	})
+	return address
+}
+
+// runIDP runs the sample IdP of the composition and returns its address.
+func (c composition) runIDP(t *testing.T, secrets string) string {
+	t.Helper()
+	address := freeAddress(t)
+	args := slices.Clone(c.Services["idp"].Command)
+	for i := range args {
+		args[i] = strings.NewReplacer(":9000", address, "http://idp:9000", "http://"+address).Replace(args[i])
+	}
+	if at := slices.Index(args, "--secrets"); at >= 0 {
+		// A folder: where init puts any file that is in it.
+		args[at+1] = filepath.Dir(filepath.Join(secrets, c.initFile("idp", args[at+1]+"/any")))
+	}
+	p := start(t, t.TempDir(), nil, "broker", args...)
+	client := &http.Client{Timeout: patience}
+	t.Cleanup(client.CloseIdleConnections)
+	p.ready(t, func() bool { return answers(t, client, "http://"+address+"/.well-known/openid-configuration") })
+	return address
+}
+
+// runBroker runs a broker of the composition with its configuration, in which
+// here puts the other services' addresses.
+func (c composition) runBroker(t *testing.T, name, secrets string, here *strings.Replacer) *broker {
+	t.Helper()
+	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
+	text := here.Replace(readText(t, c.configuration(t, name)))
+	text = strings.NewReplacer(`":8443"`, `"`+b.grpc+`"`, `":9090"`, `"`+b.ops+`"`).Replace(text)
+	for _, path := range fileReferences(text) {
+		text = strings.ReplaceAll(text, "file:"+path, "file:"+filepath.Join(secrets, c.initFile(name, path)))
+	}
+	b.file = writeFile(t, "broker.yaml", text)
+	b.launch(t, "broker")
+	b.await(t)
+	return b
+}
