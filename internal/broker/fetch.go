@@ -244,8 +244,8 @@ func (b *Broker) failed(e *entry, version string, err error, probing bool, fence
 		fallthrough
 	case class == idp.Throttled:
 		place, key = &c.trouble, c.keys.trouble
-		c.prove("", now, fence)
-		puts = append(puts, store.Put{Key: c.keys.proof, Number: fence, TTL: proofLasts})
+		c.prove(noProof, now, fence)
+		puts = append(puts, store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofLasts})
 	case class == idp.Transient && probing:
 		// Those who waited for the probe must not all try in turn.
 		pause := &trouble{class: class, err: next.err, fence: fence, until: now.Add(probePause)}

@@ -91,6 +91,10 @@ func (c *client) provenNow(version string) bool {
 	return c.proven == version && time.Now().Before(c.provenUntil)
 }
 
+// noProof is what the fleet is told where a secret was refused. It is no
+// version.
+const noProof = "-"
+
 // prove notes that a version obtained a token in a fetch of this fence, or with
 // an empty version that one was refused.
 func (c *client) prove(version string, until time.Time, fence uint64) {
@@ -103,7 +107,7 @@ func (c *client) prove(version string, until time.Time, fence uint64) {
 func (c *client) sawProof(found store.Entry, asked time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if found.Number > c.provenBy {
+	if len(found.Value) > 0 && found.Number > c.provenBy {
 		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL), found.Number
 	}
 }

@@ -194,8 +194,8 @@ func (b *Broker) write(change store.Change) (newest bool) {
 // Replicas ignore troubles of other forms.
 const storedTroubleForm = 1
 
-// storedTrouble is a trouble as replicas share it. An empty value says that the
-// trouble is over.
+// storedTrouble is a trouble as replicas share it, or the end of one. An empty
+// value would not do for that: it is the one value that is not sealed.
 type storedTrouble struct {
 	Form          int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
 	Code          Code              `json:"code"`
@@ -205,39 +205,42 @@ type storedTrouble struct {
 	Class         idp.Class         `json:"class"`
 	Tries         int               `json:"tries"`
 	SecretVersion string            `json:"with,omitempty"`
+	Over          bool              `json:"over,omitempty"` // all else means nothing
 }
 
 // put is the trouble for the store. What is left of its lifetime there beyond
 // troubleMemory is what is left of the trouble.
 func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
-	value, err := json.Marshal(storedTrouble{
+	value := storedTrouble{
 		Form: storedTroubleForm,
 		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
 		Class: t.class, Tries: t.tries, SecretVersion: t.secretVersion,
-	})
+	}
+	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + troubleMemory}
+}
+
+func (s storedTrouble) bytes() []byte {
+	data, err := json.Marshal(s)
 	if err != nil {
 		panic("broker: strings and numbers that JSON cannot hold")
 	}
-	return store.Put{Key: key, Number: fence, Value: value, TTL: max(t.until.Sub(now), 0) + troubleMemory}
+	return data
 }
 
 // over is the end of a trouble for the store. It stays for as long as somebody
 // might come with an older trouble.
 func over(key string, fence uint64) store.Put {
-	return store.Put{Key: key, Number: fence, TTL: FlightTimeout}
+	return store.Put{Key: key, Number: fence, Value: storedTrouble{Form: storedTroubleForm, Over: true}.bytes(), TTL: FlightTimeout}
 }
 
 // sawTrouble adopts a trouble, or the end of one, that is newer.
 func sawTrouble(place *troublePlace, found store.Entry, asked time.Time) {
-	if found.Number == 0 {
-		return
-	}
-	if len(found.Value) == 0 {
-		place.lift(found.Number)
-		return
-	}
 	var s storedTrouble
-	if json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
+	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
+		return
+	}
+	if s.Over {
+		place.lift(found.Number)
 		return
 	}
 	place.raise(&trouble{

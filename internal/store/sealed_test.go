@@ -267,7 +267,7 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 	rewritten := func() { // every key, by writers that began after the call
 		for key := range keys {
 			for least := written[key].Load() + 2; written[key].Load() < least && !t.Failed(); {
-				time.Sleep(time.Millisecond)
+				<-time.After(time.Millisecond)
 			}
 		}
 	}
