@@ -12,6 +12,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -68,35 +70,113 @@ func TestMedianLeavesItsValuesInOrder(t *testing.T) {
 }
 
 func TestTheRatioIsTheMedianOverRounds(t *testing.T) {
-	c := &contest{name: caseGet, echo: []sample{{cpu: 10}, {cpu: 40}, {cpu: 20}}, broker: []sample{{cpu: 11}, {cpu: 60}, {cpu: 24}}}
-	if text := table([]*contest{c}); !strings.Contains(text, "1.20 (rounds: 1.10 to 1.50)") {
+	c := &contest{label: caseGet, echo: []sample{{cpu: 10}, {cpu: 40}, {cpu: 20}}, broker: []sample{{cpu: 11}, {cpu: 60}, {cpu: 24}}}
+	if text := table(c); !strings.Contains(text, "1.20 (rounds: 1.10 to 1.50)") {
 		t.Error(text)
 	}
 }
 
 func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
-	config, err := app.ParseConfig("bench", []byte(brokerConfig("127.0.0.1:1", "http://127.0.0.1:2", "/secrets", 3)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(config.Clients) != 3 || config.Clients[clientName(2)].ClientID != clientName(2) {
-		t.Errorf("clients: %+v", config.Clients)
-	}
-}
-
-func TestATokenHasAbout900Bytes(t *testing.T) {
-	idp, err := startProvider(t.Context(), t.TempDir())
+	idp, err := startProvider(t.Context(), t.TempDir(), "EdDSA", clients(4))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer idp.close()
+	for _, with := range []setting{
+		{idp: idp, clients: 3},
+		{idp: idp, clients: 3, profiled: true, redis: &redisServer{address: "127.0.0.1:3", ring: "/ring.json"}},
+	} {
+		config, err := app.ParseConfig("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(config.Clients) != 3 || config.Clients[clientName(2)].ClientID != clientName(2) {
+			t.Errorf("clients: %+v", config.Clients)
+		}
+		if config.Server.Pprof != with.profiled || (config.Store.Redis != nil) != (with.redis != nil) {
+			t.Errorf("server %+v, store %+v", config.Server, config.Store)
+		}
+	}
+}
+
+func TestATokenHasAbout900Bytes(t *testing.T) {
+	single, err := startProvider(t.Context(), t.TempDir(), "RS256", clients(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer single.close()
+	many, err := questionProvider(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer many.close()
 	now := time.Now().Unix()
-	token := idp.Mint(map[string]any{
-		"iss": idp.Issuer(), "sub": clientName(0), "client_id": clientName(0), "aud": audience,
-		"iat": now, "exp": now + 3600, "jti": rand.Text(), "scope": "read write",
+	for _, of := range []struct {
+		idp                     *provider
+		client, audience, scope string
+	}{
+		{single, clientName(0), audience, "read write"},
+		{many, questioner, questionAudience(7), questionScope(7)},
+	} {
+		token := of.idp.Mint(map[string]any{
+			"iss": of.idp.Issuer(), "sub": of.client, "client_id": of.client, "aud": of.audience,
+			"iat": now, "exp": now + 3600, "jti": rand.Text(), "scope": of.scope,
+		})
+		if n := len(token.Reveal()); n < 850 || n > 950 {
+			t.Errorf("%.20s: %d bytes", of.client, n)
+		}
+	}
+}
+
+func TestQuestionsAreDistinctAndCanBeAsked(t *testing.T) {
+	seen := map[string]bool{}
+	for i := range maxQuestions {
+		q := question(questioner, i)
+		seen[q.GetAudience()+" "+q.GetScopes()[0]] = true
+	}
+	if len(seen) != maxQuestions {
+		t.Errorf("%d of %d are distinct", len(seen), maxQuestions)
+	}
+	if n := len(questioner); n > 128 {
+		t.Errorf("the client's name has %d bytes, more than a broker takes", n)
+	}
+}
+
+func TestOptionsOutOfBoundsAreRefused(t *testing.T) {
+	if o, err := parseOptions(nil); err != nil || o != (options{5, 3 * time.Second, 20, 100_000}) {
+		t.Errorf("without flags: %+v, %v", o, err)
+	}
+	for _, args := range [][]string{
+		{"-rounds", "0"}, {"-rounds", "101"}, {"-seconds", "0.01"}, {"-replicas", "0"}, {"-replicas", "101"},
+		{"-questions", "0"}, {"-questions", "160001"}, {"something"},
+	} {
+		if o, err := parseOptions(args); err == nil {
+			t.Errorf("%v: %+v", args, o)
+		}
+	}
+}
+
+func TestNumbersAreReadByTheirPrefix(t *testing.T) {
+	const text = "# Memory\r\nused_memory:1053736\r\nused_memory_human:1.00M\r\ntrips_total 1.5e+06\n"
+	for prefix, want := range map[string]float64{"used_memory:": 1053736, "trips_total ": 1.5e6} {
+		if got, err := parseNumber(text, prefix); err != nil || got != want {
+			t.Errorf("%s %v, %v, want %v", prefix, got, err, want)
+		}
+	}
+	for _, prefix := range []string{"used:", "used_memory_human:"} {
+		if got, err := parseNumber(text, prefix); err == nil {
+			t.Errorf("%s %v without an error", prefix, got)
+		}
+	}
+}
+
+func TestTripsCountBeyondThoseOfAnIdleBroker(t *testing.T) {
+	text := tripsOf(&contest{
+		echo:   []sample{{calls: 5000, trips: 1}, {calls: 5000, trips: 2}},
+		broker: []sample{{calls: 1000, trips: 2}, {calls: 1000, trips: 51}},
 	})
-	if n := len(token.Reveal()); n < 850 || n > 950 {
-		t.Errorf("%d bytes", n)
+	if !strings.Contains(text, "53 during 2000 hits, 3 in as much time without any; 0.02500 per hit") {
+		t.Error(text)
 	}
 }
 
@@ -123,12 +203,34 @@ func TestTheLoadCountsEveryCallAndEveryFailure(t *testing.T) {
 	server := &flaky{}
 	brokers := brokersOf(t, server)
 	const length = 50 * time.Millisecond
-	got := load(t.Context(), brokers, getToken(&tokenbrokerv1.GetTokenRequest{}), length)
+	got := load(t.Context(), brokers, getToken(anything), length)
 	calls := int(server.calls.Load())
 	if got.Calls != calls || got.Failed != calls/3 || calls < callers {
 		t.Errorf("%d calls and %d failures of %d", got.Calls, got.Failed, calls)
 	}
 	if !strings.Contains(got.Error, "on purpose") || got.Seconds < length.Seconds() || got.P50 <= 0 || got.P99 < got.P50 || got.Max < got.P99 {
+		t.Errorf("outcome: %+v", got)
+	}
+}
+
+func anything() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{} }
+
+func TestABurstCountsEveryCallAndEveryFailure(t *testing.T) {
+	server := &flaky{}
+	const each = 30
+	brokers, hangUp, err := dialAll(t.Context(), []string{serve(t, server), serve(t, server)}, each)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangUp()
+	got, err := atOnce(t.Context(), brokers, getToken(anything))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Calls != 2*each || got.Failed != 2*each/3 || !strings.Contains(got.Error, "on purpose") {
+		t.Errorf("%d calls and %d failures of %d", got.Calls, got.Failed, 2*each)
+	}
+	if got.P50 <= 0 || got.P99 < got.P50 || got.Max < got.P99 || got.CPU <= 0 || got.check("the burst") == nil {
 		t.Errorf("outcome: %+v", got)
 	}
 }
@@ -174,6 +276,7 @@ func serve(t *testing.T, service tokenbrokerv1.TokenBrokerServiceServer) (addres
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
+	healthpb.RegisterHealthServer(server, health.NewServer())
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, service)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)

@@ -11,44 +11,83 @@ import (
 // sample is one round of one case on one server. Times are in microseconds.
 type sample struct {
 	cpu, rate, p50, p99 float64 // cpu is per call, rate in calls per second
+	calls               int
+	// trips to Redis that the broker made meanwhile, whoever was driven.
+	trips float64
 }
 
 // contest is a case with the rounds of both servers, by round.
 type contest struct {
-	name         string
+	demand
+
+	label        string
+	server       *server // the broker
 	echo, broker []sample
+	// shared: the broker has a Redis, and its trips to it are counted.
+	shared bool
 }
 
-// compare drives the echo and the broker in turn.
-func (b *bench) compare(ctx context.Context, broker *server) (string, error) {
-	echo, err := b.startEcho(ctx, broker)
+// compare drives the echo and the broker in turn, and a broker with Redis.
+func (b *bench) compare(ctx context.Context) (string, error) {
+	contests, err := b.measureHits(ctx)
 	if err != nil {
 		return "", err
 	}
+	text := table(contests...)
+	if !hasRedis() {
+		return text + "GetToken, Redis: " + withoutRedis, nil
+	}
+	return text + tripsOf(contests[1]), nil
+}
+
+// measureHits plays the contests of the first client. The one with Redis is the
+// second; it is left out where there is no Redis.
+func (b *bench) measureHits(ctx context.Context) ([]*contest, error) {
+	get, verify := demand{name: caseGet, client: clientName(0)}, demand{name: caseVerify, client: clientName(0)}
+	contests := []*contest{
+		{demand: get, label: caseGet, server: b.broker},
+		{demand: verify, label: caseVerify, server: b.broker},
+	}
+	if !hasRedis() {
+		return contests, b.compete(ctx, contests...)
+	}
+	err := b.withRedis(ctx, setting{idp: b.idp, clients: 1}, func(broker *server, _ *redisServer) error {
+		contests = slices.Insert(contests, 1, &contest{demand: get, label: "GetToken, Redis", server: broker, shared: true})
+		return b.compete(ctx, contests...)
+	})
+	return contests, err
+}
+
+// compete plays the rounds of contests, all about the same client, between their
+// brokers and an echo of the first one.
+func (b *bench) compete(ctx context.Context, contests ...*contest) error {
+	echo, err := b.startEcho(ctx, contests[0].server, contests[0].client)
+	if err != nil {
+		return err
+	}
 	defer echo.stop()
-	contests := []*contest{{name: caseGet}, {name: caseVerify}}
 	for _, c := range contests { // warms both
-		for _, s := range []*server{echo, broker} {
-			if _, err := b.drive(ctx, s, c.name, clientName(0), min(b.length, time.Second)); err != nil {
-				return "", err
+		for _, s := range []*server{echo, c.server} {
+			if _, err := b.drive(ctx, s, c.demand, min(b.length, time.Second)); err != nil {
+				return err
 			}
 		}
 	}
 	for round := range b.rounds {
 		for _, c := range contests {
-			if err := b.playRound(ctx, c, round, echo, broker); err != nil {
-				return "", err
+			if err := b.playRound(ctx, c, round, echo); err != nil {
+				return err
 			}
 		}
 	}
-	return table(contests), nil
+	return nil
 }
 
 // playRound measures both servers. Neither always goes first.
-func (b *bench) playRound(ctx context.Context, c *contest, round int, echo, broker *server) error {
+func (b *bench) playRound(ctx context.Context, c *contest, round int, echo *server) error {
 	turns := []func() error{
-		func() error { return b.measure(ctx, echo, c.name, &c.echo) },
-		func() error { return b.measure(ctx, broker, c.name, &c.broker) },
+		func() error { return b.measure(ctx, echo, c, &c.echo) },
+		func() error { return b.measure(ctx, c.server, c, &c.broker) },
 	}
 	if round%2 == 1 {
 		slices.Reverse(turns)
@@ -61,53 +100,77 @@ func (b *bench) playRound(ctx context.Context, c *contest, round int, echo, brok
 	return nil
 }
 
-func (b *bench) measure(ctx context.Context, s *server, name string, samples *[]sample) error {
-	before, err := s.cpu()
+func (b *bench) measure(ctx context.Context, s *server, c *contest, samples *[]sample) error {
+	cpu, trips, err := c.read(ctx, s)
 	if err != nil {
 		return err
 	}
-	o, err := b.drive(ctx, s, name, clientName(0), b.length)
+	o, err := b.drive(ctx, s, c.demand, b.length)
 	if err != nil {
 		return err
 	}
-	after, err := s.cpu()
+	cpuAfter, tripsAfter, err := c.read(ctx, s)
 	if err != nil {
 		return err
 	}
 	*samples = append(*samples, sample{
-		cpu:  float64(after-before) / float64(time.Microsecond) / float64(o.Calls),
-		rate: float64(o.Calls) / o.Seconds,
-		p50:  o.P50,
-		p99:  o.P99,
+		cpu:   float64(cpuAfter-cpu) / float64(time.Microsecond) / float64(o.Calls),
+		rate:  float64(o.Calls) / o.Seconds,
+		p50:   o.P50,
+		p99:   o.P99,
+		calls: o.Calls,
+		trips: tripsAfter - trips,
 	})
 	return nil
 }
 
-func table(contests []*contest) string {
+// read returns the CPU time of s so far, and the trips of the broker.
+func (c *contest) read(ctx context.Context, s *server) (cpu time.Duration, trips float64, err error) {
+	if c.shared {
+		if trips, err = c.server.trips(ctx); err != nil {
+			return 0, 0, err
+		}
+	}
+	cpu, err = s.cpu()
+	return cpu, trips, err
+}
+
+func table(contests ...*contest) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "%-12s %-7s %12s %9s %8s %8s  %s\n", "case", "server", "CPU us/call", "calls/s", "p50 us", "p99 us", "CPU ratio to echo")
+	fmt.Fprintf(&text, "%-18s %-7s %12s %9s %8s %8s  %s\n", "case", "server", "CPU us/call", "calls/s", "p50 us", "p99 us", "CPU ratio to echo")
 	for _, c := range contests {
-		text.WriteString(row(c.name, "echo", c.echo) + "  1.00\n")
+		text.WriteString(row(c.label, "echo", c.echo) + "  1.00\n")
 		ratios := c.ratios()
-		fmt.Fprintf(&text, "%s  %.2f (rounds: %.2f to %.2f)\n", row(c.name, "broker", c.broker),
+		fmt.Fprintf(&text, "%s  %.2f (rounds: %.2f to %.2f)\n", row(c.label, "broker", c.broker),
 			median(ratios), slices.Min(ratios), slices.Max(ratios))
 	}
 	return text.String()
 }
 
-func row(name, server string, samples []sample) string {
-	of := func(field func(sample) float64) float64 {
-		values := make([]float64, len(samples))
-		for i, s := range samples {
-			values[i] = field(s)
-		}
-		return median(values)
+// tripsOf says what a hit costs in trips to Redis. While the echo is driven the
+// broker is idle, so the rounds of the echo show what trips it makes anyway.
+func tripsOf(c *contest) string {
+	hits, trips := total(c.broker)
+	_, idle := total(c.echo)
+	return fmt.Sprintf("trips to Redis: %.0f during %d hits, %.0f in as much time without any; %.5f per hit\n",
+		trips, hits, idle, max(trips-idle, 0)/float64(hits))
+}
+
+// total returns the calls in samples, and the trips to Redis meanwhile.
+func total(samples []sample) (calls int, trips float64) {
+	for _, s := range samples {
+		calls += s.calls
+		trips += s.trips
 	}
-	return fmt.Sprintf("%-12s %-7s %12.1f %9.0f %8.0f %8.0f", name, server,
-		of(func(s sample) float64 { return s.cpu }),
-		of(func(s sample) float64 { return s.rate }),
-		of(func(s sample) float64 { return s.p50 }),
-		of(func(s sample) float64 { return s.p99 }))
+	return calls, trips
+}
+
+func row(label, server string, samples []sample) string {
+	return fmt.Sprintf("%-18s %-7s %12.1f %9.0f %8.0f %8.0f", label, server,
+		medianOf(samples, func(s sample) float64 { return s.cpu }),
+		medianOf(samples, func(s sample) float64 { return s.rate }),
+		medianOf(samples, func(s sample) float64 { return s.p50 }),
+		medianOf(samples, func(s sample) float64 { return s.p99 }))
 }
 
 // ratios are those of the rounds: what disturbs the machine for longer than a
@@ -118,6 +181,14 @@ func (c *contest) ratios() []float64 {
 		ratios[i] = c.broker[i].cpu / c.echo[i].cpu
 	}
 	return ratios
+}
+
+func medianOf[T any](all []T, field func(T) float64) float64 {
+	values := make([]float64, len(all))
+	for i, one := range all {
+		values[i] = field(one)
+	}
+	return median(values)
 }
 
 // median returns the middle value, of which there must be at least one, or the

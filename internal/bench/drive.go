@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -34,6 +35,14 @@ const (
 	caseVerify = "VerifyToken"
 )
 
+// demand is what the load asks for.
+type demand struct {
+	name   string // of the case
+	client string
+	// questions are asked at random, all as often. Zero: only the client's own.
+	questions int
+}
+
 // outcome is what the load prints when it is over. Times are in microseconds.
 type outcome struct {
 	Calls   int     `json:"calls"`
@@ -51,20 +60,23 @@ type call func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClien
 // drive puts load on the server at ADDR and prints the outcome as JSON.
 func drive(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(driveCommand, flag.ContinueOnError)
-	client := flags.String("client", "", "ask for the token of the client `NAME`")
+	var wanted demand
+	flags.StringVar(&wanted.client, "client", "", "ask for the token of the client `NAME`")
+	flags.IntVar(&wanted.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
 	length := flags.Duration("for", time.Second, "how long")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 2 {
-		return fmt.Errorf("usage: bench %s -client NAME [-for 1s] ADDR CASE", driveCommand)
+		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] ADDR CASE", driveCommand)
 	}
+	wanted.name = flags.Arg(1)
 	brokers, hangUp, err := dial(flags.Arg(0))
 	if err != nil {
 		return err
 	}
 	defer hangUp()
-	once, err := prepare(ctx, flags.Arg(1), *client, brokers)
+	once, err := prepare(ctx, wanted, brokers)
 	if err != nil {
 		return err
 	}
@@ -104,8 +116,8 @@ func dial(address string) (brokers []tokenbrokerv1.TokenBrokerServiceClient, han
 
 // prepare returns the call of a case. It makes one call on each connection, so
 // that all of them stand before the load begins.
-func prepare(ctx context.Context, name, client string, brokers []tokenbrokerv1.TokenBrokerServiceClient) (call, error) {
-	request := &tokenbrokerv1.GetTokenRequest{ClientName: client}
+func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBrokerServiceClient) (call, error) {
+	request := &tokenbrokerv1.GetTokenRequest{ClientName: wanted.client}
 	var token string
 	for _, broker := range brokers {
 		answer, err := broker.GetToken(ctx, request, grpc.WaitForReady(true))
@@ -114,19 +126,21 @@ func prepare(ctx context.Context, name, client string, brokers []tokenbrokerv1.T
 		}
 		token = answer.GetAccessToken()
 	}
-	switch name {
-	case caseGet:
-		return getToken(request), nil
-	case caseVerify:
+	switch {
+	case wanted.name == caseGet && wanted.questions > 0:
+		return getToken(func() *tokenbrokerv1.GetTokenRequest { return question(wanted.client, rand.IntN(wanted.questions)) }), nil
+	case wanted.name == caseGet:
+		return getToken(func() *tokenbrokerv1.GetTokenRequest { return request }), nil
+	case wanted.name == caseVerify:
 		return verifyToken(&tokenbrokerv1.VerifyTokenRequest{Token: token}), nil
 	default:
-		return nil, fmt.Errorf("there is no case %q; want %s or %s", name, caseGet, caseVerify)
+		return nil, fmt.Errorf("there is no case %q; want %s or %s", wanted.name, caseGet, caseVerify)
 	}
 }
 
-func getToken(request *tokenbrokerv1.GetTokenRequest) call {
+func getToken(next func() *tokenbrokerv1.GetTokenRequest) call {
 	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
-		answer, err := broker.GetToken(ctx, request)
+		answer, err := broker.GetToken(ctx, next())
 		if err == nil && answer.GetAccessToken() == "" {
 			return errors.New("an answer without a token")
 		}

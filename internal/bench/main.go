@@ -28,8 +28,8 @@ func main() {
 	}
 }
 
-// run is all three processes: the binary starts itself again as the echo and as
-// the load.
+// run is all processes but the broker's and Redis: the binary starts itself
+// again as the echo and as the load.
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
@@ -37,6 +37,8 @@ func run(ctx context.Context, args []string) error {
 			return echo(ctx, args[1:])
 		case driveCommand:
 			return drive(ctx, args[1:])
+		case burstCommand:
+			return burst(ctx, args[1:])
 		}
 	}
 	return orchestrate(ctx, args)
@@ -47,20 +49,32 @@ type options struct {
 	rounds int
 	// length is how long a round drives one server with one case.
 	length time.Duration
+	// replicas are in the fleet that starts cold.
+	replicas int
+	// questions are asked of a broker that is to hold a token for each.
+	questions int
 }
 
 func parseOptions(args []string) (options, error) {
+	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	rounds := flags.Int("rounds", 5, "measure each case `N` times and report medians")
+	flags.IntVar(&o.rounds, "rounds", 5, "measure each case `N` times and report medians")
 	seconds := flags.Float64("seconds", 3, "drive for `S` seconds in each round; CPU time comes in ticks of 10 ms, so below 3 they show")
+	flags.IntVar(&o.replicas, "replicas", 20, "start a fleet of `N` cold")
+	flags.IntVar(&o.questions, "questions", 100_000, "have a broker hold `N` tokens")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
-	if flags.NArg() > 0 {
+	o.length = time.Duration(*seconds * float64(time.Second))
+	switch {
+	case flags.NArg() > 0:
 		return options{}, fmt.Errorf("unknown command %q; there are only flags, see -help", flags.Arg(0))
+	case o.rounds < 1 || o.rounds > 100 || *seconds < 0.1:
+		return options{}, fmt.Errorf("want 1 to 100 rounds of at least 0.1 seconds, got %d of %v", o.rounds, *seconds)
+	case o.replicas < 1 || o.replicas > 100:
+		return options{}, fmt.Errorf("want 1 to 100 replicas, got %d", o.replicas)
+	case o.questions < 1 || o.questions > maxQuestions:
+		return options{}, fmt.Errorf("want 1 to %d questions, got %d", maxQuestions, o.questions)
 	}
-	if *rounds < 1 || *seconds < 0.1 {
-		return options{}, fmt.Errorf("want at least 1 round of at least 0.1 seconds, got %d of %v", *rounds, *seconds)
-	}
-	return options{rounds: *rounds, length: time.Duration(*seconds * float64(time.Second))}, nil
+	return o, nil
 }

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"time"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -22,6 +23,9 @@ type bench struct {
 	binary string // the broker's
 	dir    string // temporary
 	idp    *provider
+	// broker keeps its tokens in its memory. It is idle while a part measures
+	// another one.
+	broker *server
 }
 
 // orchestrate is the process that starts the others and prints the report.
@@ -35,7 +39,7 @@ func orchestrate(ctx context.Context, args []string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	b, err := setUp(ctx, opts, dir)
+	b, err := setUp(ctx, opts, dir, clientCount)
 	if err != nil {
 		return err
 	}
@@ -43,7 +47,8 @@ func orchestrate(ctx context.Context, args []string) error {
 	return b.report(ctx)
 }
 
-func setUp(ctx context.Context, opts options, dir string) (*bench, error) {
+// setUp builds the broker in dir and starts an IdP that knows n clients.
+func setUp(ctx context.Context, opts options, dir string, n int) (*bench, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -54,7 +59,7 @@ func setUp(ctx context.Context, opts options, dir string) (*bench, error) {
 	if err := build.Run(); err != nil {
 		return nil, fmt.Errorf("building the broker: %w", err)
 	}
-	b.idp, err = startProvider(ctx, dir)
+	b.idp, err = startProvider(ctx, dir, "RS256", clients(n))
 	return b, err
 }
 
@@ -62,13 +67,15 @@ func setUp(ctx context.Context, opts options, dir string) (*bench, error) {
 func (b *bench) report(ctx context.Context) error {
 	fmt.Fprintf(os.Stdout, "%s, %s/%s, %d cores; %d callers on %d connections; medians of rounds: %d of %v\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), callers, connections, b.rounds, b.length)
-	broker, err := b.startBroker(ctx, 2)
-	if err != nil {
+	var err error
+	if b.broker, err = b.startBroker(ctx, setting{idp: b.idp, clients: 2}); err != nil {
 		return err
 	}
-	defer broker.stop()
-	for _, part := range []func(context.Context, *server) (string, error){b.compare, b.slowRefresh, b.manyClients} {
-		text, err := part(ctx, broker)
+	defer b.broker.stop()
+	for _, part := range []func(context.Context) (string, error){
+		b.compare, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
+	} {
+		text, err := part(ctx)
 		if err != nil {
 			return err
 		}
@@ -77,53 +84,82 @@ func (b *bench) report(ctx context.Context) error {
 	return nil
 }
 
-// startBroker starts a broker that is configured with the first n clients.
-func (b *bench) startBroker(ctx context.Context, n int) (*server, error) {
+func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(b.dir, fmt.Sprintf("broker-%d.yaml", n))
-	if err := os.WriteFile(path, []byte(brokerConfig(address, b.idp.Issuer(), b.dir, n)), 0o600); err != nil {
+	ops, err := freeAddress(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return startServer(ctx, address, b.binary, "serve", "--config", path)
+	file, err := os.CreateTemp(b.dir, "broker-*.yaml")
+	if err != nil {
+		return nil, err
+	}
+	_, err = file.WriteString(with.config(address, ops))
+	if err := errors.Join(err, file.Close()); err != nil {
+		return nil, err
+	}
+	s, err := startServer(ctx, address, b.binary, "serve", "--config", file.Name())
+	if err != nil {
+		return nil, err
+	}
+	s.ops = ops
+	return s, nil
 }
 
-func (b *bench) startEcho(ctx context.Context, broker *server) (*server, error) {
+// startEcho starts an echo of what a broker answers for a client.
+func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return startServer(ctx, address, b.self, echoCommand, address, broker.address, clientName(0))
+	return startServer(ctx, address, b.self, echoCommand, address, broker.address, client)
 }
 
-// drive puts load on s from a process of its own. Failed calls are an error.
-func (b *bench) drive(ctx context.Context, s *server, name, client string, length time.Duration) (outcome, error) {
+// drive puts load on s. Failed calls are an error.
+func (b *bench) drive(ctx context.Context, s *server, wanted demand, length time.Duration) (outcome, error) {
+	var o outcome
+	err := b.load(ctx, length, &o, driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions),
+		"-for", length.String(), s.address, wanted.name)
+	if err != nil {
+		return outcome{}, fmt.Errorf("driving %s: %w", wanted.name, err)
+	}
+	return o, o.check(wanted.name)
+}
+
+// load runs a load, in a process of its own, that is to last for length, and
+// reads what it prints.
+func (b *bench) load(ctx context.Context, length time.Duration, into any, args ...string) error {
 	// The calls have no deadline, as a header on each would have its own price.
 	ctx, cancel := context.WithTimeout(ctx, length+time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, b.self, driveCommand, "-client", client, "-for", length.String(), s.address, name)
+	cmd := exec.CommandContext(ctx, b.self, args...)
 	cmd.Stderr = os.Stderr
 	printed, err := cmd.Output()
 	if err != nil {
-		return outcome{}, fmt.Errorf("driving %s: %w", name, errors.Join(err, ctx.Err()))
+		return errors.Join(err, ctx.Err())
 	}
-	var o outcome
-	if err := json.Unmarshal(printed, &o); err != nil {
-		return outcome{}, fmt.Errorf("reading the outcome of the load: %w", err)
+	if err := json.Unmarshal(printed, into); err != nil {
+		return fmt.Errorf("reading the outcome of the load: %w", err)
 	}
-	if o.Failed > 0 || o.Calls == 0 {
-		return outcome{}, fmt.Errorf("%d of %d calls of %s failed, one of them with: %s", o.Failed, o.Calls, name, o.Error)
-	}
-	return o, nil
+	return nil
 }
 
-// fetch asks for the token of a client.
-func fetch(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, client string) (*tokenbrokerv1.GetTokenResponse, error) {
-	answer, err := broker.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: client})
+// check returns an error if calls failed or none was made.
+func (o outcome) check(name string) error {
+	if o.Failed > 0 || o.Calls == 0 {
+		return fmt.Errorf("%d of %d calls of %s failed, one of them with: %s", o.Failed, o.Calls, name, o.Error)
+	}
+	return nil
+}
+
+// fetch asks for a token.
+func fetch(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, request *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
+	answer, err := broker.GetToken(ctx, request)
 	if err != nil {
-		return nil, fmt.Errorf("asking for the token of %s: %w", client, err)
+		return nil, fmt.Errorf("asking for the token of %s: %w", request.GetClientName(), err)
 	}
 	return answer, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -21,25 +22,21 @@ import (
 // tick is the unit of CPU time in /proc: USER_HZ is 100 wherever Go runs.
 const tick = 10 * time.Millisecond
 
-// server is a server under test, a process of its own.
-type server struct {
-	address string
-	pid     int
+// process is a program that runs beside this one.
+type process struct {
+	pid int
 	// alive is done when the process has ended; how it did is the cause.
 	alive     context.Context //nolint:containedctx // the life of the process, not of a call
 	terminate context.CancelFunc
-	// startup is how long it took from the start of the process until it served.
-	startup time.Duration
 }
 
-// startServer starts a program and returns when it serves at address.
-func startServer(ctx context.Context, address, program string, args ...string) (*server, error) {
+// launch starts a program.
+func launch(ctx context.Context, program string, args ...string) (*process, error) {
 	ctx, terminate := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stderr = os.Stderr
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	begun := time.Now()
 	if err := cmd.Start(); err != nil {
 		terminate()
 		return nil, err
@@ -49,19 +46,39 @@ func startServer(ctx context.Context, address, program string, args ...string) (
 		_ = cmd.Wait() // its state says the same and more
 		ended(fmt.Errorf("%s %s has ended: %s", filepath.Base(program), args[0], cmd.ProcessState))
 	}()
-	s := &server{address: address, pid: cmd.Process.Pid, alive: alive, terminate: terminate}
+	return &process{pid: cmd.Process.Pid, alive: alive, terminate: terminate}, nil
+}
+
+// stop ends the process and waits until it has.
+func (p *process) stop() {
+	p.terminate()
+	<-p.alive.Done()
+}
+
+// server is a server under test.
+type server struct {
+	*process
+
+	address string
+	ops     string // where its metrics are; empty: nowhere
+	// startup is how long it took from the start of the process until it served.
+	startup time.Duration
+}
+
+// startServer starts a program and returns when it serves at address.
+func startServer(ctx context.Context, address, program string, args ...string) (*server, error) {
+	begun := time.Now()
+	p, err := launch(ctx, program, args...)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{process: p, address: address}
 	if err := s.awaitServing(); err != nil {
 		s.stop()
 		return nil, err
 	}
 	s.startup = time.Since(begun)
 	return s, nil
-}
-
-// stop ends the process and waits until it has.
-func (s *server) stop() {
-	s.terminate()
-	<-s.alive.Done()
 }
 
 // awaitServing returns when the server's health says so.
@@ -91,8 +108,8 @@ func (s *server) awaitServing() error {
 }
 
 // cpu returns the CPU time that the process has used, in user and kernel mode.
-func (s *server) cpu() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
+func (p *process) cpu() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return 0, err
 	}
@@ -115,8 +132,8 @@ func parseCPU(stat []byte) (time.Duration, error) {
 }
 
 // memory returns a value of proc_pid_status(5), such as VmRSS, in MiB.
-func (s *server) memory(name string) (float64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
+func (p *process) memory(name string) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	if err != nil {
 		return 0, err
 	}
@@ -135,13 +152,19 @@ func parseMemory(status, name string) (float64, error) {
 	return 0, fmt.Errorf("/proc/PID/status has no %s", name)
 }
 
-// freeAddress returns a loopback address that nothing listens on.
+// freeAddress returns a loopback address that nothing listens on. Its port is
+// below the range from which Linux takes those of outgoing connections, so that
+// none of these has it before the process that it is for.
 func freeAddress(ctx context.Context) (string, error) {
-	listener, err := listen(ctx)
-	if err != nil {
-		return "", err
+	var err error
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))
+		var listener net.Listener
+		if listener, err = new(net.ListenConfig).Listen(ctx, "tcp", address); err == nil {
+			return address, listener.Close()
+		}
 	}
-	return listener.Addr().String(), listener.Close()
+	return "", err
 }
 
 func listen(ctx context.Context) (net.Listener, error) {

@@ -19,35 +19,37 @@ const (
 
 // slowRefresh drives hits while the broker waits for a slow IdP in the
 // background, and before that for as long in peace.
-func (b *bench) slowRefresh(ctx context.Context, s *server) (string, error) {
-	connection, err := connect(s.address)
+func (b *bench) slowRefresh(ctx context.Context) (string, error) {
+	connection, err := connect(b.broker.address)
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = connection.Close() }()
-	broker, client := tokenbrokerv1.NewTokenBrokerServiceClient(connection), clientName(1)
+	broker := tokenbrokerv1.NewTokenBrokerServiceClient(connection)
+	request := &tokenbrokerv1.GetTokenRequest{ClientName: clientName(1)}
+	hits := demand{name: caseGet, client: request.GetClientName()}
 
 	b.idp.SetLifetime(shortLife)
 	defer b.idp.SetLifetime(time.Hour)
-	old, err := fetch(ctx, broker, client)
+	old, err := fetch(ctx, broker, request)
 	if err != nil {
 		return "", err
 	}
 	b.idp.SetDelay(slowIdP)
 	defer b.idp.SetDelay(0)
 
-	calm, err := b.drive(ctx, s, caseGet, client, refreshWindow)
+	calm, err := b.drive(ctx, b.broker, hits, refreshWindow)
 	if err != nil {
 		return "", err
 	}
 	if err := wait(ctx, time.Until(old.GetRefreshAt().AsTime())-beforeRefresh); err != nil {
 		return "", err
 	}
-	slow, err := b.drive(ctx, s, caseGet, client, refreshWindow)
+	slow, err := b.drive(ctx, b.broker, hits, refreshWindow)
 	if err != nil {
 		return "", err
 	}
-	fresh, err := fetch(ctx, broker, client)
+	fresh, err := fetch(ctx, broker, request)
 	if err != nil {
 		return "", err
 	}

@@ -24,25 +24,32 @@ const audience = "https://orders.example.com/a/path/that/stands/for/the/claims/o
 
 func clientName(i int) string { return fmt.Sprintf("client-%05d", i) }
 
-// provider is the IdP, on a loopback port of this process.
+// clients are n of whom each has a single question.
+func clients(n int) []devidp.Client {
+	all := make([]devidp.Client, n)
+	for i := range all {
+		all[i] = devidp.Client{ID: clientName(i), Scopes: []string{"read", "write"}, Audiences: []string{audience}}
+	}
+	return all
+}
+
+// provider is an IdP, on a loopback port of this process.
 type provider struct {
 	*devidp.Server
 
-	http *http.Server
+	clients []devidp.Client
+	dir     string // where their secrets are
+	http    *http.Server
 }
 
-// startProvider starts an IdP with all clients; their secrets are files in dir.
-func startProvider(ctx context.Context, dir string) (*provider, error) {
-	clients := make([]devidp.Client, clientCount)
+// startProvider starts an IdP that signs with the algorithm and knows the
+// clients. It gives each of them a secret, which is a file in dir.
+func startProvider(ctx context.Context, dir, algorithm string, clients []devidp.Client) (*provider, error) {
+	p := &provider{clients: clients, dir: dir}
 	for i := range clients {
 		secret := rand.Text()
-		clients[i] = devidp.Client{
-			ID:        clientName(i),
-			Secrets:   []redact.String{redact.New(secret)},
-			Scopes:    []string{"read", "write"},
-			Audiences: []string{audience},
-		}
-		if err := os.WriteFile(secretPath(dir, i), []byte(secret), 0o600); err != nil {
+		clients[i].Secrets = []redact.String{redact.New(secret)}
+		if err := os.WriteFile(p.secretPath(i), []byte(secret), 0o600); err != nil {
 			return nil, err
 		}
 	}
@@ -50,42 +57,64 @@ func startProvider(ctx context.Context, dir string) (*provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	idp, err := devidp.New(devidp.Config{Issuer: "http://" + listener.Addr().String(), Clients: clients})
+	p.Server, err = devidp.New(devidp.Config{Issuer: "http://" + listener.Addr().String(), Algorithm: algorithm, Clients: clients})
 	if err != nil {
 		_ = listener.Close()
 		return nil, err
 	}
-	p := &provider{Server: idp, http: &http.Server{Handler: idp, ReadHeaderTimeout: 10 * time.Second}}
+	p.http = &http.Server{Handler: p.Server, ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = p.http.Serve(listener) }() // it ends by close; before that, calls fail
 	return p, nil
 }
 
 func (p *provider) close() { _ = p.http.Close() }
 
-func secretPath(dir string, i int) string { return filepath.Join(dir, clientName(i)) }
+func (p *provider) secretPath(i int) string { return filepath.Join(p.dir, p.clients[i].ID) }
 
-// brokerConfig is the configuration of a broker with the first n clients. What
-// is not said is left at its default.
-func brokerConfig(address, issuer, dir string, n int) string {
+// setting is what a broker under test is started with.
+type setting struct {
+	idp *provider
+	// clients of the IdP, from the first, are those of the broker.
+	clients int
+	// redis is its store. Nil: its memory.
+	redis *redisServer
+	// profiled: it serves profiles, which has no price while nobody asks.
+	profiled bool
+}
+
+// config is the broker's configuration. What is not said is left at its default.
+// Names of clients are their IDs; their own scopes are the first two that they
+// may have.
+func (s setting) config(address, ops string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, `listen:
   grpc: %s
-  ops: 127.0.0.1:0
+  ops: %s
 log:
   level: warn
-issuers:
+server:
+  pprof: %t
+`, address, ops, s.profiled)
+	if s.redis != nil {
+		fmt.Fprintf(&text, `store:
+  redis:
+    addresses: [%s]
+  sealing_keys: file:%s
+`, s.redis.address, s.redis.ring)
+	}
+	fmt.Fprintf(&text, `issuers:
   - issuer: %s
     audiences: [%s]
 clients:
-`, address, issuer, audience)
-	for i := range n {
+`, s.idp.Issuer(), s.idp.clients[0].Audiences[0])
+	for i, client := range s.idp.clients[:s.clients] {
 		fmt.Fprintf(&text, `  %[1]s:
     issuer: %[2]s
     client_id: %[1]s
     secret: file:%[3]s
     audience: %[4]s
-    scopes: [read, write]
-`, clientName(i), issuer, secretPath(dir, i), audience)
+    scopes: [%[5]s]
+`, client.ID, s.idp.Issuer(), s.idp.secretPath(i), client.Audiences[0], strings.Join(client.Scopes[:2], ", "))
 	}
 	return text.String()
 }

@@ -96,7 +96,7 @@ func (c *client) provenNow(version string) bool {
 const noProof = "-"
 
 // prove notes that a version obtained a token in a fetch of this fence, or with
-// an empty version that one was refused.
+// noProof that one was refused.
 func (c *client) prove(version string, until time.Time, fence uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

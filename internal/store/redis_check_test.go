@@ -100,6 +100,7 @@ func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 }
 
 func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
+	t.Parallel()
 	certificates, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
 	encrypted := redistest.Start(t, redistest.Options{Certificates: certificates})
 	plain := redistest.Start(t, redistest.Options{})
@@ -125,6 +126,7 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 }
 
 func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
+	t.Parallel()
 	single := redistest.Start(t, redistest.Options{})
 	narrow := redisUser(t)
 	cluster := redistest.StartCluster(t, redistest.Options{Password: redisPassword, ACL: []string{

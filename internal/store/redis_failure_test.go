@@ -91,17 +91,16 @@ func redisLook(t *testing.T, r *store.Redis) error {
 }
 
 func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
 	var log redisLog
 	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: log.logger()})
-	if !redisWorks(t, r) || r.Away() {
-		t.Fatal("it does not work before")
-	}
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
 	server.Stop()
 	for i := range 5 {
 		start := time.Now()
 		_, err := r.Get(t.Context(), redisKey)
-		if took := time.Since(start); err == nil || errors.Is(err, store.ErrAway) || took > 900*time.Millisecond {
+		if took := time.Since(start); err == nil || errors.Is(err, store.ErrAway) || took > 2*time.Second {
 			t.Errorf("call %d of a hung Redis: %v after %v", i, err, took)
 		}
 		redisShowsNothing(t, fmt.Sprint(err))
@@ -114,7 +113,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 		}
 		redisShowsNothing(t, err.Error())
 	}
-	if took := time.Since(start); took > 500*time.Millisecond || r.Trips() != trips || !r.Away() {
+	if took := time.Since(start); took > 2*time.Second || r.Trips() != trips || !r.Away() {
 		t.Errorf("1000 calls took %v and %d trips; away: %v", took, r.Trips()-trips, r.Away())
 	}
 	server.Cont()
@@ -133,7 +132,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 		})
 	}
 	crowd.Wait()
-	if took := time.Since(start); took > 3*time.Second {
+	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("200 callers took %v to leave it alone", took)
 	}
 	server.Cont()
@@ -145,15 +144,11 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 }
 
 func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
 	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
-	if !redisWorks(t, r) {
-		t.Fatal("it does not work")
-	}
 	full := store.Claim{Key: redisLease, Owner: "a", Counter: "{tb1:ev}full", TTL: time.Hour}
-	if _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); err != nil {
-		t.Fatal(err)
-	}
+	redisEventually(t, "it works", func() bool { _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); return err == nil })
 	for range 10 {
 		if _, _, err := r.Acquire(t.Context(), full); err == nil {
 			t.Error("a fence beyond the largest number")
@@ -257,7 +252,7 @@ func (w *redisWire) pass(conn *redisWireConn, to io.WriteCloser, from io.ReadClo
 func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}})
 	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lose := func(call func() error) {
 		t.Helper()
@@ -301,11 +296,12 @@ func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
 
 // The connection of a subscription may die without a word.
 func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
 	var log redisLog
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: log.logger()})
-	direct := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: log.logger()})
+	direct := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	first, second := r.Subscribe(t.Context()), r.Subscribe(t.Context())
 	flow := func(after string) {
 		t.Helper()
@@ -339,7 +335,7 @@ func redisTold(events <-chan string) bool {
 
 func TestRedisScriptsSurviveAFlush(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	for number := range uint64(3) {
 		server.CLI("script", "flush")
 		lease, acquired, err := r.Acquire(t.Context(), redisClaim())
@@ -368,7 +364,7 @@ func TestRedisScriptsSurviveAFlush(t *testing.T) {
 // What a miss of GetToken costs: four trips, each one command.
 func TestRedisCallIsOneTrip(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	miss := func() {
 		t.Helper()
 		look := func() {
@@ -401,7 +397,7 @@ func TestRedisCallIsOneTrip(t *testing.T) {
 
 func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{AppendOnly: true})
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	claim := redisClaim()
 	claim.Floor = 40
 	lease, _, err := r.Acquire(t.Context(), claim)
@@ -441,12 +437,10 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 		}
 	}
 	write(redisPassword)
-	ring := redisOpenRing(t, "file:"+file)
+	ring := redisOpenRing(t, file)
 	var log redisLog
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: log.logger()})
-	if !redisWorks(t, r) {
-		t.Fatal("it does not work")
-	}
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: log.logger()})
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
 	events := r.Subscribe(t.Context())
 
 	server.CLI("acl", "setuser", "default", "resetpass", ">canary-new-password")
@@ -466,11 +460,39 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 	redisShowsNothing(t, log.String())
 }
 
+// What keeps a script from reading is not absence: a lease would be granted
+// to everybody.
+func TestRedisMissingRightIsNotAbsence(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL(), strings.Replace(redisACL("-get"), "tokenbroker", "blind", 1)}})
+	config := redisUser(t, server.Addr())
+	sees := redisPatient(t, config)
+	config.Username = "blind"
+	blind := redisPatient(t, config)
+	lease, acquired, err := sees.Acquire(t.Context(), redisClaim())
+	if err != nil || !acquired {
+		t.Fatal(acquired, err)
+	}
+	claim := redisClaim()
+	claim.Owner = "blind"
+	if _, acquired, err := blind.Acquire(t.Context(), claim); err == nil || acquired {
+		t.Errorf("who may not read acquired: %v, %v", acquired, err)
+	}
+	if _, err := blind.Raise(t.Context(), redisCounter, 0, 1); err == nil {
+		t.Error("who may not read raised a counter")
+	}
+	if _, err := blind.Get(t.Context(), redisKey); err == nil {
+		t.Error("who may not read reads nothing without an error")
+	}
+	if held, err := sees.Renew(t.Context(), lease, time.Hour); err != nil || !held {
+		t.Errorf("the lease was lost: %v, %v", held, err)
+	}
+}
+
 // Redis repeats what it was sent in some of its errors.
 func TestRedisErrorsShowNothing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{`rename-command EVALSHA ""`}})
 	var log redisLog
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: log.logger()})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: log.logger()})
 	for range 6 {
 		_, _, acquire := r.Acquire(t.Context(), redisClaim())
 		_, apply := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}})
@@ -491,7 +513,7 @@ func TestRedisErrorsShowNothing(t *testing.T) {
 // What others wrote counts as lost, for the scripts as for Get.
 func TestRedisReadsGarbageAsLost(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	for text, number := range map[string]uint64{
 		"5:a": 5, "5:": 5, "5": 5, "9007199254740990:a": store.MaxNumber - 1, "1:2:3": 1,
 		"": 0, ":": 0, ":a": 0, "0": 0, "0:a": 0, "05:a": 0, "-5:a": 0, "+5:a": 0, " 5:a": 0, "5 :a": 0, "5a": 0, "5\n": 0,

@@ -31,6 +31,7 @@ func TestRedisClusterFindsTheNewMaster(t *testing.T) {
 		config := redisUser(t, cluster.Addrs()...)
 		config.Cluster = true
 		t.Run("slots move", func(t *testing.T) { redisFollowsSlots(t, config, cluster) })
+		t.Run("a call is not repeated", func(t *testing.T) { redisIsNotRepeated(t, config, cluster) })
 		redisSurvives(t, config, func() { cluster.Master("tb1:" + redisKey).Kill() })
 	})
 	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
@@ -58,7 +59,7 @@ func redisSurvives(t *testing.T, config store.RedisConfig, fail func()) {
 
 // redisFollowsSlots moves a slot while a client uses it.
 func redisFollowsSlots(t *testing.T, config store.RedisConfig, cluster *redistest.Cluster) {
-	r := redisOpen(t, config)
+	r := redisPatient(t, config)
 	const counter = "{moves}counter" // of another server than redisKey
 	count := func() uint64 {
 		t.Helper()
@@ -91,5 +92,33 @@ func redisFollowsSlots(t *testing.T, config store.RedisConfig, cluster *redistes
 	entries, err := r.Get(t.Context(), counter, redisCounter, "{x}", "{y}", "{moves}", "{z}")
 	if err != nil || entries[0].Number != 2 || entries[4].Number != 0 {
 		t.Errorf("of several slots: %+v, %v", entries, err)
+	}
+}
+
+// redisIsNotRepeated has a server hang for longer than it takes to give up, and
+// not as long as a second attempt would take.
+func redisIsNotRepeated(t *testing.T, config store.RedisConfig, cluster *redistest.Cluster) {
+	r := redisOpen(t, config)
+	count := func() uint64 {
+		t.Helper()
+		var entries []store.Entry
+		redisEventually(t, "it works", func() bool {
+			var err error
+			entries, err = r.Get(t.Context(), redisCounter)
+			return err == nil
+		})
+		return entries[0].Number
+	}
+	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	before := count()
+	master := cluster.Master("tb1:" + redisKey)
+	master.Stop()
+	time.AfterFunc(350*time.Millisecond, master.Cont)
+	if redisWorks(t, r) {
+		t.Error("a call got an answer that was late")
+	}
+	redisEventually(t, "the call did its work", func() bool { return count() > before })
+	if after := count(); after != before+1 {
+		t.Errorf("one raise by 1 went from %d to %d", before, after)
 	}
 }

@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,13 +31,16 @@ func redisACL(more ...string) string {
 // redisRing holds a password as an operator would give it.
 func redisRing(t *testing.T, password string) *secret.Ring {
 	t.Helper()
-	t.Setenv("REDIS_TEST_PASSWORD", password)
-	return redisOpenRing(t, "env:REDIS_TEST_PASSWORD")
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return redisOpenRing(t, file)
 }
 
-func redisOpenRing(t *testing.T, ref string) *secret.Ring {
+func redisOpenRing(t *testing.T, file string) *secret.Ring {
 	t.Helper()
-	parsed, err := secret.ParseRef(ref)
+	parsed, err := secret.ParseRef("file:" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +120,7 @@ func redisFleets() []redisFleet {
 }
 
 func TestRedis(t *testing.T) {
+	t.Parallel()
 	// The suites wait for real time to pass, mostly. They do so at once, all
 	// four, and not as many as there are processors.
 	var suites sync.WaitGroup
