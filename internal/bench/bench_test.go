@@ -175,7 +175,7 @@ func TestTripsCountBeyondThoseOfAnIdleBroker(t *testing.T) {
 		echo:   []sample{{calls: 5000, trips: 1}, {calls: 5000, trips: 2}},
 		broker: []sample{{calls: 1000, trips: 2}, {calls: 1000, trips: 51}},
 	})
-	if !strings.Contains(text, "53 during 2000 hits, 3 in as much time without any; 0.02500 per hit") {
+	if !strings.Contains(text, "53 during 2000 hits, 3 in as much time without any; 0.0250 per hit") {
 		t.Error(text)
 	}
 }

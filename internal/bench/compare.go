@@ -152,7 +152,7 @@ func table(contests ...*contest) string {
 func tripsOf(c *contest) string {
 	hits, trips := total(c.broker)
 	_, idle := total(c.echo)
-	return fmt.Sprintf("trips to Redis: %.0f during %d hits, %.0f in as much time without any; %.5f per hit\n",
+	return fmt.Sprintf("trips to Redis: %.0f during %d hits, %.0f in as much time without any; %.4f per hit\n",
 		trips, hits, idle, max(trips-idle, 0)/float64(hits))
 }
 

@@ -89,9 +89,11 @@ func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) 
 	if err != nil {
 		return nil, err
 	}
-	ops, err := freeAddress(ctx)
-	if err != nil {
-		return nil, err
+	ops := address
+	for ops == address {
+		if ops, err = freeAddress(ctx); err != nil {
+			return nil, err
+		}
 	}
 	file, err := os.CreateTemp(b.dir, "broker-*.yaml")
 	if err != nil {

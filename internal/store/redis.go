@@ -467,9 +467,10 @@ func (r *Redis) usable(ctx context.Context) error {
 	return nil
 }
 
-// do sends one call to Redis, if the breaker allows it and no longer than the
-// bound.
-func (r *Redis) do(ctx context.Context, call func(ctx context.Context) error) (err error) {
+// do sends one call to Redis, if the breaker allows it and no longer than its
+// limit. The call may go on for as long after ctx has ended, because a read
+// from Redis heeds deadlines only; what it brings then is lost.
+func (r *Redis) do(ctx context.Context, call func(ctx context.Context) error) error {
 	if err := r.usable(ctx); err != nil {
 		return err
 	}
@@ -477,13 +478,21 @@ func (r *Redis) do(ctx context.Context, call func(ctx context.Context) error) (e
 	if err != nil {
 		return r.away()
 	}
-	err = ErrAway // should the call panic: a probe must not stay without a result
-	defer func() { report(err) }()
 	bounded, cancel := context.WithTimeout(ctx, r.limits.call)
-	defer cancel()
 	r.trips.Add(1)
-	if err = call(bounded); err != nil {
+	answer := make(chan error, 1)
+	go func() {
+		defer cancel()
+		answer <- call(bounded)
+	}()
+	select {
+	case err = <-answer:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if err != nil {
 		err = r.explain(ctx, err)
 	}
+	report(err)
 	return err
 }

@@ -158,6 +158,7 @@ func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
 		}
 	}
 	server.Stop()
+	start := time.Now()
 	for range 10 {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 		if _, err := r.Get(ctx, redisKey); !errors.Is(err, context.DeadlineExceeded) {
@@ -169,6 +170,9 @@ func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
 		if _, err := r.Get(ctx, redisKey); !errors.Is(err, context.Canceled) {
 			t.Errorf("a caller who left: %v", err)
 		}
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("twenty calls that ended after 30 ms took %v", took)
 	}
 	if r.Away() {
 		t.Error("impatient callers made Redis count as away")
@@ -306,7 +310,7 @@ func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
 	flow := func(after string) {
 		t.Helper()
 		redisEventually(t, "events flow "+after, func() bool {
-			return redisWorks(t, direct) && redisTold(first) && redisTold(second)
+			return redisWorks(t, direct) && redisTold(t, first) && redisTold(t, second)
 		})
 		if clients := server.CLI("client", "list", "type", "pubsub"); strings.Count(clients, "addr=") > 2 { // with laddr
 			t.Errorf("subscribers do not share a connection %s:\n%s", after, clients)
@@ -324,10 +328,14 @@ func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
 	redisShowsNothing(t, log.String())
 }
 
-func redisTold(events <-chan string) bool {
+func redisTold(t *testing.T, events <-chan string) bool {
+	t.Helper()
 	select {
 	case key := <-events:
-		return key == redisCounter
+		if key != redisCounter {
+			t.Errorf("told of %q, which nobody changed", key)
+		}
+		return true
 	case <-time.After(200 * time.Millisecond):
 		return false
 	}
@@ -456,7 +464,7 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	redisEventually(t, "the new password is used", func() bool { return redisWorks(t, r) && redisTold(events) })
+	redisEventually(t, "the new password is used", func() bool { return redisWorks(t, r) && redisTold(t, events) })
 	redisShowsNothing(t, log.String())
 }
 
@@ -568,7 +576,7 @@ func TestRedisLeavesNothingBehind(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, open := r.Subscribe(ctx), r.Subscribe(t.Context())
-	redisEventually(t, "events flow", func() bool { return redisWorks(t, r) && redisTold(open) })
+	redisEventually(t, "events flow", func() bool { return redisWorks(t, r) && redisTold(t, open) })
 	cancel()
 	for range ended {
 	}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+const burstCommand = "burst"
+
+// burstOutcome is what one burst saw, and the CPU time, in microseconds, that
+// its callers themselves took.
+type burstOutcome struct {
+	outcome
+
+	CPU float64 `json:"cpu"`
+}
+
+// coldAndWarm are two bursts of the same calls: the token is there for the
+// second.
+type coldAndWarm struct {
+	Cold burstOutcome `json:"cold"`
+	Warm burstOutcome `json:"warm"`
+}
+
+// burst has callers at each of the servers ask at once for the token of a
+// client, and then again; so for each of the clients. It prints the outcomes as
+// JSON.
+func burst(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet(burstCommand, flag.ContinueOnError)
+	names := flags.String("clients", "", "ask for the tokens of the clients `NAME,NAME`, one after the other")
+	each := flags.Int("callers", 1, "ask `N` times at each server")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() == 0 || *names == "" {
+		return fmt.Errorf("usage: bench %s -clients NAME,NAME [-callers 1] ADDR [ADDR]", burstCommand)
+	}
+	once, hangUp, err := dialAll(ctx, flags.Args(), *each)
+	if err != nil {
+		return err
+	}
+	defer hangUp()
+	var outcomes []coldAndWarm
+	for name := range strings.SplitSeq(*names, ",") {
+		ask := getToken(func() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{ClientName: name} })
+		var pair coldAndWarm
+		for _, o := range []*burstOutcome{&pair.Cold, &pair.Warm} {
+			if *o, err = atOnce(ctx, once, ask); err != nil {
+				return err
+			}
+		}
+		outcomes = append(outcomes, pair)
+	}
+	return json.NewEncoder(os.Stdout).Encode(outcomes)
+}
+
+// dialAll returns a client for each of the callers at each server. All
+// connections stand.
+func dialAll(ctx context.Context, addresses []string, each int) (brokers []tokenbrokerv1.TokenBrokerServiceClient, hangUp func(), err error) {
+	var open []*grpc.ClientConn
+	hangUp = func() {
+		for _, connection := range open {
+			_ = connection.Close()
+		}
+	}
+	for _, address := range addresses {
+		var some []tokenbrokerv1.TokenBrokerServiceClient
+		for range connections {
+			connection, err := connect(address)
+			if err != nil {
+				hangUp()
+				return nil, nil, err
+			}
+			open = append(open, connection)
+			some = append(some, tokenbrokerv1.NewTokenBrokerServiceClient(connection))
+		}
+		for i := range each {
+			brokers = append(brokers, some[i%len(some)])
+		}
+	}
+	for _, connection := range open {
+		if _, err := healthpb.NewHealthClient(connection).Check(ctx, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+			hangUp()
+			return nil, nil, err
+		}
+	}
+	return brokers, hangUp, nil
+}
+
+// atOnce makes a call at each of the brokers. Each caller's wait begins when the
+// first one calls: that it was not yet its turn is part of it.
+func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, once call) (burstOutcome, error) {
+	loops := make([]loop, len(brokers))
+	gate := make(chan struct{})
+	var begun time.Time
+	var waiting, running sync.WaitGroup
+	waiting.Add(len(brokers))
+	for i, broker := range brokers {
+		running.Go(func() {
+			waiting.Done()
+			<-gate
+			loops[i].err = once(ctx, broker)
+			loops[i].took = []time.Duration{time.Since(begun)}
+			if loops[i].err != nil {
+				loops[i].failed++
+			}
+		})
+	}
+	waiting.Wait()
+	before, errBefore := ownCPU()
+	begun = time.Now()
+	close(gate)
+	running.Wait()
+	took := time.Since(begun)
+	after, errAfter := ownCPU()
+	return burstOutcome{
+		outcome: summarize(loops, took),
+		CPU:     float64(after-before) / float64(time.Microsecond),
+	}, errors.Join(errBefore, errAfter)
+}
+
+// ownCPU returns the CPU time of this process, more finely than /proc does.
+func ownCPU() (time.Duration, error) {
+	var usage syscall.Rusage
+	err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), err
+}

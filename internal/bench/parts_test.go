@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// TestMain lets the parts start this binary again as the echo and as the load.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && slices.Contains([]string{echoCommand, driveCommand, burstCommand}, os.Args[1]) {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// miniature is a bench whose parts take no time. Its numbers say nothing.
+func miniature(t *testing.T) *bench {
+	t.Helper()
+	t.Setenv("GORACE", "atexit_sleep_ms=0") // else each load ends a second late
+	opts := options{rounds: 2, length: 100 * time.Millisecond, replicas: 3, questions: 500}
+	b, err := setUp(t.Context(), opts, t.TempDir(), opts.rounds+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.idp.close)
+	if b.broker, err = b.startBroker(t.Context(), setting{idp: b.idp, clients: 1}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.broker.stop)
+	return b
+}
+
+func TestAColdFleetIsMeasured(t *testing.T) {
+	redistest.Need(t, redisCommand)
+	b := miniature(t)
+	got, err := b.measureFleet(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.rounds) != b.rounds || !slices.Equal(got.idpCalls, []int{1, 1}) {
+		t.Errorf("%d rounds, IdP calls %v", len(got.rounds), got.idpCalls)
+	}
+	for i, round := range got.rounds {
+		if round.Cold.Calls != b.replicas*callersEach || round.Warm.Calls != round.Cold.Calls {
+			t.Errorf("round %d: %d and %d calls", i, round.Cold.Calls, round.Warm.Calls)
+		}
+		if idp := float64(coldIdP.Microseconds()); round.Cold.P50 < idp || round.Warm.P50 >= idp {
+			t.Errorf("round %d: half waited for %v and %v us", i, round.Cold.P50, round.Warm.P50)
+		}
+	}
+	if text := got.String(); !strings.Contains(text, "at most 1 IdP calls in each of 2 rounds") {
+		t.Error(text)
+	}
+}
+
+func TestHitsAreMeasuredWithAndWithoutRedis(t *testing.T) {
+	redistest.Need(t, redisCommand)
+	b := miniature(t)
+	contests, err := b.measureHits(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(contests) != 3 || !contests[1].shared {
+		t.Fatalf("%d contests, want three, and the second with Redis", len(contests))
+	}
+	for _, c := range contests {
+		calls, trips := total(c.broker)
+		if calls < callers || len(c.broker) != b.rounds || len(c.echo) != b.rounds {
+			t.Errorf("%s: %d calls in %d rounds, %d of the echo", c.label, calls, len(c.broker), len(c.echo))
+		}
+		// Whether or not it is asked anything, a broker looks at the epochs every 5 s.
+		if trips > 5 {
+			t.Errorf("%s: %v trips to Redis", c.label, trips)
+		}
+	}
+	if _, err := contests[1].server.trips(t.Context()); err == nil {
+		t.Error("the broker with Redis still runs")
+	}
+}
+
+func TestTripsToRedisAreCounted(t *testing.T) {
+	redistest.Need(t, redisCommand)
+	b := miniature(t)
+	err := b.withRedis(t.Context(), setting{idp: b.idp, clients: 1}, func(broker *server, _ *redisServer) error {
+		before, err := broker.trips(t.Context())
+		if err != nil {
+			return err
+		}
+		err = fetchAll(t.Context(), broker, 1, func(int) *tokenbrokerv1.GetTokenRequest {
+			return &tokenbrokerv1.GetTokenRequest{ClientName: clientName(0)}
+		})
+		if err != nil {
+			return err
+		}
+		after, err := broker.trips(t.Context())
+		// It looks, takes the lease, looks again, and stores the token.
+		if made := after - before; made < 4 {
+			t.Errorf("%v trips for a token that nobody had", made)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWithoutRedisThePartsThatNeedItSaySo(t *testing.T) {
+	b := miniature(t)
+	t.Setenv("PATH", t.TempDir())
+	for part, measure := range map[string]func(context.Context) (string, error){
+		"GetToken, Redis: not measured": b.compare,
+		"Redis              not meas":   b.manyQuestions,
+		"a cold fleet: not measured":    b.coldFleet,
+	} {
+		text, err := measure(t.Context())
+		if err != nil || strings.Count(text, part) != 1 || strings.Count(text, "apt-get install") != 1 {
+			t.Errorf("%s: %q, %v", part, text, err)
+		}
+	}
+}
+
+func TestTokensForManyQuestionsAreMeasured(t *testing.T) {
+	b := miniature(t)
+	idp, err := questionProvider(t.Context(), b.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idp.close()
+	held, hits, err := b.holdInMemory(t.Context(), idp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge(t, held)
+	if calls, _ := total(hits.broker); calls < callers || len(hits.echo) != b.rounds {
+		t.Errorf("%d hits, %d rounds of the echo", calls, len(hits.echo))
+	}
+	// The one more is for the echo, which repeats the client's own token.
+	if n := idp.Requests(devidp.TokenPath); n != b.questions+1 {
+		t.Errorf("%d IdP calls for %d questions", n, b.questions)
+	}
+}
+
+func TestTokensForManyQuestionsAreMeasuredInRedis(t *testing.T) {
+	redistest.Need(t, redisCommand)
+	b := miniature(t)
+	idp, err := questionProvider(t.Context(), b.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idp.close()
+	held, err := b.holdInRedis(t.Context(), idp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge(t, held)
+	if held.redis < 900 || held.redis > 9000 {
+		t.Errorf("%.0f bytes in Redis for a token of 900", held.redis)
+	}
+	if n := idp.Requests(devidp.TokenPath); n != b.questions {
+		t.Errorf("%d IdP calls for %d questions", n, b.questions)
+	}
+}
+
+// judge judges what does not depend on the machine: a token of 900 bytes takes
+// no less.
+func judge(t *testing.T, held *holding) {
+	t.Helper()
+	if held.took <= 0 || held.cpu <= 0 || held.heap < 900 || held.heap > 9000 {
+		t.Errorf("%+v", held)
+	}
+}
