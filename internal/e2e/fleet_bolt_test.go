@@ -1,0 +1,124 @@
+package e2e_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// acknowledged is what callers were told.
+type acknowledged struct {
+	mu     sync.Mutex
+	tokens map[string]string // the last, by audience
+	purged map[string]bool   // tokens that must not be served any more
+}
+
+// A broker of one node is killed again and again under load. After each start
+// everything that it acknowledged is there.
+func TestABrokerOnBoltLosesNothingWhenKilled(t *testing.T) {
+	t.Parallel()
+	const perRound = 8 // audiences that are new
+	rounds := 5
+	if isLong() {
+		rounds = 30
+	}
+	kept := startIdP(t, time.Hour, devidp.Client{
+		ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: audiences(rounds * perRound),
+	})
+	purged := simpleIdP(t, time.Hour)
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
+	r := &replica{broker: newBroker(t, config+clientsConfig(t, map[string]*countingIdP{"kept": kept, "purged": purged}))}
+	told := &acknowledged{tokens: map[string]string{}, purged: map[string]bool{}}
+	for round := range rounds {
+		r.launch(t, "broker")
+		r.await(t)
+		r.connect(t)
+		told.check(t, r, kept)
+
+		var callers sync.WaitGroup
+		for _, audience := range kept.client.Audiences[round*perRound:][:perRound] {
+			callers.Go(func() { told.ask(t, r, audience) })
+		}
+		told.purge(t, r)
+		rest(t, rand.N(50*time.Millisecond))
+		r.process.stop(t, os.Kill)
+		callers.Wait()
+	}
+	r.launch(t, "broker")
+	r.await(t)
+	r.connect(t)
+	told.check(t, r, kept)
+	t.Logf("killed %d times: %d tokens and %d purges were there", rounds, len(told.tokens), len(told.purged))
+	if len(told.tokens) < rounds || len(told.purged) != rounds {
+		t.Error("these are too few to say anything")
+	}
+}
+
+// check asks for all that was acknowledged.
+func (a *acknowledged) check(t *testing.T, r *replica, idp *countingIdP) {
+	t.Helper()
+	calls := idp.calls()
+	for audience, token := range a.tokens {
+		got := r.ask(t, "kept", client.WithAudience(audience))
+		if err := got.wrong(); err != nil {
+			t.Fatalf("after a start: %v", err)
+		}
+		if got.token.AccessToken() != token || got.token.Source() != "shared" {
+			t.Errorf("after a start: same token: %v, source %s", got.token.AccessToken() == token, got.token.Source())
+		}
+	}
+	if got := idp.calls() - calls; got != 0 {
+		t.Errorf("what was acknowledged cost %d calls after a start", got)
+	}
+	got := r.ask(t, "purged")
+	if err := got.wrong(); err != nil {
+		t.Fatalf("after a start: %v", err)
+	}
+	if a.purged[got.token.AccessToken()] {
+		t.Error("a token was served after its purge was acknowledged")
+	}
+}
+
+// ask gets a token and has it replaced. What comes of a call that the end of
+// the process cuts off is unknown.
+func (a *acknowledged) ask(t *testing.T, r *replica, audience string) {
+	option := client.WithAudience(audience)
+	first := r.ask(t, "kept", option)
+	if first.err != nil {
+		return
+	}
+	a.set(audience, first.token)
+	if second := r.ask(t, "kept", option, client.WithRejected(first.token)); second.err == nil {
+		a.set(audience, second.token)
+	} else {
+		a.set(audience, nil)
+	}
+}
+
+func (a *acknowledged) set(audience string, token *client.Token) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if token == nil {
+		delete(a.tokens, audience)
+		return
+	}
+	a.tokens[audience] = token.AccessToken()
+}
+
+func (a *acknowledged) purge(t *testing.T, r *replica) {
+	t.Helper()
+	got := r.ask(t, "purged")
+	if err := got.wrong(); err != nil {
+		t.Fatalf("before a purge: %v", err)
+	}
+	r.purge(t, "purged")
+	a.purged[got.token.AccessToken()] = true
+}

@@ -1,0 +1,216 @@
+package e2e_test
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// canary is a text that is nowhere but where it should be.
+func canary(what string) string { return "canary-" + what + "-" + strings.ToLower(rand.Text()) }
+
+// places are what there is to search: texts by the names of their places.
+type places map[string]string
+
+// of returns where a text is: as it is, or as the encodings have it that
+// protocols use.
+func (p places) of(text string) []string {
+	raw := []byte(text)
+	forms := []string{
+		text, url.QueryEscape(text), hex.EncodeToString(raw),
+		base64.RawStdEncoding.EncodeToString(raw), base64.RawURLEncoding.EncodeToString(raw),
+	}
+	var found []string
+	for place, content := range p {
+		if slices.ContainsFunc(forms, func(form string) bool { return strings.Contains(content, form) }) {
+			found = append(found, place)
+		}
+	}
+	slices.Sort(found)
+	return found
+}
+
+// everythingIn is all that Redis shows and has on disk.
+func everythingIn(t *testing.T, server *redistest.Server, monitored func() string) places {
+	t.Helper()
+	found := places{
+		"MONITOR":     monitored(),
+		"SLOWLOG":     server.CLI("slowlog", "get", "-1"),
+		"CLIENT LIST": server.CLI("client", "list"),
+		"keys":        server.CLI("--scan"),
+	}
+	for key := range strings.Lines(found["keys"]) {
+		key = strings.TrimSuffix(key, "\n")
+		if kind := server.CLI("type", key); kind != "string" && kind != "none" {
+			t.Errorf("a key is a %s, which this does not read", kind)
+		}
+		found["values"] += server.CLI("get", key) + "\n"
+	}
+	err := filepath.WalkDir(filepath.Join(server.Dir(), "appendonlydir"), func(path string, file fs.DirEntry, err error) error {
+		if err != nil || file.IsDir() {
+			return err
+		}
+		content, err := os.ReadFile(path)
+		found["append-only file"] += string(content)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// everythingOf is all that brokers tell of themselves.
+func everythingOf(t *testing.T, replicas []*replica) places {
+	t.Helper()
+	found := places{}
+	for i, r := range replicas {
+		found[fmt.Sprintf("metrics of replica %d", i)] = r.metrics(t)
+		found[fmt.Sprintf("log of replica %d", i)] = r.process.output.String()
+	}
+	return found
+}
+
+func TestNothingOfClientsAndTokensIsInRedisOrTold(t *testing.T) {
+	t.Parallel()
+	secret, name := canary("secret"), canary("client")
+	registered := devidp.Client{
+		ID: canary("id"), Secrets: []redact.String{redact.New(secret)},
+		Scopes:    []string{canary("scope"), canary("scope")},
+		Audiences: []string{"https://" + canary("audience"), "https://" + canary("audience")},
+	}
+	idp := startIdP(t, 6*time.Second, registered)
+	options := redisOptions()
+	options.AppendOnly = true
+	options.Config = []string{"slowlog-log-slower-than 0", "slowlog-max-len 100000"}
+	server := redistest.Start(t, options)
+	monitored := server.Monitor()
+	f := startFleet(t, 3, "log: {level: debug}\n"+redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{name: idp}))
+
+	tokens := f.goThroughAllFlows(t, idp, name)
+
+	inRedis, told := everythingIn(t, server, monitored), everythingOf(t, f.replicas)
+	secrets := []string{secret, registered.ID + ":" + secret}
+	for token := range tokens {
+		parts := strings.Split(token, ".")
+		secrets = append(secrets, token, parts[1], parts[2])
+	}
+	private := slices.Concat(secrets, []string{name, registered.ID}, registered.Scopes, registered.Audiences)
+	for _, text := range private {
+		if found := inRedis.of(text); found != nil {
+			t.Errorf("Redis: %.30s... is in %v", text, found)
+		}
+	}
+	for _, text := range secrets {
+		if found := told.of(text); found != nil {
+			t.Errorf("brokers: a secret or a token is in %v", found)
+		}
+	}
+	t.Logf("searched for %d texts, those of %d tokens among them, in %d bytes of Redis, which has %d keys, and %d of the brokers",
+		len(private), len(tokens), inRedis.size(), strings.Count(inRedis["keys"], "\n")+1, told.size())
+
+	// The search finds what there is.
+	planted := canary("planted")
+	server.CLI("set", "planted:"+planted, planted)
+	eventually(t, "MONITOR sees a canary", func() bool { return strings.Contains(monitored(), planted) })
+	want := []string{"MONITOR", "SLOWLOG", "append-only file", "keys", "values"}
+	if got := everythingIn(t, server, monitored).of(planted); !slices.Equal(got, want) {
+		t.Errorf("a canary in Redis was found in %v, want %v", got, want)
+	}
+	if !strings.Contains(inRedis["CLIENT LIST"], "user=tokenbroker") {
+		t.Error("CLIENT LIST does not show the brokers")
+	}
+	if got := told.of(name); !slices.Contains(got, "log of replica 0") || !slices.Contains(got, "metrics of replica 0") {
+		t.Errorf("the client's name, which may be told, was found in %v only", got)
+	}
+}
+
+func (p places) size() (bytes int) {
+	for _, content := range p {
+		bytes += len(content)
+	}
+	return bytes
+}
+
+// goThroughAllFlows does whatever touches the store, and returns all the tokens
+// that were seen.
+func (f *fleet) goThroughAllFlows(t *testing.T, idp *countingIdP, name string) map[string]bool {
+	t.Helper()
+	first, second := f.replicas[0], f.replicas[1]
+	other, scope := client.WithAudience(idp.client.Audiences[1]), client.WithScopes(idp.client.Scopes[1])
+	tokens := map[string]bool{}
+	note := func(what string, all answerList) answerList {
+		t.Helper()
+		for _, a := range all.good(t, what) {
+			tokens[a.token.AccessToken()] = true
+		}
+		return all
+	}
+	everyone := func(what string, options ...client.TokenOption) answerList {
+		t.Helper()
+		return note(what, everybody(t, f.replicas, 5, name, options...))
+	}
+	failing := func(code codes.Code, options ...client.TokenOption) {
+		t.Helper()
+		if a := first.ask(t, name, options...); status.Code(a.err) != code {
+			t.Errorf("want %v: %v", code, a.err)
+		}
+	}
+
+	watching := watch(t, second, name)
+	held := everyone("the client's own token")[0]
+	everyone("another audience", other)
+	everyone("fewer scopes", scope)
+	everyone("both", other, scope)
+	note("a token that was rejected", answerList{first.ask(t, name, client.WithRejected(held.token))})
+	failing(codes.FailedPrecondition, client.WithMinTTL(time.Hour))
+	failing(codes.FailedPrecondition, client.WithAudience("https://"+canary("unknown")))
+	second.purge(t, name)
+	everyone("after a purge")
+	eventually(t, "a refresh", func() bool {
+		everyone("callers during a refresh")
+		return len(tokens) >= 8
+	})
+
+	// What goes wrong is told to the fleet as well.
+	for _, trouble := range []struct {
+		status int
+		oauth  string
+		header http.Header
+		ask    []client.TokenOption
+		code   codes.Code
+	}{
+		{http.StatusServiceUnavailable, "", nil, []client.TokenOption{other}, codes.Unavailable},
+		{http.StatusBadRequest, "invalid_scope", nil, []client.TokenOption{scope}, codes.FailedPrecondition},
+		{http.StatusTooManyRequests, "", http.Header{"Retry-After": {"2"}}, []client.TokenOption{other, scope}, codes.ResourceExhausted},
+		{http.StatusUnauthorized, "invalid_client", nil, nil, codes.FailedPrecondition},
+	} {
+		idp.FailNext(1<<30, trouble.status, trouble.oauth, trouble.header)
+		first.purge(t, name)
+		eventually(t, "a failure is told", func() bool {
+			return status.Code(first.ask(t, name, trouble.ask...).err) == trouble.code && status.Code(second.ask(t, name, trouble.ask...).err) == trouble.code
+		})
+	}
+	for _, token := range watching.tokens() {
+		tokens[token] = true
+	}
+	return tokens
+}

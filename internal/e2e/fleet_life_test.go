@@ -1,0 +1,140 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// phase is a time in which the IdP's tokens live for so long.
+type phase struct{ life, lasts time.Duration }
+
+var phases = []phase{{20 * time.Second, 100 * time.Second}, {6 * time.Second, 30 * time.Second}}
+
+func TestTheFleetFetchesOnceInALifetime(t *testing.T) {
+	long(t)
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 20, redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	f.livesThrough(t, idp)
+}
+
+// livesThrough checks that the fleet makes the IdP calls that there must be in
+// the phases, and hands out no token that is not good.
+func (f *fleet) livesThrough(t *testing.T, idp *countingIdP) {
+	t.Helper()
+	calls := idp.calls()
+	idp.SetLifetime(phases[0].life)
+	everybody(t, f.replicas, 1, "orders").good(t, "at first")
+	demand := startLoad(t, f.replicas, 5, 20*time.Millisecond, "orders")
+	for _, phase := range phases {
+		idp.SetLifetime(phase.life)
+		before := max(idp.calls()-1, 0) // the call that a lifetime began with
+		rest(t, phase.lasts)
+		requests := idp.TokenRequests()[before:]
+		if before > 0 {
+			requests = requests[1:] // that was the last of the phase before
+		}
+		first, last, lives := requests[0].At, requests[len(requests)-1].At, len(requests)-1
+		// A token is refreshed a quarter of its life before its end, on average.
+		ideal := phase.life - phase.life/4
+		apart := last.Sub(first) / time.Duration(max(lives, 1))
+		t.Logf("tokens that live %v: %d calls in %v, %v apart, ideally %v", phase.life, len(requests), phase.lasts, apart.Round(time.Millisecond), ideal)
+		if off := math.Abs(apart.Seconds()/ideal.Seconds() - 1); off > .15 || lives < int(phase.lasts/ideal)-2 {
+			t.Errorf("tokens that live %v: calls %v apart, ideally %v", phase.life, apart, ideal)
+		}
+	}
+	demand.good(t, "callers")
+	if calls := idp.calls() - calls; len(demand.tokens) != calls {
+		t.Errorf("%d calls, and callers saw %d tokens", calls, len(demand.tokens))
+	}
+	t.Logf("the callers: %v; %d times degraded", demand.took, demand.degraded)
+}
+
+// Replicas whose clocks differ by 90 s share tokens and purges all the same.
+func TestReplicasWhoseClocksDifferShareTokens(t *testing.T) {
+	long(t)
+	const apart = 90 * time.Second
+	binary := clockBroker(t)
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	f := &fleet{config: redisConfig(t, "", server.Addr()) + clientsConfig(t, map[string]*countingIdP{"orders": idp})}
+	on, ahead := f.add(t, 2, binary, 0), f.add(t, 2, binary, apart)
+
+	answers := append(everybody(t, on, 1, "orders"), everybody(t, ahead, 1, "orders")...).good(t, "at first")
+	answers.oneToken(t, "at first")
+	if drift := answers[3].token.ExpiresAt().Sub(answers[0].token.ExpiresAt()); (drift - apart).Abs() > time.Second {
+		t.Fatalf("by their clocks a token ends %v apart, so the clocks are not %v apart", drift, apart)
+	}
+	for _, by := range []*replica{on[0], ahead[0], on[1], ahead[1]} {
+		old := everybody(t, f.replicas, 5, "orders").good(t, "before a purge")
+		by.purge(t, "orders")
+		rest(t, 5*time.Second) // what a purge may take
+		before := old.oneToken(t, "before a purge")
+		if after := everybody(t, f.replicas, 5, "orders").good(t, "after a purge").oneToken(t, "after a purge"); after == before {
+			t.Error("a token was served after its purge")
+		}
+	}
+	if got := idp.calls(); got != 5 {
+		t.Errorf("5 tokens for all cost %d calls", got)
+	}
+	on[0].purge(t, "orders") // of a token that lives too long for what follows
+	rest(t, 5*time.Second)
+	f.livesThrough(t, idp)
+}
+
+// clockBroker builds a broker whose clock can be set ahead, with a time.Now that
+// adds what an environment variable says.
+func clockBroker(t *testing.T) (binary string) {
+	t.Helper()
+	dir := t.TempDir()
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	original := filepath.Join(strings.TrimSpace(string(root)), "src", "time", "time.go")
+	source, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const declaration, reading = "\nfunc Now() Time {\n", "\tsec, nsec, mono := runtimeNow()\n"
+	text := string(source)
+	if strings.Count(text, declaration+reading) != 1 || strings.Count(text, "import (\n") != 1 {
+		t.Fatalf("time.Now in %s is not as this test knows it: it cannot be replaced by one that runs ahead", original)
+	}
+	text = strings.Replace(text, declaration+reading, declaration+reading+"\tsec += clockAhead\n", 1)
+	text = strings.Replace(text, "import (\n", "import (\n\t\"syscall\"\n", 1)
+	text += `
+var clockAhead = func() (seconds int64) {
+	text, _ := syscall.Getenv("` + clockVariable + `")
+	for _, digit := range []byte(text) {
+		seconds = 10*seconds + int64(digit-'0')
+	}
+	return seconds
+}()
+`
+	patched, overlay := filepath.Join(dir, "time.go"), filepath.Join(dir, "overlay.json")
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{original: patched}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, content := range map[string][]byte{patched: []byte(text), overlay: replace} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	binary = filepath.Join(dir, "broker")
+	build := exec.Command("go", "build", "-overlay", overlay, "-o", binary, "./cmd/broker")
+	build.Dir = filepath.Join("..", "..")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building a broker whose clock is ahead: %v\n%s", err, out)
+	}
+	return binary
+}

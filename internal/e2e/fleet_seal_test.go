@@ -1,0 +1,112 @@
+package e2e_test
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// Who can write to Redis can take tokens away, but cannot pass one off as
+// another.
+func TestAValueMovedInRedisIsRefused(t *testing.T) {
+	t.Parallel()
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 1, redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	mine, theirs := client.WithAudience(idp.client.Audiences[1]), client.WithAudience(idp.client.Audiences[2])
+	get := func(replicas []*replica, what string, option client.TokenOption) *client.Token {
+		t.Helper()
+		return everybody(t, replicas, 1, "orders", option).good(t, what)[0].token
+	}
+	get(f.replicas, "my token", mine)
+	myKey := tokenKeys(server)[0]
+	first := get(f.replicas, "their token", theirs)
+	theirKey := slices.DeleteFunc(tokenKeys(server), func(key string) bool { return key == myKey })[0]
+
+	fresh := func() []*replica { return f.add(t, 1, "broker", 0) }
+	refused := func(r []*replica) float64 { return r[0].metric(t, `tokenbroker_store_unopened_total{cause="refused"}`) }
+	before := fresh()
+	if got := get(before, "as it was", theirs); got.Source() != "shared" || got.AccessToken() != first.AccessToken() || refused(before) != 0 {
+		t.Errorf("a new replica did not find the token as it was: source %s, %v refused", got.Source(), refused(before))
+	}
+	const renumber = "return redis.call('set', KEYS[1], (string.gsub(redis.call('get', KEYS[1]), '^%d+', '1', 1)), 'keepttl')"
+	for what, tamper := range map[string][]string{
+		"under another key":       {"copy", myKey, theirKey, "replace"},
+		"with some bytes changed": {"setrange", theirKey, "60", "tampered"},
+		"with another number":     {"eval", renumber, "1", theirKey},
+	} {
+		server.CLI(tamper...)
+		replica, calls := fresh(), idp.calls()
+		got := get(replica, what, theirs)
+		if got.Source() != "fetched" || idp.calls() != calls+1 {
+			t.Errorf("a value %s was served: source %s, %d calls", what, got.Source(), idp.calls()-calls)
+		}
+		if refused(replica) == 0 {
+			t.Errorf("a value %s was not counted as refused", what)
+		}
+		again := fresh()
+		if next := get(again, "what replaced a value "+what, theirs); next.AccessToken() != got.AccessToken() || refused(again) != 0 {
+			t.Errorf("a value %s was not replaced: source %s", what, next.Source())
+		}
+	}
+}
+
+// tokenKeys are the keys of tokens in Redis.
+func tokenKeys(server *redistest.Server) []string {
+	return slices.DeleteFunc(strings.Fields(server.CLI("--scan")), func(key string) bool { return !strings.HasSuffix(key, ":token") })
+}
+
+var ringKeyID = regexp.MustCompile(`[Kk]ey ([0-9a-f]{8})`)
+
+// The ring of sealing keys changes as "broker keygen" tells the operator, while
+// callers ask all the time.
+func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
+	t.Parallel()
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", server.Addr()) + clientsConfig(t, map[string]*countingIdP{"orders": idp})
+	ring := regexp.MustCompile(`sealing_keys: "file:(.*)"`).FindStringSubmatch(config)[1]
+	f := startFleet(t, 3, config)
+	token := everybody(t, f.replicas, 1, "orders").good(t, "a token").oneToken(t, "a token")
+	demand := startLoad(t, f.replicas, 3, 10*time.Millisecond, "orders")
+
+	times := 0
+	change := func(args ...string) (ids []string) {
+		t.Helper()
+		res := run(t, append(append([]string{"keygen"}, args...), ring)...)
+		if res.code != 0 {
+			t.Fatalf("keygen %v: %v", args, res)
+		}
+		times++
+		for _, r := range f.replicas {
+			eventually(t, "the changed ring is in force", func() bool {
+				return strings.Count(r.process.output.String(), "new sealing keys are in force") == times
+			})
+		}
+		for _, match := range ringKeyID.FindAllStringSubmatch(res.stderr, -1) {
+			ids = append(ids, match[1])
+		}
+		return ids
+	}
+	ids := change("--add")
+	if isLong() {
+		added, old := ids[0], ids[1]
+		change("--promote", added)
+		late := f.add(t, 1, "broker", 0)
+		if a := everybody(t, late, 1, "orders").good(t, "a late replica")[0]; a.token.Source() != "shared" || a.token.AccessToken() != token {
+			t.Errorf("a late replica could not open what the old key sealed: source %s", a.token.Source())
+		}
+		f.replicas = f.replicas[:3] // the late one has seen no change
+		change("--drop", old)
+	}
+	demand.good(t, "callers during the rotation")
+	t.Logf("meanwhile: %v", demand.took)
+	if got := idp.calls(); got != 1 || len(demand.tokens) != 1 {
+		t.Errorf("the rotation cost %d calls, and callers saw %d tokens", got-1, len(demand.tokens))
+	}
+}
