@@ -14,6 +14,9 @@ const (
 	// epochInterval is how often the epochs are read, in case the store did not
 	// tell of a purge: how long a purged token is handed out at most.
 	epochInterval = 5 * time.Second
+	// awayInterval is the same while the store does not answer, so that it is
+	// noticed when it is back, whether or not anybody asks for something.
+	awayInterval = time.Second
 	// watchRounds of epochs later the tokens that are watched are read as well.
 	watchRounds = 6
 )
@@ -37,8 +40,12 @@ func (b *Broker) listen(ctx context.Context) {
 
 // poll looks from time to time at what it may not have been told.
 func (b *Broker) poll(ctx context.Context) {
-	for round := 1; sleep(ctx, nil, epochInterval); round++ {
-		b.lookAtEpochs(ctx, b.askedClients()...)
+	wait := epochInterval
+	for round := 1; sleep(ctx, nil, wait); round++ {
+		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
+			wait = awayInterval
+			continue
+		}
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}
@@ -55,8 +62,10 @@ func (b *Broker) askedClients() []*client {
 	return asked
 }
 
-// lookAtEpochs reads the epochs of clients.
-func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) {
+// lookAtEpochs reads the epochs of clients, and reports whether the store told
+// all of them.
+func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) (told bool) {
+	told = true
 	for some := range slices.Chunk(clients, store.MaxKeys) {
 		keys := make([]string, len(some))
 		for i, c := range some {
@@ -64,12 +73,14 @@ func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) {
 		}
 		found, err := b.store.Get(ctx, keys...)
 		if err != nil {
-			continue // the next round
+			told = false
+			continue
 		}
 		for i, c := range some {
 			b.sawEpoch(ctx, c, found[i].Number)
 		}
 	}
+	return told
 }
 
 // sawEpoch adopts a client's epoch, or puts back one that the store has lost.

@@ -401,7 +401,7 @@ func TestRefreshWithoutTheStoreIsPutOffButNotForEver(t *testing.T) {
 		if got := r.fetches(); got != 2 {
 			t.Errorf("the IdP was asked %d times", got)
 		}
-		if got := r.all[0].link.calls.Load() - calls; got > 60 {
+		if got := r.all[0].link.calls.Load() - calls; got > 130 {
 			t.Errorf("the store, which is away, was called %d times", got)
 		}
 	})

@@ -37,6 +37,7 @@ func TestRejectedTokensAreReplacedOnceAndSeldom(t *testing.T) {
 		t.Errorf("100 reports of one token cost %d calls", got-1)
 	}
 
+	f.add(t, 1, "broker", 0) // which knows of no replacement, but for what the store says
 	reports := f.reportsAll(t, all[0], lasts)
 	calls := idp.calls()
 	others.good(t, "the others")
