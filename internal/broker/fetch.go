@@ -72,7 +72,8 @@ func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Leas
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
 		b.write(store.Change{Release: lease})
-		f.err = forcedTooOften(e.client.name).after(ForcedInterval)
+		f.err = forcedTooOften(e.client.name).after(guardInterval)
+		e.mayForceAt(time.Now().Add(guardInterval))
 		return
 	}
 	b.fetch(ctx, e, f, lease)
@@ -87,6 +88,13 @@ func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 	}
 	_, acquired, err := b.store.Acquire(ctx, guard)
 	return acquired || err != nil
+}
+
+// mayForceAt sets when this replica tries again to force a fetch.
+func (e *entry) mayForceAt(next time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.forcedAt = next.Add(-ForcedInterval)
 }
 
 // alone fetches without a lease, because the store does not say who has it. A
@@ -158,7 +166,9 @@ func (b *Broker) tell(lease store.Lease, puts ...store.Put) (newest bool) {
 func (b *Broker) mint(ctx context.Context, e *entry, version secret.Version, fence uint64) (tok *token.Token, err error) {
 	for range maxPurged {
 		epoch, begun := e.client.epoch.Load(), time.Now()
-		grant, err := e.client.idp.Fetch(ctx, version, e.ask)
+		ask := e.ask
+		ask.Once = e.usable(e.token.Load(), begun, 0)
+		grant, err := e.client.idp.Fetch(ctx, version, ask)
 		b.metrics.fetch(e.client.name, time.Since(begun), err)
 		if err != nil {
 			return nil, err
@@ -314,7 +324,10 @@ func backoff(err error, n int, tok *token.Token, now time.Time) time.Duration {
 // transientBackoff doubles from 1 s to 30 s, spread by half either way. While a
 // token is held it leaves room for a few more tries before the token ends.
 func transientBackoff(n int, tok *token.Token, now time.Time) time.Duration {
-	const most = 30 * time.Second
+	const (
+		most       = 30 * time.Second
+		minBackoff = 500 * time.Millisecond
+	)
 	wait := most
 	if n <= 5 {
 		wait = time.Second << (n - 1)
@@ -323,5 +336,5 @@ func transientBackoff(n int, tok *token.Token, now time.Time) time.Duration {
 	if tok != nil && tok.Usable(now, 0) {
 		wait = min(wait, tok.UsableUntil.Sub(now)/4)
 	}
-	return max(wait, 100*time.Millisecond)
+	return max(wait, minBackoff)
 }

@@ -739,6 +739,47 @@ func TestAForcedFetchHoldsBackReplicasThatComeLater(t *testing.T) {
 	})
 }
 
+// Nor does it wait for much longer than the guard that held it back.
+func TestAForcedFetchThatWasHeldBackIsTriedAgainSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 1)
+		r.idp.SetLifetime(time.Hour)
+		bad := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		bad = r.sameToken(r.everybody(1, broker.Ask{Client: "orders", Rejected: &bad}))
+		time.Sleep(10 * time.Second)
+		newcomer := r.add("right")
+		for range 27 {
+			if answer, err := newcomer.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &bad}); err != nil {
+				t.Fatal(err)
+			} else if answer.Token.SHA256 != bad {
+				return
+			}
+			time.Sleep(time.Second)
+		}
+		t.Error("after 37 s the rejected token is still handed out")
+	})
+}
+
+// A fleet that holds a token does not press an IdP that is down for another.
+func TestFleetThatHoldsATokenAsksADownIdPSeldom(t *testing.T) {
+	for _, life := range []time.Duration{20 * time.Second, time.Minute, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			r := startReplicas(t, 20)
+			r.idp.SetLifetime(life)
+			due := r.everybody(1, broker.Ask{Client: "orders"})[0].Token.RefreshAt
+			time.Sleep(time.Until(due))
+			r.idp.FailNext(1000, http.StatusServiceUnavailable, "", nil)
+			before, lasts := r.fetches(), min(10*time.Second, life/10)
+			for begun := time.Now(); time.Since(begun) < lasts; time.Sleep(20 * time.Millisecond) {
+				r.everybody(1, broker.Ask{Client: "orders"})
+			}
+			if got := r.fetches() - before; got > 10 {
+				t.Errorf("in %v an IdP that is down was asked %d times for a token of %v", lasts, got, life)
+			}
+		})
+	}
+}
+
 // Tokens of 20 s under load for 100 s, then of 6 s for 30 s: nobody fails, nobody
 // gets a token below its margin, and the fleet fetches once for each lifetime.
 func TestFleetFetchesOncePerLifetime(t *testing.T) {

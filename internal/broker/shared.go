@@ -17,6 +17,11 @@ const (
 	// fetching; renewInterval keeps the lease of one that lives.
 	leaseTTL      = 3 * time.Second
 	renewInterval = time.Second
+	renewRetry    = 250 * time.Millisecond
+
+	// guardInterval is when a replica asks again whether it may force a fetch:
+	// the store does not say how long another replica's guard lasts.
+	guardInterval = 5 * time.Second
 
 	// Waiters look again when the store tells of a change, and from time to time
 	// because it may not.
@@ -161,9 +166,15 @@ func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for sleep(ctx, nil, renewInterval) {
-			if held, err := b.store.Renew(ctx, lease, leaseTTL); err == nil && !held {
+		for wait := renewInterval; sleep(ctx, nil, wait); {
+			held, err := b.store.Renew(ctx, lease, leaseTTL)
+			switch {
+			case err != nil:
+				wait = renewRetry
+			case !held:
 				return
+			default:
+				wait = renewInterval
 			}
 		}
 	}()

@@ -87,6 +87,9 @@ type Request struct {
 	// Resources are sent as RFC 8707 resource parameters, in this order.
 	Resources []string
 	Scopes    []string
+	// Once: an IdP that answered is not asked again within one Fetch, because
+	// there is a token to go on with.
+	Once bool
 }
 
 // Client asks one IdP for tokens as one OAuth client. It holds no secret and is
@@ -178,7 +181,7 @@ func (c *Client) Fetch(ctx context.Context, with secret.Version, ask Request) (t
 		return token.Grant{}, fault
 	}
 	grant, fault := c.attempt(ctx, endpoint, with, ask)
-	if fault != nil && fault.again && pause(ctx) {
+	if fault != nil && fault.again && (!ask.Once || fault.Status == 0) && pause(ctx) {
 		grant, fault = c.attempt(ctx, endpoint, with, ask)
 	}
 	if fault != nil {

@@ -24,6 +24,9 @@ const ACLExample = "user tokenbroker on >PASSWORD resetchannels ~tb1:* &tb1:* +p
 // ACLCluster is what a Redis Cluster needs beside ACLExample.
 const ACLCluster = "+cluster|slots +asking"
 
+// redisSentinelUser is whom sentinels refuse.
+const redisSentinelUser = "the sentinels' user"
+
 // redisCheckBound is how long Check takes at most.
 const redisCheckBound = 5 * time.Second
 
@@ -105,7 +108,7 @@ func (r *Redis) askSentinels(ctx context.Context) (master string, err error) {
 		defer func() { _ = sentinel.Close() }()
 		hello, err := redisHello(ctx, sentinel)
 		if err != nil {
-			return r.advise(ctx, address, err, "the sentinels' user")
+			return r.advise(ctx, address, err, redisSentinelUser)
 		}
 		if hello["mode"] != "sentinel" {
 			return fmt.Errorf("Redis at %s is not a sentinel: give the addresses of the sentinels, or no sentinel_master", address)
@@ -115,7 +118,7 @@ func (r *Redis) askSentinels(ctx context.Context) (master string, err error) {
 		case errors.Is(err, redis.Nil):
 			return fmt.Errorf("the sentinel at %s watches no master named %q: set sentinel_master to the name that its configuration has after \"sentinel monitor\"", address, r.config.SentinelMaster)
 		case err != nil:
-			return r.advise(ctx, address, err, "the sentinels' user")
+			return r.advise(ctx, address, err, redisSentinelUser)
 		case len(found.Val()) != 2:
 			return &redisAwayError{errRedisAnswer.Error()}
 		}
@@ -290,6 +293,8 @@ func (r *Redis) advise(ctx context.Context, address string, err error, user stri
 	switch {
 	case redis.HasErrorPrefix(err, "WRONGPASS"):
 		return fmt.Errorf("Redis at %s refuses the login of %s: the password is not the right one, or there is no such user, or it is switched off", address, user)
+	case redis.HasErrorPrefix(err, "NOAUTH") && user == redisSentinelUser:
+		return fmt.Errorf("the sentinel at %s asks for a login: set sentinel_password, and sentinel_username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "NOAUTH"):
 		return fmt.Errorf("Redis at %s asks for a login: set password, and username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "AUTH"):

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 )
 
 // RingFile is a ring in a file that may change while it is used. Current is
@@ -60,6 +61,9 @@ func readRingFile(path string) ([]byte, error) {
 	}
 	defer func() { _ = file.Close() }()
 	data, err := io.ReadAll(io.LimitReader(file, ringMaxSize+1))
+	if errors.Is(err, syscall.EISDIR) {
+		return nil, fmt.Errorf("the ring of sealing keys %s is a directory: name the file in it", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the ring of sealing keys: %w", err)
 	}

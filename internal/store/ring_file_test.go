@@ -51,6 +51,7 @@ func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
 		return path
 	}
 	for name, c := range map[string]struct{ path, want string }{
+		"directory":   {dir, "is a directory: name the file in it"},
 		"absent":      {filepath.Join(dir, "absent"), "does not exist: make it with `broker keygen > "},
 		"a directory": {dir, "is a directory"},
 		"empty":       {file("empty", ""), "is empty: make it with `broker keygen > "},
