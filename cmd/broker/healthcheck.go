@@ -52,15 +52,18 @@ health checks of containers that have no shell.`,
 }
 
 func health(ctx context.Context, addr, service string, plaintext bool) (healthpb.HealthCheckResponse_ServingStatus, error) {
-	security := credentials.NewTLS(nil)
-	if plaintext {
-		security = insecure.NewCredentials()
-	}
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(security))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(transport(plaintext)))
 	if err != nil {
 		return 0, err
 	}
 	defer func() { _ = conn.Close() }()
 	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 	return resp.GetStatus(), err
+}
+
+func transport(plaintext bool) credentials.TransportCredentials {
+	if plaintext {
+		return insecure.NewCredentials()
+	}
+	return credentials.NewTLS(nil)
 }

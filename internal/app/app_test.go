@@ -20,7 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -30,6 +30,7 @@ func devIDP(t testing.TB) *devidp.Server {
 	t.Helper()
 	idp, err := devidp.New(devidp.Config{Issuer: idpIssuer, Algorithm: "EdDSA", Clients: []devidp.Client{
 		{ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: []string{"https://orders.example.com"}},
+		{ID: "opaque", Secrets: []redact.String{redact.New("another")}, Scopes: []string{"read"}, Audiences: []string{"https://orders.example.com"}, Opaque: true},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -37,8 +38,22 @@ func devIDP(t testing.TB) *devidp.Server {
 	return idp
 }
 
-// sample is a configuration with n clients.
+// sample is a configuration with n clients, in memory.
 func sample(t testing.TB, n int) *app.Config {
+	t.Helper()
+	return parsed(t, sampleText(t, n))
+}
+
+func parsed(t testing.TB, text string) *app.Config {
+	t.Helper()
+	config, err := app.ParseConfig("sample.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func sampleText(t testing.TB, n int) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
@@ -49,12 +64,8 @@ func sample(t testing.TB, n int) *app.Config {
 	for i := range n {
 		fmt.Fprintf(&text, "  client-%d: {issuer: %q, client_id: abc, secret: %q, audience: \"https://orders.example.com\"}\n", i, idpIssuer, "file:"+file)
 	}
-	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [\"https://orders.example.com\"]}]\n", idpIssuer)
-	config, err := app.ParseConfig("sample.yaml", []byte(text.String()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return config
+	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [\"https://orders.example.com\"], introspection: {client: client-0, cache: 1s}}]\n", idpIssuer)
+	return text.String()
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -122,28 +133,17 @@ func TestBrokerServesAndReportsOfItself(t *testing.T) {
 	}
 }
 
-// redisThatIsAway is a store with all its metrics that needs no server.
-func redisThatIsAway(t *testing.T) app.StoreConfig {
-	t.Helper()
-	ring := filepath.Join(t.TempDir(), "ring.json")
-	if err := store.WriteRing(ring, store.GenerateRing()); err != nil {
-		t.Fatal(err)
-	}
-	keys, err := secret.ParseRef("file:" + ring)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return app.StoreConfig{Redis: &app.RedisStoreConfig{Addresses: []string{"127.0.0.1:1"}}, SealingKeys: keys}
-}
-
 // Every metric that is served stands in docs/metrics.md, and the other way
 // round.
 func TestMetricsAreDocumented(t *testing.T) {
 	idp := devIDP(t)
-	config := sample(t, 1)
-	config.Store = redisThatIsAway(t)
-	broker, c := run(t, config, idp)
-	token, err := c.Token(t.Context(), "client-0") // without Redis, if it must be
+	ring := filepath.Join(t.TempDir(), "ring.json")
+	if err := os.WriteFile(ring, store.GenerateRing().Reveal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	redis := redistest.Start(t, redistest.Options{})
+	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
+	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,15 +215,23 @@ func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
 		}
 		return ok, failed
 	}
-	if ok, failed := check(); len(ok) != 4 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
+	if ok, failed := check(); len(ok) != 5 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
 		t.Errorf("all well: ok %q, failed %q", ok, failed)
 	}
+	idp.SetIntrospection(func(w http.ResponseWriter, _ *http.Request) bool {
+		_, _ = io.WriteString(w, `{"active":true}`)
+		return true
+	})
+	if ok, failed := check(); len(ok) != 4 || len(failed) != 1 || failed[0] != "issuers "+idpIssuer+": introspection" {
+		t.Errorf("every token is active: ok %q, failed %q", ok, failed)
+	}
+	idp.SetIntrospection(nil)
 	idp.SetSecrets("abc", redact.New("another"))
-	if ok, failed := check(); len(ok) != 3 || len(failed) != 1 || failed[0] != "clients.client-0: token" {
+	if ok, failed := check(); len(ok) != 3 || len(failed) != 2 || failed[0] != "clients.client-0: token" || failed[1] != "issuers "+idpIssuer+": introspection" {
 		t.Errorf("a refused secret: ok %q, failed %q", ok, failed)
 	}
 	idp.SetDown(true)
-	if ok, failed := check(); len(ok) != 1 || len(failed) != 3 {
+	if ok, failed := check(); len(ok) != 1 || len(failed) != 4 {
 		t.Errorf("the IdP down: ok %q, failed %q", ok, failed)
 	}
 }

@@ -1,11 +1,12 @@
 package app
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
@@ -14,25 +15,29 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // parts are the broker and what runs beside it.
 type parts struct {
+	network  *discovery.Network
 	storage  *storage
 	broker   *broker.Broker
 	verifier *verify.Verifier
 	secrets  []*secret.Ring
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
+	// introspections are by issuer.
+	introspections map[string]introspection
 }
 
 // issuerKey: clients and verification share what is known of an issuer, but not
-// the leave to speak plain http.
+// the leave to speak plain http, or to private addresses.
 type issuerKey struct {
-	issuer    string
-	allowHTTP bool
+	issuer                  string
+	allowHTTP, allowPrivate bool
 }
 
 // assemble makes the parts of what the configuration says. All secrets that
@@ -45,7 +50,10 @@ func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{storage: opened, secrets: opened.secrets, issuers: map[issuerKey]*discovery.Issuer{}}
+	p := &parts{
+		network: discovery.NewNetwork(opts.Transport), storage: opened, secrets: opened.secrets,
+		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
+	}
 	if err := p.fill(config, opts, registerer); err != nil {
 		_ = opened.Close()
 		return nil, err
@@ -54,10 +62,9 @@ func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*
 }
 
 func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registerer) error {
-	client := discovery.NewHTTPClient(opts.Transport)
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		made, err := p.client(name, config.Clients[name], client)
+		made, err := p.client(name, config.Clients[name])
 		if err != nil {
 			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
 			continue
@@ -69,7 +76,7 @@ func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registe
 		return errors.Join(problems...)
 	}
 	var err error
-	if p.verifier, err = p.newVerifier(config, client, opts.Logger, registerer); err != nil {
+	if p.verifier, err = p.newVerifier(config, opts.Logger, registerer); err != nil {
 		return fmt.Errorf("issuers: %w", err)
 	}
 	p.broker, err = broker.New(broker.Config{
@@ -89,34 +96,22 @@ func (p *parts) close() {
 	_ = p.storage.Close()
 }
 
-func (p *parts) issuer(issuer string, allowHTTP bool, client *http.Client) *discovery.Issuer {
-	key := issuerKey{issuer, allowHTTP}
+func (p *parts) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
+	key := issuerKey{issuer, allowHTTP, allowPrivate}
 	if p.issuers[key] == nil {
-		p.issuers[key] = discovery.New(discovery.Config{Issuer: issuer, AllowHTTP: allowHTTP, HTTP: client})
+		p.issuers[key] = discovery.New(discovery.Config{
+			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: p.network.ClientFor(issuer, allowPrivate),
+		})
 	}
 	return p.issuers[key]
 }
 
-func (p *parts) client(name string, cfg ClientConfig, client *http.Client) (broker.ClientConfig, error) {
+func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
 	ring, err := p.storage.open(cfg.Secret)
 	if err != nil {
 		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
 	}
-	towards := idp.Config{
-		TokenURL:        cfg.TokenURL,
-		AllowHTTP:       cfg.AllowHTTP,
-		ClientID:        cfg.ClientID,
-		Auth:            idp.AuthMethod(cfg.Auth),
-		RawBasic:        cfg.RawBasic,
-		Params:          cfg.Params,
-		Extras:          cfg.Extras,
-		DefaultLifetime: cfg.DefaultLifetime,
-		HTTP:            client,
-	}
-	if cfg.TokenURL == "" {
-		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, client)
-	}
-	made, err := idp.New(towards)
+	made, err := idp.New(p.towards(cfg))
 	return broker.ClientConfig{
 		Name:      name,
 		IdP:       made,
@@ -127,33 +122,110 @@ func (p *parts) client(name string, cfg ClientConfig, client *http.Client) (brok
 	}, err
 }
 
-func (p *parts) newVerifier(config *Config, client *http.Client, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
+// towards says which client to be at its IdP.
+func (p *parts) towards(cfg ClientConfig) idp.Config {
+	c := idp.Config{
+		TokenURL:        cfg.TokenURL,
+		AllowHTTP:       cfg.AllowHTTP,
+		ClientID:        cfg.ClientID,
+		Auth:            idp.AuthMethod(cfg.Auth),
+		RawBasic:        cfg.RawBasic,
+		Params:          cfg.Params,
+		Extras:          cfg.Extras,
+		DefaultLifetime: cfg.DefaultLifetime,
+		HTTP:            p.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
+	}
+	if cfg.TokenURL == "" {
+		c.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+	}
+	return c
+}
+
+func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
 	issuers := make([]verify.IssuerConfig, 0, len(config.Issuers))
-	for _, cfg := range config.Issuers {
-		issuer := verify.IssuerConfig{
-			Issuer:          cfg.Issuer,
-			JWKSURL:         cfg.JWKSURL,
-			AllowHTTP:       cfg.AllowHTTP,
-			Audiences:       cfg.Audiences,
-			Algorithms:      cfg.Algorithms,
-			Types:           cfg.Types,
-			ScopeClaim:      cfg.ScopeClaim,
-			Leeway:          leeway(cfg.Leeway),
-			MaxLifetime:     cfg.MaxLifetime,
-			RefreshInterval: cfg.RefreshInterval,
-			MaxStale:        cfg.MaxStale,
-		}
-		if cfg.JWKSURL == "" {
-			issuer.Discovery = p.issuer(cfg.Issuer, cfg.AllowHTTP, client)
+	for i := range config.Issuers {
+		issuer, err := p.verified(config, &config.Issuers[i])
+		if err != nil {
+			return nil, err
 		}
 		issuers = append(issuers, issuer)
 	}
-	return verify.New(verify.Config{Issuers: issuers, HTTP: client, Logger: log, Registerer: registerer})
+	return verify.New(verify.Config{
+		Issuers:     issuers,
+		Logger:      log,
+		Registerer:  registerer,
+		CacheBytes:  orNone(int64(config.Verification.CacheMiB) << 20),
+		MaxValidity: config.Verification.MaxValidity,
+	})
 }
 
-// leeway translates a leeway of nothing, which the file can ask for, to what
-// verify takes for it.
-func leeway(configured time.Duration) time.Duration {
+// verified says which tokens of an issuer are good.
+func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
+	issuer := verify.IssuerConfig{
+		Issuer:          cfg.Issuer,
+		JWKSURL:         cfg.JWKSURL,
+		JWKSFile:        cfg.JWKSFile,
+		AllowHTTP:       cfg.AllowHTTP,
+		HTTP:            p.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		Audiences:       cfg.Audiences,
+		Algorithms:      cfg.Algorithms,
+		Types:           cfg.Types,
+		ScopeClaim:      cfg.ScopeClaim,
+		Leeway:          orNone(cfg.Leeway),
+		MaxLifetime:     cfg.MaxLifetime,
+		MaxAge:          cfg.MaxAge,
+		RefreshInterval: cfg.RefreshInterval,
+		MaxStale:        cfg.MaxStale,
+	}
+	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
+		issuer.Discovery = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+	}
+	if cfg.Introspection == nil {
+		return issuer, nil
+	}
+	endpoint, err := p.introspection(config, cfg)
+	if err != nil {
+		return verify.IssuerConfig{}, fmt.Errorf("%s: introspection: %w", cfg.Issuer, err)
+	}
+	p.introspections[cfg.Issuer] = endpoint
+	issuer.Introspection = &verify.Introspection{
+		Endpoint:        endpoint,
+		Cache:           orNone(cfg.Introspection.Cache),
+		DefaultLifetime: cfg.Introspection.DefaultLifetime,
+	}
+	return issuer, nil
+}
+
+// introspection asks an issuer about tokens, as one of the clients and with the
+// secret that the client has then.
+type introspection struct {
+	client *idp.Client
+	secret *secret.Ring
+}
+
+// Introspect is what verification wants.
+func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
+	found, err := i.client.Introspect(ctx, i.secret.Current(), token)
+	return found.Active, found.Members, err
+}
+
+func (p *parts) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
+	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
+	towards := p.towards(config.Clients[name])
+	towards.IntrospectionURL = endpoint
+	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
+	towards.HTTP = p.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
+	if endpoint == "" {
+		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+	}
+	client, err := idp.New(towards)
+	at := slices.IndexFunc(p.clients, func(c broker.ClientConfig) bool { return c.Name == name })
+	return introspection{client, p.clients[at].Secret}, err
+}
+
+// orNone translates what the file can ask for, none, to what verify takes for
+// it: zero is its default.
+func orNone[N time.Duration | int64](configured N) N {
 	if configured == 0 {
 		return -1
 	}

@@ -2,12 +2,15 @@ package app
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // Finding is what came of one live check.
@@ -21,8 +24,8 @@ type Finding struct {
 }
 
 // Check tries what the configuration names: secrets, the store, the token
-// endpoints of clients, the keys of issuers and, if mint is set, a token for each
-// client. It tells each finding as it comes. The error means that nothing could
+// endpoints of clients, the keys of issuers, introspection and, if mint is set, a
+// token for each client. It tells each finding as it comes. The error means that nothing could
 // be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
 	assembled, err := assemble(config, opts, prometheus.NewRegistry())
@@ -39,6 +42,9 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	}
 	for _, issuer := range config.Issuers {
 		tell(assembled.checkKeys(ctx, issuer.Issuer))
+		if issuer.Introspection != nil {
+			tell(assembled.checkIntrospection(ctx, issuer.Issuer))
+		}
 	}
 	return nil
 }
@@ -62,7 +68,7 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, nil).Metadata(ctx)
+	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
 	if err == nil && metadata.TokenEndpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
@@ -90,6 +96,21 @@ func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 		if status.Issuer == issuer {
 			found.Detail = fmt.Sprintf("%d usable", status.Keys)
 		}
+	}
+	return found
+}
+
+// checkIntrospection asks about a token that nobody has issued.
+func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
+	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
+	active, _, err := p.introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
+	switch {
+	case err != nil:
+		found.Err = err
+	case active:
+		found.Err = errors.New("it says that a token is active which nobody has issued: every token would be let in")
+	default:
+		found.Detail = "answers, and does not know a token that nobody has issued"
 	}
 	return found
 }

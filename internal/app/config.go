@@ -36,6 +36,8 @@ type Config struct {
 	// The issuers whose tokens the broker verifies, each once. A token of any other issuer is
 	// rejected.
 	Issuers []IssuerConfig `yaml:"issuers" jsonschema:"anyof_required=issuers"`
+	// What is remembered of verified tokens, and for how long.
+	Verification VerificationConfig `yaml:"verification"`
 }
 
 // ListenConfig names the listeners.
@@ -171,14 +173,24 @@ type ClientConfig struct {
 	DefaultLifetime time.Duration `yaml:"default_lifetime" jsonschema:"default=5m"`
 	// Accept http:// URLs beyond loopback: secrets and tokens then travel unencrypted.
 	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`
+	// Connect to private and loopback addresses for this client: its IdP is in the network of the
+	// broker. Where its URL names a loopback host, that needs no leave.
+	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
 }
 
 // IssuerConfig is an issuer whose tokens are verified.
 type IssuerConfig struct {
-	// The issuer, exactly as the iss claim of its tokens has it.
+	// The issuer, exactly as the iss claim of its tokens has it. With tenants, a pattern of issuers:
+	// {tenant} stands for one segment of the path.
 	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
-	// Where its keys are. Absent: found by discovery.
+	// The tenants whose tokens are verified, by the names that stand in the iss claim. Each is an
+	// issuer, with keys of its own and all else as it stands here.
+	Tenants []string `yaml:"tenants" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=128"`
+	// Where its keys are. Absent: found by discovery, unless jwks_file is given.
 	JWKSURL string `yaml:"jwks_url"`
+	// The file with its keys, a JWK set, where the issuer cannot be reached. It is read again every
+	// refresh_interval.
+	JWKSFile string `yaml:"jwks_file" jsonschema:"minLength=1"`
 	// A token must be for one of these, unless the caller names other audiences.
 	Audiences []string `yaml:"audiences" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=512"`
 	// The signature algorithms that are accepted.
@@ -192,14 +204,47 @@ type IssuerConfig struct {
 	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
 	// Tokens that were issued for longer are rejected, 1m to 8760h.
 	MaxLifetime time.Duration `yaml:"max_lifetime" jsonschema:"default=24h"`
+	// Tokens that were issued longer ago are rejected, and those that do not say when, 1s to 8760h.
+	// Absent: they may be as old as they live.
+	MaxAge time.Duration `yaml:"max_age"`
 	// How often the keys are fetched, 1m to 15m.
 	RefreshInterval time.Duration `yaml:"refresh_interval" jsonschema:"default=5m"`
 	// How long keys are used that could not be fetched again, up to 24h and not shorter than
 	// refresh_interval.
 	MaxStale time.Duration `yaml:"max_stale" jsonschema:"default=1h"`
+	// Ask the issuer about opaque tokens, which are no JWTs (RFC 7662). At most one issuer has it.
+	Introspection *IntrospectionConfig `yaml:"introspection"`
 	// Accept http:// URLs beyond loopback: whoever is on the way can then forge this issuer's
 	// tokens.
 	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`
+	// Connect to private and loopback addresses for this issuer: it is in the network of the
+	// broker. Where its URL names a loopback host, that needs no leave.
+	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
+}
+
+// IntrospectionConfig says how an issuer is asked about opaque tokens.
+type IntrospectionConfig struct {
+	// The name of the client, among clients, that the broker asks as: with its client_id, secret
+	// and way of authentication.
+	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
+	// The introspection endpoint. Absent: found by discovery.
+	Endpoint string `yaml:"endpoint" jsonschema:"minLength=1"`
+	// How long an answer is used, and so how late a revocation at the issuer is noticed, 0s to 5m.
+	// That a token is not active is remembered for 5s at most.
+	Cache time.Duration `yaml:"cache" jsonschema:"default=30s"`
+	// How long a token is taken to be good where the issuer does not say when it expires, 1s to
+	// 24h. Absent: such tokens are rejected.
+	DefaultLifetime time.Duration `yaml:"default_lifetime"`
+}
+
+// VerificationConfig says what is remembered of verified tokens.
+type VerificationConfig struct {
+	// The memory for what is remembered of JWTs whose signature was good, in MiB. 0: nothing is
+	// remembered, and every signature is verified anew.
+	CacheMiB int `yaml:"cache_mib" jsonschema:"default=64,minimum=0,maximum=65536"`
+	// How long callers may keep an answer at most, 1s to 1h: a change of the configuration and a
+	// revocation reach those who keep answers only then.
+	MaxValidity time.Duration `yaml:"max_validity" jsonschema:"default=5m"`
 }
 
 // LoadConfig reads the configuration file at path. It reads no secrets and
@@ -226,6 +271,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	if len(found.problems) > 0 {
 		return nil, found.err()
 	}
+	config.Issuers = withTenants(config.Issuers)
 	return config, nil
 }
 

@@ -23,6 +23,11 @@ func issuer(keys ...string) string {
 	return "issuers:\n  - issuer: https://login.example.com\n    audiences: [https://orders.example.com]\n" + indented(keys)
 }
 
+// tenants is a good file of four lines with a pattern of issuers, if they are.
+func tenants(list string) string {
+	return "issuers:\n  - issuer: https://login.example.com/{tenant}/v2.0\n    audiences: [a]\n    tenants: " + list + "\n"
+}
+
 // redis is a good file of seven lines but for the keys of its Redis, which begin
 // in line 8.
 func redis(keys ...string) string {
@@ -85,8 +90,8 @@ func badConfigs() []badConfig {
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
-		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers", true},
-		{"section of a later part", client() + "callers: []\n", "6: callers: no such key; possible here: listen, store, server, log, clients, issuers", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
+		{"section of a later part", client() + "callers: []\n", "6: callers: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
 		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
 			"7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
@@ -194,6 +199,39 @@ func badConfigs() []badConfig {
 		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth", false},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},
+		{"private client", "clients:\n  a:\n    token_url: https://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"link-local client", "clients:\n  a:\n    token_url: https://169.254.169.254/token\n    allow_private: true\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a link-local address, and such are never connected to", false},
+		{"private issuer", "issuers:\n  - issuer: https://192.168.0.1\n    audiences: [a]\n", "2: issuers[0].issuer: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"private jwks_url", issuer("jwks_url: https://[fd00::1]/keys"), "4: issuers[0].jwks_url: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"max_age out of bounds", issuer("max_age: 0s"), "4: issuers[0].max_age: must be from 1s to 8760h", false},
+		{"jwks_url and jwks_file", issuer("jwks_url: https://login.example.com/keys", "jwks_file: keys.json"), "5: issuers[0].jwks_file: contradicts jwks_url in line 4: give one of the two", false},
+		{"empty jwks_file", issuer("jwks_file: ''"), "4: issuers[0].jwks_file: must not be empty", true},
+		{"pattern without tenants", "issuers:\n  - issuer: https://login.example.com/{tenant}/v2.0\n    audiences: [a]\n", "2: issuers[0].issuer: a pattern needs tenants: list those whose tokens are good, for a pattern alone would let in everybody's", false},
+		{"tenants without a pattern", issuer("tenants: [t1]"), "4: issuers[0].tenants: needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0", false},
+		{"no tenants", tenants("[]"), "4: issuers[0].tenants: the list is empty: give at least one, or remove the key", true},
+		{"tenant twice", tenants("[t1, t1]"), "4: issuers[0].tenants[1]: the same as issuers[0].tenants[0]: remove one of them", true},
+		{"tenant with a slash", tenants("[t1, t2/x]"), "4: issuers[0].tenants[1]: a tenant's name is 1 to 128 letters, digits, dots, underscores and hyphens", false},
+		{"tenant that is anybody", tenants("[common]"), "4: issuers[0].tenants[0]: this stands for any tenant, and is in no token: name the tenants, by their IDs", false},
+		{"another pattern", "issuers:\n  - issuer: https://login.example.com/{tenantid}/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces", false},
+		{"pattern of a host", "issuers:\n  - issuer: https://{tenant}.example.com/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces\n" +
+			"2: issuers[0].issuer: the URL cannot be parsed; write it as https://host/path", false},
+		{"the same issuer by a pattern", tenants("[t1, t2]") + "  - issuer: https://login.example.com/t2/v2.0\n    audiences: [a]\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
+		{"keys of all tenants at one URL", tenants("[t1]") + "    jwks_url: https://login.example.com/keys\n", "5: issuers[0].jwks_url: each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery", false},
+		{"keys of all tenants in one file", tenants("[t1]") + "    jwks_file: keys.json\n", "5: issuers[0].jwks_file: each tenant has keys of its own, and one file cannot be all of theirs: remove it, or give the tenants entries of their own", false},
+		{"pattern of keys without tenants", issuer("jwks_url: https://login.example.com/{tenant}/keys"), "4: issuers[0].jwks_url: a pattern needs tenants: list them, or give the URL itself", false},
+		{"introspection without a client", issuer("introspection: {}"), "4: issuers[0].introspection: client is missing", true},
+		{"introspection by an unknown client", client() + issuer("introspection: {client: orders}"), "9: issuers[0].introspection.client: no client of this name is configured: configure under clients as whom the broker asks the issuer", false},
+		{"introspection by another issuer's client", client() + "issuers:\n  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api}\n",
+			"9: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant", false},
+		{"introspection of tenants", client() + tenants("[t1]") + "    introspection: {client: orders-api, endpoint: https://login.example.com/introspect}\n",
+			"10: issuers[0].introspection: tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own", false},
+		{"introspection of two issuers", client() + issuer("introspection: {client: orders-api}") + "  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api, endpoint: https://other.example.com/i}\n",
+			"12: issuers[1].introspection: the issuer in line 7 has introspection already, and an opaque token does not say which of them to ask: remove one of the two", false},
+		{"introspection out of bounds", client() + issuer("introspection:", "  client: orders-api", "  cache: 6m", "  default_lifetime: 0s", "  endpoint: http://login.example.com/i"), "11: issuers[0].introspection.cache: must be from 0s to 5m\n" +
+			"12: issuers[0].introspection.default_lifetime: must be from 1s to 24h\n" +
+			"13: issuers[0].introspection.endpoint: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"private introspection endpoint", client() + issuer("introspection: {client: orders-api, endpoint: 'https://10.0.0.1/i'}"), "9: issuers[0].introspection.endpoint: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"verification out of bounds", client() + "verification:\n  cache_mib: -1\n  max_validity: 2h\n", "7: verification.cache_mib: must be from 0 to 65536\n8: verification.max_validity: must be from 1s to 1h", true},
 		{"plaintext missing", client() + "listen:\n  grpc: :8443\n  ops: 10.0.0.1:9090\n", "7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}\n" +
 			"8: listen.ops: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:9090, or accept it with {address: ..., plaintext: true}", false},
 		{"plaintext missing for a host name", client() + "listen: {grpc: 'broker.internal:8443'}\n", "6: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
 // checkConfig looks for what no key shows by itself: bounds of durations,
@@ -27,7 +25,8 @@ func checkConfig(c *Config, found *findings) {
 		client := c.Clients[name]
 		checkClient(&client, join("clients", name), found)
 	}
-	checkIssuers(c.Issuers, found)
+	checkIssuers(c, found)
+	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 
 func checkListen(c *Config, found *findings) {
@@ -144,8 +143,8 @@ func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 	case !found.given(issuer) && !found.given(tokenURL):
 		found.addAtf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
-	checkURL(issuer, c.Issuer, c.AllowHTTP, found)
-	checkURL(tokenURL, c.TokenURL, c.AllowHTTP, found)
+	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
+	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, found)
 }
 
 // notInScope is the inverse of RFC 6749's NQCHAR, of which scopes are made.
@@ -177,49 +176,6 @@ const noCredential = "a client authenticates with its secret, and credentials ar
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
-
-func checkIssuers(issuers []IssuerConfig, found *findings) {
-	first := map[string]string{} // path of the entry that had it first
-	for i := range issuers {
-		path := item("issuers", i)
-		checkIssuer(&issuers[i], path, found)
-		name := issuers[i].Issuer
-		if before, again := first[name]; again {
-			found.addAtf(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
-		} else if name != "" {
-			first[name] = path
-		}
-	}
-}
-
-func checkIssuer(c *IssuerConfig, path string, found *findings) {
-	checkURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, found)
-	checkURL(join(path, "jwks_url"), c.JWKSURL, c.AllowHTTP, found)
-	within(found, join(path, "leeway"), c.Leeway, 0, time.Minute)
-	within(found, join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
-	within(found, join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
-	stale := join(path, "max_stale")
-	switch {
-	case c.MaxStale > 24*time.Hour:
-		found.addAtf(stale, "must not be longer than 24h")
-	case c.MaxStale < c.RefreshInterval && found.given(stale):
-		found.addAtf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
-	}
-}
-
-func checkURL(path, raw string, allowHTTP bool, found *findings) {
-	if raw == "" {
-		return
-	}
-	err := discovery.CheckURL(raw, allowHTTP)
-	switch {
-	case err == nil:
-	case discovery.CheckURL(raw, true) == nil:
-		found.addAtf(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
-	default:
-		found.addAtf(path, "%v", err)
-	}
-}
 
 func within(found *findings, path string, d, least, most time.Duration) {
 	if d < least || d > most {

@@ -53,7 +53,8 @@ func defaults() *app.Config {
 			DrainTimeout:         25 * time.Second,
 			SlowCall:             time.Second,
 		},
-		Log: app.LogConfig{Level: "info", Format: "json"},
+		Log:          app.LogConfig{Level: "info", Format: "json"},
+		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
 	}
 }
 
@@ -123,6 +124,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				RawBasic:        true,
 				DefaultLifetime: 5 * time.Minute,
 				AllowHTTP:       true,
+				AllowPrivate:    true,
 			},
 		},
 		Issuers: []app.IssuerConfig{
@@ -134,8 +136,12 @@ func TestEachKeyIsRead(t *testing.T) {
 				Types:           []string{"at+jwt", "JWT"},
 				ScopeClaim:      "scp",
 				MaxLifetime:     time.Hour,
+				MaxAge:          30 * time.Minute,
 				RefreshInterval: 15 * time.Minute,
 				MaxStale:        24 * time.Hour,
+				Introspection: &app.IntrospectionConfig{
+					Client: "orders-api", Endpoint: "https://login.example.com/introspect", Cache: 0, DefaultLifetime: time.Minute,
+				},
 			},
 			{
 				Issuer:          "http://login.internal",
@@ -148,11 +154,33 @@ func TestEachKeyIsRead(t *testing.T) {
 				RefreshInterval: 5 * time.Minute,
 				MaxStale:        time.Hour,
 				AllowHTTP:       true,
+				AllowPrivate:    true,
 			},
+			usual("https://login.example.org/t-1/v2.0", "https://login.example.org/t-1/keys", ""),
+			usual("https://login.example.org/t-2/v2.0", "https://login.example.org/t-2/keys", ""),
+			usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json"),
 		},
+		Verification: app.VerificationConfig{MaxValidity: time.Minute},
 	}
 	if d := diff(want, load(t, "everything.yaml")); d != "" {
 		t.Errorf("everything.yaml (-want +got):\n%s", d)
+	}
+}
+
+// usual is an issuer with everything else as by default.
+func usual(issuer, jwksURL, jwksFile string) app.IssuerConfig {
+	return app.IssuerConfig{
+		Issuer:          issuer,
+		JWKSURL:         jwksURL,
+		JWKSFile:        jwksFile,
+		Audiences:       []string{"a"},
+		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
+		Types:           []string{"at+jwt"},
+		ScopeClaim:      "scope",
+		Leeway:          30 * time.Second,
+		MaxLifetime:     24 * time.Hour,
+		RefreshInterval: 5 * time.Minute,
+		MaxStale:        time.Hour,
 	}
 }
 

@@ -90,6 +90,7 @@ type Broker struct {
 	names    names
 	bells    *bells
 	verifier *verify.Verifier
+	revoker  *revoker
 	log      *slog.Logger
 	metrics  *metrics
 
@@ -150,7 +151,9 @@ func New(cfg Config) (*Broker, error) {
 		log:      cfg.Logger,
 		metrics:  newMetrics(),
 	}
+	b.revoker = newRevoker(b.store, b.names)
 	b.flying, b.land = context.WithCancel(context.Background())
+	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes)...)
 	for _, c := range cfg.Clients {
 		if b.clients[c.Name] != nil {
 			return nil, fmt.Errorf("two clients are named %q", c.Name)

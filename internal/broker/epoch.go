@@ -40,12 +40,14 @@ func (b *Broker) listen(ctx context.Context) {
 
 // poll looks from time to time at what it may not have been told.
 func (b *Broker) poll(ctx context.Context) {
+	_, _ = b.revoker.set(ctx) // if not now, then when they are needed
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
 			wait = awayInterval
 			continue
 		}
+		b.revoker.poll(ctx, round)
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}

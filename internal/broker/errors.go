@@ -23,6 +23,7 @@ const (
 	Unavailable                    // what is needed cannot be reached; RetryAfter says when to ask again
 	DeadlineExceeded               // the caller's time was up
 	Canceled                       // the caller left
+	NotFound                       // what the question names does not exist
 )
 
 // Reasons are the stable, machine-readable causes that errors carry.
@@ -39,8 +40,12 @@ const (
 	ReasonStoreUnavailable   = "STORE_UNAVAILABLE"
 	ReasonPurged             = "TOKENS_PURGED"
 	ReasonKeysUnavailable    = "ISSUER_KEYS_UNAVAILABLE"
+	ReasonUnintrospected     = "INTROSPECTION_UNAVAILABLE"
 	ReasonTooManyWatches     = "TOO_MANY_WATCHES"
 	ReasonShuttingDown       = "SHUTTING_DOWN"
+	ReasonRevocationsUnknown = "REVOCATIONS_UNKNOWN"
+	ReasonTooManyRevocations = "TOO_MANY_REVOCATIONS"
+	ReasonNoSuchRevocation   = "NO_SUCH_REVOCATION"
 	ReasonCallerGaveUp       = "CALLER_GAVE_UP"
 	ReasonInternal           = "INTERNAL"
 )

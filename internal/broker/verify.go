@@ -14,6 +14,9 @@ import (
 // decide.
 func (b *Broker) Verify(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
 	result, err := b.verifier.Verify(ctx, presented, ask)
+	if err == nil && result.Rejection == nil {
+		result, err = b.unrevoked(ctx, result)
+	}
 	b.metrics.verification(result, err)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, err)
@@ -25,17 +28,24 @@ func (b *Broker) undecided(ctx context.Context, err error) *Error {
 	if ctx.Err() != nil {
 		return gaveUp(ctx)
 	}
+	if told, ok := errors.AsType[*Error](err); ok {
+		return told
+	}
 	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
 	if !ok {
 		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
 		return Fault(err)
 	}
+	reason, what := ReasonKeysUnavailable, fmt.Sprintf("the keys of issuer %q are not to be had", unavailable.Issuer)
+	if unavailable.Introspection {
+		reason, what = ReasonUnintrospected, fmt.Sprintf("issuer %q cannot be asked about its opaque tokens", unavailable.Issuer)
+	}
 	return &Error{
 		Code:       Unavailable,
-		Reason:     ReasonKeysUnavailable,
+		Reason:     reason,
 		RetryAfter: unavailable.RetryAfter,
 		Metadata:   map[string]string{"issuer": unavailable.Issuer},
-		Message:    fmt.Sprintf("the keys of issuer %q are not to be had, so the token can neither be accepted nor refused; try again, and treat it as not verified until then", unavailable.Issuer),
+		Message:    what + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
 		cause:      err,
 	}
 }

@@ -22,6 +22,9 @@ type behaviour struct {
 	failure  failure
 	answer   func(http.ResponseWriter, *http.Request) bool
 	secrets  map[string][]redact.String // by client ID
+	// introspect stands before the introspection endpoint as answer does before
+	// the token endpoint.
+	introspect func(http.ResponseWriter, *http.Request) bool
 }
 
 // failure is an answer that FailNext asked for.
@@ -69,6 +72,11 @@ func (s *Server) SetDown(down bool) { s.change(func(b *behaviour) { b.down = dow
 // already, if it is one. Nil takes the function away.
 func (s *Server) SetAnswer(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	s.change(func(b *behaviour) { b.answer = answer })
+}
+
+// SetIntrospection is SetAnswer for the introspection endpoint.
+func (s *Server) SetIntrospection(answer func(w http.ResponseWriter, r *http.Request) bool) {
+	s.change(func(b *behaviour) { b.introspect = answer })
 }
 
 // SetSecrets replaces the secrets of a client, which must be registered: all of

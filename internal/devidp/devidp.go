@@ -1,7 +1,8 @@
 // Package devidp is a small real OAuth server in-process: an IdP for `broker
 // dev` and for tests. It knows one grant, client_credentials (RFC 6749, section
-// 4.4), and issues JWT access tokens (RFC 9068); it publishes its metadata and
-// keys as OIDC discovery and RFC 8414 say.
+// 4.4), and issues access tokens that are JWTs (RFC 9068) or opaque, with
+// introspection (RFC 7662); it publishes its metadata and keys as OIDC discovery
+// and RFC 8414 say.
 //
 // It is as strict as an IdP may be, so that what works with it is likely to
 // work elsewhere, and it misbehaves on demand: slow, down, failing, with other
@@ -28,10 +29,11 @@ import (
 // Paths of the endpoints below the issuer. The metadata of RFC 8414 differs:
 // its well-known part stands before the issuer's own path.
 const (
-	TokenPath = "/token"
-	JWKSPath  = "/jwks"
-	oidcPath  = "/.well-known/openid-configuration"
-	oauthPath = "/.well-known/oauth-authorization-server"
+	TokenPath         = "/token"
+	JWKSPath          = "/jwks"
+	IntrospectionPath = "/introspect"
+	oidcPath          = "/.well-known/openid-configuration"
+	oauthPath         = "/.well-known/oauth-authorization-server"
 )
 
 const defaultLifetime = time.Hour
@@ -67,6 +69,9 @@ type Client struct {
 	// resource; the first is what it gets if it sends neither. None: its tokens
 	// are for the issuer itself.
 	Audiences []string
+	// Opaque: the client's tokens are no JWTs; what they are good for is known by
+	// introspection (RFC 7662).
+	Opaque bool
 }
 
 // Server is the OAuth server. It is safe for concurrent use, and so are the
@@ -77,6 +82,7 @@ type Server struct {
 	clients   map[string]Client // by ID; their Secrets are in behaviour
 	routes    map[string]route  // by path
 	journal   journal
+	opaque    opaqueTokens
 	keys      atomic.Pointer[[]key] // the first signs, all are published
 
 	mu        sync.Mutex
@@ -145,17 +151,18 @@ func (s *Server) register(client Client) error {
 func (s *Server) routesUnder(path string) map[string]route {
 	metadata := route{http.MethodGet, s.serveMetadata}
 	return map[string]route{
-		path + oidcPath:  metadata,
-		oauthPath + path: metadata,
-		path + JWKSPath:  {http.MethodGet, s.serveJWKS},
-		path + TokenPath: {http.MethodPost, s.serveToken},
+		path + oidcPath:          metadata,
+		oauthPath + path:         metadata,
+		path + JWKSPath:          {http.MethodGet, s.serveJWKS},
+		path + TokenPath:         {http.MethodPost, s.serveToken},
+		path + IntrospectionPath: {http.MethodPost, s.serveIntrospection},
 	}
 }
 
 // Issuer returns the issuer identifier.
 func (s *Server) Issuer() string { return s.issuer }
 
-// ServeHTTP serves the metadata, the keys and the token endpoint.
+// ServeHTTP serves the metadata, the keys and the endpoints.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.journal.count(r.URL.Path)
 	route, found := s.routes[r.URL.Path]
@@ -180,6 +187,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 		"issuer":                                s.issuer,
 		"token_endpoint":                        base + TokenPath,
 		"jwks_uri":                              base + JWKSPath,
+		"introspection_endpoint":                base + IntrospectionPath,
 		"grant_types_supported":                 []string{"client_credentials"},
 		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
 		"response_types_supported":              []string{},

@@ -1,11 +1,14 @@
 // Package discovery finds out what an issuer publishes about itself: where its
 // token endpoint and its keys are (OpenID Connect Discovery 1.0, RFC 8414). It
 // believes a document only if that names the issuer it was asked for, and it
-// refuses endpoints that would take a secret over plain http.
+// refuses endpoints that would take a secret over plain http, or that are not on
+// the public Internet while the issuer is. They may be on other hosts than the
+// issuer: those of many are.
 //
 // It is also the home of the manners that all HTTP of the broker keeps towards
-// issuers: no redirects, bounded time, bounded bodies, and errors that show
-// nothing of what a peer wrote.
+// issuers: connections to public addresses alone unless others are meant, no
+// redirects, bounded time, bounded bodies, and errors that show nothing of what
+// a peer wrote.
 package discovery
 
 import (
@@ -35,7 +38,11 @@ type Config struct {
 	// AllowHTTP lets the issuer and its endpoints be plain http on hosts that
 	// are not loopback.
 	AllowHTTP bool
-	// HTTP is made by [NewHTTPClient]. Nil: a client of its own.
+	// AllowPrivate lets the issuer and its endpoints be at private and loopback
+	// addresses. Without it they may be at loopback ones if the issuer is.
+	AllowPrivate bool
+	// HTTP is made by [Network.ClientFor], with the same leave. Nil: a client of
+	// its own.
 	HTTP *http.Client
 }
 
@@ -69,7 +76,7 @@ type state struct {
 // New returns an Issuer. It sends nothing yet.
 func New(cfg Config) *Issuer {
 	if cfg.HTTP == nil {
-		cfg.HTTP = NewHTTPClient(nil)
+		cfg.HTTP = NewNetwork(nil).ClientFor(cfg.Issuer, cfg.AllowPrivate)
 	}
 	i := &Issuer{cfg: cfg}
 	i.state.Store(&state{})

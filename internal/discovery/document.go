@@ -106,9 +106,10 @@ func (i *Issuer) sameIssuer(place, named string) *Error {
 	}
 }
 
-// checkEndpoint also refuses a loopback endpoint in plain http, which CheckURL
-// lets pass, where the document came over https: it would lead the broker's
-// secrets to whoever listens on its host.
+// checkEndpoint also refuses an endpoint in plain http, which CheckURL lets pass
+// for loopback, where the document came over https, and addresses that would not
+// be connected to: both would lead the broker's secrets to whoever listens on its
+// host or in its network.
 func (i *Issuer) checkEndpoint(endpoint string) error {
 	if endpoint == "" {
 		return nil
@@ -118,6 +119,9 @@ func (i *Issuer) checkEndpoint(endpoint string) error {
 	}
 	if !i.cfg.AllowHTTP && secure(i.cfg.Issuer) && !secure(endpoint) {
 		return errors.New("an issuer of https must not name endpoints of plain http")
+	}
+	if u, err := url.Parse(endpoint); err == nil {
+		return reachOf(i.cfg.Issuer, i.cfg.AllowPrivate).refuseHost(u.Hostname())
 	}
 	return nil
 }

@@ -21,57 +21,8 @@ const (
 	// long one search for an issuer's metadata takes.
 	Timeout = 5 * time.Second
 
-	connectTimeout = 2 * time.Second
-	// A fleet of keys that expire together must not become a flood of
-	// connections to one IdP.
-	maxConnsPerHost = 32
-	maxHeader       = 64 << 10
-	maxURL          = 2048
+	maxURL = 2048
 )
-
-// NewHTTPClient returns a client for requests that carry secrets or decide
-// whom to trust. It follows no redirect: one would carry a secret to another
-// host, or let another host speak for the one that was configured. It speaks
-// TLS 1.2 or later, takes 2 s at most to connect and 2 s to shake hands, reads
-// 64 KiB of header, and opens 32 connections to a host; more requests wait.
-// It has no timeout of its own beyond that: callers bound each request by its
-// context.
-//
-// The environment's proxy (HTTPS_PROXY, NO_PROXY) is honoured, because some
-// networks let nothing out without it and a proxy sees of https no more than
-// the host's name. Loopback hosts are never proxied.
-//
-// A transport that is not nil is used in place of all that; tests do so.
-func NewHTTPClient(transport http.RoundTripper) *http.Client {
-	if transport == nil {
-		transport = newTransport()
-	}
-	return &http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-}
-
-func newTransport() *http.Transport {
-	return &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: connectTimeout,
-		MaxConnsPerHost:     maxConnsPerHost,
-		MaxIdleConnsPerHost: maxConnsPerHost / 4,
-		// Less than the 60 s after which common load balancers drop an idle
-		// connection without a word.
-		IdleConnTimeout:        30 * time.Second,
-		MaxResponseHeaderBytes: maxHeader,
-		// A small body must not unpack into a large one.
-		DisableCompression: true,
-		ForceAttemptHTTP2:  true,
-		// Without pings a connection that went silent is used until the kernel
-		// gives it up, after a quarter of an hour.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 3 * time.Second},
-	}
-}
 
 // CheckURL says what is wrong with a URL that the broker is to send requests
 // to: it must be absolute and https, at most 2,048 bytes long, without user name,
@@ -177,6 +128,9 @@ func (e *Error) Unwrap() error { return e.cause }
 
 func unreachable(from string, err error) *Error {
 	cause := Cause(err)
+	if _, refused := errors.AsType[*AddressError](cause); refused {
+		return &Error{text: fmt.Sprintf("%s is not connected to: %v", Printable(from), cause), cause: cause}
+	}
 	return &Error{Unreachable: true, text: fmt.Sprintf("%s gave no answer: %v", Printable(from), cause), cause: cause}
 }
 

@@ -89,7 +89,7 @@ func TestGetAsksForPlainJSON(t *testing.T) {
 		_, _ = io.WriteString(w, `{}`)
 	}))
 	defer server.Close()
-	body, header, err := discovery.Get(t.Context(), discovery.NewHTTPClient(nil), server.URL, 2)
+	body, header, err := discovery.Get(t.Context(), local(), server.URL, 2)
 	if err != nil || string(body) != "{}" || header.Get("Cache-Control") != "max-age=60" {
 		t.Errorf("Get = %q, %v, %v", body, header, err)
 	}
@@ -148,7 +148,7 @@ func TestGetRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(tt.answer)
 			defer server.Close()
-			body, _, err := discovery.Get(t.Context(), discovery.NewHTTPClient(nil), server.URL+"/?q=canary", 6)
+			body, _, err := discovery.Get(t.Context(), local(), server.URL+"/?q=canary", 6)
 			if err == nil {
 				t.Fatalf("accepted: %q", body)
 			}
@@ -163,7 +163,7 @@ func TestGetRefuses(t *testing.T) {
 }
 
 func TestCauseOfAFailedConnection(t *testing.T) {
-	client := discovery.NewHTTPClient(nil)
+	client := local()
 	quiet := log.New(io.Discard, "", 0)
 	ask := func(ctx context.Context, url string) error {
 		t.Helper()
@@ -220,7 +220,7 @@ func TestConnectionsToAHostAreBounded(t *testing.T) {
 		_, _ = io.WriteString(w, "{}")
 	}))
 	defer server.Close()
-	client := discovery.NewHTTPClient(nil)
+	client := local()
 	var all sync.WaitGroup
 	for range bound {
 		all.Go(func() {

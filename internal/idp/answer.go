@@ -29,10 +29,11 @@ const (
 	maxExtra = 1 << 10
 )
 
-// answer is what a token endpoint sent.
+// answer is what an endpoint sent.
 type answer struct {
 	status int
 	header http.Header
+	body   []byte
 	// members of the body; nil where it has none that can be read, and problem
 	// says why.
 	members members
@@ -46,14 +47,15 @@ func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 // matters; a refusal's status says enough.
 func readAnswer(response *http.Response) (answer, error) {
 	a := answer{status: response.StatusCode, header: response.Header}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxBody+1))
+	var err error
+	a.body, err = io.ReadAll(io.LimitReader(response.Body, maxBody+1))
 	if !a.ok() {
 		err = nil
 	}
-	if len(body) > maxBody {
+	if len(a.body) > maxBody {
 		a.problem = fmt.Sprintf("is larger than %d bytes", maxBody)
 	} else {
-		a.members, a.problem = parse(body, response.Header.Get("Content-Type"))
+		a.members, a.problem = parse(a.body, response.Header.Get("Content-Type"))
 	}
 	return a, err
 }
@@ -85,7 +87,7 @@ func (c *Client) grant(a answer, ask Request, askedAt time.Time) (token.Grant, *
 	}, nil
 }
 
-// useless is an answer that claims success and brings no token to use.
+// useless is an answer that claims success and brings nothing to use.
 func (a answer) useless(what string) *Error {
 	return &Error{Class: Transient, Status: a.status, text: fmt.Sprintf("answers HTTP %d with %s", a.status, what)}
 }

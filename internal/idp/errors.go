@@ -10,7 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
-// Class says who is at fault when no token came, and so what helps.
+// Class says who is at fault when no answer came, and so what helps.
 type Class int
 
 // The classes.
@@ -26,8 +26,8 @@ const (
 	CredentialRefused
 	// RequestRefused: the IdP knows the client and refuses what it asks for.
 	RequestRefused
-	// Misconfigured: what was asked is no usable token endpoint, or one that
-	// hands out tokens which the broker cannot pass on.
+	// Misconfigured: what was asked is no usable endpoint, or one that hands out
+	// tokens which the broker cannot pass on.
 	Misconfigured
 )
 
@@ -55,7 +55,11 @@ const (
 	maxRetryAfter     = 5 * time.Minute
 )
 
-// Error says in a sentence why no token came, and what to do. It shows nothing
+// refusedRest keeps a secret that was refused from being sent again and again,
+// which may lock the client out, and is short enough for whoever puts it right.
+const refusedRest = time.Minute
+
+// Error says in a sentence why no answer came, and what to do. It shows nothing
 // that the IdP wrote but a known code.
 type Error struct {
 	Class Class
@@ -70,11 +74,12 @@ type Error struct {
 	text  string
 	cause error
 	again bool // worth the one retry within a fetch
+	alone bool // about this one token, as far as can be seen
 }
 
 func (e *Error) Error() string {
 	if e.text == "" {
-		return "no token came from the IdP (" + e.Class.String() + ")"
+		return "no answer came from the IdP (" + e.Class.String() + ")"
 	}
 	return e.text
 }
@@ -82,7 +87,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause, without anything that a peer wrote; may be nil.
 func (e *Error) Unwrap() error { return e.cause }
 
-// ClassOf returns the class of an error of [Client.Fetch]. Another error is
+// ClassOf returns the class of an error of a [Client]. Another error is
 // Transient.
 func ClassOf(err error) Class {
 	if fault, ok := errors.AsType[*Error](err); ok {
@@ -91,23 +96,40 @@ func ClassOf(err error) Class {
 	return Transient
 }
 
+// Rest is for how long others need not be asked the same after this error. Zero
+// leaves that to whoever asks; a negative one says that the error is about what
+// was asked this time, and nothing else.
+func (e *Error) Rest() time.Duration {
+	switch {
+	case e.alone, e.Class == RequestRefused:
+		return -1
+	case e.Class == CredentialRefused, e.Class == Misconfigured:
+		return max(e.RetryAfter, refusedRest)
+	default:
+		return e.RetryAfter
+	}
+}
+
 // at makes a sentence of what the endpoint does.
-func (e *Error) at(endpoint string) *Error {
-	e.text = "the token endpoint " + discovery.Printable(endpoint) + " " + e.text
+func (e *Error) at(what, endpoint string) *Error {
+	e.text = "the " + what + " " + discovery.Printable(endpoint) + " " + e.text
 	return e
 }
 
 func unanswered(err error) *Error {
 	cause := discovery.Cause(err)
+	if _, refused := errors.AsType[*discovery.AddressError](cause); refused {
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not connected to: %v", cause), cause: cause}
+	}
 	return &Error{Class: Transient, text: fmt.Sprintf("gave no answer: %v", cause), cause: cause}
 }
 
-func undiscovered(err error) *Error {
+func undiscovered(what string, err error) *Error {
 	class := Misconfigured
 	if fault, ok := errors.AsType[*discovery.Error](err); ok && fault.Unreachable {
 		class = Transient
 	}
-	return &Error{Class: class, text: fmt.Sprintf("the token endpoint cannot be found: %v", err), cause: err}
+	return &Error{Class: class, text: fmt.Sprintf("the %s cannot be found: %v", what, err), cause: err}
 }
 
 // refusal is what the answer says is wrong; nil: it claims to grant a token.
@@ -120,7 +142,7 @@ func (a answer) refusal(now time.Time) *Error {
 	asksForPeace := a.header.Get("Retry-After") != ""
 	switch {
 	case a.status == http.StatusTooManyRequests, a.status == http.StatusServiceUnavailable && asksForPeace:
-		e.Class, e.text = Throttled, "throttles this client: ask for fewer tokens, or have its limit raised"
+		e.Class, e.text = Throttled, "throttles this client: ask it less often, or have the limit raised"
 		e.RetryAfter = cmp.Or(e.RetryAfter, rateLimitReset(a.header, now), defaultRetryAfter)
 	case code == "", code == "access_denied" && a.status == http.StatusUnauthorized: // the latter is how Auth0 refuses a secret
 		e.Class, e.text = meaningOfStatus(a.status)
@@ -181,7 +203,7 @@ func meaningOfStatus(status int) (Class, string) {
 	case status >= 300 && status < 400:
 		return Misconfigured, "answers with a redirect, which is not followed because it would carry the secret elsewhere: configure the final URL"
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
-		return Misconfigured, "is not there: check token_url or issuer"
+		return Misconfigured, "is not there: check its configured URL, or the issuer"
 	case status == http.StatusUnauthorized:
 		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
 	default:

@@ -180,7 +180,7 @@ func TestClassOfForeignErrorsIsTransient(t *testing.T) {
 	if got := idp.ClassOf(http.ErrBodyNotAllowed); got != idp.Transient {
 		t.Errorf("ClassOf a foreign error = %v", got)
 	}
-	if got := (&idp.Error{Class: idp.Throttled}).Error(); got != "no token came from the IdP (throttled)" {
+	if got := (&idp.Error{Class: idp.Throttled}).Error(); got != "no answer came from the IdP (throttled)" {
 		t.Errorf("an error without a text says %q", got)
 	}
 }

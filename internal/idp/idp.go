@@ -1,5 +1,6 @@
 // Package idp is what the broker asks of identity providers as their client:
-// access tokens by the client credentials grant (RFC 6749 section 4.4).
+// access tokens by the client credentials grant (RFC 6749 section 4.4), and what
+// they say of a token that somebody else presents (RFC 7662).
 //
 // IdPs answer in many ways that the RFC does not foresee. The package takes
 // what can be understood without guessing, bounds it, and sorts the rest into
@@ -7,7 +8,7 @@
 // most once, and only what the IdP has most likely not worked on; it never sends
 // a refused secret again, because accounts get locked; it follows no redirect; and
 // nothing that an IdP wrote appears in its errors, because some echo the
-// request with the secret in it.
+// request with the secret, or a token, in it.
 package idp
 
 import (
@@ -18,6 +19,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -57,9 +59,12 @@ const (
 type Config struct {
 	// TokenURL is the token endpoint. Empty: Issuer is asked for it.
 	TokenURL string
-	// AllowHTTP lets TokenURL be plain http on a host that is not loopback.
+	// IntrospectionURL is the introspection endpoint. Empty: Issuer is asked for
+	// it.
+	IntrospectionURL string
+	// AllowHTTP lets both be plain http on a host that is not loopback.
 	AllowHTTP bool
-	// Issuer finds the token endpoint where TokenURL is empty.
+	// Issuer finds the endpoints whose URL is empty.
 	Issuer *discovery.Issuer
 	// ClientID is required.
 	ClientID string
@@ -77,7 +82,9 @@ type Config struct {
 	// DefaultLifetime is assumed where the IdP does not say how long a token
 	// lives. Zero: token.DefaultLifetime.
 	DefaultLifetime time.Duration
-	// HTTP is made by discovery.NewHTTPClient. Nil: a client of its own.
+	// HTTP is made by discovery.Network.ClientFor. Nil: a client of its own,
+	// which connects to private addresses only where TokenURL or the Issuer is
+	// loopback.
 	HTTP *http.Client
 }
 
@@ -109,21 +116,28 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	if cfg.HTTP == nil {
-		cfg.HTTP = discovery.NewHTTPClient(nil)
+		cfg.HTTP = discovery.NewNetwork(nil).ClientFor(cfg.home(), false)
 	}
 	cfg.Params, cfg.Extras = maps.Clone(cfg.Params), slices.Clone(cfg.Extras)
 	return &Client{cfg}, nil
 }
 
-func (c Config) checkEndpoint() error {
-	if c.TokenURL == "" {
-		if c.Issuer == nil {
-			return errors.New("neither token_url nor issuer is given: one of them must say where tokens are to be had")
-		}
-		return nil
+// home is what the client was told of the IdP's place.
+func (c Config) home() string {
+	if c.TokenURL == "" && c.Issuer != nil {
+		return c.Issuer.URL()
 	}
-	if err := discovery.CheckURL(c.TokenURL, c.AllowHTTP); err != nil {
-		return fmt.Errorf("token_url is not valid: %w", err)
+	return c.TokenURL
+}
+
+func (c Config) checkEndpoint() error {
+	if c.TokenURL == "" && c.Issuer == nil {
+		return errors.New("neither token_url nor issuer is given: one of them must say where tokens are to be had")
+	}
+	for name, url := range map[string]string{"token_url": c.TokenURL, "the introspection endpoint": c.IntrospectionURL} {
+		if err := discovery.CheckURL(url, c.AllowHTTP); url != "" && err != nil {
+			return fmt.Errorf("%s is not valid: %w", name, err)
+		}
 	}
 	return nil
 }
@@ -185,7 +199,7 @@ func (c *Client) Fetch(ctx context.Context, with secret.Version, ask Request) (t
 		grant, fault = c.attempt(ctx, endpoint, with, ask)
 	}
 	if fault != nil {
-		return token.Grant{}, fault.at(endpoint)
+		return token.Grant{}, fault.at("token endpoint", endpoint)
 	}
 	return grant, nil
 }
@@ -196,7 +210,7 @@ func (c *Client) endpoint(ctx context.Context) (string, *Error) {
 	}
 	metadata, err := c.cfg.Issuer.Metadata(ctx)
 	if err != nil {
-		return "", undiscovered(err)
+		return "", undiscovered("token endpoint", err)
 	}
 	if metadata.TokenEndpoint == "" {
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no token_endpoint: configure token_url"}
@@ -206,31 +220,38 @@ func (c *Client) endpoint(ctx context.Context) (string, *Error) {
 
 // attempt sends the request once.
 func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Version, ask Request) (token.Grant, *Error) {
-	ctx, cancel := context.WithTimeout(ctx, AttemptTimeout)
-	defer cancel()
-	var delivered atomic.Bool
-	request, err := c.request(watch(ctx, &delivered), endpoint, with, ask)
-	if err != nil {
-		return token.Grant{}, &Error{Class: Misconfigured, text: "has a URL that cannot be requested"}
-	}
 	askedAt := time.Now()
-	response, err := c.cfg.HTTP.Do(request)
-	if err != nil {
-		fault := unanswered(err)
-		fault.again = !delivered.Load() // after a timeout pause finds no time left
-		return token.Grant{}, fault
-	}
-	defer func() { _ = response.Body.Close() }()
-	answer, err := readAnswer(response)
-	if err != nil {
-		return token.Grant{}, unanswered(err)
-	}
-	if fault := answer.refusal(time.Now()); fault != nil {
+	answer, fault := c.post(ctx, endpoint, with, c.form(ask))
+	if fault != nil {
 		return token.Grant{}, fault
 	}
 	grant, fault := c.grant(answer, ask, askedAt)
 	grant.SecretVersion = with.ID
 	return grant, fault
+}
+
+// post sends a form once, as the client, and returns an answer that refuses
+// nothing.
+func (c *Client) post(ctx context.Context, endpoint string, with secret.Version, form url.Values) (answer, *Error) {
+	ctx, cancel := context.WithTimeout(ctx, AttemptTimeout)
+	defer cancel()
+	var delivered atomic.Bool
+	request, err := c.request(watch(ctx, &delivered), endpoint, with, form)
+	if err != nil {
+		return answer{}, &Error{Class: Misconfigured, text: "has a URL that cannot be requested"}
+	}
+	response, err := c.cfg.HTTP.Do(request)
+	if err != nil {
+		fault := unanswered(err)
+		fault.again = fault.Class == Transient && !delivered.Load() // after a timeout pause finds no time left
+		return answer{}, fault
+	}
+	defer func() { _ = response.Body.Close() }()
+	a, err := readAnswer(response)
+	if err != nil {
+		return answer{}, unanswered(err)
+	}
+	return a, a.refusal(time.Now())
 }
 
 // watch notes whether a request got a connection made for it, so that the IdP

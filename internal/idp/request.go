@@ -11,9 +11,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// request is made anew for each attempt.
-func (c *Client) request(ctx context.Context, endpoint string, with secret.Version, ask Request) (*http.Request, error) {
-	form := c.form(ask)
+// request is made anew for each attempt. It adds to the form.
+func (c *Client) request(ctx context.Context, endpoint string, with secret.Version, form url.Values) (*http.Request, error) {
 	if c.cfg.Auth == SecretPost {
 		form.Set("client_id", c.cfg.ClientID)
 		form.Set("client_secret", with.Value.Reveal())

@@ -73,15 +73,23 @@ func decode(text string) (Compact, error) {
 	case strict.DecodedLen(len(header)) > MaxHeaderSize:
 		return Compact{}, errHeader
 	}
-	c := Compact{SigningInput: []byte(text[:end])}
+	// The payload may be kept for long, and has memory of its own.
+	buf := make([]byte, 0, end+strict.DecodedLen(len(header))+strict.DecodedLen(len(signature)))
+	buf = append(buf, text[:end]...)
+	c := Compact{SigningInput: buf}
 	var errs [3]error
-	c.Header, errs[0] = strict.DecodeString(header)
-	c.Payload, errs[1] = strict.DecodeString(payload)
-	c.Signature, errs[2] = strict.DecodeString(signature)
+	c.Header, buf, errs[0] = appendDecoded(buf, header)
+	c.Signature, _, errs[1] = appendDecoded(buf, signature)
+	c.Payload, errs[2] = strict.DecodeString(payload)
 	if errs != [3]error{} {
 		return Compact{}, errBase64
 	}
 	return c, nil
+}
+
+func appendDecoded(buf []byte, part string) (decoded, longer []byte, err error) {
+	longer, err = strict.AppendDecode(buf, []byte(part))
+	return longer[len(buf):], longer, err
 }
 
 func wrongParts(parts int) error {

@@ -13,6 +13,8 @@ import (
 const (
 	maxDepth   = 8
 	maxMembers = 64
+	// usualMember is how long a member is where there are many.
+	usualMember = 32
 
 	space = " \t\r\n"
 )
@@ -44,7 +46,7 @@ func ParseObject(data []byte) (Object, error) {
 	if err := sound(data); err != nil {
 		return Object{}, err
 	}
-	members := make([]member, 0, maxMembers/4)
+	members := make([]member, 0, min(4+len(data)/usualMember, maxMembers))
 	name, rest := next(opened(data))
 	for name != nil {
 		if len(members) == maxMembers {
@@ -163,7 +165,23 @@ func textOf(name string, value jsontext.Value) (string, error) {
 	if err != nil || bytes.ContainsFunc(plain, unicode.IsControl) {
 		return "", fmt.Errorf("its %s holds a control character", name)
 	}
-	return string(plain), nil
+	return stringOf(plain), nil
+}
+
+// stringOf saves the allocation for texts that most tokens have.
+func stringOf(plain []byte) string {
+	switch string(plain) {
+	case "RS256":
+		return "RS256"
+	case "ES256":
+		return "ES256"
+	case "at+jwt":
+		return "at+jwt"
+	case "JWT":
+		return "JWT"
+	default:
+		return string(plain)
+	}
 }
 
 // IsArray reports whether the object has a member of that name that is an array.

@@ -46,6 +46,12 @@ func (k *Key) Thumbprint() string { return k.thumbprint }
 // Declared is the key's own alg; empty: it says none.
 func (k *Key) Declared() string { return k.declared }
 
+// Equal reports whether two keys have the same kid and the same material, and
+// permit the same.
+func (k *Key) Equal(other *Key) bool {
+	return k.id == other.id && k.thumbprint == other.thumbprint && k.declared == other.declared
+}
+
 // Permits reports whether a signature of the algorithm may be verified with the
 // key: the algorithm must fit its type and curve, and be the one it declares, if
 // it does. EdDSA and Ed25519 are names of one algorithm.

@@ -2,6 +2,10 @@ package server
 
 import (
 	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -23,4 +27,81 @@ func (a *admin) PurgeTokens(ctx context.Context, req *tokenbrokerv1.PurgeTokensR
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.PurgeTokensResponse{}, nil
+}
+
+// RevokeTokens makes verification refuse tokens.
+func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeTokensRequest) (*tokenbrokerv1.RevokeTokensResponse, error) {
+	asked, err := revocationOf(req)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	made, failed := a.broker.Revoke(ctx, asked, req.GetRequestId())
+	if failed != nil {
+		return nil, statusOf(failed)
+	}
+	return &tokenbrokerv1.RevokeTokensResponse{Revocation: revocationMessage(made)}, nil
+}
+
+// ListRevocations lists what is revoked, page by page: a page begins after the
+// revocation whose ID is the page token, or at the first where that one has
+// expired meanwhile.
+func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevocationsRequest) (*tokenbrokerv1.ListRevocationsResponse, error) {
+	if err := checkList(req); err != nil {
+		return nil, statusOf(err)
+	}
+	found, err := a.broker.Revocations(ctx, req.GetIssuer())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	begin := 1 + slices.IndexFunc(found, func(r broker.Revocation) bool { return r.ID == req.GetPageToken() })
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPage
+	}
+	page := found[begin:min(begin+size, len(found))]
+	resp := &tokenbrokerv1.ListRevocationsResponse{}
+	for _, one := range page {
+		resp.Revocations = append(resp.Revocations, revocationMessage(one))
+	}
+	if begin+size < len(found) {
+		resp.NextPageToken = page[len(page)-1].ID
+	}
+	return resp, nil
+}
+
+// DeleteRevocation ends a revocation.
+func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteRevocationRequest) (*tokenbrokerv1.DeleteRevocationResponse, error) {
+	if err := checkDelete(req); err != nil {
+		return nil, statusOf(err)
+	}
+	if err := a.broker.Unrevoke(ctx, req.GetId()); err != nil {
+		return nil, statusOf(err)
+	}
+	return &tokenbrokerv1.DeleteRevocationResponse{}, nil
+}
+
+func revocationMessage(r broker.Revocation) *tokenbrokerv1.Revocation {
+	m := &tokenbrokerv1.Revocation{
+		Id: r.ID, Issuer: r.Issuer, ExpiresAt: timestamppb.New(r.ExpiresAt), CreatedAt: timestamppb.New(r.CreatedAt),
+		CreatedBy: r.CreatedBy, Reason: r.Reason, IssuedBefore: timestampOf(r.IssuedBefore),
+	}
+	switch {
+	case r.TokenID != "":
+		m.Target = &tokenbrokerv1.Revocation_TokenId{TokenId: r.TokenID}
+	case r.Subject != "":
+		m.Target = &tokenbrokerv1.Revocation_Subject{Subject: r.Subject}
+	case r.ClientID != "":
+		m.Target = &tokenbrokerv1.Revocation_ClientId{ClientId: r.ClientID}
+	default:
+		m.Target = &tokenbrokerv1.Revocation_All{All: true}
+	}
+	return m
+}
+
+// timestampOf is unset for the zero time.
+func timestampOf(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
 }

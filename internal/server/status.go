@@ -20,6 +20,8 @@ func code(c broker.Code) codes.Code {
 	switch c {
 	case broker.InvalidArgument:
 		return codes.InvalidArgument
+	case broker.NotFound:
+		return codes.NotFound
 	case broker.PermissionDenied:
 		return codes.PermissionDenied
 	case broker.FailedPrecondition:

@@ -6,6 +6,7 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -23,6 +24,9 @@ const (
 	sha256Size    = 32
 	maxRequestID  = 64
 	maxReason     = 256
+	maxPage       = 1000
+	defaultPage   = 100
+	maxID         = 64
 )
 
 func invalid(field, format string, args ...any) *broker.Error {
@@ -90,16 +94,74 @@ func checkUnknown(req proto.Message) *broker.Error {
 }
 
 func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {
-	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
-		return err
-	}
-	if id := req.GetRequestId(); id == "" || len(id) > maxRequestID {
+	return firstOf(
+		checkUnknown(req),
+		checkClientName(req.GetClientName()),
+		checkRequestID(req.GetRequestId()),
+		checkReason("reason", req.GetReason()),
+	)
+}
+
+func checkRequestID(id string) *broker.Error {
+	if id == "" || len(id) > maxRequestID {
 		return invalid("request_id", "want 1 to %d characters that identify this call, so that it can be repeated", maxRequestID)
 	}
-	if len(req.GetReason()) > maxReason {
-		return invalid("reason", "want at most %d bytes, got %d", maxReason, len(req.GetReason()))
+	return nil
+}
+
+func checkReason(field, reason string) *broker.Error {
+	if len(reason) > maxReason {
+		return invalid(field, "want at most %d bytes, got %d", maxReason, len(reason))
 	}
 	return nil
+}
+
+// revocationOf checks a request's form; what it means is checked by the broker.
+func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *broker.Error) {
+	asked := req.GetRevocation()
+	made := broker.Revocation{
+		Issuer: asked.GetIssuer(), TokenID: asked.GetTokenId(), Subject: asked.GetSubject(),
+		ClientID: asked.GetClientId(), All: asked.GetAll(), Reason: asked.GetReason(),
+	}
+	err := firstOf(
+		checkUnknown(req),
+		checkRequestID(req.GetRequestId()),
+		checkUnknown(asked),
+		checkValue("revocation.issuer", made.Issuer),
+		checkValue("revocation.token_id", made.TokenID),
+		checkValue("revocation.subject", made.Subject),
+		checkValue("revocation.client_id", made.ClientID),
+		checkReason("revocation.reason", made.Reason),
+		instant("revocation.issued_before", asked.GetIssuedBefore(), &made.IssuedBefore),
+		instant("revocation.expires_at", asked.GetExpiresAt(), &made.ExpiresAt),
+	)
+	return made, err
+}
+
+// instant reads a timestamp that may be unset.
+func instant(field string, from *timestamppb.Timestamp, to *time.Time) *broker.Error {
+	if from == nil {
+		return nil
+	}
+	if err := from.CheckValid(); err != nil {
+		return invalid(field, "not an instant")
+	}
+	*to = from.AsTime()
+	return nil
+}
+
+func checkList(req *tokenbrokerv1.ListRevocationsRequest) *broker.Error {
+	if size := req.GetPageSize(); size < 0 || size > maxPage {
+		return invalid("page_size", "want 0 to %d", maxPage)
+	}
+	return firstOf(checkUnknown(req), checkValue("issuer", req.GetIssuer()))
+}
+
+func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *broker.Error {
+	if id := req.GetId(); id == "" || len(id) > maxID {
+		return invalid("id", "it is required: the id that RevokeTokens or ListRevocations gave")
+	}
+	return firstOf(checkUnknown(req), checkRequestID(req.GetRequestId()))
 }
 
 func checkVerify(req *tokenbrokerv1.VerifyTokenRequest) *broker.Error {

@@ -24,8 +24,9 @@ const SealedOverhead = sealedHead + 12 + 16
 // pass one off under another key or number. Numbers, lifetimes, leases and the
 // lengths of values stay in sight; so do keys, which the caller hashes.
 //
-// A value that cannot be opened is a miss, the zero Entry, and is counted: its
-// key is not in the ring, or it is not what was put there. This is what lets
+// A value that cannot be opened is a miss, an Entry that says Unopened and
+// nothing else, and is counted: its key is not in the ring, or it is not what
+// was put there. This is what lets
 // keys be changed without moving values. Such a value still holds its place: it
 // is replaced by a put with a higher number, which a fence always is, and a put
 // with a lower one is not applied. An entry without a value is a counter and
@@ -112,21 +113,21 @@ func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
 	head, found := bytes.CutPrefix(entry.Value, []byte(sealedMark))
 	if !found || len(entry.Value) < SealedOverhead {
 		s.notSealed.Add(1)
-		return Entry{}
+		return Entry{Unopened: true}
 	}
 	id := ringID(head[:ringIDSize])
 	with, there := ring.keys[id]
 	if !there {
 		s.unknownKey.Add(1)
-		return Entry{}
+		return Entry{Unopened: true}
 	}
 	sealed := head[ringIDSize:]
 	value, err := with.aead.Open(sealed[:0], nil, sealed, sealedContext(id, key, entry.Number))
 	if err != nil {
 		s.refused.Add(1)
-		return Entry{}
+		return Entry{Unopened: true}
 	}
-	entry.Value = value
+	entry.Value, entry.Aged = value, id != ring.primary
 	return entry
 }
 

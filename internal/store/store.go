@@ -143,6 +143,12 @@ type Entry struct {
 	// before its call, and so never takes it for longer than it is, however far
 	// its clock is from the writer's. 0: the value lives until it is overwritten.
 	TTL time.Duration
+	// Unopened says that there is a value, but sealed in a way that cannot be
+	// opened: all else is zero. Who can do without the value takes it for absent.
+	Unopened bool
+	// Aged says that the value was sealed with a key that seals no more. Putting
+	// it again, under a higher number, seals it anew.
+	Aged bool
 }
 
 // Claim asks for a lease.

@@ -240,6 +240,7 @@ func headerAttacks(t *testing.T, w *world) []attack {
 		header["crit"] = crit
 		add("B9 crit "+name, w.rs.Token(header, claims()), "unsupported")
 	}
+	add("B10 b64 false with crit", w.header(jsonObject{"b64": false, "crit": []string{"b64"}}), "unsupported")
 	for _, b64 := range []any{true, false, "yes", 0} {
 		add(fmt.Sprintf("B10 b64 %v", b64), w.header(jsonObject{"b64": b64}), "unsupported")
 	}
@@ -366,7 +367,7 @@ func claimAttacks(w *world) []attack {
 		{"C11 jkt a number", w.with(jsonObject{"cnf": jsonObject{"jkt": 1}}), "bad_claims"},
 		{"C12 act", w.with(jsonObject{"act": jsonObject{"sub": "bob"}, "may_act": jsonObject{"sub": "eve"}}), "active"},
 	}
-	for _, exp := range []string{"0", "0.5", "-1", "null", "true", "[1]", `"9999999999"`, `"2030-01-01T00:00:00Z"`, "1e18", "1e30", "9007199254740992", "1e999", long, "-0"} {
+	for _, exp := range []string{"0", "0.5", "-1", "null", "true", "[1]", `"9999999999"`, `"2030-01-01T00:00:00Z"`, "1e18", "1e30", "9007199254740992", "9223372036854775808", "1e999", long, "-0"} {
 		all = append(all, attack{"C1 exp " + exp[:min(len(exp), 20)], w.only("exp", exp), "bad_claims"})
 	}
 	for _, aud := range []any{"API", "https://API.example", "https://api.example/", "xhttps://api.example", "https://api.example https://x", []string{"https://api.exampl"}} {

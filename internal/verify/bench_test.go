@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,13 +31,14 @@ func usual(key *josetest.Signer) string {
 	})
 }
 
-func ready(t testing.TB, algorithm string) (*verify.Verifier, *josetest.Signer, redact.String) {
+func ready(t testing.TB, algorithm string, cacheBytes int64) (*verify.Verifier, *josetest.Signer, redact.String) {
 	key := josetest.New(t, algorithm, "k")
-	return load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA))), key, redact.New(usual(key))
+	return load(t, newCached(t, cacheBytes, serve(josetest.Set(key.JWK())), configOf(issuerA))), key, redact.New(usual(key))
 }
 
-func benchmarkVerify(b *testing.B, algorithm string) {
-	v, _, token := ready(b, algorithm)
+// benchmarkVerify verifies one token again and again.
+func benchmarkVerify(b *testing.B, algorithm string, cacheBytes int64) {
+	v, _, token := ready(b, algorithm, cacheBytes)
 	req := verify.Request{Scopes: []string{"read"}}
 	b.ReportAllocs()
 	for b.Loop() {
@@ -46,13 +48,47 @@ func benchmarkVerify(b *testing.B, algorithm string) {
 	}
 }
 
-func BenchmarkVerifyRS256(b *testing.B) { benchmarkVerify(b, "RS256") }
-func BenchmarkVerifyES256(b *testing.B) { benchmarkVerify(b, "ES256") }
-func BenchmarkVerifyEdDSA(b *testing.B) { benchmarkVerify(b, "EdDSA") }
+func BenchmarkColdRS256(b *testing.B) { benchmarkVerify(b, "RS256", noCache) }
+func BenchmarkColdES256(b *testing.B) { benchmarkVerify(b, "ES256", noCache) }
+func BenchmarkColdEdDSA(b *testing.B) { benchmarkVerify(b, "EdDSA", noCache) }
+func BenchmarkWarm(b *testing.B)      { benchmarkVerify(b, "RS256", 0) }
+
+// BenchmarkWarm900Bytes is of a token as long as many IdPs give out.
+func BenchmarkWarm900Bytes(b *testing.B) {
+	key := josetest.New(b, "RS256", "k")
+	v := load(b, newVerifier(b, serve(josetest.Set(key.JWK())), configOf(issuerA)))
+	text := key.Token(key.Header(), claims(jsonObject{"pad": strings.Repeat("x", 190)}))
+	if len(text) < 850 || len(text) > 950 {
+		b.Fatalf("%d bytes", len(text))
+	}
+	token := redact.New(text)
+	b.ReportAllocs()
+	for b.Loop() {
+		if result, err := v.Verify(b.Context(), token, verify.Request{}); err != nil || result.Rejection != nil {
+			b.Fatal(result.Rejection, err)
+		}
+	}
+}
+
+// Run with -cpu 1,2,...: what is done in a second should grow with the cores.
+func benchmarkParallel(b *testing.B, cacheBytes int64) {
+	v, _, token := ready(b, "RS256", cacheBytes)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if result, err := v.Verify(b.Context(), token, verify.Request{}); err != nil || result.Rejection != nil {
+				b.Error(result.Rejection, err)
+			}
+		}
+	})
+}
+
+func BenchmarkParallelCold(b *testing.B) { benchmarkParallel(b, noCache) }
+func BenchmarkParallelWarm(b *testing.B) { benchmarkParallel(b, 0) }
 
 // benchmarkBare is what the verification of the signature alone costs.
 func benchmarkBare(b *testing.B, algorithm string, holds func(public crypto.PublicKey, input, signature []byte) bool) {
-	_, key, token := ready(b, algorithm)
+	_, key, token := ready(b, algorithm, noCache)
 	text := token.Reveal()
 	dot := strings.LastIndexByte(text, '.')
 	signature, err := base64.RawURLEncoding.DecodeString(text[dot+1:])
@@ -89,7 +125,7 @@ func BenchmarkBareEdDSA(b *testing.B) {
 }
 
 func BenchmarkRejectForgedRS256(b *testing.B) {
-	v, key, _ := ready(b, "RS256")
+	v, key, _ := ready(b, "RS256", noCache)
 	forger := josetest.New(b, "RS256", key.KeyID)
 	token := redact.New(usual(forger))
 	b.ReportAllocs()
@@ -101,17 +137,55 @@ func BenchmarkRejectForgedRS256(b *testing.B) {
 }
 
 func TestVerificationAllocatesLittle(t *testing.T) {
-	v, _, token := ready(t, "RS256")
-	ctx, req := t.Context(), verify.Request{Scopes: []string{"read"}}
-	lowest := 1000.0 // pools that are emptied now and then, and at random under -race, make some runs dearer
-	for range 100 {
-		lowest = min(lowest, testing.AllocsPerRun(1, func() {
-			if result, err := v.Verify(ctx, token, req); err != nil || result.Rejection != nil {
-				t.Fatal(result.Rejection, err)
-			}
-		}))
+	for name, tt := range map[string]struct {
+		cacheBytes int64
+		forget     bool // the token after each time
+		most       float64
+	}{"cold": {0, true, 30}, "cold, without the cache": {noCache, false, 30}, "warm": {0, false, 5}} {
+		v, _, token := ready(t, "RS256", tt.cacheBytes)
+		ctx, req := t.Context(), verify.Request{Scopes: []string{"read"}}
+		lowest := 1000.0 // pools that are emptied now and then, and at random under -race, make some runs dearer
+		for range 100 {
+			lowest = min(lowest, testing.AllocsPerRun(1, func() {
+				if result, err := v.Verify(ctx, token, req); err != nil || result.Rejection != nil {
+					t.Fatal(result.Rejection, err)
+				}
+				if tt.forget {
+					v.Forget()
+				}
+			}))
+		}
+		if lowest > tt.most {
+			t.Errorf("%s: %v allocations, want %v at most", name, lowest, tt.most)
+		}
+		t.Logf("%s: %v allocations", name, lowest)
 	}
-	if lowest > 30 {
-		t.Errorf("%v allocations, want 30 at most", lowest)
+}
+
+// BenchmarkColdBesideBareRS256 does both in turn, so that what disturbs the
+// machine disturbs both.
+func BenchmarkColdBesideBareRS256(b *testing.B) {
+	v, key, token := ready(b, "RS256", noCache)
+	text, req := token.Reveal(), verify.Request{Scopes: []string{"read"}}
+	dot := strings.LastIndexByte(text, '.')
+	signature, err := base64.RawURLEncoding.DecodeString(text[dot+1:])
+	if err != nil {
+		b.Fatal(err)
 	}
+	input, public := []byte(text[:dot]), key.Private.Public().(*rsa.PublicKey)
+	var bare, cold []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		digest := sha256.Sum256(input)
+		err := rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], signature)
+		between := time.Now()
+		result, errVerify := v.Verify(b.Context(), token, req)
+		bare, cold = append(bare, between.Sub(start)), append(cold, time.Since(between))
+		if err != nil || errVerify != nil || result.Rejection != nil {
+			b.Fatal(err, errVerify, result.Rejection)
+		}
+	}
+	slices.Sort(bare)
+	slices.Sort(cold)
+	b.ReportMetric(float64(cold[len(cold)/2])/float64(bare[len(bare)/2]), "x-bare")
 }

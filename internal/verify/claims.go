@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -11,14 +12,15 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-// Facts are what a token with a good signature says, and nothing of whether it
-// is good for anything. They are immutable: whoever gets them must not change
-// what they hold.
+// Facts are what a token with a good signature says, or its issuer of an opaque
+// one, and nothing of whether it
+// is good for anything. Whoever gets them may do with them as he likes: nobody
+// else has the same.
 type Facts struct {
 	// Issuer is the iss claim, as configured.
 	Issuer string
-	// Subject is the sub claim, never empty. An identity is the pair (Issuer,
-	// Subject).
+	// Subject is the sub claim, never empty; where the issuer names none for an
+	// opaque token, the ClientID. An identity is the pair (Issuer, Subject).
 	Subject string
 	// ClientID is the client_id claim, else azp; may be empty.
 	ClientID string
@@ -28,19 +30,34 @@ type Facts struct {
 	Scopes []string
 	// IssuedAt and NotBefore are the iat and nbf claims; zero: there is none.
 	IssuedAt, NotBefore time.Time
-	// ExpiresAt is the exp claim.
+	// ExpiresAt is the exp claim; see also [Introspection].
 	ExpiresAt time.Time
 	// TokenID is the jti claim; may be empty.
 	TokenID string
 	// Confirmation is the cnf claim: the token is bound to a key of its holder,
 	// which is not checked here. Nil: it is a bearer token.
 	Confirmation *Confirmation
-	// Claims is the payload as it was signed: one JSON object.
+	// Claims is the payload as it was signed, or the issuer's answer: one JSON
+	// object.
 	Claims []byte
 
-	typ     string // the header's typ
+	opaque  bool   // the issuer said all this itself
+	typ     string // the header's typ; the token_type of an opaque token
 	access  bool   // has a claim that only access tokens have
 	purpose string // what the claims show it to be instead; empty: nothing
+}
+
+// clone returns a copy that shares nothing that can be changed.
+func (f *Facts) clone() *Facts {
+	c := *f
+	texts := slices.Concat(f.Audience, f.Scopes) // one allocation for both
+	c.Audience, c.Scopes = slices.Clip(texts[:len(f.Audience)]), texts[len(f.Audience):]
+	c.Claims = bytes.Clone(f.Claims)
+	if f.Confirmation != nil {
+		confirmation := *f.Confirmation
+		c.Confirmation = &confirmation
+	}
+	return &c
 }
 
 // Confirmation names the key that a token is bound to. If both members are

@@ -19,20 +19,30 @@ import (
 type Config struct {
 	// Issuers, each once. None: every token is of an unknown issuer.
 	Issuers []IssuerConfig
-	// HTTP is made by [discovery.NewHTTPClient]. Nil: a client of its own.
+	// HTTP is for the issuers that have none of their own. Nil: a client that
+	// connects to public addresses only.
 	HTTP *http.Client
 	// Logger is told of keys that come and go and of failed fetches. Nil: nobody
 	// is.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: nobody does.
 	Registerer prometheus.Registerer
+	// CacheBytes bounds the memory for what is remembered of tokens that were
+	// verified, so that their signature need not be verified again. Zero: 64 MiB.
+	// Negative: nothing is remembered. It changes no answer.
+	CacheBytes int64
+	// MaxValidity bounds how long an answer may be kept: what is decided after
+	// it, such as a change of the configuration, reaches those who keep answers
+	// only then. Zero: 5 min.
+	MaxValidity time.Duration
 }
 
 // IssuerConfig says which tokens of an issuer are good, and where its keys are:
 // one of Discovery, JWKSURL and JWKSFile is needed.
 type IssuerConfig struct {
 	// Issuer is the iss claim of its tokens, byte for byte. Templates such as
-	// {tenantid} are refused: each tenant is an issuer with keys of its own.
+	// {tenantid} are refused: each tenant is an issuer with keys of its own; see
+	// [TenantURL].
 	Issuer string
 	// Discovery finds the issuer's jwks_uri. Not asked if JWKSURL or JWKSFile is
 	// set.
@@ -45,6 +55,13 @@ type IssuerConfig struct {
 	JWKSFile string
 	// AllowHTTP lets JWKSURL be plain http on hosts that are not loopback.
 	AllowHTTP bool
+	// HTTP fetches the JWK set. It is made by [discovery.Network.ClientFor], for
+	// JWKSURL or else for the issuer. Nil: Config.HTTP.
+	HTTP *http.Client
+	// Introspection asks the issuer about opaque tokens. At most one issuer has
+	// it: a token that does not name its issuer is shown to no other. Nil: tokens
+	// of this issuer are JWTs.
+	Introspection *Introspection
 
 	// Audiences: a token must be for one of these, where a caller names none.
 	// At least one is needed: no audience never means any.
@@ -77,7 +94,10 @@ type IssuerConfig struct {
 	MaxStale time.Duration
 }
 
-const maxLeeway = time.Minute
+const (
+	maxLeeway          = time.Minute
+	defaultMaxValidity = 5 * time.Minute
+)
 
 func (c IssuerConfig) withDefaults() IssuerConfig {
 	if len(c.Algorithms) == 0 {
@@ -96,11 +116,11 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 	return c
 }
 
-func orDefault(d, standard time.Duration) time.Duration {
-	if d == 0 {
+func orDefault[N time.Duration | int64](given, standard N) N {
+	if given == 0 {
 		return standard
 	}
-	return d
+	return given
 }
 
 // check refuses what would accept more than was meant, or nothing at all.
@@ -122,6 +142,9 @@ func (c IssuerConfig) check() error {
 		return errors.New("one of its types is empty; JWT admits tokens without typ")
 	case !slices.Contains([]string{"scope", "scp", "permissions"}, c.ScopeClaim):
 		return fmt.Errorf("the scope claim %q is not one of scope, scp, permissions", c.ScopeClaim)
+	}
+	if err := c.Introspection.check(); err != nil {
+		return err
 	}
 	return c.checkTimes()
 }
@@ -166,11 +189,18 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.MaxValidity < 0 {
+		return nil, errors.New("the time for which an answer may be kept is negative")
+	}
 	metrics, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, err
 	}
-	v := &Verifier{byName: map[string]*issuer{}}
+	v := &Verifier{
+		byName:      map[string]*issuer{},
+		cache:       newFactsCache(orDefault(cfg.CacheBytes, defaultCacheBytes), metrics.cache),
+		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
+	}
 	for _, given := range cfg.Issuers {
 		c := given.withDefaults()
 		if err := c.check(); err != nil {
@@ -179,9 +209,19 @@ func New(cfg Config) (*Verifier, error) {
 		if v.byName[c.Issuer] != nil {
 			return nil, fmt.Errorf("issuer %q: it is configured twice", c.Issuer)
 		}
-		i := &issuer{cfg: c, keys: newKeySource(c, cfg.HTTP, cfg.Logger, metrics)}
+		if c.HTTP == nil {
+			c.HTTP = cfg.HTTP
+		}
+		i := &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
 		v.issuers = append(v.issuers, i)
 		v.byName[c.Issuer] = i
+		if c.Introspection == nil {
+			continue
+		}
+		if v.opaque != nil {
+			return nil, fmt.Errorf("issuer %q: the issuer %q has introspection already, and an opaque token does not say whose it is", c.Issuer, v.opaque.issuer.cfg.Issuer)
+		}
+		v.opaque = newOpaqueTokens(i, cfg.Logger, metrics)
 	}
 	return v, nil
 }

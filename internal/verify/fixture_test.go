@@ -109,7 +109,14 @@ func configOf(issuer string) verify.IssuerConfig {
 
 func newVerifier(t testing.TB, web http.RoundTripper, issuers ...verify.IssuerConfig) *verify.Verifier {
 	t.Helper()
-	v, err := verify.New(verify.Config{Issuers: issuers, HTTP: discovery.NewHTTPClient(web)})
+	return newCached(t, 0, web, issuers...)
+}
+
+const noCache = -1
+
+func newCached(t testing.TB, cacheBytes int64, web http.RoundTripper, issuers ...verify.IssuerConfig) *verify.Verifier {
+	t.Helper()
+	v, err := verify.New(verify.Config{Issuers: issuers, HTTP: discovery.NewHTTPClient(web), CacheBytes: cacheBytes})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,8 @@ import (
 )
 
 // FuzzVerify looks for a token that is accepted although another library finds
-// no good signature on it.
+// no good signature on it, and for one on which the cache makes a difference (D21
+// I1 I7).
 func FuzzVerify(f *testing.F) {
 	signers := map[string]*josetest.Signer{}
 	var keys []jsonObject
@@ -34,13 +35,18 @@ func FuzzVerify(f *testing.F) {
 	f.Add("..")
 	f.Add("e30.e30.AA")
 	v := load(f, newVerifier(f, serve(josetest.Set(keys...)), configOf(issuerA)))
+	off := v.WithoutCache()
 	run(f, v)
 	f.Fuzz(func(t *testing.T, token string) {
-		result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
-		if got := word(t, result, err); got != "active" {
+		got := outcome(t, v, token, verify.Request{})
+		again, without := outcome(t, v, token, verify.Request{}), outcome(t, off, token, verify.Request{})
+		if again != got || without != got {
+			t.Errorf("%q: %s, then %s, and %s without the cache", token, got, again, without)
+		}
+		if got != "active" {
 			return
 		}
-		_, err = jwt.NewParser(jwt.WithStrictDecoding(), jwt.WithoutClaimsValidation()).Parse(token, func(parsed *jwt.Token) (any, error) {
+		_, err := jwt.NewParser(jwt.WithStrictDecoding(), jwt.WithoutClaimsValidation()).Parse(token, func(parsed *jwt.Token) (any, error) {
 			return signers[parsed.Header["kid"].(string)].Private.Public(), nil
 		})
 		if err != nil {

@@ -32,13 +32,13 @@ func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 // judgeType keeps tokens that the same issuer signed for other ends from being
 // taken for access tokens (RFC 9068 section 4, RFC 8725 section 3.11).
 func judgeType(f *Facts, types []string) error {
+	if f.opaque {
+		return judgeTokenType(f, types)
+	}
 	typ := mediaType(f.typ)
-	admitted := slices.ContainsFunc(types, func(t string) bool {
-		t = mediaType(t)
-		return t == typ || t == "jwt" && typ == ""
-	})
+	admitted := slices.ContainsFunc(types, func(t string) bool { return mediaType(t) == typ })
 	switch {
-	case !admitted:
+	case !admitted && (typ != "" || !admitsUntyped(types)):
 		return reject(WrongType, "The token's typ is %s; accepted for its issuer: %s.", shorten(f.typ), strings.Join(types, ", "))
 	case typ == accessTokenType:
 		return nil
@@ -48,6 +48,10 @@ func judgeType(f *Facts, types []string) error {
 		return reject(WrongType, "The token has no claim that only access tokens have, such as scope or client_id: it may be an ID token.")
 	}
 	return nil
+}
+
+func admitsUntyped(types []string) bool {
+	return slices.ContainsFunc(types, func(t string) bool { return mediaType(t) == "jwt" })
 }
 
 // mediaType makes names of media types comparable (RFC 7515 section 4.1.9).

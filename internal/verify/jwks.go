@@ -107,6 +107,14 @@ func (s *keySource) find(ctx context.Context, kid string) (*jose.Key, time.Time,
 	}
 }
 
+// trusts reports whether a key is among those that find returns without a fetch,
+// and until when it is known to be. It is this very Key, or it is another: what is
+// remembered under a key goes with it.
+func (s *keySource) trusts(key *jose.Key) (keptUntil time.Time, trusted bool) {
+	known := s.state.Load()
+	return known.keptUntil, known.keys[key.ID()] == key && !s.stale(known)
+}
+
 func (s *keySource) stale(known *state) bool { return time.Since(known.loadedAt) > s.cfg.MaxStale }
 
 // mayFetch reports whether a token may cause a fetch.
@@ -188,13 +196,23 @@ func (s *keySource) refresh(ctx context.Context) error {
 		ended.nextAt = time.Now().Add(backoff(ended.failures))
 	} else {
 		ended.failures = 0
-		ended.keys, ended.skipped, ended.loadedAt = set.Keys, set.Skipped, begun.fetchAt
+		ended.keys, ended.skipped, ended.loadedAt = keep(before.keys, set.Keys), set.Skipped, begun.fetchAt
 		ended.nextAt = begun.fetchAt.Add(s.interval(maxAge))
 		ended.keptUntil = ended.nextAt.Add(fetchTimeout)
 	}
 	s.publish(ended)
 	s.report(before, &ended)
 	return err
+}
+
+// keep puts the Keys that there were in place of their equals.
+func keep(before, fetched map[string]*jose.Key) map[string]*jose.Key {
+	for id, key := range fetched {
+		if old := before[id]; old != nil && old.Equal(key) {
+			fetched[id] = old
+		}
+	}
+	return fetched
 }
 
 // publish is called by the one who holds loading.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,7 +44,7 @@ var outages = map[string]func(*http.Request) (*http.Response, error){
 	"answers 503":            respond(http.StatusServiceUnavailable, []byte(`{"keys":[]}`), nil),
 	"answers 503 with keys":  respond(http.StatusServiceUnavailable, josetest.Set(rogue), nil),
 	"redirects":              respond(http.StatusFound, nil, http.Header{"Location": {"https://evil.example/jwks"}}),
-	"answers 64 MiB":         respond(http.StatusOK, bytes.Repeat([]byte(" "), 64<<20), nil),
+	"answers 64 MiB":         huge,
 	"answers HTML":           respond(http.StatusOK, []byte("<html>"), nil),
 	"answers nothing":        respond(http.StatusOK, nil, nil),
 	"answers no keys":        respond(http.StatusOK, []byte(`{"keys":[]}`), nil),
@@ -54,11 +55,26 @@ var outages = map[string]func(*http.Request) (*http.Response, error){
 	"makes the client panic": func(*http.Request) (*http.Response, error) { panic("a defect of a library") },
 }
 
+func huge(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(spaces{}, 64<<20)), Request: r}, nil
+}
+
+// spaces never end.
+type spaces struct{}
+
+func (spaces) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
 // rogue is a key that is nobody's.
 var rogue = jsonObject{"kty": "RSA", "kid": "rogue", "n": josetest.Base64(append([]byte{0x80}, bytes.Repeat([]byte{1}, 255)...)), "e": "AQAB"}
 
-// D4 D7 D10: known keys go on until they are too old, nothing is ever poisoned
-// or emptied, and the other issuer does not notice.
+// D3 D4 D7 D10 K1 K2 K3 K6 K10: known keys go on until they are too old, for
+// tokens that were seen and for new ones; nothing is ever poisoned or emptied, and
+// the other issuer does not notice.
 func TestTroubleOfAnIssuerIsItsOwnAndEndsNothingTooSoon(t *testing.T) {
 	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
@@ -73,7 +89,8 @@ func TestTroubleOfAnIssuerIsItsOwnAndEndsNothingTooSoon(t *testing.T) {
 				began := time.Now()
 				for time.Since(began) < 55*time.Minute {
 					time.Sleep(time.Minute)
-					for _, token := range []string{ofA, ofB} {
+					newA, newB := a.Token(a.Header(), claims()), b.Token(b.Header(), claims(jsonObject{"iss": issuerB}))
+					for _, token := range []string{ofA, ofB, newA, newB} {
 						if got, took := timed(t, v, token); got != "active" || took != 0 {
 							t.Fatalf("after %v: %s in %v", time.Since(began), got, took)
 						}

@@ -11,6 +11,14 @@ import (
 type metrics struct {
 	keys, skipped, lastSuccess *prometheus.GaugeVec
 	fetches                    *prometheus.CounterVec
+	introspections             *prometheus.CounterVec
+	cache                      cacheMetrics
+}
+
+// cacheMetrics are those of the facts that are remembered.
+type cacheMetrics struct {
+	hits, misses prometheus.Counter
+	bytes        prometheus.Gauge
 }
 
 func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
@@ -25,9 +33,21 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 			Name: "tokenbroker_jwks_fetches_total", Help: "Fetches of an issuer's keys by result: success or failure.",
 		}, []string{"issuer", "result"}),
 	}
-	return m, errors.Join(
+	m.introspections = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_introspections_total", Help: "Questions to an issuer about an opaque token by result: active, inactive or failure.",
+	}, []string{"issuer", "result"})
+	lookups := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_verify_cache_lookups_total", Help: "Presented JWTs by result: hit (verified before, and not again) or miss.",
+	}, []string{"result"})
+	m.cache.bytes = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "tokenbroker_verify_cache_bytes", Help: "Memory taken up by what is remembered of verified JWTs.",
+	})
+	err := errors.Join(
 		register(registerer, &m.keys), register(registerer, &m.skipped), register(registerer, &m.lastSuccess), register(registerer, &m.fetches),
+		register(registerer, &m.introspections), register(registerer, &lookups), register(registerer, &m.cache.bytes),
 	)
+	m.cache.hits, m.cache.misses = lookups.WithLabelValues("hit"), lookups.WithLabelValues("miss")
+	return m, err
 }
 
 func gauge(name, help string) *prometheus.GaugeVec {
@@ -45,6 +65,18 @@ func register[C prometheus.Collector](registerer prometheus.Registerer, collecto
 		}
 	}
 	return err
+}
+
+// introspectionMetrics are the series of the issuer that is asked about opaque
+// tokens.
+type introspectionMetrics struct{ active, inactive, failure prometheus.Counter }
+
+func (m *metrics) introspectionOf(issuer string) introspectionMetrics {
+	return introspectionMetrics{
+		active:   m.introspections.WithLabelValues(issuer, "active"),
+		inactive: m.introspections.WithLabelValues(issuer, "inactive"),
+		failure:  m.introspections.WithLabelValues(issuer, "failure"),
+	}
 }
 
 // issuerMetrics are the series of one issuer.

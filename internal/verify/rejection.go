@@ -39,12 +39,19 @@ const (
 	WrongAudience
 	// InsufficientScope: without a scope that was asked for.
 	InsufficientScope
+	// Revoked: an operator revoked it. This package does not judge that; who
+	// calls it does.
+	Revoked
+	// Inactive: opaque, and the issuer's introspection says that it is not
+	// active.
+	Inactive
 )
 
 //nolint:gochecknoglobals // a table that nothing writes
 var reasonNames = [...]string{
 	"unspecified", "malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature", "bad_claims",
 	"wrong_type", "expired", "not_yet_valid", "lifetime_too_long", "wrong_audience", "insufficient_scope",
+	"revoked", "inactive",
 }
 
 // String returns the reason's name in snake case, as metrics and logs have it.
@@ -72,19 +79,24 @@ func reject(reason Reason, format string, args ...any) error {
 }
 
 // UnavailableError means that nothing can be said of a token, because its
-// issuer's keys are not to be had.
+// issuer's keys are not to be had, or what it says of an opaque one.
 type UnavailableError struct {
 	// Issuer as configured.
 	Issuer string
-	// RetryAfter is when the next try to fetch the keys is due, 1 s to 1 min.
+	// Introspection: it is that, and not the keys.
+	Introspection bool
+	// RetryAfter is when the next try is due, 1 s to 1 min.
 	RetryAfter time.Duration
-	// Err is why the last fetch failed; nil: it is still under way, or did not
+	// Err is why the last try failed; nil: it is still under way, or did not
 	// begin yet. It shows nothing of what the issuer answered.
 	Err error
 }
 
 func (e *UnavailableError) Error() string {
-	if e.Err == nil {
+	switch {
+	case e.Introspection:
+		return fmt.Sprintf("the issuer %q cannot be asked about its opaque tokens: %v", e.Issuer, e.Err)
+	case e.Err == nil:
 		return fmt.Sprintf("the keys of the issuer %q are still being fetched", e.Issuer)
 	}
 	return fmt.Sprintf("the keys of the issuer %q cannot be fetched: %v", e.Issuer, e.Err)

@@ -70,7 +70,7 @@ tokenbroker_jwks_keys_skipped{issuer="https://a.example"} 1
 # HELP tokenbroker_jwks_last_success_timestamp_seconds When an issuer's keys were last fetched; 0: never.
 # TYPE tokenbroker_jwks_last_success_timestamp_seconds gauge
 tokenbroker_jwks_last_success_timestamp_seconds{issuer="https://a.example"} 9.46684800e+08
-`)); err != nil {
+`), "tokenbroker_jwks_fetches_total", "tokenbroker_jwks_keys", "tokenbroker_jwks_keys_skipped", "tokenbroker_jwks_last_success_timestamp_seconds"); err != nil {
 			t.Error(err)
 		}
 

@@ -70,6 +70,10 @@ func TestBadSignaturesCauseNoFetch(t *testing.T) {
 				t.Fatalf("%s in %v", got, took)
 			}
 		}
+		// B6: nor do tokens that name no key, of which there is one only.
+		if got, took := timed(t, v, key.Token(key.Header(jsonObject{"kid": nil}), claims())); got != "unknown_key" || took != 0 {
+			t.Errorf("no kid: %s in %v", got, took)
+		}
 		time.Sleep(time.Second)
 		if web.fetches() != 1 {
 			t.Errorf("%d fetches", web.fetches())

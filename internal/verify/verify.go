@@ -10,6 +10,10 @@
 //	claims     of the right kind, once the signature holds
 //	judgement  type, time, audience, scopes: on every call
 //
+// An opaque token has no form to judge and no signature: one issuer at most is
+// asked about it ([Introspection]), and what that says takes the place of the
+// claims.
+//
 // The first four tell a caller nothing that is not in the token for all to see,
 // and nothing is said of the claims before the signature holds. What the steps
 // up to the claims find out are [Facts], which depend on the token and its
@@ -33,15 +37,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// maxValidity bounds how long an answer may be kept: what is decided after it
-// (a change of the configuration, for one) must reach those who keep answers.
-const maxValidity = 5 * time.Minute
-
 // Verifier verifies tokens of the issuers that it was made for. It is safe for
 // concurrent use.
 type Verifier struct {
-	issuers []*issuer
-	byName  map[string]*issuer
+	issuers     []*issuer
+	byName      map[string]*issuer
+	opaque      *opaqueTokens // nil: no issuer has introspection
+	cache       *factsCache
+	maxValidity time.Duration
 }
 
 type issuer struct {
@@ -64,8 +67,9 @@ type Request struct {
 type Result struct {
 	Facts *Facts
 	// ValidUntil is how long the answer may be kept: the earliest of the
-	// token's expiry, 5 minutes from now, and the time by which it would be
-	// noticed here that the issuer has removed the key. It may be in the past,
+	// token's expiry, [Config.MaxValidity] from now, and the time by which it
+	// would be noticed here that the issuer has removed the key, or no longer
+	// says that an opaque token is active. It may be in the past,
 	// within the leeway after the expiry or while the issuer's keys cannot be
 	// fetched: such an answer is good now and must not be kept.
 	ValidUntil time.Time
@@ -74,7 +78,8 @@ type Result struct {
 
 // Verify judges a presented token. Where the issuer's keys were never loaded it
 // waits for them up to 5 s, and where the token names a key that is not known up
-// to 1 s, but never beyond ctx; otherwise it does no I/O.
+// to 1 s; where an opaque token was not asked about lately, up to 8 s; but never
+// beyond ctx. Otherwise it does no I/O.
 func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
 	result, err := v.verify(ctx, presented, req)
 	if rejection, ok := errors.AsType[*Rejection](err); ok {
@@ -88,37 +93,67 @@ func (v *Verifier) verify(ctx context.Context, presented redact.String, req Requ
 	if err != nil {
 		return Result{}, err
 	}
-	now := time.Now()
+	return v.answer(issuer, facts, keptUntil, req, time.Now())
+}
+
+func (v *Verifier) establish(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
+	if v.opaque != nil && isOpaque(presented) {
+		return v.opaque.establish(ctx, presented, pin)
+	}
+	return v.establishJWT(ctx, presented, pin)
+}
+
+// answer judges established facts.
+func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req Request, now time.Time) (Result, error) {
 	if err := judge(facts, &issuer.cfg, req, now); err != nil {
 		return Result{}, err
 	}
-	return Result{Facts: facts, ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(maxValidity))}, nil
+	return Result{Facts: facts.clone(), ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))}, nil
 }
 
-// establish returns the facts that a good signature vouches for, and until when
-// the key that made it is known to be its issuer's.
-func (v *Verifier) establish(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
-	token, header, claims, err := takeApart(presented)
+// establishJWT returns the facts that a good signature vouches for, and until when
+// the key that made it is known to be its issuer's. They are remembered, and the
+// token is not verified again, as long as that very key is trusted.
+func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
+	id, known := v.cache.find(presented)
+	if known != nil && (pin == "" || pin == known.facts.Issuer) {
+		if keptUntil, trusted := known.issuer.keys.trusts(known.key); trusted {
+			v.cache.hit(known)
+			return known.issuer, known.facts, keptUntil, nil
+		}
+	}
+	v.cache.miss()
+	issuer, key, facts, keptUntil, err := v.examine(ctx, presented, pin)
 	if err != nil {
 		return nil, nil, time.Time{}, err
+	}
+	v.cache.put(id, issuer, key, facts)
+	return issuer, facts, keptUntil, nil
+}
+
+// examine verifies a token up to its claims.
+func (v *Verifier) examine(ctx context.Context, presented redact.String, pin string) (*issuer, *jose.Key, *Facts, time.Time, error) {
+	token, header, claims, err := takeApart(presented)
+	if err != nil {
+		return nil, nil, nil, time.Time{}, err
 	}
 	issuer, err := v.issuerOf(claims, pin)
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return nil, nil, nil, time.Time{}, err
 	}
 	key, keptUntil, err := issuer.keyFor(ctx, header)
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return nil, nil, nil, time.Time{}, err
 	}
 	if err := jose.Verify(header.Algorithm, key, token.SigningInput, token.Signature); err != nil {
-		return nil, nil, time.Time{}, reject(BadSignature, "The token's signature does not hold.")
+		return nil, nil, nil, time.Time{}, reject(BadSignature, "The token's signature does not hold.")
 	}
 	// The claims were read from the very bytes that were signed, iss included.
 	facts, err := newFacts(&issuer.cfg, header, claims, token.Payload)
 	if err != nil {
-		return nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
+		return nil, nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
 	}
-	return issuer, facts, keptUntil, nil
+	return issuer, key, facts, keptUntil, nil
 }
 
 // takeApart reads the token. Nothing in it is to be believed yet.
@@ -237,4 +272,14 @@ func (v *Verifier) Status() []IssuerStatus {
 		}
 	}
 	return all
+}
+
+// MaxTokenLife is how long after its iat a token of an issuer can be good. False:
+// the issuer is not configured.
+func (v *Verifier) MaxTokenLife(issuer string) (life time.Duration, configured bool) {
+	known := v.byName[issuer]
+	if known == nil {
+		return 0, false
+	}
+	return known.cfg.MaxLifetime + known.cfg.Leeway, true
 }

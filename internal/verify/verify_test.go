@@ -139,7 +139,8 @@ func TestTokensOfAnIndependentMinter(t *testing.T) {
 	}
 }
 
-// No byte of a token can be changed, in any way that is tried here.
+// I6: no byte of a token that was accepted can be changed, in any way that is
+// tried here.
 func TestEveryMutationOfATokenIsRejected(t *testing.T) {
 	early := []string{"malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature"}
 	for _, algorithm := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
@@ -236,6 +237,7 @@ func TestNamesOfReasons(t *testing.T) {
 	}
 }
 
+// D25.
 func TestConfigurationsThatAreRefused(t *testing.T) {
 	good := configOf(issuerA)
 	for name, change := range map[string]func(*verify.IssuerConfig){
@@ -350,7 +352,7 @@ func TestFetchOfKeysIsBoundedDiscoveryIncluded(t *testing.T) {
 	})
 }
 
-// Concurrent callers with requests of their own get answers of their own.
+// I9 D11: concurrent callers with requests of their own get answers of their own.
 func TestEachCallIsJudgedByItself(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))

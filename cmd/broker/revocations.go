@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+// adminCall is what the commands for operators do with the connection.
+type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
+
+// admin connects and calls.
+func (c *connection) admin(cmd *cobra.Command, call adminCall) error {
+	plaintext, err := c.unencrypted(cmd)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(c.addr, grpc.WithTransportCredentials(transport(plaintext)))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+	defer cancel()
+	return call(ctx, tokenbrokerv1.NewAdminServiceClient(conn))
+}
+
+func newRevocations() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "revocations",
+		Short: "Say which tokens verification must refuse",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(newRevocationsAdd(), newRevocationsList(), newRevocationsDelete())
+	return cmd
+}
+
+func newRevocationsAdd() *cobra.Command {
+	var (
+		to                                 connection
+		asked                              tokenbrokerv1.Revocation
+		tokenID, subject, clientID, before string
+		all                                bool
+		lasts                              time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "add --issuer ISSUER (--token-id JTI|--subject SUB|--client-id ID|--all)",
+		Short: "Revoke tokens of an issuer",
+		Long: `Have all replicas refuse tokens of an issuer from now on, whatever they say when they
+expire. The command succeeds once the revocation is stored; the replica that was
+asked refuses at once, the others within 5 s.
+
+A gateway that keeps answers learns of it when it asks again (valid_until).`,
+		Example: `  broker revocations add --issuer https://login.example.com --token-id 5f2c
+  broker revocations add --issuer https://login.example.com --subject 248289761001 --issued-before now
+  broker revocations add --issuer https://login.example.com --all --issued-before 2026-11-23T09:00:00Z --for 25h`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			switch {
+			case tokenID != "":
+				asked.Target = &tokenbrokerv1.Revocation_TokenId{TokenId: tokenID}
+			case subject != "":
+				asked.Target = &tokenbrokerv1.Revocation_Subject{Subject: subject}
+			case clientID != "":
+				asked.Target = &tokenbrokerv1.Revocation_ClientId{ClientId: clientID}
+			case all:
+				asked.Target = &tokenbrokerv1.Revocation_All{All: true}
+			}
+			now := time.Now()
+			issuedBefore, err := beforeFlag(before, now)
+			if err != nil {
+				return err
+			}
+			asked.IssuedBefore, asked.ExpiresAt = issuedBefore, timestamppb.New(now.Add(lasts))
+			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				made, err := admin.RevokeTokens(ctx, &tokenbrokerv1.RevokeTokensRequest{Revocation: &asked, RequestId: rand.Text()})
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), made.GetRevocation().GetId())
+				return err
+			})
+		},
+	}
+	to.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&asked.Issuer, "issuer", "", "the issuer, as configured (required)")
+	flags.StringVar(&tokenID, "token-id", "", "the token of this jti")
+	flags.StringVar(&subject, "subject", "", "tokens of this subject")
+	flags.StringVar(&clientID, "client-id", "", "tokens that were issued to this client")
+	flags.BoolVar(&all, "all", false, "tokens of everybody; needs --issued-before")
+	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
+	flags.DurationVar(&lasts, "for", 25*time.Hour, "how long the revocation lasts: at least as long as the issuer's tokens")
+	flags.StringVar(&asked.Reason, "reason", "", "why, for those who read the list")
+	_ = cmd.MarkFlagRequired("issuer")
+	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
+	cmd.MarkFlagsMutuallyExclusive("token-id", "subject", "client-id", "all")
+	return cmd
+}
+
+func beforeFlag(text string, now time.Time) (*timestamppb.Timestamp, error) {
+	switch text {
+	case "":
+		return nil, nil //nolint:nilnil // unset
+	case "now":
+		return timestamppb.New(now), nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return nil, errors.New("--issued-before: want now, or an instant such as 2026-11-23T09:00:00Z")
+	}
+	return timestamppb.New(at), nil
+}
+
+func newRevocationsList() *cobra.Command {
+	var (
+		to     connection
+		issuer string
+		asJSON bool
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the revocations in force, oldest first",
+		Example: `  broker revocations list --issuer https://login.example.com`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				var found []*tokenbrokerv1.Revocation
+				for page := ""; ; {
+					some, err := admin.ListRevocations(ctx, &tokenbrokerv1.ListRevocationsRequest{Issuer: issuer, PageToken: page})
+					if err != nil {
+						return err
+					}
+					found = append(found, some.GetRevocations()...)
+					if page = some.GetNextPageToken(); page == "" {
+						return printRevocations(cmd.OutOrStdout(), found, asJSON)
+					}
+				}
+			})
+		},
+	}
+	to.flags(cmd)
+	cmd.Flags().StringVar(&issuer, "issuer", "", "only those of this issuer")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
+	return cmd
+}
+
+func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON bool) error {
+	if asJSON {
+		for _, one := range found {
+			line, err := protojson.Marshal(one)
+			if err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintln(out, string(line)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "ID\tISSUER\tWHAT\tISSUED BEFORE\tEXPIRES\tCREATED\tREASON")
+	for _, one := range found {
+		before := "any time"
+		if one.GetIssuedBefore() != nil {
+			before = stampOf(one.GetIssuedBefore())
+		}
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.GetId(), one.GetIssuer(), what(one), before,
+			stampOf(one.GetExpiresAt()), stampOf(one.GetCreatedAt()), one.GetReason())
+	}
+	return table.Flush()
+}
+
+func stampOf(at *timestamppb.Timestamp) string { return at.AsTime().UTC().Format(time.RFC3339) }
+
+// what says what is revoked, quoted: subjects may hold anything.
+func what(r *tokenbrokerv1.Revocation) string {
+	quoted := func(kind, value string) string {
+		text, _ := json.Marshal(value) // texts always can be
+		return kind + " " + string(text)
+	}
+	switch target := r.GetTarget().(type) {
+	case *tokenbrokerv1.Revocation_TokenId:
+		return quoted("token", target.TokenId)
+	case *tokenbrokerv1.Revocation_Subject:
+		return quoted("subject", target.Subject)
+	case *tokenbrokerv1.Revocation_ClientId:
+		return quoted("client", target.ClientId)
+	default:
+		return "all"
+	}
+}
+
+func newRevocationsDelete() *cobra.Command {
+	var to connection
+	cmd := &cobra.Command{
+		Use:     "delete ID",
+		Short:   "End a revocation before it expires",
+		Example: `  broker revocations delete V6XxZ3RkQ0mZ2m3p0vJ8Aw`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				_, err := admin.DeleteRevocation(ctx, &tokenbrokerv1.DeleteRevocationRequest{Id: args[0], RequestId: rand.Text()})
+				return err
+			})
+		},
+	}
+	to.flags(cmd)
+	return cmd
+}

@@ -1,0 +1,174 @@
+package app
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// withTenants puts in place of each pattern the issuers that it stands for.
+func withTenants(issuers []IssuerConfig) []IssuerConfig {
+	if !slices.ContainsFunc(issuers, func(c IssuerConfig) bool { return len(c.Tenants) > 0 }) {
+		return issuers
+	}
+	var all []IssuerConfig
+	for _, c := range issuers {
+		all = append(all, c.each()...)
+	}
+	return all
+}
+
+// each returns the issuers that a good configuration stands for.
+func (c IssuerConfig) each() []IssuerConfig {
+	if len(c.Tenants) == 0 {
+		return []IssuerConfig{c}
+	}
+	all := make([]IssuerConfig, len(c.Tenants))
+	for i, tenant := range c.Tenants {
+		all[i] = c
+		all[i].Tenants = nil
+		all[i].Issuer = verify.TenantURL(c.Issuer, tenant)
+		all[i].JWKSURL = verify.TenantURL(c.JWKSURL, tenant)
+	}
+	return all
+}
+
+func checkIssuers(c *Config, found *findings) {
+	first := map[string]string{} // path of the entry that had it first
+	introspected := ""           // path of the one that has introspection
+	for i := range c.Issuers {
+		path := item("issuers", i)
+		checkIssuer(&c.Issuers[i], path, found)
+		for _, one := range c.Issuers[i].each() {
+			if before, again := first[one.Issuer]; again && before != path {
+				found.addAtf(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
+				break
+			}
+			if one.Issuer != "" {
+				first[one.Issuer] = path
+			}
+		}
+		if c.Issuers[i].Introspection == nil {
+			continue
+		}
+		checkIntrospection(c, &c.Issuers[i], path, found)
+		if introspected != "" {
+			found.addAtf(join(path, "introspection"), "the issuer in line %d has introspection already, and an opaque token does not say which of them to ask: remove one of the two",
+				found.lines[join(introspected, "issuer")])
+			continue
+		}
+		introspected = path
+	}
+}
+
+func checkIssuer(c *IssuerConfig, path string, found *findings) {
+	checkTenants(c, path, found)
+	checkKeys(c, path, found)
+	within(found, join(path, "leeway"), c.Leeway, 0, time.Minute)
+	within(found, join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
+	if age := join(path, "max_age"); found.given(age) {
+		within(found, age, c.MaxAge, time.Second, 8760*time.Hour)
+	}
+	within(found, join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
+	stale := join(path, "max_stale")
+	switch {
+	case c.MaxStale > 24*time.Hour:
+		found.addAtf(stale, "must not be longer than 24h")
+	case c.MaxStale < c.RefreshInterval && found.given(stale):
+		found.addAtf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+	}
+}
+
+// checkTenants: a pattern and tenants need each other.
+func checkTenants(c *IssuerConfig, path string, found *findings) {
+	issuer, tenants := join(path, "issuer"), join(path, "tenants")
+	pattern := strings.ContainsAny(c.Issuer, "{}")
+	switch {
+	case pattern && !found.given(tenants):
+		found.addAtf(issuer, "a pattern needs tenants: list those whose tokens are good, for a pattern alone would let in everybody's")
+	case found.given(tenants) && c.Issuer != "" && !pattern:
+		found.addAtf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
+	case pattern:
+		if err := verify.CheckTenantPattern(c.Issuer); err != nil {
+			found.addAtf(issuer, "%v", err)
+		}
+	}
+	for i, tenant := range c.Tenants {
+		if err := verify.CheckTenant(tenant); err != nil && tenant != "" {
+			found.addAtf(item(tenants, i), "%v", err)
+		}
+	}
+}
+
+// checkKeys looks at where the keys are.
+func checkKeys(c *IssuerConfig, path string, found *findings) {
+	url, file, tenants := join(path, "jwks_url"), join(path, "jwks_file"), found.given(join(path, "tenants"))
+	pattern := strings.ContainsAny(c.JWKSURL, "{}")
+	switch {
+	case found.given(url) && found.given(file):
+		found.addAtf(file, "contradicts jwks_url in line %d: give one of the two", found.lines[url])
+	case found.given(file) && tenants:
+		found.addAtf(file, "each tenant has keys of its own, and one file cannot be all of theirs: remove it, or give the tenants entries of their own")
+	case pattern && !tenants:
+		found.addAtf(url, "a pattern needs tenants: list them, or give the URL itself")
+	case c.JWKSURL != "" && tenants && verify.CheckTenantPattern(c.JWKSURL) != nil:
+		found.addAtf(url, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
+	}
+	if found.given(url) || found.given(file) {
+		checkURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, found) // not connected to
+	} else {
+		checkEndpointURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
+	}
+	checkEndpointURL(url, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, found)
+}
+
+func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *findings) {
+	i, path := issuer.Introspection, join(entry, "introspection")
+	named := join(path, "client")
+	client, known := c.Clients[i.Client]
+	undecoded := found.given("clients") && c.Clients == nil
+	switch {
+	case i.Client == "" || undecoded:
+	case !known:
+		found.addAtf(named, "no client of this name is configured: configure under clients as whom the broker asks the issuer")
+	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
+		found.addAtf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
+	}
+	if found.given(join(entry, "tenants")) {
+		found.addAtf(path, "tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own")
+	}
+	checkEndpointURL(join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)
+	within(found, join(path, "cache"), i.Cache, 0, 5*time.Minute)
+	if lifetime := join(path, "default_lifetime"); found.given(lifetime) {
+		within(found, lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
+	}
+}
+
+func checkURL(path, raw string, allowHTTP bool, found *findings) bool {
+	if raw == "" {
+		return false
+	}
+	err := discovery.CheckURL(raw, allowHTTP)
+	switch {
+	case err == nil:
+		return true
+	case discovery.CheckURL(raw, true) == nil:
+		found.addAtf(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
+	default:
+		found.addAtf(path, "%v", err)
+	}
+	return false
+}
+
+// checkEndpointURL is checkURL for what is connected to.
+func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, found *findings) {
+	if !checkURL(path, raw, allowHTTP, found) {
+		return
+	}
+	if err := discovery.CheckHost(raw, allowPrivate); err != nil {
+		found.addAtf(path, "%v", err)
+	}
+}

@@ -1,0 +1,162 @@
+package app_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	brokerclient "github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// rejection is the reason why a token was rejected; empty: it was not.
+func rejection(t *testing.T, c *brokerclient.Client, token string, opts ...brokerclient.VerifyOption) string {
+	t.Helper()
+	_, err := c.Verify(t.Context(), token, opts...)
+	if rejected, ok := errors.AsType[*brokerclient.RejectedError](err); ok {
+		return fmt.Sprint(rejected.Reason)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ""
+}
+
+func TestOpaqueTokensAreVerifiedByIntrospection(t *testing.T) {
+	idp := devIDP(t)
+	text := strings.Replace(sampleText(t, 1), "issuers:", fmt.Sprintf("  opaque: {issuer: %q, client_id: opaque, secret: \"env:TOKENBROKER_TEST_OPAQUE\"}\nissuers:", idpIssuer), 1)
+	t.Setenv("TOKENBROKER_TEST_OPAQUE", "another")
+	_, c := run(t, parsed(t, text), idp)
+	token, err := c.Token(t.Context(), "opaque")
+	if err != nil {
+		t.Fatal(err)
+	}
+	claims, err := c.Verify(t.Context(), token.AccessToken(), brokerclient.Scopes("read"))
+	if err != nil || claims.Subject != "opaque" || claims.Issuer != idpIssuer {
+		t.Fatalf("%+v, %v", claims, err)
+	}
+	if reason := rejection(t, c, token.AccessToken(), brokerclient.Scopes("admin")); !strings.Contains(strings.ToLower(reason), "scope") {
+		t.Errorf("another scope: %s", reason)
+	}
+	idp.Revoke(redact.New(token.AccessToken()))
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		reason := rejection(t, c, token.AccessToken())
+		if strings.Contains(strings.ToLower(reason), "inactive") {
+			break
+		}
+		if reason != "" || time.Now().After(deadline) {
+			t.Fatalf("after the revocation: %q", reason)
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+}
+
+// everyNameIsThisHost makes DNS say so, as whoever owns a name can. It is not for
+// parallel tests.
+func everyNameIsThisHost(t *testing.T) {
+	t.Helper()
+	conn, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := net.DefaultResolver
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp4", conn.LocalAddr().String())
+	}}
+	t.Cleanup(func() { net.DefaultResolver = before; _ = conn.Close() })
+	go func() {
+		query := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFrom(query)
+			if err != nil {
+				return
+			}
+			// RFC 1035 section 4: the header, the question, and for type A an answer.
+			end := 12 + bytes.IndexByte(query[12:n], 0) + 5
+			answer := append([]byte{query[0], query[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, query[12:end]...)
+			if query[end-3] == 1 {
+				answer[7] = 1
+				answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1)
+			}
+			_, _ = conn.WriteTo(answer, from)
+		}
+	}()
+}
+
+// private is an IdP on this host.
+func private(t *testing.T) (here string, requests func() int) {
+	t.Helper()
+	var count atomic.Int64
+	server := httptest.NewUnstartedServer(nil)
+	here = "http://" + server.Listener.Addr().String()
+	idp, err := devidp.New(devidp.Config{Issuer: here, Algorithm: "EdDSA", Clients: []devidp.Client{{ID: "abc", Secrets: []redact.String{redact.New("right")}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		count.Add(1)
+		idp.ServeHTTP(w, r)
+	})
+	server.Start()
+	t.Cleanup(server.Close)
+	return here, func() int { return int(count.Load()) }
+}
+
+// D1, D2: what may be connected to is the leave of each client and issuer.
+func TestLeaveToConnectIsThatOfEachClientAndIssuer(t *testing.T) {
+	everyNameIsThisHost(t)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("right"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here, requests := private(t)
+	check := func(text string) map[string]error {
+		t.Helper()
+		findings := map[string]error{}
+		err := app.Check(context.Background(), parsed(t, text), app.Options{Logger: quiet()}, true, func(f app.Finding) { findings[f.What] = f.Err })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return findings
+	}
+	client := func(name, url, more string) string {
+		return fmt.Sprintf("  %s: {token_url: %q, client_id: abc, secret: \"file:%s\"%s}\n", name, url, secret, more)
+	}
+
+	// The loopback host that is configured needs no leave.
+	found := check("clients:\n" + client("plain", here+devidp.TokenPath, "") + fmt.Sprintf("issuers: [{issuer: %q, audiences: [a], introspection: {client: plain}}]\n", here))
+	for what, err := range found {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if len(found) != 5 {
+		t.Errorf("only %v was tried", found)
+	}
+	before := requests()
+	elsewhere := strings.Replace(here, "127.0.0.1", "idp.example", 1)
+	found = check("clients:\n" + client("without", elsewhere+devidp.TokenPath, ", allow_http: true") + client("with", elsewhere+devidp.TokenPath, ", allow_http: true, allow_private: true") +
+		fmt.Sprintf("issuers: [{issuer: %q, jwks_url: %q, audiences: [a], allow_http: true, introspection: {client: with, endpoint: %q}}]\n", elsewhere, elsewhere+devidp.JWKSPath, elsewhere+devidp.IntrospectionPath))
+	for what, refused := range map[string]bool{
+		"clients.without: token": true, "clients.with: token": false, "issuers " + elsewhere + ": keys": true, "issuers " + elsewhere + ": introspection": true,
+	} {
+		if err, tried := found[what]; !tried || (err != nil) != refused || refused && !strings.Contains(err.Error(), "allow_private") {
+			t.Errorf("%s: tried is %v: %v", what, tried, err)
+		}
+	}
+	if n := requests() - before; n != 1 {
+		t.Errorf("%d requests, want that of the one client that may", n)
+	}
+}

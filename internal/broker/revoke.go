@@ -1,0 +1,375 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+const (
+	// revocationShards spread the revocations over values of the store.
+	revocationShards = 16
+	// revocationForm is the version of the stored form.
+	revocationForm = 1
+	// reloadRounds of polls later all revocations are read again.
+	reloadRounds = 12
+	// loadInterval is how far apart attempts to load them for the first time are.
+	loadInterval = time.Second
+	// maxWrites is how often a change is tried that others get in the way of.
+	maxWrites = 8
+)
+
+// revoker keeps the revocations of this replica the same as those in the store.
+//
+// The store has them in a few values, and a counter that grows with each change.
+// A value is replaced only by who has read it: its number is one more. What a
+// replica knows and the store does not, the store has lost; it is put back.
+type revoker struct {
+	store store.Store
+	// shards are the keys of the values, changes that of the counter.
+	shards  []string
+	changes string
+
+	// known is nil until they were loaded once.
+	known atomic.Pointer[revocations]
+	// news coalesces what the store tells.
+	news chaser
+
+	// turn is held while the store is read or changed, by whoever uses what
+	// follows.
+	turn    chan struct{}
+	counted uint64    // the count of changes that known is of
+	tried   time.Time // when loading last failed
+	failure error
+}
+
+// take takes the turn, unless ctx ends before.
+func (r *revoker) take(ctx context.Context) error {
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *revoker) give() { <-r.turn }
+
+func newRevoker(s store.Store, n names) *revoker {
+	tag := "{" + n.name("revocations") + "}"
+	r := &revoker{store: s, changes: tag + "changes", turn: make(chan struct{}, 1)}
+	for i := range revocationShards {
+		r.shards = append(r.shards, tag+strconv.Itoa(i))
+	}
+	return r
+}
+
+// set returns the revocations, loading them first where that was never done. An
+// error means that nothing may be called good.
+func (r *revoker) set(ctx context.Context) (*revocations, error) {
+	if known := r.known.Load(); known != nil {
+		return known, nil
+	}
+	if err := r.take(ctx); err != nil {
+		return nil, err
+	}
+	defer r.give()
+	if known := r.known.Load(); known != nil {
+		return known, nil
+	}
+	if time.Since(r.tried) < loadInterval {
+		return nil, r.failure
+	}
+	if _, err := r.load(ctx); err != nil {
+		r.tried, r.failure = time.Now(), err
+		return nil, err
+	}
+	return r.known.Load(), nil
+}
+
+// poll looks whether there was a change. In some rounds it does not trust the
+// counter.
+func (r *revoker) poll(ctx context.Context, round int) {
+	if r.take(ctx) != nil {
+		return
+	}
+	defer r.give()
+	if r.known.Load() != nil && round%reloadRounds != 0 {
+		found, err := r.store.Get(ctx, r.changes)
+		if err != nil || found[0].Number == r.counted {
+			return
+		}
+	}
+	_, _ = r.load(ctx) // if not now, then in the next round
+}
+
+// load reads all revocations, adopts what is new, and puts back what the store
+// has lost. It returns the numbers of the values as they now stand.
+func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
+	found, err := r.store.Get(ctx, slices.Concat([]string{r.changes}, r.shards)...)
+	if err != nil {
+		return nil, err
+	}
+	var stored []*Revocation
+	numbers = make([]uint64, len(r.shards))
+	damaged := make([]bool, len(r.shards)) // to be written again
+	for i, entry := range found[1:] {
+		some, err := readRevocations(entry)
+		if err != nil {
+			return nil, err
+		}
+		numbers[i], damaged[i] = entry.Number, entry.Aged
+		stored = append(stored, some...)
+	}
+	now := time.Now()
+	all := merged(r.all(), stored, now)
+	r.known.Store(newRevocations(all))
+	r.counted = found[0].Number
+	kept := byShard(all)
+	for i, before := range byShard(merged(stored, nil, now)) {
+		if !same(before, kept[i]) || damaged[i] {
+			if numbers[i], err = r.write(ctx, i, numbers[i], kept[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return numbers, nil
+}
+
+var errOvertaken = errors.New("another replica changed the revocations at the same time")
+
+// write replaces a value that was read with a number, and tells.
+func (r *revoker) write(ctx context.Context, shard int, number uint64, content []*Revocation) (uint64, error) {
+	value, err := json.Marshal(storedRevocations{revocationForm, content})
+	if err != nil {
+		return 0, err
+	}
+	number++
+	applied, err := r.store.Apply(ctx, store.Change{Puts: []store.Put{{Key: r.shards[shard], Number: number, Value: value}}})
+	if err != nil {
+		return 0, err
+	}
+	if !applied[0] {
+		return 0, errOvertaken
+	}
+	counted, err := r.store.Raise(ctx, r.changes, r.counted, 1)
+	if err != nil {
+		return 0, err
+	}
+	r.counted = counted
+	return number, nil
+}
+
+// change applies a change of one revocation to the store and to this replica. It
+// returns nil only if the store has it.
+func (r *revoker) change(ctx context.Context, made *Revocation) error {
+	if err := r.take(ctx); err != nil {
+		return err
+	}
+	defer r.give()
+	err := errOvertaken
+	for range maxWrites {
+		if err = r.tryChange(ctx, made); !errors.Is(err, errOvertaken) {
+			break
+		}
+	}
+	return err
+}
+
+func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {
+	numbers, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	all := merged(r.all(), []*Revocation{made}, time.Now())
+	if len(all) > MaxRevocations {
+		return errTooManyRevocations
+	}
+	shard := shardOf(made.ID)
+	if _, err := r.write(ctx, shard, numbers[shard], byShard(all)[shard]); err != nil {
+		return err
+	}
+	r.known.Store(newRevocations(all))
+	return nil
+}
+
+var errTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRevocations)
+
+// all are those that are known here, oldest first.
+func (r *revoker) all() []*Revocation {
+	known := r.known.Load()
+	if known == nil {
+		return nil
+	}
+	all := make([]*Revocation, 0, len(known.byID))
+	for _, one := range known.byID {
+		all = append(all, one)
+	}
+	slices.SortFunc(all, oldestFirst)
+	return all
+}
+
+// storedRevocations is a value of the store.
+type storedRevocations struct {
+	Form        int           `json:"v"`
+	Revocations []*Revocation `json:"revocations"`
+}
+
+// readRevocations does not take for nothing what it cannot read: that would lift
+// revocations.
+func readRevocations(entry store.Entry) ([]*Revocation, error) {
+	switch {
+	case entry.Unopened:
+		return nil, errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
+	case entry.Number == 0:
+		return nil, nil
+	}
+	var s storedRevocations
+	if json.Unmarshal(entry.Value, &s) != nil || s.Form != revocationForm {
+		return nil, errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
+	}
+	return s.Revocations, nil
+}
+
+func byShard(all []*Revocation) [revocationShards][]*Revocation {
+	var shards [revocationShards][]*Revocation
+	for _, one := range all {
+		i := shardOf(one.ID)
+		shards[i] = append(shards[i], one)
+	}
+	return shards
+}
+
+// shardOf spreads IDs, which are random enough.
+func shardOf(id string) int { return int(id[0]+31*id[1]) % revocationShards }
+
+// Revoke makes verification refuse tokens from now on, in this replica at once
+// and in the others within 5 s. asked has everything but ID and CreatedAt. The
+// same revocation with the same request is one, however often it comes. The
+// error is always an [*Error]; nil means that the store has it.
+func (b *Broker) Revoke(ctx context.Context, asked Revocation, request string) (Revocation, error) {
+	if err := b.checkRevocation(&asked, time.Now()); err != nil {
+		return Revocation{}, err
+	}
+	t := asked.target()
+	before := strconv.FormatInt(asked.IssuedBefore.UnixNano(), 10)
+	asked.ID = b.names.name("revocation", []byte(request), []byte(t.issuer), []byte(t.kind), []byte(t.value), []byte(before))
+	asked.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	if err := b.revoker.change(ctx, &asked); err != nil {
+		return Revocation{}, notRevoked(err)
+	}
+	b.log.Info("tokens revoked", "issuer", t.issuer, "kind", t.kind, "revocation", asked.ID, "expires_at", asked.ExpiresAt)
+	return *b.revoker.known.Load().byID[asked.ID], nil
+}
+
+// checkRevocation refuses what would not do what it seems to.
+func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
+	life, known := b.verifier.MaxTokenLife(r.Issuer)
+	fault := func(field, format string, args ...any) *Error {
+		return &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
+	}
+	named := 0
+	for _, given := range []bool{r.TokenID != "", r.Subject != "", r.ClientID != "", r.All} {
+		if given {
+			named++
+		}
+	}
+	switch {
+	case !known:
+		return fault("revocation.issuer", "not one of the issuers that are configured, which are compared byte by byte")
+	case named != 1:
+		return fault("revocation", "name exactly one of token_id, subject, client_id and all")
+	case r.All && r.IssuedBefore.IsZero():
+		return fault("revocation.issued_before", "it is required with all, which would refuse every token of the issuer for ever otherwise")
+	case !r.ExpiresAt.After(now):
+		return fault("revocation.expires_at", "it is required, and must be in the future")
+	case r.ExpiresAt.After(now.Add(MaxRevocationLife)):
+		return fault("revocation.expires_at", "it must be within 10 years")
+	case !r.IssuedBefore.IsZero() && r.ExpiresAt.Before(r.IssuedBefore.Add(life)):
+		return fault("revocation.expires_at", "tokens issued before issued_before may live until %s: a revocation that ends sooner would bring them back",
+			r.IssuedBefore.Add(life).UTC().Format(time.RFC3339))
+	default:
+		return nil
+	}
+}
+
+// notRevoked is the error for what the store did not confirm.
+func notRevoked(err error) *Error {
+	if errors.Is(err, errTooManyRevocations) {
+		return &Error{
+			Code: ResourceExhausted, Reason: ReasonTooManyRevocations, cause: err,
+			Message: fmt.Sprintf("%d revocations are kept and no more: revoke by subject, client or issued_before instead of token by token, or wait until some expire", MaxRevocations),
+		}
+	}
+	return &Error{
+		Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second, cause: err,
+		Message: "the store did not confirm the revocation, or its end, which may or may not have happened; ask again",
+	}
+}
+
+// Revocations returns those in force, of an issuer or of all (empty), oldest
+// first. The error is always an [*Error].
+func (b *Broker) Revocations(ctx context.Context, issuer string) ([]Revocation, error) {
+	if _, err := b.revoker.set(ctx); err != nil {
+		return nil, revocationsUnknown(err)
+	}
+	now := time.Now()
+	var found []Revocation
+	for _, one := range b.revoker.all() {
+		if !one.Deleted && now.Before(one.ExpiresAt) && (issuer == "" || one.Issuer == issuer) {
+			found = append(found, *one)
+		}
+	}
+	return found, nil
+}
+
+// Unrevoke ends a revocation before it expires. Ending it again does nothing.
+// The error is always an [*Error].
+func (b *Broker) Unrevoke(ctx context.Context, id string) error {
+	if _, err := b.revoker.set(ctx); err != nil {
+		return revocationsUnknown(err)
+	}
+	known := b.revoker.known.Load().byID[id]
+	if known == nil {
+		b.revoker.poll(ctx, 0) // another replica may just have made it
+		known = b.revoker.known.Load().byID[id]
+	}
+	if known == nil {
+		return &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
+	}
+	deleted := *known
+	deleted.Deleted = true
+	if err := b.revoker.change(ctx, &deleted); err != nil {
+		return notRevoked(err)
+	}
+	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id)
+	return nil
+}
+
+// revocationsUnknown: what was not loaded once may hold anything.
+func revocationsUnknown(err error) *Error {
+	return &Error{
+		Code: Unavailable, Reason: ReasonRevocationsUnknown, RetryAfter: loadInterval, cause: err,
+		Message: "the revocations could not be loaded from the store yet, so no token can be called good; try again, and treat it as not verified until then",
+	}
+}
+
+// unrevoked judges a good token by the revocations.
+func (b *Broker) unrevoked(ctx context.Context, result verify.Result) (verify.Result, error) {
+	set, err := b.revoker.set(ctx)
+	if err != nil {
+		return verify.Result{}, revocationsUnknown(err)
+	}
+	if set.revokes(result.Facts, time.Now()) == nil {
+		return result, nil
+	}
+	return verify.Result{Rejection: &verify.Rejection{Reason: verify.Revoked, Message: "The token was revoked."}}, nil
+}

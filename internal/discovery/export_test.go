@@ -1,0 +1,19 @@
+package discovery
+
+import (
+	"net/http"
+	"net/netip"
+	"net/url"
+)
+
+// Refuse is what the dialer of the client for that configuration says of an
+// address.
+func Refuse(configured string, allowPrivate bool, addr string) error {
+	return reachOf(configured, allowPrivate).refuse(netip.MustParseAddr(addr))
+}
+
+// NewProxiedClient is the client for that configuration where the environment
+// names a proxy.
+func NewProxiedClient(configured string, allowPrivate bool, proxy *url.URL) *http.Client {
+	return newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyURL(proxy)))
+}

@@ -1,0 +1,146 @@
+package verify_test
+
+import (
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+const (
+	floodLasts = 10 * time.Second
+	floodRate  = 10_000 // a second
+	fetchTakes = 200 * time.Millisecond
+	pulse      = 10 * time.Millisecond
+)
+
+// flooded is an issuer whose tokens somebody imitates.
+type flooded struct {
+	v   *verify.Verifier
+	web *site
+	key *josetest.Signer
+}
+
+func newFlooded(t *testing.T, fetch func(set []byte) func(*http.Request) (*http.Response, error)) *flooded {
+	f := &flooded{key: josetest.New(t, "EdDSA", "k"), web: new(site)}
+	c := configOf(issuerA)
+	c.RefreshInterval = 15 * time.Minute // no regular fetch within the test
+	f.web.set(fetch(josetest.Set(f.key.JWK())))
+	f.v = newVerifier(t, f.web, c)
+	run(t, f.v)
+	time.Sleep(30 * time.Second)
+	return f
+}
+
+func slowly(set []byte) func(*http.Request) (*http.Response, error) {
+	return after(fetchTakes, respond(http.StatusOK, set, nil))
+}
+
+// flood presents floodRate tokens a second, each once and each in a goroutine of
+// its own, and beside them good ones, cold and warm, which must not wait.
+func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token func(n int) string) {
+	warm := forever(f.key, issuerA)
+	began, n := time.Now(), 0
+	for time.Since(began) < floodLasts {
+		for range floodRate * int(pulse/time.Millisecond) / 1000 {
+			bad := token(n)
+			n++
+			go func() {
+				if got, took := timed(t, f.v, bad); got != want || took > longest {
+					t.Errorf("%s in %v", got, took)
+				}
+			}()
+		}
+		cold := f.key.Token(f.key.Header(), claims(jsonObject{"jti": fmt.Sprint(n)}))
+		for _, good := range []string{warm, cold} {
+			if got, took := timed(t, f.v, good); got != "active" || took != 0 {
+				t.Fatalf("a good token: %s in %v", got, took)
+			}
+		}
+		time.Sleep(pulse)
+	}
+	time.Sleep(2 * time.Second)
+	if n < floodRate*int(floodLasts/time.Second) {
+		t.Errorf("only %d tokens were presented", n)
+	}
+}
+
+// stranger is a token with a kid of an attacker's own. Nobody looks at its
+// signature.
+func stranger(n int) string {
+	return josetest.Base64(fmt.Appendf(nil, `{"alg":"EdDSA","kid":"stranger-%d"}`, n)) + "." + josetest.Base64([]byte(`{"iss":"`+issuerA+`"}`)) + ".AAAA"
+}
+
+// D5 K7.
+func TestFloodOfUnknownKeysCausesTwoFetchesAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlooded(t, slowly)
+		before := f.web.fetches()
+		f.flood(t, "unknown_key", fetchTakes, stranger)
+		if n := f.web.fetches() - before; n < 1 || n > 2 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
+// D5 K7: nobody can be kept waiting for longer than the bound, either.
+func TestFloodOfUnknownKeysWhileTheIssuerHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlooded(t, slowly)
+		f.web.set(hang)
+		before := f.web.fetches()
+		f.flood(t, "unavailable", time.Second, stranger)
+		if n := f.web.fetches() - before; n > 4 { // one fails after 5 s and is tried again soon
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
+func TestRotationDuringAFloodOfUnknownKeysIsPickedUp(t *testing.T) {
+	for into := range long(1, 5) {
+		into := time.Duration(into+1) * 1900 * time.Millisecond
+		synctest.Test(t, func(t *testing.T) {
+			f := newFlooded(t, slowly)
+			fresh := josetest.New(t, "EdDSA", "fresh")
+			token := forever(fresh, issuerA)
+			var pickedUp atomic.Bool
+			go func() {
+				time.Sleep(into)
+				f.web.set(slowly(josetest.Set(f.key.JWK(), fresh.JWK())))
+				began := time.Now()
+				for outcome(t, f.v, token, verify.Request{}) != "active" {
+					time.Sleep(pulse)
+				}
+				if lag := time.Since(began); lag > 10*time.Second+fetchTakes+pulse {
+					t.Errorf("a rotation %v after the flood began was picked up after %v", into, lag)
+				}
+				pickedUp.Store(true)
+			}()
+			f.flood(t, "unknown_key", fetchTakes, stranger)
+			if !pickedUp.Load() {
+				t.Errorf("a rotation %v after the flood began was not picked up", into)
+			}
+		})
+	}
+}
+
+// D6 K8.
+func TestFloodOfBadSignaturesCausesNoFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlooded(t, slowly)
+		before := f.web.fetches()
+		header := josetest.Base64(josetest.Marshal(f.key.Header()))
+		f.flood(t, "bad_signature", 0, func(n int) string {
+			payload := josetest.Base64(fmt.Appendf(nil, `{"iss":%q,"jti":"%d"}`, issuerA, n))
+			return header + "." + payload + "." + josetest.Base64(make([]byte, 63)) // too short to cost anything
+		})
+		if n := f.web.fetches() - before; n != 0 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}

@@ -1,0 +1,290 @@
+package verify_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+func TestFactsOfAnOpaqueToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now().Truncate(time.Second)
+		answer := members(jsonObject{"aud": []string{"other", audience}, "nbf": now.Unix() - 60, "cnf": jsonObject{"jkt": "dpop"}, "username": "al", "x": jsonObject{"y": nil}})
+		v := introspecting(t, saying(func() []byte { return answer }))
+		result, err := v.Verify(t.Context(), redact.New("opaque"), verify.Request{Scopes: []string{"write"}, Issuer: issuerA})
+		if err != nil || result.Rejection != nil {
+			t.Fatal(result.Rejection, err)
+		}
+		want := &verify.Facts{
+			Issuer: issuerA, Subject: "alice", ClientID: "app", Audience: []string{"other", audience}, Scopes: []string{"read", "write"},
+			IssuedAt: now, NotBefore: now.Add(-time.Minute), ExpiresAt: now.Add(10 * time.Minute), TokenID: "id-1",
+			Confirmation: &verify.Confirmation{JKT: "dpop"}, Claims: answer,
+		}
+		if diff := cmp.Diff(want, result.Facts, cmpopts.IgnoreUnexported(verify.Facts{})); diff != "" {
+			t.Error(diff)
+		}
+		if got := time.Until(result.ValidUntil); got != 30*time.Second {
+			t.Errorf("valid for %v", got)
+		}
+		time.Sleep(12 * time.Second)
+		if result, _ := v.Verify(t.Context(), redact.New("opaque"), verify.Request{}); time.Until(result.ValidUntil) != 18*time.Second {
+			t.Errorf("12 s later valid for %v", time.Until(result.ValidUntil))
+		}
+	})
+}
+
+// D17: what the issuer says is read and judged as strictly as a JWT.
+func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now().Unix()
+		type row struct {
+			name, want string
+			with       jsonObject
+		}
+		rows := []row{
+			{"as it should be", "active", nil},
+			{"without iss", "active", jsonObject{"iss": nil}},
+			{"another iss", "unknown_issuer", jsonObject{"iss": issuerB}},
+			{"iss with a slash", "unknown_issuer", jsonObject{"iss": issuerA + "/"}},
+			{"iss in capitals", "unknown_issuer", jsonObject{"iss": "https://A.example"}},
+			{"an empty iss", "unknown_issuer", jsonObject{"iss": ""}},
+			{"iss, a list", "bad_claims", jsonObject{"iss": []string{issuerA}}},
+			{"another aud", "wrong_audience", jsonObject{"aud": "https://other.example"}},
+			{"aud, a list", "active", jsonObject{"aud": []string{"x", audience}}},
+			{"aud that looks alike", "wrong_audience", jsonObject{"aud": audience + "/"}},
+			{"without aud", "wrong_audience", jsonObject{"aud": nil}},
+			{"an empty aud", "bad_claims", jsonObject{"aud": ""}},
+			{"an empty list as aud", "bad_claims", jsonObject{"aud": []string{}}},
+			{"aud, a number", "bad_claims", jsonObject{"aud": 1}},
+			{"without exp", "bad_claims", jsonObject{"exp": nil}},
+			{"exp in the past", "expired", jsonObject{"exp": now - 31}},
+			{"exp within the leeway", "active", jsonObject{"exp": now - 29}},
+			{"exp, zero", "bad_claims", jsonObject{"exp": 0}},
+			{"exp, negative", "bad_claims", jsonObject{"exp": -1}},
+			{"exp, a text", "bad_claims", jsonObject{"exp": fmt.Sprint(now + 60)}},
+			{"exp, huge", "bad_claims", jsonObject{"exp": 1e300}},
+			{"exp, far", "lifetime_too_long", jsonObject{"exp": now + 25*3600}},
+			{"nbf in the future", "not_yet_valid", jsonObject{"nbf": now + 31}},
+			{"nbf within the leeway", "active", jsonObject{"nbf": now + 29}},
+			{"nbf, a text", "bad_claims", jsonObject{"nbf": "0"}},
+			{"iat in the future", "not_yet_valid", jsonObject{"iat": now + 31}},
+			{"scope, a list", "active", jsonObject{"scope": []string{"read"}}},
+			{"scope with two spaces", "bad_claims", jsonObject{"scope": "read  write"}},
+			{"scope with a tab", "bad_claims", jsonObject{"scope": "read\twrite"}},
+			{"scope, a number", "bad_claims", jsonObject{"scope": 1}},
+			{"another scope", "insufficient_scope", jsonObject{"scope": "READ"}},
+			{"without scope", "insufficient_scope", jsonObject{"scope": nil}},
+			{"scp in place of scope", "insufficient_scope", jsonObject{"scope": nil, "scp": "read"}},
+			{"token_type in other letters", "active", jsonObject{"token_type": "bearer"}},
+			{"a DPoP token", "active", jsonObject{"token_type": "DPoP"}},
+			{"without token_type, as a refresh token", "wrong_type", jsonObject{"token_type": nil}},
+			{"an empty token_type", "wrong_type", jsonObject{"token_type": ""}},
+			{"another token_type", "wrong_type", jsonObject{"token_type": "refresh_token"}},
+			{"N_A", "wrong_type", jsonObject{"token_type": "N_A"}},
+			{"token_type, a list", "bad_claims", jsonObject{"token_type": []string{"Bearer"}}},
+			{"a refresh token by token_use", "wrong_type", jsonObject{"token_use": "refresh_token"}},
+			{"an access token by token_use", "active", jsonObject{"token_use": "access_token"}},
+			{"token_use, a number", "wrong_type", jsonObject{"token_use": 1}},
+			{"an ID token", "wrong_type", jsonObject{"at_hash": "x"}},
+			{"without sub", "active", jsonObject{"sub": nil}},
+			{"without sub and client_id", "bad_claims", jsonObject{"sub": nil, "client_id": nil}},
+			{"sub, a number", "bad_claims", jsonObject{"sub": 7}},
+			{"sub, null", "bad_claims", jsonObject{"sub": json.RawMessage("null")}},
+			{"sub with a NUL", "bad_claims", jsonObject{"sub": "a\x00"}},
+			{"cnf, a text", "bad_claims", jsonObject{"cnf": "x"}},
+		}
+		if len(rows) < 45 {
+			t.Errorf("only %d rows", len(rows))
+		}
+		for _, r := range rows {
+			v := introspecting(t, saying(func() []byte { return members(r.with) }))
+			if got := outcome(t, v, "opaque", verify.Request{Scopes: []string{"read"}}); got != r.want {
+				t.Errorf("%s: %s, want %s", r.name, got, r.want)
+			}
+		}
+		for _, answer := range []string{``, `{`, `[]`, `{"active":true,"sub":"a","sub":"b"}`, `{"active":true}{}`} {
+			v := introspecting(t, saying(func() []byte { return []byte(answer) }))
+			if got := outcome(t, v, "opaque", verify.Request{}); got != "bad_claims" {
+				t.Errorf("%s: %s", answer, got)
+			}
+		}
+	})
+}
+
+func TestUntypedOpaqueTokensNeedLeave(t *testing.T) {
+	untyped := func(c *verify.IssuerConfig) { c.Types = []string{"at+jwt", "JWT"} }
+	for want, with := range map[string]jsonObject{"active": {"token_type": nil}, "wrong_type": {"token_type": nil, "scope": nil, "client_id": nil}} {
+		v := introspecting(t, saying(func() []byte { return members(with) }), untyped)
+		if got := outcome(t, v, "opaque", verify.Request{}); got != want {
+			t.Errorf("%v: %s, want %s", with, got, want)
+		}
+	}
+	for _, kind := range []string{"refresh_token", "N_A", "mac"} {
+		v := introspecting(t, saying(func() []byte { return members(jsonObject{"token_type": kind}) }), untyped)
+		if got := outcome(t, v, "opaque", verify.Request{}); got != "wrong_type" {
+			t.Errorf("%s: %s", kind, got)
+		}
+	}
+	only := func(c *verify.IssuerConfig) { c.Types = []string{"JWT"} }
+	if got := outcome(t, introspecting(t, saying(func() []byte { return members() }), only), "opaque", verify.Request{}); got != "active" {
+		t.Errorf("a bearer token where JWTs are untyped: %s", got)
+	}
+}
+
+// D17: by its form alone a token is opaque, and then it is shown to one issuer;
+// whatever looks like a JWT is shown to nobody.
+func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen []string
+		all := says(func(_ context.Context, token string) (bool, []byte, error) {
+			seen = append(seen, token)
+			return true, members(), nil
+		})
+		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
+		a, b := configOf(issuerA), configOf(issuerB)
+		a.Introspection = &verify.Introspection{Endpoint: all}
+		web := serve(josetest.Set(key.JWK()))
+		v := load(t, newVerifier(t, web, a, b))
+		fetched := web.fetches()
+
+		jwt := key.Token(key.Header(), claims())
+		parts := strings.Split(jwt, ".")
+		pretty := key.Token("{\n \"alg\":\"EdDSA\", \"kid\":\"k\",\r\n\"typ\":\"at+jwt\"}", claims())
+		shapes := map[string]struct{ token, want string }{
+			"a JWT":                             {jwt, "active"},
+			"of issuer B":                       {key.Token(key.Header(), claims(jsonObject{"iss": issuerB})), "active"},
+			"a JWT with a header of its own":    {pretty, "active"},
+			"with a bad signature":              {stranger.Token(stranger.Header(), claims()), "bad_signature"},
+			"with an unknown key":               {key.Token(key.Header(jsonObject{"kid": "other"}), claims()), "unknown_key"},
+			"with another algorithm":            {key.Token(key.Header(jsonObject{"alg": "none"}), claims()), "algorithm_not_allowed"},
+			"expired":                           {key.Token(key.Header(), claims(jsonObject{"exp": time.Now().Unix() - 60})), "expired"},
+			"an ID token":                       {key.Token(key.Header(jsonObject{"typ": "JWT"}), claims()), "wrong_type"},
+			"of an unknown issuer":              {key.Token(key.Header(), claims(jsonObject{"iss": "https://other.example"})), "unknown_issuer"},
+			"without an issuer":                 {key.Token(key.Header(), claims(jsonObject{"iss": nil})), "unknown_issuer"},
+			"with crit":                         {key.Token(key.Header(jsonObject{"crit": []string{"x"}}), claims()), "unsupported"},
+			"with unsound claims":               {key.Token(key.Header(), claims(jsonObject{"exp": "1"})), "bad_claims"},
+			"padded":                            {jwt + "=", "malformed"},
+			"with a part more":                  {jwt + ".x", "malformed"},
+			"with an empty part more":           {jwt + ".", "malformed"},
+			"with two empty parts more":         {jwt + "..", "malformed"},
+			"with an empty part in front":       {"." + jwt, "malformed"},
+			"with white space in front":         {" " + jwt, "malformed"},
+			"with a line feed":                  {jwt + "\n", "malformed"},
+			"with a broken payload":             {parts[0] + ".e30e30." + parts[2], "malformed"},
+			"with an empty signature":           {parts[0] + "." + parts[1] + ".", "malformed"},
+			"pretty, and padded":                {pretty + "=", "malformed"},
+			"a JSON serialization":              {`{"payload":"` + parts[1] + `"}`, "malformed"},
+			"nothing":                           {"", "malformed"},
+			"a dot":                             {".", "malformed"},
+			"padding":                           {"==", "malformed"},
+			"a text with a space":               {"opaque token", "malformed"},
+			"with a percent sign":               {"opaque%20", "malformed"},
+			"not ASCII":                         {"opaqüe", "malformed"},
+			"with a NUL":                        {"opaque\x00", "malformed"},
+			"too long":                          {strings.Repeat("a", 8<<10+1), "malformed"},
+			"a text of many parts":              {strings.Repeat("ey.", 100) + "ey", "malformed"},
+			"a JWT behind the name of a scheme": {"Bearer " + jwt, "malformed"},
+		}
+		for name, tt := range shapes {
+			if got := outcome(t, v, tt.token, verify.Request{}); got != tt.want {
+				t.Errorf("%s: %s, want %s", name, got, tt.want)
+			}
+		}
+		if len(seen) != 0 || web.fetches() != fetched {
+			t.Errorf("the issuer was shown %q; keys were fetched %d times", seen, web.fetches()-fetched)
+		}
+		for _, token := range []string{
+			"opaque", "ory_at_abc.def", "v4.public.abc", "a.b.c.d", "abc~+/==", "eyJhbGciOiJkaXIifQ..iv.text.tag", "ey", "eyJ.x", strings.Repeat("a", 8<<10),
+		} {
+			seen = nil
+			if got := outcome(t, v, token, verify.Request{}); got != "active" || len(seen) != 1 || seen[0] != token {
+				t.Errorf("%.40q: %s, shown %d times", token, got, len(seen))
+			}
+		}
+		seen = nil
+		for _, pin := range []string{issuerB, "https://other.example", issuerA + "/"} {
+			for _, token := range []string{"opaque", "never-seen"} {
+				if got := outcome(t, v, token, verify.Request{Issuer: pin}); got != "unknown_issuer" {
+					t.Errorf("%s asked of %s: %s", token, pin, got)
+				}
+			}
+		}
+		if len(seen) != 0 {
+			t.Errorf("tokens that were asked of another issuer were shown: %q", seen)
+		}
+		if got := outcome(t, newVerifier(t, web, configOf(issuerA)), "opaque", verify.Request{}); got != "malformed" {
+			t.Errorf("without introspection: %s", got)
+		}
+	})
+}
+
+// D25: what is configured wrongly does not start.
+func TestBadIntrospectionIsRefused(t *testing.T) {
+	endpoint := saying(func() []byte { return members() })
+	for name, bad := range map[string]verify.Introspection{
+		"no endpoint":                 {},
+		"answers used for too long":   {Endpoint: endpoint, Cache: 5*time.Minute + 1},
+		"a default lifetime too long": {Endpoint: endpoint, DefaultLifetime: 24*time.Hour + 1},
+		"a negative default lifetime": {Endpoint: endpoint, DefaultLifetime: -1},
+	} {
+		c := configOf(issuerA)
+		c.Introspection = &bad
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	a, b := configOf(issuerA), configOf(issuerB)
+	a.Introspection, b.Introspection = &verify.Introspection{Endpoint: endpoint}, &verify.Introspection{Endpoint: endpoint}
+	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a, b}}); err == nil || !strings.Contains(err.Error(), "introspection already") {
+		t.Errorf("two issuers for opaque tokens: %v", err)
+	}
+}
+
+// FuzzIntrospected looks for an answer that is accepted although encoding/json
+// reads something else in it.
+func FuzzIntrospected(f *testing.F) {
+	far := time.Now().Add(23 * time.Hour).Unix()
+	good := string(members(jsonObject{"exp": far, "iat": nil, "aud": []string{"x", audience}}))
+	for _, seed := range []string{
+		good, good[:len(good)-1] + `,"sub":"mallory"}`, good[:len(good)-1] + `,"Sub":"mallory"}`, good + "{}", "[" + good + "]", "{}", "",
+		fmt.Sprintf(`{"client_id":"c","aud":%q,"exp":1e10,"token_type":"bearer"}`, audience),
+		fmt.Sprintf(`{"sub":"s\ud800","aud":[%q],"exp":%d,"token_type":"Bearer"}`, audience, far),
+		fmt.Sprintf(`{"sub":"s","aud":%q,"exp":%d,"token_type":"Bearer","token_use":"refresh_token"}`, audience, far),
+		fmt.Sprintf(`{"sub":"s","aud":%q,"exp":%d,"token_type":null}`, audience, far),
+	} {
+		f.Add(seed)
+	}
+	var answer atomic.Value
+	answer.Store("")
+	v := introspecting(f, saying(func() []byte { return []byte(answer.Load().(string)) }), func(c *verify.IssuerConfig) { c.Introspection.Cache = -1 })
+	f.Fuzz(func(t *testing.T, body string) {
+		answer.Store(body)
+		result, err := v.Verify(t.Context(), redact.New("opaque"), verify.Request{})
+		if word(t, result, err) != "active" {
+			return
+		}
+		var reference map[string]any
+		if err := json.Unmarshal([]byte(body), &reference); err != nil {
+			t.Fatalf("%q was accepted: %v", body, err)
+		}
+		facts := result.Facts
+		kind, _ := reference["token_type"].(string)
+		exp, isNumber := reference["exp"].(float64)
+		if facts.Subject == "" || facts.Subject != reference["sub"] && facts.Subject != reference["client_id"] || !isNumber || exp < float64(time.Now().Unix()-30) ||
+			reference["iss"] != nil && reference["iss"] != issuerA || !strings.EqualFold(kind, "Bearer") && !strings.EqualFold(kind, "DPoP") {
+			t.Errorf("%q was accepted as %+v", body, facts)
+		}
+	})
+}

@@ -1,0 +1,332 @@
+package verify_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// A failing endpoint is "could not decide", what it said before holds, and it is
+// not hammered.
+func TestDeadEndpointIsLeftAlone(t *testing.T) {
+	failures := map[string]func(*devidp.Server){
+		"down":    func(s *devidp.Server) { s.SetDown(true) },
+		"failing": func(s *devidp.Server) { s.SetIntrospection(status(http.StatusInternalServerError)) },
+		"hanging": func(s *devidp.Server) {
+			s.SetIntrospection(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })
+		},
+	}
+	for name, fail := range failures {
+		synctest.Test(t, func(t *testing.T) {
+			w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = 5 * time.Minute })
+			known := w.mint(time.Hour)
+			if got := w.outcome(t, known); got != "active" {
+				t.Fatal(got)
+			}
+			before := w.asked()
+			fail(w.idp)
+			for i := range 2000 {
+				go func() {
+					result, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("token-%d", i)), verify.Request{})
+					unavailable, ok := errors.AsType[*verify.UnavailableError](err)
+					if !ok || !unavailable.Introspection || unavailable.Issuer != issuerA || unavailable.RetryAfter < time.Second || unavailable.RetryAfter > time.Minute {
+						t.Errorf("%s: %+v, %v", name, result, err)
+					}
+				}()
+				time.Sleep(50 * time.Millisecond)
+			}
+			if got := w.outcome(t, known); got != "active" {
+				t.Errorf("%s: a token that is known: %s", name, got)
+			}
+			time.Sleep(time.Minute)
+			// A hanging one is asked 20 times a second until the first question has
+			// waited for 5 s; a failing one with one retry each.
+			if n := w.asked() - before; n > 130 || n < 5 {
+				t.Errorf("%s: %d questions for 2,000 tokens in 100 s", name, n)
+			}
+			w.idp.SetDown(false)
+			w.idp.SetIntrospection(nil)
+			if got := w.outcome(t, w.mint(time.Hour)); got != "active" {
+				t.Errorf("%s: once it is well: %s", name, got)
+			}
+			if said := w.log.String(); strings.Count(said, "left alone") < 3 || !strings.Contains(said, "answers again") {
+				t.Errorf("%s: logged:\n%s", name, said)
+			}
+		})
+	}
+}
+
+func TestWhoWaitsForHisTurnSparesAnEndpointThatFailedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		questions := atomic.Int64{}
+		v := introspecting(t, says(func(context.Context, string) (bool, []byte, error) {
+			questions.Add(1)
+			time.Sleep(time.Second)
+			return false, nil, errors.New("out of order")
+		}))
+		var all sync.WaitGroup
+		for i := range 1000 {
+			all.Go(func() {
+				if got := outcome(t, v, fmt.Sprintf("token-%d", i), verify.Request{}); got != "unavailable" {
+					t.Error(got)
+				}
+			})
+		}
+		all.Wait()
+		// Of the first 64 the third to fail ends it; the turns of the two before it
+		// may have been taken.
+		if n := questions.Load(); n < 64 || n > 66 {
+			t.Errorf("%d questions", n)
+		}
+		// They failed together, and are one failure of the endpoint.
+		before := questions.Load()
+		time.Sleep(time.Second)
+		if outcome(t, v, "another", verify.Request{}); questions.Load() != before+1 {
+			t.Error("the endpoint is left alone for longer than a second")
+		}
+	})
+}
+
+func status(code int) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(code); return true }
+}
+
+func TestOneFailureStopsNoOtherToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newOpaqueWorld(t)
+		w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool {
+			switch r.PostForm.Get("token") {
+			case "odd":
+				rw.WriteHeader(http.StatusBadRequest)
+			case "useless":
+				_, _ = rw.Write([]byte(`{"active":"true"}`))
+			case "crash":
+				rw.WriteHeader(http.StatusInternalServerError)
+			default:
+				return false
+			}
+			return true
+		})
+		for range 20 {
+			for _, token := range []string{"odd", "useless", "odd", "useless"} {
+				if got := w.outcome(t, redact.New(token)); got != "unavailable" {
+					t.Errorf("%s: %s", token, got)
+				}
+			}
+			if got := w.outcome(t, redact.New("crash")); got != "unavailable" {
+				t.Error(got)
+			}
+			if got := w.outcome(t, w.mint(time.Hour)); got != "active" {
+				t.Fatalf("a good token beside those: %s", got)
+			}
+		}
+	})
+}
+
+func TestEndpointThatAsksForPeaceGetsIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer func(http.ResponseWriter)
+		rest   time.Duration
+	}{
+		"throttled": {func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "40")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}, 40 * time.Second},
+		"refused secret": {func(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) }, time.Minute},
+		"nothing there":  {func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }, time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newOpaqueWorld(t)
+			w.idp.SetIntrospection(func(rw http.ResponseWriter, _ *http.Request) bool { tt.answer(rw); return true })
+			begin := time.Now()
+			for time.Since(begin) < tt.rest {
+				if got := w.outcome(t, redact.New(fmt.Sprint("t", time.Since(begin)))); got != "unavailable" {
+					t.Fatal(got)
+				}
+				time.Sleep(time.Second)
+			}
+			if n := w.asked(); n != 1 {
+				t.Errorf("%s: %d questions within %v", name, n, tt.rest)
+			}
+			w.idp.SetIntrospection(nil)
+			if got := w.outcome(t, w.mint(time.Hour)); got != "active" {
+				t.Errorf("%s: after its rest: %s", name, got)
+			}
+		})
+	}
+}
+
+// D17: whoever tries tokens out keeps some questions busy, and takes up no more
+// memory than is meant for it.
+func TestFloodsOfOpaqueTokensAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asking, most, total atomic.Int64
+		v := introspecting(t, says(func(ctx context.Context, _ string) (bool, []byte, error) {
+			total.Add(1)
+			now := asking.Add(1)
+			defer asking.Add(-1)
+			for old := most.Load(); now > old && !most.CompareAndSwap(old, now); old = most.Load() {
+			}
+			select {
+			case <-time.After(time.Second):
+				return false, []byte(`{"active":false}`), nil
+			case <-ctx.Done():
+				return false, nil, ctx.Err()
+			}
+		}))
+		outcomes, atOnce := map[string]int{}, 0
+		begin := time.Now()
+		var mu sync.Mutex
+		var all sync.WaitGroup
+		for i := range 5000 {
+			all.Go(func() {
+				got := outcome(t, v, fmt.Sprintf("token-%d", i), verify.Request{})
+				mu.Lock()
+				defer mu.Unlock()
+				outcomes[got]++
+				if time.Since(begin) == 0 {
+					atOnce++
+				}
+			})
+		}
+		all.Wait()
+		if atOnce != 5000-2048 {
+			t.Errorf("%d were told at once that too many wait", atOnce)
+		}
+		if most.Load() != 64 || outcomes["inactive"] != int(total.Load()) || outcomes["inactive"] < 128 || outcomes["inactive"]+outcomes["unavailable"] != 5000 || outcomes["unavailable"] < 3000 {
+			t.Errorf("%d at a time, %d in all: %v", most.Load(), total.Load(), outcomes)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		good, filler := true, strings.Repeat("x", 50<<10)
+		v := introspecting(t, says(func(context.Context, string) (bool, []byte, error) {
+			if good {
+				return true, members(jsonObject{"filler": filler}), nil
+			}
+			return false, nil, nil
+		}), func(c *verify.IssuerConfig) { c.Introspection.Cache = 5 * time.Minute })
+		for i := range 400 {
+			outcome(t, v, fmt.Sprintf("good-%d", i), verify.Request{})
+		}
+		active, inactive, activeBytes, _ := v.Remembered()
+		if activeBytes > verify.ActiveBytes || activeBytes < verify.ActiveBytes*9/10 || active < 100 || inactive != 0 {
+			t.Errorf("%d good tokens of %d bytes are remembered", active, activeBytes)
+		}
+		if got := outcome(t, v, "good-399", verify.Request{}); got != "active" {
+			t.Error(got)
+		}
+		good = false
+		for i := range 3000 {
+			outcome(t, v, fmt.Sprintf("bad-%d", i), verify.Request{})
+		}
+		stillActive, inactive, _, inactiveBytes := v.Remembered()
+		if stillActive != active || inactiveBytes > verify.InactiveBytes || inactive < 1000 {
+			t.Errorf("after bad ones: %d good, %d bad of %d bytes are remembered", stillActive, inactive, inactiveBytes)
+		}
+		time.Sleep(time.Hour)
+		outcome(t, v, "bad-again", verify.Request{})
+		if _, inactive, _, bytes := v.Remembered(); inactive != 1 || bytes > 1024 {
+			t.Errorf("an hour later %d of %d bytes are remembered", inactive, bytes)
+		}
+	})
+}
+
+func TestPanicOfAnEndpointIsContained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := introspecting(t, says(func(context.Context, string) (bool, []byte, error) { panic("canary") }))
+		_, err := v.Verify(t.Context(), redact.New("opaque"), verify.Request{})
+		if _, ok := errors.AsType[*verify.UnavailableError](err); !ok || strings.Contains(err.Error(), "canary") {
+			t.Error(err)
+		}
+	})
+}
+
+// D20: neither log nor errors, answers or metrics show a token, a secret or what
+// the issuer wrote.
+func TestNothingOfAnOpaqueTokenIsShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newOpaqueWorld(t)
+		answers := []func(http.ResponseWriter, *http.Request){
+			func(rw http.ResponseWriter, r *http.Request) {
+				http.Error(rw, fmt.Sprint(r.PostForm, r.Header), http.StatusInternalServerError)
+			},
+			func(rw http.ResponseWriter, r *http.Request) {
+				http.Error(rw, fmt.Sprint(r.PostForm, r.Header), http.StatusBadRequest)
+			},
+			func(rw http.ResponseWriter, r *http.Request) {
+				http.Redirect(rw, r, "/canary?"+r.PostForm.Encode(), http.StatusFound)
+			},
+			func(rw http.ResponseWriter, r *http.Request) {
+				_, _ = rw.Write([]byte(`{"active":"` + r.PostForm.Get("token") + `"}`))
+			},
+			func(rw http.ResponseWriter, r *http.Request) {
+				_, _ = rw.Write([]byte(`{"active":true,"exp":1,"` + r.PostForm.Get("token") + `":1,"sub":{"x":"` + r.PostForm.Get("token") + `"}}`))
+			},
+			func(rw http.ResponseWriter, r *http.Request) {
+				_, _ = rw.Write([]byte(`{"active":false,"x":"` + r.PostForm.Get("token") + `"}`))
+			},
+			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		}
+		var said strings.Builder
+		for i := range 10 * len(answers) {
+			w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool { answers[i%len(answers)](rw, r); return true })
+			result, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("canary7f3a-%d", i)), verify.Request{})
+			fmt.Fprintf(&said, "%+v %#v %v\n", result, err, err)
+			for cause := err; cause != nil; cause = errors.Unwrap(cause) {
+				fmt.Fprintf(&said, "%+v %#v\n", cause, cause)
+			}
+			if result.Rejection != nil {
+				said.WriteString(result.Rejection.Message)
+			}
+			time.Sleep(time.Minute)
+		}
+		said.WriteString(w.log.String())
+		if text := said.String(); strings.Contains(text, "canary") || !strings.Contains(text, "left alone") {
+			t.Errorf("shown:\n%s", text)
+		}
+	})
+}
+
+func TestIntrospectionIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		registry := prometheus.NewRegistry()
+		a := configOf(issuerA)
+		a.Introspection = &verify.Introspection{Endpoint: says(func(_ context.Context, token string) (bool, []byte, error) {
+			if token == "broken" {
+				return false, nil, errors.New("out of order")
+			}
+			return token == "good", members(), nil
+		})}
+		v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a}, HTTP: discovery.NewHTTPClient(serve(nil)), Registerer: registry})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, token := range []string{"good", "good", "bad", "bad", "worse", "broken", "broken"} {
+			outcome(t, v, token, verify.Request{})
+		}
+		if err := testutil.GatherAndCompare(registry, strings.NewReader(`
+# HELP tokenbroker_introspections_total Questions to an issuer about an opaque token by result: active, inactive or failure.
+# TYPE tokenbroker_introspections_total counter
+tokenbroker_introspections_total{issuer="https://a.example",result="active"} 1
+tokenbroker_introspections_total{issuer="https://a.example",result="failure"} 2
+tokenbroker_introspections_total{issuer="https://a.example",result="inactive"} 2
+`), "tokenbroker_introspections_total"); err != nil {
+			t.Error(err)
+		}
+	})
+}
