@@ -91,7 +91,7 @@ func promoteKey(ring *store.Ring, path, id string) (*store.Ring, string, error) 
 	}
 	return changed, fmt.Sprintf(`Key %s seals from now on; key %s still opens.
 Next: bring the file to every replica, wait 20 s until all have read it and then as
-long as the longest lifetime of a token (24 h are enough for any), and run
+long as the longest lifetime of a token (24 h are enough for any; a minute is the least), and run
   broker keygen --drop %s %s`, id, ring.Primary(), ring.Primary(), path), nil
 }
 
