@@ -90,6 +90,26 @@ func TestKeyThatDeclaresAnAlgorithmPermitsNoOther(t *testing.T) {
 	}
 }
 
+func TestKeysAreEqualWhereTheyCannotBeToldApart(t *testing.T) {
+	signer := josetest.New(t, "RS256", "k")
+	key := load(t, signer)
+	for name, tt := range map[string]struct {
+		other *jose.Key
+		want  bool
+	}{
+		"the same, parsed again":       {load(t, signer), true},
+		"with members of no account":   {load(t, signer, josetest.JSON{"use": nil, "x5t": "AAAA"}), true},
+		"with another kid":             {load(t, signer.As("RS256", "l")), false},
+		"that declares an algorithm":   {load(t, signer, josetest.JSON{"alg": "RS256"}), false},
+		"of other material":            {load(t, josetest.New(t, "RS256", "k")), false},
+		"of another type, of that kid": {load(t, josetest.New(t, "ES256", "k")), false},
+	} {
+		if key.Equal(tt.other) != tt.want || tt.other.Equal(key) != tt.want {
+			t.Errorf("a key %s: equal = %v", name, !tt.want)
+		}
+	}
+}
+
 func TestSaltOfPSSIsAsLongAsTheHash(t *testing.T) {
 	signer := josetest.New(t, "PS256", "k")
 	key := load(t, signer)

@@ -34,8 +34,8 @@ type cacheKey [sha256.Size]byte
 
 // factsCache remembers the facts of tokens whose signature held, and which key
 // made it. It remembers nothing that depends on the time, on who asks or for
-// what, and nothing of tokens that were refused or could not be judged: with or
-// without it every answer is the same.
+// what, and nothing of tokens whose signature did not hold or could not be
+// verified: with or without it every answer is the same.
 //
 // It holds no part of a token but its claims. Each of its shards drops the
 // oldest entries that were not used of late when it holds more bytes than its
@@ -56,7 +56,7 @@ func newFactsCache(size int64, metrics cacheMetrics) *factsCache {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // it never fails
 	c := &factsCache{metrics: metrics}
-	c.hashers.New = func() any { return &cacheHasher{mac: hmac.New(sha256.New, key)} }
+	c.hashers.New = func() any { return newCacheHasher(key) }
 	for i := range c.shards {
 		c.shards[i].entries = map[cacheKey]*cacheEntry{}
 		c.shards[i].most = size / cacheShards
@@ -69,6 +69,14 @@ type cacheHasher struct {
 	mac hash.Hash
 	buf [cacheHead + jose.MaxTokenSize]byte
 	sum cacheKey
+}
+
+func newCacheHasher(key []byte) *cacheHasher {
+	mac := hmac.New(sha256.New, key)
+	// The first Reset only prepares those that follow. These wipe, too, what is
+	// left of the last block that was digested.
+	mac.Reset()
+	return &cacheHasher{mac: mac}
 }
 
 func (h *cacheHasher) digest(token string) cacheKey {

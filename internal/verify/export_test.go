@@ -86,13 +86,15 @@ func (v *Verifier) CacheKey(token string) [32]byte {
 }
 
 // Memory is all text that can be reached from the cache, from a hasher that was
-// used too.
-func (v *Verifier) Memory() []byte {
-	hasher := v.cache.hashers.Get()
-	defer v.cache.hashers.Put(hasher)
+// used, and from one that digested a token as its first.
+func (v *Verifier) Memory(token string) []byte {
+	used, once := v.cache.hashers.Get(), v.cache.hashers.New()
+	defer v.cache.hashers.Put(used)
+	once.(*cacheHasher).digest(token)
 	var w walk
-	w.visit(reflect.ValueOf(v.cache))
-	w.visit(reflect.ValueOf(hasher))
+	for _, root := range []any{v.cache, used, once} {
+		w.visit(reflect.ValueOf(root))
+	}
 	return w.text.Bytes()
 }
 
