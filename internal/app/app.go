@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
+
+// heapFloor is held, and never touched, so that it takes up no memory: the
+// garbage collector runs when the heap has doubled, and with a heap as small as
+// that of a broker with few tokens it would run so often that it took a fifth of
+// a hit's CPU time.
+const heapFloor = 32 << 20
 
 // opsStopTimeout bounds the end of the ops listener's last answers.
 const opsStopTimeout = 2 * time.Second
@@ -120,6 +127,7 @@ func (a *App) Close() {
 // It may be called once.
 func (a *App) Run(ctx context.Context) error {
 	defer a.parts.close()
+	defer runtime.KeepAlive(make([]byte, heapFloor))
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))

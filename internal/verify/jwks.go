@@ -158,24 +158,31 @@ func (s *keySource) unavailable(known *state) error {
 	}
 }
 
-// run fetches the keys when they are due, and when a token asks for it, until
-// ctx ends.
+// run fetches the keys at once, when they are due, and when a token asks for it,
+// until ctx ends.
 func (s *keySource) run(ctx context.Context) {
-	due := time.NewTimer(0)
+	for ctx.Err() == nil {
+		_ = s.refresh(ctx) // what came of it is in the state
+		s.rest(ctx)
+	}
+}
+
+// rest returns when the keys are to be fetched, or ctx ends.
+func (s *keySource) rest(ctx context.Context) {
+	due := time.NewTimer(time.Until(s.state.Load().nextAt))
 	defer due.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-due.C:
+			return
 		case <-s.wanted:
 			// Somebody may have asked just before a fetch that has ended since.
-			if !s.state.Load().mayFetch() {
-				continue
+			if s.state.Load().mayFetch() {
+				return
 			}
 		}
-		_ = s.refresh(ctx) // what came of it is in the state
-		due.Reset(time.Until(s.state.Load().nextAt))
 	}
 }
 
