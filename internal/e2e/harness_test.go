@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
 )
 
 // patience is how long a test waits for what must come, on a slow machine.
@@ -86,36 +86,9 @@ func need(t *testing.T, peer string) {
 	t.Skip(message)
 }
 
-// portsGiven are never given twice: a fleet asks for many before its processes
-// take them.
-var portsGiven sync.Map
-
-// freePort returns a port that nobody uses. It is below the range from which
-// Linux takes the ports of outgoing connections, so that none of those takes it
-// while a process that owns it restarts.
-func freePort(t *testing.T) int {
-	t.Helper()
-	for range 1000 {
-		port := 20000 + rand.IntN(12000)
-		if _, given := portsGiven.LoadOrStore(port, true); given {
-			continue
-		}
-		listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
-		if err != nil {
-			continue
-		}
-		if err := listener.Close(); err != nil {
-			t.Fatal(err)
-		}
-		return port
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	return "127.0.0.1:" + strconv.Itoa(freePort(t))
+	return "127.0.0.1:" + strconv.Itoa(redistest.FreePort(t))
 }
 
 // eventually probes until done reports true.

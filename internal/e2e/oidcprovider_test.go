@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
 )
 
 // Resources of the IdP, each with the way in which it signs tokens.
@@ -46,7 +48,7 @@ func startOIDCProvider(t *testing.T) *oidcProvider {
 	t.Helper()
 	need(t, "node")
 	need(t, "oidc-provider")
-	port := freePort(t)
+	port := redistest.FreePort(t)
 	state := filepath.Join(t.TempDir(), "state.json")
 	p := &oidcProvider{
 		issuer: "http://127.0.0.1:" + strconv.Itoa(port),

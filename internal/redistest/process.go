@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -53,29 +50,6 @@ func find(command string) (path string, err error) {
 		}
 	}
 	return "", err
-}
-
-// freePort returns a port that nobody uses. It is below the range from which
-// Linux takes the ports of outgoing connections, so that none of those takes it
-// while a process that owns it restarts. The nodes of a cluster also use the
-// port 10000 above, and keep to a range for which that is true as well.
-func freePort(t testing.TB, ofCluster bool) int {
-	t.Helper()
-	for range 1000 {
-		if port := 20000 + rand.IntN(2700); ofCluster && isFree(port) && isFree(port+10000) {
-			return port
-		}
-		if port := 23000 + rand.IntN(7000); !ofCluster && isFree(port) {
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
-}
-
-func isFree(port int) bool {
-	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
-	return err == nil && listener.Close() == nil
 }
 
 // process is a server that runs while a test runs.

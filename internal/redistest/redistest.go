@@ -51,7 +51,7 @@ type Server struct {
 // Start starts a server and waits until it answers.
 func Start(t testing.TB, options Options) *Server {
 	t.Helper()
-	return start(t, options, freePort(t, false))
+	return start(t, options, freePort(t, isCluster(options.Config)))
 }
 
 func start(t testing.TB, options Options, port int) *Server {
