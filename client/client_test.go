@@ -44,7 +44,9 @@ func start(t *testing.T) (*client.Client, *devidp.Server) {
 		t.Fatal(err)
 	}
 	config, err := app.ParseConfig("test.yaml", fmt.Appendf(nil, `
-listen: {grpc: "127.0.0.1:0", ops: "off"}
+listen: {grpc: {address: "127.0.0.1:0", caller: everybody}, ops: "off"}
+callers: [{name: everybody, roles: [all]}]
+roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
 clients:
   orders: {issuer: %q, client_id: abc, secret: "file:%s", audience: %q, extras: [instance_url]}
 issuers: [{issuer: %q, audiences: [%q]}]

@@ -70,6 +70,8 @@ func New(config *Config, opts Options) (*App, error) {
 	a := &App{config: config, log: opts.Logger, parts: assembled, registry: registry}
 	a.server = server.New(server.Config{
 		Broker:               assembled.broker,
+		Audience:             config.Server.Audience,
+		Bound:                config.Listen.GRPC.Caller,
 		Deadline:             config.Server.Deadline,
 		SlowCall:             config.Server.SlowCall,
 		MaxConcurrentStreams: uint32(config.Server.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it

@@ -24,6 +24,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
+// everybody is a caller who may everything.
+const everybody = `callers: [{name: everybody, roles: [all]}]
+roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
+`
+
 const idpIssuer = "https://idp.example.com"
 
 func devIDP(t testing.TB) *devidp.Server {
@@ -60,7 +65,7 @@ func sampleText(t testing.TB, n int) string {
 		t.Fatal(err)
 	}
 	var text strings.Builder
-	text.WriteString("listen: {grpc: \"127.0.0.1:0\", ops: \"127.0.0.1:0\"}\nclients:\n")
+	text.WriteString("listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: \"127.0.0.1:0\"}\n" + everybody + "clients:\n")
 	for i := range n {
 		fmt.Fprintf(&text, "  client-%d: {issuer: %q, client_id: abc, secret: %q, audience: \"https://orders.example.com\"}\n", i, idpIssuer, "file:"+file)
 	}

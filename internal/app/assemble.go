@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -80,10 +81,9 @@ func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registe
 		return fmt.Errorf("issuers: %w", err)
 	}
 	p.broker, err = broker.New(broker.Config{
-		Clients:    p.clients,
+		Setup:      broker.Setup{Clients: p.clients, Verifier: p.verifier, Policy: policy.New(config.policyConfig())},
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
-		Verifier:   p.verifier,
 		Logger:     opts.Logger,
 		Registerer: registerer,
 	})

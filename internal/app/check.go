@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -78,7 +79,7 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 
 func (p *parts) checkMint(ctx context.Context, name string) Finding {
 	found := Finding{What: fmt.Sprintf("clients.%s: token", name)}
-	answer, err := p.broker.Get(ctx, broker.Ask{Client: name})
+	answer, err := p.broker.Get(ctx, policy.Self(), broker.Ask{Client: name})
 	if err != nil {
 		found.Err = err
 		return found

@@ -38,6 +38,13 @@ type Config struct {
 	Issuers []IssuerConfig `yaml:"issuers" jsonschema:"anyof_required=issuers"`
 	// What is remembered of verified tokens, and for how long.
 	Verification VerificationConfig `yaml:"verification"`
+	// Who may ask. Nobody else may ask for anything.
+	Callers []CallerConfig `yaml:"callers"`
+	// What callers may, by names of 1 to 128 letters, digits, dots, underscores and hyphens.
+	Roles map[string]RoleConfig `yaml:"roles"`
+
+	// Warnings are about what is not wrong in the file, and hardly meant.
+	Warnings []Problem `yaml:"-"`
 }
 
 // ListenConfig names the listeners.
@@ -55,6 +62,9 @@ type ListenerConfig struct {
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
 	// Listen beyond loopback although nothing is encrypted.
 	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
+	// For a loopback address of grpc: the caller, among callers, that everybody is who connects and
+	// proves nothing else.
+	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
 }
 
 // StoreConfig says where state is kept: exactly one kind is given.
@@ -131,6 +141,8 @@ type ServerConfig struct {
 	Pprof bool `yaml:"pprof" jsonschema:"default=false"`
 	// Calls that take longer are logged although they succeed, at most 5m. 0s: none are.
 	SlowCall time.Duration `yaml:"slow_call" jsonschema:"default=1s"`
+	// The audience that the JWTs of callers must be for.
+	Audience string `yaml:"audience" jsonschema:"default=tokenbroker,minLength=1,maxLength=512"`
 }
 
 // LogConfig says what is logged.
@@ -271,7 +283,9 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	if len(found.problems) > 0 {
 		return nil, found.err()
 	}
+	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
+	config.Warnings = found.warnings
 	return config, nil
 }
 

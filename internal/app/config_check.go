@@ -26,6 +26,7 @@ func checkConfig(c *Config, found *findings) {
 		checkClient(&client, join("clients", name), found)
 	}
 	checkIssuers(c, found)
+	checkCallers(c, found)
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 
@@ -106,12 +107,7 @@ func checkServer(s *ServerConfig, found *findings) {
 func checkClient(c *ClientConfig, path string, found *findings) {
 	checkTokenEndpoint(c, path, found)
 	checkRawBasic(c, join(path, "raw_basic"), found)
-	for i, scope := range c.Scopes {
-		if strings.ContainsFunc(scope, notInScope) {
-			found.addAtf(item(join(path, "scopes"), i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
-				"several scopes are several items")
-		}
-	}
+	checkScopes(c.Scopes, join(path, "scopes"), found)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
 			found.addAtf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)

@@ -74,7 +74,7 @@ func (d *decoder) composite(n *yaml.Node, v reflect.Value, f *field, path string
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		d.structure(n, v.Elem(), path)
+		d.value(n, v.Elem(), f, path)
 	case reflect.Map:
 		d.mapping(n, v, f, path)
 	case reflect.Slice:

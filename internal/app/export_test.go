@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // WarmUp gets a token for each client.
@@ -14,7 +15,7 @@ func (a *App) WarmUp(ctx context.Context) error {
 	group.SetLimit(8)
 	for _, client := range a.parts.clients {
 		group.Go(func() error {
-			_, err := a.parts.broker.Get(ctx, broker.Ask{Client: client.Name})
+			_, err := a.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client.Name})
 			return err
 		})
 	}

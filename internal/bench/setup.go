@@ -88,8 +88,10 @@ type setting struct {
 func (s setting) config(address, ops string) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, `listen:
-  grpc: %s
+  grpc: {address: %s, caller: bench}
   ops: %s
+callers: [{name: bench, roles: [all]}]
+roles: {all: {get: [{client: "*", audiences: ["*"], scopes: ["*"]}], verify: [{issuer: "*"}]}}
 log:
   level: warn
 server:

@@ -153,21 +153,23 @@ func newShards(maxEntries int) *shards {
 	return s
 }
 
-// get returns the entry at k, made by create where there is none.
-func (s *shards) get(k key, create func() *entry) *entry {
+// get returns the client's entry at k, made by create where there is none, or
+// one of a client that was of that name before.
+func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	shard := &s.shards[int(k[0])%len(s.shards)]
 	shard.mu.RLock()
 	found := shard.entries[k]
 	shard.mu.RUnlock()
-	if found != nil {
+	if found != nil && found.client == c {
 		return found
 	}
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	if found := shard.entries[k]; found != nil {
+	found = shard.entries[k]
+	if found != nil && found.client == c {
 		return found
 	}
-	if len(shard.entries) >= s.maxShard {
+	if found == nil && len(shard.entries) >= s.maxShard {
 		shard.evict()
 	}
 	made := create()

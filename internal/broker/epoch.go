@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -56,7 +57,7 @@ func (b *Broker) poll(ctx context.Context) {
 
 func (b *Broker) askedClients() []*client {
 	var asked []*client
-	for _, c := range b.clients {
+	for _, c := range b.setup.Load().clients {
 		if c.asked.Load() {
 			asked = append(asked, c)
 		}
@@ -106,10 +107,10 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 // began to be, before now: at once where the store's word arrives, else within
 // 5 s. Nil means that the store has it; after an error, which is always an
 // [*Error], asking again is safe.
-func (b *Broker) Purge(ctx context.Context, name string) error {
-	c := b.clients[name]
-	if c == nil {
-		return notEntitled(name)
+func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, name string) error {
+	c := b.client(name)
+	if c == nil || !caller.MayDo(policy.PurgeTokens, name) {
+		return mayNotDo(caller, policy.PurgeTokens, name)
 	}
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
@@ -121,6 +122,6 @@ func (b *Broker) Purge(ctx context.Context, name string) error {
 		}
 	}
 	b.sawEpoch(ctx, c, epoch)
-	b.log.Info("tokens purged", "client", name, "epoch", epoch)
+	b.log.Info("tokens purged", "client", name, "epoch", epoch, "caller", caller.Name())
 	return nil
 }

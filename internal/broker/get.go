@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
@@ -44,22 +45,65 @@ type Answer struct {
 	Degraded bool
 }
 
-// Get answers ask with a token. The error is always an [*Error]. A token that is
-// held and fresh is answered without I/O, without a lock and without a log line;
-// one that is due to be replaced is answered the same, and replaced behind the
-// caller's back.
-func (b *Broker) Get(ctx context.Context, ask Ask) (Answer, error) {
-	c := b.clients[ask.Client]
-	if c == nil {
-		b.metrics.failed.Inc()
-		return Answer{}, notEntitled(ask.Client)
-	}
-	answer, err := b.answer(ctx, b.entryFor(c, ask), ask)
+// Get answers ask with a token, if the caller may have it. The error is always an
+// [*Error]. A token that is held and fresh is answered without I/O, without a
+// lock and without a log line; one that is due to be replaced is answered the
+// same, and replaced behind the caller's back.
+func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
+	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
 		b.metrics.failed.Inc()
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
+}
+
+func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
+	c, full, denied := b.admit(caller, ask)
+	if denied != nil {
+		return Answer{}, denied
+	}
+	e := b.entryFor(c, full)
+	answer, err := b.answer(ctx, e, ask)
+	if err != nil {
+		return Answer{}, err
+	}
+	if denied := e.mayHave(caller, answer.Token); denied != nil {
+		return Answer{}, denied
+	}
+	return answer, nil
+}
+
+// admit fills in the defaults of ask and judges it. What it denies it denies in
+// the same words whether or not there is such a client.
+func (b *Broker) admit(caller *policy.Caller, ask Ask) (*client, idp.Request, *Error) {
+	c := b.client(ask.Client)
+	if c == nil {
+		return nil, idp.Request{}, notEntitled(caller, ask)
+	}
+	full := c.resolve(ask)
+	if !caller.MayGet(c.judged(full)) {
+		return nil, idp.Request{}, notEntitled(caller, ask)
+	}
+	return c, full, nil
+}
+
+// judged is a question to the client as policy sees it.
+func (c *client) judged(full idp.Request) policy.Ask {
+	return policy.Ask{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
+}
+
+// mayHave judges what the IdP granted, which may be more than was asked for.
+func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
+	if caller.MayHave(e.client.judged(e.ask), tok.Scopes) {
+		return nil
+	}
+	return &Error{
+		Code: PermissionDenied, Reason: ReasonGrantedTooMuch,
+		Metadata: map[string]string{"client": e.client.name, "caller": caller.Name()},
+		Message: fmt.Sprintf("the IdP granted client %q the scopes %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
+			e.client.name, tok.Scopes, caller.Name()),
+	}
 }
 
 func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, error) {
@@ -69,20 +113,37 @@ func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, error) 
 	return b.miss(ctx, e, ask)
 }
 
-func notEntitled(client string) *Error {
+func notEntitled(caller *policy.Caller, ask Ask) *Error {
+	asked := fmt.Sprintf("a token of client %q", ask.Client)
+	if ask.Audience != "" {
+		asked += fmt.Sprintf(" for audience %q", ask.Audience)
+	}
+	if len(ask.Resources) > 0 {
+		asked += fmt.Sprintf(" for resources %q", ask.Resources)
+	}
+	if len(ask.Scopes) > 0 {
+		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
+	}
+	return denied(caller, asked, map[string]string{"client": ask.Client})
+}
+
+// denied is the error for what a caller may not, or what does not exist: nobody
+// is to learn which.
+func denied(caller *policy.Caller, asked string, about map[string]string) *Error {
+	about["caller"] = caller.Name()
 	return &Error{
-		Code:    PermissionDenied,
-		Reason:  ReasonNotEntitled,
-		Message: fmt.Sprintf("there is no client %q, or it is not for this caller; see the clients in the broker's configuration", client),
+		Code: PermissionDenied, Reason: ReasonNotEntitled, Metadata: about,
+		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker check-config FILE --explain %s",
+			caller.Name(), asked, caller.Name()),
 	}
 }
 
-// entryFor resolves the defaults of ask.
-func (b *Broker) entryFor(c *client, ask Ask) *entry {
-	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
-		return c.entry
-	}
+// resolve fills in the defaults of ask.
+func (c *client) resolve(ask Ask) idp.Request {
 	full := c.own
+	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
+		return full
+	}
 	if ask.Audience != "" {
 		full.Audience = ask.Audience
 	}
@@ -92,6 +153,11 @@ func (b *Broker) entryFor(c *client, ask Ask) *entry {
 	if len(ask.Scopes) > 0 {
 		full.Scopes = canonicalScopes(ask.Scopes)
 	}
+	return full
+}
+
+// entryFor returns the place of the token that answers a resolved question.
+func (b *Broker) entryFor(c *client, full idp.Request) *entry {
 	if full.Audience == c.own.Audience && slices.Equal(full.Resources, c.own.Resources) && slices.Equal(full.Scopes, c.own.Scopes) {
 		return c.entry
 	}
@@ -99,7 +165,7 @@ func (b *Broker) entryFor(c *client, ask Ask) *entry {
 }
 
 func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
-	return b.entries.get(k, func() *entry { return b.newEntry(c, k, ask) })
+	return b.entries.get(k, c, func() *entry { return b.newEntry(c, k, ask) })
 }
 
 // hit answers from memory if it can, and sees to it that a token that is due

@@ -120,7 +120,7 @@ func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 
 func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 	now := time.Now()
-	for _, client := range c.broker.clients {
+	for _, client := range c.broker.setup.Load().clients {
 		if tok := client.entry.token.Load(); tok != nil {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -252,27 +253,30 @@ func byShard(all []*Revocation) [revocationShards][]*Revocation {
 func shardOf(id string) int { return int(id[0]+31*id[1]) % revocationShards }
 
 // Revoke makes verification refuse tokens from now on, in this replica at once
-// and in the others within 5 s. asked has everything but ID and CreatedAt. The
+// and in the others within 5 s. asked has everything but ID, CreatedAt and CreatedBy. The
 // same revocation with the same request is one, however often it comes. The
 // error is always an [*Error]; nil means that the store has it.
-func (b *Broker) Revoke(ctx context.Context, asked Revocation, request string) (Revocation, error) {
+func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
+	if !caller.MayDo(policy.RevokeTokens, "") {
+		return Revocation{}, mayNotDo(caller, policy.RevokeTokens, "")
+	}
 	if err := b.checkRevocation(&asked, time.Now()); err != nil {
 		return Revocation{}, err
 	}
 	t := asked.target()
 	before := strconv.FormatInt(asked.IssuedBefore.UnixNano(), 10)
 	asked.ID = b.names.name("revocation", []byte(request), []byte(t.issuer), []byte(t.kind), []byte(t.value), []byte(before))
-	asked.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	asked.CreatedAt, asked.CreatedBy = time.Now().UTC().Truncate(time.Millisecond), caller.Name()
 	if err := b.revoker.change(ctx, &asked); err != nil {
 		return Revocation{}, notRevoked(err)
 	}
-	b.log.Info("tokens revoked", "issuer", t.issuer, "kind", t.kind, "revocation", asked.ID, "expires_at", asked.ExpiresAt)
+	b.log.Info("tokens revoked", "issuer", t.issuer, "kind", t.kind, "revocation", asked.ID, "expires_at", asked.ExpiresAt, "caller", caller.Name())
 	return *b.revoker.known.Load().byID[asked.ID], nil
 }
 
 // checkRevocation refuses what would not do what it seems to.
 func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
-	life, known := b.verifier.MaxTokenLife(r.Issuer)
+	life, known := b.setup.Load().verifier.MaxTokenLife(r.Issuer)
 	fault := func(field, format string, args ...any) *Error {
 		return &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
 	}
@@ -317,7 +321,10 @@ func notRevoked(err error) *Error {
 
 // Revocations returns those in force, of an issuer or of all (empty), oldest
 // first. The error is always an [*Error].
-func (b *Broker) Revocations(ctx context.Context, issuer string) ([]Revocation, error) {
+func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
+	if !caller.MayDo(policy.ListRevocations, "") {
+		return nil, mayNotDo(caller, policy.ListRevocations, "")
+	}
 	if _, err := b.revoker.set(ctx); err != nil {
 		return nil, revocationsUnknown(err)
 	}
@@ -333,7 +340,10 @@ func (b *Broker) Revocations(ctx context.Context, issuer string) ([]Revocation, 
 
 // Unrevoke ends a revocation before it expires. Ending it again does nothing.
 // The error is always an [*Error].
-func (b *Broker) Unrevoke(ctx context.Context, id string) error {
+func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, id string) error {
+	if !caller.MayDo(policy.DeleteRevocation, "") {
+		return mayNotDo(caller, policy.DeleteRevocation, "")
+	}
 	if _, err := b.revoker.set(ctx); err != nil {
 		return revocationsUnknown(err)
 	}
@@ -350,7 +360,7 @@ func (b *Broker) Unrevoke(ctx context.Context, id string) error {
 	if err := b.revoker.change(ctx, &deleted); err != nil {
 		return notRevoked(err)
 	}
-	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id)
+	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id, "caller", caller.Name())
 	return nil
 }
 

@@ -8,12 +8,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // metrics counts calls. The children that successful calls of our own services
@@ -70,33 +72,74 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 	m.handled.WithLabelValues(method, status.Code(err).String()).Inc()
 }
 
-// observer counts and logs every call, and bounds unary ones. It is one
-// interceptor because gRPC allocates for each of them on each call.
+// observer counts and logs every call, lets in only those of callers, and bounds
+// unary ones. It is one interceptor because gRPC allocates for each of them on each
+// call.
 type observer struct {
-	metrics  *metrics
-	log      *callLog
-	deadline time.Duration
+	callers   *callers
+	metrics   *metrics
+	log       *callLog
+	deadline  time.Duration
+	recovered recovering
+}
+
+// recovering are the interceptors that make an error of a panic. They are called
+// within the observer, so that a panic is counted and logged too.
+type recovering struct {
+	unary  grpc.UnaryServerInterceptor
+	stream grpc.StreamServerInterceptor
+}
+
+func newObserver(cfg Config, who *callers) *observer {
+	o := &observer{callers: who, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
+	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
+	return o
 }
 
 func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
-	bounded := withDeadline(ctx, begun.Add(o.deadline))
-	resp, err := handler(bounded, req)
-	bounded.release()
+	resp, err := o.recovered.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		return o.serve(ctx, begun, req, info, handler)
+	})
 	took := time.Since(begun)
 	o.metrics.ended(info.FullMethod, took, err)
 	o.log.ended(ctx, info.FullMethod, took, err)
 	return resp, err
 }
 
+func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	var caller *policy.Caller
+	if !forAll(info.FullMethod) {
+		var err error
+		if caller, err = o.callers.of(ctx); err != nil {
+			return nil, statusOf(err)
+		}
+	}
+	bounded := withDeadline(ctx, begun.Add(o.deadline), caller)
+	defer bounded.release()
+	return handler(bounded, req)
+}
+
 func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	begun := time.Now()
-	err := handler(srv, stream)
+	err := o.recovered.stream(srv, stream, info, func(srv any, stream grpc.ServerStream) error {
+		return o.serveStream(srv, stream, info, handler)
+	})
 	o.metrics.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
 	if err != nil {
 		o.log.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
 	}
 	return err
+}
+
+func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if !forAll(info.FullMethod) {
+		if _, err := o.callers.of(stream.Context()); err != nil {
+			return statusOf(err)
+		}
+	}
+	return handler(srv, stream)
 }
 
 // callLog logs calls that failed or were slow, and no others: a line for each

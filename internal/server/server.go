@@ -6,13 +6,13 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
 	"runtime"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -46,12 +46,19 @@ const (
 const (
 	DefaultDeadline             = 30 * time.Second
 	DefaultMaxConcurrentStreams = 1000
+	DefaultAudience             = "tokenbroker"
 )
 
 // Config is what a Server is made of.
 type Config struct {
 	// Broker answers. Required.
 	Broker *broker.Broker
+	// Audience is whom the JWTs by which callers are recognised must be for. Empty:
+	// DefaultAudience.
+	Audience string
+	// Bound is the caller that everybody is who connects and proves nothing else.
+	// Empty: nobody.
+	Bound string
 	// Deadline bounds every unary call. Zero: DefaultDeadline.
 	Deadline time.Duration
 	// SlowCall: successful calls that take longer are logged. Zero: none are.
@@ -85,12 +92,13 @@ func New(cfg Config) *Server {
 	if cfg.MaxConcurrentStreams == 0 {
 		cfg.MaxConcurrentStreams = DefaultMaxConcurrentStreams
 	}
-	s := &Server{grpc: grpc.NewServer(options(cfg)...), health: health.NewServer()}
+	who := &callers{broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), bound: cfg.Bound}
+	s := &Server{grpc: grpc.NewServer(options(cfg, who)...), health: health.NewServer()}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
 	draining, s.drain = context.WithCancel(context.Background())
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(s.grpc, &service{
-		broker: cfg.Broker, watches: newWatches(cfg.MaxConcurrentStreams), draining: draining,
+		broker: cfg.Broker, callers: who, watches: newWatches(cfg.MaxConcurrentStreams), draining: draining,
 	})
 	tokenbrokerv1.RegisterAdminServiceServer(s.grpc, &admin{broker: cfg.Broker})
 	if cfg.Reflection {
@@ -103,14 +111,11 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// options puts the interceptors in the order that holds: what counts and logs is
-// outside of what recovers, so that a panic is counted and logged too.
-func options(cfg Config) []grpc.ServerOption {
-	observe := &observer{newMetrics(cfg.Registerer), &callLog{log: cfg.Logger, slow: cfg.SlowCall}, cfg.Deadline}
-	crashed := recovery.WithRecoveryHandlerContext(observe.log.crashed)
+func options(cfg Config, who *callers) []grpc.ServerOption {
+	observe := newObserver(cfg, who)
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(observe.unary, recovery.UnaryServerInterceptor(crashed)),
-		grpc.ChainStreamInterceptor(observe.stream, recovery.StreamServerInterceptor(crashed)),
+		grpc.UnaryInterceptor(observe.unary),
+		grpc.StreamInterceptor(observe.stream),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.MaxConcurrentStreams(cfg.MaxConcurrentStreams),

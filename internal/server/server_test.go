@@ -29,6 +29,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -100,15 +101,33 @@ func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker
 	go func() { defer close(done); verifier.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	b, err := broker.New(broker.Config{
-		Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
-		Verifier: verifier,
-		Logger:   log,
+		Setup: broker.Setup{
+			Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
+			Verifier: verifier,
+			Policy:   everybody(),
+		},
+		Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
 	return b
+}
+
+// everybody is a caller who may everything.
+func everybody() *policy.Policy {
+	all := []string{policy.Any}
+	return policy.New(policy.Config{
+		Callers: []policy.CallerConfig{{Name: "everybody", Roles: []string{"all"}}},
+		Roles: map[string]policy.Role{"all": {
+			Get:    []policy.GetGrant{{Client: policy.Any, Audiences: all, Resources: all, Scopes: all}},
+			Verify: []policy.VerifyGrant{{Issuer: policy.Any, Audiences: all}},
+			Admin:  []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}},
+		}},
+		Clients: map[string]policy.Own{"orders": {}},
+		Issuers: map[string][]string{issuer: {audience}},
+	})
 }
 
 func serve(t *testing.T) *face {
@@ -131,7 +150,7 @@ func serveWith(t *testing.T, idpServer *devidp.Server) *face {
 	t.Helper()
 	f := &face{idp: idpServer, log: &logBuffer{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Logger: log, Reflection: true})
+	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
 	return f
 }
 
@@ -345,7 +364,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
 	f := &face{log: &logBuffer{}}
-	f.open(t, server.Config{Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
+	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {
 		t.Errorf("status = %v", told)

@@ -16,6 +16,7 @@ type service struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
 	broker   *broker.Broker
+	callers  *callers
 	watches  *watches
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
@@ -26,7 +27,7 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	answer, err := s.broker.Get(ctx, ask)
+	answer, err := s.broker.Get(ctx, callerOf(ctx), ask)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -78,7 +79,7 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if invalid := checkVerify(req); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := s.broker.Verify(ctx, redact.New(req.GetToken()), verify.Request{
+	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), verify.Request{
 		Audience: req.GetAudience(),
 		Scopes:   req.GetRequiredScopes(),
 		Issuer:   req.GetIssuer(),

@@ -11,6 +11,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // watchRetry is when a client that has too many watches may try again.
@@ -32,7 +33,8 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(ask.Client)) })()
-	err := s.broker.Watch(ctx, ask, func(answer broker.Answer) error {
+	who := func() (*policy.Caller, error) { return s.callers.of(ctx) }
+	err := s.broker.Watch(ctx, who, ask, func(answer broker.Answer) error {
 		return stream.Send(&tokenbrokerv1.WatchTokenResponse{Token: tokenResponse(answer)})
 	})
 	return statusOf(err)
