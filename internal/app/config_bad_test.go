@@ -28,6 +28,16 @@ func tenants(list string) string {
 	return "issuers:\n  - issuer: https://login.example.com/{tenant}/v2.0\n    audiences: [a]\n    tenants: " + list + "\n"
 }
 
+// callers is a good file with one issuer and one role, r, but for its callers, which
+// begin in line 6.
+func callers(list ...string) string {
+	text := issuer() + "roles: {r: {verify: [{issuer: '*'}]}}\ncallers:\n"
+	for _, caller := range list {
+		text += "  - " + caller + "\n"
+	}
+	return text
+}
+
 // redis is a good file of seven lines but for the keys of its Redis, which begin
 // in line 8.
 func redis(keys ...string) string {
@@ -90,8 +100,7 @@ func badConfigs() []badConfig {
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
-		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
-		{"section of a later part", client() + "callers: []\n", "6: callers: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers, verification, callers, roles", true},
 		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
 			"7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
@@ -245,6 +254,45 @@ func badConfigs() []badConfig {
 		{"the default's address", client() + "listen: {grpc: 127.0.0.1:9090}\n", "6: listen.grpc: the same address as listen.ops: give each listener a port of its own", false},
 		{"pprof beyond loopback", client() + "listen: {ops: {address: ':9090', plaintext: true}}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
 		{"pprof without ops", client() + "listen: {ops: off}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
+
+		// Callers and roles.
+		{"caller without a name", callers("{dns_san: a.example.com, roles: [r]}"), "6: callers[0]: name is missing", true},
+		{"caller without roles", callers("{name: a, dns_san: a.example.com}"), "6: callers[0]: roles is missing", true},
+		{"caller with no role", callers("{name: a, dns_san: a.example.com, roles: []}"), "6: callers[0].roles: the list is empty: give at least one", true},
+		{"unknown role", callers("{name: a, dns_san: a.example.com, roles: [q]}"), "6: callers[0].roles[0]: there is no such role: add it to roles; did you mean r?", false},
+		{"caller by nothing", callers("{name: a, roles: [r]}"), "6: callers[0]: nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject, or uid; or bind a listener to it", false},
+		{"caller by two things", callers("{name: a, dns_san: a.example.com, uid: 5, roles: [r]}"), "6: callers[0].uid: a caller is recognised by one thing: remove this or dns_san", false},
+		{"two callers of one name", callers("{name: a, uid: 1, roles: [r]}", "{name: a, uid: 2, roles: [r]}"), "7: callers[1].name: the same name as the caller in line 6: give each caller another", false},
+		{"two callers by the same", callers("{name: a, dns_san: x.example.com, roles: [r]}", "{name: b, dns_san: X.example.com, roles: [r]}"),
+			"7: callers[1].dns_san: the caller in line 6 is recognised by the same, so this one never is: make one of the two", false},
+		{"two callers of a user", callers("{name: a, uid: 1, roles: [r]}", "{name: b, uid: 1, roles: [r]}"), "7: callers[1].uid: the caller in line 6 is recognised by the same, so this one never is: make one of the two", false},
+		{"user out of range", callers("{name: a, uid: -1, roles: [r]}"), "6: callers[0].uid: must be from 0 to 4294967294", true},
+		{"pattern of DNS names", callers("{name: a, dns_san: '*.example.com', roles: [r]}"), "6: callers[0].dns_san: expected one whole DNS name, such as gateway.example.com: patterns of them are not possible", false},
+		{"SPIFFE ID of another scheme", callers("{name: a, spiffe_id: 'https://example.com/a', roles: [r]}"), "6: callers[0].spiffe_id: expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment", false},
+		{"SPIFFE ID without a domain", callers("{name: a, spiffe_id: 'spiffe:///a', roles: [r]}"), "6: callers[0].spiffe_id: expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout", false},
+		{"any trust domain", callers("{name: a, spiffe_id: 'spiffe://*/a', roles: [r]}"), "6: callers[0].spiffe_id: * stands for a path at the end, after a slash: the rest is written out, the trust domain above all", false},
+		{"part of a path", callers("{name: a, spiffe_id: 'spiffe://example.com/ns/shop*', roles: [r]}"), "6: callers[0].spiffe_id: * stands for a path at the end, after a slash: the rest is written out, the trust domain above all", false},
+		{"SPIFFE ID without a path", callers("{name: a, spiffe_id: 'spiffe://example.com', roles: [r]}"), "6: callers[0].spiffe_id: a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below", false},
+		{"SPIFFE ID as a URI", callers("{name: a, uri_san: 'spiffe://example.com/a', roles: [r]}"), "6: callers[0].uri_san: this is a SPIFFE ID: use spiffe_id", false},
+		{"URI without a scheme", callers("{name: a, uri_san: example, roles: [r]}"), "6: callers[0].uri_san: expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout", false},
+		{"subject without its issuer", callers("{name: a, subject: b, roles: [r]}"), "6: callers[0]: issuer and subject go together: give both for a caller who presents a JWT", false},
+		{"caller of an unknown issuer", callers("{name: a, issuer: 'https://other.example.com', subject: b, roles: [r]}"), "6: callers[0].issuer: not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified", false},
+		{"part of a subject", callers("{name: a, issuer: 'https://login.example.com', subject: 'system:shop*', roles: [r]}"), "6: callers[0].subject: * stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*", false},
+		{"listener bound to nobody", client() + "listen: {grpc: {address: '127.0.0.1:1', caller: a}}\n", "6: listen.grpc.caller: there is no such caller: add it to callers", false},
+		{"listener bound beyond loopback", callers("{name: a, roles: [r]}") + "listen: {grpc: {address: ':1', plaintext: true, caller: a}}\n", "7: listen.grpc.caller: everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only", false},
+		{"metrics bound to a caller", callers("{name: a, uid: 1, roles: [r]}") + "listen: {ops: {address: '127.0.0.1:1', caller: a}}\n", "7: listen.ops.caller: who reads metrics is no caller: remove it", false},
+		{"role without grants", issuer() + "roles: {r: {}}\n", "4: roles.r: the role grants nothing: give it get, verify or admin, with an item each", false},
+		{"role with an empty list", issuer() + "roles: {r: {verify: []}}\n", "4: roles.r: the role grants nothing: give it get, verify or admin, with an item each", false},
+		{"grant without a client", issuer() + "roles: {r: {get: [{scopes: [a]}]}}\n", "4: roles.r.get[0]: client is missing", true},
+		{"grant of an unknown client", client() + "roles: {r: {get: [{client: orders}]}}\n", "6: roles.r.get[0].client: there is no such client: add it to clients; did you mean orders-api?", false},
+		{"grant of no scopes", client() + "roles: {r: {get: [{client: orders-api, scopes: []}]}}\n", "6: roles.r.get[0].scopes: the list is empty: give at least one, or remove the key", true},
+		{"grant of everything and more", client() + "roles: {r: {get: [{client: orders-api, scopes: ['*', read]}]}}\n", `6: roles.r.get[0].scopes: "*" stands for everything: remove the rest, or remove "*"`, false},
+		{"grant of two scopes as one", client() + "roles: {r: {get: [{client: orders-api, scopes: [read write]}]}}\n", "6: roles.r.get[0].scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
+		{"grant of an unknown issuer", issuer() + "roles: {r: {verify: [{issuer: 'https://login.example.com/'}]}}\n", "4: roles.r.verify[0].issuer: not one of issuers, which are compared byte by byte: add it there, or correct it", false},
+		{"grant of no action", issuer() + "roles: {r: {admin: [{clients: ['*']}]}}\n", "4: roles.r.admin[0]: actions is missing", true},
+		{"grant of an unknown action", issuer() + "roles: {r: {admin: [{actions: [purge]}]}}\n", "4: roles.r.admin[0].actions[0]: expected list_clients, get_client, rotate_secret, activate_secret, rollback_secret, retire_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation or *; did you mean purge_tokens?", true},
+		{"grant to act upon an unknown client", client() + "roles: {r: {admin: [{actions: [purge_tokens], clients: [zebra]}]}}\n", "6: roles.r.admin[0].clients[0]: there is no such client: add it to clients", false},
+
 		{"all at once, by line", "log: {level: loud}\nclients:\n  b: {issuer: https://b, client_id: 1, secret: env:B}\n  a: {issuer: https://a, client_id: 2}\nissuers: no\n",
 			"1: log.level: expected debug, info, warn or error\n3: clients.b.client_id: expected text, found a number: put it in quotes\n" +
 				"4: clients.a.client_id: expected text, found a number: put it in quotes\n4: clients.a: secret is missing\n5: issuers: expected a list, found text", true},

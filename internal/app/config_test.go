@@ -52,6 +52,7 @@ func defaults() *app.Config {
 			Reflection:           true,
 			DrainTimeout:         25 * time.Second,
 			SlowCall:             time.Second,
+			Audience:             "tokenbroker",
 		},
 		Log:          app.LogConfig{Level: "info", Format: "json"},
 		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
@@ -59,7 +60,9 @@ func defaults() *app.Config {
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
+	nobody := []app.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: there are none, so nobody may ask for anything: add those who may"}}
 	want := defaults()
+	want.Warnings = nobody
 	want.Clients = map[string]app.ClientConfig{"orders-api": {
 		Issuer:          "https://login.example.com",
 		ClientID:        "abc",
@@ -71,6 +74,8 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 		t.Errorf("minimal-client.yaml (-want +got):\n%s", d)
 	}
 	want = defaults()
+	nobody[0].File = filepath.Join("testdata", "config", "minimal-issuer.yaml")
+	want.Warnings = nobody
 	want.Issuers = []app.IssuerConfig{{
 		Issuer:          "https://login.example.com",
 		Audiences:       []string{"https://orders.example.com"},
@@ -101,6 +106,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			DrainTimeout:         90 * time.Second,
 			Pprof:                true,
 			SlowCall:             250 * time.Millisecond,
+			Audience:             "urn:broker",
 		},
 		Log: app.LogConfig{Level: "debug", Format: "text"},
 		Clients: map[string]app.ClientConfig{
@@ -161,6 +167,23 @@ func TestEachKeyIsRead(t *testing.T) {
 			usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json"),
 		},
 		Verification: app.VerificationConfig{MaxValidity: time.Minute},
+		Callers: []app.CallerConfig{
+			{Name: "checkout", SPIFFEID: "spiffe://example.com/ns/shop/*", Roles: []string{"orders"}},
+			{Name: "batch", URISAN: "urn:example:batch", Roles: []string{"orders"}},
+			{Name: "edge", DNSSAN: "gateway.example.com", Roles: []string{"gateway", "orders"}},
+			{Name: "pods", Issuer: "https://login.example.org/t-1/v2.0", Subject: "system:serviceaccount:shop:*", Roles: []string{"orders"}},
+			{Name: "local", UID: new(1000), Roles: []string{"operator"}},
+		},
+		Roles: map[string]app.RoleConfig{
+			"orders": {Get: []app.GetGrantConfig{{
+				Client: "orders-api", Audiences: []string{"*"}, Resources: []string{"https://a.example.com"}, Scopes: []string{"read"},
+			}}},
+			"gateway": {Verify: []app.VerifyGrantConfig{
+				{Issuer: "https://login.example.org/t-1/v2.0", Audiences: []string{"a"}},
+				{Issuer: "https://login.example.org/t-2/v2.0", Audiences: []string{"a"}},
+			}},
+			"operator": {Admin: []app.AdminGrantConfig{{Actions: []string{"purge_tokens"}, Clients: []string{"legacy.v2"}}}},
+		},
 	}
 	if d := diff(want, load(t, "everything.yaml")); d != "" {
 		t.Errorf("everything.yaml (-want +got):\n%s", d)

@@ -287,11 +287,11 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := regexp.MustCompile(`^clients\.[^.]+`)
+	names := regexp.MustCompile(`^(clients|roles)\.[^.]+`)
 	items := regexp.MustCompile(`\[\d+\]`)
 	var shown []string
 	for _, path := range app.ConfigPaths(data) {
-		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "clients.*"), ".*"))
+		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "$1.*"), ".*"))
 	}
 	for _, p := range allProperties(t) {
 		// The two forms of a listener are shown with one listener each.
