@@ -310,3 +310,18 @@ func checkBound(c *Config, found *findings) {
 		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
 	}
 }
+
+// Explain says what a caller may, by which of its roles, line by line. False: there
+// is no such caller.
+func (c *Config) Explain(caller string) (lines []string, known bool) {
+	return policy.Explain(c.policyConfig(), caller)
+}
+
+// CallerNames are the names of the callers.
+func (c *Config) CallerNames() []string {
+	names := make([]string, len(c.Callers))
+	for i := range c.Callers {
+		names[i] = c.Callers[i].Name
+	}
+	return names
+}
