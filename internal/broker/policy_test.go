@@ -175,7 +175,7 @@ func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 			}).Named("edge")
 		}
 		elsewhere := grants(policy.VerifyGrant{Issuer: "https://other.example.com"})
-		own, any := grants(policy.VerifyGrant{Issuer: issuer}), grants(policy.VerifyGrant{Issuer: "*", Audiences: []string{"*"}})
+		own, anything := grants(policy.VerifyGrant{Issuer: issuer}), grants(policy.VerifyGrant{Issuer: "*", Audiences: []string{"*"}})
 		narrow := grants(policy.VerifyGrant{Issuer: issuer, Audiences: []string{"https://elsewhere.example.com"}})
 		for name, test := range map[string]struct {
 			caller *policy.Caller
@@ -185,7 +185,7 @@ func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 		}{
 			"its issuer":                     {own, verify.Request{}, 0, false},
 			"its audience":                   {own, verify.Request{Audience: []string{audience}}, 0, false},
-			"any":                            {any, verify.Request{Audience: []string{audience, "x"}}, 0, false},
+			"any":                            {anything, verify.Request{Audience: []string{audience, "x"}}, 0, false},
 			"another issuer":                 {elsewhere, verify.Request{}, verify.UnknownIssuer, false},
 			"another issuer by its name":     {elsewhere, verify.Request{Issuer: issuer}, verify.UnknownIssuer, false},
 			"another audience":               {own, verify.Request{Audience: []string{audience, "x"}}, 0, true},
