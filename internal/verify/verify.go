@@ -67,10 +67,10 @@ type Request struct {
 type Result struct {
 	Facts *Facts
 	// ValidUntil is how long the answer may be kept: the earliest of the
-	// token's expiry, [Config.MaxValidity] from now, and the time by which it
-	// would be noticed here that the issuer has removed the key, or no longer
-	// says that an opaque token is active. It may be in the past,
-	// within the leeway after the expiry or while the issuer's keys cannot be
+	// token's expiry, the end of [IssuerConfig.MaxAge], [Config.MaxValidity] from
+	// now, and the time by which it would be noticed here that the issuer has
+	// removed the key, or no longer says that an opaque token is active. It may
+	// be in the past, within the leeway or while the issuer's keys cannot be
 	// fetched: such an answer is good now and must not be kept.
 	ValidUntil time.Time
 	Rejection  *Rejection
@@ -108,7 +108,11 @@ func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req
 	if err := judge(facts, &issuer.cfg, req, now); err != nil {
 		return Result{}, err
 	}
-	return Result{Facts: facts.clone(), ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))}, nil
+	until := earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))
+	if age := issuer.cfg.MaxAge; age > 0 {
+		until = earliest(until, facts.IssuedAt.Add(age))
+	}
+	return Result{Facts: facts.clone(), ValidUntil: until}, nil
 }
 
 // establishJWT returns the facts that a good signature vouches for, and until when
