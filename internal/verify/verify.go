@@ -79,7 +79,7 @@ type Result struct {
 // Verify judges a presented token. Where the issuer's keys were never loaded it
 // waits for them up to 5 s, and where the token names a key that is not known up
 // to 1 s; where an opaque token was not asked about lately, up to 8 s; but never
-// beyond ctx. Otherwise it does no I/O.
+// beyond ctx, and not where many wait already. Otherwise it does no I/O.
 func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
 	result, err := v.verify(ctx, presented, req)
 	if rejection, ok := errors.AsType[*Rejection](err); ok {
