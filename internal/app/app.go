@@ -134,6 +134,7 @@ func (a *App) Run(ctx context.Context) error {
 	group.Go(func() error { a.parts.verifier.Run(background); return nil })
 	group.Go(func() error { secret.Poll(background, a.parts.secrets, a.secretChanged); return nil })
 	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
+	group.Go(func() error { a.parts.pollCertificates(background, a.log); return nil })
 	group.Go(func() error { a.parts.broker.Run(background); return nil })
 	group.Go(func() error { return a.server.Serve(a.grpc) })
 	stopOps := a.serveOps(group)

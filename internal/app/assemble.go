@@ -3,10 +3,12 @@ package app
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
@@ -28,7 +30,9 @@ type parts struct {
 	verifier *verify.Verifier
 	secrets  []*secret.Ring
 	clients  []broker.ClientConfig
-	issuers  map[issuerKey]*discovery.Issuer
+	// certified are those whose certificates are read again.
+	certified []certified
+	issuers   map[issuerKey]*discovery.Issuer
 	// introspections are by issuer.
 	introspections map[string]introspection
 }
@@ -70,11 +74,14 @@ func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registe
 			continue
 		}
 		p.clients = append(p.clients, made)
-		p.secrets = append(p.secrets, made.Secret)
+		if made.Secret != nil {
+			p.secrets = append(p.secrets, made.Secret)
+		}
 	}
 	if len(problems) > 0 {
 		return errors.Join(problems...)
 	}
+	registerer.MustRegister(certificateCollector{p})
 	var err error
 	if p.verifier, err = p.newVerifier(config, opts.Logger, registerer); err != nil {
 		return fmt.Errorf("issuers: %w", err)
@@ -107,38 +114,69 @@ func (p *parts) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.I
 }
 
 func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
-	ring, err := p.storage.open(cfg.Secret)
-	if err != nil {
-		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
-	}
 	made, err := idp.New(p.towards(cfg))
-	return broker.ClientConfig{
+	if err != nil {
+		return broker.ClientConfig{}, err
+	}
+	p.certified = append(p.certified, certified{name, made})
+	client := broker.ClientConfig{
 		Name:      name,
 		IdP:       made,
-		Secret:    ring,
 		Audience:  cfg.Audience,
 		Resources: cfg.Resources,
 		Scopes:    cfg.Scopes,
-	}, err
+	}
+	if !idp.NeedsSecret(idp.AuthMethod(cfg.Auth), cfg.GrantType) {
+		return client, nil
+	}
+	if client.Secret, err = p.storage.open(cfg.Secret); err != nil {
+		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+	}
+	if err := made.CheckSecret(client.Secret.Current().Value); err != nil {
+		return broker.ClientConfig{}, fmt.Errorf("secret: %s cannot be used: %w", cfg.Secret, err)
+	}
+	return client, nil
 }
 
 // towards says which client to be at its IdP.
 func (p *parts) towards(cfg ClientConfig) idp.Config {
+	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
-		TokenURL:        cfg.TokenURL,
-		AllowHTTP:       cfg.AllowHTTP,
-		ClientID:        cfg.ClientID,
-		Auth:            idp.AuthMethod(cfg.Auth),
-		RawBasic:        cfg.RawBasic,
+		TokenURL:  cfg.TokenURL,
+		AllowHTTP: cfg.AllowHTTP,
+		ClientID:  cfg.ClientID,
+		Auth:      idp.AuthMethod(cfg.Auth),
+		Grant:     cfg.GrantType,
+		RawBasic:  cfg.RawBasic,
+		Assertion: idp.Assertion{
+			Audience:        cfg.AssertionAudience,
+			Algorithm:       cfg.AssertionAlgorithm,
+			KeyID:           cfg.AssertionKid,
+			Type:            cfg.AssertionTyp,
+			CertificateFile: cfg.AssertionCertificate,
+			Subject:         cfg.AssertionSubject,
+		},
+		AssertionFile:   cfg.AssertionFile,
 		Params:          cfg.Params,
 		Extras:          cfg.Extras,
 		DefaultLifetime: cfg.DefaultLifetime,
-		HTTP:            p.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            p.network.ClientFor(home, cfg.AllowPrivate),
+		HTTPWith:        p.with(home, cfg.AllowPrivate),
+	}
+	if cfg.TLS != nil {
+		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
 	}
 	if cfg.TokenURL == "" {
 		c.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	return c
+}
+
+// with makes clients that present a certificate.
+func (p *parts) with(home string, allowPrivate bool) func(tls.Certificate) *http.Client {
+	return func(certificate tls.Certificate) *http.Client {
+		return p.network.ClientWith(home, allowPrivate, certificate)
+	}
 }
 
 func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
@@ -200,27 +238,36 @@ func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 // secret that the client has then.
 type introspection struct {
 	client *idp.Client
-	secret *secret.Ring
+	secret *secret.Ring // nil: the client has none
 }
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	found, err := i.client.Introspect(ctx, i.secret.Current(), token)
+	with := i.client.Credential()
+	if i.secret != nil {
+		with = i.secret.Current()
+	}
+	found, err := i.client.Introspect(ctx, with, token)
 	return found.Active, found.Members, err
 }
 
 func (p *parts) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
+	home := cmp.Or(endpoint, cfg.Issuer)
 	towards := p.towards(config.Clients[name])
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
-	towards.HTTP = p.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
+	towards.HTTP, towards.HTTPWith = p.network.ClientFor(home, cfg.AllowPrivate), p.with(home, cfg.AllowPrivate)
 	if endpoint == "" {
 		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	client, err := idp.New(towards)
+	if err != nil {
+		return introspection{}, err
+	}
+	p.certified = append(p.certified, certified{name, client})
 	at := slices.IndexFunc(p.clients, func(c broker.ClientConfig) bool { return c.Name == name })
-	return introspection{client, p.clients[at].Secret}, err
+	return introspection{client, p.clients[at].Secret}, nil
 }
 
 // orNone translates what the file can ask for, none, to what verify takes for

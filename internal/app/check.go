@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -69,10 +70,14 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		return found
 	}
 	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
-	if err == nil && metadata.TokenEndpoint == "" {
+	endpoint := metadata.TokenEndpoint
+	if idp.AuthMethod(cfg.Auth).Mutual() {
+		endpoint = metadata.MTLS.Token
+	}
+	if err == nil && endpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
-	found.Detail, found.Err = metadata.TokenEndpoint, err
+	found.Detail, found.Err = endpoint, err
 	return found
 }
 
