@@ -251,6 +251,8 @@ func badConfigs() []badConfig {
 		{"introspection by an unknown client", client() + issuer("introspection: {client: orders}"), "9: issuers[0].introspection.client: no client of this name is configured: configure under clients as whom the broker asks the issuer", false},
 		{"introspection by another issuer's client", client() + "issuers:\n  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api}\n",
 			"9: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant", false},
+		{"introspection by a grant", client("grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer") + issuer("introspection: {client: orders-api}"),
+			"10: issuers[0].introspection.client: this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client", false},
 		{"introspection of tenants", client() + tenants("[t1]") + "    introspection: {client: orders-api, endpoint: https://login.example.com/introspect}\n",
 			"10: issuers[0].introspection: tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own", false},
 		{"introspection of two issuers", client() + issuer("introspection: {client: orders-api}") + "  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api, endpoint: https://other.example.com/i}\n",
