@@ -185,7 +185,7 @@ func (a *App) Run(ctx context.Context) error {
 func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	a.stopSetup = a.runSetup(a.parts.setup)
+	a.stopSetup = a.runSetup(a.parts.setup.Load())
 	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })

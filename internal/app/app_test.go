@@ -147,7 +147,9 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
+	files := redistest.NewCertificates(t)
+	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
+	broker, c := run(t, parsed(t, strings.Replace(sampleText(t, 1), "issuers:", mutual, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)

@@ -135,7 +135,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}
 		backoff := 0.0
-		if client.trouble.Load().active(now, client.secret.Current().ID) {
+		if client.trouble.Load().active(now, client.version().ID) {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)
