@@ -2,6 +2,8 @@ package client_test
 
 import (
 	"context"
+	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -99,3 +101,5 @@ func mustToken(t *testing.T, source *client.Source) *client.Token {
 	}
 	return token
 }
+
+func logTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

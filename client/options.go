@@ -155,7 +155,7 @@ func WithPollInterval(d time.Duration) Option {
 	return func(s *settings) { s.pollInterval = max(d, time.Second) }
 }
 
-func (s settings) withDefaults() settings {
+func (s *settings) withDefaults() settings {
 	if s.maxWatches == nil {
 		s.maxWatches = new(DefaultMaxWatches)
 	}
@@ -165,11 +165,11 @@ func (s settings) withDefaults() settings {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	return s
+	return *s
 }
 
 // dialOptions are gRPC's for target, and the target as gRPC is told of it.
-func (s settings) dialOptions(target string) (dialed string, options []grpc.DialOption, err error) {
+func (s *settings) dialOptions(target string) (dialed string, options []grpc.DialOption, err error) {
 	transport, plaintext, err := s.transport(target)
 	if err != nil {
 		return "", nil, err
@@ -204,7 +204,7 @@ func (s settings) dialOptions(target string) (dialed string, options []grpc.Dial
 	return dialed, append(options, s.dial...), nil
 }
 
-func (s settings) transport(target string) (made credentials.TransportCredentials, plaintext bool, err error) {
+func (s *settings) transport(target string) (made credentials.TransportCredentials, plaintext bool, err error) {
 	switch {
 	case s.plaintext != nil && *s.plaintext:
 		if s.files != (TLSFiles{}) {

@@ -9,7 +9,7 @@ import (
 
 // onlyMine reports whether a file is the user's own and closed to others.
 func onlyMine(path string) (bool, error) {
-	info, err := os.Stat(path)
+	info, err := os.Stat(path) //nolint:gosec // the user's own environment says where it is
 	if err != nil {
 		return false, err
 	}

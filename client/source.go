@@ -259,7 +259,10 @@ func (s *Source) reported(token *Token, now time.Time) bool {
 }
 
 // report is Rejected for those who do not wait.
-func (s *Source) report(token *Token) { _, _, _ = s.join(token) }
+func (s *Source) report(token *Token) {
+	_, _, err := s.join(token)
+	_ = err // a flight says in the log what it came to
+}
 
 // wait waits for the end of the flight, or of ctx.
 func (f *flight) wait(ctx context.Context, s *Source) error {
