@@ -306,9 +306,6 @@ func TestWhatCannotWorkIsToldAtOnce(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if _, err := client.New("a:1", client.WithPlaintext(), client.WithTLSFiles(client.TLSFiles{CA: certs.CA})); err == nil {
-		t.Error("plaintext with TLS")
-	}
 }
 
 func TestAUnixSocketNeedsNothing(t *testing.T) {

@@ -67,6 +67,15 @@ func TestTheEnvironmentSaysHowToConnect(t *testing.T) {
 	if got := works(t, secure, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithTarget(secure.addr)); got.certificate != nil {
 		t.Errorf("with another target: %+v", got)
 	}
+	if got := works(t, plain, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithPlaintext()); got.certificate != nil {
+		t.Errorf("with an option for plaintext: %+v", got)
+	}
+	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "PLAINTEXT": "true"}, client.WithTLSFiles(client.TLSFiles{CA: certs.CA})); got.certificate != nil {
+		t.Errorf("with an option for TLS: %+v", got)
+	}
+	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA}, client.WithTLS(nil)); got.certificate != nil {
+		t.Errorf("with an option for any TLS: %+v", got)
+	}
 	c, err := fromEnv(t, map[string]string{"ADDR": plain.addr, "PLAINTEXT": "false"})
 	if err != nil {
 		t.Fatal(err)

@@ -80,13 +80,13 @@ type settings struct {
 
 // WithPlaintext connects without TLS: tokens cross the network readable to
 // whoever is on the way. For a broker on the same host, or inside a mesh that
-// encrypts.
+// encrypts. Of this one, [WithTLS] and [WithTLSFiles] the last counts.
 func WithPlaintext() Option {
-	return func(s *settings) { s.plaintext = new(true) }
+	return func(s *settings) { s.plaintext, s.tls, s.files = new(true), nil, TLSFiles{} }
 }
 
 // WithTLS connects with TLS as configured. Nil: with TLS, and the system's roots
-// unless [WithTLSFiles] names others.
+// unless [WithTLSFiles] or the environment of [FromEnv] names others.
 func WithTLS(config *tls.Config) Option {
 	return func(s *settings) { s.plaintext, s.tls = new(false), config }
 }
@@ -94,7 +94,7 @@ func WithTLS(config *tls.Config) Option {
 // WithTLSFiles connects with TLS and what is in files, which are read again for
 // each new connection.
 func WithTLSFiles(files TLSFiles) Option {
-	return func(s *settings) { s.files = files }
+	return func(s *settings) { s.plaintext, s.tls, s.files = new(false), nil, files }
 }
 
 // WithTokenFile presents the bearer token in a file (authorization: Bearer ...)
