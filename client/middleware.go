@@ -14,6 +14,10 @@ import (
 	"time"
 )
 
+// MiddlewareOption says what an [HTTPMiddleware] lets through. Each
+// [VerifyOption] is one.
+type MiddlewareOption interface{ middleware(want *wanted) }
+
 // HTTPMiddleware returns what lets only requests through to a handler that
 // present a good bearer token (RFC 6750), in the Authorization header and nowhere
 // else. The handler finds what the token says by [ClaimsFromContext].
@@ -34,8 +38,12 @@ import (
 // A token that is bound to a client certificate (RFC 8705) is good only on a
 // connection with that certificate, one that is bound to a DPoP key (RFC 9449)
 // never.
-func HTTPMiddleware(v *Verifier, opts ...VerifyOption) func(http.Handler) http.Handler {
-	want := v.want.with(opts)
+func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) http.Handler {
+	want := v.want
+	for _, opt := range opts {
+		opt.middleware(&want)
+	}
+	want = want.ready()
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			var certificate *x509.Certificate

@@ -39,8 +39,13 @@ const (
 )
 
 // Source keeps one token: of one client of the broker, for one audience, with
-// some scopes. It is safe for concurrent use. A source begins to work when it is
-// first asked, and rests while it is not.
+// some scopes. It is safe for concurrent use. Sources come from
+// [Client.TokenSource] and end with the Client.
+//
+// A source begins to work when it is first asked. It has the broker tell it of
+// each token that takes the place of the last, over a stream, or, where that
+// cannot be, asks from time to time. After 15 minutes to about two lives of a
+// token in which nobody asked it, it rests until somebody does.
 type Source struct {
 	client   *Client
 	question *tokenbrokerv1.GetTokenRequest // not changed

@@ -24,7 +24,7 @@ const (
 // Verifier verifies tokens for a service and remembers what the broker said of
 // the good ones, for as long as the broker allows. What is remembered is what a
 // token says; scopes are compared with it on each call. It is safe for concurrent
-// use.
+// use. Verifiers come from [Client.Verifier].
 type Verifier struct {
 	client *Client
 	want   wanted
@@ -48,10 +48,10 @@ func WithCacheSize(tokens int) VerifierOption {
 	return verifierOption(func(v *Verifier) { v.cache = newClaimsCache(tokens) })
 }
 
-// WithMaxAge bounds how long an answer of the broker's is remembered, and with it
+// WithCacheMaxAge bounds how long an answer of the broker's is remembered, and with it
 // how late a revocation is noticed. Without it: as long as the broker allows, 5
 // min unless its operator says otherwise.
-func WithMaxAge(d time.Duration) VerifierOption {
+func WithCacheMaxAge(d time.Duration) VerifierOption {
 	return verifierOption(func(v *Verifier) { v.maxAge = d })
 }
 
@@ -67,7 +67,7 @@ func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
 	for _, opt := range opts {
 		opt.verifier(v)
 	}
-	v.want = v.want.with(nil)
+	v.want = v.want.ready()
 	return v
 }
 

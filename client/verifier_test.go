@@ -109,7 +109,7 @@ func TestARevocationIsNoticedWhenTheAnswerEnds(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
 		token := b.Mint(brokertest.Claims{Lifetime: 10 * time.Hour})
-		short, long, none := c.Verifier(client.WithMaxAge(20*time.Second)), c.Verifier(), c.Verifier(client.WithCacheSize(0))
+		short, long, none := c.Verifier(client.WithCacheMaxAge(20*time.Second)), c.Verifier(), c.Verifier(client.WithCacheSize(0))
 		var claims *client.Claims
 		for _, v := range []*client.Verifier{short, long, none} {
 			var err error

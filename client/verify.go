@@ -80,9 +80,11 @@ func (e *RejectedError) Error() string {
 	return fmt.Sprintf("the token is rejected (%s): %s", e.Reason, e.Message)
 }
 
-// VerifyOption says what a token must be good for.
+// VerifyOption says what a token must be good for. Each is also an option of a
+// [Verifier] and of the middleware.
 type VerifyOption interface {
 	VerifierOption
+	MiddlewareOption
 	verify(want *wanted)
 }
 
@@ -100,6 +102,11 @@ func (w wanted) with(opts []VerifyOption) wanted {
 	for _, opt := range opts {
 		opt.verify(&w)
 	}
+	return w.ready()
+}
+
+// ready is w once all is said.
+func (w wanted) ready() wanted {
 	w.answer = ""
 	if len(w.audience) > 0 || w.issuer != "" {
 		w.answer = fmt.Sprintf("%q%q", w.issuer, w.audience)
@@ -112,6 +119,8 @@ type verifyOption func(*wanted)
 func (set verifyOption) verify(w *wanted) { set(w) }
 
 func (set verifyOption) verifier(v *Verifier) { set(&v.want) }
+
+func (set verifyOption) middleware(want *wanted) { set(want) }
 
 // Audience wants the token to be for at least one of these audiences. Without
 // it, one of those that the broker is configured with for the issuer.
