@@ -344,7 +344,7 @@ func TestWatchesAreBounded(t *testing.T) {
 func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
-		source := b.Client().TokenSource(name)
+		source := b.Client(client.WithMaxWatches(1)).TokenSource(name)
 		for round := range 5 {
 			mustToken(t, source)
 			time.Sleep(time.Minute)
