@@ -337,7 +337,9 @@ func dial(t *testing.T, addr string, opts ...grpc.DialOption) tokenbrokerv1.Toke
 }
 
 func TestPerRPCCredentialsWantTLS(t *testing.T) {
-	source := brokertest.New(t).Client().TokenSource(name)
+	b := brokertest.New(t)
+	source := b.Client().TokenSource(name)
+	held := mustToken(t, source)
 	var refuses atomic.Value
 	refuses.Store("")
 	certs := redistest.NewCertificates(t)
@@ -359,8 +361,7 @@ func TestPerRPCCredentialsWantTLS(t *testing.T) {
 	if len(atPlain()) > 0 {
 		t.Error("something was presented")
 	}
-	held := mustToken(t, source)
-	if mustToken(t, source) != held {
+	if mustToken(t, source) != held || b.Calls().GetToken > 0 {
 		t.Error("that nothing was presented was taken for a refusal")
 	}
 
