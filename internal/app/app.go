@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -44,6 +45,12 @@ type Options struct {
 	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
+	// Listener is where the gRPC API is served, instead of at the configuration's
+	// address. Nil: there.
+	Listener net.Listener
+	// ServerOptions are added to those of the gRPC server, for programs that
+	// observe or disturb its calls.
+	ServerOptions []grpc.ServerOption
 }
 
 // App is a broker that listens already and serves once it is Run.
@@ -101,8 +108,12 @@ func New(config *Config, opts Options) (*App, error) {
 		Reflection:           config.Server.Reflection,
 		Logger:               opts.Logger,
 		Registerer:           registry,
+		Options:              opts.ServerOptions,
 	})
-	if a.grpc, err = listen("grpc", config.Listen.GRPC.Address); err != nil {
+	if a.grpc = opts.Listener; a.grpc == nil {
+		a.grpc, err = listen("grpc", config.Listen.GRPC.Address)
+	}
+	if err != nil {
 		a.Close()
 		return nil, err
 	}

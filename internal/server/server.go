@@ -8,6 +8,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"runtime"
@@ -72,6 +73,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
 	Registerer prometheus.Registerer
+	// Options are added to those of the gRPC server. Interceptors among them are
+	// inside of those here.
+	Options []grpc.ServerOption
 }
 
 // Server serves the broker over gRPC.
@@ -93,7 +97,7 @@ func New(cfg Config) *Server {
 		cfg.MaxConcurrentStreams = DefaultMaxConcurrentStreams
 	}
 	who := &callers{broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), bound: cfg.Bound}
-	s := &Server{grpc: grpc.NewServer(options(cfg, who)...), health: health.NewServer()}
+	s := &Server{grpc: grpc.NewServer(append(options(cfg, who), cfg.Options...)...), health: health.NewServer()}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
 	draining, s.drain = context.WithCancel(context.Background())
@@ -131,13 +135,17 @@ func options(cfg Config, who *callers) []grpc.ServerOption {
 	}
 }
 
-// Serve answers on listener until Shutdown. Health says SERVING from now on.
+// Serve answers on listener until Shutdown, which may have been called already.
+// Health says SERVING from now on.
 func (s *Server) Serve(listener net.Listener) error {
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	return s.grpc.Serve(listener)
+	if err := s.grpc.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // Shutdown says NOT_SERVING, goes on answering for delay so that load balancers
