@@ -34,8 +34,11 @@ type Authorities struct {
 }
 
 // Verify reports until when a chain that a client presented, its own certificate
-// first, is good by these authorities.
+// first, is good by these authorities. By none, nothing is.
 func (a *Authorities) Verify(presented []*x509.Certificate, now time.Time) (until time.Time, err error) {
+	if a == nil {
+		return time.Time{}, errors.New("no authority is trusted")
+	}
 	intermediates := x509.NewCertPool()
 	for _, one := range presented[1:] {
 		intermediates.AddCert(one)
