@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,20 +37,36 @@ const opsStopTimeout = 2 * time.Second
 type Options struct {
 	// Logger is told of everything. Nil: slog.Default.
 	Logger *slog.Logger
+	// File is where the configuration came from, to be read again when it changes.
+	// Empty: it is not.
+	File string
+	// Hangup tells to read the file again now. Nil: nobody does.
+	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
 }
 
 // App is a broker that listens already and serves once it is Run.
 type App struct {
-	config   *Config
+	config   *Config // of the start
+	file     string
+	hangup   <-chan os.Signal
 	log      *slog.Logger
 	parts    *parts
+	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
 	grpc     net.Listener
 	ops      net.Listener // nil: off
 	ready    atomic.Bool
+
+	// What keeps a setup up to date runs in background, until Run ends or the setup
+	// is replaced.
+	background context.Context //nolint:containedctx // it is the lifetime of the App's own work
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	reloading  sync.Mutex // held by the one who replaces the setup
+	stopSetup  func()
 }
 
 // New reads the secrets, assembles the broker and opens its listeners. It asks
@@ -67,7 +85,12 @@ func New(config *Config, opts Options) (*App, error) {
 		assembled.close()
 		return nil, err
 	}
-	a := &App{config: config, log: opts.Logger, parts: assembled, registry: registry}
+	a := &App{
+		config: config, file: opts.File, hangup: opts.Hangup, log: opts.Logger,
+		parts: assembled, metrics: newReloadMetrics(registry), registry: registry, stopSetup: func() {},
+	}
+	a.background, a.stop = context.WithCancel(context.Background())
+	a.tellWarnings(config)
 	a.server = server.New(server.Config{
 		Broker:               assembled.broker,
 		Audience:             config.Server.Audience,
@@ -115,7 +138,9 @@ func (a *App) OpsAddr() string {
 
 // Close lets go of what New opened. It is for an App that was not Run.
 func (a *App) Close() {
+	a.stop()
 	a.server.Shutdown(0, 0)
+	a.running.Wait()
 	a.parts.close()
 	for _, listener := range []net.Listener{a.grpc, a.ops} {
 		if listener != nil {
@@ -130,13 +155,10 @@ func (a *App) Close() {
 func (a *App) Run(ctx context.Context) error {
 	defer a.parts.close()
 	defer runtime.KeepAlive(make([]byte, heapFloor))
-	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBackground()
+	defer a.running.Wait()
+	defer a.stop()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
-	group.Go(func() error { a.parts.verifier.Run(background); return nil })
-	group.Go(func() error { secret.Poll(background, a.parts.secrets, a.secretChanged); return nil })
-	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
-	group.Go(func() error { a.parts.broker.Run(background); return nil })
+	a.begin()
 	group.Go(func() error { return a.server.Serve(a.grpc) })
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
@@ -150,13 +172,26 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	a.ready.Store(false)
 	a.server.Shutdown(a.config.Server.DrainDelay, a.config.Server.DrainTimeout)
-	stopBackground()
+	a.stop()
 	stopOps()
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+// begin starts what runs beside the server.
+func (a *App) begin() {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	a.stopSetup = a.runSetup(a.parts.setup)
+	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
+	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
+	a.running.Go(func() { a.parts.broker.Run(a.background) })
+	if a.file != "" {
+		a.running.Go(func() { a.watchFile(a.background, a.hangup) })
+	}
 }
 
 // serveOps starts the ops listener and returns what stops it.

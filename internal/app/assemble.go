@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -21,17 +22,29 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// parts are the broker and what runs beside it.
+// parts are the broker and what stays while it runs.
 type parts struct {
-	network  *discovery.Network
-	storage  *storage
-	broker   *broker.Broker
+	network    *discovery.Network
+	storage    *storage
+	broker     *broker.Broker
+	log        *slog.Logger
+	registerer prometheus.Registerer
+	setup      *setup
+}
+
+// setup is the part of a configuration that can be replaced while the broker
+// runs, and what was made of it.
+type setup struct {
+	config   *Config
 	verifier *verify.Verifier
-	secrets  []*secret.Ring
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
 	// introspections are by issuer.
 	introspections map[string]introspection
+
+	storage *storage
+	network *discovery.Network
+	before  *setup // what it takes the place of; nil once it has
 }
 
 // issuerKey: clients and verification share what is known of an issuer, but not
@@ -51,43 +64,79 @@ func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{
-		network: discovery.NewNetwork(opts.Transport), storage: opened, secrets: opened.secrets,
-		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
-	}
-	if err := p.fill(config, opts, registerer); err != nil {
+	p := &parts{network: discovery.NewNetwork(opts.Transport), storage: opened, log: opts.Logger, registerer: registerer}
+	if err := p.fill(config); err != nil {
 		_ = opened.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registerer) error {
+func (p *parts) fill(config *Config) error {
+	made, err := p.prepare(config)
+	if err != nil {
+		return err
+	}
+	p.setup, made.before = made, nil
+	p.broker, err = broker.New(broker.Config{
+		Setup:      made.forBroker(),
+		Store:      p.storage.Store,
+		MAC:        p.storage.mac(),
+		Logger:     p.log,
+		Registerer: p.registerer,
+	})
+	return err
+}
+
+// prepare makes a setup that can take the place of the one there is. It reads
+// secrets, and asks nobody anything. What is configured as before is kept as it is.
+func (p *parts) prepare(config *Config) (*setup, error) {
+	s := &setup{
+		config: config, storage: p.storage, network: p.network, before: p.setup,
+		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
+	}
+	if s.before == nil {
+		s.before = &setup{config: &Config{}, verifier: new(verify.Verifier)}
+	}
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		made, err := p.client(name, config.Clients[name])
+		made, err := s.client(name, config.Clients[name])
 		if err != nil {
 			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
 			continue
 		}
-		p.clients = append(p.clients, made)
-		p.secrets = append(p.secrets, made.Secret)
+		s.clients = append(s.clients, made)
 	}
 	if len(problems) > 0 {
-		return errors.Join(problems...)
+		return nil, errors.Join(problems...)
 	}
 	var err error
-	if p.verifier, err = p.newVerifier(config, opts.Logger, registerer); err != nil {
-		return fmt.Errorf("issuers: %w", err)
+	if s.verifier, err = s.newVerifier(config, p.log, p.registerer); err != nil {
+		return nil, fmt.Errorf("issuers: %w", err)
 	}
-	p.broker, err = broker.New(broker.Config{
-		Setup:      broker.Setup{Clients: p.clients, Verifier: p.verifier, Policy: policy.New(config.policyConfig())},
-		Store:      p.storage.Store,
-		MAC:        p.storage.mac(),
-		Logger:     opts.Logger,
-		Registerer: registerer,
-	})
-	return err
+	return s, nil
+}
+
+func (s *setup) forBroker() broker.Setup {
+	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.policyConfig())}
+}
+
+// secrets are those of the clients.
+func (s *setup) secrets() []*secret.Ring {
+	all := make([]*secret.Ring, len(s.clients))
+	for i, c := range s.clients {
+		all[i] = c.Secret
+	}
+	return all
+}
+
+// named returns the client of that name, which the setup has or had.
+func (s *setup) named(name string) (broker.ClientConfig, bool) {
+	at, found := slices.BinarySearchFunc(s.clients, name, func(c broker.ClientConfig, name string) int { return cmp.Compare(c.Name, name) })
+	if !found {
+		return broker.ClientConfig{}, false
+	}
+	return s.clients[at], true
 }
 
 // close lets go of everything. Nothing must be using it.
@@ -96,22 +145,35 @@ func (p *parts) close() {
 	_ = p.storage.Close()
 }
 
-func (p *parts) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
+func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
 	key := issuerKey{issuer, allowHTTP, allowPrivate}
-	if p.issuers[key] == nil {
-		p.issuers[key] = discovery.New(discovery.Config{
-			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: p.network.ClientFor(issuer, allowPrivate),
+	if s.issuers[key] == nil {
+		s.issuers[key] = s.before.issuers[key]
+	}
+	if s.issuers[key] == nil {
+		s.issuers[key] = discovery.New(discovery.Config{
+			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: s.network.ClientFor(issuer, allowPrivate),
 		})
 	}
-	return p.issuers[key]
+	return s.issuers[key]
 }
 
-func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
-	ring, err := p.storage.open(cfg.Secret)
-	if err != nil {
-		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
+	old, existed := s.before.named(name)
+	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
+		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
+			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		}
+		return old, nil
 	}
-	made, err := idp.New(p.towards(cfg))
+	ring := old.Secret
+	if !existed || ring.Ref() != cfg.Secret {
+		var err error
+		if ring, err = s.storage.open(cfg.Secret); err != nil {
+			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+		}
+	}
+	made, err := idp.New(s.towards(cfg))
 	return broker.ClientConfig{
 		Name:      name,
 		IdP:       made,
@@ -123,7 +185,7 @@ func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 }
 
 // towards says which client to be at its IdP.
-func (p *parts) towards(cfg ClientConfig) idp.Config {
+func (s *setup) towards(cfg ClientConfig) idp.Config {
 	c := idp.Config{
 		TokenURL:        cfg.TokenURL,
 		AllowHTTP:       cfg.AllowHTTP,
@@ -133,24 +195,24 @@ func (p *parts) towards(cfg ClientConfig) idp.Config {
 		Params:          cfg.Params,
 		Extras:          cfg.Extras,
 		DefaultLifetime: cfg.DefaultLifetime,
-		HTTP:            p.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
 	}
 	if cfg.TokenURL == "" {
-		c.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	return c
 }
 
-func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
+func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
 	issuers := make([]verify.IssuerConfig, 0, len(config.Issuers))
 	for i := range config.Issuers {
-		issuer, err := p.verified(config, &config.Issuers[i])
+		issuer, err := s.verified(config, &config.Issuers[i])
 		if err != nil {
 			return nil, err
 		}
 		issuers = append(issuers, issuer)
 	}
-	return verify.New(verify.Config{
+	return s.before.verifier.Next(verify.Config{
 		Issuers:     issuers,
 		Logger:      log,
 		Registerer:  registerer,
@@ -160,13 +222,13 @@ func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometh
 }
 
 // verified says which tokens of an issuer are good.
-func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
+func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
 		Issuer:          cfg.Issuer,
 		JWKSURL:         cfg.JWKSURL,
 		JWKSFile:        cfg.JWKSFile,
 		AllowHTTP:       cfg.AllowHTTP,
-		HTTP:            p.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
 		Audiences:       cfg.Audiences,
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
@@ -178,16 +240,16 @@ func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		MaxStale:        cfg.MaxStale,
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
-		issuer.Discovery = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	if cfg.Introspection == nil {
 		return issuer, nil
 	}
-	endpoint, err := p.introspection(config, cfg)
+	endpoint, err := s.introspection(config, cfg)
 	if err != nil {
 		return verify.IssuerConfig{}, fmt.Errorf("%s: introspection: %w", cfg.Issuer, err)
 	}
-	p.introspections[cfg.Issuer] = endpoint
+	s.introspections[cfg.Issuer] = endpoint
 	issuer.Introspection = &verify.Introspection{
 		Endpoint:        endpoint,
 		Cache:           orNone(cfg.Introspection.Cache),
@@ -209,18 +271,32 @@ func (i introspection) Introspect(ctx context.Context, token redact.String) (act
 	return found.Active, found.Members, err
 }
 
-func (p *parts) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
+func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
-	towards := p.towards(config.Clients[name])
+	asking, _ := s.named(name) // the configuration was checked
+	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) && old.secret == asking.Secret {
+		return old, nil
+	}
+	towards := s.towards(config.Clients[name])
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
-	towards.HTTP = p.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
+	towards.HTTP = s.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
 	if endpoint == "" {
-		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	client, err := idp.New(towards)
-	at := slices.IndexFunc(p.clients, func(c broker.ClientConfig) bool { return c.Name == name })
-	return introspection{client, p.clients[at].Secret}, err
+	return introspection{client, asking.Secret}, err
+}
+
+// sameIntrospection reports whether an issuer was asked about opaque tokens in the
+// same way before.
+func (s *setup) sameIntrospection(cfg *IssuerConfig) bool {
+	at := slices.IndexFunc(s.before.config.Issuers, func(c IssuerConfig) bool { return c.Issuer == cfg.Issuer })
+	if at < 0 || !reflect.DeepEqual(s.before.config.Issuers[at], *cfg) {
+		return false
+	}
+	name := cfg.Introspection.Client
+	return reflect.DeepEqual(s.before.config.Clients[name], s.config.Clients[name])
 }
 
 // orNone translates what the file can ask for, none, to what verify takes for

@@ -35,7 +35,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	}
 	defer assembled.close()
 	tell(assembled.checkStore(ctx))
-	for _, client := range assembled.clients {
+	for _, client := range assembled.setup.clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {
 			tell(assembled.checkMint(ctx, client.Name))
@@ -69,7 +69,7 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
+	metadata, err := p.setup.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
 	if err == nil && metadata.TokenEndpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
@@ -90,10 +90,10 @@ func (p *parts) checkMint(ctx context.Context, name string) Finding {
 
 func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: keys", issuer)}
-	if found.Err = p.verifier.Refresh(ctx, issuer); found.Err != nil {
+	if found.Err = p.setup.verifier.Refresh(ctx, issuer); found.Err != nil {
 		return found
 	}
-	for _, status := range p.verifier.Status() {
+	for _, status := range p.setup.verifier.Status() {
 		if status.Issuer == issuer {
 			found.Detail = fmt.Sprintf("%d usable", status.Keys)
 		}
@@ -104,7 +104,7 @@ func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 // checkIntrospection asks about a token that nobody has issued.
 func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
-	active, _, err := p.introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
+	active, _, err := p.setup.introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
 	switch {
 	case err != nil:
 		found.Err = err

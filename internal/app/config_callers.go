@@ -218,7 +218,7 @@ func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
 }
 
 // has reports whether the entry stands for that issuer.
-func (c *IssuerConfig) has(issuer string) bool {
+func (c IssuerConfig) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one IssuerConfig) bool { return one.Issuer == issuer })
 }
 
@@ -309,4 +309,19 @@ func checkBound(c *Config, found *findings) {
 	if c.Listen.Ops.Caller != "" {
 		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
 	}
+}
+
+// Explain says what a caller may, by which of its roles, line by line. False: there
+// is no such caller.
+func (c *Config) Explain(caller string) (lines []string, known bool) {
+	return policy.Explain(c.policyConfig(), caller)
+}
+
+// CallerNames are the names of the callers.
+func (c *Config) CallerNames() []string {
+	names := make([]string, len(c.Callers))
+	for i := range c.Callers {
+		names[i] = c.Callers[i].Name
+	}
+	return names
 }

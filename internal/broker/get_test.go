@@ -36,6 +36,7 @@ type fleet struct {
 	idp    *devidp.Server
 	ring   *secret.Ring
 	secret string // path of the file
+	config broker.ClientConfig
 }
 
 func start(t testing.TB) *fleet { return startWith(t, nil, 0) }
@@ -74,8 +75,9 @@ func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, max
 	if err != nil {
 		t.Fatal(err)
 	}
+	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
 	b, err := broker.New(broker.Config{
-		Setup:      broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}}},
+		Setup:      broker.Setup{Clients: []broker.ClientConfig{config}},
 		MaxEntries: maxEntries,
 		Logger:     slog.New(slog.DiscardHandler),
 	})
@@ -83,7 +85,7 @@ func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, max
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return &fleet{b, server, ring, path}
+	return &fleet{b, server, ring, path, config}
 }
 
 func audienceNo(i int) string { return fmt.Sprintf("https://api-%d.example.com", i) }

@@ -212,15 +212,21 @@ func (c *Caller) grantGet(grant *GetGrant, clients map[string]Own) {
 		if grant.Client != name && grant.Client != Any {
 			continue
 		}
-		var audience []string
-		if own.Audience != "" {
-			audience = []string{own.Audience}
-		}
-		c.get[name] = append(c.get[name], &getGrant{
-			audiences: newScope(grant.Audiences, audience),
-			resources: newScope(grant.Resources, own.Resources),
-			scopes:    newScope(grant.Scopes, own.Scopes),
-		})
+		full := grant.resolve(own)
+		c.get[name] = append(c.get[name], &full)
+	}
+}
+
+// resolve fills in what a grant leaves open.
+func (g *GetGrant) resolve(own Own) getGrant {
+	var audience []string
+	if own.Audience != "" {
+		audience = []string{own.Audience}
+	}
+	return getGrant{
+		audiences: newScope(g.Audiences, audience),
+		resources: newScope(g.Resources, own.Resources),
+		scopes:    newScope(g.Scopes, own.Scopes),
 	}
 }
 

@@ -47,6 +47,7 @@ type keySource struct {
 
 	state  atomic.Pointer[state]
 	wanted chan struct{} // asks run for a fetch, which the answer to a token depends on
+	runs   chan struct{} // holds one while run runs
 
 	loading sync.Mutex // held by the one fetch under way
 }
@@ -75,6 +76,7 @@ func newKeySource(cfg IssuerConfig, client *http.Client, logger *slog.Logger, me
 		logger:  logger.With("issuer", cfg.Issuer),
 		metrics: metrics.of(cfg.Issuer),
 		wanted:  make(chan struct{}, 1),
+		runs:    make(chan struct{}, 1),
 	}
 	s.state.Store(&state{replaced: make(chan struct{})})
 	return s
@@ -158,9 +160,19 @@ func (s *keySource) unavailable(known *state) error {
 	}
 }
 
-// run fetches the keys at once, when they are due, and when a token asks for it,
-// until ctx ends.
+// run fetches the keys at once, unless that was done before, when they are due,
+// and when a token asks for it, until ctx ends. If another run is under way, it
+// waits for its end.
 func (s *keySource) run(ctx context.Context) {
+	select {
+	case s.runs <- struct{}{}:
+		defer func() { <-s.runs }()
+	case <-ctx.Done():
+		return
+	}
+	if !s.state.Load().fetchAt.IsZero() {
+		s.rest(ctx)
+	}
 	for ctx.Err() == nil {
 		_ = s.refresh(ctx) // what came of it is in the state
 		s.rest(ctx)

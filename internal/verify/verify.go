@@ -44,7 +44,9 @@ type Verifier struct {
 	byName      map[string]*issuer
 	opaque      *opaqueTokens // nil: no issuer has introspection
 	cache       *factsCache
+	cacheBytes  int64
 	maxValidity time.Duration
+	metrics     *metrics
 }
 
 type issuer struct {
@@ -240,7 +242,9 @@ func earliest(first time.Time, others ...time.Time) time.Time {
 }
 
 // Run keeps the keys of all issuers fresh until ctx ends, and returns when all
-// that it started has ended.
+// that it started has ended. Keys that this Verifier has in common with the one
+// that it takes the place of are kept fresh by one of the two at a time: the other
+// waits for its end.
 func (v *Verifier) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, issuer := range v.issuers {
