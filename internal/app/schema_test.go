@@ -82,6 +82,9 @@ func refine(s *jsonschema.Schema) {
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
+		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {
+			continue
+		}
 		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
 		_, property.Default, _ = strings.Cut(listener.Tag.Get("jsonschema"), "default=")
 		address := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1))}
