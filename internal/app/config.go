@@ -28,6 +28,8 @@ type Config struct {
 	Store StoreConfig `yaml:"store"`
 	// How calls are served, and how serving ends.
 	Server ServerConfig `yaml:"server"`
+	// What the broker takes on, of each caller and of all.
+	Limits LimitsConfig `yaml:"limits"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
 	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask
@@ -45,26 +47,6 @@ type Config struct {
 
 	// Warnings are about what is not wrong in the file, and hardly meant.
 	Warnings []Problem `yaml:"-"`
-}
-
-// ListenConfig names the listeners.
-type ListenConfig struct {
-	// Where the gRPC API is served.
-	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
-	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
-	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-}
-
-// ListenerConfig is one listener. In the file it is an address alone, or a
-// mapping. The zero value is no listener.
-type ListenerConfig struct {
-	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
-	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Listen beyond loopback although nothing is encrypted.
-	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
-	// For a loopback address of grpc: the caller, among callers, that everybody is who connects and
-	// proves nothing else.
-	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
 }
 
 // StoreConfig says where state is kept: exactly one kind is given.
@@ -127,8 +109,6 @@ type RedisTLSConfig struct {
 type ServerConfig struct {
 	// The longest that a unary call may take, 1s to 5m. A caller's own shorter deadline holds.
 	Deadline time.Duration `yaml:"deadline" jsonschema:"default=30s"`
-	// How many calls one connection may have open at a time.
-	MaxConcurrentStreams int `yaml:"max_concurrent_streams" jsonschema:"default=1000,minimum=1,maximum=100000"`
 	// Let tools such as grpcurl ask which services there are.
 	Reflection bool `yaml:"reflection" jsonschema:"default=true"`
 	// At shutdown, how long calls are still accepted after health says NOT_SERVING, 0s to 5m:

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -21,6 +20,7 @@ func checkConfig(c *Config, found *findings) {
 	checkListen(c, found)
 	checkStore(&c.Store, found)
 	checkServer(&c.Server, found)
+	checkLimits(&c.Limits, found)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
 		checkClient(&client, join("clients", name), found)
@@ -28,40 +28,6 @@ func checkConfig(c *Config, found *findings) {
 	checkIssuers(c, found)
 	checkCallers(c, found)
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
-}
-
-func checkListen(c *Config, found *findings) {
-	const grpc, ops = "listen.grpc", "listen.ops"
-	if c.Listen.GRPC.Address == "" {
-		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
-	}
-	checkListener(c.Listen.GRPC, grpc, found)
-	checkListener(c.Listen.Ops, ops, found)
-	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
-		first, second := grpc, ops
-		if found.lines[second] < found.lines[first] {
-			first, second = second, first
-		}
-		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
-	}
-	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
-	}
-}
-
-func checkListener(l ListenerConfig, path string, found *findings) {
-	if l.Address == "" {
-		return
-	}
-	_, port, err := net.SplitHostPort(l.Address)
-	_, badPort := strconv.ParseUint(port, 10, 16)
-	switch {
-	case err != nil || badPort != nil:
-		found.addAtf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
-	case !l.Plaintext && !onLoopback(l.Address):
-		found.addAtf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
-			"or accept it with {address: ..., plaintext: true}", port)
-	}
 }
 
 // hostOf returns the host of HOST:PORT in one spelling; every interface is "".

@@ -47,12 +47,15 @@ func defaults() *app.Config {
 		},
 		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
 		Server: app.ServerConfig{
-			Deadline:             30 * time.Second,
-			MaxConcurrentStreams: 1000,
-			Reflection:           true,
-			DrainTimeout:         25 * time.Second,
-			SlowCall:             time.Second,
-			Audience:             "tokenbroker",
+			Deadline:     30 * time.Second,
+			Reflection:   true,
+			DrainTimeout: 25 * time.Second,
+			SlowCall:     time.Second,
+			Audience:     "tokenbroker",
+		},
+		Limits: app.LimitsConfig{
+			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
+			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, MessageKiB: 64, HeaderKiB: 16,
 		},
 		Log:          app.LogConfig{Level: "info", Format: "json"},
 		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
@@ -96,18 +99,23 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 func TestEachKeyIsRead(t *testing.T) {
 	want := &app.Config{
 		Listen: app.ListenConfig{
-			GRPC: app.ListenerConfig{Address: ":8443", Plaintext: true},
-			Ops:  app.ListenerConfig{Address: "[::1]:9091"},
+			GRPC: app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
+			Unix: &app.UnixConfig{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
+			Ops:  app.ListenerConfig{Address: "[::1]:9091", Plaintext: true},
+			TLS:  &app.TLSConfig{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
 		},
 		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
 		Server: app.ServerConfig{
-			Deadline:             time.Minute,
-			MaxConcurrentStreams: 50,
-			DrainDelay:           5 * time.Second,
-			DrainTimeout:         90 * time.Second,
-			Pprof:                true,
-			SlowCall:             250 * time.Millisecond,
-			Audience:             "urn:broker",
+			Deadline:     time.Minute,
+			DrainDelay:   5 * time.Second,
+			DrainTimeout: 90 * time.Second,
+			Pprof:        true,
+			SlowCall:     250 * time.Millisecond,
+			Audience:     "urn:broker",
+		},
+		Limits: app.LimitsConfig{
+			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
+			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, MessageKiB: 32, HeaderKiB: 8,
 		},
 		Log: app.LogConfig{Level: "debug", Format: "text"},
 		Clients: map[string]app.ClientConfig{
@@ -224,7 +232,10 @@ func TestEachKeyIsRead(t *testing.T) {
 			{Name: "batch", URISAN: "urn:example:batch", Roles: []string{"orders"}},
 			{Name: "edge", DNSSAN: "gateway.example.com", Roles: []string{"gateway", "orders"}},
 			{Name: "pods", Issuer: "https://login.example.org/t-1/v2.0", Subject: "system:serviceaccount:shop:*", Roles: []string{"orders"}},
-			{Name: "local", UID: new(1000), Roles: []string{"operator"}},
+			{Name: "local", UID: new(1000), Roles: []string{"operator"}, Limits: &app.CallerLimitsConfig{
+				PerSecond: new(10), Burst: new(20), Concurrent: new(0), Watches: new(3),
+			}},
+			{Name: "sidecar", Roles: []string{"orders"}},
 		},
 		Roles: map[string]app.RoleConfig{
 			"orders": {Get: []app.GetGrantConfig{{

@@ -23,4 +23,4 @@ func (a *App) WarmUp(ctx context.Context) error {
 }
 
 // CloseOps breaks the ops listener.
-func (a *App) CloseOps() { _ = a.ops.Close() }
+func (a *App) CloseOps() { _ = a.listen.ops.Close() }

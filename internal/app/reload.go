@@ -79,6 +79,7 @@ func needRestart(running, next *Config) (sections []string) {
 		{"listen", running.Listen, next.Listen},
 		{"store", running.Store, next.Store},
 		{"server", running.Server, next.Server},
+		{"limits", running.Limits.forServer(), next.Limits.forServer()},
 		{"log", running.Log, next.Log},
 	} {
 		if !reflect.DeepEqual(section.before, section.then) {
@@ -137,7 +138,8 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-hangup:
-			a.log.Info("told to read the configuration again")
+			a.log.Info("told to read the configuration and the certificates again")
+			a.reloadCerts()
 			look = watched.read
 		case <-ticker.C:
 		}

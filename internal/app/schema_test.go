@@ -93,6 +93,9 @@ func refine(s *jsonschema.Schema) {
 	})
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
+		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {
+			continue
+		}
 		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
 		_, property.Default, _ = strings.Cut(listener.Tag.Get("jsonschema"), "default=")
 		address := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1))}

@@ -18,7 +18,7 @@ const module = "github.com/cezzis/tokenbroker/"
 // never one of its own: what two siblings share belongs below them.
 var levels = [][]string{
 	{"internal/redact", "gen/tokenbroker/v1"},
-	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "client"},
+	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
 	{"internal/server"},

@@ -20,7 +20,8 @@ type service struct {
 
 	broker   *broker.Broker
 	callers  *callers
-	watches  *watches
+	limits   *limits
+	streams  uint32          // that a connection may have
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
