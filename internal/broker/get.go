@@ -34,6 +34,19 @@ const (
 	FromIdP                      // the IdP, while the caller waited
 )
 
+func (s Source) String() string {
+	switch s {
+	case FromMemory:
+		return "memory"
+	case FromShared:
+		return "shared"
+	case FromIdP:
+		return "fetched"
+	default:
+		return "unknown"
+	}
+}
+
 // Answer is a token for a question.
 type Answer struct {
 	Token *token.Token
@@ -53,12 +66,13 @@ func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
 		b.metrics.failed.Inc()
+		b.deniedToken(ctx, caller, ask, err)
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
 }
 
-func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
+func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *Error) {
 	c, full, denied := b.admit(caller, ask)
 	if denied != nil {
 		return Answer{}, denied
@@ -70,6 +84,9 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	}
 	if denied := e.mayHave(caller, answer.Token); denied != nil {
 		return Answer{}, denied
+	}
+	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+		return Answer{}, unwritten
 	}
 	return answer, nil
 }
@@ -106,7 +123,7 @@ func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
 	}
 }
 
-func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, error) {
+func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 	if answer, ok := b.hit(e, ask, time.Now()); ok {
 		return answer, nil
 	}
@@ -218,7 +235,7 @@ func (b *Broker) refresh(e *entry, old *token.Token) {
 // it joins or starts, or with the reason why there is none. A flight that was
 // after any good token may bring one that does not suit this caller, who then
 // asks for more.
-func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
+func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
 		f, answer, err := b.join(e, ask, time.Now())
@@ -235,17 +252,9 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
 		if f.err == nil && f.source != FromIdP && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
 			continue
 		}
-		answer, err = e.land(f, ask, now)
-		if err != nil {
-			return Answer{}, err
-		}
-		return answer, nil
+		return e.land(f, ask, now)
 	}
-	answer, err := e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
-	if err != nil {
-		return Answer{}, err
-	}
-	return answer, nil
+	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
 }
 
 // join returns the flight to wait for, or the answer or error that needs none.

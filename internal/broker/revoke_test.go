@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -25,6 +26,7 @@ type judges struct {
 	t      testing.TB
 	idp    *devidp.Server
 	shared store.Store
+	audit  *audit.Log // nil: there is none
 	all    []*judge
 }
 
@@ -60,7 +62,7 @@ func (j *judges) add(s store.Store) *judge {
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Logger: slog.New(slog.DiscardHandler)})
+	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Audit: j.audit, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		j.t.Fatal(err)
 	}
