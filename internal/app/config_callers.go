@@ -218,7 +218,7 @@ func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
 }
 
 // has reports whether the entry stands for that issuer.
-func (c *IssuerConfig) has(issuer string) bool {
+func (c IssuerConfig) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one IssuerConfig) bool { return one.Issuer == issuer })
 }
 

@@ -37,9 +37,10 @@ type replicas struct {
 type replica struct {
 	*broker.Broker
 
-	link *link
-	ring *secret.Ring
-	stop func() // ends it as a shutdown would
+	link   *link
+	ring   *secret.Ring
+	stop   func() // ends it as a shutdown would
+	config broker.ClientConfig
 }
 
 // startReplicas starts n replicas that run, in a bubble.
@@ -83,8 +84,9 @@ func (r *replicas) add(password string) *replica {
 	}
 	way := &link{}
 	way.to.Store(r.shared)
+	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
 	b, err := broker.New(broker.Config{
-		Setup:  broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}}},
+		Setup:  broker.Setup{Clients: []broker.ClientConfig{config}},
 		Store:  way,
 		MAC:    sha256Of,
 		Logger: slog.New(slog.DiscardHandler),
@@ -95,7 +97,7 @@ func (r *replicas) add(password string) *replica {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); b.Run(ctx) }()
-	made := &replica{b, way, ring, sync.OnceFunc(func() { b.Close(); cancel(); <-done })}
+	made := &replica{b, way, ring, sync.OnceFunc(func() { b.Close(); cancel(); <-done }), config}
 	r.t.Cleanup(made.stop)
 	r.all = append(r.all, made)
 	return made

@@ -36,6 +36,7 @@ type fleet struct {
 	idp    *devidp.Server
 	ring   *secret.Ring
 	secret string // path of the file
+	config broker.ClientConfig
 }
 
 func start(t testing.TB) *fleet { return startWith(t, nil, 0) }
@@ -80,17 +81,15 @@ func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := broker.Config{
-		Setup:  broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}}},
-		Logger: slog.New(slog.DiscardHandler),
-	}
+	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
+	cfg := broker.Config{Setup: broker.Setup{Clients: []broker.ClientConfig{config}}, Logger: slog.New(slog.DiscardHandler)}
 	as(&cfg)
 	b, err := broker.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return &fleet{b, server, ring, path}
+	return &fleet{b, server, ring, path, config}
 }
 
 func audienceNo(i int) string { return fmt.Sprintf("https://api-%d.example.com", i) }

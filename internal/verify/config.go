@@ -227,7 +227,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 			c.HTTP = cfg.HTTP
 		}
 		i := before.byName[c.Issuer]
-		if i == nil || !i.cfg.same(&c) {
+		if i == nil || !i.cfg.same(c) {
 			i = &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
 		}
 		v.issuers = append(v.issuers, i)
@@ -249,8 +249,8 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 
 // same reports whether an issuer is configured as another, what it is asked by
 // included.
-func (c *IssuerConfig) same(other *IssuerConfig) bool {
-	a, b := *c, *other
+func (c IssuerConfig) same(other IssuerConfig) bool {
+	a, b := c, other
 	if a.Discovery != b.Discovery || a.HTTP != b.HTTP || (a.Introspection == nil) != (b.Introspection == nil) {
 		return false
 	}
@@ -259,7 +259,7 @@ func (c *IssuerConfig) same(other *IssuerConfig) bool {
 	}
 	a.Discovery, a.HTTP, a.Introspection = nil, nil, nil
 	b.Discovery, b.HTTP, b.Introspection = nil, nil, nil
-	return reflect.DeepEqual(a, b)
+	return reflect.DeepEqual(a, b) //nolint:govet // what may hold errors was compared above
 }
 
 // Replaced ends the series of the issuers that the next one does not have. It is
