@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -77,12 +78,10 @@ func New(config *Config, opts Options) (*App, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
-	assembled, err := assemble(config, opts, registry)
+	told := observers{log: opts.Logger, registerer: registry}
+	assembled, err := open(config, opts, &told)
 	if err != nil {
-		return nil, err
-	}
-	if err := assembled.storage.check(context.Background(), opts.Logger); err != nil {
-		assembled.close()
+		told.close()
 		return nil, err
 	}
 	a := &App{
@@ -99,6 +98,8 @@ func New(config *Config, opts Options) (*App, error) {
 		SlowCall:             config.Server.SlowCall,
 		MaxConcurrentStreams: uint32(config.Server.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it
 		Reflection:           config.Server.Reflection,
+		Audit:                told.audit,
+		Stats:                told.traces.handler(),
 		Logger:               opts.Logger,
 		Registerer:           registry,
 	})
@@ -114,6 +115,27 @@ func New(config *Config, opts Options) (*App, error) {
 		return nil, err
 	}
 	return a, nil
+}
+
+// open opens the observers and assembles the rest. Whatever it returns, the
+// observers are to be closed.
+func open(config *Config, opts Options, told *observers) (*parts, error) {
+	var err error
+	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
+		return nil, err
+	}
+	if told.traces, err = openTraces(config.Tracing, told.log); err != nil {
+		return nil, err
+	}
+	assembled, err := assemble(config, opts.Transport, *told)
+	if err != nil {
+		return nil, err
+	}
+	if err := assembled.storage.check(context.Background(), told.log); err != nil {
+		assembled.close()
+		return nil, err
+	}
+	return assembled, nil
 }
 
 func listen(name, address string) (net.Listener, error) {
@@ -142,6 +164,7 @@ func (a *App) Close() {
 	a.server.Shutdown(0, 0)
 	a.running.Wait()
 	a.parts.close()
+	a.parts.observers.close()
 	for _, listener := range []net.Listener{a.grpc, a.ops} {
 		if listener != nil {
 			_ = listener.Close()
@@ -153,7 +176,7 @@ func (a *App) Close() {
 // in progress end, and everything that was started has stopped when Run returns.
 // It may be called once.
 func (a *App) Run(ctx context.Context) error {
-	defer a.parts.close()
+	defer a.end()
 	defer runtime.KeepAlive(make([]byte, heapFloor))
 	defer a.running.Wait()
 	defer a.stop()
@@ -162,6 +185,7 @@ func (a *App) Run(ctx context.Context) error {
 	group.Go(func() error { return a.server.Serve(a.grpc) })
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
+	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
@@ -179,6 +203,13 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+// end lets go of everything when nothing is served any more.
+func (a *App) end() {
+	a.parts.close()
+	a.parts.audit.Record(&audit.Event{Event: audit.Stop})
+	a.parts.observers.close()
 }
 
 // begin starts what runs beside the server.

@@ -124,7 +124,7 @@ func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
 }
 
 func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
-	if answer, ok := b.hit(e, ask, time.Now()); ok {
+	if answer, ok := b.hit(ctx, e, ask, time.Now()); ok {
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
@@ -187,7 +187,7 @@ func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
 
 // hit answers from memory if it can, and sees to it that a token that is due
 // gets replaced.
-func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
+func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Answer, bool) {
 	tok := e.token.Load()
 	if !e.usable(tok, now, ask.MinTTL) || ask.rejects(tok) {
 		return Answer{}, false
@@ -197,7 +197,7 @@ func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
 	}
 	degraded := e.failing()
 	if e.flight.Load() == nil && e.troubleNow(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
-		b.refresh(e, tok)
+		b.refresh(ctx, e, tok)
 	}
 	return held(tok, now, degraded), true
 }
@@ -223,11 +223,11 @@ func refreshHint(tok *token.Token, now time.Time) time.Time {
 
 // refresh starts a flight that nobody waits for, unless one is under way or the
 // token was replaced meanwhile.
-func (b *Broker) refresh(e *entry, old *token.Token) {
+func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.flight.Load() == nil && e.token.Load() == old {
-		b.start(e, &flight{old: old})
+		b.start(ctx, e, &flight{old: old})
 	}
 }
 
@@ -238,7 +238,7 @@ func (b *Broker) refresh(e *entry, old *token.Token) {
 func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
-		f, answer, err := b.join(e, ask, time.Now())
+		f, answer, err := b.join(ctx, e, ask, time.Now())
 		switch {
 		case err != nil:
 			return Answer{}, err
@@ -258,7 +258,7 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 }
 
 // join returns the flight to wait for, or the answer or error that needs none.
-func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
+func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	// A flight may have landed since the caller looked.
@@ -284,7 +284,7 @@ func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error
 		}
 		e.forcedAt = now
 	}
-	return b.start(e, f), Answer{}, nil
+	return b.start(ctx, e, f), Answer{}, nil
 }
 
 // instead answers with the held token where it is good enough for ask (it was

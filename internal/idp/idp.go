@@ -28,6 +28,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -221,7 +222,7 @@ func (c *Client) endpoint(ctx context.Context) (string, *Error) {
 // attempt sends the request once.
 func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Version, ask Request) (token.Grant, *Error) {
 	askedAt := time.Now()
-	answer, fault := c.post(ctx, endpoint, with, c.form(ask))
+	answer, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, with, c.form(ask))
 	if fault != nil {
 		return token.Grant{}, fault
 	}

@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -20,6 +21,7 @@ type callers struct {
 	// bound is the name of the caller that everybody is who connects and proves
 	// nothing else; empty: nobody.
 	bound string
+	audit *audit.Log
 }
 
 // forAll are the services that need no caller.
@@ -27,6 +29,14 @@ func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health
 
 // of says who makes a call.
 func (c *callers) of(ctx context.Context) (*policy.Caller, error) {
+	caller, err := c.recognise(ctx)
+	if err != nil {
+		turnedAway(ctx, c.audit, nil, err)
+	}
+	return caller, err
+}
+
+func (c *callers) recognise(ctx context.Context) (*policy.Caller, error) {
 	if token, ok := bearer(ctx); ok {
 		return c.byToken(ctx, token)
 	}

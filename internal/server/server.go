@@ -19,8 +19,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 )
 
@@ -68,6 +70,10 @@ type Config struct {
 	MaxConcurrentStreams uint32
 	// Reflection lets tools ask which services there are.
 	Reflection bool
+	// Audit is where it is written down who was refused at the door. Nil: nowhere.
+	Audit *audit.Log
+	// Stats makes spans of calls. Nil: there are none, and none is asked to make any.
+	Stats stats.Handler
 	// Logger is told of failed and slow calls. Nil: slog.Default.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
@@ -92,7 +98,7 @@ func New(cfg Config) *Server {
 	if cfg.MaxConcurrentStreams == 0 {
 		cfg.MaxConcurrentStreams = DefaultMaxConcurrentStreams
 	}
-	who := &callers{broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), bound: cfg.Bound}
+	who := &callers{broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), bound: cfg.Bound, audit: cfg.Audit}
 	s := &Server{grpc: grpc.NewServer(options(cfg, who)...), health: health.NewServer()}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
@@ -113,7 +119,7 @@ func New(cfg Config) *Server {
 
 func options(cfg Config, who *callers) []grpc.ServerOption {
 	observe := newObserver(cfg, who)
-	return []grpc.ServerOption{
+	options := []grpc.ServerOption{
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -129,6 +135,10 @@ func options(cfg Config, who *callers) []grpc.ServerOption {
 			Timeout:               keepaliveTimeout,
 		}),
 	}
+	if cfg.Stats != nil {
+		options = append(options, grpc.StatsHandler(cfg.Stats))
+	}
+	return options
 }
 
 // Serve answers on listener until Shutdown. Health says SERVING from now on.
