@@ -147,7 +147,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
+	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)), idp)
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)

@@ -62,7 +62,7 @@ func redisSpan(commands ...redis.Cmder) tracing.Name {
 		name = command.Name()
 	}
 	switch name {
-	case "get", "set", "del", "pttl", "pexpire", "eval", "evalsha", "publish", "subscribe", "ping", "hello", "auth", "info", "cluster":
+	case "get", "set", "del", "pttl", "pexpire", "eval", "evalsha", "publish", "subscribe", "ping", "hello", "auth", "info", "cluster", "select":
 		return tracing.Name("redis " + name)
 	default:
 		return "redis other"
