@@ -155,7 +155,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
 	pki := newPKI(t)
 	config := strings.Replace(strings.Replace(sampleText(t, 1), "issuers:", mutual, 1), "listen: {", "listen: {"+pki.config()+", ", 1) +
-		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
