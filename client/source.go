@@ -82,21 +82,21 @@ type held struct {
 	// lengthen a token's life, and the monotonic clock stands still while a
 	// machine sleeps.
 	until     time.Time
-	untilWall int64
+	untilWall int64 // seconds of Unix, rounded up
 	came      time.Time
 	// used reports that the token was asked for since somebody last looked.
 	used atomic.Bool
 }
 
 func (h *held) usable(now time.Time) bool {
-	return now.Before(h.until) && now.UnixNano() < h.untilWall
+	return now.Before(h.until) && now.Unix() < h.untilWall
 }
 
 // hold makes of a token that came now what there is to answer with.
 func hold(token *Token, now time.Time) *held {
 	left := token.ExpiresAt().Sub(now.Round(0))
 	left -= min(mostMargin, left/10)
-	return &held{token: token, until: now.Add(left), untilWall: now.Add(left).UnixNano(), came: now}
+	return &held{token: token, until: now.Add(left), untilWall: now.Add(left + time.Second - 1).Unix(), came: now}
 }
 
 // flight asks the broker for all who wait.
