@@ -340,6 +340,8 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 		if found, err := j.all[1].Revocations(t.Context(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
 		}
+		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		j.expectAll(token, false, "revoked again, by the same request")
 	})
 }
 
