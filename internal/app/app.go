@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -43,6 +45,12 @@ type Options struct {
 	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
+	// Listener is where the gRPC API is served, instead of at the configuration's
+	// address. Nil: there.
+	Listener net.Listener
+	// ServerOptions are added to those of the gRPC server, for programs that
+	// observe or disturb its calls.
+	ServerOptions []grpc.ServerOption
 }
 
 // App is a broker that listens already and serves once it is Run.
@@ -93,8 +101,8 @@ func New(config *Config, opts Options) (*App, error) {
 		assembled.close()
 		return nil, err
 	}
-	a.server = server.New(a.serverConfig())
-	if err := a.listen.open(&config.Listen); err != nil {
+	a.server = server.New(a.serverConfig(opts))
+	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
 		return nil, err
 	}
@@ -104,7 +112,7 @@ func New(config *Config, opts Options) (*App, error) {
 	return a, nil
 }
 
-func (a *App) serverConfig() server.Config {
+func (a *App) serverConfig(opts Options) server.Config {
 	config := a.config
 	made := server.Config{
 		Broker:     a.parts.broker,
@@ -117,6 +125,7 @@ func (a *App) serverConfig() server.Config {
 		Reflection: config.Server.Reflection,
 		Logger:     a.log,
 		Registerer: a.registry,
+		Options:    opts.ServerOptions,
 	}
 	if config.Listen.Unix != nil {
 		made.BoundUnix = config.Listen.Unix.Caller
@@ -183,7 +192,7 @@ func (a *App) Run(ctx context.Context) error {
 func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	a.stopSetup = a.runSetup(a.parts.setup)
+	a.stopSetup = a.runSetup(a.parts.setup.Load())
 	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })

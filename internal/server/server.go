@@ -8,6 +8,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"runtime"
@@ -80,6 +81,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
 	Registerer prometheus.Registerer
+	// Options are added to those of the gRPC server. Interceptors among them are
+	// inside of those here.
+	Options []grpc.ServerOption
 }
 
 // Limits bound what a server takes on. Of what is zero, the default holds.
@@ -132,7 +136,7 @@ func New(cfg Config) *Server {
 	cfg.Limits = cfg.Limits.withDefaults()
 	held := newLimits(cfg.Broker, cfg.Limits.InFlight, cfg.Registerer)
 	who := newCallers(cfg, held)
-	s := &Server{grpc: grpc.NewServer(options(cfg, who, held)...), health: health.NewServer()}
+	s := &Server{grpc: grpc.NewServer(append(options(cfg, who, held), cfg.Options...)...), health: health.NewServer()}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
 	draining, s.drain = context.WithCancel(context.Background())
@@ -196,14 +200,17 @@ func options(cfg Config, who *callers, held *limits) []grpc.ServerOption {
 	}
 }
 
-// Serve answers on listener until Shutdown. Health says SERVING from now on. It may
-// be called for several listeners.
+// Serve answers on listener until Shutdown, which may have been called already.
+// Health says SERVING from now on. It may be called for several listeners.
 func (s *Server) Serve(listener net.Listener) error {
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	return s.grpc.Serve(listener)
+	if err := s.grpc.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // Shutdown says NOT_SERVING, goes on answering for delay so that load balancers
