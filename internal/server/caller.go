@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -34,14 +35,23 @@ type callers struct {
 	// audience is whom the JWTs of callers must be for.
 	audience  string
 	strangers *strangers
+	audit     *audit.Log
 }
 
 // forAll are the services that need no caller.
 func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
 
 // of says who makes a call, and until when that holds at most; zero: until
-// something changes.
+// something changes. Whom it does not know it writes down.
 func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
+	caller, until, err = c.recognise(ctx, now)
+	if err != nil {
+		turnedAway(ctx, c.audit, nil, err)
+	}
+	return caller, until, err
+}
+
+func (c *callers) recognise(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
 	conn := connectionOf(ctx)
 	found := c.proved(conn, now)
 	if found.caller != nil {

@@ -21,8 +21,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
@@ -77,6 +79,10 @@ type Config struct {
 	SlowCall time.Duration
 	// Reflection lets tools ask which services there are.
 	Reflection bool
+	// Audit is where it is written down who was refused at the door. Nil: nowhere.
+	Audit *audit.Log
+	// Stats makes spans of calls. Nil: there are none, and none is asked to make any.
+	Stats stats.Handler
 	// Logger is told of failed and slow calls. Nil: slog.Default.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
@@ -156,7 +162,7 @@ func New(cfg Config) *Server {
 
 func newCallers(cfg Config, held *limits) *callers {
 	who := &callers{
-		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience),
+		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit,
 		authorities: func() *certs.Authorities { return nil },
 		strangers:   &strangers{most: maxStrangerStreams, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
 	}
@@ -179,7 +185,7 @@ func newTransport(cfg Config, who *callers) *transport {
 
 func options(cfg Config, who *callers, held *limits) []grpc.ServerOption {
 	observe, most := newObserver(cfg, who, held), cfg.Limits
-	return []grpc.ServerOption{
+	options := []grpc.ServerOption{
 		grpc.Creds(newTransport(cfg, who)),
 		grpc.InTapHandle(who.strangers.tap),
 		grpc.UnaryInterceptor(observe.unary),
@@ -198,6 +204,10 @@ func options(cfg Config, who *callers, held *limits) []grpc.ServerOption {
 			Timeout:               keepaliveTimeout,
 		}),
 	}
+	if cfg.Stats != nil {
+		options = append(options, grpc.StatsHandler(cfg.Stats))
+	}
+	return options
 }
 
 // Serve answers on listener until Shutdown, which may have been called already.
