@@ -56,7 +56,7 @@ func credentialPath(addr string) (string, error) {
 		state = filepath.Join(home, ".local", "state")
 	}
 	dir := filepath.Join(state, "tokenbroker", "dev")
-	return filepath.Join(dir, host+"_"+port+".token"), os.MkdirAll(dir, 0o700)
+	return filepath.Join(dir, host+"_"+port+".token"), os.MkdirAll(dir, 0o700) //nolint:gosec // the user's own environment says where it is
 }
 
 // write makes the file anew, all at once.

@@ -95,20 +95,30 @@ func TestDevShowsTheThreeResults(t *testing.T) {
 	}
 }
 
-// startDev starts "broker dev" with a state directory of its own, and returns how to
-// run commands of the same user.
-func startDev(t *testing.T) (p *process, state, address string, same command) {
+// devBroker is a running "broker dev".
+type devBroker struct {
+	*process
+
+	state   string // directory of the user's state
+	address string
+	same    command // of the same user
+}
+
+// startDev starts "broker dev" with a state directory of its own.
+func startDev(t *testing.T) *devBroker {
 	t.Helper()
-	state, address = t.TempDir(), freeAddress(t)
-	env := []string{"XDG_STATE_HOME=" + state}
-	p = start(t, t.TempDir(), env, "broker", "dev", "--addr", address)
-	p.ready(t, func() bool { return strings.Contains(p.output.String(), "Serving until Ctrl-C") })
-	return p, state, address, command{name: "broker", env: append(env, "TOKENBROKER_ADDR="+address)}
+	d := &devBroker{state: t.TempDir(), address: freeAddress(t)}
+	env := []string{"XDG_STATE_HOME=" + d.state}
+	d.process = start(t, t.TempDir(), env, "broker", "dev", "--addr", d.address)
+	d.ready(t, func() bool { return strings.Contains(d.output.String(), "Serving until Ctrl-C") })
+	d.same = command{name: "broker", env: append(env, "TOKENBROKER_ADDR="+d.address)}
+	return d
 }
 
 func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
 	t.Parallel()
-	p, state, address, same := startDev(t)
+	d := startDev(t)
+	same, address := d.same, d.address
 	res := same.run(t, "get", "orders-api")
 	if res.code != 0 {
 		t.Fatalf("get: %v", res)
@@ -125,7 +135,7 @@ func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
 		t.Errorf("get by another user: %v", res)
 	}
 
-	dir := filepath.Join(state, "tokenbroker", "dev")
+	dir := filepath.Join(d.state, "tokenbroker", "dev")
 	file := filepath.Join(dir, strings.ReplaceAll(address, ":", "_")+".token")
 	for path, mode := range map[string]os.FileMode{dir: os.ModeDir | 0o700, file: 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
@@ -135,7 +145,7 @@ func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
 	if res := another.run(t, "get", "orders-api", "--token-file", file); res.code != 0 {
 		t.Errorf("get by another user with the file: %v", res)
 	}
-	if code := p.stop(t, terminate); code != 0 {
+	if code := d.stop(t, terminate); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
@@ -147,8 +157,8 @@ func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
 func TestDevPrintsCommandsThatWork(t *testing.T) {
 	t.Parallel()
 	need(t, "grpcurl")
-	p, _, _, _ := startDev(t)
-	for line := range strings.Lines(p.output.String()) {
+	d := startDev(t)
+	for line := range strings.Lines(d.output.String()) {
 		if !strings.Contains(line, "grpcurl") {
 			continue
 		}
@@ -157,7 +167,7 @@ func TestDevPrintsCommandsThatWork(t *testing.T) {
 		}
 		return
 	}
-	t.Errorf("no line with grpcurl:\n%s", p.output)
+	t.Errorf("no line with grpcurl:\n%s", d.output)
 }
 
 func TestDevMakesCertificatesToTryTLSWith(t *testing.T) {
