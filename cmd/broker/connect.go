@@ -18,6 +18,8 @@ const defaultAddr = client.DefaultTarget
 type connection struct {
 	addr      string
 	plaintext bool
+	files     client.TLSFiles
+	tokenFile string
 	timeout   time.Duration
 }
 
@@ -25,6 +27,11 @@ func (c *connection) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&c.addr, "addr", fromEnv("TOKENBROKER_ADDR", defaultAddr), "broker to ask, HOST:PORT (environment: TOKENBROKER_ADDR)")
 	flags.BoolVar(&c.plaintext, "plaintext", false, "connect without TLS; the default on loopback (environment: TOKENBROKER_PLAINTEXT)")
+	flags.StringVar(&c.files.CA, "ca", os.Getenv("TOKENBROKER_CA"), "file with the authorities that the broker's certificate may be of; empty: those of the system (environment: TOKENBROKER_CA)")
+	flags.StringVar(&c.files.Cert, "cert", os.Getenv("TOKENBROKER_CERT"), "file with the client certificate to present (environment: TOKENBROKER_CERT)")
+	flags.StringVar(&c.files.Key, "key", os.Getenv("TOKENBROKER_KEY"), "file with its private key (environment: TOKENBROKER_KEY)")
+	flags.StringVar(&c.files.ServerName, "server-name", os.Getenv("TOKENBROKER_SERVER_NAME"), "name in the broker's certificate; empty: the host of --addr (environment: TOKENBROKER_SERVER_NAME)")
+	flags.StringVar(&c.tokenFile, "token-file", os.Getenv("TOKENBROKER_TOKEN_FILE"), "file with the JWT to present; empty: the one that broker dev left, if any (environment: TOKENBROKER_TOKEN_FILE)")
 	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for an answer")
 }
 
@@ -36,12 +43,13 @@ func fromEnv(name, otherwise string) string {
 }
 
 func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Client, error) {
-	opts = append(opts, client.WithTarget(c.addr))
-	switch {
-	case !cmd.Flags().Changed("plaintext"):
-	case c.plaintext:
+	opts = append(opts, client.WithTarget(c.addr), client.WithTokenFile(c.tokenFile))
+	switch plaintext := cmd.Flags().Changed("plaintext"); {
+	case plaintext && c.plaintext:
 		opts = append(opts, client.WithPlaintext())
-	default:
+	case c.files != (client.TLSFiles{}):
+		opts = append(opts, client.WithTLSFiles(c.files))
+	case plaintext:
 		opts = append(opts, client.WithTLS(nil))
 	}
 	return client.FromEnv(opts...)

@@ -249,7 +249,7 @@ func checkRole(c *Config, name string, found *findings) {
 		found.addAtf(path, "the role grants nothing: give it get, verify or admin, with an item each")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return slices.Contains(caller.Roles, name) }) {
-		found.warnAtf(path, "no caller has this role")
+		found.warnAt(path, "no caller has this role")
 	}
 	for i, grant := range role.Get {
 		at := item(join(path, "get"), i)

@@ -57,13 +57,13 @@ func (f *findings) addAtf(path, format string, args ...any) {
 	f.addf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
 }
 
-// warnf and warnAtf are addf and addAtf for what is not wrong, and hardly meant.
+// warnf and warnAt are addf and addAtf for what is not wrong, and hardly meant.
 func (f *findings) warnf(line int, format string, args ...any) {
 	f.warnings = append(f.warnings, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-func (f *findings) warnAtf(path, format string, args ...any) {
-	f.warnf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
+func (f *findings) warnAt(path, message string) {
+	f.warnf(f.lines[path], "%s: %s", path, message)
 }
 
 func (f *findings) given(path string) bool { return f.lines[path] > 0 }

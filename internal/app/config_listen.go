@@ -145,16 +145,16 @@ func checkProofs(c *Config, found *findings) {
 		caller, path := &c.Callers[i], item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
-			found.warnAtf(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
+			found.warnAt(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
 		case caller.UID != nil && *caller.UID == overflowUID:
 			found.addAtf(join(path, "uid"), "%d stands for every user that is not known where the broker runs, as in a container: give the process another", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil:
-			found.warnAtf(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix")
+			found.warnAt(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix")
 		}
 	}
 	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
 	if c.Listen.GRPC.Plaintext && !onLoopback(c.Listen.GRPC.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-		found.warnAtf("listen.grpc", "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+		found.warnAt("listen.grpc", "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 	}
 }
 

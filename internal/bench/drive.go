@@ -64,8 +64,7 @@ func drive(ctx context.Context, args []string) error {
 	flags.StringVar(&wanted.client, "client", "", "ask for the token of the client `NAME`")
 	flags.IntVar(&wanted.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
 	length := flags.Duration("for", time.Second, "how long")
-	var by proof
-	by.flags(flags)
+	by := proofFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -73,7 +72,7 @@ func drive(ctx context.Context, args []string) error {
 		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] ADDR CASE", driveCommand)
 	}
 	wanted.name = flags.Arg(1)
-	brokers, hangUp, err := dial(flags.Arg(0), by)
+	brokers, hangUp, err := dial(flags.Arg(0), *by)
 	if err != nil {
 		return err
 	}

@@ -36,15 +36,14 @@ func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) 
 // second answers for a client: the same bytes, so that sizes and codec are equal.
 func echo(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(echoCommand, flag.ContinueOnError)
-	var by proof
-	by.flags(flags)
+	by := proofFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 3 {
 		return fmt.Errorf("usage: bench %s [-tls DIR] LISTEN BROKER CLIENT", echoCommand)
 	}
-	answers, err := learn(ctx, flags.Arg(1), by, flags.Arg(2))
+	answers, err := learn(ctx, flags.Arg(1), *by, flags.Arg(2))
 	if err != nil {
 		return fmt.Errorf("asking the broker for the answers to repeat: %w", err)
 	}

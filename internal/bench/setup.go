@@ -80,8 +80,8 @@ type setting struct {
 	redis *redisServer
 	// profiled: it serves profiles, which has no price while nobody asks.
 	profiled bool
-	// proof is what it, and those who call it, prove themselves by. Zero: it is in
-	// plaintext.
+	// proof is what it, and those who call it, prove themselves by; what is decided is
+	// written down then. Zero: it is in plaintext.
 	proof proof
 }
 
@@ -106,6 +106,9 @@ log:
 server:
   pprof: %t
 `, listener, ops, callers, s.profiled)
+	if s.proof.dir != "" {
+		fmt.Fprintf(&text, "audit: {file: %s}\n", s.proof.path("audit.jsonl"))
+	}
 	if s.redis != nil {
 		fmt.Fprintf(&text, `store:
   redis:

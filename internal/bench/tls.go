@@ -40,12 +40,15 @@ type proof struct {
 	jwt bool   // by the JWT there, not by the certificate
 }
 
-func (p *proof) flags(set *flag.FlagSet) {
-	set.StringVar(&p.dir, "tls", "", "connect with TLS by the certificates in `DIR`; empty: in plaintext")
-	set.BoolVar(&p.jwt, "jwt", false, "be recognised by a JWT, not by a certificate")
+// proofFlags are the flags that say how to connect.
+func proofFlags(set *flag.FlagSet) *proof {
+	var by proof
+	set.StringVar(&by.dir, "tls", "", "connect with TLS by the certificates in `DIR`; empty: in plaintext")
+	set.BoolVar(&by.jwt, "jwt", false, "be recognised by a JWT, not by a certificate")
+	return &by
 }
 
-// args are the arguments that flags reads.
+// args are the arguments that proofFlags reads.
 func (p proof) args() []string {
 	if p.jwt {
 		return []string{"-tls", p.dir, "-jwt"}

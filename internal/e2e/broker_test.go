@@ -12,8 +12,9 @@ import (
 
 // broker is a running "broker serve".
 type broker struct {
-	grpc, ops string // addresses
-	file      string // its configuration
+	grpc, ops string   // addresses
+	file      string   // its configuration
+	env       []string // how commands connect; nil: in plaintext
 	process   *process
 }
 
@@ -56,7 +57,11 @@ func (b *broker) await(t *testing.T) {
 
 // command is the broker's command line, pointed at this broker.
 func (b *broker) command(input string) command {
-	return command{name: "broker", env: []string{"TOKENBROKER_ADDR=" + b.grpc, "TOKENBROKER_PLAINTEXT=true"}, input: input}
+	env := b.env
+	if env == nil {
+		env = []string{"TOKENBROKER_PLAINTEXT=true"}
+	}
+	return command{name: "broker", env: append([]string{"TOKENBROKER_ADDR=" + b.grpc}, env...), input: input}
 }
 
 func (b *broker) run(t *testing.T, args ...string) result {
