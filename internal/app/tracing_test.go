@@ -202,4 +202,3 @@ func TestAuthoritiesOfTheCollectorThatCannotBeReadStopTheStart(t *testing.T) {
 		t.Errorf("New: %v", err)
 	}
 }
-
