@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -45,6 +46,12 @@ type Options struct {
 	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
+	// Listener is where the gRPC API is served, instead of at the configuration's
+	// address. Nil: there.
+	Listener net.Listener
+	// ServerOptions are added to those of the gRPC server, for programs that
+	// observe or disturb its calls.
+	ServerOptions []grpc.ServerOption
 }
 
 // App is a broker that listens already and serves once it is Run.
@@ -57,8 +64,7 @@ type App struct {
 	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
-	grpc     net.Listener
-	ops      net.Listener // nil: off
+	listen   listeners
 	ready    atomic.Bool
 
 	// What keeps a setup up to date runs in background, until Run ends or the setup
@@ -90,29 +96,19 @@ func New(config *Config, opts Options) (*App, error) {
 	}
 	a.background, a.stop = context.WithCancel(context.Background())
 	a.tellWarnings(config)
-	a.server = server.New(server.Config{
-		Broker:               assembled.broker,
-		Audience:             config.Server.Audience,
-		Bound:                config.Listen.GRPC.Caller,
-		Deadline:             config.Server.Deadline,
-		SlowCall:             config.Server.SlowCall,
-		MaxConcurrentStreams: uint32(config.Server.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it
-		Reflection:           config.Server.Reflection,
-		Audit:                told.audit,
-		Stats:                told.traces.handler(),
-		Logger:               opts.Logger,
-		Registerer:           registry,
-	})
-	if a.grpc, err = listen("grpc", config.Listen.GRPC.Address); err != nil {
+	if a.listen.certs, err = openCerts(&config.Listen, registry); err != nil {
+		a.stop()
+		assembled.close()
+		told.close()
+		return nil, err
+	}
+	a.server = server.New(a.serverConfig(opts.ServerOptions))
+	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
 		return nil, err
 	}
-	if config.Listen.Ops.Address == "" {
-		return a, nil
-	}
-	if a.ops, err = listen("ops", config.Listen.Ops.Address); err != nil {
-		a.Close()
-		return nil, err
+	if a.listen.certs != nil {
+		a.tellCerts()
 	}
 	return a, nil
 }
@@ -138,24 +134,38 @@ func open(config *Config, opts Options, told *observers) (*parts, error) {
 	return assembled, nil
 }
 
-func listen(name, address string) (net.Listener, error) {
-	var network net.ListenConfig
-	listener, err := network.Listen(context.Background(), "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listen.%s: %w; is another process using the address?", name, err)
+func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
+	config := a.config
+	made := server.Config{
+		Broker:     a.parts.broker,
+		TLS:        a.listen.certs,
+		Audience:   config.Server.Audience,
+		Bound:      config.Listen.GRPC.Caller,
+		Limits:     config.Limits.forServer(),
+		Deadline:   config.Server.Deadline,
+		SlowCall:   config.Server.SlowCall,
+		Reflection: config.Server.Reflection,
+		Logger:     a.log,
+		Registerer: a.registry,
+		Options:    options,
+		Audit:      a.parts.audit,
+		Stats:      a.parts.traces.handler(),
 	}
-	return listener, nil
+	if config.Listen.Unix != nil {
+		made.BoundUnix = config.Listen.Unix.Caller
+	}
+	return made
 }
 
 // GRPCAddr is where the gRPC API is served.
-func (a *App) GRPCAddr() string { return a.grpc.Addr().String() }
+func (a *App) GRPCAddr() string { return a.listen.grpc.Addr().String() }
 
 // OpsAddr is where metrics and health are served over HTTP; empty: nowhere.
 func (a *App) OpsAddr() string {
-	if a.ops == nil {
+	if a.listen.ops == nil {
 		return ""
 	}
-	return a.ops.Addr().String()
+	return a.listen.ops.Addr().String()
 }
 
 // Close lets go of what New opened. It is for an App that was not Run.
@@ -164,12 +174,8 @@ func (a *App) Close() {
 	a.server.Shutdown(0, 0)
 	a.running.Wait()
 	a.parts.close()
+	a.listen.close()
 	a.parts.observers.close()
-	for _, listener := range []net.Listener{a.grpc, a.ops} {
-		if listener != nil {
-			_ = listener.Close()
-		}
-	}
 }
 
 // Run serves until ctx ends, and then drains: health turns to NOT_SERVING, calls
@@ -182,11 +188,14 @@ func (a *App) Run(ctx context.Context) error {
 	defer a.stop()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	a.begin()
-	group.Go(func() error { return a.server.Serve(a.grpc) })
+	group.Go(func() error { return a.server.Serve(a.listen.grpc) })
+	if a.listen.unix != nil {
+		group.Go(func() error { return a.server.Serve(a.listen.unix) })
+	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
 	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
-	a.log.Info("serving", "grpc", a.GRPCAddr(), "ops", a.OpsAddr(),
+	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
@@ -216,10 +225,13 @@ func (a *App) end() {
 func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	a.stopSetup = a.runSetup(a.parts.setup)
+	a.stopSetup = a.runSetup(a.parts.setup.Load())
 	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
+	if a.listen.certs != nil {
+		a.running.Go(func() { a.listen.certs.Poll(a.background, a.certsChanged) })
+	}
 	if a.file != "" {
 		a.running.Go(func() { a.watchFile(a.background, a.hangup) })
 	}
@@ -227,12 +239,12 @@ func (a *App) begin() {
 
 // serveOps starts the ops listener and returns what stops it.
 func (a *App) serveOps(group *errgroup.Group) (stop func()) {
-	if a.ops == nil {
+	if a.listen.ops == nil {
 		return func() {}
 	}
 	ops := a.opsServer()
 	group.Go(func() error {
-		if err := ops.Serve(a.ops); !errors.Is(err, http.ErrServerClosed) {
+		if err := ops.Serve(a.listen.ops); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("ops listener: %w", err)
 		}
 		return nil

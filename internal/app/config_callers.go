@@ -33,6 +33,8 @@ type CallerConfig struct {
 	UID *int `yaml:"uid" jsonschema:"minimum=0,maximum=4294967294"`
 	// What it may: names of roles.
 	Roles []string `yaml:"roles" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=128"`
+	// Limits of its own. What is absent here is as limits has it.
+	Limits *CallerLimitsConfig `yaml:"limits"`
 }
 
 // RoleConfig is a set of grants. At least one of its keys is given.
@@ -86,7 +88,9 @@ func (c *Config) policyConfig() policy.Config {
 		made.Issuers[issuer.Issuer] = issuer.Audiences
 	}
 	for _, caller := range c.Callers {
-		made.Callers = append(made.Callers, policy.CallerConfig{Name: caller.Name, Match: caller.match(), Roles: caller.Roles})
+		made.Callers = append(made.Callers, policy.CallerConfig{
+			Name: caller.Name, Match: caller.match(), Roles: caller.Roles, Limits: c.Limits.of(caller.Limits),
+		})
 	}
 	for name, role := range c.Roles {
 		made.Roles[name] = role.grants()
@@ -177,7 +181,7 @@ func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[s
 	case len(given) > 1:
 		found.addAtf(join(path, given[1]), "a caller is recognised by one thing: remove this or %s", given[0])
 		return
-	case len(given) == 0 && caller.Name != c.Listen.GRPC.Caller:
+	case len(given) == 0 && !c.Listen.bound(caller.Name):
 		found.addAtf(path, "nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
@@ -292,22 +296,6 @@ func checkScopes(scopes []string, path string, found *findings) {
 			found.addAtf(item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
 				"several scopes are several items")
 		}
-	}
-}
-
-// checkBound looks at the caller that a listener is bound to.
-func checkBound(c *Config, found *findings) {
-	const path = "listen.grpc.caller"
-	bound := c.Listen.GRPC.Caller
-	switch {
-	case bound == "":
-	case !onLoopback(c.Listen.GRPC.Address):
-		found.addAtf(path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
-	case !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return caller.Name == bound }):
-		found.addAtf(path, "there is no such caller: add it to callers")
-	}
-	if c.Listen.Ops.Caller != "" {
-		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
 	}
 }
 

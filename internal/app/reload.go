@@ -39,12 +39,12 @@ func (a *App) reload(config *Config) error {
 	if err != nil {
 		return err
 	}
-	before := a.parts.setup
+	before := a.parts.setup.Load()
 	if err := a.parts.broker.Apply(next.forBroker()); err != nil {
 		return err
 	}
 	stopBefore := a.stopSetup
-	a.parts.setup, next.before = next, nil
+	a.parts.use(next)
 	a.stopSetup = a.runSetup(next)
 	stopBefore()
 	before.verifier.Replaced(next.verifier)
@@ -61,6 +61,7 @@ func (a *App) runSetup(s *setup) (stop func()) {
 	ctx, cancel := context.WithCancel(a.background)
 	a.running.Go(func() { s.verifier.Run(ctx) })
 	a.running.Go(func() { secret.Poll(ctx, s.secrets(), a.secretChanged) })
+	a.running.Go(func() { s.pollCertificates(ctx, a.log) })
 	return cancel
 }
 
@@ -79,6 +80,7 @@ func needRestart(running, next *Config) (sections []string) {
 		{"listen", running.Listen, next.Listen},
 		{"store", running.Store, next.Store},
 		{"server", running.Server, next.Server},
+		{"limits", running.Limits.forServer(), next.Limits.forServer()},
 		{"log", running.Log, next.Log},
 		{"audit", running.Audit, next.Audit},
 		{"tracing", running.Tracing, next.Tracing},
@@ -139,7 +141,8 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-hangup:
-			a.log.Info("told to read the configuration again")
+			a.log.Info("told to read the configuration and the certificates again")
+			a.reloadCerts()
 			a.parts.audit.Reopen()
 			look = watched.read
 		case <-ticker.C:

@@ -46,6 +46,10 @@ func (b *Broker) Apply(next Setup) error {
 	return nil
 }
 
+// Rejudge has every watch ask again who its caller is: those by whom callers are
+// recognised have changed.
+func (b *Broker) Rejudge() { b.applied.fire() }
+
 // is reports whether a client is as configured.
 func (c *client) is(cfg ClientConfig) bool {
 	return c.idp == cfg.IdP && c.secret == cfg.Secret && c.own.Audience == cfg.Audience &&

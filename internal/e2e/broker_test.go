@@ -18,7 +18,7 @@ type broker struct {
 }
 
 // allCallers has one caller, who may everything.
-const allCallers = `callers: [{name: everybody, roles: [all]}]
+const allCallers = `callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
 roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
 `
 

@@ -58,9 +58,9 @@ type Limits struct {
 	// many at once. Zero: as many as it likes.
 	PerSecond float64
 	Burst     int
-	// Concurrent is how many calls it may have under way. Zero: as many as it
-	// likes.
-	Concurrent int
+	// Concurrent is how many calls it may have under way, Watches how many watches.
+	// Zero: as many as it likes.
+	Concurrent, Watches int
 }
 
 // Role is a set of grants.

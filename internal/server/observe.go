@@ -77,6 +77,7 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 // call.
 type observer struct {
 	callers   *callers
+	limits    *limits
 	metrics   *metrics
 	log       *callLog
 	deadline  time.Duration
@@ -90,8 +91,8 @@ type recovering struct {
 	stream grpc.StreamServerInterceptor
 }
 
-func newObserver(cfg Config, who *callers) *observer {
-	o := &observer{callers: who, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+func newObserver(cfg Config, who *callers, held *limits) *observer {
+	o := &observer{callers: who, limits: held, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
 	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
 	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
 	return o
@@ -112,9 +113,15 @@ func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *gr
 	var caller *policy.Caller
 	if !forAll(info.FullMethod) {
 		var err error
-		if caller, err = o.callers.of(ctx); err != nil {
+		if caller, _, err = o.callers.of(ctx, begun); err != nil {
 			return nil, statusOf(err)
 		}
+		under, refused := o.limits.enter(caller, begun)
+		if refused != nil {
+			turnedAway(ctx, o.callers.audit, caller, refused)
+			return nil, statusOf(refused)
+		}
+		defer under.leave()
 	}
 	bounded := withDeadline(ctx, begun.Add(o.deadline), caller)
 	defer bounded.release()
@@ -135,7 +142,7 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 
 func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if !forAll(info.FullMethod) {
-		if _, err := o.callers.of(stream.Context()); err != nil {
+		if _, _, err := o.callers.of(stream.Context(), time.Now()); err != nil {
 			return statusOf(err)
 		}
 	}
@@ -148,29 +155,40 @@ func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.Str
 type callLog struct {
 	log  *slog.Logger
 	slow time.Duration
-	// One window for each gRPC code.
-	windows [codes.Unauthenticated + 1]window
+	// By gRPC code.
+	lines [codes.Unauthenticated + 1]perSecond
 }
 
 // linesPerSecond is how many failures of one code are logged in a second.
 const linesPerSecond = 10
 
-// window counts the lines of one second.
-type window struct{ second, lines atomic.Int64 }
+// perSecond counts what happens in a second.
+type perSecond struct{ second, count atomic.Int64 }
 
-func (w *window) admits(now time.Time) bool {
+// admits counts, and reports whether there were no more than most in this second.
+func (p *perSecond) admits(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Add(1) <= most
+}
+
+// reached reports whether there were most in this second already.
+func (p *perSecond) reached(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Load() >= most
+}
+
+func (p *perSecond) turn(now time.Time) {
 	second := now.Unix()
-	if w.second.Swap(second) != second {
-		w.lines.Store(0)
+	if p.second.Load() != second && p.second.Swap(second) != second {
+		p.count.Store(0)
 	}
-	return w.lines.Add(1) <= linesPerSecond
 }
 
 func (l *callLog) ended(ctx context.Context, method string, took time.Duration, err error) {
 	switch {
 	case err != nil:
 		l.failed(ctx, method, took, err)
-	case l.slow > 0 && took > l.slow && l.windows[codes.OK].admits(time.Now()):
+	case l.slow > 0 && took > l.slow && l.lines[codes.OK].admits(time.Now(), linesPerSecond):
 		l.log.InfoContext(ctx, "slow call", "method", method, "took", took.Round(time.Millisecond))
 	}
 }
@@ -180,7 +198,7 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
 	told := status.Convert(err)
 	code := min(told.Code(), codes.Unauthenticated)
-	if !l.windows[code].admits(time.Now()) {
+	if !l.lines[code].admits(time.Now(), linesPerSecond) {
 		return
 	}
 	l.log.Log(ctx, level(code), "call failed", "method", method, "code", told.Code().String(),
