@@ -255,7 +255,7 @@ func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
 		}
 		j.revoke(connect(), broker.Revocation{Subject: "bob"}, "1")
 		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "1")
-		if err := j.all[0].Unrevoke(t.Context(), lifted.ID); err != nil {
+		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), lifted.ID); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
