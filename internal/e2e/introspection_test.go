@@ -122,7 +122,7 @@ func TestOpaqueTokensAreUndecidedWhileTheIdPIsDown(t *testing.T) {
 	b.mustVerify(t, "a token that was asked about, IdP down", known, active, "--audience", opaque)
 	b.mustVerify(t, "a JWT, IdP down", jwt, active)
 	res := b.mustVerify(t, "another opaque token, IdP down", unknown, undecided, "--audience", opaque)
-	if strings.Contains(res.stderr, unknown) || !strings.Contains(res.stderr, "Unavailable") {
+	if strings.Contains(res.stderr, unknown) || !strings.Contains(res.stderr, "INTROSPECTION_UNAVAILABLE") {
 		t.Errorf("IdP down: %v", res)
 	}
 	idp.start(t)
