@@ -1,0 +1,173 @@
+package e2e_test
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"go.yaml.in/yaml/v4"
+
+	"github.com/cezzis/tokenbroker/internal/devca"
+)
+
+const (
+	kubernetesBroker = "../../deploy/kubernetes/broker.yaml"
+	kubernetesCaller = "../../deploy/kubernetes/caller.yaml"
+)
+
+// manifest is what the test looks at of an object of Kubernetes.
+type manifest struct {
+	Kind     string
+	Metadata struct{ Name, Namespace string }
+	Data     map[string]string
+	Spec     struct {
+		Template struct {
+			Spec struct {
+				ServiceAccountName string `yaml:"serviceAccountName"`
+				Containers         []struct {
+					Env          []struct{ Name, Value string }
+					VolumeMounts []struct {
+						Name      string
+						MountPath string `yaml:"mountPath"`
+					} `yaml:"volumeMounts"`
+				}
+				Volumes []struct {
+					Name      string
+					Projected struct {
+						Sources []struct {
+							ServiceAccountToken struct{ Audience, Path string } `yaml:"serviceAccountToken"`
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+func manifests(t *testing.T, file string) map[string]manifest {
+	t.Helper()
+	found := map[string]manifest{}
+	for document := range strings.SplitSeq(readText(t, file), "\n---\n") {
+		var m manifest
+		if err := yaml.Load([]byte(document), &m); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		found[m.Kind] = m
+	}
+	return found
+}
+
+// cluster issues tokens as the API server of Kubernetes does.
+type cluster struct {
+	key    *rsa.PrivateKey
+	issuer string
+}
+
+func newCluster(issuer string) *cluster { return &cluster{must(rsa.GenerateKey(rand.Reader, 2048)), issuer} }
+
+// keys are what "kubectl get --raw /openid/v1/jwks" says.
+func (c *cluster) keys() string {
+	encode := base64.RawURLEncoding.EncodeToString
+	exponent := big.NewInt(int64(c.key.E)).Bytes()
+	return fmt.Sprintf(`{"keys":[{"use":"sig","kty":"RSA","kid":"cluster-1","alg":"RS256","n":%q,"e":%q}]}`, encode(c.key.N.Bytes()), encode(exponent))
+}
+
+// project is the token of a pod, in the form of a bound service account token.
+func (c *cluster) project(t *testing.T, namespace, account, audience string) string {
+	t.Helper()
+	now := time.Now()
+	token := jwt.NewWithClaims(jwt.SigningMethodRS256, jwt.MapClaims{
+		"aud": []string{audience}, "exp": now.Add(time.Hour).Unix(), "iat": now.Unix(), "nbf": now.Unix(),
+		"iss": c.issuer, "jti": "0e2d8a4c-8b0e-4a1c-9f6e-3c1d6f2f9d11", "sub": "system:serviceaccount:" + namespace + ":" + account,
+		"kubernetes.io": map[string]any{
+			"namespace":      namespace,
+			"node":           map[string]string{"name": "node-1", "uid": "7b0f2c64-6f7a-4f59-9f2d-7d0a6f0b7c53"},
+			"pod":            map[string]string{"name": account + "-5d9c7b", "uid": "f3c0b3f2-0b8d-4d2e-8f55-2f1c8f7e9a10"},
+			"serviceaccount": map[string]string{"name": account, "uid": "9a5d4f0e-2c1b-4a7e-b6c3-5f0d8e7a1b22"},
+		},
+	})
+	delete(token.Header, "typ")
+	token.Header["kid"] = "cluster-1"
+	signed, err := token.SignedString(c.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed
+}
+
+// What deploy/kubernetes describes, as plain processes: the broker's configuration
+// as it stands there, but for where things are, and a caller with the token and the
+// environment that its pod would have.
+func TestTheKubernetesExampleWorks(t *testing.T) {
+	t.Parallel()
+	caller := manifests(t, kubernetesCaller)
+	pod := caller["Deployment"].Spec.Template.Spec
+	namespace := caller["Deployment"].Metadata.Namespace
+	config := manifests(t, kubernetesBroker)["ConfigMap"].Data["broker.yaml"]
+	if res := run(t, "check-config", writeFile(t, "broker.yaml", config)); res.code != 0 {
+		t.Fatalf("check-config: %v", res)
+	}
+
+	kube := newCluster("https://kubernetes.default.svc.cluster.local")
+	idp := simpleIdP(t, time.Hour)
+	dir := t.TempDir()
+	ca := must(devca.New("ca"))
+	must(ca.Write(dir, "ca"))
+	pair := must(ca.Issue(&x509.Certificate{DNSNames: []string{"broker.tokenbroker.svc"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}))
+	if _, _, err := pair.Write(dir, "tls"); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"jwks.json": kube.keys(), "orders-api": idp.client.Secrets[0].Reveal()} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
+	b.file = writeFile(t, "broker.yaml", strings.NewReplacer(
+		`":8443"`, `"`+b.grpc+`"`, `":9090"`, `"`+b.ops+`"`, "/run/tls", dir, "/run/cluster", dir, "/run/clients", dir,
+		"https://login.example.com", idp.Issuer(), "https://orders.example.com", idp.client.Audiences[0],
+	).Replace(config))
+	b.launch(t, "broker")
+	b.await(t)
+
+	projected := pod.Volumes[0].Projected.Sources[0].ServiceAccountToken
+	mount := pod.Containers[0].VolumeMounts[0].MountPath
+	as := func(token string) command {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, projected.Path), []byte(token), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var env []string
+		for _, variable := range pod.Containers[0].Env {
+			value := strings.NewReplacer("broker.tokenbroker.svc:8443", b.grpc, mount, dir).Replace(variable.Value)
+			env = append(env, variable.Name+"="+value)
+		}
+		return command{name: "broker", env: append(env, "TOKENBROKER_SERVER_NAME=broker.tokenbroker.svc")}
+	}
+	res := as(kube.project(t, namespace, pod.ServiceAccountName, projected.Audience)).run(t, "get", "orders-api", "--scope", "read", "--json")
+	var got given
+	if err := json.Unmarshal([]byte(res.stdout), &got); res.code != 0 || err != nil || len(got.Scopes) != 1 {
+		t.Fatalf("get: %v", res)
+	}
+	for name, token := range map[string]string{
+		"another service account": kube.project(t, namespace, "other", projected.Audience),
+		"another namespace":       kube.project(t, "other", pod.ServiceAccountName, projected.Audience),
+		"another audience":        kube.project(t, namespace, pod.ServiceAccountName, "https://kubernetes.default.svc"),
+		"another cluster":         newCluster(kube.issuer).project(t, namespace, pod.ServiceAccountName, projected.Audience),
+	} {
+		if res := as(token).run(t, "get", "orders-api", "--scope", "read"); res.code == 0 || !strings.Contains(res.stderr, "Unauthenticated") {
+			t.Errorf("%s: %v", name, res)
+		}
+	}
+}
