@@ -64,6 +64,18 @@ func TestTheEnvironmentSaysHowToConnect(t *testing.T) {
 	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA, "CERT": certs.ClientCert, "KEY": certs.ClientKey, "SERVER_NAME": "localhost"}); got.certificate == nil {
 		t.Errorf("with a certificate: %+v", got)
 	}
+	also := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
+	works(t, secure, map[string]string{"ADDR": secure.addr + ", " + secure.addr, "CA": certs.CA})
+	if c, err := fromEnv(t, map[string]string{"ADDR": secure.addr + "," + also.addr, "CA": certs.CA}); err != nil {
+		t.Error(err)
+	} else {
+		for range 10 {
+			if _, err := c.Token(t.Context(), name); err != nil {
+				t.Error(err)
+			}
+		}
+		also.last(t)
+	}
 	if got := works(t, secure, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithTarget(secure.addr)); got.certificate != nil {
 		t.Errorf("with another target: %+v", got)
 	}

@@ -26,7 +26,8 @@ const (
 // start starts a flight; there is none under way.
 func (s *Source) start(rejects *Token) *flight {
 	f := &flight{done: make(chan struct{}), rejects: rejects}
-	s.flight, s.resting = f, false
+	s.flight = f
+	s.resting.Store(false)
 	if !s.client.spawn(func() { s.fly(f) }) {
 		s.flight, f.err = nil, errClosed()
 		close(f.done)
@@ -55,7 +56,7 @@ func (s *Source) fly(f *flight) {
 		s.failed(err)
 		return
 	}
-	s.adopt(token, asked, false)
+	s.adopt(token, asked)
 	if f.rejects != nil {
 		s.rejected, s.rejectedAt = f.rejects.digest(), time.Now()
 	}
@@ -94,15 +95,24 @@ func (s *Source) failed(err error) {
 		pause = advised + rand.N(advised/10+1)
 	}
 	s.trouble = &trouble{err, now.Add(pause)}
-	h := s.held.Load()
-	s.client.set.log.Warn("the token broker gave no token", "client", s.question.GetClientName(),
-		"error", err, "holding_one", h.usable(now), "again_in", pause.Round(time.Millisecond))
+	if s.tries&(s.tries-1) == 0 { // a line for each would be many in a long outage
+		s.client.set.log.Warn("the token broker gives no token", "client", s.question.GetClientName(), "error", err,
+			"tries", s.tries, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
+	}
 	s.schedule()
+}
+
+// recovered notes that the broker gives tokens.
+func (s *Source) recovered() {
+	if s.tries > 0 {
+		s.client.set.log.Info("the token broker gives tokens again", "client", s.question.GetClientName(), "tries", s.tries)
+	}
+	s.trouble, s.tries = nil, 0
 }
 
 // schedule sets the timer for what is to be done next.
 func (s *Source) schedule() {
-	if s.closed || s.resting {
+	if s.closed || s.resting.Load() {
 		return
 	}
 	now := time.Now()
@@ -129,7 +139,7 @@ func (s *Source) schedule() {
 func (s *Source) due() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.resting || s.flight != nil || s.rests(time.Now()) {
+	if s.closed || s.resting.Load() || s.flight != nil || s.rests(time.Now()) {
 		return
 	}
 	s.start(nil)
@@ -145,7 +155,12 @@ func (s *Source) rests(now time.Time) bool {
 	if now.Sub(s.lastUsed) < restAfter {
 		return false
 	}
-	s.resting = true
+	s.resting.Store(true)
+	if h.used.Swap(false) { // by somebody who did not see yet that it rests
+		s.resting.Store(false)
+		s.lastUsed = now
+		return false
+	}
 	if s.watch != nil {
 		s.watch.cancel()
 	}

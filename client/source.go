@@ -52,10 +52,11 @@ type Source struct {
 
 	// held is what there is to answer with; never nil.
 	held atomic.Pointer[held]
+	// resting is set with mu held: nothing is asked until somebody asks.
+	resting atomic.Bool
 
 	mu       sync.Mutex
 	closed   bool
-	resting  bool
 	flight   *flight     // under way; nil: none
 	watch    *watch      // open; nil: none
 	rewatch  time.Time   // no watch is opened before
@@ -81,21 +82,21 @@ type held struct {
 	// lengthen a token's life, and the monotonic clock stands still while a
 	// machine sleeps.
 	until     time.Time
-	untilWall int64
+	untilWall int64 // seconds of Unix, rounded up
 	came      time.Time
 	// used reports that the token was asked for since somebody last looked.
 	used atomic.Bool
 }
 
 func (h *held) usable(now time.Time) bool {
-	return now.Before(h.until) && now.UnixNano() < h.untilWall
+	return now.Before(h.until) && now.Unix() < h.untilWall
 }
 
 // hold makes of a token that came now what there is to answer with.
 func hold(token *Token, now time.Time) *held {
 	left := token.ExpiresAt().Sub(now.Round(0))
 	left -= min(mostMargin, left/10)
-	return &held{token: token, until: now.Add(left), untilWall: now.Add(left).UnixNano(), came: now}
+	return &held{token: token, until: now.Add(left), untilWall: now.Add(left + time.Second - 1).Unix(), came: now}
 }
 
 // flight asks the broker for all who wait.
@@ -114,7 +115,8 @@ type trouble struct {
 
 // TokenSource returns the source of tokens of the client that the broker's
 // configuration calls name. It asks nobody yet. Calls with the same name and the
-// same options return the same source.
+// same options return the same source. Sources are kept until the client is
+// closed: they are for what a program calls, not for each of its users.
 func (c *Client) TokenSource(name string, opts ...SourceOption) *Source {
 	question := &tokenbrokerv1.GetTokenRequest{ClientName: name}
 	for _, opt := range opts {
@@ -174,12 +176,15 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 // firstUse notes that the token is asked for, and wakes a source that rests.
 func (s *Source) firstUse(h *held, now time.Time) {
 	h.used.Store(true)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.resting || s.closed {
+	if !s.resting.Load() {
 		return
 	}
-	s.resting, s.lastUsed = false, now
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || !s.resting.CompareAndSwap(true, false) {
+		return
+	}
+	s.lastUsed = now
 	if s.flight == nil {
 		s.start(nil)
 	}
@@ -297,17 +302,16 @@ func (e *gaveUpError) GRPCStatus() *status.Status {
 }
 
 // adopt takes a token for the one to answer with, unless it is known to be older
-// than what is held. A token that a watch pushed is newer by what the stream
-// promises; one that was asked for is not if another came meanwhile, or if it was
-// replaced here already and the replica that gave it has not heard.
-func (s *Source) adopt(token *Token, asked time.Time, pushed bool) {
+// than what is held: if another came since it was asked for, or if it was replaced
+// here already and the replica that gave it has not heard.
+func (s *Source) adopt(token *Token, asked time.Time) {
 	now, current := time.Now(), s.held.Load()
-	s.trouble, s.tries = nil, 0
+	s.recovered()
 	s.dueAt = s.nextPoll(token, now)
 	switch usable := current.usable(now); {
 	case usable && current.token.AccessToken() == token.AccessToken():
 		return
-	case usable && !pushed && (current.came.After(asked) || slices.Contains(s.replaced[:], token.digest())):
+	case usable && (current.came.After(asked) || slices.Contains(s.replaced[:], token.digest())):
 		return
 	case current.token != nil:
 		s.replaced[s.replacements%remembered] = current.token.digest()

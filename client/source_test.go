@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -256,6 +257,29 @@ func TestAFailureIsSharedForAMoment(t *testing.T) {
 		b.SetIdPDown(false)
 		time.Sleep(time.Minute)
 		mustToken(t, source)
+	})
+}
+
+// A long outage is told of, but not with each attempt, and so is its end.
+func TestAnOutageIsLoggedInFewLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t)
+		var log strings.Builder
+		source := b.Client(client.WithLogger(logTo(&log))).TokenSource(name)
+		token := mustToken(t, source)
+		b.Kill()
+		time.Sleep(10 * time.Minute)
+		mustToken(t, source)
+		b.Start()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		text := log.String()
+		if warned := strings.Count(text, "level=WARN"); warned < 3 || warned > 8 || !strings.Contains(text, "holding_one=true") {
+			t.Errorf("%d lines for 10 min: %s", warned, text)
+		}
+		if strings.Count(text, "gives tokens again") != 1 || strings.Contains(text, token.AccessToken()[:20]) {
+			t.Error(text)
+		}
 	})
 }
 

@@ -119,11 +119,13 @@ func (s *Source) pushed(token *Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	if s.closed || s.rests(now) {
+	if s.closed {
 		return
 	}
-	s.adopt(token, now, true)
-	s.schedule()
+	s.adopt(token, now)
+	if !s.rests(now) {
+		s.schedule()
+	}
 }
 
 // watchEnded goes on without the watch. What the broker said about the token is
@@ -135,7 +137,7 @@ func (s *Source) watchEnded(w *watch, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch = nil
-	if s.closed || s.resting {
+	if s.closed || s.resting.Load() {
 		return
 	}
 	now := time.Now()

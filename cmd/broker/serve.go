@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/harden"
 )
 
 func newServe() *cobra.Command {
@@ -25,7 +26,9 @@ and what to do. "broker check-config FILE" finds the same without starting.
 
 While it runs, a changed file is read again within 2 s, or at once on SIGHUP:
 clients, issuers, callers and roles are replaced as one. A file with anything
-wrong in it changes nothing, and what takes a restart is named in the log.`,
+wrong in it changes nothing, and what takes a restart is named in the log.
+
+The process cannot be dumped, and debuggers cannot attach to it.`,
 		Example: `  broker serve --config /etc/tokenbroker/broker.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,6 +38,9 @@ wrong in it changes nothing, and what takes a restart is named in the log.`,
 			}
 			log := newLogger(os.Stderr, config.Log)
 			slog.SetDefault(log)
+			if err := harden.Memory(); err != nil {
+				log.Warn("the memory of this process is not protected as it should be", "error", err)
+			}
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)
 			defer signal.Stop(hangup)

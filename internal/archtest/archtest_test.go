@@ -17,7 +17,7 @@ const module = "github.com/cezzis/tokenbroker/"
 // levels places the packages. A package imports only packages of lower levels,
 // never one of its own: what two siblings share belongs below them.
 var levels = [][]string{
-	{"internal/redact", "internal/audit", "internal/tracing", "gen/tokenbroker/v1"},
+	{"internal/redact", "internal/audit", "internal/tracing", "internal/harden", "gen/tokenbroker/v1"},
 	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
@@ -29,9 +29,10 @@ var levels = [][]string{
 // testSupport are packages that only tests import, each at the level above the
 // package that it helps to test.
 var testSupport = map[string]string{
-	"internal/jose/josetest":   "internal/jose",
-	"internal/redistest":       "internal/store",
-	"internal/store/storetest": "internal/store",
+	"internal/jose/josetest":     "internal/jose",
+	"internal/redact/redacttest": "internal/redact",
+	"internal/redistest":         "internal/store",
+	"internal/store/storetest":   "internal/store",
 }
 
 // wall says who alone may import a package and those below it.

@@ -226,7 +226,7 @@ func TestWhatIsNoFileIsRefused(t *testing.T) {
 
 func TestFileThatOthersCanReadIsToldOf(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	if err := os.WriteFile(path, nil, 0o644); err != nil { //nolint:gosec // this is the mistake
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if b := open(t, audit.Config{File: path}); !bytes.Contains(b.log.Bytes(), []byte("open to others")) {

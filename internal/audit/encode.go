@@ -115,7 +115,7 @@ func appendInstant(dst []byte, t time.Time) []byte {
 func appendDigits(dst []byte, n, width int) []byte {
 	dst = append(dst, "000000"[:width]...)
 	for at := len(dst) - 1; width > 0; at, width = at-1, width-1 {
-		dst[at] = byte('0' + n%10) //nolint:gosec // a digit
+		dst[at] = byte('0' + n%10)
 		n /= 10
 	}
 	return dst

@@ -147,8 +147,8 @@ func FuzzLine(f *testing.F) {
 
 // fields are those of a line, in its order.
 func fields() (names []string) {
-	for i := range reflect.TypeFor[line]().NumField() {
-		name, _, _ := strings.Cut(reflect.TypeFor[line]().Field(i).Tag.Get("json"), ",")
+	for field := range reflect.TypeFor[line]().Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		names = append(names, name)
 	}
 	return names

@@ -26,6 +26,9 @@ const (
 	// Call is a call that was refused before anybody looked at what it asks for:
 	// Unidentified or Limited. Action is the full name of its method.
 	Call Name = "call"
+	// Connection is one that was refused before the first call: Unidentified, for the
+	// certificate that came is not good, or Limited.
+	Connection Name = "connection"
 	// Lost is how many lines could not be written: Count, since Since. No Outcome.
 	Lost Name = "lost"
 )

@@ -242,6 +242,32 @@ func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
 	})
 }
 
+// A store that comes back as it was before a revocation was lifted.
+func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := startJudges(t, 2)
+		token := j.token("bob", "shop", "1")
+		before := store.NewMemory(store.MemoryConfig{})
+		connect := func() *judge {
+			way := &link{}
+			way.to.Store(before)
+			return j.add(way)
+		}
+		j.revoke(connect(), broker.Revocation{Subject: "bob"}, "1")
+		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "1")
+		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), lifted.ID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		for _, b := range j.all[:2] {
+			b.link.to.Store(before)
+		}
+		time.Sleep(time.Minute + 11*time.Second)
+		connect()
+		j.expectAll(token, true, "a minute later")
+	})
+}
+
 func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 5)
@@ -343,6 +369,8 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 		if found, err := j.all[1].Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
 		}
+		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		j.expectAll(token, false, "revoked again, by the same request")
 	})
 }
 

@@ -3,10 +3,11 @@ package certs
 import (
 	"crypto/sha256"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"syscall"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // maxFile is more than a bundle of all public authorities.
@@ -73,7 +74,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, withoutPath(err)
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	data, err := redact.ReadAll(file, maxFile+1)
 	switch {
 	case errors.Is(err, syscall.EISDIR):
 		return nil, errors.New("it is a directory: name the file in it")

@@ -1,13 +1,9 @@
 package e2e_test
 
 import (
-	"crypto/rand"
-	"encoding/base64"
-	"encoding/hex"
 	"fmt"
 	"io/fs"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,37 +17,14 @@ import (
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 )
 
-// canary is a text that is nowhere but where it should be.
-func canary(what string) string { return "canary-" + what + "-" + strings.ToLower(rand.Text()) }
-
-// places are what there is to search: texts by the names of their places.
-type places map[string]string
-
-// of returns where a text is: as it is, or as the encodings have it that
-// protocols use.
-func (p places) of(text string) []string {
-	raw := []byte(text)
-	forms := []string{
-		text, url.QueryEscape(text), hex.EncodeToString(raw),
-		base64.RawStdEncoding.EncodeToString(raw), base64.RawURLEncoding.EncodeToString(raw),
-	}
-	var found []string
-	for place, content := range p {
-		if slices.ContainsFunc(forms, func(form string) bool { return strings.Contains(content, form) }) {
-			found = append(found, place)
-		}
-	}
-	slices.Sort(found)
-	return found
-}
-
 // everythingIn is all that Redis shows and has on disk.
-func everythingIn(t *testing.T, server *redistest.Server, monitored func() string) places {
+func everythingIn(t *testing.T, server *redistest.Server, monitored func() string) redacttest.Places {
 	t.Helper()
-	found := places{
+	found := redacttest.Places{
 		"MONITOR":     monitored(),
 		"SLOWLOG":     server.CLI("slowlog", "get", "-1"),
 		"CLIENT LIST": server.CLI("client", "list"),
@@ -79,9 +52,9 @@ func everythingIn(t *testing.T, server *redistest.Server, monitored func() strin
 }
 
 // everythingOf is all that brokers tell of themselves.
-func everythingOf(t *testing.T, replicas []*replica) places {
+func everythingOf(t *testing.T, replicas []*replica) redacttest.Places {
 	t.Helper()
-	found := places{}
+	found := redacttest.Places{}
 	for i, r := range replicas {
 		found[fmt.Sprintf("metrics of replica %d", i)] = r.metrics(t)
 		found[fmt.Sprintf("log of replica %d", i)] = r.process.output.String()
@@ -91,11 +64,11 @@ func everythingOf(t *testing.T, replicas []*replica) places {
 
 func TestNothingOfClientsAndTokensIsInRedisOrTold(t *testing.T) {
 	t.Parallel()
-	secret, name := canary("secret"), canary("client")
+	secret, name := redacttest.Canary("secret"), redacttest.Canary("client")
 	registered := devidp.Client{
-		ID: canary("id"), Secrets: []redact.String{redact.New(secret)},
-		Scopes:    []string{canary("scope"), canary("scope")},
-		Audiences: []string{"https://" + canary("audience"), "https://" + canary("audience")},
+		ID: redacttest.Canary("id"), Secrets: []redact.String{redact.New(secret)},
+		Scopes:    []string{redacttest.Canary("scope"), redacttest.Canary("scope")},
+		Audiences: []string{"https://" + redacttest.Canary("audience"), "https://" + redacttest.Canary("audience")},
 	}
 	idp := startIdP(t, 6*time.Second, registered)
 	options := redisOptions()
@@ -115,39 +88,32 @@ func TestNothingOfClientsAndTokensIsInRedisOrTold(t *testing.T) {
 	}
 	private := slices.Concat(secrets, []string{name, registered.ID}, registered.Scopes, registered.Audiences)
 	for _, text := range private {
-		if found := inRedis.of(text); found != nil {
+		if found := inRedis.Of(text); found != nil {
 			t.Errorf("Redis: %.30s... is in %v", text, found)
 		}
 	}
 	for _, text := range secrets {
-		if found := told.of(text); found != nil {
+		if found := told.Of(text); found != nil {
 			t.Errorf("brokers: a secret or a token is in %v", found)
 		}
 	}
 	t.Logf("searched for %d texts, those of %d tokens among them, in %d bytes of Redis, which has %d keys, and %d of the brokers",
-		len(private), len(tokens), inRedis.size(), strings.Count(inRedis["keys"], "\n")+1, told.size())
+		len(private), len(tokens), inRedis.Size(), strings.Count(inRedis["keys"], "\n")+1, told.Size())
 
 	// The search finds what there is.
-	planted := canary("planted")
+	planted := redacttest.Canary("planted")
 	server.CLI("set", "planted:"+planted, planted)
 	eventually(t, "MONITOR sees a canary", func() bool { return strings.Contains(monitored(), planted) })
 	want := []string{"MONITOR", "SLOWLOG", "append-only file", "keys", "values"}
-	if got := everythingIn(t, server, monitored).of(planted); !slices.Equal(got, want) {
+	if got := everythingIn(t, server, monitored).Of(planted); !slices.Equal(got, want) {
 		t.Errorf("a canary in Redis was found in %v, want %v", got, want)
 	}
 	if !strings.Contains(inRedis["CLIENT LIST"], "user=tokenbroker") {
 		t.Error("CLIENT LIST does not show the brokers")
 	}
-	if got := told.of(name); !slices.Contains(got, "log of replica 0") || !slices.Contains(got, "metrics of replica 0") {
+	if got := told.Of(name); !slices.Contains(got, "log of replica 0") || !slices.Contains(got, "metrics of replica 0") {
 		t.Errorf("the client's name, which may be told, was found in %v only", got)
 	}
-}
-
-func (p places) size() (bytes int) {
-	for _, content := range p {
-		bytes += len(content)
-	}
-	return bytes
 }
 
 // goThroughAllFlows does whatever touches the store, and returns all the tokens
@@ -182,7 +148,7 @@ func (f *fleet) goThroughAllFlows(t *testing.T, idp *countingIdP, name string) m
 	everyone("both", other, scope)
 	note("a token that was rejected", answerList{first.ask(t, name, client.WithRejected(held.token))})
 	failing(codes.FailedPrecondition, client.WithMinTTL(time.Hour))
-	failing(codes.FailedPrecondition, client.WithAudience("https://"+canary("unknown")))
+	failing(codes.FailedPrecondition, client.WithAudience("https://"+redacttest.Canary("unknown")))
 	second.purge(t, name)
 	everyone("after a purge")
 	eventually(t, "a refresh", func() bool {

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
 	"os"
 	"strings"
@@ -157,6 +156,7 @@ func (c *Client) present(form url.Values) *Error {
 // renews.
 func readAssertion(path string, now time.Time) (redact.String, error) {
 	data, err := readFile(path)
+	defer clear(data)
 	if err != nil {
 		return redact.String{}, err
 	}
@@ -177,7 +177,8 @@ func readAssertion(path string, now time.Time) (redact.String, error) {
 	return redact.New(text), nil
 }
 
-// readFile reads a file of at most 16 KiB. The error is a predicate of the file,
+// readFile reads a file of at most 16 KiB, which who called clears where it holds a
+// secret. The error is a predicate of the file,
 // and does not repeat its name.
 func readFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
@@ -185,7 +186,7 @@ func readFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("cannot be read: %w", withoutPath(err))
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	data, err := redact.ReadAll(file, maxFile+1)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("cannot be read: %w", withoutPath(err))

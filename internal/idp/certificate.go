@@ -48,6 +48,7 @@ func (c *certificates) current() *mutual { return c.state.Load() }
 func (c *certificates) open(files CertificateFiles, with func(tls.Certificate) *http.Client) error {
 	c.files, c.with = files, with
 	read, err := c.read()
+	defer clear(read.key)
 	if err != nil {
 		return err
 	}
@@ -99,6 +100,7 @@ func (c *Client) ReloadCertificate() (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	read, err := m.read()
+	defer clear(read.key)
 	if err != nil {
 		return false, err
 	}

@@ -1,6 +1,7 @@
 package redistest
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"strings"
@@ -10,12 +11,16 @@ import (
 func (s *Server) Dir() string { return s.dir }
 
 // Monitor records from now on, until the test ends, every command that the
-// server runs, those within scripts included. It is for servers without TLS.
+// server runs, those within scripts included.
 func (s *Server) Monitor() (seen func() string) {
 	s.t.Helper()
 	conn, err := net.Dial("tcp", s.Addr()) //nolint:noctx // it ends with the test
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if config := s.TLS(); config != nil {
+		config.ServerName = "localhost"
+		conn = tls.Client(conn, config)
 	}
 	s.t.Cleanup(func() { _ = conn.Close() })
 	commands := &output{}

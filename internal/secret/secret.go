@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"sync"
@@ -80,7 +79,8 @@ func (r Ref) read() (redact.String, error) {
 		return redact.String{}, err
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
+	data, err := redact.ReadAll(file, maxSize+1)
+	defer clear(data)
 	switch {
 	case err != nil:
 		return redact.String{}, fmt.Errorf("reading %s: %w", r.name, err)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"net"
 
 	"google.golang.org/grpc"
 
@@ -32,5 +33,15 @@ func turnedAway(ctx context.Context, log *audit.Log, caller *policy.Caller, err 
 		e.Caller = caller.Name()
 	}
 	e.Action, _ = grpc.Method(ctx)
+	log.Record(&e)
+}
+
+// turnedAwayConnection writes down that a connection was refused. presented are the
+// names in the certificate that came, for which nobody vouches; empty: none came.
+func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented string) {
+	e := audit.Event{Event: audit.Connection, Outcome: audit.Unidentified, Reason: reason, Detail: presented, Peer: from.String()}
+	if reason == tooManyConnections {
+		e.Outcome = audit.Limited
+	}
 	log.Record(&e)
 }

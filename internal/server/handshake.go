@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
 )
 
 // Why a handshake failed: the values of a label.
@@ -32,13 +34,15 @@ const (
 // shows.
 type handshakes struct {
 	log    *slog.Logger
+	audit  *audit.Log
 	failed *prometheus.CounterVec
 	lines  map[string]*perSecond // by the reasons that are logged
 }
 
-func newHandshakes(log *slog.Logger, registerer prometheus.Registerer) *handshakes {
+func newHandshakes(log *slog.Logger, book *audit.Log, registerer prometheus.Registerer) *handshakes {
 	h := &handshakes{
-		log: log,
+		log:   log,
+		audit: book,
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_handshake_failures_total",
 			Help: "Connections that were refused or given up before the first call, by reason.",
@@ -62,12 +66,21 @@ func newHandshakes(log *slog.Logger, registerer prometheus.Registerer) *handshak
 func (h *handshakes) count(conn net.Conn, err error) {
 	reason := reasonOf(err)
 	h.failed.WithLabelValues(reason).Inc()
-	if lines := h.lines[reason]; lines == nil || !lines.admits(time.Now(), linesPerSecond) {
+	lines := h.lines[reason]
+	if lines == nil {
+		return
+	}
+	presented := ""
+	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(refused.UnverifiedCertificates) > 0 {
+		presented = namesIn(identityIn(refused.UnverifiedCertificates[0]))
+	}
+	turnedAwayConnection(h.audit, conn.RemoteAddr(), reason, presented)
+	if !lines.admits(time.Now(), linesPerSecond) {
 		return
 	}
 	attrs := []slog.Attr{slog.String("reason", reason), slog.String("from", conn.RemoteAddr().String()), slog.Any("error", err)}
-	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(refused.UnverifiedCertificates) > 0 {
-		attrs = append(attrs, slog.String("presented", namesIn(identityIn(refused.UnverifiedCertificates[0]))))
+	if presented != "" {
+		attrs = append(attrs, slog.String("presented", presented))
 	}
 	h.log.LogAttrs(context.Background(), slog.LevelInfo, "a connection was refused", attrs...)
 }

@@ -175,7 +175,7 @@ func newCallers(cfg Config, held *limits) *callers {
 func newTransport(cfg Config, who *callers) *transport {
 	t := &transport{
 		callers: who, bound: cfg.Bound, boundUnix: cfg.BoundUnix, most: int64(cfg.Limits.Connections),
-		failures: newHandshakes(cfg.Logger, cfg.Registerer),
+		failures: newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer),
 	}
 	if cfg.TLS != nil {
 		t.source, t.tls = cfg.TLS, credentials.NewTLS(cfg.TLS.TLS())

@@ -4,13 +4,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // RingFile is a ring in a file that may change while it is used. Current is
@@ -30,6 +31,7 @@ func OpenRing(path string) (*RingFile, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer clear(data)
 	ring, err := parseRingFile(path, data)
 	if err != nil {
 		return nil, err
@@ -46,9 +48,11 @@ func ReadRing(path string) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer clear(data)
 	return parseRingFile(path, data)
 }
 
+// readRingFile returns what is to be cleared.
 func readRingFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	switch {
@@ -60,7 +64,7 @@ func readRingFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("the ring of sealing keys: %w", err)
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, ringMaxSize+1))
+	data, err := redact.ReadAll(file, ringMaxSize+1)
 	if errors.Is(err, syscall.EISDIR) {
 		return nil, fmt.Errorf("the ring of sealing keys %s is a directory: name the file in it", path)
 	}
@@ -100,6 +104,7 @@ func (f *RingFile) Reload() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	defer clear(data)
 	digest := sha256.Sum256(data)
 	settled := digest == f.seen
 	f.seen = digest

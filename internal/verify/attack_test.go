@@ -270,6 +270,8 @@ func typeAttacks(w *world) []attack {
 		attack{"B11 ID token with c_hash and scope", w.fromB(jwt, jsonObject{"nonce": "n", "c_hash": "h"}), "wrong_type"},
 		attack{"B11 logout token", w.fromB(jwt, logout), "wrong_type"},
 		attack{"B11 DPoP proof", w.fromB(jwt, jsonObject{"htm": "GET", "htu": "https://api.example"}), "wrong_type"},
+		attack{"B11 DPoP proof without htu", w.fromB(jwt, jsonObject{"htm": "GET"}), "wrong_type"},
+		attack{"B11 DPoP proof without htm", w.fromB(jwt, jsonObject{"htu": "https://api.example"}), "wrong_type"},
 		attack{"B11 ID token of Cognito with scope", w.fromB(jwt, jsonObject{"token_use": "id"}), "wrong_type"},
 		attack{"B11 token of another use that is no text", w.fromB(jwt, jsonObject{"token_use": 1}), "wrong_type"},
 		attack{"B11 ID token of Keycloak with scope", w.fromB(jwt, jsonObject{"typ": "ID"}), "wrong_type"},
@@ -368,6 +370,7 @@ func claimAttacks(w *world) []attack {
 		{"C8 scope in other case", w.with(jsonObject{"scope": "READ"}), "insufficient_scope"},
 		{"C8 scope as a part of another", w.with(jsonObject{"scope": "reader spread"}), "insufficient_scope"},
 		{"C8 empty scope", w.with(jsonObject{"scope": ""}), "insufficient_scope"},
+		{"C8 scope of all that may be in one", w.with(jsonObject{"scope": "!#[]~ read"}), "active"},
 		{"C8 repeated scope", w.with(jsonObject{"scope": "read read"}), "active"},
 		{"C8 list whose element has a space", w.with(jsonObject{"scope": []string{"x read"}}), "bad_claims"},
 		{"C11 cnf", w.with(jsonObject{"cnf": jsonObject{"jkt": "t"}}), "active"},
@@ -389,7 +392,7 @@ func claimAttacks(w *world) []attack {
 		all = append(all, attack{fmt.Sprintf("C5 iss %v", iss), w.with(jsonObject{"iss": iss}), "unknown_issuer"})
 	}
 	all = append(all, attack{"C5 iss null", w.only("iss", "null"), "unknown_issuer"}, attack{"C5 iss with a NUL", w.only("iss", `"`+issuerA+`\u0000"`), "unknown_issuer"})
-	for name, scope := range map[string]any{"with a tab": "read\twrite", "with a line feed": "read\nx", "with two spaces": "read  write", "with a space at the end": "read ", "with a quote": `read "x"`, "with a letter that is not in ASCII": "réad", "a number": 1, "a list with a number": []any{"read", 1}, "nested": []any{[]any{"read"}}, "an object": jsonObject{"read": true}, "a list with an empty string": []string{"read", ""}} {
+	for name, scope := range map[string]any{"with a tab": "read\twrite", "with a line feed": "read\nx", "with two spaces": "read  write", "with a space at the end": "read ", "with a quote": `read "x"`, "with a backslash": `read x\y`, "with a DEL": "read x\x7f", "with a letter that is not in ASCII": "réad", "a number": 1, "a list with a number": []any{"read", 1}, "nested": []any{[]any{"read"}}, "an object": jsonObject{"read": true}, "a list with an empty string": []string{"read", ""}} {
 		all = append(all, attack{"C8 scope " + name, w.with(jsonObject{"scope": scope}), "bad_claims"})
 	}
 	all = append(all, attack{"C8 scope null", w.only("scope", "null"), "bad_claims"})

@@ -202,6 +202,12 @@ func TestOpaqueTokensWithoutAnExpiryLiveAsConfigured(t *testing.T) {
 		if n := w.asked(); n != 3 {
 			t.Errorf("%d questions in 25 s", n)
 		}
+		// What the issuer says goes before.
+		exp := time.Now().Unix() + 5
+		result, err := w.v.Verify(t.Context(), w.idp.MintOpaque(claims(jsonObject{"exp": exp, "token_type": "Bearer"})), verify.Request{})
+		if word(t, result, err) != "active" || result.Facts.ExpiresAt.Unix() != exp {
+			t.Errorf("a token that expires in 5 s: %+v, %v", result, err)
+		}
 	})
 }
 

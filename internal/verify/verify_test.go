@@ -58,7 +58,7 @@ func TestWhereTheClientIsSaid(t *testing.T) {
 		"okta": {"client_id": nil, "cid": "okta"}, "entra": {"client_id": nil, "cid": 1, "appid": "entra"}, "": {"client_id": nil, "appid": []string{"x"}},
 	} {
 		result, err := v.Verify(t.Context(), redact.New(key.Token(key.Header(), claims(with))), verify.Request{})
-		if err != nil || result.Facts == nil || result.Facts.ClientID != want {
+		if err != nil || result.Facts == nil || result.Facts.ClientID != want || result.Facts.Confirmation != nil {
 			t.Errorf("%v: %+v, %v", with, result, err)
 		}
 	}

@@ -1,0 +1,29 @@
+package redact
+
+import (
+	"errors"
+	"io"
+)
+
+// ReadAll is io.ReadAll for what must not be seen, up to a limit of bytes: the
+// caller can wipe what it read with clear, and no copy is left of it, as io.ReadAll
+// leaves them behind where it runs out of room.
+func ReadAll(from io.Reader, limit int) ([]byte, error) {
+	data := make([]byte, 0, min(limit, 4<<10))
+	for len(data) < limit {
+		if len(data) == cap(data) {
+			more := append(make([]byte, 0, min(2*cap(data), limit)), data...)
+			clear(data)
+			data = more
+		}
+		n, err := from.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		if errors.Is(err, io.EOF) {
+			return data, nil
+		}
+		if err != nil {
+			return data, err
+		}
+	}
+	return data, nil
+}
