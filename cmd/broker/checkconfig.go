@@ -22,7 +22,7 @@ func newCheckConfig() *cobra.Command {
 		Long: `Check a configuration file as "broker serve" does, and say all that is wrong with
 it, with line numbers. Nothing is read but the file.
 
-With --live also read the secrets, find the token endpoints of the clients and
+With --live also read certificates and secrets, find the token endpoints of the clients and
 load the keys of the issuers. With --mint, which implies --live, also get a token
 for each client; some IdPs bill for those.
 
@@ -68,7 +68,7 @@ With --explain say what a caller may ask for, and by which of its roles.`,
 		},
 	}
 	cmd.Flags().StringVar(&caller, "explain", "", "say what this caller may ask for")
-	cmd.Flags().BoolVar(&live, "live", false, "also try secrets, discovery and keys")
+	cmd.Flags().BoolVar(&live, "live", false, "also try certificates, secrets, discovery and keys")
 	cmd.Flags().BoolVar(&mint, "mint", false, "also get a token for each client (implies --live)")
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -27,7 +28,7 @@ type Finding struct {
 	Err error
 }
 
-// Check tries what the configuration names: secrets, the store, the token
+// Check tries what the configuration names: certificates, secrets, the store, the token
 // endpoints of clients, the keys of issuers, introspection and, if mint is set, a
 // token for each client. It tells each finding as it comes. The error means that nothing could
 // be tried.
@@ -38,6 +39,9 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 		return err
 	}
 	defer assembled.close()
+	if config.Listen.encrypted() {
+		tell(checkCerts(&config.Listen))
+	}
 	tell(assembled.checkStore(ctx))
 	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
@@ -52,6 +56,24 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 		}
 	}
 	return nil
+}
+
+func checkCerts(config *ListenConfig) Finding {
+	found := Finding{What: "listen.tls"}
+	opened, err := certs.Open(config.TLS.files())
+	if err != nil {
+		found.Err = err
+		return found
+	}
+	status := opened.Status()
+	found.Detail = fmt.Sprintf("%s, until %s", status.Name, status.Expires.Format(time.DateOnly))
+	for _, authority := range status.Authorities {
+		found.Detail += fmt.Sprintf("; callers of %q, until %s", authority.Name, authority.Expires.Format(time.DateOnly))
+	}
+	for _, warning := range status.Warnings {
+		found.Detail += "; " + warning
+	}
+	return found
 }
 
 func (p *parts) checkStore(ctx context.Context) Finding {

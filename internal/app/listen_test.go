@@ -180,6 +180,32 @@ func TestWhatIsWrongWithCertificatesStopsTheStart(t *testing.T) {
 	}
 }
 
+func TestLiveCheckLooksAtTheCertificates(t *testing.T) {
+	idp, pki := devIDP(t), newPKI(t)
+	config := parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1))
+	check := func() (first app.Finding) {
+		t.Helper()
+		err := app.Check(t.Context(), config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, false, func(found app.Finding) {
+			if first.What == "" {
+				first = found
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return first
+	}
+	if found := check(); found.What != "listen.tls" || found.Err != nil || !strings.HasPrefix(found.Detail, "broker-1, until ") || !strings.Contains(found.Detail, `callers of "CN=ca", until `) {
+		t.Errorf("all well: %+v", found)
+	}
+	if err := os.WriteFile(filepath.Join(pki.dir, "tls.key"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found := check(); found.What != "listen.tls" || found.Err == nil {
+		t.Errorf("without a key: %+v", found)
+	}
+}
+
 // shortDir is a directory whose name leaves room for that of a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
