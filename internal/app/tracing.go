@@ -13,6 +13,7 @@ import (
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
@@ -33,6 +34,7 @@ const tracingStopTimeout = 2 * time.Second
 // traces makes spans and sends them. A nil one does neither.
 type traces struct {
 	provider *trace.TracerProvider
+	exporter *otlptrace.Exporter
 	log      *slog.Logger
 }
 
@@ -46,7 +48,12 @@ func openTraces(config *TracingConfig, log *slog.Logger) (*traces, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	options := []otlptracegrpc.Option{otlptracegrpc.WithEndpoint(endpoint.Host)}
+	// What cannot be sent is dropped and not tried again: spans are not worth the
+	// memory, nor a stop that waits for them.
+	options := []otlptracegrpc.Option{
+		otlptracegrpc.WithEndpoint(endpoint.Host), otlptracegrpc.WithTimeout(tracingStopTimeout),
+		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: false}),
+	}
 	if endpoint.Scheme == "http" {
 		options = append(options, otlptracegrpc.WithInsecure())
 	} else {
@@ -65,7 +72,7 @@ func openTraces(config *TracingConfig, log *slog.Logger) (*traces, error) {
 		sampler = trace.ParentBased(sampler)
 	}
 	host, _ := os.Hostname()
-	return &traces{log: log, provider: trace.NewTracerProvider(
+	return &traces{log: log, exporter: exporter, provider: trace.NewTracerProvider(
 		trace.WithBatcher(&toldExporter{SpanExporter: exporter, log: log}),
 		trace.WithSampler(sampler),
 		trace.WithResource(resource.NewSchemaless(
@@ -134,6 +141,7 @@ func (t *traces) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), tracingStopTimeout)
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // what could not be sent was told
+	_ = t.exporter.Shutdown(ctx) // the provider does not, if it has no time left
 }
 
 // toldExporter logs when sending begins to fail, and when it works again. It keeps

@@ -370,6 +370,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 			t.Errorf("%v, %v", found, err)
 		}
 		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		synctest.Wait()
 		j.expectAll(token, false, "revoked again, by the same request")
 	})
 }

@@ -144,7 +144,7 @@ func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
 		if len(u.wrong) > 0 || u.calls < 1000 {
 			t.Errorf("%s: %d of %d calls failed, the first with %v", what, len(u.wrong), u.calls, u.wrong[:min(1, len(u.wrong))])
 		}
-		if len(u.tokens) < 3 {
+		if len(u.tokens) < 2 {
 			t.Errorf("%s: only %d tokens were seen", what, len(u.tokens))
 		}
 		t.Logf("%s: %d calls, %d failed, %d tokens", what, u.calls, len(u.wrong), len(u.tokens))

@@ -74,7 +74,9 @@ type cluster struct {
 	issuer string
 }
 
-func newCluster(issuer string) *cluster { return &cluster{must(rsa.GenerateKey(rand.Reader, 2048)), issuer} }
+func newCluster(issuer string) *cluster {
+	return &cluster{must(rsa.GenerateKey(rand.Reader, 2048)), issuer}
+}
 
 // keys are what "kubectl get --raw /openid/v1/jwks" says.
 func (c *cluster) keys() string {

