@@ -213,6 +213,8 @@ func (l *link) Raise(ctx context.Context, key string, floor, by uint64) (uint64,
 	return l.to.Load().Raise(ctx, key, floor, by)
 }
 
+func (l *link) Confirm(ctx context.Context, key string) store.Safety { return l.to.Load().Confirm(ctx, key) }
+
 func (l *link) Close() error { return nil }
 
 func (l *link) Subscribe(ctx context.Context) <-chan string {
