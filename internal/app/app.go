@@ -132,7 +132,10 @@ func (a *App) Run(ctx context.Context) error {
 	defer stopBackground()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	group.Go(func() error { a.parts.verifier.Run(background); return nil })
-	group.Go(func() error { secret.Poll(background, func() []*secret.Ring { return a.parts.secrets }, a.secretChanged); return nil })
+	group.Go(func() error {
+		secret.Poll(background, func() []*secret.Ring { return a.parts.secrets }, a.secretChanged)
+		return nil
+	})
 	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
 	group.Go(func() error { a.parts.broker.Run(background); return nil })
 	group.Go(func() error { return a.server.Serve(a.grpc) })

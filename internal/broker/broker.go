@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -73,9 +74,19 @@ type Config struct {
 
 // ClientConfig is one OAuth client.
 type ClientConfig struct {
-	Name   string
-	IdP    *idp.Client
+	Name string
+	IdP  *idp.Client
+	// Secret follows the source of the client's secret. Nil: the secret is Managed,
+	// or none is needed.
 	Secret *secret.Ring
+	// Managed: operators bring the secret (RotateSecret), and it is kept in the
+	// store.
+	Managed bool
+	// CheckSecret says what is wrong with the form of a secret, if it cannot be one
+	// of this client. Nil: any text will do.
+	CheckSecret func(value redact.String) error
+	// About is what operators are told of it.
+	About About
 	// Defaults for questions that leave them open.
 	Audience  string
 	Resources []string
@@ -91,6 +102,7 @@ type Broker struct {
 	bells    *bells
 	verifier *verify.Verifier
 	revoker  *revoker
+	changes  tally // of the histories of secrets
 	log      *slog.Logger
 	metrics  *metrics
 
@@ -104,14 +116,16 @@ type Broker struct {
 
 // client is one OAuth client and what all its entries have in common.
 type client struct {
-	name   string
-	idp    *idp.Client
-	secret *secret.Ring
-	own    idp.Request
-	entry  *entry // of own
-	keys   clientKeys
+	name    string
+	idp     *idp.Client
+	secrets *secrets
+	about   About
+	own     idp.Request
+	entry   *entry // of own
+	keys    clientKeys
+	fares   fares
 
-	// trouble that is not about one question: refused credentials, throttling.
+	// trouble that is not about one question nor about one secret: throttling.
 	trouble troublePlace
 	// epoch and fence are the highest that were seen.
 	epoch, fence atomic.Uint64
@@ -152,8 +166,9 @@ func New(cfg Config) (*Broker, error) {
 		metrics:  newMetrics(),
 	}
 	b.revoker = newRevoker(b.store, b.names)
+	b.changes.store, b.changes.key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
-	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes)...)
+	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.key)...)
 	for _, c := range cfg.Clients {
 		if b.clients[c.Name] != nil {
 			return nil, fmt.Errorf("two clients are named %q", c.Name)
@@ -166,9 +181,9 @@ func New(cfg Config) (*Broker, error) {
 
 func (b *Broker) newClient(cfg ClientConfig) *client {
 	c := &client{
-		name:   cfg.Name,
-		idp:    cfg.IdP,
-		secret: cfg.Secret,
+		name:  cfg.Name,
+		idp:   cfg.IdP,
+		about: cfg.About,
 		own: idp.Request{
 			Audience:  cfg.Audience,
 			Resources: cfg.Resources,
@@ -176,8 +191,12 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		},
 	}
 	c.keys = b.names.client(c.name, c.idp.Fingerprint())
+	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
 	b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch)
+	if c.secrets.kept() {
+		b.bells.hang(func() { c.secrets.news.tell(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets)
+	}
 	return c
 }
 

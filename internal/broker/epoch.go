@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -25,10 +26,11 @@ const (
 // tokens are shared all the same, but what other replicas purge or replace is
 // noticed late.
 func (b *Broker) Run(ctx context.Context) {
-	var both sync.WaitGroup
-	both.Go(func() { b.listen(ctx) })
-	both.Go(func() { b.poll(ctx) })
-	both.Wait()
+	var all sync.WaitGroup
+	all.Go(func() { b.listen(ctx) })
+	all.Go(func() { b.poll(ctx) })
+	all.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
+	all.Wait()
 }
 
 // listen rings the bells for what the store tells.
@@ -41,6 +43,7 @@ func (b *Broker) listen(ctx context.Context) {
 // poll looks from time to time at what it may not have been told.
 func (b *Broker) poll(ctx context.Context) {
 	_, _ = b.revoker.set(ctx) // if not now, then when they are needed
+	b.lookAtSecrets(ctx, b.keptClients()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
@@ -48,6 +51,7 @@ func (b *Broker) poll(ctx context.Context) {
 			continue
 		}
 		b.revoker.poll(ctx, round)
+		b.pollSecrets(ctx, round)
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}
@@ -111,16 +115,24 @@ func (b *Broker) Purge(ctx context.Context, name string) error {
 	if c == nil {
 		return notEntitled(name)
 	}
+	err := b.purge(ctx, c)
+	if err != nil {
+		return err
+	}
+	return nil // and not err, which would be an error that is not nil
+}
+
+func (b *Broker) purge(ctx context.Context, c *client) *Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
 		return &Error{
 			Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second,
-			Metadata: map[string]string{"client": name},
-			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", name),
+			Metadata: map[string]string{"client": c.name},
+			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", c.name),
 			cause:    err,
 		}
 	}
 	b.sawEpoch(ctx, c, epoch)
-	b.log.Info("tokens purged", "client", name, "epoch", epoch)
+	b.log.Info("tokens purged", "client", c.name, "epoch", epoch)
 	return nil
 }

@@ -70,6 +70,8 @@ type Request struct {
 	Version string
 	// Done: there is nothing left to do.
 	Done bool
+	// Refused: it is done because the IdP refused the version.
+	Refused bool
 }
 
 // History is which versions of a secret there are and have been, and which is

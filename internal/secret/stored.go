@@ -40,6 +40,7 @@ type storedRequest struct {
 	Digest  string `json:"digest"`
 	Version string `json:"version"`
 	Done    bool   `json:"done,omitempty"`
+	Refused bool   `json:"refused,omitempty"`
 }
 
 // Stored returns what [FromStored] makes the history of again: bytes that show
