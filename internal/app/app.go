@@ -18,7 +18,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -132,10 +131,7 @@ func (a *App) Run(ctx context.Context) error {
 	defer stopBackground()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
 	group.Go(func() error { a.parts.verifier.Run(background); return nil })
-	group.Go(func() error {
-		secret.Poll(background, func() []*secret.Ring { return a.parts.secrets }, a.secretChanged)
-		return nil
-	})
+	group.Go(func() error { a.parts.storage.pollSecrets(background, a.log); return nil })
 	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
 	group.Go(func() error { a.parts.broker.Run(background); return nil })
 	group.Go(func() error { return a.server.Serve(a.grpc) })
@@ -179,12 +175,4 @@ func (a *App) serveOps(group *errgroup.Group) (stop func()) {
 			_ = ops.Close()
 		}
 	}
-}
-
-func (a *App) secretChanged(ring *secret.Ring, err error) {
-	if err != nil {
-		a.log.Error("a secret cannot be read again; the one read before stays in force", "secret", ring.Ref().String(), "error", err)
-		return
-	}
-	a.log.Info("a secret changed and is in force", "secret", ring.Ref().String(), "version", ring.Current().ID)
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -26,7 +25,6 @@ type parts struct {
 	storage  *storage
 	broker   *broker.Broker
 	verifier *verify.Verifier
-	secrets  []*secret.Ring
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
 	// introspections are by issuer.
@@ -46,12 +44,12 @@ func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	opened, err := openStore(&config.Store, opts.Logger, registerer)
+	opened, err := openStore(config, opts.Logger, registerer)
 	if err != nil {
 		return nil, err
 	}
 	p := &parts{
-		network: discovery.NewNetwork(opts.Transport), storage: opened, secrets: opened.secrets,
+		network: discovery.NewNetwork(opts.Transport), storage: opened,
 		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if err := p.fill(config, opts, registerer); err != nil {
@@ -70,7 +68,6 @@ func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registe
 			continue
 		}
 		p.clients = append(p.clients, made)
-		p.secrets = append(p.secrets, made.Secret)
 	}
 	if len(problems) > 0 {
 		return errors.Join(problems...)
@@ -83,6 +80,7 @@ func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registe
 		Clients:    p.clients,
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
+		Rings:      p.storage.rings,
 		Verifier:   p.verifier,
 		Logger:     opts.Logger,
 		Registerer: registerer,
@@ -113,9 +111,13 @@ func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 	}
 	made, err := idp.New(p.towards(cfg))
 	return broker.ClientConfig{
-		Name:      name,
-		IdP:       made,
-		Secret:    ring,
+		Name:    name,
+		IdP:     made,
+		Secret:  ring,
+		Managed: cfg.Secret.Managed(),
+		About: broker.About{
+			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: cfg.TokenURL, Auth: cfg.Auth, Secret: cfg.Secret.String(),
+		},
 		Audience:  cfg.Audience,
 		Resources: cfg.Resources,
 		Scopes:    cfg.Scopes,
@@ -200,12 +202,17 @@ func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 // secret that the client has then.
 type introspection struct {
 	client *idp.Client
-	secret *secret.Ring
+	name   string
+	parts  *parts // whose broker, made later, has the secret
 }
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	found, err := i.client.Introspect(ctx, i.secret.Current(), token)
+	with, err := i.parts.broker.SecretInUse(ctx, i.name)
+	if err != nil {
+		return false, nil, err
+	}
+	found, err := i.client.Introspect(ctx, with, token)
 	return found.Active, found.Members, err
 }
 
@@ -219,8 +226,7 @@ func (p *parts) introspection(config *Config, cfg *IssuerConfig) (introspection,
 		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	client, err := idp.New(towards)
-	at := slices.IndexFunc(p.clients, func(c broker.ClientConfig) bool { return c.Name == name })
-	return introspection{client, p.clients[at].Secret}, err
+	return introspection{client, name, p}, err
 }
 
 // orNone translates what the file can ask for, none, to what verify takes for

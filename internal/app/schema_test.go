@@ -81,6 +81,10 @@ func refine(s *jsonschema.Schema) {
 	params, _ := s.Definitions["ClientConfig"].Properties.Get("params")
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
 
+	// Only a client's secret may be managed.
+	managed, _ := s.Definitions["ClientConfig"].Properties.Get("secret")
+	managed.Pattern = "^((file|env):.+|managed)$"
+
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
 		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
 		_, property.Default, _ = strings.Cut(listener.Tag.Get("jsonschema"), "default=")

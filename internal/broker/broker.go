@@ -61,6 +61,8 @@ type Config struct {
 	// and the same in all replicas. Nil: one of this process, which is enough for
 	// a store that nobody shares.
 	MAC func(data []byte) [32]byte
+	// Rings seal backups of secrets. Nil: there are none.
+	Rings *store.RingFile
 	// Verifier answers Verify. Required.
 	Verifier *verify.Verifier
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
@@ -102,7 +104,8 @@ type Broker struct {
 	bells    *bells
 	verifier *verify.Verifier
 	revoker  *revoker
-	changes  tally // of the histories of secrets
+	changes  tally           // of the histories of secrets
+	rings    *store.RingFile // nil: there are none
 	log      *slog.Logger
 	metrics  *metrics
 
@@ -162,6 +165,7 @@ func New(cfg Config) (*Broker, error) {
 		clients:  make(map[string]*client, len(cfg.Clients)),
 		entries:  newShards(cfg.MaxEntries),
 		verifier: cfg.Verifier,
+		rings:    cfg.Rings,
 		log:      cfg.Logger,
 		metrics:  newMetrics(),
 	}

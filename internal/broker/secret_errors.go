@@ -86,6 +86,8 @@ func (c *client) secretError(err error, version string) *Error {
 		return say(ReasonSecretInForce, "version %s is in force: put another one in force first", version)
 	case errors.Is(err, secret.ErrInForce):
 		return say(ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, c.name)
+	case errors.Is(err, errThereIsOne):
+		return say(ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.history.CurrentID())
 	case errors.Is(err, errRefusedBefore):
 		return say(ReasonCredentialsRefused, "this call was made before, and the IdP refused the secret, which was not kept: make another call")
 	case errors.Is(err, errNotExpected):

@@ -9,7 +9,7 @@ import (
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
 	activatedDesc = prometheus.NewDesc("tokenbroker_secret_activated_timestamp_seconds",
-		"When the secret in force came in force; absent while there is none, or it never obtained a token.", []string{"client"}, nil)
+		"When the secret in force came in force; absent while this replica knows none.", []string{"client"}, nil)
 	generationDesc = prometheus.NewDesc("tokenbroker_secret_generation",
 		"How often a client's secrets were changed, as far as the replica knows: replicas that differ have not heard of a change.", []string{"client"}, nil)
 	versionsDesc = prometheus.NewDesc("tokenbroker_secret_versions",
@@ -42,8 +42,8 @@ func collectSecrets(out chan<- prometheus.Metric, c *client) {
 		gauge(desc, value, labels...)
 	}
 	u := c.secrets.now()
-	if current, there := u.history.In(secret.Current); there {
-		gauge(activatedDesc, float64(current.Since.Unix()))
+	if u.current != nil {
+		gauge(activatedDesc, float64(u.describe(u.current.ID).Since.Unix()))
 	}
 	gauge(generationDesc, float64(u.history.Generation))
 	truth(versionsDesc, u.pending != nil, secret.Pending.String())

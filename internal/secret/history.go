@@ -253,6 +253,15 @@ func (h History) With(made Request) History {
 	return h
 }
 
+// Restore returns a history with the versions of another one, which holds against
+// both.
+func (h History) Restore(from History) History {
+	next := h.next()
+	next.Generation = max(h.Generation, from.Generation) + 1
+	next.Versions = slices.Clone(from.Versions)
+	return next
+}
+
 // Again returns the same history as one of the next generation, so that it holds
 // against all that came before.
 func (h History) Again() History { return h.next() }

@@ -26,7 +26,7 @@ import (
 
 // Bounds of what one connection or message may take.
 const (
-	maxMessage    = 64 << 10
+	maxMessage    = 128 << 10 // a backup of three private keys fits
 	maxHeaderList = 16 << 10
 	// maxConnectionAge makes clients connect anew, so that they find replicas
 	// that joined since.
