@@ -159,7 +159,7 @@ have VerifyToken refuse them.`,
 					return err
 				}
 			}
-			begun := time.Now()
+			begun := time.Now().Truncate(time.Second) // as tokens tell when they were issued: the new ones must stay good
 			err = c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
 				return admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
 					ClientName: args[0], Secret: value, StageOnly: stageOnly, Compromised: compromised,
@@ -234,7 +234,7 @@ func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.
 		if issuer == "" {
 			revoke = false
 		} else if !revoke && !c.yes && onTerminal(cmd.ErrOrStderr()) {
-			if revoke, err = ask(fmt.Sprintf("Have VerifyToken refuse every token that %s issued to %s before now?", issuer, id)); err != nil {
+			if revoke, err = ask(fmt.Sprintf("Have VerifyToken refuse every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
 				return err
 			}
 		}
@@ -285,6 +285,9 @@ reached, at most every 5 s: IdPs may take a while until they know a new secret.`
 						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
 					})
 				})
+				if tried := stepsOf(err); tried != nil { // it may come in force by itself meanwhile
+					version = tried.GetVersion().GetVersion()
+				}
 				pause, again := mayPass(err)
 				if !again || time.Now().Add(pause).After(until) {
 					return err

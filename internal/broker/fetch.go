@@ -343,8 +343,15 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
 		"tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
 	puts := []store.Put{next.put(v.key, a.fence, now)}
-	if v == u.current && u.pending != nil {
-		puts = append(puts, u.pending.due(now, a.fence)...)
+	switch {
+	case v == u.current && u.pending != nil:
+		// The IdP may have changed to what was staged for that.
+		puts = append(puts, u.pending.hasten(now, now, a.fence)...)
+	case v != u.current && u.current != nil && u.next(now, nil) == nil:
+		// Nothing is left to go on with: there is to be another try before the token ends.
+		if tok := e.token.Load(); e.usable(tok, now, 0) {
+			puts = append(puts, u.current.hasten(now.Add(max(leastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
+		}
 	}
 	if c.unprove(v.ID, a.fence) {
 		puts = append(puts, noProofPut(c, a.fence))
@@ -352,25 +359,27 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	return puts
 }
 
-// due ends the wait of a staged version: that the one in force is refused may mean
-// that the IdP has changed to it, which is what it was staged for.
-func (v *version) due(now time.Time, fence uint64) []store.Put {
+// hasten lets a refused version be tried earlier than it would be.
+func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
 	standing := v.refused.Load()
-	if !standing.active(now) {
+	if !standing.active(at) {
 		return nil
 	}
 	next := *standing
-	next.until, next.fence = now, fence
+	next.until, next.fence = at, fence
 	v.refused.set(&next)
 	return []store.Put{next.put(v.key, fence, now)}
 }
+
+// leastPause is how far apart two tries with a refused secret are at least.
+const leastPause = 5 * time.Second
 
 // secretBackoff is how long a secret is not sent again after the n-th refusal in a
 // row. While a rotation is under way the IdP is likely to take it soon.
 func secretBackoff(n int, rotating bool) time.Duration {
 	steps := []time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
 	if rotating {
-		steps = append([]time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second}, steps[1:]...)
+		steps = append([]time.Duration{leastPause, 15 * time.Second, 45 * time.Second}, steps[1:]...)
 	}
 	return steps[min(n, len(steps))-1]
 }

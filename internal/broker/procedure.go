@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -89,7 +90,7 @@ func (p *procedure) confirmed(ctx context.Context, message string) (string, stri
 	if safety.Doubt != "" {
 		p.broker.log.Warn("the store may lose a client's secret", "client", p.client.name, "doubt", safety.Doubt)
 	}
-	return message + "; stored " + safety.String(), safety.Doubt
+	return strings.TrimSpace(message + "; stored " + safety.String()), safety.Doubt
 }
 
 // outcome is what a step leaves of the call.

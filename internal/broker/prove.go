@@ -11,10 +11,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// proofInterval is how far apart two tries of a refused secret are at least that
-// operators ask for.
-const proofInterval = 5 * time.Second
-
 // prove obtains a token with a version that is not in force, past what is held:
 // once for the fleet, while all else goes on with what is in force. The token is a
 // good one, and takes the place of the one that is held. A failure is nobody's
@@ -51,7 +47,7 @@ func (c *client) mayProve(v *version, now time.Time) *Error {
 	if t == nil {
 		return nil
 	}
-	if wait := t.at.Add(proofInterval).Sub(now); wait > 0 {
+	if wait := t.at.Add(leastPause).Sub(now); wait > 0 {
 		return t.err.after(wait)
 	}
 	return nil

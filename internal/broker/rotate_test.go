@@ -477,6 +477,13 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 		if err != nil || made.Version.ID != idOf("two") || steps(made) != "prove activate" {
 			t.Fatalf("%+v, %v", made, err)
 		}
+		_, err = r.all[1].ActivateSecret(t.Context(), "bob", "", change("a3"))
+		if told := wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret); !strings.Contains(told.Message, "no secret is staged") {
+			t.Errorf("it says %q", told.Message)
+		}
+		if made, err = r.all[0].ActivateSecret(t.Context(), "bob", idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
+			t.Errorf("activating what is in force: %+v, %v", made, err)
+		}
 		if made, err = r.all[0].RetireSecret(t.Context(), "bob", idOf("one"), change("r4")); err != nil || made.Version.State != secret.Retired {
 			t.Errorf("%+v, %v", made, err)
 		}

@@ -75,6 +75,9 @@ func (c *client) secretError(err error, version string) *Error {
 	switch {
 	case errors.Is(err, secret.ErrAnotherPending):
 		return say(ReasonSecretStaged, "version %s is staged, and wiping it could wipe the one that the IdP takes: activate it or retire it first", pending.ID)
+	case errors.Is(err, secret.ErrUnknown) && version == "":
+		told.Code = NotFound
+		return say(ReasonNoSuchSecret, "no secret is staged: version %q is in force", u.history.CurrentID())
 	case errors.Is(err, secret.ErrUnknown):
 		told.Code = NotFound
 		return say(ReasonNoSuchSecret, "there is no version %q of its secret: see `broker clients %s`", version, c.name)

@@ -168,7 +168,8 @@ type Safety struct {
 	Doubt string
 }
 
-// String says where the change is.
+// String says where the change is known to be; empty: nowhere but in the store's
+// memory.
 func (s Safety) String() string {
 	places := make([]string, 0, 2)
 	if s.Disk {
@@ -180,9 +181,6 @@ func (s Safety) String() string {
 		places = append(places, "on 1 replica")
 	default:
 		places = append(places, fmt.Sprintf("on %d replicas", s.Replicas))
-	}
-	if len(places) == 0 {
-		return "in memory"
 	}
 	return strings.Join(places, " and ")
 }
