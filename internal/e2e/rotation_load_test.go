@@ -24,7 +24,9 @@ func TestRotationUnderLoadWithOverlap(t *testing.T) {
 	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.managed("orders"))
 	idp.takes("secret-0")
 	f.replicas[0].rotate(t, "secret-0")
-	load := startLoad(t, f.replicas, 67, 100*time.Millisecond, "orders")
+	load := startLoad(t, f.replicas, 34, 100*time.Millisecond, "orders")
+	// The proofs of a rotation do not refresh this one.
+	other := startLoad(t, f.replicas, 33, 100*time.Millisecond, "orders", client.WithAudience(idp.client.Audiences[1]))
 	ends := time.Now().Add(lasts)
 	for i := 1; i <= rotations; i++ {
 		old, fresh := fmt.Sprintf("secret-%d", i-1), fmt.Sprintf("secret-%d", i)
@@ -34,13 +36,14 @@ func TestRotationUnderLoadWithOverlap(t *testing.T) {
 		rest(t, time.Until(ends)/time.Duration(rotations-i+1))
 	}
 	load.good(t, "load")
+	other.good(t, "load for another audience")
 	dead, tokens := 0, 0
 	for i := range rotations + 1 {
 		good, refused := idp.Attempts("abc", redact.New(fmt.Sprintf("secret-%d", i)))
 		dead += refused
 		tokens += good
 	}
-	t.Logf("%d rotations in %v: %v; %d calls to the IdP, %d of them with a dead secret", rotations, lasts, load.took, idp.calls(), dead)
+	t.Logf("%d rotations in %v: %v; %d calls to the IdP, %d of them with a dead secret", rotations, lasts, append(load.took, other.took...), idp.calls(), dead)
 	// A fetch that was under way when the old secret died may have sent it.
 	if dead > rotations {
 		t.Errorf("the IdP saw %d attempts with a dead secret in %d rotations", dead, rotations)
