@@ -30,15 +30,12 @@ func historyOf(found store.Entry) (secret.History, error) {
 // sawHistory takes what the store has of a client's secrets, and has it put right
 // where it lacks what is known here or is sealed with an old key.
 func (b *Broker) sawHistory(c *client, found store.Entry) {
-	if !found.Aged && c.secrets.knows(found.Number) {
-		return
-	}
 	stored, err := historyOf(found)
 	if err != nil {
 		b.unreadable(c, err)
 		return
 	}
-	if lost := c.secrets.saw(stored, found.Number); lost || found.Aged {
+	if right := c.secrets.saw(stored); right.ID != stored.ID || found.Aged {
 		c.secrets.mending.tell(b.spawn, func() { b.mend(b.flying, c) })
 	}
 }
@@ -58,15 +55,12 @@ func (b *Broker) mend(ctx context.Context, c *client) {
 		if err != nil {
 			return err
 		}
-		known := c.secrets.now().history
-		lost := known.Newer(stored)
+		right := c.secrets.saw(stored)
+		lost := right.ID != stored.ID
 		if !lost && !entry.Aged {
 			return nil
 		}
-		if !lost {
-			known = stored
-		}
-		if err := b.writeHistory(ctx, c, entry.Number, known); err != nil {
+		if err := b.writeHistory(ctx, c, entry.Number, right); err != nil {
 			return err
 		}
 		b.log.Info("the history of a client's secrets was written to the store again", "client", c.name, "lost", lost)
@@ -90,11 +84,10 @@ func (b *Broker) readHistory(ctx context.Context, c *client) (store.Entry, secre
 
 // writeHistory replaces a history that was read with a number.
 func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h secret.History) error {
-	number, err := replace(ctx, b.store, c.keys.secrets, number, h.Stored())
-	if err != nil {
+	if _, err := replace(ctx, b.store, c.keys.secrets, number, h.Stored()); err != nil {
 		return err
 	}
-	c.secrets.saw(h, number)
+	c.secrets.saw(h)
 	if err := b.changes.raise(ctx); err != nil {
 		b.log.Warn("a change of a client's secrets was stored, but not counted: other replicas may notice it late", "client", c.name, "error", err)
 	}
@@ -111,10 +104,8 @@ func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secre
 		if err != nil {
 			return err
 		}
-		if c.secrets.saw(newest, entry.Number) { // the store has lost some
-			newest = c.secrets.now().history
-		}
-		if made, err = change(newest); err != nil || !made.Newer(newest) {
+		newest = c.secrets.saw(newest)
+		if made, err = change(newest); err != nil || made.ID == newest.ID {
 			return err
 		}
 		return b.writeHistory(ctx, c, entry.Number, made)

@@ -116,7 +116,7 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 		made := secret.Request{ID: p.asked.Request, Digest: p.digest, Version: p.version, Done: leaves != goesOn, Refused: leaves == dropped}
 		known, _ := h.Request(made.ID)
 		switch {
-		case next.Newer(h):
+		case next.ID != h.ID:
 		case known == made:
 			return h, nil
 		default:

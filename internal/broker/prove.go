@@ -162,10 +162,20 @@ func (b *Broker) proveWanted(ctx context.Context, c *client) {
 // force did not: it was staged, or is the first that there is.
 func (b *Broker) settleSecret(c *client, v *version) {
 	u := c.secrets.now()
-	if v == u.pending || u.history.Generation == 0 && c.secrets.source != nil {
-		expected := u.history.CurrentID()
-		c.secrets.settling.tell(b.spawn, func() { b.putInForce(b.flying, c, v, expected) })
+	if v != u.pending && (u.history.Generation > 0 || c.secrets.source == nil) {
+		return
 	}
+	c.secrets.proved.Store(&proved{v, u.history.CurrentID()})
+	c.secrets.settling.tell(b.spawn, func() {
+		last := c.secrets.proved.Load()
+		b.putInForce(b.flying, c, last.version, last.insteadOf)
+	})
+}
+
+// proved is a version that is to be put in force, instead of another one.
+type proved struct {
+	version   *version
+	insteadOf string
 }
 
 // putInForce puts a proven version in force, unless another one than expected is by

@@ -57,12 +57,12 @@ type secrets struct {
 	key     func(id string) string    // in the store, of a version's refusals
 	// news, mending, settling and proving coalesce what is to be done.
 	news, mending, settling, proving chaser
+	proved                           atomic.Pointer[proved]
 
 	view atomic.Pointer[usable]
 
 	mu       sync.Mutex
 	history  secret.History
-	number   uint64 // with which the store had it
 	loaded   bool
 	fault    error
 	versions map[string]*version // by ID: those of view
@@ -185,29 +185,25 @@ func (s *secrets) placeSecond(u *usable, second secret.Version) {
 	}
 }
 
-// saw takes what the store has, and reports whether the store lacks what is known
-// here.
-func (s *secrets) saw(stored secret.History, number uint64) (lost bool) {
+// saw takes what the store has, and returns what it should have: something else
+// where it lacks what is known here.
+func (s *secrets) saw(stored secret.History) (right secret.History) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.history.Newer(stored) {
-		s.loaded, s.fault = true, nil
-		s.publish()
-		return true
+	known := s.history
+	switch {
+	case stored.Descends(known):
+		known, right = stored, stored
+	case known.Descends(stored): // it has lost some
+		right = known
+	default: // it has lost some, and others were made since
+		right = known.Merge(stored)
 	}
-	if stored.Newer(s.history) || !s.loaded || s.fault != nil {
-		s.history, s.number, s.loaded, s.fault = stored, number, true, nil
+	if !s.loaded || s.fault != nil || known.ID != s.history.ID {
+		s.history, s.loaded, s.fault = known, true, nil
 		s.publish()
 	}
-	s.number = number
-	return false
-}
-
-// knows reports whether the store had this number when it was last read.
-func (s *secrets) knows(number uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.loaded && s.fault == nil && number > 0 && number == s.number
+	return right
 }
 
 // failed notes why the history cannot be read, and reports whether that is news.

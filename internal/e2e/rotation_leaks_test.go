@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,9 +76,7 @@ func TestNoSecretIsSeenWhateverIsDoneWithIt(t *testing.T) {
 		told["the backup"] = string(content)
 	}
 	told["the command line"] = first.commandLine(t, idp, secrets["second"])
-	for place, text := range everythingOf(t, f.replicas) {
-		told[place] = text
-	}
+	maps.Copy(told, everythingOf(t, f.replicas))
 	for place, text := range everythingIn(t, server, monitored) {
 		told["Redis: "+place] = text
 	}
@@ -107,7 +106,7 @@ func (b *broker) commandLine(t *testing.T, idp *countingIdP, secret string) stri
 	defer idp.SetDelay(0)
 	before := idp.calls()
 	c := b.command("")
-	cmd := exec.Command("broker", "secret", "rotate", "orders") //nolint:noctx // it ends with the test's IdP
+	cmd := exec.Command("broker", "secret", "rotate", "orders")
 	cmd.Env = environment(c.env...)
 	cmd.Stdin = strings.NewReader(secret + "\n")
 	if err := cmd.Start(); err != nil {

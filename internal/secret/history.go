@@ -45,6 +45,9 @@ const (
 	MaxRecords = 32
 	// MaxRequests is how many calls are remembered, so that they can be repeated.
 	MaxRequests = 32
+
+	maxAncestors = 32
+	idLength     = 12 // 60 random bits
 )
 
 // Record is what is known of a version.
@@ -76,15 +79,17 @@ type Request struct {
 
 // History is which versions of a secret there are and have been, and which is
 // in force: at most one is current, one previous and one pending. It is
-// immutable; each change makes another one, of the next generation. The zero
-// History has no versions.
+// immutable; each change makes another one, of the next generation, which
+// descends from it. The zero History has no versions, and all descend from it.
 //
-// Histories of one secret are ordered: see [History.Newer].
+// Where the store loses one, two replicas may make histories of which neither
+// descends from the other: see [History.Merge].
 type History struct {
 	Generation uint64
-	// ID is random: it orders histories of the same generation, which two
-	// replicas may have made where the store lost one of them.
+	// ID is random: it tells histories of the same generation apart.
 	ID string
+	// Ancestors are the IDs of those that it descends from, oldest first.
+	Ancestors []string
 	// Versions are newest first: as they were staged.
 	Versions []Record
 	Requests []Request // oldest first
@@ -105,11 +110,62 @@ var (
 	ErrUnknown = errors.New("there is no such version")
 )
 
-// Newer reports whether h holds against other wherever the two meet: the higher
-// generation, and of the same generation the higher ID.
-func (h History) Newer(other History) bool {
-	return cmp.Or(cmp.Compare(h.Generation, other.Generation), cmp.Compare(h.ID, other.ID)) > 0
+// Descends reports whether h was made from other, or is the same.
+func (h History) Descends(other History) bool {
+	return other.Generation == 0 || h.ID == other.ID || slices.Contains(h.Ancestors, other.ID)
 }
+
+// Merge returns a history that descends from both, where neither descends from the
+// other. What is in force is what the one of the higher generation says, or of the
+// same generation the one with the higher ID; of the other one nothing is lost that
+// is not known to be retired: what was in force is kept to fall back to, or staged;
+// or it is in force, where nothing else is.
+func (h History) Merge(other History) History {
+	winner, loser := h, other
+	if cmp.Or(cmp.Compare(h.Generation, other.Generation), cmp.Compare(h.ID, other.ID)) < 0 {
+		winner, loser = other, h
+	}
+	next := winner.next()
+	next.Ancestors = limited(slices.Concat(loser.Ancestors, []string{loser.ID}, next.Ancestors), 2*maxAncestors)
+	next.Requests = limited(slices.Concat(slices.DeleteFunc(slices.Clone(loser.Requests), func(r Request) bool {
+		_, known := winner.Request(r.ID)
+		return known
+	}), winner.Requests), MaxRequests)
+	for _, wanted := range []State{Current, Previous, Pending} {
+		record, there := loser.In(wanted)
+		known, isKnown := next.Find(record.ID)
+		if wanted == Current && next.CurrentID() == "" && known.State == Retired {
+			next.Versions = slices.DeleteFunc(next.Versions, func(r Record) bool { return r.ID == record.ID })
+		} else if isKnown || !there {
+			continue
+		}
+		record.State = next.placeFor(wanted)
+		if record.State == Retired {
+			record.Value = redact.String{}
+		}
+		next.Versions = append(next.Versions, record)
+	}
+	next.Versions = forgotten(next.Versions)
+	return next
+}
+
+// placeFor is the state that a version can have which was in another one elsewhere.
+func (h History) placeFor(state State) State {
+	free := func(s State) bool { _, taken := h.In(s); return !taken }
+	switch {
+	case state == Current && free(Current):
+		return Current
+	case state != Pending && free(Previous):
+		return Previous
+	case free(Pending):
+		return Pending
+	default:
+		return Retired
+	}
+}
+
+// limited are the last of a list.
+func limited[T any](all []T, most int) []T { return all[max(0, len(all)-most):] }
 
 // Find returns the record of a version.
 func (h History) Find(id string) (Record, bool) {
@@ -143,10 +199,14 @@ func (h History) Request(id string) (Request, bool) {
 
 // next is a copy that may be changed until it is returned.
 func (h History) next() History {
-	return History{
-		Generation: h.Generation + 1, ID: rand.Text(),
+	next := History{
+		Generation: h.Generation + 1, ID: rand.Text()[:idLength],
 		Versions: slices.Clone(h.Versions), Requests: slices.Clone(h.Requests),
 	}
+	if h.ID != "" {
+		next.Ancestors = limited(append(slices.Clone(h.Ancestors), h.ID), maxAncestors)
+	}
+	return next
 }
 
 // Stage adds a version as pending; one that was retired is so again. Staging what
@@ -170,6 +230,11 @@ func (h History) Stage(v Version, by string, now time.Time) (History, error) {
 func staged(all []Record, v Version, by string, now time.Time) []Record {
 	all = slices.DeleteFunc(all, func(r Record) bool { return r.ID == v.ID })
 	all = slices.Insert(all, 0, Record{ID: v.ID, State: Pending, Since: now, Value: v.Value, CreatedAt: now, CreatedBy: by})
+	return forgotten(all)
+}
+
+// forgotten leaves out the oldest retired versions, if there are too many.
+func forgotten(all []Record) []Record {
 	for len(all) > MaxRecords {
 		oldest := len(all) - 1
 		for all[oldest].State != Retired {
@@ -246,22 +311,19 @@ func (r *Record) retire(now time.Time) {
 // the step that the call made: the generation stays.
 func (h History) With(made Request) History {
 	h.Requests = slices.DeleteFunc(slices.Clone(h.Requests), func(r Request) bool { return r.ID == made.ID })
-	h.Requests = append(h.Requests, made)
-	if over := len(h.Requests) - MaxRequests; over > 0 {
-		h.Requests = h.Requests[over:]
-	}
+	h.Requests = limited(append(h.Requests, made), MaxRequests)
 	return h
 }
 
-// Restore returns a history with the versions of another one, which holds against
+// Restore returns a history with the versions of another one, which descends from
 // both.
 func (h History) Restore(from History) History {
 	next := h.next()
 	next.Generation = max(h.Generation, from.Generation) + 1
+	next.Ancestors = limited(slices.Concat(from.Ancestors, []string{from.ID}, next.Ancestors), 2*maxAncestors)
 	next.Versions = slices.Clone(from.Versions)
 	return next
 }
 
-// Again returns the same history as one of the next generation, so that it holds
-// against all that came before.
+// Again returns the same history as one of the next generation.
 func (h History) Again() History { return h.next() }

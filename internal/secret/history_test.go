@@ -38,7 +38,7 @@ func TestVersionsGoThroughTheirStates(t *testing.T) {
 		if err != nil || states(next) != want {
 			t.Fatalf("%q, %v; want %q", states(next), err, want)
 		}
-		if next.Generation != before+1 || !next.Newer(h) {
+		if next.Generation != before+1 || !next.Descends(h) || h.Descends(next) {
 			t.Errorf("generation %d after %d", next.Generation, before)
 		}
 		h = next
@@ -133,6 +133,62 @@ func TestRequestsAreRememberedForAWhile(t *testing.T) {
 	}
 	if r, there := h.Request("20"); !there || !r.Done || h.Generation != 1 {
 		t.Errorf("%+v, %v", r, there)
+	}
+}
+
+// Two replicas went on from one history without knowing of each other. Nothing that
+// may be needed is lost, whichever of them holds.
+func TestMergedHistoriesLoseNothing(t *testing.T) {
+	base, _ := secret.History{}.Stage(version("a"), "alice", now)
+	base, _ = base.Activate("a", false, now)
+	rotated := func(h secret.History, id string) secret.History {
+		h, err := h.Stage(version(id), "alice", now)
+		if err == nil {
+			h, err = h.Activate(id, false, now)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	staged := func(h secret.History, id string) secret.History {
+		h, err := h.Stage(version(id), "bob", now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	refused := func(h secret.History, id string) secret.History {
+		h, err := staged(h, id).Retire(id, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	for name, tt := range map[string]struct {
+		winner, loser secret.History
+		want          string
+	}{
+		"another rotation":    {rotated(rotated(base, "b"), "c"), rotated(base, "d"), "c:current b:previous a:retired d:pending "},
+		"a staged one":        {rotated(base, "b"), staged(base, "d"), "b:current a:previous d:pending "},
+		"one from nothing":    {staged(rotated(staged(secret.History{}, "x"), "x"), "y"), rotated(secret.History{}, "a"), "y:pending x:current a:previous "},
+		"nothing but a stage": {staged(secret.History{}, "x").Again().Again().Again().Again(), rotated(base, "d"), "x:pending d:current a:previous "},
+		"one refused there":   {refused(refused(refused(secret.History{}, "d"), "x"), "y"), rotated(base, "d"), "y:retired x:retired d:current a:previous "},
+		"too much":            {staged(rotated(rotated(base, "b"), "c"), "e"), rotated(base, "d"), "e:pending c:current b:previous a:retired d:retired "},
+	} {
+		for _, merged := range []secret.History{tt.winner.Merge(tt.loser), tt.loser.Merge(tt.winner)} {
+			if states(merged) != tt.want || !merged.Descends(tt.winner) || !merged.Descends(tt.loser) {
+				t.Errorf("%s: %q, want %q", name, states(merged), tt.want)
+			}
+			if _, err := secret.FromStored(merged.Stored()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			for _, r := range merged.Versions {
+				if r.Value.IsZero() != (r.State == secret.Retired) {
+					t.Errorf("%s: %s, %v: has its value: %v", name, r.ID, r.State, !r.Value.IsZero())
+				}
+			}
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ type storedHistory struct {
 	Form       int             `json:"v"`
 	Generation uint64          `json:"generation"`
 	ID         string          `json:"id"`
+	Ancestors  []string        `json:"ancestors,omitempty"`
 	Versions   []storedRecord  `json:"versions"`
 	Requests   []storedRequest `json:"requests,omitempty"`
 }
@@ -46,7 +47,7 @@ type storedRequest struct {
 // Stored returns what [FromStored] makes the history of again: bytes that show
 // the secrets, and so must be sealed before they leave the process.
 func (h History) Stored() []byte {
-	s := storedHistory{Form: historyForm, Generation: h.Generation, ID: h.ID}
+	s := storedHistory{Form: historyForm, Generation: h.Generation, ID: h.ID, Ancestors: h.Ancestors}
 	for _, r := range h.Versions {
 		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy})
 	}
@@ -73,10 +74,10 @@ func FromStored(data []byte) (History, error) {
 		return History{}, errForm
 	}
 	var s storedHistory
-	if json.Unmarshal(data, &s) != nil || s.Generation == 0 {
+	if json.Unmarshal(data, &s) != nil || s.Generation == 0 || s.ID == "" {
 		return History{}, errSense
 	}
-	h := History{Generation: s.Generation, ID: s.ID}
+	h := History{Generation: s.Generation, ID: s.ID, Ancestors: s.Ancestors}
 	for _, r := range s.Versions {
 		h.Versions = append(h.Versions, Record{r.ID, r.State, r.Since, redact.New(string(r.Value)), r.CreatedAt, r.CreatedBy})
 	}
