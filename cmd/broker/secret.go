@@ -270,7 +270,8 @@ func newSecretActivate() *cobra.Command {
 force. If VERSION is given it must be the one that is staged.
 
 With --wait the command tries again while the IdP refuses the secret or cannot be
-reached, at most every 5 s: IdPs may take a while until they know a new secret.`,
+reached, after 5, 15 and 45 s and then each minute: IdPs may take a while until they
+know a new secret.`,
 		Example: `  broker secret activate orders-api --wait 2m`,
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -279,7 +280,7 @@ reached, at most every 5 s: IdPs may take a while until they know a new secret.`
 				version = args[1]
 			}
 			until := time.Now().Add(wait)
-			for {
+			for try := 0; ; try++ {
 				err := c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
 					return admin.ActivateSecret(ctx, &tokenbrokerv1.ActivateSecretRequest{
 						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
@@ -288,7 +289,7 @@ reached, at most every 5 s: IdPs may take a while until they know a new secret.`
 				if tried := stepsOf(err); tried != nil { // it may come in force by itself meanwhile
 					version = tried.GetVersion().GetVersion()
 				}
-				pause, again := mayPass(err)
+				pause, again := mayPass(err, try)
 				if !again || time.Now().Add(pause).After(until) {
 					return err
 				}
@@ -305,9 +306,10 @@ reached, at most every 5 s: IdPs may take a while until they know a new secret.`
 	return cmd
 }
 
-// mayPass says when to try again what failed for a reason that may pass.
-func mayPass(err error) (pause time.Duration, again bool) {
-	const least = 5 * time.Second
+// mayPass says when to try again what failed for a reason that may pass. Tries get
+// rarer: an IdP may lock a client out that comes with a wrong secret too often.
+func mayPass(err error, try int) (pause time.Duration, again bool) {
+	pauses := []time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second, time.Minute}
 	refused := false
 	for _, detail := range status.Convert(err).Details() {
 		switch detail := detail.(type) {
@@ -317,7 +319,7 @@ func mayPass(err error) (pause time.Duration, again bool) {
 			pause = detail.GetRetryDelay().AsDuration()
 		}
 	}
-	return max(pause, least), refused || status.Code(err) == codes.Unavailable
+	return max(pause, pauses[min(try, len(pauses)-1)]), refused || status.Code(err) == codes.Unavailable
 }
 
 func newSecretRollback() *cobra.Command {

@@ -35,5 +35,5 @@ done
 hash=$(sha256sum <redis/password | cut -d ' ' -f 1)
 put redis/users.acl <<END
 user default off
-user tokenbroker on #$hash resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe +info
+user tokenbroker on #$hash resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe +info +wait
 END

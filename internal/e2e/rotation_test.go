@@ -292,3 +292,51 @@ func TestSecretsAreBackedUpAndBroughtBack(t *testing.T) {
 		t.Errorf("with another ring: %v", res)
 	}
 }
+
+// Where a terminal is attached a person is asked before something is lost; --yes goes
+// without, and so do scripts.
+func TestAPersonIsAskedBeforeASecretIsWiped(t *testing.T) {
+	t.Parallel()
+	need(t, "script")
+	idp := simpleIdP(t, time.Hour)
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
+	b := startBroker(t, config+idp.managed("orders"))
+	idp.takes("first", "second", "third")
+	b.rotate(t, "first")
+	b.rotate(t, "second")
+	secretFile := writeFile(t, "third", "third")
+	onTerminal := func(answer, command string) result {
+		return commandOnTerminal(t, b, answer, command)
+	}
+	previous := func() string {
+		return inState(b.client(t, "orders"), tokenbrokerv1.SecretState_SECRET_STATE_PREVIOUS)
+	}
+	retire := "broker secret retire orders " + previous()
+	if res := onTerminal("n\n", retire); !strings.Contains(res.stdout, "will be wiped. Go on? [y/N]") || !strings.Contains(res.stdout, "nothing was done") || res.code == 0 || previous() == "" {
+		t.Errorf("no: %v", res)
+	}
+	rotate := "broker secret rotate orders --compromised --file " + secretFile
+	if res := onTerminal("\n", rotate); !strings.Contains(res.stdout, "Go on? [y/N]") || res.code == 0 || previous() == "" {
+		t.Errorf("nothing said: %v", res)
+	}
+	if res := onTerminal("y\n", retire); res.code != 0 || previous() != "" {
+		t.Errorf("yes: %v", res)
+	}
+	if res := onTerminal("", rotate+" --yes"); strings.Contains(res.stdout, "[y/N]") || res.code != 0 {
+		t.Errorf("--yes: %v", res)
+	}
+	if got := states(b.client(t, "orders")); got != "current retired retired" {
+		t.Errorf("in the end: %s", got)
+	}
+	if res := onTerminal("fourth\n", "broker secret rotate orders --stage-only"); strings.Contains(res.stdout, "fourth") || !strings.Contains(res.stdout, "not shown") || res.code != 0 {
+		t.Errorf("a secret that is typed: %v", res)
+	}
+}
+
+// commandOnTerminal runs a command that is typed into a terminal.
+func commandOnTerminal(t *testing.T, b *broker, input, line string) result {
+	t.Helper()
+	c := b.command(input)
+	c.name = "script"
+	return c.run(t, "--quiet", "--return", "--echo", "never", "--command", line, os.DevNull)
+}

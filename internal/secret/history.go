@@ -133,10 +133,13 @@ func (h History) Merge(other History) History {
 	}), winner.Requests), MaxRequests)
 	for _, wanted := range []State{Current, Previous, Pending} {
 		record, there := loser.In(wanted)
-		known, isKnown := next.Find(record.ID)
-		if wanted == Current && next.CurrentID() == "" && known.State == Retired {
+		_, known := next.Find(record.ID)
+		switch {
+		case !there:
+			continue
+		case known && wanted == Current && next.CurrentID() == "":
 			next.Versions = slices.DeleteFunc(next.Versions, func(r Record) bool { return r.ID == record.ID })
-		} else if isKnown || !there {
+		case known:
 			continue
 		}
 		record.State = next.placeFor(wanted)

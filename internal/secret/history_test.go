@@ -173,6 +173,7 @@ func TestMergedHistoriesLoseNothing(t *testing.T) {
 		"a staged one":        {rotated(base, "b"), staged(base, "d"), "b:current a:previous d:pending "},
 		"one from nothing":    {staged(rotated(staged(secret.History{}, "x"), "x"), "y"), rotated(secret.History{}, "a"), "y:pending x:current a:previous "},
 		"nothing but a stage": {staged(secret.History{}, "x").Again().Again().Again().Again(), rotated(base, "d"), "x:pending d:current a:previous "},
+		"one staged there":    {staged(refused(refused(secret.History{}, "x"), "y"), "d"), rotated(base, "d"), "y:retired x:retired d:current a:previous "},
 		"one refused there":   {refused(refused(refused(secret.History{}, "d"), "x"), "y"), rotated(base, "d"), "y:retired x:retired d:current a:previous "},
 		"too much":            {staged(rotated(rotated(base, "b"), "c"), "e"), rotated(base, "d"), "e:pending c:current b:previous a:retired d:retired "},
 	} {

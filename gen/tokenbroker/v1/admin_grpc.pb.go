@@ -67,7 +67,8 @@ type AdminServiceClient interface {
 	// ImportSecret takes what ExportSecret returned.
 	ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s.
+	// all replicas within 5 s. Made again it drops what was minted since as well,
+	// which is safe.
 	PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
@@ -240,7 +241,8 @@ type AdminServiceServer interface {
 	// ImportSecret takes what ExportSecret returned.
 	ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s.
+	// all replicas within 5 s. Made again it drops what was minted since as well,
+	// which is safe.
 	PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
