@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,7 +12,10 @@ import (
 )
 
 func newCheckConfig() *cobra.Command {
-	var live, mint bool
+	var (
+		live, mint bool
+		caller     string
+	)
 	cmd := &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
@@ -19,8 +24,11 @@ it, with line numbers. Nothing is read but the file.
 
 With --live also read the secrets, find the token endpoints of the clients and
 load the keys of the issuers. With --mint, which implies --live, also get a token
-for each client; some IdPs bill for those.`,
+for each client; some IdPs bill for those.
+
+With --explain say what a caller may ask for, and by which of its roles.`,
 		Example: `  broker check-config broker.yaml
+  broker check-config broker.yaml --explain checkout
   broker check-config broker.yaml --live --mint`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -31,6 +39,14 @@ for each client; some IdPs bill for those.`,
 			out := cmd.OutOrStdout()
 			if _, err := fmt.Fprintf(out, "ok    %s: %d clients, %d issuers\n", args[0], len(config.Clients), len(config.Issuers)); err != nil {
 				return err
+			}
+			for _, warning := range config.Warnings {
+				_, _ = fmt.Fprintf(out, "warn  %s\n", warning)
+			}
+			if caller != "" {
+				if err := explainCaller(out, config, caller); err != nil {
+					return err
+				}
 			}
 			if !live && !mint {
 				return nil
@@ -51,7 +67,19 @@ for each client; some IdPs bill for those.`,
 			return err
 		},
 	}
+	cmd.Flags().StringVar(&caller, "explain", "", "say what this caller may ask for")
 	cmd.Flags().BoolVar(&live, "live", false, "also try secrets, discovery and keys")
 	cmd.Flags().BoolVar(&mint, "mint", false, "also get a token for each client (implies --live)")
 	return cmd
+}
+
+func explainCaller(out io.Writer, config *app.Config, caller string) error {
+	lines, known := config.Explain(caller)
+	if !known {
+		return fmt.Errorf("there is no caller %q; those who are configured: %s", caller, strings.Join(config.CallerNames(), ", "))
+	}
+	for _, line := range lines {
+		_, _ = fmt.Fprintln(out, line)
+	}
+	return nil
 }

@@ -1,20 +1,20 @@
 package main
 
 import (
-	"errors"
-	"net"
+	"context"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/client"
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-const defaultAddr = "127.0.0.1:8443"
+const defaultAddr = client.DefaultTarget
 
-// connection is how the commands that ask a broker reach it.
+// connection is how the commands that ask a broker reach it: as the environment
+// says (client.FromEnv), but for what flags say.
 type connection struct {
 	addr      string
 	plaintext bool
@@ -35,38 +35,29 @@ func fromEnv(name, otherwise string) string {
 	return otherwise
 }
 
-// unencrypted reports whether to connect without TLS: as the flag says, else as
-// the environment says, else on loopback only.
-func (c *connection) unencrypted(cmd *cobra.Command) (bool, error) {
-	if cmd.Flags().Changed("plaintext") {
-		return c.plaintext, nil
-	}
-	if value := os.Getenv("TOKENBROKER_PLAINTEXT"); value != "" {
-		plaintext, err := strconv.ParseBool(value)
-		if err != nil {
-			return false, errors.New("TOKENBROKER_PLAINTEXT: want true or false")
-		}
-		return plaintext, nil
-	}
-	return onLoopback(c.addr), nil
-}
-
-func onLoopback(addr string) bool {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	return host == "localhost" || net.ParseIP(host).IsLoopback()
-}
-
-func (c *connection) open(cmd *cobra.Command) (*client.Client, error) {
-	plaintext, err := c.unencrypted(cmd)
-	if err != nil {
-		return nil, err
-	}
-	var opts []client.Option
-	if plaintext {
+func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Client, error) {
+	opts = append(opts, client.WithTarget(c.addr))
+	switch {
+	case !cmd.Flags().Changed("plaintext"):
+	case c.plaintext:
 		opts = append(opts, client.WithPlaintext())
+	default:
+		opts = append(opts, client.WithTLS(nil))
 	}
-	return client.New(c.addr, opts...)
+	return client.FromEnv(opts...)
+}
+
+// adminCall is what the commands for operators do with the connection.
+type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
+
+// admin connects and calls.
+func (c *connection) admin(cmd *cobra.Command, call adminCall) error {
+	broker, err := c.open(cmd)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = broker.Close() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+	defer cancel()
+	return call(ctx, tokenbrokerv1.NewAdminServiceClient(broker.Conn()))
 }

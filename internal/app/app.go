@@ -10,14 +10,18 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -34,20 +38,41 @@ const opsStopTimeout = 2 * time.Second
 type Options struct {
 	// Logger is told of everything. Nil: slog.Default.
 	Logger *slog.Logger
+	// File is where the configuration came from, to be read again when it changes.
+	// Empty: it is not.
+	File string
+	// Hangup tells to read the file again now. Nil: nobody does.
+	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
+	// Listener is where the gRPC API is served, instead of at the configuration's
+	// address. Nil: there.
+	Listener net.Listener
+	// ServerOptions are added to those of the gRPC server, for programs that
+	// observe or disturb its calls.
+	ServerOptions []grpc.ServerOption
 }
 
 // App is a broker that listens already and serves once it is Run.
 type App struct {
-	config   *Config
+	config   *Config // of the start
+	file     string
+	hangup   <-chan os.Signal
 	log      *slog.Logger
 	parts    *parts
+	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
-	grpc     net.Listener
-	ops      net.Listener // nil: off
+	listen   listeners
 	ready    atomic.Bool
+
+	// What keeps a setup up to date runs in background, until Run ends or the setup
+	// is replaced.
+	background context.Context //nolint:containedctx // it is the lifetime of the App's own work
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	reloading  sync.Mutex // held by the one who replaces the setup
+	stopSetup  func()
 }
 
 // New reads the secrets, assembles the broker and opens its listeners. It asks
@@ -58,86 +83,118 @@ func New(config *Config, opts Options) (*App, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
-	assembled, err := assemble(config, opts, registry)
+	told := observers{log: opts.Logger, registerer: registry}
+	assembled, err := open(config, opts, &told)
 	if err != nil {
+		told.close()
 		return nil, err
 	}
-	if err := assembled.storage.check(context.Background(), opts.Logger); err != nil {
+	a := &App{
+		config: config, file: opts.File, hangup: opts.Hangup, log: opts.Logger,
+		parts: assembled, metrics: newReloadMetrics(registry), registry: registry, stopSetup: func() {},
+	}
+	a.background, a.stop = context.WithCancel(context.Background())
+	a.tellWarnings(config)
+	if a.listen.certs, err = openCerts(&config.Listen, registry); err != nil {
+		a.stop()
 		assembled.close()
+		told.close()
 		return nil, err
 	}
-	a := &App{config: config, log: opts.Logger, parts: assembled, registry: registry}
-	a.server = server.New(server.Config{
-		Broker:               assembled.broker,
-		Deadline:             config.Server.Deadline,
-		SlowCall:             config.Server.SlowCall,
-		MaxConcurrentStreams: uint32(config.Server.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it
-		Reflection:           config.Server.Reflection,
-		Logger:               opts.Logger,
-		Registerer:           registry,
-	})
-	if a.grpc, err = listen("grpc", config.Listen.GRPC.Address); err != nil {
+	a.server = server.New(a.serverConfig(opts.ServerOptions))
+	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
 		return nil, err
 	}
-	if config.Listen.Ops.Address == "" {
-		return a, nil
-	}
-	if a.ops, err = listen("ops", config.Listen.Ops.Address); err != nil {
-		a.Close()
-		return nil, err
+	if a.listen.certs != nil {
+		a.tellCerts()
 	}
 	return a, nil
 }
 
-func listen(name, address string) (net.Listener, error) {
-	var network net.ListenConfig
-	listener, err := network.Listen(context.Background(), "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listen.%s: %w; is another process using the address?", name, err)
+// open opens the observers and assembles the rest. Whatever it returns, the
+// observers are to be closed.
+func open(config *Config, opts Options, told *observers) (*parts, error) {
+	var err error
+	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
+		return nil, err
 	}
-	return listener, nil
+	if told.traces, err = openTraces(config.Tracing, told.log); err != nil {
+		return nil, err
+	}
+	assembled, err := assemble(config, opts.Transport, *told)
+	if err != nil {
+		return nil, err
+	}
+	if err := assembled.storage.check(context.Background(), told.log); err != nil {
+		assembled.close()
+		return nil, err
+	}
+	return assembled, nil
+}
+
+func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
+	config := a.config
+	made := server.Config{
+		Broker:     a.parts.broker,
+		TLS:        a.listen.certs,
+		Audience:   config.Server.Audience,
+		Bound:      config.Listen.GRPC.Caller,
+		Limits:     config.Limits.forServer(),
+		Deadline:   config.Server.Deadline,
+		SlowCall:   config.Server.SlowCall,
+		Reflection: config.Server.Reflection,
+		Logger:     a.log,
+		Registerer: a.registry,
+		Options:    options,
+		Audit:      a.parts.audit,
+		Stats:      a.parts.traces.handler(),
+	}
+	if config.Listen.Unix != nil {
+		made.BoundUnix = config.Listen.Unix.Caller
+	}
+	return made
 }
 
 // GRPCAddr is where the gRPC API is served.
-func (a *App) GRPCAddr() string { return a.grpc.Addr().String() }
+func (a *App) GRPCAddr() string { return a.listen.grpc.Addr().String() }
 
 // OpsAddr is where metrics and health are served over HTTP; empty: nowhere.
 func (a *App) OpsAddr() string {
-	if a.ops == nil {
+	if a.listen.ops == nil {
 		return ""
 	}
-	return a.ops.Addr().String()
+	return a.listen.ops.Addr().String()
 }
 
 // Close lets go of what New opened. It is for an App that was not Run.
 func (a *App) Close() {
+	a.stop()
 	a.server.Shutdown(0, 0)
+	a.running.Wait()
 	a.parts.close()
-	for _, listener := range []net.Listener{a.grpc, a.ops} {
-		if listener != nil {
-			_ = listener.Close()
-		}
-	}
+	a.listen.close()
+	a.parts.observers.close()
 }
 
 // Run serves until ctx ends, and then drains: health turns to NOT_SERVING, calls
 // in progress end, and everything that was started has stopped when Run returns.
 // It may be called once.
 func (a *App) Run(ctx context.Context) error {
-	defer a.parts.close()
+	defer a.end()
 	defer runtime.KeepAlive(make([]byte, heapFloor))
-	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBackground()
+	defer a.running.Wait()
+	defer a.stop()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
-	group.Go(func() error { a.parts.verifier.Run(background); return nil })
-	group.Go(func() error { a.parts.storage.pollSecrets(background, a.log); return nil })
-	group.Go(func() error { a.parts.storage.pollRing(background, a.log); return nil })
-	group.Go(func() error { a.parts.broker.Run(background); return nil })
-	group.Go(func() error { return a.server.Serve(a.grpc) })
+	a.begin()
+	group.Go(func() error { return a.server.Serve(a.listen.grpc) })
+	if a.listen.unix != nil {
+		group.Go(func() error { return a.server.Serve(a.listen.unix) })
+	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
-	a.log.Info("serving", "grpc", a.GRPCAddr(), "ops", a.OpsAddr(),
+	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
+	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
@@ -147,7 +204,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	a.ready.Store(false)
 	a.server.Shutdown(a.config.Server.DrainDelay, a.config.Server.DrainTimeout)
-	stopBackground()
+	a.stop()
 	stopOps()
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
@@ -156,14 +213,37 @@ func (a *App) Run(ctx context.Context) error {
 	return nil
 }
 
+// end lets go of everything when nothing is served any more.
+func (a *App) end() {
+	a.parts.close()
+	a.parts.audit.Record(&audit.Event{Event: audit.Stop})
+	a.parts.observers.close()
+}
+
+// begin starts what runs beside the server.
+func (a *App) begin() {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	a.stopSetup = a.runSetup(a.parts.setup.Load())
+	a.running.Go(func() { a.parts.storage.pollSecrets(a.background, a.log) })
+	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
+	a.running.Go(func() { a.parts.broker.Run(a.background) })
+	if a.listen.certs != nil {
+		a.running.Go(func() { a.listen.certs.Poll(a.background, a.certsChanged) })
+	}
+	if a.file != "" {
+		a.running.Go(func() { a.watchFile(a.background, a.hangup) })
+	}
+}
+
 // serveOps starts the ops listener and returns what stops it.
 func (a *App) serveOps(group *errgroup.Group) (stop func()) {
-	if a.ops == nil {
+	if a.listen.ops == nil {
 		return func() {}
 	}
 	ops := a.opsServer()
 	group.Go(func() error {
-		if err := ops.Serve(a.ops); !errors.Is(err, http.ErrServerClosed) {
+		if err := ops.Serve(a.listen.ops); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("ops listener: %w", err)
 		}
 		return nil

@@ -24,6 +24,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
+// everybody is a caller who may everything.
+const everybody = `callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
+roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
+`
+
 const idpIssuer = "https://idp.example.com"
 
 func devIDP(t testing.TB) *devidp.Server {
@@ -60,7 +65,7 @@ func sampleText(t testing.TB, n int) string {
 		t.Fatal(err)
 	}
 	var text strings.Builder
-	text.WriteString("listen: {grpc: \"127.0.0.1:0\", ops: \"127.0.0.1:0\"}\nclients:\n")
+	text.WriteString("listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: \"127.0.0.1:0\"}\n" + everybody + "clients:\n")
 	for i := range n {
 		fmt.Fprintf(&text, "  client-%d: {issuer: %q, client_id: abc, secret: %q, audience: \"https://orders.example.com\"}\n", i, idpIssuer, "file:"+file)
 	}
@@ -70,8 +75,9 @@ func sampleText(t testing.TB, n int) string {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// run runs a broker until the test ends.
-func run(t *testing.T, config *app.Config, idp *devidp.Server) (*app.App, *brokerclient.Client) {
+// run runs a broker until the test ends, and connects to it: in plaintext, unless
+// told otherwise.
+func run(t *testing.T, config *app.Config, idp *devidp.Server, connect ...brokerclient.Option) (*app.App, *brokerclient.Client) {
 	t.Helper()
 	broker, err := app.New(config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()})
 	if err != nil {
@@ -80,7 +86,10 @@ func run(t *testing.T, config *app.Config, idp *devidp.Server) (*app.App, *broke
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- broker.Run(ctx) }()
-	c, err := brokerclient.New(broker.GRPCAddr(), brokerclient.WithPlaintext())
+	if len(connect) == 0 {
+		connect = []brokerclient.Option{brokerclient.WithPlaintext()}
+	}
+	c, err := brokerclient.New(broker.GRPCAddr(), connect...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +151,12 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
+	files := redistest.NewCertificates(t)
+	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
+	pki := newPKI(t)
+	config := strings.Replace(strings.Replace(sampleText(t, 1), "issuers:", mutual, 1), "listen: {", "listen: {"+pki.config()+", ", 1) +
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
+	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)

@@ -3,32 +3,67 @@ package app
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
+	"reflect"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// parts are the broker and what runs beside it.
+// parts are the broker and what stays while it runs.
 type parts struct {
-	network  *discovery.Network
-	storage  *storage
-	broker   *broker.Broker
+	network *discovery.Network
+	storage *storage
+	broker  *broker.Broker
+	setup   atomic.Pointer[setup]
+	observers
+}
+
+// observers are who is told of what the broker does. All but log may be nil.
+type observers struct {
+	log        *slog.Logger
+	registerer prometheus.Registerer
+	audit      *audit.Log
+	traces     *traces
+}
+
+// close ends what is told, when there is nothing more to tell.
+func (o *observers) close() {
+	if err := o.audit.Close(); err != nil {
+		o.log.Error("not all of the audit is written", "error", err)
+	}
+	o.traces.close()
+}
+
+// setup is the part of a configuration that can be replaced while the broker
+// runs, and what was made of it.
+type setup struct {
+	config   *Config
 	verifier *verify.Verifier
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
 	// introspections are by issuer.
 	introspections map[string]introspection
+
+	storage *storage
+	network *discovery.Network
+	broker  func() *broker.Broker
+	before  *setup // what it takes the place of; nil once it has
 }
 
 // issuerKey: clients and verification share what is known of an issuer, but not
@@ -40,119 +75,199 @@ type issuerKey struct {
 
 // assemble makes the parts of what the configuration says. All secrets that
 // cannot be read are in the error.
-func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*parts, error) {
-	if opts.Logger == nil {
-		opts.Logger = slog.Default()
-	}
-	opened, err := openStore(config, opts.Logger, registerer)
+func assemble(config *Config, transport http.RoundTripper, told observers) (*parts, error) {
+	opened, err := openStore(config, &told)
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{
-		network: discovery.NewNetwork(opts.Transport), storage: opened,
-		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
-	}
-	if err := p.fill(config, opts, registerer); err != nil {
+	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: told}
+	p.network.Trace(told.traces.tracer())
+	if err := p.fill(config); err != nil {
 		_ = opened.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *parts) fill(config *Config, opts Options, registerer prometheus.Registerer) error {
-	var problems []error
-	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		made, err := p.client(name, config.Clients[name])
-		if err != nil {
-			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
-			continue
-		}
-		p.clients = append(p.clients, made)
+func (p *parts) fill(config *Config) error {
+	made, err := p.prepare(config)
+	if err != nil {
+		return err
 	}
-	if len(problems) > 0 {
-		return errors.Join(problems...)
-	}
-	var err error
-	if p.verifier, err = p.newVerifier(config, opts.Logger, registerer); err != nil {
-		return fmt.Errorf("issuers: %w", err)
-	}
+	p.use(made)
+	p.registerer.MustRegister(certificateCollector{p})
 	p.broker, err = broker.New(broker.Config{
-		Clients:    p.clients,
+		Setup:      made.forBroker(),
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
 		Rings:      p.storage.rings,
-		Verifier:   p.verifier,
-		Logger:     opts.Logger,
-		Registerer: registerer,
+		Audit:      p.audit,
+		Logger:     p.log,
+		Registerer: p.registerer,
 	})
 	return err
 }
 
-// close lets go of everything. Nothing must be using it.
+// use puts a setup in the place of the one there is.
+func (p *parts) use(next *setup) {
+	next.before = nil
+	p.setup.Store(next)
+}
+
+// prepare makes a setup that can take the place of the one there is. It reads
+// secrets, and asks nobody anything. What is configured as before is kept as it is.
+func (p *parts) prepare(config *Config) (*setup, error) {
+	s := &setup{
+		config: config, storage: p.storage, network: p.network, before: p.setup.Load(),
+		broker:  func() *broker.Broker { return p.broker },
+		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
+	}
+	if s.before == nil {
+		s.before = &setup{config: &Config{}, verifier: new(verify.Verifier)}
+	}
+	var problems []error
+	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
+		made, err := s.client(name, config.Clients[name])
+		if err != nil {
+			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
+			continue
+		}
+		s.clients = append(s.clients, made)
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	var err error
+	if s.verifier, err = s.newVerifier(config, p.log, p.registerer); err != nil {
+		return nil, fmt.Errorf("issuers: %w", err)
+	}
+	return s, nil
+}
+
+func (s *setup) forBroker() broker.Setup {
+	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.policyConfig())}
+}
+
+// named returns the client of that name, which the setup has or had.
+func (s *setup) named(name string) (broker.ClientConfig, bool) {
+	at, found := slices.BinarySearchFunc(s.clients, name, func(c broker.ClientConfig, name string) int { return cmp.Compare(c.Name, name) })
+	if !found {
+		return broker.ClientConfig{}, false
+	}
+	return s.clients[at], true
+}
+
+// close lets go of everything but the observers. Nothing must be using it.
 func (p *parts) close() {
 	p.broker.Close()
 	_ = p.storage.Close()
 }
 
-func (p *parts) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
+func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
 	key := issuerKey{issuer, allowHTTP, allowPrivate}
-	if p.issuers[key] == nil {
-		p.issuers[key] = discovery.New(discovery.Config{
-			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: p.network.ClientFor(issuer, allowPrivate),
+	if s.issuers[key] == nil {
+		s.issuers[key] = s.before.issuers[key]
+	}
+	if s.issuers[key] == nil {
+		s.issuers[key] = discovery.New(discovery.Config{
+			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: s.network.ClientFor(issuer, allowPrivate),
 		})
 	}
-	return p.issuers[key]
+	return s.issuers[key]
 }
 
-func (p *parts) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
-	ring, err := p.storage.open(cfg.Secret)
-	if err != nil {
-		return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
+	old, existed := s.before.named(name)
+	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
+		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
+			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		}
+		return old, nil
 	}
-	made, err := idp.New(p.towards(cfg))
-	return broker.ClientConfig{
-		Name:    name,
-		IdP:     made,
-		Secret:  ring,
-		Managed: cfg.Secret.Managed(),
+	made, err := idp.New(s.towards(cfg))
+	if err != nil {
+		return broker.ClientConfig{}, err
+	}
+	client := broker.ClientConfig{
+		Name: name,
+		IdP:  made,
 		About: broker.About{
 			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: cfg.TokenURL, Auth: cfg.Auth, Secret: cfg.Secret.String(),
 		},
-		Audience:  cfg.Audience,
-		Resources: cfg.Resources,
-		Scopes:    cfg.Scopes,
-	}, err
+		CheckSecret: made.CheckSecret,
+		Audience:    cfg.Audience,
+		Resources:   cfg.Resources,
+		Scopes:      cfg.Scopes,
+	}
+	if !idp.NeedsSecret(idp.AuthMethod(cfg.Auth), cfg.GrantType) {
+		return client, nil
+	}
+	if client.Managed = cfg.Secret.Managed(); client.Managed {
+		return client, nil
+	}
+	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
+		if client.Secret, err = s.storage.open(cfg.Secret); err != nil {
+			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+		}
+	}
+	if err := made.CheckSecret(client.Secret.Current().Value); err != nil {
+		return broker.ClientConfig{}, fmt.Errorf("secret: %s cannot be used: %w", cfg.Secret, err)
+	}
+	return client, nil
 }
 
 // towards says which client to be at its IdP.
-func (p *parts) towards(cfg ClientConfig) idp.Config {
+func (s *setup) towards(cfg ClientConfig) idp.Config {
+	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
-		TokenURL:        cfg.TokenURL,
-		AllowHTTP:       cfg.AllowHTTP,
-		ClientID:        cfg.ClientID,
-		Auth:            idp.AuthMethod(cfg.Auth),
-		RawBasic:        cfg.RawBasic,
+		TokenURL:  cfg.TokenURL,
+		AllowHTTP: cfg.AllowHTTP,
+		ClientID:  cfg.ClientID,
+		Auth:      idp.AuthMethod(cfg.Auth),
+		Grant:     cfg.GrantType,
+		RawBasic:  cfg.RawBasic,
+		Assertion: idp.Assertion{
+			Audience:        cfg.AssertionAudience,
+			Algorithm:       cfg.AssertionAlgorithm,
+			KeyID:           cfg.AssertionKid,
+			Type:            cfg.AssertionTyp,
+			CertificateFile: cfg.AssertionCertificate,
+			Subject:         cfg.AssertionSubject,
+		},
+		AssertionFile:   cfg.AssertionFile,
 		Params:          cfg.Params,
 		Extras:          cfg.Extras,
 		DefaultLifetime: cfg.DefaultLifetime,
-		HTTP:            p.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.network.ClientFor(home, cfg.AllowPrivate),
+		HTTPWith:        s.with(home, cfg.AllowPrivate),
+	}
+	if cfg.TLS != nil {
+		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
 	}
 	if cfg.TokenURL == "" {
-		c.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	return c
 }
 
-func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
+// with makes clients that present a certificate.
+func (s *setup) with(home string, allowPrivate bool) func(tls.Certificate) *http.Client {
+	network := s.network // a client outlives the setup that it was made for
+	return func(certificate tls.Certificate) *http.Client {
+		return network.ClientWith(home, allowPrivate, certificate)
+	}
+}
+
+func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
 	issuers := make([]verify.IssuerConfig, 0, len(config.Issuers))
 	for i := range config.Issuers {
-		issuer, err := p.verified(config, &config.Issuers[i])
+		issuer, err := s.verified(config, &config.Issuers[i])
 		if err != nil {
 			return nil, err
 		}
 		issuers = append(issuers, issuer)
 	}
-	return verify.New(verify.Config{
+	return s.before.verifier.Next(verify.Config{
 		Issuers:     issuers,
 		Logger:      log,
 		Registerer:  registerer,
@@ -162,13 +277,13 @@ func (p *parts) newVerifier(config *Config, log *slog.Logger, registerer prometh
 }
 
 // verified says which tokens of an issuer are good.
-func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
+func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
 		Issuer:          cfg.Issuer,
 		JWKSURL:         cfg.JWKSURL,
 		JWKSFile:        cfg.JWKSFile,
 		AllowHTTP:       cfg.AllowHTTP,
-		HTTP:            p.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
 		Audiences:       cfg.Audiences,
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
@@ -180,16 +295,16 @@ func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		MaxStale:        cfg.MaxStale,
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
-		issuer.Discovery = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	if cfg.Introspection == nil {
 		return issuer, nil
 	}
-	endpoint, err := p.introspection(config, cfg)
+	endpoint, err := s.introspection(config, cfg)
 	if err != nil {
 		return verify.IssuerConfig{}, fmt.Errorf("%s: introspection: %w", cfg.Issuer, err)
 	}
-	p.introspections[cfg.Issuer] = endpoint
+	s.introspections[cfg.Issuer] = endpoint
 	issuer.Introspection = &verify.Introspection{
 		Endpoint:        endpoint,
 		Cache:           orNone(cfg.Introspection.Cache),
@@ -203,12 +318,13 @@ func (p *parts) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 type introspection struct {
 	client *idp.Client
 	name   string
-	parts  *parts // whose broker, made later, has the secret
+	// broker has the secret; it is made later.
+	broker func() *broker.Broker
 }
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	with, err := i.parts.broker.SecretInUse(ctx, i.name)
+	with, err := i.broker().SecretInUse(ctx, i.name)
 	if err != nil {
 		return false, nil, err
 	}
@@ -216,17 +332,32 @@ func (i introspection) Introspect(ctx context.Context, token redact.String) (act
 	return found.Active, found.Members, err
 }
 
-func (p *parts) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
+func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
-	towards := p.towards(config.Clients[name])
+	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
+		return old, nil
+	}
+	towards := s.towards(config.Clients[name])
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
-	towards.HTTP = p.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
+	home := cmp.Or(endpoint, cfg.Issuer)
+	towards.HTTP, towards.HTTPWith = s.network.ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate)
 	if endpoint == "" {
-		towards.Issuer = p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	client, err := idp.New(towards)
-	return introspection{client, name, p}, err
+	return introspection{client, name, s.broker}, err
+}
+
+// sameIntrospection reports whether an issuer was asked about opaque tokens in the
+// same way before.
+func (s *setup) sameIntrospection(cfg *IssuerConfig) bool {
+	at := slices.IndexFunc(s.before.config.Issuers, func(c IssuerConfig) bool { return c.Issuer == cfg.Issuer })
+	if at < 0 || !reflect.DeepEqual(s.before.config.Issuers[at], *cfg) {
+		return false
+	}
+	name := cfg.Introspection.Client
+	return reflect.DeepEqual(s.before.config.Clients[name], s.config.Clients[name])
 }
 
 // orNone translates what the file can ask for, none, to what verify takes for

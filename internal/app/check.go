@@ -1,15 +1,19 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -28,13 +32,14 @@ type Finding struct {
 // token for each client. It tells each finding as it comes. The error means that nothing could
 // be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
-	assembled, err := assemble(config, opts, prometheus.NewRegistry())
+	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
+	assembled, err := assemble(config, opts.Transport, told)
 	if err != nil {
 		return err
 	}
 	defer assembled.close()
 	tell(assembled.checkStore(ctx))
-	for _, client := range assembled.clients {
+	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {
 			tell(assembled.checkMint(ctx, client.Name))
@@ -68,17 +73,21 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
-	if err == nil && metadata.TokenEndpoint == "" {
+	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
+	endpoint := metadata.TokenEndpoint
+	if idp.AuthMethod(cfg.Auth).Mutual() {
+		endpoint = metadata.MTLS.Token
+	}
+	if err == nil && endpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
-	found.Detail, found.Err = metadata.TokenEndpoint, err
+	found.Detail, found.Err = endpoint, err
 	return found
 }
 
 func (p *parts) checkMint(ctx context.Context, name string) Finding {
 	found := Finding{What: fmt.Sprintf("clients.%s: token", name)}
-	answer, err := p.broker.Get(ctx, broker.Ask{Client: name})
+	answer, err := p.broker.Get(ctx, policy.Self(), broker.Ask{Client: name})
 	if err != nil {
 		found.Err = err
 		return found
@@ -89,10 +98,10 @@ func (p *parts) checkMint(ctx context.Context, name string) Finding {
 
 func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: keys", issuer)}
-	if found.Err = p.verifier.Refresh(ctx, issuer); found.Err != nil {
+	if found.Err = p.setup.Load().verifier.Refresh(ctx, issuer); found.Err != nil {
 		return found
 	}
-	for _, status := range p.verifier.Status() {
+	for _, status := range p.setup.Load().verifier.Status() {
 		if status.Issuer == issuer {
 			found.Detail = fmt.Sprintf("%d usable", status.Keys)
 		}
@@ -103,7 +112,7 @@ func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 // checkIntrospection asks about a token that nobody has issued.
 func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
-	active, _, err := p.introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
+	active, _, err := p.setup.Load().introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
 	switch {
 	case err != nil:
 		found.Err = err

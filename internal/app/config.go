@@ -1,6 +1,7 @@
 package app
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -30,8 +31,14 @@ type Config struct {
 	Store StoreConfig `yaml:"store"`
 	// How calls are served, and how serving ends.
 	Server ServerConfig `yaml:"server"`
+	// What the broker takes on, of each caller and of all.
+	Limits LimitsConfig `yaml:"limits"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
+	// Where it is written down who was given which token, and who was refused what. Absent: nowhere.
+	Audit *AuditConfig `yaml:"audit"`
+	// OpenTelemetry traces of calls. Absent: there are none.
+	Tracing *TracingConfig `yaml:"tracing"`
 	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask
 	// for: 1 to 128 letters, digits, dots, underscores and hyphens.
 	Clients map[string]ClientConfig `yaml:"clients" jsonschema:"anyof_required=clients"`
@@ -40,23 +47,15 @@ type Config struct {
 	Issuers []IssuerConfig `yaml:"issuers" jsonschema:"anyof_required=issuers"`
 	// What is remembered of verified tokens, and for how long.
 	Verification VerificationConfig `yaml:"verification"`
-}
+	// Who may ask. Nobody else may ask for anything.
+	Callers []CallerConfig `yaml:"callers"`
+	// What callers may, by names of 1 to 128 letters, digits, dots, underscores and hyphens.
+	Roles map[string]RoleConfig `yaml:"roles"`
 
-// ListenConfig names the listeners.
-type ListenConfig struct {
-	// Where the gRPC API is served.
-	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
-	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
-	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-}
-
-// ListenerConfig is one listener. In the file it is an address alone, or a
-// mapping. The zero value is no listener.
-type ListenerConfig struct {
-	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
-	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Listen beyond loopback although nothing is encrypted.
-	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
+	// Warnings are about what is not wrong in the file, and hardly meant.
+	Warnings []Problem `yaml:"-"`
+	// Digest is the SHA-256 of the file.
+	Digest [sha256.Size]byte `yaml:"-"`
 }
 
 // StoreConfig says where state is kept: exactly one kind is given.
@@ -119,8 +118,6 @@ type RedisTLSConfig struct {
 type ServerConfig struct {
 	// The longest that a unary call may take, 1s to 5m. A caller's own shorter deadline holds.
 	Deadline time.Duration `yaml:"deadline" jsonschema:"default=30s"`
-	// How many calls one connection may have open at a time.
-	MaxConcurrentStreams int `yaml:"max_concurrent_streams" jsonschema:"default=1000,minimum=1,maximum=100000"`
 	// Let tools such as grpcurl ask which services there are.
 	Reflection bool `yaml:"reflection" jsonschema:"default=true"`
 	// At shutdown, how long calls are still accepted after health says NOT_SERVING, 0s to 5m:
@@ -133,6 +130,8 @@ type ServerConfig struct {
 	Pprof bool `yaml:"pprof" jsonschema:"default=false"`
 	// Calls that take longer are logged although they succeed, at most 5m. 0s: none are.
 	SlowCall time.Duration `yaml:"slow_call" jsonschema:"default=1s"`
+	// The audience that the JWTs of callers must be for.
+	Audience string `yaml:"audience" jsonschema:"default=tokenbroker,minLength=1,maxLength=512"`
 }
 
 // LogConfig says what is logged.
@@ -145,8 +144,11 @@ type LogConfig struct {
 
 // ClientConfig is an OAuth client registered at an IdP.
 type ClientConfig struct {
+	// Which IdP this is. Keys that are not given then have the defaults that it needs, which
+	// docs/identity-providers.md lists.
+	Preset string `yaml:"preset" jsonschema:"enum=auth0,enum=cognito,enum=entra,enum=google,enum=keycloak,enum=okta,enum=salesforce,enum=zoom"`
 	// The IdP's issuer URL: its token endpoint is found by discovery. Exactly one of issuer and
-	// token_url is given.
+	// token_url is given, unless the preset has it.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,oneof_required=issuer"`
 	// The IdP's token endpoint, where discovery is not wanted.
 	TokenURL string `yaml:"token_url" jsonschema:"minLength=1,oneof_required=token_url"`
@@ -154,10 +156,40 @@ type ClientConfig struct {
 	ClientID string `yaml:"client_id" jsonschema:"required,minLength=1,maxLength=512"`
 	// Where the client secret is: file:PATH (a file, or a directory with the files current and
 	// previous; read again when it changes), env:NAME, or managed: brought with "broker secret
-	// rotate" and kept in the store. Never the secret itself.
-	Secret secret.Ref `yaml:"secret" jsonschema:"required"`
-	// How the client authenticates: in the Authorization header, or in the form.
-	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post"`
+	// rotate" and kept in the store. Never the secret itself. With private_key_jwt and the grant
+	// jwt-bearer it is the private key, in PEM or as a JWK, or a Google service account's file.
+	// Required unless auth needs none.
+	Secret secret.Ref `yaml:"secret"`
+	// How the client proves its identity. Absent: client_secret_basic, or none with the grant
+	// jwt-bearer, which proves it by itself.
+	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post,enum=client_secret_jwt,enum=private_key_jwt,enum=tls_client_auth,enum=self_signed_tls_client_auth,enum=federated_jwt,enum=spiffe_jwt,enum=none"`
+	// The grant by which tokens are asked for. With urn:ietf:params:oauth:grant-type:jwt-bearer the
+	// broker signs an assertion with the key in secret; any other is sent as it is, with params.
+	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
+	// The aud of assertions: issuer, token_endpoint, or the audience itself. Absent: issuer, or
+	// token_endpoint where token_url is given.
+	AssertionAudience string `yaml:"assertion_audience" jsonschema:"minLength=1,maxLength=2048"`
+	// What assertions are signed with. Absent: HS256 with client_secret_jwt; else the alg of the
+	// JWK, or RS256, ES256, ES384, ES512 or EdDSA by the kind of the key.
+	AssertionAlgorithm string `yaml:"assertion_algorithm" jsonschema:"enum=HS256,enum=RS256,enum=RS384,enum=RS512,enum=PS256,enum=PS384,enum=PS512,enum=ES256,enum=ES384,enum=ES512,enum=EdDSA,enum=Ed25519"`
+	// The kid in the header of assertions. Absent: that of the JWK or of the service account's
+	// file; else, unless a certificate is named, the key's thumbprint (RFC 7638).
+	AssertionKid string `yaml:"assertion_kid" jsonschema:"minLength=1,maxLength=256"`
+	// The typ in the header of assertions. Absent: client-authentication+jwt, or JWT with the grant
+	// jwt-bearer. Some IdPs know no other than JWT.
+	AssertionTyp string `yaml:"assertion_typ" jsonschema:"enum=client-authentication+jwt,enum=JWT"`
+	// The sub of the grant jwt-bearer's assertion: on whose behalf tokens are asked for. Absent:
+	// the assertion has none.
+	AssertionSubject string `yaml:"assertion_subject" jsonschema:"minLength=1,maxLength=512"`
+	// The file with the certificates of the key in secret, in PEM: the one that belongs to the key
+	// is named in the header of assertions (x5t#S256). One that stands beside the key in secret
+	// needs no file.
+	AssertionCertificate string `yaml:"assertion_certificate" jsonschema:"minLength=1"`
+	// With federated_jwt and spiffe_jwt, the file with the assertion that somebody else issued, such
+	// as Kubernetes' projected token or a JWT-SVID. It is read for each request.
+	AssertionFile string `yaml:"assertion_file" jsonschema:"minLength=1"`
+	// With tls_client_auth and self_signed_tls_client_auth, the client certificate.
+	TLS *ClientTLSConfig `yaml:"tls"`
 	// With client_secret_basic, send client_id and secret without the form-urlencoding that RFC
 	// 6749 section 2.3.1 asks for: some IdPs do not decode it.
 	RawBasic bool `yaml:"raw_basic" jsonschema:"default=false"`
@@ -168,7 +200,7 @@ type ClientConfig struct {
 	// The scopes asked for where a caller names none.
 	Scopes []string `yaml:"scopes" jsonschema:"maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
 	// Further form parameters of the token request. Those that other keys set, and credentials,
-	// are refused. grant_type replaces client_credentials, for IdPs that call it otherwise.
+	// are refused.
 	Params map[string]string `yaml:"params"`
 	// Members of the IdP's answer that callers get to see, such as instance_url.
 	Extras []string `yaml:"extras" jsonschema:"maxItems=16,uniqueItems=true,minLength=1,maxLength=128"`
@@ -179,6 +211,16 @@ type ClientConfig struct {
 	// Connect to private and loopback addresses for this client: its IdP is in the network of the
 	// broker. Where its URL names a loopback host, that needs no leave.
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
+}
+
+// ClientTLSConfig is the certificate by which a client proves its identity (RFC
+// 8705).
+type ClientTLSConfig struct {
+	// The file with the certificate, in PEM, and after it those that lead to its authority. It is
+	// read again when it changes, and so is the key.
+	Cert string `yaml:"cert" jsonschema:"required,minLength=1"`
+	// The file with its private key, in PEM.
+	Key string `yaml:"key" jsonschema:"required,minLength=1"`
 }
 
 // IssuerConfig is an issuer whose tokens are verified.
@@ -280,11 +322,15 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	}
 	config := new(Config)
 	decodeConfig(root, config, found)
+	complete(config, found)
 	checkConfig(config, found)
 	if len(found.problems) > 0 {
 		return nil, found.err()
 	}
+	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
+	config.Warnings = found.warnings
+	config.Digest = sha256.Sum256(data)
 	return config, nil
 }
 

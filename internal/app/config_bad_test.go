@@ -28,6 +28,16 @@ func tenants(list string) string {
 	return "issuers:\n  - issuer: https://login.example.com/{tenant}/v2.0\n    audiences: [a]\n    tenants: " + list + "\n"
 }
 
+// callers is a good file with one issuer and one role, r, but for its callers, which
+// begin in line 6.
+func callers(list ...string) string {
+	text := issuer() + "roles: {r: {verify: [{issuer: '*'}]}}\ncallers:\n"
+	for _, caller := range list {
+		text += "  - " + caller + "\n"
+	}
+	return text
+}
+
 // redis is a good file of seven lines but for the keys of its Redis, which begin
 // in line 8.
 func redis(keys ...string) string {
@@ -90,11 +100,10 @@ func badConfigs() []badConfig {
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
-		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
-		{"section of a later part", client() + "callers: []\n", "6: callers: no such key; possible here: listen, store, server, log, clients, issuers, verification", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, limits, log, audit, tracing, clients, issuers, verification, callers, roles", true},
 		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
-			"7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
+			"7: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
 		{"key where none is", client() + "store: {memory: {size: 1}}\n", "6: store.memory.size: no such key; none is possible here", true},
 		{"unknown store", client() + "store: {mysql: {}}\n", "6: store.mysql: no such key; possible here: memory, bolt, redis, sealing_keys\n6: store: says nothing of where state is kept: give memory, bolt or redis", true},
 		{"redis without addresses", client() + "store: {redis: {}, sealing_keys: file:r}\n", "6: store.redis: addresses is missing", true},
@@ -126,7 +135,7 @@ func badConfigs() []badConfig {
 		{"clients as a list", "clients: [a]\n", "1: clients: expected a mapping, found a list", true},
 		{"issuers as a mapping", "issuers: {a: b}\n", "1: issuers: expected a list, found a mapping", true},
 		{"client without keys", "clients:\n  orders-api:\n", "2: clients.orders-api: expected a mapping, found nothing: give a value or remove the key\n" +
-			"2: clients.orders-api: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
+			"2: clients.orders-api: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint\n2: clients.orders-api: secret is missing", true},
 		{"section without keys", client() + "server:\n", "6: server: expected a mapping, found nothing: give a value or remove the key", true},
 		{"number for text", client("audience: 5"), "6: clients.orders-api.audience: expected text, found a number: put it in quotes", true},
 		{"truth for text", client("audience: true"), "6: clients.orders-api.audience: expected text, found true or false: put it in quotes", true},
@@ -139,20 +148,32 @@ func badConfigs() []badConfig {
 		{"duration without a unit", client("default_lifetime: '300'"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
 		{"duration in days", client("default_lifetime: 1d"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
 		{"negative duration", client("default_lifetime: -5m"), "6: clients.orders-api.default_lifetime: expected a duration such as 30s or 5m", true},
-		{"text for a number", client() + "server:\n  max_concurrent_streams: many\n", "7: server.max_concurrent_streams: expected a whole number, found text", true},
-		{"fraction for a number", client() + "server:\n  max_concurrent_streams: 1.5\n", "7: server.max_concurrent_streams: expected a whole number, found a number", true},
-		{"number too small", client() + "server:\n  max_concurrent_streams: 0\n", "7: server.max_concurrent_streams: must be from 1 to 100000", true},
-		{"number too large", client() + "server:\n  max_concurrent_streams: 100001\n", "7: server.max_concurrent_streams: must be from 1 to 100000", true},
-		{"number beyond all bounds", client() + "server:\n  max_concurrent_streams: 99999999999999999999\n", "7: server.max_concurrent_streams: expected a whole number, found a number", true},
+		{"text for a number", client() + "limits:\n  streams: many\n", "7: limits.streams: expected a whole number, found text", true},
+		{"fraction for a number", client() + "limits:\n  streams: 1.5\n", "7: limits.streams: expected a whole number, found a number", true},
+		{"number too small", client() + "limits:\n  streams: 0\n", "7: limits.streams: must be from 1 to 100000", true},
+		{"number too large", client() + "limits:\n  streams: 100001\n", "7: limits.streams: must be from 1 to 100000", true},
+		{"number beyond all bounds", client() + "limits:\n  streams: 99999999999999999999\n", "7: limits.streams: expected a whole number, found a number", true},
 		{"list for a listener", client() + "listen: {ops: []}\n", "6: listen.ops: expected an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}, found a list", true},
 		{"empty listener", client() + "listen: {ops: ''}\n", "6: listen.ops: expected an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}", true},
 		{"nothing for a value", client("audience:"), "6: clients.orders-api.audience: expected text, found nothing: give a value or remove the key", true},
 
 		// Values.
+		{"audit to nowhere", client() + "audit: {tokens: first}\n", "6: audit: file is missing", true},
+		{"audit of some tokens", client() + "audit: {file: a, tokens: some}\n", "6: audit.tokens: expected first or every", true},
+		{"audit of verifications by default", client() + "audit: {file: a, verifications: reject}\n", "6: audit.verifications: expected none, rejected or all; did you mean rejected?", true},
+		{"audit that blocks", client() + "audit: {file: a, when_full: block}\n", "6: audit.when_full: expected drop or refuse", true},
+		{"traces to nowhere", client() + "tracing: {sample: 0.1}\n", "6: tracing: endpoint is missing", true},
+		{"traces without a scheme", client() + "tracing: {endpoint: 'collector:4317'}\n", "6: tracing.endpoint: expected https://HOST:PORT or http://HOST:PORT and nothing more, such as https://collector.example.com:4317", false},
+		{"traces with a password", client() + "tracing: {endpoint: 'https://a:b@collector:4317'}\n", "6: tracing.endpoint: expected https://HOST:PORT or http://HOST:PORT and nothing more, such as https://collector.example.com:4317", false},
+		{"traces to no port", client() + "tracing: {endpoint: 'https://collector'}\n", "6: tracing.endpoint: the port is missing: OTLP over gRPC is usually at 4317", false},
+		{"traces in percent", client() + "tracing: {endpoint: 'https://collector:4317', sample: 5}\n", "6: tracing.sample: must be from 0 to 1", true},
+		{"traces of no number", client() + "tracing: {endpoint: 'https://collector:4317', sample: .nan}\n", "6: tracing.sample: must be from 0 to 1", false},
+		{"traces by text", client() + "tracing: {endpoint: 'https://collector:4317', sample: 1%}\n", "6: tracing.sample: expected a number such as 0.01, found text", true},
+		{"authorities of plaintext", client() + "tracing: {endpoint: 'http://collector:4317', ca: a}\n", "6: tracing.ca: nothing is encrypted over http: use https, or remove it", false},
 		{"log level", client() + "log: {level: warning}\n", "6: log.level: expected debug, info, warn or error; did you mean warn?", true},
 		{"log format", client() + "log: {format: logfmt}\n", "6: log.format: expected json or text", true},
-		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post", true},
-		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post; did you mean client_secret_basic?", true},
+		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none", true},
+		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none; did you mean client_secret_basic?", true},
 		{"algorithm", issuer("algorithms: [RS256, HS256]"), "4: issuers[0].algorithms[1]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
 		{"algorithm none", issuer("algorithms: [none]"), "4: issuers[0].algorithms[0]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519", true},
 		{"scope claim", issuer("scope_claim: scopes"), "4: issuers[0].scope_claim: expected scope, scp or permissions; did you mean scope?", true},
@@ -168,6 +189,7 @@ func badConfigs() []badConfig {
 		{"extra that is a credential", client("extras: [instance_url, refresh_token]"), "6: clients.orders-api.extras[1]: is never handed on to callers: remove it", false},
 		{"reserved parameters", client("params:", "  scope: read", "  client_secret: x", "  grant_type: account_credentials", "  password: x"), "7: clients.orders-api.params.scope: may not be set here: use the client's own key scopes\n" +
 			"8: clients.orders-api.params.client_secret: may not be set here: use the client's own key secret, with a reference\n" +
+			"9: clients.orders-api.params.grant_type: may not be set here: use the client's own key grant_type\n" +
 			"10: clients.orders-api.params.password: may not be set here: a client authenticates with its secret, and credentials are never literals", true},
 		{"secret as a literal", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: hunter2\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"secret without a path", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 'file:'\n", `5: clients.a.secret: "file:" names nothing after the colon`, true},
@@ -196,6 +218,33 @@ func badConfigs() []badConfig {
 		// Contradictions.
 		{"issuer and token_url", client("token_url: https://login.example.com/token"), "6: clients.orders-api.token_url: contradicts issuer in line 3: give one of the two", true},
 		{"raw_basic without basic", client("auth: client_secret_post", "raw_basic: true"), "7: clients.orders-api.raw_basic: is for auth: client_secret_basic only: remove it, or change auth", false},
+		{"secret missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n", "2: clients.a: secret is missing", false},
+		{"secret missing for a grant", "clients:\n  a:\n    preset: google\n    client_id: abc\n", "2: clients.a: secret is missing", false},
+		{"secret of nobody", client("auth: none"), "5: clients.orders-api.secret: is not used with auth: none: remove it, or change auth", false},
+		{"secret beside a certificate", client("auth: tls_client_auth", "tls: {cert: c.crt, key: c.key}"), "5: clients.orders-api.secret: is not used with auth: tls_client_auth: remove it, or change auth", false},
+		{"certificate missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: self_signed_tls_client_auth\n", "2: clients.a: tls is missing, which goes with auth: self_signed_tls_client_auth", false},
+		{"certificate without a key", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: tls_client_auth\n    tls: {cert: c.crt}\n", "6: clients.a.tls: key is missing", true},
+		{"certificate of nobody", client("tls: {cert: c.crt, key: c.key}"), "6: clients.orders-api.tls: is for auth: tls_client_auth and self_signed_tls_client_auth only: remove it, or change auth", false},
+		{"certificate over http", "clients:\n  a:\n    token_url: http://127.0.0.1/token\n    client_id: abc\n    auth: tls_client_auth\n    tls: {cert: c.crt, key: c.key}\n", "3: clients.a.token_url: no certificate can be presented over http://: use https://, or change auth", false},
+		{"assertion_file missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: spiffe_jwt\n", "2: clients.a: assertion_file is missing, which goes with auth: spiffe_jwt", false},
+		{"assertion_file of nobody", client("assertion_file: token"), "6: clients.orders-api.assertion_file: is for auth: federated_jwt and spiffe_jwt only: remove it, or change auth", false},
+		{"assertions of nobody", client("assertion_audience: issuer", "assertion_algorithm: RS256", "assertion_typ: JWT", "assertion_kid: k", "assertion_certificate: c.crt", "assertion_subject: s"),
+			"6: clients.orders-api.assertion_audience: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"7: clients.orders-api.assertion_algorithm: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"8: clients.orders-api.assertion_typ: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"9: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"10: clients.orders-api.assertion_certificate: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"11: clients.orders-api.assertion_subject: is for grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer only: remove it, or change grant_type", false},
+		{"kid of a shared secret", client("auth: client_secret_jwt", "assertion_kid: k"), "7: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth", false},
+		{"algorithm of a shared secret", client("auth: client_secret_jwt", "assertion_algorithm: RS256"), "7: clients.orders-api.assertion_algorithm: is HS256 with auth: client_secret_jwt: remove it, or change auth", false},
+		{"algorithm of a key", client("auth: private_key_jwt", "assertion_algorithm: HS256"), "7: clients.orders-api.assertion_algorithm: HS256 is for secrets, and here a private key signs: remove it, or change auth", false},
+		{"algorithm of nothing", client("auth: private_key_jwt", "assertion_algorithm: RS257"), "7: clients.orders-api.assertion_algorithm: expected HS256, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
+		{"audience misspelt", client("auth: private_key_jwt", "assertion_audience: token-endpoint"), "7: clients.orders-api.assertion_audience: expected issuer, token_endpoint, or the audience itself, a URL; did you mean token_endpoint?", true},
+		{"audience of no issuer", "clients:\n  a:\n    token_url: https://login.example.com/token\n    client_id: abc\n    secret: env:A\n    auth: private_key_jwt\n    assertion_audience: issuer\n",
+			"7: clients.a.assertion_audience: there is no issuer: give issuer in place of token_url, or write the audience itself", false},
+		{"two proofs", client("auth: private_key_jwt", "grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer"), "6: clients.orders-api.auth: the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant", false},
+		{"preset", client("preset: azure"), "6: clients.orders-api.preset: expected auth0, cognito, entra, google, keycloak, okta, salesforce or zoom", true},
+		{"preset without an endpoint", "clients:\n  a:\n    preset: okta\n    client_id: abc\n    secret: env:A\n", "2: clients.a: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
 		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth", false},
 		{"managed in memory", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: managed\n", "5: clients.a.secret: a managed secret is kept in the store, and nothing outlives the process in memory: give store.bolt or store.redis, or the secret as file:PATH", false},
 		{"a managed password of Redis", redis("addresses: [redis:6379]", "password: managed"), "9: store.redis.password: managed is for the secrets of clients alone: give file:PATH or env:NAME", true},
@@ -226,6 +275,8 @@ func badConfigs() []badConfig {
 		{"introspection by an unknown client", client() + issuer("introspection: {client: orders}"), "9: issuers[0].introspection.client: no client of this name is configured: configure under clients as whom the broker asks the issuer", false},
 		{"introspection by another issuer's client", client() + "issuers:\n  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api}\n",
 			"9: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant", false},
+		{"introspection by a grant", client("grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer") + issuer("introspection: {client: orders-api}"),
+			"10: issuers[0].introspection.client: this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client", false},
 		{"introspection of tenants", client() + tenants("[t1]") + "    introspection: {client: orders-api, endpoint: https://login.example.com/introspect}\n",
 			"10: issuers[0].introspection: tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own", false},
 		{"introspection of two issuers", client() + issuer("introspection: {client: orders-api}") + "  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api, endpoint: https://other.example.com/i}\n",
@@ -235,10 +286,10 @@ func badConfigs() []badConfig {
 			"13: issuers[0].introspection.endpoint: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
 		{"private introspection endpoint", client() + issuer("introspection: {client: orders-api, endpoint: 'https://10.0.0.1/i'}"), "9: issuers[0].introspection.endpoint: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
 		{"verification out of bounds", client() + "verification:\n  cache_mib: -1\n  max_validity: 2h\n", "7: verification.cache_mib: must be from 0 to 65536\n8: verification.max_validity: must be from 1s to 1h", true},
-		{"plaintext missing", client() + "listen:\n  grpc: :8443\n  ops: 10.0.0.1:9090\n", "7: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}\n" +
+		{"plaintext missing", client() + "listen:\n  grpc: :8443\n  ops: 10.0.0.1:9090\n", "7: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}\n" +
 			"8: listen.ops: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:9090, or accept it with {address: ..., plaintext: true}", false},
-		{"plaintext missing for a host name", client() + "listen: {grpc: 'broker.internal:8443'}\n", "6: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
-		{"plaintext false", client() + "listen: {grpc: {address: '[::]:8443', plaintext: false}}\n", "6: listen.grpc: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
+		{"plaintext missing for a host name", client() + "listen: {grpc: 'broker.internal:8443'}\n", "6: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
+		{"plaintext false", client() + "listen: {grpc: {address: '[::]:8443', plaintext: false}}\n", "6: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", false},
 		{"no port", client() + "listen: {grpc: 127.0.0.1}\n", "6: listen.grpc: expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface", false},
 		{"named port", client() + "listen: {grpc: 'localhost:https'}\n", "6: listen.grpc: expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface", false},
 		{"gRPC off", client() + "listen: {grpc: off}\n", "6: listen.grpc: the gRPC listener cannot be off: give an address such as 127.0.0.1:8443", true},
@@ -248,6 +299,63 @@ func badConfigs() []badConfig {
 		{"the default's address", client() + "listen: {grpc: 127.0.0.1:9090}\n", "6: listen.grpc: the same address as listen.ops: give each listener a port of its own", false},
 		{"pprof beyond loopback", client() + "listen: {ops: {address: ':9090', plaintext: true}}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
 		{"pprof without ops", client() + "listen: {ops: off}\nserver: {pprof: true}\n", "7: server.pprof: profiles are served on loopback only: give listen.ops a loopback address, or remove pprof", false},
+
+		// Callers and roles.
+		{"caller without a name", callers("{dns_san: a.example.com, roles: [r]}"), "6: callers[0]: name is missing", true},
+		{"caller without roles", callers("{name: a, dns_san: a.example.com}"), "6: callers[0]: roles is missing", true},
+		{"caller with no role", callers("{name: a, dns_san: a.example.com, roles: []}"), "6: callers[0].roles: the list is empty: give at least one", true},
+		{"unknown role", callers("{name: a, dns_san: a.example.com, roles: [q]}"), "6: callers[0].roles[0]: there is no such role: add it to roles; did you mean r?", false},
+		{"caller by nothing", callers("{name: a, roles: [r]}"), "6: callers[0]: nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject, or uid; or bind a listener to it", false},
+		{"caller by two things", callers("{name: a, dns_san: a.example.com, uid: 5, roles: [r]}"), "6: callers[0].uid: a caller is recognised by one thing: remove this or dns_san", false},
+		{"two callers of one name", callers("{name: a, uid: 1, roles: [r]}", "{name: a, uid: 2, roles: [r]}"), "7: callers[1].name: the same name as the caller in line 6: give each caller another", false},
+		{"two callers by the same", callers("{name: a, dns_san: x.example.com, roles: [r]}", "{name: b, dns_san: X.example.com, roles: [r]}"),
+			"7: callers[1].dns_san: the caller in line 6 is recognised by the same, so this one never is: make one of the two", false},
+		{"two callers of a user", callers("{name: a, uid: 1, roles: [r]}", "{name: b, uid: 1, roles: [r]}"), "7: callers[1].uid: the caller in line 6 is recognised by the same, so this one never is: make one of the two", false},
+		{"user out of range", callers("{name: a, uid: -1, roles: [r]}"), "6: callers[0].uid: must be from 0 to 4294967294", true},
+		{"pattern of DNS names", callers("{name: a, dns_san: '*.example.com', roles: [r]}"), "6: callers[0].dns_san: expected one whole DNS name, such as gateway.example.com: patterns of them are not possible", false},
+		{"SPIFFE ID of another scheme", callers("{name: a, spiffe_id: 'https://example.com/a', roles: [r]}"), "6: callers[0].spiffe_id: expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment", false},
+		{"SPIFFE ID without a domain", callers("{name: a, spiffe_id: 'spiffe:///a', roles: [r]}"), "6: callers[0].spiffe_id: expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout", false},
+		{"any trust domain", callers("{name: a, spiffe_id: 'spiffe://*/a', roles: [r]}"), "6: callers[0].spiffe_id: * stands for a path at the end, after a slash: the rest is written out, the trust domain above all", false},
+		{"part of a path", callers("{name: a, spiffe_id: 'spiffe://example.com/ns/shop*', roles: [r]}"), "6: callers[0].spiffe_id: * stands for a path at the end, after a slash: the rest is written out, the trust domain above all", false},
+		{"SPIFFE ID without a path", callers("{name: a, spiffe_id: 'spiffe://example.com', roles: [r]}"), "6: callers[0].spiffe_id: a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below", false},
+		{"SPIFFE ID as a URI", callers("{name: a, uri_san: 'spiffe://example.com/a', roles: [r]}"), "6: callers[0].uri_san: this is a SPIFFE ID: use spiffe_id", false},
+		{"URI without a scheme", callers("{name: a, uri_san: example, roles: [r]}"), "6: callers[0].uri_san: expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout", false},
+		{"subject without its issuer", callers("{name: a, subject: b, roles: [r]}"), "6: callers[0]: issuer and subject go together: give both for a caller who presents a JWT", false},
+		{"caller of an unknown issuer", callers("{name: a, issuer: 'https://other.example.com', subject: b, roles: [r]}"), "6: callers[0].issuer: not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified", false},
+		{"part of a subject", callers("{name: a, issuer: 'https://login.example.com', subject: 'system:shop*', roles: [r]}"), "6: callers[0].subject: * stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*", false},
+		{"listener bound to nobody", client() + "listen: {grpc: {address: '127.0.0.1:1', caller: a}}\n", "6: listen.grpc.caller: there is no such caller: add it to callers", false},
+		{"certificate without a key", client() + "listen:\n  tls: {cert: tls.crt}\n", "7: listen.tls: key is missing", true},
+		{"unknown version of TLS", client() + "listen:\n  tls: {cert: tls.crt, key: tls.key, min_version: '1.1'}\n", "7: listen.tls.min_version: expected 1.2 or 1.3; did you mean 1.2?", true},
+		{"version of TLS as a number", client() + "listen:\n  tls: {cert: tls.crt, key: tls.key, min_version: 1.3}\n", "7: listen.tls.min_version: expected text, found a number: put it in quotes", true},
+		{"TLS that encrypts nothing", client() + "listen:\n  grpc: {address: ':8443', plaintext: true}\n  tls: {cert: tls.crt, key: tls.key}\n", "8: listen.tls: nothing is encrypted by it while listen.grpc says plaintext: remove one of the two", false},
+		{"TLS does not encrypt ops", client() + "listen:\n  grpc: ':8443'\n  ops: ':9090'\n  tls: {cert: tls.crt, key: tls.key}\n", "8: listen.ops: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:9090, or accept it with {address: ..., plaintext: true}", false},
+		{"Unix socket without a path", client() + "listen:\n  unix: {mode: '0600'}\n", "7: listen.unix: path is missing", true},
+		{"Unix socket here or there", client() + "listen:\n  unix: {path: broker.sock}\n", "7: listen.unix.path: expected an absolute path, which means the same to those who connect", false},
+		{"Unix socket with a path too long", client() + "listen:\n  unix: {path: /" + strings.Repeat("x", 100) + "}\n", "7: listen.unix.path: must not be longer than 100 bytes", true},
+		{"mode in letters", client() + "listen:\n  unix: {path: /run/x, mode: rw}\n", `7: listen.unix.mode: expected a mode in octal digits, such as "0660"`, false},
+		{"mode as a number", client() + "listen:\n  unix: {path: /run/x, mode: 0660}\n", "7: listen.unix.mode: expected text, found a number: put it in quotes", true},
+		{"mode beyond permissions", client() + "listen:\n  unix: {path: /run/x, mode: '4755'}\n", `7: listen.unix.mode: expected a mode in octal digits, such as "0660"`, false},
+		{"Unix socket bound to nobody", callers("{name: a, uid: 1, roles: [r]}") + "listen: {unix: {path: /run/x, caller: b}}\n", "7: listen.unix.caller: there is no such caller: add it to callers", false},
+		{"the user that stands for any", callers("{name: a, uid: 65534, roles: [r]}"), "6: callers[0].uid: 65534 stands for every user that is not known where the broker runs, as in a container: give the process another", false},
+		{"connections too young", client() + "limits: {connection_age: 59s}\n", "6: limits.connection_age: must be from 1m to 24h", false},
+		{"handshakes too long", client() + "limits: {handshake_timeout: 2m}\n", "6: limits.handshake_timeout: must be from 1s to 1m", false},
+		{"no calls at all", client() + "limits: {in_flight: 0}\n", "6: limits.in_flight: must be from 1 to 1000000", true},
+		{"a caller's limits too low", callers("{name: a, uid: 1, roles: [r], limits: {burst: 0}}"), "6: callers[0].limits.burst: must be from 1 to 1000000", true},
+		{"a limit that a caller has not", callers("{name: a, uid: 1, roles: [r], limits: {in_flight: 1}}"), "6: callers[0].limits.in_flight: no such key; possible here: per_second, burst, concurrent, watches", true},
+		{"listener bound beyond loopback", callers("{name: a, roles: [r]}") + "listen: {grpc: {address: ':1', plaintext: true, caller: a}}\n", "7: listen.grpc.caller: everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only", false},
+		{"metrics bound to a caller", callers("{name: a, uid: 1, roles: [r]}") + "listen: {ops: {address: '127.0.0.1:1', caller: a}}\n", "7: listen.ops.caller: who reads metrics is no caller: remove it", false},
+		{"role without grants", issuer() + "roles: {r: {}}\n", "4: roles.r: the role grants nothing: give it get, verify or admin, with an item each", false},
+		{"role with an empty list", issuer() + "roles: {r: {verify: []}}\n", "4: roles.r: the role grants nothing: give it get, verify or admin, with an item each", false},
+		{"grant without a client", issuer() + "roles: {r: {get: [{scopes: [a]}]}}\n", "4: roles.r.get[0]: client is missing", true},
+		{"grant of an unknown client", client() + "roles: {r: {get: [{client: orders}]}}\n", "6: roles.r.get[0].client: there is no such client: add it to clients; did you mean orders-api?", false},
+		{"grant of no scopes", client() + "roles: {r: {get: [{client: orders-api, scopes: []}]}}\n", "6: roles.r.get[0].scopes: the list is empty: give at least one, or remove the key", true},
+		{"grant of everything and more", client() + "roles: {r: {get: [{client: orders-api, scopes: ['*', read]}]}}\n", `6: roles.r.get[0].scopes: "*" stands for everything: remove the rest, or remove "*"`, false},
+		{"grant of two scopes as one", client() + "roles: {r: {get: [{client: orders-api, scopes: [read write]}]}}\n", "6: roles.r.get[0].scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
+		{"grant of an unknown issuer", issuer() + "roles: {r: {verify: [{issuer: 'https://login.example.com/'}]}}\n", "4: roles.r.verify[0].issuer: not one of issuers, which are compared byte by byte: add it there, or correct it", false},
+		{"grant of no action", issuer() + "roles: {r: {admin: [{clients: ['*']}]}}\n", "4: roles.r.admin[0]: actions is missing", true},
+		{"grant of an unknown action", issuer() + "roles: {r: {admin: [{actions: [purge]}]}}\n", "4: roles.r.admin[0].actions[0]: expected list_clients, get_client, rotate_secret, activate_secret, rollback_secret, retire_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation or *; did you mean purge_tokens?", true},
+		{"grant to act upon an unknown client", client() + "roles: {r: {admin: [{actions: [purge_tokens], clients: [zebra]}]}}\n", "6: roles.r.admin[0].clients[0]: there is no such client: add it to clients", false},
+
 		{"all at once, by line", "log: {level: loud}\nclients:\n  b: {issuer: https://b, client_id: 1, secret: env:B}\n  a: {issuer: https://a, client_id: 2}\nissuers: no\n",
 			"1: log.level: expected debug, info, warn or error\n3: clients.b.client_id: expected text, found a number: put it in quotes\n" +
 				"4: clients.a.client_id: expected text, found a number: put it in quotes\n4: clients.a: secret is missing\n5: issuers: expected a list, found text", true},

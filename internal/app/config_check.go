@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -21,47 +20,18 @@ func checkConfig(c *Config, found *findings) {
 	checkListen(c, found)
 	checkStore(&c.Store, found)
 	checkServer(&c.Server, found)
+	checkLimits(&c.Limits, found)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
 		checkClient(&client, join("clients", name), found)
 		checkManaged(c, &client, join("clients", name), found)
 	}
 	checkIssuers(c, found)
+	checkCallers(c, found)
+	if c.Tracing != nil {
+		checkTracing(c.Tracing, found)
+	}
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
-}
-
-func checkListen(c *Config, found *findings) {
-	const grpc, ops = "listen.grpc", "listen.ops"
-	if c.Listen.GRPC.Address == "" {
-		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
-	}
-	checkListener(c.Listen.GRPC, grpc, found)
-	checkListener(c.Listen.Ops, ops, found)
-	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
-		first, second := grpc, ops
-		if found.lines[second] < found.lines[first] {
-			first, second = second, first
-		}
-		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
-	}
-	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
-	}
-}
-
-func checkListener(l ListenerConfig, path string, found *findings) {
-	if l.Address == "" {
-		return
-	}
-	_, port, err := net.SplitHostPort(l.Address)
-	_, badPort := strconv.ParseUint(port, 10, 16)
-	switch {
-	case err != nil || badPort != nil:
-		found.addAtf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
-	case !l.Plaintext && !onLoopback(l.Address):
-		found.addAtf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
-			"or accept it with {address: ..., plaintext: true}", port)
-	}
 }
 
 // hostOf returns the host of HOST:PORT in one spelling; every interface is "".
@@ -106,13 +76,8 @@ func checkServer(s *ServerConfig, found *findings) {
 
 func checkClient(c *ClientConfig, path string, found *findings) {
 	checkTokenEndpoint(c, path, found)
-	checkRawBasic(c, join(path, "raw_basic"), found)
-	for i, scope := range c.Scopes {
-		if strings.ContainsFunc(scope, notInScope) {
-			found.addAtf(item(join(path, "scopes"), i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
-				"several scopes are several items")
-		}
-	}
+	checkAuth(c, path, found)
+	checkScopes(c.Scopes, join(path, "scopes"), found)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
 			found.addAtf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
@@ -135,22 +100,12 @@ func checkManaged(c *Config, client *ClientConfig, path string, found *findings)
 	}
 }
 
-func checkRawBasic(c *ClientConfig, path string, found *findings) {
-	switch {
-	case c.RawBasic && c.Auth != "client_secret_basic":
-		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
-	case c.RawBasic && strings.Contains(c.ClientID, ":"):
-		// RFC 7617 section 2: the first colon ends the user-id.
-		found.addAtf(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
-	}
-}
-
 func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
 	switch {
 	case found.given(issuer) && found.given(tokenURL):
 		found.addAtf(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
-	case !found.given(issuer) && !found.given(tokenURL):
+	case !found.given(issuer) && !found.given(tokenURL) && c.TokenURL == "":
 		found.addAtf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
 	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
@@ -161,11 +116,11 @@ func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
 // reservedParams are the form parameters that the broker itself sets, and those
-// that are credentials. grant_type is neither: some IdPs have a name of their
-// own for client credentials.
+// that are credentials.
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var reservedParams = []struct{ name, instead string }{
+	{"grant_type", "use the client's own key grant_type"},
 	{"client_id", "use the client's own key client_id"},
 	{"client_secret", "use the client's own key secret, with a reference"},
 	{"scope", "use the client's own key scopes"},
@@ -174,6 +129,8 @@ var reservedParams = []struct{ name, instead string }{
 	{"client_assertion", noCredential},
 	{"client_assertion_type", noCredential},
 	{"assertion", noCredential},
+	{"subject_token", noCredential},
+	{"actor_token", noCredential},
 	{"password", noCredential},
 	{"refresh_token", noCredential},
 }

@@ -45,6 +45,7 @@ type findings struct {
 	// A key that is not in it was not given.
 	lines    map[string]int
 	problems []Problem
+	warnings []Problem
 }
 
 func (f *findings) addf(line int, format string, args ...any) {
@@ -54,6 +55,15 @@ func (f *findings) addf(line int, format string, args ...any) {
 // addAtf adds a problem of the key at path, in the key's own line.
 func (f *findings) addAtf(path, format string, args ...any) {
 	f.addf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
+}
+
+// warnf and warnAtf are addf and addAtf for what is not wrong, and hardly meant.
+func (f *findings) warnf(line int, format string, args ...any) {
+	f.warnings = append(f.warnings, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
+}
+
+func (f *findings) warnAtf(path, format string, args ...any) {
+	f.warnf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
 }
 
 func (f *findings) given(path string) bool { return f.lines[path] > 0 }

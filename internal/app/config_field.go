@@ -29,7 +29,9 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 	}
 	var fields []field
 	for i := range t.NumField() {
-		fields = append(fields, newField(i, t.Field(i)))
+		if t.Field(i).Tag.Get("yaml") != "-" {
+			fields = append(fields, newField(i, t.Field(i)))
+		}
 	}
 	d.fields[t] = fields
 	return fields
@@ -74,6 +76,8 @@ func (f *field) setDefault(v reflect.Value) {
 		*into = text == "true"
 	case *int:
 		*into, _ = strconv.Atoi(text)
+	case *float64:
+		*into, _ = strconv.ParseFloat(text, 64)
 	case *ListenerConfig:
 		into.Address = text
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -26,7 +27,7 @@ func ref(t *testing.T, text string) secret.Ref {
 
 // diff compares configurations by what they say.
 func diff(want, got *app.Config) string {
-	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }))
+	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(app.Config{}, "Digest"))
 }
 
 func load(t *testing.T, name string) *app.Config {
@@ -47,11 +48,15 @@ func defaults() *app.Config {
 		},
 		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
 		Server: app.ServerConfig{
-			Deadline:             30 * time.Second,
-			MaxConcurrentStreams: 1000,
-			Reflection:           true,
-			DrainTimeout:         25 * time.Second,
-			SlowCall:             time.Second,
+			Deadline:     30 * time.Second,
+			Reflection:   true,
+			DrainTimeout: 25 * time.Second,
+			SlowCall:     time.Second,
+			Audience:     "tokenbroker",
+		},
+		Limits: app.LimitsConfig{
+			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
+			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, MessageKiB: 64, HeaderKiB: 16,
 		},
 		Log:          app.LogConfig{Level: "info", Format: "json"},
 		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
@@ -59,18 +64,23 @@ func defaults() *app.Config {
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
+	nobody := []app.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: there are none, so nobody may ask for anything: add those who may"}}
 	want := defaults()
+	want.Warnings = nobody
 	want.Clients = map[string]app.ClientConfig{"orders-api": {
 		Issuer:          "https://login.example.com",
 		ClientID:        "abc",
 		Secret:          ref(t, "env:ORDERS_SECRET"),
 		Auth:            "client_secret_basic",
+		GrantType:       "client_credentials",
 		DefaultLifetime: 5 * time.Minute,
 	}}
 	if d := diff(want, load(t, "minimal-client.yaml")); d != "" {
 		t.Errorf("minimal-client.yaml (-want +got):\n%s", d)
 	}
 	want = defaults()
+	nobody[0].File = filepath.Join("testdata", "config", "minimal-issuer.yaml")
+	want.Warnings = nobody
 	want.Issuers = []app.IssuerConfig{{
 		Issuer:          "https://login.example.com",
 		Audiences:       []string{"https://orders.example.com"},
@@ -90,25 +100,34 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 func TestEachKeyIsRead(t *testing.T) {
 	want := &app.Config{
 		Listen: app.ListenConfig{
-			GRPC: app.ListenerConfig{Address: ":8443", Plaintext: true},
-			Ops:  app.ListenerConfig{Address: "[::1]:9091"},
+			GRPC: app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
+			Unix: &app.UnixConfig{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
+			Ops:  app.ListenerConfig{Address: "[::1]:9091", Plaintext: true},
+			TLS:  &app.TLSConfig{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
 		},
 		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
 		Server: app.ServerConfig{
-			Deadline:             time.Minute,
-			MaxConcurrentStreams: 50,
-			DrainDelay:           5 * time.Second,
-			DrainTimeout:         90 * time.Second,
-			Pprof:                true,
-			SlowCall:             250 * time.Millisecond,
+			Deadline:     time.Minute,
+			DrainDelay:   5 * time.Second,
+			DrainTimeout: 90 * time.Second,
+			Pprof:        true,
+			SlowCall:     250 * time.Millisecond,
+			Audience:     "urn:broker",
 		},
-		Log: app.LogConfig{Level: "debug", Format: "text"},
+		Limits: app.LimitsConfig{
+			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
+			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, MessageKiB: 32, HeaderKiB: 8,
+		},
+		Log:     app.LogConfig{Level: "debug", Format: "text"},
+		Audit:   &app.AuditConfig{File: "/var/log/tokenbroker/audit.jsonl", Tokens: "every", Verifications: "all", WhenFull: "refuse"},
+		Tracing: &app.TracingConfig{Endpoint: "https://collector.example.com:4317", Sample: 0.5, FollowCallers: true, CA: "/etc/tokenbroker/ca.crt"},
 		Clients: map[string]app.ClientConfig{
 			"orders-api": {
 				Issuer:          "https://login.example.com",
 				ClientID:        "abc",
 				Secret:          ref(t, "file:/run/secrets/orders"),
 				Auth:            "client_secret_post",
+				GrantType:       "account_credentials",
 				Audience:        "https://orders.example.com",
 				Resources:       []string{"https://a.example.com", "https://b.example.com"},
 				Scopes:          []string{"read", "write"},
@@ -121,10 +140,60 @@ func TestEachKeyIsRead(t *testing.T) {
 				ClientID:        "def",
 				Secret:          ref(t, "env:LEGACY_SECRET"),
 				Auth:            "client_secret_basic",
+				GrantType:       "client_credentials",
 				RawBasic:        true,
 				DefaultLifetime: 5 * time.Minute,
 				AllowHTTP:       true,
 				AllowPrivate:    true,
+			},
+			"signing": {
+				Issuer:               "https://login.example.com",
+				ClientID:             "ghi",
+				Secret:               ref(t, "file:/run/secrets/signing.pem"),
+				Auth:                 "private_key_jwt",
+				GrantType:            "client_credentials",
+				AssertionAudience:    "token_endpoint",
+				AssertionAlgorithm:   "PS256",
+				AssertionKid:         "key-1",
+				AssertionTyp:         "JWT",
+				AssertionCertificate: "/etc/tokenbroker/signing.crt",
+				DefaultLifetime:      5 * time.Minute,
+			},
+			"bearer": {
+				TokenURL:          "https://login.example.com/token",
+				ClientID:          "jkl",
+				Secret:            ref(t, "file:/run/secrets/bearer.json"),
+				Auth:              "none",
+				GrantType:         "urn:ietf:params:oauth:grant-type:jwt-bearer",
+				AssertionAudience: "https://login.example.com",
+				AssertionSubject:  "user@example.com",
+				DefaultLifetime:   5 * time.Minute,
+			},
+			"federated": {
+				Issuer:          "https://login.example.com",
+				ClientID:        "mno",
+				Auth:            "federated_jwt",
+				GrantType:       "client_credentials",
+				AssertionFile:   "/var/run/secrets/tokens/idp",
+				DefaultLifetime: 5 * time.Minute,
+			},
+			"mutual": {
+				Issuer:          "https://login.example.com",
+				ClientID:        "pqr",
+				Auth:            "tls_client_auth",
+				GrantType:       "client_credentials",
+				TLS:             &app.ClientTLSConfig{Cert: "/etc/tokenbroker/client.crt", Key: "/etc/tokenbroker/client.key"},
+				DefaultLifetime: 5 * time.Minute,
+			},
+			"known": {
+				Preset:            "entra",
+				Issuer:            "https://login.microsoftonline.com/72f988bf-86f1-41af-91ab-2d7cd011db47/v2.0",
+				ClientID:          "stu",
+				Secret:            ref(t, "file:/run/secrets/known"),
+				Auth:              "client_secret_post",
+				GrantType:         "client_credentials",
+				AssertionAudience: "token_endpoint", AssertionAlgorithm: "PS256", AssertionTyp: "JWT",
+				DefaultLifetime: 5 * time.Minute,
 			},
 		},
 		Issuers: []app.IssuerConfig{
@@ -161,6 +230,26 @@ func TestEachKeyIsRead(t *testing.T) {
 			usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json"),
 		},
 		Verification: app.VerificationConfig{MaxValidity: time.Minute},
+		Callers: []app.CallerConfig{
+			{Name: "checkout", SPIFFEID: "spiffe://example.com/ns/shop/*", Roles: []string{"orders"}},
+			{Name: "batch", URISAN: "urn:example:batch", Roles: []string{"orders"}},
+			{Name: "edge", DNSSAN: "gateway.example.com", Roles: []string{"gateway", "orders"}},
+			{Name: "pods", Issuer: "https://login.example.org/t-1/v2.0", Subject: "system:serviceaccount:shop:*", Roles: []string{"orders"}},
+			{Name: "local", UID: new(1000), Roles: []string{"operator"}, Limits: &app.CallerLimitsConfig{
+				PerSecond: new(10), Burst: new(20), Concurrent: new(0), Watches: new(3),
+			}},
+			{Name: "sidecar", Roles: []string{"orders"}},
+		},
+		Roles: map[string]app.RoleConfig{
+			"orders": {Get: []app.GetGrantConfig{{
+				Client: "orders-api", Audiences: []string{"*"}, Resources: []string{"https://a.example.com"}, Scopes: []string{"read"},
+			}}},
+			"gateway": {Verify: []app.VerifyGrantConfig{
+				{Issuer: "https://login.example.org/t-1/v2.0", Audiences: []string{"a"}},
+				{Issuer: "https://login.example.org/t-2/v2.0", Audiences: []string{"a"}},
+			}},
+			"operator": {Admin: []app.AdminGrantConfig{{Actions: []string{"purge_tokens"}, Clients: []string{"legacy.v2"}}}},
+		},
 	}
 	if d := diff(want, load(t, "everything.yaml")); d != "" {
 		t.Errorf("everything.yaml (-want +got):\n%s", d)
@@ -291,6 +380,7 @@ func TestTenThousandClients(t *testing.T) {
 			ClientID:        fmt.Sprintf("id-%d", i),
 			Secret:          ref(t, fmt.Sprintf("file:/run/secrets/client-%d", i)),
 			Auth:            "client_secret_basic",
+			GrantType:       "client_credentials",
 			Audience:        "https://orders.example.com",
 			Scopes:          []string{"read", "write"},
 			DefaultLifetime: 5 * time.Minute,

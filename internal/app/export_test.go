@@ -2,24 +2,32 @@ package app
 
 import (
 	"context"
+	"reflect"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // WarmUp gets a token for each client.
 func (a *App) WarmUp(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(8)
-	for _, client := range a.parts.clients {
+	for _, client := range a.parts.setup.Load().clients {
 		group.Go(func() error {
-			_, err := a.parts.broker.Get(ctx, broker.Ask{Client: client.Name})
+			_, err := a.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client.Name})
 			return err
 		})
 	}
 	return group.Wait()
 }
 
+// StatsHandlers is how many handlers of statistics the gRPC server has, who are
+// told of each call.
+func (a *App) StatsHandlers() int {
+	return reflect.ValueOf(a.server).Elem().FieldByName("grpc").Elem().FieldByName("opts").FieldByName("statsHandlers").Len()
+}
+
 // CloseOps breaks the ops listener.
-func (a *App) CloseOps() { _ = a.ops.Close() }
+func (a *App) CloseOps() { _ = a.listen.ops.Close() }

@@ -78,14 +78,27 @@ func refine(s *jsonschema.Schema) {
 	for _, name := range app.ReservedParams() {
 		reserved.Enum = append(reserved.Enum, name)
 	}
-	params, _ := s.Definitions["ClientConfig"].Properties.Get("params")
+	client := s.Definitions["ClientConfig"]
+	params, _ := client.Properties.Get("params")
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
 
 	// Only a client's secret may be managed.
 	managed, _ := s.Definitions["ClientConfig"].Properties.Get("secret")
 	managed.Pattern = "^((file|env):.+|managed)$"
+	audience, _ := client.Properties.Get("assertion_audience")
+	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
+	// Some presets know the token endpoint.
+	endpoint := jsonschema.NewProperties()
+	endpoint.Set("preset", &jsonschema.Schema{Enum: []any{"google", "zoom"}})
+	client.OneOf = append(client.OneOf, &jsonschema.Schema{
+		Title: "preset", Properties: endpoint, Required: []string{"preset"},
+		Not: &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Required: []string{"issuer"}}, {Required: []string{"token_url"}}}},
+	})
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
+		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {
+			continue
+		}
 		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
 		_, property.Default, _ = strings.Cut(listener.Tag.Get("jsonschema"), "default=")
 		address := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1))}
@@ -291,11 +304,11 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := regexp.MustCompile(`^clients\.[^.]+`)
+	names := regexp.MustCompile(`^(clients|roles)\.[^.]+`)
 	items := regexp.MustCompile(`\[\d+\]`)
 	var shown []string
 	for _, path := range app.ConfigPaths(data) {
-		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "clients.*"), ".*"))
+		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "$1.*"), ".*"))
 	}
 	for _, p := range allProperties(t) {
 		// The two forms of a listener are shown with one listener each.

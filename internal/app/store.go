@@ -34,7 +34,7 @@ type storage struct {
 }
 
 // openStore opens the store. It does not wait for Redis.
-func openStore(all *Config, log *slog.Logger, registerer prometheus.Registerer) (*storage, error) {
+func openStore(all *Config, told *observers) (*storage, error) {
 	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
 		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
@@ -45,7 +45,7 @@ func openStore(all *Config, log *slog.Logger, registerer prometheus.Registerer) 
 	}
 	opened := &storage{rings: rings, keepsSecrets: all.managed() != ""}
 	if config.Redis != nil {
-		err = opened.openRedis(config.Redis, log)
+		err = opened.openRedis(config.Redis, told)
 	} else {
 		err = opened.openBolt(config.Bolt)
 	}
@@ -54,9 +54,9 @@ func openStore(all *Config, log *slog.Logger, registerer prometheus.Registerer) 
 	}
 	sealed := store.NewSealed(opened.Store, rings)
 	opened.Store = sealed
-	registerer.MustRegister(storeCollector{sealed, opened.redis})
+	told.registerer.MustRegister(storeCollector{sealed, opened.redis})
 	if warning := rings.Warning(); warning != "" {
-		log.Warn(warning)
+		told.log.Warn(warning)
 	}
 	return opened, nil
 }
@@ -70,7 +70,7 @@ func (s *storage) openBolt(path string) error {
 	return nil
 }
 
-func (s *storage) openRedis(config *RedisStoreConfig, log *slog.Logger) error {
+func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
 	towards := store.RedisConfig{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
@@ -80,7 +80,8 @@ func (s *storage) openRedis(config *RedisStoreConfig, log *slog.Logger) error {
 		DB:               config.DB,
 		Prefix:           config.Prefix,
 		KeepsSecrets:     s.keepsSecrets,
-		Logger:           log,
+		Logger:           told.log,
+		Tracer:           told.traces.tracer(),
 	}
 	var errs [3]error
 	towards.Password, errs[0] = s.secret("password", config.Password)

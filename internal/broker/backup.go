@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -19,11 +21,25 @@ type Backup struct {
 
 // ExportSecret returns a backup of a client's secret. The error is always an
 // [*Error].
-func (b *Broker) ExportSecret(ctx context.Context, name string) (Backup, error) {
-	c := b.clients[name]
+func (b *Broker) ExportSecret(ctx context.Context, caller *policy.Caller, name string) (Backup, error) {
+	made, err := b.export(ctx, caller, name)
+	about := audit.Event{Client: name, SecretVersion: made.Current}
+	if err != nil {
+		b.acted(ctx, caller, policy.ExportSecret, err, about)
+		return Backup{}, err
+	}
+	b.acted(ctx, caller, policy.ExportSecret, nil, about)
+	return made, nil
+}
+
+func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string) (Backup, *Error) {
+	if denied := b.mayAct(caller, policy.ExportSecret, name); denied != nil {
+		return Backup{}, denied
+	}
+	c := b.client(name)
 	switch {
 	case c == nil:
-		return Backup{}, notEntitled(name)
+		return Backup{}, mayNotDo(caller, policy.ExportSecret, name)
 	case !c.secrets.managed:
 		return Backup{}, c.notManaged()
 	case b.rings == nil:
@@ -36,30 +52,34 @@ func (b *Broker) ExportSecret(ctx context.Context, name string) (Backup, error) 
 	if h.Generation == 0 {
 		return Backup{}, c.noSecret(c.secrets.now())
 	}
-	b.log.Info("a client's secret was exported, sealed", "client", name, "secret_version", h.CurrentID())
 	return Backup{Sealed: b.rings.Current().SealBackup(name, h.Stored()), Current: h.CurrentID()}, nil
 }
 
 // ImportSecret brings a backup back. What there is of the client's secret is
 // replaced only if asked for. The error is always an [*Error].
-func (b *Broker) ImportSecret(ctx context.Context, actor string, sealed []byte, replace bool, change SecretChange) (Rotated, error) {
-	p, failed := b.procedure(actor, change, "import", string(sealed))
+func (b *Broker) ImportSecret(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (Rotated, error) {
+	p, err := b.bringBack(ctx, caller, sealed, replace, change)
+	return p.result(ctx, err)
+}
+
+func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (*procedure, *Error) {
+	p, failed := b.procedure(caller, policy.ImportSecret, change, string(sealed))
 	switch {
 	case failed != nil:
-		return Rotated{}, failed
+		return p, failed
 	case b.rings == nil:
-		return Rotated{}, noRings(change.Client)
+		return p, noRings(change.Client)
 	}
 	stored, err := b.rings.Current().OpenBackup(change.Client, sealed)
 	if err != nil {
-		return Rotated{}, badBackup(err)
+		return p, badBackup(err)
 	}
 	backup, err := secret.FromStored(stored)
 	if err != nil {
-		return Rotated{}, badBackup(err)
+		return p, badBackup(err)
 	}
 	p.version = backup.CurrentID()
-	p.step(ctx, "import", func() (string, *Error) {
+	p.step(ctx, importing, func() (string, *Error) {
 		err := p.change(ctx, func(h secret.History, _ time.Time) (secret.History, error) {
 			if !replace && h.CurrentID() != "" {
 				return h, errThereIsOne
@@ -68,7 +88,7 @@ func (b *Broker) ImportSecret(ctx context.Context, actor string, sealed []byte, 
 		}, done)
 		return fmt.Sprintf("generation %d of the backup is in force", backup.Generation), err
 	})
-	return p.result()
+	return p, nil
 }
 
 var errThereIsOne = errors.New("there is a secret already")

@@ -10,7 +10,6 @@ package broker
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -18,7 +17,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -53,7 +54,8 @@ const (
 
 // Config is what a Broker is made of.
 type Config struct {
-	Clients []ClientConfig
+	Setup
+
 	// Store is what this replica shares with others. It is not closed. Nil: a
 	// store of this broker's own, in memory.
 	Store store.Store
@@ -63,15 +65,26 @@ type Config struct {
 	MAC func(data []byte) [32]byte
 	// Rings seal backups of secrets. Nil: there are none.
 	Rings *store.RingFile
-	// Verifier answers Verify. Required.
-	Verifier *verify.Verifier
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
 	// Zero: DefaultMaxEntries.
 	MaxEntries int
+	// Audit is where it is written down who was given what, and who was refused. It
+	// is not closed. Nil: nowhere.
+	Audit *audit.Log
 	// Logger is told of failures. Nil: slog.Default.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
 	Registerer prometheus.Registerer
+}
+
+// Setup is the part of a Broker's configuration that [Broker.Apply] replaces, as
+// one.
+type Setup struct {
+	Clients []ClientConfig
+	// Verifier answers Verify. Required.
+	Verifier *verify.Verifier
+	// Policy recognises callers. Nil: there are none.
+	Policy *policy.Policy
 }
 
 // ClientConfig is one OAuth client.
@@ -97,17 +110,19 @@ type ClientConfig struct {
 
 // Broker answers questions. All its methods are safe for concurrent use.
 type Broker struct {
-	clients  map[string]*client
-	entries  *shards
-	store    *meter
-	names    names
-	bells    *bells
-	verifier *verify.Verifier
-	revoker  *revoker
-	changes  tally           // of the histories of secrets
-	rings    *store.RingFile // nil: there are none
-	log      *slog.Logger
-	metrics  *metrics
+	setup   atomic.Pointer[setup]
+	applied signal     // fired when setup was replaced
+	setting sync.Mutex // held by the one who replaces setup
+	entries *shards
+	store   *meter
+	names   names
+	bells   *bells
+	revoker *revoker
+	changes tally           // of the histories of secrets
+	rings   *store.RingFile // nil: there are none
+	audit   *audit.Log
+	log     *slog.Logger
+	metrics *metrics
 
 	// Flights end with this context, not with their callers'.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
@@ -115,6 +130,13 @@ type Broker struct {
 	working sync.WaitGroup
 	mu      sync.Mutex // orders working.Go against Close
 	closed  bool
+}
+
+// setup is what a Setup was made into. It is immutable.
+type setup struct {
+	clients  map[string]*client
+	verifier *verify.Verifier
+	policy   *policy.Policy
 }
 
 // client is one OAuth client and what all its entries have in common.
@@ -126,6 +148,7 @@ type client struct {
 	own     idp.Request
 	entry   *entry // of own
 	keys    clientKeys
+	bells   []*bell // tell of purges, and of other secrets
 	fares   fares
 
 	// trouble that is not about one question nor about one secret: throttling.
@@ -159,25 +182,22 @@ func New(cfg Config) (*Broker, error) {
 		cfg.Store = store.NewMemory(store.MemoryConfig{})
 	}
 	b := &Broker{
-		store:    newMeter(cfg.Store, cfg.Logger),
-		names:    newNames(cfg.MAC),
-		bells:    newBells(),
-		clients:  make(map[string]*client, len(cfg.Clients)),
-		entries:  newShards(cfg.MaxEntries),
-		verifier: cfg.Verifier,
-		rings:    cfg.Rings,
-		log:      cfg.Logger,
-		metrics:  newMetrics(),
+		store:   newMeter(cfg.Store, cfg.Logger),
+		names:   newNames(cfg.MAC),
+		bells:   newBells(),
+		entries: newShards(cfg.MaxEntries),
+		rings:   cfg.Rings,
+		audit:   cfg.Audit,
+		log:     cfg.Logger,
+		metrics: newMetrics(),
 	}
 	b.revoker = newRevoker(b.store, b.names)
 	b.changes.store, b.changes.key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
 	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.key)...)
-	for _, c := range cfg.Clients {
-		if b.clients[c.Name] != nil {
-			return nil, fmt.Errorf("two clients are named %q", c.Name)
-		}
-		b.clients[c.Name] = b.newClient(c)
+	b.setup.Store(&setup{})
+	if err := b.Apply(cfg.Setup); err != nil {
+		return nil, err
 	}
 	b.metrics.register(cfg.Registerer, b)
 	return b, nil
@@ -197,9 +217,9 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.keys = b.names.client(c.name, c.idp.Fingerprint())
 	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
-	b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch)
+	c.bells = append(c.bells, b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch))
 	if c.secrets.kept() {
-		b.bells.hang(func() { c.secrets.news.tell(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets)
+		c.bells = append(c.bells, b.bells.hang(func() { c.secrets.news.tell(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
 	}
 	return c
 }
@@ -227,4 +247,5 @@ func (b *Broker) Close() {
 	b.mu.Unlock()
 	b.land()
 	b.working.Wait()
+	b.eachEntry((*entry).goes)
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -27,6 +28,11 @@ type entry struct {
 	quietUntil atomic.Int64
 	// changed is fired when the token was replaced.
 	changed signal
+	// given says to whom the token was given; nil: to nobody yet, or nobody wants to
+	// know. It is stored under mu and read anywhere.
+	given atomic.Pointer[audit.Given]
+	// gone: the entry was put out of its place.
+	gone atomic.Bool
 
 	mu sync.Mutex
 	// forcedAt is when a fetch was last forced although a token was held.
@@ -152,22 +158,27 @@ func newShards(maxEntries int) *shards {
 	return s
 }
 
-// get returns the entry at k, made by create where there is none.
-func (s *shards) get(k key, create func() *entry) *entry {
+// get returns the client's entry at k, made by create where there is none, or
+// one of a client that was of that name before.
+func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	shard := &s.shards[int(k[0])%len(s.shards)]
 	shard.mu.RLock()
 	found := shard.entries[k]
 	shard.mu.RUnlock()
-	if found != nil {
+	if found != nil && found.client == c {
 		return found
 	}
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	if found := shard.entries[k]; found != nil {
+	found = shard.entries[k]
+	if found != nil && found.client == c {
 		return found
 	}
-	if len(shard.entries) >= s.maxShard {
+	if found == nil && len(shard.entries) >= s.maxShard {
 		shard.evict()
+	}
+	if found != nil {
+		found.goes()
 	}
 	made := create()
 	shard.entries[k] = made
@@ -199,6 +210,7 @@ func (s *shard) evict() {
 		}
 	}
 	if found {
+		s.entries[victim].goes()
 		delete(s.entries, victim)
 	}
 }

@@ -7,7 +7,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -127,20 +129,35 @@ type ClientStatus struct {
 	BackoffUntil time.Time
 }
 
-// Clients returns all clients in the order of their names.
-func (b *Broker) Clients(context.Context) []ClientStatus {
-	var all []ClientStatus
-	for _, name := range slices.Sorted(maps.Keys(b.clients)) {
-		all = append(all, b.clients[name].status(time.Now()))
+// Clients returns the clients that the caller may list, in the order of their names.
+// The error is always an [*Error].
+func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
+	now := time.Now()
+	var found []ClientStatus
+	clients := b.setup.Load().clients
+	for _, name := range slices.Sorted(maps.Keys(clients)) {
+		if caller.MayDo(policy.ListClients, name) {
+			found = append(found, clients[name].status(now))
+		}
 	}
-	return all
+	var err error
+	if len(found) == 0 && !caller.MayDo(policy.ListClients, "") {
+		err = mayNotDo(caller, policy.ListClients, "")
+	}
+	b.acted(ctx, caller, policy.ListClients, err, audit.Event{})
+	return found, err
 }
 
 // Client returns one client. The error is always an [*Error].
-func (b *Broker) Client(ctx context.Context, name string) (ClientStatus, error) {
-	c := b.clients[name]
-	if c == nil {
-		return ClientStatus{}, notEntitled(name)
+func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string) (ClientStatus, error) {
+	c := b.client(name)
+	var err error
+	if c == nil || !caller.MayDo(policy.GetClient, name) {
+		err = mayNotDo(caller, policy.GetClient, name)
+	}
+	b.acted(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
+	if err != nil {
+		return ClientStatus{}, err
 	}
 	if c.secrets.kept() {
 		b.lookAtSecrets(ctx, c) // so that whoever has just changed something sees it

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -26,11 +28,12 @@ const (
 // tokens are shared all the same, but what other replicas purge or replace is
 // noticed late.
 func (b *Broker) Run(ctx context.Context) {
-	var all sync.WaitGroup
-	all.Go(func() { b.listen(ctx) })
-	all.Go(func() { b.poll(ctx) })
-	all.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
-	all.Wait()
+	var parts sync.WaitGroup
+	parts.Go(func() { b.listen(ctx) })
+	parts.Go(func() { b.poll(ctx) })
+	parts.Go(func() { b.sumUp(ctx) })
+	parts.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
+	parts.Wait()
 }
 
 // listen rings the bells for what the store tells.
@@ -60,7 +63,7 @@ func (b *Broker) poll(ctx context.Context) {
 
 func (b *Broker) askedClients() []*client {
 	var asked []*client
-	for _, c := range b.clients {
+	for _, c := range b.setup.Load().clients {
 		if c.asked.Load() {
 			asked = append(asked, c)
 		}
@@ -110,19 +113,29 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 // began to be, before now: at once where the store's word arrives, else within
 // 5 s. Nil means that the store has it; after an error, which is always an
 // [*Error], asking again is safe.
-func (b *Broker) Purge(ctx context.Context, name string) error {
-	c := b.clients[name]
-	if c == nil {
-		return notEntitled(name)
-	}
-	err := b.purge(ctx, c)
-	if err != nil {
-		return err
-	}
-	return nil // and not err, which would be an error that is not nil
+func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, name string) error {
+	err := b.purge(ctx, caller, name)
+	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: name})
+	return err
 }
 
-func (b *Broker) purge(ctx context.Context, c *client) *Error {
+func (b *Broker) purge(ctx context.Context, caller *policy.Caller, name string) error {
+	if denied := b.mayAct(caller, policy.PurgeTokens, name); denied != nil {
+		return denied
+	}
+	c := b.client(name)
+	if c == nil {
+		return mayNotDo(caller, policy.PurgeTokens, name)
+	}
+	if err := b.dropTokens(ctx, c); err != nil {
+		return err
+	}
+	b.log.Info("tokens purged", "client", name, "caller", caller.Name())
+	return nil
+}
+
+// dropTokens has all replicas drop what was obtained before now.
+func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
 		return &Error{
@@ -133,6 +146,5 @@ func (b *Broker) purge(ctx context.Context, c *client) *Error {
 		}
 	}
 	b.sawEpoch(ctx, c, epoch)
-	b.log.Info("tokens purged", "client", c.name, "epoch", epoch)
 	return nil
 }

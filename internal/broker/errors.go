@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // Code is the kind of an [Error]. The codes are those of gRPC that the broker
@@ -17,6 +18,7 @@ type Code int
 const (
 	Internal           Code = iota // a fault of the broker's own
 	InvalidArgument                // the question is malformed
+	Unauthenticated                // nobody knows who asks
 	PermissionDenied               // the caller may not ask this, or what it asks for does not exist
 	FailedPrecondition             // asking again does not help until somebody changes something
 	ResourceExhausted              // too much was asked; RetryAfter says when to ask again
@@ -29,7 +31,9 @@ const (
 // Reasons are the stable, machine-readable causes that errors carry.
 const (
 	ReasonInvalidRequest     = "INVALID_REQUEST"
+	ReasonUnidentified       = "CALLER_UNIDENTIFIED"
 	ReasonNotEntitled        = "NOT_ENTITLED"
+	ReasonGrantedTooMuch     = "GRANTED_SCOPES_NOT_ENTITLED"
 	ReasonCredentialsRefused = "CLIENT_CREDENTIALS_REFUSED"
 	ReasonRequestRefused     = "TOKEN_REQUEST_REFUSED"
 	ReasonIdPMisconfigured   = "IDP_MISCONFIGURED"
@@ -52,10 +56,15 @@ const (
 	ReasonKeysUnavailable    = "ISSUER_KEYS_UNAVAILABLE"
 	ReasonUnintrospected     = "INTROSPECTION_UNAVAILABLE"
 	ReasonTooManyWatches     = "TOO_MANY_WATCHES"
+	ReasonRateLimited        = "RATE_LIMITED"
+	ReasonTooManyCalls       = "TOO_MANY_CALLS"
+	ReasonOverloaded         = "OVERLOADED"
+	ReasonTooManyAttempts    = "TOO_MANY_ATTEMPTS"
 	ReasonShuttingDown       = "SHUTTING_DOWN"
 	ReasonRevocationsUnknown = "REVOCATIONS_UNKNOWN"
 	ReasonTooManyRevocations = "TOO_MANY_REVOCATIONS"
 	ReasonNoSuchRevocation   = "NO_SUCH_REVOCATION"
+	ReasonUnaudited          = "AUDIT_UNAVAILABLE"
 	ReasonCallerGaveUp       = "CALLER_GAVE_UP"
 	ReasonInternal           = "INTERNAL"
 )
@@ -92,6 +101,16 @@ func (e *Error) after(wait time.Duration) *Error {
 	told := *e
 	told.RetryAfter = max(wait, time.Millisecond)
 	return &told
+}
+
+// mayNotDo is the error for what only operators may, some of them.
+func mayNotDo(caller *policy.Caller, action policy.Action, client string) *Error {
+	asked, about := fmt.Sprintf("the action %s", action), map[string]string{"action": string(action)}
+	if client != "" {
+		asked += fmt.Sprintf(" on client %q", client)
+		about["client"] = client
+	}
+	return denied(caller, asked, about)
 }
 
 const internalMessage = "the broker met a fault of its own; its log has the details"

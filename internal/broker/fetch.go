@@ -12,13 +12,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// start begins a flight. The caller holds e.mu and has seen that there is none.
-func (b *Broker) start(e *entry, f *flight) *flight {
+// start begins a flight, on account of the call that ctx is of, and apart from it.
+// The caller holds e.mu and has seen that there is none.
+func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	f.done = make(chan struct{})
 	e.flight.Store(f)
-	if !b.spawn(func() { b.fly(e, f) }) {
+	apart := tracing.Detached(b.flying, ctx)
+	if !b.spawn(func() { b.fly(apart, e, f) }) {
 		e.flight.Store(nil)
 		f.err = ShuttingDown(e.client.name)
 		close(f.done)
@@ -27,7 +30,7 @@ func (b *Broker) start(e *entry, f *flight) *flight {
 }
 
 // fly gets a token and lets everybody know, whatever happens.
-func (b *Broker) fly(e *entry, f *flight) {
+func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			f.token, f.err = nil, b.crashed(e, cause)
@@ -37,7 +40,7 @@ func (b *Broker) fly(e *entry, f *flight) {
 		e.mu.Unlock()
 		close(f.done)
 	}()
-	ctx, cancel := context.WithTimeout(b.flying, FlightTimeout)
+	ctx, cancel := context.WithTimeout(ctx, FlightTimeout)
 	defer cancel()
 	lease, how := b.await(ctx, e, e.leaseKey(), func() bool { return f.settle(e, time.Now()) })
 	switch how {
@@ -71,7 +74,7 @@ func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Leas
 	stop := b.keep(ctx, lease)
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
-		b.write(store.Change{Release: lease})
+		b.write(ctx, store.Change{Release: lease})
 		f.err = forcedTooOften(e.client.name).after(guardInterval)
 		e.mayForceAt(time.Now().Add(guardInterval))
 		return
@@ -143,7 +146,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence > 0)
 	if told != nil {
 		f.err = told
-		b.tell(lease)
+		b.tell(ctx, lease)
 		return false
 	}
 	defer leave()
@@ -154,7 +157,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 		return true
 	case got.refused() && b.flying.Err() == nil:
 		before.refused = append(before.refused, v)
-		b.tellOf(lease, b.refusedSecret(e, got)...)
+		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
 		_ = b.look(ctx, e) // another one may have come in force meanwhile
 		return true
 	default:
@@ -167,7 +170,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probing bool) {
 	switch {
 	case got.err == nil:
-		newest := b.tell(lease, got.success(e)...)
+		newest := b.tell(ctx, lease, got.success(e)...)
 		b.fetched(e, got)
 		b.settleSecret(e.client, got.with)
 		f.token, f.source = got.token, FromIdP
@@ -176,26 +179,26 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
-		b.tell(lease)
+		b.tell(ctx, lease)
 	default:
 		t, puts := b.failed(e, got, probing)
 		f.err = t.told(time.Now())
-		b.tell(lease, puts...)
+		b.tell(ctx, lease, puts...)
 	}
 }
 
 // tell gives up the lease of a fetch and stores what came of it.
-func (b *Broker) tell(lease store.Lease, puts ...store.Put) (newest bool) {
+func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
 	if lease.Fence == 0 {
 		return true
 	}
-	return b.write(store.Change{Puts: puts, Release: lease})
+	return b.write(ctx, store.Change{Puts: puts, Release: lease})
 }
 
 // tellOf stores what a fetch came to that goes on.
-func (b *Broker) tellOf(lease store.Lease, puts ...store.Put) {
+func (b *Broker) tellOf(ctx context.Context, lease store.Lease, puts ...store.Put) {
 	if lease.Fence > 0 && len(puts) > 0 {
-		b.write(store.Change{Puts: puts})
+		b.write(ctx, store.Change{Puts: puts})
 	}
 }
 

@@ -15,10 +15,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -32,15 +34,17 @@ type replicas struct {
 	shared *store.Memory
 	all    []*replica
 	seal   func(store.Store) store.Store // nil: nothing is sealed
+	audit  *audit.Log
 }
 
 type replica struct {
 	*broker.Broker
 
-	link *link
-	ring *secret.Ring // nil: the secret is managed
-	path string       // of the file with the secret
-	stop func()       // ends it as a shutdown would
+	link   *link
+	ring   *secret.Ring // nil: the secret is managed
+	path   string       // of the file with the secret
+	stop   func()       // ends it as a shutdown would
+	config broker.ClientConfig
 }
 
 // startReplicas starts n replicas that run, in a bubble.
@@ -96,10 +100,11 @@ func (r *replicas) start(client broker.ClientConfig) *replica {
 		through = r.seal(way)
 	}
 	b, err := broker.New(broker.Config{
-		Clients: []broker.ClientConfig{client},
-		Store:   through,
-		MAC:     sha256Of,
-		Logger:  slog.New(slog.DiscardHandler),
+		Setup:  broker.Setup{Clients: []broker.ClientConfig{client}},
+		Store:  through,
+		MAC:    sha256Of,
+		Audit:  r.audit,
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -107,7 +112,7 @@ func (r *replicas) start(client broker.ClientConfig) *replica {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); b.Run(ctx) }()
-	made := &replica{Broker: b, link: way, stop: sync.OnceFunc(func() { b.Close(); cancel(); <-done })}
+	made := &replica{Broker: b, link: way, stop: sync.OnceFunc(func() { b.Close(); cancel(); <-done }), config: client}
 	r.t.Cleanup(made.stop)
 	r.all = append(r.all, made)
 	return made
@@ -127,7 +132,7 @@ func (r *replicas) everybody(n int, ask broker.Ask) []broker.Answer {
 	for i := range answers {
 		wg.Go(func() {
 			var err error
-			if answers[i], err = r.all[i%len(r.all)].Get(r.t.Context(), ask); err != nil {
+			if answers[i], err = r.all[i%len(r.all)].Get(r.t.Context(), policy.Self(), ask); err != nil {
 				r.t.Errorf("replica %d: %v", i%len(r.all), err)
 			}
 		})
@@ -308,7 +313,7 @@ func TestAHolderThatDiesIsReplacedWhenItsLeaseEnds(t *testing.T) {
 		r := startReplicas(t, 3)
 		r.idp.SetDelay(5 * time.Second)
 		holder := r.all[0]
-		go func() { _, _ = holder.Get(t.Context(), broker.Ask{Client: "orders"}) }()
+		go func() { _, _ = holder.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}) }()
 		time.Sleep(time.Second)
 		holder.link.state.Store(away) // what it writes never arrives
 		r.all = r.all[1:]
@@ -328,7 +333,7 @@ func TestShutdownOfAHolderLetsAnotherGoOnAtOnce(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetDelay(2 * time.Second)
 		leaver := r.all[0]
-		go func() { _, _ = leaver.Get(t.Context(), broker.Ask{Client: "orders"}) }()
+		go func() { _, _ = leaver.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}) }()
 		time.Sleep(time.Second)
 		r.all = r.all[1:]
 		time.AfterFunc(100*time.Millisecond, leaver.stop)
@@ -430,7 +435,7 @@ func TestFailureIsSharedByTheFleet(t *testing.T) {
 		r.idp.SetDown(true)
 		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
 			for i, replica := range r.all {
-				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders"})
+				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 				if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter <= 0 {
 					t.Fatalf("replica %d does not say when to ask again", i)
 				}
@@ -455,7 +460,7 @@ func TestFailureOfAQuestionIsSharedByTheFleet(t *testing.T) {
 		before := r.fetches()
 		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
 			for _, replica := range r.all {
-				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
 				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
 			}
 		}
@@ -471,12 +476,12 @@ func TestThrottlingIsObeyedByTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 20)
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
-		_, err := r.all[0].Get(t.Context(), broker.Ask{Client: "orders"})
+		_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
 		begun := time.Now()
 		for time.Since(begun) < 39*time.Second {
 			for i, replica := range r.all {
-				_, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
 				told := wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
 				if left := 40*time.Second - time.Since(begun); told.RetryAfter > left+time.Second || told.RetryAfter < left-time.Second {
 					t.Fatalf("replica %d says to ask again in %v, want about %v", i, told.RetryAfter, left)
@@ -505,7 +510,7 @@ func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 250 {
 			wg.Go(func() {
-				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
 				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 			})
 		}
@@ -527,7 +532,7 @@ func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 250 {
 			wg.Go(func() {
-				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
 				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
 			})
 		}
@@ -552,7 +557,7 @@ func TestSecretThatDiesIsFoundOutByOneAttempt(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 250 {
 			wg.Go(func() {
-				_, err := r.all[i%5].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
 				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 			})
 		}
@@ -569,14 +574,14 @@ func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 0)
 		old, fresh := r.add("wrong"), r.add("right")
-		_, err := old.Get(t.Context(), broker.Ask{Client: "orders"})
+		_, err := old.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
-		if _, err := fresh.Get(t.Context(), broker.Ask{Client: "orders"}); err != nil {
+		if _, err := fresh.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}); err != nil {
 			t.Fatal(err)
 		}
 		// The token is there now: whoever may not fetch may still use it.
 		time.Sleep(31 * time.Second)
-		answer, err := old.Get(t.Context(), broker.Ask{Client: "orders"})
+		answer, err := old.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		if err != nil || answer.Source == broker.FromIdP {
 			t.Errorf("%+v, %v", answer, err)
 		}
@@ -587,7 +592,7 @@ func TestPurgeReachesAllReplicasAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
-		if err := r.all[3].Purge(t.Context(), "orders"); err != nil {
+		if err := r.all[3].Purge(t.Context(), policy.Self(), "orders"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -605,7 +610,7 @@ func TestPurgeIsNoticedWithin5SecondsThoughNoMessageArrives(t *testing.T) {
 			replica.link.deaf.Store(true)
 		}
 		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
-		if err := r.all[3].Purge(t.Context(), "orders"); err != nil {
+		if err := r.all[3].Purge(t.Context(), policy.Self(), "orders"); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5*time.Second + 100*time.Millisecond)
@@ -620,7 +625,7 @@ func TestPurgeDropsTheTokenOfAFetchUnderWay(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetDelay(time.Second)
 		time.AfterFunc(500*time.Millisecond, func() {
-			if err := r.all[1].Purge(context.Background(), "orders"); err != nil {
+			if err := r.all[1].Purge(context.Background(), policy.Self(), "orders"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -635,11 +640,11 @@ func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.all[0].link.state.Store(refused)
-		told := wantError(t, r.all[0].Purge(t.Context(), "orders"), broker.Unavailable, broker.ReasonStoreUnavailable)
+		told := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), "orders"), broker.Unavailable, broker.ReasonStoreUnavailable)
 		if told.RetryAfter <= 0 {
 			t.Error("it does not say when to ask again")
 		}
-		wantError(t, r.all[0].Purge(t.Context(), "unknown"), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), "unknown"), broker.PermissionDenied, broker.ReasonNotEntitled)
 	})
 }
 
@@ -649,7 +654,7 @@ func TestEpochThatTheStoreLostIsPutBack(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
 		for range 3 {
-			if err := r.all[0].Purge(t.Context(), "orders"); err != nil {
+			if err := r.all[0].Purge(t.Context(), policy.Self(), "orders"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -718,12 +723,12 @@ func TestCallersWhoRejectForEverCostTheFleetOneFetchIn30Seconds(t *testing.T) {
 		begun := time.Now()
 		for time.Since(begun) < 5*time.Minute {
 			for _, replica := range r.all {
-				answer, err := replica.Get(t.Context(), broker.Ask{Client: "orders"})
+				answer, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 				if err != nil || answer.Degraded {
 					t.Fatalf("an innocent caller got %+v, %v", answer, err)
 				}
 				rejected := answer.Token.SHA256
-				if _, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &rejected}); err != nil {
+				if _, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Rejected: &rejected}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -745,7 +750,7 @@ func TestAForcedFetchHoldsBackReplicasThatComeLater(t *testing.T) {
 		for range 4 {
 			time.Sleep(5 * time.Second)
 			newcomer := r.add("right")
-			answer, err := newcomer.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &bad})
+			answer, err := newcomer.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Rejected: &bad})
 			if err != nil || !answer.Degraded || answer.Token.SHA256 != bad {
 				t.Errorf("%+v, %v", answer, err)
 			}
@@ -766,7 +771,7 @@ func TestAForcedFetchThatWasHeldBackIsTriedAgainSoon(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		newcomer := r.add("right")
 		for range 27 {
-			if answer, err := newcomer.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &bad}); err != nil {
+			if answer, err := newcomer.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Rejected: &bad}); err != nil {
 				t.Fatal(err)
 			} else if answer.Token.SHA256 != bad {
 				return
@@ -837,28 +842,28 @@ func TestOlderTokenNeverReplacesANewerOne(t *testing.T) {
 		r.idp.SetDelay(6 * time.Second)
 		late := make(chan broker.Answer, 1)
 		go func() {
-			answer, _ := slow.Get(t.Context(), broker.Ask{Client: "orders", Rejected: &old})
+			answer, _ := slow.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Rejected: &old})
 			late <- answer
 		}()
 		time.Sleep(time.Second)
 		slow.link.state.Store(refused)
 		time.Sleep(4 * time.Second) // the lease is over
 		r.idp.SetDelay(0)
-		if err := fast.Purge(t.Context(), "orders"); err != nil {
+		if err := fast.Purge(t.Context(), policy.Self(), "orders"); err != nil {
 			t.Fatal(err)
 		}
-		newer, err := fast.Get(t.Context(), broker.Ask{Client: "orders"})
+		newer, err := fast.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		slow.link.state.Store(good)
 		<-late
 		time.Sleep(10 * time.Second)
-		answer, err := fast.Get(t.Context(), broker.Ask{Client: "orders"})
+		answer, err := fast.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		if err != nil || answer.Token.SHA256 != newer.Token.SHA256 {
 			t.Errorf("the late token displaced the newer one (%v)", err)
 		}
-		if answer, err := slow.Get(t.Context(), broker.Ask{Client: "orders"}); err != nil || answer.Token.Epoch != 1 {
+		if answer, err := slow.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}); err != nil || answer.Token.Epoch != 1 {
 			t.Errorf("the replica that was cut off hands out %+v, %v", answer.Token, err)
 		}
 	})
@@ -884,14 +889,14 @@ func TestReplicasOfDifferentConfigurationShareNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, err := broker.New(broker.Config{
-			Clients: []broker.ClientConfig{{Name: "orders", IdP: other, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}},
-			Store:   r.shared, MAC: sha256Of, Logger: slog.New(slog.DiscardHandler),
+			Setup: broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: other, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}}},
+			Store: r.shared, MAC: sha256Of, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer b.Close()
-		answer, err := b.Get(t.Context(), broker.Ask{Client: "orders"})
+		answer, err := b.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
 		if err != nil || answer.Source != broker.FromIdP {
 			t.Errorf("%+v, %v", answer, err)
 		}

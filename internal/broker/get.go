@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
@@ -33,6 +34,19 @@ const (
 	FromIdP                      // the IdP, while the caller waited
 )
 
+func (s Source) String() string {
+	switch s {
+	case FromMemory:
+		return "memory"
+	case FromShared:
+		return "shared"
+	case FromIdP:
+		return "fetched"
+	default:
+		return "unknown"
+	}
+}
+
 // Answer is a token for a question.
 type Answer struct {
 	Token *token.Token
@@ -44,45 +58,109 @@ type Answer struct {
 	Degraded bool
 }
 
-// Get answers ask with a token. The error is always an [*Error]. A token that is
-// held and fresh is answered without I/O, without a lock and without a log line;
-// one that is due to be replaced is answered the same, and replaced behind the
-// caller's back.
-func (b *Broker) Get(ctx context.Context, ask Ask) (Answer, error) {
-	c := b.clients[ask.Client]
-	if c == nil {
-		b.metrics.failed.Inc()
-		return Answer{}, notEntitled(ask.Client)
-	}
-	answer, err := b.answer(ctx, b.entryFor(c, ask), ask)
+// Get answers ask with a token, if the caller may have it. The error is always an
+// [*Error]. A token that is held and fresh is answered without I/O, without a
+// lock and without a log line; one that is due to be replaced is answered the
+// same, and replaced behind the caller's back.
+func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
+	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
 		b.metrics.failed.Inc()
+		b.deniedToken(ctx, caller, ask, err)
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
 }
 
-func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, error) {
-	if answer, ok := b.hit(e, ask, time.Now()); ok {
+func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *Error) {
+	c, full, denied := b.admit(caller, ask)
+	if denied != nil {
+		return Answer{}, denied
+	}
+	e := b.entryFor(c, full)
+	answer, err := b.answer(ctx, e, ask)
+	if err != nil {
+		return Answer{}, err
+	}
+	if denied := e.mayHave(caller, answer.Token); denied != nil {
+		return Answer{}, denied
+	}
+	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+		return Answer{}, unwritten
+	}
+	return answer, nil
+}
+
+// admit fills in the defaults of ask and judges it. What it denies it denies in
+// the same words whether or not there is such a client.
+func (b *Broker) admit(caller *policy.Caller, ask Ask) (*client, idp.Request, *Error) {
+	c := b.client(ask.Client)
+	if c == nil {
+		return nil, idp.Request{}, notEntitled(caller, ask)
+	}
+	full := c.resolve(ask)
+	if !caller.MayGet(c.judged(full)) {
+		return nil, idp.Request{}, notEntitled(caller, ask)
+	}
+	return c, full, nil
+}
+
+// judged is a question to the client as policy sees it.
+func (c *client) judged(full idp.Request) policy.Ask {
+	return policy.Ask{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
+}
+
+// mayHave judges what the IdP granted, which may be more than was asked for.
+func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
+	if caller.MayHave(e.client.judged(e.ask), tok.Scopes) {
+		return nil
+	}
+	return &Error{
+		Code: PermissionDenied, Reason: ReasonGrantedTooMuch,
+		Metadata: map[string]string{"client": e.client.name, "caller": caller.Name()},
+		Message: fmt.Sprintf("the IdP granted client %q the scopes %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
+			e.client.name, tok.Scopes, caller.Name()),
+	}
+}
+
+func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
+	if answer, ok := b.hit(ctx, e, ask, time.Now()); ok {
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
 }
 
-func notEntitled(client string) *Error {
+func notEntitled(caller *policy.Caller, ask Ask) *Error {
+	asked := fmt.Sprintf("a token of client %q", ask.Client)
+	if ask.Audience != "" {
+		asked += fmt.Sprintf(" for audience %q", ask.Audience)
+	}
+	if len(ask.Resources) > 0 {
+		asked += fmt.Sprintf(" for resources %q", ask.Resources)
+	}
+	if len(ask.Scopes) > 0 {
+		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
+	}
+	return denied(caller, asked, map[string]string{"client": ask.Client})
+}
+
+// denied is the error for what a caller may not, or what does not exist: nobody
+// is to learn which.
+func denied(caller *policy.Caller, asked string, about map[string]string) *Error {
+	about["caller"] = caller.Name()
 	return &Error{
-		Code:    PermissionDenied,
-		Reason:  ReasonNotEntitled,
-		Message: fmt.Sprintf("there is no client %q, or it is not for this caller; see the clients in the broker's configuration", client),
+		Code: PermissionDenied, Reason: ReasonNotEntitled, Metadata: about,
+		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker check-config FILE --explain %s",
+			caller.Name(), asked, caller.Name()),
 	}
 }
 
-// entryFor resolves the defaults of ask.
-func (b *Broker) entryFor(c *client, ask Ask) *entry {
-	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
-		return c.entry
-	}
+// resolve fills in the defaults of ask.
+func (c *client) resolve(ask Ask) idp.Request {
 	full := c.own
+	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
+		return full
+	}
 	if ask.Audience != "" {
 		full.Audience = ask.Audience
 	}
@@ -92,6 +170,11 @@ func (b *Broker) entryFor(c *client, ask Ask) *entry {
 	if len(ask.Scopes) > 0 {
 		full.Scopes = canonicalScopes(ask.Scopes)
 	}
+	return full
+}
+
+// entryFor returns the place of the token that answers a resolved question.
+func (b *Broker) entryFor(c *client, full idp.Request) *entry {
 	if full.Audience == c.own.Audience && slices.Equal(full.Resources, c.own.Resources) && slices.Equal(full.Scopes, c.own.Scopes) {
 		return c.entry
 	}
@@ -99,12 +182,12 @@ func (b *Broker) entryFor(c *client, ask Ask) *entry {
 }
 
 func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
-	return b.entries.get(k, func() *entry { return b.newEntry(c, k, ask) })
+	return b.entries.get(k, c, func() *entry { return b.newEntry(c, k, ask) })
 }
 
 // hit answers from memory if it can, and sees to it that a token that is due
 // gets replaced.
-func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
+func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Answer, bool) {
 	tok := e.token.Load()
 	if !e.usable(tok, now, ask.MinTTL) || ask.rejects(tok) {
 		return Answer{}, false
@@ -114,7 +197,7 @@ func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
 	}
 	degraded := e.failing()
 	if e.flight.Load() == nil && e.troubleNow(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
-		b.refresh(e, tok)
+		b.refresh(ctx, e, tok)
 	}
 	return held(tok, now, degraded), true
 }
@@ -140,11 +223,11 @@ func refreshHint(tok *token.Token, now time.Time) time.Time {
 
 // refresh starts a flight that nobody waits for, unless one is under way or the
 // token was replaced meanwhile.
-func (b *Broker) refresh(e *entry, old *token.Token) {
+func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.flight.Load() == nil && e.token.Load() == old {
-		b.start(e, &flight{old: old})
+		b.start(ctx, e, &flight{old: old})
 	}
 }
 
@@ -152,10 +235,10 @@ func (b *Broker) refresh(e *entry, old *token.Token) {
 // it joins or starts, or with the reason why there is none. A flight that was
 // after any good token may bring one that does not suit this caller, who then
 // asks for more.
-func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
+func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
-		f, answer, err := b.join(e, ask, time.Now())
+		f, answer, err := b.join(ctx, e, ask, time.Now())
 		switch {
 		case err != nil:
 			return Answer{}, err
@@ -169,21 +252,13 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
 		if f.err == nil && f.source != FromIdP && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
 			continue
 		}
-		answer, err = e.land(f, ask, now)
-		if err != nil {
-			return Answer{}, err
-		}
-		return answer, nil
+		return e.land(f, ask, now)
 	}
-	answer, err := e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
-	if err != nil {
-		return Answer{}, err
-	}
-	return answer, nil
+	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
 }
 
 // join returns the flight to wait for, or the answer or error that needs none.
-func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
+func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	// A flight may have landed since the caller looked.
@@ -209,7 +284,7 @@ func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error
 		}
 		e.forcedAt = now
 	}
-	return b.start(e, f), Answer{}, nil
+	return b.start(ctx, e, f), Answer{}, nil
 }
 
 // instead answers with the held token where it is good enough for ask (it was

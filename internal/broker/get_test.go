@@ -19,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -35,6 +36,7 @@ type fleet struct {
 	idp    *devidp.Server
 	ring   *secret.Ring
 	secret string // path of the file
+	config broker.ClientConfig
 }
 
 func start(t testing.TB) *fleet { return startWith(t, nil, 0) }
@@ -42,6 +44,12 @@ func start(t testing.TB) *fleet { return startWith(t, nil, 0) }
 // startWith runs a broker with one client, "orders"; transport, if given, wraps
 // the way to the IdP.
 func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, maxEntries int) *fleet {
+	t.Helper()
+	return startAs(t, wrap, func(cfg *broker.Config) { cfg.MaxEntries = maxEntries })
+}
+
+// startAs is startWith for a broker that is configured otherwise.
+func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as func(*broker.Config)) *fleet {
 	t.Helper()
 	audiences := []string{audience}
 	for i := range 50 {
@@ -73,16 +81,15 @@ func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, max
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := broker.New(broker.Config{
-		Clients:    []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}},
-		MaxEntries: maxEntries,
-		Logger:     slog.New(slog.DiscardHandler),
-	})
+	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
+	cfg := broker.Config{Setup: broker.Setup{Clients: []broker.ClientConfig{config}}, Logger: slog.New(slog.DiscardHandler)}
+	as(&cfg)
+	b, err := broker.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return &fleet{b, server, ring, path}
+	return &fleet{b, server, ring, path, config}
 }
 
 func audienceNo(i int) string { return fmt.Sprintf("https://api-%d.example.com", i) }
@@ -104,7 +111,7 @@ func (f *fleet) changeSecret(t *testing.T, value string) {
 
 func (f *fleet) mustGet(t *testing.T, ask broker.Ask) broker.Answer {
 	t.Helper()
-	answer, err := f.Get(t.Context(), ask)
+	answer, err := f.Get(t.Context(), policy.Self(), ask)
 	if err != nil {
 		t.Fatalf("Get: %v", err)
 	}
@@ -134,7 +141,7 @@ func TestThousandColdCallersCostOneFetch(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 1000 {
 			wg.Go(func() {
-				if answer, err := f.Get(t.Context(), orders()); err != nil || answer.Source != broker.FromIdP {
+				if answer, err := f.Get(t.Context(), policy.Self(), orders()); err != nil || answer.Source != broker.FromIdP {
 					t.Errorf("Get = %+v, %v", answer, err)
 				}
 			})
@@ -152,10 +159,10 @@ func TestCancellingTheFirstCallerDoesNotFailTheOthers(t *testing.T) {
 		f.idp.SetDelay(2 * time.Second)
 		ctx, cancel := context.WithCancel(t.Context())
 		first := make(chan error, 1)
-		go func() { _, err := f.Get(ctx, orders()); first <- err }()
+		go func() { _, err := f.Get(ctx, policy.Self(), orders()); first <- err }()
 		synctest.Wait() // the first one's fetch is under way
 		second := make(chan error, 1)
-		go func() { _, err := f.Get(t.Context(), orders()); second <- err }()
+		go func() { _, err := f.Get(t.Context(), policy.Self(), orders()); second <- err }()
 		synctest.Wait()
 		cancel()
 		wantError(t, <-first, broker.Canceled, broker.ReasonCallerGaveUp)
@@ -174,7 +181,7 @@ func TestCallerWhoseTimeIsUpIsToldSo(t *testing.T) {
 		f.idp.SetDelay(2 * time.Second)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := f.Get(ctx, orders())
+		_, err := f.Get(ctx, policy.Self(), orders())
 		wantError(t, err, broker.DeadlineExceeded, broker.ReasonCallerGaveUp)
 		time.Sleep(2 * time.Second)
 		if answer := f.mustGet(t, orders()); answer.Source != broker.FromMemory {
@@ -189,11 +196,11 @@ func TestCallersOfOneFlightAreJudgedByTheirOwnMinTTL(t *testing.T) {
 		f.idp.SetDelay(time.Second)
 		results := make(chan error, 2)
 		go func() {
-			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", MinTTL: 50 * time.Second})
+			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", MinTTL: 50 * time.Second})
 			results <- err
 		}()
 		synctest.Wait()
-		_, err := f.Get(t.Context(), broker.Ask{Client: "orders", MinTTL: 200 * time.Second})
+		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", MinTTL: 200 * time.Second})
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonMinTTLUnattainable)
 		if err := <-results; err != nil {
 			t.Errorf("the caller who wants less: %v", err)
@@ -263,7 +270,7 @@ func TestHeldTokenServesWhileTheIdPIsDown(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		_, err := f.Get(t.Context(), orders())
+		_, err := f.Get(t.Context(), policy.Self(), orders())
 		if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter <= 0 {
 			t.Error("the caller is not told when to try again")
 		}
@@ -312,7 +319,7 @@ func TestExpiredTokenIsNeverServed(t *testing.T) {
 				f.idp.SetLifetime(step.Lifetime)
 				f.idp.SetDelay(step.Delay)
 				time.Sleep(step.Sleep)
-				answer, err := f.Get(t.Context(), broker.Ask{Client: "orders", MinTTL: step.MinTTL})
+				answer, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", MinTTL: step.MinTTL})
 				if err != nil {
 					continue
 				}
@@ -338,7 +345,7 @@ func TestRefusedClientMakesNoStorm(t *testing.T) {
 		f.idp.SetSecrets("abc", redact.New("another"))
 		for range 600 { // constant demand for 60 s
 			before := time.Now()
-			_, err := f.Get(t.Context(), orders())
+			_, err := f.Get(t.Context(), policy.Self(), orders())
 			told := wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 			if told.Metadata["client"] != "orders" || told.Metadata["secret_version"] == "" {
 				t.Fatalf("metadata = %v", told.Metadata)
@@ -353,7 +360,7 @@ func TestRefusedClientMakesNoStorm(t *testing.T) {
 		}
 		time.Sleep(time.Hour)
 		for range 3600 {
-			_, _ = f.Get(t.Context(), orders())
+			_, _ = f.Get(t.Context(), policy.Self(), orders())
 			time.Sleep(time.Second)
 		}
 		if got := f.fetches(); got > 2+10 {
@@ -370,7 +377,7 @@ func TestFiftyAudiencesOfARefusedClientCostTheAttemptsOfOne(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 50 {
 			wg.Go(func() {
-				_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
 				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 			})
 		}
@@ -402,7 +409,7 @@ func TestNewSecretEndsTheRefusal(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetSecrets("abc", redact.New("another"))
-		_, err := f.Get(t.Context(), orders())
+		_, err := f.Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 		f.changeSecret(t, "another")
 		if answer := f.mustGet(t, orders()); answer.Token.SecretVersion != f.ring.Current().ID {
@@ -415,13 +422,13 @@ func TestThrottlingIsObeyedByAllOfAClientsTokens(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"20"}})
-		_, err := f.Get(t.Context(), orders())
+		_, err := f.Get(t.Context(), policy.Self(), orders())
 		if told := wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled); told.RetryAfter != 20*time.Second {
 			t.Errorf("RetryAfter = %v", told.RetryAfter)
 		}
 		for i := range 199 {
 			time.Sleep(100 * time.Millisecond)
-			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i % 50)})
+			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i % 50)})
 			wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
 		}
 		if got := f.fetches(); got != 1 {
@@ -439,7 +446,7 @@ func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
 		f.idp.SetDelay(2 * time.Second)
 		slow := make(chan error, 1)
 		go func() {
-			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
 			slow <- err
 		}()
 		synctest.Wait()
@@ -452,13 +459,13 @@ func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
 			w.WriteHeader(http.StatusTooManyRequests)
 			return true
 		})
-		_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(2)})
+		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(2)})
 		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
 		if err := <-slow; err != nil {
 			t.Fatal(err)
 		}
 		before := f.fetches()
-		_, err = f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(3)})
+		_, err = f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(3)})
 		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
 		if f.fetches() != before {
 			t.Error("the IdP was asked before its Retry-After")
@@ -470,7 +477,7 @@ func TestUnknownScopeIsRefusedAndRememberedForItsQuestionAlone(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		for range 50 {
-			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Scopes: []string{"admin"}})
+			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Scopes: []string{"admin"}})
 			wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
 			time.Sleep(time.Second)
 		}
@@ -486,7 +493,7 @@ func TestFailingIdPIsNotAskedWithoutEnd(t *testing.T) {
 		f := start(t)
 		f.idp.FailNext(1000, http.StatusInternalServerError, "", nil)
 		for range 1200 { // two minutes
-			_, err := f.Get(t.Context(), orders())
+			_, err := f.Get(t.Context(), policy.Self(), orders())
 			wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -563,7 +570,7 @@ func TestMinTTLThatTheHeldTokenMissesForcesOneFetch(t *testing.T) {
 			t.Errorf("answer = %+v", answer)
 		}
 		time.Sleep(10 * time.Second)
-		_, err := f.Get(t.Context(), wish)
+		_, err := f.Get(t.Context(), policy.Self(), wish)
 		told := wantError(t, err, broker.ResourceExhausted, broker.ReasonForcedFetchLimited)
 		if told.RetryAfter != 20*time.Second {
 			t.Errorf("RetryAfter = %v", told.RetryAfter)
@@ -581,7 +588,7 @@ func TestMinTTLBeyondWhatTheIdPIssuesIsRemembered(t *testing.T) {
 		f := start(t)
 		wish := broker.Ask{Client: "orders", MinTTL: 100 * time.Second}
 		for range 20 {
-			_, err := f.Get(t.Context(), wish)
+			_, err := f.Get(t.Context(), policy.Self(), wish)
 			wantError(t, err, broker.FailedPrecondition, broker.ReasonMinTTLUnattainable)
 			time.Sleep(time.Second)
 		}
@@ -620,7 +627,7 @@ func TestQuestionsThatMeanTheSameShareAToken(t *testing.T) {
 func TestUnknownClient(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
-		_, err := f.Get(t.Context(), broker.Ask{Client: "nobody"})
+		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "nobody"})
 		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
 	})
 }
@@ -640,7 +647,7 @@ func TestCrashOfAFetchIsAnErrorAndNotTheEnd(t *testing.T) {
 				return way.RoundTrip(r)
 			})
 		}, 0)
-		_, err := f.Get(t.Context(), orders())
+		_, err := f.Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, broker.Internal, broker.ReasonInternal)
 		crash = false
 		f.mustGet(t, orders())
@@ -652,11 +659,11 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		f := start(t)
 		f.idp.SetDelay(8 * time.Second)
 		waiting := make(chan error, 1)
-		go func() { _, err := f.Get(t.Context(), orders()); waiting <- err }()
+		go func() { _, err := f.Get(t.Context(), policy.Self(), orders()); waiting <- err }()
 		synctest.Wait()
 		f.Close()
 		wantError(t, <-waiting, broker.Unavailable, broker.ReasonShuttingDown)
-		_, err := f.Get(t.Context(), orders())
+		_, err := f.Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, broker.Unavailable, broker.ReasonShuttingDown)
 	})
 }
@@ -666,7 +673,7 @@ func TestFloodOfDistinctQuestionsIsBounded(t *testing.T) {
 		const bound = 640
 		f := startWith(t, nil, bound)
 		for i := range 5000 {
-			_, err := f.Get(t.Context(), broker.Ask{Client: "orders", Scopes: []string{fmt.Sprint("unknown-", i)}})
+			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Scopes: []string{fmt.Sprint("unknown-", i)}})
 			wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
 		}
 		if got := f.Entries(); got > bound || got < bound/2 {
@@ -688,7 +695,7 @@ func TestWarmHitAllocatesNothing(t *testing.T) {
 }
 
 func (f *fleet) mustGetFast(t testing.TB, ask broker.Ask) {
-	if _, err := f.Get(context.Background(), ask); err != nil {
+	if _, err := f.Get(context.Background(), policy.Self(), ask); err != nil {
 		t.Error(err)
 	}
 }

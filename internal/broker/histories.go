@@ -136,7 +136,7 @@ func (b *Broker) pollSecrets(ctx context.Context, round int) {
 // keptClients are those whose secrets have a history.
 func (b *Broker) keptClients() []*client {
 	var kept []*client
-	for _, c := range b.clients {
+	for _, c := range b.setup.Load().clients {
 		if c.secrets.kept() {
 			kept = append(kept, c)
 		}

@@ -88,7 +88,7 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 		stop := b.keep(ctx, lease)
 		return probing{lease, func() {
 			stop()
-			b.write(store.Change{Release: lease})
+			b.write(ctx, store.Change{Release: lease})
 			c.probed()
 		}}, leased
 	case unanswered: // at least in this replica it is the only one

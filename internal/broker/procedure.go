@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -14,9 +16,10 @@ import (
 // request ID, wherever it was interrupted.
 type procedure struct {
 	broker *Broker
-	client *client
+	client *client // nil: it may not begin
+	caller *policy.Caller
+	action policy.Action
 	asked  SecretChange
-	actor  string
 	digest string // of what was asked
 
 	version string // that it is about
@@ -27,47 +30,79 @@ type procedure struct {
 	failure *Error
 }
 
-// procedure begins a change. What it is about is told apart by kind and content.
-func (b *Broker) procedure(actor string, asked SecretChange, kind string, content ...string) (*procedure, *Error) {
-	c := b.clients[asked.Client]
-	if c == nil {
-		return nil, notEntitled(asked.Client)
+// kind is a kind of step: its name, and what was done when it is done, as the audit
+// has it.
+type kind struct {
+	name, done string
+	stores     bool // it changes the history
+}
+
+//nolint:gochecknoglobals // constants that Go cannot express as such
+var (
+	staging    = kind{"stage", "staged", true}
+	proving    = kind{"prove", "proved", false}
+	activating = kind{"activate", "activated", true}
+	retiring   = kind{"retire", "retired", true}
+	purging    = kind{"purge", "purged", false}
+	importing  = kind{"import", "imported", true}
+)
+
+// procedure begins a change. What it is about is told apart by action and content.
+func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *Error) {
+	p := &procedure{broker: b, caller: caller, action: action, asked: asked}
+	if denied := b.mayAct(caller, action, asked.Client); denied != nil {
+		return p, denied
 	}
-	if !c.secrets.managed {
-		return nil, c.notManaged()
+	c := b.client(asked.Client)
+	switch {
+	case c == nil:
+		return p, mayNotDo(caller, action, asked.Client)
+	case !c.secrets.managed:
+		return p, c.notManaged()
 	}
-	parts := [][]byte{[]byte(kind), []byte(asked.Expected)}
+	parts := [][]byte{[]byte(action), []byte(asked.Expected)}
 	for _, part := range content {
 		parts = append(parts, []byte(part))
 	}
-	return &procedure{broker: b, client: c, asked: asked, actor: actor, digest: b.names.name("procedure", parts...)}, nil
+	p.client, p.digest = c, b.names.name("procedure", parts...)
+	return p, nil
 }
 
-// result is what the change came to.
-func (p *procedure) result() (Rotated, error) {
-	got := Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
-	if p.failure == nil {
-		return got, nil
+// result is what the change came to, once that is written down. An error is what it
+// could not begin for.
+func (p *procedure) result(ctx context.Context, err *Error) (Rotated, error) {
+	var got Rotated
+	if err == nil {
+		got = Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
+		if p.failure != nil {
+			told := *p.failure
+			told.Rotated = &got
+			err = &told
+		}
 	}
-	told := *p.failure
-	told.Rotated = &got
-	return Rotated{}, &told
+	about := audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason}
+	if err != nil {
+		p.broker.acted(ctx, p.caller, p.action, err, about)
+		return Rotated{}, err
+	}
+	p.broker.acted(ctx, p.caller, p.action, nil, about)
+	return got, nil
 }
 
 // step does one step and reports whether it succeeded.
-func (p *procedure) step(ctx context.Context, name string, do func() (message string, err *Error)) bool {
+func (p *procedure) step(ctx context.Context, k kind, do func() (message string, err *Error)) bool {
 	if p.over {
 		return true
 	}
 	begun := time.Now()
-	made := Step{Name: name, OK: true}
+	made := Step{Name: k.name, OK: true}
 	message, err := do()
 	switch {
 	case err == nil && p.over:
 		made.Message = doneBefore
 	case err == nil:
 		made.Message = message
-		if name != "prove" && name != "purge" {
+		if k.stores {
 			made.Message, made.Warning = p.confirmed(ctx, message)
 		}
 	default:
@@ -75,13 +110,23 @@ func (p *procedure) step(ctx context.Context, name string, do func() (message st
 	}
 	made.Took = time.Since(begun)
 	p.steps = append(p.steps, made)
-	p.log(made)
+	p.broker.rotated(ctx, p.caller, p.client, p.version, k, err)
 	return made.OK
 }
 
-func (p *procedure) log(made Step) {
-	p.broker.log.Info("a client's secret: a step", "client", p.client.name, "step", made.Name, "ok", made.OK,
-		"secret_version", p.version, "actor", p.actor, "reason", p.asked.Reason, "request", p.asked.Request, "message", made.Message)
+// rotated logs a step in the life of a secret, and writes it down. The broker's own
+// steps have no caller.
+func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *Error) {
+	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.done}
+	if caller != nil {
+		e.Caller, e.Peer = caller.Name(), b.audit.From(ctx)
+	}
+	if err != nil {
+		e.Outcome, e.Reason, e.Detail = audit.Failed, err.Reason, err.Message
+	}
+	b.log.Info("a client's secret: a step", "client", c.name, "step", k.name, "outcome", string(e.Outcome), "secret_version", version,
+		"caller", e.Caller, "reason", e.Reason)
+	b.audit.Record(&e)
 }
 
 // confirmed adds to a message where the store has the change.
@@ -153,14 +198,14 @@ func (p *procedure) goOn(h secret.History) error {
 
 // stage keeps the new secret beside the one in force.
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
-	return p.step(ctx, "stage", func() (string, *Error) {
+	return p.step(ctx, staging, func() (string, *Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			if h.CurrentID() == v.ID {
 				message = fmt.Sprintf("version %s: it is the secret that is in force", v.ID)
 				return h, nil
 			}
-			return h.Stage(v, p.actor, now)
+			return h.Stage(v, p.caller.Name(), now)
 		}, leaves)
 		return message, err
 	})
@@ -191,7 +236,7 @@ const doneBefore = "nothing to do: this call was made before, and is done"
 
 // prove obtains a token with the version.
 func (p *procedure) prove(ctx context.Context) bool {
-	return p.step(ctx, "prove", func() (string, *Error) {
+	return p.step(ctx, proving, func() (string, *Error) {
 		u := p.client.secrets.now()
 		v := u.named(p.version)
 		switch {
@@ -210,7 +255,7 @@ func (p *procedure) prove(ctx context.Context) bool {
 // activate puts the version in force. The one before it is the previous one then,
 // or wiped.
 func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
-	return p.step(ctx, "activate", func() (string, *Error) {
+	return p.step(ctx, activating, func() (string, *Error) {
 		message := "in force"
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			before := h.CurrentID()
@@ -235,7 +280,7 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 // discard wipes a version that was refused, so that it is not tried again.
 func (p *procedure) discard(ctx context.Context) {
 	refusal := p.failure
-	p.step(ctx, "retire", func() (string, *Error) {
+	p.step(ctx, retiring, func() (string, *Error) {
 		return "the refused secret was not kept", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			return h.Retire(p.version, now)
 		}, dropped)
@@ -245,8 +290,8 @@ func (p *procedure) discard(ctx context.Context) {
 
 // purge drops what was obtained before. Only then the call is done.
 func (p *procedure) purge(ctx context.Context) {
-	p.step(ctx, "purge", func() (string, *Error) {
-		if err := p.broker.purge(ctx, p.client); err != nil {
+	p.step(ctx, purging, func() (string, *Error) {
+		if err := p.broker.dropTokens(ctx, p.client); err != nil {
 			return "", err
 		}
 		return "every token that was obtained before now is dropped, on all replicas within 5 s",

@@ -60,16 +60,16 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store
 	got := b.mint(ctx, e, v, lease.Fence)
 	switch {
 	case got.err == nil:
-		b.write(store.Change{Puts: got.success(e)})
+		b.write(ctx, store.Change{Puts: got.success(e)})
 		b.fetched(e, got)
 		return nil
 	case ctx.Err() != nil:
 		return b.notProved(ctx, c)
 	case got.refused():
-		b.write(store.Change{Puts: b.refusedSecret(e, got)})
+		b.write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
 	case idp.ClassOf(got.err) == idp.Throttled:
 		_, puts := b.failed(e, got, false)
-		b.write(store.Change{Puts: puts})
+		b.write(ctx, store.Change{Puts: puts})
 	}
 	return refused(c.name, v.ID, got.err)
 }
@@ -103,7 +103,7 @@ func (b *Broker) notProved(ctx context.Context, c *client) *Error {
 // sources are what follows the secrets of clients.
 func (b *Broker) sources() []*secret.Ring {
 	var rings []*secret.Ring
-	for _, c := range b.clients {
+	for _, c := range b.setup.Load().clients {
 		if c.secrets.source != nil {
 			rings = append(rings, c.secrets.source)
 		}
@@ -113,7 +113,7 @@ func (b *Broker) sources() []*secret.Ring {
 
 // sourceChanged is told what came of reading a source again.
 func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
-	for _, c := range b.clients {
+	for _, c := range b.setup.Load().clients {
 		if c.secrets.source != ring {
 			continue
 		}
@@ -122,6 +122,7 @@ func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
 			continue
 		}
 		b.log.Info("a source has another secret", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
+		b.rotated(b.flying, nil, c, ring.Current().ID, staging, nil)
 		b.tryWanted(c)
 	}
 }
@@ -151,7 +152,9 @@ func (b *Broker) proveWanted(ctx context.Context, c *client) {
 		return
 	}
 	expected := c.secrets.now().history.CurrentID()
-	if err := b.prove(ctx, c, v); err != nil {
+	err := b.prove(ctx, c, v)
+	b.rotated(ctx, nil, c, v.ID, proving, err)
+	if err != nil {
 		b.log.Warn("a new secret is not proved; the one in force stays", "client", c.name, "secret_version", v.ID, "error", err)
 		return
 	}
@@ -198,5 +201,6 @@ func (b *Broker) putInForce(ctx context.Context, c *client, v *version, expected
 	}
 	if made.CurrentID() == v.ID && expected != "" {
 		b.log.Info("a secret came in force", "client", c.name, "secret_version", v.ID, "instead_of", expected)
+		b.rotated(ctx, nil, c, v.ID, activating, nil)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -226,27 +228,38 @@ func byShard(all []*Revocation) [revocationShards][]*Revocation {
 func shardOf(id string) int { return int(id[0]+31*id[1]) % revocationShards }
 
 // Revoke makes verification refuse tokens from now on, in this replica at once
-// and in the others within 5 s. asked has everything but ID and CreatedAt. The
+// and in the others within 5 s. asked has everything but ID, CreatedAt and CreatedBy. The
 // same revocation with the same request is one, however often it comes. The
 // error is always an [*Error]; nil means that the store has it.
-func (b *Broker) Revoke(ctx context.Context, asked Revocation, request string) (Revocation, error) {
+func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
+	made, err := b.revoke(ctx, caller, asked, request)
+	about := asked.about()
+	about.Revocation = made.ID
+	b.acted(ctx, caller, policy.RevokeTokens, err, about)
+	return made, err
+}
+
+func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
+	if denied := b.mayAct(caller, policy.RevokeTokens, ""); denied != nil {
+		return Revocation{}, denied
+	}
 	if err := b.checkRevocation(&asked, time.Now()); err != nil {
 		return Revocation{}, err
 	}
 	t := asked.target()
 	before := strconv.FormatInt(asked.IssuedBefore.UnixNano(), 10)
 	asked.ID = b.names.name("revocation", []byte(request), []byte(t.issuer), []byte(t.kind), []byte(t.value), []byte(before))
-	asked.CreatedAt = time.Now().UTC().Truncate(time.Millisecond)
+	asked.CreatedAt, asked.CreatedBy = time.Now().UTC().Truncate(time.Millisecond), caller.Name()
 	if err := b.revoker.change(ctx, &asked); err != nil {
 		return Revocation{}, notRevoked(err)
 	}
-	b.log.Info("tokens revoked", "issuer", t.issuer, "kind", t.kind, "revocation", asked.ID, "expires_at", asked.ExpiresAt)
+	b.log.Info("tokens revoked", "issuer", t.issuer, "kind", t.kind, "revocation", asked.ID, "expires_at", asked.ExpiresAt, "caller", caller.Name())
 	return *b.revoker.known.Load().byID[asked.ID], nil
 }
 
 // checkRevocation refuses what would not do what it seems to.
 func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
-	life, known := b.verifier.MaxTokenLife(r.Issuer)
+	life, known := b.setup.Load().verifier.MaxTokenLife(r.Issuer)
 	fault := func(field, format string, args ...any) *Error {
 		return &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
 	}
@@ -291,14 +304,23 @@ func notRevoked(err error) *Error {
 
 // Revocations returns those in force, of an issuer or of all (empty), oldest
 // first. The error is always an [*Error].
-func (b *Broker) Revocations(ctx context.Context, issuer string) ([]Revocation, error) {
+func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
+	found, err := b.revocations(ctx, caller, issuer)
+	b.acted(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
+	return found, err
+}
+
+func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
+	if denied := b.mayAct(caller, policy.ListRevocations, ""); denied != nil {
+		return nil, denied
+	}
 	if _, err := b.revoker.set(ctx); err != nil {
 		return nil, revocationsUnknown(err)
 	}
 	now := time.Now()
 	var found []Revocation
 	for _, one := range b.revoker.all() {
-		if !one.Deleted && now.Before(one.ExpiresAt) && (issuer == "" || one.Issuer == issuer) {
+		if !one.Deleted && !one.over(now) && (issuer == "" || one.Issuer == issuer) {
 			found = append(found, *one)
 		}
 	}
@@ -307,9 +329,20 @@ func (b *Broker) Revocations(ctx context.Context, issuer string) ([]Revocation, 
 
 // Unrevoke ends a revocation before it expires. Ending it again does nothing.
 // The error is always an [*Error].
-func (b *Broker) Unrevoke(ctx context.Context, id string) error {
+func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, id string) error {
+	ended, err := b.unrevoke(ctx, caller, id)
+	about := ended.about()
+	about.Revocation = id
+	b.acted(ctx, caller, policy.DeleteRevocation, err, about)
+	return err
+}
+
+func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string) (ended Revocation, err error) {
+	if denied := b.mayAct(caller, policy.DeleteRevocation, ""); denied != nil {
+		return Revocation{}, denied
+	}
 	if _, err := b.revoker.set(ctx); err != nil {
-		return revocationsUnknown(err)
+		return Revocation{}, revocationsUnknown(err)
 	}
 	known := b.revoker.known.Load().byID[id]
 	if known == nil {
@@ -317,15 +350,15 @@ func (b *Broker) Unrevoke(ctx context.Context, id string) error {
 		known = b.revoker.known.Load().byID[id]
 	}
 	if known == nil {
-		return &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
+		return Revocation{}, &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
 	}
 	deleted := *known
 	deleted.Deleted = true
 	if err := b.revoker.change(ctx, &deleted); err != nil {
-		return notRevoked(err)
+		return *known, notRevoked(err)
 	}
-	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id)
-	return nil
+	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id, "caller", caller.Name())
+	return *known, nil
 }
 
 // revocationsUnknown: what was not loaded once may hold anything.

@@ -11,9 +11,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -24,13 +28,15 @@ type judges struct {
 	t      testing.TB
 	idp    *devidp.Server
 	shared store.Store
+	audit  *audit.Log // nil: there is none
 	all    []*judge
 }
 
 type judge struct {
 	*broker.Broker
 
-	link *link
+	link    *link
+	metrics *prometheus.Registry
 }
 
 func startJudges(t testing.TB, n int) *judges {
@@ -59,7 +65,8 @@ func (j *judges) add(s store.Store) *judge {
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Verifier: verifier, Logger: slog.New(slog.DiscardHandler)})
+	registry := prometheus.NewRegistry()
+	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Audit: j.audit, Logger: slog.New(slog.DiscardHandler), Registerer: registry})
 	if err != nil {
 		j.t.Fatal(err)
 	}
@@ -68,7 +75,7 @@ func (j *judges) add(s store.Store) *judge {
 	running.Go(func() { b.Run(ctx) })
 	running.Go(func() { verifier.Run(ctx) })
 	j.t.Cleanup(func() { b.Close(); cancel(); running.Wait() })
-	made := &judge{Broker: b}
+	made := &judge{Broker: b, metrics: registry}
 	if way, ok := s.(*link); ok {
 		made.link = way
 	}
@@ -88,7 +95,7 @@ func (j *judges) token(subject, client, id string) redact.String {
 // good reports whether a judge takes a token for good; it must be able to decide.
 func (j *judges) good(b *judge, token redact.String) bool {
 	j.t.Helper()
-	result, err := b.Verify(j.t.Context(), token, verify.Request{})
+	result, err := b.Verify(j.t.Context(), policy.Self(), token, verify.Request{})
 	switch {
 	case err != nil:
 		j.t.Fatalf("Verify: %v", err)
@@ -116,7 +123,7 @@ func (j *judges) revoke(b *judge, asked broker.Revocation, request string) broke
 	if asked.ExpiresAt.IsZero() {
 		asked.ExpiresAt = time.Now().Add(100 * time.Hour)
 	}
-	made, err := b.Revoke(j.t.Context(), asked, request)
+	made, err := b.Revoke(j.t.Context(), policy.Self(), asked, request)
 	if err != nil {
 		j.t.Errorf("Revoke: %v", err)
 	}
@@ -173,7 +180,7 @@ func TestRevocationReachesAllReplicas(t *testing.T) {
 				}
 				time.Sleep(lag)
 				j.expectAll(token, false, "after")
-				if err := j.all[1].Unrevoke(t.Context(), made.ID); err != nil {
+				if err := j.all[1].Unrevoke(t.Context(), policy.Self(), made.ID); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(lag)
@@ -193,13 +200,13 @@ func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
 		way.state.Store(refused)
 		newcomer := j.add(way)
 		time.Sleep(time.Second)
-		_, err := newcomer.Verify(t.Context(), token, verify.Request{})
+		_, err := newcomer.Verify(t.Context(), policy.Self(), token, verify.Request{})
 		told := wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
 		if told.RetryAfter <= 0 {
 			t.Error("it does not say when to ask again")
 		}
 		// What is bad whatever is revoked can be said.
-		result, err := newcomer.Verify(t.Context(), token, verify.Request{Scopes: []string{"admin"}})
+		result, err := newcomer.Verify(t.Context(), policy.Self(), token, verify.Request{Scopes: []string{"admin"}})
 		if err != nil || result.Rejection == nil {
 			t.Errorf("%+v, %v", result, err)
 		}
@@ -217,7 +224,7 @@ func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
 		token, other := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
 		j.revoke(j.all[0], broker.Revocation{Subject: "alice"}, "1")
 		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "2")
-		if err := j.all[1].Unrevoke(t.Context(), lifted.ID); err != nil {
+		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), lifted.ID); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -243,7 +250,7 @@ func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 			wg.Go(func() {
 				asked := broker.Revocation{Issuer: issuer, Subject: fmt.Sprint("subject ", i), ExpiresAt: time.Now().Add(time.Hour)}
 				for try := 0; ; try++ {
-					_, err := j.all[i%5].Revoke(t.Context(), asked, "1")
+					_, err := j.all[i%5].Revoke(t.Context(), policy.Self(), asked, "1")
 					if err == nil {
 						return
 					}
@@ -259,7 +266,7 @@ func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 		wg.Wait()
 		time.Sleep(6 * time.Second)
 		for i, b := range j.all {
-			found, err := b.Revocations(t.Context(), "")
+			found, err := b.Revocations(t.Context(), policy.Self(), "")
 			if err != nil || len(found) != 100 {
 				t.Errorf("judge %d knows %d (%v)", i, len(found), err)
 			}
@@ -281,7 +288,7 @@ func TestRevocationThatIsOvertakenIsTriedAgain(t *testing.T) {
 			way := &link{}
 			way.to.Store(j.shared.(*store.Memory))
 			newcomer := j.add(way)
-			if found, err := newcomer.Revocations(t.Context(), ""); err != nil || len(found) != 3*(round+1) {
+			if found, err := newcomer.Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 3*(round+1) {
 				t.Fatalf("after round %d the store has %d (%v)", round, len(found), err)
 			}
 			newcomer.Close()
@@ -302,25 +309,25 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 		if elsewhere.ID == first.ID {
 			t.Error("another request's revocation is the same")
 		}
-		if err := j.all[1].Unrevoke(t.Context(), elsewhere.ID); err != nil {
+		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), elsewhere.ID); err != nil {
 			t.Fatal(err)
 		}
 		if again.ID != first.ID || !again.CreatedAt.Equal(first.CreatedAt) || other.ID == first.ID {
 			t.Errorf("%+v, %+v, %+v", first, again, other)
 		}
-		found, err := j.all[1].Revocations(t.Context(), issuer)
+		found, err := j.all[1].Revocations(t.Context(), policy.Self(), issuer)
 		if err != nil || len(found) != 2 || found[0].ID != first.ID {
 			t.Errorf("%+v, %v", found, err)
 		}
-		if found, _ := j.all[1].Revocations(t.Context(), "https://other.example.com"); len(found) != 0 {
+		if found, _ := j.all[1].Revocations(t.Context(), policy.Self(), "https://other.example.com"); len(found) != 0 {
 			t.Errorf("of another issuer: %+v", found)
 		}
 		for range 2 {
-			if err := j.all[1].Unrevoke(t.Context(), first.ID); err != nil {
+			if err := j.all[1].Unrevoke(t.Context(), policy.Self(), first.ID); err != nil {
 				t.Fatal(err)
 			}
 		}
-		wantError(t, j.all[1].Unrevoke(t.Context(), "unknown"), broker.NotFound, broker.ReasonNoSuchRevocation)
+		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), "unknown"), broker.NotFound, broker.ReasonNoSuchRevocation)
 	})
 }
 
@@ -329,12 +336,27 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 		j := startJudges(t, 2)
 		token := j.token("alice", "shop", "1")
 		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(607 * time.Second)}, "1")
-		time.Sleep(606 * time.Second)
-		j.expectAll(token, false, "before it expires")
+		time.Sleep(666 * time.Second)
+		j.expectAll(token, false, "before it is over")
 		time.Sleep(2 * time.Second)
 		j.expectAll(token, true, "after")
-		if found, err := j.all[1].Revocations(t.Context(), ""); err != nil || len(found) != 0 {
+		if found, err := j.all[1].Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
+		}
+	})
+}
+
+// C2 C10: an expired token is good within the leeway, but not if it was revoked
+// until its expiry.
+func TestRevocationUntilTheTokenExpiresOutlastsTheLeeway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := startJudges(t, 2)
+		token, other := j.token("alice", "shop", "1"), j.token("alice", "shop", "2")
+		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		for _, late := range []time.Duration{-time.Second, time.Second, 29 * time.Second} {
+			time.Sleep(time.Until(time.Unix(946684800, 0).Add(time.Hour + late))) // the test began at 946684800
+			j.expectAll(token, false, fmt.Sprintf("%v after its expiry", late))
+			j.expectAll(other, true, fmt.Sprintf("another, %v after its expiry", late))
 		}
 	})
 }
@@ -357,13 +379,13 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 			"too far":               {broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now.AddDate(11, 0, 0)}, "revocation.expires_at"},
 			"ends before its token": {broker.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
 		} {
-			_, err := j.all[0].Revoke(t.Context(), test.asked, "1")
+			_, err := j.all[0].Revoke(t.Context(), policy.Self(), test.asked, "1")
 			if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != test.field {
 				t.Errorf("%s: field %q: %v", name, told.Field, told)
 			}
 		}
 		j.all[0].link.state.Store(refused)
-		_, err := j.all[0].Revoke(t.Context(), broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
+		_, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
 		wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
 	})
 }
@@ -393,7 +415,7 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 
 		// A broker that has not the key decides nothing.
 		stranger := j.add(store.NewSealed(inner, write(store.GenerateRing())))
-		_, err := stranger.Verify(t.Context(), token, verify.Request{})
+		_, err := stranger.Verify(t.Context(), policy.Self(), token, verify.Request{})
 		wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
 
 		added, id := ring.Add()

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -38,7 +39,7 @@ type Rotation struct {
 
 // Step is one step of a change.
 type Step struct {
-	Name    string // stage, prove, activate, retire or purge
+	Name    string // stage, prove, activate, retire, purge or import
 	OK      bool
 	Message string
 	// Warning is what whoever asked for it must know besides. Empty: nothing.
@@ -63,15 +64,20 @@ var (
 // it in force. What fails leaves the old one in force. One that the IdP refuses is
 // not kept; one that could not be proved for another reason stays staged. The error
 // is always an [*Error], and says how far it got.
-func (b *Broker) RotateSecret(ctx context.Context, actor string, r Rotation) (Rotated, error) {
+func (b *Broker) RotateSecret(ctx context.Context, caller *policy.Caller, r Rotation) (Rotated, error) {
+	p, err := b.rotate(ctx, caller, r)
+	return p.result(ctx, err)
+}
+
+func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) (*procedure, *Error) {
 	v := secret.NewVersion(b.names.mac, r.Secret)
-	p, err := b.procedure(actor, r.SecretChange, "rotate", v.ID, strconv.FormatBool(r.StageOnly), strconv.FormatBool(r.Compromised))
+	p, err := b.procedure(caller, policy.RotateSecret, r.SecretChange, v.ID, strconv.FormatBool(r.StageOnly), strconv.FormatBool(r.Compromised))
 	if err != nil {
-		return Rotated{}, err
+		return p, err
 	}
 	if check := p.client.secrets.check; check != nil {
 		if err := check(r.Secret); err != nil {
-			return Rotated{}, &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: "secret", Message: fmt.Sprintf("secret: %v", err)}
+			return p, &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: "secret", Message: fmt.Sprintf("secret: %v", err)}
 		}
 	}
 	p.version = v.ID
@@ -90,15 +96,15 @@ func (b *Broker) RotateSecret(ctx context.Context, actor string, r Rotation) (Ro
 	default:
 		p.activate(ctx, false, done)
 	}
-	return p.result()
+	return p, nil
 }
 
 // ActivateSecret proves a staged secret and puts it in force. No version: whichever
 // is staged. The error is always an [*Error].
-func (b *Broker) ActivateSecret(ctx context.Context, actor, version string, change SecretChange) (Rotated, error) {
-	p, err := b.procedure(actor, change, "activate", version)
+func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
+	p, err := b.procedure(caller, policy.ActivateSecret, change, version)
 	if err != nil {
-		return Rotated{}, err
+		return p.result(ctx, err)
 	}
 	if p.choose(ctx, func(h secret.History) (string, error) {
 		pending, there := h.In(secret.Pending)
@@ -115,15 +121,15 @@ func (b *Broker) ActivateSecret(ctx context.Context, actor, version string, chan
 	}) && p.prove(ctx) {
 		p.activate(ctx, false, done)
 	}
-	return p.result()
+	return p.result(ctx, nil)
 }
 
 // RollbackSecret puts the previous secret back in force, once it has proved that it
 // still works. The error is always an [*Error].
-func (b *Broker) RollbackSecret(ctx context.Context, actor string, change SecretChange) (Rotated, error) {
-	p, err := b.procedure(actor, change, "rollback")
+func (b *Broker) RollbackSecret(ctx context.Context, caller *policy.Caller, change SecretChange) (Rotated, error) {
+	p, err := b.procedure(caller, policy.RollbackSecret, change)
 	if err != nil {
-		return Rotated{}, err
+		return p.result(ctx, err)
 	}
 	if p.choose(ctx, func(h secret.History) (string, error) {
 		previous, there := h.In(secret.Previous)
@@ -134,21 +140,21 @@ func (b *Broker) RollbackSecret(ctx context.Context, actor string, change Secret
 	}) && p.prove(ctx) {
 		p.activate(ctx, false, done)
 	}
-	return p.result()
+	return p.result(ctx, nil)
 }
 
 // RetireSecret wipes a version that is not in force, and keeps its record. The
 // error is always an [*Error].
-func (b *Broker) RetireSecret(ctx context.Context, actor, version string, change SecretChange) (Rotated, error) {
-	p, err := b.procedure(actor, change, "retire", version)
+func (b *Broker) RetireSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
+	p, err := b.procedure(caller, policy.RetireSecret, change, version)
 	if err != nil {
-		return Rotated{}, err
+		return p.result(ctx, err)
 	}
 	p.version = version
-	p.step(ctx, "retire", func() (string, *Error) {
+	p.step(ctx, retiring, func() (string, *Error) {
 		return "wiped; its record stays", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			return h.Retire(version, now)
 		}, done)
 	})
-	return p.result()
+	return p.result(ctx, nil)
 }

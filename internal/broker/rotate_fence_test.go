@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -50,7 +51,7 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 				var answer broker.Answer
 				go func() {
 					var err error
-					answer, err = r.all[2].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(7)})
+					answer, err = r.all[2].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(7)})
 					slow <- err
 				}()
 				synctest.Wait() // it is at the IdP
@@ -83,7 +84,7 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 				before := r.refusals("one")
 				for i := range 10 {
 					for _, replica := range r.all {
-						got, err := replica.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(10 + i)})
+						got, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(10 + i)})
 						if err != nil || got.Token.SecretVersion != idOf("two") {
 							t.Errorf("after it: %+v, %v", got.Token, err)
 						}
@@ -112,7 +113,7 @@ func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 		letGo := r.holdBack("two")
 		slow := make(chan error, 1)
 		go func() {
-			_, err := r.all[1].Get(t.Context(), orders())
+			_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
 			slow <- err
 		}()
 		synctest.Wait() // "one" was refused, "two" is at the IdP
@@ -122,7 +123,7 @@ func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 		// Meanwhile operators have put it in force, and then another one.
 		r.takes("two", "three")
 		r.idp.SetAnswer(nil)
-		if _, err := r.all[0].ActivateSecret(t.Context(), "bob", idOf("two"), change("go")); err != nil {
+		if _, err := r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("two"), change("go")); err != nil {
 			t.Fatal(err)
 		}
 		r.rotate(rotation("three"))
@@ -147,7 +148,7 @@ func TestRefusalsAtTheSameTimeAreOneTry(t *testing.T) {
 		failed := make(chan error, 50)
 		for i := range 50 {
 			go func() {
-				_, err := r.all[0].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
 				failed <- err
 			}()
 		}
@@ -158,7 +159,7 @@ func TestRefusalsAtTheSameTimeAreOneTry(t *testing.T) {
 		r.takes("one")
 		// Within two minutes of a rotation the first pause is 5 s.
 		time.Sleep(6 * time.Second)
-		if _, err := r.all[0].Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(0)}); err != nil {
+		if _, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(0)}); err != nil {
 			t.Errorf("after %d refusals at once: %v", at, err)
 		}
 		if good, _ := r.idp.Attempts("abc", redact.New("one")); good != 2 {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -58,7 +59,7 @@ func TestChangedFileIsProvedOnceForTheFleetAndPutInForce(t *testing.T) {
 		if got := r.refusals("one"); got != 0 {
 			t.Errorf("the old one was sent %d times", got)
 		}
-		status, _ := r.all[0].Client(t.Context(), "orders")
+		status, _ := r.all[0].Client(t.Context(), policy.Self(), "orders")
 		if v := status.Versions[0]; !strings.HasPrefix(v.CreatedBy, "file:") || !v.Here {
 			t.Errorf("%+v", v)
 		}
@@ -77,11 +78,11 @@ func TestReplicasWhoseFilesChangeOneAfterTheOtherAgree(t *testing.T) {
 			time.Sleep(polls)
 			r.expectSecrets("two:current one:previous")
 			for j, other := range r.all {
-				status, _ := other.Client(t.Context(), "orders")
+				status, _ := other.Client(t.Context(), policy.Self(), "orders")
 				if here := status.Versions[0].Here; here != (j <= i) {
 					t.Errorf("replica %d knows the new value: %v, when %d have it", j, here, i+1)
 				}
-				if _, err := other.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(3*i + j)}); err != nil {
+				if _, err := other.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(3*i + j)}); err != nil {
 					t.Errorf("replica %d: %v", j, err)
 				}
 			}
@@ -92,11 +93,11 @@ func TestReplicasWhoseFilesChangeOneAfterTheOtherAgree(t *testing.T) {
 		// One that starts with the old file, as from a mount that never changes.
 		stale := r.add("one")
 		time.Sleep(5 * time.Minute)
-		if _, err := stale.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(20)}); err != nil {
+		if _, err := stale.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(20)}); err != nil {
 			t.Error(err)
 		}
 		r.expectSecrets("two:current one:previous")
-		if got, _ := stale.Client(t.Context(), "orders"); got.InUse != idOf("one") || !got.Fallback {
+		if got, _ := stale.Client(t.Context(), policy.Self(), "orders"); got.InUse != idOf("one") || !got.Fallback {
 			t.Errorf("the stale replica: %+v", got)
 		}
 	})
@@ -120,7 +121,7 @@ func TestFileThatGoesBackIsARollback(t *testing.T) {
 			r.expectSecrets(step.want)
 			expire()
 			r.everybody(2, orders())
-			if got, _ := r.all[1].Client(t.Context(), "orders"); got.InUse != idOf(step.value) {
+			if got, _ := r.all[1].Client(t.Context(), policy.Self(), "orders"); got.InUse != idOf(step.value) {
 				t.Errorf("%s: in use is %s", step.value, got.InUse)
 			}
 		}
@@ -187,9 +188,9 @@ func TestFileIsChangedAfterTheIdP(t *testing.T) {
 		r.everybody(1, orders())
 		r.takes("two")
 		expire()
-		_, err := r.all[0].Get(t.Context(), orders())
+		_, err := r.all[0].Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
-		if status, _ := r.all[0].Client(t.Context(), "orders"); status.State != broker.ClientRefused {
+		if status, _ := r.all[0].Client(t.Context(), policy.Self(), "orders"); status.State != broker.ClientRefused {
 			t.Errorf("%+v", status)
 		}
 		for _, replica := range r.all {
@@ -248,15 +249,21 @@ func TestCommandsOnAFileNameTheFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		asked := rotation("two")
-		_, err := r.all[0].RotateSecret(t.Context(), "alice", asked)
+		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
 		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretNotManaged)
 		if !strings.Contains(told.Message, r.all[0].path) {
 			t.Errorf("it says %q", told.Message)
 		}
 		for _, call := range []func() (broker.Rotated, error){
-			func() (broker.Rotated, error) { return r.all[0].ActivateSecret(t.Context(), "alice", "", change("1")) },
-			func() (broker.Rotated, error) { return r.all[0].RollbackSecret(t.Context(), "alice", change("2")) },
-			func() (broker.Rotated, error) { return r.all[0].RetireSecret(t.Context(), "alice", "x", change("3")) },
+			func() (broker.Rotated, error) {
+				return r.all[0].ActivateSecret(t.Context(), policy.Self(), "", change("1"))
+			},
+			func() (broker.Rotated, error) {
+				return r.all[0].RollbackSecret(t.Context(), policy.Self(), change("2"))
+			},
+			func() (broker.Rotated, error) {
+				return r.all[0].RetireSecret(t.Context(), policy.Self(), "x", change("3"))
+			},
 		} {
 			_, err := call()
 			wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretNotManaged)
@@ -296,7 +303,7 @@ func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
 		managed := startReplicas(t, 0)
 		managed.takes("one", "wrong")
 		managed.start(broker.ClientConfig{Managed: true, CheckSecret: check})
-		_, err = managed.all[0].RotateSecret(t.Context(), "alice", rotation("wrong"))
+		_, err = managed.all[0].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
 		if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != "secret" {
 			t.Errorf("field %q", told.Field)
 		}
@@ -323,11 +330,11 @@ func TestFileWithARetiredValueSaysSo(t *testing.T) {
 		r.expectSecrets("three:current two:previous one:retired")
 		stale := r.add("one")
 		time.Sleep(100 * time.Millisecond)
-		_, err := stale.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+		_, err := stale.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
 		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretUnusable); !strings.Contains(told.Message, stale.path) {
 			t.Errorf("it says %q", told.Message)
 		}
-		if _, err := stale.Get(t.Context(), orders()); err != nil { // what others obtained it may use
+		if _, err := stale.Get(t.Context(), policy.Self(), orders()); err != nil { // what others obtained it may use
 			t.Error(err)
 		}
 	})
@@ -338,6 +345,7 @@ func TestChangedFileIsUsedWhileTheStoreIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 2)
 		r.everybody(1, orders())
+		time.Sleep(time.Second)
 		for _, replica := range r.all {
 			replica.link.state.Store(away)
 			replica.writes(t, "two")

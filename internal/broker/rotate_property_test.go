@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -88,20 +89,20 @@ func (w *whatever) happens(h happening) {
 	switch h.What {
 	case "rotate":
 		rotation.SecretChange = w.call(h.Again)
-		_, _ = r.RotateSecret(ctx, "alice", rotation)
+		_, _ = r.RotateSecret(ctx, policy.Self(), rotation)
 	case "stage":
 		rotation.SecretChange, rotation.StageOnly, rotation.Compromised = w.call(h.Again), true, false
-		_, _ = r.RotateSecret(ctx, "alice", rotation)
+		_, _ = r.RotateSecret(ctx, policy.Self(), rotation)
 	case "activate":
-		_, _ = r.ActivateSecret(ctx, "bob", "", w.call(h.Again))
+		_, _ = r.ActivateSecret(ctx, policy.Self(), "", w.call(h.Again))
 	case "rollback":
-		_, _ = r.RollbackSecret(ctx, "bob", w.call(h.Again))
+		_, _ = r.RollbackSecret(ctx, policy.Self(), w.call(h.Again))
 	case "retire":
-		_, _ = r.RetireSecret(ctx, "bob", idOf(h.Value), w.call(h.Again))
+		_, _ = r.RetireSecret(ctx, policy.Self(), idOf(h.Value), w.call(h.Again))
 	case "change the IdP":
 		w.takes(h.Takes...)
 	case "ask":
-		_, _ = r.Get(ctx, broker.Ask{Client: "orders", Audience: audienceNo(h.Seconds % 10)})
+		_, _ = r.Get(ctx, policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(h.Seconds % 10)})
 	case "wait":
 		time.Sleep(time.Duration(h.Seconds) * time.Second)
 	case "cut off": // or not any more
@@ -122,9 +123,9 @@ func (w *whatever) settle() (wrong string) {
 	}
 	w.takes()
 	time.Sleep(70 * time.Second)
-	first := w.all[0].Clients(w.t.Context())[0]
+	first := listed(w.all[0])
 	for i, replica := range w.all {
-		got := replica.Clients(w.t.Context())[0]
+		got := listed(replica)
 		if got.Generation != first.Generation || secretsOf(w.t, replica) != secretsOf(w.t, w.all[0]) {
 			return fmt.Sprintf("replica %d has generation %d, %s; the first one %d, %s", i, got.Generation, secretsOf(w.t, replica), first.Generation, secretsOf(w.t, w.all[0]))
 		}
@@ -144,7 +145,7 @@ func (w *whatever) settle() (wrong string) {
 	}
 	time.Sleep(10*time.Minute + time.Second) // the longest pause
 	for i, replica := range w.all {
-		if _, err := replica.Get(w.t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(20 + i)}); err != nil {
+		if _, err := replica.Get(w.t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(20 + i)}); err != nil {
 			return fmt.Sprintf("replica %d gets no token with the secret in force: %v", i, err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -61,7 +62,7 @@ func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
 		}
 		r.rotate(rotation("one"))
 		r.rotate(rotation("two"))
-		generation := r.all[0].Clients(t.Context())[0].Generation
+		generation := listed(r.all[0]).Generation
 
 		old := keys.ring.Primary()
 		added, fresh := keys.ring.Add()
@@ -74,7 +75,7 @@ func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
 		r.start(broker.ClientConfig{Managed: true})
 		time.Sleep(time.Second)
 		r.expectSecrets("two:current one:previous")
-		if got := r.all[2].Clients(t.Context())[0].Generation; got != generation {
+		if got := listed(r.all[2]).Generation; got != generation {
 			t.Errorf("generation %d after %d: sealing anew is no change", got, generation)
 		}
 		r.everybody(2, orders())
@@ -100,11 +101,11 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 
 		late := r.start(broker.ClientConfig{Managed: true})
 		time.Sleep(time.Second)
-		_, err = late.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
+		_, err = late.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
 		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretsUnreadable); !strings.Contains(told.Message, "put the sealing key") {
 			t.Errorf("it says %q", told.Message)
 		}
-		_, err = late.RotateSecret(t.Context(), "alice", rotation("two"))
+		_, err = late.RotateSecret(t.Context(), policy.Self(), rotation("two"))
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretsUnreadable)
 		r.all = r.all[:1]
 		expire()
@@ -112,7 +113,7 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 
 		keys.becomes(both, nil)
 		time.Sleep(time.Minute + time.Second)
-		if _, err := late.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1)}); err != nil {
+		if _, err := late.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)}); err != nil {
 			t.Errorf("with the key: %v", err)
 		}
 	})

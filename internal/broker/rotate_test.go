@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -58,7 +60,7 @@ func change(request string) broker.SecretChange {
 // rotate rotates by a call to the first replica, which must succeed.
 func (r *replicas) rotate(asked broker.Rotation) broker.Rotated {
 	r.t.Helper()
-	made, err := r.all[0].RotateSecret(r.t.Context(), "alice", asked)
+	made, err := r.all[0].RotateSecret(r.t.Context(), policy.Self(), asked)
 	if err != nil {
 		r.t.Fatalf("RotateSecret: %v", err)
 	}
@@ -91,7 +93,7 @@ func (r *replicas) expectSecrets(want string) {
 
 func secretsOf(t testing.TB, r *replica) string {
 	t.Helper()
-	status, err := r.Client(t.Context(), "orders")
+	status, err := r.Client(t.Context(), policy.Self(), "orders")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,18 +110,27 @@ func secretsOf(t testing.TB, r *replica) string {
 	return strings.Join(all, " ")
 }
 
+// listed is what a replica says of the client from memory.
+func listed(r *replica) broker.ClientStatus {
+	all, err := r.Clients(context.Background(), policy.Self())
+	if err != nil {
+		panic(err) // the caller may do everything
+	}
+	return all[0]
+}
+
 // expire lets the tokens that are held end.
 func expire() { time.Sleep(101 * time.Second) }
 
 func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
-		_, err := r.all[1].Get(t.Context(), orders())
+		_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
 		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonNoSecret)
 		if !strings.Contains(told.Message, "`broker secret rotate orders`") {
 			t.Errorf("it says %q", told.Message)
 		}
-		status, err := r.all[1].Client(t.Context(), "orders")
+		status, err := r.all[1].Client(t.Context(), policy.Self(), "orders")
 		if err != nil || status.State != broker.ClientNoSecret {
 			t.Errorf("%+v, %v", status, err)
 		}
@@ -127,7 +138,7 @@ func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 			t.Error("the IdP was asked without a secret")
 		}
 		made := r.rotate(rotation("one"))
-		if steps(made) != "stage prove activate" || made.Version.ID != idOf("one") || made.Version.State != secret.Current || made.Version.CreatedBy != "alice" {
+		if steps(made) != "stage prove activate" || made.Version.ID != idOf("one") || made.Version.State != secret.Current || made.Version.CreatedBy != policy.Self().Name() {
 			t.Errorf("%+v", made)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -166,7 +177,7 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.rotate(rotation("one"))
-		_, err := r.all[1].RotateSecret(t.Context(), "alice", rotation("wrong"))
+		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
 		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 		if steps(*told.Rotated) != "stage prove! retire" || told.Rotated.Version.State != secret.Retired {
 			t.Errorf("%+v", told.Rotated)
@@ -180,7 +191,7 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 			t.Errorf("the IdP saw the wrong secret %d times", got)
 		}
 		// The call again does not try it again.
-		_, err = r.all[2].RotateSecret(t.Context(), "alice", rotation("wrong"))
+		_, err = r.all[2].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 		if got := r.refusals("wrong"); got != 1 {
 			t.Errorf("the same call sent the wrong secret again")
@@ -210,7 +221,7 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 				r.rotate(rotation("one"))
 				r.takes("one", "two")
 				r.idp.FailNext(2, tt.status, tt.oauth, nil)
-				_, err := r.all[0].RotateSecret(t.Context(), "alice", rotation("two"))
+				_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
 				told, _ := errors.AsType[*broker.Error](err)
 				if told == nil || told.Code != tt.code || steps(*told.Rotated) != "stage prove!" {
 					t.Fatalf("%v, %+v", err, told)
@@ -301,7 +312,7 @@ func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) 
 		}
 		r.expectSecrets("two:current one:previous")
 		for _, replica := range r.all {
-			status, err := replica.Client(t.Context(), "orders")
+			status, err := replica.Client(t.Context(), policy.Self(), "orders")
 			if err != nil || status.InUse != idOf("one") || status.State != broker.ClientOK {
 				t.Errorf("%+v, %v", status, err)
 			}
@@ -311,7 +322,7 @@ func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) 
 		}
 		time.Sleep(time.Minute)
 		r.everybody(1, orders())
-		if status, _ := r.all[0].Client(t.Context(), "orders"); !status.Fallback {
+		if status, _ := r.all[0].Client(t.Context(), policy.Self(), "orders"); !status.Fallback {
 			t.Error("no alert after two minutes on the previous secret")
 		}
 		r.takes("two")
@@ -319,7 +330,7 @@ func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) 
 		r.everybody(1, orders())
 		time.Sleep(3 * time.Second)
 		r.everybody(1, orders())
-		if status, _ := r.all[0].Client(t.Context(), "orders"); status.Fallback || status.InUse != idOf("two") {
+		if status, _ := r.all[0].Client(t.Context(), policy.Self(), "orders"); status.Fallback || status.InUse != idOf("two") {
 			t.Errorf("afterwards: %+v", status)
 		}
 	})
@@ -336,25 +347,25 @@ func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
 				for _, replica := range r.all {
 					replica.link.deaf.Store(deaf)
 				}
-				made, err := r.all[0].RollbackSecret(t.Context(), "bob", change("back"))
+				made, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), change("back"))
 				if err != nil || steps(made) != "prove activate" || made.Version.ID != idOf("one") {
 					t.Fatalf("%+v, %v", made, err)
 				}
 				time.Sleep(5*time.Second + 200*time.Millisecond)
 				for i, replica := range r.all {
 					// Status of all clients is from memory.
-					if got := replica.Clients(t.Context())[0].Versions[1]; got.ID != idOf("one") || got.State != secret.Current {
+					if got := listed(replica).Versions[1]; got.ID != idOf("one") || got.State != secret.Current {
 						t.Errorf("replica %d: %+v", i, got)
 					}
 				}
 				// The same call again does not go back and forth.
-				if _, err := r.all[1].RollbackSecret(t.Context(), "bob", change("back")); err != nil {
+				if _, err := r.all[1].RollbackSecret(t.Context(), policy.Self(), change("back")); err != nil {
 					t.Error(err)
 				}
 				r.expectSecrets("two:previous one:current")
 				expire()
 				r.everybody(2, orders())
-				if got, _ := r.all[2].Client(t.Context(), "orders"); got.InUse != idOf("one") {
+				if got, _ := r.all[2].Client(t.Context(), policy.Self(), "orders"); got.InUse != idOf("one") {
 					t.Errorf("in use: %+v", got)
 				}
 			})
@@ -366,12 +377,12 @@ func TestRollbackToASecretThatIsDeadIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotation("one"))
-		_, err := r.all[0].RollbackSecret(t.Context(), "bob", change("1"))
+		_, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), change("1"))
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonNoPreviousSecret)
 		r.takes("one", "two")
 		r.rotate(rotation("two"))
 		r.takes("two")
-		_, err = r.all[0].RollbackSecret(t.Context(), "bob", change("2"))
+		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), change("2"))
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 		r.expectSecrets("two:current one:previous")
 	})
@@ -397,7 +408,7 @@ func TestCompromisedSecretIsNotFallenBackTo(t *testing.T) {
 		}
 		r.takes("one", "two") // the IdP refuses the new one, and would take the old ones
 		expire()
-		_, err := r.all[1].Get(t.Context(), orders())
+		_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 	})
 }
@@ -409,7 +420,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 		r.rotate(rotation("one"))
 		asked := rotation("two")
 		asked.Expected = idOf("three")
-		_, err := r.all[1].RotateSecret(t.Context(), "alice", asked)
+		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), asked)
 		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretChanged); told.Metadata["current_version"] != idOf("one") {
 			t.Errorf("metadata: %v", told.Metadata)
 		}
@@ -418,7 +429,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 		r.rotate(asked)
 		back := change("back")
 		back.Expected = idOf("one")
-		_, err = r.all[0].RollbackSecret(t.Context(), "bob", back)
+		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), back)
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretChanged)
 		r.expectSecrets("two:current one:previous")
 	})
@@ -430,9 +441,9 @@ func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
 		r.takes("one", "two", "three")
 		r.rotate(rotation("one"))
 		r.rotate(rotation("two"))
-		fetches, status := r.fetches(), r.all[0].Clients(t.Context())[0]
+		fetches, status := r.fetches(), listed(r.all[0])
 		for _, replica := range r.all {
-			made, err := replica.RotateSecret(t.Context(), "alice", rotation("two"))
+			made, err := replica.RotateSecret(t.Context(), policy.Self(), rotation("two"))
 			if err != nil || made.Version.ID != idOf("two") || made.Version.State != secret.Current {
 				t.Errorf("%+v, %v", made, err)
 			}
@@ -441,12 +452,12 @@ func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
 		if made.Version.ID != idOf("one") || made.Version.State != secret.Previous {
 			t.Errorf("%+v", made)
 		}
-		if got := r.all[0].Clients(t.Context())[0]; got.Generation != status.Generation || r.fetches() != fetches {
+		if got := listed(r.all[0]); got.Generation != status.Generation || r.fetches() != fetches {
 			t.Errorf("generation %d after %d, %d fetches", got.Generation, status.Generation, r.fetches()-fetches)
 		}
 		asked := rotation("three")
 		asked.Request = rotation("two").Request
-		_, err := r.all[0].RotateSecret(t.Context(), "alice", asked)
+		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
 		if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != "request_id" {
 			t.Errorf("field %q", told.Field)
 		}
@@ -462,33 +473,33 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 		asked := rotation("two")
 		asked.StageOnly = true
 		r.rotate(asked)
-		_, err := r.all[1].RotateSecret(t.Context(), "alice", rotation("three"))
+		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("three"))
 		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretStaged); !strings.Contains(told.Message, idOf("two")) {
 			t.Errorf("it says %q", told.Message)
 		}
-		if _, err := r.all[1].RetireSecret(t.Context(), "bob", idOf("one"), change("r1")); err == nil {
+		if _, err := r.all[1].RetireSecret(t.Context(), policy.Self(), idOf("one"), change("r1")); err == nil {
 			t.Error("the secret in force was retired")
 		}
-		_, err = r.all[1].RetireSecret(t.Context(), "bob", "unknown", change("r2"))
+		_, err = r.all[1].RetireSecret(t.Context(), policy.Self(), "unknown", change("r2"))
 		wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret)
-		_, err = r.all[1].ActivateSecret(t.Context(), "bob", "unknown", change("r3"))
+		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "unknown", change("r3"))
 		wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret)
-		made, err := r.all[1].ActivateSecret(t.Context(), "bob", "", change("a1"))
+		made, err := r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a1"))
 		if err != nil || made.Version.ID != idOf("two") || steps(made) != "prove activate" {
 			t.Fatalf("%+v, %v", made, err)
 		}
-		_, err = r.all[1].ActivateSecret(t.Context(), "bob", "", change("a3"))
+		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a3"))
 		if told := wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret); !strings.Contains(told.Message, "no secret is staged") {
 			t.Errorf("it says %q", told.Message)
 		}
-		if made, err = r.all[0].ActivateSecret(t.Context(), "bob", idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
+		if made, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
 			t.Errorf("activating what is in force: %+v, %v", made, err)
 		}
-		if made, err = r.all[0].RetireSecret(t.Context(), "bob", idOf("one"), change("r4")); err != nil || made.Version.State != secret.Retired {
+		if made, err = r.all[0].RetireSecret(t.Context(), policy.Self(), idOf("one"), change("r4")); err != nil || made.Version.State != secret.Retired {
 			t.Errorf("%+v, %v", made, err)
 		}
 		r.expectSecrets("two:current one:retired")
-		_, err = r.all[0].ActivateSecret(t.Context(), "bob", idOf("one"), change("a2"))
+		_, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("one"), change("a2"))
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonNoSuchSecret)
 	})
 }
@@ -509,7 +520,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 			for i, value := range []string{"two", "three"} {
 				go func() {
 					time.Sleep(time.Duration(run*i) * time.Millisecond)
-					_, err := r.all[i].RotateSecret(t.Context(), "alice", rotation(value))
+					_, err := r.all[i].RotateSecret(t.Context(), policy.Self(), rotation(value))
 					outcomes <- outcome{value, err}
 				}()
 			}
@@ -521,7 +532,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 				}
 			}
 			time.Sleep(100 * time.Millisecond)
-			status := r.all[0].Clients(t.Context())[0]
+			status := listed(r.all[0])
 			current := slices.IndexFunc(status.Versions, func(v broker.SecretVersion) bool { return v.State == secret.Current })
 			if won == 0 || status.Versions[current].ID != idOf(last) {
 				t.Errorf("run %d: %d won, in force is %s, the last one brought %s", run, won, secretsOf(t, r.all[0]), last)
@@ -539,7 +550,7 @@ func TestChangeOfASecretNeedsTheStore(t *testing.T) {
 		r.rotate(rotation("one"))
 		r.all[0].link.state.Store(away)
 		r.takes("one", "two")
-		_, err := r.all[0].RotateSecret(t.Context(), "alice", rotation("two"))
+		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
 		wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
 		expire()
 		r.everybody(2, orders()) // what is known goes on
@@ -572,7 +583,7 @@ func TestSecretsThatTheStoreLostArePutBack(t *testing.T) {
 				forget(r)
 				time.Sleep(5*time.Second + 500*time.Millisecond)
 				late := r.start(broker.ClientConfig{Managed: true})
-				if _, err := late.Get(t.Context(), orders()); err != nil {
+				if _, err := late.Get(t.Context(), policy.Self(), orders()); err != nil {
 					t.Errorf("a replica that is new: %v", err)
 				}
 				r.expectSecrets("two:current one:previous")
@@ -593,7 +604,7 @@ func TestOlderHistoriesGiveWay(t *testing.T) {
 		now := r.shared
 		r.shared = backup
 		other := r.start(broker.ClientConfig{Managed: true})
-		if _, err := other.RotateSecret(t.Context(), "carol", rotation("one")); err != nil {
+		if _, err := other.RotateSecret(t.Context(), policy.Self(), rotation("one")); err != nil {
 			t.Fatal(err)
 		}
 		other.stop()

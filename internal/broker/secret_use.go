@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -10,9 +11,9 @@ import (
 // SecretInUse returns the secret with which a fetch for the client would begin now,
 // for what else is asked of its IdP in its name. The error is always an [*Error].
 func (b *Broker) SecretInUse(ctx context.Context, name string) (secret.Version, error) {
-	c := b.clients[name]
+	c := b.client(name)
 	if c == nil {
-		return secret.Version{}, notEntitled(name)
+		return secret.Version{}, Fault(fmt.Errorf("there is no client %q", name))
 	}
 	if c.secrets.kept() && !c.secrets.now().loaded {
 		b.lookAtSecrets(ctx, c)

@@ -55,6 +55,8 @@ type secrets struct {
 	mac     secret.MAC
 	check   func(redact.String) error // of a value's form
 	key     func(id string) string    // in the store, of a version's refusals
+	// credential stands for the secret where none is needed.
+	credential func() secret.Version
 	// news, mending, settling and proving coalesce what is to be done.
 	news, mending, settling, proving chaser
 	proved                           atomic.Pointer[proved]
@@ -75,16 +77,44 @@ type secrets struct {
 func newSecrets(cfg ClientConfig, mac secret.MAC, key func(id string) string) *secrets {
 	s := &secrets{
 		source: cfg.Secret, managed: cfg.Managed, mac: mac, check: cfg.CheckSecret, key: key,
-		versions: map[string]*version{},
+		credential: cfg.IdP.Credential, versions: map[string]*version{},
 	}
 	s.publish()
 	return s
 }
 
+// after carries over what is known of the secrets of a client of the same name that
+// was configured otherwise: its history, and the values if they are of one source.
+func (s *secrets) after(old *secrets) {
+	old.mu.Lock()
+	history, loaded, versions, observed, wanted := old.history, old.loaded, old.versions, old.observed, old.wanted
+	old.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.kept() || !old.kept() {
+		return
+	}
+	s.history, s.loaded = history, loaded
+	if s.source == old.source {
+		for id, v := range versions {
+			s.versions[id] = s.version(v.Version)
+		}
+		s.observed, s.wanted = observed, wanted
+	}
+	s.publish()
+}
+
 // now returns the versions as they are now.
 func (s *secrets) now() *usable {
 	u := s.view.Load()
-	if s.source == nil || u.read == &s.source.Versions()[0] {
+	switch {
+	case s.managed:
+		return u
+	case s.source == nil:
+		if u.current.ID == s.credential().ID {
+			return u
+		}
+	case u.read == &s.source.Versions()[0]:
 		return u
 	}
 	s.mu.Lock()
@@ -105,7 +135,7 @@ func (s *secrets) publish() *usable {
 	case s.source != nil:
 		s.place(u, known)
 	case !s.managed:
-		u.current = s.version(secret.Version{ID: "none"})
+		u.current = s.version(s.credential())
 	}
 	s.versions = map[string]*version{}
 	for _, v := range u.all() {

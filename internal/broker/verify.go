@@ -5,26 +5,75 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// Verify says whether a presented token is good. A bad token is a result, not an
-// error; the error is always an [*Error] and means that the broker could not
-// decide.
-func (b *Broker) Verify(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
-	result, err := b.verifier.Verify(ctx, presented, ask)
-	if err == nil && result.Rejection == nil {
-		result, err = b.unrevoked(ctx, result)
+// Verify says whether a presented token is good, to a caller who may ask that:
+// for it there are no issuers but those that its grants name. A bad token is a
+// result, not an error; the error is always an [*Error] and means that the broker
+// could not decide, or that the caller may not ask so.
+func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, error) {
+	result, told := b.verify(ctx, caller, presented, ask)
+	if unwritten := b.verification(ctx, caller, presented, ask, result, told); unwritten != nil {
+		told = unwritten
 	}
-	b.metrics.verification(result, err)
-	if err != nil {
-		return verify.Result{}, b.undecided(ctx, err)
+	if told != nil {
+		return verify.Result{}, told
 	}
 	return result, nil
 }
 
-func (b *Broker) undecided(ctx context.Context, err error) *Error {
+func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *Error) {
+	issuers, may := caller.MayVerify()
+	if !may {
+		return verify.Result{}, mayNotVerify(caller, ask)
+	}
+	ask.Issuers = issuers
+	result, err := b.judge(ctx, presented, ask)
+	b.metrics.verification(result, err)
+	if err != nil {
+		return verify.Result{}, b.undecided(ctx, caller, ask, err)
+	}
+	return result, nil
+}
+
+// Identify verifies the token by which somebody wants to be recognised as a
+// caller, which must be for this audience. The error is always an [*Error].
+func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
+	ask := verify.Request{Audience: []string{audience}}
+	result, err := b.judge(ctx, presented, ask)
+	if err != nil {
+		return verify.Result{}, b.undecided(ctx, policy.Self(), ask, err)
+	}
+	return result, nil
+}
+
+func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
+	result, err := b.setup.Load().verifier.Verify(ctx, presented, ask)
+	if err == nil && result.Rejection == nil {
+		return b.unrevoked(ctx, result)
+	}
+	return result, err
+}
+
+func mayNotVerify(caller *policy.Caller, ask verify.Request) *Error {
+	asked, about := "the verification of tokens", map[string]string{}
+	if ask.Issuer != "" {
+		asked += fmt.Sprintf(" of issuer %q", ask.Issuer)
+		about["issuer"] = ask.Issuer
+	}
+	if len(ask.Audience) > 0 {
+		asked += fmt.Sprintf(" for audiences %q", ask.Audience)
+	}
+	return denied(caller, asked, about)
+}
+
+func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *Error {
+	if errors.Is(err, verify.ErrNotPermitted) {
+		return mayNotVerify(caller, ask)
+	}
 	if ctx.Err() != nil {
 		return gaveUp(ctx)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
@@ -12,32 +14,57 @@ import (
 const watchInterval = time.Second
 
 // Watch answers ask with the token as it is now and again with each one that
-// replaces it, until ctx ends, send fails, or there is no good token to be had
-// any more. The error says which; it is an [*Error] but for that of send.
-// MinTTL and Rejected are not for watches.
+// replaces it, until ctx ends, send fails, the caller may not have it any more, or
+// there is no good token to be had. The error says which; it is an [*Error] but
+// for those of send and of who, which says who the caller is and is asked before
+// each answer and whenever [Broker.Apply] was called. MinTTL and Rejected are not
+// for watches.
 //
 // A watch is demand: it keeps its token refreshed. While send blocks, tokens
 // are not queued: the next one sent is the newest.
-func (b *Broker) Watch(ctx context.Context, ask Ask, send func(Answer) error) error {
-	c := b.clients[ask.Client]
-	if c == nil {
-		b.metrics.failed.Inc()
-		return notEntitled(ask.Client)
-	}
-	e := b.watched(c, ask)
-	defer e.unwatch(b)
+func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), ask Ask, send func(Answer) error) error {
 	var last *token.Token
 	for {
-		replaced, purged := e.changed.next(), c.changed.next()
-		answer, err := b.answer(ctx, e, ask)
+		applied := b.applied.next()
+		caller, err := who()
 		if err != nil {
-			b.metrics.failed.Inc()
 			return err
 		}
-		if last == nil || answer.Token.SHA256 != last.SHA256 {
-			if err := send(b.metrics.counted(answer)); err != nil {
-				return err
-			}
+		c, full, denied := b.admit(caller, ask)
+		if denied != nil {
+			b.metrics.failed.Inc()
+			b.deniedToken(ctx, caller, ask, denied)
+			return denied
+		}
+		e := b.watched(c, full)
+		last, err = b.watch(ctx, e, watching{who, ask, send, applied, last})
+		e.unwatch(b)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// watching is a watch of one entry: until the configuration was applied anew.
+type watching struct {
+	who     func() (*policy.Caller, error)
+	ask     Ask
+	send    func(Answer) error
+	applied <-chan struct{}
+	last    *token.Token // the last one sent
+}
+
+func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.Token, err error) {
+	last = w.last
+	for {
+		replaced, purged := e.changed.next(), e.client.changed.next()
+		answer, err := b.answer(ctx, e, w.ask)
+		if err != nil {
+			b.metrics.failed.Inc()
+			return last, err
+		}
+		if err := b.pass(ctx, e, w, answer, last); err != nil {
+			return last, err
 		}
 		last = answer.Token
 		due := time.NewTimer(nextLook(last, time.Now()))
@@ -45,17 +72,45 @@ func (b *Broker) Watch(ctx context.Context, ask Ask, send func(Answer) error) er
 		case <-replaced:
 		case <-purged:
 		case <-due.C:
+		case <-w.applied:
 		case <-ctx.Done():
 		case <-b.flying.Done():
 		}
 		due.Stop()
+		select {
+		case <-w.applied:
+			return last, nil
+		default:
+		}
 		switch {
 		case ctx.Err() != nil:
-			return gaveUp(ctx)
+			return last, gaveUp(ctx)
 		case b.flying.Err() != nil:
-			return ShuttingDown(c.name)
+			return last, ShuttingDown(e.client.name)
 		}
 	}
+}
+
+// pass sends an answer, unless it is the last one again, to a caller who is still
+// who it was.
+func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, last *token.Token) error {
+	caller, err := w.who()
+	if err != nil {
+		return err
+	}
+	if denied := e.mayHave(caller, answer.Token); denied != nil {
+		b.metrics.failed.Inc()
+		b.deniedToken(ctx, caller, w.ask, denied)
+		return denied
+	}
+	if last != nil && answer.Token.SHA256 == last.SHA256 {
+		return nil
+	}
+	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+		b.metrics.failed.Inc()
+		return unwritten
+	}
+	return w.send(b.metrics.counted(answer))
 }
 
 // nextLook is how long a watch may rest: until its token is due, then until the
@@ -67,17 +122,18 @@ func nextLook(tok *token.Token, now time.Time) time.Duration {
 	return watchInterval
 }
 
-// watched returns the entry of ask, which stays where it is until unwatch.
-func (b *Broker) watched(c *client, ask Ask) *entry {
+// watched returns the entry of a resolved question, which stays where it is until
+// unwatch.
+func (b *Broker) watched(c *client, full idp.Request) *entry {
 	for {
-		e := b.entryFor(c, ask)
+		e := b.entryFor(c, full)
 		e.mu.Lock()
 		if e.watches++; e.watches == 1 {
 			e.bell = b.bells.hang(func() { e.replacements.tell(b.spawn, func() { _ = b.look(b.flying, e) }) }, e.tokenKey())
 		}
 		e.mu.Unlock()
 		// It may have been evicted before it was marked.
-		if b.entryFor(c, ask) == e {
+		if b.entryFor(c, full) == e {
 			return e
 		}
 		e.unwatch(b)
@@ -112,12 +168,7 @@ func (b *Broker) lookAtWatched(ctx context.Context) {
 
 func (b *Broker) watchedEntries() []*entry {
 	var found []*entry
-	for _, c := range b.clients {
-		if c.entry.watched() {
-			found = append(found, c.entry)
-		}
-	}
-	b.entries.each(func(e *entry) {
+	b.eachEntry(func(e *entry) {
 		if e.watched() {
 			found = append(found, e)
 		}

@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
+
+// self is who watches in tests that are not about callers.
+func self() (*policy.Caller, error) { return policy.Self(), nil }
 
 // watch is a watch that is under way and what it was sent.
 type watch struct {
@@ -24,7 +28,7 @@ func startWatch(t *testing.T, r *replica, ask broker.Ask) *watch {
 	ctx, cancel := context.WithCancel(t.Context())
 	w := &watch{ended: make(chan error, 1), leave: cancel}
 	go func() {
-		w.ended <- r.Watch(ctx, ask, func(answer broker.Answer) error {
+		w.ended <- r.Watch(ctx, self, ask, func(answer broker.Answer) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.sent = append(w.sent, answer)
@@ -73,12 +77,12 @@ func TestEveryWatchGetsWhatAnyReplicaObtains(t *testing.T) {
 		expect(t, 1, watches...)
 
 		rejected := watches[0].last().Token.SHA256
-		if _, err := r.all[1].Get(t.Context(), broker.Ask{Client: "orders", Rejected: &rejected}); err != nil {
+		if _, err := r.all[1].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Rejected: &rejected}); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, 2, watches...)
 
-		if err := r.all[2].Purge(t.Context(), "orders"); err != nil {
+		if err := r.all[2].Purge(t.Context(), policy.Self(), "orders"); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, 3, watches...)
@@ -119,7 +123,7 @@ func TestSlowWatcherGetsTheLatestAndNotTheHistory(t *testing.T) {
 		r := startReplicas(t, 1)
 		var sent []broker.Answer
 		go func() {
-			_ = r.all[0].Watch(t.Context(), broker.Ask{Client: "orders"}, func(answer broker.Answer) error {
+			_ = r.all[0].Watch(t.Context(), self, broker.Ask{Client: "orders"}, func(answer broker.Answer) error {
 				sent = append(sent, answer)
 				if len(sent) == 1 {
 					time.Sleep(time.Hour)
@@ -166,7 +170,7 @@ func TestManyWatchesOfATokenCostNoMoreThanOne(t *testing.T) {
 		}
 		expect(t, 1, watches...)
 		calls := r.all[0].link.calls.Load()
-		if err := r.all[1].Purge(t.Context(), "orders"); err != nil {
+		if err := r.all[1].Purge(t.Context(), policy.Self(), "orders"); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, 2, watches...)
@@ -187,7 +191,7 @@ func TestWatchedTokenStaysInAFlood(t *testing.T) {
 		time.Sleep(time.Second)
 		first := w.last()
 		for i := range 2000 {
-			_, _ = f.Get(t.Context(), broker.Ask{Client: "orders", Audience: audienceNo(1 + i%49), Scopes: []string{"read"}, Resources: []string{fmt.Sprint(i)}})
+			_, _ = f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1 + i%49), Scopes: []string{"read"}, Resources: []string{fmt.Sprint(i)}})
 		}
 		if answer := f.mustGet(t, watched); answer.Source != broker.FromMemory || answer.Token != first.Token {
 			t.Errorf("the watched token came from %v", answer.Source)
@@ -222,7 +226,7 @@ func TestWatchEndsWithAReason(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
-		err := r.all[0].Watch(t.Context(), broker.Ask{Client: "unknown"}, nil)
+		err := r.all[0].Watch(t.Context(), self, broker.Ask{Client: "unknown"}, nil)
 		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
 	})
 }

@@ -17,8 +17,13 @@ type broker struct {
 	process   *process
 }
 
+// allCallers has one caller, who may everything.
+const allCallers = `callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
+roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
+`
+
 // startBroker starts a broker with a configuration that has everything but
-// listen, and waits until it is ready.
+// listen and callers, and waits until it is ready.
 func startBroker(t *testing.T, config string) *broker {
 	t.Helper()
 	b := newBroker(t, config)
@@ -30,8 +35,8 @@ func startBroker(t *testing.T, config string) *broker {
 func newBroker(t *testing.T, config string) *broker {
 	t.Helper()
 	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
-	listen := fmt.Sprintf("listen: {grpc: %q, ops: %q}\n", b.grpc, b.ops)
-	b.file = writeFile(t, "broker.yaml", listen+config)
+	listen := fmt.Sprintf("listen: {grpc: {address: %q, caller: everybody}, ops: %q}\n", b.grpc, b.ops)
+	b.file = writeFile(t, "broker.yaml", listen+allCallers+config)
 	return b
 }
 

@@ -23,7 +23,7 @@ func (a *admin) PurgeTokens(ctx context.Context, req *tokenbrokerv1.PurgeTokensR
 	if err := checkPurge(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Purge(ctx, req.GetClientName()); err != nil {
+	if err := a.broker.Purge(ctx, callerOf(ctx), req.GetClientName()); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.PurgeTokensResponse{}, nil
@@ -35,7 +35,7 @@ func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeToken
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	made, failed := a.broker.Revoke(ctx, asked, req.GetRequestId())
+	made, failed := a.broker.Revoke(ctx, callerOf(ctx), asked, req.GetRequestId())
 	if failed != nil {
 		return nil, statusOf(failed)
 	}
@@ -49,7 +49,7 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	if err := checkList(req); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Revocations(ctx, req.GetIssuer())
+	found, err := a.broker.Revocations(ctx, callerOf(ctx), req.GetIssuer())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -74,7 +74,7 @@ func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteR
 	if err := checkDelete(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Unrevoke(ctx, req.GetId()); err != nil {
+	if err := a.broker.Unrevoke(ctx, callerOf(ctx), req.GetId()); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.DeleteRevocationResponse{}, nil

@@ -11,16 +11,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// actor is who changes secrets.
-const actor = "operator"
-
 // ListClients lists the clients, page by page: a page begins after the name that is
 // the page token.
 func (a *admin) ListClients(ctx context.Context, req *tokenbrokerv1.ListClientsRequest) (*tokenbrokerv1.ListClientsResponse, error) {
 	if err := checkClientPage(req); err != nil {
 		return nil, statusOf(err)
 	}
-	all := a.broker.Clients(ctx)
+	all, err := a.broker.Clients(ctx, callerOf(ctx))
+	if err != nil {
+		return nil, statusOf(err)
+	}
 	begin := slices.IndexFunc(all, func(c broker.ClientStatus) bool { return c.Name > req.GetPageToken() })
 	if begin < 0 {
 		begin = len(all)
@@ -45,7 +45,7 @@ func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientReque
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Client(ctx, req.GetClientName())
+	found, err := a.broker.Client(ctx, callerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -58,7 +58,7 @@ func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecre
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RotateSecret(ctx, actor, asked)
+	made, err := a.broker.RotateSecret(ctx, callerOf(ctx), asked)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -71,7 +71,7 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.ActivateSecret(ctx, actor, req.GetVersion(), change)
+	made, err := a.broker.ActivateSecret(ctx, callerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -85,7 +85,7 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RollbackSecret(ctx, actor, change)
+	made, err := a.broker.RollbackSecret(ctx, callerOf(ctx), change)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -102,7 +102,7 @@ func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecre
 	if wrong = firstOf(wrong, checkVersion("version", req.GetVersion())); wrong != nil {
 		return nil, statusOf(wrong)
 	}
-	made, err := a.broker.RetireSecret(ctx, actor, req.GetVersion(), change)
+	made, err := a.broker.RetireSecret(ctx, callerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -115,7 +115,7 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	backup, err := a.broker.ExportSecret(ctx, req.GetClientName())
+	backup, err := a.broker.ExportSecret(ctx, callerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -131,7 +131,7 @@ func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecre
 	if wrong != nil {
 		return nil, statusOf(wrong)
 	}
-	made, err := a.broker.ImportSecret(ctx, actor, req.GetSealed(), req.GetReplace(), change)
+	made, err := a.broker.ImportSecret(ctx, callerOf(ctx), req.GetSealed(), req.GetReplace(), change)
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -29,6 +30,12 @@ type rotator struct {
 }
 
 func serveManaged(t *testing.T) *rotator {
+	t.Helper()
+	return serveManagedFor(t, everybody(), "everybody")
+}
+
+// serveManagedFor takes all calls for those of one caller.
+func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 	t.Helper()
 	secrets := []redact.String{redact.New("canary-one"), redact.New("canary-two")}
 	idpServer, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
@@ -58,12 +65,12 @@ func serveManaged(t *testing.T) *rotator {
 			About: broker.About{ClientID: name, TokenURL: issuer + devidp.TokenPath, Auth: "client_secret_basic", Secret: "managed"},
 		})
 	}
-	b, err := broker.New(broker.Config{Clients: clients, Rings: rings, Logger: log})
+	b, err := broker.New(broker.Config{Setup: broker.Setup{Clients: clients, Policy: who}, Rings: rings, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	f.open(t, server.Config{Broker: b, Logger: log})
+	f.open(t, server.Config{Broker: b, Bound: caller, Logger: log})
 	return &rotator{f, tokenbrokerv1.NewAdminServiceClient(f.conn)}
 }
 
@@ -121,7 +128,7 @@ func TestRotationOverTheAPI(t *testing.T) {
 		got.GetTokenExpiresAt() == nil || got.GetNextRefreshAt() == nil || got.GetLastSuccessAt() == nil || len(got.GetSecretVersions()) != 2 {
 		t.Errorf("after: %v", got)
 	}
-	if current := got.GetSecretVersions()[1]; current.GetLastSuccessAt() == nil || current.GetStateSince() == nil || !current.GetKnownHere() || current.GetCreatedBy() == "" {
+	if current := got.GetSecretVersions()[1]; current.GetLastSuccessAt() == nil || current.GetStateSince() == nil || !current.GetKnownHere() || current.GetCreatedBy() != "everybody" {
 		t.Errorf("the current version: %v", current)
 	}
 	if text := r.log.String(); strings.Contains(text, "canary") {
@@ -249,5 +256,44 @@ func TestChangesOfSecretsSayWhatIsWrongWithThem(t *testing.T) {
 	}
 	if r.idp.Requests(devidp.TokenPath) != 0 {
 		t.Error("the IdP was asked")
+	}
+}
+
+func TestOperatorsMayDoWhatTheyAreGrantedAndNothingElse(t *testing.T) {
+	who := policy.New(policy.Config{
+		Callers: []policy.CallerConfig{{Name: "operator", Roles: []string{"orders"}}},
+		Roles: map[string]policy.Role{"orders": {Admin: []policy.AdminGrant{{
+			Actions: []policy.Action{policy.ListClients, policy.GetClient, policy.RotateSecret}, Clients: []string{"orders"},
+		}}}},
+		Clients: map[string]policy.Own{"orders": {}, "billing": {}},
+	})
+	r := serveManagedFor(t, who, "operator")
+	list, err := r.admin.ListClients(t.Context(), &tokenbrokerv1.ListClientsRequest{})
+	if err != nil || len(list.GetClients()) != 1 || list.GetClients()[0].GetName() != "orders" {
+		t.Errorf("listed %v, %v", list, err)
+	}
+	rotate := func(name string) error {
+		_, err := r.admin.RotateSecret(t.Context(), &tokenbrokerv1.RotateSecretRequest{ClientName: name, Secret: []byte("canary-one"), RequestId: "1"})
+		return err
+	}
+	if err := rotate("orders"); err != nil {
+		t.Error(err)
+	}
+	version := r.client(t, "orders").GetSecretVersions()[0].GetVersion()
+	denied := map[string]error{"rotating another client's": rotate("billing"), "rotating nobody's": rotate("nobody")}
+	_, denied["another client"] = r.admin.GetClient(t.Context(), &tokenbrokerv1.GetClientRequest{ClientName: "billing"})
+	_, denied["activating"] = r.admin.ActivateSecret(t.Context(), &tokenbrokerv1.ActivateSecretRequest{ClientName: "orders", RequestId: "2"})
+	_, denied["rolling back"] = r.admin.RollbackSecret(t.Context(), &tokenbrokerv1.RollbackSecretRequest{ClientName: "orders", RequestId: "3"})
+	_, denied["retiring"] = r.admin.RetireSecret(t.Context(), &tokenbrokerv1.RetireSecretRequest{ClientName: "orders", Version: version, RequestId: "4"})
+	_, denied["exporting"] = r.admin.ExportSecret(t.Context(), &tokenbrokerv1.ExportSecretRequest{ClientName: "orders"})
+	_, denied["importing"] = r.admin.ImportSecret(t.Context(), &tokenbrokerv1.ImportSecretRequest{ClientName: "orders", Sealed: []byte("x"), RequestId: "5"})
+	_, denied["purging"] = r.admin.PurgeTokens(t.Context(), &tokenbrokerv1.PurgeTokensRequest{ClientName: "orders", RequestId: "6"})
+	for name, err := range denied {
+		if status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := r.client(t, "orders"); len(got.GetSecretVersions()) != 1 {
+		t.Errorf("what was denied happened: %v", got)
 	}
 }

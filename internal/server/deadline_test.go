@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
 // bounded runs wait in a call that may take a minute.
 func bounded(ctx context.Context, wait func(ctx context.Context) error) error {
-	o := &observer{newMetrics(nil), &callLog{log: slog.New(slog.DiscardHandler)}, time.Minute}
-	_, err := o.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "test"}, func(ctx context.Context, _ any) (any, error) { return nil, wait(ctx) })
+	o := newObserver(Config{Logger: slog.New(slog.DiscardHandler), Deadline: time.Minute}, &callers{}, &limits{})
+	_, err := o.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: healthpb.Health_Check_FullMethodName}, func(ctx context.Context, _ any) (any, error) { return nil, wait(ctx) })
 	return err
 }
 

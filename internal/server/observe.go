@@ -8,12 +8,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // metrics counts calls. The children that successful calls of our own services
@@ -70,33 +72,81 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 	m.handled.WithLabelValues(method, status.Code(err).String()).Inc()
 }
 
-// observer counts and logs every call, and bounds unary ones. It is one
-// interceptor because gRPC allocates for each of them on each call.
+// observer counts and logs every call, lets in only those of callers, and bounds
+// unary ones. It is one interceptor because gRPC allocates for each of them on each
+// call.
 type observer struct {
-	metrics  *metrics
-	log      *callLog
-	deadline time.Duration
+	callers   *callers
+	limits    *limits
+	metrics   *metrics
+	log       *callLog
+	deadline  time.Duration
+	recovered recovering
+}
+
+// recovering are the interceptors that make an error of a panic. They are called
+// within the observer, so that a panic is counted and logged too.
+type recovering struct {
+	unary  grpc.UnaryServerInterceptor
+	stream grpc.StreamServerInterceptor
+}
+
+func newObserver(cfg Config, who *callers, held *limits) *observer {
+	o := &observer{callers: who, limits: held, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
+	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
+	return o
 }
 
 func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
-	bounded := withDeadline(ctx, begun.Add(o.deadline))
-	resp, err := handler(bounded, req)
-	bounded.release()
+	resp, err := o.recovered.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
+		return o.serve(ctx, begun, req, info, handler)
+	})
 	took := time.Since(begun)
 	o.metrics.ended(info.FullMethod, took, err)
 	o.log.ended(ctx, info.FullMethod, took, err)
 	return resp, err
 }
 
+func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	var caller *policy.Caller
+	if !forAll(info.FullMethod) {
+		var err error
+		if caller, _, err = o.callers.of(ctx, begun); err != nil {
+			return nil, statusOf(err)
+		}
+		under, refused := o.limits.enter(caller, begun)
+		if refused != nil {
+			turnedAway(ctx, o.callers.audit, caller, refused)
+			return nil, statusOf(refused)
+		}
+		defer under.leave()
+	}
+	bounded := withDeadline(ctx, begun.Add(o.deadline), caller)
+	defer bounded.release()
+	return handler(bounded, req)
+}
+
 func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	begun := time.Now()
-	err := handler(srv, stream)
+	err := o.recovered.stream(srv, stream, info, func(srv any, stream grpc.ServerStream) error {
+		return o.serveStream(srv, stream, info, handler)
+	})
 	o.metrics.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
 	if err != nil {
 		o.log.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
 	}
 	return err
+}
+
+func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if !forAll(info.FullMethod) {
+		if _, _, err := o.callers.of(stream.Context(), time.Now()); err != nil {
+			return statusOf(err)
+		}
+	}
+	return handler(srv, stream)
 }
 
 // callLog logs calls that failed or were slow, and no others: a line for each
@@ -105,29 +155,40 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 type callLog struct {
 	log  *slog.Logger
 	slow time.Duration
-	// One window for each gRPC code.
-	windows [codes.Unauthenticated + 1]window
+	// By gRPC code.
+	lines [codes.Unauthenticated + 1]perSecond
 }
 
 // linesPerSecond is how many failures of one code are logged in a second.
 const linesPerSecond = 10
 
-// window counts the lines of one second.
-type window struct{ second, lines atomic.Int64 }
+// perSecond counts what happens in a second.
+type perSecond struct{ second, count atomic.Int64 }
 
-func (w *window) admits(now time.Time) bool {
+// admits counts, and reports whether there were no more than most in this second.
+func (p *perSecond) admits(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Add(1) <= most
+}
+
+// reached reports whether there were most in this second already.
+func (p *perSecond) reached(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Load() >= most
+}
+
+func (p *perSecond) turn(now time.Time) {
 	second := now.Unix()
-	if w.second.Swap(second) != second {
-		w.lines.Store(0)
+	if p.second.Load() != second && p.second.Swap(second) != second {
+		p.count.Store(0)
 	}
-	return w.lines.Add(1) <= linesPerSecond
 }
 
 func (l *callLog) ended(ctx context.Context, method string, took time.Duration, err error) {
 	switch {
 	case err != nil:
 		l.failed(ctx, method, took, err)
-	case l.slow > 0 && took > l.slow && l.windows[codes.OK].admits(time.Now()):
+	case l.slow > 0 && took > l.slow && l.lines[codes.OK].admits(time.Now(), linesPerSecond):
 		l.log.InfoContext(ctx, "slow call", "method", method, "took", took.Round(time.Millisecond))
 	}
 }
@@ -137,7 +198,7 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
 	told := status.Convert(err)
 	code := min(told.Code(), codes.Unauthenticated)
-	if !l.windows[code].admits(time.Now()) {
+	if !l.lines[code].admits(time.Now(), linesPerSecond) {
 		return
 	}
 	l.log.Log(ctx, level(code), "call failed", "method", method, "code", told.Code().String(),

@@ -29,6 +29,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -71,6 +72,17 @@ type face struct {
 
 func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker.Broker {
 	t.Helper()
+	return newBrokerFor(t, idpServer, log, everybody())
+}
+
+func newBrokerFor(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) *broker.Broker {
+	t.Helper()
+	made, _ := newBrokerWithSetup(t, idpServer, log, who)
+	return made
+}
+
+func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) (*broker.Broker, broker.Setup) {
+	t.Helper()
 	http := discovery.NewHTTPClient(idpServer.RoundTripper())
 	path := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(path, []byte(secretCanary), 0o600); err != nil {
@@ -99,16 +111,40 @@ func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker
 	done := make(chan struct{})
 	go func() { defer close(done); verifier.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	b, err := broker.New(broker.Config{
+	setup := broker.Setup{
 		Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
 		Verifier: verifier,
-		Logger:   log,
-	})
+		Policy:   who,
+	}
+	b, err := broker.New(broker.Config{Setup: setup, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return b
+	return b, setup
+}
+
+// everybody is a caller who may everything.
+func everybody() *policy.Policy {
+	return allowing(policy.CallerConfig{Name: "everybody"})
+}
+
+// allowing lets the callers do everything.
+func allowing(callers ...policy.CallerConfig) *policy.Policy {
+	for i := range callers {
+		callers[i].Roles = []string{"all"}
+	}
+	all := []string{policy.Any}
+	return policy.New(policy.Config{
+		Callers: callers,
+		Roles: map[string]policy.Role{"all": {
+			Get:    []policy.GetGrant{{Client: policy.Any, Audiences: all, Resources: all, Scopes: all}},
+			Verify: []policy.VerifyGrant{{Issuer: policy.Any, Audiences: all}},
+			Admin:  []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}},
+		}},
+		Clients: map[string]policy.Own{"orders": {}},
+		Issuers: map[string][]string{issuer: {audience}},
+	})
 }
 
 func serve(t *testing.T) *face {
@@ -116,7 +152,7 @@ func serve(t *testing.T) *face {
 	return serveWith(t, newIDP(t))
 }
 
-func newIDP(t *testing.T) *devidp.Server {
+func newIDP(t testing.TB) *devidp.Server {
 	t.Helper()
 	idpServer, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
 		{ID: "abc", Secrets: []redact.String{redact.New(secretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{audience}},
@@ -131,7 +167,7 @@ func serveWith(t *testing.T, idpServer *devidp.Server) *face {
 	t.Helper()
 	f := &face{idp: idpServer, log: &logBuffer{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Logger: log, Reflection: true})
+	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
 	return f
 }
 
@@ -337,7 +373,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
 	f := &face{log: &logBuffer{}}
-	f.open(t, server.Config{Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
+	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {
 		t.Errorf("status = %v", told)
@@ -414,10 +450,11 @@ func TestWarmHitOfTheFaceAllocatesLittle(t *testing.T) {
 	discard := slog.New(slog.DiscardHandler)
 	handler := server.Handler(newBroker(t, f.idp, discard))
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}
-	if _, err := handler.GetToken(t.Context(), req); err != nil {
+	ctx := server.From(context.Background(), everybody().Named("everybody"))
+	if _, err := handler.GetToken(ctx, req); err != nil {
 		t.Fatal(err)
 	}
-	allocs := testing.AllocsPerRun(1000, func() { _, _ = handler.GetToken(context.Background(), req) })
+	allocs := testing.AllocsPerRun(1000, func() { _, _ = handler.GetToken(ctx, req) })
 	if allocs > 3 {
 		t.Errorf("%v allocations", allocs)
 	}

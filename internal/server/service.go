@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -16,7 +19,9 @@ type service struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
 	broker   *broker.Broker
-	watches  *watches
+	callers  *callers
+	limits   *limits
+	streams  uint32          // that a connection may have
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
@@ -26,11 +31,20 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	answer, err := s.broker.Get(ctx, ask)
+	answer, err := s.broker.Get(ctx, callerOf(ctx), ask)
 	if err != nil {
+		dissuade(ctx, err)
 		return nil, statusOf(err)
 	}
 	return tokenResponse(answer), nil
+}
+
+// dissuade keeps gRPC's clients from repeating at once, by their retry policy, a
+// call that failed for a reason that the whole fleet shares.
+func dissuade(ctx context.Context, err error) {
+	if told, ok := errors.AsType[*broker.Error](err); ok && told.Reason == broker.ReasonIdPUnavailable {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails only without a call
+	}
 }
 
 // tokenResponse makes the message and its timestamps in one allocation: this is
@@ -78,7 +92,7 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if invalid := checkVerify(req); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := s.broker.Verify(ctx, redact.New(req.GetToken()), verify.Request{
+	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), verify.Request{
 		Audience: req.GetAudience(),
 		Scopes:   req.GetRequiredScopes(),
 		Issuer:   req.GetIssuer(),

@@ -24,6 +24,8 @@ func code(c broker.Code) codes.Code {
 		return codes.NotFound
 	case broker.PermissionDenied:
 		return codes.PermissionDenied
+	case broker.Unauthenticated:
+		return codes.Unauthenticated
 	case broker.FailedPrecondition:
 		return codes.FailedPrecondition
 	case broker.ResourceExhausted:

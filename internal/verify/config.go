@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -94,10 +95,11 @@ type IssuerConfig struct {
 	MaxStale time.Duration
 }
 
-const (
-	maxLeeway          = time.Minute
-	defaultMaxValidity = 5 * time.Minute
-)
+// MaxLeeway is the longest leeway: a token may be good for so long after it
+// expired.
+const MaxLeeway = time.Minute
+
+const defaultMaxValidity = 5 * time.Minute
 
 func (c IssuerConfig) withDefaults() IssuerConfig {
 	if len(c.Algorithms) == 0 {
@@ -168,8 +170,8 @@ func (c IssuerConfig) checkSource() error {
 
 func (c IssuerConfig) checkTimes() error {
 	switch {
-	case c.Leeway > maxLeeway:
-		return fmt.Errorf("its leeway is longer than %v", maxLeeway)
+	case c.Leeway > MaxLeeway:
+		return fmt.Errorf("its leeway is longer than %v", MaxLeeway)
 	case c.MaxLifetime < 0 || c.MaxAge < 0:
 		return errors.New("its maximal lifetime or age is negative")
 	case c.RefreshInterval < minInterval || c.RefreshInterval > maxInterval:
@@ -182,7 +184,15 @@ func (c IssuerConfig) checkTimes() error {
 
 // New returns a Verifier. It sends nothing yet: see [Verifier.Run]. An error
 // names the issuer whose configuration is at fault.
-func New(cfg Config) (*Verifier, error) {
+func New(cfg Config) (*Verifier, error) { return newVerifier(cfg, &Verifier{}) }
+
+// Next returns a Verifier that takes the place of this one. Issuers that are
+// configured as before keep their keys, and what is remembered of their tokens.
+// Both can be used until one is dropped: see [Verifier.Run] and
+// [Verifier.Replaced].
+func (v *Verifier) Next(cfg Config) (*Verifier, error) { return newVerifier(cfg, v) }
+
+func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 	if cfg.HTTP == nil {
 		cfg.HTTP = discovery.NewHTTPClient(nil)
 	}
@@ -198,8 +208,13 @@ func New(cfg Config) (*Verifier, error) {
 	}
 	v := &Verifier{
 		byName:      map[string]*issuer{},
-		cache:       newFactsCache(orDefault(cfg.CacheBytes, defaultCacheBytes), metrics.cache),
+		cache:       before.cache,
+		cacheBytes:  orDefault(cfg.CacheBytes, defaultCacheBytes),
 		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
+		metrics:     metrics,
+	}
+	if v.cacheBytes != before.cacheBytes {
+		v.cache = newFactsCache(v.cacheBytes, metrics.cache)
 	}
 	for _, given := range cfg.Issuers {
 		c := given.withDefaults()
@@ -212,16 +227,48 @@ func New(cfg Config) (*Verifier, error) {
 		if c.HTTP == nil {
 			c.HTTP = cfg.HTTP
 		}
-		i := &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
+		i := before.byName[c.Issuer]
+		if i == nil || !i.cfg.same(c) {
+			i = &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
+		}
 		v.issuers = append(v.issuers, i)
 		v.byName[c.Issuer] = i
 		if c.Introspection == nil {
 			continue
 		}
-		if v.opaque != nil {
+		switch {
+		case v.opaque != nil:
 			return nil, fmt.Errorf("issuer %q: the issuer %q has introspection already, and an opaque token does not say whose it is", c.Issuer, v.opaque.issuer.cfg.Issuer)
+		case before.opaque != nil && before.opaque.issuer == i:
+			v.opaque = before.opaque
+		default:
+			v.opaque = newOpaqueTokens(i, cfg.Logger, metrics)
 		}
-		v.opaque = newOpaqueTokens(i, cfg.Logger, metrics)
 	}
 	return v, nil
+}
+
+// same reports whether an issuer is configured as another, what it is asked by
+// included.
+func (c IssuerConfig) same(other IssuerConfig) bool {
+	a, b := c, other
+	if a.Discovery != b.Discovery || a.HTTP != b.HTTP || (a.Introspection == nil) != (b.Introspection == nil) {
+		return false
+	}
+	if a.Introspection != nil && *a.Introspection != *b.Introspection {
+		return false
+	}
+	a.Discovery, a.HTTP, a.Introspection = nil, nil, nil
+	b.Discovery, b.HTTP, b.Introspection = nil, nil, nil
+	return reflect.DeepEqual(a, b) //nolint:govet // what may hold errors was compared above
+}
+
+// Replaced ends the series of the issuers that the next one does not have. It is
+// called when nothing is asked of this one any more.
+func (v *Verifier) Replaced(next *Verifier) {
+	for name := range v.byName {
+		if next.byName[name] == nil {
+			v.metrics.forget(name)
+		}
+	}
 }

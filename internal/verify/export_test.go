@@ -35,7 +35,7 @@ func (v *Verifier) Forget() {
 // VerifyAt is Verify of a JWT when the wall clock shows now. Whatever is
 // measured with the monotonic clock goes on as it did.
 func (v *Verifier) VerifyAt(ctx context.Context, presented redact.String, req Request, now time.Time) (Result, error) {
-	issuer, facts, keptUntil, err := v.establishJWT(ctx, presented, req.Issuer)
+	issuer, facts, keptUntil, err := v.establishJWT(ctx, presented, &req)
 	if err == nil {
 		var result Result
 		if result, err = v.answer(issuer, facts, keptUntil, req, now); err == nil {
@@ -50,7 +50,7 @@ func (v *Verifier) VerifyAt(ctx context.Context, presented redact.String, req Re
 
 // VerifyCold verifies a token that was not found in the cache, and puts it there.
 func (v *Verifier) VerifyCold(ctx context.Context, presented redact.String) error {
-	issuer, key, facts, _, err := v.examine(ctx, presented, "")
+	issuer, key, facts, _, err := v.examine(ctx, presented, &Request{})
 	if err == nil {
 		id, _ := v.cache.find(presented)
 		v.cache.put(id, issuer, key, facts)

@@ -10,7 +10,7 @@ import (
 const accessTokenType = "at+jwt"
 
 // judge decides whether a token with these facts is good for what was asked,
-// now. It is pure. The error is a [*Rejection].
+// now. It is pure. The error is a [*Rejection], or [ErrNotPermitted].
 func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 	if err := judgeType(f, c.Types); err != nil {
 		return err
@@ -18,7 +18,11 @@ func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 	if err := judgeTime(f, c, now); err != nil {
 		return err
 	}
-	if err := judgeAudience(f, c.Audiences, req.Audience); err != nil {
+	accepted, err := acceptedAudiences(c, req)
+	if err != nil {
+		return err
+	}
+	if err := judgeAudience(f, accepted); err != nil {
 		return err
 	}
 	for _, scope := range req.Scopes {
@@ -83,11 +87,30 @@ func judgeTime(f *Facts, c *IssuerConfig, now time.Time) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-func judgeAudience(f *Facts, configured, asked []string) error {
-	accepted := configured
-	if len(asked) > 0 {
-		accepted = asked
+// acceptedAudiences are those that a token must be for one of: what is asked for,
+// which must all be permitted, or those of the issuer that are.
+func acceptedAudiences(c *IssuerConfig, req Request) ([]string, error) {
+	permitted := req.Issuers[c.Issuer]
+	not := func(audience string) bool {
+		_, found := slices.BinarySearch(permitted, audience)
+		return !found
 	}
+	switch {
+	case len(req.Audience) > 0 && permitted != nil && slices.ContainsFunc(req.Audience, not):
+		return nil, ErrNotPermitted
+	case len(req.Audience) > 0:
+		return req.Audience, nil
+	case permitted == nil || !slices.ContainsFunc(c.Audiences, not):
+		return c.Audiences, nil
+	}
+	accepted := slices.DeleteFunc(slices.Clone(c.Audiences), not)
+	if len(accepted) == 0 {
+		return nil, ErrNotPermitted
+	}
+	return accepted, nil
+}
+
+func judgeAudience(f *Facts, accepted []string) error {
 	for _, audience := range f.Audience {
 		if slices.Contains(accepted, audience) {
 			return nil

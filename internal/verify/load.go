@@ -16,10 +16,13 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 // noMaxAge stands for an answer without a max-age.
 const noMaxAge = -1
+
+var errNoKeys = errors.New("its metadata names no jwks_uri; configure the JWKS URL")
 
 // load gets the issuer's JWK set from where it is configured to be. The error
 // shows nothing of what was found there.
@@ -59,9 +62,9 @@ func (s *keySource) read(ctx context.Context) (place string, data []byte, header
 		url = metadata.JWKSURI
 	}
 	if url == "" {
-		return "", nil, nil, errors.New("its metadata names no jwks_uri; configure the JWKS URL")
+		return "", nil, nil, errNoKeys
 	}
-	data, header, err = discovery.Get(ctx, s.client, url, jose.MaxSetSize)
+	data, header, err = discovery.Get(tracing.Named(ctx, tracing.Keys), s.client, url, jose.MaxSetSize)
 	return discovery.Printable(url), data, header, err
 }
 

@@ -79,6 +79,16 @@ func (m *metrics) introspectionOf(issuer string) introspectionMetrics {
 	}
 }
 
+// forget ends the series of an issuer.
+func (m *metrics) forget(issuer string) {
+	of := prometheus.Labels{"issuer": issuer}
+	for _, gauge := range []*prometheus.GaugeVec{m.keys, m.skipped, m.lastSuccess} {
+		gauge.DeletePartialMatch(of)
+	}
+	m.fetches.DeletePartialMatch(of)
+	m.introspections.DeletePartialMatch(of)
+}
+
 // issuerMetrics are the series of one issuer.
 type issuerMetrics struct {
 	keys, skipped, lastSuccess prometheus.Gauge

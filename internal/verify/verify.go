@@ -44,7 +44,9 @@ type Verifier struct {
 	byName      map[string]*issuer
 	opaque      *opaqueTokens // nil: no issuer has introspection
 	cache       *factsCache
+	cacheBytes  int64
 	maxValidity time.Duration
+	metrics     *metrics
 }
 
 type issuer struct {
@@ -61,16 +63,29 @@ type Request struct {
 	Scopes []string
 	// Issuer: the token must be of this one. Empty: any that is configured.
 	Issuer string
+	// Issuers are those that there are for whoever asks, each with the audiences
+	// that it may be asked about, sorted; nil audiences: any. Nil: all that are
+	// configured, with any audience.
+	Issuers map[string][]string
+}
+
+// ErrNotPermitted says that a token was to be verified for an audience that
+// [Request.Issuers] does not name.
+var ErrNotPermitted = errors.New("verify: the audience is not one that may be asked about")
+
+func (r *Request) admits(issuer string) bool {
+	_, ok := r.Issuers[issuer]
+	return ok || r.Issuers == nil
 }
 
 // Result is the answer: either Facts or Rejection is set.
 type Result struct {
 	Facts *Facts
 	// ValidUntil is how long the answer may be kept: the earliest of the
-	// token's expiry, [Config.MaxValidity] from now, and the time by which it
-	// would be noticed here that the issuer has removed the key, or no longer
-	// says that an opaque token is active. It may be in the past,
-	// within the leeway after the expiry or while the issuer's keys cannot be
+	// token's expiry, the end of [IssuerConfig.MaxAge], [Config.MaxValidity] from
+	// now, and the time by which it would be noticed here that the issuer has
+	// removed the key, or no longer says that an opaque token is active. It may
+	// be in the past, within the leeway or while the issuer's keys cannot be
 	// fetched: such an answer is good now and must not be kept.
 	ValidUntil time.Time
 	Rejection  *Rejection
@@ -79,7 +94,7 @@ type Result struct {
 // Verify judges a presented token. Where the issuer's keys were never loaded it
 // waits for them up to 5 s, and where the token names a key that is not known up
 // to 1 s; where an opaque token was not asked about lately, up to 8 s; but never
-// beyond ctx. Otherwise it does no I/O.
+// beyond ctx, and not where many wait already. Otherwise it does no I/O.
 func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
 	result, err := v.verify(ctx, presented, req)
 	if rejection, ok := errors.AsType[*Rejection](err); ok {
@@ -89,18 +104,18 @@ func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Requ
 }
 
 func (v *Verifier) verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
-	issuer, facts, keptUntil, err := v.establish(ctx, presented, req.Issuer)
+	issuer, facts, keptUntil, err := v.establish(ctx, presented, &req)
 	if err != nil {
 		return Result{}, err
 	}
 	return v.answer(issuer, facts, keptUntil, req, time.Now())
 }
 
-func (v *Verifier) establish(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
-	if v.opaque != nil && isOpaque(presented) {
-		return v.opaque.establish(ctx, presented, pin)
+func (v *Verifier) establish(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
+	if v.opaque != nil && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
+		return v.opaque.establish(ctx, presented, req.Issuer)
 	}
-	return v.establishJWT(ctx, presented, pin)
+	return v.establishJWT(ctx, presented, req)
 }
 
 // answer judges established facts.
@@ -108,22 +123,26 @@ func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req
 	if err := judge(facts, &issuer.cfg, req, now); err != nil {
 		return Result{}, err
 	}
-	return Result{Facts: facts.clone(), ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))}, nil
+	until := earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))
+	if age := issuer.cfg.MaxAge; age > 0 {
+		until = earliest(until, facts.IssuedAt.Add(age))
+	}
+	return Result{Facts: facts.clone(), ValidUntil: until}, nil
 }
 
 // establishJWT returns the facts that a good signature vouches for, and until when
 // the key that made it is known to be its issuer's. They are remembered, and the
 // token is not verified again, as long as that very key is trusted.
-func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
+func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
 	id, known := v.cache.find(presented)
-	if known != nil && (pin == "" || pin == known.facts.Issuer) {
+	if known != nil && (req.Issuer == "" || req.Issuer == known.facts.Issuer) && req.admits(known.facts.Issuer) && v.byName[known.facts.Issuer] == known.issuer {
 		if keptUntil, trusted := known.issuer.keys.trusts(known.key); trusted {
 			v.cache.hit(known)
 			return known.issuer, known.facts, keptUntil, nil
 		}
 	}
 	v.cache.miss()
-	issuer, key, facts, keptUntil, err := v.examine(ctx, presented, pin)
+	issuer, key, facts, keptUntil, err := v.examine(ctx, presented, req)
 	if err != nil {
 		return nil, nil, time.Time{}, err
 	}
@@ -132,12 +151,12 @@ func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, pi
 }
 
 // examine verifies a token up to its claims.
-func (v *Verifier) examine(ctx context.Context, presented redact.String, pin string) (*issuer, *jose.Key, *Facts, time.Time, error) {
+func (v *Verifier) examine(ctx context.Context, presented redact.String, req *Request) (*issuer, *jose.Key, *Facts, time.Time, error) {
 	token, header, claims, err := takeApart(presented)
 	if err != nil {
 		return nil, nil, nil, time.Time{}, err
 	}
-	issuer, err := v.issuerOf(claims, pin)
+	issuer, err := v.issuerOf(claims, req)
 	if err != nil {
 		return nil, nil, nil, time.Time{}, err
 	}
@@ -180,15 +199,15 @@ func malformed(err error) error {
 	return reject(Malformed, "The token is malformed: %v.", err)
 }
 
-func (v *Verifier) issuerOf(claims jose.Object, pin string) (*issuer, error) {
+func (v *Verifier) issuerOf(claims jose.Object, req *Request) (*issuer, error) {
 	iss, present, err := claims.Text("iss")
 	issuer := v.byName[iss]
 	switch {
 	case err != nil || !present:
 		return nil, reject(UnknownIssuer, "The token names no issuer (iss).")
-	case issuer == nil:
+	case issuer == nil || !req.admits(iss):
 		return nil, reject(UnknownIssuer, "The token's issuer (iss) is not one of those configured; they are compared byte by byte.")
-	case pin != "" && iss != pin:
+	case req.Issuer != "" && iss != req.Issuer:
 		return nil, reject(UnknownIssuer, "The token is of another issuer (iss) than the one asked for; they are compared byte by byte.")
 	}
 	return issuer, nil
@@ -227,7 +246,9 @@ func earliest(first time.Time, others ...time.Time) time.Time {
 }
 
 // Run keeps the keys of all issuers fresh until ctx ends, and returns when all
-// that it started has ended.
+// that it started has ended. Keys that this Verifier has in common with the one
+// that it takes the place of are kept fresh by one of the two at a time: the other
+// waits for its end.
 func (v *Verifier) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, issuer := range v.issuers {

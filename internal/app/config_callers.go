@@ -1,0 +1,315 @@
+package app
+
+import (
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/policy"
+)
+
+// CallerConfig is somebody who may ask, how it is recognised and what it may. It
+// is recognised by exactly one of spiffe_id, uri_san, dns_san, subject and uid, or
+// else a listener is bound to it.
+type CallerConfig struct {
+	// What logs and the audit call it; each caller has another.
+	Name string `yaml:"name" jsonschema:"required,minLength=1,maxLength=128"`
+	// The SPIFFE ID in its certificate. At the end, /* stands for any path below.
+	SPIFFEID string `yaml:"spiffe_id" jsonschema:"minLength=1,maxLength=2048"`
+	// A URI among the subject alternative names of its certificate. At the end, /* stands for any
+	// path below.
+	URISAN string `yaml:"uri_san" jsonschema:"minLength=1,maxLength=2048"`
+	// A DNS name among the subject alternative names of its certificate.
+	DNSSAN string `yaml:"dns_san" jsonschema:"minLength=1,maxLength=253"`
+	// The issuer of the JWT that it presents, one of issuers, exactly as the iss claim has it. It goes
+	// with subject.
+	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
+	// The sub claim of the JWT that it presents. At the end, * after a colon or a slash stands for any
+	// rest.
+	Subject string `yaml:"subject" jsonschema:"minLength=1,maxLength=512"`
+	// The user of the process that connects to the Unix socket, by number.
+	UID *int `yaml:"uid" jsonschema:"minimum=0,maximum=4294967294"`
+	// What it may: names of roles.
+	Roles []string `yaml:"roles" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=128"`
+	// Limits of its own. What is absent here is as limits has it.
+	Limits *CallerLimitsConfig `yaml:"limits"`
+}
+
+// RoleConfig is a set of grants. At least one of its keys is given.
+type RoleConfig struct {
+	// Tokens that may be had.
+	Get []GetGrantConfig `yaml:"get"`
+	// Tokens that may be presented for verification.
+	Verify []VerifyGrantConfig `yaml:"verify"`
+	// What may be done as an operator.
+	Admin []AdminGrantConfig `yaml:"admin"`
+}
+
+// GetGrantConfig lets a caller have tokens of a client. A list that is absent
+// stands for what the client is configured with; "*" alone for anything.
+type GetGrantConfig struct {
+	// The client, by its name among clients, or "*" for each.
+	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
+	// Audiences that may be asked for.
+	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
+	// Resources (RFC 8707) that may be asked for.
+	Resources []string `yaml:"resources" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
+	// Scopes that may be asked for, and that the IdP may grant.
+	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=256"`
+}
+
+// VerifyGrantConfig lets a caller have tokens of an issuer verified.
+type VerifyGrantConfig struct {
+	// The issuer, as it stands among issuers, or "*" for each.
+	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
+	// Audiences that tokens may be verified for. Absent: those of the issuer. "*" alone: any.
+	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
+}
+
+// AdminGrantConfig lets a caller do some of what operators do.
+type AdminGrantConfig struct {
+	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them.
+	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,enum=list_clients,enum=get_client,enum=rotate_secret,enum=activate_secret,enum=rollback_secret,enum=retire_secret,enum=purge_tokens,enum=revoke_tokens,enum=list_revocations,enum=delete_revocation,enum=*"`
+	// The clients that it may do it to. Absent: all.
+	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`
+}
+
+// policyConfig is what a good configuration says of callers.
+func (c *Config) policyConfig() policy.Config {
+	made := policy.Config{
+		Roles: map[string]policy.Role{}, Clients: map[string]policy.Own{}, Issuers: map[string][]string{},
+	}
+	for name, client := range c.Clients {
+		made.Clients[name] = policy.Own{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
+	}
+	for _, issuer := range c.Issuers {
+		made.Issuers[issuer.Issuer] = issuer.Audiences
+	}
+	for _, caller := range c.Callers {
+		made.Callers = append(made.Callers, policy.CallerConfig{
+			Name: caller.Name, Match: caller.match(), Roles: caller.Roles, Limits: c.Limits.of(caller.Limits),
+		})
+	}
+	for name, role := range c.Roles {
+		made.Roles[name] = role.grants()
+	}
+	return made
+}
+
+func (c *CallerConfig) match() policy.Match {
+	m := policy.Match{SPIFFEID: c.SPIFFEID, URISAN: c.URISAN, DNSSAN: c.DNSSAN, Issuer: c.Issuer, Subject: c.Subject}
+	if c.UID != nil {
+		uid := uint32(*c.UID) //nolint:gosec // its bounds are checked
+		m.UID = &uid
+	}
+	return m
+}
+
+func (r *RoleConfig) grants() policy.Role {
+	var made policy.Role
+	for _, g := range r.Get {
+		made.Get = append(made.Get, policy.GetGrant(g))
+	}
+	for _, g := range r.Verify {
+		made.Verify = append(made.Verify, policy.VerifyGrant(g))
+	}
+	for _, g := range r.Admin {
+		grant := policy.AdminGrant{Clients: g.Clients}
+		for _, action := range g.Actions {
+			grant.Actions = append(grant.Actions, policy.Action(action))
+		}
+		made.Admin = append(made.Admin, grant)
+	}
+	return made
+}
+
+// eachTenant puts in place of each grant for a pattern of issuers one for each of
+// them.
+func eachTenant(roles map[string]RoleConfig, issuers []IssuerConfig) {
+	for name, role := range roles {
+		var grants []VerifyGrantConfig
+		for _, grant := range role.Verify {
+			pattern := slices.IndexFunc(issuers, func(c IssuerConfig) bool { return c.Issuer == grant.Issuer })
+			if pattern < 0 {
+				grants = append(grants, grant)
+				continue
+			}
+			for _, issuer := range issuers[pattern].each() {
+				grants = append(grants, VerifyGrantConfig{Issuer: issuer.Issuer, Audiences: grant.Audiences})
+			}
+		}
+		role.Verify = grants
+		roles[name] = role
+	}
+}
+
+func checkCallers(c *Config, found *findings) {
+	names, matches := map[string]string{}, map[string]string{} // path of the caller that had it first
+	for i := range c.Callers {
+		caller, path := &c.Callers[i], item("callers", i)
+		if before, again := names[caller.Name]; again && caller.Name != "" {
+			found.addAtf(join(path, "name"), "the same name as the caller in line %d: give each caller another", found.lines[join(before, "name")])
+		} else {
+			names[caller.Name] = path
+		}
+		checkRecognised(c, caller, path, matches, found)
+		for j, role := range caller.Roles {
+			if _, known := c.Roles[role]; !known && role != "" {
+				found.addAtf(item(join(path, "roles"), j), "there is no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
+			}
+		}
+	}
+	if len(c.Callers) == 0 {
+		found.warnf(1, "callers: there are none, so nobody may ask for anything: add those who may")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
+		checkRole(c, name, found)
+	}
+	checkBound(c, found)
+}
+
+func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[string]string, found *findings) {
+	var given []string
+	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "uid"} {
+		if found.given(join(path, key)) {
+			given = append(given, key)
+		}
+	}
+	switch {
+	case len(given) > 1:
+		found.addAtf(join(path, given[1]), "a caller is recognised by one thing: remove this or %s", given[0])
+		return
+	case len(given) == 0 && !c.Listen.bound(caller.Name):
+		found.addAtf(path, "nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject, or uid; or bind a listener to it")
+		return
+	case len(given) == 0:
+		return
+	}
+	checkNames(c, caller, path, found)
+	key := strings.Join([]string{given[0], caller.SPIFFEID, strings.ToLower(caller.DNSSAN), caller.URISAN, caller.Issuer, caller.Subject}, " ")
+	if caller.UID != nil {
+		key += strconv.Itoa(*caller.UID)
+	}
+	if before, again := matches[key]; again {
+		found.addAtf(join(path, given[0]), "the caller in line %d is recognised by the same, so this one never is: make one of the two", found.lines[before])
+		return
+	}
+	matches[key] = path
+}
+
+func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
+	if caller.SPIFFEID != "" {
+		checkURISAN(caller.SPIFFEID, "spiffe", join(path, "spiffe_id"), found)
+	}
+	if caller.URISAN != "" {
+		checkURISAN(caller.URISAN, "", join(path, "uri_san"), found)
+	}
+	if strings.ContainsAny(caller.DNSSAN, "*/: ") {
+		found.addAtf(join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
+	}
+	issuer, subject := join(path, "issuer"), join(path, "subject")
+	switch {
+	case found.given(issuer) != found.given(subject):
+		found.addAtf(path, "issuer and subject go together: give both for a caller who presents a JWT")
+	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i IssuerConfig) bool { return i.has(caller.Issuer) }):
+		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
+	}
+	if at := strings.IndexByte(caller.Subject, '*'); at >= 0 && (at != len(caller.Subject)-1 || at == 0 || !strings.ContainsRune(":/", rune(caller.Subject[at-1]))) {
+		found.addAtf(subject, "* stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*")
+	}
+}
+
+// has reports whether the entry stands for that issuer.
+func (c IssuerConfig) has(issuer string) bool {
+	return slices.ContainsFunc(c.each(), func(one IssuerConfig) bool { return one.Issuer == issuer })
+}
+
+func checkURISAN(text, scheme, path string, found *findings) {
+	body, pattern := strings.CutSuffix(text, "/*")
+	parsed, err := url.Parse(body)
+	switch {
+	case err != nil || parsed.Scheme == "" || parsed.Host == "" && scheme != "":
+		found.addAtf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
+	case scheme != "" && (parsed.Scheme != scheme || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil || parsed.Port() != "" || parsed.Host != strings.ToLower(parsed.Host)):
+		found.addAtf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
+	case scheme == "" && strings.EqualFold(parsed.Scheme, "spiffe"):
+		found.addAtf(path, "this is a SPIFFE ID: use spiffe_id")
+	case strings.Contains(body, "*"):
+		found.addAtf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
+	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
+		found.addAtf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
+	}
+}
+
+func checkRole(c *Config, name string, found *findings) {
+	role, path := c.Roles[name], join("roles", name)
+	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
+		found.addAtf(path, "the role grants nothing: give it get, verify or admin, with an item each")
+	}
+	if !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return slices.Contains(caller.Roles, name) }) {
+		found.warnAtf(path, "no caller has this role")
+	}
+	for i, grant := range role.Get {
+		at := item(join(path, "get"), i)
+		checkGranted(c, grant.Client, join(at, "client"), found)
+		checkAlone(grant.Audiences, join(at, "audiences"), found)
+		checkAlone(grant.Resources, join(at, "resources"), found)
+		checkAlone(grant.Scopes, join(at, "scopes"), found)
+		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), join(at, "scopes"), found)
+	}
+	for i, grant := range role.Verify {
+		at := item(join(path, "verify"), i)
+		checkAlone(grant.Audiences, join(at, "audiences"), found)
+		known := func(issuer IssuerConfig) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
+		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
+			found.addAtf(join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
+		}
+	}
+	for i, grant := range role.Admin {
+		at := item(join(path, "admin"), i)
+		checkAlone(grant.Actions, join(at, "actions"), found)
+		checkAlone(grant.Clients, join(at, "clients"), found)
+		for j, client := range grant.Clients {
+			checkGranted(c, client, item(join(at, "clients"), j), found)
+		}
+	}
+}
+
+func checkGranted(c *Config, client, path string, found *findings) {
+	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
+		found.addAtf(path, "there is no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
+	}
+}
+
+// checkAlone: what stands beside "*" would seem to mean something.
+func checkAlone(values []string, path string, found *findings) {
+	if len(values) > 1 && slices.Contains(values, policy.Any) {
+		found.addAtf(path, `"*" stands for everything: remove the rest, or remove "*"`)
+	}
+}
+
+func checkScopes(scopes []string, path string, found *findings) {
+	for i, scope := range scopes {
+		if strings.ContainsFunc(scope, notInScope) {
+			found.addAtf(item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+				"several scopes are several items")
+		}
+	}
+}
+
+// Explain says what a caller may, by which of its roles, line by line. False: there
+// is no such caller.
+func (c *Config) Explain(caller string) (lines []string, known bool) {
+	return policy.Explain(c.policyConfig(), caller)
+}
+
+// CallerNames are the names of the callers.
+func (c *Config) CallerNames() []string {
+	names := make([]string, len(c.Callers))
+	for i := range c.Callers {
+		names[i] = c.Callers[i].Name
+	}
+	return names
+}

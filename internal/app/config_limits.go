@@ -1,0 +1,84 @@
+package app
+
+import (
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/server"
+)
+
+// LimitsConfig bounds what the broker takes on. What one caller may ask for can be
+// another for a caller of its own.
+type LimitsConfig struct {
+	// How many calls a second each caller may make in the long run. 0: as many as it likes.
+	PerSecond int `yaml:"per_second" jsonschema:"default=5000,minimum=0,maximum=1000000"`
+	// How many calls each caller may make at once. Absent: as many as per_second.
+	Burst int `yaml:"burst" jsonschema:"minimum=1,maximum=1000000"`
+	// How many calls each caller may have under way. 0: as many as it likes.
+	Concurrent int `yaml:"concurrent" jsonschema:"default=2000,minimum=0,maximum=1000000"`
+	// How many watches each caller may have. 0: as many as it likes.
+	Watches int `yaml:"watches" jsonschema:"default=2000,minimum=0,maximum=1000000"`
+	// How many calls of all callers may be under way.
+	InFlight int `yaml:"in_flight" jsonschema:"default=10000,minimum=1,maximum=1000000"`
+	// How many connections may be open.
+	Connections int `yaml:"connections" jsonschema:"default=10000,minimum=1,maximum=1000000"`
+	// How many calls one connection may have open; half of them may be watches.
+	Streams int `yaml:"streams" jsonschema:"default=250,minimum=1,maximum=100000"`
+	// After which time, give or take a tenth, a client is asked to connect anew, 1m to 24h.
+	ConnectionAge time.Duration `yaml:"connection_age" jsonschema:"default=30m"`
+	// How long a client may take until it can make calls, 1s to 1m.
+	HandshakeTimeout time.Duration `yaml:"handshake_timeout" jsonschema:"default=10s"`
+	// The largest message that is read, in KiB.
+	MessageKiB int `yaml:"message_kib" jsonschema:"default=64,minimum=16,maximum=1024"`
+	// The most that the headers of a call may take, in KiB.
+	HeaderKiB int `yaml:"header_kib" jsonschema:"default=16,minimum=4,maximum=64"`
+}
+
+// CallerLimitsConfig are limits of one caller, in place of those of all.
+type CallerLimitsConfig struct {
+	// How many calls a second it may make in the long run. 0: as many as it likes.
+	PerSecond *int `yaml:"per_second" jsonschema:"minimum=0,maximum=1000000"`
+	// How many calls it may make at once. Absent: as many as per_second, if that is given here.
+	Burst *int `yaml:"burst" jsonschema:"minimum=1,maximum=1000000"`
+	// How many calls it may have under way. 0: as many as it likes.
+	Concurrent *int `yaml:"concurrent" jsonschema:"minimum=0,maximum=1000000"`
+	// How many watches it may have. 0: as many as it likes.
+	Watches *int `yaml:"watches" jsonschema:"minimum=0,maximum=1000000"`
+}
+
+func checkLimits(l *LimitsConfig, found *findings) {
+	within(found, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
+	within(found, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
+}
+
+// of are the limits of a caller with limits of its own; nil: it has none.
+func (l *LimitsConfig) of(own *CallerLimitsConfig) *policy.Limits {
+	perSecond, burst, concurrent, watches := l.PerSecond, l.Burst, l.Concurrent, l.Watches
+	if own != nil {
+		if own.PerSecond != nil {
+			perSecond, burst = *own.PerSecond, 0
+		}
+		for into, value := range map[*int]*int{&burst: own.Burst, &concurrent: own.Concurrent, &watches: own.Watches} {
+			if value != nil {
+				*into = *value
+			}
+		}
+	}
+	if burst == 0 {
+		burst = perSecond
+	}
+	return &policy.Limits{PerSecond: float64(perSecond), Burst: burst, Concurrent: concurrent, Watches: watches}
+}
+
+// forServer are the limits of all callers together.
+func (l *LimitsConfig) forServer() server.Limits {
+	return server.Limits{
+		Connections:      l.Connections,
+		Streams:          uint32(l.Streams), //nolint:gosec // its bounds are checked
+		InFlight:         l.InFlight,
+		ConnectionAge:    l.ConnectionAge,
+		HandshakeTimeout: l.HandshakeTimeout,
+		MessageSize:      l.MessageKiB << 10,
+		HeaderSize:       uint32(l.HeaderKiB) << 10, //nolint:gosec // its bounds are checked
+	}
+}

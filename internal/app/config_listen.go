@@ -1,0 +1,189 @@
+package app
+
+import (
+	"crypto/tls"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/cezzis/tokenbroker/internal/certs"
+)
+
+// ListenConfig names the listeners.
+type ListenConfig struct {
+	// Where the gRPC API is served.
+	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
+	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
+	Unix *UnixConfig `yaml:"unix"`
+	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
+	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
+	// Encrypts grpc, and recognises callers by their certificates. The files are read again when
+	// they change. Absent: nothing is encrypted.
+	TLS *TLSConfig `yaml:"tls"`
+}
+
+// ListenerConfig is one listener. In the file it is an address alone, or a
+// mapping. The zero value is no listener.
+type ListenerConfig struct {
+	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
+	Address string `yaml:"address" jsonschema:"required,minLength=1"`
+	// Listen beyond loopback although nothing is encrypted; of grpc also: not encrypted although
+	// there is tls.
+	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
+	// For a loopback address of grpc: the caller, among callers, that everybody is who connects and
+	// proves nothing else.
+	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
+}
+
+// UnixConfig is a Unix socket. Whoever connects is recognised by the user of its
+// process.
+type UnixConfig struct {
+	// Where the socket is made. What else is there already stops the start.
+	Path string `yaml:"path" jsonschema:"required,minLength=1,maxLength=100"`
+	// Who may connect, as a mode of chmod. Users are let in by it, and recognised by uid.
+	Mode string `yaml:"mode" jsonschema:"default=0660,minLength=1,maxLength=4"`
+	// The caller, among callers, that everybody is who connects and is recognised by nothing else.
+	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
+}
+
+// TLSConfig says what a listener proves itself by, and whom it trusts.
+type TLSConfig struct {
+	// The file with the certificate, and after it the intermediate ones, in PEM form.
+	Cert string `yaml:"cert" jsonschema:"required,minLength=1"`
+	// The file with its private key.
+	Key string `yaml:"key" jsonschema:"required,minLength=1"`
+	// The file with the authorities that issue the certificates of callers. Absent: callers are
+	// asked for none.
+	ClientCA string `yaml:"client_ca" jsonschema:"minLength=1"`
+	// The lowest version of TLS that is spoken.
+	MinVersion string `yaml:"min_version" jsonschema:"default=1.3,enum=1.2,enum=1.3"`
+}
+
+// files is what package certs wants.
+func (c *TLSConfig) files() certs.Config {
+	files := certs.Config{Cert: c.Cert, Key: c.Key, ClientCA: c.ClientCA, MinVersion: tls.VersionTLS13}
+	if c.MinVersion == "1.2" {
+		files.MinVersion = tls.VersionTLS12
+	}
+	return files
+}
+
+// mode is the mode of the socket.
+func (c *UnixConfig) mode() (mode fs.FileMode, ok bool) {
+	bits, err := strconv.ParseUint(c.Mode, 8, 32)
+	return fs.FileMode(bits), err == nil && bits <= 0o777
+}
+
+// encrypted reports whether the gRPC listener speaks TLS.
+func (c *ListenConfig) encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
+
+func checkListen(c *Config, found *findings) {
+	const grpc, ops = "listen.grpc", "listen.ops"
+	if c.Listen.GRPC.Address == "" {
+		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+	}
+	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
+	checkListener(c.Listen.Ops, ops, false, found)
+	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
+		first, second := grpc, ops
+		if found.lines[second] < found.lines[first] {
+			first, second = second, first
+		}
+		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
+	}
+	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
+		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+	}
+	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
+		found.addAtf("listen.tls", "nothing is encrypted by it while listen.grpc says plaintext: remove one of the two")
+	}
+	checkUnix(c.Listen.Unix, found)
+	checkProofs(c, found)
+}
+
+func checkListener(l ListenerConfig, path string, encrypted bool, found *findings) {
+	if l.Address == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(l.Address)
+	_, badPort := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil || badPort != nil:
+		found.addAtf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+	case encrypted || l.Plaintext || onLoopback(l.Address):
+	case path == "listen.ops":
+		found.addAtf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+			"or accept it with {address: ..., plaintext: true}", port)
+	default:
+		found.addAtf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
+			"or accept it with {address: ..., plaintext: true}", port)
+	}
+}
+
+func checkUnix(c *UnixConfig, found *findings) {
+	if c == nil {
+		return
+	}
+	if c.Path != "" && !filepath.IsAbs(c.Path) {
+		found.addAtf("listen.unix.path", "expected an absolute path, which means the same to those who connect")
+	}
+	if _, ok := c.mode(); !ok {
+		found.addAtf("listen.unix.mode", `expected a mode in octal digits, such as "0660"`)
+	}
+}
+
+// overflowUID is what Linux calls users that a namespace does not know.
+const overflowUID = 65534
+
+// checkProofs looks for callers whom no listener can recognise or tell from
+// others, and for proofs that anybody on the way can read.
+func checkProofs(c *Config, found *findings) {
+	asksForCertificates := c.Listen.encrypted() && c.Listen.TLS.ClientCA != ""
+	for i := range c.Callers {
+		caller, path := &c.Callers[i], item("callers", i)
+		switch {
+		case caller.certified() && !asksForCertificates:
+			found.warnAtf(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
+		case caller.UID != nil && *caller.UID == overflowUID:
+			found.addAtf(join(path, "uid"), "%d stands for every user that is not known where the broker runs, as in a container: give the process another", overflowUID)
+		case caller.UID != nil && c.Listen.Unix == nil:
+			found.warnAtf(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix")
+		}
+	}
+	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
+	if c.Listen.GRPC.Plaintext && !onLoopback(c.Listen.GRPC.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
+		found.warnAtf("listen.grpc", "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+	}
+}
+
+// certified reports whether the caller is recognised by a certificate.
+func (c *CallerConfig) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
+
+// checkBound looks at the callers that listeners are bound to.
+func checkBound(c *Config, found *findings) {
+	if c.Listen.GRPC.Caller != "" {
+		checkBoundTo(c, c.Listen.GRPC.Caller, "listen.grpc.caller", found)
+	}
+	if c.Listen.GRPC.Caller != "" && !onLoopback(c.Listen.GRPC.Address) {
+		found.addAtf("listen.grpc.caller", "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
+	}
+	if c.Listen.Unix != nil && c.Listen.Unix.Caller != "" {
+		checkBoundTo(c, c.Listen.Unix.Caller, "listen.unix.caller", found)
+	}
+	if c.Listen.Ops.Caller != "" {
+		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
+	}
+}
+
+func checkBoundTo(c *Config, bound, path string, found *findings) {
+	if !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return caller.Name == bound }) {
+		found.addAtf(path, "there is no such caller: add it to callers")
+	}
+}
+
+// bound reports whether a listener is bound to the caller of that name.
+func (c *ListenConfig) bound(name string) bool {
+	return name == c.GRPC.Caller || c.Unix != nil && name == c.Unix.Caller
+}

@@ -1,0 +1,162 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/certs"
+)
+
+// listeners are where the broker is reached.
+type listeners struct {
+	grpc  net.Listener
+	certs *certs.Source // of grpc; nil: it is in plaintext
+	unix  net.Listener  // nil: off
+	ops   net.Listener  // nil: off
+}
+
+// open opens what is configured; given, if it is not nil, in the place of grpc. On an
+// error nothing is left open.
+func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.grpc = given; l.grpc == nil {
+		l.grpc, err = listen("grpc", config.GRPC.Address)
+	}
+	if err != nil {
+		return err
+	}
+	if config.Unix != nil {
+		if l.unix, err = listenUnix(config.Unix); err != nil {
+			return fmt.Errorf("listen.unix: %w", err)
+		}
+	}
+	if config.Ops.Address != "" {
+		l.ops, err = listen("ops", config.Ops.Address)
+	}
+	return err
+}
+
+func (l *listeners) close() {
+	for _, open := range []net.Listener{l.grpc, l.unix, l.ops} {
+		if open != nil {
+			_ = open.Close()
+		}
+	}
+}
+
+func listen(name, address string) (net.Listener, error) {
+	var network net.ListenConfig
+	listener, err := network.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen.%s: %w; is another process using the address?", name, err)
+	}
+	return listener, nil
+}
+
+// openCerts reads the files of listen.tls. Nil: nothing is encrypted.
+func openCerts(config *ListenConfig, registerer prometheus.Registerer) (*certs.Source, error) {
+	if !config.encrypted() {
+		return nil, nil //nolint:nilnil // plaintext
+	}
+	opened, err := certs.Open(config.TLS.files())
+	if err != nil {
+		return nil, inSection("listen.tls", err)
+	}
+	registerer.MustRegister(certsCollector{opened})
+	return opened, nil
+}
+
+// inSection says of each error in a list which section it is about.
+func inSection(section string, err error) error {
+	if list, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, one := range list.Unwrap() {
+			all = append(all, inSection(section, one))
+		}
+		return errors.Join(all...)
+	}
+	return fmt.Errorf("%s: %w", section, err)
+}
+
+// certsChanged is told when other files came in force, or did not.
+func (a *App) certsChanged(err error) {
+	if err != nil {
+		a.log.Error("the certificates are not replaced; those before stay in force", "error", err)
+		return
+	}
+	status := a.listen.certs.Status()
+	a.log.Info("new certificates are in force", "name", status.Name, "expires", status.Expires.Format(time.RFC3339), "authorities", len(status.Authorities))
+	a.tellCerts()
+	a.parts.broker.Rejudge()
+}
+
+func (a *App) tellCerts() {
+	for _, warning := range a.listen.certs.Status().Warnings {
+		a.log.Warn("listen.tls: " + warning)
+	}
+}
+
+// reloadCerts reads the certificates at once.
+func (a *App) reloadCerts() {
+	if a.listen.certs == nil {
+		return
+	}
+	if changed, err := a.listen.certs.Reload(); changed || err != nil {
+		a.certsChanged(err)
+	}
+}
+
+// certsCollector shows the certificates as they are when it is asked.
+type certsCollector struct{ source *certs.Source }
+
+//nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
+var (
+	certExpiryDesc = prometheus.NewDesc("tokenbroker_tls_certificate_expiry_timestamp_seconds",
+		"When the listener's certificate ends, or one that it presents with it.", nil, nil)
+	authorityExpiryDesc = prometheus.NewDesc("tokenbroker_tls_client_ca_expiry_timestamp_seconds",
+		"When an authority ends that issues the certificates of callers.", []string{"authority"}, nil)
+	certReloadsDesc = prometheus.NewDesc("tokenbroker_tls_reloads_total",
+		"Changes of the certificate files, by result: applied or refused.", []string{"result"}, nil)
+	certFailingDesc = prometheus.NewDesc("tokenbroker_tls_reload_failing",
+		"1 while what is in the certificate files is not in force, because it is not good; else 0.", nil, nil)
+)
+
+func (c certsCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- certExpiryDesc
+	out <- authorityExpiryDesc
+	out <- certReloadsDesc
+	out <- certFailingDesc
+}
+
+func (c certsCollector) Collect(out chan<- prometheus.Metric) {
+	status := c.source.Status()
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	gauge(certExpiryDesc, float64(status.Expires.Unix()))
+	ends := map[string]time.Time{} // two generations of an authority may have one name
+	for _, authority := range status.Authorities {
+		if end, known := ends[authority.Name]; !known || authority.Expires.After(end) {
+			ends[authority.Name] = authority.Expires
+		}
+	}
+	for name, end := range ends {
+		gauge(authorityExpiryDesc, float64(end.Unix()), name)
+	}
+	failing := 0.0
+	if status.Failing {
+		failing = 1
+	}
+	gauge(certFailingDesc, failing)
+	out <- prometheus.MustNewConstMetric(certReloadsDesc, prometheus.CounterValue, float64(status.Applied), "applied")
+	out <- prometheus.MustNewConstMetric(certReloadsDesc, prometheus.CounterValue, float64(status.Refused), "refused")
+}

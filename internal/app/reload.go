@@ -1,0 +1,233 @@
+package app
+
+import (
+	"context"
+	"crypto/sha256"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// watchInterval is how often the configuration file is looked at.
+const watchInterval = time.Second
+
+// Reload puts another configuration in force: clients, issuers, callers and roles
+// as one. What a restart is needed for stays as it was, and the log says so. On an
+// error everything stays as it was. It is safe for concurrent use.
+func (a *App) Reload(config *Config) error {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	err := a.reload(config)
+	a.metrics.reloaded(err)
+	a.reloaded(config.Digest, err)
+	if err != nil {
+		a.log.Error("the new configuration is not applied; the one before stays in force", "error", err)
+		return err
+	}
+	a.log.Info("a new configuration is in force", "clients", len(config.Clients), "issuers", len(config.Issuers),
+		"callers", len(config.Callers), "roles", len(config.Roles))
+	return nil
+}
+
+func (a *App) reload(config *Config) error {
+	next, err := a.parts.prepare(config)
+	if err != nil {
+		return err
+	}
+	before := a.parts.setup.Load()
+	if err := a.parts.broker.Apply(next.forBroker()); err != nil {
+		return err
+	}
+	stopBefore := a.stopSetup
+	a.parts.use(next)
+	a.stopSetup = a.runSetup(next)
+	stopBefore()
+	before.verifier.Replaced(next.verifier)
+	a.tellWarnings(config)
+	if sections := needRestart(a.config, config); len(sections) > 0 {
+		a.log.Warn("some of what changed takes a restart to be in force", "sections", strings.Join(sections, ", "))
+	}
+	return nil
+}
+
+// runSetup keeps what a setup needs up to date: issuers' keys and clients'
+// certificates. It returns what ends that, and waits for its end.
+func (a *App) runSetup(s *setup) (stop func()) {
+	ctx, cancel := context.WithCancel(a.background)
+	a.running.Go(func() { s.verifier.Run(ctx) })
+	a.running.Go(func() { s.pollCertificates(ctx, a.log) })
+	return cancel
+}
+
+func (a *App) tellWarnings(config *Config) {
+	for _, warning := range config.Warnings {
+		a.log.Warn("the configuration: " + warning.String())
+	}
+}
+
+// needRestart names the sections that differ and are read at the start only.
+func needRestart(running, next *Config) (sections []string) {
+	for _, section := range []struct {
+		name         string
+		before, then any
+	}{
+		{"listen", running.Listen, next.Listen},
+		{"store", running.Store, next.Store},
+		{"server", running.Server, next.Server},
+		{"limits", running.Limits.forServer(), next.Limits.forServer()},
+		{"log", running.Log, next.Log},
+		{"audit", running.Audit, next.Audit},
+		{"tracing", running.Tracing, next.Tracing},
+	} {
+		if !reflect.DeepEqual(section.before, section.then) {
+			sections = append(sections, section.name)
+		}
+	}
+	return sections
+}
+
+// reloadMetrics tell how reloads of the configuration went.
+type reloadMetrics struct {
+	applied, refused prometheus.Counter
+	appliedAt        prometheus.Gauge
+}
+
+func newReloadMetrics(registerer prometheus.Registerer) *reloadMetrics {
+	reloads := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_config_reloads_total",
+		Help: "Configurations that were read after the start, by result: applied or refused.",
+	}, []string{"result"})
+	m := &reloadMetrics{
+		applied: reloads.WithLabelValues("applied"),
+		refused: reloads.WithLabelValues("refused"),
+		appliedAt: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tokenbroker_config_applied_timestamp_seconds",
+			Help: "When the configuration in force was applied.",
+		}),
+	}
+	m.appliedAt.SetToCurrentTime()
+	registerer.MustRegister(reloads, m.appliedAt)
+	return m
+}
+
+func (m *reloadMetrics) reloaded(err error) {
+	if err != nil {
+		m.refused.Inc()
+		return
+	}
+	m.applied.Inc()
+	m.appliedAt.SetToCurrentTime()
+}
+
+// watchFile applies the configuration file whenever its content changes, or hangup
+// asks for it, until ctx ends. A change counts when it was read twice, an interval
+// apart, because a file may be seen half written; a hangup says that it is whole.
+func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
+	watched := watchedFile{path: a.file}
+	if data, err := watched.read(); err == nil {
+		a.catchUp(data)
+	}
+	ticker := time.NewTicker(watchInterval)
+	defer ticker.Stop()
+	for {
+		look := watched.look
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			a.log.Info("told to read the configuration and the certificates again")
+			a.reloadCerts()
+			a.parts.audit.Reopen()
+			look = watched.read
+		case <-ticker.C:
+		}
+		switch data, err := look(); {
+		case err != nil:
+			a.refuse([sha256.Size]byte{}, err)
+		case data != nil:
+			a.reloadFile(data)
+		}
+	}
+}
+
+// catchUp applies what was written while the broker started.
+func (a *App) catchUp(data []byte) {
+	config, err := ParseConfig(a.file, data)
+	if err == nil && !reflect.DeepEqual(config, a.config) {
+		_ = a.Reload(config) // it told
+	}
+}
+
+func (a *App) reloadFile(data []byte) {
+	config, err := ParseConfig(a.file, data)
+	if err != nil {
+		a.refuse(sha256.Sum256(data), err)
+		return
+	}
+	_ = a.Reload(config) // it told
+}
+
+func (a *App) refuse(digest [sha256.Size]byte, err error) {
+	a.metrics.reloaded(err)
+	a.reloaded(digest, err)
+	a.log.Error("the configuration file is not applied; what was read before stays in force", "error", err)
+}
+
+// watchedFile notices when the content of a file has changed and come to rest.
+type watchedFile struct {
+	path string
+
+	seen     os.FileInfo // when the content was last read
+	digest   [sha256.Size]byte
+	restless bool // the content was read once since it changed
+	failing  bool // it cannot be read, and that was told
+}
+
+// read returns the content as it is.
+func (w *watchedFile) read() ([]byte, error) {
+	// What it is by its name is asked first: what comes in between is seen next time.
+	info, err := os.Stat(w.path)
+	if err != nil {
+		return nil, err
+	}
+	data, err := readConfig(w.path)
+	if err != nil {
+		return nil, err
+	}
+	w.seen, w.digest, w.restless, w.failing = info, sha256.Sum256(data), false, false
+	return data, nil
+}
+
+// look returns the content if it is another one than before and was the same at the
+// last look; nil: there is nothing new. An error is told once until it is over.
+func (w *watchedFile) look() ([]byte, error) {
+	info, err := os.Stat(w.path)
+	if err == nil && w.seen != nil && !w.restless && !w.failing && unchanged(w.seen, info) {
+		return nil, nil
+	}
+	before, restless, failing := w.digest, w.restless, w.failing
+	data, err := w.read()
+	switch {
+	case err != nil && failing:
+		return nil, nil
+	case err != nil:
+		w.failing = true
+		return nil, err
+	case w.digest != before:
+		w.restless = true
+		return nil, nil
+	case restless:
+		return data, nil
+	default:
+		return nil, nil
+	}
+}
+
+// unchanged compares what changes when a file is written, or another is put in its
+// place.
+func unchanged(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}

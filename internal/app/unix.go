@@ -1,0 +1,87 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// listenUnix makes a Unix socket. What a process that is gone has left is
+// replaced, and nothing else. The socket is not to be seen before it has its mode.
+func listenUnix(config *UnixConfig) (net.Listener, error) {
+	if runtime.GOOS != "linux" {
+		return nil, errors.New("whose process connects to a Unix socket is known on Linux only: remove it")
+	}
+	if err := mayReplace(config.Path); err != nil {
+		return nil, err
+	}
+	hidden := config.Path + ".new" // in the same directory, so that it can be renamed
+	if err := os.Remove(hidden); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var network net.ListenConfig
+	opened, err := network.Listen(context.Background(), "unix", hidden)
+	if err != nil {
+		return nil, fmt.Errorf("%w; does its directory exist, and may the broker write to it?", err)
+	}
+	if unix, ok := opened.(*net.UnixListener); ok {
+		unix.SetUnlinkOnClose(false) // its name will be another
+	}
+	mode, _ := config.mode() // the configuration was checked
+	err = os.Chmod(hidden, mode)
+	if err == nil {
+		err = os.Rename(hidden, config.Path)
+	}
+	made, errLook := os.Lstat(config.Path)
+	if err := errors.Join(err, errLook); err != nil {
+		return nil, errors.Join(err, opened.Close(), os.Remove(hidden))
+	}
+	return &unixListener{opened, config.Path, made}, nil
+}
+
+// mayReplace returns an error unless nothing is at path, or a socket that nobody
+// serves.
+func mayReplace(path string) error {
+	there, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case there.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("%s is there, and is no socket: remove it, or choose another path", path)
+	}
+	dialer := net.Dialer{Timeout: time.Second}
+	conn, err := dialer.DialContext(context.Background(), "unix", path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return fmt.Errorf("another process serves at %s: stop it, or choose another path", path)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil
+	default:
+		return fmt.Errorf("%s is there, and it cannot be told whether somebody serves there: %w", path, err)
+	}
+}
+
+// unixListener removes its socket when it is closed, unless another one has taken
+// its place.
+type unixListener struct {
+	net.Listener
+
+	path string
+	made os.FileInfo
+}
+
+func (l *unixListener) Close() error {
+	if there, err := os.Lstat(l.path); err == nil && os.SameFile(there, l.made) {
+		_ = os.Remove(l.path)
+	}
+	return l.Listener.Close()
+}

@@ -1,0 +1,178 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// Identity is what somebody proved to be, by one of the ways there are: the names
+// in a certificate that an authority vouches for, the issuer and subject of a
+// token that was verified, or the user of a process on this host.
+type Identity struct {
+	// URIs and DNSNames are the subject alternative names of a certificate.
+	URIs     []string
+	DNSNames []string
+	// Issuer and Subject are those of a JWT.
+	Issuer, Subject string
+	// UID is the user of the process at the other end of a Unix socket. Nil: it is
+	// none.
+	UID *uint32
+}
+
+// Match says how a caller is recognised: exactly one of these.
+type Match struct {
+	// SPIFFEID is a SPIFFE ID. A certificate that has it has no other URI (SPIFFE
+	// X.509-SVID section 2).
+	SPIFFEID string
+	// URISAN and DNSSAN are a subject alternative name of a certificate.
+	//
+	// SPIFFEID and URISAN may end in "/*": any path below. DNS names are compared
+	// whole, in any case.
+	URISAN, DNSSAN string
+	// Issuer and Subject are those of a JWT. Subject may end in "*" after ':' or '/'.
+	Issuer, Subject string
+	// UID is a user of this host, who connects to a Unix socket.
+	UID *uint32
+	// A caller with none of them is recognised by nothing that it proves: a
+	// listener is bound to it.
+}
+
+// pattern is a URI that ends in "*".
+type pattern struct {
+	prefix string
+	spiffe bool
+	caller *Caller
+}
+
+// subjects are the callers among the subjects of an issuer.
+type subjects struct {
+	exact    map[string]*Caller
+	patterns []pattern // the longest first
+}
+
+func (p *Policy) admit(m Match, c *Caller) {
+	switch {
+	case m.SPIFFEID != "":
+		p.admitURI(m.SPIFFEID, true, c)
+	case m.URISAN != "":
+		p.admitURI(m.URISAN, false, c)
+	case m.DNSSAN != "":
+		p.dns[strings.ToLower(m.DNSSAN)] = c
+	case m.Subject != "":
+		p.admitSubject(m.Issuer, m.Subject, c)
+	case m.UID != nil:
+		p.uids[*m.UID] = c
+	}
+}
+
+func (p *Policy) admitURI(uri string, spiffe bool, c *Caller) {
+	if prefix, ok := strings.CutSuffix(uri, Any); ok {
+		p.patterns = append(p.patterns, pattern{prefix, spiffe, c})
+		return
+	}
+	p.uris[uri] = c
+}
+
+func (p *Policy) admitSubject(issuer, subject string, c *Caller) {
+	known := p.subjects[issuer]
+	if known == nil {
+		known = &subjects{exact: map[string]*Caller{}}
+		p.subjects[issuer] = known
+	}
+	prefix, ok := strings.CutSuffix(subject, Any)
+	if !ok {
+		known.exact[subject] = c
+		return
+	}
+	known.patterns = append(known.patterns, pattern{prefix: prefix, caller: c})
+	slices.SortFunc(known.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
+}
+
+// Caller returns who that is; nil: none of those who are configured. A URI counts
+// more than a DNS name, a whole name more than a pattern, a long pattern more
+// than a short one. Names that count the same and are of different callers are
+// of none.
+func (p *Policy) Caller(id Identity) *Caller {
+	switch {
+	case id.UID != nil:
+		return p.uids[*id.UID]
+	case id.Subject != "":
+		return p.subject(id.Issuer, id.Subject)
+	}
+	spiffe := len(id.URIs) == 1 && strings.HasPrefix(id.URIs[0], "spiffe://")
+	if found := theOne(id.URIs, func(uri string) *Caller {
+		if strings.HasPrefix(uri, "spiffe://") && !spiffe {
+			return nil
+		}
+		return p.uris[uri]
+	}); found != nil {
+		return found.caller
+	}
+	if found := theOne(id.URIs, func(uri string) *Caller { return p.byPattern(uri, spiffe) }); found != nil {
+		return found.caller
+	}
+	if found := theOne(id.DNSNames, func(name string) *Caller { return p.dns[strings.ToLower(name)] }); found != nil {
+		return found.caller
+	}
+	return nil
+}
+
+// match is what names were found to be of; its caller is nil if of several.
+type match struct{ caller *Caller }
+
+// theOne returns nil if no name is a caller's.
+func theOne(names []string, find func(name string) *Caller) *match {
+	var found *match
+	for _, name := range names {
+		caller := find(name)
+		switch {
+		case caller == nil:
+		case found == nil:
+			found = &match{caller}
+		case found.caller != caller:
+			return &match{}
+		}
+	}
+	return found
+}
+
+func (p *Policy) byPattern(uri string, spiffe bool) *Caller {
+	for _, one := range p.patterns {
+		if strings.HasPrefix(uri, "spiffe://") != one.spiffe || one.spiffe && !spiffe {
+			continue
+		}
+		if below(uri, one.prefix) {
+			return one.caller
+		}
+	}
+	return nil
+}
+
+func (p *Policy) subject(issuer, subject string) *Caller {
+	known := p.subjects[issuer]
+	if known == nil {
+		return nil
+	}
+	if c := known.exact[subject]; c != nil {
+		return c
+	}
+	for _, one := range known.patterns {
+		if below(subject, one.prefix) {
+			return one.caller
+		}
+	}
+	return nil
+}
+
+// below reports whether a name is one that a pattern stands for: longer than its
+// prefix, and no way out of it by dots, for those who take a URI for a path.
+func below(name, prefix string) bool {
+	rest, ok := strings.CutPrefix(name, prefix)
+	if !ok || rest == "" {
+		return false
+	}
+	return !slices.ContainsFunc(strings.Split(rest, "/"), func(segment string) bool {
+		return segment == "" || segment == "." || segment == ".."
+	})
+}

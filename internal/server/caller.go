@@ -1,0 +1,160 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+const (
+	// hangUpDelay lets the last answer out before a connection is closed.
+	hangUpDelay = time.Second
+	// maxRefusals is how many JWTs of one connection are looked at in a second that
+	// turn out not to be good: verifying costs more than sending.
+	maxRefusals = 100
+)
+
+// callers recognises who asks: by what the connection proved, if that is one of
+// the callers; else by the JWT that the call carries; else it is the caller that
+// the listener is bound to.
+type callers struct {
+	broker *broker.Broker
+	// authorities returns those by whom certificates must be issued now; nil: there
+	// are none.
+	authorities func() *certs.Authorities
+	// audience is whom the JWTs of callers must be for.
+	audience  string
+	strangers *strangers
+	audit     *audit.Log
+}
+
+// forAll are the services that need no caller.
+func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
+
+// of says who makes a call, and until when that holds at most; zero: until
+// something changes. Whom it does not know it writes down.
+func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
+	caller, until, err = c.recognise(ctx, now)
+	if err != nil {
+		turnedAway(ctx, c.audit, nil, err)
+	}
+	return caller, until, err
+}
+
+func (c *callers) recognise(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
+	conn := connectionOf(ctx)
+	found := c.proved(conn, now)
+	if found.caller != nil {
+		return found.caller, found.until, nil
+	}
+	token, presented, err := bearer(ctx)
+	switch {
+	case err != nil:
+		return nil, time.Time{}, err
+	case presented:
+		return c.byToken(ctx, conn, token, now)
+	case conn.bound != "" && c.broker.Policy().Named(conn.bound) != nil:
+		return c.broker.Policy().Named(conn.bound), time.Time{}, nil
+	}
+	if found.why == ended || found.why == notTrusted {
+		conn.hangUp()
+	}
+	return nil, time.Time{}, unidentified(conn.missing(found))
+}
+
+// byToken recognises a caller by the JWT that it presents.
+func (c *callers) byToken(ctx context.Context, conn *connection, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
+	if conn.refusals.reached(now, maxRefusals) {
+		return nil, time.Time{}, &broker.Error{
+			Code: broker.ResourceExhausted, Reason: broker.ReasonTooManyAttempts, RetryAfter: time.Second,
+			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
+		}
+	}
+	caller, until, err := c.byGoodToken(ctx, token)
+	if told, ok := errors.AsType[*broker.Error](err); ok && told.Code == broker.Unauthenticated {
+		conn.refusals.admits(now, maxRefusals)
+	}
+	if err == nil {
+		conn.stranger.isKnown()
+	}
+	return caller, until, err
+}
+
+func (c *callers) byGoodToken(ctx context.Context, token redact.String) (*policy.Caller, time.Time, error) {
+	// Nobody is asked about opaque tokens here: whoever can connect could have the
+	// broker ask as often as it likes.
+	if strings.Count(token.Reveal(), ".") != 2 {
+		return nil, time.Time{}, unidentified("what the metadata authorization carries is not a JWT")
+	}
+	known := c.broker.Policy()
+	result, err := c.broker.Identify(ctx, token, c.audience)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if result.Rejection != nil {
+		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, c.audience))
+	}
+	caller := known.Caller(policy.Identity{Issuer: result.Facts.Issuer, Subject: result.Facts.Subject})
+	if caller == nil {
+		return nil, time.Time{}, unidentified(fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
+			result.Facts.Subject, result.Facts.Issuer))
+	}
+	return caller, result.Facts.ExpiresAt, nil
+}
+
+// bearer is the token in the metadata, if there is one (RFC 6750 section 2.1).
+// What is there must be right: nobody is to be somebody else because of a mistake
+// in it.
+func bearer(ctx context.Context) (token redact.String, presented bool, err error) {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return redact.String{}, false, nil
+	}
+	if len(values) > 1 {
+		return redact.String{}, false, unidentified("the metadata authorization is given more than once: send one JWT")
+	}
+	scheme, text, _ := strings.Cut(values[0], " ")
+	if !strings.EqualFold(scheme, "bearer") || text == "" {
+		return redact.String{}, false, unidentified("the metadata authorization is not \"Bearer \" and a JWT")
+	}
+	return redact.New(text), true, nil
+}
+
+// missing says why nothing but a JWT would have helped.
+func (c *connection) missing(found *recognition) string {
+	switch found.why {
+	case ended:
+		return fmt.Sprintf("the client certificate of this connection ended at %s: connect anew with a current one", found.until.UTC().Format(time.RFC3339))
+	case notTrusted:
+		return "the client certificate of this connection is of no authority that the broker trusts any more: connect anew with one that is"
+	case notConfigured:
+		return namesIn(c.identity) + " is none of the callers in the broker's configuration: add it to callers, or correct it there"
+	case provedNothing:
+		fallthrough
+	default:
+		return "the call carries nothing by which its caller could be recognised: connect with a client certificate of an authority that the broker trusts, " +
+			"or send a JWT in the metadata authorization (Bearer ...)"
+	}
+}
+
+func unidentified(why string) *broker.Error {
+	return &broker.Error{Code: broker.Unauthenticated, Reason: broker.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
+}
+
+// callerOf is who makes the call that a handler answers; nil: nobody.
+func callerOf(ctx context.Context) *policy.Caller {
+	caller, _ := ctx.Value(callerKey{}).(*policy.Caller)
+	return caller
+}
+
+type callerKey struct{}

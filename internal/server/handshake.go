@@ -1,0 +1,108 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Why a handshake failed: the values of a label.
+const (
+	unknownAuthority   = "unknown_authority" // the client's certificate is of nobody who is trusted
+	certificateExpired = "expired"           // or has not begun
+	badCertificate     = "bad_certificate"
+	refusedByClient    = "refused_by_client" // it does not trust the broker's certificate, for example
+	notTLS             = "not_tls"
+	protocolFailure    = "protocol" // no version or cipher in common, above all
+	timedOut           = "timeout"
+	hungUp             = "closed" // a probe that only connects, for example
+	tooManyConnections = "too_many_connections"
+)
+
+// handshakes counts the connections that did not come about. A client whose
+// certificate is refused makes no call that could be logged, so this is where it
+// shows.
+type handshakes struct {
+	log    *slog.Logger
+	failed *prometheus.CounterVec
+	lines  map[string]*perSecond // by the reasons that are logged
+}
+
+func newHandshakes(log *slog.Logger, registerer prometheus.Registerer) *handshakes {
+	h := &handshakes{
+		log: log,
+		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_handshake_failures_total",
+			Help: "Connections that were refused or given up before the first call, by reason.",
+		}, []string{"reason"}),
+		lines: map[string]*perSecond{},
+	}
+	for _, reason := range []string{unknownAuthority, certificateExpired, badCertificate, refusedByClient, tooManyConnections} {
+		h.lines[reason] = &perSecond{}
+	}
+	for _, reason := range []string{
+		unknownAuthority, certificateExpired, badCertificate, refusedByClient, notTLS, protocolFailure, timedOut, hungUp, tooManyConnections,
+	} {
+		h.failed.WithLabelValues(reason) // shown before the first one
+	}
+	if registerer != nil {
+		registerer.MustRegister(h.failed)
+	}
+	return h
+}
+
+func (h *handshakes) count(conn net.Conn, err error) {
+	reason := reasonOf(err)
+	h.failed.WithLabelValues(reason).Inc()
+	if lines := h.lines[reason]; lines == nil || !lines.admits(time.Now(), linesPerSecond) {
+		return
+	}
+	attrs := []slog.Attr{slog.String("reason", reason), slog.String("from", conn.RemoteAddr().String()), slog.Any("error", err)}
+	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(refused.UnverifiedCertificates) > 0 {
+		attrs = append(attrs, slog.String("presented", namesIn(identityIn(refused.UnverifiedCertificates[0]))))
+	}
+	h.log.LogAttrs(context.Background(), slog.LevelInfo, "a connection was refused", attrs...)
+}
+
+func reasonOf(err error) string {
+	if errors.Is(err, errTooManyConnections) {
+		return tooManyConnections
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return flawOf(err)
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return notTLS
+	}
+	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
+		return refusedByClient
+	}
+	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
+		return timedOut
+	}
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return hungUp
+	default:
+		return protocolFailure
+	}
+}
+
+// flawOf is what is wrong with a client's certificate.
+func flawOf(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return unknownAuthority
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return certificateExpired
+	}
+	return badCertificate
+}

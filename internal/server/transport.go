@@ -1,0 +1,127 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/cezzis/tokenbroker/internal/certs"
+)
+
+// transport makes a connection of what a listener accepted: it has the client
+// prove who it is, once. Unix sockets tell whose process it is; on TCP there is
+// TLS, or nothing.
+type transport struct {
+	tls     credentials.TransportCredentials // nil: plaintext
+	source  *certs.Source                    // of tls
+	callers *callers
+	// bound and boundUnix are the callers that everybody is who connects over TCP, or
+	// to the Unix socket, and proves nothing else; empty: nobody.
+	bound, boundUnix string
+	failures         *handshakes
+
+	open atomic.Int64 // connections, and handshakes under way
+	most int64
+}
+
+var errTooManyConnections = errors.New("there are too many connections")
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, made, err := t.admit(raw)
+	if err != nil {
+		t.failures.count(raw, err)
+		return nil, nil, err
+	}
+	return conn, made, nil
+}
+
+func (t *transport) admit(raw net.Conn) (net.Conn, *connection, error) {
+	if t.open.Add(1) > t.most {
+		t.open.Add(-1)
+		return nil, nil, errTooManyConnections
+	}
+	conn, made, err := t.handshake(raw)
+	if err != nil {
+		t.open.Add(-1)
+		return nil, nil, err
+	}
+	counted := &countedConn{Conn: conn, open: &t.open}
+	made.close = counted.Close
+	if made.bound != "" || t.callers.proved(made, time.Now()).caller != nil {
+		made.stranger.isKnown()
+	}
+	return counted, made, nil
+}
+
+func (t *transport) handshake(raw net.Conn) (net.Conn, *connection, error) {
+	made := &connection{stranger: t.callers.strangers.newcomer()}
+	switch raw := raw.(type) {
+	case *net.UnixConn:
+		user, err := userOf(raw)
+		if err != nil {
+			return nil, nil, err
+		}
+		made.identity.UID, made.bound = &user, t.boundUnix
+		made.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the host
+		return raw, made, nil
+	default:
+		made.bound = t.bound
+	}
+	if t.tls == nil {
+		made.SecurityLevel = credentials.NoSecurity
+		return raw, made, nil
+	}
+	// Those who are trusted now, or others who took their place meanwhile, verify the
+	// certificate: it is verified again by the others if they did.
+	trusted := t.source.Authorities()
+	conn, info, err := t.tls.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	made.SecurityLevel = credentials.PrivacyAndIntegrity
+	if state := info.(credentials.TLSInfo).State; len(state.PeerCertificates) > 0 { //nolint:forcetypeassert // it is what TLS returns
+		made.present(state.PeerCertificates, certs.Until(state.VerifiedChains), trusted)
+	}
+	return conn, made, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (t *transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these are credentials of a server")
+}
+
+// Info implements credentials.TransportCredentials.
+func (t *transport) Info() credentials.ProtocolInfo {
+	if t.tls == nil {
+		return credentials.ProtocolInfo{SecurityProtocol: "insecure"}
+	}
+	return t.tls.Info()
+}
+
+// Clone implements credentials.TransportCredentials. Servers do not ask for it.
+func (t *transport) Clone() credentials.TransportCredentials { return t }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (t *transport) OverrideServerName(string) error {
+	return errors.New("these are credentials of a server")
+}
+
+// countedConn counts as open until it is closed.
+type countedConn struct {
+	net.Conn
+
+	open   *atomic.Int64
+	closed atomic.Bool
+}
+
+func (c *countedConn) Close() error {
+	if !c.closed.Swap(true) {
+		c.open.Add(-1)
+	}
+	return c.Conn.Close()
+}

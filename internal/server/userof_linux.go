@@ -1,0 +1,26 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+)
+
+// userOf is the user of the process at the other end of a Unix socket, as it was
+// when it connected (SO_PEERCRED of unix(7)).
+func userOf(conn *net.UnixConn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var found *syscall.Ucred
+	var errAsked error
+	err = raw.Control(func(fd uintptr) {
+		found, errAsked = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err := errors.Join(err, errAsked); err != nil {
+		return 0, fmt.Errorf("asking whose process connected: %w", err)
+	}
+	return found.Uid, nil
+}
