@@ -158,7 +158,7 @@ func (j *Judge) deny(status int, code, description string) *Decision {
 
 // Forbid is the decision about a request that no token is good for.
 func (j *Judge) Forbid(description string) Decision {
-	return *j.deny(http.StatusForbidden, InsufficientScope, description)
+	return *j.deny(http.StatusForbidden, "", description)
 }
 
 // Undecided is the decision where err is why there is none.
@@ -224,4 +224,26 @@ func plain(text string, i int) bool {
 		return i > 0 && i < len(text)-1
 	}
 	return c > ' ' && c < 0x7f && c != '%'
+}
+
+// WantsJSON reports whether a body is to be JSON, for who sent this Accept: people
+// read text.
+func WantsJSON(accept string) bool {
+	return strings.Contains(accept, "json") || !strings.Contains(accept, "text/")
+}
+
+// JSON is the body of a decision other than 200.
+func (d *Decision) JSON() []byte {
+	code := d.Code
+	switch {
+	case code != "":
+	case d.Status == http.StatusServiceUnavailable:
+		code = "temporarily_unavailable"
+	case d.Status == http.StatusForbidden:
+		code = "access_denied"
+	default:
+		code = "unauthorized"
+	}
+	// Neither holds what would have to be escaped.
+	return []byte(`{"error":"` + code + `","error_description":"` + d.Description + `"}` + "\n")
 }

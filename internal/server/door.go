@@ -28,7 +28,9 @@ func (s *Server) Door(bound string) *Door {
 }
 
 // Listen returns listener without the connections that are too many.
-func (d *Door) Listen(listener net.Listener) net.Listener { return &doorListener{listener, d.transport} }
+func (d *Door) Listen(listener net.Listener) net.Listener {
+	return &doorListener{listener, d.transport}
+}
 
 type doorListener struct {
 	net.Listener
