@@ -67,8 +67,9 @@ type Fixture struct {
 	Log    *Log
 }
 
-// New makes a Fixture that ends with the test.
-func New(t testing.TB) *Fixture {
+// New makes a Fixture that ends with the test. The IdP is prepared before anybody
+// asks it.
+func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
 	t.Helper()
 	f := &Fixture{Log: &Log{}}
 	f.Logger = slog.New(slog.NewJSONHandler(f.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -77,6 +78,9 @@ func New(t testing.TB) *Fixture {
 		{ID: "abc", Secrets: []redact.String{redact.New(SecretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{Audience, "https://other.example.com"}},
 	}})
 	must(t, err)
+	for _, change := range prepare {
+		change(f.IdP)
+	}
 	client := discovery.NewHTTPClient(f.IdP.RoundTripper())
 	known := discovery.New(discovery.Config{Issuer: Issuer, HTTP: client})
 	orders, err := idp.New(idp.Config{Issuer: known, ClientID: "abc", HTTP: client})

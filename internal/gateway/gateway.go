@@ -176,19 +176,19 @@ func (d *Decision) KeepFor(now time.Time) int {
 	return max(0, int(d.Result.ValidUntil.Sub(now)/time.Second))
 }
 
-// Identity calls set with each identity header of a request that may pass: all of
-// them, an empty value for what the token does not say, so that nothing is left of
-// what the request came with.
-func (j *Judge) Identity(d *Decision, set func(name, value string)) {
-	f := d.Result.Facts
-	set(j.names[0], headerText(f.Subject))
-	set(j.names[1], headerText(f.Issuer))
-	set(j.names[2], headerText(f.ClientID))
-	set(j.names[3], headerText(strings.Join(f.Scopes, " ")))
-}
-
-// Names are those of the identity headers.
+// Names are those of the identity headers, in canonical form. All of them are to be
+// set on a request that may pass, to nothing where the token says nothing, so that
+// nothing is left of what the request came with.
 func (j *Judge) Names() []string { return j.names[:] }
+
+// Identity are the values of the identity headers of a request that may pass, in the
+// order of Names; empty: the token does not say.
+func (d *Decision) Identity() [identityHeaders]string {
+	f := d.Result.Facts
+	return [identityHeaders]string{
+		headerText(f.Subject), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")),
+	}
+}
 
 const upperHex = "0123456789ABCDEF"
 

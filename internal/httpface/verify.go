@@ -50,7 +50,10 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 	header := w.Header()
 	switch d.Status {
 	case http.StatusOK:
-		s.cfg.Judge.Identity(&d, func(name, value string) { header[name] = []string{value} })
+		values := d.Identity()
+		for i, name := range s.cfg.Judge.Names() {
+			header[name] = values[i : i+1]
+		}
 		header["Vary"] = varyAuthorization
 		if seconds := d.KeepFor(now); seconds > 0 {
 			header["Cache-Control"] = []string{"private, max-age=" + strconv.Itoa(seconds)}
