@@ -75,8 +75,9 @@ func sampleText(t testing.TB, n int) string {
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// run runs a broker until the test ends.
-func run(t *testing.T, config *app.Config, idp *devidp.Server) (*app.App, *brokerclient.Client) {
+// run runs a broker until the test ends, and connects to it: in plaintext, unless
+// told otherwise.
+func run(t *testing.T, config *app.Config, idp *devidp.Server, connect ...brokerclient.Option) (*app.App, *brokerclient.Client) {
 	t.Helper()
 	broker, err := app.New(config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()})
 	if err != nil {
@@ -85,7 +86,10 @@ func run(t *testing.T, config *app.Config, idp *devidp.Server) (*app.App, *broke
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- broker.Run(ctx) }()
-	c, err := brokerclient.New(broker.GRPCAddr(), brokerclient.WithPlaintext())
+	if len(connect) == 0 {
+		connect = []brokerclient.Option{brokerclient.WithPlaintext()}
+	}
+	c, err := brokerclient.New(broker.GRPCAddr(), connect...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +151,10 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)), idp)
+	pki := newPKI(t)
+	config := strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1) +
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
+	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)

@@ -73,7 +73,7 @@ func openCerts(config *ListenConfig, registerer prometheus.Registerer) (*certs.S
 
 // inSection says of each error in a list which section it is about.
 func inSection(section string, err error) error {
-	if list, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // of the list itself, not of what it wraps
+	if list, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
 		for _, one := range list.Unwrap() {
 			all = append(all, inSection(section, one))

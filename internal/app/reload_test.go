@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
@@ -31,6 +32,7 @@ type reloadable struct {
 
 	t      *testing.T
 	file   string
+	listen string
 	hangup chan os.Signal
 	log    *lines
 	client *brokerclient.Client
@@ -57,7 +59,13 @@ func (l *lines) String() string {
 
 func startReloadable(t *testing.T, idp *devidp.Server, rest string) *reloadable {
 	t.Helper()
-	r := &reloadable{t: t, file: filepath.Join(t.TempDir(), "broker.yaml"), hangup: make(chan os.Signal, 1), log: &lines{}, secret: filepath.Join(t.TempDir(), "secret")}
+	return startListening(t, idp, `grpc: {address: "127.0.0.1:0", caller: everybody}`, rest)
+}
+
+// startListening is startReloadable with a listener of another kind.
+func startListening(t *testing.T, idp *devidp.Server, listen, rest string) *reloadable {
+	t.Helper()
+	r := &reloadable{t: t, file: filepath.Join(t.TempDir(), "broker.yaml"), listen: listen, hangup: make(chan os.Signal, 1), log: &lines{}, secret: filepath.Join(t.TempDir(), "secret")}
 	if err := os.WriteFile(r.secret, []byte("right"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +99,7 @@ func startReloadable(t *testing.T, idp *devidp.Server, rest string) *reloadable 
 // write writes the file anew. SECRET in it is the path of the secret.
 func (r *reloadable) write(rest string) {
 	r.t.Helper()
-	text := "listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: \"127.0.0.1:0\"}\n" + strings.ReplaceAll(rest, "SECRET", r.secret)
+	text := "listen: {" + r.listen + ", ops: \"127.0.0.1:0\"}\n" + strings.ReplaceAll(rest, "SECRET", r.secret)
 	next := r.file + ".next"
 	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
 		r.t.Fatal(err)
@@ -219,7 +227,7 @@ func TestWhatTakesARestartIsNamed(t *testing.T) {
 // have the token, and ends when it may not.
 func TestReloadJudgesWatchesAgain(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
-	stream := watchOrders(t, r.GRPCAddr())
+	stream := watchOrders(t, r.GRPCAddr(), insecure.NewCredentials())
 	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
@@ -264,9 +272,9 @@ func TestReloadsUnderLoadFailNoCall(t *testing.T) {
 	}
 }
 
-func watchOrders(t *testing.T, addr string) grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse] {
+func watchOrders(t *testing.T, addr string, transport credentials.TransportCredentials) grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse] {
 	t.Helper()
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(transport))
 	if err != nil {
 		t.Fatal(err)
 	}

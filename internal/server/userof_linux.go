@@ -17,7 +17,7 @@ func userOf(conn *net.UnixConn) (uint32, error) {
 	var found *syscall.Ucred
 	var errAsked error
 	err = raw.Control(func(fd uintptr) {
-		found, errAsked = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) //nolint:gosec // a descriptor is small
+		found, errAsked = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
 	if err := errors.Join(err, errAsked); err != nil {
 		return 0, fmt.Errorf("asking whose process connected: %w", err)
