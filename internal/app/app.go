@@ -5,6 +5,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,6 +20,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/httpface"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -55,6 +58,7 @@ type App struct {
 	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
+	http     *httpface.Server // nil: off
 	listen   listeners
 	ready    atomic.Bool
 
@@ -94,6 +98,7 @@ func New(config *Config, opts Options) (*App, error) {
 		return nil, err
 	}
 	a.server = server.New(a.serverConfig())
+	a.openGateways()
 	if err := a.listen.open(&config.Listen); err != nil {
 		a.Close()
 		return nil, err
@@ -122,6 +127,37 @@ func (a *App) serverConfig() server.Config {
 		made.BoundUnix = config.Listen.Unix.Caller
 	}
 	return made
+}
+
+// openGateways makes what serves those who do not speak the broker's own gRPC.
+func (a *App) openGateways() {
+	config, judge := a.config, a.forGateways()
+	if envoy := config.Gateways.ExtAuthz; envoy != nil {
+		extauthz.Register(a.server, envoy.service(judge))
+	}
+	if config.Listen.HTTP.Address == "" {
+		return
+	}
+	a.http = httpface.New(httpface.Config{
+		Broker:         a.parts.broker,
+		Door:           a.server.Door(config.Listen.HTTP.Caller),
+		Judge:          judge,
+		NeedsInHeaders: config.Gateways.Needs == "headers",
+		URL:            config.Gateways.URL,
+		Deadline:       config.Server.Deadline,
+		MessageSize:    config.Limits.MessageKiB << 10,
+		HeaderSize:     config.Limits.HeaderKiB << 10,
+		Logger:         a.log,
+		Registerer:     a.registry,
+	})
+}
+
+// HTTPAddr is where gateways and OAuth clients are served over HTTP; empty: nowhere.
+func (a *App) HTTPAddr() string {
+	if a.listen.http == nil {
+		return ""
+	}
+	return a.listen.http.Addr().String()
 }
 
 // GRPCAddr is where the gRPC API is served.
@@ -158,9 +194,12 @@ func (a *App) Run(ctx context.Context) error {
 	if a.listen.unix != nil {
 		group.Go(func() error { return a.server.Serve(a.listen.unix) })
 	}
+	if a.http != nil {
+		group.Go(a.serveHTTP)
+	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
-	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "ops", a.OpsAddr(),
+	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "http", a.HTTPAddr(), "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
@@ -169,13 +208,40 @@ func (a *App) Run(ctx context.Context) error {
 	case <-failed.Done():
 	}
 	a.ready.Store(false)
-	a.server.Shutdown(a.config.Server.DrainDelay, a.config.Server.DrainTimeout)
+	a.shutdown()
 	a.stop()
 	stopOps()
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
 	}
 	a.log.Info("stopped")
+	return nil
+}
+
+// shutdown ends what is served over gRPC and HTTP, at the same time.
+func (a *App) shutdown() {
+	delay, timeout := a.config.Server.DrainDelay, a.config.Server.DrainTimeout
+	var ending sync.WaitGroup
+	if a.http != nil {
+		ending.Go(func() {
+			if delay > 0 {
+				<-time.After(delay)
+			}
+			a.http.Shutdown(timeout)
+		})
+	}
+	a.server.Shutdown(delay, timeout)
+	ending.Wait()
+}
+
+func (a *App) serveHTTP() error {
+	var secure *tls.Config
+	if a.config.Listen.encryptedHTTP() {
+		secure = a.listen.certs.TLS()
+	}
+	if err := a.http.Serve(a.listen.http, secure); err != nil {
+		return fmt.Errorf("HTTP listener: %w", err)
+	}
 	return nil
 }
 

@@ -30,6 +30,8 @@ type Config struct {
 	Server ServerConfig `yaml:"server"`
 	// What the broker takes on, of each caller and of all.
 	Limits LimitsConfig `yaml:"limits"`
+	// How gateways and OAuth clients are served, who do not speak the broker's own gRPC.
+	Gateways GatewaysConfig `yaml:"gateways"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
 	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask

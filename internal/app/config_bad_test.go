@@ -100,7 +100,7 @@ func badConfigs() []badConfig {
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
-		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, limits, log, clients, issuers, verification, callers, roles", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, limits, gateways, log, clients, issuers, verification, callers, roles", true},
 		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
 			"7: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
@@ -292,6 +292,18 @@ func badConfigs() []badConfig {
 		{"mode beyond permissions", client() + "listen:\n  unix: {path: /run/x, mode: '4755'}\n", `7: listen.unix.mode: expected a mode in octal digits, such as "0660"`, false},
 		{"Unix socket bound to nobody", callers("{name: a, uid: 1, roles: [r]}") + "listen: {unix: {path: /run/x, caller: b}}\n", "7: listen.unix.caller: there is no such caller: add it to callers", false},
 		{"the user that stands for any", callers("{name: a, uid: 65534, roles: [r]}"), "6: callers[0].uid: 65534 stands for every user that is not known where the broker runs, as in a container: give the process another", false},
+		{"HTTP beside gRPC", client() + "listen:\n  grpc: 127.0.0.1:9000\n  http: localhost:9000\n", "8: listen.http: the same address as listen.grpc: give each listener a port of its own", false},
+		{"HTTP beyond loopback", client() + "listen:\n  http: ':8444'\n", "7: listen.http: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8444, or accept it with {address: ..., plaintext: true}", false},
+		{"HTTP bound beyond loopback", callers("{name: a, roles: [r]}") + "listen: {http: {address: ':1', plaintext: true, caller: a}}\n", "7: listen.http.caller: everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only", false},
+		{"HTTP bound to nobody", client() + "listen: {http: {address: '127.0.0.1:1', caller: a}}\n", "6: listen.http.caller: there is no such caller: add it to callers", false},
+		{"headers with an underscore", client() + "gateways: {header_prefix: X_Auth_}\n", "6: gateways.header_prefix: expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: what is behind a gateway may take an underscore for a hyphen", false},
+		{"a realm with a quote", client() + "gateways: {realm: 'a\"b'}\n", "6: gateways.realm: expected printable ASCII without quotes and backslashes", false},
+		{"needs anywhere", client() + "gateways: {needs: path}\n", "6: gateways.needs: expected query or headers", true},
+		{"a URL with a path", client() + "gateways: {url: 'https://broker.example.com/x'}\n", "6: gateways.url: expected https://HOST or https://HOST:PORT and nothing after it", false},
+		{"a URL without encryption", client() + "gateways: {url: 'http://broker.example.com'}\n", "6: gateways.url: expected https://HOST or https://HOST:PORT and nothing after it", false},
+		{"a rule's host with a port", client() + "gateways: {ext_authz: {rules: [{host: 'api.example.com:443'}]}}\n", "6: gateways.ext_authz.rules[0].host: expected a host name without a port, such as api.example.com or *.example.com", false},
+		{"a rule's path that is encoded", client() + "gateways: {ext_authz: {rules: [{path: /a%20b}]}}\n", "6: gateways.ext_authz.rules[0].path: expected a path as it reads once it is decoded, such as /orders/", false},
+		{"a rule's odd scope", client() + "gateways: {ext_authz: {rules: [{scopes: ['a b']}]}}\n", "6: gateways.ext_authz.rules[0].scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
 		{"connections too young", client() + "limits: {connection_age: 59s}\n", "6: limits.connection_age: must be from 1m to 24h", false},
 		{"handshakes too long", client() + "limits: {handshake_timeout: 2m}\n", "6: limits.handshake_timeout: must be from 1s to 1m", false},
 		{"no calls at all", client() + "limits: {in_flight: 0}\n", "6: limits.in_flight: must be from 1 to 1000000", true},

@@ -27,6 +27,7 @@ func checkConfig(c *Config, found *findings) {
 	}
 	checkIssuers(c, found)
 	checkCallers(c, found)
+	checkGateways(c, found)
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 

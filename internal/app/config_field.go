@@ -77,7 +77,9 @@ func (f *field) setDefault(v reflect.Value) {
 	case *int:
 		*into, _ = strconv.Atoi(text)
 	case *ListenerConfig:
-		into.Address = text
+		if text != "off" {
+			into.Address = text
+		}
 	}
 }
 

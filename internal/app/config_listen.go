@@ -15,11 +15,13 @@ import (
 type ListenConfig struct {
 	// Where the gRPC API is served.
 	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
+	// Where /verify for gateways and the OAuth endpoints are served over HTTP. "off": nowhere.
+	HTTP ListenerConfig `yaml:"http" jsonschema:"default=off"`
 	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
 	Unix *UnixConfig `yaml:"unix"`
 	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
 	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-	// Encrypts grpc, and recognises callers by their certificates. The files are read again when
+	// Encrypts grpc and http, and recognises callers by their certificates. The files are read again when
 	// they change. Absent: nothing is encrypted.
 	TLS *TLSConfig `yaml:"tls"`
 }
@@ -29,10 +31,10 @@ type ListenConfig struct {
 type ListenerConfig struct {
 	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Listen beyond loopback although nothing is encrypted; of grpc also: not encrypted although
-	// there is tls.
+	// Listen beyond loopback although nothing is encrypted; of grpc and http also: not encrypted
+	// although there is tls.
 	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
-	// For a loopback address of grpc: the caller, among callers, that everybody is who connects and
+	// For a loopback address of grpc or http: the caller, among callers, that everybody is who connects and
 	// proves nothing else.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
 }
@@ -79,20 +81,20 @@ func (c *UnixConfig) mode() (mode fs.FileMode, ok bool) {
 // encrypted reports whether the gRPC listener speaks TLS.
 func (c *ListenConfig) encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
 
+// encryptedHTTP is encrypted of the HTTP listener.
+func (c *ListenConfig) encryptedHTTP() bool { return c.encrypted() && !c.HTTP.Plaintext }
+
 func checkListen(c *Config, found *findings) {
-	const grpc, ops = "listen.grpc", "listen.ops"
+	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
 	if c.Listen.GRPC.Address == "" {
 		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
 	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
-	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
-		first, second := grpc, ops
-		if found.lines[second] < found.lines[first] {
-			first, second = second, first
-		}
-		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
-	}
+	checkListener(c.Listen.HTTP, http, found.given("listen.tls"), found)
+	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
+	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP, found)
+	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
 		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
@@ -101,6 +103,17 @@ func checkListen(c *Config, found *findings) {
 	}
 	checkUnix(c.Listen.Unix, found)
 	checkProofs(c, found)
+}
+
+// checkApart reports two listeners that cannot both have what they ask for.
+func checkApart(first string, a ListenerConfig, second string, b ListenerConfig, found *findings) {
+	if !collide(a.Address, b.Address) {
+		return
+	}
+	if found.lines[second] < found.lines[first] {
+		first, second = second, first
+	}
+	found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
 func checkListener(l ListenerConfig, path string, encrypted bool, found *findings) {
@@ -153,8 +166,10 @@ func checkProofs(c *Config, found *findings) {
 		}
 	}
 	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
-	if c.Listen.GRPC.Plaintext && !onLoopback(c.Listen.GRPC.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-		found.warnAtf("listen.grpc", "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+	for path, listener := range map[string]ListenerConfig{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP} {
+		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
+			found.warnAtf(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+		}
 	}
 }
 
@@ -163,11 +178,17 @@ func (c *CallerConfig) certified() bool { return c.SPIFFEID != "" || c.URISAN !=
 
 // checkBound looks at the callers that listeners are bound to.
 func checkBound(c *Config, found *findings) {
-	if c.Listen.GRPC.Caller != "" {
-		checkBoundTo(c, c.Listen.GRPC.Caller, "listen.grpc.caller", found)
-	}
-	if c.Listen.GRPC.Caller != "" && !onLoopback(c.Listen.GRPC.Address) {
-		found.addAtf("listen.grpc.caller", "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
+	for _, listener := range []struct {
+		path string
+		ListenerConfig
+	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP}} {
+		if listener.Caller == "" {
+			continue
+		}
+		checkBoundTo(c, listener.Caller, listener.path, found)
+		if !onLoopback(listener.Address) {
+			found.addAtf(listener.path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
+		}
 	}
 	if c.Listen.Unix != nil && c.Listen.Unix.Caller != "" {
 		checkBoundTo(c, c.Listen.Unix.Caller, "listen.unix.caller", found)
@@ -185,5 +206,5 @@ func checkBoundTo(c *Config, bound, path string, found *findings) {
 
 // bound reports whether a listener is bound to the caller of that name.
 func (c *ListenConfig) bound(name string) bool {
-	return name == c.GRPC.Caller || c.Unix != nil && name == c.Unix.Caller
+	return name == c.GRPC.Caller || name == c.HTTP.Caller || c.Unix != nil && name == c.Unix.Caller
 }

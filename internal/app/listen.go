@@ -17,6 +17,7 @@ type listeners struct {
 	grpc  net.Listener
 	certs *certs.Source // of grpc; nil: it is in plaintext
 	unix  net.Listener  // nil: off
+	http  net.Listener  // nil: off
 	ops   net.Listener  // nil: off
 }
 
@@ -35,6 +36,11 @@ func (l *listeners) open(config *ListenConfig) (err error) {
 			return fmt.Errorf("listen.unix: %w", err)
 		}
 	}
+	if config.HTTP.Address != "" {
+		if l.http, err = listen("http", config.HTTP.Address); err != nil {
+			return err
+		}
+	}
 	if config.Ops.Address != "" {
 		l.ops, err = listen("ops", config.Ops.Address)
 	}
@@ -42,7 +48,7 @@ func (l *listeners) open(config *ListenConfig) (err error) {
 }
 
 func (l *listeners) close() {
-	for _, open := range []net.Listener{l.grpc, l.unix, l.ops} {
+	for _, open := range []net.Listener{l.grpc, l.unix, l.http, l.ops} {
 		if open != nil {
 			_ = open.Close()
 		}

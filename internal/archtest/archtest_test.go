@@ -21,7 +21,8 @@ var levels = [][]string{
 	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
-	{"internal/server"},
+	{"internal/server", "internal/gateway"},
+	{"internal/httpface", "internal/extauthz"},
 	{"internal/app"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest"},
 }
@@ -31,6 +32,7 @@ var levels = [][]string{
 var testSupport = map[string]string{
 	"internal/jose/josetest":   "internal/jose",
 	"internal/redistest":       "internal/store",
+	"internal/facetest":        "internal/server",
 	"internal/store/storetest": "internal/store",
 }
 
@@ -43,10 +45,11 @@ type wall struct {
 }
 
 var (
-	faces   = []string{"internal/server", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e"}
-	metered = []string{"internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/app"}
-	// The first three ask others over HTTP; the rest serve it or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/app", "cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/redistest"}
+	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e"}
+	metered = []string{"internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
+	// The first three ask others over HTTP; the rest serve it, or know what its statuses
+	// and headers mean, or are for tests.
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
@@ -54,6 +57,7 @@ var (
 		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1"}, faces...)},
 		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, faces...)},
 		{around: "google.golang.org/genproto", allow: faces},
+		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e"}},
 		{around: "github.com/grpc-ecosystem", allow: []string{"internal/server", "internal/app"}},
 		{around: module + "gen", allow: faces},
 		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e"}, tests: true},
@@ -61,7 +65,7 @@ var (
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/app"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
-		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "client/brokertest"}, tests: true},
+		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/facetest", "client/brokertest"}, tests: true},
 		{around: "github.com/golang-jwt", tests: true},
 		{around: "github.com/google/go-cmp", tests: true},
 		{around: "github.com/invopop/jsonschema", tests: true},
