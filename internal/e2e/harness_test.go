@@ -67,9 +67,9 @@ func need(t *testing.T, peer string) {
 	case "node":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install nodejs npm (version 20 or later)"
-	case "redis-server":
+	case "redis-server", "nginx", "caddy", "haproxy":
 		_, err = exec.LookPath(peer)
-		install = "apt-get install redis-server"
+		install = "apt-get install " + peer
 	case "deploycheck", "grpcurl":
 		_, err = exec.LookPath(peer)
 		install = "make test, which builds bin/tools/" + peer
