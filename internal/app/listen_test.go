@@ -183,7 +183,7 @@ func TestWhatIsWrongWithCertificatesStopsTheStart(t *testing.T) {
 // shortDir is a directory whose name leaves room for that of a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "tb")
+	dir, err := os.MkdirTemp("", "tb") //nolint:usetesting // the test's own has its name in it
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,6 +84,7 @@ func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
 	defer idp.close()
 	for _, with := range []setting{
 		{idp: idp, clients: 3},
+		{idp: idp, clients: 3, proof: proof{dir: "/proof"}},
 		{idp: idp, clients: 3, profiled: true, redis: &redisServer{address: "127.0.0.1:3", ring: "/ring.json"}},
 	} {
 		config, err := app.ParseConfig("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))
@@ -92,6 +93,9 @@ func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
 		}
 		if len(config.Clients) != 3 || config.Clients[clientName(2)].ClientID != clientName(2) {
 			t.Errorf("clients: %+v", config.Clients)
+		}
+		if (config.Listen.TLS != nil) != (with.proof.dir != "") || len(config.Warnings) > 0 {
+			t.Errorf("listen %+v, warnings %v", config.Listen, config.Warnings)
 		}
 		if config.Server.Pprof != with.profiled || (config.Store.Redis != nil) != (with.redis != nil) {
 			t.Errorf("server %+v, store %+v", config.Server, config.Store)
@@ -249,7 +253,7 @@ func TestTheEchoRepeatsWhatTheBrokerAnswered(t *testing.T) {
 		token:    &tokenbrokerv1.GetTokenResponse{AccessToken: "canary"},
 		verified: &tokenbrokerv1.VerifyTokenResponse{Active: true, Subject: "somebody"},
 	}
-	got, err := learn(t.Context(), serve(t, want), "client")
+	got, err := learn(t.Context(), serve(t, want), proof{}, "client")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +264,7 @@ func TestTheEchoRepeatsWhatTheBrokerAnswered(t *testing.T) {
 
 func brokersOf(t *testing.T, service tokenbrokerv1.TokenBrokerServiceServer) []tokenbrokerv1.TokenBrokerServiceClient {
 	t.Helper()
-	brokers, hangUp, err := dial(serve(t, service))
+	brokers, hangUp, err := dial(serve(t, service), proof{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 	for _, address := range addresses {
 		var some []tokenbrokerv1.TokenBrokerServiceClient
 		for range connections {
-			connection, err := connect(address)
+			connection, err := connect(address, proof{})
 			if err != nil {
 				hangUp()
 				return nil, nil, err

@@ -40,7 +40,7 @@ func (b *bench) manyClients(ctx context.Context) (string, error) {
 
 // fetchAll has the broker answer n questions, some at a time.
 func fetchAll(ctx context.Context, s *server, n int, question func(i int) *tokenbrokerv1.GetTokenRequest) error {
-	connection, err := connect(s.address)
+	connection, err := connect(s.address, s.proof)
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,35 @@ func (b *bench) measureHits(ctx context.Context) ([]*contest, error) {
 	return contests, err
 }
 
+// compareProved drives an echo and a broker over TLS: by a caller with a
+// certificate, and by one with a JWT.
+func (b *bench) compareProved(ctx context.Context) (string, error) {
+	contests, err := b.measureProved(ctx)
+	if err != nil {
+		return "", err
+	}
+	return table(contests...), nil
+}
+
+func (b *bench) measureProved(ctx context.Context) ([]*contest, error) {
+	by, err := b.prove(b.dir)
+	if err != nil {
+		return nil, err
+	}
+	broker, err := b.startBroker(ctx, setting{idp: b.idp, clients: 1, proof: by})
+	if err != nil {
+		return nil, err
+	}
+	defer broker.stop()
+	client := clientName(0)
+	contests := []*contest{
+		{demand: demand{name: caseGet, client: client}, label: "GetToken, mTLS", server: broker},
+		{demand: demand{name: caseVerify, client: client}, label: "VerifyToken, mTLS", server: broker},
+		{demand: demand{name: caseGet, client: client, jwt: true}, label: "GetToken, JWT", server: broker},
+	}
+	return contests, b.compete(ctx, contests...)
+}
+
 // compete plays the rounds of contests, all about the same client, between their
 // brokers and an echo of the first one.
 func (b *bench) compete(ctx context.Context, contests ...*contest) error {

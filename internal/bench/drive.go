@@ -15,7 +15,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
@@ -41,6 +40,7 @@ type demand struct {
 	client string
 	// questions are asked at random, all as often. Zero: only the client's own.
 	questions int
+	jwt       bool // proves who asks, over TLS
 }
 
 // outcome is what the load prints when it is over. Times are in microseconds.
@@ -64,14 +64,16 @@ func drive(ctx context.Context, args []string) error {
 	flags.StringVar(&wanted.client, "client", "", "ask for the token of the client `NAME`")
 	flags.IntVar(&wanted.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
 	length := flags.Duration("for", time.Second, "how long")
+	var by proof
+	by.flags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 2 {
-		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] ADDR CASE", driveCommand)
+		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] ADDR CASE", driveCommand)
 	}
 	wanted.name = flags.Arg(1)
-	brokers, hangUp, err := dial(flags.Arg(0))
+	brokers, hangUp, err := dial(flags.Arg(0), by)
 	if err != nil {
 		return err
 	}
@@ -84,18 +86,20 @@ func drive(ctx context.Context, args []string) error {
 }
 
 // connect opens a connection that looks often whether the server is there yet.
-func connect(address string) (*grpc.ClientConn, error) {
+func connect(address string, by proof) (*grpc.ClientConn, error) {
 	const retry = 5 * time.Millisecond
-	return grpc.NewClient(address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: retry, Multiplier: 1, MaxDelay: retry},
-			MinConnectTimeout: time.Second,
-		}))
+	options, err := by.client()
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient(address, append(options, grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: retry, Multiplier: 1, MaxDelay: retry},
+		MinConnectTimeout: time.Second,
+	}))...)
 }
 
 // dial returns a client for each connection of the load.
-func dial(address string) (brokers []tokenbrokerv1.TokenBrokerServiceClient, hangUp func(), err error) {
+func dial(address string, by proof) (brokers []tokenbrokerv1.TokenBrokerServiceClient, hangUp func(), err error) {
 	var open []*grpc.ClientConn
 	hangUp = func() {
 		for _, connection := range open {
@@ -103,7 +107,7 @@ func dial(address string) (brokers []tokenbrokerv1.TokenBrokerServiceClient, han
 		}
 	}
 	for range connections {
-		connection, err := connect(address)
+		connection, err := connect(address, by)
 		if err != nil {
 			hangUp()
 			return nil, nil, err

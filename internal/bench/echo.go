@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net"
 
@@ -34,26 +35,36 @@ func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) 
 // echo serves on the first address, until ctx is done, what the broker at the
 // second answers for a client: the same bytes, so that sizes and codec are equal.
 func echo(ctx context.Context, args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("usage: bench %s LISTEN BROKER CLIENT", echoCommand)
+	flags := flag.NewFlagSet(echoCommand, flag.ContinueOnError)
+	var by proof
+	by.flags(flags)
+	if err := flags.Parse(args); err != nil {
+		return err
 	}
-	answers, err := learn(ctx, args[1], args[2])
+	if flags.NArg() != 3 {
+		return fmt.Errorf("usage: bench %s [-tls DIR] LISTEN BROKER CLIENT", echoCommand)
+	}
+	answers, err := learn(ctx, flags.Arg(1), by, flags.Arg(2))
 	if err != nil {
 		return fmt.Errorf("asking the broker for the answers to repeat: %w", err)
 	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", args[0])
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", flags.Arg(0))
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer()
+	options, err := by.server()
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, answers)
 	defer context.AfterFunc(ctx, server.Stop)()
 	return server.Serve(listener)
 }
 
-func learn(ctx context.Context, address, client string) (*fixed, error) {
-	connection, err := connect(address)
+func learn(ctx context.Context, address string, by proof, client string) (*fixed, error) {
+	connection, err := connect(address, by)
 	if err != nil {
 		return nil, err
 	}

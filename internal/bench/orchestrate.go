@@ -73,7 +73,7 @@ func (b *bench) report(ctx context.Context) error {
 	}
 	defer b.broker.stop()
 	for _, part := range []func(context.Context) (string, error){
-		b.compare, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
+		b.compare, b.compareProved, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
 	} {
 		text, err := part(ctx)
 		if err != nil {
@@ -103,7 +103,7 @@ func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) 
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, err
 	}
-	s, err := startServer(ctx, address, b.binary, "serve", "--config", file.Name())
+	s, err := startServer(ctx, address, with.proof, b.binary, "serve", "--config", file.Name())
 	if err != nil {
 		return nil, err
 	}
@@ -117,14 +117,17 @@ func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*
 	if err != nil {
 		return nil, err
 	}
-	return startServer(ctx, address, b.self, echoCommand, address, broker.address, client)
+	args := append([]string{echoCommand}, broker.proof.args()...)
+	return startServer(ctx, address, broker.proof, b.self, append(args, address, broker.address, client)...)
 }
 
 // drive puts load on s. Failed calls are an error.
 func (b *bench) drive(ctx context.Context, s *server, wanted demand, length time.Duration) (outcome, error) {
 	var o outcome
-	err := b.load(ctx, length, &o, driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions),
-		"-for", length.String(), s.address, wanted.name)
+	by := s.proof
+	by.jwt = wanted.jwt
+	args := append([]string{driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions), "-for", length.String()}, by.args()...)
+	err := b.load(ctx, length, &o, append(args, s.address, wanted.name)...)
 	if err != nil {
 		return outcome{}, fmt.Errorf("driving %s: %w", wanted.name, err)
 	}

@@ -87,6 +87,22 @@ func TestHitsAreMeasuredWithAndWithoutRedis(t *testing.T) {
 	}
 }
 
+func TestHitsAreMeasuredOverTLS(t *testing.T) {
+	b := miniature(t)
+	contests, err := b.measureProved(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(contests) != 3 || !contests[2].jwt || contests[0].server.proof.dir == "" {
+		t.Fatalf("%d contests, want three, all over TLS and the last by a JWT", len(contests))
+	}
+	for _, c := range contests {
+		if calls, _ := total(c.broker); calls < callers || len(c.broker) != b.rounds || len(c.echo) != len(c.broker) {
+			t.Errorf("%s: %d calls in %d rounds, %d of the echo", c.label, calls, len(c.broker), len(c.echo))
+		}
+	}
+}
+
 func TestTripsToRedisAreCounted(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)

@@ -60,19 +60,20 @@ type server struct {
 	*process
 
 	address string
+	proof   proof  // how to connect
 	ops     string // where its metrics are; empty: nowhere
 	// startup is how long it took from the start of the process until it served.
 	startup time.Duration
 }
 
 // startServer starts a program and returns when it serves at address.
-func startServer(ctx context.Context, address, program string, args ...string) (*server, error) {
+func startServer(ctx context.Context, address string, by proof, program string, args ...string) (*server, error) {
 	begun := time.Now()
 	p, err := launch(ctx, program, args...)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{process: p, address: address}
+	s := &server{process: p, address: address, proof: by}
 	if err := s.awaitServing(); err != nil {
 		s.stop()
 		return nil, err
@@ -83,7 +84,7 @@ func startServer(ctx context.Context, address, program string, args ...string) (
 
 // awaitServing returns when the server's health says so.
 func (s *server) awaitServing() error {
-	connection, err := connect(s.address)
+	connection, err := connect(s.address, s.proof)
 	if err != nil {
 		return err
 	}

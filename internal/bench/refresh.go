@@ -20,7 +20,7 @@ const (
 // slowRefresh drives hits while the broker waits for a slow IdP in the
 // background, and before that for as long in peace.
 func (b *bench) slowRefresh(ctx context.Context) (string, error) {
-	connection, err := connect(b.broker.address)
+	connection, err := connect(b.broker.address, b.broker.proof)
 	if err != nil {
 		return "", err
 	}

@@ -80,23 +80,32 @@ type setting struct {
 	redis *redisServer
 	// profiled: it serves profiles, which has no price while nobody asks.
 	profiled bool
+	// proof is what it, and those who call it, prove themselves by. Zero: it is in
+	// plaintext.
+	proof proof
 }
 
 // config is the broker's configuration. What is not said is left at its default.
 // Names of clients are their IDs; their own scopes are the first two that they
 // may have.
 func (s setting) config(address, ops string) string {
+	listener, callers := fmt.Sprintf("{address: %s, caller: bench}", address), "{name: bench, roles: [all]}"
+	if s.proof.dir != "" {
+		listener = fmt.Sprintf("%s\n  tls: {cert: %s.crt, key: %[2]s.key, client_ca: %s.crt}", address, s.proof.path(serverFile), s.proof.path(authorityFile))
+		callers = fmt.Sprintf("{name: mesh, spiffe_id: %q, roles: [all]}, {name: pod, issuer: %q, subject: %q, roles: [all]}", loadID, s.idp.Issuer(), loadSubject)
+	}
 	var text strings.Builder
 	fmt.Fprintf(&text, `listen:
-  grpc: {address: %s, caller: bench}
+  grpc: %s
   ops: %s
-callers: [{name: bench, roles: [all]}]
+callers: [%s]
+limits: {per_second: 1000000}
 roles: {all: {get: [{client: "*", audiences: ["*"], scopes: ["*"]}], verify: [{issuer: "*"}]}}
 log:
   level: warn
 server:
   pprof: %t
-`, address, ops, s.profiled)
+`, listener, ops, callers, s.profiled)
 	if s.redis != nil {
 		fmt.Fprintf(&text, `store:
   redis:

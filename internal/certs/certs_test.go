@@ -489,7 +489,7 @@ func TestReloadActsAtOnce(t *testing.T) {
 func TestOtherAuthoritiesAreAnotherGeneration(t *testing.T) {
 	l := newListener(t)
 	source := must(certs.Open(l.config))
-	caller := must(must(l.callers.Below("between")).Issue(named("caller")))
+	caller := must(must(l.callers.Below("between", time.Time{})).Issue(named("caller")))
 	chain := []*x509.Certificate{caller.Certificate()}
 	for _, der := range caller.TLS().Certificate[1:] {
 		chain = append(chain, must(x509.ParseCertificate(der)))

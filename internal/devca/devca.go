@@ -32,15 +32,19 @@ type Authority struct {
 	above       [][]byte // the authorities between this one and the root, this one first
 }
 
-// New makes an authority that nobody vouches for.
-func New(name string) (*Authority, error) { return newAuthority(name, nil) }
+// New makes an authority that nobody vouches for. It is good for Lifetime.
+func New(name string) (*Authority, error) { return newAuthority(name, time.Time{}, nil) }
 
-// Below makes an authority that this one vouches for: an intermediate one.
-func (a *Authority) Below(name string) (*Authority, error) { return newAuthority(name, a) }
+// Below makes an authority that this one vouches for, an intermediate one, until
+// its time is over. Zero: for Lifetime.
+func (a *Authority) Below(name string, until time.Time) (*Authority, error) {
+	return newAuthority(name, until, a)
+}
 
-func newAuthority(name string, by *Authority) (*Authority, error) {
+func newAuthority(name string, until time.Time, by *Authority) (*Authority, error) {
 	made, err := issue(&x509.Certificate{
-		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		Subject: pkix.Name{CommonName: name}, NotAfter: until,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}, by)
 	if err != nil {
 		return nil, err

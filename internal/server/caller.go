@@ -20,7 +20,7 @@ const (
 	hangUpDelay = time.Second
 	// maxRefusals is how many JWTs of one connection are looked at in a second that
 	// turn out not to be good: verifying costs more than sending.
-	maxRefusals = 20
+	maxRefusals = 100
 )
 
 // callers recognises who asks: by what the connection proved, if that is one of

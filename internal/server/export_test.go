@@ -2,6 +2,11 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -14,4 +19,30 @@ func Handler(b *broker.Broker) tokenbrokerv1.TokenBrokerServiceServer { return &
 // From is the context of a call of the caller.
 func From(ctx context.Context, caller *policy.Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
+}
+
+// Recogniser recognises the caller of each call of one connection and lets it in
+// and out again, as the server does.
+func Recogniser(cfg Config, presented []*x509.Certificate, header metadata.MD) func() error {
+	cfg.Limits = cfg.Limits.withDefaults()
+	held := newLimits(cfg.Broker, cfg.Limits.InFlight, nil)
+	who := newCallers(cfg, held)
+	conn := &connection{stranger: who.strangers.newcomer()}
+	if len(presented) > 0 {
+		conn.present(presented, presented[0].NotAfter, who.authorities())
+	}
+	ctx := peer.NewContext(metadata.NewIncomingContext(context.Background(), header), &peer.Peer{AuthInfo: conn})
+	return func() error {
+		now := time.Now()
+		caller, _, err := who.of(ctx, now)
+		if err != nil {
+			return err
+		}
+		under, refused := held.enter(caller, now)
+		if refused != nil {
+			return refused
+		}
+		under.leave()
+		return nil
+	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"syscall"
 	"time"
 
@@ -86,9 +85,10 @@ func reasonOf(err error) string {
 	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
 		return refusedByClient
 	}
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
 		return timedOut
+	}
+	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return hungUp
 	default:

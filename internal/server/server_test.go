@@ -72,6 +72,17 @@ type face struct {
 
 func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker.Broker {
 	t.Helper()
+	return newBrokerFor(t, idpServer, log, everybody())
+}
+
+func newBrokerFor(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) *broker.Broker {
+	t.Helper()
+	made, _ := newBrokerWithSetup(t, idpServer, log, who)
+	return made
+}
+
+func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) (*broker.Broker, broker.Setup) {
+	t.Helper()
 	http := discovery.NewHTTPClient(idpServer.RoundTripper())
 	path := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(path, []byte(secretCanary), 0o600); err != nil {
@@ -100,26 +111,32 @@ func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker
 	done := make(chan struct{})
 	go func() { defer close(done); verifier.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	b, err := broker.New(broker.Config{
-		Setup: broker.Setup{
-			Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
-			Verifier: verifier,
-			Policy:   everybody(),
-		},
-		Logger: log,
-	})
+	setup := broker.Setup{
+		Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
+		Verifier: verifier,
+		Policy:   who,
+	}
+	b, err := broker.New(broker.Config{Setup: setup, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return b
+	return b, setup
 }
 
 // everybody is a caller who may everything.
 func everybody() *policy.Policy {
+	return allowing(policy.CallerConfig{Name: "everybody"})
+}
+
+// allowing lets the callers do everything.
+func allowing(callers ...policy.CallerConfig) *policy.Policy {
+	for i := range callers {
+		callers[i].Roles = []string{"all"}
+	}
 	all := []string{policy.Any}
 	return policy.New(policy.Config{
-		Callers: []policy.CallerConfig{{Name: "everybody", Roles: []string{"all"}}},
+		Callers: callers,
 		Roles: map[string]policy.Role{"all": {
 			Get:    []policy.GetGrant{{Client: policy.Any, Audiences: all, Resources: all, Scopes: all}},
 			Verify: []policy.VerifyGrant{{Issuer: policy.Any, Audiences: all}},
@@ -135,7 +152,7 @@ func serve(t *testing.T) *face {
 	return serveWith(t, newIDP(t))
 }
 
-func newIDP(t *testing.T) *devidp.Server {
+func newIDP(t testing.TB) *devidp.Server {
 	t.Helper()
 	idpServer, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
 		{ID: "abc", Secrets: []redact.String{redact.New(secretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{audience}},

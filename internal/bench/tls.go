@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/cezzis/tokenbroker/internal/devca"
+	face "github.com/cezzis/tokenbroker/internal/server"
+)
+
+// Who the load is where it must prove it.
+const (
+	loadID      = "spiffe://example.com/ns/bench/sa/load"
+	loadSubject = "system:serviceaccount:bench:load"
+)
+
+// Names of files with what servers and load prove themselves by.
+const (
+	authorityFile = "ca"
+	serverFile    = "server"
+	loadFile      = "load"
+	jwtFile       = "load.jwt"
+)
+
+// proof is how a process connects to a server. Zero: in plaintext, as anybody.
+type proof struct {
+	dir string // where the files are
+	jwt bool   // by the JWT there, not by the certificate
+}
+
+func (p *proof) flags(set *flag.FlagSet) {
+	set.StringVar(&p.dir, "tls", "", "connect with TLS by the certificates in `DIR`; empty: in plaintext")
+	set.BoolVar(&p.jwt, "jwt", false, "be recognised by a JWT, not by a certificate")
+}
+
+// args are the arguments that flags reads.
+func (p proof) args() []string {
+	if p.jwt {
+		return []string{"-tls", p.dir, "-jwt"}
+	}
+	return []string{"-tls", p.dir}
+}
+
+// prove makes what servers and load prove themselves by, in dir.
+func (b *bench) prove(dir string) (proof, error) {
+	authority, err := devca.New("bench")
+	if err != nil {
+		return proof{}, err
+	}
+	id, err := url.Parse(loadID)
+	if err != nil {
+		return proof{}, err
+	}
+	_, err = authority.Write(dir, authorityFile)
+	for name, like := range map[string]*x509.Certificate{
+		serverFile: {IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}},
+		loadFile:   {URIs: []*url.URL{id}},
+	} {
+		pair, errIssue := authority.Issue(like)
+		if errIssue != nil {
+			return proof{}, errIssue
+		}
+		_, _, errWrite := pair.Write(dir, name)
+		err = errors.Join(err, errWrite)
+	}
+	token := b.idp.Mint(map[string]any{
+		"iss": b.idp.Issuer(), "sub": loadSubject, "client_id": "load", "aud": face.DefaultAudience,
+		"iat": time.Now().Unix(), "exp": time.Now().Add(12 * time.Hour).Unix(),
+	})
+	return proof{dir: dir}, errors.Join(err, os.WriteFile(filepath.Join(dir, jwtFile), []byte(token.Reveal()), 0o600))
+}
+
+func (p proof) path(name string) string { return filepath.Join(p.dir, name) }
+
+// pair reads a certificate, and the authority of it.
+func (p proof) pair(name string) (tls.Certificate, *x509.CertPool, error) {
+	pair, err := tls.LoadX509KeyPair(p.path(name+".crt"), p.path(name+".key"))
+	if err != nil {
+		return tls.Certificate{}, nil, err
+	}
+	text, err := os.ReadFile(p.path(authorityFile + ".crt"))
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(text)
+	return pair, pool, err
+}
+
+// client are the options to connect with.
+func (p proof) client() ([]grpc.DialOption, error) {
+	if p.dir == "" {
+		return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, nil
+	}
+	pair, authority, err := p.pair(loadFile)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: authority, MinVersion: tls.VersionTLS13}
+	if !p.jwt {
+		config.Certificates = []tls.Certificate{pair}
+		return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(config))}, nil
+	}
+	token, err := os.ReadFile(p.path(jwtFile))
+	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithPerRPCCredentials(bearer(token))}, err
+}
+
+// server are the options of a server that is no broker.
+func (p proof) server() ([]grpc.ServerOption, error) {
+	if p.dir == "" {
+		return nil, nil
+	}
+	pair, authority, err := p.pair(serverFile)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: authority, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}, nil
+}
+
+// bearer presents a JWT with each call.
+type bearer string
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return true }

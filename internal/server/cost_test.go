@@ -1,0 +1,59 @@
+package server_test
+
+import (
+	"crypto/x509"
+	"testing"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/server"
+)
+
+// recognisers recognise the calls of a caller with a certificate, and of one with a
+// JWT.
+func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
+	t.Helper()
+	callers := callersOfTheWorld()
+	for i := range callers {
+		callers[i].Limits = &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
+	}
+	w := newWorldOf(t, allowing(callers...))
+	cfg := server.Config{Broker: w.broker, TLS: w.source}
+	leaf := must(w.ca.Issue(template(checkout))).Certificate()
+	return server.Recogniser(cfg, []*x509.Certificate{leaf}, metadata.MD{}), server.Recogniser(cfg, nil, bearer(w.jwt(nil)))
+}
+
+// Recognising a caller and holding it to its limits is on the way of every hit.
+func TestRecognisingACallerAllocatesNothing(t *testing.T) {
+	byCertificate, byJWT := recognisers(t)
+	for name, tt := range map[string]struct {
+		call func() error
+		most float64
+	}{"by a certificate": {byCertificate, 0}, "by a JWT": {byJWT, 6}} {
+		if err := tt.call(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if allocs := testing.AllocsPerRun(1000, func() { _ = tt.call() }); allocs > tt.most {
+			t.Errorf("%s: %v allocations", name, allocs)
+		} else {
+			t.Logf("%s: %v allocations", name, allocs)
+		}
+	}
+}
+
+func BenchmarkRecognise(b *testing.B) {
+	byCertificate, byJWT := recognisers(b)
+	for name, call := range map[string]func() error{"certificate": byCertificate, "JWT": byJWT} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if err := call(); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		})
+	}
+}

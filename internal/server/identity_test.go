@@ -1,0 +1,311 @@
+package server_test
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/server"
+)
+
+// rpcs calls every RPC that wants a caller, with questions about a client that
+// exists and one that does not, and returns the errors by what was called.
+func rpcs(t *testing.T, conn *grpc.ClientConn, header metadata.MD) map[string]error {
+	t.Helper()
+	found := map[string]error{}
+	for _, file := range []protoreflect.FileDescriptor{tokenbrokerv1.File_tokenbroker_v1_tokenbroker_proto, tokenbrokerv1.File_tokenbroker_v1_admin_proto} {
+		for i := range file.Services().Len() {
+			methods := file.Services().Get(i).Methods()
+			for j := range methods.Len() {
+				method := methods.Get(j)
+				name := fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name())
+				for _, client := range []string{"", "orders", "nobody"} {
+					found[name+" "+client] = call(t, conn, header, name, method, client)
+				}
+			}
+		}
+	}
+	found["reflection"] = reflect(t, conn, header)
+	return found
+}
+
+// call calls an RPC about a client, if the RPC is about any.
+func call(t *testing.T, conn *grpc.ClientConn, header metadata.MD, name string, method protoreflect.MethodDescriptor, client string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), header), 20*time.Second)
+	defer cancel()
+	req, resp := message(method.Input()), message(method.Output())
+	if field := method.Input().Fields().ByName("client_name"); field != nil && client != "" {
+		req.ProtoReflect().Set(field, protoreflect.ValueOfString(client))
+	}
+	if !method.IsStreamingServer() {
+		return conn.Invoke(ctx, name, req, resp)
+	}
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, name)
+	if err == nil {
+		err = stream.SendMsg(req)
+	}
+	if err == nil {
+		err = stream.CloseSend()
+	}
+	if err == nil {
+		err = stream.RecvMsg(resp)
+	}
+	return err
+}
+
+func message(of protoreflect.MessageDescriptor) proto.Message {
+	return must(protoregistry.GlobalTypes.FindMessageByName(of.FullName())).New().Interface()
+}
+
+func reflect(t *testing.T, conn *grpc.ClientConn, header metadata.MD) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), header), 20*time.Second)
+	defer cancel()
+	stream, err := reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(ctx)
+	if err != nil {
+		return err
+	}
+	_ = stream.Send(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+	_, err = stream.Recv()
+	return err
+}
+
+// stranger is somebody who is not let in.
+type stranger struct {
+	config *tls.Config
+	header metadata.MD
+	code   codes.Code
+	says   string
+	// refused is the reason by which a handshake is counted that fails.
+	refused string
+}
+
+func bearer(tokens ...string) metadata.MD {
+	header := metadata.MD{}
+	for _, token := range tokens {
+		header.Append("authorization", "Bearer "+token)
+	}
+	return header
+}
+
+func (w *world) theStrangers() map[string]stranger {
+	now := time.Now()
+	unidentified := func(config *tls.Config, header metadata.MD, says string) stranger {
+		return stranger{config: config, header: header, code: codes.Unauthenticated, says: says}
+	}
+	refused := func(config *tls.Config, reason string) stranger {
+		return stranger{config: config, code: codes.Unavailable, refused: reason}
+	}
+	listed := func(names ...string) *tls.Config { return w.with(w.ca, template(names...)) }
+	old := &x509.Certificate{URIs: template(checkout).URIs, NotBefore: now.Add(-2 * time.Hour), NotAfter: now.Add(-time.Hour)}
+	early := &x509.Certificate{URIs: template(checkout).URIs, NotBefore: now.Add(time.Hour)}
+	forServers := &x509.Certificate{URIs: template(checkout).URIs, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	shy := w.anonymous() // offers its certificate only to those who ask for one of its kind
+	shy.Certificates = []tls.Certificate{must(w.strangers.Issue(template(checkout))).TLS()}
+	good := w.jwt(nil)
+	return map[string]stranger{
+		"nobody": unidentified(w.anonymous(), nil, "nothing by which its caller could be recognised"),
+
+		"the wrong authority":              refused(w.with(w.strangers, template(checkout)), "unknown_authority"),
+		"the wrong authority, not offered": unidentified(shy, nil, "nothing by which its caller could be recognised"),
+		"expired":                          refused(w.with(w.ca, old), "expired"),
+		"not yet valid":                    refused(w.with(w.ca, early), "expired"),
+		"for servers only":                 refused(w.with(w.ca, forServers), "bad_certificate"),
+
+		"not listed":                   unidentified(listed("spiffe://example.com/ns/shop/sa/other"), nil, `(URI "spiffe://example.com/ns/shop/sa/other") is none of the callers`),
+		"no names but a common name":   unidentified(listed(), nil, "names neither a URI nor a DNS name"),
+		"a path below":                 unidentified(listed(checkout+"/admin"), nil, "none of the callers"),
+		"a slash more":                 unidentified(listed(checkout+"/"), nil, "none of the callers"),
+		"another case":                 unidentified(listed("spiffe://example.com/ns/Shop/sa/checkout"), nil, "none of the callers"),
+		"a longer trust domain":        unidentified(listed("spiffe://example.com.evil.org/ns/shop/sa/checkout"), nil, "none of the callers"),
+		"another scheme":               unidentified(listed("https://example.com/ns/shop/sa/checkout"), nil, "none of the callers"),
+		"a query":                      unidentified(listed(checkout+"?x=1"), nil, "none of the callers"),
+		"two SPIFFE IDs":               unidentified(listed(checkout, "spiffe://example.com/ns/shop/sa/other"), nil, "none of the callers"),
+		"a longer DNS name":            unidentified(listed(gateway+".evil.org"), nil, "none of the callers"),
+		"a wildcard":                   unidentified(listed("*.example.com"), nil, "none of the callers"),
+		"two callers at once":          unidentified(listed("urn:example:batch", "urn:example:night"), nil, "none of the callers"),
+		"a SPIFFE ID as the DNS name":  unidentified(w.with(w.ca, &x509.Certificate{DNSNames: []string{"example.com"}}), nil, "none of the callers"),
+		"a JWT for others":             unidentified(w.anonymous(), bearer(w.jwt(map[string]any{"aud": "https://other.example.com"})), "It must be for the audience"),
+		"an expired JWT":               unidentified(w.anonymous(), bearer(w.jwt(map[string]any{"iat": now.Add(-2 * time.Hour).Unix(), "exp": now.Add(-time.Hour).Unix()})), "expired"),
+		"a JWT of nobody listed":       unidentified(w.anonymous(), bearer(w.jwt(map[string]any{"sub": robot + "2"})), fmt.Sprintf("subject %q of issuer %q is none of the callers", robot+"2", issuer)),
+		"a JWT of somebody else":       unidentified(w.anonymous(), bearer(w.jwt(map[string]any{"iss": "https://other.example.com"})), "not good"),
+		"a JWT that was tampered with": unidentified(w.anonymous(), bearer(tampered(good)), "not good"),
+		"an unsigned JWT":              unidentified(w.anonymous(), bearer("eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0."), "not good"),
+		"an opaque token":              unidentified(w.anonymous(), bearer("0123456789abcdef0123456789abcdef"), "is not a JWT"),
+		"the same JWT twice":           unidentified(w.anonymous(), bearer(good, good), "more than once"),
+		"a good JWT and a bad one":     unidentified(w.anonymous(), bearer(good, "x"), "more than once"),
+		"a password":                   unidentified(w.anonymous(), metadata.Pairs("authorization", "Basic cm9ib3Q6cm9ib3Q="), `is not "Bearer " and a JWT`),
+		"a JWT without its scheme":     unidentified(w.anonymous(), metadata.Pairs("authorization", good), `is not "Bearer " and a JWT`),
+		"not listed, and a bad JWT":    unidentified(listed("urn:example:other"), bearer(tampered(good)), "not good"),
+	}
+}
+
+// tampered changes the first character of a JWT's signature.
+func tampered(token string) string {
+	at := strings.LastIndexByte(token, '.') + 1
+	other := "A"
+	if token[at] == 'A' {
+		other = "B"
+	}
+	return token[:at] + other + token[at+1:]
+}
+
+func withBatch() []policy.CallerConfig {
+	return append(callersOfTheWorld(),
+		policy.CallerConfig{Name: "caller-batch", Match: policy.Match{URISAN: "urn:example:batch"}},
+		policy.CallerConfig{Name: "caller-night", Match: policy.Match{URISAN: "urn:example:night"}})
+}
+
+// Whoever is not a caller gets one status from every RPC, whatever it asks for, and
+// learns nothing from it but how the broker sees it.
+func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
+	w := newWorldOf(t, allowing(withBatch()...))
+	learnt := []string{"orders", "abc", "caller-", "policy", secretCanary}
+	calls := 0
+	for name, s := range w.theStrangers() {
+		t.Run(name, func(t *testing.T) {
+			before := w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": s.refused})
+			conn := w.connect(s.config)
+			var first *status.Status
+			for rpc, err := range rpcs(t, conn, s.header) {
+				calls++
+				told := status.Convert(err)
+				if err == nil || told.Code() != s.code || !strings.Contains(told.Message(), s.says) {
+					t.Fatalf("%s: %v", rpc, err)
+				}
+				if s.refused != "" {
+					continue
+				}
+				if info := detail[*errdetails.ErrorInfo](err); info.GetReason() != broker.ReasonUnidentified || info.GetDomain() != "tokenbroker" || len(info.GetMetadata()) > 0 {
+					t.Errorf("%s: %v", rpc, info)
+				}
+				if first == nil {
+					first = told
+				}
+				if diff := cmp.Diff(first.Proto(), told.Proto(), protocmp.Transform()); diff != "" {
+					t.Errorf("%s is answered otherwise than another RPC:\n%s", rpc, diff)
+				}
+				for _, canary := range learnt {
+					if strings.Contains(told.Message(), canary) {
+						t.Errorf("%s tells %q: %v", rpc, canary, err)
+					}
+				}
+			}
+			if s.refused == "" {
+				if got := must(healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})); got.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+					t.Errorf("health: %v", got)
+				}
+				return
+			}
+			if after := w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": s.refused}); after == before {
+				t.Errorf("a handshake that was refused is not counted as %s", s.refused)
+			}
+			if !strings.Contains(w.log.String(), `"reason":"`+s.refused+`"`) {
+				t.Errorf("the log does not tell of it: %s", w.log)
+			}
+		})
+	}
+	if calls < 1000 {
+		t.Errorf("only %d calls were made", calls)
+	}
+	if n := w.idp.Requests(devidp.TokenPath); n > 0 {
+		t.Errorf("the IdP was asked for %d tokens", n)
+	}
+}
+
+// The other side of the table: who is a caller is not refused by any RPC.
+func TestCallersAreRecognised(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		config *tls.Config
+		header metadata.MD
+	}{
+		"by a SPIFFE ID":                                {w.with(w.ca, template(checkout)), nil},
+		"by a SPIFFE ID, beside a DNS name":             {w.with(w.ca, template(checkout, "pod-1.example.com")), nil},
+		"by a DNS name":                                 {w.with(w.ca, template(gateway)), nil},
+		"by a DNS name in another case":                 {w.with(w.ca, template("Gateway.Example.COM")), nil},
+		"by a JWT":                                      {w.anonymous(), bearer(w.jwt(nil))},
+		"by a JWT, its scheme in another case":          {w.anonymous(), metadata.Pairs("authorization", "bearer "+w.jwt(nil))},
+		"by a JWT, with a certificate of nobody listed": {w.with(w.ca, template("urn:example:other")), bearer(w.jwt(nil))},
+		"by a certificate, with a bad JWT":              {w.with(w.ca, template(checkout)), bearer("x")},
+		"by a certificate of an intermediate authority": {w.with(must(w.ca.Below("between", time.Time{})), template(checkout)), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for rpc, err := range rpcs(t, w.connect(c.config), c.header) {
+				if code := status.Code(err); slices.Contains([]codes.Code{codes.Unauthenticated, codes.Unavailable, codes.ResourceExhausted, codes.Internal}, code) {
+					t.Errorf("%s: %v", rpc, err)
+				}
+			}
+			ctx := metadata.NewOutgoingContext(t.Context(), c.header)
+			if _, err := w.api(c.config).GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestARevokedJWTIsNobodysAtOnce(t *testing.T) {
+	w := newWorld(t)
+	operator := tokenbrokerv1.NewAdminServiceClient(w.connect(w.with(w.ca, template(checkout))))
+	conn := w.connect(w.anonymous())
+	header := bearer(w.jwt(map[string]any{"jti": "stolen"}))
+	if err := rpcs(t, conn, header)["/tokenbroker.v1.TokenBrokerService/GetToken orders"]; err != nil {
+		t.Fatal(err)
+	}
+	_, err := operator.RevokeTokens(t.Context(), &tokenbrokerv1.RevokeTokensRequest{RequestId: "1", Revocation: &tokenbrokerv1.Revocation{
+		Issuer: issuer, Target: &tokenbrokerv1.Revocation_TokenId{TokenId: "stolen"}, ExpiresAt: inAnHour(), Reason: "test",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rpc, err := range rpcs(t, conn, header) {
+		if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "revoked") {
+			t.Errorf("%s: %v", rpc, err)
+		}
+	}
+	if err := rpcs(t, conn, bearer(w.jwt(map[string]any{"jti": "another"})))["/tokenbroker.v1.TokenBrokerService/GetToken orders"]; err != nil {
+		t.Errorf("another JWT of the same caller: %v", err)
+	}
+}
+
+func TestWhoIsBoundIsSoOnlyIfNothingElseIsPresented(t *testing.T) {
+	w := newWorldOf(t, allowing(append(callersOfTheWorld(), policy.CallerConfig{Name: "bound"})...), func(c *server.Config) { c.Bound = "bound" })
+	for name, tt := range map[string]struct {
+		config *tls.Config
+		header metadata.MD
+		code   codes.Code
+	}{
+		"nothing":                     {w.anonymous(), nil, codes.OK},
+		"a certificate of nobody":     {w.with(w.ca, template("urn:example:other")), nil, codes.OK},
+		"a bad JWT":                   {w.anonymous(), bearer("x"), codes.Unauthenticated},
+		"a good JWT of nobody listed": {w.anonymous(), bearer(w.jwt(map[string]any{"sub": "x"})), codes.Unauthenticated},
+	} {
+		ctx := metadata.NewOutgoingContext(t.Context(), tt.header)
+		if _, err := w.api(tt.config).GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); status.Code(err) != tt.code {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
