@@ -152,7 +152,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	redis := redistest.Start(t, redistest.Options{})
 	pki := newPKI(t)
-	config := strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1) +
+	config := strings.Replace(sampleText(t, 1), "listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", 1) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")

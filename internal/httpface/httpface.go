@@ -64,7 +64,8 @@ type Config struct {
 	// URL is that under which clients reach the server, for its metadata (RFC 8414);
 	// empty: there are none.
 	URL string
-	// Deadline bounds every request. Zero: server.DefaultDeadline.
+	// Deadline bounds every request for a token; a verification takes less by itself.
+	// Zero: server.DefaultDeadline.
 	Deadline time.Duration
 	// MessageSize and HeaderSize are what a request may carry, in bytes. Zero: the
 	// defaults of package server.
@@ -82,6 +83,7 @@ type Server struct {
 	metrics *metrics
 	lines   *rate.Limiter
 	routes  map[string]route
+	known   knownNeeds
 }
 
 // route is what there is at a path. What serves returns is the status that it
@@ -186,11 +188,9 @@ func (s *Server) route(path string) (route, bool) {
 }
 
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, at route) (status int, err error) {
-	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Deadline)
-	defer cancel()
 	defer func() {
 		if cause := recover(); cause != nil {
-			status, err = s.crashed(ctx, w, at, cause), nil
+			status, err = s.crashed(r.Context(), w, at, cause), nil
 		}
 	}()
 	if at.methods != "" && !strings.Contains(at.methods, r.Method) {
@@ -198,7 +198,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, at route) (statu
 		w.WriteHeader(http.StatusMethodNotAllowed)
 		return http.StatusMethodNotAllowed, nil
 	}
-	return at.serve(w, r.WithContext(ctx))
+	return at.serve(w, r)
 }
 
 // crashed answers after a panic. Its value may hold anything, so the log gets its

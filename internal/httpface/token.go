@@ -1,6 +1,7 @@
 package httpface
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"time"
@@ -39,7 +40,9 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	if invalid := server.CheckAsk(ask); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
-	answer, err := s.cfg.Broker.Get(r.Context(), asked.caller, ask)
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Deadline)
+	defer cancel()
+	answer, err := s.cfg.Broker.Get(ctx, asked.caller, ask)
 	if err != nil {
 		return refuse(w, r, problemOf(err))
 	}

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -88,8 +90,12 @@ func seconds(d time.Duration) string {
 // needs is what the gateway says the token must be good for, and whether there is a
 // token in the query. An error is the gateway's own.
 func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err error) {
+	raw := r.URL.RawQuery
+	if known, ok := s.known.get(raw); ok && !s.cfg.NeedsInHeaders {
+		return known, false, nil
+	}
 	var values url.Values
-	if raw := r.URL.RawQuery; !s.cfg.NeedsInHeaders || strings.Contains(raw, accessToken) || strings.Contains(raw, "%") {
+	if !s.cfg.NeedsInHeaders || strings.Contains(raw, accessToken) || strings.Contains(raw, "%") {
 		values, err = url.ParseQuery(raw)
 	}
 	if _, inQuery = values[accessToken]; inQuery {
@@ -101,7 +107,38 @@ func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err
 	if err != nil {
 		return needs, false, misconfigured("its query is not well-formed")
 	}
-	return needsInQuery(values)
+	if needs, inQuery, err = needsInQuery(values); err == nil {
+		s.known.put(raw, needs)
+	}
+	return needs, inQuery, err
+}
+
+// maxKnownNeeds are far more than the routes of a gateway.
+const maxKnownNeeds = 1000
+
+// knownNeeds remembers what queries say that are good: gateways send a few, over and
+// over. Its zero value is empty.
+type knownNeeds struct {
+	byQuery sync.Map
+	count   atomic.Int64
+}
+
+func (k *knownNeeds) get(query string) (verify.Request, bool) {
+	found, ok := k.byQuery.Load(query)
+	if !ok {
+		return verify.Request{}, false
+	}
+	needs, ok := found.(verify.Request)
+	return needs, ok
+}
+
+func (k *knownNeeds) put(query string, needs verify.Request) {
+	if k.count.Load() >= maxKnownNeeds {
+		return
+	}
+	if _, there := k.byQuery.LoadOrStore(query, needs); !there {
+		k.count.Add(1)
+	}
 }
 
 // needsInQuery refuses what the gateway would not send: some gateways put there what
