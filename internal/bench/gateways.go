@@ -71,10 +71,7 @@ func forwarded(address string, by proof, token string) (call, error) {
 		return nil, err
 	}
 	return func(ctx context.Context, _ tokenbrokerv1.TokenBrokerServiceClient) error {
-		answer, err := askVerify(ctx, client, address, token)
-		if err == nil && answer.StatusCode != http.StatusOK {
-			return fmt.Errorf("the request was denied: %s", answer.Status)
-		}
+		_, err := askVerify(ctx, client, address, token)
 		return err
 	}, nil
 }
@@ -91,7 +88,9 @@ func (p proof) http() (*http.Client, error) {
 	}}, nil
 }
 
-func askVerify(ctx context.Context, client *http.Client, address, token string) (*http.Response, error) {
+// askVerify returns the header of an answer that lets a request pass; any other is an
+// error.
+func askVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/verify?scope=read", nil)
 	if err != nil {
 		return nil, err
@@ -102,7 +101,10 @@ func askVerify(ctx context.Context, client *http.Client, address, token string) 
 		return nil, err
 	}
 	_, err = io.Copy(io.Discard, answer.Body)
-	return answer, errors.Join(err, answer.Body.Close())
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the request was denied: %s", answer.Status)
+	}
+	return answer.Header, errors.Join(err, answer.Body.Close())
 }
 
 // gateways answers as fixed does, for those of whom a gateway asks.
@@ -140,11 +142,9 @@ func learnGateways(ctx context.Context, address, httpAddress string, by proof, t
 	if made.answer, err = authv3.NewAuthorizationClient(connection).Check(ctx, checkRequest(token)); err != nil {
 		return nil, err
 	}
-	said, err := askVerify(ctx, client, httpAddress, token)
-	if err != nil {
+	if made.header, err = askVerify(ctx, client, httpAddress, token); err != nil {
 		return nil, err
 	}
-	made.header = said.Header
 	made.header.Del("Date")
 	made.header.Del("Content-Length")
 	return made, nil

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -74,9 +75,7 @@ func (e *edge) token(claims map[string]any) string {
 		"iss": e.idp.Issuer(), "sub": "alice", "aud": exampleAudience, "client_id": "web", "scope": "read",
 		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
 	}
-	for name, value := range claims {
-		all[name] = value
-	}
+	maps.Copy(all, claims)
 	return e.idp.Mint(all).Reveal()
 }
 
@@ -160,7 +159,7 @@ func (e *edge) ask(t *testing.T, address, target string, authorization ...string
 		t.Fatalf("%s%s: %v", address, target, err)
 	}
 	_ = response.Body.Close()
-	return asked{response.StatusCode, response.Header.Get("Www-Authenticate"), time.Since(begun), e.last()}
+	return asked{response.StatusCode, response.Header.Get("WWW-Authenticate"), time.Since(begun), e.last()}
 }
 
 func TestRealGatewaysDelegate(t *testing.T) {

@@ -241,7 +241,7 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 		if err != nil {
 			return 0, ""
 		}
-		return response.StatusCode, response.Header.Get("Www-Authenticate") + fmt.Sprint(response.Body.Close() == nil)
+		return response.StatusCode, response.Header.Get("WWW-Authenticate") + fmt.Sprint(response.Body.Close() == nil)
 	}
 	service.ready(t, func() bool { status, _ := get(""); return status != 0 })
 	mint := func(scope string, life time.Duration) string {

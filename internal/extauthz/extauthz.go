@@ -184,7 +184,7 @@ func denied(d gateway.Decision, asked *authv3.AttributeContext_HttpRequest) *aut
 		kind, body = "text/plain; charset=utf-8", d.Description+"\n"
 	}
 	return &authv3.CheckResponse{
-		Status: &statuspb.Status{Code: int32(code)}, //nolint:gosec // there are but a few
+		Status: &statuspb.Status{Code: int32(code)},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: status},
 			Headers: []*corev3.HeaderValueOption{overwrite("www-authenticate", d.Challenge), overwrite("content-type", kind), overwrite("cache-control", "no-store")},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -98,9 +99,7 @@ func bearer(token string) http.Header { return http.Header{"Authorization": {"Be
 func (f *face) post(t testing.TB, path string, header http.Header, form url.Values) answer {
 	t.Helper()
 	all := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-	for name, values := range header {
-		all[name] = values
-	}
+	maps.Copy(all, header)
 	return f.do(t, http.MethodPost, path, all, form.Encode())
 }
 
@@ -152,7 +151,7 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 	} {
 		for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS", "PURGE"} {
 			got := f.do(t, method, tt.target, tt.header, "")
-			challenge := got.header.Get("Www-Authenticate")
+			challenge := got.header.Get("WWW-Authenticate")
 			if got.status != tt.status || !strings.HasSuffix(challenge, tt.challenge) && !strings.Contains(challenge, tt.challenge) || (tt.challenge == "") != (challenge == "") {
 				t.Errorf("%s, %s: %d, challenge %q; want %d, %q", name, method, got.status, challenge, tt.status, tt.challenge)
 			}

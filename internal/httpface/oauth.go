@@ -217,7 +217,7 @@ func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
 		if values := r.Header["Authorization"]; len(values) > 0 && len(values[0]) >= 5 && strings.EqualFold(values[0][:5], "basic") {
 			scheme = "Basic"
 		}
-		header.Set("Www-Authenticate", scheme+` realm="tokenbroker"`)
+		header.Set("WWW-Authenticate", scheme+` realm="tokenbroker"`)
 	}
 	if p.retryAfter > 0 {
 		header.Set("Retry-After", seconds(p.retryAfter))

@@ -114,7 +114,7 @@ func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 		if code := got.json(t)["error"]; got.status != tt.status || code != tt.code || got.header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: %d %v, want %d %s: %s", name, got.status, code, tt.status, tt.code, got.body)
 		}
-		if challenge := got.header.Get("Www-Authenticate"); (tt.status == 401) != (challenge != "") {
+		if challenge := got.header.Get("WWW-Authenticate"); (tt.status == 401) != (challenge != "") {
 			t.Errorf("%s: challenge %q", name, challenge)
 		}
 		if strings.Contains(got.body, jwt) || strings.Contains(got.body, "s3cr3t") {

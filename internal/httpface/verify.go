@@ -65,7 +65,7 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 	case http.StatusServiceUnavailable:
 		header.Set("Retry-After", seconds(d.RetryAfter))
 	default:
-		header.Set("Www-Authenticate", d.Challenge)
+		header.Set("WWW-Authenticate", d.Challenge)
 	}
 	if !gateway.WantsJSON(r.Header.Get("Accept")) {
 		header.Set("Content-Type", "text/plain; charset=utf-8")
@@ -75,7 +75,7 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 	}
 	header.Set("Content-Type", "application/json")
 	w.WriteHeader(d.Status)
-	_, _ = w.Write(d.JSON())
+	_, _ = w.Write(d.JSON()) //nolint:gosec // all of it is written here, and nothing of the request
 	return d.Status, d.Err
 }
 
