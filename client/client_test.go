@@ -1,122 +1,74 @@
 package client_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/cezzis/tokenbroker/client"
-	"github.com/cezzis/tokenbroker/internal/app"
-	"github.com/cezzis/tokenbroker/internal/devidp"
-	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/client/brokertest"
 )
 
 const (
-	issuer   = "https://idp.example.com"
-	audience = "https://orders.example.com"
+	audience = "https://orders-api.example.com"
+	other    = "https://other.example.com"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// start runs a broker and returns a client of it.
-func start(t *testing.T) (*client.Client, *devidp.Server) {
-	t.Helper()
-	idp, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
-		{ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read", "write"}, Audiences: []string{audience, "https://other.example.com"}},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(file, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	config, err := app.ParseConfig("test.yaml", fmt.Appendf(nil, `
-listen: {grpc: {address: "127.0.0.1:0", caller: everybody}, ops: "off"}
-callers: [{name: everybody, roles: [all]}]
-roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
-clients:
-  orders: {issuer: %q, client_id: abc, secret: "file:%s", audience: %q, extras: [instance_url]}
-issuers: [{issuer: %q, audiences: [%q]}]
-`, issuer, file, audience, issuer, audience))
-	if err != nil {
-		t.Fatal(err)
-	}
-	broker, err := app.New(config, app.Options{Logger: slog.New(slog.DiscardHandler), Transport: idp.RoundTripper()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- broker.Run(ctx) }()
-	c, err := client.New(broker.GRPCAddr(), client.WithPlaintext())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = c.Close()
-		stop()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	return c, idp
-}
-
 func TestTokenAndItsOptions(t *testing.T) {
-	c, idp := start(t)
-	first, err := c.Token(t.Context(), "orders")
+	b := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: name, Audiences: []string{audience, other}}))
+	c := b.Client()
+	first, err := c.Token(t.Context(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first.AccessToken() == "" || first.Type() != "Bearer" || first.Source() != "fetched" || first.Degraded() ||
+	if first.AccessToken() == "" || first.Type() != "Bearer" || first.Header() != "Bearer "+first.AccessToken() ||
+		first.Source() != "fetched" || first.Degraded() || first.Extra("instance_url") != "" ||
 		!first.RefreshAt().Before(first.ExpiresAt()) || time.Until(first.ExpiresAt()) < 59*time.Minute {
 		t.Errorf("source %s, expires %v, refresh %v", first.Source(), first.ExpiresAt(), first.RefreshAt())
 	}
-	second, err := c.Token(t.Context(), "orders", client.WithRejected(first))
+	second, err := c.Token(t.Context(), name, client.WithRejected(first))
 	if err != nil || second.AccessToken() == first.AccessToken() {
 		t.Errorf("the rejected token came back (%v)", err)
 	}
-	other, err := c.Token(t.Context(), "orders", client.WithAudience("https://other.example.com"),
-		client.WithResources("https://other.example.com"), client.WithScopes("read"), client.WithMinTTL(time.Minute))
-	if err != nil || strings.Join(other.Scopes(), " ") != "read" {
-		t.Errorf("with options: %v", err)
+	for _, options := range [][]client.TokenOption{
+		{client.WithAudience(other), client.WithScopes("read"), client.WithMinTTL(time.Minute)},
+		{client.WithResources(other), client.WithScopes("read")},
+	} {
+		got, err := c.Token(t.Context(), name, options...)
+		if err != nil || strings.Join(got.Scopes(), " ") != "read" {
+			t.Fatalf("with options: %v", err)
+		}
+		claims, err := c.Verify(t.Context(), got.AccessToken(), client.Audience(other))
+		if err != nil || strings.Join(claims.Scopes, " ") != "read" {
+			t.Errorf("with options: %v", err)
+		}
 	}
-	last := idp.TokenRequests()[len(idp.TokenRequests())-1]
-	if last.Audience != "https://other.example.com" || len(last.Resources) != 1 {
-		t.Errorf("the IdP was asked %+v", last)
-	}
-	_, err = c.Token(t.Context(), "orders", client.WithMinTTL(2*time.Hour))
+	_, err = c.Token(t.Context(), name, client.WithMinTTL(2*time.Hour))
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("an endless wish: %v", err)
 	}
 }
 
 func TestTokenDoesNotPrintItself(t *testing.T) {
-	c, _ := start(t)
-	tok, err := c.Token(t.Context(), "orders")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := brokertest.New(t)
+	c := b.Client()
+	source := c.TokenSource(name)
+	tok := mustToken(t, source)
 	holder := struct {
 		Exported   *client.Token
 		unexported *client.Token
 		value      client.Token
 	}{tok, tok, *tok}
 	var out strings.Builder
-	for _, value := range []any{tok, *tok, holder, &holder, []*client.Token{tok}} {
+	for _, value := range []any{tok, *tok, holder, &holder, []*client.Token{tok}, c, source} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
 			fmt.Fprintf(&out, verb+"\n", value)
 		}
@@ -125,34 +77,45 @@ func TestTokenDoesNotPrintItself(t *testing.T) {
 			out.Write(data)
 		}
 	}
+	for _, value := range []any{source.PerRPCCredentials(), source.OAuth2(), source.HTTPClient(), c.Verifier()} {
+		fmt.Fprintf(&out, "%v %+v %#v\n", value, value, value)
+	}
 	if text := tok.AccessToken(); strings.Contains(out.String(), text[:20]) || strings.Contains(out.String(), fmt.Sprintf("%x", text[:20])) {
 		t.Errorf("the token was printed: %s", out.String())
 	}
 }
 
+func TestAZeroTokenIsHarmless(t *testing.T) {
+	var none *client.Token
+	for _, token := range []*client.Token{none, {}} {
+		if token.AccessToken() != "" || token.String() != "[redacted]" || token.Source() != "unknown" {
+			t.Error("it says something")
+		}
+	}
+}
+
 func TestVerify(t *testing.T) {
-	c, idp := start(t)
-	tok, err := c.Token(t.Context(), "orders")
+	b := brokertest.New(t)
+	c := b.Client()
+	token := b.Mint(brokertest.Claims{Subject: "alice", ClientID: "shop", Scopes: []string{"read", "write"}})
+	claims, err := c.Verify(t.Context(), token, client.Audience(audience, "another"), client.Scopes("read", "write"), client.Issuer(brokertest.Issuer))
 	if err != nil {
 		t.Fatal(err)
 	}
-	claims, err := c.Verify(t.Context(), tok.AccessToken(), client.Audience(audience, "another"), client.Scopes("read", "write"), client.Issuer(issuer))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if claims.Issuer != issuer || claims.Subject != "abc" || claims.ClientID != "abc" || claims.Audience[0] != audience || len(claims.Scopes) != 2 ||
+	if claims.Issuer != brokertest.Issuer || claims.Subject != "alice" || claims.ClientID != "shop" || claims.Audience[0] != audience || len(claims.Scopes) != 2 ||
 		claims.TokenID == "" || claims.IssuedAt.IsZero() || !json.Valid(claims.JSON) || claims.ValidUntil.After(claims.ExpiresAt) {
 		t.Errorf("claims = %+v", claims)
 	}
-	for reason, verify := range map[string]func() error{
-		"insufficient_scope": func() error { _, err := c.Verify(t.Context(), tok.AccessToken(), client.Scopes("admin")); return err },
-		"wrong_audience":     func() error { _, err := c.Verify(t.Context(), tok.AccessToken(), client.Audience("x")); return err },
-		"unknown_issuer":     func() error { _, err := c.Verify(t.Context(), tok.AccessToken(), client.Issuer("x")); return err },
-		"malformed":          func() error { _, err := c.Verify(t.Context(), "x"); return err },
-		"expired": func() error {
-			old := time.Now().Add(-time.Hour)
-			_, err := c.Verify(t.Context(), idp.Mint(map[string]any{"iss": issuer, "sub": "x", "aud": audience, "client_id": "x",
-				"iat": old.Unix(), "exp": old.Add(time.Minute).Unix(), "jti": "1"}).Reveal())
+	if !claims.HasScopes() || !claims.HasScopes("write", "read") || claims.HasScopes("read", "admin") {
+		t.Error("HasScopes does not see what is there")
+	}
+	for reason, verify := range map[client.Reason]func() error{
+		client.ReasonInsufficientScope: func() error { _, err := c.Verify(t.Context(), token, client.Scopes("admin")); return err },
+		client.ReasonWrongAudience:     func() error { _, err := c.Verify(t.Context(), token, client.Audience("x")); return err },
+		client.ReasonUnknownIssuer:     func() error { _, err := c.Verify(t.Context(), token, client.Issuer("x")); return err },
+		client.ReasonMalformed:         func() error { _, err := c.Verify(t.Context(), "x"); return err },
+		client.ReasonExpired: func() error {
+			_, err := c.Verify(t.Context(), b.Mint(brokertest.Claims{Lifetime: -time.Hour}))
 			return err
 		},
 	} {
@@ -164,13 +127,7 @@ func TestVerify(t *testing.T) {
 }
 
 func TestABrokerThatIsNotThereIsNotARejection(t *testing.T) {
-	var network net.ListenConfig
-	listener, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = listener.Close()
-	c, err := client.New(listener.Addr().String(), client.WithPlaintext())
+	c, err := client.New(nobody(t), client.WithPlaintext())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,15 +138,51 @@ func TestABrokerThatIsNotThereIsNotARejection(t *testing.T) {
 	}
 }
 
+// nobody is an address where nobody listens.
+func nobody(t *testing.T) string {
+	t.Helper()
+	var network net.ListenConfig
+	listener, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().String()
+}
+
 // The server of the test speaks no TLS, and the client by default nothing else.
 func TestPlaintextIsOnlyByChoice(t *testing.T) {
-	c, _ := start(t)
-	secure, err := client.New(c.Target())
+	b := brokertest.New(t, brokertest.OnLoopback())
+	secure, err := client.New(b.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = secure.Close() }()
-	if _, err := secure.Token(t.Context(), "orders"); status.Code(err) != codes.Unavailable {
+	if _, err := secure.Token(t.Context(), name); status.Code(err) != codes.Unavailable {
 		t.Errorf("error = %v", err)
+	}
+}
+
+func TestACallThatFindsItsReplicaGoneIsMadeAgain(t *testing.T) {
+	b := brokertest.New(t)
+	c := b.Client()
+	b.FailNext(3, codes.Unavailable)
+	if _, err := c.Token(t.Context(), name); err != nil || b.Calls().GetToken != 4 {
+		t.Errorf("after %d calls: %v", b.Calls().GetToken, err)
+	}
+	b.FailNext(1, codes.Internal)
+	if _, err := c.Token(t.Context(), name); status.Code(err) != codes.Internal || b.Calls().GetToken != 5 {
+		t.Errorf("after %d calls: %v", b.Calls().GetToken, err)
+	}
+}
+
+// That an IdP is away is known to the whole fleet: to ask again at once is in
+// vain, and the broker says so.
+func TestACallThatFailsForTheIdPIsNotMadeAgain(t *testing.T) {
+	b := brokertest.New(t)
+	c := b.Client()
+	b.SetIdPDown(true)
+	if _, err := c.Token(t.Context(), name); status.Code(err) != codes.Unavailable || b.Calls().GetToken != 1 {
+		t.Errorf("after %d calls: %v", b.Calls().GetToken, err)
 	}
 }

@@ -3,13 +3,15 @@ package client
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Claims are what a verified token says.
+// Claims are what a verified token says. Claims that a [Verifier] gives are
+// shared by all who ask about the token: do not change them.
 type Claims struct {
 	// Issuer and Subject together identify whom the token speaks of.
 	Issuer, Subject string
@@ -26,19 +28,50 @@ type Claims struct {
 	JSON []byte
 	// JKT and X5T name the key that a sender-constrained token is bound to (RFC
 	// 9449, RFC 8705). The broker does not check the binding: if one is not
-	// empty, the receiver of the token must.
+	// empty, the receiver of the token must. [HTTPMiddleware] and the interceptors
+	// check X5T, and refuse tokens with JKT.
 	JKT, X5T string
 	// ValidUntil is how long this answer may be kept.
 	ValidUntil time.Time
 }
 
+// HasScopes reports whether the token carries all of these scopes.
+func (c *Claims) HasScopes(allOf ...string) bool {
+	return !slices.ContainsFunc(allOf, func(scope string) bool { return !slices.Contains(c.Scopes, scope) })
+}
+
+// Reason says why a token is not good: the first check that it failed. It is the
+// RejectionReason of the API, in snake case; there may be more in time.
+type Reason string
+
+// The reasons, in the order of the checks. Those up to ReasonBadSignature tell
+// nothing that whoever presents the token cannot see.
+const (
+	ReasonMalformed           Reason = "malformed"
+	ReasonUnsupported         Reason = "unsupported"
+	ReasonUnknownIssuer       Reason = "unknown_issuer"
+	ReasonAlgorithmNotAllowed Reason = "algorithm_not_allowed"
+	ReasonUnknownKey          Reason = "unknown_key"
+	ReasonBadSignature        Reason = "bad_signature"
+	ReasonBadClaims           Reason = "bad_claims"
+	ReasonWrongType           Reason = "wrong_type"
+	ReasonExpired             Reason = "expired"
+	ReasonNotYetValid         Reason = "not_yet_valid"
+	ReasonLifetimeTooLong     Reason = "lifetime_too_long"
+	ReasonWrongAudience       Reason = "wrong_audience"
+	ReasonInsufficientScope   Reason = "insufficient_scope"
+	ReasonRevoked             Reason = "revoked"
+	ReasonInactive            Reason = "inactive"
+	// ReasonWrongHolder: the token is bound to a key that whoever presents it has
+	// not shown. The broker does not check that; the middleware does.
+	ReasonWrongHolder Reason = "wrong_holder"
+)
+
 // RejectedError says that a token is not good. Any other error of Verify means
 // that the broker could not decide: treat the token as not verified and answer
 // 503, not 401.
 type RejectedError struct {
-	// Reason is stable and in snake case, such as "expired" or
-	// "insufficient_scope".
-	Reason string
+	Reason Reason
 	// Message is a sentence for a developer.
 	Message string
 }
@@ -47,39 +80,81 @@ func (e *RejectedError) Error() string {
 	return fmt.Sprintf("the token is rejected (%s): %s", e.Reason, e.Message)
 }
 
-// VerifyOption says what the token must be good for.
-type VerifyOption func(*tokenbrokerv1.VerifyTokenRequest)
+// VerifyOption says what a token must be good for. Each is also an option of a
+// [Verifier] and of the middleware.
+type VerifyOption interface {
+	VerifierOption
+	MiddlewareOption
+	verify(want *wanted)
+}
+
+// wanted is what a token must be good for.
+type wanted struct {
+	audience []string // any of
+	scopes   []string // all of
+	issuer   string
+	// answer is the same where the broker's answer is: scopes apart, which are
+	// compared here.
+	answer string
+}
+
+func (w wanted) with(opts []VerifyOption) wanted {
+	for _, opt := range opts {
+		opt.verify(&w)
+	}
+	return w.ready()
+}
+
+// ready is w once all is said.
+func (w wanted) ready() wanted {
+	w.answer = ""
+	if len(w.audience) > 0 || w.issuer != "" {
+		w.answer = fmt.Sprintf("%q%q", w.issuer, w.audience)
+	}
+	return w
+}
+
+type verifyOption func(*wanted)
+
+func (set verifyOption) verify(w *wanted) { set(w) }
+
+func (set verifyOption) verifier(v *Verifier) { set(&v.want) }
+
+func (set verifyOption) middleware(want *wanted) { set(want) }
 
 // Audience wants the token to be for at least one of these audiences. Without
 // it, one of those that the broker is configured with for the issuer.
 func Audience(anyOf ...string) VerifyOption {
-	return func(r *tokenbrokerv1.VerifyTokenRequest) { r.Audience = anyOf }
+	return verifyOption(func(w *wanted) { w.audience = slices.Clone(anyOf) })
 }
 
 // Scopes wants the token to carry all of these scopes.
 func Scopes(allOf ...string) VerifyOption {
-	return func(r *tokenbrokerv1.VerifyTokenRequest) { r.RequiredScopes = allOf }
+	return verifyOption(func(w *wanted) { w.scopes = slices.Clone(allOf) })
 }
 
 // Issuer wants the token to be of this issuer.
 func Issuer(issuer string) VerifyOption {
-	return func(r *tokenbrokerv1.VerifyTokenRequest) { r.Issuer = issuer }
+	return verifyOption(func(w *wanted) { w.issuer = issuer })
 }
 
-// Verify has the broker verify a token, given without "Bearer ". The error is a
-// *RejectedError if the token is not good.
+// Verify has the broker verify a token, given without "Bearer ": one call, each
+// time. The error is a [*RejectedError] if the token is not good. A service that
+// verifies what it is presented with takes a [Verifier], which remembers.
 func (c *Client) Verify(ctx context.Context, token string, opts ...VerifyOption) (*Claims, error) {
-	req := &tokenbrokerv1.VerifyTokenRequest{Token: token}
-	for _, opt := range opts {
-		opt(req)
-	}
-	resp, err := c.api.VerifyToken(ctx, req)
+	return c.verify(ctx, token, wanted{}.with(opts))
+}
+
+func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims, error) {
+	resp, err := c.api.VerifyToken(ctx, &tokenbrokerv1.VerifyTokenRequest{
+		Token: token, Audience: want.audience, RequiredScopes: want.scopes, Issuer: want.issuer,
+	})
 	if err != nil {
 		return nil, err
 	}
 	if !resp.GetActive() {
 		reason := strings.TrimPrefix(resp.GetRejection().GetReason().String(), "REJECTION_REASON_")
-		return nil, &RejectedError{Reason: strings.ToLower(reason), Message: resp.GetRejection().GetMessage()}
+		return nil, &RejectedError{Reason: Reason(strings.ToLower(reason)), Message: resp.GetRejection().GetMessage()}
 	}
 	claims := &Claims{
 		Issuer:     resp.GetIssuer(),

@@ -1,23 +1,25 @@
 package main
 
 import (
-	"errors"
-	"net"
+	"context"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/client"
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-const defaultAddr = "127.0.0.1:8443"
+const defaultAddr = client.DefaultTarget
 
-// connection is how the commands that ask a broker reach it.
+// connection is how the commands that ask a broker reach it: as the environment
+// says (client.FromEnv), but for what flags say.
 type connection struct {
 	addr      string
 	plaintext bool
+	files     client.TLSFiles
+	tokenFile string
 	timeout   time.Duration
 }
 
@@ -25,6 +27,11 @@ func (c *connection) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&c.addr, "addr", fromEnv("TOKENBROKER_ADDR", defaultAddr), "broker to ask, HOST:PORT (environment: TOKENBROKER_ADDR)")
 	flags.BoolVar(&c.plaintext, "plaintext", false, "connect without TLS; the default on loopback (environment: TOKENBROKER_PLAINTEXT)")
+	flags.StringVar(&c.files.CA, "ca", os.Getenv("TOKENBROKER_CA"), "file with the authorities that the broker's certificate may be of; empty: those of the system (environment: TOKENBROKER_CA)")
+	flags.StringVar(&c.files.Cert, "cert", os.Getenv("TOKENBROKER_CERT"), "file with the client certificate to present (environment: TOKENBROKER_CERT)")
+	flags.StringVar(&c.files.Key, "key", os.Getenv("TOKENBROKER_KEY"), "file with its private key (environment: TOKENBROKER_KEY)")
+	flags.StringVar(&c.files.ServerName, "server-name", os.Getenv("TOKENBROKER_SERVER_NAME"), "name in the broker's certificate; empty: the host of --addr (environment: TOKENBROKER_SERVER_NAME)")
+	flags.StringVar(&c.tokenFile, "token-file", os.Getenv("TOKENBROKER_TOKEN_FILE"), "file with the JWT to present; empty: the one that broker dev left, if any (environment: TOKENBROKER_TOKEN_FILE)")
 	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for an answer")
 }
 
@@ -35,38 +42,30 @@ func fromEnv(name, otherwise string) string {
 	return otherwise
 }
 
-// unencrypted reports whether to connect without TLS: as the flag says, else as
-// the environment says, else on loopback only.
-func (c *connection) unencrypted(cmd *cobra.Command) (bool, error) {
-	if cmd.Flags().Changed("plaintext") {
-		return c.plaintext, nil
-	}
-	if value := os.Getenv("TOKENBROKER_PLAINTEXT"); value != "" {
-		plaintext, err := strconv.ParseBool(value)
-		if err != nil {
-			return false, errors.New("TOKENBROKER_PLAINTEXT: want true or false")
-		}
-		return plaintext, nil
-	}
-	return onLoopback(c.addr), nil
-}
-
-func onLoopback(addr string) bool {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	return host == "localhost" || net.ParseIP(host).IsLoopback()
-}
-
-func (c *connection) open(cmd *cobra.Command) (*client.Client, error) {
-	plaintext, err := c.unencrypted(cmd)
-	if err != nil {
-		return nil, err
-	}
-	var opts []client.Option
-	if plaintext {
+func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Client, error) {
+	opts = append(opts, client.WithTarget(c.addr), client.WithTokenFile(c.tokenFile))
+	switch plaintext := cmd.Flags().Changed("plaintext"); {
+	case plaintext && c.plaintext:
 		opts = append(opts, client.WithPlaintext())
+	case c.files != (client.TLSFiles{}):
+		opts = append(opts, client.WithTLSFiles(c.files))
+	case plaintext:
+		opts = append(opts, client.WithTLS(nil))
 	}
-	return client.New(c.addr, opts...)
+	return client.FromEnv(opts...)
+}
+
+// adminCall is what the commands for operators do with the connection.
+type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
+
+// admin connects and calls.
+func (c *connection) admin(cmd *cobra.Command, call adminCall) error {
+	broker, err := c.open(cmd)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = broker.Close() }()
+	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
+	defer cancel()
+	return call(ctx, tokenbrokerv1.NewAdminServiceClient(broker.Conn()))
 }

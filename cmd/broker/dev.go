@@ -48,21 +48,33 @@ func sampleClients() []sampleClient {
 
 func newDev() *cobra.Command {
 	var (
-		opts devOptions
-		idp  idpOptions
-		only bool
+		opts         devOptions
+		idp          idpOptions
+		only         bool
+		certificates string
+		hosts        []string
 	)
 	cmd := &cobra.Command{
 		Use:   "dev",
 		Short: "Try everything on this machine, with nothing to install",
 		Long: `Run a sample identity provider and a broker in one process on loopback, get a token
 over gRPC, verify it, verify one that was tampered with, and show all three. Then
-serve until Ctrl-C, so that the other commands can be tried in another terminal.`,
+serve until Ctrl-C, so that the other commands can be tried in another terminal.
+
+The broker knows one caller, who may do everything. What it is recognised by is
+left in a file for this user, where the other commands and clients find it by
+themselves, and removed at the end.
+
+With --certificates make what is needed to try TLS, and exit.`,
 		Example: `  broker dev
   broker dev --exit
-  broker dev --idp-only --listen 127.0.0.1:9000`,
+  broker dev --idp-only --listen 127.0.0.1:9000
+  broker dev --certificates ./tls --host broker.internal`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if certificates != "" {
+				return writeCertificates(cmd.OutOrStdout(), certificates, hosts)
+			}
 			if only {
 				return serveIDP(cmd.Context(), cmd.ErrOrStderr(), idp)
 			}
@@ -76,6 +88,8 @@ serve until Ctrl-C, so that the other commands can be tried in another terminal.
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
 	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client (default: a client's secret is its name and -secret)")
+	flags.StringVar(&certificates, "certificates", "", "make an authority, and certificates of a broker and of a caller, in this directory, and exit")
+	flags.StringSliceVar(&hosts, "host", nil, "with --certificates: another name or address of the broker (repeatable)")
 	return cmd
 }
 
@@ -205,15 +219,27 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	if err != nil {
 		return err
 	}
+	where := broker.GRPCAddr()
+	if opts.exit {
+		where = "" // it is nobody else's
+	}
+	left, found, err := leaveCredential(idp, where, dir)
+	if err != nil {
+		broker.Close()
+		return err
+	}
 	serving, stop := context.WithCancel(ctx)
-	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- broker.Run(serving) }()
+	kept := make(chan struct{})
+	go func() { defer close(kept); left.keep(serving) }()
+	defer func() { stop(); <-kept }()
 
-	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nconfiguration            %s\n\n", devWarning, issuer, broker.GRPCAddr(), path)
-	demonstrated := demonstrate(ctx, out, broker.GRPCAddr())
+	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
+		devWarning, issuer, broker.GRPCAddr(), path, devCaller, left.path)
+	demonstrated := demonstrate(ctx, out, broker.GRPCAddr(), left.path)
 	if demonstrated == nil && !opts.exit {
-		_, _ = io.WriteString(out, nextSteps(broker.GRPCAddr()))
+		_, _ = io.WriteString(out, nextSteps(broker.GRPCAddr(), left.path, found))
 		select {
 		case <-ctx.Done():
 		case err := <-ended:
@@ -240,16 +266,18 @@ func writeSample(dir, issuer, addr string) (path string, secrets map[string]reda
 			c.name, issuer, c.name, file, c.auth, c.audience, strings.Join(c.scopes, ", "))
 	}
 	fmt.Fprintf(&text, "issuers:\n  - issuer: %s\n    audiences: [%s, %s]\n", issuer, ordersAudience, billingAudience)
+	fmt.Fprintf(&text, "callers:\n  - {name: %s, issuer: %s, subject: %[1]s, roles: [everything]}\n", devCaller, issuer)
+	text.WriteString("roles:\n  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
 	path = filepath.Join(dir, "broker.yaml")
 	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
 // demonstrate gets a token, verifies it, and verifies it tampered with, over
 // real gRPC. It fails if one of the three does not go as it should.
-func demonstrate(ctx context.Context, out io.Writer, addr string) error {
+func demonstrate(ctx context.Context, out io.Writer, addr, credential string) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	c, err := client.New(addr, client.WithPlaintext())
+	c, err := client.New(addr, client.WithPlaintext(), client.WithTokenFile(credential))
 	if err != nil {
 		return err
 	}
@@ -290,17 +318,22 @@ func tamper(token string) string {
 	return token[:at] + string(other) + token[at+1:]
 }
 
-func nextSteps(addr string) string {
+// nextSteps are commands to try. They find the credential, or must be told of it.
+func nextSteps(addr, credential string, found bool) string {
 	flag := ""
 	if addr != defaultAddr {
 		flag = " --addr " + addr
 	}
-	return strings.ReplaceAll(`
+	if !found {
+		flag += " --token-file " + credential
+	}
+	return strings.NewReplacer(" FLAG", flag, "FILE", credential, "ADDR", addr).Replace(`
 Serving until Ctrl-C. In another terminal:
 
   go run ./cmd/broker get orders-api FLAG
   go run ./cmd/broker get orders-api --scope read --json FLAG
   go run ./cmd/broker get orders-api FLAG | go run ./cmd/broker verify - FLAG
+  grpcurl -plaintext -H "authorization: Bearer $(cat FILE)" -d '{"client_name": "orders-api"}' ADDR tokenbroker.v1.TokenBrokerService/GetToken
 
-`, " FLAG", flag)
+`)
 }

@@ -7,9 +7,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/cezzis/tokenbroker/client"
 )
 
 func newHealthcheck() *cobra.Command {
@@ -25,16 +25,20 @@ health checks of containers that have no shell.`,
 		Example: `  broker healthcheck --addr 127.0.0.1:8443`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			plaintext, err := to.unencrypted(cmd)
+			// A client that looks at the health itself does not ask a broker that says
+			// that it is not well.
+			broker, err := to.open(cmd, client.WithDialOptions(grpc.WithDisableHealthCheck()))
 			if err != nil {
 				return err
 			}
+			defer func() { _ = broker.Close() }()
 			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
 			defer cancel()
-			status, err := health(ctx, to.addr, service, plaintext)
+			resp, err := healthpb.NewHealthClient(broker.Conn()).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 			if err != nil {
 				return err
 			}
+			status := resp.GetStatus()
 			if _, err := fmt.Fprintln(cmd.OutOrStdout(), status); err != nil {
 				return err
 			}
@@ -49,21 +53,4 @@ health checks of containers that have no shell.`,
 	cmd.Flags().Lookup("timeout").DefValue = "3s"
 	cmd.Flags().StringVar(&service, "service", "", "service to ask about; empty: the broker as a whole")
 	return cmd
-}
-
-func health(ctx context.Context, addr, service string, plaintext bool) (healthpb.HealthCheckResponse_ServingStatus, error) {
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(transport(plaintext)))
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = conn.Close() }()
-	resp, err := healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
-	return resp.GetStatus(), err
-}
-
-func transport(plaintext bool) credentials.TransportCredentials {
-	if plaintext {
-		return insecure.NewCredentials()
-	}
-	return credentials.NewTLS(nil)
 }

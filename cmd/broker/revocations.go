@@ -11,31 +11,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
-
-// adminCall is what the commands for operators do with the connection.
-type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
-
-// admin connects and calls.
-func (c *connection) admin(cmd *cobra.Command, call adminCall) error {
-	plaintext, err := c.unencrypted(cmd)
-	if err != nil {
-		return err
-	}
-	conn, err := grpc.NewClient(c.addr, grpc.WithTransportCredentials(transport(plaintext)))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
-	defer cancel()
-	return call(ctx, tokenbrokerv1.NewAdminServiceClient(conn))
-}
 
 func newRevocations() *cobra.Command {
 	cmd := &cobra.Command{

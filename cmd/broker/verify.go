@@ -112,7 +112,7 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 			Active  bool   `json:"active"`
 			Reason  string `json:"reason"`
 			Message string `json:"message"`
-		}{false, rejected.Reason, rejected.Message})
+		}{false, string(rejected.Reason), rejected.Message})
 	} else {
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "rejected: %s: %s\n", rejected.Reason, rejected.Message)
 	}

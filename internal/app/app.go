@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/httpface"
@@ -46,6 +48,12 @@ type Options struct {
 	Hangup <-chan os.Signal
 	// Transport replaces the network towards IdPs and issuers. Nil: the network.
 	Transport http.RoundTripper
+	// Listener is where the gRPC API is served, instead of at the configuration's
+	// address. Nil: there.
+	Listener net.Listener
+	// ServerOptions are added to those of the gRPC server, for programs that
+	// observe or disturb its calls.
+	ServerOptions []grpc.ServerOption
 }
 
 // App is a broker that listens already and serves once it is Run.
@@ -97,9 +105,9 @@ func New(config *Config, opts Options) (*App, error) {
 		assembled.close()
 		return nil, err
 	}
-	a.server = server.New(a.serverConfig())
+	a.server = server.New(a.serverConfig(opts))
 	a.openGateways()
-	if err := a.listen.open(&config.Listen); err != nil {
+	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
 		return nil, err
 	}
@@ -109,7 +117,7 @@ func New(config *Config, opts Options) (*App, error) {
 	return a, nil
 }
 
-func (a *App) serverConfig() server.Config {
+func (a *App) serverConfig(opts Options) server.Config {
 	config := a.config
 	made := server.Config{
 		Broker:     a.parts.broker,
@@ -122,6 +130,7 @@ func (a *App) serverConfig() server.Config {
 		Reflection: config.Server.Reflection,
 		Logger:     a.log,
 		Registerer: a.registry,
+		Options:    opts.ServerOptions,
 	}
 	if config.Listen.Unix != nil {
 		made.BoundUnix = config.Listen.Unix.Caller
@@ -249,7 +258,7 @@ func (a *App) serveHTTP() error {
 func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	a.stopSetup = a.runSetup(a.parts.setup)
+	a.stopSetup = a.runSetup(a.parts.setup.Load())
 	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })

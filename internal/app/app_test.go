@@ -151,8 +151,9 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	pki := newPKI(t)
-	config := strings.Replace(sampleText(t, 1), "listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", 1) +
+	pki, files := newPKI(t), redistest.NewCertificates(t)
+	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
+	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")

@@ -3,12 +3,15 @@ package app
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"reflect"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,7 +32,7 @@ type parts struct {
 	broker     *broker.Broker
 	log        *slog.Logger
 	registerer prometheus.Registerer
-	setup      *setup
+	setup      atomic.Pointer[setup]
 }
 
 // setup is the part of a configuration that can be replaced while the broker
@@ -77,7 +80,8 @@ func (p *parts) fill(config *Config) error {
 	if err != nil {
 		return err
 	}
-	p.setup, made.before = made, nil
+	p.use(made)
+	p.registerer.MustRegister(certificateCollector{p})
 	p.broker, err = broker.New(broker.Config{
 		Setup:      made.forBroker(),
 		Store:      p.storage.Store,
@@ -88,11 +92,17 @@ func (p *parts) fill(config *Config) error {
 	return err
 }
 
+// use puts a setup in the place of the one there is.
+func (p *parts) use(next *setup) {
+	next.before = nil
+	p.setup.Store(next)
+}
+
 // prepare makes a setup that can take the place of the one there is. It reads
 // secrets, and asks nobody anything. What is configured as before is kept as it is.
 func (p *parts) prepare(config *Config) (*setup, error) {
 	s := &setup{
-		config: config, storage: p.storage, network: p.network, before: p.setup,
+		config: config, storage: p.storage, network: p.network, before: p.setup.Load(),
 		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if s.before == nil {
@@ -121,11 +131,13 @@ func (s *setup) forBroker() broker.Setup {
 	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.policyConfig())}
 }
 
-// secrets are those of the clients.
+// secrets are those of the clients that have one.
 func (s *setup) secrets() []*secret.Ring {
-	all := make([]*secret.Ring, len(s.clients))
-	for i, c := range s.clients {
-		all[i] = c.Secret
+	var all []*secret.Ring
+	for _, c := range s.clients {
+		if c.Secret != nil {
+			all = append(all, c.Secret)
+		}
 	}
 	return all
 }
@@ -166,41 +178,71 @@ func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 		}
 		return old, nil
 	}
-	ring := old.Secret
-	if !existed || ring.Ref() != cfg.Secret {
-		var err error
-		if ring, err = s.storage.open(cfg.Secret); err != nil {
-			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
-		}
-	}
 	made, err := idp.New(s.towards(cfg))
-	return broker.ClientConfig{
+	if err != nil {
+		return broker.ClientConfig{}, err
+	}
+	client := broker.ClientConfig{
 		Name:      name,
 		IdP:       made,
-		Secret:    ring,
 		Audience:  cfg.Audience,
 		Resources: cfg.Resources,
 		Scopes:    cfg.Scopes,
-	}, err
+	}
+	if !idp.NeedsSecret(idp.AuthMethod(cfg.Auth), cfg.GrantType) {
+		return client, nil
+	}
+	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
+		if client.Secret, err = s.storage.open(cfg.Secret); err != nil {
+			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
+		}
+	}
+	if err := made.CheckSecret(client.Secret.Current().Value); err != nil {
+		return broker.ClientConfig{}, fmt.Errorf("secret: %s cannot be used: %w", cfg.Secret, err)
+	}
+	return client, nil
 }
 
 // towards says which client to be at its IdP.
 func (s *setup) towards(cfg ClientConfig) idp.Config {
+	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
-		TokenURL:        cfg.TokenURL,
-		AllowHTTP:       cfg.AllowHTTP,
-		ClientID:        cfg.ClientID,
-		Auth:            idp.AuthMethod(cfg.Auth),
-		RawBasic:        cfg.RawBasic,
+		TokenURL:  cfg.TokenURL,
+		AllowHTTP: cfg.AllowHTTP,
+		ClientID:  cfg.ClientID,
+		Auth:      idp.AuthMethod(cfg.Auth),
+		Grant:     cfg.GrantType,
+		RawBasic:  cfg.RawBasic,
+		Assertion: idp.Assertion{
+			Audience:        cfg.AssertionAudience,
+			Algorithm:       cfg.AssertionAlgorithm,
+			KeyID:           cfg.AssertionKid,
+			Type:            cfg.AssertionTyp,
+			CertificateFile: cfg.AssertionCertificate,
+			Subject:         cfg.AssertionSubject,
+		},
+		AssertionFile:   cfg.AssertionFile,
 		Params:          cfg.Params,
 		Extras:          cfg.Extras,
 		DefaultLifetime: cfg.DefaultLifetime,
-		HTTP:            s.network.ClientFor(cmp.Or(cfg.TokenURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.network.ClientFor(home, cfg.AllowPrivate),
+		HTTPWith:        s.with(home, cfg.AllowPrivate),
+	}
+	if cfg.TLS != nil {
+		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
 	}
 	if cfg.TokenURL == "" {
 		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	return c
+}
+
+// with makes clients that present a certificate.
+func (s *setup) with(home string, allowPrivate bool) func(tls.Certificate) *http.Client {
+	network := s.network // a client outlives the setup that it was made for
+	return func(certificate tls.Certificate) *http.Client {
+		return network.ClientWith(home, allowPrivate, certificate)
+	}
 }
 
 func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
@@ -262,12 +304,16 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 // secret that the client has then.
 type introspection struct {
 	client *idp.Client
-	secret *secret.Ring
+	secret *secret.Ring // nil: the client has none
 }
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	found, err := i.client.Introspect(ctx, i.secret.Current(), token)
+	with := i.client.Credential()
+	if i.secret != nil {
+		with = i.secret.Current()
+	}
+	found, err := i.client.Introspect(ctx, with, token)
 	return found.Active, found.Members, err
 }
 
@@ -280,7 +326,8 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 	towards := s.towards(config.Clients[name])
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
-	towards.HTTP = s.network.ClientFor(cmp.Or(endpoint, cfg.Issuer), cfg.AllowPrivate)
+	home := cmp.Or(endpoint, cfg.Issuer)
+	towards.HTTP, towards.HTTPWith = s.network.ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate)
 	if endpoint == "" {
 		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
@@ -35,7 +36,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	}
 	defer assembled.close()
 	tell(assembled.checkStore(ctx))
-	for _, client := range assembled.setup.clients {
+	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {
 			tell(assembled.checkMint(ctx, client.Name))
@@ -69,11 +70,15 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.setup.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
-	if err == nil && metadata.TokenEndpoint == "" {
+	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
+	endpoint := metadata.TokenEndpoint
+	if idp.AuthMethod(cfg.Auth).Mutual() {
+		endpoint = metadata.MTLS.Token
+	}
+	if err == nil && endpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
-	found.Detail, found.Err = metadata.TokenEndpoint, err
+	found.Detail, found.Err = endpoint, err
 	return found
 }
 
@@ -90,10 +95,10 @@ func (p *parts) checkMint(ctx context.Context, name string) Finding {
 
 func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: keys", issuer)}
-	if found.Err = p.setup.verifier.Refresh(ctx, issuer); found.Err != nil {
+	if found.Err = p.setup.Load().verifier.Refresh(ctx, issuer); found.Err != nil {
 		return found
 	}
-	for _, status := range p.setup.verifier.Status() {
+	for _, status := range p.setup.Load().verifier.Status() {
 		if status.Issuer == issuer {
 			found.Detail = fmt.Sprintf("%d usable", status.Keys)
 		}
@@ -104,7 +109,7 @@ func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 // checkIntrospection asks about a token that nobody has issued.
 func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
-	active, _, err := p.setup.introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
+	active, _, err := p.setup.Load().introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
 	switch {
 	case err != nil:
 		found.Err = err

@@ -137,18 +137,50 @@ type LogConfig struct {
 
 // ClientConfig is an OAuth client registered at an IdP.
 type ClientConfig struct {
+	// Which IdP this is. Keys that are not given then have the defaults that it needs, which
+	// docs/identity-providers.md lists.
+	Preset string `yaml:"preset" jsonschema:"enum=auth0,enum=cognito,enum=entra,enum=google,enum=keycloak,enum=okta,enum=salesforce,enum=zoom"`
 	// The IdP's issuer URL: its token endpoint is found by discovery. Exactly one of issuer and
-	// token_url is given.
+	// token_url is given, unless the preset has it.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,oneof_required=issuer"`
 	// The IdP's token endpoint, where discovery is not wanted.
 	TokenURL string `yaml:"token_url" jsonschema:"minLength=1,oneof_required=token_url"`
 	// The client identifier that the IdP issued.
 	ClientID string `yaml:"client_id" jsonschema:"required,minLength=1,maxLength=512"`
 	// Where the client secret is: file:PATH (read again when it changes) or env:NAME. Never the
-	// secret itself.
-	Secret secret.Ref `yaml:"secret" jsonschema:"required"`
-	// How the client authenticates: in the Authorization header, or in the form.
-	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post"`
+	// secret itself. With private_key_jwt and the grant jwt-bearer it is the private key, in PEM
+	// or as a JWK, or a Google service account's file. Required unless auth needs none.
+	Secret secret.Ref `yaml:"secret"`
+	// How the client proves its identity. Absent: client_secret_basic, or none with the grant
+	// jwt-bearer, which proves it by itself.
+	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post,enum=client_secret_jwt,enum=private_key_jwt,enum=tls_client_auth,enum=self_signed_tls_client_auth,enum=federated_jwt,enum=spiffe_jwt,enum=none"`
+	// The grant by which tokens are asked for. With urn:ietf:params:oauth:grant-type:jwt-bearer the
+	// broker signs an assertion with the key in secret; any other is sent as it is, with params.
+	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
+	// The aud of assertions: issuer, token_endpoint, or the audience itself. Absent: issuer, or
+	// token_endpoint where token_url is given.
+	AssertionAudience string `yaml:"assertion_audience" jsonschema:"minLength=1,maxLength=2048"`
+	// What assertions are signed with. Absent: HS256 with client_secret_jwt; else the alg of the
+	// JWK, or RS256, ES256, ES384, ES512 or EdDSA by the kind of the key.
+	AssertionAlgorithm string `yaml:"assertion_algorithm" jsonschema:"enum=HS256,enum=RS256,enum=RS384,enum=RS512,enum=PS256,enum=PS384,enum=PS512,enum=ES256,enum=ES384,enum=ES512,enum=EdDSA,enum=Ed25519"`
+	// The kid in the header of assertions. Absent: that of the JWK or of the service account's
+	// file; else, unless a certificate is named, the key's thumbprint (RFC 7638).
+	AssertionKid string `yaml:"assertion_kid" jsonschema:"minLength=1,maxLength=256"`
+	// The typ in the header of assertions. Absent: client-authentication+jwt, or JWT with the grant
+	// jwt-bearer. Some IdPs know no other than JWT.
+	AssertionTyp string `yaml:"assertion_typ" jsonschema:"enum=client-authentication+jwt,enum=JWT"`
+	// The sub of the grant jwt-bearer's assertion: on whose behalf tokens are asked for. Absent:
+	// the assertion has none.
+	AssertionSubject string `yaml:"assertion_subject" jsonschema:"minLength=1,maxLength=512"`
+	// The file with the certificates of the key in secret, in PEM: the one that belongs to the key
+	// is named in the header of assertions (x5t#S256). One that stands beside the key in secret
+	// needs no file.
+	AssertionCertificate string `yaml:"assertion_certificate" jsonschema:"minLength=1"`
+	// With federated_jwt and spiffe_jwt, the file with the assertion that somebody else issued, such
+	// as Kubernetes' projected token or a JWT-SVID. It is read for each request.
+	AssertionFile string `yaml:"assertion_file" jsonschema:"minLength=1"`
+	// With tls_client_auth and self_signed_tls_client_auth, the client certificate.
+	TLS *ClientTLSConfig `yaml:"tls"`
 	// With client_secret_basic, send client_id and secret without the form-urlencoding that RFC
 	// 6749 section 2.3.1 asks for: some IdPs do not decode it.
 	RawBasic bool `yaml:"raw_basic" jsonschema:"default=false"`
@@ -159,7 +191,7 @@ type ClientConfig struct {
 	// The scopes asked for where a caller names none.
 	Scopes []string `yaml:"scopes" jsonschema:"maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
 	// Further form parameters of the token request. Those that other keys set, and credentials,
-	// are refused. grant_type replaces client_credentials, for IdPs that call it otherwise.
+	// are refused.
 	Params map[string]string `yaml:"params"`
 	// Members of the IdP's answer that callers get to see, such as instance_url.
 	Extras []string `yaml:"extras" jsonschema:"maxItems=16,uniqueItems=true,minLength=1,maxLength=128"`
@@ -170,6 +202,16 @@ type ClientConfig struct {
 	// Connect to private and loopback addresses for this client: its IdP is in the network of the
 	// broker. Where its URL names a loopback host, that needs no leave.
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
+}
+
+// ClientTLSConfig is the certificate by which a client proves its identity (RFC
+// 8705).
+type ClientTLSConfig struct {
+	// The file with the certificate, in PEM, and after it those that lead to its authority. It is
+	// read again when it changes, and so is the key.
+	Cert string `yaml:"cert" jsonschema:"required,minLength=1"`
+	// The file with its private key, in PEM.
+	Key string `yaml:"key" jsonschema:"required,minLength=1"`
 }
 
 // IssuerConfig is an issuer whose tokens are verified.
@@ -261,6 +303,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	}
 	config := new(Config)
 	decodeConfig(root, config, found)
+	complete(config, found)
 	checkConfig(config, found)
 	if len(found.problems) > 0 {
 		return nil, found.err()

@@ -135,7 +135,7 @@ func badConfigs() []badConfig {
 		{"clients as a list", "clients: [a]\n", "1: clients: expected a mapping, found a list", true},
 		{"issuers as a mapping", "issuers: {a: b}\n", "1: issuers: expected a list, found a mapping", true},
 		{"client without keys", "clients:\n  orders-api:\n", "2: clients.orders-api: expected a mapping, found nothing: give a value or remove the key\n" +
-			"2: clients.orders-api: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
+			"2: clients.orders-api: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint\n2: clients.orders-api: secret is missing", true},
 		{"section without keys", client() + "server:\n", "6: server: expected a mapping, found nothing: give a value or remove the key", true},
 		{"number for text", client("audience: 5"), "6: clients.orders-api.audience: expected text, found a number: put it in quotes", true},
 		{"truth for text", client("audience: true"), "6: clients.orders-api.audience: expected text, found true or false: put it in quotes", true},
@@ -160,8 +160,8 @@ func badConfigs() []badConfig {
 		// Values.
 		{"log level", client() + "log: {level: warning}\n", "6: log.level: expected debug, info, warn or error; did you mean warn?", true},
 		{"log format", client() + "log: {format: logfmt}\n", "6: log.format: expected json or text", true},
-		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post", true},
-		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic or client_secret_post; did you mean client_secret_basic?", true},
+		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none", true},
+		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none; did you mean client_secret_basic?", true},
 		{"algorithm", issuer("algorithms: [RS256, HS256]"), "4: issuers[0].algorithms[1]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
 		{"algorithm none", issuer("algorithms: [none]"), "4: issuers[0].algorithms[0]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519", true},
 		{"scope claim", issuer("scope_claim: scopes"), "4: issuers[0].scope_claim: expected scope, scp or permissions; did you mean scope?", true},
@@ -177,6 +177,7 @@ func badConfigs() []badConfig {
 		{"extra that is a credential", client("extras: [instance_url, refresh_token]"), "6: clients.orders-api.extras[1]: is never handed on to callers: remove it", false},
 		{"reserved parameters", client("params:", "  scope: read", "  client_secret: x", "  grant_type: account_credentials", "  password: x"), "7: clients.orders-api.params.scope: may not be set here: use the client's own key scopes\n" +
 			"8: clients.orders-api.params.client_secret: may not be set here: use the client's own key secret, with a reference\n" +
+			"9: clients.orders-api.params.grant_type: may not be set here: use the client's own key grant_type\n" +
 			"10: clients.orders-api.params.password: may not be set here: a client authenticates with its secret, and credentials are never literals", true},
 		{"secret as a literal", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: hunter2\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"secret without a path", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 'file:'\n", `5: clients.a.secret: "file:" names nothing after the colon`, true},
@@ -205,6 +206,33 @@ func badConfigs() []badConfig {
 		// Contradictions.
 		{"issuer and token_url", client("token_url: https://login.example.com/token"), "6: clients.orders-api.token_url: contradicts issuer in line 3: give one of the two", true},
 		{"raw_basic without basic", client("auth: client_secret_post", "raw_basic: true"), "7: clients.orders-api.raw_basic: is for auth: client_secret_basic only: remove it, or change auth", false},
+		{"secret missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n", "2: clients.a: secret is missing", false},
+		{"secret missing for a grant", "clients:\n  a:\n    preset: google\n    client_id: abc\n", "2: clients.a: secret is missing", false},
+		{"secret of nobody", client("auth: none"), "5: clients.orders-api.secret: is not used with auth: none: remove it, or change auth", false},
+		{"secret beside a certificate", client("auth: tls_client_auth", "tls: {cert: c.crt, key: c.key}"), "5: clients.orders-api.secret: is not used with auth: tls_client_auth: remove it, or change auth", false},
+		{"certificate missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: self_signed_tls_client_auth\n", "2: clients.a: tls is missing, which goes with auth: self_signed_tls_client_auth", false},
+		{"certificate without a key", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: tls_client_auth\n    tls: {cert: c.crt}\n", "6: clients.a.tls: key is missing", true},
+		{"certificate of nobody", client("tls: {cert: c.crt, key: c.key}"), "6: clients.orders-api.tls: is for auth: tls_client_auth and self_signed_tls_client_auth only: remove it, or change auth", false},
+		{"certificate over http", "clients:\n  a:\n    token_url: http://127.0.0.1/token\n    client_id: abc\n    auth: tls_client_auth\n    tls: {cert: c.crt, key: c.key}\n", "3: clients.a.token_url: no certificate can be presented over http://: use https://, or change auth", false},
+		{"assertion_file missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: spiffe_jwt\n", "2: clients.a: assertion_file is missing, which goes with auth: spiffe_jwt", false},
+		{"assertion_file of nobody", client("assertion_file: token"), "6: clients.orders-api.assertion_file: is for auth: federated_jwt and spiffe_jwt only: remove it, or change auth", false},
+		{"assertions of nobody", client("assertion_audience: issuer", "assertion_algorithm: RS256", "assertion_typ: JWT", "assertion_kid: k", "assertion_certificate: c.crt", "assertion_subject: s"),
+			"6: clients.orders-api.assertion_audience: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"7: clients.orders-api.assertion_algorithm: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"8: clients.orders-api.assertion_typ: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"9: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"10: clients.orders-api.assertion_certificate: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"11: clients.orders-api.assertion_subject: is for grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer only: remove it, or change grant_type", false},
+		{"kid of a shared secret", client("auth: client_secret_jwt", "assertion_kid: k"), "7: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth", false},
+		{"algorithm of a shared secret", client("auth: client_secret_jwt", "assertion_algorithm: RS256"), "7: clients.orders-api.assertion_algorithm: is HS256 with auth: client_secret_jwt: remove it, or change auth", false},
+		{"algorithm of a key", client("auth: private_key_jwt", "assertion_algorithm: HS256"), "7: clients.orders-api.assertion_algorithm: HS256 is for secrets, and here a private key signs: remove it, or change auth", false},
+		{"algorithm of nothing", client("auth: private_key_jwt", "assertion_algorithm: RS257"), "7: clients.orders-api.assertion_algorithm: expected HS256, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
+		{"audience misspelt", client("auth: private_key_jwt", "assertion_audience: token-endpoint"), "7: clients.orders-api.assertion_audience: expected issuer, token_endpoint, or the audience itself, a URL; did you mean token_endpoint?", true},
+		{"audience of no issuer", "clients:\n  a:\n    token_url: https://login.example.com/token\n    client_id: abc\n    secret: env:A\n    auth: private_key_jwt\n    assertion_audience: issuer\n",
+			"7: clients.a.assertion_audience: there is no issuer: give issuer in place of token_url, or write the audience itself", false},
+		{"two proofs", client("auth: private_key_jwt", "grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer"), "6: clients.orders-api.auth: the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant", false},
+		{"preset", client("preset: azure"), "6: clients.orders-api.preset: expected auth0, cognito, entra, google, keycloak, okta, salesforce or zoom", true},
+		{"preset without an endpoint", "clients:\n  a:\n    preset: okta\n    client_id: abc\n    secret: env:A\n", "2: clients.a: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
 		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth", false},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},
@@ -232,6 +260,8 @@ func badConfigs() []badConfig {
 		{"introspection by an unknown client", client() + issuer("introspection: {client: orders}"), "9: issuers[0].introspection.client: no client of this name is configured: configure under clients as whom the broker asks the issuer", false},
 		{"introspection by another issuer's client", client() + "issuers:\n  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api}\n",
 			"9: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant", false},
+		{"introspection by a grant", client("grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer") + issuer("introspection: {client: orders-api}"),
+			"10: issuers[0].introspection.client: this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client", false},
 		{"introspection of tenants", client() + tenants("[t1]") + "    introspection: {client: orders-api, endpoint: https://login.example.com/introspect}\n",
 			"10: issuers[0].introspection: tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own", false},
 		{"introspection of two issuers", client() + issuer("introspection: {client: orders-api}") + "  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api, endpoint: https://other.example.com/i}\n",

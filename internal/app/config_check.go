@@ -73,7 +73,7 @@ func checkServer(s *ServerConfig, found *findings) {
 
 func checkClient(c *ClientConfig, path string, found *findings) {
 	checkTokenEndpoint(c, path, found)
-	checkRawBasic(c, join(path, "raw_basic"), found)
+	checkAuth(c, path, found)
 	checkScopes(c.Scopes, join(path, "scopes"), found)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
@@ -88,22 +88,12 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
 
-func checkRawBasic(c *ClientConfig, path string, found *findings) {
-	switch {
-	case c.RawBasic && c.Auth != "client_secret_basic":
-		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
-	case c.RawBasic && strings.Contains(c.ClientID, ":"):
-		// RFC 7617 section 2: the first colon ends the user-id.
-		found.addAtf(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
-	}
-}
-
 func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
 	switch {
 	case found.given(issuer) && found.given(tokenURL):
 		found.addAtf(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
-	case !found.given(issuer) && !found.given(tokenURL):
+	case !found.given(issuer) && !found.given(tokenURL) && c.TokenURL == "":
 		found.addAtf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
 	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
@@ -114,11 +104,11 @@ func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
 func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
 // reservedParams are the form parameters that the broker itself sets, and those
-// that are credentials. grant_type is neither: some IdPs have a name of their
-// own for client credentials.
+// that are credentials.
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var reservedParams = []struct{ name, instead string }{
+	{"grant_type", "use the client's own key grant_type"},
 	{"client_id", "use the client's own key client_id"},
 	{"client_secret", "use the client's own key secret, with a reference"},
 	{"scope", "use the client's own key scopes"},
@@ -127,6 +117,8 @@ var reservedParams = []struct{ name, instead string }{
 	{"client_assertion", noCredential},
 	{"client_assertion_type", noCredential},
 	{"assertion", noCredential},
+	{"subject_token", noCredential},
+	{"actor_token", noCredential},
 	{"password", noCredential},
 	{"refresh_token", noCredential},
 }

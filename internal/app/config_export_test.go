@@ -1,5 +1,10 @@
 package app
 
+import (
+	"maps"
+	"slices"
+)
+
 // What the tests of the configuration compare the published schema with.
 const (
 	NamePattern     = namePattern
@@ -25,3 +30,6 @@ func ConfigPaths(data []byte) []string {
 	}
 	return paths
 }
+
+// Presets are the names of all there are, sorted.
+func Presets() []string { return slices.Sorted(maps.Keys(presets())) }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -134,6 +135,8 @@ func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *fi
 	case i.Client == "" || undecoded:
 	case !known:
 		found.addAtf(named, "no client of this name is configured: configure under clients as whom the broker asks the issuer")
+	case client.GrantType == idp.JWTBearer:
+		found.addAtf(named, "this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
 		found.addAtf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
 	}

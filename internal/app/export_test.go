@@ -13,7 +13,7 @@ import (
 func (a *App) WarmUp(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(8)
-	for _, client := range a.parts.setup.clients {
+	for _, client := range a.parts.setup.Load().clients {
 		group.Go(func() error {
 			_, err := a.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client.Name})
 			return err

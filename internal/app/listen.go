@@ -21,15 +21,18 @@ type listeners struct {
 	ops   net.Listener  // nil: off
 }
 
-// open opens what is configured. On an error nothing is left open.
-func (l *listeners) open(config *ListenConfig) (err error) {
+// open opens what is configured; grpc only if it is not given. On an error nothing
+// is left open.
+func (l *listeners) open(config *ListenConfig, grpc net.Listener) (err error) {
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	if l.grpc, err = listen("grpc", config.GRPC.Address); err != nil {
-		return err
+	if l.grpc = grpc; grpc == nil {
+		if l.grpc, err = listen("grpc", config.GRPC.Address); err != nil {
+			return err
+		}
 	}
 	if config.Unix != nil {
 		if l.unix, err = listenUnix(config.Unix); err != nil {

@@ -38,12 +38,12 @@ func (a *App) reload(config *Config) error {
 	if err != nil {
 		return err
 	}
-	before := a.parts.setup
+	before := a.parts.setup.Load()
 	if err := a.parts.broker.Apply(next.forBroker()); err != nil {
 		return err
 	}
 	stopBefore := a.stopSetup
-	a.parts.setup, next.before = next, nil
+	a.parts.use(next)
 	a.stopSetup = a.runSetup(next)
 	stopBefore()
 	before.verifier.Replaced(next.verifier)
@@ -60,6 +60,7 @@ func (a *App) runSetup(s *setup) (stop func()) {
 	ctx, cancel := context.WithCancel(a.background)
 	a.running.Go(func() { s.verifier.Run(ctx) })
 	a.running.Go(func() { secret.Poll(ctx, s.secrets(), a.secretChanged) })
+	a.running.Go(func() { s.pollCertificates(ctx, a.log) })
 	return cancel
 }
 

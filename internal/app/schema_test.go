@@ -78,8 +78,19 @@ func refine(s *jsonschema.Schema) {
 	for _, name := range app.ReservedParams() {
 		reserved.Enum = append(reserved.Enum, name)
 	}
-	params, _ := s.Definitions["ClientConfig"].Properties.Get("params")
+	client := s.Definitions["ClientConfig"]
+	params, _ := client.Properties.Get("params")
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
+
+	audience, _ := client.Properties.Get("assertion_audience")
+	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
+	// Some presets know the token endpoint.
+	endpoint := jsonschema.NewProperties()
+	endpoint.Set("preset", &jsonschema.Schema{Enum: []any{"google", "zoom"}})
+	client.OneOf = append(client.OneOf, &jsonschema.Schema{
+		Title: "preset", Properties: endpoint, Required: []string{"preset"},
+		Not: &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Required: []string{"issuer"}}, {Required: []string{"token_url"}}}},
+	})
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
 		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {

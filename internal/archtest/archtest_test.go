@@ -24,7 +24,7 @@ var levels = [][]string{
 	{"internal/server", "internal/gateway"},
 	{"internal/httpface", "internal/extauthz"},
 	{"internal/app"},
-	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest"},
+	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "examples/httpservice", "examples/grpcservice"},
 }
 
 // testSupport are packages that only tests import, each at the level above the
@@ -45,11 +45,11 @@ type wall struct {
 }
 
 var (
-	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e"}
+	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
 	metered = []string{"internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
-	// and headers mean, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/redistest"}
+	// and headers mean, are made for those who do, or are for tests.
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
@@ -60,7 +60,7 @@ var (
 		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e"}},
 		{around: "github.com/grpc-ecosystem", allow: []string{"internal/server", "internal/app"}},
 		{around: module + "gen", allow: faces},
-		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e"}, tests: true},
+		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "examples/httpservice", "examples/grpcservice"}, tests: true},
 		{around: "github.com/prometheus", allow: metered, tests: true},
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/app"}, tests: true},

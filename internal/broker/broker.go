@@ -82,8 +82,9 @@ type Setup struct {
 
 // ClientConfig is one OAuth client.
 type ClientConfig struct {
-	Name   string
-	IdP    *idp.Client
+	Name string
+	IdP  *idp.Client
+	// Secret is nil for a client that proves its identity by something else.
 	Secret *secret.Ring
 	// Defaults for questions that leave them open.
 	Audience  string
@@ -193,6 +194,14 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
 	c.bell = b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch)
 	return c
+}
+
+// version is the secret that is in force, or what stands for it.
+func (c *client) version() secret.Version {
+	if c.secret == nil {
+		return c.idp.Credential()
+	}
+	return c.secret.Current()
 }
 
 func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {

@@ -118,7 +118,7 @@ func (t *trouble) triesBefore(class idp.Class, secretVersion string) int {
 // troubleNow returns the failure that keeps the entry from asking the IdP, or
 // nil. The client's trouble stops all of its entries.
 func (e *entry) troubleNow(now time.Time) *trouble {
-	version := e.client.secret.Current().ID
+	version := e.client.version().ID
 	if t := e.client.trouble.Load(); t.active(now, version) {
 		return t
 	}

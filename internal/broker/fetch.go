@@ -125,7 +125,7 @@ func late(tok *token.Token) time.Time {
 // giving up the lease, before anybody here gets to see it. The zero lease: there
 // is no fleet to tell.
 func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
-	version := e.client.secret.Current()
+	version := e.client.version()
 	leave, probing, told := b.enter(ctx, e, version.ID, lease.Fence > 0)
 	if told != nil {
 		f.err = told

@@ -21,7 +21,10 @@ type metrics struct {
 
 	fetches   *prometheus.CounterVec
 	fetchTime prometheus.Histogram
-	verified  *prometheus.CounterVec
+
+	active, undecided prometheus.Counter
+	rejected          [verify.Inactive + 1]prometheus.Counter // by reason
+	verified          *prometheus.CounterVec                  // of which those are children
 }
 
 func newMetrics() *metrics {
@@ -29,7 +32,11 @@ func newMetrics() *metrics {
 		Name: "tokenbroker_get_token_total",
 		Help: "Questions for a token, by what became of them: memory, shared, fetched, degraded or failed.",
 	}, []string{"result"})
-	return &metrics{
+	verified := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_verify_token_total",
+		Help: "Verifications, by result: active, undecided, or the reason of the rejection.",
+	}, []string{"result"})
+	m := &metrics{
 		memory:   answers.WithLabelValues("memory"),
 		shared:   answers.WithLabelValues("shared"),
 		fetched:  answers.WithLabelValues("fetched"),
@@ -49,11 +56,14 @@ func newMetrics() *metrics {
 			Help:    "How long token fetches from IdPs took, retries included.",
 			Buckets: []float64{.025, .05, .1, .25, .5, 1, 2, 4, 8, 10},
 		}),
-		verified: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenbroker_verify_token_total",
-			Help: "Verifications, by result: active, undecided, or the reason of the rejection.",
-		}, []string{"result"}),
+		active:    verified.WithLabelValues("active"),
+		undecided: verified.WithLabelValues("undecided"),
+		verified:  verified,
 	}
+	for reason := verify.Malformed; reason <= verify.Inactive; reason++ {
+		m.rejected[reason] = verified.WithLabelValues(reason.String())
+	}
+	return m
 }
 
 func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
@@ -88,14 +98,14 @@ func (m *metrics) fetch(client string, took time.Duration, err error) {
 }
 
 func (m *metrics) verification(result verify.Result, err error) {
-	outcome := "active"
 	switch {
 	case err != nil:
-		outcome = "undecided"
+		m.undecided.Inc()
 	case result.Rejection != nil:
-		outcome = result.Rejection.Reason.String()
+		m.rejected[result.Rejection.Reason].Inc()
+	default:
+		m.active.Inc()
 	}
-	m.verified.WithLabelValues(outcome).Inc()
 }
 
 // clientCollector shows the state of clients as it is when it is asked, so that
@@ -125,7 +135,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}
 		backoff := 0.0
-		if client.trouble.Load().active(now, client.secret.Current().ID) {
+		if client.trouble.Load().active(now, client.version().ID) {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)

@@ -30,7 +30,8 @@ type Revocation struct {
 	// IssuedBefore: only tokens that were issued before, or do not say when.
 	// Zero: all.
 	IssuedBefore time.Time `json:"before,omitzero"`
-	// ExpiresAt is when the revocation is forgotten.
+	// ExpiresAt is when the last token that it concerns has expired. It is
+	// forgotten when none of them can be good any more: see over.
 	ExpiresAt time.Time `json:"exp"`
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`
@@ -56,11 +57,15 @@ func (r *Revocation) target() target {
 	}
 }
 
+// over: whoever says that it expires when the token does must not make the token
+// good again for the leeway that is granted to expired tokens.
+func (r *Revocation) over(now time.Time) bool { return !now.Before(r.ExpiresAt.Add(verify.MaxLeeway)) }
+
 // concerns reports whether it is about a token with these facts, which its
 // target names. The instants of tokens are whole seconds, cut off: a token of the
 // same second counts as issued before.
 func (r *Revocation) concerns(f *verify.Facts, now time.Time) bool {
-	return now.Before(r.ExpiresAt) && (r.IssuedBefore.IsZero() || f.IssuedAt.Before(r.IssuedBefore))
+	return !r.over(now) && (r.IssuedBefore.IsZero() || f.IssuedAt.Before(r.IssuedBefore))
 }
 
 // revocations is an immutable set of them.
@@ -102,7 +107,7 @@ func (r *revocations) revokes(f *verify.Facts, now time.Time) *Revocation {
 func merged(a, b []*Revocation, now time.Time) []*Revocation {
 	byID := make(map[string]*Revocation, len(a)+len(b))
 	for _, one := range slices.Concat(a, b) {
-		if known := byID[one.ID]; now.Before(one.ExpiresAt) && (known == nil || one.Deleted) {
+		if known := byID[one.ID]; !one.over(now) && (known == nil || one.Deleted) {
 			byID[one.ID] = one
 		}
 	}

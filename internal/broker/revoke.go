@@ -331,7 +331,7 @@ func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer 
 	now := time.Now()
 	var found []Revocation
 	for _, one := range b.revoker.all() {
-		if !one.Deleted && now.Before(one.ExpiresAt) && (issuer == "" || one.Issuer == issuer) {
+		if !one.Deleted && !one.over(now) && (issuer == "" || one.Issuer == issuer) {
 			found = append(found, *one)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -21,7 +22,7 @@ type behaviour struct {
 	failures int // how many of the next token requests fail
 	failure  failure
 	answer   func(http.ResponseWriter, *http.Request) bool
-	secrets  map[string][]redact.String // by client ID
+	secrets  map[string]registered // by client ID
 	// introspect stands before the introspection endpoint as answer does before
 	// the token endpoint.
 	introspect func(http.ResponseWriter, *http.Request) bool
@@ -80,15 +81,62 @@ func (s *Server) SetIntrospection(answer func(w http.ResponseWriter, r *http.Req
 }
 
 // SetSecrets replaces the secrets of a client, which must be registered: all of
-// them are good, and with none it cannot authenticate.
+// them are good, and with none it cannot authenticate. At an IdP that is imitated a
+// new one is good after a while only, if that is how it is there.
 func (s *Server) SetSecrets(clientID string, secrets ...redact.String) {
+	good := time.Now().Add(s.manners.propagation)
+	s.reregister(clientID, func(before registered) registered {
+		after := registered{keys: before.keys}
+		for _, value := range secrets {
+			held := slices.IndexFunc(before.secrets, func(d dated) bool { return d.value.Equal(value) })
+			if held >= 0 {
+				after.secrets = append(after.secrets, before.secrets[held])
+				continue
+			}
+			after.secrets = append(after.secrets, dated{value, good})
+		}
+		return after
+	})
+}
+
+// SetKeys replaces the public keys of a client's assertions, a JWK set. It panics
+// if there is no such client, or no usable key.
+func (s *Server) SetKeys(clientID string, set []byte) {
+	keys, err := keysOf(set)
+	if err != nil {
+		panic(fmt.Sprintf("devidp: %v", err))
+	}
+	s.reregister(clientID, func(before registered) registered {
+		before.keys = keys
+		return before
+	})
+}
+
+func (s *Server) reregister(clientID string, next func(before registered) registered) {
 	if _, found := s.clients[clientID]; !found {
 		panic(fmt.Sprintf("devidp: there is no client %q", clientID))
 	}
 	s.change(func(b *behaviour) {
 		b.secrets = maps.Clone(b.secrets)
-		b.secrets[clientID] = slices.Clone(secrets)
+		b.secrets[clientID] = next(b.secrets[clientID])
 	})
+}
+
+// registered is what a client is known by. It is replaced, never changed.
+type registered struct {
+	secrets []dated
+	keys    []*jose.Key
+}
+
+// dated is a secret and when it begins to be good.
+type dated struct {
+	value redact.String
+	since time.Time
+}
+
+// has reports whether a secret of the client passes a test and is good.
+func (r registered) has(passes func(secret redact.String) bool) bool {
+	return slices.ContainsFunc(r.secrets, func(d dated) bool { return !time.Now().Before(d.since) && passes(d.value) })
 }
 
 // FailNext makes the next n token requests fail, good or not, after the delay:
@@ -127,8 +175,8 @@ type TokenRequest struct {
 	Scopes    []string // order kept
 	Audience  string
 	Resources []string
-	// Auth is how the client authenticated: "basic", "post" or, if it did not,
-	// empty.
+	// Auth is how the client authenticated, one of the Auth constants; empty: it did
+	// not even say who it is.
 	Auth string
 	// At is when the request arrived.
 	At time.Time
@@ -164,7 +212,7 @@ func (j *journal) count(path string) {
 func (j *journal) add(f form) *TokenRequest {
 	entry := &TokenRequest{
 		ClientID:  f.clientID,
-		Scopes:    strings.Fields(f.Get("scope")),
+		Scopes:    strings.Fields(f.scope()),
 		Audience:  f.Get("audience"),
 		Resources: slices.Clone(f.Values["resource"]),
 		Auth:      f.auth,

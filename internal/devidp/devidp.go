@@ -1,12 +1,13 @@
 // Package devidp is a small real OAuth server in-process: an IdP for `broker
-// dev` and for tests. It knows one grant, client_credentials (RFC 6749, section
-// 4.4), and issues access tokens that are JWTs (RFC 9068) or opaque, with
-// introspection (RFC 7662); it publishes its metadata and keys as OIDC discovery
-// and RFC 8414 say.
+// dev` and for tests. It knows client_credentials (RFC 6749, section 4.4), the
+// JWT bearer grant (RFC 7523) and grants that are no more than a name; clients
+// authenticate by a secret or by an assertion. It issues access tokens that are
+// JWTs (RFC 9068) or opaque, with introspection (RFC 7662); it publishes its
+// metadata and keys as OIDC discovery and RFC 8414 say.
 //
 // It is as strict as an IdP may be, so that what works with it is likely to
 // work elsewhere, and it misbehaves on demand: slow, down, failing, with other
-// keys. It refuses to be more: it has no users, no consent, no storage, and
+// keys; or it answers as one of the well-known IdPs is documented to. It refuses to be more: it has no users, no consent, no storage, and
 // its keys live as long as the process. It is not for production.
 package devidp
 
@@ -23,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
@@ -50,6 +52,9 @@ type Config struct {
 	// Algorithm is that of the signing key: "RS256", "ES256" or "EdDSA". Empty:
 	// RS256.
 	Algorithm string
+	// Imitate is one of Imitations: the Server has that IdP's token endpoint, is as
+	// particular, and answers in the same way. Empty: it is nobody but itself.
+	Imitate string
 }
 
 // Client is a confidential client that is registered at the Server.
@@ -59,9 +64,16 @@ type Client struct {
 	// Secrets are the client's, any of which is good. None: the client cannot
 	// authenticate until SetSecrets.
 	Secrets []redact.String
-	// Auth is the one way of authentication that is accepted: "basic" or
-	// "post". Empty: either.
+	// Keys are the public keys of assertions, a JWK set (RFC 7517). Nil: none.
+	Keys []byte
+	// Auth is the one way of authentication that is accepted: one of the Auth
+	// constants. Empty: basic or post.
 	Auth string
+	// Grant is the one grant_type that the client may use. Empty:
+	// client_credentials.
+	Grant string
+	// Params are further parameters that the client must send, exactly so.
+	Params map[string]string
 	// Scopes are those that the client may ask for, and what it gets if it asks
 	// for none.
 	Scopes []string
@@ -78,7 +90,10 @@ type Client struct {
 // controls.
 type Server struct {
 	issuer    string
+	endpoint  string // where tokens are to be had
+	manners   manners
 	algorithm string
+	replays   replays
 	clients   map[string]Client // by ID; their Secrets are in behaviour
 	routes    map[string]route  // by path
 	journal   journal
@@ -110,9 +125,20 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		issuer:    cfg.Issuer,
+		endpoint:  strings.TrimSuffix(cfg.Issuer, "/") + TokenPath,
 		algorithm: cfg.Algorithm,
 		clients:   make(map[string]Client, len(cfg.Clients)),
-		behaviour: behaviour{lifetime: defaultLifetime, secrets: make(map[string][]redact.String, len(cfg.Clients))},
+		behaviour: behaviour{
+			lifetime: defaultLifetime,
+			secrets:  make(map[string]registered, len(cfg.Clients)),
+		},
+	}
+	if cfg.Imitate != "" {
+		var known bool
+		if s.manners, known = imitations()[cfg.Imitate]; !known {
+			return nil, fmt.Errorf("there is no imitation of %q", cfg.Imitate)
+		}
+		s.endpoint = s.manners.endpoint(cfg.Issuer)
 	}
 	if cfg.Lifetime != 0 {
 		s.behaviour.lifetime = cfg.Lifetime
@@ -134,11 +160,23 @@ func (s *Server) register(client Client) error {
 	if _, found := s.clients[client.ID]; found {
 		return fmt.Errorf("there are two clients with the ID %q", client.ID)
 	}
-	if client.Auth != "" && client.Auth != AuthBasic && client.Auth != AuthPost {
-		return fmt.Errorf("client %q: the authentication %q is not one of basic, post", client.ID, client.Auth)
+	if ways := []string{"", AuthBasic, AuthPost, AuthSecretJWT, AuthPrivateKeyJWT, AuthNone}; !slices.Contains(ways, client.Auth) {
+		return fmt.Errorf("client %q: the authentication %q is not one of%s", client.ID, client.Auth, strings.Join(ways, " "))
 	}
-	s.behaviour.secrets[client.ID] = slices.Clone(client.Secrets)
-	client.Secrets = nil
+	keys, err := keysOf(client.Keys)
+	if err != nil {
+		return fmt.Errorf("client %q: %w", client.ID, err)
+	}
+	known := registered{keys: keys}
+	for _, value := range client.Secrets {
+		known.secrets = append(known.secrets, dated{value: value})
+	}
+	s.behaviour.secrets[client.ID] = known
+	client.Secrets, client.Keys = nil, nil
+	if client.Grant == "" {
+		client.Grant = clientCredentials
+	}
+	client.Params = maps.Clone(client.Params)
 	client.Scopes = slices.Clone(client.Scopes)
 	client.Audiences = slices.Clone(client.Audiences)
 	if len(client.Audiences) == 0 {
@@ -154,10 +192,22 @@ func (s *Server) routesUnder(path string) map[string]route {
 		path + oidcPath:          metadata,
 		oauthPath + path:         metadata,
 		path + JWKSPath:          {http.MethodGet, s.serveJWKS},
-		path + TokenPath:         {http.MethodPost, s.serveToken},
+		s.tokenPath():            {http.MethodPost, s.serveToken},
 		path + IntrospectionPath: {http.MethodPost, s.serveIntrospection},
 	}
 }
+
+// tokenPath is the path of the token endpoint, whichever host that has.
+func (s *Server) tokenPath() string {
+	endpoint, err := url.Parse(s.endpoint)
+	if err != nil {
+		panic(fmt.Sprintf("devidp: %v", err)) // it was made of an issuer that was parsed
+	}
+	return endpoint.Path
+}
+
+// TokenEndpoint returns the URL of the token endpoint.
+func (s *Server) TokenEndpoint() string { return s.endpoint }
 
 // Issuer returns the issuer identifier.
 func (s *Server) Issuer() string { return s.issuer }
@@ -185,15 +235,16 @@ func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 	base := strings.TrimSuffix(s.issuer, "/")
 	writeJSON(w, http.StatusOK, map[string]any{
 		"issuer":                                s.issuer,
-		"token_endpoint":                        base + TokenPath,
+		"token_endpoint":                        s.endpoint,
 		"jwks_uri":                              base + JWKSPath,
 		"introspection_endpoint":                base + IntrospectionPath,
-		"grant_types_supported":                 []string{"client_credentials"},
-		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post"},
-		"response_types_supported":              []string{},
-		"subject_types_supported":               []string{"public"},
-		"id_token_signing_alg_values_supported": []string{s.algorithm},
-		"scopes_supported":                      s.scopes(),
+		"grant_types_supported":                 []string{clientCredentials, jwtBearer},
+		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"},
+		"token_endpoint_auth_signing_alg_values_supported": append([]string{jose.HS256}, jose.Algorithms()...),
+		"response_types_supported":                         []string{},
+		"subject_types_supported":                          []string{"public"},
+		"id_token_signing_alg_values_supported":            []string{s.algorithm},
+		"scopes_supported":                                 s.scopes(),
 	})
 }
 

@@ -133,7 +133,7 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		"unknown algorithm":     {Issuer: issuer, Algorithm: "HS256"},
 		"client without ID":     {Issuer: issuer, Clients: []devidp.Client{{}}},
 		"client twice":          {Issuer: issuer, Clients: []devidp.Client{{ID: "a"}, {ID: "a"}}},
-		"unknown way to log in": {Issuer: issuer, Clients: []devidp.Client{{ID: "a", Auth: "none"}}},
+		"unknown way to log in": {Issuer: issuer, Clients: []devidp.Client{{ID: "a", Auth: "magic"}}},
 	}
 	for name, cfg := range cases {
 		if _, err := devidp.New(cfg); err == nil {

@@ -16,13 +16,19 @@ import (
 
 // The ways of authentication, as Client and TokenRequest name them.
 const (
-	AuthBasic = "basic" // client_secret_basic
-	AuthPost  = "post"  // client_secret_post
+	AuthBasic         = "basic"           // client_secret_basic
+	AuthPost          = "post"            // client_secret_post
+	AuthSecretJWT     = "secret_jwt"      // client_secret_jwt
+	AuthPrivateKeyJWT = "private_key_jwt" // private_key_jwt
+	AuthNone          = "none"            // the client_id alone
 )
 
 const (
 	maxForm = 64 << 10
 	bearer  = "Bearer"
+
+	clientCredentials = "client_credentials"
+	jwtBearer         = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 )
 
 // form is a token request as it was sent. What is wrong with it is kept and
@@ -32,7 +38,18 @@ type form struct {
 	clientID string
 	secret   redact.String
 	auth     string
-	wrong    *problem
+	// client is the assertion by which the client authenticates, grant the one that
+	// is exchanged; nil: there is none.
+	client, grant *assertion
+	wrong         *problem
+}
+
+// scope is asked for in the form, or in the assertion that is the grant.
+func (f *form) scope() string {
+	if f.grant != nil {
+		return f.grant.scope
+	}
+	return f.Get("scope")
 }
 
 // problem is an error answer (RFC 6749, section 5.2).
@@ -53,7 +70,7 @@ func unauthorized(auth, description string) *problem {
 }
 
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
-	f := readForm(w, r)
+	f := readAuthenticated(w, r)
 	entry := s.journal.add(f)
 	current := s.current()
 	if !wait(r, current.delay) {
@@ -70,8 +87,11 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Pragma", "no-cache")
 	answer, wrong := s.grant(f)
 	if wrong != nil {
-		wrong.write(w)
+		s.refuse(w, wrong)
 		return
+	}
+	if s.manners.dress != nil {
+		s.manners.dress(answer)
 	}
 	s.journal.succeeded(entry)
 	writeJSON(w, http.StatusOK, answer)
@@ -82,6 +102,16 @@ func (p *problem) write(w http.ResponseWriter) {
 		w.Header().Set("WWW-Authenticate", `Basic realm="token"`)
 	}
 	writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": p.description})
+}
+
+// refuse writes a problem as the IdP that is imitated puts it.
+func (s *Server) refuse(w http.ResponseWriter, p *problem) {
+	if s.manners.refuse == nil {
+		p.write(w)
+		return
+	}
+	status, members := s.manners.refuse(p)
+	writeJSON(w, status, members)
 }
 
 // wait reports whether the caller is still there after d.
@@ -99,16 +129,8 @@ func wait(r *http.Request, d time.Duration) bool {
 	}
 }
 
-// readForm reads a token request as RFC 6749, sections 2.3.1 and 3.2 say.
-func readForm(w http.ResponseWriter, r *http.Request) form {
-	f := readAuthenticated(w, r)
-	if f.wrong == nil {
-		f.wrong = f.checkGrantType()
-	}
-	return f
-}
-
-// readAuthenticated reads what any form of a client has.
+// readAuthenticated reads a form of a client as RFC 6749, sections 2.3.1 and 3.2
+// say.
 func readAuthenticated(w http.ResponseWriter, r *http.Request) form {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -132,16 +154,25 @@ func readAuthenticated(w http.ResponseWriter, r *http.Request) form {
 
 func (f *form) readCredentials(r *http.Request) *problem {
 	header := r.Header.Values("Authorization")
-	inHeader, inBody := len(header) > 0, f.Get("client_secret") != ""
+	inHeader, inBody, asserted := len(header) > 0, f.Get("client_secret") != "", f.Get("client_assertion") != ""
 	f.clientID = f.Get("client_id")
+	if f.Get("grant_type") == jwtBearer {
+		if f.grant = readAssertion(f.Get("assertion")); f.clientID == "" {
+			f.clientID = f.grant.issuer
+		}
+	}
 	switch {
-	case inHeader && inBody:
+	case inHeader && inBody, inHeader && asserted, inBody && asserted:
 		return bad("invalid_request", "the client authenticates in two ways at once")
 	case inBody:
 		f.auth, f.secret = AuthPost, redact.New(f.Get("client_secret"))
 	case inHeader:
 		f.auth = AuthBasic
 		return f.readBasic(header)
+	case asserted:
+		return f.readClientAssertion()
+	case f.clientID != "":
+		f.auth = AuthNone
 	}
 	return nil
 }
@@ -190,19 +221,11 @@ func (f *form) checkParameters() *problem {
 	return nil
 }
 
-func (f *form) checkGrantType() *problem {
-	switch f.Get("grant_type") {
-	case "client_credentials":
-		return nil
-	case "":
-		return bad("invalid_request", "grant_type is missing")
-	default:
-		return bad("unsupported_grant_type", "the only grant_type here is client_credentials")
-	}
-}
-
 // grant judges the request and answers it.
 func (s *Server) grant(f form) (answer map[string]any, wrong *problem) {
+	if f.wrong == nil && f.Get("grant_type") == "" {
+		f.wrong = bad("invalid_request", "grant_type is missing")
+	}
 	if f.wrong != nil {
 		return nil, f.wrong
 	}
@@ -210,7 +233,10 @@ func (s *Server) grant(f form) (answer map[string]any, wrong *problem) {
 		return nil, wrong
 	}
 	client := s.clients[f.clientID]
-	scopes, wrong := client.scopesFor(f.Get("scope"))
+	if wrong := s.checkGrant(client, f); wrong != nil {
+		return nil, wrong
+	}
+	scopes, wrong := client.scopesFor(f.scope())
 	if wrong != nil {
 		return nil, wrong
 	}
@@ -221,19 +247,61 @@ func (s *Server) grant(f form) (answer map[string]any, wrong *problem) {
 	return s.issue(client.ID, audience, strings.Join(scopes, " ")), nil
 }
 
+func (s *Server) checkGrant(client Client, f form) *problem {
+	if f.Get("grant_type") != client.Grant {
+		return bad("unsupported_grant_type", "the client may not use this grant_type, or there is no such")
+	}
+	for name, value := range client.Params {
+		if f.Get(name) != value {
+			return bad("invalid_request", "a parameter is missing or wrong")
+		}
+	}
+	if f.grant != nil {
+		if fault := s.checkAssertion(f.grant, s.current().secrets[client.ID], s.manners.grantTypes()); fault != "" {
+			return bad("invalid_grant", fault)
+		}
+		if f.Get("scope") != "" {
+			return bad("invalid_request", "the scopes belong in the assertion")
+		}
+	}
+	if s.manners.demand != nil {
+		return s.manners.demand(f)
+	}
+	return nil
+}
+
 func (s *Server) authenticate(f form) *problem {
 	client, found := s.clients[f.clientID]
+	known := s.current().secrets[f.clientID]
 	switch {
 	case f.auth == "":
 		return unauthorized("", "the client does not authenticate")
 	case !found:
-		return unauthorized(f.auth, "no such client")
-	case client.Auth != "" && client.Auth != f.auth:
+		return unauthorized(f.auth, unknownClient)
+	case !client.mayUse(f.auth):
 		return unauthorized(f.auth, "the client is not registered for this way of authentication")
-	case !slices.ContainsFunc(s.current().secrets[f.clientID], f.secret.Equal):
+	case f.auth == AuthNone:
+		return nil
+	case f.client != nil:
+		if fault := s.checkAssertion(f.client, known, s.manners.clientTypes()); fault != "" {
+			return unauthorized(f.auth, fault)
+		}
+		return nil
+	case !known.has(f.secret.Equal):
 		return unauthorized(f.auth, "wrong secret")
 	}
 	return nil
+}
+
+const unknownClient = "no such client"
+
+// mayUse: a client that is registered for no way may use either of the two that
+// send its secret.
+func (c Client) mayUse(auth string) bool {
+	if c.Auth == "" {
+		return auth == AuthBasic || auth == AuthPost
+	}
+	return c.Auth == auth
 }
 
 // scopesFor returns what a request for these scopes gets.

@@ -53,6 +53,15 @@ type Metadata struct {
 	TokenEndpoint         string
 	JWKSURI               string
 	IntrospectionEndpoint string
+	// MTLS are for clients that present a certificate (RFC 8705 section 5). One
+	// that the issuer does not name apart is the usual one.
+	MTLS Endpoints
+}
+
+// Endpoints are those that a client authenticates at.
+type Endpoints struct {
+	Token         string
+	Introspection string
 }
 
 // Issuer knows the metadata of one issuer, from the first time it is asked. It

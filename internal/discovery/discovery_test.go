@@ -112,6 +112,7 @@ func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 			want := discovery.Metadata{
 				Issuer: tt.issuer, TokenEndpoint: "https://idp.example/token",
 				JWKSURI: "https://idp.example/keys", IntrospectionEndpoint: "https://idp.example/introspect",
+				MTLS: discovery.Endpoints{Token: "https://idp.example/token", Introspection: "https://idp.example/introspect"},
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
@@ -171,6 +172,9 @@ func TestDocumentIsRefused(t *testing.T) {
 		"token endpoint on our loopback":  {`{"issuer":"https://idp.example","token_endpoint":"http://127.0.0.1:1/token"}`, "plain http"},
 		"keys in plain http":              {`{"issuer":"https://idp.example","jwks_uri":"http://idp.example/keys"}`, "jwks_uri"},
 		"keys at no URL":                  {`{"issuer":"https://idp.example","jwks_uri":"file:///etc/passwd"}`, "jwks_uri"},
+		"an mTLS alias over plain http":   {`{"issuer":"https://idp.example","mtls_endpoint_aliases":{"token_endpoint":"http://mtls.idp.example/token"}}`, "token_endpoint for mTLS"},
+		"an mTLS alias that is private":   {`{"issuer":"https://idp.example","mtls_endpoint_aliases":{"introspection_endpoint":"https://10.0.0.1/"}}`, "introspection_endpoint for mTLS"},
+		"mTLS aliases that are a list":    {`{"issuer":"https://idp.example","mtls_endpoint_aliases":[]}`, "not a JSON object"},
 		"introspection with a password":   {`{"issuer":"https://idp.example","introspection_endpoint":"https://u:canary@idp.example/"}`, "introspection_endpoint"},
 		"token endpoint without a host":   {`{"issuer":"https://idp.example","token_endpoint":"/token"}`, "token_endpoint"},
 		"token endpoint with a fragment":  {`{"issuer":"https://idp.example","token_endpoint":"https://idp.example/#canary"}`, "token_endpoint"},

@@ -1,6 +1,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,10 @@ type document struct {
 	TokenEndpoint         string `json:"token_endpoint"`
 	JWKSURI               string `json:"jwks_uri"`
 	IntrospectionEndpoint string `json:"introspection_endpoint"`
+	MTLS                  struct {
+		TokenEndpoint         string `json:"token_endpoint"`
+		IntrospectionEndpoint string `json:"introspection_endpoint"`
+	} `json:"mtls_endpoint_aliases"`
 }
 
 // find looks in the places where an issuer may publish. It goes on to the next
@@ -78,6 +83,8 @@ func (i *Issuer) read(place string, body []byte) (*Metadata, *Error) {
 		{"token_endpoint", found.TokenEndpoint},
 		{"jwks_uri", found.JWKSURI},
 		{"introspection_endpoint", found.IntrospectionEndpoint},
+		{"token_endpoint for mTLS", found.MTLS.TokenEndpoint},
+		{"introspection_endpoint for mTLS", found.MTLS.IntrospectionEndpoint},
 	} {
 		if err := i.checkEndpoint(endpoint.url); err != nil {
 			return nil, wrong(place, fmt.Sprintf("names a %s that is refused: %v", endpoint.name, err))
@@ -88,6 +95,10 @@ func (i *Issuer) read(place string, body []byte) (*Metadata, *Error) {
 		TokenEndpoint:         found.TokenEndpoint,
 		JWKSURI:               found.JWKSURI,
 		IntrospectionEndpoint: found.IntrospectionEndpoint,
+		MTLS: Endpoints{
+			Token:         cmp.Or(found.MTLS.TokenEndpoint, found.TokenEndpoint),
+			Introspection: cmp.Or(found.MTLS.IntrospectionEndpoint, found.IntrospectionEndpoint),
+		},
 	}, nil
 }
 

@@ -29,16 +29,19 @@ const (
 //
 // Clients of different reach share no connections. A Network is safe for
 // concurrent use.
-type Network struct{ clients [never]*http.Client } // by reach
+type Network struct {
+	clients   [never]*http.Client // by reach
+	transport http.RoundTripper   // in place of connections; nil: none is
+}
 
 // NewNetwork returns a Network. A transport that is not nil is used in place of
 // connections, and then no address is checked; tests do so.
 func NewNetwork(transport http.RoundTripper) *Network {
-	n := new(Network)
+	n := &Network{transport: transport}
 	for r := range n.clients {
 		way := transport
 		if way == nil {
-			way = newGuard(reach(r), http.ProxyFromEnvironment)
+			way = newGuard(reach(r), http.ProxyFromEnvironment, nil)
 		}
 		n.clients[r] = newHTTPClient(way)
 	}
@@ -67,11 +70,22 @@ func (n *Network) ClientFor(configured string, allowPrivate bool) *http.Client {
 	return n.clients[reachOf(configured, allowPrivate)]
 }
 
+// ClientWith is ClientFor with a certificate that is presented to every server
+// that asks for one (RFC 8705 section 2). Each call makes a client with
+// connections of its own, because a connection goes on with the certificate
+// that it began with; whoever no longer needs it closes those that are idle.
+func (n *Network) ClientWith(configured string, allowPrivate bool, certificate tls.Certificate) *http.Client {
+	if n.transport != nil {
+		return newHTTPClient(n.transport)
+	}
+	return newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyFromEnvironment, &certificate))
+}
+
 // NewHTTPClient returns a client such as [Network.ClientFor] does, over a
 // transport; tests need that. Nil: the network, public addresses only.
 func NewHTTPClient(transport http.RoundTripper) *http.Client {
 	if transport == nil {
-		transport = newGuard(public, http.ProxyFromEnvironment)
+		transport = newGuard(public, http.ProxyFromEnvironment, nil)
 	}
 	return newHTTPClient(transport)
 }
@@ -90,13 +104,21 @@ type guard struct {
 	direct, proxied *http.Transport
 }
 
-func newGuard(r reach, proxy func(*http.Request) (*url.URL, error)) *guard {
-	return &guard{
+func newGuard(r reach, proxy func(*http.Request) (*url.URL, error), certificate *tls.Certificate) *guard {
+	g := &guard{
 		reach:   r,
 		proxy:   proxy,
 		direct:  newTransport(nil, r.control),
 		proxied: newTransport(proxy, nil), // the proxy is the operator's own choice, and may be anywhere
 	}
+	if certificate != nil {
+		// Whatever authorities the server names: a self-signed certificate comes
+		// from none of them, and the server knows it by other means.
+		present := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
+		g.direct.TLSClientConfig.GetClientCertificate = present
+		g.proxied.TLSClientConfig.GetClientCertificate = present
+	}
+	return g
 }
 
 // RoundTrip implements http.RoundTripper.

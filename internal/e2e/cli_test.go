@@ -3,6 +3,8 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,6 +92,112 @@ func TestDevShowsTheThreeResults(t *testing.T) {
 		if !strings.Contains(shown, want) {
 			t.Errorf("%q is not shown: %v", want, res)
 		}
+	}
+}
+
+// startDev starts "broker dev" with a state directory of its own, and returns how to
+// run commands of the same user.
+func startDev(t *testing.T) (p *process, state, address string, same command) {
+	t.Helper()
+	state, address = t.TempDir(), freeAddress(t)
+	env := []string{"XDG_STATE_HOME=" + state}
+	p = start(t, t.TempDir(), env, "broker", "dev", "--addr", address)
+	p.ready(t, func() bool { return strings.Contains(p.output.String(), "Serving until Ctrl-C") })
+	return p, state, address, command{name: "broker", env: append(env, "TOKENBROKER_ADDR="+address)}
+}
+
+func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
+	t.Parallel()
+	p, state, address, same := startDev(t)
+	res := same.run(t, "get", "orders-api")
+	if res.code != 0 {
+		t.Fatalf("get: %v", res)
+	}
+	same.input = res.stdout
+	if res := same.run(t, "verify", "-"); res.code != active {
+		t.Errorf("verify: %v", res)
+	}
+	if res := same.run(t, "revocations", "list"); res.code != 0 {
+		t.Errorf("revocations list: %v", res)
+	}
+	another := command{name: "broker", env: []string{"XDG_STATE_HOME=" + t.TempDir(), "TOKENBROKER_ADDR=" + address}}
+	if res := another.run(t, "get", "orders-api"); res.code == 0 || !strings.Contains(res.stderr, "Unauthenticated") {
+		t.Errorf("get by another user: %v", res)
+	}
+
+	dir := filepath.Join(state, "tokenbroker", "dev")
+	file := filepath.Join(dir, strings.ReplaceAll(address, ":", "_")+".token")
+	for path, mode := range map[string]os.FileMode{dir: os.ModeDir | 0o700, file: 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", path, info, err)
+		}
+	}
+	if res := another.run(t, "get", "orders-api", "--token-file", file); res.code != 0 {
+		t.Errorf("get by another user with the file: %v", res)
+	}
+	if code := p.stop(t, terminate); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// The line with grpcurl that broker dev prints works as it stands.
+func TestDevPrintsCommandsThatWork(t *testing.T) {
+	t.Parallel()
+	need(t, "grpcurl")
+	p, _, _, _ := startDev(t)
+	for line := range strings.Lines(p.output.String()) {
+		if !strings.Contains(line, "grpcurl") {
+			continue
+		}
+		if res := (command{name: "sh"}).run(t, "-c", line); res.code != 0 || !strings.Contains(res.stdout, `"accessToken"`) {
+			t.Errorf("%s: %v", line, res)
+		}
+		return
+	}
+	t.Errorf("no line with grpcurl:\n%s", p.output)
+}
+
+func TestDevMakesCertificatesToTryTLSWith(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "tls")
+	if res := run(t, "dev", "--certificates", dir, "--host", "broker.internal"); res.code != 0 {
+		t.Fatalf("dev --certificates: %v", res)
+	}
+	if res := run(t, "dev", "--certificates", dir); res.code == 0 || !strings.Contains(res.stderr, "is there already") {
+		t.Errorf("in the same directory again: %v", res)
+	}
+	idp := simpleIdP(t, time.Hour)
+	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
+	b.file = writeFile(t, "broker.yaml", fmt.Sprintf(`
+listen: {grpc: %q, ops: %q, tls: {cert: %[3]s/broker.crt, key: %[3]s/broker.key, client_ca: %[3]s/ca.crt}}
+callers: [{name: demo, spiffe_id: "spiffe://example.com/demo", roles: [all]}]
+roles: {all: {get: [{client: "*"}]}}
+`, b.grpc, b.ops, dir)+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	b.launch(t, "broker")
+	b.await(t)
+	cli := command{name: "broker", env: []string{"TOKENBROKER_ADDR=" + b.grpc}}
+	mine := []string{"--ca", dir + "/ca.crt", "--cert", dir + "/demo.crt", "--key", dir + "/demo.key"}
+	for name, tt := range map[string]struct {
+		args []string
+		says string // empty: it works
+	}{
+		"by its certificate":          {mine, ""},
+		"under the name of the host":  {append(mine, "--server-name", "broker.internal"), ""},
+		"under another name":          {append(mine, "--server-name", "other.internal"), "certificate is valid for localhost, broker.internal"},
+		"without a certificate":       {mine[:2], "Unauthenticated"},
+		"without trust in the broker": {[]string{"--plaintext=false"}, "unknown authority"},
+	} {
+		res := cli.run(t, append([]string{"get", "orders"}, tt.args...)...)
+		if (res.code == 0) != (tt.says == "") || !strings.Contains(res.stderr, tt.says) {
+			t.Errorf("get %s: %v", name, res)
+		}
+	}
+	cli.env = append(cli.env, "TOKENBROKER_CA="+dir+"/ca.crt")
+	if res := cli.run(t, "healthcheck"); res.code != 0 { // needs no caller
+		t.Errorf("healthcheck: %v", res)
 	}
 }
 

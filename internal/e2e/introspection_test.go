@@ -67,6 +67,28 @@ func TestTokensOfEveryKindAreVerifiedBesideEachOther(t *testing.T) {
 	}
 }
 
+// What operators revoke is refused whatever the IdP still says of it.
+func TestTokensOfEveryKindCanBeRevoked(t *testing.T) {
+	t.Parallel()
+	idp := startOIDCProvider(t)
+	b := startBroker(t, idp.introspecting(t, "1m"))
+	for _, resource := range []string{rs256, es256, eddsa, opaque} {
+		token, others := b.get(t, "basic", "--resource", resource).AccessToken, b.get(t, "post", "--resource", resource).AccessToken
+		b.mustVerify(t, "a token for "+resource, token, active, "--audience", resource)
+		add := b.run(t, "revocations", "add", "--issuer", idp.issuer, "--client-id", "basic")
+		if add.code != 0 {
+			t.Fatalf("revocations add: %v", add)
+		}
+		if v := verdictOf(t, b.mustVerify(t, "a revoked token for "+resource, token, rejected, "--audience", resource)); v.Reason != "revoked" {
+			t.Errorf("a revoked token for %s: %s", resource, v.Reason)
+		}
+		b.mustVerify(t, "another client's token for "+resource, others, active, "--audience", resource)
+		if res := b.run(t, "revocations", "delete", strings.TrimSpace(add.stdout)); res.code != 0 {
+			t.Fatalf("revocations delete: %v", res)
+		}
+	}
+}
+
 func TestRevocationAtTheIdPIsSeenInTime(t *testing.T) {
 	t.Parallel()
 	idp := startOIDCProvider(t)

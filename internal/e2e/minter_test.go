@@ -67,7 +67,7 @@ func TestTokensOfAnotherMinterAreVerifiedAndNoneThatWasChanged(t *testing.T) {
 			return "active " + claims.Subject
 		}
 		if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
-			return rejected.Reason
+			return string(rejected.Reason)
 		}
 		return err.Error()
 	}

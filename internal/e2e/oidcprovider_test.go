@@ -44,7 +44,9 @@ type registered struct {
 	Key    map[string]string `json:"private_key"`
 }
 
-func startOIDCProvider(t *testing.T) *oidcProvider {
+// startOIDCProvider starts it, with more of the environment that server.mjs
+// describes.
+func startOIDCProvider(t *testing.T, env ...string) *oidcProvider {
 	t.Helper()
 	need(t, "node")
 	need(t, "oidc-provider")
@@ -53,7 +55,7 @@ func startOIDCProvider(t *testing.T) *oidcProvider {
 	p := &oidcProvider{
 		issuer: "http://127.0.0.1:" + strconv.Itoa(port),
 		state:  state,
-		env:    []string{"PORT=" + strconv.Itoa(port), "STATE=" + state},
+		env:    append(env, "PORT="+strconv.Itoa(port), "STATE="+state),
 		client: &http.Client{Timeout: patience},
 	}
 	p.start(t)
@@ -149,8 +151,8 @@ func (p *oidcProvider) reset(t *testing.T) {
 type seen struct {
 	// Paths has the requests of each path.
 	Paths map[string]int `json:"paths"`
-	// Auth has the token requests that authenticated by basic, post or
-	// assertion.
+	// Auth has the token requests that authenticated by basic, post, assertion or
+	// certificate.
 	Auth map[string]int `json:"auth"`
 }
 

@@ -69,6 +69,9 @@ func (c *Client) grant(a answer, ask Request, askedAt time.Time) (token.Grant, *
 		return token.Grant{}, fault
 	}
 	value, fault := a.accessToken()
+	if fault == nil {
+		fault = a.checkBinding(value)
+	}
 	if fault != nil {
 		return token.Grant{}, fault
 	}
@@ -102,7 +105,7 @@ func (a answer) checkType() *Error {
 	case absent(value), isText && name == "", strings.EqualFold(name, "Bearer"):
 		return nil
 	case strings.EqualFold(name, "DPoP"):
-		what = "tokens bound to a key (DPoP), which cannot be shared: switch that off for the client at the IdP"
+		what = "tokens bound to a key (DPoP), which " + notShared
 	case strings.EqualFold(name, "mac"):
 		what = "tokens of the type mac, which the broker does not hand out: have the IdP issue bearer tokens"
 	case strings.EqualFold(name, "N_A"):
@@ -111,6 +114,20 @@ func (a answer) checkType() *Error {
 		what = "tokens of an unknown type: have the IdP issue bearer tokens"
 	}
 	return &Error{Class: Misconfigured, Status: a.status, text: "issues " + what}
+}
+
+const notShared = "nobody but the broker could use: switch that off for the client at the IdP, so that it issues bearer tokens"
+
+// checkBinding refuses a token that only who holds a certificate or a key can use
+// (RFC 8705 section 3, RFC 9449 section 6), as far as can be seen: such a token is
+// called Bearer where it is bound to a certificate. Of an opaque one nothing can
+// be seen.
+func (a answer) checkBinding(value string) *Error {
+	bound := func(m members) bool { return !absent(m["cnf"]) }
+	if bound(a.members) || bound(claimsOf(value)) {
+		return &Error{Class: Misconfigured, Status: a.status, text: "issues tokens bound to a certificate or a key (cnf), which " + notShared}
+	}
+	return nil
 }
 
 func (a answer) accessToken() (string, *Error) {
@@ -146,17 +163,20 @@ func (c *Client) lifetime(m members, value string, askedAt time.Time) time.Durat
 }
 
 // expiryOf returns the exp claim of a token, if it is a JWT with one.
-func expiryOf(value string) (float64, bool) {
+func expiryOf(value string) (float64, bool) { return claimsOf(value).number("exp") }
+
+// claimsOf returns nil for a token that is no JWT.
+func claimsOf(value string) members {
 	parts := strings.Split(value, ".")
 	if len(parts) != 3 {
-		return 0, false
+		return nil
 	}
 	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
 	if err != nil {
-		return 0, false
+		return nil
 	}
 	claims, _ := parseObject(payload)
-	return claims.number("exp")
+	return claims
 }
 
 // members are those of an answer's one object, each as the JSON it came in; of

@@ -77,7 +77,7 @@ func TestDefaultLifetimeIsTheClients(t *testing.T) {
 	}
 }
 
-func jwt(payload string) string {
+func jwtOf(payload string) string {
 	return "e30." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".sig"
 }
 
@@ -88,16 +88,16 @@ func TestMissingExpiresInIsBoundedByTheTokensOwnExp(t *testing.T) {
 		value string
 		want  time.Duration
 	}{
-		"exp in a minute":             {jwt(fmt.Sprintf(`{"exp":%d}`, now+60)), time.Minute},
-		"exp in a minute, as a float": {jwt(fmt.Sprintf(`{"exp":%d.5}`, now+60)), time.Minute},
-		"exp in an hour":              {jwt(fmt.Sprintf(`{"exp":%d}`, now+3600)), token.DefaultLifetime},
-		"no exp":                      {jwt(`{"sub":"a"}`), token.DefaultLifetime},
-		"exp that is no number":       {jwt(`{"exp":{}}`), token.DefaultLifetime},
-		"no JSON":                     {jwt(`exp`), token.DefaultLifetime},
-		"a JSON array":                {jwt(`[1]`), token.DefaultLifetime},
+		"exp in a minute":             {jwtOf(fmt.Sprintf(`{"exp":%d}`, now+60)), time.Minute},
+		"exp in a minute, as a float": {jwtOf(fmt.Sprintf(`{"exp":%d.5}`, now+60)), time.Minute},
+		"exp in an hour":              {jwtOf(fmt.Sprintf(`{"exp":%d}`, now+3600)), token.DefaultLifetime},
+		"no exp":                      {jwtOf(`{"sub":"a"}`), token.DefaultLifetime},
+		"exp that is no number":       {jwtOf(`{"exp":{}}`), token.DefaultLifetime},
+		"no JSON":                     {jwtOf(`exp`), token.DefaultLifetime},
+		"a JSON array":                {jwtOf(`[1]`), token.DefaultLifetime},
 		"no base64":                   {"a.%%%.c", token.DefaultLifetime},
 		"two parts":                   {"a.b", token.DefaultLifetime},
-		"five parts":                  {jwt(fmt.Sprintf(`{"exp":%d}`, now+60)) + ".d.e", token.DefaultLifetime},
+		"five parts":                  {jwtOf(fmt.Sprintf(`{"exp":%d}`, now+60)) + ".d.e", token.DefaultLifetime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			grant := granted(t, idp.Config{}, answer(tt.value))
@@ -107,10 +107,10 @@ func TestMissingExpiresInIsBoundedByTheTokensOwnExp(t *testing.T) {
 		})
 	}
 	t.Run("exp in the past", func(t *testing.T) {
-		refused(t, grants(answer(jwt(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "expired already")
+		refused(t, grants(answer(jwtOf(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "expired already")
 	})
 	t.Run("a declared lifetime is believed", func(t *testing.T) {
-		body := fmt.Sprintf(`{"access_token":%q,"expires_in":3600}`, jwt(fmt.Sprintf(`{"exp":%d}`, now+60)))
+		body := fmt.Sprintf(`{"access_token":%q,"expires_in":3600}`, jwtOf(fmt.Sprintf(`{"exp":%d}`, now+60)))
 		if grant := granted(t, idp.Config{}, body); grant.Lifetime != time.Hour {
 			t.Errorf("the lifetime is %v", grant.Lifetime)
 		}

@@ -2,9 +2,12 @@ package idp
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -21,8 +24,9 @@ const (
 	// Throttled: the IdP asks to be left alone, for Error.RetryAfter. This is
 	// about the client, whatever it asks for.
 	Throttled
-	// CredentialRefused: the IdP refuses the client itself, with this secret.
-	// Asking again with the same secret may lock the client out.
+	// CredentialRefused: the IdP refuses the client itself, with this secret or
+	// certificate, or would if it were asked. Asking again with the same may lock
+	// the client out.
 	CredentialRefused
 	// RequestRefused: the IdP knows the client and refuses what it asks for.
 	RequestRefused
@@ -63,7 +67,7 @@ const refusedRest = time.Minute
 // that the IdP wrote but a known code.
 type Error struct {
 	Class Class
-	// Code is the OAuth error code, if it is one that a standard defines.
+	// Code is the OAuth error code, if it is one that is known.
 	Code string
 	// Status of the HTTP answer; zero: there was none.
 	Status int
@@ -116,12 +120,54 @@ func (e *Error) at(what, endpoint string) *Error {
 	return e
 }
 
-func unanswered(err error) *Error {
+func (c *Client) unanswered(err error) *Error {
 	cause := discovery.Cause(err)
+	if c.cfg.Auth.Mutual() && certificateRefused(cause) {
+		return &Error{Class: CredentialRefused, text: fmt.Sprintf("refuses the client's certificate (%v): renew it, or have the IdP know it", cause), cause: cause}
+	}
 	if _, refused := errors.AsType[*discovery.AddressError](cause); refused {
 		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not connected to: %v", cause), cause: cause}
 	}
 	return &Error{Class: Transient, text: fmt.Sprintf("gave no answer: %v", cause), cause: cause}
+}
+
+// certificateRefused tells the alerts (RFC 8446 section 6.2) by which a server
+// refuses who connects from those about the connection. The library has no type
+// for them that can be asked for.
+func certificateRefused(cause error) bool {
+	remote, ok := errors.AsType[*net.OpError](cause)
+	if !ok || remote.Op != "remote error" {
+		return false
+	}
+	const (
+		badCertificate = 42 + iota
+		unsupportedCertificate
+		certificateRevoked
+		certificateExpired
+		certificateUnknown
+		unknownCA           = 48
+		accessDenied        = 49
+		certificateRequired = 116
+	)
+	alerts := []tls.AlertError{badCertificate, unsupportedCertificate, certificateRevoked, certificateExpired, certificateUnknown, unknownCA, accessDenied, certificateRequired}
+	return slices.ContainsFunc(alerts, func(alert tls.AlertError) bool { return remote.Err.Error() == alert.Error() })
+}
+
+// unusable is about a secret that cannot be what the client needs. The IdP is
+// not asked: what would help is another secret, as where it refuses one.
+func unusable(err error) *Error {
+	return &Error{Class: CredentialRefused, text: fmt.Sprintf("was not asked, because the secret cannot be used: %v", err), cause: err}
+}
+
+// assertionRefused: with the jwt-bearer grant the assertion is what proves the
+// client, and an IdP says invalid_grant of it (RFC 7523 section 3.1) where it
+// would say invalid_client of a secret.
+func (c *Client) assertionRefused(e *Error) *Error {
+	if c.cfg.Grant == JWTBearer && e.Code == "invalid_grant" {
+		e.Class = CredentialRefused
+		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.hint() + "; and assertion_subject"
+	}
+	return e
 }
 
 func undiscovered(what string, err error) *Error {
@@ -169,7 +215,7 @@ func retryable(status int) bool {
 // not agree on that. The text is empty for a code that is not known.
 func meaningOfCode(code string) (Class, string) {
 	switch code {
-	case "invalid_client":
+	case "invalid_client", "invalid_client_id", "invalid_client_credentials": // the last two are Salesforce's
 		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
 	case "unauthorized_client":
 		return CredentialRefused, "refuses the client: check its secret, and that it may use this grant at the IdP"
@@ -184,9 +230,9 @@ func meaningOfCode(code string) (Class, string) {
 	case "invalid_grant":
 		return RequestRefused, "refuses the grant: check params, and the clocks on both sides"
 	case "unsupported_grant_type":
-		return RequestRefused, "does not know the grant asked for: enable client credentials at the IdP, or set grant_type in params"
+		return RequestRefused, "does not know the grant asked for: enable it for the client at the IdP, or set grant_type to what the IdP calls it"
 	case "use_dpop_nonce", "invalid_dpop_proof":
-		return Misconfigured, "wants tokens bound to a key (DPoP), which cannot be shared: switch that off for the client at the IdP"
+		return Misconfigured, "wants a proof of possession (DPoP), and would issue tokens bound to a key, which " + notShared
 	case "temporarily_unavailable", "server_error":
 		return Transient, "is in trouble: look at the IdP if it does not end"
 	default:

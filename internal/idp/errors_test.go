@@ -15,6 +15,7 @@ const jsonType = "application/json"
 func TestErrorCodesAreClassifiedWhateverTheirStatus(t *testing.T) {
 	classes := map[string]idp.Class{
 		"invalid_client": idp.CredentialRefused, "unauthorized_client": idp.CredentialRefused,
+		"invalid_client_id": idp.CredentialRefused, "invalid_client_credentials": idp.CredentialRefused,
 		"invalid_scope": idp.RequestRefused, "invalid_target": idp.RequestRefused, "invalid_request": idp.RequestRefused,
 		"access_denied": idp.RequestRefused, "invalid_grant": idp.RequestRefused, "unsupported_grant_type": idp.RequestRefused,
 		"use_dpop_nonce": idp.Misconfigured, "invalid_dpop_proof": idp.Misconfigured,

@@ -21,7 +21,7 @@ func FuzzAnswer(f *testing.F) {
 	}{
 		{jsonType, good},
 		{jsonType, `{"access_token":"tok","expires_in":"3599.5","refresh_in":1800,"scope":["b","a"],"token_type":"bearer","instance_url":"https://x.example"}`},
-		{jsonType, `{"access_token":"` + jwt(`{"exp":4102444800}`) + `"}`},
+		{jsonType, `{"access_token":"` + jwtOf(`{"exp":4102444800}`) + `"}`},
 		{jsonType, `{"access_token":"tok","expires_in":1e999}`},
 		{jsonType, `{"access_token":"tok","expires_in":-0}`},
 		{jsonType, `{"access_token":"t\u0000k"}`},

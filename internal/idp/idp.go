@@ -1,6 +1,9 @@
 // Package idp is what the broker asks of identity providers as their client:
-// access tokens by the client credentials grant (RFC 6749 section 4.4), and what
-// they say of a token that somebody else presents (RFC 7662).
+// access tokens, by the client credentials grant (RFC 6749 section 4.4), the JWT
+// bearer grant (RFC 7523) or one that an IdP calls by a name of its own; and what
+// they say of a token that somebody else presents (RFC 7662). The client proves
+// its identity by a secret, a key, a certificate, or an assertion that somebody
+// else issued: each [AuthMethod] is what OAuth calls so.
 //
 // IdPs answer in many ways that the RFC does not foresee. The package takes
 // what can be understood without guessing, bounds it, and sorts the rest into
@@ -13,6 +16,7 @@ package idp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -21,7 +25,6 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -46,15 +49,6 @@ const (
 	maxExtras = 16
 )
 
-// AuthMethod is how the client proves its identity (RFC 6749 section 2.3.1).
-type AuthMethod string
-
-// The methods.
-const (
-	SecretBasic AuthMethod = "client_secret_basic" // in the Authorization header
-	SecretPost  AuthMethod = "client_secret_post"  // in the form
-)
-
 // Config says which client to be, and towards whom.
 type Config struct {
 	// TokenURL is the token endpoint. Empty: Issuer is asked for it.
@@ -68,13 +62,22 @@ type Config struct {
 	Issuer *discovery.Issuer
 	// ClientID is required.
 	ClientID string
-	// Auth is SecretBasic if empty.
+	// Auth is SecretBasic if empty; None with the grant JWTBearer.
 	Auth AuthMethod
+	// Grant is the grant_type that is asked by. Empty: ClientCredentials.
+	Grant string
 	// RawBasic leaves out the form encoding of id and secret that RFC 6749
 	// section 2.3.1 wants before base64, for IdPs that do not decode it.
 	RawBasic bool
-	// Params are further form parameters. They may replace grant_type, and none
-	// of the others that the client sends itself.
+	// Assertion says how assertions are made.
+	Assertion Assertion
+	// AssertionFile holds the assertion of FederatedJWT and SpiffeJWT. It is read
+	// for each request.
+	AssertionFile string
+	// Certificate is what TLS and SelfSignedTLS present.
+	Certificate CertificateFiles
+	// Params are further form parameters, none of them one that the client sends
+	// itself.
 	Params map[string]string
 	// Extras name members of the IdP's answer that are passed on to callers,
 	// such as Salesforce's instance_url. At most 16.
@@ -86,6 +89,9 @@ type Config struct {
 	// which connects to private addresses only where TokenURL or the Issuer is
 	// loopback.
 	HTTP *http.Client
+	// HTTPWith is made by discovery.Network.ClientWith: it takes the place of HTTP
+	// where a certificate is presented. Nil: a client of its own.
+	HTTPWith func(tls.Certificate) *http.Client
 }
 
 // Request is what to ask for. Empty fields are not sent.
@@ -99,27 +105,59 @@ type Request struct {
 	Once bool
 }
 
-// Client asks one IdP for tokens as one OAuth client. It holds no secret and is
-// safe for concurrent use.
-type Client struct{ cfg Config }
+// Client asks one IdP for tokens as one OAuth client. It holds no secret but the
+// key of a certificate, and is safe for concurrent use.
+type Client struct {
+	cfg    Config
+	mutual certificates // what TLS and SelfSignedTLS connect with
+}
 
-// New returns a Client, or says what is wrong with its configuration. It sends
-// nothing.
+// New returns a Client, or says what is wrong with its configuration or its
+// certificate. It sends nothing.
 func New(cfg Config) (*Client, error) {
-	if cfg.Auth == "" {
-		cfg.Auth = SecretBasic
-	}
-	if cfg.DefaultLifetime == 0 {
-		cfg.DefaultLifetime = token.DefaultLifetime
-	}
+	cfg = cfg.filled()
 	if err := errors.Join(cfg.checkEndpoint(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime()); err != nil {
 		return nil, err
 	}
-	if cfg.HTTP == nil {
-		cfg.HTTP = discovery.NewNetwork(nil).ClientFor(cfg.home(), false)
+	c := &Client{cfg: cfg}
+	if cfg.Auth.Mutual() {
+		if err := c.mutual.open(cfg.Certificate, cfg.HTTPWith); err != nil {
+			return nil, err
+		}
 	}
-	cfg.Params, cfg.Extras = maps.Clone(cfg.Params), slices.Clone(cfg.Extras)
-	return &Client{cfg}, nil
+	return c, nil
+}
+
+// filled has the defaults in place of what is empty.
+func (c Config) filled() Config {
+	if c.Grant == "" {
+		c.Grant = ClientCredentials
+	}
+	if c.Auth == "" && c.Grant == JWTBearer {
+		c.Auth = None
+	}
+	if c.Auth == "" {
+		c.Auth = SecretBasic
+	}
+	if c.Assertion.Audience == "" && c.TokenURL == "" {
+		c.Assertion.Audience = AudienceIssuer
+	}
+	if c.Assertion.Audience == "" {
+		c.Assertion.Audience = AudienceTokenEndpoint
+	}
+	if c.DefaultLifetime == 0 {
+		c.DefaultLifetime = token.DefaultLifetime
+	}
+	if c.HTTP == nil {
+		c.HTTP = discovery.NewNetwork(nil).ClientFor(c.home(), false)
+	}
+	if home := c.home(); c.HTTPWith == nil {
+		c.HTTPWith = func(certificate tls.Certificate) *http.Client {
+			return discovery.NewNetwork(nil).ClientWith(home, false, certificate)
+		}
+	}
+	c.Params, c.Extras = maps.Clone(c.Params), slices.Clone(c.Extras)
+	return c
 }
 
 // home is what the client was told of the IdP's place.
@@ -142,27 +180,12 @@ func (c Config) checkEndpoint() error {
 	return nil
 }
 
-func (c Config) checkAuth() error {
-	switch {
-	case c.ClientID == "":
-		return errors.New("client_id is missing")
-	case c.Auth != SecretBasic && c.Auth != SecretPost:
-		return fmt.Errorf("auth %q is not known: it is %s or %s", string(c.Auth), SecretBasic, SecretPost)
-	case c.RawBasic && c.Auth != SecretBasic:
-		return fmt.Errorf("raw_basic goes with %s only", SecretBasic)
-	case c.RawBasic && strings.Contains(c.ClientID, ":"):
-		return errors.New("a client_id with a colon cannot be sent with raw_basic: what follows the colon would be taken for the secret (RFC 7617)")
-	default:
-		return nil
-	}
-}
-
 func (c Config) checkNames() error {
 	for name := range c.Params {
 		switch name {
 		case "":
 			return errors.New("params has a parameter without a name")
-		case "client_id", "client_secret", "scope", "audience", "resource":
+		case "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type", "assertion", "scope", "audience", "resource":
 			return fmt.Errorf("params must not set %s: it is configured by itself", name)
 		}
 	}
@@ -212,18 +235,26 @@ func (c *Client) endpoint(ctx context.Context) (string, *Error) {
 	if err != nil {
 		return "", undiscovered("token endpoint", err)
 	}
-	if metadata.TokenEndpoint == "" {
+	endpoint := metadata.TokenEndpoint
+	if c.cfg.Auth.Mutual() {
+		endpoint = metadata.MTLS.Token
+	}
+	if endpoint == "" {
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no token_endpoint: configure token_url"}
 	}
-	return metadata.TokenEndpoint, nil
+	return endpoint, nil
 }
 
 // attempt sends the request once.
 func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Version, ask Request) (token.Grant, *Error) {
 	askedAt := time.Now()
-	answer, fault := c.post(ctx, endpoint, with, c.form(ask))
+	form, fault := c.form(ctx, with, ask)
 	if fault != nil {
 		return token.Grant{}, fault
+	}
+	answer, fault := c.post(ctx, endpoint, with, form)
+	if fault != nil {
+		return token.Grant{}, c.assertionRefused(fault)
 	}
 	grant, fault := c.grant(answer, ask, askedAt)
 	grant.SecretVersion = with.ID
@@ -236,22 +267,34 @@ func (c *Client) post(ctx context.Context, endpoint string, with secret.Version,
 	ctx, cancel := context.WithTimeout(ctx, AttemptTimeout)
 	defer cancel()
 	var delivered atomic.Bool
-	request, err := c.request(watch(ctx, &delivered), endpoint, with, form)
-	if err != nil {
-		return answer{}, &Error{Class: Misconfigured, text: "has a URL that cannot be requested"}
+	request, fault := c.request(watch(ctx, &delivered), endpoint, with, form)
+	if fault != nil {
+		return answer{}, fault
 	}
-	response, err := c.cfg.HTTP.Do(request)
+	response, err := c.http().Do(request)
 	if err != nil {
-		fault := unanswered(err)
+		fault := c.unanswered(err)
 		fault.again = fault.Class == Transient && !delivered.Load() // after a timeout pause finds no time left
 		return answer{}, fault
 	}
 	defer func() { _ = response.Body.Close() }()
 	a, err := readAnswer(response)
 	if err != nil {
-		return answer{}, unanswered(err)
+		return answer{}, c.unanswered(err)
 	}
-	return a, a.refusal(time.Now())
+	fault = a.refusal(time.Now())
+	if fault != nil && fault.Class == CredentialRefused {
+		fault.text += c.hint()
+	}
+	return a, fault
+}
+
+// http returns what requests are sent with.
+func (c *Client) http() *http.Client {
+	if c.cfg.Auth.Mutual() {
+		return c.mutual.current().http
+	}
+	return c.cfg.HTTP
 }
 
 // watch notes whether a request got a connection made for it, so that the IdP

@@ -137,7 +137,15 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		"token_url is not valid":              func(c *idp.Config) { c.TokenURL = "http://idp.example/token" },
 		"user name or password":               func(c *idp.Config) { c.TokenURL = "https://u:canary@idp.example/token" },
 		"client_id is missing":                func(c *idp.Config) { c.ClientID = "" },
-		`auth "private_key_jwt" is not known`: func(c *idp.Config) { c.Auth = "private_key_jwt" },
+		`auth "magic" is not known`:           func(c *idp.Config) { c.Auth = "magic" },
+		"needs assertion_file":                func(c *idp.Config) { c.Auth = idp.FederatedJWT },
+		"needs a certificate and its key":     func(c *idp.Config) { c.Auth, c.Certificate.Cert = idp.TLS, "client.crt" },
+		"by its own assertion":                func(c *idp.Config) { c.Grant, c.Auth = idp.JWTBearer, idp.SecretBasic },
+		"issuer needs an issuer":              func(c *idp.Config) { c.Assertion.Audience = idp.AudienceIssuer },
+		"assertion_algorithm is HS256":        func(c *idp.Config) { c.Auth, c.Assertion.Algorithm = idp.SecretJWT, "RS256" },
+		"assertion_algorithm is one of RS256": func(c *idp.Config) { c.Auth, c.Assertion.Algorithm = idp.PrivateKeyJWT, "HS256" },
+		"params must not set grant_type":      func(c *idp.Config) { c.Params = map[string]string{"grant_type": "canary"} },
+		"params must not set assertion":       func(c *idp.Config) { c.Params = map[string]string{"assertion": "canary"} },
 		"raw_basic goes with":                 func(c *idp.Config) { c.Auth, c.RawBasic = idp.SecretPost, true },
 		"with a colon":                        func(c *idp.Config) { c.ClientID, c.RawBasic = "a:b", true },
 		"without a name":                      func(c *idp.Config) { c.Params = map[string]string{"": "canary"} },
@@ -163,7 +171,7 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		"as it is":              func(*idp.Config) {},
 		"an issuer":             func(c *idp.Config) { c.TokenURL, c.Issuer = "", discovery.New(discovery.Config{}) },
 		"allowed plain http":    func(c *idp.Config) { c.TokenURL, c.AllowHTTP = "http://idp.example/token", true },
-		"another grant_type":    func(c *idp.Config) { c.Params = map[string]string{"grant_type": "account_credentials"} },
+		"another grant_type":    func(c *idp.Config) { c.Grant = "account_credentials" },
 		"sixteen extras":        func(c *idp.Config) { c.Extras = extras[:16] },
 		"a colon in the id":     func(c *idp.Config) { c.ClientID = "a:b" },
 		"the longest lifetime":  func(c *idp.Config) { c.DefaultLifetime = token.MaxLifetime },
@@ -255,10 +263,10 @@ func TestBasicWithOddCharacters(t *testing.T) {
 	}
 }
 
-func TestParamsMayReplaceTheGrantType(t *testing.T) {
+func TestAnotherGrantWithItsParams(t *testing.T) {
 	tokenURL, requests := idpServer(t, grants(good))
-	params := map[string]string{"grant_type": "account_credentials", "account_id": "42"}
-	c := client(t, idp.Config{TokenURL: tokenURL + "?tenant=t", Params: params})
+	params := map[string]string{"account_id": "42"}
+	c := client(t, idp.Config{TokenURL: tokenURL + "?tenant=t", Grant: "account_credentials", Params: params})
 	params["account_id"] = "changed by the caller afterwards"
 	if _, err := c.Fetch(t.Context(), version, idp.Request{}); err != nil {
 		t.Fatal(err)

@@ -64,10 +64,14 @@ func (c *Client) introspectionEndpoint(ctx context.Context) (string, *Error) {
 	if err != nil {
 		return "", undiscovered(introspection, err)
 	}
-	if metadata.IntrospectionEndpoint == "" {
+	endpoint := metadata.IntrospectionEndpoint
+	if c.cfg.Auth.Mutual() {
+		endpoint = metadata.MTLS.Introspection
+	}
+	if endpoint == "" {
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no introspection_endpoint: configure the endpoint"}
 	}
-	return metadata.IntrospectionEndpoint, nil
+	return endpoint, nil
 }
 
 // introspect sends the request once.

@@ -1,7 +1,9 @@
 package idp_test
 
 import (
+	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +11,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -104,30 +109,125 @@ func echoes() map[string]func(http.ResponseWriter, string) {
 	}
 }
 
+// leakyMethod is a way to authenticate, and what must not be shown of it.
+type leakyMethod struct {
+	cfg    idp.Config
+	secret string
+	canary []string
+}
+
+func leakyMethods(t *testing.T) map[string]leakyMethod {
+	t.Helper()
+	const hmacSecret = "canary-" + leaky + leaky
+	key := pemKey(t, newKey(t, "ES256"))
+	inKey := strings.Split(key, "\n")[1][20:50]
+	file := write(t, filepath.Join(t.TempDir(), "assertion"), jwtOf(`{"sub":"federated-canary"}`))
+	inFile := strings.Split(jwtOf(`{"sub":"federated-canary"}`), ".")[1]
+	return map[string]leakyMethod{
+		"basic":      {idp.Config{Auth: idp.SecretBasic}, leaky, nil},
+		"post":       {idp.Config{Auth: idp.SecretPost}, leaky, nil},
+		"secret_jwt": {idp.Config{Auth: idp.SecretJWT}, hmacSecret, []string{url.QueryEscape(hmacSecret)}},
+		"key":        {idp.Config{Auth: idp.PrivateKeyJWT}, key, []string{inKey}},
+		"jwt-bearer": {idp.Config{Grant: idp.JWTBearer}, key, []string{inKey}},
+		"federated":  {idp.Config{Auth: idp.FederatedJWT, AssertionFile: file}, "", []string{inFile}},
+		"nothing":    {idp.Config{Auth: idp.None}, "", nil},
+	}
+}
+
+// assertionsIn are the parts of the assertions in a request that nobody else may
+// see: who has them could use them.
+func assertionsIn(r *http.Request) []string {
+	var parts []string
+	for _, name := range []string{"client_assertion", "assertion"} {
+		if value := r.PostFormValue(name); value != "" {
+			parts = append(parts, strings.Split(value, ".")[1:]...)
+		}
+	}
+	return parts
+}
+
 func TestNoErrorShowsWhatTheIdPWroteOrTheURLsQuery(t *testing.T) {
 	cases := 0
-	for name, answer := range echoes() {
-		for _, auth := range []idp.AuthMethod{idp.SecretBasic, idp.SecretPost} {
+	for method, m := range leakyMethods(t) {
+		for name, answer := range echoes() {
 			cases++
-			t.Run(name+" "+string(auth), func(t *testing.T) {
-				echoed := ""
+			t.Run(name+" "+method, func(t *testing.T) {
+				echoed, sent := "", []string(nil)
 				tokenURL, _ := idpServer(t, func(w http.ResponseWriter, r *http.Request) {
 					echoed = echo(r)
+					r.Body = io.NopCloser(strings.NewReader(strings.Split(echoed, " ")[1]))
+					sent = assertionsIn(r)
 					answer(w, echoed)
 				})
-				c := client(t, idp.Config{TokenURL: tokenURL + "?key=canary", Auth: auth})
-				_, err := c.Fetch(t.Context(), secret.Version{ID: "v1", Value: redact.New(leaky)}, idp.Request{Audience: "canary"})
+				cfg := m.cfg
+				cfg.TokenURL = tokenURL + "?key=canary"
+				_, err := client(t, cfg).Fetch(t.Context(), secretOf(m.secret), idp.Request{Audience: "canary"})
 				if err == nil || !strings.Contains(echoed, leaky) {
 					t.Fatalf("the case tests nothing: %v", err)
 				}
-				if shown := printed(err); containsAny(shown, canaries) {
+				if asserts := method == "secret_jwt" || method == "key" || method == "jwt-bearer" || method == "federated"; asserts != (len(sent) == 2) {
+					t.Fatalf("%d parts of assertions were sent", len(sent))
+				}
+				if shown := printed(err); containsAny(shown, slices.Concat(canaries, m.canary, sent)) {
 					t.Errorf("the error shows it: %s", shown)
 				}
 			})
 		}
 	}
-	if cases < 70 {
+	if cases < 240 {
 		t.Errorf("only %d cases", cases)
+	}
+}
+
+// TestNothingPrintsASecret prints everything that the package has to do with, in
+// every way of printing.
+func TestNothingPrintsASecret(t *testing.T) {
+	files := certFiles(t)
+	_, _, certKey := pair(t, files, time.Hour)
+	server := newMutualServer(t, &tls.Config{ClientAuth: tls.RequireAnyClientCert})
+	methods := leakyMethods(t)
+	methods["certificate"] = leakyMethod{idp.Config{Auth: idp.TLS, Certificate: files, HTTPWith: server.with}, "", nil}
+	for method, m := range methods {
+		cfg := m.cfg
+		tokenURL, _ := idpServer(t, grants(`{"access_token":"canary-token","refresh_token":"canary"}`))
+		if cfg.TokenURL = tokenURL; method == "certificate" {
+			cfg.TokenURL = server.URL
+		}
+		c := client(t, cfg)
+		grant, err := c.Fetch(t.Context(), secretOf(m.secret), idp.Request{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.ReloadCertificate(); err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		wrapped := struct {
+			Client *idp.Client
+			inner  any
+			config idp.Config
+			grant  any
+		}{c, c, cfg, grant}
+		for _, value := range []any{c, cfg, &cfg, secretOf(m.secret), grant, wrapped, &wrapped, c.Credential()} {
+			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
+				fmt.Fprintf(&out, verb+"\n", value)
+			}
+			if text, err := json.Marshal(value); err == nil {
+				out.Write(text)
+			}
+			slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "value", value)
+			slog.New(slog.NewTextHandler(&out, nil)).Info("x", "value", value)
+		}
+		secrets := slices.Concat(m.canary, []string{"canary-token"})
+		for _, text := range []string{m.secret, certKey} {
+			if middle := len(text) / 2; middle > 10 { // a key's ends are the same in each
+				some := []byte(text)[middle : middle+10]
+				secrets = append(secrets, string(some), fmt.Sprintf("%x", some), strings.Trim(fmt.Sprint(some), "[]"), base64.StdEncoding.EncodeToString(some)[:12])
+			}
+		}
+		if shown := out.String(); containsAny(shown, secrets) || len(shown) < 1000 {
+			t.Errorf("%s: something shows it, of %q", method, secrets)
+		}
 	}
 }
 

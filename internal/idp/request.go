@@ -2,7 +2,7 @@ package idp
 
 import (
 	"context"
-	"encoding/base64"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -12,27 +12,43 @@ import (
 )
 
 // request is made anew for each attempt. It adds to the form.
-func (c *Client) request(ctx context.Context, endpoint string, with secret.Version, form url.Values) (*http.Request, error) {
-	if c.cfg.Auth == SecretPost {
-		form.Set("client_id", c.cfg.ClientID)
-		form.Set("client_secret", with.Value.Reveal())
+func (c *Client) request(ctx context.Context, endpoint string, with secret.Version, form url.Values) (*http.Request, *Error) {
+	if c.cfg.Auth.Mutual() {
+		if fault := c.checkMutual(endpoint); fault != nil {
+			return nil, fault
+		}
+	}
+	authorization, fault := c.authenticate(ctx, with, form)
+	if fault != nil {
+		return nil, fault
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, err
+		return nil, &Error{Class: Misconfigured, text: "has a URL that cannot be requested"}
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("Accept-Encoding", "identity")
 	request.Header.Set("User-Agent", discovery.UserAgent)
-	if c.cfg.Auth == SecretBasic {
-		request.Header.Set("Authorization", c.basic(with))
+	if authorization != "" {
+		request.Header.Set("Authorization", authorization)
 	}
 	return request, nil
 }
 
-func (c *Client) form(ask Request) url.Values {
-	form := url.Values{"grant_type": {"client_credentials"}}
+func (c *Client) checkMutual(endpoint string) *Error {
+	if !strings.HasPrefix(endpoint, "https:") {
+		return &Error{Class: Misconfigured, text: "is plain http, where no certificate can be presented: configure its https URL, or another auth"}
+	}
+	if err := c.mutual.current().check(c.cfg.Certificate.Cert); err != nil {
+		return &Error{Class: CredentialRefused, text: fmt.Sprintf("was not asked, because %v", err), cause: err}
+	}
+	return nil
+}
+
+// form is what is asked for. It is made anew for each attempt as well.
+func (c *Client) form(ctx context.Context, with secret.Version, ask Request) (url.Values, *Error) {
+	form := url.Values{"grant_type": {c.cfg.Grant}}
 	for name, value := range c.cfg.Params {
 		form.Set(name, value)
 	}
@@ -42,18 +58,14 @@ func (c *Client) form(ask Request) url.Values {
 	for _, resource := range ask.Resources {
 		form.Add("resource", resource)
 	}
-	if len(ask.Scopes) > 0 {
-		form.Set("scope", strings.Join(ask.Scopes, " "))
+	scope := strings.Join(ask.Scopes, " ")
+	if c.cfg.Grant == JWTBearer {
+		assertion, fault := c.grantAssertion(ctx, with, scope)
+		form.Set("assertion", assertion.Reveal())
+		return form, fault
 	}
-	return form
-}
-
-// basic form-encodes id and secret before it joins them (RFC 6749 section
-// 2.3.1), which is not what HTTP's own Basic authentication does.
-func (c *Client) basic(with secret.Version) string {
-	id, value := c.cfg.ClientID, with.Value.Reveal()
-	if !c.cfg.RawBasic {
-		id, value = url.QueryEscape(id), url.QueryEscape(value)
+	if scope != "" {
+		form.Set("scope", scope)
 	}
-	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+value))
+	return form, nil
 }

@@ -22,6 +22,14 @@ func TestSplitTakesTheCompactFormApart(t *testing.T) {
 	}
 }
 
+func TestSplitTakesTheLongestTokenAndHeader(t *testing.T) {
+	longest := josetest.Base64(bytes.Repeat([]byte("x"), jose.MaxHeaderSize)) + ".AAAA."
+	longest += strings.Repeat("A", jose.MaxTokenSize-len(longest))
+	if c, err := jose.Split(redact.New(longest)); err != nil || len(c.Header) != jose.MaxHeaderSize {
+		t.Errorf("%d bytes: %v", len(longest), err)
+	}
+}
+
 // Every spelling but one of a token is refused.
 func TestSplitRefuses(t *testing.T) {
 	signer := josetest.New(t, "EdDSA", "k")

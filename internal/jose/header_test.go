@@ -16,6 +16,10 @@ func TestParseHeaderReadsWhatItNeedsAndIgnoresTheRest(t *testing.T) {
 	if want := (jose.Header{Algorithm: "RS256", KeyID: "k 1", Type: "at+jwt"}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
+	longest := strings.Repeat("k", 256)
+	if h, err := jose.ParseHeader([]byte(`{"alg":"RS256","kid":"` + longest + `"}`)); err != nil || h.KeyID != longest {
+		t.Errorf("a kid of 256 bytes: %v", err)
+	}
 	if h, err := jose.ParseHeader([]byte(`{"alg":"RS256"}`)); err != nil || h.KeyID != "" || h.Type != "" {
 		t.Errorf("a header of nothing but alg: %+v, %v", h, err)
 	}

@@ -1,11 +1,9 @@
 package jose
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -222,12 +220,8 @@ func material(object Object) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	thumbprint, err := parsed.Thumbprint(crypto.SHA256)
-	if err != nil {
-		return nil, errMaterial
-	}
-	key.thumbprint = base64.RawURLEncoding.EncodeToString(thumbprint)
-	return key, nil
+	key.thumbprint, err = thumbprint(parsed)
+	return key, err
 }
 
 // check does what the library does not: that accepts keys that are too weak, too

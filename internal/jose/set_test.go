@@ -29,6 +29,10 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	y384, err := base64.RawURLEncoding.DecodeString(p384.JWK()["y"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
 	private := josetest.Base64([]byte("private"))
 	cases := map[string]any{
 		"a string":                  "key",
@@ -78,6 +82,7 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 		"the point at infinity":     p384.JWK(jwk{"x": e(make([]byte, 48)...), "y": e(make([]byte, 48)...)}),
 		"a coordinate of 49 bytes":  p384.JWK(jwk{"x": e(append([]byte{0}, x384...)...)}),
 		"a coordinate too long":     p384.JWK(jwk{"x": "AA" + p384.JWK()["x"].(string)}),
+		"a y of 49 bytes":           p384.JWK(jwk{"y": e(append([]byte{0}, y384...)...)}),
 		"a coordinate too short":    p384.JWK(jwk{"y": "AAAA"}),
 		"a coordinate missing":      p384.JWK(jwk{"y": nil}),
 		"curve P-256 for a P-384":   p384.JWK(jwk{"crv": "P-256"}),

@@ -22,6 +22,9 @@ type Certificates struct {
 	CA                    string
 	ServerCert, ServerKey string
 	ClientCert, ClientKey string
+
+	ca  *certificate
+	dir string
 }
 
 // NewCertificates makes a CA of its own.
@@ -35,12 +38,24 @@ func NewCertificates(t testing.TB) *Certificates {
 		// A replica and a node of a cluster are clients of others as well.
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, ca)
-	client := newCertificate(t, dir, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ca)
-	return &Certificates{
-		CA:         ca.certFile,
-		ServerCert: server.certFile, ServerKey: server.keyFile,
-		ClientCert: client.certFile, ClientKey: client.keyFile,
-	}
+	c := &Certificates{CA: ca.certFile, ServerCert: server.certFile, ServerKey: server.keyFile, ca: ca, dir: dir}
+	c.RenewClient(t)
+	return c
+}
+
+// RenewClient puts another certificate for clients, with another key, in place of
+// the one before.
+func (c *Certificates) RenewClient(t testing.TB) {
+	t.Helper()
+	client := newCertificate(t, c.dir, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, c.ca)
+	c.ClientCert, c.ClientKey = client.certFile, client.keyFile
+}
+
+// SelfSigned makes a certificate for clients that nobody signed but its own key.
+func SelfSigned(t testing.TB) (certFile, keyFile string) {
+	t.Helper()
+	made := newCertificate(t, t.TempDir(), "self", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, nil)
+	return made.certFile, made.keyFile
 }
 
 // Client is what a client needs to connect.

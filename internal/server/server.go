@@ -8,6 +8,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"runtime"
@@ -80,6 +81,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
 	Registerer prometheus.Registerer
+	// Options are added to those of the gRPC server. Interceptors among them are
+	// inside of those here.
+	Options []grpc.ServerOption
 }
 
 // Limits bound what a server takes on. Of what is zero, the default holds.
@@ -138,8 +142,8 @@ func New(cfg Config) *Server {
 	who := newCallers(cfg, held)
 	observe, transport := newObserver(cfg, who, held), newTransport(cfg, who)
 	s := &Server{
-		grpc: grpc.NewServer(options(cfg.Limits, who, observe, transport)...), health: health.NewServer(),
-		callers: who, limits: held, transport: transport, metrics: observe.metrics,
+		grpc:   grpc.NewServer(append(options(cfg.Limits, who, observe, transport), cfg.Options...)...),
+		health: health.NewServer(), callers: who, limits: held, transport: transport, metrics: observe.metrics,
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
@@ -211,14 +215,17 @@ func options(most Limits, who *callers, observe *observer, transport *transport)
 	}
 }
 
-// Serve answers on listener until Shutdown. Health says SERVING from now on. It may
-// be called for several listeners.
+// Serve answers on listener until Shutdown, which may have been called already.
+// Health says SERVING from now on. It may be called for several listeners.
 func (s *Server) Serve(listener net.Listener) error {
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
 	}
 	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	return s.grpc.Serve(listener)
+	if err := s.grpc.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // Shutdown says NOT_SERVING, goes on answering for delay so that load balancers

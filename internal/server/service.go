@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -30,9 +33,18 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	}
 	answer, err := s.broker.Get(ctx, callerOf(ctx), ask)
 	if err != nil {
+		dissuade(ctx, err)
 		return nil, statusOf(err)
 	}
 	return tokenResponse(answer), nil
+}
+
+// dissuade keeps gRPC's clients from repeating at once, by their retry policy, a
+// call that failed for a reason that the whole fleet shares.
+func dissuade(ctx context.Context, err error) {
+	if told, ok := errors.AsType[*broker.Error](err); ok && told.Reason == broker.ReasonIdPUnavailable {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails only without a call
+	}
 }
 
 // tokenResponse makes the message and its timestamps in one allocation: this is

@@ -13,16 +13,16 @@ import (
 )
 
 // Facts are what a token with a good signature says, or its issuer of an opaque
-// one, and nothing of whether it
-// is good for anything. Whoever gets them may do with them as he likes: nobody
-// else has the same.
+// one, and nothing of whether it is good for anything. Whoever gets them may do
+// with them as he likes: nobody else has the same.
 type Facts struct {
 	// Issuer is the iss claim, as configured.
 	Issuer string
 	// Subject is the sub claim, never empty; where the issuer names none for an
 	// opaque token, the ClientID. An identity is the pair (Issuer, Subject).
 	Subject string
-	// ClientID is the client_id claim, else azp; may be empty.
+	// ClientID is the client_id claim; else azp; else cid or appid, where Okta and
+	// Entra ID have it. May be empty.
 	ClientID string
 	// Audience is the aud claim as a list; may be empty.
 	Audience []string
@@ -95,6 +95,11 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 	}
 	if f.ClientID == "" {
 		f.ClientID = r.text("azp")
+	}
+	for _, name := range [...]string{"cid", "appid"} { // others may have anything there
+		if text, _, err := claims.Text(name); f.ClientID == "" && err == nil {
+			f.ClientID = text
+		}
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -229,8 +234,11 @@ func accessToken(claims jose.Object, scopeClaim string) bool {
 }
 
 // otherPurpose recognizes tokens that are not access tokens by what only they
-// hold.
+// hold, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
+// a token is for.
 func otherPurpose(claims jose.Object) string {
+	use, hasUse, err := claims.Text("token_use")
+	typ, _, _ := claims.Text("typ") // of another kind: it is none of these
 	switch {
 	case claims.Has("at_hash") || claims.Has("c_hash"): // OpenID Connect Core sections 3.1.3.6 and 3.3.2.11
 		return "an ID token"
@@ -238,6 +246,10 @@ func otherPurpose(claims jose.Object) string {
 		return "a security event, such as a logout token"
 	case claims.Has("htm") || claims.Has("htu"): // RFC 9449
 		return "a DPoP proof"
+	case hasUse && (err != nil || use != "access_token" && use != "access"):
+		return "for another use (token_use)"
+	case slices.Contains([]string{"ID", "Refresh", "Offline", "Logout", "InitialAccessToken", "RegistrationAccessToken"}, typ):
+		return "for another use (the claim typ)"
 	default:
 		return ""
 	}

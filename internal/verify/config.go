@@ -95,10 +95,11 @@ type IssuerConfig struct {
 	MaxStale time.Duration
 }
 
-const (
-	maxLeeway          = time.Minute
-	defaultMaxValidity = 5 * time.Minute
-)
+// MaxLeeway is the longest leeway: a token may be good for so long after it
+// expired.
+const MaxLeeway = time.Minute
+
+const defaultMaxValidity = 5 * time.Minute
 
 func (c IssuerConfig) withDefaults() IssuerConfig {
 	if len(c.Algorithms) == 0 {
@@ -169,8 +170,8 @@ func (c IssuerConfig) checkSource() error {
 
 func (c IssuerConfig) checkTimes() error {
 	switch {
-	case c.Leeway > maxLeeway:
-		return fmt.Errorf("its leeway is longer than %v", maxLeeway)
+	case c.Leeway > MaxLeeway:
+		return fmt.Errorf("its leeway is longer than %v", MaxLeeway)
 	case c.MaxLifetime < 0 || c.MaxAge < 0:
 		return errors.New("its maximal lifetime or age is negative")
 	case c.RefreshInterval < minInterval || c.RefreshInterval > maxInterval:

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -34,6 +35,11 @@ const (
 	// Before the keys were ever loaded every token waits, as long as a fetch may
 	// take.
 	firstLoadWait = fetchTimeout
+	// maxKeyWaiters is how many tokens of one issuer wait for its keys at a time;
+	// more are not decided. It is half of the calls that a connection may have
+	// open: the tokens of other issuers, and those whose keys are known, come over
+	// the same connection and must not wait behind them.
+	maxKeyWaiters = 512
 )
 
 // keySource holds the keys of one issuer and keeps them fresh. Looking up a
@@ -45,9 +51,10 @@ type keySource struct {
 	logger  *slog.Logger
 	metrics issuerMetrics
 
-	state  atomic.Pointer[state]
-	wanted chan struct{} // asks run for a fetch, which the answer to a token depends on
-	runs   chan struct{} // holds one while run runs
+	state   atomic.Pointer[state]
+	wanted  chan struct{} // asks run for a fetch, which the answer to a token depends on
+	waiting atomic.Int64  // tokens, for the end of a fetch
+	runs    chan struct{} // holds one while run runs
 
 	loading sync.Mutex // held by the one fetch under way
 }
@@ -123,13 +130,17 @@ func (s *keySource) stale(known *state) bool { return time.Since(known.loadedAt)
 func (s *state) mayFetch() bool { return time.Since(s.fetchAt) >= demandInterval }
 
 // await asks for a fetch, unless one is under way, and waits for its end, which
-// all who wait share.
+// all who wait share. If too many do so already it does not wait.
 func (s *keySource) await(ctx context.Context, known *state) (*state, error) {
 	if !known.underway {
 		select {
 		case s.wanted <- struct{}{}:
 		default: // somebody asked already
 		}
+	}
+	defer s.waiting.Add(-1)
+	if s.waiting.Add(1) > maxKeyWaiters {
+		return nil, s.unavailable(known)
 	}
 	wait := unknownKeyWait
 	if known.keys == nil {
@@ -208,6 +219,9 @@ func (s *keySource) refresh(ctx context.Context) error {
 	s.publish(begun)
 
 	set, maxAge, err := s.load(ctx)
+	if s.hasOnlyOpaque(before, err) {
+		set, err = jose.Set{Keys: map[string]*jose.Key{}}, nil
+	}
 	ended := begun
 	ended.underway, ended.err = false, err
 	if err != nil {
@@ -222,6 +236,12 @@ func (s *keySource) refresh(ctx context.Context) error {
 	s.publish(ended)
 	s.report(before, &ended)
 	return err
+}
+
+// hasOnlyOpaque: the issuer publishes no keys, never did, and is asked about its
+// tokens: those that look signed are not its own, and nothing is amiss.
+func (s *keySource) hasOnlyOpaque(before *state, err error) bool {
+	return errors.Is(err, errNoKeys) && s.cfg.Introspection != nil && len(before.keys) == 0
 }
 
 // keep puts the Keys that there were in place of their equals.

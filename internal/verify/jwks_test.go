@@ -203,6 +203,36 @@ func TestTokensBeforeTheFirstLoadDoNotWaitForARun(t *testing.T) {
 	})
 }
 
+// D24: while an issuer hangs from the start, its tokens do not take up all the
+// calls that a connection may have open.
+func TestNoMoreThanSomeTokensWaitForTheFirstLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		web := new(site)
+		web.set(hang)
+		v := newVerifier(t, web, configOf(issuerA))
+		run(t, v)
+		token := forever(key, issuerA)
+		var all sync.WaitGroup
+		var waited atomic.Int64
+		for range 1000 {
+			all.Go(func() {
+				got, took := timed(t, v, token)
+				if got != "unavailable" || took != 0 && took != 5*time.Second {
+					t.Errorf("%s in %v", got, took)
+				}
+				if took > 0 {
+					waited.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		if n := waited.Load(); n < 300 || n > 600 {
+			t.Errorf("%d of 1,000 waited", n)
+		}
+	})
+}
+
 // K5 K11: the first fetches go out at once, for all issuers in parallel; what
 // fails is tried again, ever more slowly.
 func TestFailedFetchesAreTriedAgain(t *testing.T) {

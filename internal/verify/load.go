@@ -21,6 +21,8 @@ import (
 // noMaxAge stands for an answer without a max-age.
 const noMaxAge = -1
 
+var errNoKeys = errors.New("its metadata names no jwks_uri; configure the JWKS URL")
+
 // load gets the issuer's JWK set from where it is configured to be. The error
 // shows nothing of what was found there.
 func (s *keySource) load(ctx context.Context) (set jose.Set, maxAge time.Duration, err error) {
@@ -59,7 +61,7 @@ func (s *keySource) read(ctx context.Context) (place string, data []byte, header
 		url = metadata.JWKSURI
 	}
 	if url == "" {
-		return "", nil, nil, errors.New("its metadata names no jwks_uri; configure the JWKS URL")
+		return "", nil, nil, errNoKeys
 	}
 	data, header, err = discovery.Get(ctx, s.client, url, jose.MaxSetSize)
 	return discovery.Printable(url), data, header, err

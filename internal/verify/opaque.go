@@ -31,9 +31,10 @@ const (
 	turnWait          = 2 * time.Second
 	introspectTimeout = 6 * time.Second
 	// maxAsking is how many questions are with the issuer at a time, maxWaiting
-	// how many wait for their turn or their answer. More are not decided.
+	// how many wait for their turn or their answer. More are not decided, so that
+	// they leave room in a connection, as those for keys do.
 	maxAsking  = 64
-	maxWaiting = 2048
+	maxWaiting = maxKeyWaiters
 
 	// After so many failures in a row the endpoint is left alone: at first for
 	// minBackoff, and then for twice as long each time, up to opaqueBackoff. One

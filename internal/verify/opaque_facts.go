@@ -31,7 +31,7 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 		opaque:       true,
 		typ:          r.text("token_type"),
 		access:       accessToken(claims, "scope"),
-		purpose:      opaquePurpose(claims),
+		purpose:      otherPurpose(claims),
 	}
 	if claims.Has("exp") || defaultLifetime == 0 {
 		f.ExpiresAt = r.expiry()
@@ -53,14 +53,6 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 		return nil, reject(UnknownIssuer, "The issuer that was asked says that the token is of another issuer (iss); they are compared byte by byte.")
 	}
 	return f, nil
-}
-
-// opaquePurpose is otherPurpose, for which some issuers have a member.
-func opaquePurpose(claims jose.Object) string {
-	if use, present, err := claims.Text("token_use"); present && (err != nil || use != "access_token" && use != "access") {
-		return "for another use (token_use)"
-	}
-	return otherPurpose(claims)
 }
 
 // judgeTokenType is judgeType for opaque tokens. Their issuer says bearer tokens

@@ -97,6 +97,8 @@ func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
 			{"a refresh token by token_use", "wrong_type", jsonObject{"token_use": "refresh_token"}},
 			{"an access token by token_use", "active", jsonObject{"token_use": "access_token"}},
 			{"token_use, a number", "wrong_type", jsonObject{"token_use": 1}},
+			{"a refresh token by typ", "wrong_type", jsonObject{"typ": "Refresh"}},
+			{"an access token by typ", "active", jsonObject{"typ": "Bearer"}},
 			{"an ID token", "wrong_type", jsonObject{"at_hash": "x"}},
 			{"without sub", "active", jsonObject{"sub": nil}},
 			{"without sub and client_id", "bad_claims", jsonObject{"sub": nil, "client_id": nil}},

@@ -82,10 +82,10 @@ func (r *Request) admits(issuer string) bool {
 type Result struct {
 	Facts *Facts
 	// ValidUntil is how long the answer may be kept: the earliest of the
-	// token's expiry, [Config.MaxValidity] from now, and the time by which it
-	// would be noticed here that the issuer has removed the key, or no longer
-	// says that an opaque token is active. It may be in the past,
-	// within the leeway after the expiry or while the issuer's keys cannot be
+	// token's expiry, the end of [IssuerConfig.MaxAge], [Config.MaxValidity] from
+	// now, and the time by which it would be noticed here that the issuer has
+	// removed the key, or no longer says that an opaque token is active. It may
+	// be in the past, within the leeway or while the issuer's keys cannot be
 	// fetched: such an answer is good now and must not be kept.
 	ValidUntil time.Time
 	Rejection  *Rejection
@@ -94,7 +94,7 @@ type Result struct {
 // Verify judges a presented token. Where the issuer's keys were never loaded it
 // waits for them up to 5 s, and where the token names a key that is not known up
 // to 1 s; where an opaque token was not asked about lately, up to 8 s; but never
-// beyond ctx. Otherwise it does no I/O.
+// beyond ctx, and not where many wait already. Otherwise it does no I/O.
 func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
 	result, err := v.verify(ctx, presented, req)
 	if rejection, ok := errors.AsType[*Rejection](err); ok {
@@ -123,7 +123,11 @@ func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req
 	if err := judge(facts, &issuer.cfg, req, now); err != nil {
 		return Result{}, err
 	}
-	return Result{Facts: facts.clone(), ValidUntil: earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))}, nil
+	until := earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))
+	if age := issuer.cfg.MaxAge; age > 0 {
+		until = earliest(until, facts.IssuedAt.Add(age))
+	}
+	return Result{Facts: facts.clone(), ValidUntil: until}, nil
 }
 
 // establishJWT returns the facts that a good signature vouches for, and until when

@@ -50,11 +50,12 @@ func TestFactsOfAGoodToken(t *testing.T) {
 	})
 }
 
-func TestClientIDGoesBeforeAZP(t *testing.T) {
+func TestWhereTheClientIsSaid(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	for want, with := range map[string]jsonObject{
-		"client": {"client_id": "client", "azp": "party"}, "party": {"client_id": nil, "azp": "party"}, "": {"client_id": nil},
+		"client": {"client_id": "client", "azp": "party", "cid": "c", "appid": "a"}, "party": {"client_id": nil, "azp": "party", "cid": "c"},
+		"okta": {"client_id": nil, "cid": "okta"}, "entra": {"client_id": nil, "cid": 1, "appid": "entra"}, "": {"client_id": nil, "appid": []string{"x"}},
 	} {
 		result, err := v.Verify(t.Context(), redact.New(key.Token(key.Header(), claims(with))), verify.Request{})
 		if err != nil || result.Facts == nil || result.Facts.ClientID != want {
@@ -96,6 +97,27 @@ func TestAnswersAreValidUntilTheEarliestOfItsBounds(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if got := validFor(time.Hour); got > 0 {
 			t.Errorf("while the keys cannot be fetched, %v after they were: %v", time.Since(start), got)
+		}
+	})
+}
+
+// Who keeps an answer must not take a token for good that is too old by then.
+func TestAnswersAreNotKeptBeyondTheMaximalAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		c := configOf(issuerA)
+		c.MaxAge = 2 * time.Minute
+		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), c))
+		token := redact.New(key.Token(key.Header(), claims()))
+		for _, age := range []time.Duration{0, time.Minute, 2*time.Minute + 20*time.Second} { // the last within the leeway
+			time.Sleep(age - time.Since(time.Unix(946684800, 0))) // when the test began
+			result, err := v.Verify(t.Context(), token, verify.Request{})
+			if err != nil || result.Facts == nil {
+				t.Fatalf("%v old: %+v, %v", age, result, err)
+			}
+			if got := time.Until(result.ValidUntil); got != c.MaxAge-age {
+				t.Errorf("%v old: valid for %v", age, got)
+			}
 		}
 	})
 }
@@ -330,6 +352,53 @@ func TestKeysAreFoundByDiscovery(t *testing.T) {
 			t.Errorf("a jwks_uri that is %s is accepted", name)
 		}
 	}
+}
+
+// An issuer that is asked about its tokens may have no keys: nothing is amiss
+// then, and what looks like a JWT of it is not its own.
+func TestIssuerOfOpaqueTokensNeedsNoKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key := josetest.New(t, "EdDSA", "k")
+		metadata := func(jwksURI string) []byte {
+			return josetest.Marshal(jsonObject{"issuer": issuerA, "jwks_uri": jwksURI})
+		}
+		a := serve(metadata(""))
+		web := sites{"a.example": a, "keys.example": serve(josetest.Set(key.JWK()))}
+		configure := func() verify.IssuerConfig {
+			c := configOf(issuerA)
+			c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
+			return c
+		}
+		c := configure()
+		c.Introspection = &verify.Introspection{Endpoint: saying(func() []byte { return members() })}
+		v := newVerifier(t, web, c)
+		run(t, v)
+		synctest.Wait()
+		if got := outcome(t, v, "opaque", verify.Request{}); got != "active" {
+			t.Errorf("an opaque token: %s", got)
+		}
+		signed := forever(key, issuerA)
+		if got := outcome(t, v, signed, verify.Request{}); got != "unknown_key" {
+			t.Errorf("a JWT: %s", got)
+		}
+		time.Sleep(50 * time.Minute)
+		if status := v.Status()[0]; status.Err != nil || a.fetches() != 1 {
+			t.Errorf("after 50 min: %v, %d requests", status.Err, a.fetches())
+		}
+		a.set(respond(http.StatusOK, metadata("https://keys.example/jwks"), nil))
+		time.Sleep(20 * time.Minute)
+		if got := outcome(t, v, signed, verify.Request{}); got != "active" {
+			t.Errorf("a JWT, once there are keys: %s", got)
+		}
+		a.set(respond(http.StatusOK, metadata(""), nil)) // keys are not taken away by that
+		time.Sleep(70 * time.Minute)
+		if status := v.Status()[0]; status.Err == nil || status.Keys != 1 {
+			t.Errorf("when the keys are not named any more: %+v", status)
+		}
+		if err := newVerifier(t, web, configure()).Refresh(t.Context(), issuerA); err == nil {
+			t.Error("an issuer without introspection and without keys is no error")
+		}
+	})
 }
 
 func TestFetchOfKeysIsBoundedDiscoveryIncluded(t *testing.T) {

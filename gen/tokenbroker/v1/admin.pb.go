@@ -1336,8 +1336,9 @@ type Revocation struct {
 	Target isRevocation_Target `protobuf_oneof:"target"`
 	// Optional. Only tokens issued before this instant. Unset: all.
 	IssuedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	// Required. When the revocation itself may be forgotten: not before the last
-	// token it concerns has expired.
+	// Required. When the last token that it concerns has expired, or later. The
+	// revocation is in force for a minute more, which is the longest leeway, and
+	// is forgotten then.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Set by the broker.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -1486,7 +1487,7 @@ type Revocation_Subject struct {
 }
 
 type Revocation_ClientId struct {
-	// All tokens that were issued to this client_id.
+	// All tokens that were issued to this client: VerifyToken says which.
 	ClientId string `protobuf:"bytes,5,opt,name=client_id,json=clientId,proto3,oneof"`
 }
 

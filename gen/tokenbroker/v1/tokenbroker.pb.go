@@ -617,8 +617,8 @@ type VerifyTokenResponse struct {
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The sub claim. An identity is the pair (issuer, subject).
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
-	// The client that the token was issued to: client_id, else azp; may be
-	// empty.
+	// The client that the token was issued to: client_id, else azp, else cid
+	// (Okta) or appid (Entra ID); may be empty.
 	ClientId string `protobuf:"bytes,5,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
 	// The aud claim, always as a list.
 	Audience []string `protobuf:"bytes,6,rep,name=audience,proto3" json:"audience,omitempty"`

@@ -7,6 +7,10 @@
 //                      written if absent, so that a restart keeps them
 //   LIFETIME           of tokens, in seconds (default 3600)
 //   TLS_CERT, TLS_KEY  PEM files: serve https
+//   MTLS               URL of a front over TLS that demands client certificates. It says in
+//                      x-client-certificate (URL-encoded PEM) which one was presented, and in
+//                      x-client-subject who that is, if an authority that it trusts says so
+//   MTLS_CERTIFICATES  with MTLS, a PEM file with the certificates of the client self-signed
 //
 // Controls, below /control: POST with a JSON body
 //   rotate     {keep: bool, alg?: "RS256"}: sign with new keys, of one or all
@@ -16,17 +20,17 @@
 //   fail       {times, status, error?, retryAfter?}: the next token requests fail
 //   fail-jwks  {times, status}: the next JWKS requests fail
 //   reset      {}: undo lifetime, delay and failures; forget the counts
-// and GET requests: {paths: {"/token": n}, auth: {basic, post, assertion}}.
+// and GET requests: {paths: {"/token": n}, auth: {basic, post, assertion, certificate}}.
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import * as http from 'node:http';
 import * as https from 'node:https';
-import { randomBytes } from 'node:crypto';
+import { X509Certificate, createHash, randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { exportJWK, generateKeyPair } from 'jose';
 import { Provider, errors } from 'oidc-provider';
 
-const { PORT, STATE, LIFETIME = '3600', TLS_CERT, TLS_KEY } = process.env;
+const { PORT, STATE, LIFETIME = '3600', TLS_CERT, TLS_KEY, MTLS, MTLS_CERTIFICATES } = process.env;
 if (!PORT || !STATE) {
   console.error('PORT and STATE must be set; see the head of server.mjs');
   process.exit(2);
@@ -67,6 +71,7 @@ const newState = async () => ({
     newClient('post', 'client_secret_post'),
     newClient('secret-jwt', 'client_secret_jwt'),
     newClient('key-rs256', 'private_key_jwt', 'RS256'),
+    newClient('key-ps256', 'private_key_jwt', 'PS256'),
     newClient('key-es256', 'private_key_jwt', 'ES256'),
     newClient('key-eddsa', 'private_key_jwt', 'EdDSA'),
   ]),
@@ -75,6 +80,45 @@ const newState = async () => ({
 const state = existsSync(STATE) ? JSON.parse(readFileSync(STATE, 'utf8')) : await newState();
 const save = () => writeFileSync(STATE, JSON.stringify(state, null, 2), { mode: 0o600 });
 save();
+
+// The clients that present a certificate.
+const certified = () => {
+  if (!MTLS) return [];
+  const base = { grant_types: ['client_credentials'], response_types: [], redirect_uris: [] };
+  const pems = readFileSync(MTLS_CERTIFICATES, 'utf8').match(/-----BEGIN[^]+?-----END CERTIFICATE-----/g);
+  const keys = pems.map((pem) => {
+    const { raw, publicKey } = new X509Certificate(pem);
+    return {
+      ...publicKey.export({ format: 'jwk' }),
+      kid: randomBytes(8).toString('hex'),
+      x5c: [raw.toString('base64')],
+      'x5t#S256': createHash('sha256').update(raw).digest('base64url'),
+    };
+  });
+  const byAuthority = { ...base, token_endpoint_auth_method: 'tls_client_auth', tls_client_auth_subject_dn: 'CN=client' };
+  return [
+    { ...byAuthority, client_id: 'tls' },
+    { ...byAuthority, client_id: 'bound', tls_client_certificate_bound_access_tokens: true },
+    { ...base, client_id: 'self-signed', token_endpoint_auth_method: 'self_signed_tls_client_auth', jwks: { keys } },
+  ];
+};
+
+const mTLS = {
+  enabled: Boolean(MTLS),
+  certificateBoundAccessTokens: true,
+  tlsClientAuth: true,
+  selfSignedTlsClientAuth: true,
+  getCertificate: (ctx) => {
+    const pem = ctx.get('x-client-certificate');
+    return pem ? new X509Certificate(decodeURIComponent(pem)) : undefined;
+  },
+  certificateAuthorized: (ctx) => Boolean(ctx.get('x-client-subject')),
+  certificateSubjectMatches: (ctx, property, expected) => property === 'tls_client_auth_subject_dn' && ctx.get('x-client-subject') === expected,
+};
+
+const aliases = MTLS ? {
+  mtls_endpoint_aliases: { token_endpoint: `${MTLS}/token`, introspection_endpoint: `${MTLS}/token/introspection` },
+} : {};
 
 const fresh = () => ({ lifetime: Number(LIFETIME), delay: 0, fail: { times: 0 }, failJWKS: { times: 0 }, paths: {}, auth: {} });
 let controls = fresh();
@@ -91,12 +135,17 @@ const resources = {
 
 const newProvider = () => {
   const provider = new Provider(issuer, {
-    clients: state.clients.map(({ private_key, ...client }) => client),
+    clients: [...state.clients.map(({ private_key, ...client }) => client), ...certified()],
+    discovery: aliases,
     jwks: { keys: state.keys },
     scopes: ['read', 'write'],
-    clientAuthMethods: ['client_secret_basic', 'client_secret_post', 'client_secret_jwt', 'private_key_jwt'],
-    enabledJWA: { clientAuthSigningAlgValues: ['HS256', ...algorithms] },
+    clientAuthMethods: [
+      'client_secret_basic', 'client_secret_post', 'client_secret_jwt', 'private_key_jwt',
+      ...MTLS ? ['tls_client_auth', 'self_signed_tls_client_auth'] : [],
+    ],
+    enabledJWA: { clientAuthSigningAlgValues: ['HS256', 'PS256', ...algorithms] },
     features: {
+      mTLS,
       clientCredentials: { enabled: true },
       devInteractions: { enabled: false },
       introspection: { enabled: true },
@@ -124,7 +173,8 @@ const newProvider = () => {
     await next();
     if (ctx.path !== '/token') return;
     const { client_secret, client_assertion } = ctx.oidc?.params ?? {};
-    const way = ctx.headers.authorization ? 'basic' : client_assertion ? 'assertion' : client_secret ? 'post' : 'none';
+    const certificate = ctx.get('x-client-certificate');
+    const way = ctx.headers.authorization ? 'basic' : client_assertion ? 'assertion' : client_secret ? 'post' : certificate ? 'certificate' : 'none';
     controls.auth[way] = (controls.auth[way] ?? 0) + 1;
   });
   return provider.callback();

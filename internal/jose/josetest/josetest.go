@@ -159,6 +159,9 @@ func HMAC(secret []byte, header, claims any) string {
 // Base64 is base64url without padding.
 func Base64(data []byte) string { return base64.RawURLEncoding.EncodeToString(data) }
 
+// Decode is the reverse of [Base64].
+func Decode(text string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(text) }
+
 // Marshal returns a string as it is, and anything else as JSON.
 func Marshal(value any) []byte {
 	if text, ok := value.(string); ok {

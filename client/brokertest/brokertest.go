@@ -1,0 +1,364 @@
+// Package brokertest runs a whole token broker inside a test: the real one, with
+// an identity provider of its own, in memory. What works with it works with a
+// broker that is deployed.
+//
+//	b := brokertest.New(t)
+//	orders := b.Client().TokenSource("orders-api")
+//
+// The identity provider mints real tokens, or says what the test wants it to
+// ([Broker.SetToken]), and fails when it is told to. [Broker.Mint] makes tokens to
+// present to a service that verifies them. [Broker.Kill] and [Broker.Start] are
+// for what happens when there is no broker.
+//
+// Time is the test's: inside testing/synctest, time.Sleep(time.Hour) takes no
+// time and does to tokens what an hour does. Everything here works in there, but
+// for [OnLoopback].
+//
+// It is not for production: everybody may have every token.
+package brokertest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// Issuer is the issuer of the tokens.
+const Issuer = "https://idp.example.com"
+
+// Client is an OAuth client that the broker is configured with.
+type Client struct {
+	// Name is what callers ask for. Required.
+	Name string
+	// Audiences that its tokens may be for; the first where nobody asks for one.
+	// None: "https://NAME.example.com".
+	Audiences []string
+	// Scopes of its tokens. None: read and write.
+	Scopes []string
+}
+
+// Option changes the broker that New and Start make.
+type Option func(*options)
+
+type options struct {
+	clients  []Client
+	lifetime time.Duration
+	loopback bool
+	log      *slog.Logger
+}
+
+// WithClients has the broker know these clients. Without it, it knows
+// "orders-api" alone.
+func WithClients(clients ...Client) Option {
+	return func(o *options) { o.clients = append(o.clients, clients...) }
+}
+
+// WithLifetime is how long tokens live, in whole seconds. Without it: 1 h.
+func WithLifetime(d time.Duration) Option {
+	return func(o *options) { o.lifetime = d }
+}
+
+// OnLoopback has the broker listen at [Broker.Addr], for programs and clients
+// that are not made by [Broker.Client]. Without it nothing listens.
+func OnLoopback() Option {
+	return func(o *options) { o.loopback = true }
+}
+
+// WithLogger is told of what the broker does. Without it nothing is logged.
+func WithLogger(log *slog.Logger) Option {
+	return func(o *options) { o.log = log }
+}
+
+// Broker is a broker and its identity provider. It is safe for concurrent use.
+type Broker struct {
+	opts  options
+	idp   *devidp.Server
+	dir   string
+	calls disturber
+	admin *client.Client
+
+	life sync.Mutex // held while the broker starts or ends
+
+	mu      sync.Mutex
+	running *running // nil: ended
+	addr    string   // of the listener on loopback, which a start reuses
+	clients []*client.Client
+	fixed   map[string]string // tokens by client
+}
+
+// running is a broker that serves.
+type running struct {
+	listener *listener
+	memory   *bufconn.Listener // nil: on loopback
+	stop     context.CancelFunc
+	ended    chan error
+}
+
+// New starts a broker that is closed when the test ends. It fails the test if it
+// cannot.
+func New(t testing.TB, opts ...Option) *Broker {
+	t.Helper()
+	b, err := Start(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	return b
+}
+
+// Start is New for where there is no test, such as an example. Close the broker
+// at the end.
+func Start(opts ...Option) (*Broker, error) {
+	o := options{lifetime: time.Hour, log: slog.New(slog.DiscardHandler)}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if len(o.clients) == 0 {
+		o.clients = []Client{{Name: "orders-api"}}
+	}
+	o.clients = slices.Clone(o.clients)
+	for i := range o.clients {
+		c := &o.clients[i]
+		if len(c.Audiences) == 0 {
+			c.Audiences = []string{"https://" + c.Name + ".example.com"}
+		}
+		if len(c.Scopes) == 0 {
+			c.Scopes = []string{"read", "write"}
+		}
+	}
+	b := &Broker{opts: o, fixed: map[string]string{}}
+	if err := b.prepare(); err != nil {
+		return nil, fmt.Errorf("brokertest: %w", err)
+	}
+	if err := b.start(); err != nil {
+		_ = os.RemoveAll(b.dir)
+		return nil, fmt.Errorf("brokertest: %w", err)
+	}
+	b.admin = b.Client()
+	return b, nil
+}
+
+// prepare makes the identity provider and the secrets of its clients.
+func (b *Broker) prepare() error {
+	var err error
+	if b.dir, err = os.MkdirTemp("", "brokertest-"); err != nil {
+		return err
+	}
+	config := devidp.Config{Issuer: Issuer, Lifetime: b.opts.lifetime, Algorithm: "EdDSA"}
+	for _, c := range b.opts.clients {
+		value := rand.Text()
+		if err := os.WriteFile(filepath.Join(b.dir, c.Name), []byte(value), 0o600); err != nil {
+			return err
+		}
+		config.Clients = append(config.Clients, devidp.Client{
+			ID: c.Name, Secrets: []redact.String{redact.New(value)}, Scopes: c.Scopes, Audiences: c.Audiences,
+		})
+	}
+	if b.idp, err = devidp.New(config); err != nil {
+		return err
+	}
+	b.idp.SetAnswer(b.answerFixed)
+	return nil
+}
+
+// config is what the broker's operator would have written.
+func (b *Broker) config() (*app.Config, error) {
+	var text strings.Builder
+	text.WriteString(`listen: {grpc: {address: "127.0.0.1:0", caller: test}, ops: "off"}
+server: {drain_timeout: 1s}
+callers: [{name: test, roles: [all]}]
+roles:
+  all:
+    get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}]
+    verify: [{issuer: "*", audiences: ["*"]}]
+    admin: [{actions: ["*"]}]
+clients:
+`)
+	var audiences []string
+	for _, c := range b.opts.clients {
+		fmt.Fprintf(&text, "  %s: {issuer: %q, client_id: %q, secret: %q, auth: client_secret_post, audience: %q, scopes: [%s]}\n",
+			c.Name, Issuer, c.Name, "file:"+filepath.Join(b.dir, c.Name), c.Audiences[0], strings.Join(c.Scopes, ", "))
+		for _, audience := range c.Audiences {
+			audiences = append(audiences, fmt.Sprintf("%q", audience))
+		}
+	}
+	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [%s]}]\n", Issuer, strings.Join(audiences, ", "))
+	return app.ParseConfig("brokertest.yaml", []byte(text.String()))
+}
+
+// start assembles a broker, as it is deployed but for its listener and its way
+// to the identity provider, and serves it.
+func (b *Broker) start() error {
+	config, err := b.config()
+	if err != nil {
+		return err
+	}
+	r, err := b.listen()
+	if err != nil {
+		return err
+	}
+	broker, err := app.New(config, app.Options{
+		Logger:        b.opts.log,
+		Transport:     b.idp.RoundTripper(),
+		Listener:      r.listener,
+		ServerOptions: []grpc.ServerOption{grpc.ChainUnaryInterceptor(b.calls.unary), grpc.ChainStreamInterceptor(b.calls.stream)},
+	})
+	if err != nil {
+		_ = r.listener.Close()
+		return err
+	}
+	var ctx context.Context
+	ctx, r.stop = context.WithCancel(context.Background())
+	r.ended = make(chan error, 1)
+	go func() { r.ended <- broker.Run(ctx) }()
+	b.serving(r)
+	return nil
+}
+
+func (b *Broker) listen() (*running, error) {
+	if !b.opts.loopback {
+		memory := bufconn.Listen(256 << 10)
+		return &running{listener: &listener{Listener: memory}, memory: memory}, nil
+	}
+	address := or(b.Addr(), "127.0.0.1:0")
+	var network net.ListenConfig
+	made, err := network.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	b.addr = made.Addr().String()
+	b.mu.Unlock()
+	return &running{listener: &listener{Listener: made}}, nil
+}
+
+// Close ends the broker and the clients that it gave.
+func (b *Broker) Close() {
+	b.mu.Lock()
+	clients := b.clients
+	b.clients = nil
+	b.mu.Unlock()
+	for _, c := range clients {
+		_ = c.Close()
+	}
+	b.Stop()
+	_ = os.RemoveAll(b.dir)
+}
+
+// Stop ends the broker as a deployment does, if it runs: it says that it is
+// going, ends its watches, and lets calls in progress end.
+func (b *Broker) Stop() { b.end(false) }
+
+// Kill ends the broker as a crash does, if it runs: its connections break.
+func (b *Broker) Kill() { b.end(true) }
+
+func (b *Broker) end(suddenly bool) {
+	b.life.Lock()
+	defer b.life.Unlock()
+	r := b.serving(nil)
+	if r == nil {
+		return
+	}
+	if suddenly {
+		r.listener.cut()
+	}
+	r.stop()
+	must(<-r.ended)
+}
+
+// Start starts the broker again after Stop or Kill. It has forgotten everything;
+// the identity provider has not.
+func (b *Broker) Start() {
+	b.life.Lock()
+	defer b.life.Unlock()
+	if b.current() == nil {
+		must(b.start())
+	}
+}
+
+// serving sets what serves from now on, and returns what did until now.
+func (b *Broker) serving(now *running) (before *running) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before, b.running = b.running, now
+	return before
+}
+
+func (b *Broker) current() *running {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.running
+}
+
+// must ends the test over what cannot go wrong in one that makes sense.
+func must(err error) {
+	if err != nil {
+		panic("brokertest: " + err.Error())
+	}
+}
+
+// Addr is where the broker listens, with [OnLoopback]: HOST:PORT. Set
+// TOKENBROKER_ADDR to it for programs that use client.FromEnv.
+func (b *Broker) Addr() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.addr
+}
+
+// Client returns a new client of the broker, which is closed with the broker.
+func (b *Broker) Client(opts ...client.Option) *client.Client {
+	target := b.Addr()
+	base := []client.Option{client.WithPlaintext()}
+	if target == "" {
+		target = "passthrough:///brokertest"
+		base = append(base, client.WithDialOptions(grpc.WithContextDialer(b.dial)))
+	}
+	made, err := client.New(target, append(base, opts...)...)
+	must(err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clients = append(b.clients, made)
+	return made
+}
+
+// dial connects to the broker that runs now.
+func (b *Broker) dial(ctx context.Context, _ string) (net.Conn, error) {
+	r := b.current()
+	if r == nil {
+		return nil, fmt.Errorf("brokertest: there is no broker: %w", net.ErrClosed)
+	}
+	return r.memory.DialContext(ctx)
+}
+
+// Calls are how many calls came to the broker, by RPC, whether or not they
+// succeeded.
+type Calls struct{ GetToken, WatchToken, VerifyToken int }
+
+// Calls returns how many calls came to the broker until now.
+func (b *Broker) Calls() Calls {
+	return Calls{b.calls.count("GetToken"), b.calls.count("WatchToken"), b.calls.count("VerifyToken")}
+}
+
+// FailNext makes the next n calls of the broker fail with this code.
+func (b *Broker) FailNext(n int, code codes.Code) { b.calls.failNext(n, code) }
+
+// SetDelay makes the broker wait before it answers a call.
+func (b *Broker) SetDelay(d time.Duration) { b.calls.setDelay(d) }

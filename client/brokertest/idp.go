@@ -1,0 +1,145 @@
+package brokertest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+)
+
+// Claims are what a token to present to a service says. Fields left out make it
+// one that the broker finds good.
+type Claims struct {
+	// Subject. Empty: "somebody".
+	Subject string
+	// ClientID. Empty: the subject.
+	ClientID string
+	// Audience. None: that of the broker's first client.
+	Audience []string
+	// Scopes. None: the token has none.
+	Scopes []string
+	// Lifetime from now. Zero: 1 h. Negative: the token expired so long ago.
+	Lifetime time.Duration
+	// Issuer. Empty: [Issuer], which the broker trusts.
+	Issuer string
+	// More claims, which win over the others.
+	More map[string]any
+}
+
+// Mint returns a token of the identity provider's, as an access token of somebody
+// who calls a service.
+func (b *Broker) Mint(c Claims) string {
+	now := time.Now()
+	expires := now.Add(time.Hour)
+	if c.Lifetime != 0 {
+		expires = now.Add(c.Lifetime)
+	}
+	issued := now
+	if expires.Before(now) {
+		issued = expires.Add(-time.Minute)
+	}
+	claims := map[string]any{
+		"iss": or(c.Issuer, Issuer), "sub": or(c.Subject, "somebody"), "client_id": or(c.ClientID, or(c.Subject, "somebody")),
+		"aud": []string{b.opts.clients[0].Audiences[0]}, "iat": issued.Unix(), "exp": expires.Unix(), "jti": rand.Text(),
+	}
+	if len(c.Audience) > 0 {
+		claims["aud"] = c.Audience
+	}
+	if len(c.Scopes) > 0 {
+		claims["scope"] = strings.Join(c.Scopes, " ")
+	}
+	maps.Copy(claims, c.More)
+	return b.idp.Mint(claims).Reveal()
+}
+
+func or(value, otherwise string) string {
+	if value == "" {
+		return otherwise
+	}
+	return value
+}
+
+// SetToken has the identity provider give this text as the token of a client,
+// instead of one that it mints. Empty: mint again.
+func (b *Broker) SetToken(clientName, token string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fixed[clientName] = token
+}
+
+// answerFixed answers for clients that have a token set.
+func (b *Broker) answerFixed(w http.ResponseWriter, r *http.Request) bool {
+	b.mu.Lock()
+	token := b.fixed[r.PostForm.Get("client_id")]
+	b.mu.Unlock()
+	if token == "" {
+		return false
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"access_token": token, "token_type": "Bearer", "expires_in": int(b.opts.lifetime.Seconds()),
+	})
+	return true
+}
+
+// SetLifetime is how long the tokens live that are minted from now on, in whole
+// seconds.
+func (b *Broker) SetLifetime(d time.Duration) { b.idp.SetLifetime(d) }
+
+// SetIdPDown takes the identity provider down, or up again.
+func (b *Broker) SetIdPDown(down bool) { b.idp.SetDown(down) }
+
+// SetIdPDelay makes the identity provider wait before it gives a token.
+func (b *Broker) SetIdPDelay(d time.Duration) { b.idp.SetDelay(d) }
+
+// FailIdP makes the next n requests for a token fail at the identity provider:
+// with this HTTP status and, unless it is empty, this error of RFC 6749.
+func (b *Broker) FailIdP(n, status int, oauthError string) {
+	b.idp.FailNext(n, status, oauthError, nil)
+}
+
+// IdPRequests returns how many requests for a token came to the identity
+// provider until now.
+func (b *Broker) IdPRequests() int { return b.idp.Requests(devidp.TokenPath) }
+
+// RotateKeys has the identity provider sign with a new key. The old ones are
+// withdrawn unless keepOld.
+func (b *Broker) RotateKeys(keepOld bool) { b.idp.RotateKeys(keepOld) }
+
+// adminTimeout bounds what the test does as an operator.
+const adminTimeout = 30 * time.Second
+
+// Purge drops the tokens of a client, as an operator does: the broker fetches
+// another.
+func (b *Broker) Purge(clientName string) {
+	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+	defer cancel()
+	_, err := tokenbrokerv1.NewAdminServiceClient(b.admin.Conn()).PurgeTokens(ctx, &tokenbrokerv1.PurgeTokensRequest{
+		ClientName: clientName, RequestId: rand.Text(),
+	})
+	must(err)
+}
+
+// Revoke has the broker refuse a good token from now on, as an operator does.
+func (b *Broker) Revoke(token string) {
+	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
+	defer cancel()
+	claims, err := b.admin.Verify(ctx, token)
+	must(err)
+	_, err = tokenbrokerv1.NewAdminServiceClient(b.admin.Conn()).RevokeTokens(ctx, &tokenbrokerv1.RevokeTokensRequest{
+		RequestId: rand.Text(),
+		Revocation: &tokenbrokerv1.Revocation{
+			Issuer: claims.Issuer, Target: &tokenbrokerv1.Revocation_TokenId{TokenId: claims.TokenID}, ExpiresAt: timestamppb.New(claims.ExpiresAt),
+		},
+	})
+	must(err)
+}

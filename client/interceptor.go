@@ -1,0 +1,152 @@
+package client
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// InterceptorOption says what methods of a gRPC server want.
+type InterceptorOption interface{ interceptor(rules *methodRules) }
+
+type interceptorOption func(*methodRules)
+
+func (set interceptorOption) interceptor(rules *methodRules) { set(rules) }
+
+// methodRules are what methods want, by their full names.
+type methodRules struct {
+	scopes map[string][]string
+	public []string
+}
+
+// MethodScopes wants these scopes, all of them, for calls of a method, such as
+// "/shop.v1.Orders/Create", instead of those of the Verifier.
+func MethodScopes(method string, allOf ...string) InterceptorOption {
+	return interceptorOption(func(rules *methodRules) { rules.scopes[method] = allOf })
+}
+
+// PublicMethods lets everybody call these methods, without a token. A name that
+// ends in "/" stands for all methods of a service, such as
+// "/grpc.health.v1.Health/". All other methods, unknown ones too, want a token.
+func PublicMethods(names ...string) InterceptorOption {
+	return interceptorOption(func(rules *methodRules) { rules.public = append(rules.public, names...) })
+}
+
+func rulesOf(opts []InterceptorOption) *methodRules {
+	rules := &methodRules{scopes: map[string][]string{}}
+	for _, opt := range opts {
+		opt.interceptor(rules)
+	}
+	return rules
+}
+
+func (r *methodRules) isPublic(method string) bool {
+	return slices.ContainsFunc(r.public, func(name string) bool {
+		return name == method || strings.HasSuffix(name, "/") && strings.HasPrefix(method, name)
+	})
+}
+
+// UnaryServerInterceptor lets only calls through that present a good bearer
+// token, in the metadata "authorization". The handler finds what the token says
+// by [ClaimsFromContext]. Others get
+//
+//	UNAUTHENTICATED    no token, more than one, or one that is not good
+//	PERMISSION_DENIED  a good token without a scope that is wanted
+//	UNAVAILABLE        the broker could not be asked or could not decide
+//
+// with an ErrorInfo of domain "tokenbroker", whose reason is that of the
+// rejection, NO_TOKEN, or TOKEN_NOT_VERIFIED for the last, and with the challenge
+// that [HTTPMiddleware] gives as the trailer "www-authenticate".
+func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnaryServerInterceptor {
+	rules := rulesOf(opts)
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		ctx, err := v.admit(ctx, info.FullMethod, rules, func(trailer metadata.MD) { _ = grpc.SetTrailer(ctx, trailer) })
+		if err != nil {
+			return nil, err
+		}
+		return handler(ctx, req)
+	}
+}
+
+// StreamServerInterceptor is [UnaryServerInterceptor] for streams. The token is
+// verified when a stream begins, and not again.
+func StreamServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.StreamServerInterceptor {
+	rules := rulesOf(opts)
+	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx, err := v.admit(stream.Context(), info.FullMethod, rules, stream.SetTrailer)
+		if err != nil {
+			return err
+		}
+		return handler(srv, &admittedStream{stream, ctx})
+	}
+}
+
+type admittedStream struct {
+	grpc.ServerStream
+
+	ctx context.Context //nolint:containedctx // it is what a stream has
+}
+
+// Context implements grpc.ServerStream.
+func (s *admittedStream) Context() context.Context { return s.ctx }
+
+// admit returns the context for the handler of a call, or the status for the
+// caller.
+func (v *Verifier) admit(ctx context.Context, method string, rules *methodRules, setTrailer func(metadata.MD)) (context.Context, error) {
+	if rules.isPublic(method) {
+		return ctx, nil
+	}
+	want := v.want
+	if scopes, ok := rules.scopes[method]; ok {
+		want.scopes = scopes
+	}
+	var certificate *x509.Certificate
+	if from, ok := peer.FromContext(ctx); ok {
+		if tls, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(tls.State.PeerCertificates) > 0 {
+			certificate = tls.State.PeerCertificates[0]
+		}
+	}
+	claims, err := v.presented(ctx, metadata.ValueFromIncomingContext(ctx, "authorization"), certificate, want)
+	if err == nil {
+		return ContextWithClaims(ctx, claims), nil
+	}
+	rejected, isRejected := errors.AsType[*RejectedError](err)
+	if isRejected || errors.Is(err, errNoToken) {
+		setTrailer(metadata.Pairs("www-authenticate", challenge(v.realm, rejected, want.scopes)))
+	}
+	switch {
+	case isRejected && rejected.Reason == ReasonInsufficientScope:
+		return nil, refusal(codes.PermissionDenied, rejected.Message, string(rejected.Reason), nil)
+	case isRejected:
+		return nil, refusal(codes.Unauthenticated, rejected.Message, string(rejected.Reason), nil)
+	case errors.Is(err, errNoToken):
+		return nil, refusal(codes.Unauthenticated, err.Error(), "NO_TOKEN", nil)
+	default:
+		v.log(ctx, err)
+		wait := max(retryAfter(err), undecidedRetry)
+		return nil, refusal(codes.Unavailable, undecided, "TOKEN_NOT_VERIFIED", &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
+	}
+}
+
+func refusal(code codes.Code, message, reason string, retry *errdetails.RetryInfo) error {
+	bare := status.New(code, message)
+	told, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: errorDomain})
+	if err == nil && retry != nil {
+		told, err = told.WithDetails(retry)
+	}
+	if err != nil {
+		return bare.Err()
+	}
+	return told.Err()
+}

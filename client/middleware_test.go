@@ -1,0 +1,266 @@
+package client_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/client/brokertest"
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// greet says who calls.
+func greet(w http.ResponseWriter, r *http.Request) {
+	claims, ok := client.ClaimsFromContext(r.Context())
+	if !ok {
+		panic("there are no claims")
+	}
+	_, _ = w.Write([]byte(claims.Subject))
+}
+
+// present makes a request with these Authorization headers.
+func present(handler http.Handler, path string, headers ...string) *http.Response {
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	for _, header := range headers {
+		r.Header.Add("Authorization", header)
+	}
+	w := httptest.NewRecorder()
+	handler.ServeHTTP(w, r)
+	return w.Result()
+}
+
+func TestHTTPMiddlewareAnswersAsRFC6750Says(t *testing.T) {
+	b := brokertest.New(t)
+	v := b.Client().Verifier(client.Scopes("read"), client.WithRealm(`the "shop"`))
+	verified := client.HTTPMiddleware(v)
+	mux := http.NewServeMux()
+	mux.Handle("/", verified(http.HandlerFunc(greet)))
+	mux.Handle("/write", client.HTTPMiddleware(v, client.Scopes("read", "write"))(http.HandlerFunc(greet)))
+	mux.Handle("/admin", verified(client.RequireScopes("admin")(http.HandlerFunc(greet))))
+	mux.Handle("/bare", client.RequireScopes("admin")(http.HandlerFunc(greet)))
+
+	reader := "Bearer " + b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
+	writer := "bearer  " + b.Mint(brokertest.Claims{Subject: "bob", Scopes: []string{"write", "read"}})
+	nobody := "Bearer " + b.Mint(brokertest.Claims{})
+	expired := "Bearer " + b.Mint(brokertest.Claims{Lifetime: -time.Hour, Scopes: []string{"read"}})
+	const realm = `Bearer realm="the 'shop'"`
+	for _, c := range []struct {
+		what, path string
+		headers    []string
+		status     int
+		challenge  string // a pattern
+	}{
+		{"a good token", "/", []string{reader}, 200, `^$`},
+		{"another spelling of the scheme", "/write", []string{writer}, 200, `^$`},
+		{"no token", "/", nil, 401, `^` + realm + `, scope="read"$`},
+		{"another scheme", "/", []string{"Basic YTpi"}, 401, `^` + realm + `, scope="read"$`},
+		{"two headers", "/", []string{reader, writer}, 401, `^` + realm + `, error="invalid_token", error_description="[^"]+", scope="read"$`},
+		{"an empty token", "/", []string{"Bearer "}, 401, `error="invalid_token"`},
+		{"no token behind the scheme", "/", []string{"Bearer"}, 401, `error="invalid_token"`},
+		{"two tokens", "/", []string{reader + " " + reader}, 401, `error="invalid_token"`},
+		{"an expired token", "/", []string{expired}, 401, `error="invalid_token", error_description="[^"]+", scope="read"$`},
+		{"a token that lacks the scope of all", "/", []string{nobody}, 403, `error="insufficient_scope", error_description="[^"]+", scope="read"$`},
+		{"a token that lacks a scope of the route", "/write", []string{reader}, 403, `error="insufficient_scope", error_description="[^"]+", scope="read write"$`},
+		{"a token that lacks a scope behind", "/admin", []string{writer}, 403, `^` + realm + `, error="insufficient_scope", error_description="[^"]+", scope="admin"$`},
+		{"scopes without anything that verifies", "/bare", []string{writer}, 500, `^$`},
+	} {
+		resp := present(mux, c.path, c.headers...)
+		if resp.StatusCode != c.status || !regexp.MustCompile(c.challenge).MatchString(resp.Header.Get("WWW-Authenticate")) {
+			t.Errorf("%s: %d, %s", c.what, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
+		}
+	}
+}
+
+func TestWithoutABrokerNobodyGetsThrough(t *testing.T) {
+	b := brokertest.New(t)
+	var log strings.Builder
+	c := b.Client(client.WithLogger(logTo(&log)))
+	handler := client.HTTPMiddleware(c.Verifier())(http.HandlerFunc(greet))
+	seen, unseen := "Bearer "+b.Mint(brokertest.Claims{}), "Bearer "+b.Mint(brokertest.Claims{})
+	if resp := present(handler, "/", seen); resp.StatusCode != http.StatusOK {
+		t.Fatal(resp.Status)
+	}
+	b.Kill()
+	for what, c := range map[string]struct {
+		header string
+		status int
+	}{"seen": {seen, 200}, "unseen": {unseen, 503}, "bad": {"Bearer x.y.z", 503}, "none": {"", 401}} {
+		resp := present(handler, "/", c.header)
+		if resp.StatusCode != c.status || (resp.Header.Get("Retry-After") != "") != (c.status == 503) || c.status == 503 && resp.Header.Get("WWW-Authenticate") != "" {
+			t.Errorf("%s: %d, %v", what, resp.StatusCode, resp.Header)
+		}
+	}
+	if !strings.Contains(log.String(), "could not verify") || strings.Contains(log.String(), unseen[7:40]) {
+		t.Errorf("log: %s", log.String())
+	}
+}
+
+// certificateOf is the client's certificate.
+func certificateOf(t *testing.T, certs *redistest.Certificates) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode(read(t, certs.ClientCert))
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificate
+}
+
+// A token that is bound to a key is not good in other hands.
+func TestABoundTokenWantsItsHolder(t *testing.T) {
+	b := brokertest.New(t)
+	mine, others := certificateOf(t, redistest.NewCertificates(t)), certificateOf(t, redistest.NewCertificates(t))
+	thumbprint := sha256.Sum256(mine.Raw)
+	bound := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
+	dpop := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"jkt": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
+	handler := client.HTTPMiddleware(b.Client().Verifier())(http.HandlerFunc(greet))
+	for _, c := range []struct {
+		what, token string
+		over        *tls.ConnectionState
+		status      int
+	}{
+		{"without TLS", bound, nil, 401},
+		{"without a certificate", bound, &tls.ConnectionState{}, 401},
+		{"with another certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{others, mine}}, 401},
+		{"with its certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 200},
+		{"to a DPoP key", dpop, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 401},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.TLS = c.over
+		r.Header.Set("Authorization", "Bearer "+c.token)
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		if w.Code != c.status {
+			t.Errorf("%s: %d %s", c.what, w.Code, w.Body)
+		}
+	}
+}
+
+// startVerified is a gRPC API behind the interceptors.
+func startVerified(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) string {
+	t.Helper()
+	rules := []client.InterceptorOption{
+		client.PublicMethods("/grpc.health.v1.Health/"),
+		client.MethodScopes("/tokenbroker.v1.TokenBrokerService/WatchToken", "watch"),
+	}
+	check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		if claims, ok := client.ClaimsFromContext(ctx); strings.HasSuffix(info.FullMethod, "GetToken") && (!ok || claims.Subject != "alice") {
+			t.Error("the handler does not know who calls")
+		}
+		return handler(ctx, req)
+	}
+	return observe(t, "tcp", "127.0.0.1:0", append(opts,
+		grpc.ChainUnaryInterceptor(client.UnaryServerInterceptor(v, rules...), check),
+		grpc.ChainStreamInterceptor(client.StreamServerInterceptor(v, rules...)))...).addr
+}
+
+func TestInterceptorsAnswerWithStatuses(t *testing.T) {
+	b := brokertest.New(t)
+	addr := startVerified(t, b.Client().Verifier(client.Scopes("read")))
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	api := tokenbrokerv1.NewTokenBrokerServiceClient(conn)
+	if _, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil {
+		t.Errorf("a public method: %v", err)
+	}
+	unary := func(ctx context.Context, opts ...grpc.CallOption) error {
+		_, err := api.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{}, opts...)
+		return err
+	}
+	stream := func(ctx context.Context, opts ...grpc.CallOption) error {
+		stream, err := api.WatchToken(ctx, &tokenbrokerv1.WatchTokenRequest{}, opts...)
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	good := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
+	unseen := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read", "watch"}})
+	check := func(what string, call func(context.Context, ...grpc.CallOption) error, tokens []string, code codes.Code, reason, challenge string) {
+		t.Helper()
+		ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"authorization": tokens})
+		var trailer metadata.MD
+		err := call(ctx, grpc.Trailer(&trailer))
+		got := ""
+		for _, detail := range status.Convert(err).Details() {
+			if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == "tokenbroker" {
+				got = info.GetReason()
+			}
+		}
+		if status.Code(err) != code || got != reason || !strings.Contains(strings.Join(trailer["www-authenticate"], ""), challenge) || challenge == "" && trailer["www-authenticate"] != nil {
+			t.Errorf("%s: %v, %q, %q", what, err, got, trailer["www-authenticate"])
+		}
+	}
+	check("a good token", unary, []string{"Bearer " + good}, codes.OK, "", "")
+	check("no token", unary, nil, codes.Unauthenticated, "NO_TOKEN", `Bearer realm="api", scope="read"`)
+	check("no token, stream", stream, nil, codes.Unauthenticated, "NO_TOKEN", `scope="watch"`)
+	check("two tokens", unary, []string{"Bearer " + good, "Bearer " + good}, codes.Unauthenticated, "MALFORMED", `error="invalid_token"`)
+	check("an expired token", unary, []string{"Bearer " + b.Mint(brokertest.Claims{Lifetime: -time.Hour})}, codes.Unauthenticated, "EXPIRED", `error="invalid_token"`)
+	check("no scope", unary, []string{"Bearer " + b.Mint(brokertest.Claims{})}, codes.PermissionDenied, "INSUFFICIENT_SCOPE", `error="insufficient_scope"`)
+	check("no scope for the method", stream, []string{"Bearer " + good}, codes.PermissionDenied, "INSUFFICIENT_SCOPE", `scope="watch"`)
+	b.Kill()
+	check("no broker, a token that was seen", unary, []string{"Bearer " + good}, codes.OK, "", "")
+	check("no broker", stream, []string{"Bearer " + unseen}, codes.Unavailable, "TOKEN_NOT_VERIFIED", "")
+}
+
+func TestAStreamKnowsWhoCalls(t *testing.T) {
+	b := brokertest.New(t)
+	v := b.Client().Verifier()
+	var subject atomic.Value
+	handler := func(_ any, stream grpc.ServerStream) error {
+		claims, _ := client.ClaimsFromContext(stream.Context())
+		subject.Store(claims.Subject)
+		return nil
+	}
+	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+b.Mint(brokertest.Claims{Subject: "alice"})))
+	if err := client.StreamServerInterceptor(v)(nil, &serverStream{ctx: ctx}, &grpc.StreamServerInfo{FullMethod: "/a/b"}, handler); err != nil || subject.Load() != "alice" {
+		t.Errorf("%v, %v", subject.Load(), err)
+	}
+}
+
+type serverStream struct {
+	grpc.ServerStream
+
+	ctx context.Context
+}
+
+func (s *serverStream) Context() context.Context { return s.ctx }
+
+func TestABoundTokenWantsItsHolderOverGRPC(t *testing.T) {
+	b := brokertest.New(t)
+	certs := redistest.NewCertificates(t)
+	addr := startVerified(t, b.Client().Verifier(), serverTLS(t, certs))
+	thumbprint := sha256.Sum256(certificateOf(t, certs).Raw)
+	token := b.Mint(brokertest.Claims{Subject: "alice", More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
+	for want, config := range map[codes.Code]*tls.Config{codes.OK: certs.Client(t), codes.Unauthenticated: certs.Anonymous(t)} {
+		api := dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+		_, err := api.GetToken(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), &tokenbrokerv1.GetTokenRequest{})
+		if status.Code(err) != want {
+			t.Errorf("want %v: %v", want, err)
+		}
+	}
+}

@@ -1,0 +1,142 @@
+package client
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+// Token is an access token. It does not print itself: AccessToken gives the
+// text. It is immutable and safe for concurrent use. Tokens come from a Client or
+// a Source; the zero value is none.
+type Token struct {
+	// message is behind a pointer to a pointer so that fmt, which prints
+	// unexported fields without asking their methods, stops at an address.
+	message **tokenbrokerv1.GetTokenResponse
+}
+
+func newToken(message *tokenbrokerv1.GetTokenResponse) *Token { return &Token{&message} }
+
+func (t *Token) get() *tokenbrokerv1.GetTokenResponse {
+	if t == nil || t.message == nil {
+		return nil
+	}
+	return *t.message
+}
+
+// AccessToken returns the token's text. Do not log it.
+func (t *Token) AccessToken() string { return t.get().GetAccessToken() }
+
+// Type says how to present the token: "Bearer".
+func (t *Token) Type() string { return t.get().GetTokenType() }
+
+// Header is the token as the value of an Authorization header, such as "Bearer
+// abc". Do not log it.
+func (t *Token) Header() string { return t.Type() + " " + t.AccessToken() }
+
+// ExpiresAt is when the token ends, by the broker's clock.
+func (t *Token) ExpiresAt() time.Time { return t.get().GetExpiresAt().AsTime() }
+
+// RefreshAt is when asking again pays, by the broker's clock.
+func (t *Token) RefreshAt() time.Time { return t.get().GetRefreshAt().AsTime() }
+
+// Scopes returns the scopes that the IdP granted. Do not change the slice.
+func (t *Token) Scopes() []string { return t.get().GetScopes() }
+
+// Extra returns another member of the IdP's answer, such as "instance_url", or
+// "" where there is none or the broker does not let it through.
+func (t *Token) Extra(name string) string { return t.get().GetExtras()[name] }
+
+// Degraded reports that the token is good, but due for replacement and could
+// not be replaced.
+func (t *Token) Degraded() bool { return t.get().GetDegraded() }
+
+// Source says where the broker had the token from: "memory", "shared" or
+// "fetched".
+func (t *Token) Source() string {
+	switch t.get().GetSource() {
+	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY:
+		return "memory"
+	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_SHARED:
+		return "shared"
+	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED:
+		return "fetched"
+	default:
+		return "unknown"
+	}
+}
+
+const redacted = "[redacted]"
+
+// String returns a placeholder.
+func (t *Token) String() string { return redacted }
+
+// GoString returns a placeholder.
+func (t *Token) GoString() string { return redacted }
+
+// Format writes a placeholder, whatever the verb.
+func (t *Token) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
+
+// LogValue returns a placeholder.
+func (t *Token) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText returns a placeholder.
+func (t *Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// digest is how the broker is told which token is meant.
+func (t *Token) digest() [sha256.Size]byte { return sha256.Sum256([]byte(t.AccessToken())) }
+
+// TokenOption says more about the token that is wanted of [Client.Token].
+type TokenOption interface {
+	token(req *tokenbrokerv1.GetTokenRequest)
+}
+
+// SourceOption says more about the tokens that a [Source] is to keep. Each is
+// also an option of [Client.Token].
+type SourceOption interface {
+	TokenOption
+	source()
+}
+
+type tokenOption func(*tokenbrokerv1.GetTokenRequest)
+
+func (set tokenOption) token(req *tokenbrokerv1.GetTokenRequest) { set(req) }
+
+type sourceOption struct{ tokenOption }
+
+func (sourceOption) source() {}
+
+// WithAudience asks for a token for another audience than the client's own.
+func WithAudience(audience string) SourceOption {
+	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Audience = audience }}
+}
+
+// WithResources asks for a token for other RFC 8707 resources than the client's
+// own. Their order is kept.
+func WithResources(resources ...string) SourceOption {
+	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Resources = resources }}
+}
+
+// WithScopes asks for other scopes than the client's own. Their order does not
+// matter.
+func WithScopes(scopes ...string) SourceOption {
+	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Scopes = scopes }}
+}
+
+// WithMinTTL asks for a token that lives at least so long, 24 h at most.
+func WithMinTTL(d time.Duration) TokenOption {
+	return tokenOption(func(r *tokenbrokerv1.GetTokenRequest) { r.MinTtl = durationpb.New(d) })
+}
+
+// WithRejected tells the broker that an API refused this token (HTTP 401), so
+// that it gets another if nobody else got one meanwhile. [Source.Rejected] does
+// so for all who share a source.
+func WithRejected(token *Token) TokenOption {
+	sum := token.digest()
+	return tokenOption(func(r *tokenbrokerv1.GetTokenRequest) { r.RejectedTokenSha256 = sum[:] })
+}

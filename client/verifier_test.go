@@ -1,0 +1,196 @@
+package client_test
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/client/brokertest"
+)
+
+func reasonOf(err error) client.Reason {
+	rejected, ok := errors.AsType[*client.RejectedError](err)
+	if !ok {
+		return ""
+	}
+	return rejected.Reason
+}
+
+func TestAVerifierAsksOnceForAllScopes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t)
+		v := b.Client().Verifier()
+		token := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read", "write"}})
+		first, err := v.Verify(t.Context(), token)
+		if err != nil || first.Subject != "alice" {
+			t.Fatal(err)
+		}
+		for range 10 {
+			again, err := v.Verify(t.Context(), token, client.Scopes("read"))
+			if err != nil || again != first {
+				t.Errorf("not from memory: %v", err)
+			}
+			if _, err := v.Verify(t.Context(), token, client.Scopes("read", "admin")); reasonOf(err) != client.ReasonInsufficientScope {
+				t.Errorf("error = %v", err)
+			}
+		}
+		if n := b.Calls().VerifyToken; n != 1 {
+			t.Errorf("%d calls", n)
+		}
+	})
+}
+
+// What was found good for one audience is not taken for another, and what one
+// verifier wants is not what another does.
+func TestWhatIsRememberedIsForWhatWasAsked(t *testing.T) {
+	b := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: name, Audiences: []string{audience, other}}))
+	c := b.Client()
+	v := c.Verifier(client.Audience(audience), client.Scopes("read"))
+	token := b.Mint(brokertest.Claims{Audience: []string{audience}, Scopes: []string{"read"}})
+	for range 2 {
+		if _, err := v.Verify(t.Context(), token); err != nil {
+			t.Error(err)
+		}
+		if _, err := v.Verify(t.Context(), token, client.Audience(other)); reasonOf(err) != client.ReasonWrongAudience {
+			t.Errorf("for another audience: %v", err)
+		}
+		if _, err := v.Verify(t.Context(), token, client.Audience(other, audience)); err != nil {
+			t.Errorf("for either audience: %v", err)
+		}
+		if _, err := v.Verify(t.Context(), token, client.Issuer("https://else.example.com")); reasonOf(err) != client.ReasonUnknownIssuer {
+			t.Errorf("of another issuer: %v", err)
+		}
+	}
+	for _, strict := range []*client.Verifier{c.Verifier(client.Scopes("admin")), c.Verifier(client.Audience(other)), c.Verifier(client.Issuer("https://else.example.com"))} {
+		if _, err := strict.Verify(t.Context(), token); reasonOf(err) == "" {
+			t.Errorf("a strict verifier: %v", err)
+		}
+	}
+}
+
+// A good token that was seen is good for as long as the broker said, also while
+// there is no broker. Then nobody can say.
+func TestWhatIsRememberedOutlivesTheBroker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t)
+		c := b.Client()
+		v := c.Verifier()
+		token, unseen := b.Mint(brokertest.Claims{}), b.Mint(brokertest.Claims{})
+		claims, err := v.Verify(t.Context(), token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Kill()
+		if _, err := v.Verify(t.Context(), unseen); status.Code(err) != codes.Unavailable || reasonOf(err) != "" {
+			t.Errorf("a token that was not seen: %v", err)
+		}
+		for time.Until(claims.ValidUntil) > time.Second {
+			if _, err := v.Verify(t.Context(), token); err != nil {
+				t.Fatalf("%v before the end: %v", time.Until(claims.ValidUntil), err)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Second)
+		if _, err := v.Verify(t.Context(), token); status.Code(err) != codes.Unavailable {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+}
+
+func TestARevocationIsNoticedWhenTheAnswerEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := brokertest.New(t)
+		c := b.Client()
+		token := b.Mint(brokertest.Claims{Lifetime: 10 * time.Hour})
+		short, long, none := c.Verifier(client.WithCacheMaxAge(20*time.Second)), c.Verifier(), c.Verifier(client.WithCacheSize(0))
+		var claims *client.Claims
+		for _, v := range []*client.Verifier{short, long, none} {
+			var err error
+			if claims, err = v.Verify(t.Context(), token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		asked := time.Now()
+		b.Revoke(token)
+		for _, step := range []struct {
+			v    *client.Verifier
+			late time.Duration
+		}{{none, 0}, {short, 20 * time.Second}, {long, time.Until(claims.ValidUntil)}} {
+			if before := time.Until(asked.Add(step.late - time.Second)); before > 0 {
+				time.Sleep(before)
+				if _, err := step.v.Verify(t.Context(), token); err != nil {
+					t.Errorf("%v: after %v: %v", step.late, time.Since(asked), err)
+				}
+			}
+			time.Sleep(time.Until(asked.Add(step.late)))
+			if _, err := step.v.Verify(t.Context(), token); reasonOf(err) != client.ReasonRevoked {
+				t.Errorf("%v: after %v: %v", step.late, time.Since(asked), err)
+			}
+		}
+		if late := claims.ValidUntil.Sub(asked); late < 30*time.Second || late > 5*time.Minute {
+			t.Errorf("the broker's answer is good for %v", late)
+		}
+	})
+}
+
+func TestWhatIsNoTokenIsNotSentToTheBroker(t *testing.T) {
+	b := brokertest.New(t)
+	v := b.Client().Verifier()
+	for _, text := range []string{"", " ", "a b", "a\n", "ü", "=", "a=b", strings.Repeat("a", 8193), "\xff", "a,b"} {
+		if _, err := v.Verify(t.Context(), text); reasonOf(err) != client.ReasonMalformed {
+			t.Errorf("%.10q: %v", text, err)
+		}
+	}
+	if n := b.Calls().VerifyToken; n != 0 {
+		t.Errorf("%d calls", n)
+	}
+	if _, err := v.Verify(t.Context(), "opaque-but-no-token=="); reasonOf(err) != client.ReasonMalformed || b.Calls().VerifyToken != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
+// Bad tokens are not remembered: they would cost memory to whoever sends many.
+func TestBadTokensAreNotRemembered(t *testing.T) {
+	b := brokertest.New(t)
+	v := b.Client().Verifier()
+	token := b.Mint(brokertest.Claims{Lifetime: -time.Hour})
+	for range 3 {
+		if _, err := v.Verify(t.Context(), token); reasonOf(err) != client.ReasonExpired {
+			t.Errorf("error = %v", err)
+		}
+	}
+	if n := b.Calls().VerifyToken; n != 3 {
+		t.Errorf("%d calls", n)
+	}
+}
+
+// The memory of a verifier is bounded, and what is used stays in it.
+func TestAVerifierRemembersSoManyTokens(t *testing.T) {
+	b := brokertest.New(t)
+	v := b.Client().Verifier(client.WithCacheSize(100))
+	often := b.Mint(brokertest.Claims{})
+	for range 500 {
+		for _, token := range []string{often, b.Mint(brokertest.Claims{})} {
+			if _, err := v.Verify(t.Context(), token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := client.Remembered(v); n > 100 {
+			t.Fatalf("%d are remembered", n)
+		}
+	}
+	if n := b.Calls().VerifyToken; n != 501 {
+		t.Errorf("%d calls for 501 tokens, of which one was used all the time", n)
+	}
+	if n := client.Remembered(v); n < 50 {
+		t.Errorf("%d are remembered", n)
+	}
+	runtime.KeepAlive(v)
+}

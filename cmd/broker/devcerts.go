@@ -1,0 +1,64 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/cezzis/tokenbroker/internal/devca"
+)
+
+// demoID is who is in the certificate of the sample caller.
+const demoID = "spiffe://example.com/demo"
+
+// writeCertificates makes, in dir, what is needed to try TLS: an authority, the
+// certificate of a broker with these names, and that of a caller. Nothing that is
+// there is replaced. The authority's key is thrown away: it issues nothing more.
+func writeCertificates(out io.Writer, dir string, hosts []string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	for _, name := range []string{"ca.crt", "broker.crt", "broker.key", "demo.crt", "demo.key"} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return fmt.Errorf("%s is there already: choose another directory, or remove it", filepath.Join(dir, name))
+		}
+	}
+	authority, err := devca.New("tokenbroker development")
+	if err != nil {
+		return err
+	}
+	id, err := url.Parse(demoID)
+	if err != nil {
+		return err
+	}
+	broker := &x509.Certificate{DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			broker.IPAddresses = append(broker.IPAddresses, ip)
+		} else {
+			broker.DNSNames = append(broker.DNSNames, host)
+		}
+	}
+	_, err = authority.Write(dir, "ca")
+	for name, like := range map[string]*x509.Certificate{"broker": broker, "demo": {URIs: []*url.URL{id}}} {
+		pair, errIssue := authority.Issue(like)
+		if errIssue != nil {
+			return errIssue
+		}
+		_, _, errWrite := pair.Write(dir, name)
+		err = errors.Join(err, errWrite)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, `%s/ca.crt                   the authority, for broker and callers
+%[1]s/broker.crt, broker.key   a broker at %s
+%[1]s/demo.crt, demo.key       a caller, spiffe_id: %s
+`, dir, broker.DNSNames, demoID)
+	return err
+}

@@ -1,0 +1,92 @@
+// Command httpservice is a small HTTP service as one might write it with package
+// client: it lets in who presents a good token, and calls another API with a
+// token of its own. It knows no secret and no identity provider.
+//
+// Try it beside "broker dev":
+//
+//	go run ./examples/httpservice
+//	curl -H "Authorization: Bearer $(go run ./cmd/broker get orders-api)" http://127.0.0.1:8080/orders
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/cezzis/tokenbroker/client"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		slog.Default().Error("the service ended", "error", err)
+	}
+}
+
+func run(ctx context.Context) error {
+	broker, err := client.FromEnv(client.WithUserAgent("httpservice/1.0"), client.WithLogger(slog.Default()))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = broker.Close() }()
+	server := &http.Server{
+		Addr:              "127.0.0.1:8080",
+		Handler:           newHandler(broker, os.Getenv("BILLING_URL")),
+		ReadHeaderTimeout: 5 * time.Second,
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// newHandler is the service: orders for those who may read them, and their bill,
+// which another API knows.
+func newHandler(broker *client.Client, billingURL string) http.Handler {
+	// Who calls us? Every route wants a token for this service.
+	verified := client.HTTPMiddleware(broker.Verifier(
+		client.Audience("https://orders.example.com"), client.WithRealm("orders"), client.WithCacheMaxAge(time.Minute)))
+
+	// Whom do we call? The source is made once, and answers from memory.
+	billing := broker.TokenSource("billing-api", client.WithScopes("invoices:read")).HTTPClient()
+	billing.Timeout = 10 * time.Second
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /orders", listOrders)
+	mux.Handle("GET /bill", client.RequireScopes("read")(bill(billing, billingURL)))
+	return verified(mux)
+}
+
+func listOrders(w http.ResponseWriter, r *http.Request) {
+	caller, _ := client.ClaimsFromContext(r.Context())
+	_, _ = io.WriteString(w, "the orders of "+caller.Subject+"\n")
+}
+
+// bill passes on what the billing API says.
+func bill(billing *http.Client, url string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, http.NoBody) //nolint:gosec // the URL is the operator's, not the caller's
+		if err != nil {
+			http.Error(w, "the URL of the billing API is none", http.StatusInternalServerError)
+			return
+		}
+		resp, err := billing.Do(req) //nolint:gosec // as above
+		if err != nil {
+			slog.Default().WarnContext(r.Context(), "no answer of the billing API", "error", err)
+			http.Error(w, "the billing API does not answer", http.StatusBadGateway)
+			return
+		}
+		defer func() { _ = resp.Body.Close() }()
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body)
+	})
+}

@@ -1,0 +1,71 @@
+package app
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// certified is somebody who may prove its identity by a certificate: a client, or
+// who asks an issuer about opaque tokens.
+type certified struct {
+	name   string
+	client *idp.Client
+}
+
+func (s *setup) certified() []certified {
+	var all []certified
+	for _, c := range s.clients {
+		all = append(all, certified{c.Name, c.IdP})
+	}
+	for issuer, i := range s.introspections {
+		all = append(all, certified{"introspection at " + issuer, i.client})
+	}
+	return all
+}
+
+// pollCertificates reads client certificates again until ctx ends, as secrets are
+// read again.
+func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
+	all := s.certified()
+	ticker := time.NewTicker(secret.PollInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, c := range all {
+			switch changed, err := c.client.ReloadCertificate(); {
+			case err != nil:
+				log.Error("a client certificate cannot be read again; the one read before stays in force", "client", c.name, "error", err)
+			case changed:
+				id, notAfter, _ := c.client.Certificate()
+				log.Info("a client certificate changed and is in force", "client", c.name, "version", id, "expires", notAfter)
+			}
+		}
+	}
+}
+
+// certificateCollector shows when client certificates expire.
+type certificateCollector struct{ parts *parts }
+
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var certificateDesc = prometheus.NewDesc("tokenbroker_client_certificate_expiry_timestamp_seconds",
+	"When the client certificate expires by which a client proves its identity to its IdP, in seconds of the epoch.", []string{"client"}, nil)
+
+func (c certificateCollector) Describe(out chan<- *prometheus.Desc) { out <- certificateDesc }
+
+func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
+	for _, client := range c.parts.setup.Load().clients {
+		if _, notAfter, ok := client.IdP.Certificate(); ok {
+			out <- prometheus.MustNewConstMetric(certificateDesc, prometheus.GaugeValue, float64(notAfter.Unix()), client.Name)
+		}
+	}
+}

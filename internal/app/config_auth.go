@@ -1,0 +1,93 @@
+package app
+
+import (
+	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/jose"
+)
+
+// checkAuth looks for keys that say contrary things of how a client proves its
+// identity. What the preset says is not held against the file.
+func checkAuth(c *ClientConfig, path string, found *findings) {
+	auth := idp.AuthMethod(c.Auth)
+	checkSecret(c, path, found)
+	checkRawBasic(c, join(path, "raw_basic"), found)
+	checkAssertions(c, path, found)
+	if at := join(path, "auth"); c.GrantType == idp.JWTBearer && auth != idp.None {
+		found.addAtf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
+	}
+	only(auth.FromFile(), path, "assertion_file", "auth: federated_jwt and spiffe_jwt", found)
+	needs(c.AssertionFile != "" || !auth.FromFile(), path, "assertion_file", "auth: "+c.Auth, found)
+	only(auth.Mutual(), path, "tls", "auth: tls_client_auth and self_signed_tls_client_auth", found)
+	needs(c.TLS != nil || !auth.Mutual(), path, "tls", "auth: "+c.Auth, found)
+	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
+		found.addAtf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
+	}
+}
+
+// needs reports a key that is missing.
+func needs(given bool, path, key, with string, found *findings) {
+	if !given && !found.given(join(path, key)) {
+		found.addAtf(path, "%s is missing, which goes with %s", key, with)
+	}
+}
+
+// only reports a key that means nothing for this client.
+func only(applies bool, path, key, with string, found *findings) {
+	if at := join(path, key); !applies && found.given(at) {
+		found.addAtf(at, "is for %s only: remove it, or change auth", with)
+	}
+}
+
+func checkSecret(c *ClientConfig, path string, found *findings) {
+	at, needed := join(path, "secret"), idp.NeedsSecret(idp.AuthMethod(c.Auth), c.GrantType)
+	switch {
+	case needed && !found.given(at):
+		found.addAtf(path, "secret is missing")
+	case !needed && found.given(at):
+		found.addAtf(at, "is not used with auth: %s: remove it, or change auth", c.Auth)
+	}
+}
+
+func checkRawBasic(c *ClientConfig, path string, found *findings) {
+	switch {
+	case c.RawBasic && c.Auth != string(idp.SecretBasic):
+		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
+	case c.RawBasic && strings.Contains(c.ClientID, ":"):
+		// RFC 7617 section 2: the first colon ends the user-id.
+		found.addAtf(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
+	}
+}
+
+func checkAssertions(c *ClientConfig, path string, found *findings) {
+	secret := c.Auth == string(idp.SecretJWT)
+	key := idp.NeedsKey(idp.AuthMethod(c.Auth), c.GrantType)
+	for _, name := range []string{"assertion_audience", "assertion_algorithm", "assertion_typ"} {
+		only(secret || key, path, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", found)
+	}
+	for _, name := range []string{"assertion_kid", "assertion_certificate"} {
+		only(key, path, name, "auth: private_key_jwt and the grant jwt-bearer", found)
+	}
+	if at := join(path, "assertion_subject"); found.given(at) && c.GrantType != idp.JWTBearer {
+		found.addAtf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
+	}
+	algorithm := join(path, "assertion_algorithm")
+	switch symmetric := c.AssertionAlgorithm == jose.HS256; {
+	case !found.given(algorithm) || c.AssertionAlgorithm == "":
+	case secret && !symmetric:
+		found.addAtf(algorithm, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
+	case key && symmetric:
+		found.addAtf(algorithm, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
+	}
+	audience := join(path, "assertion_audience")
+	switch {
+	case !found.given(audience) || c.AssertionAudience == "":
+	case c.AssertionAudience == idp.AudienceIssuer && c.Issuer == "":
+		found.addAtf(audience, "there is no issuer: give issuer in place of token_url, or write the audience itself")
+	case c.AssertionAudience == idp.AudienceIssuer, c.AssertionAudience == idp.AudienceTokenEndpoint:
+	case !strings.Contains(c.AssertionAudience, ":"):
+		found.addAtf(audience, "expected issuer, token_endpoint, or the audience itself, a URL%s",
+			didYouMean(c.AssertionAudience, []string{idp.AudienceIssuer, idp.AudienceTokenEndpoint}))
+	}
+}

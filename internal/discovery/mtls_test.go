@@ -1,0 +1,90 @@
+package discovery_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/discovery"
+)
+
+func TestAliasesForMTLS(t *testing.T) {
+	s := &site{pages: map[string]string{oidc: `{"issuer":"https://idp.example","token_endpoint":"https://idp.example/token","introspection_endpoint":"https://idp.example/introspect",
+		"mtls_endpoint_aliases":{"token_endpoint":"https://mtls.idp.example/token","jwks_uri":5}}`}}
+	found, err := s.issuer(issuer).Metadata(t.Context())
+	want := discovery.Endpoints{Token: "https://mtls.idp.example/token", Introspection: "https://idp.example/introspect"}
+	if err != nil || found.MTLS != want || found.TokenEndpoint != "https://idp.example/token" {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+func selfSigned(t *testing.T, name string) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// TestClientsWithACertificate: each presents its own, whatever authorities the
+// server names, on connections that no other uses.
+func TestClientsWithACertificate(t *testing.T) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := "nobody"
+		if len(r.TLS.PeerCertificates) > 0 {
+			name = r.TLS.PeerCertificates[0].Subject.CommonName
+		}
+		_, _ = io.WriteString(w, `{"name":"`+name+`"}`)
+	}))
+	named := x509.NewCertPool() // sent to the client as the authorities that are welcome
+	other := selfSigned(t, "authority")
+	authority, err := x509.ParseCertificate(other.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	named.AddCert(authority)
+	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert, ClientCAs: named}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+
+	network := discovery.NewNetwork(nil)
+	clients := map[string]*http.Client{
+		"nobody": network.ClientFor(server.URL, false),
+		"a":      network.ClientWith(server.URL, false, selfSigned(t, "a")),
+		"b":      network.ClientWith(server.URL, false, selfSigned(t, "b")),
+	}
+	for _, client := range clients {
+		discovery.Trust(client, server.Certificate())
+	}
+	for range 3 {
+		for name, client := range clients {
+			body, _, err := discovery.Get(t.Context(), client, server.URL, 100)
+			if err != nil || string(body) != `{"name":"`+name+`"}` {
+				t.Errorf("%s: %s, %v", name, body, err)
+			}
+		}
+	}
+	public := network.ClientWith("https://idp.example", false, selfSigned(t, "a"))
+	if err := get(t, public, server.URL); !isAddressError(err) {
+		t.Errorf("a loopback address: %v", err)
+	}
+	s := &site{pages: map[string]string{"/x": "{}"}}
+	if _, _, err := discovery.Get(t.Context(), discovery.NewNetwork(s).ClientWith(issuer, false, selfSigned(t, "a")), issuer+"/x", 100); err != nil {
+		t.Errorf("in place of connections: %v", err)
+	}
+}

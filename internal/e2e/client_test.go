@@ -1,0 +1,233 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+)
+
+// target is all replicas of the fleet.
+func (f *fleet) target() string {
+	addresses := make([]string, len(f.replicas))
+	for i, r := range f.replicas {
+		addresses[i] = r.grpc
+	}
+	return strings.Join(addresses, ",")
+}
+
+// users are those who ask a source for a token all the time, as a service does
+// for each request that it makes.
+type users struct {
+	source *client.Source
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	calls  int
+	wrong  []error
+	tokens map[string]time.Time // when each was first seen
+}
+
+func startUsers(t *testing.T, source *client.Source, n int) *users {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	u := &users{source: source, cancel: cancel, tokens: map[string]time.Time{}}
+	for range n {
+		u.wg.Go(func() {
+			for wait(ctx, time.Millisecond) {
+				token, err := source.Token(t.Context())
+				if err == nil && !token.ExpiresAt().After(time.Now()) {
+					err = fmt.Errorf("a token that expired %v ago", time.Since(token.ExpiresAt()))
+				}
+				u.note(token, err)
+			}
+		})
+	}
+	t.Cleanup(u.end)
+	return u
+}
+
+func (u *users) note(token *client.Token, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.calls++
+	if err != nil {
+		u.wrong = append(u.wrong, err)
+		return
+	}
+	if _, seen := u.tokens[token.AccessToken()]; !seen {
+		u.tokens[token.AccessToken()] = time.Now()
+	}
+}
+
+func (u *users) end() {
+	u.cancel()
+	u.wg.Wait()
+}
+
+// awaitAnother waits until the source has another token than before.
+func awaitAnother(t *testing.T, source *client.Source, before *client.Token) {
+	t.Helper()
+	eventually(t, "another token", func() bool {
+		token, err := source.Token(t.Context())
+		return err == nil && token.AccessToken() != before.AccessToken()
+	})
+}
+
+func held(t *testing.T, source *client.Source) *client.Token {
+	t.Helper()
+	token, err := source.Token(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+func newClient(t *testing.T, target string, opts ...client.Option) *client.Client {
+	t.Helper()
+	c, err := client.New(target, append([]client.Option{client.WithPlaintext()}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// Replicas are killed, rolled one after the other, and all gone for a while: a
+// service that holds a token does not notice. Its tokens live so short that they
+// are replaced in the middle of it, by whoever is left.
+func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
+	t.Parallel()
+	const life = 20 * time.Second
+	idp := simpleIdP(t, life)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+"server: {drain_delay: 1s}\n"+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	watching := startUsers(t, newClient(t, f.target()).TokenSource("orders"), 10)
+	polling := startUsers(t, newClient(t, f.target(), client.WithMaxWatches(0), client.WithPollInterval(2*time.Second)).TokenSource("orders"), 10)
+	held(t, watching.source)
+	held(t, polling.source)
+
+	for i, r := range f.replicas { // killed, and started again
+		r.process.stop(t, os.Kill)
+		rest(t, time.Second)
+		r.launch(t, "broker")
+		r.await(t)
+		t.Logf("replica %d was killed and is back", i)
+	}
+	for i, r := range f.replicas { // rolled
+		if code := r.process.stop(t, terminate); code != 0 {
+			t.Errorf("replica %d ended with exit code %d", i, code)
+		}
+		r.launch(t, "broker")
+		r.await(t)
+	}
+	for _, r := range f.replicas { // all gone at once, for a quarter of a token's life
+		r.process.stop(t, os.Kill)
+	}
+	rest(t, life/4)
+	for _, r := range f.replicas {
+		r.launch(t, "broker")
+	}
+	for _, r := range f.replicas {
+		r.await(t)
+	}
+	rest(t, life)
+	for what, u := range map[string]*users{"watching": watching, "polling": polling} {
+		u.end()
+		if len(u.wrong) > 0 || u.calls < 1000 {
+			t.Errorf("%s: %d of %d calls failed, the first with %v", what, len(u.wrong), u.calls, u.wrong[:min(1, len(u.wrong))])
+		}
+		if len(u.tokens) < 3 {
+			t.Errorf("%s: only %d tokens were seen", what, len(u.tokens))
+		}
+		t.Logf("%s: %d calls, %d failed, %d tokens", what, u.calls, len(u.wrong), len(u.tokens))
+	}
+}
+
+// What happened to the replicas does not keep a source from being told of a
+// purge, within a second, by another.
+func TestAPurgeReachesServicesThroughWhateverReplicaIsLeft(t *testing.T) {
+	t.Parallel()
+	const bound = time.Second
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	sources := make([]*client.Source, 20)
+	for i := range sources {
+		sources[i] = newClient(t, f.target()).TokenSource("orders")
+		held(t, sources[i])
+	}
+	purge := func(what string, by *replica) {
+		t.Helper()
+		before := held(t, sources[0])
+		by.purge(t, "orders")
+		purged := time.Now()
+		var slowest time.Duration
+		for _, source := range sources {
+			awaitAnother(t, source, before)
+			slowest = max(slowest, time.Since(purged))
+		}
+		t.Logf("%s: reached %d services within %v", what, len(sources), slowest.Round(time.Millisecond))
+		if slowest > bound {
+			t.Errorf("%s: took %v", what, slowest)
+		}
+	}
+	purge("at first", f.replicas[0])
+	f.replicas[2].process.stop(t, os.Kill)
+	rest(t, 3*time.Second) // for those who were connected to it
+	purge("one killed", f.replicas[0])
+	f.replicas[0].process.stop(t, terminate)
+	rest(t, 3*time.Second)
+	purge("another drained", f.replicas[1])
+	if got := idp.calls(); got != 4 {
+		t.Errorf("4 tokens cost %d calls", got)
+	}
+}
+
+// A hundred services hold one token, and the API that they call refuses it.
+func TestAHundredServicesReportOneToken(t *testing.T) {
+	t.Parallel()
+	idp := simpleIdP(t, time.Hour)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	const services, callers = 100, 10
+	sources := make([]*client.Source, services)
+	old := map[string]bool{}
+	for i := range sources {
+		sources[i] = newClient(t, f.target()).TokenSource("orders")
+		old[held(t, sources[i]).AccessToken()] = true
+	}
+	if len(old) != 1 || idp.calls() != 1 {
+		t.Fatalf("%d services hold %d tokens, which cost %d calls", services, len(old), idp.calls())
+	}
+	idp.SetDelay(300 * time.Millisecond)
+	refused := held(t, sources[0])
+	replacements := make([]*client.Token, services*callers)
+	var wg sync.WaitGroup
+	for i := range replacements {
+		wg.Go(func() {
+			var err error
+			if replacements[i], err = sources[i%services].Rejected(t.Context(), refused); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	fresh := map[string]bool{}
+	for _, token := range replacements {
+		fresh[token.AccessToken()] = true
+	}
+	if len(fresh) != 1 || fresh[refused.AccessToken()] {
+		t.Errorf("%d callers were given %d tokens, the refused one: %v", len(replacements), len(fresh), fresh[refused.AccessToken()])
+	}
+	if got := idp.calls() - 1; got != 1 {
+		t.Errorf("%d replacements at the IdP", got)
+	}
+}
