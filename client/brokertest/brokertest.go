@@ -184,7 +184,7 @@ func (b *Broker) config() (*app.Config, error) {
 	var text strings.Builder
 	text.WriteString(`listen: {grpc: {address: "127.0.0.1:0", caller: test}, ops: "off"}
 server: {drain_timeout: 1s}
-callers: [{name: test, roles: [all]}]
+callers: [{name: test, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
 roles:
   all:
     get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}]

@@ -2,13 +2,14 @@
 # Makes what must be secret, in the directory given, at the first start. What is
 # there already is kept, so that it may run again at each start.
 #
-#   broker/   for the brokers: the sealing keys, Redis's password
+#   broker/   for the brokers: certificates, the sealing keys, Redis's password
+#   caller/   for the sample caller: its certificate, and the authority of the brokers'
 #   clients/  for the brokers and the sample IdP: the secrets of the OAuth clients
 #   redis/    for Redis: its password, and who may do what with it
 set -eu
 umask 077
 cd "$1"
-mkdir -p broker clients redis
+mkdir -p broker caller clients redis
 
 # put FILE writes standard input to FILE, all or nothing.
 put() {
@@ -25,6 +26,17 @@ random() { od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n'; }
 [ -e broker/ring.json ] || broker keygen | put broker/ring.json
 [ -e redis/password ] || random | put redis/password
 put broker/redis-password <redis/password
+
+# The broker's name in the networks of Compose, and on the host localhost. The
+# certificates are good for a year: after that forget the volumes.
+if [ ! -e broker/broker.crt ]; then
+    rm -rf broker/tls
+    broker dev --certificates broker/tls --host broker --host broker-1 --host broker-2 >/dev/null
+    mv broker/tls/demo.crt broker/tls/demo.key caller
+    cp broker/tls/ca.crt caller
+    mv broker/tls/ca.crt broker/tls/broker.key broker/tls/broker.crt broker # the last one tells that all is done
+    rmdir broker/tls
+fi
 
 for client in orders-api billing-api; do
     [ -e "clients/$client" ] || random | put "clients/$client"

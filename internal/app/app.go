@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/httpface"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -87,12 +88,10 @@ func New(config *Config, opts Options) (*App, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
-	assembled, err := assemble(config, opts, registry)
+	told := observers{log: opts.Logger, registerer: registry}
+	assembled, err := open(config, opts, &told)
 	if err != nil {
-		return nil, err
-	}
-	if err := assembled.storage.check(context.Background(), opts.Logger); err != nil {
-		assembled.close()
+		told.close()
 		return nil, err
 	}
 	a := &App{
@@ -102,10 +101,12 @@ func New(config *Config, opts Options) (*App, error) {
 	a.background, a.stop = context.WithCancel(context.Background())
 	a.tellWarnings(config)
 	if a.listen.certs, err = openCerts(&config.Listen, registry); err != nil {
+		a.stop()
 		assembled.close()
+		told.close()
 		return nil, err
 	}
-	a.server = server.New(a.serverConfig(opts))
+	a.server = server.New(a.serverConfig(opts.ServerOptions))
 	a.openGateways()
 	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
@@ -117,7 +118,28 @@ func New(config *Config, opts Options) (*App, error) {
 	return a, nil
 }
 
-func (a *App) serverConfig(opts Options) server.Config {
+// open opens the observers and assembles the rest. Whatever it returns, the
+// observers are to be closed.
+func open(config *Config, opts Options, told *observers) (*parts, error) {
+	var err error
+	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
+		return nil, err
+	}
+	if told.traces, err = openTraces(config.Tracing, told.log); err != nil {
+		return nil, err
+	}
+	assembled, err := assemble(config, opts.Transport, *told)
+	if err != nil {
+		return nil, err
+	}
+	if err := assembled.storage.check(context.Background(), told.log); err != nil {
+		assembled.close()
+		return nil, err
+	}
+	return assembled, nil
+}
+
+func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
 	made := server.Config{
 		Broker:     a.parts.broker,
@@ -130,7 +152,9 @@ func (a *App) serverConfig(opts Options) server.Config {
 		Reflection: config.Server.Reflection,
 		Logger:     a.log,
 		Registerer: a.registry,
-		Options:    opts.ServerOptions,
+		Options:    options,
+		Audit:      a.parts.audit,
+		Stats:      a.parts.traces.handler(),
 	}
 	if config.Listen.Unix != nil {
 		made.BoundUnix = config.Listen.Unix.Caller
@@ -187,13 +211,14 @@ func (a *App) Close() {
 	a.running.Wait()
 	a.parts.close()
 	a.listen.close()
+	a.parts.observers.close()
 }
 
 // Run serves until ctx ends, and then drains: health turns to NOT_SERVING, calls
 // in progress end, and everything that was started has stopped when Run returns.
 // It may be called once.
 func (a *App) Run(ctx context.Context) error {
-	defer a.parts.close()
+	defer a.end()
 	defer runtime.KeepAlive(make([]byte, heapFloor))
 	defer a.running.Wait()
 	defer a.stop()
@@ -208,6 +233,7 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
+	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "http", a.HTTPAddr(), "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
@@ -252,6 +278,13 @@ func (a *App) serveHTTP() error {
 		return fmt.Errorf("HTTP listener: %w", err)
 	}
 	return nil
+}
+
+// end lets go of everything when nothing is served any more.
+func (a *App) end() {
+	a.parts.close()
+	a.parts.audit.Record(&audit.Event{Event: audit.Stop})
+	a.parts.observers.close()
 }
 
 // begin starts what runs beside the server.

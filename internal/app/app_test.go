@@ -25,7 +25,7 @@ import (
 )
 
 // everybody is a caller who may everything.
-const everybody = `callers: [{name: everybody, roles: [all]}]
+const everybody = `callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
 roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
 `
 
@@ -151,10 +151,11 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})
-	pki, files := newPKI(t), redistest.NewCertificates(t)
+	files := redistest.NewCertificates(t)
 	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
+	pki := newPKI(t)
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
-		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -27,12 +28,27 @@ import (
 
 // parts are the broker and what stays while it runs.
 type parts struct {
-	network    *discovery.Network
-	storage    *storage
-	broker     *broker.Broker
+	network *discovery.Network
+	storage *storage
+	broker  *broker.Broker
+	setup   atomic.Pointer[setup]
+	observers
+}
+
+// observers are who is told of what the broker does. All but log may be nil.
+type observers struct {
 	log        *slog.Logger
 	registerer prometheus.Registerer
-	setup      atomic.Pointer[setup]
+	audit      *audit.Log
+	traces     *traces
+}
+
+// close ends what is told, when there is nothing more to tell.
+func (o *observers) close() {
+	if err := o.audit.Close(); err != nil {
+		o.log.Error("not all of the audit is written", "error", err)
+	}
+	o.traces.close()
 }
 
 // setup is the part of a configuration that can be replaced while the broker
@@ -59,15 +75,13 @@ type issuerKey struct {
 
 // assemble makes the parts of what the configuration says. All secrets that
 // cannot be read are in the error.
-func assemble(config *Config, opts Options, registerer prometheus.Registerer) (*parts, error) {
-	if opts.Logger == nil {
-		opts.Logger = slog.Default()
-	}
-	opened, err := openStore(&config.Store, opts.Logger, registerer)
+func assemble(config *Config, transport http.RoundTripper, told observers) (*parts, error) {
+	opened, err := openStore(&config.Store, &told)
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{network: discovery.NewNetwork(opts.Transport), storage: opened, log: opts.Logger, registerer: registerer}
+	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: told}
+	p.network.Trace(told.traces.tracer())
 	if err := p.fill(config); err != nil {
 		_ = opened.Close()
 		return nil, err
@@ -86,6 +100,7 @@ func (p *parts) fill(config *Config) error {
 		Setup:      made.forBroker(),
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
+		Audit:      p.audit,
 		Logger:     p.log,
 		Registerer: p.registerer,
 	})
@@ -151,7 +166,7 @@ func (s *setup) named(name string) (broker.ClientConfig, bool) {
 	return s.clients[at], true
 }
 
-// close lets go of everything. Nothing must be using it.
+// close lets go of everything but the observers. Nothing must be using it.
 func (p *parts) close() {
 	p.broker.Close()
 	_ = p.storage.Close()

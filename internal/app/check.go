@@ -1,10 +1,12 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,7 +32,8 @@ type Finding struct {
 // token for each client. It tells each finding as it comes. The error means that nothing could
 // be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
-	assembled, err := assemble(config, opts, prometheus.NewRegistry())
+	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
+	assembled, err := assemble(config, opts.Transport, told)
 	if err != nil {
 		return err
 	}

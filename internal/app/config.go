@@ -1,6 +1,7 @@
 package app
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -34,6 +35,10 @@ type Config struct {
 	Gateways GatewaysConfig `yaml:"gateways"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
+	// Where it is written down who was given which token, and who was refused what. Absent: nowhere.
+	Audit *AuditConfig `yaml:"audit"`
+	// OpenTelemetry traces of calls. Absent: there are none.
+	Tracing *TracingConfig `yaml:"tracing"`
 	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask
 	// for: 1 to 128 letters, digits, dots, underscores and hyphens.
 	Clients map[string]ClientConfig `yaml:"clients" jsonschema:"anyof_required=clients"`
@@ -49,6 +54,8 @@ type Config struct {
 
 	// Warnings are about what is not wrong in the file, and hardly meant.
 	Warnings []Problem `yaml:"-"`
+	// Digest is the SHA-256 of the file.
+	Digest [sha256.Size]byte `yaml:"-"`
 }
 
 // StoreConfig says where state is kept: exactly one kind is given.
@@ -311,6 +318,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
 	config.Warnings = found.warnings
+	config.Digest = sha256.Sum256(data)
 	return config, nil
 }
 

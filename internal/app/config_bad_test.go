@@ -100,7 +100,7 @@ func badConfigs() []badConfig {
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},
-		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, limits, gateways, log, clients, issuers, verification, callers, roles", true},
+		{"unknown section like none", client() + "zebra: {}\n", "6: zebra: no such key; possible here: listen, store, server, limits, gateways, log, audit, tracing, clients, issuers, verification, callers, roles", true},
 		{"misspelt key", client("scope: [read]"), "6: clients.orders-api.scope: no such key; did you mean scopes?", true},
 		{"unknown key in a listener", client() + "listen:\n  grpc: {address: ':8443', plain: true}\n", "7: listen.grpc.plain: no such key; did you mean plaintext?\n" +
 			"7: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}", true},
@@ -158,6 +158,18 @@ func badConfigs() []badConfig {
 		{"nothing for a value", client("audience:"), "6: clients.orders-api.audience: expected text, found nothing: give a value or remove the key", true},
 
 		// Values.
+		{"audit to nowhere", client() + "audit: {tokens: first}\n", "6: audit: file is missing", true},
+		{"audit of some tokens", client() + "audit: {file: a, tokens: some}\n", "6: audit.tokens: expected first or every", true},
+		{"audit of verifications by default", client() + "audit: {file: a, verifications: reject}\n", "6: audit.verifications: expected none, rejected or all; did you mean rejected?", true},
+		{"audit that blocks", client() + "audit: {file: a, when_full: block}\n", "6: audit.when_full: expected drop or refuse", true},
+		{"traces to nowhere", client() + "tracing: {sample: 0.1}\n", "6: tracing: endpoint is missing", true},
+		{"traces without a scheme", client() + "tracing: {endpoint: 'collector:4317'}\n", "6: tracing.endpoint: expected https://HOST:PORT or http://HOST:PORT and nothing more, such as https://collector.example.com:4317", false},
+		{"traces with a password", client() + "tracing: {endpoint: 'https://a:b@collector:4317'}\n", "6: tracing.endpoint: expected https://HOST:PORT or http://HOST:PORT and nothing more, such as https://collector.example.com:4317", false},
+		{"traces to no port", client() + "tracing: {endpoint: 'https://collector'}\n", "6: tracing.endpoint: the port is missing: OTLP over gRPC is usually at 4317", false},
+		{"traces in percent", client() + "tracing: {endpoint: 'https://collector:4317', sample: 5}\n", "6: tracing.sample: must be from 0 to 1", true},
+		{"traces of no number", client() + "tracing: {endpoint: 'https://collector:4317', sample: .nan}\n", "6: tracing.sample: must be from 0 to 1", false},
+		{"traces by text", client() + "tracing: {endpoint: 'https://collector:4317', sample: 1%}\n", "6: tracing.sample: expected a number such as 0.01, found text", true},
+		{"authorities of plaintext", client() + "tracing: {endpoint: 'http://collector:4317', ca: a}\n", "6: tracing.ca: nothing is encrypted over http: use https, or remove it", false},
 		{"log level", client() + "log: {level: warning}\n", "6: log.level: expected debug, info, warn or error; did you mean warn?", true},
 		{"log format", client() + "log: {format: logfmt}\n", "6: log.format: expected json or text", true},
 		{"authentication method", client("auth: basic"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none", true},

@@ -28,6 +28,9 @@ func checkConfig(c *Config, found *findings) {
 	checkIssuers(c, found)
 	checkCallers(c, found)
 	checkGateways(c, found)
+	if c.Tracing != nil {
+		checkTracing(c.Tracing, found)
+	}
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 

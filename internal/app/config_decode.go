@@ -59,6 +59,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 		d.truth(n, into, path)
 	case *int:
 		d.number(n, into, f, path)
+	case *float64:
+		d.fraction(n, into, f, path)
 	case *[]string:
 		d.texts(n, into, f, path)
 	case *secret.Ref:
@@ -300,6 +302,21 @@ func (d *decoder) number(n *yaml.Node, into *int, f *field, path string) {
 	}
 	var value int
 	if err := n.Load(&value); err != nil || value < least || value > most {
+		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
+		return
+	}
+	*into = value
+}
+
+func (d *decoder) fraction(n *yaml.Node, into *float64, f *field, path string) {
+	least, most := f.limits["minimum"], f.limits["maximum"]
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" && n.Tag != "!!float" {
+		d.unexpected(n, path, "a number such as 0.01")
+		return
+	}
+	var value float64
+	// What is not a number is neither below nor above.
+	if err := n.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
 		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
 		return
 	}

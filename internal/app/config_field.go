@@ -76,6 +76,8 @@ func (f *field) setDefault(v reflect.Value) {
 		*into = text == "true"
 	case *int:
 		*into, _ = strconv.Atoi(text)
+	case *float64:
+		*into, _ = strconv.ParseFloat(text, 64)
 	case *ListenerConfig:
 		if text != "off" {
 			into.Address = text

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"reflect"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,6 +21,12 @@ func (a *App) WarmUp(ctx context.Context) error {
 		})
 	}
 	return group.Wait()
+}
+
+// StatsHandlers is how many handlers of statistics the gRPC server has, who are
+// told of each call.
+func (a *App) StatsHandlers() int {
+	return reflect.ValueOf(a.server).Elem().FieldByName("grpc").Elem().FieldByName("opts").FieldByName("statsHandlers").Len()
 }
 
 // CloseOps breaks the ops listener.

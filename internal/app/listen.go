@@ -21,18 +21,19 @@ type listeners struct {
 	ops   net.Listener  // nil: off
 }
 
-// open opens what is configured; grpc only if it is not given. On an error nothing
-// is left open.
-func (l *listeners) open(config *ListenConfig, grpc net.Listener) (err error) {
+// open opens what is configured; given, if it is not nil, in the place of grpc. On an
+// error nothing is left open.
+func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
 	defer func() {
 		if err != nil {
 			l.close()
 		}
 	}()
-	if l.grpc = grpc; grpc == nil {
-		if l.grpc, err = listen("grpc", config.GRPC.Address); err != nil {
-			return err
-		}
+	if l.grpc = given; l.grpc == nil {
+		l.grpc, err = listen("grpc", config.GRPC.Address)
+	}
+	if err != nil {
+		return err
 	}
 	if config.Unix != nil {
 		if l.unix, err = listenUnix(config.Unix); err != nil {

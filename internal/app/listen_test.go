@@ -103,7 +103,7 @@ func checkoutID() *url.URL {
 }
 
 // ofCheckout is a configuration with one caller, who has a certificate.
-var ofCheckout = strings.Replace(getAndVerify, "{name: everybody, roles: [all]}", "{name: checkout, spiffe_id: \""+checkout+"\", roles: [all]}", 1)
+var ofCheckout = strings.Replace(getAndVerify, "{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}", "{name: checkout, spiffe_id: \""+checkout+"\", roles: [all]}", 1)
 
 func startTLS(t *testing.T, pki *pki) *reloadable {
 	t.Helper()

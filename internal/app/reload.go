@@ -24,6 +24,7 @@ func (a *App) Reload(config *Config) error {
 	defer a.reloading.Unlock()
 	err := a.reload(config)
 	a.metrics.reloaded(err)
+	a.reloaded(config.Digest, err)
 	if err != nil {
 		a.log.Error("the new configuration is not applied; the one before stays in force", "error", err)
 		return err
@@ -82,6 +83,8 @@ func needRestart(running, next *Config) (sections []string) {
 		{"limits", running.Limits.forServer(), next.Limits.forServer()},
 		{"gateways", running.Gateways, next.Gateways},
 		{"log", running.Log, next.Log},
+		{"audit", running.Audit, next.Audit},
+		{"tracing", running.Tracing, next.Tracing},
 	} {
 		if !reflect.DeepEqual(section.before, section.then) {
 			sections = append(sections, section.name)
@@ -141,12 +144,13 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 		case <-hangup:
 			a.log.Info("told to read the configuration and the certificates again")
 			a.reloadCerts()
+			a.parts.audit.Reopen()
 			look = watched.read
 		case <-ticker.C:
 		}
 		switch data, err := look(); {
 		case err != nil:
-			a.refuse(err)
+			a.refuse([sha256.Size]byte{}, err)
 		case data != nil:
 			a.reloadFile(data)
 		}
@@ -164,14 +168,15 @@ func (a *App) catchUp(data []byte) {
 func (a *App) reloadFile(data []byte) {
 	config, err := ParseConfig(a.file, data)
 	if err != nil {
-		a.refuse(err)
+		a.refuse(sha256.Sum256(data), err)
 		return
 	}
 	_ = a.Reload(config) // it told
 }
 
-func (a *App) refuse(err error) {
+func (a *App) refuse(digest [sha256.Size]byte, err error) {
 	a.metrics.reloaded(err)
+	a.reloaded(digest, err)
 	a.log.Error("the configuration file is not applied; what was read before stays in force", "error", err)
 }
 

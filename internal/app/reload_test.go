@@ -141,7 +141,7 @@ const (
 clients:
   orders: {issuer: "` + idpIssuer + `", client_id: abc, secret: "file:SECRET", audience: "https://orders.example.com", scopes: [read]}
 issuers: [{issuer: "` + idpIssuer + `", audiences: ["https://orders.example.com"]}]
-callers: [{name: everybody, roles: [all]}]
+callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
 `
 	getAndVerify = ordersClient + `roles: {all: {get: [{client: orders}], verify: [{issuer: "*"}]}}` + "\n"
 	verifyOnly   = ordersClient + `roles: {all: {verify: [{issuer: "*"}]}}` + "\n"

@@ -31,7 +31,7 @@ type storage struct {
 }
 
 // openStore opens the store. It does not wait for Redis.
-func openStore(config *StoreConfig, log *slog.Logger, registerer prometheus.Registerer) (*storage, error) {
+func openStore(config *StoreConfig, told *observers) (*storage, error) {
 	if config.Bolt == "" && config.Redis == nil {
 		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
 	}
@@ -41,7 +41,7 @@ func openStore(config *StoreConfig, log *slog.Logger, registerer prometheus.Regi
 	}
 	opened := &storage{rings: rings}
 	if config.Redis != nil {
-		err = opened.openRedis(config.Redis, log)
+		err = opened.openRedis(config.Redis, told)
 	} else {
 		err = opened.openBolt(config.Bolt)
 	}
@@ -50,9 +50,9 @@ func openStore(config *StoreConfig, log *slog.Logger, registerer prometheus.Regi
 	}
 	sealed := store.NewSealed(opened.Store, rings)
 	opened.Store = sealed
-	registerer.MustRegister(storeCollector{sealed, opened.redis})
+	told.registerer.MustRegister(storeCollector{sealed, opened.redis})
 	if warning := rings.Warning(); warning != "" {
-		log.Warn(warning)
+		told.log.Warn(warning)
 	}
 	return opened, nil
 }
@@ -66,7 +66,7 @@ func (s *storage) openBolt(path string) error {
 	return nil
 }
 
-func (s *storage) openRedis(config *RedisStoreConfig, log *slog.Logger) error {
+func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
 	towards := store.RedisConfig{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
@@ -75,7 +75,8 @@ func (s *storage) openRedis(config *RedisStoreConfig, log *slog.Logger) error {
 		SentinelUsername: config.SentinelUsername,
 		DB:               config.DB,
 		Prefix:           config.Prefix,
-		Logger:           log,
+		Logger:           told.log,
+		Tracer:           told.traces.tracer(),
 	}
 	var errs [3]error
 	towards.Password, errs[0] = s.secret("password", config.Password)

@@ -17,7 +17,7 @@ const module = "github.com/cezzis/tokenbroker/"
 // levels places the packages. A package imports only packages of lower levels,
 // never one of its own: what two siblings share belongs below them.
 var levels = [][]string{
-	{"internal/redact", "gen/tokenbroker/v1"},
+	{"internal/redact", "internal/audit", "internal/tracing", "gen/tokenbroker/v1"},
 	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
@@ -46,7 +46,7 @@ type wall struct {
 
 var (
 	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
-	metered = []string{"internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
 	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
@@ -62,6 +62,10 @@ var (
 		{around: module + "gen", allow: faces},
 		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "examples/httpservice", "examples/grpcservice"}, tests: true},
 		{around: "github.com/prometheus", allow: metered, tests: true},
+		{around: "go.opentelemetry.io/otel", allow: []string{"internal/tracing", "internal/app"}, tests: true},
+		{around: "go.opentelemetry.io/contrib", allow: []string{"internal/app"}, tests: true},
+		{around: "go.opentelemetry.io/proto", tests: true},
+		{around: "golang.org/x/sys", allow: []string{"internal/harden"}, tests: true},
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/app"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},

@@ -17,6 +17,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -64,6 +65,9 @@ type Config struct {
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
 	// Zero: DefaultMaxEntries.
 	MaxEntries int
+	// Audit is where it is written down who was given what, and who was refused. It
+	// is not closed. Nil: nowhere.
+	Audit *audit.Log
 	// Logger is told of failures. Nil: slog.Default.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
@@ -102,6 +106,7 @@ type Broker struct {
 	names   names
 	bells   *bells
 	revoker *revoker
+	audit   *audit.Log
 	log     *slog.Logger
 	metrics *metrics
 
@@ -165,6 +170,7 @@ func New(cfg Config) (*Broker, error) {
 		names:   newNames(cfg.MAC),
 		bells:   newBells(),
 		entries: newShards(cfg.MaxEntries),
+		audit:   cfg.Audit,
 		log:     cfg.Logger,
 		metrics: newMetrics(),
 	}
@@ -227,4 +233,5 @@ func (b *Broker) Close() {
 	b.mu.Unlock()
 	b.land()
 	b.working.Wait()
+	b.eachEntry((*entry).goes)
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -27,6 +28,11 @@ type entry struct {
 	quietUntil atomic.Int64
 	// changed is fired when the token was replaced.
 	changed signal
+	// given says to whom the token was given; nil: to nobody yet, or nobody wants to
+	// know. It is stored under mu and read anywhere.
+	given atomic.Pointer[audit.Given]
+	// gone: the entry was put out of its place.
+	gone atomic.Bool
 
 	mu sync.Mutex
 	// forcedAt is when a fetch was last forced although a token was held.
@@ -172,6 +178,9 @@ func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	if found == nil && len(shard.entries) >= s.maxShard {
 		shard.evict()
 	}
+	if found != nil {
+		found.goes()
+	}
 	made := create()
 	shard.entries[k] = made
 	return made
@@ -202,6 +211,7 @@ func (s *shard) evict() {
 		}
 	}
 	if found {
+		s.entries[victim].goes()
 		delete(s.entries, victim)
 	}
 }

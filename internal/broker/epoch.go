@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -26,10 +27,11 @@ const (
 // tokens are shared all the same, but what other replicas purge or replace is
 // noticed late.
 func (b *Broker) Run(ctx context.Context) {
-	var both sync.WaitGroup
-	both.Go(func() { b.listen(ctx) })
-	both.Go(func() { b.poll(ctx) })
-	both.Wait()
+	var parts sync.WaitGroup
+	parts.Go(func() { b.listen(ctx) })
+	parts.Go(func() { b.poll(ctx) })
+	parts.Go(func() { b.sumUp(ctx) })
+	parts.Wait()
 }
 
 // listen rings the bells for what the store tells.
@@ -108,8 +110,17 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 // 5 s. Nil means that the store has it; after an error, which is always an
 // [*Error], asking again is safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, name string) error {
+	err := b.purge(ctx, caller, name)
+	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: name})
+	return err
+}
+
+func (b *Broker) purge(ctx context.Context, caller *policy.Caller, name string) error {
+	if denied := b.mayAct(caller, policy.PurgeTokens, name); denied != nil {
+		return denied
+	}
 	c := b.client(name)
-	if c == nil || !caller.MayDo(policy.PurgeTokens, name) {
+	if c == nil {
 		return mayNotDo(caller, policy.PurgeTokens, name)
 	}
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)

@@ -54,6 +54,7 @@ const (
 	ReasonRevocationsUnknown = "REVOCATIONS_UNKNOWN"
 	ReasonTooManyRevocations = "TOO_MANY_REVOCATIONS"
 	ReasonNoSuchRevocation   = "NO_SUCH_REVOCATION"
+	ReasonUnaudited          = "AUDIT_UNAVAILABLE"
 	ReasonCallerGaveUp       = "CALLER_GAVE_UP"
 	ReasonInternal           = "INTERNAL"
 )

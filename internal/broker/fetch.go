@@ -13,13 +13,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// start begins a flight. The caller holds e.mu and has seen that there is none.
-func (b *Broker) start(e *entry, f *flight) *flight {
+// start begins a flight, on account of the call that ctx is of, and apart from it.
+// The caller holds e.mu and has seen that there is none.
+func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	f.done = make(chan struct{})
 	e.flight.Store(f)
-	if !b.spawn(func() { b.fly(e, f) }) {
+	apart := tracing.Detached(b.flying, ctx)
+	if !b.spawn(func() { b.fly(apart, e, f) }) {
 		e.flight.Store(nil)
 		f.err = ShuttingDown(e.client.name)
 		close(f.done)
@@ -28,7 +31,7 @@ func (b *Broker) start(e *entry, f *flight) *flight {
 }
 
 // fly gets a token and lets everybody know, whatever happens.
-func (b *Broker) fly(e *entry, f *flight) {
+func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			f.token, f.err = nil, b.crashed(e, cause)
@@ -38,7 +41,7 @@ func (b *Broker) fly(e *entry, f *flight) {
 		e.mu.Unlock()
 		close(f.done)
 	}()
-	ctx, cancel := context.WithTimeout(b.flying, FlightTimeout)
+	ctx, cancel := context.WithTimeout(ctx, FlightTimeout)
 	defer cancel()
 	lease, how := b.await(ctx, e, e.leaseKey(), func() bool { return f.settle(e, time.Now()) })
 	switch how {
@@ -71,7 +74,7 @@ func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Leas
 	stop := b.keep(ctx, lease)
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
-		b.write(store.Change{Release: lease})
+		b.write(ctx, store.Change{Release: lease})
 		f.err = forcedTooOften(e.client.name).after(guardInterval)
 		e.mayForceAt(time.Now().Add(guardInterval))
 		return
@@ -129,7 +132,7 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 	leave, probing, told := b.enter(ctx, e, version.ID, lease.Fence > 0)
 	if told != nil {
 		f.err = told
-		b.tell(lease)
+		b.tell(ctx, lease)
 		return
 	}
 	defer leave()
@@ -137,7 +140,7 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 	tok, err := b.mint(ctx, e, version, max(lease.Fence, e.client.fence.Load()))
 	switch {
 	case err == nil:
-		newest := b.tell(lease, before.success(e, tok)...)
+		newest := b.tell(ctx, lease, before.success(e, tok)...)
 		before.fetched(e, tok)
 		f.token, f.source = tok, FromIdP
 		if !newest {
@@ -145,20 +148,20 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
-		b.tell(lease)
+		b.tell(ctx, lease)
 	default:
 		t, puts := b.failed(e, version.ID, err, probing, max(lease.Fence, e.client.fence.Load()))
 		f.err = t.told(time.Now())
-		b.tell(lease, puts...)
+		b.tell(ctx, lease, puts...)
 	}
 }
 
 // tell gives up the lease of a fetch and stores what came of it.
-func (b *Broker) tell(lease store.Lease, puts ...store.Put) (newest bool) {
+func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
 	if lease.Fence == 0 {
 		return true
 	}
-	return b.write(store.Change{Puts: puts, Release: lease})
+	return b.write(ctx, store.Change{Puts: puts, Release: lease})
 }
 
 // mint asks the IdP for a token, and once more if all of the client's were

@@ -34,6 +34,19 @@ const (
 	FromIdP                      // the IdP, while the caller waited
 )
 
+func (s Source) String() string {
+	switch s {
+	case FromMemory:
+		return "memory"
+	case FromShared:
+		return "shared"
+	case FromIdP:
+		return "fetched"
+	default:
+		return "unknown"
+	}
+}
+
 // Answer is a token for a question.
 type Answer struct {
 	Token *token.Token
@@ -53,12 +66,13 @@ func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
 		b.metrics.failed.Inc()
+		b.deniedToken(ctx, caller, ask, err)
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
 }
 
-func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
+func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *Error) {
 	c, full, denied := b.admit(caller, ask)
 	if denied != nil {
 		return Answer{}, denied
@@ -70,6 +84,9 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	}
 	if denied := e.mayHave(caller, answer.Token); denied != nil {
 		return Answer{}, denied
+	}
+	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+		return Answer{}, unwritten
 	}
 	return answer, nil
 }
@@ -106,8 +123,8 @@ func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
 	}
 }
 
-func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, error) {
-	if answer, ok := b.hit(e, ask, time.Now()); ok {
+func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
+	if answer, ok := b.hit(ctx, e, ask, time.Now()); ok {
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
@@ -170,7 +187,7 @@ func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
 
 // hit answers from memory if it can, and sees to it that a token that is due
 // gets replaced.
-func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
+func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Answer, bool) {
 	tok := e.token.Load()
 	if !e.usable(tok, now, ask.MinTTL) || ask.rejects(tok) {
 		return Answer{}, false
@@ -180,7 +197,7 @@ func (b *Broker) hit(e *entry, ask Ask, now time.Time) (Answer, bool) {
 	}
 	degraded := e.failing()
 	if e.flight.Load() == nil && e.troubleNow(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
-		b.refresh(e, tok)
+		b.refresh(ctx, e, tok)
 	}
 	return held(tok, now, degraded), true
 }
@@ -206,11 +223,11 @@ func refreshHint(tok *token.Token, now time.Time) time.Time {
 
 // refresh starts a flight that nobody waits for, unless one is under way or the
 // token was replaced meanwhile.
-func (b *Broker) refresh(e *entry, old *token.Token) {
+func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.flight.Load() == nil && e.token.Load() == old {
-		b.start(e, &flight{old: old})
+		b.start(ctx, e, &flight{old: old})
 	}
 }
 
@@ -218,10 +235,10 @@ func (b *Broker) refresh(e *entry, old *token.Token) {
 // it joins or starts, or with the reason why there is none. A flight that was
 // after any good token may bring one that does not suit this caller, who then
 // asks for more.
-func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
+func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
-		f, answer, err := b.join(e, ask, time.Now())
+		f, answer, err := b.join(ctx, e, ask, time.Now())
 		switch {
 		case err != nil:
 			return Answer{}, err
@@ -235,21 +252,13 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, error) {
 		if f.err == nil && f.source != FromIdP && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
 			continue
 		}
-		answer, err = e.land(f, ask, now)
-		if err != nil {
-			return Answer{}, err
-		}
-		return answer, nil
+		return e.land(f, ask, now)
 	}
-	answer, err := e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
-	if err != nil {
-		return Answer{}, err
-	}
-	return answer, nil
+	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
 }
 
 // join returns the flight to wait for, or the answer or error that needs none.
-func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
+func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	// A flight may have landed since the caller looked.
@@ -275,7 +284,7 @@ func (b *Broker) join(e *entry, ask Ask, now time.Time) (*flight, Answer, *Error
 		}
 		e.forcedAt = now
 	}
-	return b.start(e, f), Answer{}, nil
+	return b.start(ctx, e, f), Answer{}, nil
 }
 
 // instead answers with the held token where it is good enough for ask (it was

@@ -45,6 +45,12 @@ func start(t testing.TB) *fleet { return startWith(t, nil, 0) }
 // the way to the IdP.
 func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, maxEntries int) *fleet {
 	t.Helper()
+	return startAs(t, wrap, func(cfg *broker.Config) { cfg.MaxEntries = maxEntries })
+}
+
+// startAs is startWith for a broker that is configured otherwise.
+func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as func(*broker.Config)) *fleet {
+	t.Helper()
 	audiences := []string{audience}
 	for i := range 50 {
 		audiences = append(audiences, audienceNo(i))
@@ -76,11 +82,9 @@ func startWith(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, max
 		t.Fatal(err)
 	}
 	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
-	b, err := broker.New(broker.Config{
-		Setup:      broker.Setup{Clients: []broker.ClientConfig{config}},
-		MaxEntries: maxEntries,
-		Logger:     slog.New(slog.DiscardHandler),
-	})
+	cfg := broker.Config{Setup: broker.Setup{Clients: []broker.ClientConfig{config}}, Logger: slog.New(slog.DiscardHandler)}
+	as(&cfg)
+	b, err := broker.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ func (b *Broker) enter(ctx context.Context, e *entry, version string, fleet bool
 		alone := leave
 		return func() {
 			stop()
-			b.write(store.Change{Release: lease})
+			b.write(ctx, store.Change{Release: lease})
 			alone()
 		}, true, nil
 	case ended:

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -257,8 +258,16 @@ func shardOf(id string) int { return int(id[0]+31*id[1]) % revocationShards }
 // same revocation with the same request is one, however often it comes. The
 // error is always an [*Error]; nil means that the store has it.
 func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
-	if !caller.MayDo(policy.RevokeTokens, "") {
-		return Revocation{}, mayNotDo(caller, policy.RevokeTokens, "")
+	made, err := b.revoke(ctx, caller, asked, request)
+	about := asked.about()
+	about.Revocation = made.ID
+	b.acted(ctx, caller, policy.RevokeTokens, err, about)
+	return made, err
+}
+
+func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
+	if denied := b.mayAct(caller, policy.RevokeTokens, ""); denied != nil {
+		return Revocation{}, denied
 	}
 	if err := b.checkRevocation(&asked, time.Now()); err != nil {
 		return Revocation{}, err
@@ -322,8 +331,14 @@ func notRevoked(err error) *Error {
 // Revocations returns those in force, of an issuer or of all (empty), oldest
 // first. The error is always an [*Error].
 func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
-	if !caller.MayDo(policy.ListRevocations, "") {
-		return nil, mayNotDo(caller, policy.ListRevocations, "")
+	found, err := b.revocations(ctx, caller, issuer)
+	b.acted(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
+	return found, err
+}
+
+func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
+	if denied := b.mayAct(caller, policy.ListRevocations, ""); denied != nil {
+		return nil, denied
 	}
 	if _, err := b.revoker.set(ctx); err != nil {
 		return nil, revocationsUnknown(err)
@@ -341,11 +356,19 @@ func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer 
 // Unrevoke ends a revocation before it expires. Ending it again does nothing.
 // The error is always an [*Error].
 func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, id string) error {
-	if !caller.MayDo(policy.DeleteRevocation, "") {
-		return mayNotDo(caller, policy.DeleteRevocation, "")
+	ended, err := b.unrevoke(ctx, caller, id)
+	about := ended.about()
+	about.Revocation = id
+	b.acted(ctx, caller, policy.DeleteRevocation, err, about)
+	return err
+}
+
+func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string) (ended Revocation, err error) {
+	if denied := b.mayAct(caller, policy.DeleteRevocation, ""); denied != nil {
+		return Revocation{}, denied
 	}
 	if _, err := b.revoker.set(ctx); err != nil {
-		return revocationsUnknown(err)
+		return Revocation{}, revocationsUnknown(err)
 	}
 	known := b.revoker.known.Load().byID[id]
 	if known == nil {
@@ -353,15 +376,15 @@ func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, id string)
 		known = b.revoker.known.Load().byID[id]
 	}
 	if known == nil {
-		return &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
+		return Revocation{}, &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
 	}
 	deleted := *known
 	deleted.Deleted = true
 	if err := b.revoker.change(ctx, &deleted); err != nil {
-		return notRevoked(err)
+		return *known, notRevoked(err)
 	}
 	b.log.Info("revocation deleted", "issuer", known.Issuer, "revocation", id, "caller", caller.Name())
-	return nil
+	return *known, nil
 }
 
 // revocationsUnknown: what was not loaded once may hold anything.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -27,6 +28,7 @@ type judges struct {
 	t      testing.TB
 	idp    *devidp.Server
 	shared store.Store
+	audit  *audit.Log // nil: there is none
 	all    []*judge
 }
 
@@ -64,7 +66,7 @@ func (j *judges) add(s store.Store) *judge {
 		j.t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
-	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Logger: slog.New(slog.DiscardHandler), Registerer: registry})
+	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Audit: j.audit, Logger: slog.New(slog.DiscardHandler), Registerer: registry})
 	if err != nil {
 		j.t.Fatal(err)
 	}

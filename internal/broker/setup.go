@@ -39,6 +39,7 @@ func (b *Broker) Apply(next Setup) error {
 	for name, old := range before.clients {
 		if made.clients[name] != old {
 			b.bells.take(old.bell)
+			old.entry.goes()
 		}
 	}
 	b.applied.fire()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -111,7 +112,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 			// Whoever had it before may have brought what it is for between the look
 			// that found nothing and the lease.
 			if b.look(ctx, e) == nil && unneeded() {
-				b.write(store.Change{Release: granted})
+				b.write(ctx, store.Change{Release: granted})
 				return store.Lease{}, settled
 			}
 			return granted, leased
@@ -186,8 +187,8 @@ func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
 
 // write applies a change, if it can. It reports whether the store took the first
 // of its puts for the newest.
-func (b *Broker) write(change store.Change) (newest bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+func (b *Broker) write(ctx context.Context, change store.Change) (newest bool) {
+	ctx, cancel := context.WithTimeout(tracing.Detached(context.Background(), ctx), writeTimeout)
 	defer cancel()
 	for range 2 {
 		applied, err := b.store.Apply(ctx, change)

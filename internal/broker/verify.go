@@ -15,6 +15,17 @@ import (
 // result, not an error; the error is always an [*Error] and means that the broker
 // could not decide, or that the caller may not ask so.
 func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, error) {
+	result, told := b.verify(ctx, caller, presented, ask)
+	if unwritten := b.verification(ctx, caller, presented, ask, result, told); unwritten != nil {
+		told = unwritten
+	}
+	if told != nil {
+		return verify.Result{}, told
+	}
+	return result, nil
+}
+
+func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *Error) {
 	issuers, may := caller.MayVerify()
 	if !may {
 		return verify.Result{}, mayNotVerify(caller, ask)

@@ -33,6 +33,7 @@ func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), 
 		c, full, denied := b.admit(caller, ask)
 		if denied != nil {
 			b.metrics.failed.Inc()
+			b.deniedToken(ctx, caller, ask, denied)
 			return denied
 		}
 		e := b.watched(c, full)
@@ -62,7 +63,7 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 			b.metrics.failed.Inc()
 			return last, err
 		}
-		if err := b.pass(e, w, answer, last); err != nil {
+		if err := b.pass(ctx, e, w, answer, last); err != nil {
 			return last, err
 		}
 		last = answer.Token
@@ -92,17 +93,22 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 
 // pass sends an answer, unless it is the last one again, to a caller who is still
 // who it was.
-func (b *Broker) pass(e *entry, w watching, answer Answer, last *token.Token) error {
+func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, last *token.Token) error {
 	caller, err := w.who()
 	if err != nil {
 		return err
 	}
 	if denied := e.mayHave(caller, answer.Token); denied != nil {
 		b.metrics.failed.Inc()
+		b.deniedToken(ctx, caller, w.ask, denied)
 		return denied
 	}
 	if last != nil && answer.Token.SHA256 == last.SHA256 {
 		return nil
+	}
+	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+		b.metrics.failed.Inc()
+		return unwritten
 	}
 	return w.send(b.metrics.counted(answer))
 }
@@ -162,12 +168,7 @@ func (b *Broker) lookAtWatched(ctx context.Context) {
 
 func (b *Broker) watchedEntries() []*entry {
 	var found []*entry
-	for _, c := range b.setup.Load().clients {
-		if c.entry.watched() {
-			found = append(found, c.entry)
-		}
-	}
-	b.entries.each(func(e *entry) {
+	b.eachEntry(func(e *entry) {
 		if e.watched() {
 			found = append(found, e)
 		}

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -105,7 +107,7 @@ func (i *Issuer) Metadata(ctx context.Context) (Metadata, error) {
 	if time.Now().Before(known.due) {
 		return known.answer()
 	}
-	flight := i.join()
+	flight := i.join(ctx)
 	if known.metadata == nil && flight != nil {
 		select {
 		case <-flight:
@@ -122,20 +124,20 @@ func (i *Issuer) Metadata(ctx context.Context) (Metadata, error) {
 
 // join starts a search unless one is under way, and returns the channel that is
 // closed at its end. Nil: somebody else's search ended just now.
-func (i *Issuer) join() <-chan struct{} {
+func (i *Issuer) join(ctx context.Context) <-chan struct{} {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.flight == nil && !time.Now().Before(i.state.Load().due) {
 		i.flight = make(chan struct{})
-		go i.search(i.flight)
+		go i.search(tracing.Detached(context.Background(), ctx), i.flight)
 	}
 	return i.flight
 }
 
 // search runs apart from the callers' contexts: the first to leave must not
 // take the answer from the others.
-func (i *Issuer) search(flight chan struct{}) {
-	ctx, cancel := context.WithTimeout(context.Background(), Timeout)
+func (i *Issuer) search(apart context.Context, flight chan struct{}) {
+	ctx, cancel := context.WithTimeout(apart, Timeout)
 	defer cancel()
 	metadata, err := i.find(ctx)
 	i.state.Store(i.state.Load().next(metadata, err, time.Now()))

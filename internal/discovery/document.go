@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/go-json-experiment/json"
+
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const maxDocument = 512 << 10
@@ -38,7 +40,7 @@ func (i *Issuer) find(ctx context.Context) (*Metadata, *Error) {
 	var status int
 	var refusals []string
 	for _, place := range places {
-		body, _, fault := get(ctx, i.cfg.HTTP, place, maxDocument)
+		body, _, fault := get(tracing.Named(ctx, tracing.Metadata), i.cfg.HTTP, place, maxDocument)
 		if fault == nil {
 			return i.read(place, body)
 		}

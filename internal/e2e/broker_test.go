@@ -12,13 +12,14 @@ import (
 
 // broker is a running "broker serve".
 type broker struct {
-	grpc, ops string // addresses
-	file      string // its configuration
+	grpc, ops string   // addresses
+	file      string   // its configuration
+	env       []string // how commands connect; nil: in plaintext
 	process   *process
 }
 
 // allCallers has one caller, who may everything.
-const allCallers = `callers: [{name: everybody, roles: [all]}]
+const allCallers = `callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0, watches: 0}}]
 roles: {all: {get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: ["*"]}]}}
 `
 
@@ -56,7 +57,11 @@ func (b *broker) await(t *testing.T) {
 
 // command is the broker's command line, pointed at this broker.
 func (b *broker) command(input string) command {
-	return command{name: "broker", env: []string{"TOKENBROKER_ADDR=" + b.grpc, "TOKENBROKER_PLAINTEXT=true"}, input: input}
+	env := b.env
+	if env == nil {
+		env = []string{"TOKENBROKER_PLAINTEXT=true"}
+	}
+	return command{name: "broker", env: append([]string{"TOKENBROKER_ADDR=" + b.grpc}, env...), input: input}
 }
 
 func (b *broker) run(t *testing.T, args ...string) result {

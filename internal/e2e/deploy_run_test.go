@@ -27,6 +27,9 @@ func TestTheCompositionWorks(t *testing.T) {
 		brokers = append(brokers, c.runBroker(t, name, secrets, here))
 	}
 
+	for _, b := range brokers {
+		b.env = c.cliEnvironment(secrets)
+	}
 	first := brokers[0].get(t, "orders-api")
 	second := brokers[1].get(t, "orders-api")
 	if first.Source != "fetched" || second.Source != "shared" || first.AccessToken != second.AccessToken {
@@ -40,10 +43,27 @@ func TestTheCompositionWorks(t *testing.T) {
 		if res := b.run(t, "healthcheck"); res.code != 0 {
 			t.Errorf("healthcheck: %v", res)
 		}
+		b.env = b.env[:1] // trusts the broker, and proves nothing
+		if res := b.run(t, "healthcheck"); res.code != 0 {
+			t.Errorf("healthcheck, as the broker's container does it: %v", res)
+		}
+		if res := b.run(t, "get", "orders-api"); res.code == 0 || !strings.Contains(res.stderr, "Unauthenticated") {
+			t.Errorf("get without a certificate: %v", res)
+		}
 		if code := b.process.stop(t, syscall.SIGTERM); code != 0 {
 			t.Errorf("exit code %d after SIGTERM", code)
 		}
 	}
+}
+
+// cliEnvironment is what the cli of the composition has in its environment, but for
+// the address, and first the authority that it trusts.
+func (c composition) cliEnvironment(secrets string) []string {
+	var env []string
+	for _, name := range []string{"TOKENBROKER_CA", "TOKENBROKER_CERT", "TOKENBROKER_KEY"} {
+		env = append(env, name+"="+filepath.Join(secrets, c.initFile(cliService, c.Services[cliService].Environment[name])))
+	}
+	return env
 }
 
 // runRedis runs the Redis of the composition and returns its address.
@@ -95,7 +115,7 @@ func (c composition) runBroker(t *testing.T, name, secrets string, here *strings
 	text := here.Replace(readText(t, c.configuration(t, name)))
 	text = strings.NewReplacer(`":8443"`, `"`+b.grpc+`"`, `":9090"`, `"`+b.ops+`"`).Replace(text)
 	for _, path := range fileReferences(text) {
-		text = strings.ReplaceAll(text, "file:"+path, "file:"+filepath.Join(secrets, c.initFile(name, path)))
+		text = strings.ReplaceAll(text, path, filepath.Join(secrets, c.initFile(name, path)))
 	}
 	b.file = writeFile(t, "broker.yaml", text)
 	b.launch(t, "broker")

@@ -24,8 +24,10 @@ const (
 	dockerFile  = "../../Dockerfile"
 	initScript  = "../../deploy/compose/init.sh"
 
-	// initService is the one container that is no server.
+	// These containers are no servers: initService runs once, at the start, and
+	// cliService when it is wanted.
 	initService = "init"
+	cliService  = "cli"
 )
 
 // composition is what docker-compose.yaml comes to, as Compose understands it:
@@ -192,11 +194,11 @@ var numericUser = regexp.MustCompile(`^[1-9][0-9]*:[1-9][0-9]*$`)
 func TestEveryContainerIsConfinedAndWatched(t *testing.T) {
 	t.Parallel()
 	services := readComposition(t).Services
-	if len(services) < 5 {
+	if len(services) < 6 {
 		t.Fatalf("%d services", len(services))
 	}
 	for name, s := range services {
-		limits, server := s.Deploy.Resources.Limits, name != initService
+		limits, server := s.Deploy.Resources.Limits, name != initService && name != cliService
 		for what, ok := range map[string]bool{
 			"its user is not root, by number": numericUser.MatchString(s.User),
 			"its root is read-only":           s.ReadOnly,
@@ -205,7 +207,8 @@ func TestEveryContainerIsConfinedAndWatched(t *testing.T) {
 			"its resources are limited":       limits.CPUs > 0 && limits.Memory != "" && limits.Pids > 0,
 			"a server is checked":             !server || len(s.HealthCheck.Test) > 1,
 			"a server starts again":           !server || s.Restart == "unless-stopped",
-			"init runs once, without network": server || s.Restart == "no" && s.NetworkMode == "none",
+			"another one ends for good":       server || s.Restart == "no",
+			"init has no network":             name != initService || s.NetworkMode == "none",
 		} {
 			if !ok {
 				t.Errorf("%s: not so: %s", name, what)
@@ -262,7 +265,7 @@ func TestNoSecretIsInTheEnvironmentOrInACommand(t *testing.T) {
 	t.Parallel()
 	c := readComposition(t)
 	stages, _ := readStages(t)
-	harmless := []string{"GOMEMLIMIT", "PATH", "CGO_ENABLED"}
+	harmless := []string{"GOMEMLIMIT", "PATH", "CGO_ENABLED", "TOKENBROKER_ADDR", "TOKENBROKER_CA", "TOKENBROKER_CERT", "TOKENBROKER_KEY"}
 	for name, s := range c.Services {
 		for variable := range s.Environment {
 			if !slices.Contains(harmless, variable) {
@@ -334,12 +337,12 @@ func TestTheImageIsTheBrokerAlone(t *testing.T) {
 		}
 	}
 	c := readComposition(t)
-	for _, name := range append(c.brokers(), "idp") {
+	for _, name := range append(c.brokers(), "idp", cliService) {
 		s := c.Services[name]
 		if s.Build.Target != last || s.User != image.Config.User || len(s.Entrypoint) > 0 {
 			t.Errorf("%s runs the stage %q as %s with entrypoint %q", name, s.Build.Target, s.User, s.Entrypoint)
 		}
-		if name != "idp" && !slices.Equal(s.HealthCheck.Test, image.Config.Healthcheck.Test) {
+		if slices.Contains(c.brokers(), name) && !slices.Equal(s.HealthCheck.Test, image.Config.Healthcheck.Test) {
 			t.Errorf("%s is checked by %q", name, s.HealthCheck.Test)
 		}
 	}
@@ -430,7 +433,7 @@ func TestInitMakesEachSecretOnceAndForItsOwnerOnly(t *testing.T) {
 	if got, want := files["redis/users.acl"], "user default off\n"+rights+" +info\n"; got != want {
 		t.Errorf("the ACL file is not what the store needs: got\n%s, want\n%s", got, want)
 	}
-	for _, name := range []string{"redis/password", "broker/ring.json", "clients/orders-api", "clients/billing-api"} {
+	for _, name := range []string{"redis/password", "broker/ring.json", "clients/orders-api", "clients/billing-api", "broker/broker.key", "caller/demo.key"} {
 		if files[name] == readFolder(t, other)[name] {
 			t.Errorf("%s is the same in two places", name)
 		}
@@ -476,7 +479,7 @@ func TestTheConfigurationOfComposeIsGoodAndNamesWhatInitMakes(t *testing.T) {
 		}
 		text := readText(t, c.configuration(t, name))
 		references := fileReferences(text)
-		if len(references) < 4 {
+		if len(references) < 7 {
 			t.Errorf("%s: only %d files are named", name, len(references))
 		}
 		for _, path := range references {
@@ -493,10 +496,11 @@ func TestTheConfigurationOfComposeIsGoodAndNamesWhatInitMakes(t *testing.T) {
 	}
 }
 
-// fileReferences are the files that a configuration names as places of secrets.
+// fileReferences are the files that a configuration names as places of secrets and
+// of certificates.
 func fileReferences(text string) []string {
 	var paths []string
-	for _, reference := range regexp.MustCompile(`file:(/\S+)`).FindAllStringSubmatch(text, -1) {
+	for _, reference := range regexp.MustCompile(`(?:file:|cert: |key: |client_ca: )(/[^\s,}]+)`).FindAllStringSubmatch(text, -1) {
 		paths = append(paths, reference[1])
 	}
 	return paths

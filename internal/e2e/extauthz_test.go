@@ -76,7 +76,7 @@ func verdictOfEnvoy(answer *authv3.CheckResponse, err error) string {
 // envoyAsks sends what Envoy sends, by two clients that know the service from
 // Envoy's own descriptors.
 type envoyAsks struct {
-	edge     *edge
+	edge     *delegation
 	protoset string
 	client   authv3.AuthorizationClient
 }
@@ -115,7 +115,7 @@ func (a *envoyAsks) ask(t *testing.T, by string, headers map[string]string, path
 func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 	t.Parallel()
 	need(t, "grpcurl")
-	e := startEdge(t)
+	e := startDelegation(t)
 	conn, err := grpc.NewClient(e.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)

@@ -27,9 +27,9 @@ const (
 	exampleAudience = "https://orders.example.com"
 )
 
-// edge is a broker as the examples configure it, and a service that gateways stand in
+// delegation is a broker as the examples configure it, and a service that gateways stand in
 // front of.
-type edge struct {
+type delegation struct {
 	*broker
 
 	http     string
@@ -40,9 +40,9 @@ type edge struct {
 	seen []http.Header // by the service
 }
 
-func startEdge(t *testing.T) *edge {
+func startDelegation(t *testing.T) *delegation {
 	t.Helper()
-	e := &edge{broker: &broker{grpc: freeAddress(t), ops: freeAddress(t)}, http: freeAddress(t), idp: simpleIdP(t, time.Hour)}
+	e := &delegation{broker: &broker{grpc: freeAddress(t), ops: freeAddress(t)}, http: freeAddress(t), idp: simpleIdP(t, time.Hour)}
 	e.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -69,7 +69,7 @@ func readExample(t *testing.T, path string) string {
 }
 
 // token mints an access token with these claims in place of its own.
-func (e *edge) token(claims map[string]any) string {
+func (e *delegation) token(claims map[string]any) string {
 	now := time.Now()
 	all := map[string]any{
 		"iss": e.idp.Issuer(), "sub": "alice", "aud": exampleAudience, "client_id": "web", "scope": "read",
@@ -80,7 +80,7 @@ func (e *edge) token(claims map[string]any) string {
 }
 
 // last is what the service saw last; nil: nothing since it was asked.
-func (e *edge) last() http.Header {
+func (e *delegation) last() http.Header {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.seen) == 0 {
@@ -111,7 +111,7 @@ func realGateways() []realGateway {
 }
 
 // start starts the gateway in front of the service and returns its address.
-func (g *realGateway) start(t *testing.T, e *edge) (address string, running *process) {
+func (g *realGateway) start(t *testing.T, e *delegation) (address string, running *process) {
 	t.Helper()
 	need(t, g.name)
 	dir := t.TempDir()
@@ -140,7 +140,7 @@ type asked struct {
 	passed    http.Header // what the service saw; nil: nothing
 }
 
-func (e *edge) ask(t *testing.T, address, target string, authorization ...string) asked {
+func (e *delegation) ask(t *testing.T, address, target string, authorization ...string) asked {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+target, nil)
 	if err != nil {
@@ -175,7 +175,7 @@ func TestRealGatewaysDelegate(t *testing.T) {
 }
 
 func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
-	e := startEdge(t)
+	e := startDelegation(t)
 	address, _ := g.start(t, e)
 	good := e.token(nil)
 	hourAgo := time.Now().Add(-time.Hour).Unix()

@@ -66,7 +66,7 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem)
 	if refused != nil {
 		return nil, refused
 	}
-	caller, leave, err := s.cfg.Door.Caller(r.Context(), r.TLS, authorization, time.Now())
+	caller, leave, err := s.cfg.Door.Caller(r.Context(), r.TLS, authorization, r.URL.Path, time.Now())
 	if err != nil {
 		return nil, problemOf(err)
 	}

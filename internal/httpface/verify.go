@@ -35,7 +35,7 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 		// No gateway sends one. What follows on this connection might be a part of it.
 		w.Header().Set("Connection", "close")
 	}
-	caller, leave, err := s.cfg.Door.Gateway(r.Context(), r.TLS, now)
+	caller, leave, err := s.cfg.Door.Gateway(r.Context(), r.TLS, verifyPath, now)
 	if err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -252,7 +253,7 @@ func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Versi
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	answer, fault := c.post(ctx, endpoint, with, form)
+	answer, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, with, form)
 	if fault != nil {
 		return token.Grant{}, c.assertionRefused(fault)
 	}

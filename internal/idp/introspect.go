@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -76,7 +77,7 @@ func (c *Client) introspectionEndpoint(ctx context.Context) (string, *Error) {
 
 // introspect sends the request once.
 func (c *Client) introspect(ctx context.Context, endpoint string, with secret.Version, token redact.String) (Introspection, *Error) {
-	answer, fault := c.post(ctx, endpoint, with, url.Values{"token": {token.Reveal()}, "token_type_hint": {"access_token"}})
+	answer, fault := c.post(tracing.Named(ctx, tracing.Introspection), endpoint, with, url.Values{"token": {token.Reveal()}, "token_type_hint": {"access_token"}})
 	if fault != nil {
 		return Introspection{}, fault
 	}

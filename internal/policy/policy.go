@@ -16,6 +16,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unique"
 )
 
 // Any stands for everything in a grant.
@@ -161,6 +162,7 @@ func (p *Policy) Names() []string { return slices.Sorted(maps.Keys(p.callers)) }
 // is nobody and may nothing.
 type Caller struct {
 	name   string
+	id     unique.Handle[string] // of name
 	limits *Limits
 	get    map[string][]*getGrant
 	verify map[string][]string // by issuer: audiences; nil: any
@@ -169,11 +171,14 @@ type Caller struct {
 }
 
 // Self is the broker itself, when it asks on nobody's behalf: it may everything.
-func Self() *Caller { return &Caller{name: "the broker itself", self: true} }
+func Self() *Caller {
+	const name = "the broker itself"
+	return &Caller{name: name, id: unique.Make(name), self: true}
+}
 
 func newCaller(cfg CallerConfig, all *Config) *Caller {
 	c := &Caller{
-		name: cfg.Name, limits: cfg.Limits,
+		name: cfg.Name, id: unique.Make(cfg.Name), limits: cfg.Limits,
 		get: map[string][]*getGrant{}, verify: map[string][]string{}, admin: map[Action]*scope{},
 	}
 	for _, name := range cfg.Roles {
@@ -198,6 +203,11 @@ func (c *Caller) Name() string {
 	}
 	return c.name
 }
+
+// ID stands for the name where callers are told apart often: it costs nothing to
+// compare, and is the same for a caller of that name in another policy. Nobody has
+// none: do not ask a nil Caller.
+func (c *Caller) ID() unique.Handle[string] { return c.id }
 
 // Limits of this caller alone; nil: those of all.
 func (c *Caller) Limits() *Limits {

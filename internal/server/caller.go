@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -34,6 +35,7 @@ type callers struct {
 	// audience is whom the JWTs of callers must be for.
 	audience  string
 	strangers *strangers
+	audit     *audit.Log
 }
 
 // forAll are the services that need no caller.
@@ -45,33 +47,41 @@ func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health
 func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.service.auth.") }
 
 // of says who makes a call, and until when that holds at most; zero: until
-// something changes.
+// something changes. Whom it does not know it writes down.
 func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	return c.recognise(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), now)
+	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), methodOf(ctx), now)
+}
+
+// known is recognise for a call of action.
+func (c *callers) known(ctx context.Context, conn *connection, authorization []string, action string, now time.Time) (*policy.Caller, time.Time, error) {
+	caller, until, err := c.recognise(ctx, conn, authorization, now)
+	if err != nil {
+		turnedAway(ctx, c.audit, action, nil, err)
+	}
+	return caller, until, err
 }
 
 // calling is of for a call of a method.
 func (c *callers) calling(ctx context.Context, method string, now time.Time) (*policy.Caller, error) {
-	look := c.of
 	if forGateways(method) {
-		look = c.gateway
+		return c.gateway(ctx, connectionOf(ctx), method, now)
 	}
-	caller, _, err := look(ctx, now)
+	caller, _, err := c.of(ctx, now)
 	return caller, err
 }
 
 // gateway says which gateway makes a call: by its connection alone.
-func (c *callers) gateway(ctx context.Context, now time.Time) (*policy.Caller, time.Time, error) {
-	return c.gatewayAt(ctx, connectionOf(ctx), now)
-}
-
-func (c *callers) gatewayAt(ctx context.Context, conn *connection, now time.Time) (*policy.Caller, time.Time, error) {
-	caller, until, err := c.recognise(ctx, conn, nil, now)
-	if err != nil && c.proved(conn, now).why == provedNothing {
+func (c *callers) gateway(ctx context.Context, conn *connection, action string, now time.Time) (*policy.Caller, error) {
+	caller, _, err := c.recognise(ctx, conn, nil, now)
+	if err == nil {
+		return caller, nil
+	}
+	if c.proved(conn, now).why == provedNothing {
 		err = unidentified("a gateway is known by its client certificate, which must be of an authority that the broker trusts, " +
 			"or because it connects to a loopback address or a Unix socket that is bound to a caller; the authorization of a request is not the gateway's")
 	}
-	return caller, until, err
+	turnedAway(ctx, c.audit, action, nil, err)
+	return nil, err
 }
 
 // recognise says whose a call is that came over conn with these values of

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/peer"
+
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -65,35 +67,37 @@ type visitor struct {
 type visitorKey struct{}
 
 // Connected returns ctx with what there will be to know of a connection that was
-// just accepted: it is meant for ConnContext of net/http.
+// just accepted, and with where it is from, as gRPC has it: it is meant for ConnContext of net/http.
 func (d *Door) Connected(ctx context.Context, conn net.Conn) context.Context {
 	made := &visitor{trusted: d.callers.authorities()}
 	made.bound, made.stranger, made.close = d.bound, &stranger{}, conn.Close
-	return context.WithValue(ctx, visitorKey{}, made)
+	return context.WithValue(peer.NewContext(ctx, &peer.Peer{Addr: conn.RemoteAddr()}), visitorKey{}, made)
 }
 
 // Gateway lets in the call of a gateway, which is known by its connection alone:
 // by the client certificate in state, which was verified, or because the listener
-// is bound to a caller. The ctx is one of Connected. Without an error leave must be
+// is bound to a caller. The ctx is one of Connected; action is what the audit calls
+// the call. Without an error leave must be
 // called when the call is over. The error is always a *broker.Error.
-func (d *Door) Gateway(ctx context.Context, state *tls.ConnectionState, now time.Time) (caller *policy.Caller, leave func(), err error) {
-	caller, _, err = d.callers.gatewayAt(ctx, connectedAt(ctx, state), now)
-	return d.enter(caller, err, now)
+func (d *Door) Gateway(ctx context.Context, state *tls.ConnectionState, action string, now time.Time) (caller *policy.Caller, leave func(), err error) {
+	caller, err = d.callers.gateway(ctx, connectedAt(ctx, state), action, now)
+	return d.enter(ctx, action, caller, err, now)
 }
 
 // Caller is like Gateway, for callers who may also prove themselves by a JWT in
 // authorization, which are the values of that header.
-func (d *Door) Caller(ctx context.Context, state *tls.ConnectionState, authorization []string, now time.Time) (caller *policy.Caller, leave func(), err error) {
-	caller, _, err = d.callers.recognise(ctx, connectedAt(ctx, state), authorization, now)
-	return d.enter(caller, err, now)
+func (d *Door) Caller(ctx context.Context, state *tls.ConnectionState, authorization []string, action string, now time.Time) (caller *policy.Caller, leave func(), err error) {
+	caller, _, err = d.callers.known(ctx, connectedAt(ctx, state), authorization, action, now)
+	return d.enter(ctx, action, caller, err, now)
 }
 
-func (d *Door) enter(caller *policy.Caller, unknown error, now time.Time) (*policy.Caller, func(), error) {
+func (d *Door) enter(ctx context.Context, action string, caller *policy.Caller, unknown error, now time.Time) (*policy.Caller, func(), error) {
 	if unknown != nil {
 		return nil, nil, unknown
 	}
 	under, refused := d.limits.enter(caller, now)
 	if refused != nil {
+		turnedAway(ctx, d.callers.audit, action, caller, refused)
 		return nil, nil, refused
 	}
 	return caller, under.leave, nil

@@ -122,6 +122,7 @@ func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *gr
 		}
 		under, refused := o.limits.enter(caller, begun)
 		if refused != nil {
+			turnedAway(ctx, o.callers.audit, info.FullMethod, caller, refused)
 			return nil, statusOf(refused)
 		}
 		defer under.leave()

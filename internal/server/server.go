@@ -21,8 +21,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/stats"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
@@ -77,6 +79,10 @@ type Config struct {
 	SlowCall time.Duration
 	// Reflection lets tools ask which services there are.
 	Reflection bool
+	// Audit is where it is written down who was refused at the door. Nil: nowhere.
+	Audit *audit.Log
+	// Stats makes spans of calls. Nil: there are none, and none is asked to make any.
+	Stats stats.Handler
 	// Logger is told of failed and slow calls. Nil: slog.Default.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not shown.
@@ -142,7 +148,7 @@ func New(cfg Config) *Server {
 	who := newCallers(cfg, held)
 	observe, transport := newObserver(cfg, who, held), newTransport(cfg, who)
 	s := &Server{
-		grpc:   grpc.NewServer(append(options(cfg.Limits, who, observe, transport), cfg.Options...)...),
+		grpc:   grpc.NewServer(append(options(cfg, who, observe, transport), cfg.Options...)...),
 		health: health.NewServer(), callers: who, limits: held, transport: transport, metrics: observe.metrics,
 	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
@@ -164,7 +170,7 @@ func New(cfg Config) *Server {
 
 func newCallers(cfg Config, held *limits) *callers {
 	who := &callers{
-		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience),
+		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit,
 		authorities: func() *certs.Authorities { return nil },
 		strangers:   &strangers{most: maxStrangerStreams, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
 	}
@@ -193,8 +199,9 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	s.health.SetServingStatus(desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
 }
 
-func options(most Limits, who *callers, observe *observer, transport *transport) []grpc.ServerOption {
-	return []grpc.ServerOption{
+func options(cfg Config, who *callers, observe *observer, transport *transport) []grpc.ServerOption {
+	most := cfg.Limits
+	options := []grpc.ServerOption{
 		grpc.Creds(transport),
 		grpc.InTapHandle(who.strangers.tap),
 		grpc.UnaryInterceptor(observe.unary),
@@ -213,6 +220,10 @@ func options(most Limits, who *callers, observe *observer, transport *transport)
 			Timeout:               keepaliveTimeout,
 		}),
 	}
+	if cfg.Stats != nil {
+		options = append(options, grpc.StatsHandler(cfg.Stats))
+	}
+	return options
 }
 
 // Serve answers on listener until Shutdown, which may have been called already.

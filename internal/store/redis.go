@@ -19,6 +19,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 // DefaultRedisPrefix begins the name of everything that a Redis store without a
@@ -73,6 +74,8 @@ type RedisConfig struct {
 	Prefix string
 	// Logger is told when Redis goes away and comes back. Nil: nobody is.
 	Logger *slog.Logger
+	// Tracer makes spans of trips. Nil: there are none.
+	Tracer *tracing.Tracer
 }
 
 // Redis is a Store for a fleet: one server, a Redis Cluster, or a master that
@@ -145,6 +148,9 @@ func newRedis(config RedisConfig, limits redisLimits) (*Redis, error) {
 		IsExcluded:    redisCallersOwn,
 	})
 	r.client = redisConnect(config, r.options)
+	if config.Tracer != nil {
+		r.client.AddHook(redisTrace{config.Tracer})
+	}
 	return r, nil
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 // noMaxAge stands for an answer without a max-age.
@@ -63,7 +64,7 @@ func (s *keySource) read(ctx context.Context) (place string, data []byte, header
 	if url == "" {
 		return "", nil, nil, errNoKeys
 	}
-	data, header, err = discovery.Get(ctx, s.client, url, jose.MaxSetSize)
+	data, header, err = discovery.Get(tracing.Named(ctx, tracing.Keys), s.client, url, jose.MaxSetSize)
 	return discovery.Printable(url), data, header, err
 }
 

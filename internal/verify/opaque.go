@@ -15,6 +15,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -185,7 +186,7 @@ func (o *opaqueTokens) establish(ctx context.Context, presented redact.String, p
 // opinionOf returns what the issuer says of a token, and asks it unless it said
 // so lately.
 func (o *opaqueTokens) opinionOf(ctx context.Context, presented redact.String) (*opinion, error) {
-	known, asked, err := o.join(o.digest(presented), presented)
+	known, asked, err := o.join(ctx, o.digest(presented), presented)
 	if known != nil || err != nil {
 		return known, err
 	}
@@ -208,7 +209,7 @@ func (o *opaqueTokens) digest(presented redact.String) cacheKey {
 
 // join returns what is known of a token, or the question about it that is under
 // way, and starts one if there is none and it may be asked.
-func (o *opaqueTokens) join(id cacheKey, presented redact.String) (*opinion, *question, error) {
+func (o *opaqueTokens) join(ctx context.Context, id cacheKey, presented redact.String) (*opinion, *question, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := time.Now()
@@ -225,7 +226,7 @@ func (o *opaqueTokens) join(id cacheKey, presented redact.String) (*opinion, *qu
 	}
 	asked := &question{done: make(chan struct{})}
 	o.questions[id] = asked
-	go o.pursue(id, asked, presented)
+	go o.pursue(tracing.Detached(context.Background(), ctx), id, asked, presented)
 	return nil, asked, nil
 }
 
@@ -257,9 +258,9 @@ var (
 
 // pursue asks the issuer, apart from the contexts of those who wait: the first
 // to leave must not take the answer from the others.
-func (o *opaqueTokens) pursue(id cacheKey, asked *question, presented redact.String) {
+func (o *opaqueTokens) pursue(ctx context.Context, id cacheKey, asked *question, presented redact.String) {
 	begun := time.Now()
-	found, err := o.ask(presented)
+	found, err := o.ask(ctx, presented)
 	o.mu.Lock()
 	delete(o.questions, id)
 	switch now := time.Now(); {
@@ -279,7 +280,7 @@ func (o *opaqueTokens) pursue(id cacheKey, asked *question, presented redact.Str
 }
 
 // ask waits for its turn and asks.
-func (o *opaqueTokens) ask(presented redact.String) (found *opinion, err error) {
+func (o *opaqueTokens) ask(ctx context.Context, presented redact.String) (found *opinion, err error) {
 	defer func() {
 		if recover() != nil {
 			o.logger.Error("introspection panicked", "stack", string(debug.Stack()))
@@ -294,7 +295,7 @@ func (o *opaqueTokens) ask(presented redact.String) (found *opinion, err error) 
 	case <-patience.C:
 		return nil, errCrowded
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), introspectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, introspectTimeout)
 	defer cancel()
 	if o.resting() {
 		return nil, errResting

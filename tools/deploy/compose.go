@@ -11,11 +11,11 @@ import (
 
 // checkCompose returns the project that the file at path describes. It takes
 // nothing from the environment or from an .env file, so that a variable without
-// a default is found.
+// a default is found. Services that are started only on request are in it too.
 func checkCompose(ctx context.Context, path string) (any, error) {
 	var warnings bytes.Buffer
 	logrus.SetOutput(&warnings)
-	options, err := cli.NewProjectOptions([]string{path})
+	options, err := cli.NewProjectOptions([]string{path}, cli.WithProfiles([]string{"*"}))
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,61 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/peer"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+)
+
+// openAudit opens the audit that is configured; nil: there is none.
+func openAudit(config *AuditConfig, log *slog.Logger, registerer prometheus.Registerer) (*audit.Log, error) {
+	if config == nil {
+		return nil, nil //nolint:nilnil // a nil Log writes nothing down
+	}
+	cfg := audit.Config{
+		File: config.File, EveryToken: config.Tokens == "every", Refuse: config.WhenFull == "refuse",
+		From: peerOf, Logger: log, Registerer: registerer,
+	}
+	switch config.Verifications {
+	case "rejected":
+		cfg.Verifications = audit.RejectedVerifications
+	case "all":
+		cfg.Verifications = audit.AllVerifications
+	}
+	opened, err := audit.Open(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("audit.file: %w", err)
+	}
+	return opened, nil
+}
+
+// peerOf is the address that a call came from.
+func peerOf(ctx context.Context) string {
+	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
+		return from.Addr.String()
+	}
+	return ""
+}
+
+// reloaded writes down what became of another configuration.
+func (a *App) reloaded(digest [32]byte, err error) {
+	e := audit.Event{Event: audit.Reload, Outcome: audit.OK, ConfigSHA256: digest}
+	if err != nil {
+		// All that is wrong may be much; the log has it.
+		e.Outcome, e.Detail = audit.Refused, firstLine(err.Error())
+	}
+	a.parts.audit.Record(&e)
+}
+
+func firstLine(text string) string {
+	first, _, more := strings.Cut(text, "\n")
+	if more {
+		first += " (and more)"
+	}
+	return first
+}

@@ -1,0 +1,156 @@
+package app_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+// auditLine is what the tests look at in a line of the audit.
+type auditLine struct {
+	Event, Outcome, Caller, Client, Action, Reason, Detail, Peer, Version string
+	Config                                                                string `json:"config_sha256"`
+}
+
+func (l auditLine) String() string { return strings.TrimSpace(l.Event + " " + l.Outcome) }
+
+func auditIn(t *testing.T, path string) (lines []auditLine) {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text := range bytes.Lines(content) {
+		var one auditLine
+		if err := json.Unmarshal(text, &one); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		lines = append(lines, one)
+	}
+	return lines
+}
+
+func stringsOf(lines []auditLine) (texts []string) {
+	for _, line := range lines {
+		texts = append(texts, line.String())
+	}
+	return texts
+}
+
+// waitFor waits until the last line is as said.
+func waitFor(t *testing.T, path, last string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if lines := auditIn(t, path); len(lines) > 0 && lines[len(lines)-1].String() == last {
+			return
+		}
+	}
+	t.Fatalf("the audit does not end with %q: %v", last, stringsOf(auditIn(t, path)))
+}
+
+func TestAuditOfALife(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	content := everybody + "audit: {file: " + file + "}\nclients: {orders: {issuer: \"" + idpIssuer + "\", client_id: abc, secret: \"file:SECRET\", audience: \"https://orders.example.com\"}}\n"
+	var digest string
+	t.Run("life", func(t *testing.T) {
+		r := startReloadable(t, devIDP(t), content)
+		if _, err := r.client.Token(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.client.Token(t.Context(), "billing"); err == nil {
+			t.Error("there is a client billing")
+		}
+		r.apply(content+"# another one\n", "new configuration is in force")
+		r.apply(content+"logg: {}\nlugg: {}\n", "not applied")
+		waitFor(t, file, "reload refused")
+		stranger := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer not.a.jwt")
+		if _, err := tokenbrokerv1.NewTokenBrokerServiceClient(dial(t, r.GRPCAddr())).GetToken(stranger, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err == nil {
+			t.Error("a stranger got a token")
+		}
+		good, err := os.ReadFile(r.file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(bytes.TrimSuffix(good, []byte("logg: {}\nlugg: {}\n")))
+		digest = hex.EncodeToString(sum[:])
+	})
+	lines := auditIn(t, file)
+	want := []string{"start", "token ok", "token denied", "reload ok", "reload refused", "call unidentified", "stop"}
+	if got := stringsOf(lines); !slices.Equal(got, want) {
+		t.Fatalf("lines: %v, want %v", got, want)
+	}
+	if l := lines[0]; l.Version != app.Version() || l.Config != digest {
+		t.Errorf("start: %+v, want configuration %s", l, digest)
+	}
+	if l := lines[1]; l.Caller != "everybody" || l.Client != "orders" || !strings.HasPrefix(l.Peer, "127.0.0.1:") {
+		t.Errorf("token: %+v", l)
+	}
+	if l := lines[3]; l.Config == digest || l.Detail != "" {
+		t.Errorf("reload: %+v", l)
+	}
+	if l := lines[4]; !strings.Contains(l.Detail, "logg: no such key") || strings.Contains(l.Detail, "lugg") || len(l.Config) != 64 {
+		t.Errorf("refused: %+v", l)
+	}
+	if l := lines[5]; l.Caller != "" || l.Action != "/tokenbroker.v1.TokenBrokerService/GetToken" || l.Reason != "CALLER_UNIDENTIFIED" || l.Peer == "" {
+		t.Errorf("unidentified: %+v", l)
+	}
+}
+
+func TestHangupReopensTheAudit(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	r := startReloadable(t, devIDP(t), everybody+"audit: {file: "+file+"}\nissuers: [{issuer: \""+idpIssuer+"\", audiences: [a]}]\n")
+	waitFor(t, file, "start")
+	if err := os.Rename(file, file+".1"); err != nil {
+		t.Fatal(err)
+	}
+	r.hangup <- syscall.SIGHUP
+	waitUntil(t, "the hangup is heard", func() bool { return strings.Contains(r.log.String(), "told to read") })
+	_, _ = r.client.Token(t.Context(), "orders")
+	waitUntil(t, "there is a new file", func() bool { _, err := os.Stat(file); return err == nil })
+	waitFor(t, file, "token denied")
+}
+
+// dial connects as nobody in particular.
+func dial(t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func waitUntil(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if is() {
+			return
+		}
+	}
+	t.Fatalf("in vain: %s", what)
+}
+
+func TestAuditThatCannotBeOpenedStopsTheStart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none", "audit.jsonl")
+	_, err := app.New(parsed(t, sampleText(t, 1)+fmt.Sprintf("audit: {file: %q}\n", file)), app.Options{Logger: quiet()})
+	if err == nil || !strings.Contains(err.Error(), "audit.file: ") || !strings.Contains(err.Error(), "its directory must exist") {
+		t.Errorf("New: %v", err)
+	}
+}

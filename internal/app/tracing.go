@@ -1,0 +1,158 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	"go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/tracing"
+)
+
+// tracingStopTimeout bounds the sending of the last spans.
+const tracingStopTimeout = 2 * time.Second
+
+// traces are what a configured tracing is made of. A nil traces traces nothing.
+type traces struct {
+	provider *trace.TracerProvider
+	log      *slog.Logger
+}
+
+// openTraces makes what is configured. It does not wait for the collector, which
+// may come and go.
+func openTraces(config *TracingConfig, log *slog.Logger) (*traces, error) {
+	if config == nil {
+		return nil, nil //nolint:nilnil // nothing is traced
+	}
+	endpoint, err := url.Parse(config.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("tracing.endpoint: %w", err)
+	}
+	options := []otlptracegrpc.Option{otlptracegrpc.WithEndpoint(endpoint.Host)}
+	if endpoint.Scheme == "http" {
+		options = append(options, otlptracegrpc.WithInsecure())
+	} else {
+		trusted, err := collectorTLS(config.CA)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(trusted)))
+	}
+	exporter, err := otlptracegrpc.New(context.Background(), options...)
+	if err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
+	sampler := trace.TraceIDRatioBased(config.Sample)
+	if config.FollowCallers {
+		sampler = trace.ParentBased(sampler)
+	}
+	host, _ := os.Hostname()
+	return &traces{log: log, provider: trace.NewTracerProvider(
+		trace.WithBatcher(&toldExporter{SpanExporter: exporter, log: log}),
+		trace.WithSampler(sampler),
+		trace.WithResource(resource.NewSchemaless(
+			attribute.String("service.name", "tokenbroker"),
+			attribute.String("service.version", Version()),
+			attribute.String("service.instance.id", host),
+		)),
+	)}, nil
+}
+
+func collectorTLS(ca string) (*tls.Config, error) {
+	made := &tls.Config{MinVersion: tls.VersionTLS12}
+	if ca == "" {
+		return made, nil
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, fmt.Errorf("tracing.ca: %w", err)
+	}
+	made.RootCAs = x509.NewCertPool()
+	if !made.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("tracing.ca: %s holds no certificate: it must be in PEM form", ca)
+	}
+	return made, nil
+}
+
+// tracer makes the spans of what is asked of others. Nil: there are none.
+func (t *traces) tracer() *tracing.Tracer {
+	if t == nil {
+		return nil
+	}
+	return tracing.New(t.provider)
+}
+
+// handler makes the spans of calls. Nil: there are none, and a server must not be
+// given one, for even one that does nothing costs each call.
+//
+// Only methods that exist have spans, because their names are what a span is called.
+// Baggage, in which callers may send anything, is not read.
+func (t *traces) handler() stats.Handler {
+	if t == nil {
+		return nil
+	}
+	known := map[string]bool{}
+	for _, desc := range []grpc.ServiceDesc{tokenbrokerv1.TokenBrokerService_ServiceDesc, tokenbrokerv1.AdminService_ServiceDesc} {
+		for _, method := range desc.Methods {
+			known["/"+desc.ServiceName+"/"+method.MethodName] = true
+		}
+		for _, stream := range desc.Streams {
+			known["/"+desc.ServiceName+"/"+stream.StreamName] = true
+		}
+	}
+	return otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(t.provider),
+		otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
+		otelgrpc.WithPropagators(propagation.TraceContext{}),
+		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool { return known[info.FullMethodName] }),
+	)
+}
+
+// close sends the last spans.
+func (t *traces) close() {
+	if t == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), tracingStopTimeout)
+	defer cancel()
+	_ = t.provider.Shutdown(ctx) // what could not be sent was told
+}
+
+// toldExporter logs when sending begins to fail, and when it works again. It keeps
+// errors from OpenTelemetry's own log, which all in a process share.
+type toldExporter struct {
+	trace.SpanExporter
+
+	log     *slog.Logger
+	failing atomic.Bool
+}
+
+// ExportSpans implements trace.SpanExporter.
+func (e *toldExporter) ExportSpans(ctx context.Context, spans []trace.ReadOnlySpan) error {
+	err := e.SpanExporter.ExportSpans(ctx, spans)
+	switch failed := err != nil; {
+	case failed && !e.failing.Swap(true):
+		e.log.Warn("spans cannot be sent to the collector, and are dropped", "code", status.Code(err).String())
+	case !failed && e.failing.Swap(false):
+		e.log.Info("spans are sent to the collector again")
+	}
+	return nil
+}

@@ -1,0 +1,204 @@
+package app_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	spans "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+// otlp is a collector that keeps what it receives.
+type otlp struct {
+	collector.UnimplementedTraceServiceServer
+
+	mu    sync.Mutex
+	spans []*spans.Span
+	whole []string // what came, as text
+}
+
+func (o *otlp) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, resource := range req.GetResourceSpans() {
+		for _, scope := range resource.GetScopeSpans() {
+			o.spans = append(o.spans, scope.GetSpans()...)
+		}
+	}
+	o.whole = append(o.whole, req.String())
+	return &collector.ExportTraceServiceResponse{}, nil
+}
+
+func startOTLP(t *testing.T) (*otlp, string) {
+	t.Helper()
+	var network net.ListenConfig
+	listener, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, server := &otlp{}, grpc.NewServer()
+	collector.RegisterTraceServiceServer(server, o)
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listener) }()
+	t.Cleanup(func() { server.Stop(); <-done })
+	return o, listener.Addr().String()
+}
+
+// traced runs a broker, asks it, stops it, and returns what the collector got.
+func traced(t *testing.T, config string, ask func(ctx context.Context, t *testing.T, token func(context.Context) string, verify func(context.Context, string))) *otlp {
+	t.Helper()
+	received, address := startOTLP(t)
+	t.Run("broker", func(t *testing.T) {
+		_, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", %s}\n", address, config)), devIDP(t))
+		ask(t.Context(), t, func(ctx context.Context) string {
+			token, err := c.Token(ctx, "client-0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return token.AccessToken()
+		}, func(ctx context.Context, token string) {
+			if _, err := c.Verify(ctx, token); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	return received
+}
+
+func (o *otlp) named(name string) (found []*spans.Span) {
+	for _, span := range o.spans {
+		if span.GetName() == name {
+			found = append(found, span)
+		}
+	}
+	return found
+}
+
+func attributes(span *spans.Span) map[string]string {
+	found := map[string]string{}
+	for _, a := range span.GetAttributes() {
+		found[a.GetKey()] = strings.Trim(a.GetValue().String(), `"`)
+	}
+	return found
+}
+
+const getToken = "tokenbroker.v1.TokenBrokerService/GetToken"
+
+func TestTraceOfACallHasWhatItCausedAndNothingSecret(t *testing.T) {
+	const traceID, spanID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	var token string
+	got := traced(t, "sample: 1", func(ctx context.Context, _ *testing.T, get func(context.Context) string, verify func(context.Context, string)) {
+		ctx = metadata.AppendToOutgoingContext(ctx, "traceparent", "00-"+traceID+"-"+spanID+"-01", "baggage", "secret=canary")
+		token = get(ctx)
+		verify(ctx, token)
+	})
+	calls, trips := got.named(getToken), got.named("idp token")
+	if len(calls) != 1 || len(trips) != 1 || len(got.named("tokenbroker.v1.TokenBrokerService/VerifyToken")) != 1 || len(got.named("issuer metadata")) == 0 || len(got.named("issuer keys")) == 0 {
+		var names []string
+		for _, span := range got.spans {
+			names = append(names, span.GetName())
+		}
+		t.Fatalf("spans: %v", names)
+	}
+	if fmt.Sprintf("%x %x", calls[0].GetTraceId(), calls[0].GetParentSpanId()) != traceID+" "+spanID {
+		t.Errorf("the call is not in its caller's trace: %x", calls[0].GetTraceId())
+	}
+	if !slices.Equal(trips[0].GetParentSpanId(), calls[0].GetSpanId()) || !slices.Equal(trips[0].GetTraceId(), calls[0].GetTraceId()) {
+		t.Error("the trip to the IdP is not the call's")
+	}
+	if a := attributes(trips[0]); a["server.address"] != `string_value:"idp.example.com` || a["http.response.status_code"] != "int_value:200" || len(a) != 2 {
+		t.Errorf("attributes of the trip: %v", a)
+	}
+	parts := strings.Split(token, ".")
+	for _, secret := range []string{token, parts[1], parts[2], "right", "abc:", "canary", idpIssuer + "/"} {
+		if strings.Contains(strings.Join(got.whole, "\n"), secret) {
+			t.Errorf("%.20q is in a span", secret)
+		}
+	}
+}
+
+func TestSampling(t *testing.T) {
+	sampled := func(flag string) func(context.Context, *testing.T, func(context.Context) string, func(context.Context, string)) {
+		return func(ctx context.Context, _ *testing.T, get func(context.Context) string, _ func(context.Context, string)) {
+			get(metadata.AppendToOutgoingContext(ctx, "traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-"+flag))
+		}
+	}
+	for _, tt := range []struct {
+		config, flag string
+		want         int
+	}{
+		{"sample: 0", "01", 0}, // whoever can connect could have each of its calls traced
+		{"sample: 1", "00", 1},
+		{"sample: 0, follow_callers: true", "01", 1},
+		{"sample: 1, follow_callers: true", "00", 0},
+	} {
+		if got := len(traced(t, tt.config, sampled(tt.flag)).named(getToken)); got != tt.want {
+			t.Errorf("%s, caller says %s: %d spans, want %d", tt.config, tt.flag, got, tt.want)
+		}
+	}
+}
+
+func TestCallsToWhatIsNotThereHaveNoSpan(t *testing.T) {
+	received, address := startOTLP(t)
+	t.Run("broker", func(t *testing.T) {
+		broker, _ := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", sample: 1}\n", address)), devIDP(t))
+		conn := dial(t, broker.GRPCAddr())
+		_ = conn.Invoke(t.Context(), "/canary/Canary", &collector.ExportTraceServiceRequest{}, &collector.ExportTraceServiceResponse{})
+		_ = conn.Invoke(t.Context(), "/grpc.health.v1.Health/Check", &collector.ExportTraceServiceRequest{}, &collector.ExportTraceServiceResponse{})
+	})
+	for _, span := range received.spans {
+		if strings.Contains(span.GetName(), "anary") || strings.Contains(span.GetName(), "Check") {
+			t.Errorf("span %s", span.GetName())
+		}
+	}
+}
+
+// No handler of statistics is given to a server without tracing: even one that
+// does nothing would cost each call.
+func TestTracingThatIsOffIsNotThere(t *testing.T) {
+	broker, _ := run(t, sample(t, 1), devIDP(t))
+	if n := broker.StatsHandlers(); n != 0 {
+		t.Errorf("%d handlers", n)
+	}
+	_, address := startOTLP(t)
+	broker, _ = run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", address)), devIDP(t))
+	if n := broker.StatsHandlers(); n != 1 {
+		t.Errorf("%d handlers with tracing on: this test counts the wrong thing", n)
+	}
+}
+
+func TestCollectorThatIsAwayStopsNothing(t *testing.T) {
+	var network net.ListenConfig
+	taken, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = taken.Close()
+	begun := time.Now()
+	t.Run("broker", func(t *testing.T) {
+		_, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", sample: 1}\n", taken.Addr())), devIDP(t))
+		if _, err := c.Token(t.Context(), "client-0"); err != nil {
+			t.Error(err)
+		}
+	})
+	if took := time.Since(begun); took > time.Minute {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestAuthoritiesOfTheCollectorThatCannotBeReadStopTheStart(t *testing.T) {
+	_, err := app.New(parsed(t, sampleText(t, 1)+"tracing: {endpoint: \"https://127.0.0.1:4317\", ca: /nowhere/ca.crt}\n"), app.Options{Logger: quiet()})
+	if err == nil || !strings.Contains(err.Error(), "tracing.ca: ") {
+		t.Errorf("New: %v", err)
+	}
+}

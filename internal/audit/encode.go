@@ -1,0 +1,177 @@
+package audit
+
+import (
+	"encoding/hex"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// formVersion is the version of the lines' form: it changes when a field changes
+// its meaning or goes away. New fields do not change it.
+const formVersion = 1
+
+// appendHead appends what is the same in all lines of a replica.
+func appendHead(dst []byte, replica string) []byte {
+	dst = append(dst, `{"v":`...)
+	dst = strconv.AppendInt(dst, formVersion, 10)
+	dst = append(dst, `,"replica":`...)
+	return appendString(dst, replica)
+}
+
+// appendEvent appends the rest of a line. It allocates nothing where dst has room.
+func appendEvent(dst []byte, e *Event, now time.Time) []byte {
+	at := e.Time
+	if at.IsZero() {
+		at = now
+	}
+	dst = appendTime(dst, "time", at)
+	dst = appendString(appendName(dst, "event"), string(e.Event))
+	dst = appendText(dst, "outcome", string(e.Outcome))
+	dst = appendText(dst, "caller", e.Caller)
+	dst = appendText(dst, "peer", e.Peer)
+	dst = appendText(dst, "action", e.Action)
+	dst = appendText(dst, "reason", e.Reason)
+	dst = appendText(dst, "detail", e.Detail)
+	dst = appendText(dst, "client", e.Client)
+	dst = appendTexts(dst, "audience", e.Audience)
+	dst = appendTexts(dst, "resources", e.Resources)
+	dst = appendTexts(dst, "scopes", e.Scopes)
+	dst = appendTexts(dst, "granted", e.Granted)
+	dst = appendDigest(dst, "token_sha256", &e.TokenSHA256)
+	dst = appendTime(dst, "expires_at", e.ExpiresAt)
+	dst = appendTime(dst, "issued_before", e.IssuedBefore)
+	dst = appendText(dst, "source", e.Source)
+	if e.Degraded {
+		dst = append(appendName(dst, "degraded"), "true"...)
+	}
+	dst = appendText(dst, "issuer", e.Issuer)
+	dst = appendText(dst, "subject", e.Subject)
+	dst = appendText(dst, "client_id", e.ClientID)
+	dst = appendText(dst, "token_id", e.TokenID)
+	dst = appendText(dst, "revocation", e.Revocation)
+	dst = appendText(dst, "secret_version", e.SecretVersion)
+	dst = appendText(dst, "step", e.Step)
+	dst = appendText(dst, "version", e.Version)
+	dst = appendDigest(dst, "config_sha256", &e.ConfigSHA256)
+	if e.Count > 0 {
+		dst = strconv.AppendUint(appendName(dst, "count"), e.Count, 10)
+	}
+	dst = appendTime(dst, "since", e.Since)
+	return append(dst, '}', '\n')
+}
+
+func appendName(dst []byte, name string) []byte {
+	dst = append(dst, ',', '"')
+	dst = append(dst, name...)
+	return append(dst, '"', ':')
+}
+
+func appendText(dst []byte, name, text string) []byte {
+	if text == "" {
+		return dst
+	}
+	return appendString(appendName(dst, name), text)
+}
+
+func appendTexts(dst []byte, name string, texts []string) []byte {
+	if len(texts) == 0 {
+		return dst
+	}
+	dst = append(appendName(dst, name), '[')
+	for i, text := range texts {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, text)
+	}
+	return append(dst, ']')
+}
+
+func appendTime(dst []byte, name string, t time.Time) []byte {
+	if t.IsZero() {
+		return dst
+	}
+	return appendInstant(appendName(dst, name), t.UTC())
+}
+
+// appendInstant is Time.AppendFormat for the one form of a line, which takes most
+// of a line's time otherwise. The form has a fixed width, so that lines sort as
+// texts.
+func appendInstant(dst []byte, t time.Time) []byte {
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	dst = appendDigits(append(dst, '"'), year, 4)
+	dst = appendDigits(append(dst, '-'), int(month), 2)
+	dst = appendDigits(append(dst, '-'), day, 2)
+	dst = appendDigits(append(dst, 'T'), hour, 2)
+	dst = appendDigits(append(dst, ':'), minute, 2)
+	dst = appendDigits(append(dst, ':'), second, 2)
+	dst = appendDigits(append(dst, '.'), t.Nanosecond()/1000, 6)
+	return append(dst, 'Z', '"')
+}
+
+// appendDigits appends the last digits of a number.
+func appendDigits(dst []byte, n, width int) []byte {
+	dst = append(dst, "000000"[:width]...)
+	for at := len(dst) - 1; width > 0; at, width = at-1, width-1 {
+		dst[at] = byte('0' + n%10) //nolint:gosec // a digit
+		n /= 10
+	}
+	return dst
+}
+
+func appendDigest(dst []byte, name string, digest *[32]byte) []byte {
+	if *digest == [32]byte{} {
+		return dst
+	}
+	dst = append(appendName(dst, name), '"')
+	return append(hex.AppendEncode(dst, digest[:]), '"')
+}
+
+// appendString appends a JSON string (RFC 8259 section 7). What is not UTF-8 is
+// replaced byte by byte by U+FFFD.
+func appendString(dst []byte, s string) []byte {
+	const digits = "0123456789abcdef"
+	dst = append(dst, '"')
+	begin := 0 // of what is copied as it is
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+			i++
+			continue
+		}
+		if c >= utf8.RuneSelf {
+			r, size := utf8.DecodeRuneInString(s[i:])
+			// U+2028 and U+2029 end lines for some readers.
+			if broken := r == utf8.RuneError && size == 1; !broken && r&^1 != '\u2028' {
+				i += size
+				continue
+			}
+			dst = append(append(dst, s[begin:i]...), '\\', 'u', digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15])
+			i += size
+			begin = i
+			continue
+		}
+		dst = append(append(dst, s[begin:i]...), '\\')
+		switch c {
+		case '"', '\\':
+			dst = append(dst, c)
+		case '\b':
+			dst = append(dst, 'b')
+		case '\f':
+			dst = append(dst, 'f')
+		case '\n':
+			dst = append(dst, 'n')
+		case '\r':
+			dst = append(dst, 'r')
+		case '\t':
+			dst = append(dst, 't')
+		default:
+			dst = append(dst, 'u', '0', '0', digits[c>>4], digits[c&15])
+		}
+		i++
+		begin = i
+	}
+	return append(append(dst, s[begin:]...), '"')
+}

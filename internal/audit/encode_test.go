@@ -1,0 +1,235 @@
+package audit_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+)
+
+// line is a line as encoding/json writes and reads it.
+type line struct {
+	V            int      `json:"v"`
+	Replica      string   `json:"replica"`
+	Time         string   `json:"time"`
+	Event        string   `json:"event"`
+	Outcome      string   `json:"outcome,omitempty"`
+	Caller       string   `json:"caller,omitempty"`
+	Peer         string   `json:"peer,omitempty"`
+	Action       string   `json:"action,omitempty"`
+	Reason       string   `json:"reason,omitempty"`
+	Detail       string   `json:"detail,omitempty"`
+	Client       string   `json:"client,omitempty"`
+	Audience     []string `json:"audience,omitempty"`
+	Resources    []string `json:"resources,omitempty"`
+	Scopes       []string `json:"scopes,omitempty"`
+	Granted      []string `json:"granted,omitempty"`
+	TokenSHA256  string   `json:"token_sha256,omitempty"`
+	ExpiresAt    string   `json:"expires_at,omitempty"`
+	IssuedBefore string   `json:"issued_before,omitempty"`
+	Source       string   `json:"source,omitempty"`
+	Degraded     bool     `json:"degraded,omitempty"`
+	Issuer       string   `json:"issuer,omitempty"`
+	Subject      string   `json:"subject,omitempty"`
+	ClientID     string   `json:"client_id,omitempty"`
+	TokenID      string   `json:"token_id,omitempty"`
+	Revocation   string   `json:"revocation,omitempty"`
+
+	SecretVersion string `json:"secret_version,omitempty"`
+	Step          string `json:"step,omitempty"`
+	Version       string `json:"version,omitempty"`
+	ConfigSHA256  string `json:"config_sha256,omitempty"`
+	Count         uint64 `json:"count,omitempty"`
+	Since         string `json:"since,omitempty"`
+}
+
+// expected is the line of an event by encoding/json.
+func expected(t testing.TB, replica string, e *audit.Event, now time.Time) string {
+	t.Helper()
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format("2006-01-02T15:04:05.000000Z")
+	}
+	digest := func(d [32]byte) string {
+		if d == [32]byte{} {
+			return ""
+		}
+		return hex.EncodeToString(d[:])
+	}
+	when := e.Time
+	if when.IsZero() {
+		when = now
+	}
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(line{
+		V: 1, Replica: replica, Time: at(when), Event: string(e.Event), Outcome: string(e.Outcome),
+		Caller: e.Caller, Peer: e.Peer, Action: e.Action, Reason: e.Reason, Detail: e.Detail,
+		Client: e.Client, Audience: e.Audience, Resources: e.Resources, Scopes: e.Scopes, Granted: e.Granted,
+		TokenSHA256: digest(e.TokenSHA256), ExpiresAt: at(e.ExpiresAt), IssuedBefore: at(e.IssuedBefore),
+		Source: e.Source, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, ClientID: e.ClientID, TokenID: e.TokenID,
+		Revocation: e.Revocation, SecretVersion: e.SecretVersion, Step: e.Step, Version: e.Version, ConfigSHA256: digest(e.ConfigSHA256),
+		Count: e.Count, Since: at(e.Since),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// everything has a value in each field.
+func everything() *audit.Event {
+	at := time.Date(2026, 11, 25, 21, 49, 5, 123456789, time.FixedZone("", 3600))
+	return &audit.Event{
+		Event: audit.Token, Outcome: audit.OK, Time: at, Caller: "checkout", Peer: "10.1.2.3:4567", Action: "purge_tokens",
+		Reason: "NOT_ENTITLED", Detail: "because", Client: "orders-api", Audience: []string{"https://orders.example.com"},
+		Resources: []string{"a", "b"}, Scopes: []string{"read"}, Granted: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
+		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Source: "memory", Degraded: true, Issuer: "https://login.example.com",
+		Subject: "248289761001", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activated",
+		Version: "v1.2.3", ConfigSHA256: [32]byte{9}, Count: 42, Since: at.Add(-time.Minute),
+	}
+}
+
+func TestLineIsWhatEncodingJSONWrites(t *testing.T) {
+	now := time.Now()
+	for _, e := range []*audit.Event{{}, {Event: audit.Start}, everything()} {
+		if got, want := audit.Line("host/abc", e, now), expected(t, "host/abc", e, now); got != want {
+			t.Errorf("line:\n%swant:\n%s", got, want)
+		}
+	}
+}
+
+// The event of the test above has a value in each field, of whatever is added to
+// it later too.
+func TestEverythingIsTested(t *testing.T) {
+	e := reflect.ValueOf(everything()).Elem()
+	for i := range e.NumField() {
+		if e.Field(i).IsZero() {
+			t.Errorf("%s has no value in this test", e.Type().Field(i).Name)
+		}
+	}
+	if events, lines := e.NumField(), reflect.TypeFor[line]().NumField(); lines != events+2 { // v and replica
+		t.Errorf("an event has %d fields, a line %d", events, lines)
+	}
+}
+
+func FuzzLine(f *testing.F) {
+	for _, text := range []string{
+		"plain", "", "\"quoted\\\"", "\x00\x01\x1f\x7f", "\b\f\n\r\t", "\u2028\u2029\u202a", "<script>&", "ä€\U0001F600", "\xff\xfe", "a\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\ufffd",
+	} {
+		f.Add(text, text, uint64(7))
+	}
+	f.Fuzz(func(t *testing.T, a, b string, n uint64) {
+		now := time.Unix(int64(n%250e9), int64(n%1e9))
+		e := &audit.Event{Event: audit.Name(a), Outcome: audit.Outcome(b), Caller: a, Detail: b, Scopes: []string{a, b, ""}, TokenSHA256: [32]byte{byte(n)}, Count: n}
+		got, want := audit.Line(b, e, now), expected(t, b, e, now)
+		if got != want {
+			t.Errorf("line:\n%swant:\n%s", got, want)
+		}
+		if strings.IndexByte(got, '\n') != len(got)-1 {
+			t.Errorf("a line of several lines: %q", got)
+		}
+	})
+}
+
+// fields are those of a line, in its order.
+func fields() (names []string) {
+	for i := range reflect.TypeFor[line]().NumField() {
+		name, _, _ := strings.Cut(reflect.TypeFor[line]().Field(i).Tag.Get("json"), ",")
+		names = append(names, name)
+	}
+	return names
+}
+
+func TestDocumentationNamesEveryField(t *testing.T) {
+	text, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## The fields")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var documented []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\|").FindAllStringSubmatch(section, -1) {
+		documented = append(documented, row[1])
+	}
+	if !slices.Equal(documented, fields()) {
+		t.Errorf("docs/audit.md has the fields\n%v\nwant\n%v", documented, fields())
+	}
+}
+
+func TestSchemaIsOfTheseFields(t *testing.T) {
+	schema := schema(t)
+	var properties []string
+	for name := range schema.Properties {
+		properties = append(properties, name)
+	}
+	want := fields()
+	slices.Sort(want)
+	slices.Sort(properties)
+	if !slices.Equal(properties, want) {
+		t.Errorf("docs/audit.schema.json has the properties\n%v\nwant\n%v", properties, want)
+	}
+	valid(t, schema, audit.Line("host/abc", everything(), time.Now()))
+	for _, wrong := range []string{
+		`{}`, `{"v":2,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"start"}`, `{"v":1,"replica":"a","time":"yesterday","event":"start"}`,
+		`{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"party"}`, `{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"start","count":0}`,
+	} {
+		if schema.Validate(decoded(t, wrong)) == nil {
+			t.Errorf("the schema accepts %s", wrong)
+		}
+	}
+}
+
+func schema(t *testing.T) *jsonschema.Schema {
+	t.Helper()
+	compiled, err := jsonschema.NewCompiler().Compile("../../docs/audit.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compiled
+}
+
+func decoded(t *testing.T, text string) any {
+	t.Helper()
+	value, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+	if err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return value
+}
+
+func valid(t *testing.T, schema *jsonschema.Schema, line string) {
+	t.Helper()
+	if err := schema.Validate(decoded(t, line)); err != nil {
+		t.Errorf("%v: %s", err, line)
+	}
+}
+
+func BenchmarkLine(b *testing.B) {
+	l, err := audit.Open(audit.Config{File: "/dev/null"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	e := everything()
+	e.Time = time.Time{}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			l.Record(e)
+		}
+	})
+}

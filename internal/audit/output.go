@@ -1,0 +1,121 @@
+package audit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// followInterval is how often it is seen whether the file still has its name.
+const followInterval = time.Second
+
+// output is a file that may be rotated away, or the standard output. It belongs to
+// the writer, but for asked.
+type output struct {
+	path string
+	// asked: somebody says that the file was rotated.
+	asked atomic.Bool
+
+	file *os.File
+	info fs.FileInfo
+	seen time.Time // when the name was last looked up
+	// part of the next line is written already: the disk was full in the middle of
+	// it.
+	part int
+}
+
+func (o *output) open() error {
+	if o.path == Stdout {
+		return o.openStdout()
+	}
+	if info, err := os.Stat(o.path); err == nil && info.Mode()&(fs.ModeNamedPipe|fs.ModeDir|fs.ModeSocket) != 0 {
+		return fmt.Errorf("%s is no regular file", o.path)
+	}
+	file, err := os.OpenFile(o.path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: its directory must exist", err)
+	}
+	if err != nil {
+		return err
+	}
+	info, err := file.Stat()
+	if err != nil {
+		_ = file.Close()
+		return err
+	}
+	o.close()
+	o.file, o.info, o.seen, o.part = file, info, time.Now(), 0
+	return o.endLine()
+}
+
+// openStdout takes another descriptor of the standard output: a broken pipe at the
+// usual one would end the process.
+func (o *output) openStdout() error {
+	number, err := syscall.Dup(int(os.Stdout.Fd()))
+	if err != nil {
+		return fmt.Errorf("the standard output: %w", err)
+	}
+	syscall.CloseOnExec(number)
+	o.file = os.NewFile(uintptr(number), Stdout)
+	return nil
+}
+
+// endLine ends the line in the middle of which somebody before us was stopped.
+func (o *output) endLine() error {
+	if !o.info.Mode().IsRegular() || o.info.Size() == 0 {
+		return nil
+	}
+	var last [1]byte
+	if _, err := o.file.ReadAt(last[:], o.info.Size()-1); err != nil || last[0] == '\n' {
+		return err
+	}
+	_, err := o.file.WriteString("\n")
+	return err
+}
+
+// warning says what is to be said of the file's mode, if anything.
+func (o *output) warning() string {
+	if o.info == nil || !o.info.Mode().IsRegular() || o.info.Mode().Perm()&0o077 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the audit file %s is open to others (mode %v): make it 0600", o.path, o.info.Mode().Perm())
+}
+
+// follow opens a file of the path anew where the one that is open is not it any
+// more.
+func (o *output) follow() error {
+	if o.path == Stdout {
+		return nil
+	}
+	if !o.asked.Swap(false) && time.Since(o.seen) < followInterval {
+		return nil
+	}
+	if info, err := os.Stat(o.path); err == nil && os.SameFile(info, o.info) {
+		o.seen = time.Now()
+		return nil
+	}
+	o.seen = time.Time{} // until it is open, look each time
+	return o.open()
+}
+
+// write writes lines, and returns the length of those that were written whole. It
+// is called with the rest next.
+func (o *output) write(lines []byte) (whole int, err error) {
+	n, err := o.file.Write(lines[o.part:])
+	n += o.part
+	whole = 1 + bytes.LastIndexByte(lines[:n], '\n')
+	o.part = n - whole
+	return whole, err
+}
+
+func (o *output) close() {
+	if o.file != nil {
+		_ = o.file.Sync() // pipes cannot
+		_ = o.file.Close()
+	}
+}

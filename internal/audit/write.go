@@ -1,0 +1,150 @@
+package audit
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// write is the goroutine that writes.
+func (l *Log) write() {
+	defer close(l.done)
+	defer l.out.close()
+	sums := time.NewTicker(SumInterval)
+	defer sums.Stop()
+	for {
+		wake, retry := l.wake, (<-chan time.Time)(nil)
+		if l.failing.Load() {
+			wake, retry = nil, time.After(retryInterval)
+		}
+		select {
+		case <-l.closing:
+			l.sumUp()
+			l.drain()
+			return
+		case written := <-l.flushes:
+			l.drain()
+			written <- l.unwritten()
+		case <-sums.C:
+			l.sumUp()
+			l.drain()
+		case <-wake:
+			l.gather()
+			l.drain()
+		case <-retry:
+			l.drain()
+		}
+	}
+}
+
+// gather waits for lines to be written together.
+func (l *Log) gather() {
+	timer := time.NewTimer(flushDelay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.hurry:
+	case <-l.closing:
+	}
+}
+
+func (l *Log) unwritten() error {
+	if l.failing.Load() {
+		return ErrUnwritten
+	}
+	return nil
+}
+
+// drain writes all that there is, until that fails.
+func (l *Log) drain() {
+	if err := l.out.follow(); err != nil {
+		l.failed(err)
+		return
+	}
+	for l.collect() {
+		for len(l.pending) > 0 {
+			n, err := l.out.write(l.pending)
+			l.pending = l.pending[n:]
+			if err != nil {
+				l.failed(err)
+				return
+			}
+		}
+		l.metrics.lines.Add(float64(l.lines))
+		l.lines = 0
+	}
+	if l.failing.Swap(false) {
+		l.cfg.Logger.Info("the audit is written again")
+	}
+}
+
+func (l *Log) failed(err error) {
+	if l.failing.Swap(true) {
+		return
+	}
+	what := "the audit cannot be written; lines that find no room are dropped"
+	if l.cfg.Refuse {
+		what = "the audit cannot be written; what it would have to tell of is refused"
+	}
+	l.cfg.Logger.Error(what, "error", err)
+}
+
+// collect fills pending, if it is empty, and reports whether there is something in
+// it. Lines come in the order in which they were put.
+func (l *Log) collect() bool {
+	if len(l.pending) > 0 {
+		return true
+	}
+	l.batch = l.batch[:0]
+	var runs []run
+	for i := range l.shards {
+		runs = l.shards[i].take(runs)
+	}
+	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.number, b.number) })
+	for _, r := range runs {
+		l.batch = append(l.batch, r.line...)
+	}
+	l.lines = len(runs)
+	if lost := l.takeLost(); lost.Count > 0 {
+		l.batch = appendEvent(append(l.batch, l.head...), &lost, time.Now())
+		l.lines++
+	}
+	l.pending = l.batch
+	return len(l.pending) > 0
+}
+
+// run is a line and its number.
+type run struct {
+	number uint64
+	line   []byte
+}
+
+// take takes the lines of a shard. They are good until it is called again.
+func (s *shard) take(into []run) []run {
+	s.mu.Lock()
+	s.now, s.before = s.before, s.now
+	s.now.empty()
+	s.mu.Unlock()
+	begin := 0
+	for _, m := range s.before.marks {
+		into = append(into, run{m.number, s.before.lines[begin:m.end]})
+		begin = m.end
+	}
+	return into
+}
+
+// empty empties a buffer. It does not keep what it took in a flood.
+func (b *buffer) empty() {
+	const keep = 128 << 10
+	if cap(b.lines) > keep {
+		*b = buffer{}
+	}
+	b.lines, b.marks = b.lines[:0], b.marks[:0]
+}
+
+// sumUp puts the lines that stand for those which were rationed.
+func (l *Log) sumUp() {
+	for _, e := range l.ration.sums(time.Now()) {
+		l.keep(&e)
+	}
+}

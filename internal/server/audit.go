@@ -1,0 +1,41 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
+)
+
+// turnedAway writes down that a call was refused before anybody looked at what it
+// asks for: because nobody knows who makes it, or because its caller asks for too
+// much at a time. ctx and action are the call's; caller is nil where it is not known.
+func turnedAway(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
+	told, ok := errors.AsType[*broker.Error](err)
+	if log == nil || !ok {
+		return
+	}
+	e := audit.Event{Event: audit.Call, Reason: told.Reason, Detail: told.Message, Peer: log.From(ctx), Action: action}
+	switch told.Code {
+	case broker.Unauthenticated:
+		e.Outcome = audit.Unidentified
+	case broker.ResourceExhausted:
+		e.Outcome = audit.Limited
+	default:
+		return // nobody could be asked, which is no judgement
+	}
+	if caller != nil {
+		e.Caller = caller.Name()
+	}
+	log.Record(&e)
+}
+
+// methodOf is the method of a call.
+func methodOf(ctx context.Context) string {
+	method, _ := grpc.Method(ctx)
+	return method
+}
