@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -65,6 +66,8 @@ type Fixture struct {
 	Broker *broker.Broker
 	Logger *slog.Logger
 	Log    *Log
+	// Audit is where servers write down whom they refuse. Nil: nowhere.
+	Audit *audit.Log
 }
 
 // New makes a Fixture that ends with the test. The IdP is prepared before anybody
@@ -144,7 +147,7 @@ func must(t testing.TB, err error) {
 // Server is a gRPC server of the broker, bound to a caller.
 func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 	t.Helper()
-	s := server.New(server.Config{Broker: f.Broker, Bound: bound, Logger: f.Logger})
+	s := server.New(server.Config{Broker: f.Broker, Bound: bound, Audit: f.Audit, Logger: f.Logger})
 	t.Cleanup(func() { s.Shutdown(0, time.Second) })
 	return s
 }

@@ -9,12 +9,15 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/gateway"
@@ -205,6 +208,32 @@ func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
 	got := f.do(t, "GET", need, bearer(f.Token(nil)), "")
 	if got.status != 503 || !strings.Contains(f.Log.String(), `caller \"idle\" asked for`) {
 		t.Errorf("status %d; log %s", got.status, f.Log)
+	}
+}
+
+func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
+	fixture := facetest.New(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	var err error
+	if fixture.Audit, err = audit.Open(audit.Config{File: path, Logger: fixture.Logger}); err != nil {
+		t.Fatal(err)
+	}
+	f := serveFixture(t, fixture, "", nil)
+	token := f.Token(nil)
+	f.do(t, "GET", need, bearer(token), "")
+	f.post(t, introspectPath, bearer(token), with("token", token))
+	fixture.Audit.Close()
+	lines, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, action := range []string{`"action":"/verify"`, `"action":"/oauth2/introspect"`, `"outcome":"unidentified"`} {
+		if !strings.Contains(string(lines), action) {
+			t.Errorf("no %s in %s", action, lines)
+		}
+	}
+	if strings.Contains(string(lines), token[20:60]) {
+		t.Error("a token is in the audit")
 	}
 }
 
