@@ -216,6 +216,38 @@ func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
 	})
 }
 
+// Verifications that come while the store is down look after the revocations once
+// in a second, all of them together.
+func TestVerificationsDoNotPressAStoreThatIsDown(t *testing.T) {
+	for name, outage := range map[string]int32{"refuses": refused, "hangs": hangs} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := startJudges(t, 1)
+				token := j.token("alice", "shop", "1")
+				j.expectAll(token, true, "before")
+				way := &link{}
+				way.to.Store(j.all[0].link.to.Load())
+				way.state.Store(outage)
+				newcomer := j.add(way)
+				time.Sleep(time.Second)
+				before := way.calls.Load()
+				var all sync.WaitGroup
+				for n := range 500 {
+					all.Go(func() {
+						time.Sleep(time.Duration(n/100) * 2 * time.Second) // 100 at a time
+						_, err := newcomer.Verify(t.Context(), policy.Self(), token, verify.Request{})
+						wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+					})
+				}
+				all.Wait()
+				if n := way.calls.Load() - before; n < 5 || n > 10 { // the replica looks each 5 s by itself
+					t.Errorf("the store was asked %d times", n)
+				}
+			})
+		})
+	}
+}
+
 // Whatever the store loses, nothing is lifted: not in the replicas that know
 // the revocation, and not in those that come later.
 func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
