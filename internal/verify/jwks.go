@@ -37,9 +37,11 @@ const (
 	firstLoadWait = fetchTimeout
 	// maxKeyWaiters is how many tokens of one issuer wait for its keys at a time;
 	// more are not decided. It is half of the calls that a connection may have
-	// open: the tokens of other issuers, and those whose keys are known, come over
-	// the same connection and must not wait behind them.
-	maxKeyWaiters = 512
+	// open by default: the tokens of other issuers, and those whose keys are known,
+	// come over the same connection and must not wait behind them. The very first
+	// fetch is waited for by all, because the tokens are good ones then, mostly, and
+	// it ends.
+	maxKeyWaiters = 125
 )
 
 // keySource holds the keys of one issuer and keeps them fresh. Looking up a
@@ -139,7 +141,8 @@ func (s *keySource) await(ctx context.Context, known *state) (*state, error) {
 		}
 	}
 	defer s.waiting.Add(-1)
-	if s.waiting.Add(1) > maxKeyWaiters {
+	first := known.keys == nil && known.failures == 0
+	if s.waiting.Add(1) > maxKeyWaiters && !first {
 		return nil, s.unavailable(known)
 	}
 	wait := unknownKeyWait
