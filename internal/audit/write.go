@@ -23,8 +23,7 @@ func (l *Log) write() {
 			l.drain()
 			return
 		case written := <-l.flushes:
-			l.drain()
-			written <- l.unwritten()
+			l.flush(written)
 		case <-sums.C:
 			l.sumUp()
 			l.drain()
@@ -44,8 +43,15 @@ func (l *Log) gather() {
 	select {
 	case <-timer.C:
 	case <-l.hurry:
+	case written := <-l.flushes:
+		l.flush(written)
 	case <-l.closing:
 	}
+}
+
+func (l *Log) flush(written chan<- error) {
+	l.drain()
+	written <- l.unwritten()
 }
 
 func (l *Log) unwritten() error {
