@@ -251,7 +251,7 @@ func byShard(all []*Revocation) [revocationShards][]*Revocation {
 }
 
 // shardOf spreads IDs, which are random enough.
-func shardOf(id string) int { return int(id[0]+31*id[1]) % revocationShards }
+func shardOf(id string) int { return int(id[1]+31*id[2]) % revocationShards }
 
 // Revoke makes verification refuse tokens from now on, in this replica at once
 // and in the others within 5 s. asked has everything but ID, CreatedAt and CreatedBy. The
@@ -274,7 +274,9 @@ func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked Revoca
 	}
 	t := asked.target()
 	before := strconv.FormatInt(asked.IssuedBefore.UnixNano(), 10)
-	asked.ID = b.names.name("revocation", []byte(request), []byte(t.issuer), []byte(t.kind), []byte(t.value), []byte(before))
+	// The letter keeps an ID from beginning with a hyphen, which command lines take for
+	// a flag.
+	asked.ID = "r" + b.names.name("revocation", []byte(request), []byte(t.issuer), []byte(t.kind), []byte(t.value), []byte(before))
 	asked.CreatedAt, asked.CreatedBy = time.Now().UTC().Truncate(time.Millisecond), caller.Name()
 	if err := b.revoker.change(ctx, &asked); err != nil {
 		return Revocation{}, notRevoked(err)

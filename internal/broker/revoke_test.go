@@ -389,6 +389,19 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 	})
 }
 
+// One in 64 names begins with a hyphen, and "broker revocations delete ID" would take
+// it for a flag.
+func TestNoIDOfARevocationIsAFlag(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := startJudges(t, 1)
+		for i := range 500 {
+			if id := j.revoke(j.all[0], broker.Revocation{TokenID: fmt.Sprint(i)}, "1").ID; id == "" || id[0] == '-' {
+				t.Fatalf("the ID %q", id)
+			}
+		}
+	})
+}
+
 func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
