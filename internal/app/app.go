@@ -187,6 +187,7 @@ func (a *App) Run(ctx context.Context) error {
 	defer a.running.Wait()
 	defer a.stop()
 	group, failed := errgroup.WithContext(context.WithoutCancel(ctx))
+	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
 	a.begin()
 	group.Go(func() error { return a.server.Serve(a.listen.grpc) })
 	if a.listen.unix != nil {
@@ -194,7 +195,6 @@ func (a *App) Run(ctx context.Context) error {
 	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
-	a.parts.audit.Record(&audit.Event{Event: audit.Start, Version: Version(), ConfigSHA256: a.config.Digest})
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 

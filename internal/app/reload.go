@@ -141,9 +141,9 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 		case <-ctx.Done():
 			return
 		case <-hangup:
+			a.parts.audit.Reopen()
 			a.log.Info("told to read the configuration and the certificates again")
 			a.reloadCerts()
-			a.parts.audit.Reopen()
 			look = watched.read
 		case <-ticker.C:
 		}

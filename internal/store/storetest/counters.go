@@ -103,10 +103,12 @@ func eventTests() []namedTest {
 			t.awaitEvent(second, keyA)
 		}},
 		{"nobody is told of what did not change", func(t *tester) {
+			events := t.subscribe(t.Context())
 			lease := t.mustAcquire(leaseA, "a", life)
 			t.put(keyA, 2, "a", life)
+			t.awaitEvent(events, keyA)
 			t.raise(epoch, 5, 0)
-			events := t.subscribe(t.Context())
+			t.awaitEvent(events, epoch)
 			t.put(keyA, 1, "stale", life)
 			t.raise(epoch, 4, 0)
 			t.release(store.Lease{Key: lease.Key, Owner: "stranger", Fence: lease.Fence})
