@@ -53,7 +53,7 @@ New here? "broker dev" runs everything on this machine and shows what it does.`,
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newKeygen(), newRevocations(), newHealthcheck(), newVersion())
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newKeygen(), newClients(), newSecret(), newSecrets(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
 	return root
 }
 

@@ -82,13 +82,25 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 	flags.StringVar(&clientID, "client-id", "", "tokens that were issued to this client")
 	flags.BoolVar(&all, "all", false, "tokens of everybody; needs --issued-before")
 	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
-	flags.DurationVar(&lasts, "for", 25*time.Hour, "how long the revocation lasts: at least as long as the issuer's tokens")
+	flags.DurationVar(&lasts, "for", defaultRevocation, "how long the revocation lasts: at least as long as the issuer's tokens")
 	flags.StringVar(&asked.Reason, "reason", "", "why, for those who read the list")
 	_ = cmd.MarkFlagRequired("issuer")
 	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
 	cmd.MarkFlagsMutuallyExclusive("token-id", "subject", "client-id", "all")
 	return cmd
 }
+
+// revocationOfClient is of all tokens that an issuer has issued to a client before an
+// instant. It lasts longer than any of them.
+func revocationOfClient(issuer, clientID string, before time.Time, reason string) *tokenbrokerv1.RevokeTokensRequest {
+	return &tokenbrokerv1.RevokeTokensRequest{RequestId: rand.Text(), Revocation: &tokenbrokerv1.Revocation{
+		Issuer: issuer, Target: &tokenbrokerv1.Revocation_ClientId{ClientId: clientID},
+		IssuedBefore: timestamppb.New(before), ExpiresAt: timestamppb.New(before.Add(defaultRevocation)), Reason: reason,
+	}}
+}
+
+// defaultRevocation is longer than tokens live.
+const defaultRevocation = 25 * time.Hour
 
 func beforeFlag(text string, now time.Time) (*timestamppb.Timestamp, error) {
 	switch text {

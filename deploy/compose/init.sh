@@ -43,9 +43,10 @@ for client in orders-api billing-api; do
 done
 
 # What the broker may do in Redis; nobody else may do anything. Redis needs only
-# the hash of the password. +info shows the broker how Redis keeps its data.
+# the hash of the password. +info shows the broker how Redis keeps its data, and
+# +wait that its replicas have a changed secret.
 hash=$(sha256sum <redis/password | cut -d ' ' -f 1)
 put redis/users.acl <<END
 user default off
-user tokenbroker on #$hash resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe +info
+user tokenbroker on #$hash resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe +info +wait
 END

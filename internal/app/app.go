@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -226,7 +225,7 @@ func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	a.stopSetup = a.runSetup(a.parts.setup.Load())
-	a.running.Go(func() { secret.Poll(a.background, a.parts.storage.secrets, a.secretChanged) })
+	a.running.Go(func() { a.parts.storage.pollSecrets(a.background, a.log) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
 	if a.listen.certs != nil {
@@ -256,12 +255,4 @@ func (a *App) serveOps(group *errgroup.Group) (stop func()) {
 			_ = ops.Close()
 		}
 	}
-}
-
-func (a *App) secretChanged(ring *secret.Ring, err error) {
-	if err != nil {
-		a.log.Error("a secret cannot be read again; the one read before stays in force", "secret", ring.Ref().String(), "error", err)
-		return
-	}
-	a.log.Info("a secret changed and is in force", "secret", ring.Ref().String(), "version", ring.Current().ID)
 }

@@ -22,7 +22,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -63,6 +62,7 @@ type setup struct {
 
 	storage *storage
 	network *discovery.Network
+	broker  func() *broker.Broker
 	before  *setup // what it takes the place of; nil once it has
 }
 
@@ -76,7 +76,7 @@ type issuerKey struct {
 // assemble makes the parts of what the configuration says. All secrets that
 // cannot be read are in the error.
 func assemble(config *Config, transport http.RoundTripper, told observers) (*parts, error) {
-	opened, err := openStore(&config.Store, &told)
+	opened, err := openStore(config, &told)
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +100,7 @@ func (p *parts) fill(config *Config) error {
 		Setup:      made.forBroker(),
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
+		Rings:      p.storage.rings,
 		Audit:      p.audit,
 		Logger:     p.log,
 		Registerer: p.registerer,
@@ -118,6 +119,7 @@ func (p *parts) use(next *setup) {
 func (p *parts) prepare(config *Config) (*setup, error) {
 	s := &setup{
 		config: config, storage: p.storage, network: p.network, before: p.setup.Load(),
+		broker:  func() *broker.Broker { return p.broker },
 		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if s.before == nil {
@@ -144,17 +146,6 @@ func (p *parts) prepare(config *Config) (*setup, error) {
 
 func (s *setup) forBroker() broker.Setup {
 	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.policyConfig())}
-}
-
-// secrets are those of the clients that have one.
-func (s *setup) secrets() []*secret.Ring {
-	var all []*secret.Ring
-	for _, c := range s.clients {
-		if c.Secret != nil {
-			all = append(all, c.Secret)
-		}
-	}
-	return all
 }
 
 // named returns the client of that name, which the setup has or had.
@@ -198,13 +189,20 @@ func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 		return broker.ClientConfig{}, err
 	}
 	client := broker.ClientConfig{
-		Name:      name,
-		IdP:       made,
-		Audience:  cfg.Audience,
-		Resources: cfg.Resources,
-		Scopes:    cfg.Scopes,
+		Name: name,
+		IdP:  made,
+		About: broker.About{
+			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: cfg.TokenURL, Auth: cfg.Auth, Secret: cfg.Secret.String(),
+		},
+		CheckSecret: made.CheckSecret,
+		Audience:    cfg.Audience,
+		Resources:   cfg.Resources,
+		Scopes:      cfg.Scopes,
 	}
 	if !idp.NeedsSecret(idp.AuthMethod(cfg.Auth), cfg.GrantType) {
+		return client, nil
+	}
+	if client.Managed = cfg.Secret.Managed(); client.Managed {
 		return client, nil
 	}
 	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
@@ -319,14 +317,16 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 // secret that the client has then.
 type introspection struct {
 	client *idp.Client
-	secret *secret.Ring // nil: the client has none
+	name   string
+	// broker has the secret; it is made later.
+	broker func() *broker.Broker
 }
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	with := i.client.Credential()
-	if i.secret != nil {
-		with = i.secret.Current()
+	with, err := i.broker().SecretInUse(ctx, i.name)
+	if err != nil {
+		return false, nil, err
 	}
 	found, err := i.client.Introspect(ctx, with, token)
 	return found.Active, found.Members, err
@@ -334,8 +334,7 @@ func (i introspection) Introspect(ctx context.Context, token redact.String) (act
 
 func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
-	asking, _ := s.named(name) // the configuration was checked
-	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) && old.secret == asking.Secret {
+	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
 		return old, nil
 	}
 	towards := s.towards(config.Clients[name])
@@ -347,7 +346,7 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
 	}
 	client, err := idp.New(towards)
-	return introspection{client, asking.Secret}, err
+	return introspection{client, name, s.broker}, err
 }
 
 // sameIntrospection reports whether an issuer was asked about opaque tokens in the

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -152,9 +154,11 @@ type ClientConfig struct {
 	TokenURL string `yaml:"token_url" jsonschema:"minLength=1,oneof_required=token_url"`
 	// The client identifier that the IdP issued.
 	ClientID string `yaml:"client_id" jsonschema:"required,minLength=1,maxLength=512"`
-	// Where the client secret is: file:PATH (read again when it changes) or env:NAME. Never the
-	// secret itself. With private_key_jwt and the grant jwt-bearer it is the private key, in PEM
-	// or as a JWK, or a Google service account's file. Required unless auth needs none.
+	// Where the client secret is: file:PATH (a file, or a directory with the files current and
+	// previous; read again when it changes), env:NAME, or managed: brought with "broker secret
+	// rotate" and kept in the store. Never the secret itself. With private_key_jwt and the grant
+	// jwt-bearer it is the private key, in PEM or as a JWK, or a Google service account's file.
+	// Required unless auth needs none.
 	Secret secret.Ref `yaml:"secret"`
 	// How the client proves its identity. Absent: client_secret_basic, or none with the grant
 	// jwt-bearer, which proves it by itself.
@@ -286,6 +290,16 @@ type VerificationConfig struct {
 	// How long callers may keep an answer at most, 1s to 1h: a change of the configuration and a
 	// revocation reach those who keep answers only then.
 	MaxValidity time.Duration `yaml:"max_validity" jsonschema:"default=5m"`
+}
+
+// managed is the name of a client whose secret is managed; empty: there is none.
+func (c *Config) managed() string {
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		if c.Clients[name].Secret.Managed() {
+			return name
+		}
+	}
+	return ""
 }
 
 // LoadConfig reads the configuration file at path. It reads no secrets and

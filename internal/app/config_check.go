@@ -24,6 +24,7 @@ func checkConfig(c *Config, found *findings) {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
 		checkClient(&client, join("clients", name), found)
+		checkManaged(c, &client, join("clients", name), found)
 	}
 	checkIssuers(c, found)
 	checkCallers(c, found)
@@ -88,6 +89,15 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 		}
 	}
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
+}
+
+// checkManaged refuses to keep what is nowhere else where nothing outlives the
+// process.
+func checkManaged(c *Config, client *ClientConfig, path string, found *findings) {
+	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
+		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and nothing outlives the process in memory: "+
+			"give store.bolt or store.redis, or the secret as file:PATH")
+	}
 }
 
 func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"errors"
 	"reflect"
 	"regexp"
 	"slices"
@@ -329,11 +330,19 @@ func (d *decoder) reference(n *yaml.Node, into *secret.Ref, path string) {
 		return
 	}
 	ref, err := secret.ParseRef(value)
+	if err == nil && ref.Managed() && !mayBeManaged(path) {
+		err = errors.New("managed is for the secrets of clients alone: give file:PATH or env:NAME")
+	}
 	if err != nil {
 		d.addf(n.Line, "%s: %v", path, err)
 		return
 	}
 	*into = ref
+}
+
+// mayBeManaged reports whether a reference is that to a client's secret.
+func mayBeManaged(path string) bool {
+	return strings.HasPrefix(path, "clients.") && strings.HasSuffix(path, ".secret")
 }
 
 // listener decodes an address alone, or a mapping. "off" is no listener.

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
 // watchInterval is how often the configuration file is looked at.
@@ -55,12 +53,11 @@ func (a *App) reload(config *Config) error {
 	return nil
 }
 
-// runSetup keeps what a setup needs up to date: issuers' keys and clients' secrets.
-// It returns what ends that, and waits for its end.
+// runSetup keeps what a setup needs up to date: issuers' keys and clients'
+// certificates. It returns what ends that, and waits for its end.
 func (a *App) runSetup(s *setup) (stop func()) {
 	ctx, cancel := context.WithCancel(a.background)
 	a.running.Go(func() { s.verifier.Run(ctx) })
-	a.running.Go(func() { secret.Poll(ctx, s.secrets(), a.secretChanged) })
 	a.running.Go(func() { s.pollCertificates(ctx, a.log) })
 	return cancel
 }

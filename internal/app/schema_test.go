@@ -82,6 +82,9 @@ func refine(s *jsonschema.Schema) {
 	params, _ := client.Properties.Get("params")
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
 
+	// Only a client's secret may be managed.
+	managed, _ := s.Definitions["ClientConfig"].Properties.Get("secret")
+	managed.Pattern = "^((file|env):.+|managed)$"
 	audience, _ := client.Properties.Get("assertion_audience")
 	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
 	// Some presets know the token endpoint.

@@ -23,7 +23,10 @@ const storeCheckTimeout = 5 * time.Second
 type storage struct {
 	store.Store
 
-	kind  string
+	kind string
+	// keepsSecrets: those of managed clients, which are nowhere else.
+	keepsSecrets bool
+
 	redis *store.Redis    // nil: another kind
 	rings *store.RingFile // nil: nothing is sealed
 	// secrets of the connection, which may be rotated.
@@ -31,7 +34,8 @@ type storage struct {
 }
 
 // openStore opens the store. It does not wait for Redis.
-func openStore(config *StoreConfig, told *observers) (*storage, error) {
+func openStore(all *Config, told *observers) (*storage, error) {
+	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
 		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
 	}
@@ -39,7 +43,7 @@ func openStore(config *StoreConfig, told *observers) (*storage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store.sealing_keys: %w", err)
 	}
-	opened := &storage{rings: rings}
+	opened := &storage{rings: rings, keepsSecrets: all.managed() != ""}
 	if config.Redis != nil {
 		err = opened.openRedis(config.Redis, told)
 	} else {
@@ -75,6 +79,7 @@ func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
 		SentinelUsername: config.SentinelUsername,
 		DB:               config.DB,
 		Prefix:           config.Prefix,
+		KeepsSecrets:     s.keepsSecrets,
 		Logger:           told.log,
 		Tracer:           told.traces.tracer(),
 	}
@@ -141,8 +146,12 @@ func (s *storage) mac() func([]byte) [32]byte {
 	return func(data []byte) [32]byte { return s.rings.Current().MAC(data) }
 }
 
-// open opens the secret of a client, whose versions all replicas call the same.
+// open opens the secret of a client, whose versions all replicas call the same. Nil:
+// it is managed.
 func (s *storage) open(ref secret.Ref) (*secret.Ring, error) {
+	if ref.Managed() {
+		return nil, nil //nolint:nilnil // it is in the store
+	}
 	if s.rings == nil {
 		return secret.Open(ref)
 	}
@@ -170,6 +179,17 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("store.redis: %w", err)
 	}
 	return nil
+}
+
+// pollSecrets reads the passwords of the connection again until ctx ends.
+func (s *storage) pollSecrets(ctx context.Context, log *slog.Logger) {
+	secret.Poll(ctx, func() []*secret.Ring { return s.secrets }, func(ring *secret.Ring, err error) {
+		if err != nil {
+			log.Error("a password of Redis cannot be read again; the one read before stays in force", "secret", ring.Ref().String(), "error", err)
+			return
+		}
+		log.Info("a password of Redis changed and is in force", "secret", ring.Ref().String(), "version", ring.Current().ID)
+	})
 }
 
 // pollRing reads the ring of sealing keys again until ctx ends.

@@ -20,6 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -62,6 +63,8 @@ type Config struct {
 	// and the same in all replicas. Nil: one of this process, which is enough for
 	// a store that nobody shares.
 	MAC func(data []byte) [32]byte
+	// Rings seal backups of secrets. Nil: there are none.
+	Rings *store.RingFile
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
 	// Zero: DefaultMaxEntries.
 	MaxEntries int
@@ -88,8 +91,17 @@ type Setup struct {
 type ClientConfig struct {
 	Name string
 	IdP  *idp.Client
-	// Secret is nil for a client that proves its identity by something else.
+	// Secret follows the source of the client's secret. Nil: the secret is Managed,
+	// or none is needed.
 	Secret *secret.Ring
+	// Managed: operators bring the secret (RotateSecret), and it is kept in the
+	// store.
+	Managed bool
+	// CheckSecret says what is wrong with the form of a secret, if it cannot be one
+	// of this client. Nil: any text will do.
+	CheckSecret func(value redact.String) error
+	// About is what operators are told of it.
+	About About
 	// Defaults for questions that leave them open.
 	Audience  string
 	Resources []string
@@ -106,6 +118,8 @@ type Broker struct {
 	names   names
 	bells   *bells
 	revoker *revoker
+	changes tally           // of the histories of secrets
+	rings   *store.RingFile // nil: there are none
 	audit   *audit.Log
 	log     *slog.Logger
 	metrics *metrics
@@ -127,15 +141,17 @@ type setup struct {
 
 // client is one OAuth client and what all its entries have in common.
 type client struct {
-	name   string
-	idp    *idp.Client
-	secret *secret.Ring
-	own    idp.Request
-	entry  *entry // of own
-	keys   clientKeys
-	bell   *bell // tells of purges
+	name    string
+	idp     *idp.Client
+	secrets *secrets
+	about   About
+	own     idp.Request
+	entry   *entry // of own
+	keys    clientKeys
+	bells   []*bell // tell of purges, and of other secrets
+	fares   fares
 
-	// trouble that is not about one question: refused credentials, throttling.
+	// trouble that is not about one question nor about one secret: throttling.
 	trouble troublePlace
 	// epoch and fence are the highest that were seen.
 	epoch, fence atomic.Uint64
@@ -170,13 +186,15 @@ func New(cfg Config) (*Broker, error) {
 		names:   newNames(cfg.MAC),
 		bells:   newBells(),
 		entries: newShards(cfg.MaxEntries),
+		rings:   cfg.Rings,
 		audit:   cfg.Audit,
 		log:     cfg.Logger,
 		metrics: newMetrics(),
 	}
 	b.revoker = newRevoker(b.store, b.names)
+	b.changes.store, b.changes.key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
-	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes)...)
+	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.key)...)
 	b.setup.Store(&setup{})
 	if err := b.Apply(cfg.Setup); err != nil {
 		return nil, err
@@ -187,9 +205,9 @@ func New(cfg Config) (*Broker, error) {
 
 func (b *Broker) newClient(cfg ClientConfig) *client {
 	c := &client{
-		name:   cfg.Name,
-		idp:    cfg.IdP,
-		secret: cfg.Secret,
+		name:  cfg.Name,
+		idp:   cfg.IdP,
+		about: cfg.About,
 		own: idp.Request{
 			Audience:  cfg.Audience,
 			Resources: cfg.Resources,
@@ -197,17 +215,13 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		},
 	}
 	c.keys = b.names.client(c.name, c.idp.Fingerprint())
+	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
-	c.bell = b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch)
-	return c
-}
-
-// version is the secret that is in force, or what stands for it.
-func (c *client) version() secret.Version {
-	if c.secret == nil {
-		return c.idp.Credential()
+	c.bells = append(c.bells, b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch))
+	if c.secrets.kept() {
+		c.bells = append(c.bells, b.bells.hang(func() { c.secrets.news.tell(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
 	}
-	return c.secret.Current()
+	return c
 }
 
 func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {

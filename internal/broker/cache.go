@@ -69,9 +69,8 @@ type trouble struct {
 	// tries counts the failures of this class in a row.
 	tries int
 	class idp.Class
-	// secretVersion that was refused; the trouble is over when another one comes
-	// in force. Empty: the trouble is not about the secret.
-	secretVersion string
+	// at is when this replica got to know of it.
+	at time.Time
 	// fence of the fetch that failed: the higher is the newer.
 	fence uint64
 }
@@ -106,37 +105,37 @@ func (p *troublePlace) lift(fence uint64) {
 	}
 }
 
-func (t *trouble) active(now time.Time, secretVersion string) bool {
-	return t != nil && now.Before(t.until) && (t.secretVersion == "" || t.secretVersion == secretVersion)
-}
+func (t *trouble) active(now time.Time) bool { return t != nil && now.Before(t.until) }
 
 // told is the trouble as an error at a later time.
 func (t *trouble) told(now time.Time) *Error { return t.err.after(t.until.Sub(now)) }
 
 // triesBefore is how often the same thing went wrong before.
-func (t *trouble) triesBefore(class idp.Class, secretVersion string) int {
-	if t == nil || t.class != class || t.secretVersion != secretVersion {
+func (t *trouble) triesBefore(class idp.Class) int {
+	if t == nil || t.class != class {
 		return 0
 	}
 	return t.tries
 }
 
 // troubleNow returns the failure that keeps the entry from asking the IdP, or
-// nil. The client's trouble stops all of its entries.
+// nil. The client's trouble stops all of its entries, and so does the refusal of
+// all of its secrets.
 func (e *entry) troubleNow(now time.Time) *trouble {
-	version := e.client.version().ID
-	if t := e.client.trouble.Load(); t.active(now, version) {
+	if t := e.client.trouble.Load(); t.active(now) {
 		return t
 	}
-	if t := e.trouble.Load(); t.active(now, version) {
+	if t := e.trouble.Load(); t.active(now) {
 		return t
 	}
-	return nil
+	return e.client.secrets.now().refusal(now)
 }
 
 // failing reports whether the last attempt to get a token failed, whether or
 // not it is time for another.
-func (e *entry) failing() bool { return e.trouble.Load() != nil || e.client.trouble.Load() != nil }
+func (e *entry) failing() bool {
+	return e.trouble.Load() != nil || e.client.trouble.Load() != nil || e.client.secrets.now().failing()
+}
 
 // shards keeps the entries of questions other than the clients' own, spread over
 // locks so that callers of different tokens rarely meet at one.

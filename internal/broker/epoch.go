@@ -9,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -31,6 +32,7 @@ func (b *Broker) Run(ctx context.Context) {
 	parts.Go(func() { b.listen(ctx) })
 	parts.Go(func() { b.poll(ctx) })
 	parts.Go(func() { b.sumUp(ctx) })
+	parts.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
 	parts.Wait()
 }
 
@@ -44,6 +46,7 @@ func (b *Broker) listen(ctx context.Context) {
 // poll looks from time to time at what it may not have been told.
 func (b *Broker) poll(ctx context.Context) {
 	_, _ = b.revoker.set(ctx) // if not now, then when they are needed
+	b.lookAtSecrets(ctx, b.keptClients()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
@@ -51,6 +54,7 @@ func (b *Broker) poll(ctx context.Context) {
 			continue
 		}
 		b.revoker.poll(ctx, round)
+		b.pollSecrets(ctx, round)
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}
@@ -123,16 +127,24 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, name string) 
 	if c == nil {
 		return mayNotDo(caller, policy.PurgeTokens, name)
 	}
+	if err := b.dropTokens(ctx, c); err != nil {
+		return err
+	}
+	b.log.Info("tokens purged", "client", name, "caller", caller.Name())
+	return nil
+}
+
+// dropTokens has all replicas drop what was obtained before now.
+func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
 		return &Error{
 			Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second,
-			Metadata: map[string]string{"client": name},
-			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", name),
+			Metadata: map[string]string{"client": c.name},
+			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", c.name),
 			cause:    err,
 		}
 	}
 	b.sawEpoch(ctx, c, epoch)
-	b.log.Info("tokens purged", "client", name, "epoch", epoch, "caller", caller.Name())
 	return nil
 }

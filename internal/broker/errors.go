@@ -42,6 +42,16 @@ const (
 	ReasonForcedFetchLimited = "FORCED_FETCH_LIMITED"
 	ReasonIdPUnavailable     = "IDP_UNAVAILABLE"
 	ReasonStoreUnavailable   = "STORE_UNAVAILABLE"
+	ReasonNoSecret           = "NO_SECRET"
+	ReasonSecretUnusable     = "SECRET_UNUSABLE"
+	ReasonSecretsUnknown     = "SECRETS_UNKNOWN"
+	ReasonSecretsUnreadable  = "SECRETS_UNREADABLE"
+	ReasonSecretNotManaged   = "SECRET_NOT_MANAGED"
+	ReasonSecretStaged       = "SECRET_STAGED"
+	ReasonSecretChanged      = "SECRET_CHANGED"
+	ReasonSecretInForce      = "SECRET_IN_FORCE"
+	ReasonNoSuchSecret       = "NO_SUCH_SECRET_VERSION"
+	ReasonNoPreviousSecret   = "NO_PREVIOUS_SECRET"
 	ReasonPurged             = "TOKENS_PURGED"
 	ReasonKeysUnavailable    = "ISSUER_KEYS_UNAVAILABLE"
 	ReasonUnintrospected     = "INTROSPECTION_UNAVAILABLE"
@@ -74,6 +84,9 @@ type Error struct {
 	Metadata map[string]string
 	// Field names the field at fault of an InvalidArgument.
 	Field string
+	// Rotated is how far a change of a secret got that failed. Nil: the error is
+	// about something else.
+	Rotated *Rotated
 
 	cause error
 }

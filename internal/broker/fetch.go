@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/tracing"
@@ -66,7 +65,8 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 		f.err = t.told(now)
 		return true
 	}
-	return false
+	f.err = e.client.secretless()
+	return f.err != nil
 }
 
 // lead fetches on behalf of the fleet.
@@ -127,22 +127,53 @@ func late(tok *token.Token) time.Time {
 // fetch asks the IdP. What came of it is told to the fleet, in one step with
 // giving up the lease, before anybody here gets to see it. The zero lease: there
 // is no fleet to tell.
+//
+// A secret that is refused gives way to the next one that there is, each once;
+// and a token that was purged while it was fetched is fetched again.
 func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
-	version := e.client.version()
-	leave, probing, told := b.enter(ctx, e, version.ID, lease.Fence > 0)
+	for before := (earlier{}); b.try(ctx, e, f, lease, &before); {
+	}
+}
+
+// earlier are the attempts of a fetch before the one that is made.
+type earlier struct {
+	refused []*version
+	purged  int
+}
+
+// try makes one attempt and reports whether there is to be another.
+func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
+	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence > 0)
 	if told != nil {
 		f.err = told
 		b.tell(ctx, lease)
-		return
+		return false
 	}
 	defer leave()
-	before := standing{e.trouble.Load(), e.client.trouble.Load()}
-	tok, err := b.mint(ctx, e, version, max(lease.Fence, e.client.fence.Load()))
+	got := b.mint(ctx, e, v, max(lease.Fence, e.client.fence.Load()))
 	switch {
-	case err == nil:
-		newest := b.tell(ctx, lease, before.success(e, tok)...)
-		before.fetched(e, tok)
-		f.token, f.source = tok, FromIdP
+	case got.err == nil && got.token.Epoch < e.client.epoch.Load() && before.purged < maxPurged-1:
+		before.purged++
+		return true
+	case got.refused() && b.flying.Err() == nil:
+		before.refused = append(before.refused, v)
+		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
+		_ = b.look(ctx, e) // another one may have come in force meanwhile
+		return true
+	default:
+		b.landed(ctx, e, f, lease, got, probing)
+		return false
+	}
+}
+
+// landed tells what an attempt came to after which there is no other.
+func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probing bool) {
+	switch {
+	case got.err == nil:
+		newest := b.tell(ctx, lease, got.success(e)...)
+		b.fetched(e, got)
+		b.settleSecret(e.client, got.with)
+		f.token, f.source = got.token, FromIdP
 		if !newest {
 			_ = b.look(ctx, e) // some IdPs end a token when they issue the next one
 		}
@@ -150,7 +181,7 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 		f.err = ShuttingDown(e.client.name)
 		b.tell(ctx, lease)
 	default:
-		t, puts := b.failed(e, version.ID, err, probing, max(lease.Fence, e.client.fence.Load()))
+		t, puts := b.failed(e, got, probing)
 		f.err = t.told(time.Now())
 		b.tell(ctx, lease, puts...)
 	}
@@ -164,54 +195,74 @@ func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put)
 	return b.write(ctx, store.Change{Puts: puts, Release: lease})
 }
 
-// mint asks the IdP for a token, and once more if all of the client's were
-// purged meanwhile.
-func (b *Broker) mint(ctx context.Context, e *entry, version secret.Version, fence uint64) (tok *token.Token, err error) {
-	for range maxPurged {
-		epoch, begun := e.client.epoch.Load(), time.Now()
-		ask := e.ask
-		ask.Once = e.usable(e.token.Load(), begun, 0)
-		grant, err := e.client.idp.Fetch(ctx, version, ask)
-		b.metrics.fetch(e.client.name, time.Since(begun), err)
-		if err != nil {
-			return nil, err
-		}
-		tok = token.New(grant, epoch, fence)
-		if e.client.epoch.Load() == epoch {
-			break
-		}
+// tellOf stores what a fetch came to that goes on.
+func (b *Broker) tellOf(ctx context.Context, lease store.Lease, puts ...store.Put) {
+	if lease.Fence > 0 && len(puts) > 0 {
+		b.write(ctx, store.Change{Puts: puts})
 	}
-	return tok, nil
 }
 
-// standing are the troubles that stood when a fetch began: its success ends
-// them and no others, for a throttling that came meanwhile is to be obeyed.
-type standing struct{ entry, client *trouble }
+// attempt is one that was made to get a token, and what it came to.
+type attempt struct {
+	with  *version
+	fence uint64
+	begun time.Time
+	// The troubles that stood when it began: its success ends them and no others,
+	// for a throttling that came meanwhile is to be obeyed.
+	entryTrouble, clientTrouble, refusal *trouble
+
+	token *token.Token
+	err   error
+}
+
+func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
+
+// mint asks the IdP for a token.
+func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) attempt {
+	c := e.client
+	epoch := c.epoch.Load()
+	made := attempt{
+		with: v, fence: fence, begun: time.Now(),
+		entryTrouble: e.trouble.Load(), clientTrouble: c.trouble.Load(), refusal: v.refused.Load(),
+	}
+	ask := e.ask
+	ask.Once = e.usable(e.token.Load(), made.begun, 0)
+	grant, err := c.idp.Fetch(ctx, v.Version, ask)
+	b.metrics.fetch(c.name, time.Since(made.begun), err)
+	if made.err = err; err == nil {
+		made.token = token.New(grant, epoch, fence)
+	}
+	return made
+}
 
 // success is what the fleet is told of a new token.
-func (s standing) success(e *entry, tok *token.Token) []store.Put {
+func (a attempt) success(e *entry) []store.Put {
 	keys := e.client.keys
 	var puts []store.Put
-	if value, ttl := tok.Stored(time.Now()); ttl > 0 {
-		puts = append(puts, store.Put{Key: e.tokenKey(), Number: tok.Fence, Value: value, TTL: ttl})
+	if value, ttl := a.token.Stored(time.Now()); ttl > 0 {
+		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.fence, Value: value, TTL: ttl})
 	}
-	puts = append(puts, store.Put{Key: keys.proof, Number: tok.Fence, Value: []byte(tok.SecretVersion), TTL: proofLasts})
-	if s.entry != nil {
-		puts = append(puts, over(e.troubleKey(), tok.Fence))
-	}
-	if s.client != nil {
-		puts = append(puts, over(keys.trouble, tok.Fence))
+	puts = append(puts, store.Put{Key: keys.proof, Number: a.fence, Value: []byte(a.with.ID), TTL: proofLasts})
+	for key, stood := range map[string]*trouble{
+		e.troubleKey(): a.entryTrouble, keys.trouble: a.clientTrouble, a.with.key: a.refusal,
+	} {
+		if stood != nil {
+			puts = append(puts, over(key, a.fence))
+		}
 	}
 	return puts
 }
 
 // fetched publishes the new token in this replica.
-func (s standing) fetched(e *entry, tok *token.Token) {
-	e.client.prove(tok.SecretVersion, time.Now().Add(proofLasts), tok.Fence)
-	e.trouble.CompareAndSwap(s.entry, nil)
-	e.trouble.lift(tok.Fence)
-	e.client.trouble.CompareAndSwap(s.client, nil)
-	e.publish(tok, func(held *token.Token) bool { return tok.Fence >= held.Fence })
+func (b *Broker) fetched(e *entry, a attempt) {
+	c := e.client
+	c.prove(a.with.ID, time.Now().Add(proofLasts), a.fence)
+	e.trouble.CompareAndSwap(a.entryTrouble, nil)
+	e.trouble.lift(a.fence)
+	c.trouble.CompareAndSwap(a.clientTrouble, nil)
+	a.with.refused.CompareAndSwap(a.refusal, nil)
+	e.publish(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
+	c.obtained(e, a.token)
 }
 
 // publish makes tok the one that is held, unless the one that is held is good
@@ -242,37 +293,98 @@ func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 	e.publish(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
 	e.trouble.lift(tok.Fence)
 	e.client.trouble.lift(tok.Fence)
+	e.client.obtained(e, tok)
 }
 
-// failed remembers a failure for as long as its class deserves, and returns what
-// the fleet is to be told of it.
-func (b *Broker) failed(e *entry, version string, err error, probing bool, fence uint64) (*trouble, []store.Put) {
-	c, class, now := e.client, idp.ClassOf(err), time.Now()
-	next := &trouble{class: class, err: refused(c.name, version, err), fence: fence}
+// failed remembers a failure that is not the secret's for as long as its class
+// deserves, and returns what the fleet is to be told of it.
+func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Put) {
+	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
+	next := &trouble{class: class, err: refused(c.name, a.with.ID, a.err), at: now, fence: a.fence}
 	place, key := &e.trouble, e.troubleKey()
 	var puts []store.Put
 	switch {
-	case class == idp.CredentialRefused:
-		next.secretVersion = version
-		fallthrough
 	case class == idp.Throttled:
 		place, key = &c.trouble, c.keys.trouble
-		c.prove(noProof, now, fence)
-		puts = append(puts, store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofLasts})
+		c.prove(noProof, now, a.fence)
+		puts = append(puts, noProofPut(c, a.fence))
 	case class == idp.Transient && probing:
 		// Those who waited for the probe must not all try in turn.
-		pause := &trouble{class: class, err: next.err, fence: fence, until: now.Add(probePause)}
+		pause := &trouble{class: class, err: next.err, at: now, fence: a.fence, until: now.Add(probePause)}
 		c.trouble.set(pause)
-		puts = append(puts, pause.put(c.keys.trouble, fence, now))
+		puts = append(puts, pause.put(c.keys.trouble, a.fence, now))
 	}
-	next.tries = place.Load().triesBefore(class, next.secretVersion) + 1
-	wait := backoff(err, next.tries, e.token.Load(), now)
+	next.tries = place.Load().triesBefore(class) + 1
+	wait := backoff(a.err, next.tries, e.token.Load(), now)
 	next.until = now.Add(wait)
 	place.set(next)
+	c.failedAs(next)
 	b.log.Warn("no token from the IdP", "client", c.name, "audience", e.ask.Audience,
-		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", err,
-		"secret_version", version, "tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
-	return next, append(puts, next.put(key, fence, now))
+		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", a.err,
+		"secret_version", a.with.ID, "tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
+	return next, append(puts, next.put(key, a.fence, now))
+}
+
+// refusedSecret remembers that the IdP refused a secret, for as long as it is not
+// to be sent again, and returns what the fleet is to be told of it. Attempts that
+// were under way at the same time are one try.
+func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
+	c, v, now := e.client, a.with, time.Now()
+	standing := v.refused.Load()
+	if standing != nil && standing.at.After(a.begun) {
+		return nil
+	}
+	u := c.secrets.now()
+	next := &trouble{
+		class: idp.CredentialRefused, err: refused(c.name, v.ID, a.err), at: now, fence: a.fence,
+		tries: standing.triesBefore(idp.CredentialRefused) + 1,
+	}
+	wait := secretBackoff(next.tries, v == u.current && u.rotating(now))
+	next.until = now.Add(wait)
+	v.refused.set(next)
+	c.failedAs(next)
+	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
+		"tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
+	puts := []store.Put{next.put(v.key, a.fence, now)}
+	switch {
+	case v == u.current && u.pending != nil:
+		// The IdP may have changed to what was staged for that.
+		puts = append(puts, u.pending.hasten(now, now, a.fence)...)
+	case v != u.current && u.current != nil && u.next(now, nil) == nil:
+		// Nothing is left to go on with: there is to be another try before the token ends.
+		if tok := e.token.Load(); e.usable(tok, now, 0) {
+			puts = append(puts, u.current.hasten(now.Add(max(leastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
+		}
+	}
+	if c.unprove(v.ID, a.fence) {
+		puts = append(puts, noProofPut(c, a.fence))
+	}
+	return puts
+}
+
+// hasten lets a refused version be tried earlier than it would be.
+func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
+	standing := v.refused.Load()
+	if !standing.active(at) {
+		return nil
+	}
+	next := *standing
+	next.until, next.fence = at, fence
+	v.refused.set(&next)
+	return []store.Put{next.put(v.key, fence, now)}
+}
+
+// leastPause is how far apart two tries with a refused secret are at least.
+const leastPause = 5 * time.Second
+
+// secretBackoff is how long a secret is not sent again after the n-th refusal in a
+// row. While a rotation is under way the IdP is likely to take it soon.
+func secretBackoff(n int, rotating bool) time.Duration {
+	steps := []time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
+	if rotating {
+		steps = append([]time.Duration{leastPause, 15 * time.Second, 45 * time.Second}, steps[1:]...)
+	}
+	return steps[min(n, len(steps))-1]
 }
 
 // ShuttingDown is the error for those whom this replica can serve no longer.
@@ -313,8 +425,6 @@ func backoff(err error, n int, tok *token.Token, now time.Time) time.Duration {
 	switch refusal.Class {
 	case idp.Throttled:
 		return refusal.RetryAfter
-	case idp.CredentialRefused:
-		return step(30*time.Second, 2*time.Minute, 5*time.Minute, 10*time.Minute)
 	case idp.RequestRefused:
 		return step(time.Minute, 5*time.Minute)
 	case idp.Misconfigured:

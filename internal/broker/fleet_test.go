@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -32,14 +33,17 @@ type replicas struct {
 	idp    *devidp.Server
 	shared *store.Memory
 	all    []*replica
+	seal   func(store.Store) store.Store // nil: nothing is sealed
+	audit  *audit.Log
 }
 
 type replica struct {
 	*broker.Broker
 
 	link   *link
-	ring   *secret.Ring
-	stop   func() // ends it as a shutdown would
+	ring   *secret.Ring // nil: the secret is managed
+	path   string       // of the file with the secret
+	stop   func()       // ends it as a shutdown would
 	config broker.ClientConfig
 }
 
@@ -63,13 +67,10 @@ func startReplicas(t testing.TB, n int) *replicas {
 	return r
 }
 
-// add starts one more replica, with a secret of its own.
+// add starts one more replica, with a secret of its own in a file.
 func (r *replicas) add(password string) *replica {
 	r.t.Helper()
-	path := filepath.Join(r.t.TempDir(), "secret")
-	if err := os.WriteFile(path, []byte(password), 0o600); err != nil {
-		r.t.Fatal(err)
-	}
+	path := writeSecret(r.t, password)
 	ref, err := secret.ParseRef("file:" + path)
 	if err != nil {
 		r.t.Fatal(err)
@@ -78,17 +79,31 @@ func (r *replicas) add(password string) *replica {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	client, err := idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(r.idp.RoundTripper())})
+	made := r.start(broker.ClientConfig{Secret: ring})
+	made.ring, made.path = ring, path
+	return made
+}
+
+// start starts a replica with the client "orders", whose secret is as given.
+func (r *replicas) start(client broker.ClientConfig) *replica {
+	r.t.Helper()
+	var err error
+	client.Name, client.Audience, client.Scopes = "orders", audience, []string{"write", "read"}
+	client.IdP, err = idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(r.idp.RoundTripper())})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	way := &link{}
 	way.to.Store(r.shared)
-	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
+	var through store.Store = way
+	if r.seal != nil {
+		through = r.seal(way)
+	}
 	b, err := broker.New(broker.Config{
-		Setup:  broker.Setup{Clients: []broker.ClientConfig{config}},
-		Store:  way,
+		Setup:  broker.Setup{Clients: []broker.ClientConfig{client}},
+		Store:  through,
 		MAC:    sha256Of,
+		Audit:  r.audit,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -97,7 +112,7 @@ func (r *replicas) add(password string) *replica {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); b.Run(ctx) }()
-	made := &replica{b, way, ring, sync.OnceFunc(func() { b.Close(); cancel(); <-done }), config}
+	made := &replica{Broker: b, link: way, stop: sync.OnceFunc(func() { b.Close(); cancel(); <-done }), config: client}
 	r.t.Cleanup(made.stop)
 	r.all = append(r.all, made)
 	return made
@@ -214,6 +229,10 @@ func (l *link) Raise(ctx context.Context, key string, floor, by uint64) (uint64,
 		return 0, err
 	}
 	return l.to.Load().Raise(ctx, key, floor, by)
+}
+
+func (l *link) Confirm(ctx context.Context, key string) store.Safety {
+	return l.to.Load().Confirm(ctx, key)
 }
 
 func (l *link) Close() error { return nil }
@@ -563,7 +582,7 @@ func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
 		// The token is there now: whoever may not fetch may still use it.
 		time.Sleep(31 * time.Second)
 		answer, err := old.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		if err != nil || answer.Source != broker.FromShared {
+		if err != nil || answer.Source == broker.FromIdP {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	})

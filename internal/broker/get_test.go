@@ -103,7 +103,7 @@ func (f *fleet) changeSecret(t *testing.T, value string) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if _, err := f.ring.Reload(); err != nil {
+		if _, err := f.ring.Reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

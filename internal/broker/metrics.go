@@ -126,6 +126,7 @@ func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
+	describeSecrets(out)
 }
 
 func (c clientCollector) Collect(out chan<- prometheus.Metric) {
@@ -135,10 +136,11 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}
 		backoff := 0.0
-		if client.trouble.Load().active(now, client.version().ID) {
+		if client.trouble.Load().active(now) || client.secrets.now().refusal(now) != nil {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)
+		collectSecrets(out, client)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
 }

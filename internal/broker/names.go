@@ -41,17 +41,18 @@ func (n names) name(kind string, parts ...[]byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// clientKeys are the keys of what concerns a client as a whole. The epoch and
-// the fences belong to its name, for as long as there is a client of that name;
-// the rest belongs to it as it is configured, so that replicas which are
-// configured differently for a while do not take each other's failures for
+// clientKeys are the keys of what concerns a client as a whole. The epoch, the
+// fences and the secrets belong to its name, for as long as there is a client of
+// that name; the rest belongs to it as it is configured, so that replicas which
+// are configured differently for a while do not take each other's failures for
 // their own.
 type clientKeys struct {
 	tag     string
 	config  string // a name of the configuration
 	epoch   string // counter: a purge raises it
 	fences  string // counter: numbers the client's leases
-	trouble string // refused credentials, throttling
+	secrets string // the history of its secrets
+	trouble string // throttling
 	proof   string // the secret version that lately obtained a token
 	probe   string // lease: who tries an unproven secret
 }
@@ -64,11 +65,15 @@ func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 		config:  config,
 		epoch:   tag + "epoch",
 		fences:  tag + "fences",
+		secrets: tag + "secrets",
 		trouble: tag + config + ":trouble",
 		proof:   tag + config + ":proof",
 		probe:   tag + config + ":probe",
 	}
 }
+
+// refusals is the key of the refusals of one version of the secret.
+func (k clientKeys) refusals(version string) string { return k.tag + k.config + ":refused:" + version }
 
 // The keys of one question.
 func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":token" }

@@ -7,62 +7,95 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// enter lets a fetch through: at once where the secret is proven, else as the
-// one fetch that tries it, or after that. So an IdP sees a wrong secret once,
-// and not once for each audience and replica: accounts get locked. The caller
-// calls leave when it has published what came of the fetch.
-func (b *Broker) enter(ctx context.Context, e *entry, version string, fleet bool) (leave func(), probing bool, err *Error) {
+// enter chooses the secret of a fetch and lets it through: at once where the secret
+// is proven, else as the one fetch that tries it, or after that. So an IdP sees a
+// wrong secret once, and not once for each audience and replica: accounts get
+// locked. The caller calls leave when it has published what came of the fetch.
+func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fleet bool) (v *version, leave func(), probing bool, err *Error) {
 	c := e.client
-	leave, probing, err = b.enterAlone(ctx, e, version)
-	if err != nil || !probing || !fleet {
-		return leave, probing, err
-	}
-	lease, how := b.await(ctx, e, c.keys.probe, func() bool {
-		return c.provenNow(version) || e.troubleNow(time.Now()) != nil
-	})
-	switch how {
-	case leased:
-		stop := b.keep(ctx, lease)
-		alone := leave
-		return func() {
-			stop()
-			b.write(ctx, store.Change{Release: lease})
-			alone()
-		}, true, nil
-	case ended:
-		leave()
-		return nil, false, b.outOfTime(e)
-	case settled:
-		if t := e.troubleNow(time.Now()); t != nil {
-			leave()
-			return nil, false, t.told(time.Now())
+	for {
+		v, err := e.choose(tried, time.Now())
+		if err != nil {
+			return nil, nil, false, err
 		}
-		leave()
-		return func() {}, false, nil
-	default: // the store does not say: at least in this replica it is the only one
-		return leave, true, nil
+		if c.provenNow(v.ID) {
+			return v, func() {}, false, nil
+		}
+		probe, how := b.probe(ctx, e, fleet, func() bool {
+			next, err := e.choose(tried, time.Now())
+			return err != nil || c.provenNow(next.ID)
+		})
+		switch how {
+		case settled:
+		case ended:
+			return nil, nil, false, b.outOfTime(e)
+		default:
+			if v, err = e.choose(tried, time.Now()); err != nil {
+				probe.leave()
+				return nil, nil, false, err
+			}
+			return v, probe.leave, true, nil
+		}
 	}
 }
 
-// enterAlone is enter for this replica.
-func (b *Broker) enterAlone(ctx context.Context, e *entry, version string) (leave func(), probing bool, err *Error) {
+// choose returns the secret to try next, or why there is none.
+func (e *entry) choose(tried []*version, now time.Time) (*version, *Error) {
+	if t := e.troubleNow(now); t != nil {
+		return nil, t.told(now)
+	}
+	u := e.client.secrets.now()
+	if v := u.next(now, tried); v != nil {
+		return v, nil
+	}
+	for _, v := range tried {
+		if t := v.refused.Load(); t != nil {
+			return nil, t.told(now)
+		}
+	}
+	if len(tried) > 0 {
+		return nil, refusedMeanwhile(e.client.name)
+	}
+	return nil, e.client.noSecret(u)
+}
+
+// probing is the turn of the one fetch that tries a secret.
+type probing struct {
+	lease store.Lease // zero: the store does not say whose turn it is
+	leave func()
+}
+
+// probe takes the turn to try a secret of the entry's client, in this replica and,
+// if there is one, in the fleet; or waits until it is not needed any more.
+func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func() bool) (probing, how) {
 	c := e.client
-	for {
-		if c.provenNow(version) {
-			return func() {}, false, nil
-		}
-		running := c.tryProbe()
-		if running == nil {
-			return c.probed, true, nil
-		}
+	for running := c.tryProbe(); running != nil; running = c.tryProbe() {
 		select {
 		case <-running:
 		case <-ctx.Done():
-			return nil, false, b.outOfTime(e)
+			return probing{}, ended
 		}
-		if t := e.troubleNow(time.Now()); t != nil {
-			return nil, false, t.told(time.Now())
+		if unneeded() {
+			return probing{}, settled
 		}
+	}
+	if !fleet {
+		return probing{leave: c.probed}, unanswered
+	}
+	lease, how := b.await(ctx, e, c.keys.probe, unneeded)
+	switch how {
+	case leased:
+		stop := b.keep(ctx, lease)
+		return probing{lease, func() {
+			stop()
+			b.write(ctx, store.Change{Release: lease})
+			c.probed()
+		}}, leased
+	case unanswered: // at least in this replica it is the only one
+		return probing{leave: c.probed}, unanswered
+	default:
+		c.probed()
+		return probing{}, how
 	}
 }
 
@@ -96,11 +129,30 @@ func (c *client) provenNow(version string) bool {
 const noProof = "-"
 
 // prove notes that a version obtained a token in a fetch of this fence, or with
-// noProof that one was refused.
+// noProof that the IdP throttles. What an older fetch showed does not count.
 func (c *client) prove(version string, until time.Time, fence uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.proven, c.provenUntil, c.provenBy = version, until, fence
+	if fence >= c.provenBy {
+		c.proven, c.provenUntil, c.provenBy = version, until, fence
+	}
+}
+
+// unprove notes that a version was refused, and reports whether that leaves none
+// that is proven.
+func (c *client) unprove(version string, fence uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	another := c.proven != version && c.proven != noProof && time.Now().Before(c.provenUntil)
+	if another || fence < c.provenBy {
+		return false
+	}
+	c.proven, c.provenBy = noProof, fence
+	return true
+}
+
+func noProofPut(c *client, fence uint64) store.Put {
+	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofLasts}
 }
 
 // sawProof adopts what the fleet knows of the secret, if it is newer.

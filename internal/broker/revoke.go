@@ -21,24 +21,17 @@ const (
 	revocationShards = 16
 	// revocationForm is the version of the stored form.
 	revocationForm = 1
-	// reloadRounds of polls later all revocations are read again.
-	reloadRounds = 12
 	// loadInterval is how far apart attempts to load them for the first time are.
 	loadInterval = time.Second
-	// maxWrites is how often a change is tried that others get in the way of.
-	maxWrites = 8
 )
 
 // revoker keeps the revocations of this replica the same as those in the store.
 //
-// The store has them in a few values, and a counter that grows with each change.
-// A value is replaced only by who has read it: its number is one more. What a
-// replica knows and the store does not, the store has lost; it is put back.
+// The store has them in a few values.
 type revoker struct {
-	store store.Store
-	// shards are the keys of the values, changes that of the counter.
-	shards  []string
-	changes string
+	store   store.Store
+	shards  []string // the keys of the values
+	changes tally
 
 	// known is nil until they were loaded once.
 	known atomic.Pointer[revocations]
@@ -48,7 +41,6 @@ type revoker struct {
 	// turn is held while the store is read or changed, by whoever uses what
 	// follows.
 	turn    chan struct{}
-	counted uint64    // the count of changes that known is of
 	tried   time.Time // when loading last failed
 	failure error
 }
@@ -67,7 +59,8 @@ func (r *revoker) give() { <-r.turn }
 
 func newRevoker(s store.Store, n names) *revoker {
 	tag := "{" + n.name("revocations") + "}"
-	r := &revoker{store: s, changes: tag + "changes", turn: make(chan struct{}, 1)}
+	r := &revoker{store: s, turn: make(chan struct{}, 1)}
+	r.changes.store, r.changes.key = s, tag+"changes"
 	for i := range revocationShards {
 		r.shards = append(r.shards, tag+strconv.Itoa(i))
 	}
@@ -105,8 +98,7 @@ func (r *revoker) poll(ctx context.Context, round int) {
 	}
 	defer r.give()
 	if r.known.Load() != nil && round%reloadRounds != 0 {
-		found, err := r.store.Get(ctx, r.changes)
-		if err != nil || found[0].Number == r.counted {
+		if _, moved, err := r.changes.moved(ctx); err != nil || !moved {
 			return
 		}
 	}
@@ -116,7 +108,7 @@ func (r *revoker) poll(ctx context.Context, round int) {
 // load reads all revocations, adopts what is new, and puts back what the store
 // has lost. It returns the numbers of the values as they now stand.
 func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
-	found, err := r.store.Get(ctx, slices.Concat([]string{r.changes}, r.shards)...)
+	found, err := r.store.Get(ctx, slices.Concat([]string{r.changes.key}, r.shards)...)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +126,7 @@ func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
 	now := time.Now()
 	all := merged(r.all(), stored, now)
 	r.known.Store(newRevocations(all))
-	r.counted = found[0].Number
+	r.changes.seen.Store(found[0].Number)
 	kept := byShard(all)
 	for i, before := range byShard(merged(stored, nil, now)) {
 		if !same(before, kept[i]) || damaged[i] {
@@ -146,28 +138,16 @@ func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
 	return numbers, nil
 }
 
-var errOvertaken = errors.New("another replica changed the revocations at the same time")
-
 // write replaces a value that was read with a number, and tells.
 func (r *revoker) write(ctx context.Context, shard int, number uint64, content []*Revocation) (uint64, error) {
 	value, err := json.Marshal(storedRevocations{revocationForm, content})
 	if err != nil {
 		return 0, err
 	}
-	number++
-	applied, err := r.store.Apply(ctx, store.Change{Puts: []store.Put{{Key: r.shards[shard], Number: number, Value: value}}})
-	if err != nil {
+	if number, err = replace(ctx, r.store, r.shards[shard], number, value); err != nil {
 		return 0, err
 	}
-	if !applied[0] {
-		return 0, errOvertaken
-	}
-	counted, err := r.store.Raise(ctx, r.changes, r.counted, 1)
-	if err != nil {
-		return 0, err
-	}
-	r.counted = counted
-	return number, nil
+	return number, r.changes.raise(ctx)
 }
 
 // change applies a change of one revocation to the store and to this replica. It
@@ -177,13 +157,7 @@ func (r *revoker) change(ctx context.Context, made *Revocation) error {
 		return err
 	}
 	defer r.give()
-	err := errOvertaken
-	for range maxWrites {
-		if err = r.tryChange(ctx, made); !errors.Is(err, errOvertaken) {
-			break
-		}
-	}
-	return err
+	return insist(func() error { return r.tryChange(ctx, made) })
 }
 
 func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {

@@ -38,7 +38,9 @@ func (b *Broker) Apply(next Setup) error {
 	b.setup.Store(made)
 	for name, old := range before.clients {
 		if made.clients[name] != old {
-			b.bells.take(old.bell)
+			for _, bell := range old.bells {
+				b.bells.take(bell)
+			}
 			old.entry.goes()
 		}
 	}
@@ -52,7 +54,7 @@ func (b *Broker) Rejudge() { b.applied.fire() }
 
 // is reports whether a client is as configured.
 func (c *client) is(cfg ClientConfig) bool {
-	return c.idp == cfg.IdP && c.secret == cfg.Secret && c.own.Audience == cfg.Audience &&
+	return c.idp == cfg.IdP && c.secrets.source == cfg.Secret && c.secrets.managed == cfg.Managed && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, canonicalScopes(cfg.Scopes))
 }
 
@@ -62,6 +64,7 @@ func (c *client) after(old *client) *client {
 	if old != nil {
 		c.epoch.Store(old.epoch.Load())
 		c.fence.Store(old.fence.Load())
+		c.secrets.after(old.secrets)
 	}
 	return c
 }

@@ -49,12 +49,24 @@ const (
 // is newer than what is known here.
 func (b *Broker) look(ctx context.Context, e *entry) error {
 	c := e.client
+	keys := []string{e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch, c.keys.secrets}
+	versions := c.secrets.now().all()
+	for _, v := range versions {
+		keys = append(keys, v.key)
+	}
 	asked := time.Now()
-	found, err := b.store.Get(ctx, e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch)
+	found, err := b.store.Get(ctx, keys...)
 	if err != nil {
 		return err
 	}
 	b.sawEpoch(ctx, c, found[4].Number)
+	if c.secrets.kept() {
+		b.sawHistory(c, found[5])
+	}
+	for i, v := range versions {
+		sawTrouble(&v.refused, found[6+i], asked)
+		c.sawFence(found[6+i].Number)
+	}
 	c.sawProof(found[3], asked)
 	sawTrouble(&c.trouble, found[2], asked)
 	sawTrouble(&e.trouble, found[1], asked)
@@ -97,7 +109,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		}
 	}
 	keys := e.client.keys
-	bell := b.bells.hang(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof)
+	bell := b.bells.hang(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof, keys.secrets)
 	defer b.bells.take(bell)
 	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
 	failures, pause := 0, pollFirst
@@ -209,15 +221,14 @@ const storedTroubleForm = 1
 // storedTrouble is a trouble as replicas share it, or the end of one. An empty
 // value would not do for that: it is the one value that is not sealed.
 type storedTrouble struct {
-	Form          int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
-	Code          Code              `json:"code"`
-	Reason        string            `json:"reason"`
-	Message       string            `json:"message"`
-	Metadata      map[string]string `json:"metadata,omitempty"`
-	Class         idp.Class         `json:"class"`
-	Tries         int               `json:"tries"`
-	SecretVersion string            `json:"with,omitempty"`
-	Over          bool              `json:"over,omitempty"` // all else means nothing
+	Form     int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
+	Code     Code              `json:"code"`
+	Reason   string            `json:"reason"`
+	Message  string            `json:"message"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+	Class    idp.Class         `json:"class"`
+	Tries    int               `json:"tries"`
+	Over     bool              `json:"over,omitempty"` // all else means nothing
 }
 
 // put is the trouble for the store. What is left of its lifetime there beyond
@@ -226,7 +237,7 @@ func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
 	value := storedTrouble{
 		Form: storedTroubleForm,
 		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
-		Class: t.class, Tries: t.tries, SecretVersion: t.secretVersion,
+		Class: t.class, Tries: t.tries,
 	}
 	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + troubleMemory}
 }
@@ -256,11 +267,11 @@ func sawTrouble(place *troublePlace, found store.Entry, asked time.Time) {
 		return
 	}
 	place.raise(&trouble{
-		err:           &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
-		until:         asked.Add(found.TTL - troubleMemory),
-		tries:         s.Tries,
-		class:         s.Class,
-		secretVersion: s.SecretVersion,
-		fence:         found.Number,
+		err:   &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
+		until: asked.Add(found.TTL - troubleMemory),
+		tries: s.Tries,
+		class: s.Class,
+		at:    asked,
+		fence: found.Number,
 	})
 }

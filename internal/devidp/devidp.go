@@ -97,6 +97,7 @@ type Server struct {
 	clients   map[string]Client // by ID; their Secrets are in behaviour
 	routes    map[string]route  // by path
 	journal   journal
+	attempts  attempts
 	opaque    opaqueTokens
 	keys      atomic.Pointer[[]key] // the first signs, all are published
 

@@ -229,7 +229,9 @@ func (s *Server) grant(f form) (answer map[string]any, wrong *problem) {
 	if f.wrong != nil {
 		return nil, f.wrong
 	}
-	if wrong := s.authenticate(f); wrong != nil {
+	wrong = s.authenticate(f)
+	s.attempts.note(f, wrong == nil)
+	if wrong != nil {
 		return nil, wrong
 	}
 	client := s.clients[f.clientID]

@@ -70,6 +70,9 @@ func need(t *testing.T, peer string) {
 	case "redis-server":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install redis-server"
+	case "script":
+		_, err = exec.LookPath(peer)
+		install = "apt-get install bsdutils"
 	case "deploycheck", "grpcurl":
 		_, err = exec.LookPath(peer)
 		install = "make test, which builds bin/tools/" + peer

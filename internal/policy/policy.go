@@ -109,6 +109,8 @@ const (
 	ActivateSecret   Action = "activate_secret"
 	RollbackSecret   Action = "rollback_secret"
 	RetireSecret     Action = "retire_secret"
+	ExportSecret     Action = "export_secret"
+	ImportSecret     Action = "import_secret"
 	PurgeTokens      Action = "purge_tokens"
 	RevokeTokens     Action = "revoke_tokens"
 	ListRevocations  Action = "list_revocations"
@@ -120,7 +122,7 @@ const (
 // Actions returns all actions in the order of the API.
 func Actions() []Action {
 	return []Action{
-		ListClients, GetClient, RotateSecret, ActivateSecret, RollbackSecret, RetireSecret,
+		ListClients, GetClient, RotateSecret, ActivateSecret, RollbackSecret, RetireSecret, ExportSecret, ImportSecret,
 		PurgeTokens, RevokeTokens, ListRevocations, DeleteRevocation,
 	}
 }

@@ -206,13 +206,15 @@ func (l *callLog) failed(ctx context.Context, method string, took time.Duration,
 }
 
 // level is how loud a failure is: those of the caller's making are not news to
-// whoever runs the broker.
+// whoever runs the broker, and that a caller left is none to anybody: a watch ends so.
 func level(code codes.Code) slog.Level {
 	switch code {
 	case codes.Internal, codes.Unknown, codes.DataLoss:
 		return slog.LevelError
 	case codes.FailedPrecondition, codes.Unavailable, codes.ResourceExhausted, codes.DeadlineExceeded:
 		return slog.LevelWarn
+	case codes.Canceled:
+		return slog.LevelDebug
 	default:
 		return slog.LevelInfo
 	}

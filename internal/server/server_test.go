@@ -325,14 +325,6 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotBuiltYetSaysSo(t *testing.T) {
-	f := serve(t)
-	_, err := tokenbrokerv1.NewAdminServiceClient(f.conn).ListClients(t.Context(), &tokenbrokerv1.ListClientsRequest{})
-	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("ListClients: %v", err)
-	}
-}
-
 func TestHealthIsToldForEachServiceUntilShutdown(t *testing.T) {
 	f := serve(t)
 	health := healthpb.NewHealthClient(f.conn)

@@ -10,6 +10,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // Bounds of requests, as the proto files state them.
@@ -27,6 +28,8 @@ const (
 	maxPage       = 1000
 	defaultPage   = 100
 	maxID         = 64
+	maxSecret     = 16 << 10
+	maxVersion    = 64
 )
 
 func invalid(field, format string, args ...any) *broker.Error {
@@ -91,6 +94,64 @@ func checkUnknown(req proto.Message) *broker.Error {
 		return invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
 	}
 	return nil
+}
+
+// secretChange is what requests to change a secret have in common.
+type secretChange interface {
+	proto.Message
+	GetClientName() string
+	GetRequestId() string
+	GetReason() string
+}
+
+// changeOf checks a request to change a secret.
+func changeOf(req secretChange) (broker.SecretChange, *broker.Error) {
+	asked := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
+	err := firstOf(
+		checkUnknown(req),
+		checkClientName(asked.Client),
+		checkRequestID(asked.Request),
+		checkReason("reason", asked.Reason),
+	)
+	if expecting, ok := req.(interface{ GetExpectedCurrentVersion() string }); ok && err == nil {
+		asked.Expected = expecting.GetExpectedCurrentVersion()
+		err = checkVersion("expected_current_version", asked.Expected)
+	}
+	return asked, err
+}
+
+func checkVersion(field, version string) *broker.Error {
+	if len(version) > maxVersion {
+		return invalid(field, "want a version such as GetClient names it")
+	}
+	return checkValue(field, version)
+}
+
+// rotationOf checks a new secret, of which nothing is repeated.
+func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *broker.Error) {
+	change, err := changeOf(req)
+	size := len(req.GetSecret())
+	switch {
+	case err != nil:
+	case size == 0 || size > maxSecret:
+		err = invalid("secret", "want 1 to %d bytes, got %d", maxSecret, size)
+	case req.GetStageOnly() && req.GetCompromised():
+		err = invalid("compromised", "not with stage_only: the old secret is wiped when the new one comes in force")
+	}
+	return broker.Rotation{
+		SecretChange: change, Secret: redact.New(string(req.GetSecret())),
+		StageOnly: req.GetStageOnly(), Compromised: req.GetCompromised(),
+	}, err
+}
+
+func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *broker.Error {
+	if size := req.GetPageSize(); size < 0 || size > maxPage {
+		return invalid("page_size", "want 0 to %d", maxPage)
+	}
+	if len(req.GetPageToken()) > maxClientName {
+		return invalid("page_token", "want the next_page_token of the page before")
+	}
+	return checkUnknown(req)
 }
 
 func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {

@@ -173,6 +173,9 @@ func (b *Bolt) Raise(ctx context.Context, key string, floor, by uint64) (uint64,
 	return count, nil
 }
 
+// Confirm implements Store. What was answered is on disk.
+func (b *Bolt) Confirm(context.Context, string) Safety { return Safety{Disk: true} }
+
 // Subscribe implements Store.
 func (b *Bolt) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
 

@@ -190,6 +190,11 @@ func (m *Memory) Raise(ctx context.Context, key string, floor, by uint64) (uint6
 	return count, nil
 }
 
+// Confirm implements Store.
+func (m *Memory) Confirm(context.Context, string) Safety {
+	return Safety{Doubt: "it is in the memory of this process alone and ends with it"}
+}
+
 // Subscribe implements Store.
 func (m *Memory) Subscribe(ctx context.Context) <-chan string {
 	events := make(chan string, EventBuffer)

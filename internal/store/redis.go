@@ -72,6 +72,9 @@ type RedisConfig struct {
 	// Redis need prefixes of their own, in databases of their own as well,
 	// because all databases share their channels.
 	Prefix string
+	// KeepsSecrets says that what cannot be had again is kept here: Check then
+	// refuses a Redis that may evict it.
+	KeepsSecrets bool
 	// Logger is told when Redis goes away and comes back. Nil: nobody is.
 	Logger *slog.Logger
 	// Tracer makes spans of trips. Nil: there are none.

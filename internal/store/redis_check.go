@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -17,12 +16,16 @@ import (
 )
 
 // ACLExample is the line of a Redis ACL file that gives a Redis store what it
-// needs and nothing else. In a Cluster it needs ACLCluster as well, and +info
-// lets Check see how Redis keeps its data.
+// needs and nothing else. In a Cluster it needs ACLCluster as well, and with
+// ACLConfirm it can see how Redis keeps its data.
 const ACLExample = "user tokenbroker on >PASSWORD resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe"
 
 // ACLCluster is what a Redis Cluster needs beside ACLExample.
 const ACLCluster = "+cluster|slots +asking"
+
+// ACLConfirm lets Check and Confirm see how Redis keeps its data. From Redis 7.2
+// on, which older ones do not know, +waitaof belongs to it.
+const ACLConfirm = "+info +wait"
 
 // redisSentinelUser is whom sentinels refuse.
 const redisSentinelUser = "the sentinels' user"
@@ -73,7 +76,7 @@ func (r *Redis) Check(ctx context.Context) (warnings []string, err error) {
 	if err := r.checkRights(ctx); err != nil {
 		return nil, err
 	}
-	return r.checkSettings(ctx), nil
+	return r.checkSettings(ctx)
 }
 
 // redisAnyOf checks the addresses in turn until one is not away, and returns
@@ -158,7 +161,7 @@ func (r *Redis) checkServer(ctx context.Context, address string) error {
 	}
 	replica := hello["role"] == "replica" || hello["role"] == "slave"
 	switch {
-	case redisIsOld(hello["version"]):
+	case redisIsBefore(hello["version"], 6, 2):
 		return fmt.Errorf("Redis at %s has the version %s: at least 6.2 is needed, for the rights of users on channels", address, hello["version"])
 	case hello["mode"] == "sentinel":
 		return fmt.Errorf("at %s there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
@@ -174,14 +177,6 @@ func (r *Redis) checkServer(ctx context.Context, address string) error {
 		return r.checkNode(ctx, address, client)
 	}
 	return nil
-}
-
-func redisIsOld(version string) bool {
-	major, rest, _ := strings.Cut(version, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	first, err := strconv.Atoi(major)
-	second, err2 := strconv.Atoi(minor)
-	return err == nil && err2 == nil && (first < 6 || first == 6 && second < 2)
 }
 
 // checkNode checks the rights that only a Cluster takes.
@@ -373,42 +368,4 @@ func (r *Redis) speaksPlain(ctx context.Context, address string) bool {
 	_, err = io.WriteString(conn, "PING\r\n")
 	_, err2 := io.ReadFull(conn, first)
 	return err == nil && err2 == nil && (first[0] == '+' || first[0] == '-')
-}
-
-// checkSettings warns of what Redis may do to what is kept in it.
-func (r *Redis) checkSettings(ctx context.Context) (warnings []string) {
-	settings, err := r.info(ctx)
-	if redis.IsPermissionError(err) {
-		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}
-	}
-	if err != nil {
-		return []string{"Redis: how it evicts and persists could not be checked: " + redisSay(err)}
-	}
-	policy, limit := settings["maxmemory_policy"], settings["maxmemory"]
-	switch {
-	case strings.HasPrefix(policy, "allkeys-"):
-		warnings = append(warnings, "Redis: maxmemory-policy "+policy+" may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
-	case policy == "noeviction" && limit != "" && limit != "0":
-		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
-	}
-	if settings["aof_enabled"] == "0" {
-		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both")
-	}
-	return warnings
-}
-
-// info returns the settings that INFO shows, in a Cluster those of one master.
-func (r *Redis) info(ctx context.Context) (map[string]string, error) {
-	settings := make(map[string]string)
-	for _, section := range []string{"memory", "persistence"} {
-		text, err := r.client.Info(ctx, section).Result()
-		if err != nil {
-			return nil, err
-		}
-		for line := range strings.Lines(text) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-			settings[name] = value
-		}
-	}
-	return settings, nil
 }

@@ -196,14 +196,14 @@ func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
 		return "%3\r\n+server\r\n+redis\r\n+version\r\n+" + version + "\r\n+mode\r\n+standalone\r\n"
 	}
 	redisCheckAll(t, []redisMend{
-		{"old", store.RedisConfig{Addresses: []string{redisScripted(t, hello("6.0.16"), pong)}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
-		{"loading", store.RedisConfig{Addresses: []string{redisScripted(t, hello("7.0.15"), loading)}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
-		{"garbage", store.RedisConfig{Addresses: []string{redisScripted(t, hello("7.0.15"), "canary\r\n")}}, "Redis is away: an answer of Redis that the client does not understand"},
+		{"old", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
+		{"loading", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
+		{"garbage", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
 	})
 }
 
-// redisScripted has but two answers. It returns its address.
-func redisScripted(t *testing.T, hello, ping string) string {
+// redisScripted has but some answers, by commands. It returns its address.
+func redisScripted(t *testing.T, answers map[string]string) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -220,12 +220,7 @@ func redisScripted(t *testing.T, hello, ping string) string {
 				defer func() { _ = conn.Close() }()
 				lines := bufio.NewScanner(conn)
 				for lines.Scan() {
-					switch strings.ToLower(lines.Text()) {
-					case "hello":
-						_, _ = io.WriteString(conn, hello)
-					case "ping":
-						_, _ = io.WriteString(conn, ping)
-					}
+					_, _ = io.WriteString(conn, answers[strings.ToLower(lines.Text())])
 				}
 			}()
 		}

@@ -460,7 +460,7 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 	})
 	write("canary-new-password")
 	for range 2 {
-		if _, err := ring.Reload(); err != nil {
+		if _, err := ring.Reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}

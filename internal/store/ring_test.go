@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -236,4 +237,35 @@ func FuzzParseRing(f *testing.F) {
 			t.Errorf("not read as it was written: %v", err)
 		}
 	})
+}
+
+func TestBackupsOpenOnlyAsWhatTheyAreOf(t *testing.T) {
+	ring := store.GenerateRing()
+	sealed := ring.SealBackup("orders", []byte("canary"))
+	if bytes.Contains(sealed, []byte("canary")) {
+		t.Fatal("it is not sealed")
+	}
+	added, id := ring.Add()
+	newer, err := added.Promote(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if value, err := newer.OpenBackup("orders", sealed); err != nil || string(value) != "canary" {
+			t.Fatalf("%q, %v", value, err)
+		}
+	}
+	altered := bytes.Clone(sealed)
+	altered[len(altered)-1] ^= 1
+	for name, attempt := range map[string]func() ([]byte, error){
+		"of another client": func() ([]byte, error) { return ring.OpenBackup("billing", sealed) },
+		"altered":           func() ([]byte, error) { return ring.OpenBackup("orders", altered) },
+		"with another ring": func() ([]byte, error) { return store.GenerateRing().OpenBackup("orders", sealed) },
+		"not sealed":        func() ([]byte, error) { return ring.OpenBackup("orders", []byte("canary")) },
+		"nothing":           func() ([]byte, error) { return ring.OpenBackup("orders", nil) },
+	} {
+		if value, err := attempt(); err == nil || len(value) > 0 {
+			t.Errorf("%s: %q, %v", name, value, err)
+		}
+	}
 }

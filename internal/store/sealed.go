@@ -1,22 +1,11 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
+	"errors"
 	"sync/atomic"
 	"time"
 )
-
-// sealedMark begins every envelope and says of which kind it is.
-const sealedMark = "TB1"
-
-// An envelope is the mark, the id of the key, and what the AEAD makes: nonce,
-// ciphertext and tag.
-const sealedHead = len(sealedMark) + ringIDSize
-
-// SealedOverhead is how many bytes sealing adds to a value.
-const SealedOverhead = sealedHead + 12 + 16
 
 // Sealed is a Store that seals the values of another one with AES-256-GCM:
 // who can read that store learns no value, and who can write it can take a value
@@ -102,6 +91,9 @@ func (s *Sealed) Raise(ctx context.Context, key string, floor, by uint64) (uint6
 	return s.inner.Raise(ctx, key, floor, by)
 }
 
+// Confirm implements Store.
+func (s *Sealed) Confirm(ctx context.Context, key string) Safety { return s.inner.Confirm(ctx, key) }
+
 // Subscribe implements Store.
 func (s *Sealed) Subscribe(ctx context.Context) <-chan string { return s.inner.Subscribe(ctx) }
 
@@ -110,40 +102,17 @@ func (s *Sealed) Close() error { return s.inner.Close() }
 
 // open returns the entry with its value opened, in the memory of the envelope.
 func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
-	head, found := bytes.CutPrefix(entry.Value, []byte(sealedMark))
-	if !found || len(entry.Value) < SealedOverhead {
+	value, with, err := ring.open(key, entry.Number, entry.Value)
+	switch {
+	case err == nil:
+		entry.Value, entry.Aged = value, with != ring.primary
+		return entry
+	case errors.Is(err, errNotSealed):
 		s.notSealed.Add(1)
-		return Entry{Unopened: true}
-	}
-	id := ringID(head[:ringIDSize])
-	with, there := ring.keys[id]
-	if !there {
+	case errors.Is(err, errUnknownKey):
 		s.unknownKey.Add(1)
-		return Entry{Unopened: true}
-	}
-	sealed := head[ringIDSize:]
-	value, err := with.aead.Open(sealed[:0], nil, sealed, sealedContext(id, key, entry.Number))
-	if err != nil {
+	default:
 		s.refused.Add(1)
-		return Entry{Unopened: true}
 	}
-	entry.Value, entry.Aged = value, id != ring.primary
-	return entry
-}
-
-func (r *Ring) seal(key string, number uint64, value []byte) []byte {
-	envelope := make([]byte, 0, len(value)+SealedOverhead)
-	envelope = append(envelope, sealedMark...)
-	envelope = append(envelope, r.primary[:]...)
-	return r.keys[r.primary].aead.Seal(envelope, nil, value, sealedContext(r.primary, key, number)) //nolint:gosec // this AEAD draws its nonce itself
-}
-
-// sealedContext is what a value is bound to beside its key: it opens only with
-// the same. The length keeps key and number apart.
-func sealedContext(id ringID, key string, number uint64) []byte {
-	data := make([]byte, 0, ringIDSize+4+len(key)+8)
-	data = append(data, id[:]...)
-	data = binary.BigEndian.AppendUint32(data, uint32(len(key))) //nolint:gosec // stores refuse longer keys than MaxKey
-	data = append(data, key...)
-	return binary.BigEndian.AppendUint64(data, number)
+	return Entry{Unopened: true}
 }

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -114,6 +115,11 @@ type Store interface {
 	// because the first answer was lost, only opens another.
 	Raise(ctx context.Context, key string, floor, by uint64) (count uint64, err error)
 
+	// Confirm waits, a second or so, for what was written under a key to be safe,
+	// and says how safe it is: an answer to a change means no more than that the
+	// store has it.
+	Confirm(ctx context.Context, key string) Safety
+
 	// Subscribe returns a channel of keys that changed: a put that was applied,
 	// a counter raised by Raise, a lease released. All changes are told, the
 	// subscriber's own as well, after they can be read. The channel is closed
@@ -149,6 +155,34 @@ type Entry struct {
 	// Aged says that the value was sealed with a key that seals no more. Putting
 	// it again, under a higher number, seals it anew.
 	Aged bool
+}
+
+// Safety is how far a change has got beyond the memory of the store.
+type Safety struct {
+	// Disk: it is on disk.
+	Disk bool
+	// Replicas of the store that have it.
+	Replicas int
+	// Doubt says in a sentence what may become of it all the same, or why that is
+	// not known. Empty: there is no doubt.
+	Doubt string
+}
+
+// String says where the change is known to be; empty: nowhere but in the store's
+// memory.
+func (s Safety) String() string {
+	places := make([]string, 0, 2)
+	if s.Disk {
+		places = append(places, "on disk")
+	}
+	switch s.Replicas {
+	case 0:
+	case 1:
+		places = append(places, "on 1 replica")
+	default:
+		places = append(places, fmt.Sprintf("on %d replicas", s.Replicas))
+	}
+	return strings.Join(places, " and ")
 }
 
 // Claim asks for a lease.

@@ -98,7 +98,7 @@ type SecretState int32
 const (
 	// Not said.
 	SecretState_SECRET_STATE_UNSPECIFIED SecretState = 0
-	// Staged, not proved.
+	// Staged: not in force yet.
 	SecretState_SECRET_STATE_PENDING SecretState = 1
 	// In force.
 	SecretState_SECRET_STATE_CURRENT SecretState = 2
@@ -365,12 +365,13 @@ type Client struct {
 	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
 	// The issuer it is registered with; empty if only a token URL is configured.
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Where its tokens come from; empty while it is not yet discovered.
+	// Where its tokens come from; empty if the issuer says so.
 	TokenUrl string `protobuf:"bytes,4,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
 	// How it authenticates: a token_endpoint_auth_method such as
 	// client_secret_basic.
 	AuthMethod string `protobuf:"bytes,5,opt,name=auth_method,json=authMethod,proto3" json:"auth_method,omitempty"`
-	// Where its secret comes from: file, env or managed.
+	// Where its secret comes from: file:PATH, env:NAME or managed; empty if none
+	// is needed.
 	SecretSource string `protobuf:"bytes,6,opt,name=secret_source,json=secretSource,proto3" json:"secret_source,omitempty"`
 	// How it fares.
 	State ClientState `protobuf:"varint,7,opt,name=state,proto3,enum=tokenbroker.v1.ClientState" json:"state,omitempty"`
@@ -388,9 +389,17 @@ type Client struct {
 	// Why, in a sentence; never quotes the IdP's answer.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// Until when the broker does not ask again.
-	BackoffUntil  *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=backoff_until,json=backoffUntil,proto3" json:"backoff_until,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	BackoffUntil *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=backoff_until,json=backoffUntil,proto3" json:"backoff_until,omitempty"`
+	// How often the secret was changed, as far as this replica knows: replicas
+	// that differ have not heard of a change yet.
+	SecretGeneration uint64 `protobuf:"varint,15,opt,name=secret_generation,json=secretGeneration,proto3" json:"secret_generation,omitempty"`
+	// The version that the newest token was obtained with; empty: not known.
+	SecretInUse string `protobuf:"bytes,16,opt,name=secret_in_use,json=secretInUse,proto3" json:"secret_in_use,omitempty"`
+	// The version in use is not the one in force, which has been in force for
+	// more than two minutes: the IdP refuses it.
+	SecretFallback bool `protobuf:"varint,17,opt,name=secret_fallback,json=secretFallback,proto3" json:"secret_fallback,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Client) Reset() {
@@ -521,21 +530,48 @@ func (x *Client) GetBackoffUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Client) GetSecretGeneration() uint64 {
+	if x != nil {
+		return x.SecretGeneration
+	}
+	return 0
+}
+
+func (x *Client) GetSecretInUse() string {
+	if x != nil {
+		return x.SecretInUse
+	}
+	return ""
+}
+
+func (x *Client) GetSecretFallback() bool {
+	if x != nil {
+		return x.SecretFallback
+	}
+	return false
+}
+
 // SecretVersion is one version of a client's secret, never its value.
 type SecretVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Identifies the version for good.
+	// Identifies the version for good: the first 8 hex digits of a keyed hash of
+	// the secret. The same secret is the same version.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Where it stands.
 	State SecretState `protobuf:"varint,2,opt,name=state,proto3,enum=tokenbroker.v1.SecretState" json:"state,omitempty"`
-	// A keyed hash's first 8 hex digits, to tell versions apart.
-	Fingerprint string `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Since when.
+	StateSince *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`
 	// When the broker first saw it.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Who brought it: a caller's name, or the source.
 	CreatedBy string `protobuf:"bytes,5,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	// When it last obtained a token.
+	// When it last obtained a token, as far as this replica knows.
 	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
+	// When the IdP last refused it; unset if it took it since.
+	RefusedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
+	// This replica knows the secret: not where a file has not changed yet here,
+	// or has changed before the broker started.
+	KnownHere     bool `protobuf:"varint,8,opt,name=known_here,json=knownHere,proto3" json:"known_here,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -584,11 +620,11 @@ func (x *SecretVersion) GetState() SecretState {
 	return SecretState_SECRET_STATE_UNSPECIFIED
 }
 
-func (x *SecretVersion) GetFingerprint() string {
+func (x *SecretVersion) GetStateSince() *timestamppb.Timestamp {
 	if x != nil {
-		return x.Fingerprint
+		return x.StateSince
 	}
-	return ""
+	return nil
 }
 
 func (x *SecretVersion) GetCreatedAt() *timestamppb.Timestamp {
@@ -612,6 +648,20 @@ func (x *SecretVersion) GetLastSuccessAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SecretVersion) GetRefusedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedAt
+	}
+	return nil
+}
+
+func (x *SecretVersion) GetKnownHere() bool {
+	if x != nil {
+		return x.KnownHere
+	}
+	return false
+}
+
 // RotateSecretRequest brings a new secret.
 type RotateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -621,8 +671,9 @@ type RotateSecretRequest struct {
 	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
 	// Optional. Only stage it: neither prove nor activate.
 	StageOnly bool `protobuf:"varint,3,opt,name=stage_only,json=stageOnly,proto3" json:"stage_only,omitempty"`
-	// Optional. The old secret is known to others: no fallback to it, and every
-	// token that it obtained is dropped.
+	// Optional. The old secret is known to others: it is wiped and not fallen
+	// back to, and every token that was obtained before now is dropped. Not with
+	// stage_only.
 	Compromised bool `protobuf:"varint,4,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	// Optional. Version that must be in force for this to happen. Empty: any.
 	ExpectedCurrentVersion string `protobuf:"bytes,5,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
@@ -771,14 +822,16 @@ func (x *RotateSecretResponse) GetSteps() []*RotationStep {
 // RotationStep is one step of a rotation.
 type RotationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// stage, prove, activate or purge.
+	// stage, prove, activate, retire or purge.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// It succeeded.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
 	// What happened, in a sentence.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// How long it took.
-	Took          *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
+	Took *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
+	// What may become of it, such as a store that may lose it; empty: nothing.
+	Warning       string `protobuf:"bytes,5,opt,name=warning,proto3" json:"warning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -841,12 +894,19 @@ func (x *RotationStep) GetTook() *durationpb.Duration {
 	return nil
 }
 
+func (x *RotationStep) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
 // ActivateSecretRequest names a staged version.
 type ActivateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Required. The version to put in force.
+	// Optional. The version to put in force. Empty: the one that is staged.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Optional. Version that must be in force for this to happen. Empty: any.
 	ExpectedCurrentVersion string `protobuf:"bytes,3,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
@@ -1055,7 +1115,9 @@ func (x *RollbackSecretRequest) GetReason() string {
 type RollbackSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version now in force.
-	Version       *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// What was done, in order.
+	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1093,6 +1155,13 @@ func (*RollbackSecretResponse) Descriptor() ([]byte, []int) {
 func (x *RollbackSecretResponse) GetVersion() *SecretVersion {
 	if x != nil {
 		return x.Version
+	}
+	return nil
+}
+
+func (x *RollbackSecretResponse) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
 	}
 	return nil
 }
@@ -1174,7 +1243,9 @@ func (x *RetireSecretRequest) GetReason() string {
 type RetireSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The version as it stands.
-	Version       *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// What was done, in order.
+	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1216,6 +1287,252 @@ func (x *RetireSecretResponse) GetVersion() *SecretVersion {
 	return nil
 }
 
+func (x *RetireSecretResponse) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// ExportSecretRequest names a client.
+type ExportSecretRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the client.
+	ClientName    string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportSecretRequest) Reset() {
+	*x = ExportSecretRequest{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSecretRequest) ProtoMessage() {}
+
+func (x *ExportSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSecretRequest.ProtoReflect.Descriptor instead.
+func (*ExportSecretRequest) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExportSecretRequest) GetClientName() string {
+	if x != nil {
+		return x.ClientName
+	}
+	return ""
+}
+
+// ExportSecretResponse is a backup.
+type ExportSecretResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The versions and their history, sealed and bound to the client's name.
+	Sealed []byte `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// The version in force; empty: there is none.
+	CurrentVersion string `protobuf:"bytes,2,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExportSecretResponse) Reset() {
+	*x = ExportSecretResponse{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportSecretResponse) ProtoMessage() {}
+
+func (x *ExportSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportSecretResponse.ProtoReflect.Descriptor instead.
+func (*ExportSecretResponse) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ExportSecretResponse) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *ExportSecretResponse) GetCurrentVersion() string {
+	if x != nil {
+		return x.CurrentVersion
+	}
+	return ""
+}
+
+// ImportSecretRequest brings a backup back.
+type ImportSecretRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the client, as it was when the backup was made.
+	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	// Required. What ExportSecret returned.
+	Sealed []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// Optional. Replace what there is. Without it the client must not have a
+	// secret.
+	Replace bool `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`
+	// Required. Identifies this call, 1 to 64 characters.
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. Why, for the audit log; at most 256 characters.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSecretRequest) Reset() {
+	*x = ImportSecretRequest{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSecretRequest) ProtoMessage() {}
+
+func (x *ImportSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSecretRequest.ProtoReflect.Descriptor instead.
+func (*ImportSecretRequest) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ImportSecretRequest) GetClientName() string {
+	if x != nil {
+		return x.ClientName
+	}
+	return ""
+}
+
+func (x *ImportSecretRequest) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+func (x *ImportSecretRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+func (x *ImportSecretRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ImportSecretRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// ImportSecretResponse says what is in force.
+type ImportSecretResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version now in force; unset: there is none.
+	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// What was done, in order.
+	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportSecretResponse) Reset() {
+	*x = ImportSecretResponse{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportSecretResponse) ProtoMessage() {}
+
+func (x *ImportSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportSecretResponse.ProtoReflect.Descriptor instead.
+func (*ImportSecretResponse) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ImportSecretResponse) GetVersion() *SecretVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *ImportSecretResponse) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 // PurgeTokensRequest names a client.
 type PurgeTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1231,7 +1548,7 @@ type PurgeTokensRequest struct {
 
 func (x *PurgeTokensRequest) Reset() {
 	*x = PurgeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1560,7 @@ func (x *PurgeTokensRequest) String() string {
 func (*PurgeTokensRequest) ProtoMessage() {}
 
 func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1573,7 @@ func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensRequest.ProtoReflect.Descriptor instead.
 func (*PurgeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PurgeTokensRequest) GetClientName() string {
@@ -1289,7 +1606,7 @@ type PurgeTokensResponse struct {
 
 func (x *PurgeTokensResponse) Reset() {
 	*x = PurgeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1618,7 @@ func (x *PurgeTokensResponse) String() string {
 func (*PurgeTokensResponse) ProtoMessage() {}
 
 func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1631,7 @@ func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensResponse.ProtoReflect.Descriptor instead.
 func (*PurgeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 // Revocation makes VerifyToken refuse tokens of one issuer. Exactly one of
@@ -1352,7 +1669,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1681,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1694,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Revocation) GetId() string {
@@ -1517,7 +1834,7 @@ type RevokeTokensRequest struct {
 
 func (x *RevokeTokensRequest) Reset() {
 	*x = RevokeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1846,7 @@ func (x *RevokeTokensRequest) String() string {
 func (*RevokeTokensRequest) ProtoMessage() {}
 
 func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1859,7 @@ func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RevokeTokensRequest) GetRevocation() *Revocation {
@@ -1570,7 +1887,7 @@ type RevokeTokensResponse struct {
 
 func (x *RevokeTokensResponse) Reset() {
 	*x = RevokeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1899,7 @@ func (x *RevokeTokensResponse) String() string {
 func (*RevokeTokensResponse) ProtoMessage() {}
 
 func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1912,7 @@ func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokeTokensResponse) GetRevocation() *Revocation {
@@ -1620,7 +1937,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1949,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1962,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListRevocationsRequest) GetIssuer() string {
@@ -1682,7 +1999,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2011,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2024,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -1737,7 +2054,7 @@ type DeleteRevocationRequest struct {
 
 func (x *DeleteRevocationRequest) Reset() {
 	*x = DeleteRevocationRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +2066,7 @@ func (x *DeleteRevocationRequest) String() string {
 func (*DeleteRevocationRequest) ProtoMessage() {}
 
 func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +2079,7 @@ func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteRevocationRequest) GetId() string {
@@ -1788,7 +2105,7 @@ type DeleteRevocationResponse struct {
 
 func (x *DeleteRevocationResponse) Reset() {
 	*x = DeleteRevocationResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2117,7 @@ func (x *DeleteRevocationResponse) String() string {
 func (*DeleteRevocationResponse) ProtoMessage() {}
 
 func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2130,7 @@ func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 var File_tokenbroker_v1_admin_proto protoreflect.FileDescriptor
@@ -1832,7 +2149,7 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\"C\n" +
 	"\x11GetClientResponse\x12.\n" +
-	"\x06client\x18\x01 \x01(\v2\x16.tokenbroker.v1.ClientR\x06client\"\xa1\x05\n" +
+	"\x06client\x18\x01 \x01(\v2\x16.tokenbroker.v1.ClientR\x06client\"\x9b\x06\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
@@ -1850,16 +2167,24 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x0flast_failure_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\rlastFailureAt\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\r \x01(\tR\tlastError\x12?\n" +
-	"\rbackoff_until\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\fbackoffUntil\"\x9c\x02\n" +
+	"\rbackoff_until\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\fbackoffUntil\x12+\n" +
+	"\x11secret_generation\x18\x0f \x01(\x04R\x10secretGeneration\x12\"\n" +
+	"\rsecret_in_use\x18\x10 \x01(\tR\vsecretInUse\x12'\n" +
+	"\x0fsecret_fallback\x18\x11 \x01(\bR\x0esecretFallback\"\x91\x03\n" +
 	"\rSecretVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
-	"\x05state\x18\x02 \x01(\x0e2\x1b.tokenbroker.v1.SecretStateR\x05state\x12 \n" +
-	"\vfingerprint\x18\x03 \x01(\tR\vfingerprint\x129\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1b.tokenbroker.v1.SecretStateR\x05state\x12;\n" +
+	"\vstate_since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"stateSince\x129\n" +
 	"\n" +
 	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
 	"\n" +
 	"created_by\x18\x05 \x01(\tR\tcreatedBy\x12B\n" +
-	"\x0flast_success_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\rlastSuccessAt\"\x85\x02\n" +
+	"\x0flast_success_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\rlastSuccessAt\x129\n" +
+	"\n" +
+	"refused_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trefusedAt\x12\x1d\n" +
+	"\n" +
+	"known_here\x18\b \x01(\bR\tknownHere\"\x85\x02\n" +
 	"\x13RotateSecretRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x1b\n" +
@@ -1873,12 +2198,13 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x06reason\x18\a \x01(\tR\x06reason\"\x83\x01\n" +
 	"\x14RotateSecretResponse\x127\n" +
 	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\x122\n" +
-	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"{\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"\x95\x01\n" +
 	"\fRotationStep\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12-\n" +
-	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\xc3\x01\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
+	"\awarning\x18\x05 \x01(\tR\awarning\"\xc3\x01\n" +
 	"\x15ActivateSecretRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x18\n" +
@@ -1896,18 +2222,37 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x18expected_current_version\x18\x02 \x01(\tR\x16expectedCurrentVersion\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"Q\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x85\x01\n" +
 	"\x16RollbackSecretResponse\x127\n" +
-	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\"\x87\x01\n" +
+	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\x122\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"\x87\x01\n" +
 	"\x13RetireSecretRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"O\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x83\x01\n" +
 	"\x14RetireSecretResponse\x127\n" +
-	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\"l\n" +
+	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\x122\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"6\n" +
+	"\x13ExportSecretRequest\x12\x1f\n" +
+	"\vclient_name\x18\x01 \x01(\tR\n" +
+	"clientName\"\\\n" +
+	"\x14ExportSecretResponse\x12\x1b\n" +
+	"\x06sealed\x18\x01 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12'\n" +
+	"\x0fcurrent_version\x18\x02 \x01(\tR\x0ecurrentVersion\"\xa4\x01\n" +
+	"\x13ImportSecretRequest\x12\x1f\n" +
+	"\vclient_name\x18\x01 \x01(\tR\n" +
+	"clientName\x12\x1b\n" +
+	"\x06sealed\x18\x02 \x01(\fB\x03\x80\x01\x01R\x06sealed\x12\x18\n" +
+	"\areplace\x18\x03 \x01(\bR\areplace\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x83\x01\n" +
+	"\x14ImportSecretResponse\x127\n" +
+	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\x122\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"l\n" +
 	"\x12PurgeTokensRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x1d\n" +
@@ -1969,14 +2314,16 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x14SECRET_STATE_PENDING\x10\x01\x12\x18\n" +
 	"\x14SECRET_STATE_CURRENT\x10\x02\x12\x19\n" +
 	"\x15SECRET_STATE_PREVIOUS\x10\x03\x12\x18\n" +
-	"\x14SECRET_STATE_RETIRED\x10\x042\xe0\a\n" +
+	"\x14SECRET_STATE_RETIRED\x10\x042\xa0\t\n" +
 	"\fAdminService\x12[\n" +
 	"\vListClients\x12\".tokenbroker.v1.ListClientsRequest\x1a#.tokenbroker.v1.ListClientsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\tGetClient\x12 .tokenbroker.v1.GetClientRequest\x1a!.tokenbroker.v1.GetClientResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\fRotateSecret\x12#.tokenbroker.v1.RotateSecretRequest\x1a$.tokenbroker.v1.RotateSecretResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x0eActivateSecret\x12%.tokenbroker.v1.ActivateSecretRequest\x1a&.tokenbroker.v1.ActivateSecretResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x0eRollbackSecret\x12%.tokenbroker.v1.RollbackSecretRequest\x1a&.tokenbroker.v1.RollbackSecretResponse\"\x03\x90\x02\x02\x12^\n" +
-	"\fRetireSecret\x12#.tokenbroker.v1.RetireSecretRequest\x1a$.tokenbroker.v1.RetireSecretResponse\"\x03\x90\x02\x02\x12[\n" +
+	"\fRetireSecret\x12#.tokenbroker.v1.RetireSecretRequest\x1a$.tokenbroker.v1.RetireSecretResponse\"\x03\x90\x02\x02\x12^\n" +
+	"\fExportSecret\x12#.tokenbroker.v1.ExportSecretRequest\x1a$.tokenbroker.v1.ExportSecretResponse\"\x03\x90\x02\x01\x12^\n" +
+	"\fImportSecret\x12#.tokenbroker.v1.ImportSecretRequest\x1a$.tokenbroker.v1.ImportSecretResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\vPurgeTokens\x12\".tokenbroker.v1.PurgeTokensRequest\x1a#.tokenbroker.v1.PurgeTokensResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fRevokeTokens\x12#.tokenbroker.v1.RevokeTokensRequest\x1a$.tokenbroker.v1.RevokeTokensResponse\"\x03\x90\x02\x02\x12g\n" +
 	"\x0fListRevocations\x12&.tokenbroker.v1.ListRevocationsRequest\x1a'.tokenbroker.v1.ListRevocationsResponse\"\x03\x90\x02\x01\x12j\n" +
@@ -1995,7 +2342,7 @@ func file_tokenbroker_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_tokenbroker_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_tokenbroker_v1_admin_proto_goTypes = []any{
 	(ClientState)(0),                 // 0: tokenbroker.v1.ClientState
 	(SecretState)(0),                 // 1: tokenbroker.v1.SecretState
@@ -2014,69 +2361,83 @@ var file_tokenbroker_v1_admin_proto_goTypes = []any{
 	(*RollbackSecretResponse)(nil),   // 14: tokenbroker.v1.RollbackSecretResponse
 	(*RetireSecretRequest)(nil),      // 15: tokenbroker.v1.RetireSecretRequest
 	(*RetireSecretResponse)(nil),     // 16: tokenbroker.v1.RetireSecretResponse
-	(*PurgeTokensRequest)(nil),       // 17: tokenbroker.v1.PurgeTokensRequest
-	(*PurgeTokensResponse)(nil),      // 18: tokenbroker.v1.PurgeTokensResponse
-	(*Revocation)(nil),               // 19: tokenbroker.v1.Revocation
-	(*RevokeTokensRequest)(nil),      // 20: tokenbroker.v1.RevokeTokensRequest
-	(*RevokeTokensResponse)(nil),     // 21: tokenbroker.v1.RevokeTokensResponse
-	(*ListRevocationsRequest)(nil),   // 22: tokenbroker.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),  // 23: tokenbroker.v1.ListRevocationsResponse
-	(*DeleteRevocationRequest)(nil),  // 24: tokenbroker.v1.DeleteRevocationRequest
-	(*DeleteRevocationResponse)(nil), // 25: tokenbroker.v1.DeleteRevocationResponse
-	(*timestamppb.Timestamp)(nil),    // 26: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 27: google.protobuf.Duration
+	(*ExportSecretRequest)(nil),      // 17: tokenbroker.v1.ExportSecretRequest
+	(*ExportSecretResponse)(nil),     // 18: tokenbroker.v1.ExportSecretResponse
+	(*ImportSecretRequest)(nil),      // 19: tokenbroker.v1.ImportSecretRequest
+	(*ImportSecretResponse)(nil),     // 20: tokenbroker.v1.ImportSecretResponse
+	(*PurgeTokensRequest)(nil),       // 21: tokenbroker.v1.PurgeTokensRequest
+	(*PurgeTokensResponse)(nil),      // 22: tokenbroker.v1.PurgeTokensResponse
+	(*Revocation)(nil),               // 23: tokenbroker.v1.Revocation
+	(*RevokeTokensRequest)(nil),      // 24: tokenbroker.v1.RevokeTokensRequest
+	(*RevokeTokensResponse)(nil),     // 25: tokenbroker.v1.RevokeTokensResponse
+	(*ListRevocationsRequest)(nil),   // 26: tokenbroker.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),  // 27: tokenbroker.v1.ListRevocationsResponse
+	(*DeleteRevocationRequest)(nil),  // 28: tokenbroker.v1.DeleteRevocationRequest
+	(*DeleteRevocationResponse)(nil), // 29: tokenbroker.v1.DeleteRevocationResponse
+	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
 }
 var file_tokenbroker_v1_admin_proto_depIdxs = []int32{
 	6,  // 0: tokenbroker.v1.ListClientsResponse.clients:type_name -> tokenbroker.v1.Client
 	6,  // 1: tokenbroker.v1.GetClientResponse.client:type_name -> tokenbroker.v1.Client
 	0,  // 2: tokenbroker.v1.Client.state:type_name -> tokenbroker.v1.ClientState
 	7,  // 3: tokenbroker.v1.Client.secret_versions:type_name -> tokenbroker.v1.SecretVersion
-	26, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
-	26, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
-	26, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
-	26, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
-	26, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
+	30, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
+	30, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
+	30, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
+	30, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
+	30, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
 	1,  // 9: tokenbroker.v1.SecretVersion.state:type_name -> tokenbroker.v1.SecretState
-	26, // 10: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
-	26, // 11: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
-	7,  // 12: tokenbroker.v1.RotateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 13: tokenbroker.v1.RotateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	27, // 14: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
-	7,  // 15: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 16: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	7,  // 17: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	7,  // 18: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	26, // 19: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
-	26, // 20: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	26, // 21: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
-	19, // 22: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
-	19, // 23: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
-	19, // 24: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
-	2,  // 25: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
-	4,  // 26: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
-	8,  // 27: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
-	11, // 28: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
-	13, // 29: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
-	15, // 30: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
-	17, // 31: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
-	20, // 32: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
-	22, // 33: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
-	24, // 34: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
-	3,  // 35: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
-	5,  // 36: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
-	9,  // 37: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
-	12, // 38: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
-	14, // 39: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
-	16, // 40: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
-	18, // 41: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
-	21, // 42: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
-	23, // 43: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
-	25, // 44: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	30, // 10: tokenbroker.v1.SecretVersion.state_since:type_name -> google.protobuf.Timestamp
+	30, // 11: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
+	30, // 12: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
+	30, // 13: tokenbroker.v1.SecretVersion.refused_at:type_name -> google.protobuf.Timestamp
+	7,  // 14: tokenbroker.v1.RotateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	10, // 15: tokenbroker.v1.RotateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	31, // 16: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
+	7,  // 17: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	10, // 18: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	7,  // 19: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	10, // 20: tokenbroker.v1.RollbackSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	7,  // 21: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	10, // 22: tokenbroker.v1.RetireSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	7,  // 23: tokenbroker.v1.ImportSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	10, // 24: tokenbroker.v1.ImportSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	30, // 25: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
+	30, // 26: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	30, // 27: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
+	23, // 28: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
+	23, // 29: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
+	23, // 30: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
+	2,  // 31: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
+	4,  // 32: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
+	8,  // 33: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
+	11, // 34: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
+	13, // 35: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
+	15, // 36: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
+	17, // 37: tokenbroker.v1.AdminService.ExportSecret:input_type -> tokenbroker.v1.ExportSecretRequest
+	19, // 38: tokenbroker.v1.AdminService.ImportSecret:input_type -> tokenbroker.v1.ImportSecretRequest
+	21, // 39: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
+	24, // 40: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
+	26, // 41: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
+	28, // 42: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
+	3,  // 43: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
+	5,  // 44: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
+	9,  // 45: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
+	12, // 46: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
+	14, // 47: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
+	16, // 48: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
+	18, // 49: tokenbroker.v1.AdminService.ExportSecret:output_type -> tokenbroker.v1.ExportSecretResponse
+	20, // 50: tokenbroker.v1.AdminService.ImportSecret:output_type -> tokenbroker.v1.ImportSecretResponse
+	22, // 51: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
+	25, // 52: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
+	27, // 53: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
+	29, // 54: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
+	43, // [43:55] is the sub-list for method output_type
+	31, // [31:43] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_admin_proto_init() }
@@ -2084,7 +2445,7 @@ func file_tokenbroker_v1_admin_proto_init() {
 	if File_tokenbroker_v1_admin_proto != nil {
 		return
 	}
-	file_tokenbroker_v1_admin_proto_msgTypes[17].OneofWrappers = []any{
+	file_tokenbroker_v1_admin_proto_msgTypes[21].OneofWrappers = []any{
 		(*Revocation_TokenId)(nil),
 		(*Revocation_Subject)(nil),
 		(*Revocation_ClientId)(nil),
@@ -2096,7 +2457,7 @@ func file_tokenbroker_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_admin_proto_rawDesc), len(file_tokenbroker_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	AdminService_ActivateSecret_FullMethodName   = "/tokenbroker.v1.AdminService/ActivateSecret"
 	AdminService_RollbackSecret_FullMethodName   = "/tokenbroker.v1.AdminService/RollbackSecret"
 	AdminService_RetireSecret_FullMethodName     = "/tokenbroker.v1.AdminService/RetireSecret"
+	AdminService_ExportSecret_FullMethodName     = "/tokenbroker.v1.AdminService/ExportSecret"
+	AdminService_ImportSecret_FullMethodName     = "/tokenbroker.v1.AdminService/ImportSecret"
 	AdminService_PurgeTokens_FullMethodName      = "/tokenbroker.v1.AdminService/PurgeTokens"
 	AdminService_RevokeTokens_FullMethodName     = "/tokenbroker.v1.AdminService/RevokeTokens"
 	AdminService_ListRevocations_FullMethodName  = "/tokenbroker.v1.AdminService/ListRevocations"
@@ -37,7 +39,7 @@ const (
 //
 // AdminService is for operators: the state of the configured clients, the
 // rotation of their secrets, and the revocation of tokens. No RPC returns a
-// secret or a token.
+// token, or a secret that is not sealed.
 //
 // Each write takes a request_id: a second call with the same id and the same
 // content answers what the first one did and changes nothing.
@@ -47,17 +49,26 @@ type AdminServiceClient interface {
 	// GetClient shows one client. NOT_FOUND if there is none of that name.
 	GetClient(ctx context.Context, in *GetClientRequest, opts ...grpc.CallOption) (*GetClientResponse, error)
 	// RotateSecret takes a new secret, proves it by obtaining a token with it,
-	// and puts it in force; what fails leaves the old one in force.
+	// and puts it in force; what fails leaves the old one in force. A secret that
+	// the IdP refuses is not kept; one that could not be proved for another reason
+	// stays staged. The status of a failure has a RotateSecretResponse among its
+	// details, with the steps that were taken; so have those of the three below.
 	RotateSecret(ctx context.Context, in *RotateSecretRequest, opts ...grpc.CallOption) (*RotateSecretResponse, error)
 	// ActivateSecret proves a staged secret and puts it in force.
 	ActivateSecret(ctx context.Context, in *ActivateSecretRequest, opts ...grpc.CallOption) (*ActivateSecretResponse, error)
-	// RollbackSecret puts the previous secret back in force.
+	// RollbackSecret proves the previous secret and puts it back in force.
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*RollbackSecretResponse, error)
 	// RetireSecret wipes a version's value and keeps its record. The current
 	// version cannot be retired.
 	RetireSecret(ctx context.Context, in *RetireSecretRequest, opts ...grpc.CallOption) (*RetireSecretResponse, error)
+	// ExportSecret returns the versions of a client's secret, sealed: only a
+	// broker with the same sealing keys can read them.
+	ExportSecret(ctx context.Context, in *ExportSecretRequest, opts ...grpc.CallOption) (*ExportSecretResponse, error)
+	// ImportSecret takes what ExportSecret returned.
+	ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s.
+	// all replicas within 5 s. Made again it drops what was minted since as well,
+	// which is safe.
 	PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
@@ -136,6 +147,26 @@ func (c *adminServiceClient) RetireSecret(ctx context.Context, in *RetireSecretR
 	return out, nil
 }
 
+func (c *adminServiceClient) ExportSecret(ctx context.Context, in *ExportSecretRequest, opts ...grpc.CallOption) (*ExportSecretResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExportSecretResponse)
+	err := c.cc.Invoke(ctx, AdminService_ExportSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportSecretResponse)
+	err := c.cc.Invoke(ctx, AdminService_ImportSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PurgeTokensResponse)
@@ -182,7 +213,7 @@ func (c *adminServiceClient) DeleteRevocation(ctx context.Context, in *DeleteRev
 //
 // AdminService is for operators: the state of the configured clients, the
 // rotation of their secrets, and the revocation of tokens. No RPC returns a
-// secret or a token.
+// token, or a secret that is not sealed.
 //
 // Each write takes a request_id: a second call with the same id and the same
 // content answers what the first one did and changes nothing.
@@ -192,17 +223,26 @@ type AdminServiceServer interface {
 	// GetClient shows one client. NOT_FOUND if there is none of that name.
 	GetClient(context.Context, *GetClientRequest) (*GetClientResponse, error)
 	// RotateSecret takes a new secret, proves it by obtaining a token with it,
-	// and puts it in force; what fails leaves the old one in force.
+	// and puts it in force; what fails leaves the old one in force. A secret that
+	// the IdP refuses is not kept; one that could not be proved for another reason
+	// stays staged. The status of a failure has a RotateSecretResponse among its
+	// details, with the steps that were taken; so have those of the three below.
 	RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretResponse, error)
 	// ActivateSecret proves a staged secret and puts it in force.
 	ActivateSecret(context.Context, *ActivateSecretRequest) (*ActivateSecretResponse, error)
-	// RollbackSecret puts the previous secret back in force.
+	// RollbackSecret proves the previous secret and puts it back in force.
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*RollbackSecretResponse, error)
 	// RetireSecret wipes a version's value and keeps its record. The current
 	// version cannot be retired.
 	RetireSecret(context.Context, *RetireSecretRequest) (*RetireSecretResponse, error)
+	// ExportSecret returns the versions of a client's secret, sealed: only a
+	// broker with the same sealing keys can read them.
+	ExportSecret(context.Context, *ExportSecretRequest) (*ExportSecretResponse, error)
+	// ImportSecret takes what ExportSecret returned.
+	ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s.
+	// all replicas within 5 s. Made again it drops what was minted since as well,
+	// which is safe.
 	PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
@@ -238,6 +278,12 @@ func (UnimplementedAdminServiceServer) RollbackSecret(context.Context, *Rollback
 }
 func (UnimplementedAdminServiceServer) RetireSecret(context.Context, *RetireSecretRequest) (*RetireSecretResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetireSecret not implemented")
+}
+func (UnimplementedAdminServiceServer) ExportSecret(context.Context, *ExportSecretRequest) (*ExportSecretResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExportSecret not implemented")
+}
+func (UnimplementedAdminServiceServer) ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportSecret not implemented")
 }
 func (UnimplementedAdminServiceServer) PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PurgeTokens not implemented")
@@ -380,6 +426,42 @@ func _AdminService_RetireSecret_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_ExportSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExportSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ExportSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ExportSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ExportSecret(ctx, req.(*ExportSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ImportSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ImportSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ImportSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ImportSecret(ctx, req.(*ImportSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_PurgeTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PurgeTokensRequest)
 	if err := dec(in); err != nil {
@@ -482,6 +564,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RetireSecret",
 			Handler:    _AdminService_RetireSecret_Handler,
+		},
+		{
+			MethodName: "ExportSecret",
+			Handler:    _AdminService_ExportSecret_Handler,
+		},
+		{
+			MethodName: "ImportSecret",
+			Handler:    _AdminService_ImportSecret_Handler,
 		},
 		{
 			MethodName: "PurgeTokens",

@@ -42,6 +42,13 @@ func valueTests() []namedTest {
 				t.Errorf("got %q, want %q", got, want)
 			}
 		}},
+		{"confirming a change changes nothing", func(t *tester) {
+			t.put(keyA, 1, "a", 0)
+			if safety := t.store.Confirm(t.Context(), keyA); !safety.Disk && safety.Replicas == 0 && safety.Doubt == "" {
+				t.Error("it is nowhere, and there is no doubt")
+			}
+			t.expect(keyA, 1, "a")
+		}},
 		{"no keys have no entries", func(t *tester) {
 			if entries, err := t.store.Get(t.Context()); err != nil || len(entries) != 0 {
 				t.Errorf("got %v, %v", entries, err)

@@ -1,0 +1,368 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+func newSecret() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "secret",
+		Short: "Change the secret of a client",
+		Long: `Change the secret of a client that is configured with "secret: managed". A secret in a
+file is changed by changing the file.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(newSecretRotate(), newSecretActivate(), newSecretRollback(), newSecretRetire())
+	return cmd
+}
+
+// changing is what the commands that change a secret have in common.
+type changing struct {
+	to               connection
+	request, reason  string
+	expected         string
+	asJSON, yes      bool
+	expecting, asked bool // the command has these flags
+}
+
+func (c *changing) flags(cmd *cobra.Command) {
+	c.to.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&c.request, "request-id", "", "go on with an earlier call, which may have been cut off, instead of making a new one")
+	flags.StringVar(&c.reason, "reason", "", "why, for the audit log")
+	flags.BoolVar(&c.asJSON, "json", false, "print what the broker answered")
+	if c.expecting {
+		flags.StringVar(&c.expected, "expect", "", "do it only if this version is in force")
+	}
+	if c.asked {
+		flags.BoolVar(&c.yes, "yes", false, "do not ask, although a person is there to be asked")
+	}
+}
+
+// changed is what the calls that change a secret answer.
+type changed interface {
+	proto.Message
+	GetVersion() *tokenbrokerv1.SecretVersion
+	GetSteps() []*tokenbrokerv1.RotationStep
+}
+
+// run makes a call and tells its steps, also those that were taken before it failed.
+func (c *changing) run(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error)) error {
+	if c.request == "" {
+		c.request = rand.Text()
+	}
+	var answer changed
+	err := c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (err error) {
+		answer, err = call(ctx, admin)
+		return err
+	})
+	if err != nil {
+		if got := stepsOf(err); got != nil {
+			_ = c.tell(cmd.OutOrStdout(), got)
+		}
+		switch status.Code(err) {
+		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "to go on where this ended: the same command with --request-id %s\n", c.request)
+		default:
+		}
+		return err
+	}
+	return c.tell(cmd.OutOrStdout(), answer)
+}
+
+// stepsOf finds how far a change got that failed.
+func stepsOf(err error) *tokenbrokerv1.RotateSecretResponse {
+	for _, detail := range status.Convert(err).Details() {
+		if got, ok := detail.(*tokenbrokerv1.RotateSecretResponse); ok {
+			return got
+		}
+	}
+	return nil
+}
+
+func (c *changing) tell(out io.Writer, answer changed) error {
+	if c.asJSON {
+		line, err := protojson.Marshal(answer)
+		if err == nil {
+			_, err = fmt.Fprintln(out, string(line))
+		}
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	warnings := map[string]bool{}
+	for _, step := range answer.GetSteps() {
+		outcome := "ok"
+		if !step.GetOk() {
+			outcome = "FAILED"
+		}
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", step.GetName(), outcome, step.GetTook().AsDuration().Round(time.Millisecond), step.GetMessage())
+		warnings[step.GetWarning()] = true
+	}
+	_ = table.Flush()
+	delete(warnings, "")
+	for warning := range warnings {
+		_, _ = fmt.Fprintf(out, "WARNING: %s\n", warning)
+	}
+	return nil
+}
+
+func newSecretRotate() *cobra.Command {
+	var (
+		c                              = changing{expecting: true, asked: true}
+		file                           string
+		stageOnly, compromised, revoke bool
+	)
+	cmd := &cobra.Command{
+		Use:   "rotate CLIENT",
+		Short: "Bring a new secret, prove it, and put it in force",
+		Long: `Bring a new secret of CLIENT: it is staged, proved by obtaining a token with it, and put in
+force. What fails leaves the old secret in force. The old one is kept to fall back to.
+
+The secret is read from standard input, or from a file; it is never an argument, which
+others could see. One line end after it does not count.
+
+--stage-only: for an IdP that has one secret only. Stage the new one, change it at the
+IdP, then "broker secret activate". Tokens are had all the while.
+
+--compromised: the old secret is known to others. It is wiped at once and not fallen
+back to, and every token that was obtained before is dropped on all replicas. APIs that
+verify locally go on accepting those tokens until they expire: the command offers to
+have VerifyToken refuse them.`,
+		Example: `  broker secret rotate orders-api < new-secret
+  broker secret rotate orders-api --file new-secret --stage-only
+  broker secret rotate orders-api --compromised --reason "laptop stolen" < new-secret`,
+		Args: oneClient,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			value, err := readSecret(cmd, file)
+			if err != nil {
+				return err
+			}
+			if compromised {
+				if err := confirm(cmd, c.yes, fmt.Sprintf("The old secret of %q will be wiped, and all its tokens dropped. Go on?", args[0])); err != nil {
+					return err
+				}
+			}
+			begun := time.Now().Truncate(time.Second) // as tokens tell when they were issued: the new ones must stay good
+			err = c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+				return admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
+					ClientName: args[0], Secret: value, StageOnly: stageOnly, Compromised: compromised,
+					ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+				})
+			})
+			if err != nil || !compromised {
+				return err
+			}
+			return c.offerRevocation(cmd, args[0], begun, revoke)
+		},
+	}
+	c.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&file, "file", "", "read the secret from this file instead of standard input")
+	flags.BoolVar(&stageOnly, "stage-only", false, "neither prove it nor put it in force")
+	flags.BoolVar(&compromised, "compromised", false, "wipe the old secret and drop its tokens")
+	flags.BoolVar(&revoke, "revoke", false, "with --compromised: have VerifyToken refuse what was issued before now, without asking")
+	cmd.MarkFlagsMutuallyExclusive("stage-only", "compromised")
+	return cmd
+}
+
+// oneClient says what was probably meant where there is more than a name.
+func oneClient(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return errors.New("give the client's name and nothing else: a secret is read from standard input or --file, because others can see arguments")
+	}
+	return cobra.ExactArgs(1)(cmd, args)
+}
+
+func readSecret(cmd *cobra.Command, file string) ([]byte, error) {
+	var in io.Reader = cmd.InOrStdin()
+	switch {
+	case file != "":
+		opened, err := os.Open(file)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = opened.Close() }()
+		in = opened
+	case onTerminal(in):
+		line, err := readHidden("The new secret (it is not shown): ")
+		if err == nil && len(line) == 0 {
+			err = errors.New("no secret was given")
+		}
+		return line, err
+	}
+	data, err := io.ReadAll(io.LimitReader(in, secret.MaxSize+3))
+	if err != nil {
+		return nil, err
+	}
+	data = secret.TrimLineEnd(data)
+	switch {
+	case len(data) == 0:
+		return nil, errors.New("there is no secret on standard input, nor in --file")
+	case len(data) > secret.MaxSize:
+		return nil, fmt.Errorf("more than %d bytes: is it a secret?", secret.MaxSize)
+	}
+	return data, nil
+}
+
+// offerRevocation has VerifyToken refuse what was issued to the client, if a person
+// or a flag says so, or tells how.
+func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.Time, revoke bool) error {
+	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+		got, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: name})
+		if err != nil {
+			return err
+		}
+		issuer, id := got.GetClient().GetIssuer(), got.GetClient().GetClientId()
+		command := fmt.Sprintf("broker revocations add --issuer %s --client-id %s --issued-before %s", orElse(issuer, "ISSUER"), id, before.UTC().Format(time.RFC3339))
+		if issuer == "" {
+			revoke = false
+		} else if !revoke && !c.yes && onTerminal(cmd.ErrOrStderr()) {
+			if revoke, err = ask(fmt.Sprintf("Have VerifyToken refuse every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
+				return err
+			}
+		}
+		if !revoke {
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "tokens that were issued before go on being accepted where they are verified; to have VerifyToken refuse them:\n  "+command)
+			return err
+		}
+		made, err := admin.RevokeTokens(ctx, revocationOfClient(issuer, id, before, c.reason))
+		if err != nil {
+			return fmt.Errorf("the secret is rotated, but what was issued before is not revoked: %w", err)
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken refuses what was issued before (revocation %s)\n", made.GetRevocation().GetId())
+		return err
+	})
+}
+
+func orElse(text, otherwise string) string {
+	if text == "" {
+		return otherwise
+	}
+	return text
+}
+
+func newSecretActivate() *cobra.Command {
+	var (
+		c    = changing{expecting: true}
+		wait time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "activate CLIENT [VERSION]",
+		Short: "Prove the staged secret and put it in force",
+		Long: `Prove the secret that is staged for CLIENT by obtaining a token with it, and put it in
+force. If VERSION is given it must be the one that is staged.
+
+With --wait the command tries again while the IdP refuses the secret or cannot be
+reached, after 5, 15 and 45 s and then each minute: IdPs may take a while until they
+know a new secret.`,
+		Example: `  broker secret activate orders-api --wait 2m`,
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			version := ""
+			if len(args) == 2 {
+				version = args[1]
+			}
+			until := time.Now().Add(wait)
+			for try := 0; ; try++ {
+				err := c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+					return admin.ActivateSecret(ctx, &tokenbrokerv1.ActivateSecretRequest{
+						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+					})
+				})
+				if tried := stepsOf(err); tried != nil { // it may come in force by itself meanwhile
+					version = tried.GetVersion().GetVersion()
+				}
+				pause, again := mayPass(err, try)
+				if !again || time.Now().Add(pause).After(until) {
+					return err
+				}
+				select {
+				case <-cmd.Context().Done():
+					return err
+				case <-time.After(pause):
+				}
+			}
+		},
+	}
+	c.flags(cmd)
+	cmd.Flags().DurationVar(&wait, "wait", 0, "how long to try again while the IdP refuses it")
+	return cmd
+}
+
+// mayPass says when to try again what failed for a reason that may pass. Tries get
+// rarer: an IdP may lock a client out that comes with a wrong secret too often.
+func mayPass(err error, try int) (pause time.Duration, again bool) {
+	pauses := []time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second, time.Minute}
+	refused := false
+	for _, detail := range status.Convert(err).Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			refused = detail.GetReason() == "CLIENT_CREDENTIALS_REFUSED"
+		case *errdetails.RetryInfo:
+			pause = detail.GetRetryDelay().AsDuration()
+		}
+	}
+	return max(pause, pauses[min(try, len(pauses)-1)]), refused || status.Code(err) == codes.Unavailable
+}
+
+func newSecretRollback() *cobra.Command {
+	c := changing{expecting: true}
+	cmd := &cobra.Command{
+		Use:   "rollback CLIENT",
+		Short: "Put the previous secret back in force",
+		Long: `Prove that the previous secret of CLIENT still works, and put it back in force; the one
+that was in force is the previous one then. All replicas use it within 5 s.`,
+		Example: `  broker secret rollback orders-api --reason "the new one is of another tenant"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+				return admin.RollbackSecret(ctx, &tokenbrokerv1.RollbackSecretRequest{
+					ClientName: args[0], ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+				})
+			})
+		},
+	}
+	c.flags(cmd)
+	return cmd
+}
+
+func newSecretRetire() *cobra.Command {
+	c := changing{asked: true}
+	cmd := &cobra.Command{
+		Use:   "retire CLIENT VERSION",
+		Short: "Wipe a secret that is not in force",
+		Long: `Wipe a version of the secret of CLIENT that is staged, or that is kept to fall back to. Its
+record stays. The version in force cannot be retired.`,
+		Example: `  broker secret retire orders-api 3f9a1c22`,
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := confirm(cmd, c.yes, fmt.Sprintf("Version %s of the secret of %q will be wiped. Go on?", args[1], args[0])); err != nil {
+				return err
+			}
+			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+				return admin.RetireSecret(ctx, &tokenbrokerv1.RetireSecretRequest{
+					ClientName: args[0], Version: args[1], RequestId: c.request, Reason: c.reason,
+				})
+			})
+		},
+	}
+	c.flags(cmd)
+	return cmd
+}

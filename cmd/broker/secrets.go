@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+// backupForm is the version of the file's form.
+const backupForm = 1
+
+// backup is a file with the secrets of managed clients, each sealed.
+type backup struct {
+	Form      int               `json:"v"`
+	CreatedAt time.Time         `json:"created"`
+	Clients   map[string][]byte `json:"clients"`
+}
+
+func newSecrets() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "secrets",
+		Short: "Back up the managed secrets, and bring them back",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(newSecretsExport(), newSecretsImport())
+	return cmd
+}
+
+func newSecretsExport() *cobra.Command {
+	var to connection
+	cmd := &cobra.Command{
+		Use:   "export FILE [CLIENT...]",
+		Short: "Write the managed secrets to a file, sealed",
+		Long: `Write the secrets of all managed clients, or of those that are named, to FILE. They are
+sealed with the broker's ring of sealing keys: only a broker with the same ring can read
+them. Keep the file and the ring in different places.`,
+		Example: `  broker secrets export secrets.sealed`,
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			made := backup{Form: backupForm, CreatedAt: time.Now().UTC().Truncate(time.Second), Clients: map[string][]byte{}}
+			err := to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				names, err := managedClients(ctx, admin, args[1:])
+				if err != nil {
+					return err
+				}
+				for _, name := range names {
+					got, err := admin.ExportSecret(ctx, &tokenbrokerv1.ExportSecretRequest{ClientName: name})
+					if err != nil {
+						return fmt.Errorf("%s: %w", name, err)
+					}
+					made.Clients[name] = got.GetSealed()
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if len(made.Clients) == 0 {
+				return errors.New("there is no managed client with a secret")
+			}
+			if err := writeBackup(args[0], made); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d clients written to %s\n", len(made.Clients), args[0])
+			return err
+		},
+	}
+	to.flags(cmd)
+	return cmd
+}
+
+// managedClients are those that are named, or all that have a secret to export.
+func managedClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient, named []string) ([]string, error) {
+	if len(named) > 0 {
+		return named, nil
+	}
+	all, err := allClients(ctx, admin)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, c := range all {
+		if c.GetSecretSource() == "managed" && len(c.GetSecretVersions()) > 0 {
+			names = append(names, c.GetName())
+		}
+	}
+	return names, nil
+}
+
+// writeBackup writes the file whole or not at all, for its owner alone.
+func writeBackup(path string, made backup) error {
+	data, err := json.MarshalIndent(made, "", "  ")
+	if err != nil {
+		return err
+	}
+	temp, err := os.CreateTemp(filepath.Dir(path), ".secrets-*") // its mode is 0600
+	if err != nil {
+		return err
+	}
+	_, err = temp.Write(append(data, '\n'))
+	if err = errors.Join(err, temp.Sync(), temp.Close()); err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(temp.Name())
+	}
+	return err
+}
+
+func newSecretsImport() *cobra.Command {
+	var (
+		c       = changing{asked: true}
+		replace bool
+	)
+	cmd := &cobra.Command{
+		Use:   "import FILE [CLIENT...]",
+		Short: "Bring secrets back that were exported",
+		Long: `Bring back the secrets in FILE, of all clients in it or of those that are named. A client
+that has a secret keeps it, unless --replace is given. The broker must have the ring of
+sealing keys that the file was made with.`,
+		Example: `  broker secrets import secrets.sealed
+  broker secrets import secrets.sealed orders-api --replace`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, err := readBackup(args[0])
+			if err != nil {
+				return err
+			}
+			names := args[1:]
+			if len(names) == 0 {
+				names = slices.Sorted(maps.Keys(from.Clients))
+			}
+			if replace {
+				if err := confirm(cmd, c.yes, fmt.Sprintf("The secrets of %d clients will be those of %v. Go on?", len(names), from.CreatedAt)); err != nil {
+					return err
+				}
+			}
+			failed := 0
+			for _, name := range names {
+				if err := c.bringBack(cmd, name, from.Clients[name], replace); err != nil {
+					failed++
+					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "broker: %s: %s\n", name, explain(err))
+				}
+			}
+			if failed > 0 {
+				return exit(1)
+			}
+			return nil
+		},
+	}
+	c.flags(cmd)
+	cmd.Flags().BoolVar(&replace, "replace", false, "replace the secrets that there are")
+	return cmd
+}
+
+func (c *changing) bringBack(cmd *cobra.Command, name string, sealed []byte, replace bool) error {
+	if len(sealed) == 0 {
+		return errors.New("the file has no such client")
+	}
+	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+		made, err := admin.ImportSecret(ctx, &tokenbrokerv1.ImportSecretRequest{
+			ClientName: name, Sealed: sealed, Replace: replace, RequestId: orElse(c.request, rand.Text()), Reason: c.reason,
+		})
+		if err != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s: version %s\n", name, made.GetVersion().GetVersion())
+		return c.tell(cmd.OutOrStdout(), made)
+	})
+}
+
+func readBackup(path string) (backup, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return backup{}, err
+	}
+	defer func() { _ = file.Close() }()
+	const most = 64 << 20
+	data, err := io.ReadAll(io.LimitReader(file, most))
+	if err != nil {
+		return backup{}, err
+	}
+	var from backup
+	if json.Unmarshal(data, &from) != nil || from.Form != backupForm {
+		return backup{}, fmt.Errorf("%s is not what \"broker secrets export\" of this version writes", path)
+	}
+	return from, nil
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// onTerminal reports whether a person sees what is written, or types what is read.
+func onTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// confirm asks a person whether to go on, where there is one: a script is not
+// asked. The question goes to the terminal itself, for standard input may be a
+// secret.
+func confirm(cmd *cobra.Command, yes bool, question string) error {
+	if yes || !onTerminal(cmd.ErrOrStderr()) {
+		return nil
+	}
+	agreed, err := ask(question)
+	if err == nil && !agreed {
+		err = errors.New("nothing was done")
+	}
+	return err
+}
+
+func ask(question string) (agreed bool, err error) {
+	terminal, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return false, fmt.Errorf("there is no terminal to ask at (%w): say --yes", err)
+	}
+	defer func() { _ = terminal.Close() }()
+	if _, err := io.WriteString(terminal, question+" [y/N] "); err != nil {
+		return false, err
+	}
+	answer, err := bufio.NewReader(terminal).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return true, nil
+	default:
+		return false, nil
+	}
+}
+
+// readHidden reads a line from the terminal without showing it.
+func readHidden(prompt string) ([]byte, error) {
+	_, _ = fmt.Fprint(os.Stderr, prompt)
+	line, err := term.ReadPassword(int(os.Stdin.Fd()))
+	_, _ = fmt.Fprintln(os.Stderr)
+	return line, err
+}

@@ -1,0 +1,253 @@
+package broker
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/token"
+)
+
+// About is what operators are told of a client's configuration.
+type About struct {
+	ClientID string
+	// Issuer or TokenURL is empty.
+	Issuer, TokenURL string
+	// Auth is how it authenticates, such as client_secret_basic.
+	Auth string
+	// Secret is the reference to its secret, such as file:/run/secrets/orders.
+	Secret string
+}
+
+// fares is how a client fared lately, as far as this replica knows.
+type fares struct {
+	// good is a question that was lately answered.
+	good atomic.Pointer[entry]
+	// served is about the newest token that the IdP gave.
+	served atomic.Pointer[served]
+	// failed is the last failure.
+	failed atomic.Pointer[trouble]
+}
+
+type served struct {
+	fence uint64
+	at    time.Time
+	with  string // version of the secret
+}
+
+// obtained notes a token that the IdP has given, to whichever replica.
+func (c *client) obtained(e *entry, tok *token.Token) {
+	if v := c.secrets.now().named(tok.SecretVersion); v != nil {
+		v.refused.lift(tok.Fence)
+		atLeast(&v.usedAt, tok.MintedAt.UnixNano())
+	}
+	for {
+		before := c.fares.served.Load()
+		if before != nil && before.fence >= tok.Fence {
+			return
+		}
+		if c.fares.served.CompareAndSwap(before, &served{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
+			c.fares.good.Store(e)
+			return
+		}
+	}
+}
+
+func atLeast(to *atomic.Int64, value int64) {
+	for {
+		before := to.Load()
+		if before >= value || to.CompareAndSwap(before, value) {
+			return
+		}
+	}
+}
+
+func (c *client) failedAs(t *trouble) { c.fares.failed.Store(t) }
+
+// lastSuccess is when the IdP last gave a token; zero: never, as far as is known.
+func (c *client) lastSuccess() time.Time {
+	if last := c.fares.served.Load(); last != nil {
+		return last.at
+	}
+	return time.Time{}
+}
+
+// ClientState says how a client fares.
+type ClientState int
+
+// The states.
+const (
+	ClientIdle      ClientState = iota + 1 // no token was asked for yet
+	ClientOK                               // the last fetch succeeded
+	ClientFailing                          // the last fetch failed; a held token may still serve
+	ClientRefused                          // the IdP refuses the client's secrets
+	ClientThrottled                        // the IdP throttles the client
+	ClientNoSecret                         // there is nothing to authenticate with
+)
+
+// SecretVersion is what is told of a version of a secret.
+type SecretVersion struct {
+	ID        string
+	State     secret.State
+	Since     time.Time // of the state
+	CreatedAt time.Time
+	CreatedBy string
+	// LastSuccess is when it last obtained a token, and RefusedAt when it was last
+	// refused and not taken since, as far as this replica knows. Zero: never.
+	LastSuccess, RefusedAt time.Time
+	// Here: the replica knows the value.
+	Here bool
+}
+
+// ClientStatus is a client and how it fares, as this replica sees it.
+type ClientStatus struct {
+	Name  string
+	About About
+	State ClientState
+	// Versions are newest first.
+	Versions []SecretVersion
+	// Generation of the secret's history: replicas that differ have not heard of a
+	// change yet.
+	Generation uint64
+	// InUse is the version that the newest token was obtained with. Empty: none is
+	// known.
+	InUse string
+	// Fallback: InUse is not the version in force, and that is no news any more.
+	Fallback bool
+	// Of the token for the client's own audience and scopes; zero: none is held.
+	TokenExpiresAt, NextRefreshAt time.Time
+	// Zero: never.
+	LastSuccess, LastFailure time.Time
+	LastError                string
+	// BackoffUntil is when the IdP is asked again at the earliest. Zero: at once.
+	BackoffUntil time.Time
+}
+
+// Clients returns the clients that the caller may list, in the order of their names.
+// The error is always an [*Error].
+func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
+	now := time.Now()
+	var found []ClientStatus
+	clients := b.setup.Load().clients
+	for _, name := range slices.Sorted(maps.Keys(clients)) {
+		if caller.MayDo(policy.ListClients, name) {
+			found = append(found, clients[name].status(now))
+		}
+	}
+	var err error
+	if len(found) == 0 && !caller.MayDo(policy.ListClients, "") {
+		err = mayNotDo(caller, policy.ListClients, "")
+	}
+	b.acted(ctx, caller, policy.ListClients, err, audit.Event{})
+	return found, err
+}
+
+// Client returns one client. The error is always an [*Error].
+func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string) (ClientStatus, error) {
+	c := b.client(name)
+	var err error
+	if c == nil || !caller.MayDo(policy.GetClient, name) {
+		err = mayNotDo(caller, policy.GetClient, name)
+	}
+	b.acted(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
+	if err != nil {
+		return ClientStatus{}, err
+	}
+	if c.secrets.kept() {
+		b.lookAtSecrets(ctx, c) // so that whoever has just changed something sees it
+	}
+	return c.status(time.Now()), nil
+}
+
+func (c *client) status(now time.Time) ClientStatus {
+	u := c.secrets.now()
+	s := ClientStatus{
+		Name: c.name, About: c.about, State: c.state(u, now), Versions: u.describeAll(), Generation: u.history.Generation,
+		LastSuccess: c.lastSuccess(), Fallback: c.fallback(u),
+	}
+	if last := c.fares.served.Load(); last != nil {
+		s.InUse = last.with
+	}
+	if tok := c.entry.token.Load(); c.entry.usable(tok, now, 0) {
+		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
+	}
+	if t := c.fares.failed.Load(); t != nil {
+		s.LastFailure, s.LastError = t.at, t.err.Message
+	}
+	if t := c.entry.troubleNow(now); t != nil {
+		s.BackoffUntil = t.until
+	}
+	return s
+}
+
+func (c *client) state(u *usable, now time.Time) ClientState {
+	throttled := func(t *trouble) bool { return t.active(now) && t.class == idp.Throttled }
+	switch {
+	case c.secretless() != nil:
+		return ClientNoSecret
+	case throttled(c.trouble.Load()):
+		return ClientThrottled
+	case u.failing():
+		return ClientRefused
+	case c.entry.failing():
+		return ClientFailing
+	case c.fares.served.Load() == nil:
+		return ClientIdle
+	default:
+		return ClientOK
+	}
+}
+
+// fallback reports whether the newest token was obtained with another version than
+// the one in force, although there was time for that to be known everywhere.
+func (c *client) fallback(u *usable) bool {
+	last := c.fares.served.Load()
+	current, there := u.history.In(secret.Current)
+	return there && last != nil && last.with != current.ID && last.at.Sub(current.Since) >= propagation
+}
+
+// describeAll tells of all versions that are known of, newest first.
+func (u *usable) describeAll() []SecretVersion {
+	var all []SecretVersion
+	for _, v := range u.all() {
+		if _, recorded := u.history.Find(v.ID); !recorded { // only a source has it
+			all = append(all, u.describe(v.ID))
+		}
+	}
+	for _, record := range u.history.Versions {
+		all = append(all, u.describe(record.ID))
+	}
+	return all
+}
+
+// describe tells of one version.
+func (u *usable) describe(id string) SecretVersion {
+	told := SecretVersion{ID: id}
+	if record, there := u.history.Find(id); there {
+		told.State, told.Since, told.CreatedAt, told.CreatedBy = record.State, record.Since, record.CreatedAt, record.CreatedBy
+	}
+	v := u.named(id)
+	if v == nil {
+		return told
+	}
+	told.Here = true
+	if told.State == 0 || v == u.pending {
+		told.State, told.Since = u.stateOf(v), v.SeenAt
+	}
+	if told.CreatedAt.IsZero() {
+		told.CreatedAt = v.SeenAt
+	}
+	if at := v.usedAt.Load(); at > 0 {
+		told.LastSuccess = time.Unix(0, at)
+	}
+	if t := v.refused.Load(); t != nil {
+		told.RefusedAt = t.at
+	}
+	return told
+}

@@ -1,0 +1,166 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// historyChunk is how many histories are read at once; with their values they
+// may be large.
+const historyChunk = 50
+
+var errUnopened = errors.New("the secrets in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
+
+// historyOf reads what the store has under the key of a history. It does not take
+// for nothing what it cannot read.
+func historyOf(found store.Entry) (secret.History, error) {
+	switch {
+	case found.Unopened:
+		return secret.History{}, errUnopened
+	case found.Number == 0:
+		return secret.History{}, nil
+	}
+	return secret.FromStored(found.Value)
+}
+
+// sawHistory takes what the store has of a client's secrets, and has it put right
+// where it lacks what is known here or is sealed with an old key.
+func (b *Broker) sawHistory(c *client, found store.Entry) {
+	stored, err := historyOf(found)
+	if err != nil {
+		b.unreadable(c, err)
+		return
+	}
+	if right := c.secrets.saw(stored); right.ID != stored.ID || found.Aged {
+		c.secrets.mending.tell(b.spawn, func() { b.mend(b.flying, c) })
+	}
+}
+
+// unreadable notes why a history cannot be read, and tells it once.
+func (b *Broker) unreadable(c *client, err error) {
+	if c.secrets.failed(err) {
+		b.log.Error("the secrets of a client cannot be read from the store; those known before stay in force", "client", c.name, "error", err)
+	}
+}
+
+// mend puts back what the store has lost, and seals anew what is sealed with an
+// old key.
+func (b *Broker) mend(ctx context.Context, c *client) {
+	_ = insist(func() error { // if not now, then at the next look
+		entry, stored, err := b.readHistory(ctx, c)
+		if err != nil {
+			return err
+		}
+		right := c.secrets.saw(stored)
+		lost := right.ID != stored.ID
+		if !lost && !entry.Aged {
+			return nil
+		}
+		if err := b.writeHistory(ctx, c, entry.Number, right); err != nil {
+			return err
+		}
+		b.log.Info("the history of a client's secrets was written to the store again", "client", c.name, "lost", lost)
+		return nil
+	})
+}
+
+// readHistory reads the store's history of a client, with its entry.
+func (b *Broker) readHistory(ctx context.Context, c *client) (store.Entry, secret.History, error) {
+	found, err := b.store.Get(ctx, c.keys.secrets)
+	if err != nil {
+		return store.Entry{}, secret.History{}, err
+	}
+	stored, err := historyOf(found[0])
+	if err != nil {
+		b.unreadable(c, err)
+		return store.Entry{}, secret.History{}, err
+	}
+	return found[0], stored, nil
+}
+
+// writeHistory replaces a history that was read with a number.
+func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h secret.History) error {
+	if _, err := replace(ctx, b.store, c.keys.secrets, number, h.Stored()); err != nil {
+		return err
+	}
+	c.secrets.saw(h)
+	if err := b.changes.raise(ctx); err != nil {
+		b.log.Warn("a change of a client's secrets was stored, but not counted: other replicas may notice it late", "client", c.name, "error", err)
+	}
+	return nil
+}
+
+// changeHistory makes a change to the newest history of a client, in the store and
+// here, and returns what has come of it. A change that returns what it was given
+// writes nothing. It may be made several times, until nobody is in its way.
+func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secret.History) (secret.History, error)) (secret.History, error) {
+	var made secret.History
+	err := insist(func() error {
+		entry, newest, err := b.readHistory(ctx, c)
+		if err != nil {
+			return err
+		}
+		newest = c.secrets.saw(newest)
+		if made, err = change(newest); err != nil || made.ID == newest.ID {
+			return err
+		}
+		return b.writeHistory(ctx, c, entry.Number, made)
+	})
+	return made, err
+}
+
+// pollSecrets looks whether the secrets of any client were changed by another
+// replica, or lost by the store, and tries what is to be tried of them.
+func (b *Broker) pollSecrets(ctx context.Context, round int) {
+	count, moved, err := b.changes.moved(ctx)
+	if err != nil {
+		return
+	}
+	kept := b.keptClients()
+	if moved || round%reloadRounds == 0 {
+		if b.lookAtSecrets(ctx, kept...) {
+			b.changes.seen.Store(count)
+		}
+	} else {
+		b.lookAtSecrets(ctx, slices.DeleteFunc(slices.Clone(kept), func(c *client) bool { return c.secrets.now().loaded })...)
+	}
+	for _, c := range kept {
+		b.tryWanted(c)
+	}
+}
+
+// keptClients are those whose secrets have a history.
+func (b *Broker) keptClients() []*client {
+	var kept []*client
+	for _, c := range b.setup.Load().clients {
+		if c.secrets.kept() {
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}
+
+// lookAtSecrets reads the histories of clients, and reports whether the store told
+// all of them.
+func (b *Broker) lookAtSecrets(ctx context.Context, clients ...*client) (told bool) {
+	told = true
+	for some := range slices.Chunk(clients, historyChunk) {
+		keys := make([]string, len(some))
+		for i, c := range some {
+			keys[i] = c.keys.secrets
+		}
+		found, err := b.store.Get(ctx, keys...)
+		if err != nil {
+			told = false
+			continue
+		}
+		for i, c := range some {
+			b.sawHistory(c, found[i])
+		}
+	}
+	return told
+}

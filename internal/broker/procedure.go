@@ -1,0 +1,300 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// procedure is a change of a client's secret, step by step. Each step is stored
+// before the next one begins, so that it can be gone on with by whoever has its
+// request ID, wherever it was interrupted.
+type procedure struct {
+	broker *Broker
+	client *client // nil: it may not begin
+	caller *policy.Caller
+	action policy.Action
+	asked  SecretChange
+	digest string // of what was asked
+
+	version string // that it is about
+	begun   bool
+	base    string // the version in force when it began
+	over    bool   // there is nothing left to do
+	steps   []Step
+	failure *Error
+}
+
+// kind is a kind of step: its name, and what was done when it is done, as the audit
+// has it.
+type kind struct {
+	name, done string
+	stores     bool // it changes the history
+}
+
+//nolint:gochecknoglobals // constants that Go cannot express as such
+var (
+	staging    = kind{"stage", "staged", true}
+	proving    = kind{"prove", "proved", false}
+	activating = kind{"activate", "activated", true}
+	retiring   = kind{"retire", "retired", true}
+	purging    = kind{"purge", "purged", false}
+	importing  = kind{"import", "imported", true}
+)
+
+// procedure begins a change. What it is about is told apart by action and content.
+func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *Error) {
+	p := &procedure{broker: b, caller: caller, action: action, asked: asked}
+	if denied := b.mayAct(caller, action, asked.Client); denied != nil {
+		return p, denied
+	}
+	c := b.client(asked.Client)
+	switch {
+	case c == nil:
+		return p, mayNotDo(caller, action, asked.Client)
+	case !c.secrets.managed:
+		return p, c.notManaged()
+	}
+	parts := [][]byte{[]byte(action), []byte(asked.Expected)}
+	for _, part := range content {
+		parts = append(parts, []byte(part))
+	}
+	p.client, p.digest = c, b.names.name("procedure", parts...)
+	return p, nil
+}
+
+// result is what the change came to, once that is written down. An error is what it
+// could not begin for.
+func (p *procedure) result(ctx context.Context, err *Error) (Rotated, error) {
+	var got Rotated
+	if err == nil {
+		got = Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
+		if p.failure != nil {
+			told := *p.failure
+			told.Rotated = &got
+			err = &told
+		}
+	}
+	about := audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason}
+	if err != nil {
+		p.broker.acted(ctx, p.caller, p.action, err, about)
+		return Rotated{}, err
+	}
+	p.broker.acted(ctx, p.caller, p.action, nil, about)
+	return got, nil
+}
+
+// step does one step and reports whether it succeeded.
+func (p *procedure) step(ctx context.Context, k kind, do func() (message string, err *Error)) bool {
+	if p.over {
+		return true
+	}
+	begun := time.Now()
+	made := Step{Name: k.name, OK: true}
+	message, err := do()
+	switch {
+	case err == nil && p.over:
+		made.Message = doneBefore
+	case err == nil:
+		made.Message = message
+		if k.stores {
+			made.Message, made.Warning = p.confirmed(ctx, message)
+		}
+	default:
+		made.OK, made.Message, p.failure = false, err.Message, err
+	}
+	made.Took = time.Since(begun)
+	p.steps = append(p.steps, made)
+	p.broker.rotated(ctx, p.caller, p.client, p.version, k, err)
+	return made.OK
+}
+
+// rotated logs a step in the life of a secret, and writes it down. The broker's own
+// steps have no caller.
+func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *Error) {
+	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.done}
+	if caller != nil {
+		e.Caller, e.Peer = caller.Name(), b.audit.From(ctx)
+	}
+	if err != nil {
+		e.Outcome, e.Reason, e.Detail = audit.Failed, err.Reason, err.Message
+	}
+	b.log.Info("a client's secret: a step", "client", c.name, "step", k.name, "outcome", string(e.Outcome), "secret_version", version,
+		"caller", e.Caller, "reason", e.Reason)
+	b.audit.Record(&e)
+}
+
+// confirmed adds to a message where the store has the change.
+func (p *procedure) confirmed(ctx context.Context, message string) (string, string) {
+	safety := p.broker.store.Confirm(ctx, p.client.keys.secrets)
+	if safety.Doubt != "" {
+		p.broker.log.Warn("the store may lose a client's secret", "client", p.client.name, "doubt", safety.Doubt)
+	}
+	return strings.TrimSpace(message + "; stored " + safety.String()), safety.Doubt
+}
+
+// outcome is what a step leaves of the call.
+type outcome int
+
+const (
+	goesOn  outcome = iota // there are more steps
+	done                   // it was the last step
+	dropped                // it is given up because the IdP refuses the version
+)
+
+// change makes one change of the history: only while what is in force is what was
+// when the procedure began, or what it is about.
+func (p *procedure) change(ctx context.Context, step func(h secret.History, now time.Time) (secret.History, error), leaves outcome) *Error {
+	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
+		if err := p.goOn(h); err != nil || p.over {
+			return h, err
+		}
+		next, err := step(h, time.Now().UTC().Truncate(time.Millisecond))
+		if err != nil {
+			return h, err
+		}
+		made := secret.Request{ID: p.asked.Request, Digest: p.digest, Version: p.version, Done: leaves != goesOn, Refused: leaves == dropped}
+		known, _ := h.Request(made.ID)
+		switch {
+		case next.ID != h.ID:
+		case known == made:
+			return h, nil
+		default:
+			next = h.Again()
+		}
+		return next.With(made), nil
+	})
+	if err != nil {
+		return p.client.secretError(err, p.version)
+	}
+	return nil
+}
+
+// goOn looks whether the procedure can begin, or go on, from a history; over: there
+// is nothing left to do.
+func (p *procedure) goOn(h secret.History) error {
+	known, again := h.Request(p.asked.Request)
+	switch {
+	case again && known.Digest != p.digest:
+		return errRequestReused
+	case again && known.Refused:
+		p.version = known.Version
+		return errRefusedBefore
+	case again && known.Done:
+		p.over, p.version = true, known.Version
+		return nil
+	case p.begun && h.CurrentID() != p.base && h.CurrentID() != p.version,
+		!p.begun && !again && p.asked.Expected != "" && h.CurrentID() != p.asked.Expected:
+		return errNotExpected
+	}
+	p.begun, p.base = true, h.CurrentID()
+	return nil
+}
+
+// stage keeps the new secret beside the one in force.
+func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
+	return p.step(ctx, staging, func() (string, *Error) {
+		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
+		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
+			if h.CurrentID() == v.ID {
+				message = fmt.Sprintf("version %s: it is the secret that is in force", v.ID)
+				return h, nil
+			}
+			return h.Stage(v, p.caller.Name(), now)
+		}, leaves)
+		return message, err
+	})
+}
+
+// choose finds the version that the change is about, and reports whether there is
+// something to do with it.
+func (p *procedure) choose(ctx context.Context, find func(h secret.History) (version string, err error)) bool {
+	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
+		if err := p.goOn(h); err != nil || p.over {
+			return h, err
+		}
+		version, err := find(h)
+		p.version = version
+		return h, err
+	})
+	if err != nil {
+		p.failure = p.client.secretError(err, p.version)
+		return false
+	}
+	if p.over {
+		p.steps = append(p.steps, Step{Name: "activate", OK: true, Message: doneBefore})
+	}
+	return !p.over
+}
+
+const doneBefore = "nothing to do: this call was made before, and is done"
+
+// prove obtains a token with the version.
+func (p *procedure) prove(ctx context.Context) bool {
+	return p.step(ctx, proving, func() (string, *Error) {
+		u := p.client.secrets.now()
+		v := u.named(p.version)
+		switch {
+		case v == nil:
+			return "", p.client.overtaken(p.version)
+		case v == u.current:
+			return "it is in force, and so was proved before", nil
+		}
+		if err := p.broker.prove(ctx, p.client, v); err != nil {
+			return "", err
+		}
+		return "the IdP issued a token for it", nil
+	})
+}
+
+// activate puts the version in force. The one before it is the previous one then,
+// or wiped.
+func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
+	return p.step(ctx, activating, func() (string, *Error) {
+		message := "in force"
+		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
+			before := h.CurrentID()
+			next, err := h.Activate(p.version, drop, now)
+			if previous, there := next.In(secret.Previous); drop && there && err == nil { // it came in force by itself meanwhile
+				before = previous.ID
+				next, err = next.Retire(previous.ID, now)
+			}
+			switch {
+			case before == "" || before == p.version:
+			case drop:
+				message = fmt.Sprintf("in force; version %s, which it replaces, is wiped", before)
+			default:
+				message = fmt.Sprintf("in force; version %s, which it replaces, is kept to fall back to", before)
+			}
+			return next, err
+		}, leaves)
+		return message, err
+	})
+}
+
+// discard wipes a version that was refused, so that it is not tried again.
+func (p *procedure) discard(ctx context.Context) {
+	refusal := p.failure
+	p.step(ctx, retiring, func() (string, *Error) {
+		return "the refused secret was not kept", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
+			return h.Retire(p.version, now)
+		}, dropped)
+	})
+	p.failure = refusal
+}
+
+// purge drops what was obtained before. Only then the call is done.
+func (p *procedure) purge(ctx context.Context) {
+	p.step(ctx, purging, func() (string, *Error) {
+		if err := p.broker.dropTokens(ctx, p.client); err != nil {
+			return "", err
+		}
+		return "every token that was obtained before now is dropped, on all replicas within 5 s",
+			p.change(ctx, func(h secret.History, _ time.Time) (secret.History, error) { return h, nil }, done)
+	})
+}

@@ -1,0 +1,206 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// prove obtains a token with a version that is not in force, past what is held:
+// once for the fleet, while all else goes on with what is in force. The token is a
+// good one, and takes the place of the one that is held. A failure is nobody's
+// trouble but the version's, unless the IdP throttles.
+func (b *Broker) prove(ctx context.Context, c *client, v *version) *Error {
+	e := c.provingEntry()
+	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.now().named(v.ID) == nil || c.provenNow(v.ID) })
+	switch how {
+	case settled:
+		if c.provenNow(v.ID) {
+			return nil
+		}
+		return c.overtaken(v.ID)
+	case ended:
+		return b.notProved(ctx, c)
+	case unanswered:
+		probe.leave()
+		return storeUnconfirmed(c.name, nil)
+	case leased:
+	}
+	defer probe.leave()
+	if err := c.mayProve(v, time.Now()); err != nil {
+		return err
+	}
+	return b.proveNow(ctx, e, v, probe.lease)
+}
+
+// mayProve says why a version must not be tried now.
+func (c *client) mayProve(v *version, now time.Time) *Error {
+	if t := c.trouble.Load(); t.active(now) {
+		return t.told(now)
+	}
+	t := v.refused.Load()
+	if t == nil {
+		return nil
+	}
+	if wait := t.at.Add(leastPause).Sub(now); wait > 0 {
+		return t.err.after(wait)
+	}
+	return nil
+}
+
+func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store.Lease) *Error {
+	c := e.client
+	ctx, cancel := context.WithTimeout(ctx, idp.Budget)
+	defer cancel()
+	got := b.mint(ctx, e, v, lease.Fence)
+	switch {
+	case got.err == nil:
+		b.write(ctx, store.Change{Puts: got.success(e)})
+		b.fetched(e, got)
+		return nil
+	case ctx.Err() != nil:
+		return b.notProved(ctx, c)
+	case got.refused():
+		b.write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
+	case idp.ClassOf(got.err) == idp.Throttled:
+		_, puts := b.failed(e, got, false)
+		b.write(ctx, store.Change{Puts: puts})
+	}
+	return refused(c.name, v.ID, got.err)
+}
+
+// provingEntry is the question to try a secret with: the client's own, unless
+// another one is known to be answered and that one is not.
+func (c *client) provingEntry() *entry {
+	if c.entry.token.Load() == nil {
+		if good := c.fares.good.Load(); good != nil {
+			return good
+		}
+	}
+	return c.entry
+}
+
+// notProved is the error of a proof that came to no end.
+func (b *Broker) notProved(ctx context.Context, c *client) *Error {
+	switch {
+	case b.flying.Err() != nil:
+		return ShuttingDown(c.name)
+	case ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled):
+		return gaveUp(ctx)
+	}
+	return &Error{
+		Code: Unavailable, Reason: ReasonIdPUnavailable, RetryAfter: time.Second,
+		Metadata: map[string]string{"client": c.name},
+		Message:  fmt.Sprintf("client %q: the IdP did not answer in time", c.name),
+	}
+}
+
+// sources are what follows the secrets of clients.
+func (b *Broker) sources() []*secret.Ring {
+	var rings []*secret.Ring
+	for _, c := range b.setup.Load().clients {
+		if c.secrets.source != nil {
+			rings = append(rings, c.secrets.source)
+		}
+	}
+	return rings
+}
+
+// sourceChanged is told what came of reading a source again.
+func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
+	for _, c := range b.setup.Load().clients {
+		if c.secrets.source != ring {
+			continue
+		}
+		if err != nil {
+			b.log.Error("a secret cannot be read again; the one read before stays", "client", c.name, "secret", ring.Ref().String(), "error", err)
+			continue
+		}
+		b.log.Info("a source has another secret", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
+		b.rotated(b.flying, nil, c, ring.Current().ID, staging, nil)
+		b.tryWanted(c)
+	}
+}
+
+// tryWanted proves what the source of a client's secret has brought, and puts it in
+// force. A secret that was refused waits for its turn, and is tried all the same
+// when the one in force is refused.
+func (b *Broker) tryWanted(c *client) {
+	if v := c.wanted(time.Now()); v != nil {
+		c.secrets.proving.tell(b.spawn, func() { b.proveWanted(b.flying, c) })
+	}
+}
+
+func (c *client) wanted(now time.Time) *version {
+	v := c.secrets.now().pending
+	if c.secrets.source == nil || v == nil || v.unfit != nil || v.refused.Load().active(now) {
+		return nil
+	}
+	return v
+}
+
+func (b *Broker) proveWanted(ctx context.Context, c *client) {
+	ctx, cancel := context.WithTimeout(ctx, FlightTimeout)
+	defer cancel()
+	v := c.wanted(time.Now())
+	if v == nil {
+		return
+	}
+	expected := c.secrets.now().history.CurrentID()
+	err := b.prove(ctx, c, v)
+	b.rotated(ctx, nil, c, v.ID, proving, err)
+	if err != nil {
+		b.log.Warn("a new secret is not proved; the one in force stays", "client", c.name, "secret_version", v.ID, "error", err)
+		return
+	}
+	b.putInForce(ctx, c, v, expected)
+}
+
+// settleSecret puts a version in force that has proved itself where the one in
+// force did not: it was staged, or is the first that there is.
+func (b *Broker) settleSecret(c *client, v *version) {
+	u := c.secrets.now()
+	if v != u.pending && (u.history.Generation > 0 || c.secrets.source == nil) {
+		return
+	}
+	c.secrets.proved.Store(&proved{v, u.history.CurrentID()})
+	c.secrets.settling.tell(b.spawn, func() {
+		last := c.secrets.proved.Load()
+		b.putInForce(b.flying, c, last.version, last.insteadOf)
+	})
+}
+
+// proved is a version that is to be put in force, instead of another one.
+type proved struct {
+	version   *version
+	insteadOf string
+}
+
+// putInForce puts a proven version in force, unless another one than expected is by
+// now. What cannot be stored is tried again with the next token.
+func (b *Broker) putInForce(ctx context.Context, c *client, v *version, expected string) {
+	now := time.Now()
+	made, err := b.changeHistory(ctx, c, func(h secret.History) (secret.History, error) {
+		switch {
+		case h.CurrentID() != expected:
+			return h, nil
+		case c.secrets.source != nil:
+			return h.Adopt(v.ID, c.secrets.source.Ref().String(), now)
+		default:
+			return h.Activate(v.ID, false, now)
+		}
+	})
+	if err != nil {
+		b.log.Warn("a proven secret is used, but could not be put in force", "client", c.name, "secret_version", v.ID, "error", err)
+		return
+	}
+	if made.CurrentID() == v.ID && expected != "" {
+		b.log.Info("a secret came in force", "client", c.name, "secret_version", v.ID, "instead_of", expected)
+		b.rotated(ctx, nil, c, v.ID, activating, nil)
+	}
+}

@@ -1,0 +1,106 @@
+package broker_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
+)
+
+// written is what the audit has of secrets since the last time, such as
+// "staged proved! rotate_secret!", where ! marks what was not done.
+func (b *book) written() string {
+	b.t.Helper()
+	if err := b.Flush(b.t.Context()); err != nil {
+		b.t.Fatal(err)
+	}
+	data, err := os.ReadFile(b.path)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	all := bytes.Split(bytes.TrimSpace(data), []byte("\n"))
+	var words []string
+	for _, text := range all[b.read:] {
+		var one struct{ Event, Outcome, Step, Action, Caller, Client string }
+		if err := json.Unmarshal(text, &one); err != nil {
+			b.t.Fatal(err)
+		}
+		word := one.Step + one.Action
+		if one.Outcome != "ok" {
+			word += "!"
+		}
+		if one.Caller == "" {
+			word = "(" + word + ")" // by itself
+		}
+		if one.Event == "rotation" || one.Event == "admin" && one.Client == "orders" {
+			words = append(words, word)
+		}
+	}
+	b.read = len(all)
+	return strings.Join(words, " ")
+}
+
+func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := openBook(t, audit.Config{From: func(context.Context) string { return "10.0.0.1:1" }})
+		r := startReplicas(t, 0)
+		r.audit = b.Log
+		r.takes("one", "two", "three")
+		one := r.start(broker.ClientConfig{Managed: true})
+		for _, tt := range []struct {
+			what string
+			call func() error
+			want string
+		}{
+			{"a rotation", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "staged proved activated rotate_secret"},
+			{"the same again", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "staged rotate_secret"},
+			{"a wrong secret", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("wrong")); return err }, "staged proved! retired rotate_secret!"},
+			{"a staged one", func() error {
+				asked := rotation("two")
+				asked.StageOnly = true
+				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+				return err
+			}, "staged rotate_secret"},
+			{"an activation", func() error { _, err := one.ActivateSecret(t.Context(), policy.Self(), "", change("a")); return err }, "proved activated activate_secret"},
+			{"a rollback", func() error { _, err := one.RollbackSecret(t.Context(), policy.Self(), change("b")); return err }, "proved activated rollback_secret"},
+			{"retiring", func() error {
+				_, err := one.RetireSecret(t.Context(), policy.Self(), idOf("two"), change("c"))
+				return err
+			}, "retired retire_secret"},
+			{"a compromise", func() error {
+				asked := rotation("three")
+				asked.Compromised = true
+				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+				return err
+			}, "staged proved activated purged rotate_secret"},
+			{"a purge", func() error { return one.Purge(t.Context(), policy.Self(), "orders") }, "purge_tokens"},
+			{"a stranger", func() error { _, err := one.RotateSecret(t.Context(), nil, rotation("four")); return err }, "rotate_secret!"},
+			{"by itself", func() error {
+				asked := rotation("one")
+				asked.StageOnly, asked.Request = true, "d"
+				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+				r.takes("one")
+				r.everybody(1, orders())
+				time.Sleep(time.Second)
+				return err
+			}, "staged rotate_secret (activated)"},
+		} {
+			_ = tt.call()
+			synctest.Wait()
+			if got := b.written(); got != tt.want {
+				t.Errorf("%s: %s, want %s", tt.what, got, tt.want)
+			}
+		}
+		if data, err := os.ReadFile(b.path); err != nil || strings.Contains(string(data), `"three"`) {
+			t.Error("a secret is in the audit")
+		}
+	})
+}

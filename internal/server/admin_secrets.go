@@ -1,0 +1,212 @@
+package server
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// ListClients lists the clients, page by page: a page begins after the name that is
+// the page token.
+func (a *admin) ListClients(ctx context.Context, req *tokenbrokerv1.ListClientsRequest) (*tokenbrokerv1.ListClientsResponse, error) {
+	if err := checkClientPage(req); err != nil {
+		return nil, statusOf(err)
+	}
+	all, err := a.broker.Clients(ctx, callerOf(ctx))
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	begin := slices.IndexFunc(all, func(c broker.ClientStatus) bool { return c.Name > req.GetPageToken() })
+	if begin < 0 {
+		begin = len(all)
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPage
+	}
+	page := all[begin:min(begin+size, len(all))]
+	resp := &tokenbrokerv1.ListClientsResponse{}
+	for i := range page {
+		resp.Clients = append(resp.Clients, clientMessage(&page[i]))
+	}
+	if begin+size < len(all) {
+		resp.NextPageToken = page[len(page)-1].Name
+	}
+	return resp, nil
+}
+
+// GetClient shows one client.
+func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientRequest) (*tokenbrokerv1.GetClientResponse, error) {
+	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
+		return nil, statusOf(err)
+	}
+	found, err := a.broker.Client(ctx, callerOf(ctx), req.GetClientName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &tokenbrokerv1.GetClientResponse{Client: clientMessage(&found)}, nil
+}
+
+// RotateSecret takes a new secret.
+func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecretRequest) (*tokenbrokerv1.RotateSecretResponse, error) {
+	asked, invalid := rotationOf(req)
+	if invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	made, err := a.broker.RotateSecret(ctx, callerOf(ctx), asked)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return rotated(made), nil
+}
+
+// ActivateSecret puts a staged secret in force.
+func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateSecretRequest) (*tokenbrokerv1.ActivateSecretResponse, error) {
+	change, invalid := changeOf(req)
+	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	made, err := a.broker.ActivateSecret(ctx, callerOf(ctx), req.GetVersion(), change)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	told := rotated(made)
+	return &tokenbrokerv1.ActivateSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+}
+
+// RollbackSecret puts the previous secret back in force.
+func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackSecretRequest) (*tokenbrokerv1.RollbackSecretResponse, error) {
+	change, invalid := changeOf(req)
+	if invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	made, err := a.broker.RollbackSecret(ctx, callerOf(ctx), change)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	told := rotated(made)
+	return &tokenbrokerv1.RollbackSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+}
+
+// RetireSecret wipes a version.
+func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecretRequest) (*tokenbrokerv1.RetireSecretResponse, error) {
+	change, wrong := changeOf(req)
+	if wrong == nil && req.GetVersion() == "" {
+		wrong = invalid("version", "it is required: the version to wipe")
+	}
+	if wrong = firstOf(wrong, checkVersion("version", req.GetVersion())); wrong != nil {
+		return nil, statusOf(wrong)
+	}
+	made, err := a.broker.RetireSecret(ctx, callerOf(ctx), req.GetVersion(), change)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	told := rotated(made)
+	return &tokenbrokerv1.RetireSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+}
+
+// ExportSecret returns a backup.
+func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecretRequest) (*tokenbrokerv1.ExportSecretResponse, error) {
+	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
+		return nil, statusOf(err)
+	}
+	backup, err := a.broker.ExportSecret(ctx, callerOf(ctx), req.GetClientName())
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	return &tokenbrokerv1.ExportSecretResponse{Sealed: backup.Sealed, CurrentVersion: backup.Current}, nil
+}
+
+// ImportSecret takes a backup.
+func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecretRequest) (*tokenbrokerv1.ImportSecretResponse, error) {
+	change, wrong := changeOf(req)
+	if wrong == nil && len(req.GetSealed()) == 0 {
+		wrong = invalid("sealed", "it is required: what ExportSecret returned")
+	}
+	if wrong != nil {
+		return nil, statusOf(wrong)
+	}
+	made, err := a.broker.ImportSecret(ctx, callerOf(ctx), req.GetSealed(), req.GetReplace(), change)
+	if err != nil {
+		return nil, statusOf(err)
+	}
+	told := rotated(made)
+	return &tokenbrokerv1.ImportSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+}
+
+func clientMessage(c *broker.ClientStatus) *tokenbrokerv1.Client {
+	m := &tokenbrokerv1.Client{
+		Name: c.Name, ClientId: c.About.ClientID, Issuer: c.About.Issuer, TokenUrl: c.About.TokenURL,
+		AuthMethod: c.About.Auth, SecretSource: c.About.Secret,
+		State:          clientState(c.State),
+		TokenExpiresAt: timestampOf(c.TokenExpiresAt), NextRefreshAt: timestampOf(c.NextRefreshAt),
+		LastSuccessAt: timestampOf(c.LastSuccess), LastFailureAt: timestampOf(c.LastFailure), LastError: c.LastError,
+		BackoffUntil:     timestampOf(c.BackoffUntil),
+		SecretGeneration: c.Generation, SecretInUse: c.InUse, SecretFallback: c.Fallback,
+	}
+	for _, v := range c.Versions {
+		m.SecretVersions = append(m.SecretVersions, versionMessage(v))
+	}
+	return m
+}
+
+func clientState(s broker.ClientState) tokenbrokerv1.ClientState {
+	switch s {
+	case broker.ClientIdle:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_IDLE
+	case broker.ClientOK:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_OK
+	case broker.ClientFailing:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_FAILING
+	case broker.ClientRefused:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_REFUSED
+	case broker.ClientThrottled:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_THROTTLED
+	case broker.ClientNoSecret:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_NO_SECRET
+	default:
+		return tokenbrokerv1.ClientState_CLIENT_STATE_UNSPECIFIED
+	}
+}
+
+func versionMessage(v broker.SecretVersion) *tokenbrokerv1.SecretVersion {
+	return &tokenbrokerv1.SecretVersion{
+		Version: v.ID, State: secretState(v.State), StateSince: timestampOf(v.Since),
+		CreatedAt: timestampOf(v.CreatedAt), CreatedBy: v.CreatedBy,
+		LastSuccessAt: timestampOf(v.LastSuccess), RefusedAt: timestampOf(v.RefusedAt), KnownHere: v.Here,
+	}
+}
+
+func secretState(s secret.State) tokenbrokerv1.SecretState {
+	switch s {
+	case secret.Pending:
+		return tokenbrokerv1.SecretState_SECRET_STATE_PENDING
+	case secret.Current:
+		return tokenbrokerv1.SecretState_SECRET_STATE_CURRENT
+	case secret.Previous:
+		return tokenbrokerv1.SecretState_SECRET_STATE_PREVIOUS
+	case secret.Retired:
+		return tokenbrokerv1.SecretState_SECRET_STATE_RETIRED
+	default:
+		return tokenbrokerv1.SecretState_SECRET_STATE_UNSPECIFIED
+	}
+}
+
+// rotated is what a change of a secret came to, or how far it got.
+func rotated(r broker.Rotated) *tokenbrokerv1.RotateSecretResponse {
+	m := &tokenbrokerv1.RotateSecretResponse{}
+	if r.Version.ID != "" {
+		m.Version = versionMessage(r.Version)
+	}
+	for _, step := range r.Steps {
+		m.Steps = append(m.Steps, &tokenbrokerv1.RotationStep{
+			Name: step.Name, Ok: step.OK, Message: step.Message, Took: durationpb.New(step.Took), Warning: step.Warning,
+		})
+	}
+	return m
+}

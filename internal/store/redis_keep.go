@@ -1,0 +1,169 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Confirm takes so long at most: two looks at Redis, and the wait for its replicas
+// and its disk.
+const (
+	redisConfirmBound = 3 * time.Second
+	redisConfirmWait  = time.Second
+)
+
+// redisKeeping is how a server keeps what is written to it.
+type redisKeeping struct {
+	policy     string // maxmemory-policy
+	limited    bool   // there is a maxmemory
+	appendOnly bool
+	replicas   int
+	tellsDisk  bool // it knows WAITAOF
+}
+
+func (k redisKeeping) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
+
+// redisKeepingOf asks INFO. In a Cluster the client is that of one node.
+func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, error) {
+	text, err := client.Info(ctx).Result()
+	if err != nil {
+		return redisKeeping{}, err
+	}
+	settings := make(map[string]string)
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		settings[name] = value
+	}
+	replicas, _ := strconv.Atoi(settings["connected_slaves"])
+	limit := settings["maxmemory"]
+	return redisKeeping{
+		policy:     settings["maxmemory_policy"],
+		limited:    limit != "" && limit != "0",
+		appendOnly: settings["aof_enabled"] == "1",
+		replicas:   replicas,
+		tellsDisk:  !redisIsBefore(settings["redis_version"], 7, 2),
+	}, nil
+}
+
+// redisIsBefore compares versions; one that cannot be read is not before.
+func redisIsBefore(version string, major, minor int) bool {
+	first, rest, _ := strings.Cut(version, ".")
+	second, _, _ := strings.Cut(rest, ".")
+	has, err := strconv.Atoi(first)
+	hasMinor, err2 := strconv.Atoi(second)
+	return err == nil && err2 == nil && (has < major || has == major && hasMinor < minor)
+}
+
+// checkSettings warns of what Redis may do to what is kept in it. What cannot be
+// had again must not be evicted.
+func (r *Redis) checkSettings(ctx context.Context) (warnings []string, err error) {
+	keeping, err := redisKeepingOf(ctx, r.client)
+	if redis.IsPermissionError(err) {
+		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
+	}
+	if err != nil {
+		return []string{"Redis: how it evicts and persists could not be checked: " + redisSay(err)}, nil
+	}
+	if keeping.evicts() && r.config.KeepsSecrets {
+		return nil, fmt.Errorf("Redis: maxmemory-policy %s may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files", keeping.policy)
+	}
+	switch {
+	case keeping.evicts():
+		warnings = append(warnings, "Redis: maxmemory-policy "+keeping.policy+" may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
+	case keeping.policy == "noeviction" && keeping.limited:
+		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
+	}
+	switch {
+	case keeping.appendOnly:
+	case r.config.KeepsSecrets:
+		warnings = append(warnings, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secrets export` writes")
+	default:
+		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both")
+	}
+	return warnings, nil
+}
+
+// Confirm implements Store. Replicas and the append-only file get what is written
+// in one order: what a write made now waits for, all writes before it have got.
+func (r *Redis) Confirm(ctx context.Context, key string) Safety {
+	ctx, cancel := context.WithTimeout(ctx, redisConfirmBound)
+	defer cancel()
+	safety, err := r.confirm(ctx, key)
+	switch {
+	case redis.IsPermissionError(err):
+		safety.Doubt = "how safely Redis keeps it is not known, because " + r.user() + " may not ask: allow it " + ACLConfirm
+	case err != nil:
+		safety.Doubt = "how safely Redis keeps it is not known: " + redisSay(err)
+	}
+	return safety
+}
+
+func (r *Redis) confirm(ctx context.Context, key string) (Safety, error) {
+	if err := r.usable(ctx); err != nil {
+		return Safety{}, err
+	}
+	client, ok := r.client.(*redis.Client)
+	if cluster, is := r.client.(*redis.ClusterClient); is {
+		node, err := cluster.MasterForKey(ctx, r.config.Prefix+key)
+		if err != nil {
+			return Safety{}, err
+		}
+		client, ok = node, true
+	}
+	if !ok {
+		return Safety{}, errRedisAnswer
+	}
+	conn := client.Conn() // WAIT is about what its own connection wrote
+	defer func() { _ = conn.Close() }()
+	keeping, err := redisKeepingOf(ctx, conn)
+	if err != nil {
+		return Safety{}, err
+	}
+	mark := redis.NewStatusCmd(ctx, "set", r.config.Prefix+"{"+redisTag(key)+"}confirm", "1", "px", "1000")
+	if err := conn.Process(ctx, mark); err != nil {
+		return Safety{}, err
+	}
+	return redisWait(ctx, conn, keeping)
+}
+
+// redisWait waits for the replicas and the disk to get what conn wrote.
+func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (safety Safety, err error) {
+	if keeping.replicas > 0 {
+		got, err := conn.Wait(ctx, keeping.replicas, redisConfirmWait).Result()
+		if err != nil {
+			return safety, err
+		}
+		safety.Replicas = int(got)
+	}
+	if keeping.appendOnly && keeping.tellsDisk {
+		got, err := conn.WaitAOF(ctx, 1, 0, redisConfirmWait).Result()
+		if err != nil {
+			return safety, err
+		}
+		safety.Disk = len(got) > 0 && got[0] > 0
+	}
+	safety.Doubt = keeping.doubt(safety)
+	return safety, nil
+}
+
+func (k redisKeeping) doubt(got Safety) string {
+	switch {
+	case k.evicts():
+		return "Redis may evict it, because its maxmemory-policy is " + k.policy + ": set it to volatile-ttl or volatile-lru"
+	case got.Disk:
+		return ""
+	case k.appendOnly && !k.tellsDisk:
+		return "Redis writes it to its append-only file, but before version 7.2 does not tell when it is on disk"
+	case k.appendOnly:
+		return "Redis had not written it to its append-only file within a second"
+	case got.Replicas > 0:
+		return "Redis keeps no append-only file: if all its servers restart while no broker runs, it is lost; set appendonly yes"
+	default:
+		return "Redis keeps no append-only file and has no replica: if it restarts while no broker runs, it is lost; set appendonly yes"
+	}
+}
