@@ -14,7 +14,6 @@ import (
 
 const (
 	floodLasts = 10 * time.Second
-	floodRate  = 10_000 // a second
 	fetchTakes = 200 * time.Millisecond
 	pulse      = 10 * time.Millisecond
 )
@@ -41,15 +40,16 @@ func slowly(set []byte) func(*http.Request) (*http.Response, error) {
 	return after(fetchTakes, respond(http.StatusOK, set, nil))
 }
 
-// flood presents floodRate tokens a second, each once and each in a goroutine of
+// flood presents thousands of tokens a second, each once and each in a goroutine of
 // its own, and beside them good ones, cold and warm, which must not wait. It
 // returns how many of the bad ones waited for something, in all and at a time.
 func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token func(n int) string) (waited, atOnce int) {
 	warm := forever(f.key, issuerA)
+	rate := long(2000, 5)
 	began, n := time.Now(), 0
 	var waits, waiting atomic.Int64
 	for time.Since(began) < floodLasts {
-		for range floodRate * int(pulse/time.Millisecond) / 1000 {
+		for range rate * int(pulse/time.Millisecond) / 1000 {
 			bad := token(n)
 			n++
 			waiting.Add(1)
@@ -76,7 +76,7 @@ func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token 
 		time.Sleep(pulse)
 	}
 	time.Sleep(2 * time.Second)
-	if n < floodRate*int(floodLasts/time.Second) {
+	if n < rate*int(floodLasts/time.Second) {
 		t.Errorf("only %d tokens were presented", n)
 	}
 	return int(waits.Load()), atOnce
