@@ -192,7 +192,7 @@ func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 		Name: name,
 		IdP:  made,
 		About: broker.About{
-			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: cfg.TokenURL, Auth: cfg.Auth, Secret: cfg.Secret.String(),
+			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: discovery.Printable(cfg.TokenURL), Auth: cfg.Auth, Secret: cfg.Secret.String(),
 		},
 		CheckSecret: made.CheckSecret,
 		Audience:    cfg.Audience,

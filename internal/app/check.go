@@ -13,6 +13,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -92,7 +93,7 @@ func (p *parts) checkStore(ctx context.Context) Finding {
 func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig) Finding {
 	found := Finding{What: fmt.Sprintf("clients.%s: token endpoint", name)}
 	if cfg.TokenURL != "" {
-		found.Detail = cfg.TokenURL + " (as configured; --mint tries it)"
+		found.Detail = discovery.Printable(cfg.TokenURL) + " (as configured; --mint tries it)"
 		return found
 	}
 	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)

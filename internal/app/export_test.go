@@ -34,7 +34,9 @@ func (a *App) StatsHandlers() int {
 func (a *App) Internals(ctx context.Context) map[string]any {
 	found := map[string]any{"ring": a.parts.storage.rings.Current(), "password": a.parts.storage.secrets[0].Current()}
 	for _, client := range a.parts.setup.Load().clients {
-		found["version of "+client.Name] = client.Secret.Current()
+		if client.Secret != nil { // not managed
+			found["version of "+client.Name] = client.Secret.Current()
+		}
 		if answer, err := a.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client.Name}); err == nil {
 			found["answer of "+client.Name], found["token of "+client.Name] = answer, answer.Token
 		}

@@ -90,6 +90,8 @@ func (l *leaks) goThroughAllFlows() {
 	l.expect("RevokeTokens", err, codes.OK)
 	verify(get(robot, own(leaksGood), codes.OK), codes.OK, false)
 
+	l.rotateSecrets(admin)
+
 	// A call that is still under way when the goroutines are looked at.
 	go func() { _, _ = api.GetToken(l.as(robot), own(leaksHanging)) }()
 	waitUntil(l.t, "a fetch hangs", func() bool { return strings.Contains(l.goroutines(2), "(*Broker).fly") })

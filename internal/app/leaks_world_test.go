@@ -29,7 +29,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/prototext"
 
-	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -68,6 +67,7 @@ const (
 	leaksBroken, leaksRedirect, leaksHangUp             = "echo-broken", "echo-redirect", "hang-up"
 	leaksRefused, leaksPlain                            = "refused", "no-tls"
 	leaksPanic, leaksHandler, leaksHanging              = "panic", "panic-of-the-handler", "hanging"
+	leaksHandlerOfSecrets                               = "panic-of-the-handler-of-secrets"
 )
 
 func leaksClients() []string {
@@ -279,6 +279,9 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 		fmt.Fprintf(&text, "  %s: {token_url: \"%s%s%s\", client_id: %s, auth: %s, secret: %q, audience: %s}\n",
 			name, at, devidp.TokenPath, query, name, auth, "file:"+l.file(name, l.secrets["secret of "+name][0]), name)
 	}
+	for name, audience := range leaksManagedClients() {
+		fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: managed, audience: %s}\n", name, l.issuer+devidp.TokenPath, name, audience)
+	}
 	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}]\n",
 		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath)
 	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}]\n", l.issuer, l.issuer)
@@ -381,13 +384,18 @@ func startLeaks(t *testing.T) *leaks {
 			ID: name, Secrets: []redact.String{redact.New(l.secret("secret of " + name))}, Audiences: []string{name, "api"}, Opaque: name == leaksOpaque,
 		})
 	}
+	managed := devidp.Client{ID: leaksManaged, Audiences: []string{"api"}}
+	for range 3 {
+		managed.Secrets = append(managed.Secrets, redact.New(l.secret("managed secret")))
+	}
+	registered = append(registered, managed)
 	l.token("opaque token that is echoed", "opaque-"+redacttest.Canary("opaque"))
 	l.serveIdP(registered)
 	password := l.secret("password of Redis")
 	certificates := redistest.NewCertificates(t)
 	l.key("private key towards Redis", certificates.ClientKey)
 	l.redis = redistest.Start(t, redistest.Options{
-		ACL: []string{strings.Replace(store.ACLExample, "PASSWORD", password, 1)}, Certificates: certificates, AppendOnly: true,
+		ACL: []string{strings.Replace(store.ACLExample, "PASSWORD", password, 1) + " " + store.ACLConfirm}, Certificates: certificates, AppendOnly: true,
 		Config: []string{"slowlog-log-slower-than 0", "slowlog-max-len 100000"},
 	})
 	l.monitored = l.redis.Monitor()
@@ -397,7 +405,7 @@ func startLeaks(t *testing.T) *leaks {
 	options := &slog.HandlerOptions{Level: slog.LevelDebug}
 	log := slog.New(slog.NewMultiHandler(slog.NewJSONHandler(l.log, options), slog.NewTextHandler(l.log, options)))
 	handlerPanics := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		if ask, ok := req.(*tokenbrokerv1.GetTokenRequest); ok && ask.GetClientName() == leaksHandler {
+		if ask, ok := req.(interface{ GetClientName() string }); ok && strings.HasPrefix(ask.GetClientName(), leaksHandler) {
 			header, _ := metadata.FromIncomingContext(ctx)
 			panic(fmt.Sprint(req, header.Get("authorization")))
 		}

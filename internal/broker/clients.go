@@ -17,7 +17,7 @@ import (
 // About is what operators are told of a client's configuration.
 type About struct {
 	ClientID string
-	// Issuer or TokenURL is empty.
+	// Issuer or TokenURL is empty. TokenURL is without its query, which may hold a key.
 	Issuer, TokenURL string
 	// Auth is how it authenticates, such as client_secret_basic.
 	Auth string

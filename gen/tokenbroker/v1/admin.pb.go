@@ -365,7 +365,7 @@ type Client struct {
 	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
 	// The issuer it is registered with; empty if only a token URL is configured.
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Where its tokens come from; empty if the issuer says so.
+	// Where its tokens come from, without the query; empty if the issuer says so.
 	TokenUrl string `protobuf:"bytes,4,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
 	// How it authenticates: a token_endpoint_auth_method such as
 	// client_secret_basic.
