@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,6 +23,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
+
+// devGateway is who asks over HTTP and proves nothing.
+const devGateway = "gateway"
 
 const (
 	ordersAudience  = "https://orders.example.com"
@@ -63,7 +67,8 @@ serve until Ctrl-C, so that the other commands can be tried in another terminal.
 
 The broker knows one caller, who may do everything. What it is recognised by is
 left in a file for this user, where the other commands and clients find it by
-themselves, and removed at the end.
+themselves, and removed at the end. Over HTTP whoever asks without it is a gateway,
+which may have tokens verified.
 
 With --certificates make what is needed to try TLS, and exit.`,
 		Example: `  broker dev
@@ -84,6 +89,7 @@ With --certificates make what is needed to try TLS, and exit.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&opts.exit, "exit", false, "exit after the demonstration; exit code 0 only if all of it worked")
 	flags.StringVar(&opts.addr, "addr", "", "where the broker serves gRPC (default "+defaultAddr+", with --exit any free port)")
+	flags.StringVar(&opts.http, "http", "", "where the broker serves gateways and OAuth clients over HTTP, or off (default "+defaultHTTP+", with --exit off)")
 	flags.BoolVar(&only, "idp-only", false, "run the sample identity provider alone")
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
@@ -173,17 +179,18 @@ func sampleIDP(issuer string, secrets map[string]redact.String) (*devidp.Server,
 type devOptions struct {
 	exit bool
 	addr string
+	http string
 }
 
-func (o devOptions) listen() string {
-	switch {
-	case o.addr != "":
-		return o.addr
-	case o.exit:
-		return "127.0.0.1:0"
-	default:
-		return defaultAddr
+// defaultHTTP is where broker dev serves HTTP.
+const defaultHTTP = "127.0.0.1:8444"
+
+// listen are the addresses of gRPC and HTTP.
+func (o devOptions) listen() (grpc, http string) {
+	if o.exit {
+		return cmp.Or(o.addr, "127.0.0.1:0"), cmp.Or(o.http, "off")
 	}
+	return cmp.Or(o.addr, defaultAddr), cmp.Or(o.http, defaultHTTP)
 }
 
 // dev runs the sample IdP and a broker on it, shows what they do, and serves on
@@ -199,7 +206,7 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 		return err
 	}
 	issuer := "http://" + listener.Addr().String()
-	path, secrets, err := writeSample(dir, issuer, opts.listen())
+	path, secrets, err := writeSample(dir, issuer, opts)
 	if err != nil {
 		_ = listener.Close()
 		return err
@@ -235,11 +242,11 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	go func() { defer close(kept); left.keep(serving) }()
 	defer func() { stop(); <-kept }()
 
-	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
-		devWarning, issuer, broker.GRPCAddr(), path, devCaller, left.path)
+	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nbroker, HTTP             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
+		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), path, devCaller, left.path)
 	demonstrated := demonstrate(ctx, out, broker.GRPCAddr(), left.path)
 	if demonstrated == nil && !opts.exit {
-		_, _ = io.WriteString(out, nextSteps(broker.GRPCAddr(), left.path, found))
+		_, _ = io.WriteString(out, nextSteps(broker, left.path, found))
 		select {
 		case <-ctx.Done():
 		case err := <-ended:
@@ -251,9 +258,15 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 }
 
 // writeSample writes a configuration file and the secrets that it refers to.
-func writeSample(dir, issuer, addr string) (path string, secrets map[string]redact.String, err error) {
+func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string]redact.String, err error) {
 	var text strings.Builder
-	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, ops: \"off\"}\nclients:\n", addr)
+	addr, http := opts.listen()
+	gateway := ""
+	if http != "off" {
+		http = fmt.Sprintf("{address: %q, caller: %s}", http, devGateway)
+		gateway = fmt.Sprintf("  - {name: %s, roles: [gateway]}\n", devGateway)
+	}
+	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\nclients:\n", addr, http)
 	secrets = map[string]redact.String{}
 	for _, c := range sampleClients() {
 		value := rand.Text()
@@ -267,7 +280,7 @@ func writeSample(dir, issuer, addr string) (path string, secrets map[string]reda
 	}
 	fmt.Fprintf(&text, "issuers:\n  - issuer: %s\n    audiences: [%s, %s]\n", issuer, ordersAudience, billingAudience)
 	fmt.Fprintf(&text, "callers:\n  - {name: %s, issuer: %s, subject: %[1]s, roles: [everything]}\n", devCaller, issuer)
-	text.WriteString("roles:\n  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
+	text.WriteString(gateway + "roles:\n  gateway: {verify: [{issuer: \"*\"}]}\n  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
 	path = filepath.Join(dir, "broker.yaml")
 	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
 }
@@ -319,21 +332,27 @@ func tamper(token string) string {
 }
 
 // nextSteps are commands to try. They find the credential, or must be told of it.
-func nextSteps(addr, credential string, found bool) string {
-	flag := ""
+func nextSteps(broker *app.App, credential string, found bool) string {
+	addr, flag := broker.GRPCAddr(), ""
 	if addr != defaultAddr {
 		flag = " --addr " + addr
 	}
 	if !found {
 		flag += " --token-file " + credential
 	}
-	return strings.NewReplacer(" FLAG", flag, "FILE", credential, "ADDR", addr).Replace(`
+	overHTTP := ""
+	if broker.HTTPAddr() != "" {
+		overHTTP = `
+  curl -H "Authorization: Bearer $(cat FILE)" -d grant_type=client_credentials -d client_id=orders-api http://HTTP/oauth2/token
+  curl -i -H "Authorization: Bearer $(go run ./cmd/broker get orders-api FLAG)" "http://HTTP/verify?audience=` + ordersAudience + `&scope=read"
+`
+	}
+	return strings.NewReplacer(" FLAG", flag, "FILE", credential, "ADDR", addr, "HTTP", broker.HTTPAddr()).Replace(`
 Serving until Ctrl-C. In another terminal:
 
   go run ./cmd/broker get orders-api FLAG
   go run ./cmd/broker get orders-api --scope read --json FLAG
   go run ./cmd/broker get orders-api FLAG | go run ./cmd/broker verify - FLAG
   grpcurl -plaintext -H "authorization: Bearer $(cat FILE)" -d '{"client_name": "orders-api"}' ADDR tokenbroker.v1.TokenBrokerService/GetToken
-
-`)
+` + overHTTP + "\n")
 }

@@ -5,6 +5,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,8 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/httpface"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -63,6 +66,7 @@ type App struct {
 	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
+	http     *httpface.Server // nil: off
 	listen   listeners
 	ready    atomic.Bool
 
@@ -102,6 +106,7 @@ func New(config *Config, opts Options) (*App, error) {
 		return nil, err
 	}
 	a.server = server.New(a.serverConfig(opts.ServerOptions))
+	a.openGateways()
 	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
 		a.Close()
 		return nil, err
@@ -156,6 +161,42 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	return made
 }
 
+// openGateways makes what serves those who do not speak the broker's own gRPC.
+func (a *App) openGateways() {
+	config, judge := a.config, a.forGateways()
+	if envoy := config.Gateways.ExtAuthz; envoy != nil {
+		extauthz.Register(a.server, envoy.service(judge))
+	}
+	if !config.Listen.servesHTTP() {
+		return
+	}
+	bound := server.Bound{TCP: config.Listen.HTTP.Caller}
+	if config.Listen.HTTPUnix != nil {
+		bound.Unix = config.Listen.HTTPUnix.Caller
+	}
+	a.http = httpface.New(httpface.Config{
+		Broker:         a.parts.broker,
+		Door:           a.server.Door(bound),
+		Judge:          judge,
+		NeedsInHeaders: config.Gateways.Needs == "headers",
+		URL:            config.Gateways.URL,
+		Deadline:       config.Server.Deadline,
+		MessageSize:    config.Limits.MessageKiB << 10,
+		HeaderSize:     config.Limits.HeaderKiB << 10,
+		Tracer:         a.parts.traces.tracer(),
+		Logger:         a.log,
+		Registerer:     a.registry,
+	})
+}
+
+// HTTPAddr is where gateways and OAuth clients are served over HTTP; empty: nowhere.
+func (a *App) HTTPAddr() string {
+	if a.listen.http == nil {
+		return ""
+	}
+	return a.listen.http.Addr().String()
+}
+
 // GRPCAddr is where the gRPC API is served.
 func (a *App) GRPCAddr() string { return a.listen.grpc.Addr().String() }
 
@@ -192,9 +233,15 @@ func (a *App) Run(ctx context.Context) error {
 	if a.listen.unix != nil {
 		group.Go(func() error { return a.server.Serve(a.listen.unix) })
 	}
+	if a.listen.http != nil {
+		group.Go(func() error { return a.serveHTTP(a.listen.http, a.config.Listen.encryptedHTTP()) })
+	}
+	if a.listen.httpUnix != nil {
+		group.Go(func() error { return a.serveHTTP(a.listen.httpUnix, false) })
+	}
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
-	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "ops", a.OpsAddr(),
+	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "http", a.HTTPAddr(), "ops", a.OpsAddr(),
 		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
@@ -203,13 +250,40 @@ func (a *App) Run(ctx context.Context) error {
 	case <-failed.Done():
 	}
 	a.ready.Store(false)
-	a.server.Shutdown(a.config.Server.DrainDelay, a.config.Server.DrainTimeout)
+	a.shutdown()
 	a.stop()
 	stopOps()
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
 	}
 	a.log.Info("stopped")
+	return nil
+}
+
+// shutdown ends what is served over gRPC and HTTP, at the same time.
+func (a *App) shutdown() {
+	delay, timeout := a.config.Server.DrainDelay, a.config.Server.DrainTimeout
+	var ending sync.WaitGroup
+	if a.http != nil {
+		ending.Go(func() {
+			if delay > 0 {
+				<-time.After(delay)
+			}
+			a.http.Shutdown(timeout)
+		})
+	}
+	a.server.Shutdown(delay, timeout)
+	ending.Wait()
+}
+
+func (a *App) serveHTTP(on net.Listener, encrypted bool) error {
+	var secure *tls.Config
+	if encrypted {
+		secure = a.listen.certs.TLS()
+	}
+	if err := a.http.Serve(on, secure); err != nil {
+		return fmt.Errorf("HTTP listener: %w", err)
+	}
 	return nil
 }
 

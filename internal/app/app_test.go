@@ -154,7 +154,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	files := redistest.NewCertificates(t)
 	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
 	pki := newPKI(t)
-	config := strings.Replace(strings.Replace(sampleText(t, 1), "issuers:", mutual, 1), "listen: {", "listen: {"+pki.config()+", ", 1) +
+	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	token, err := c.Token(t.Context(), "client-0")

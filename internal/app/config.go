@@ -33,6 +33,8 @@ type Config struct {
 	Server ServerConfig `yaml:"server"`
 	// What the broker takes on, of each caller and of all.
 	Limits LimitsConfig `yaml:"limits"`
+	// How gateways and OAuth clients are served, who do not speak the broker's own gRPC.
+	Gateways GatewaysConfig `yaml:"gateways"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
 	// Where it is written down who was given which token, and who was refused what. Absent: nowhere.

@@ -28,6 +28,7 @@ func checkConfig(c *Config, found *findings) {
 	}
 	checkIssuers(c, found)
 	checkCallers(c, found)
+	checkGateways(c, found)
 	if c.Tracing != nil {
 		checkTracing(c.Tracing, found)
 	}

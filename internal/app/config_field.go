@@ -79,7 +79,9 @@ func (f *field) setDefault(v reflect.Value) {
 	case *float64:
 		*into, _ = strconv.ParseFloat(text, 64)
 	case *ListenerConfig:
-		into.Address = text
+		if text != "off" {
+			into.Address = text
+		}
 	}
 }
 

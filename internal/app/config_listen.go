@@ -15,11 +15,15 @@ import (
 type ListenConfig struct {
 	// Where the gRPC API is served.
 	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
+	// Where /verify for gateways and the OAuth endpoints are served over HTTP. "off": nowhere.
+	HTTP ListenerConfig `yaml:"http" jsonschema:"default=off"`
 	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
 	Unix *UnixConfig `yaml:"unix"`
+	// A Unix socket where what http serves is served as well. Linux only.
+	HTTPUnix *UnixConfig `yaml:"http_unix"`
 	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
 	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-	// Encrypts grpc, and recognises callers by their certificates. The files are read again when
+	// Encrypts grpc and http, and recognises callers by their certificates. The files are read again when
 	// they change. Absent: nothing is encrypted.
 	TLS *TLSConfig `yaml:"tls"`
 }
@@ -29,10 +33,10 @@ type ListenConfig struct {
 type ListenerConfig struct {
 	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Listen beyond loopback although nothing is encrypted; of grpc also: not encrypted although
-	// there is tls.
+	// Listen beyond loopback although nothing is encrypted; of grpc and http also: not encrypted
+	// although there is tls.
 	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
-	// For a loopback address of grpc: the caller, among callers, that everybody is who connects and
+	// For a loopback address of grpc or http: the caller, among callers, that everybody is who connects and
 	// proves nothing else.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
 }
@@ -79,28 +83,46 @@ func (c *UnixConfig) mode() (mode fs.FileMode, ok bool) {
 // encrypted reports whether the gRPC listener speaks TLS.
 func (c *ListenConfig) encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
 
+// encryptedHTTP is encrypted of the HTTP listener.
+func (c *ListenConfig) encryptedHTTP() bool { return c.encrypted() && !c.HTTP.Plaintext }
+
+// servesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
+func (c *ListenConfig) servesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
+
 func checkListen(c *Config, found *findings) {
-	const grpc, ops = "listen.grpc", "listen.ops"
+	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
 	if c.Listen.GRPC.Address == "" {
 		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
 	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
-	if collide(c.Listen.GRPC.Address, c.Listen.Ops.Address) {
-		first, second := grpc, ops
-		if found.lines[second] < found.lines[first] {
-			first, second = second, first
-		}
-		found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
-	}
+	checkListener(c.Listen.HTTP, http, found.given("listen.tls"), found)
+	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
+	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP, found)
+	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
 		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
 	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
 		found.addAtf("listen.tls", "nothing is encrypted by it while listen.grpc says plaintext: remove one of the two")
 	}
-	checkUnix(c.Listen.Unix, found)
+	checkUnix(c.Listen.Unix, "listen.unix", found)
+	checkUnix(c.Listen.HTTPUnix, "listen.http_unix", found)
+	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
+		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
+	}
 	checkProofs(c, found)
+}
+
+// checkApart reports two listeners that cannot both have what they ask for.
+func checkApart(first string, a ListenerConfig, second string, b ListenerConfig, found *findings) {
+	if !collide(a.Address, b.Address) {
+		return
+	}
+	if found.lines[second] < found.lines[first] {
+		first, second = second, first
+	}
+	found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
 func checkListener(l ListenerConfig, path string, encrypted bool, found *findings) {
@@ -122,15 +144,15 @@ func checkListener(l ListenerConfig, path string, encrypted bool, found *finding
 	}
 }
 
-func checkUnix(c *UnixConfig, found *findings) {
+func checkUnix(c *UnixConfig, path string, found *findings) {
 	if c == nil {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
-		found.addAtf("listen.unix.path", "expected an absolute path, which means the same to those who connect")
+		found.addAtf(join(path, "path"), "expected an absolute path, which means the same to those who connect")
 	}
 	if _, ok := c.mode(); !ok {
-		found.addAtf("listen.unix.mode", `expected a mode in octal digits, such as "0660"`)
+		found.addAtf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
 	}
 }
 
@@ -148,13 +170,16 @@ func checkProofs(c *Config, found *findings) {
 			found.warnAt(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
 		case caller.UID != nil && *caller.UID == overflowUID:
 			found.addAtf(join(path, "uid"), "%d stands for every user that is not known where the broker runs, as in a container: give the process another", overflowUID)
-		case caller.UID != nil && c.Listen.Unix == nil:
-			found.warnAt(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix")
+		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
+			found.warnAt(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix or listen.http_unix")
 		}
 	}
 	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
-	if c.Listen.GRPC.Plaintext && !onLoopback(c.Listen.GRPC.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-		found.warnAt("listen.grpc", "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+	for _, path := range []string{"listen.grpc", "listen.http"} {
+		listener := map[string]ListenerConfig{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP}[path]
+		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
+			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+		}
 	}
 }
 
@@ -163,14 +188,22 @@ func (c *CallerConfig) certified() bool { return c.SPIFFEID != "" || c.URISAN !=
 
 // checkBound looks at the callers that listeners are bound to.
 func checkBound(c *Config, found *findings) {
-	if c.Listen.GRPC.Caller != "" {
-		checkBoundTo(c, c.Listen.GRPC.Caller, "listen.grpc.caller", found)
+	for _, listener := range []struct {
+		path string
+		ListenerConfig
+	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP}} {
+		if listener.Caller == "" {
+			continue
+		}
+		checkBoundTo(c, listener.Caller, listener.path, found)
+		if !onLoopback(listener.Address) {
+			found.addAtf(listener.path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
+		}
 	}
-	if c.Listen.GRPC.Caller != "" && !onLoopback(c.Listen.GRPC.Address) {
-		found.addAtf("listen.grpc.caller", "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
-	}
-	if c.Listen.Unix != nil && c.Listen.Unix.Caller != "" {
-		checkBoundTo(c, c.Listen.Unix.Caller, "listen.unix.caller", found)
+	for path, socket := range map[string]*UnixConfig{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.HTTPUnix} {
+		if socket != nil && socket.Caller != "" {
+			checkBoundTo(c, socket.Caller, path, found)
+		}
 	}
 	if c.Listen.Ops.Caller != "" {
 		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
@@ -185,5 +218,10 @@ func checkBoundTo(c *Config, bound, path string, found *findings) {
 
 // bound reports whether a listener is bound to the caller of that name.
 func (c *ListenConfig) bound(name string) bool {
-	return name == c.GRPC.Caller || c.Unix != nil && name == c.Unix.Caller
+	for _, socket := range []*UnixConfig{c.Unix, c.HTTPUnix} {
+		if socket != nil && name == socket.Caller {
+			return true
+		}
+	}
+	return name == c.GRPC.Caller || name == c.HTTP.Caller
 }

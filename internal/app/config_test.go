@@ -58,6 +58,7 @@ func defaults() *app.Config {
 			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
 			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, MessageKiB: 64, HeaderKiB: 16,
 		},
+		Gateways:     app.GatewaysConfig{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
 		Log:          app.LogConfig{Level: "info", Format: "json"},
 		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
 	}
@@ -100,10 +101,12 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 func TestEachKeyIsRead(t *testing.T) {
 	want := &app.Config{
 		Listen: app.ListenConfig{
-			GRPC: app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
-			Unix: &app.UnixConfig{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
-			Ops:  app.ListenerConfig{Address: "[::1]:9091", Plaintext: true},
-			TLS:  &app.TLSConfig{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
+			GRPC:     app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
+			Unix:     &app.UnixConfig{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
+			HTTP:     app.ListenerConfig{Address: "127.0.0.1:8444", Plaintext: true, Caller: "sidecar"},
+			HTTPUnix: &app.UnixConfig{Path: "/run/tokenbroker/http.sock", Mode: "0666", Caller: "sidecar"},
+			Ops:      app.ListenerConfig{Address: "[::1]:9091", Plaintext: true},
+			TLS:      &app.TLSConfig{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
 		},
 		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
 		Server: app.ServerConfig{
@@ -117,6 +120,13 @@ func TestEachKeyIsRead(t *testing.T) {
 		Limits: app.LimitsConfig{
 			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
 			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, MessageKiB: 32, HeaderKiB: 8,
+		},
+		Gateways: app.GatewaysConfig{
+			HeaderPrefix: "X-User-", Realm: "shop", Needs: "headers", URL: "https://broker.example.com:8444",
+			ExtAuthz: &app.ExtAuthzConfig{Undecided: "denial", Claims: []string{"tenant"}, Rules: []app.GatewayRuleConfig{
+				{Host: "*.example.com", Path: "/orders/", Audiences: []string{"https://orders.example.com"}, Scopes: []string{"read"}, Issuer: "https://login.example.com"},
+				{Path: "/"},
+			}},
 		},
 		Log:     app.LogConfig{Level: "debug", Format: "text"},
 		Audit:   &app.AuditConfig{File: "/var/log/tokenbroker/audit.jsonl", Tokens: "every", Verifications: "all", WhenFull: "refuse"},

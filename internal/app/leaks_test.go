@@ -75,6 +75,10 @@ func (l *leaks) goThroughAllFlows() {
 	verify("token-that-panics-"+redacttest.Canary("opaque"), codes.Unavailable, false)
 	verify(l.secrets["opaque token that is echoed"][0], codes.Unavailable, false)
 
+	l.askVerify(given)
+	l.askOAuth(given)
+	l.askExtAuthz(given)
+
 	stream, err := api.WatchToken(l.as(robot), &tokenbrokerv1.WatchTokenRequest{ClientName: leaksGood})
 	if err == nil {
 		_, err = stream.Recv()
@@ -115,7 +119,7 @@ func (l *leaks) places() redacttest.Places {
 	l.collector.mu.Unlock()
 	found := redacttest.Places{
 		"log": l.log.String(), "audit": string(book), "metrics": metrics, "spans": spans,
-		"statuses": l.statuses.String(), "errors": l.errors.String(),
+		"statuses": l.statuses.String(), "answers": l.answers.String(), "errors": l.errors.String(),
 		"goroutines, debug=1": l.goroutines(1), "goroutines, debug=2": l.goroutines(2),
 		"MONITOR": l.monitored(), "SLOWLOG": l.redis.CLI("slowlog", "get", "-1"), "CLIENT LIST": l.redis.CLI("client", "list"), "keys": l.redis.CLI("--scan"),
 	}
@@ -163,7 +167,7 @@ func TestNoSecretIsAnywhere(t *testing.T) {
 
 	// Each place is one where something would have been found.
 	for place, known := range map[string]string{
-		"log": "a fetch crashed", "audit": `"client":"good"`, "metrics": `client="good"`, "spans": "idp introspection", "statuses": "TOKEN_REQUEST_REFUSED",
+		"log": "a fetch crashed", "audit": `"client":"good"`, "metrics": `client="good"`, "spans": "idp introspection", "statuses": "TOKEN_REQUEST_REFUSED", "answers": "insufficient_scope",
 		"errors": "never as a literal", "goroutines, debug=1": "goroutine profile", "goroutines, debug=2": "chan receive", "MONITOR": "evalsha", "SLOWLOG": "evalsha",
 		"CLIENT LIST": "user=tokenbroker", "keys": "tb1:", "values": ":", "append-only file": "tb1:",
 	} {

@@ -48,6 +48,7 @@ type leaks struct {
 	issuer string
 	redis  *redistest.Server
 	conn   *grpc.ClientConn
+	faces  leaksFaces
 
 	// secrets are what must not be seen, by what it is.
 	secrets map[string][]string
@@ -57,6 +58,7 @@ type leaks struct {
 	monitored func() string
 	mu        sync.Mutex
 	statuses  strings.Builder // of calls that failed, with their details
+	answers   strings.Builder // over HTTP and of ext_authz, but for tokens that were asked for
 	errors    strings.Builder // of starts that failed, and findings of checks
 }
 
@@ -259,7 +261,8 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	l.sealingKeys(ring)
 
 	var text strings.Builder
-	fmt.Fprintf(&text, "listen: {grpc: \"127.0.0.1:0\", ops: \"127.0.0.1:0\", %s}\nserver: {pprof: true, reflection: true, slow_call: 1ms}\nlog: {level: debug}\n", pki.config())
+	fmt.Fprintf(&text, "listen: {grpc: \"127.0.0.1:0\", http: \"127.0.0.1:0\", ops: \"127.0.0.1:0\", %s}\nserver: {pprof: true, reflection: true, slow_call: 1ms}\nlog: {level: debug}\n", pki.config())
+	text.WriteString("gateways: {ext_authz: {claims: [sub]}}\n")
 	fmt.Fprintf(&text, "audit: {file: %q, tokens: every, verifications: all}\ntracing: {endpoint: \"http://%s\", sample: 1}\n", filepath.Join(l.dir, "audit.jsonl"), l.collectorAddress())
 	fmt.Fprintf(&text, "store: {redis: {addresses: [%q], username: tokenbroker, password: %q%s}, sealing_keys: %q}\n", redisAddress, "file:"+l.file("redis-password", password), redisTLS, "file:"+ring)
 	text.WriteString("clients:\n")
@@ -284,7 +287,7 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	}
 	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}]\n",
 		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath)
-	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}]\n", l.issuer, l.issuer)
+	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}, {name: gate, spiffe_id: %q, roles: [all]}]\n", l.issuer, l.issuer, gateID)
 	text.WriteString("roles:\n  all: {get: [{client: \"*\", audiences: [\"*\"], resources: [\"*\"], scopes: [\"*\"]}], verify: [{issuer: \"*\", audiences: [\"*\"]}], admin: [{actions: [\"*\"]}]}\n")
 	fmt.Fprintf(&text, "  little: {get: [{client: %s}]}\n", leaksGood)
 	l.dial(pki)
@@ -328,15 +331,21 @@ func (l *leaks) dial(p *pki) {
 	if l.conn != nil {
 		return
 	}
-	var err error
-	l.conn, err = grpc.NewClient("passthrough:///broker", grpc.WithTransportCredentials(credentials.NewTLS(p.client(nil))), grpc.WithAuthority("localhost"),
+	l.conn = l.connect(credentials.NewTLS(p.client(nil)))
+	l.connectFaces(p)
+}
+
+func (l *leaks) connect(secure credentials.TransportCredentials) *grpc.ClientConn {
+	l.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///broker", grpc.WithTransportCredentials(secure), grpc.WithAuthority("localhost"),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", l.GRPCAddr())
 		}))
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	l.t.Cleanup(func() { _ = l.conn.Close() })
+	l.t.Cleanup(func() { _ = conn.Close() })
+	return conn
 }
 
 // as is the context of a call by a JWT.

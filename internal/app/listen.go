@@ -14,10 +14,12 @@ import (
 
 // listeners are where the broker is reached.
 type listeners struct {
-	grpc  net.Listener
-	certs *certs.Source // of grpc; nil: it is in plaintext
-	unix  net.Listener  // nil: off
-	ops   net.Listener  // nil: off
+	grpc     net.Listener
+	certs    *certs.Source // of grpc and http; nil: they are in plaintext
+	unix     net.Listener  // nil: off
+	http     net.Listener  // nil: off
+	httpUnix net.Listener  // nil: off
+	ops      net.Listener  // nil: off
 }
 
 // open opens what is configured; given, if it is not nil, in the place of grpc. On an
@@ -34,9 +36,15 @@ func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
 	if err != nil {
 		return err
 	}
-	if config.Unix != nil {
-		if l.unix, err = listenUnix(config.Unix); err != nil {
-			return fmt.Errorf("listen.unix: %w", err)
+	if l.unix, err = listenUnix("unix", config.Unix); err != nil {
+		return err
+	}
+	if l.httpUnix, err = listenUnix("http_unix", config.HTTPUnix); err != nil {
+		return err
+	}
+	if config.HTTP.Address != "" {
+		if l.http, err = listen("http", config.HTTP.Address); err != nil {
+			return err
 		}
 	}
 	if config.Ops.Address != "" {
@@ -46,7 +54,7 @@ func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
 }
 
 func (l *listeners) close() {
-	for _, open := range []net.Listener{l.grpc, l.unix, l.ops} {
+	for _, open := range []net.Listener{l.grpc, l.unix, l.http, l.httpUnix, l.ops} {
 		if open != nil {
 			_ = open.Close()
 		}

@@ -78,6 +78,7 @@ func needRestart(running, next *Config) (sections []string) {
 		{"store", running.Store, next.Store},
 		{"server", running.Server, next.Server},
 		{"limits", running.Limits.forServer(), next.Limits.forServer()},
+		{"gateways", running.Gateways, next.Gateways},
 		{"log", running.Log, next.Log},
 		{"audit", running.Audit, next.Audit},
 		{"tracing", running.Tracing, next.Tracing},

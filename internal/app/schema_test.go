@@ -312,7 +312,7 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	}
 	for _, p := range allProperties(t) {
 		// The two forms of a listener are shown with one listener each.
-		path := strings.Replace(p.path, "listen.ops.", "listen.grpc.", 1)
+		path := regexp.MustCompile(`^listen\.(ops|http)\.`).ReplaceAllString(p.path, "listen.grpc.")
 		if path == "store.memory" || path == "store.bolt" {
 			continue // shown in a comment: a file has but one store
 		}
@@ -340,7 +340,7 @@ func TestTheDocumentationHasARowForEachKey(t *testing.T) {
 			rows[section+"."+key] = strings.TrimSpace(cells[3])
 		}
 	}
-	listeners := regexp.MustCompile(`^listen\.(grpc|ops)\.`)
+	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
 	for _, p := range allProperties(t) {
 		path := listeners.ReplaceAllString(p.path, "listen.*.")
 		if !strings.Contains(path, ".") {

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
@@ -116,7 +117,7 @@ func (t *traces) handler() stats.Handler {
 	if t == nil {
 		return nil
 	}
-	known := map[string]bool{}
+	known := map[string]bool{extauthz.Method: true}
 	for _, desc := range []grpc.ServiceDesc{tokenbrokerv1.TokenBrokerService_ServiceDesc, tokenbrokerv1.AdminService_ServiceDesc} {
 		for _, method := range desc.Methods {
 			known["/"+desc.ServiceName+"/"+method.MethodName] = true

@@ -12,9 +12,21 @@ import (
 	"time"
 )
 
-// listenUnix makes a Unix socket. What a process that is gone has left is
-// replaced, and nothing else. The socket is not to be seen before it has its mode.
-func listenUnix(config *UnixConfig) (net.Listener, error) {
+// listenUnix makes the Unix socket that is configured; nil: none is.
+func listenUnix(name string, config *UnixConfig) (net.Listener, error) {
+	if config == nil {
+		return nil, nil //nolint:nilnil // off
+	}
+	listener, err := makeUnix(config)
+	if err != nil {
+		return nil, fmt.Errorf("listen.%s: %w", name, err)
+	}
+	return listener, nil
+}
+
+// makeUnix makes a Unix socket. What a process that is gone has left is replaced, and
+// nothing else. The socket is not to be seen before it has its mode.
+func makeUnix(config *UnixConfig) (net.Listener, error) {
 	if runtime.GOOS != "linux" {
 		return nil, errors.New("whose process connects to a Unix socket is known on Linux only: remove it")
 	}

@@ -21,7 +21,8 @@ var levels = [][]string{
 	{"internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
-	{"internal/server"},
+	{"internal/server", "internal/gateway"},
+	{"internal/httpface", "internal/extauthz"},
 	{"internal/app"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "examples/httpservice", "examples/grpcservice"},
 }
@@ -29,6 +30,7 @@ var levels = [][]string{
 // testSupport are packages that only tests import, each at the level above the
 // package that it helps to test.
 var testSupport = map[string]string{
+	"internal/facetest":          "internal/server",
 	"internal/jose/josetest":     "internal/jose",
 	"internal/redact/redacttest": "internal/redact",
 	"internal/redistest":         "internal/store",
@@ -44,11 +46,11 @@ type wall struct {
 }
 
 var (
-	faces   = []string{"internal/server", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/app"}
-	// The first three ask others over HTTP; the rest serve it, are made for those who
-	// do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
+	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
+	// The first three ask others over HTTP; the rest serve it, or know what its statuses
+	// and headers mean, are made for those who do, or are for tests.
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
@@ -56,6 +58,7 @@ var (
 		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1"}, faces...)},
 		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, faces...)},
 		{around: "google.golang.org/genproto", allow: faces},
+		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e"}, tests: true},
 		{around: "github.com/grpc-ecosystem", allow: []string{"internal/server", "internal/app"}},
 		{around: module + "gen", allow: faces},
 		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "examples/httpservice", "examples/grpcservice"}, tests: true},
@@ -67,7 +70,7 @@ var (
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/app"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
-		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "client/brokertest"}, tests: true},
+		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/facetest", "client/brokertest"}, tests: true},
 		{around: "github.com/golang-jwt", tests: true},
 		{around: "github.com/google/go-cmp", tests: true},
 		{around: "github.com/invopop/jsonschema", tests: true},

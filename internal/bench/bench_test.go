@@ -85,6 +85,7 @@ func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
 	for _, with := range []setting{
 		{idp: idp, clients: 3},
 		{idp: idp, clients: 3, proof: proof{dir: "/proof"}},
+		{idp: idp, clients: 3, proof: proof{dir: "/proof"}, http: "127.0.0.1:3"},
 		{idp: idp, clients: 3, profiled: true, redis: &redisServer{address: "127.0.0.1:3", ring: "/ring.json"}},
 	} {
 		config, err := app.ParseConfig("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))

@@ -63,13 +63,14 @@ func drive(ctx context.Context, args []string) error {
 	var wanted demand
 	flags.StringVar(&wanted.client, "client", "", "ask for the token of the client `NAME`")
 	flags.IntVar(&wanted.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
+	http := flags.String("http", "", "`ADDR` where the server answers gateways over HTTP")
 	length := flags.Duration("for", time.Second, "how long")
 	by := proofFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 2 {
-		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] ADDR CASE", driveCommand)
+		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
 	}
 	wanted.name = flags.Arg(1)
 	brokers, hangUp, err := dial(flags.Arg(0), *by)
@@ -77,7 +78,7 @@ func drive(ctx context.Context, args []string) error {
 		return err
 	}
 	defer hangUp()
-	once, err := prepare(ctx, wanted, brokers)
+	once, err := prepare(ctx, wanted, brokers, *http, *by)
 	if err != nil {
 		return err
 	}
@@ -112,14 +113,14 @@ func dial(address string, by proof) (brokers []tokenbrokerv1.TokenBrokerServiceC
 			return nil, nil, err
 		}
 		open = append(open, connection)
-		brokers = append(brokers, tokenbrokerv1.NewTokenBrokerServiceClient(connection))
+		brokers = append(brokers, newPeer(connection))
 	}
 	return brokers, hangUp, nil
 }
 
 // prepare returns the call of a case. It makes one call on each connection, so
 // that all of them stand before the load begins.
-func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBrokerServiceClient) (call, error) {
+func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBrokerServiceClient, http string, by proof) (call, error) {
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: wanted.client}
 	var token string
 	for _, broker := range brokers {
@@ -136,8 +137,12 @@ func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBr
 		return getToken(func() *tokenbrokerv1.GetTokenRequest { return request }), nil
 	case wanted.name == caseVerify:
 		return verifyToken(&tokenbrokerv1.VerifyTokenRequest{Token: token}), nil
+	case wanted.name == caseCheck:
+		return checked(token), nil
+	case wanted.name == caseForward:
+		return forwarded(http, by, token)
 	default:
-		return nil, fmt.Errorf("there is no case %q; want %s or %s", wanted.name, caseGet, caseVerify)
+		return nil, fmt.Errorf("there is no case %q; want %s, %s, %s or %s", wanted.name, caseGet, caseVerify, caseCheck, caseForward)
 	}
 }
 

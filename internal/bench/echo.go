@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -37,11 +38,13 @@ func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) 
 func echo(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(echoCommand, flag.ContinueOnError)
 	by := proofFlags(flags)
+	http := flags.String("http", "", "answer gateways at `ADDR`")
+	from := flags.String("from", "", "as the broker at `ADDR` does")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 3 {
-		return fmt.Errorf("usage: bench %s [-tls DIR] LISTEN BROKER CLIENT", echoCommand)
+		return fmt.Errorf("usage: bench %s [-tls DIR [-http LISTEN -from BROKER]] LISTEN BROKER CLIENT", echoCommand)
 	}
 	answers, err := learn(ctx, flags.Arg(1), *by, flags.Arg(2))
 	if err != nil {
@@ -58,6 +61,16 @@ func echo(ctx context.Context, args []string) error {
 	server := grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, answers)
+	if *http != "" {
+		asked, err := learnGateways(ctx, flags.Arg(1), *from, *by, answers.token.GetAccessToken())
+		if err != nil {
+			return fmt.Errorf("asking the broker for the answers to repeat to gateways: %w", err)
+		}
+		authv3.RegisterAuthorizationServer(server, asked)
+		if err := asked.serve(ctx, *http, *by); err != nil {
+			return err
+		}
+	}
 	defer context.AfterFunc(ctx, server.Stop)()
 	return server.Serve(listener)
 }

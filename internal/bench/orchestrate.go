@@ -73,7 +73,7 @@ func (b *bench) report(ctx context.Context) error {
 	}
 	defer b.broker.stop()
 	for _, part := range []func(context.Context) (string, error){
-		b.compare, b.compareProved, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
+		b.compare, b.compareProved, b.compareGateways, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
 	} {
 		text, err := part(ctx)
 		if err != nil {
@@ -107,7 +107,7 @@ func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) 
 	if err != nil {
 		return nil, err
 	}
-	s.ops = ops
+	s.ops, s.http = ops, with.http
 	return s, nil
 }
 
@@ -118,7 +118,19 @@ func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*
 		return nil, err
 	}
 	args := append([]string{echoCommand}, broker.proof.args()...)
-	return startServer(ctx, address, broker.proof, b.self, append(args, address, broker.address, client)...)
+	http := ""
+	if broker.http != "" {
+		if http, err = freeAddress(ctx); err != nil {
+			return nil, err
+		}
+		args = append(args, "-http", http, "-from", broker.http)
+	}
+	s, err := startServer(ctx, address, broker.proof, b.self, append(args, address, broker.address, client)...)
+	if err != nil {
+		return nil, err
+	}
+	s.http = http
+	return s, nil
 }
 
 // drive puts load on s. Failed calls are an error.
@@ -126,7 +138,7 @@ func (b *bench) drive(ctx context.Context, s *server, wanted demand, length time
 	var o outcome
 	by := s.proof
 	by.jwt = wanted.jwt
-	args := append([]string{driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions), "-for", length.String()}, by.args()...)
+	args := append([]string{driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions), "-for", length.String(), "-http", s.http}, by.args()...)
 	err := b.load(ctx, length, &o, append(args, s.address, wanted.name)...)
 	if err != nil {
 		return outcome{}, fmt.Errorf("driving %s: %w", wanted.name, err)

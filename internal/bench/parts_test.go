@@ -103,6 +103,22 @@ func TestHitsAreMeasuredOverTLS(t *testing.T) {
 	}
 }
 
+func TestWhatGatewaysAskIsMeasured(t *testing.T) {
+	b := miniature(t)
+	contests, err := b.measureGateways(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(contests) != 2 || contests[0].name != caseCheck || contests[1].name != caseForward {
+		t.Fatalf("%d contests, want one for ext_authz and one for /verify", len(contests))
+	}
+	for _, c := range contests {
+		if calls, _ := total(c.broker); calls < callers || len(c.broker) != b.rounds || len(c.echo) != len(c.broker) {
+			t.Errorf("%s: %d calls in %d rounds, %d of the echo", c.label, calls, len(c.broker), len(c.echo))
+		}
+	}
+}
+
 func TestTripsToRedisAreCounted(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)

@@ -62,6 +62,7 @@ type server struct {
 	address string
 	proof   proof  // how to connect
 	ops     string // where its metrics are; empty: nowhere
+	http    string // where it answers gateways over HTTP; empty: nowhere
 	// startup is how long it took from the start of the process until it served.
 	startup time.Duration
 }

@@ -83,6 +83,9 @@ type setting struct {
 	// proof is what it, and those who call it, prove themselves by; what is decided is
 	// written down then. Zero: it is in plaintext.
 	proof proof
+	// http is where it answers gateways over HTTP, and Envoy beside its own API. Empty:
+	// nowhere.
+	http string
 }
 
 // config is the broker's configuration. What is not said is left at its default.
@@ -94,7 +97,13 @@ func (s setting) config(address, ops string) string {
 		listener = fmt.Sprintf("%s\n  tls: {cert: %s.crt, key: %[2]s.key, client_ca: %s.crt}", address, s.proof.path(serverFile), s.proof.path(authorityFile))
 		callers = fmt.Sprintf("{name: mesh, spiffe_id: %q, roles: [all]}, {name: pod, issuer: %q, subject: %q, roles: [all]}", loadID, s.idp.Issuer(), loadSubject)
 	}
+	gateways := ""
+	if s.http != "" {
+		listener += "\n  http: " + s.http
+		gateways = "gateways: {ext_authz: {}}\n"
+	}
 	var text strings.Builder
+	text.WriteString(gateways)
 	fmt.Fprintf(&text, `listen:
   grpc: %s
   ops: %s

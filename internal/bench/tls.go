@@ -122,12 +122,19 @@ func (p proof) server() ([]grpc.ServerOption, error) {
 	if p.dir == "" {
 		return nil, nil
 	}
+	config, err := p.serverTLS()
+	if err != nil {
+		return nil, err
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}, nil
+}
+
+func (p proof) serverTLS() (*tls.Config, error) {
 	pair, authority, err := p.pair(serverFile)
 	if err != nil {
 		return nil, err
 	}
-	config := &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: authority, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13}
-	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}, nil
+	return &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: authority, ClientAuth: tls.VerifyClientCertIfGiven, MinVersion: tls.VersionTLS13}, nil
 }
 
 // bearer presents a JWT with each call.

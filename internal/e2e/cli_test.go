@@ -109,7 +109,7 @@ func startDev(t *testing.T) *devBroker {
 	t.Helper()
 	d := &devBroker{state: t.TempDir(), address: freeAddress(t)}
 	env := []string{"XDG_STATE_HOME=" + d.state}
-	d.process = start(t, t.TempDir(), env, "broker", "dev", "--addr", d.address)
+	d.process = start(t, t.TempDir(), env, "broker", "dev", "--addr", d.address, "--http", freeAddress(t))
 	d.ready(t, func() bool { return strings.Contains(d.output.String(), "Serving until Ctrl-C") })
 	d.same = command{name: "broker", env: append(env, "TOKENBROKER_ADDR="+d.address)}
 	return d
@@ -153,21 +153,27 @@ func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
 	}
 }
 
-// The line with grpcurl that broker dev prints works as it stands.
+// The lines with grpcurl and curl that broker dev prints work as they stand.
 func TestDevPrintsCommandsThatWork(t *testing.T) {
 	t.Parallel()
 	need(t, "grpcurl")
+	need(t, "curl")
 	d := startDev(t)
+	answers := []string{`"accessToken"`, `"access_token"`, "X-Auth-Issuer: http://127.0.0.1:"}
+	found := 0
 	for line := range strings.Lines(d.output.String()) {
-		if !strings.Contains(line, "grpcurl") {
+		if !strings.Contains(line, "curl ") {
 			continue
 		}
-		if res := (command{name: "sh"}).run(t, "-c", line); res.code != 0 || !strings.Contains(res.stdout, `"accessToken"`) {
+		shell := command{name: "sh", env: d.same.env}
+		if res := shell.run(t, "-c", strings.ReplaceAll(line, "go run ./cmd/broker", "broker")); res.code != 0 || !strings.Contains(res.stdout, answers[found]) {
 			t.Errorf("%s: %v", line, res)
 		}
-		return
+		found++
 	}
-	t.Errorf("no line with grpcurl:\n%s", d.output)
+	if found != len(answers) {
+		t.Errorf("%d lines with curl:\n%s", found, d.output)
+	}
 }
 
 func TestDevMakesCertificatesToTryTLSWith(t *testing.T) {

@@ -67,13 +67,19 @@ func need(t *testing.T, peer string) {
 	case "node":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install nodejs npm (version 20 or later)"
-	case "redis-server":
+	case "redis-server", "nginx", "caddy", "haproxy", "curl":
 		_, err = exec.LookPath(peer)
-		install = "apt-get install redis-server"
+		install = "apt-get install " + peer
+	case "python3-authlib":
+		err = exec.Command("/usr/bin/python3", "-c", "import authlib, requests, grpc, google.protobuf").Run()
+		install = "apt-get install python3-authlib python3-requests python3-grpcio python3-protobuf"
+	case "grpc_python_plugin":
+		_, err = exec.LookPath(peer)
+		install = "apt-get install protobuf-compiler protobuf-compiler-grpc"
 	case "script":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install bsdutils"
-	case "deploycheck", "grpcurl":
+	case "buf", "deploycheck", "grpcurl":
 		_, err = exec.LookPath(peer)
 		install = "make test, which builds bin/tools/" + peer
 	default:

@@ -14,13 +14,13 @@ import (
 
 // turnedAway writes down that a call was refused before anybody looked at what it
 // asks for: because nobody knows who makes it, or because its caller asks for too
-// much at a time. ctx is the call's; caller is nil where it is not known.
-func turnedAway(ctx context.Context, log *audit.Log, caller *policy.Caller, err error) {
+// much at a time. ctx and action are the call's; caller is nil where it is not known.
+func turnedAway(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
 	told, ok := errors.AsType[*broker.Error](err)
 	if log == nil || !ok {
 		return
 	}
-	e := audit.Event{Event: audit.Call, Reason: told.Reason, Detail: told.Message, Peer: log.From(ctx)}
+	e := audit.Event{Event: audit.Call, Reason: told.Reason, Detail: told.Message, Peer: log.From(ctx), Action: action}
 	switch told.Code {
 	case broker.Unauthenticated:
 		e.Outcome = audit.Unidentified
@@ -32,7 +32,6 @@ func turnedAway(ctx context.Context, log *audit.Log, caller *policy.Caller, err 
 	if caller != nil {
 		e.Caller = caller.Name()
 	}
-	e.Action, _ = grpc.Method(ctx)
 	log.Record(&e)
 }
 
@@ -44,4 +43,10 @@ func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented strin
 		e.Outcome = audit.Limited
 	}
 	log.Record(&e)
+}
+
+// methodOf is the method of a call.
+func methodOf(ctx context.Context) string {
+	method, _ := grpc.Method(ctx)
+	return method
 }

@@ -41,23 +41,57 @@ type callers struct {
 // forAll are the services that need no caller.
 func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
 
+// forGateways are the services that gateways call on behalf of others: there a
+// JWT is that of somebody whose request is at the gateway, and never says who the
+// gateway is.
+func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.service.auth.") }
+
 // of says who makes a call, and until when that holds at most; zero: until
 // something changes. Whom it does not know it writes down.
 func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	caller, until, err = c.recognise(ctx, now)
+	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), methodOf(ctx), now)
+}
+
+// known is recognise for a call of action.
+func (c *callers) known(ctx context.Context, conn *connection, authorization []string, action string, now time.Time) (*policy.Caller, time.Time, error) {
+	caller, until, err := c.recognise(ctx, conn, authorization, now)
 	if err != nil {
-		turnedAway(ctx, c.audit, nil, err)
+		turnedAway(ctx, c.audit, action, nil, err)
 	}
 	return caller, until, err
 }
 
-func (c *callers) recognise(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	conn := connectionOf(ctx)
+// calling is of for a call of a method.
+func (c *callers) calling(ctx context.Context, method string, now time.Time) (*policy.Caller, error) {
+	if forGateways(method) {
+		return c.gateway(ctx, connectionOf(ctx), method, now)
+	}
+	caller, _, err := c.of(ctx, now)
+	return caller, err
+}
+
+// gateway says which gateway makes a call: by its connection alone.
+func (c *callers) gateway(ctx context.Context, conn *connection, action string, now time.Time) (*policy.Caller, error) {
+	caller, _, err := c.recognise(ctx, conn, nil, now)
+	if err == nil {
+		return caller, nil
+	}
+	if c.proved(conn, now).why == provedNothing {
+		err = unidentified("a gateway is known by its client certificate, which must be of an authority that the broker trusts, " +
+			"or because it connects to a loopback address or a Unix socket that is bound to a caller; the authorization of a request is not the gateway's")
+	}
+	turnedAway(ctx, c.audit, action, nil, err)
+	return nil, err
+}
+
+// recognise says whose a call is that came over conn with these values of
+// authorization.
+func (c *callers) recognise(ctx context.Context, conn *connection, authorization []string, now time.Time) (caller *policy.Caller, until time.Time, err error) {
 	found := c.proved(conn, now)
 	if found.caller != nil {
 		return found.caller, found.until, nil
 	}
-	token, presented, err := bearer(ctx)
+	token, presented, err := bearer(authorization)
 	switch {
 	case err != nil:
 		return nil, time.Time{}, err
@@ -112,11 +146,10 @@ func (c *callers) byGoodToken(ctx context.Context, token redact.String) (*policy
 	return caller, result.Facts.ExpiresAt, nil
 }
 
-// bearer is the token in the metadata, if there is one (RFC 6750 section 2.1).
+// bearer is the token in the values of authorization, if there is one (RFC 6750 section 2.1).
 // What is there must be right: nobody is to be somebody else because of a mistake
 // in it.
-func bearer(ctx context.Context) (token redact.String, presented bool, err error) {
-	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+func bearer(values []string) (token redact.String, presented bool, err error) {
 	if len(values) == 0 {
 		return redact.String{}, false, nil
 	}
@@ -151,7 +184,9 @@ func unidentified(why string) *broker.Error {
 	return &broker.Error{Code: broker.Unauthenticated, Reason: broker.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
 }
 
-// callerOf is who makes the call that a handler answers; nil: nobody.
+// CallerOf is who makes the call that a handler answers; nil: nobody.
+func CallerOf(ctx context.Context) *policy.Caller { return callerOf(ctx) }
+
 func callerOf(ctx context.Context) *policy.Caller {
 	caller, _ := ctx.Value(callerKey{}).(*policy.Caller)
 	return caller

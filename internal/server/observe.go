@@ -44,19 +44,23 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 		}, []string{"method"}),
 		methods: map[string]methodMetrics{},
 	}
-	for _, desc := range []grpc.ServiceDesc{tokenbrokerv1.TokenBrokerService_ServiceDesc, tokenbrokerv1.AdminService_ServiceDesc} {
-		for _, method := range desc.Methods {
-			name := "/" + desc.ServiceName + "/" + method.MethodName
-			m.methods[name] = methodMetrics{
-				ok:      m.handled.WithLabelValues(name, codes.OK.String()),
-				seconds: m.seconds.WithLabelValues(name),
-			}
-		}
-	}
+	m.resolve(&tokenbrokerv1.TokenBrokerService_ServiceDesc)
+	m.resolve(&tokenbrokerv1.AdminService_ServiceDesc)
 	if registerer != nil {
 		registerer.MustRegister(m.handled, m.seconds)
 	}
 	return m
+}
+
+// resolve makes the children that the calls of a service need.
+func (m *metrics) resolve(desc *grpc.ServiceDesc) {
+	for _, method := range desc.Methods {
+		name := "/" + desc.ServiceName + "/" + method.MethodName
+		m.methods[name] = methodMetrics{
+			ok:      m.handled.WithLabelValues(name, codes.OK.String()),
+			seconds: m.seconds.WithLabelValues(name),
+		}
+	}
 }
 
 // ended counts a unary call.
@@ -113,12 +117,12 @@ func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *gr
 	var caller *policy.Caller
 	if !forAll(info.FullMethod) {
 		var err error
-		if caller, _, err = o.callers.of(ctx, begun); err != nil {
+		if caller, err = o.callers.calling(ctx, info.FullMethod, begun); err != nil {
 			return nil, statusOf(err)
 		}
 		under, refused := o.limits.enter(caller, begun)
 		if refused != nil {
-			turnedAway(ctx, o.callers.audit, caller, refused)
+			turnedAway(ctx, o.callers.audit, info.FullMethod, caller, refused)
 			return nil, statusOf(refused)
 		}
 		defer under.leave()
@@ -142,7 +146,7 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 
 func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if !forAll(info.FullMethod) {
-		if _, _, err := o.callers.of(stream.Context(), time.Now()); err != nil {
+		if _, err := o.callers.calling(stream.Context(), info.FullMethod, time.Now()); err != nil {
 			return statusOf(err)
 		}
 	}

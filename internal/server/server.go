@@ -126,9 +126,14 @@ func (l Limits) withDefaults() Limits {
 
 // Server serves the broker over gRPC.
 type Server struct {
-	grpc   *grpc.Server
-	health *health.Server
-	drain  context.CancelFunc // ends the watches
+	grpc      *grpc.Server
+	health    *health.Server
+	callers   *callers
+	limits    *limits
+	transport *transport
+	metrics   *metrics
+	age       time.Duration      // of connections
+	drain     context.CancelFunc // ends the watches
 }
 
 // New makes a Server; Serve starts it.
@@ -142,7 +147,12 @@ func New(cfg Config) *Server {
 	cfg.Limits = cfg.Limits.withDefaults()
 	held := newLimits(cfg.Broker, cfg.Limits.InFlight, cfg.Registerer)
 	who := newCallers(cfg, held)
-	s := &Server{grpc: grpc.NewServer(append(options(cfg, who, held), cfg.Options...)...), health: health.NewServer()}
+	observe, transport := newObserver(cfg, who, held), newTransport(cfg, who)
+	s := &Server{
+		grpc:   grpc.NewServer(append(options(cfg, who, observe, transport), cfg.Options...)...),
+		health: health.NewServer(), callers: who, limits: held, transport: transport, metrics: observe.metrics,
+		age: cfg.Limits.ConnectionAge,
+	}
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	var draining context.Context
 	draining, s.drain = context.WithCancel(context.Background())
@@ -183,10 +193,18 @@ func newTransport(cfg Config, who *callers) *transport {
 	return t
 }
 
-func options(cfg Config, who *callers, held *limits) []grpc.ServerOption {
-	observe, most := newObserver(cfg, who, held), cfg.Limits
+// RegisterService adds a service of another face, before Serve: its calls are
+// those of callers, and limited and counted, like all.
+func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
+	s.metrics.resolve(desc)
+	s.grpc.RegisterService(desc, implementation)
+	s.health.SetServingStatus(desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
+}
+
+func options(cfg Config, who *callers, observe *observer, transport *transport) []grpc.ServerOption {
+	most := cfg.Limits
 	options := []grpc.ServerOption{
-		grpc.Creds(newTransport(cfg, who)),
+		grpc.Creds(transport),
 		grpc.InTapHandle(who.strangers.tap),
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),

@@ -89,14 +89,11 @@ func source(s broker.Source) tokenbrokerv1.TokenSource {
 
 // VerifyToken answers from the broker.
 func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
-	if invalid := checkVerify(req); invalid != nil {
+	ask, invalid := requestOf(req)
+	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), verify.Request{
-		Audience: req.GetAudience(),
-		Scopes:   req.GetRequiredScopes(),
-		Issuer:   req.GetIssuer(),
-	})
+	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), ask)
 	if err != nil {
 		return nil, statusOf(err)
 	}

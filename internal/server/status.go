@@ -43,6 +43,9 @@ func code(c broker.Code) codes.Code {
 	}
 }
 
+// StatusOf is how an error of the broker's looks to a caller of any service.
+func StatusOf(err error) error { return statusOf(err) }
+
 // statusOf is how an error looks to a caller. What is no broker.Error was not
 // written for callers, and is not shown to them.
 func statusOf(err error) error {

@@ -73,6 +73,15 @@ func (s *stranger) leave() {
 	}
 }
 
+// tooMany counts a call for which there is no room, and says so.
+func (s *strangers) tooMany() error {
+	s.refused()
+	return &broker.Error{
+		Code: broker.ResourceExhausted, Reason: broker.ReasonOverloaded, RetryAfter: time.Second,
+		Message: "too many calls are open whose callers the broker does not know: try again, or connect with a client certificate, which is known from the start",
+	}
+}
+
 // tap looks at each call when it begins, in the goroutine that reads the
 // connection.
 func (s *strangers) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
@@ -81,11 +90,7 @@ func (s *strangers) tap(ctx context.Context, _ *tap.Info) (context.Context, erro
 		return ctx, nil
 	}
 	if !from.enter() {
-		s.refused()
-		return nil, statusOf(&broker.Error{
-			Code: broker.ResourceExhausted, Reason: broker.ReasonOverloaded, RetryAfter: time.Second,
-			Message: "too many calls are open whose callers the broker does not know: try again, or connect with a client certificate, which is known from the start",
-		})
+		return nil, statusOf(s.tooMany())
 	}
 	context.AfterFunc(ctx, from.leave)
 	return ctx, nil

@@ -11,6 +11,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // Bounds of requests, as the proto files state them.
@@ -80,12 +81,26 @@ func questionOf(req question) (broker.Ask, *broker.Error) {
 		Resources: req.GetResources(),
 		Scopes:    req.GetScopes(),
 	}
-	return ask, firstOf(
-		checkUnknown(req),
+	return ask, firstOf(checkUnknown(req), CheckAsk(ask))
+}
+
+// CheckAsk holds a question for a token to the bounds that the API states.
+func CheckAsk(ask broker.Ask) *broker.Error {
+	return firstOf(
 		checkClientName(ask.Client),
 		checkValue("audience", ask.Audience),
 		checkEach("resources", ask.Resources, maxResources, checkResource),
 		checkEach("scopes", ask.Scopes, maxScopes, checkScope),
+	)
+}
+
+// CheckRequest holds what a presented token must be good for to the bounds that
+// the API states.
+func CheckRequest(req verify.Request) *broker.Error {
+	return firstOf(
+		checkEach("audience", req.Audience, maxAudiences, checkResource),
+		checkEach("required_scopes", req.Scopes, maxScopes, checkScope),
+		checkValue("issuer", req.Issuer),
 	)
 }
 
@@ -225,18 +240,16 @@ func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *broker.Error {
 	return firstOf(checkUnknown(req), checkRequestID(req.GetRequestId()))
 }
 
-func checkVerify(req *tokenbrokerv1.VerifyTokenRequest) *broker.Error {
+// requestOf checks a request and turns it into what the token must be good for.
+func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *broker.Error) {
+	ask := verify.Request{Audience: req.GetAudience(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
 	if err := checkUnknown(req); err != nil {
-		return err
+		return ask, err
 	}
 	if req.GetToken() == "" {
-		return invalid("token", "it is required")
+		return ask, invalid("token", "it is required")
 	}
-	return firstOf(
-		checkEach("audience", req.GetAudience(), maxAudiences, checkResource),
-		checkEach("required_scopes", req.GetRequiredScopes(), maxScopes, checkScope),
-		checkValue("issuer", req.GetIssuer()),
-	)
+	return ask, CheckRequest(ask)
 }
 
 func firstOf(errs ...*broker.Error) *broker.Error {

@@ -26,7 +26,7 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	}
 	leave, full := s.limits.watch(caller, connectionOf(stream.Context()), s.streams, now)
 	if full != nil {
-		turnedAway(stream.Context(), s.callers.audit, caller, full)
+		turnedAway(stream.Context(), s.callers.audit, methodOf(stream.Context()), caller, full)
 		return statusOf(full)
 	}
 	defer leave()

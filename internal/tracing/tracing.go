@@ -1,5 +1,5 @@
 // Package tracing is what the broker's own spans are made with: of what it asks
-// others. The face's spans, of calls, are otelgrpc's.
+// others, and of what it is asked over HTTP. Those of calls over gRPC are otelgrpc's.
 //
 // It keeps what is told of a trip to what may be known: a name from a fixed set, a
 // host, counts, and why it failed as one of a few words. Errors' own texts, URLs with
@@ -14,6 +14,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
 )
 
@@ -28,6 +29,14 @@ const (
 	Metadata      Name = "issuer metadata"
 	// Other is what has no name of its own.
 	Other Name = "http"
+)
+
+// The names of what is asked of the broker over HTTP.
+const (
+	ServeVerify        Name = "serve verify"
+	ServeToken         Name = "serve token"
+	ServeIntrospection Name = "serve introspection"
+	ServeMetadata      Name = "serve metadata"
 )
 
 // Tracer starts spans. A nil Tracer starts none. It is safe for concurrent use.
@@ -45,6 +54,30 @@ func (t *Tracer) Start(ctx context.Context, name Name) (context.Context, Span) {
 	}
 	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindClient)) //nolint:spancheck // who called ends it
 	return ctx, Span{span}                                                                   //nolint:spancheck // who called ends it
+}
+
+// Serve begins the span of a request with these headers, of which nothing is looked at
+// but what trace it is part of (W3C Trace Context). It ends with Served.
+func (t *Tracer) Serve(ctx context.Context, name Name, header map[string][]string) (context.Context, Span) {
+	if t == nil {
+		return ctx, Span{}
+	}
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(header))
+	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindServer)) //nolint:spancheck // who called ends it
+	return ctx, Span{span}                                                                   //nolint:spancheck // who called ends it
+}
+
+// Served ends the span of a request that was answered with a status. What is wrong
+// with a request is no error of who answers it.
+func (s Span) Served(status int) {
+	if s.span == nil {
+		return
+	}
+	s.span.SetAttributes(attribute.Int("http.response.status_code", status))
+	if status >= 500 {
+		s.span.SetStatus(codes.Error, "")
+	}
+	s.span.End()
 }
 
 // Span is a trip that was begun. The zero Span is none.

@@ -1,0 +1,31 @@
+-- The action "tokenbroker" asks the broker about the token of a request. Its argument
+-- is what the token must be good for, as a query. It sets txn.broker_status, 0 where
+-- no answer came, and what else the answer says.
+local broker = "http://127.0.0.1:8444/verify?"
+local identity = { subject = "x-auth-subject", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope" }
+
+core.register_action("tokenbroker", { "http-req" }, function(txn, needs)
+    txn:set_var("txn.broker_status", 0)
+    local headers = { accept = { "application/json" } }
+    local authorization = txn.http:req_get_headers()["authorization"]
+    if authorization then
+        headers["authorization"] = {}
+        for i = 0, #authorization do
+            table.insert(headers["authorization"], authorization[i])
+        end
+    end
+    local answer = core.httpclient():get { url = broker .. needs, headers = headers, timeout = 2000 }
+    if not answer or not answer.status then
+        return
+    end
+    local function first(name)
+        local values = answer.headers and answer.headers[name]
+        return values and values[0] or ""
+    end
+    for name, header in pairs(identity) do
+        txn:set_var("txn.broker_" .. name, first(header))
+    end
+    txn:set_var("txn.broker_challenge", first("www-authenticate"))
+    txn:set_var("txn.broker_body", answer.body or "")
+    txn:set_var("txn.broker_status", answer.status)
+end, 1)

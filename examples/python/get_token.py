@@ -1,0 +1,21 @@
+"""Gets an access token of a client, with authlib alone: get_token.py CLIENT [SCOPE]
+
+The broker keeps tokens and refreshes them, so asking again costs a round trip. Who
+wants to save that keeps the token until it expires.
+"""
+
+import json
+import sys
+
+import broker
+
+
+def get_token(client, scope=None):
+    more = {"scope": scope} if scope else {}
+    return broker.session(client).fetch_token(
+        broker.URL + "/oauth2/token", grant_type="client_credentials", **more
+    )
+
+
+if __name__ == "__main__":
+    json.dump(get_token(*sys.argv[1:]), sys.stdout)

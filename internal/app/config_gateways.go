@@ -1,0 +1,110 @@
+package app
+
+import (
+	"net/url"
+	"regexp"
+	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// GatewaysConfig says how those are served who do not speak the broker's own gRPC.
+type GatewaysConfig struct {
+	// How the names of the headers begin that tell whose token it is.
+	HeaderPrefix string `yaml:"header_prefix" jsonschema:"default=X-Auth-,minLength=2,maxLength=64"`
+	// The realm of WWW-Authenticate.
+	Realm string `yaml:"realm" jsonschema:"default=api,minLength=1,maxLength=128"`
+	// Where gateways say at /verify what a token must be good for: in the query, or in headers.
+	Needs string `yaml:"needs" jsonschema:"default=query,enum=query,enum=headers"`
+	// The URL, without a path, under which OAuth clients reach listen.http, for its metadata (RFC
+	// 8414). Absent: there are none.
+	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
+	// Serve Envoy's ext_authz on the listeners of the gRPC API. Absent: it is not served.
+	ExtAuthz *ExtAuthzConfig `yaml:"ext_authz"`
+}
+
+// ExtAuthzConfig says how Envoy is served.
+type ExtAuthzConfig struct {
+	// What Envoy is told where nothing can be decided: that the call failed (error), the same as an
+	// answer with status 503 for Envoy from 1.37 on (error_response), or to deny with status 503.
+	Undecided string `yaml:"undecided" jsonschema:"default=error,enum=error,enum=error_response,enum=denial"`
+	// Claims that Envoy gets to see in its dynamic metadata, beside those that every token has.
+	Claims []string `yaml:"claims" jsonschema:"minItems=1,maxItems=32,uniqueItems=true,minLength=1,maxLength=128"`
+	// What tokens must be good for, by the first rule that fits a request; one that none fits is
+	// denied. Absent: a token must be good for its issuer's own audiences. The context extensions
+	// audience, scope and issuer of a route go before.
+	Rules []GatewayRuleConfig `yaml:"rules" jsonschema:"minItems=1,maxItems=1000"`
+}
+
+// GatewayRuleConfig says what the tokens of some requests must be good for.
+type GatewayRuleConfig struct {
+	// The host of the requests, without a port; *. at the beginning stands for any host below.
+	// Absent: any.
+	Host string `yaml:"host" jsonschema:"minLength=1,maxLength=253"`
+	// The path of the requests; with / at the end every path below. Absent: any.
+	Path string `yaml:"path" jsonschema:"minLength=1,maxLength=512"`
+	// A token must be for one of these. Absent: for one of its issuer's own.
+	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=16,uniqueItems=true,minLength=1,maxLength=512"`
+	// A token must carry all of these.
+	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
+	// A token must be of this issuer. Absent: of any that the gateway may ask about.
+	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
+}
+
+// checkGateways looks at what gateways and OAuth clients are told.
+func checkGateways(c *Config, found *findings) {
+	g := &c.Gateways
+	const prefix, realm, at = "gateways.header_prefix", "gateways.realm", "gateways.url"
+	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
+		found.addAtf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: what is behind a gateway may take an underscore for a hyphen")
+	}
+	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
+		found.addAtf(realm, "expected printable ASCII without quotes and backslashes")
+	}
+	if g.URL != "" {
+		u, err := url.Parse(g.URL)
+		loopback := err == nil && u.Scheme == "http" && onLoopback(u.Hostname()+":1")
+		if err != nil || u.Host == "" || u.Scheme != "https" && !loopback || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			found.addAtf(at, "expected https://HOST or https://HOST:PORT and nothing after it")
+		}
+	}
+	if g.ExtAuthz != nil {
+		checkRules(g.ExtAuthz.Rules, found)
+	}
+}
+
+func checkRules(rules []GatewayRuleConfig, found *findings) {
+	for i := range rules {
+		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
+		host := strings.TrimPrefix(rule.Host, "*.")
+		if rule.Host != "" && (host == "" || strings.ContainsAny(host, "*:/ ") || strings.HasSuffix(host, ".")) {
+			found.addAtf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
+		}
+		if rule.Path != "" && (!strings.HasPrefix(rule.Path, "/") || strings.ContainsAny(rule.Path, "?#%;\\") || strings.Contains(rule.Path, "//")) {
+			found.addAtf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
+		}
+		checkScopes(rule.Scopes, join(path, "scopes"), found)
+	}
+}
+
+// forGateways judges for gateways.
+func (a *App) forGateways() *gateway.Judge {
+	c := &a.config.Gateways
+	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})
+}
+
+// service is what package extauthz wants.
+func (c *ExtAuthzConfig) service(judge *gateway.Judge) extauthz.Config {
+	made := extauthz.Config{
+		Judge: judge, Claims: c.Claims,
+		Undecided: map[string]extauthz.Undecided{"error": extauthz.AsError, "error_response": extauthz.AsErrorResponse, "denial": extauthz.AsDenial}[c.Undecided],
+	}
+	for _, rule := range c.Rules {
+		made.Rules = append(made.Rules, extauthz.Rule{
+			Host: rule.Host, Path: rule.Path, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
+		})
+	}
+	return made
+}

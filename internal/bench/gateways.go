@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+)
+
+// The cases of gateways.
+const (
+	caseCheck   = "Check"
+	caseForward = "/verify"
+)
+
+// peer is a connection of the load, with all services that a server may have.
+type peer struct {
+	tokenbrokerv1.TokenBrokerServiceClient
+
+	envoy authv3.AuthorizationClient
+}
+
+func newPeer(connection *grpc.ClientConn) *peer {
+	return &peer{tokenbrokerv1.NewTokenBrokerServiceClient(connection), authv3.NewAuthorizationClient(connection)}
+}
+
+// checkRequest is what Envoy asks of a request with a token and some usual headers.
+func checkRequest(token string) *authv3.CheckRequest {
+	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		ContextExtensions: map[string]string{"scope": "read"},
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Id: "1", Method: http.MethodGet, Path: "/orders/7?page=2", Host: "api.example.com", Scheme: "https", Protocol: "HTTP/2",
+			Headers: map[string]string{
+				":authority": "api.example.com", ":method": http.MethodGet, ":path": "/orders/7?page=2", ":scheme": "https",
+				"accept": "application/json", "authorization": "Bearer " + token, "x-request-id": "5b0f3c2e-6f0e-4c35-9a3a-0d2f3e4b5c6d",
+			},
+		}},
+	}}
+}
+
+// checked asks as Envoy does.
+func checked(token string) call {
+	request := checkRequest(token)
+	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
+		with, ok := broker.(*peer)
+		if !ok {
+			return errors.New("not a connection of the load")
+		}
+		answer, err := with.envoy.Check(ctx, request)
+		if err == nil && answer.GetOkResponse() == nil {
+			return fmt.Errorf("the request was denied: %v", answer.GetDeniedResponse().GetStatus())
+		}
+		return err
+	}
+}
+
+// forwarded asks at /verify as gateways do.
+func forwarded(address string, by proof, token string) (call, error) {
+	client, err := by.http()
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, _ tokenbrokerv1.TokenBrokerServiceClient) error {
+		_, err := askVerify(ctx, client, address, token)
+		return err
+	}, nil
+}
+
+// http is a client with a connection for each caller.
+func (p proof) http() (*http.Client, error) {
+	pair, authority, err := p.pair(loadFile)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:     &tls.Config{RootCAs: authority, Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13},
+		MaxIdleConnsPerHost: callers,
+	}}, nil
+}
+
+// askVerify returns the header of an answer that lets a request pass; any other is an
+// error.
+func askVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/verify?scope=read", nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Authorization", "Bearer "+token)
+	answer, err := client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(io.Discard, answer.Body)
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("the request was denied: %s", answer.Status)
+	}
+	return answer.Header, errors.Join(err, answer.Body.Close())
+}
+
+// gateways answers as fixed does, for those of whom a gateway asks.
+type gateways struct {
+	authv3.UnimplementedAuthorizationServer
+
+	answer *authv3.CheckResponse
+	header http.Header
+}
+
+// Check implements the service.
+func (g *gateways) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	return g.answer, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (g *gateways) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	maps.Copy(w.Header(), g.header)
+	w.WriteHeader(http.StatusOK)
+}
+
+// learnGateways asks the broker for what an echo is to repeat.
+func learnGateways(ctx context.Context, address, httpAddress string, by proof, token string) (*gateways, error) {
+	connection, err := connect(address, by)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = connection.Close() }()
+	client, err := by.http()
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	made := &gateways{}
+	if made.answer, err = authv3.NewAuthorizationClient(connection).Check(ctx, checkRequest(token)); err != nil {
+		return nil, err
+	}
+	if made.header, err = askVerify(ctx, client, httpAddress, token); err != nil {
+		return nil, err
+	}
+	made.header.Del("Date")
+	made.header.Del("Content-Length")
+	return made, nil
+}
+
+// serve serves what gateways ask over HTTP, until ctx is done.
+func (g *gateways) serve(ctx context.Context, address string, by proof) error {
+	secure, err := by.serverTLS()
+	if err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: g, ReadHeaderTimeout: 10 * time.Second}
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	go func() { _ = server.Serve(tls.NewListener(listener, secure)) }() // it ends with ctx; before that, calls fail
+	return nil
+}
+
+// compareGateways drives an echo and a broker with what gateways ask, over TLS.
+func (b *bench) compareGateways(ctx context.Context) (string, error) {
+	contests, err := b.measureGateways(ctx)
+	if err != nil {
+		return "", err
+	}
+	return table(contests...), nil
+}
+
+func (b *bench) measureGateways(ctx context.Context) ([]*contest, error) {
+	by, err := b.prove(b.dir)
+	if err != nil {
+		return nil, err
+	}
+	address, err := freeAddress(ctx)
+	if err != nil {
+		return nil, err
+	}
+	broker, err := b.startBroker(ctx, setting{idp: b.idp, clients: 1, proof: by, http: address})
+	if err != nil {
+		return nil, err
+	}
+	defer broker.stop()
+	client := clientName(0)
+	contests := []*contest{
+		{demand: demand{name: caseCheck, client: client}, label: "ext_authz, mTLS", server: broker},
+		{demand: demand{name: caseForward, client: client}, label: "/verify, mTLS", server: broker},
+	}
+	return contests, b.compete(ctx, contests...)
+}

@@ -1,0 +1,285 @@
+package e2e_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+// What the examples of gateways have in them, and these tests replace.
+const (
+	exampleHTTP     = "127.0.0.1:8444"
+	exampleGRPC     = "127.0.0.1:8443"
+	exampleGateway  = "127.0.0.1:8000"
+	exampleUpstream = "127.0.0.1:8080"
+	exampleIssuer   = "https://login.example.com"
+	exampleAudience = "https://orders.example.com"
+)
+
+// delegation is a broker as the examples configure it, and a service that gateways stand in
+// front of.
+type delegation struct {
+	*broker
+
+	http     string
+	socket   string // where http is served as well
+	idp      *countingIdP
+	upstream *httptest.Server
+
+	mu   sync.Mutex
+	seen []http.Header // by the service
+}
+
+func startDelegation(t *testing.T) *delegation {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil { // nginx's workers are another user
+		t.Fatal(err)
+	}
+	e := &delegation{socket: filepath.Join(dir, "http.sock"), broker: &broker{grpc: freeAddress(t), ops: freeAddress(t)}, http: freeAddress(t), idp: simpleIdP(t, time.Hour)}
+	e.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.seen = append(e.seen, r.Header.Clone())
+		_, _ = io.WriteString(w, "orders\n")
+	}))
+	t.Cleanup(e.upstream.Close)
+	config := strings.NewReplacer(exampleIssuer, e.idp.Issuer(), exampleHTTP, e.http, exampleGRPC, e.grpc, "listen:", "listen:\n  ops: "+e.ops+"\n  http_unix: {path: "+e.socket+", mode: \"0666\", caller: edge}",
+		"roles: [gateway]", "roles: [gateway, operator]", "  gateway: {", "  operator: {admin: [{actions: [revoke_tokens]}]}\n  gateway: {",
+	).Replace(readExample(t, "broker.yaml"))
+	e.file = writeFile(t, "broker.yaml", config)
+	e.launch(t, "broker")
+	e.await(t)
+	return e
+}
+
+func readExample(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("..", "..", "examples", "gateways", filepath.FromSlash(path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// token mints an access token with these claims in place of its own.
+func (e *delegation) token(claims map[string]any) string {
+	now := time.Now()
+	all := map[string]any{
+		"iss": e.idp.Issuer(), "sub": "alice", "aud": exampleAudience, "client_id": "web", "scope": "read",
+		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+	}
+	maps.Copy(all, claims)
+	return e.idp.Mint(all).Reveal()
+}
+
+// last is what the service saw last; nil: nothing since it was asked.
+func (e *delegation) last() http.Header {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.seen) == 0 {
+		return nil
+	}
+	last := e.seen[len(e.seen)-1]
+	e.seen = nil
+	return last
+}
+
+// realGateway is software that nobody here wrote, as its example configures it.
+type realGateway struct {
+	name    string
+	files   []string
+	command []string
+	env     func(dir string) []string
+}
+
+func realGateways() []realGateway {
+	none := func(string) []string { return nil }
+	return []realGateway{
+		{"nginx", []string{"nginx.conf"}, []string{"nginx", "-e", "stderr", "-p", ".", "-c", "nginx.conf"}, none},
+		{"caddy", []string{"Caddyfile"}, []string{"caddy", "run", "--config", "Caddyfile", "--adapter", "caddyfile"}, func(dir string) []string {
+			return []string{"HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "XDG_DATA_HOME=" + dir}
+		}},
+		{"haproxy", []string{"haproxy.cfg", "tokenbroker.lua"}, []string{"haproxy", "-db", "-f", "haproxy.cfg"}, none},
+	}
+}
+
+// start starts the gateway in front of the service and returns its address.
+func (g *realGateway) start(t *testing.T, e *delegation, at string) (address string) {
+	t.Helper()
+	need(t, g.name)
+	dir := t.TempDir()
+	address = freeAddress(t)
+	replace := strings.NewReplacer(exampleHTTP, at, exampleGateway, address, exampleUpstream, strings.TrimPrefix(e.upstream.URL, "http://"))
+	for _, name := range g.files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(replace.Replace(readExample(t, g.name+"/"+name))), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	running := start(t, dir, g.env(dir), g.command[0], g.command[1:]...)
+	t.Cleanup(func() { running.stop(t, terminate) }) // its workers end with it, which they do not if it is killed
+	client := &http.Client{Timeout: patience}
+	defer client.CloseIdleConnections()
+	running.ready(t, func() bool {
+		response, err := fetch(t, client, http.MethodGet, "http://"+address+"/", nil)
+		return err == nil && response.Body.Close() == nil && response.StatusCode == http.StatusUnauthorized
+	})
+	return address
+}
+
+// asked is an answer of a gateway.
+type asked struct {
+	status    int
+	challenge string
+	took      time.Duration
+	passed    http.Header // what the service saw; nil: nothing
+}
+
+func (e *delegation) ask(t *testing.T, address, target string, authorization ...string) asked {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+target, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header["Authorization"] = authorization
+	// What somebody sends who would like to be another.
+	for _, name := range []string{"X-Auth-Subject", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+		request.Header[name] = []string{"spoofed", "spoofed again"}
+	}
+	request.Header.Set("X-Verify-Audience", "https://spoofed.example.com")
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	begun := time.Now()
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatalf("%s%s: %v", address, target, err)
+	}
+	_ = response.Body.Close()
+	return asked{response.StatusCode, response.Header.Get("WWW-Authenticate"), time.Since(begun), e.last()}
+}
+
+func (e *delegation) signal(t *testing.T, signal syscall.Signal) {
+	t.Helper()
+	if err := e.process.cmd.Process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stopped reports whether no thread of the broker's runs any more: signals take a
+// moment to reach them all.
+func (e *delegation) stopped() bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", e.process.cmd.Process.Pid))
+	for _, thread := range threads {
+		stat, _ := os.ReadFile(thread)
+		if !bytes.Contains(stat, []byte(") T ")) {
+			return false
+		}
+	}
+	return err == nil && len(threads) > 0
+}
+
+func TestRealGatewaysDelegate(t *testing.T) {
+	t.Parallel()
+	gateways := realGateways()
+	rows := make([]strings.Builder, len(gateways))
+	t.Run("gateways", func(t *testing.T) {
+		for i, g := range gateways {
+			t.Run(g.name, func(t *testing.T) {
+				t.Parallel() // each waits for a broker that is slow
+				judgeGateway(t, &g, &rows[i])
+			})
+		}
+	})
+	var table strings.Builder
+	out := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(out, "gateway\tcase\tstatus\tchallenge\treached the service")
+	for i := range rows {
+		fmt.Fprint(out, rows[i].String())
+	}
+	_ = out.Flush()
+	t.Logf("\n%s", &table)
+}
+
+// Where nginx and the broker are on one host, the mode of a socket says who may be the
+// gateway; here anybody may, because nginx's workers are another user.
+func TestGatewayAsksOverAUnixSocket(t *testing.T) {
+	t.Parallel()
+	e := startDelegation(t)
+	g := realGateways()[0]
+	address := g.start(t, e, "unix:"+e.socket)
+	if got := e.ask(t, address, "/orders/", "Bearer "+e.token(nil)); got.status != http.StatusOK || got.passed.Get("X-Auth-Subject") != "alice" {
+		t.Errorf("good: %d, %v", got.status, got.passed)
+	}
+	if got := e.ask(t, address, "/orders/", "Bearer "+e.token(map[string]any{"scope": "write"})); got.status != http.StatusForbidden || got.passed != nil {
+		t.Errorf("without the scope: %d, %v", got.status, got.passed)
+	}
+}
+
+func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
+	e := startDelegation(t)
+	address := g.start(t, e, e.http)
+	good := e.token(nil)
+	hourAgo := time.Now().Add(-time.Hour).Unix()
+	check := func(name string, got asked, status int, challenge string) {
+		t.Helper()
+		passed := got.passed != nil
+		fmt.Fprintf(out, "%s\t%s\t%d\t%s\t%v\n", g.name, name, got.status, strings.TrimPrefix(got.challenge, `Bearer realm="api", `), passed)
+		if got.status != status || !strings.Contains(got.challenge, challenge) || passed != (status == http.StatusOK) {
+			t.Errorf("%s: %d, challenge %q, passed %v; want %d, %q", name, got.status, got.challenge, passed, status, challenge)
+		}
+	}
+	passed := e.ask(t, address, "/orders/7?scope=admin&audience=https://other.example.com", "Bearer "+good)
+	check("good", passed, 200, "")
+	for name, want := range map[string]string{"X-Auth-Subject": "alice", "X-Auth-Issuer": e.idp.Issuer(), "X-Auth-Client-Id": "web", "X-Auth-Scope": "read"} {
+		if got := passed.passed[name]; len(got) != 1 || got[0] != want {
+			t.Errorf("the service sees %s %q, want %q", name, got, want)
+		}
+	}
+	without := e.ask(t, address, "/orders/", "Bearer "+e.token(map[string]any{"client_id": ""}))
+	check("good, without client_id", without, 200, "")
+	if got := strings.Join(without.passed["X-Auth-Client-Id"], ""); got != "" {
+		t.Errorf("the service sees a client that the token does not name: %q", got)
+	}
+	check("missing", e.ask(t, address, "/orders/"), 401, `Bearer realm="api"`)
+	check("tampered", e.ask(t, address, "/orders/", "Bearer "+good[:len(good)-4]+"AAAA"), 401, "invalid_token")
+	check("malformed", e.ask(t, address, "/orders/", "Bearer x"), 401, "invalid_token")
+	check("expired", e.ask(t, address, "/orders/", "Bearer "+e.token(map[string]any{"iat": hourAgo - 60, "exp": hourAgo})), 401, "invalid_token")
+	check("another audience", e.ask(t, address, "/orders/?audience=https://other.example.com", "Bearer "+e.token(map[string]any{"aud": "https://other.example.com"})), 401, "invalid_token")
+	check("without the scope", e.ask(t, address, "/orders/?scope=write", "Bearer "+e.token(map[string]any{"scope": "write"})), 403, `scope="read"`)
+	if got := e.ask(t, address, "/orders/", "Bearer "+good, "Bearer "+good); got.status == 200 || got.passed != nil {
+		t.Errorf("two tokens: %d", got.status)
+	} else {
+		check("two tokens", got, got.status, "")
+	}
+	revoked := e.token(map[string]any{"jti": "revoked-1"})
+	check("not revoked yet", e.ask(t, address, "/orders/", "Bearer "+revoked), 200, "")
+	if res := e.run(t, "revocations", "add", "--issuer", e.idp.Issuer(), "--token-id", "revoked-1", "--reason", "a test"); res.code != 0 {
+		t.Fatalf("revocations add: %v", res)
+	}
+	check("revoked", e.ask(t, address, "/orders/", "Bearer "+revoked), 401, "invalid_token")
+
+	e.signal(t, syscall.SIGSTOP)
+	eventually(t, "the broker stands still", e.stopped)
+	slow := e.ask(t, address, "/orders/", "Bearer "+good)
+	check("broker slow, after "+strconv.Itoa(int(slow.took.Round(time.Second)/time.Second))+" s", slow, 503, "")
+	e.signal(t, syscall.SIGCONT)
+	e.process.stop(t, os.Kill)
+	check("broker down", e.ask(t, address, "/orders/", "Bearer "+good), 503, "")
+	e.launch(t, "broker")
+	e.await(t)
+	eventually(t, "the gateway finds the broker again", func() bool {
+		got := e.ask(t, address, "/orders/", "Bearer "+good)
+		return got.status == http.StatusOK
+	})
+}

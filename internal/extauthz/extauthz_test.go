@@ -1,0 +1,210 @@
+package extauthz_test
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type face struct {
+	*facetest.Fixture
+
+	envoy authv3.AuthorizationClient
+}
+
+func serve(t *testing.T, fixture *facetest.Fixture, bound string, cfg extauthz.Config) *face {
+	t.Helper()
+	cfg.Judge = gateway.New(gateway.Config{Broker: fixture.Broker})
+	s := fixture.Server(t, bound)
+	extauthz.Register(s, cfg)
+	listener := bufconn.Listen(1 << 20)
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///broker",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(); s.Shutdown(0, time.Second); <-ended })
+	return &face{fixture, authv3.NewAuthorizationClient(conn)}
+}
+
+// asks is what Envoy sends of a request.
+func asks(path string, extensions map[string]string, headers ...string) *authv3.CheckRequest {
+	all := map[string]string{":method": "GET", ":path": path, "x-auth-subject": "root"}
+	for pair := range slices.Chunk(headers, 2) {
+		all[pair[0]] = pair[1]
+	}
+	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		ContextExtensions: extensions,
+		Request:           &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: "GET", Path: path, Host: "api.example.com:443", Headers: all}},
+	}}
+}
+
+func headersOf(options []*corev3.HeaderValueOption) map[string]string {
+	made := map[string]string{}
+	for _, option := range options {
+		made[option.GetHeader().GetKey()] = option.GetHeader().GetValue()
+	}
+	return made
+}
+
+func TestCheckDecides(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	good := f.Token(nil)
+	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
+	scope := map[string]string{"scope": "read"}
+	for name, tt := range map[string]struct {
+		req       *authv3.CheckRequest
+		code      codes.Code
+		http      int32
+		challenge string
+	}{
+		"good":                 {asks("/", scope, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"no extensions":        {asks("/", nil, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"its audience":         {asks("/?a=%20", map[string]string{"audience": facetest.Audience}, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"no token":             {asks("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},
+		"two tokens":           {asks("/", scope, "authorization", "Bearer "+good+",Bearer "+good), codes.Unauthenticated, 401, "invalid_request"},
+		"a token in the query": {asks("/?access_token="+good, scope, "authorization", "Bearer "+good), codes.Unauthenticated, 401, "invalid_request"},
+		"expired":              {asks("/", scope, "authorization", "Bearer "+expired), codes.Unauthenticated, 401, "expired"},
+		"tampered":             {asks("/", scope, "authorization", "Bearer "+good[:len(good)-4]+"AAAA"), codes.Unauthenticated, 401, "invalid_token"},
+		"without a scope":      {asks("/", map[string]string{"scope": "admin"}, "authorization", "Bearer "+good), codes.PermissionDenied, 403, `scope="admin"`},
+	} {
+		got, err := f.envoy.Check(t.Context(), tt.req)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		refusal := got.GetDeniedResponse()
+		if codes.Code(got.GetStatus().GetCode()) != tt.code || int32(refusal.GetStatus().GetCode()) != tt.http {
+			t.Errorf("%s: %v, HTTP %v", name, codes.Code(got.GetStatus().GetCode()), refusal.GetStatus().GetCode())
+		}
+		if challenge := headersOf(refusal.GetHeaders())["www-authenticate"]; !strings.Contains(challenge, tt.challenge) || (tt.challenge == "") != (challenge == "") {
+			t.Errorf("%s: challenge %q", name, challenge)
+		}
+		if (tt.code == codes.OK) != (got.GetOkResponse() != nil) {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	if log := f.Log.String(); strings.Contains(log, good[20:60]) {
+		t.Error("a token is in the log")
+	}
+}
+
+func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Claims: []string{"tenant", "absent"}})
+	for _, claims := range []map[string]any{{"tenant": map[string]any{"id": 7}}, {"client_id": nil, "scope": nil}} {
+		got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(claims)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var named []string
+		for _, option := range got.GetOkResponse().GetHeaders() {
+			if option.GetAppendAction() != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD || option.GetHeader().GetValue() == "" {
+				t.Errorf("%v", option)
+			}
+			named = append(named, option.GetHeader().GetKey())
+		}
+		named = append(named, got.GetOkResponse().GetHeadersToRemove()...)
+		slices.Sort(named)
+		if want := []string{"x-auth-client-id", "x-auth-issuer", "x-auth-scope", "x-auth-subject"}; !slices.Equal(named, want) {
+			t.Errorf("%v, want %v", named, want)
+		}
+		told := got.GetDynamicMetadata().AsMap()
+		if told["sub"] != "user-1" || told["iss"] != facetest.Issuer || (claims["tenant"] != nil) != (told["tenant"] != nil) || told["absent"] != nil {
+			t.Errorf("metadata: %v", told)
+		}
+	}
+}
+
+func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+		{Host: "other.example.com", Needs: verify.Request{}},
+		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}},
+		{Host: "*.example.com", Path: "/orders/", Needs: verify.Request{Scopes: []string{"read"}}},
+		{Path: "/exact", Needs: verify.Request{Scopes: []string{"read"}}},
+	}})
+	token := "Bearer " + f.Token(nil)
+	for path, want := range map[string]codes.Code{
+		"/orders/7?x=/../admin/": codes.OK, "/orders": codes.OK, "/orders/": codes.OK, "/exact": codes.OK, "/order%73/7": codes.OK, "/orders/caf%C3%A9": codes.OK,
+		"/admin/": codes.PermissionDenied, "/admin": codes.PermissionDenied, "/%61dmin/x": codes.PermissionDenied,
+		"/orders/../admin/x": codes.PermissionDenied, "/orders/%2e%2e/admin": codes.PermissionDenied, "/orders%2f7": codes.PermissionDenied, "//orders/7": codes.PermissionDenied,
+		"/orders/..%5cadmin": codes.PermissionDenied, "/orders/%252e%252e/admin": codes.PermissionDenied, "/orders/..;/admin": codes.PermissionDenied, "/exact/": codes.PermissionDenied,
+		"/ordersx": codes.PermissionDenied, "/orders/%zz": codes.PermissionDenied, "orders/": codes.PermissionDenied, "/": codes.PermissionDenied,
+	} {
+		got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", token))
+		if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
+			t.Errorf("%s: %v, %v; want %v", path, got.GetStatus().GetCode(), err, want)
+		}
+	}
+	odd, err := f.envoy.Check(t.Context(), asks("/", map[string]string{"scope": "read"}, "authorization", token))
+	if err != nil || codes.Code(odd.GetStatus().GetCode()) != codes.OK {
+		t.Errorf("the route says it itself: %v %v", odd, err)
+	}
+}
+
+func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}}, {Needs: verify.Request{Scopes: []string{"read"}}},
+	}})
+	for path, want := range map[string]codes.Code{"/x": codes.OK, "//admin/": codes.PermissionDenied, "/x/../admin/": codes.PermissionDenied} {
+		got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", "Bearer "+f.Token(nil)))
+		if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
+			t.Errorf("%s: %v %v, want %v", path, got.GetStatus().GetCode(), err, want)
+		}
+	}
+}
+
+func TestUndecidedIsNotADenial(t *testing.T) {
+	down := facetest.New(t, func(idp *devidp.Server) { idp.SetDown(true) })
+	req := asks("/", nil, "authorization", "Bearer "+down.Token(nil))
+	f := serve(t, down, facetest.Gate, extauthz.Config{})
+	if _, err := f.envoy.Check(t.Context(), req); status.Code(err) != codes.Unavailable {
+		t.Errorf("as an error: %v", err)
+	}
+	f = serve(t, down, facetest.Gate, extauthz.Config{Undecided: extauthz.AsErrorResponse})
+	got, err := f.envoy.Check(t.Context(), req)
+	if err != nil || got.GetErrorResponse().GetStatus().GetCode() != 503 || got.GetStatus().GetCode() == 0 {
+		t.Errorf("as an error response: %v %v", got, err)
+	}
+	f = serve(t, down, facetest.Gate, extauthz.Config{Undecided: extauthz.AsDenial})
+	got, err = f.envoy.Check(t.Context(), req)
+	if err != nil || got.GetDeniedResponse().GetStatus().GetCode() != 503 || headersOf(got.GetDeniedResponse().GetHeaders())["retry-after"] == "" {
+		t.Errorf("as a denial: %v %v", got, err)
+	}
+}
+
+func TestGatewayIsKnownByItsConnectionAlone(t *testing.T) {
+	f := serve(t, facetest.New(t), "", extauthz.Config{})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(facetest.Shop))
+	_, err := f.envoy.Check(ctx, asks("/", nil, "authorization", "Bearer "+f.Token(nil)))
+	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "a gateway is known by") {
+		t.Errorf("a JWT of a caller: %v", err)
+	}
+	idle := serve(t, f.Fixture, facetest.Idle, extauthz.Config{})
+	if _, err := idle.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(nil))); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a gateway that may not ask: %v", err)
+	}
+}

@@ -1,0 +1,178 @@
+// Package facetest has a broker for the tests of its faces, with an IdP behind it
+// and callers in front.
+package facetest
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// What there is at the IdP.
+const (
+	Issuer   = "https://idp.example.com"
+	Audience = "https://orders.example.com"
+	// SecretCanary is the secret of client "orders".
+	SecretCanary = "canary-secret-5d1f"
+)
+
+// The callers: Gate may have tokens verified, for Audience; Shop presents JWTs of
+// that subject, and may have tokens of client orders and verify; Idle may nothing.
+const (
+	Gate = "gate"
+	Shop = "shop"
+	Idle = "idle"
+)
+
+// Log is a log that may be read while it is written.
+type Log struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+// String is what was written so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// Fixture is a broker, and what is around it.
+type Fixture struct {
+	IdP    *devidp.Server
+	Broker *broker.Broker
+	Logger *slog.Logger
+	Log    *Log
+	// Limits are those of servers.
+	Limits server.Limits
+	// Audit is where servers write down whom they refuse. Nil: nowhere.
+	Audit *audit.Log
+}
+
+// New makes a Fixture that ends with the test. The IdP is prepared before anybody
+// asks it.
+func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
+	t.Helper()
+	f := &Fixture{Log: &Log{}}
+	f.Logger = slog.New(slog.NewJSONHandler(f.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var err error
+	f.IdP, err = devidp.New(devidp.Config{Issuer: Issuer, Clients: []devidp.Client{
+		{ID: "abc", Secrets: []redact.String{redact.New(SecretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{Audience, "https://other.example.com"}},
+	}})
+	must(t, err)
+	for _, change := range prepare {
+		change(f.IdP)
+	}
+	client := discovery.NewHTTPClient(f.IdP.RoundTripper())
+	known := discovery.New(discovery.Config{Issuer: Issuer, HTTP: client})
+	orders, err := idp.New(idp.Config{Issuer: known, ClientID: "abc", HTTP: client})
+	must(t, err)
+	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: []verify.IssuerConfig{
+		{Issuer: Issuer, Discovery: known, Audiences: []string{Audience}},
+	}})
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); verifier.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	f.Broker, err = broker.New(broker.Config{
+		Setup: broker.Setup{
+			Clients:  []broker.ClientConfig{{Name: "orders", IdP: orders, Secret: secretRing(t), Audience: Audience, Scopes: []string{"read", "write"}}},
+			Verifier: verifier,
+			Policy:   callers(),
+		},
+		Logger: f.Logger,
+	})
+	must(t, err)
+	t.Cleanup(f.Broker.Close)
+	return f
+}
+
+func secretRing(t testing.TB) *secret.Ring {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	must(t, os.WriteFile(path, []byte(SecretCanary), 0o600))
+	ref, err := secret.ParseRef("file:" + path)
+	must(t, err)
+	ring, err := secret.Open(ref)
+	must(t, err)
+	return ring
+}
+
+func callers() *policy.Policy {
+	own := policy.Own{Audience: Audience, Scopes: []string{"read", "write"}}
+	return policy.New(policy.Config{
+		Callers: []policy.CallerConfig{
+			{Name: Gate, Match: policy.Match{DNSSAN: "gate.example.com"}, Roles: []string{"gateway"}},
+			{Name: Shop, Match: policy.Match{Issuer: Issuer, Subject: Shop}, Roles: []string{"orders", "gateway"}},
+			{Name: Idle, Match: policy.Match{Issuer: Issuer, Subject: Idle}},
+		},
+		Roles: map[string]policy.Role{
+			"gateway": {Verify: []policy.VerifyGrant{{Issuer: Issuer}}},
+			"orders":  {Get: []policy.GetGrant{{Client: "orders"}}},
+		},
+		Clients: map[string]policy.Own{"orders": own},
+		Issuers: map[string][]string{Issuer: {Audience}},
+	})
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Server is a gRPC server of the broker, bound to a caller.
+func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
+	t.Helper()
+	s := server.New(server.Config{Broker: f.Broker, Bound: bound, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
+	t.Cleanup(func() { s.Shutdown(0, time.Second) })
+	return s
+}
+
+// Token mints an access token of "user-1" with the scopes read and write, with these
+// claims in place of its own; a nil one is none.
+func (f *Fixture) Token(claims map[string]any) string {
+	now := time.Now()
+	all := map[string]any{
+		"iss": Issuer, "sub": "user-1", "aud": Audience, "client_id": "web", "scope": "read write", "jti": "jti-1",
+		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+	}
+	for name, value := range claims {
+		if value == nil {
+			delete(all, name)
+			continue
+		}
+		all[name] = value
+	}
+	return f.IdP.Mint(all).Reveal()
+}
+
+// CallerJWT is by what a caller proves who it is.
+func (f *Fixture) CallerJWT(subject string) string {
+	return f.Token(map[string]any{"sub": subject, "aud": server.DefaultAudience})
+}

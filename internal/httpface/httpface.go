@@ -1,0 +1,321 @@
+// Package httpface is the face of the broker for those who do not speak its gRPC:
+// gateways that ask whether a request may pass (/verify), and OAuth clients in any
+// language that want a token (RFC 6749), or to know whether one is good (RFC 7662).
+// Like package server it turns requests into questions and answers into responses,
+// and decides nothing itself.
+//
+// It speaks HTTP/1.1 only, follows no path that is not spelled exactly, and
+// redirects nobody. Nothing here logs a request, whole or in part: it may hold a
+// token anywhere.
+package httpface
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/tracing"
+)
+
+// Bounds of what one connection may take.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 10 * time.Second
+	// writeGrace is how long an answer may take to be written.
+	writeGrace = 5 * time.Second
+	// idleTimeout is longer than that of gateways, so that it is they who close: a
+	// request may be on its way to a connection that the broker closes.
+	idleTimeout = 3 * time.Minute
+	// linesPerSecond is how many failures are logged in a second.
+	linesPerSecond = 10
+)
+
+// The paths.
+const (
+	verifyPath     = "/verify"
+	tokenPath      = "/oauth2/token"
+	introspectPath = "/oauth2/introspect"
+	metadataPath   = "/.well-known/oauth-authorization-server"
+)
+
+// Config is what a Server is made of.
+type Config struct {
+	// Broker answers, Door lets in, Judge judges what gateways ask. Required.
+	Broker *broker.Broker
+	Door   *server.Door
+	Judge  *gateway.Judge
+	// NeedsInHeaders: gateways say in headers what a token must be good for, and not in
+	// the query.
+	NeedsInHeaders bool
+	// URL is that under which clients reach the server, for its metadata (RFC 8414);
+	// empty: there are none.
+	URL string
+	// Deadline bounds every request for a token; a verification takes less by itself.
+	// Zero: server.DefaultDeadline.
+	Deadline time.Duration
+	// MessageSize and HeaderSize are what a request may carry, in bytes. Zero: the
+	// defaults of package server.
+	MessageSize, HeaderSize int
+	// Tracer makes spans of requests. Nil: there are none.
+	Tracer *tracing.Tracer
+	// Logger is told of what failed. Nil: slog.Default.
+	Logger *slog.Logger
+	// Registerer takes the metrics. Nil: they are counted but not shown.
+	Registerer prometheus.Registerer
+}
+
+// Server serves the broker over HTTP.
+type Server struct {
+	cfg     Config
+	http    *http.Server
+	metrics *metrics
+	lines   *rate.Limiter
+	routes  map[string]route
+	known   knownNeeds
+}
+
+// route is what there is at a path. What serves returns is the status that it
+// answered with, and what the log is to say of it.
+type route struct {
+	name    string
+	span    tracing.Name
+	methods []string // nil: any
+	serve   func(w http.ResponseWriter, r *http.Request) (status int, err error)
+}
+
+// New makes a Server; Serve starts it.
+func New(cfg Config) *Server {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	cfg.Deadline = cmp.Or(cfg.Deadline, server.DefaultDeadline)
+	cfg.MessageSize = cmp.Or(cfg.MessageSize, server.DefaultMessageSize)
+	cfg.HeaderSize = cmp.Or(cfg.HeaderSize, server.DefaultHeaderSize)
+	s := &Server{cfg: cfg, lines: rate.NewLimiter(linesPerSecond, linesPerSecond)}
+	s.routes = map[string]route{
+		verifyPath:     {"verify", tracing.ServeVerify, nil, s.verify},
+		tokenPath:      {"token", tracing.ServeToken, []string{http.MethodPost}, s.token},
+		introspectPath: {"introspect", tracing.ServeIntrospection, []string{http.MethodPost}, s.introspect},
+	}
+	if cfg.URL != "" {
+		s.routes[metadataPath] = route{"metadata", tracing.ServeMetadata, []string{http.MethodGet, http.MethodHead}, s.metadata}
+	}
+	s.metrics = newMetrics(cfg.Registerer, s.routes)
+	s.http = &http.Server{
+		Handler:                      s,
+		ReadHeaderTimeout:            readHeaderTimeout,
+		ReadTimeout:                  readTimeout,
+		WriteTimeout:                 cfg.Deadline + writeGrace,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               cfg.HeaderSize,
+		DisableGeneralOptionsHandler: true,
+		ConnContext:                  cfg.Door.Connected,
+		ConnState: func(conn net.Conn, now http.ConnState) {
+			if now == http.StateClosed {
+				cfg.Door.Closed(conn)
+			}
+		},
+		Protocols: new(http.Protocols),
+		ErrorLog:  slog.NewLogLogger(&limited{cfg.Logger.Handler(), s.lines}, slog.LevelInfo),
+	}
+	s.http.Protocols.SetHTTP1(true)
+	return s
+}
+
+// Serve answers on listener until Shutdown, in plaintext if secure is nil. It may be
+// called for several listeners.
+func (s *Server) Serve(listener net.Listener, secure *tls.Config) error {
+	listener = s.cfg.Door.Listen(listener)
+	if secure != nil {
+		listener = tls.NewListener(listener, secure)
+	}
+	if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown takes no new requests and lets those in progress end until timeout is
+// over.
+func (s *Server) Shutdown(timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if s.http.Shutdown(ctx) != nil {
+		_ = s.http.Close()
+	}
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	begun := time.Now()
+	// RawPath is there where the path is spelled otherwise than it reads.
+	at, known := s.route(cmp.Or(r.URL.RawPath, r.URL.Path))
+	header := w.Header()
+	header["Cache-Control"] = noStore
+	header["X-Content-Type-Options"] = noSniff
+	if s.cfg.Door.Overdue(r.Context(), begun) {
+		header["Connection"] = closing
+	}
+	if !known {
+		s.metrics.ended("other", http.StatusNotFound, time.Since(begun))
+		w.WriteHeader(http.StatusNotFound)
+		return
+	}
+	status, err := s.traced(w, r, at)
+	s.metrics.ended(at.name, status, time.Since(begun))
+	if err != nil {
+		s.log(r.Context(), at.name, status, err)
+	}
+}
+
+func (s *Server) traced(w http.ResponseWriter, r *http.Request, at route) (status int, err error) {
+	if s.cfg.Tracer == nil {
+		return s.answer(w, r, at)
+	}
+	ctx, span := s.cfg.Tracer.Serve(r.Context(), at.span, r.Header)
+	status, err = s.answer(w, r.WithContext(ctx), at)
+	span.Served(status)
+	return status, err
+}
+
+// What answers have in common; nobody writes to these.
+//
+//nolint:gochecknoglobals // values of headers that are shared by all answers
+var (
+	noStore = []string{"no-store"}
+	noSniff = []string{"nosniff"}
+	closing = []string{"close"}
+)
+
+// route is what is at path. Some gateways put the path of the request that they ask
+// about behind /verify; it is not looked at.
+func (s *Server) route(path string) (route, bool) {
+	if strings.HasPrefix(path, verifyPath+"/") {
+		path = verifyPath
+	}
+	found, known := s.routes[path]
+	return found, known
+}
+
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, at route) (status int, err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			status, err = s.crashed(r.Context(), w, at, cause), nil
+		}
+	}()
+	if at.methods != nil && !slices.Contains(at.methods, r.Method) {
+		w.Header().Set("Allow", strings.Join(at.methods, ", "))
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return http.StatusMethodNotAllowed, nil
+	}
+	return at.serve(w, r)
+}
+
+// crashed answers after a panic. Its value may hold anything, so the log gets its
+// type and the stack.
+func (s *Server) crashed(ctx context.Context, w http.ResponseWriter, at route, cause any) int {
+	s.cfg.Logger.ErrorContext(ctx, "a handler crashed", "endpoint", at.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
+	status := http.StatusInternalServerError
+	if at.name == "verify" {
+		status = http.StatusServiceUnavailable
+	}
+	w.WriteHeader(status)
+	return status
+}
+
+// log writes the error's own message: it is written for callers, and so holds
+// nothing that must not be seen.
+func (s *Server) log(ctx context.Context, endpoint string, status int, err error) {
+	if !s.lines.Allow() {
+		return
+	}
+	level := slog.LevelInfo
+	if status >= http.StatusInternalServerError {
+		level = slog.LevelWarn
+	}
+	message := "an unforeseen error"
+	if told, ok := errors.AsType[*broker.Error](err); ok {
+		message = told.Message
+	}
+	s.cfg.Logger.Log(ctx, level, "request failed", "endpoint", endpoint, "status", status, "error", message)
+}
+
+// limited writes no more lines than the limiter admits: those of net/http are about
+// connections that anybody can make.
+type limited struct {
+	slog.Handler
+
+	lines *rate.Limiter
+}
+
+// Handle implements slog.Handler.
+func (l *limited) Handle(ctx context.Context, record slog.Record) error {
+	// A handshake that fails is told by the door.
+	if strings.HasPrefix(record.Message, "http: TLS handshake error ") || !l.lines.Allow() {
+		return nil
+	}
+	return l.Handler.Handle(ctx, record)
+}
+
+// metrics counts requests. The children of answers that are usual are resolved at
+// the start.
+type metrics struct {
+	handled *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	by      map[string]endpointMetrics
+}
+
+type endpointMetrics struct {
+	ok      prometheus.Counter
+	seconds prometheus.Observer
+}
+
+func newMetrics(registerer prometheus.Registerer, routes map[string]route) *metrics {
+	m := &metrics{
+		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_http_requests_total",
+			Help: "Requests over HTTP that were answered, by endpoint and status.",
+		}, []string{"endpoint", "status"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "tokenbroker_http_request_duration_seconds",
+			Help:    "How long requests over HTTP took, by endpoint.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .1, .25, 1, 2.5, 10, 30},
+		}, []string{"endpoint"}),
+		by: map[string]endpointMetrics{},
+	}
+	for _, at := range routes {
+		m.by[at.name] = endpointMetrics{m.handled.WithLabelValues(at.name, "200"), m.seconds.WithLabelValues(at.name)}
+	}
+	if registerer != nil {
+		registerer.MustRegister(m.handled, m.seconds)
+	}
+	return m
+}
+
+func (m *metrics) ended(endpoint string, status int, took time.Duration) {
+	own, ok := m.by[endpoint]
+	if ok {
+		own.seconds.Observe(took.Seconds())
+	}
+	if ok && status == http.StatusOK {
+		own.ok.Inc()
+		return
+	}
+	m.handled.WithLabelValues(endpoint, strconv.Itoa(status)).Inc()
+}

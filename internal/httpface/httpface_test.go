@@ -1,0 +1,424 @@
+package httpface_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/httpface"
+	"github.com/cezzis/tokenbroker/internal/server"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// face is a served broker.
+type face struct {
+	*facetest.Fixture
+
+	address string
+	client  *http.Client
+}
+
+// serve serves a broker on loopback, bound to a caller.
+func serve(t testing.TB, bound string, change func(*httpface.Config)) *face {
+	t.Helper()
+	return serveFixture(t, facetest.New(t), bound, change)
+}
+
+func serveFixture(t testing.TB, fixture *facetest.Fixture, bound string, change func(*httpface.Config)) *face {
+	t.Helper()
+	f := &face{Fixture: fixture}
+	cfg := httpface.Config{
+		Broker: f.Broker, Door: f.Server(t, "").Door(server.Bound{TCP: bound}), Judge: gateway.New(gateway.Config{Broker: f.Broker}),
+		Logger: f.Logger, URL: "https://broker.example.com:8444",
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	made := httpface.New(cfg)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- made.Serve(listener, nil) }()
+	transport := &http.Transport{DisableCompression: true}
+	f.address, f.client = listener.Addr().String(), &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		made.Shutdown(time.Second)
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return f
+}
+
+// answer is a response that was read.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func (f *face) do(t testing.TB, method, target string, header http.Header, body string) answer {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+f.address+target, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range header {
+		request.Header[http.CanonicalHeaderKey(name)] = values
+	}
+	response, err := f.client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{response.StatusCode, response.Header, string(data)}
+}
+
+func bearer(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
+
+func (f *face) post(t testing.TB, path string, header http.Header, form url.Values) answer {
+	t.Helper()
+	all := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	maps.Copy(all, header)
+	return f.do(t, http.MethodPost, path, all, form.Encode())
+}
+
+func (a answer) json(t testing.TB) map[string]any {
+	t.Helper()
+	made := map[string]any{}
+	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+		t.Fatalf("%d %q: %v", a.status, a.body, err)
+	}
+	return made
+}
+
+const need = "/verify?scope=read"
+
+func TestVerifyAnswersWithFourStatuses(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	good := f.Token(nil)
+	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
+	for name, tt := range map[string]struct {
+		target    string
+		header    http.Header
+		status    int
+		challenge string
+	}{
+		"good":                        {need, bearer(good), 200, ""},
+		"scheme in another case":      {need, http.Header{"Authorization": {"bEARER " + good}}, 200, ""},
+		"the path of a request":       {"/verify/orders/7?scope=read", bearer(good), 200, ""},
+		"its audience":                {"/verify?audience=" + url.QueryEscape(facetest.Audience) + "&scope=read+write&issuer=" + url.QueryEscape(facetest.Issuer), bearer(good), 200, ""},
+		"no token":                    {need, nil, 401, `Bearer realm="api"`},
+		"another scheme":              {need, http.Header{"Authorization": {"Basic YTpi"}}, 401, `Bearer realm="api"`},
+		"expired":                     {need, bearer(expired), 401, `Bearer realm="api", error="invalid_token", error_description="The access token expired"`},
+		"tampered":                    {need, bearer(good[:len(good)-4] + "AAAA"), 401, `error="invalid_token"`},
+		"malformed":                   {need, bearer("x.y.z"), 401, `error="invalid_token"`},
+		"no JWT":                      {need, bearer("opaque"), 401, `error="invalid_token"`},
+		"empty":                       {need, http.Header{"Authorization": {"Bearer "}}, 401, `Bearer realm="api"`},
+		"two tokens in one header":    {need, http.Header{"Authorization": {"Bearer " + good + ", Bearer " + good}}, 401, `error="invalid_request"`},
+		"two headers":                 {need, http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, 401, `error="invalid_request"`},
+		"a token in the query":        {need + "&access_token=" + good, nil, 401, `error="invalid_request"`},
+		"another one in the query":    {need + "&access_token=x", bearer(good), 401, `error="invalid_request"`},
+		"another audience":            {need, bearer(f.Token(map[string]any{"aud": "https://other.example.com"})), 401, `error="invalid_token"`},
+		"another issuer":              {need, bearer(f.Token(map[string]any{"iss": "https://evil.example.com"})), 401, `error="invalid_token"`},
+		"bound to a key":              {need, bearer(f.Token(map[string]any{"cnf": map[string]any{"jkt": strings.Repeat("A", 43)}})), 401, `bound to a key`},
+		"without a scope":             {"/verify?scope=read+admin", bearer(good), 403, `Bearer realm="api", error="insufficient_scope", error_description="The access token has not all scopes that are needed", scope="read admin"`},
+		"the gateway asks of another": {"/verify?audience=https://other.example.com", bearer(good), 503, ""},
+		"the gateway says nothing":    {"/verify", bearer(good), 503, ""},
+		"the client's query":          {"/verify?id=7", bearer(good), 503, ""},
+		"the client's query, added":   {need + "&audience=a&audience=b", bearer(good), 503, ""},
+		"a malformed query":           {need + "&%zz", bearer(good), 503, ""},
+	} {
+		for _, method := range []string{"GET", "HEAD", "POST", "OPTIONS", "PURGE"} {
+			got := f.do(t, method, tt.target, tt.header, "")
+			challenge := got.header.Get("WWW-Authenticate")
+			if got.status != tt.status || !strings.HasSuffix(challenge, tt.challenge) && !strings.Contains(challenge, tt.challenge) || (tt.challenge == "") != (challenge == "") {
+				t.Errorf("%s, %s: %d, challenge %q; want %d, %q", name, method, got.status, challenge, tt.status, tt.challenge)
+			}
+			if cached := got.header.Get("Cache-Control"); tt.status != 200 && cached != "no-store" {
+				t.Errorf("%s: Cache-Control %q", name, cached)
+			}
+			if tt.status == 503 && got.header.Get("Retry-After") == "" {
+				t.Errorf("%s: no Retry-After", name)
+			}
+			if tt.status != 200 && got.header.Get("X-Auth-Subject")+got.header.Get("X-Auth-Issuer") != "" {
+				t.Errorf("%s: says whose token it is", name)
+			}
+		}
+	}
+	if log := f.Log.String(); strings.Contains(log, good[20:60]) || strings.Contains(log, expired[20:60]) {
+		t.Error("a token is in the log")
+	}
+}
+
+func TestVerifyTellsWhoItIs(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")
+	want := map[string]string{
+		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
+		"Cache-Control": "private, max-age=299", "Vary": "Authorization",
+	}
+	for name, value := range want {
+		if values := got.header.Values(name); len(values) != 1 || values[0] != value && name != "Cache-Control" {
+			t.Errorf("%s: %q, want one %q", name, values, value)
+		}
+	}
+	if cached := got.header.Get("Cache-Control"); !strings.HasPrefix(cached, "private, max-age=") {
+		t.Errorf("Cache-Control: %q", cached)
+	}
+	soon := f.do(t, "GET", need, bearer(f.Token(map[string]any{"exp": time.Now().Add(-time.Second).Unix()})), "")
+	if soon.status != 200 || soon.header.Get("Cache-Control") != "no-store" {
+		t.Errorf("a token within the leeway: %d, Cache-Control %q", soon.status, soon.header.Get("Cache-Control"))
+	}
+}
+
+func TestAuthorizationIsNeverTheGateways(t *testing.T) {
+	f := serve(t, "", nil)
+	got := f.do(t, "GET", need, bearer(f.CallerJWT(facetest.Shop)), "")
+	if got.status != 503 || !strings.Contains(f.Log.String(), "a gateway is known by its client certificate") {
+		t.Errorf("status %d; log %s", got.status, f.Log)
+	}
+}
+
+func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
+	f := serve(t, facetest.Idle, nil)
+	got := f.do(t, "GET", need, bearer(f.Token(nil)), "")
+	if got.status != 503 || !strings.Contains(f.Log.String(), `caller \"idle\" asked for`) {
+		t.Errorf("status %d; log %s", got.status, f.Log)
+	}
+}
+
+func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
+	fixture := facetest.New(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	var err error
+	if fixture.Audit, err = audit.Open(audit.Config{File: path, Logger: fixture.Logger}); err != nil {
+		t.Fatal(err)
+	}
+	f := serveFixture(t, fixture, "", nil)
+	token := f.Token(nil)
+	f.do(t, "GET", need, bearer(token), "")
+	f.post(t, introspectPath, bearer(token), with("token", token))
+	_ = fixture.Audit.Close()
+	lines, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, action := range []string{`"action":"/verify"`, `"action":"/oauth2/introspect"`, `"outcome":"unidentified"`} {
+		if !strings.Contains(string(lines), action) {
+			t.Errorf("no %s in %s", action, lines)
+		}
+	}
+	if strings.Contains(string(lines), token[20:60]) {
+		t.Error("a token is in the audit")
+	}
+}
+
+func TestKeysThatAreNotToBeHadAre503(t *testing.T) {
+	f := serveFixture(t, facetest.New(t, func(idp *devidp.Server) { idp.SetDown(true) }), facetest.Gate, nil)
+	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 503 || got.header.Get("Retry-After") == "" {
+		t.Errorf("status %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
+	}
+}
+
+func TestNeedsInHeaders(t *testing.T) {
+	f := serve(t, facetest.Gate, func(c *httpface.Config) { c.NeedsInHeaders = true })
+	token := f.Token(nil)
+	for name, tt := range map[string]struct {
+		target string
+		needs  http.Header
+		status int
+	}{
+		"good":                  {"/verify?id=7&audience=x", http.Header{"X-Verify-Audience": {facetest.Audience}, "X-Verify-Scope": {"read write"}}, 200},
+		"a scope is missing":    {"/verify", http.Header{"X-Verify-Audience": {facetest.Audience}, "X-Verify-Scope": {"admin"}}, 403},
+		"no audience":           {"/verify?audience=" + facetest.Audience, http.Header{"X-Verify-Scope": {"read"}}, 503},
+		"an audience too much":  {"/verify", http.Header{"X-Verify-Audience": {facetest.Audience, facetest.Audience}}, 503},
+		"a token in the query":  {"/verify?id=7&access_token=x", http.Header{"X-Verify-Audience": {facetest.Audience}}, 401},
+		"the same, escaped":     {"/verify?%61ccess_token=x", http.Header{"X-Verify-Audience": {facetest.Audience}}, 401},
+		"a query that is wrong": {"/verify?%zz", http.Header{"X-Verify-Audience": {facetest.Audience}}, 200},
+	} {
+		tt.needs["Authorization"] = []string{"Bearer " + token}
+		if got := f.do(t, "GET", tt.target, tt.needs, ""); got.status != tt.status {
+			t.Errorf("%s: %d, want %d", name, got.status, tt.status)
+		}
+	}
+}
+
+func TestBodiesByAccept(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	text := f.do(t, "GET", need, http.Header{"Accept": {"text/html,*/*;q=0.8"}}, "")
+	if text.body != "An access token is needed\n" || text.header.Get("Content-Type") != "text/plain; charset=utf-8" {
+		t.Errorf("text: %q, %q", text.body, text.header.Get("Content-Type"))
+	}
+	if got := f.do(t, "GET", "/verify?scope=admin", bearer(f.Token(nil)), "").json(t); got["error"] != "insufficient_scope" {
+		t.Errorf("JSON: %v", got)
+	}
+}
+
+func TestOtherPathsAreNowhere(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	for _, target := range []string{
+		"/", "//verify", "/verify2", "/oauth2/token/", "/oauth2//token", "/OAUTH2/token", "/oauth2/../verify", "/debug/pprof/", "/oauth2/token;x", "/verify;/../x",
+		// What stands before the broker may have taken these for another path.
+		"/%76erify?scope=read", "/%76erify/x?scope=read", "/oauth2%2ftoken", "/oauth2/%74oken", "/oauth2/introspec%74", "/x/%2e%2e/verify?scope=read", "/oauth2/%2e/token",
+	} {
+		for _, method := range []string{"GET", "POST"} {
+			if got := f.do(t, method, target, bearer(f.Token(nil)), ""); got.status != 404 {
+				t.Errorf("%s %s: %d", method, target, got.status)
+			}
+		}
+	}
+	// The path behind /verify is that of a request, and may be spelled as it likes.
+	if got := f.do(t, "GET", "/verify/%2e%2e/caf%c3%a9?scope=read", bearer(f.Token(nil)), ""); got.status != 200 {
+		t.Errorf("an odd path behind /verify: %d", got.status)
+	}
+	for _, path := range []string{tokenPath, introspectPath} {
+		for _, method := range []string{"GET", "PUT", "POS", "OST", "post"} {
+			if got := f.do(t, method, path, nil, ""); got.status != 405 || got.header.Get("Allow") != "POST" {
+				t.Errorf("%s %s: %d, Allow %q", method, path, got.status, got.header.Get("Allow"))
+			}
+		}
+	}
+}
+
+func TestOldConnectionsEnd(t *testing.T) {
+	for age, ends := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false} {
+		fixture := facetest.New(t)
+		fixture.Limits.ConnectionAge = age
+		f := serveFixture(t, fixture, facetest.Gate, nil)
+		request := "GET " + need + " HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer " + f.Token(nil) + "\r\n\r\n"
+		if status, closed := f.raw(t, request); status != "200" || closed != ends {
+			t.Errorf("after %v: status %s, closed %v", age, status, closed)
+		}
+	}
+}
+
+// raw sends bytes and returns the status line of the answer, and whether the
+// connection was closed after it.
+func (f *face) raw(t *testing.T, text string) (status string, closed bool) {
+	t.Helper()
+	conn, err := net.Dial("tcp", f.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, text); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("%.60q: %v", text, err)
+	}
+	_, _ = io.Copy(io.Discard, response.Body)
+	_ = response.Body.Close()
+	return fmt.Sprint(response.StatusCode), response.Close
+}
+
+func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	const host = " HTTP/1.1\r\nHost: b\r\n"
+	for name, tt := range map[string]struct{ text, status string }{
+		"two lengths":              {"GET " + need + host + "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "400"},
+		"a length that is none":    {"GET " + need + host + "Content-Length: +5\r\n\r\nhello", "400"},
+		"length and chunks":        {"GET " + need + host + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "401"},
+		"chunks":                   {"GET " + need + host + "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /verify", "401"},
+		"a body":                   {"GET " + need + host + "Content-Length: 5\r\n\r\nhello", "401"},
+		"another coding":           {"GET " + need + host + "Transfer-Encoding: gzip\r\n\r\n", "501"},
+		"a space before the colon": {"GET " + need + host + "Content-Length : 5\r\n\r\nhello", "400"},
+		"a folded header":          {"GET " + need + host + " X: y\r\n\r\n", "400"},
+		"no host":                  {"GET " + need + " HTTP/1.1\r\n\r\n", "400"},
+		"two hosts":                {"GET " + need + host + "Host: c\r\n\r\n", "400"},
+		"a large header":           {"GET " + need + host + "X: " + strings.Repeat("x", 32<<10) + "\r\n\r\n", "431"},
+		"HTTP/2":                   {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "404"},
+	} {
+		if status, closed := f.raw(t, tt.text); status != tt.status || !closed {
+			t.Errorf("%s: %s, closed %v; want %s, closed", name, status, closed, tt.status)
+		}
+	}
+}
+
+// Who is not known yet may begin so many requests and no more, and those who are known
+// do not feel it.
+func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
+	fixture := facetest.New(t)
+	f := serveFixture(t, fixture, "", nil)
+	jwt := f.CallerJWT(facetest.Shop)
+	// A connection over which somebody was recognised, before the others come.
+	form := with("token", f.Token(nil))
+	request := "POST " + introspectPath + " HTTP/1.1\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nAuthorization: Bearer " + jwt +
+		fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n%s", len(form.Encode()), form.Encode())
+	known, err := net.Dial("tcp", f.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = known.Close() }()
+	answers := bufio.NewReader(known)
+	ask := func() int {
+		t.Helper()
+		if _, err := io.WriteString(known, request); err != nil {
+			t.Fatal(err)
+		}
+		response, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		_ = response.Body.Close()
+		return response.StatusCode
+	}
+	if status := ask(); status != 200 {
+		t.Fatalf("before: %d", status)
+	}
+	const most = 2000
+	for range most {
+		conn, err := net.Dial("tcp", f.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close() }()
+		if _, err := io.WriteString(conn, "POST "+tokenPath+" HTTP/1.1\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: 9\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	refused := f.post(t, tokenPath, nil, form)
+	for refused.status != 429 {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d with %d requests that do not end", refused.status, most)
+		}
+		refused = f.post(t, tokenPath, nil, form)
+	}
+	if refused.header.Get("Retry-After") == "" || refused.json(t)["error"] != "temporarily_unavailable" {
+		t.Errorf("%v %s", refused.header, refused.body)
+	}
+	if status := ask(); status != 200 {
+		t.Errorf("one who is known: %d", status)
+	}
+}

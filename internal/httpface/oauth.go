@@ -1,0 +1,275 @@
+package httpface
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
+)
+
+const (
+	formType      = "application/x-www-form-urlencoded"
+	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+)
+
+// The errors of RFC 6749 section 5.2, RFC 8707 section 2, and of section 4.1.2.1 for
+// what is the server's.
+const (
+	invalidRequest         = "invalid_request"
+	invalidClient          = "invalid_client"
+	invalidScope           = "invalid_scope"
+	invalidTarget          = "invalid_target"
+	unauthorizedClient     = "unauthorized_client"
+	unsupportedGrantType   = "unsupported_grant_type"
+	accessDenied           = "access_denied"
+	serverError            = "server_error"
+	temporarilyUnavailable = "temporarily_unavailable"
+)
+
+// problem is a response of RFC 6749 section 5.2.
+type problem struct {
+	status      int
+	code        string
+	description string
+	retryAfter  time.Duration
+	cause       error // for the log; nil: it is of no interest there
+}
+
+func bad(code, description string) *problem {
+	return &problem{status: http.StatusBadRequest, code: code, description: description}
+}
+
+// asking is a request to an OAuth endpoint: its form, and who makes it.
+type asking struct {
+	form   url.Values
+	client string // client_id; may be empty
+	caller *policy.Caller
+	leave  func()
+}
+
+// ask reads a request and lets in who makes it.
+func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem) {
+	if fromBrowser(r.Header) {
+		return nil, bad(invalidRequest, "The request comes from a page in a browser, and there are no callers there")
+	}
+	read, err := s.cfg.Door.Admit(r.Context(), r.TLS)
+	if err != nil {
+		w.Header()["Connection"] = closing // what is on its way is not read
+		return nil, problemOf(err)
+	}
+	form, refused := s.formOf(w, r)
+	read()
+	if refused != nil {
+		return nil, refused
+	}
+	client, authorization, refused := credentials(r.Header["Authorization"], form)
+	if refused != nil {
+		return nil, refused
+	}
+	caller, leave, err := s.cfg.Door.Caller(r.Context(), r.TLS, authorization, r.URL.Path, time.Now())
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return &asking{form, client, caller, leave}, nil
+}
+
+// fromBrowser reports whether a page in a browser makes a request. One that any site
+// shows could have the browser ask a broker on loopback, as the caller that everybody
+// there is, and by a name that it has turn into 127.0.0.1 read the answer. Browsers
+// say with each POST where it comes from, and nobody else does.
+func fromBrowser(header http.Header) bool {
+	return len(header["Origin"]) > 0 || len(header["Sec-Fetch-Site"]) > 0
+}
+
+// formOf reads the form. No parameter but resource is there twice (RFC 6749 section
+// 3.2), and one without a value is none (section 3.1).
+func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *problem) {
+	if r.URL.RawQuery != "" {
+		return nil, bad(invalidRequest, "Parameters belong in the body, not in the query")
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != formType || len(r.Header["Content-Type"]) > 1 {
+		return nil, bad(invalidRequest, "The body must be "+formType)
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(s.cfg.MessageSize)))
+	if err != nil {
+		return nil, bad(invalidRequest, "The body is too large, or did not arrive whole")
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, bad(invalidRequest, "The body is not well-formed")
+	}
+	for name, values := range form {
+		if len(values) > 1 && name != "resource" {
+			return nil, bad(invalidRequest, "A parameter is there more than once")
+		}
+		if name == accessToken {
+			return nil, bad(invalidRequest, "The body has the parameter access_token, which is not how a caller proves who it is")
+		}
+	}
+	return form, nil
+}
+
+// credentials are the client that a request names, and the value of Authorization
+// by which its maker would prove who it is to any other face: RFC 6749 section 2.3
+// admits one way at a time. A client secret is the maker's own JWT, for those who
+// can send it in no other way; who proves itself by a certificate sends none.
+func credentials(values []string, form url.Values) (client string, authorization []string, _ *problem) {
+	client = form.Get("client_id")
+	ways := 0
+	bearer := func(jwt string) {
+		ways++
+		authorization = []string{"Bearer " + jwt}
+	}
+	if assertion := form.Get("client_assertion"); assertion != "" {
+		if form.Get("client_assertion_type") != assertionType {
+			return "", nil, bad(invalidRequest, "client_assertion_type must be "+assertionType)
+		}
+		bearer(assertion)
+	}
+	if secret := form.Get("client_secret"); secret != "" {
+		bearer(secret)
+	}
+	if len(values) > 1 {
+		return "", nil, bad(invalidRequest, "There is more than one Authorization header")
+	}
+	if len(values) == 1 {
+		scheme, text, _ := strings.Cut(values[0], " ")
+		switch {
+		case strings.EqualFold(scheme, "bearer"):
+			ways++
+			authorization = values
+		case strings.EqualFold(scheme, "basic"):
+			named, secret, ok := basic(text)
+			if !ok {
+				return "", nil, bad(invalidRequest, "The Authorization header is not Basic of RFC 6749 section 2.3.1")
+			}
+			if client != "" && client != named {
+				return "", nil, bad(invalidRequest, "client_id differs from that in the Authorization header")
+			}
+			client = named
+			if secret != "" {
+				bearer(secret)
+			}
+		default:
+			return "", nil, &problem{status: http.StatusUnauthorized, code: invalidClient, description: "The Authorization header is neither Bearer nor Basic"}
+		}
+	}
+	if ways > 1 {
+		return "", nil, bad(invalidRequest, "There is more than one way in which the caller would prove who it is")
+	}
+	return client, authorization, nil
+}
+
+// basic reads client_id and client_secret (RFC 6749 section 2.3.1).
+func basic(text string) (id, secret string, ok bool) {
+	plain, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return "", "", false
+	}
+	first, second, ok := strings.Cut(string(plain), ":")
+	if !ok {
+		return "", "", false
+	}
+	id, errID := url.QueryUnescape(first)
+	secret, errSecret := url.QueryUnescape(second)
+	return id, secret, errID == nil && errSecret == nil
+}
+
+// problemOf is the one table from the broker's errors to those of OAuth.
+func problemOf(err error) *problem {
+	told, ok := errors.AsType[*broker.Error](err)
+	if !ok {
+		told = broker.Fault(err)
+	}
+	p := &problem{description: told.Message, retryAfter: told.RetryAfter, cause: told}
+	switch told.Code {
+	case broker.InvalidArgument:
+		p.status, p.code = http.StatusBadRequest, codeOfField(told.Field)
+	case broker.Unauthenticated:
+		p.status, p.code = http.StatusUnauthorized, invalidClient
+	case broker.PermissionDenied, broker.NotFound:
+		p.status, p.code = http.StatusBadRequest, unauthorizedClient
+	case broker.FailedPrecondition:
+		p.status, p.code = http.StatusBadGateway, serverError
+		if its := told.Metadata["oauth_error"]; its == invalidScope || its == invalidTarget {
+			p.status, p.code = http.StatusBadRequest, its
+		}
+	case broker.ResourceExhausted:
+		p.status, p.code = http.StatusTooManyRequests, temporarilyUnavailable
+	case broker.Unavailable, broker.DeadlineExceeded, broker.Canceled:
+		p.status, p.code = http.StatusServiceUnavailable, temporarilyUnavailable
+	case broker.Internal:
+		fallthrough
+	default:
+		p.status, p.code = http.StatusInternalServerError, serverError
+	}
+	return p
+}
+
+func codeOfField(field string) string {
+	switch field {
+	case "scopes":
+		return invalidScope
+	case "audience", "resources":
+		return invalidTarget
+	default:
+		return invalidRequest
+	}
+}
+
+// refuse answers with a problem.
+func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
+	header := w.Header()
+	if p.status == http.StatusUnauthorized {
+		scheme := "Bearer"
+		if values := r.Header["Authorization"]; len(values) > 0 && len(values[0]) >= 5 && strings.EqualFold(values[0][:5], "basic") {
+			scheme = "Basic"
+		}
+		header.Set("WWW-Authenticate", scheme+` realm="tokenbroker"`)
+	}
+	if p.retryAfter > 0 {
+		header.Set("Retry-After", seconds(p.retryAfter))
+	}
+	return p.status, errors.Join(p.cause, writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": described(p.description)}))
+}
+
+// described replaces what an error_description may not hold (RFC 6749 section 5.2).
+func described(text string) string {
+	return strings.Map(func(c rune) rune {
+		switch {
+		case c == '"':
+			return '\''
+		case c < ' ' || c > '~' || c == '\\':
+			return '?'
+		default:
+			return c
+		}
+	}, text)
+}
+
+func writeJSON(w http.ResponseWriter, status int, value any) error {
+	body, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Pragma", "no-cache") // RFC 6749 section 5.1
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // who does not read it has left
+	return nil
+}
+
+// values are those of a parameter that may be repeated.
+func values(form url.Values, name string) []string {
+	return slices.DeleteFunc(slices.Clone(form[name]), func(value string) bool { return value == "" })
+}

@@ -1,0 +1,190 @@
+package httpface
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/verify"
+)
+
+// The headers in which gateways say what a token must be good for.
+const (
+	audienceHeader = "X-Verify-Audience"
+	scopeHeader    = "X-Verify-Scope"
+	issuerHeader   = "X-Verify-Issuer"
+)
+
+const accessToken = "access_token"
+
+// verify answers a gateway with 200, 401, 403 or 503, and with nothing else.
+// Whatever is wrong with the gateway's own part is 503: were it 401 or 403, who
+// makes the request would be told so.
+func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
+	now := time.Now()
+	if r.ContentLength != 0 {
+		// No gateway sends one. What follows on this connection might be a part of it.
+		w.Header().Set("Connection", "close")
+	}
+	caller, leave, err := s.cfg.Door.Gateway(r.Context(), r.TLS, verifyPath, now)
+	if err != nil {
+		return s.say(w, r, gateway.Undecided(err), now)
+	}
+	defer leave()
+	request := gateway.Request{Authorization: r.Header["Authorization"]}
+	if request.Needs, request.Query, err = s.needs(r); err != nil {
+		return s.say(w, r, gateway.Undecided(err), now)
+	}
+	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), caller, request), now)
+}
+
+// say answers with a decision.
+func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision, now time.Time) (int, error) {
+	header := w.Header()
+	switch d.Status {
+	case http.StatusOK:
+		values := d.Identity()
+		for i, name := range s.cfg.Judge.Names() {
+			header[name] = values[i : i+1]
+		}
+		header["Vary"] = varyAuthorization
+		if seconds := d.KeepFor(now); seconds > 0 {
+			header["Cache-Control"] = []string{"private, max-age=" + strconv.Itoa(seconds)}
+		}
+		w.WriteHeader(http.StatusOK)
+		return d.Status, nil
+	case http.StatusServiceUnavailable:
+		header.Set("Retry-After", seconds(d.RetryAfter))
+	default:
+		header.Set("WWW-Authenticate", d.Challenge)
+	}
+	if !gateway.WantsJSON(r.Header.Get("Accept")) {
+		header.Set("Content-Type", "text/plain; charset=utf-8")
+		w.WriteHeader(d.Status)
+		_, _ = io.WriteString(w, d.Description+"\n")
+		return d.Status, d.Err
+	}
+	header.Set("Content-Type", "application/json")
+	w.WriteHeader(d.Status)
+	_, _ = w.Write(d.JSON()) //nolint:gosec // all of it is written here, and nothing of the request
+	return d.Status, d.Err
+}
+
+//nolint:gochecknoglobals // a value of a header that is shared by all answers
+var varyAuthorization = []string{"Authorization"}
+
+// seconds rounds up, so that nobody comes too early.
+func seconds(d time.Duration) string {
+	return strconv.Itoa(int((d + time.Second - 1) / time.Second))
+}
+
+// needs is what the gateway says the token must be good for, and whether there is a
+// token in the query. An error is the gateway's own.
+func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err error) {
+	raw := r.URL.RawQuery
+	if known, ok := s.known.get(raw); ok && !s.cfg.NeedsInHeaders {
+		return known, false, nil
+	}
+	var values url.Values
+	if !s.cfg.NeedsInHeaders || strings.Contains(raw, accessToken) || strings.Contains(raw, "%") {
+		values, err = url.ParseQuery(raw)
+	}
+	if _, inQuery = values[accessToken]; inQuery {
+		return needs, true, nil
+	}
+	if s.cfg.NeedsInHeaders {
+		return needsInHeaders(r.Header)
+	}
+	if err != nil {
+		return needs, false, misconfigured("its query is not well-formed")
+	}
+	if needs, inQuery, err = needsInQuery(values); err == nil {
+		s.known.put(raw, needs)
+	}
+	return needs, inQuery, err
+}
+
+// maxKnownNeeds are far more than the routes of a gateway.
+const maxKnownNeeds = 1000
+
+// knownNeeds remembers what queries say that are good: gateways send a few, over and
+// over. Its zero value is empty.
+type knownNeeds struct {
+	byQuery sync.Map
+	count   atomic.Int64
+}
+
+func (k *knownNeeds) get(query string) (verify.Request, bool) {
+	found, ok := k.byQuery.Load(query)
+	if !ok {
+		return verify.Request{}, false
+	}
+	needs, ok := found.(verify.Request)
+	return needs, ok
+}
+
+func (k *knownNeeds) put(query string, needs verify.Request) {
+	if k.count.Load() >= maxKnownNeeds {
+		return
+	}
+	if _, there := k.byQuery.LoadOrStore(query, needs); !there {
+		k.count.Add(1)
+	}
+}
+
+// needsInQuery refuses what the gateway would not send: some gateways put there what
+// the request that they ask about has in its query, and whoever makes that would say
+// what its own token must be good for.
+func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
+	for name, given := range values {
+		if name != "audience" && name != "scope" && name != "issuer" {
+			return needs, false, misconfigured("its query has another parameter than audience, scope and issuer: does the gateway send the query of the request that it asks about?")
+		}
+		if len(given) > 1 {
+			return needs, false, misconfigured("its query has a parameter more than once: separate values by spaces")
+		}
+	}
+	return needsOf(values.Get("audience"), values.Get("scope"), values.Get("issuer"))
+}
+
+// needsInHeaders wants the audience in any case: where the gateway does not replace
+// it, whoever makes a request could choose what its own token is for. The other two
+// can but make it harder to pass.
+func needsInHeaders(header http.Header) (needs verify.Request, _ bool, err error) {
+	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
+		return needs, false, misconfigured("the header " + audienceHeader + " is not there: the gateway must set it on every request")
+	}
+	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader} {
+		if len(header[name]) > 1 {
+			return needs, false, misconfigured("the header " + name + " is there more than once: the gateway must replace what a request comes with, and separate values by spaces")
+		}
+	}
+	return needsOf(header.Get(audienceHeader), header.Get(scopeHeader), header.Get(issuerHeader))
+}
+
+func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
+	needs := verify.Request{Audience: strings.Fields(audience), Scopes: strings.Fields(scope), Issuer: issuer}
+	if len(needs.Audience) == 0 && len(needs.Scopes) == 0 && issuer == "" {
+		return needs, false, misconfigured("its query has none of audience, scope and issuer, which say what the token must be good for")
+	}
+	if err := server.CheckRequest(needs); err != nil {
+		return needs, false, err
+	}
+	return needs, false, nil
+}
+
+func misconfigured(why string) error {
+	return &broker.Error{
+		Code: broker.InvalidArgument, Reason: broker.ReasonInvalidRequest,
+		Message: fmt.Sprintf("what a gateway asks at %s is not to be answered: %s", verifyPath, why),
+	}
+}
