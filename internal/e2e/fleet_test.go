@@ -451,15 +451,18 @@ func (l *load) end() *load {
 	return l
 }
 
-// good fails the test if calls went wrong, or too few were made to say anything.
+// good ends the load once enough calls were made to say anything, and fails the test
+// if some went wrong.
 func (l *load) good(t *testing.T, what string) {
 	t.Helper()
+	eventually(t, what+": a hundred calls", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.took) >= 100
+	})
 	l.end()
 	if l.wrong > 0 {
 		t.Errorf("%s: %d of %d calls went wrong, first %s", what, l.wrong, len(l.took), strings.Join(l.firsts, "; "))
-	}
-	if len(l.took) < 100 {
-		t.Errorf("%s: only %d calls", what, len(l.took))
 	}
 }
 
