@@ -45,7 +45,7 @@ asked refuses at once, the others within 5 s.
 A gateway that keeps answers learns of it when it asks again (valid_until).`,
 		Example: `  broker revocations add --issuer https://login.example.com --token-id 5f2c
   broker revocations add --issuer https://login.example.com --subject 248289761001 --issued-before now
-  broker revocations add --issuer https://login.example.com --all --issued-before 2026-11-23T09:00:00Z --for 25h`,
+  broker revocations add --issuer https://login.example.com --all --issued-before 2026-11-23T09:00:00Z`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -63,7 +63,10 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 			if err != nil {
 				return err
 			}
-			asked.IssuedBefore, asked.ExpiresAt = issuedBefore, timestamppb.New(now.Add(lasts))
+			asked.IssuedBefore = issuedBefore
+			if lasts != 0 {
+				asked.ExpiresAt = timestamppb.New(now.Add(lasts))
+			}
 			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 				made, err := admin.RevokeTokens(ctx, &tokenbrokerv1.RevokeTokensRequest{Revocation: &asked, RequestId: rand.Text()})
 				if err != nil {
@@ -82,7 +85,7 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 	flags.StringVar(&clientID, "client-id", "", "tokens that were issued to this client")
 	flags.BoolVar(&all, "all", false, "tokens of everybody; needs --issued-before")
 	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
-	flags.DurationVar(&lasts, "for", defaultRevocation, "how long the revocation lasts: at least as long as the issuer's tokens")
+	flags.DurationVar(&lasts, "for", 0, "how long the revocation lasts; by default as long as tokens of the issuer may live")
 	flags.StringVar(&asked.Reason, "reason", "", "why, for those who read the list")
 	_ = cmd.MarkFlagRequired("issuer")
 	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
@@ -95,12 +98,9 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 func revocationOfClient(issuer, clientID string, before time.Time, reason string) *tokenbrokerv1.RevokeTokensRequest {
 	return &tokenbrokerv1.RevokeTokensRequest{RequestId: rand.Text(), Revocation: &tokenbrokerv1.Revocation{
 		Issuer: issuer, Target: &tokenbrokerv1.Revocation_ClientId{ClientId: clientID},
-		IssuedBefore: timestamppb.New(before), ExpiresAt: timestamppb.New(before.Add(defaultRevocation)), Reason: reason,
+		IssuedBefore: timestamppb.New(before), Reason: reason,
 	}}
 }
-
-// defaultRevocation is longer than tokens live.
-const defaultRevocation = 25 * time.Hour
 
 func beforeFlag(text string, now time.Time) (*timestamppb.Timestamp, error) {
 	switch text {

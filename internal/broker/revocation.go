@@ -30,8 +30,9 @@ type Revocation struct {
 	// IssuedBefore: only tokens that were issued before, or do not say when.
 	// Zero: all.
 	IssuedBefore time.Time `json:"before,omitzero"`
-	// ExpiresAt is when the last token that it concerns has expired. It is
-	// forgotten when none of them can be good any more: see over.
+	// ExpiresAt is when the last token that it concerns has expired; of one that is
+	// asked for, zero: as late as any can. It is forgotten when none of them can be
+	// good any more: see over.
 	ExpiresAt time.Time `json:"exp"`
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`

@@ -259,9 +259,17 @@ func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked Revoca
 	return *b.revoker.known.Load().byID[asked.ID], nil
 }
 
-// checkRevocation refuses what would not do what it seems to.
+// checkRevocation refuses what would not do what it seems to. A revocation that says
+// not when it ends outlives all tokens that there can be.
 func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
 	life, known := b.setup.Load().verifier.MaxTokenLife(r.Issuer)
+	if r.ExpiresAt.IsZero() {
+		last := now
+		if r.IssuedBefore.After(now) {
+			last = r.IssuedBefore
+		}
+		r.ExpiresAt = last.Add(life + time.Second).UTC().Truncate(time.Second)
+	}
 	fault := func(field, format string, args ...any) *Error {
 		return &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
 	}
@@ -279,7 +287,7 @@ func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
 	case r.All && r.IssuedBefore.IsZero():
 		return fault("revocation.issued_before", "it is required with all, which would refuse every token of the issuer for ever otherwise")
 	case !r.ExpiresAt.After(now):
-		return fault("revocation.expires_at", "it is required, and must be in the future")
+		return fault("revocation.expires_at", "it must be in the future")
 	case r.ExpiresAt.After(now.Add(MaxRevocationLife)):
 		return fault("revocation.expires_at", "it must be within 10 years")
 	case !r.IssuedBefore.IsZero() && r.ExpiresAt.Before(r.IssuedBefore.Add(life)):

@@ -449,7 +449,6 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 			"nothing named":         {broker.Revocation{Issuer: issuer, ExpiresAt: hour}, "revocation"},
 			"two things named":      {broker.Revocation{Issuer: issuer, Subject: "a", TokenID: "b", ExpiresAt: hour}, "revocation"},
 			"all for ever":          {broker.Revocation{Issuer: issuer, All: true, ExpiresAt: hour}, "revocation.issued_before"},
-			"no end":                {broker.Revocation{Issuer: issuer, Subject: "a"}, "revocation.expires_at"},
 			"over already":          {broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now}, "revocation.expires_at"},
 			"too far":               {broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now.AddDate(11, 0, 0)}, "revocation.expires_at"},
 			"ends before its token": {broker.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
@@ -462,6 +461,23 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 		j.all[0].link.state.Store(refused)
 		_, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
 		wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+	})
+}
+
+func TestRevocationThatDoesNotSayWhenItEndsOutlivesAllTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := startJudges(t, 1)
+		life := 24*time.Hour + 30*time.Second // max_lifetime and leeway, as by default
+		for name, before := range map[string]time.Time{"none": {}, "past": time.Now().Add(-time.Hour), "ahead": time.Now().Add(time.Hour)} {
+			want := time.Now().Add(life)
+			if before.After(time.Now()) {
+				want = before.Add(life)
+			}
+			made, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: name, IssuedBefore: before}, name)
+			if late := made.ExpiresAt.Sub(want); err != nil || late < 0 || late > time.Second {
+				t.Errorf("issued before: %s: it ends %v after the last token, %v", name, late, err)
+			}
+		}
 	})
 }
 

@@ -1653,9 +1653,10 @@ type Revocation struct {
 	Target isRevocation_Target `protobuf_oneof:"target"`
 	// Optional. Only tokens issued before this instant. Unset: all.
 	IssuedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	// Required. When the last token that it concerns has expired, or later. The
-	// revocation is in force for a minute more, which is the longest leeway, and
-	// is forgotten then.
+	// When the last token that it concerns has expired, or later. Unset: as long
+	// from now, or from a later issued_before, as tokens of the issuer may live
+	// (max_lifetime and the leeway). The revocation is in force for a minute more,
+	// which is the longest leeway, and is forgotten then.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Set by the broker.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
