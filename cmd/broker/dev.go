@@ -18,14 +18,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/client"
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // devGateway is who asks over HTTP and proves nothing.
 const devGateway = "gateway"
+
+// devManaged is the sample client whose secret is brought over the API.
+const devManaged = "billing-api"
 
 const (
 	ordersAudience  = "https://orders.example.com"
@@ -46,7 +51,7 @@ type sampleClient struct {
 func sampleClients() []sampleClient {
 	return []sampleClient{
 		{"orders-api", "client_secret_basic", ordersAudience, []string{"read", "write"}},
-		{"billing-api", "client_secret_post", billingAudience, []string{"invoices:read"}},
+		{devManaged, "client_secret_post", billingAudience, []string{"invoices:read"}},
 	}
 }
 
@@ -62,8 +67,9 @@ func newDev() *cobra.Command {
 		Use:   "dev",
 		Short: "Try everything on this machine, with nothing to install",
 		Long: `Run a sample identity provider and a broker in one process on loopback, get a token
-over gRPC, verify it, verify one that was tampered with, and show all three. Then
-serve until Ctrl-C, so that the other commands can be tried in another terminal.
+over gRPC, verify it, verify one that was tampered with, bring a client's secret, and
+show all four. Then serve until Ctrl-C, so that the other commands can be tried in
+another terminal.
 
 The broker knows one caller, who may do everything. What it is recognised by is
 left in a file for this user, where the other commands and clients find it by
@@ -102,11 +108,11 @@ With --certificates make what is needed to try TLS, and exit.`,
 type idpOptions struct{ listen, issuer, secrets string }
 
 // clientSecrets are those of the sample clients, from files or well known.
-func (o idpOptions) clientSecrets() (map[string]redact.String, error) {
-	secrets := map[string]redact.String{}
+func (o idpOptions) clientSecrets() (map[string][]redact.String, error) {
+	secrets := map[string][]redact.String{}
 	for _, c := range sampleClients() {
 		if o.secrets == "" {
-			secrets[c.name] = redact.New(c.name + "-secret")
+			secrets[c.name] = []redact.String{redact.New(c.name + "-secret")}
 			continue
 		}
 		ref, err := secret.ParseRef("file:" + filepath.Join(o.secrets, c.name))
@@ -117,7 +123,7 @@ func (o idpOptions) clientSecrets() (map[string]redact.String, error) {
 		if err != nil {
 			return nil, fmt.Errorf("the secret of the sample client %s: %w", c.name, err)
 		}
-		secrets[c.name] = ring.Current().Value
+		secrets[c.name] = []redact.String{ring.Current().Value}
 	}
 	return secrets, nil
 }
@@ -166,11 +172,11 @@ func serveHTTP(listener net.Listener, handler http.Handler) (stop func()) {
 	}
 }
 
-func sampleIDP(issuer string, secrets map[string]redact.String) (*devidp.Server, error) {
+func sampleIDP(issuer string, secrets map[string][]redact.String) (*devidp.Server, error) {
 	cfg := devidp.Config{Issuer: issuer}
 	for _, c := range sampleClients() {
 		cfg.Clients = append(cfg.Clients, devidp.Client{
-			ID: c.name, Secrets: []redact.String{secrets[c.name]}, Scopes: c.scopes, Audiences: []string{c.audience},
+			ID: c.name, Secrets: secrets[c.name], Scopes: c.scopes, Audiences: []string{c.audience},
 		})
 	}
 	return devidp.New(cfg)
@@ -244,9 +250,9 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 
 	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nbroker, HTTP             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
 		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), path, devCaller, left.path)
-	demonstrated := demonstrate(ctx, out, broker.GRPCAddr(), left.path)
+	demonstrated := demonstrate(ctx, out, broker.GRPCAddr(), left.path, secrets[devManaged][0])
 	if demonstrated == nil && !opts.exit {
-		_, _ = io.WriteString(out, nextSteps(broker, left.path, found))
+		_, _ = io.WriteString(out, nextSteps(broker, left.path, newSecretFile(dir), found))
 		select {
 		case <-ctx.Done():
 		case err := <-ended:
@@ -257,37 +263,51 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	return errors.Join(demonstrated, <-ended)
 }
 
-// writeSample writes a configuration file and the secrets that it refers to.
-func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string]redact.String, err error) {
+// newSecretFile has the secret that the managed client can be given next.
+func newSecretFile(dir string) string { return filepath.Join(dir, devManaged+".new-secret") }
+
+// writeSample writes a configuration file and what it refers to, and a new secret.
+func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string][]redact.String, err error) {
 	var text strings.Builder
 	addr, http := opts.listen()
-	gateway := ""
+	gateway, itsRole := "", ""
 	if http != "off" {
 		http = fmt.Sprintf("{address: %q, caller: %s}", http, devGateway)
 		gateway = fmt.Sprintf("  - {name: %s, roles: [gateway]}\n", devGateway)
+		itsRole = "  gateway: {verify: [{issuer: \"*\"}]}\n"
 	}
-	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\nclients:\n", addr, http)
-	secrets = map[string]redact.String{}
+	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\n", addr, http)
+	ring := filepath.Join(dir, "ring.json")
+	if err := store.WriteRing(ring, store.GenerateRing()); err != nil {
+		return "", nil, err
+	}
+	fmt.Fprintf(&text, "store: {bolt: %q, sealing_keys: %q}\nclients:\n", filepath.Join(dir, "broker.db"), "file:"+ring)
+	secrets = map[string][]redact.String{}
 	for _, c := range sampleClients() {
-		value := rand.Text()
-		file := filepath.Join(dir, c.name+".secret")
+		file, value := filepath.Join(dir, c.name+".secret"), rand.Text()
+		secrets[c.name] = []redact.String{redact.New(value)}
+		from := "file:" + file
+		if c.name == devManaged {
+			from, file, value = "managed", newSecretFile(dir), rand.Text()
+			secrets[c.name] = append(secrets[c.name], redact.New(value))
+		}
 		if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
 			return "", nil, err
 		}
-		secrets[c.name] = redact.New(value)
-		fmt.Fprintf(&text, "  %s:\n    issuer: %s\n    client_id: %s\n    secret: file:%s\n    auth: %s\n    audience: %s\n    scopes: [%s]\n",
-			c.name, issuer, c.name, file, c.auth, c.audience, strings.Join(c.scopes, ", "))
+		fmt.Fprintf(&text, "  %s:\n    issuer: %s\n    client_id: %s\n    secret: %s\n    auth: %s\n    audience: %s\n    scopes: [%s]\n",
+			c.name, issuer, c.name, from, c.auth, c.audience, strings.Join(c.scopes, ", "))
 	}
 	fmt.Fprintf(&text, "issuers:\n  - issuer: %s\n    audiences: [%s, %s]\n", issuer, ordersAudience, billingAudience)
 	fmt.Fprintf(&text, "callers:\n  - {name: %s, issuer: %s, subject: %[1]s, roles: [everything]}\n", devCaller, issuer)
-	text.WriteString(gateway + "roles:\n  gateway: {verify: [{issuer: \"*\"}]}\n  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
+	text.WriteString(gateway + "roles:\n" + itsRole + "  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
 	path = filepath.Join(dir, "broker.yaml")
 	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
-// demonstrate gets a token, verifies it, and verifies it tampered with, over
-// real gRPC. It fails if one of the three does not go as it should.
-func demonstrate(ctx context.Context, out io.Writer, addr, credential string) error {
+// demonstrate gets a token, verifies it, verifies it tampered with, and brings the
+// secret of the managed client, over real gRPC. It fails if one of the four does not go
+// as it should.
+func demonstrate(ctx context.Context, out io.Writer, addr, credential string, first redact.String) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	c, err := client.New(addr, client.WithPlaintext(), client.WithTokenFile(credential))
@@ -318,6 +338,21 @@ func demonstrate(ctx context.Context, out io.Writer, addr, credential string) er
 		return fmt.Errorf("verifying a token that was tampered with: %w", err)
 	}
 	_, _ = fmt.Fprintf(out, "3. VerifyToken, one character of the signature changed\n   rejected: %s: %s\n", rejected.Reason, rejected.Message)
+	return bringFirst(ctx, out, tokenbrokerv1.NewAdminServiceClient(c.Conn()), first)
+}
+
+// bringFirst brings the first secret of the managed client.
+func bringFirst(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminServiceClient, first redact.String) error {
+	made, err := admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
+		ClientName: devManaged, Secret: []byte(first.Reveal()), RequestId: rand.Text(), Reason: "broker dev",
+	})
+	if err != nil {
+		return fmt.Errorf("bringing a secret: %w", err)
+	}
+	_, _ = fmt.Fprintf(out, "4. RotateSecret %s, which had none\n", devManaged)
+	for _, step := range made.GetSteps() {
+		_, _ = fmt.Fprintf(out, "   %s: %s\n", step.GetName(), step.GetMessage())
+	}
 	return nil
 }
 
@@ -332,7 +367,7 @@ func tamper(token string) string {
 }
 
 // nextSteps are commands to try. They find the credential, or must be told of it.
-func nextSteps(broker *app.App, credential string, found bool) string {
+func nextSteps(broker *app.App, credential, newSecret string, found bool) string {
 	addr, flag := broker.GRPCAddr(), ""
 	if addr != defaultAddr {
 		flag = " --addr " + addr
@@ -347,12 +382,14 @@ func nextSteps(broker *app.App, credential string, found bool) string {
   curl -i -H "Authorization: Bearer $(go run ./cmd/broker get orders-api FLAG)" "http://HTTP/verify?audience=` + ordersAudience + `&scope=read"
 `
 	}
-	return strings.NewReplacer(" FLAG", flag, "FILE", credential, "ADDR", addr, "HTTP", broker.HTTPAddr()).Replace(`
+	return strings.NewReplacer(" FLAG", flag, "FILE", credential, "NEW", newSecret, "ADDR", addr, "HTTP", broker.HTTPAddr()).Replace(`
 Serving until Ctrl-C. In another terminal:
 
   go run ./cmd/broker get orders-api FLAG
   go run ./cmd/broker get orders-api --scope read --json FLAG
   go run ./cmd/broker get orders-api FLAG | go run ./cmd/broker verify - FLAG
+  go run ./cmd/broker secret rotate ` + devManaged + ` FLAG < NEW
+  go run ./cmd/broker clients FLAG
   grpcurl -plaintext -H "authorization: Bearer $(cat FILE)" -d '{"client_name": "orders-api"}' ADDR tokenbroker.v1.TokenBrokerService/GetToken
 ` + overHTTP + "\n")
 }
