@@ -14,7 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 func TestAliasesForMTLS(t *testing.T) {
@@ -86,5 +90,24 @@ func TestClientsWithACertificate(t *testing.T) {
 	s := &site{pages: map[string]string{"/x": "{}"}}
 	if _, _, err := discovery.Get(t.Context(), discovery.NewNetwork(s).ClientWith(issuer, false, selfSigned(t, "a")), issuer+"/x", 100); err != nil {
 		t.Errorf("in place of connections: %v", err)
+	}
+}
+
+type answering func(*http.Request) (*http.Response, error)
+
+func (a answering) RoundTrip(r *http.Request) (*http.Response, error) { return a(r) }
+
+func TestRequestsWithACertificateHaveSpansToo(t *testing.T) {
+	spans := tracetest.NewSpanRecorder()
+	network := discovery.NewNetwork(answering(func(r *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
+	}))
+	network.Trace(tracing.New(trace.NewTracerProvider(trace.WithSpanProcessor(spans))))
+	client := network.ClientWith("https://idp.example", false, selfSigned(t, "client"))
+	if _, _, err := discovery.Get(tracing.Named(t.Context(), tracing.Token), client, "https://idp.example/token", 1); err != nil {
+		t.Error(err)
+	}
+	if got := spans.Ended(); len(got) != 1 || got[0].Name() != "idp token" {
+		t.Errorf("spans: %v", got)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 // Bounds of connections.
@@ -32,6 +34,7 @@ const (
 type Network struct {
 	clients   [never]*http.Client // by reach
 	transport http.RoundTripper   // in place of connections; nil: none is
+	tracer    *tracing.Tracer     // nil: there are no spans
 }
 
 // NewNetwork returns a Network. A transport that is not nil is used in place of
@@ -76,9 +79,9 @@ func (n *Network) ClientFor(configured string, allowPrivate bool) *http.Client {
 // that it began with; whoever no longer needs it closes those that are idle.
 func (n *Network) ClientWith(configured string, allowPrivate bool, certificate tls.Certificate) *http.Client {
 	if n.transport != nil {
-		return newHTTPClient(n.transport)
+		return n.trace(newHTTPClient(n.transport))
 	}
-	return newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyFromEnvironment, &certificate))
+	return n.trace(newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyFromEnvironment, &certificate)))
 }
 
 // NewHTTPClient returns a client such as [Network.ClientFor] does, over a

@@ -16,12 +16,18 @@ type traced struct {
 // Trace makes spans of the requests of all clients, named by [tracing.Named]. It
 // is to be called before any is used.
 func (n *Network) Trace(tracer *tracing.Tracer) {
-	if tracer == nil {
-		return
-	}
+	n.tracer = tracer
 	for _, client := range n.clients {
-		client.Transport = traced{client.Transport, tracer}
+		n.trace(client)
 	}
+}
+
+// trace makes spans of a client's requests, if spans are made.
+func (n *Network) trace(client *http.Client) *http.Client {
+	if n.tracer != nil {
+		client.Transport = traced{client.Transport, n.tracer}
+	}
+	return client
 }
 
 // RoundTrip implements http.RoundTripper. The span ends when the answer's header
