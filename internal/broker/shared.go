@@ -38,6 +38,9 @@ const (
 	// troubleMemory is how long a trouble that is over is remembered for its
 	// number of tries.
 	troubleMemory = 15 * time.Minute
+	// grain is what a trouble may seem shorter by, because stores count whole
+	// milliseconds.
+	grain = 2 * time.Millisecond
 	// proofLasts is how long a secret is taken for good after it obtained a token.
 	proofLasts = time.Minute
 	// probePause is how long all of a client's questions wait after a probe that
@@ -59,17 +62,18 @@ func (b *Broker) look(ctx context.Context, e *entry) error {
 	if err != nil {
 		return err
 	}
+	answered := time.Now()
 	b.sawEpoch(ctx, c, found[4].Number)
 	if c.secrets.kept() {
 		b.sawHistory(c, found[5])
 	}
 	for i, v := range versions {
-		sawTrouble(&v.refused, found[6+i], asked)
+		sawTrouble(&v.refused, found[6+i], answered)
 		c.sawFence(found[6+i].Number)
 	}
 	c.sawProof(found[3], asked)
-	sawTrouble(&c.trouble, found[2], asked)
-	sawTrouble(&e.trouble, found[1], asked)
+	sawTrouble(&c.trouble, found[2], answered)
+	sawTrouble(&e.trouble, found[1], answered)
 	for _, entry := range found[:4] {
 		c.sawFence(entry.Number)
 	}
@@ -239,7 +243,7 @@ func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
 		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
 		Class: t.class, Tries: t.tries,
 	}
-	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + troubleMemory}
+	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + grain + troubleMemory}
 }
 
 func (s storedTrouble) bytes() []byte {
@@ -256,8 +260,10 @@ func over(key string, fence uint64) store.Put {
 	return store.Put{Key: key, Number: fence, Value: storedTrouble{Form: storedTroubleForm, Over: true}.bytes(), TTL: FlightTimeout}
 }
 
-// sawTrouble adopts a trouble, or the end of one, that is newer.
-func sawTrouble(place *troublePlace, found store.Entry, asked time.Time) {
+// sawTrouble adopts a trouble, or the end of one, that is newer. Its end is counted
+// from when the store had answered, for it must not come too early: an IdP that
+// throttles is to be obeyed. That of a token is counted from when the store was asked.
+func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
 	var s storedTrouble
 	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
 		return
@@ -268,10 +274,10 @@ func sawTrouble(place *troublePlace, found store.Entry, asked time.Time) {
 	}
 	place.raise(&trouble{
 		err:   &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
-		until: asked.Add(found.TTL - troubleMemory),
+		until: answered.Add(found.TTL - troubleMemory),
 		tries: s.Tries,
 		class: s.Class,
-		at:    asked,
+		at:    answered,
 		fence: found.Number,
 	})
 }
