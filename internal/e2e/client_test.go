@@ -128,7 +128,14 @@ func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
 		r.launch(t, "broker")
 		r.await(t)
 	}
-	for _, r := range f.replicas { // all gone at once, for a quarter of a token's life
+	// All gone at once, for a quarter of a token's life and as long as a slow machine
+	// takes to start them: from when there is a new token, which lasts for that.
+	services := []*client.Source{watching.source, polling.source}
+	for _, source := range services {
+		eventually(t, "a new token", func() bool { return time.Until(held(t, source).ExpiresAt()) > life*3/4 })
+	}
+	last := []*client.Token{held(t, watching.source), held(t, polling.source)}
+	for _, r := range f.replicas {
 		r.process.stop(t, os.Kill)
 	}
 	rest(t, life/4)
@@ -138,7 +145,9 @@ func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
 	for _, r := range f.replicas {
 		r.await(t)
 	}
-	rest(t, life)
+	for i, source := range services {
+		awaitAnother(t, source, last[i])
+	}
 	for what, u := range map[string]*users{"watching": watching, "polling": polling} {
 		u.end()
 		if len(u.wrong) > 0 || u.calls < 1000 {

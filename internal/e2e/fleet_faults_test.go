@@ -46,6 +46,7 @@ var faults = []fault{
 // Whatever befalls Redis, no caller fails, nothing costs more than one call of
 // each replica, hits do not notice, and nobody has to do anything afterwards.
 func TestNoCallerNoticesWhatBefallsRedis(t *testing.T) {
+	t.Parallel()
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
@@ -125,7 +126,8 @@ func (f fault) redis(t *testing.T) (*redistest.Server, string, *redistest.Proxy)
 }
 
 // hits has callers ask many times for a token that is held. Redis must not
-// notice: what trips there are is what each replica does every 5 s anyway.
+// notice: what trips there are is what each replica does every 5 s anyway, or to mend
+// what Redis has lost.
 func (f *fleet) hits(t *testing.T, name string) latencies {
 	t.Helper()
 	const rounds, each = 20, 10
@@ -141,7 +143,7 @@ func (f *fleet) hits(t *testing.T, name string) latencies {
 		took = append(took, all.took()...)
 	}
 	trips := f.sum(t, "tokenbroker_redis_trips_total") - before
-	polls := float64(len(f.replicas)) * (2 + 2*time.Since(begun).Seconds()/5)
+	polls := float64(len(f.replicas)) * (10 + 3*time.Since(begun).Seconds()/5)
 	if trips > polls {
 		t.Errorf("%d hits took %v trips to Redis, while other things take %v at most", len(took), trips, polls)
 	}
@@ -150,6 +152,7 @@ func (f *fleet) hits(t *testing.T, name string) latencies {
 
 // A master is killed under demand for tokens that are about to be due.
 func TestNoCallerNoticesAFailover(t *testing.T) {
+	t.Parallel()
 	t.Run("of sentinels", func(t *testing.T) {
 		t.Parallel()
 		s := redistest.StartSentinel(t, redisOptions())
