@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -125,7 +126,7 @@ func (b *Broker) Purge(clientName string) {
 	defer cancel()
 	_, err := tokenbrokerv1.NewAdminServiceClient(b.admin.Conn()).PurgeTokens(ctx, &tokenbrokerv1.PurgeTokensRequest{
 		ClientName: clientName, RequestId: rand.Text(),
-	})
+	}, grpc.WaitForReady(true)) // a broker that was just started again
 	must(err)
 }
 
@@ -140,6 +141,6 @@ func (b *Broker) Revoke(token string) {
 		Revocation: &tokenbrokerv1.Revocation{
 			Issuer: claims.Issuer, Target: &tokenbrokerv1.Revocation_TokenId{TokenId: claims.TokenID}, ExpiresAt: timestamppb.New(claims.ExpiresAt),
 		},
-	})
+	}, grpc.WaitForReady(true))
 	must(err)
 }
