@@ -2,29 +2,15 @@ package store
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
-	"fmt"
 	"log/slog"
-	"net"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/sony/gobreaker/v2"
-
-	"github.com/cezzis/tokenbroker/internal/secret"
-	"github.com/cezzis/tokenbroker/internal/tracing"
 )
-
-// DefaultRedisPrefix begins the name of everything that a Redis store without a
-// prefix of its own has in Redis.
-const DefaultRedisPrefix = "tb1:"
 
 // When Redis counts as away.
 const (
@@ -43,42 +29,6 @@ type redisLimits struct {
 func redisUsual() redisLimits {
 	const unit = time.Millisecond
 	return redisLimits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit}
-}
-
-// RedisConfig says where Redis is and how to log in.
-type RedisConfig struct {
-	// Addresses are host:port: of the one server; with Cluster, of some of its
-	// nodes; with SentinelMaster, of sentinels.
-	Addresses []string
-	// Cluster says that the addresses are of a Redis Cluster.
-	Cluster bool
-	// SentinelMaster is the name under which sentinels know the master. Empty:
-	// there are none.
-	SentinelMaster string
-	// Username is an ACL user. Empty: the default user.
-	Username string
-	// Password is read at each new connection, so that a rotated one needs no
-	// restart. Nil: none is needed.
-	Password *secret.Ring
-	// SentinelUsername and SentinelPassword are for the sentinels themselves.
-	// The password is read once.
-	SentinelUsername string
-	SentinelPassword *secret.Ring
-	// TLS is for servers and sentinels. Nil: plaintext.
-	TLS *tls.Config
-	// DB is the number of the database; a Cluster has only 0.
-	DB int
-	// Prefix begins all names. Empty: DefaultRedisPrefix. Fleets that share a
-	// Redis need prefixes of their own, in databases of their own as well,
-	// because all databases share their channels.
-	Prefix string
-	// KeepsSecrets says that what cannot be had again is kept here: Check then
-	// refuses a Redis that may evict it.
-	KeepsSecrets bool
-	// Logger is told when Redis goes away and comes back. Nil: nobody is.
-	Logger *slog.Logger
-	// Tracer makes spans of trips. Nil: there are none.
-	Tracer *tracing.Tracer
 }
 
 // Redis is a Store for a fleet: one server, a Redis Cluster, or a master that
@@ -155,93 +105,6 @@ func newRedis(config RedisConfig, limits redisLimits) (*Redis, error) {
 		r.client.AddHook(redisTrace{config.Tracer})
 	}
 	return r, nil
-}
-
-// redisPrefixForm leaves out what has a meaning in hash tags and in patterns of
-// ACLs.
-var redisPrefixForm = regexp.MustCompile(`^[A-Za-z0-9:._/-]{1,64}$`)
-
-func (c RedisConfig) check() error {
-	for _, address := range c.Addresses {
-		if _, _, err := net.SplitHostPort(address); err != nil {
-			return fmt.Errorf("the Redis address %q is not host:port", address)
-		}
-	}
-	switch {
-	case len(c.Addresses) == 0:
-		return errors.New("Redis has no address")
-	case c.Cluster && c.SentinelMaster != "":
-		return errors.New("Redis is either a cluster or watched by sentinels, not both")
-	case len(c.Addresses) > 1 && !c.Cluster && c.SentinelMaster == "":
-		return errors.New("Redis has several addresses: say that it is a cluster, or name the master that the sentinels at these addresses watch")
-	case c.DB < 0 || c.Cluster && c.DB != 0:
-		return fmt.Errorf("the Redis database %d: it must be 0 or more, in a cluster 0", c.DB)
-	case c.Username != "" && c.Password == nil, c.SentinelUsername != "" && c.SentinelPassword == nil:
-		return errors.New("a Redis user without a password cannot log in: give one")
-	case !redisPrefixForm.MatchString(c.Prefix):
-		return fmt.Errorf("the Redis prefix %q: it may have up to 64 letters, digits and any of : . _ / -", c.Prefix)
-	}
-	return nil
-}
-
-// options are the settings of the client. Its defaults do not heed contexts
-// while reading, and repeat a call for up to ten seconds.
-func (c RedisConfig) options(limits redisLimits) *redis.UniversalOptions {
-	return &redis.UniversalOptions{
-		Addrs:                      slices.Clone(c.Addresses),
-		MasterName:                 c.SentinelMaster,
-		DB:                         c.DB,
-		CredentialsProviderContext: c.credentials,
-		SentinelUsername:           c.SentinelUsername,
-		SentinelPassword:           redisPassword(c.SentinelPassword),
-		TLSConfig:                  c.TLS,
-
-		Protocol:              3,
-		ContextTimeoutEnabled: true,
-		MaxRetries:            -1, // who called decides whether asking again pays
-		DialTimeout:           limits.dial,
-		DialerRetries:         1,
-		ReadTimeout:           limits.wire,
-		WriteTimeout:          limits.wire,
-		PoolTimeout:           limits.wait,
-		PoolSize:              32,
-		PipelinePoolSize:      -1, // pipelines take their connections from the pool
-		MinIdleConns:          4,
-		ConnMaxIdleTime:       5 * time.Minute,
-		ConnMaxLifetime:       30 * time.Minute,
-		ConnMaxLifetimeJitter: 5 * time.Minute,
-		DisableIdentity:       true, // it takes a right more and tells nobody anything
-		// A command that only Redis Enterprise knows.
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	}
-}
-
-func (c RedisConfig) credentials(context.Context) (username, password string, err error) {
-	return c.Username, redisPassword(c.Password), nil
-}
-
-func redisPassword(ring *secret.Ring) string {
-	if ring == nil {
-		return ""
-	}
-	return ring.Current().Value.Reveal()
-}
-
-func redisConnect(config RedisConfig, options *redis.UniversalOptions) redis.UniversalClient {
-	switch {
-	case config.Cluster:
-		cluster := options.Cluster()
-		// MaxRetries is about calls that failed. A redirection is an answer: the
-		// key has moved, and the client learns where to. But the same number
-		// allows this client to repeat what failed: see redisOnce.
-		cluster.MaxRedirects = 3
-		cluster.DisableRoutingPolicies = true // each call names its keys, or a node
-		return redis.NewClusterClient(cluster)
-	case config.SentinelMaster != "":
-		return redis.NewFailoverClient(options.Failover())
-	default:
-		return redis.NewClient(options.Simple())
-	}
 }
 
 // Trips returns how many calls were sent to Redis so far.
