@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -42,31 +42,13 @@ const (
 	secretCanary = "canary-secret-5d1f"
 )
 
-// logBuffer is a log that may be read while it is written.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // face is a served broker and the IdP behind it.
 type face struct {
 	idp    *devidp.Server
 	conn   *grpc.ClientConn
 	api    tokenbrokerv1.TokenBrokerServiceClient
 	server *server.Server
-	log    *logBuffer
+	log    *facetest.Log
 	ended  chan error
 }
 
@@ -165,7 +147,7 @@ func newIDP(t testing.TB) *devidp.Server {
 
 func serveWith(t *testing.T, idpServer *devidp.Server) *face {
 	t.Helper()
-	f := &face{idp: idpServer, log: &logBuffer{}}
+	f := &face{idp: idpServer, log: &facetest.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
 	return f
@@ -372,7 +354,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 }
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
-	f := &face{log: &logBuffer{}}
+	f := &face{log: &facetest.Log{}}
 	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {
