@@ -416,7 +416,7 @@ func TestWithoutWatchesASourcePolls(t *testing.T) {
 					mustToken(t, source)
 				}
 				gets, watches := s.calls()
-				if gets < 40 || gets > 120 || watches > 100 {
+				if gets < 40 || gets > 110 || watches > 80 {
 					t.Errorf("in an hour: %d polls, %d watches tried", gets, watches)
 				}
 			})
