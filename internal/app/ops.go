@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/cezzis/tokenbroker/internal/httpface"
 )
 
 // opsServer serves what operators and probes read. Ready means that the
@@ -31,13 +33,24 @@ func (a *App) opsServer() *http.Server {
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	}
 	return &http.Server{
-		Handler:           mux,
+		Handler:           closeWhereFramingIsUnclear(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      2 * time.Minute, // a profile takes its time
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 	}
+}
+
+// closeWhereFramingIsUnclear closes the connection after a request whose body might be
+// taken for the next request.
+func closeWhereFramingIsUnclear(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if httpface.MustClose(r) {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 func say(w http.ResponseWriter, status int, text string) {

@@ -169,7 +169,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	if s.cfg.Door.Overdue(r.Context(), begun) {
+	if s.cfg.Door.Overdue(r.Context(), begun) || MustClose(r) {
 		header["Connection"] = closing
 	}
 	if !known {
@@ -182,6 +182,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.log(r.Context(), at.name, status, err)
 	}
+}
+
+// MustClose reports whether the connection must close after the response to r, because
+// another recipient could find the end of its body elsewhere (RFC 9112 section 6.1).
+// net/http hides the evidence from handlers: it removes a Content-Length that stands
+// beside a chunked coding, and any Transfer-Encoding of HTTP/1.0. So every request with
+// a coding and every request below HTTP/1.1 counts. A response 200 to CONNECT would
+// turn the connection into a tunnel.
+func MustClose(r *http.Request) bool {
+	return len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1) || r.Method == http.MethodConnect
 }
 
 func (s *Server) traced(w http.ResponseWriter, r *http.Request, at route) (status int, err error) {

@@ -364,6 +364,73 @@ func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
 	}
 }
 
+// A request whose length could be read in two ways ends its connection, whatever the
+// path: the body is never answered as the next request (RFC 9112 section 6.1).
+func TestBodyIsNeverReadAsTheNextRequest(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	token := f.Token(nil)
+	smuggled := "GET " + need + " HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer " + token + "\r\n\r\n"
+	form := with("token", token).Encode()
+	chunked := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(form), form)
+	const (
+		coded  = "Transfer-Encoding: chunked\r\n"
+		length = "Content-Length: 5\r\n"
+		alive  = "Connection: keep-alive\r\n"
+	)
+	for _, line := range []string{
+		"GET " + need, "POST " + need, "HEAD " + need, "GET /verify/x?scope=read", "CONNECT " + need,
+		"POST " + tokenPath, "POST " + introspectPath, "GET " + introspectPath, "GET /.well-known/oauth-authorization-server", "POST /.well-known/oauth-authorization-server", "POST /nowhere", "OPTIONS *",
+	} {
+		for name, sent := range map[string]string{
+			"length and coding":           " HTTP/1.1\r\n" + coded + length + "\r\n" + chunked,
+			"coding and length":           " HTTP/1.1\r\n" + length + coded + "\r\n" + chunked,
+			"length 0 and coding":         " HTTP/1.1\r\nContent-Length: 0\r\n" + coded + "\r\n" + chunked,
+			"coding alone":                " HTTP/1.1\r\n" + coded + "\r\n" + chunked,
+			"two lengths":                 " HTTP/1.1\r\n" + length + "Content-Length: 6\r\n\r\nhello",
+			"a list of lengths":           " HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\nhello",
+			"coding twice":                " HTTP/1.1\r\n" + coded + coded + "\r\n" + chunked,
+			"coding and identity":         " HTTP/1.1\r\nTransfer-Encoding: chunked, identity\r\n\r\n" + chunked,
+			"an empty coding":             " HTTP/1.1\r\nTransfer-Encoding:\r\n" + length + "\r\nhello",
+			"a folded coding":             " HTTP/1.1\r\nTransfer-Encoding:\r\n chunked\r\n" + length + "\r\n" + chunked,
+			"chunks that are none":        " HTTP/1.1\r\n" + coded + "\r\n5\nhello\n0\n\n",
+			"HTTP/1.0, coding":            " HTTP/1.0\r\n" + alive + coded + "\r\n" + chunked,
+			"HTTP/1.0, coding and length": " HTTP/1.0\r\n" + alive + coded + length + "\r\nhello",
+			"HTTP/1.0, another coding":    " HTTP/1.0\r\n" + alive + "Transfer-Encoding: gzip\r\n\r\n" + chunked,
+			"HTTP/1.0, coding twice":      " HTTP/1.0\r\n" + alive + coded + coded + "\r\n",
+			"a body that is expected":     " HTTP/1.1\r\n" + coded + "Expect: 100-continue\r\n\r\n",
+		} {
+			sent = strings.Replace(sent, "\r\n", "\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nAuthorization: Bearer "+token+"\r\n", 1)
+			if got := f.answers(t, line+sent+smuggled); len(got) != 1 {
+				t.Errorf("%s, %s: %d answers: %q", line, name, len(got), got)
+			}
+		}
+	}
+	// The same requests, if their length is clear, leave the connection open.
+	for _, line := range []string{"GET " + need, "GET /nowhere", "GET /.well-known/oauth-authorization-server"} {
+		if got := f.answers(t, line+" HTTP/1.1\r\nHost: b\r\n\r\n"+smuggled); len(got) != 2 {
+			t.Errorf("%s: %d answers: %q", line, len(got), got)
+		}
+	}
+	plain := fmt.Sprintf(" HTTP/1.1\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n%s", len(form), form)
+	for _, line := range []string{"POST " + introspectPath, "POST " + tokenPath, "PUT " + tokenPath, "POST /nowhere"} {
+		if got := f.answers(t, line+plain+smuggled); len(got) != 2 {
+			t.Errorf("%s: %d answers: %q", line, len(got), got)
+		}
+	}
+}
+
+// answers sends text and returns the status lines of all final answers to it.
+func (f *face) answers(t *testing.T, text string) (lines []string) {
+	t.Helper()
+	_, all := f.exchange(t, text)
+	for line := range strings.Lines(all) {
+		if strings.HasPrefix(line, "HTTP/1.") && !strings.Contains(line, " 100 ") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
 // Who is not known yet may begin so many requests and no more, and those who are known
 // do not feel it.
 func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
