@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,7 +21,8 @@ func newCheckConfig() *cobra.Command {
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
 		Long: `Check a configuration file as "broker serve" does, and say all that is wrong with
-it, with line numbers. Nothing is read but the file.
+it, with line numbers. No other file is read, but files with secrets that every user of
+this machine may read or write are reported.
 
 With --live also read certificates and secrets, find the token endpoints of the clients and
 load the keys of the issuers. With --mint, which implies --live, also get a token
@@ -40,7 +42,7 @@ With --explain say what a caller may ask for, and by which of its roles.`,
 			if _, err := fmt.Fprintf(out, "ok    %s: %d clients, %d issuers\n", args[0], len(config.Clients), len(config.Issuers)); err != nil {
 				return err
 			}
-			for _, warning := range config.Warnings {
+			for _, warning := range slices.Concat(config.Warnings, config.ExposedFiles()) {
 				_, _ = fmt.Fprintf(out, "warn  %s\n", warning)
 			}
 			if caller != "" {
@@ -54,12 +56,15 @@ With --explain say what a caller may ask for, and by which of its roles.`,
 			failures := 0
 			quiet := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings say it all
 			err = app.Check(cmd.Context(), config, quiet, mint, func(found app.Finding) {
-				if found.Err != nil {
+				switch {
+				case found.Err != nil:
 					failures++
 					_, _ = fmt.Fprintf(out, "FAIL  %s: %v\n", found.What, found.Err)
-					return
+				case found.Warning:
+					_, _ = fmt.Fprintf(out, "warn  %s: %s\n", found.What, found.Detail)
+				default:
+					_, _ = fmt.Fprintf(out, "ok    %s: %s\n", found.What, found.Detail)
 				}
-				_, _ = fmt.Fprintf(out, "ok    %s: %s\n", found.What, found.Detail)
 			})
 			if err == nil && failures > 0 {
 				err = fmt.Errorf("%d of the live checks failed", failures)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -153,6 +156,9 @@ have VerifyToken refuse them.`,
 			value, err := readSecret(cmd, file)
 			if err != nil {
 				return err
+			}
+			if doubt := secret.Doubt(redact.New(string(value))); doubt != "" && !bytes.Contains(value, []byte("-----BEGIN")) && !json.Valid(value) {
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "WARNING: the secret %s; it is sent as it is\n", doubt)
 			}
 			if compromised {
 				if err := confirm(cmd, c.yes, fmt.Sprintf("The old secret of %q will be wiped, and all its tokens dropped. Go on?", args[0])); err != nil {

@@ -98,7 +98,7 @@ func New(config *Config, opts Options) (*App, error) {
 		parts: assembled, metrics: newReloadMetrics(registry), registry: registry, stopSetup: func() {},
 	}
 	a.background, a.stop = context.WithCancel(context.Background())
-	a.tellWarnings(config)
+	a.tellWarnings(assembled.setup.Load())
 	if a.listen.certs, err = openCerts(&config.Listen, registry); err != nil {
 		a.stop()
 		assembled.close()

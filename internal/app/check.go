@@ -25,7 +25,9 @@ type Finding struct {
 	What string
 	// Detail says what was found.
 	Detail string
-	// Err is nil if all is well.
+	// Warning: Detail describes a risk, but the check passed.
+	Warning bool
+	// Err is nil if the check passed.
 	Err error
 }
 
@@ -44,6 +46,9 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 		tell(checkCerts(&config.Listen))
 	}
 	tell(assembled.checkStore(ctx))
+	for name, doubt := range assembled.setup.Load().doubtfulSecrets() {
+		tell(Finding{What: fmt.Sprintf("clients.%s: secret", name), Detail: doubt, Warning: true})
+	}
 	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		if mint {

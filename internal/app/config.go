@@ -58,6 +58,9 @@ type Config struct {
 	Warnings []Problem `yaml:"-"`
 	// Digest is the SHA-256 of the file.
 	Digest [sha256.Size]byte `yaml:"-"`
+	// file is the name of the file, and lines are those of its keys, by path.
+	file  string         `yaml:"-"`
+	lines map[string]int `yaml:"-"`
 }
 
 // StoreConfig says where state is kept: exactly one kind is given.
@@ -331,7 +334,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	}
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
-	config.Warnings = found.warnings
+	config.Warnings, config.file, config.lines = found.warnings, name, found.lines
 	config.Digest = sha256.Sum256(data)
 	return config, nil
 }

@@ -27,7 +27,7 @@ func ref(t *testing.T, text string) secret.Ref {
 
 // diff compares configurations by what they say.
 func diff(want, got *app.Config) string {
-	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(app.Config{}, "Digest"))
+	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(app.Config{}, "Digest"), cmpopts.IgnoreUnexported(app.Config{}))
 }
 
 func load(t *testing.T, name string) *app.Config {

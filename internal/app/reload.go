@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,7 +47,7 @@ func (a *App) reload(config *Config) error {
 	a.stopSetup = a.runSetup(next)
 	stopBefore()
 	before.verifier.Replaced(next.verifier)
-	a.tellWarnings(config)
+	a.tellWarnings(next)
 	if sections := needRestart(a.config, config); len(sections) > 0 {
 		a.log.Warn("some of what changed takes a restart to be in force", "sections", strings.Join(sections, ", "))
 	}
@@ -62,9 +63,12 @@ func (a *App) runSetup(s *setup) (stop func()) {
 	return cancel
 }
 
-func (a *App) tellWarnings(config *Config) {
-	for _, warning := range config.Warnings {
+func (a *App) tellWarnings(s *setup) {
+	for _, warning := range slices.Concat(s.config.Warnings, s.config.ExposedFiles()) {
 		a.log.Warn("the configuration: " + warning.String())
+	}
+	for name, doubt := range s.doubtfulSecrets() {
+		a.log.Warn("a secret "+doubt, "client", name)
 	}
 }
 

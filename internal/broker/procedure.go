@@ -200,6 +200,9 @@ func (p *procedure) goOn(h secret.History) error {
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
 	return p.step(ctx, staging, func() (string, *Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
+		if doubt := p.client.idp.DoubtSecret(v.Value); doubt != "" {
+			message += "; it " + doubt + ", and is sent to the IdP as it is"
+		}
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			if h.CurrentID() == v.ID {
 				message = fmt.Sprintf("version %s: it is the secret that is in force", v.ID)
@@ -282,7 +285,7 @@ func (p *procedure) discard(ctx context.Context) {
 	refusal := p.failure
 	p.step(ctx, retiring, func() (string, *Error) {
 		return "the refused secret was not kept", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
-			return h.Retire(p.version, now)
+			return h.Discard(p.version, now)
 		}, dropped)
 	})
 	p.failure = refusal

@@ -122,6 +122,9 @@ func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
 			continue
 		}
 		b.log.Info("a source has another secret", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
+		if doubt := c.idp.DoubtSecret(ring.Current().Value); doubt != "" {
+			b.log.Warn("the new secret "+doubt+"; it is sent to the IdP as it is", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
+		}
 		b.rotated(b.flying, nil, c, ring.Current().ID, staging, nil)
 		b.tryWanted(c)
 	}

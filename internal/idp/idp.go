@@ -286,6 +286,9 @@ func (c *Client) post(ctx context.Context, endpoint string, with secret.Version,
 	fault = a.refusal(time.Now())
 	if fault != nil && fault.Class == CredentialRefused {
 		fault.text += c.hint()
+		if doubt := c.DoubtSecret(with.Value); doubt != "" {
+			fault.text += "; the secret " + doubt + ", which is sent as it is"
+		}
 	}
 	return a, fault
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
 // CheckSecret says why a value cannot be this client's secret, before it is tried
@@ -33,6 +34,15 @@ func (c *Client) CheckSecret(value redact.String) error {
 	default:
 		return nil
 	}
+}
+
+// DoubtSecret names bytes of a secret that are seldom meant to be part of it, as
+// [secret.Doubt] does. Keys have none: they are parsed.
+func (c *Client) DoubtSecret(value redact.String) string {
+	if !NeedsSecret(c.cfg.Auth, c.cfg.Grant) || NeedsKey(c.cfg.Auth, c.cfg.Grant) {
+		return ""
+	}
+	return secret.Doubt(value)
 }
 
 // key is a private key and what a header says of it.

@@ -62,6 +62,9 @@ type Record struct {
 	CreatedAt time.Time
 	// CreatedBy is a caller's name, or the source.
 	CreatedBy string
+	// RefusedAt is when the version was retired because the IdP refused it. Zero: it
+	// was retired otherwise, or not at all.
+	RefusedAt time.Time
 }
 
 // Request is a call that changed a History.
@@ -301,6 +304,20 @@ func (h History) Retire(id string, now time.Time) (History, error) {
 	for i := range next.Versions {
 		if next.Versions[i].ID == id {
 			next.Versions[i].retire(now)
+		}
+	}
+	return next, nil
+}
+
+// Discard retires a version because the IdP refused it.
+func (h History) Discard(id string, now time.Time) (History, error) {
+	next, err := h.Retire(id, now)
+	if err != nil || next.ID == h.ID {
+		return next, err
+	}
+	for i := range next.Versions {
+		if next.Versions[i].ID == id {
+			next.Versions[i].RefusedAt = now
 		}
 	}
 	return next, nil

@@ -34,6 +34,7 @@ type storedRecord struct {
 	Value     []byte    `json:"value,omitempty"`
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`
+	RefusedAt time.Time `json:"refused,omitzero"`
 }
 
 type storedRequest struct {
@@ -49,7 +50,7 @@ type storedRequest struct {
 func (h History) Stored() []byte {
 	s := storedHistory{Form: historyForm, Generation: h.Generation, ID: h.ID, Ancestors: h.Ancestors}
 	for _, r := range h.Versions {
-		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy})
+		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy, r.RefusedAt})
 	}
 	for _, r := range h.Requests {
 		s.Requests = append(s.Requests, storedRequest(r))
@@ -79,7 +80,7 @@ func FromStored(data []byte) (History, error) {
 	}
 	h := History{Generation: s.Generation, ID: s.ID, Ancestors: s.Ancestors}
 	for _, r := range s.Versions {
-		h.Versions = append(h.Versions, Record{r.ID, r.State, r.Since, redact.New(string(r.Value)), r.CreatedAt, r.CreatedBy})
+		h.Versions = append(h.Versions, Record{r.ID, r.State, r.Since, redact.New(string(r.Value)), r.CreatedAt, r.CreatedBy, r.RefusedAt})
 	}
 	for _, r := range s.Requests {
 		h.Requests = append(h.Requests, Request(r))

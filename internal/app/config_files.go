@@ -1,0 +1,87 @@
+package app
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// namedFile is a file with a secret, and the key of the configuration that names it.
+type namedFile struct{ path, key string }
+
+// secretFiles are all files with secrets, keys or tokens that the configuration names.
+func (c *Config) secretFiles() []namedFile {
+	var files []namedFile
+	add := func(key, path string) {
+		if path != "" {
+			files = append(files, namedFile{path, key})
+		}
+	}
+	addRef := func(key string, ref secret.Ref) {
+		if ref.Kind() == "file" {
+			add(key, ref.Name())
+			add(key, filepath.Join(ref.Name(), "current"))
+			add(key, filepath.Join(ref.Name(), "previous"))
+		}
+	}
+	if c.Listen.TLS != nil {
+		add("listen.tls.key", c.Listen.TLS.Key)
+	}
+	addRef("store.sealing_keys", c.Store.SealingKeys)
+	if redis := c.Store.Redis; redis != nil {
+		addRef("store.redis.password", redis.Password)
+		addRef("store.redis.sentinel_password", redis.SentinelPassword)
+		if redis.TLS != nil {
+			add("store.redis.tls.key", redis.TLS.Key)
+		}
+	}
+	add("store.bolt", c.Store.Bolt)
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		client, key := c.Clients[name], join("clients", name)
+		addRef(join(key, "secret"), client.Secret)
+		add(join(key, "assertion_file"), client.AssertionFile)
+		if client.TLS != nil {
+			add(join(join(key, "tls"), "key"), client.TLS.Key)
+		}
+	}
+	return files
+}
+
+// ExposedFiles warns of files with secrets that every user of the machine may read or
+// write. It looks at their permissions only; a file that is absent is not reported.
+func (c *Config) ExposedFiles() []Problem {
+	var problems []Problem
+	for _, file := range c.secretFiles() {
+		if secret.Exposed(file.path) {
+			problems = append(problems, Problem{
+				File: c.file, Line: max(c.lines[file.key], 1),
+				Message: fmt.Sprintf("%s: every user of this machine may read or write %s: take the permissions away from others, as with chmod o-rw", file.key, file.path),
+			})
+		}
+	}
+	slices.SortStableFunc(problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
+	})
+	return problems
+}
+
+// doubtfulSecrets says of which clients the secret has bytes that are seldom meant.
+func (s *setup) doubtfulSecrets() map[string]string {
+	doubts := map[string]string{}
+	for _, client := range s.clients {
+		if client.Secret == nil {
+			continue
+		}
+		for _, version := range client.Secret.Versions() {
+			if doubt := client.IdP.DoubtSecret(version.Value); doubt != "" {
+				doubts[client.Name] = fmt.Sprintf("(version %s in %s) %s; it is sent to the IdP as it is", version.ID, client.Secret.Ref(), doubt)
+			}
+		}
+	}
+	return doubts
+}

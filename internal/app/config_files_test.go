@@ -1,0 +1,100 @@
+package app_test
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil { // the umask does not count
+			t.Fatal(err)
+		}
+		return path
+	}
+	lines := []string{
+		"listen:",
+		"  tls: {cert: cert.pem, key: " + file("tls.key", 0o644) + "}", // 2
+		"store:",
+		"  sealing_keys: file:" + file("ring.json", 0o604), // 4
+		"  redis:",
+		"    addresses: [127.0.0.1:6379]",
+		"    password: file:" + file("redis", 0o666), // 7
+		"    tls: {cert: cert.pem, key: " + file("redis.key", 0o602) + "}", // 8
+		"clients:",
+		"  private: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + file("private", 0o600) + "}",
+		"  group: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + file("group", 0o660) + "}",
+		"  others: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + file("others", 0o644) + "}", // 12
+		"  directory: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + filepath.Dir(file("both/previous", 0o644)) + "}", // 13
+		"  absent: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + dir + "/absent}",
+		"  assertion: {token_url: 'https://idp.example/token', client_id: a, auth: federated_jwt, assertion_file: " + file("jwt", 0o644) + "}", // 15
+		"  mutual: {token_url: 'https://idp.example/token', client_id: a, auth: tls_client_auth, tls: {cert: cert.pem, key: " + file("mutual.key", 0o644) + "}}", // 16
+	}
+	config, err := app.ParseConfig("broker.yaml", []byte(strings.Join(lines, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var reported []string
+	for _, problem := range config.ExposedFiles() {
+		if !strings.Contains(problem.Message, dir) {
+			t.Errorf("%s names no file", problem)
+		}
+		reported = append(reported, fmt.Sprint(problem.Line))
+	}
+	if got, want := strings.Join(reported, " "), "2 4 7 8 12 13 15 16"; got != want {
+		t.Errorf("lines %s are reported, want %s", got, want)
+	}
+}
+
+func TestServeAndLiveCheckNameDoubtfulSecrets(t *testing.T) {
+	idp := devIDP(t)
+	dir := t.TempDir()
+	secretFile := filepath.Join(dir, "secret")
+	if err := os.WriteFile(secretFile, []byte("\ufeffright\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config, err := app.ParseConfig("broker.yaml", []byte(
+		"listen: {grpc: {address: '127.0.0.1:0'}, ops: '127.0.0.1:0'}\nclients: {orders: {issuer: "+idp.Issuer()+", client_id: abc, secret: 'file:"+secretFile+"'}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "begins with a byte order mark, contains a line end"
+	var found []app.Finding
+	options := app.Options{Transport: idp.RoundTripper(), Logger: slog.New(slog.DiscardHandler)}
+	if err := app.Check(t.Context(), config, options, false, func(f app.Finding) { found = append(found, f) }); err != nil {
+		t.Fatal(err)
+	}
+	warned := 0
+	for _, f := range found {
+		if f.Warning && f.What == "clients.orders: secret" && strings.Contains(f.Detail, want) {
+			warned++
+		}
+	}
+	if warned != 1 {
+		t.Errorf("findings: %+v", found)
+	}
+	log := &lines{}
+	options.Logger = slog.New(slog.NewTextHandler(log, nil))
+	started, err := app.New(config, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	started.Close()
+	if !strings.Contains(log.String(), want) || !strings.Contains(log.String(), "client=orders") {
+		t.Errorf("the log of the start does not mention the secret:\n%s", log)
+	}
+}
