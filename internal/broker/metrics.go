@@ -120,12 +120,18 @@ var (
 		"1 while the IdP is not asked because it refused the client or throttles it, else 0.", []string{"client"}, nil)
 	entriesDesc = prometheus.NewDesc("tokenbroker_cache_entries",
 		"Tokens, or places for them, that are held besides those for the clients' own audience and scopes.", nil, nil)
+	revocationsDesc = prometheus.NewDesc("tokenbroker_revocations",
+		"Revocations that this replica applies.", nil, nil)
+	revocationsCurrentDesc = prometheus.NewDesc("tokenbroker_revocations_current_timestamp_seconds",
+		"When this replica last confirmed that its revocations are those in the store; 0 before the first time, while VerifyToken answers UNAVAILABLE.", nil, nil)
 )
 
 func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
+	out <- revocationsDesc
+	out <- revocationsCurrentDesc
 	describeSecrets(out)
 }
 
@@ -143,4 +149,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 		collectSecrets(out, client)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
+	revoker := c.broker.revoker
+	out <- prometheus.MustNewConstMetric(revocationsDesc, prometheus.GaugeValue, float64(revoker.count()))
+	out <- prometheus.MustNewConstMetric(revocationsCurrentDesc, prometheus.GaugeValue, float64(revoker.currentAt.Load())/1e9)
 }

@@ -35,6 +35,9 @@ type revoker struct {
 
 	// known is nil until they were loaded once.
 	known atomic.Pointer[revocations]
+	// currentAt is when they were last known to be those of the store, in Unix
+	// nanoseconds; 0: never.
+	currentAt atomic.Int64
 	// news coalesces what the store tells.
 	news chaser
 
@@ -99,6 +102,9 @@ func (r *revoker) poll(ctx context.Context, round int) {
 	defer r.give()
 	if r.known.Load() != nil && round%reloadRounds != 0 {
 		if _, moved, err := r.changes.moved(ctx); err != nil || !moved {
+			if err == nil {
+				r.currentAt.Store(time.Now().UnixNano())
+			}
 			return
 		}
 	}
@@ -135,6 +141,7 @@ func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
 			}
 		}
 	}
+	r.currentAt.Store(now.UnixNano())
 	return numbers, nil
 }
 
@@ -178,6 +185,13 @@ func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {
 }
 
 var errTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRevocations)
+
+func (r *revoker) count() int {
+	if known := r.known.Load(); known != nil {
+		return len(known.byID)
+	}
+	return 0
+}
 
 // all are those that are known here, oldest first.
 func (r *revoker) all() []*Revocation {
