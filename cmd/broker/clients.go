@@ -26,8 +26,9 @@ func newClients() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "clients [NAME]",
 		Short: "Show the configured clients, their tokens and their secrets",
-		Long: `Show how the configured clients fare on the replica that is asked: when their tokens
-expire and are due to be replaced, which secrets they have, what failed last.
+		Long: `Show the state of the configured clients: when their tokens expire and are due to be
+replaced, which secrets they have, and the last failure on any replica within a day. Tokens
+are those of the replica that answers.
 
 With NAME, show all that there is to know of one client. A secret's version is named
 by the first 8 hex digits of a keyed hash; the secret itself is never shown.`,
@@ -154,8 +155,23 @@ func stateOf(c *tokenbrokerv1.Client) string {
 	}
 }
 
+func resolved(c *tokenbrokerv1.Client) string {
+	switch {
+	case c.GetLastFailureAt() == nil:
+		return ""
+	case c.GetLastFailureResolved():
+		return ", resolved"
+	default:
+		return ", not resolved"
+	}
+}
+
 func secretState(v *tokenbrokerv1.SecretVersion) string {
-	return word(v.GetState().String(), "SECRET_STATE_")
+	state := word(v.GetState().String(), "SECRET_STATE_")
+	if v.GetState() == tokenbrokerv1.SecretState_SECRET_STATE_RETIRED && v.GetRefusedAt() != nil {
+		state += ", refused"
+	}
+	return state
 }
 
 func word(enum, prefix string) string {
@@ -164,7 +180,7 @@ func word(enum, prefix string) string {
 
 func lastError(c *tokenbrokerv1.Client, now time.Time) string {
 	failed := c.GetLastFailureAt()
-	if failed == nil || c.GetLastSuccessAt().AsTime().After(failed.AsTime()) {
+	if failed == nil || c.GetLastFailureResolved() {
 		return "-"
 	}
 	return since(failed, now) + " ago: " + strings.TrimPrefix(c.GetLastError(), fmt.Sprintf("client %q: ", c.GetName()))
@@ -227,7 +243,7 @@ func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON b
 	row("token ends", "%s", away(c.GetTokenExpiresAt(), now))
 	row("next refresh", "%s", away(c.GetNextRefreshAt(), now))
 	row("last success", "%s", ago(c.GetLastSuccessAt(), now))
-	row("last failure", "%s", ago(c.GetLastFailureAt(), now))
+	row("last failure", "%s%s", ago(c.GetLastFailureAt(), now), resolved(c))
 	if c.GetLastFailureAt() != nil {
 		row("", "%s", c.GetLastError())
 	}

@@ -31,8 +31,7 @@ type fares struct {
 	good atomic.Pointer[entry]
 	// served is about the newest token that the IdP gave.
 	served atomic.Pointer[served]
-	// failed is the last failure.
-	failed atomic.Pointer[trouble]
+	failed atomic.Pointer[lastFailure]
 }
 
 type served struct {
@@ -68,8 +67,6 @@ func atLeast(to *atomic.Int64, value int64) {
 	}
 }
 
-func (c *client) failedAs(t *trouble) { c.fares.failed.Store(t) }
-
 // lastSuccess is when the IdP last gave a token; zero: never, as far as is known.
 func (c *client) lastSuccess() time.Time {
 	if last := c.fares.served.Load(); last != nil {
@@ -100,6 +97,7 @@ type SecretVersion struct {
 	CreatedBy string
 	// LastSuccess is when it last obtained a token, and RefusedAt when it was last
 	// refused and not taken since, as far as this replica knows. Zero: never.
+	// A version that was retired because it was refused keeps RefusedAt.
 	LastSuccess, RefusedAt time.Time
 	// Here: the replica knows the value.
 	Here bool
@@ -125,6 +123,8 @@ type ClientStatus struct {
 	// Zero: never.
 	LastSuccess, LastFailure time.Time
 	LastError                string
+	// Resolved: a fetch has succeeded since the last failure.
+	Resolved bool
 	// BackoffUntil is when the IdP is asked again at the earliest. Zero: at once.
 	BackoffUntil time.Time
 }
@@ -132,13 +132,18 @@ type ClientStatus struct {
 // Clients returns the clients that the caller may list, in the order of their names.
 // The error is always an [*Error].
 func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
-	now := time.Now()
-	var found []ClientStatus
+	var listed []*client
 	clients := b.setup.Load().clients
 	for _, name := range slices.Sorted(maps.Keys(clients)) {
 		if caller.MayDo(policy.ListClients, name) {
-			found = append(found, clients[name].status(now))
+			listed = append(listed, clients[name])
 		}
+	}
+	b.lookAtFailures(ctx, listed...)
+	now := time.Now()
+	found := make([]ClientStatus, len(listed))
+	for i, c := range listed {
+		found[i] = c.status(now)
 	}
 	var err error
 	if len(found) == 0 && !caller.MayDo(policy.ListClients, "") {
@@ -162,6 +167,7 @@ func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string)
 	if c.secrets.kept() {
 		b.lookAtSecrets(ctx, c) // so that whoever has just changed something sees it
 	}
+	b.lookAtFailures(ctx, c)
 	return c.status(time.Now()), nil
 }
 
@@ -177,8 +183,8 @@ func (c *client) status(now time.Time) ClientStatus {
 	if tok := c.entry.token.Load(); c.entry.usable(tok, now, 0) {
 		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
 	}
-	if t := c.fares.failed.Load(); t != nil {
-		s.LastFailure, s.LastError = t.at, t.err.Message
+	if f := c.fares.failed.Load(); f != nil {
+		s.LastFailure, s.LastError, s.Resolved = f.at, f.message, c.unresolved() == nil
 	}
 	if t := c.entry.troubleNow(now); t != nil {
 		s.BackoffUntil = t.until
@@ -188,14 +194,17 @@ func (c *client) status(now time.Time) ClientStatus {
 
 func (c *client) state(u *usable, now time.Time) ClientState {
 	throttled := func(t *trouble) bool { return t.active(now) && t.class == idp.Throttled }
+	failure := c.unresolved()
 	switch {
 	case c.secretless() != nil:
 		return ClientNoSecret
 	case throttled(c.trouble.Load()):
 		return ClientThrottled
-	case u.failing():
+	case c.recovered(u):
+		return ClientOK
+	case u.failing(), failure != nil && failure.class == idp.CredentialRefused:
 		return ClientRefused
-	case c.entry.failing():
+	case c.entry.failing(), failure != nil:
 		return ClientFailing
 	case c.fares.served.Load() == nil:
 		return ClientIdle
@@ -231,6 +240,7 @@ func (u *usable) describe(id string) SecretVersion {
 	told := SecretVersion{ID: id}
 	if record, there := u.history.Find(id); there {
 		told.State, told.Since, told.CreatedAt, told.CreatedBy = record.State, record.Since, record.CreatedAt, record.CreatedBy
+		told.RefusedAt = record.RefusedAt
 	}
 	v := u.named(id)
 	if v == nil {

@@ -250,7 +250,7 @@ func (a attempt) success(e *entry) []store.Put {
 			puts = append(puts, over(key, a.fence))
 		}
 	}
-	return puts
+	return append(puts, e.client.resolvedBy(a.fence)...)
 }
 
 // fetched publishes the new token in this replica.
@@ -318,7 +318,7 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Pu
 	wait := backoff(a.err, next.tries, e.token.Load(), now)
 	next.until = now.Add(wait)
 	place.set(next)
-	c.failedAs(next)
+	puts = append(puts, c.failedAs(next))
 	b.log.Warn("no token from the IdP", "client", c.name, "audience", e.ask.Audience,
 		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", a.err,
 		"secret_version", a.with.ID, "tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
@@ -342,10 +342,9 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	wait := secretBackoff(next.tries, v == u.current && u.rotating(now))
 	next.until = now.Add(wait)
 	v.refused.set(next)
-	c.failedAs(next)
 	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
 		"tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
-	puts := []store.Put{next.put(v.key, a.fence, now)}
+	puts := []store.Put{next.put(v.key, a.fence, now), c.failedAs(next)}
 	switch {
 	case v == u.current && u.pending != nil:
 		// The IdP may have changed to what was staged for that.

@@ -55,6 +55,7 @@ type clientKeys struct {
 	trouble string // throttling
 	proof   string // the secret version that lately obtained a token
 	probe   string // lease: who tries an unproven secret
+	failed  string // the last failure, for operators
 }
 
 func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
@@ -69,6 +70,7 @@ func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 		trouble: tag + config + ":trouble",
 		proof:   tag + config + ":proof",
 		probe:   tag + config + ":probe",
+		failed:  tag + config + ":failed",
 	}
 }
 

@@ -52,7 +52,7 @@ const (
 // is newer than what is known here.
 func (b *Broker) look(ctx context.Context, e *entry) error {
 	c := e.client
-	keys := []string{e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch, c.keys.secrets}
+	keys := []string{e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.failed}
 	versions := c.secrets.now().all()
 	for _, v := range versions {
 		keys = append(keys, v.key)
@@ -68,9 +68,10 @@ func (b *Broker) look(ctx context.Context, e *entry) error {
 		b.sawHistory(c, found[5])
 	}
 	for i, v := range versions {
-		sawTrouble(&v.refused, found[6+i], answered)
-		c.sawFence(found[6+i].Number)
+		sawTrouble(&v.refused, found[7+i], answered)
+		c.sawFence(found[7+i].Number)
 	}
+	c.sawFailure(found[6])
 	c.sawProof(found[3], asked)
 	sawTrouble(&c.trouble, found[2], answered)
 	sawTrouble(&e.trouble, found[1], answered)

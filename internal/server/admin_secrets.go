@@ -146,8 +146,9 @@ func clientMessage(c *broker.ClientStatus) *tokenbrokerv1.Client {
 		State:          clientState(c.State),
 		TokenExpiresAt: timestampOf(c.TokenExpiresAt), NextRefreshAt: timestampOf(c.NextRefreshAt),
 		LastSuccessAt: timestampOf(c.LastSuccess), LastFailureAt: timestampOf(c.LastFailure), LastError: c.LastError,
-		BackoffUntil:     timestampOf(c.BackoffUntil),
-		SecretGeneration: c.Generation, SecretInUse: c.InUse, SecretFallback: c.Fallback,
+		LastFailureResolved: c.Resolved,
+		BackoffUntil:        timestampOf(c.BackoffUntil),
+		SecretGeneration:    c.Generation, SecretInUse: c.InUse, SecretFallback: c.Fallback,
 	}
 	for _, v := range c.Versions {
 		m.SecretVersions = append(m.SecretVersions, versionMessage(v))

@@ -384,7 +384,7 @@ type Client struct {
 	NextRefreshAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_refresh_at,json=nextRefreshAt,proto3" json:"next_refresh_at,omitempty"`
 	// When the IdP last issued a token.
 	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
-	// When the IdP was last asked in vain.
+	// When a fetch last failed on any replica. Replicas share it for a day.
 	LastFailureAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_failure_at,json=lastFailureAt,proto3" json:"last_failure_at,omitempty"`
 	// Why, in a sentence; never quotes the IdP's answer.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
@@ -398,8 +398,10 @@ type Client struct {
 	// The version in use is not the one in force, which has been in force for
 	// more than two minutes: the IdP refuses it.
 	SecretFallback bool `protobuf:"varint,17,opt,name=secret_fallback,json=secretFallback,proto3" json:"secret_fallback,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// A fetch has succeeded since last_failure_at.
+	LastFailureResolved bool `protobuf:"varint,18,opt,name=last_failure_resolved,json=lastFailureResolved,proto3" json:"last_failure_resolved,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Client) Reset() {
@@ -551,6 +553,13 @@ func (x *Client) GetSecretFallback() bool {
 	return false
 }
 
+func (x *Client) GetLastFailureResolved() bool {
+	if x != nil {
+		return x.LastFailureResolved
+	}
+	return false
+}
+
 // SecretVersion is one version of a client's secret, never its value.
 type SecretVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -567,7 +576,8 @@ type SecretVersion struct {
 	CreatedBy string `protobuf:"bytes,5,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// When it last obtained a token, as far as this replica knows.
 	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
-	// When the IdP last refused it; unset if it took it since.
+	// When the IdP last refused it; unset if it took it since. A version that was
+	// retired because the IdP refused it keeps it.
 	RefusedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
 	// This replica knows the secret: not where a file has not changed yet here,
 	// or has changed before the broker started.
@@ -2150,7 +2160,7 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\"C\n" +
 	"\x11GetClientResponse\x12.\n" +
-	"\x06client\x18\x01 \x01(\v2\x16.tokenbroker.v1.ClientR\x06client\"\x9b\x06\n" +
+	"\x06client\x18\x01 \x01(\v2\x16.tokenbroker.v1.ClientR\x06client\"\xcf\x06\n" +
 	"\x06Client\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1b\n" +
 	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x16\n" +
@@ -2171,7 +2181,8 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\rbackoff_until\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\fbackoffUntil\x12+\n" +
 	"\x11secret_generation\x18\x0f \x01(\x04R\x10secretGeneration\x12\"\n" +
 	"\rsecret_in_use\x18\x10 \x01(\tR\vsecretInUse\x12'\n" +
-	"\x0fsecret_fallback\x18\x11 \x01(\bR\x0esecretFallback\"\x91\x03\n" +
+	"\x0fsecret_fallback\x18\x11 \x01(\bR\x0esecretFallback\x122\n" +
+	"\x15last_failure_resolved\x18\x12 \x01(\bR\x13lastFailureResolved\"\x91\x03\n" +
 	"\rSecretVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x121\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1b.tokenbroker.v1.SecretStateR\x05state\x12;\n" +

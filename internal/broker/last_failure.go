@@ -1,0 +1,128 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// failureMemory is how long replicas share the last failure of a client.
+const failureMemory = 24 * time.Hour
+
+// lastFailure is the last failed fetch of a client on any replica. Operators see it;
+// it delays no fetch.
+type lastFailure struct {
+	class   idp.Class
+	message string
+	at      time.Time // by the clock of the replica that failed
+	// fence of the fetch that failed or, if resolved, of a later success.
+	fence    uint64
+	resolved bool
+}
+
+type storedFailure struct {
+	Form     int       `json:"v"` // storedTroubleForm, which numbers the classes
+	Class    idp.Class `json:"class"`
+	Message  string    `json:"message"`
+	At       time.Time `json:"at"`
+	Resolved bool      `json:"resolved,omitempty"`
+}
+
+func (f *lastFailure) put(key string) store.Put {
+	value, err := json.Marshal(storedFailure{storedTroubleForm, f.class, f.message, f.at, f.resolved})
+	if err != nil {
+		panic("broker: strings and times that JSON cannot hold")
+	}
+	return store.Put{Key: key, Number: f.fence, Value: value, TTL: failureMemory}
+}
+
+// failedAs remembers a failure and returns it for the other replicas.
+func (c *client) failedAs(t *trouble) store.Put {
+	f := &lastFailure{class: t.class, message: t.err.Message, at: t.at, fence: t.fence}
+	c.adoptFailure(f)
+	return f.put(c.keys.failed)
+}
+
+// resolvedBy notes that a fetch succeeded after the last failure. It returns what the
+// other replicas are to know of it: nothing if there was no failure.
+func (c *client) resolvedBy(fence uint64) []store.Put {
+	f := c.fares.failed.Load()
+	if f == nil || f.resolved || f.fence > fence {
+		return nil
+	}
+	resolved := *f
+	resolved.fence, resolved.resolved = fence, true
+	c.adoptFailure(&resolved)
+	return []store.Put{resolved.put(c.keys.failed)}
+}
+
+// sawFailure adopts the last failure that the store has.
+func (c *client) sawFailure(found store.Entry) {
+	var s storedFailure
+	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
+		return
+	}
+	c.adoptFailure(&lastFailure{class: s.Class, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
+}
+
+// adoptFailure keeps the newer of two failures, by fence.
+func (c *client) adoptFailure(next *lastFailure) {
+	for {
+		before := c.fares.failed.Load()
+		newer := before == nil || next.fence > before.fence || next.fence == before.fence && (next.resolved || !before.resolved)
+		if !newer || c.fares.failed.CompareAndSwap(before, next) {
+			return
+		}
+	}
+}
+
+// unresolved returns the last failure unless a fetch has succeeded since. A success that
+// only its token reports counts too.
+func (c *client) unresolved() *lastFailure {
+	f := c.fares.failed.Load()
+	if f == nil || f.resolved {
+		return nil
+	}
+	if last := c.fares.served.Load(); last != nil && last.fence >= f.fence && last.at.After(f.at) {
+		return nil
+	}
+	return f
+}
+
+// recovered reports whether the fleet has fetched a token since every failure that
+// this replica remembers.
+func (c *client) recovered(u *usable) bool {
+	f := c.fares.failed.Load()
+	if f == nil || !f.resolved {
+		return false
+	}
+	remembered := []*trouble{c.entry.trouble.Load(), c.trouble.Load()}
+	for _, v := range u.all() {
+		remembered = append(remembered, v.refused.Load())
+	}
+	return !slices.ContainsFunc(remembered, func(t *trouble) bool { return t != nil && t.fence >= f.fence })
+}
+
+// lookAtFailures reads the last failures of clients. Without the store, this replica
+// shows what it knows.
+func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	for some := range slices.Chunk(clients, store.MaxKeys) {
+		keys := make([]string, len(some))
+		for i, c := range some {
+			keys[i] = c.keys.failed
+		}
+		found, err := b.store.Get(ctx, keys...)
+		if err != nil {
+			return
+		}
+		for i, c := range some {
+			c.sawFailure(found[i])
+		}
+	}
+}
