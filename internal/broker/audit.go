@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -76,17 +77,18 @@ func (b *Broker) eachEntry(do func(*entry)) {
 	b.entries.each(do)
 }
 
-// deniedToken writes down that a caller may not have what it asked for.
-func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, ask Ask, told *Error) {
-	if b.audit == nil || told.Code != PermissionDenied {
+// deniedToken writes down that a caller may not have what it asked for, as it was
+// judged: with the client's defaults.
+func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client string, judged idp.Request, reason string) {
+	if b.audit == nil {
 		return
 	}
 	e := &audit.Event{
-		Event: audit.Token, Outcome: audit.Denied, Caller: caller.Name(), Peer: b.audit.From(ctx), Reason: told.Reason,
-		Client: ask.Client, Resources: ask.Resources, Scopes: ask.Scopes,
+		Event: audit.Token, Outcome: audit.Denied, Caller: caller.Name(), Peer: b.audit.From(ctx), Reason: reason,
+		Client: client, Resources: judged.Resources, Scopes: judged.Scopes,
 	}
-	if ask.Audience != "" {
-		e.Audience = []string{ask.Audience}
+	if judged.Audience != "" {
+		e.Audience = []string{judged.Audience}
 	}
 	b.audit.Record(e)
 }

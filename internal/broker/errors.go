@@ -34,6 +34,7 @@ const (
 	ReasonUnidentified       = "CALLER_UNIDENTIFIED"
 	ReasonNotEntitled        = "NOT_ENTITLED"
 	ReasonGrantedTooMuch     = "GRANTED_SCOPES_NOT_ENTITLED"
+	ReasonGrantedUnknown     = "GRANTED_SCOPES_UNKNOWN"
 	ReasonCredentialsRefused = "CLIENT_CREDENTIALS_REFUSED"
 	ReasonRequestRefused     = "TOKEN_REQUEST_REFUSED"
 	ReasonIdPMisconfigured   = "IDP_MISCONFIGURED"

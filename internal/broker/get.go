@@ -14,7 +14,8 @@ import (
 // Ask is a question for a token. Its slices are not changed and may be kept.
 type Ask struct {
 	Client string
-	// Audience, Resources and Scopes default to the client's own.
+	// Audience and Resources default to the client's own, Scopes to those of the
+	// client's own that the caller may have.
 	Audience  string
 	Resources []string
 	Scopes    []string
@@ -66,14 +67,13 @@ func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
 		b.metrics.failed.Inc()
-		b.deniedToken(ctx, caller, ask, err)
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
 }
 
 func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *Error) {
-	c, full, denied := b.admit(caller, ask)
+	c, full, denied := b.admit(ctx, caller, ask)
 	if denied != nil {
 		return Answer{}, denied
 	}
@@ -82,7 +82,7 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	if err != nil {
 		return Answer{}, err
 	}
-	if denied := e.mayHave(caller, answer.Token); denied != nil {
+	if denied := b.mayHave(ctx, caller, e, answer.Token); denied != nil {
 		return Answer{}, denied
 	}
 	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
@@ -91,17 +91,28 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	return answer, nil
 }
 
-// admit fills in the defaults of ask and judges it. What it denies it denies in
-// the same words whether or not there is such a client.
-func (b *Broker) admit(caller *policy.Caller, ask Ask) (*client, idp.Request, *Error) {
+// admit fills in the defaults of ask, narrowed to what the caller may have, and
+// judges it. It denies in the same words what does not exist and what the caller
+// has no grant for.
+func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *Error) {
 	c := b.client(ask.Client)
 	if c == nil {
+		asked := idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
+		b.deniedToken(ctx, caller, ask.Client, asked, ReasonNotEntitled)
 		return nil, idp.Request{}, notEntitled(caller, ask)
 	}
 	full := c.resolve(ask)
-	if !caller.MayGet(c.judged(full)) {
+	judged := c.judged(full)
+	judged.Narrow = len(ask.Scopes) == 0
+	scopes, may := caller.Resolve(judged)
+	if !may {
+		b.deniedToken(ctx, caller, c.name, full, ReasonNotEntitled)
+		if caller.MayGetSome(c.name) {
+			return nil, idp.Request{}, notGranted(caller, ask, full)
+		}
 		return nil, idp.Request{}, notEntitled(caller, ask)
 	}
+	full.Scopes = scopes
 	return c, full, nil
 }
 
@@ -110,17 +121,32 @@ func (c *client) judged(full idp.Request) policy.Ask {
 	return policy.Ask{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
 }
 
-// mayHave judges what the IdP granted, which may be more than was asked for.
-func (e *entry) mayHave(caller *policy.Caller, tok *token.Token) *Error {
+// mayHave judges the scopes that the IdP granted, which may be more than were asked
+// for.
+func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *Error {
 	if caller.MayHave(e.client.judged(e.ask), tok.Scopes) {
 		return nil
 	}
-	return &Error{
+	denied := grantedTooMuch(caller, e.client.name, e.ask.Scopes, tok.Scopes)
+	b.deniedToken(ctx, caller, e.client.name, e.ask, denied.Reason)
+	return denied
+}
+
+// grantedTooMuch is the error for a token whose scopes are more than the caller may
+// have, or unknown because they were neither requested nor named by the IdP.
+func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *Error {
+	err := &Error{
 		Code: PermissionDenied, Reason: ReasonGrantedTooMuch,
-		Metadata: map[string]string{"client": e.client.name, "caller": caller.Name()},
-		Message: fmt.Sprintf("the IdP granted client %q the scopes %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
-			e.client.name, tok.Scopes, caller.Name()),
+		Metadata: map[string]string{"client": client, "caller": caller.Name()},
+		Message: fmt.Sprintf("client %q was asked for the scopes %q and the IdP granted %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
+			client, asked, granted, caller.Name()),
 	}
+	if len(granted) == 0 {
+		err.Reason = ReasonGrantedUnknown
+		err.Message = fmt.Sprintf("the IdP does not say which scopes its token of client %q has, no scopes were requested, and the role of caller %q admits certain scopes only: name scopes in the request, or give the client default scopes",
+			client, caller.Name())
+	}
+	return err
 }
 
 func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
@@ -142,6 +168,37 @@ func notEntitled(caller *policy.Caller, ask Ask) *Error {
 		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
 	}
 	return denied(caller, asked, map[string]string{"client": ask.Client})
+}
+
+// notGranted denies a request to a caller that has other grants for the client, and
+// names the defaults by which the request was judged.
+func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *Error {
+	asked := ""
+	add := func(isDefault bool, format string, value any) {
+		asked += fmt.Sprintf(format, value)
+		if isDefault {
+			asked += " (the client's own)"
+		}
+	}
+	if full.Audience != "" {
+		add(ask.Audience == "", " for audience %q", full.Audience)
+	}
+	if len(full.Resources) > 0 {
+		add(len(ask.Resources) == 0, " for resources %q", full.Resources)
+	}
+	verdict := "no grant of this caller admits all of that"
+	if len(full.Scopes) > 0 {
+		add(len(ask.Scopes) == 0, " with scopes %q", full.Scopes)
+	}
+	if len(full.Scopes) > 0 && len(ask.Scopes) == 0 {
+		verdict = "no grant of this caller admits that target with any of these scopes"
+	}
+	return &Error{
+		Code: PermissionDenied, Reason: ReasonNotEntitled,
+		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
+		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker check-config FILE --explain %s",
+			caller.Name(), ask.Client, asked, verdict, caller.Name()),
+	}
 }
 
 // denied is the error for what a caller may not, or what does not exist: nobody

@@ -30,10 +30,9 @@ func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), 
 		if err != nil {
 			return err
 		}
-		c, full, denied := b.admit(caller, ask)
+		c, full, denied := b.admit(ctx, caller, ask)
 		if denied != nil {
 			b.metrics.failed.Inc()
-			b.deniedToken(ctx, caller, ask, denied)
 			return denied
 		}
 		e := b.watched(c, full)
@@ -98,9 +97,8 @@ func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, 
 	if err != nil {
 		return err
 	}
-	if denied := e.mayHave(caller, answer.Token); denied != nil {
+	if denied := b.mayHave(ctx, caller, e, answer.Token); denied != nil {
 		b.metrics.failed.Inc()
-		b.deniedToken(ctx, caller, w.ask, denied)
 		return denied
 	}
 	if last != nil && answer.Token.SHA256 == last.SHA256 {

@@ -24,7 +24,51 @@ func Explain(cfg Config, name string) (lines []string, known bool) {
 			lines = append(lines, "  nothing: its grants are for what does not exist")
 		}
 	}
-	return append(lines, "and nothing else."), true
+	return append(append(lines, explainUnnamed(cfg, caller)...), "and nothing else."), true
+}
+
+// explainUnnamed explains the requests that name nothing but a client.
+func explainUnnamed(cfg Config, caller CallerConfig) (lines []string) {
+	made := newCaller(caller, &cfg)
+	for _, client := range slices.Sorted(maps.Keys(made.get)) {
+		own := cfg.Clients[client]
+		ask := Ask{Client: client, Audience: own.Audience, Resources: own.Resources, Scopes: sortedSet(own.Scopes), Narrow: true}
+		lines = append(lines, "a request for a token of client "+client+" that names nothing else "+made.explainAsk(ask))
+	}
+	return lines
+}
+
+func (c *Caller) explainAsk(ask Ask) string {
+	scopes, may := c.Resolve(ask)
+	target := ask
+	target.Scopes = nil
+	_, mayTarget := c.Resolve(target)
+	switch {
+	case may && len(scopes) > 0:
+		return "gets the scopes " + strings.Join(scopes, ", ")
+	case may && c.MayHave(ask, nil):
+		return "is sent without scopes"
+	case may:
+		return "is sent without scopes, and denied unless the IdP says which scopes it granted"
+	case mayTarget:
+		return "is denied: no grant admits any of the client's default scopes, which are " + strings.Join(ask.Scopes, ", ")
+	default:
+		return "is denied: no grant admits the client's own audience and resources"
+	}
+}
+
+// unnamed says which scopes the grant admits of a request that names none.
+func (g *getGrant) unnamed() string {
+	switch {
+	case len(g.kept) > 0:
+		return strings.Join(g.kept, ", ")
+	case len(g.defaults) > 0:
+		return "denied, for none of the client's default scopes is granted"
+	case g.named && !g.scopes.all:
+		return "those that the IdP says it granted, if they are granted here"
+	default:
+		return "none"
+	}
 }
 
 func explainRole(cfg Config, role Role) (lines []string) {
@@ -37,7 +81,8 @@ func explainRole(cfg Config, role Role) (lines []string) {
 			lines = append(lines, "  may have tokens of client "+client,
 				"    for audiences: "+full.audiences.String(),
 				"    for resources: "+full.resources.String(),
-				"    with scopes:   "+full.scopes.String())
+				"    with scopes:   "+full.scopes.String(),
+				"    with none named: "+full.unnamed())
 		}
 	}
 	for _, grant := range role.Verify {
@@ -50,7 +95,7 @@ func explainRole(cfg Config, role Role) (lines []string) {
 		}
 	}
 	for _, grant := range role.Admin {
-		clients := newScope(grant.Clients, []string{Any})
+		clients := grant.clients()
 		actions := make([]string, len(grant.Actions))
 		for i, action := range grant.Actions {
 			actions[i] = string(action)

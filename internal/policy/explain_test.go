@@ -24,16 +24,20 @@ by role shop:
     for audiences: orders-api
     for resources: r1, r2
     with scopes:   read
+    with none named: read
   may have tokens of client billing
     for audiences: any
     for resources: none
     with scopes:   read
+    with none named: read
   may have tokens of issuer https://a verified
     for audiences: x
   may act as an operator: purge_tokens
     on clients: orders
 by role none:
   nothing: its grants are for what does not exist
+a request for a token of client billing that names nothing else gets the scopes read
+a request for a token of client orders that names nothing else gets the scopes read
 and nothing else.`
 	if got := strings.Join(lines, "\n"); !known || got != want {
 		t.Errorf("%v:\n%s\nwant:\n%s", known, got, want)

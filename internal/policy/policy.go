@@ -6,7 +6,8 @@
 // configured, or nobody. What a grant leaves open is not "anything" but what the
 // client or the issuer that it is about is configured with; anything is asked
 // for by "*". A question is admitted if one grant admits all of it: grants are
-// not mixed.
+// not mixed. A question that names no scopes is for those of the client's default
+// scopes that one grant admits.
 //
 // A denial says the same of what does not exist and of what is another's.
 package policy
@@ -235,11 +236,15 @@ func (g *GetGrant) resolve(own Own) getGrant {
 	if own.Audience != "" {
 		audience = []string{own.Audience}
 	}
-	return getGrant{
+	made := getGrant{
 		audiences: newScope(g.Audiences, audience),
 		resources: newScope(g.Resources, own.Resources),
 		scopes:    newScope(g.Scopes, own.Scopes),
+		named:     len(g.Scopes) > 0,
+		defaults:  sortedSet(own.Scopes),
 	}
+	made.kept = made.scopes.those(made.defaults)
+	return made
 }
 
 func (c *Caller) grantVerify(grant VerifyGrant, issuers map[string][]string) {
@@ -264,7 +269,7 @@ func (c *Caller) grantAdmin(grant AdminGrant) {
 		actions = Actions()
 	}
 	for _, action := range actions {
-		granted := newScope(grant.Clients, []string{Any})
+		granted := grant.clients()
 		if before := c.admin[action]; before != nil {
 			granted = before.and(granted)
 		}
@@ -272,8 +277,23 @@ func (c *Caller) grantAdmin(grant AdminGrant) {
 	}
 }
 
+// clients are those that may be acted upon.
+func (g *AdminGrant) clients() scope {
+	if len(g.Clients) == 0 {
+		return scope{all: true}
+	}
+	return newScope(g.Clients, nil)
+}
+
 // getGrant is a grant with all that it leaves open filled in.
-type getGrant struct{ audiences, resources, scopes scope }
+type getGrant struct {
+	audiences, resources, scopes scope
+	// named reports that the grant lists scopes itself.
+	named bool
+	// kept are the client's default scopes that the grant admits, and defaults all
+	// of them: the result of narrow, computed once.
+	defaults, kept []string
+}
 
 // scope is a set of values, or all that there are.
 type scope struct {
@@ -281,22 +301,39 @@ type scope struct {
 	values []string // sorted
 }
 
+// newScope returns the values that a grant lists, or own if it lists none. Only a
+// grant can mean everything: own values are taken literally.
 func newScope(granted, own []string) scope {
-	values := granted
-	if len(values) == 0 {
-		values = own
-	}
-	if slices.Contains(values, Any) {
+	switch {
+	case slices.Contains(granted, Any):
 		return scope{all: true}
+	case len(granted) == 0:
+		return scope{values: sortedSet(own)}
+	default:
+		return scope{values: sortedSet(granted)}
 	}
-	return scope{values: slices.Compact(slices.Sorted(slices.Values(values)))}
+}
+
+func sortedSet(values []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(values)))
 }
 
 func (s *scope) and(other scope) scope {
 	if s.all || other.all {
 		return scope{all: true}
 	}
-	return newScope(slices.Concat(s.values, other.values), nil)
+	return scope{values: sortedSet(slices.Concat(s.values, other.values))}
+}
+
+// those returns the values that are in the scope.
+func (s *scope) those(values []string) []string {
+	var found []string
+	for _, value := range values {
+		if s.has(value) {
+			found = append(found, value)
+		}
+	}
+	return found
 }
 
 func (s *scope) has(value string) bool {

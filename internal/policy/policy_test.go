@@ -54,7 +54,9 @@ func TestWhatMayBeHad(t *testing.T) {
 		"a client that is not there":      {get(policy.GetGrant{Client: "*"}), policy.Ask{Client: "zebra"}, false},
 		"a pattern of clients is none":    {get(policy.GetGrant{Client: "ord*"}), own, false},
 		"fewer scopes":                    {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Scopes = []string{"read"} }), true},
-		"no scopes":                       {get(readOnly), with(func(a *policy.Ask) { a.Scopes = nil }), true},
+		"no scopes, without defaults":     {get(readOnly), with(func(a *policy.Ask) { a.Scopes, a.Narrow = nil, true }), true},
+		"defaults, some of them granted":  {get(readOnly), with(func(a *policy.Ask) { a.Narrow = true }), true},
+		"defaults, none of them granted":  {get(policy.GetGrant{Client: "orders", Scopes: []string{"admin"}}), with(func(a *policy.Ask) { a.Narrow = true }), false},
 		"a scope that is not granted":     {get(readOnly), own, false},
 		"a granted scope":                 {get(readOnly), with(func(a *policy.Ask) { a.Scopes = []string{"read"} }), true},
 		"a scope that is not its own":     {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Scopes = []string{"admin"} }), false},
@@ -75,8 +77,8 @@ func TestWhatMayBeHad(t *testing.T) {
 		},
 		"the broker itself": {policy.Self(), policy.Ask{Client: "zebra", Scopes: []string{"any"}}, true},
 	} {
-		if got := test.caller.MayGet(test.ask); got != test.want {
-			t.Errorf("%s: MayGet = %v", name, got)
+		if _, got := test.caller.Resolve(test.ask); got != test.want {
+			t.Errorf("%s: Resolve admits it: %v", name, got)
 		}
 	}
 }
@@ -89,16 +91,19 @@ func TestWhatTheIdPGrantedIsJudgedToo(t *testing.T) {
 		granted []string
 		want    bool
 	}{
-		"what was asked for":              {get(readOnly), []string{"read"}, true},
-		"less":                            {get(readOnly), nil, true},
-		"more":                            {get(readOnly), []string{"read", "write"}, false},
-		"more, of the client's own":       {get(policy.GetGrant{Client: "orders"}), []string{"read", "write"}, true},
-		"what nobody knows":               {get(policy.GetGrant{Client: "orders"}), []string{"read", "profile"}, false},
-		"what nobody knows, by an any":    {get(policy.GetGrant{Client: "orders", Scopes: []string{"*"}}), []string{"profile"}, true},
-		"what nobody knows, by its name":  {get(policy.GetGrant{Client: "orders", Scopes: []string{"read", "profile"}}), []string{"read", "profile"}, true},
-		"by a grant for another audience": {get(readOnly, policy.GetGrant{Client: "orders", Audiences: []string{"other"}, Scopes: []string{"*"}}), []string{"write"}, false},
-		"nobody":                          {nil, nil, false},
-		"the broker itself":               {policy.Self(), []string{"any"}, true},
+		"what was asked for":                     {get(readOnly), []string{"read"}, true},
+		"less":                                   {get(policy.GetGrant{Client: "orders"}), []string{"read"}, true},
+		"unknown":                                {get(readOnly), nil, false},
+		"unknown, by a grant that lists nothing": {get(policy.GetGrant{Client: "orders"}), nil, true},
+		"unknown, by an any":                     {get(readOnly, policy.GetGrant{Client: "orders", Scopes: []string{"*"}}), nil, true},
+		"more":                                   {get(readOnly), []string{"read", "write"}, false},
+		"more, of the client's own":              {get(policy.GetGrant{Client: "orders"}), []string{"read", "write"}, true},
+		"what nobody knows":                      {get(policy.GetGrant{Client: "orders"}), []string{"read", "profile"}, false},
+		"what nobody knows, by an any":           {get(policy.GetGrant{Client: "orders", Scopes: []string{"*"}}), []string{"profile"}, true},
+		"what nobody knows, by its name":         {get(policy.GetGrant{Client: "orders", Scopes: []string{"read", "profile"}}), []string{"read", "profile"}, true},
+		"by a grant for another audience":        {get(readOnly, policy.GetGrant{Client: "orders", Audiences: []string{"other"}, Scopes: []string{"*"}}), []string{"write"}, false},
+		"nobody":                                 {nil, nil, false},
+		"the broker itself":                      {policy.Self(), []string{"any"}, true},
 	} {
 		if got := test.caller.MayHave(ask, test.granted); got != test.want {
 			t.Errorf("%s: MayHave = %v", name, got)
@@ -197,16 +202,27 @@ func TestMoreGrantsNeverTakeAnythingAway(t *testing.T) {
 			Scopes:   rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "read", "write"}), 0, 3, rapid.ID[string]).Draw(t, "scopes"),
 		}
 		before, after := get(few...), get(more...)
-		if before.MayGet(ask) && !after.MayGet(ask) {
+		may := func(caller *policy.Caller, ask policy.Ask) bool {
+			_, may := caller.Resolve(ask)
+			return may
+		}
+		if may(before, ask) && !may(after, ask) {
 			t.Fatalf("%+v was taken away by more grants", ask)
 		}
 		less := ask
 		less.Scopes = ask.Scopes[:len(ask.Scopes)/2]
-		if before.MayGet(ask) && !before.MayGet(less) {
+		if may(before, ask) && !may(before, less) {
 			t.Fatalf("%+v may be asked for and %+v not", ask, less)
 		}
-		if before.MayHave(ask, ask.Scopes) != before.MayGet(ask) {
+		if len(ask.Scopes) > 0 && before.MayHave(ask, ask.Scopes) != may(before, ask) {
 			t.Fatalf("%+v: what was asked for exactly is judged in two ways", ask)
+		}
+		defaults := ask
+		defaults.Narrow = true
+		had, _ := before.Resolve(defaults)
+		has, _ := after.Resolve(defaults)
+		if len(has) < len(had) {
+			t.Fatalf("%+v: %q was taken away by more grants, which leave %q", ask, had, has)
 		}
 	})
 }

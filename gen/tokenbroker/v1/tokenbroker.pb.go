@@ -210,7 +210,8 @@ type GetTokenRequest struct {
 	Resources []string `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Optional. Scopes to ask for, at most 64 of at most 256 bytes each in RFC
 	// 6749 scope-token characters; order and repetition do not matter. Empty:
-	// the client's own.
+	// the client's own default scopes, as far as one grant of the caller admits
+	// them.
 	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	// Optional. The token must live at least so long, 0 to 24 h. Unset: the
 	// broker's own margin (the smaller of 60 s and a tenth of the token's
