@@ -170,7 +170,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
-		b, token := j.all[0], j.token("alice", "abc", "id")
+		b := j.all[0]
 		grants := func(grants ...policy.VerifyGrant) *policy.Caller {
 			return policy.New(policy.Config{
 				Callers: []policy.CallerConfig{{Name: "edge", Roles: []string{"r"}}},
@@ -181,35 +181,44 @@ func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 		elsewhere := grants(policy.VerifyGrant{Issuer: "https://other.example.com"})
 		own, anything := grants(policy.VerifyGrant{Issuer: issuer}), grants(policy.VerifyGrant{Issuer: "*", Audiences: []string{"*"}})
 		narrow := grants(policy.VerifyGrant{Issuer: issuer, Audiences: []string{"https://elsewhere.example.com"}})
-		for name, test := range map[string]struct {
+		for i, test := range []struct {
+			name   string
 			caller *policy.Caller
 			ask    verify.Request
 			reason verify.Reason // of a rejection; 0: active
 			denied bool
 		}{
-			"its issuer":                     {own, verify.Request{}, 0, false},
-			"its audience":                   {own, verify.Request{Audience: []string{audience}}, 0, false},
-			"any":                            {anything, verify.Request{Audience: []string{audience, "x"}}, 0, false},
-			"another issuer":                 {elsewhere, verify.Request{}, verify.UnknownIssuer, false},
-			"another issuer by its name":     {elsewhere, verify.Request{Issuer: issuer}, verify.UnknownIssuer, false},
-			"another audience":               {own, verify.Request{Audience: []string{audience, "x"}}, 0, true},
-			"the issuer's, not its own":      {narrow, verify.Request{}, 0, true},
-			"an audience that is not theirs": {narrow, verify.Request{Audience: []string{"https://elsewhere.example.com"}}, verify.WrongAudience, false},
-			"nothing":                        {grants(), verify.Request{}, 0, true},
-			"nobody":                         {nil, verify.Request{}, 0, true},
+			{"its issuer", own, verify.Request{}, 0, false},
+			{"its audience", own, verify.Request{Audience: []string{audience}}, 0, false},
+			{"any", anything, verify.Request{Audience: []string{audience, "x"}}, 0, false},
+			{"another issuer", elsewhere, verify.Request{}, verify.UnknownIssuer, false},
+			{"another issuer by its name", elsewhere, verify.Request{Issuer: issuer}, verify.UnknownIssuer, false},
+			{"another audience", own, verify.Request{Audience: []string{audience, "x"}}, 0, true},
+			{"the issuer's, not its own", narrow, verify.Request{}, 0, true},
+			{"an audience that is not theirs", narrow, verify.Request{Audience: []string{"https://elsewhere.example.com"}}, verify.WrongAudience, false},
+			{"nothing", grants(), verify.Request{}, 0, true},
+			{"nobody", nil, verify.Request{}, 0, true},
 		} {
-			// Twice: the second time from what is remembered.
-			for range 2 {
+			token := j.token("alice", "abc", fmt.Sprint("id", i))
+			check := func(when string) {
 				result, err := b.Verify(t.Context(), test.caller, token, test.ask)
+				told, _ := errors.AsType[*broker.Error](err)
 				switch {
+				case test.denied && (told == nil || told.Code != broker.PermissionDenied || told.Reason != broker.ReasonNotEntitled):
+					t.Errorf("%s, %s: %+v, %v, want a denial", test.name, when, result, err)
 				case test.denied:
-					wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
 				case err != nil:
-					t.Errorf("%s: %v", name, err)
+					t.Errorf("%s, %s: %v", test.name, when, err)
 				case test.reason == 0 && result.Facts == nil, test.reason != 0 && (result.Rejection == nil || result.Rejection.Reason != test.reason):
-					t.Errorf("%s: %+v", name, result.Rejection)
+					t.Errorf("%s, %s: %+v", test.name, when, result.Rejection)
 				}
 			}
+			check("seen for the first time")
+			// Another caller's verification puts the token into the cache.
+			if result, err := b.Verify(t.Context(), anything, token, verify.Request{}); err != nil || result.Facts == nil {
+				t.Fatalf("%+v, %v", result, err)
+			}
+			check("from the cache")
 		}
 	})
 }
