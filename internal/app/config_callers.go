@@ -216,7 +216,9 @@ func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i IssuerConfig) bool { return i.has(caller.Issuer) }):
 		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
-	if at := strings.IndexByte(caller.Subject, '*'); at >= 0 && (at != len(caller.Subject)-1 || at == 0 || !strings.ContainsRune(":/", rune(caller.Subject[at-1]))) {
+	if strings.HasPrefix(caller.Subject, "spiffe://") {
+		checkURISAN(caller.Subject, "spiffe", subject, found)
+	} else if at := strings.IndexByte(caller.Subject, '*'); at >= 0 && (at != len(caller.Subject)-1 || at == 0 || !strings.ContainsRune(":/", rune(caller.Subject[at-1]))) {
 		found.addAtf(subject, "* stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*")
 	}
 }
@@ -240,6 +242,8 @@ func checkURISAN(text, scheme, path string, found *findings) {
 		found.addAtf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
 	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
 		found.addAtf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
+	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
+		found.addAtf(path, "not a valid SPIFFE ID, so no caller can have it: the trust domain is of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
 	}
 }
 

@@ -27,8 +27,8 @@ type Match struct {
 	SPIFFEID string
 	// URISAN and DNSSAN are a subject alternative name of a certificate.
 	//
-	// SPIFFEID and URISAN may end in "/*": any path below. DNS names are compared
-	// whole, in any case.
+	// SPIFFEID and URISAN may end in "/*": any path below, without percent-encoding,
+	// query and fragment. DNS names are compared whole, in any case.
 	URISAN, DNSSAN string
 	// Issuer and Subject are those of a JWT. Subject may end in "*" after ':' or '/'.
 	Issuer, Subject string
@@ -38,10 +38,10 @@ type Match struct {
 	// listener is bound to it.
 }
 
-// pattern is a URI that ends in "*".
+// pattern is a URI or a subject that ends in "*".
 type pattern struct {
 	prefix string
-	spiffe bool
+	uri    bool // it is a URI
 	caller *Caller
 }
 
@@ -54,9 +54,9 @@ type subjects struct {
 func (p *Policy) admit(m Match, c *Caller) {
 	switch {
 	case m.SPIFFEID != "":
-		p.admitURI(m.SPIFFEID, true, c)
+		p.admitURI(m.SPIFFEID, c)
 	case m.URISAN != "":
-		p.admitURI(m.URISAN, false, c)
+		p.admitURI(m.URISAN, c)
 	case m.DNSSAN != "":
 		p.dns[strings.ToLower(m.DNSSAN)] = c
 	case m.Subject != "":
@@ -66,9 +66,9 @@ func (p *Policy) admit(m Match, c *Caller) {
 	}
 }
 
-func (p *Policy) admitURI(uri string, spiffe bool, c *Caller) {
+func (p *Policy) admitURI(uri string, c *Caller) {
 	if prefix, ok := strings.CutSuffix(uri, Any); ok {
-		p.patterns = append(p.patterns, pattern{prefix, spiffe, c})
+		p.patterns = append(p.patterns, pattern{prefix, true, c})
 		return
 	}
 	p.uris[uri] = c
@@ -85,7 +85,7 @@ func (p *Policy) admitSubject(issuer, subject string, c *Caller) {
 		known.exact[subject] = c
 		return
 	}
-	known.patterns = append(known.patterns, pattern{prefix: prefix, caller: c})
+	known.patterns = append(known.patterns, pattern{prefix, strings.Contains(prefix, "://"), c})
 	slices.SortFunc(known.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
 }
 
@@ -100,16 +100,15 @@ func (p *Policy) Caller(id Identity) *Caller {
 	case id.Subject != "":
 		return p.subject(id.Issuer, id.Subject)
 	}
-	spiffe := len(id.URIs) == 1 && strings.HasPrefix(id.URIs[0], "spiffe://")
-	if found := theOne(id.URIs, func(uri string) *Caller {
-		if strings.HasPrefix(uri, "spiffe://") && !spiffe {
-			return nil
-		}
-		return p.uris[uri]
-	}); found != nil {
+	uris := id.URIs
+	// A SPIFFE ID counts only if it is valid and the only URI (X.509-SVID section 2).
+	if len(uris) > 1 || len(uris) == 1 && !IsSPIFFEID(uris[0]) {
+		uris = slices.DeleteFunc(slices.Clone(uris), spiffeScheme)
+	}
+	if found := theOne(uris, func(uri string) *Caller { return p.uris[uri] }); found != nil {
 		return found.caller
 	}
-	if found := theOne(id.URIs, func(uri string) *Caller { return p.byPattern(uri, spiffe) }); found != nil {
+	if found := theOne(uris, p.byPattern); found != nil {
 		return found.caller
 	}
 	if found := theOne(id.DNSNames, func(name string) *Caller { return p.dns[strings.ToLower(name)] }); found != nil {
@@ -137,12 +136,9 @@ func theOne(names []string, find func(name string) *Caller) *match {
 	return found
 }
 
-func (p *Policy) byPattern(uri string, spiffe bool) *Caller {
+func (p *Policy) byPattern(uri string) *Caller {
 	for _, one := range p.patterns {
-		if strings.HasPrefix(uri, "spiffe://") != one.spiffe || one.spiffe && !spiffe {
-			continue
-		}
-		if below(uri, one.prefix) {
+		if one.admits(uri) {
 			return one.caller
 		}
 	}
@@ -158,18 +154,24 @@ func (p *Policy) subject(issuer, subject string) *Caller {
 		return c
 	}
 	for _, one := range known.patterns {
-		if below(subject, one.prefix) {
+		if one.admits(subject) {
 			return one.caller
 		}
 	}
 	return nil
 }
 
-// below reports whether a name is one that a pattern stands for: longer than its
-// prefix, and no way out of it by dots, for those who take a URI for a path.
-func below(name, prefix string) bool {
-	rest, ok := strings.CutPrefix(name, prefix)
-	if !ok || rest == "" {
+// admits reports whether a pattern stands for a name: the name is longer than the
+// pattern's prefix, and the rest cannot lead out of it. A URI must be plain for
+// that: one that others would decode, cut off or normalize matches no pattern.
+func (p *pattern) admits(name string) bool {
+	rest, ok := strings.CutPrefix(name, p.prefix)
+	switch {
+	case !ok || rest == "":
+		return false
+	case spiffeScheme(name):
+		return IsSPIFFEID(name)
+	case p.uri && strings.ContainsAny(rest, `%?#\`):
 		return false
 	}
 	return !slices.ContainsFunc(strings.Split(rest, "/"), func(segment string) bool {

@@ -25,6 +25,10 @@ func TestCallersAreRecognised(t *testing.T) {
 		"gateway":   {DNSSAN: "Gateway.example.com"},
 		"other":     {DNSSAN: "other.example.com"},
 		"pod":       {Issuer: "https://k8s", Subject: "system:serviceaccount:shop:checkout"},
+		"svids":     {Issuer: "https://spire", Subject: "spiffe://example.com/ns/shop/*"},
+		"urls":      {Issuer: "https://spire", Subject: "https://example.com/apps/*"},
+		"repos":     {Issuer: "https://ci", Subject: "repo:org/*"},
+		"urns":      {URISAN: "urn:example:apps/*"},
 		"pods":      {Issuer: "https://k8s", Subject: "system:serviceaccount:shop:*"},
 		"root":      {UID: new(uint32(0))},
 		"by a port": {},
@@ -68,11 +72,32 @@ func TestCallersAreRecognised(t *testing.T) {
 		"a subject of another issuer":         {jwt("https://k8s/", "system:serviceaccount:shop:checkout"), "nobody"},
 		"a subject of another namespace":      {jwt("https://k8s", "system:serviceaccount:shopping:checkout"), "nobody"},
 		"a subject that is a SPIFFE ID":       {jwt("https://k8s", "spiffe://example.com/ns/shop/sa/checkout"), "nobody"},
-		"a user":                              {policy.Identity{UID: new(uint32(0))}, "root"},
+		"a user of this host":                 {policy.Identity{UID: new(uint32(0))}, "root"},
 		"another user":                        {policy.Identity{UID: new(uint32(1))}, "nobody"},
 		"a name that proves nothing":          {dns("by a port"), "nobody"},
-		"a pattern presented as a name":       {uris("spiffe://example.com/ns/shop/*"), "shop"},
+		"a pattern presented as a name":       {uris("spiffe://example.com/ns/shop/*"), "nobody"},
 		"a SPIFFE ID in capitals of a scheme": {uris("SPIFFE://example.com/ns/shop/sa/checkout"), "nobody"},
+
+		"a SPIFFE ID in capitals beside another": {uris("SPIFFE://example.com/ns/shop/sa/x", "spiffe://example.com/ns/shop/sa/checkout"), "nobody"},
+		"a SPIFFE ID beside no more than DNS":    {policy.Identity{URIs: []string{"spiffe://example.com/ns/shop/%2e"}, DNSNames: []string{"gateway.example.com"}}, "gateway"},
+		"an empty query":                         {uris("spiffe://example.com/ns/shop/sa/checkout?"), "nobody"},
+		"an empty fragment":                      {uris("spiffe://example.com/ns/shop/sa/checkout#"), "nobody"},
+		"a port":                                 {uris("spiffe://example.com:443/ns/shop/sa/checkout"), "nobody"},
+		"a user":                                 {uris("spiffe://root@example.com/ns/shop/sa/checkout"), "nobody"},
+		"a slash at the end":                     {uris("spiffe://example.com/ns/shop/sa/checkout/"), "nobody"},
+		"a query in a URL":                       {uris("https://example.com/apps/a?x=/../b"), "nobody"},
+		"a fragment in a URL":                    {uris("https://example.com/apps/a#x"), "nobody"},
+		"percent-encoding in a URL":              {uris("https://example.com/apps/%2e%2e/admin"), "nobody"},
+		"a backslash in a URL":                   {uris(`https://example.com/apps/..\admin`), "nobody"},
+		"a URN below a pattern":                  {uris("urn:example:apps/a"), "urns"},
+		"a query in a URN":                       {uris("urn:example:apps/a?+x"), "nobody"},
+		"a JWT-SVID":                             {jwt("https://spire", "spiffe://example.com/ns/shop/sa/cart"), "svids"},
+		"a JWT-SVID that is encoded":             {jwt("https://spire", "spiffe://example.com/ns/shop/%2e%2e/x"), "nobody"},
+		"a JWT-SVID with a query":                {jwt("https://spire", "spiffe://example.com/ns/shop/x?y"), "nobody"},
+		"a JWT-SVID with a fragment":             {jwt("https://spire", "spiffe://example.com/ns/shop/x#y"), "nobody"},
+		"a URL as a subject":                     {jwt("https://spire", "https://example.com/apps/a"), "urls"},
+		"a URL as a subject, encoded":            {jwt("https://spire", "https://example.com/apps/%2e%2e"), "nobody"},
+		"a subject that is no URI":               {jwt("https://ci", "repo:org/name:environment:a%3Ab"), "repos"},
 	} {
 		if got := p.Caller(test.id); got.Name() != test.want {
 			t.Errorf("%s: %q, want %q", name, got.Name(), test.want)
@@ -81,7 +106,7 @@ func TestCallersAreRecognised(t *testing.T) {
 }
 
 func FuzzPatternsAreNotLeft(f *testing.F) {
-	for _, seed := range []string{"x", "../y", "a/../../b", "", "//", "a//b", "a/./b", "%2e%2e/b", "a/.."} {
+	for _, seed := range []string{"x", "../y", "a/../../b", "", "//", "a//b", "a/./b", "%2e%2e/b", "a/..", "a?x", "a#", "a;b", "a b", "\\..\\b", "é"} {
 		f.Add(seed)
 	}
 	p := callers(map[string]policy.Match{"shop": {SPIFFEID: "spiffe://example.com/ns/shop/*"}})
@@ -89,6 +114,9 @@ func FuzzPatternsAreNotLeft(f *testing.F) {
 		id := "spiffe://example.com/ns/shop/" + rest
 		if p.Caller(policy.Identity{URIs: []string{id}}) == nil {
 			return
+		}
+		if strings.Trim(rest, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/") != "" {
+			t.Fatalf("%q is not a SPIFFE ID", id)
 		}
 		depth := 0
 		for segment := range strings.SplitSeq(rest, "/") {
