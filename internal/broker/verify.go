@@ -39,10 +39,11 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 	return result, nil
 }
 
-// Identify verifies the token by which somebody wants to be recognised as a
-// caller, which must be for this audience. The error is always an [*Error].
+// Identify verifies the JWT by which a caller identifies itself, which must be for
+// this audience. No issuer is asked about opaque tokens: anybody who can connect could
+// make the broker send as many requests as it likes. The error is always an [*Error].
 func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
-	ask := verify.Request{Audience: []string{audience}}
+	ask := verify.Request{Audience: []string{audience}, JWTOnly: true}
 	result, err := b.judge(ctx, presented, ask)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, policy.Self(), ask, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"log/slog"
@@ -89,18 +90,36 @@ func (i *Introspection) check() error {
 	return nil
 }
 
-// isOpaque reports by its form alone whether a token is to be introspected. One
-// that looks like a JWT never is, whoever issued it and whatever is wrong with
-// it: what its signature does not vouch for is not to be had by another way, and
-// the token of another issuer is not to be shown to this one. An encrypted JWT,
-// of five parts, is opaque.
+// isOpaque reports by its form alone whether a token is to be introspected. A token
+// that looks like a JWT never is, whatever its issuer and whatever is wrong with it:
+// introspection must not accept a token whose signature was refused, and an issuer
+// must not see the tokens of another one. An encrypted JWT, of five parts, is opaque.
 func isOpaque(presented redact.String) bool {
-	token := presented.Reveal()
-	parts := strings.Count(token, ".") + 1
-	// An object in JSON begins with {" or with { and white space.
-	object := strings.HasPrefix(token, "ey") || strings.HasPrefix(token, "ew")
-	return !object || parts < 3 || parts == 5
+	first, rest, _ := strings.Cut(presented.Reveal(), ".")
+	parts := strings.Count(rest, ".") + 2
+	return rest == "" || parts < 3 || parts == 5 || !beginsObject(first)
 }
+
+// beginsObject reports whether the first part of a token is the beginning of a JSON
+// object to some parser: in either alphabet of base64, and behind white space, a byte
+// order mark or the NULs of UTF-16.
+func beginsObject(part string) bool {
+	// An object in JSON begins with {" or with { and white space.
+	if strings.HasPrefix(part, "ey") || strings.HasPrefix(part, "ew") {
+		return true
+	}
+	part = strings.ReplaceAll(strings.ReplaceAll(part, "+", "-"), "/", "_")
+	decoded, _ := base64.RawURLEncoding.DecodeString(part) // with an error, up to it
+	start := 0
+	for start < len(decoded) && blank(decoded[start]) {
+		start++
+	}
+	object := decoded[start:]
+	return start > 0 && len(object) > 1 && object[0] == '{' && (object[1] == '"' || blank(object[1]))
+}
+
+// blank reports whether a byte is white space or of a byte order mark.
+func blank(b byte) bool { return b <= ' ' || strings.IndexByte("\xef\xbb\xbf\xfe\xff", b) >= 0 }
 
 // bearable reports whether a token is made as RFC 6750 section 2.1 says, and not
 // with an empty part at an end, which some parsers take for nothing.

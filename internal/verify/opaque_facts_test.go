@@ -106,6 +106,7 @@ func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
 			{"sub, null", "bad_claims", jsonObject{"sub": json.RawMessage("null")}},
 			{"sub with a NUL", "bad_claims", jsonObject{"sub": "a\x00"}},
 			{"cnf, a text", "bad_claims", jsonObject{"cnf": "x"}},
+			{"cnf, null", "bad_claims", jsonObject{"cnf": json.RawMessage("null")}},
 		}
 		if len(rows) < 45 {
 			t.Errorf("only %d rows", len(rows))
@@ -164,7 +165,19 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 		jwt := key.Token(key.Header(), claims())
 		parts := strings.Split(jwt, ".")
 		pretty := key.Token("{\n \"alg\":\"EdDSA\", \"kid\":\"k\",\r\n\"typ\":\"at+jwt\"}", claims())
+		plain := `{"alg":"EdDSA","kid":"k","typ":"at+jwt"}`
+		ofB := func(header string) string { return key.Token(header, claims(jsonObject{"iss": issuerB})) }
+		inUTF16 := "\xfe\xff\x00" + strings.Join(strings.Split(plain, ""), "\x00")
 		shapes := map[string]struct{ token, want string }{
+			"a space before its header":         {ofB(" " + plain), "active"},
+			"white space before its header":     {ofB("\r\n\t " + strings.Repeat(" ", 500) + plain), "active"},
+			"too much white space before it":    {ofB(strings.Repeat(" ", 3000) + plain), "malformed"},
+			"a vertical tab before its header":  {ofB("\v" + plain), "malformed"},
+			"a byte order mark":                 {ofB("\xef\xbb\xbf" + plain), "malformed"},
+			"the same in the other alphabet":    {strings.Replace(ofB("\xef\xbb\xbf"+plain), "77u_", "77u/", 1), "malformed"},
+			"a header in UTF-16":                {ofB(inUTF16), "malformed"},
+			"white space twice in its header":   {ofB(" { " + plain[1:]), "active"},
+			"a header behind a space, four":     {ofB(" "+plain) + ".x", "malformed"},
 			"a JWT":                             {jwt, "active"},
 			"of issuer B":                       {key.Token(key.Header(), claims(jsonObject{"iss": issuerB})), "active"},
 			"a JWT with a header of its own":    {pretty, "active"},
@@ -216,6 +229,11 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 			}
 		}
 		seen = nil
+		for _, token := range []string{"opaque", "v4.public.abc"} {
+			if got := outcome(t, v, token, verify.Request{JWTOnly: true}); got != "malformed" || len(seen) != 0 {
+				t.Errorf("%s where only JWTs are accepted: %s, shown %d times", token, got, len(seen))
+			}
+		}
 		for _, pin := range []string{issuerB, "https://other.example", issuerA + "/"} {
 			for _, token := range []string{"opaque", "never-seen"} {
 				if got := outcome(t, v, token, verify.Request{Issuer: pin}); got != "unknown_issuer" {

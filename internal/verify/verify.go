@@ -67,6 +67,8 @@ type Request struct {
 	// that it may be asked about, sorted; nil audiences: any. Nil: all that are
 	// configured, with any audience.
 	Issuers map[string][]string
+	// JWTOnly refuses opaque tokens: no issuer is asked about them.
+	JWTOnly bool
 }
 
 // ErrNotPermitted says that a token was to be verified for an audience that
@@ -112,7 +114,7 @@ func (v *Verifier) verify(ctx context.Context, presented redact.String, req Requ
 }
 
 func (v *Verifier) establish(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
-	if v.opaque != nil && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
+	if v.opaque != nil && !req.JWTOnly && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
 		return v.opaque.establish(ctx, presented, req.Issuer)
 	}
 	return v.establishJWT(ctx, presented, req)
