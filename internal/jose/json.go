@@ -143,6 +143,9 @@ func (o Object) get(name string) jsontext.Value {
 	return nil
 }
 
+// Len is the number of members.
+func (o Object) Len() int { return len(o.members) }
+
 // Has reports whether the object has a member of that name, whatever its value.
 func (o Object) Has(name string) bool { return o.get(name) != nil }
 

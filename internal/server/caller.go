@@ -96,7 +96,7 @@ func (c *callers) recognise(ctx context.Context, conn *connection, authorization
 	case err != nil:
 		return nil, time.Time{}, err
 	case presented:
-		return c.byToken(ctx, conn, token, now)
+		return c.byToken(ctx, conn, found, token, now)
 	case conn.bound != "" && c.broker.Policy().Named(conn.bound) != nil:
 		return c.broker.Policy().Named(conn.bound), time.Time{}, nil
 	}
@@ -107,14 +107,14 @@ func (c *callers) recognise(ctx context.Context, conn *connection, authorization
 }
 
 // byToken recognises a caller by the JWT that it presents.
-func (c *callers) byToken(ctx context.Context, conn *connection, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
+func (c *callers) byToken(ctx context.Context, conn *connection, found *recognition, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
 	if conn.refusals.reached(now, maxRefusals) {
 		return nil, time.Time{}, &broker.Error{
 			Code: broker.ResourceExhausted, Reason: broker.ReasonTooManyAttempts, RetryAfter: time.Second,
 			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
 		}
 	}
-	caller, until, err := c.byGoodToken(ctx, token)
+	caller, until, err := c.byGoodToken(ctx, conn, found, token)
 	if told, ok := errors.AsType[*broker.Error](err); ok && told.Code == broker.Unauthenticated {
 		conn.refusals.admits(now, maxRefusals)
 	}
@@ -124,9 +124,10 @@ func (c *callers) byToken(ctx context.Context, conn *connection, token redact.St
 	return caller, until, err
 }
 
-func (c *callers) byGoodToken(ctx context.Context, token redact.String) (*policy.Caller, time.Time, error) {
-	// Nobody is asked about opaque tokens here: whoever can connect could have the
-	// broker ask as often as it likes.
+// byGoodToken recognises a caller by a JWT. A JWT that is bound to a certificate must
+// come over a connection with that certificate (RFC 8705 section 3); one that is bound in
+// any other way is refused, since the broker does not check it.
+func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *recognition, token redact.String) (*policy.Caller, time.Time, error) {
 	if strings.Count(token.Reveal(), ".") != 2 {
 		return nil, time.Time{}, unidentified("what the metadata authorization carries is not a JWT")
 	}
@@ -138,12 +139,20 @@ func (c *callers) byGoodToken(ctx context.Context, token redact.String) (*policy
 	if result.Rejection != nil {
 		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, c.audience))
 	}
+	if !result.Facts.Confirmation.HeldWith(conn.holder(found)) {
+		return nil, time.Time{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
+			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
+	}
 	caller := known.Caller(policy.Identity{Issuer: result.Facts.Issuer, Subject: result.Facts.Subject})
 	if caller == nil {
 		return nil, time.Time{}, unidentified(fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
 			result.Facts.Subject, result.Facts.Issuer))
 	}
-	return caller, result.Facts.ExpiresAt, nil
+	until := result.Facts.ExpiresAt
+	if result.Facts.Confirmation != nil && found.until.Before(until) {
+		until = found.until
+	}
+	return caller, until, nil
 }
 
 // bearer is the token in the values of authorization, if there is one (RFC 6750 section 2.1).
@@ -170,6 +179,8 @@ func (c *connection) missing(found *recognition) string {
 		return fmt.Sprintf("the client certificate of this connection ended at %s: connect anew with a current one", found.until.UTC().Format(time.RFC3339))
 	case notTrusted:
 		return "the client certificate of this connection is of no authority that the broker trusts any more: connect anew with one that is"
+	case ofAuthority:
+		return "the client certificate of this connection is that of a certificate authority (CA, or key usage keyCertSign or cRLSign), which identifies no caller: issue one for the caller"
 	case notConfigured:
 		return namesIn(c.identity) + " is none of the callers in the broker's configuration: add it to callers, or correct it there"
 	case provedNothing:

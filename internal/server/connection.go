@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
+	"encoding/asn1"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -62,11 +63,37 @@ func (c *connection) present(chain []*x509.Certificate, until time.Time, trusted
 }
 
 func identityIn(leaf *x509.Certificate) policy.Identity {
-	found := policy.Identity{DNSNames: leaf.DNSNames}
-	for _, uri := range leaf.URIs {
-		found.URIs = append(found.URIs, uri.String())
+	return policy.Identity{DNSNames: leaf.DNSNames, URIs: urisIn(leaf)}
+}
+
+// urisIn are the URIs of a certificate as they are written there. A parsed URI has
+// lost an empty fragment and the case of its scheme, which a name that is compared
+// byte by byte must keep.
+func urisIn(leaf *x509.Certificate) (found []string) {
+	const tagURI = 6 // RFC 5280 section 4.2.1.6
+	subjectAltName := asn1.ObjectIdentifier{2, 5, 29, 17}
+	for _, extension := range leaf.Extensions {
+		var names []asn1.RawValue
+		if !extension.Id.Equal(subjectAltName) {
+			continue
+		}
+		if _, err := asn1.Unmarshal(extension.Value, &names); err != nil {
+			return nil
+		}
+		for _, name := range names {
+			if name.Class == asn1.ClassContextSpecific && name.Tag == tagURI {
+				found = append(found, string(name.Bytes))
+			}
+		}
 	}
 	return found
+}
+
+// isAuthority reports whether a certificate may sign others. Such a certificate is
+// no leaf (X.509-SVID section 4): it does not identify a caller, although whoever
+// holds its key could issue one that does.
+func isAuthority(leaf *x509.Certificate) bool {
+	return leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0
 }
 
 // Bounds of what is said of the names in a certificate.
@@ -115,6 +142,7 @@ const (
 	provedNothing flaw = iota
 	notConfigured      // what it proved is none of the callers
 	notTrusted         // its certificate is of nobody who is trusted any more
+	ofAuthority        // its certificate is that of an authority
 	ended              // its certificate has ended
 )
 
@@ -145,10 +173,23 @@ func (c *connection) judge(known *policy.Policy, trusted *certs.Authorities, now
 	if len(c.presented) == 0 && c.identity.UID == nil {
 		return made
 	}
+	if len(c.presented) > 0 && isAuthority(c.presented[0]) {
+		made.why = ofAuthority
+		return made
+	}
 	if made.caller = known.Caller(c.identity); made.caller == nil {
 		made.why = notConfigured
 	}
 	return made
+}
+
+// holder is the certificate whose key the client holds, for tokens that are bound to
+// it; nil if there is none, or if found says that it is not good now.
+func (c *connection) holder(found *recognition) *x509.Certificate {
+	if len(c.presented) == 0 || found.why != notConfigured {
+		return nil
+	}
+	return c.presented[0]
 }
 
 // hangUp ends a connection that is of no use any more, so that its client makes

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -25,7 +27,9 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -126,7 +130,36 @@ func (w *world) theStrangers() map[string]stranger {
 	shy := w.anonymous() // offers its certificate only to those who ask for one of its kind
 	shy.Certificates = []tls.Certificate{must(w.strangers.Issue(template(checkout))).TLS()}
 	good := w.jwt(nil)
+	holder := must(w.ca.Issue(template("urn:example:other")))
+	boundTo := func(config *tls.Config, cnf any) stranger {
+		return unidentified(config, bearer(w.jwt(map[string]any{"cnf": cnf})), "bound to a key (cnf)")
+	}
+	thumbprint := jose.CertificateThumbprint(holder.Certificate())
+	exactly := func(uri string) *tls.Config { // as it is written, which url.Parse would change
+		scheme, rest, _ := strings.Cut(uri, ":")
+		return w.with(w.ca, &x509.Certificate{URIs: []*url.URL{{Scheme: scheme, Opaque: rest}}})
+	}
+	authority := &x509.Certificate{URIs: template(checkout).URIs, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	signer := &x509.Certificate{URIs: template(checkout).URIs, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
 	return map[string]stranger{
+		"an authority":                       unidentified(w.with(w.ca, authority), nil, "that of a certificate authority"),
+		"an authority by its key usage":      unidentified(w.with(w.ca, signer), nil, "that of a certificate authority"),
+		"an authority with a name of DNS":    unidentified(w.with(w.ca, &x509.Certificate{DNSNames: []string{gateway}, IsCA: true, BasicConstraintsValid: true}), nil, "that of a certificate authority"),
+		"an authority, and a JWT that it is": unidentified(w.with(w.ca, authority), bearer(w.jwt(map[string]any{"sub": checkout})), "none of the callers"),
+		"an empty fragment":                  unidentified(exactly(checkout+"#"), nil, "none of the callers"),
+		"an empty query":                     unidentified(exactly(checkout+"?"), nil, "none of the callers"),
+		"a scheme in capitals":               unidentified(exactly("SPIFFE"+strings.TrimPrefix(checkout, "spiffe")), nil, "none of the callers"),
+
+		"a JWT bound to a certificate, without one":       boundTo(w.anonymous(), map[string]any{"x5t#S256": thumbprint}),
+		"a JWT bound to a certificate, with another":      boundTo(listed("urn:example:other"), map[string]any{"x5t#S256": thumbprint}),
+		"a JWT bound to a certificate and a DPoP key":     boundTo(presenting(w, holder), map[string]any{"x5t#S256": thumbprint, "jkt": "t"}),
+		"a JWT bound to a certificate and something else": boundTo(presenting(w, holder), map[string]any{"x5t#S256": thumbprint, "kid": "k"}),
+		"a JWT bound to a DPoP key":                       boundTo(presenting(w, holder), map[string]any{"jkt": thumbprint}),
+		"a JWT bound to a kid":                            boundTo(presenting(w, holder), map[string]any{"kid": "k"}),
+		"a JWT bound to nothing":                          boundTo(presenting(w, holder), map[string]any{}),
+		"a JWT bound to null":                             unidentified(presenting(w, holder), bearer(w.jwt(map[string]any{"cnf": json.RawMessage("null")})), "its cnf is not one JSON object"),
+		"a JWT bound to the certificate of an authority":  w.boundToAuthority(authority),
+
 		"nobody": unidentified(w.anonymous(), nil, "nothing by which its caller could be recognised"),
 
 		"the wrong authority":              refused(w.with(w.strangers, template(checkout)), "unknown_authority"),
@@ -161,6 +194,22 @@ func (w *world) theStrangers() map[string]stranger {
 		"a JWT without its scheme":     unidentified(w.anonymous(), metadata.Pairs("authorization", good), `is not "Bearer " and a JWT`),
 		"not listed, and a bad JWT":    unidentified(listed("urn:example:other"), bearer(tampered(good)), "not good"),
 	}
+}
+
+// presenting presents this certificate.
+func presenting(w *world, pair *devca.Pair) *tls.Config {
+	made := pair.TLS()
+	config := w.anonymous()
+	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &made, nil }
+	return config
+}
+
+// boundToAuthority presents the certificate of an authority and a JWT that is bound to
+// it: a certificate that identifies no caller proves nothing for one either.
+func (w *world) boundToAuthority(like *x509.Certificate) stranger {
+	pair := must(w.ca.Issue(like))
+	jwt := w.jwt(map[string]any{"cnf": map[string]any{"x5t#S256": jose.CertificateThumbprint(pair.Certificate())}})
+	return stranger{config: presenting(w, pair), header: bearer(jwt), code: codes.Unauthenticated, says: "bound to a key (cnf)"}
 }
 
 // tampered changes the first character of a JWT's signature.
@@ -246,10 +295,13 @@ func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
 // The other side of the table: who is a caller is not refused by any RPC.
 func TestCallersAreRecognised(t *testing.T) {
 	w := newWorld(t)
+	holder := must(w.ca.Issue(template("urn:example:other")))
+	bound := bearer(w.jwt(map[string]any{"cnf": map[string]any{"x5t#S256": jose.CertificateThumbprint(holder.Certificate())}}))
 	for name, c := range map[string]struct {
 		config *tls.Config
 		header metadata.MD
 	}{
+		"by a JWT that is bound to the certificate": {presenting(w, holder), bound},
 		"by a SPIFFE ID":                                {w.with(w.ca, template(checkout)), nil},
 		"by a SPIFFE ID, beside a DNS name":             {w.with(w.ca, template(checkout, "pod-1.example.com")), nil},
 		"by a DNS name":                                 {w.with(w.ca, template(gateway)), nil},

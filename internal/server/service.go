@@ -137,8 +137,19 @@ func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 		setTime(&made.issued, f.IssuedAt)
 		m.IssuedAt = &made.issued
 	}
-	if f.Confirmation != nil {
-		m.Confirmation = &tokenbrokerv1.Confirmation{Jkt: f.Confirmation.JKT, X5TS256: f.Confirmation.X5TS256}
-	}
+	m.Confirmation = confirmation(f.Confirmation)
 	return m
+}
+
+// confirmation leaves the message empty, which receivers must refuse, if its fields
+// cannot describe the whole binding.
+func confirmation(c *verify.Confirmation) *tokenbrokerv1.Confirmation {
+	switch {
+	case c == nil:
+		return nil
+	case c.Other:
+		return &tokenbrokerv1.Confirmation{}
+	default:
+		return &tokenbrokerv1.Confirmation{Jkt: c.JKT, X5TS256: c.X5TS256}
+	}
 }

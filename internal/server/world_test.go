@@ -130,10 +130,7 @@ func template(names ...string) *x509.Certificate {
 
 // with presents a certificate, whatever the broker asks for.
 func (w *world) with(by *devca.Authority, like *x509.Certificate) *tls.Config {
-	pair := must(by.Issue(like)).TLS()
-	config := w.anonymous()
-	config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
-	return config
+	return presenting(w, must(by.Issue(like)))
 }
 
 func (w *world) anonymous() *tls.Config {

@@ -220,7 +220,7 @@ func cacheCost(f *Facts) int64 {
 		}
 	}
 	if c := f.Confirmation; c != nil {
-		cost += block(2*text) + block(len(c.JKT)) + block(len(c.X5TS256))
+		cost += block(3*text) + block(len(c.JKT)) + block(len(c.X5TS256))
 	}
 	return int64(cost)
 }

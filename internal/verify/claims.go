@@ -35,7 +35,7 @@ type Facts struct {
 	// TokenID is the jti claim; may be empty.
 	TokenID string
 	// Confirmation is the cnf claim: the token is bound to a key of its holder,
-	// which is not checked here. Nil: it is a bearer token.
+	// and the binding has not been checked. Nil for a bearer token.
 	Confirmation *Confirmation
 	// Claims is the payload as it was signed, or the issuer's answer: one JSON
 	// object.
@@ -60,16 +60,6 @@ func (f *Facts) clone() *Facts {
 	return &c
 }
 
-// Confirmation names the key that a token is bound to. If both members are
-// empty it is bound in a way that is only in the claims.
-type Confirmation struct {
-	// JKT is the SHA-256 thumbprint of a DPoP key (RFC 9449); may be empty.
-	JKT string
-	// X5TS256 is the SHA-256 thumbprint of a certificate (RFC 8705); may be
-	// empty.
-	X5TS256 string
-}
-
 // maxSeconds is where a float64 begins to leave out whole numbers.
 const maxSeconds = 1 << 53
 
@@ -87,7 +77,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		NotBefore:    r.time("nbf"),
 		ExpiresAt:    r.expiry(),
 		TokenID:      r.text("jti"),
-		Confirmation: r.confirmation(),
+		Confirmation: r.confirmation(""),
 		Claims:       payload,
 		typ:          header.Type,
 		access:       accessToken(claims, c.ScopeClaim),
@@ -206,22 +196,6 @@ func (r *reader) expiry() time.Time {
 		r.fail(errors.New("its exp is missing or zero"))
 	}
 	return exp
-}
-
-func (r *reader) confirmation() *Confirmation {
-	cnf, present, err := r.claims.Object("cnf")
-	if err != nil {
-		r.fail(err)
-	}
-	if !present {
-		return nil
-	}
-	inner := reader{claims: cnf}
-	c := &Confirmation{JKT: inner.text("jkt"), X5TS256: inner.text("x5t#S256")}
-	if inner.err != nil {
-		r.fail(inner.err)
-	}
-	return c
 }
 
 // accessToken looks for claims that issuers put into access tokens and not into

@@ -18,21 +18,21 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 	}
 	r := reader{claims: claims}
 	f := &Facts{
-		Issuer:       c.Issuer,
-		Subject:      r.text("sub"),
-		ClientID:     r.text("client_id"),
-		Audience:     r.audience(),
-		Scopes:       r.scopes("scope"),
-		IssuedAt:     r.time("iat"),
-		NotBefore:    r.time("nbf"),
-		TokenID:      r.text("jti"),
-		Confirmation: r.confirmation(),
-		Claims:       members,
-		opaque:       true,
-		typ:          r.text("token_type"),
-		access:       accessToken(claims, "scope"),
-		purpose:      otherPurpose(claims),
+		Issuer:    c.Issuer,
+		Subject:   r.text("sub"),
+		ClientID:  r.text("client_id"),
+		Audience:  r.audience(),
+		Scopes:    r.scopes("scope"),
+		IssuedAt:  r.time("iat"),
+		NotBefore: r.time("nbf"),
+		TokenID:   r.text("jti"),
+		Claims:    members,
+		opaque:    true,
+		typ:       r.text("token_type"),
+		access:    accessToken(claims, "scope"),
+		purpose:   otherPurpose(claims),
 	}
+	f.Confirmation = r.confirmation(f.typ)
 	if claims.Has("exp") || defaultLifetime == 0 {
 		f.ExpiresAt = r.expiry()
 	} else {
