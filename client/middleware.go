@@ -36,8 +36,8 @@ type MiddlewareOption interface{ middleware(want *wanted) }
 // reached.
 //
 // A token that is bound to a client certificate (RFC 8705) is good only on a
-// connection with that certificate, one that is bound to a DPoP key (RFC 9449)
-// never.
+// connection with that certificate. A token that is bound in any other way, such
+// as to a DPoP key (RFC 9449), is refused.
 func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) http.Handler {
 	want := v.want
 	for _, opt := range opts {
@@ -112,7 +112,7 @@ func (v *Verifier) presented(ctx context.Context, headers []string, certificate 
 	if err != nil {
 		return nil, err
 	}
-	return claims, claims.heldWith(certificate)
+	return claims, claims.Confirmation.heldWith(certificate)
 }
 
 func bearerOf(headers []string) (string, error) {
@@ -129,21 +129,21 @@ func bearerOf(headers []string) (string, error) {
 	return strings.TrimLeft(token, " "), nil
 }
 
-// heldWith returns an error unless whoever presented the token has shown the key
-// that it is bound to, if it is bound to one.
-func (c *Claims) heldWith(certificate *x509.Certificate) error {
-	if c.JKT != "" {
-		return &RejectedError{ReasonWrongHolder, "the token is bound to a DPoP key, which this service does not check"}
-	}
-	if c.X5T == "" {
+// heldWith returns an error unless the token is a bearer token, or is bound to the
+// client certificate of the connection and to nothing else.
+func (c *Confirmation) heldWith(certificate *x509.Certificate) error {
+	switch {
+	case c == nil:
 		return nil
+	case c.JKT != "" || c.X5TS256 == "":
+		return &RejectedError{ReasonWrongHolder, "the token is bound to a key in a way that this service does not check (cnf), such as DPoP"}
+	case certificate == nil:
+		return &RejectedError{ReasonWrongHolder, "the token is bound to a client certificate, and this connection has none"}
 	}
-	if certificate != nil {
-		if sum := sha256.Sum256(certificate.Raw); base64.RawURLEncoding.EncodeToString(sum[:]) == c.X5T {
-			return nil
-		}
+	if sum := sha256.Sum256(certificate.Raw); base64.RawURLEncoding.EncodeToString(sum[:]) != c.X5TS256 {
+		return &RejectedError{ReasonWrongHolder, "the token is bound to another client certificate than that of this connection"}
 	}
-	return &RejectedError{ReasonWrongHolder, "the token is bound to another client certificate than that of this connection"}
+	return nil
 }
 
 func lacks(scopes []string) *RejectedError {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -23,6 +24,8 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/client/brokertest"
@@ -134,6 +137,7 @@ func TestABoundTokenWantsItsHolder(t *testing.T) {
 	thumbprint := sha256.Sum256(mine.Raw)
 	bound := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
 	dpop := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"jkt": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
+	unknown := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"kid": "k1"}}})
 	handler := client.HTTPMiddleware(b.Client().Verifier())(http.HandlerFunc(greet))
 	for _, c := range []struct {
 		what, token string
@@ -144,6 +148,8 @@ func TestABoundTokenWantsItsHolder(t *testing.T) {
 		{"without a certificate", bound, &tls.ConnectionState{}, 401},
 		{"with another certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{others, mine}}, 401},
 		{"with its certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 200},
+		{"in a way that nobody knows", unknown, nil, 401},
+		{"in a way that nobody knows, with a certificate", unknown, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 401},
 		{"to a DPoP key", dpop, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 401},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
@@ -154,6 +160,51 @@ func TestABoundTokenWantsItsHolder(t *testing.T) {
 		if w.Code != c.status {
 			t.Errorf("%s: %d %s", c.what, w.Code, w.Body)
 		}
+	}
+}
+
+// newerBroker says of each token that it is bound to a certificate, and to something
+// else that this client does not know.
+type newerBroker struct {
+	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
+
+	thumbprint string
+}
+
+func (b *newerBroker) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	bound := &tokenbrokerv1.Confirmation{X5TS256: b.thumbprint}
+	bound.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 15, protowire.BytesType), "x"))
+	return &tokenbrokerv1.VerifyTokenResponse{Active: true, Confirmation: bound, ExpiresAt: timestamppb.New(time.Now().Add(time.Hour))}, nil
+}
+
+func TestABindingThatANewerBrokerReportsIsRefused(t *testing.T) {
+	certificate := certificateOf(t, redistest.NewCertificates(t))
+	thumbprint := sha256.Sum256(certificate.Raw)
+	server := grpc.NewServer()
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, &newerBroker{thumbprint: base64.RawURLEncoding.EncodeToString(thumbprint[:])})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	t.Cleanup(func() { server.Stop(); <-ended })
+	c, err := client.New(listener.Addr().String(), client.WithPlaintext())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	claims, err := c.Verify(t.Context(), "token")
+	if err != nil || claims.Confirmation == nil || *claims.Confirmation != (client.Confirmation{}) {
+		t.Fatalf("%+v, %v", claims, err)
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{certificate}}
+	r.Header.Set("Authorization", "Bearer token")
+	w := httptest.NewRecorder()
+	client.HTTPMiddleware(c.Verifier())(http.HandlerFunc(greet)).ServeHTTP(w, r)
+	if w.Code != http.StatusUnauthorized {
+		t.Errorf("%d %s", w.Code, w.Body)
 	}
 }
 

@@ -26,13 +26,36 @@ type Claims struct {
 	TokenID string
 	// JSON is the payload byte for byte as the issuer signed it.
 	JSON []byte
-	// JKT and X5T name the key that a sender-constrained token is bound to (RFC
-	// 9449, RFC 8705). The broker does not check the binding: if one is not
-	// empty, the receiver of the token must. [HTTPMiddleware] and the interceptors
-	// check X5T, and refuse tokens with JKT.
-	JKT, X5T string
+	// Confirmation is nil for a bearer token. Otherwise the token is bound to a key
+	// of its holder, and the broker has not checked that the presenter holds it:
+	// the receiver must, or refuse the token. [HTTPMiddleware] and the interceptors
+	// check a binding to a client certificate and refuse all others.
+	Confirmation *Confirmation
 	// ValidUntil is how long this answer may be kept.
 	ValidUntil time.Time
+}
+
+// Confirmation names the keys that a sender-constrained token is bound to. The
+// presenter must prove possession of each of them. If both are empty, the token
+// is bound in a way that is not described here, and must be refused.
+type Confirmation struct {
+	// JKT is the SHA-256 thumbprint of a DPoP key (RFC 9449).
+	JKT string
+	// X5TS256 is the SHA-256 thumbprint of a client certificate (RFC 8705).
+	X5TS256 string
+}
+
+// confirmationOf is empty also where a newer broker says more about the binding
+// than this client knows.
+func confirmationOf(c *tokenbrokerv1.Confirmation) *Confirmation {
+	switch {
+	case c == nil:
+		return nil
+	case len(c.ProtoReflect().GetUnknown()) > 0:
+		return &Confirmation{}
+	default:
+		return &Confirmation{JKT: c.GetJkt(), X5TS256: c.GetX5TS256()}
+	}
 }
 
 // HasScopes reports whether the token carries all of these scopes.
@@ -165,9 +188,9 @@ func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims
 		ExpiresAt:  resp.GetExpiresAt().AsTime(),
 		TokenID:    resp.GetTokenId(),
 		JSON:       resp.GetClaimsJson(),
-		JKT:        resp.GetConfirmation().GetJkt(),
-		X5T:        resp.GetConfirmation().GetX5TS256(),
 		ValidUntil: resp.GetValidUntil().AsTime(),
+
+		Confirmation: confirmationOf(resp.GetConfirmation()),
 	}
 	if at := resp.GetIssuedAt(); at != nil {
 		claims.IssuedAt = at.AsTime()

@@ -39,6 +39,9 @@ func newVerify() *cobra.Command {
 With "-" the token is read from standard input, which keeps it out of the shell's
 history and of the list of processes.
 
+A token that is bound to a key (cnf) is rejected: it is good only for the holder of that
+key, and nothing here proves who that is.
+
 Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.`,
 		Example: `  broker get orders-api | broker verify -
   broker verify - --audience https://orders.example.com --scope read < token.txt`,
@@ -67,6 +70,9 @@ Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.
 			}
 			if err != nil {
 				return undecided(err)
+			}
+			if claims.Confirmation != nil {
+				return printRejected(cmd, bound(claims.Confirmation), asJSON)
 			}
 			if err := printClaims(cmd, claims, asJSON); err != nil {
 				return undecided(err)
@@ -120,6 +126,23 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 		return undecided(err)
 	}
 	return exit(exitRejected)
+}
+
+// bound rejects a token that is good only for the holder of a key: whoever can pipe a
+// token into this command has proved nothing.
+func bound(to *client.Confirmation) *client.RejectedError {
+	var keys []string
+	if to.JKT != "" {
+		keys = append(keys, "the DPoP key jkt="+to.JKT)
+	}
+	if to.X5TS256 != "" {
+		keys = append(keys, "the client certificate x5t#S256="+to.X5TS256)
+	}
+	holder := strings.Join(keys, " and ")
+	if holder == "" {
+		holder = "a key that its cnf claim names in another way"
+	}
+	return &client.RejectedError{Reason: client.ReasonWrongHolder, Message: "The token is valid, but only for the holder of " + holder + "."}
 }
 
 func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {

@@ -27,7 +27,10 @@ def verdict(authorization, scope):
     if answer.status_code != 200:
         return 503, None, None
     claims = answer.json()
-    if not claims["active"]:
+    # A token with cnf is good only for the holder of a key, and this service asks for no
+    # proof of it: no DPoP proof and no client certificate.
+    bound = "cnf" in claims or claims.get("token_type") != "Bearer"
+    if not claims["active"] or bound:
         return 401, 'Bearer realm="orders", error="invalid_token"', None
     if scope not in claims.get("scope", "").split():
         challenge = f'Bearer realm="orders", error="insufficient_scope", scope="{scope}"'

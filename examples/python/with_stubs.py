@@ -42,6 +42,10 @@ def verify(scope):
         token=sys.stdin.read().strip(), required_scopes=[scope]
     )
     answer = stub().VerifyToken(request, timeout=10)
+    # A token with a confirmation is good only for the holder of a key, of which nothing
+    # here asks for a proof. It is set also if all its fields are empty.
+    if answer.HasField("confirmation"):
+        return {"active": False, "subject": ""}
     return {"active": answer.active, "subject": answer.subject}
 
 

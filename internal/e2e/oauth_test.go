@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -244,12 +245,18 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 		return response.StatusCode, response.Header.Get("WWW-Authenticate") + fmt.Sprint(response.Body.Close() == nil)
 	}
 	service.ready(t, func() bool { status, _ := get(""); return status != 0 })
-	mint := func(scope string, life time.Duration) string {
+	minted := func(claims map[string]any) string {
 		now := time.Now()
-		return b.idp.Mint(map[string]any{
-			"iss": b.idp.Issuer(), "sub": "alice", "aud": b.idp.client.Audiences[0], "scope": scope, "iat": now.Add(-2 * time.Hour).Unix(), "exp": now.Add(life).Unix(),
-		}).Reveal()
+		all := map[string]any{
+			"iss": b.idp.Issuer(), "sub": "alice", "aud": b.idp.client.Audiences[0], "scope": "read", "iat": now.Add(-2 * time.Hour).Unix(), "exp": now.Add(time.Hour).Unix(),
+		}
+		maps.Copy(all, claims)
+		return b.idp.Mint(all).Reveal()
 	}
+	mint := func(scope string, life time.Duration) string {
+		return minted(map[string]any{"scope": scope, "exp": time.Now().Add(life).Unix()})
+	}
+	bound := func(cnf map[string]any) string { return minted(map[string]any{"cnf": cnf}) }
 	for name, tt := range map[string]struct {
 		token  string
 		status int
@@ -257,6 +264,8 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 	}{
 		"good": {mint("read", time.Hour), 200, ""}, "missing": {"", 401, `realm="orders"`}, "expired": {mint("read", -time.Hour), 401, "invalid_token"},
 		"without the scope": {mint("write", time.Hour), 403, "insufficient_scope"}, "no token": {"x", 401, "invalid_token"},
+		"bound to a DPoP key": {bound(map[string]any{"jkt": "t"}), 401, "invalid_token"}, "bound to a certificate": {bound(map[string]any{"x5t#S256": "t"}), 401, "invalid_token"},
+		"bound in another way": {bound(map[string]any{"kid": "k"}), 401, "invalid_token"}, "bound to nothing": {bound(map[string]any{}), 401, "invalid_token"},
 	} {
 		if status, said := get(tt.token); status != tt.status || !strings.Contains(said, tt.said) {
 			t.Errorf("%s: %d %s", name, status, said)
@@ -293,6 +302,13 @@ func TestPythonStubs(t *testing.T) {
 			if res := python.run(t, script, "verify", scope); res.stdout != want {
 				t.Errorf("%s, scope %s: %v", proof, scope, res)
 			}
+		}
+		now := time.Now()
+		python.input = b.idp.Mint(map[string]any{
+			"iss": b.idp.Issuer(), "sub": "alice", "aud": b.idp.client.Audiences[0], "scope": "read", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "cnf": map[string]any{"kid": "k"},
+		}).Reveal()
+		if res := python.run(t, script, "verify", "read"); res.stdout != `{"active": false, "subject": ""}` {
+			t.Errorf("%s, a bound token: %v", proof, res)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package httpface
 
 import (
+	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -11,18 +12,18 @@ import (
 // introspection is the response of RFC 7662 section 2.2. Sub is always there: who
 // receives it may take an answer without one for a bad one.
 type introspection struct {
-	Active    bool              `json:"active"`
-	Scope     string            `json:"scope,omitempty"`
-	ClientID  string            `json:"client_id,omitempty"`
-	TokenType string            `json:"token_type,omitempty"`
-	Expires   int64             `json:"exp,omitempty"`
-	IssuedAt  int64             `json:"iat,omitempty"`
-	NotBefore int64             `json:"nbf,omitempty"`
-	Subject   string            `json:"sub,omitempty"`
-	Audience  any               `json:"aud,omitempty"`
-	Issuer    string            `json:"iss,omitempty"`
-	TokenID   string            `json:"jti,omitempty"`
-	Confirm   map[string]string `json:"cnf,omitempty"`
+	Active    bool            `json:"active"`
+	Scope     string          `json:"scope,omitempty"`
+	ClientID  string          `json:"client_id,omitempty"`
+	TokenType string          `json:"token_type,omitempty"`
+	Expires   int64           `json:"exp,omitempty"`
+	IssuedAt  int64           `json:"iat,omitempty"`
+	NotBefore int64           `json:"nbf,omitempty"`
+	Subject   string          `json:"sub,omitempty"`
+	Audience  any             `json:"aud,omitempty"`
+	Issuer    string          `json:"iss,omitempty"`
+	TokenID   string          `json:"jti,omitempty"`
+	Confirm   json.RawMessage `json:"cnf,omitempty"`
 }
 
 // introspect is the introspection endpoint of RFC 7662: for a token that is for one
@@ -54,7 +55,7 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 
 func introspected(f *verify.Facts) introspection {
 	made := introspection{
-		Active: true, Scope: strings.Join(f.Scopes, " "), ClientID: f.ClientID, TokenType: "Bearer",
+		Active: true, Scope: strings.Join(f.Scopes, " "), ClientID: f.ClientID, TokenType: f.TokenType(), Confirm: confirmation(f),
 		Expires: f.ExpiresAt.Unix(), Subject: f.Subject, Issuer: f.Issuer, TokenID: f.TokenID,
 	}
 	switch len(f.Audience) {
@@ -70,15 +71,20 @@ func introspected(f *verify.Facts) introspection {
 	if !f.NotBefore.IsZero() {
 		made.NotBefore = f.NotBefore.Unix()
 	}
-	if c := f.Confirmation; c != nil {
-		made.Confirm = map[string]string{}
-		for name, value := range map[string]string{"jkt": c.JKT, "x5t#S256": c.X5TS256} {
-			if value != "" {
-				made.Confirm[name] = value
-			}
-		}
-	}
 	return made
+}
+
+// confirmation is the cnf claim as the issuer wrote it, so that the receiver sees how
+// the token is bound also where the broker does not know that way.
+func confirmation(f *verify.Facts) json.RawMessage {
+	if f.Confirmation == nil {
+		return nil
+	}
+	var claims map[string]json.RawMessage // unlike a struct, it tells cnf from CNF
+	if err := json.Unmarshal(f.Claims, &claims); err != nil || claims["cnf"] == nil {
+		return json.RawMessage("{}") // an opaque token that is bound by its token type
+	}
+	return claims["cnf"]
 }
 
 // metadata are those of RFC 8414 section 2.

@@ -634,8 +634,9 @@ type VerifyTokenResponse struct {
 	// The verified payload, byte for byte as the issuer signed it: one JSON
 	// object.
 	ClaimsJson []byte `protobuf:"bytes,11,opt,name=claims_json,json=claimsJson,proto3" json:"claims_json,omitempty"`
-	// The token is bound to a key of its holder (cnf). The broker does not check
-	// the binding: whoever receives the token must.
+	// Unset for a bearer token. Set: the token is bound to a key of its holder
+	// (cnf), and the broker has not checked that the presenter holds the key. The
+	// receiver must check every field that is set, or refuse the token.
 	Confirmation *Confirmation `protobuf:"bytes,12,opt,name=confirmation,proto3" json:"confirmation,omitempty"`
 	// How long this answer may be kept. Never later than expires_at.
 	ValidUntil    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
@@ -764,7 +765,10 @@ func (x *VerifyTokenResponse) GetValidUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// Confirmation names the key that a sender-constrained token is bound to.
+// Confirmation names the keys that a sender-constrained token is bound to. If no
+// field is set, the token is bound in a way that the fields cannot describe, such
+// as cnf.kid or cnf.jwk: refuse it. Refuse it also if the Confirmation has fields
+// that you do not know.
 type Confirmation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 JWK thumbprint of a DPoP key (RFC 9449, cnf.jkt); may be empty.
