@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -240,4 +241,49 @@ func TestConnectionsToAHostAreBounded(t *testing.T) {
 	}
 	close(release)
 	all.Wait()
+}
+
+// 32 requests at a time need 32 handshakes, however many requests follow: a
+// connection whose request is done is kept for the next one.
+func TestConnectionsToAHostAreKept(t *testing.T) {
+	const bound, rounds = 32, 10
+	var handshakes atomic.Int64
+	var together atomic.Pointer[sync.WaitGroup]
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		round := together.Load()
+		round.Done()
+		round.Wait() // all requests of a round are open at once
+		_, _ = io.WriteString(w, "{}")
+	}))
+	server.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		handshakes.Add(1)
+		return nil, nil //nolint:nilnil // it means that nothing is changed
+	}}
+	server.StartTLS()
+	defer server.Close()
+	network := discovery.NewNetwork(nil)
+	for name, client := range map[string]*http.Client{
+		"without a certificate": network.ClientFor(server.URL, false),
+		"with a certificate":    network.ClientWith(server.URL, false, selfSigned(t, "a")),
+	} {
+		discovery.Trust(client, server.Certificate())
+		handshakes.Store(0)
+		for range rounds {
+			round := &sync.WaitGroup{}
+			round.Add(bound)
+			together.Store(round)
+			var all sync.WaitGroup
+			for range bound {
+				all.Go(func() {
+					if _, _, err := discovery.Get(t.Context(), client, server.URL, 10); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			all.Wait()
+		}
+		if got := handshakes.Load(); got != bound {
+			t.Errorf("%s: %d handshakes for %d requests, %d at a time", name, got, rounds*bound, bound)
+		}
+	}
 }

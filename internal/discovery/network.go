@@ -61,8 +61,9 @@ func NewNetwork(transport http.RoundTripper) *Network {
 // It follows no redirect: one would carry a secret to another host, or let
 // another host speak for the one that was configured. It speaks TLS 1.2 or
 // later, takes 2 s at most to connect and 2 s to shake hands, reads 64 KiB of
-// header, and opens 32 connections to a host; more requests wait. It has no
-// timeout of its own beyond that: callers bound each request by its context.
+// header, and opens 32 connections to a host; more requests wait. Each connection
+// is kept for the next request, for 30 s at most. There is no timeout beyond
+// that: callers bound each request by its context.
 //
 // The environment's proxy (HTTPS_PROXY, NO_PROXY) is honoured, because some
 // networks let nothing out without it and a proxy sees of https no more than
@@ -158,7 +159,10 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *h
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: connectTimeout,
 		MaxConnsPerHost:     maxConnsPerHost,
-		MaxIdleConnsPerHost: maxConnsPerHost / 4,
+		// Each connection that may be open may also wait for the next request:
+		// where fewer may, a busy broker closes connections and shakes hands anew
+		// all the time.
+		MaxIdleConnsPerHost: maxConnsPerHost,
 		// Less than the 60 s after which common load balancers drop an idle
 		// connection without a word.
 		IdleConnTimeout:        30 * time.Second,
