@@ -161,13 +161,18 @@ type client struct {
 	// asked: somebody wanted a token of this client.
 	asked atomic.Bool
 
+	// verdict is fired when a secret obtained a token or was refused.
+	verdict signal
+
 	mu sync.Mutex
-	// proven is the secret version that lately obtained a token and was not
-	// refused since. Until there is one, fetches go one at a time.
-	proven      string
-	provenUntil time.Time
-	provenBy    uint64        // fence of the fetch that showed it
-	probe       chan struct{} // closed when the fetch that tries the secret is over; nil: none does
+	// proven is the secret version that was the last to obtain a token and was not
+	// refused since. Until there is one, fetches go one at a time; after provenUntil
+	// a few go together until one of them succeeds.
+	proven       string
+	provenUntil  time.Time
+	provenBy     uint64        // fence of the fetch that showed it
+	fetchedAlone uint64        // number of fetches without a lease since then
+	probe        chan struct{} // closed when the fetch that tries the secret is over; nil: none does
 }
 
 // New makes a Broker. It asks no IdP anything yet.

@@ -143,7 +143,7 @@ type earlier struct {
 
 // try makes one attempt and reports whether there is to be another.
 func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
-	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence > 0)
+	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence)
 	if told != nil {
 		f.err = told
 		b.tell(ctx, lease)
@@ -242,7 +242,7 @@ func (a attempt) success(e *entry) []store.Put {
 	if value, ttl := a.token.Stored(time.Now()); ttl > 0 {
 		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.fence, Value: value, TTL: ttl})
 	}
-	puts = append(puts, store.Put{Key: keys.proof, Number: a.fence, Value: []byte(a.with.ID), TTL: proofLasts})
+	puts = append(puts, store.Put{Key: keys.proof, Number: a.fence, Value: []byte(a.with.ID), TTL: proofKept})
 	for key, stood := range map[string]*trouble{
 		e.troubleKey(): a.entryTrouble, keys.trouble: a.clientTrouble, a.with.key: a.refusal,
 	} {

@@ -551,29 +551,98 @@ func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
 	})
 }
 
-// A secret that dies after it served for long is found out by one attempt as
-// well: its proof has lapsed.
-func TestSecretThatDiesIsFoundOutByOneAttempt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := startReplicas(t, 5)
-		for i := range 50 {
-			r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(i)})
-		}
-		r.idp.SetSecrets("abc", redact.New("another"))
-		time.Sleep(100 * time.Second) // all have ended
-		before := r.fetches()
-		var wg sync.WaitGroup
-		for i := range 250 {
-			wg.Go(func() {
-				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
-				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
-			})
-		}
-		wg.Wait()
-		if got := r.fetches() - before; got != 1 {
-			t.Errorf("the IdP saw %d attempts", got)
-		}
-	})
+// A secret that dies after it served for long costs the IdP few attempts as well,
+// however many questions and replicas there are: those that come together before
+// the first refusal, and at most 32.
+func TestSecretThatDiesIsFoundOutByFewAttempts(t *testing.T) {
+	for delay, most := range map[time.Duration]int{0: 8, 100 * time.Millisecond: 16, 3 * time.Second: 32} {
+		synctest.Test(t, func(t *testing.T) {
+			r := startReplicas(t, 5)
+			for i := range 50 {
+				r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(i)})
+			}
+			r.idp.SetSecrets("abc", redact.New("another"))
+			r.idp.SetDelay(delay)
+			time.Sleep(100 * time.Second) // all have ended
+			before := r.fetches()
+			var wg sync.WaitGroup
+			for i := range 250 {
+				wg.Go(func() {
+					_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+					wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+				})
+			}
+			wg.Wait()
+			if got := r.fetches() - before; got > most {
+				t.Errorf("an IdP that takes %v saw %d attempts, want at most %d", delay, got, most)
+			}
+			// The refusal took the proof away: the next attempt goes alone.
+			time.Sleep(31 * time.Second)
+			before = r.fetches()
+			for i := range 250 {
+				wg.Go(func() {
+					_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
+					wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+				})
+			}
+			wg.Wait()
+			if got := r.fetches() - before; got != 1 {
+				t.Errorf("an IdP that takes %v saw %d further attempts, want 1", delay, got)
+			}
+		})
+	}
+}
+
+// With a secret that served before, a burst after a quiet time takes as long as the
+// IdP does, on whichever replicas it comes.
+func TestBurstAfterAQuietTimeTakesTheTimeOfTheIdP(t *testing.T) {
+	for name, prepare := range map[string]func(r *replicas){
+		"in the same replicas": func(*replicas) {},
+		"in new replicas": func(r *replicas) {
+			for _, old := range r.all {
+				old.stop()
+			}
+			r.all = nil
+			for range 3 {
+				r.add("right")
+			}
+		},
+		"without the store": func(r *replicas) {
+			for _, replica := range r.all {
+				replica.link.state.Store(away)
+			}
+		},
+		"after a new secret was refused": func(r *replicas) {
+			r.all[0].writes(r.t, "not known yet")
+			time.Sleep(30 * time.Second)
+			if _, refused := r.idp.Attempts("abc", redact.New("not known yet")); refused == 0 {
+				r.t.Error("the new secret was not tried")
+			}
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := startReplicas(t, 3)
+			for range 3 {
+				r.everybody(1, broker.Ask{Client: "orders"})
+			}
+			time.Sleep(time.Hour)
+			prepare(r)
+			r.idp.SetDelay(3 * time.Second)
+			before, begun := r.fetches(), time.Now()
+			var wg sync.WaitGroup
+			for i := range 20 {
+				wg.Go(func() {
+					if _, err := r.all[i%3].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)}); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				})
+			}
+			wg.Wait()
+			if took, fetches := time.Since(begun), r.fetches()-before; took > 4*time.Second || fetches != 20 {
+				t.Errorf("%s: 20 questions to an IdP that takes 3 s took %v and %d fetches", name, took, fetches)
+			}
+		})
+	}
 }
 
 // A replica whose configuration has another secret is not stopped by the

@@ -53,7 +53,7 @@ type clientKeys struct {
 	fences  string // counter: numbers the client's leases
 	secrets string // the history of its secrets
 	trouble string // throttling
-	proof   string // the secret version that lately obtained a token
+	proof   string // the secret version that was the last to obtain a token
 	probe   string // lease: who tries an unproven secret
 	failed  string // the last failure, for operators
 }
@@ -68,7 +68,7 @@ func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 		fences:  tag + "fences",
 		secrets: tag + "secrets",
 		trouble: tag + config + ":trouble",
-		proof:   tag + config + ":proof",
+		proof:   tag + config + ":proved",
 		probe:   tag + config + ":probe",
 		failed:  tag + config + ":failed",
 	}

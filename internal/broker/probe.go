@@ -7,21 +7,52 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// enter chooses the secret of a fetch and lets it through: at once where the secret
-// is proven, else as the one fetch that tries it, or after that. So an IdP sees a
-// wrong secret once, and not once for each audience and replica: accounts get
-// locked. The caller calls leave when it has published what came of the fetch.
-func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fleet bool) (v *version, leave func(), probing bool, err *Error) {
+// Bounds of the fetches that go out with a secret which was proved before, but so
+// long ago that the IdP may have revoked it since. They are counted by their
+// fences, so the bounds hold for the fleet.
+const (
+	// unconfirmedAtOnce fetches go out at once. Each further one waits for
+	// unconfirmedPause longer than the one before it, because an IdP that answers
+	// soon answers within that time: a refusal then stops the rest.
+	unconfirmedAtOnce = 8
+	unconfirmedPause  = 25 * time.Millisecond
+	// maxUnconfirmed fetches go out without an answer to any of them; it is also
+	// how many connections a replica opens to an IdP. The last of them and those
+	// beyond go one at a time, as with a secret that was never proved.
+	maxUnconfirmed = 32
+)
+
+// enter chooses the secret of a fetch and lets the fetch through: at once where the
+// secret obtained a token a moment ago; soon where it did so earlier and was not
+// refused since; else as the one fetch that tries it, or after that. So an IdP sees
+// a wrong secret a few times at most, and not once for each audience and replica:
+// accounts get locked. The caller calls leave when it has published the result of
+// the fetch. A fence of zero means that the fetch has no lease.
+func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence uint64) (v *version, leave func(), probing bool, err *Error) {
 	c := e.client
+	begun, place := time.Now(), c.unconfirmed(fence)
 	for {
+		verdict := c.verdict.next()
 		v, err := e.choose(tried, time.Now())
-		if err != nil {
+		switch {
+		case err != nil:
 			return nil, nil, false, err
-		}
-		if c.provenNow(v.ID) {
+		case c.provenNow(v.ID):
 			return v, func() {}, false, nil
+		case place < maxUnconfirmed && c.provenBefore(v.ID):
+			wait := unconfirmedWait(place) - time.Since(begun)
+			if wait <= 0 {
+				return v, func() {}, false, nil
+			}
+			if !sleep(ctx, verdict, wait) {
+				return nil, nil, false, b.outOfTime(e)
+			}
+			if fence > 0 {
+				_ = b.look(ctx, e) // another replica may have been refused meanwhile
+			}
+			continue
 		}
-		probe, how := b.probe(ctx, e, fleet, func() bool {
+		probe, how := b.probe(ctx, e, fence > 0, func() bool {
 			next, err := e.choose(tried, time.Now())
 			return err != nil || c.provenNow(next.ID)
 		})
@@ -37,6 +68,15 @@ func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fleet bo
 			return v, probe.leave, true, nil
 		}
 	}
+}
+
+// unconfirmedWait is how long the n-th unconfirmed fetch waits for the result of
+// an earlier one.
+func unconfirmedWait(n uint64) time.Duration {
+	if n <= unconfirmedAtOnce {
+		return 0
+	}
+	return time.Duration(n-unconfirmedAtOnce) * unconfirmedPause
 }
 
 // choose returns the secret to try next, or why there is none.
@@ -118,10 +158,32 @@ func (c *client) probed() {
 	c.probe = nil
 }
 
+// provenNow reports whether a version obtained a token so lately that any number of
+// fetches may use it.
 func (c *client) provenNow(version string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.proven == version && time.Now().Before(c.provenUntil)
+}
+
+// provenBefore reports whether a version was the last to obtain a token, however
+// long ago, and was not refused since.
+func (c *client) provenBefore(version string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.proven == version
+}
+
+// unconfirmed numbers a fetch among those that began since the last proof: in the
+// fleet by its fence, without one in this replica.
+func (c *client) unconfirmed(fence uint64) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if fence > 0 {
+		return max(fence, c.provenBy) - c.provenBy
+	}
+	c.fetchedAlone++
+	return c.fetchedAlone
 }
 
 // noProof is what the fleet is told where a secret was refused. It is no
@@ -134,7 +196,8 @@ func (c *client) prove(version string, until time.Time, fence uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if fence >= c.provenBy {
-		c.proven, c.provenUntil, c.provenBy = version, until, fence
+		c.proven, c.provenUntil, c.provenBy, c.fetchedAlone = version, until, fence, 0
+		c.verdict.fire()
 	}
 }
 
@@ -143,7 +206,8 @@ func (c *client) prove(version string, until time.Time, fence uint64) {
 func (c *client) unprove(version string, fence uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	another := c.proven != version && c.proven != noProof && time.Now().Before(c.provenUntil)
+	c.verdict.fire()
+	another := c.proven != version && c.proven != noProof && c.proven != ""
 	if another || fence < c.provenBy {
 		return false
 	}
@@ -152,7 +216,7 @@ func (c *client) unprove(version string, fence uint64) bool {
 }
 
 func noProofPut(c *client, fence uint64) store.Put {
-	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofLasts}
+	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofKept}
 }
 
 // sawProof adopts what the fleet knows of the secret, if it is newer.
@@ -160,6 +224,7 @@ func (c *client) sawProof(found store.Entry, asked time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(found.Value) > 0 && found.Number > c.provenBy {
-		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL), found.Number
+		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL-proofKept+proofLasts), found.Number
+		c.verdict.fire()
 	}
 }

@@ -41,8 +41,12 @@ const (
 	// grain is what a trouble may seem shorter by, because stores count whole
 	// milliseconds.
 	grain = 2 * time.Millisecond
-	// proofLasts is how long a secret is taken for good after it obtained a token.
+	// proofLasts is how long a secret is taken for good after it obtained a token,
+	// and proofKept how long the store remembers that it did. After proofLasts the
+	// secret may have been revoked, so only a few fetches go out with it until one
+	// of them succeeds.
 	proofLasts = time.Minute
+	proofKept  = 7 * 24 * time.Hour
 	// probePause is how long all of a client's questions wait after a probe that
 	// did not get to know whether the secret is good.
 	probePause = time.Second
