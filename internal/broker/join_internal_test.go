@@ -1,0 +1,70 @@
+package broker
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// A caller finds no token, a flight lands, and only then the caller gets the lock:
+// it must look again, or it would force another fetch.
+func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const issuer, audience = "https://idp.example.com", "https://orders.example.com"
+		server, err := devidp.New(devidp.Config{Issuer: issuer, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{
+			{ID: "abc", Secrets: []redact.String{redact.New("right")}, Audiences: []string{audience}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "secret")
+		if err := os.WriteFile(path, []byte("right"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ref, err := secret.ParseRef("file:" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ring, err := secret.Open(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(server.RoundTripper())})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := New(Config{
+			Setup:  Setup{Clients: []ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience}}},
+			Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.Close)
+		ask := Ask{Client: "orders"}
+		landed, err := b.Get(t.Context(), policy.Self(), ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, missed := range map[string]Ask{"any token": ask, "a token that lives long": {Client: "orders", MinTTL: 50 * time.Second}} {
+			answer, err := b.miss(t.Context(), b.client("orders").entry, missed)
+			if err != nil || answer.Token != landed.Token || answer.Source != FromMemory || answer.Degraded {
+				t.Errorf("%s: %+v, %v", what, answer, err)
+			}
+		}
+		time.Sleep(time.Second)
+		if got := server.Requests(devidp.TokenPath); got != 1 {
+			t.Errorf("the IdP was asked %d times", got)
+		}
+	})
+}
