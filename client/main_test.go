@@ -31,6 +31,8 @@ type stub struct {
 	get   func(ctx context.Context, req *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error)
 	watch func(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error
 
+	verify func(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error)
+
 	mu            sync.Mutex
 	gets, watches int
 }
@@ -40,6 +42,13 @@ func (s *stub) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenRequest)
 	s.gets++
 	s.mu.Unlock()
 	return s.get(ctx, req)
+}
+
+func (s *stub) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	if s.verify == nil {
+		return s.UnimplementedTokenBrokerServiceServer.VerifyToken(ctx, req)
+	}
+	return s.verify(ctx, req)
 }
 
 func (s *stub) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
