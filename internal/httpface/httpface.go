@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +46,10 @@ const (
 	// linesPerSecond is how many failures are logged in a second.
 	linesPerSecond = 10
 )
+
+// clientClosedRequest is the status under which a request counts whose client
+// disconnected before the broker had a response. nginx uses the same number.
+const clientClosedRequest = 499
 
 // The paths.
 const (
@@ -88,6 +93,9 @@ type Server struct {
 	lines   *rate.Limiter
 	routes  map[string]route
 	known   knownNeeds
+	// draining has clients close their connections, so that their next requests go to
+	// another replica and none is on its way when the broker closes a connection.
+	draining atomic.Bool
 }
 
 // route is what there is at a path. What serves returns is the status that it
@@ -151,6 +159,9 @@ func (s *Server) Serve(listener net.Listener, secure *tls.Config) error {
 	return nil
 }
 
+// Drain has clients close their connections after the next response.
+func (s *Server) Drain() { s.draining.Store(true) }
+
 // Shutdown takes no new requests and lets those in progress end until timeout is
 // over.
 func (s *Server) Shutdown(timeout time.Duration) {
@@ -169,7 +180,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	if s.cfg.Door.Overdue(r.Context(), begun) || MustClose(r) {
+	if s.draining.Load() || s.cfg.Door.Overdue(r.Context(), begun) || MustClose(r) {
 		header["Connection"] = closing
 	}
 	if !known {
@@ -178,6 +189,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	status, err := s.traced(w, r, at)
+	if status >= http.StatusInternalServerError && r.Context().Err() != nil {
+		status, err = clientClosedRequest, nil // the broker has not failed: its client has gone
+	}
 	s.metrics.ended(at.name, status, time.Since(begun))
 	if err != nil {
 		s.log(r.Context(), at.name, status, err)

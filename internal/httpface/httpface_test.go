@@ -2,6 +2,7 @@ package httpface_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -31,6 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type face struct {
 	*facetest.Fixture
 
+	server  *httpface.Server
 	address string
 	client  *http.Client
 }
@@ -52,6 +55,7 @@ func serveFixture(t testing.TB, fixture *facetest.Fixture, bound string, change 
 		change(&cfg)
 	}
 	made := httpface.New(cfg)
+	f.server = made
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -75,6 +79,7 @@ type answer struct {
 	status int
 	header http.Header
 	body   string
+	closes bool // the connection
 }
 
 func (f *face) do(t testing.TB, method, target string, header http.Header, body string) answer {
@@ -95,7 +100,7 @@ func (f *face) do(t testing.TB, method, target string, header http.Header, body 
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer{response.StatusCode, response.Header, string(data)}
+	return answer{response.StatusCode, response.Header, string(data), response.Close}
 }
 
 func bearer(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
@@ -487,5 +492,55 @@ func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
 	}
 	if status := ask(); status != 200 {
 		t.Errorf("one who is known: %d", status)
+	}
+}
+
+func TestRequestsWhoseClientDisconnectedAreNoFailuresOfTheBroker(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	f := serve(t, facetest.Shop, func(c *httpface.Config) { c.Registerer = registry })
+	asked := make(chan struct{}, 1)
+	f.IdP.SetAnswer(func(_ http.ResponseWriter, r *http.Request) bool {
+		asked <- struct{}{}
+		<-r.Context().Done()
+		return true
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+f.address+"/oauth2/token", strings.NewReader("grant_type=client_credentials&client_id=orders"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	go func() { <-asked; cancel() }()
+	if response, err := f.client.Do(request); err == nil {
+		_ = response.Body.Close()
+		t.Fatalf("answered with %d", response.StatusCode)
+	}
+	var status string
+	for deadline := time.Now().Add(30 * time.Second); status == "" && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, family := range families {
+			for _, m := range family.GetMetric() {
+				if family.GetName() == "tokenbroker_http_requests_total" && m.GetCounter().GetValue() > 0 {
+					status = m.GetLabel()[1].GetValue()
+				}
+			}
+		}
+	}
+	if status != "499" || strings.Contains(f.Log.String(), "request failed") {
+		t.Errorf("it counts as %q, and the log says %s", status, f.Log.String())
+	}
+}
+
+func TestDrainingClosesConnectionsAfterTheNextResponse(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 || got.closes {
+		t.Errorf("before the drain: %d, closes: %v", got.status, got.closes)
+	}
+	f.server.Drain()
+	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 || !got.closes {
+		t.Errorf("while it drains: %d, closes: %v", got.status, got.closes)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -38,8 +39,11 @@ type callers struct {
 	audit     *audit.Log
 }
 
-// forAll are the services that need no caller.
-func forAll(method string) bool { return strings.HasPrefix(method, "/grpc.health.v1.Health/") }
+// forAll reports whether a method needs no caller. Health decides by itself what it
+// tells to whom.
+func forAll(method string) bool {
+	return method == healthpb.Health_Check_FullMethodName || method == healthpb.Health_Watch_FullMethodName
+}
 
 // forGateways are the services that gateways call on behalf of others: there a
 // JWT is that of somebody whose request is at the gateway, and never says who the
@@ -49,7 +53,11 @@ func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.
 // of says who makes a call, and until when that holds at most; zero: until
 // something changes. Whom it does not know it writes down.
 func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), methodOf(ctx), now)
+	return c.ofMethod(ctx, methodOf(ctx), now)
+}
+
+func (c *callers) ofMethod(ctx context.Context, method string, now time.Time) (caller *policy.Caller, until time.Time, err error) {
+	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), method, now)
 }
 
 // known is recognise for a call of action.
@@ -66,7 +74,7 @@ func (c *callers) calling(ctx context.Context, method string, now time.Time) (*p
 	if forGateways(method) {
 		return c.gateway(ctx, connectionOf(ctx), method, now)
 	}
-	caller, _, err := c.of(ctx, now)
+	caller, _, err := c.ofMethod(ctx, method, now)
 	return caller, err
 }
 

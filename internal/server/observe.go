@@ -134,23 +134,38 @@ func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *gr
 
 func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	begun := time.Now()
-	err := o.recovered.stream(srv, stream, info, func(srv any, stream grpc.ServerStream) error {
-		return o.serveStream(srv, stream, info, handler)
-	})
-	o.metrics.handled.WithLabelValues(info.FullMethod, status.Code(err).String()).Inc()
+	observed, method := &clientStream{ServerStream: stream}, info.FullMethod
+	if srv == nil { // see unknownMethod
+		method = unknownMethodName
+	}
+	err := observed.result(o.recovered.stream(srv, observed, info, func(srv any, stream grpc.ServerStream) error {
+		return o.serveStream(srv, stream, method, handler)
+	}))
+	o.metrics.handled.WithLabelValues(method, status.Code(err).String()).Inc()
 	if err != nil {
-		o.log.failed(stream.Context(), info.FullMethod, time.Since(begun), err)
+		o.log.failed(stream.Context(), method, time.Since(begun), err)
 	}
 	return err
 }
 
-func (o *observer) serveStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if !forAll(info.FullMethod) {
-		if _, err := o.callers.calling(stream.Context(), info.FullMethod, time.Now()); err != nil {
+func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) error {
+	if !forAll(method) {
+		if _, err := o.callers.calling(stream.Context(), method, time.Now()); err != nil {
 			return statusOf(err)
 		}
 	}
 	return handler(srv, stream)
+}
+
+// unknownMethodName stands for every method that the broker does not have: its name
+// comes from the client and has no place in metrics.
+const unknownMethodName = "unknown"
+
+// unknownMethod answers calls of methods that the broker does not have. gRPC would
+// answer them by itself, and so tell a peer that is no caller which services there are.
+// It is called without a service.
+func unknownMethod(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "the token broker has no such service or method")
 }
 
 // callLog logs calls that failed or were slow, and no others: a line for each
