@@ -265,6 +265,7 @@ func (a *App) shutdown() {
 	delay, timeout := a.config.Server.DrainDelay, a.config.Server.DrainTimeout
 	var ending sync.WaitGroup
 	if a.http != nil {
+		a.http.Drain()
 		ending.Go(func() {
 			if delay > 0 {
 				<-time.After(delay)

@@ -26,7 +26,7 @@ func (a *App) WarmUp(ctx context.Context) error {
 // StatsHandlers is how many handlers of statistics the gRPC server has, who are
 // told of each call.
 func (a *App) StatsHandlers() int {
-	return reflect.ValueOf(a.server).Elem().FieldByName("grpc").Elem().FieldByName("opts").FieldByName("statsHandlers").Len()
+	return reflect.ValueOf(a.server).Elem().FieldByName("current").Elem().FieldByName("grpc").Elem().FieldByName("opts").FieldByName("statsHandlers").Len()
 }
 
 // Internals are values that hold secrets and tokens, as somebody might log them by

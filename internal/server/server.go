@@ -8,10 +8,10 @@ package server
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -126,14 +126,29 @@ func (l Limits) withDefaults() Limits {
 
 // Server serves the broker over gRPC.
 type Server struct {
-	grpc      *grpc.Server
-	health    *health.Server
+	broker    *broker.Broker
+	health    *health.Server // what it says ends with the first moment of Shutdown
+	watched   *health.Server // what health watches of the first generation say
 	callers   *callers
 	limits    *limits
 	transport *transport
 	metrics   *metrics
 	age       time.Duration      // of connections
-	drain     context.CancelFunc // ends the watches
+	streams   uint32             // that a connection may have
+	draining  context.Context    //nolint:containedctx // it ends when the watches are to end
+	drain     context.CancelFunc // ends draining
+
+	// What each gRPC server is made of.
+	options, extra []grpc.ServerOption
+	reflection     bool
+	services       []addedService
+
+	mu       sync.Mutex
+	current  *generation // takes new connections
+	relays   map[*relay]struct{}
+	closed   bool // there are no listeners any more
+	stopped  chan struct{}
+	stopOnce sync.Once
 }
 
 // New makes a Server; Serve starts it.
@@ -147,27 +162,45 @@ func New(cfg Config) *Server {
 	cfg.Limits = cfg.Limits.withDefaults()
 	held := newLimits(cfg.Broker, cfg.Limits.InFlight, cfg.Registerer)
 	who := newCallers(cfg, held)
-	observe, transport := newObserver(cfg, who, held), newTransport(cfg, who)
+	observe := newObserver(cfg, who, held)
 	s := &Server{
-		grpc:   grpc.NewServer(append(options(cfg, who, observe, transport), cfg.Options...)...),
-		health: health.NewServer(), callers: who, limits: held, transport: transport, metrics: observe.metrics,
-		age: cfg.Limits.ConnectionAge,
+		broker: cfg.Broker, health: health.NewServer(), watched: health.NewServer(),
+		callers: who, limits: held, transport: newTransport(cfg, who), metrics: observe.metrics,
+		age: cfg.Limits.ConnectionAge, streams: cfg.Limits.Streams,
+		options: options(cfg, who, observe), extra: cfg.Options, reflection: cfg.Reflection,
+		relays: map[*relay]struct{}{}, stopped: make(chan struct{}),
 	}
-	healthpb.RegisterHealthServer(s.grpc, s.health)
-	var draining context.Context
-	draining, s.drain = context.WithCancel(context.Background())
-	tokenbrokerv1.RegisterTokenBrokerServiceServer(s.grpc, &service{
-		broker: cfg.Broker, callers: who, limits: held, streams: cfg.Limits.Streams, draining: draining,
-	})
-	tokenbrokerv1.RegisterAdminServiceServer(s.grpc, &admin{broker: cfg.Broker})
-	if cfg.Reflection {
-		reflection.Register(s.grpc)
-	}
-	for name := range s.grpc.GetServiceInfo() {
-		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_NOT_SERVING)
-	}
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	s.draining, s.drain = context.WithCancel(context.Background())
+	s.current = s.newGeneration(s.watched)
+	s.setServing(healthpb.HealthCheckResponse_NOT_SERVING)
 	return s
+}
+
+// register adds all services to a gRPC server.
+func (s *Server) register(to *grpc.Server, watched *health.Server) {
+	healthpb.RegisterHealthServer(to, &healthService{callers: s.callers, now: s.health, watched: watched, draining: s.draining})
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(to, &service{
+		broker: s.broker, callers: s.callers, limits: s.limits, streams: s.streams, draining: s.draining,
+	})
+	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker})
+	for _, added := range s.services {
+		to.RegisterService(added.desc, added.implementation)
+	}
+	if s.reflection {
+		reflection.Register(to)
+	}
+}
+
+// setServing sets the health of every service and of the broker as a whole.
+func (s *Server) setServing(to healthpb.HealthCheckResponse_ServingStatus) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, told := range []*health.Server{s.health, s.watched} {
+		for name := range s.current.grpc.GetServiceInfo() {
+			told.SetServingStatus(name, to)
+		}
+		told.SetServingStatus("", to)
+	}
 }
 
 func newCallers(cfg Config, held *limits) *callers {
@@ -197,17 +230,24 @@ func newTransport(cfg Config, who *callers) *transport {
 // those of callers, and limited and counted, like all.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	s.metrics.resolve(desc)
-	s.grpc.RegisterService(desc, implementation)
-	s.health.SetServingStatus(desc.ServiceName, healthpb.HealthCheckResponse_NOT_SERVING)
+	s.services = append(s.services, addedService{desc, implementation})
+	s.current.grpc.RegisterService(desc, implementation)
+	s.setServing(healthpb.HealthCheckResponse_NOT_SERVING)
 }
 
-func options(cfg Config, who *callers, observe *observer, transport *transport) []grpc.ServerOption {
+// addedService is a service that was added with RegisterService.
+type addedService struct {
+	desc           *grpc.ServiceDesc
+	implementation any
+}
+
+func options(cfg Config, who *callers, observe *observer) []grpc.ServerOption {
 	most := cfg.Limits
 	options := []grpc.ServerOption{
-		grpc.Creds(transport),
 		grpc.InTapHandle(who.strangers.tap),
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),
+		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.MaxRecvMsgSize(most.MessageSize),
 		grpc.MaxHeaderListSize(most.HeaderSize),
 		grpc.MaxConcurrentStreams(most.Streams),
@@ -231,26 +271,6 @@ func options(cfg Config, who *callers, observe *observer, transport *transport) 
 // Serve answers on listener until Shutdown, which may have been called already.
 // Health says SERVING from now on. It may be called for several listeners.
 func (s *Server) Serve(listener net.Listener) error {
-	for name := range s.grpc.GetServiceInfo() {
-		s.health.SetServingStatus(name, healthpb.HealthCheckResponse_SERVING)
-	}
-	s.health.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	if err := s.grpc.Serve(listener); !errors.Is(err, grpc.ErrServerStopped) {
-		return err
-	}
-	return nil
-}
-
-// Shutdown says NOT_SERVING, goes on answering for delay so that load balancers
-// notice, then ends the watches, takes no new calls and lets those in progress
-// end until timeout is over. It returns when nothing is served any more.
-func (s *Server) Shutdown(delay, timeout time.Duration) {
-	s.health.Shutdown()
-	if delay > 0 {
-		<-time.After(delay)
-	}
-	s.drain()
-	cutOff := time.AfterFunc(timeout, s.grpc.Stop)
-	defer cutOff.Stop()
-	s.grpc.GracefulStop()
+	s.setServing(healthpb.HealthCheckResponse_SERVING)
+	return s.serve(listener)
 }

@@ -1,0 +1,246 @@
+package server
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+)
+
+// gRPC sends GOAWAY to the clients of a server only together with closing its
+// listeners, and drops connections that it accepted just before. A broker that
+// drains needs something else: clients must connect anew at once, so that a load
+// balancer sends them to another replica, while connections that load balancers still
+// send here are served. So the listeners belong to the Server, which hands new
+// connections to a second gRPC server when it begins to drain.
+
+// errHandedOver ends the Serve of a gRPC server that takes no more connections.
+var errHandedOver = errors.New("new connections are handed to another gRPC server")
+
+// generation is a gRPC server and the connections that it accepted.
+type generation struct {
+	grpc *grpc.Server
+	// over is closed when the generation takes no more connections.
+	over chan struct{}
+	// serving counts its Serve calls, arriving the connections that it accepted whose
+	// handshake has not begun: gRPC drops those when it stops.
+	serving, arriving sync.WaitGroup
+	// next takes the connections that come later. It is set before over is closed.
+	next *generation
+}
+
+// newGeneration makes a gRPC server with all services. Its health watches show what
+// watched says.
+func (s *Server) newGeneration(watched *health.Server) *generation {
+	g := &generation{over: make(chan struct{})}
+	options := append(slices.Clone(s.options), grpc.Creds(&arrivals{s.transport, &g.arriving}))
+	g.grpc = grpc.NewServer(append(options, s.extra...)...)
+	s.register(g.grpc, watched)
+	return g
+}
+
+// arrivals counts off the connections whose handshake begins.
+type arrivals struct {
+	*transport
+
+	arriving *sync.WaitGroup
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (a *arrivals) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	a.arriving.Done()
+	return a.transport.ServerHandshake(raw)
+}
+
+// Clone implements credentials.TransportCredentials. Servers do not call it.
+func (a *arrivals) Clone() credentials.TransportCredentials { return a }
+
+// end sends GOAWAY to the clients of a generation that takes no more connections and
+// returns when their calls have ended.
+func (g *generation) end() {
+	g.serving.Wait()
+	g.arriving.Wait()
+	g.grpc.GracefulStop()
+}
+
+// relay accepts the connections of a listener for the generation that takes new ones.
+type relay struct {
+	net.Listener
+
+	accepted chan acceptedConn // closed when the listener was closed
+	closing  atomic.Bool
+}
+
+type acceptedConn struct {
+	conn net.Conn
+	err  error
+}
+
+func newRelay(listener net.Listener) *relay {
+	r := &relay{Listener: listener, accepted: make(chan acceptedConn)}
+	go r.run()
+	return r
+}
+
+func (r *relay) run() {
+	defer close(r.accepted)
+	for {
+		conn, err := r.Listener.Accept()
+		if err != nil && r.closing.Load() {
+			return
+		}
+		r.accepted <- acceptedConn{conn, err}
+		if temporary, ok := errors.AsType[interface {
+			error
+			Temporary() bool
+		}](err); err != nil && (!ok || !temporary.Temporary()) {
+			return
+		}
+	}
+}
+
+// close closes the listener. Connections that were accepted before are still served.
+func (r *relay) close() {
+	r.closing.Store(true)
+	_ = r.Listener.Close()
+}
+
+// turn is the listener of one generation.
+type turn struct {
+	*relay
+
+	of *generation
+}
+
+// Accept implements net.Listener.
+func (t *turn) Accept() (net.Conn, error) {
+	select {
+	case <-t.of.over:
+		return nil, errHandedOver
+	default:
+	}
+	select {
+	case <-t.of.over:
+		return nil, errHandedOver
+	case next, open := <-t.accepted:
+		if !open {
+			return nil, errHandedOver
+		}
+		if next.err == nil {
+			t.of.arriving.Add(1)
+		}
+		return next.conn, next.err
+	}
+}
+
+// Close implements net.Listener. The listener is closed by Shutdown, because another
+// generation may use it.
+func (*turn) Close() error { return nil }
+
+// open adds a listener; nil: Shutdown has closed them all.
+func (s *Server) open(listener net.Listener) (*relay, *generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = listener.Close()
+		return nil, nil
+	}
+	r := newRelay(listener)
+	s.relays[r] = struct{}{}
+	s.current.serving.Add(1)
+	return r, s.current
+}
+
+// drop forgets a listener that failed while it was served over g.
+func (s *Server) drop(r *relay, g *generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.relays, r)
+	for g = g.next; g != nil; g = g.next {
+		g.serving.Done()
+	}
+}
+
+// serve serves a listener over one generation after the other.
+func (s *Server) serve(listener net.Listener) error {
+	r, g := s.open(listener)
+	for ; g != nil; g = g.next {
+		err := g.grpc.Serve(&turn{r, g})
+		g.serving.Done()
+		if err != nil && !errors.Is(err, errHandedOver) && !errors.Is(err, grpc.ErrServerStopped) {
+			s.drop(r, g)
+			return err
+		}
+	}
+	<-s.stopped
+	return nil
+}
+
+// handOver has new connections go to a new generation and returns the old one; nil:
+// there are no listeners any more.
+func (s *Server) handOver() (old *generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	old = s.current
+	old.next = s.newGeneration(s.health)
+	old.next.serving.Add(len(s.relays))
+	s.current = old.next
+	close(old.over)
+	return old
+}
+
+// closeListeners closes the listeners and returns the generation that took the last
+// connections.
+func (s *Server) closeListeners() (last *generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for r := range s.relays {
+		r.close()
+	}
+	return s.current
+}
+
+// Shutdown drains the server. For delay, health says NOT_SERVING and clients are told
+// to connect anew (GOAWAY), which brings them to another replica as soon as the load
+// balancer has noticed; calls and new connections are served meanwhile. Then Shutdown
+// closes the listeners, ends the watches and waits until the calls in progress have
+// ended, at most for timeout.
+//
+// Health watches of connections from before do not say NOT_SERVING until delay is
+// over: a client would fail its calls until it has connected anew.
+func (s *Server) Shutdown(delay, timeout time.Duration) {
+	s.health.Shutdown()
+	var ending sync.WaitGroup
+	var ended []*generation
+	end := func(g *generation) {
+		ended = append(ended, g)
+		ending.Go(g.end)
+	}
+	if delay > 0 {
+		if old := s.handOver(); old != nil {
+			end(old)
+		}
+		<-time.After(delay)
+	}
+	last := s.closeListeners()
+	s.drain()
+	end(last)
+	cutOff := time.AfterFunc(timeout, func() {
+		for _, g := range ended {
+			g.grpc.Stop()
+		}
+	})
+	defer cutOff.Stop()
+	ending.Wait()
+	s.stopOnce.Do(func() { close(s.stopped) })
+}
