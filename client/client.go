@@ -61,9 +61,10 @@ type Client struct {
 // Connections are encrypted and the system's roots trusted unless an option says
 // otherwise. Only a Unix socket is used in plaintext without being told.
 //
-// Replicas that do not answer, or say that they are not serving, are left out
-// until they do. A call that finds its replica gone is made again at another, up
-// to four times within about a second.
+// Replicas that cannot be connected to are left out until they can, and so are
+// replicas that say that they are not serving, as they do while they drain: unless
+// every replica that is connected says so. A call that finds its replica gone is made
+// again at another, up to four times within about a second.
 func New(target string, opts ...Option) (*Client, error) {
 	var set settings
 	for _, opt := range opts {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -358,6 +359,46 @@ func TestReplicasAreUsedInTurnIfTheyServe(t *testing.T) {
 	want(2)
 	observe(t, "tcp", addresses[2])
 	want(3)
+}
+
+// A replica that drains serves until it closes its listener, and may be the only one
+// that the client can reach.
+func TestReplicasThatDrainAreUsedWhereNoOtherIsConnected(t *testing.T) {
+	one, other := observe(t, "tcp", "127.0.0.1:0"), observe(t, "tcp", "127.0.0.1:0")
+	for target, replicas := range map[string][]*observer{one.addr: {one}, one.addr + "," + other.addr: {one, other}} {
+		c := connect(t, target, client.WithPlaintext())
+		used := func() map[string]bool {
+			found := map[string]bool{}
+			for range 12 {
+				token, err := c.Token(t.Context(), name)
+				if err != nil {
+					t.Fatalf("%s: %v", target, err)
+				}
+				found[token.AccessToken()] = true
+			}
+			return found
+		}
+		if err := eventually(t, func() error {
+			if n := len(used()); n != len(replicas) {
+				return fmt.Errorf("%d replicas are used", n)
+			}
+			return nil
+		}); err != nil {
+			t.Fatalf("%s, at first: %v", target, err)
+		}
+		for _, replica := range replicas {
+			replica.serving(false)
+		}
+		for begun := time.Now(); time.Since(begun) < 500*time.Millisecond; {
+			used()
+		}
+		if n := len(used()); n != len(replicas) {
+			t.Errorf("%s: %d replicas are used while all drain", target, n)
+		}
+		for _, replica := range replicas {
+			replica.serving(true)
+		}
+	}
 }
 
 // handler counts the calls that gRPC tells it of.

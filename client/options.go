@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	_ "google.golang.org/grpc/health" // has gRPC leave out replicas that do not serve
+	_ "google.golang.org/grpc/health" // has gRPC watch the health of replicas
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
 )
@@ -36,12 +36,12 @@ const (
 	moduleOfVersion = "github.com/cezzis/tokenbroker"
 )
 
-// serviceConfig has gRPC take all replicas in turn that say they serve, and make
-// a call again that found its replica gone. The broker's own "unavailable" is not
+// serviceConfig has gRPC take all replicas in turn, those first that say they serve,
+// and make a call again that found its replica gone. The broker's own "unavailable" is not
 // repeated: it tells gRPC so. The last member stops repeating where most calls
 // fail. There is no hedging: calls are made one after the other.
 const serviceConfig = `{
-	"loadBalancingConfig": [{"round_robin": {}}],
+	"loadBalancingConfig": [{"` + balancerName + `": {}}],
 	"healthCheckConfig": {"serviceName": "tokenbroker.v1.TokenBrokerService"},
 	"methodConfig": [{
 		"name": [

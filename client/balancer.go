@@ -1,0 +1,117 @@
+package client
+
+import (
+	"sync/atomic"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/endpointsharding"
+	"google.golang.org/grpc/balancer/pickfirst"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
+)
+
+// balancerName is the load balancing policy of clients of this package.
+const balancerName = "tokenbroker_prefer_serving"
+
+//nolint:gochecknoinits // gRPC finds policies by name, among those that were registered before the first use
+func init() { balancer.Register(preferServing{}) }
+
+// preferServing builds a policy that uses all replicas in turn that say that they
+// serve, as round_robin does. Where none says so, it uses those that are connected
+// nevertheless: a replica that drains serves until it closes its listener, and it may
+// be the only one that can be reached. With round_robin all calls would fail.
+type preferServing struct{}
+
+// Name implements balancer.Builder.
+func (preferServing) Name() string { return balancerName }
+
+// Build implements balancer.Builder.
+func (preferServing) Build(conn balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
+	return &servingBalancer{endpointsharding.NewBalancer(&servingConn{conn}, opts, newReplica, endpointsharding.Options{})}
+}
+
+type servingBalancer struct{ balancer.Balancer }
+
+// UpdateClientConnState implements balancer.Balancer.
+func (b *servingBalancer) UpdateClientConnState(state balancer.ClientConnState) error {
+	state.ResolverState = pickfirst.EnableHealthListener(state.ResolverState)
+	return b.Balancer.UpdateClientConnState(state)
+}
+
+// servingConn is the channel, as the replicas' balancers together see it.
+type servingConn struct{ balancer.ClientConn }
+
+// UpdateState implements balancer.ClientConn.
+func (c *servingConn) UpdateState(state balancer.State) {
+	if state.ConnectivityState != connectivity.Ready {
+		if connected := connectedReplicas(state.Picker); len(connected) > 0 {
+			state = balancer.State{ConnectivityState: connectivity.Ready, Picker: &inTurn{connections: connected}}
+		}
+	}
+	c.ClientConn.UpdateState(state)
+}
+
+// connectedReplicas are the connections to replicas that say that they do not serve.
+func connectedReplicas(picker balancer.Picker) (connected []balancer.SubConn) {
+	for _, child := range endpointsharding.ChildStatesFromPicker(picker) {
+		if replica, ok := child.State.Picker.(*notServing); ok {
+			connected = append(connected, replica.connection)
+		}
+	}
+	return connected
+}
+
+// inTurn picks one connection after the other.
+type inTurn struct {
+	connections []balancer.SubConn
+	next        atomic.Uint32
+}
+
+// Pick implements balancer.Picker.
+func (p *inTurn) Pick(balancer.PickInfo) (balancer.PickResult, error) {
+	return balancer.PickResult{SubConn: p.connections[int(p.next.Add(1))%len(p.connections)]}, nil
+}
+
+// replica is the channel, as the balancer of one replica sees it.
+type replica struct {
+	balancer.ClientConn
+
+	connected atomic.Pointer[balancer.SubConn] // whatever its health; nil: none
+}
+
+func newReplica(conn balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
+	return balancer.Get(pickfirst.Name).Build(&replica{ClientConn: conn}, opts)
+}
+
+// NewSubConn implements balancer.ClientConn.
+func (r *replica) NewSubConn(addresses []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
+	var made balancer.SubConn
+	listener := opts.StateListener
+	opts.StateListener = func(state balancer.SubConnState) {
+		if state.ConnectivityState == connectivity.Ready {
+			r.connected.Store(&made)
+		} else {
+			r.connected.CompareAndSwap(&made, nil)
+		}
+		listener(state)
+	}
+	var err error
+	made, err = r.ClientConn.NewSubConn(addresses, opts)
+	return made, err
+}
+
+// UpdateState implements balancer.ClientConn.
+func (r *replica) UpdateState(state balancer.State) {
+	if connected := r.connected.Load(); connected != nil && state.ConnectivityState == connectivity.TransientFailure {
+		state.Picker = &notServing{state.Picker, *connected}
+	}
+	r.ClientConn.UpdateState(state)
+}
+
+// notServing is the picker of a replica that is connected and says that it does not
+// serve.
+type notServing struct {
+	balancer.Picker
+
+	connection balancer.SubConn
+}
