@@ -45,6 +45,8 @@ type GatewayRuleConfig struct {
 	Host string `yaml:"host" jsonschema:"minLength=1,maxLength=253"`
 	// The path of the requests; with / at the end every path below. Absent: any.
 	Path string `yaml:"path" jsonschema:"minLength=1,maxLength=512"`
+	// Match the path in any case, for services that do so: without it /Admin/ is not /admin/.
+	IgnoreCase bool `yaml:"ignore_case"`
 	// A token must be for one of these. Absent: for one of its issuer's own.
 	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=16,uniqueItems=true,minLength=1,maxLength=512"`
 	// A token must carry all of these.
@@ -78,12 +80,15 @@ func checkGateways(c *Config, found *findings) {
 func checkRules(rules []GatewayRuleConfig, found *findings) {
 	for i := range rules {
 		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
-		host := strings.TrimPrefix(rule.Host, "*.")
-		if rule.Host != "" && (host == "" || strings.ContainsAny(host, "*:/ ") || strings.HasSuffix(host, ".")) {
+		host, decoded := (&extauthz.Rule{Host: rule.Host, Path: rule.Path}).Valid()
+		if !host {
 			found.addAtf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
 		}
-		if rule.Path != "" && (!strings.HasPrefix(rule.Path, "/") || strings.ContainsAny(rule.Path, "?#%;\\") || strings.Contains(rule.Path, "//")) {
+		if !decoded {
 			found.addAtf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
+		}
+		if rule.IgnoreCase && rule.Path == "" {
+			found.addAtf(join(path, "ignore_case"), "the rule has no path, so there is no case to ignore")
 		}
 		checkScopes(rule.Scopes, join(path, "scopes"), found)
 	}
@@ -103,7 +108,7 @@ func (c *ExtAuthzConfig) service(judge *gateway.Judge) extauthz.Config {
 	}
 	for _, rule := range c.Rules {
 		made.Rules = append(made.Rules, extauthz.Rule{
-			Host: rule.Host, Path: rule.Path, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
+			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
 		})
 	}
 	return made

@@ -50,9 +50,9 @@ const (
 type Config struct {
 	// Judge judges. Required.
 	Judge *gateway.Judge
-	// Rules say what tokens must be good for, the first that fits a request. None:
-	// good is what is good for its issuer's own audiences. Where there are rules, a
-	// request that none fits is denied.
+	// Rules say what tokens must be good for; the first that matches a request counts.
+	// Empty: a token must be good for its issuer's own audiences. Where there are rules,
+	// a request that matches no rule is denied.
 	Rules []Rule
 	// Undecided is what Envoy is told where nothing can be decided.
 	Undecided Undecided
@@ -63,6 +63,7 @@ type Config struct {
 
 // Register adds the service to a server that does not serve yet.
 func Register(to grpc.ServiceRegistrar, cfg Config) {
+	cfg.Rules = prepared(cfg.Rules)
 	made := &service{cfg: cfg}
 	for _, name := range cfg.Judge.Names() {
 		made.names = append(made.names, strings.ToLower(name)) // as HTTP/2 has them
@@ -97,7 +98,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	case err != nil:
 		return s.undecided(gateway.Undecided(err))
 	case !found:
-		return denied(s.cfg.Judge.Forbid("No rule of the token broker is about this request"), asked), nil
+		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), asked), nil
 	}
 	request := gateway.Request{Needs: needs, Query: tokenInQuery(asked.GetPath())}
 	request.Authorization = authorization(asked)

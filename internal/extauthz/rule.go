@@ -3,6 +3,9 @@ package extauthz
 import (
 	"net/url"
 	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/text/cases"
 
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -10,78 +13,126 @@ import (
 // Rule says what the tokens of some requests must be good for.
 type Rule struct {
 	// Host is that of the requests, without a port; "*.example.com" is every host
-	// below. Empty: any.
+	// below. Empty: any. Case does not matter.
 	Host string
-	// Path is that of the requests. One that ends in "/" is every path below, and the
-	// path without the slash. Empty: any.
+	// Path is that of the requests, decoded. One that ends in "/" is every path below,
+	// and the path without the slash. Empty: any.
 	Path string
+	// IgnoreCase matches Path in any case.
+	IgnoreCase bool
 	// Needs are what a token must be good for.
 	Needs verify.Request
 }
 
-// ruleFor returns the first rule that fits; nil: none does. The path is as it came,
-// with its query. One that is not plain is never passed on to a later rule: it may be
-// what the earlier one is about.
+// Valid reports whether requests can match the host and the path of the rule.
+func (r *Rule) Valid() (host, path bool) {
+	name := strings.TrimPrefix(r.Host, "*.")
+	read, plain := plainHost(name)
+	host = r.Host == "" || plain && read == strings.ToLower(name)
+	rest, rooted := strings.CutPrefix(r.Path, "/")
+	path = rooted || r.Path == ""
+	for segment := range strings.SplitSeq(strings.TrimSuffix(rest, "/"), "/") {
+		path = path && (rest == "" || plainSegment(segment))
+	}
+	return host, path
+}
+
+// prepared returns the rules in the form in which they are compared.
+func prepared(rules []Rule) []Rule {
+	made := make([]Rule, len(rules))
+	for i, rule := range rules {
+		rule.Host = strings.ToLower(rule.Host)
+		if rule.IgnoreCase {
+			rule.Path = foldCase(rule.Path)
+		}
+		made[i] = rule
+	}
+	return made
+}
+
+// subject is the part of a request that rules look at.
+type subject struct {
+	host, path           string
+	hostPlain, pathPlain bool
+}
+
+// match is the result of comparing a request with a rule.
+type match int
+
+const (
+	differs match = iota
+	matches
+	// unclear: some software might take the request for one that the rule matches.
+	unclear
+)
+
+// ruleFor returns the first of the prepared rules that matches; nil: the request is
+// denied. The target is the path as it came, with its query. A request that is unclear
+// to a rule never reaches a later one, which may ask for less.
 func ruleFor(rules []Rule, host, target string) *Rule {
-	path, plain := pathOf(target)
-	host = hostOf(host)
+	var asked subject
+	asked.host, asked.hostPlain = plainHost(host)
+	asked.path, asked.pathPlain = plainPath(target)
 	for i := range rules {
-		rule := &rules[i]
-		switch {
-		case !rule.fitsHost(host):
-		case rule.Path == "":
-			return rule
-		case !plain:
+		result := rules[i].matchHost(&asked)
+		if result == matches {
+			result = rules[i].matchPath(&asked)
+		}
+		switch result {
+		case matches:
+			return &rules[i]
+		case unclear:
 			return nil
-		case rule.fitsPath(path):
-			return rule
+		case differs:
 		}
 	}
 	return nil
 }
 
-func (r *Rule) fitsHost(host string) bool {
-	if below, ok := strings.CutPrefix(r.Host, "*."); ok {
-		return len(host) > len(below)+1 && strings.EqualFold(host[len(host)-len(below):], below) && host[len(host)-len(below)-1] == '.'
+func (r *Rule) matchHost(asked *subject) match {
+	below, wildcard := strings.CutPrefix(r.Host, "*")
+	switch {
+	case r.Host == "":
+		return matches
+	case !asked.hostPlain:
+		return unclear
+	case asked.host == r.Host, wildcard && strings.HasSuffix(asked.host, below):
+		return matches
+	default:
+		return differs
 	}
-	return r.Host == "" || strings.EqualFold(host, r.Host)
 }
 
-func (r *Rule) fitsPath(path string) bool {
-	if below, ok := strings.CutSuffix(r.Path, "/"); ok {
-		return path == below || strings.HasPrefix(path, r.Path)
+func (r *Rule) matchPath(asked *subject) match {
+	switch {
+	case r.Path == "":
+		return matches
+	case !asked.pathPlain:
+		return unclear
 	}
-	return path == r.Path
+	path := asked.path
+	if r.IgnoreCase {
+		path = foldCase(path)
+	}
+	below, prefix := strings.CutSuffix(r.Path, "/")
+	switch {
+	case path == r.Path, prefix && (path == below || strings.HasPrefix(path, r.Path)):
+		return matches
+	case path == r.Path+"/":
+		return unclear // most routers take a final slash for nothing
+	default:
+		return differs
+	}
 }
 
-// hostOf is a host without its port and a final dot.
-func hostOf(host string) string {
-	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
-		host = host[:i]
-	}
-	return strings.TrimSuffix(host, ".")
-}
-
-// pathOf is the path of a target, and whether it is plain: read in but one way by
-// all who come after. One that is not plain fits no path of a rule, because what
-// serves the request could take it for another.
-func pathOf(target string) (path string, plain bool) {
-	path, _, _ = strings.Cut(target, "?")
-	path, _, _ = strings.Cut(path, "#")
-	decoded, err := url.PathUnescape(path)
-	if err != nil || !strings.HasPrefix(decoded, "/") {
-		return path, false
-	}
-	lower := strings.ToLower(path)
-	if strings.Contains(lower, "%2f") || strings.Contains(lower, "%5c") || strings.ContainsAny(decoded, "\\%;\x00") || strings.Contains(decoded, "//") {
-		return path, false
-	}
-	for segment := range strings.SplitSeq(decoded, "/") {
-		if segment == "." || segment == ".." {
-			return path, false
+// foldCase returns path without differences of case.
+func foldCase(path string) string {
+	for i := range len(path) {
+		if path[i] >= utf8.RuneSelf {
+			return cases.Fold().String(path)
 		}
 	}
-	return decoded, true
+	return strings.ToLower(path)
 }
 
 // tokenInQuery reports whether a target has an access token in its query, which is
