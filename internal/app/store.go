@@ -171,6 +171,10 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 	for _, warning := range warnings {
 		log.Warn("store.redis: " + warning)
 	}
+	if errors.Is(err, store.ErrNoWrites) {
+		log.Warn("the store takes no writes; the broker starts, fetches tokens for itself and goes on trying", "error", err)
+		return nil
+	}
 	if errors.Is(err, store.ErrAway) {
 		log.Warn("the store does not answer; the broker starts without it and goes on trying", "error", err)
 		return nil
@@ -225,14 +229,12 @@ type storeCollector struct {
 var (
 	unopenedDesc = prometheus.NewDesc("tokenbroker_store_unopened_total",
 		"Values in the store that could not be opened, by cause: not_sealed, unknown_key or refused.", []string{"cause"}, nil)
-	tripsDesc = prometheus.NewDesc("tokenbroker_redis_trips_total", "Round trips to Redis.", nil, nil)
-	awayDesc  = prometheus.NewDesc("tokenbroker_redis_away", "1 while Redis is out of reach and left alone, else 0.", nil, nil)
+	tripsDesc = prometheus.NewDesc("tokenbroker_redis_trips_total", "Round trips to Redis, without the probes of its health.", nil, nil)
 )
 
 func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- unopenedDesc
 	out <- tripsDesc
-	out <- awayDesc
 }
 
 func (c storeCollector) Collect(out chan<- prometheus.Metric) {
@@ -245,10 +247,5 @@ func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 	if c.redis == nil {
 		return
 	}
-	away := 0.0
-	if c.redis.Away() {
-		away = 1
-	}
 	out <- prometheus.MustNewConstMetric(tripsDesc, prometheus.CounterValue, float64(c.redis.Trips()))
-	out <- prometheus.MustNewConstMetric(awayDesc, prometheus.GaugeValue, away)
 }

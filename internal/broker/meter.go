@@ -12,79 +12,149 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// storeLogInterval is how far apart two log lines about the store are at least.
-const storeLogInterval = 10 * time.Second
+// storeSteady is how long the health of a store stays as it was noted at least, so
+// that neither metric nor log go to and fro.
+const storeSteady = 10 * time.Second
 
-// meter counts what is asked of the store, and logs when it stops to answer and
-// when it answers again.
+// meter counts the calls of the store, and shows its health. A store on several
+// servers, such as Redis, knows the health of each and logs its changes; that of
+// any other is what its last calls came to, reads and writes apart.
 type meter struct {
 	store.Store
 
 	calls *prometheus.CounterVec
-	log   *slog.Logger
+	lost  prometheus.Counter
+	// of the servers; nil: the store does not tell.
+	health func() []store.Health
 
-	mu       sync.Mutex
-	down     bool
-	loggedAt time.Time
+	reads, writes operations
 }
 
 func newMeter(s store.Store, log *slog.Logger) *meter {
-	return &meter{Store: s, log: log, calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenbroker_store_calls_total",
-		Help: "Calls to the store, by operation and result: ok, or error. A hit makes none.",
-	}, []string{"operation", "result"})}
+	m := &meter{
+		Store: s,
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tokenbroker_store_calls_total",
+			Help: "Calls to the store, by operation and result: ok, or error. A hit makes none.",
+		}, []string{"operation", "result"}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tokenbroker_store_leases_lost_total",
+			Help: "Leases that ended while their holder was at work: the store evicted or lost them.",
+		}),
+		reads:  operations{log: log, down: "the store cannot be read; tokens are served from memory, and missing ones are fetched by each replica for itself", up: "the store can be read again"},
+		writes: operations{log: log, down: "the store takes no writes; missing tokens are fetched by each replica for itself, and purges, revocations and changes of secrets fail", up: "the store takes writes again"},
+	}
+	if healthy, tells := s.(interface{ Health() []store.Health }); tells && healthy.Health() != nil {
+		m.health = healthy.Health
+	}
+	return m
 }
 
 func (m *meter) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	entries, err := m.Store.Get(ctx, keys...)
-	m.called(ctx, "get", err)
+	m.called(ctx, "get", &m.reads, err)
 	return entries, err
 }
 
 func (m *meter) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
 	lease, acquired, err := m.Store.Acquire(ctx, claim)
-	m.called(ctx, "acquire", err)
+	m.called(ctx, "acquire", &m.writes, err)
 	return lease, acquired, err
 }
 
 func (m *meter) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
 	held, err := m.Store.Renew(ctx, lease, ttl)
-	m.called(ctx, "renew", err)
+	m.called(ctx, "renew", &m.writes, err)
+	if err == nil && !held {
+		m.lost.Inc()
+	}
 	return held, err
 }
 
 func (m *meter) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 	applied, err := m.Store.Apply(ctx, change)
-	m.called(ctx, "apply", err)
+	m.called(ctx, "apply", &m.writes, err)
 	return applied, err
 }
 
 func (m *meter) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
 	count, err := m.Store.Raise(ctx, key, floor, by)
-	m.called(ctx, "raise", err)
+	m.called(ctx, "raise", &m.writes, err)
 	return count, err
 }
 
 // called notes how a call ended. One that was given up says nothing about the
 // store.
-func (m *meter) called(ctx context.Context, operation string, err error) {
+func (m *meter) called(ctx context.Context, operation string, of *operations, err error) {
 	if err == nil {
 		m.calls.WithLabelValues(operation, "ok").Inc()
 	} else {
 		m.calls.WithLabelValues(operation, "error").Inc()
 	}
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	if m.health == nil && (err == nil || !errors.Is(ctx.Err(), context.Canceled)) {
+		of.ended(err)
+	}
+}
+
+// operations are the calls of a store that read, or those that write.
+type operations struct {
+	log      *slog.Logger
+	down, up string // what to log
+
+	mu      sync.Mutex
+	failing bool
+	changed time.Time
+}
+
+func (o *operations) ended(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if failed := err != nil; failed == o.failing || time.Since(o.changed) < storeSteady {
 		return
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if failed := err != nil; failed == m.down || time.Since(m.loggedAt) < storeLogInterval {
-		return
-	}
-	m.down, m.loggedAt = err != nil, time.Now()
-	if m.down {
-		m.log.Warn("the store does not answer; tokens are served from memory, and missing ones are fetched by each replica for itself", "error", err)
+	o.failing, o.changed = err != nil, time.Now()
+	if o.failing {
+		o.log.Warn(o.down, "error", err)
 	} else {
-		m.log.Info("the store answers again")
+		o.log.Info(o.up)
 	}
+}
+
+func (o *operations) ok() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.failing
+}
+
+//nolint:gochecknoglobals // a descriptor is a constant that Go cannot express as such
+var storeUpDesc = prometheus.NewDesc("tokenbroker_store_up",
+	"1 while the store answers reads or takes writes, else 0. The shard is a server of Redis; other stores have none.",
+	[]string{"operation", "shard"}, nil)
+
+// Describe implements prometheus.Collector.
+func (m *meter) Describe(out chan<- *prometheus.Desc) {
+	m.calls.Describe(out)
+	m.lost.Describe(out)
+	out <- storeUpDesc
+}
+
+// Collect implements prometheus.Collector.
+func (m *meter) Collect(out chan<- prometheus.Metric) {
+	m.calls.Collect(out)
+	m.lost.Collect(out)
+	all := []store.Health{{Reads: m.reads.ok(), Writes: m.writes.ok()}}
+	if m.health != nil {
+		all = m.health()
+	}
+	for _, one := range all {
+		out <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, oneIf(one.Reads), "read", one.Shard)
+		out <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, oneIf(one.Writes), "write", one.Shard)
+	}
+}
+
+func oneIf(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }

@@ -70,7 +70,7 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	if registerer == nil {
 		return
 	}
-	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store.calls, clientCollector{b})
+	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, clientCollector{b})
 }
 
 // counted counts an answer on its way out.

@@ -1,7 +1,10 @@
 package e2e_test
 
 import (
+	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,7 +99,7 @@ func (f fault) befalls(t *testing.T) {
 	// Afterwards, by itself: the next miss and the next refresh are one call.
 	f.mend(server, proxy)
 	for _, r := range fleet.replicas {
-		eventually(t, "Redis is back", func() bool { return r.metric(t, "tokenbroker_redis_away") == 0 })
+		eventually(t, "Redis is back", func() bool { return r.storeUp(t, "read") && r.storeUp(t, "write") })
 	}
 	everybody(t, fleet.replicas, 20, "later").good(t, "the next miss").oneToken(t, "the next miss")
 	if got := later.calls(); got != 1 {
@@ -216,7 +219,31 @@ func failover(t *testing.T, config string, servers []*redistest.Server, masterOf
 			t.Errorf("%d calls in the last %v: the replicas still fetch each for itself", late, soonest)
 		}
 	}
-	if !slices.ContainsFunc(f.replicas, func(r *replica) bool { return r.logged("the store does not answer") }) {
+	if !slices.ContainsFunc(f.replicas, func(r *replica) bool { return r.logged("Redis is away") || r.logged("Redis takes no writes") }) {
 		t.Error("no replica noticed, so this says nothing")
 	}
+}
+
+// storeUp reports whether all servers of Redis are up for an operation.
+func (b *broker) storeUp(t *testing.T, operation string) bool {
+	t.Helper()
+	values := b.storeHealth(t, operation)
+	return len(values) > 0 && !slices.Contains(slices.Collect(maps.Values(values)), 0)
+}
+
+// storeHealth is the metric of each server of Redis, by its name.
+func (b *broker) storeHealth(t *testing.T, operation string) map[string]float64 {
+	t.Helper()
+	found := map[string]float64{}
+	for line := range strings.Lines(b.metrics(t)) {
+		rest, is := strings.CutPrefix(line, `tokenbroker_store_up{operation="`+operation+`",shard="`)
+		if shard, value, cut := strings.Cut(rest, `"} `); is && cut {
+			number, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found[shard] = number
+		}
+	}
+	return found
 }

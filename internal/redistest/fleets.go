@@ -37,6 +37,30 @@ func StartCluster(t testing.TB, options Options) *Cluster {
 	return c
 }
 
+// StartMasters starts a Redis Cluster of three masters without replicas, which
+// goes on without those that fail.
+func StartMasters(t testing.TB, options Options) *Cluster {
+	t.Helper()
+	options.Config = append([]string{
+		"cluster-enabled yes",
+		"cluster-node-timeout 2000",
+		"cluster-announce-ip 127.0.0.1",
+		"cluster-require-full-coverage no",
+	}, options.Config...)
+	c := &Cluster{}
+	for range 3 {
+		c.Servers = append(c.Servers, start(t, options, freePort(t, true)))
+	}
+	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-yes")...)
+	for _, server := range c.Servers {
+		eventually(t, "the cluster", func() (seen string, done bool) {
+			seen = server.CLI("cluster", "info")
+			return seen, strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:3")
+		})
+	}
+	return c
+}
+
 // inStep reports whether a server is a replica with all that its master has, or
 // a master that has such a replica.
 func inStep(replication string) bool {

@@ -3,19 +3,13 @@ package store
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/sony/gobreaker/v2"
-)
-
-// When Redis counts as away.
-const (
-	redisFailures = 5               // in a row
-	redisOpen     = 2 * time.Second // then one call probes
 )
 
 // redisLimits are what a call may take.
@@ -24,25 +18,30 @@ type redisLimits struct {
 	wait time.Duration // for a connection
 	dial time.Duration
 	wire time.Duration // one read or write
+	// probe is how long the health of a server is taken for granted.
+	probe time.Duration
 }
 
 func redisUsual() redisLimits {
 	const unit = time.Millisecond
-	return redisLimits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit}
+	return redisLimits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit, probe: 2000 * unit}
 }
 
 // Redis is a Store for a fleet: one server, a Redis Cluster, or a master that
 // sentinels watch.
 //
 // Everything is a string: a value "<number>:<bytes>", a lease
-// "<fence>:<owner>", a counter "<count>". What others wrote under a key and does
+// "L<fence>:<owner>", a counter "<count>". What others wrote under a key and does
 // not read so counts as lost: it reads as absent and is overwritten. Each change
 // is one script, and tells of the changed keys on the channel "<prefix>ev".
 //
-// A call lasts half a second at most. After five failures in a row Redis counts
-// as away for two seconds: calls fail at once with ErrAway, then one of them
-// probes. Calls that their own context ended, or that found no free connection,
-// do not count.
+// A call lasts half a second at most. After five failures in a row a server
+// counts as away, and after one write that it refused as taking no writes: calls
+// fail at once with ErrAway, or ErrNoWrites, until a probe in the background
+// succeeds. In a Cluster that is so for each master by itself, and a Get of keys
+// of several masters returns those that it could read. Calls that their own
+// context ended, that found no free connection, or whose slot is being moved, do
+// not count.
 //
 // No error and no log line shows a password, a key or a value.
 type Redis struct {
@@ -51,10 +50,10 @@ type Redis struct {
 	options *redis.UniversalOptions
 	client  redis.UniversalClient
 	scripts redisScripts
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	shards  *redisShards
 	logger  *slog.Logger
 	trips   atomic.Uint64
-	failure atomic.Pointer[string] // the last, for those whom the breaker refuses
+	wake    chan struct{} // the prober
 
 	ctx         context.Context //nolint:containedctx // it ends with Close, as the listener must
 	cancel      context.CancelFunc
@@ -88,53 +87,125 @@ func newRedis(config RedisConfig, limits redisLimits) (*Redis, error) {
 		options:     config.options(limits),
 		scripts:     newRedisScripts(),
 		logger:      config.Logger,
+		wake:        make(chan struct{}, 1),
 		subscribers: make(map[chan string]func() bool),
 	}
 	if r.logger == nil {
 		r.logger = slog.New(slog.DiscardHandler)
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		Timeout:       redisOpen,
-		ReadyToTrip:   func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= redisFailures },
-		OnStateChange: r.tellOfState,
-		IsExcluded:    redisCallersOwn,
-	})
 	r.client = redisConnect(config, r.options)
 	if config.Tracer != nil {
 		r.client.AddHook(redisTrace{config.Tracer})
 	}
+	cluster, _ := r.client.(*redis.ClusterClient)
+	r.shards = newRedisShards(cluster, config, func(name string) *redisShard {
+		return newRedisShard(name, limits.probe, r.logger, r.hasten)
+	})
+	r.listener.Go(r.probe)
 	return r, nil
 }
 
-// Trips returns how many calls were sent to Redis so far.
-func (r *Redis) Trips() uint64 { return r.trips.Load() }
+// hasten wakes the prober.
+func (r *Redis) hasten() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
 
-// Away reports whether Redis counts as away: calls fail at once, but for those
-// that probe.
-func (r *Redis) Away() bool { return r.breaker.State() != gobreaker.StateClosed }
+// Trips returns how many calls were sent to Redis so far, without the probes.
+func (r *Redis) Trips() uint64 { return r.trips.Load() }
 
 // Get implements Store.
 func (r *Redis) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 	if err := checkKeys(keys); err != nil {
 		return nil, err
 	}
-	if len(keys) == 0 {
-		return nil, r.usable(ctx)
+	if err := r.usable(ctx); err != nil || len(keys) == 0 {
+		return nil, err
 	}
-	groups := r.groups(keys)
+	if err := r.locate(ctx); err != nil {
+		return nil, err
+	}
+	parts := r.parts(keys)
 	entries := make([]Entry, len(keys))
-	err := r.do(ctx, func(ctx context.Context) error {
-		err := r.read(ctx, r.scripts.get.byHash, groups, entries)
-		if redis.HasErrorPrefix(err, "NOSCRIPT") {
-			err = r.read(ctx, r.scripts.get.whole, groups, entries)
+	errs := make([]error, len(parts))
+	var reads sync.WaitGroup
+	for i, part := range parts[1:] {
+		reads.Go(func() { errs[i+1] = r.readPart(ctx, part, entries) })
+	}
+	errs[0] = r.readPart(ctx, parts[0], entries)
+	reads.Wait()
+	return unreadOf(entries, parts, errs)
+}
+
+// unreadOf is what a Get returns some of whose parts may have failed.
+func unreadOf(entries []Entry, parts []redisPart, errs []error) ([]Entry, error) {
+	unread := &UnreadError{keys: make(map[int]bool)}
+	failed := 0
+	for i, err := range errs {
+		if err == nil {
+			continue
 		}
+		failed++
+		unread.err = err
+		for _, group := range parts[i].groups {
+			for _, place := range group.places {
+				unread.keys[place] = true
+			}
+		}
+	}
+	switch failed {
+	case 0:
+		return entries, nil
+	case len(parts):
+		return nil, unread.err
+	default:
+		return entries, unread
+	}
+}
+
+// redisPart are the keys of a Get that one server has.
+type redisPart struct {
+	shard  *redisShard
+	groups []redisGroup
+}
+
+func (r *Redis) parts(keys []string) []redisPart {
+	var parts []redisPart
+	for _, group := range r.groups(keys) {
+		shard := r.shards.of(group.names[0])
+		i := slices.IndexFunc(parts, func(p redisPart) bool { return p.shard == shard })
+		if i < 0 {
+			i = len(parts)
+			parts = append(parts, redisPart{shard: shard})
+		}
+		parts[i].groups = append(parts[i].groups, group)
+	}
+	return parts
+}
+
+// readPart reads from one server, into the places of its keys.
+func (r *Redis) readPart(ctx context.Context, part redisPart, entries []Entry) error {
+	var found []redisFound
+	err := r.try(ctx, part.shard, false, func(ctx context.Context) (err error) {
+		found, err = r.read(ctx, part.groups)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return entries, nil
+	for _, one := range found {
+		entries[one.place] = one.entry
+	}
+	return nil
+}
+
+// redisFound is an entry, and its place among those of a Get.
+type redisFound struct {
+	place int
+	entry Entry
 }
 
 // redisGroup are keys that one script may read.
@@ -177,8 +248,33 @@ func redisTag(key string) string {
 	return key
 }
 
-// read reads the groups in one trip.
-func (r *Redis) read(ctx context.Context, command redisCommand, groups []redisGroup, entries []Entry) error {
+// read reads groups of one server. While a slot is being moved, some of its keys
+// are here and some there, and no server has all that a script names: then each
+// is read by itself.
+func (r *Redis) read(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
+	found, err := r.readGroups(ctx, groups)
+	if !redis.HasErrorPrefix(err, "TRYAGAIN") {
+		return found, err
+	}
+	var single []redisGroup
+	for _, group := range groups {
+		for i := range group.names {
+			single = append(single, redisGroup{group.names[i : i+1], group.places[i : i+1]})
+		}
+	}
+	return r.readGroups(ctx, single)
+}
+
+// readGroups reads groups in one trip, two where the script is not known.
+func (r *Redis) readGroups(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
+	found, err := r.pipeline(ctx, r.scripts.get.byHash, groups)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		return r.pipeline(ctx, r.scripts.get.whole, groups)
+	}
+	return found, err
+}
+
+func (r *Redis) pipeline(ctx context.Context, command redisCommand, groups []redisGroup) ([]redisFound, error) {
 	commands, err := r.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, group := range groups {
 			_ = pipe.Process(ctx, command(ctx, group.names))
@@ -186,20 +282,21 @@ func (r *Redis) read(ctx context.Context, command redisCommand, groups []redisGr
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
+	var found []redisFound
 	for i, command := range commands {
 		answer, err := command.(*redis.Cmd).Slice() //nolint:forcetypeassert // what command makes
 		if err != nil || len(answer) != 2*len(groups[i].places) {
-			return errRedisAnswer
+			return nil, errRedisAnswer
 		}
 		for j, place := range groups[i].places {
 			text, _ := answer[2*j].(string) // nil: there is none
 			left, _ := answer[2*j+1].(int64)
-			entries[place] = redisEntry(text, left)
+			found = append(found, redisFound{place, redisEntry(text, left)})
 		}
 	}
-	return nil
+	return found, nil
 }
 
 // Acquire implements Store.
@@ -242,7 +339,7 @@ func (r *Redis) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 // MaxNumber.
 func (r *Redis) number(ctx context.Context, script redisScript, keys []string, args ...any) (uint64, error) {
 	var answer int64
-	err := r.do(ctx, func(ctx context.Context) (err error) {
+	err := r.write(ctx, keys[0], func(ctx context.Context) (err error) {
 		answer, err = r.run(ctx, script, keys, args...).Int64()
 		return err
 	})
@@ -274,7 +371,7 @@ func (r *Redis) Apply(ctx context.Context, change Change) ([]bool, error) {
 		return nil, r.usable(ctx)
 	}
 	applied := make([]bool, len(change.Puts))
-	err := r.do(ctx, func(ctx context.Context) error {
+	err := r.write(ctx, keys[0], func(ctx context.Context) error {
 		answer, err := r.run(ctx, r.scripts.apply, keys, args...).Int64Slice()
 		if err == nil && len(answer) != len(applied) {
 			return errRedisAnswer
@@ -316,8 +413,22 @@ func (r *Redis) names(keys []string) []string {
 	return names
 }
 
-// run runs a script that writes.
+// run runs a script that writes. While its slot is being moved it is tried again
+// for a moment: a slot moves in less, as a rule.
 func (r *Redis) run(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
+	command := r.runOnce(ctx, script, keys, args...)
+	for pause := 10 * time.Millisecond; pause < 100*time.Millisecond && redis.HasErrorPrefix(command.Err(), "TRYAGAIN"); pause *= 2 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return command
+		}
+		command = r.runOnce(ctx, script, keys, args...)
+	}
+	return command
+}
+
+func (r *Redis) runOnce(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
 	names := r.names(keys)
 	command := script.byHash(ctx, names, args...)
 	err := r.client.Process(ctx, redisOnce{command})
@@ -339,16 +450,32 @@ func (r *Redis) usable(ctx context.Context) error {
 	return nil
 }
 
-// do sends one call to Redis, if the breaker allows it and no longer than its
-// limit. The call may go on for as long after ctx has ended, because a read
-// from Redis heeds deadlines only; what it brings then is lost.
-func (r *Redis) do(ctx context.Context, call func(ctx context.Context) error) error {
+// locate gets to know the masters of a Cluster, where that was never done.
+func (r *Redis) locate(ctx context.Context) error {
+	unknown := r.shards.unknown()
+	if unknown == nil {
+		return nil
+	}
+	return r.try(ctx, unknown, false, r.shards.locate)
+}
+
+// write makes a call that writes, to the server that has a key.
+func (r *Redis) write(ctx context.Context, key string, call func(ctx context.Context) error) error {
 	if err := r.usable(ctx); err != nil {
 		return err
 	}
-	report, err := r.breaker.Allow()
-	if err != nil {
-		return r.away()
+	if err := r.locate(ctx); err != nil {
+		return err
+	}
+	return r.try(ctx, r.shards.of(r.config.Prefix+key), true, call)
+}
+
+// try makes one call of a server, if that is not known to be in vain and no longer
+// than its limit. The call may go on for as long after ctx has ended, because a
+// read from Redis heeds deadlines only; what it brings then is lost.
+func (r *Redis) try(ctx context.Context, shard *redisShard, write bool, call func(ctx context.Context) error) error {
+	if err := shard.allow(write); err != nil {
+		return err
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.limits.call)
 	r.trips.Add(1)
@@ -357,14 +484,13 @@ func (r *Redis) do(ctx context.Context, call func(ctx context.Context) error) er
 		defer cancel()
 		answer <- call(bounded)
 	}()
+	var err error
 	select {
 	case err = <-answer:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	if err != nil {
-		err = r.explain(ctx, err)
-	}
-	report(err)
+	outcome, err := r.judge(ctx, err)
+	shard.note(outcome, err)
 	return err
 }

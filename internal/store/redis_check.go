@@ -73,7 +73,22 @@ func (r *Redis) Check(ctx context.Context) (warnings []string, err error) {
 	if err := redisAnyOf(addresses, func(address string) error { return r.checkServer(ctx, address) }); err != nil {
 		return nil, err
 	}
-	if err := r.checkRights(ctx); err != nil {
+	if err := r.locate(ctx); err != nil {
+		return nil, &redisAwayError{err.Error()}
+	}
+	var away error
+	for _, shard := range r.shards.all() {
+		switch err := r.checkRights(ctx, shard.probeKey()); {
+		case errors.Is(err, ErrAway):
+			away = err
+		case err != nil:
+			return nil, err
+		}
+	}
+	if away != nil {
+		return nil, away
+	}
+	if err := r.checkChannel(ctx); err != nil {
 		return nil, err
 	}
 	return r.checkSettings(ctx)
@@ -197,10 +212,10 @@ func (r *Redis) checkNode(ctx context.Context, address string, client *redis.Cli
 	return nil
 }
 
-// checkRights runs every command that is used.
-func (r *Redis) checkRights(ctx context.Context) error {
+// checkRights runs every command that is used, at the server of a key.
+func (r *Redis) checkRights(ctx context.Context, key string) error {
 	script := newRedisScript(redisRights)
-	names := []string{r.config.Prefix + "check"}
+	names := []string{r.config.Prefix + key + "check"}
 	if err := r.client.Process(ctx, script.whole(ctx, names, r.channel())); err != nil {
 		return r.refused(ctx, "eval", err)
 	}
@@ -215,6 +230,11 @@ func (r *Redis) checkRights(ctx context.Context) error {
 			return r.refusedInScript(fmt.Sprint(pair[0]), fmt.Sprint(pair[1]))
 		}
 	}
+	return nil
+}
+
+// checkChannel subscribes to what changes are told on.
+func (r *Redis) checkChannel(ctx context.Context) error {
 	subscription := r.client.Subscribe(ctx)
 	defer func() { _ = subscription.Close() }()
 	err := subscription.Subscribe(ctx, r.channel())
@@ -239,7 +259,7 @@ func (r *Redis) refused(ctx context.Context, command string, err error) error {
 // only some versions of Redis mark a lack of rights with NOPERM.
 func (r *Redis) refusedInScript(command, reason string) error {
 	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
-		return &redisAwayError{"it refuses to write (" + code + ")"}
+		return &redisNoWritesError{"Redis answered to " + command + ": " + redisSentence(reason)}
 	}
 	return r.lacks(command, reason)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -36,7 +37,7 @@ func redisCheckAll(t *testing.T, cases []redisMend) {
 			if said != c.says {
 				t.Errorf("it says\n%s\nbut should say\n%s", said, c.says)
 			}
-			if errors.Is(err, store.ErrAway) != strings.HasPrefix(c.says, "Redis is away") {
+			if errors.Is(err, store.ErrAway) != (strings.HasPrefix(c.says, "Redis is away") || strings.HasPrefix(c.says, "Redis takes no writes")) {
 				t.Errorf("it is away: %v", err)
 			}
 			redisShowsNothing(t, said)
@@ -170,6 +171,13 @@ func TestRedisCheckWarnsOfSettings(t *testing.T) {
 		t.Helper()
 		redisCheckAll(t, []redisMend{{name, config, says}})
 	}
+	checkMatches := func(says string) {
+		t.Helper()
+		warnings, err := redisPatient(t, config).Check(t.Context())
+		if said := strings.Join(warnings, "\n"); err != nil || !regexp.MustCompile("^"+says+"$").MatchString(said) {
+			t.Errorf("short of memory it says\n%s, %v", said, err)
+		}
+	}
 	check("persistent, no limit", "")
 	server.CLI("config", "set", "maxmemory", "100mb")
 	check("limited", "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
@@ -177,12 +185,19 @@ func TestRedisCheckWarnsOfSettings(t *testing.T) {
 	check("evicts what must stay", "Redis: maxmemory-policy allkeys-lru may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
 	server.CLI("config", "set", "maxmemory-policy", "volatile-ttl")
 	check("evicts what may go", "")
+	server.CLI("config", "set", "maxmemory", "4mb")
+	server.CLI("eval", "for i = 1, 20000 do redis.call('set', 'fill' .. i, string.rep('x', 1000), 'ex', 1000) end", "0")
+	checkMatches(`Redis: \d+ % of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once
+Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes ask for`)
+	server.CLI("flushall")
+	server.CLI("config", "set", "maxmemory", "100mb")
+	server.CLI("config", "resetstat")
 	server.CLI("config", "set", "appendonly", "no")
 	check("not persistent", redisNoFile)
 	server.CLI("config", "set", "maxmemory-policy", "noeviction")
 	server.CLI("config", "set", "maxmemory", "1mb")
 	server.CLI("eval", "for i = 1, 20000 do if redis.pcall('set', 'fill' .. i, string.rep('x', 1000)).err then break end end", "0")
-	check("full", "Redis is away: it refuses to write (OOM)")
+	check("full", "Redis takes no writes: Redis answered to SET: OOM command not allowed when used memory > 'maxmemory'")
 	server.CLI("flushall")
 	server.CLI("config", "set", "maxmemory", "0")
 	server.CLI("acl", "setuser", "tokenbroker", "-info")

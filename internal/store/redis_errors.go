@@ -7,11 +7,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/sony/gobreaker/v2"
 )
 
 // redisAwayError is ErrAway with the reason.
@@ -21,6 +21,22 @@ func (e *redisAwayError) Error() string { return "Redis is away: " + e.reason }
 
 // Is reports whether target is ErrAway.
 func (e *redisAwayError) Is(target error) bool { return target == ErrAway }
+
+// redisNoWritesError is ErrNoWrites with the reason.
+type redisNoWritesError struct{ reason string }
+
+func (e *redisNoWritesError) Error() string { return "Redis takes no writes: " + e.reason }
+
+// Is reports whether target is ErrNoWrites, or ErrAway: it is away for writes.
+func (e *redisNoWritesError) Is(target error) bool { return target == ErrNoWrites || target == ErrAway }
+
+// redisMovingError is ErrAway for one slot of a Cluster.
+type redisMovingError struct{ reason string }
+
+func (e *redisMovingError) Error() string { return "the slot of a key has no server now: " + e.reason }
+
+// Is reports whether target is ErrAway.
+func (e *redisMovingError) Is(target error) bool { return target == ErrAway }
 
 var (
 	// errRedisAnswer hides what it is about: a garbled answer may hold values.
@@ -36,12 +52,23 @@ type redisSilence struct{}
 // Printf does nothing.
 func (redisSilence) Printf(context.Context, string, ...any) {}
 
-// away is the answer while the breaker is open: what opened it.
-func (r *Redis) away() error {
-	if failure := r.failure.Load(); failure != nil {
-		return &redisAwayError{*failure}
+// judge says what the error of a call means for the server, and returns the error
+// that may be shown.
+func (r *Redis) judge(ctx context.Context, err error) (redisOutcome, error) {
+	if err == nil {
+		return redisFine, nil
 	}
-	return ErrAway
+	shown := r.explain(ctx, err)
+	switch {
+	case redisCallersOwn(shown):
+		return redisNothing, shown
+	case redisIsOfSlot(err):
+		return redisNothing, &redisMovingError{shown.Error()}
+	case redisRefusesWrites(err):
+		return redisRefused, &redisNoWritesError{shown.Error()}
+	default:
+		return redisFailed, shown
+	}
 }
 
 // explain turns the error of a call into one that may be shown, and tells what
@@ -58,12 +85,10 @@ func (r *Redis) explain(ctx context.Context, err error) error {
 	case errors.Is(err, redis.ErrPoolTimeout):
 		return errRedisBusy
 	}
-	failure := redisSay(err)
-	r.failure.Store(&failure)
 	if cluster, ok := r.client.(*redis.ClusterClient); ok {
 		cluster.ReloadState(ctx) // or it would ask a dead master for a minute
 	}
-	return errors.New(failure)
+	return errors.New(redisSay(err))
 }
 
 // redisCallersOwn reports whether an error says nothing of how Redis is.
@@ -72,14 +97,24 @@ func redisCallersOwn(err error) bool {
 		errors.Is(err, ErrClosed) || errors.Is(err, errRedisBusy)
 }
 
-// tellOfState logs when Redis goes and comes back, not each probe between.
-func (r *Redis) tellOfState(_ string, from, to gobreaker.State) {
-	switch {
-	case from == gobreaker.StateClosed:
-		r.logger.Warn("Redis is away: going on without it", "error", r.away())
-	case to == gobreaker.StateClosed:
-		r.logger.Info("Redis is back")
+// redisIsOfSlot reports whether an error is about one slot of a Cluster alone,
+// which is being moved or which no master has.
+func redisIsOfSlot(err error) bool {
+	return slices.ContainsFunc([]string{"TRYAGAIN ", "MOVED ", "ASK ", "CLUSTERDOWN Hash slot not served"},
+		func(prefix string) bool { return redis.HasErrorPrefix(err, prefix) })
+}
+
+// redisRefusesWrites reports whether a server answered that it does not write:
+// one of the commands of a script that write, or all commands that do.
+func redisRefusesWrites(err error) bool {
+	var answer redis.Error
+	if !errors.As(err, &answer) {
+		return false
 	}
+	code, _, _ := strings.Cut(answer.Error(), " ")
+	_, command := redisInScript(answer.Error())
+	return slices.Contains([]string{"OOM", "READONLY", "MISCONF", "NOREPLICAS"}, code) ||
+		slices.Contains([]string{"SET", "PEXPIRE", "DEL", "PUBLISH"}, command)
 }
 
 // redisSay says in words what went wrong. It shows only texts that cannot hold
@@ -107,7 +142,7 @@ func redisSay(err error) string {
 	case errors.Is(err, redis.Nil):
 		return "the sentinels do not know the master"
 	case errors.As(err, &answer):
-		return "Redis answered " + redisAnswer(answer)
+		return redisAnswer(answer)
 	default:
 		return errRedisAnswer.Error()
 	}
@@ -119,12 +154,81 @@ func redisIsTimeout(err error) bool {
 		errors.As(err, &network) && network.Timeout()
 }
 
-// redisAnswer is the error that Redis answered, up to where it may repeat what
-// it was sent: that comes quoted, or behind a comma or colon.
-func redisAnswer(answer redis.Error) string {
-	text := answer.Error()
-	if end := strings.IndexAny(text, "'\"`,:"); end >= 0 {
-		text = text[:end]
+// redisInScript parts an error from the command of a script that it is about,
+// which the script has put at its end.
+func redisInScript(text string) (rest, command string) {
+	text, _, _ = strings.Cut(text, " script: ") // where in the script it happened
+	open := strings.LastIndex(text, " (")
+	if open < 0 || !strings.HasSuffix(text, ")") {
+		return text, ""
 	}
-	return strings.TrimSpace(text)
+	command = text[open+2 : len(text)-1]
+	if !redisShowable[strings.ToLower(command)] {
+		return text, ""
+	}
+	return text[:open], command
+}
+
+// redisAnswer is the error that Redis answered, and to which command of a script.
+func redisAnswer(answer redis.Error) string {
+	text, command := redisInScript(answer.Error())
+	text = redisSentence(text)
+	if command == "" {
+		return "Redis answered " + text
+	}
+	return "Redis answered to " + command + ": " + text
+}
+
+// redisSentence is the first sentence of an error. Where the error is not one
+// that never repeats what Redis was sent, it ends before that: what is repeated
+// comes quoted, or behind a comma or colon.
+func redisSentence(text string) string {
+	text, _, _ = strings.Cut(text, ". ")
+	code, _, _ := strings.Cut(text, " ")
+	if !redisConstant[code] {
+		text = redisUnquoted(text)
+	}
+	return strings.TrimSuffix(strings.TrimSpace(text[:min(len(text), 200)]), ".")
+}
+
+// redisConstant are the codes of errors whose texts repeat nothing.
+//
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var redisConstant = map[string]bool{
+	"OOM": true, "READONLY": true, "MISCONF": true, "NOREPLICAS": true, "LOADING": true, "BUSY": true,
+	"MASTERDOWN": true, "CLUSTERDOWN": true, "TRYAGAIN": true, "NOAUTH": true, "WRONGPASS": true,
+}
+
+// redisShowable are the quoted words that may be shown: names of commands.
+//
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var redisShowable = map[string]bool{
+	"get": true, "pttl": true, "set": true, "pexpire": true, "del": true, "publish": true, "subscribe": true,
+	"eval": true, "evalsha": true, "ping": true, "hello": true, "auth": true, "select": true, "asking": true,
+	"cluster|slots": true, "cluster": true, "info": true, "wait": true, "waitaof": true,
+}
+
+// redisUnquoted is a text up to the first comma, colon or quoted word that may
+// not be shown.
+func redisUnquoted(text string) string {
+	for at := 0; at < len(text); at++ {
+		switch c := text[at]; {
+		case c == ',' || c == ':' || c == '`' || c == '"':
+			return text[:at]
+		case c != '\'' || isWithinWord(text, at):
+		default:
+			word, _, closed := strings.Cut(text[at+1:], "'")
+			if !closed || !redisShowable[strings.ToLower(word)] {
+				return text[:at]
+			}
+			at += len(word) + 1
+		}
+	}
+	return text
+}
+
+// isWithinWord reports whether an apostrophe is one, as in "can't".
+func isWithinWord(text string, at int) bool {
+	letter := func(i int) bool { return i >= 0 && i < len(text) && text[i] >= 'a' && text[i] <= 'z' }
+	return letter(at-1) && letter(at+1)
 }

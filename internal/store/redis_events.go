@@ -81,7 +81,7 @@ func (r *Redis) listen() {
 func (r *Redis) hear() (heard bool, err error) {
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	subscription := r.client.Subscribe(ctx)
+	subscription := r.shards.subscribe(ctx, r.client)
 	if err := subscription.Subscribe(ctx, r.channel()); err != nil {
 		return false, errors.Join(err, subscription.Close())
 	}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +18,9 @@ const (
 	redisConfirmWait  = time.Second
 )
 
+// redisNearlyFull is the percentage of its memory above which Check warns.
+const redisNearlyFull = 90
+
 // redisKeeping is how a server keeps what is written to it.
 type redisKeeping struct {
 	policy     string // maxmemory-policy
@@ -24,6 +28,8 @@ type redisKeeping struct {
 	appendOnly bool
 	replicas   int
 	tellsDisk  bool // it knows WAITAOF
+	evicted    int  // keys, since its start
+	full       int  // percent of maxmemory
 }
 
 func (k redisKeeping) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
@@ -40,6 +46,7 @@ func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, er
 		settings[name] = value
 	}
 	replicas, _ := strconv.Atoi(settings["connected_slaves"])
+	evicted, _ := strconv.Atoi(settings["evicted_keys"])
 	limit := settings["maxmemory"]
 	return redisKeeping{
 		policy:     settings["maxmemory_policy"],
@@ -47,7 +54,19 @@ func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, er
 		appendOnly: settings["aof_enabled"] == "1",
 		replicas:   replicas,
 		tellsDisk:  !redisIsBefore(settings["redis_version"], 7, 2),
+		evicted:    evicted,
+		full:       redisPercent(settings["used_memory"], limit),
 	}, nil
+}
+
+// redisPercent is 0 where there is no limit.
+func redisPercent(used, limit string) int {
+	part, err := strconv.ParseFloat(used, 64)
+	whole, err2 := strconv.ParseFloat(limit, 64)
+	if err != nil || err2 != nil || whole <= 0 {
+		return 0
+	}
+	return int(100 * part / whole)
 }
 
 // redisIsBefore compares versions; one that cannot be read is not before.
@@ -62,7 +81,34 @@ func redisIsBefore(version string, major, minor int) bool {
 // checkSettings warns of what Redis may do to what is kept in it. What cannot be
 // had again must not be evicted.
 func (r *Redis) checkSettings(ctx context.Context) (warnings []string, err error) {
-	keeping, err := redisKeepingOf(ctx, r.client)
+	for _, shard := range r.shards.all() {
+		some, err := r.checkSettingsAt(ctx, shard.probeKey())
+		if err != nil {
+			return nil, err
+		}
+		for _, warning := range some {
+			if !slices.Contains(warnings, warning) {
+				warnings = append(warnings, warning)
+			}
+		}
+	}
+	return warnings, nil
+}
+
+// server is the client of the server of a key.
+func (r *Redis) server(ctx context.Context, key string) (redis.Cmdable, error) {
+	if cluster, is := r.client.(*redis.ClusterClient); is {
+		return cluster.MasterForKey(ctx, r.config.Prefix+key)
+	}
+	return r.client, nil
+}
+
+func (r *Redis) checkSettingsAt(ctx context.Context, key string) (warnings []string, err error) {
+	client, err := r.server(ctx, key)
+	if err != nil {
+		return nil, &redisAwayError{redisSay(err)}
+	}
+	keeping, err := redisKeepingOf(ctx, client)
 	if redis.IsPermissionError(err) {
 		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
 	}
@@ -77,6 +123,12 @@ func (r *Redis) checkSettings(ctx context.Context) (warnings []string, err error
 		warnings = append(warnings, "Redis: maxmemory-policy "+keeping.policy+" may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
 	case keeping.policy == "noeviction" && keeping.limited:
 		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
+	}
+	if keeping.full >= redisNearlyFull {
+		warnings = append(warnings, fmt.Sprintf("Redis: %d %% of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once", keeping.full))
+	}
+	if keeping.evicted > 0 {
+		warnings = append(warnings, fmt.Sprintf("Redis: it has evicted %d keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes ask for", keeping.evicted))
 	}
 	switch {
 	case keeping.appendOnly:

@@ -10,10 +10,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisRead begins every script. held returns the text of a key, false where
-// there is none. Any other error than that of a key which holds no text, such as
-// a missing right, must end the script: taken for absence it would give a lease
-// to everybody.
+// redisRead begins every script.
+//
+// call runs a command. A refusal ends the script, which then answers with the
+// refusal and the name of the command, the same in all versions of Redis: some
+// have another text for it within scripts, that does not name the command.
+// attempt runs the body of a script so.
+//
+// held returns the text of a key, false where there is none. Any other error
+// than that of a key which holds no text, such as a missing right, must end the
+// script: taken for absence it would give a lease to everybody.
 //
 // read returns the number and the bytes that a key holds; 0 and no bytes where
 // it holds nothing, or what does not read as ours, just as redisEntry has it.
@@ -23,11 +29,33 @@ import (
 const redisRead = `
 local MAX = 9007199254740991
 
+local function refuse(command, answer)
+  error({refusal = {err = answer.err .. ' (' .. command .. ')'}})
+end
+
+local function call(command, ...)
+  local answer = redis.pcall(command, ...)
+  if type(answer) == 'table' and answer.err then
+    refuse(command, answer)
+  end
+  return answer
+end
+
+local function attempt(body)
+  local done, result = pcall(body)
+  if not done and type(result) == 'table' and result.refusal then
+    return result.refusal
+  elseif not done then
+    error(result)
+  end
+  return result
+end
+
 local function held(key)
   local answer = redis.pcall('GET', key)
   if type(answer) == 'table' then
     if not string.find(answer.err, '^WRONGTYPE') then
-      error(answer.err)
+      refuse('GET', answer)
     end
     return false
   end
@@ -47,103 +75,158 @@ local function text(number)
 end
 `
 
+// redisLease is for the scripts that have to do with leases. A Redis that is
+// short of memory evicts first what would expire first, and a lease that it
+// evicts lets several replicas do the same. So the key of a lease lives a day
+// longer than the lease, which is over when no more than that day is left.
+//
+// lease returns the fence and the owner that a key holds, and whether the lease
+// lasts; 0 and no owner where it holds none.
+const redisLease = redisRead + `
+local SPARE = 86400000
+
+local function lease(key)
+  local digits, owner = string.match(held(key) or '', '^L([1-9]%d*):(.*)$')
+  if not digits or #digits > 16 or tonumber(digits) > MAX then
+    return 0, '', false
+  end
+  return tonumber(digits), owner, call('PTTL', key) > SPARE
+end
+
+local function lasting(millis)
+  return text(tonumber(millis) + SPARE)
+end
+`
+
 // redisGet has the keys to read, and answers the text and the milliseconds left
 // of each: both of the same value, which two commands would not promise.
 const redisGet = redisRead + `
-local entries = {}
-for i, key in ipairs(KEYS) do
-  local answer = held(key)
-  entries[2 * i - 1] = answer
-  entries[2 * i] = answer and redis.call('PTTL', key)
-end
-return entries
+return attempt(function()
+  local entries = {}
+  for i, key in ipairs(KEYS) do
+    local answer = held(key)
+    entries[2 * i - 1] = answer
+    entries[2 * i] = answer and call('PTTL', key)
+  end
+  return entries
+end)
 `
 
 // redisAcquire has the keys lease and counter, and the arguments owner,
 // milliseconds and floor. It answers the fence; 0 where another holds the lease,
 // -1 where the counter is at its end. Nothing of the refused is written.
-const redisAcquire = redisRead + `
-local fence, owner = read(KEYS[1])
-if fence > 0 then
-  if owner ~= ARGV[1] then
-    return 0
+const redisAcquire = redisLease + `
+return attempt(function()
+  local fence, owner, lasts = lease(KEYS[1])
+  if lasts then
+    if owner ~= ARGV[1] then
+      return 0
+    end
+    call('PEXPIRE', KEYS[1], lasting(ARGV[2]))
+    return fence
   end
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  fence = math.max(read(KEYS[2]), tonumber(ARGV[3])) + 1
+  if fence > MAX then
+    return -1
+  end
+  call('SET', KEYS[2], text(fence))
+  call('SET', KEYS[1], 'L' .. text(fence) .. ':' .. ARGV[1], 'PX', lasting(ARGV[2]))
   return fence
-end
-fence = math.max(read(KEYS[2]), tonumber(ARGV[3])) + 1
-if fence > MAX then
-  return -1
-end
-redis.call('SET', KEYS[2], text(fence))
-redis.call('SET', KEYS[1], text(fence) .. ':' .. ARGV[1], 'PX', ARGV[2])
-return fence
+end)
 `
 
 // redisRenew has the key lease and the arguments owner and milliseconds.
-const redisRenew = redisRead + `
-local fence, owner = read(KEYS[1])
-if fence == 0 or owner ~= ARGV[1] then
-  return 0
-end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 1
+const redisRenew = redisLease + `
+return attempt(function()
+  local fence, owner, lasts = lease(KEYS[1])
+  if not lasts or owner ~= ARGV[1] then
+    return 0
+  end
+  call('PEXPIRE', KEYS[1], lasting(ARGV[2]))
+  return 1
+end)
 `
 
 // redisApply has the keys of the puts and, where there is a lease to release,
 // its key. Its arguments are the channel; number, milliseconds (0: for ever) and
 // text of each put; and the owner of the lease.
 //
-//nolint:dupword // Lua ends its blocks so
-const redisApply = redisRead + `
-local puts = math.floor((#ARGV - 1) / 3)
-local applied, changed = {}, {}
-for i = 1, puts do
-  local key, number, millis, value = KEYS[i], ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
-  applied[i] = 0
-  if tonumber(number) > read(key) then
-    if millis == '0' then
-      redis.call('SET', key, value)
-    else
-      redis.call('SET', key, value, 'PX', millis)
+// A Redis that is out of memory refuses the puts, but not the release: those who
+// wait for the lease need not wait for its end.
+const redisApply = redisLease + `
+return attempt(function()
+  local puts = math.floor((#ARGV - 1) / 3)
+  local applied, changed = {}, {}
+  local function put(i)
+    local key, number, millis, value = KEYS[i], ARGV[3 * i - 1], ARGV[3 * i], ARGV[3 * i + 1]
+    applied[i] = 0
+    if tonumber(number) > read(key) then
+      if millis == '0' then
+        call('SET', key, value)
+      else
+        call('SET', key, value, 'PX', millis)
+      end
+      applied[i] = 1
+      table.insert(changed, key)
     end
-    applied[i] = 1
-    table.insert(changed, key)
   end
-end
-if #KEYS > puts then
-  local lease = KEYS[puts + 1]
-  local fence, owner = read(lease)
-  if fence > 0 and owner == ARGV[#ARGV] then
-    redis.call('DEL', lease)
-    table.insert(changed, lease)
+  local done, refusal = pcall(function()
+    for i = 1, puts do put(i) end
+  end)
+  if #KEYS > puts then
+    local fence, owner = lease(KEYS[puts + 1])
+    if fence > 0 and owner == ARGV[#ARGV] then
+      call('DEL', KEYS[puts + 1])
+      table.insert(changed, KEYS[puts + 1])
+    end
   end
-end
-for _, key in ipairs(changed) do
-  redis.call('PUBLISH', ARGV[1], key)
-end
-return applied
+  for _, key in ipairs(changed) do
+    call('PUBLISH', ARGV[1], key)
+  end
+  if not done then
+    error(refusal)
+  end
+  return applied
+end)
 `
 
 // redisRaise has the key of a counter and the arguments floor, by and channel.
 const redisRaise = redisRead + `
-local before = read(KEYS[1])
-local count = math.max(before, tonumber(ARGV[1]))
-if tonumber(ARGV[2]) > MAX - count then
-  return -1
-end
-count = count + tonumber(ARGV[2])
-if count > before then
-  redis.call('SET', KEYS[1], text(count))
-  redis.call('PUBLISH', ARGV[3], KEYS[1])
-end
-return count
+return attempt(function()
+  local before = read(KEYS[1])
+  local count = math.max(before, tonumber(ARGV[1]))
+  if tonumber(ARGV[2]) > MAX - count then
+    return -1
+  end
+  count = count + tonumber(ARGV[2])
+  if count > before then
+    call('SET', KEYS[1], text(count))
+    call('PUBLISH', ARGV[3], KEYS[1])
+  end
+  return count
+end)
+`
+
+// redisProbe runs the commands that the other scripts run, on a key that nothing
+// else uses. Its argument is the channel; none: it publishes nothing.
+const redisProbe = redisRead + `
+return attempt(function()
+  held(KEYS[1])
+  call('PTTL', KEYS[1])
+  call('SET', KEYS[1], '1', 'PX', '10000')
+  call('PEXPIRE', KEYS[1], '10000')
+  call('DEL', KEYS[1])
+  if ARGV[1] ~= '' then
+    call('PUBLISH', ARGV[1], '')
+  end
+  return 1
+end)
 `
 
 // redisScripts are run by their hash, and sent whole where Redis does not know
 // them: at first, after a failover, after SCRIPT FLUSH.
 type redisScripts struct {
-	get, acquire, renew, apply, raise redisScript
+	get, acquire, renew, apply, raise, probe redisScript
 }
 
 func newRedisScripts() redisScripts {
@@ -153,6 +236,7 @@ func newRedisScripts() redisScripts {
 		renew:   newRedisScript(redisRenew),
 		apply:   newRedisScript(redisApply),
 		raise:   newRedisScript(redisRaise),
+		probe:   newRedisScript(redisProbe),
 	}
 }
 

@@ -52,17 +52,22 @@ func (s *Sealed) Unopened() Unopened {
 
 // Get implements Store.
 func (s *Sealed) Get(ctx context.Context, keys ...string) ([]Entry, error) {
-	entries, err := s.inner.Get(ctx, keys...)
-	if err != nil {
-		return nil, err
-	}
+	entries, err := s.inner.Get(ctx, keys...) // some may have been read in spite of err
 	ring := s.rings.Current()
 	for i, entry := range entries {
 		if len(entry.Value) > 0 {
 			entries[i] = s.open(ring, keys[i], entry)
 		}
 	}
-	return entries, nil
+	return entries, err
+}
+
+// Health returns the health of the inner store's servers; nil if it does not tell.
+func (s *Sealed) Health() []Health {
+	if inner, tells := s.inner.(interface{ Health() []Health }); tells {
+		return inner.Health()
+	}
+	return nil
 }
 
 // Apply implements Store. A value is too large if it is so with SealedOverhead.

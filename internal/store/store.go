@@ -48,7 +48,37 @@ var (
 	// ErrAway says that the store was out of reach several times in a row and is
 	// left alone for a moment: there is no use in asking again at once.
 	ErrAway = errors.New("the store is out of reach and is left alone for a moment")
+	// ErrNoWrites says that the store can be read, but refuses to write: it is full,
+	// a replica, or without the right. It is ErrAway as well.
+	ErrNoWrites = errors.New("the store takes no writes")
 )
+
+// UnreadError is the error of a Get that could read some of its keys only, because
+// they are on different servers. The entries of the others are good.
+type UnreadError struct {
+	keys map[int]bool // by their places
+	err  error
+}
+
+func (e *UnreadError) Error() string { return e.err.Error() }
+
+// Unwrap returns why the keys could not be read.
+func (e *UnreadError) Unwrap() error { return e.err }
+
+// WasRead reports whether a Get that ended with err has read its i-th key.
+func WasRead(err error, i int) bool {
+	unread, some := errors.AsType[*UnreadError](err)
+	return err == nil || some && !unread.keys[i]
+}
+
+// Health is the health of one server of a store.
+type Health struct {
+	// Shard names the server.
+	Shard string
+	// Reads and Writes say whether the server is up for them, as far as is known
+	// here.
+	Reads, Writes bool
+}
 
 // Store keeps values, counters and leases. It is safe for concurrent use.
 //
@@ -81,7 +111,8 @@ var (
 // and what a call returned is theirs.
 type Store interface {
 	// Get returns one entry for each key, in order. A key that is absent or
-	// expired has the zero Entry.
+	// expired has the zero Entry. If only some of the keys could be read, the error
+	// is an *UnreadError and the entries of the others are returned with it.
 	Get(ctx context.Context, keys ...string) ([]Entry, error)
 
 	// Acquire claims a lease and has three outcomes. ACQUIRED: true, and the
