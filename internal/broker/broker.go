@@ -45,7 +45,7 @@ const (
 	// maxRounds is how many flights a caller waits for whose first ones brought
 	// tokens that are good, but not for this caller.
 	maxRounds = 3
-	// maxStagger spreads the fetches of replicas that cannot ask each other.
+	// maxStagger spreads the refreshes of replicas that cannot ask each other.
 	maxStagger = 500 * time.Millisecond
 	// maxPurged is how often a fetch is made anew because its token was purged
 	// while it was under way.

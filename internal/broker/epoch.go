@@ -20,6 +20,8 @@ const (
 	// awayInterval is the same while the store does not answer, so that it is
 	// noticed when it is back, whether or not anybody asks for something.
 	awayInterval = time.Second
+	// awayRounds of those later the rest is read all the same.
+	awayRounds = int(epochInterval / awayInterval)
 	// watchRounds of epochs later the tokens that are watched are read as well.
 	watchRounds = 6
 )
@@ -51,7 +53,9 @@ func (b *Broker) poll(ctx context.Context) {
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
 			wait = awayInterval
-			continue
+			if round%awayRounds != 0 {
+				continue // what follows may be on a server that answers, but it can wait
+			}
 		}
 		b.revoker.poll(ctx, round)
 		b.pollSecrets(ctx, round)
@@ -81,13 +85,12 @@ func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) (told boo
 			keys[i] = c.keys.epoch
 		}
 		found, err := b.store.Get(ctx, keys...)
-		if err != nil {
-			told = false
-			continue
-		}
 		for i, c := range some {
-			b.sawEpoch(ctx, c, found[i].Number)
+			if store.WasRead(err, i) {
+				b.sawEpoch(ctx, c, found[i].Number)
+			}
 		}
+		told = told && err == nil
 	}
 	return told
 }
@@ -138,12 +141,7 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, name string) 
 func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
-		return &Error{
-			Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second,
-			Metadata: map[string]string{"client": c.name},
-			Message:  fmt.Sprintf("client %q: the store did not confirm the purge, which may or may not have happened; ask again", c.name),
-			cause:    err,
-		}
+		return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "ask again", map[string]string{"client": c.name})
 	}
 	b.sawEpoch(ctx, c, epoch)
 	return nil

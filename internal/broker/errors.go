@@ -8,6 +8,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // Code is the kind of an [Error]. The codes are those of gRPC that the broker
@@ -112,6 +113,20 @@ func mayNotDo(caller *policy.Caller, action policy.Action, client string) *Error
 		about["client"] = client
 	}
 	return denied(caller, asked, about)
+}
+
+// unconfirmed is the error for a change that the store did not confirm. Where the
+// store says that it takes no writes, asking again does not help before that is
+// mended.
+func unconfirmed(cause error, what, again string, about map[string]string) *Error {
+	told := &Error{
+		Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second, Metadata: about, cause: cause,
+		Message: what + ", which may or may not have happened; " + again,
+	}
+	if errors.Is(cause, store.ErrNoWrites) {
+		told.Message = fmt.Sprintf("%s: %v; mend that, then %s", what, cause, again)
+	}
+	return told
 }
 
 const internalMessage = "the broker met a fault of its own; its log has the details"

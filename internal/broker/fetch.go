@@ -100,9 +100,9 @@ func (e *entry) mayForceAt(next time.Time) {
 	e.forcedAt = next.Add(-ForcedInterval)
 }
 
-// alone fetches without a lease, because the store does not say who has it. A
-// refresh can wait for a while: the store may come back, and the fleet is spared
-// a fetch by each replica.
+// alone fetches without a lease, because the store does not grant any. A refresh
+// can wait for a while: the store may come back, and the fleet is spared a fetch by
+// each replica. Callers that have no token do not wait.
 func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 	now := time.Now()
 	if !f.forced && e.usable(f.old, now, 0) && now.Before(late(f.old)) {
@@ -110,7 +110,7 @@ func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 		f.token, f.source = f.old, FromMemory
 		return
 	}
-	if !sleep(ctx, nil, mathrand.N(maxStagger)) {
+	if e.usable(f.old, now, 0) && !sleep(ctx, nil, mathrand.N(maxStagger)) {
 		f.err = b.outOfTime(e)
 		return
 	}

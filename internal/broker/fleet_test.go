@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -170,6 +172,7 @@ const (
 	refused // fails at once
 	hangs   // fails after 250 ms
 	away    // is not even tried
+	full    // takes no writes
 )
 
 func (l *link) pass(ctx context.Context) error {
@@ -184,7 +187,7 @@ func (l *link) pass(ctx context.Context) error {
 		return ctx.Err()
 	}
 	switch l.state.Load() {
-	case good:
+	case good, full:
 		return nil
 	case away:
 		return store.ErrAway
@@ -201,8 +204,16 @@ func (l *link) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	return entries, errors.Join(err, l.pass(ctx))
 }
 
+// write is pass for what a store that takes no writes refuses.
+func (l *link) write(ctx context.Context) error {
+	if l.state.Load() == full {
+		return fmt.Errorf("%w: OOM (%w)", store.ErrNoWrites, store.ErrAway)
+	}
+	return l.pass(ctx)
+}
+
 func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
-	if err := l.pass(ctx); err != nil {
+	if err := l.write(ctx); err != nil {
 		return store.Lease{}, false, err
 	}
 	lease, acquired, err := l.to.Load().Acquire(ctx, claim)
@@ -210,14 +221,14 @@ func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Lease, boo
 }
 
 func (l *link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
-	if err := l.pass(ctx); err != nil {
+	if err := l.write(ctx); err != nil {
 		return false, err
 	}
 	return l.to.Load().Renew(ctx, lease, ttl)
 }
 
 func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
-	if err := l.pass(ctx); err != nil {
+	if err := l.write(ctx); err != nil {
 		return nil, err
 	}
 	applied, err := l.to.Load().Apply(ctx, change)
@@ -225,7 +236,7 @@ func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 }
 
 func (l *link) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
-	if err := l.pass(ctx); err != nil {
+	if err := l.write(ctx); err != nil {
 		return 0, err
 	}
 	return l.to.Load().Raise(ctx, key, floor, by)
@@ -423,7 +434,7 @@ func TestRefreshWithoutTheStoreIsPutOffButNotForEver(t *testing.T) {
 		if got := r.fetches(); got != 2 {
 			t.Errorf("the IdP was asked %d times", got)
 		}
-		if got := r.all[0].link.calls.Load() - calls; got > 130 {
+		if got := r.all[0].link.calls.Load() - calls; got > 180 { // in 100 s: one a second, and the other polls
 			t.Errorf("the store, which is away, was called %d times", got)
 		}
 	})
@@ -722,6 +733,41 @@ func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
 			t.Error("it does not say when to ask again")
 		}
 		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), "unknown"), broker.PermissionDenied, broker.ReasonNotEntitled)
+	})
+}
+
+// A store that takes no writes is read all the same, costs each replica one call of
+// the IdP for a token that is not held, and no time; and it refuses what operators
+// want with the reason.
+func TestStoreThatTakesNoWritesIsStillRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 3)
+		held := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
+		for _, replica := range r.all {
+			replica.link.state.Store(full)
+		}
+		begun := time.Now()
+		r.everybody(20, broker.Ask{Client: "orders", Audience: audienceNo(1)})
+		if took := time.Since(begun); took > 100*time.Millisecond {
+			t.Errorf("cold callers waited %v", took)
+		}
+		if got := r.fetches(); got != 1+3 {
+			t.Errorf("the IdP was asked %d times for a token that three replicas want", got-1)
+		}
+		newcomer := r.add("right")
+		newcomer.link.state.Store(full)
+		if got := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"})); got != held {
+			t.Error("a newcomer does not use the token that the store has")
+		}
+		purge := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), "orders"), broker.Unavailable, broker.ReasonStoreUnavailable)
+		if !strings.Contains(purge.Message, "takes no writes: OOM") {
+			t.Errorf("it does not say why: %s", purge.Message)
+		}
+		for _, replica := range r.all {
+			replica.link.state.Store(good)
+		}
+		time.Sleep(time.Second)
+		r.sameToken(r.everybody(20, broker.Ask{Client: "orders", Audience: audienceNo(2)}))
 	})
 }
 

@@ -117,12 +117,9 @@ func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secre
 // replica, or lost by the store, and tries what is to be tried of them.
 func (b *Broker) pollSecrets(ctx context.Context, round int) {
 	count, moved, err := b.changes.moved(ctx)
-	if err != nil {
-		return
-	}
 	kept := b.keptClients()
-	if moved || round%reloadRounds == 0 {
-		if b.lookAtSecrets(ctx, kept...) {
+	if err != nil || moved || round%reloadRounds == 0 { // the count may be on another server than the secrets
+		if b.lookAtSecrets(ctx, kept...) && err == nil {
 			b.changes.seen.Store(count)
 		}
 	} else {
@@ -154,13 +151,12 @@ func (b *Broker) lookAtSecrets(ctx context.Context, clients ...*client) (told bo
 			keys[i] = c.keys.secrets
 		}
 		found, err := b.store.Get(ctx, keys...)
-		if err != nil {
-			told = false
-			continue
-		}
 		for i, c := range some {
-			b.sawHistory(c, found[i])
+			if store.WasRead(err, i) {
+				b.sawHistory(c, found[i])
+			}
 		}
+		told = told && err == nil
 	}
 	return told
 }

@@ -320,10 +320,7 @@ func notRevoked(err error) *Error {
 			Message: fmt.Sprintf("%d revocations are kept and no more: revoke by subject, client or issued_before instead of token by token, or wait until some expire", MaxRevocations),
 		}
 	}
-	return &Error{
-		Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second, cause: err,
-		Message: "the store did not confirm the revocation, or its end, which may or may not have happened; ask again",
-	}
+	return unconfirmed(err, "the store did not confirm the revocation, or its end", "ask again", nil)
 }
 
 // Revocations returns those in force, of an issuer or of all (empty), oldest

@@ -107,12 +107,8 @@ func (c *client) secretError(err error, version string) *Error {
 }
 
 func storeUnconfirmed(client string, cause error) *Error {
-	return &Error{
-		Code: Unavailable, Reason: ReasonStoreUnavailable, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": client},
-		Message:  fmt.Sprintf("client %q: the store did not confirm the change, which may or may not have happened; ask again with the same request_id", client),
-		cause:    cause,
-	}
+	return unconfirmed(cause, fmt.Sprintf("client %q: the store did not confirm the change", client), "ask again with the same request_id",
+		map[string]string{"client": client})
 }
 
 // overtaken is the error of a proof whose version is not there any more.
