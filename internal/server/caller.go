@@ -108,7 +108,7 @@ func (c *callers) recognise(ctx context.Context, conn *connection, authorization
 	case conn.bound != "" && c.broker.Policy().Named(conn.bound) != nil:
 		return c.broker.Policy().Named(conn.bound), time.Time{}, nil
 	}
-	if found.why == ended || found.why == notTrusted {
+	if found.lapsed() {
 		conn.hangUp()
 	}
 	return nil, time.Time{}, unidentified(conn.missing(found))
@@ -147,7 +147,11 @@ func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *reco
 	if result.Rejection != nil {
 		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, c.audience))
 	}
-	if !result.Facts.Confirmation.HeldWith(conn.holder(found)) {
+	switch held := result.Facts.Confirmation.HeldWith(conn.holder(found)); {
+	case !held && found.lapsed():
+		conn.hangUp()
+		return nil, time.Time{}, unidentified(conn.missing(found))
+	case !held:
 		return nil, time.Time{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
 			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
 	}

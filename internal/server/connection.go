@@ -146,6 +146,10 @@ const (
 	ended              // its certificate has ended
 )
 
+// lapsed reports whether the certificate was good when the client connected and is
+// not any more: only another connection can help.
+func (r *recognition) lapsed() bool { return r.why == ended || r.why == notTrusted }
+
 // proved judges a connection by what it proved at its handshake. It is as good as
 // free while neither policy nor authorities change.
 func (c *callers) proved(conn *connection, now time.Time) *recognition {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -123,6 +124,15 @@ func (w *world) watch(config *tls.Config, header metadata.MD) grpc.ServerStreami
 
 // A watch to which nothing is sent ends all the same when its caller's proof has
 // ended.
+// boundFor is a connection with a certificate that ends after d, of no caller, and a JWT
+// of an hour that is bound to it.
+func (w *world) boundFor(d time.Duration) (*tls.Config, metadata.MD) {
+	like := until(d)
+	like.URIs = template("urn:example:other").URIs
+	pair := must(w.ca.Issue(like))
+	return presenting(w, pair), bearer(w.jwt(map[string]any{"cnf": map[string]any{"x5t#S256": jose.CertificateThumbprint(pair.Certificate())}}))
+}
+
 func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
 	for name, tt := range map[string]struct {
 		config func(w *world) *tls.Config
@@ -142,11 +152,16 @@ func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
 			},
 			10*time.Minute + 30*time.Second, "expired",
 		},
+		"the certificate that a JWT is bound to": {nil, nil, 10 * time.Minute, "ended at"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, aged)
-				stream, begun := w.watch(tt.config(w), tt.header(w)), time.Now()
+				config, header := w.boundFor(10 * time.Minute)
+				if tt.header != nil {
+					config, header = tt.config(w), tt.header(w)
+				}
+				stream, begun := w.watch(config, header), time.Now()
 				_, err := stream.Recv() // the token lives for an hour: nothing comes
 				mustNot(t, err, tt.says)
 				if lasted := time.Since(begun); lasted < tt.lasts-time.Second || lasted > tt.lasts+2*time.Second {
