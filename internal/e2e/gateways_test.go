@@ -1,10 +1,12 @@
 package e2e_test
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -209,6 +211,100 @@ func TestRealGatewaysDelegate(t *testing.T) {
 	}
 	_ = out.Flush()
 	t.Logf("\n%s", &table)
+}
+
+// A service behind CGI, WSGI, PHP or Rack gets headers as variables, in whose names all
+// that is neither a letter nor a digit is an underscore. No spelling of an identity
+// header reaches the variable.
+func TestRealGatewaysKeepOtherSpellingsFromTheService(t *testing.T) {
+	t.Parallel()
+	e := startDelegation(t)
+	authorization := "Authorization: Bearer " + e.token(nil) + "\r\n"
+	want := map[string]string{"X_AUTH_SUBJECT": "alice", "X_AUTH_ISSUER": e.idp.Issuer(), "X_AUTH_CLIENT_ID": "web", "X_AUTH_SCOPE": "read"}
+	for _, g := range realGateways() {
+		t.Run(g.name, func(t *testing.T) {
+			address := g.start(t, e, e.http)
+			passed := 0
+			for _, lines := range spellings() {
+				status, variables := e.askRaw(t, address, authorization+lines)
+				if variables != nil {
+					passed++
+				} else if status == http.StatusOK {
+					t.Fatalf("%q: 200, and the service saw nothing", lines)
+				}
+				for name, value := range want {
+					if variables != nil && variables[name] != value {
+						t.Errorf("%q: the service sees %s=%q, want %q", lines, name, variables[name], value)
+					}
+				}
+			}
+			if passed == 0 {
+				t.Error("no request passed")
+			}
+			t.Logf("%d of %d requests passed, without the header", passed, len(spellings()))
+		})
+	}
+}
+
+// spellings are lines of headers that a service could take for identity headers.
+func spellings() (lines []string) {
+	for _, name := range []string{"X-Auth-Subject", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+		for _, odd := range "!#$%&'*+.^_`|~" {
+			last := strings.LastIndexByte(name, '-')
+			lines = append(lines, strings.ReplaceAll(name, "-", string(odd)), strings.Replace(name, "-", string(odd), 1), name[:last]+string(odd)+name[last+1:])
+		}
+		lines = append(lines, name, strings.ToUpper(name), strings.ToLower(name), strings.ToUpper(strings.ReplaceAll(name, "-", "_")), name+" ", name+"\t", " "+name, "A: b\r\n "+name, name+"\x00", name+"\x0b", name+"(", name+"é")
+	}
+	for i, line := range lines {
+		lines[i] = line + ": root\r\n"
+	}
+	return append(lines,
+		"X_Auth_Subject: root\r\nx_auth_subject: root\r\nX-AUTH_SUBJECT: root\r\n", "X-Auth-Subject: root\r\nX-Auth-Subject: root\r\nX_Auth_Subject: root\r\n",
+		"X-Auth-Subject:\r\nX_Auth-Subject:\r\n", "Connection: close, X-Auth-Subject\r\n", "Connection: X_Auth_Subject\r\nX_Auth_Subject: root\r\n",
+	)
+}
+
+// askRaw sends a request with these lines of headers, and returns the variables that
+// the service gets of it; nil: it got no request.
+func (e *delegation) askRaw(t *testing.T, address, lines string) (status int, variables map[string]string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "GET /orders/ HTTP/1.1\r\nHost: "+address+"\r\n"+lines+"\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if response, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil { // else the connection was closed
+		status = response.StatusCode
+		_ = response.Body.Close()
+	}
+	for name, values := range e.last() {
+		if variables == nil {
+			variables = map[string]string{}
+		}
+		name = strings.Map(asVariable, name)
+		if earlier, given := variables[name]; given {
+			values = append([]string{earlier}, values...)
+		}
+		variables[name] = strings.Join(values, ",")
+	}
+	return status, variables
+}
+
+func asVariable(c rune) rune {
+	switch {
+	case 'a' <= c && c <= 'z':
+		return c - 'a' + 'A'
+	case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return c
+	default:
+		return '_'
+	}
 }
 
 // Where nginx and the broker are on one host, the mode of a socket says who may be the

@@ -105,7 +105,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), request)
 	switch decision.Status {
 	case http.StatusOK:
-		return s.passed(&decision), nil
+		return s.passed(&decision, asked), nil
 	case http.StatusServiceUnavailable:
 		return s.undecided(decision)
 	default:
@@ -198,8 +198,8 @@ func denied(d gateway.Decision, asked *authv3.AttributeContext_HttpRequest) *aut
 }
 
 // passed lets a request pass: with the identity headers as the token has them, in
-// place of those of the request.
-func (s *service) passed(d *gateway.Decision) *authv3.CheckResponse {
+// place of those of the request and without other spellings of them.
+func (s *service) passed(d *gateway.Decision, asked *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
 	ok := &authv3.OkHttpResponse{Headers: make([]*corev3.HeaderValueOption, 0, len(s.names))}
 	for i, value := range d.Identity() {
 		if value == "" {
@@ -208,11 +208,27 @@ func (s *service) passed(d *gateway.Decision) *authv3.CheckResponse {
 		}
 		ok.Headers = append(ok.Headers, overwrite(s.names[i], value))
 	}
+	ok.HeadersToRemove = append(ok.HeadersToRemove, s.imitations(asked)...)
 	return &authv3.CheckResponse{
 		Status:          &statuspb.Status{Code: int32(codes.OK)},
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
 		DynamicMetadata: s.metadata(d.Result.Facts),
 	}
+}
+
+// imitations are the names of the headers of a request that imitate identity headers.
+func (s *service) imitations(asked *authv3.AttributeContext_HttpRequest) (names []string) {
+	for name := range asked.GetHeaders() {
+		if s.cfg.Judge.Imitates(name) {
+			names = append(names, name)
+		}
+	}
+	for _, header := range asked.GetHeaderMap().GetHeaders() {
+		if s.cfg.Judge.Imitates(header.GetKey()) {
+			names = append(names, header.GetKey())
+		}
+	}
+	return names
 }
 
 // overwrite sets a header in place of all of that name.

@@ -139,6 +139,34 @@ func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 	}
 }
 
+// Envoy is told to remove every spelling that a service might take for an identity
+// header, as the request has it.
+func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	spellings := []string{"x_auth_subject", "x-auth_subject", "x_auth-subject", "x.auth.subject", "x!auth~subject", "x-auth-client_id", "x+auth+client+id", "x_auth_scope", "x-auth_issuer", "x|auth-issuer"}
+	harmless := []string{"x-auth-subject-", "xauthsubject", "x-auth-subjects", "x-auth--subject", "x_request_id", "x-auth-subj_ct", "authorization", "accept"}
+	req := asks("/", nil, "authorization", "Bearer "+f.Token(nil), "accept", "*/*")
+	for _, name := range slices.Concat(spellings, harmless[:6]) {
+		req.GetAttributes().GetRequest().GetHttp().Headers[name] = "root"
+	}
+	got, err := f.envoy.Check(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removed := slices.Sorted(slices.Values(got.GetOkResponse().GetHeadersToRemove()))
+	if want := slices.Sorted(slices.Values(spellings)); !slices.Equal(removed, want) {
+		t.Errorf("removed: %v, want %v", removed, want)
+	}
+	// Envoy sends headers as they are on the wire if it is configured to.
+	raw := asks("/", nil)
+	http := raw.GetAttributes().GetRequest().GetHttp()
+	http.Headers = nil
+	http.HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "authorization", RawValue: []byte("Bearer " + f.Token(nil))}, {Key: "x_auth_subject", RawValue: []byte("root")}}}
+	if got, err = f.envoy.Check(t.Context(), raw); err != nil || !slices.Equal(got.GetOkResponse().GetHeadersToRemove(), []string{"x_auth_subject"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
 func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
 	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Rules: []extauthz.Rule{
 		{Host: "other.example.com", Needs: verify.Request{}},

@@ -72,6 +72,9 @@ type Request struct {
 	Authorization []string
 	// Query says that the query has a token, which is nowhere taken from there.
 	Query bool
+	// Imitation says that a header of the request imitates an identity header, and that
+	// the gateway cannot be told to remove it.
+	Imitation bool
 	// Needs are what the token must be good for.
 	Needs verify.Request
 }
@@ -116,6 +119,9 @@ func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Requ
 func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 	if request.Query {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "An access token is taken from the Authorization header only")
+	}
+	if request.Imitation {
+		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The name of a header is another spelling of an identity header")
 	}
 	if len(request.Authorization) > 1 {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "There is more than one Authorization header")
@@ -180,6 +186,41 @@ func (d *Decision) KeepFor(now time.Time) int {
 // set on a request that may pass, to nothing where the token says nothing, so that
 // nothing is left of what the request came with.
 func (j *Judge) Names() []string { return j.names[:] }
+
+// Imitates reports whether name is another spelling of an identity header. Software
+// that hands headers on as variables, as CGI and WSGI do, makes the same variable of
+// both: it ignores case and takes what is neither a letter nor a digit for an
+// underscore. A difference of case alone is no other spelling: gateways replace headers
+// in any case.
+func (j *Judge) Imitates(name string) bool {
+	for _, own := range j.names {
+		if len(name) == len(own) && !strings.EqualFold(name, own) && sameVariable(name, own) {
+			return true
+		}
+	}
+	return false
+}
+
+func sameVariable(a, b string) bool {
+	for i := range len(a) {
+		if variableByte(a[i]) != variableByte(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// variableByte returns the byte that stands for c in the name of a variable.
+func variableByte(c byte) byte {
+	switch {
+	case 'a' <= c && c <= 'z':
+		return c - 'a' + 'A'
+	case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return c
+	default:
+		return '_'
+	}
+}
 
 // Identity are the values of the identity headers of a request that may pass, in the
 // order of Names; empty: the token does not say.

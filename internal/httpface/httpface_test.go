@@ -201,6 +201,21 @@ func TestVerifyTellsWhoItIs(t *testing.T) {
 	}
 }
 
+// A gateway that sends another spelling of an identity header along would pass it on to
+// the service.
+func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	for name, want := range map[string]int{
+		"X-Auth-Subject": 200, "x-auth-SUBJECT": 200, "X-Request_Id": 200, "X-Auth-Subjects": 200,
+		"X_Auth_Subject": 401, "x_auth-subject": 401, "X-Auth_Subject": 401, "X.Auth.Subject": 401, "X-Auth-Client_Id": 401, "X`Auth`Scope": 401, "x*auth^issuer": 401,
+	} {
+		status, _ := f.raw(t, "GET "+need+" HTTP/1.1\r\nHost: b\r\n"+name+": root\r\nAuthorization: Bearer "+f.Token(nil)+"\r\n\r\n")
+		if status != fmt.Sprint(want) {
+			t.Errorf("%s: %s, want %d", name, status, want)
+		}
+	}
+}
+
 func TestAuthorizationIsNeverTheGateways(t *testing.T) {
 	f := serve(t, "", nil)
 	got := f.do(t, "GET", need, bearer(f.CallerJWT(facetest.Shop)), "")

@@ -40,11 +40,22 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
 	defer leave()
-	request := gateway.Request{Authorization: r.Header["Authorization"]}
+	request := gateway.Request{Authorization: r.Header["Authorization"], Imitation: s.imitates(r.Header)}
 	if request.Needs, request.Query, err = s.needs(r); err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
 	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), caller, request), now)
+}
+
+// imitates reports whether a request has another spelling of an identity header. A
+// gateway that sends it here does not remove it from the request that it passes on.
+func (s *Server) imitates(header http.Header) bool {
+	for name := range header {
+		if s.cfg.Judge.Imitates(name) {
+			return true
+		}
+	}
+	return false
 }
 
 // say answers with a decision.
