@@ -151,7 +151,7 @@ type LogConfig struct {
 type ClientConfig struct {
 	// Which IdP this is. Keys that are not given then have the defaults that it needs, which
 	// docs/identity-providers.md lists.
-	Preset string `yaml:"preset" jsonschema:"enum=auth0,enum=cognito,enum=entra,enum=google,enum=keycloak,enum=okta,enum=salesforce,enum=zoom"`
+	Preset string `yaml:"preset" jsonschema:"values=presets"`
 	// The IdP's issuer URL: its token endpoint is found by discovery. Exactly one of issuer and
 	// token_url is given, unless the preset has it.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,oneof_required=issuer"`
@@ -167,7 +167,7 @@ type ClientConfig struct {
 	Secret secret.Ref `yaml:"secret"`
 	// How the client proves its identity. Absent: client_secret_basic, or none with the grant
 	// jwt-bearer, which proves it by itself.
-	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,enum=client_secret_basic,enum=client_secret_post,enum=client_secret_jwt,enum=private_key_jwt,enum=tls_client_auth,enum=self_signed_tls_client_auth,enum=federated_jwt,enum=spiffe_jwt,enum=none"`
+	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,values=auth_methods"`
 	// The grant by which tokens are asked for. With urn:ietf:params:oauth:grant-type:jwt-bearer the
 	// broker signs an assertion with the key in secret; any other is sent as it is, with params.
 	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
@@ -176,13 +176,13 @@ type ClientConfig struct {
 	AssertionAudience string `yaml:"assertion_audience" jsonschema:"minLength=1,maxLength=2048"`
 	// What assertions are signed with. Absent: HS256 with client_secret_jwt; else the alg of the
 	// JWK, or RS256, ES256, ES384, ES512 or EdDSA by the kind of the key.
-	AssertionAlgorithm string `yaml:"assertion_algorithm" jsonschema:"enum=HS256,enum=RS256,enum=RS384,enum=RS512,enum=PS256,enum=PS384,enum=PS512,enum=ES256,enum=ES384,enum=ES512,enum=EdDSA,enum=Ed25519"`
+	AssertionAlgorithm string `yaml:"assertion_algorithm" jsonschema:"values=assertion_algorithms"`
 	// The kid in the header of assertions. Absent: that of the JWK or of the service account's
 	// file; else, unless a certificate is named, the key's thumbprint (RFC 7638).
 	AssertionKid string `yaml:"assertion_kid" jsonschema:"minLength=1,maxLength=256"`
 	// The typ in the header of assertions. Absent: client-authentication+jwt, or JWT with the grant
 	// jwt-bearer. Some IdPs know no other than JWT.
-	AssertionTyp string `yaml:"assertion_typ" jsonschema:"enum=client-authentication+jwt,enum=JWT"`
+	AssertionTyp string `yaml:"assertion_typ" jsonschema:"values=assertion_types"`
 	// The sub of the grant jwt-bearer's assertion: on whose behalf tokens are asked for. Absent:
 	// the assertion has none.
 	AssertionSubject string `yaml:"assertion_subject" jsonschema:"minLength=1,maxLength=512"`
@@ -244,12 +244,12 @@ type IssuerConfig struct {
 	// A token must be for one of these, unless the caller names other audiences.
 	Audiences []string `yaml:"audiences" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=512"`
 	// The signature algorithms that are accepted.
-	Algorithms []string `yaml:"algorithms" jsonschema:"minItems=1,uniqueItems=true,default=RS256,default=ES256,default=EdDSA,enum=RS256,enum=RS384,enum=RS512,enum=PS256,enum=PS384,enum=PS512,enum=ES256,enum=ES384,enum=ES512,enum=EdDSA,enum=Ed25519"`
+	Algorithms []string `yaml:"algorithms" jsonschema:"minItems=1,uniqueItems=true,default=RS256,default=ES256,default=EdDSA,values=algorithms"`
 	// The typ headers that are accepted, in any case and with or without application/. JWT also
 	// admits a token without typ.
 	Types []string `yaml:"types" jsonschema:"minItems=1,maxItems=8,uniqueItems=true,minLength=1,maxLength=128,default=at+jwt"`
 	// The claim that holds the scopes.
-	ScopeClaim string `yaml:"scope_claim" jsonschema:"default=scope,enum=scope,enum=scp,enum=permissions"`
+	ScopeClaim string `yaml:"scope_claim" jsonschema:"default=scope,values=scope_claims"`
 	// How far the issuer's clock may be off, 0s to 60s.
 	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
 	// Tokens that were issued for longer are rejected, 1m to 8760h.

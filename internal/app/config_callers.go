@@ -71,7 +71,7 @@ type VerifyGrantConfig struct {
 // AdminGrantConfig lets a caller do some of what operators do.
 type AdminGrantConfig struct {
 	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them.
-	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,enum=list_clients,enum=get_client,enum=rotate_secret,enum=activate_secret,enum=rollback_secret,enum=retire_secret,enum=purge_tokens,enum=revoke_tokens,enum=list_revocations,enum=delete_revocation,enum=*"`
+	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,values=actions"`
 	// The clients that it may do it to. Absent: all.
 	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`
 }

@@ -1,10 +1,5 @@
 package app
 
-import (
-	"maps"
-	"slices"
-)
-
 // What the tests of the configuration compare the published schema with.
 const (
 	NamePattern     = namePattern
@@ -32,4 +27,17 @@ func ConfigPaths(data []byte) []string {
 }
 
 // Presets are the names of all there are, sorted.
-func Presets() []string { return slices.Sorted(maps.Keys(presets())) }
+func Presets() []string { return valuesOf("presets") }
+
+// ValuesOf returns a list that a jsonschema tag names.
+func ValuesOf(list string) []string { return valuesOf(list) }
+
+// PresetsWithEndpoint are the presets that know the token endpoint, sorted.
+func PresetsWithEndpoint() (names []string) {
+	for _, name := range Presets() {
+		if presets()[name].TokenURL != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}

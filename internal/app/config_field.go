@@ -2,13 +2,18 @@ package app
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // field is a key of a mapping and what its jsonschema tag demands.
@@ -49,6 +54,8 @@ func newField(index int, from reflect.StructField) field {
 			f.unique = true
 		case "enum":
 			f.enum = append(f.enum, value)
+		case "values":
+			f.enum = valuesOf(value)
 		case "default":
 			f.defaults = append(f.defaults, value)
 		default:
@@ -58,6 +65,37 @@ func newField(index int, from reflect.StructField) field {
 		}
 	}
 	return f
+}
+
+// valuesOf returns the values of a key whose jsonschema tag names a list that some
+// other code owns: the list cannot differ from the code.
+func valuesOf(list string) []string {
+	switch list {
+	case "actions":
+		return append(texts(policy.Actions()), policy.Any)
+	case "algorithms":
+		return jose.Algorithms()
+	case "assertion_algorithms":
+		return append([]string{jose.HS256}, jose.Algorithms()...)
+	case "assertion_types":
+		return []string{idp.TypeClientAuthentication, idp.TypeJWT}
+	case "auth_methods":
+		return texts(idp.AuthMethods())
+	case "presets":
+		return slices.Sorted(maps.Keys(presets()))
+	case "scope_claims":
+		return verify.ScopeClaims()
+	default:
+		panic("a jsonschema tag names the list " + list + ", which does not exist")
+	}
+}
+
+func texts[T ~string](values []T) []string {
+	made := make([]string, len(values))
+	for i, value := range values {
+		made[i] = string(value)
+	}
+	return made
 }
 
 func (f *field) setDefault(v reflect.Value) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,8 +19,11 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 var update = flag.Bool("update", false, "write docs/config.schema.json anew")
@@ -89,11 +93,13 @@ func refine(s *jsonschema.Schema) {
 	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
 	// Some presets know the token endpoint.
 	endpoint := jsonschema.NewProperties()
-	endpoint.Set("preset", &jsonschema.Schema{Enum: []any{"google", "zoom"}})
+	endpoint.Set("preset", &jsonschema.Schema{Enum: anys(app.PresetsWithEndpoint())})
 	client.OneOf = append(client.OneOf, &jsonschema.Schema{
 		Title: "preset", Properties: endpoint, Required: []string{"preset"},
 		Not: &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Required: []string{"issuer"}}, {Required: []string{"token_url"}}}},
 	})
+
+	addValues(s, reflect.TypeFor[app.Config](), s.Properties.Get)
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
 		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {
@@ -108,6 +114,38 @@ func refine(s *jsonschema.Schema) {
 		property.AnyOf = []*jsonschema.Schema{address, {Ref: property.Ref}}
 		property.Ref = ""
 	}
+}
+
+// addValues adds the lists that tags name, to the properties of a type and to those
+// of all types that it is made of.
+func addValues(s *jsonschema.Schema, of reflect.Type, propertyOf func(key string) (*jsonschema.Schema, bool)) {
+	for key := range of.Fields() {
+		property, known := propertyOf(key.Tag.Get("yaml"))
+		if !known {
+			continue
+		}
+		for tag := range strings.SplitSeq(key.Tag.Get("jsonschema"), ",") {
+			if list, named := strings.CutPrefix(tag, "values="); named && property.Items != nil {
+				property.Items.Enum = anys(app.ValuesOf(list))
+			} else if named {
+				property.Enum = anys(app.ValuesOf(list))
+			}
+		}
+		part := key.Type
+		for part.Kind() == reflect.Pointer || part.Kind() == reflect.Slice || part.Kind() == reflect.Map {
+			part = part.Elem()
+		}
+		if definition := s.Definitions[part.Name()]; definition != nil && definition.Properties != nil && part.Kind() == reflect.Struct {
+			addValues(s, part, definition.Properties.Get)
+		}
+	}
+}
+
+func anys(texts []string) (made []any) {
+	for _, text := range texts {
+		made = append(made, text)
+	}
+	return made
 }
 
 func TestSchema(t *testing.T) {
@@ -274,21 +312,98 @@ func allProperties(t *testing.T) []property {
 	return all
 }
 
-func TestAlgorithmsAreThoseThatTheVerifierKnows(t *testing.T) {
-	for _, p := range allProperties(t) {
-		if p.path != "issuers.*.algorithms" {
-			continue
-		}
-		var known []any
-		for _, algorithm := range jose.Algorithms() {
-			known = append(known, algorithm)
-		}
-		if !slices.Equal(p.schema.Items.Enum, known) {
-			t.Errorf("the configuration knows %v, the verifier %v", p.schema.Items.Enum, known)
-		}
-		return
+// The lists that code owns are whole in the schema, and the broker takes each of
+// their values.
+func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
+	role := func(action string) string {
+		return client("") + "callers: [{name: a, spiffe_id: \"spiffe://example.com/a\", roles: [r]}]\nroles: {r: {admin: [{actions: [\"" + action + "\"]}]}}\n"
 	}
-	t.Error("the schema has no algorithms")
+	for _, list := range []struct {
+		path  string
+		known []string
+		file  func(value string) string // nil: tried elsewhere
+	}{
+		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
+		{"issuers.*.scope_claim", verify.ScopeClaims(), func(value string) string { return issuer("scope_claim: " + value) }},
+		{"clients.*.preset", app.Presets(), nil},
+		{"clients.*.auth", texts(idp.AuthMethods()), nil},
+		{"clients.*.assertion_algorithm", append([]string{jose.HS256}, jose.Algorithms()...), nil},
+		{"roles.*.admin.*.actions", append(texts(policy.Actions()), policy.Any), role},
+	} {
+		t.Run(list.path, func(t *testing.T) {
+			at := slices.IndexFunc(allProperties(t), func(p property) bool { return p.path == list.path })
+			if at < 0 {
+				t.Fatal("the schema has no such key")
+			}
+			found := allProperties(t)[at].schema
+			if found.Items != nil {
+				found = found.Items
+			}
+			if !slices.Equal(found.Enum, anys(list.known)) {
+				t.Errorf("the configuration knows %v, the code %v", found.Enum, list.known)
+			}
+			for _, value := range list.known {
+				if list.file == nil {
+					continue
+				}
+				if _, err := app.ParseConfig("x", []byte(list.file(value))); err != nil {
+					t.Errorf("%s: %v", value, err)
+				}
+			}
+		})
+	}
+}
+
+func texts[T ~string](values []T) []string {
+	made := make([]string, len(values))
+	for i, value := range values {
+		made[i] = string(value)
+	}
+	return made
+}
+
+// TestTheDocumentationNamesEachValue: the row of a key with a list of values has all
+// of them.
+func TestTheDocumentationNamesEachValue(t *testing.T) {
+	rows := documentedRows(t)
+	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
+	tried := 0
+	for _, p := range allProperties(t) {
+		of := p.schema
+		if of.Items != nil {
+			of = of.Items
+		}
+		row := rows[listeners.ReplaceAllString(p.path, "listen.*.")]
+		for _, value := range of.Enum {
+			tried++
+			if !strings.Contains(row, fmt.Sprint(value)) {
+				t.Errorf("docs/configuration.md: the row of %s does not name %v: %s", p.path, value, row)
+			}
+		}
+	}
+	if tried < 70 {
+		t.Errorf("only %d values were tried", tried)
+	}
+}
+
+// documentedRows are the rows of docs/configuration.md by their keys.
+func documentedRows(t *testing.T) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(docsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{}
+	section := ""
+	for line := range strings.Lines(string(text)) {
+		if heading, ok := strings.CutPrefix(line, "## "); ok {
+			section = strings.Trim(strings.TrimSpace(heading), "`")
+		}
+		if cells := strings.Split(line, "|"); len(cells) == 6 {
+			rows[section+"."+strings.Trim(strings.TrimSpace(cells[1]), "`")] = line
+		}
+	}
+	return rows
 }
 
 func TestEachKeyHasADescription(t *testing.T) {
@@ -325,21 +440,7 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 // TestTheDocumentationHasARowForEachKey: in the section of the key's mapping a
 // row begins with the key and holds its default.
 func TestTheDocumentationHasARowForEachKey(t *testing.T) {
-	text, err := os.ReadFile(docsFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := map[string]string{}
-	section := ""
-	for line := range strings.Lines(string(text)) {
-		if heading, ok := strings.CutPrefix(line, "## "); ok {
-			section = strings.Trim(strings.TrimSpace(heading), "`")
-		}
-		if cells := strings.Split(line, "|"); len(cells) == 6 {
-			key := strings.Trim(strings.TrimSpace(cells[1]), "`")
-			rows[section+"."+key] = strings.TrimSpace(cells[3])
-		}
-	}
+	rows := documentedRows(t)
 	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
 	for _, p := range allProperties(t) {
 		path := listeners.ReplaceAllString(p.path, "listen.*.")
@@ -351,8 +452,9 @@ func TestTheDocumentationHasARowForEachKey(t *testing.T) {
 			t.Errorf("docs/configuration.md has no row for %s", path)
 			continue
 		}
-		if want := defaultText(p.schema.Default); want != "" && row != "`"+want+"`" {
-			t.Errorf("%s: the documentation has the default %s, want `%s`", path, row, want)
+		shown := strings.TrimSpace(strings.Split(row, "|")[3])
+		if want := defaultText(p.schema.Default); want != "" && shown != "`"+want+"`" {
+			t.Errorf("%s: the documentation has the default %s, want `%s`", path, shown, want)
 		}
 	}
 	if documented := len(rows); documented < 45 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,14 +52,12 @@ const (
 	expiredFor = time.Minute
 )
 
-func (m AuthMethod) known() bool {
-	switch m {
-	case SecretBasic, SecretPost, SecretJWT, PrivateKeyJWT, TLS, SelfSignedTLS, FederatedJWT, SpiffeJWT, None:
-		return true
-	default:
-		return false
-	}
+// AuthMethods returns all methods.
+func AuthMethods() []AuthMethod {
+	return []AuthMethod{SecretBasic, SecretPost, SecretJWT, PrivateKeyJWT, TLS, SelfSignedTLS, FederatedJWT, SpiffeJWT, None}
 }
+
+func (m AuthMethod) known() bool { return slices.Contains(AuthMethods(), m) }
 
 // Mutual reports whether the method is a certificate on the connection.
 func (m AuthMethod) Mutual() bool { return m == TLS || m == SelfSignedTLS }

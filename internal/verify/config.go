@@ -125,6 +125,9 @@ func orDefault[N time.Duration | int64](given, standard N) N {
 	return given
 }
 
+// ScopeClaims returns the claims that may hold the scopes.
+func ScopeClaims() []string { return []string{"scope", "scp", "permissions"} }
+
 // check refuses what would accept more than was meant, or nothing at all.
 func (c IssuerConfig) check() error {
 	if err := c.checkSource(); err != nil {
@@ -142,8 +145,8 @@ func (c IssuerConfig) check() error {
 		return errors.New("it needs audiences, none of them empty: say whom its tokens are for")
 	case slices.Contains(c.Types, ""):
 		return errors.New("one of its types is empty; JWT admits tokens without typ")
-	case !slices.Contains([]string{"scope", "scp", "permissions"}, c.ScopeClaim):
-		return fmt.Errorf("the scope claim %q is not one of scope, scp, permissions", c.ScopeClaim)
+	case !slices.Contains(ScopeClaims(), c.ScopeClaim):
+		return fmt.Errorf("the scope claim %q is not one of %s", c.ScopeClaim, strings.Join(ScopeClaims(), ", "))
 	}
 	if err := c.Introspection.check(); err != nil {
 		return err
