@@ -21,6 +21,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -227,7 +228,7 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewTextHandler(escape.NewWriter(os.Stderr), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	broker, err := app.New(config, app.Options{Logger: log})
 	if err != nil {
 		return err

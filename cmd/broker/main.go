@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 func main() {
@@ -37,7 +39,7 @@ func run(ctx context.Context, args []string) int {
 	if code, ok := errors.AsType[exit](err); ok {
 		return int(code)
 	}
-	fmt.Fprintln(os.Stderr, "broker: "+explain(err))
+	_, _ = fmt.Fprintln(escape.NewWriter(os.Stderr), "broker: "+explain(err))
 	return 1
 }
 
@@ -53,6 +55,7 @@ New here? "broker dev" runs everything on this machine and shows what it does.`,
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetOut(escape.NewWriter(os.Stdout))
 	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newKeygen(), newClients(), newSecret(), newSecrets(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
 	return root
 }

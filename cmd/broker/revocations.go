@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 func newRevocations() *cobra.Command {
@@ -169,8 +170,8 @@ func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON b
 		if one.GetIssuedBefore() != nil {
 			before = stampOf(one.GetIssuedBefore())
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.GetId(), one.GetIssuer(), what(one), before,
-			stampOf(one.GetExpiresAt()), stampOf(one.GetCreatedAt()), one.GetReason())
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.GetId(), escape.Text(one.GetIssuer()), what(one), before,
+			stampOf(one.GetExpiresAt()), stampOf(one.GetCreatedAt()), escape.Text(one.GetReason()))
 	}
 	return table.Flush()
 }

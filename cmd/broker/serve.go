@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/harden"
 )
 
@@ -60,6 +61,7 @@ func newLogger(to io.Writer, cfg app.LogConfig) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.Level)) // the configuration was checked
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
+	to = escape.NewWriter(to)
 	if cfg.Format == "text" {
 		return slog.New(slog.NewTextHandler(to, options))
 	}

@@ -10,10 +10,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 // onTerminal reports whether a person sees what is written, or types what is read.
 func onTerminal(stream any) bool {
+	if w, ok := stream.(*escape.Writer); ok {
+		stream = w.Unwrap()
+	}
 	file, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 // Exit codes of `broker verify`.
@@ -162,6 +163,6 @@ func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
 		}{true, c.Issuer, c.Subject, c.ClientID, c.Audience, c.Scopes, c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "active\n  issuer   %s\n  subject  %s\n  audience %s\n  scopes   %s\n  expires  %s\n",
-		c.Issuer, c.Subject, strings.Join(c.Audience, " "), strings.Join(c.Scopes, " "), c.ExpiresAt.Format(time.RFC3339))
+		escape.Text(c.Issuer), escape.Text(c.Subject), escape.Text(strings.Join(c.Audience, " ")), escape.Text(strings.Join(c.Scopes, " ")), c.ExpiresAt.Format(time.RFC3339))
 	return err
 }

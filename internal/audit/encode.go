@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"time"
 	"unicode/utf8"
+
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 // formVersion is the version of the lines' form: it changes when a field changes
@@ -129,46 +131,44 @@ func appendDigest(dst []byte, name string, digest *[32]byte) []byte {
 	return append(hex.AppendEncode(dst, digest[:]), '"')
 }
 
-// appendString appends a JSON string (RFC 8259 section 7). What is not UTF-8 is
-// replaced byte by byte by U+FFFD.
+// appendString appends a JSON string (RFC 8259 section 7) without characters that
+// a reader does not see. What is not UTF-8 is replaced byte by byte by U+FFFD.
 func appendString(dst []byte, s string) []byte {
-	const digits = "0123456789abcdef"
 	dst = append(dst, '"')
 	begin := 0 // of what is copied as it is
 	for i := 0; i < len(s); {
 		c := s[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if c >= ' ' && c != '"' && c != '\\' && c < 0x7f {
 			i++
 			continue
 		}
 		if c >= utf8.RuneSelf {
 			r, size := utf8.DecodeRuneInString(s[i:])
-			// U+2028 and U+2029 end lines for some readers.
-			if broken := r == utf8.RuneError && size == 1; !broken && r&^1 != '\u2028' {
+			if broken := r == utf8.RuneError && size == 1; !broken && !escape.Hidden(r) {
 				i += size
 				continue
 			}
-			dst = append(append(dst, s[begin:i]...), '\\', 'u', digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15])
+			dst = escape.Append(append(dst, s[begin:i]...), r)
 			i += size
 			begin = i
 			continue
 		}
-		dst = append(append(dst, s[begin:i]...), '\\')
+		dst = append(dst, s[begin:i]...)
 		switch c {
 		case '"', '\\':
-			dst = append(dst, c)
+			dst = append(dst, '\\', c)
 		case '\b':
-			dst = append(dst, 'b')
+			dst = append(dst, '\\', 'b')
 		case '\f':
-			dst = append(dst, 'f')
+			dst = append(dst, '\\', 'f')
 		case '\n':
-			dst = append(dst, 'n')
+			dst = append(dst, '\\', 'n')
 		case '\r':
-			dst = append(dst, 'r')
+			dst = append(dst, '\\', 'r')
 		case '\t':
-			dst = append(dst, 't')
+			dst = append(dst, '\\', 't')
 		default:
-			dst = append(dst, 'u', '0', '0', digits[c>>4], digits[c&15])
+			dst = escape.Append(dst, rune(c))
 		}
 		i++
 		begin = i

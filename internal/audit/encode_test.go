@@ -15,6 +15,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
 // line is a line as encoding/json writes and reads it.
@@ -87,7 +88,11 @@ func expected(t testing.TB, replica string, e *audit.Event, now time.Time) strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out.String()
+	var shown strings.Builder
+	if _, err := escape.NewWriter(&shown).Write([]byte(out.String())); err != nil {
+		t.Fatal(err)
+	}
+	return shown.String()
 }
 
 // everything has a value in each field.
@@ -128,7 +133,7 @@ func TestEverythingIsTested(t *testing.T) {
 
 func FuzzLine(f *testing.F) {
 	for _, text := range []string{
-		"plain", "", "\"quoted\\\"", "\x00\x01\x1f\x7f", "\b\f\n\r\t", "\u2028\u2029\u202a", "<script>&", "ä€\U0001F600", "\xff\xfe", "a\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\ufffd",
+		"plain", "", "\"quoted\\\"", "\x00\x01\x1f\x7f", "\b\f\n\r\t", "\u2028\u2029\u202a", "a\u202eb\u200bc\U000e0041", "<script>&", "ä€\U0001F600", "\xff\xfe", "a\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\ufffd",
 	} {
 		f.Add(text, text, uint64(7))
 	}
@@ -141,6 +146,9 @@ func FuzzLine(f *testing.F) {
 		}
 		if strings.IndexByte(got, '\n') != len(got)-1 {
 			t.Errorf("a line of several lines: %q", got)
+		}
+		if strings.ContainsFunc(got[:len(got)-1], escape.Hidden) {
+			t.Errorf("a line with characters that nobody sees: %q", got)
 		}
 	})
 }

@@ -1,0 +1,85 @@
+// Package escape makes characters visible that change how a reader sees the text
+// around them: in lines of the audit and the log, and on the terminal. Some of these
+// texts are chosen by others, such as the subject of a token.
+package escape
+
+import (
+	"io"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Hidden reports whether a character is shown as nothing, moves the cursor, ends a
+// line or changes the order of what follows: control characters, format characters
+// such as the bidirectional controls, line and paragraph separators, and what
+// Unicode calls ignorable.
+func Hidden(r rune) bool {
+	if r < utf8.RuneSelf {
+		return r < ' ' || r == 0x7f
+	}
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
+}
+
+// Append appends a character as \uXXXX, which JSON knows; one beyond the basic plane
+// as two of them (RFC 8259 section 7).
+func Append(dst []byte, r rune) []byte {
+	const digits = "0123456789abcdef"
+	if r > 0xffff {
+		r -= 0x10000
+		return Append(Append(dst, 0xd800+r>>10), 0xdc00+r&0x3ff)
+	}
+	return append(dst, '\\', 'u', digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15])
+}
+
+// Text returns a text of one line with its hidden characters escaped, line ends and
+// tabs included.
+func Text(text string) string {
+	if !strings.ContainsFunc(text, Hidden) && utf8.ValidString(text) {
+		return text
+	}
+	return string(escaped(nil, []byte(text), Hidden))
+}
+
+// Writer passes text on with its hidden characters escaped but for line ends and
+// tabs, which are those of the program itself. Valid JSON stays valid and means the
+// same. A call of Write must not end within a character.
+type Writer struct{ to io.Writer }
+
+// NewWriter returns a Writer to another one.
+func NewWriter(to io.Writer) *Writer { return &Writer{to} }
+
+// Unwrap returns the writer that the text is passed on to.
+func (w *Writer) Unwrap() io.Writer { return w.to }
+
+// Write writes text.
+func (w *Writer) Write(text []byte) (int, error) {
+	if _, err := w.to.Write(escaped(make([]byte, 0, len(text)), text, hiddenInLines)); err != nil {
+		return 0, err
+	}
+	return len(text), nil
+}
+
+func hiddenInLines(r rune) bool { return r != '\n' && r != '\t' && Hidden(r) }
+
+// escaped appends text. What is not UTF-8 is shown byte by byte.
+func escaped(dst, text []byte, hidden func(rune) bool) []byte {
+	for len(text) > 0 {
+		r, size := utf8.DecodeRune(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			dst = append(dst, `\x`...)
+			if text[0] < 0x10 {
+				dst = append(dst, '0')
+			}
+			dst = strconv.AppendUint(dst, uint64(text[0]), 16)
+		case hidden(r):
+			dst = Append(dst, r)
+		default:
+			dst = append(dst, text[:size]...)
+		}
+		text = text[size:]
+	}
+	return dst
+}
