@@ -228,8 +228,8 @@ func TestWhatCannotBeWrittenDownIsRefusedWhereThatIsWanted(t *testing.T) {
 		if _, err := f.get(t, "checkout", orders()); err != nil {
 			t.Errorf("who has the token already is refused: %v", err)
 		}
-		wantError(t, f.Purge(t.Context(), policy.Self(), "orders"), broker.Unavailable, broker.ReasonUnaudited)
-		wantError(t, f.Purge(t.Context(), f.Policy().Named("checkout"), "orders"), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, f.Purge(t.Context(), policy.Self(), purgeOf("orders")), broker.Unavailable, broker.ReasonUnaudited)
+		wantError(t, f.Purge(t.Context(), f.Policy().Named("checkout"), purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
 		if _, err := f.get(t, "checkout", orders()); err != nil {
 			t.Errorf("the tokens were purged although that could not be written down: %v", err)
 		}
@@ -271,7 +271,7 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == broker.ReasonInvalidRequest })
 		_, _ = one.Revoke(t.Context(), nil, broker.Revocation{Issuer: issuer, Subject: "bob"}, "1")
 		b.expect("by nobody", func(l line) bool { return l.Outcome == "denied" && l.Caller == "nobody" && l.Subject == "bob" })
-		_ = one.Purge(t.Context(), nil, "orders")
+		_ = one.Purge(t.Context(), nil, purgeOf("orders"))
 		b.expect("a purge by nobody", func(l line) bool { return l.Outcome == "denied" && l.Action == "purge_tokens" && l.Client == "orders" })
 
 		without := j.add(awayFrom(j))
@@ -292,7 +292,7 @@ func TestPurgeIsWrittenDown(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{})
 		f := startAs(t, nil, func(cfg *broker.Config) { cfg.Audit = b.Log })
-		if err := f.Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := f.Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("a purge", func(l line) bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -112,37 +113,92 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 	}
 }
 
+// purgeMemory is how long a purge is remembered by its request.
+const purgeMemory = 24 * time.Hour
+
+// Purge says which tokens to purge.
+type Purge struct {
+	Client string
+	// Request identifies the call: made again within 24 h, on any replica, it changes
+	// nothing.
+	Request string
+	// Reason is why, for the audit log.
+	Reason string
+}
+
 // Purge makes all replicas drop every token of a client that was minted, or
 // began to be, before now: at once where the store's word arrives, else within
 // 5 s. Nil means that the store has it; after an error, which is always an
 // [*Error], asking again is safe.
-func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, name string) error {
-	err := b.purge(ctx, caller, name)
-	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: name})
+func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
+	err := b.purge(ctx, caller, asked)
+	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, Detail: asked.Reason})
 	return err
 }
 
-func (b *Broker) purge(ctx context.Context, caller *policy.Caller, name string) error {
-	if denied := b.mayAct(caller, policy.PurgeTokens, name); denied != nil {
+func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
+	if denied := b.mayAct(caller, policy.PurgeTokens, asked.Client); denied != nil {
 		return denied
 	}
-	c := b.client(name)
+	c := b.client(asked.Client)
 	if c == nil {
-		return mayNotDo(caller, policy.PurgeTokens, name)
+		return mayNotDo(caller, policy.PurgeTokens, asked.Client)
 	}
-	if err := b.dropTokens(ctx, c); err != nil {
-		return err
+	target, err := b.purgeTarget(ctx, c, asked.Request)
+	if err != nil {
+		return unconfirmedPurge(c, err)
 	}
-	b.log.Info("tokens purged", "client", name, "caller", caller.Name())
+	epoch, err := b.store.Raise(ctx, c.keys.epoch, max(target, c.epoch.Load()), 0)
+	if err != nil {
+		return unconfirmedPurge(c, err)
+	}
+	b.sawEpoch(ctx, c, epoch)
+	b.log.Info("tokens purged", "client", c.name, "caller", caller.Name(), "epoch", target)
 	return nil
+}
+
+// purgeTarget returns the epoch that a request to purge opens, which the store
+// remembers before it is opened: a call that is made again opens the same one, and
+// so does one that failed halfway. Tokens of earlier epochs were fetched, or began
+// to be, before the first call.
+func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (uint64, error) {
+	key := c.keys.purge(b.names.name("purge", []byte(request)))
+	found, err := b.store.Get(ctx, key, c.keys.epoch)
+	if err != nil {
+		return 0, err
+	}
+	if target, err := strconv.ParseUint(string(found[0].Value), 10, 64); err == nil && found[0].Number > 0 {
+		return target, nil
+	}
+	target := max(found[1].Number, c.epoch.Load()) + 1
+	applied, err := b.store.Apply(ctx, store.Change{Puts: []store.Put{
+		{Key: key, Number: 1, Value: strconv.AppendUint(nil, target, 10), TTL: purgeMemory},
+	}})
+	if err != nil || applied[0] {
+		return target, err
+	}
+	// The same request reached another replica at the same time; or its record cannot
+	// be read, and then it is carried out again.
+	found, err = b.store.Get(ctx, key)
+	if err != nil {
+		return 0, err
+	}
+	if other, err := strconv.ParseUint(string(found[0].Value), 10, 64); err == nil && found[0].Number > 0 {
+		return other, nil
+	}
+	return target, nil
 }
 
 // dropTokens has all replicas drop what was obtained before now.
 func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
 	if err != nil {
-		return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "ask again", map[string]string{"client": c.name})
+		return unconfirmedPurge(c, err)
 	}
 	b.sawEpoch(ctx, c, epoch)
 	return nil
+}
+
+func unconfirmedPurge(c *client, err error) *Error {
+	return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
 }

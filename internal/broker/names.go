@@ -77,6 +77,9 @@ func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 // refusals is the key of the refusals of one version of the secret.
 func (k clientKeys) refusals(version string) string { return k.tag + k.config + ":refused:" + version }
 
+// purge is the key of the record of one request to purge.
+func (k clientKeys) purge(request string) string { return k.tag + "purge:" + request }
+
 // The keys of one question.
 func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":token" }
 func (e *entry) troubleKey() string { return e.client.keys.tag + e.name + ":trouble" }

@@ -70,7 +70,7 @@ func TestCallersGetWhatTheyAreGrantedAndNoMore(t *testing.T) {
 				t.Errorf("%s: %v, want %s", test.name, err, test.want)
 			}
 		}
-		wantError(t, f.Purge(t.Context(), callers.Named("own"), "orders"), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, f.Purge(t.Context(), callers.Named("own"), purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
 		if fetched := f.fetches(); fetched != 2 {
 			t.Errorf("%d fetches; those who may not ask must not cost any", fetched)
 		}
@@ -152,7 +152,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		_, err = b.Revocations(t.Context(), nobody, "")
 		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
 		wantError(t, b.Unrevoke(t.Context(), nobody, "x"), broker.PermissionDenied, broker.ReasonNotEntitled)
-		wantError(t, b.Purge(t.Context(), nobody, "orders"), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, b.Purge(t.Context(), nobody, purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
 
 		operator := policy.New(policy.Config{
 			Callers: []policy.CallerConfig{{Name: "alice", Roles: []string{"r"}}},
@@ -264,7 +264,7 @@ func TestApplyForgetsWhatWasOfAnotherClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := f.Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		changed := f.config
@@ -283,7 +283,7 @@ func TestApplyRemembersWhatTheStoreHasLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		b := r.all[0]
-		if err := b.Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := b.Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		b.link.to.Store(store.NewMemory(store.MemoryConfig{}))
@@ -350,7 +350,7 @@ func TestWatchGoesOnByTheNewSetup(t *testing.T) {
 		if second := <-sent; second.Token.SHA256 == first.Token.SHA256 {
 			t.Error("the watch has the old audience's token")
 		}
-		if err := f.Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := f.Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		if third := <-sent; third.Token.Epoch != 1 {

@@ -81,7 +81,7 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
 				return err
 			}, "staged proved activated purged rotate_secret"},
-			{"a purge", func() error { return one.Purge(t.Context(), policy.Self(), "orders") }, "purge_tokens"},
+			{"a purge", func() error { return one.Purge(t.Context(), policy.Self(), purgeOf("orders")) }, "purge_tokens"},
 			{"a stranger", func() error { _, err := one.RotateSecret(t.Context(), nil, rotation("four")); return err }, "rotate_secret!"},
 			{"by itself", func() error {
 				asked := rotation("one")

@@ -82,7 +82,7 @@ func TestEveryWatchGetsWhatAnyReplicaObtains(t *testing.T) {
 		}
 		expect(t, 2, watches...)
 
-		if err := r.all[2].Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := r.all[2].Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, 3, watches...)
@@ -170,7 +170,7 @@ func TestManyWatchesOfATokenCostNoMoreThanOne(t *testing.T) {
 		}
 		expect(t, 1, watches...)
 		calls := r.all[0].link.calls.Load()
-		if err := r.all[1].Purge(t.Context(), policy.Self(), "orders"); err != nil {
+		if err := r.all[1].Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		expect(t, 2, watches...)

@@ -23,7 +23,7 @@ func (a *admin) PurgeTokens(ctx context.Context, req *tokenbrokerv1.PurgeTokensR
 	if err := checkPurge(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Purge(ctx, callerOf(ctx), req.GetClientName()); err != nil {
+	if err := a.broker.Purge(ctx, callerOf(ctx), broker.Purge{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.PurgeTokensResponse{}, nil

@@ -67,8 +67,8 @@ type AdminServiceClient interface {
 	// ImportSecret takes what ExportSecret returned.
 	ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s. Made again it drops what was minted since as well,
-	// which is safe.
+	// all replicas within 5 s. Made again within 24 h with the same request_id,
+	// on any replica, it changes nothing.
 	PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
@@ -241,8 +241,8 @@ type AdminServiceServer interface {
 	// ImportSecret takes what ExportSecret returned.
 	ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error)
 	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s. Made again it drops what was minted since as well,
-	// which is safe.
+	// all replicas within 5 s. Made again within 24 h with the same request_id,
+	// on any replica, it changes nothing.
 	PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error)
 	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
 	// the revocation is stored.
