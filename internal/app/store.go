@@ -228,7 +228,7 @@ type storeCollector struct {
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
 	unopenedDesc = prometheus.NewDesc("tokenbroker_store_unopened_total",
-		"Values in the store that could not be opened, by cause: not_sealed, unknown_key or refused.", []string{"cause"}, nil)
+		"Values in the store that were not used, by cause: not_sealed, unknown_key, refused (altered or moved) or outlived (after their sealed end).", []string{"cause"}, nil)
 	tripsDesc = prometheus.NewDesc("tokenbroker_redis_trips_total", "Round trips to Redis, without the probes of its health.", nil, nil)
 )
 
@@ -240,7 +240,7 @@ func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
 func (c storeCollector) Collect(out chan<- prometheus.Metric) {
 	unopened := c.sealed.Unopened()
 	for cause, count := range map[string]uint64{
-		"not_sealed": unopened.NotSealed, "unknown_key": unopened.UnknownKey, "refused": unopened.Refused,
+		"not_sealed": unopened.NotSealed, "unknown_key": unopened.UnknownKey, "refused": unopened.Refused, "outlived": unopened.Outlived,
 	} {
 		out <- prometheus.MustNewConstMetric(unopenedDesc, prometheus.CounterValue, float64(count), cause)
 	}

@@ -41,6 +41,10 @@ const (
 	// grain is what a trouble may seem shorter by, because stores count whole
 	// milliseconds.
 	grain = 2 * time.Millisecond
+	// clockTolerance is how far the clocks of replicas may be apart for a trouble to
+	// last as long in all of them. A lifetime in the store that differs by more from
+	// the sealed one is not believed.
+	clockTolerance = 2 * time.Minute
 	// proofLasts is how long a secret is taken for good after it obtained a token,
 	// and proofKept how long the store remembers that it did. After proofLasts the
 	// secret may have been revoked, so only a few fetches go out with it until one
@@ -267,7 +271,8 @@ func over(key string, fence uint64) store.Put {
 
 // sawTrouble adopts a trouble, or the end of one, that is newer. Its end is counted
 // from when the store had answered, for it must not come too early: an IdP that
-// throttles is to be obeyed. That of a token is counted from when the store was asked.
+// throttles is to be obeyed, also by a replica whose clock is ahead. That of a token
+// is counted from when the store was asked.
 func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
 	var s storedTrouble
 	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
@@ -277,9 +282,13 @@ func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
 		place.lift(found.Number)
 		return
 	}
+	left := found.TTL - troubleMemory
+	if found.Excess <= clockTolerance {
+		left += found.Excess
+	}
 	place.raise(&trouble{
 		err:   &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
-		until: answered.Add(found.TTL - troubleMemory),
+		until: answered.Add(left),
 		tries: s.Tries,
 		class: s.Class,
 		at:    answered,

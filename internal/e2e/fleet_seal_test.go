@@ -56,6 +56,34 @@ func TestAValueMovedInRedisIsRefused(t *testing.T) {
 	}
 }
 
+// A token that Redis would keep for an hour too long, because somebody prolonged it
+// or the clock of Redis was set back, ends when it ends.
+func TestProlongedTokenIsNotServed(t *testing.T) {
+	t.Parallel()
+	const life = 10 * time.Second // of which the last is not handed out
+	idp := simpleIdP(t, life)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+clientsConfig(t, map[string]*countingIdP{"orders": idp}))
+	begun := time.Now()
+	first := everybody(t, f.replicas[:1], 1, "orders").good(t, "the first token")[0].token
+	server.CLI("PEXPIRE", tokenKeys(server)[0], "3600000")
+
+	second := everybody(t, f.replicas[1:2], 1, "orders").good(t, "while the token lives")[0].token
+	if second.AccessToken() != first.AccessToken() || second.ExpiresAt().After(first.ExpiresAt().Add(time.Millisecond)) {
+		t.Errorf("another replica shares the token: %v, until %v instead of %v", second.AccessToken() == first.AccessToken(), second.ExpiresAt(), first.ExpiresAt())
+	}
+	rest(t, time.Until(begun.Add(life)))
+	if server.CLI("EXISTS", tokenKeys(server)[0]) != "1" {
+		t.Fatal("Redis has not kept the token, so nothing was tried")
+	}
+	for i, next := range f.replicas[1:] { // one that has read the token before, and one that has not
+		after := everybody(t, []*replica{next}, 1, "orders").good(t, "after the end of the token")[0].token
+		if after.AccessToken() == first.AccessToken() {
+			t.Errorf("replica %d serves the token until %v, and it expired at %v", i+1, after.ExpiresAt(), first.ExpiresAt())
+		}
+	}
+}
+
 // tokenKeys are the keys of tokens in Redis.
 func tokenKeys(server *redistest.Server) []string {
 	return slices.DeleteFunc(strings.Fields(server.CLI("--scan")), func(key string) bool { return !strings.HasSuffix(key, ":token") })

@@ -48,6 +48,10 @@ func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
 	expires := boltExpiry(t.now, claim.TTL)
 	if held, there := t.leases.get(claim.Key, t.now); there {
 		if string(held.value) != claim.Owner {
+			if held.expires > expires {
+				held.expires = expires
+				t.leases.set(held)
+			}
 			return 0, false, nil
 		}
 		held.expires = expires

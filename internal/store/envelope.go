@@ -4,17 +4,28 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"time"
 )
 
-// sealedMark begins every envelope and says of which kind it is.
-const sealedMark = "TB1"
+// A mark begins every envelope and names its kind: a value that is kept until it
+// is overwritten, or a value with an end.
+const (
+	sealedForGood  = "TB1"
+	sealedUntil    = "TB2"
+	sealedMarkSize = 3
+)
 
-// An envelope is the mark, the id of the key, and what the AEAD makes: nonce,
-// ciphertext and tag.
-const sealedHead = len(sealedMark) + ringIDSize
+// An envelope is the mark, the id of the key, the end of a value that has one
+// (milliseconds since 1970), and the output of the AEAD: nonce, ciphertext and tag.
+const (
+	sealedHead    = sealedMarkSize + ringIDSize
+	sealedEndSize = 8
+	aeadOverhead  = 12 + 16
+)
 
-// SealedOverhead is how many bytes sealing adds to a value.
-const SealedOverhead = sealedHead + 12 + 16
+// SealedOverhead is how many bytes sealing adds to a value that has an end, the
+// most that it adds.
+const SealedOverhead = sealedHead + sealedEndSize + aeadOverhead
 
 // What keeps an envelope from being opened.
 var (
@@ -27,47 +38,75 @@ var (
 const backupKey = "backup\x00"
 
 // SealBackup seals what is to be kept outside of the store, bound to what it is of.
-func (r *Ring) SealBackup(of string, value []byte) []byte { return r.seal(backupKey+of, 1, value) }
+func (r *Ring) SealBackup(of string, value []byte) []byte {
+	return r.seal(backupKey+of, 1, time.Time{}, value)
+}
 
 // OpenBackup opens what SealBackup of this ring, or an older one, has sealed. The
 // error says in a sentence why it could not.
 func (r *Ring) OpenBackup(of string, sealed []byte) ([]byte, error) {
-	value, _, err := r.open(backupKey+of, 1, bytes.Clone(sealed))
-	return value, err
+	opened, err := r.open(backupKey+of, 1, bytes.Clone(sealed))
+	return opened.value, err
 }
 
-func (r *Ring) seal(key string, number uint64, value []byte) []byte {
+// seal returns an envelope. The zero end: the value has none.
+func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []byte {
 	envelope := make([]byte, 0, len(value)+SealedOverhead)
-	envelope = append(envelope, sealedMark...)
+	mark, sealedEnd := sealedForGood, []byte(nil)
+	if !end.IsZero() {
+		mark, sealedEnd = sealedUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0))) //nolint:gosec // not negative
+	}
+	envelope = append(envelope, mark...)
 	envelope = append(envelope, r.primary[:]...)
-	return r.keys[r.primary].aead.Seal(envelope, nil, value, sealedContext(r.primary, key, number)) //nolint:gosec // this AEAD draws its nonce itself
+	envelope = append(envelope, sealedEnd...)
+	return r.keys[r.primary].aead.Seal(envelope, nil, value, sealedContext(r.primary, key, number, sealedEnd)) //nolint:gosec // this AEAD draws its nonce itself
 }
 
-// open opens an envelope in its own memory, and returns the id of the key.
-func (r *Ring) open(key string, number uint64, envelope []byte) (value []byte, id ringID, err error) {
-	head, found := bytes.CutPrefix(envelope, []byte(sealedMark))
-	if !found || len(envelope) < SealedOverhead {
-		return nil, id, errNotSealed
+// opened is the content of an envelope.
+type opened struct {
+	value []byte
+	with  ringID    // the key that sealed it
+	end   time.Time // by the clock of the replica that sealed it; zero: none
+}
+
+// open opens an envelope in its own memory.
+func (r *Ring) open(key string, number uint64, envelope []byte) (opened, error) {
+	if len(envelope) < sealedHead+aeadOverhead {
+		return opened{}, errNotSealed
 	}
-	id = ringID(head[:ringIDSize])
-	with, there := r.keys[id]
+	mark, rest := string(envelope[:sealedMarkSize]), envelope[sealedHead:]
+	found := opened{with: ringID(envelope[sealedMarkSize:sealedHead])}
+	var sealedEnd []byte
+	switch mark {
+	case sealedForGood:
+	case sealedUntil:
+		if len(rest) < sealedEndSize+aeadOverhead {
+			return opened{}, errNotSealed
+		}
+		sealedEnd, rest = rest[:sealedEndSize:sealedEndSize], rest[sealedEndSize:]
+		found.end = time.UnixMilli(int64(binary.BigEndian.Uint64(sealedEnd))) //nolint:gosec // an end that overflows does not open, or is over
+	default:
+		return opened{}, errNotSealed
+	}
+	with, there := r.keys[found.with]
 	if !there {
-		return nil, id, errUnknownKey
+		return opened{}, errUnknownKey
 	}
-	sealed := head[ringIDSize:]
-	value, err = with.aead.Open(sealed[:0], nil, sealed, sealedContext(id, key, number))
+	var err error
+	found.value, err = with.aead.Open(rest[:0], nil, rest, sealedContext(found.with, key, number, sealedEnd))
 	if err != nil {
-		return nil, id, errRefused
+		return opened{}, errRefused
 	}
-	return value, id, nil
+	return found, nil
 }
 
 // sealedContext is what a value is bound to beside its key: it opens only with
-// the same. The length keeps key and number apart.
-func sealedContext(id ringID, key string, number uint64) []byte {
-	data := make([]byte, 0, ringIDSize+4+len(key)+8)
+// the same. The length keeps the parts apart, because only the last may be empty.
+func sealedContext(id ringID, key string, number uint64, sealedEnd []byte) []byte {
+	data := make([]byte, 0, ringIDSize+4+len(key)+8+sealedEndSize)
 	data = append(data, id[:]...)
 	data = binary.BigEndian.AppendUint32(data, uint32(len(key))) //nolint:gosec // stores refuse longer keys than MaxKey
 	data = append(data, key...)
-	return binary.BigEndian.AppendUint64(data, number)
+	data = binary.BigEndian.AppendUint64(data, number)
+	return append(data, sealedEnd...)
 }

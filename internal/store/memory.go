@@ -87,6 +87,9 @@ func (m *Memory) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) 
 	now := time.Now()
 	if held := m.leases.get(claim.Key, now); held != nil {
 		if held.owner != claim.Owner {
+			if held.left(now) > claim.TTL {
+				m.leases.extend(held, now.Add(claim.TTL))
+			}
 			return Lease{}, false, nil
 		}
 		m.leases.extend(held, now.Add(claim.TTL))

@@ -114,12 +114,15 @@ end)
 
 // redisAcquire has the keys lease and counter, and the arguments owner,
 // milliseconds and floor. It answers the fence; 0 where another holds the lease,
-// -1 where the counter is at its end. Nothing of the refused is written.
+// for no longer than these milliseconds, and -1 where the counter is at its end.
 const redisAcquire = redisLease + `
 return attempt(function()
   local fence, owner, lasts = lease(KEYS[1])
   if lasts then
     if owner ~= ARGV[1] then
+      if call('PTTL', KEYS[1]) > tonumber(lasting(ARGV[2])) then
+        call('PEXPIRE', KEYS[1], lasting(ARGV[2]))
+      end
       return 0
     end
     call('PEXPIRE', KEYS[1], lasting(ARGV[2]))

@@ -10,8 +10,15 @@ import (
 // Sealed is a Store that seals the values of another one with AES-256-GCM:
 // who can read that store learns no value, and who can write it can take a value
 // away or bring back an older one of the same key, but not make one up, nor
-// pass one off under another key or number. Numbers, lifetimes, leases and the
-// lengths of values stay in sight; so do keys, which the caller hashes.
+// pass one off under another key or number, nor prolong one. Numbers, lifetimes,
+// leases and the lengths of values stay in sight; so do keys, which the caller
+// hashes.
+//
+// The end of a value is sealed with it, by the clock of the replica that puts it,
+// and a value is not returned after that, whatever the other store says: its clock
+// may be set back, and lifetimes are open to everybody who can write to it. Of the
+// two ends the earlier counts. A replica whose clock is ahead therefore takes the
+// values of others for older than they are, by as much as the clocks differ.
 //
 // A value that cannot be opened is a miss, an Entry that says Unopened and
 // nothing else, and is counted: its key is not in the ring, or it is not what
@@ -26,7 +33,7 @@ type Sealed struct {
 	inner Store
 	rings *RingFile
 
-	notSealed, unknownKey, refused atomic.Uint64
+	notSealed, unknownKey, refused, outlived atomic.Uint64
 }
 
 var _ Store = (*Sealed)(nil)
@@ -39,6 +46,8 @@ type Unopened struct {
 	UnknownKey uint64
 	// Refused were altered, or moved to another key or number.
 	Refused uint64
+	// Outlived were still in the store after their sealed end.
+	Outlived uint64
 }
 
 // NewSealed returns a Store that keeps sealed in inner what is put in it, with
@@ -47,7 +56,7 @@ func NewSealed(inner Store, rings *RingFile) *Sealed { return &Sealed{inner: inn
 
 // Unopened returns the counts as they stand.
 func (s *Sealed) Unopened() Unopened {
-	return Unopened{NotSealed: s.notSealed.Load(), UnknownKey: s.unknownKey.Load(), Refused: s.refused.Load()}
+	return Unopened{NotSealed: s.notSealed.Load(), UnknownKey: s.unknownKey.Load(), Refused: s.refused.Load(), Outlived: s.outlived.Load()}
 }
 
 // Get implements Store.
@@ -72,10 +81,14 @@ func (s *Sealed) Health() []Health {
 
 // Apply implements Store. A value is too large if it is so with SealedOverhead.
 func (s *Sealed) Apply(ctx context.Context, change Change) ([]bool, error) {
-	ring := s.rings.Current()
+	ring, now := s.rings.Current(), time.Now()
 	puts := make([]Put, len(change.Puts))
 	for i, put := range change.Puts {
-		put.Value = ring.seal(put.Key, put.Number, put.Value)
+		var end time.Time
+		if put.TTL > 0 {
+			end = now.Add(put.TTL + time.Millisecond - 1) // lifetimes are whole milliseconds, rounded up
+		}
+		put.Value = ring.seal(put.Key, put.Number, end, put.Value)
 		puts[i] = put
 	}
 	return s.inner.Apply(ctx, Change{Puts: puts, Release: change.Release})
@@ -107,11 +120,11 @@ func (s *Sealed) Close() error { return s.inner.Close() }
 
 // open returns the entry with its value opened, in the memory of the envelope.
 func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
-	value, with, err := ring.open(key, entry.Number, entry.Value)
+	found, err := ring.open(key, entry.Number, entry.Value)
 	switch {
 	case err == nil:
-		entry.Value, entry.Aged = value, with != ring.primary
-		return entry
+		entry.Value, entry.Aged = found.value, found.with != ring.primary
+		return s.bounded(entry, found.end, time.Now())
 	case errors.Is(err, errNotSealed):
 		s.notSealed.Add(1)
 	case errors.Is(err, errUnknownKey):
@@ -120,4 +133,24 @@ func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
 		s.refused.Add(1)
 	}
 	return Entry{Unopened: true}
+}
+
+// bounded holds an entry to its sealed end. One without an end has no lifetime,
+// whatever the inner store says.
+func (s *Sealed) bounded(entry Entry, end, now time.Time) Entry {
+	if end.IsZero() {
+		entry.TTL = 0
+		return entry
+	}
+	left := end.Sub(now)
+	switch {
+	case left <= 0:
+		s.outlived.Add(1)
+		return Entry{}
+	case entry.TTL == 0: // the inner store keeps it for good
+		entry.TTL = left
+	case left < entry.TTL:
+		entry.TTL, entry.Excess = left, entry.TTL-left
+	}
+	return entry
 }

@@ -69,7 +69,7 @@ func TestSealedValueIsNotReadableInside(t *testing.T) {
 	mustApply(t, sealed, "key", 1, []byte(canaryValue))
 	mustApply(t, sealed, "twin", 1, []byte(canaryValue))
 	envelope := mustGet(t, inner, "key").Value
-	if bytes.Contains(envelope, []byte(canaryValue)) || len(envelope) != len(canaryValue)+store.SealedOverhead {
+	if bytes.Contains(envelope, []byte(canaryValue)) || len(envelope) != len(canaryValue)+store.SealedForGood {
 		t.Errorf("the store holds %q", envelope)
 	}
 	if twin := mustGet(t, inner, "twin").Value; bytes.Equal(twin[7:], envelope[7:]) {
@@ -114,7 +114,7 @@ func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
 		"sealed with a key of their own": {"key", 5, foreignEnvelope(t, foreign, "key", 5), store.Unopened{UnknownKey: 1}},
 		"of another kind":                {"key", 5, altered(2), store.Unopened{NotSealed: 1}},
 		"cut to its head":                {"key", 5, envelope()[:7], store.Unopened{NotSealed: 1}},
-		"cut to less than a tag":         {"key", 5, envelope()[:store.SealedOverhead-1], store.Unopened{NotSealed: 1}},
+		"cut to less than a tag":         {"key", 5, envelope()[:store.SealedForGood-1], store.Unopened{NotSealed: 1}},
 		"not sealed":                     {"key", 5, []byte(canaryValue + canaryValue + canaryValue), store.Unopened{NotSealed: 1}},
 		"one byte":                       {"key", 5, []byte("T"), store.Unopened{NotSealed: 1}},
 	}
@@ -191,7 +191,7 @@ func TestWhatCannotBeOpenedIsOverwrittenByTheNextFence(t *testing.T) {
 
 func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
 	sealed, inner := sealedPair(t)
-	largest := bytes.Repeat([]byte("v"), store.MaxValue-store.SealedOverhead)
+	largest := bytes.Repeat([]byte("v"), store.MaxValue-store.SealedForGood)
 	mustApply(t, sealed, "key", 1, largest)
 	if got := mustGet(t, sealed, "key"); len(got.Value) != len(largest) {
 		t.Errorf("the largest value came back with %d bytes", len(got.Value))

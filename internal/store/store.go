@@ -127,6 +127,10 @@ type Store interface {
 	// acquires it with the fence it has, and the lifetime starts anew. A lease
 	// that is never released is a guard: something that happens at most once in
 	// its lifetime.
+	//
+	// All claims of a lease ask for the same lifetime. A lease that would last
+	// longer than a claim that finds it HELD, because the store's clock was set back
+	// or somebody has prolonged it, is cut to the lifetime of the claim.
 	Acquire(ctx context.Context, claim Claim) (lease Lease, acquired bool, err error)
 
 	// Renew starts the lifetime of a lease anew. False says that it is lost: it
@@ -180,6 +184,11 @@ type Entry struct {
 	// before its call, and so never takes it for longer than it is, however far
 	// its clock is from the writer's. 0: the value lives until it is overwritten.
 	TTL time.Duration
+	// Excess is how much longer the store itself would keep the value, where the end
+	// that is sealed with it comes earlier: the clocks of store, writer and reader
+	// differ, or somebody has prolonged the value. A use of the value that must not
+	// end too early may add a little of it to TTL.
+	Excess time.Duration
 	// Unopened says that there is a value, but sealed in a way that cannot be
 	// opened: all else is zero. Who can do without the value takes it for absent.
 	Unopened bool

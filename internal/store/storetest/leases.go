@@ -64,6 +64,18 @@ func leaseTests() []namedTest {
 				t.Errorf("fence %d follows %d", second.Fence, first.Fence)
 			}
 		}},
+		{"a lease lasts no longer than a claim that finds it held", func(t *tester) {
+			first := t.mustAcquire(leaseA, "first", life) // as if the store's clock had been set back since
+			if _, acquired := t.acquire(store.Claim{Key: leaseA, Owner: "second", Counter: fences, TTL: 1500 * time.Millisecond}); acquired {
+				t.Fatal("granted though it is held")
+			}
+			t.Advance(time.Second)
+			t.mustBeHeld(leaseA)
+			t.Advance(time.Second)
+			if second := t.mustAcquire(leaseA, "second", life); second.Fence <= first.Fence {
+				t.Errorf("fence %d follows %d", second.Fence, first.Fence)
+			}
+		}},
 		{"renewing keeps a lease", func(t *tester) {
 			lease := t.mustAcquire(leaseA, "first", 1500*time.Millisecond)
 			t.Advance(time.Second)

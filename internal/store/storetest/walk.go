@@ -133,6 +133,7 @@ func (w *walk) acquire(t *rapid.T) {
 	}
 	if want.Owner != claim.Owner {
 		want = store.Lease{}
+		w.leases[claim.Key] = grant{holder, min(w.leases[claim.Key].expires, w.now+claim.TTL)}
 	}
 	if lease != want || acquired != (want != store.Lease{}) {
 		t.Fatalf("%+v: granted %+v (%v), want %+v", claim, lease, acquired, want)
