@@ -39,7 +39,7 @@ func turnedAway(ctx context.Context, log *audit.Log, action string, caller *poli
 // names in the certificate that came, for which nobody vouches; empty: none came.
 func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented string) {
 	e := audit.Event{Event: audit.Connection, Outcome: audit.Unidentified, Reason: reason, Detail: presented, Peer: from.String()}
-	if reason == tooManyConnections {
+	if reason == tooManyConnections || reason == tooManyFrames {
 		e.Outcome = audit.Limited
 	}
 	log.Record(&e)

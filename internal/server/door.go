@@ -156,13 +156,12 @@ func (d *Door) Overdue(ctx context.Context, now time.Time) bool {
 // *broker.Error.
 func (d *Door) Admit(ctx context.Context, state *tls.ConnectionState) (leave func(), err error) {
 	from := d.connectedAt(ctx, state).stranger
-	if from.all == nil || from.known.Load() {
-		return func() {}, nil
-	}
-	if !from.enter() {
+	reading, read := context.WithCancel(ctx)
+	if !from.enter(reading) {
+		read()
 		return nil, from.all.tooMany()
 	}
-	return from.leave, nil
+	return read, nil
 }
 
 // Gateway lets in the call of a gateway, which is known by its connection alone:

@@ -27,6 +27,7 @@ const (
 	timedOut           = "timeout"
 	hungUp             = "closed" // a probe that only connects, for example
 	tooManyConnections = "too_many_connections"
+	tooManyFrames      = "too_many_frames" // that are part of no call: resets, above all
 )
 
 // handshakes counts the connections that did not come about. A client whose
@@ -45,15 +46,15 @@ func newHandshakes(log *slog.Logger, book *audit.Log, registerer prometheus.Regi
 		audit: book,
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_handshake_failures_total",
-			Help: "Connections that were refused or given up before the first call, by reason.",
+			Help: "Connections that were refused, closed, or given up before the first call, by reason.",
 		}, []string{"reason"}),
 		lines: map[string]*perSecond{},
 	}
-	for _, reason := range []string{unknownAuthority, certificateExpired, badCertificate, refusedByClient, tooManyConnections} {
+	for _, reason := range []string{unknownAuthority, certificateExpired, badCertificate, refusedByClient, tooManyConnections, tooManyFrames} {
 		h.lines[reason] = &perSecond{}
 	}
 	for _, reason := range []string{
-		unknownAuthority, certificateExpired, badCertificate, refusedByClient, notTLS, protocolFailure, timedOut, hungUp, tooManyConnections,
+		unknownAuthority, certificateExpired, badCertificate, refusedByClient, notTLS, protocolFailure, timedOut, hungUp, tooManyConnections, tooManyFrames,
 	} {
 		h.failed.WithLabelValues(reason) // shown before the first one
 	}
@@ -64,15 +65,20 @@ func newHandshakes(log *slog.Logger, book *audit.Log, registerer prometheus.Regi
 }
 
 func (h *handshakes) count(conn net.Conn, err error) {
-	reason := reasonOf(err)
+	presented := ""
+	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(refused.UnverifiedCertificates) > 0 {
+		presented = namesIn(identityIn(refused.UnverifiedCertificates[0]))
+	}
+	h.note(conn, reasonOf(err), err, presented)
+}
+
+// note counts a connection, and writes of it to the audit and to the log if an operator
+// may have to do something.
+func (h *handshakes) note(conn net.Conn, reason string, err error, presented string) {
 	h.failed.WithLabelValues(reason).Inc()
 	lines := h.lines[reason]
 	if lines == nil {
 		return
-	}
-	presented := ""
-	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(refused.UnverifiedCertificates) > 0 {
-		presented = namesIn(identityIn(refused.UnverifiedCertificates[0]))
 	}
 	turnedAwayConnection(h.audit, conn.RemoteAddr(), reason, presented)
 	if !lines.admits(time.Now(), linesPerSecond) {
@@ -83,6 +89,16 @@ func (h *handshakes) count(conn net.Conn, err error) {
 		attrs = append(attrs, slog.String("presented", presented))
 	}
 	h.log.LogAttrs(context.Background(), slog.LevelInfo, "a connection was refused", attrs...)
+}
+
+// cutOff counts a connection that is closed because of the frames that its client
+// sends.
+func (h *handshakes) cutOff(conn net.Conn, from *connection) {
+	presented := ""
+	if len(from.presented) > 0 || from.identity.UID != nil {
+		presented = namesIn(from.identity)
+	}
+	h.note(conn, tooManyFrames, errTooManyFrames, presented)
 }
 
 func reasonOf(err error) string {

@@ -218,7 +218,7 @@ func newCallers(cfg Config, held *limits) *callers {
 func newTransport(cfg Config, who *callers) *transport {
 	t := &transport{
 		callers: who, bound: cfg.Bound, boundUnix: cfg.BoundUnix, most: int64(cfg.Limits.Connections),
-		failures: newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer),
+		failures: newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer), allowed: strangerAllowance(cfg.Limits.Streams),
 	}
 	if cfg.TLS != nil {
 		t.source, t.tls = cfg.TLS, credentials.NewTLS(cfg.TLS.TLS())

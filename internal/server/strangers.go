@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,69 +12,74 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 )
 
-// maxStrangerStreams bounds the calls that are open on all connections together
-// on which nobody was recognised yet. Whoever can connect can begin calls and
-// never say what they ask: each takes memory, and no call of a caller's may fail
-// for want of that.
-const maxStrangerStreams = 2000
+const (
+	// maxStrangerStreams bounds the calls that are open, on all connections together on
+	// which no caller was identified yet. Everyone who can connect can begin calls and
+	// never send their requests: each takes memory, and no call of a caller may fail for
+	// want of that.
+	maxStrangerStreams = 2000
+	// fewStrangerStreams are too few to look for those that have ended.
+	fewStrangerStreams = 64
+)
 
-// strangers bounds the calls of those whom nobody knows, before anything is done
-// for them.
+// strangers bounds the calls of clients that were not identified, before anything is
+// done for them.
 type strangers struct {
-	open    atomic.Int64
-	most    int64
+	most    int
 	refused func() // counts
+
+	mu sync.Mutex
+	// open are the calls, some of which may have ended. They are looked through when
+	// there are sweepAt: a goroutine for each call that noted its end would cost more
+	// than the call, which matters where a client opens and resets as many as it can.
+	open    []strangerCall
+	sweepAt int
 }
 
-// stranger is a connection on which nobody has been recognised yet.
-type stranger struct {
-	all   *strangers
-	known atomic.Bool
+type strangerCall struct {
+	ctx  context.Context //nolint:containedctx // it ends with the call
+	from *stranger
+}
 
-	mu   sync.Mutex
-	open int64
+// stranger is a connection on which no caller has been identified yet.
+type stranger struct {
+	all   *strangers // nil: its calls are not bounded
+	known atomic.Bool
 }
 
 func (s *strangers) newcomer() *stranger { return &stranger{all: s} }
 
-// isKnown says that somebody was recognised. The calls that are open, and those
-// to come, count as strange no more.
+// isKnown notes that a caller was identified: the calls of the connection count no
+// more.
 func (s *stranger) isKnown() {
-	if s.known.Load() {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.known.Swap(true) && s.all != nil {
-		s.all.open.Add(-s.open)
+	if !s.known.Load() {
+		s.known.Store(true)
 	}
 }
 
-// enter reports whether there is room for another call.
-func (s *stranger) enter() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.known.Load() {
+// enter reports whether there is room for another call, which ends with ctx.
+func (s *stranger) enter(ctx context.Context) bool {
+	if s.all == nil || s.known.Load() {
 		return true
 	}
-	if s.all.open.Add(1) > s.all.most {
-		s.all.open.Add(-1)
+	return s.all.enter(strangerCall{ctx, s})
+}
+
+func (s *strangers) enter(call strangerCall) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.open) >= max(s.sweepAt, fewStrangerStreams) || len(s.open) >= s.most {
+		s.open = slices.DeleteFunc(s.open, func(c strangerCall) bool { return c.ctx.Err() != nil || c.from.known.Load() })
+		s.sweepAt = 2 * len(s.open)
+	}
+	if len(s.open) >= s.most {
 		return false
 	}
-	s.open++
+	s.open = append(s.open, call)
 	return true
 }
 
-func (s *stranger) leave() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.known.Load() {
-		s.open--
-		s.all.open.Add(-1)
-	}
-}
-
-// tooMany counts a call for which there is no room, and says so.
+// tooMany counts a call for which there is no room, and returns its error.
 func (s *strangers) tooMany() error {
 	s.refused()
 	return &broker.Error{
@@ -82,16 +88,10 @@ func (s *strangers) tooMany() error {
 	}
 }
 
-// tap looks at each call when it begins, in the goroutine that reads the
-// connection.
+// tap looks at each call when it begins, in the goroutine that reads the connection.
 func (s *strangers) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	from := connectionOf(ctx).stranger
-	if from.known.Load() || from.all == nil {
-		return ctx, nil
-	}
-	if !from.enter() {
+	if !connectionOf(ctx).stranger.enter(ctx) {
 		return nil, statusOf(s.tooMany())
 	}
-	context.AfterFunc(ctx, from.leave)
 	return ctx, nil
 }

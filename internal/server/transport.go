@@ -24,8 +24,9 @@ type transport struct {
 	bound, boundUnix string
 	failures         *handshakes
 
-	open atomic.Int64 // connections, and handshakes under way
-	most int64
+	allowed allowance    // of connections on which no caller was identified
+	open    atomic.Int64 // connections, and handshakes under way
+	most    int64
 }
 
 var errTooManyConnections = errors.New("there are too many connections")
@@ -50,7 +51,10 @@ func (t *transport) admit(raw net.Conn) (net.Conn, *connection, error) {
 		t.open.Add(-1)
 		return nil, nil, err
 	}
-	counted := &countedConn{Conn: conn, open: &t.open}
+	counted := &http2Conn{
+		countedConn: countedConn{Conn: conn, open: &t.open}, stranger: made.stranger, allowed: t.allowed,
+		exceeded: func() { t.failures.cutOff(conn, made) },
+	}
 	made.close = counted.Close
 	if made.bound != "" || t.callers.proved(made, time.Now()).caller != nil {
 		made.stranger.isKnown()

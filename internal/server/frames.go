@@ -1,0 +1,149 @@
+package server
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+)
+
+// A client can send HTTP/2 frames that cost the broker work and ask for nothing: it can
+// open calls and reset them (CVE-2023-44487), or send settings, pings and empty frames.
+// gRPC answers them all. So each connection has an allowance of such frames, and is
+// closed when it has used it up.
+
+// allowance is how many frames of a connection count against it before it is closed.
+type allowance struct {
+	burst     int
+	perSecond int
+}
+
+// callerAllowance is that of connections on which a caller was identified. It is far
+// more than a client needs whose calls all pass their deadline.
+//
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var callerAllowance = allowance{burst: 20_000, perSecond: 10_000}
+
+// strangerAllowance lets a client open all calls that a connection may have before it is
+// identified, and cancel them.
+func strangerAllowance(streams uint32) allowance {
+	return allowance{burst: 2*int(streams) + 200, perSecond: 100}
+}
+
+// strangerPause is how long the rest of what a client sent is left unread when its
+// allowance is used up and it was not identified: one that connects anew at once would
+// otherwise lose nothing.
+const strangerPause = time.Second
+
+var errTooManyFrames = errors.New("the client sends too many HTTP/2 frames that are part of no call")
+
+// usage of an allowance. Its zero value is an unused one.
+type frameUsage struct {
+	used float64
+	at   time.Time
+}
+
+// add counts frames and reports whether the allowance suffices.
+func (u *frameUsage) add(frames int, now time.Time, allowed allowance) bool {
+	u.used = max(0, u.used-now.Sub(u.at).Seconds()*float64(allowed.perSecond)) + float64(frames)
+	u.at = now
+	return u.used <= float64(allowed.burst)
+}
+
+// Frames of HTTP/2 (RFC 9113 section 6).
+const (
+	frameHead          = 9
+	prefaceLength      = 24
+	frameData          = 0
+	frameHeaders       = 1
+	framePing          = 6
+	frameWindowUpdate  = 8
+	flagEndStream      = 1
+	flagPadded         = 8
+	longestPadding     = 256
+	frameLengthAndType = 4
+)
+
+// frameScanner finds the heads of frames in what a client sends. Its zero value begins
+// at the connection preface.
+type frameScanner struct {
+	begun bool
+	skip  int // bytes until the next head
+	head  [frameHead]byte
+	have  int // bytes of head
+}
+
+// scan counts the frames in data that count against the allowance of a caller's
+// connection, or of another.
+func (s *frameScanner) scan(data []byte, caller bool) (counted int) {
+	if !s.begun {
+		s.begun, s.skip = true, prefaceLength
+	}
+	for len(data) > 0 {
+		if s.skip > 0 {
+			skipped := min(s.skip, len(data))
+			s.skip -= skipped
+			data = data[skipped:]
+			continue
+		}
+		copied := copy(s.head[s.have:], data)
+		s.have += copied
+		data = data[copied:]
+		if s.have < frameHead {
+			return counted
+		}
+		length := int(binary.BigEndian.Uint32(s.head[:frameLengthAndType]) >> 8)
+		if counts(s.head[3], s.head[4], length, caller) {
+			counted++
+		}
+		s.have, s.skip = 0, length
+	}
+	return counted
+}
+
+// counts reports whether a frame counts against the allowance. Calls, the data in them
+// and what clients send in proportion to responses are free to callers, who are held to
+// other limits.
+func counts(kind, flags byte, length int, caller bool) bool {
+	switch kind {
+	case frameData:
+		empty := length == 0 || flags&flagPadded != 0 && length <= longestPadding
+		return empty && flags&flagEndStream == 0
+	case frameHeaders, framePing, frameWindowUpdate:
+		return !caller
+	default:
+		return true
+	}
+}
+
+// http2Conn is a connection over which a client speaks HTTP/2.
+type http2Conn struct {
+	countedConn
+
+	stranger *stranger
+	allowed  allowance // until a caller is identified
+	scanner  frameScanner
+	usage    frameUsage
+	exceeded func() // counts and logs
+}
+
+// Read implements net.Conn.
+func (c *http2Conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	caller := c.stranger.known.Load()
+	frames := c.scanner.scan(p[:n], caller)
+	if frames == 0 {
+		return n, err
+	}
+	allowed := c.allowed
+	if caller {
+		allowed = callerAllowance
+	}
+	if c.usage.add(frames, time.Now(), allowed) {
+		return n, err
+	}
+	c.exceeded()
+	if !caller {
+		<-time.After(strangerPause)
+	}
+	return 0, errTooManyFrames
+}
