@@ -28,6 +28,9 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 // testMain builds the broker and puts it first in the PATH, the tools that the
 // Makefile builds second.
 func testMain(m *testing.M) int {
+	if address := os.Getenv(bareVariable); address != "" {
+		return failed(serveBare(address))
+	}
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
 		return failed(err)
