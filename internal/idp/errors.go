@@ -79,6 +79,9 @@ type Error struct {
 	cause error
 	again bool // worth the one retry within a fetch
 	alone bool // about this one token, as far as can be seen
+	// ambiguous: an introspection endpoint may have refused the client, or failed
+	// over the presented token. The answer does not say which.
+	ambiguous bool
 }
 
 func (e *Error) Error() string {
@@ -105,6 +108,8 @@ func ClassOf(err error) Class {
 // was asked this time, and nothing else.
 func (e *Error) Rest() time.Duration {
 	switch {
+	case e.ambiguous:
+		return e.RetryAfter
 	case e.alone, e.Class == RequestRefused:
 		return -1
 	case e.Class == CredentialRefused, e.Class == Misconfigured:
@@ -112,6 +117,33 @@ func (e *Error) Rest() time.Duration {
 	default:
 		return e.RetryAfter
 	}
+}
+
+// Ambiguous reports that the IdP answered a question about a presented token in a
+// way that may be about this token alone, or about the client or the endpoint:
+// some IdPs answer 401, 404 or 500 for a token that they do not know. One such
+// answer says nothing about other tokens; many in a row do.
+func (e *Error) Ambiguous() bool { return e.ambiguous }
+
+// aboutToken marks the failure of an introspection as ambiguous unless it is
+// certain that it is not about the presented token: no answer came, the IdP
+// throttles, or a code names the client. A refused request without a word about
+// credentials is about the token alone.
+func (e *Error) aboutToken() *Error {
+	certain := e.Status == 0 || e.Class == Throttled || e.alone
+	switch e.Class {
+	case CredentialRefused:
+		certain = certain || e.Code != "" && e.Code != "unauthorized_client" && e.Code != "access_denied"
+	case Misconfigured:
+		certain = certain || e.Code != ""
+	case RequestRefused:
+		certain = certain || e.Status != http.StatusUnauthorized && e.Status != http.StatusForbidden
+	case Transient, Throttled:
+	}
+	if e.ambiguous = !certain; e.ambiguous && (e.Class == CredentialRefused || e.Class == RequestRefused) {
+		e.text += "; it may mean the presented token instead"
+	}
+	return e
 }
 
 // at makes a sentence of what the endpoint does.

@@ -49,7 +49,7 @@ func (c *Client) Introspect(ctx context.Context, with secret.Version, token reda
 		found, fault = c.introspect(ctx, endpoint, with, token)
 	}
 	if fault != nil {
-		return Introspection{}, fault.at(introspection, endpoint)
+		return Introspection{}, fault.aboutToken().at(introspection, endpoint)
 	}
 	return found, nil
 }

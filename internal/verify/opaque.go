@@ -34,21 +34,16 @@ const (
 	introspectTimeout = 6 * time.Second
 	// maxAsking is how many questions are with the issuer at a time, maxWaiting
 	// how many wait for their turn or their answer. More are not decided, so that
-	// they leave room in a connection, as those for keys do.
-	maxAsking  = 64
-	maxWaiting = maxKeyWaiters
-
-	// After so many failures in a row the endpoint is left alone: at first for
-	// minBackoff, and then for twice as long each time, up to opaqueBackoff. One
-	// failure is not enough: a token may be made to cause it.
-	toleratedFailures = 3
-	opaqueBackoff     = 30 * time.Second
-	// longestRest bounds what the endpoint itself asks for.
-	longestRest = 5 * time.Minute
+	// they leave room in a connection, as those for keys do. Tokens that are known
+	// to have been active have maxAskingKnown of their own.
+	maxAsking      = 64
+	maxAskingKnown = 32
+	maxWaiting     = maxKeyWaiters
 
 	// Bounds of what is remembered.
 	activeBytes   = 16 << 20
 	inactiveBytes = 1 << 20
+	knownBytes    = 4 << 20
 
 	opaqueDomain = "tokenbroker: an opaque token\x00"
 )
@@ -59,7 +54,8 @@ type Introspection struct {
 	// returns whether it says active, and its whole answer: a JSON object. The
 	// error shows nothing of either. It may have a method Rest() time.Duration
 	// for how long not to ask again; negative: the failure is about that token
-	// alone.
+	// alone. It may have a method Ambiguous() bool; true: the failure may be
+	// about that token alone, or about all.
 	Endpoint introspector
 	// Cache is how long an answer is used, and so how late a revocation at the
 	// issuer is noticed; at most 5 min. An answer is not used beyond the token's
@@ -138,16 +134,17 @@ type opaqueTokens struct {
 	cfg     Introspection // with its defaults
 	logger  *slog.Logger
 	metrics introspectionMetrics
-	key     []byte        // of the digests that stand for tokens
-	turns   chan struct{} // holds one for each question that is with the issuer
+	key     []byte // of the digests that stand for tokens
 
 	mu               sync.Mutex
 	active, inactive *opinions
-	questions        map[cacheKey]*question
-	failures         int       // in a row
-	restBegan        time.Time // when the endpoint was last left alone
-	restUntil        time.Time
-	err              error // of the last failure
+	// known remembers until their expiry which tokens were active, without the
+	// facts and beyond the time for which an answer is used.
+	known     *opinions
+	questions map[cacheKey]*question
+	answered  bool // the endpoint has answered a question since the start
+	// knownTokens are the questions about known tokens, otherTokens all others.
+	knownTokens, otherTokens *lane
 }
 
 // opinion is what the issuer says of a token. It is immutable: either facts or
@@ -160,6 +157,7 @@ type opinion struct {
 
 // question is one that the issuer was asked, for all who wait for the answer.
 type question struct {
+	lane    *lane
 	done    chan struct{} // closed when the rest is set
 	opinion *opinion
 	err     error
@@ -171,15 +169,17 @@ func newOpaqueTokens(i *issuer, logger *slog.Logger, metrics *metrics) *opaqueTo
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // it never fails
 	return &opaqueTokens{
-		issuer:    i,
-		cfg:       cfg,
-		logger:    logger.With("issuer", i.cfg.Issuer),
-		metrics:   metrics.introspectionOf(i.cfg.Issuer),
-		key:       key,
-		turns:     make(chan struct{}, maxAsking),
-		active:    newOpinions(activeBytes),
-		inactive:  newOpinions(inactiveBytes),
-		questions: map[cacheKey]*question{},
+		issuer:      i,
+		cfg:         cfg,
+		logger:      logger.With("issuer", i.cfg.Issuer),
+		metrics:     metrics.introspectionOf(i.cfg.Issuer),
+		key:         key,
+		active:      newOpinions(activeBytes),
+		inactive:    newOpinions(inactiveBytes),
+		known:       newOpinions(knownBytes),
+		questions:   map[cacheKey]*question{},
+		knownTokens: newLane("known", maxAskingKnown),
+		otherTokens: newLane("other", maxAsking),
 	}
 }
 
@@ -232,35 +232,45 @@ func (o *opaqueTokens) join(ctx context.Context, id cacheKey, presented redact.S
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	now := time.Now()
-	for _, remembered := range [...]*opinions{o.active, o.inactive} {
-		if known := remembered.find(id, now); known != nil {
-			return known, nil, nil
-		}
+	if known := o.active.find(id, now); known != nil {
+		o.resolveDoubt(ctx, id, presented, now)
+		return known, nil, nil
+	}
+	if known := o.inactive.find(id, now); known != nil {
+		return known, nil, nil
 	}
 	if asked := o.questions[id]; asked != nil {
 		return nil, asked, nil
 	}
-	if err := o.busy(now); err != nil {
-		return nil, nil, err
+	lane := o.otherTokens
+	if o.known.find(id, now) != nil {
+		lane = o.knownTokens
 	}
-	asked := &question{done: make(chan struct{})}
-	o.questions[id] = asked
-	go o.pursue(tracing.Detached(context.Background(), ctx), id, asked, presented)
-	return nil, asked, nil
+	if wait, err := lane.busy(now); err != nil {
+		return nil, nil, o.unavailable(wait, err)
+	}
+	return nil, o.begin(ctx, id, presented, lane), nil
 }
 
-// busy returns why no question may be asked now; nil: one may. The caller holds
-// o.mu.
-func (o *opaqueTokens) busy(now time.Time) error {
-	switch rest := o.restUntil.Sub(now); {
-	case rest > 0:
-		return o.unavailable(rest, o.err)
-	case o.failures >= toleratedFailures && len(o.questions) > 0: // one finds out how the endpoint is
-		return o.unavailable(minBackoff, o.err)
-	case len(o.questions) >= maxWaiting:
-		return o.unavailable(minBackoff, errCrowded)
+// resolveDoubt asks again about a token that is known to be active while questions
+// about other tokens fail: if the issuer answers, the failures were about those
+// tokens. The caller holds o.mu.
+func (o *opaqueTokens) resolveDoubt(ctx context.Context, id cacheKey, presented redact.String, now time.Time) {
+	if !o.otherTokens.doubted() || o.knownTokens.questions > 0 {
+		return
 	}
-	return nil
+	if _, err := o.knownTokens.busy(now); err == nil {
+		o.begin(ctx, id, presented, o.knownTokens)
+	}
+}
+
+// begin starts a question. The caller holds o.mu.
+func (o *opaqueTokens) begin(ctx context.Context, id cacheKey, presented redact.String, l *lane) *question {
+	asked := &question{lane: l, done: make(chan struct{})}
+	o.questions[id] = asked
+	l.questions++
+	go o.pursue(tracing.Detached(context.Background(), ctx), id, asked, presented)
+	return asked
 }
 
 func (o *opaqueTokens) unavailable(wait time.Duration, err error) error {
@@ -279,18 +289,25 @@ var (
 // to leave must not take the answer from the others.
 func (o *opaqueTokens) pursue(ctx context.Context, id cacheKey, asked *question, presented redact.String) {
 	begun := time.Now()
-	found, err := o.ask(ctx, presented)
+	found, err := o.ask(ctx, presented, asked.lane)
 	o.mu.Lock()
 	delete(o.questions, id)
+	asked.lane.questions--
 	switch now := time.Now(); {
 	case err != nil:
-		o.failed(err, begun, now)
-		asked.err = o.unavailable(o.restUntil.Sub(now), err)
+		if mayBeTheToken(err) {
+			o.known.forget(id) // so that one revoked token cannot fail again and again
+		}
+		o.failed(asked.lane, err, begun, now)
+		asked.err = o.unavailable(asked.lane.restUntil.Sub(now), err)
 	case found.facts != nil:
 		o.succeeded()
 		o.active.put(id, found, now)
+		o.known.put(id, &opinion{until: found.facts.ExpiresAt}, now)
 	default:
 		o.succeeded()
+		o.active.forget(id)
+		o.known.forget(id)
 		o.inactive.put(id, found, now)
 	}
 	asked.opinion = found
@@ -299,7 +316,7 @@ func (o *opaqueTokens) pursue(ctx context.Context, id cacheKey, asked *question,
 }
 
 // ask waits for its turn and asks.
-func (o *opaqueTokens) ask(ctx context.Context, presented redact.String) (found *opinion, err error) {
+func (o *opaqueTokens) ask(ctx context.Context, presented redact.String, l *lane) (found *opinion, err error) {
 	defer func() {
 		if recover() != nil {
 			o.logger.Error("introspection panicked", "stack", string(debug.Stack()))
@@ -309,14 +326,14 @@ func (o *opaqueTokens) ask(ctx context.Context, presented redact.String) (found 
 	patience := time.NewTimer(turnWait)
 	defer patience.Stop()
 	select {
-	case o.turns <- struct{}{}:
-		defer func() { <-o.turns }()
+	case l.turns <- struct{}{}:
+		defer func() { <-l.turns }()
 	case <-patience.C:
 		return nil, errCrowded
 	}
 	ctx, cancel := context.WithTimeout(ctx, introspectTimeout)
 	defer cancel()
-	if o.resting() {
+	if o.resting(l) {
 		return nil, errResting
 	}
 	askedAt := time.Now()
@@ -337,48 +354,46 @@ func (o *opaqueTokens) ask(ctx context.Context, presented redact.String) (found 
 	return &opinion{facts: facts, until: earliest(askedAt.Add(o.cfg.Cache), facts.ExpiresAt)}, nil
 }
 
-// resting: the endpoint failed while a question waited for its turn.
-func (o *opaqueTokens) resting() bool {
+// resting reports whether the endpoint failed while a question waited for its
+// turn.
+func (o *opaqueTokens) resting(l *lane) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return time.Now().Before(o.restUntil)
+	return time.Now().Before(l.restUntil)
 }
 
 func (o *opaqueTokens) refusal(askedAt time.Time, rejection error) *opinion {
 	return &opinion{rejection: rejection, until: askedAt.Add(min(o.cfg.Cache, inactiveCache))}
 }
 
-// failed leaves the endpoint alone for a while if there is reason to. The caller
-// holds o.mu.
-func (o *opaqueTokens) failed(err error, begun, now time.Time) {
-	var rest time.Duration
-	if told, ok := errors.AsType[interface {
-		error
-		Rest() time.Duration
-	}](err); ok {
-		rest = told.Rest()
-	}
-	// What was asked before the endpoint was last left alone is no news of it.
-	if rest < 0 || err == errCrowded || err == errResting || begun.Before(o.restBegan) { //nolint:errorlint // they come as they are
+// failed leaves the endpoint alone for a while if there is reason to: all of it
+// where the error says so, else for tokens of the same kind. The caller holds o.mu.
+func (o *opaqueTokens) failed(l *lane, err error, begun, now time.Time) {
+	rest := askedToRest(err)
+	// A question from before the endpoint was last left alone brings no news of it.
+	if rest < 0 || err == errCrowded || err == errResting || begun.Before(l.restBegan) { //nolint:errorlint // they come as they are
 		return
 	}
-	o.failures++
-	o.err = err
+	l.failures++
+	l.err = err
 	if rest > 0 {
-		o.failures = max(o.failures, toleratedFailures)
+		rest = min(max(rest, l.restAfter(false, false)), longestRest)
+		o.knownTokens.rest(now, rest, err)
+		o.otherTokens.rest(now, rest, err)
+	} else if rest = l.restAfter(mayBeTheToken(err), o.answered); rest > 0 {
+		l.rest(now, rest, err)
 	}
-	if o.failures < toleratedFailures {
-		return
+	if rest > 0 {
+		o.logger.Warn("an issuer's introspection endpoint fails and is left alone for a while", "tokens", l.name, "error", err, "failures", l.failures, "rest", rest)
 	}
-	rest = min(max(rest, min(minBackoff<<min(o.failures-toleratedFailures, 10), opaqueBackoff)), longestRest)
-	o.restBegan, o.restUntil = now, now.Add(rest)
-	o.logger.Warn("an issuer's introspection endpoint fails and is left alone for a while", "error", err, "failures", o.failures, "rest", rest)
 }
 
-// succeeded: the endpoint is well again. The caller holds o.mu.
+// succeeded notes that the endpoint has answered. The caller holds o.mu.
 func (o *opaqueTokens) succeeded() {
-	if o.failures >= toleratedFailures {
-		o.logger.Info("an issuer's introspection endpoint answers again", "failures", o.failures)
+	if o.knownTokens.doubted() || o.otherTokens.doubted() {
+		o.logger.Info("an issuer's introspection endpoint answers again", "failures", o.knownTokens.failures+o.otherTokens.failures)
 	}
-	o.failures, o.restUntil, o.err = 0, time.Time{}, nil
+	o.answered = true
+	o.knownTokens.recovered()
+	o.otherTokens.recovered()
 }

@@ -107,10 +107,14 @@ func valueOf(element *list.Element) *remembered {
 	return element.Value.(*remembered) //nolint:forcetypeassert // the queue holds nothing else
 }
 
-func (o *opinions) put(id cacheKey, made *opinion, now time.Time) {
+func (o *opinions) forget(id cacheKey) {
 	if element := o.byID[id]; element != nil {
 		o.drop(element)
 	}
+}
+
+func (o *opinions) put(id cacheKey, made *opinion, now time.Time) {
+	o.forget(id)
 	if !now.Before(made.until) {
 		return
 	}

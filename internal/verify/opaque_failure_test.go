@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -147,8 +148,11 @@ func TestEndpointThatAsksForPeaceGetsIt(t *testing.T) {
 			w.Header().Set("Retry-After", "40")
 			w.WriteHeader(http.StatusTooManyRequests)
 		}, 40 * time.Second},
-		"refused secret": {func(w http.ResponseWriter) { w.WriteHeader(http.StatusUnauthorized) }, time.Minute},
-		"nothing there":  {func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }, time.Minute},
+		"refused secret": {func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"error":"invalid_client"}`)
+		}, time.Minute},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
@@ -169,6 +173,221 @@ func TestEndpointThatAsksForPeaceGetsIt(t *testing.T) {
 			}
 		})
 	}
+}
+
+// refusals are what IdPs were seen to answer for a token that they do not know.
+func refusals() map[string]func(http.ResponseWriter) {
+	says := func(code int, body string) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	return map[string]func(http.ResponseWriter){
+		"401":                        says(http.StatusUnauthorized, ""),
+		"401 and inactive":           says(http.StatusUnauthorized, `{"active":false}`),
+		"401 request_unauthorized":   says(http.StatusUnauthorized, `{"error":"request_unauthorized"}`),
+		"401 with a code for bearer": says(http.StatusUnauthorized, `{"error":"invalid_token"}`),
+		"403":                        says(http.StatusForbidden, ""),
+		"404":                        says(http.StatusNotFound, "{}"),
+		"400":                        says(http.StatusBadRequest, `{"error":"invalid_request"}`),
+		"500":                        says(http.StatusInternalServerError, `{"detail":"not found"}`),
+	}
+}
+
+// refuseUnknown has an IdP refuse all tokens but those that are known to it.
+func (w *opaqueWorld) refuseUnknown(refuse func(http.ResponseWriter), known ...redact.String) {
+	w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool {
+		for _, token := range known {
+			if r.PostForm.Get("token") == token.Reveal() {
+				return false
+			}
+		}
+		refuse(rw)
+		return true
+	})
+}
+
+// invent presents n tokens that nobody issued, and takes a second for it.
+func (w *opaqueWorld) invent(t *testing.T, n int) {
+	t.Helper()
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			time.Sleep(time.Duration(i) * time.Second / time.Duration(n))
+			if got := w.outcome(t, redact.New(fmt.Sprintf("invented-%d-%d", n, i))); got != "unavailable" {
+				t.Errorf("an invented token: %s", got)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// Whoever invents tokens stops no token that was good before, whether or not the
+// answer about it is kept, and holds up other good ones for 5 s at most.
+func TestInventedTokensStopNoOtherToken(t *testing.T) {
+	for name, refuse := range refusals() {
+		for _, kept := range []time.Duration{-1, 30 * time.Second} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = kept })
+				known, fresh := w.mint(time.Hour), w.mint(time.Hour)
+				w.refuseUnknown(refuse, known, fresh)
+				w.invent(t, 1)
+				if got := w.outcome(t, known); got != "active" {
+					t.Fatalf("%s: a good token after one that was invented: %s", name, got)
+				}
+				for range 10 {
+					w.invent(t, 1000)
+					if got := w.outcome(t, known); got != "active" {
+						t.Fatalf("%s: a known token after 1,000 invented ones: %s", name, got)
+					}
+				}
+				w.invent(t, 1000)
+				time.Sleep(5 * time.Second)
+				if got := w.outcome(t, fresh); got != "active" {
+					t.Errorf("%s: a fresh token 5 s after 1,000 invented ones: %s", name, got)
+				}
+			})
+		}
+	}
+}
+
+// While a token that is known is in use, invented ones hold up a fresh one no longer
+// than a question takes: the known one shows that the issuer answers.
+func TestKnownTokenShowsThatTheIssuerAnswers(t *testing.T) {
+	for name, refuse := range refusals() {
+		synctest.Test(t, func(t *testing.T) {
+			w := newOpaqueWorld(t)
+			known, fresh := w.mint(time.Hour), w.mint(time.Hour)
+			w.refuseUnknown(refuse, known, fresh)
+			if got := w.outcome(t, known); got != "active" {
+				t.Fatal(got)
+			}
+			w.invent(t, 1000)
+			if got := w.outcome(t, known); got != "active" {
+				t.Fatal(got)
+			}
+			synctest.Wait()
+			if got := w.outcome(t, fresh); got != "active" {
+				t.Errorf("%s: %s", name, got)
+			}
+		})
+	}
+}
+
+// Where the issuer has answered nothing yet, invented tokens hold up a good one for
+// as long as a failing endpoint is left alone, and not longer.
+func TestInventedTokensAtTheStartHoldUpAGoodOneForAWhile(t *testing.T) {
+	for name, refuse := range refusals() {
+		synctest.Test(t, func(t *testing.T) {
+			w := newOpaqueWorld(t)
+			fresh := w.mint(time.Hour)
+			w.refuseUnknown(refuse, fresh)
+			for range 10 {
+				w.invent(t, 1000)
+			}
+			time.Sleep(30 * time.Second)
+			if got := w.outcome(t, fresh); got != "active" {
+				t.Errorf("%s: 30 s after 10,000 invented tokens: %s", name, got)
+			}
+		})
+	}
+}
+
+// A secret that is wrong, or was revoked, costs the IdP few attempts, whatever the
+// IdP answers and whoever asks: accounts get locked.
+func TestWrongSecretCostsTheIssuerFewAttempts(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before bool // the secret was good at first
+		code   string
+		most   int // attempts in the first minute
+	}{
+		"never good":                  {false, "", 10},
+		"never good, and named so":    {false, "invalid_client", 2},
+		"revoked":                     {true, "", 50},
+		"revoked, and named so":       {true, "invalid_client", 2},
+		"a client that may not ask":   {true, "unauthorized_client", 50},
+		"forbidden, and never better": {false, "access_denied", 10},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newOpaqueWorld(t)
+			var known []redact.String
+			for range 100 {
+				known = append(known, w.mint(time.Hour))
+				if got := w.outcome(t, known[len(known)-1]); tt.before && got != "active" {
+					t.Fatal(got)
+				}
+				if !tt.before {
+					break
+				}
+			}
+			time.Sleep(time.Minute)
+			before := w.asked()
+			w.idp.SetIntrospection(func(rw http.ResponseWriter, _ *http.Request) bool {
+				rw.Header().Set("Content-Type", "application/json")
+				rw.WriteHeader(http.StatusUnauthorized)
+				_, _ = fmt.Fprintf(rw, `{"error":%q}`, tt.code)
+				return true
+			})
+			for i := range 6000 {
+				w.outcome(t, known[i%len(known)])
+				w.outcome(t, redact.New(fmt.Sprint("unknown-", i)))
+				time.Sleep(10 * time.Millisecond)
+			}
+			if n := w.asked() - before; n > tt.most {
+				t.Errorf("%s: %d attempts in a minute, want at most %d", name, n, tt.most)
+			}
+		})
+	}
+}
+
+// Tokens that wait for a slow issuer leave room for those that are known.
+func TestInventedTokensLeaveRoomForKnownOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := introspecting(t, says(func(ctx context.Context, token string) (bool, []byte, error) {
+			if strings.HasPrefix(token, "known") {
+				return true, members(jsonObject{"exp": time.Now().Add(time.Hour).Unix()}), nil
+			}
+			<-ctx.Done()
+			return false, nil, ctx.Err()
+		}), func(c *verify.IssuerConfig) { c.Introspection.Cache = -1 })
+		for i := range 20 {
+			if got := outcome(t, v, fmt.Sprint("known-", i), verify.Request{}); got != "active" {
+				t.Fatal(got)
+			}
+		}
+		for i := range 1000 {
+			go outcome(t, v, fmt.Sprint("invented-", i), verify.Request{})
+		}
+		synctest.Wait()
+		for i := range 20 {
+			if got := outcome(t, v, fmt.Sprint("known-", i), verify.Request{}); got != "active" {
+				t.Errorf("a known token beside 1,000 invented ones: %s", got)
+			}
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// A token that its issuer has revoked is not used for longer because other tokens
+// failed.
+func TestRevokedTokenIsNoticedWhileOthersFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newOpaqueWorld(t)
+		known := w.mint(time.Hour)
+		w.refuseUnknown(refusals()["401"], known)
+		if got := w.outcome(t, known); got != "active" {
+			t.Fatal(got)
+		}
+		w.idp.Revoke(known)
+		w.invent(t, 1000)
+		w.outcome(t, known) // has the issuer asked again
+		synctest.Wait()
+		if got := w.outcome(t, known); got != "inactive" {
+			t.Errorf("a revoked token: %s", got)
+		}
+	})
 }
 
 // D17: whoever tries tokens out keeps some questions busy, and takes up no more
@@ -294,6 +513,11 @@ func TestNothingOfAnOpaqueTokenIsShown(t *testing.T) {
 				said.WriteString(result.Rejection.Message)
 			}
 			time.Sleep(time.Minute)
+		}
+		w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool { answers[0](rw, r); return true })
+		for i := range 20 { // until it is left alone, which is logged
+			_, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("canary7f3a-again-%d", i)), verify.Request{})
+			fmt.Fprintf(&said, "%v %#v\n", err, err)
 		}
 		said.WriteString(w.log.String())
 		if text := said.String(); strings.Contains(text, "canary") || !strings.Contains(text, "left alone") {
