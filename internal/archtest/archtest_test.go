@@ -24,7 +24,7 @@ var levels = [][]string{
 	{"internal/server", "internal/gateway"},
 	{"internal/httpface", "internal/extauthz"},
 	{"internal/app"},
-	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "examples/httpservice", "examples/grpcservice"},
+	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 }
 
 // testSupport are packages that only tests import, each at the level above the
