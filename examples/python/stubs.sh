@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes the stubs of the broker's API in DIR: stubs.sh DIR. It needs buf, protoc and
-# grpc_python_plugin (Debian: protobuf-compiler, protobuf-compiler-grpc). Protoc is
-# given descriptors, because an older one does not know all options in the sources.
+# Makes the stubs of the broker's API in DIR: stubs.sh DIR. It needs grpcurl, protoc and
+# grpc_python_plugin (Debian: protobuf-compiler, protobuf-compiler-grpc). Protoc reads
+# descriptors, because an older one does not know all options in the sources.
 set -euo pipefail
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
-buf build --path proto/tokenbroker/v1/tokenbroker.proto -o "$dir/tokenbroker.binpb"
+grpcurl -import-path proto -proto tokenbroker/v1/tokenbroker.proto -protoset-out "$dir/tokenbroker.binpb" describe >/dev/null
 protoc --descriptor_set_in="$dir/tokenbroker.binpb" \
     --plugin=protoc-gen-grpc_python="$(command -v grpc_python_plugin)" \
     --python_out="$dir" --grpc_python_out="$dir" tokenbroker/v1/tokenbroker.proto

@@ -282,7 +282,7 @@ func TestPythonStubs(t *testing.T) {
 	t.Parallel()
 	need(t, "python3-authlib")
 	need(t, "grpc_python_plugin")
-	need(t, "buf")
+	need(t, "grpcurl")
 	stubs := t.TempDir()
 	if res := (command{name: repository(t, "examples", "python", "stubs.sh")}).run(t, stubs); res.code != 0 {
 		t.Fatal(res)
