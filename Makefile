@@ -10,7 +10,9 @@ export PATH := $(CURDIR)/bin/tools:$(PATH)
 build:
 	go build -trimpath -o bin/broker ./cmd/broker
 
-# All tests with the race detector, in less than ten minutes.
+# The tests with the race detector, in less than ten minutes once all is compiled.
+# The tests of Dockerfile and docker-compose.yaml need bin/tools/deploycheck, which
+# takes minutes to build: "bash .ci/run" builds it.
 test:
 	.ci/test
 
@@ -39,10 +41,10 @@ lint: bin/tools/buf bin/tools/golangci-lint
 tools: $(addprefix bin/tools/,buf deploycheck golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
-	go -C tools/buf build -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
+	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
 
 bin/tools/deploycheck: $(wildcard tools/deploy/*)
-	go -C tools/deploy build -o $(CURDIR)/$@ .
+	go -C tools/deploy build -v -o $(CURDIR)/$@ .
 
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl
@@ -51,7 +53,7 @@ bin/tools/protoc-gen-go: package := google.golang.org/protobuf/cmd/protoc-gen-go
 bin/tools/protoc-gen-go-grpc: package := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
 bin/tools/%: tools/go.mod tools/go.sum
-	go -C tools build -o $(CURDIR)/$@ $(package)
+	go -C tools build -v -o $(CURDIR)/$@ $(package)
 
 clean:
 	rm -rf bin

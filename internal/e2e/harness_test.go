@@ -82,9 +82,9 @@ func need(t *testing.T, peer string) {
 	case "script":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install bsdutils"
-	case "buf", "deploycheck", "grpcurl":
+	case "deploycheck", "grpcurl":
 		_, err = exec.LookPath(peer)
-		install = "make test, which builds bin/tools/" + peer
+		install = "make bin/tools/" + peer
 	default:
 		t.Fatalf("the harness does not know the peer %s", peer)
 	}
