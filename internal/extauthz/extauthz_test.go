@@ -219,7 +219,7 @@ func TestUndecidedIsNotADenial(t *testing.T) {
 	}
 	f = serve(t, down, facetest.Gate, extauthz.Config{Undecided: extauthz.AsDenial})
 	got, err = f.envoy.Check(t.Context(), req)
-	if err != nil || got.GetDeniedResponse().GetStatus().GetCode() != 503 || headersOf(got.GetDeniedResponse().GetHeaders())["retry-after"] == "" {
+	if err != nil || got.GetDeniedResponse().GetStatus().GetCode() != 503 || headersOf(got.GetDeniedResponse().GetHeaders())["retry-after"] != "1" {
 		t.Errorf("as a denial: %v %v", got, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -278,7 +279,8 @@ func TestTroubleOfTheIdPIsNotTheCallers(t *testing.T) {
 		t.Fatalf("%d %s", got.status, got.body)
 	}
 	f.IdP.FailNext(1, 429, "", map[string][]string{"Retry-After": {"17"}})
-	if got := f.post(t, tokenPath, auth, form); got.status != 429 || got.header.Get("Retry-After") == "" || got.json(t)["error"] != "temporarily_unavailable" {
+	got := f.post(t, tokenPath, auth, form)
+	if wait, _ := strconv.Atoi(got.header.Get("Retry-After")); got.status != 429 || wait < 1 || wait > 17 || got.json(t)["error"] != "temporarily_unavailable" {
 		t.Errorf("throttled: %d %v %s", got.status, got.header, got.body)
 	}
 }
