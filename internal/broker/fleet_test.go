@@ -680,7 +680,7 @@ func TestPurgeReachesAllReplicasAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
-		if err := r.all[3].Purge(t.Context(), policy.Self(), purgeOf(purgeOf("orders"))); err != nil {
+		if err := r.all[3].Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -698,7 +698,7 @@ func TestPurgeIsNoticedWithin5SecondsThoughNoMessageArrives(t *testing.T) {
 			replica.link.deaf.Store(true)
 		}
 		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
-		if err := r.all[3].Purge(t.Context(), policy.Self(), purgeOf(purgeOf("orders"))); err != nil {
+		if err := r.all[3].Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(5*time.Second + 100*time.Millisecond)
@@ -713,7 +713,7 @@ func TestPurgeDropsTheTokenOfAFetchUnderWay(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetDelay(time.Second)
 		time.AfterFunc(500*time.Millisecond, func() {
-			if err := r.all[1].Purge(context.Background(), policy.Self(), purgeOf(purgeOf("orders"))); err != nil {
+			if err := r.all[1].Purge(context.Background(), policy.Self(), purgeOf("orders")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -728,11 +728,11 @@ func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.all[0].link.state.Store(refused)
-		told := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf(purgeOf("orders"))), broker.Unavailable, broker.ReasonStoreUnavailable)
+		told := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")), broker.Unavailable, broker.ReasonStoreUnavailable)
 		if told.RetryAfter <= 0 {
 			t.Error("it does not say when to ask again")
 		}
-		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf(purgeOf("unknown"))), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("unknown")), broker.PermissionDenied, broker.ReasonNotEntitled)
 	})
 }
 
@@ -777,7 +777,7 @@ func TestEpochThatTheStoreLostIsPutBack(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
 		for range 3 {
-			if err := r.all[0].Purge(t.Context(), policy.Self(), purgeOf(purgeOf("orders"))); err != nil {
+			if err := r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -972,7 +972,7 @@ func TestOlderTokenNeverReplacesANewerOne(t *testing.T) {
 		slow.link.state.Store(refused)
 		time.Sleep(4 * time.Second) // the lease is over
 		r.idp.SetDelay(0)
-		if err := fast.Purge(t.Context(), policy.Self(), purgeOf(purgeOf("orders"))); err != nil {
+		if err := fast.Purge(t.Context(), policy.Self(), purgeOf("orders")); err != nil {
 			t.Fatal(err)
 		}
 		newer, err := fast.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
