@@ -93,6 +93,7 @@ func TestCallersAreRecognised(t *testing.T) {
 		"a query in a URN":                       {uris("urn:example:apps/a?+x"), "nobody"},
 		"a JWT-SVID":                             {jwt("https://spire", "spiffe://example.com/ns/shop/sa/cart"), "svids"},
 		"a JWT-SVID that is encoded":             {jwt("https://spire", "spiffe://example.com/ns/shop/%2e%2e/x"), "nobody"},
+		"a JWT-SVID that is not valid":           {jwt("https://spire", "spiffe://example.com/ns/shop/a;b"), "nobody"},
 		"a JWT-SVID with a query":                {jwt("https://spire", "spiffe://example.com/ns/shop/x?y"), "nobody"},
 		"a JWT-SVID with a fragment":             {jwt("https://spire", "spiffe://example.com/ns/shop/x#y"), "nobody"},
 		"a URL as a subject":                     {jwt("https://spire", "https://example.com/apps/a"), "urls"},
