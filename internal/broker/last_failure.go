@@ -118,11 +118,10 @@ func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 			keys[i] = c.keys.failed
 		}
 		found, err := b.store.Get(ctx, keys...)
-		if err != nil {
-			return
-		}
 		for i, c := range some {
-			c.sawFailure(found[i])
+			if store.WasRead(err, i) {
+				c.sawFailure(found[i])
+			}
 		}
 	}
 }
