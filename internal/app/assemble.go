@@ -324,11 +324,12 @@ type introspection struct {
 
 // Introspect is what verification wants.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	with, err := i.broker().SecretInUse(ctx, i.name)
+	with, err := i.broker().SecretForIntrospection(ctx, i.name)
 	if err != nil {
 		return false, nil, err
 	}
 	found, err := i.client.Introspect(ctx, with, token)
+	i.broker().Introspected(i.name, with.ID, err)
 	return found.Active, found.Members, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,7 +34,7 @@ type Finding struct {
 
 // Check tries what the configuration names: certificates, secrets, the store, the token
 // endpoints of clients, the keys of issuers, introspection and, if mint is set, a
-// token for each client. It tells each finding as it comes. The error means that nothing could
+// token for each client that is not only there to ask about tokens. It tells each finding as it comes. The error means that nothing could
 // be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
 	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
@@ -51,7 +52,10 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	}
 	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
-		if mint {
+		switch {
+		case mint && config.onlyIntrospects(client.Name):
+			tell(Finding{What: mintOf(client.Name), Detail: "not tried: the client only asks about tokens, and no role names it under get"})
+		case mint:
 			tell(assembled.checkMint(ctx, client.Name))
 		}
 	}
@@ -113,8 +117,26 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 	return found
 }
 
+// mintOf is what a Finding about a client's token is about.
+func mintOf(name string) string { return fmt.Sprintf("clients.%s: token", name) }
+
+// onlyIntrospects reports whether an issuer is asked about tokens as the client,
+// and no role gives out tokens of the client by its name. The IdP would refuse to
+// issue one, and might count that against the client.
+func (c *Config) onlyIntrospects(client string) bool {
+	asks := slices.ContainsFunc(c.Issuers, func(issuer IssuerConfig) bool {
+		return issuer.Introspection != nil && issuer.Introspection.Client == client
+	})
+	for _, role := range c.Roles {
+		if slices.ContainsFunc(role.Get, func(grant GetGrantConfig) bool { return grant.Client == client }) {
+			return false
+		}
+	}
+	return asks
+}
+
 func (p *parts) checkMint(ctx context.Context, name string) Finding {
-	found := Finding{What: fmt.Sprintf("clients.%s: token", name)}
+	found := Finding{What: mintOf(name)}
 	answer, err := p.broker.Get(ctx, policy.Self(), broker.Ask{Client: name})
 	if err != nil {
 		found.Err = err

@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	brokerclient "github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
@@ -148,7 +151,7 @@ func TestLeaveToConnectIsThatOfEachClientAndIssuer(t *testing.T) {
 	before := requests()
 	elsewhere := strings.Replace(here, "127.0.0.1", "idp.example", 1)
 	found = check("clients:\n" + client("without", elsewhere+devidp.TokenPath, ", allow_http: true") + client("with", elsewhere+devidp.TokenPath, ", allow_http: true, allow_private: true") +
-		fmt.Sprintf("issuers: [{issuer: %q, jwks_url: %q, audiences: [a], allow_http: true, introspection: {client: with, endpoint: %q}}]\n", elsewhere, elsewhere+devidp.JWKSPath, elsewhere+devidp.IntrospectionPath))
+		fmt.Sprintf("issuers: [{issuer: %q, jwks_url: %q, audiences: [a], allow_http: true, introspection: {client: with, endpoint: %q}}]\nroles: {r: {get: [{client: with}]}}\n", elsewhere, elsewhere+devidp.JWKSPath, elsewhere+devidp.IntrospectionPath))
 	for what, refused := range map[string]bool{
 		"clients.without: token": true, "clients.with: token": false, "issuers " + elsewhere + ": keys": true, "issuers " + elsewhere + ": introspection": true,
 	} {
@@ -158,5 +161,53 @@ func TestLeaveToConnectIsThatOfEachClientAndIssuer(t *testing.T) {
 	}
 	if n := requests() - before; n != 1 {
 		t.Errorf("%d requests, want that of the one client that may", n)
+	}
+}
+
+// A client that may ask about tokens and not obtain any goes on asking, whoever
+// wants a token of it; and a caller that may only verify learns neither its name
+// nor the address of its IdP.
+func TestRefusedGrantDoesNotStopIntrospection(t *testing.T) {
+	idp := devIDP(t)
+	_, c := run(t, parsed(t, sampleText(t, 1)), idp)
+	var tokens []string
+	for i := range 4 {
+		tokens = append(tokens, idp.MintOpaque(map[string]any{
+			"sub": fmt.Sprint("user-", i), "aud": "https://orders.example.com", "token_type": "Bearer", "exp": time.Now().Add(time.Hour).Unix(),
+		}).Reveal())
+	}
+	idp.SetAnswer(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = w.Write([]byte(`{"error":"unauthorized_client"}`))
+		return true
+	})
+	verified := func(token string) error {
+		_, err := c.Verify(t.Context(), token, brokerclient.Audience("https://orders.example.com"))
+		return err
+	}
+	// Whether or not introspection has taken the secret before the refusal.
+	if _, err := c.Token(t.Context(), "client-0"); err == nil {
+		t.Fatal("the client obtained a token")
+	}
+	for _, token := range tokens[:2] {
+		if err := verified(token); err != nil {
+			t.Errorf("after a refused grant: %v", err)
+		}
+	}
+	idp.SetIntrospection(func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = w.Write([]byte(`{"error":"invalid_client"}`))
+		return true
+	})
+	for _, token := range tokens[2:] {
+		err := verified(token)
+		if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "client-0") || strings.Contains(err.Error(), "/introspect") {
+			t.Errorf("a refused secret: %v", err)
+		}
+	}
+	if n := idp.Requests(devidp.IntrospectionPath); n != 3 {
+		t.Errorf("%d questions, want those about two good tokens and one that was refused", n)
 	}
 }

@@ -2,15 +2,33 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
+	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// SecretInUse returns the secret with which a fetch for the client would begin now,
-// for what else is asked of its IdP in its name. The error is always an [*Error].
-func (b *Broker) SecretInUse(ctx context.Context, name string) (secret.Version, error) {
+// introspectionRest is how long a version is not sent to the introspection
+// endpoint again after it was refused there.
+const introspectionRest = time.Minute
+
+// introspected is what the introspection endpoint made of a version of a secret.
+// The token endpoint judges the version apart: a client that may not obtain tokens
+// may still ask about them, and the other way round.
+type introspected struct {
+	accepted atomic.Bool             // the endpoint has taken it, and not refused it since
+	refusal  atomic.Pointer[trouble] // the last refusal; nil after a success
+}
+
+// SecretForIntrospection returns the secret with which the client asks its IdP about
+// tokens: the first that the introspection endpoint did not refuse lately. A version
+// that only the token endpoint refuses comes last, unless introspection has taken
+// it. The error is always an [*Error].
+func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
 	c := b.client(name)
 	if c == nil {
 		return secret.Version{}, Fault(fmt.Errorf("there is no client %q", name))
@@ -20,11 +38,44 @@ func (b *Broker) SecretInUse(ctx context.Context, name string) (secret.Version, 
 	}
 	now := time.Now()
 	u := c.secrets.now()
-	if v := u.next(now, nil); v != nil {
-		return v.Version, nil
+	fit := slices.DeleteFunc(u.all(), func(v *version) bool { return v.unfit != nil })
+	if len(fit) == 0 {
+		return secret.Version{}, c.noSecret(u)
 	}
-	if t := u.refusal(now); t != nil {
-		return secret.Version{}, t.told(now)
+	usable := slices.DeleteFunc(slices.Clone(fit), func(v *version) bool { return v.introspected.refusal.Load().active(now) })
+	if len(usable) == 0 {
+		return secret.Version{}, fit[0].introspected.refusal.Load().told(now)
 	}
-	return secret.Version{}, c.noSecret(u)
+	for _, v := range usable {
+		if v.introspected.accepted.Load() || !v.refused.Load().active(now) {
+			return v.Version, nil
+		}
+	}
+	return usable[0].Version, nil
+}
+
+// Introspected notes whether the introspection endpoint took a version of a client's
+// secret. An error that may be about the presented token says nothing of the secret.
+func (b *Broker) Introspected(name, version string, err error) {
+	c := b.client(name)
+	if c == nil {
+		return
+	}
+	v := c.secrets.now().named(version)
+	if v == nil {
+		return
+	}
+	if err == nil {
+		v.introspected.accepted.Store(true)
+		v.introspected.refusal.Store(nil)
+		return
+	}
+	if fault, ok := errors.AsType[*idp.Error](err); !ok || fault.Class != idp.CredentialRefused || fault.Ambiguous() {
+		return
+	}
+	now := time.Now()
+	v.introspected.accepted.Store(false)
+	v.introspected.refusal.Store(&trouble{
+		class: idp.CredentialRefused, err: refused(name, version, err), at: now, until: now.Add(introspectionRest),
+	})
 }

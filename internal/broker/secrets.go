@@ -24,6 +24,8 @@ type version struct {
 	unfit error
 	// refused is the last refusal; none after a success.
 	refused troublePlace
+	// introspected is how the version fares where the IdP is asked about tokens.
+	introspected introspected
 	// usedAt is when a token was last obtained with it, in Unix nanoseconds, as far
 	// as this replica knows.
 	usedAt atomic.Int64

@@ -78,10 +78,10 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 	if ctx.Err() != nil {
 		return gaveUp(ctx)
 	}
-	if told, ok := errors.AsType[*Error](err); ok {
-		return told
-	}
 	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
+	if told, isError := errors.AsType[*Error](err); isError && !ok {
+		return told // an error behind an UnavailableError is for operators: it names the client and its IdP
+	}
 	if !ok {
 		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
 		return Fault(err)
