@@ -66,10 +66,11 @@ func (b *Broker) poll(ctx context.Context) {
 	}
 }
 
+// askedClients are those whose tokens, or purges, this replica knows of.
 func (b *Broker) askedClients() []*client {
 	var asked []*client
 	for _, c := range b.setup.Load().clients {
-		if c.asked.Load() {
+		if c.asked.Load() || c.epoch.Load() > 0 {
 			asked = append(asked, c)
 		}
 	}
@@ -104,13 +105,31 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 		case epoch == seen:
 			return
 		case epoch < seen:
-			_, _ = b.store.Raise(ctx, c.keys.epoch, seen, 0) // if not now, then at the next look
-			return
+			var err error
+			if epoch, err = b.putBackEpoch(ctx, c, seen); err != nil {
+				return // if not now, then at the next look
+			}
 		case c.epoch.CompareAndSwap(seen, epoch):
 			c.changed.fire()
 			return
 		}
 	}
+}
+
+// putBackEpoch raises the epoch in the store to one that was seen, and returns the
+// epoch in the store. An epoch that is neither absent nor as high shows that another
+// replica purged after the store had lost the counter, without knowing how high it
+// was: that purge counts as well.
+func (b *Broker) putBackEpoch(ctx context.Context, c *client, seen uint64) (uint64, error) {
+	found, err := b.store.Get(ctx, c.keys.epoch) // the look may have been made before a purge that is known by now
+	if err != nil {
+		return 0, err
+	}
+	floor := seen
+	if stored := found[0].Number; stored > 0 && stored < seen {
+		floor++
+	}
+	return b.store.Raise(ctx, c.keys.epoch, floor, 0)
 }
 
 // purgeMemory is how long a purge is remembered by its request.
@@ -170,7 +189,7 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 	if target, err := strconv.ParseUint(string(found[0].Value), 10, 64); err == nil && found[0].Number > 0 {
 		return target, nil
 	}
-	target := max(found[1].Number, c.epoch.Load()) + 1
+	target := max(found[1].Number, c.nextEpochFloor(time.Now())) + 1
 	applied, err := b.store.Apply(ctx, store.Change{Puts: []store.Put{
 		{Key: key, Number: 1, Value: strconv.AppendUint(nil, target, 10), TTL: purgeMemory},
 	}})
@@ -191,7 +210,7 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 
 // dropTokens has all replicas drop what was obtained before now.
 func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
-	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.epoch.Load(), 1)
+	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.nextEpochFloor(time.Now()), 1)
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
@@ -201,4 +220,12 @@ func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 
 func unconfirmedPurge(c *client, err error) *Error {
 	return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
+}
+
+// nextEpochFloor is what a new epoch must exceed. Where the store has just lost its
+// counters and this replica has just started, other replicas know a higher epoch than
+// both; it was opened earlier, so a number taken from the clock exceeds it. Epochs are
+// compared as numbers all the same: if this clock is behind, see putBackEpoch.
+func (c *client) nextEpochFloor(now time.Time) uint64 {
+	return max(c.epoch.Load(), uint64(max(now.UnixMilli(), 0)))
 }

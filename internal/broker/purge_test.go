@@ -36,7 +36,7 @@ func TestPurgeMadeAgainChangesNothing(t *testing.T) {
 		first := get(0)
 		purge(0, "one")
 		second := get(0)
-		if second.Token.SHA256 == first.Token.SHA256 || second.Token.Epoch != 1 {
+		if second.Token.SHA256 == first.Token.SHA256 || second.Token.Epoch <= first.Token.Epoch {
 			t.Fatalf("the purge dropped nothing: %+v", second.Token)
 		}
 		purge(0, "one")
@@ -45,12 +45,13 @@ func TestPurgeMadeAgainChangesNothing(t *testing.T) {
 			t.Error("the purge that was made again dropped a token")
 		}
 		purge(1, "two")
-		if third := get(1); third.Token.Epoch != 2 {
+		third := get(1)
+		if third.Token.Epoch <= second.Token.Epoch {
 			t.Errorf("another purge opened the epoch %d", third.Token.Epoch)
 		}
 		time.Sleep(25 * time.Hour)
 		purge(0, "one")
-		if last := get(0); last.Token.Epoch != 3 {
+		if last := get(0); last.Token.Epoch <= third.Token.Epoch {
 			t.Errorf("after its request was forgotten the purge opened the epoch %d", last.Token.Epoch)
 		}
 	})
@@ -85,7 +86,7 @@ func TestPurgeThatFailedHalfwayIsCarriedOutWhenMadeAgain(t *testing.T) {
 			wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
 		}
 		answer, err := b.Get(t.Context(), policy.Self(), orders())
-		if err != nil || answer.Token.Epoch != 1 || failed < 2 {
+		if err != nil || answer.Token.Epoch == 0 || failed < 2 {
 			t.Errorf("after %d failures: %+v, %v", failed, answer.Token, err)
 		}
 	})

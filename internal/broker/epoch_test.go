@@ -1,0 +1,132 @@
+package broker_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// loses replaces the store by an empty one, and makes it the one of newcomers.
+func (r *replicas) loses() {
+	r.shared = store.NewMemory(store.MemoryConfig{})
+	for _, replica := range r.all {
+		replica.link.to.Store(r.shared)
+	}
+}
+
+func (r *replicas) purge(by *replica) {
+	r.t.Helper()
+	if err := by.Purge(r.t.Context(), policy.Self(), purgeOf("orders")); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// A purge that was acknowledged drops the tokens of every replica within 5 s, whatever
+// the store has lost just before, and whoever takes the purge.
+func TestPurgeRightAfterTheStoreLostItsCounters(t *testing.T) {
+	for name, c := range map[string]struct {
+		purge  func(r *replicas, epoch uint64)
+		within time.Duration
+	}{
+		"by a replica that knows the epoch":      {func(r *replicas, _ uint64) { r.purge(r.all[0]) }, 5 * time.Second},
+		"by one that was not there for the last": {func(r *replicas, _ uint64) { r.purge(r.all[2]) }, 5 * time.Second},
+		"by a replica that has just started":     {func(r *replicas, _ uint64) { r.purge(r.add("right")) }, 5 * time.Second},
+		// Those who have seen a higher epoch find that out with one look, and a replica that
+		// has not with the next.
+		"by one whose clock is behind the others": {func(r *replicas, _ uint64) { r.opens(1) }, 10 * time.Second},
+		"by one whose clock is a little behind":   {func(r *replicas, epoch uint64) { r.opens(epoch - 1) }, 10 * time.Second},
+	} {
+		for _, before := range []int{1, 3} {
+			t.Run(name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r := startReplicas(t, 3)
+					r.everybody(1, broker.Ask{Client: "orders"})
+					for range before {
+						r.purge(r.all[1])
+						r.all[2].link.state.Store(refused) // from the second purge on
+					}
+					time.Sleep(6 * time.Second)
+					r.all[2].link.state.Store(good)
+					for _, replica := range r.all {
+						replica.link.deaf.Store(true)
+					}
+					old := r.everybody(1, broker.Ask{Client: "orders"})
+					r.loses()
+					c.purge(r, old[0].Token.Epoch)
+					time.Sleep(c.within + 100*time.Millisecond)
+					for i, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
+						for _, before := range old {
+							if answer.Token.SHA256 == before.Token.SHA256 {
+								t.Errorf("replica %d serves a token of before the purge, of epoch %d", i, answer.Token.Epoch)
+							}
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+// So does one after an epoch that is higher than the clock of whoever purges.
+func TestPurgeAfterTheEpochOfAReplicaWhoseClockIsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 3)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		r.purge(r.all[1])
+		r.opens(r.epoch() + 1_000_000_000)
+		time.Sleep(6 * time.Second)
+		old := r.everybody(1, broker.Ask{Client: "orders"})
+		r.loses()
+		r.purge(r.all[0])
+		time.Sleep(6 * time.Second)
+		for i, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
+			if answer.Token.Epoch <= old[i].Token.Epoch {
+				t.Errorf("replica %d: epoch %d follows %d", i, answer.Token.Epoch, old[i].Token.Epoch)
+			}
+		}
+	})
+}
+
+// opens stands for a purge by a replica that knows nothing: the epoch is 1, or so,
+// although others have seen a higher one.
+func (r *replicas) opens(epoch uint64) {
+	r.t.Helper()
+	key := *r.all[1].link.epoch.Load()
+	if _, err := r.shared.Raise(r.t.Context(), key, epoch, 0); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// epoch is that of the tokens that are handed out.
+func (r *replicas) epoch() uint64 {
+	r.t.Helper()
+	return r.everybody(1, broker.Ask{Client: "orders"})[0].Token.Epoch
+}
+
+// A look that was under way while a purge was made is no sign of a loss.
+func TestPurgeIsNotTakenForALossByALookUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 3)
+		for i := range 50 {
+			for _, by := range r.all {
+				go func() {
+					_, _ = by.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				}()
+			}
+			r.purge(r.all[i%3])
+			answer, err := r.all[i%3].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := answer.Token.Epoch
+			time.Sleep(6 * time.Second)
+			if then := r.epoch(); then != first {
+				t.Fatalf("round %d: a purge that nobody made: the epoch went from %d to %d", i, first, then)
+			}
+		}
+	})
+}
