@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // rejection is the reason why a token was rejected; empty: it was not.
@@ -209,5 +211,23 @@ func TestRefusedGrantDoesNotStopIntrospection(t *testing.T) {
 	}
 	if n := idp.Requests(devidp.IntrospectionPath); n != 3 {
 		t.Errorf("%d questions, want those about two good tokens and one that was refused", n)
+	}
+}
+
+// A client that has no secret yet is the operators' business: a caller that may
+// only verify learns neither its name nor what it lacks.
+func TestVerifierLearnsNothingOfTheClientThatAsks(t *testing.T) {
+	idp := devIDP(t)
+	text := regexp.MustCompile(`secret: "file:[^"]*"`).ReplaceAllString(sampleText(t, 1), "secret: managed")
+	dir := t.TempDir()
+	ring := filepath.Join(dir, "ring.json")
+	if err := store.WriteRing(ring, store.GenerateRing()); err != nil {
+		t.Fatal(err)
+	}
+	text += fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "broker.db"), "file:"+ring)
+	_, c := run(t, parsed(t, text), idp)
+	_, err := c.Verify(t.Context(), "opaque-token")
+	if status.Code(err) != codes.Unavailable || strings.Contains(err.Error(), "client-0") || !strings.Contains(err.Error(), "opaque tokens") {
+		t.Error(err)
 	}
 }
