@@ -96,7 +96,7 @@ func (r *replica) NewSubConn(addresses []resolver.Address, opts balancer.NewSubC
 		listener(state)
 	}
 	var err error
-	made, err = r.ClientConn.NewSubConn(addresses, opts)
+	made, err = r.ClientConn.NewSubConn(addresses, opts) //nolint:staticcheck // pick_first, which is wrapped, calls it
 	return made, err
 }
 

@@ -36,7 +36,7 @@ func TestRevocationsAreListedWithHiddenCharactersShown(t *testing.T) {
 	for _, asJSON := range []bool{true, false} {
 		root := newRoot()
 		var out bytes.Buffer
-		to := root.OutOrStdout().(*escape.Writer) //nolint:forcetypeassert // a test
+		to := root.OutOrStdout().(*escape.Writer)
 		if to.Unwrap() == nil {
 			t.Fatal("nothing is written")
 		}

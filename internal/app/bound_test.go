@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -185,9 +186,7 @@ func (w *boundWorld) apis() []boundAPI {
 	token := url.Values{"grant_type": {"client_credentials"}, "client_id": {"orders"}}
 	with := func(name, value string) url.Values {
 		form := url.Values{name: {value}}
-		for name, values := range token {
-			form[name] = values
-		}
+		maps.Copy(form, token)
 		return form
 	}
 	admittedHTTP := func(token string, pair *devca.Pair, form url.Values) bool {

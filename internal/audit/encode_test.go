@@ -89,7 +89,7 @@ func expected(t testing.TB, replica string, e *audit.Event, now time.Time) strin
 		t.Fatal(err)
 	}
 	var shown strings.Builder
-	if _, err := escape.NewWriter(&shown).Write([]byte(out.String())); err != nil {
+	if _, err := escape.NewWriter(&shown).Write(out.Bytes()); err != nil {
 		t.Fatal(err)
 	}
 	return shown.String()

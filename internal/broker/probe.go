@@ -76,7 +76,7 @@ func unconfirmedWait(n uint64) time.Duration {
 	if n <= unconfirmedAtOnce {
 		return 0
 	}
-	return time.Duration(n-unconfirmedAtOnce) * unconfirmedPause
+	return time.Duration(min(n-unconfirmedAtOnce, 1000)) * unconfirmedPause
 }
 
 // choose returns the secret to try next, or why there is none.

@@ -96,10 +96,10 @@ func (l *loadBalancer) route(ctx context.Context, from net.Conn) {
 		var forth sync.WaitGroup
 		forth.Go(func() {
 			_, _ = io.Copy(to, from)
-			_ = to.(*net.TCPConn).CloseWrite() //nolint:forcetypeassert // it was dialed so
+			_ = to.(*net.TCPConn).CloseWrite()
 		})
 		_, _ = io.Copy(from, to)
-		_ = from.(*net.TCPConn).CloseWrite() //nolint:forcetypeassert // it was accepted so
+		_ = from.(*net.TCPConn).CloseWrite()
 		forth.Wait()
 		return
 	}

@@ -15,14 +15,14 @@ import (
 
 func TestTextShowsWhatIsHidden(t *testing.T) {
 	for text, want := range map[string]string{
-		"plain, Grüße, 漢字, 🙂":    "plain, Grüße, 漢字, 🙂",
-		"a\u202eb\u2066c":        `a\u202eb\u2066c`,
-		"a\u200bb\ufeffc\u00ad":  `a\u200bb\ufeffc\u00ad`,
-		"a\u2028b\u2029c\nd\te":  `a\u2028b\u2029c\u000ad\u0009e`,
-		"a\x1b[31mb\x7fc\u009b":  `a\u001b[31mb\u007fc\u009b`,
-		"a\U000e0041b\U000e0100": `a\udb40\udc41b\udb40\udd00`,
-		"a\xff\x9bb":             `a\xff\x9bb`,
-		"a\u3164b\u034fc":        `a\u3164b\u034fc`,
+		"plain, Grüße, \u6f22, 🙂": "plain, Grüße, \u6f22, 🙂",
+		"a\u202eb\u2066c":         `a\u202eb\u2066c`,
+		"a\u200bb\ufeffc\u00ad":   `a\u200bb\ufeffc\u00ad`,
+		"a\u2028b\u2029c\nd\te":   `a\u2028b\u2029c\u000ad\u0009e`,
+		"a\x1b[31mb\x7fc\u009b":   `a\u001b[31mb\u007fc\u009b`,
+		"a\U000e0041b\U000e0100":  `a\udb40\udc41b\udb40\udd00`,
+		"a\xff\x9bb":              `a\xff\x9bb`,
+		"a\u3164b\u034fc":         `a\u3164b\u034fc`,
 	} {
 		if got := escape.Text(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)

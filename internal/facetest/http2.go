@@ -15,8 +15,17 @@ type HTTP2 struct {
 
 // Frame types and flags (RFC 9113 section 6) that are named in tests.
 const (
-	Data, Headers, Priority, Reset, Settings, Ping, WindowUpdate, Continuation = 0, 1, 2, 3, 4, 6, 8, 9
-	EndStream, EndHeaders                                                      = 1, 4
+	Data         = 0
+	Headers      = 1
+	Priority     = 2
+	Reset        = 3
+	Settings     = 4
+	Ping         = 6
+	WindowUpdate = 8
+	Continuation = 9
+
+	EndStream  = 1
+	EndHeaders = 4
 )
 
 // NewHTTP2 begins HTTP/2 on a connection, and reads and forgets what is received.

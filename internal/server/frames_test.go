@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"crypto/tls"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,9 +91,7 @@ func (w *world) cutOffs() float64 {
 
 func TestConnectionOfAStrangerIsClosedWhenItSendsTooManyUselessFrames(t *testing.T) {
 	kinds := useless()
-	for name, frame := range strangersOnly() {
-		kinds[name] = frame
-	}
+	maps.Copy(kinds, strangersOnly())
 	for name, frame := range kinds {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -89,7 +89,7 @@ func TestWatcherThatDisconnectsWhileItsTokenIsSentIsNoFault(t *testing.T) {
 // rawCodec sends bytes as they are.
 type rawCodec struct{ encoding.Codec }
 
-func (rawCodec) Marshal(message any) ([]byte, error) { return message.([]byte), nil } //nolint:forcetypeassert // the test sends nothing else
+func (rawCodec) Marshal(message any) ([]byte, error) { return message.([]byte), nil }
 func (rawCodec) Unmarshal(_ []byte, _ any) error     { return nil }
 func (rawCodec) Name() string                        { return "proto" }
 

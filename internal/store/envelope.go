@@ -54,7 +54,7 @@ func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []by
 	envelope := make([]byte, 0, len(value)+SealedOverhead)
 	mark, sealedEnd := sealedForGood, []byte(nil)
 	if !end.IsZero() {
-		mark, sealedEnd = sealedUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0))) //nolint:gosec // not negative
+		mark, sealedEnd = sealedUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0)))
 	}
 	envelope = append(envelope, mark...)
 	envelope = append(envelope, r.primary[:]...)

@@ -59,7 +59,7 @@ func newRedisShard(name string, interval time.Duration, logger *slog.Logger, wak
 }
 
 // redisSpread keeps replicas from probing at the same time.
-func redisSpread(d time.Duration) time.Duration { return d*3/4 + rand.N(d/4) }
+func redisSpread(d time.Duration) time.Duration { return d*3/4 + rand.N(d/4) } //nolint:gosec // no secret
 
 // allow returns why a call is not worth a try; nil: it is.
 func (s *redisShard) allow(write bool) error {

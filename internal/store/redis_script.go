@@ -156,6 +156,8 @@ end)
 //
 // A Redis that is out of memory refuses the puts, but not the release: those who
 // wait for the lease need not wait for its end.
+//
+//nolint:dupword // Lua ends blocks so
 const redisApply = redisLease + `
 return attempt(function()
   local puts = math.floor((#ARGV - 1) / 3)

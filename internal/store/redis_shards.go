@@ -149,7 +149,7 @@ func (s *redisShards) subscribe(ctx context.Context, client redis.UniversalClien
 	if len(up) == 0 {
 		return client.Subscribe(ctx)
 	}
-	master, err := s.cluster.MasterForKey(ctx, s.prefix+up[rand.N(len(up))].probeKey())
+	master, err := s.cluster.MasterForKey(ctx, s.prefix+up[rand.N(len(up))].probeKey()) //nolint:gosec // no secret
 	if err != nil {
 		return client.Subscribe(ctx)
 	}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,7 +55,7 @@ func follow(in io.Reader, r *report) (failed bool, err error) {
 		case line, more := <-lines:
 			if !more {
 				r.summarize()
-				if err == io.EOF { //nolint:errorlint // bufio returns it as it is
+				if errors.Is(err, io.EOF) {
 					err = nil
 				}
 				return r.failed > 0, err

@@ -12,13 +12,13 @@ import (
 
 // event is a line of "go test -json" (go doc test2json; go help buildjson).
 type event struct {
-	Action      string
-	Package     string
-	Test        string
-	Elapsed     float64
-	Output      string
-	ImportPath  string // of a build
-	FailedBuild string // the ImportPath of the build that kept the package from running
+	Action      string  `json:"Action"`
+	Package     string  `json:"Package"`
+	Test        string  `json:"Test"`
+	Elapsed     float64 `json:"Elapsed"`
+	Output      string  `json:"Output"`
+	ImportPath  string  `json:"ImportPath"`  // of a build
+	FailedBuild string  `json:"FailedBuild"` // the ImportPath of the build that kept the package from running
 }
 
 // report is what is known of the tests so far.
