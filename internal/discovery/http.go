@@ -92,10 +92,12 @@ func get(ctx context.Context, client *http.Client, from string, limit int64) ([]
 	}
 	defer func() { _ = response.Body.Close() }()
 	// Read whatever the status is, so that the connection can be used again.
-	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	body, err := ReadBody(response, limit)
 	switch {
 	case response.StatusCode != http.StatusOK:
 		return nil, nil, refused(from, response.StatusCode)
+	case errors.Is(err, ErrCoding), errors.Is(err, ErrCompressed):
+		return nil, nil, &Error{Status: http.StatusOK, text: fmt.Sprintf("%s answers with %v", Printable(from), err)}
 	case err != nil:
 		return nil, nil, unreachable(from, err)
 	case int64(len(body)) > limit:

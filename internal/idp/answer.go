@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"mime"
 	"net/http"
@@ -18,6 +17,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -48,14 +48,19 @@ func (a answer) ok() bool { return a.status >= 200 && a.status < 300 }
 func readAnswer(response *http.Response) (answer, error) {
 	a := answer{status: response.StatusCode, header: response.Header}
 	var err error
-	a.body, err = io.ReadAll(io.LimitReader(response.Body, maxBody+1))
-	if !a.ok() {
-		err = nil
-	}
-	if len(a.body) > maxBody {
+	a.body, err = discovery.ReadBody(response, maxBody)
+	switch {
+	case errors.Is(err, discovery.ErrCoding):
+		a.problem = "is in an unsupported Content-Encoding: the broker reads one gzip or deflate coding, or none"
+	case errors.Is(err, discovery.ErrCompressed):
+		a.problem = "cannot be decompressed: its Content-Encoding does not describe it, or it is incomplete"
+	case len(a.body) > maxBody:
 		a.problem = fmt.Sprintf("is larger than %d bytes", maxBody)
-	} else {
+	default:
 		a.members, a.problem = parse(a.body, response.Header.Get("Content-Type"))
+	}
+	if !a.ok() || a.problem != "" {
+		err = nil
 	}
 	return a, err
 }
@@ -202,15 +207,33 @@ func parse(body []byte, contentType string) (members, string) {
 	return nil, "is neither a JSON object nor a form (a login page or a firewall's, perhaps)"
 }
 
-// parseObject refuses an object that repeats a member: which one holds is
-// anybody's guess. It takes texts that are not UTF-8, because a human-readable
-// error_description in Latin-1 must not hide the error beside it.
+// parseObject refuses an object that repeats a member which the broker reads:
+// nobody can say which one holds. It leaves out other members that are repeated.
+// It accepts texts that are not UTF-8, because a human-readable error_description
+// in Latin-1 must not hide the error beside it.
 func parseObject(body []byte) (members, string) {
-	var m members
-	if err := json.Unmarshal(body, &m, jsontext.AllowInvalidUTF8(true)); err != nil {
-		return nil, "is not valid JSON, or repeats a member"
+	m, repeated, err := discovery.ParseMembers(body)
+	if err != nil {
+		return nil, "is not valid JSON"
+	}
+	for name := range repeated {
+		if decisive(name) {
+			return nil, "repeats a member that the broker reads"
+		}
+		delete(m, name)
 	}
 	return m, ""
+}
+
+// decisive reports whether a member of an answer, or a claim of a token, decides
+// what becomes of it.
+func decisive(name string) bool {
+	switch name {
+	case "access_token", "token_type", "expires_in", "refresh_in", "scope", "error", "active", "cnf", "exp", "iat":
+		return true
+	default:
+		return false
+	}
 }
 
 // parseForm returns nil for a text that is no form of a token endpoint.

@@ -1,8 +1,11 @@
 package idp_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -185,15 +188,18 @@ func TestBodiesThatAreNoJSONObject(t *testing.T) {
 	const form, text, html, jsonType = "application/x-www-form-urlencoded", "text/plain; charset=utf-8", "text/html", "application/json"
 	const inForm = "access_token=tok&token_type=bearer&expires_in=60&scope=read+write"
 	for name, tt := range map[string]struct{ contentType, body string }{
-		"form":                            {form, inForm},
-		"form, declared as text":          {text, inForm},
-		"form, undeclared":                {"", inForm},
-		"form, oddly declared":            {"application/x-www-form-urlencoded;;", inForm},
-		"JSON, declared as text":          {text, good},
-		"JSON, declared as HTML":          {html, good},
-		"JSON, declared as form":          {form, good},
-		"JSON among white space":          {jsonType, "\r\n\t " + good + " \n"},
-		"JSON, with text that's no UTF-8": {jsonType, "{\"access_token\":\"tok\",\"x\":\"\xff\"}"},
+		"form":                             {form, inForm},
+		"form, declared as text":           {text, inForm},
+		"form, undeclared":                 {"", inForm},
+		"form, oddly declared":             {"application/x-www-form-urlencoded;;", inForm},
+		"JSON, declared as text":           {text, good},
+		"JSON, declared as HTML":           {html, good},
+		"JSON, declared as form":           {form, good},
+		"JSON among white space":           {jsonType, "\r\n\t " + good + " \n"},
+		"JSON after a byte order mark":     {jsonType, "\ufeff" + good},
+		"a form after a byte order mark":   {form, "\ufeff" + inForm},
+		"JSON that repeats what is unread": {jsonType, good[:len(good)-1] + `,"x":1,"x":{"y":1,"y":2}}`},
+		"JSON, with text that's no UTF-8":  {jsonType, "{\"access_token\":\"tok\",\"x\":\"\xff\"}"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			grant, err := fetch(t, idp.Config{}, answers(200, tt.contentType, tt.body))
@@ -224,6 +230,8 @@ func TestBodiesThatAreNoJSONObject(t *testing.T) {
 		"truncated JSON":          {jsonType, good[:len(good)-5], "not valid JSON"},
 		"JSON and more":           {jsonType, good + "canary", "not valid JSON"},
 		"a member twice":          {jsonType, `{"access_token":"tok","access_token":"canary"}`, "repeats a member"},
+		"a type twice":            {jsonType, good[:len(good)-1] + `,"token_type":"DPoP"}`, "repeats a member"},
+		"a binding twice":         {jsonType, good[:len(good)-1] + `,"cnf":{"jkt":"x"},"cnf":null}`, "repeats a member"},
 		"an empty object":         {jsonType, `{}`, "no access_token"},
 		"larger than the cap":     {jsonType, good + strings.Repeat(" ", 256<<10), "larger than"},
 		"deeply nested":           {jsonType, `{"x":` + strings.Repeat("[", 100_000), "not valid JSON"},
@@ -313,4 +321,45 @@ func TestRefreshIn(t *testing.T) {
 			}
 		})
 	}
+}
+
+func compressed(text string) string {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = io.WriteString(w, text)
+	_ = w.Close()
+	return out.String()
+}
+
+// encoded is answers with a Content-Encoding.
+func encoded(status int, coding, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", coding)
+		answers(status, jsonType, body)(w, r)
+	}
+}
+
+func TestCompressedAnswers(t *testing.T) {
+	grant, err := fetch(t, idp.Config{}, encoded(200, "gzip", compressed(good)))
+	if err != nil || grant.Value.Reveal() != "tok" {
+		t.Errorf("a token: %v", err)
+	}
+	refused(t, encoded(401, "gzip", compressed(`{"error":"invalid_client"}`)), idp.CredentialRefused, "invalid_client")
+	refused(t, encoded(200, "gzip", compressed(good+strings.Repeat(" ", 10<<20))), idp.Transient, "larger than 262144 bytes")
+	refused(t, encoded(200, "gzip", good), idp.Transient, "cannot be decompressed")
+	refused(t, encoded(200, "br", good), idp.Transient, "unsupported Content-Encoding")
+	// The status of a refusal says enough, whatever its body is.
+	refused(t, encoded(401, "br", good), idp.CredentialRefused, "HTTP 401")
+
+	found, err := introspect(t, idp.Config{}, encoded(200, "gzip", compressed("\ufeff"+isActive)))
+	if err != nil || !found.Active || string(found.Members) != isActive {
+		t.Errorf("an introspection: %+v, %v", found, err)
+	}
+	for coding, says := range map[string]string{"br": "unsupported Content-Encoding", "deflate": "cannot be decompressed"} {
+		_, err = introspect(t, idp.Config{}, encoded(200, coding, isActive))
+		isFault(t, err, idp.Transient, says)
+	}
+	bomb := `{"active":true,"x":"` + strings.Repeat("x", 64<<10) + `"}`
+	_, err = introspect(t, idp.Config{}, encoded(200, "gzip", compressed(bomb)))
+	isFault(t, err, idp.Transient, "larger than 65536 bytes")
 }

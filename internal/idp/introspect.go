@@ -93,6 +93,8 @@ func (a answer) introspection() (Introspection, *Error) {
 	switch _, err := jose.ParseObject(a.body); {
 	case a.status != http.StatusOK:
 		problem = "nothing"
+	case len(a.body) == 0:
+		problem = "a body that " + a.problem
 	case len(a.body) > maxIntrospection:
 		problem = fmt.Sprintf("a body that is larger than %d bytes", maxIntrospection)
 	case err != nil:

@@ -117,7 +117,7 @@ func TestIntrospectionAnswersAreReadStrictly(t *testing.T) {
 		``, `{}`, `null`, `true`, `[]`, `[{"active":true}]`, `"active"`, `active=true`, `<html>`, `{"active":"true"}`, `{"active":1}`, `{"active":null}`, `{"active":[true]}`,
 		`{"active":{"active":true}}`, `{"Active":true}`, `{"ACTIVE":true}`, `{"active":true,"active":true}`, `{"active":false,"active":true}`, `{"active":true,"sub":"a","sub":"b"}`,
 		`{"active":true,"\u0061ctive":false}`, `{"active":true}{"active":true}`, `{"active":true} x`, `{"active":true`, `{"active":True}`, `{"active":true,"sub":"` + "\xff" + `"}`,
-		`{"active":true,"sub":"\ud800"}`, "\ufeff" + isActive, `{"active":true,"x":` + strings.Repeat("[", 9) + strings.Repeat("]", 9) + `}`,
+		`{"active":true,"sub":"\ud800"}`, "\ufeff\ufeff" + isActive, `{"active":true,"x":` + strings.Repeat("[", 9) + strings.Repeat("]", 9) + `}`,
 		`{"active":true,"x":"` + strings.Repeat("x", 64<<10) + `"}`, `{"active":true,"x":"` + strings.Repeat("x", 300<<10) + `"}`,
 		"eyJhbGciOiJSUzI1NiJ9.eyJhY3RpdmUiOnRydWV9.c2ln", `{"data":{"active":true}}`,
 	}

@@ -1,0 +1,87 @@
+package discovery
+
+import (
+	"bytes"
+	"compress/flate"
+	"compress/gzip"
+	"compress/zlib"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// byteOrderMark is that of UTF-8. It means nothing there, and some editors and
+// frameworks write it in front of JSON.
+const byteOrderMark = "\ufeff"
+
+var (
+	// ErrCoding means that a body has a content coding which is not supported.
+	ErrCoding = errors.New("a body in an unsupported Content-Encoding: the broker reads one gzip or deflate coding, or none")
+	// ErrCompressed means that a body cannot be decompressed.
+	ErrCompressed = errors.New("a body that its Content-Encoding does not describe, or that is incomplete: it cannot be decompressed")
+)
+
+// ReadBody reads the body of a response within a limit; a body that is longer
+// comes back as limit+1 bytes. The broker requests no content coding, but some
+// servers and proxies compress nevertheless, so one gzip or deflate coding is
+// removed. The limit holds for the compressed and for the decompressed bytes: a
+// small body cannot become a large one. A byte order mark is left out. The error
+// is [ErrCoding], [ErrCompressed] or that of the connection.
+func ReadBody(response *http.Response, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	if err != nil || int64(len(body)) > limit {
+		return body, err
+	}
+	return Decode(body, strings.Join(response.Header.Values("Content-Encoding"), ","), limit)
+}
+
+// Decode removes a content coding and a byte order mark from data, as [ReadBody]
+// does. The coding may be empty.
+func Decode(data []byte, coding string, limit int64) ([]byte, error) {
+	var open func(io.Reader) (io.Reader, error)
+	switch strings.ToLower(strings.TrimSpace(coding)) {
+	case "", "identity":
+	case "gzip", "x-gzip":
+		open = func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }
+	case "deflate":
+		open = inflate(data)
+	default:
+		return nil, ErrCoding
+	}
+	if open != nil && len(data) > 0 {
+		var err error
+		if data, err = decompress(data, open, limit); err != nil {
+			return nil, ErrCompressed
+		}
+	}
+	return bytes.TrimPrefix(data, []byte(byteOrderMark)), nil
+}
+
+func decompress(data []byte, open func(io.Reader) (io.Reader, error), limit int64) ([]byte, error) {
+	rest := bytes.NewReader(data)
+	plain, err := open(rest)
+	if err != nil {
+		return nil, err
+	}
+	data, err = io.ReadAll(io.LimitReader(plain, limit+1))
+	if err == nil && int64(len(data)) <= limit && rest.Len() > 0 {
+		err = ErrCompressed // something follows the compressed data
+	}
+	return data, err
+}
+
+// inflate opens what deflate stands for: the zlib format (RFC 9110 section
+// 8.4.1.2), which some servers leave out.
+func inflate(data []byte) func(io.Reader) (io.Reader, error) {
+	if hasZlibHeader(data) {
+		return func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
+	}
+	return func(r io.Reader) (io.Reader, error) { return flate.NewReader(r), nil }
+}
+
+// hasZlibHeader looks for the first two bytes of RFC 1950 section 2.2.
+func hasZlibHeader(data []byte) bool {
+	const deflate, divisor = 8, 31
+	return len(data) > 1 && data[0]&0x0f == deflate && (int(data[0])<<8|int(data[1]))%divisor == 0
+}

@@ -1,0 +1,46 @@
+package discovery
+
+import (
+	"bytes"
+	"errors"
+	"io"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+var errNotObject = errors.New("not one JSON object")
+
+// ParseMembers reads the members of one JSON object. It accepts an object that
+// repeats a member, and returns the names of those that are repeated: their values
+// are not to be used, because parsers disagree about which one holds. It accepts
+// texts that are not UTF-8 too. So a flaw in a member that is never read does no
+// harm to the others. The values share no memory with the body.
+func ParseMembers(body []byte) (values map[string]jsontext.Value, repeated map[string]bool, err error) {
+	decoder := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if start, err := decoder.ReadToken(); err != nil || start.Kind() != jsontext.KindBeginObject {
+		return nil, nil, errNotObject
+	}
+	values, repeated = map[string]jsontext.Value{}, map[string]bool{}
+	for decoder.PeekKind() == jsontext.KindString {
+		token, err := decoder.ReadToken()
+		if err != nil {
+			return nil, nil, errNotObject
+		}
+		name := token.String() // the token is valid until the next read only
+		value, err := decoder.ReadValue()
+		if err != nil {
+			return nil, nil, errNotObject
+		}
+		if _, again := values[name]; again {
+			repeated[name] = true
+		}
+		values[name] = value.Clone()
+	}
+	if end, err := decoder.ReadToken(); err != nil || end.Kind() != jsontext.KindEndObject {
+		return nil, nil, errNotObject
+	}
+	if _, err := decoder.ReadToken(); !errors.Is(err, io.EOF) { // something follows the object
+		return nil, nil, errNotObject
+	}
+	return values, repeated, nil
+}
