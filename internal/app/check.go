@@ -106,10 +106,15 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		return found
 	}
 	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
-	endpoint := metadata.TokenEndpoint
-	if idp.AuthMethod(cfg.Auth).Mutual() {
-		endpoint = metadata.MTLS.Token
+	if err != nil {
+		found.Err = err
+		return found
 	}
+	named := metadata.TokenEndpoint
+	if idp.AuthMethod(cfg.Auth).Mutual() {
+		named = metadata.MTLS.Token
+	}
+	endpoint, err := named.URL()
 	if err == nil && endpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}

@@ -2,7 +2,7 @@
 // token endpoint and its keys are (OpenID Connect Discovery 1.0, RFC 8414). It
 // believes a document only if that names the issuer it was asked for, and it
 // refuses endpoints that would take a secret over plain http, or that are not on
-// the public Internet while the issuer is. They may be on other hosts than the
+// the public Internet while the issuer is, when they are to be used. They may be on other hosts than the
 // issuer: those of many are.
 //
 // It is also the home of the manners that all HTTP of the broker keeps towards
@@ -26,6 +26,9 @@ const (
 	// maxAge is how long metadata is used before it is fetched again. Endpoints
 	// hardly ever move; when one does, an hour is short enough.
 	maxAge = time.Hour
+	// refusedAge is how long metadata is used that names an endpoint which is
+	// refused: the issuer may correct it.
+	refusedAge = time.Minute
 	// After a failure the issuer is left alone: at first for minBackoff, then
 	// for twice as long each time, up to maxBackoff.
 	minBackoff = time.Second
@@ -48,22 +51,63 @@ type Config struct {
 	HTTP *http.Client
 }
 
-// Metadata is what an issuer says about itself. Endpoints that it does not name
-// are empty; those that it names pass [CheckURL].
+// Metadata is what an issuer says about itself.
 type Metadata struct {
 	Issuer                string
-	TokenEndpoint         string
-	JWKSURI               string
-	IntrospectionEndpoint string
-	// MTLS are for clients that present a certificate (RFC 8705 section 5). One
-	// that the issuer does not name apart is the usual one.
+	TokenEndpoint         Endpoint
+	JWKSURI               Endpoint
+	IntrospectionEndpoint Endpoint
+	// MTLS are for clients that present a certificate (RFC 8705 section 5). An
+	// endpoint without an alias is the usual one.
 	MTLS Endpoints
 }
 
 // Endpoints are those that a client authenticates at.
 type Endpoints struct {
-	Token         string
-	Introspection string
+	Token         Endpoint
+	Introspection Endpoint
+}
+
+// Endpoint is one that an issuer's metadata may name. A flaw in it matters to
+// those who use this endpoint only.
+type Endpoint struct {
+	url     string
+	refused *Error // why the url is not used; nil: it passes [CheckURL]
+}
+
+// URL returns "" if the metadata names no such endpoint. The error is an [*Error]
+// that says why the one that it names is refused.
+func (e Endpoint) URL() (string, error) {
+	if e.refused != nil {
+		return "", e.refused
+	}
+	return e.url, nil
+}
+
+func (e Endpoint) or(other Endpoint) Endpoint {
+	if e == (Endpoint{}) {
+		return other
+	}
+	return e
+}
+
+func (m *Metadata) endpoints() []*Endpoint {
+	return []*Endpoint{&m.TokenEndpoint, &m.JWKSURI, &m.IntrospectionEndpoint, &m.MTLS.Token, &m.MTLS.Introspection}
+}
+
+// keep puts the endpoints that were found before in place of those that are
+// refused now, as the whole metadata is kept while it cannot be replaced.
+func (m *Metadata) keep(before *Metadata) *Metadata {
+	if before == nil {
+		return m
+	}
+	known := before.endpoints()
+	for i, e := range m.endpoints() {
+		if e.refused != nil && known[i].url != "" {
+			*e = *known[i]
+		}
+	}
+	return m
 }
 
 // Issuer knows the metadata of one issuer, from the first time it is asked. It
@@ -98,8 +142,8 @@ func New(cfg Config) *Issuer {
 func (i *Issuer) URL() string { return i.cfg.Issuer }
 
 // Metadata returns the issuer's metadata. The first call waits until it is
-// found, at most [Timeout], or until ctx ends; it is then kept for an hour and
-// replaced in the background, and kept for longer while it cannot be replaced.
+// found, at most [Timeout], or until ctx ends; it is then kept for an hour, or a
+// minute if one of its endpoints is refused, and replaced in the background, and kept for longer while it cannot be replaced.
 // A failed search is remembered for a moment, so that calls in a row are one
 // request. The error is always an [*Error].
 func (i *Issuer) Metadata(ctx context.Context) (Metadata, error) {
@@ -149,7 +193,13 @@ func (i *Issuer) search(apart context.Context, flight chan struct{}) {
 
 func (s *state) next(metadata *Metadata, err *Error, now time.Time) *state {
 	if err == nil {
-		return &state{metadata: metadata, due: now.Add(maxAge)}
+		age := maxAge
+		for _, e := range metadata.endpoints() {
+			if e.refused != nil {
+				age = refusedAge
+			}
+		}
+		return &state{metadata: metadata.keep(s.metadata), due: now.Add(age)}
 	}
 	backoff := min(minBackoff<<min(s.failures, 5), maxBackoff)
 	return &state{metadata: s.metadata, err: err, failures: s.failures + 1, due: now.Add(backoff)}

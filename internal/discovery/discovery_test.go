@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -89,6 +90,26 @@ func faultOf(t *testing.T, err error) *discovery.Error {
 	return fault
 }
 
+func endpointsOf(m discovery.Metadata) map[string]discovery.Endpoint {
+	return map[string]discovery.Endpoint{
+		"token": m.TokenEndpoint, "keys": m.JWKSURI, "introspection": m.IntrospectionEndpoint,
+		"token, mTLS": m.MTLS.Token, "introspection, mTLS": m.MTLS.Introspection,
+	}
+}
+
+// urlsOf returns the URL of each endpoint: "refused" where there is an error.
+func urlsOf(m discovery.Metadata) map[string]string {
+	urls := map[string]string{}
+	for name, endpoint := range endpointsOf(m) {
+		url, err := endpoint.URL()
+		if err != nil {
+			url = "refused"
+		}
+		urls[name] = url
+	}
+	return urls
+}
+
 func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 	for _, tt := range []struct {
 		issuer, page string
@@ -109,13 +130,12 @@ func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := discovery.Metadata{
-				Issuer: tt.issuer, TokenEndpoint: "https://idp.example/token",
-				JWKSURI: "https://idp.example/keys", IntrospectionEndpoint: "https://idp.example/introspect",
-				MTLS: discovery.Endpoints{Token: "https://idp.example/token", Introspection: "https://idp.example/introspect"},
+			want := map[string]string{
+				"token": "https://idp.example/token", "keys": "https://idp.example/keys", "introspection": "https://idp.example/introspect",
+				"token, mTLS": "https://idp.example/token", "introspection, mTLS": "https://idp.example/introspect",
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Error(diff)
+			if diff := cmp.Diff(want, urlsOf(got)); diff != "" || got.Issuer != tt.issuer {
+				t.Errorf("issuer %q: %s", got.Issuer, diff)
 			}
 			if diff := cmp.Diff(tt.asked, s.requests()); diff != "" {
 				t.Error(diff)
@@ -156,28 +176,18 @@ func TestDocumentIsRefused(t *testing.T) {
 	for name, tt := range map[string]struct{ document, says string }{
 		"no JSON":                         {`<html>canary</html>`, "not a JSON object"},
 		"an array":                        {`[]`, "not a JSON object"},
-		"null":                            {`null`, "names no issuer"},
+		"null":                            {`null`, "not a JSON object"},
 		"empty":                           {` `, "not a JSON object"},
 		"truncated":                       {documentOf(issuer)[:40], "not a JSON object"},
 		"two documents":                   {documentOf(issuer) + documentOf(issuer), "not a JSON object"},
-		"a member twice":                  {`{"issuer":"https://idp.example","issuer":"https://canary.example"}`, "not a JSON object"},
-		"an endpoint that is a number":    {`{"issuer":"https://idp.example","token_endpoint":5}`, "not a JSON object"},
+		"a member twice":                  {`{"issuer":"https://idp.example","issuer":"https://canary.example"}`, "its issuer more than once"},
+		"the issuer, a list":              {`{"issuer":["https://idp.example"]}`, "names no issuer"},
 		"no issuer":                       {`{"token_endpoint":"https://idp.example/token"}`, "names no issuer"},
 		"issuer in another case":          {`{"Issuer":"https://idp.example"}`, "names no issuer"},
 		"another issuer":                  {documentOf("https://canary.example"), "another issuer"},
 		"the issuer in capitals":          {documentOf("https://IDP.example"), "another issuer"},
 		"the issuer's prefix":             {documentOf("https://idp.exampl"), "another issuer"},
 		"the issuer with a slash":         {documentOf(issuer + "/"), "slash"},
-		"token endpoint in plain http":    {`{"issuer":"https://idp.example","token_endpoint":"http://idp.example/token"}`, "token_endpoint"},
-		"token endpoint on our loopback":  {`{"issuer":"https://idp.example","token_endpoint":"http://127.0.0.1:1/token"}`, "plain http"},
-		"keys in plain http":              {`{"issuer":"https://idp.example","jwks_uri":"http://idp.example/keys"}`, "jwks_uri"},
-		"keys at no URL":                  {`{"issuer":"https://idp.example","jwks_uri":"file:///etc/passwd"}`, "jwks_uri"},
-		"an mTLS alias over plain http":   {`{"issuer":"https://idp.example","mtls_endpoint_aliases":{"token_endpoint":"http://mtls.idp.example/token"}}`, "token_endpoint for mTLS"},
-		"an mTLS alias that is private":   {`{"issuer":"https://idp.example","mtls_endpoint_aliases":{"introspection_endpoint":"https://10.0.0.1/"}}`, "introspection_endpoint for mTLS"},
-		"mTLS aliases that are a list":    {`{"issuer":"https://idp.example","mtls_endpoint_aliases":[]}`, "not a JSON object"},
-		"introspection with a password":   {`{"issuer":"https://idp.example","introspection_endpoint":"https://u:canary@idp.example/"}`, "introspection_endpoint"},
-		"token endpoint without a host":   {`{"issuer":"https://idp.example","token_endpoint":"/token"}`, "token_endpoint"},
-		"token endpoint with a fragment":  {`{"issuer":"https://idp.example","token_endpoint":"https://idp.example/#canary"}`, "token_endpoint"},
 		"a document that is beyond limit": {documentOf(issuer) + strings.Repeat(" ", 512<<10), "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -194,6 +204,141 @@ func TestDocumentIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An endpoint is judged when it is used: a flaw in one costs no other.
+func TestEndpointThatIsRefusedCostsNoOther(t *testing.T) {
+	good := map[string]string{
+		"token": "https://idp.example/token", "keys": "https://idp.example/keys", "introspection": "https://idp.example/introspect",
+		"token, mTLS": "https://mtls.idp.example/token", "introspection, mTLS": "https://mtls.idp.example/introspect",
+	}
+	documents := map[string]func(string) string{ // by the endpoint that is bad in it
+		"token": func(bad string) string { return `{"token_endpoint":` + bad + rest("token_endpoint", "") },
+		"keys":  func(bad string) string { return `{"jwks_uri":` + bad + rest("jwks_uri", "") },
+		"introspection": func(bad string) string {
+			return `{"introspection_endpoint":` + bad + rest("introspection_endpoint", "")
+		},
+		"token, mTLS": func(bad string) string {
+			return `{"mtls_endpoint_aliases":{"token_endpoint":` + bad + `,"introspection_endpoint":"https://mtls.idp.example/introspect"}` + rest("", "aliases")
+		},
+		"introspection, mTLS": func(bad string) string {
+			return `{"mtls_endpoint_aliases":{"introspection_endpoint":` + bad + `,"token_endpoint":"https://mtls.idp.example/token"}` + rest("", "aliases")
+		},
+	}
+	for name, tt := range map[string]struct{ bad, says string }{
+		"plain http":      {`"http://idp.example/x"`, "is refused: the URL must be https"},
+		"our loopback":    {`"http://127.0.0.1:1/canary"`, "plain http"},
+		"a private host":  {`"https://10.0.0.1/canary"`, "private"},
+		"a relative URL":  {`"/canary"`, "absolute"},
+		"no URL to ask":   {`"file:///canary"`, "absolute"},
+		"a password":      {`"https://u:canary@idp.example/"`, "password"},
+		"a fragment":      {`"https://idp.example/#canary"`, "fragment"},
+		"false":           {`false`, "not a string"},
+		"a number":        {`5`, "not a string"},
+		"an object":       {`{"canary":1,"canary":2}`, "not a string"},
+		"invalid Unicode": {"\"https://idp.example/\xffcanary\"", "not a string"},
+		"a lone half":     {`"https://idp.example/\ud800canary"`, "not a string"},
+	} {
+		for endpoint, document := range documents {
+			t.Run(endpoint+", "+name, func(t *testing.T) {
+				s := &site{pages: map[string]string{oidc: document(tt.bad)}}
+				got, err := s.issuer(issuer).Metadata(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := maps.Clone(good)
+				want[endpoint] = "refused"
+				if diff := cmp.Diff(want, urlsOf(got)); diff != "" {
+					t.Error(diff)
+				}
+				_, err = endpointsOf(got)[endpoint].URL()
+				if faultOf(t, err).Unreachable || !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), "canary") {
+					t.Errorf("the message is %q, want one of %q and nothing of the document", err, tt.says)
+				}
+			})
+		}
+	}
+	for name, tt := range map[string]struct {
+		document string
+		refused  []string
+	}{
+		"null is absent":              {documents["token, mTLS"]("null"), nil},
+		"an unread member twice":      {`{"x":1,"x":{"y":1,"y":2}` + rest("", ""), nil},
+		"an unread text in Latin-1":   {"{\"x\":\"\xe9\"" + rest("", ""), nil},
+		"an endpoint twice":           {`{"jwks_uri":"https://idp.example/keys"` + rest("", ""), []string{"keys"}},
+		"aliases twice":               {`{"mtls_endpoint_aliases":{}` + rest("", ""), []string{"token, mTLS", "introspection, mTLS"}},
+		"aliases that are a list":     {`{"mtls_endpoint_aliases":[]` + rest("", "aliases"), []string{"token, mTLS", "introspection, mTLS"}},
+		"an alias twice":              {`{"mtls_endpoint_aliases":{"token_endpoint":"https://mtls.idp.example/token","token_endpoint":"https://x.example","introspection_endpoint":"https://mtls.idp.example/introspect"}` + rest("", "aliases"), []string{"token, mTLS"}},
+		"a name that differs in case": {`{"Token_Endpoint":"http://x","JWKS_URI":5` + rest("", ""), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &site{pages: map[string]string{oidc: tt.document}}
+			got, err := s.issuer(issuer).Metadata(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := maps.Clone(good)
+			if name == "null is absent" {
+				want["token, mTLS"] = good["token"]
+			}
+			for _, endpoint := range tt.refused {
+				want[endpoint] = "refused"
+			}
+			if diff := cmp.Diff(want, urlsOf(got)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// rest is a good document without its opening brace, and without one member.
+func rest(without, aliases string) string {
+	var text strings.Builder
+	for name, value := range map[string]string{"issuer": issuer, "token_endpoint": "https://idp.example/token", "jwks_uri": "https://idp.example/keys", "introspection_endpoint": "https://idp.example/introspect"} {
+		if name != without {
+			fmt.Fprintf(&text, ",%q:%q", name, value)
+		}
+	}
+	if aliases == "" {
+		text.WriteString(`,"mtls_endpoint_aliases":{"token_endpoint":"https://mtls.idp.example/token","introspection_endpoint":"https://mtls.idp.example/introspect"}`)
+	}
+	return text.String() + "}"
+}
+
+// A document that is refused as a whole leaves the metadata that was known; so
+// does an endpoint that is refused, and a minute later the document is read again.
+func TestEndpointThatBecomesBadIsKeptAsItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &site{pages: map[string]string{oidc: documentOf(issuer)}}
+		i := s.issuer(issuer)
+		urls := func() map[string]string {
+			t.Helper()
+			_, _ = i.Metadata(t.Context())
+			synctest.Wait()
+			found, err := i.Metadata(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return urlsOf(found)
+		}
+		before := urls()
+		s.set(func() {
+			s.pages[oidc] = `{"issuer":"https://idp.example","token_endpoint":false,"jwks_uri":"https://new.example/keys","introspection_endpoint":"/x"}`
+		})
+		time.Sleep(time.Hour)
+		want := maps.Clone(before)
+		want["keys"] = "https://new.example/keys"
+		if diff := cmp.Diff(want, urls()); diff != "" {
+			t.Error(diff)
+		}
+		s.set(func() {
+			s.pages[oidc] = `{"issuer":"https://idp.example","token_endpoint":"https://new.example/token"}`
+		})
+		time.Sleep(time.Minute)
+		if got := urls(); got["token"] != "https://new.example/token" || got["keys"] != "" {
+			t.Errorf("a minute after the document is good again: %v", got)
+		}
+	})
 }
 
 func TestDocumentAtTheLimitIsRead(t *testing.T) {
@@ -319,7 +464,11 @@ func TestKnownMetadataOutlivesAFailingRefreshAndNobodyWaits(t *testing.T) {
 			if waited := time.Since(begun); waited != 0 {
 				t.Fatalf("a caller waited %v", waited)
 			}
-			return metadata.TokenEndpoint
+			url, err := metadata.TokenEndpoint.URL()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return url
 		}
 		ask()
 		time.Sleep(time.Hour - 1)

@@ -1,7 +1,6 @@
 package discovery
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,25 +8,12 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const maxDocument = 512 << 10
-
-// document is the part of a metadata document that is read (RFC 8414 section
-// 2). Names are matched exactly; a document that repeats one is refused.
-type document struct {
-	Issuer                string `json:"issuer"`
-	TokenEndpoint         string `json:"token_endpoint"`
-	JWKSURI               string `json:"jwks_uri"`
-	IntrospectionEndpoint string `json:"introspection_endpoint"`
-	MTLS                  struct {
-		TokenEndpoint         string `json:"token_endpoint"`
-		IntrospectionEndpoint string `json:"introspection_endpoint"`
-	} `json:"mtls_endpoint_aliases"`
-}
 
 // find looks in the places where an issuer may publish. It goes on to the next
 // only where there is nothing: what is said in one place is not to be
@@ -73,35 +59,92 @@ func wellKnown(issuer string, allowHTTP bool) ([]string, error) {
 	}, nil
 }
 
+// document is a metadata document (RFC 8414 section 2). Names are matched exactly.
+type document struct {
+	place    string
+	members  map[string]jsontext.Value
+	repeated map[string]bool
+	check    func(endpoint string) error
+}
+
 func (i *Issuer) read(place string, body []byte) (*Metadata, *Error) {
-	var found document
-	if err := json.Unmarshal(body, &found); err != nil {
-		return nil, wrong(place, "is not a JSON object with the members of a metadata document")
+	members, repeated, err := ParseMembers(body)
+	if err != nil {
+		return nil, wrong(place, "is not a JSON object")
 	}
-	if fault := i.sameIssuer(place, found.Issuer); fault != nil {
+	if repeated["issuer"] {
+		return nil, wrong(place, "names its issuer more than once")
+	}
+	named, _ := textOf(members["issuer"])
+	if fault := i.sameIssuer(place, named); fault != nil {
 		return nil, fault
 	}
-	for _, endpoint := range []struct{ name, url string }{
-		{"token_endpoint", found.TokenEndpoint},
-		{"jwks_uri", found.JWKSURI},
-		{"introspection_endpoint", found.IntrospectionEndpoint},
-		{"token_endpoint for mTLS", found.MTLS.TokenEndpoint},
-		{"introspection_endpoint for mTLS", found.MTLS.IntrospectionEndpoint},
-	} {
-		if err := i.checkEndpoint(endpoint.url); err != nil {
-			return nil, wrong(place, fmt.Sprintf("names a %s that is refused: %v", endpoint.name, err))
-		}
+	found := document{place, members, repeated, i.checkEndpoint}
+	token, introspection := found.endpoint("token_endpoint", ""), found.endpoint("introspection_endpoint", "")
+	aliases, fault := found.aliases()
+	if fault != nil {
+		refused := Endpoint{refused: fault}
+		return found.metadata(named, token, introspection, Endpoints{refused, refused}), nil
 	}
-	return &Metadata{
-		Issuer:                found.Issuer,
-		TokenEndpoint:         found.TokenEndpoint,
-		JWKSURI:               found.JWKSURI,
-		IntrospectionEndpoint: found.IntrospectionEndpoint,
-		MTLS: Endpoints{
-			Token:         cmp.Or(found.MTLS.TokenEndpoint, found.TokenEndpoint),
-			Introspection: cmp.Or(found.MTLS.IntrospectionEndpoint, found.IntrospectionEndpoint),
-		},
-	}, nil
+	return found.metadata(named, token, introspection, Endpoints{
+		Token:         aliases.endpoint("token_endpoint", " for mTLS").or(token),
+		Introspection: aliases.endpoint("introspection_endpoint", " for mTLS").or(introspection),
+	}), nil
+}
+
+func (d document) metadata(issuer string, token, introspection Endpoint, mtls Endpoints) *Metadata {
+	return &Metadata{Issuer: issuer, TokenEndpoint: token, JWKSURI: d.endpoint("jwks_uri", ""), IntrospectionEndpoint: introspection, MTLS: mtls}
+}
+
+// endpoint reads a member and judges it. What is wrong with it is found out by
+// those who use it.
+func (d document) endpoint(name, purpose string) Endpoint {
+	value := d.members[name]
+	text, isText := textOf(value)
+	switch {
+	case d.repeated[name]:
+		return Endpoint{refused: wrong(d.place, "names its "+name+purpose+" more than once")}
+	case isAbsent(value):
+		return Endpoint{}
+	case !isText:
+		return Endpoint{refused: wrong(d.place, "names the "+name+purpose+" by a value that is not a string")}
+	case text == "":
+		return Endpoint{}
+	}
+	if err := d.check(text); err != nil {
+		return Endpoint{refused: wrong(d.place, fmt.Sprintf("names a URL as %s%s that is refused: %v", name, purpose, err))}
+	}
+	return Endpoint{url: text}
+}
+
+// aliases are the endpoints for clients that present a certificate.
+func (d document) aliases() (document, *Error) {
+	const name = "mtls_endpoint_aliases"
+	value := d.members[name]
+	switch {
+	case d.repeated[name]:
+		return document{}, wrong(d.place, "names its "+name+" more than once")
+	case isAbsent(value):
+		return document{}, nil
+	}
+	members, repeated, err := ParseMembers(value)
+	if err != nil {
+		return document{}, wrong(d.place, "has "+name+" that are not an object")
+	}
+	return document{d.place, members, repeated, d.check}, nil
+}
+
+func isAbsent(value jsontext.Value) bool {
+	return value == nil || value.Kind() == jsontext.KindNull
+}
+
+// textOf returns a member that is a string of sound Unicode.
+func textOf(value jsontext.Value) (string, bool) {
+	if value.Kind() != jsontext.KindString || !value.IsValid() {
+		return "", false
+	}
+	text, err := jsontext.AppendUnquote(nil, value)
+	return string(text), err == nil
 }
 
 // sameIssuer keeps one issuer from speaking for another: the two must be equal
@@ -124,9 +167,6 @@ func (i *Issuer) sameIssuer(place, named string) *Error {
 // be connected to: both would lead the broker's secrets to whoever listens on its
 // host or in its network.
 func (i *Issuer) checkEndpoint(endpoint string) error {
-	if endpoint == "" {
-		return nil
-	}
 	if err := CheckURL(endpoint, i.cfg.AllowHTTP); err != nil {
 		return err
 	}

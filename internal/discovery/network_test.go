@@ -263,14 +263,17 @@ func TestDocumentMayNotNamePrivateEndpoints(t *testing.T) {
 	find := func(cfg discovery.Config, endpoint string) error {
 		page := strings.Replace(documentOf(cfg.Issuer), "https://idp.example/keys", endpoint, 1)
 		cfg.HTTP = discovery.NewHTTPClient(&site{pages: map[string]string{oidc: page}})
-		_, err := discovery.New(cfg).Metadata(t.Context())
+		found, err := discovery.New(cfg).Metadata(t.Context())
+		if err == nil {
+			_, err = found.JWKSURI.URL()
+		}
 		return err
 	}
 	for _, endpoint := range []string{
 		"https://10.0.0.1/keys", "https://192.168.1.1/keys", "https://169.254.169.254/keys", "https://127.0.0.1/keys", "https://localhost/keys", "https://[::1]/keys",
 		"https://[fd00::1]/keys", "https://[::ffff:10.0.0.1]/keys", "https://0.0.0.0/keys",
 	} {
-		if err := find(discovery.Config{Issuer: issuer}, endpoint); !isAddressError(err) && (err == nil || !strings.Contains(err.Error(), "jwks_uri that is refused")) {
+		if err := find(discovery.Config{Issuer: issuer}, endpoint); !isAddressError(err) && (err == nil || !strings.Contains(err.Error(), "as jwks_uri that is refused")) {
 			t.Errorf("%s: %v", endpoint, err)
 		}
 	}

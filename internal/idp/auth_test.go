@@ -263,7 +263,7 @@ func TestAudienceOfAssertions(t *testing.T) {
 			}
 			form := requests()[0].form
 			_, claims := asserted(t, form.Get("client_assertion")+form.Get("assertion"), key.Public(), "ES256")
-			if claims["aud"] != want(issuer.URL(), metadata.TokenEndpoint) {
+			if endpoint, err := metadata.TokenEndpoint.URL(); err != nil || claims["aud"] != want(issuer.URL(), endpoint) {
 				t.Errorf("%q with %s: %v", audience, grant, claims["aud"])
 			}
 		}
@@ -301,7 +301,11 @@ func TestIntrospectionAuthenticatesInTheSameWay(t *testing.T) {
 				}
 				// The token endpoint's URL names the authorization server, also where
 				// another endpoint of it is asked.
-				want := map[string]string{"issuer": issuer.URL(), "token_endpoint": metadata.TokenEndpoint}[audience]
+				endpoint, err := metadata.TokenEndpoint.URL()
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := map[string]string{"issuer": issuer.URL(), "token_endpoint": endpoint}[audience]
 				if _, claims := asserted(t, form.Get("client_assertion"), key.Public(), "ES256"); claims["aud"] != want {
 					t.Errorf("aud %v", claims["aud"])
 				}

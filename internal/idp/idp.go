@@ -236,11 +236,15 @@ func (c *Client) endpoint(ctx context.Context) (string, *Error) {
 	if err != nil {
 		return "", undiscovered("token endpoint", err)
 	}
-	endpoint := metadata.TokenEndpoint
+	named := metadata.TokenEndpoint
 	if c.cfg.Auth.Mutual() {
-		endpoint = metadata.MTLS.Token
+		named = metadata.MTLS.Token
 	}
-	if endpoint == "" {
+	endpoint, err := named.URL()
+	switch {
+	case err != nil:
+		return "", undiscovered("token endpoint", err)
+	case endpoint == "":
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no token_endpoint: configure token_url"}
 	}
 	return endpoint, nil

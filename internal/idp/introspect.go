@@ -65,11 +65,15 @@ func (c *Client) introspectionEndpoint(ctx context.Context) (string, *Error) {
 	if err != nil {
 		return "", undiscovered(introspection, err)
 	}
-	endpoint := metadata.IntrospectionEndpoint
+	named := metadata.IntrospectionEndpoint
 	if c.cfg.Auth.Mutual() {
-		endpoint = metadata.MTLS.Introspection
+		named = metadata.MTLS.Introspection
 	}
-	if endpoint == "" {
+	endpoint, err := named.URL()
+	switch {
+	case err != nil:
+		return "", undiscovered(introspection, err)
+	case endpoint == "":
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no introspection_endpoint: configure the endpoint"}
 	}
 	return endpoint, nil

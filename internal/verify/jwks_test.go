@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -19,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -425,6 +427,83 @@ func TestKeysFromAFile(t *testing.T) {
 			t.Error("a file that is too large is no error")
 		}
 	})
+}
+
+func gzipped(data []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = w.Write(data)
+	_ = w.Close()
+	return out.Bytes()
+}
+
+func TestKeysFromAFileInAnotherForm(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	set := josetest.Set(key.JWK())
+	c := configOf(issuerA)
+	c.JWKSURL, c.JWKSFile = "", filepath.Join(t.TempDir(), "jwks.json")
+	marked := append([]byte("\ufeff"), set...)
+	for name, tt := range map[string]struct {
+		data []byte
+		says string
+	}{
+		"a byte order mark":               {marked, ""},
+		"gzip":                            {gzipped(set), ""},
+		"gzip of a byte order mark":       {gzipped(marked), ""},
+		"UTF-16":                          {[]byte("\xff\xfe{\x00"), "UTF-16"},
+		"UTF-16, big-endian":              {[]byte("\xfe\xff\x00{"), "UTF-16"},
+		"gzip that breaks off":            {gzipped(set)[:40], "decompressed"},
+		"gzip twice":                      {gzipped(gzipped(set)), "not a JSON object"},
+		"gzip of more than may be read":   {gzipped(bytes.Repeat([]byte(" "), 100<<20)), "longer than 524288 bytes"},
+		"a byte order mark in the middle": {append([]byte(" "), marked...), "not a JSON object"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(c.JWKSFile, tt.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			v := newVerifier(t, nil, c)
+			err := v.Refresh(t.Context(), issuerA)
+			switch {
+			case tt.says != "":
+				if err == nil || !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("want an error about %q: %v", tt.says, err)
+				}
+			case err != nil || outcome(t, v, forever(key, issuerA), verify.Request{}) != "active":
+				t.Errorf("not read: %v", err)
+			}
+		})
+	}
+}
+
+// The metadata of an issuer may name endpoints that the broker would refuse, as
+// long as it does not use them.
+func TestKeysAreFoundBesideAnEndpointThatIsRefused(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	set := respond(http.StatusOK, gzipped(josetest.Set(key.JWK())), http.Header{"Content-Encoding": {"gzip"}})
+	for name, tt := range map[string]struct{ members, want string }{
+		"introspection over plain http": {`"jwks_uri":"https://a.example/jwks","introspection_endpoint":"http://a.example/introspect"`, "active"},
+		"a relative mTLS alias":         {`"jwks_uri":"https://a.example/jwks","mtls_endpoint_aliases":{"token_endpoint":"/token"}`, "active"},
+		"a member twice":                {`"jwks_uri":"https://a.example/jwks","x":false,"x":true`, "active"},
+		"keys over plain http":          {`"jwks_uri":"http://a.example/jwks"`, "unavailable"},
+		"keys twice":                    {`"jwks_uri":"https://a.example/jwks","jwks_uri":"https://a.example/jwks"`, "unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			web := new(site)
+			web.set(func(r *http.Request) (*http.Response, error) {
+				if r.URL.Path == "/jwks" {
+					return set(r)
+				}
+				return respond(http.StatusOK, []byte(`{"issuer":"https://a.example",`+tt.members+`}`), nil)(r)
+			})
+			c := configOf(issuerA)
+			c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
+			v := newVerifier(t, web, c)
+			_ = v.Refresh(t.Context(), issuerA)
+			if got := outcome(t, v, forever(key, issuerA), verify.Request{}); got != tt.want {
+				t.Error(got, v.Status())
+			}
+		})
+	}
 }
 
 func TestRunEndsWithItsContextWhileAFetchHangs(t *testing.T) {

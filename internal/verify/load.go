@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,9 @@ func (s *keySource) load(ctx context.Context) (set jose.Set, maxAge time.Duratio
 
 func (s *keySource) read(ctx context.Context) (place string, data []byte, header http.Header, err error) {
 	if s.cfg.JWKSFile != "" {
-		data, err = readFile(s.cfg.JWKSFile)
+		if data, err = readFile(s.cfg.JWKSFile); err == nil {
+			data, err = decodeFile(s.cfg.JWKSFile, data)
+		}
 		return s.cfg.JWKSFile, data, nil, err
 	}
 	url := s.cfg.JWKSURL
@@ -59,7 +62,9 @@ func (s *keySource) read(ctx context.Context) (place string, data []byte, header
 		if err != nil {
 			return "", nil, nil, err
 		}
-		url = metadata.JWKSURI
+		if url, err = metadata.JWKSURI.URL(); err != nil {
+			return "", nil, nil, err
+		}
 	}
 	if url == "" {
 		return "", nil, nil, errNoKeys
@@ -75,6 +80,23 @@ func readFile(path string) ([]byte, error) {
 	}
 	defer func() { _ = file.Close() }()
 	return io.ReadAll(io.LimitReader(file, jose.MaxSetSize+1)) // one more, to be found too long
+}
+
+// decodeFile reads a file that is compressed by gzip, or begins with a byte order
+// mark, as an answer of the issuer would be read.
+func decodeFile(path string, data []byte) ([]byte, error) {
+	coding := ""
+	switch {
+	case bytes.HasPrefix(data, []byte("\x1f\x8b")): // RFC 1952 section 2.3.1
+		coding = "gzip"
+	case bytes.HasPrefix(data, []byte("\xff\xfe")), bytes.HasPrefix(data, []byte("\xfe\xff")):
+		return nil, fmt.Errorf("%s: it begins with the byte order mark of UTF-16: save it as UTF-8", path)
+	}
+	plain, err := discovery.Decode(data, coding, jose.MaxSetSize)
+	if err != nil {
+		return nil, fmt.Errorf("%s: it looks like a gzip file and cannot be decompressed", path)
+	}
+	return plain, nil
 }
 
 // maxAgeOf reads Cache-Control (RFC 9111 section 5.2.2.1).
