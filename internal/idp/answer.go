@@ -70,7 +70,7 @@ func (c *Client) grant(a answer, ask Request, askedAt time.Time) (token.Grant, *
 	if a.members == nil {
 		return token.Grant{}, a.useless("a body that " + a.problem)
 	}
-	if fault := a.checkType(); fault != nil {
+	if fault := a.checkType(c.cfg.BearerTypes); fault != nil {
 		return token.Grant{}, fault
 	}
 	value, fault := a.accessToken()
@@ -80,9 +80,9 @@ func (c *Client) grant(a answer, ask Request, askedAt time.Time) (token.Grant, *
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	life := c.lifetime(a.members, value, askedAt)
-	if life <= 0 {
-		return token.Grant{}, a.useless("a token that has expired already: check the clocks on both sides")
+	life, fault := c.lifetime(a, value, askedAt)
+	if fault != nil {
+		return token.Grant{}, fault
 	}
 	return token.Grant{
 		Value:     redact.New(value),
@@ -100,14 +100,16 @@ func (a answer) useless(what string) *Error {
 	return &Error{Class: Transient, Status: a.status, text: fmt.Sprintf("answers HTTP %d with %s", a.status, what)}
 }
 
-// checkType accepts bearer tokens, which are what an answer without a type is
-// taken for. Others cannot be presented by whoever they are handed to.
-func (a answer) checkType() *Error {
+// checkType accepts bearer tokens: by the standard type, by a type that the
+// configuration names, or without a type. The callers could not present others.
+func (a answer) checkType(bearerTypes []string) *Error {
 	value := a.members["token_type"]
 	name, isText := a.members.text("token_type")
+	name = strings.TrimSpace(name)
+	isBearer := func(known string) bool { return isText && strings.EqualFold(name, known) }
 	var what string
 	switch {
-	case absent(value), isText && name == "", strings.EqualFold(name, "Bearer"):
+	case absent(value), isText && name == "", isBearer("Bearer"), slices.ContainsFunc(bearerTypes, isBearer):
 		return nil
 	case strings.EqualFold(name, "DPoP"):
 		what = "tokens bound to a key (DPoP), which " + notShared
@@ -116,7 +118,7 @@ func (a answer) checkType() *Error {
 	case strings.EqualFold(name, "N_A"):
 		what = "what is no access token (token_type N_A): ask for access tokens in params"
 	default:
-		what = "tokens of an unknown type: have the IdP issue bearer tokens"
+		what = "tokens of an unknown type (token_type): have the IdP issue bearer tokens, or name the type in bearer_types if it means bearer"
 	}
 	return &Error{Class: Misconfigured, Status: a.status, text: "issues " + what}
 }
@@ -153,22 +155,82 @@ func (a answer) accessToken() (string, *Error) {
 	return value, nil
 }
 
-// lifetime is what the IdP declares, else the default; of that, a token which
-// is a JWT lives no longer than its own exp. Its signature is not looked at:
-// exp can only shorten. Zero or less: the token is of no use.
-func (c *Client) lifetime(m members, value string, askedAt time.Time) time.Duration {
-	if n, ok := m.number("expires_in"); ok {
-		return seconds(n)
-	}
+// lifetime is what the IdP declares, else the default, shortened to the token's own
+// exp if it is a JWT. Nobody verified the JWT's signature, so exp only shortens.
+func (c *Client) lifetime(a answer, value string, askedAt time.Time) (time.Duration, *Error) {
+	declared, isDeclared := a.members.number("expires_in")
 	life := c.cfg.DefaultLifetime
-	if exp, ok := expiryOf(value); ok {
-		life = min(life, seconds(exp-float64(askedAt.UnixMilli())/1000))
+	if isDeclared {
+		life = seconds(declared)
 	}
-	return life
+	if life <= 0 {
+		return 0, a.expired("expires_in is not positive")
+	}
+	left, since, known := a.leftOf(claimsOf(value))
+	switch {
+	case !known && isDeclared:
+		return life, nil
+	case !known:
+		left, since = c.leftOnOwnClock(claimsOf(value), life, askedAt)
+	}
+	if left <= 0 {
+		return 0, a.expired("its exp is not after " + since)
+	}
+	return shortened(life, left), nil
 }
 
-// expiryOf returns the exp claim of a token, if it is a JWT with one.
-func expiryOf(value string) (float64, bool) { return claimsOf(value).number("exp") }
+// expired is a failure because of a token that is of no use any more.
+func (a answer) expired(why string) *Error {
+	return a.useless("a token that has expired already (" + why + "): check the clocks on both sides, and whether the IdP repeats an old token")
+}
+
+// leftOf returns how long a JWT with these claims lives: from the response's Date
+// to exp, or from iat to exp if that is less or there is no Date. Both ends come
+// from clocks of the IdP, so a wrong clock of the broker does not matter.
+func (a answer) leftOf(claims members) (left time.Duration, since string, known bool) {
+	exp, ok := claims.expiry()
+	if !ok {
+		return 0, "", false
+	}
+	left = token.MaxLifetime
+	if date, err := http.ParseTime(a.header.Get("Date")); err == nil {
+		left, since = seconds(exp-float64(date.Unix())), "the Date of the response"
+	}
+	if iat, ok := claims.number("iat"); ok && iat > 0 {
+		if life := seconds(exp - iat); since == "" || life < left {
+			left, since = life, "its iat"
+		}
+	}
+	return left, since, since != ""
+}
+
+// leftOnOwnClock is leftOf by the broker's clock, which may be wrong. It is used only
+// where the IdP does not say in any other way how long the token lives.
+func (c *Client) leftOnOwnClock(claims members, life time.Duration, askedAt time.Time) (left time.Duration, since string) {
+	exp, ok := claims.expiry()
+	if !ok {
+		return life, ""
+	}
+	return seconds(exp - float64(askedAt.UnixMilli())/1000), "the broker's time"
+}
+
+// expiry returns the exp claim. Zero is not a time: some IdPs write it into tokens
+// that do not expire by themselves.
+func (m members) expiry() (float64, bool) {
+	exp, ok := m.number("exp")
+	return exp, ok && exp > 0
+}
+
+// shortened is the lesser of both. IdPs cut times to whole seconds, each at another
+// moment: a difference of one second is no difference, as long as the margin at the
+// end of a token's life covers it.
+func shortened(life, left time.Duration) time.Duration {
+	const second, covered = time.Second, 10 * time.Second
+	if left >= covered && life-left <= second {
+		return life
+	}
+	return min(life, left)
+}
 
 // claimsOf returns nil for a token that is no JWT.
 func claimsOf(value string) members {

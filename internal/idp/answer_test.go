@@ -69,7 +69,7 @@ func TestExpiresIn(t *testing.T) {
 		"zero": `0`, "zero, as a string": `"0"`, "negative": `-1`, "negative, as a string": `"-3600"`, "huge and negative": `-1e999`, "less than a clock's tick": `1e-12`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused(t, grants(`{"access_token":"tok","expires_in":`+value+`}`), idp.Transient, "expired already")
+			refused(t, grants(`{"access_token":"tok","expires_in":`+value+`}`), idp.Transient, "has expired already (expires_in is not positive)")
 		})
 	}
 }
@@ -112,18 +112,60 @@ func TestMissingExpiresInIsBoundedByTheTokensOwnExp(t *testing.T) {
 	t.Run("exp in the past", func(t *testing.T) {
 		refused(t, grants(answer(jwtOf(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "expired already")
 	})
-	t.Run("a declared lifetime is believed", func(t *testing.T) {
-		body := fmt.Sprintf(`{"access_token":%q,"expires_in":3600}`, jwtOf(fmt.Sprintf(`{"exp":%d}`, now+60)))
-		if grant := granted(t, idp.Config{}, body); grant.Lifetime != time.Hour {
-			t.Errorf("the lifetime is %v", grant.Lifetime)
-		}
-	})
+}
+
+// Both clocks may be wrong, the IdP's and the broker's: the tokens here are of another year.
+func TestExpOfTheTokenShortensExpiresIn(t *testing.T) {
+	date := time.Date(2001, time.February, 3, 4, 5, 6, 0, time.UTC)
+	at := func(d time.Duration) int64 { return date.Add(d).Unix() }
+	for name, tt := range map[string]struct {
+		payload string
+		noDate  bool
+		want    time.Duration // zero: refused as expired
+	}{
+		"earlier by the Date":             {payload: fmt.Sprintf(`{"exp":%d}`, at(time.Minute)), want: time.Minute},
+		"later by the Date":               {payload: fmt.Sprintf(`{"exp":%d}`, at(9*time.Hour)), want: time.Hour},
+		"earlier by the Date than by iat": {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(-50*time.Minute), at(10*time.Minute)), want: 10 * time.Minute},
+		"earlier by iat than by the Date": {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(30*time.Minute), at(50*time.Minute)), want: 20 * time.Minute},
+		"earlier by iat, without a Date":  {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(0), at(time.Minute)), noDate: true, want: time.Minute},
+		"as a text":                       {payload: fmt.Sprintf(`{"iat":%d,"exp":"%d"}`, at(0), at(time.Minute)), want: time.Minute},
+		"a second earlier, which is none": {payload: fmt.Sprintf(`{"exp":%d}`, at(time.Hour-time.Second)), want: time.Hour},
+		"two seconds earlier":             {payload: fmt.Sprintf(`{"exp":%d}`, at(time.Hour-2*time.Second)), want: time.Hour - 2*time.Second},
+		"without a Date and iat":          {payload: fmt.Sprintf(`{"exp":%d}`, at(time.Minute)), noDate: true, want: time.Hour},
+		"zero, for never":                 {payload: `{"exp":0}`, want: time.Hour},
+		"null":                            {payload: `{"exp":null}`, want: time.Hour},
+		"no time":                         {payload: `{"exp":"soon"}`, want: time.Hour},
+		"with an iat that is no time":     {payload: fmt.Sprintf(`{"iat":"now","exp":%d}`, at(time.Minute)), want: time.Minute},
+		"passed by the Date":              {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(-time.Hour), at(-time.Second))},
+		"at the Date":                     {payload: fmt.Sprintf(`{"exp":%d}`, at(0))},
+		"before iat, without a Date":      {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(0), at(-time.Second)), noDate: true},
+		"in milliseconds, so far away":    {payload: fmt.Sprintf(`{"iat":%d,"exp":%d}`, at(0), at(time.Minute)*1000), want: time.Hour},
+		"with a fraction, without a Date": {payload: fmt.Sprintf(`{"iat":%d.25,"exp":%d.75}`, at(0), at(time.Minute)), noDate: true, want: time.Minute + 500*time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answer := func(w http.ResponseWriter, _ *http.Request) {
+				w.Header()["Date"] = []string{date.Format(http.TimeFormat)}
+				if tt.noDate {
+					w.Header()["Date"] = nil
+				}
+				fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600}`, jwtOf(tt.payload))
+			}
+			if tt.want == 0 {
+				refused(t, answer, idp.Transient, "has expired already")
+				return
+			}
+			grant, err := fetch(t, idp.Config{}, answer)
+			if err != nil || grant.Lifetime != tt.want {
+				t.Errorf("the lifetime is %v, want %v: %v", grant.Lifetime, tt.want, err)
+			}
+		})
+	}
 }
 
 func TestTokenType(t *testing.T) {
 	for name, member := range map[string]string{
 		"canonical": `,"token_type":"Bearer"`, "lower case": `,"token_type":"bearer"`, "upper case": `,"token_type":"BEARER"`,
-		"missing": ``, "null": `,"token_type":null`, "empty": `,"token_type":""`,
+		"missing": ``, "null": `,"token_type":null`, "empty": `,"token_type":""`, "with a space": `,"token_type":"bearer "`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			if grant := granted(t, idp.Config{}, `{"access_token":"tok","expires_in":60`+member+`}`); grant.Type != "Bearer" {
@@ -144,6 +186,29 @@ func TestTokenType(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			refused(t, grants(`{"access_token":"tok","expires_in":60,"token_type":`+tt.value+`}`), idp.Misconfigured, tt.says)
 		})
+	}
+}
+
+func TestBearerTypesAreTakenForBearer(t *testing.T) {
+	cfg := idp.Config{BearerTypes: []string{"BearerToken", "urn:ietf:params:oauth:token-type:access_token"}}
+	for _, name := range []string{"BearerToken", "bearertoken", "urn:ietf:params:oauth:token-type:access_token", "Bearer"} {
+		if grant := granted(t, cfg, `{"access_token":"tok","token_type":"`+name+`"}`); grant.Type != "Bearer" {
+			t.Errorf("%s is handed out as %q", name, grant.Type)
+		}
+	}
+	for value, says := range map[string]string{`"jwt"`: "unknown type", `"DPoP"`: "bound to a key", `"N_A"`: "no access token", `["BearerToken"]`: "unknown type"} {
+		_, err := fetch(t, cfg, grants(`{"access_token":"tok","token_type":`+value+`}`))
+		isFault(t, err, idp.Misconfigured, says)
+	}
+	_, err := fetch(t, cfg, grants(`{"access_token":"tok","token_type":"BearerToken","cnf":{"jkt":"abc"}}`))
+	isFault(t, err, idp.Misconfigured, "bound to a certificate or a key")
+}
+
+func TestBearerTypesMustNotNameOtherKindsOfTokens(t *testing.T) {
+	for _, name := range []string{"DPoP", "dpop ", "MAC", "pop", "n_a"} {
+		if _, err := idp.New(idp.Config{ClientID: "a", TokenURL: "https://login.example.com", BearerTypes: []string{name}}); err == nil {
+			t.Errorf("%q is accepted", name)
+		}
 	}
 }
 

@@ -168,7 +168,7 @@ func readAssertion(path string, now time.Time) (redact.String, error) {
 	case strings.Count(text, ".") != 2 || strings.ContainsFunc(text, strange):
 		return redact.String{}, errors.New("holds no JWT: see to whoever writes it")
 	}
-	if exp, ok := expiryOf(text); ok {
+	if exp, ok := claimsOf(text).number("exp"); ok {
 		if late := seconds(float64(now.Unix()) - exp); late > expiredFor {
 			return redact.String{}, fmt.Errorf("holds an assertion that expired %v ago or earlier: see to whoever renews it, and to the clock", late.Round(time.Second))
 		}

@@ -25,6 +25,7 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -83,6 +84,8 @@ type Config struct {
 	// Extras name members of the IdP's answer that are passed on to callers,
 	// such as Salesforce's instance_url. At most 16.
 	Extras []string
+	// BearerTypes are further values of token_type that mean bearer at this IdP.
+	BearerTypes []string
 	// DefaultLifetime is assumed where the IdP does not say how long a token
 	// lives. Zero: token.DefaultLifetime.
 	DefaultLifetime time.Duration
@@ -117,7 +120,8 @@ type Client struct {
 // certificate. It sends nothing.
 func New(cfg Config) (*Client, error) {
 	cfg = cfg.filled()
-	if err := errors.Join(cfg.checkEndpoint(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime()); err != nil {
+	err := errors.Join(cfg.checkEndpoint(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime(), CheckBearerTypes(cfg.BearerTypes))
+	if err != nil {
 		return nil, err
 	}
 	c := &Client{cfg: cfg}
@@ -197,6 +201,17 @@ func (c Config) checkNames() error {
 		switch name {
 		case "", "access_token", "refresh_token", "id_token":
 			return fmt.Errorf("extras must not name %q: tokens are not passed on as extras", name)
+		}
+	}
+	return nil
+}
+
+// CheckBearerTypes returns an error for types that say that a token is not a bearer
+// token.
+func CheckBearerTypes(types []string) error {
+	for _, name := range types {
+		if slices.ContainsFunc([]string{"DPoP", "mac", "PoP", "N_A"}, func(known string) bool { return strings.EqualFold(strings.TrimSpace(name), known) }) {
+			return fmt.Errorf("bearer_types must not name %s: its tokens are not bearer tokens", strings.TrimSpace(name))
 		}
 	}
 	return nil
