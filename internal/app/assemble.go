@@ -237,6 +237,7 @@ func (s *setup) towards(cfg ClientConfig) idp.Config {
 		AssertionFile:   cfg.AssertionFile,
 		Params:          cfg.Params,
 		Extras:          cfg.Extras,
+		BearerTypes:     cfg.BearerTypes,
 		DefaultLifetime: cfg.DefaultLifetime,
 		HTTP:            s.network.ClientFor(home, cfg.AllowPrivate),
 		HTTPWith:        s.with(home, cfg.AllowPrivate),

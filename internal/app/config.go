@@ -209,6 +209,9 @@ type ClientConfig struct {
 	Params map[string]string `yaml:"params"`
 	// Members of the IdP's answer that callers get to see, such as instance_url.
 	Extras []string `yaml:"extras" jsonschema:"maxItems=16,uniqueItems=true,minLength=1,maxLength=128"`
+	// Further values of token_type by which this IdP means bearer, in any case. Callers get such
+	// tokens as Bearer.
+	BearerTypes []string `yaml:"bearer_types" jsonschema:"minItems=1,maxItems=8,uniqueItems=true,minLength=1,maxLength=256"`
 	// How long a token is taken to live where the IdP does not say, 1s to 24h.
 	DefaultLifetime time.Duration `yaml:"default_lifetime" jsonschema:"default=5m"`
 	// Accept http:// URLs beyond loopback: secrets and tokens then travel unencrypted.
@@ -248,8 +251,9 @@ type IssuerConfig struct {
 	// The typ headers that are accepted, in any case and with or without application/. JWT also
 	// admits a token without typ.
 	Types []string `yaml:"types" jsonschema:"minItems=1,maxItems=8,uniqueItems=true,minLength=1,maxLength=128,default=at+jwt"`
-	// The claim that holds the scopes.
-	ScopeClaim string `yaml:"scope_claim" jsonschema:"default=scope,values=scope_claims"`
+	// The claim of JWTs that holds the scopes: its name, such as scp or roles; or, where it is within
+	// an object, a list of names that leads to it, such as [realm_access, roles].
+	ScopeClaim ClaimPath `yaml:"scope_claim" jsonschema:"default=scope"`
 	// How far the issuer's clock may be off, 0s to 60s.
 	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
 	// Tokens that were issued for longer are rejected, 1m to 8760h.
@@ -271,6 +275,10 @@ type IssuerConfig struct {
 	// broker. Where its URL names a loopback host, that needs no leave.
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
 }
+
+// ClaimPath is a claim: the names that lead to it from object to object. The file has
+// a text where it is one name.
+type ClaimPath []string
 
 // IntrospectionConfig says how an issuer is asked about opaque tokens.
 type IntrospectionConfig struct {

@@ -176,7 +176,11 @@ func badConfigs() []badConfig {
 		{"authentication method misspelt", client("auth: client_secret_basics"), "6: clients.orders-api.auth: expected client_secret_basic, client_secret_post, client_secret_jwt, private_key_jwt, tls_client_auth, self_signed_tls_client_auth, federated_jwt, spiffe_jwt or none; did you mean client_secret_basic?", true},
 		{"algorithm", issuer("algorithms: [RS256, HS256]"), "4: issuers[0].algorithms[1]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
 		{"algorithm none", issuer("algorithms: [none]"), "4: issuers[0].algorithms[0]: expected RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519", true},
-		{"scope claim", issuer("scope_claim: scopes"), "4: issuers[0].scope_claim: expected scope, scp or permissions; did you mean scope?", true},
+		{"empty scope claim", issuer("scope_claim: \"\""), "4: issuers[0].scope_claim: must not be empty", true},
+		{"scope claim without a name", issuer("scope_claim: [realm_access, \"\"]"), "4: issuers[0].scope_claim[1]: must not be empty", true},
+		{"no scope claim", issuer("scope_claim: []"), "4: issuers[0].scope_claim: the list is empty: give at least one", true},
+		{"scope claim too deep", issuer("scope_claim: [a, b, c, d, e]"), "4: issuers[0].scope_claim: at most 4 are possible", true},
+		{"scope claim that is a mapping", issuer("scope_claim: {realm_access: roles}"), "4: issuers[0].scope_claim: expected the name of a claim, or a list of names such as [realm_access, roles], found a mapping", true},
 		{"no algorithms", issuer("algorithms: []"), "4: issuers[0].algorithms: the list is empty: give at least one, or remove the key", true},
 		{"no types", issuer("types: []"), "4: issuers[0].types: the list is empty: give at least one, or remove the key", true},
 		{"no audiences", "issuers:\n  - issuer: https://login.example.com\n    audiences: []\n", "3: issuers[0].audiences: the list is empty: give at least one", true},
@@ -186,6 +190,7 @@ func badConfigs() []badConfig {
 		{"nine resources", client("resources: [a, b, c, d, e, f, g, h, i]"), "6: clients.orders-api.resources: at most 8 are possible", true},
 		{"scope twice", client("scopes: [read, write, read]"), "6: clients.orders-api.scopes[2]: the same as clients.orders-api.scopes[0]: remove one of them", true},
 		{"scopes in one text", client("scopes: ['read write']"), "6: clients.orders-api.scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
+		{"bearer type that is another", client("bearer_types: [dpop]"), "6: clients.orders-api.bearer_types: dpop does not mean bearer, and cannot be one of the bearer types: remove it", false},
 		{"extra that is a credential", client("extras: [instance_url, refresh_token]"), "6: clients.orders-api.extras[1]: is never handed on to callers: remove it", false},
 		{"reserved parameters", client("params:", "  scope: read", "  client_secret: x", "  grant_type: account_credentials", "  password: x"), "7: clients.orders-api.params.scope: may not be set here: use the client's own key scopes\n" +
 			"8: clients.orders-api.params.client_secret: may not be set here: use the client's own key secret, with a reference\n" +

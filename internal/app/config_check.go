@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
 // checkConfig looks for what no key shows by itself: bounds of durations,
@@ -88,6 +90,9 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 		if slices.Contains(keptMembers, extra) {
 			found.addAtf(item(join(path, "extras"), i), "is never handed on to callers: remove it")
 		}
+	}
+	if err := idp.CheckBearerTypes(c.BearerTypes); err != nil {
+		found.addAtf(join(path, "bearer_types"), "%v", err)
 	}
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }

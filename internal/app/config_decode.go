@@ -64,6 +64,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 		d.fraction(n, into, f, path)
 	case *[]string:
 		d.texts(n, into, f, path)
+	case *ClaimPath:
+		d.claim(n, into, path)
 	case *secret.Ref:
 		d.reference(n, into, path)
 	case *ListenerConfig:
@@ -238,6 +240,31 @@ func (d *decoder) texts(n *yaml.Node, into *[]string, f *field, path string) {
 		}
 	}
 	*into = values
+}
+
+// Bounds of a ClaimPath.
+const (
+	maxClaimDepth = 4
+	maxClaimName  = 256
+)
+
+// claim decodes the name of a claim, or a list of names.
+func (d *decoder) claim(n *yaml.Node, into *ClaimPath, path string) {
+	bounds := &field{required: true, limits: map[string]int{"minItems": 1, "maxItems": maxClaimDepth, "minLength": 1, "maxLength": maxClaimName}}
+	if n.Kind == yaml.SequenceNode {
+		d.texts(n, (*[]string)(into), bounds, path)
+		return
+	}
+	name, ok := d.scalar(n, path, "the name of a claim, or a list of names such as [realm_access, roles]")
+	switch {
+	case !ok:
+	case name == "":
+		d.addf(n.Line, "%s: must not be empty", path)
+	case len(name) > maxClaimName:
+		d.addf(n.Line, "%s: must not be longer than %d bytes", path, maxClaimName)
+	default:
+		*into = ClaimPath{name}
+	}
 }
 
 func (d *decoder) emptyList(n *yaml.Node, f *field, path string) {

@@ -13,7 +13,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
-	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // field is a key of a mapping and what its jsonschema tag demands.
@@ -83,8 +82,6 @@ func valuesOf(list string) []string {
 		return texts(idp.AuthMethods())
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
-	case "scope_claims":
-		return verify.ScopeClaims()
 	default:
 		panic("a jsonschema tag names the list " + list + ", which does not exist")
 	}
@@ -108,6 +105,8 @@ func (f *field) setDefault(v reflect.Value) {
 		*into = text
 	case *[]string:
 		*into = slices.Clone(f.defaults)
+	case *ClaimPath:
+		*into = ClaimPath{text}
 	case *time.Duration:
 		*into, _ = time.ParseDuration(text)
 	case *bool:

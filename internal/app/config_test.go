@@ -87,7 +87,7 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 		Audiences:       []string{"https://orders.example.com"},
 		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 		Types:           []string{"at+jwt"},
-		ScopeClaim:      "scope",
+		ScopeClaim:      app.ClaimPath{"scope"},
 		Leeway:          30 * time.Second,
 		MaxLifetime:     24 * time.Hour,
 		RefreshInterval: 5 * time.Minute,
@@ -99,6 +99,8 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 }
 
 func TestEachKeyIsRead(t *testing.T) {
+	offline := usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json")
+	offline.ScopeClaim = app.ClaimPath{"realm_access", "roles"}
 	want := &app.Config{
 		Listen: app.ListenConfig{
 			GRPC:     app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
@@ -154,6 +156,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				RawBasic:        true,
 				DefaultLifetime: 5 * time.Minute,
 				AllowHTTP:       true,
+				BearerTypes:     []string{"BearerToken"},
 				AllowPrivate:    true,
 			},
 			"signing": {
@@ -213,7 +216,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				Audiences:       []string{"https://orders.example.com", "orders"},
 				Algorithms:      []string{"PS256", "ES384"},
 				Types:           []string{"at+jwt", "JWT"},
-				ScopeClaim:      "scp",
+				ScopeClaim:      app.ClaimPath{"scp"},
 				MaxLifetime:     time.Hour,
 				MaxAge:          30 * time.Minute,
 				RefreshInterval: 15 * time.Minute,
@@ -227,7 +230,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				Audiences:       []string{"a"},
 				Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 				Types:           []string{"at+jwt"},
-				ScopeClaim:      "scope",
+				ScopeClaim:      app.ClaimPath{"scope"},
 				Leeway:          30 * time.Second,
 				MaxLifetime:     24 * time.Hour,
 				RefreshInterval: 5 * time.Minute,
@@ -237,7 +240,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			},
 			usual("https://login.example.org/t-1/v2.0", "https://login.example.org/t-1/keys", ""),
 			usual("https://login.example.org/t-2/v2.0", "https://login.example.org/t-2/keys", ""),
-			usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json"),
+			offline,
 		},
 		Verification: app.VerificationConfig{MaxValidity: time.Minute},
 		Callers: []app.CallerConfig{
@@ -275,7 +278,7 @@ func usual(issuer, jwksURL, jwksFile string) app.IssuerConfig {
 		Audiences:       []string{"a"},
 		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 		Types:           []string{"at+jwt"},
-		ScopeClaim:      "scope",
+		ScopeClaim:      app.ClaimPath{"scope"},
 		Leeway:          30 * time.Second,
 		MaxLifetime:     24 * time.Hour,
 		RefreshInterval: 5 * time.Minute,

@@ -23,7 +23,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
-	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 var update = flag.Bool("update", false, "write docs/config.schema.json anew")
@@ -67,6 +66,9 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "string", Pattern: app.DurationPattern}
 	case reflect.TypeFor[secret.Ref]():
 		return &jsonschema.Schema{Type: "string", Pattern: "^(file|env):.+"}
+	case reflect.TypeFor[app.ClaimPath]():
+		name := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1)), MaxLength: new(uint64(256))}
+		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{name, {Type: "array", Items: name, MinItems: new(uint64(1)), MaxItems: new(uint64(4))}}}
 	default:
 		return nil
 	}
@@ -324,7 +326,6 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 		file  func(value string) string // nil: tried elsewhere
 	}{
 		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
-		{"issuers.*.scope_claim", verify.ScopeClaims(), func(value string) string { return issuer("scope_claim: " + value) }},
 		{"clients.*.preset", app.Presets(), nil},
 		{"clients.*.auth", texts(idp.AuthMethods()), nil},
 		{"clients.*.assertion_algorithm", append([]string{jose.HS256}, jose.Algorithms()...), nil},

@@ -211,7 +211,7 @@ func (c Config) checkNames() error {
 func CheckBearerTypes(types []string) error {
 	for _, name := range types {
 		if slices.ContainsFunc([]string{"DPoP", "mac", "PoP", "N_A"}, func(known string) bool { return strings.EqualFold(strings.TrimSpace(name), known) }) {
-			return fmt.Errorf("bearer_types must not name %s: its tokens are not bearer tokens", strings.TrimSpace(name))
+			return fmt.Errorf("%s does not mean bearer, and cannot be one of the bearer types: remove it", strings.TrimSpace(name))
 		}
 	}
 	return nil

@@ -55,7 +55,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w.web = sites{"a.example": serve(josetest.Marshal(jsonObject{"keys": entries})), "b.example": serve(josetest.Set(w.bRS.JWK(), w.bEd.JWK(), w.bSays.JWK(jsonObject{"alg": "EdDSA"})))}
 	b := configOf(issuerB)
-	b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, "scp", []string{"RS256", "Ed25519"}, time.Hour
+	b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, []string{"scp"}, []string{"RS256", "Ed25519"}, time.Hour
 	w.v = load(t, newVerifier(t, w.web, configOf(issuerA), b))
 	return w
 }
@@ -392,8 +392,14 @@ func claimAttacks(w *world) []attack {
 		all = append(all, attack{fmt.Sprintf("C5 iss %v", iss), w.with(jsonObject{"iss": iss}), "unknown_issuer"})
 	}
 	all = append(all, attack{"C5 iss null", w.only("iss", "null"), "unknown_issuer"}, attack{"C5 iss with a NUL", w.only("iss", `"`+issuerA+`\u0000"`), "unknown_issuer"})
-	for name, scope := range map[string]any{"with a tab": "read\twrite", "with a line feed": "read\nx", "with two spaces": "read  write", "with a space at the end": "read ", "with a quote": `read "x"`, "with a backslash": `read x\y`, "with a DEL": "read x\x7f", "with a letter that is not in ASCII": "réad", "a number": 1, "a list with a number": []any{"read", 1}, "nested": []any{[]any{"read"}}, "an object": jsonObject{"read": true}, "a list with an empty string": []string{"read", ""}} {
+	for name, scope := range map[string]any{"with a tab": "read\twrite", "with a line feed": "read\nx", "with a quote": `read "x"`, "with a backslash": `read x\y`, "with a DEL": "read x\x7f", "with a letter that is not in ASCII": "réad", "a number": 1, "a list with a number": []any{"read", 1}, "nested": []any{[]any{"read"}}, "an object": jsonObject{"read": true}} {
 		all = append(all, attack{"C8 scope " + name, w.with(jsonObject{"scope": scope}), "bad_claims"})
+	}
+	for name, scope := range map[string]any{"with two spaces": "write  read", "with spaces around": "  read ", "a list with an empty string": []string{"", "read"}} {
+		all = append(all, attack{"C8 scope " + name, w.with(jsonObject{"scope": scope}), "active"})
+	}
+	for name, scope := range map[string]any{"of a space": " ", "a list of an empty string": []string{""}} {
+		all = append(all, attack{"C8 scope " + name, w.with(jsonObject{"scope": scope}), "insufficient_scope"})
 	}
 	all = append(all, attack{"C8 scope null", w.only("scope", "null"), "bad_claims"})
 	for name, sub := range map[string]string{"empty": `""`, "a number": "1", "null": "null", "a list": `["alice"]`, "an object": `{"a":"alice"}`} {

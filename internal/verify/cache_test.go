@@ -204,7 +204,7 @@ func TestConfigurationThatIsChangedHoldsForTokensThatWereAccepted(t *testing.T) 
 		"wrong_type":            func(c *verify.IssuerConfig) { c.Types = []string{"JWT"} },
 		"wrong_audience":        func(c *verify.IssuerConfig) { c.Audiences = []string{"x"} },
 		"lifetime_too_long":     func(c *verify.IssuerConfig) { c.MaxLifetime = time.Minute },
-		"insufficient_scope":    func(c *verify.IssuerConfig) { c.ScopeClaim = "scp" },
+		"insufficient_scope":    func(c *verify.IssuerConfig) { c.ScopeClaim = []string{"scp"} },
 	} {
 		c := configOf(issuerA)
 		change(&c)

@@ -72,7 +72,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		Subject:      r.required("sub"),
 		ClientID:     r.text("client_id"),
 		Audience:     r.audience(),
-		Scopes:       r.scopes(c.ScopeClaim),
+		Scopes:       r.scopes(c.ScopeClaim...),
 		IssuedAt:     r.time("iat"),
 		NotBefore:    r.time("nbf"),
 		ExpiresAt:    r.expiry(),
@@ -150,20 +150,44 @@ func (r *reader) audience() []string {
 	return list
 }
 
-// scopes are one string with single spaces between them (RFC 6749 section 3.3),
-// or an array of strings. The empty string, which some issuers write where
-// there is no scope, has none.
-func (r *reader) scopes(claim string) []string {
-	var list []string
-	if r.claims.IsArray(claim) {
-		list = r.list(claim)
-	} else if text := r.text(claim); text != "" {
-		list = strings.Split(text, " ")
+// scopes reads the claim at the path, whose names lead from object to object: one
+// string with spaces between the scopes (RFC 6749 section 3.3), or an array of
+// strings. Some issuers write several spaces, spaces at the end, or empty strings
+// where there are no scopes.
+func (r *reader) scopes(path ...string) []string {
+	claims, claim := r.claims, path[len(path)-1]
+	for _, name := range path[:len(path)-1] {
+		var err error
+		if claims, _, err = claims.Object(name); err != nil {
+			r.fail(err)
+		}
 	}
+	within := reader{claims: claims}
+	var list []string
+	if claims.IsArray(claim) {
+		list = within.list(claim)
+	} else {
+		list = strings.FieldsFunc(within.text(claim), func(c rune) bool { return c == ' ' })
+	}
+	if within.err != nil {
+		r.fail(within.err)
+	}
+	if !isScopeClaim(path) {
+		// The claim has another purpose as well, such as naming groups. A value
+		// that cannot be a scope grants none.
+		return slices.DeleteFunc(list, notScope)
+	}
+	list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
 	if slices.ContainsFunc(list, notScope) {
 		r.fail(fmt.Errorf("its %s holds what is not a scope (RFC 6749 section 3.3)", claim))
 	}
 	return list
+}
+
+// isScopeClaim reports whether the claim at the path is one that issuers use for
+// scopes and for nothing else.
+func isScopeClaim(path []string) bool {
+	return len(path) == 1 && slices.Contains([]string{"scope", "scp", "permissions"}, path[0])
 }
 
 func notScope(s string) bool {
@@ -200,10 +224,11 @@ func (r *reader) expiry() time.Time {
 
 // accessToken looks for claims that issuers put into access tokens and not into
 // ID tokens: besides the standard ones, those of Okta, Entra ID, Auth0 and
-// Kubernetes.
-func accessToken(claims jose.Object, scopeClaim string) bool {
-	return slices.ContainsFunc([]string{
-		scopeClaim, "scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io",
+// Kubernetes. A scope claim of another name, such as roles, is none: ID tokens may
+// have it, too.
+func accessToken(claims jose.Object, scopeClaim []string) bool {
+	return isScopeClaim(scopeClaim) && claims.Has(scopeClaim[0]) || slices.ContainsFunc([]string{
+		"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io",
 	}, claims.Has)
 }
 

@@ -76,8 +76,9 @@ type IssuerConfig struct {
 	// other token than at+jwt must have a claim that marks it as an access
 	// token, and none that marks it as something else.
 	Types []string
-	// ScopeClaim holds the scopes: scope, scp or permissions. Empty: scope.
-	ScopeClaim string
+	// ScopeClaim is the claim that holds the scopes; several names lead from object
+	// to object, such as realm_access and roles. Empty: scope.
+	ScopeClaim []string
 	// Leeway is how far the issuer's clock may be off, at most 60 s. Zero: 30 s.
 	// Negative: not at all.
 	Leeway time.Duration
@@ -95,6 +96,9 @@ type IssuerConfig struct {
 	MaxStale time.Duration
 }
 
+// maxScopePath is less than how deep claims may be nested.
+const maxScopePath = 4
+
 // MaxLeeway is the longest leeway: a token may be good for so long after it
 // expired.
 const MaxLeeway = time.Minute
@@ -108,8 +112,8 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 	if len(c.Types) == 0 {
 		c.Types = []string{accessTokenType}
 	}
-	if c.ScopeClaim == "" {
-		c.ScopeClaim = "scope"
+	if len(c.ScopeClaim) == 0 {
+		c.ScopeClaim = []string{"scope"}
 	}
 	c.Leeway = max(orDefault(c.Leeway, 30*time.Second), 0)
 	c.MaxLifetime = orDefault(c.MaxLifetime, 24*time.Hour)
@@ -124,9 +128,6 @@ func orDefault[N time.Duration | int64](given, standard N) N {
 	}
 	return given
 }
-
-// ScopeClaims returns the claims that may hold the scopes.
-func ScopeClaims() []string { return []string{"scope", "scp", "permissions"} }
 
 // check refuses what would accept more than was meant, or nothing at all.
 func (c IssuerConfig) check() error {
@@ -145,8 +146,10 @@ func (c IssuerConfig) check() error {
 		return errors.New("it needs audiences, none of them empty: say whom its tokens are for")
 	case slices.Contains(c.Types, ""):
 		return errors.New("one of its types is empty; JWT admits tokens without typ")
-	case !slices.Contains(ScopeClaims(), c.ScopeClaim):
-		return fmt.Errorf("the scope claim %q is not one of %s", c.ScopeClaim, strings.Join(ScopeClaims(), ", "))
+	case slices.Contains(c.ScopeClaim, ""):
+		return errors.New("a name of its scope claim is empty")
+	case len(c.ScopeClaim) > maxScopePath:
+		return fmt.Errorf("its scope claim is nested deeper than %d", maxScopePath)
 	}
 	if err := c.Introspection.check(); err != nil {
 		return err

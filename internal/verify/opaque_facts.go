@@ -29,7 +29,7 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 		Claims:    members,
 		opaque:    true,
 		typ:       r.text("token_type"),
-		access:    accessToken(claims, "scope"),
+		access:    accessToken(claims, []string{"scope"}),
 		purpose:   otherPurpose(claims),
 	}
 	f.Confirmation = r.confirmation(f.typ)
