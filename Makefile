@@ -4,17 +4,20 @@
 .DEFAULT_GOAL := build
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
-.PHONY: build test test-long bench generate lint tools clean
+.PHONY: build test test-deploy test-long bench generate lint tools clean
 
 # The version in the binary is what Go stamps there: the tag, or the revision.
 build:
 	go build -trimpath -o bin/broker ./cmd/broker
 
 # The tests with the race detector, in less than ten minutes once all is compiled.
-# The tests of Dockerfile and docker-compose.yaml need bin/tools/deploycheck, which
-# takes minutes to build: "bash .ci/run" builds it.
 test:
 	.ci/test
+
+# The tests of docker-compose.yaml and the Dockerfile. They are apart, because compiling
+# them takes minutes. "bash .ci/run" runs them too.
+test-deploy:
+	go -C tools/deploy test -count=1 ./...
 
 # What takes long: soak and fault runs, properties with many more cases, fuzzing.
 test-long:
@@ -36,15 +39,11 @@ lint: bin/tools/buf bin/tools/golangci-lint
 
 # The tools have modules of their own, so that the product's go.mod names none
 # of what they need; buf and golangci-lint do not agree on versions and are kept
-# apart, and deploycheck is a program that lives in its own. A tool is built again
-# when its module changes.
-tools: $(addprefix bin/tools/,buf deploycheck golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
+# apart. A tool is built again when its module changes.
+tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
-
-bin/tools/deploycheck: $(wildcard tools/deploy/*)
-	go -C tools/deploy build -v -o $(CURDIR)/$@ .
 
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl

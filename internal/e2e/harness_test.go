@@ -82,7 +82,7 @@ func need(t *testing.T, peer string) {
 	case "script":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install bsdutils"
-	case "deploycheck", "grpcurl":
+	case "grpcurl":
 		_, err = exec.LookPath(peer)
 		install = "make bin/tools/" + peer
 	default:
