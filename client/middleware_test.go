@@ -267,6 +267,7 @@ func TestInterceptorsAnswerWithStatuses(t *testing.T) {
 		}
 	}
 	check("a good token", unary, []string{"Bearer " + good}, codes.OK, "", "")
+	check("a good token after several spaces", unary, []string{"Bearer   " + good}, codes.OK, "", "")
 	check("no token", unary, nil, codes.Unauthenticated, "NO_TOKEN", `Bearer realm="api", scope="read"`)
 	check("no token, stream", stream, nil, codes.Unauthenticated, "NO_TOKEN", `scope="watch"`)
 	check("two tokens", unary, []string{"Bearer " + good, "Bearer " + good}, codes.Unauthenticated, "MALFORMED", `error="invalid_token"`)

@@ -16,6 +16,7 @@ import broker
 def verdict(authorization, scope):
     """The status and challenge that a request gets (RFC 6750), and its claims."""
     scheme, _, token = (authorization or "").partition(" ")
+    token = token.lstrip(" ")  # RFC 6750 allows more than one space
     if scheme.lower() != "bearer" or not token:
         return 401, 'Bearer realm="orders"', None
     try:

@@ -196,7 +196,7 @@ func parseBasic(header []string) (id string, secret redact.String, err error) {
 	if len(header) > 1 || !strings.EqualFold(scheme, "Basic") {
 		return "", redact.String{}, errors.New("the Authorization header is not Basic")
 	}
-	decoded, err := base64.StdEncoding.DecodeString(credentials)
+	decoded, err := base64.StdEncoding.DecodeString(strings.TrimLeft(credentials, " ")) // RFC 9110 section 11.4: 1*SP
 	if err != nil {
 		return "", redact.String{}, errors.New("the Authorization header is not base64")
 	}

@@ -246,6 +246,12 @@ func TestBasicCredentialsAreFormURLEncoded(t *testing.T) {
 			t.Errorf("encoded: %d %v", got.status, got.body)
 		}
 		r = tokenRequest(t, idp, "grant_type=client_credentials")
+		r.SetBasicAuth(url.QueryEscape(id), url.QueryEscape(odd))
+		r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), " ", "   ", 1))
+		if got := send(t, client, r); got.status != http.StatusOK {
+			t.Errorf("after several spaces: %d %v", got.status, got.body)
+		}
+		r = tokenRequest(t, idp, "grant_type=client_credentials")
 		r.SetBasicAuth(id, odd)
 		if got := send(t, client, r); got.status != http.StatusUnauthorized {
 			t.Errorf("not encoded: %d %v", got.status, got.body)
@@ -263,7 +269,7 @@ func TestBasicCredentialsAreFormURLEncoded(t *testing.T) {
 		for _, request := range idp.TokenRequests() {
 			auth = append(auth, request.Auth)
 		}
-		if diff := cmp.Diff([]string{"basic", "basic", "basic", "post"}, auth); diff != "" {
+		if diff := cmp.Diff([]string{"basic", "basic", "basic", "basic", "post"}, auth); diff != "" {
 			t.Error(diff)
 		}
 	})

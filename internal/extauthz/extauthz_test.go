@@ -83,6 +83,9 @@ func TestCheckDecides(t *testing.T) {
 		challenge string
 	}{
 		"good":                 {asks("/", scope, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"several spaces":       {asks("/", scope, "authorization", "Bearer   "+good), codes.OK, 0, ""},
+		"a tab":                {asks("/", scope, "authorization", "Bearer \t"+good), codes.Unauthenticated, 401, "invalid_request"},
+		"spaces and no token":  {asks("/", scope, "authorization", "Bearer   "), codes.Unauthenticated, 401, "invalid_request"},
 		"no extensions":        {asks("/", nil, "authorization", "Bearer "+good), codes.OK, 0, ""},
 		"its audience":         {asks("/?a=%20", map[string]string{"audience": facetest.Audience}, "authorization", "Bearer "+good), codes.OK, 0, ""},
 		"no token":             {asks("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},

@@ -129,6 +129,7 @@ func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 	var scheme, text string
 	if len(request.Authorization) == 1 {
 		scheme, text, _ = strings.Cut(request.Authorization[0], " ")
+		text = strings.TrimLeft(text, " ") // RFC 6750 section 2.1: 1*SP
 	}
 	if !strings.EqualFold(scheme, "bearer") {
 		return redact.String{}, j.deny(http.StatusUnauthorized, "", "An access token is needed")

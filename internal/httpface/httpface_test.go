@@ -135,6 +135,8 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 	}{
 		"good":                        {need, bearer(good), 200, ""},
 		"scheme in another case":      {need, http.Header{"Authorization": {"bEARER " + good}}, 200, ""},
+		"several spaces":              {need, http.Header{"Authorization": {"Bearer   " + good}}, 200, ""},
+		"a tab":                       {need, http.Header{"Authorization": {"Bearer \t" + good}}, 401, `error="invalid_request"`},
 		"the path of a request":       {"/verify/orders/7?scope=read", bearer(good), 200, ""},
 		"its audience":                {"/verify?audience=" + url.QueryEscape(facetest.Audience) + "&scope=read+write&issuer=" + url.QueryEscape(facetest.Issuer), bearer(good), 200, ""},
 		"no token":                    {need, nil, 401, `Bearer realm="api"`},

@@ -148,7 +148,7 @@ func credentials(values []string, form url.Values) (client string, authorization
 			ways++
 			authorization = values
 		case strings.EqualFold(scheme, "basic"):
-			named, secret, ok := basic(text)
+			named, secret, ok := basic(strings.TrimLeft(text, " ")) // RFC 9110 section 11.4: 1*SP
 			if !ok {
 				return "", nil, bad(invalidRequest, "The Authorization header is not Basic of RFC 6749 section 2.3.1")
 			}

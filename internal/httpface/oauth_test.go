@@ -43,6 +43,8 @@ func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
 		form   url.Values
 	}{
 		"Bearer":                {bearer(jwt), with(named...)},
+		"Bearer, spaces":        {http.Header{"Authorization": {"Bearer   " + jwt}}, with(named...)},
+		"Basic, spaces":         {http.Header{"Authorization": {strings.Replace(basicAuth("orders", jwt).Get("Authorization"), " ", "   ", 1)}}, with(grant...)},
 		"client_assertion":      {nil, with(slices.Concat(named, []string{"client_assertion_type", jwtBearer, "client_assertion", jwt})...)},
 		"client_secret_basic":   {basicAuth("orders", jwt), with(grant...)},
 		"client_secret_post":    {nil, with(slices.Concat(named, []string{"client_secret", jwt})...)},

@@ -178,6 +178,7 @@ func bearer(values []string) (token redact.String, presented bool, err error) {
 		return redact.String{}, false, unidentified("the metadata authorization is given more than once: send one JWT")
 	}
 	scheme, text, _ := strings.Cut(values[0], " ")
+	text = strings.TrimLeft(text, " ") // 1*SP
 	if !strings.EqualFold(scheme, "bearer") || text == "" {
 		return redact.String{}, false, unidentified("the metadata authorization is not \"Bearer \" and a JWT")
 	}

@@ -191,6 +191,7 @@ func (w *world) theStrangers() map[string]stranger {
 		"the same JWT twice":           unidentified(w.anonymous(), bearer(good, good), "more than once"),
 		"a good JWT and a bad one":     unidentified(w.anonymous(), bearer(good, "x"), "more than once"),
 		"a password":                   unidentified(w.anonymous(), metadata.Pairs("authorization", "Basic cm9ib3Q6cm9ib3Q="), `is not "Bearer " and a JWT`),
+		"spaces and no JWT":            unidentified(w.anonymous(), metadata.Pairs("authorization", "Bearer   "), `is not "Bearer " and a JWT`),
 		"a JWT without its scheme":     unidentified(w.anonymous(), metadata.Pairs("authorization", good), `is not "Bearer " and a JWT`),
 		"not listed, and a bad JWT":    unidentified(listed("urn:example:other"), bearer(tampered(good)), "not good"),
 	}
@@ -308,6 +309,7 @@ func TestCallersAreRecognised(t *testing.T) {
 		"by a DNS name in another case":                 {w.with(w.ca, template("Gateway.Example.COM")), nil},
 		"by a JWT":                                      {w.anonymous(), bearer(w.jwt(nil))},
 		"by a JWT, its scheme in another case":          {w.anonymous(), metadata.Pairs("authorization", "bearer "+w.jwt(nil))},
+		"by a JWT after several spaces":                 {w.anonymous(), metadata.Pairs("authorization", "Bearer   "+w.jwt(nil))},
 		"by a JWT, with a certificate of nobody listed": {w.with(w.ca, template("urn:example:other")), bearer(w.jwt(nil))},
 		"by a certificate, with a bad JWT":              {w.with(w.ca, template(checkout)), bearer("x")},
 		"by a certificate of an intermediate authority": {w.with(must(w.ca.Below("between", time.Time{})), template(checkout)), nil},
