@@ -61,6 +61,7 @@ const (
 	ReasonRateLimited        = "RATE_LIMITED"
 	ReasonTooManyCalls       = "TOO_MANY_CALLS"
 	ReasonOverloaded         = "OVERLOADED"
+	ReasonHeadersTooLarge    = "HEADERS_TOO_LARGE"
 	ReasonTooManyAttempts    = "TOO_MANY_ATTEMPTS"
 	ReasonShuttingDown       = "SHUTTING_DOWN"
 	ReasonRevocationsUnknown = "REVOCATIONS_UNKNOWN"

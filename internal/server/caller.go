@@ -36,6 +36,7 @@ type callers struct {
 	// audience is whom the JWTs of callers must be for.
 	audience  string
 	strangers *strangers
+	headers   headerLimit
 	audit     *audit.Log
 }
 

@@ -28,6 +28,7 @@ const (
 	limitInFlight   = "in_flight"
 	limitWatches    = "watches"
 	limitStrangers  = "strangers"
+	limitHeaders    = "headers"
 
 	nobody = "" // the caller, where there is none
 )

@@ -254,18 +254,6 @@ func TestJWTsThatAreNotGoodAreLookedAtForAWhileOnly(t *testing.T) {
 	})
 }
 
-func TestHeadersAreBounded(t *testing.T) {
-	w := newWorld(t)
-	conn := w.connect(w.with(w.ca, template(checkout)))
-	api := tokenbrokerv1.NewTokenBrokerServiceClient(conn)
-	mustGet(t, api, "at first")
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-much", strings.Repeat("x", 17<<10))
-	if _, err := api.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err == nil {
-		t.Error("headers of 17 KiB were read")
-	}
-	mustGet(t, api, "over the same connection")
-}
-
 func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *server.Config) { c.Limits.HandshakeTimeout = 3 * time.Second })

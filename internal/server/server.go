@@ -56,6 +56,7 @@ const (
 	DefaultHandshakeTimeout = 10 * time.Second
 	DefaultMessageSize      = 64 << 10
 	DefaultHeaderSize       = 16 << 10
+	DefaultTokenSize        = 16 << 10
 )
 
 // Config is what a Server is made of.
@@ -107,9 +108,10 @@ type Limits struct {
 	ConnectionAge time.Duration
 	// HandshakeTimeout is how long a client may take until it can make calls.
 	HandshakeTimeout time.Duration
-	// MessageSize and HeaderSize are what a call may carry, in bytes.
-	MessageSize int
-	HeaderSize  uint32
+	// MessageSize and HeaderSize bound the message and the headers of a call, in bytes.
+	// The headers may have another TokenSize bytes in authorization.
+	MessageSize           int
+	HeaderSize, TokenSize uint32
 }
 
 func (l Limits) withDefaults() Limits {
@@ -121,6 +123,7 @@ func (l Limits) withDefaults() Limits {
 		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, DefaultHandshakeTimeout),
 		MessageSize:      cmp.Or(l.MessageSize, DefaultMessageSize),
 		HeaderSize:       cmp.Or(l.HeaderSize, DefaultHeaderSize),
+		TokenSize:        cmp.Or(l.TokenSize, DefaultTokenSize),
 	}
 }
 
@@ -208,6 +211,9 @@ func newCallers(cfg Config, held *limits) *callers {
 		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit,
 		authorities: func() *certs.Authorities { return nil },
 		strangers:   &strangers{most: maxStrangerStreams, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
+		headers: headerLimit{
+			most: int(cfg.Limits.HeaderSize), token: int(cfg.Limits.TokenSize), refused: held.refused.WithLabelValues(nobody, limitHeaders).Inc,
+		},
 	}
 	if cfg.TLS != nil {
 		who.authorities = cfg.TLS.Authorities
@@ -244,12 +250,12 @@ type addedService struct {
 func options(cfg Config, who *callers, observe *observer) []grpc.ServerOption {
 	most := cfg.Limits
 	options := []grpc.ServerOption{
-		grpc.InTapHandle(who.strangers.tap),
+		grpc.InTapHandle(who.tap),
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.MaxRecvMsgSize(most.MessageSize),
-		grpc.MaxHeaderListSize(most.HeaderSize),
+		grpc.MaxHeaderListSize(most.readHeaders()),
 		grpc.MaxConcurrentStreams(most.Streams),
 		grpc.ConnectionTimeout(most.HandshakeTimeout),
 		grpc.StaticStreamWindowSize(window),

@@ -89,9 +89,12 @@ func (s *strangers) tooMany() error {
 }
 
 // tap looks at each call when it begins, in the goroutine that reads the connection.
-func (s *strangers) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+func (c *callers) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
+	if !c.headers.admits(call.Header) {
+		return nil, statusOf(c.headers.tooLarge())
+	}
 	if !connectionOf(ctx).stranger.enter(ctx) {
-		return nil, statusOf(s.tooMany())
+		return nil, statusOf(c.strangers.tooMany())
 	}
 	return ctx, nil
 }

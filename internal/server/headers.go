@@ -1,0 +1,65 @@
+package server
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+)
+
+// gRPC closes a connection, with all its calls, when a client sends more headers than
+// it reads. So it reads more than a call may have, and the call alone is refused.
+const (
+	// minReadHeaders is how many bytes of headers are read in any case.
+	minReadHeaders = 64 << 10
+	// readHeadersBeyond are the names, the overhead of each header, and the headers of
+	// HTTP/2 and gRPC themselves, beside those that a client counts.
+	readHeadersBeyond = 16 << 10
+	// headerOverhead is what each header counts beside its name and value (RFC 9113
+	// section 6.5.2).
+	headerOverhead = 32
+)
+
+// readHeaders returns how many bytes of headers are read of a call.
+func (l *Limits) readHeaders() uint32 {
+	return max(minReadHeaders, l.HeaderSize+l.TokenSize) + readHeadersBeyond
+}
+
+// headerLimit bounds the headers of calls.
+type headerLimit struct {
+	most, token int    // bytes
+	refused     func() // counts
+}
+
+// admits reports whether a call may have these headers. A token in authorization does
+// not count, as far as a token may be long.
+func (l *headerLimit) admits(header metadata.MD) bool {
+	size := 0
+	for name, values := range header {
+		binary := strings.HasSuffix(name, "-bin")
+		for _, value := range values {
+			length := len(value)
+			if binary {
+				length = base64.RawStdEncoding.EncodedLen(length)
+			}
+			size += len(name) + length + headerOverhead
+		}
+	}
+	if authorization := header["authorization"]; len(authorization) == 1 {
+		size -= min(len(authorization[0]), l.token)
+	}
+	return size <= l.most
+}
+
+// tooLarge counts a call with too many headers, and returns its error.
+func (l *headerLimit) tooLarge() error {
+	l.refused()
+	return &broker.Error{
+		Code: broker.ResourceExhausted, Reason: broker.ReasonHeadersTooLarge,
+		Message: fmt.Sprintf("the headers (metadata) of the call take more than %d bytes, beside a token of up to %d bytes in authorization: "+
+			"send fewer, or have limits.header_kib or limits.token_kib raised", l.most, l.token),
+	}
+}
