@@ -216,8 +216,9 @@ func TestAddressInUseStopsTheStart(t *testing.T) {
 
 func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
 	idp := devIDP(t)
+	config := parsed(t, strings.Replace(sampleText(t, 1), `get: [{client: "*"`, `get: [{client: client-0`, 1))
 	check := func() (ok, failed []string) {
-		err := app.Check(t.Context(), sample(t, 1), app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
+		err := app.Check(t.Context(), config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
 			if found.Err != nil {
 				failed = append(failed, found.What)
 			} else {
@@ -247,6 +248,21 @@ func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
 	idp.SetDown(true)
 	if ok, failed := check(); len(ok) != 1 || len(failed) != 4 {
 		t.Errorf("the IdP down: ok %q, failed %q", ok, failed)
+	}
+}
+
+// A client that no role names serves introspection only: the IdP may refuse it a
+// token, and count that against it.
+func TestLiveCheckMintsNoTokenForAClientThatOnlyIntrospects(t *testing.T) {
+	idp := devIDP(t)
+	var minted []string
+	err := app.Check(t.Context(), sample(t, 1), app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
+		if found.What == "clients.client-0: token" {
+			minted = append(minted, found.Detail)
+		}
+	})
+	if err != nil || len(minted) != 1 || !strings.HasPrefix(minted[0], "not tried") || idp.Requests(devidp.TokenPath) != 0 {
+		t.Errorf("%q, %v, %d token requests", minted, err, idp.Requests(devidp.TokenPath))
 	}
 }
 
