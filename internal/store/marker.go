@@ -1,0 +1,52 @@
+package store
+
+import (
+	"context"
+	"crypto/hmac"
+	"errors"
+)
+
+// ErrAnotherRing says that the store belongs to replicas with another ring. Under its own
+// names key a replica would find nothing that they stored.
+var ErrAnotherRing = errors.New("the store is used with another ring of sealing keys (its names key differs), so this replica would find nothing that the others stored: " +
+	"give it the ring of the others; or, to begin anew with this ring, give it another Redis prefix or another Bolt file")
+
+var errMarkerLost = errors.New("the store lost its marker right after it was written")
+
+// markerKey is the same for every ring.
+const markerKey = "marker"
+
+// Marked reports whether the store has the marker of replicas with this names key; the
+// other keys of the ring do not matter. The error is ErrAnotherRing if the store has
+// another marker. A store without a marker is new, or has lost what it held.
+func (s *Sealed) Marked(ctx context.Context) (bool, error) {
+	entries, err := s.inner.Get(ctx, markerKey)
+	if err != nil || entries[0].Number == 0 {
+		return false, err
+	}
+	if !hmac.Equal(entries[0].Value, s.marker()) {
+		return false, ErrAnotherRing
+	}
+	return true, nil
+}
+
+// Mark writes the marker, if the store has none. The error is ErrAnotherRing if it has
+// another one.
+func (s *Sealed) Mark(ctx context.Context) error {
+	_, err := s.inner.Apply(ctx, Change{Puts: []Put{{Key: markerKey, Number: 1, Value: s.marker()}}})
+	if err != nil {
+		return err
+	}
+	marked, err := s.Marked(ctx) // another replica may have been first
+	if err == nil && !marked {
+		err = errMarkerLost
+	}
+	return err
+}
+
+// marker is not sealed, so that a replica with another ring can tell that it is of
+// another ring. It shows nothing: it is a MAC of a constant.
+func (s *Sealed) marker() []byte {
+	mac := s.rings.Current().MAC([]byte("marker of the store"))
+	return mac[:]
+}

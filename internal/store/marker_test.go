@@ -1,0 +1,93 @@
+package store_test
+
+import (
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// grown returns the ring with another primary key, and the ring that is left when the
+// old key was dropped.
+func grown(t *testing.T, ring *store.Ring) (promoted, dropped *store.Ring) {
+	t.Helper()
+	added, id := ring.Add()
+	promoted, err := added.Promote(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dropped, err = promoted.Drop(ring.Primary()); err != nil {
+		t.Fatal(err)
+	}
+	return promoted, dropped
+}
+
+func TestMarkerTellsAnotherRing(t *testing.T) {
+	for name, open := range map[string]func(t *testing.T) store.Store{
+		"memory": func(*testing.T) store.Store { return store.NewMemory(store.MemoryConfig{}) },
+		"bolt":   func(t *testing.T) store.Store { return openBolt(t, store.BoltConfig{Path: boltPath(t)}) },
+		"redis": func(t *testing.T) store.Store {
+			return redisPatient(t, store.RedisConfig{Addresses: []string{redistest.Start(t, redistest.Options{}).Addr()}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner, ring := open(t), store.GenerateRing()
+			with := func(r *store.Ring) *store.Sealed { return store.NewSealed(inner, openRing(t, r)) }
+			own, other := with(ring), with(store.GenerateRing())
+			for _, s := range []*store.Sealed{own, other} {
+				if marked, err := s.Marked(t.Context()); marked || err != nil {
+					t.Fatalf("an empty store: marked %v, %v", marked, err)
+				}
+			}
+			for range 2 {
+				if err := own.Mark(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			promoted, dropped := grown(t, ring)
+			for _, s := range []*store.Sealed{own, with(promoted), with(dropped)} {
+				if marked, err := s.Marked(t.Context()); !marked || err != nil {
+					t.Errorf("a ring with the same names key: marked %v, %v", marked, err)
+				}
+			}
+			_, err := other.Marked(t.Context())
+			for _, err := range []error{err, other.Mark(t.Context())} {
+				if !errors.Is(err, store.ErrAnotherRing) || !strings.Contains(err.Error(), "give it the ring of the others") {
+					t.Errorf("another ring: %v", err)
+				}
+			}
+			if marked, err := own.Marked(t.Context()); !marked || err != nil {
+				t.Errorf("after another ring tried to mark the store: marked %v, %v", marked, err)
+			}
+		})
+	}
+}
+
+// Of replicas with different rings that begin with an empty store at once, those with
+// one of the rings win.
+func TestMarkerIsOfOneRingIfManyMarkAtOnce(t *testing.T) {
+	inner := store.NewMemory(store.MemoryConfig{})
+	rings := []*store.Ring{store.GenerateRing(), store.GenerateRing(), store.GenerateRing()}
+	errs := make([]error, 30)
+	var all sync.WaitGroup
+	for i := range errs {
+		sealed := store.NewSealed(inner, openRing(t, rings[i%3]))
+		all.Go(func() { errs[i] = sealed.Mark(t.Context()) })
+	}
+	all.Wait()
+	won := 0
+	for i, err := range errs {
+		if (err == nil) != (errs[i%3] == nil) {
+			t.Errorf("replica %d: %v, but the first one with its ring: %v", i, err, errs[i%3])
+		}
+		if err == nil {
+			won++
+		}
+	}
+	if won != 10 {
+		t.Errorf("%d of 30 replicas marked the store: those with one ring must", won)
+	}
+}
