@@ -136,7 +136,7 @@ func keysOf(set []byte) ([]*jose.Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("its keys: %w", err)
 	}
-	return slices.Collect(maps.Values(parsed.Keys)), nil
+	return slices.Collect(parsed.Keys.All()), nil
 }
 
 // replays remembers which assertions were used. It is safe for concurrent use.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"unicode"
 
@@ -141,6 +142,14 @@ func (o Object) get(name string) jsontext.Value {
 		}
 	}
 	return nil
+}
+
+// IsNull reports whether the object has a member of that name that is null.
+func (o Object) IsNull(name string) bool { return o.get(name).Kind() == jsontext.KindNull }
+
+// withoutNulls returns the object without the members that are null.
+func (o Object) withoutNulls() Object {
+	return Object{slices.DeleteFunc(slices.Clone(o.members), func(m member) bool { return m.value.Kind() == jsontext.KindNull })}
 }
 
 // Len is the number of members.

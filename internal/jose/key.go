@@ -31,29 +31,62 @@ func Algorithms() []string {
 type Key struct {
 	id         string
 	thumbprint string
-	declared   string
+	declared   []string // sorted; nil: none
 	algorithms []string
 	public     crypto.PublicKey
 }
 
-// ID is the key's kid, which is not empty.
+// ID is the key's kid; empty: it has none.
 func (k *Key) ID() string { return k.id }
 
 // Thumbprint is the base64url SHA-256 thumbprint of RFC 7638: it tells keys
 // apart that have the same kid, and may be logged.
 func (k *Key) Thumbprint() string { return k.thumbprint }
 
-// Declared is the key's own alg; empty: it says none.
-func (k *Key) Declared() string { return k.declared }
+// Declared returns the values of alg that the set gives for the key, sorted. Nil:
+// it gives none.
+func (k *Key) Declared() []string { return slices.Clone(k.declared) }
+
+// DeclaredAmong reports whether the key declares one of the algorithms, or none at
+// all.
+func (k *Key) DeclaredAmong(algorithms []string) bool {
+	return k.declared == nil || slices.ContainsFunc(k.declared, func(name string) bool { return slices.Contains(algorithms, name) })
+}
 
 // Equal reports whether two keys have the same kid and the same material, and
 // permit the same.
 func (k *Key) Equal(other *Key) bool {
-	return k.id == other.id && k.thumbprint == other.thumbprint && k.declared == other.declared
+	return k.same(other) && slices.Equal(k.declared, other.declared)
+}
+
+// same reports whether two entries of a set are about one key.
+func (k *Key) same(other *Key) bool { return k.id == other.id && k.thumbprint == other.thumbprint }
+
+// union returns a key that permits what either of two entries about it permits.
+func (k *Key) union(other *Key) *Key {
+	all := *k
+	all.algorithms = sortedUnion(k.algorithms, other.algorithms)
+	all.declared = nil
+	if k.declared != nil && other.declared != nil {
+		all.declared = sortedUnion(k.declared, other.declared)
+	}
+	return &all
+}
+
+func sortedUnion(a, b []string) []string {
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// rivals reports whether an algorithm cannot tell which of two keys with one kid
+// is meant. A key that declares no algorithm is a rival of every other.
+func (k *Key) rivals(other *Key) bool {
+	return k.declared == nil || slices.ContainsFunc(k.algorithms, other.Permits)
 }
 
 // Permits reports whether a signature of the algorithm may be verified with the
-// key: the algorithm must fit its type and curve, and be the one it declares, if
+// key: the algorithm must fit its type and curve, and be one that it declares, if
 // it does. EdDSA and Ed25519 are names of one algorithm.
 func (k *Key) Permits(algorithm string) bool { return slices.Contains(k.algorithms, algorithm) }
 

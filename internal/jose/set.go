@@ -1,11 +1,13 @@
 package jose
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -31,8 +33,9 @@ var ErrPrivateKey = errors.New("it holds private or symmetric key material")
 
 var (
 	errSet          = errors.New("the JWK set is not a JSON object with a list of keys")
-	errAmbiguous    = errors.New("another usable key has the same kid")
-	errNoKeyID      = fmt.Errorf("it has no kid of 1 to %d bytes without control characters", maxKeyID)
+	errAmbiguous    = errors.New("another key has the same kid, and alg does not tell the two apart")
+	errNoKeyID      = errors.New("it has no kid, which only the single usable key of a set may lack")
+	errKeyID        = fmt.Errorf("its kid is not a string of at most %d bytes without control characters", maxKeyID)
 	errType         = errors.New("its kty is not RSA, EC or OKP")
 	errUse          = errors.New("it is not for verifying signatures")
 	errAlg          = errors.New("its alg does not fit the key")
@@ -46,9 +49,9 @@ var (
 
 // Set is what was found in a JWK set.
 type Set struct {
-	// Keys are the usable ones by kid. There is at least one.
-	Keys map[string]*Key
-	// Skipped are the others.
+	// Keys are the usable ones. There is at least one.
+	Keys Keys
+	// Skipped are the entries that are not used.
 	Skipped []Skipped
 }
 
@@ -60,42 +63,160 @@ type Skipped struct {
 	Reason error
 }
 
+// Keys are public keys by kid, and by algorithm where several have one kid. They
+// are immutable; the zero Keys has none.
+type Keys struct {
+	byID map[string][]*Key
+	// single: every sound entry of the set is about one and the same key.
+	single bool
+}
+
+// Find returns the key for a token with this kid and alg. If no key with the kid
+// permits the algorithm, it returns another key with the kid, and nil if there is
+// none. An empty kid means the single key of the set, if there is no other.
+func (k Keys) Find(id, algorithm string) *Key {
+	if id == "" {
+		return k.only(algorithm)
+	}
+	return choose(k.byID[id], algorithm)
+}
+
+func (k Keys) only(algorithm string) *Key {
+	if !k.single {
+		return nil
+	}
+	return choose(slices.Collect(k.All()), algorithm)
+}
+
+func choose(candidates []*Key, algorithm string) *Key {
+	for _, key := range candidates {
+		if key.Permits(algorithm) {
+			return key
+		}
+	}
+	if len(candidates) == 0 {
+		return nil
+	}
+	return candidates[0]
+}
+
+// Single reports whether the set is about one key only, so that a token need not
+// name it.
+func (k Keys) Single() bool { return k.single }
+
+// Has reports whether this very key is one of them.
+func (k Keys) Has(key *Key) bool { return slices.Contains(k.byID[key.id], key) }
+
+// All returns the keys in no particular order.
+func (k Keys) All() iter.Seq[*Key] {
+	return func(yield func(*Key) bool) {
+		for _, keys := range k.byID {
+			for _, key := range keys {
+				if !yield(key) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Len is the number of keys.
+func (k Keys) Len() int {
+	n := 0
+	for _, keys := range k.byID {
+		n += len(keys)
+	}
+	return n
+}
+
+// Keeping returns the same keys, with those of before in place of their equals.
+func (k Keys) Keeping(before Keys) Keys {
+	kept := Keys{byID: make(map[string][]*Key, len(k.byID)), single: k.single}
+	for id, keys := range k.byID {
+		for _, key := range keys {
+			if old := slices.IndexFunc(before.byID[id], key.Equal); old >= 0 {
+				key = before.byID[id][old]
+			}
+			kept.byID[id] = append(kept.byID[id], key)
+		}
+	}
+	return kept
+}
+
+// candidate is a key and the entries that are about it.
+type candidate struct {
+	key     *Key
+	entries []int
+}
+
 // ParseSet reads a JWK set (RFC 7517 section 5). Entries that are broken, of
-// another kind or not for signatures are skipped, and the others kept; where
-// usable keys share a kid, none of them is used, because nobody can say which
-// was meant. A set without a usable key is an error.
+// another kind or not for signatures are skipped, and the others kept. Entries with
+// the same kid and the same thumbprint are one key, which permits what any of them
+// does. Different keys may share a kid (RFC 7517 section 4.5) if each declares its
+// alg and no other permits that; the others are skipped, because nobody can say
+// which was meant. A set without a usable key is an error.
 func ParseSet(data []byte) (Set, error) {
 	entries, err := entriesOf(data)
 	if err != nil {
 		return Set{}, err
 	}
-	usable := map[string][]int{} // kid to index
-	keys := make([]*Key, len(entries))
-	reasons := make([]error, len(entries))
+	var candidates []candidate
+	var skipped []Skipped
 	for i, entry := range entries {
-		if keys[i], reasons[i] = parseKey(entry); reasons[i] == nil {
-			usable[keys[i].id] = append(usable[keys[i].id], i)
-		}
-	}
-	set := Set{Keys: map[string]*Key{}}
-	for id, indexes := range usable {
-		if len(indexes) == 1 {
-			set.Keys[id] = keys[indexes[0]]
+		key, err := parseKey(entry)
+		if err != nil {
+			skipped = append(skipped, Skipped{i, err})
 			continue
 		}
-		for _, i := range indexes {
-			reasons[i] = errAmbiguous
-		}
+		candidates = merge(candidates, key, i)
 	}
-	for i, reason := range reasons {
-		if reason != nil {
-			set.Skipped = append(set.Skipped, Skipped{i, reason})
+	set := Set{Keys: Keys{byID: map[string][]*Key{}, single: areOne(candidates)}, Skipped: skipped}
+	for _, c := range candidates {
+		if err := c.problem(candidates, set.Keys.single); err != nil {
+			set.skip(c, err)
+			continue
 		}
+		set.Keys.byID[c.key.id] = append(set.Keys.byID[c.key.id], c.key)
 	}
-	if len(set.Keys) == 0 {
+	slices.SortFunc(set.Skipped, func(a, b Skipped) int { return cmp.Compare(a.Index, b.Index) })
+	if len(set.Keys.byID) == 0 {
 		return Set{}, fmt.Errorf("the JWK set has no usable key among its %d%s", len(entries), firstReason(set.Skipped))
 	}
 	return set, nil
+}
+
+func merge(candidates []candidate, key *Key, entry int) []candidate {
+	for i := range candidates {
+		if known := &candidates[i]; known.key.same(key) {
+			known.key, known.entries = known.key.union(key), append(known.entries, entry)
+			return candidates
+		}
+	}
+	return append(candidates, candidate{key, []int{entry}})
+}
+
+func areOne(candidates []candidate) bool {
+	other := func(c candidate) bool { return c.key.thumbprint != candidates[0].key.thumbprint }
+	return len(candidates) > 0 && !slices.ContainsFunc(candidates, other)
+}
+
+// problem says why a key cannot be told from others of its set.
+func (c candidate) problem(all []candidate, single bool) error {
+	if c.key.id == "" && !single {
+		return errNoKeyID
+	}
+	for _, other := range all {
+		if other.key.id == c.key.id && other.key.thumbprint != c.key.thumbprint && c.key.rivals(other.key) {
+			return errAmbiguous
+		}
+	}
+	return nil
+}
+
+func (s *Set) skip(c candidate, reason error) {
+	for _, entry := range c.entries {
+		s.Skipped = append(s.Skipped, Skipped{entry, reason})
+	}
 }
 
 func firstReason(skipped []Skipped) string {
@@ -150,14 +271,15 @@ func parseKey(entry jsontext.Value) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("it %w", err)
 	}
+	object = object.withoutNulls()
 	for _, name := range [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
 		if object.Has(name) {
 			return nil, ErrPrivateKey
 		}
 	}
 	id, _, err := object.Text("kid")
-	if err != nil || id == "" || len(id) > maxKeyID {
-		return nil, errNoKeyID
+	if err != nil || len(id) > maxKeyID {
+		return nil, errKeyID
 	}
 	if !forVerifying(object) {
 		return nil, errUse
@@ -189,7 +311,7 @@ func (k *Key) narrow(object Object) error {
 	case err != nil || !k.Permits(declared):
 		return errAlg
 	}
-	k.declared = declared
+	k.declared = []string{declared}
 	if !slices.Contains(eddsaAlgorithms, declared) {
 		k.algorithms = []string{declared}
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -108,8 +109,8 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 			t.Errorf("%s: the set is refused: %v", name, err)
 			continue
 		}
-		if len(set.Keys) != 1 || set.Keys["good"] == nil || len(set.Skipped) != 1 || set.Skipped[0].Index != 0 {
-			t.Errorf("%s: %d keys, skipped %v", name, len(set.Keys), set.Skipped)
+		if set.Keys.Len() != 1 || !has(set, "good") || len(set.Skipped) != 1 || set.Skipped[0].Index != 0 {
+			t.Errorf("%s: %d keys, skipped %v", name, set.Keys.Len(), set.Skipped)
 			continue
 		}
 		secret := strings.HasPrefix(name, "a private") || strings.HasPrefix(name, "a prime") || strings.HasPrefix(name, "a symmetric")
@@ -135,6 +136,7 @@ func TestKeysThatAreAccepted(t *testing.T) {
 	r := josetest.New(t, "RS256", "k")
 	n4096 := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 4096), big.NewInt(1))
 	for name, entry := range map[string]jwk{
+		"without kid":                  r.JWK(jwk{"kid": nil}),
 		"without use, alg and key_ops": r.JWK(jwk{"use": nil}),
 		"key_ops verify":               r.JWK(jwk{"use": nil, "key_ops": []string{"sign", "verify"}}),
 		"alg PS512":                    r.JWK(jwk{"alg": "PS512"}),
@@ -147,22 +149,150 @@ func TestKeysThatAreAccepted(t *testing.T) {
 		"a kid of 256 bytes":           r.JWK(jwk{"kid": strings.Repeat("k", 256)}),
 	} {
 		set, err := jose.ParseSet(josetest.Set(entry))
-		if err != nil || len(set.Keys) != 1 || len(set.Skipped) != 0 {
+		if err != nil || set.Keys.Len() != 1 || len(set.Skipped) != 0 {
 			t.Errorf("%s: %v, skipped %v", name, err, set.Skipped)
 		}
 	}
 }
 
-func TestUsableKeysThatShareAKidAreAllRefused(t *testing.T) {
+func has(set jose.Set, id string) bool {
+	return slices.ContainsFunc(slices.Collect(set.Keys.All()), func(key *jose.Key) bool { return key.ID() == id })
+}
+
+// parse parses a set and returns the indexes of the entries that were skipped.
+func parse(t *testing.T, entries ...jwk) (set jose.Set, skipped []int) {
+	t.Helper()
+	set, err := jose.ParseSet(josetest.Set(entries...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range set.Skipped {
+		skipped = append(skipped, entry.Index)
+	}
+	return set, skipped
+}
+
+func TestUsableKeysThatShareAKidAndDeclareNoAlgorithmAreAllRefused(t *testing.T) {
 	a, b, c := josetest.New(t, "ES256", "same"), josetest.New(t, "EdDSA", "same"), josetest.New(t, "ES256", "other")
 	set, err := jose.ParseSet(josetest.Set(a.JWK(), c.JWK(), b.JWK()))
-	if err != nil || len(set.Keys) != 1 || set.Keys["other"] == nil || len(set.Skipped) != 2 {
-		t.Errorf("%v, %d keys, skipped %v", err, len(set.Keys), set.Skipped)
+	if err != nil || set.Keys.Len() != 1 || !has(set, "other") || len(set.Skipped) != 2 {
+		t.Errorf("%v, %d keys, skipped %v", err, set.Keys.Len(), set.Skipped)
 	}
 	// A key for encryption is no rival.
 	set, err = jose.ParseSet(josetest.Set(a.JWK(), b.JWK(jwk{"use": "enc"})))
-	if err != nil || set.Keys["same"] == nil {
+	if err != nil || !has(set, "same") {
 		t.Errorf("a kid shared with a key for encryption: %v", err)
+	}
+}
+
+// RFC 7517 section 4.5.
+func TestKeyThatIsListedMoreThanOnceIsOneKey(t *testing.T) {
+	r, other := josetest.New(t, "RS256", "k"), josetest.New(t, "ES256", "other")
+	alg := func(name string) jwk { return r.JWK(jwk{"alg": name}) }
+	for name, tt := range map[string]struct {
+		entries []jwk
+		permits []string
+		skipped []int
+	}{
+		"for three algorithms": {[]jwk{alg("RS256"), other.JWK(), alg("RS384"), alg("RS512")}, []string{"RS256", "RS384", "RS512"}, nil},
+		"twice the same":       {[]jwk{alg("RS256"), alg("RS256"), other.JWK()}, []string{"RS256"}, nil},
+		"once without alg":     {[]jwk{alg("RS256"), other.JWK(), r.JWK()}, []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, nil},
+		"once for encryption":  {[]jwk{r.JWK(jwk{"use": "enc", "alg": "RSA-OAEP"}), alg("RS256"), other.JWK()}, []string{"RS256"}, []int{0}},
+		"once with its secret": {[]jwk{r.JWK(jwk{"d": "AAAA", "alg": "PS256"}), alg("RS256"), other.JWK()}, []string{"RS256"}, []int{0}},
+	} {
+		set, skipped := parse(t, tt.entries...)
+		key := set.Keys.Find("k", "RS256")
+		if set.Keys.Len() != 2 || !slices.Equal(skipped, tt.skipped) || key == nil {
+			t.Errorf("%s: %d keys, skipped %v", name, set.Keys.Len(), set.Skipped)
+			continue
+		}
+		for _, algorithm := range jose.Algorithms() {
+			if want := slices.Contains(tt.permits, algorithm); key.Permits(algorithm) != want || (jose.Verify(algorithm, key, []byte("x"), r.As(algorithm, "k").Sign("x")) == nil) != want {
+				t.Errorf("%s: permits %s: %v", name, algorithm, !want)
+			}
+		}
+	}
+}
+
+func TestKeysThatShareAKidAreChosenByTheirAlgorithm(t *testing.T) {
+	a, b := josetest.New(t, "RS256", "k"), josetest.New(t, "PS256", "k")
+	ec, ed, ed2 := josetest.New(t, "ES256", "k"), josetest.New(t, "EdDSA", "k"), josetest.New(t, "Ed25519", "k")
+	says := func(s *josetest.Signer, algorithm string) jwk { return s.JWK(jwk{"alg": algorithm}) }
+	for name, tt := range map[string]struct {
+		entries []jwk
+		found   map[string]*josetest.Signer // by the algorithm of a token
+		skipped []int
+	}{
+		"of two types":                      {[]jwk{says(a, "RS256"), says(ec, "ES256")}, map[string]*josetest.Signer{"RS256": a, "ES256": ec}, nil},
+		"of one type":                       {[]jwk{says(a, "RS256"), says(b, "PS256")}, map[string]*josetest.Signer{"RS256": a, "PS256": b}, nil},
+		"with two algorithms each":          {[]jwk{says(a, "RS256"), says(b, "PS256"), says(a, "RS384"), says(b, "PS384")}, map[string]*josetest.Signer{"RS384": a, "PS384": b}, nil},
+		"one algorithm in common":           {[]jwk{says(a, "RS256"), says(b, "RS256"), says(ec, "ES256")}, map[string]*josetest.Signer{"ES256": ec}, []int{0, 1}},
+		"one algorithm of three in common":  {[]jwk{says(a, "RS256"), says(b, "RS384"), says(a, "RS384"), says(ec, "ES256")}, map[string]*josetest.Signer{"ES256": ec}, []int{0, 1, 2}},
+		"one without alg, of the same type": {[]jwk{a.JWK(), says(b, "RS256"), says(ec, "ES256")}, map[string]*josetest.Signer{"ES256": ec}, []int{0, 1}},
+		"one without alg, of another type":  {[]jwk{ec.JWK(), says(b, "RS256")}, map[string]*josetest.Signer{"RS256": b}, []int{0}},
+		"two names of one algorithm":        {[]jwk{says(ed, "EdDSA"), says(ed2, "Ed25519"), says(ec, "ES256")}, map[string]*josetest.Signer{"ES256": ec}, []int{0, 1}},
+	} {
+		set, skipped := parse(t, tt.entries...)
+		if !slices.Equal(skipped, tt.skipped) {
+			t.Errorf("%s: skipped %v", name, set.Skipped)
+		}
+		for algorithm, signer := range tt.found {
+			if key := set.Keys.Find("k", algorithm); key == nil || key.Thumbprint() != load(t, signer).Thumbprint() {
+				t.Errorf("%s: another key, or none, is found for %s", name, algorithm)
+			}
+		}
+		if key := set.Keys.Find("k", "ES512"); key == nil || key.Permits("ES512") {
+			t.Errorf("%s: for an algorithm of none of them: %v", name, key)
+		}
+		if key := set.Keys.Find("", "ES256"); key != nil {
+			t.Errorf("%s: a key is found without a kid", name)
+		}
+	}
+}
+
+func TestTheSingleKeyOfASetNeedsNoKid(t *testing.T) {
+	a, b := josetest.New(t, "ES256", "a"), josetest.New(t, "ES256", "b")
+	alias := a.As("ES256", "alias")
+	for name, tt := range map[string]struct {
+		entries []jwk
+		single  bool
+		skipped []int
+	}{
+		"one key":                                {[]jwk{a.JWK()}, true, nil},
+		"one key without kid":                    {[]jwk{a.JWK(jwk{"kid": nil})}, true, nil},
+		"one key with an empty kid":              {[]jwk{a.JWK(jwk{"kid": ""})}, true, nil},
+		"one key, twice":                         {[]jwk{a.JWK(), a.JWK(jwk{"alg": "ES256"})}, true, nil},
+		"one key under two kids":                 {[]jwk{a.JWK(), alias.JWK()}, true, nil},
+		"one key with and without kid":           {[]jwk{a.JWK(), a.JWK(jwk{"kid": nil})}, true, nil},
+		"beside a key for encryption":            {[]jwk{a.JWK(), b.JWK(jwk{"use": "enc"})}, true, []int{1}},
+		"beside an entry that is broken":         {[]jwk{b.JWK(jwk{"x": "AA"}), a.JWK()}, true, []int{0}},
+		"two keys":                               {[]jwk{a.JWK(), b.JWK()}, false, nil},
+		"two keys, one without kid":              {[]jwk{a.JWK(), b.JWK(jwk{"kid": nil})}, false, []int{1}},
+		"beside two that cannot be told apart":   {[]jwk{a.JWK(), b.JWK(), josetest.New(t, "ES256", "b").JWK()}, false, []int{1, 2}},
+		"beside one whose kid is no string":      {[]jwk{a.JWK(), b.JWK(jwk{"kid": 1})}, true, []int{1}},
+		"two keys for different algorithms each": {[]jwk{a.JWK(jwk{"alg": "ES256"}), josetest.New(t, "RS256", "r").JWK()}, false, nil},
+	} {
+		set, skipped := parse(t, tt.entries...)
+		key := set.Keys.Find("", "ES256")
+		if set.Keys.Single() != tt.single || (key != nil) != tt.single || !slices.Equal(skipped, tt.skipped) {
+			t.Errorf("%s: single %v, skipped %v, key %v", name, set.Keys.Single(), set.Skipped, key)
+		}
+		if key != nil && (key.Thumbprint() != load(t, a).Thumbprint() || !set.Keys.Has(key)) {
+			t.Errorf("%s: another key is found", name)
+		}
+	}
+	if _, err := jose.ParseSet(josetest.Set(a.JWK(jwk{"kid": nil}), b.JWK(jwk{"kid": nil}))); err == nil || !strings.Contains(err.Error(), "no kid") {
+		t.Errorf("two keys without kid: %v", err)
+	}
+}
+
+func TestNullMembersOfAKeyAreAbsent(t *testing.T) {
+	a, b := josetest.New(t, "RS256", "a"), josetest.New(t, "ES256", "b")
+	null := json.RawMessage("null")
+	full := a.JWK(jwk{"alg": null, "use": null, "key_ops": null, "d": null, "p": null, "k": null, "x5c": null, "x5t": null, "x": null})
+	set, skipped := parse(t, full, b.JWK(jwk{"y": null}), b.JWK(jwk{"kty": null}), b.JWK(jwk{"kid": null}))
+	if len(skipped) != 3 || set.Keys.Len() != 1 || !set.Keys.Find("a", "PS512").Permits("PS512") {
+		t.Errorf("%d keys, skipped %v", set.Keys.Len(), set.Skipped)
 	}
 }
 
@@ -194,12 +324,12 @@ func TestSetsThatAreRefused(t *testing.T) {
 		"101 keys":          keys(101),
 		"513 KiB":           keys(1) + strings.Repeat(" ", 512<<10),
 	} {
-		if set, err := jose.ParseSet([]byte(data)); err == nil || set.Keys != nil {
-			t.Errorf("%s: %d keys, %v", name, len(set.Keys), err)
+		if set, err := jose.ParseSet([]byte(data)); err == nil || set.Keys.Len() != 0 {
+			t.Errorf("%s: %d keys, %v", name, set.Keys.Len(), err)
 		}
 	}
-	if set, err := jose.ParseSet([]byte(keys(100))); err != nil || len(set.Keys) != 100 {
-		t.Errorf("100 keys: %d, %v", len(set.Keys), err)
+	if set, err := jose.ParseSet([]byte(keys(100))); err != nil || set.Keys.Len() != 100 {
+		t.Errorf("100 keys: %d, %v", set.Keys.Len(), err)
 	}
 	if _, err := jose.ParseSet([]byte(`{"v":{"a":1,"a":2},"keys":[` + key + `]}`)); err != nil {
 		t.Errorf("a flaw beside the keys costs them: %v", err)
@@ -213,7 +343,7 @@ func TestThumbprint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := set.Keys["2011-04-29"]
+	key := set.Keys.Find("2011-04-29", "RS256")
 	if key.Thumbprint() != "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs" || key.ID() != "2011-04-29" {
 		t.Errorf("thumbprint %q, kid %q", key.Thumbprint(), key.ID())
 	}
@@ -236,12 +366,12 @@ func FuzzParseSet(f *testing.F) {
 	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AA"},null,1,"x",[],{"kty":"AKP"}],"keys":[]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		set, err := jose.ParseSet(data)
-		if (err == nil) != (len(set.Keys) > 0) {
-			t.Fatalf("%d keys and %v", len(set.Keys), err)
+		if (err == nil) != (set.Keys.Len() > 0) {
+			t.Fatalf("%d keys and %v", set.Keys.Len(), err)
 		}
-		for id, key := range set.Keys {
-			if key.ID() != id || key.Thumbprint() == "" {
-				t.Errorf("kid %q, key %q, thumbprint %q", id, key.ID(), key.Thumbprint())
+		for key := range set.Keys.All() {
+			if key.Thumbprint() == "" || !set.Keys.Has(key) {
+				t.Errorf("key %q, thumbprint %q", key.ID(), key.Thumbprint())
 			}
 			for _, algorithm := range jose.Algorithms() {
 				for _, size := range []int{0, 64, 96, 132, 256} {

@@ -53,8 +53,8 @@ func (k *SigningKey) Permits(algorithm string) bool { return k.public.Permits(al
 // Algorithm is what the key signs with where nothing else is asked for: its own
 // alg, else the most common one of its type.
 func (k *SigningKey) Algorithm() string {
-	if k.public.declared != "" {
-		return k.public.declared
+	if k.public.declared != nil {
+		return k.public.declared[0]
 	}
 	return k.public.algorithms[0]
 }

@@ -42,6 +42,7 @@ type Facts struct {
 	Claims []byte
 
 	opaque  bool   // the issuer said all this itself
+	keyless bool   // the header names no key
 	typ     string // the header's typ; the token_type of an opaque token
 	access  bool   // has a claim that only access tokens have
 	purpose string // what the claims show it to be instead; empty: nothing
@@ -79,6 +80,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		TokenID:      r.text("jti"),
 		Confirmation: r.confirmation(""),
 		Claims:       payload,
+		keyless:      header.KeyID == "",
 		typ:          header.Type,
 		access:       accessToken(claims, c.ScopeClaim),
 		purpose:      otherPurpose(claims),

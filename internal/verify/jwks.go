@@ -64,9 +64,9 @@ type keySource struct {
 // state is what is known of an issuer's keys. It is immutable and replaced as a
 // whole, at the beginning and at the end of each fetch.
 type state struct {
-	keys      map[string]*jose.Key // nil: never loaded
+	keys      jose.Keys
 	skipped   []jose.Skipped
-	loadedAt  time.Time // when the fetch that brought them began
+	loadedAt  time.Time // when the fetch that brought them began; zero: never loaded
 	keptUntil time.Time // by when it is known here if the issuer has removed one
 
 	fetchAt  time.Time // when the last fetch began; zero: none did
@@ -91,12 +91,12 @@ func newKeySource(cfg IssuerConfig, client *http.Client, logger *slog.Logger, me
 	return s
 }
 
-// find returns the key of that kid, and by when it is known here if the issuer
-// has removed it. The error is a [*Rejection], an [*UnavailableError] or that of
-// ctx.
-func (s *keySource) find(ctx context.Context, kid string) (*jose.Key, time.Time, error) {
+// find returns the key for a token with this kid and alg, and by when it is known
+// here if the issuer has removed it. The key may be for other algorithms. The error
+// is a [*Rejection], an [*UnavailableError] or that of ctx.
+func (s *keySource) find(ctx context.Context, kid, algorithm string) (*jose.Key, time.Time, error) {
 	known := s.state.Load()
-	if key := known.keys[kid]; key != nil && !s.stale(known) {
+	if key := known.keys.Find(kid, algorithm); key != nil && !s.stale(known) {
 		return key, known.keptUntil, nil
 	}
 	if known.underway || known.mayFetch() {
@@ -105,8 +105,8 @@ func (s *keySource) find(ctx context.Context, kid string) (*jose.Key, time.Time,
 			return nil, time.Time{}, err
 		}
 	}
-	switch key := known.keys[kid]; {
-	case known.keys == nil, s.stale(known):
+	switch key := known.keys.Find(kid, algorithm); {
+	case s.stale(known):
 		return nil, time.Time{}, s.unavailable(known)
 	case key != nil:
 		return key, known.keptUntil, nil
@@ -118,15 +118,40 @@ func (s *keySource) find(ctx context.Context, kid string) (*jose.Key, time.Time,
 	}
 }
 
-// trusts reports whether a key is among those that find returns without a fetch,
-// and until when it is known to be. It is this very Key, or it is another: what is
-// remembered under a key goes with it.
-func (s *keySource) trusts(key *jose.Key) (keptUntil time.Time, trusted bool) {
+// findSingle is find for a token without kid, which only the single key of an
+// issuer can have signed. It never causes a fetch: the token does not say that there
+// is a new key. It waits for one that is under way if there are no keys to use.
+func (s *keySource) findSingle(ctx context.Context, algorithm string) (*jose.Key, time.Time, error) {
 	known := s.state.Load()
-	return known.keptUntil, known.keys[key.ID()] == key && !s.stale(known)
+	if s.stale(known) && known.underway {
+		var err error
+		if known, err = s.await(ctx, known); err != nil {
+			return nil, time.Time{}, err
+		}
+	}
+	key := known.keys.Find("", algorithm)
+	switch {
+	case s.stale(known):
+		return nil, time.Time{}, s.unavailable(known)
+	case key == nil:
+		return nil, time.Time{}, reject(UnknownKey, "The token's header names no key (kid), and its issuer has not exactly one usable key.")
+	}
+	return key, known.keptUntil, nil
+}
+
+// trusts reports whether a key is among those that a token finds without a fetch,
+// and until when it is known to be. It is this very Key, or it is another: what is
+// remembered under a key goes with it. A token that names no key needs one that is
+// the only one.
+func (s *keySource) trusts(key *jose.Key, named bool) (keptUntil time.Time, trusted bool) {
+	known := s.state.Load()
+	return known.keptUntil, known.keys.Has(key) && (named || known.keys.Single()) && !s.stale(known)
 }
 
 func (s *keySource) stale(known *state) bool { return time.Since(known.loadedAt) > s.cfg.MaxStale }
+
+// loaded reports whether the issuer's keys were ever loaded.
+func (s *state) loaded() bool { return !s.loadedAt.IsZero() }
 
 // mayFetch reports whether a token may cause a fetch.
 func (s *state) mayFetch() bool { return time.Since(s.fetchAt) >= demandInterval }
@@ -141,12 +166,12 @@ func (s *keySource) await(ctx context.Context, known *state) (*state, error) {
 		}
 	}
 	defer s.waiting.Add(-1)
-	first := known.keys == nil && known.failures == 0
+	first := !known.loaded() && known.failures == 0
 	if s.waiting.Add(1) > maxKeyWaiters && !first {
 		return nil, s.unavailable(known)
 	}
 	wait := unknownKeyWait
-	if known.keys == nil {
+	if !known.loaded() {
 		wait = firstLoadWait
 	}
 	limit := time.NewTimer(wait)
@@ -184,7 +209,7 @@ func (s *keySource) run(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	if s.state.Load().keys != nil {
+	if s.state.Load().loaded() {
 		s.rest(ctx)
 	}
 	for ctx.Err() == nil {
@@ -223,7 +248,7 @@ func (s *keySource) refresh(ctx context.Context) error {
 
 	set, maxAge, err := s.load(ctx)
 	if s.hasOnlyOpaque(before, err) {
-		set, err = jose.Set{Keys: map[string]*jose.Key{}}, nil
+		set, err = jose.Set{}, nil
 	}
 	ended := begun
 	ended.underway, ended.err = false, err
@@ -232,7 +257,7 @@ func (s *keySource) refresh(ctx context.Context) error {
 		ended.nextAt = time.Now().Add(backoff(ended.failures))
 	} else {
 		ended.failures = 0
-		ended.keys, ended.skipped, ended.loadedAt = keep(before.keys, set.Keys), set.Skipped, begun.fetchAt
+		ended.keys, ended.skipped, ended.loadedAt = set.Keys.Keeping(before.keys), set.Skipped, begun.fetchAt
 		ended.nextAt = begun.fetchAt.Add(s.interval(maxAge))
 		ended.keptUntil = ended.nextAt.Add(fetchTimeout)
 	}
@@ -244,17 +269,7 @@ func (s *keySource) refresh(ctx context.Context) error {
 // hasOnlyOpaque: the issuer publishes no keys, never did, and is asked about its
 // tokens: those that look signed are not its own, and nothing is amiss.
 func (s *keySource) hasOnlyOpaque(before *state, err error) bool {
-	return errors.Is(err, errNoKeys) && s.cfg.Introspection != nil && len(before.keys) == 0
-}
-
-// keep puts the Keys that there were in place of their equals.
-func keep(before, fetched map[string]*jose.Key) map[string]*jose.Key {
-	for id, key := range fetched {
-		if old := before[id]; old != nil && old.Equal(key) {
-			fetched[id] = old
-		}
-	}
-	return fetched
+	return errors.Is(err, errNoKeys) && s.cfg.Introspection != nil && before.keys.Len() == 0
 }
 
 // publish is called by the one who holds loading.

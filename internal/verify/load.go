@@ -116,12 +116,12 @@ func (s *keySource) report(before, after *state) {
 	if after.err != nil {
 		s.metrics.failure.Inc()
 		if !errors.Is(after.err, context.Canceled) { // at the end of the process
-			s.logger.Warn("the keys of an issuer cannot be fetched", "error", after.err, "failures", after.failures, "keys", len(after.keys))
+			s.logger.Warn("the keys of an issuer cannot be fetched", "error", after.err, "failures", after.failures, "keys", after.keys.Len())
 		}
 		return
 	}
 	s.metrics.success.Inc()
-	s.metrics.keys.Set(float64(len(after.keys)))
+	s.metrics.keys.Set(float64(after.keys.Len()))
 	s.metrics.skipped.Set(float64(len(after.skipped)))
 	s.metrics.lastSuccess.Set(float64(after.loadedAt.UnixMilli()) / 1000)
 	if before.failures > 0 {
@@ -135,10 +135,11 @@ func (s *keySource) report(before, after *state) {
 }
 
 // logKeys logs the keys that the others lack, or have other material for.
-func (s *keySource) logKeys(message string, keys, others map[string]*jose.Key) {
-	for kid, key := range keys {
-		if other := others[kid]; other == nil || other.Thumbprint() != key.Thumbprint() {
-			s.logger.Info(message, "kid", kid, "thumbprint", key.Thumbprint())
+func (s *keySource) logKeys(message string, keys, others jose.Keys) {
+	for key := range keys.All() {
+		same := func(other *jose.Key) bool { return other.ID() == key.ID() && other.Thumbprint() == key.Thumbprint() }
+		if !slices.ContainsFunc(slices.Collect(others.All()), same) {
+			s.logger.Info(message, "kid", key.ID(), "thumbprint", key.Thumbprint())
 		}
 	}
 }

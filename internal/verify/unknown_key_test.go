@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -71,7 +72,7 @@ func TestBadSignaturesCauseNoFetch(t *testing.T) {
 			}
 		}
 		// B6: nor do tokens that name no key, of which there is one only.
-		if got, took := timed(t, v, key.Token(key.Header(jsonObject{"kid": nil}), claims())); got != "unknown_key" || took != 0 {
+		if got, took := timed(t, v, other.Token(other.Header(jsonObject{"kid": nil}), claims())); got != "bad_signature" || took != 0 {
 			t.Errorf("no kid: %s in %v", got, took)
 		}
 		time.Sleep(time.Second)
@@ -140,4 +141,126 @@ func TestUnknownKeyIsNoVerdictWhileTheIssuerCannotBeAsked(t *testing.T) {
 			})
 		})
 	}
+}
+
+// B6: the single key of an issuer need not be named. A token that names none never
+// causes a fetch, and is refused as soon as there are two keys.
+func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		key, second := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "second")
+		web := new(site)
+		web.set(after(2*time.Second, respond(http.StatusOK, josetest.Set(key.JWK()), nil)))
+		v := newVerifier(t, web, configOf(issuerA))
+		seen := key.Token(key.Header(jsonObject{"kid": nil}), forever23hClaims())
+		fresh := func(header jsonObject) string { return key.Token(key.Header(header), claims()) }
+		if got, took := timed(t, v, seen); got != "unavailable" || took != 0 || web.fetches() != 0 {
+			t.Errorf("before anything runs: %s in %v, %d fetches", got, took, web.fetches())
+		}
+		run(t, v)
+		synctest.Wait()
+		if got, took := timed(t, v, seen); got != "active" || took != 2*time.Second {
+			t.Errorf("during the first fetch: %s in %v", got, took)
+		}
+		time.Sleep(time.Minute)
+		for name, token := range map[string]string{
+			"seen": seen, "fresh": fresh(jsonObject{"kid": nil}), "an empty kid": fresh(jsonObject{"kid": ""}), "with its kid": fresh(nil),
+		} {
+			if got, took := timed(t, v, token); got != "active" || took != 0 {
+				t.Errorf("%s: %s in %v", name, got, took)
+			}
+		}
+		for want, token := range map[string]string{
+			"bad_signature":         second.Token(second.Header(jsonObject{"kid": nil}), claims()),
+			"algorithm_not_allowed": fresh(jsonObject{"kid": nil, "alg": "RS256"}),
+			"malformed":             key.Token(`{"alg":"EdDSA","kid":null,"typ":"at+jwt"}`, claims()),
+		} {
+			if got, took := timed(t, v, token); got != want || took != 0 {
+				t.Errorf("want %s: %s in %v", want, got, took)
+			}
+		}
+		if web.fetches() != 1 {
+			t.Errorf("%d fetches", web.fetches())
+		}
+		web.publish(key.JWK(), second.JWK())
+		time.Sleep(5 * time.Minute)
+		before := web.fetches()
+		for name, token := range map[string]string{"seen": seen, "fresh": fresh(jsonObject{"kid": nil})} {
+			if got, took := timed(t, v, token); got != "unknown_key" || took != 0 {
+				t.Errorf("%s, of one of two keys: %s in %v", name, got, took)
+			}
+		}
+		if web.fetches() != before {
+			t.Errorf("%d fetches were caused by tokens without kid", web.fetches()-before)
+		}
+		web.set(hang)
+		time.Sleep(2 * time.Hour)
+		if got, took := timed(t, v, fresh(jsonObject{"kid": nil})); got != "unavailable" || took > time.Second {
+			t.Errorf("when the keys are too old: %s in %v", got, took)
+		}
+	})
+}
+
+func TestKeyWithoutKidIsFoundByTokensWithoutKid(t *testing.T) {
+	key := josetest.New(t, "ES256", "k")
+	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK(jsonObject{"kid": nil}))), configOf(issuerA)))
+	for range 2 { // the second is remembered
+		if got := outcome(t, v, key.Token(key.Header(jsonObject{"kid": nil}), claims()), verify.Request{}); got != "active" {
+			t.Errorf("a token without kid: %s", got)
+		}
+	}
+	if got := outcome(t, v, key.Token(key.Header(), claims()), verify.Request{}); got != "unknown_key" {
+		t.Errorf("a token with a kid: %s", got)
+	}
+}
+
+// A key stays trusted when the issuer lists it once more, and what is remembered
+// of its tokens is what a new look at them finds.
+func TestKeyStaysTrustedWhenItIsListedForAnotherAlgorithm(t *testing.T) {
+	r := josetest.New(t, "RS256", "k")
+	other := josetest.New(t, "ES256", "other")
+	alg := func(name string) jsonObject { return r.JWK(jsonObject{"alg": name}) }
+	web := serve(josetest.Set(alg("RS256"), other.JWK()))
+	v := load(t, newVerifier(t, web, configOf(issuerA)))
+	tokens := map[string]string{}
+	for _, name := range []string{"RS256", "RS384", "RS512"} {
+		signer := r.As(name, "k")
+		tokens[name] = signer.Token(signer.Header(), claims())
+	}
+	check := func(when string, active ...string) {
+		t.Helper()
+		for name, token := range tokens {
+			want := "algorithm_not_allowed"
+			if slices.Contains(active, name) {
+				want = "active"
+			}
+			for range 2 {
+				if got := outcome(t, v, token, verify.Request{}); got != want {
+					t.Errorf("%s: %s: %s, want %s", when, name, got, want)
+				}
+			}
+		}
+	}
+	check("listed once", "RS256")
+	web.publish(alg("RS256"), alg("RS384"), alg("RS512"), other.JWK())
+	load(t, v)
+	check("listed three times", "RS256", "RS384", "RS512")
+	web.publish(alg("RS512"), other.JWK())
+	load(t, v)
+	check("listed for the last only", "RS512")
+	second := josetest.New(t, "RS256", "k")
+	web.publish(second.JWK(jsonObject{"alg": "RS256"}), alg("RS512"))
+	load(t, v)
+	if got := outcome(t, v, tokens["RS256"], verify.Request{}); got != "bad_signature" {
+		t.Errorf("another key for RS256: %s", got)
+	}
+	if got := outcome(t, v, second.Token(second.Header(), claims()), verify.Request{}); got != "active" {
+		t.Errorf("of the other key: %s", got)
+	}
+	if got := outcome(t, v, tokens["RS512"], verify.Request{}); got != "active" {
+		t.Errorf("RS512 beside another key for RS256: %s", got)
+	}
+}
+
+func forever23hClaims() jsonObject {
+	return claims(jsonObject{"exp": time.Now().Add(23 * time.Hour).Unix()})
 }

@@ -5,7 +5,7 @@
 //	form       three parts, canonical, bounded; a header that asks for nothing unusual
 //	issuer     iss, byte for byte one of those configured; no network
 //	algorithm  one that the issuer is configured with
-//	key        kid, looked up among that issuer's keys only
+//	key        kid and alg, looked up among that issuer's keys only; no kid: its only key
 //	signature  by exactly that algorithm; a bad one never causes a fetch
 //	claims     of the right kind, once the signature holds
 //	judgement  type, time, audience, scopes: on every call
@@ -138,7 +138,7 @@ func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req
 func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
 	id, known := v.cache.find(presented)
 	if known != nil && (req.Issuer == "" || req.Issuer == known.facts.Issuer) && req.admits(known.facts.Issuer) && v.byName[known.facts.Issuer] == known.issuer {
-		if keptUntil, trusted := known.issuer.keys.trusts(known.key); trusted {
+		if keptUntil, trusted := known.issuer.keys.trusts(known.key, !known.facts.keyless); trusted {
 			v.cache.hit(known)
 			return known.issuer, known.facts, keptUntil, nil
 		}
@@ -222,20 +222,23 @@ func (i *issuer) keyFor(ctx context.Context, header jose.Header) (*jose.Key, tim
 		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of those configured for its issuer, %s.",
 			strings.Join(i.cfg.Algorithms, ", "))
 	}
-	if header.KeyID == "" {
-		return nil, time.Time{}, reject(UnknownKey, "The token's header names no key (kid).")
-	}
-	key, keptUntil, err := i.keys.find(ctx, header.KeyID)
+	key, keptUntil, err := i.findKey(ctx, header)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
 	// A key that says EdDSA serves for Ed25519, the other name of the same
 	// algorithm, and the reverse, only where both are configured.
-	declared := key.Declared()
-	if !key.Permits(header.Algorithm) || declared != "" && !slices.Contains(i.cfg.Algorithms, declared) {
+	if !key.Permits(header.Algorithm) || !key.DeclaredAmong(i.cfg.Algorithms) {
 		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's key is not for its algorithm (alg).")
 	}
 	return key, keptUntil, nil
+}
+
+func (i *issuer) findKey(ctx context.Context, header jose.Header) (*jose.Key, time.Time, error) {
+	if header.KeyID == "" {
+		return i.keys.findSingle(ctx, header.Algorithm)
+	}
+	return i.keys.find(ctx, header.KeyID, header.Algorithm)
 }
 
 func earliest(first time.Time, others ...time.Time) time.Time {
@@ -290,7 +293,7 @@ func (v *Verifier) Status() []IssuerStatus {
 	for n, issuer := range v.issuers {
 		s := issuer.keys.state.Load()
 		all[n] = IssuerStatus{
-			Issuer: issuer.cfg.Issuer, Keys: len(s.keys), Skipped: len(s.skipped),
+			Issuer: issuer.cfg.Issuer, Keys: s.keys.Len(), Skipped: len(s.skipped),
 			LoadedAt: s.loadedAt, NextAt: s.nextAt, Err: s.err,
 		}
 	}
