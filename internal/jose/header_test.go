@@ -16,6 +16,12 @@ func TestParseHeaderReadsWhatItNeedsAndIgnoresTheRest(t *testing.T) {
 	if want := (jose.Header{Algorithm: "RS256", KeyID: "k 1", Type: "at+jwt"}); h != want {
 		t.Errorf("header %+v, want %+v", h, want)
 	}
+	for _, name := range []string{"jku", "x5u"} {
+		h, err := jose.ParseHeader([]byte(`{"alg":"RS256","kid":"k","` + name + `":"https://evil.example"}`))
+		if want := (jose.Header{Algorithm: "RS256", KeyID: "k", KeyPlace: name}); err != nil || h != want {
+			t.Errorf("%s: header %+v, %v", name, h, err)
+		}
+	}
 	longest := strings.Repeat("k", 256)
 	if h, err := jose.ParseHeader([]byte(`{"alg":"RS256","kid":"` + longest + `"}`)); err != nil || h.KeyID != longest {
 		t.Errorf("a kid of 256 bytes: %v", err)
@@ -40,8 +46,9 @@ func TestParseHeaderRefuses(t *testing.T) {
 		"zip":                      {`{"alg":"RS256","zip":"DEF"}`, true},
 		"enc":                      {`{"alg":"RSA-OAEP","enc":"A256GCM"}`, true},
 		"jwk":                      {`{"alg":"RS256","jwk":{"kty":"RSA"}}`, true},
-		"jku":                      {`{"alg":"RS256","jku":"https://evil.example"}`, true},
-		"x5u":                      {`{"alg":"RS256","x5u":"https://evil.example"}`, true},
+		"jku, null":                {`{"alg":"RS256","jku":null}`, false},
+		"x5u, a list":              {`{"alg":"RS256","x5u":["https://evil.example"]}`, false},
+		"jwk, null":                {`{"alg":"RS256","jwk":null}`, true},
 		"cty JWT":                  {`{"alg":"RS256","cty":"JWT"}`, true},
 		"cty, not a string":        {`{"alg":"RS256","cty":1}`, true},
 		"crit in other spelling":   {`{"alg":"RS256","cr\u0069t":["exp"]}`, true},

@@ -8,7 +8,7 @@
 //
 //   - the compact form only, at most 8 KiB, in canonical base64url;
 //   - no header parameter that changes what is signed or with which key (crit,
-//     b64, zip, enc, jwk, jku, x5u), and no nested content (cty);
+//     b64, zip, enc, jwk), and no nested content (cty); jku and x5u are not looked at;
 //   - JSON objects without repeated names, sound UTF-8, of bounded size and
 //     depth, and nothing after them;
 //   - RSA, ECDSA and Ed25519 signatures only: no symmetric algorithm, no "none";

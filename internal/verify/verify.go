@@ -167,7 +167,7 @@ func (v *Verifier) examine(ctx context.Context, presented redact.String, req *Re
 		return nil, nil, nil, time.Time{}, err
 	}
 	if err := jose.Verify(header.Algorithm, key, token.SigningInput, token.Signature); err != nil {
-		return nil, nil, nil, time.Time{}, reject(BadSignature, "The token's signature does not hold.")
+		return nil, nil, nil, time.Time{}, badSignature(header)
 	}
 	// The claims were read from the very bytes that were signed, iss included.
 	facts, err := newFacts(&issuer.cfg, header, claims, token.Payload)
@@ -175,6 +175,15 @@ func (v *Verifier) examine(ctx context.Context, presented redact.String, req *Re
 		return nil, nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
 	}
 	return issuer, key, facts, keptUntil, nil
+}
+
+// badSignature says more where the token was signed with a key that it brings
+// along, or meant to.
+func badSignature(header jose.Header) error {
+	if header.KeyPlace != "" {
+		return reject(Unsupported, "The token asks for what is never accepted: its signature does not hold with the key that its issuer publishes, and keys are never fetched from where its header says (%s).", header.KeyPlace)
+	}
+	return reject(BadSignature, "The token's signature does not hold.")
 }
 
 // takeApart reads the token. Nothing in it is to be believed yet.

@@ -458,3 +458,44 @@ func TestClaimsAreThePayloadByteForByte(t *testing.T) {
 		t.Errorf("%+v, %v", result, err)
 	}
 }
+
+// B4: what a header says about where a key is changes nothing, and no request is
+// made to that place.
+func TestPlacesOfKeysInTheHeaderAreIgnored(t *testing.T) {
+	key, stranger := josetest.New(t, "ES256", "k"), josetest.New(t, "ES256", "k")
+	web := serve(josetest.Set(key.JWK()))
+	v := load(t, newVerifier(t, web, configOf(issuerA)))
+	before := web.fetches()
+	certificate := jsonObject{"x5c": []string{strings.Repeat("A", 400)}}
+	for _, header := range []jsonObject{
+		{"jku": issuerA + "/other"}, {"x5u": "https://evil.example/x5u"}, {"jku": "http://169.254.169.254/", "x5u": ""}, {"jku": "no URL"},
+		certificate, {"x5t": "AAAA", "x5t#S256": "AAAA"},
+	} {
+		if got := outcome(t, v, key.Token(key.Header(header), claims()), verify.Request{}); got != "active" {
+			t.Errorf("%v over a good signature: %s", header, got)
+		}
+		want := "bad_signature"
+		if header["jku"] != nil || header["x5u"] != nil {
+			want = "unsupported"
+		}
+		if got := outcome(t, v, stranger.Token(stranger.Header(header), claims()), verify.Request{}); got != want {
+			t.Errorf("%v over another key's signature: %s, want %s", header, got, want)
+		}
+		unknown := stranger.As("ES256", "unknown")
+		if got := outcome(t, v, unknown.Token(unknown.Header(header), claims()), verify.Request{}); got != "unknown_key" {
+			t.Errorf("%v and an unknown kid: %s", header, got)
+		}
+	}
+	for _, header := range []jsonObject{{"jwk": stranger.JWK()}, {"jwk": key.JWK(), "jku": "https://a.example"}, {"crit": []string{"jku"}, "jku": "https://a.example"}} {
+		if got := outcome(t, v, key.Token(key.Header(header), claims()), verify.Request{}); got != "unsupported" {
+			t.Errorf("%v: %s", header, got)
+		}
+	}
+	if web.fetches() != before {
+		t.Errorf("requests: %v", web.urls)
+	}
+	// A chain of certificates does not fit the bound of the header.
+	if got := outcome(t, v, key.Token(key.Header(jsonObject{"x5c": []string{strings.Repeat("A", 1200)}}), claims()), verify.Request{}); got != "malformed" {
+		t.Errorf("a certificate of 1,200 bytes: %s", got)
+	}
+}
