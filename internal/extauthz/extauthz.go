@@ -10,9 +10,7 @@ package extauthz
 import (
 	"context"
 	"net/http"
-	"strconv"
 	"strings"
-	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -165,7 +163,7 @@ func (s *service) undecided(d gateway.Decision) (*authv3.CheckResponse, error) {
 		Status: &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		Headers: []*corev3.HeaderValueOption{
 			overwrite("content-type", "application/json"), overwrite("cache-control", "no-store"),
-			overwrite("retry-after", strconv.Itoa(int((d.RetryAfter+time.Second-1)/time.Second))),
+			overwrite("retry-after", gateway.Seconds(d.RetryAfter)),
 		},
 		Body: string(d.JSON()),
 	}

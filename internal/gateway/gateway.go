@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,7 +93,8 @@ type Decision struct {
 	// Err is why nothing could be decided, of 503: for the log, and not for who makes
 	// the request.
 	Err error
-	// RetryAfter is when asking again may help, of 503. It is at least 1 s.
+	// RetryAfter is when asking again may help, of 503. It is at least 1 s; [Seconds]
+	// writes it.
 	RetryAfter time.Duration
 }
 
@@ -288,4 +290,10 @@ func (d *Decision) JSON() []byte {
 	}
 	// Neither holds what would have to be escaped.
 	return []byte(`{"error":"` + code + `","error_description":"` + d.Description + `"}` + "\n")
+}
+
+// Seconds returns a positive duration as the value of Retry-After: whole seconds,
+// rounded up, because 0 would make clients retry at once.
+func Seconds(d time.Duration) string {
+	return strconv.Itoa(int((d + time.Second - 1) / time.Second))
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -237,7 +238,7 @@ func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
 		header.Set("WWW-Authenticate", scheme+` realm="tokenbroker"`)
 	}
 	if p.retryAfter > 0 {
-		header.Set("Retry-After", seconds(p.retryAfter))
+		header.Set("Retry-After", gateway.Seconds(p.retryAfter))
 	}
 	return p.status, errors.Join(p.cause, writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": described(p.description)}))
 }

@@ -74,7 +74,7 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 		w.WriteHeader(http.StatusOK)
 		return d.Status, nil
 	case http.StatusServiceUnavailable:
-		header.Set("Retry-After", seconds(d.RetryAfter))
+		header.Set("Retry-After", gateway.Seconds(d.RetryAfter))
 	default:
 		header.Set("WWW-Authenticate", d.Challenge)
 	}
@@ -92,11 +92,6 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 
 //nolint:gochecknoglobals // a value of a header that is shared by all answers
 var varyAuthorization = []string{"Authorization"}
-
-// seconds rounds up, so that nobody comes too early.
-func seconds(d time.Duration) string {
-	return strconv.Itoa(int((d + time.Second - 1) / time.Second))
-}
 
 // needs is what the gateway says the token must be good for, and whether there is a
 // token in the query. An error is the gateway's own.
