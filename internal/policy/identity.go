@@ -101,8 +101,8 @@ func (p *Policy) Caller(id Identity) *Caller {
 		return p.subject(id.Issuer, id.Subject)
 	}
 	uris := id.URIs
-	// A SPIFFE ID counts only if it is valid and the only URI (X.509-SVID section 2).
-	if len(uris) > 1 || len(uris) == 1 && !IsSPIFFEID(uris[0]) {
+	// A SPIFFE ID counts only if it is the only URI (X.509-SVID section 2).
+	if len(uris) > 1 {
 		uris = slices.DeleteFunc(slices.Clone(uris), spiffeScheme)
 	}
 	if found := theOne(uris, func(uri string) *Caller { return p.uris[uri] }); found != nil {
