@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,8 @@ type acknowledged struct {
 	mu     sync.Mutex
 	tokens map[string]string // the last, by audience
 	purged map[string]bool   // tokens that must not be served any more
+
+	replaced atomic.Int64 // number of tokens that were replaced
 }
 
 // A broker of one node is killed again and again under load. After each start
@@ -48,6 +51,7 @@ func TestABrokerOnBoltLosesNothingWhenKilled(t *testing.T) {
 			callers.Go(func() { told.ask(t, r, audience) })
 		}
 		told.purge(t, r)
+		eventually(t, "a token is replaced in each round", func() bool { return told.replaced.Load() > int64(round) })
 		rest(t, rand.N(50*time.Millisecond))
 		r.process.stop(t, os.Kill)
 		callers.Wait()
@@ -98,6 +102,7 @@ func (a *acknowledged) ask(t *testing.T, r *replica, audience string) {
 	a.set(audience, first.token)
 	if second := r.ask(t, "kept", option, client.WithRejected(first.token)); second.err == nil {
 		a.set(audience, second.token)
+		a.replaced.Add(1)
 	} else {
 		a.set(audience, nil)
 	}
