@@ -73,6 +73,9 @@ type trouble struct {
 	at time.Time
 	// fence of the fetch that failed: the higher is the newer.
 	fence uint64
+	// doubted is the version of the secret that may be the reason, and the failure
+	// counts only while that version is current. Empty: the secret is not the reason.
+	doubted string
 }
 
 // troublePlace holds the newest trouble. The zero value holds none.
@@ -125,10 +128,11 @@ func (e *entry) troubleNow(now time.Time) *trouble {
 	if t := e.client.trouble.Load(); t.active(now) {
 		return t
 	}
-	if t := e.trouble.Load(); t.active(now) {
+	u := e.client.secrets.now()
+	if t := e.trouble.Load(); t.active(now) && (t.doubted == "" || u.current == nil || u.current.ID == t.doubted) {
 		return t
 	}
-	return e.client.secrets.now().refusal(now)
+	return u.refusal(now)
 }
 
 // failing reports whether the last attempt to get a token failed, whether or

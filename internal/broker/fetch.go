@@ -128,7 +128,8 @@ func late(tok *token.Token) time.Time {
 // giving up the lease, before anybody here gets to see it. The zero lease: there
 // is no fleet to tell.
 //
-// A secret that is refused gives way to the next one that there is, each once;
+// A secret that is refused gives way to the next one that there is, each once, also
+// where the IdP does not say whether it refuses the secret;
 // and a token that was purged while it was fetched is fetched again.
 func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
 	for before := (earlier{}); b.try(ctx, e, f, lease, &before); {
@@ -137,14 +138,22 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 
 // earlier are the attempts of a fetch before the one that is made.
 type earlier struct {
+	// refused are the versions of the secret that are not to be tried again.
 	refused []*version
 	purged  int
+	// doubted is the first attempt that the IdP refused without saying whether
+	// because of the secret; nil if there was none.
+	doubted *attempt
 }
 
 // try makes one attempt and reports whether there is to be another.
 func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
 	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence)
-	if told != nil {
+	switch {
+	case told != nil && before.doubted != nil:
+		b.landed(ctx, e, f, lease, *before.doubted, false)
+		return false
+	case told != nil:
 		f.err = told
 		b.tell(ctx, lease)
 		return false
@@ -160,9 +169,52 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
 		_ = b.look(ctx, e) // another one may have come in force meanwhile
 		return true
+	case e.doubts(got):
+		if before.doubt(got); e.hasAnother(before) {
+			return true
+		}
+	}
+	b.landed(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), probing)
+	return false
+}
+
+// doubt notes an attempt that was refused perhaps because of its secret.
+func (b *earlier) doubt(a attempt) {
+	b.refused = append(b.refused, a.with)
+	if b.doubted == nil {
+		a.doubted = true
+		b.doubted = &a
+	}
+}
+
+// hasAnother reports whether another secret is to be tried after a doubted one: once
+// for all failures in a row.
+func (e *entry) hasAnother(before *earlier) bool {
+	series := e.trouble.Load()
+	return (series == nil || series.doubted != before.doubted.with.ID) && e.client.secrets.now().next(time.Now(), before.refused) != nil
+}
+
+// doubts reports whether an attempt was refused in words that may mean the secret. A
+// secret that obtained another token a moment ago is not the reason.
+func (e *entry) doubts(a attempt) bool {
+	fault, ok := errors.AsType[*idp.Error](a.err)
+	return ok && fault.Unclear() && !e.client.provenNow(a.with.ID)
+}
+
+// decided is the attempt that a fetch ends with. Where another secret obtained the
+// token, the first one was refused because of itself. Where the other one did not
+// help, the first refusal is the result, unless the IdP throttles since.
+func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last attempt, doubted *attempt) attempt {
+	switch {
+	case doubted == nil:
+		return last
+	case last.err == nil:
+		b.tellOf(ctx, lease, b.refusedSecret(e, *doubted)...)
+		return last
+	case idp.ClassOf(last.err) == idp.Throttled:
+		return last
 	default:
-		b.landed(ctx, e, f, lease, got, probing)
-		return false
+		return *doubted
 	}
 }
 
@@ -213,6 +265,8 @@ type attempt struct {
 
 	token *token.Token
 	err   error
+	// doubted: the secret may be the reason of err.
+	doubted bool
 }
 
 func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
@@ -301,6 +355,9 @@ func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Put) {
 	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
 	next := &trouble{class: class, err: refused(c.name, a.with.ID, a.err), at: now, fence: a.fence}
+	if a.doubted {
+		next.doubted = a.with.ID
+	}
 	place, key := &e.trouble, e.troubleKey()
 	var puts []store.Put
 	switch {

@@ -65,7 +65,7 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store
 		return nil
 	case ctx.Err() != nil:
 		return b.notProved(ctx, c)
-	case got.refused():
+	case got.refused(), e.doubts(got):
 		b.write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
 	case idp.ClassOf(got.err) == idp.Throttled:
 		_, puts := b.failed(e, got, false)

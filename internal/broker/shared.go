@@ -241,6 +241,7 @@ type storedTrouble struct {
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Class    idp.Class         `json:"class"`
 	Tries    int               `json:"tries"`
+	Doubted  string            `json:"doubted,omitempty"`
 	Over     bool              `json:"over,omitempty"` // all else means nothing
 }
 
@@ -250,7 +251,7 @@ func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
 	value := storedTrouble{
 		Form: storedTroubleForm,
 		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
-		Class: t.class, Tries: t.tries,
+		Class: t.class, Tries: t.tries, Doubted: t.doubted,
 	}
 	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + grain + troubleMemory}
 }
@@ -293,5 +294,7 @@ func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
 		class: s.Class,
 		at:    answered,
 		fence: found.Number,
+
+		doubted: s.Doubted,
 	})
 }

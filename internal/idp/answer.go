@@ -100,6 +100,15 @@ func (a answer) useless(what string) *Error {
 	return &Error{Class: Transient, Status: a.status, text: fmt.Sprintf("answers HTTP %d with %s", a.status, what)}
 }
 
+// tokenless is an answer that claims success and says something, but brings no token:
+// some IdPs describe a refusal so.
+func (a answer) tokenless() *Error {
+	return &Error{
+		Class: RequestRefused, Status: a.status, unclear: true,
+		text: fmt.Sprintf("answers HTTP %d with no access_token, and with something else, which may be a refusal: look at the IdP's log", a.status),
+	}
+}
+
 // checkType accepts bearer tokens: by the standard type, by a type that the
 // configuration names, or without a type. The callers could not present others.
 func (a answer) checkType(bearerTypes []string) *Error {
@@ -140,6 +149,8 @@ func (a answer) checkBinding(value string) *Error {
 func (a answer) accessToken() (string, *Error) {
 	value, isText := a.members.text("access_token")
 	switch {
+	case (absent(a.members["access_token"]) || isText && value == "") && len(a.members) > 1, a.members["access_token"] == nil && len(a.members) > 0:
+		return "", a.tokenless()
 	case absent(a.members["access_token"]):
 		return "", a.useless("no access_token")
 	case !isText:

@@ -229,10 +229,10 @@ func TestAccessToken(t *testing.T) {
 		member, says string
 		class        idp.Class
 	}{
-		"missing":             {`"x":1`, "no access_token", idp.Transient},
-		"null":                {`"access_token":null`, "no access_token", idp.Transient},
-		"in another case":     {`"Access_Token":"tok"`, "no access_token", idp.Transient},
-		"empty":               {`"access_token":""`, "empty access_token", idp.Transient},
+		"missing":             {`"x":1`, "no access_token", idp.RequestRefused},
+		"null":                {`"access_token":null`, "no access_token", idp.RequestRefused},
+		"in another case":     {`"Access_Token":"tok"`, "no access_token", idp.RequestRefused},
+		"empty":               {`"access_token":""`, "no access_token", idp.RequestRefused},
 		"a number":            {`"access_token":5`, "no string", idp.Transient},
 		"an array":            {`"access_token":["tok"]`, "no string", idp.Transient},
 		"an object":           {`"access_token":{"value":"tok"}`, "no string", idp.Transient},

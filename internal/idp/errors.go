@@ -79,6 +79,9 @@ type Error struct {
 	cause error
 	again bool // worth the one retry within a fetch
 	alone bool // about this one token, as far as can be seen
+	// unclear: the answer refuses the request and does not say whether because of
+	// the client's credential.
+	unclear bool
 	// ambiguous: an introspection endpoint may have refused the client, or failed
 	// over the presented token. The answer does not say which.
 	ambiguous bool
@@ -125,6 +128,10 @@ func (e *Error) Rest() time.Duration {
 // answer says nothing about other tokens; many in a row do.
 func (e *Error) Ambiguous() bool { return e.ambiguous }
 
+// Unclear reports that the IdP refused the request in words that some IdPs use for a
+// wrong secret as well: an empty 403, a code of their own, a body without a token.
+func (e *Error) Unclear() bool { return e.unclear && e.Class == RequestRefused }
+
 // aboutToken marks the failure of an introspection as ambiguous unless it is
 // certain that it is not about the presented token: no answer came, the IdP
 // throttles, or a code names the client. A refused request without a word about
@@ -133,7 +140,8 @@ func (e *Error) aboutToken() *Error {
 	certain := e.Status == 0 || e.Class == Throttled || e.alone
 	switch e.Class {
 	case CredentialRefused:
-		certain = certain || e.Code != "" && e.Code != "unauthorized_client" && e.Code != "access_denied"
+		class, _ := meaningOfCode(e.Code)
+		certain = certain || class == CredentialRefused && e.Code != "unauthorized_client"
 	case Misconfigured:
 		certain = certain || e.Code != ""
 	case RequestRefused:
@@ -222,11 +230,12 @@ func (a answer) refusal(now time.Time) *Error {
 	case a.status == http.StatusTooManyRequests, a.status == http.StatusServiceUnavailable && asksForPeace:
 		e.Class, e.text = Throttled, "throttles this client: ask it less often, or have the limit raised"
 		e.RetryAfter = cmp.Or(e.RetryAfter, rateLimitReset(a.header, now), defaultRetryAfter)
-	case code == "", code == "access_denied" && a.status == http.StatusUnauthorized: // the latter is how Auth0 refuses a secret
+	case code == "", a.status == http.StatusUnauthorized && vague(code):
 		e.Class, e.text = meaningOfStatus(a.status)
 	default:
 		e.Class, e.text = meaningOfCode(code)
 	}
+	e.unclear = e.Class == RequestRefused && !namesRequest(code)
 	e.again = e.Class == Transient && retryable(a.status) && !asksForPeace
 	if code != "" {
 		e.text += fmt.Sprintf(" (%s, HTTP %d)", code, a.status)
@@ -234,6 +243,19 @@ func (a answer) refusal(now time.Time) *Error {
 		e.text += fmt.Sprintf(" (HTTP %d)", a.status)
 	}
 	return e
+}
+
+// vague reports whether a code says less than the status 401 beside it: Auth0 refuses
+// a secret with access_denied, ServiceNow with server_error.
+func vague(code string) bool {
+	class, _ := meaningOfCode(code)
+	return class == Transient || code == "access_denied"
+}
+
+// namesRequest reports whether a code says which part of the request is refused, so
+// that it cannot be the credential.
+func namesRequest(code string) bool {
+	return code == "invalid_scope" || code == "invalid_target" || code == "unsupported_grant_type"
 }
 
 // retryable are the answers of a proxy in front of the IdP, or of an IdP that
@@ -247,7 +269,10 @@ func retryable(status int) bool {
 // not agree on that. The text is empty for a code that is not known.
 func meaningOfCode(code string) (Class, string) {
 	switch code {
-	case "invalid_client", "invalid_client_id", "invalid_client_credentials": // the last two are Salesforce's
+	case "invalid_client",
+		"invalid_client_id", "invalid_client_credentials", // Salesforce
+		"incorrect_client_credentials",       // GitHub
+		"bad_client_secret", "bad_client_id": // Slack
 		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
 	case "unauthorized_client":
 		return CredentialRefused, "refuses the client: check its secret, and that it may use this grant at the IdP"

@@ -1,6 +1,7 @@
 package idp_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"testing"
@@ -15,6 +16,7 @@ const jsonType = "application/json"
 func TestErrorCodesAreClassifiedWhateverTheirStatus(t *testing.T) {
 	classes := map[string]idp.Class{
 		"invalid_client": idp.CredentialRefused, "unauthorized_client": idp.CredentialRefused,
+		"incorrect_client_credentials": idp.CredentialRefused, "bad_client_secret": idp.CredentialRefused, "bad_client_id": idp.CredentialRefused,
 		"invalid_client_id": idp.CredentialRefused, "invalid_client_credentials": idp.CredentialRefused,
 		"invalid_scope": idp.RequestRefused, "invalid_target": idp.RequestRefused, "invalid_request": idp.RequestRefused,
 		"access_denied": idp.RequestRefused, "invalid_grant": idp.RequestRefused, "unsupported_grant_type": idp.RequestRefused,
@@ -23,8 +25,8 @@ func TestErrorCodesAreClassifiedWhateverTheirStatus(t *testing.T) {
 	}
 	for code, class := range classes {
 		for _, status := range []int{200, 400, 401, 403, 404, 500} {
-			if code == "access_denied" && status == 401 {
-				class = idp.CredentialRefused // as Auth0 refuses a secret
+			if vague := code == "access_denied" || classes[code] == idp.Transient; vague && status == 401 {
+				class = idp.CredentialRefused // as Auth0 and ServiceNow refuse a secret
 			} else {
 				class = classes[code]
 			}
@@ -72,6 +74,42 @@ func TestErrorsInOddShapes(t *testing.T) {
 			fault := refused(t, answers(tt.status, tt.contentType, tt.body), tt.class, "")
 			if fault.Code != tt.code || fault.Status != tt.status {
 				t.Errorf("code %q, status %d", fault.Code, fault.Status)
+			}
+		})
+	}
+}
+
+func TestRefusalsThatMayMeanTheSecretAreUnclear(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer  http.HandlerFunc
+		unclear bool
+	}{
+		"an empty 403":            {answers(403, "", ""), true},
+		"an empty 400":            {answers(400, "", ""), true},
+		"HTML, with 403":          {answers(403, "text/html", "<p>canary</p>"), true},
+		"a code of its own":       {answers(400, jsonType, `{"error":"canary"}`), true},
+		"a code of its own, 200":  {answers(200, jsonType, `{"ok":false,"error":"canary"}`), true},
+		"a message, with 200":     {answers(200, jsonType, `{"status":"failed","message":"canary"}`), true},
+		"no token, with 200":      {answers(200, jsonType, `{"access_token":null,"message":"canary"}`), true},
+		"access_denied, with 403": {answers(403, jsonType, `{"error":"access_denied"}`), true},
+		"invalid_request":         {answers(400, jsonType, `{"error":"invalid_request"}`), true},
+		"invalid_grant":           {answers(400, jsonType, `{"error":"invalid_grant"}`), true},
+		"invalid_scope":           {answers(400, jsonType, `{"error":"invalid_scope"}`), false},
+		"invalid_target":          {answers(403, jsonType, `{"error":"invalid_target"}`), false},
+		"unsupported_grant_type":  {answers(400, jsonType, `{"error":"unsupported_grant_type"}`), false},
+		"invalid_client":          {answers(401, jsonType, `{"error":"invalid_client"}`), false},
+		"an empty 401":            {answers(401, "", ""), false},
+		"an empty 500":            {answers(500, "", ""), false},
+		"an empty 404":            {answers(404, "", ""), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := fetch(t, idp.Config{}, tt.answer)
+			var fault *idp.Error
+			if !errors.As(err, &fault) || fault.Unclear() != tt.unclear {
+				t.Fatalf("%v", err)
+			}
+			if tt.unclear {
+				isFault(t, err, idp.RequestRefused, "it may mean the client's credential as well")
 			}
 		})
 	}

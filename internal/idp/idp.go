@@ -277,6 +277,9 @@ func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Versi
 		return token.Grant{}, c.assertionRefused(fault)
 	}
 	grant, fault := c.grant(answer, ask, askedAt)
+	if fault != nil && fault.Unclear() {
+		c.doubt(fault, with)
+	}
 	grant.SecretVersion = with.ID
 	return grant, fault
 }
@@ -303,13 +306,25 @@ func (c *Client) post(ctx context.Context, endpoint string, with secret.Version,
 		return answer{}, c.unanswered(err)
 	}
 	fault = a.refusal(time.Now())
-	if fault != nil && fault.Class == CredentialRefused {
+	switch {
+	case fault == nil:
+	case fault.Class == CredentialRefused:
 		fault.text += c.hint()
-		if doubt := c.DoubtSecret(with.Value); doubt != "" {
-			fault.text += "; the secret " + doubt + ", which is sent as it is"
-		}
+		c.doubt(fault, with)
+	case fault.Unclear():
+		c.doubt(fault, with)
 	}
 	return a, fault
+}
+
+// doubt adds to a refusal what makes the secret look wrong.
+func (c *Client) doubt(fault *Error, with secret.Version) {
+	if fault.Unclear() {
+		fault.text += "; it may mean the client's credential as well: check client_id, secret and auth"
+	}
+	if doubt := c.DoubtSecret(with.Value); doubt != "" {
+		fault.text += "; the secret " + doubt + ", which is sent as it is"
+	}
 }
 
 // http returns what requests are sent with.
