@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -95,6 +96,19 @@ func (w *boundWorld) connect(config *tls.Config) *grpc.ClientConn {
 
 // mint makes a token that is good for the service and as a JWT of the caller robot.
 func (w *boundWorld) mint(opaque bool, cnf string) string {
+	if opaque {
+		return w.mintOpaque("Bearer", cnf)
+	}
+	return w.idp.Mint(claimsWith(cnf)).Reveal()
+}
+
+func (w *boundWorld) mintOpaque(tokenType, cnf string) string {
+	claims := claimsWith(cnf)
+	claims["token_type"] = tokenType
+	return w.idp.MintOpaque(claims).Reveal()
+}
+
+func claimsWith(cnf string) map[string]any {
 	now := time.Now()
 	claims := map[string]any{
 		"iss": idpIssuer, "sub": "robot", "aud": []string{"https://orders.example.com", "tokenbroker"}, "client_id": "robot", "scope": "read",
@@ -103,11 +117,7 @@ func (w *boundWorld) mint(opaque bool, cnf string) string {
 	if cnf != "" {
 		claims["cnf"] = json.RawMessage(cnf)
 	}
-	if opaque {
-		claims["token_type"] = "Bearer"
-		return w.idp.MintOpaque(claims).Reveal()
-	}
-	return w.idp.Mint(claims).Reveal()
+	return claims
 }
 
 // request sends a request over HTTP and returns the response's status and body.
@@ -338,6 +348,26 @@ func TestBoundTokensInEveryAPI(t *testing.T) {
 						t.Errorf("%s: %s with %s: admitted: %v, want %v", name, api.name, certificate, got, want)
 					}
 				}
+			}
+		}
+	}
+}
+
+// An issuer can bind an opaque token by the token type DPoP alone (RFC 9449 section 6.2).
+func TestTokensThatAreBoundByTheirTypeInEveryAPI(t *testing.T) {
+	w := newBoundWorld(t)
+	for _, cnf := range []string{"", `{"x5t#S256":"` + jose.CertificateThumbprint(w.holder.Certificate()) + `"}`} {
+		token := w.mintOpaque("DPoP", cnf)
+		if got := w.verified(token); got != "bound in another way" {
+			t.Errorf("cnf %s: VerifyToken: %s", cnf, got)
+		}
+		// Receivers that look at cnf alone must refuse the token too.
+		if tokenType, reported := w.introspected(token); tokenType != "DPoP" || reported != cmp.Or(cnf, "{}") {
+			t.Errorf("cnf %s: introspection: token_type %q, cnf %s", cnf, tokenType, reported)
+		}
+		for _, api := range w.apis() {
+			if api.admits(token, nil) || api.admits(token, w.holder) {
+				t.Errorf("cnf %s: %s admits it", cnf, api.name)
 			}
 		}
 	}
