@@ -36,14 +36,19 @@ lint: bin/tools/buf bin/tools/golangci-lint
 	buf lint
 	golangci-lint run ./...
 	cd tools/deploy && golangci-lint run ./...
+	cd tools/zitadelop && golangci-lint run ./...
 
 # The tools have modules of their own, so that the product's go.mod names none
 # of what they need; buf and golangci-lint do not agree on versions and are kept
-# apart. A tool is built again when its module changes.
-tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server)
+# apart, and zitadelop is a program that lives in its own. A tool is built again when
+# its module changes.
+tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
+
+bin/tools/zitadelop: $(wildcard tools/zitadelop/*)
+	go -C tools/zitadelop build -v -o $(CURDIR)/$@ .
 
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl

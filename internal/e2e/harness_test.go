@@ -82,7 +82,10 @@ func need(t *testing.T, peer string) {
 	case "script":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install bsdutils"
-	case "grpcurl":
+	case "glewlwyd":
+		err = glewlwydIsInstalled()
+		install = "apt-get install glewlwyd dbconfig-no-thanks sqlite3"
+	case "grpcurl", "zitadelop":
 		_, err = exec.LookPath(peer)
 		install = "make bin/tools/" + peer
 	default:
@@ -106,7 +109,12 @@ func freeAddress(t *testing.T) string {
 // eventually probes until done reports true.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
+	within(t, patience, what, done)
+}
+
+func within(t *testing.T, limit time.Duration, what string, done func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	probe := time.NewTicker(50 * time.Millisecond)
 	defer probe.Stop()
@@ -114,7 +122,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 		select {
 		case <-probe.C:
 		case <-deadline.C:
-			t.Fatalf("%s: not within %v", what, patience)
+			t.Fatalf("%s: not within %v", what, limit)
 		}
 	}
 }

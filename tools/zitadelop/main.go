@@ -1,0 +1,163 @@
+// Command zitadelop is an identity provider for tests: the OpenID provider library of
+// ZITADEL (github.com/zitadel/oidc) with one client that uses the client credentials
+// grant.
+//
+//	zitadelop ADDRESS DIRECTORY
+//
+// It serves http://ADDRESS. The directory is its whole state and is read again for each
+// request, so that a test changes the provider by writing files and can restart it:
+//
+//	secret  the secret of the client "orders"
+//	*.pem   RSA keys in PKCS #8. The last one by name signs; all are published.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/zitadel/oidc/v3/example/server/storage"
+	"github.com/zitadel/oidc/v3/pkg/oidc"
+	"github.com/zitadel/oidc/v3/pkg/op"
+)
+
+// audience is the API that tokens are for.
+const audience = "https://orders.example.com"
+
+func main() {
+	if len(os.Args) != 3 {
+		fmt.Fprintln(os.Stderr, "usage: zitadelop ADDRESS DIRECTORY")
+		os.Exit(2) //nolint:forbidigo // the command line is wrong
+	}
+	if err := serve(os.Args[1], os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1) //nolint:forbidigo // here is where errors are returned to
+	}
+}
+
+func serve(address, directory string) error {
+	issuer := "http://" + address
+	state := &state{storage.NewStorage(storage.NewUserStore(issuer)), directory}
+	config := &op.Config{AuthMethodPost: true}
+	_, _ = rand.Read(config.CryptoKey[:])
+	provider, err := op.NewProvider(config, state, op.StaticIssuer(issuer), op.WithAllowInsecure())
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Addr: address, Handler: provider, ReadHeaderTimeout: time.Minute}
+	return server.ListenAndServe()
+}
+
+// state is the storage of the library's example with the keys and the client of the
+// directory.
+type state struct {
+	*storage.Storage
+
+	directory string
+}
+
+func (s *state) keys() ([]key, error) {
+	names, err := filepath.Glob(filepath.Join(s.directory, "*.pem"))
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]key, 0, len(names))
+	for _, name := range names {
+		data, err := os.ReadFile(name) //nolint:gosec // a file of the directory that was asked for
+		if err != nil {
+			return nil, err
+		}
+		block, _ := pem.Decode(data)
+		if block == nil {
+			return nil, fmt.Errorf("%s is not a PEM file", name)
+		}
+		parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		private, ok := parsed.(*rsa.PrivateKey)
+		if !ok {
+			return nil, fmt.Errorf("%s is not an RSA key", name)
+		}
+		id := sha256.Sum256(block.Bytes)
+		keys = append(keys, key{id: hex.EncodeToString(id[:8]), private: private})
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("the directory has no key")
+	}
+	return keys, nil
+}
+
+func (s *state) SigningKey(context.Context) (op.SigningKey, error) {
+	keys, err := s.keys()
+	if err != nil {
+		return nil, err
+	}
+	return signing{keys[len(keys)-1]}, nil
+}
+
+func (s *state) SignatureAlgorithms(context.Context) ([]jose.SignatureAlgorithm, error) {
+	return []jose.SignatureAlgorithm{jose.RS256}, nil
+}
+
+func (s *state) KeySet(context.Context) ([]op.Key, error) {
+	keys, err := s.keys()
+	if err != nil {
+		return nil, err
+	}
+	set := make([]op.Key, 0, len(keys))
+	for _, key := range keys {
+		set = append(set, published{key})
+	}
+	return set, nil
+}
+
+func (s *state) ClientCredentials(_ context.Context, clientID, secret string) (op.Client, error) {
+	known, err := os.ReadFile(filepath.Join(s.directory, "secret"))
+	if err != nil {
+		return nil, oidc.ErrServerError().WithParent(err)
+	}
+	if clientID != "orders" || secret != string(known) {
+		return nil, errors.New("unknown client or wrong secret")
+	}
+	return orders{storage.WebClient(clientID, secret)}, nil
+}
+
+func (s *state) ClientCredentialsTokenRequest(_ context.Context, clientID string, scopes []string) (op.TokenRequest, error) { //nolint:unparam // the library defines it
+	return &oidc.JWTTokenRequest{Subject: clientID, Audience: []string{audience}, Scopes: scopes}, nil
+}
+
+// orders is the client.
+type orders struct{ *storage.Client }
+
+func (orders) GrantTypes() []oidc.GrantType        { return []oidc.GrantType{oidc.GrantTypeClientCredentials} }
+func (orders) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
+
+type key struct {
+	id      string
+	private *rsa.PrivateKey
+}
+
+func (k key) ID() string { return k.id }
+
+type signing struct{ key }
+
+func (signing) SignatureAlgorithm() jose.SignatureAlgorithm { return jose.RS256 }
+func (s signing) Key() any                                  { return s.private }
+
+type published struct{ key }
+
+func (published) Algorithm() jose.SignatureAlgorithm { return jose.RS256 }
+func (published) Use() string                        { return "sig" }
+func (p published) Key() any                         { return &p.private.PublicKey }
