@@ -1,6 +1,7 @@
 // Package certs keeps what a listener proves itself by over TLS, and by whom the
-// certificates of its callers must be issued: read from files, checked as a whole,
-// and replaced while connections go on when the files change.
+// certificates of its callers must be issued: read from files or from a SPIFFE
+// Workload API, checked as a whole, and replaced while connections go on when they
+// change.
 //
 // It refuses what would not work: a certificate that expired or begins later, a key
 // of another one, files of the wrong kind. Those are errors at the start, and are
@@ -35,11 +36,14 @@ type Config struct {
 	MinVersion uint16
 }
 
-// Source is the material in the files, as it was when it was last found good. Its
-// methods are safe for concurrent use; all but Reload and Poll do no I/O.
+// Source is the material in the files or of the Workload API, as it was when it was
+// last found good. Its methods are safe for concurrent use; all but Reload and Poll do
+// no I/O.
 type Source struct {
-	config  Config
-	inForce atomic.Pointer[material]
+	config     Config
+	minVersion uint16
+	workload   *workload // nil: the material is in files
+	inForce    atomic.Pointer[material]
 
 	applied, refusals atomic.Uint64
 	refused           atomic.Bool
@@ -56,7 +60,7 @@ func Open(cfg Config) (*Source, error) {
 	if cfg.MinVersion == 0 {
 		cfg.MinVersion = tls.VersionTLS13
 	}
-	s := &Source{config: cfg, looked: lookAt(cfg)}
+	s := &Source{config: cfg, minVersion: cfg.MinVersion, looked: lookAt(cfg)}
 	read, err := readFiles(cfg)
 	defer read.wipe()
 	if err != nil {
@@ -75,7 +79,7 @@ func Open(cfg Config) (*Source, error) {
 // connection is made.
 func (s *Source) TLS() *tls.Config {
 	return &tls.Config{
-		MinVersion: s.config.MinVersion,
+		MinVersion: s.minVersion,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			return s.inForce.Load().tls, nil
 		},
@@ -96,7 +100,8 @@ type Status struct {
 	Authorities []Authority
 	// Applied counts the changes that came in force, Refused those that did not.
 	Applied, Refused uint64
-	// Failing: what is in the files is not what is in force, and cannot be.
+	// Failing: what is in the files is not what is in force, and cannot be; or the
+	// Workload API is away.
 	Failing bool
 	// Warnings are about what is in force, and works.
 	Warnings []string
@@ -115,18 +120,17 @@ func (s *Source) Status() Status {
 		Name: m.name, Expires: m.expires, Warnings: m.warnings,
 		Applied: s.applied.Load(), Refused: s.refusals.Load(), Failing: s.refused.Load(),
 	}
-	if m.authorities != nil {
-		for _, ca := range m.authorities.certificates {
-			told.Authorities = append(told.Authorities, Authority{nameOf(ca), ca.NotAfter})
-		}
-	}
+	told.Authorities = m.authorities.list()
 	return told
 }
 
 // Reload reads the files at once, for whoever has just replaced them. It reports
 // whether other material is now in force. On an error the old one stays, and Poll
-// goes on trying.
+// goes on trying. A Workload API sends changes by itself, so there Reload does nothing.
 func (s *Source) Reload() (changed bool, err error) {
+	if s.workload != nil {
+		return false, nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looked, s.settling = lookAt(s.config), true
@@ -139,10 +143,14 @@ func (s *Source) Reload() (changed bool, err error) {
 	return changed, err
 }
 
-// Poll looks at the files every PollInterval until ctx ends, and tells what came
-// of it: err is nil where other material came in force. The same error is told
-// once.
+// Poll looks at the files every PollInterval, or watches the Workload API, until ctx
+// ends, and tells what came of it: err is nil where other material came in force. The
+// same error is told once.
 func (s *Source) Poll(ctx context.Context, tell func(err error)) {
+	if s.workload != nil {
+		s.watch(ctx, tell)
+		return
+	}
 	ticker := time.NewTicker(PollInterval)
 	defer ticker.Stop()
 	var before, told string

@@ -533,7 +533,7 @@ func TestUntil(t *testing.T) {
 		{[][]*x509.Certificate{at(5, 3, 9)}, 3},
 		{[][]*x509.Certificate{at(5, 3, 9), at(5, 4)}, 4},
 	} {
-		if got := certs.Until(tt.chains); got.Unix() != int64(tt.want)*3600 {
+		if got := new(certs.Authorities).Until(tt.chains); got.Unix() != int64(tt.want)*3600 {
 			t.Errorf("%v, want %d h", got, tt.want)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // material is what the files held at one time. It is immutable.
@@ -31,6 +33,9 @@ type Authorities struct {
 	pool         *x509.CertPool
 	certificates []*x509.Certificate
 	digest       [sha256.Size]byte
+	// domains holds the authorities of each SPIFFE trust domain. Nil: the
+	// authorities are from a file, and each may issue any certificate.
+	domains map[spiffeid.TrustDomain][]*x509.Certificate
 }
 
 // Verify reports until when a chain that a client presented, its own certificate
@@ -46,18 +51,35 @@ func (a *Authorities) Verify(presented []*x509.Certificate, now time.Time) (unti
 	chains, err := presented[0].Verify(x509.VerifyOptions{
 		Roots: a.pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
-	return Until(chains), err
+	if err != nil {
+		return time.Time{}, err
+	}
+	return a.until(presented[0], chains)
 }
 
-// Until is when the last of the chains ends: a chain ends with the first of its
-// certificates.
-func Until(chains [][]*x509.Certificate) (until time.Time) {
+// Until returns when the last of the verified chains ends, all of which lead from one
+// certificate to these authorities. A chain ends with the first of its certificates.
+// The result is zero if no chain is good by these authorities.
+func (a *Authorities) Until(chains [][]*x509.Certificate) time.Time {
+	if a == nil || len(chains) == 0 {
+		return time.Time{}
+	}
+	until, _ := a.until(chains[0][0], chains)
+	return until
+}
+
+func (a *Authorities) until(leaf *x509.Certificate, chains [][]*x509.Certificate) (until time.Time, err error) {
+	if a.domains != nil {
+		if chains, err = a.ofDomain(leaf, chains); err != nil {
+			return time.Time{}, err
+		}
+	}
 	for _, chain := range chains {
 		if end := endOf(chain); end.After(until) {
 			until = end
 		}
 	}
-	return until
+	return until, nil
 }
 
 func endOf(chain []*x509.Certificate) time.Time {
@@ -72,25 +94,9 @@ func (c contents) check(cfg Config, before *material, now time.Time) (*material,
 	if err := errors.Join(errPair, errCA); err != nil {
 		return nil, err
 	}
-	if before != nil && before.authorities != nil && authorities != nil && before.authorities.digest == authorities.digest {
-		authorities = before.authorities
-	}
-	made := &material{
-		authorities: authorities,
-		name:        nameOf(chain[0]),
-		expires:     endOf(chain),
-		digest:      c.digest(),
-		tls: &tls.Config{
-			Certificates: []tls.Certificate{pair},
-			MinVersion:   cfg.MinVersion,
-			// A resumed session would bring back a caller without its certificate being
-			// looked at.
-			SessionTicketsDisabled: true,
-		},
-	}
-	if authorities != nil {
-		made.tls.ClientAuth, made.tls.ClientCAs = tls.VerifyClientCertIfGiven, authorities.pool
-	}
+	authorities = authorities.orSame(before)
+	made := newMaterial(pair, chain, authorities, cfg.MinVersion)
+	made.digest = c.digest()
 	for _, name := range expired {
 		made.warnings = append(made.warnings, fmt.Sprintf("%s: the authority %q expired: whoever has a certificate of it is refused", cfg.ClientCA, name))
 	}
@@ -98,6 +104,47 @@ func (c contents) check(cfg Config, before *material, now time.Time) (*material,
 		made.warnings = append(made.warnings, fmt.Sprintf("%s: the private key is open to every user of this machine (mode %v): make it 0600, unless it is mounted where no other user gets", cfg.Key, info.Mode().Perm()))
 	}
 	return made, nil
+}
+
+// newMaterial makes the configuration of TLS. Authorities may be nil.
+func newMaterial(pair tls.Certificate, chain []*x509.Certificate, authorities *Authorities, minVersion uint16) *material {
+	made := &material{
+		authorities: authorities,
+		name:        nameOf(chain[0]),
+		expires:     endOf(chain),
+		tls: &tls.Config{
+			Certificates: []tls.Certificate{pair},
+			MinVersion:   minVersion,
+			// A resumed session would bring back a caller without its certificate being
+			// looked at.
+			SessionTicketsDisabled: true,
+		},
+	}
+	if authorities != nil {
+		made.tls.ClientAuth, made.tls.ClientCAs = tls.VerifyClientCertIfGiven, authorities.pool
+		made.tls.VerifyConnection = authorities.verifyConnection
+	}
+	return made
+}
+
+// orSame returns the authorities before, if they are the same.
+func (a *Authorities) orSame(before *material) *Authorities {
+	if a != nil && before != nil && before.authorities != nil && before.authorities.digest == a.digest {
+		return before.authorities
+	}
+	return a
+}
+
+// verifyConnection looks at what package tls verified by the authorities of all trust
+// domains together.
+func (a *Authorities) verifyConnection(state tls.ConnectionState) error {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	if _, err := a.until(state.PeerCertificates[0], state.VerifiedChains); err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+	}
+	return nil
 }
 
 // pair is the certificate with its key, and its chain.
@@ -111,16 +158,22 @@ func (c contents) pair(cfg Config, now time.Time) (tls.Certificate, []*x509.Cert
 	if err != nil {
 		return tls.Certificate{}, nil, problem(cfg.Key, "it is not the key of the first certificate in %s, or a kind of key that is not supported: give the two files of one pair (%w)", cfg.Cert, err)
 	}
+	return pair, chain, checkChain(cfg.Cert, chain, now)
+}
+
+// checkChain looks at the certificates that the listener presents, which are from a
+// file or a socket.
+func checkChain(from string, chain []*x509.Certificate, now time.Time) error {
 	for i, one := range chain {
 		if err := checkTime(one, now); err != nil {
-			return tls.Certificate{}, nil, problem(cfg.Cert, "certificate %d in it, %q, %w", i+1, nameOf(one), err)
+			return problem(from, "certificate %d in it, %q, %w", i+1, nameOf(one), err)
 		}
 	}
 	leaf := chain[0]
 	if len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !slices.ContainsFunc(leaf.ExtKeyUsage, forServers) {
-		return tls.Certificate{}, nil, problem(cfg.Cert, "its first certificate, %q, is not for servers (extended key usage): have one issued with serverAuth", nameOf(leaf))
+		return problem(from, "its first certificate, %q, is not for servers (extended key usage): have one issued with serverAuth", nameOf(leaf))
 	}
-	return pair, chain, nil
+	return nil
 }
 
 func forServers(usage x509.ExtKeyUsage) bool {

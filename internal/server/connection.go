@@ -60,6 +60,9 @@ func connectionOf(ctx context.Context) *connection {
 // present notes a certificate that was verified.
 func (c *connection) present(chain []*x509.Certificate, until time.Time, trusted *certs.Authorities) {
 	c.presented, c.until, c.trusted, c.identity = chain, until, trusted, identityIn(chain[0])
+	if trusted.OfTrustDomains() {
+		c.identity.DNSNames = nil // any trust domain could put any name there
+	}
 }
 
 func identityIn(leaf *x509.Certificate) policy.Identity {

@@ -202,7 +202,7 @@ func (d *Door) connectedAt(ctx context.Context, state *tls.ConnectionState) *con
 	}
 	from.handshake.Do(func() {
 		if state != nil && len(state.PeerCertificates) > 0 && len(state.VerifiedChains) > 0 {
-			from.present(state.PeerCertificates, certs.Until(state.VerifiedChains), from.trusted)
+			from.present(state.PeerCertificates, from.trusted.Until(state.VerifiedChains), from.trusted)
 			d.look(&from.connection)
 		}
 	})

@@ -89,7 +89,7 @@ func (t *transport) handshake(raw net.Conn) (net.Conn, *connection, error) {
 	}
 	made.SecurityLevel = credentials.PrivacyAndIntegrity
 	if state := info.(credentials.TLSInfo).State; len(state.PeerCertificates) > 0 { //nolint:forcetypeassert // it is what TLS returns
-		made.present(state.PeerCertificates, certs.Until(state.VerifiedChains), trusted)
+		made.present(state.PeerCertificates, trusted.Until(state.VerifiedChains), trusted)
 	}
 	return conn, made, nil
 }
