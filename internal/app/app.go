@@ -99,7 +99,7 @@ func New(config *Config, opts Options) (*App, error) {
 	}
 	a.background, a.stop = context.WithCancel(context.Background())
 	a.tellWarnings(assembled.setup.Load())
-	if a.listen.certs, err = openCerts(&config.Listen, registry); err != nil {
+	if a.listen.certs, err = openCerts(a.background, &config.Listen, registry); err != nil {
 		a.stop()
 		assembled.close()
 		told.close()

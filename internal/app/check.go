@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
-	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -44,7 +43,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	}
 	defer assembled.close()
 	if config.Listen.encrypted() {
-		tell(checkCerts(&config.Listen))
+		tell(checkCerts(ctx, &config.Listen))
 	}
 	tell(assembled.checkStore(ctx))
 	for name, doubt := range assembled.setup.Load().doubtfulSecrets() {
@@ -68,9 +67,9 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	return nil
 }
 
-func checkCerts(config *ListenConfig) Finding {
+func checkCerts(ctx context.Context, config *ListenConfig) Finding {
 	found := Finding{What: "listen.tls"}
-	opened, err := certs.Open(config.TLS.files())
+	opened, err := config.TLS.open(ctx)
 	if err != nil {
 		found.Err = err
 		return found

@@ -334,6 +334,14 @@ func badConfigs() []badConfig {
 		{"part of a subject", callers("{name: a, issuer: 'https://login.example.com', subject: 'system:shop*', roles: [r]}"), "6: callers[0].subject: * stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*", false},
 		{"listener bound to nobody", client() + "listen: {grpc: {address: '127.0.0.1:1', caller: a}}\n", "6: listen.grpc.caller: there is no such caller: add it to callers", false},
 		{"certificate without a key", client() + "listen:\n  tls: {cert: tls.crt}\n", "7: listen.tls: key is missing", true},
+		{"TLS without anything", client() + "listen:\n  tls: {min_version: '1.2'}\n", "7: listen.tls: cert is missing\n7: listen.tls: key is missing", true},
+		{"files beside SPIFFE", client() + "listen:\n  tls:\n    spiffe: {socket: 'unix:///run/agent.sock'}\n    cert: tls.crt\n    key: tls.key\n    client_ca: ca.crt\n", "9: listen.tls.cert: contradicts spiffe in line 8: the certificate and the authorities come from files or from the SPIFFE Workload API, remove one of them\n" +
+			"10: listen.tls.key: contradicts spiffe in line 8: the certificate and the authorities come from files or from the SPIFFE Workload API, remove one of them\n" +
+			"11: listen.tls.client_ca: contradicts spiffe in line 8: the certificate and the authorities come from files or from the SPIFFE Workload API, remove one of them", true},
+		{"SPIFFE without a socket", client() + "listen:\n  tls:\n    spiffe: {trust_domains: [example.org]}\n", "8: listen.tls.spiffe: socket is missing", true},
+		{"SPIFFE over TCP", client() + "listen:\n  tls:\n    spiffe: {socket: 'tcp://127.0.0.1:8081'}\n", "8: listen.tls.spiffe.socket: expected unix:// and an absolute path, such as unix:///run/spire/agent.sock", false},
+		{"a path alone as the SPIFFE socket", client() + "listen:\n  tls:\n    spiffe: {socket: /run/agent.sock}\n", "8: listen.tls.spiffe.socket: expected unix:// and an absolute path, such as unix:///run/spire/agent.sock", false},
+		{"a SPIFFE ID as a trust domain", client() + "listen:\n  tls:\n    spiffe: {socket: 'unix:///run/agent.sock', trust_domains: ['spiffe://example.org']}\n", "8: listen.tls.spiffe.trust_domains[0]: expected the name of a trust domain in lower case, such as example.org", false},
 		{"unknown version of TLS", client() + "listen:\n  tls: {cert: tls.crt, key: tls.key, min_version: '1.1'}\n", "7: listen.tls.min_version: expected 1.2 or 1.3; did you mean 1.2?", true},
 		{"version of TLS as a number", client() + "listen:\n  tls: {cert: tls.crt, key: tls.key, min_version: 1.3}\n", "7: listen.tls.min_version: expected text, found a number: put it in quotes", true},
 		{"TLS that encrypts nothing", client() + "listen:\n  grpc: {address: ':8443', plaintext: true}\n  tls: {cert: tls.crt, key: tls.key}\n", "8: listen.tls: nothing is encrypted by it while listen.grpc says plaintext: remove one of the two", false},

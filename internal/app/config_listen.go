@@ -1,12 +1,14 @@
 package app
 
 import (
+	"context"
 	"crypto/tls"
 	"io/fs"
 	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
@@ -23,8 +25,8 @@ type ListenConfig struct {
 	HTTPUnix *UnixConfig `yaml:"http_unix"`
 	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
 	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-	// Encrypts grpc and http, and recognises callers by their certificates. The files are read again when
-	// they change. Absent: nothing is encrypted.
+	// Encrypts grpc and http, and recognises callers by their certificates, with cert and key or with
+	// spiffe. The files are read again when they change. Absent: nothing is encrypted.
 	TLS *TLSConfig `yaml:"tls"`
 }
 
@@ -52,27 +54,45 @@ type UnixConfig struct {
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
 }
 
-// TLSConfig says what a listener proves itself by, and whom it trusts.
+// TLSConfig says what a listener proves itself by, and whom it trusts: by files, or
+// by a SPIFFE Workload API.
 type TLSConfig struct {
 	// The file with the certificate, and after it the intermediate ones, in PEM form.
-	Cert string `yaml:"cert" jsonschema:"required,minLength=1"`
+	Cert string `yaml:"cert" jsonschema:"minLength=1,oneof_required=files"`
 	// The file with its private key.
-	Key string `yaml:"key" jsonschema:"required,minLength=1"`
+	Key string `yaml:"key" jsonschema:"minLength=1,oneof_required=files"`
 	// The file with the authorities that issue the certificates of callers. Absent: callers are
 	// asked for none.
 	ClientCA string `yaml:"client_ca" jsonschema:"minLength=1"`
+	// The SPIFFE Workload API that gives the certificate and the authorities, in place of files.
+	SPIFFE *SPIFFEConfig `yaml:"spiffe" jsonschema:"oneof_required=spiffe"`
 	// The lowest version of TLS that is spoken.
 	MinVersion string `yaml:"min_version" jsonschema:"default=1.3,enum=1.2,enum=1.3"`
 }
 
-// files is what package certs wants.
-func (c *TLSConfig) files() certs.Config {
-	files := certs.Config{Cert: c.Cert, Key: c.Key, ClientCA: c.ClientCA, MinVersion: tls.VersionTLS13}
-	if c.MinVersion == "1.2" {
-		files.MinVersion = tls.VersionTLS12
-	}
-	return files
+// SPIFFEConfig names a SPIFFE Workload API.
+type SPIFFEConfig struct {
+	// The agent's socket: unix:// and its absolute path.
+	Socket string `yaml:"socket" jsonschema:"required,minLength=1,maxLength=120"`
+	// The trust domains whose workloads may be callers, such as example.org. Absent: that of the
+	// broker's own certificate.
+	TrustDomains []string `yaml:"trust_domains" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=255"`
 }
+
+// open reads the files, or waits for the first certificate of the Workload API.
+func (c *TLSConfig) open(ctx context.Context) (*certs.Source, error) {
+	minVersion := uint16(tls.VersionTLS13)
+	if c.MinVersion == "1.2" {
+		minVersion = tls.VersionTLS12
+	}
+	if c.SPIFFE != nil {
+		return certs.OpenSPIFFE(ctx, certs.SPIFFE{Socket: c.SPIFFE.Socket, TrustDomains: c.SPIFFE.TrustDomains, MinVersion: minVersion})
+	}
+	return certs.Open(certs.Config{Cert: c.Cert, Key: c.Key, ClientCA: c.ClientCA, MinVersion: minVersion})
+}
+
+// verifiesCallers reports whether callers are asked for certificates.
+func (c *TLSConfig) verifiesCallers() bool { return c.ClientCA != "" || c.SPIFFE != nil }
 
 // mode is the mode of the socket.
 func (c *UnixConfig) mode() (mode fs.FileMode, ok bool) {
@@ -106,12 +126,41 @@ func checkListen(c *Config, found *findings) {
 	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
 		found.addAtf("listen.tls", "nothing is encrypted by it while listen.grpc says plaintext: remove one of the two")
 	}
+	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
 	checkUnix(c.Listen.HTTPUnix, "listen.http_unix", found)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
 		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
 	checkProofs(c, found)
+}
+
+func checkTLS(c *TLSConfig, found *findings) {
+	const tls, spiffe = "listen.tls", "listen.tls.spiffe"
+	files := []string{"cert", "key", "client_ca"}
+	switch {
+	case c == nil:
+	case c.SPIFFE == nil:
+		for _, file := range files[:2] {
+			if !found.given(join(tls, file)) {
+				found.addAtf(tls, "%s is missing", file)
+			}
+		}
+	default:
+		for _, file := range files {
+			if found.given(join(tls, file)) {
+				found.addAtf(join(tls, file), "contradicts spiffe in line %d: the certificate and the authorities come from files or from the SPIFFE Workload API, remove one of them", found.lines[spiffe])
+			}
+		}
+		if err := certs.CheckSocket(c.SPIFFE.Socket); err != nil && c.SPIFFE.Socket != "" {
+			found.addAtf(join(spiffe, "socket"), "%v", err)
+		}
+		for i, name := range c.SPIFFE.TrustDomains {
+			if err := certs.CheckTrustDomain(name); err != nil && name != "" {
+				found.addAtf(item(join(spiffe, "trust_domains"), i), "%v", err)
+			}
+		}
+	}
 }
 
 // checkApart reports two listeners that cannot both have what they ask for.
@@ -162,12 +211,17 @@ const overflowUID = 65534
 // checkProofs looks for callers whom no listener can recognise or tell from
 // others, and for proofs that anybody on the way can read.
 func checkProofs(c *Config, found *findings) {
-	asksForCertificates := c.Listen.encrypted() && c.Listen.TLS.ClientCA != ""
+	asksForCertificates := c.Listen.encrypted() && c.Listen.TLS.verifiesCallers()
+	bySPIFFE := c.Listen.encrypted() && c.Listen.TLS.SPIFFE != nil
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
 			found.warnAt(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
+		case bySPIFFE && caller.DNSSAN != "":
+			found.warnAt(path, "is recognised by a DNS name, and with listen.tls.spiffe only the SPIFFE ID in a certificate counts: give spiffe_id")
+		case bySPIFFE && !c.Listen.TLS.SPIFFE.covers(caller.SPIFFEID):
+			found.warnAt(path, "is of a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
 		case caller.UID != nil && *caller.UID == overflowUID:
 			found.addAtf(join(path, "uid"), "%d stands for every user that is not known where the broker runs, as in a container: give the process another", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
@@ -181,6 +235,12 @@ func checkProofs(c *Config, found *findings) {
 			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
+}
+
+// covers reports whether a SPIFFE ID may be of a trust domain that is configured.
+func (c *SPIFFEConfig) covers(id string) bool {
+	domain, _, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
+	return id == "" || len(c.TrustDomains) == 0 || slices.Contains(c.TrustDomains, domain)
 }
 
 // certified reports whether the caller is recognised by a certificate.

@@ -70,12 +70,12 @@ func listen(name, address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// openCerts reads the files of listen.tls. Nil: nothing is encrypted.
-func openCerts(config *ListenConfig, registerer prometheus.Registerer) (*certs.Source, error) {
+// openCerts opens the certificates of listen.tls. Nil: nothing is encrypted.
+func openCerts(ctx context.Context, config *ListenConfig, registerer prometheus.Registerer) (*certs.Source, error) {
 	if !config.encrypted() {
 		return nil, nil //nolint:nilnil // plaintext
 	}
-	opened, err := certs.Open(config.TLS.files())
+	opened, err := config.TLS.open(ctx)
 	if err != nil {
 		return nil, inSection("listen.tls", err)
 	}
@@ -98,7 +98,7 @@ func inSection(section string, err error) error {
 // certsChanged is told when other files came in force, or did not.
 func (a *App) certsChanged(err error) {
 	if err != nil {
-		a.log.Error("the certificates are not replaced; those before stay in force", "error", err)
+		a.log.Error("the certificates are not replaced; those before stay in force", "error", err, "expires", a.listen.certs.Status().Expires.Format(time.RFC3339))
 		return
 	}
 	status := a.listen.certs.Status()
@@ -133,9 +133,9 @@ var (
 	authorityExpiryDesc = prometheus.NewDesc("tokenbroker_tls_client_ca_expiry_timestamp_seconds",
 		"When an authority ends that issues the certificates of callers.", []string{"authority"}, nil)
 	certReloadsDesc = prometheus.NewDesc("tokenbroker_tls_reloads_total",
-		"Changes of the certificate files, by result: applied or refused.", []string{"result"}, nil)
+		"Changes of the certificates, by result: applied or refused.", []string{"result"}, nil)
 	certFailingDesc = prometheus.NewDesc("tokenbroker_tls_reload_failing",
-		"1 while what is in the certificate files is not in force, because it is not good; else 0.", nil, nil)
+		"1 while what is in the certificate files is not in force, because it is not good, or while the SPIFFE agent is away; else 0.", nil, nil)
 )
 
 func (c certsCollector) Describe(out chan<- *prometheus.Desc) {

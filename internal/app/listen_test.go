@@ -337,6 +337,10 @@ func TestCallersWhomNobodyCanRecogniseAreWarnedOf(t *testing.T) {
 		"JWTs in the clear":                   {"callers: [{name: a, issuer: https://a.example.com, subject: s, roles: [all]}]\nlisten: {grpc: {address: ':1', plaintext: true}}\n", "unencrypted"},
 		"JWTs in the clear, on loopback only": {"callers: [{name: a, issuer: https://a.example.com, subject: s, roles: [all]}]\n", ""},
 		"nothing is wrong":                    {"callers: [{name: a, dns_san: a, roles: [all]}]\nlisten: {" + pki.config() + "}\n", ""},
+		"a DNS name by SPIFFE":                {"callers: [{name: a, dns_san: a, roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a'}}}\n", "only the SPIFFE ID in a certificate counts"},
+		"a trust domain that is refused":      {"callers: [{name: a, spiffe_id: 'spiffe://b.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a', trust_domains: [a.org]}}}\n", "add it to listen.tls.spiffe.trust_domains"},
+		"a trust domain that is configured":   {"callers: [{name: a, spiffe_id: 'spiffe://a.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a', trust_domains: [a.org]}}}\n", ""},
+		"the broker's own trust domain":       {"callers: [{name: a, spiffe_id: 'spiffe://a.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a'}}}\n", ""},
 	} {
 		warnings := parsed(t, roles+tt.text).Warnings
 		if (len(warnings) == 0) != (tt.says == "") || len(warnings) > 0 && !strings.Contains(warnings[0].String(), tt.says) {
