@@ -97,6 +97,18 @@ func TestOtherAuthoritiesJudgeOpenConnectionsAgain(t *testing.T) {
 	mustGet(t, w.api(w.with(w.ca, template(checkout))), "over another connection")
 }
 
+func TestBoundJWTNeedsACertificateOfATrustedAuthority(t *testing.T) {
+	w := newWorld(t)
+	config, header := w.boundFor(time.Hour)
+	api, ctx := w.api(config), metadata.NewOutgoingContext(t.Context(), header)
+	if _, err := api.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err != nil {
+		t.Fatal(err)
+	}
+	w.trust(w.strangers)
+	_, err := api.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
+	mustNot(t, err, "no authority that the broker trusts any more")
+}
+
 func TestAnotherPolicyRecognisesOpenConnectionsAnew(t *testing.T) {
 	w := newWorld(t)
 	api := w.api(w.with(w.ca, template(checkout)))
@@ -122,8 +134,6 @@ func (w *world) watch(config *tls.Config, header metadata.MD) grpc.ServerStreami
 	return stream
 }
 
-// A watch to which nothing is sent ends all the same when its caller's proof has
-// ended.
 // boundFor is a connection with a certificate that ends after d, of no caller, and a JWT
 // of an hour that is bound to it.
 func (w *world) boundFor(d time.Duration) (*tls.Config, metadata.MD) {
@@ -133,6 +143,8 @@ func (w *world) boundFor(d time.Duration) (*tls.Config, metadata.MD) {
 	return presenting(w, pair), bearer(w.jwt(map[string]any{"cnf": map[string]any{"x5t#S256": jose.CertificateThumbprint(pair.Certificate())}}))
 }
 
+// A watch to which nothing is sent ends all the same when its caller's proof has
+// ended.
 func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
 	for name, tt := range map[string]struct {
 		config func(w *world) *tls.Config
