@@ -100,6 +100,8 @@ func (p *parts) fill(config *Config) error {
 		Setup:      made.forBroker(),
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
+		Marker:     p.storage.marker(),
+		PutBack:    p.storage.putBack(),
 		Rings:      p.storage.rings,
 		Audit:      p.audit,
 		Logger:     p.log,

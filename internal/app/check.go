@@ -87,14 +87,16 @@ func checkCerts(ctx context.Context, config *ListenConfig) Finding {
 
 func (p *parts) checkStore(ctx context.Context) Finding {
 	found := Finding{What: "store", Detail: p.storage.kind}
-	if p.storage.redis == nil {
-		return found
+	if p.storage.redis != nil {
+		warnings, err := p.storage.redis.Check(ctx)
+		for _, warning := range warnings {
+			found.Detail += "; " + warning
+		}
+		if found.Err = err; err != nil {
+			return found
+		}
 	}
-	warnings, err := p.storage.redis.Check(ctx)
-	for _, warning := range warnings {
-		found.Detail += "; " + warning
-	}
-	found.Err = err
+	found.Err = p.storage.checkRing(ctx)
 	return found
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -27,8 +28,9 @@ type storage struct {
 	// keepsSecrets: those of managed clients, which are nowhere else.
 	keepsSecrets bool
 
-	redis *store.Redis    // nil: another kind
-	rings *store.RingFile // nil: nothing is sealed
+	redis  *store.Redis    // nil: another kind
+	sealed *store.Sealed   // nil: nothing is sealed
+	rings  *store.RingFile // nil: nothing is sealed
 	// secrets of the connection, which may be rotated.
 	secrets []*secret.Ring
 }
@@ -53,7 +55,7 @@ func openStore(all *Config, told *observers) (*storage, error) {
 		return nil, err
 	}
 	sealed := store.NewSealed(opened.Store, rings)
-	opened.Store = sealed
+	opened.Store, opened.sealed = sealed, sealed
 	told.registerer.MustRegister(storeCollector{sealed, opened.redis})
 	if warning := rings.Warning(); warning != "" {
 		told.log.Warn(warning)
@@ -158,15 +160,24 @@ func (s *storage) open(ref secret.Ref) (*secret.Ring, error) {
 	return secret.OpenKeyed(ref, s.mac())
 }
 
-// check asks Redis whether it can be used as it is. What a person must mend is
+// check asks the store whether it can be used as it is. What a person must mend is
 // an error. A Redis that is merely away is none: the broker can do without for a
 // while.
 func (s *storage) check(ctx context.Context, log *slog.Logger) error {
-	if s.redis == nil {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, storeCheckTimeout)
 	defer cancel()
+	if s.redis != nil {
+		if err := s.checkRedis(ctx, log); err != nil {
+			return err
+		}
+	}
+	if err := s.checkRing(ctx); errors.Is(err, store.ErrAnotherRing) {
+		return err
+	}
+	return nil // a store that does not answer is compared later: see broker.Marker
+}
+
+func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
 	warnings, err := s.redis.Check(ctx)
 	for _, warning := range warnings {
 		log.Warn("store.redis: " + warning)
@@ -183,6 +194,34 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 		return fmt.Errorf("store.redis: %w", err)
 	}
 	return nil
+}
+
+// checkRing compares the ring with the marker in the store.
+func (s *storage) checkRing(ctx context.Context) error {
+	if s.sealed == nil {
+		return nil
+	}
+	if _, err := s.sealed.Marked(ctx); err != nil {
+		return fmt.Errorf("store.sealing_keys: %w", err)
+	}
+	return nil
+}
+
+// marker is nil if nothing is sealed.
+func (s *storage) marker() broker.Marker {
+	if s.sealed == nil {
+		return nil
+	}
+	return s.sealed
+}
+
+// putBack is how long others have for putting back what the store has lost. Only Redis
+// is used by others.
+func (s *storage) putBack() time.Duration {
+	if s.redis == nil {
+		return 0
+	}
+	return broker.DefaultPutBack
 }
 
 // pollSecrets reads the passwords of the connection again until ctx ends.

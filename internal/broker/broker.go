@@ -63,6 +63,12 @@ type Config struct {
 	// and the same in all replicas. Nil: one of this process, which is enough for
 	// a store that nobody shares.
 	MAC func(data []byte) [32]byte
+	// Marker shows whether the store is used with another ring. Nil: nothing is sealed.
+	Marker Marker
+	// PutBack is how long a replica that has just started waits for others to put back
+	// the revocations that the store has lost; see [DefaultPutBack]. 0: nobody else uses
+	// the store.
+	PutBack time.Duration
 	// Rings seal backups of secrets. Nil: there are none.
 	Rings *store.RingFile
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
@@ -196,7 +202,7 @@ func New(cfg Config) (*Broker, error) {
 		log:     cfg.Logger,
 		metrics: newMetrics(),
 	}
-	b.revoker = newRevoker(b.store, b.names)
+	b.revoker = newRevoker(b.store, b.names, cfg)
 	b.changes.store, b.changes.key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
 	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.key)...)

@@ -166,6 +166,9 @@ type link struct {
 	// epoch is the key of the epoch that was raised last.
 	epoch atomic.Pointer[string]
 	calls atomic.Int64
+	// writesLeft are how many more puts succeed, if it is not 0; the last one fails, and
+	// so do all after it.
+	writesLeft atomic.Int32
 }
 
 // States of a link.
@@ -208,7 +211,7 @@ func (l *link) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 
 // write is pass for what a store that takes no writes refuses.
 func (l *link) write(ctx context.Context) error {
-	if l.state.Load() == full {
+	if left := l.writesLeft.Load(); l.state.Load() == full || left == 1 || left > 1 && l.writesLeft.Add(-1) == 1 {
 		return fmt.Errorf("%w: OOM (%w)", store.ErrNoWrites, store.ErrAway)
 	}
 	return l.pass(ctx)

@@ -124,6 +124,8 @@ var (
 		"Revocations that this replica applies.", nil, nil)
 	revocationsCurrentDesc = prometheus.NewDesc("tokenbroker_revocations_current_timestamp_seconds",
 		"When this replica last confirmed that its revocations are those in the store; 0 before the first time, while VerifyToken answers UNAVAILABLE.", nil, nil)
+	revocationsUsableDesc = prometheus.NewDesc("tokenbroker_revocations_usable",
+		"1 while this replica can judge tokens by the revocations, 0 while VerifyToken answers UNAVAILABLE with REVOCATIONS_UNKNOWN.", nil, nil)
 )
 
 func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
@@ -132,6 +134,7 @@ func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- entriesDesc
 	out <- revocationsDesc
 	out <- revocationsCurrentDesc
+	out <- revocationsUsableDesc
 	describeSecrets(out)
 }
 
@@ -152,4 +155,9 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 	revoker := c.broker.revoker
 	out <- prometheus.MustNewConstMetric(revocationsDesc, prometheus.GaugeValue, float64(revoker.count()))
 	out <- prometheus.MustNewConstMetric(revocationsCurrentDesc, prometheus.GaugeValue, float64(revoker.currentAt.Load())/1e9)
+	usable := 0.0
+	if revoker.usable() != nil {
+		usable = 1
+	}
+	out <- prometheus.MustNewConstMetric(revocationsUsableDesc, prometheus.GaugeValue, usable)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -46,6 +47,16 @@ type revoker struct {
 	turn    chan struct{}
 	tried   time.Time // when loading last failed
 	failure error
+
+	marker  Marker        // nil: there is none
+	putBack time.Duration // for others, where the store has lost its data
+	log     *slog.Logger
+	// lostSince is when this replica first found the store without its data, and knew no
+	// revocations itself; zero: the store has them.
+	lostSince time.Time
+	// unreadable is why this replica cannot read revocations that others have stored;
+	// nil: it can.
+	unreadable atomic.Pointer[error]
 }
 
 // take takes the turn, unless ctx ends before.
@@ -60,9 +71,9 @@ func (r *revoker) take(ctx context.Context) error {
 
 func (r *revoker) give() { <-r.turn }
 
-func newRevoker(s store.Store, n names) *revoker {
+func newRevoker(s store.Store, n names, cfg Config) *revoker {
 	tag := "{" + n.name("revocations") + "}"
-	r := &revoker{store: s, turn: make(chan struct{}, 1)}
+	r := &revoker{store: s, turn: make(chan struct{}, 1), marker: cfg.Marker, putBack: cfg.PutBack, log: cfg.Logger}
 	r.changes.store, r.changes.key = s, tag+"changes"
 	for i := range revocationShards {
 		r.shards = append(r.shards, tag+strconv.Itoa(i))
@@ -70,25 +81,29 @@ func newRevoker(s store.Store, n names) *revoker {
 	return r
 }
 
-// set returns the revocations, loading them first where that was never done. An
-// error means that nothing may be called good.
+// set returns the revocations, loading them first where that was never done, or did not
+// succeed for a reason that note keeps in mind. An error means that nothing may be called
+// good.
 func (r *revoker) set(ctx context.Context) (*revocations, error) {
-	if known := r.known.Load(); known != nil {
-		return known, nil
+	if usable := r.usable(); usable != nil {
+		return usable, nil
 	}
 	if err := r.take(ctx); err != nil {
 		return nil, err
 	}
 	defer r.give()
-	if known := r.known.Load(); known != nil {
-		return known, nil
+	if usable := r.usable(); usable != nil {
+		return usable, nil
 	}
 	if time.Since(r.tried) < loadInterval {
 		return nil, r.failure
 	}
 	if _, err := r.load(ctx); err != nil {
 		r.tried, r.failure = time.Now(), err
-		return nil, err
+		if reason := r.unreadable.Load(); reason != nil {
+			r.failure = *reason // also while the store is away
+		}
+		return nil, r.failure
 	}
 	return r.known.Load(), nil
 }
@@ -100,61 +115,105 @@ func (r *revoker) poll(ctx context.Context, round int) {
 		return
 	}
 	defer r.give()
-	if r.known.Load() != nil && round%reloadRounds != 0 {
-		if _, moved, err := r.changes.moved(ctx); err != nil || !moved {
-			if err == nil {
-				r.currentAt.Store(time.Now().UnixNano())
-			}
+	if r.usable() != nil && round%reloadRounds != 0 {
+		unchanged, err := r.unchanged(ctx)
+		if unchanged {
+			r.currentAt.Store(time.Now().UnixNano())
+		}
+		if unchanged || err != nil {
+			r.note(err)
 			return
 		}
 	}
 	_, _ = r.load(ctx) // if not now, then in the next round
 }
 
+// unchanged reports whether the store still has its marker and has seen no change that is
+// not known here.
+func (r *revoker) unchanged(ctx context.Context) (bool, error) {
+	marked, err := r.marked(ctx)
+	if err != nil || !marked {
+		return false, err
+	}
+	_, moved, err := r.changes.moved(ctx)
+	return err == nil && !moved, err
+}
+
 // load reads all revocations, adopts what is new, and puts back what the store
-// has lost. It returns the numbers of the values as they now stand.
+// has lost, and after that its marker. It returns the numbers of the values as they now
+// stand.
 func (r *revoker) load(ctx context.Context) (numbers []uint64, err error) {
-	found, err := r.store.Get(ctx, slices.Concat([]string{r.changes.key}, r.shards)...)
+	defer func() { r.note(err) }()
+	marked, found, err := r.read(ctx)
 	if err != nil {
+		r.lostSince = time.Time{} // others cannot put anything back meanwhile
 		return nil, err
 	}
+	count := found[len(r.shards)].Number
+	lost := !marked || count == 0
+	if err := r.mayBegin(lost); err != nil {
+		return nil, err
+	}
+	numbers, err = r.adopt(ctx, found[:len(r.shards)], count, lost)
+	if err == nil && !marked {
+		err = r.mark(ctx)
+	}
+	return numbers, err
+}
+
+// read reads the marker, and then the values and after them the count of changes.
+func (r *revoker) read(ctx context.Context) (marked bool, found []store.Entry, err error) {
+	if marked, err = r.marked(ctx); err != nil {
+		return false, nil, err
+	}
+	found, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.key})...)
+	return marked, found, err
+}
+
+// adopt takes over what was read, and writes what the store lacks. What the store has
+// lost is counted as one change, after all of it was written: a replica that has just
+// started takes a store without a count for one that has lost its data.
+func (r *revoker) adopt(ctx context.Context, found []store.Entry, count uint64, lost bool) (numbers []uint64, err error) {
 	var stored []*Revocation
-	numbers = make([]uint64, len(r.shards))
-	damaged := make([]bool, len(r.shards)) // to be written again
-	for i, entry := range found[1:] {
+	numbers = make([]uint64, len(found))
+	for i, entry := range found {
 		some, err := readRevocations(entry)
 		if err != nil {
 			return nil, err
 		}
-		numbers[i], damaged[i] = entry.Number, entry.Aged
+		numbers[i] = entry.Number
 		stored = append(stored, some...)
 	}
 	now := time.Now()
 	all := merged(r.all(), stored, now)
 	r.known.Store(newRevocations(all))
-	r.changes.seen.Store(found[0].Number)
+	changed := lost || count < r.changes.seen.Load()
 	kept := byShard(all)
 	for i, before := range byShard(merged(stored, nil, now)) {
-		if !same(before, kept[i]) || damaged[i] {
+		if !same(before, kept[i]) || found[i].Aged {
 			if numbers[i], err = r.write(ctx, i, numbers[i], kept[i]); err != nil {
 				return nil, err
 			}
+			changed = true
+		}
+	}
+	r.changes.seen.Store(max(count, r.changes.seen.Load()))
+	if changed {
+		if err := r.changes.raise(ctx); err != nil {
+			return nil, err
 		}
 	}
 	r.currentAt.Store(now.UnixNano())
 	return numbers, nil
 }
 
-// write replaces a value that was read with a number, and tells.
+// write replaces a value that was read with a number.
 func (r *revoker) write(ctx context.Context, shard int, number uint64, content []*Revocation) (uint64, error) {
 	value, err := json.Marshal(storedRevocations{revocationForm, content})
 	if err != nil {
 		return 0, err
 	}
-	if number, err = replace(ctx, r.store, r.shards[shard], number, value); err != nil {
-		return 0, err
-	}
-	return number, r.changes.raise(ctx)
+	return replace(ctx, r.store, r.shards[shard], number, value)
 }
 
 // change applies a change of one revocation to the store and to this replica. It
@@ -181,7 +240,7 @@ func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {
 		return err
 	}
 	r.known.Store(newRevocations(all))
-	return nil
+	return r.changes.raise(ctx)
 }
 
 var errTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRevocations)
@@ -218,13 +277,13 @@ type storedRevocations struct {
 func readRevocations(entry store.Entry) ([]*Revocation, error) {
 	switch {
 	case entry.Unopened:
-		return nil, errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
+		return nil, errSealedRevocations
 	case entry.Number == 0:
 		return nil, nil
 	}
 	var s storedRevocations
 	if json.Unmarshal(entry.Value, &s) != nil || s.Form != revocationForm {
-		return nil, errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
+		return nil, errNewerRevocations
 	}
 	return s.Revocations, nil
 }
@@ -386,7 +445,7 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 func revocationsUnknown(err error) *Error {
 	return &Error{
 		Code: Unavailable, Reason: ReasonRevocationsUnknown, RetryAfter: loadInterval, cause: err,
-		Message: "the revocations could not be loaded from the store yet, so no token can be called good; try again, and treat it as not verified until then",
+		Message: "this replica does not know all revocations, so it can call no token good; try again, and treat the token as not verified until then",
 	}
 }
 

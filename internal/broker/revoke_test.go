@@ -35,8 +35,9 @@ type judges struct {
 type judge struct {
 	*broker.Broker
 
-	link    *link
-	metrics *prometheus.Registry
+	link       *link
+	markerLink *link // nil: the store has no marker
+	metrics    *prometheus.Registry
 }
 
 func startJudges(t testing.TB, n int) *judges {
@@ -56,7 +57,7 @@ func startJudges(t testing.TB, n int) *judges {
 }
 
 // add starts one more, on a store of its choice.
-func (j *judges) add(s store.Store) *judge {
+func (j *judges) add(s store.Store, settings ...func(*broker.Config)) *judge {
 	j.t.Helper()
 	http := discovery.NewHTTPClient(j.idp.RoundTripper())
 	verifier, err := verify.New(verify.Config{HTTP: http, Issuers: []verify.IssuerConfig{{
@@ -66,7 +67,11 @@ func (j *judges) add(s store.Store) *judge {
 		j.t.Fatal(err)
 	}
 	registry := prometheus.NewRegistry()
-	b, err := broker.New(broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Audit: j.audit, Logger: slog.New(slog.DiscardHandler), Registerer: registry})
+	config := broker.Config{Store: s, MAC: sha256Of, Setup: broker.Setup{Verifier: verifier}, Audit: j.audit, Logger: slog.New(slog.DiscardHandler), Registerer: registry}
+	for _, set := range settings {
+		set(&config)
+	}
+	b, err := broker.New(config)
 	if err != nil {
 		j.t.Fatal(err)
 	}

@@ -34,6 +34,22 @@ func newRingFile(t testing.TB) *ringFile {
 	return r
 }
 
+// write puts a ring in the place of the one that the file was made with, which nobody
+// has used.
+func (r *ringFile) write(ring *store.Ring, err error) {
+	r.t.Helper()
+	if err == nil {
+		err = store.WriteRing(r.path, ring)
+	}
+	if err == nil {
+		r.file, err = store.OpenRing(r.path)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.ring = ring
+}
+
 // becomes puts another ring in force.
 func (r *ringFile) becomes(ring *store.Ring, err error) {
 	r.t.Helper()

@@ -1,0 +1,95 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// DefaultPutBack is how long a replica that has just started waits for others to put
+// back the revocations that the store has lost. They look every epochInterval.
+const DefaultPutBack = 10 * time.Second
+
+// Marker is a value in the store that depends on the ring of sealing keys, under a key
+// that does not. It shows that the store is used with another ring, under which this
+// replica would find nothing that the others stored.
+type Marker interface {
+	// Marked reports whether the store has the marker of this ring. The error is
+	// store.ErrAnotherRing if it has that of another ring.
+	Marked(ctx context.Context) (bool, error)
+	// Mark writes the marker, unless the store has one.
+	Mark(ctx context.Context) error
+}
+
+// Errors that say that this replica must not judge by the revocations that it knows,
+// because others may have stored revocations that it cannot read. Beside them there is
+// store.ErrAnotherRing.
+var (
+	errSealedRevocations = errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
+	errNewerRevocations  = errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
+)
+
+// errStoreLost says that the revocations may still be put back.
+var errStoreLost = errors.New("the store is new or has lost its data: other replicas have 10 s to put back the revocations that they know")
+
+// marked compares the ring with the store's marker, and reports whether there is one.
+func (r *revoker) marked(ctx context.Context) (bool, error) {
+	if r.marker == nil {
+		return true, nil
+	}
+	return r.marker.Marked(ctx)
+}
+
+// mark writes the marker.
+func (r *revoker) mark(ctx context.Context) error {
+	if r.marker == nil {
+		return nil
+	}
+	return r.marker.Mark(ctx)
+}
+
+// mayBegin returns nil if this replica can take what the store has for all that there
+// is. Where the store is new or has lost its data, only a replica that already knows the
+// revocations can, or one that gave the others time.
+func (r *revoker) mayBegin(lost bool) error {
+	switch {
+	case !lost:
+		r.lostSince = time.Time{}
+		return nil
+	case r.known.Load() != nil || r.putBack == 0:
+		return nil
+	case r.lostSince.IsZero():
+		r.lostSince = time.Now()
+		r.log.Warn("the store is new or has lost its data; tokens are not verified until other replicas had time to put back the revocations", "wait", r.putBack)
+		return errStoreLost
+	case time.Since(r.lostSince) < r.putBack:
+		return errStoreLost
+	}
+	return nil
+}
+
+// note keeps in mind whether there are revocations in the store that this replica
+// cannot read. An error that does not say, such as that of a store that is away,
+// changes nothing.
+func (r *revoker) note(err error) {
+	switch {
+	case err == nil:
+		if r.unreadable.Swap(nil) != nil {
+			r.log.Info("the revocations in the store can be read again; tokens are verified")
+		}
+	case errors.Is(err, store.ErrAnotherRing), errors.Is(err, errSealedRevocations), errors.Is(err, errNewerRevocations):
+		if r.unreadable.Swap(&err) == nil {
+			r.log.Error("tokens are not verified, because others may have revoked tokens without this replica learning of it", "error", err)
+		}
+	}
+}
+
+// usable returns the revocations, or nil while they are not known.
+func (r *revoker) usable() *revocations {
+	if r.unreadable.Load() != nil {
+		return nil
+	}
+	return r.known.Load()
+}
