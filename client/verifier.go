@@ -10,8 +10,8 @@ import (
 const (
 	// DefaultCacheSize is how many tokens a Verifier remembers.
 	DefaultCacheSize = 10_000
-	// maxToken is the longest token that the broker takes.
-	maxToken     = 8192
+	// maxToken is the longest token that any broker may be configured to accept.
+	maxToken     = 64 << 10
 	defaultRealm = "api"
 	// verifyTimeout bounds how long a request waits for the broker whose own
 	// context has no end.

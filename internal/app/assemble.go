@@ -129,7 +129,7 @@ func (p *parts) prepare(config *Config) (*setup, error) {
 	}
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		made, err := s.client(name, config.Clients[name])
+		made, err := s.client(name, config)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
 			continue
@@ -178,7 +178,8 @@ func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.I
 	return s.issuers[key]
 }
 
-func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, error) {
+func (s *setup) client(name string, config *Config) (broker.ClientConfig, error) {
+	cfg := config.Clients[name]
 	old, existed := s.before.named(name)
 	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
 		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
@@ -186,7 +187,7 @@ func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 		}
 		return old, nil
 	}
-	made, err := idp.New(s.towards(cfg))
+	made, err := idp.New(s.towards(config, name))
 	if err != nil {
 		return broker.ClientConfig{}, err
 	}
@@ -219,7 +220,8 @@ func (s *setup) client(name string, cfg ClientConfig) (broker.ClientConfig, erro
 }
 
 // towards says which client to be at its IdP.
-func (s *setup) towards(cfg ClientConfig) idp.Config {
+func (s *setup) towards(config *Config, name string) idp.Config {
+	cfg := config.Clients[name]
 	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
 		TokenURL:  cfg.TokenURL,
@@ -241,6 +243,7 @@ func (s *setup) towards(cfg ClientConfig) idp.Config {
 		Extras:          cfg.Extras,
 		BearerTypes:     cfg.BearerTypes,
 		DefaultLifetime: cfg.DefaultLifetime,
+		MaxTokenSize:    config.Limits.tokenSize(),
 		HTTP:            s.network.ClientFor(home, cfg.AllowPrivate),
 		HTTPWith:        s.with(home, cfg.AllowPrivate),
 	}
@@ -276,6 +279,8 @@ func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometh
 		Registerer:  registerer,
 		CacheBytes:  orNone(int64(config.Verification.CacheMiB) << 20),
 		MaxValidity: config.Verification.MaxValidity,
+
+		MaxTokenSize: config.Limits.tokenSize(),
 	})
 }
 
@@ -341,7 +346,7 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
 		return old, nil
 	}
-	towards := s.towards(config.Clients[name])
+	towards := s.towards(config, name)
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
 	home := cmp.Or(endpoint, cfg.Issuer)

@@ -47,7 +47,8 @@ type boundWorld struct {
 	holder, other *devca.Pair
 }
 
-func newBoundWorld(t *testing.T) *boundWorld {
+// newBoundWorld takes more lines of its configuration.
+func newBoundWorld(t *testing.T, more ...string) *boundWorld {
 	t.Helper()
 	p := newPKI(t)
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -59,7 +60,7 @@ gateways: {ext_authz: {}}
 clients: {orders: {issuer: %[2]q, client_id: abc, secret: %[3]q, audience: "https://orders.example.com"}}
 issuers: [{issuer: %[2]q, audiences: ["https://orders.example.com"], introspection: {client: orders, cache: 0s}}]
 callers: [{name: gate, spiffe_id: %[4]q, roles: [all]}, {name: robot, issuer: %[2]q, subject: robot, roles: [all]}]
-roles: {all: {get: [{client: orders, scopes: [read]}], verify: [{issuer: "*", audiences: ["*"]}]}}
+roles: {all: {get: [{client: orders, scopes: [read]}], verify: [{issuer: "*", audiences: ["*"]}], admin: [{actions: [purge_tokens]}]}}
 `, p.config(), idpIssuer, "file:"+secret, checkout)
 	w := &boundWorld{t: t, idp: devIDP(t), none: p.client(nil), gateTLS: p.client(checkoutID())}
 	for at, name := range map[**devca.Pair]string{&w.holder: "holder", &w.other: "other"} {
@@ -70,7 +71,7 @@ roles: {all: {get: [{client: orders, scopes: [read]}], verify: [{issuer: "*", au
 		*at = pair
 	}
 	var c *brokerclient.Client
-	w.broker, c = run(t, parsed(t, text), w.idp, brokerclient.WithTLS(w.gateTLS))
+	w.broker, c = run(t, parsed(t, text+strings.Join(more, "\n")), w.idp, brokerclient.WithTLS(w.gateTLS))
 	w.verifier, w.gate = c.Verifier(brokerclient.WithCacheSize(0)), w.connect(w.gateTLS)
 	return w
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"fmt"
 	"maps"
 	"net/url"
 	"slices"
@@ -11,8 +12,8 @@ import (
 )
 
 // CallerConfig is somebody who may ask, how it is recognised and what it may. It
-// is recognised by exactly one of spiffe_id, uri_san, dns_san, subject and uid, or
-// else a listener is bound to it.
+// is recognised by exactly one of spiffe_id, uri_san, dns_san, a JWT (subject and
+// claims) and uid, or else a listener is bound to it.
 type CallerConfig struct {
 	// What logs and the audit call it; each caller has another.
 	Name string `yaml:"name" jsonschema:"required,minLength=1,maxLength=128"`
@@ -24,17 +25,28 @@ type CallerConfig struct {
 	// A DNS name among the subject alternative names of its certificate.
 	DNSSAN string `yaml:"dns_san" jsonschema:"minLength=1,maxLength=253"`
 	// The issuer of the JWT that it presents, one of issuers, exactly as the iss claim has it. It goes
-	// with subject.
+	// with subject, claims, or both.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
 	// The sub claim of the JWT that it presents. At the end, * after a colon or a slash stands for any
 	// rest.
 	Subject string `yaml:"subject" jsonschema:"minLength=1,maxLength=512"`
+	// Claims that the JWT must have besides, all of them. With them, subject may be absent.
+	Claims []ClaimConfig `yaml:"claims" jsonschema:"minItems=1,maxItems=16"`
 	// The user of the process that connects to the Unix socket, by number.
 	UID *int `yaml:"uid" jsonschema:"minimum=0,maximum=4294967294"`
 	// What it may: names of roles.
 	Roles []string `yaml:"roles" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=128"`
 	// Limits of its own. What is absent here is as limits has it.
 	Limits *CallerLimitsConfig `yaml:"limits"`
+}
+
+// ClaimConfig is a claim that the JWT of a caller must have.
+type ClaimConfig struct {
+	// The names that lead to the claim, the outermost first: one for a claim that is not nested.
+	Path []string `yaml:"path" jsonschema:"required,minItems=1,maxItems=8,minLength=1,maxLength=256"`
+	// What the claim is, if it is a string, or what one of its items is, if it is a list. At the end,
+	// * after a colon or a slash stands for any rest.
+	Value string `yaml:"value" jsonschema:"required,minLength=1,maxLength=512"`
 }
 
 // RoleConfig is a set of grants. At least one of its keys is given.
@@ -100,6 +112,9 @@ func (c *Config) policyConfig() policy.Config {
 
 func (c *CallerConfig) match() policy.Match {
 	m := policy.Match{SPIFFEID: c.SPIFFEID, URISAN: c.URISAN, DNSSAN: c.DNSSAN, Issuer: c.Issuer, Subject: c.Subject}
+	for _, claim := range c.Claims {
+		m.Claims = append(m.Claims, policy.Claim(claim))
+	}
 	if c.UID != nil {
 		uid := uint32(*c.UID) //nolint:gosec // its bounds are checked
 		m.UID = &uid
@@ -172,8 +187,8 @@ func checkCallers(c *Config, found *findings) {
 
 func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[string]string, found *findings) {
 	var given []string
-	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "uid"} {
-		if found.given(join(path, key)) {
+	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "claims", "uid"} {
+		if bySubject := key == "claims" && caller.Subject != ""; found.given(join(path, key)) && !bySubject {
 			given = append(given, key)
 		}
 	}
@@ -182,13 +197,14 @@ func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[s
 		found.addAtf(join(path, given[1]), "a caller is recognised by one thing: remove this or %s", given[0])
 		return
 	case len(given) == 0 && !c.Listen.bound(caller.Name):
-		found.addAtf(path, "nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject, or uid; or bind a listener to it")
+		found.addAtf(path, "nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
 		return
 	}
 	checkNames(c, caller, path, found)
 	key := strings.Join([]string{given[0], caller.SPIFFEID, strings.ToLower(caller.DNSSAN), caller.URISAN, caller.Issuer, caller.Subject}, " ")
+	key += claimsKey(caller.Claims)
 	if caller.UID != nil {
 		key += strconv.Itoa(*caller.UID)
 	}
@@ -211,16 +227,37 @@ func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
 	}
 	issuer, subject := join(path, "issuer"), join(path, "subject")
 	switch {
-	case found.given(issuer) != found.given(subject):
-		found.addAtf(path, "issuer and subject go together: give both for a caller who presents a JWT")
+	case found.given(issuer) != (found.given(subject) || len(caller.Claims) > 0):
+		found.addAtf(path, "issuer goes together with subject, claims, or both: give them for a caller who presents a JWT")
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i IssuerConfig) bool { return i.has(caller.Issuer) }):
 		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
 	if strings.HasPrefix(caller.Subject, "spiffe://") {
 		checkURISAN(caller.Subject, "spiffe", subject, found)
-	} else if at := strings.IndexByte(caller.Subject, '*'); at >= 0 && (at != len(caller.Subject)-1 || at == 0 || !strings.ContainsRune(":/", rune(caller.Subject[at-1]))) {
-		found.addAtf(subject, "* stands for a rest at the end, after a colon or a slash, such as system:serviceaccount:shop:*")
+	} else {
+		checkWildcard(caller.Subject, subject, "system:serviceaccount:shop:*", found)
 	}
+	for i, claim := range caller.Claims {
+		checkWildcard(claim.Value, join(item(join(path, "claims"), i), "value"), "refs/heads/*", found)
+	}
+}
+
+// checkWildcard refuses a * that could stand for the rest of a name.
+func checkWildcard(text, path, example string, found *findings) {
+	at := strings.IndexByte(text, '*')
+	if at >= 0 && (at != len(text)-1 || at == 0 || !strings.ContainsRune(":/", rune(text[at-1]))) {
+		found.addAtf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
+	}
+}
+
+// claimsKey is the same for the same claims in any order.
+func claimsKey(claims []ClaimConfig) string {
+	texts := make([]string, len(claims))
+	for i, claim := range claims {
+		texts[i] = fmt.Sprintf(" %q=%q", claim.Path, claim.Value)
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, "")
 }
 
 // has reports whether the entry stands for that issuer.

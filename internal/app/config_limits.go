@@ -28,9 +28,11 @@ type LimitsConfig struct {
 	ConnectionAge time.Duration `yaml:"connection_age" jsonschema:"default=30m"`
 	// How long a client may take until it can make calls, 1s to 1m.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout" jsonschema:"default=10s"`
-	// The largest message that is read, in KiB.
+	// The longest token, in KiB: that an IdP issues, that is verified, or that a caller presents.
+	TokenKiB int `yaml:"token_kib" jsonschema:"default=16,minimum=4,maximum=64"`
+	// The largest message that is read, in KiB, beside a token.
 	MessageKiB int `yaml:"message_kib" jsonschema:"default=64,minimum=16,maximum=1024"`
-	// The most that the headers of a call may take, in KiB.
+	// The most that the headers of a call may take, in KiB, beside a token.
 	HeaderKiB int `yaml:"header_kib" jsonschema:"default=16,minimum=4,maximum=64"`
 }
 
@@ -78,7 +80,18 @@ func (l *LimitsConfig) forServer() server.Limits {
 		InFlight:         l.InFlight,
 		ConnectionAge:    l.ConnectionAge,
 		HandshakeTimeout: l.HandshakeTimeout,
-		MessageSize:      l.MessageKiB << 10,
+		MessageSize:      l.messageSize(),
 		HeaderSize:       uint32(l.HeaderKiB) << 10, //nolint:gosec // its bounds are checked
+		TokenSize:        uint32(l.tokenSize()),     //nolint:gosec // its bounds are checked
 	}
 }
+
+// tokenSize is how long a token may be, in bytes.
+func (l *LimitsConfig) tokenSize() int { return l.TokenKiB << 10 }
+
+// messageSize is how large a message may be, in bytes, with a token in it.
+func (l *LimitsConfig) messageSize() int { return l.MessageKiB<<10 + l.tokenSize() }
+
+// headerSize is how much the headers of a request may take, in bytes, with a token
+// among them.
+func (l *LimitsConfig) headerSize() int { return l.HeaderKiB<<10 + l.tokenSize() }

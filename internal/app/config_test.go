@@ -56,7 +56,7 @@ func defaults() *app.Config {
 		},
 		Limits: app.LimitsConfig{
 			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
-			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, MessageKiB: 64, HeaderKiB: 16,
+			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, TokenKiB: 16, MessageKiB: 64, HeaderKiB: 16,
 		},
 		Gateways:     app.GatewaysConfig{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
 		Log:          app.LogConfig{Level: "info", Format: "json"},
@@ -121,7 +121,7 @@ func TestEachKeyIsRead(t *testing.T) {
 		},
 		Limits: app.LimitsConfig{
 			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
-			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, MessageKiB: 32, HeaderKiB: 8,
+			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, TokenKiB: 12, MessageKiB: 32, HeaderKiB: 8,
 		},
 		Gateways: app.GatewaysConfig{
 			HeaderPrefix: "X-User-", Realm: "shop", Needs: "headers", URL: "https://broker.example.com:8444",
@@ -248,6 +248,10 @@ func TestEachKeyIsRead(t *testing.T) {
 			{Name: "batch", URISAN: "urn:example:batch", Roles: []string{"orders"}},
 			{Name: "edge", DNSSAN: "gateway.example.com", Roles: []string{"gateway", "orders"}},
 			{Name: "pods", Issuer: "https://login.example.org/t-1/v2.0", Subject: "system:serviceaccount:shop:*", Roles: []string{"orders"}},
+			{
+				Name: "job", Issuer: "https://login.example.org/t-1/v2.0", Subject: "repo:octo/*", Roles: []string{"orders"},
+				Claims: []app.ClaimConfig{{Path: []string{"kubernetes.io", "namespace"}, Value: "shop"}},
+			},
 			{Name: "local", UID: new(1000), Roles: []string{"operator"}, Limits: &app.CallerLimitsConfig{
 				PerSecond: new(10), Burst: new(20), Concurrent: new(0), Watches: new(3),
 			}},

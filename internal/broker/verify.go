@@ -43,7 +43,7 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 // this audience. No issuer is asked about opaque tokens: anybody who can connect could
 // make the broker send as many requests as it likes. The error is always an [*Error].
 func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
-	ask := verify.Request{Audience: []string{audience}, JWTOnly: true}
+	ask := verify.Request{Audience: []string{audience}, Caller: true}
 	result, err := b.judge(ctx, presented, ask)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, policy.Self(), ask, err)

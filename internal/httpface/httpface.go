@@ -74,8 +74,8 @@ type Config struct {
 	// Deadline bounds every request for a token; a verification takes less by itself.
 	// Zero: server.DefaultDeadline.
 	Deadline time.Duration
-	// MessageSize and HeaderSize are what a request may carry, in bytes. Zero: the
-	// defaults of package server.
+	// MessageSize and HeaderSize bound the body and the headers of a request, tokens
+	// included, in bytes. Zero: the defaults of package server.
 	MessageSize, HeaderSize int
 	// Tracer makes spans of requests. Nil: there are none.
 	Tracer *tracing.Tracer
@@ -114,7 +114,7 @@ func New(cfg Config) *Server {
 	}
 	cfg.Deadline = cmp.Or(cfg.Deadline, server.DefaultDeadline)
 	cfg.MessageSize = cmp.Or(cfg.MessageSize, server.DefaultMessageSize)
-	cfg.HeaderSize = cmp.Or(cfg.HeaderSize, server.DefaultHeaderSize)
+	cfg.HeaderSize = cmp.Or(cfg.HeaderSize, server.DefaultHeaderSize+server.DefaultTokenSize)
 	s := &Server{cfg: cfg, lines: rate.NewLimiter(linesPerSecond, linesPerSecond)}
 	s.routes = map[string]route{
 		verifyPath:     {"verify", tracing.ServeVerify, nil, s.verify},

@@ -24,9 +24,9 @@ import (
 
 // Bounds of an answer.
 const (
-	maxBody  = 256 << 10
-	maxToken = 16 << 10
-	maxExtra = 1 << 10
+	maxBody             = 256 << 10
+	defaultMaxTokenSize = 16 << 10
+	maxExtra            = 1 << 10
 )
 
 // answer is what an endpoint sent.
@@ -73,7 +73,7 @@ func (c *Client) grant(a answer, ask Request, askedAt time.Time) (token.Grant, *
 	if fault := a.checkType(c.cfg.BearerTypes); fault != nil {
 		return token.Grant{}, fault
 	}
-	value, fault := a.accessToken()
+	value, fault := a.accessToken(c.cfg.MaxTokenSize)
 	if fault == nil {
 		fault = a.checkBinding(value)
 	}
@@ -146,7 +146,7 @@ func (a answer) checkBinding(value string) *Error {
 	return nil
 }
 
-func (a answer) accessToken() (string, *Error) {
+func (a answer) accessToken(longest int) (string, *Error) {
 	value, isText := a.members.text("access_token")
 	switch {
 	case (absent(a.members["access_token"]) || isText && value == "") && len(a.members) > 1, a.members["access_token"] == nil && len(a.members) > 0:
@@ -157,9 +157,9 @@ func (a answer) accessToken() (string, *Error) {
 		return "", a.useless("an access_token that is no string")
 	case value == "":
 		return "", a.useless("an empty access_token")
-	case len(value) > maxToken:
+	case len(value) > longest:
 		return "", &Error{Class: Misconfigured, Status: a.status, text: fmt.Sprintf(
-			"issues tokens of more than %d bytes, which no API takes: have the IdP put less into them", maxToken)}
+			"issues tokens of more than %d bytes: have the IdP put less into them, or have limits.token_kib raised", longest)}
 	case strings.ContainsFunc(value, func(r rune) bool { return r < 0x20 || r > 0x7e }):
 		return "", a.useless("an access_token of characters that none may have (RFC 6749 appendix A.12)")
 	}

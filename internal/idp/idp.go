@@ -89,6 +89,8 @@ type Config struct {
 	// DefaultLifetime is assumed where the IdP does not say how long a token
 	// lives. Zero: token.DefaultLifetime.
 	DefaultLifetime time.Duration
+	// MaxTokenSize bounds the length of access tokens, in bytes. Zero: 16 KiB.
+	MaxTokenSize int
 	// HTTP is made by discovery.Network.ClientFor. Nil: a client of its own,
 	// which connects to private addresses only where TokenURL or the Issuer is
 	// loopback.
@@ -152,6 +154,9 @@ func (c Config) filled() Config {
 	}
 	if c.DefaultLifetime == 0 {
 		c.DefaultLifetime = token.DefaultLifetime
+	}
+	if c.MaxTokenSize == 0 {
+		c.MaxTokenSize = defaultMaxTokenSize
 	}
 	if c.HTTP == nil {
 		c.HTTP = discovery.NewNetwork(nil).ClientFor(c.home(), false)

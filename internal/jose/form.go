@@ -11,8 +11,8 @@ import (
 
 // Bounds of a token.
 const (
-	// MaxTokenSize is how long a token may be, in bytes.
-	MaxTokenSize = 8 << 10
+	// MaxTokenSize is how long a token may be in any case, in bytes.
+	MaxTokenSize = 64 << 10
 	// MaxHeaderSize is how long its header may be once decoded, in bytes.
 	MaxHeaderSize = 1 << 10
 )

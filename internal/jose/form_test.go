@@ -50,7 +50,7 @@ func TestSplitRefuses(t *testing.T) {
 		"no payload":                    parts[0] + ".." + parts[2],
 		"no signature":                  parts[0] + "." + parts[1] + ".",
 		"a JSON serialization":          `{"payload":"` + parts[1] + `","protected":"` + parts[0] + `","signature":"` + parts[2] + `"}`,
-		"longer than 8 KiB":             parts[0] + "." + parts[1] + "." + strings.Repeat("A", jose.MaxTokenSize),
+		"longer than 64 KiB":            parts[0] + "." + parts[1] + "." + strings.Repeat("A", jose.MaxTokenSize),
 		"a header of 1,025 bytes":       long + "." + parts[1] + "." + parts[2],
 		"padding":                       parts[0] + "=." + parts[1] + "." + parts[2],
 		"the + of standard base64":      parts[0] + "." + parts[1] + "." + "+" + parts[2][1:],

@@ -6,7 +6,7 @@
 // It accepts less than the RFCs allow, so that a token has one spelling and all
 // who read it read the same:
 //
-//   - the compact form only, at most 8 KiB, in canonical base64url;
+//   - the compact form only, at most 64 KiB, in canonical base64url;
 //   - no header parameter that changes what is signed or with which key (crit,
 //     b64, zip, enc, jwk), and no nested content (cty); jku and x5u are not looked at;
 //   - JSON objects without repeated names, sound UTF-8, of bounded size and

@@ -114,11 +114,22 @@ func (m Match) String() string {
 		return "recognised by the URI " + m.URISAN + " in its certificate"
 	case m.DNSSAN != "":
 		return "recognised by the DNS name " + m.DNSSAN + " in its certificate"
-	case m.Subject != "":
-		return fmt.Sprintf("recognised by a JWT with the subject %s of the issuer %s", m.Subject, m.Issuer)
+	case m.Issuer != "":
+		return m.jwt()
 	case m.UID != nil:
 		return fmt.Sprintf("recognised by the user %d of its process", *m.UID)
 	default:
 		return "recognised by a listener that is bound to it"
 	}
+}
+
+func (m Match) jwt() string {
+	var says []string
+	if m.Subject != "" {
+		says = append(says, "the subject "+m.Subject)
+	}
+	for _, claim := range m.Claims {
+		says = append(says, fmt.Sprintf("%s in the claim %s", claim.Value, strings.Join(claim.Path, " > ")))
+	}
+	return fmt.Sprintf("recognised by a JWT with %s of the issuer %s", strings.Join(says, " and "), m.Issuer)
 }

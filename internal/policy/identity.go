@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 )
@@ -13,8 +12,10 @@ type Identity struct {
 	// URIs and DNSNames are the subject alternative names of a certificate.
 	URIs     []string
 	DNSNames []string
-	// Issuer and Subject are those of a JWT.
+	// Issuer and Subject are those of a JWT, and Claims all its claims, as a JSON object
+	// that names no member twice.
 	Issuer, Subject string
+	Claims          []byte
 	// UID is the user of the process at the other end of a Unix socket. Nil: it is
 	// none.
 	UID *uint32
@@ -31,7 +32,9 @@ type Match struct {
 	// query and fragment. DNS names are compared whole, in any case.
 	URISAN, DNSSAN string
 	// Issuer and Subject are those of a JWT. Subject may end in "*" after ':' or '/'.
+	// Claims are what it must say besides; with them, there may be no Subject.
 	Issuer, Subject string
+	Claims          []Claim
 	// UID is a user of this host, who connects to a Unix socket.
 	UID *uint32
 	// A caller with none of them is recognised by nothing that it proves: a
@@ -45,12 +48,6 @@ type pattern struct {
 	caller *Caller
 }
 
-// subjects are the callers among the subjects of an issuer.
-type subjects struct {
-	exact    map[string]*Caller
-	patterns []pattern // the longest first
-}
-
 func (p *Policy) admit(m Match, c *Caller) {
 	switch {
 	case m.SPIFFEID != "":
@@ -59,8 +56,8 @@ func (p *Policy) admit(m Match, c *Caller) {
 		p.admitURI(m.URISAN, c)
 	case m.DNSSAN != "":
 		p.dns[strings.ToLower(m.DNSSAN)] = c
-	case m.Subject != "":
-		p.admitSubject(m.Issuer, m.Subject, c)
+	case m.Issuer != "":
+		p.admitSubject(m, c)
 	case m.UID != nil:
 		p.uids[*m.UID] = c
 	}
@@ -74,31 +71,16 @@ func (p *Policy) admitURI(uri string, c *Caller) {
 	p.uris[uri] = c
 }
 
-func (p *Policy) admitSubject(issuer, subject string, c *Caller) {
-	known := p.subjects[issuer]
-	if known == nil {
-		known = &subjects{exact: map[string]*Caller{}}
-		p.subjects[issuer] = known
-	}
-	prefix, ok := strings.CutSuffix(subject, Any)
-	if !ok {
-		known.exact[subject] = c
-		return
-	}
-	known.patterns = append(known.patterns, pattern{prefix, strings.Contains(prefix, "://"), c})
-	slices.SortFunc(known.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
-}
-
 // Caller returns who that is; nil: none of those who are configured. A URI counts
 // more than a DNS name, a whole name more than a pattern, a long pattern more
 // than a short one. Names that count the same and are of different callers are
-// of none.
+// of none, and so is a JWT that fits several callers.
 func (p *Policy) Caller(id Identity) *Caller {
 	switch {
 	case id.UID != nil:
 		return p.uids[*id.UID]
-	case id.Subject != "":
-		return p.subject(id.Issuer, id.Subject)
+	case id.Issuer != "" || id.Subject != "":
+		return p.subject(id).the()
 	}
 	uris := id.URIs
 	// A SPIFFE ID counts only if it is the only URI (X.509-SVID section 2).
@@ -116,6 +98,10 @@ func (p *Policy) Caller(id Identity) *Caller {
 	}
 	return nil
 }
+
+// Ambiguous reports whether a JWT fits several callers equally well, and therefore
+// identifies none of them.
+func (p *Policy) Ambiguous(id Identity) bool { return len(p.subject(id).others) > 0 }
 
 // match is what names were found to be of; its caller is nil if of several.
 type match struct{ caller *Caller }
@@ -139,22 +125,6 @@ func theOne(names []string, find func(name string) *Caller) *match {
 func (p *Policy) byPattern(uri string) *Caller {
 	for _, one := range p.patterns {
 		if one.admits(uri) {
-			return one.caller
-		}
-	}
-	return nil
-}
-
-func (p *Policy) subject(issuer, subject string) *Caller {
-	known := p.subjects[issuer]
-	if known == nil {
-		return nil
-	}
-	if c := known.exact[subject]; c != nil {
-		return c
-	}
-	for _, one := range known.patterns {
-		if one.admits(subject) {
 			return one.caller
 		}
 	}

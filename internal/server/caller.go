@@ -156,8 +156,14 @@ func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *reco
 		return nil, time.Time{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
 			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
 	}
-	caller := known.Caller(policy.Identity{Issuer: result.Facts.Issuer, Subject: result.Facts.Subject})
-	if caller == nil {
+	identity := policy.Identity{Issuer: result.Facts.Issuer, Subject: result.Facts.Subject, Claims: result.Facts.Claims}
+	caller := known.Caller(identity)
+	switch {
+	case caller != nil:
+	case known.Ambiguous(identity):
+		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT of subject %q of issuer %q fits several callers, and so identifies none of them: have subject and claims in the broker's configuration tell them apart",
+			identity.Subject, identity.Issuer))
+	default:
 		return nil, time.Time{}, unidentified(fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
 			result.Facts.Subject, result.Facts.Issuer))
 	}

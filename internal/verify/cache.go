@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"hash"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -67,7 +68,7 @@ func newFactsCache(size int64, metrics cacheMetrics) *factsCache {
 // cacheHasher makes digests. What it holds of a token it forgets.
 type cacheHasher struct {
 	mac hash.Hash
-	buf [cacheHead + jose.MaxTokenSize]byte
+	buf []byte
 	sum cacheKey
 }
 
@@ -80,6 +81,7 @@ func newCacheHasher(key []byte) *cacheHasher {
 }
 
 func (h *cacheHasher) digest(token string) cacheKey {
+	h.buf = slices.Grow(h.buf[:0], cacheHead+len(token))
 	input := h.buf[:cacheHead+len(token)]
 	copy(input, cacheDomain)
 	binary.BigEndian.PutUint64(input[len(cacheDomain):], uint64(len(token)))

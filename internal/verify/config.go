@@ -36,6 +36,9 @@ type Config struct {
 	// it, such as a change of the configuration, reaches those who keep answers
 	// only then. Zero: 5 min.
 	MaxValidity time.Duration
+	// MaxTokenSize bounds the length of tokens, in bytes: at most
+	// [jose.MaxTokenSize]. Zero: 16 KiB.
+	MaxTokenSize int
 }
 
 // IssuerConfig says which tokens of an issuer are good, and where its keys are:
@@ -103,7 +106,10 @@ const maxScopePath = 4
 // expired.
 const MaxLeeway = time.Minute
 
-const defaultMaxValidity = 5 * time.Minute
+const (
+	defaultMaxValidity  = 5 * time.Minute
+	defaultMaxTokenSize = 16 << 10
+)
 
 func (c IssuerConfig) withDefaults() IssuerConfig {
 	if len(c.Algorithms) == 0 {
@@ -122,7 +128,7 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 	return c
 }
 
-func orDefault[N time.Duration | int64](given, standard N) N {
+func orDefault[N time.Duration | int64 | int](given, standard N) N {
 	if given == 0 {
 		return standard
 	}
@@ -217,6 +223,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 		cache:       before.cache,
 		cacheBytes:  orDefault(cfg.CacheBytes, defaultCacheBytes),
 		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
+		maxToken:    orDefault(cfg.MaxTokenSize, defaultMaxTokenSize),
 		metrics:     metrics,
 	}
 	if v.cacheBytes != before.cacheBytes {

@@ -12,7 +12,7 @@ const accessTokenType = "at+jwt"
 // judge decides whether a token with these facts is good for what was asked,
 // now. It is pure. The error is a [*Rejection], or [ErrNotPermitted].
 func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
-	if err := judgeType(f, c.Types); err != nil {
+	if err := judgeType(f, c.Types, req.Caller); err != nil {
 		return err
 	}
 	if err := judgeTime(f, c, now); err != nil {
@@ -35,7 +35,7 @@ func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 
 // judgeType keeps tokens that the same issuer signed for other ends from being
 // taken for access tokens (RFC 9068 section 4, RFC 8725 section 3.11).
-func judgeType(f *Facts, types []string) error {
+func judgeType(f *Facts, types []string, ofCaller bool) error {
 	if f.opaque {
 		return judgeTokenType(f, types)
 	}
@@ -48,7 +48,7 @@ func judgeType(f *Facts, types []string) error {
 		return nil
 	case f.purpose != "":
 		return reject(WrongType, "The token is %s, not an access token.", f.purpose)
-	case !f.access:
+	case !f.access && !ofCaller:
 		return reject(WrongType, "The token has no claim that only access tokens have, such as scope or client_id: it may be an ID token.")
 	}
 	return nil

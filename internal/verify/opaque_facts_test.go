@@ -208,7 +208,7 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 			"with a percent sign":               {"opaque%20", "malformed"},
 			"not ASCII":                         {"opaqüe", "malformed"},
 			"with a NUL":                        {"opaque\x00", "malformed"},
-			"too long":                          {strings.Repeat("a", 8<<10+1), "malformed"},
+			"too long":                          {strings.Repeat("a", 16<<10+1), "malformed"},
 			"a text of many parts":              {strings.Repeat("ey.", 100) + "ey", "malformed"},
 			"a JWT behind the name of a scheme": {"Bearer " + jwt, "malformed"},
 		}
@@ -221,7 +221,7 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 			t.Errorf("the issuer was shown %q; keys were fetched %d times", seen, web.fetches()-fetched)
 		}
 		for _, token := range []string{
-			"opaque", "ory_at_abc.def", "v4.public.abc", "a.b.c.d", "abc~+/==", "eyJhbGciOiJkaXIifQ..iv.text.tag", "ey", "eyJ.x", strings.Repeat("a", 8<<10),
+			"opaque", "ory_at_abc.def", "v4.public.abc", "a.b.c.d", "abc~+/==", "eyJhbGciOiJkaXIifQ..iv.text.tag", "ey", "eyJ.x", strings.Repeat("a", 16<<10),
 		} {
 			seen = nil
 			if got := outcome(t, v, token, verify.Request{}); got != "active" || len(seen) != 1 || seen[0] != token {
@@ -230,7 +230,7 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 		}
 		seen = nil
 		for _, token := range []string{"opaque", "v4.public.abc"} {
-			if got := outcome(t, v, token, verify.Request{JWTOnly: true}); got != "malformed" || len(seen) != 0 {
+			if got := outcome(t, v, token, verify.Request{Caller: true}); got != "malformed" || len(seen) != 0 {
 				t.Errorf("%s where only JWTs are accepted: %s, shown %d times", token, got, len(seen))
 			}
 		}

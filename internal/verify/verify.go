@@ -46,6 +46,7 @@ type Verifier struct {
 	cache       *factsCache
 	cacheBytes  int64
 	maxValidity time.Duration
+	maxToken    int // bytes
 	metrics     *metrics
 }
 
@@ -67,8 +68,10 @@ type Request struct {
 	// that it may be asked about, sorted; nil audiences: any. Nil: all that are
 	// configured, with any audience.
 	Issuers map[string][]string
-	// JWTOnly refuses opaque tokens: no issuer is asked about them.
-	JWTOnly bool
+	// Caller: the token is to prove who calls the broker, and Audience is the broker. An
+	// opaque token is refused: no issuer is asked about it. A JWT needs no claim that only
+	// access tokens have, because it is for nobody else.
+	Caller bool
 }
 
 // ErrNotPermitted says that a token was to be verified for an audience that
@@ -114,7 +117,10 @@ func (v *Verifier) verify(ctx context.Context, presented redact.String, req Requ
 }
 
 func (v *Verifier) establish(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
-	if v.opaque != nil && !req.JWTOnly && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
+	if len(presented.Reveal()) > v.maxToken {
+		return nil, nil, time.Time{}, malformed(fmt.Errorf("it is longer than the %d bytes that limits.token_kib allows", v.maxToken))
+	}
+	if v.opaque != nil && !req.Caller && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
 		return v.opaque.establish(ctx, presented, req.Issuer)
 	}
 	return v.establishJWT(ctx, presented, req)

@@ -532,7 +532,7 @@ func (x *WatchTokenResponse) GetToken() *GetTokenResponse {
 type VerifyTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. The token as it was presented, without "Bearer ", at most
-	// 8,192 bytes.
+	// 64 KiB; the broker is configured for 16 KiB unless its operator chose otherwise.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// Optional. The token must be for at least one of these audiences, compared
 	// byte by byte; at most 16 of at most 512 bytes. Empty: one of those that
