@@ -109,12 +109,7 @@ func freeAddress(t *testing.T) string {
 // eventually probes until done reports true.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	within(t, patience, what, done)
-}
-
-func within(t *testing.T, limit time.Duration, what string, done func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(limit)
+	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
 	probe := time.NewTicker(50 * time.Millisecond)
 	defer probe.Stop()
@@ -122,7 +117,7 @@ func within(t *testing.T, limit time.Duration, what string, done func() bool) {
 		select {
 		case <-probe.C:
 		case <-deadline.C:
-			t.Fatalf("%s: not within %v", what, limit)
+			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // ordersAPI is the audience of the tokens that ZITADEL's library and Glewlwyd issue.
@@ -123,7 +122,7 @@ func (p *foreignIdP) getAndVerify(t *testing.T, b *broker) string {
 }
 
 // correctSecret shows that a wrong secret is refused, and that the client works once
-// its file has the right one. The failure may be remembered for a minute.
+// its file has the right one: the remembered failure ends with the secret.
 func (p *foreignIdP) correctSecret(t *testing.T, b *broker, file string) {
 	t.Helper()
 	if _, res := b.tryGet(t, "wrong"); res.code == 0 || !strings.Contains(res.stderr, "FailedPrecondition") || !strings.Contains(res.stderr, p.refusal) {
@@ -132,7 +131,7 @@ func (p *foreignIdP) correctSecret(t *testing.T, b *broker, file string) {
 	if err := os.WriteFile(file, []byte(p.secret), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	within(t, patience+time.Minute, "the corrected secret is used", func() bool { _, res := b.tryGet(t, "wrong"); return res.code == 0 })
+	eventually(t, "the corrected secret is used", func() bool { _, res := b.tryGet(t, "wrong"); return res.code == 0 })
 }
 
 // restart shows what goes on while the IdP is down and after it and the broker were
