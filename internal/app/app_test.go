@@ -152,7 +152,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	redis := redistest.Start(t, redistest.Options{})
 	files := redistest.NewCertificates(t)
-	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientKey)
+	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {ca: %q, cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey)
 	pki := newPKI(t)
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)

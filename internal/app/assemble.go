@@ -62,8 +62,10 @@ type setup struct {
 
 	storage *storage
 	network *discovery.Network
-	broker  func() *broker.Broker
-	before  *setup // what it takes the place of; nil once it has
+	// trusting are the networks of those that have authorities of their own, by file.
+	trusting map[string]*discovery.Network
+	broker   func() *broker.Broker
+	before   *setup // what it takes the place of; nil once it has
 }
 
 // issuerKey: clients and verification share what is known of an issuer, but not
@@ -71,6 +73,7 @@ type setup struct {
 type issuerKey struct {
 	issuer                  string
 	allowHTTP, allowPrivate bool
+	ca                      string
 }
 
 // assemble makes the parts of what the configuration says. All secrets that
@@ -121,13 +124,17 @@ func (p *parts) use(next *setup) {
 func (p *parts) prepare(config *Config) (*setup, error) {
 	s := &setup{
 		config: config, storage: p.storage, network: p.network, before: p.setup.Load(),
-		broker:  func() *broker.Broker { return p.broker },
-		issuers: map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
+		broker:   func() *broker.Broker { return p.broker },
+		trusting: map[string]*discovery.Network{},
+		issuers:  map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if s.before == nil {
 		s.before = &setup{config: &Config{}, verifier: new(verify.Verifier)}
 	}
-	var problems []error
+	problems := s.trust(config)
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
 	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
 		made, err := s.client(name, config)
 		if err != nil {
@@ -144,6 +151,37 @@ func (p *parts) prepare(config *Config) (*setup, error) {
 		return nil, fmt.Errorf("issuers: %w", err)
 	}
 	return s, nil
+}
+
+// trust opens the files of authorities.
+func (s *setup) trust(config *Config) (problems []error) {
+	open := func(key, ca string) {
+		if ca == "" || s.trusting[ca] != nil {
+			return
+		}
+		network, err := s.network.Trusting(ca)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: tls.ca: %w", key, err))
+			return
+		}
+		s.trusting[ca] = network
+	}
+	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
+		client := config.Clients[name]
+		open("clients."+name, client.ca())
+	}
+	for i := range config.Issuers {
+		open("issuers: "+config.Issuers[i].Issuer, config.Issuers[i].ca())
+	}
+	return problems
+}
+
+// networkOf is the network that trusts the authorities of a file that trust opened.
+func (s *setup) networkOf(ca string) *discovery.Network {
+	if ca == "" {
+		return s.network
+	}
+	return s.trusting[ca]
 }
 
 func (s *setup) forBroker() broker.Setup {
@@ -165,14 +203,14 @@ func (p *parts) close() {
 	_ = p.storage.Close()
 }
 
-func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool) *discovery.Issuer {
-	key := issuerKey{issuer, allowHTTP, allowPrivate}
+func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool, ca string) *discovery.Issuer {
+	key := issuerKey{issuer, allowHTTP, allowPrivate, ca}
 	if s.issuers[key] == nil {
 		s.issuers[key] = s.before.issuers[key]
 	}
 	if s.issuers[key] == nil {
 		s.issuers[key] = discovery.New(discovery.Config{
-			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: s.network.ClientFor(issuer, allowPrivate),
+			Issuer: issuer, AllowHTTP: allowHTTP, AllowPrivate: allowPrivate, HTTP: s.networkOf(ca).ClientFor(issuer, allowPrivate),
 		})
 	}
 	return s.issuers[key]
@@ -183,7 +221,7 @@ func (s *setup) client(name string, config *Config) (broker.ClientConfig, error)
 	old, existed := s.before.named(name)
 	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
 		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
-			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
 		}
 		return old, nil
 	}
@@ -244,21 +282,21 @@ func (s *setup) towards(config *Config, name string) idp.Config {
 		BearerTypes:     cfg.BearerTypes,
 		DefaultLifetime: cfg.DefaultLifetime,
 		MaxTokenSize:    config.Limits.tokenSize(),
-		HTTP:            s.network.ClientFor(home, cfg.AllowPrivate),
-		HTTPWith:        s.with(home, cfg.AllowPrivate),
+		HTTP:            s.networkOf(cfg.ca()).ClientFor(home, cfg.AllowPrivate),
+		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.ca()),
 	}
-	if cfg.TLS != nil {
+	if c.Auth.Mutual() && cfg.TLS != nil {
 		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
 	}
 	if cfg.TokenURL == "" {
-		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
 	}
 	return c
 }
 
 // with makes clients that present a certificate.
-func (s *setup) with(home string, allowPrivate bool) func(tls.Certificate) *http.Client {
-	network := s.network // a client outlives the setup that it was made for
+func (s *setup) with(home string, allowPrivate bool, ca string) func(tls.Certificate) *http.Client {
+	network := s.networkOf(ca) // a client outlives the setup that it was made for
 	return func(certificate tls.Certificate) *http.Client {
 		return network.ClientWith(home, allowPrivate, certificate)
 	}
@@ -291,7 +329,7 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		JWKSURL:         cfg.JWKSURL,
 		JWKSFile:        cfg.JWKSFile,
 		AllowHTTP:       cfg.AllowHTTP,
-		HTTP:            s.network.ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.networkOf(cfg.ca()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
 		Audiences:       cfg.Audiences,
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
@@ -303,7 +341,7 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		MaxStale:        cfg.MaxStale,
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
-		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
 	}
 	if cfg.Introspection == nil {
 		return issuer, nil
@@ -350,9 +388,9 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
 	home := cmp.Or(endpoint, cfg.Issuer)
-	towards.HTTP, towards.HTTPWith = s.network.ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate)
+	towards.HTTP, towards.HTTPWith = s.networkOf(cfg.ca()).ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate, cfg.ca())
 	if endpoint == "" {
-		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate)
+		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
 	}
 	client, err := idp.New(towards)
 	return introspection{client, name, s.broker}, err

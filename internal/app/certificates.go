@@ -41,6 +41,7 @@ func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 			return
 		case <-ticker.C:
 		}
+		s.reloadAuthorities(log)
 		for _, c := range all {
 			switch changed, err := c.client.ReloadCertificate(); {
 			case err != nil:
@@ -53,6 +54,17 @@ func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 	}
 }
 
+func (s *setup) reloadAuthorities(log *slog.Logger) {
+	for ca, network := range s.trusting {
+		switch changed, err := network.ReloadAuthorities(); {
+		case err != nil:
+			log.Error("the authorities of an IdP cannot be read again; those read before are trusted", "file", ca, "error", err)
+		case changed:
+			log.Info("the authorities of an IdP changed and are trusted", "file", ca, "expires", network.AuthoritiesExpire())
+		}
+	}
+}
+
 // certificateCollector shows when client certificates expire.
 type certificateCollector struct{ parts *parts }
 
@@ -60,9 +72,19 @@ type certificateCollector struct{ parts *parts }
 var certificateDesc = prometheus.NewDesc("tokenbroker_client_certificate_expiry_timestamp_seconds",
 	"When the client certificate expires by which a client proves its identity to its IdP, in seconds of the epoch.", []string{"client"}, nil)
 
-func (c certificateCollector) Describe(out chan<- *prometheus.Desc) { out <- certificateDesc }
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var authorityDesc = prometheus.NewDesc("tokenbroker_idp_ca_expiry_timestamp_seconds",
+	"When the first of the authorities in a file (tls.ca of clients and issuers) expires, in seconds of the epoch.", []string{"file"}, nil)
+
+func (c certificateCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- certificateDesc
+	out <- authorityDesc
+}
 
 func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
+	for ca, network := range c.parts.setup.Load().trusting {
+		out <- prometheus.MustNewConstMetric(authorityDesc, prometheus.GaugeValue, float64(network.AuthoritiesExpire().Unix()), ca)
+	}
 	for _, client := range c.parts.setup.Load().clients {
 		if _, notAfter, ok := client.IdP.Certificate(); ok {
 			out <- prometheus.MustNewConstMetric(certificateDesc, prometheus.GaugeValue, float64(notAfter.Unix()), client.Name)

@@ -106,7 +106,7 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig
 		found.Detail = discovery.Printable(cfg.TokenURL) + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate).Metadata(ctx)
+	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca()).Metadata(ctx)
 	if err != nil {
 		found.Err = err
 		return found

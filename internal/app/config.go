@@ -193,7 +193,8 @@ type ClientConfig struct {
 	// With federated_jwt and spiffe_jwt, the file with the assertion that somebody else issued, such
 	// as Kubernetes' projected token or a JWT-SVID. It is read for each request.
 	AssertionFile string `yaml:"assertion_file" jsonschema:"minLength=1"`
-	// With tls_client_auth and self_signed_tls_client_auth, the client certificate.
+	// The authorities of the IdP's certificate and, with tls_client_auth and
+	// self_signed_tls_client_auth, the client certificate.
 	TLS *ClientTLSConfig `yaml:"tls"`
 	// With client_secret_basic, send client_id and secret without the form-urlencoding that RFC
 	// 6749 section 2.3.1 asks for: some IdPs do not decode it.
@@ -221,14 +222,41 @@ type ClientConfig struct {
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
 }
 
-// ClientTLSConfig is the certificate by which a client proves its identity (RFC
-// 8705).
+// ClientTLSConfig says whom to trust at the client's IdP, and by which certificate the
+// client proves its identity (RFC 8705).
 type ClientTLSConfig struct {
+	// The file with the certificates of the authorities that are trusted for this IdP, in PEM, and
+	// no others. It is read again when it changes. Absent: those of the system.
+	CA string `yaml:"ca" jsonschema:"minLength=1"`
 	// The file with the certificate, in PEM, and after it those that lead to its authority. It is
-	// read again when it changes, and so is the key.
-	Cert string `yaml:"cert" jsonschema:"required,minLength=1"`
+	// read again when it changes, and so is the key. It goes with key.
+	Cert string `yaml:"cert" jsonschema:"minLength=1"`
 	// The file with its private key, in PEM.
-	Key string `yaml:"key" jsonschema:"required,minLength=1"`
+	Key string `yaml:"key" jsonschema:"minLength=1"`
+}
+
+// IssuerTLSConfig says whom to trust at an issuer.
+type IssuerTLSConfig struct {
+	// The file with the certificates of the authorities that are trusted for this issuer, in PEM, and
+	// no others. It is read again when it changes.
+	CA string `yaml:"ca" jsonschema:"required,minLength=1"`
+}
+
+// ca is the file of authorities that the client trusts; empty: those of the system.
+func (c *ClientConfig) ca() string {
+	if c.TLS == nil {
+		return ""
+	}
+	return c.TLS.CA
+}
+
+// ca is the file of authorities that the issuer is trusted by; empty: those of the
+// system.
+func (c *IssuerConfig) ca() string {
+	if c.TLS == nil {
+		return ""
+	}
+	return c.TLS.CA
 }
 
 // IssuerConfig is an issuer whose tokens are verified.
@@ -268,6 +296,8 @@ type IssuerConfig struct {
 	MaxStale time.Duration `yaml:"max_stale" jsonschema:"default=1h"`
 	// Ask the issuer about opaque tokens, which are no JWTs (RFC 7662). At most one issuer has it.
 	Introspection *IntrospectionConfig `yaml:"introspection"`
+	// The authorities of the issuer's certificate. Absent: those of the system.
+	TLS *IssuerTLSConfig `yaml:"tls"`
 	// Accept http:// URLs beyond loopback: whoever is on the way can then forge this issuer's
 	// tokens.
 	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`

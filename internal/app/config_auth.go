@@ -19,10 +19,27 @@ func checkAuth(c *ClientConfig, path string, found *findings) {
 	}
 	only(auth.FromFile(), path, "assertion_file", "auth: federated_jwt and spiffe_jwt", found)
 	needs(c.AssertionFile != "" || !auth.FromFile(), path, "assertion_file", "auth: "+c.Auth, found)
-	only(auth.Mutual(), path, "tls", "auth: tls_client_auth and self_signed_tls_client_auth", found)
-	needs(c.TLS != nil || !auth.Mutual(), path, "tls", "auth: "+c.Auth, found)
+	checkCertificate(c, path, found)
 	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
 		found.addAtf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
+	}
+}
+
+// checkCertificate: a client certificate is for auth by certificate, and needs its key.
+func checkCertificate(c *ClientConfig, path string, found *findings) {
+	mutual, in := idp.AuthMethod(c.Auth).Mutual(), join(path, "tls")
+	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, found)
+	if c.TLS == nil {
+		return
+	}
+	for _, key := range []string{"cert", "key"} {
+		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", found)
+		if mutual && !found.given(join(in, key)) {
+			found.addAtf(in, "%s is missing, which goes with auth: %s", key, c.Auth)
+		}
+	}
+	if !mutual && !found.given(join(in, "cert")) && !found.given(join(in, "key")) && !found.given(join(in, "ca")) {
+		found.addAtf(in, "ca is missing: name the file with the authorities of the IdP, or remove tls")
 	}
 }
 

@@ -195,7 +195,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				ClientID:        "pqr",
 				Auth:            "tls_client_auth",
 				GrantType:       "client_credentials",
-				TLS:             &app.ClientTLSConfig{Cert: "/etc/tokenbroker/client.crt", Key: "/etc/tokenbroker/client.key"},
+				TLS:             &app.ClientTLSConfig{CA: "/etc/tokenbroker/idp-ca.crt", Cert: "/etc/tokenbroker/client.crt", Key: "/etc/tokenbroker/client.key"},
 				DefaultLifetime: 5 * time.Minute,
 			},
 			"known": {
@@ -221,6 +221,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				MaxAge:          30 * time.Minute,
 				RefreshInterval: 15 * time.Minute,
 				MaxStale:        24 * time.Hour,
+				TLS:             &app.IssuerTLSConfig{CA: "/etc/tokenbroker/issuer-ca.crt"},
 				Introspection: &app.IntrospectionConfig{
 					Client: "orders-api", Endpoint: "https://login.example.com/introspect", Cache: 0, DefaultLifetime: time.Minute,
 				},

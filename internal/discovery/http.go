@@ -3,6 +3,7 @@ package discovery
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -133,6 +134,9 @@ func unreachable(from string, err error) *Error {
 	if _, refused := errors.AsType[*AddressError](cause); refused {
 		return &Error{text: fmt.Sprintf("%s is not connected to: %v", Printable(from), cause), cause: cause}
 	}
+	if proxy, ok := errors.AsType[*ProxyError](cause); ok && proxy.Lasting() {
+		return &Error{text: fmt.Sprintf("%s is not reached: %v", Printable(from), cause), cause: cause}
+	}
 	return &Error{Unreachable: true, text: fmt.Sprintf("%s gave no answer: %v", Printable(from), cause), cause: cause}
 }
 
@@ -158,14 +162,20 @@ func Cause(err error) error {
 		certificate *tls.CertificateVerificationError
 		timeout     interface{ Timeout() bool }
 		errno       syscall.Errno
+		proxy       *ProxyError
+		unknown     x509.UnknownAuthorityError
 	)
 	switch {
+	case errors.As(err, &proxy):
+		return proxy
 	case errors.Is(err, context.Canceled):
 		return context.Canceled
 	case errors.As(err, &dns):
 		return dns
 	case errors.As(err, &op) && (op.Op == "dial" || op.Op == "remote error"):
 		return op
+	case errors.As(err, &certificate) && errors.As(err, &unknown):
+		return unknownAuthority(certificate.UnverifiedCertificates)
 	case errors.As(err, &certificate):
 		return errCertificate
 	case errors.Is(err, http.ErrSchemeMismatch):

@@ -3,11 +3,14 @@ package discovery
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -35,20 +38,40 @@ type Network struct {
 	clients   [never]*http.Client // by reach
 	transport http.RoundTripper   // in place of connections; nil: none is
 	tracer    *tracing.Tracer     // nil: there are no spans
+	// authorities are trusted in place of those of the system; nil: the latter are.
+	authorities *authorities
+
+	mu       sync.Mutex
+	trusting map[string]*Network // by the file of their authorities
 }
 
 // NewNetwork returns a Network. A transport that is not nil is used in place of
 // connections, and then no address is checked; tests do so.
-func NewNetwork(transport http.RoundTripper) *Network {
-	n := &Network{transport: transport}
+func NewNetwork(transport http.RoundTripper) *Network { return newNetwork(transport, nil) }
+
+func newNetwork(transport http.RoundTripper, trusted *authorities) *Network {
+	n := &Network{transport: transport, authorities: trusted}
 	for r := range n.clients {
 		way := transport
 		if way == nil {
-			way = newGuard(reach(r), http.ProxyFromEnvironment, nil)
+			way = n.way(reach(r), nil)
 		}
 		n.clients[r] = newHTTPClient(way)
 	}
 	return n
+}
+
+// way is how requests get to addresses within a reach.
+func (n *Network) way(r reach, certificate *tls.Certificate) http.RoundTripper {
+	if n.authorities == nil {
+		return newGuard(r, http.ProxyFromEnvironment, certificate)
+	}
+	return &renewing{authorities: n.authorities, make: func(roots *x509.CertPool) *guard {
+		g := newGuard(r, http.ProxyFromEnvironment, certificate)
+		g.direct.TLSClientConfig.RootCAs = roots
+		g.proxied.TLSClientConfig.RootCAs = roots
+		return g
+	}}
 }
 
 // ClientFor returns the client for requests to the configured URL, and to what
@@ -82,7 +105,7 @@ func (n *Network) ClientWith(configured string, allowPrivate bool, certificate t
 	if n.transport != nil {
 		return n.trace(newHTTPClient(n.transport))
 	}
-	return n.trace(newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyFromEnvironment, &certificate)))
+	return n.trace(newHTTPClient(n.way(reachOf(configured, allowPrivate), &certificate)))
 }
 
 // NewHTTPClient returns a client such as [Network.ClientFor] does, over a
@@ -169,6 +192,12 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *h
 		MaxResponseHeaderBytes: maxHeader,
 		// A small body must not unpack into a large one.
 		DisableCompression: true,
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, response *http.Response) error {
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+			return &ProxyError{Status: response.StatusCode}
+		},
 		ForceAttemptHTTP2:  true,
 		// Without pings a connection that went silent is used until the kernel
 		// gives it up, after a quarter of an hour.
@@ -239,6 +268,22 @@ func (e *AddressError) Error() string {
 	}
 	return "it is " + e.kind + " address, and such are never connected to"
 }
+
+// ProxyError is the refusal of the environment's proxy to connect to a host.
+type ProxyError struct {
+	// Status is that of the proxy's answer.
+	Status int
+}
+
+func (e *ProxyError) Error() string {
+	if e.Status == http.StatusProxyAuthRequired {
+		return "the proxy on the way demands authentication (HTTP 407): give its user and password in HTTPS_PROXY, or name the host in NO_PROXY"
+	}
+	return fmt.Sprintf("the proxy on the way refuses to connect (HTTP %d): see the log of the proxy (HTTPS_PROXY), or name the host in NO_PROXY", e.Status)
+}
+
+// Lasting reports whether trying again does not help until somebody changes something.
+func (e *ProxyError) Lasting() bool { return e.Status < http.StatusInternalServerError }
 
 // CheckHost returns an error for a configured URL whose host is an address that
 // would never be connected to, as an [*AddressError].

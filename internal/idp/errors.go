@@ -168,6 +168,9 @@ func (c *Client) unanswered(err error) *Error {
 	if _, refused := errors.AsType[*discovery.AddressError](cause); refused {
 		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not connected to: %v", cause), cause: cause}
 	}
+	if proxy, ok := errors.AsType[*discovery.ProxyError](cause); ok && proxy.Lasting() {
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not reached: %v", cause), cause: cause}
+	}
 	return &Error{Class: Transient, text: fmt.Sprintf("gave no answer: %v", cause), cause: cause}
 }
 
@@ -307,6 +310,8 @@ func meaningOfStatus(status int) (Class, string) {
 		return Misconfigured, "answers with a redirect, which is not followed because it would carry the secret elsewhere: configure the final URL"
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
 		return Misconfigured, "is not there: check its configured URL, or the issuer"
+	case status == http.StatusProxyAuthRequired:
+		return Misconfigured, "is behind a proxy that demands authentication: give its user and password in HTTP_PROXY, or name the host in NO_PROXY"
 	case status == http.StatusUnauthorized:
 		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
 	default:
