@@ -334,6 +334,7 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
 		ScopeClaim:      cfg.ScopeClaim,
+		AllowNullClaims: cfg.AllowNullClaims,
 		Leeway:          orNone(cfg.Leeway),
 		MaxLifetime:     cfg.MaxLifetime,
 		MaxAge:          cfg.MaxAge,

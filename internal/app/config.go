@@ -261,8 +261,8 @@ func (c *IssuerConfig) ca() string {
 
 // IssuerConfig is an issuer whose tokens are verified.
 type IssuerConfig struct {
-	// The issuer, exactly as the iss claim of its tokens has it. With tenants, a pattern of issuers:
-	// {tenant} stands for one segment of the path.
+	// The issuer, exactly as the iss claim of its tokens has it. With jwks_url or jwks_file it need
+	// not be a URL. With tenants, a pattern of issuers: {tenant} stands for one segment of the path.
 	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
 	// The tenants whose tokens are verified, by the names that stand in the iss claim. Each is an
 	// issuer, with keys of its own and all else as it stands here.
@@ -282,6 +282,9 @@ type IssuerConfig struct {
 	// The claim of JWTs that holds the scopes: its name, such as scp or roles; or, where it is within
 	// an object, a list of names that leads to it, such as [realm_access, roles].
 	ScopeClaim ClaimPath `yaml:"scope_claim" jsonschema:"default=scope"`
+	// Take nbf and the scope claim for absent where they are null, as some issuers write a claim
+	// that they have no value for. Without it such tokens are rejected.
+	AllowNullClaims bool `yaml:"allow_null_claims" jsonschema:"default=false"`
 	// How far the issuer's clock may be off, 0s to 60s.
 	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
 	// Tokens that were issued for longer are rejected, 1m to 8760h.

@@ -147,9 +147,23 @@ func (o Object) get(name string) jsontext.Value {
 // IsNull reports whether the object has a member of that name that is null.
 func (o Object) IsNull(name string) bool { return o.get(name).Kind() == jsontext.KindNull }
 
-// withoutNulls returns the object without the members that are null.
+// WithoutNulls returns the object without its members of these names that are null.
+func (o Object) WithoutNulls(names ...string) Object {
+	if !slices.ContainsFunc(names, o.IsNull) {
+		return o
+	}
+	return o.without(func(m member) bool {
+		return slices.Contains(names, string(m.name)) && m.value.Kind() == jsontext.KindNull
+	})
+}
+
+// withoutNulls returns the object without all members that are null.
 func (o Object) withoutNulls() Object {
-	return Object{slices.DeleteFunc(slices.Clone(o.members), func(m member) bool { return m.value.Kind() == jsontext.KindNull })}
+	return o.without(func(m member) bool { return m.value.Kind() == jsontext.KindNull })
+}
+
+func (o Object) without(left func(member) bool) Object {
+	return Object{slices.DeleteFunc(slices.Clone(o.members), left)}
 }
 
 // Len is the number of members.

@@ -64,9 +64,16 @@ func (f *Facts) clone() *Facts {
 // maxSeconds is where a float64 begins to leave out whole numbers.
 const maxSeconds = 1 << 53
 
-// newFacts reads the claims of a token of the issuer whose signature holds. The
-// error is a part of a sentence that names a claim.
+// newFacts reads the claims of a token of the issuer whose signature holds. Some
+// issuers write null for a claim that they have no value for: that counts as absent
+// where an absent claim changes nothing that is judged. A null in another claim is
+// unsound, unless the issuer is configured otherwise; a null sub, aud or cnf always
+// is. The error is a part of a sentence that names a claim.
 func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload []byte) (*Facts, error) {
+	claims = claims.WithoutNulls("client_id", "azp", "jti", "iat")
+	if c.AllowNullClaims {
+		claims = claims.WithoutNulls("nbf", c.ScopeClaim[0])
+	}
 	r := reader{claims: claims}
 	f := &Facts{
 		Issuer:       c.Issuer,
@@ -229,13 +236,14 @@ func (r *reader) expiry() time.Time {
 // Kubernetes. A scope claim of another name, such as roles, is none: ID tokens may
 // have it, too.
 func accessToken(claims jose.Object, scopeClaim []string) bool {
-	return isScopeClaim(scopeClaim) && claims.Has(scopeClaim[0]) || slices.ContainsFunc([]string{
+	holds := func(name string) bool { return claims.Has(name) && !claims.IsNull(name) }
+	return isScopeClaim(scopeClaim) && holds(scopeClaim[0]) || slices.ContainsFunc([]string{
 		"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io",
-	}, claims.Has)
+	}, holds)
 }
 
 // otherPurpose recognizes tokens that are not access tokens by what only they
-// hold, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
+// hold, a null included, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
 // a token is for.
 func otherPurpose(claims jose.Object) string {
 	use, hasUse, err := claims.Text("token_use")

@@ -82,6 +82,8 @@ type IssuerConfig struct {
 	// ScopeClaim is the claim that holds the scopes; several names lead from object
 	// to object, such as realm_access and roles. Empty: scope.
 	ScopeClaim []string
+	// AllowNullClaims takes nbf and the scope claim for absent where they are null.
+	AllowNullClaims bool
 	// Leeway is how far the issuer's clock may be off, at most 60 s. Zero: 30 s.
 	// Negative: not at all.
 	Leeway time.Duration

@@ -10,12 +10,15 @@ import (
 )
 
 // newOpaqueFacts reads what the issuer says of an active token, as strictly as
-// the claims of a JWT (RFC 7662 section 2.2). The error is a [*Rejection].
+// the claims of a JWT (RFC 7662 section 2.2). Members that are null count as
+// absent, as many servers write them; a null sub, aud or cnf is unsound all the
+// same, so that nothing stands in for it. The error is a [*Rejection].
 func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultLifetime time.Duration) (*Facts, error) {
 	claims, err := jose.ParseObject(members)
 	if err != nil {
 		return nil, reject(BadClaims, "What the issuer says of the token %v.", err)
 	}
+	claims = claims.WithoutNulls("client_id", "scope", "iat", "nbf", "exp", "jti", "token_type", "iss")
 	r := reader{claims: claims}
 	f := &Facts{
 		Issuer:    c.Issuer,

@@ -48,7 +48,7 @@ func TestFactsOfAnOpaqueToken(t *testing.T) {
 // D17: what the issuer says is read and judged as strictly as a JWT.
 func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		now := time.Now().Unix()
+		now, null := time.Now().Unix(), json.RawMessage("null")
 		type row struct {
 			name, want string
 			with       jsonObject
@@ -104,6 +104,19 @@ func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
 			{"without sub and client_id", "bad_claims", jsonObject{"sub": nil, "client_id": nil}},
 			{"sub, a number", "bad_claims", jsonObject{"sub": 7}},
 			{"sub, null", "bad_claims", jsonObject{"sub": json.RawMessage("null")}},
+			{"sub, null, with client_id", "bad_claims", jsonObject{"sub": null, "client_id": "app"}},
+			{"aud, null", "bad_claims", jsonObject{"aud": null}},
+			{"iss, null", "active", jsonObject{"iss": null}},
+			{"client_id, null", "active", jsonObject{"client_id": null}},
+			{"jti, null", "active", jsonObject{"jti": null}},
+			{"iat and nbf, null", "active", jsonObject{"iat": null, "nbf": null}},
+			{"exp, null", "bad_claims", jsonObject{"exp": null}},
+			{"scope, null", "insufficient_scope", jsonObject{"scope": null}},
+			{"token_type, null", "wrong_type", jsonObject{"token_type": null}},
+			{"username, null", "active", jsonObject{"username": null}},
+			{"token_use, null", "wrong_type", jsonObject{"token_use": null}},
+			{"at_hash, null", "wrong_type", jsonObject{"at_hash": null}},
+			{"events, null", "wrong_type", jsonObject{"events": null}},
 			{"sub with a NUL", "bad_claims", jsonObject{"sub": "a\x00"}},
 			{"cnf, a text", "bad_claims", jsonObject{"cnf": "x"}},
 			{"cnf, null", "bad_claims", jsonObject{"cnf": json.RawMessage("null")}},

@@ -499,3 +499,96 @@ func TestPlacesOfKeysInTheHeaderAreIgnored(t *testing.T) {
 		t.Errorf("a certificate of 1,200 bytes: %s", got)
 	}
 }
+
+// Members that are null count as absent where that changes nothing that is judged,
+// and mark no token as an access token.
+func TestNullClaims(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	strict, lenient := configOf(issuerA), configOf(issuerA)
+	strict.Types = []string{"at+jwt", "JWT"}
+	lenient.Types, lenient.AllowNullClaims = strict.Types, true
+	set := serve(josetest.Set(key.JWK()))
+	byDefault, allowing := load(t, newVerifier(t, set, strict)), load(t, newVerifier(t, set, lenient))
+	null := json.RawMessage("null")
+	for _, tt := range []struct {
+		claim, strict, lenient string
+		others                 jsonObject
+	}{
+		{"client_id", "active", "active", nil},
+		{"azp", "active", "active", nil},
+		{"jti", "active", "active", nil},
+		{"iat", "active", "active", nil},
+		{"cid", "active", "active", nil},
+		{"vendor", "active", "active", nil},
+		{"nbf", "bad_claims", "active", nil},
+		{"scope", "bad_claims", "active", nil},
+		{"exp", "bad_claims", "bad_claims", nil},
+		{"sub", "bad_claims", "bad_claims", nil},
+		{"sub", "bad_claims", "bad_claims", jsonObject{"client_id": "app"}},
+		{"aud", "bad_claims", "bad_claims", nil},
+		{"iss", "unknown_issuer", "unknown_issuer", nil},
+		{"cnf", "bad_claims", "bad_claims", nil},
+		{"at_hash", "wrong_type", "wrong_type", nil},
+		{"c_hash", "wrong_type", "wrong_type", nil},
+		{"events", "wrong_type", "wrong_type", nil},
+		{"htm", "wrong_type", "wrong_type", nil},
+		{"token_use", "wrong_type", "wrong_type", nil},
+		// Nothing else marks an access token.
+		{"client_id", "wrong_type", "wrong_type", jsonObject{"scope": nil}},
+		{"cid", "wrong_type", "wrong_type", jsonObject{"scope": nil, "client_id": nil}},
+		{"gty", "wrong_type", "wrong_type", jsonObject{"scope": nil, "client_id": nil}},
+		{"scope", "bad_claims", "wrong_type", jsonObject{"client_id": nil}},
+	} {
+		token := key.Token(key.Header(jsonObject{"typ": "JWT"}), claims(tt.others, jsonObject{tt.claim: null}))
+		if got := outcome(t, byDefault, token, verify.Request{}); got != tt.strict {
+			t.Errorf("%s null, %v: %s, want %s", tt.claim, tt.others, got, tt.strict)
+		}
+		if got := outcome(t, allowing, token, verify.Request{}); got != tt.lenient {
+			t.Errorf("%s null, %v, where it is allowed: %s, want %s", tt.claim, tt.others, got, tt.lenient)
+		}
+	}
+	token := key.Token(key.Header(), claims(jsonObject{"scope": null}))
+	if got := outcome(t, allowing, token, verify.Request{Scopes: []string{"read"}}); got != "insufficient_scope" {
+		t.Errorf("a null scope where one is needed: %s", got)
+	}
+	token = key.Token(key.Header(), claims(jsonObject{"cnf": json.RawMessage(`{"jkt":null}`)}))
+	if got := outcome(t, allowing, token, verify.Request{}); got != "bad_claims" {
+		t.Errorf("a null thumbprint: %s", got)
+	}
+}
+
+// With each relaxation of an issuer only what it names changes.
+func TestAttacksWhereNullClaimsAreAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a, b := configOf(issuerA), configOf(issuerB)
+		a.AllowNullClaims, b.AllowNullClaims = true, true
+		b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, []string{"scp"}, []string{"RS256", "Ed25519"}, time.Hour
+		v := load(t, newVerifier(t, w.web, a, b))
+		differ := map[string]string{"C1 nbf null": "active", "C8 scope null": "insufficient_scope"}
+		for _, attack := range slices.Concat(formAttacks(w), headerAttacks(t, w), claimAttacks(w)) {
+			want := attack.want
+			if other, named := differ[attack.name]; named {
+				want = other
+			}
+			if got := outcome(t, v, attack.token, verify.Request{Scopes: scopesOf(attack)}); got != want {
+				t.Errorf("%s: %s, want %s", attack.name, got, want)
+			}
+		}
+	})
+}
+
+// An issuer is compared byte by byte, whatever it looks like.
+func TestIssuersThatAreNoURLs(t *testing.T) {
+	key := josetest.New(t, "EdDSA", "k")
+	for _, identifier := range []string{"http://adfs.corp.example/adfs/services/trust", "urn:example:issuer", "orders@shop.example"} {
+		c := configOf(issuerA)
+		c.Issuer = identifier
+		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), c))
+		for iss, want := range map[string]string{identifier: "active", identifier + "/": "unknown_issuer", strings.ToUpper(identifier): "unknown_issuer", issuerA: "unknown_issuer"} {
+			if got := outcome(t, v, key.Token(key.Header(), claims(jsonObject{"iss": iss})), verify.Request{}); got != want {
+				t.Errorf("%s for %s: %s, want %s", iss, identifier, got, want)
+			}
+		}
+	}
+}
