@@ -205,10 +205,15 @@ func badConfigs() []badConfig {
 		{"max_stale out of bounds", issuer("max_stale: 25h"), "4: issuers[0].max_stale: must not be longer than 24h", false},
 		{"server out of bounds", client() + "server:\n  deadline: 0s\n  drain_delay: 6m\n  drain_timeout: 500ms\n  slow_call: 1h\n", "7: server.deadline: must be from 1s to 5m\n" +
 			"8: server.drain_delay: must be from 0s to 5m\n9: server.drain_timeout: must be from 1s to 10m\n10: server.slow_call: must be from 0s to 5m", false},
-		{"URL without a scheme", "issuers:\n  - issuer: login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path", false},
+		{"URL without a scheme", "issuers:\n  - issuer: login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
 		{"URL with a password", issuer("jwks_url: https://me:hunter2@login.example.com/keys"), "4: issuers[0].jwks_url: the URL must not hold a user name or password", false},
-		{"http issuer", "issuers:\n  - issuer: http://login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"http issuer", "issuers:\n  - issuer: http://login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
 		{"http token_url", "clients:\n  a:\n    token_url: http://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"URN as issuer", "issuers:\n  - issuer: urn:example:issuer\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
+		{"password in an issuer that is not fetched", "issuers:\n  - issuer: https://me:hunter2@login.example.com\n    audiences: [a]\n    jwks_file: k\n", "2: issuers[0].issuer: the URL must not hold a user name or password", false},
+		{"line end in an issuer that is not fetched", "issuers:\n  - issuer: \"urn:a\\n\"\n    audiences: [a]\n    jwks_file: k\n", "2: issuers[0].issuer: must not contain control characters, or begin or end with a space: no token names such an issuer", false},
+		{"introspection of an issuer that is no URL", client() + "issuers:\n  - issuer: urn:example:issuer\n    audiences: [a]\n    jwks_file: k\n    introspection: {client: orders-api}\n", "10: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant\n" +
+			"10: issuers[0].introspection: needs endpoint, because it cannot be found by the issuer: the URL must be absolute; write it as https://host/path", false},
 		{"http jwks_url", issuer("jwks_url: http://login.example.com/keys"), "4: issuers[0].jwks_url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
 		{"empty issuer", "clients:\n  a:\n    issuer: ''\n    client_id: abc\n    secret: env:A\n", "3: clients.a.issuer: must not be empty", true},
 
@@ -273,7 +278,7 @@ func badConfigs() []badConfig {
 		{"tenant that is anybody", tenants("[common]"), "4: issuers[0].tenants[0]: this stands for any tenant, and is in no token: name the tenants, by their IDs", false},
 		{"another pattern", "issuers:\n  - issuer: https://login.example.com/{tenantid}/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces", false},
 		{"pattern of a host", "issuers:\n  - issuer: https://{tenant}.example.com/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces\n" +
-			"2: issuers[0].issuer: the URL cannot be parsed; write it as https://host/path", false},
+			"2: issuers[0].issuer: the URL cannot be parsed; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
 		{"the same issuer by a pattern", tenants("[t1, t2]") + "  - issuer: https://login.example.com/t2/v2.0\n    audiences: [a]\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"keys of all tenants at one URL", tenants("[t1]") + "    jwks_url: https://login.example.com/keys\n", "5: issuers[0].jwks_url: each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery", false},
 		{"keys of all tenants in one file", tenants("[t1]") + "    jwks_file: keys.json\n", "5: issuers[0].jwks_file: each tenant has keys of its own, and one file cannot be all of theirs: remove it, or give the tenants entries of their own", false},
@@ -421,5 +426,24 @@ func TestEachBadConfigurationIsRefusedWithItsMessage(t *testing.T) {
 	}
 	if len(cases) < 100 {
 		t.Errorf("only %d bad configurations were tried", len(cases))
+	}
+}
+
+// An issuer whose keys are configured is not connected to, so it may be any
+// identifier, and needs no allow_http.
+func TestIssuerThatIsNoURLNeedsItsKeysConfigured(t *testing.T) {
+	for _, identifier := range []string{
+		"http://adfs.corp.example/adfs/services/trust", "urn:example:issuer", "orders@shop-123456.iam.gserviceaccount.com", "login.example.com", "https://10.0.0.1/realms/shop",
+	} {
+		for _, keys := range []string{"jwks_url: https://login.example.com/keys", "jwks_file: keys.json"} {
+			config, err := app.ParseConfig("broker.yaml", []byte("issuers:\n  - issuer: "+identifier+"\n    audiences: [a]\n    "+keys+"\n"))
+			if err != nil || config.Issuers[0].Issuer != identifier || config.Issuers[0].AllowHTTP {
+				t.Errorf("%s with %s: %v", identifier, keys, err)
+			}
+		}
+		file := "issuers:\n  - issuer: " + identifier + "\n    audiences: [a]\n    jwks_url: http://login.example.com/keys\n"
+		if _, err := app.ParseConfig("broker.yaml", []byte(file)); err == nil || !strings.Contains(err.Error(), "issuers[0].jwks_url: http://") {
+			t.Errorf("%s with keys over plain http: %v", identifier, err)
+		}
 	}
 }

@@ -1,9 +1,12 @@
 package app
 
 import (
+	"errors"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -106,24 +109,28 @@ func checkTenants(c *IssuerConfig, path string, found *findings) {
 
 // checkKeys looks at where the keys are.
 func checkKeys(c *IssuerConfig, path string, found *findings) {
-	url, file, tenants := join(path, "jwks_url"), join(path, "jwks_file"), found.given(join(path, "tenants"))
+	jwksURL, file, tenants := join(path, "jwks_url"), join(path, "jwks_file"), found.given(join(path, "tenants"))
 	pattern := strings.ContainsAny(c.JWKSURL, "{}")
 	switch {
-	case found.given(url) && found.given(file):
-		found.addAtf(file, "contradicts jwks_url in line %d: give one of the two", found.lines[url])
+	case found.given(jwksURL) && found.given(file):
+		found.addAtf(file, "contradicts jwks_url in line %d: give one of the two", found.lines[jwksURL])
 	case found.given(file) && tenants:
 		found.addAtf(file, "each tenant has keys of its own, and one file cannot be all of theirs: remove it, or give the tenants entries of their own")
 	case pattern && !tenants:
-		found.addAtf(url, "a pattern needs tenants: list them, or give the URL itself")
+		found.addAtf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
 	case c.JWKSURL != "" && tenants && verify.CheckTenantPattern(c.JWKSURL) != nil:
-		found.addAtf(url, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
+		found.addAtf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
 	}
-	if found.given(url) || found.given(file) {
-		checkURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, found) // not connected to
-	} else {
-		checkEndpointURL(join(path, "issuer"), c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
+	identifier := join(path, "issuer")
+	switch err := urlProblem(c.Issuer, c.AllowHTTP); {
+	case found.given(jwksURL) || found.given(file):
+		checkIdentifier(identifier, c.Issuer, found)
+	case c.Issuer != "" && err != nil:
+		found.addAtf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
+	default:
+		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
 	}
-	checkEndpointURL(url, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, found)
+	checkEndpointURL(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, found)
 }
 
 func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *findings) {
@@ -143,6 +150,10 @@ func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *fi
 	if found.given(join(entry, "tenants")) {
 		found.addAtf(path, "tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own")
 	}
+	keysGiven := found.given(join(entry, "jwks_url")) || found.given(join(entry, "jwks_file")) // else it is reported for the issuer
+	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && keysGiven {
+		found.addAtf(path, "needs endpoint, because it cannot be found by the issuer: %v", err)
+	}
 	checkEndpointURL(join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)
 	within(found, join(path, "cache"), i.Cache, 0, 5*time.Minute)
 	if lifetime := join(path, "default_lifetime"); found.given(lifetime) {
@@ -150,20 +161,45 @@ func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *fi
 	}
 }
 
+// checkIdentifier looks at an issuer that is compared with iss and never connected
+// to: it need not be a URL.
+func checkIdentifier(path, identifier string, found *findings) {
+	switch u, err := url.Parse(identifier); {
+	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
+		found.addAtf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
+	case err == nil && u.User != nil:
+		found.addAtf(path, "the URL must not hold a user name or password")
+	}
+}
+
+// undiscoverable says why the metadata of an issuer cannot be fetched.
+func undiscoverable(c *IssuerConfig) error {
+	if c.Issuer == "" {
+		return nil // reported elsewhere
+	}
+	if err := urlProblem(c.Issuer, c.AllowHTTP); err != nil {
+		return err
+	}
+	return discovery.CheckHost(c.Issuer, c.AllowPrivate)
+}
+
 func checkURL(path, raw string, allowHTTP bool, found *findings) bool {
 	if raw == "" {
 		return false
 	}
-	err := discovery.CheckURL(raw, allowHTTP)
-	switch {
-	case err == nil:
-		return true
-	case discovery.CheckURL(raw, true) == nil:
-		found.addAtf(path, "http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
-	default:
+	err := urlProblem(raw, allowHTTP)
+	if err != nil {
 		found.addAtf(path, "%v", err)
 	}
-	return false
+	return err == nil
+}
+
+func urlProblem(raw string, allowHTTP bool) error {
+	err := discovery.CheckURL(raw, allowHTTP)
+	if err != nil && discovery.CheckURL(raw, true) == nil {
+		return errors.New("http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
+	}
+	return err
 }
 
 // checkEndpointURL is checkURL for what is connected to.
