@@ -1,6 +1,7 @@
 package idp_test
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -93,4 +94,35 @@ func checkGrant(t *testing.T, grant token.Grant) {
 			t.Errorf("extra %q: %d bytes", name, len(text))
 		}
 	}
+}
+
+// FuzzAnswerMember adds a member to a good answer: one that the broker does not read
+// costs nothing, and one that it reads never changes the token.
+func FuzzAnswerMember(f *testing.F) {
+	for _, name := range []string{"x", "access_token", "token_type", "expires_in", "scope", "cnf", "error", "instance_url", "Access_Token"} {
+		for _, value := range []string{`null`, `""`, `false`, `1`, `"DPoP"`, `{"jkt":"x"}`, `[{"a":1,"a":2}]`, "\"\xff\""} {
+			f.Add(name, value)
+		}
+	}
+	read := []string{"access_token", "token_type", "expires_in", "refresh_in", "scope", "cnf", "error", "active", "exp", "iat"}
+	f.Fuzz(func(t *testing.T, name, value string) {
+		quoted, err := json.Marshal(name)
+		if err != nil || !json.Valid([]byte(value)) || len(value) > 10_000 {
+			return
+		}
+		_ = json.Unmarshal(quoted, &name) // as it is read, in sound Unicode
+		body := good[:len(good)-1] + "," + string(quoted) + ":" + value + "}"
+		c := client(t, idp.Config{TokenURL: "https://idp.example/token", HTTP: discovery.NewHTTPClient(transport(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {jsonType}}, Body: io.NopCloser(strings.NewReader(body))}, nil
+		}))})
+		grant, err := c.Fetch(t.Context(), version, idp.Request{})
+		switch {
+		case err != nil && !slices.Contains(read, name):
+			t.Errorf("%s: %v", body, err)
+		case err == nil && grant.Value.Reveal() != "tok":
+			t.Errorf("%s: another token is taken", body)
+		case err == nil && name == "cnf" && value != "null":
+			t.Errorf("%s: a bound token is taken", body)
+		}
+	})
 }

@@ -383,3 +383,41 @@ func FuzzParseSet(f *testing.F) {
 		}
 	})
 }
+
+// FuzzEntryBesideAGoodKey puts any entry beside a good key: the key stays usable,
+// and the entry is used only if it would be by itself.
+func FuzzEntryBesideAGoodKey(f *testing.F) {
+	good, ed, r := josetest.New(f, "ES256", "good"), josetest.New(f, "EdDSA", "k"), josetest.New(f, "RS256", "k")
+	null := json.RawMessage("null")
+	for _, entry := range []any{
+		ed.JWK(), r.JWK(), r.JWK(jwk{"alg": "RS384"}), ed.JWK(jwk{"kid": nil}), ed.JWK(jwk{"kid": "good"}), ed.JWK(jwk{"x": "AAAA"}), good.JWK(), good.JWK(jwk{"alg": "ES256"}),
+		r.JWK(jwk{"d": null, "use": null}), r.JWK(jwk{"n": null}), jwk{"kty": "oct", "k": "AA"}, nil, 1, "x",
+	} {
+		f.Add(raw(entry))
+	}
+	f.Add([]byte(`{"kty":"OKP","kid":"k","kid":"k"}`))
+	only := josetest.Marshal(good.JWK(jwk{"alg": "ES256"}))
+	set := func(entries ...[]byte) []byte {
+		return slices.Concat([]byte(`{"keys":[`), bytes.Join(entries, []byte(",")), []byte("]}"))
+	}
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		if !json.Valid(entry) || len(entry) > 10_000 {
+			return
+		}
+		both, err := jose.ParseSet(set(entry, only))
+		alone, refused := jose.ParseSet(set(entry))
+		key := both.Keys.Find("good", "ES256")
+		rival := refused == nil && alone.Keys.Find("good", "ES256") != nil
+		if err != nil || !rival && (key == nil || !key.Permits("ES256") || key.Thumbprint() != load(t, good).Thumbprint()) {
+			if !rival {
+				t.Fatalf("%s costs the good key: %v", entry, err)
+			}
+			return
+		}
+		for found := range both.Keys.All() {
+			if found.Thumbprint() != load(t, good).Thumbprint() && (refused != nil || alone.Keys.Find(found.ID(), "") == nil) {
+				t.Errorf("%s is used beside another key, and not by itself: %v", entry, refused)
+			}
+		}
+	})
+}

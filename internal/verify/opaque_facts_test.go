@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -296,6 +298,10 @@ func FuzzIntrospected(f *testing.F) {
 		fmt.Sprintf(`{"sub":"s\ud800","aud":[%q],"exp":%d,"token_type":"Bearer"}`, audience, far),
 		fmt.Sprintf(`{"sub":"s","aud":%q,"exp":%d,"token_type":"Bearer","token_use":"refresh_token"}`, audience, far),
 		fmt.Sprintf(`{"sub":"s","aud":%q,"exp":%d,"token_type":null}`, audience, far),
+		good[:len(good)-1] + `,"username":null,"nbf":null,"vendor":[null]}`,
+		fmt.Sprintf(`{"sub":null,"client_id":"c","aud":%q,"exp":%d,"token_type":"Bearer"}`, audience, far),
+		fmt.Sprintf(`{"sub":"s","aud":null,"exp":%d,"token_type":"Bearer"}`, far),
+		fmt.Sprintf(`{"sub":"s","aud":%q,"exp":%d,"token_type":"Bearer","cnf":null,"at_hash":null}`, audience, far),
 	} {
 		f.Add(seed)
 	}
@@ -312,12 +318,48 @@ func FuzzIntrospected(f *testing.F) {
 		if err := json.Unmarshal([]byte(body), &reference); err != nil {
 			t.Fatalf("%q was accepted: %v", body, err)
 		}
+		for _, name := range []string{"sub", "aud", "cnf", "token_use", "at_hash", "events"} {
+			if value, present := reference[name]; present && value == nil {
+				t.Errorf("%q was accepted, with a null %s", body, name)
+			}
+		}
 		facts := result.Facts
 		kind, _ := reference["token_type"].(string)
 		exp, isNumber := reference["exp"].(float64)
 		if facts.Subject == "" || facts.Subject != reference["sub"] && facts.Subject != reference["client_id"] || !isNumber || exp < float64(time.Now().Unix()-30) ||
 			reference["iss"] != nil && reference["iss"] != issuerA || !strings.EqualFold(kind, "Bearer") && !strings.EqualFold(kind, "DPoP") {
 			t.Errorf("%q was accepted as %+v", body, facts)
+		}
+	})
+}
+
+// FuzzIntrospectedMember adds a member to a good answer: one that is not read costs
+// nothing.
+func FuzzIntrospectedMember(f *testing.F) {
+	for _, name := range []string{"username", "x", "Sub", "scp"} {
+		for _, value := range []string{`null`, `1`, `"\u0000"`, `[null,{"a":1}]`, `false`} {
+			f.Add(name, value)
+		}
+	}
+	read := []string{
+		"active", "iss", "sub", "aud", "exp", "nbf", "iat", "jti", "scope", "client_id", "token_type", "cnf",
+		"at_hash", "c_hash", "events", "htm", "htu", "token_use", "typ",
+	}
+	var answer atomic.Value
+	v := introspecting(f, saying(func() []byte { return []byte(answer.Load().(string)) }), func(c *verify.IssuerConfig) { c.Introspection.Cache = -1 })
+	f.Fuzz(func(t *testing.T, name, value string) {
+		quoted, err := json.Marshal(name)
+		if err != nil || slices.Contains(read, name) {
+			return
+		}
+		good := string(members(jsonObject{"exp": time.Now().Add(23 * time.Hour).Unix(), "iat": nil}))
+		body := good[:len(good)-1] + "," + string(quoted) + ":" + value + "}"
+		if _, err := jose.ParseObject([]byte(body)); err != nil {
+			return
+		}
+		answer.Store(body)
+		if got := outcome(t, v, "opaque", verify.Request{}); got != "active" {
+			t.Errorf("%s: %s", body, got)
 		}
 	})
 }
