@@ -261,7 +261,7 @@ func claimsKey(claims []ClaimConfig) string {
 }
 
 // has reports whether the entry stands for that issuer.
-func (c IssuerConfig) has(issuer string) bool {
+func (c *IssuerConfig) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one IssuerConfig) bool { return one.Issuer == issuer })
 }
 

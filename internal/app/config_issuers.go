@@ -26,13 +26,13 @@ func withTenants(issuers []IssuerConfig) []IssuerConfig {
 }
 
 // each returns the issuers that a good configuration stands for.
-func (c IssuerConfig) each() []IssuerConfig {
+func (c *IssuerConfig) each() []IssuerConfig {
 	if len(c.Tenants) == 0 {
-		return []IssuerConfig{c}
+		return []IssuerConfig{*c}
 	}
 	all := make([]IssuerConfig, len(c.Tenants))
 	for i, tenant := range c.Tenants {
-		all[i] = c
+		all[i] = *c
 		all[i].Tenants = nil
 		all[i].Issuer = verify.TenantURL(c.Issuer, tenant)
 		all[i].JWKSURL = verify.TenantURL(c.JWKSURL, tenant)

@@ -68,7 +68,7 @@ func (a *authorities) reload() (changed bool, err error) {
 }
 
 func readAuthorities(path string) (*trust, error) {
-	file, err := os.Open(path)
+	file, err := os.Open(path) //nolint:gosec // the configuration names it
 	if err != nil {
 		return nil, err
 	}

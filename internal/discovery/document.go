@@ -84,7 +84,7 @@ func (i *Issuer) read(place string, body []byte) (*Metadata, *Error) {
 	aliases, fault := found.aliases()
 	if fault != nil {
 		refused := Endpoint{refused: fault}
-		return found.metadata(named, token, introspection, Endpoints{refused, refused}), nil
+		return found.metadata(named, token, introspection, Endpoints{refused, refused}), nil //nolint:nilerr // it is reported when one is used
 	}
 	return found.metadata(named, token, introspection, Endpoints{
 		Token:         aliases.endpoint("token_endpoint", " for mTLS").or(token),

@@ -198,7 +198,7 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *h
 			}
 			return &ProxyError{Status: response.StatusCode}
 		},
-		ForceAttemptHTTP2:  true,
+		ForceAttemptHTTP2: true,
 		// Without pings a connection that went silent is used until the kernel
 		// gives it up, after a quarter of an hour.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 3 * time.Second},

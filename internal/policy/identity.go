@@ -80,7 +80,8 @@ func (p *Policy) Caller(id Identity) *Caller {
 	case id.UID != nil:
 		return p.uids[*id.UID]
 	case id.Issuer != "" || id.Subject != "":
-		return p.subject(id).the()
+		found := p.subject(id)
+		return found.the()
 	}
 	uris := id.URIs
 	// A SPIFFE ID counts only if it is the only URI (X.509-SVID section 2).

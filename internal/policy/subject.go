@@ -49,7 +49,7 @@ func (m *matches) add(c *Caller) {
 }
 
 // the returns the caller; nil: there is none, or more than one.
-func (m matches) the() *Caller {
+func (m *matches) the() *Caller {
 	if len(m.others) > 0 {
 		return nil
 	}

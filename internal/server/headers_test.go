@@ -48,11 +48,12 @@ func (c *deafConn) Read(p []byte) (int, error) {
 
 func (c *deafConn) readSettings() error {
 	const maxHeaderListSize, unknown = 6, 0xf000
-	head := make([]byte, 9)
-	if _, err := io.ReadFull(c.Conn, head); err != nil {
+	var head [9]byte
+	if _, err := io.ReadFull(c.Conn, head[:]); err != nil {
 		return err
 	}
-	c.settings = append(head, make([]byte, binary.BigEndian.Uint32(head)>>8)...)
+	c.settings = make([]byte, 9+binary.BigEndian.Uint32(head[:])>>8)
+	copy(c.settings, head[:])
 	if _, err := io.ReadFull(c.Conn, c.settings[9:]); err != nil || head[3] != facetest.Settings {
 		return err
 	}
@@ -87,10 +88,11 @@ func manyHeaders(ctx context.Context, kib int, one bool) context.Context {
 	if one {
 		return metadata.AppendToOutgoingContext(ctx, "x-much", strings.Repeat("x", kib<<10))
 	}
+	var headers []string
 	for range kib {
-		ctx = metadata.AppendToOutgoingContext(ctx, "x-much", strings.Repeat("x", 1<<10-len("x-much")-32))
+		headers = append(headers, "x-much", strings.Repeat("x", 1<<10-len("x-much")-32))
 	}
-	return ctx
+	return metadata.AppendToOutgoingContext(ctx, headers...)
 }
 
 func TestConnectionOutlivesCallsWithTooManyHeaders(t *testing.T) {

@@ -114,7 +114,7 @@ type Limits struct {
 	HeaderSize, TokenSize uint32
 }
 
-func (l Limits) withDefaults() Limits {
+func (l *Limits) withDefaults() Limits {
 	return Limits{
 		Connections:      cmp.Or(l.Connections, DefaultConnections),
 		Streams:          cmp.Or(l.Streams, DefaultStreams),
