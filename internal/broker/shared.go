@@ -253,7 +253,11 @@ func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
 		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
 		Class: t.class, Tries: t.tries, Doubted: t.doubted,
 	}
-	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: max(t.until.Sub(now), 0) + grain + troubleMemory}
+	left := -grain // a trouble that has ended is not to stop callers of another replica for the grain
+	if t.until.After(now) {
+		left = t.until.Sub(now) + grain
+	}
+	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: left + troubleMemory}
 }
 
 func (s storedTrouble) bytes() []byte {
