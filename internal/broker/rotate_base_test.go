@@ -1,12 +1,14 @@
 package broker_test
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // A rotation that began when one secret was current must not replace another one
@@ -33,5 +35,40 @@ func TestRotationDoesNotReplaceASecretThatBecameCurrentMeanwhile(t *testing.T) {
 			t.Errorf("the error names %q as current", told.Metadata["current_version"])
 		}
 		r.expectSecrets("three:pending two:previous one:current")
+	})
+}
+
+// A store that was restored from another fleet has a history that does not descend
+// from ours, however many changes it counts: the secret in use stays usable.
+func TestHistoryOfAnotherFleetDoesNotReplaceTheSecretInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startManaged(t, 2)
+		r.takes("one", "two", "three")
+		r.rotate(rotation("one"))
+		foreign := store.NewMemory(store.MemoryConfig{})
+		r.shared = foreign
+		other := r.start(broker.ClientConfig{Managed: true})
+		for _, value := range []string{"two", "three", "four"} {
+			r.takes("one", value)
+			if _, err := other.RotateSecret(t.Context(), policy.Self(), rotation(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other.stop()
+		r.all = r.all[:2]
+		r.takes("one") // the IdP of this fleet
+		for _, replica := range r.all {
+			replica.link.to.Store(foreign)
+		}
+		time.Sleep(6 * time.Second)
+		for range 5 {
+			expire()
+			r.everybody(3, orders())
+		}
+		for i, replica := range r.all {
+			if got := secretsOf(t, replica); !strings.Contains(got, "one:current") && !strings.Contains(got, "one:previous") {
+				t.Errorf("replica %d has %q", i, got)
+			}
+		}
 	})
 }
