@@ -202,9 +202,9 @@ func (c *client) state(u *usable, now time.Time) ClientState {
 		return ClientThrottled
 	case c.recovered(u):
 		return ClientOK
-	case u.failing(), failure != nil && failure.class == idp.CredentialRefused:
+	case u.failing(), failure.counts(u) && failure.class == idp.CredentialRefused:
 		return ClientRefused
-	case c.entry.failing(), failure != nil:
+	case c.entry.failing(), failure.counts(u):
 		return ClientFailing
 	case c.fares.served.Load() == nil:
 		return ClientIdle

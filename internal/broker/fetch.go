@@ -375,7 +375,7 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Pu
 	wait := backoff(a.err, next.tries, e.token.Load(), now)
 	next.until = now.Add(wait)
 	place.set(next)
-	puts = append(puts, c.failedAs(next))
+	puts = append(puts, c.failedAs(next, a.with.ID))
 	b.log.Warn("no token from the IdP", "client", c.name, "audience", e.ask.Audience,
 		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", a.err,
 		"secret_version", a.with.ID, "tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
@@ -401,7 +401,7 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	v.refused.set(next)
 	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
 		"tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
-	puts := []store.Put{next.put(v.key, a.fence, now), c.failedAs(next)}
+	puts := []store.Put{next.put(v.key, a.fence, now), c.failedAs(next, a.with.ID)}
 	switch {
 	case v == u.current && u.pending != nil:
 		// The IdP may have changed to what was staged for that.

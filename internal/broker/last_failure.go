@@ -17,6 +17,7 @@ const failureMemory = 24 * time.Hour
 // it delays no fetch.
 type lastFailure struct {
 	class   idp.Class
+	version string // of the secret
 	message string
 	at      time.Time // by the clock of the replica that failed
 	// fence of the fetch that failed or, if resolved, of a later success.
@@ -27,22 +28,24 @@ type lastFailure struct {
 type storedFailure struct {
 	Form     int       `json:"v"` // storedTroubleForm, which numbers the classes
 	Class    idp.Class `json:"class"`
+	Version  string    `json:"version"`
 	Message  string    `json:"message"`
 	At       time.Time `json:"at"`
 	Resolved bool      `json:"resolved,omitempty"`
 }
 
 func (f *lastFailure) put(key string) store.Put {
-	value, err := json.Marshal(storedFailure{storedTroubleForm, f.class, f.message, f.at, f.resolved})
+	value, err := json.Marshal(storedFailure{storedTroubleForm, f.class, f.version, f.message, f.at, f.resolved})
 	if err != nil {
 		panic("broker: strings and times that JSON cannot hold")
 	}
 	return store.Put{Key: key, Number: f.fence, Value: value, TTL: failureMemory}
 }
 
-// failedAs remembers a failure and returns it for the other replicas.
-func (c *client) failedAs(t *trouble) store.Put {
-	f := &lastFailure{class: t.class, message: t.err.Message, at: t.at, fence: t.fence}
+// failedAs remembers a failure with a version of the secret, and returns it for the
+// other replicas.
+func (c *client) failedAs(t *trouble, version string) store.Put {
+	f := &lastFailure{class: t.class, version: version, message: t.err.Message, at: t.at, fence: t.fence}
 	c.adoptFailure(f)
 	return f.put(c.keys.failed)
 }
@@ -66,7 +69,7 @@ func (c *client) sawFailure(found store.Entry) {
 	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
 		return
 	}
-	c.adoptFailure(&lastFailure{class: s.Class, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
+	c.adoptFailure(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
 }
 
 // adoptFailure keeps the newer of two failures, by fence.
@@ -91,6 +94,12 @@ func (c *client) unresolved() *lastFailure {
 		return nil
 	}
 	return f
+}
+
+// counts reports whether a failure is one of the client, and not only that of a new
+// secret that was refused when it was proved.
+func (f *lastFailure) counts(u *usable) bool {
+	return f != nil && (f.class != idp.CredentialRefused || u.current == nil || f.version == u.current.ID)
 }
 
 // recovered reports whether the fleet has fetched a token since every failure that

@@ -88,6 +88,9 @@ func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
 		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
 		time.Sleep(time.Hour)
 		for i := range r.all {
+			if got := r.status(i).State; got == broker.ClientRefused || got == broker.ClientFailing {
+				t.Errorf("replica %d: state %v although the current secret works", i, got)
+			}
 			for _, v := range r.status(i).Versions {
 				if refused := v.ID == idOf("wrong"); refused != !v.RefusedAt.IsZero() {
 					t.Errorf("replica %d: version %s, %v, was refused at %v", i, v.ID, v.State, v.RefusedAt)
