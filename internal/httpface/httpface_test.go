@@ -377,7 +377,7 @@ func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
 		"a folded header":          {"GET " + need + host + " X: y\r\n\r\n", "400"},
 		"no host":                  {"GET " + need + " HTTP/1.1\r\n\r\n", "400"},
 		"two hosts":                {"GET " + need + host + "Host: c\r\n\r\n", "400"},
-		"a large header":           {"GET " + need + host + "X: " + strings.Repeat("x", 32<<10) + "\r\n\r\n", "431"},
+		"a large header":           {"GET " + need + host + "X: " + strings.Repeat("x", 48<<10) + "\r\n\r\n", "431"},
 		"HTTP/2":                   {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "404"},
 	} {
 		if status, closed := f.raw(t, tt.text); status != tt.status || !closed {
