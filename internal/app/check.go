@@ -32,9 +32,9 @@ type Finding struct {
 }
 
 // Check tries what the configuration names: certificates, secrets, the store, the token
-// endpoints of clients, the keys of issuers, introspection and, if mint is set, a
-// token for each client that is not only there to ask about tokens. It tells each finding as it comes. The error means that nothing could
-// be tried.
+// endpoints of clients, the keys of issuers, introspection and, if mint is set, a token
+// for each client that does not only introspect. It reports each finding as it comes.
+// The error means that nothing could be tried.
 func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
 	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
 	assembled, err := assemble(config, opts.Transport, told)
