@@ -34,7 +34,7 @@ type world struct {
 	says, bSays    *josetest.Signer // of A and of B: Ed25519 keys that say EdDSA
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *world {
 	w := &world{
 		rs: josetest.New(t, "RS256", "rs"), ps: josetest.New(t, "PS256", "ps"), es: josetest.New(t, "ES256", "es"), ed: josetest.New(t, "EdDSA", "ed"),
 		p384: josetest.New(t, "ES384", "p384"), twin1: josetest.New(t, "ES256", "twin"), twin2: josetest.New(t, "EdDSA", "twin"),
@@ -54,9 +54,13 @@ func newWorld(t *testing.T) *world {
 		jsonObject{"kid": "x5c", "kty": "RSA", "x5c": []string{"MIIB"}}, "not a key", nil,
 	}
 	w.web = sites{"a.example": serve(josetest.Marshal(jsonObject{"keys": entries})), "b.example": serve(josetest.Set(w.bRS.JWK(), w.bEd.JWK(), w.bSays.JWK(jsonObject{"alg": "EdDSA"})))}
-	b := configOf(issuerB)
+	a, b := configOf(issuerA), configOf(issuerB)
 	b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, []string{"scp"}, []string{"RS256", "Ed25519"}, time.Hour
-	w.v = load(t, newVerifier(t, w.web, configOf(issuerA), b))
+	for _, c := range change {
+		c(&a)
+		c(&b)
+	}
+	w.v = load(t, newVerifier(t, w.web, a, b))
 	return w
 }
 
@@ -408,12 +412,17 @@ func claimAttacks(w *world) []attack {
 	return append(all, attack{"C9 no sub", w.with(jsonObject{"sub": nil, "email": "alice@example.com"}), "bad_claims"})
 }
 
+// attacks is the whole catalogue.
+func (w *world) attacks(t *testing.T) []attack {
+	return slices.Concat(formAttacks(w), headerAttacks(t, w), claimAttacks(w))
+}
+
 func TestAttacks(t *testing.T) {
 	var attacks []attack
 	var got []string
 	synctest.Test(t, func(t *testing.T) { // where no time passes, however long it takes
 		w := newWorld(t)
-		attacks = slices.Concat(formAttacks(w), headerAttacks(t, w), claimAttacks(w))
+		attacks = w.attacks(t)
 		before := w.web["a.example"].fetches() + w.web["b.example"].fetches()
 		for _, a := range attacks {
 			got = append(got, outcome(t, w.v, a.token, verify.Request{Scopes: scopesOf(a)}))

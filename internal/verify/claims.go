@@ -18,13 +18,15 @@ import (
 type Facts struct {
 	// Issuer is the iss claim, as configured.
 	Issuer string
-	// Subject is the sub claim, never empty; where the issuer names none for an
-	// opaque token, the ClientID. An identity is the pair (Issuer, Subject).
-	Subject string
+	// Subject is the claim that SubjectType names, never empty. An identity is the
+	// triple (Issuer, SubjectType, Subject).
+	Subject     string
+	SubjectType SubjectType
 	// ClientID is the client_id claim; else azp; else cid or appid, where Okta and
 	// Entra ID have it. May be empty.
 	ClientID string
-	// Audience is the aud claim as a list; may be empty.
+	// Audience is the aud claim as a list, or what [IssuerConfig.MissingAudience]
+	// names if the token has no aud; may be empty.
 	Audience []string
 	// Scopes are those of the issuer's scope claim; may be empty.
 	Scopes []string
@@ -46,6 +48,31 @@ type Facts struct {
 	typ     string // the header's typ; the token_type of an opaque token
 	access  bool   // has a claim that only access tokens have
 	purpose string // what the claims show it to be instead; empty: nothing
+	noAud   bool   // the token has no aud: Audience stands for it
+}
+
+// SubjectType names the claim that is the subject. The numbers are those of the API.
+type SubjectType int
+
+const (
+	_ SubjectType = iota
+	// SubjectSub: the subject is the sub claim.
+	SubjectSub
+	// SubjectClientID: the token has no sub, and the subject is the client_id claim.
+	// A user of the same name is somebody else.
+	SubjectClientID
+)
+
+// String returns the name of the claim.
+func (t SubjectType) String() string {
+	switch t {
+	case SubjectSub:
+		return "sub"
+	case SubjectClientID:
+		return "client_id"
+	default:
+		return ""
+	}
 }
 
 // clone returns a copy that shares nothing that can be changed.
@@ -77,9 +104,9 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 	r := reader{claims: claims}
 	f := &Facts{
 		Issuer:       c.Issuer,
-		Subject:      r.required("sub"),
+		Subject:      r.text("sub"),
+		SubjectType:  SubjectSub,
 		ClientID:     r.text("client_id"),
-		Audience:     r.audience(),
 		Scopes:       r.scopes(c.ScopeClaim...),
 		IssuedAt:     r.time("iat"),
 		NotBefore:    r.time("nbf"),
@@ -89,9 +116,11 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		Claims:       payload,
 		keyless:      header.KeyID == "",
 		typ:          header.Type,
-		access:       accessToken(claims, c.ScopeClaim),
-		purpose:      otherPurpose(claims),
+		access:       accessToken(claims, c.accessTokenClaims(c.ScopeClaim...)),
+		purpose:      otherPurpose(claims, c.IDTokenClaims),
 	}
+	r.audience(f, c.MissingAudience)
+	r.subject(f, c.MissingSubject && !claims.Has("sub"))
 	if f.ClientID == "" {
 		f.ClientID = r.text("azp")
 	}
@@ -126,12 +155,19 @@ func (r *reader) text(name string) string {
 	return text
 }
 
-func (r *reader) required(name string) string {
-	text := r.text(name)
-	if text == "" {
-		r.fail(fmt.Errorf("its %s is missing or empty", name))
+// subject completes the subject of facts that have the claims sub and client_id. If
+// missing is set, client_id stands for sub.
+func (r *reader) subject(f *Facts, missing bool) {
+	if missing {
+		f.Subject, f.SubjectType = f.ClientID, SubjectClientID
 	}
-	return text
+	switch {
+	case f.Subject != "":
+	case missing:
+		r.fail(errors.New("its sub and client_id are missing or empty"))
+	default:
+		r.fail(errors.New("its sub is missing or empty"))
+	}
 }
 
 func (r *reader) list(name string) []string {
@@ -142,19 +178,30 @@ func (r *reader) list(name string) []string {
 	return list
 }
 
-// audience is one string, or an array of them (RFC 7519 section 4.1.3).
-func (r *reader) audience() []string {
-	if !r.claims.Has("aud") {
-		return nil
+// audience sets the audience of f. A token whose aud is null has none, and nothing
+// stands for it.
+func (r *reader) audience(f *Facts, missing MissingAudience) {
+	f.noAud = !r.claims.Has("aud")
+	switch {
+	case !f.noAud:
+		f.Audience = r.audienceIn("aud")
+	case missing.Value != "":
+		f.Audience = []string{missing.Value}
+	case missing.Claim != "" && r.claims.Has(missing.Claim) && !r.claims.IsNull(missing.Claim):
+		f.Audience = r.audienceIn(missing.Claim)
 	}
+}
+
+// audienceIn reads one string, or an array of them (RFC 7519 section 4.1.3).
+func (r *reader) audienceIn(claim string) []string {
 	var list []string
-	if r.claims.IsArray("aud") {
-		list = r.list("aud")
+	if r.claims.IsArray(claim) {
+		list = r.list(claim)
 	} else {
-		list = []string{r.text("aud")}
+		list = []string{r.text(claim)}
 	}
 	if len(list) == 0 || slices.Contains(list, "") {
-		r.fail(errors.New("its aud is empty, or holds what is"))
+		r.fail(fmt.Errorf("its %s is empty or contains an empty string", claim))
 	}
 	return list
 }
@@ -231,26 +278,21 @@ func (r *reader) expiry() time.Time {
 	return exp
 }
 
-// accessToken looks for claims that issuers put into access tokens and not into
-// ID tokens: besides the standard ones, those of Okta, Entra ID, Auth0 and
-// Kubernetes. A scope claim of another name, such as roles, is none: ID tokens may
-// have it, too.
-func accessToken(claims jose.Object, scopeClaim []string) bool {
-	holds := func(name string) bool { return claims.Has(name) && !claims.IsNull(name) }
-	return isScopeClaim(scopeClaim) && holds(scopeClaim[0]) || slices.ContainsFunc([]string{
-		"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io",
-	}, holds)
+// accessToken reports whether a token has one of the claims that mark access tokens.
+func accessToken(claims jose.Object, marks []string) bool {
+	return slices.ContainsFunc(marks, func(name string) bool { return claims.Has(name) && !claims.IsNull(name) })
 }
 
-// otherPurpose recognizes tokens that are not access tokens by what only they
-// hold, a null included, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
+// otherPurpose recognizes tokens that are not access tokens by the claims that only
+// they have, a null included, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
 // a token is for.
-func otherPurpose(claims jose.Object) string {
+func otherPurpose(claims jose.Object, idTokenClaims []string) string {
 	use, hasUse, err := claims.Text("token_use")
 	typ, _, _ := claims.Text("typ") // of another kind: it is none of these
+	mark := slices.IndexFunc(idTokenClaims, claims.Has)
 	switch {
-	case claims.Has("at_hash") || claims.Has("c_hash"): // OpenID Connect Core sections 3.1.3.6 and 3.3.2.11
-		return "an ID token"
+	case mark >= 0:
+		return "an ID token (it has the claim " + idTokenClaims[mark] + ")"
 	case claims.Has("events"): // RFC 8417
 		return "a security event, such as a logout token"
 	case claims.Has("htm") || claims.Has("htu"): // RFC 9449

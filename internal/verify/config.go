@@ -84,6 +84,18 @@ type IssuerConfig struct {
 	ScopeClaim []string
 	// AllowNullClaims takes nbf and the scope claim for absent where they are null.
 	AllowNullClaims bool
+	// MissingAudience says what stands for the audience of a token without aud. Zero:
+	// nothing. It never applies to tokens that identify callers.
+	MissingAudience MissingAudience
+	// MissingSubject lets the client_id claim stand for the subject of a JWT without
+	// sub; see [SubjectClientID]. The answers of introspection need no leave for that.
+	MissingSubject bool
+	// IDTokenClaims mark ID tokens: a token other than at+jwt must have none of them.
+	// Empty: at_hash and c_hash.
+	IDTokenClaims []string
+	// AccessTokenClaims mark access tokens: a token other than at+jwt must have one of
+	// them. Empty: the claim of the scopes, and [DefaultAccessTokenClaims].
+	AccessTokenClaims []string
 	// Leeway is how far the issuer's clock may be off, at most 60 s. Zero: 30 s.
 	// Negative: not at all.
 	Leeway time.Duration
@@ -104,6 +116,34 @@ type IssuerConfig struct {
 // maxScopePath is less than how deep claims may be nested.
 const maxScopePath = 4
 
+// MissingAudience says what stands for the audience of a token without aud: a claim, a
+// string or an array of strings, or a fixed value. At most one of the two is set.
+type MissingAudience struct{ Claim, Value string }
+
+// DefaultIDTokenClaims are the claims that bind an ID token to an access token or a code
+// (OpenID Connect Core sections 3.1.3.6 and 3.3.2.11).
+func DefaultIDTokenClaims() []string { return []string{"at_hash", "c_hash"} }
+
+// DefaultAccessTokenClaims are claims that issuers put into access tokens and not into
+// ID tokens: besides the standard ones, those of Okta, Entra ID, Auth0 and Kubernetes.
+func DefaultAccessTokenClaims() []string {
+	return []string{"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io"}
+}
+
+// accessTokenClaims returns the claims that mark access tokens. A scope claim of another
+// name than the usual ones, such as roles, is none by default: ID tokens may have it,
+// too.
+func (c *IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
+	switch {
+	case len(c.AccessTokenClaims) > 0:
+		return c.AccessTokenClaims
+	case isScopeClaim(scopeClaim):
+		return append(DefaultAccessTokenClaims(), scopeClaim[0])
+	default:
+		return DefaultAccessTokenClaims()
+	}
+}
+
 // MaxLeeway is the longest leeway: a token may be good for so long after it
 // expired.
 const MaxLeeway = time.Minute
@@ -122,6 +162,9 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 	}
 	if len(c.ScopeClaim) == 0 {
 		c.ScopeClaim = []string{"scope"}
+	}
+	if len(c.IDTokenClaims) == 0 {
+		c.IDTokenClaims = DefaultIDTokenClaims()
 	}
 	c.Leeway = max(orDefault(c.Leeway, 30*time.Second), 0)
 	c.MaxLifetime = orDefault(c.MaxLifetime, 24*time.Hour)
@@ -159,10 +202,32 @@ func (c IssuerConfig) check() error {
 	case len(c.ScopeClaim) > maxScopePath:
 		return fmt.Errorf("its scope claim is nested deeper than %d", maxScopePath)
 	}
+	if err := c.checkClaims(); err != nil {
+		return err
+	}
 	if err := c.Introspection.check(); err != nil {
 		return err
 	}
 	return c.checkTimes()
+}
+
+func (c IssuerConfig) checkClaims() error {
+	switch {
+	case c.MissingAudience.Claim != "" && c.MissingAudience.Value != "":
+		return errors.New("both a claim and a value stand for a missing audience; choose one")
+	case slices.Contains(c.IDTokenClaims, "") || slices.Contains(c.AccessTokenClaims, ""):
+		return errors.New("one of the claims that mark its tokens is empty")
+	}
+	return CheckAudienceClaim(c.MissingAudience.Claim)
+}
+
+// CheckAudienceClaim returns an error if a claim says something else than an audience
+// in every token, so that it cannot stand for one.
+func CheckAudienceClaim(claim string) error {
+	if slices.Contains([]string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"}, claim) {
+		return fmt.Errorf("the claim %s cannot stand for a missing aud; name a claim that says whom the token is for, such as client_id", claim)
+	}
+	return nil
 }
 
 func (c IssuerConfig) checkSource() error {

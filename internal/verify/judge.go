@@ -22,7 +22,7 @@ func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := judgeAudience(f, accepted); err != nil {
+	if err := judgeAudience(f, accepted, req.Caller); err != nil {
 		return err
 	}
 	for _, scope := range req.Scopes {
@@ -110,14 +110,16 @@ func acceptedAudiences(c *IssuerConfig, req Request) ([]string, error) {
 	return accepted, nil
 }
 
-func judgeAudience(f *Facts, accepted []string) error {
+// judgeAudience accepts no audience that stands for a missing aud from a caller: the
+// audience of a caller's token is what shows that the token is meant for the broker.
+func judgeAudience(f *Facts, accepted []string, fromCaller bool) error {
+	if len(f.Audience) == 0 || f.noAud && fromCaller {
+		return reject(WrongAudience, "The token names no audience (aud); it must be for %s.", shortenAll(accepted))
+	}
 	for _, audience := range f.Audience {
 		if slices.Contains(accepted, audience) {
 			return nil
 		}
-	}
-	if len(f.Audience) == 0 {
-		return reject(WrongAudience, "The token names no audience (aud); it must be for %s.", shortenAll(accepted))
 	}
 	return reject(WrongAudience, "The token is for %s; it must be for %s. Audiences are compared byte by byte.",
 		shortenAll(f.Audience), shortenAll(accepted))

@@ -2,7 +2,6 @@ package verify
 
 import (
 	"container/list"
-	"errors"
 	"strings"
 	"time"
 
@@ -21,32 +20,28 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 	claims = claims.WithoutNulls("client_id", "scope", "iat", "nbf", "exp", "jti", "token_type", "iss")
 	r := reader{claims: claims}
 	f := &Facts{
-		Issuer:    c.Issuer,
-		Subject:   r.text("sub"),
-		ClientID:  r.text("client_id"),
-		Audience:  r.audience(),
-		Scopes:    r.scopes("scope"),
-		IssuedAt:  r.time("iat"),
-		NotBefore: r.time("nbf"),
-		TokenID:   r.text("jti"),
-		Claims:    members,
-		opaque:    true,
-		typ:       r.text("token_type"),
-		access:    accessToken(claims, []string{"scope"}),
-		purpose:   otherPurpose(claims),
+		Issuer:      c.Issuer,
+		Subject:     r.text("sub"),
+		SubjectType: SubjectSub,
+		ClientID:    r.text("client_id"),
+		Scopes:      r.scopes("scope"),
+		IssuedAt:    r.time("iat"),
+		NotBefore:   r.time("nbf"),
+		TokenID:     r.text("jti"),
+		Claims:      members,
+		opaque:      true,
+		typ:         r.text("token_type"),
+		access:      accessToken(claims, c.accessTokenClaims("scope")),
+		purpose:     otherPurpose(claims, c.IDTokenClaims),
 	}
+	r.audience(f, c.MissingAudience)
+	// A client's own token is the client's (RFC 9068 section 2.2).
+	r.subject(f, f.Subject == "" && !claims.IsNull("sub"))
 	f.Confirmation = r.confirmation(f.typ)
 	if claims.Has("exp") || defaultLifetime == 0 {
 		f.ExpiresAt = r.expiry()
 	} else {
 		f.ExpiresAt = askedAt.Add(defaultLifetime)
-	}
-	// A client's own token is the client's (RFC 9068 section 2.2).
-	if f.Subject == "" {
-		f.Subject = f.ClientID
-	}
-	if f.Subject == "" {
-		r.fail(errors.New("its sub and client_id are missing or empty"))
 	}
 	iss := r.text("iss")
 	switch {

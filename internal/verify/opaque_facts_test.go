@@ -30,7 +30,7 @@ func TestFactsOfAnOpaqueToken(t *testing.T) {
 			t.Fatal(result.Rejection, err)
 		}
 		want := &verify.Facts{
-			Issuer: issuerA, Subject: "alice", ClientID: "app", Audience: []string{"other", audience}, Scopes: []string{"read", "write"},
+			Issuer: issuerA, Subject: "alice", SubjectType: verify.SubjectSub, ClientID: "app", Audience: []string{"other", audience}, Scopes: []string{"read", "write"},
 			IssuedAt: now, NotBefore: now.Add(-time.Minute), ExpiresAt: now.Add(10 * time.Minute), TokenID: "id-1",
 			Confirmation: &verify.Confirmation{JKT: "dpop"}, Claims: answer,
 		}

@@ -70,7 +70,7 @@ type Request struct {
 	Issuers map[string][]string
 	// Caller: the token is to prove who calls the broker, and Audience is the broker. An
 	// opaque token is refused: no issuer is asked about it. A JWT needs no claim that only
-	// access tokens have, because it is for nobody else.
+	// access tokens have, because it is for nobody else; nothing stands for its aud.
 	Caller bool
 }
 
