@@ -62,9 +62,9 @@ type IssuerConfig struct {
 	// HTTP fetches the JWK set. It is made by [discovery.Network.ClientFor], for
 	// JWKSURL or else for the issuer. Nil: Config.HTTP.
 	HTTP *http.Client
-	// Introspection asks the issuer about opaque tokens. At most one issuer has
-	// it: a token that does not name its issuer is shown to no other. Nil: tokens
-	// of this issuer are JWTs.
+	// Introspection asks the issuer about opaque tokens. If several issuers have it,
+	// each request must say which of them to ask: see [Request]. Nil: tokens of this
+	// issuer are JWTs.
 	Introspection *Introspection
 
 	// Audiences: a token must be for one of these, where a caller names none.
@@ -287,6 +287,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 	}
 	v := &Verifier{
 		byName:      map[string]*issuer{},
+		opaque:      map[string]*opaqueTokens{},
 		cache:       before.cache,
 		cacheBytes:  orDefault(cfg.CacheBytes, defaultCacheBytes),
 		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
@@ -316,13 +317,8 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 		if c.Introspection == nil {
 			continue
 		}
-		switch {
-		case v.opaque != nil:
-			return nil, fmt.Errorf("issuer %q: the issuer %q has introspection already, and an opaque token does not say whose it is", c.Issuer, v.opaque.issuer.cfg.Issuer)
-		case before.opaque != nil && before.opaque.issuer == i:
-			v.opaque = before.opaque
-		default:
-			v.opaque = newOpaqueTokens(i, cfg.Logger, metrics)
+		if v.opaque[c.Issuer] = before.opaque[c.Issuer]; v.opaque[c.Issuer] == nil || v.opaque[c.Issuer].issuer != i {
+			v.opaque[c.Issuer] = newOpaqueTokens(i, cfg.Logger, metrics)
 		}
 	}
 	return v, nil

@@ -127,8 +127,7 @@ func bearable(token string) bool {
 	return text != "" && !strange && len(token) <= jose.MaxTokenSize && text[0] != '.' && text[len(text)-1] != '.'
 }
 
-// opaqueTokens knows what their one issuer says of the tokens that only it can
-// read.
+// opaqueTokens knows what one issuer says of the tokens that only it can read.
 type opaqueTokens struct {
 	issuer  *issuer
 	cfg     Introspection // with its defaults
@@ -185,12 +184,9 @@ func newOpaqueTokens(i *issuer, logger *slog.Logger, metrics *metrics) *opaqueTo
 
 // establish returns the facts that the issuer vouches for, and until when its
 // answer is used. They are to be judged as those of a JWT are.
-func (o *opaqueTokens) establish(ctx context.Context, presented redact.String, pin string) (*issuer, *Facts, time.Time, error) {
-	switch {
-	case !bearable(presented.Reveal()):
+func (o *opaqueTokens) establish(ctx context.Context, presented redact.String) (*issuer, *Facts, time.Time, error) {
+	if !bearable(presented.Reveal()) {
 		return nil, nil, time.Time{}, reject(Malformed, "The token is malformed: it is neither a JWT nor made of the characters of a bearer token (RFC 6750 section 2.1), or it is too long.")
-	case pin != "" && pin != o.issuer.cfg.Issuer:
-		return nil, nil, time.Time{}, reject(UnknownIssuer, "The token is opaque, and the issuer asked for is not the one that is asked about opaque tokens.")
 	}
 	found, err := o.opinionOf(ctx, presented)
 	switch {

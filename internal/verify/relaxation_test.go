@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -227,5 +228,76 @@ func TestMarksOfTokens(t *testing.T) {
 				t.Errorf("an opaque token: %s", got)
 			}
 		})
+	}
+}
+
+// An opaque token is shown to the issuer that the request names, and to no other.
+func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
+	var seen []string
+	endpoint := func(name string) says {
+		return func(_ context.Context, token string) (bool, []byte, error) {
+			seen = append(seen, name)
+			return true, members(jsonObject{"iss": nil, "sub": name}), nil
+		}
+	}
+	a, b, c := configOf(issuerA), configOf(issuerB), configOf("https://c.example")
+	a.Introspection, b.Introspection = &verify.Introspection{Endpoint: endpoint("a")}, &verify.Introspection{Endpoint: endpoint("b")}
+	onlyA := map[string][]string{issuerA: nil}
+	onlyC := map[string][]string{"https://c.example": nil}
+	for name, tt := range map[string]struct {
+		token string
+		req   verify.Request
+		want  string
+		asked string
+	}{
+		"no issuer is named":                 {"opaque", verify.Request{}, "unknown_issuer", ""},
+		"the first":                          {"opaque", verify.Request{Issuer: issuerA}, "active", "a"},
+		"the second":                         {"opaque", verify.Request{Issuer: issuerB}, "active", "b"},
+		"by the listener":                    {"opaque", verify.Request{OpaqueIssuer: issuerB}, "active", "b"},
+		"by the request, not the listener":   {"opaque", verify.Request{Issuer: issuerA, OpaqueIssuer: issuerB}, "active", "a"},
+		"one without introspection":          {"opaque", verify.Request{Issuer: "https://c.example"}, "unknown_issuer", ""},
+		"without, and a listener":            {"opaque", verify.Request{Issuer: "https://c.example", OpaqueIssuer: issuerA}, "unknown_issuer", ""},
+		"one that does not exist":            {"opaque", verify.Request{Issuer: "https://d.example"}, "unknown_issuer", ""},
+		"one that the caller may not ask":    {"opaque", verify.Request{Issuer: issuerB, Issuers: onlyA}, "unknown_issuer", ""},
+		"the caller may ask one of them":     {"opaque", verify.Request{Issuers: onlyA}, "unknown_issuer", ""},
+		"the caller may ask none of them":    {"opaque", verify.Request{Issuer: issuerA, Issuers: onlyC}, "malformed", ""},
+		"a token that claims to be of A":     {"eyJhbGciOiJkaXIifQ." + josetest.Base64([]byte(`{"iss":"`+issuerA+`"}`)) + ".x.x.x", verify.Request{}, "unknown_issuer", ""},
+		"a JWT by form":                      {"eyJhbGciOiJub25lIn0.e30.AA", verify.Request{Issuer: issuerA}, "unknown_issuer", ""},
+		"the JWT of a caller":                {"opaque", verify.Request{Issuer: issuerA, FromCaller: true}, "malformed", ""},
+		"not made of a token's characters":   {"op aque", verify.Request{Issuer: issuerA}, "malformed", ""},
+		"the listener's, which is not had":   {"opaque", verify.Request{OpaqueIssuer: "https://c.example"}, "unknown_issuer", ""},
+		"the listener's, without leave":      {"opaque", verify.Request{OpaqueIssuer: issuerB, Issuers: onlyA}, "unknown_issuer", ""},
+		"the listener's with a JWT":          {"eyJhbGciOiJub25lIn0.e30.AA", verify.Request{OpaqueIssuer: issuerA}, "unknown_issuer", ""},
+		"the issuer with a slash at its end": {"opaque", verify.Request{Issuer: issuerA + "/"}, "unknown_issuer", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen = nil
+			v := newVerifier(t, serve(nil), a, b, c)
+			got := outcome(t, v, tt.token, tt.req)
+			asked := ""
+			for _, name := range seen {
+				asked += name
+			}
+			if got != tt.want || asked != tt.asked {
+				t.Errorf("%s, asked %q; want %s, %q", got, asked, tt.want, tt.asked)
+			}
+		})
+	}
+}
+
+// The answer of one issuer about a token is not that of another.
+func TestOpaqueTokenIsJudgedByEachIssuerAlone(t *testing.T) {
+	v := func() *verify.Verifier {
+		a, b := configOf(issuerA), configOf(issuerB)
+		a.Introspection = &verify.Introspection{Endpoint: saying(func() []byte { return members() })}
+		b.Introspection = &verify.Introspection{Endpoint: says(func(context.Context, string) (bool, []byte, error) { return false, nil, nil })}
+		return newVerifier(t, serve(nil), a, b)
+	}()
+	for range 2 {
+		for issuer, want := range map[string]string{issuerA: "active", issuerB: "inactive"} {
+			if got := outcome(t, v, "opaque", verify.Request{Issuer: issuer}); got != want {
+				t.Errorf("%s: %s, want %s", issuer, got, want)
+			}
+		}
 	}
 }

@@ -10,9 +10,9 @@
 //	claims     of the right kind, once the signature holds
 //	judgement  type, time, audience, scopes: on every call
 //
-// An opaque token has no form to judge and no signature: one issuer at most is
-// asked about it ([Introspection]), and what that says takes the place of the
-// claims.
+// An opaque token has no form to judge and no signature: the one issuer that the
+// request names is asked about it ([Introspection]), and its answer takes the place
+// of the claims.
 //
 // The first four tell a caller nothing that is not in the token for all to see,
 // and nothing is said of the claims before the signature holds. What the steps
@@ -25,6 +25,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ import (
 type Verifier struct {
 	issuers     []*issuer
 	byName      map[string]*issuer
-	opaque      *opaqueTokens // nil: no issuer has introspection
+	opaque      map[string]*opaqueTokens // by issuer, those with introspection
 	cache       *factsCache
 	cacheBytes  int64
 	maxValidity time.Duration
@@ -64,6 +65,9 @@ type Request struct {
 	Scopes []string
 	// Issuer: the token must be of this one. Empty: any that is configured.
 	Issuer string
+	// OpaqueIssuer is asked about an opaque token if Issuer is empty. If both are empty
+	// and several issuers have introspection, opaque tokens are refused.
+	OpaqueIssuer string
 	// Issuers are those that there are for whoever asks, each with the audiences
 	// that it may be asked about, sorted; nil audiences: any. Nil: all that are
 	// configured, with any audience.
@@ -120,11 +124,44 @@ func (v *Verifier) establish(ctx context.Context, presented redact.String, req *
 	if len(presented.Reveal()) > v.maxToken {
 		return nil, nil, time.Time{}, malformed(fmt.Errorf("it is longer than the %d bytes that limits.token_kib allows", v.maxToken))
 	}
-	if v.opaque != nil && !req.Caller && req.admits(v.opaque.issuer.cfg.Issuer) && isOpaque(presented) {
-		return v.opaque.establish(ctx, presented, req.Issuer)
+	if len(v.opaque) == 0 || req.Caller || !v.introspects(req) || !isOpaque(presented) {
+		return v.establishJWT(ctx, presented, req)
 	}
-	return v.establishJWT(ctx, presented, req)
+	asked, err := v.introspected(req)
+	if err != nil {
+		return nil, nil, time.Time{}, err
+	}
+	return asked.establish(ctx, presented)
 }
+
+// introspects reports whether one of the issuers that req admits has introspection.
+func (v *Verifier) introspects(req *Request) bool {
+	for name := range v.opaque {
+		if req.admits(name) {
+			return true
+		}
+	}
+	return false
+}
+
+// introspected returns the issuer to ask about an opaque token. The token does not say
+// which issuer that is, and no other issuer may see it: so the request must say it,
+// unless there is only one.
+func (v *Verifier) introspected(req *Request) (*opaqueTokens, error) {
+	name := cmp.Or(req.Issuer, req.OpaqueIssuer)
+	if name == "" && len(v.opaque) > 1 {
+		return nil, reject(UnknownIssuer, "The token is opaque, several issuers have introspection, and the request does not say which of them issued it: name the issuer in the request.")
+	}
+	for issuer, asked := range v.opaque {
+		if (name == "" || name == issuer) && req.admits(issuer) {
+			return asked, nil
+		}
+	}
+	return nil, reject(UnknownIssuer, "The token is opaque, and the issuer that the request names has no introspection.")
+}
+
+// Introspecting returns how many issuers have introspection.
+func (v *Verifier) Introspecting() int { return len(v.opaque) }
 
 // answer judges established facts.
 func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req Request, now time.Time) (Result, error) {
