@@ -13,8 +13,10 @@ import (
 // Claims are what a verified token says. Claims that a [Verifier] gives are
 // shared by all who ask about the token: do not change them.
 type Claims struct {
-	// Issuer and Subject together identify whom the token speaks of.
+	// Issuer, SubjectType and Subject together identify whom the token speaks of: a
+	// client and a user may have the same name.
 	Issuer, Subject string
+	SubjectType     SubjectType
 	// ClientID of the client that the token was issued to; may be empty.
 	ClientID string
 	Audience []string
@@ -33,6 +35,30 @@ type Claims struct {
 	Confirmation *Confirmation
 	// ValidUntil is how long this answer may be kept.
 	ValidUntil time.Time
+}
+
+// SubjectType names the claim that the subject of a token is.
+type SubjectType string
+
+// The claims.
+const (
+	SubjectSub SubjectType = "sub"
+	// SubjectClientID: the token has no sub, and was issued to a client that acts for
+	// itself.
+	SubjectClientID SubjectType = "client_id"
+)
+
+func subjectTypeOf(t tokenbrokerv1.SubjectType) SubjectType {
+	switch t {
+	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_SUB:
+		return SubjectSub
+	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_CLIENT_ID:
+		return SubjectClientID
+	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_UNSPECIFIED:
+		return "" // of a broker that is older than the field
+	default:
+		return SubjectType(t.String())
+	}
 }
 
 // Confirmation names the keys that a sender-constrained token is bound to. The
@@ -190,6 +216,7 @@ func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims
 		JSON:       resp.GetClaimsJson(),
 		ValidUntil: resp.GetValidUntil().AsTime(),
 
+		SubjectType:  subjectTypeOf(resp.GetSubjectType()),
 		Confirmation: confirmationOf(resp.GetConfirmation()),
 	}
 	if at := resp.GetIssuedAt(); at != nil {

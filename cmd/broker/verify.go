@@ -149,20 +149,25 @@ func bound(to *client.Confirmation) *client.RejectedError {
 func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
 	if asJSON {
 		return printJSON(cmd, struct {
-			Active     bool            `json:"active"`
-			Issuer     string          `json:"issuer"`
-			Subject    string          `json:"subject"`
-			ClientID   string          `json:"client_id,omitempty"`
-			Audience   []string        `json:"audience"`
-			Scopes     []string        `json:"scopes"`
-			IssuedAt   time.Time       `json:"issued_at,omitzero"`
-			ExpiresAt  time.Time       `json:"expires_at"`
-			TokenID    string          `json:"token_id,omitempty"`
-			ValidUntil time.Time       `json:"valid_until"`
-			Claims     json.RawMessage `json:"claims"`
-		}{true, c.Issuer, c.Subject, c.ClientID, c.Audience, c.Scopes, c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
+			Active      bool               `json:"active"`
+			Issuer      string             `json:"issuer"`
+			Subject     string             `json:"subject"`
+			SubjectType client.SubjectType `json:"subject_type,omitempty"`
+			ClientID    string             `json:"client_id,omitempty"`
+			Audience    []string           `json:"audience"`
+			Scopes      []string           `json:"scopes"`
+			IssuedAt    time.Time          `json:"issued_at,omitzero"`
+			ExpiresAt   time.Time          `json:"expires_at"`
+			TokenID     string             `json:"token_id,omitempty"`
+			ValidUntil  time.Time          `json:"valid_until"`
+			Claims      json.RawMessage    `json:"claims"`
+		}{true, c.Issuer, c.Subject, c.SubjectType, c.ClientID, c.Audience, c.Scopes, c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
+	}
+	subject := escape.Text(c.Subject)
+	if c.SubjectType == client.SubjectClientID {
+		subject += " (the client_id: the token has no sub)"
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "active\n  issuer   %s\n  subject  %s\n  audience %s\n  scopes   %s\n  expires  %s\n",
-		escape.Text(c.Issuer), escape.Text(c.Subject), escape.Text(strings.Join(c.Audience, " ")), escape.Text(strings.Join(c.Scopes, " ")), c.ExpiresAt.Format(time.RFC3339))
+		escape.Text(c.Issuer), subject, escape.Text(strings.Join(c.Audience, " ")), escape.Text(strings.Join(c.Scopes, " ")), c.ExpiresAt.Format(time.RFC3339))
 	return err
 }

@@ -42,6 +42,7 @@ type line struct {
 	Degraded     bool     `json:"degraded,omitempty"`
 	Issuer       string   `json:"issuer,omitempty"`
 	Subject      string   `json:"subject,omitempty"`
+	SubjectType  string   `json:"subject_type,omitempty"`
 	ClientID     string   `json:"client_id,omitempty"`
 	TokenID      string   `json:"token_id,omitempty"`
 	Revocation   string   `json:"revocation,omitempty"`
@@ -81,7 +82,7 @@ func expected(t testing.TB, replica string, e *audit.Event, now time.Time) strin
 		Caller: e.Caller, Peer: e.Peer, Action: e.Action, Reason: e.Reason, Detail: e.Detail,
 		Client: e.Client, Audience: e.Audience, Resources: e.Resources, Scopes: e.Scopes, Granted: e.Granted,
 		TokenSHA256: digest(e.TokenSHA256), ExpiresAt: at(e.ExpiresAt), IssuedBefore: at(e.IssuedBefore),
-		Source: e.Source, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, ClientID: e.ClientID, TokenID: e.TokenID,
+		Source: e.Source, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, SubjectType: e.SubjectType, ClientID: e.ClientID, TokenID: e.TokenID,
 		Revocation: e.Revocation, SecretVersion: e.SecretVersion, Step: e.Step, Version: e.Version, ConfigSHA256: digest(e.ConfigSHA256),
 		Count: e.Count, Since: at(e.Since),
 	})
@@ -103,7 +104,7 @@ func everything() *audit.Event {
 		Reason: "NOT_ENTITLED", Detail: "because", Client: "orders-api", Audience: []string{"https://orders.example.com"},
 		Resources: []string{"a", "b"}, Scopes: []string{"read"}, Granted: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
 		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Source: "memory", Degraded: true, Issuer: "https://login.example.com",
-		Subject: "248289761001", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activated",
+		Subject: "248289761001", SubjectType: "client_id", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activated",
 		Version: "v1.2.3", ConfigSHA256: [32]byte{9}, Count: 42, Since: at.Add(-time.Minute),
 	}
 }

@@ -94,6 +94,8 @@ type Event struct {
 	// Issuer, Subject, ClientID and TokenID are of a verified token, or of a
 	// revocation.
 	Issuer, Subject, ClientID, TokenID string
+	// SubjectType is the claim that stands for a missing sub. Empty: none does.
+	SubjectType string
 	// Revocation is the ID of one.
 	Revocation string
 

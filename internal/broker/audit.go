@@ -119,6 +119,9 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 	}
 	f := result.Facts
 	e.Issuer, e.Subject, e.ClientID, e.TokenID, e.Granted, e.ExpiresAt = f.Issuer, f.Subject, f.ClientID, f.TokenID, f.Scopes, f.ExpiresAt
+	if f.SubjectType != verify.SubjectSub {
+		e.SubjectType = f.SubjectType.String()
+	}
 	if b.audit.Permit(&e) != nil {
 		return unwritten()
 	}

@@ -59,6 +59,9 @@ func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.
 	return result, err
 }
 
+// Introspecting returns how many issuers are asked about opaque tokens.
+func (b *Broker) Introspecting() int { return b.setup.Load().verifier.Introspecting() }
+
 func mayNotVerify(caller *policy.Caller, ask verify.Request) *Error {
 	asked, about := "the verification of tokens", map[string]string{}
 	if ask.Issuer != "" {

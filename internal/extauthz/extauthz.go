@@ -98,6 +98,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	case !found:
 		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), asked), nil
 	}
+	needs.OpaqueIssuer = server.OpaqueIssuerOf(ctx)
 	request := gateway.Request{Needs: needs, Query: tokenInQuery(asked.GetPath())}
 	request.Authorization = authorization(asked)
 	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), request)
@@ -241,8 +242,11 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 // the name of the filter.
 func (s *service) metadata(f *verify.Facts) *structpb.Struct {
 	made := map[string]*structpb.Value{
-		"iss": structpb.NewStringValue(f.Issuer), "sub": structpb.NewStringValue(f.Subject),
+		"iss": structpb.NewStringValue(f.Issuer), "subject_type": structpb.NewStringValue(f.SubjectType.String()),
 		"scope": structpb.NewStringValue(strings.Join(f.Scopes, " ")), "exp": structpb.NewNumberValue(float64(f.ExpiresAt.Unix())),
+	}
+	if f.SubjectType == verify.SubjectSub { // a client may have the name of a user
+		made["sub"] = structpb.NewStringValue(f.Subject)
 	}
 	if f.ClientID != "" {
 		made["client_id"] = structpb.NewStringValue(f.ClientID)

@@ -132,7 +132,7 @@ func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 		}
 		named = append(named, got.GetOkResponse().GetHeadersToRemove()...)
 		slices.Sort(named)
-		if want := []string{"x-auth-client-id", "x-auth-issuer", "x-auth-scope", "x-auth-subject"}; !slices.Equal(named, want) {
+		if want := []string{"x-auth-client-id", "x-auth-issuer", "x-auth-scope", "x-auth-subject", "x-auth-subject-type"}; !slices.Equal(named, want) {
 			t.Errorf("%v, want %v", named, want)
 		}
 		told := got.GetDynamicMetadata().AsMap()
@@ -239,5 +239,52 @@ func TestGatewayIsKnownByItsConnectionAlone(t *testing.T) {
 	idle := serve(t, f.Fixture, facetest.Idle, extauthz.Config{})
 	if _, err := idle.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(nil))); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a gateway that may not ask: %v", err)
+	}
+}
+
+func TestClientIsNoSubjectForServices(t *testing.T) {
+	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(map[string]any{"sub": nil, "client_id": "alice"})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers := headersOf(got.GetOkResponse().GetHeaders())
+	if headers["x-auth-subject-type"] != "client_id" || headers["x-auth-client-id"] != "alice" || !slices.Contains(got.GetOkResponse().GetHeadersToRemove(), "x-auth-subject") {
+		t.Errorf("%v", got.GetOkResponse())
+	}
+	told := got.GetDynamicMetadata().AsMap()
+	if _, has := told["sub"]; has || told["subject_type"] != "client_id" || told["client_id"] != "alice" {
+		t.Errorf("metadata: %v", told)
+	}
+}
+
+// With several issuers of opaque tokens the rule says which one to ask, the route's
+// context extension, or the listener.
+func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
+	a, b := facetest.OpaqueToken(facetest.OpaqueA), facetest.OpaqueToken(facetest.OpaqueB)
+	rules := []extauthz.Rule{{Path: "/a/", Needs: verify.Request{Issuer: facetest.OpaqueA}}, {}}
+	for name, tt := range map[string]struct {
+		listener, path, token string
+		extensions            map[string]string
+		want                  codes.Code
+	}{
+		"the rule says":                  {"", "/a/1", a, nil, codes.OK},
+		"the rule names the other":       {"", "/a/1", b, nil, codes.Unauthenticated},
+		"nobody says":                    {"", "/b", a, nil, codes.Unauthenticated},
+		"the extension says":             {"", "/b", b, map[string]string{"issuer": facetest.OpaqueB}, codes.OK},
+		"the listener says":              {facetest.OpaqueB, "/b", b, nil, codes.OK},
+		"the listener names the other":   {facetest.OpaqueB, "/b", a, nil, codes.Unauthenticated},
+		"the rule goes before":           {facetest.OpaqueB, "/a/1", a, nil, codes.OK},
+		"the request says, in its query": {"", "/b?issuer=" + facetest.OpaqueA, a, nil, codes.Unauthenticated},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fixture := facetest.NewOpaque(t)
+			fixture.OpaqueIssuer = tt.listener
+			f := serve(t, fixture, facetest.Gate, extauthz.Config{Rules: rules})
+			got, err := f.envoy.Check(t.Context(), asks(tt.path, tt.extensions, "authorization", "Bearer "+tt.token))
+			if err != nil || codes.Code(got.GetStatus().GetCode()) != tt.want {
+				t.Errorf("%v, %v; want %v", got, err, tt.want)
+			}
+		})
 	}
 }

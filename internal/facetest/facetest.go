@@ -5,6 +5,8 @@ package facetest
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -28,6 +30,10 @@ import (
 const (
 	Issuer   = "https://idp.example.com"
 	Audience = "https://orders.example.com"
+	// OpaqueA and OpaqueB are issuers of opaque tokens, in a fixture of NewOpaque: each
+	// says that the token of OpaqueToken is one of its own and of the scope read.
+	OpaqueA = "https://a.example.com"
+	OpaqueB = "https://b.example.com"
 	// SecretCanary is the secret of client "orders".
 	SecretCanary = "canary-secret-5d1f"
 )
@@ -68,6 +74,8 @@ type Fixture struct {
 	Log    *Log
 	// Limits are those of servers.
 	Limits server.Limits
+	// OpaqueIssuer is what listeners of gRPC name. Empty: nothing.
+	OpaqueIssuer string
 	// Audit is where servers write down whom they refuse. Nil: nowhere.
 	Audit *audit.Log
 }
@@ -75,6 +83,39 @@ type Fixture struct {
 // New makes a Fixture that ends with the test. The IdP is prepared before anybody
 // asks it.
 func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
+	t.Helper()
+	return build(t, nil, prepare)
+}
+
+// NewOpaque is New with the issuers OpaqueA and OpaqueB as well.
+func NewOpaque(t testing.TB) *Fixture {
+	t.Helper()
+	var issuers []verify.IssuerConfig
+	for _, issuer := range []string{OpaqueA, OpaqueB} {
+		issuers = append(issuers, verify.IssuerConfig{
+			Issuer: issuer, JWKSURL: issuer, Audiences: []string{Audience}, Introspection: &verify.Introspection{Endpoint: opaqueIssuer(issuer)},
+		})
+	}
+	return build(t, issuers, nil)
+}
+
+// opaqueIssuer answers questions about opaque tokens, by its own name.
+type opaqueIssuer string
+
+// Introspect is the only method that package verify needs.
+func (o opaqueIssuer) Introspect(_ context.Context, token redact.String) (active bool, members []byte, err error) {
+	members, err = json.Marshal(map[string]any{
+		"client_id": "client", "aud": Audience, "scope": "read", "token_type": "Bearer", "exp": time.Now().Add(time.Hour).Unix(),
+	})
+	return token.Reveal() == OpaqueToken(string(o)), members, err
+}
+
+// OpaqueToken is an opaque token of an issuer. It was issued to a client, and has no sub.
+func OpaqueToken(issuer string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(issuer + " opaque"))
+}
+
+func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Server)) *Fixture {
 	t.Helper()
 	f := &Fixture{Log: &Log{}}
 	f.Logger = slog.New(slog.NewJSONHandler(f.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -90,9 +131,9 @@ func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
 	known := discovery.New(discovery.Config{Issuer: Issuer, HTTP: client})
 	orders, err := idp.New(idp.Config{Issuer: known, ClientID: "abc", HTTP: client})
 	must(t, err)
-	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: []verify.IssuerConfig{
-		{Issuer: Issuer, Discovery: known, Audiences: []string{Audience}},
-	}})
+	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: append([]verify.IssuerConfig{
+		{Issuer: Issuer, Discovery: known, Audiences: []string{Audience}, MissingSubject: true},
+	}, others...)})
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -131,11 +172,11 @@ func callers() *policy.Policy {
 			{Name: Idle, Match: policy.Match{Issuer: Issuer, Subject: Idle}},
 		},
 		Roles: map[string]policy.Role{
-			"gateway": {Verify: []policy.VerifyGrant{{Issuer: Issuer}}},
+			"gateway": {Verify: []policy.VerifyGrant{{Issuer: Issuer}, {Issuer: OpaqueA}, {Issuer: OpaqueB}}},
 			"orders":  {Get: []policy.GetGrant{{Client: "orders"}}},
 		},
 		Clients: map[string]policy.Own{"orders": own},
-		Issuers: map[string][]string{Issuer: {Audience}},
+		Issuers: map[string][]string{Issuer: {Audience}, OpaqueA: {Audience}, OpaqueB: {Audience}},
 	})
 }
 
@@ -149,7 +190,7 @@ func must(t testing.TB, err error) {
 // Server is a gRPC server of the broker, bound to a caller.
 func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 	t.Helper()
-	s := server.New(server.Config{Broker: f.Broker, Bound: bound, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
+	s := server.New(server.Config{Broker: f.Broker, Bound: bound, OpaqueIssuer: f.OpaqueIssuer, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
 	t.Cleanup(func() { s.Shutdown(0, time.Second) })
 	return s
 }

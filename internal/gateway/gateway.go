@@ -55,13 +55,13 @@ type Judge struct {
 }
 
 // identityHeaders is how many headers tell who makes a request.
-const identityHeaders = 4
+const identityHeaders = 5
 
 // New makes a Judge.
 func New(cfg Config) *Judge {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm)}
-	for i, name := range [identityHeaders]string{"Subject", "Issuer", "Client-Id", "Scope"} {
+	for i, name := range [identityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope"} {
 		j.names[i] = http.CanonicalHeaderKey(prefix + name)
 	}
 	return j
@@ -226,11 +226,17 @@ func variableByte(c byte) byte {
 }
 
 // Identity are the values of the identity headers of a request that may pass, in the
-// order of Names; empty: the token does not say.
+// order of Names; empty: the token does not say. The subject is that of the sub claim
+// alone: many services look at no other header, and a client may have the name of a
+// user. For a token without sub, Client-Id says whose it is.
 func (d *Decision) Identity() [identityHeaders]string {
 	f := d.Result.Facts
+	subject := f.Subject
+	if f.SubjectType != verify.SubjectSub {
+		subject = ""
+	}
 	return [identityHeaders]string{
-		headerText(f.Subject), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")),
+		headerText(subject), f.SubjectType.String(), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")),
 	}
 }
 

@@ -186,7 +186,7 @@ func TestVerifyTellsWhoItIs(t *testing.T) {
 	f := serve(t, facetest.Gate, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")
 	want := map[string]string{
-		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
+		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
 		"Cache-Control": "private, max-age=299", "Vary": "Authorization",
 	}
 	for name, value := range want {
@@ -201,6 +201,91 @@ func TestVerifyTellsWhoItIs(t *testing.T) {
 	if soon.status != 200 || soon.header.Get("Cache-Control") != "no-store" {
 		t.Errorf("a token within the leeway: %d, Cache-Control %q", soon.status, soon.header.Get("Cache-Control"))
 	}
+}
+
+// A service that looks at X-Auth-Subject alone must not take a client for a user.
+func TestClientIsNoSubjectForServices(t *testing.T) {
+	f := serve(t, facetest.Gate, nil)
+	token := f.Token(map[string]any{"sub": nil, "client_id": "alice"})
+	got := f.do(t, "GET", need, bearer(token), "")
+	for name, value := range map[string]string{"X-Auth-Subject": "", "X-Auth-Subject-Type": "client_id", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "alice"} {
+		if values := got.header.Values(name); got.status != 200 || len(values) != 1 || values[0] != value {
+			t.Errorf("%d, %s: %q, want one %q", got.status, name, values, value)
+		}
+	}
+	told := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", token)).json(t)
+	if told["active"] != true || told["sub"] != "alice" || told["subject_type"] != "client_id" {
+		t.Errorf("introspection: %v", told)
+	}
+	told = f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", f.Token(nil))).json(t)
+	if _, marked := told["subject_type"]; marked || told["sub"] != "user-1" {
+		t.Errorf("introspection of a user's token: %v", told)
+	}
+}
+
+// With several issuers of opaque tokens the gateway says which one to ask, or its
+// listener; whoever makes a request never does.
+func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
+	a, b := facetest.OpaqueToken(facetest.OpaqueA), facetest.OpaqueToken(facetest.OpaqueB)
+	ofListener := func(f *facetest.Fixture, issuer string) func(*httpface.Config) {
+		return func(c *httpface.Config) {
+			c.Door = f.Server(t, "").Door(server.Bound{TCP: facetest.Gate, OpaqueTCP: issuer})
+		}
+	}
+	for name, tt := range map[string]struct {
+		listener, query, token string
+		status                 int
+	}{
+		"nobody says":                     {"", "?scope=read", a, 401},
+		"the query says":                  {"", "?issuer=" + facetest.OpaqueA, a, 200},
+		"the query names the other":       {"", "?issuer=" + facetest.OpaqueA, b, 401},
+		"the listener says":               {facetest.OpaqueB, "?scope=read", b, 200},
+		"the listener names the other":    {facetest.OpaqueB, "?scope=read", a, 401},
+		"the query goes before":           {facetest.OpaqueB, "?issuer=" + facetest.OpaqueA, a, 200},
+		"the query names one without it":  {facetest.OpaqueB, "?issuer=" + facetest.Issuer, b, 401},
+		"the request names it in headers": {"", "?scope=read", a, 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fixture := facetest.NewOpaque(t)
+			f := serveFixture(t, fixture, facetest.Gate, ofListener(fixture, tt.listener))
+			header := bearer(tt.token)
+			header.Set("X-Verify-Issuer", facetest.OpaqueA)
+			if got := f.do(t, "GET", "/verify"+tt.query, header, ""); got.status != tt.status {
+				t.Errorf("%d, want %d", got.status, tt.status)
+			}
+		})
+	}
+	t.Run("needs in headers", func(t *testing.T) {
+		fixture := facetest.NewOpaque(t)
+		f := serveFixture(t, fixture, facetest.Gate, func(c *httpface.Config) {
+			ofListener(fixture, facetest.OpaqueB)(c)
+			c.NeedsInHeaders = true
+		})
+		for issuer, status := range map[string]int{"": 503, facetest.OpaqueA: 200, facetest.OpaqueB: 401} {
+			header := bearer(a)
+			header.Set("X-Verify-Audience", facetest.Audience)
+			if issuer != "" {
+				header.Set("X-Verify-Issuer", issuer)
+			}
+			if got := f.do(t, "GET", "/verify", header, ""); got.status != status {
+				t.Errorf("issuer %q: %d, want %d", issuer, got.status, status)
+			}
+		}
+		header := bearer(f.Token(nil))
+		header.Set("X-Verify-Audience", facetest.Audience)
+		if got := f.do(t, "GET", "/verify", header, ""); got.status != 503 || !strings.Contains(f.Log.String(), "X-Verify-Issuer is missing") {
+			t.Errorf("a JWT, and a gateway that names no issuer: %d", got.status)
+		}
+	})
+	t.Run("introspection", func(t *testing.T) {
+		f := serveFixture(t, facetest.NewOpaque(t), "", nil)
+		for issuer, active := range map[string]bool{"": false, facetest.OpaqueA: true, facetest.OpaqueB: false} {
+			got := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", a, "issuer", issuer)).json(t)
+			if got["active"] != active {
+				t.Errorf("issuer %q: %v", issuer, got)
+			}
+		}
+	})
 }
 
 // A gateway that sends another spelling of an identity header along would pass it on to

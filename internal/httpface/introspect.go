@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -24,11 +25,15 @@ type introspection struct {
 	Issuer    string          `json:"iss,omitempty"`
 	TokenID   string          `json:"jti,omitempty"`
 	Confirm   json.RawMessage `json:"cnf,omitempty"`
+	// SubjectType is client_id if sub is the client's, whose token has no sub; else it
+	// is absent.
+	SubjectType string `json:"subject_type,omitempty"`
 }
 
 // introspect is the introspection endpoint of RFC 7662: for a token that is for one
 // of the audiences that its issuer is configured with. Of a token that is not good
-// nothing is said but that.
+// nothing is said but that. The parameter issuer, which is no part of the standard, names
+// the issuer that the token must be of.
 func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error) {
 	asked, refused := s.ask(w, r)
 	if refused != nil {
@@ -39,7 +44,11 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 	if presented == "" {
 		return refuse(w, r, bad(invalidRequest, "token is required"))
 	}
-	result, err := s.cfg.Broker.Verify(r.Context(), asked.caller, redact.New(presented), verify.Request{})
+	needs := verify.Request{Issuer: asked.form.Get("issuer"), OpaqueIssuer: s.cfg.Door.OpaqueIssuer(r.Context())}
+	if invalid := server.CheckRequest(needs); invalid != nil {
+		return refuse(w, r, problemOf(invalid))
+	}
+	result, err := s.cfg.Broker.Verify(r.Context(), asked.caller, redact.New(presented), needs)
 	if err != nil {
 		p := problemOf(err)
 		if p.code == unauthorizedClient { // section 2.3 leaves no other way to say so
@@ -57,6 +66,9 @@ func introspected(f *verify.Facts) introspection {
 	made := introspection{
 		Active: true, Scope: strings.Join(f.Scopes, " "), ClientID: f.ClientID, TokenType: f.TokenType(), Confirm: confirmation(f),
 		Expires: f.ExpiresAt.Unix(), Subject: f.Subject, Issuer: f.Issuer, TokenID: f.TokenID,
+	}
+	if f.SubjectType != verify.SubjectSub {
+		made.SubjectType = f.SubjectType.String()
 	}
 	switch len(f.Audience) {
 	case 0:

@@ -44,6 +44,7 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 	if request.Needs, request.Query, err = s.needs(r); err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
+	request.Needs.OpaqueIssuer = s.cfg.Door.OpaqueIssuer(r.Context())
 	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), caller, request), now)
 }
 
@@ -108,7 +109,7 @@ func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err
 		return needs, true, nil
 	}
 	if s.cfg.NeedsInHeaders {
-		return needsInHeaders(r.Header)
+		return needsInHeaders(r.Header, s.cfg.Broker.Introspecting() > 1)
 	}
 	if err != nil {
 		return needs, false, misconfigured("its query is not well-formed")
@@ -163,11 +164,16 @@ func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
 }
 
 // needsInHeaders wants the audience in any case: where the gateway does not replace
-// it, whoever makes a request could choose what its own token is for. The other two
-// can but make it harder to pass.
-func needsInHeaders(header http.Header) (needs verify.Request, _ bool, err error) {
+// it, whoever makes a request could choose what its own token is for. If several
+// issuers are asked about opaque tokens, it wants the issuer as well: else whoever makes
+// a request could choose which of them judges its token. The scope can only make it
+// harder to pass.
+func needsInHeaders(header http.Header, severalIntrospect bool) (needs verify.Request, _ bool, err error) {
 	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
 		return needs, false, misconfigured("the header " + audienceHeader + " is not there: the gateway must set it on every request")
+	}
+	if severalIntrospect && header.Get(issuerHeader) == "" {
+		return needs, false, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
 	}
 	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader} {
 		if len(header[name]) > 1 {

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 const (
@@ -156,13 +157,18 @@ func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *reco
 		return nil, time.Time{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
 			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
 	}
-	identity := policy.Identity{Issuer: result.Facts.Issuer, Subject: result.Facts.Subject, Claims: result.Facts.Claims}
+	identity := policy.Identity{Issuer: result.Facts.Issuer, Claims: result.Facts.Claims}
+	if result.Facts.SubjectType == verify.SubjectSub {
+		identity.Subject = result.Facts.Subject
+	}
 	caller := known.Caller(identity)
 	switch {
 	case caller != nil:
 	case known.Ambiguous(identity):
 		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT of subject %q of issuer %q fits several callers, and so identifies none of them: have subject and claims in the broker's configuration tell them apart",
 			identity.Subject, identity.Issuer))
+	case identity.Subject == "":
+		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization, of issuer %q, has no sub, no other claim stands for the subject of a caller, and its claims are those of no caller", identity.Issuer))
 	default:
 		return nil, time.Time{}, unidentified(fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
 			result.Facts.Subject, result.Facts.Issuer))
@@ -217,6 +223,10 @@ func unidentified(why string) *broker.Error {
 
 // CallerOf is who makes the call that a handler answers; nil: nobody.
 func CallerOf(ctx context.Context) *policy.Caller { return callerOf(ctx) }
+
+// OpaqueIssuerOf returns the issuer that the listener of a call names for opaque tokens;
+// empty: none.
+func OpaqueIssuerOf(ctx context.Context) string { return connectionOf(ctx).opaque }
 
 func callerOf(ctx context.Context) *policy.Caller {
 	caller, _ := ctx.Value(callerKey{}).(*policy.Caller)

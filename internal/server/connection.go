@@ -24,6 +24,9 @@ type connection struct {
 
 	// bound is the caller that everybody is who proves nothing else; empty: nobody.
 	bound string
+	// opaque is the issuer of the opaque tokens that come over the connection without
+	// the name of their issuer; empty: the listener does not say.
+	opaque string
 	// identity is what the client proved; zero: nothing.
 	identity policy.Identity
 	// presented is its certificate with what it sent along; empty: none.

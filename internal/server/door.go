@@ -25,9 +25,15 @@ type Door struct {
 	age       time.Duration
 }
 
-// Bound are the callers that everybody is who connects over TCP, or to a Unix socket,
-// and proves nothing else. Empty: nobody.
-type Bound struct{ TCP, Unix string }
+// Bound is what listeners say of the requests that come to them.
+type Bound struct {
+	// TCP and Unix are the callers that everybody is who connects over TCP, or to a
+	// Unix socket, and proves nothing else. Empty: nobody.
+	TCP, Unix string
+	// OpaqueTCP and OpaqueUnix are the issuers of opaque tokens: see
+	// [Config.OpaqueIssuer].
+	OpaqueTCP, OpaqueUnix string
+}
 
 // Door returns the door of other listeners.
 func (s *Server) Door(bound Bound) *Door {
@@ -69,14 +75,14 @@ type doorConn struct {
 func (d *Door) admit(raw net.Conn) (*doorConn, error) {
 	made := &doorConn{countedConn: countedConn{Conn: raw, open: &d.transport.open}}
 	made.trusted, made.due = d.callers.authorities(), time.Now().Add(about(d.age))
-	made.bound, made.stranger = d.bound.TCP, d.callers.strangers.newcomer()
+	made.bound, made.opaque, made.stranger = d.bound.TCP, d.bound.OpaqueTCP, d.callers.strangers.newcomer()
 	made.connection.close = made.countedConn.Close
 	if raw, ok := raw.(*net.UnixConn); ok {
 		user, err := userOf(raw)
 		if err != nil {
 			return nil, err
 		}
-		made.identity.UID, made.bound = &user, d.bound.Unix
+		made.identity.UID, made.bound, made.opaque = &user, d.bound.Unix, d.bound.OpaqueUnix
 	}
 	if d.transport.open.Add(1) > d.transport.most {
 		d.transport.open.Add(-1)
@@ -149,6 +155,15 @@ func (d *Door) Closed(conn net.Conn) {
 func (d *Door) Overdue(ctx context.Context, now time.Time) bool {
 	from, ok := ctx.Value(visitorKey{}).(*visitor)
 	return ok && now.After(from.due)
+}
+
+// OpaqueIssuer returns the issuer that the listener of a request names for opaque
+// tokens; empty: none.
+func (d *Door) OpaqueIssuer(ctx context.Context) string {
+	if from, ok := ctx.Value(visitorKey{}).(*visitor); ok {
+		return from.opaque
+	}
+	return ""
 }
 
 // Admit makes room for a request that is to be read before it can be known who makes

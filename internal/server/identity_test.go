@@ -326,6 +326,46 @@ func TestCallersAreRecognised(t *testing.T) {
 	}
 }
 
+// What an issuer may leave out of the tokens that are verified, it may not leave out of
+// those by which callers are recognised.
+func TestNothingStandsForTheClaimsOfCallers(t *testing.T) {
+	w := newWorld(t)
+	for name, tt := range map[string]struct {
+		claims map[string]any
+		cause  string
+	}{
+		"no sub, and the client_id of a caller's subject": {map[string]any{"sub": nil, "client_id": robot}, "has no sub"},
+		"no sub and no client_id":                         {map[string]any{"sub": nil, "client_id": nil, "azp": robot, "scope": "read"}, "sub and client_id are missing"},
+		"no aud":                                          {map[string]any{"aud": nil}, "names no audience"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for rpc, err := range rpcs(t, w.connect(w.anonymous()), bearer(w.jwt(tt.claims))) {
+				if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), tt.cause) {
+					t.Errorf("%s: %v", rpc, err)
+				}
+			}
+		})
+	}
+}
+
+// The subject of a token without sub is marked, and so differs from a user's.
+func TestVerifyTokenMarksTheSubjectOfAClient(t *testing.T) {
+	w := newWorld(t)
+	api := w.api(w.with(w.ca, template(checkout)))
+	for name, tt := range map[string]struct {
+		claims map[string]any
+		want   tokenbrokerv1.SubjectType
+	}{
+		"a user":   {map[string]any{"sub": "app", "aud": audience, "client_id": "web"}, tokenbrokerv1.SubjectType_SUBJECT_TYPE_SUB},
+		"a client": {map[string]any{"sub": nil, "aud": audience, "client_id": "app"}, tokenbrokerv1.SubjectType_SUBJECT_TYPE_CLIENT_ID},
+	} {
+		got, err := api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: w.jwt(tt.claims)})
+		if err != nil || got.GetSubject() != "app" || got.GetSubjectType() != tt.want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
 func TestARevokedJWTIsNobodysAtOnce(t *testing.T) {
 	w := newWorld(t)
 	operator := tokenbrokerv1.NewAdminServiceClient(w.connect(w.with(w.ca, template(checkout))))

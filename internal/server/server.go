@@ -72,6 +72,10 @@ type Config struct {
 	// Bound is the caller that everybody is who connects over TCP and proves nothing
 	// else, BoundUnix who connects to a Unix socket. Empty: nobody.
 	Bound, BoundUnix string
+	// OpaqueIssuer is the issuer that is asked about opaque tokens which come over TCP
+	// without the name of their issuer, OpaqueIssuerUnix over a Unix socket. Empty: the
+	// only issuer with introspection.
+	OpaqueIssuer, OpaqueIssuerUnix string
 	// Limits are those of all callers together; their own are in the policy.
 	Limits Limits
 	// Deadline bounds every unary call. Zero: DefaultDeadline.
@@ -223,7 +227,7 @@ func newCallers(cfg Config, held *limits) *callers {
 
 func newTransport(cfg Config, who *callers) *transport {
 	t := &transport{
-		callers: who, bound: cfg.Bound, boundUnix: cfg.BoundUnix, most: int64(cfg.Limits.Connections),
+		callers: who, bound: cfg.Bound, boundUnix: cfg.BoundUnix, opaque: cfg.OpaqueIssuer, opaqueUnix: cfg.OpaqueIssuerUnix, most: int64(cfg.Limits.Connections),
 		failures: newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer), allowed: strangerAllowance(cfg.Limits.Streams),
 	}
 	if cfg.TLS != nil {

@@ -84,7 +84,11 @@ func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger
 		t.Fatal(err)
 	}
 	verifier, err := verify.New(verify.Config{HTTP: http, Logger: log, Issuers: []verify.IssuerConfig{
-		{Issuer: issuer, Discovery: known, Audiences: []string{audience}},
+		{
+			Issuer: issuer, Discovery: known, Audiences: []string{audience},
+			// They must not help callers.
+			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: server.DefaultAudience},
+		},
 	}})
 	if err != nil {
 		t.Fatal(err)

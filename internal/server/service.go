@@ -93,6 +93,7 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
+	ask.OpaqueIssuer = OpaqueIssuerOf(ctx)
 	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), ask)
 	if err != nil {
 		return nil, statusOf(err)
@@ -126,6 +127,7 @@ func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	m.Active = true
 	m.Issuer = f.Issuer
 	m.Subject = f.Subject
+	m.SubjectType = tokenbrokerv1.SubjectType(f.SubjectType) //nolint:gosec // the numbers are those of the API
 	m.ClientId = f.ClientID
 	m.Audience = f.Audience
 	m.Scopes = f.Scopes

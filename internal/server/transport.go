@@ -22,7 +22,9 @@ type transport struct {
 	// bound and boundUnix are the callers that everybody is who connects over TCP, or
 	// to the Unix socket, and proves nothing else; empty: nobody.
 	bound, boundUnix string
-	failures         *handshakes
+	// opaque and opaqueUnix are the issuers of opaque tokens there.
+	opaque, opaqueUnix string
+	failures           *handshakes
 
 	allowed allowance    // of connections on which no caller was identified
 	open    atomic.Int64 // connections, and handshakes under way
@@ -70,11 +72,11 @@ func (t *transport) handshake(raw net.Conn) (net.Conn, *connection, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		made.identity.UID, made.bound = &user, t.boundUnix
+		made.identity.UID, made.bound, made.opaque = &user, t.boundUnix, t.opaqueUnix
 		made.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the host
 		return raw, made, nil
 	default:
-		made.bound = t.bound
+		made.bound, made.opaque = t.bound, t.opaque
 	}
 	if t.tls == nil {
 		made.SecurityLevel = credentials.NoSecurity

@@ -156,13 +156,14 @@ func (w *world) api(config *tls.Config) tokenbrokerv1.TokenBrokerServiceClient {
 	return tokenbrokerv1.NewTokenBrokerServiceClient(w.connect(config))
 }
 
-// jwt is a token of the robot; claims change it.
+// jwt is a token of the robot; claims change it, and nil leaves one out.
 func (w *world) jwt(claims map[string]any) string {
 	all := map[string]any{
 		"iss": issuer, "sub": robot, "aud": server.DefaultAudience, "client_id": "robot",
 		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
 	}
 	maps.Copy(all, claims)
+	maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
 	return w.idp.Mint(all).Reveal()
 }
 

@@ -89,6 +89,60 @@ func (TokenSource) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{0}
 }
 
+// SubjectType names the claim that is the subject of a token.
+type SubjectType int32
+
+const (
+	// Not said.
+	SubjectType_SUBJECT_TYPE_UNSPECIFIED SubjectType = 0
+	// The sub claim.
+	SubjectType_SUBJECT_TYPE_SUB SubjectType = 1
+	// The client_id claim: the token has no sub, and was issued to a client that
+	// acts for itself.
+	SubjectType_SUBJECT_TYPE_CLIENT_ID SubjectType = 2
+)
+
+// Enum value maps for SubjectType.
+var (
+	SubjectType_name = map[int32]string{
+		0: "SUBJECT_TYPE_UNSPECIFIED",
+		1: "SUBJECT_TYPE_SUB",
+		2: "SUBJECT_TYPE_CLIENT_ID",
+	}
+	SubjectType_value = map[string]int32{
+		"SUBJECT_TYPE_UNSPECIFIED": 0,
+		"SUBJECT_TYPE_SUB":         1,
+		"SUBJECT_TYPE_CLIENT_ID":   2,
+	}
+)
+
+func (x SubjectType) Enum() *SubjectType {
+	p := new(SubjectType)
+	*p = x
+	return p
+}
+
+func (x SubjectType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SubjectType) Descriptor() protoreflect.EnumDescriptor {
+	return file_tokenbroker_v1_tokenbroker_proto_enumTypes[1].Descriptor()
+}
+
+func (SubjectType) Type() protoreflect.EnumType {
+	return &file_tokenbroker_v1_tokenbroker_proto_enumTypes[1]
+}
+
+func (x SubjectType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SubjectType.Descriptor instead.
+func (SubjectType) EnumDescriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{1}
+}
+
 // RejectionReason is the first check that a token failed. The checks up to
 // BAD_SIGNATURE tell nothing that the presenter cannot see; the others are made
 // only on a token with a good signature.
@@ -180,11 +234,11 @@ func (x RejectionReason) String() string {
 }
 
 func (RejectionReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_tokenbroker_v1_tokenbroker_proto_enumTypes[1].Descriptor()
+	return file_tokenbroker_v1_tokenbroker_proto_enumTypes[2].Descriptor()
 }
 
 func (RejectionReason) Type() protoreflect.EnumType {
-	return &file_tokenbroker_v1_tokenbroker_proto_enumTypes[1]
+	return &file_tokenbroker_v1_tokenbroker_proto_enumTypes[2]
 }
 
 func (x RejectionReason) Number() protoreflect.EnumNumber {
@@ -193,7 +247,7 @@ func (x RejectionReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RejectionReason.Descriptor instead.
 func (RejectionReason) EnumDescriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{1}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{2}
 }
 
 // GetTokenRequest asks for an access token.
@@ -542,7 +596,8 @@ type VerifyTokenRequest struct {
 	// 256 bytes.
 	RequiredScopes []string `protobuf:"bytes,3,rep,name=required_scopes,json=requiredScopes,proto3" json:"required_scopes,omitempty"`
 	// Optional. The token must be of this issuer, compared byte by byte; at most
-	// 512 bytes.
+	// 512 bytes. It also says which issuer is asked about an opaque token if
+	// several could be.
 	Issuer        string `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -616,12 +671,14 @@ type VerifyTokenResponse struct {
 	Rejection *Rejection `protobuf:"bytes,2,opt,name=rejection,proto3" json:"rejection,omitempty"`
 	// The iss claim, which is one of the configured issuers.
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The sub claim. An identity is the pair (issuer, subject).
+	// The claim that subject_type names. An identity is the triple (issuer,
+	// subject_type, subject).
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	// The client that the token was issued to: client_id, else azp, else cid
 	// (Okta) or appid (Entra ID); may be empty.
 	ClientId string `protobuf:"bytes,5,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// The aud claim, always as a list.
+	// The aud claim, always as a list. For a token without aud, what the broker is
+	// configured with for the issuer to stand for it.
 	Audience []string `protobuf:"bytes,6,rep,name=audience,proto3" json:"audience,omitempty"`
 	// The scopes, from the claim that is configured for the issuer.
 	Scopes []string `protobuf:"bytes,7,rep,name=scopes,proto3" json:"scopes,omitempty"`
@@ -639,7 +696,10 @@ type VerifyTokenResponse struct {
 	// receiver must check every field that is set, or refuse the token.
 	Confirmation *Confirmation `protobuf:"bytes,12,opt,name=confirmation,proto3" json:"confirmation,omitempty"`
 	// How long this answer may be kept. Never later than expires_at.
-	ValidUntil    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
+	ValidUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
+	// Which claim subject is. A client and a user may have the same name: a
+	// receiver that grants rights by subject must look at this, too.
+	SubjectType   SubjectType `protobuf:"varint,14,opt,name=subject_type,json=subjectType,proto3,enum=tokenbroker.v1.SubjectType" json:"subject_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -763,6 +823,13 @@ func (x *VerifyTokenResponse) GetValidUntil() *timestamppb.Timestamp {
 		return x.ValidUntil
 	}
 	return nil
+}
+
+func (x *VerifyTokenResponse) GetSubjectType() SubjectType {
+	if x != nil {
+		return x.SubjectType
+	}
+	return SubjectType_SUBJECT_TYPE_UNSPECIFIED
 }
 
 // Confirmation names the keys that a sender-constrained token is bound to. If no
@@ -920,7 +987,7 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1a\n" +
 	"\baudience\x18\x02 \x03(\tR\baudience\x12'\n" +
 	"\x0frequired_scopes\x18\x03 \x03(\tR\x0erequiredScopes\x12\x16\n" +
-	"\x06issuer\x18\x04 \x01(\tR\x06issuer\"\x98\x04\n" +
+	"\x06issuer\x18\x04 \x01(\tR\x06issuer\"\xd8\x04\n" +
 	"\x13VerifyTokenResponse\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x127\n" +
 	"\trejection\x18\x02 \x01(\v2\x19.tokenbroker.v1.RejectionR\trejection\x12\x16\n" +
@@ -938,7 +1005,8 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"claimsJson\x12@\n" +
 	"\fconfirmation\x18\f \x01(\v2\x1c.tokenbroker.v1.ConfirmationR\fconfirmation\x12;\n" +
 	"\vvalid_until\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"validUntil\";\n" +
+	"validUntil\x12>\n" +
+	"\fsubject_type\x18\x0e \x01(\x0e2\x1b.tokenbroker.v1.SubjectTypeR\vsubjectType\";\n" +
 	"\fConfirmation\x12\x10\n" +
 	"\x03jkt\x18\x01 \x01(\tR\x03jkt\x12\x19\n" +
 	"\bx5t_s256\x18\x02 \x01(\tR\ax5tS256\"^\n" +
@@ -949,7 +1017,11 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13TOKEN_SOURCE_MEMORY\x10\x01\x12\x17\n" +
 	"\x13TOKEN_SOURCE_SHARED\x10\x02\x12\x18\n" +
-	"\x14TOKEN_SOURCE_FETCHED\x10\x03*\xc3\x04\n" +
+	"\x14TOKEN_SOURCE_FETCHED\x10\x03*]\n" +
+	"\vSubjectType\x12\x1c\n" +
+	"\x18SUBJECT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10SUBJECT_TYPE_SUB\x10\x01\x12\x1a\n" +
+	"\x16SUBJECT_TYPE_CLIENT_ID\x10\x02*\xc3\x04\n" +
 	"\x0fRejectionReason\x12 \n" +
 	"\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aREJECTION_REASON_MALFORMED\x10\x01\x12 \n" +
@@ -986,47 +1058,49 @@ func file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP() []byte {
 	return file_tokenbroker_v1_tokenbroker_proto_rawDescData
 }
 
-var file_tokenbroker_v1_tokenbroker_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_tokenbroker_v1_tokenbroker_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_tokenbroker_v1_tokenbroker_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_tokenbroker_v1_tokenbroker_proto_goTypes = []any{
 	(TokenSource)(0),              // 0: tokenbroker.v1.TokenSource
-	(RejectionReason)(0),          // 1: tokenbroker.v1.RejectionReason
-	(*GetTokenRequest)(nil),       // 2: tokenbroker.v1.GetTokenRequest
-	(*GetTokenResponse)(nil),      // 3: tokenbroker.v1.GetTokenResponse
-	(*WatchTokenRequest)(nil),     // 4: tokenbroker.v1.WatchTokenRequest
-	(*WatchTokenResponse)(nil),    // 5: tokenbroker.v1.WatchTokenResponse
-	(*VerifyTokenRequest)(nil),    // 6: tokenbroker.v1.VerifyTokenRequest
-	(*VerifyTokenResponse)(nil),   // 7: tokenbroker.v1.VerifyTokenResponse
-	(*Confirmation)(nil),          // 8: tokenbroker.v1.Confirmation
-	(*Rejection)(nil),             // 9: tokenbroker.v1.Rejection
-	nil,                           // 10: tokenbroker.v1.GetTokenResponse.ExtrasEntry
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(SubjectType)(0),              // 1: tokenbroker.v1.SubjectType
+	(RejectionReason)(0),          // 2: tokenbroker.v1.RejectionReason
+	(*GetTokenRequest)(nil),       // 3: tokenbroker.v1.GetTokenRequest
+	(*GetTokenResponse)(nil),      // 4: tokenbroker.v1.GetTokenResponse
+	(*WatchTokenRequest)(nil),     // 5: tokenbroker.v1.WatchTokenRequest
+	(*WatchTokenResponse)(nil),    // 6: tokenbroker.v1.WatchTokenResponse
+	(*VerifyTokenRequest)(nil),    // 7: tokenbroker.v1.VerifyTokenRequest
+	(*VerifyTokenResponse)(nil),   // 8: tokenbroker.v1.VerifyTokenResponse
+	(*Confirmation)(nil),          // 9: tokenbroker.v1.Confirmation
+	(*Rejection)(nil),             // 10: tokenbroker.v1.Rejection
+	nil,                           // 11: tokenbroker.v1.GetTokenResponse.ExtrasEntry
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_tokenbroker_v1_tokenbroker_proto_depIdxs = []int32{
-	11, // 0: tokenbroker.v1.GetTokenRequest.min_ttl:type_name -> google.protobuf.Duration
-	12, // 1: tokenbroker.v1.GetTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	12, // 2: tokenbroker.v1.GetTokenResponse.refresh_at:type_name -> google.protobuf.Timestamp
-	10, // 3: tokenbroker.v1.GetTokenResponse.extras:type_name -> tokenbroker.v1.GetTokenResponse.ExtrasEntry
+	12, // 0: tokenbroker.v1.GetTokenRequest.min_ttl:type_name -> google.protobuf.Duration
+	13, // 1: tokenbroker.v1.GetTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	13, // 2: tokenbroker.v1.GetTokenResponse.refresh_at:type_name -> google.protobuf.Timestamp
+	11, // 3: tokenbroker.v1.GetTokenResponse.extras:type_name -> tokenbroker.v1.GetTokenResponse.ExtrasEntry
 	0,  // 4: tokenbroker.v1.GetTokenResponse.source:type_name -> tokenbroker.v1.TokenSource
-	3,  // 5: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.GetTokenResponse
-	9,  // 6: tokenbroker.v1.VerifyTokenResponse.rejection:type_name -> tokenbroker.v1.Rejection
-	12, // 7: tokenbroker.v1.VerifyTokenResponse.issued_at:type_name -> google.protobuf.Timestamp
-	12, // 8: tokenbroker.v1.VerifyTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	8,  // 9: tokenbroker.v1.VerifyTokenResponse.confirmation:type_name -> tokenbroker.v1.Confirmation
-	12, // 10: tokenbroker.v1.VerifyTokenResponse.valid_until:type_name -> google.protobuf.Timestamp
-	1,  // 11: tokenbroker.v1.Rejection.reason:type_name -> tokenbroker.v1.RejectionReason
-	2,  // 12: tokenbroker.v1.TokenBrokerService.GetToken:input_type -> tokenbroker.v1.GetTokenRequest
-	4,  // 13: tokenbroker.v1.TokenBrokerService.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
-	6,  // 14: tokenbroker.v1.TokenBrokerService.VerifyToken:input_type -> tokenbroker.v1.VerifyTokenRequest
-	3,  // 15: tokenbroker.v1.TokenBrokerService.GetToken:output_type -> tokenbroker.v1.GetTokenResponse
-	5,  // 16: tokenbroker.v1.TokenBrokerService.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
-	7,  // 17: tokenbroker.v1.TokenBrokerService.VerifyToken:output_type -> tokenbroker.v1.VerifyTokenResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	4,  // 5: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.GetTokenResponse
+	10, // 6: tokenbroker.v1.VerifyTokenResponse.rejection:type_name -> tokenbroker.v1.Rejection
+	13, // 7: tokenbroker.v1.VerifyTokenResponse.issued_at:type_name -> google.protobuf.Timestamp
+	13, // 8: tokenbroker.v1.VerifyTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 9: tokenbroker.v1.VerifyTokenResponse.confirmation:type_name -> tokenbroker.v1.Confirmation
+	13, // 10: tokenbroker.v1.VerifyTokenResponse.valid_until:type_name -> google.protobuf.Timestamp
+	1,  // 11: tokenbroker.v1.VerifyTokenResponse.subject_type:type_name -> tokenbroker.v1.SubjectType
+	2,  // 12: tokenbroker.v1.Rejection.reason:type_name -> tokenbroker.v1.RejectionReason
+	3,  // 13: tokenbroker.v1.TokenBrokerService.GetToken:input_type -> tokenbroker.v1.GetTokenRequest
+	5,  // 14: tokenbroker.v1.TokenBrokerService.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
+	7,  // 15: tokenbroker.v1.TokenBrokerService.VerifyToken:input_type -> tokenbroker.v1.VerifyTokenRequest
+	4,  // 16: tokenbroker.v1.TokenBrokerService.GetToken:output_type -> tokenbroker.v1.GetTokenResponse
+	6,  // 17: tokenbroker.v1.TokenBrokerService.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
+	8,  // 18: tokenbroker.v1.TokenBrokerService.VerifyToken:output_type -> tokenbroker.v1.VerifyTokenResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_tokenbroker_proto_init() }
@@ -1039,7 +1113,7 @@ func file_tokenbroker_v1_tokenbroker_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_tokenbroker_proto_rawDesc), len(file_tokenbroker_v1_tokenbroker_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
