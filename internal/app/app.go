@@ -141,22 +141,24 @@ func open(config *Config, opts Options, told *observers) (*parts, error) {
 func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
 	made := server.Config{
-		Broker:     a.parts.broker,
-		TLS:        a.listen.certs,
-		Audience:   config.Server.Audience,
-		Bound:      config.Listen.GRPC.Caller,
-		Limits:     config.Limits.forServer(),
-		Deadline:   config.Server.Deadline,
-		SlowCall:   config.Server.SlowCall,
-		Reflection: config.Server.Reflection,
-		Logger:     a.log,
-		Registerer: a.registry,
-		Options:    options,
-		Audit:      a.parts.audit,
-		Stats:      a.parts.traces.handler(),
+		Broker:   a.parts.broker,
+		TLS:      a.listen.certs,
+		Audience: config.Server.Audience,
+		Bound:    config.Listen.GRPC.Caller,
+
+		OpaqueIssuer: config.Listen.GRPC.OpaqueIssuer,
+		Limits:       config.Limits.forServer(),
+		Deadline:     config.Server.Deadline,
+		SlowCall:     config.Server.SlowCall,
+		Reflection:   config.Server.Reflection,
+		Logger:       a.log,
+		Registerer:   a.registry,
+		Options:      options,
+		Audit:        a.parts.audit,
+		Stats:        a.parts.traces.handler(),
 	}
 	if config.Listen.Unix != nil {
-		made.BoundUnix = config.Listen.Unix.Caller
+		made.BoundUnix, made.OpaqueIssuerUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
 	}
 	return made
 }
@@ -170,9 +172,9 @@ func (a *App) openGateways() {
 	if !config.Listen.servesHTTP() {
 		return
 	}
-	bound := server.Bound{TCP: config.Listen.HTTP.Caller}
+	bound := server.Bound{TCP: config.Listen.HTTP.Caller, OpaqueTCP: config.Listen.HTTP.OpaqueIssuer}
 	if config.Listen.HTTPUnix != nil {
-		bound.Unix = config.Listen.HTTPUnix.Caller
+		bound.Unix, bound.OpaqueUnix = config.Listen.HTTPUnix.Caller, config.Listen.HTTPUnix.OpaqueIssuer
 	}
 	a.http = httpface.New(httpface.Config{
 		Broker:         a.parts.broker,

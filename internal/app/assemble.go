@@ -335,11 +335,17 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		Types:           cfg.Types,
 		ScopeClaim:      cfg.ScopeClaim,
 		AllowNullClaims: cfg.AllowNullClaims,
+		MissingSubject:  cfg.MissingSub == "client_id",
+		IDTokenClaims:   cfg.IDTokenClaims,
 		Leeway:          orNone(cfg.Leeway),
 		MaxLifetime:     cfg.MaxLifetime,
 		MaxAge:          cfg.MaxAge,
 		RefreshInterval: cfg.RefreshInterval,
 		MaxStale:        cfg.MaxStale,
+	}
+	issuer.AccessTokenClaims = cfg.AccessTokenClaims
+	if cfg.MissingAud != nil {
+		issuer.MissingAudience = verify.MissingAudience(*cfg.MissingAud)
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
 		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())

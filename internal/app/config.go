@@ -264,6 +264,8 @@ type IssuerConfig struct {
 	// The issuer, exactly as the iss claim of its tokens has it. With jwks_url or jwks_file it need
 	// not be a URL. With tenants, a pattern of issuers: {tenant} stands for one segment of the path.
 	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
+	// Defaults for the tokens of a well-known IdP. A key that is given wins over its preset.
+	Preset string `yaml:"preset" jsonschema:"values=issuer_presets"`
 	// The tenants whose tokens are verified, by the names that stand in the iss claim. Each is an
 	// issuer, with keys of its own and all else as it stands here.
 	Tenants []string `yaml:"tenants" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=128"`
@@ -285,6 +287,18 @@ type IssuerConfig struct {
 	// Take nbf and the scope claim for absent where they are null, as some issuers write a claim
 	// that they have no value for. Without it such tokens are rejected.
 	AllowNullClaims bool `yaml:"allow_null_claims" jsonschema:"default=false"`
+	// What stands for the audience of a token that has no aud. It never applies to the JWTs of callers.
+	// Absent: nothing, and such a token is rejected.
+	MissingAud *MissingAudConfig `yaml:"missing_aud"`
+	// The claim that stands for the subject of a JWT that has no sub: client_id. The response marks such
+	// a subject, and it is never a caller's. reject: such a token is rejected.
+	MissingSub string `yaml:"missing_sub" jsonschema:"default=reject,enum=reject,enum=client_id"`
+	// The claims that mark ID tokens. A token other than at+jwt that has one of them is rejected.
+	IDTokenClaims []string `yaml:"id_token_claims" jsonschema:"minItems=1,maxItems=16,uniqueItems=true,minLength=1,maxLength=128,default=at_hash,default=c_hash"`
+	// The claims that mark access tokens. A token other than at+jwt that has none of them is rejected.
+	// Absent: scope, scp, client_id, cid, appid, azpacr, gty and kubernetes.io, and permissions if
+	// scope_claim names it.
+	AccessTokenClaims []string `yaml:"access_token_claims" jsonschema:"minItems=1,maxItems=16,uniqueItems=true,minLength=1,maxLength=128"`
 	// How far the issuer's clock may be off, 0s to 60s.
 	Leeway time.Duration `yaml:"leeway" jsonschema:"default=30s"`
 	// Tokens that were issued for longer are rejected, 1m to 8760h.
@@ -297,7 +311,8 @@ type IssuerConfig struct {
 	// How long keys are used that could not be fetched again, up to 24h and not shorter than
 	// refresh_interval.
 	MaxStale time.Duration `yaml:"max_stale" jsonschema:"default=1h"`
-	// Ask the issuer about opaque tokens, which are no JWTs (RFC 7662). At most one issuer has it.
+	// Ask the issuer about opaque tokens, which are no JWTs (RFC 7662). If several issuers have it, each
+	// request, rule or listener must name the issuer of its opaque tokens.
 	Introspection *IntrospectionConfig `yaml:"introspection"`
 	// The authorities of the issuer's certificate. Absent: those of the system.
 	TLS *IssuerTLSConfig `yaml:"tls"`
@@ -312,6 +327,14 @@ type IssuerConfig struct {
 // ClaimPath is a claim: the names that lead to it from object to object. The file has
 // a text where it is one name.
 type ClaimPath []string
+
+// MissingAudConfig says what stands for the audience of a token without aud: one of the two.
+type MissingAudConfig struct {
+	// A claim that says whom the token is for, such as client_id: a text, or a list of texts.
+	Claim string `yaml:"claim" jsonschema:"minLength=1,maxLength=128,oneof_required=claim"`
+	// An audience that all tokens without aud are taken to be for.
+	Value string `yaml:"value" jsonschema:"minLength=1,maxLength=512,oneof_required=value"`
+}
 
 // IntrospectionConfig says how an issuer is asked about opaque tokens.
 type IntrospectionConfig struct {

@@ -291,8 +291,18 @@ func badConfigs() []badConfig {
 			"10: issuers[0].introspection.client: this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client", false},
 		{"introspection of tenants", client() + tenants("[t1]") + "    introspection: {client: orders-api, endpoint: https://login.example.com/introspect}\n",
 			"10: issuers[0].introspection: tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own", false},
-		{"introspection of two issuers", client() + issuer("introspection: {client: orders-api}") + "  - issuer: https://other.example.com\n    audiences: [a]\n    introspection: {client: orders-api, endpoint: https://other.example.com/i}\n",
-			"12: issuers[1].introspection: the issuer in line 7 has introspection already, and an opaque token does not say which of them to ask: remove one of the two", false},
+		{"listener for opaque tokens of an unknown issuer", client() + issuer("introspection: {client: orders-api}") + "listen:\n  grpc: {address: '127.0.0.1:1', opaque_issuer: https://other.example.com}\n  unix: {path: /run/x, opaque_issuer: https://login.example.com/}\n",
+			"11: listen.grpc.opaque_issuer: no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there\n" +
+				"12: listen.unix.opaque_issuer: no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there", false},
+		{"listener for opaque tokens of an issuer without introspection", client() + issuer() + "listen:\n  http: {address: '127.0.0.1:1', opaque_issuer: https://login.example.com}\n  ops: {address: '127.0.0.1:2', opaque_issuer: https://login.example.com}\n",
+			"10: listen.http.opaque_issuer: no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there\n" +
+				"11: listen.ops.opaque_issuer: no token is presented to this listener: remove it", false},
+		{"claim and value for a missing aud", client() + issuer("missing_aud:", "  claim: client_id", "  value: a"), "11: issuers[0].missing_aud.value: contradicts claim in line 10: give one of the two", true},
+		{"nothing for a missing aud", client() + issuer("missing_aud: {}"), "9: issuers[0].missing_aud: claim or value is missing: name the claim, or the audience, that stands for a missing aud", true},
+		{"a claim that is no audience", client() + issuer("missing_aud: {claim: sub}"), "9: issuers[0].missing_aud.claim: the claim sub cannot stand for a missing aud; name a claim that says whom the token is for, such as client_id", false},
+		{"another claim for a missing sub", client() + issuer("missing_sub: azp"), "9: issuers[0].missing_sub: expected reject or client_id", true},
+		{"no marks of ID tokens", client() + issuer("id_token_claims: []"), "9: issuers[0].id_token_claims: the list is empty: give at least one, or remove the key", true},
+		{"a preset of clients for an issuer", client() + issuer("preset: okta"), "9: issuers[0].preset: expected cognito or dex", true},
 		{"introspection out of bounds", client() + issuer("introspection:", "  client: orders-api", "  cache: 6m", "  default_lifetime: 0s", "  endpoint: http://login.example.com/i"), "11: issuers[0].introspection.cache: must be from 0s to 5m\n" +
 			"12: issuers[0].introspection.default_lifetime: must be from 1s to 24h\n" +
 			"13: issuers[0].introspection.endpoint: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},

@@ -80,6 +80,8 @@ func valuesOf(list string) []string {
 		return []string{idp.TypeClientAuthentication, idp.TypeJWT}
 	case "auth_methods":
 		return texts(idp.AuthMethods())
+	case "issuer_presets":
+		return slices.Sorted(maps.Keys(issuerPresets()))
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
 	default:

@@ -42,7 +42,6 @@ func (c *IssuerConfig) each() []IssuerConfig {
 
 func checkIssuers(c *Config, found *findings) {
 	first := map[string]string{} // path of the entry that had it first
-	introspected := ""           // path of the one that has introspection
 	for i := range c.Issuers {
 		path := item("issuers", i)
 		checkIssuer(&c.Issuers[i], path, found)
@@ -55,21 +54,15 @@ func checkIssuers(c *Config, found *findings) {
 				first[one.Issuer] = path
 			}
 		}
-		if c.Issuers[i].Introspection == nil {
-			continue
+		if c.Issuers[i].Introspection != nil {
+			checkIntrospection(c, &c.Issuers[i], path, found)
 		}
-		checkIntrospection(c, &c.Issuers[i], path, found)
-		if introspected != "" {
-			found.addAtf(join(path, "introspection"), "the issuer in line %d has introspection already, and an opaque token does not say which of them to ask: remove one of the two",
-				found.lines[join(introspected, "issuer")])
-			continue
-		}
-		introspected = path
 	}
 }
 
 func checkIssuer(c *IssuerConfig, path string, found *findings) {
 	checkTenants(c, path, found)
+	checkMissingAud(c.MissingAud, join(path, "missing_aud"), found)
 	checkKeys(c, path, found)
 	within(found, join(path, "leeway"), c.Leeway, 0, time.Minute)
 	within(found, join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
@@ -83,6 +76,21 @@ func checkIssuer(c *IssuerConfig, path string, found *findings) {
 		found.addAtf(stale, "must not be longer than 24h")
 	case c.MaxStale < c.RefreshInterval && found.given(stale):
 		found.addAtf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+	}
+}
+
+func checkMissingAud(c *MissingAudConfig, path string, found *findings) {
+	claim, value := join(path, "claim"), join(path, "value")
+	switch {
+	case c == nil:
+	case found.given(claim) && found.given(value):
+		found.addAtf(value, "contradicts claim in line %d: give one of the two", found.lines[claim])
+	case !found.given(claim) && !found.given(value):
+		found.addAtf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
+	default:
+		if err := verify.CheckAudienceClaim(c.Claim); err != nil {
+			found.addAtf(claim, "%v", err)
+		}
 	}
 }
 

@@ -41,6 +41,9 @@ type ListenerConfig struct {
 	// For a loopback address of grpc or http: the caller, among callers, that everybody is who connects and
 	// proves nothing else.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
+	// For grpc or http: the issuer, among issuers, that is asked about opaque tokens which are presented
+	// there without the name of an issuer. Needed if several issuers have introspection.
+	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
 // UnixConfig is a Unix socket. Whoever connects is recognised by the user of its
@@ -52,6 +55,9 @@ type UnixConfig struct {
 	Mode string `yaml:"mode" jsonschema:"default=0660,minLength=1,maxLength=4"`
 	// The caller, among callers, that everybody is who connects and is recognised by nothing else.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
+	// The issuer, among issuers, that is asked about opaque tokens which are presented there without the
+	// name of an issuer. Needed if several issuers have introspection.
+	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
 // TLSConfig says what a listener proves itself by, and whom it trusts: by files, or
@@ -133,6 +139,27 @@ func checkListen(c *Config, found *findings) {
 		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
 	checkProofs(c, found)
+	checkOpaqueIssuers(c, found)
+}
+
+// checkOpaqueIssuers looks at the issuers that listeners name for opaque tokens.
+func checkOpaqueIssuers(c *Config, found *findings) {
+	named := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
+	if c.Listen.Unix != nil {
+		named["listen.unix"] = c.Listen.Unix.OpaqueIssuer
+	}
+	if c.Listen.HTTPUnix != nil {
+		named["listen.http_unix"] = c.Listen.HTTPUnix.OpaqueIssuer
+	}
+	for listener, issuer := range named {
+		asked := func(one IssuerConfig) bool { return one.Issuer == issuer && one.Introspection != nil }
+		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
+			found.addAtf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there")
+		}
+	}
+	if c.Listen.Ops.OpaqueIssuer != "" {
+		found.addAtf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
+	}
 }
 
 func checkTLS(c *TLSConfig, found *findings) {

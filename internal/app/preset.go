@@ -34,6 +34,16 @@ func presets() map[string]ClientConfig {
 	}
 }
 
+// issuerPresets are the same for the tokens of an issuer.
+func issuerPresets() map[string]IssuerConfig {
+	return map[string]IssuerConfig{
+		// Its access tokens have neither typ nor, unless a resource is asked for, aud.
+		"cognito": {Types: []string{idp.TypeJWT}, MissingAud: &MissingAudConfig{Claim: "client_id"}},
+		// Its access tokens are made as its ID tokens are; one that comes with a code has c_hash.
+		"dex": {Types: []string{idp.TypeJWT}, IDTokenClaims: []string{"c_hash"}, AccessTokenClaims: []string{"at_hash"}},
+	}
+}
+
 // complete fills in the defaults that depend on other keys.
 func complete(c *Config, found *findings) {
 	for name, client := range c.Clients {
@@ -46,17 +56,27 @@ func complete(c *Config, found *findings) {
 		}
 		c.Clients[name] = client
 	}
+	for i := range c.Issuers {
+		path := item("issuers", i)
+		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
+			adopt(&c.Issuers[i], preset, func(key string) bool { return found.given(join(path, key)) })
+		}
+	}
 }
 
-// adopt takes from a preset what is not given.
 func (c *ClientConfig) adopt(preset ClientConfig, given func(key string) bool) {
 	if given("issuer") {
 		preset.TokenURL = ""
 	}
-	into, from := reflect.ValueOf(c).Elem(), reflect.ValueOf(preset)
+	adopt(c, preset, given)
+}
+
+// adopt takes from a preset the values of keys that are not given.
+func adopt[C any](into *C, preset C, given func(key string) bool) {
+	to, from := reflect.ValueOf(into).Elem(), reflect.ValueOf(preset)
 	for i := range from.NumField() {
 		if key := from.Type().Field(i).Tag.Get("yaml"); !from.Field(i).IsZero() && !given(key) {
-			into.Field(i).Set(from.Field(i))
+			to.Field(i).Set(from.Field(i))
 		}
 	}
 }
