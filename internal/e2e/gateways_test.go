@@ -157,7 +157,7 @@ func (e *delegation) ask(t *testing.T, address, target string, authorization ...
 	}
 	request.Header["Authorization"] = authorization
 	// What somebody sends who would like to be another.
-	for _, name := range []string{"X-Auth-Subject", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+	for _, name := range []string{"X-Auth-Subject", "X-Auth-Subject-Type", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
 		request.Header[name] = []string{"spoofed", "spoofed again"}
 	}
 	request.Header.Set("X-Verify-Audience", "https://spoofed.example.com")
@@ -248,7 +248,7 @@ func TestRealGatewaysKeepOtherSpellingsFromTheService(t *testing.T) {
 
 // spellings are lines of headers that a service could take for identity headers.
 func spellings() (lines []string) {
-	for _, name := range []string{"X-Auth-Subject", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+	for _, name := range []string{"X-Auth-Subject", "X-Auth-Subject-Type", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
 		for _, odd := range "!#$%&'*+.^_`|~" {
 			last := strings.LastIndexByte(name, '-')
 			lines = append(lines, strings.ReplaceAll(name, "-", string(odd)), strings.Replace(name, "-", string(odd), 1), name[:last]+string(odd)+name[last+1:])
@@ -337,7 +337,7 @@ func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
 	}
 	passed := e.ask(t, address, "/orders/7?scope=admin&audience=https://other.example.com", "Bearer "+good)
 	check("good", passed, 200, "")
-	for name, want := range map[string]string{"X-Auth-Subject": "alice", "X-Auth-Issuer": e.idp.Issuer(), "X-Auth-Client-Id": "web", "X-Auth-Scope": "read"} {
+	for name, want := range map[string]string{"X-Auth-Subject": "alice", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": e.idp.Issuer(), "X-Auth-Client-Id": "web", "X-Auth-Scope": "read"} {
 		if got := passed.passed[name]; len(got) != 1 || got[0] != want {
 			t.Errorf("the service sees %s %q, want %q", name, got, want)
 		}
