@@ -34,7 +34,7 @@ type world struct {
 	says, bSays    *josetest.Signer // of A and of B: Ed25519 keys that say EdDSA
 }
 
-func newWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *world {
+func newWorld(t *testing.T) *world {
 	w := &world{
 		rs: josetest.New(t, "RS256", "rs"), ps: josetest.New(t, "PS256", "ps"), es: josetest.New(t, "ES256", "es"), ed: josetest.New(t, "EdDSA", "ed"),
 		p384: josetest.New(t, "ES384", "p384"), twin1: josetest.New(t, "ES256", "twin"), twin2: josetest.New(t, "EdDSA", "twin"),
@@ -54,14 +54,19 @@ func newWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *world {
 		jsonObject{"kid": "x5c", "kty": "RSA", "x5c": []string{"MIIB"}}, "not a key", nil,
 	}
 	w.web = sites{"a.example": serve(josetest.Marshal(jsonObject{"keys": entries})), "b.example": serve(josetest.Set(w.bRS.JWK(), w.bEd.JWK(), w.bSays.JWK(jsonObject{"alg": "EdDSA"})))}
+	w.v = w.verifier(t, func(*verify.IssuerConfig) {})
+	return w
+}
+
+// verifier returns a Verifier of issuers A and B, whose settings change may change, and
+// of others.
+func (w *world) verifier(t *testing.T, change func(*verify.IssuerConfig), others ...verify.IssuerConfig) *verify.Verifier {
+	t.Helper()
 	a, b := configOf(issuerA), configOf(issuerB)
 	b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, []string{"scp"}, []string{"RS256", "Ed25519"}, time.Hour
-	for _, c := range change {
-		c(&a)
-		c(&b)
-	}
-	w.v = load(t, newVerifier(t, w.web, a, b))
-	return w
+	change(&a)
+	change(&b)
+	return load(t, newVerifier(t, w.web, append(others, a, b)...))
 }
 
 // with is a token of issuer A that is active but for changes to its claims.
@@ -372,6 +377,8 @@ func claimAttacks(w *world) []attack {
 		{"C8 scope where scp is configured", w.fromB(nil), "insufficient_scope"},
 		{"C8 scp in a list", w.fromB(nil, jsonObject{"scp": []string{"x", "read"}}), "active"},
 		{"C8 scope in other case", w.with(jsonObject{"scope": "READ"}), "insufficient_scope"},
+		{"C8 roles where scope is configured", w.with(jsonObject{"scope": nil, "roles": []string{"read"}}), "insufficient_scope"},
+		{"C8 nested roles where scope is configured", w.with(jsonObject{"scope": nil, "realm_access": jsonObject{"roles": []string{"read"}}}), "insufficient_scope"},
 		{"C8 scope as a part of another", w.with(jsonObject{"scope": "reader spread"}), "insufficient_scope"},
 		{"C8 empty scope", w.with(jsonObject{"scope": ""}), "insufficient_scope"},
 		{"C8 scope of all that may be in one", w.with(jsonObject{"scope": "!#[]~ read"}), "active"},
@@ -392,7 +399,7 @@ func claimAttacks(w *world) []attack {
 		all = append(all, attack{"C4 aud " + name, w.with(jsonObject{"aud": aud}), "bad_claims"})
 	}
 	all = append(all, attack{"C4 aud null", w.only("aud", "null"), "bad_claims"})
-	for _, iss := range []any{issuerA + "/", "https://A.example", "HTTPS://a.example", "https://a.example:443", "https://%61.example", "https://ａ.example", " " + issuerA, []string{issuerA}, 1, true, ""} {
+	for _, iss := range []any{issuerA + "/", "https://A.example", "HTTPS://a.example", "https://a.example:443", "https://%61.example", "https://ａ.example", " " + issuerA, "urn:example:a", "URN:example:a", []string{issuerA}, 1, true, ""} {
 		all = append(all, attack{fmt.Sprintf("C5 iss %v", iss), w.with(jsonObject{"iss": iss}), "unknown_issuer"})
 	}
 	all = append(all, attack{"C5 iss null", w.only("iss", "null"), "unknown_issuer"}, attack{"C5 iss with a NUL", w.only("iss", `"`+issuerA+`\u0000"`), "unknown_issuer"})
@@ -409,7 +416,9 @@ func claimAttacks(w *world) []attack {
 	for name, sub := range map[string]string{"empty": `""`, "a number": "1", "null": "null", "a list": `["alice"]`, "an object": `{"a":"alice"}`} {
 		all = append(all, attack{"C9 sub " + name, w.only("sub", sub), "bad_claims"})
 	}
-	return append(all, attack{"C9 no sub", w.with(jsonObject{"sub": nil, "email": "alice@example.com"}), "bad_claims"})
+	return append(all,
+		attack{"C9 no sub", w.with(jsonObject{"sub": nil, "email": "alice@example.com"}), "bad_claims"},
+		attack{"C9 no sub and no client_id", w.with(jsonObject{"sub": nil, "client_id": nil, "azp": "app"}), "bad_claims"})
 }
 
 // attacks is the whole catalogue.

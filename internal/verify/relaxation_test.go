@@ -1,13 +1,19 @@
 package verify_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
+	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -16,62 +22,254 @@ import (
 // relaxation is a setting of an issuer that accepts more than the defaults do, and the
 // attacks of the catalogue that have another result with it.
 type relaxation struct {
-	set     func(*verify.IssuerConfig)
+	// key names the setting, value what it is set to.
+	key, value string
+	set        func(*verify.IssuerConfig)
+	// others are issuers beside A and B.
+	others  []verify.IssuerConfig
 	changes map[string]string
 	// callers are the changes for tokens that identify callers.
 	callers map[string]string
 }
 
-func relaxations() map[string]relaxation {
-	noAud, noSub := map[string]string{"C4 no aud": "active"}, map[string]string{"C9 no sub": "active"}
-	atHash, bare := map[string]string{"B11 ID token with at_hash and scope": "active"}, map[string]string{"B11 ID token": "active"}
-	return map[string]relaxation{
-		"a value for a missing aud": {func(c *verify.IssuerConfig) { c.MissingAudience.Value = audience }, noAud, nil},
-		"a claim for a missing aud": {func(c *verify.IssuerConfig) {
+func (r relaxation) name() string { return r.key + " " + r.value }
+
+// callerResults are the attacks that have another result by default if the token
+// identifies a caller: such a token needs no claim that only access tokens have.
+func callerResults() map[string]string { return map[string]string{"B11 ID token": "active"} }
+
+func relaxations() []relaxation {
+	relax := func(key, value string, set func(*verify.IssuerConfig), changes map[string]string) relaxation {
+		return relaxation{key: key, value: value, set: set, changes: changes, callers: changes}
+	}
+	notForCallers := func(r relaxation) relaxation { r.callers = nil; return r }
+	noAud := map[string]string{"C4 no aud": "active"}
+	urn := configOf(issuerA)
+	urn.Issuer = "urn:example:a"
+	return []relaxation{
+		relax("audiences", "one more", func(c *verify.IssuerConfig) { c.Audiences = append(c.Audiences, audience+"/") },
+			map[string]string{"C4 aud " + audience + "/": "active"}),
+		relax("algorithms", "all", func(c *verify.IssuerConfig) { c.Algorithms = jose.Algorithms() }, map[string]string{
+			"B3 algorithm of another issuer": "bad_signature", "B18 EdDSA where Ed25519 is allowed only": "active",
+			"B18 Ed25519 with a key that says EdDSA, which is not allowed": "active",
+		}),
+		relax("types", "at+jwt and JWT", func(c *verify.IssuerConfig) { c.Types = []string{"at+jwt", "JWT"} }, map[string]string{
+			"B11 typ JWT where at+jwt is asked for": "active", "B11 typ jwt where at+jwt is asked for": "active",
+			"B11 typ <nil> where at+jwt is asked for": "active", "B11 typ  where at+jwt is asked for": "active",
+		}),
+		relax("scope_claim", "roles", func(c *verify.IssuerConfig) { c.ScopeClaim = []string{"roles"} },
+			scopesElsewhere("C8 roles where scope is configured")),
+		relax("scope_claim", "realm_access.roles", func(c *verify.IssuerConfig) { c.ScopeClaim = []string{"realm_access", "roles"} },
+			scopesElsewhere("C8 nested roles where scope is configured")),
+		relax("allow_null_claims", "true", func(c *verify.IssuerConfig) { c.AllowNullClaims = true },
+			map[string]string{"C1 nbf null": "active", "C8 scope null": "insufficient_scope"}),
+		notForCallers(relax("missing_aud", "value", func(c *verify.IssuerConfig) { c.MissingAudience.Value = audience }, noAud)),
+		notForCallers(relax("missing_aud", "claim", func(c *verify.IssuerConfig) {
 			c.MissingAudience.Claim, c.Audiences = "client_id", append(c.Audiences, "app")
-		}, noAud, nil},
-		"client_id for a missing sub": {func(c *verify.IssuerConfig) { c.MissingSubject = true }, noSub, noSub},
-		"other marks of ID tokens":    {func(c *verify.IssuerConfig) { c.IDTokenClaims = []string{"c_hash"} }, atHash, atHash},
-		"more marks of access tokens": {func(c *verify.IssuerConfig) {
+		}, noAud)),
+		relax("missing_sub", "client_id", func(c *verify.IssuerConfig) { c.MissingSubject = true }, map[string]string{"C9 no sub": "active"}),
+		relax("id_token_claims", "c_hash", func(c *verify.IssuerConfig) { c.IDTokenClaims = []string{"c_hash"} },
+			map[string]string{"B11 ID token with at_hash and scope": "active"}),
+		notForCallers(relax("access_token_claims", "nonce", func(c *verify.IssuerConfig) {
 			c.AccessTokenClaims = append(verify.DefaultAccessTokenClaims(), "nonce")
-		}, bare, bare},
+		}, map[string]string{"B11 ID token": "active"})),
+		relax("leeway", "the longest", func(c *verify.IssuerConfig) { c.Leeway = verify.MaxLeeway }, map[string]string{
+			"C2 expired beyond the leeway": "active", "C2 nbf beyond the leeway": "active", "C3 iat in the future": "active",
+		}),
+		relax("max_lifetime", "26 h", func(c *verify.IssuerConfig) { c.MaxLifetime = 26 * time.Hour }, map[string]string{
+			"C1 lifetime from iat": "active", "C1 lifetime from now, where there is no iat": "active",
+		}),
+		relax("max_age", "none", func(c *verify.IssuerConfig) { c.MaxAge = 0 }, map[string]string{
+			"C3 iat beyond the maximal age": "active", "C3 no iat where the age is bounded": "active",
+		}),
+		{
+			key: "issuer", value: "that is not a URL", set: func(*verify.IssuerConfig) {}, others: []verify.IssuerConfig{urn},
+			changes: map[string]string{"C5 iss urn:example:a": "active"}, callers: map[string]string{"C5 iss urn:example:a": "active"},
+		},
 	}
 }
 
-// Each relaxation changes the result of those attacks that it names, and of no other.
-func TestEachRelaxationChangesOnlyWhatItNames(t *testing.T) {
-	all := relaxation{func(c *verify.IssuerConfig) {
-		for _, one := range relaxations() {
-			one.set(c)
-		}
-		c.MissingAudience.Claim = "" // the value is set
-	}, map[string]string{}, map[string]string{}}
-	cases := relaxations()
-	for _, one := range relaxations() {
-		maps.Copy(all.changes, one.changes)
-		maps.Copy(all.callers, one.callers)
+// scopesElsewhere are the changes if another claim than scope or scp holds the scopes:
+// only the attack named found has them there. The others have no scope, whatever scope
+// and scp say.
+func scopesElsewhere(found string) map[string]string {
+	changes := map[string]string{found: "active", "C8 scp in a list": "insufficient_scope", "C8 repeated scope": "insufficient_scope", "C8 list whose element has a space": "insufficient_scope"}
+	for _, scope := range []string{
+		"of all that may be in one", "with two spaces", "with spaces around", "a list with an empty string", "null", "with a tab", "with a line feed", "with a quote",
+		"with a backslash", "with a DEL", "with a letter that is not in ASCII", "a number", "a list with a number", "nested", "an object",
+	} {
+		changes["C8 scope "+scope] = "insufficient_scope"
 	}
-	cases["all together"] = all
-	for name, r := range cases {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, r.set)
-				for _, a := range w.attacks(t) {
-					for _, fromCaller := range []bool{false, true} {
-						want, changes := a.want, r.changes
-						if fromCaller {
-							changes = r.callers
-						}
-						if changed, ok := changes[a.name]; ok {
-							want = changed
-						}
-						if got := outcome(t, w.v, a.token, verify.Request{Scopes: scopesOf(a), Caller: fromCaller}); got != want {
-							t.Errorf("%s (from a caller: %v): %s, want %s", a.name, fromCaller, got, want)
-						}
+	return changes
+}
+
+// together has the first relaxation of each setting.
+func together() relaxation {
+	var chosen []relaxation
+	all := relaxation{key: "all", value: "together", changes: map[string]string{}, callers: map[string]string{}}
+	for _, r := range relaxations() {
+		if slices.ContainsFunc(chosen, func(before relaxation) bool { return before.key == r.key }) {
+			continue
+		}
+		chosen = append(chosen, r)
+		all.others = append(all.others, r.others...)
+		maps.Copy(all.changes, r.changes)
+		maps.Copy(all.callers, r.callers)
+	}
+	all.set = func(c *verify.IssuerConfig) {
+		for _, r := range chosen {
+			r.set(c)
+		}
+	}
+	return all
+}
+
+// Each relaxation changes the result of those attacks that it names, and of no other,
+// and only for the issuer that has it.
+func TestEachRelaxationChangesOnlyWhatItNames(t *testing.T) {
+	cases := append(relaxations(), relaxation{key: "none"}, together())
+	wrong := make([][]string, len(cases))
+	synctest.Test(t, func(t *testing.T) { // where no time passes, however long it takes
+		w := newWorld(t)
+		attacks := w.attacks(t)
+		for i, r := range cases {
+			for _, only := range []string{"", issuerA, issuerB} {
+				v := w.verifier(t, func(c *verify.IssuerConfig) {
+					if r.set != nil && (only == "" || only == c.Issuer) {
+						r.set(c)
 					}
+				}, r.others...)
+				for _, a := range attacks {
+					wrong[i] = append(wrong[i], r.judge(t, v, a, only)...)
 				}
-			})
+			}
+		}
+	})
+	for i, r := range cases {
+		t.Run(r.name(), func(t *testing.T) {
+			for _, line := range wrong[i] {
+				t.Error(line)
+			}
 		})
+	}
+}
+
+// judge says what is wrong with the results of an attack where only this issuer has the
+// relaxation; empty: both have it.
+func (r relaxation) judge(t *testing.T, v *verify.Verifier, a attack, only string) (wrong []string) {
+	t.Helper()
+	issuer := issuerOf(a.token)
+	other := slices.ContainsFunc(r.others, func(c verify.IssuerConfig) bool { return c.Issuer == issuer })
+	applies := only == "" || only == issuer || other
+	for _, fromCaller := range []bool{false, true} {
+		want, changes := a.want, r.changes
+		if fromCaller {
+			changes = r.callers
+			want = cmp.Or(callerResults()[a.name], want)
+		}
+		if changed, ok := changes[a.name]; ok && applies {
+			if changed == want {
+				wrong = append(wrong, a.name+" is no change")
+			}
+			want = changed
+		}
+		if got := outcome(t, v, a.token, verify.Request{Scopes: scopesOf(a), Caller: fromCaller}); got != want {
+			wrong = append(wrong, fmt.Sprintf("%s (from a caller: %v, relaxed: %s): %s, want %s", a.name, fromCaller, cmp.Or(only, "both"), got, want))
+		}
+	}
+	return wrong
+}
+
+// issuerOf returns the iss claim of a token, or nothing if it cannot be read.
+func issuerOf(token string) string {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	payload, _ := josetest.Decode(parts[1])
+	var claims struct{ Iss string }
+	_ = json.Unmarshal(payload, &claims)
+	return claims.Iss
+}
+
+// The changes of a relaxation are attacks of the catalogue, and each setting of an issuer
+// that judges tokens is relaxed.
+func TestRelaxationsAreComplete(t *testing.T) {
+	names := map[string]bool{}
+	for _, a := range newWorld(t).attacks(t) {
+		names[a.name] = true
+	}
+	relaxed := map[string]bool{}
+	for _, r := range relaxations() {
+		for _, changes := range []map[string]string{r.changes, r.callers} {
+			for name := range changes {
+				if !names[name] {
+					t.Errorf("%s: no attack is called %q", r.name(), name)
+				}
+			}
+		}
+		before, after := configOf(issuerB), configOf(issuerB)
+		before.Algorithms, before.MaxAge = []string{"RS256"}, time.Hour
+		after.Algorithms, after.MaxAge = []string{"RS256"}, time.Hour
+		r.set(&after)
+		for _, field := range reflect.VisibleFields(reflect.TypeFor[verify.IssuerConfig]()) {
+			if b, a := reflect.ValueOf(before).FieldByIndex(field.Index), reflect.ValueOf(after).FieldByIndex(field.Index); !reflect.DeepEqual(b.Interface(), a.Interface()) {
+				relaxed[field.Name] = true
+			}
+		}
+	}
+	// Where keys come from, and introspection, which has a test of its own.
+	elsewhere := []string{"Issuer", "Discovery", "JWKSURL", "JWKSFile", "AllowHTTP", "HTTP", "RefreshInterval", "MaxStale", "Introspection"}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[verify.IssuerConfig]()) {
+		if relaxed[field.Name] == slices.Contains(elsewhere, field.Name) {
+			t.Errorf("the setting %s: relaxed %v", field.Name, relaxed[field.Name])
+		}
+	}
+}
+
+// Of the attacks, introspection sees only tokens that are opaque by their form. An issuer
+// that calls all of them active can accept no others.
+func TestIntrospectionChangesOnlyTokensThatAreOpaque(t *testing.T) {
+	opaque := []string{"A2 JWE of five parts"}
+	// These are opaque by their form, too, but no issuer is asked about them, because of
+	// their characters. If several could be, that is seen first.
+	unspeakable := []string{"A1 flattened JSON serialization", "A1 general JSON serialization", "A1 JSON serialization with dots", "A5 space in front"}
+	var wrong []string
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		attacks := w.attacks(t)
+		all := &verify.Introspection{Endpoint: saying(func() []byte { return members() })}
+		allOfB := &verify.Introspection{Endpoint: saying(func() []byte { return members(jsonObject{"iss": issuerB}) })}
+		one := w.verifier(t, func(c *verify.IssuerConfig) {
+			if c.Issuer == issuerA {
+				c.Introspection = all
+			}
+		})
+		several := w.verifier(t, func(c *verify.IssuerConfig) {
+			if c.Introspection = all; c.Issuer == issuerB {
+				c.Introspection = allOfB
+			}
+		})
+		for _, a := range attacks {
+			check := func(what string, v *verify.Verifier, req verify.Request, want string) {
+				req.Scopes = scopesOf(a)
+				changes := slices.Contains(opaque, a.name) || want == "unknown_issuer" && slices.Contains(unspeakable, a.name)
+				if req.Caller || !changes {
+					want = a.want
+				}
+				if got := outcome(t, v, a.token, req); got != want && (!req.Caller || got != callerResults()[a.name]) {
+					wrong = append(wrong, fmt.Sprintf("%s, %s: %s, want %s", a.name, what, got, want))
+				}
+			}
+			check("one issuer", one, verify.Request{}, "active")
+			check("one issuer, from a caller", one, verify.Request{Caller: true}, "")
+			check("several issuers", several, verify.Request{}, "unknown_issuer")
+			check("several issuers, one by the listener", several, verify.Request{OpaqueIssuer: issuerB}, "active")
+			check("several issuers, from a caller", several, verify.Request{Caller: true, OpaqueIssuer: issuerB}, "")
+		}
+	})
+	for _, line := range wrong {
+		t.Error(line)
 	}
 }
 
@@ -263,7 +461,7 @@ func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
 		"the caller may ask none of them":    {"opaque", verify.Request{Issuer: issuerA, Issuers: onlyC}, "malformed", ""},
 		"a token that claims to be of A":     {"eyJhbGciOiJkaXIifQ." + josetest.Base64([]byte(`{"iss":"`+issuerA+`"}`)) + ".x.x.x", verify.Request{}, "unknown_issuer", ""},
 		"a JWT by form":                      {"eyJhbGciOiJub25lIn0.e30.AA", verify.Request{Issuer: issuerA}, "unknown_issuer", ""},
-		"the JWT of a caller":                {"opaque", verify.Request{Issuer: issuerA, FromCaller: true}, "malformed", ""},
+		"the JWT of a caller":                {"opaque", verify.Request{Issuer: issuerA, Caller: true}, "malformed", ""},
 		"not made of a token's characters":   {"op aque", verify.Request{Issuer: issuerA}, "malformed", ""},
 		"the listener's, which is not had":   {"opaque", verify.Request{OpaqueIssuer: "https://c.example"}, "unknown_issuer", ""},
 		"the listener's, without leave":      {"opaque", verify.Request{OpaqueIssuer: issuerB, Issuers: onlyA}, "unknown_issuer", ""},

@@ -557,27 +557,6 @@ func TestNullClaims(t *testing.T) {
 	}
 }
 
-// With each relaxation of an issuer only what it names changes.
-func TestAttacksWhereNullClaimsAreAllowed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		a, b := configOf(issuerA), configOf(issuerB)
-		a.AllowNullClaims, b.AllowNullClaims = true, true
-		b.Types, b.ScopeClaim, b.Algorithms, b.MaxAge = []string{"at+jwt", "JWT"}, []string{"scp"}, []string{"RS256", "Ed25519"}, time.Hour
-		v := load(t, newVerifier(t, w.web, a, b))
-		differ := map[string]string{"C1 nbf null": "active", "C8 scope null": "insufficient_scope"}
-		for _, attack := range slices.Concat(formAttacks(w), headerAttacks(t, w), claimAttacks(w)) {
-			want := attack.want
-			if other, named := differ[attack.name]; named {
-				want = other
-			}
-			if got := outcome(t, v, attack.token, verify.Request{Scopes: scopesOf(attack)}); got != want {
-				t.Errorf("%s: %s, want %s", attack.name, got, want)
-			}
-		}
-	})
-}
-
 // An issuer is compared byte by byte, whatever it looks like.
 func TestIssuersThatAreNoURLs(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
