@@ -85,7 +85,7 @@ func checkMissingAud(c *MissingAudConfig, path string, found *findings) {
 	case c == nil:
 	case found.given(claim) && found.given(value):
 		found.addAtf(value, "contradicts claim in line %d: give one of the two", found.lines[claim])
-	case !found.given(claim) && !found.given(value):
+	case c.Claim == "" && c.Value == "" && !found.given(claim) && !found.given(value): // a preset gives one without a line
 		found.addAtf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
 	default:
 		if err := verify.CheckAudienceClaim(c.Claim); err != nil {

@@ -88,13 +88,8 @@ func examplesOf(all map[string]string) (texts []string) {
 // TestPresetsAreWhatKeysCanSay: with the preset's values written out, as the table
 // in the documentation has them, the same comes of a file without it.
 func TestPresetsAreWhatKeysCanSay(t *testing.T) {
-	page, err := os.ReadFile(providersFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (`.*`) \\|$").FindAllStringSubmatch(string(page), -1)
 	var documented []string
-	for _, row := range rows {
+	for _, row := range presetRows(t, "Identity providers") {
 		name, keys := row[1], regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1)
 		documented = append(documented, name)
 		// Keys for assertions may be given only where there are some; a preset has them
@@ -126,6 +121,49 @@ func TestPresetsAreWhatKeysCanSay(t *testing.T) {
 	}
 	if !slices.Equal(documented, app.Presets()) {
 		t.Errorf("documented are %q, there are %q", documented, app.Presets())
+	}
+}
+
+// presetRows are the rows about presets in a section of the documentation: name and keys.
+func presetRows(t *testing.T, section string) [][]string {
+	t.Helper()
+	page, err := os.ReadFile(providersFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut("\n#"+string(page), "# "+section+"\n")
+	if !found {
+		t.Fatalf("there is no section %q", section)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	return regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (`.*`) \\|$").FindAllStringSubmatch(text, -1)
+}
+
+// TestPresetsOfIssuersAreWhatKeysCanSay is the same for the tokens of an issuer.
+func TestPresetsOfIssuersAreWhatKeysCanSay(t *testing.T) {
+	issuer := func(settings string) app.IssuerConfig {
+		one := parsed(t, "issuers:\n  - issuer: https://login.example.com\n    audiences: [a]\n"+settings).Issuers[0]
+		one.Preset = ""
+		return one
+	}
+	var documented []string
+	for _, row := range presetRows(t, "Tokens without aud or sub") {
+		documented = append(documented, row[1])
+		var keys strings.Builder
+		for _, key := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1) {
+			keys.WriteString("    " + key[1] + "\n")
+		}
+		byPreset, byKeys := issuer("    preset: "+row[1]+"\n"), issuer(keys.String())
+		if !reflect.DeepEqual(byPreset, byKeys) {
+			t.Errorf("%s: %+v, written out: %+v", row[1], byPreset, byKeys)
+		}
+		given := issuer("    preset: " + row[1] + "\n    types: [at+jwt]\n    missing_aud: {value: b}\n    id_token_claims: [nonce]\n    access_token_claims: [scope]\n")
+		if given.Types[0] != "at+jwt" || given.MissingAud.Value != "b" || given.MissingAud.Claim != "" || given.IDTokenClaims[0] != "nonce" || given.AccessTokenClaims[0] != "scope" {
+			t.Errorf("%s wins over keys that are given: %+v", row[1], given)
+		}
+	}
+	if !slices.Equal(documented, app.IssuerPresets()) {
+		t.Errorf("documented are %q, there are %q", documented, app.IssuerPresets())
 	}
 }
 

@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	stdcmp "cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -29,8 +30,13 @@ const productAPI = "https://orders.example.com"
 // its documentation shows. Members that are nil are left out.
 type product struct {
 	issuer string
-	// client and settings are further settings of the client and of the issuer.
-	client, settings string
+	// iss is the issuer of the tokens, if it is another than that of the metadata.
+	iss string
+	// audience is the audience of the tokens. Empty: productAPI.
+	audience string
+	// client, settings and kept are further settings of the client and of the issuer.
+	// Without the settings, but with those that are kept, the token is rejected.
+	client, settings, kept string
 	// jwks is the path of the keys. Empty: /jwks.
 	jwks string
 	// metadata are further members of the metadata.
@@ -49,6 +55,15 @@ type product struct {
 	want   seenOf
 	// without is the reason for which the token is rejected without the settings.
 	without tokenbrokerv1.RejectionReason
+	// refused are further tokens of the product, by name, which are rejected with the
+	// settings.
+	refused map[string]refusedToken
+}
+
+// refusedToken is how a token differs from the one that is accepted.
+type refusedToken struct {
+	claims josetest.JSON
+	reason tokenbrokerv1.RejectionReason
 }
 
 // seenOf is what callers get of a product's tokens.
@@ -118,12 +133,21 @@ func (s productServer) document() josetest.JSON {
 func (s productServer) tokenAnswer() josetest.JSON {
 	token := s.opaque
 	if token == "" {
-		now := time.Now().Unix()
-		claims := josetest.JSON{"iss": s.issuer, "aud": productAPI, "iat": now, "exp": now + 3600}
-		token = s.signer.Token(s.signer.Header(s.header), merged(claims, s.claims))
+		token = s.mint(nil)
 	}
 	return merged(josetest.JSON{"access_token": token, "token_type": "Bearer", "expires_in": 3600}, s.answer)
 }
+
+// mint returns an access token of the product with some claims replaced.
+func (s productServer) mint(change josetest.JSON) string {
+	now := time.Now().Unix()
+	claims := josetest.JSON{"iss": s.tokenIssuer(), "aud": s.tokenAudience(), "iat": now, "exp": now + 3600}
+	return s.signer.Token(s.signer.Header(s.header), merged(claims, s.claims, change))
+}
+
+func (s productServer) tokenIssuer() string { return stdcmp.Or(s.iss, s.issuer) }
+
+func (s productServer) tokenAudience() string { return stdcmp.Or(s.audience, productAPI) }
 
 // start runs a broker for the product and returns its API.
 func (s productServer) start(t *testing.T, settings string) tokenbrokerv1.TokenBrokerServiceClient {
@@ -135,7 +159,7 @@ func (s productServer) start(t *testing.T, settings string) tokenbrokerv1.TokenB
 	text := fmt.Sprintf("listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: off}\n%sclients:\n  orders: {issuer: %q, client_id: orders, secret: %q%s}\n",
 		everybody, s.issuer, "file:"+file, s.client)
 	if s.opaque == "" {
-		text += fmt.Sprintf("issuers:\n  - {issuer: %q, audiences: [%q]%s}\n", s.issuer, productAPI, settings)
+		text += fmt.Sprintf("issuers:\n  - {issuer: %q, audiences: [%q]%s}\n", s.tokenIssuer(), s.tokenAudience(), s.kept+settings)
 	}
 	broker, err := app.New(parsed(t, text), app.Options{Logger: quiet(), Transport: s})
 	if err != nil {
@@ -163,11 +187,7 @@ func (s productServer) start(t *testing.T, settings string) tokenbrokerv1.TokenB
 func TestProducts(t *testing.T) {
 	for name, p := range products(t) {
 		t.Run(name, func(t *testing.T) {
-			algorithm := p.algorithm
-			if algorithm == "" {
-				algorithm = "RS256"
-			}
-			server := productServer{product: p, signer: josetest.New(t, algorithm, "key-1")}
+			server := productServer{product: p, signer: josetest.New(t, stdcmp.Or(p.algorithm, "RS256"), "key-1")}
 			api := server.start(t, p.settings)
 			given, err := api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 			if err != nil {
@@ -192,18 +212,32 @@ func (s productServer) verify(t *testing.T, api tokenbrokerv1.TokenBrokerService
 		t.Fatalf("verify: %v, %v", err, got.GetRejection())
 	}
 	seen := seenOf{got.GetSubject(), got.GetClientId(), got.GetScopes(), s.want.Lifetime}
+	subjectType := tokenbrokerv1.SubjectType_SUBJECT_TYPE_SUB
+	if s.claims["sub"] == nil {
+		subjectType = tokenbrokerv1.SubjectType_SUBJECT_TYPE_CLIENT_ID
+	}
+	if got.GetSubjectType() != subjectType {
+		t.Errorf("the subject type is %v, want %v", got.GetSubjectType(), subjectType)
+	}
 	if diff := cmp.Diff(s.want, seen); diff != "" {
 		t.Errorf("verify: %s", diff)
 	}
 	if other, err := api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: token, Audience: []string{"https://other.example.com"}}); err != nil || other.GetActive() {
 		t.Errorf("verify for another audience: %v, active %v", err, other.GetActive())
 	}
-	if s.without == 0 {
-		return
+	for name, other := range s.refused {
+		rejects(t, api, name, s.mint(other.claims), other.reason)
 	}
-	without, err := s.start(t, "").VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: token})
-	if err != nil || without.GetActive() || without.GetRejection().GetReason() != s.without {
-		t.Errorf("without the settings: %v, %v", err, without.GetRejection())
+	if s.without != 0 {
+		rejects(t, s.start(t, ""), "without the settings", token, s.without)
+	}
+}
+
+func rejects(t *testing.T, api tokenbrokerv1.TokenBrokerServiceClient, what, token string, reason tokenbrokerv1.RejectionReason) {
+	t.Helper()
+	got, err := api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: token})
+	if err != nil || got.GetActive() || got.GetRejection().GetReason() != reason {
+		t.Errorf("%s: %v, %v, want %v", what, err, got.GetRejection(), reason)
 	}
 }
 
@@ -284,6 +318,82 @@ func products(t *testing.T) map[string]product {
 			keys:     []josetest.JSON{josetest.New(t, "RS256", "encrypts").JWK(josetest.JSON{"use": "enc", "alg": "RSA-OAEP"})},
 			metadata: josetest.JSON{"mtls_endpoint_aliases": josetest.JSON{"introspection_endpoint": "http://login.example.com/introspect"}},
 			want:     seenOf{object, "orders", []string{"reader"}, 5 * time.Minute},
+		},
+		"keycloak-without-aud": {
+			issuer: "https://login.example.com/realms/shop", audience: "orders", kept: jwt, settings: ", missing_aud: {claim: azp}", without: wrongAudience,
+			client: ", preset: keycloak",
+			header: plainJWT,
+			claims: josetest.JSON{"aud": nil, "sub": object, "azp": "orders", "client_id": "orders", "typ": "Bearer", "acr": "1", "scope": "email profile"},
+			answer: josetest.JSON{"expires_in": 300, "refresh_expires_in": 0, "not-before-policy": 0, "scope": "email profile"},
+			want:   seenOf{object, "orders", []string{"email", "profile"}, 5 * time.Minute},
+			refused: map[string]refusedToken{
+				"a token of another client":            {josetest.JSON{"azp": "web", "client_id": "web"}, wrongAudience},
+				"a token of a client with other roles": {josetest.JSON{"aud": "account"}, wrongAudience},
+				"an ID token":                          {josetest.JSON{"aud": "orders", "typ": "ID"}, wrongType},
+			},
+		},
+		"cognito": {
+			issuer: "https://cognito-idp.eu-west-1.amazonaws.com/eu-west-1_EXAMPLE", jwks: "/eu-west-1_EXAMPLE/.well-known/jwks.json",
+			audience: "orders", settings: ", preset: cognito", without: wrongType,
+			client:   ", preset: cognito, scopes: [orders/read]",
+			metadata: josetest.JSON{"token_endpoint": "https://shop.auth.eu-west-1.amazoncognito.com/oauth2/token"},
+			header:   noType,
+			claims:   josetest.JSON{"aud": nil, "sub": "orders", "client_id": "orders", "token_use": "access", "scope": "orders/read", "auth_time": time.Now().Unix(), "version": 2, "jti": object},
+			jwk:      josetest.JSON{"alg": "RS256"},
+			want:     seenOf{"orders", "orders", []string{"orders/read"}, time.Hour},
+			refused: map[string]refusedToken{
+				"a token of another client of the pool": {josetest.JSON{"sub": "web", "client_id": "web"}, wrongAudience},
+				"an ID token":                           {josetest.JSON{"aud": "orders", "token_use": "id", "client_id": nil, "scope": nil, "cognito:username": "alice"}, wrongType},
+			},
+		},
+		"dex": {
+			issuer: "https://dex.example.com", jwks: "/keys", audience: "orders", settings: ", preset: dex", without: wrongType,
+			header: noType,
+			claims: josetest.JSON{"sub": "CgZvcmRlcnM", "at_hash": "bcCpXNOtQPCKIolbBKVrWg"},
+			answer: josetest.JSON{"token_type": "bearer", "expires_in": 86399},
+			jwk:    josetest.JSON{"alg": "RS256"},
+			want:   seenOf{"CgZvcmRlcnM", "", nil, time.Hour},
+			refused: map[string]refusedToken{
+				"a token of another client": {josetest.JSON{"aud": "web"}, wrongAudience},
+				"an ID token for a code":    {josetest.JSON{"c_hash": "xsZZrUssMXjL3FBlzoSh2g"}, wrongType},
+			},
+		},
+		"adfs": {
+			issuer: "https://adfs.example.com/adfs", iss: "http://adfs.example.com/adfs/services/trust", jwks: "/adfs/discovery/keys",
+			audience: "microsoft:identityserver:orders-api", kept: ", jwks_url: https://adfs.example.com/adfs/discovery/keys",
+			settings: jwt + ", scope_claim: scp", without: wrongType,
+			client:   ", resources: [orders-api]",
+			metadata: josetest.JSON{"access_token_issuer": "http://adfs.example.com/adfs/services/trust"},
+			header:   merged(plainJWT, josetest.JSON{"x5t": "dGVzdA"}),
+			claims: josetest.JSON{
+				"sub": "orders", "appid": "orders", "apptype": "Confidential", "scp": "read write", "ver": "1.0", "auth_time": "2026-11-30T01:00:00.000Z",
+				"authmethod": "http://schemas.microsoft.com/ws/2008/06/identity/authenticationmethod/password",
+			},
+			answer: josetest.JSON{"token_type": "bearer"},
+			jwk:    josetest.JSON{"alg": "RS256", "x5t": "dGVzdA", "x5c": []string{"MIIC"}},
+			want:   seenOf{"orders", "orders", scopes, time.Hour},
+			refused: map[string]refusedToken{
+				"a token without sub": {josetest.JSON{"sub": nil}, badClaims},
+				"an ID token":         {josetest.JSON{"iss": "https://adfs.example.com/adfs", "aud": "orders"}, tokenbrokerv1.RejectionReason_REJECTION_REASON_UNKNOWN_ISSUER},
+			},
+		},
+		"pingone": {
+			issuer: "https://auth.pingone.com/" + tenant + "/as", jwks: "/" + tenant + "/as/jwks", kept: jwt, settings: ", missing_sub: client_id", without: badClaims,
+			client: ", scopes: [read, write]",
+			header: noType,
+			claims: josetest.JSON{"client_id": "orders", "aud": []string{productAPI}, "scope": "read write"},
+			answer: josetest.JSON{"scope": "read write"},
+			want:   seenOf{"orders", "orders", scopes, time.Hour},
+			refused: map[string]refusedToken{
+				"a token without client_id": {josetest.JSON{"client_id": nil, "azp": "orders"}, badClaims},
+			},
+		},
+		"duende": {
+			issuer: "https://identity.example.com", jwks: "/.well-known/openid-configuration/jwks", settings: ", missing_sub: client_id", without: badClaims,
+			client: ", scopes: [read, write]",
+			claims: josetest.JSON{"client_id": "orders", "scope": scopes, "nbf": time.Now().Unix(), "jti": "1D736303BBF4AFCA27BC661E307F697B"},
+			answer: josetest.JSON{"scope": "read write"},
+			want:   seenOf{"orders", "orders", scopes, time.Hour},
 		},
 		"ory-hydra": {
 			issuer: "https://hydra.example.com", jwks: "/.well-known/jwks.json", settings: jwt + ", scope_claim: scp", without: wrongType,
@@ -380,4 +490,8 @@ func products(t *testing.T) map[string]product {
 	}
 }
 
-const wrongType = tokenbrokerv1.RejectionReason_REJECTION_REASON_WRONG_TYPE
+const (
+	wrongType     = tokenbrokerv1.RejectionReason_REJECTION_REASON_WRONG_TYPE
+	wrongAudience = tokenbrokerv1.RejectionReason_REJECTION_REASON_WRONG_AUDIENCE
+	badClaims     = tokenbrokerv1.RejectionReason_REJECTION_REASON_BAD_CLAIMS
+)
