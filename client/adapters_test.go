@@ -2,7 +2,6 @@ package client_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -25,6 +24,7 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // api is an HTTP API that notes what it was presented with.
@@ -132,15 +132,7 @@ func TestARequestThatCannotBeRepeatedIsReportedAllTheSame(t *testing.T) {
 	if got := do(t, c, http.MethodPost, a.URL, sent); got != http.StatusUnauthorized || len(a.all()) != 1 || !sent.closed.Load() {
 		t.Errorf("status %d after %d requests, body closed: %v", got, len(a.all()), sent.closed.Load())
 	}
-	err := eventually(t, func() error {
-		if mustToken(t, source) == old {
-			return errors.New("the token was not replaced")
-		}
-		return nil
-	})
-	if err != nil {
-		t.Error(err)
-	}
+	testkit.Eventually(t, "the token is replaced", func() bool { return mustToken(t, source) != old })
 }
 
 func TestAnAPIThatRefusesEverythingGetsTwoRequests(t *testing.T) {

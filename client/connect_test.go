@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -28,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // seen is what a server saw of a caller.
@@ -133,9 +133,7 @@ func read(t *testing.T, file string) []byte {
 
 func write(t *testing.T, file, text string) string {
 	t.Helper()
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, file, text)
 	return file
 }
 
@@ -160,35 +158,14 @@ func TestFilesForTLSAreReadForEachConnection(t *testing.T) {
 	write(t, files.Cert, "half a certif")
 	o.Stop()
 	o = observe(t, "tcp", o.addr, serverTLS(t, first))
-	if err := eventually(t, func() error { _, err := c.Token(t.Context(), name); return err }); err != nil {
-		t.Fatalf("while the files are replaced: %v", err)
-	}
+	testkit.Succeeds(t, "while the files are replaced", func() error { _, err := c.Token(t.Context(), name); return err })
 
 	install(second)
 	o.Stop()
 	o = observe(t, "tcp", o.addr, serverTLS(t, second))
-	if err := eventually(t, func() error { _, err := c.Token(t.Context(), name); return err }); err != nil {
-		t.Fatalf("with the second files: %v", err)
-	}
+	testkit.Succeeds(t, "with the second files", func() error { _, err := c.Token(t.Context(), name); return err })
 	if after := o.last(t).certificate; after == nil || string(after) == string(before) {
 		t.Error("the certificate is still the first")
-	}
-}
-
-// eventually tries until it works, for as long as a connection may take.
-func eventually(t *testing.T, try func() error) error {
-	t.Helper()
-	deadline := time.After(20 * time.Second)
-	for {
-		err := try()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-deadline:
-			return err
-		}
 	}
 }
 
@@ -378,14 +355,7 @@ func TestReplicasThatDrainAreUsedWhereNoOtherIsConnected(t *testing.T) {
 			}
 			return found
 		}
-		if err := eventually(t, func() error {
-			if n := len(used()); n != len(replicas) {
-				return fmt.Errorf("%d replicas are used", n)
-			}
-			return nil
-		}); err != nil {
-			t.Fatalf("%s, at first: %v", target, err)
-		}
+		testkit.Eventually(t, target+" leads to all replicas", func() bool { return len(used()) == len(replicas) })
 		for _, replica := range replicas {
 			replica.serving(false)
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // keygen runs the command and returns what it wrote to stdout and stderr.
@@ -92,9 +93,7 @@ func TestKeygenRefusesWithASentenceAndLeavesTheFileAlone(t *testing.T) {
 	}
 	primary := readRing(t, path).Primary()
 	broken := path + ".broken"
-	if err := os.WriteFile(broken, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, broken, "{")
 	for want, args := range map[string][]string{
 		"a new ring is printed":      {path},
 		"which ring is to be":        {"--add"},

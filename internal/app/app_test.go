@@ -22,6 +22,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // everybody is a caller who may everything.
@@ -61,9 +62,7 @@ func parsed(t testing.TB, text string) *app.Config {
 func sampleText(t testing.TB, n int) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, file, "right\n")
 	var text strings.Builder
 	text.WriteString("listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: \"127.0.0.1:0\"}\n" + everybody + "clients:\n")
 	for i := range n {

@@ -20,6 +20,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // auditLine is what the tests look at in a line of the audit.
@@ -120,9 +121,9 @@ func TestHangupReopensTheAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.hangup <- syscall.SIGHUP
-	waitUntil(t, "the hangup is heard", func() bool { return strings.Contains(r.log.String(), "told to read") })
+	testkit.Eventually(t, "the hangup is heard", func() bool { return strings.Contains(r.log.String(), "told to read") })
 	_, _ = r.client.Token(t.Context(), "orders")
-	waitUntil(t, "there is a new file", func() bool { _, err := os.Stat(file); return err == nil })
+	testkit.Eventually(t, "there is a new file", func() bool { _, err := os.Stat(file); return err == nil })
 	waitFor(t, file, "token denied")
 }
 
@@ -135,16 +136,6 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
-}
-
-func waitUntil(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if is() {
-			return
-		}
-	}
-	t.Fatalf("in vain: %s", what)
 }
 
 func TestAuditThatCannotBeOpenedStopsTheStart(t *testing.T) {

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,6 +31,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // boundWorld is a broker with all its APIs, a gateway that asks it, and two who hold
@@ -52,9 +52,7 @@ func newBoundWorld(t *testing.T, more ...string) *boundWorld {
 	t.Helper()
 	p := newPKI(t)
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, secret, "right")
 	text := fmt.Sprintf(`listen: {grpc: "127.0.0.1:0", http: "127.0.0.1:0", ops: "off", %s}
 gateways: {ext_authz: {}}
 clients: {orders: {issuer: %[2]q, client_id: abc, secret: %[3]q, audience: "https://orders.example.com"}}

@@ -3,7 +3,6 @@ package app_test
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // The claims of the JWTs that CI jobs and workloads get, as the products document them.
@@ -36,9 +36,7 @@ var (
 
 func TestCIJobsAndJWTSVIDsAreCallers(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, secret, "right")
 	idp := devIDP(t)
 	broker, _ := run(t, parsed(t, fmt.Sprintf(`listen: {grpc: "127.0.0.1:0", ops: "off"}
 clients: {orders: {issuer: %[1]q, client_id: abc, secret: %[2]q, audience: "https://orders.example.com"}}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
@@ -18,9 +19,7 @@ func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, path, "x")
 		if err := os.Chmod(path, mode); err != nil { // the umask does not count
 			t.Fatal(err)
 		}
@@ -64,9 +63,7 @@ func TestServeAndLiveCheckNameDoubtfulSecrets(t *testing.T) {
 	idp := devIDP(t)
 	dir := t.TempDir()
 	secretFile := filepath.Join(dir, "secret")
-	if err := os.WriteFile(secretFile, []byte("\ufeffright\n\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, secretFile, "\ufeffright\n\n")
 	config, err := app.ParseConfig("broker.yaml", []byte(
 		"listen: {grpc: {address: '127.0.0.1:0'}, ops: '127.0.0.1:0'}\nclients: {orders: {issuer: "+idp.Issuer()+", client_id: abc, secret: 'file:"+secretFile+"'}}\n"))
 	if err != nil {
@@ -87,7 +84,7 @@ func TestServeAndLiveCheckNameDoubtfulSecrets(t *testing.T) {
 	if warned != 1 {
 		t.Errorf("findings: %+v", found)
 	}
-	log := &lines{}
+	log := &testkit.Log{}
 	options.Logger = slog.New(slog.NewTextHandler(log, nil))
 	started, err := app.New(config, options)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // postForm asks a broker over HTTP, over connections that dial makes.
@@ -110,19 +111,19 @@ func TestFailedHandshakesOfHTTPAreCountedAsOfGRPC(t *testing.T) {
 			t.Errorf("a certificate of an authority that nobody trusts: %v", err)
 		}
 	}
-	waitUntil(t, "unknown_authority is counted", func() bool { return counted("unknown_authority") })
+	testkit.Eventually(t, "unknown_authority is counted", func() bool { return counted("unknown_authority") })
 	r.await("a connection was refused\" reason=unknown_authority", 1)
 	r.await("/ns/shop/sa/checkout", 1)
 
 	if _, err := connect(&tls.Config{ServerName: "localhost", RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13}); err == nil {
 		t.Error("the client trusts whom it does not know")
 	}
-	waitUntil(t, "refused_by_client is counted", func() bool { return counted("refused_by_client") })
+	testkit.Eventually(t, "refused_by_client is counted", func() bool { return counted("refused_by_client") })
 
 	if status, _ := postForm(t, dialer("tcp", r.HTTPAddr()), "/oauth2/token", http.Header{}, nil); status != 400 {
 		t.Errorf("plaintext: %d", status)
 	}
-	waitUntil(t, "not_tls is counted", func() bool { return counted("not_tls") })
+	testkit.Eventually(t, "not_tls is counted", func() bool { return counted("not_tls") })
 
 	// Who gets through counts nowhere.
 	secure, err := connect(trusting)

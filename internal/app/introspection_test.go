@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -24,6 +23,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // rejection is the reason why a token was rejected; empty: it was not.
@@ -123,9 +123,7 @@ func private(t *testing.T) (here string, requests func() int) {
 func TestLeaveToConnectIsThatOfEachClientAndIssuer(t *testing.T) {
 	everyNameIsThisHost(t)
 	secret := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(secret, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, secret, "right")
 	here, requests := private(t)
 	check := func(text string) map[string]error {
 		t.Helper()

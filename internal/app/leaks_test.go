@@ -15,6 +15,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // goThroughAllFlows asks the broker for everything, well and badly.
@@ -105,7 +106,7 @@ func (l *leaks) goThroughAllFlows() {
 
 	// A call that is still under way when the goroutines are looked at.
 	go func() { _, _ = api.GetToken(l.as(robot), own(leaksHanging)) }()
-	waitUntil(l.t, "a fetch hangs", func() bool { return strings.Contains(l.goroutines(2), "(*Broker).fly") })
+	testkit.Eventually(l.t, "a fetch hangs", func() bool { return strings.Contains(l.goroutines(2), "(*Broker).fly") })
 }
 
 func (l *leaks) goroutines(debug int) string {
@@ -152,7 +153,7 @@ func (l *leaks) places() redacttest.Places {
 func TestNoSecretIsAnywhere(t *testing.T) {
 	l := startLeaks(t)
 	l.goThroughAllFlows()
-	waitUntil(t, "the spans come", func() bool {
+	testkit.Eventually(t, "the spans come", func() bool {
 		l.collector.mu.Lock()
 		defer l.collector.mu.Unlock()
 		return len(l.collector.named("idp token")) > 5 && len(l.collector.named(getToken)) > 20

@@ -35,6 +35,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // leaks is a broker with everything switched on that tells of it, at its most
@@ -53,7 +54,7 @@ type leaks struct {
 	// secrets are what must not be seen, by what it is.
 	secrets map[string][]string
 	// What is searched for them.
-	log       *lines
+	log       *testkit.Log
 	collector *otlp
 	monitored func() string
 	mu        sync.Mutex
@@ -106,9 +107,7 @@ func (l *leaks) token(what, token string) string {
 func (l *leaks) file(name, content string) string {
 	l.t.Helper()
 	path := filepath.Join(l.dir, name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		l.t.Fatal(err)
-	}
+	testkit.WriteFile(l.t, path, content)
 	return path
 }
 
@@ -386,7 +385,7 @@ func (l *leaks) fails(what string, err error, says string) {
 
 func startLeaks(t *testing.T) *leaks {
 	t.Helper()
-	l := &leaks{t: t, dir: t.TempDir(), log: &lines{}}
+	l := &leaks{t: t, dir: t.TempDir(), log: &testkit.Log{}}
 	var registered []devidp.Client
 	for _, name := range leaksClients() {
 		registered = append(registered, devidp.Client{

@@ -19,6 +19,7 @@ import (
 	brokerclient "github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // pki is a broker's certificate and the authority of its callers, in files.
@@ -122,9 +123,7 @@ func TestHangupReadsTheCertificatesAtOnce(t *testing.T) {
 		}
 	}
 	good := pki.renewed
-	if err := os.WriteFile(filepath.Join(pki.dir, "tls.key"), []byte("nothing"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(pki.dir, "tls.key"), "nothing")
 	r.hangup <- syscall.SIGHUP
 	r.await("the certificates are not replaced", 1)
 	if got := presented(t, r.GRPCAddr()); got != fmt.Sprintf("broker-%d", good) {
@@ -165,9 +164,7 @@ func TestOtherAuthoritiesJudgeWatchesAgain(t *testing.T) {
 func TestWhatIsWrongWithCertificatesStopsTheStart(t *testing.T) {
 	pki := newPKI(t)
 	for _, name := range []string{"tls.crt", "ca.crt"} {
-		if err := os.WriteFile(filepath.Join(pki.dir, name), []byte("nothing"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(pki.dir, name), "nothing")
 	}
 	text := strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1)
 	_, err := app.New(parsed(t, text), app.Options{Logger: quiet()})
@@ -278,9 +275,7 @@ func TestOnlyASocketThatNobodyServesIsReplaced(t *testing.T) {
 		return app.New(parsed(t, byUser(t, socket, "")), app.Options{Logger: quiet()})
 	}
 
-	if err := os.WriteFile(socket, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, socket, "precious")
 	if _, err := start(); err == nil || !strings.Contains(err.Error(), "is no socket") {
 		t.Errorf("a file is there: %v", err)
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const providersFile = "../../docs/identity-providers.md"
@@ -306,9 +307,7 @@ func (p provider) start(t *testing.T, text string, secrets map[string]signer) (*
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range secrets {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content.file), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(dir, name), content.file)
 	}
 	var file struct {
 		Clients map[string]struct {
@@ -510,9 +509,7 @@ func TestSecretsOfAnotherKindStopTheStart(t *testing.T) {
 	dir := t.TempDir()
 	key, _ := rsaPEM(t)
 	for name, text := range map[string]string{"key": key, "password": "hunter2-and-some-more"} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(dir, name), text)
 	}
 	client := func(name, secret, more string) string {
 		return fmt.Sprintf("  %s: {token_url: \"https://idp.example.com/token\", client_id: abc, secret: %q%s}\n", name, "file:"+filepath.Join(dir, secret), more)

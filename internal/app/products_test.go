@@ -21,6 +21,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // productAPI is the audience of tokens whose product lets an administrator choose it.
@@ -153,9 +154,7 @@ func (s productServer) tokenAudience() string { return stdcmp.Or(s.audience, pro
 func (s productServer) start(t *testing.T, settings string) tokenbrokerv1.TokenBrokerServiceClient {
 	t.Helper()
 	file := t.TempDir() + "/secret"
-	if err := os.WriteFile(file, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, file, "right")
 	text := fmt.Sprintf("listen: {grpc: {address: \"127.0.0.1:0\", caller: everybody}, ops: off}\n%sclients:\n  orders: {issuer: %q, client_id: orders, secret: %q%s}\n",
 		everybody, s.issuer, "file:"+file, s.client)
 	if s.opaque == "" {

@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -23,6 +22,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // reloadable is a broker that runs on a file, in which its test changes what
@@ -34,27 +34,9 @@ type reloadable struct {
 	file   string
 	listen string
 	hangup chan os.Signal
-	log    *lines
+	log    *testkit.Log
 	client *brokerclient.Client
 	secret string
-}
-
-// lines is a log that can be read while it is written.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(data []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(data)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 func startReloadable(t *testing.T, idp *devidp.Server, rest string) *reloadable {
@@ -65,10 +47,8 @@ func startReloadable(t *testing.T, idp *devidp.Server, rest string) *reloadable 
 // startListening is startReloadable with a listener of another kind.
 func startListening(t *testing.T, idp *devidp.Server, listen, rest string) *reloadable {
 	t.Helper()
-	r := &reloadable{t: t, file: filepath.Join(t.TempDir(), "broker.yaml"), listen: listen, hangup: make(chan os.Signal, 1), log: &lines{}, secret: filepath.Join(t.TempDir(), "secret")}
-	if err := os.WriteFile(r.secret, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r := &reloadable{t: t, file: filepath.Join(t.TempDir(), "broker.yaml"), listen: listen, hangup: make(chan os.Signal, 1), log: &testkit.Log{}, secret: filepath.Join(t.TempDir(), "secret")}
+	testkit.WriteFile(t, r.secret, "right")
 	r.write(rest)
 	config, err := app.LoadConfig(r.file)
 	if err != nil {
@@ -101,9 +81,7 @@ func (r *reloadable) write(rest string) {
 	r.t.Helper()
 	text := "listen: {" + r.listen + ", ops: \"127.0.0.1:0\"}\n" + strings.ReplaceAll(rest, "SECRET", r.secret)
 	next := r.file + ".next"
-	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
-		r.t.Fatal(err)
-	}
+	testkit.WriteFile(r.t, next, text)
 	if err := os.Rename(next, r.file); err != nil {
 		r.t.Fatal(err)
 	}

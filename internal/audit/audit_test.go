@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -200,9 +201,7 @@ func TestDirectoryThatIsGoneIsAFailureUntilItIsBack(t *testing.T) {
 
 func TestHalfALineOfSomebodyBeforeIsEnded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	if err := os.WriteFile(path, []byte("{\"v\":1}\n{\"v\":1,\"time"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, path, "{\"v\":1}\n{\"v\":1,\"time")
 	b := open(t, audit.Config{File: path})
 	b.Record(&audit.Event{Event: audit.Start})
 	if err := b.Flush(t.Context()); err != nil {

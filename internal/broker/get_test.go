@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -22,6 +21,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const (
@@ -66,9 +66,7 @@ func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as fu
 		transport = wrap(transport)
 	}
 	path := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(path, []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, path, "right")
 	ref, err := secret.ParseRef("file:" + path)
 	if err != nil {
 		t.Fatal(err)
@@ -99,9 +97,7 @@ func (f *fleet) fetches() int { return f.idp.Requests(devidp.TokenPath) }
 // changeSecret puts another value in the file and lets the broker see it.
 func (f *fleet) changeSecret(t *testing.T, value string) {
 	t.Helper()
-	if err := os.WriteFile(f.secret, []byte(value), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, f.secret, value)
 	for range 2 {
 		if _, err := f.ring.Reload(t.Context()); err != nil {
 			t.Fatal(err)

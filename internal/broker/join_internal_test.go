@@ -2,7 +2,6 @@ package broker
 
 import (
 	"log/slog"
-	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -14,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // A caller finds no token, a flight lands, and only then the caller gets the lock:
@@ -28,9 +28,7 @@ func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(t.TempDir(), "secret")
-		if err := os.WriteFile(path, []byte("right"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, path, "right")
 		ref, err := secret.ParseRef("file:" + path)
 		if err != nil {
 			t.Fatal(err)

@@ -1,11 +1,9 @@
 package broker_test
 
 import (
-	"bytes"
 	"errors"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -25,25 +24,7 @@ type markedJudges struct {
 	t               *testing.T
 	keys            *ringFile
 	values, markers *store.Memory
-	log             lockedLog
-}
-
-// lockedLog is a log in memory.
-type lockedLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lockedLog) Write(line []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(line)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+	log             testkit.Log
 }
 
 // startMarked starts n judges and waits until all of them decide.

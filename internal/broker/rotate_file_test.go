@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // startFiles starts n replicas that have the secret "one" in a file of their own.
@@ -29,9 +29,7 @@ func startFiles(t testing.TB, n int) *replicas {
 // writes puts another value into the replica's file.
 func (r *replica) writes(t testing.TB, value string) {
 	t.Helper()
-	if err := os.WriteFile(r.path, []byte(value+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, r.path, value+"\n")
 }
 
 // polls is how long it takes until a changed file counts.
@@ -209,9 +207,7 @@ func TestDirectoryBringsThePreviousValueAcrossARestart(t *testing.T) {
 		dir := t.TempDir()
 		put := func(name, value string) {
 			t.Helper()
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testkit.WriteFile(t, filepath.Join(dir, name), value)
 		}
 		put("current", "one")
 		ref, err := secret.ParseRef("file:" + dir)

@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/certs/certstest"
 	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // spiffe is an agent of the trust domain example.org, which federates with partner.org.
@@ -84,16 +85,6 @@ func await(t *testing.T, told <-chan error) error {
 	case <-time.After(time.Minute):
 		t.Fatal("nothing was told")
 		return nil
-	}
-}
-
-// eventually waits for what no one tells.
-func eventually(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not within a minute:", what)
-		}
 	}
 }
 
@@ -351,7 +342,7 @@ func TestSPIFFE_agentIsGone(t *testing.T) {
 		t.Error("callers are refused while the agent is away")
 	}
 	s.start(t)
-	eventually(t, "the same certificate is good again", func() bool { return !source.Status().Failing })
+	testkit.Eventually(t, "the same certificate is good again", func() bool { return !source.Status().Failing })
 	s.rotate("broker-3")
 	for {
 		if err := await(t, told); err == nil {
@@ -378,5 +369,5 @@ func TestSPIFFE_badUpdateIsRefused(t *testing.T) {
 	}
 	s.update.SVID = good
 	s.Send(s.update)
-	eventually(t, "the one before is good again", func() bool { return !source.Status().Failing })
+	testkit.Eventually(t, "the one before is good again", func() bool { return !source.Status().Failing })
 }

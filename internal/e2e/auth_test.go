@@ -21,6 +21,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // jwk is the private key of a client of the IdP, as a JWK.
@@ -198,9 +199,7 @@ func TestAssertionThatSomebodyElseKeepsFresh(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(file, []byte(signed.Reveal()+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, file, signed.Reveal()+"\n")
 	}
 	issue()
 	b := startBroker(t, "clients:\n"+idp.yaml("federated", "key-es256", "federated_jwt", "assertion_file: "+file))

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // broker is a running "broker serve".
@@ -127,7 +129,7 @@ func (b *broker) mustVerify(t *testing.T, what, token string, want int, args ...
 	t.Helper()
 	res := b.verify(t, token, args...)
 	if want != undecided && strings.Contains(res.stderr, revocationsUnknown) {
-		eventually(t, "the replica knows the revocations", func() bool {
+		testkit.Eventually(t, "the replica knows the revocations", func() bool {
 			res = b.verify(t, token, args...)
 			return !strings.Contains(res.stderr, revocationsUnknown)
 		})

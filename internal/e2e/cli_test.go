@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const terminate = syscall.SIGTERM
@@ -67,7 +69,7 @@ func TestTerminationDrains(t *testing.T) {
 	b := startBroker(t, idp.config(t))
 	idp.setDelay(t, 2*time.Second)
 	call := start(t, t.TempDir(), b.command("").env, "broker", "get", "basic")
-	eventually(t, "the call is at the IdP", func() bool { return idp.tokenRequests(t) == 1 })
+	testkit.Eventually(t, "the call is at the IdP", func() bool { return idp.tokenRequests(t) == 1 })
 
 	begin := time.Now()
 	if code := b.process.stop(t, terminate); code != 0 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // target is all replicas of the fleet.
@@ -75,7 +76,7 @@ func (u *users) end() {
 // awaitAnother waits until the source has another token than before.
 func awaitAnother(t *testing.T, source *client.Source, before *client.Token) {
 	t.Helper()
-	eventually(t, "another token", func() bool {
+	testkit.Eventually(t, "another token", func() bool {
 		token, err := source.Token(t.Context())
 		return err == nil && token.AccessToken() != before.AccessToken()
 	})
@@ -132,7 +133,7 @@ func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
 	// takes to start them: from when there is a new token, which lasts for that.
 	services := []*client.Source{watching.source, polling.source}
 	for _, source := range services {
-		eventually(t, "a new token", func() bool { return time.Until(held(t, source).ExpiresAt()) > life*3/4 })
+		testkit.Eventually(t, "a new token", func() bool { return time.Until(held(t, source).ExpiresAt()) > life*3/4 })
 	}
 	last := []*client.Token{held(t, watching.source), held(t, polling.source)}
 	for _, r := range f.replicas {

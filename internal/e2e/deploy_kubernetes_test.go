@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/big"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const (
@@ -132,9 +132,7 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{"jwks.json": kube.keys(), "orders-api": idp.client.Secrets[0].Reveal()} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(dir, name), text)
 	}
 	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
 	b.file = writeFile(t, "broker.yaml", strings.NewReplacer(
@@ -148,9 +146,7 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 	mount := pod.Containers[0].VolumeMounts[0].MountPath
 	as := func(token string) command {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, projected.Path), []byte(token), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(dir, projected.Path), token)
 		var env []string
 		for _, variable := range pod.Containers[0].Env {
 			value := strings.NewReplacer("broker.tokenbroker.svc:8443", b.grpc, mount, dir).Replace(variable.Value)

@@ -25,6 +25,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // edge is a broker behind TLS, who issues the certificates of its callers, and
@@ -172,7 +173,7 @@ func TestReplacedCertificatesFailNoCall(t *testing.T) {
 		}
 		name := e.renew()
 		e.hangup(t)
-		eventually(t, "the new certificate is presented", func() bool { return e.presented(t) == name })
+		testkit.Eventually(t, "the new certificate is presented", func() bool { return e.presented(t) == name })
 		if next != nil {
 			newest.Store(e.as(next, "checkout"))
 		}
@@ -215,7 +216,7 @@ func (e *edge) breakCertificates(t *testing.T, way int, name string) {
 	}
 	ways[way%len(ways)]()
 	e.hangup(t)
-	eventually(t, "the broken file is noticed", func() bool { return e.metric(t, "tokenbroker_tls_reload_failing") == 1 })
+	testkit.Eventually(t, "the broken file is noticed", func() bool { return e.metric(t, "tokenbroker_tls_reload_failing") == 1 })
 	if got := e.presented(t); got != name {
 		t.Errorf("with a broken file %s is presented, not %s", got, name)
 	}
@@ -227,7 +228,7 @@ func TestReplacedCertificatesAreFound(t *testing.T) {
 	e := startEdge(t, "", "checkout")
 	begun := time.Now()
 	name := e.renew()
-	eventually(t, "the new certificate is presented", func() bool { return e.presented(t) == name })
+	testkit.Eventually(t, "the new certificate is presented", func() bool { return e.presented(t) == name })
 	t.Logf("presented after %v", time.Since(begun).Round(time.Millisecond))
 	if expiry := e.metric(t, "tokenbroker_tls_certificate_expiry_timestamp_seconds"); time.Until(time.Unix(int64(expiry), 0)) < 364*24*time.Hour {
 		t.Errorf("the metric says that it ends at %v", expiry)

@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // acknowledged is what callers were told.
@@ -51,7 +52,7 @@ func TestABrokerOnBoltLosesNothingWhenKilled(t *testing.T) {
 			callers.Go(func() { told.ask(t, r, audience) })
 		}
 		told.purge(t, r)
-		eventually(t, "a token is replaced in each round", func() bool { return told.replaced.Load() > int64(round) })
+		testkit.Eventually(t, "a token is replaced in each round", func() bool { return told.replaced.Load() > int64(round) })
 		rest(t, rand.N(50*time.Millisecond))
 		r.process.stop(t, os.Kill)
 		callers.Wait()

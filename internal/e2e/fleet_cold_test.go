@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Twenty replicas are what the machine bears, so what needs as many shares them,
@@ -81,7 +82,7 @@ func TestTwentyReplicasAskTheIdPAsOne(t *testing.T) {
 func (f *fleet) recovers(t *testing.T, name string) {
 	t.Helper()
 	for _, r := range f.replicas {
-		eventually(t, name+" is served again", func() bool { return r.ask(t, name).wrong() == nil })
+		testkit.Eventually(t, name+" is served again", func() bool { return r.ask(t, name).wrong() == nil })
 	}
 }
 
@@ -126,7 +127,7 @@ func TestTheLeaseOfAKilledReplicaPassesOn(t *testing.T) {
 	idp.SetDelay(5 * time.Second)
 	holder, others := f.replicas[0], f.replicas[1:]
 	go holder.ask(t, "orders")
-	eventually(t, "the holder of the lease is at the IdP", func() bool { return idp.calls() == 1 })
+	testkit.Eventually(t, "the holder of the lease is at the IdP", func() bool { return idp.calls() == 1 })
 	asking := make(chan answerList)
 	go func() { asking <- everybody(t, others, 100, "orders") }()
 	rest(t, time.Second) // it renews its lease meanwhile

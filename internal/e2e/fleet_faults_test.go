@@ -10,6 +10,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // fault is something that befalls Redis.
@@ -81,7 +82,7 @@ func (f fault) befalls(t *testing.T) {
 	}
 	go func() { asking <- everybody(t, fleet.replicas, 20, "cold") }()
 	if f.during {
-		eventually(t, "the IdP is asked", func() bool { return cold.calls() > 0 })
+		testkit.Eventually(t, "the IdP is asked", func() bool { return cold.calls() > 0 })
 		rest(t, 200*time.Millisecond)
 		f.strike(server, proxy)
 	}
@@ -99,7 +100,7 @@ func (f fault) befalls(t *testing.T) {
 	// Afterwards, by itself: the next miss and the next refresh are one call.
 	f.mend(server, proxy)
 	for _, r := range fleet.replicas {
-		eventually(t, "Redis is back", func() bool { return r.storeUp(t, "read") && r.storeUp(t, "write") })
+		testkit.Eventually(t, "Redis is back", func() bool { return r.storeUp(t, "read") && r.storeUp(t, "write") })
 	}
 	everybody(t, fleet.replicas, 20, "later").good(t, "the next miss").oneToken(t, "the next miss")
 	if got := later.calls(); got != 1 {
@@ -107,7 +108,7 @@ func (f fault) befalls(t *testing.T) {
 	}
 	t.Logf("hits, undisturbed: %v", fleet.hits(t, "held"))
 	demand := startLoad(t, fleet.replicas, 2, 20*time.Millisecond, "cold")
-	eventually(t, "the token of the cold callers is refreshed", func() bool { return cold.calls() > coldCalls })
+	testkit.Eventually(t, "the token of the cold callers is refreshed", func() bool { return cold.calls() > coldCalls })
 	rest(t, 4*time.Second) // by now all replicas have refreshed, and none a second time
 	demand.good(t, "callers during the refresh")
 	if got := cold.calls() - coldCalls; got != 1 {

@@ -19,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // everythingIn is all that Redis shows and has on disk.
@@ -103,7 +104,7 @@ func TestNothingOfClientsAndTokensIsInRedisOrTold(t *testing.T) {
 	// The search finds what there is.
 	planted := redacttest.Canary("planted")
 	server.CLI("set", "planted:"+planted, planted)
-	eventually(t, "MONITOR sees a canary", func() bool { return strings.Contains(monitored(), planted) })
+	testkit.Eventually(t, "MONITOR sees a canary", func() bool { return strings.Contains(monitored(), planted) })
 	want := []string{"MONITOR", "SLOWLOG", "append-only file", "keys", "values"}
 	if got := everythingIn(t, server, monitored).Of(planted); !slices.Equal(got, want) {
 		t.Errorf("a canary in Redis was found in %v, want %v", got, want)
@@ -151,7 +152,7 @@ func (f *fleet) goThroughAllFlows(t *testing.T, idp *countingIdP, name string) m
 	failing(codes.FailedPrecondition, client.WithAudience("https://"+redacttest.Canary("unknown")))
 	second.purge(t, name)
 	everyone("after a purge")
-	eventually(t, "a refresh", func() bool {
+	testkit.Eventually(t, "a refresh", func() bool {
 		everyone("callers during a refresh")
 		return len(tokens) >= 8
 	})
@@ -171,7 +172,7 @@ func (f *fleet) goThroughAllFlows(t *testing.T, idp *countingIdP, name string) m
 	} {
 		idp.FailNext(1<<30, trouble.status, trouble.oauth, trouble.header)
 		first.purge(t, name)
-		eventually(t, "a failure is told", func() bool {
+		testkit.Eventually(t, "a failure is told", func() bool {
 			return status.Code(first.ask(t, name, trouble.ask...).err) == trouble.code && status.Code(second.ask(t, name, trouble.ask...).err) == trouble.code
 		})
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Who can write to Redis can take tokens away, but cannot pass one off as
@@ -112,7 +113,7 @@ func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 		}
 		times++
 		for _, r := range f.replicas {
-			eventually(t, "the changed ring is in force", func() bool {
+			testkit.Eventually(t, "the changed ring is in force", func() bool {
 				return strings.Count(r.process.output.String(), "new sealing keys are in force") == times
 			})
 		}

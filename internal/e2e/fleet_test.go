@@ -28,6 +28,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // countingIdP is an IdP in the process of the test: it sees and counts each
@@ -455,7 +456,7 @@ func (l *load) end() *load {
 // if some went wrong.
 func (l *load) good(t *testing.T, what string) {
 	t.Helper()
-	eventually(t, what+": a hundred calls", func() bool {
+	testkit.Eventually(t, what+": a hundred calls", func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return len(l.took) >= 100

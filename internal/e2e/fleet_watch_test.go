@@ -14,6 +14,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // watcher is a stream of tokens from one replica.
@@ -64,7 +65,7 @@ func at(t *testing.T, watchers []*watcher, n int, what string) string {
 	t.Helper()
 	tokens := map[string]int{}
 	for i, w := range watchers {
-		eventually(t, what, func() bool {
+		testkit.Eventually(t, what, func() bool {
 			select {
 			case <-w.ended:
 				t.Fatalf("%s: watch %d ended: %v", what, i, w.err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // While Redis reads but does not write, no call for a token fails, each replica
@@ -42,7 +43,7 @@ func TestNoCallerNoticesARedisThatDoesNotWrite(t *testing.T) {
 			demand := startLoad(t, fleet.replicas, 2, 20*time.Millisecond, "orders")
 			f.strike(server)
 			for _, r := range fleet.replicas {
-				eventually(t, "the metric shows it", func() bool { return !r.storeUp(t, "write") })
+				testkit.Eventually(t, "the metric shows it", func() bool { return !r.storeUp(t, "write") })
 			}
 			for i := range 3 {
 				before := idp.calls()
@@ -61,7 +62,7 @@ func TestNoCallerNoticesARedisThatDoesNotWrite(t *testing.T) {
 			fleet.replicas[0].purgeFails(t, "orders", f.cause)
 			f.mend(server)
 			for _, r := range fleet.replicas {
-				eventually(t, "the metric shows the end", func() bool { return r.storeUp(t, "write") })
+				testkit.Eventually(t, "the metric shows the end", func() bool { return r.storeUp(t, "write") })
 				for _, line := range []string{`"Redis takes no writes: each`, `"Redis takes writes again"`} {
 					if got := strings.Count(r.process.output.String(), line); got != 1 {
 						t.Errorf("the log has %d lines with %s", got, line)
@@ -117,7 +118,7 @@ func TestNoCallerNoticesADeadShard(t *testing.T) {
 	demand := startLoad(t, fleet.replicas, 2, 20*time.Millisecond, "client0")
 	dead.Kill()
 	for _, r := range fleet.replicas {
-		eventually(t, "the metric shows it", func() bool { return r.storeHealth(t, "read")[dead.Addr()] == 0 })
+		testkit.Eventually(t, "the metric shows it", func() bool { return r.storeHealth(t, "read")[dead.Addr()] == 0 })
 	}
 	healthy := 0
 	for name, idp := range idps {
@@ -146,7 +147,7 @@ func TestNoCallerNoticesADeadShard(t *testing.T) {
 	}
 	dead.Restart()
 	for _, r := range fleet.replicas {
-		eventually(t, "the metric shows the end", func() bool { return r.storeUp(t, "read") && r.storeUp(t, "write") })
+		testkit.Eventually(t, "the metric shows the end", func() bool { return r.storeUp(t, "read") && r.storeUp(t, "write") })
 	}
 	demand.good(t, "callers all the while")
 }

@@ -19,6 +19,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const (
@@ -241,7 +242,7 @@ func TestGoodTokensAreServedDuringFloods(t *testing.T) {
 	old, fresh := josetest.New(t, "EdDSA", "old"), josetest.New(t, "EdDSA", "fresh")
 	keys := startKeyServer(t, old)
 	f := startFlooded(t, keys, old)
-	eventually(t, "a good token is active", func() bool { return f.ask(t.Context(), f.token(old)) == "active" })
+	testkit.Eventually(t, "a good token is active", func() bool { return f.ask(t.Context(), f.token(old)) == "active" })
 	first := keys.fetches()
 
 	undisturbed := make(chan struct{})

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // What the examples of gateways have in them, and these tests replace.
@@ -126,9 +128,7 @@ func (g *realGateway) start(t *testing.T, e *delegation, at string) (address str
 	address = freeAddress(t)
 	replace := strings.NewReplacer(exampleHTTP, at, exampleGateway, address, exampleUpstream, strings.TrimPrefix(e.upstream.URL, "http://"))
 	for _, name := range g.files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(replace.Replace(readExample(t, g.name+"/"+name))), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, filepath.Join(dir, name), replace.Replace(readExample(t, g.name+"/"+name)))
 	}
 	running := start(t, dir, g.env(dir), g.command[0], g.command[1:]...)
 	t.Cleanup(func() { running.stop(t, terminate) }) // its workers end with it, which they do not if it is killed
@@ -366,7 +366,7 @@ func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
 	check("revoked", e.ask(t, address, "/orders/", "Bearer "+revoked), 401, "invalid_token")
 
 	e.signal(t, syscall.SIGSTOP)
-	eventually(t, "the broker stands still", e.stopped)
+	testkit.Eventually(t, "the broker stands still", e.stopped)
 	slow := e.ask(t, address, "/orders/", "Bearer "+good)
 	check("broker slow, after "+strconv.Itoa(int(slow.took.Round(time.Second)/time.Second))+" s", slow, 503, "")
 	e.signal(t, syscall.SIGCONT)
@@ -374,7 +374,7 @@ func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
 	check("broker down", e.ask(t, address, "/orders/", "Bearer "+good), 503, "")
 	e.launch(t, "broker")
 	e.await(t)
-	eventually(t, "the gateway finds the broker again", func() bool {
+	testkit.Eventually(t, "the gateway finds the broker again", func() bool {
 		got := e.ask(t, address, "/orders/", "Bearer "+good)
 		return got.status == http.StatusOK
 	})

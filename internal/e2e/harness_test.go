@@ -13,11 +13,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // patience is how long a test waits for what must come, on a slow machine.
@@ -106,22 +106,6 @@ func freeAddress(t *testing.T) string {
 	return "127.0.0.1:" + strconv.Itoa(redistest.FreePort(t))
 }
 
-// eventually probes until done reports true.
-func eventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	probe := time.NewTicker(50 * time.Millisecond)
-	defer probe.Stop()
-	for !done() {
-		select {
-		case <-probe.C:
-		case <-deadline.C:
-			t.Fatalf("%s: not within %v", what, patience)
-		}
-	}
-}
-
 // fetch makes an HTTP request; the caller closes the body.
 func fetch(t *testing.T, client *http.Client, method, address string, body io.Reader) (*http.Response, error) {
 	t.Helper()
@@ -142,27 +126,8 @@ func answers(t *testing.T, client *http.Client, address string) bool {
 	return response.Body.Close() == nil && response.StatusCode == http.StatusOK
 }
 
-// output collects what a process prints. It is safe for concurrent use.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(data []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(data)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
-// last returns the end of what was printed, some bytes long.
-func (o *output) last(size int) string {
-	text := o.String()
+// last returns the last bytes of a text.
+func last(text string, size int) string {
 	if len(text) <= size {
 		return text
 	}
@@ -173,7 +138,7 @@ func (o *output) last(size int) string {
 type process struct {
 	name   string
 	cmd    *exec.Cmd
-	output *output
+	output *testkit.Log
 	exited chan struct{}
 }
 
@@ -181,7 +146,7 @@ type process struct {
 // printed is shown if the test failed.
 func start(t *testing.T, dir string, env []string, name string, args ...string) *process {
 	t.Helper()
-	p := &process{name: name, cmd: exec.Command(name, args...), output: &output{}, exited: make(chan struct{})}
+	p := &process{name: name, cmd: exec.Command(name, args...), output: &testkit.Log{}, exited: make(chan struct{})}
 	p.cmd.Dir = dir
 	p.cmd.Env = environment(env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
@@ -196,7 +161,7 @@ func start(t *testing.T, dir string, env []string, name string, args ...string) 
 	t.Cleanup(func() {
 		p.stop(t, os.Kill)
 		if t.Failed() {
-			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", name, p.cmd.Process.Pid, p.cmd.ProcessState, p.output.last(16<<10))
+			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", name, p.cmd.Process.Pid, p.cmd.ProcessState, last(p.output.String(), 16<<10))
 		}
 	})
 	return p
@@ -226,7 +191,7 @@ func (p *process) stop(t *testing.T, signal os.Signal) int {
 // before.
 func (p *process) ready(t *testing.T, done func() bool) {
 	t.Helper()
-	eventually(t, p.name+" is ready", func() bool {
+	testkit.Eventually(t, p.name+" is ready", func() bool {
 		select {
 		case <-p.exited:
 			t.Fatalf("%s ended at its start: %v", p.name, p.cmd.ProcessState)

@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // ordersAPI is the audience of the tokens that ZITADEL's library and Glewlwyd issue.
@@ -128,10 +130,8 @@ func (p *foreignIdP) correctSecret(t *testing.T, b *broker, file string) {
 	if _, res := b.tryGet(t, "wrong"); res.code == 0 || !strings.Contains(res.stderr, "FailedPrecondition") || !strings.Contains(res.stderr, p.refusal) {
 		t.Errorf("get with a wrong secret: %v", res)
 	}
-	if err := os.WriteFile(file, []byte(p.secret), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the corrected secret is used", func() bool { _, res := b.tryGet(t, "wrong"); return res.code == 0 })
+	testkit.WriteFile(t, file, p.secret)
+	testkit.Eventually(t, "the corrected secret is used", func() bool { _, res := b.tryGet(t, "wrong"); return res.code == 0 })
 }
 
 // restart shows what goes on while the IdP is down and after it and the broker were
@@ -162,12 +162,12 @@ func (p *foreignIdP) another(t *testing.T, b *broker, before string) string {
 		t.Fatalf("purge: %v", res)
 	}
 	var token string
-	eventually(t, "another token", func() bool {
+	testkit.Eventually(t, "another token", func() bool {
 		given, res := b.tryGet(t, "good")
 		token = given.AccessToken
 		return res.code == 0 && token != before
 	})
-	eventually(t, "another token is active", func() bool { return b.verify(t, token, "--audience", p.audience).code == active })
+	testkit.Eventually(t, "another token is active", func() bool { return b.verify(t, token, "--audience", p.audience).code == active })
 	return token
 }
 
@@ -205,9 +205,7 @@ func startZITADEL(t *testing.T) *foreignIdP {
 	need(t, "zitadelop")
 	address, dir := freeAddress(t), t.TempDir()
 	idp := &foreignIdP{issuer: "http://" + address, clientID: "orders", secret: rand.Text(), audience: ordersAPI, keys: ", types: [JWT]", refusal: credentialsRefused}
-	if err := os.WriteFile(filepath.Join(dir, "secret"), []byte(idp.secret), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(dir, "secret"), idp.secret)
 	keys := 0
 	idp.rotate = func(t *testing.T, keepOld bool) {
 		t.Helper()
@@ -338,9 +336,7 @@ plugin_module_path="%[3]splugin"
 hash_algorithm="SHA512"
 database={ type="sqlite3" path="%[4]s" }
 `, port, base, glewlwydModules, database)
-	if err := os.WriteFile(filepath.Join(dir, "glewlwyd.conf"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(dir, "glewlwyd.conf"), config)
 }
 
 // setUp logs in with the password of a new installation and adds the scope, the OpenID

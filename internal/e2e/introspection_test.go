@@ -3,13 +3,14 @@ package e2e_test
 import (
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const introspection = "/token/introspection"
@@ -101,7 +102,7 @@ func TestRevocationAtTheIdPIsSeenInTime(t *testing.T) {
 	}
 	idp.revoke(t, token)
 	begin := time.Now()
-	eventually(t, "the revocation is seen", func() bool { return b.verify(t, token, "--audience", opaque).code == rejected })
+	testkit.Eventually(t, "the revocation is seen", func() bool { return b.verify(t, token, "--audience", opaque).code == rejected })
 	if took := time.Since(begin); took > cache+2*time.Second {
 		t.Errorf("it took %v with answers used for %v", took, cache)
 	}
@@ -126,7 +127,7 @@ func TestOpaqueTokensAreUndecidedWhileTheIdPIsDown(t *testing.T) {
 		t.Errorf("IdP down: %v", res)
 	}
 	idp.start(t)
-	eventually(t, "an opaque token is active once the IdP is back", func() bool {
+	testkit.Eventually(t, "an opaque token is active once the IdP is back", func() bool {
 		return b.verify(t, idp.mint(t, opaque), "--audience", opaque).code == active
 	})
 }
@@ -152,12 +153,12 @@ func TestKeysOfEveryAlgorithmRotateWithAndWithoutOverlap(t *testing.T) {
 	verify("a token", first, active)
 	idp.rotateKeys(t, true)
 	second := mint()
-	eventually(t, "new keys are known", func() bool { return b.verify(t, second[0]).code == active })
+	testkit.Eventually(t, "new keys are known", func() bool { return b.verify(t, second[0]).code == active })
 	verify("a token of a new key", second, active)
 	verify("a token of an old key that is still published", first, active)
 	idp.rotateKeys(t, false)
 	third := mint()
-	eventually(t, "new keys without overlap are known", func() bool { return b.verify(t, third[0]).code == active })
+	testkit.Eventually(t, "new keys without overlap are known", func() bool { return b.verify(t, third[0]).code == active })
 	verify("a token of a new key", third, active)
 	verify("a token of a withdrawn key", first, rejected)
 	verify("a token of a withdrawn key", second, rejected)
@@ -195,9 +196,7 @@ func TestCheckConfigTriesIntrospection(t *testing.T) {
 	idp := startOIDCProvider(t)
 	file := filepath.Join(t.TempDir(), "broker.yaml")
 	write := func(config string) {
-		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, file, config)
 	}
 	write(idp.introspecting(t, "1s"))
 	if res := run(t, "check-config", file, "--live"); res.code != 0 || !strings.Contains(res.stdout+res.stderr, "introspection") {

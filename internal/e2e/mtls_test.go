@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // front ends TLS before the IdP and demands a client certificate, as a load
@@ -194,7 +195,7 @@ func TestCertificatesAreReloaded(t *testing.T) {
 	copyFile(t, m.nextCert, m.selfCert)
 	copyFile(t, m.nextKey, m.selfKey)
 	const changed = "a client certificate changed and is in force"
-	eventually(t, "the new certificates are in force", func() bool { // of the four clients, and of introspection
+	testkit.Eventually(t, "the new certificates are in force", func() bool { // of the four clients, and of introspection
 		return strings.Count(b.process.output.String(), changed) == 4
 	})
 	for name, file := range map[string]string{"tls": m.files.ClientCert, "self-signed": m.nextCert} {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Resources of the IdP, each with the way in which it signs tokens.
@@ -265,8 +266,6 @@ func (p *oidcProvider) config(t *testing.T) string {
 func writeFile(t *testing.T, name, content string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, path, content)
 	return path
 }

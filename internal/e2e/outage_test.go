@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 func TestKeyRotationAtTheIdP(t *testing.T) {
@@ -15,12 +17,12 @@ func TestKeyRotationAtTheIdP(t *testing.T) {
 
 	idp.rotateKeys(t, true)
 	second := idp.mint(t, es256)
-	eventually(t, "a token of the second key is active", func() bool { return b.verify(t, second).code == active })
+	testkit.Eventually(t, "a token of the second key is active", func() bool { return b.verify(t, second).code == active })
 	b.mustVerify(t, "a token of the first key, which is still published", first, active)
 
 	idp.rotateKeys(t, false)
 	third := idp.mint(t, es256)
-	eventually(t, "a token of the third key is active", func() bool { return b.verify(t, third).code == active })
+	testkit.Eventually(t, "a token of the third key is active", func() bool { return b.verify(t, third).code == active })
 	for name, token := range map[string]string{"first": first, "second": second} {
 		res := b.mustVerify(t, "a token of the "+name+" key, which was withdrawn", token, rejected)
 		if v := verdictOf(t, res); v.Reason != "unknown_key" {
@@ -48,7 +50,7 @@ func TestAHeldTokenOutlivesTheIdP(t *testing.T) {
 	}
 
 	idp.start(t)
-	eventually(t, "a token of the IdP that is back", func() bool { _, res := b.tryGet(t, "post"); return res.code == 0 })
+	testkit.Eventually(t, "a token of the IdP that is back", func() bool { _, res := b.tryGet(t, "post"); return res.code == 0 })
 }
 
 func TestABrokerThatStartsBeforeTheIdPRecovers(t *testing.T) {
@@ -64,8 +66,8 @@ func TestABrokerThatStartsBeforeTheIdPRecovers(t *testing.T) {
 	}
 
 	idp.start(t)
-	eventually(t, "the token is active", func() bool { return b.verify(t, token).code == active })
-	eventually(t, "a token is handed out", func() bool { _, res := b.tryGet(t, "basic"); return res.code == 0 })
+	testkit.Eventually(t, "the token is active", func() bool { return b.verify(t, token).code == active })
+	testkit.Eventually(t, "a token is handed out", func() bool { _, res := b.tryGet(t, "basic"); return res.code == 0 })
 }
 
 // With the IdP down a token is handed out as long as it is usable, as degraded
@@ -80,7 +82,7 @@ func TestATokenIsServedToItsEndAndNoLonger(t *testing.T) {
 	idp.stop(t)
 
 	degraded := 0
-	eventually(t, "the token is not handed out any more", func() bool {
+	testkit.Eventually(t, "the token is not handed out any more", func() bool {
 		asked := time.Now()
 		got, res := b.tryGet(t, "basic")
 		if res.code != 0 {
@@ -105,7 +107,7 @@ func TestATokenIsServedToItsEndAndNoLonger(t *testing.T) {
 	}
 
 	idp.start(t)
-	eventually(t, "a fresh token", func() bool {
+	testkit.Eventually(t, "a fresh token", func() bool {
 		got, res := b.tryGet(t, "basic")
 		return res.code == 0 && got.AccessToken != held.AccessToken && !got.Degraded
 	})

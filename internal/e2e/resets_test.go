@@ -19,6 +19,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // bareVariable has the program of these tests serve a bare gRPC server at its value.
@@ -100,7 +101,7 @@ func besideResets(t *testing.T, what, address string, lasts time.Duration, heade
 		_, err := api.GetToken(ctx, &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 		return time.Since(begun), err
 	}
-	eventually(t, what+" answers", func() bool { _, err := call(); return err == nil })
+	testkit.Eventually(t, what+" answers", func() bool { _, err := call(); return err == nil })
 	flood = &resetFlood{}
 	done := make(chan struct{})
 	go func() { defer close(done); flood.run(address, lasts) }()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // An operator revokes at one replica; every replica refuses, also one that
@@ -30,7 +31,7 @@ func TestARevocationHoldsInTheFleetAndOutlivesIt(t *testing.T) {
 		t.Fatalf("revocations add: %v", revoke)
 	}
 	first.mustVerify(t, "a revoked token, where it was revoked", token, rejected)
-	eventually(t, "the other replica refuses the token", func() bool { return second.verify(t, token).code == rejected })
+	testkit.Eventually(t, "the other replica refuses the token", func() bool { return second.verify(t, token).code == rejected })
 	if list := second.run(t, "revocations", "list"); list.code != 0 || !strings.Contains(list.stdout, `client "abc"`) || !strings.Contains(list.stdout, "a test") {
 		t.Errorf("revocations list: %v", list)
 	}
@@ -59,7 +60,7 @@ func TestABrokerThatNeverSawTheRevocationsDoesNotDecide(t *testing.T) {
 		t.Errorf("it does not say why: %v", res)
 	}
 	redis.Restart()
-	eventually(t, "the token is good once Redis is back", func() bool { return b.verify(t, token).code == active })
+	testkit.Eventually(t, "the token is good once Redis is back", func() bool { return b.verify(t, token).code == active })
 }
 
 // Redis without persistence and one replica restart together: the replica never says that
@@ -80,7 +81,7 @@ func TestARevocationHoldsWhileRedisAndAReplicaRestart(t *testing.T) {
 	redis.Kill()
 	redis.Restart()
 	third := startBroker(t, config)
-	eventually(t, "the replica that restarted refuses the token", func() bool {
+	testkit.Eventually(t, "the replica that restarted refuses the token", func() bool {
 		res := third.verify(t, token)
 		if res.code == active {
 			t.Fatalf("a revoked token is called good: %v", res)
@@ -105,7 +106,7 @@ func TestAReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 	}
 	for name, section := range stores {
 		b := startBroker(t, section+clients)
-		eventually(t, "the store is marked: "+name, func() bool { return b.metric(t, "tokenbroker_revocations_usable") == 1 })
+		testkit.Eventually(t, "the store is marked: "+name, func() bool { return b.metric(t, "tokenbroker_revocations_usable") == 1 })
 		b.process.stop(t, os.Interrupt)
 		ring := regexp.MustCompile(`sealing_keys: "file:([^"]*)"`).FindStringSubmatch(section)[1]
 		other := strings.Replace(section, ring, makeRing(t), 1) + clients

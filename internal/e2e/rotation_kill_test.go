@@ -12,6 +12,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // stepper stands between one replica and Redis, and counts what the replica sends.
@@ -210,7 +211,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 		return
 	}
 	v.idp.SetAnswer(nil)
-	eventually(t, "the replica is dead", func() bool {
+	testkit.Eventually(t, "the replica is dead", func() bool {
 		select {
 		case <-dying.exited:
 			return true
@@ -238,7 +239,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 	v.await(t)
 	v.connect(t)
 	for _, r := range append([]*replica{v.replica}, v.others...) {
-		eventually(t, "all replicas say the same", func() bool { return state(r) == found })
+		testkit.Eventually(t, "all replicas say the same", func() bool { return state(r) == found })
 	}
 	// The same call again goes on where it was.
 	if res := v.bring(t, fresh, args...); res.code != 0 {
@@ -249,7 +250,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 		t.Errorf("%s: made again it came to %q, before it was %q", point.name, want, before)
 	}
 	for _, r := range v.others {
-		eventually(t, "all replicas have the new secret", func() bool { return state(r) == want })
+		testkit.Eventually(t, "all replicas have the new secret", func() bool { return state(r) == want })
 	}
 	if point.compromised && inState(v.others[1].client(t, "orders"), tokenbrokerv1.SecretState_SECRET_STATE_PREVIOUS) != "" {
 		t.Errorf("%s: the compromised secret is there to fall back to", point.name)

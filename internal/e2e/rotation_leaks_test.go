@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // No secret is in any answer, log, metric, command line or backup, nor in what Redis
@@ -114,7 +115,7 @@ func (b *broker) commandLine(t *testing.T, idp *countingIdP, secret string) stri
 		t.Fatal(err)
 	}
 	defer func() { _ = cmd.Wait() }()
-	eventually(t, "the proof is at the IdP", func() bool { return idp.calls() > before })
+	testkit.Eventually(t, "the proof is at the IdP", func() bool { return idp.calls() > before })
 	var shown strings.Builder
 	for _, file := range []string{"cmdline", "environ"} {
 		content, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", cmd.Process.Pid, file))

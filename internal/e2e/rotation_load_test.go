@@ -8,6 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // 200 callers on 3 replicas, tokens of 5 s, an IdP that takes the old and the new
@@ -86,7 +87,7 @@ func TestRotationUnderLoadOfASingleSecret(t *testing.T) {
 			}
 		}
 		for _, r := range f.replicas {
-			eventually(t, "the new secret is in force", func() bool { return current(r.client(t, "orders")) != before })
+			testkit.Eventually(t, "the new secret is in force", func() bool { return current(r.client(t, "orders")) != before })
 		}
 	}
 	took := time.Since(begun).Round(time.Second)

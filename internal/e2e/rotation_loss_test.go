@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Redis comes back empty right after a rotation. The replicas put back what they
@@ -27,7 +28,7 @@ func TestARotationOutlivesTheLossOfRedis(t *testing.T) {
 	redis.RestartEmpty()
 	emptied := time.Now()
 	idp.takes("second")
-	eventually(t, "the secret is back", func() bool {
+	testkit.Eventually(t, "the secret is back", func() bool {
 		return strings.Contains(redis.CLI("--scan"), "secrets")
 	})
 	back := time.Since(emptied)
@@ -132,7 +133,7 @@ func TestFilesAreSwappedUnderLoad(t *testing.T) {
 		rest(t, time.Second)
 	}
 	for _, r := range f.replicas {
-		eventually(t, "the new secret is in force", func() bool { got := current(r.client(t, "orders")); return got != "" && got != before })
+		testkit.Eventually(t, "the new secret is in force", func() bool { got := current(r.client(t, "orders")); return got != "" && got != before })
 	}
 	took := time.Since(swapped)
 	idp.takes("fresh")
@@ -150,9 +151,7 @@ func swapTo(t *testing.T, dir, name, secret string) {
 	if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name, "secret"), []byte(secret), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(dir, name, "secret"), secret)
 	if err := os.Symlink(name, filepath.Join(dir, "..data_tmp")); err != nil {
 		t.Fatal(err)
 	}

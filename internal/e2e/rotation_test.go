@@ -16,6 +16,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // managed is the section clients of a broker's configuration, with one client whose
@@ -128,7 +129,7 @@ func TestWrongSecretRollbackAndPurgeInAFleet(t *testing.T) {
 	}
 	slowest := time.Duration(0)
 	for _, r := range f.replicas {
-		eventually(t, "the rollback", func() bool { return current(r.client(t, "orders")) == one })
+		testkit.Eventually(t, "the rollback", func() bool { return current(r.client(t, "orders")) == one })
 		slowest = max(slowest, time.Since(begun))
 	}
 	purged := map[string]bool{}
@@ -141,7 +142,7 @@ func TestWrongSecretRollbackAndPurgeInAFleet(t *testing.T) {
 	}
 	slowestPurge := time.Duration(0)
 	for _, r := range f.replicas {
-		eventually(t, "the purge", func() bool { return !purged[r.ask(t, "orders").token.AccessToken()] })
+		testkit.Eventually(t, "the purge", func() bool { return !purged[r.ask(t, "orders").token.AccessToken()] })
 		slowestPurge = max(slowestPurge, time.Since(purgedAt))
 	}
 	load.good(t, "load")
@@ -209,8 +210,8 @@ func TestCompromisedSecretIsGoneEverywhere(t *testing.T) {
 			t.Errorf("it does not tell of %q: %v", want, res)
 		}
 	}
-	eventually(t, "the purge", func() bool { return other.get(t, "orders").AccessToken != old })
-	eventually(t, "the revocation", func() bool { return other.verify(t, old).code == rejected })
+	testkit.Eventually(t, "the purge", func() bool { return other.get(t, "orders").AccessToken != old })
+	testkit.Eventually(t, "the revocation", func() bool { return other.verify(t, old).code == rejected })
 	other.mustVerify(t, "a token afterwards", other.get(t, "orders").AccessToken, active)
 	if got := states(other.client(t, "orders")); got != "current retired" {
 		t.Errorf("the versions: %s", got)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // The commands in docs/rotation.md, in their order, with the answers that are given
@@ -21,9 +22,7 @@ func TestTheRunbookIsAsWritten(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{"new-secret": "second", "wrong-secret": "wrong", "next-secret": "third", "clean-secret": "fourth"}
 	clients := strings.Replace(idp.managed("orders-api"), fmt.Sprintf("token_url: %q", idp.Issuer()+"/token"), fmt.Sprintf("issuer: %q", idp.Issuer()), 1)
-	if err := os.WriteFile(filepath.Join(dir, "billing-secret"), []byte("right"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(dir, "billing-secret"), "right")
 	file := filepath.Join(dir, "billing-secret")
 	clients += fmt.Sprintf("  billing-api: {issuer: %q, client_id: %q, secret: %q}\n", idp.Issuer(), idp.client.ID, "file:"+file)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.client.Audiences[0])

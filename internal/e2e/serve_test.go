@@ -11,6 +11,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // verdict is what "broker verify --json" prints.
@@ -167,7 +169,7 @@ func TestAThrottledCallerIsToldWhenToComeAgain(t *testing.T) {
 	if _, res := b.tryGet(t, "basic"); res.code == 0 || idp.tokenRequests(t) != 1 {
 		t.Errorf("the IdP was asked again at once: %d requests, %v", idp.tokenRequests(t), res)
 	}
-	eventually(t, "the IdP is asked again", func() bool { _, res := b.tryGet(t, "basic"); return res.code == 0 })
+	testkit.Eventually(t, "the IdP is asked again", func() bool { _, res := b.tryGet(t, "basic"); return res.code == 0 })
 }
 
 func TestNothingSecretIsPrinted(t *testing.T) {

@@ -3,14 +3,10 @@
 package facetest
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -46,32 +43,12 @@ const (
 	Idle = "idle"
 )
 
-// Log is a log that may be read while it is written.
-type Log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *Log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-// String is what was written so far.
-func (l *Log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
 // Fixture is a broker, and what is around it.
 type Fixture struct {
 	IdP    *devidp.Server
 	Broker *broker.Broker
 	Logger *slog.Logger
-	Log    *Log
+	Log    *testkit.Log
 	// Limits are those of servers.
 	Limits server.Limits
 	// OpaqueIssuer is what listeners of gRPC name. Empty: nothing.
@@ -117,7 +94,7 @@ func OpaqueToken(issuer string) string {
 
 func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Server)) *Fixture {
 	t.Helper()
-	f := &Fixture{Log: &Log{}}
+	f := &Fixture{Log: &testkit.Log{}}
 	f.Logger = slog.New(slog.NewJSONHandler(f.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	f.IdP, err = devidp.New(devidp.Config{Issuer: Issuer, Clients: []devidp.Client{
@@ -154,9 +131,7 @@ func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Se
 
 func secretRing(t testing.TB) *secret.Ring {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "secret")
-	must(t, os.WriteFile(path, []byte(SecretCanary), 0o600))
-	ref, err := secret.ParseRef("file:" + path)
+	ref, err := secret.ParseRef("file:" + testkit.SecretFile(t, SecretCanary))
 	must(t, err)
 	ring, err := secret.Open(ref)
 	must(t, err)

@@ -25,6 +25,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const longSecret = "canary-secret-of-more-than-32-bytes"
@@ -63,9 +64,7 @@ func certify(t testing.TB, key crypto.Signer, life time.Duration) (*x509.Certifi
 
 func write(t testing.TB, path, text string) string {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, path, text)
 	return path
 }
 

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Cluster is a Redis Cluster of three masters with a replica each.
@@ -29,9 +31,9 @@ func StartCluster(t testing.TB, options Options) *Cluster {
 	}
 	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-replicas", "1", "--cluster-yes")...)
 	for _, server := range c.Servers {
-		eventually(t, "the cluster", func() (seen string, done bool) {
-			seen = server.CLI("cluster", "info") + server.CLI("info", "replication")
-			return seen, strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:6") && inStep(seen)
+		testkit.Succeeds(t, "the cluster", func() error {
+			seen := server.CLI("cluster", "info") + server.CLI("info", "replication")
+			return unless(strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:6") && inStep(seen), seen)
 		})
 	}
 	return c
@@ -53,9 +55,9 @@ func StartMasters(t testing.TB, options Options) *Cluster {
 	}
 	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-yes")...)
 	for _, server := range c.Servers {
-		eventually(t, "the cluster", func() (seen string, done bool) {
-			seen = server.CLI("cluster", "info")
-			return seen, strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:3")
+		testkit.Succeeds(t, "the cluster", func() error {
+			seen := server.CLI("cluster", "info")
+			return unless(strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:3"), seen)
 		})
 	}
 	return c
@@ -105,18 +107,18 @@ func StartSentinel(t testing.TB, options Options) *Sentinel {
 	options.Config = append(slices.Clone(options.Config), "replicaof "+ofMaster)
 	s.Replica = Start(t, options)
 	for _, server := range []*Server{s.Master, s.Replica} {
-		eventually(t, "replication", func() (seen string, done bool) {
-			seen = server.CLI("info", "replication")
-			return seen, inStep(seen)
+		testkit.Succeeds(t, "replication", func() error {
+			seen := server.CLI("info", "replication")
+			return unless(inStep(seen), seen)
 		})
 	}
 	for range 3 {
 		s.Sentinels = append(s.Sentinels, startSentinel(t, ofMaster))
 	}
 	for _, sentinel := range s.Sentinels {
-		eventually(t, "the sentinels", func() (seen string, done bool) {
-			seen = sentinel.CLI("sentinel", "ckquorum", MasterName) + sentinel.CLI("sentinel", "replicas", MasterName)
-			return seen, strings.HasPrefix(seen, "OK 3 usable") && strings.Contains(seen, "\nslave\n")
+		testkit.Succeeds(t, "the sentinels", func() error {
+			seen := sentinel.CLI("sentinel", "ckquorum", MasterName) + sentinel.CLI("sentinel", "replicas", MasterName)
+			return unless(strings.HasPrefix(seen, "OK 3 usable") && strings.Contains(seen, "\nslave\n"), seen)
 		})
 	}
 	return s

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Dir is where the server keeps its configuration and its data.
@@ -23,14 +25,14 @@ func (s *Server) Monitor() (seen func() string) {
 		conn = tls.Client(conn, config)
 	}
 	s.t.Cleanup(func() { _ = conn.Close() })
-	commands := &output{}
+	commands := &testkit.Log{}
 	go func() { _, _ = io.Copy(commands, conn) }()
 	if _, err := conn.Write([]byte("AUTH " + admin + " " + admin + "\r\nMONITOR\r\n")); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, "MONITOR", func() (string, bool) {
+	testkit.Succeeds(s.t, "MONITOR", func() error {
 		seen := commands.String()
-		return seen, strings.HasPrefix(seen, "+OK\r\n+OK\r\n")
+		return unless(strings.HasPrefix(seen, "+OK\r\n+OK\r\n"), seen)
 	})
 	return commands.String
 }

@@ -1,16 +1,16 @@
 package redistest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // patience is how long a test waits for what must come, on a slow machine.
@@ -56,7 +56,7 @@ func find(command string) (path string, err error) {
 type process struct {
 	name   string
 	cmd    *exec.Cmd
-	output *output
+	output *testkit.Log
 	exited chan struct{}
 }
 
@@ -67,7 +67,7 @@ func launch(t testing.TB, dir, command string, args ...string) *process {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(context.Background(), path, args...) //nolint:gosec // one of the servers of this package
-	p := &process{name: command, cmd: cmd, output: &output{}, exited: make(chan struct{})}
+	p := &process{name: command, cmd: cmd, output: &testkit.Log{}, exited: make(chan struct{})}
 	p.cmd.Dir = dir
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.WaitDelay = 5 * time.Second
@@ -109,51 +109,21 @@ func (p *process) signal(t testing.TB, signal os.Signal) {
 // await waits until the process is ready, and fails at once if it ends before.
 func (p *process) await(t testing.TB, probe func() (answer string, ready bool)) {
 	t.Helper()
-	eventually(t, p.name+" is ready", func() (string, bool) {
+	testkit.Succeeds(t, p.name+" is ready", func() error {
 		select {
 		case <-p.exited:
 			t.Fatalf("%s ended at its start: %v", p.name, p.cmd.ProcessState)
 		default:
 		}
-		return probe()
+		seen, ready := probe()
+		return unless(ready, seen)
 	})
 }
 
-// eventually probes until done; if that takes too long it shows what the last
-// probe saw.
-func eventually(t testing.TB, what string, probe func() (seen string, done bool)) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	ticker := time.NewTicker(20 * time.Millisecond)
-	defer ticker.Stop()
-	for {
-		seen, done := probe()
-		if done {
-			return
-		}
-		select {
-		case <-ticker.C:
-		case <-deadline.C:
-			t.Fatalf("%s: not within %v, but: %s", what, patience, seen)
-		}
+// unless returns nil if done, else what was seen as an error.
+func unless(done bool, seen string) error {
+	if done {
+		return nil
 	}
-}
-
-// output collects what a process prints. It is safe for concurrent use.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(data []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(data)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
+	return errors.New(seen)
 }

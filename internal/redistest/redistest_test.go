@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 func expect(t *testing.T, what, got, want string) {
@@ -57,7 +58,7 @@ func TestClusterReplacesItsMasters(t *testing.T) {
 	expect(t, "a write", master.CLI("set", "key", "value"), "OK")
 	expect(t, "waiting for the replica", master.CLI("wait", "1", "1000"), "1")
 	master.Kill()
-	eventually(t, func() bool {
+	testkit.Eventually(t, "another server has the key", func() bool {
 		for _, server := range c.Servers {
 			if server != master && server.CLI("get", "key") == "value" {
 				return true
@@ -66,15 +67,15 @@ func TestClusterReplacesItsMasters(t *testing.T) {
 		return false
 	})
 	// The others may take the cluster for down a little longer, and then say so.
-	eventually(t, func() bool { return c.Master("key").CLI("set", "key", "value2") == "OK" })
+	testkit.Eventually(t, "the cluster takes writes", func() bool { return c.Master("key").CLI("set", "key", "value2") == "OK" })
 }
 
 func TestSentinelsReplaceTheMaster(t *testing.T) {
 	s := redistest.StartSentinel(t, redistest.Options{})
 	s.Master.Kill()
-	eventually(t, func() bool { return strings.HasPrefix(s.Replica.CLI("role"), "master") })
+	testkit.Eventually(t, "the replica is the master", func() bool { return strings.HasPrefix(s.Replica.CLI("role"), "master") })
 	_, port, _ := net.SplitHostPort(s.Replica.Addr())
-	eventually(t, func() bool {
+	testkit.Eventually(t, "the sentinels name it", func() bool {
 		return s.Sentinels[0].CLI("sentinel", "get-master-addr-by-name", redistest.MasterName) == "127.0.0.1\n"+port
 	})
 }
@@ -120,15 +121,4 @@ func ping(t *testing.T, conn net.Conn) string {
 	}
 	n, _ := conn.Read(answer)
 	return string(answer[:n])
-}
-
-func eventually(t *testing.T, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatal("not within 30 s")
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }

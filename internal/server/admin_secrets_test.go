@@ -14,12 +14,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // rotator is a served broker with the managed clients "billing" and "orders", and
@@ -53,7 +53,7 @@ func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &face{idp: idpServer, log: &facetest.Log{}}
+	f := &face{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var clients []broker.ClientConfig
 	for _, name := range []string{"orders", "billing"} {

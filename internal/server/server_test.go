@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,12 +26,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -48,7 +47,7 @@ type face struct {
 	conn   *grpc.ClientConn
 	api    tokenbrokerv1.TokenBrokerServiceClient
 	server *server.Server
-	log    *facetest.Log
+	log    *testkit.Log
 	ended  chan error
 }
 
@@ -67,9 +66,7 @@ func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger
 	t.Helper()
 	http := discovery.NewHTTPClient(idpServer.RoundTripper())
 	path := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(path, []byte(secretCanary), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, path, secretCanary)
 	ref, err := secret.ParseRef("file:" + path)
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +148,7 @@ func newIDP(t testing.TB) *devidp.Server {
 
 func serveWith(t *testing.T, idpServer *devidp.Server) *face {
 	t.Helper()
-	f := &face{idp: idpServer, log: &facetest.Log{}}
+	f := &face{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
 	return f
@@ -358,7 +355,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 }
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
-	f := &face{log: &facetest.Log{}}
+	f := &face{log: &testkit.Log{}}
 	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 type tokenStream = grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse]
@@ -75,7 +75,7 @@ func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
 }
 
 func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
-	f := &face{idp: newIDP(t), log: &facetest.Log{}}
+	f := &face{idp: newIDP(t), log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, nil))
 	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: "everybody", Logger: log, Limits: server.Limits{Streams: 4}})
 	leaving, leave := context.WithCancel(t.Context())

@@ -24,9 +24,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Who may everything in a world: by SPIFFE ID, by DNS name, by JWT.
@@ -56,7 +56,7 @@ type world struct {
 	setup         broker.Setup
 	server        *server.Server
 	listener      *bufconn.Listener
-	log           *facetest.Log
+	log           *testkit.Log
 	registry      *prometheus.Registry
 }
 
@@ -77,7 +77,7 @@ func newWorldOf(t testing.TB, who *policy.Policy, change ...func(*server.Config)
 	t.Helper()
 	w := &world{
 		t: t, dir: t.TempDir(), ca: must(devca.New("ca")), strangers: must(devca.New("strangers")),
-		idp: newIDP(t), log: &facetest.Log{}, registry: prometheus.NewRegistry(), listener: bufconn.Listen(1 << 20),
+		idp: newIDP(t), log: &testkit.Log{}, registry: prometheus.NewRegistry(), listener: bufconn.Listen(1 << 20),
 	}
 	cert, key, err := must(w.ca.Issue(&x509.Certificate{DNSNames: []string{"broker"}})).Write(w.dir, "tls")
 	if err != nil {

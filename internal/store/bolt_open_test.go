@@ -16,6 +16,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // filledBolt is the path of a file with so much in it that its buckets have
@@ -55,9 +56,7 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 	write := func(content string) func(t *testing.T) string {
 		return func(t *testing.T) string {
 			path := boltPath(t)
-			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			testkit.WriteFile(t, path, content)
 			return path
 		}
 	}

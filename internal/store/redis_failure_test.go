@@ -1,14 +1,12 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +19,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Of one slot, that of the channel too: what fails, fails them all.
@@ -40,42 +39,11 @@ func redisPut(number uint64) store.Put {
 	return store.Put{Key: redisKey, Number: number, Value: []byte(redisValue), TTL: time.Hour}
 }
 
-// redisLog collects what is logged. It is safe for concurrent use.
-type redisLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *redisLog) Write(data []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(data)
-}
-
-func (l *redisLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *redisLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
 // redisShowsNothing checks a text that an operator or a caller may see.
 func redisShowsNothing(t *testing.T, text string) {
 	t.Helper()
 	if strings.Contains(text, "canary") {
 		t.Errorf("it shows what must not be seen: %s", text)
-	}
-}
-
-func redisEventually(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(redisPatience)
-	for !done() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within %v", what, redisPatience)
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 }
 
@@ -94,9 +62,9 @@ func redisLook(t *testing.T, r *store.Redis) error {
 func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
-	var log redisLog
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: log.logger()})
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	var log testkit.Log
+	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	server.Stop()
 	for i := range 5 {
 		start := time.Now()
@@ -118,7 +86,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 		t.Errorf("1000 calls took %v and %d trips; away: %v", took, r.Trips()-trips, !redisUp(r))
 	}
 	server.Cont()
-	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
 	if !redisUp(r) {
 		t.Error("it still counts as away")
 	}
@@ -137,7 +105,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 		t.Errorf("200 callers took %v to leave it alone", took)
 	}
 	server.Cont()
-	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "calls succeed again", func() bool { return redisWorks(t, r) })
 	if text := log.String(); strings.Count(text, "Redis is away") != 4 || strings.Count(text, "Redis is back") != 2 {
 		t.Errorf("the log says:\n%s", text)
 	}
@@ -149,7 +117,7 @@ func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	full := store.Claim{Key: redisLease, Owner: "a", Counter: "{tb1:ev}full", TTL: time.Hour}
-	redisEventually(t, "it works", func() bool { _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); return err == nil })
+	testkit.Eventually(t, "it works", func() bool { _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); return err == nil })
 	for range 10 {
 		if _, _, err := r.Acquire(t.Context(), full); err == nil {
 			t.Error("a fence beyond the largest number")
@@ -258,7 +226,7 @@ func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
 	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}})
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lose := func(call func() error) {
 		t.Helper()
 		time.Sleep(50 * time.Millisecond) // no answer to a new connection is under way
@@ -304,13 +272,13 @@ func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
-	var log redisLog
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: log.logger()})
+	var log testkit.Log
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	direct := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
 	first, second := r.Subscribe(t.Context()), r.Subscribe(t.Context())
 	flow := func(after string) {
 		t.Helper()
-		redisEventually(t, "events flow "+after, func() bool {
+		testkit.Eventually(t, "events flow "+after, func() bool {
 			return redisWorks(t, direct) && redisTold(t, first) && redisTold(t, second)
 		})
 		if clients := server.CLI("client", "list", "type", "pubsub"); strings.Count(clients, "addr=") > 2 { // with laddr
@@ -417,7 +385,7 @@ func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.RestartEmpty()
-	redisEventually(t, "it works", func() bool { _, err := r.Get(t.Context(), redisKey); return err == nil })
+	testkit.Eventually(t, "it works", func() bool { _, err := r.Get(t.Context(), redisKey); return err == nil })
 	if entries, err := r.Get(t.Context(), "{tb1:ev}epoch"); err != nil || entries[0].Number != 0 {
 		t.Fatalf("it lost nothing: %+v, %v", entries, err)
 	}
@@ -430,7 +398,7 @@ func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
 		t.Errorf("the epoch was put back to %d: %v", count, err)
 	}
 	server.Restart()
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	if entries, err := r.Get(t.Context(), "{tb1:ev}epoch"); err != nil || entries[0].Number != 7 {
 		t.Errorf("a restart with an append-only file lost the epoch: %+v, %v", entries, err)
 	}
@@ -441,20 +409,18 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
 	write := func(password string) {
 		t.Helper()
-		if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, file, password)
 	}
 	write(redisPassword)
 	ring := redisOpenRing(t, file)
-	var log redisLog
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: log.logger()})
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	var log testkit.Log
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	events := r.Subscribe(t.Context())
 
 	server.CLI("acl", "setuser", "default", "resetpass", ">canary-new-password")
 	server.CLI("client", "kill", "user", "default")
-	redisEventually(t, "the old password is refused", func() bool {
+	testkit.Eventually(t, "the old password is refused", func() bool {
 		_, err := r.Get(t.Context(), redisKey)
 		redisShowsNothing(t, fmt.Sprint(err))
 		return err != nil && strings.Contains(err.Error(), "WRONGPASS")
@@ -465,7 +431,7 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	redisEventually(t, "the new password is used", func() bool { return redisWorks(t, r) && redisTold(t, events) })
+	testkit.Eventually(t, "the new password is used", func() bool { return redisWorks(t, r) && redisTold(t, events) })
 	redisShowsNothing(t, log.String())
 }
 
@@ -500,8 +466,8 @@ func TestRedisMissingRightIsNotAbsence(t *testing.T) {
 // Redis repeats what it was sent in some of its errors.
 func TestRedisErrorsShowNothing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{`rename-command EVALSHA ""`}})
-	var log redisLog
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: log.logger()})
+	var log testkit.Log
+	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 6 {
 		_, _, acquire := r.Acquire(t.Context(), redisClaim())
 		_, apply := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}})
@@ -578,14 +544,14 @@ func TestRedisLeavesNothingBehind(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, open := r.Subscribe(ctx), r.Subscribe(t.Context())
-	redisEventually(t, "events flow", func() bool { return redisWorks(t, r) && redisTold(t, open) })
+	testkit.Eventually(t, "events flow", func() bool { return redisWorks(t, r) && redisTold(t, open) })
 	cancel()
 	for range ended {
 	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
-	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+	testkit.Eventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
 }
 
 // redisUp reports whether all servers count as up for reads and writes.

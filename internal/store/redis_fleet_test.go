@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
@@ -21,7 +23,7 @@ func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
 			sentinel.Master.Kill()
 		})
 	})
-	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+	testkit.Eventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
 }
 
 func TestRedisClusterFindsTheNewMaster(t *testing.T) {
@@ -34,25 +36,25 @@ func TestRedisClusterFindsTheNewMaster(t *testing.T) {
 		t.Run("a call is not repeated", func(t *testing.T) { redisIsNotRepeated(t, config, cluster) })
 		redisSurvives(t, config, func() { cluster.Master("tb1:" + redisKey).Kill() })
 	})
-	redisEventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
+	testkit.Eventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
 }
 
 // redisSurvives checks that calls and events go on by themselves.
 func redisSurvives(t *testing.T, config store.RedisConfig, fail func()) {
 	t.Helper()
-	var log redisLog
-	config.Logger = log.logger()
+	var log testkit.Log
+	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	r, quiet := redisOpen(t, config), redisOpen(t, config) // quiet does not subscribe
 	events := r.Subscribe(t.Context())
-	redisEventually(t, "it works", func() bool { return redisWorks(t, quiet) && redisWorks(t, r) && redisTold(t, events) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, quiet) && redisWorks(t, r) && redisTold(t, events) })
 	fail()
 	if redisWorks(t, r) {
 		t.Error("the master that was killed answers")
 	}
 	start := time.Now()
-	redisEventually(t, "calls succeed again", func() bool { return redisWorks(t, r) && redisWorks(t, quiet) })
+	testkit.Eventually(t, "calls succeed again", func() bool { return redisWorks(t, r) && redisWorks(t, quiet) })
 	t.Logf("calls succeeded again after %v", time.Since(start))
-	redisEventually(t, "events flow again", func() bool { return redisWorks(t, r) && redisTold(t, events) })
+	testkit.Eventually(t, "events flow again", func() bool { return redisWorks(t, r) && redisTold(t, events) })
 	t.Logf("events flowed again after %v", time.Since(start))
 	redisShowsNothing(t, log.String())
 }
@@ -102,14 +104,14 @@ func redisIsNotRepeated(t *testing.T, config store.RedisConfig, cluster *rediste
 	count := func() uint64 {
 		t.Helper()
 		var entries []store.Entry
-		redisEventually(t, "it works", func() bool {
+		testkit.Eventually(t, "it works", func() bool {
 			var err error
 			entries, err = r.Get(t.Context(), redisCounter)
 			return err == nil
 		})
 		return entries[0].Number
 	}
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	master := cluster.Master("tb1:" + redisKey)
 	for range 20 {
 		before := count()

@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // redisWriteFault keeps a server from writing, and not from reading.
@@ -63,16 +65,16 @@ func TestRedisThatDoesNotWrite(t *testing.T) {
 
 func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}})
-	var log, quietLog redisLog
+	var log, quietLog testkit.Log
 	config, quietConfig := redisUser(t, server.Addr()), redisUser(t, server.Addr())
-	config.Logger, quietConfig.Logger = log.logger(), quietLog.logger()
+	config.Logger, quietConfig.Logger = slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewTextHandler(&quietLog, nil))
 	r, quiet := redisOpen(t, config), redisOpen(t, quietConfig) // quiet is not called
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}}); err != nil {
 		t.Fatal(err)
 	}
 	fault.strike(server)
-	redisEventually(t, "a write is refused", func() bool { return !redisWorks(t, r) })
+	testkit.Eventually(t, "a write is refused", func() bool { return !redisWorks(t, r) })
 
 	trips := r.Trips()
 	for range 1000 {
@@ -85,7 +87,7 @@ func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 	if r.Trips() != trips {
 		t.Errorf("writes that are known to be in vain took %d trips", r.Trips()-trips)
 	}
-	redisEventually(t, "one that is not called notices it", func() bool {
+	testkit.Eventually(t, "one that is not called notices it", func() bool {
 		return !quiet.Health()[0].Writes || fault.used && !redisWorks(t, quiet)
 	})
 	for range 40 { // some probes long
@@ -99,7 +101,7 @@ func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	fault.mend(server)
-	redisEventually(t, "it takes writes again", func() bool { return redisUp(r) && redisUp(quiet) && redisWorks(t, r) })
+	testkit.Eventually(t, "it takes writes again", func() bool { return redisUp(r) && redisUp(quiet) && redisWorks(t, r) })
 	for _, text := range []string{log.String(), quietLog.String()} {
 		if strings.Count(text, "\n") != 2 || !strings.Contains(text, "msg=\"Redis takes no writes") || !strings.Contains(text, fault.says) ||
 			!strings.Contains(text, "msg=\"Redis takes writes again\"") {
@@ -112,8 +114,8 @@ func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 // A server at the edge of its memory takes some writes.
 func TestRedisHealthDoesNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log redisLog
-		shard := store.NewRedisShard(log.logger())
+		var log testkit.Log
+		shard := store.NewRedisShard(slog.New(slog.NewTextHandler(&log, nil)))
 		end := time.Now().Add(10 * time.Minute)
 		for i := 0; time.Now().Before(end); i++ {
 			shard.Probe(i%7 == 6)
@@ -147,9 +149,9 @@ func TestRedisClusterWithADeadShard(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
-			var log redisLog
+			var log testkit.Log
 			config := redisUser(t, cluster.Addrs()...)
-			config.Cluster, config.Logger = true, log.logger()
+			config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
 			redisLosesAShard(t, redisOpen(t, config), cluster, fault.strike, fault.mend)
 			if text := log.String(); strings.Count(text, "msg=\"Redis is away") != 1 || strings.Count(text, "msg=\"Redis is back") != 1 {
 				t.Errorf("the log says:\n%s", text)
@@ -169,13 +171,13 @@ func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, 
 	events := r.Subscribe(t.Context())
 	all := []string{keys[dead]}
 	for server, key := range keys {
-		redisEventually(t, "it works", func() bool { return put(key, 1) == nil })
+		testkit.Eventually(t, "it works", func() bool { return put(key, 1) == nil })
 		if server != dead {
 			all = append(all, key)
 		}
 	}
 	strike(dead)
-	redisEventually(t, "the shard is away", func() bool { return errors.Is(put(keys[dead], 2), store.ErrAway) })
+	testkit.Eventually(t, "the shard is away", func() bool { return errors.Is(put(keys[dead], 2), store.ErrAway) })
 	trips := r.Trips()
 	for number := range uint64(100) {
 		for server, key := range keys {
@@ -202,7 +204,7 @@ func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, 
 		}
 	}
 	number := uint64(1000)
-	redisEventually(t, "events flow", func() bool {
+	testkit.Eventually(t, "events flow", func() bool {
 		number++
 		if err := put(all[1], number); err != nil {
 			t.Fatalf("a write: %v", err)
@@ -215,7 +217,7 @@ func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, 
 		}
 	})
 	mend(dead)
-	redisEventually(t, "all is well", func() bool { return redisUp(r) && len(r.Health()) == 3 })
+	testkit.Eventually(t, "all is well", func() bool { return redisUp(r) && len(r.Health()) == 3 })
 }
 
 // A slot that is being moved is nothing that others notice, and can be read all
@@ -223,9 +225,9 @@ func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, 
 func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 	t.Parallel()
 	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
-	var log redisLog
+	var log testkit.Log
 	config := redisUser(t, cluster.Addrs()...)
-	config.Cluster, config.Logger = true, log.logger()
+	config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
 	r := redisPatient(t, config)
 	const key, absent, lease, counter = "{moves}key", "{moves}absent", "{moves}lease", "{moves}counter"
 	claim := store.Claim{Key: lease, Owner: redisOwner, Counter: counter, TTL: time.Hour}
@@ -236,7 +238,7 @@ func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 		}
 		return err
 	}
-	redisEventually(t, "it works", func() bool { return acquire() == nil })
+	testkit.Eventually(t, "it works", func() bool { return acquire() == nil })
 	from := cluster.Master("tb1:" + key)
 	to := cluster.Servers[0]
 	if from == to {
@@ -291,7 +293,7 @@ func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 func TestRedisEvictsLeasesLast(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{"maxmemory-policy volatile-ttl", "maxmemory-samples 64"}})
 	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lease, acquired, err := r.Acquire(t.Context(), store.Claim{Key: redisLease, Owner: redisOwner, Counter: redisCounter, TTL: time.Minute})
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)
@@ -316,7 +318,7 @@ func TestRedisEvictsLeasesLast(t *testing.T) {
 func TestRedisThatIsFullReleasesLeases(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
-	redisEventually(t, "it works", func() bool { return redisWorks(t, r) })
+	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lease, acquired, err := r.Acquire(t.Context(), redisClaim())
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)

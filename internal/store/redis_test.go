@@ -2,7 +2,6 @@ package store_test
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // redisPassword is what no error and no log line may show.
@@ -32,9 +32,7 @@ func redisACL(more ...string) string {
 func redisRing(t *testing.T, password string) *secret.Ring {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "password")
-	if err := os.WriteFile(file, []byte(password), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, file, password)
 	return redisOpenRing(t, file)
 }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 const prefix = "example.com/sample/"
@@ -25,9 +27,7 @@ func goTest(t *testing.T, files map[string]string) (text string, failed bool) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		testkit.WriteFile(t, path, content)
 	}
 	write("go.mod", "module example.com/sample\n\ngo 1.26\n")
 	for name, body := range files {
