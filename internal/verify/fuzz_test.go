@@ -59,12 +59,70 @@ func forever23h(key *josetest.Signer) string {
 	return key.Token(key.Header(), claims(jsonObject{"exp": time.Now().Add(23 * time.Hour).Unix()}))
 }
 
+// relaxed are the Verifiers that admit tokens without aud, without sub and without both.
+type relaxed struct{ strict, noAud, noSub, neither *verify.Verifier }
+
+func newRelaxed(t testing.TB, web *site, config func() verify.IssuerConfig) relaxed {
+	t.Helper()
+	made := func(value string, missingSubject bool) *verify.Verifier {
+		c := config()
+		c.MissingAudience.Value, c.MissingSubject = value, missingSubject
+		v := load(t, newCached(t, noCache, web, c))
+		run(t, v)
+		return v
+	}
+	return relaxed{made("", false), made(audience, false), made("", true), made(audience, true)}
+}
+
+// hold shows that a setting admits no token but those that lack the claim that it names,
+// and changes nothing else. members are the claims as encoding/json reads them.
+func (r relaxed) hold(t *testing.T, token string, members []byte) {
+	t.Helper()
+	var reference map[string]any
+	if json.Unmarshal(members, &reference) != nil {
+		reference = nil
+	}
+	_, hasAud := reference["aud"]
+	_, hasSub := reference["sub"]
+	strict := outcome(t, r.strict, token, verify.Request{})
+	for name, tt := range map[string]struct {
+		v       *verify.Verifier
+		admits  bool
+		reasons []string // of rejections that the setting lifts
+	}{
+		"missing_aud": {r.noAud, !hasAud, []string{"wrong_audience"}}, "missing_sub": {r.noSub, !hasSub, []string{"bad_claims"}},
+		"both": {r.neither, !hasAud || !hasSub, []string{"wrong_audience", "bad_claims"}},
+	} {
+		result, err := tt.v.Verify(t.Context(), redact.New(token), verify.Request{})
+		got := word(t, result, err)
+		lifted := tt.admits && slices.Contains(tt.reasons, strict)
+		if strict == "active" && got != "active" || strict != "active" && got == "active" && !lifted {
+			t.Errorf("%s: %q is %s, and %s without it", name, members, got, strict)
+		}
+		if got != "active" {
+			continue
+		}
+		facts := result.Facts
+		subject, subjectType := reference["sub"], verify.SubjectSub
+		if sub, _ := subject.(string); sub == "" {
+			subject, subjectType = reference["client_id"], verify.SubjectClientID
+		}
+		if facts.Subject == "" || facts.Subject != subject || facts.SubjectType != subjectType || !hasAud && !slices.Equal(facts.Audience, []string{audience}) {
+			t.Errorf("%s: %q was accepted as %+v", name, members, facts)
+		}
+		if got := outcome(t, tt.v, token, verify.Request{Caller: true}); got == "active" && !hasAud {
+			t.Errorf("%s: %q identifies a caller", name, members)
+		}
+	}
+}
+
 // FuzzSignedClaims signs whatever it is given, and looks for a token that is
 // accepted although encoding/json reads something else in it.
 func FuzzSignedClaims(f *testing.F) {
 	key := josetest.New(f, "EdDSA", "k")
 	v := load(f, newVerifier(f, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	run(f, v)
+	settings := newRelaxed(f, serve(josetest.Set(key.JWK())), func() verify.IssuerConfig { return configOf(issuerA) })
 	header := string(josetest.Marshal(key.Header()))
 	good := string(josetest.Marshal(claims(jsonObject{"exp": time.Now().Add(23 * time.Hour).Unix(), "cnf": jsonObject{"jkt": "x"}, "aud": []string{"x", audience}})))
 	for _, seed := range []string{
@@ -74,6 +132,12 @@ func FuzzSignedClaims(f *testing.F) {
 	} {
 		f.Add(header, seed)
 	}
+	for _, without := range []jsonObject{{"aud": nil}, {"sub": nil}, {"aud": nil, "sub": nil}, {"sub": nil, "client_id": nil, "azp": "app"}, {"sub": "", "aud": nil}} {
+		seed := string(josetest.Marshal(claims(jsonObject{"exp": time.Now().Add(23 * time.Hour).Unix()}, without)))
+		f.Add(header, seed)
+		f.Add(header, seed[:len(seed)-1]+`,"aud":null}`)
+		f.Add(header, seed[:len(seed)-1]+`,"Sub":"x","sub":null}`)
+	}
 	f.Add(`{"alg":"EdDSA","kid":"k","typ":"application/AT+JWT","alg":"none"}`, good)
 	f.Add(`{"alg":"EdDSA","kid":"k","typ":"at+jwt","b64":false,"crit":["b64"]}`, good)
 	f.Fuzz(func(t *testing.T, header, payload string) {
@@ -81,7 +145,9 @@ func FuzzSignedClaims(f *testing.F) {
 			return
 		}
 		now := time.Now()
-		result, err := v.Verify(t.Context(), redact.New(key.Token(header, payload)), verify.Request{})
+		token := key.Token(header, payload)
+		settings.hold(t, token, []byte(payload))
+		result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
 		if word(t, result, err) != "active" {
 			return
 		}

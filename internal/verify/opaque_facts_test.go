@@ -300,11 +300,21 @@ func FuzzIntrospected(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
+	for _, without := range []jsonObject{{"aud": nil}, {"sub": nil}, {"aud": nil, "sub": nil}, {"sub": "", "client_id": nil}} {
+		f.Add(string(members(jsonObject{"exp": far, "iat": nil}, without)))
+	}
 	var answer atomic.Value
 	answer.Store("")
-	v := introspecting(f, saying(func() []byte { return []byte(answer.Load().(string)) }), func(c *verify.IssuerConfig) { c.Introspection.Cache = -1 })
+	says := &verify.Introspection{Endpoint: saying(func() []byte { return []byte(answer.Load().(string)) }), Cache: -1}
+	settings := newRelaxed(f, serve(josetest.Set(josetest.New(f, "EdDSA", "k").JWK())), func() verify.IssuerConfig {
+		c := configOf(issuerA)
+		c.Introspection = says
+		return c
+	})
+	v := settings.strict
 	f.Fuzz(func(t *testing.T, body string) {
 		answer.Store(body)
+		settings.hold(t, "opaque", []byte(body))
 		result, err := v.Verify(t.Context(), redact.New("opaque"), verify.Request{})
 		if word(t, result, err) != "active" {
 			return
