@@ -16,9 +16,11 @@ import (
 	"syscall"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/cezzis/tokenbroker/client"
@@ -93,6 +95,10 @@ type orders struct {
 func (o *orders) Count(ctx context.Context, of *wrapperspb.StringValue) (*wrapperspb.Int64Value, error) {
 	caller, _ := client.ClaimsFromContext(ctx)
 	name := of.GetValue()
+	if name == "" && caller.SubjectType == client.SubjectClientID {
+		// A client without a user. A user may have the same name, and the orders are hers.
+		return nil, status.Error(codes.PermissionDenied, "a client has no orders of its own: name a user")
+	}
 	if name == "" {
 		name = caller.Subject
 	}

@@ -112,3 +112,13 @@ func TestTheServiceFromEndToEnd(t *testing.T) {
 	step("no broker, a caller that is known", alice, codes.OK)
 	step("no broker, a caller that is not", broker.Mint(brokertest.Claims{Subject: "carol", Scopes: []string{"read"}}), codes.Unavailable)
 }
+
+func TestClientHasNotTheOrdersOfTheUserWithItsName(t *testing.T) {
+	service := &orders{open: 2}
+	for subjectType, want := range map[client.SubjectType]codes.Code{client.SubjectSub: codes.OK, client.SubjectClientID: codes.PermissionDenied} {
+		ctx := client.ContextWithClaims(t.Context(), &client.Claims{Subject: "alice", SubjectType: subjectType})
+		if _, err := service.Count(ctx, wrapperspb.String("")); status.Code(err) != want {
+			t.Errorf("%s: %v, want %v", subjectType, err, want)
+		}
+	}
+}

@@ -68,6 +68,11 @@ func newHandler(broker *client.Client, billingURL string) http.Handler {
 
 func listOrders(w http.ResponseWriter, r *http.Request) {
 	caller, _ := client.ClaimsFromContext(r.Context())
+	if caller.SubjectType == client.SubjectClientID {
+		// A client without a user. A user may have the same name, and the orders are hers.
+		http.Error(w, "a client has no orders", http.StatusForbidden)
+		return
+	}
 	_, _ = io.WriteString(w, "the orders of "+caller.Subject+"\n")
 }
 

@@ -65,6 +65,17 @@ func get(t *testing.T, url, token string) (status int, body string) {
 	return resp.StatusCode, strings.TrimSpace(string(text))
 }
 
+func TestClientHasNotTheOrdersOfTheUserWithItsName(t *testing.T) {
+	for subjectType, want := range map[client.SubjectType]int{client.SubjectSub: 200, client.SubjectClientID: 403} {
+		ctx := client.ContextWithClaims(t.Context(), &client.Claims{Subject: "alice", SubjectType: subjectType})
+		answer := httptest.NewRecorder()
+		listOrders(answer, httptest.NewRequestWithContext(ctx, http.MethodGet, "/orders", http.NoBody))
+		if answer.Code != want {
+			t.Errorf("%s: %d, want %d", subjectType, answer.Code, want)
+		}
+	}
+}
+
 // From a caller's token to another API and back, through whatever happens.
 func TestTheServiceFromEndToEnd(t *testing.T) {
 	broker := brokertest.New(t, brokertest.WithClients(

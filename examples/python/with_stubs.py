@@ -46,7 +46,9 @@ def verify(scope):
     # here asks for a proof. It is set also if all its fields are empty.
     if answer.HasField("confirmation"):
         return {"active": False, "subject": ""}
-    return {"active": answer.active, "subject": answer.subject}
+    # The token of a client without a user may have the client's name for a subject.
+    user = answer.subject_type == tokenbroker_pb2.SUBJECT_TYPE_SUB
+    return {"active": answer.active, "subject": answer.subject if user else ""}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ func startClientsBroker(t *testing.T) *clientsBroker {
 	b.file = writeFile(t, "broker.yaml", fmt.Sprintf(`
 listen: {grpc: %q, http: %q, ops: %q, tls: {cert: %q, key: %q, client_ca: %q}}
 gateways: {url: %q}
-issuers: [{issuer: %q, audiences: [%q]}]
+issuers: [{issuer: %q, audiences: [%q], missing_sub: client_id}]
 callers:
   - {name: checkout, spiffe_id: "spiffe://example.com/checkout", roles: [orders]}
   - {name: batch, issuer: %q, subject: batch, roles: [orders]}
@@ -251,6 +251,7 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 			"iss": b.idp.Issuer(), "sub": "alice", "aud": b.idp.client.Audiences[0], "scope": "read", "iat": now.Add(-2 * time.Hour).Unix(), "exp": now.Add(time.Hour).Unix(),
 		}
 		maps.Copy(all, claims)
+		maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
 		return b.idp.Mint(all).Reveal()
 	}
 	mint := func(scope string, life time.Duration) string {
@@ -265,7 +266,8 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 		"good": {mint("read", time.Hour), 200, ""}, "missing": {"", 401, `realm="orders"`}, "expired": {mint("read", -time.Hour), 401, "invalid_token"},
 		"without the scope": {mint("write", time.Hour), 403, "insufficient_scope"}, "no token": {"x", 401, "invalid_token"},
 		"bound to a DPoP key": {bound(map[string]any{"jkt": "t"}), 401, "invalid_token"}, "bound to a certificate": {bound(map[string]any{"x5t#S256": "t"}), 401, "invalid_token"},
-		"bound in another way": {bound(map[string]any{"kid": "k"}), 401, "invalid_token"}, "bound to nothing": {bound(map[string]any{}), 401, "invalid_token"},
+		"of a client without a user": {minted(map[string]any{"sub": nil, "client_id": "alice"}), 403, ""},
+		"bound in another way":       {bound(map[string]any{"kid": "k"}), 401, "invalid_token"}, "bound to nothing": {bound(map[string]any{}), 401, "invalid_token"},
 	} {
 		if status, said := get(tt.token); status != tt.status || !strings.Contains(said, tt.said) {
 			t.Errorf("%s: %d %s", name, status, said)
@@ -303,12 +305,21 @@ func TestPythonStubs(t *testing.T) {
 				t.Errorf("%s, scope %s: %v", proof, scope, res)
 			}
 		}
-		now := time.Now()
-		python.input = b.idp.Mint(map[string]any{
-			"iss": b.idp.Issuer(), "sub": "alice", "aud": b.idp.client.Audiences[0], "scope": "read", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(), "cnf": map[string]any{"kid": "k"},
-		}).Reveal()
-		if res := python.run(t, script, "verify", "read"); res.stdout != `{"active": false, "subject": ""}` {
-			t.Errorf("%s, a bound token: %v", proof, res)
+		minted := func(more map[string]any) string {
+			now := time.Now()
+			claims := map[string]any{"iss": b.idp.Issuer(), "aud": b.idp.client.Audiences[0], "scope": "read", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix()}
+			maps.Copy(claims, more)
+			return b.idp.Mint(claims).Reveal()
+		}
+		for name, tt := range map[string]struct{ token, want string }{
+			"a bound token":             {minted(map[string]any{"sub": "alice", "cnf": map[string]any{"kid": "k"}}), `{"active": false, "subject": ""}`},
+			"a user's token":            {minted(map[string]any{"sub": "alice"}), `{"active": true, "subject": "alice"}`},
+			"a client's without a user": {minted(map[string]any{"client_id": "alice"}), `{"active": true, "subject": ""}`},
+		} {
+			python.input = tt.token
+			if res := python.run(t, script, "verify", "read"); res.stdout != tt.want {
+				t.Errorf("%s, %s: %v", proof, name, res)
+			}
 		}
 	}
 }
