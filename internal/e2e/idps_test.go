@@ -36,10 +36,8 @@ type foreignIdP struct {
 	audience     string
 	// refusal is the broker's reason when the IdP refuses a secret.
 	refusal string
-	// opaque reports that access tokens are not JWTs, so that no key signs them.
-	opaque bool
-	start  func(t *testing.T)
-	stop   func(t *testing.T)
+	start   func(t *testing.T)
+	stop    func(t *testing.T)
 	// rotate makes the provider sign with a new key; old keys stay published if keepOld.
 	rotate func(t *testing.T, keepOld bool)
 }
@@ -78,9 +76,6 @@ func TestIdPsOfOthers(t *testing.T) {
 			token := idp.getAndVerify(t, b)
 			idp.correctSecret(t, b, wrong)
 			idp.restart(t, b, token)
-			if idp.opaque {
-				return
-			}
 			idp.rotateKeys(t, b)
 		})
 	}
@@ -115,11 +110,7 @@ func (p *foreignIdP) getAndVerify(t *testing.T, b *broker) string {
 		t.Errorf("verify: %+v", got)
 	}
 	b.mustVerify(t, "the token for another audience", token, rejected, "--audience", "https://other.example.com")
-	changed := token + "x"
-	if !p.opaque {
-		changed = tamper(token)
-	}
-	b.mustVerify(t, "a token that was tampered with", changed, rejected, "--audience", p.audience)
+	b.mustVerify(t, "a token that was tampered with", tamper(token), rejected, "--audience", p.audience)
 	return token
 }
 
