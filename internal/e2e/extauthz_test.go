@@ -148,6 +148,7 @@ func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 	try("good", passes, good, "/orders/7", nil)
 	try("good, by the route", passes, good, "/elsewhere", map[string]string{"audience": exampleAudience, "scope": "read"})
 	try("good, without client_id", "pass -x-auth-client-id x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject=alice x-auth-subject-type=sub", e.token(map[string]any{"client_id": ""}), "/orders/7", nil)
+	try("good, of a client without a user", "pass -x-auth-subject x-auth-client-id=alice x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=client_id", e.token(map[string]any{"sub": nil, "client_id": "alice"}), "/orders/7", nil)
 	try("missing", "401", "", "/orders/7", nil)
 	try("tampered", "401", good[:len(good)-4]+"AAAA", "/orders/7", nil)
 	try("expired", "401", e.token(map[string]any{"iat": hourAgo - 60, "exp": hourAgo}), "/orders/7", nil)

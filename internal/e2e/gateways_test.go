@@ -61,7 +61,7 @@ func startDelegation(t *testing.T) *delegation {
 	}))
 	t.Cleanup(e.upstream.Close)
 	config := strings.NewReplacer(exampleIssuer, e.idp.Issuer(), exampleHTTP, e.http, exampleGRPC, e.grpc, "listen:", "listen:\n  ops: "+e.ops+"\n  http_unix: {path: "+e.socket+", mode: \"0666\", caller: edge}",
-		"roles: [gateway]", "roles: [gateway, operator]", "  gateway: {", "  operator: {admin: [{actions: [revoke_tokens]}]}\n  gateway: {",
+		"callers:\n", "    missing_sub: client_id\ncallers:\n", "roles: [gateway]", "roles: [gateway, operator]", "  gateway: {", "  operator: {admin: [{actions: [revoke_tokens]}]}\n  gateway: {",
 	).Replace(readExample(t, "broker.yaml"))
 	e.file = writeFile(t, "broker.yaml", config)
 	e.launch(t, "broker")
@@ -86,6 +86,7 @@ func (e *delegation) token(claims map[string]any) string {
 		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
 	}
 	maps.Copy(all, claims)
+	maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
 	return e.idp.Mint(all).Reveal()
 }
 
@@ -346,6 +347,11 @@ func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
 	check("good, without client_id", without, 200, "")
 	if got := strings.Join(without.passed["X-Auth-Client-Id"], ""); got != "" {
 		t.Errorf("the service sees a client that the token does not name: %q", got)
+	}
+	client := e.ask(t, address, "/orders/", "Bearer "+e.token(map[string]any{"sub": nil, "client_id": "alice"}))
+	check("good, of a client without a user", client, 200, "")
+	if subject := strings.Join(client.passed["X-Auth-Subject"], ""); subject != "" || client.passed.Get("X-Auth-Subject-Type") != "client_id" || client.passed.Get("X-Auth-Client-Id") != "alice" {
+		t.Errorf("the service takes a client for a user: %v", client.passed)
 	}
 	check("missing", e.ask(t, address, "/orders/"), 401, `Bearer realm="api"`)
 	check("tampered", e.ask(t, address, "/orders/", "Bearer "+good[:len(good)-4]+"AAAA"), 401, "invalid_token")
