@@ -130,7 +130,8 @@ func late(tok *token.Token) time.Time {
 //
 // A secret that is refused gives way to the next one that there is, each once, also
 // where the IdP does not say whether it refuses the secret;
-// and a token that was purged while it was fetched is fetched again.
+// and a token that was purged while it was fetched is fetched again, and so is one that
+// the IdP repeats at its very end.
 func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
 	for before := (earlier{}); b.try(ctx, e, f, lease, &before); {
 	}
@@ -144,6 +145,8 @@ type earlier struct {
 	// doubted is the first attempt that the IdP refused without saying whether
 	// because of the secret; nil if there was none.
 	doubted *attempt
+	// ending counts the attempts that brought a token at its end.
+	ending int
 }
 
 // try makes one attempt and reports whether there is to be another.
@@ -164,6 +167,8 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	case got.err == nil && got.token.Epoch < e.client.epoch.Load() && before.purged < maxPurged-1:
 		before.purged++
 		return true
+	case got.ending && before.awaitsNext(ctx, e):
+		return true
 	case got.refused() && b.flying.Err() == nil:
 		before.refused = append(before.refused, v)
 		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
@@ -176,6 +181,23 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	}
 	b.landed(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), probing)
 	return false
+}
+
+// Some IdPs repeat a token until it ends. In its last second they have no other one:
+// they send it with a lifetime of 0 s, or of a fraction. The next request is then
+// worth a pause, in which callers wait, for an error would fail them.
+const (
+	lastMoments = time.Second
+	endingPause = 500 * time.Millisecond
+	maxEnding   = 4 // pauses of a fetch
+)
+
+// awaitsNext pauses after an attempt that brought a token at its end, and reports
+// whether there is to be another attempt. An IdP that was failing before is not asked
+// more often for that: its clock may be wrong.
+func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
+	b.ending++
+	return b.ending <= maxEnding && e.trouble.Load() == nil && sleep(ctx, nil, endingPause)
 }
 
 // doubt notes an attempt that was refused perhaps because of its secret.
@@ -267,6 +289,8 @@ type attempt struct {
 	err   error
 	// doubted: the secret may be the reason of err.
 	doubted bool
+	// ending: the IdP sent a token that has ended, or repeated one in its last moments.
+	ending bool
 }
 
 func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
@@ -279,13 +303,17 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) a
 		with: v, fence: fence, begun: time.Now(),
 		entryTrouble: e.trouble.Load(), clientTrouble: c.trouble.Load(), refusal: v.refused.Load(),
 	}
-	ask := e.ask
-	ask.Once = e.usable(e.token.Load(), made.begun, 0)
+	ask, held := e.ask, e.token.Load()
+	ask.Once = e.usable(held, made.begun, 0)
 	grant, err := c.idp.Fetch(ctx, v.Version, ask)
 	b.metrics.fetch(c.name, time.Since(made.begun), err)
-	if made.err = err; err == nil {
-		made.token = token.New(grant, epoch, fence)
+	if made.err = err; err != nil {
+		fault, ok := errors.AsType[*idp.Error](err)
+		made.ending = ok && fault.Ended()
+		return made
 	}
+	made.token = token.New(grant.Repeating(held), epoch, fence)
+	made.ending = held != nil && held.SHA256 == made.token.SHA256 && time.Until(made.token.ExpiresAt) < lastMoments
 	return made
 }
 

@@ -37,6 +37,8 @@ type replicas struct {
 	all    []*replica
 	seal   func(store.Store) store.Store // nil: nothing is sealed
 	audit  *audit.Log
+	// towards is in place of the IdP; nil: nothing is.
+	towards http.RoundTripper
 }
 
 type replica struct {
@@ -91,7 +93,11 @@ func (r *replicas) start(client broker.ClientConfig) *replica {
 	r.t.Helper()
 	var err error
 	client.Name, client.Audience, client.Scopes = "orders", audience, []string{"write", "read"}
-	client.IdP, err = idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(r.idp.RoundTripper())})
+	towards := r.towards
+	if towards == nil {
+		towards = r.idp.RoundTripper()
+	}
+	client.IdP, err = idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: "abc", HTTP: discovery.NewHTTPClient(towards)})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -363,9 +363,10 @@ func forcedTooOften(client string) *Error {
 }
 
 // unattainable says that ask wants a longer life than the IdP was lately seen to
-// give.
+// give, in the token that is held. The next token may live longer: an IdP that repeats
+// a token until it ends was last seen to give the rest of its life.
 func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *Error {
-	if tok == nil || ask.MinTTL < tok.Lifetime() || now.Sub(tok.MintedAt) > rememberLifetime {
+	if !e.usable(tok, now, 0) || ask.MinTTL < tok.Lifetime() || now.Sub(tok.MintedAt) > rememberLifetime {
 		return nil
 	}
 	return tooShort(e.client.name, tok)

@@ -192,7 +192,9 @@ func (c *Client) lifetime(a answer, value string, askedAt time.Time) (time.Durat
 
 // expired is a failure because of a token that is of no use any more.
 func (a answer) expired(why string) *Error {
-	return a.useless("a token that has expired already (" + why + "): check the clocks on both sides, and whether the IdP repeats an old token")
+	fault := a.useless("a token that has expired already (" + why + "): check the clocks on both sides, and whether the IdP repeats an old token")
+	fault.ended = true
+	return fault
 }
 
 // leftOf returns how long a JWT with these claims lives: from the response's Date
@@ -204,13 +206,17 @@ func (a answer) leftOf(claims members) (left time.Duration, since string, known 
 		return 0, "", false
 	}
 	left = token.MaxLifetime
+	iat, dated := claims.number("iat")
+	dated = dated && iat > 0
 	if date, err := http.ParseTime(a.header.Get("Date")); err == nil {
-		left, since = seconds(exp-float64(date.Unix())), "the Date of the response"
-	}
-	if iat, ok := claims.number("iat"); ok && iat > 0 {
-		if life := seconds(exp - iat); since == "" || life < left {
-			left, since = life, "its iat"
+		at := float64(date.Unix())
+		left, since = seconds(exp-at), "the Date of the response"
+		if dated && iat < at && left < covered {
+			left -= time.Second // an old token is repeated at its end, and the Date is cut to a whole second
 		}
+	}
+	if life := seconds(exp - iat); dated && (since == "" || life < left) {
+		left, since = life, "its iat"
 	}
 	return left, since, since != ""
 }
@@ -232,12 +238,14 @@ func (m members) expiry() (float64, bool) {
 	return exp, ok && exp > 0
 }
 
+// covered is how long a token lives at least whose margin at the end covers a second.
+const covered = 10 * time.Second
+
 // shortened is the lesser of both. IdPs cut times to whole seconds, each at another
 // moment: a difference of one second is no difference, as long as the margin at the
 // end of a token's life covers it.
 func shortened(life, left time.Duration) time.Duration {
-	const second, covered = time.Second, 10 * time.Second
-	if left >= covered && life-left <= second {
+	if left >= covered && life-left <= time.Second {
 		return life
 	}
 	return min(life, left)

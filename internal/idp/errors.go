@@ -85,6 +85,8 @@ type Error struct {
 	// ambiguous: an introspection endpoint may have refused the client, or failed
 	// over the presented token. The answer does not say which.
 	ambiguous bool
+	// ended: the answer brings a token that has expired already.
+	ended bool
 }
 
 func (e *Error) Error() string {
@@ -127,6 +129,10 @@ func (e *Error) Rest() time.Duration {
 // some IdPs answer 401, 404 or 500 for a token that they do not know. One such
 // answer says nothing about other tokens; many in a row do.
 func (e *Error) Ambiguous() bool { return e.ambiguous }
+
+// Ended reports whether the IdP sent a token that has expired already. Some IdPs repeat
+// a token until it ends: the next request may bring another one.
+func (e *Error) Ended() bool { return e.ended }
 
 // Unclear reports that the IdP refused the request in words that some IdPs use for a
 // wrong secret as well: an empty 403, a code of their own, a body without a token.

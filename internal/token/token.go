@@ -82,6 +82,22 @@ type Grant struct {
 	RefreshIn time.Duration
 }
 
+// rounding is how much later a repeated token may seem to end than before.
+const rounding = 2 * time.Second
+
+// Repeating returns the grant, with the end of the token that is held if it is the same
+// token. IdPs that repeat a token round what is left of its life to whole seconds, each
+// time anew. If the IdP says that the token ends much later, its life was prolonged.
+func (g Grant) Repeating(held *Token) Grant {
+	if held == nil || held.SHA256 != g.Value.SHA256() {
+		return g
+	}
+	if later := g.AskedAt.Add(g.Lifetime).Sub(held.ExpiresAt); later > 0 && later <= rounding {
+		g.Lifetime -= later
+	}
+	return g
+}
+
 // New makes a Token of what an IdP gave. The lead by which it is refreshed is
 // min(L/4, 30 min), spread by a fifth either way so that tokens minted together
 // are not refreshed together. For epoch and fence see [Token].
