@@ -128,7 +128,7 @@ func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 		t.Fatal(res)
 	}
 	good, hourAgo := e.token(nil), time.Now().Add(-time.Hour).Unix()
-	passes := "pass x-auth-client-id=web x-auth-issuer=" + e.idp.Issuer() + " x-auth-scope=read x-auth-subject=alice x-auth-subject-type=sub"
+	passes := "pass x-auth-client-id=web x-auth-issuer=" + e.idp.Issuer() + " x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice"
 	var table strings.Builder
 	out := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
 	try := func(name, want, token, path string, extensions map[string]string) {
@@ -147,7 +147,7 @@ func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 	}
 	try("good", passes, good, "/orders/7", nil)
 	try("good, by the route", passes, good, "/elsewhere", map[string]string{"audience": exampleAudience, "scope": "read"})
-	try("good, without client_id", "pass -x-auth-client-id x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject=alice x-auth-subject-type=sub", e.token(map[string]any{"client_id": ""}), "/orders/7", nil)
+	try("good, without client_id", "pass -x-auth-client-id x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice", e.token(map[string]any{"client_id": ""}), "/orders/7", nil)
 	try("good, of a client without a user", "pass -x-auth-subject x-auth-client-id=alice x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=client_id", e.token(map[string]any{"sub": nil, "client_id": "alice"}), "/orders/7", nil)
 	try("missing", "401", "", "/orders/7", nil)
 	try("tampered", "401", good[:len(good)-4]+"AAAA", "/orders/7", nil)
