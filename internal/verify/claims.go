@@ -56,9 +56,9 @@ type SubjectType int
 
 const (
 	_ SubjectType = iota
-	// SubjectSub: the subject is the sub claim.
+	// SubjectSub says that the subject is the sub claim.
 	SubjectSub
-	// SubjectClientID: the token has no sub, and the subject is the client_id claim.
+	// SubjectClientID says that the token has no sub, and the subject is the client_id claim.
 	// A user of the same name is somebody else.
 	SubjectClientID
 )

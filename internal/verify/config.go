@@ -133,7 +133,7 @@ func DefaultAccessTokenClaims() []string {
 // accessTokenClaims returns the claims that mark access tokens. A scope claim of another
 // name than the usual ones, such as roles, is none by default: ID tokens may have it,
 // too.
-func (c *IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
+func (c IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
 	switch {
 	case len(c.AccessTokenClaims) > 0:
 		return c.AccessTokenClaims

@@ -433,7 +433,7 @@ func TestMarksOfTokens(t *testing.T) {
 func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
 	var seen []string
 	endpoint := func(name string) says {
-		return func(_ context.Context, token string) (bool, []byte, error) {
+		return func(context.Context, string) (bool, []byte, error) {
 			seen = append(seen, name)
 			return true, members(jsonObject{"iss": nil, "sub": name}), nil
 		}
