@@ -167,7 +167,9 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
-	epoch, err := b.store.Raise(ctx, c.keys.epoch, max(target, c.epoch.Load()), 0)
+	// If the store has lost an epoch that is known here, sawEpoch sees that, and whether
+	// another replica purged meanwhile.
+	epoch, err := b.store.Raise(ctx, c.keys.epoch, target, 0)
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}

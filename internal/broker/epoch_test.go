@@ -77,11 +77,85 @@ func TestPurgeAfterTheEpochOfAReplicaWhoseClockIsAhead(t *testing.T) {
 		r := startReplicas(t, 3)
 		r.everybody(1, broker.Ask{Client: "orders"})
 		r.purge(r.all[1])
-		r.opens(r.epoch() + 1_000_000_000)
-		time.Sleep(6 * time.Second)
+		r.clockAhead()
 		old := r.everybody(1, broker.Ask{Client: "orders"})
 		r.loses()
 		r.purge(r.all[0])
+		time.Sleep(6 * time.Second)
+		for i, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
+			if answer.Token.Epoch <= old[i].Token.Epoch {
+				t.Errorf("replica %d: epoch %d follows %d", i, answer.Token.Epoch, old[i].Token.Epoch)
+			}
+		}
+	})
+}
+
+// The replica that purges drops its tokens with the acknowledgement, although its clock
+// is behind the epoch that the store has lost, and the store fails right after.
+func TestPurgeRightAfterALossIsInForceAtOnceWhereItWasMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		r.purge(r.all[1])
+		r.clockAhead()
+		old := r.everybody(1, broker.Ask{Client: "orders"})[0]
+		r.loses()
+		r.all[0].link.writesLeft.Store(4) // the record of the purge and the epoch are written, and nothing after that
+		r.purge(r.all[0])
+		if answer := r.mustGetFrom(r.all[0], broker.Ask{Client: "orders"}); answer.Token.SHA256 == old.Token.SHA256 {
+			t.Errorf("a token of before the purge, of epoch %d", answer.Token.Epoch)
+		}
+	})
+}
+
+// A purge concerns tokens of an epoch that its replica has not heard of and that is
+// higher than its clock.
+func TestPurgeConcernsTokensOfAnEpochThatItsReplicaDoesNotKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		r.purge(r.all[1])
+		r.everybody(1, broker.Ask{Client: "orders"})
+		r.all[0].link.deaf.Store(true)
+		time.Sleep(6 * time.Second)
+		r.opens(r.epoch() + 1_000_000_000)
+		time.Sleep(100 * time.Millisecond)
+		old := r.mustGetFrom(r.all[1], broker.Ask{Client: "orders"})
+		r.purge(r.all[0])
+		time.Sleep(100 * time.Millisecond)
+		for i, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
+			if answer.Token.Epoch <= old.Token.Epoch {
+				t.Errorf("replica %d: epoch %d follows %d", i, answer.Token.Epoch, old.Token.Epoch)
+			}
+		}
+	})
+}
+
+// The store loses the epoch, and keeps the record of an earlier purge. Another replica,
+// which knows no epoch, purges. The earlier purge that is then made again must not hide
+// that from the replicas that know a higher epoch.
+func TestPurgeMadeAgainDoesNotHideOneRightAfterALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startReplicas(t, 2)
+		r.everybody(1, broker.Ask{Client: "orders"})
+		earlier := purgeOf("orders")
+		if err := r.all[1].Purge(t.Context(), policy.Self(), earlier); err != nil {
+			t.Fatal(err)
+		}
+		r.purge(r.all[1])
+		time.Sleep(6 * time.Second)
+		old := r.everybody(1, broker.Ask{Client: "orders"})
+		for _, replica := range r.all {
+			replica.link.deaf.Store(true)
+		}
+		r.loses()
+		if _, err := r.shared.Apply(t.Context(), store.Change{Puts: []store.Put{*r.all[1].link.purge.Load()}}); err != nil {
+			t.Fatal(err)
+		}
+		r.opens(1)
+		if err := r.all[0].Purge(t.Context(), policy.Self(), earlier); err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(6 * time.Second)
 		for i, answer := range r.everybody(1, broker.Ask{Client: "orders"}) {
 			if answer.Token.Epoch <= old[i].Token.Epoch {
@@ -98,6 +172,18 @@ func (r *replicas) opens(epoch uint64) {
 	key := *r.all[1].link.epoch.Load()
 	if _, err := r.shared.Raise(r.t.Context(), key, epoch, 0); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// clockAhead stands for a purge by a replica whose clock is ahead: the epoch that all
+// replicas know afterwards is higher than their clocks.
+func (r *replicas) clockAhead() {
+	r.t.Helper()
+	time.Sleep(6 * time.Second) // the purge before has reached all of them
+	r.opens(r.epoch() + 1_000_000_000)
+	time.Sleep(6 * time.Second)
+	if epoch := r.epoch(); epoch <= uint64(time.Now().UnixMilli()) {
+		r.t.Fatalf("the epoch is %d, which is not ahead of the clock", epoch)
 	}
 }
 

@@ -169,8 +169,11 @@ type link struct {
 	to    atomic.Pointer[store.Memory]
 	state atomic.Int32
 	deaf  atomic.Bool // the store's events are lost
-	// epoch is the key of the epoch that was raised last.
-	epoch atomic.Pointer[string]
+	// epoch is the key of the epoch that was raised last, and count that of the count of
+	// changes of revocations.
+	epoch, count atomic.Pointer[string]
+	// purge is the record of the first request to purge.
+	purge atomic.Pointer[store.Put]
 	calls atomic.Int64
 	// writesLeft are how many more puts succeed, if it is not 0; the last one fails, and
 	// so do all after it.
@@ -242,6 +245,11 @@ func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 	if err := l.write(ctx); err != nil {
 		return nil, err
 	}
+	for _, put := range change.Puts {
+		if strings.Contains(put.Key, "purge:") {
+			l.purge.CompareAndSwap(nil, &put)
+		}
+	}
 	applied, err := l.to.Load().Apply(ctx, change)
 	return applied, errors.Join(err, l.pass(ctx))
 }
@@ -250,8 +258,11 @@ func (l *link) Raise(ctx context.Context, key string, floor, by uint64) (uint64,
 	if err := l.write(ctx); err != nil {
 		return 0, err
 	}
-	if strings.HasSuffix(key, "epoch") {
+	switch {
+	case strings.HasSuffix(key, "epoch"):
 		l.epoch.Store(&key)
+	case strings.HasSuffix(key, "changes"):
+		l.count.Store(&key)
 	}
 	return l.to.Load().Raise(ctx, key, floor, by)
 }
