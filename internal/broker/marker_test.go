@@ -197,6 +197,32 @@ func TestMarkerIsWrittenAfterTheRevocations(t *testing.T) {
 	})
 }
 
+// The same where the store has kept its count of changes: without a marker it counts as
+// one that has lost data, and as long as not all of that was put back it gets none.
+func TestReplicaWaitsForRevocationsWhereTheCountOfChangesIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := startMarked(t, 1)
+		revoked := m.token("alice", "shop", "1")
+		m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+		count := *m.all[0].link.count.Load()
+		kept, err := m.values.Get(t.Context(), count)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.loseValues()
+		m.loseMarkers()
+		if _, err := m.values.Raise(t.Context(), count, kept[0].Number, 0); err != nil {
+			t.Fatal(err)
+		}
+		m.all[0].link.state.Store(full)
+		newcomer := m.join(m.keys.file)
+		m.neverGood(newcomer, revoked, 9*time.Second)
+		m.all[0].link.state.Store(good)
+		m.neverGood(newcomer, revoked, 9*time.Second)
+		m.expectAll(revoked, false, "in the end")
+	})
+}
+
 // The count of changes, too, appears after all revocations were put back.
 func TestCountIsWrittenAfterAllRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
