@@ -17,21 +17,19 @@ func openAudit(config *AuditConfig, log *slog.Logger, registerer prometheus.Regi
 	if config == nil {
 		return nil, nil //nolint:nilnil // a nil Log writes nothing down
 	}
-	cfg := audit.Config{
-		File: config.File, EveryToken: config.Tokens == "every", Refuse: config.WhenFull == "refuse",
+	opened, err := audit.Open(audit.Config{
+		File: config.File, EveryToken: config.Tokens == "every", Verifications: verifications()[config.Verifications], Refuse: config.WhenFull == "refuse",
 		From: peerOf, Logger: log, Registerer: registerer,
-	}
-	switch config.Verifications {
-	case "rejected":
-		cfg.Verifications = audit.RejectedVerifications
-	case "all":
-		cfg.Verifications = audit.AllVerifications
-	}
-	opened, err := audit.Open(cfg)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("audit.file: %w", err)
 	}
 	return opened, nil
+}
+
+// verifications maps the values of audit.verifications.
+func verifications() map[string]audit.Verifications {
+	return map[string]audit.Verifications{"none": audit.NoVerifications, "rejected": audit.RejectedVerifications, "all": audit.AllVerifications}
 }
 
 // peerOf is the address that a call came from.

@@ -160,7 +160,7 @@ func badConfigs() []badConfig {
 		// Values.
 		{"audit to nowhere", client() + "audit: {tokens: first}\n", "6: audit: file is missing", true},
 		{"audit of some tokens", client() + "audit: {file: a, tokens: some}\n", "6: audit.tokens: expected first or every", true},
-		{"audit of verifications by default", client() + "audit: {file: a, verifications: reject}\n", "6: audit.verifications: expected none, rejected or all; did you mean rejected?", true},
+		{"audit of verifications by default", client() + "audit: {file: a, verifications: reject}\n", "6: audit.verifications: expected all, none or rejected; did you mean rejected?", true},
 		{"audit that blocks", client() + "audit: {file: a, when_full: block}\n", "6: audit.when_full: expected drop or refuse", true},
 		{"traces to nowhere", client() + "tracing: {sample: 0.1}\n", "6: tracing: endpoint is missing", true},
 		{"traces without a scheme", client() + "tracing: {endpoint: 'collector:4317'}\n", "6: tracing.endpoint: expected https://HOST:PORT or http://HOST:PORT and nothing more, such as https://collector.example.com:4317", false},

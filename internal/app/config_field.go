@@ -75,15 +75,19 @@ func valuesOf(list string) []string {
 	case "algorithms":
 		return jose.Algorithms()
 	case "assertion_algorithms":
-		return append([]string{jose.HS256}, jose.Algorithms()...)
+		return jose.SigningAlgorithms()
 	case "assertion_types":
-		return []string{idp.TypeClientAuthentication, idp.TypeJWT}
+		return idp.AssertionTypes()
 	case "auth_methods":
 		return texts(idp.AuthMethods())
 	case "issuer_presets":
 		return slices.Sorted(maps.Keys(issuerPresets()))
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
+	case "undecided":
+		return slices.Sorted(maps.Keys(undecided()))
+	case "verifications":
+		return slices.Sorted(maps.Keys(verifications()))
 	default:
 		panic("a jsonschema tag names the list " + list + ", which does not exist")
 	}

@@ -29,7 +29,7 @@ type GatewaysConfig struct {
 type ExtAuthzConfig struct {
 	// What Envoy is told where nothing can be decided: that the call failed (error), the same as an
 	// answer with status 503 for Envoy from 1.37 on (error_response), or to deny with status 503.
-	Undecided string `yaml:"undecided" jsonschema:"default=error,enum=error,enum=error_response,enum=denial"`
+	Undecided string `yaml:"undecided" jsonschema:"default=error,values=undecided"`
 	// Claims that Envoy gets to see in its dynamic metadata, beside those that every token has.
 	Claims []string `yaml:"claims" jsonschema:"minItems=1,maxItems=32,uniqueItems=true,minLength=1,maxLength=128"`
 	// What tokens must be good for, by the first rule that fits a request; one that none fits is
@@ -100,11 +100,16 @@ func (a *App) forGateways() *gateway.Judge {
 	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})
 }
 
+// undecided maps the values of gateways.ext_authz.undecided.
+func undecided() map[string]extauthz.Undecided {
+	return map[string]extauthz.Undecided{"error": extauthz.AsError, "error_response": extauthz.AsErrorResponse, "denial": extauthz.AsDenial}
+}
+
 // service is what package extauthz wants.
 func (c *ExtAuthzConfig) service(judge *gateway.Judge) extauthz.Config {
 	made := extauthz.Config{
 		Judge: judge, Claims: c.Claims,
-		Undecided: map[string]extauthz.Undecided{"error": extauthz.AsError, "error_response": extauthz.AsErrorResponse, "denial": extauthz.AsDenial}[c.Undecided],
+		Undecided: undecided()[c.Undecided],
 	}
 	for _, rule := range c.Rules {
 		made.Rules = append(made.Rules, extauthz.Rule{

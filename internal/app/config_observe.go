@@ -15,7 +15,7 @@ type AuditConfig struct {
 	// times counted and told once a minute, or every time.
 	Tokens string `yaml:"tokens" jsonschema:"default=first,enum=first,enum=every"`
 	// Which verifications have a line. Those that a caller may not ask for have one in any case.
-	Verifications string `yaml:"verifications" jsonschema:"default=rejected,enum=none,enum=rejected,enum=all"`
+	Verifications string `yaml:"verifications" jsonschema:"default=rejected,values=verifications"`
 	// What happens while lines cannot be written: those that find no room in the buffer are dropped
 	// and counted, or what they would tell of is refused with UNAVAILABLE.
 	WhenFull string `yaml:"when_full" jsonschema:"default=drop,enum=drop,enum=refuse"`

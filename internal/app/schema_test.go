@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -317,6 +318,10 @@ func allProperties(t *testing.T) []property {
 // The lists that code owns are whole in the schema, and the broker takes each of
 // their values.
 func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
+	var levels []string // as cmd/broker reads them
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
+		levels = append(levels, strings.ToLower(level.String()))
+	}
 	role := func(action string) string {
 		return client("") + "callers: [{name: a, spiffe_id: \"spiffe://example.com/a\", roles: [r]}]\nroles: {r: {admin: [{actions: [\"" + action + "\"]}]}}\n"
 	}
@@ -328,7 +333,9 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
 		{"clients.*.preset", app.Presets(), nil},
 		{"clients.*.auth", texts(idp.AuthMethods()), nil},
-		{"clients.*.assertion_algorithm", append([]string{jose.HS256}, jose.Algorithms()...), nil},
+		{"clients.*.assertion_algorithm", jose.SigningAlgorithms(), nil},
+		{"clients.*.assertion_typ", idp.AssertionTypes(), nil},
+		{"log.level", levels, func(value string) string { return client("") + "log: {level: " + value + "}\n" }},
 		{"roles.*.admin.*.actions", append(texts(policy.Actions()), policy.Any), role},
 	} {
 		t.Run(list.path, func(t *testing.T) {

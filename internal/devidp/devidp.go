@@ -241,7 +241,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 		"introspection_endpoint":                base + IntrospectionPath,
 		"grant_types_supported":                 []string{clientCredentials, jwtBearer},
 		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"},
-		"token_endpoint_auth_signing_alg_values_supported": append([]string{jose.HS256}, jose.Algorithms()...),
+		"token_endpoint_auth_signing_alg_values_supported": jose.SigningAlgorithms(),
 		"response_types_supported":                         []string{},
 		"subject_types_supported":                          []string{"public"},
 		"id_token_signing_alg_values_supported":            []string{s.algorithm},

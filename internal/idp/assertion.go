@@ -33,6 +33,9 @@ const (
 	TypeJWT = "JWT"
 )
 
+// AssertionTypes returns the types of assertions.
+func AssertionTypes() []string { return []string{TypeClientAuthentication, TypeJWT} }
+
 const (
 	// An assertion was issued a moment ago, for IdPs whose clock is behind, and
 	// lives no longer than one request takes.

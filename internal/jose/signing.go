@@ -23,6 +23,9 @@ import (
 // verified with it.
 const HS256 = "HS256"
 
+// SigningAlgorithms returns the names of all algorithms that tokens can be signed with.
+func SigningAlgorithms() []string { return append([]string{HS256}, Algorithms()...) }
+
 // minHMACSecret is RFC 7518 section 3.2: as long as the hash.
 const minHMACSecret = sha256.Size
 
