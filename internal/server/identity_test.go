@@ -39,16 +39,14 @@ import (
 func rpcs(t *testing.T, conn *grpc.ClientConn, header metadata.MD) map[string]error {
 	t.Helper()
 	found := map[string]error{}
-	for _, file := range []protoreflect.FileDescriptor{tokenbrokerv1.File_tokenbroker_v1_tokenbroker_proto, tokenbrokerv1.File_tokenbroker_v1_admin_proto} {
-		for i := range file.Services().Len() {
-			methods := file.Services().Get(i).Methods()
-			for j := range methods.Len() {
-				method := methods.Get(j)
-				name := fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name())
-				for _, client := range []string{"", "orders", "nobody"} {
-					found[name+" "+client] = call(t, conn, header, name, method, client)
-				}
+	for _, method := range methods() {
+		name := fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name())
+		for _, client := range []string{"", "orders", "nobody"} {
+			req := message(method.Input())
+			if field := method.Input().Fields().ByName("client_name"); field != nil && client != "" { // it is about a client
+				req.ProtoReflect().Set(field, protoreflect.ValueOfString(client))
 			}
+			found[name+" "+client] = callWith(t, conn, header, method, req)
 		}
 	}
 	found["reflection"] = reflect(t, conn, header)
@@ -56,31 +54,6 @@ func rpcs(t *testing.T, conn *grpc.ClientConn, header metadata.MD) map[string]er
 		t.Fatalf("only %d calls were made", len(found))
 	}
 	return found
-}
-
-// call calls an RPC about a client, if the RPC is about any.
-func call(t *testing.T, conn *grpc.ClientConn, header metadata.MD, name string, method protoreflect.MethodDescriptor, client string) error {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(t.Context(), header), 20*time.Second)
-	defer cancel()
-	req, resp := message(method.Input()), message(method.Output())
-	if field := method.Input().Fields().ByName("client_name"); field != nil && client != "" {
-		req.ProtoReflect().Set(field, protoreflect.ValueOfString(client))
-	}
-	if !method.IsStreamingServer() {
-		return conn.Invoke(ctx, name, req, resp)
-	}
-	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, name)
-	if err == nil {
-		err = stream.SendMsg(req)
-	}
-	if err == nil {
-		err = stream.CloseSend()
-	}
-	if err == nil {
-		err = stream.RecvMsg(resp)
-	}
-	return err
 }
 
 func message(of protoreflect.MessageDescriptor) proto.Message {
