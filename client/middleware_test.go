@@ -308,11 +308,19 @@ func TestABoundTokenWantsItsHolderOverGRPC(t *testing.T) {
 	addr := startVerified(t, b.Client().Verifier(), serverTLS(t, certs))
 	thumbprint := sha256.Sum256(certificateOf(t, certs).Raw)
 	token := b.Mint(brokertest.Claims{Subject: "alice", More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
-	for want, config := range map[codes.Code]*tls.Config{codes.OK: certs.Client(t), codes.Unauthenticated: certs.Anonymous(t)} {
-		api := dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	for _, c := range []struct {
+		what   string
+		config *tls.Config
+		want   codes.Code
+	}{
+		{"without a certificate", certs.Anonymous(t), codes.Unauthenticated},
+		{"with its certificate", certs.Client(t), codes.OK},
+		{"without a certificate, after its holder was let in", certs.Anonymous(t), codes.Unauthenticated},
+	} {
+		api := dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(c.config)))
 		_, err := api.GetToken(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), &tokenbrokerv1.GetTokenRequest{})
-		if status.Code(err) != want {
-			t.Errorf("want %v: %v", want, err)
+		if status.Code(err) != c.want {
+			t.Errorf("%s: %v, want %v", c.what, err, c.want)
 		}
 	}
 }

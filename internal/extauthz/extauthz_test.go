@@ -74,8 +74,12 @@ func headersOf(options []*corev3.HeaderValueOption) map[string]string {
 func TestCheckDecides(t *testing.T) {
 	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
 	good := f.Token(nil)
+	fresh := func() string { return f.Token(nil) } // each case begins with a token that no other case has left in a cache
 	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
 	scope := map[string]string{"scope": "read"}
+	if _, err := f.envoy.Check(t.Context(), asks("/", scope, "authorization", "Bearer "+good)); err != nil { // so that it is remembered when it was tampered with
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		req       *authv3.CheckRequest
 		code      codes.Code
@@ -83,32 +87,34 @@ func TestCheckDecides(t *testing.T) {
 		challenge string
 	}{
 		"good":                 {asks("/", scope, "authorization", "Bearer "+good), codes.OK, 0, ""},
-		"several spaces":       {asks("/", scope, "authorization", "Bearer   "+good), codes.OK, 0, ""},
-		"a tab":                {asks("/", scope, "authorization", "Bearer \t"+good), codes.Unauthenticated, 401, "invalid_request"},
+		"several spaces":       {asks("/", scope, "authorization", "Bearer   "+fresh()), codes.OK, 0, ""},
+		"a tab":                {asks("/", scope, "authorization", "Bearer \t"+fresh()), codes.Unauthenticated, 401, "invalid_request"},
 		"spaces and no token":  {asks("/", scope, "authorization", "Bearer   "), codes.Unauthenticated, 401, "invalid_request"},
-		"no extensions":        {asks("/", nil, "authorization", "Bearer "+good), codes.OK, 0, ""},
-		"its audience":         {asks("/?a=%20", map[string]string{"audience": facetest.Audience}, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"no extensions":        {asks("/", nil, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
+		"its audience":         {asks("/?a=%20", map[string]string{"audience": facetest.Audience}, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
 		"no token":             {asks("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},
-		"two tokens":           {asks("/", scope, "authorization", "Bearer "+good+",Bearer "+good), codes.Unauthenticated, 401, "invalid_request"},
-		"a token in the query": {asks("/?access_token="+good, scope, "authorization", "Bearer "+good), codes.Unauthenticated, 401, "invalid_request"},
+		"two tokens":           {asks("/", scope, "authorization", "Bearer "+good+",Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
+		"a token in the query": {asks("/?access_token="+fresh(), scope, "authorization", "Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
 		"expired":              {asks("/", scope, "authorization", "Bearer "+expired), codes.Unauthenticated, 401, "expired"},
 		"tampered":             {asks("/", scope, "authorization", "Bearer "+good[:len(good)-4]+"AAAA"), codes.Unauthenticated, 401, "invalid_token"},
-		"without a scope":      {asks("/", map[string]string{"scope": "admin"}, "authorization", "Bearer "+good), codes.PermissionDenied, 403, `scope="admin"`},
+		"without a scope":      {asks("/", map[string]string{"scope": "admin"}, "authorization", "Bearer "+fresh()), codes.PermissionDenied, 403, `scope="admin"`},
 	} {
-		got, err := f.envoy.Check(t.Context(), tt.req)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		refusal := got.GetDeniedResponse()
-		if codes.Code(got.GetStatus().GetCode()) != tt.code || int32(refusal.GetStatus().GetCode()) != tt.http {
-			t.Errorf("%s: %v, HTTP %v", name, codes.Code(got.GetStatus().GetCode()), refusal.GetStatus().GetCode())
-		}
-		if challenge := headersOf(refusal.GetHeaders())["www-authenticate"]; !strings.Contains(challenge, tt.challenge) || (tt.challenge == "") != (challenge == "") {
-			t.Errorf("%s: challenge %q", name, challenge)
-		}
-		if (tt.code == codes.OK) != (got.GetOkResponse() != nil) {
-			t.Errorf("%s: %v", name, got)
+		for range 2 { // the second time by what is remembered of the token
+			got, err := f.envoy.Check(t.Context(), tt.req)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			refusal := got.GetDeniedResponse()
+			if codes.Code(got.GetStatus().GetCode()) != tt.code || int32(refusal.GetStatus().GetCode()) != tt.http {
+				t.Errorf("%s: %v, HTTP %v", name, codes.Code(got.GetStatus().GetCode()), refusal.GetStatus().GetCode())
+			}
+			if challenge := headersOf(refusal.GetHeaders())["www-authenticate"]; !strings.Contains(challenge, tt.challenge) || (tt.challenge == "") != (challenge == "") {
+				t.Errorf("%s: challenge %q", name, challenge)
+			}
+			if (tt.code == codes.OK) != (got.GetOkResponse() != nil) {
+				t.Errorf("%s: %v", name, got)
+			}
 		}
 	}
 	if log := f.Log.String(); strings.Contains(log, good[20:60]) {
@@ -177,7 +183,6 @@ func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
 		{Host: "*.example.com", Path: "/orders/", Needs: verify.Request{Scopes: []string{"read"}}},
 		{Path: "/exact", Needs: verify.Request{Scopes: []string{"read"}}},
 	}})
-	token := "Bearer " + f.Token(nil)
 	for path, want := range map[string]codes.Code{
 		"/orders/7?x=/../admin/": codes.OK, "/orders": codes.OK, "/orders/": codes.OK, "/exact": codes.OK, "/order%73/7": codes.OK, "/orders/caf%C3%A9": codes.OK,
 		"/admin/": codes.PermissionDenied, "/admin": codes.PermissionDenied, "/%61dmin/x": codes.PermissionDenied,
@@ -185,12 +190,15 @@ func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
 		"/orders/..%5cadmin": codes.PermissionDenied, "/orders/%252e%252e/admin": codes.PermissionDenied, "/orders/..;/admin": codes.PermissionDenied, "/exact/": codes.PermissionDenied,
 		"/ordersx": codes.PermissionDenied, "/orders/%zz": codes.PermissionDenied, "orders/": codes.PermissionDenied, "/": codes.PermissionDenied,
 	} {
-		got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", token))
-		if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
-			t.Errorf("%s: %v, %v; want %v", path, got.GetStatus().GetCode(), err, want)
+		token := "Bearer " + f.Token(nil)
+		for range 2 { // the second time by what is remembered of the token
+			got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", token))
+			if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
+				t.Errorf("%s: %v, %v; want %v", path, got.GetStatus().GetCode(), err, want)
+			}
 		}
 	}
-	odd, err := f.envoy.Check(t.Context(), asks("/", map[string]string{"scope": "read"}, "authorization", token))
+	odd, err := f.envoy.Check(t.Context(), asks("/", map[string]string{"scope": "read"}, "authorization", "Bearer "+f.Token(nil)))
 	if err != nil || codes.Code(odd.GetStatus().GetCode()) != codes.OK {
 		t.Errorf("the route says it itself: %v %v", odd, err)
 	}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +57,8 @@ type Fixture struct {
 	OpaqueIssuer string
 	// Audit is where servers write down whom they refuse. Nil: nowhere.
 	Audit *audit.Log
+
+	minted atomic.Int64
 }
 
 // New makes a Fixture that ends with the test. The IdP is prepared before anybody
@@ -171,11 +175,12 @@ func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 }
 
 // Token mints an access token of "user-1" with the scopes read and write, with these
-// claims in place of its own; a nil one is none.
+// claims in place of its own; a nil one is none. Its jti is jti-1, then jti-2 and so on:
+// no two tokens are the same, so no cache has an entry for a token before its first use.
 func (f *Fixture) Token(claims map[string]any) string {
 	now := time.Now()
 	all := map[string]any{
-		"iss": Issuer, "sub": "user-1", "aud": Audience, "client_id": "web", "scope": "read write", "jti": "jti-1",
+		"iss": Issuer, "sub": "user-1", "aud": Audience, "client_id": "web", "scope": "read write", "jti": fmt.Sprintf("jti-%d", f.minted.Add(1)),
 		"iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
 	}
 	for name, value := range claims {

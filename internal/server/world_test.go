@@ -5,12 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,6 +60,7 @@ type world struct {
 	listener      *bufconn.Listener
 	log           *testkit.Log
 	registry      *prometheus.Registry
+	minted        atomic.Int64
 }
 
 // must makes what cannot fail where tests run.
@@ -156,10 +159,11 @@ func (w *world) api(config *tls.Config) tokenbrokerv1.TokenBrokerServiceClient {
 	return tokenbrokerv1.NewTokenBrokerServiceClient(w.connect(config))
 }
 
-// jwt is a token of the robot; claims change it, and nil leaves one out.
+// jwt is a token of the robot; claims change it, and nil leaves one out. No two are the
+// same, so no cache has an entry for one before its first use.
 func (w *world) jwt(claims map[string]any) string {
 	all := map[string]any{
-		"iss": issuer, "sub": robot, "aud": server.DefaultAudience, "client_id": "robot",
+		"iss": issuer, "sub": robot, "aud": server.DefaultAudience, "client_id": "robot", "jti": fmt.Sprint("jwt ", w.minted.Add(1)),
 		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
 	}
 	maps.Copy(all, claims)

@@ -227,9 +227,11 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 			"a text of many parts":              {strings.Repeat("ey.", 100) + "ey", "malformed"},
 			"a JWT behind the name of a scheme": {"Bearer " + jwt, "malformed"},
 		}
-		for name, tt := range shapes {
-			if got := outcome(t, v, tt.token, verify.Request{}); got != tt.want {
-				t.Errorf("%s: %s, want %s", name, got, tt.want)
+		for _, when := range []string{"at first", "when the good ones are remembered"} {
+			for name, tt := range shapes {
+				if got := outcome(t, v, tt.token, verify.Request{}); got != tt.want {
+					t.Errorf("%s, %s: %s, want %s", name, when, got, tt.want)
+				}
 			}
 		}
 		if len(seen) != 0 || web.fetches() != fetched {
