@@ -10,6 +10,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
@@ -26,7 +27,7 @@ func (i *Issuer) find(ctx context.Context) (*Metadata, *Error) {
 	var status int
 	var refusals []string
 	for _, place := range places {
-		body, _, fault := get(tracing.Named(ctx, tracing.Metadata), i.cfg.HTTP, place, maxDocument)
+		body, _, fault := get(tracing.Named(ctx, tracing.Metadata), i.cfg.HTTP, place, redact.String{}, maxDocument)
 		if fault == nil {
 			return i.read(place, body)
 		}

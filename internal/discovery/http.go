@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // Bounds of outgoing HTTP.
@@ -70,14 +72,21 @@ func Printable(raw string) string {
 // Get reads a JSON document of at most limit bytes within [Timeout]. Only an
 // answer of 200 has one. The error is always an [*Error].
 func Get(ctx context.Context, client *http.Client, from string, limit int64) ([]byte, http.Header, error) {
-	body, header, fault := get(ctx, client, from, limit)
+	return GetWithToken(ctx, client, from, redact.String{}, limit)
+}
+
+// GetWithToken is Get with a bearer token (RFC 6750), for servers that publish
+// documents to known clients only. An empty token is not sent. The token goes to the
+// host of the URL alone, because the clients of a [Network] follow no redirect.
+func GetWithToken(ctx context.Context, client *http.Client, from string, token redact.String, limit int64) ([]byte, http.Header, error) {
+	body, header, fault := get(ctx, client, from, token, limit)
 	if fault != nil {
 		return nil, nil, fault
 	}
 	return body, header, nil
 }
 
-func get(ctx context.Context, client *http.Client, from string, limit int64) ([]byte, http.Header, *Error) {
+func get(ctx context.Context, client *http.Client, from string, token redact.String, limit int64) ([]byte, http.Header, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
@@ -87,6 +96,9 @@ func get(ctx context.Context, client *http.Client, from string, limit int64) ([]
 	request.Header.Set("Accept", "application/json, application/jwk-set+json")
 	request.Header.Set("Accept-Encoding", "identity")
 	request.Header.Set("User-Agent", UserAgent)
+	if !token.IsZero() {
+		request.Header.Set("Authorization", "Bearer "+token.Reveal())
+	}
 	response, err := client.Do(request)
 	if err != nil {
 		return nil, nil, unreachable(from, err)

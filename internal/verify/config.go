@@ -54,6 +54,11 @@ type IssuerConfig struct {
 	// JWKSURL is where the issuer's JWK set is. It must pass
 	// [discovery.CheckURL].
 	JWKSURL string
+	// JWKSTokenFile is a file with the bearer token that a server demands which does
+	// not publish its keys to everybody, such as the API server of Kubernetes. It is
+	// read for each fetch. The token is sent to JWKSURL only, which must be https.
+	// Empty: no token is sent.
+	JWKSTokenFile string
 	// JWKSFile is a file with the issuer's JWK set, for networks without a way
 	// to the issuer. It is read again as often as a URL would be fetched.
 	JWKSFile string
@@ -234,6 +239,8 @@ func (c IssuerConfig) checkSource() error {
 	switch {
 	case c.JWKSURL != "" && c.JWKSFile != "":
 		return errors.New("it has both a JWKS URL and a JWKS file; choose one")
+	case c.JWKSTokenFile != "" && !strings.HasPrefix(c.JWKSURL, "https:"):
+		return errors.New("it has a token for its JWKS URL, and no such URL of https, which alone the token may be sent to")
 	case c.JWKSFile != "":
 		return nil
 	case c.JWKSURL != "":

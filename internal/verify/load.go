@@ -17,6 +17,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
@@ -56,21 +57,29 @@ func (s *keySource) read(ctx context.Context) (place string, data []byte, header
 		}
 		return s.cfg.JWKSFile, data, nil, err
 	}
-	url := s.cfg.JWKSURL
-	if url == "" {
-		metadata, err := s.cfg.Discovery.Metadata(ctx)
-		if err != nil {
-			return "", nil, nil, err
-		}
-		if url, err = metadata.JWKSURI.URL(); err != nil {
-			return "", nil, nil, err
-		}
+	url, token, err := s.place(ctx)
+	if err != nil {
+		return "", nil, nil, err
 	}
-	if url == "" {
-		return "", nil, nil, errNoKeys
+	data, header, err = discovery.GetWithToken(tracing.Named(ctx, tracing.Keys), s.client, url, token, jose.MaxSetSize)
+	return discovery.Printable(url), data, header, s.explain(err)
+}
+
+// place returns the URL of the issuer's JWK set, and the token that is sent there. A
+// URL that was discovered gets no token: the metadata could name any host.
+func (s *keySource) place(ctx context.Context) (url string, token redact.String, err error) {
+	if s.cfg.JWKSURL != "" {
+		token, err = s.readToken()
+		return s.cfg.JWKSURL, token, err
 	}
-	data, header, err = discovery.Get(tracing.Named(ctx, tracing.Keys), s.client, url, jose.MaxSetSize)
-	return discovery.Printable(url), data, header, err
+	metadata, err := s.cfg.Discovery.Metadata(ctx)
+	if err != nil {
+		return "", redact.String{}, err
+	}
+	if url, err = metadata.JWKSURI.URL(); err == nil && url == "" {
+		err = errNoKeys
+	}
+	return url, redact.String{}, err
 }
 
 func readFile(path string) ([]byte, error) {
