@@ -6,11 +6,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -160,6 +162,9 @@ func (s *setup) trust(config *Config) (problems []error) {
 			return
 		}
 		network, err := s.network.Trusting(ca)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(ca, serviceAccountDir) {
+			err = fmt.Errorf("%w: Kubernetes mounts it into a pod unless automountServiceAccountToken is false; outside of a pod name a file with the CA of the cluster", err)
+		}
 		if err != nil {
 			problems = append(problems, fmt.Errorf("%s: tls.ca: %w", key, err))
 			return
@@ -327,6 +332,7 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 	issuer := verify.IssuerConfig{
 		Issuer:          cfg.Issuer,
 		JWKSURL:         cfg.JWKSURL,
+		JWKSTokenFile:   cfg.JWKSTokenFile,
 		JWKSFile:        cfg.JWKSFile,
 		AllowHTTP:       cfg.AllowHTTP,
 		HTTP:            s.networkOf(cfg.ca()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),

@@ -58,6 +58,8 @@ type Config struct {
 	Warnings []Problem `yaml:"-"`
 	// Digest is the SHA-256 of the file.
 	Digest [sha256.Size]byte `yaml:"-"`
+	// tokenFiles are the files with tokens that issuers name.
+	tokenFiles []namedFile `yaml:"-"`
 	// file is the name of the file, and lines are those of its keys, by path.
 	file  string         `yaml:"-"`
 	lines map[string]int `yaml:"-"`
@@ -261,16 +263,21 @@ func (c *IssuerConfig) ca() string {
 
 // IssuerConfig is an issuer whose tokens are verified.
 type IssuerConfig struct {
+	// Defaults for the tokens of a well-known issuer, which docs/identity-providers.md lists. A key
+	// that is given wins over its preset.
+	Preset string `yaml:"preset" jsonschema:"values=issuer_presets,anyof_required=preset"`
 	// The issuer, exactly as the iss claim of its tokens has it. With jwks_url or jwks_file it need
 	// not be a URL. With tenants, a pattern of issuers: {tenant} stands for one segment of the path.
-	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
-	// Defaults for the tokens of a well-known IdP. A key that is given wins over its preset.
-	Preset string `yaml:"preset" jsonschema:"values=issuer_presets"`
+	// Required unless the preset has it.
+	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512,anyof_required=issuer"`
 	// The tenants whose tokens are verified, by the names that stand in the iss claim. Each is an
 	// issuer, with keys of its own and all else as it stands here.
 	Tenants []string `yaml:"tenants" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=128"`
 	// Where its keys are. Absent: found by discovery, unless jwks_file is given.
 	JWKSURL string `yaml:"jwks_url"`
+	// The file with the bearer token that jwks_url demands, such as the token of the pod's service
+	// account. It is read for each request and sent to jwks_url only, which must be https.
+	JWKSTokenFile string `yaml:"jwks_token_file" jsonschema:"minLength=1"`
 	// The file with its keys, a JWK set, where the issuer cannot be reached. It is read again every
 	// refresh_interval.
 	JWKSFile string `yaml:"jwks_file" jsonschema:"minLength=1"`
@@ -396,6 +403,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	if len(found.problems) > 0 {
 		return nil, found.err()
 	}
+	config.tokenFiles = tokenFiles(config.Issuers)
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
 	config.Warnings, config.file, config.lines = found.warnings, name, found.lines

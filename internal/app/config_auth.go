@@ -19,6 +19,9 @@ func checkAuth(c *ClientConfig, path string, found *findings) {
 	}
 	only(auth.FromFile(), path, "assertion_file", "auth: federated_jwt and spiffe_jwt", found)
 	needs(c.AssertionFile != "" || !auth.FromFile(), path, "assertion_file", "auth: "+c.Auth, found)
+	if at := join(path, "assertion_file"); isJWT(c.AssertionFile) {
+		found.addAtf(at, "names the file with the assertion, and must never be the assertion itself")
+	}
 	checkCertificate(c, path, found)
 	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
 		found.addAtf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")

@@ -29,9 +29,6 @@ func ConfigPaths(data []byte) []string {
 // Presets are the names of all there are, sorted.
 func Presets() []string { return valuesOf("presets") }
 
-// IssuerPresets are the names that "preset" of an issuer may have.
-func IssuerPresets() []string { return valuesOf("issuer_presets") }
-
 // ValuesOf returns a list that a jsonschema tag names.
 func ValuesOf(list string) []string { return valuesOf(list) }
 

@@ -49,6 +49,16 @@ func (c *Config) secretFiles() []namedFile {
 			add(join(join(key, "tls"), "key"), client.TLS.Key)
 		}
 	}
+	return append(files, c.tokenFiles...)
+}
+
+// tokenFiles are the files with tokens that the issuers of a configuration file name.
+func tokenFiles(issuers []IssuerConfig) (files []namedFile) {
+	for i := range issuers {
+		if path := issuers[i].JWKSTokenFile; path != "" {
+			files = append(files, namedFile{path, join(item("issuers", i), "jwks_token_file")})
+		}
+	}
 	return files
 }
 

@@ -47,7 +47,7 @@ func checkIssuers(c *Config, found *findings) {
 		checkIssuer(&c.Issuers[i], path, found)
 		for _, one := range c.Issuers[i].each() {
 			if before, again := first[one.Issuer]; again && before != path {
-				found.addAtf(join(path, "issuer"), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[join(before, "issuer")])
+				found.addAtf(found.issuerAt(path), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[found.issuerAt(before)])
 				break
 			}
 			if one.Issuer != "" {
@@ -60,7 +60,18 @@ func checkIssuers(c *Config, found *findings) {
 	}
 }
 
+// issuerAt is the path of an entry's issuer, or of its preset where that has it.
+func (f *findings) issuerAt(entry string) string {
+	if issuer := join(entry, "issuer"); f.given(issuer) {
+		return issuer
+	}
+	return join(entry, "preset")
+}
+
 func checkIssuer(c *IssuerConfig, path string, found *findings) {
+	if c.Issuer == "" && !found.given(join(path, "issuer")) {
+		found.addAtf(path, "issuer is missing")
+	}
 	checkTenants(c, path, found)
 	checkMissingAud(c.MissingAud, join(path, "missing_aud"), found)
 	checkKeys(c, path, found)
@@ -131,7 +142,7 @@ func checkKeys(c *IssuerConfig, path string, found *findings) {
 	}
 	identifier := join(path, "issuer")
 	switch err := urlProblem(c.Issuer, c.AllowHTTP); {
-	case found.given(jwksURL) || found.given(file):
+	case c.hasKeys(path, found):
 		checkIdentifier(identifier, c.Issuer, found)
 	case c.Issuer != "" && err != nil:
 		found.addAtf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
@@ -139,6 +150,30 @@ func checkKeys(c *IssuerConfig, path string, found *findings) {
 		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
 	}
 	checkEndpointURL(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, found)
+	checkTokenFile(c, path, found)
+}
+
+// isJWT reports whether a JWT stands where the name of its file belongs. Names of files
+// are logged.
+func isJWT(path string) bool { return strings.HasPrefix(path, "eyJ") && strings.Count(path, ".") == 2 }
+
+// hasKeys reports whether the configuration says where the keys of the issuer are.
+func (c *IssuerConfig) hasKeys(path string, found *findings) bool {
+	return c.JWKSURL != "" || found.given(join(path, "jwks_url")) || found.given(join(path, "jwks_file"))
+}
+
+// checkTokenFile: a token is sent to a URL that the configuration names, encrypted.
+func checkTokenFile(c *IssuerConfig, path string, found *findings) {
+	jwksURL, file := join(path, "jwks_url"), join(path, "jwks_token_file")
+	switch {
+	case c.JWKSTokenFile == "":
+	case isJWT(c.JWKSTokenFile):
+		found.addAtf(file, "names the file with the token, and must never be the token itself")
+	case c.JWKSURL == "" && !found.given(jwksURL):
+		found.addAtf(file, "is for jwks_url only, to which alone the token is sent: give jwks_url, or remove it")
+	case strings.HasPrefix(c.JWKSURL, "http:"):
+		found.addAtf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
+	}
 }
 
 func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *findings) {
@@ -158,8 +193,8 @@ func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *fi
 	if found.given(join(entry, "tenants")) {
 		found.addAtf(path, "tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own")
 	}
-	keysGiven := found.given(join(entry, "jwks_url")) || found.given(join(entry, "jwks_file")) // else it is reported for the issuer
-	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && keysGiven {
+	// Without keys it is reported for the issuer.
+	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, found) {
 		found.addAtf(path, "needs endpoint, because it cannot be found by the issuer: %v", err)
 	}
 	checkEndpointURL(join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)

@@ -103,6 +103,13 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 func TestEachKeyIsRead(t *testing.T) {
 	offline := usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json")
 	offline.ScopeClaim = app.ClaimPath{"realm_access", "roles"}
+	const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount/"
+	inCluster := usual("https://kubernetes.default.svc.cluster.local", "https://kubernetes.default.svc/openid/v1/jwks", "")
+	inCluster.Preset, inCluster.Audiences, inCluster.Types, inCluster.AllowPrivate = "kubernetes", []string{"tokenbroker"}, []string{"JWT"}, true
+	inCluster.JWKSTokenFile, inCluster.TLS = serviceAccount+"token", &app.IssuerTLSConfig{CA: serviceAccount + "ca.crt"}
+	otherCluster := usual("https://oidc.example.com/id/EXAMPLE", "https://10.0.0.1/openid/v1/jwks", "")
+	otherCluster.Preset, otherCluster.Audiences, otherCluster.AllowPrivate = "kubernetes", []string{"tokenbroker"}, true
+	otherCluster.JWKSTokenFile, otherCluster.TLS = "/run/other-cluster/token", &app.IssuerTLSConfig{CA: "/run/other-cluster/ca.crt"}
 	want := &app.Config{
 		Listen: app.ListenConfig{
 			GRPC:     app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
@@ -248,6 +255,8 @@ func TestEachKeyIsRead(t *testing.T) {
 			usual("https://login.example.org/t-1/v2.0", "https://login.example.org/t-1/keys", ""),
 			usual("https://login.example.org/t-2/v2.0", "https://login.example.org/t-2/keys", ""),
 			offline,
+			inCluster,
+			otherCluster,
 		},
 		Verification: app.VerificationConfig{MaxValidity: time.Minute},
 		Callers: []app.CallerConfig{

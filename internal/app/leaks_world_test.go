@@ -47,6 +47,7 @@ type leaks struct {
 	dir    string
 	idp    *devidp.Server
 	issuer string
+	keys   *httptest.Server // of issuers that demand a token for them
 	redis  *redistest.Server
 	conn   *grpc.ClientConn
 	faces  leaksFaces
@@ -284,8 +285,8 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	for name, audience := range leaksManagedClients() {
 		fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: managed, audience: %s}\n", name, l.issuer+devidp.TokenPath, name, audience)
 	}
-	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}]\n",
-		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath)
+	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}%s]\n",
+		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath, l.keysWithTokens())
 	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}, {name: gate, spiffe_id: %q, roles: [all]}]\n", l.issuer, l.issuer, gateID)
 	text.WriteString("roles:\n  all: {get: [{client: \"*\", audiences: [\"*\"], resources: [\"*\"], scopes: [\"*\"]}], verify: [{issuer: \"*\", audiences: [\"*\"]}], admin: [{actions: [\"*\"]}]}\n")
 	fmt.Fprintf(&text, "  little: {get: [{client: %s}]}\n", leaksGood)
@@ -399,6 +400,7 @@ func startLeaks(t *testing.T) *leaks {
 	registered = append(registered, managed)
 	l.token("opaque token that is echoed", "opaque-"+redacttest.Canary("opaque"))
 	l.serveIdP(registered)
+	l.serveKeys()
 	password := l.secret("password of Redis")
 	certificates := redistest.NewCertificates(t)
 	l.key("private key towards Redis", certificates.ClientKey)
@@ -421,7 +423,7 @@ func startLeaks(t *testing.T) *leaks {
 	}
 	var err error
 	l.App, err = app.New(parsed(t, config), app.Options{
-		Logger: log, Transport: panicky{http.DefaultTransport.(*http.Transport).Clone()},
+		Logger: log, Transport: panicky{l.keys.Client().Transport},
 		ServerOptions: []grpc.ServerOption{grpc.ChainUnaryInterceptor(handlerPanics)},
 	})
 	if err != nil {

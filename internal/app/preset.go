@@ -7,7 +7,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
-// presets are the defaults that an IdP needs and others do not: each is what a
+// presets for clients are the defaults that an IdP needs and others do not: each is what a
 // key of the file can say as well. docs/identity-providers.md says why.
 func presets() map[string]ClientConfig {
 	return map[string]ClientConfig{
@@ -34,13 +34,25 @@ func presets() map[string]ClientConfig {
 	}
 }
 
-// issuerPresets are the same for the tokens of an issuer.
+// serviceAccountDir is where Kubernetes mounts the token of a pod's service account
+// and the CA of the cluster.
+const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
+
+// issuerPresets are the same for issuers.
 func issuerPresets() map[string]IssuerConfig {
 	return map[string]IssuerConfig{
 		// Its access tokens have neither typ nor, unless a resource is asked for, aud.
 		"cognito": {Types: []string{idp.TypeJWT}, MissingAud: &MissingAudConfig{Claim: "client_id"}},
 		// Its access tokens are made as its ID tokens are; one that comes with a code has c_hash.
 		"dex": {Types: []string{idp.TypeJWT}, IDTokenClaims: []string{"c_hash"}, AccessTokenClaims: []string{"at_hash"}},
+		"kubernetes": {
+			Issuer:        "https://kubernetes.default.svc.cluster.local",
+			JWKSURL:       "https://kubernetes.default.svc/openid/v1/jwks",
+			JWKSTokenFile: serviceAccountDir + "token",
+			TLS:           &IssuerTLSConfig{CA: serviceAccountDir + "ca.crt"},
+			AllowPrivate:  true,
+			Types:         []string{idp.TypeJWT},
+		},
 	}
 }
 
@@ -48,27 +60,28 @@ func issuerPresets() map[string]IssuerConfig {
 func complete(c *Config, found *findings) {
 	for name, client := range c.Clients {
 		path := join("clients", name)
+		given := func(key string) bool { return found.given(join(path, key)) }
 		if preset, known := presets()[client.Preset]; known {
-			client.adopt(preset, func(key string) bool { return found.given(join(path, key)) })
+			if given("issuer") {
+				preset.TokenURL = ""
+			}
+			adopt(&client, preset, given)
 		}
-		if client.GrantType == idp.JWTBearer && !found.given(join(path, "auth")) {
+		if client.GrantType == idp.JWTBearer && !given("auth") {
 			client.Auth = string(idp.None)
 		}
 		c.Clients[name] = client
 	}
 	for i := range c.Issuers {
 		path := item("issuers", i)
+		given := func(key string) bool { return found.given(join(path, key)) }
 		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
-			adopt(&c.Issuers[i], preset, func(key string) bool { return found.given(join(path, key)) })
+			if given("jwks_file") {
+				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
+			}
+			adopt(&c.Issuers[i], preset, given)
 		}
 	}
-}
-
-func (c *ClientConfig) adopt(preset ClientConfig, given func(key string) bool) {
-	if given("issuer") {
-		preset.TokenURL = ""
-	}
-	adopt(c, preset, given)
 }
 
 // adopt takes from a preset the values of keys that are not given.

@@ -143,12 +143,15 @@ func presetRows(t *testing.T, section string) [][]string {
 // TestPresetsOfIssuersAreWhatKeysCanSay is the same for the tokens of an issuer.
 func TestPresetsOfIssuersAreWhatKeysCanSay(t *testing.T) {
 	issuer := func(settings string) app.IssuerConfig {
-		one := parsed(t, "issuers:\n  - issuer: https://login.example.com\n    audiences: [a]\n"+settings).Issuers[0]
+		if !strings.Contains(settings, "issuer: ") && !strings.Contains(settings, "preset: kubernetes") {
+			settings += "    issuer: https://login.example.com\n"
+		}
+		one := parsed(t, "issuers:\n  - audiences: [a]\n"+settings).Issuers[0]
 		one.Preset = ""
 		return one
 	}
 	var documented []string
-	for _, row := range presetRows(t, "Tokens without aud or sub") {
+	for _, row := range append(presetRows(t, "Tokens without aud or sub"), presetRows(t, "Kubernetes as an issuer")...) {
 		documented = append(documented, row[1])
 		var keys strings.Builder
 		for _, key := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1) {
@@ -163,8 +166,37 @@ func TestPresetsOfIssuersAreWhatKeysCanSay(t *testing.T) {
 			t.Errorf("%s wins over keys that are given: %+v", row[1], given)
 		}
 	}
-	if !slices.Equal(documented, app.IssuerPresets()) {
-		t.Errorf("documented are %q, there are %q", documented, app.IssuerPresets())
+	if known := app.ValuesOf("issuer_presets"); !slices.Equal(documented, known) {
+		t.Errorf("documented are %q, there are %q", documented, known)
+	}
+	page, err := os.ReadFile(providersFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples := regexp.MustCompile("(?s)```yaml\n(issuers:\n.*?)```").FindAllStringSubmatch(string(page), -1)
+	if len(examples) < 2 {
+		t.Errorf("%d examples of issuers", len(examples))
+	}
+	for _, example := range examples {
+		parsed(t, example[1])
+	}
+}
+
+func TestGivenKeysWinOverPresetsOfIssuers(t *testing.T) {
+	found := parsed(t, `
+issuers:
+  - {preset: kubernetes, issuer: "https://oidc.example.com/id/A", audiences: [a], types: [at+jwt], allow_private: false, tls: {ca: ca.crt}}
+  - {preset: kubernetes, issuer: "https://oidc.example.com/id/B", audiences: [a], jwks_file: keys.json}
+  - {preset: kubernetes, issuer: "https://oidc.example.com/id/C", audiences: [a], jwks_url: "https://10.0.0.1:6443/openid/v1/jwks", jwks_token_file: token}
+`).Issuers
+	if a := found[0]; a.Issuer != "https://oidc.example.com/id/A" || !slices.Equal(a.Types, []string{"at+jwt"}) || a.AllowPrivate || a.TLS.CA != "ca.crt" || a.JWKSTokenFile == "" {
+		t.Errorf("%+v", a)
+	}
+	if b := found[1]; b.JWKSURL != "" || b.JWKSTokenFile != "" || b.TLS != nil || !slices.Equal(b.Types, []string{"JWT"}) {
+		t.Errorf("keys from a file: %+v", b)
+	}
+	if c := found[2]; c.JWKSURL != "https://10.0.0.1:6443/openid/v1/jwks" || c.JWKSTokenFile != "token" || !strings.HasSuffix(c.TLS.CA, "/ca.crt") || !c.AllowPrivate {
+		t.Errorf("another host: %+v", c)
 	}
 }
 

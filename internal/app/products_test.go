@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -40,6 +42,8 @@ type product struct {
 	client, settings, kept string
 	// jwks is the path of the keys. Empty: /jwks.
 	jwks string
+	// token is what the server demands for the keys. Empty: nothing.
+	token string
 	// metadata are further members of the metadata.
 	metadata josetest.JSON
 	// algorithm signs tokens. Empty: RS256.
@@ -105,6 +109,8 @@ func (s productServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Method == http.MethodPost:
 		_, _ = w.Write(josetest.Marshal(s.tokenAnswer()))
+	case r.URL.Path == s.keysPath() && s.token != "" && r.Header.Get("Authorization") != "Bearer "+s.token:
+		w.WriteHeader(http.StatusUnauthorized)
 	case r.URL.Path == s.keysPath():
 		keys := append([]josetest.JSON{s.signer.JWK(s.jwk)}, s.keys...)
 		_, _ = w.Write(josetest.Set(keys...))
@@ -465,11 +471,12 @@ func products(t *testing.T) map[string]product {
 			want:   seenOf{"orders", "orders", scopes, time.Hour},
 		},
 		"kubernetes": {
-			issuer: "https://kubernetes.default.svc.cluster.local", jwks: "/openid/v1/jwks", settings: jwt, without: wrongType,
-			header: noType,
-			claims: josetest.JSON{"sub": "system:serviceaccount:shop:orders", "aud": []string{productAPI}, "nbf": time.Now().Unix(), "kubernetes.io": josetest.JSON{"namespace": "shop", "serviceaccount": josetest.JSON{"name": "orders", "uid": object}}},
-			jwk:    josetest.JSON{"alg": "RS256"},
-			want:   seenOf{"system:serviceaccount:shop:orders", "", nil, time.Hour},
+			issuer: "https://kubernetes.default.svc.cluster.local", jwks: "/openid/v1/jwks", token: "token-of-the-pod",
+			settings: fmt.Sprintf(", preset: kubernetes, tls: {ca: %q}, jwks_token_file: %q", fileWithAuthority(t), fileWith(t, "token-of-the-pod\n")),
+			header:   noType,
+			claims:   josetest.JSON{"sub": "system:serviceaccount:shop:orders", "aud": []string{productAPI}, "nbf": time.Now().Unix(), "kubernetes.io": josetest.JSON{"namespace": "shop", "serviceaccount": josetest.JSON{"name": "orders", "uid": object}}},
+			jwk:      josetest.JSON{"alg": "RS256"},
+			want:     seenOf{"system:serviceaccount:shop:orders", "", nil, time.Hour},
 		},
 		"salesforce": {
 			issuer: "https://shop.my.salesforce.com", client: ", preset: salesforce", opaque: "00D5e000001N20Q!AQEAQ",
@@ -494,3 +501,23 @@ const (
 	wrongAudience = tokenbrokerv1.RejectionReason_REJECTION_REASON_WRONG_AUDIENCE
 	badClaims     = tokenbrokerv1.RejectionReason_REJECTION_REASON_BAD_CLAIMS
 )
+
+// fileWith writes a file and returns its path.
+func fileWith(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// fileWithAuthority writes the certificate of a new CA into a file.
+func fileWithAuthority(t *testing.T) string {
+	t.Helper()
+	made, err := devca.New("ca")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fileWith(t, string(made.PEM()))
+}

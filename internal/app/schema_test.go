@@ -332,6 +332,7 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 	}{
 		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
 		{"clients.*.preset", app.Presets(), nil},
+		{"issuers.*.preset", app.ValuesOf("issuer_presets"), func(value string) string { return issuer("preset: " + value) }},
 		{"clients.*.auth", texts(idp.AuthMethods()), nil},
 		{"clients.*.assertion_algorithm", jose.SigningAlgorithms(), nil},
 		{"clients.*.assertion_typ", idp.AssertionTypes(), nil},
