@@ -3,15 +3,22 @@ package e2e_test
 import (
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +43,7 @@ type manifest struct {
 		Template struct {
 			Spec struct {
 				ServiceAccountName string `yaml:"serviceAccountName"`
+				AutomountToken     bool   `yaml:"automountServiceAccountToken"`
 				Containers         []struct {
 					Env          []struct{ Name, Value string }
 					VolumeMounts []struct {
@@ -71,19 +79,33 @@ func manifests(t *testing.T, file string) map[string]manifest {
 
 // cluster issues tokens as the API server of Kubernetes does.
 type cluster struct {
-	key    *rsa.PrivateKey
 	issuer string
+
+	mu  sync.Mutex
+	key *rsa.PrivateKey
+	kid string
 }
 
 func newCluster(issuer string) *cluster {
-	return &cluster{must(rsa.GenerateKey(rand.Reader, 2048)), issuer}
+	c := &cluster{issuer: issuer}
+	c.rotate("cluster-1")
+	return c
+}
+
+// rotate replaces the key.
+func (c *cluster) rotate(kid string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.key, c.kid = must(rsa.GenerateKey(rand.Reader, 2048)), kid
 }
 
 // keys are what "kubectl get --raw /openid/v1/jwks" says.
 func (c *cluster) keys() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	encode := base64.RawURLEncoding.EncodeToString
 	exponent := big.NewInt(int64(c.key.E)).Bytes()
-	return fmt.Sprintf(`{"keys":[{"use":"sig","kty":"RSA","kid":"cluster-1","alg":"RS256","n":%q,"e":%q}]}`, encode(c.key.N.Bytes()), encode(exponent))
+	return fmt.Sprintf(`{"keys":[{"use":"sig","kty":"RSA","kid":%q,"alg":"RS256","n":%q,"e":%q}]}`, c.kid, encode(c.key.N.Bytes()), encode(exponent))
 }
 
 // project is the token of a pod, in the form of a bound service account token.
@@ -100,13 +122,38 @@ func (c *cluster) project(t *testing.T, namespace, account, audience string) str
 			"serviceaccount": map[string]string{"name": account, "uid": "9a5d4f0e-2c1b-4a7e-b6c3-5f0d8e7a1b22"},
 		},
 	})
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	delete(token.Header, "typ")
-	token.Header["kid"] = "cluster-1"
+	token.Header["kid"] = c.kid
 	signed, err := token.SignedString(c.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return signed
+}
+
+// serve serves the keys as the API server does: over TLS, to one token, which is
+// replaced by swap.
+func (c *cluster) serve(t *testing.T, ca *devca.Authority, token string) (url string, swap func(token string)) {
+	t.Helper()
+	var accepted atomic.Value
+	accepted.Store("Bearer " + token)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != "/openid/v1/jwks":
+			w.WriteHeader(http.StatusNotFound)
+		case r.Header.Get("Authorization") != accepted.Load():
+			w.WriteHeader(http.StatusUnauthorized)
+		default:
+			_, _ = io.WriteString(w, c.keys())
+		}
+	}))
+	pair := must(ca.Issue(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair.TLS()}, MinVersion: tls.VersionTLS12}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server.URL, func(token string) { accepted.Store("Bearer " + token) }
 }
 
 // What deploy/kubernetes describes, as plain processes: the broker's configuration
@@ -117,7 +164,8 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 	caller := manifests(t, kubernetesCaller)
 	pod := caller["Deployment"].Spec.Template.Spec
 	namespace := caller["Deployment"].Metadata.Namespace
-	config := manifests(t, kubernetesBroker)["ConfigMap"].Data["broker.yaml"]
+	deployed := manifests(t, kubernetesBroker)
+	config := deployed["ConfigMap"].Data["broker.yaml"]
 	if res := run(t, "check-config", writeFile(t, "broker.yaml", config)); res.code != 0 {
 		t.Fatalf("check-config: %v", res)
 	}
@@ -131,12 +179,22 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 	if _, _, err := pair.Write(dir, "tls"); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"jwks.json": kube.keys(), "orders-api": idp.client.Secrets[0].Reveal()} {
+	own := deployed["Deployment"].Spec.Template.Spec
+	if !own.AutomountToken || own.ServiceAccountName != deployed["ServiceAccount"].Metadata.Name {
+		t.Errorf("the broker's pod has no token of its service account: %+v", own)
+	}
+	podToken := func() string {
+		return kube.project(t, deployed["ServiceAccount"].Metadata.Namespace, own.ServiceAccountName, "https://kubernetes.default.svc.cluster.local")
+	}
+	token := podToken()
+	apiServer, swap := kube.serve(t, ca, token)
+	for name, text := range map[string]string{"pod-token": token, "orders-api": idp.client.Secrets[0].Reveal()} {
 		testkit.WriteFile(t, filepath.Join(dir, name), text)
 	}
 	b := &broker{grpc: freeAddress(t), ops: freeAddress(t)}
 	b.file = writeFile(t, "broker.yaml", strings.NewReplacer(
-		`":8443"`, `"`+b.grpc+`"`, `":9090"`, `"`+b.ops+`"`, "/run/tls", dir, "/run/cluster", dir, "/run/clients", dir,
+		`":8443"`, `"`+b.grpc+`"`, `":9090"`, `"`+b.ops+`"`, "/run/tls", dir, "/run/clients", dir,
+		"preset: kubernetes", fmt.Sprintf("preset: kubernetes\n    jwks_url: %s/openid/v1/jwks\n    jwks_token_file: %s/pod-token\n    tls: {ca: %s/ca.crt}", apiServer, dir, dir),
 		"https://login.example.com", idp.Issuer(), "https://orders.example.com", idp.client.Audiences[0],
 	).Replace(config))
 	b.launch(t, "broker")
@@ -168,5 +226,18 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 		if res := as(token).run(t, "get", "orders-api", "--scope", "read"); res.code == 0 || !strings.Contains(res.stderr, "Unauthenticated") {
 			t.Errorf("%s: %v", name, res)
 		}
+	}
+
+	// Kubernetes replaces the token of the broker's pod, and then the cluster's key.
+	next := podToken()
+	swap(next)
+	if err := os.WriteFile(filepath.Join(dir, "pod-token"), []byte(next), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kube.rotate("cluster-2")
+	rotated := as(kube.project(t, namespace, pod.ServiceAccountName, projected.Audience))
+	eventually(t, "a token of the new key is accepted", func() bool { return rotated.run(t, "get", "orders-api").code == 0 })
+	if log := b.process.output.String(); strings.Contains(log, token) || strings.Contains(log, next) {
+		t.Error("the token of the broker's pod was logged")
 	}
 }
