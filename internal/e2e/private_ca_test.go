@@ -1,0 +1,97 @@
+package e2e_test
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/devca"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// privateIdP is an IdP of a company: its certificate is issued by an authority of its
+// own, and can be replaced by one of another authority.
+type privateIdP struct {
+	*devidp.Server
+
+	certificate atomic.Pointer[tls.Certificate]
+}
+
+func startPrivateIdP(t *testing.T, by *devca.Authority) *privateIdP {
+	t.Helper()
+	server := httptest.NewUnstartedServer(nil)
+	issuer := "https://" + server.Listener.Addr().String()
+	p := &privateIdP{Server: must(devidp.New(devidp.Config{Issuer: issuer, Lifetime: time.Hour, Algorithm: "EdDSA", Clients: []devidp.Client{{
+		ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: audiences(10),
+	}}}))}
+	p.present(by)
+	server.Config.Handler, server.Config.ErrorLog = p.Server, log.New(io.Discard, "", 0) // handshakes fail on purpose
+	server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return &tls.Config{Certificates: []tls.Certificate{*p.certificate.Load()}, MinVersion: tls.VersionTLS12}, nil
+	}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return p
+}
+
+// present replaces the certificate.
+func (p *privateIdP) present(by *devca.Authority) {
+	pair := must(by.Issue(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})).TLS()
+	p.certificate.Store(&pair)
+}
+
+// TestPrivateAuthorityIsReplacedWhileTheBrokerRuns: discovery, the token endpoint and
+// the keys are behind a private authority, which gives way to another one.
+func TestPrivateAuthorityIsReplacedWhileTheBrokerRuns(t *testing.T) {
+	t.Parallel()
+	first, second := must(devca.New("first")), must(devca.New("second"))
+	idp := startPrivateIdP(t, first)
+	dir := t.TempDir()
+	ca := must(first.Write(dir, "ca"))
+	b := startBroker(t, fmt.Sprintf("clients:\n  orders: {issuer: %q, client_id: abc, secret: %q, tls: {ca: %q}}\n",
+		idp.Issuer(), "file:"+writeFile(t, "secret", "right"), ca)+
+		fmt.Sprintf("  untrusting: {issuer: %q, client_id: abc, secret: %q}\n", idp.Issuer(), "file:"+writeFile(t, "secret", "right"))+
+		fmt.Sprintf("issuers: [{issuer: %q, audiences: [%s], tls: {ca: %q}}]\n", idp.Issuer(), strings.Join(audiences(10), ", "), ca))
+	next := 0
+	get := func(client string) (given, result) { // another token each time
+		t.Helper()
+		next++
+		return b.tryGet(t, client, "--audience", audiences(10)[next%10])
+	}
+	refused := func(what string, authority string, res result) {
+		t.Helper()
+		if res.code == 0 || !strings.Contains(res.stderr, authority) || !strings.Contains(res.stderr, "tls.ca") {
+			t.Errorf("%s: %v", what, res)
+		}
+	}
+
+	got, res := get("orders")
+	if res.code != 0 {
+		t.Fatalf("get: %v", res)
+	}
+	b.mustVerify(t, "a token of the IdP", got.AccessToken, active)
+	_, res = get("untrusting")
+	refused("a client without tls.ca", "first", res)
+
+	// The file is replaced before the certificate, which new connections then refuse.
+	must(second.Write(dir, "ca"))
+	eventually(t, "the second authority is trusted", func() bool {
+		return strings.Contains(b.process.output.String(), "the authorities of an IdP changed and are trusted")
+	})
+	_, res = get("orders")
+	refused("the first authority", "first", res)
+
+	idp.present(second)
+	idp.RotateKeys(false) // so that the keys must be fetched as well
+	eventually(t, "the IdP is reached again", func() bool { got, res = get("orders"); return res.code == 0 })
+	b.mustVerify(t, "a token from behind the second authority", got.AccessToken, active)
+}
