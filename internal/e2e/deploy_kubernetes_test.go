@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -231,12 +230,10 @@ func TestTheKubernetesExampleWorks(t *testing.T) {
 	// Kubernetes replaces the token of the broker's pod, and then the cluster's key.
 	next := podToken()
 	swap(next)
-	if err := os.WriteFile(filepath.Join(dir, "pod-token"), []byte(next), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.WriteFile(t, filepath.Join(dir, "pod-token"), next)
 	kube.rotate("cluster-2")
 	rotated := as(kube.project(t, namespace, pod.ServiceAccountName, projected.Audience))
-	eventually(t, "a token of the new key is accepted", func() bool { return rotated.run(t, "get", "orders-api").code == 0 })
+	testkit.Eventually(t, "a token of the new key is accepted", func() bool { return rotated.run(t, "get", "orders-api").code == 0 })
 	if log := b.process.output.String(); strings.Contains(log, token) || strings.Contains(log, next) {
 		t.Error("the token of the broker's pod was logged")
 	}

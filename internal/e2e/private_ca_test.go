@@ -16,6 +16,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // privateIdP is an IdP of a company: its certificate is issued by an authority of its
@@ -84,7 +85,7 @@ func TestPrivateAuthorityIsReplacedWhileTheBrokerRuns(t *testing.T) {
 
 	// The file is replaced before the certificate, which new connections then refuse.
 	must(second.Write(dir, "ca"))
-	eventually(t, "the second authority is trusted", func() bool {
+	testkit.Eventually(t, "the second authority is trusted", func() bool {
 		return strings.Contains(b.process.output.String(), "the authorities of an IdP changed and are trusted")
 	})
 	_, res = get("orders")
@@ -92,6 +93,6 @@ func TestPrivateAuthorityIsReplacedWhileTheBrokerRuns(t *testing.T) {
 
 	idp.present(second)
 	idp.RotateKeys(false) // so that the keys must be fetched as well
-	eventually(t, "the IdP is reached again", func() bool { got, res = get("orders"); return res.code == 0 })
+	testkit.Eventually(t, "the IdP is reached again", func() bool { got, res = get("orders"); return res.code == 0 })
 	b.mustVerify(t, "a token from behind the second authority", got.AccessToken, active)
 }
