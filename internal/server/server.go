@@ -106,6 +106,9 @@ type Limits struct {
 	Streams uint32
 	// InFlight are unary calls that may be under way at a time. More are refused.
 	InFlight int
+	// Strangers are the calls that may be open on all connections together on which no
+	// caller was identified yet. More are refused.
+	Strangers int
 	// ConnectionAge is after which time, give or take a tenth, a client is asked to
 	// connect anew: so that it finds replicas that joined since, and proves anew who it
 	// is.
@@ -123,6 +126,7 @@ func (l *Limits) withDefaults() Limits {
 		Connections:      cmp.Or(l.Connections, DefaultConnections),
 		Streams:          cmp.Or(l.Streams, DefaultStreams),
 		InFlight:         cmp.Or(l.InFlight, DefaultInFlight),
+		Strangers:        cmp.Or(l.Strangers, DefaultStrangers),
 		ConnectionAge:    cmp.Or(l.ConnectionAge, DefaultConnectionAge),
 		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, DefaultHandshakeTimeout),
 		MessageSize:      cmp.Or(l.MessageSize, DefaultMessageSize),
@@ -214,7 +218,7 @@ func newCallers(cfg Config, held *limits) *callers {
 	who := &callers{
 		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit,
 		authorities: func() *certs.Authorities { return nil },
-		strangers:   &strangers{most: maxStrangerStreams, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
+		strangers:   &strangers{most: cfg.Limits.Strangers, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
 		headers: headerLimit{
 			most: int(cfg.Limits.HeaderSize), token: int(cfg.Limits.TokenSize), refused: held.refused.WithLabelValues(nobody, limitHeaders).Inc,
 		},

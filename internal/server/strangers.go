@@ -13,11 +13,10 @@ import (
 )
 
 const (
-	// maxStrangerStreams bounds the calls that are open, on all connections together on
-	// which no caller was identified yet. Everyone who can connect can begin calls and
-	// never send their requests: each takes memory, and no call of a caller may fail for
-	// want of that.
-	maxStrangerStreams = 2000
+	// DefaultStrangers is the default of Limits.Strangers. Everyone who can connect can
+	// begin calls and never send their requests: each takes memory, and no call of a
+	// caller may fail for want of that.
+	DefaultStrangers = 2000
 	// fewStrangerStreams are too few to look for those that have ended.
 	fewStrangerStreams = 64
 )
