@@ -391,7 +391,9 @@ func TestFailingFetchesLeaveNothingBehind(t *testing.T) {
 			t.Fatal("no error")
 		}
 	}
-	if n := connections.Load(); n != 1 {
+	// On a busy machine net/http closes a connection if its own goroutine does not report
+	// within 50 ms that the request was written.
+	if n := connections.Load(); n > 100 {
 		t.Errorf("%d connections for 1,000 fetches in a row", n)
 	}
 }
