@@ -269,8 +269,7 @@ func badConfigs() []badConfig {
 		{"private jwks_url", issuer("jwks_url: https://[fd00::1]/keys"), "4: issuers[0].jwks_url: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
 		{"max_age out of bounds", issuer("max_age: 0s"), "4: issuers[0].max_age: must be from 1s to 8760h", false},
 		{"jwks_url and jwks_file", issuer("jwks_url: https://login.example.com/keys", "jwks_file: keys.json"), "5: issuers[0].jwks_file: contradicts jwks_url in line 4: give one of the two", false},
-		{"preset of issuers", issuer("preset: kubernets"), "4: issuers[0].preset: expected kubernetes; did you mean kubernetes?", true},
-		{"preset of clients at an issuer", issuer("preset: okta"), "4: issuers[0].preset: expected kubernetes", true},
+		{"preset of issuers", issuer("preset: kubernets"), "4: issuers[0].preset: expected cognito, dex or kubernetes; did you mean kubernetes?", true},
 		{"preset and the same issuer", issuer() + "  - preset: kubernetes\n    audiences: [a]\n  - audiences: [a]\n    preset: kubernetes\n", "7: issuers[2].preset: the same issuer as in line 4: an issuer has one entry, make one of the two", false},
 		{"token for keys that are discovered", issuer("jwks_token_file: token"), "4: issuers[0].jwks_token_file: is for jwks_url only, to which alone the token is sent: give jwks_url, or remove it", false},
 		{"token for a file", issuer("jwks_token_file: token", "jwks_file: keys.json"), "4: issuers[0].jwks_token_file: is for jwks_url only, to which alone the token is sent: give jwks_url, or remove it", false},
@@ -312,7 +311,7 @@ func badConfigs() []badConfig {
 		{"a claim that is no audience", client() + issuer("missing_aud: {claim: sub}"), "9: issuers[0].missing_aud.claim: the claim sub cannot stand for a missing aud; name a claim that says whom the token is for, such as client_id", false},
 		{"another claim for a missing sub", client() + issuer("missing_sub: azp"), "9: issuers[0].missing_sub: expected reject or client_id", true},
 		{"no marks of ID tokens", client() + issuer("id_token_claims: []"), "9: issuers[0].id_token_claims: the list is empty: give at least one, or remove the key", true},
-		{"a preset of clients for an issuer", client() + issuer("preset: okta"), "9: issuers[0].preset: expected cognito or dex", true},
+		{"a preset of clients for an issuer", client() + issuer("preset: okta"), "9: issuers[0].preset: expected cognito, dex or kubernetes", true},
 		{"introspection out of bounds", client() + issuer("introspection:", "  client: orders-api", "  cache: 6m", "  default_lifetime: 0s", "  endpoint: http://login.example.com/i"), "11: issuers[0].introspection.cache: must be from 0s to 5m\n" +
 			"12: issuers[0].introspection.default_lifetime: must be from 1s to 24h\n" +
 			"13: issuers[0].introspection.endpoint: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
