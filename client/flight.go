@@ -21,6 +21,9 @@ const (
 	mostJitter = 30 * time.Second
 	// soonestPoll is how soon a token that is due is asked for again.
 	soonestPoll = 5 * time.Second
+	// leastPoll is how far apart these requests are at the end of a token, which the
+	// identity provider may repeat until then.
+	leastPoll = 250 * time.Millisecond
 )
 
 // start starts a flight; there is none under way.
@@ -175,7 +178,7 @@ func (s *Source) nextPoll(token *Token, now time.Time) time.Time {
 	interval := every - every/10 + rand.N(every/5)
 	due := token.RefreshAt().Sub(now.Round(0))
 	due += rand.N(min(max(token.ExpiresAt().Sub(token.RefreshAt())/4, time.Millisecond), mostJitter))
-	return now.Add(min(interval, max(due, min(soonestPoll, token.ExpiresAt().Sub(now.Round(0))/4))))
+	return now.Add(min(interval, max(due, soonest(token.ExpiresAt().Sub(now.Round(0))))))
 }
 
 // overdue is when a watch should have brought the next token long since: half
@@ -183,11 +186,14 @@ func (s *Source) nextPoll(token *Token, now time.Time) time.Time {
 func (h *held) overdue(now time.Time) time.Time {
 	refresh := now.Add(h.token.RefreshAt().Sub(now.Round(0)))
 	at := refresh.Add(h.until.Sub(refresh) / 2)
-	if soonest := now.Add(min(soonestPoll, h.until.Sub(now)/4)); at.Before(soonest) {
-		return soonest
+	if earliest := now.Add(soonest(h.until.Sub(now))); at.Before(earliest) {
+		return earliest
 	}
 	return at
 }
+
+// soonest is how soon a token that is due, and has so long left, is asked for again.
+func soonest(left time.Duration) time.Duration { return min(soonestPoll, max(left/4, leastPoll)) }
 
 // answered reports whether an error is the broker's answer to the question, and
 // not about the way there or about watches.

@@ -86,6 +86,7 @@ func (b *Broker) answerFixed(w http.ResponseWriter, r *http.Request) bool {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as servers do: an old JWT has less left
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"access_token": token, "token_type": "Bearer", "expires_in": int(b.opts.lifetime.Seconds()),
 	})
