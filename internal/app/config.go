@@ -173,28 +173,8 @@ type ClientConfig struct {
 	// The grant by which tokens are asked for. With urn:ietf:params:oauth:grant-type:jwt-bearer the
 	// broker signs an assertion with the key in secret; any other is sent as it is, with params.
 	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
-	// The aud of assertions: issuer, token_endpoint, or the audience itself. Absent: issuer, or
-	// token_endpoint where token_url is given.
-	AssertionAudience string `yaml:"assertion_audience" jsonschema:"minLength=1,maxLength=2048"`
-	// What assertions are signed with. Absent: HS256 with client_secret_jwt; else the alg of the
-	// JWK, or RS256, ES256, ES384, ES512 or EdDSA by the kind of the key.
-	AssertionAlgorithm string `yaml:"assertion_algorithm" jsonschema:"values=assertion_algorithms"`
-	// The kid in the header of assertions. Absent: that of the JWK or of the service account's
-	// file; else, unless a certificate is named, the key's thumbprint (RFC 7638).
-	AssertionKid string `yaml:"assertion_kid" jsonschema:"minLength=1,maxLength=256"`
-	// The typ in the header of assertions. Absent: client-authentication+jwt, or JWT with the grant
-	// jwt-bearer. Some IdPs know no other than JWT.
-	AssertionTyp string `yaml:"assertion_typ" jsonschema:"values=assertion_types"`
-	// The sub of the grant jwt-bearer's assertion: on whose behalf tokens are asked for. Absent:
-	// the assertion has none.
-	AssertionSubject string `yaml:"assertion_subject" jsonschema:"minLength=1,maxLength=512"`
-	// The file with the certificates of the key in secret, in PEM: the one that belongs to the key
-	// is named in the header of assertions (x5t#S256). One that stands beside the key in secret
-	// needs no file.
-	AssertionCertificate string `yaml:"assertion_certificate" jsonschema:"minLength=1"`
-	// With federated_jwt and spiffe_jwt, the file with the assertion that somebody else issued, such
-	// as Kubernetes' projected token or a JWT-SVID. It is read for each request.
-	AssertionFile string `yaml:"assertion_file" jsonschema:"minLength=1"`
+	// The assertion that the client presents: how the broker makes it, or the file that holds it.
+	Assertion AssertionConfig `yaml:"assertion"`
 	// The authorities of the IdP's certificate and, with tls_client_auth and
 	// self_signed_tls_client_auth, the client certificate.
 	TLS *ClientTLSConfig `yaml:"tls"`
@@ -222,6 +202,32 @@ type ClientConfig struct {
 	// Connect to private and loopback addresses for this client: its IdP is in the network of the
 	// broker. Where its URL names a loopback host, that needs no leave.
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
+}
+
+// AssertionConfig says what the assertions of a client contain (RFC 7523), or where one is kept.
+type AssertionConfig struct {
+	// The aud claim: issuer, token_endpoint, or the audience itself. Absent: issuer, or
+	// token_endpoint where token_url is given.
+	Audience string `yaml:"audience" jsonschema:"minLength=1,maxLength=2048"`
+	// The signature algorithm. Absent: HS256 with client_secret_jwt; else the alg of the JWK, or
+	// RS256, ES256, ES384, ES512 or EdDSA by the kind of the key.
+	Algorithm string `yaml:"algorithm" jsonschema:"values=assertion_algorithms"`
+	// The kid in the header. Absent: that of the JWK or of the service account's file; else, unless
+	// a certificate is named, the key's thumbprint (RFC 7638).
+	Kid string `yaml:"kid" jsonschema:"minLength=1,maxLength=256"`
+	// The typ in the header. Absent: client-authentication+jwt, or JWT with the grant jwt-bearer.
+	// Some IdPs accept only JWT.
+	Typ string `yaml:"typ" jsonschema:"values=assertion_types"`
+	// The sub claim with the grant jwt-bearer: the user on whose behalf tokens are requested.
+	// Absent: the assertion has no sub.
+	Subject string `yaml:"subject" jsonschema:"minLength=1,maxLength=512"`
+	// The file with the certificates of the key in secret, in PEM: the header names the one that
+	// belongs to the key (x5t#S256). A certificate that stands beside the key in secret needs no
+	// file.
+	Certificate string `yaml:"certificate" jsonschema:"minLength=1"`
+	// With federated_jwt and spiffe_jwt, the file with an assertion that another system issues, such
+	// as Kubernetes' projected token or a JWT-SVID. It is read for each request.
+	File string `yaml:"file" jsonschema:"minLength=1"`
 }
 
 // ClientTLSConfig says whom to trust at the client's IdP, and by which certificate the

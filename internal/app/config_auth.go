@@ -17,11 +17,6 @@ func checkAuth(c *ClientConfig, path string, found *findings) {
 	if at := join(path, "auth"); c.GrantType == idp.JWTBearer && auth != idp.None {
 		found.addAtf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
 	}
-	only(auth.FromFile(), path, "assertion_file", "auth: federated_jwt and spiffe_jwt", found)
-	needs(c.AssertionFile != "" || !auth.FromFile(), path, "assertion_file", "auth: "+c.Auth, found)
-	if at := join(path, "assertion_file"); isJWT(c.AssertionFile) {
-		found.addAtf(at, "names the file with the assertion, and must never be the assertion itself")
-	}
 	checkCertificate(c, path, found)
 	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
 		found.addAtf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
@@ -81,33 +76,52 @@ func checkRawBasic(c *ClientConfig, path string, found *findings) {
 }
 
 func checkAssertions(c *ClientConfig, path string, found *findings) {
-	secret := c.Auth == string(idp.SecretJWT)
-	key := idp.NeedsKey(idp.AuthMethod(c.Auth), c.GrantType)
-	for _, name := range []string{"assertion_audience", "assertion_algorithm", "assertion_typ"} {
-		only(secret || key, path, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", found)
+	auth, in := idp.AuthMethod(c.Auth), join(path, "assertion")
+	key := idp.NeedsKey(auth, c.GrantType)
+	for _, name := range []string{"audience", "algorithm", "typ"} {
+		only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", found)
 	}
-	for _, name := range []string{"assertion_kid", "assertion_certificate"} {
-		only(key, path, name, "auth: private_key_jwt and the grant jwt-bearer", found)
+	for _, name := range []string{"kid", "certificate"} {
+		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", found)
 	}
-	if at := join(path, "assertion_subject"); found.given(at) && c.GrantType != idp.JWTBearer {
+	if at := join(in, "subject"); found.given(at) && c.GrantType != idp.JWTBearer {
 		found.addAtf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
 	}
-	algorithm := join(path, "assertion_algorithm")
-	switch symmetric := c.AssertionAlgorithm == jose.HS256; {
-	case !found.given(algorithm) || c.AssertionAlgorithm == "":
-	case secret && !symmetric:
-		found.addAtf(algorithm, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
-	case key && symmetric:
-		found.addAtf(algorithm, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
-	}
-	audience := join(path, "assertion_audience")
+	checkAssertionFile(c, path, found)
+	checkAssertionAlgorithm(c, join(in, "algorithm"), key, found)
+	checkAssertionAudience(c, join(in, "audience"), found)
+}
+
+func checkAssertionFile(c *ClientConfig, path string, found *findings) {
+	auth, in := idp.AuthMethod(c.Auth), join(path, "assertion")
+	only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt", found)
+	file := join(in, "file")
 	switch {
-	case !found.given(audience) || c.AssertionAudience == "":
-	case c.AssertionAudience == idp.AudienceIssuer && c.Issuer == "":
-		found.addAtf(audience, "there is no issuer: give issuer in place of token_url, or write the audience itself")
-	case c.AssertionAudience == idp.AudienceIssuer, c.AssertionAudience == idp.AudienceTokenEndpoint:
-	case !strings.Contains(c.AssertionAudience, ":"):
-		found.addAtf(audience, "expected issuer, token_endpoint, or the audience itself, a URL%s",
-			didYouMean(c.AssertionAudience, []string{idp.AudienceIssuer, idp.AudienceTokenEndpoint}))
+	case auth.FromFile() && !found.given(file):
+		found.addAtf(path, "assertion.file is missing, which goes with auth: %s", c.Auth)
+	case isJWT(c.Assertion.File):
+		found.addAtf(file, "names the file with the assertion, and must never be the assertion itself")
+	}
+}
+
+func checkAssertionAlgorithm(c *ClientConfig, path string, key bool, found *findings) {
+	switch symmetric := c.Assertion.Algorithm == jose.HS256; {
+	case !found.given(path) || c.Assertion.Algorithm == "":
+	case c.Auth == string(idp.SecretJWT) && !symmetric:
+		found.addAtf(path, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
+	case key && symmetric:
+		found.addAtf(path, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
+	}
+}
+
+func checkAssertionAudience(c *ClientConfig, path string, found *findings) {
+	switch audience := c.Assertion.Audience; {
+	case !found.given(path) || audience == "":
+	case audience == idp.AudienceIssuer && c.Issuer == "":
+		found.addAtf(path, "there is no issuer: give issuer in place of token_url, or write the audience itself")
+	case audience == idp.AudienceIssuer, audience == idp.AudienceTokenEndpoint:
+	case !strings.Contains(audience, ":"):
+		found.addAtf(path, "expected issuer, token_endpoint, or the audience itself, a URL%s",
+			didYouMean(audience, []string{idp.AudienceIssuer, idp.AudienceTokenEndpoint}))
 	}
 }

@@ -238,22 +238,27 @@ func badConfigs() []badConfig {
 		{"tls without a CA", client("tls: {}"), "6: clients.orders-api.tls: ca is missing: name the file with the authorities of the IdP, or remove tls", false},
 		{"issuer's tls without a CA", issuer("tls: {}"), "4: issuers[0].tls: ca is missing", true},
 		{"certificate over http", "clients:\n  a:\n    token_url: http://127.0.0.1/token\n    client_id: abc\n    auth: tls_client_auth\n    tls: {cert: c.crt, key: c.key}\n", "3: clients.a.token_url: no certificate can be presented over http://: use https://, or change auth", false},
-		{"assertion_file missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: spiffe_jwt\n", "2: clients.a: assertion_file is missing, which goes with auth: spiffe_jwt", false},
-		{"assertion_file of nobody", client("assertion_file: token"), "6: clients.orders-api.assertion_file: is for auth: federated_jwt and spiffe_jwt only: remove it, or change auth", false},
-		{"assertions of nobody", client("assertion_audience: issuer", "assertion_algorithm: RS256", "assertion_typ: JWT", "assertion_kid: k", "assertion_certificate: c.crt", "assertion_subject: s"),
-			"6: clients.orders-api.assertion_audience: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
-				"7: clients.orders-api.assertion_algorithm: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
-				"8: clients.orders-api.assertion_typ: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
-				"9: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
-				"10: clients.orders-api.assertion_certificate: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
-				"11: clients.orders-api.assertion_subject: is for grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer only: remove it, or change grant_type", false},
-		{"kid of a shared secret", client("auth: client_secret_jwt", "assertion_kid: k"), "7: clients.orders-api.assertion_kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth", false},
-		{"algorithm of a shared secret", client("auth: client_secret_jwt", "assertion_algorithm: RS256"), "7: clients.orders-api.assertion_algorithm: is HS256 with auth: client_secret_jwt: remove it, or change auth", false},
-		{"algorithm of a key", client("auth: private_key_jwt", "assertion_algorithm: HS256"), "7: clients.orders-api.assertion_algorithm: HS256 is for secrets, and here a private key signs: remove it, or change auth", false},
-		{"algorithm of nothing", client("auth: private_key_jwt", "assertion_algorithm: RS257"), "7: clients.orders-api.assertion_algorithm: expected HS256, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
-		{"audience misspelt", client("auth: private_key_jwt", "assertion_audience: token-endpoint"), "7: clients.orders-api.assertion_audience: expected issuer, token_endpoint, or the audience itself, a URL; did you mean token_endpoint?", true},
-		{"audience of no issuer", "clients:\n  a:\n    token_url: https://login.example.com/token\n    client_id: abc\n    secret: env:A\n    auth: private_key_jwt\n    assertion_audience: issuer\n",
-			"7: clients.a.assertion_audience: there is no issuer: give issuer in place of token_url, or write the audience itself", false},
+		{"assertion.file missing", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: spiffe_jwt\n", "2: clients.a: assertion.file is missing, which goes with auth: spiffe_jwt", false},
+		{"assertion.file of nobody", client("assertion:", "  file: token"), "7: clients.orders-api.assertion.file: is for auth: federated_jwt and spiffe_jwt only: remove it, or change auth", false},
+		{"assertions of nobody", client("assertion:", "  audience: issuer", "  algorithm: RS256", "  typ: JWT", "  kid: k", "  certificate: c.crt", "  subject: s"),
+			"7: clients.orders-api.assertion.audience: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"8: clients.orders-api.assertion.algorithm: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"9: clients.orders-api.assertion.typ: is for auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer only: remove it, or change auth\n" +
+				"10: clients.orders-api.assertion.kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"11: clients.orders-api.assertion.certificate: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth\n" +
+				"12: clients.orders-api.assertion.subject: is for grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer only: remove it, or change grant_type", false},
+		{"assertion as a text", client("auth: private_key_jwt", "assertion: token"), "7: clients.orders-api.assertion: expected a mapping, found text", true},
+		{"unknown member of an assertion", client("auth: private_key_jwt", "assertion:", "  algo: RS256"), "8: clients.orders-api.assertion.algo: no such key; did you mean algorithm?", true},
+		{"assertion keys of old", client("auth: private_key_jwt", "assertion_kid: k", "assertion_audience: issuer", "assertion_x: y"),
+			"7: clients.orders-api.assertion_kid: no such key; it is now assertion.kid\n8: clients.orders-api.assertion_audience: no such key; it is now assertion.audience\n" +
+				"9: clients.orders-api.assertion_x: no such key; did you mean assertion?", true},
+		{"kid of a shared secret", client("auth: client_secret_jwt", "assertion: {kid: k}"), "7: clients.orders-api.assertion.kid: is for auth: private_key_jwt and the grant jwt-bearer only: remove it, or change auth", false},
+		{"algorithm of a shared secret", client("auth: client_secret_jwt", "assertion: {algorithm: RS256}"), "7: clients.orders-api.assertion.algorithm: is HS256 with auth: client_secret_jwt: remove it, or change auth", false},
+		{"algorithm of a key", client("auth: private_key_jwt", "assertion: {algorithm: HS256}"), "7: clients.orders-api.assertion.algorithm: HS256 is for secrets, and here a private key signs: remove it, or change auth", false},
+		{"algorithm of nothing", client("auth: private_key_jwt", "assertion: {algorithm: RS257}"), "7: clients.orders-api.assertion.algorithm: expected HS256, RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA or Ed25519; did you mean RS256?", true},
+		{"audience misspelt", client("auth: private_key_jwt", "assertion: {audience: token-endpoint}"), "7: clients.orders-api.assertion.audience: expected issuer, token_endpoint, or the audience itself, a URL; did you mean token_endpoint?", true},
+		{"audience of no issuer", "clients:\n  a:\n    token_url: https://login.example.com/token\n    client_id: abc\n    secret: env:A\n    auth: private_key_jwt\n    assertion: {audience: issuer}\n",
+			"7: clients.a.assertion.audience: there is no issuer: give issuer in place of token_url, or write the audience itself", false},
 		{"two proofs", client("auth: private_key_jwt", "grant_type: urn:ietf:params:oauth:grant-type:jwt-bearer"), "6: clients.orders-api.auth: the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant", false},
 		{"preset", client("preset: azure"), "6: clients.orders-api.preset: expected auth0, cognito, entra, google, keycloak, okta, salesforce or zoom", true},
 		{"preset without an endpoint", "clients:\n  a:\n    preset: okta\n    client_id: abc\n    secret: env:A\n", "2: clients.a: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
@@ -276,7 +281,7 @@ func badConfigs() []badConfig {
 		{"token over http", issuer("jwks_url: http://login.example.com/keys", "jwks_token_file: token", "allow_http: true"), "4: issuers[0].jwks_url: the token in jwks_token_file is never sent over http://: use https://", false},
 		{"token over http to loopback", issuer("preset: kubernetes", "jwks_url: http://127.0.0.1:8001/openid/v1/jwks"), "5: issuers[0].jwks_url: the token in jwks_token_file is never sent over http://: use https://", false},
 		{"token in place of its file", issuer("jwks_url: https://login.example.com/keys", "jwks_token_file: eyJhbGciOiJub25lIn0.e30.c2ln"), "5: issuers[0].jwks_token_file: names the file with the token, and must never be the token itself", false},
-		{"assertion in place of its file", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: federated_jwt\n    assertion_file: eyJhbGciOiJub25lIn0.e30.c2ln\n", "6: clients.a.assertion_file: names the file with the assertion, and must never be the assertion itself", false},
+		{"assertion in place of its file", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    auth: federated_jwt\n    assertion: {file: eyJhbGciOiJub25lIn0.e30.c2ln}\n", "6: clients.a.assertion.file: names the file with the assertion, and must never be the assertion itself", false},
 		{"empty jwks_token_file", issuer("jwks_url: https://login.example.com/keys", "jwks_token_file: ''"), "5: issuers[0].jwks_token_file: must not be empty", true},
 		{"empty jwks_file", issuer("jwks_file: ''"), "4: issuers[0].jwks_file: must not be empty", true},
 		{"pattern without tenants", "issuers:\n  - issuer: https://login.example.com/{tenant}/v2.0\n    audiences: [a]\n", "2: issuers[0].issuer: a pattern needs tenants: list those whose tokens are good, for a pattern alone would let in everybody's", false},

@@ -149,7 +149,7 @@ func (d *decoder) pick(n *yaml.Node, fields []field, nodes []*yaml.Node, path st
 		switch {
 		case !d.usable(key, path):
 		case at < 0:
-			d.addf(key.Line, "%s: no such key%s", join(path, key.Value), suggest(key.Value, fields))
+			d.addf(key.Line, "%s: no such key%s", join(path, key.Value), d.suggest(path, key.Value, fields))
 		case nodes[at] != nil:
 			d.twice(key, join(path, key.Value))
 		default:

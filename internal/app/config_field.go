@@ -128,8 +128,12 @@ func (f *field) setDefault(v reflect.Value) {
 	}
 }
 
-// suggest names the key that was probably meant, or else all there are.
-func suggest(key string, fields []field) string {
+// suggest names the key that replaced this one, or the one that was probably meant, or all keys
+// that are possible here.
+func (d *decoder) suggest(path, key string, fields []field) string {
+	if replaced := d.replacement(path, key); replaced != "" {
+		return "; it is now " + replaced
+	}
 	names := make([]string, len(fields))
 	for i, f := range fields {
 		names[i] = f.name
@@ -143,6 +147,16 @@ func suggest(key string, fields []field) string {
 	default:
 		return "; possible here: " + strings.Join(names, ", ")
 	}
+}
+
+// replacement returns the key that replaced one of an earlier version, or nothing.
+func (d *decoder) replacement(path, key string) string {
+	member, ofAssertion := strings.CutPrefix(key, "assertion_")
+	isMember := func(f field) bool { return f.name == member }
+	if ofAssertion && strings.HasPrefix(path, "clients.") && slices.ContainsFunc(d.fieldsOf(reflect.TypeFor[AssertionConfig]()), isMember) {
+		return "assertion." + member
+	}
+	return ""
 }
 
 // didYouMean returns "; did you mean x?" for the nearest of known, or nothing

@@ -44,7 +44,7 @@ func (c *Config) secretFiles() []namedFile {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client, key := c.Clients[name], join("clients", name)
 		addRef(join(key, "secret"), client.Secret)
-		add(join(key, "assertion_file"), client.AssertionFile)
+		add(join(join(key, "assertion"), "file"), client.Assertion.File)
 		if client.TLS != nil {
 			add(join(join(key, "tls"), "key"), client.TLS.Key)
 		}

@@ -40,7 +40,7 @@ func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
 		"  others: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + file("others", 0o644) + "}",                         // 12
 		"  directory: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + filepath.Dir(file("both/previous", 0o644)) + "}", // 13
 		"  absent: {token_url: 'https://idp.example/token', client_id: a, secret: file:" + dir + "/absent}",
-		"  assertion: {token_url: 'https://idp.example/token', client_id: a, auth: federated_jwt, assertion_file: " + file("jwt", 0o644) + "}",                   // 15
+		"  assertion: {token_url: 'https://idp.example/token', client_id: a, auth: federated_jwt, assertion: {file: " + file("jwt", 0o644) + "}}",                // 15
 		"  mutual: {token_url: 'https://idp.example/token', client_id: a, auth: tls_client_auth, tls: {cert: cert.pem, key: " + file("mutual.key", 0o644) + "}}", // 16
 	}
 	config, err := app.ParseConfig("broker.yaml", []byte(strings.Join(lines, "\n")))

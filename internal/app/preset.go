@@ -11,20 +11,20 @@ import (
 // key of the file can say as well. docs/identity-providers.md says why.
 func presets() map[string]ClientConfig {
 	return map[string]ClientConfig{
-		"auth0":   {Auth: string(idp.SecretPost), AssertionTyp: idp.TypeJWT},
+		"auth0":   {Auth: string(idp.SecretPost), Assertion: AssertionConfig{Typ: idp.TypeJWT}},
 		"cognito": {Auth: string(idp.SecretBasic)},
 		"entra": {
-			Auth:              string(idp.SecretPost),
-			AssertionAudience: idp.AudienceTokenEndpoint, AssertionAlgorithm: "PS256", AssertionTyp: idp.TypeJWT,
+			Auth:      string(idp.SecretPost),
+			Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint, Algorithm: "PS256", Typ: idp.TypeJWT},
 		},
 		"google": {
 			TokenURL:  "https://oauth2.googleapis.com/token",
-			GrantType: idp.JWTBearer, AssertionAudience: idp.AudienceTokenEndpoint,
+			GrantType: idp.JWTBearer, Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint},
 		},
-		"keycloak": {Auth: string(idp.SecretBasic), AssertionTyp: idp.TypeJWT},
+		"keycloak": {Auth: string(idp.SecretBasic), Assertion: AssertionConfig{Typ: idp.TypeJWT}},
 		"okta": {
-			Auth:              string(idp.PrivateKeyJWT),
-			AssertionAudience: idp.AudienceTokenEndpoint, AssertionTyp: idp.TypeJWT,
+			Auth:      string(idp.PrivateKeyJWT),
+			Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint, Typ: idp.TypeJWT},
 		},
 		"salesforce": {Auth: string(idp.SecretPost), Extras: []string{"instance_url"}, DefaultLifetime: 10 * time.Minute},
 		"zoom": {
@@ -60,7 +60,7 @@ func issuerPresets() map[string]IssuerConfig {
 func complete(c *Config, found *findings) {
 	for name, client := range c.Clients {
 		path := join("clients", name)
-		given := func(key string) bool { return found.given(join(path, key)) }
+		given := func(key string) bool { return found.given(path + "." + key) }
 		if preset, known := presets()[client.Preset]; known {
 			if given("issuer") {
 				preset.TokenURL = ""
@@ -74,7 +74,7 @@ func complete(c *Config, found *findings) {
 	}
 	for i := range c.Issuers {
 		path := item("issuers", i)
-		given := func(key string) bool { return found.given(join(path, key)) }
+		given := func(key string) bool { return found.given(path + "." + key) }
 		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
 			if given("jwks_file") {
 				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
@@ -84,11 +84,20 @@ func complete(c *Config, found *findings) {
 	}
 }
 
-// adopt takes from a preset the values of keys that are not given.
+// adopt takes from a preset the values of keys that are not given. Of a mapping whose Go type
+// is a struct, each member is taken by itself.
 func adopt[C any](into *C, preset C, given func(key string) bool) {
-	to, from := reflect.ValueOf(into).Elem(), reflect.ValueOf(preset)
+	adoptFields(reflect.ValueOf(into).Elem(), reflect.ValueOf(preset), "", given)
+}
+
+func adoptFields(to, from reflect.Value, path string, given func(key string) bool) {
 	for i := range from.NumField() {
-		if key := from.Type().Field(i).Tag.Get("yaml"); !from.Field(i).IsZero() && !given(key) {
+		key := join(path, from.Type().Field(i).Tag.Get("yaml"))
+		switch {
+		case from.Field(i).IsZero():
+		case from.Field(i).Kind() == reflect.Struct:
+			adoptFields(to.Field(i), from.Field(i), key, given)
+		case !given(key):
 			to.Field(i).Set(from.Field(i))
 		}
 	}

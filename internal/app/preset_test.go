@@ -103,7 +103,7 @@ func TestPresetsAreWhatKeysCanSay(t *testing.T) {
 			switch {
 			case strings.HasPrefix(key[1], "token_url:"):
 				endpoint = ""
-			case strings.HasPrefix(key[1], "auth:") && strings.Contains(row[2], "assertion_"):
+			case strings.HasPrefix(key[1], "auth:") && strings.Contains(row[2], "assertion:"):
 				alone := parsed(t, "clients: {a: {client_id: abc, secret: env:A, issuer: \"https://login.example.com\", preset: "+name+"}}").Clients["a"]
 				if "auth: "+alone.Auth != key[1] {
 					t.Errorf("%s has auth: %s", name, alone.Auth)
@@ -203,13 +203,14 @@ issuers:
 func TestGivenKeysWinOverPresets(t *testing.T) {
 	c := parsed(t, `
 clients:
-  a: {preset: entra, issuer: "https://login.example.com", client_id: abc, secret: env:A, auth: private_key_jwt, assertion_algorithm: RS256, assertion_audience: issuer}
+  a: {preset: entra, issuer: "https://login.example.com", client_id: abc, secret: env:A, auth: private_key_jwt, assertion: {algorithm: RS256, audience: issuer}}
   b: {preset: google, issuer: "https://accounts.google.com", client_id: abc, secret: env:A, grant_type: client_credentials, auth: client_secret_post}
   c: {preset: salesforce, token_url: "https://login.example.com/token", client_id: abc, secret: env:A, extras: [id], default_lifetime: 1h}
   d: {preset: salesforce, token_url: "https://login.example.com/token", client_id: abc, secret: env:A, grant_type: "urn:ietf:params:oauth:grant-type:jwt-bearer"}
   e: {preset: zoom, token_url: "https://login.example.com/token", client_id: abc, secret: env:A}
+  f: {preset: entra, issuer: "https://login.example.com", client_id: abc, secret: env:A, auth: private_key_jwt, assertion: {kid: k}}
 `).Clients
-	if a := c["a"]; a.Auth != "private_key_jwt" || a.AssertionAlgorithm != "RS256" || a.AssertionAudience != "issuer" || a.AssertionTyp != "JWT" {
+	if a := c["a"]; a.Auth != "private_key_jwt" || a.Assertion != (app.AssertionConfig{Algorithm: "RS256", Audience: "issuer", Typ: "JWT"}) {
 		t.Errorf("%+v", a)
 	}
 	if b := c["b"]; b.TokenURL != "" || b.GrantType != "client_credentials" || b.Auth != "client_secret_post" {
@@ -223,6 +224,9 @@ clients:
 	}
 	if e := c["e"]; e.TokenURL != "https://login.example.com/token" || e.GrantType != "account_credentials" {
 		t.Errorf("%+v", e)
+	}
+	if f := c["f"]; f.Assertion != (app.AssertionConfig{Audience: "token_endpoint", Algorithm: "PS256", Kid: "k", Typ: "JWT"}) {
+		t.Errorf("%+v", f)
 	}
 }
 
@@ -477,7 +481,7 @@ func TestWhatAnIdPWantsBeyondTheStandardIsToldToTheCaller(t *testing.T) {
 			return regexp.MustCompile(`(?m)^    audience:.*$`).ReplaceAllString(text, "")
 		}, "denies the client what it asks for"},
 		"Microsoft Entra ID": {func(text string) string { return strings.ReplaceAll(text, "/.default", "") }, "refuses the scopes asked for"},
-		"Google":             {func(text string) string { return text + "    assertion_subject: user@example.com\n" }, "refuses the client"},
+		"Google":             {func(text string) string { return text + "    assertion: {subject: user@example.com}\n" }, "refuses the client"},
 		"Zoom":               {func(text string) string { return strings.ReplaceAll(text, "k9Xw2LmPEXAMPLE", "another") }, "finds the request invalid"},
 	} {
 		at := slices.IndexFunc(providers(), func(p provider) bool { return p.section == section })

@@ -92,7 +92,7 @@ func refine(s *jsonschema.Schema) {
 	// Only a client's secret may be managed.
 	managed, _ := s.Definitions["ClientConfig"].Properties.Get("secret")
 	managed.Pattern = "^((file|env):.+|managed)$"
-	audience, _ := client.Properties.Get("assertion_audience")
+	audience, _ := s.Definitions["AssertionConfig"].Properties.Get("audience")
 	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
 	// Some presets know the token endpoint.
 	endpoint := jsonschema.NewProperties()
@@ -334,8 +334,8 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 		{"clients.*.preset", app.Presets(), nil},
 		{"issuers.*.preset", app.ValuesOf("issuer_presets"), func(value string) string { return issuer("preset: " + value) }},
 		{"clients.*.auth", texts(idp.AuthMethods()), nil},
-		{"clients.*.assertion_algorithm", jose.SigningAlgorithms(), nil},
-		{"clients.*.assertion_typ", idp.AssertionTypes(), nil},
+		{"clients.*.assertion.algorithm", jose.SigningAlgorithms(), nil},
+		{"clients.*.assertion.typ", idp.AssertionTypes(), nil},
 		{"log.level", levels, func(value string) string { return client("") + "log: {level: " + value + "}\n" }},
 		{"roles.*.admin.*.actions", append(texts(policy.Actions()), policy.Any), role},
 	} {

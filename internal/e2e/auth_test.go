@@ -75,13 +75,13 @@ func (p *oidcProvider) ways(t *testing.T) map[string]string {
 		"odd":           p.yaml("odd", "odd:%+/=& id", "client_secret_basic", secret("odd:%+/=& id")),
 		"post":          p.yaml("post", "post", "client_secret_post", secret("post")),
 		"secret-jwt":    p.yaml("secret-jwt", "secret-jwt", "client_secret_jwt", secret("secret-jwt")),
-		"secret-to":     p.yaml("secret-to", "secret-jwt", "client_secret_jwt", secret("secret-jwt"), "assertion_audience: token_endpoint", "assertion_typ: JWT"),
+		"secret-to":     p.yaml("secret-to", "secret-jwt", "client_secret_jwt", secret("secret-jwt"), "assertion: {audience: token_endpoint, typ: JWT}"),
 		"key-rs256":     p.yaml("key-rs256", "key-rs256", "private_key_jwt", key(p.jwk(t, "key-rs256"))),
-		"key-ps256":     p.yaml("key-ps256", "key-ps256", "private_key_jwt", key(p.jwk(t, "key-ps256")), "assertion_audience: token_endpoint"),
-		"key-es256":     p.yaml("key-es256", "key-es256", "private_key_jwt", key(p.jwk(t, "key-es256")), "assertion_typ: JWT"),
-		"key-eddsa":     p.yaml("key-eddsa", "key-eddsa", "private_key_jwt", key(p.jwk(t, "key-eddsa")), "assertion_audience: "+p.issuer),
-		"key-es256-pem": p.yaml("key-es256-pem", "key-es256", "private_key_jwt", key(p.pem(t, "key-es256")), "assertion_kid: "+p.clients["key-es256"].Key["kid"]),
-		"key-eddsa-pem": p.yaml("key-eddsa-pem", "key-eddsa", "private_key_jwt", key(p.pem(t, "key-eddsa")), "assertion_kid: "+p.clients["key-eddsa"].Key["kid"]),
+		"key-ps256":     p.yaml("key-ps256", "key-ps256", "private_key_jwt", key(p.jwk(t, "key-ps256")), "assertion: {audience: token_endpoint}"),
+		"key-es256":     p.yaml("key-es256", "key-es256", "private_key_jwt", key(p.jwk(t, "key-es256")), "assertion: {typ: JWT}"),
+		"key-eddsa":     p.yaml("key-eddsa", "key-eddsa", "private_key_jwt", key(p.jwk(t, "key-eddsa")), "assertion: {audience: "+p.issuer+"}"),
+		"key-es256-pem": p.yaml("key-es256-pem", "key-es256", "private_key_jwt", key(p.pem(t, "key-es256")), "assertion: {kid: "+p.clients["key-es256"].Key["kid"]+"}"),
+		"key-eddsa-pem": p.yaml("key-eddsa-pem", "key-eddsa", "private_key_jwt", key(p.pem(t, "key-eddsa")), "assertion: {kid: "+p.clients["key-eddsa"].Key["kid"]+"}"),
 	}
 }
 
@@ -163,10 +163,10 @@ func TestWrongKeysAreRefusedAndExplained(t *testing.T) {
 	}
 	text := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	b := startBroker(t, "clients:\n"+
-		idp.yaml("foreign", "key-es256", "private_key_jwt", "secret: file:"+writeFile(t, "key", text), "assertion_kid: "+idp.clients["key-es256"].Key["kid"])+
-		idp.yaml("elsewhere", "key-eddsa", "private_key_jwt", "secret: file:"+writeFile(t, "key", idp.jwk(t, "key-eddsa")), "assertion_audience: https://elsewhere.example.com"))
+		idp.yaml("foreign", "key-es256", "private_key_jwt", "secret: file:"+writeFile(t, "key", text), "assertion: {kid: "+idp.clients["key-es256"].Key["kid"]+"}")+
+		idp.yaml("elsewhere", "key-eddsa", "private_key_jwt", "secret: file:"+writeFile(t, "key", idp.jwk(t, "key-eddsa")), "assertion: {audience: 'https://elsewhere.example.com'}"))
 	for _, name := range []string{"foreign", "elsewhere"} {
-		if res := b.run(t, "get", name); res.code == 0 || !strings.Contains(res.stderr, "invalid_client") || !strings.Contains(res.stderr, "assertion_audience") {
+		if res := b.run(t, "get", name); res.code == 0 || !strings.Contains(res.stderr, "invalid_client") || !strings.Contains(res.stderr, "assertion.audience") {
 			t.Errorf("%s: %v", name, res)
 		}
 	}
@@ -202,14 +202,14 @@ func TestAssertionThatSomebodyElseKeepsFresh(t *testing.T) {
 		testkit.WriteFile(t, file, signed.Reveal()+"\n")
 	}
 	issue()
-	b := startBroker(t, "clients:\n"+idp.yaml("federated", "key-es256", "federated_jwt", "assertion_file: "+file))
+	b := startBroker(t, "clients:\n"+idp.yaml("federated", "key-es256", "federated_jwt", "assertion: {file: "+file+"}"))
 	b.get(t, "federated", "--resource", rs256)
 	issue()
 	b.get(t, "federated", "--resource", es256)
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if res := b.run(t, "get", "federated", "--resource", eddsa); res.code == 0 || !strings.Contains(res.stderr, "assertion_file "+file+" cannot be read") {
+	if res := b.run(t, "get", "federated", "--resource", eddsa); res.code == 0 || !strings.Contains(res.stderr, "assertion.file "+file+" cannot be read") {
 		t.Errorf("without the file: %v", res)
 	}
 	b.get(t, "federated", "--resource", es256) // which is held

@@ -82,11 +82,11 @@ type claims struct {
 func (c Config) checkAssertion() error {
 	switch algorithm := c.Assertion.Algorithm; {
 	case c.Assertion.Audience == AudienceIssuer && c.Issuer == nil:
-		return errors.New("assertion_audience issuer needs an issuer: configure it in place of token_url, or write the audience itself")
+		return errors.New("assertion.audience: issuer needs an issuer: configure it in place of token_url, or write the audience itself")
 	case c.Auth == SecretJWT && algorithm != "" && algorithm != jose.HS256:
-		return fmt.Errorf("assertion_algorithm is %s with %s", jose.HS256, SecretJWT)
+		return fmt.Errorf("assertion.algorithm is %s with %s", jose.HS256, SecretJWT)
 	case NeedsKey(c.Auth, c.Grant) && algorithm != "" && !slices.Contains(jose.Algorithms(), algorithm):
-		return fmt.Errorf("assertion_algorithm is one of %s with a private key", strings.Join(jose.Algorithms(), ", "))
+		return fmt.Errorf("assertion.algorithm is one of %s with a private key", strings.Join(jose.Algorithms(), ", "))
 	default:
 		return nil
 	}

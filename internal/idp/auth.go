@@ -89,7 +89,7 @@ func (c Config) checkAuth() error {
 	case c.Grant == JWTBearer && c.Auth != None:
 		return fmt.Errorf("the grant %s proves the client by its own assertion: auth is %s with it", JWTBearer, None)
 	case c.Auth.FromFile() && c.AssertionFile == "":
-		return fmt.Errorf("auth %s needs assertion_file", c.Auth)
+		return fmt.Errorf("auth %s needs assertion.file", c.Auth)
 	case c.Auth.Mutual() && (c.Certificate.Cert == "" || c.Certificate.Key == ""):
 		return fmt.Errorf("auth %s needs a certificate and its key", c.Auth)
 	default:
@@ -140,7 +140,7 @@ func (c *Client) basic(with secret.Version) string {
 func (c *Client) present(form url.Values) *Error {
 	assertion, err := readAssertion(c.cfg.AssertionFile, time.Now())
 	if err != nil {
-		return &Error{Class: Misconfigured, text: fmt.Sprintf("was not asked: assertion_file %s %v", c.cfg.AssertionFile, err), cause: err}
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("was not asked: assertion.file %s %v", c.cfg.AssertionFile, err), cause: err}
 	}
 	form.Set("client_assertion", assertion.Reveal())
 	form.Set("client_assertion_type", assertionTypeJWT)
@@ -206,9 +206,9 @@ func withoutPath(err error) error {
 func (c *Client) hint() string {
 	switch {
 	case c.cfg.Grant == JWTBearer, c.cfg.Auth == PrivateKeyJWT:
-		return "; check that the IdP has the public part of the key, assertion_audience, assertion_typ, assertion_kid, and the clocks on both sides"
+		return "; check that the IdP has the public part of the key, assertion.audience, assertion.typ, assertion.kid, and the clocks on both sides"
 	case c.cfg.Auth == SecretJWT:
-		return "; check assertion_audience, assertion_typ, and the clocks on both sides"
+		return "; check assertion.audience, assertion.typ, and the clocks on both sides"
 	case c.cfg.Auth.FromFile():
 		return "; check issuer, subject and audience of the assertion in " + c.cfg.AssertionFile
 	case c.cfg.Auth.Mutual():

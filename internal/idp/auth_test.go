@@ -361,7 +361,7 @@ func TestHintsOfRefusedCredentials(t *testing.T) {
 	dir := t.TempDir()
 	file := write(t, filepath.Join(dir, "assertion"), jwtOf(`{}`))
 	for auth, says := range map[idp.AuthMethod]string{
-		idp.PrivateKeyJWT: "public part of the key", idp.SecretJWT: "assertion_audience", idp.FederatedJWT: "subject and audience of the assertion in " + file, idp.SecretBasic: "invalid_client",
+		idp.PrivateKeyJWT: "public part of the key", idp.SecretJWT: "assertion.audience", idp.FederatedJWT: "subject and audience of the assertion in " + file, idp.SecretBasic: "invalid_client",
 	} {
 		with := longSecret
 		if auth == idp.PrivateKeyJWT {
@@ -405,7 +405,7 @@ func TestBadAssertionFilesAreToldAndNotSent(t *testing.T) {
 		_, err := c.Fetch(t.Context(), c.Credential(), idp.Request{})
 		return err
 	}
-	isFault(t, ask(), idp.Misconfigured, "assertion_file "+path+" cannot be read: no such file")
+	isFault(t, ask(), idp.Misconfigured, "assertion.file "+path+" cannot be read: no such file")
 	for text, says := range map[string]string{
 		"":                          "is empty",
 		" \r\n":                     "is empty",

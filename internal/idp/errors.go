@@ -214,7 +214,7 @@ func unusable(err error) *Error {
 func (c *Client) assertionRefused(e *Error) *Error {
 	if c.cfg.Grant == JWTBearer && e.Code == "invalid_grant" {
 		e.Class = CredentialRefused
-		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.hint() + "; and assertion_subject"
+		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.hint() + "; and assertion.subject"
 	}
 	return e
 }

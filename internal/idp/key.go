@@ -73,7 +73,7 @@ func (c *Client) key(value redact.String) (key, error) {
 		k.algorithm = private.Algorithm()
 	}
 	if !private.Permits(k.algorithm) {
-		return key{}, fmt.Errorf("it is a key that does not sign with assertion_algorithm %s", k.algorithm)
+		return key{}, fmt.Errorf("it is a key that does not sign with assertion.algorithm %s", k.algorithm)
 	}
 	if k.certificate, err = c.certificateOf(private); err != nil {
 		return key{}, err
@@ -96,7 +96,7 @@ func (c *Client) certificateOf(private *jose.SigningKey) (string, error) {
 	if path != "" {
 		read, err := readCertificates(path)
 		if err != nil {
-			return "", fmt.Errorf("it cannot be used, for assertion_certificate %s %w", path, err)
+			return "", fmt.Errorf("it cannot be used, for assertion.certificate %s %w", path, err)
 		}
 		certificates = append(slices.Clone(certificates), read...)
 	}
@@ -106,7 +106,7 @@ func (c *Client) certificateOf(private *jose.SigningKey) (string, error) {
 		}
 	}
 	if len(certificates) > 0 || path != "" {
-		return "", errors.New("it is a key that none of the certificates with it, or in assertion_certificate, is of")
+		return "", errors.New("it is a key that none of the certificates with it, or in assertion.certificate, is of")
 	}
 	return "", nil
 }

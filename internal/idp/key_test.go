@@ -117,7 +117,7 @@ func TestSecretsOfAnotherKind(t *testing.T) {
 		"a secret for a key":            {idp.Config{Auth: idp.PrivateKeyJWT}, longSecret, "it holds no private key"},
 		"a secret for a grant":          {idp.Config{Grant: idp.JWTBearer}, longSecret, "it holds no private key"},
 		"no key for a grant":            {idp.Config{Grant: idp.JWTBearer}, "", "is empty"},
-		"an algorithm of another key":   {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{Algorithm: "RS256"}}, key, "does not sign with assertion_algorithm RS256"},
+		"an algorithm of another key":   {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{Algorithm: "RS256"}}, key, "does not sign with assertion.algorithm RS256"},
 		"a certificate of another key":  {idp.Config{Auth: idp.PrivateKeyJWT}, key + foreign, "none of the certificates"},
 		"a certificate file of another": {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "a"), foreign)}}, key, "none of the certificates"},
 		"a certificate file that is no": {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "b"), key)}}, key, "holds what is no certificate"},
