@@ -143,7 +143,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	made := server.Config{
 		Broker:   a.parts.broker,
 		TLS:      a.listen.certs,
-		Audience: config.Server.Audience,
+		Audience: config.Server.CallerAudience,
 		Bound:    config.Listen.GRPC.Caller,
 
 		OpaqueIssuer: config.Listen.GRPC.OpaqueIssuer,
@@ -181,7 +181,7 @@ func (a *App) openGateways() {
 		Door:           a.server.Door(bound),
 		Judge:          judge,
 		NeedsInHeaders: config.Gateways.Needs == "headers",
-		URL:            config.Gateways.URL,
+		URL:            config.Listen.httpURL(),
 		Deadline:       config.Server.Deadline,
 		MessageSize:    config.Limits.messageSize(),
 		HeaderSize:     config.Limits.headerSize(),

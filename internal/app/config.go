@@ -33,7 +33,7 @@ type Config struct {
 	Server ServerConfig `yaml:"server"`
 	// What the broker takes on, of each caller and of all.
 	Limits LimitsConfig `yaml:"limits"`
-	// How gateways and OAuth clients are served, who do not speak the broker's own gRPC.
+	// How gateways are served, which do not call the broker's own gRPC API.
 	Gateways GatewaysConfig `yaml:"gateways"`
 	// What is logged, to standard error.
 	Log LogConfig `yaml:"log"`
@@ -137,8 +137,8 @@ type ServerConfig struct {
 	Pprof bool `yaml:"pprof" jsonschema:"default=false"`
 	// Calls that take longer are logged although they succeed, at most 5m. 0s: none are.
 	SlowCall time.Duration `yaml:"slow_call" jsonschema:"default=1s"`
-	// The audience that the JWTs of callers must be for.
-	Audience string `yaml:"audience" jsonschema:"default=tokenbroker,minLength=1,maxLength=512"`
+	// The audience that the JWT of a caller must name.
+	CallerAudience string `yaml:"caller_audience" jsonschema:"default=tokenbroker,minLength=1,maxLength=512"`
 }
 
 // LogConfig says what is logged.

@@ -68,7 +68,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 		d.claim(n, into, path)
 	case *secret.Ref:
 		d.reference(n, into, path)
-	case *ListenerConfig:
+	case *ListenerConfig, *HTTPListenerConfig:
 		d.listener(n, v, path)
 	default:
 		d.composite(n, v, f, path)
@@ -128,7 +128,7 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string) {
 	}
 	for i := range fields {
 		f := &fields[i]
-		target := v.Field(f.index)
+		target := v.FieldByIndex(f.index)
 		f.setDefault(target)
 		switch {
 		case nodes[i] != nil:
@@ -386,6 +386,6 @@ func (d *decoder) listener(n *yaml.Node, v reflect.Value, path string) {
 	case value == "off":
 		v.SetZero()
 	default:
-		v.Set(reflect.ValueOf(ListenerConfig{Address: value}))
+		v.FieldByName("Address").SetString(value)
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // field is a key of a mapping and what its jsonschema tag demands.
 type field struct {
-	index    int
+	index    []int
 	name     string
 	leaf     bool // a struct that is one value: it has no keys to fill
 	required bool
@@ -32,18 +32,18 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 		return known
 	}
 	var fields []field
-	for i := range t.NumField() {
-		if t.Field(i).Tag.Get("yaml") != "-" {
-			fields = append(fields, newField(i, t.Field(i)))
+	for _, f := range reflect.VisibleFields(t) { // an embedded struct has its keys here
+		if !f.Anonymous && f.Tag.Get("yaml") != "-" {
+			fields = append(fields, newField(f))
 		}
 	}
 	d.fields[t] = fields
 	return fields
 }
 
-func newField(index int, from reflect.StructField) field {
-	f := field{index: index, name: from.Tag.Get("yaml"), limits: map[string]int{}}
-	f.leaf = from.Type == reflect.TypeFor[secret.Ref]() || from.Type == reflect.TypeFor[ListenerConfig]()
+func newField(from reflect.StructField) field {
+	f := field{index: from.Index, name: from.Tag.Get("yaml"), limits: map[string]int{}}
+	f.leaf = slices.Contains([]reflect.Type{reflect.TypeFor[secret.Ref](), reflect.TypeFor[ListenerConfig](), reflect.TypeFor[HTTPListenerConfig]()}, from.Type)
 	for tag := range strings.SplitSeq(from.Tag.Get("jsonschema"), ",") {
 		key, value, _ := strings.Cut(tag, "=")
 		switch key {
@@ -151,6 +151,12 @@ func (d *decoder) suggest(path, key string, fields []field) string {
 
 // replacement returns the key that replaced one of an earlier version, or nothing.
 func (d *decoder) replacement(path, key string) string {
+	switch join(path, key) {
+	case "gateways.url":
+		return "listen.http.url"
+	case "server.audience":
+		return "server.caller_audience"
+	}
 	member, ofAssertion := strings.CutPrefix(key, "assertion_")
 	isMember := func(f field) bool { return f.name == member }
 	if ofAssertion && strings.HasPrefix(path, "clients.") && slices.ContainsFunc(d.fieldsOf(reflect.TypeFor[AssertionConfig]()), isMember) {

@@ -1,7 +1,6 @@
 package app
 
 import (
-	"net/url"
 	"regexp"
 	"strings"
 
@@ -10,7 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// GatewaysConfig says how those are served who do not speak the broker's own gRPC.
+// GatewaysConfig says how gateways are served.
 type GatewaysConfig struct {
 	// How the names of the headers begin that tell whose token it is.
 	HeaderPrefix string `yaml:"header_prefix" jsonschema:"default=X-Auth-,minLength=2,maxLength=64"`
@@ -18,9 +17,6 @@ type GatewaysConfig struct {
 	Realm string `yaml:"realm" jsonschema:"default=api,minLength=1,maxLength=128"`
 	// Where gateways say at /verify what a token must be good for: in the query, or in headers.
 	Needs string `yaml:"needs" jsonschema:"default=query,enum=query,enum=headers"`
-	// The URL, without a path, under which OAuth clients reach listen.http, for its metadata (RFC
-	// 8414). Absent: there are none.
-	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 	// Serve Envoy's ext_authz on the listeners of the gRPC API. Absent: it is not served.
 	ExtAuthz *ExtAuthzConfig `yaml:"ext_authz"`
 }
@@ -55,22 +51,15 @@ type GatewayRuleConfig struct {
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// checkGateways looks at what gateways and OAuth clients are told.
+// checkGateways checks the keys of gateways.
 func checkGateways(c *Config, found *findings) {
 	g := &c.Gateways
-	const prefix, realm, at = "gateways.header_prefix", "gateways.realm", "gateways.url"
+	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
 		found.addAtf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: what is behind a gateway may take an underscore for a hyphen")
 	}
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 		found.addAtf(realm, "expected printable ASCII without quotes and backslashes")
-	}
-	if g.URL != "" {
-		u, err := url.Parse(g.URL)
-		loopback := err == nil && u.Scheme == "http" && onLoopback(u.Hostname()+":1")
-		if err != nil || u.Host == "" || u.Scheme != "https" && !loopback || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			found.addAtf(at, "expected https://HOST or https://HOST:PORT and nothing after it")
-		}
 	}
 	if g.ExtAuthz != nil {
 		checkRules(g.ExtAuthz.Rules, found)

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"io/fs"
 	"net"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,11 +19,11 @@ type ListenConfig struct {
 	// Where the gRPC API is served.
 	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
 	// Where /verify for gateways and the OAuth endpoints are served over HTTP. "off": nowhere.
-	HTTP ListenerConfig `yaml:"http" jsonschema:"default=off"`
+	HTTP HTTPListenerConfig `yaml:"http" jsonschema:"default=off"`
 	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
 	Unix *UnixConfig `yaml:"unix"`
 	// A Unix socket where what http serves is served as well. Linux only.
-	HTTPUnix *UnixConfig `yaml:"http_unix"`
+	HTTPUnix *HTTPUnixConfig `yaml:"http_unix"`
 	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
 	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
 	// Encrypts grpc and http, and recognises callers by their certificates, with cert and key or with
@@ -46,6 +47,15 @@ type ListenerConfig struct {
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
+// HTTPListenerConfig is the listener of the HTTP API.
+type HTTPListenerConfig struct {
+	ListenerConfig
+
+	// The URL, without a path, under which OAuth clients reach the HTTP API. With it, metadata
+	// (RFC 8414) is served, in which it is the issuer. Absent: no metadata is served.
+	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
+}
+
 // UnixConfig is a Unix socket. Whoever connects is recognised by the user of its
 // process.
 type UnixConfig struct {
@@ -58,6 +68,15 @@ type UnixConfig struct {
 	// The issuer, among issuers, that is asked about opaque tokens which are presented there without the
 	// name of an issuer. Needed if several issuers have introspection.
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
+}
+
+// HTTPUnixConfig is the Unix socket of the HTTP API.
+type HTTPUnixConfig struct {
+	UnixConfig
+
+	// As in http, where OAuth clients reach the HTTP API through a proxy that connects to this
+	// socket. Give it here or in http.
+	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 }
 
 // TLSConfig says what a listener proves itself by, and whom it trusts: by files, or
@@ -112,6 +131,22 @@ func (c *ListenConfig) encrypted() bool { return c.TLS != nil && !c.GRPC.Plainte
 // encryptedHTTP is encrypted of the HTTP listener.
 func (c *ListenConfig) encryptedHTTP() bool { return c.encrypted() && !c.HTTP.Plaintext }
 
+// httpUnix is the Unix socket of the HTTP API; nil if there is none.
+func (c *ListenConfig) httpUnix() *UnixConfig {
+	if c.HTTPUnix == nil {
+		return nil
+	}
+	return &c.HTTPUnix.UnixConfig
+}
+
+// httpURL is the URL under which OAuth clients reach the HTTP API; empty if none is given.
+func (c *ListenConfig) httpURL() string {
+	if c.HTTP.URL == "" && c.HTTPUnix != nil {
+		return c.HTTPUnix.URL
+	}
+	return c.HTTP.URL
+}
+
 // servesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
 func (c *ListenConfig) servesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
 
@@ -122,10 +157,10 @@ func checkListen(c *Config, found *findings) {
 	}
 	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
-	checkListener(c.Listen.HTTP, http, found.given("listen.tls"), found)
+	checkListener(c.Listen.HTTP.ListenerConfig, http, found.given("listen.tls"), found)
 	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
-	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP, found)
-	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP, found)
+	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.ListenerConfig, found)
+	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.ListenerConfig, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
 		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
@@ -134,12 +169,38 @@ func checkListen(c *Config, found *findings) {
 	}
 	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
-	checkUnix(c.Listen.HTTPUnix, "listen.http_unix", found)
+	checkUnix(c.Listen.httpUnix(), "listen.http_unix", found)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
 		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
+	checkHTTPURL(&c.Listen, found)
 	checkProofs(c, found)
 	checkOpaqueIssuers(c, found)
+}
+
+// checkHTTPURL looks at the URL of the HTTP API, which has one, however many listeners serve it.
+func checkHTTPURL(c *ListenConfig, found *findings) {
+	const tcp, socket = "listen.http.url", "listen.http_unix.url"
+	if found.given(tcp) && found.given(socket) {
+		found.addAtf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.lines[tcp])
+		return
+	}
+	at := tcp
+	if found.given(socket) {
+		at = socket
+	}
+	if given := c.httpURL(); given != "" && !isOrigin(given) {
+		found.addAtf(at, "expected https://HOST or https://HOST:PORT and nothing after it")
+	}
+}
+
+// isOrigin reports whether a URL is a scheme and a host: https, or http on loopback.
+func isOrigin(text string) bool {
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		return false
+	}
+	return u.Scheme == "https" || u.Scheme == "http" && onLoopback(u.Hostname()+":1")
 }
 
 // checkOpaqueIssuers looks at the issuers that listeners name for opaque tokens.
@@ -257,7 +318,7 @@ func checkProofs(c *Config, found *findings) {
 	}
 	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
-		listener := map[string]ListenerConfig{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP}[path]
+		listener := map[string]ListenerConfig{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.ListenerConfig}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
 			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
@@ -278,7 +339,7 @@ func checkBound(c *Config, found *findings) {
 	for _, listener := range []struct {
 		path string
 		ListenerConfig
-	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP}} {
+	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP.ListenerConfig}} {
 		if listener.Caller == "" {
 			continue
 		}
@@ -287,7 +348,7 @@ func checkBound(c *Config, found *findings) {
 			found.addAtf(listener.path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
-	for path, socket := range map[string]*UnixConfig{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.HTTPUnix} {
+	for path, socket := range map[string]*UnixConfig{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.httpUnix()} {
 		if socket != nil && socket.Caller != "" {
 			checkBoundTo(c, socket.Caller, path, found)
 		}
@@ -305,7 +366,7 @@ func checkBoundTo(c *Config, bound, path string, found *findings) {
 
 // bound reports whether a listener is bound to the caller of that name.
 func (c *ListenConfig) bound(name string) bool {
-	for _, socket := range []*UnixConfig{c.Unix, c.HTTPUnix} {
+	for _, socket := range []*UnixConfig{c.Unix, c.httpUnix()} {
 		if socket != nil && name == socket.Caller {
 			return true
 		}

@@ -39,7 +39,7 @@ func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
 	if l.unix, err = listenUnix("unix", config.Unix); err != nil {
 		return err
 	}
-	if l.httpUnix, err = listenUnix("http_unix", config.HTTPUnix); err != nil {
+	if l.httpUnix, err = listenUnix("http_unix", config.httpUnix()); err != nil {
 		return err
 	}
 	if config.HTTP.Address != "" {

@@ -105,7 +105,7 @@ func refine(s *jsonschema.Schema) {
 	addValues(s, reflect.TypeFor[app.Config](), s.Properties.Get)
 
 	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
-		if listener.Type != reflect.TypeFor[app.ListenerConfig]() {
+		if listener.Type != reflect.TypeFor[app.ListenerConfig]() && listener.Type != reflect.TypeFor[app.HTTPListenerConfig]() {
 			continue
 		}
 		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
@@ -436,9 +436,12 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	}
 	for _, p := range allProperties(t) {
 		// The two forms of a listener are shown with one listener each.
-		path := regexp.MustCompile(`^listen\.(ops|http)\.`).ReplaceAllString(p.path, "listen.grpc.")
-		if path == "store.memory" || path == "store.bolt" || strings.HasPrefix(path, "listen.tls.spiffe") {
-			continue // shown in a comment: a file has but one store, and one source of certificates
+		path := p.path
+		if path != "listen.http.url" {
+			path = regexp.MustCompile(`^listen\.(ops|http)\.`).ReplaceAllString(path, "listen.grpc.")
+		}
+		if slices.Contains([]string{"store.memory", "store.bolt", "listen.http_unix.url"}, path) || strings.HasPrefix(path, "listen.tls.spiffe") {
+			continue // shown in a comment: a file has but one store, one URL, and one source of certificates
 		}
 		if !slices.Contains(shown, path) {
 			t.Errorf("%s is not shown", p.path)

@@ -67,14 +67,13 @@ func startClientsBroker(t *testing.T) *clientsBroker {
 	checkoutCert, checkoutKey, err := checkout.Write(dir, "checkout")
 	check(err)
 	b.file = writeFile(t, "broker.yaml", fmt.Sprintf(`
-listen: {grpc: %q, http: %q, ops: %q, tls: {cert: %q, key: %q, client_ca: %q}}
-gateways: {url: %q}
+listen: {grpc: %q, http: {address: %q, url: %q}, ops: %q, tls: {cert: %q, key: %q, client_ca: %q}}
 issuers: [{issuer: %q, audiences: [%q], missing_sub: client_id}]
 callers:
   - {name: checkout, spiffe_id: "spiffe://example.com/checkout", roles: [orders]}
   - {name: batch, issuer: %q, subject: batch, roles: [orders]}
 roles: {orders: {get: [{client: orders}], verify: [{issuer: "*"}]}}
-`, b.grpc, address, b.ops, cert, key, ca, b.url, b.idp.Issuer(), b.idp.client.Audiences[0], b.idp.Issuer())+clientsConfig(t, map[string]*countingIdP{"orders": b.idp}))
+`, b.grpc, address, b.url, b.ops, cert, key, ca, b.idp.Issuer(), b.idp.client.Audiences[0], b.idp.Issuer())+clientsConfig(t, map[string]*countingIdP{"orders": b.idp}))
 	b.launch(t, "broker")
 	b.await(t)
 	common := []string{"BROKER_URL=" + b.url, "BROKER_GRPC=" + b.grpc, "BROKER_CA=" + ca}
