@@ -82,7 +82,8 @@ type VerifyGrantConfig struct {
 
 // AdminGrantConfig lets a caller do some of what operators do.
 type AdminGrantConfig struct {
-	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them.
+	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them, and also every
+	// action that a later version adds.
 	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,values=actions"`
 	// The clients that it may do it to. Absent: all.
 	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`

@@ -74,6 +74,24 @@ func TestAUnixSocketOfHTTPTellsWhoseProcessItIs(t *testing.T) {
 	}
 }
 
+// A broker whose OAuth clients come through a proxy that connects to the socket has no other listener
+// of HTTP that could have the URL.
+func TestMetadataIsServedOnTheSocketThatHasTheURL(t *testing.T) {
+	socket := filepath.Join(shortDir(t), "http.sock")
+	listener := "http_unix: {path: " + socket + ", url: \"https://broker.example.com\"}"
+	run(t, parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+listener+", ", 1)), devIDP(t))
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer("unix", socket)(ctx) }}
+	response, err := (&http.Client{Transport: transport}).Get("http://broker/.well-known/oauth-authorization-server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK || !strings.Contains(string(body), `"issuer":"https://broker.example.com"`) {
+		t.Errorf("%s %s, %v", response.Status, body, err)
+	}
+}
+
 // A client whose certificate is refused makes no request that could be logged.
 func TestFailedHandshakesOfHTTPAreCountedAsOfGRPC(t *testing.T) {
 	pki := newPKI(t)

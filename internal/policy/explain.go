@@ -96,13 +96,22 @@ func explainRole(cfg Config, role Role) (lines []string) {
 	}
 	for _, grant := range role.Admin {
 		clients := grant.clients()
-		actions := make([]string, len(grant.Actions))
-		for i, action := range grant.Actions {
-			actions[i] = string(action)
-		}
-		lines = append(lines, "  may act as an operator: "+strings.Join(actions, ", "), "    on clients: "+clients.String())
+		lines = append(lines, "  may act as an operator: "+explainActions(grant.Actions), "    on clients: "+clients.String())
 	}
 	return lines
+}
+
+// explainActions lists actions. The wildcard stands for more than this version has.
+func explainActions(granted []Action) string {
+	later := ""
+	if slices.Contains(granted, AnyAction) {
+		granted, later = Actions(), ", and every action that a later version adds"
+	}
+	names := make([]string, len(granted))
+	for i, action := range granted {
+		names[i] = string(action)
+	}
+	return strings.Join(names, ", ") + later
 }
 
 // String says how a caller is recognised.

@@ -15,8 +15,9 @@ func TestExplanationSaysWhatMayBeAskedForAndWhy(t *testing.T) {
 			Admin:  []policy.AdminGrant{{Actions: []policy.Action{policy.PurgeTokens}, Clients: []string{"orders"}}},
 		},
 		"none": {Get: []policy.GetGrant{{Client: "zebra"}}},
+		"all":  {Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}}},
 	})
-	cfg.Callers = []policy.CallerConfig{{Name: "checkout", Match: policy.Match{SPIFFEID: "spiffe://example.com/checkout"}, Roles: []string{"shop", "none"}}}
+	cfg.Callers = []policy.CallerConfig{{Name: "checkout", Match: policy.Match{SPIFFEID: "spiffe://example.com/checkout"}, Roles: []string{"shop", "none", "all"}}}
 	lines, known := policy.Explain(cfg, "checkout")
 	want := `caller checkout, recognised by the SPIFFE ID spiffe://example.com/checkout in its certificate
 by role shop:
@@ -36,6 +37,9 @@ by role shop:
     on clients: orders
 by role none:
   nothing: its grants are for what does not exist
+by role all:
+  may act as an operator: list_clients, get_client, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds
+    on clients: any
 a request for a token of client billing that names nothing else gets the scopes read
 a request for a token of client orders that names nothing else gets the scopes read
 and nothing else.`
