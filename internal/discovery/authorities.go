@@ -185,5 +185,5 @@ func unknownAuthority(presented []*x509.Certificate) error {
 		whose = "itself (" + strconv.QuoteToASCII(name) + ")"
 	}
 	return errors.New("its certificate does not verify: it was issued by " + whose +
-		", which is not trusted; if it is meant, name the file with the authority's certificate in tls.ca")
+		", which is not trusted; if it is right, the file in tls.ca must contain that authority's certificate")
 }
