@@ -59,12 +59,12 @@ func (t *Token) Degraded() bool { return t.get().GetDegraded() }
 // Source says where the broker had the token from: "memory", "shared" or
 // "fetched".
 func (t *Token) Source() string {
-	switch t.get().GetSource() {
-	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY:
+	switch t.get().GetOrigin() {
+	case tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_MEMORY:
 		return "memory"
-	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_SHARED:
+	case tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_SHARED:
 		return "shared"
-	case tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED:
+	case tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_FETCHED:
 		return "fetched"
 	default:
 		return "unknown"

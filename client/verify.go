@@ -196,7 +196,7 @@ func (c *Client) Verify(ctx context.Context, token string, opts ...VerifyOption)
 
 func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims, error) {
 	resp, err := c.api.VerifyToken(ctx, &tokenbrokerv1.VerifyTokenRequest{
-		Token: token, Audience: want.audience, RequiredScopes: want.scopes, Issuer: want.issuer,
+		Token: token, Audiences: want.audience, RequiredScopes: want.scopes, Issuer: want.issuer,
 	})
 	if err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims
 		Issuer:     resp.GetIssuer(),
 		Subject:    resp.GetSubject(),
 		ClientID:   resp.GetClientId(),
-		Audience:   resp.GetAudience(),
+		Audience:   resp.GetAudiences(),
 		Scopes:     resp.GetScopes(),
 		ExpiresAt:  resp.GetExpiresAt().AsTime(),
 		TokenID:    resp.GetTokenId(),

@@ -197,19 +197,23 @@ func what(r *tokenbrokerv1.Revocation) string {
 }
 
 func newRevocationsDelete() *cobra.Command {
-	var to connection
+	var (
+		to     connection
+		reason string
+	)
 	cmd := &cobra.Command{
 		Use:     "delete ID",
 		Short:   "End a revocation before it expires",
-		Example: `  broker revocations delete V6XxZ3RkQ0mZ2m3p0vJ8Aw`,
+		Example: `  broker revocations delete rV6XxZ3RkQ0mZ2m3p0vJ8Aw --reason "revoked by mistake"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-				_, err := admin.DeleteRevocation(ctx, &tokenbrokerv1.DeleteRevocationRequest{Id: args[0], RequestId: rand.Text()})
+				_, err := admin.DeleteRevocation(ctx, &tokenbrokerv1.DeleteRevocationRequest{Id: args[0], RequestId: rand.Text(), Reason: reason})
 				return err
 			})
 		},
 	}
 	to.flags(cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
 	return cmd
 }

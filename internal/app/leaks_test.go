@@ -66,7 +66,7 @@ func (l *leaks) goThroughAllFlows() {
 
 	verify := func(token string, want codes.Code, active bool) {
 		l.t.Helper()
-		resp, err := api.VerifyToken(l.as(robot), &tokenbrokerv1.VerifyTokenRequest{Token: l.token("token that was presented", token), Audience: []string{leaksGood, leaksOpaque, "api"}})
+		resp, err := api.VerifyToken(l.as(robot), &tokenbrokerv1.VerifyTokenRequest{Token: l.token("token that was presented", token), Audiences: []string{leaksGood, leaksOpaque, "api"}})
 		l.expect("VerifyToken", err, want)
 		if resp.GetActive() != active {
 			l.t.Errorf("active: %v, %v", resp.GetActive(), resp.GetRejection())

@@ -227,7 +227,7 @@ func (s productServer) verify(t *testing.T, api tokenbrokerv1.TokenBrokerService
 	if diff := cmp.Diff(s.want, seen); diff != "" {
 		t.Errorf("verify: %s", diff)
 	}
-	if other, err := api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: token, Audience: []string{"https://other.example.com"}}); err != nil || other.GetActive() {
+	if other, err := api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: token, Audiences: []string{"https://other.example.com"}}); err != nil || other.GetActive() {
 		t.Errorf("verify for another audience: %v, active %v", err, other.GetActive())
 	}
 	for name, other := range s.refused {

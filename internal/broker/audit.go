@@ -23,7 +23,7 @@ func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a 
 	if given == nil || given.SHA256() != a.Token.SHA256 {
 		given = b.newlyGiven(e, a.Token)
 	}
-	if given.To(ctx, caller.ID(), a.Source.String(), a.Degraded) != nil {
+	if given.To(ctx, caller.ID(), a.Origin.String(), a.Degraded) != nil {
 		return unwritten()
 	}
 	return nil

@@ -257,13 +257,13 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.expect("a list", func(l line) bool { return l.Action == "list_revocations" && l.Outcome == "ok" && l.Issuer == issuer })
-		if err := one.Unrevoke(t.Context(), policy.Self(), made.ID); err != nil {
+		if err := one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("its end", func(l line) bool {
 			return l.Action == "delete_revocation" && l.Outcome == "ok" && l.Subject == "alice" && l.Revocation == made.ID
 		})
-		_ = one.Unrevoke(t.Context(), policy.Self(), "none")
+		_ = one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "none"})
 		b.expect("the end of none", func(l line) bool {
 			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == broker.ReasonNoSuchRevocation
 		})
@@ -275,7 +275,7 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 		b.expect("a purge by nobody", func(l line) bool { return l.Outcome == "denied" && l.Action == "purge_tokens" && l.Client == "orders" })
 
 		without := j.add(awayFrom(j))
-		_ = without.Unrevoke(t.Context(), policy.Self(), made.ID)
+		_ = without.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID})
 		b.expect("without a store", func(l line) bool { return l.Outcome == "failed" && l.Reason == broker.ReasonRevocationsUnknown })
 	})
 }

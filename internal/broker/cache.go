@@ -58,7 +58,7 @@ type flight struct {
 	done   chan struct{}
 	// Set before done is closed.
 	token  *token.Token
-	source Source
+	origin Origin
 	err    *Error
 }
 

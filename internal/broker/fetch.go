@@ -58,7 +58,7 @@ func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 // says that there is none to be had.
 func (f *flight) settle(e *entry, now time.Time) bool {
 	if tok := e.token.Load(); tok != f.old && e.usable(tok, now, 0) {
-		f.token, f.source = tok, FromShared
+		f.token, f.origin = tok, OriginShared
 		return true
 	}
 	if t := e.troubleNow(now); t != nil {
@@ -107,7 +107,7 @@ func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 	now := time.Now()
 	if !f.forced && e.usable(f.old, now, 0) && now.Before(late(f.old)) {
 		e.quietUntil.Store(now.Add(time.Second).UnixNano())
-		f.token, f.source = f.old, FromMemory
+		f.token, f.origin = f.old, OriginMemory
 		return
 	}
 	if e.usable(f.old, now, 0) && !sleep(ctx, nil, mathrand.N(maxStagger)) {
@@ -247,7 +247,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		newest := b.tell(ctx, lease, got.success(e)...)
 		b.fetched(e, got)
 		b.settleSecret(e.client, got.with)
-		f.token, f.source = got.token, FromIdP
+		f.token, f.origin = got.token, OriginFetched
 		if !newest {
 			_ = b.look(ctx, e) // some IdPs end a token when they issue the next one
 		}

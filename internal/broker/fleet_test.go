@@ -313,11 +313,11 @@ func TestTwentyReplicasCostOneFetchAndWaitNoLongerThanTheIdPTakes(t *testing.T) 
 			if got := r.fetches(); got != 1 {
 				t.Errorf("the IdP was asked %d times", got)
 			}
-			sources := map[broker.Source]int{}
+			sources := map[broker.Origin]int{}
 			for _, answer := range answers {
-				sources[answer.Source]++
+				sources[answer.Origin]++
 			}
-			if sources[broker.FromIdP] != 100 || sources[broker.FromShared] != 1900 {
+			if sources[broker.OriginFetched] != 100 || sources[broker.OriginShared] != 1900 {
 				t.Errorf("sources: %v", sources)
 			}
 		})
@@ -332,7 +332,7 @@ func TestReplicaThatIsNewFindsTheToken(t *testing.T) {
 		r.all = nil
 		r.add("right")
 		answer := r.everybody(1, broker.Ask{Client: "orders"})[0]
-		if answer.Source != broker.FromShared || answer.Token.SHA256 != first.Token.SHA256 || r.fetches() != 1 {
+		if answer.Origin != broker.OriginShared || answer.Token.SHA256 != first.Token.SHA256 || r.fetches() != 1 {
 			t.Errorf("%+v after %d fetches", answer, r.fetches())
 		}
 		if drift := answer.Token.ExpiresAt.Sub(first.Token.ExpiresAt).Abs(); drift > 20*time.Millisecond {
@@ -427,7 +427,7 @@ func TestStoreThatIsAwayDoesNotTouchHits(t *testing.T) {
 		calls := r.all[0].link.calls.Load()
 		begun := time.Now()
 		for range 1000 {
-			if answer := r.everybody(1, broker.Ask{Client: "orders"})[0]; answer.Degraded || answer.Source != broker.FromMemory {
+			if answer := r.everybody(1, broker.Ask{Client: "orders"})[0]; answer.Degraded || answer.Origin != broker.OriginMemory {
 				t.Fatalf("%+v", answer)
 			}
 		}
@@ -695,7 +695,7 @@ func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
 		// The token is there now: whoever may not fetch may still use it.
 		time.Sleep(31 * time.Second)
 		answer, err := old.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		if err != nil || answer.Source == broker.FromIdP {
+		if err != nil || answer.Origin == broker.OriginFetched {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	})
@@ -1045,7 +1045,7 @@ func TestReplicasOfDifferentConfigurationShareNothing(t *testing.T) {
 		}
 		defer b.Close()
 		answer, err := b.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		if err != nil || answer.Source != broker.FromIdP {
+		if err != nil || answer.Origin != broker.OriginFetched {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	})

@@ -25,23 +25,23 @@ type Ask struct {
 	Rejected *[32]byte
 }
 
-// Source says where a token came from.
-type Source int
+// Origin is the place where the broker found a token.
+type Origin int
 
-// The sources.
+// The origins.
 const (
-	FromMemory Source = iota + 1 // this replica's memory
-	FromShared                   // the store, or a replica that fetched it meanwhile
-	FromIdP                      // the IdP, while the caller waited
+	OriginMemory Origin = iota + 1 // this replica's memory
+	OriginShared                   // the store, or a replica that fetched it meanwhile
+	OriginFetched                      // the IdP, while the caller waited
 )
 
-func (s Source) String() string {
-	switch s {
-	case FromMemory:
+func (o Origin) String() string {
+	switch o {
+	case OriginMemory:
 		return "memory"
-	case FromShared:
+	case OriginShared:
 		return "shared"
-	case FromIdP:
+	case OriginFetched:
 		return "fetched"
 	default:
 		return "unknown"
@@ -53,7 +53,7 @@ type Answer struct {
 	Token *token.Token
 	// RefreshAt is when asking again pays.
 	RefreshAt time.Time
-	Source    Source
+	Origin    Origin
 	// Degraded: the token is good, but a fresher one is due and was not to be
 	// had.
 	Degraded bool
@@ -262,7 +262,7 @@ func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Ans
 func (a Ask) rejects(tok *token.Token) bool { return a.Rejected != nil && *a.Rejected == tok.SHA256 }
 
 func held(tok *token.Token, now time.Time, degraded bool) Answer {
-	return Answer{Token: tok, RefreshAt: refreshHint(tok, now), Source: FromMemory, Degraded: degraded}
+	return Answer{Token: tok, RefreshAt: refreshHint(tok, now), Origin: OriginMemory, Degraded: degraded}
 }
 
 // refreshHint is never nearer than minRefreshHint, so that a caller who obeys
@@ -306,7 +306,7 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 			return Answer{}, err
 		}
 		now := time.Now()
-		if f.err == nil && f.source != FromIdP && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
+		if f.err == nil && f.origin != OriginFetched && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
 			continue
 		}
 		return e.land(f, ask, now)
@@ -390,7 +390,7 @@ func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *Error) {
 	switch {
 	case e.usable(f.token, now, ask.MinTTL):
 		// An IdP may give the same token again: then it is also the rejected one.
-		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Source: f.source, Degraded: ask.rejects(f.token)}, nil
+		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
 	case e.usable(f.token, now, 0):
 		return Answer{}, tooShort(e.client.name, f.token)
 	case f.token.Epoch < e.client.epoch.Load():

@@ -137,7 +137,7 @@ func TestThousandColdCallersCostOneFetch(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 1000 {
 			wg.Go(func() {
-				if answer, err := f.Get(t.Context(), policy.Self(), orders()); err != nil || answer.Source != broker.FromIdP {
+				if answer, err := f.Get(t.Context(), policy.Self(), orders()); err != nil || answer.Origin != broker.OriginFetched {
 					t.Errorf("Get = %+v, %v", answer, err)
 				}
 			})
@@ -180,7 +180,7 @@ func TestCallerWhoseTimeIsUpIsToldSo(t *testing.T) {
 		_, err := f.Get(ctx, policy.Self(), orders())
 		wantError(t, err, broker.DeadlineExceeded, broker.ReasonCallerGaveUp)
 		time.Sleep(2 * time.Second)
-		if answer := f.mustGet(t, orders()); answer.Source != broker.FromMemory {
+		if answer := f.mustGet(t, orders()); answer.Origin != broker.OriginMemory {
 			t.Error("the fetch of a caller who left was lost")
 		}
 	})
@@ -213,7 +213,7 @@ func TestFreshTokenIsAnsweredFromMemory(t *testing.T) {
 		first := f.mustGet(t, orders())
 		time.Sleep(60 * time.Second)
 		second := f.mustGet(t, orders())
-		if second.Token != first.Token || second.Source != broker.FromMemory || second.Degraded {
+		if second.Token != first.Token || second.Origin != broker.OriginMemory || second.Degraded {
 			t.Errorf("answer = %+v", second)
 		}
 		if got := f.fetches(); got != 1 {
@@ -239,7 +239,7 @@ func TestTokenThatIsDueIsReplacedBehindTheCallersBack(t *testing.T) {
 			}
 		}
 		time.Sleep(3 * time.Second)
-		if answer := f.mustGet(t, orders()); answer.Token == first.Token || answer.Source != broker.FromMemory {
+		if answer := f.mustGet(t, orders()); answer.Token == first.Token || answer.Origin != broker.OriginMemory {
 			t.Errorf("the token was not replaced: %+v", answer)
 		}
 		if got := f.fetches(); got != 2 {
@@ -564,7 +564,7 @@ func TestMinTTLThatTheHeldTokenMissesForcesOneFetch(t *testing.T) {
 		f.mustGet(t, orders())
 		time.Sleep(20 * time.Second)
 		wish := broker.Ask{Client: "orders", MinTTL: 95 * time.Second}
-		if answer := f.mustGet(t, wish); answer.Source != broker.FromIdP {
+		if answer := f.mustGet(t, wish); answer.Origin != broker.OriginFetched {
 			t.Errorf("answer = %+v", answer)
 		}
 		time.Sleep(10 * time.Second)

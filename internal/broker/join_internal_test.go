@@ -56,7 +56,7 @@ func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
 		}
 		for what, missed := range map[string]Ask{"any token": ask, "a token that lives long": {Client: "orders", MinTTL: 50 * time.Second}} {
 			answer, err := b.miss(t.Context(), b.client("orders").entry, missed)
-			if err != nil || answer.Token != landed.Token || answer.Source != FromMemory || answer.Degraded {
+			if err != nil || answer.Token != landed.Token || answer.Origin != OriginMemory || answer.Degraded {
 				t.Errorf("%s: %+v, %v", what, answer, err)
 			}
 		}

@@ -78,9 +78,9 @@ func (m *metrics) counted(a Answer) Answer {
 	switch {
 	case a.Degraded:
 		m.degraded.Inc()
-	case a.Source == FromIdP:
+	case a.Origin == OriginFetched:
 		m.fetched.Inc()
-	case a.Source == FromShared:
+	case a.Origin == OriginShared:
 		m.shared.Inc()
 	default:
 		m.memory.Inc()

@@ -152,7 +152,7 @@ func TestOlderFetchDoesNotReplaceANewerTokenInItsOwnReplica(t *testing.T) {
 		time.Sleep(100 * time.Millisecond) // the store notifies slow, which adopts the token
 		slow.link.state.Store(refused)     // or slow would read the newer token again
 		older := <-sent
-		if older.Source != broker.FromIdP || older.Token.Fence >= answer.Token.Fence || r.fetches() != 2 {
+		if older.Origin != broker.OriginFetched || older.Token.Fence >= answer.Token.Fence || r.fetches() != 2 {
 			t.Fatalf("the fetches did not overlap: %+v after %d fetches", older, r.fetches())
 		}
 		time.Sleep(time.Second)
@@ -248,12 +248,12 @@ func TestSharedTokenThatDoesNotSuitTheCallerIsFollowedByAnotherRequest(t *testin
 				r := startReplicas(t, 2)
 				held := r.mustGetFrom(r.all[0], orders())
 				time.Sleep(40 * time.Second) // 60 s are left
-				want, source := 2, broker.FromIdP
+				want, origin := 2, broker.OriginFetched
 				if name == "it will do, in fact" {
-					want, source = 1, broker.FromShared
+					want, origin = 1, broker.OriginShared
 				}
 				answer, err := r.all[1].Get(t.Context(), policy.Self(), ask(held))
-				if err != nil || answer.Source != source || answer.Degraded || (answer.Token.SHA256 == held.Token.SHA256) != (want == 1) {
+				if err != nil || answer.Origin != origin || answer.Degraded || (answer.Token.SHA256 == held.Token.SHA256) != (want == 1) {
 					t.Errorf("%+v, %v", answer, err)
 				}
 				if got := r.fetches(); got != want {

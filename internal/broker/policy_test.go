@@ -151,7 +151,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
 		_, err = b.Revocations(t.Context(), nobody, "")
 		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
-		wantError(t, b.Unrevoke(t.Context(), nobody, "x"), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, b.Unrevoke(t.Context(), nobody, broker.Unrevocation{ID: "x"}), broker.PermissionDenied, broker.ReasonNotEntitled)
 		wantError(t, b.Purge(t.Context(), nobody, purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
 
 		operator := policy.New(policy.Config{
@@ -162,7 +162,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		if err != nil || made.CreatedBy != "alice" {
 			t.Errorf("%+v, %v", made, err)
 		}
-		wantError(t, b.Unrevoke(t.Context(), operator, made.ID), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, b.Unrevoke(t.Context(), operator, broker.Unrevocation{ID: made.ID}), broker.PermissionDenied, broker.ReasonNotEntitled)
 	})
 }
 
@@ -317,7 +317,7 @@ func TestApplyAsksTheNewIdP(t *testing.T) {
 		if err := f.Apply(broker.Setup{Clients: []broker.ClientConfig{changed}}); err != nil {
 			t.Fatal(err)
 		}
-		if answer, err := f.Get(t.Context(), policy.Self(), narrow); err != nil || answer.Source != broker.FromIdP {
+		if answer, err := f.Get(t.Context(), policy.Self(), narrow); err != nil || answer.Origin != broker.OriginFetched {
 			t.Errorf("%+v, %v", answer, err)
 		}
 	})

@@ -407,12 +407,21 @@ func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer 
 	return found, nil
 }
 
-// Unrevoke ends a revocation before it expires. Ending it again does nothing.
+// Unrevocation selects a revocation to delete.
+type Unrevocation struct {
+	ID string
+	// Request identifies the call.
+	Request string
+	// Reason is why, for the audit log.
+	Reason string
+}
+
+// Unrevoke deletes a revocation before it expires. Deleting it again has no effect.
 // The error is always an [*Error].
-func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, id string) error {
-	ended, err := b.unrevoke(ctx, caller, id)
-	about := ended.about()
-	about.Revocation = id
+func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, asked Unrevocation) error {
+	deleted, err := b.unrevoke(ctx, caller, asked.ID)
+	about := deleted.about()
+	about.Revocation, about.Detail = asked.ID, asked.Reason
 	b.acted(ctx, caller, policy.DeleteRevocation, err, about)
 	return err
 }
@@ -429,8 +438,8 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 		b.revoker.poll(ctx, 0) // another replica may just have made it
 		known = b.revoker.known.Load().byID[id]
 	}
-	if known == nil {
-		return Revocation{}, &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "there is no revocation of this id; it may have expired"}
+	if known == nil || known.over(time.Now()) {
+		return Revocation{}, &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "no revocation has this id; it may have expired"}
 	}
 	deleted := *known
 	deleted.Deleted = true

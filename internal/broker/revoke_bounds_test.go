@@ -44,7 +44,7 @@ func TestRevocationAtTheBoundOfIssuedBefore(t *testing.T) {
 			if got := !j.good(j.all[0], issued(tt.iat)); got != tt.revoked {
 				t.Errorf("issued_before %v, iat %v: revoked %v, want %v", tt.before.Sub(bound), tt.iat, got, tt.revoked)
 			}
-			if err := j.all[0].Unrevoke(t.Context(), policy.Self(), made.ID); err != nil {
+			if err := j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
 				t.Fatal(err)
 			}
 		}

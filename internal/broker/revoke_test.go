@@ -185,7 +185,7 @@ func TestRevocationReachesAllReplicas(t *testing.T) {
 				}
 				time.Sleep(lag)
 				j.expectAll(token, false, "after")
-				if err := j.all[1].Unrevoke(t.Context(), policy.Self(), made.ID); err != nil {
+				if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(lag)
@@ -261,7 +261,7 @@ func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
 		token, other := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
 		j.revoke(j.all[0], broker.Revocation{Subject: "alice"}, "1")
 		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "2")
-		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), lifted.ID); err != nil {
+		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -292,7 +292,7 @@ func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
 		}
 		j.revoke(connect(), broker.Revocation{Subject: "bob"}, "1")
 		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "1")
-		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), lifted.ID); err != nil {
+		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -372,7 +372,7 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 		if elsewhere.ID == first.ID {
 			t.Error("another request's revocation is the same")
 		}
-		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), elsewhere.ID); err != nil {
+		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: elsewhere.ID}); err != nil {
 			t.Fatal(err)
 		}
 		if again.ID != first.ID || !again.CreatedAt.Equal(first.CreatedAt) || other.ID == first.ID {
@@ -386,11 +386,11 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 			t.Errorf("of another issuer: %+v", found)
 		}
 		for range 2 {
-			if err := j.all[1].Unrevoke(t.Context(), policy.Self(), first.ID); err != nil {
+			if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: first.ID}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), "unknown"), broker.NotFound, broker.ReasonNoSuchRevocation)
+		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "unknown"}), broker.NotFound, broker.ReasonNoSuchRevocation)
 	})
 }
 
@@ -411,7 +411,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token := j.token("alice", "shop", "1")
-		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(607 * time.Second)}, "1")
+		made := j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(607 * time.Second)}, "1")
 		time.Sleep(666 * time.Second)
 		j.expectAll(token, false, "before it is over")
 		time.Sleep(2 * time.Second)
@@ -419,6 +419,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 		if found, err := j.all[1].Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
 		}
+		wantError(t, j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}), broker.NotFound, broker.ReasonNoSuchRevocation)
 		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
 		synctest.Wait()
 		time.Sleep(time.Second)

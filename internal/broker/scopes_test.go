@@ -48,16 +48,16 @@ func TestRequestWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
 		for _, tt := range []struct {
 			caller string
 			want   []string
-			source broker.Source
+			origin broker.Origin
 		}{
-			{"all", []string{"read", "write"}, broker.FromIdP},
-			{"reader", []string{"read"}, broker.FromIdP},
-			{"writer", []string{"write"}, broker.FromIdP},
-			{"any", []string{"read", "write"}, broker.FromMemory},
-			{"reader", []string{"read"}, broker.FromMemory},
+			{"all", []string{"read", "write"}, broker.OriginFetched},
+			{"reader", []string{"read"}, broker.OriginFetched},
+			{"writer", []string{"write"}, broker.OriginFetched},
+			{"any", []string{"read", "write"}, broker.OriginMemory},
+			{"reader", []string{"read"}, broker.OriginMemory},
 		} {
 			answer, err := f.get(t, tt.caller, orders())
-			if err != nil || !slices.Equal(answer.Token.Scopes, tt.want) || answer.Source != tt.source {
+			if err != nil || !slices.Equal(answer.Token.Scopes, tt.want) || answer.Origin != tt.origin {
 				t.Fatalf("%s: %+v, %v", tt.caller, answer, err)
 			}
 			given[tt.caller] = answer

@@ -193,8 +193,8 @@ func TestWatchedTokenStaysInAFlood(t *testing.T) {
 		for i := range 2000 {
 			_, _ = f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1 + i%49), Scopes: []string{"read"}, Resources: []string{fmt.Sprint(i)}})
 		}
-		if answer := f.mustGet(t, watched); answer.Source != broker.FromMemory || answer.Token != first.Token {
-			t.Errorf("the watched token came from %v", answer.Source)
+		if answer := f.mustGet(t, watched); answer.Origin != broker.OriginMemory || answer.Token != first.Token {
+			t.Errorf("the watched token came from %v", answer.Origin)
 		}
 	})
 }

@@ -36,10 +36,10 @@ func TestGRPCurlFindsAndCallsTheServiceByReflection(t *testing.T) {
 			t.Errorf("%s is not listed: %v", service, services)
 		}
 	}
-	var got struct{ AccessToken, TokenType, Source string }
+	var got struct{ AccessToken, TokenType, Origin string }
 	answer := grpcurl("-d", `{"client_name": "basic"}`, b.grpc, "tokenbroker.v1.TokenBrokerService/GetToken")
-	if err := json.Unmarshal([]byte(answer), &got); err != nil || got.TokenType != "Bearer" || got.Source != "TOKEN_SOURCE_FETCHED" {
-		t.Errorf("GetToken: type %q, source %q, %v", got.TokenType, got.Source, err)
+	if err := json.Unmarshal([]byte(answer), &got); err != nil || got.TokenType != "Bearer" || got.Origin != "TOKEN_ORIGIN_FETCHED" {
+		t.Errorf("GetToken: type %q, origin %q, %v", got.TokenType, got.Origin, err)
 	}
 	b.mustVerify(t, "the token that grpcurl got", got.AccessToken, active)
 	for _, service := range []string{"", "tokenbroker.v1.TokenBrokerService"} {

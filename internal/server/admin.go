@@ -69,12 +69,12 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	return resp, nil
 }
 
-// DeleteRevocation ends a revocation.
+// DeleteRevocation ends a revocation before it expires.
 func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteRevocationRequest) (*tokenbrokerv1.DeleteRevocationResponse, error) {
 	if err := checkDelete(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Unrevoke(ctx, callerOf(ctx), req.GetId()); err != nil {
+	if err := a.broker.Unrevoke(ctx, callerOf(ctx), broker.Unrevocation{ID: req.GetId(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.DeleteRevocationResponse{}, nil

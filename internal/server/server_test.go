@@ -181,15 +181,15 @@ func detail[T any](err error) (found T) {
 
 func TestGetTokenAnswersAndThenFromMemory(t *testing.T) {
 	f := serve(t)
-	for _, source := range []tokenbrokerv1.TokenSource{tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED, tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY} {
+	for _, origin := range []tokenbrokerv1.TokenOrigin{tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_FETCHED, tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_MEMORY} {
 		resp, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		life := time.Until(resp.GetExpiresAt().AsTime())
-		if resp.GetAccessToken() == "" || resp.GetTokenType() != "Bearer" || resp.GetSource() != source || life < 59*time.Minute ||
+		if resp.GetAccessToken() == "" || resp.GetTokenType() != "Bearer" || resp.GetOrigin() != origin || life < 59*time.Minute ||
 			!resp.GetRefreshAt().AsTime().Before(resp.GetExpiresAt().AsTime()) || strings.Join(resp.GetScopes(), " ") != "read write" {
-			t.Errorf("source %v, life %v, scopes %v, type %q, refresh at %v", resp.GetSource(), life, resp.GetScopes(), resp.GetTokenType(), resp.GetRefreshAt().AsTime())
+			t.Errorf("origin %v, life %v, scopes %v, type %q, refresh at %v", resp.GetOrigin(), life, resp.GetScopes(), resp.GetTokenType(), resp.GetRefreshAt().AsTime())
 		}
 	}
 }
@@ -271,8 +271,8 @@ func TestMalformedRequestsNameTheField(t *testing.T) {
 		"short hash":             {&tokenbrokerv1.GetTokenRequest{ClientName: "orders", RejectedTokenSha256: make([]byte, 31)}, "rejected_token_sha256"},
 		"unknown field":          {withUnknown, "request"},
 		"no token":               {&tokenbrokerv1.VerifyTokenRequest{}, "token"},
-		"many audiences":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audience: many(17)}, "audience"},
-		"empty audience":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audience: []string{""}}, "audience"},
+		"many audiences":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audiences: many(17)}, "audiences"},
+		"empty audience":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audiences: []string{""}}, "audiences"},
 		"required scopes in one": {&tokenbrokerv1.VerifyTokenRequest{Token: "x", RequiredScopes: []string{"a b"}}, "required_scopes"},
 		"long issuer":            {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Issuer: long}, "issuer"},
 	} {
@@ -388,7 +388,7 @@ func TestHitsAreNotLoggedAndNothingSecretIs(t *testing.T) {
 	get(&tokenbrokerv1.GetTokenRequest{ClientName: "orders", Audience: "https://other.example.com"})
 	f.idp.SetDown(true)
 	get(&tokenbrokerv1.GetTokenRequest{ClientName: "orders", Scopes: []string{"read"}})
-	for _, req := range []*tokenbrokerv1.VerifyTokenRequest{{Token: tokens[0]}, {Token: tokens[0] + "x"}, {Token: tokens[0], Audience: []string{"other"}}} {
+	for _, req := range []*tokenbrokerv1.VerifyTokenRequest{{Token: tokens[0]}, {Token: tokens[0] + "x"}, {Token: tokens[0], Audiences: []string{"other"}}} {
 		_, _ = f.api.VerifyToken(t.Context(), req)
 	}
 	_, err := f.api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: tokens[0], Issuer: strings.Repeat("x", 600)})

@@ -64,7 +64,7 @@ func tokenResponse(answer broker.Answer) *tokenbrokerv1.GetTokenResponse {
 	m.RefreshAt = &made.refresh
 	m.Scopes = tok.Scopes
 	m.Extras = tok.Extras
-	m.Source = source(answer.Source)
+	m.Origin = origin(answer.Origin)
 	m.Degraded = answer.Degraded
 	return m
 }
@@ -74,16 +74,16 @@ func setTime(to *timestamppb.Timestamp, t time.Time) {
 	to.Nanos = int32(t.Nanosecond()) //nolint:gosec // below 1e9
 }
 
-func source(s broker.Source) tokenbrokerv1.TokenSource {
-	switch s {
-	case broker.FromMemory:
-		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_MEMORY
-	case broker.FromShared:
-		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_SHARED
-	case broker.FromIdP:
-		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_FETCHED
+func origin(o broker.Origin) tokenbrokerv1.TokenOrigin {
+	switch o {
+	case broker.OriginMemory:
+		return tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_MEMORY
+	case broker.OriginShared:
+		return tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_SHARED
+	case broker.OriginFetched:
+		return tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_FETCHED
 	default:
-		return tokenbrokerv1.TokenSource_TOKEN_SOURCE_UNSPECIFIED
+		return tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_UNSPECIFIED
 	}
 }
 
@@ -129,7 +129,7 @@ func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	m.Subject = f.Subject
 	m.SubjectType = tokenbrokerv1.SubjectType(f.SubjectType) //nolint:gosec // the numbers are those of the API
 	m.ClientId = f.ClientID
-	m.Audience = f.Audience
+	m.Audiences = f.Audience
 	m.Scopes = f.Scopes
 	m.ExpiresAt = &made.expires
 	m.TokenId = f.TokenID

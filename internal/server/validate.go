@@ -5,6 +5,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -98,17 +99,19 @@ func CheckAsk(ask broker.Ask) *broker.Error {
 // the API states.
 func CheckRequest(req verify.Request) *broker.Error {
 	return firstOf(
-		checkEach("audience", req.Audience, maxAudiences, checkResource),
+		checkEach("audiences", req.Audience, maxAudiences, checkResource),
 		checkEach("required_scopes", req.Scopes, maxScopes, checkScope),
 		checkValue("issuer", req.Issuer),
 	)
 }
 
 func checkUnknown(req proto.Message) *broker.Error {
-	if len(req.ProtoReflect().GetUnknown()) > 0 {
-		return invalid("request", "it has a field that this broker does not know; upgrade the broker, or ask without it")
+	unknown := req.ProtoReflect().GetUnknown()
+	if len(unknown) == 0 {
+		return nil
 	}
-	return nil
+	number, _, _ := protowire.ConsumeTag(unknown)
+	return invalid("request", "this broker does not know field %d of %s: upgrade the broker, or leave the field out", number, req.ProtoReflect().Descriptor().Name())
 }
 
 // secretChange is what requests to change a secret have in common.
@@ -160,13 +163,16 @@ func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *broke
 }
 
 func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *broker.Error {
+	if err := checkUnknown(req); err != nil {
+		return err
+	}
 	if size := req.GetPageSize(); size < 0 || size > maxPage {
 		return invalid("page_size", "want 0 to %d", maxPage)
 	}
 	if len(req.GetPageToken()) > maxClientName {
 		return invalid("page_token", "want the next_page_token of the page before")
 	}
-	return checkUnknown(req)
+	return nil
 }
 
 func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {
@@ -201,8 +207,8 @@ func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *b
 	}
 	err := firstOf(
 		checkUnknown(req),
-		checkRequestID(req.GetRequestId()),
 		checkUnknown(asked),
+		checkRequestID(req.GetRequestId()),
 		checkValue("revocation.issuer", made.Issuer),
 		checkValue("revocation.token_id", made.TokenID),
 		checkValue("revocation.subject", made.Subject),
@@ -227,22 +233,28 @@ func instant(field string, from *timestamppb.Timestamp, to *time.Time) *broker.E
 }
 
 func checkList(req *tokenbrokerv1.ListRevocationsRequest) *broker.Error {
+	if err := checkUnknown(req); err != nil {
+		return err
+	}
 	if size := req.GetPageSize(); size < 0 || size > maxPage {
 		return invalid("page_size", "want 0 to %d", maxPage)
 	}
-	return firstOf(checkUnknown(req), checkValue("issuer", req.GetIssuer()))
+	return checkValue("issuer", req.GetIssuer())
 }
 
 func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *broker.Error {
-	if id := req.GetId(); id == "" || len(id) > maxID {
-		return invalid("id", "it is required: the id that RevokeTokens or ListRevocations gave")
+	if err := checkUnknown(req); err != nil {
+		return err
 	}
-	return firstOf(checkUnknown(req), checkRequestID(req.GetRequestId()))
+	if id := req.GetId(); id == "" || len(id) > maxID {
+		return invalid("id", "it is required: the id that RevokeTokens or ListRevocations returned")
+	}
+	return firstOf(checkRequestID(req.GetRequestId()), checkReason("reason", req.GetReason()))
 }
 
 // requestOf checks a request and turns it into what the token must be good for.
 func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *broker.Error) {
-	ask := verify.Request{Audience: req.GetAudience(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
+	ask := verify.Request{Audience: req.GetAudiences(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
 	if err := checkUnknown(req); err != nil {
 		return ask, err
 	}

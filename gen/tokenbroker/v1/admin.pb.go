@@ -23,23 +23,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ClientState says how a client fares.
+// ClientState is the result of a client's recent fetches.
 type ClientState int32
 
 const (
-	// Not said.
+	// Unknown.
 	ClientState_CLIENT_STATE_UNSPECIFIED ClientState = 0
-	// No token was asked for yet.
+	// Nobody has requested a token yet.
 	ClientState_CLIENT_STATE_IDLE ClientState = 1
 	// The last fetch succeeded.
 	ClientState_CLIENT_STATE_OK ClientState = 2
-	// The last fetch failed; a held token may still serve.
+	// The last fetch failed. A cached token may still be valid.
 	ClientState_CLIENT_STATE_FAILING ClientState = 3
 	// The IdP refuses the client's credentials.
 	ClientState_CLIENT_STATE_REFUSED ClientState = 4
 	// The IdP throttles the client.
 	ClientState_CLIENT_STATE_THROTTLED ClientState = 5
-	// A managed client without a secret.
+	// The client is managed and has no secret yet.
 	ClientState_CLIENT_STATE_NO_SECRET ClientState = 6
 )
 
@@ -92,19 +92,20 @@ func (ClientState) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
-// SecretState is where a version stands.
+// SecretState is the state of a version.
 type SecretState int32
 
 const (
-	// Not said.
+	// Unknown.
 	SecretState_SECRET_STATE_UNSPECIFIED SecretState = 0
-	// Staged: not in force yet.
+	// Stored, but not used yet.
 	SecretState_SECRET_STATE_PENDING SecretState = 1
-	// In force.
+	// In use.
 	SecretState_SECRET_STATE_CURRENT SecretState = 2
-	// Was in force; serves as a fallback.
+	// The version that was current before. The broker uses it if the IdP refuses the
+	// current one.
 	SecretState_SECRET_STATE_PREVIOUS SecretState = 3
-	// Wiped.
+	// Its value was erased.
 	SecretState_SECRET_STATE_RETIRED SecretState = 4
 )
 
@@ -153,12 +154,12 @@ func (SecretState) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
-// ListClientsRequest asks for a page of clients.
+// ListClientsRequest selects a page of clients.
 type ListClientsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optional. At most so many clients, 1 to 1000. Zero: 100.
+	// Optional. The largest number of clients to return, 1 to 1000. Zero: 100.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Optional. next_page_token of the page before. Empty: the first page.
+	// Optional. The next_page_token of the page before. Empty: the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -213,7 +214,7 @@ type ListClientsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The clients of this page.
 	Clients []*Client `protobuf:"bytes,1,rep,name=clients,proto3" json:"clients,omitempty"`
-	// For the next page; empty on the last.
+	// The page_token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -263,7 +264,7 @@ func (x *ListClientsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// GetClientRequest asks for one client.
+// GetClientRequest selects a client.
 type GetClientRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client in the configuration.
@@ -309,10 +310,10 @@ func (x *GetClientRequest) GetClientName() string {
 	return ""
 }
 
-// GetClientResponse is one client.
+// GetClientResponse contains the client.
 type GetClientResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The client.
+	// The requested client.
 	Client        *Client `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -355,48 +356,49 @@ func (x *GetClientResponse) GetClient() *Client {
 	return nil
 }
 
-// Client is a configured OAuth client and how it fares on the replica that
-// answers.
+// Client is a configured OAuth client and its status on the replica that responds.
 type Client struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name in the configuration.
+	// The name in the configuration.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Its client_id at the IdP.
+	// The client_id at the IdP.
 	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// The issuer it is registered with; empty if only a token URL is configured.
+	// The issuer at which the client is registered. Empty if only a token URL is
+	// configured.
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Where its tokens come from, without the query; empty if the issuer says so.
+	// The configured token endpoint, without the query. Empty if the issuer's
+	// metadata names it.
 	TokenUrl string `protobuf:"bytes,4,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
-	// How it authenticates: a token_endpoint_auth_method such as
+	// How the client authenticates: a token_endpoint_auth_method such as
 	// client_secret_basic.
 	AuthMethod string `protobuf:"bytes,5,opt,name=auth_method,json=authMethod,proto3" json:"auth_method,omitempty"`
-	// Where its secret comes from: file:PATH, env:NAME or managed; empty if none
-	// is needed.
+	// The source of its secret: file:PATH, env:NAME or managed. Empty if it needs
+	// none.
 	SecretSource string `protobuf:"bytes,6,opt,name=secret_source,json=secretSource,proto3" json:"secret_source,omitempty"`
-	// How it fares.
+	// The result of recent fetches.
 	State ClientState `protobuf:"varint,7,opt,name=state,proto3,enum=tokenbroker.v1.ClientState" json:"state,omitempty"`
-	// Versions of its secret, newest first.
+	// The versions of its secret, newest first.
 	SecretVersions []*SecretVersion `protobuf:"bytes,8,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty"`
-	// Expiry of the token for its default audience and scopes; unset if none is
-	// held.
+	// Expiry of the token for its default audience and scopes. Unset if this replica
+	// holds no such token.
 	TokenExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=token_expires_at,json=tokenExpiresAt,proto3" json:"token_expires_at,omitempty"`
-	// When that token is due to be replaced.
+	// When the broker will replace that token.
 	NextRefreshAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=next_refresh_at,json=nextRefreshAt,proto3" json:"next_refresh_at,omitempty"`
 	// When the IdP last issued a token.
 	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
 	// When a fetch last failed on any replica. Replicas share it for a day.
 	LastFailureAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_failure_at,json=lastFailureAt,proto3" json:"last_failure_at,omitempty"`
-	// Why, in a sentence; never quotes the IdP's answer.
+	// Why that fetch failed, as a sentence. It never quotes the IdP's response.
 	LastError string `protobuf:"bytes,13,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	// Until when the broker does not ask again.
+	// When the broker will try again. Unset if it is not backing off.
 	BackoffUntil *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=backoff_until,json=backoffUntil,proto3" json:"backoff_until,omitempty"`
-	// How often the secret was changed, as far as this replica knows: replicas
-	// that differ have not heard of a change yet.
+	// How often the secret was changed. Replicas with different numbers have not yet
+	// read the latest change.
 	SecretGeneration uint64 `protobuf:"varint,15,opt,name=secret_generation,json=secretGeneration,proto3" json:"secret_generation,omitempty"`
-	// The version that the newest token was obtained with; empty: not known.
+	// The version with which the newest token was obtained. Empty: unknown.
 	SecretInUse string `protobuf:"bytes,16,opt,name=secret_in_use,json=secretInUse,proto3" json:"secret_in_use,omitempty"`
-	// The version in use is not the one in force, which has been in force for
-	// more than two minutes: the IdP refuses it.
+	// The broker uses another version than the current one, although that one has
+	// been current for more than two minutes: the IdP refuses it.
 	SecretFallback bool `protobuf:"varint,17,opt,name=secret_fallback,json=secretFallback,proto3" json:"secret_fallback,omitempty"`
 	// A fetch has succeeded since last_failure_at.
 	LastFailureResolved bool `protobuf:"varint,18,opt,name=last_failure_resolved,json=lastFailureResolved,proto3" json:"last_failure_resolved,omitempty"`
@@ -560,27 +562,27 @@ func (x *Client) GetLastFailureResolved() bool {
 	return false
 }
 
-// SecretVersion is one version of a client's secret, never its value.
+// SecretVersion is a version of a client's secret, without its value.
 type SecretVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Identifies the version for good: the first 8 hex digits of a keyed hash of
-	// the secret. The same secret is the same version.
+	// Identifies the version permanently: an opaque string of at most 64 characters.
+	// The same secret always has the same version.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// Where it stands.
+	// The state of the version.
 	State SecretState `protobuf:"varint,2,opt,name=state,proto3,enum=tokenbroker.v1.SecretState" json:"state,omitempty"`
-	// Since when.
+	// When it entered that state.
 	StateSince *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`
 	// When the broker first saw it.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Who brought it: a caller's name, or the source.
+	// The name of the caller who set it, or the source from which it was read.
 	CreatedBy string `protobuf:"bytes,5,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	// When it last obtained a token, as far as this replica knows.
+	// When this replica last obtained a token with it.
 	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
-	// When the IdP last refused it; unset if it took it since. A version that was
-	// retired because the IdP refused it keeps it.
+	// When the IdP last refused it. Unset if the IdP has accepted it since. It stays
+	// set in a version that was retired because the IdP refused it.
 	RefusedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=refused_at,json=refusedAt,proto3" json:"refused_at,omitempty"`
-	// This replica knows the secret: not where a file has not changed yet here,
-	// or has changed before the broker started.
+	// This replica has the value. It does not if the secret is in a file that has
+	// not changed on this replica yet, or that changed before the broker started.
 	KnownHere     bool `protobuf:"varint,8,opt,name=known_here,json=knownHere,proto3" json:"known_here,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -672,20 +674,19 @@ func (x *SecretVersion) GetKnownHere() bool {
 	return false
 }
 
-// RotateSecretRequest brings a new secret.
+// RotateSecretRequest contains a new secret.
 type RotateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
 	// Required. The new secret, 1 to 16,384 bytes. Never log this message.
 	Secret []byte `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
-	// Optional. Only stage it: neither prove nor activate.
+	// Optional. Store the secret as pending, without proving and activating it.
 	StageOnly bool `protobuf:"varint,3,opt,name=stage_only,json=stageOnly,proto3" json:"stage_only,omitempty"`
-	// Optional. The old secret is known to others: it is wiped and not fallen
-	// back to, and every token that was obtained before now is dropped. Not with
-	// stage_only.
+	// Optional. The old secret is compromised: erase it, never fall back to it, and
+	// drop all tokens that were obtained before now. Not with stage_only.
 	Compromised bool `protobuf:"varint,4,opt,name=compromised,proto3" json:"compromised,omitempty"`
-	// Optional. Version that must be in force for this to happen. Empty: any.
+	// Optional. The call fails unless this version is current. Empty: any.
 	ExpectedCurrentVersion string `protobuf:"bytes,5,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -774,12 +775,12 @@ func (x *RotateSecretRequest) GetReason() string {
 	return ""
 }
 
-// RotateSecretResponse says what became of it.
+// RotateSecretResponse is the result of a rotation.
 type RotateSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The new version as it stands.
+	// The new version after the call.
 	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// What was done, in order.
+	// The steps that were taken, in order.
 	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -832,15 +833,16 @@ func (x *RotateSecretResponse) GetSteps() []*RotationStep {
 // RotationStep is one step of a rotation.
 type RotationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// stage, prove, activate, retire or purge.
+	// stage, prove, activate, retire, purge or import. Later versions may add names.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// It succeeded.
+	// The step succeeded.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
-	// What happened, in a sentence.
+	// The result, as a sentence.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	// How long it took.
+	// How long the step took.
 	Took *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
-	// What may become of it, such as a store that may lose it; empty: nothing.
+	// A risk that the operator should know, such as a store without persistence.
+	// Empty: no risk.
 	Warning       string `protobuf:"bytes,5,opt,name=warning,proto3" json:"warning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -911,14 +913,14 @@ func (x *RotationStep) GetWarning() string {
 	return ""
 }
 
-// ActivateSecretRequest names a staged version.
+// ActivateSecretRequest selects a pending version.
 type ActivateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Optional. The version to put in force. Empty: the one that is staged.
+	// Optional. The version to activate. Empty: the pending one.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// Optional. Version that must be in force for this to happen. Empty: any.
+	// Optional. The call fails unless this version is current. Empty: any.
 	ExpectedCurrentVersion string `protobuf:"bytes,3,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -993,12 +995,12 @@ func (x *ActivateSecretRequest) GetReason() string {
 	return ""
 }
 
-// ActivateSecretResponse says what became of it.
+// ActivateSecretResponse is the result of the call.
 type ActivateSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version as it stands.
+	// The version after the call.
 	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// What was done, in order.
+	// The steps that were taken, in order.
 	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1048,12 +1050,12 @@ func (x *ActivateSecretResponse) GetSteps() []*RotationStep {
 	return nil
 }
 
-// RollbackSecretRequest asks for the previous version.
+// RollbackSecretRequest selects the client to roll back.
 type RollbackSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Optional. Version that must be in force for this to happen. Empty: any.
+	// Optional. The call fails unless this version is current. Empty: any.
 	ExpectedCurrentVersion string `protobuf:"bytes,2,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1121,12 +1123,12 @@ func (x *RollbackSecretRequest) GetReason() string {
 	return ""
 }
 
-// RollbackSecretResponse says what is in force.
+// RollbackSecretResponse is the result of a rollback.
 type RollbackSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version now in force.
+	// The version that is current now.
 	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// What was done, in order.
+	// The steps that were taken, in order.
 	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1176,12 +1178,12 @@ func (x *RollbackSecretResponse) GetSteps() []*RotationStep {
 	return nil
 }
 
-// RetireSecretRequest names a version to wipe.
+// RetireSecretRequest selects a version to retire.
 type RetireSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Required. The version to wipe.
+	// Required. The version to retire.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1249,12 +1251,12 @@ func (x *RetireSecretRequest) GetReason() string {
 	return ""
 }
 
-// RetireSecretResponse says what became of it.
+// RetireSecretResponse is the result of the call.
 type RetireSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version as it stands.
+	// The version after the call.
 	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// What was done, in order.
+	// The steps that were taken, in order.
 	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1304,7 +1306,7 @@ func (x *RetireSecretResponse) GetSteps() []*RotationStep {
 	return nil
 }
 
-// ExportSecretRequest names a client.
+// ExportSecretRequest selects a client.
 type ExportSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
@@ -1350,12 +1352,12 @@ func (x *ExportSecretRequest) GetClientName() string {
 	return ""
 }
 
-// ExportSecretResponse is a backup.
+// ExportSecretResponse contains a backup.
 type ExportSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The versions and their history, sealed and bound to the client's name.
 	Sealed []byte `protobuf:"bytes,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
-	// The version in force; empty: there is none.
+	// The current version. Empty if no version is current.
 	CurrentVersion string `protobuf:"bytes,2,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1405,15 +1407,15 @@ func (x *ExportSecretResponse) GetCurrentVersion() string {
 	return ""
 }
 
-// ImportSecretRequest brings a backup back.
+// ImportSecretRequest contains a backup to restore.
 type ImportSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Name of the client, as it was when the backup was made.
+	// Required. Name of the client. It must be the same as when the backup was made.
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Required. What ExportSecret returned.
+	// Required. The sealed backup that ExportSecret returned.
 	Sealed []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
-	// Optional. Replace what there is. Without it the client must not have a
-	// secret.
+	// Optional. Replace the client's secret. Otherwise the call fails if the client
+	// has one.
 	Replace bool `protobuf:"varint,3,opt,name=replace,proto3" json:"replace,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1488,12 +1490,12 @@ func (x *ImportSecretRequest) GetReason() string {
 	return ""
 }
 
-// ImportSecretResponse says what is in force.
+// ImportSecretResponse is the result of an import.
 type ImportSecretResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version now in force; unset: there is none.
+	// The version that is current now. Unset if no version is current.
 	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// What was done, in order.
+	// The steps that were taken, in order.
 	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1543,7 +1545,7 @@ func (x *ImportSecretResponse) GetSteps() []*RotationStep {
 	return nil
 }
 
-// PurgeTokensRequest names a client.
+// PurgeTokensRequest selects a client.
 type PurgeTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client.
@@ -1644,15 +1646,15 @@ func (*PurgeTokensResponse) Descriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
-// Revocation makes VerifyToken refuse tokens of one issuer. Exactly one of
+// Revocation makes VerifyToken reject tokens of one issuer. Exactly one of
 // token_id, subject, client_id and all is set.
 type Revocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Set by the broker.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. The issuer, byte by byte.
+	// Required. The issuer, compared byte by byte.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// What is revoked.
+	// The tokens to reject.
 	//
 	// Types that are valid to be assigned to Target:
 	//
@@ -1661,16 +1663,16 @@ type Revocation struct {
 	//	*Revocation_ClientId
 	//	*Revocation_All
 	Target isRevocation_Target `protobuf_oneof:"target"`
-	// Optional. Only tokens issued before this instant. Unset: all.
+	// Optional. Reject only tokens that were issued before this time. Unset: all.
 	IssuedBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=issued_before,json=issuedBefore,proto3" json:"issued_before,omitempty"`
-	// When the last token that it concerns has expired, or later. Unset: as long
-	// from now, or from a later issued_before, as tokens of the issuer may live
-	// (max_lifetime and the leeway). The revocation is in force for a minute more,
-	// which is the longest leeway, and is forgotten then.
+	// Optional. A time at which all rejected tokens have expired. Unset: the longest
+	// lifetime of the issuer's tokens (max_lifetime and the leeway) from now, or from
+	// issued_before if that is later. The revocation stays active for one minute
+	// more, the longest leeway, and is deleted then.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Set by the broker.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Set by the broker: the caller who asked for it.
+	// Set by the broker: the caller who created it.
 	CreatedBy string `protobuf:"bytes,10,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// Optional. Why, for the audit log; at most 256 characters.
 	Reason        string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1805,7 +1807,7 @@ type isRevocation_Target interface {
 }
 
 type Revocation_TokenId struct {
-	// The token of this jti.
+	// The token with this jti.
 	TokenId string `protobuf:"bytes,3,opt,name=token_id,json=tokenId,proto3,oneof"`
 }
 
@@ -1815,12 +1817,12 @@ type Revocation_Subject struct {
 }
 
 type Revocation_ClientId struct {
-	// All tokens that were issued to this client: VerifyToken says which.
+	// All tokens that were issued to this client, see VerifyTokenResponse.client_id.
 	ClientId string `protobuf:"bytes,5,opt,name=client_id,json=clientId,proto3,oneof"`
 }
 
 type Revocation_All struct {
-	// All tokens of the issuer; needs issued_before.
+	// All tokens of the issuer. Requires issued_before.
 	All bool `protobuf:"varint,6,opt,name=all,proto3,oneof"`
 }
 
@@ -1832,10 +1834,10 @@ func (*Revocation_ClientId) isRevocation_Target() {}
 
 func (*Revocation_All) isRevocation_Target() {}
 
-// RevokeTokensRequest brings a revocation.
+// RevokeTokensRequest contains a revocation to create.
 type RevokeTokensRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. What to refuse.
+	// Required. The tokens to reject.
 	Revocation *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
 	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1887,10 +1889,10 @@ func (x *RevokeTokensRequest) GetRequestId() string {
 	return ""
 }
 
-// RevokeTokensResponse is the revocation as it was stored.
+// RevokeTokensResponse contains the created revocation.
 type RevokeTokensResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revocation, with its id.
+	// The revocation as it was stored, with its id.
 	Revocation    *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1933,14 +1935,14 @@ func (x *RevokeTokensResponse) GetRevocation() *Revocation {
 	return nil
 }
 
-// ListRevocationsRequest asks for a page of revocations.
+// ListRevocationsRequest selects a page of revocations.
 type ListRevocationsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Optional. Only those of this issuer. Empty: all.
+	// Optional. Return only revocations of this issuer. Empty: of all issuers.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Optional. At most so many, 1 to 1000. Zero: 100.
+	// Optional. The largest number of revocations to return, 1 to 1000. Zero: 100.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// Optional. next_page_token of the page before. Empty: the first page.
+	// Optional. The next_page_token of the page before. Empty: the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2002,7 +2004,7 @@ type ListRevocationsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revocations of this page.
 	Revocations []*Revocation `protobuf:"bytes,1,rep,name=revocations,proto3" json:"revocations,omitempty"`
-	// For the next page; empty on the last.
+	// The page_token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2052,13 +2054,15 @@ func (x *ListRevocationsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// DeleteRevocationRequest names a revocation.
+// DeleteRevocationRequest selects a revocation.
 type DeleteRevocationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Its id.
+	// Required. The id of the revocation.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Required. Identifies this call, 1 to 64 characters.
-	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. Why, for the audit log; at most 256 characters.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2103,6 +2107,13 @@ func (x *DeleteRevocationRequest) GetId() string {
 func (x *DeleteRevocationRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteRevocationRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
 	}
 	return ""
 }
@@ -2307,11 +2318,12 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"\x7f\n" +
 	"\x17ListRevocationsResponse\x12<\n" +
 	"\vrevocations\x18\x01 \x03(\v2\x1a.tokenbroker.v1.RevocationR\vrevocations\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"H\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"`\n" +
 	"\x17DeleteRevocationRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x02 \x01(\tR\trequestId\"\x1a\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x1a\n" +
 	"\x18DeleteRevocationResponse*\xc3\x01\n" +
 	"\vClientState\x12\x1c\n" +
 	"\x18CLIENT_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
@@ -2334,12 +2346,14 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x0eActivateSecret\x12%.tokenbroker.v1.ActivateSecretRequest\x1a&.tokenbroker.v1.ActivateSecretResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x0eRollbackSecret\x12%.tokenbroker.v1.RollbackSecretRequest\x1a&.tokenbroker.v1.RollbackSecretResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fRetireSecret\x12#.tokenbroker.v1.RetireSecretRequest\x1a$.tokenbroker.v1.RetireSecretResponse\"\x03\x90\x02\x02\x12^\n" +
-	"\fExportSecret\x12#.tokenbroker.v1.ExportSecretRequest\x1a$.tokenbroker.v1.ExportSecretResponse\"\x03\x90\x02\x01\x12^\n" +
+	"\fExportSecret\x12#.tokenbroker.v1.ExportSecretRequest\x1a$.tokenbroker.v1.ExportSecretResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fImportSecret\x12#.tokenbroker.v1.ImportSecretRequest\x1a$.tokenbroker.v1.ImportSecretResponse\"\x03\x90\x02\x02\x12[\n" +
 	"\vPurgeTokens\x12\".tokenbroker.v1.PurgeTokensRequest\x1a#.tokenbroker.v1.PurgeTokensResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fRevokeTokens\x12#.tokenbroker.v1.RevokeTokensRequest\x1a$.tokenbroker.v1.RevokeTokensResponse\"\x03\x90\x02\x02\x12g\n" +
 	"\x0fListRevocations\x12&.tokenbroker.v1.ListRevocationsRequest\x1a'.tokenbroker.v1.ListRevocationsResponse\"\x03\x90\x02\x01\x12j\n" +
-	"\x10DeleteRevocation\x12'.tokenbroker.v1.DeleteRevocationRequest\x1a(.tokenbroker.v1.DeleteRevocationResponse\"\x03\x90\x02\x02B@Z>github.com/cezzis/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
+	"\x10DeleteRevocation\x12'.tokenbroker.v1.DeleteRevocationRequest\x1a(.tokenbroker.v1.DeleteRevocationResponse\"\x03\x90\x02\x02B\x81\x01\n" +
+	"\x19com.cezzis.tokenbroker.v1B\n" +
+	"AdminProtoP\x01Z>github.com/cezzis/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1\xaa\x02\x15Cezzis.TokenBroker.V1b\x06proto3"
 
 var (
 	file_tokenbroker_v1_admin_proto_rawDescOnce sync.Once

@@ -37,45 +37,51 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AdminService is for operators: the state of the configured clients, the
-// rotation of their secrets, and the revocation of tokens. No RPC returns a
-// token, or a secret that is not sealed.
+// AdminService is for operators: it shows the configured clients, rotates their
+// secrets and revokes tokens. No RPC returns a token, or a secret that is not
+// sealed. A caller without a grant for an action gets PERMISSION_DENIED, whether
+// or not the client exists.
 //
-// Each write takes a request_id: a second call with the same id and the same
-// content answers what the first one did and changes nothing.
+// Each write takes a request_id, which identifies the call. A second call with the
+// same id and the same content changes nothing and returns the result of the
+// first. Replicas share the ids: those of the last 32 changes of a client's
+// secret, those of purges for 24 h, and that of a revocation for as long as the
+// revocation exists.
 type AdminServiceClient interface {
 	// ListClients lists the configured clients in the order of their names.
 	ListClients(ctx context.Context, in *ListClientsRequest, opts ...grpc.CallOption) (*ListClientsResponse, error)
-	// GetClient shows one client. NOT_FOUND if there is none of that name.
+	// GetClient returns one client. PERMISSION_DENIED if no client has this name, or
+	// if the caller may not see it.
 	GetClient(ctx context.Context, in *GetClientRequest, opts ...grpc.CallOption) (*GetClientResponse, error)
-	// RotateSecret takes a new secret, proves it by obtaining a token with it,
-	// and puts it in force; what fails leaves the old one in force. A secret that
-	// the IdP refuses is not kept; one that could not be proved for another reason
-	// stays staged. The status of a failure has a RotateSecretResponse among its
-	// details, with the steps that were taken; so have those of the three below.
+	// RotateSecret stores a new secret, proves it by obtaining a token with it, and
+	// makes it the current secret. If a step fails, the old secret stays current. A
+	// secret that the IdP refuses is discarded; a secret that could not be proved
+	// for another reason stays pending. The details of an error status contain a
+	// RotateSecretResponse with the steps that were taken. So do those of
+	// ActivateSecret, RollbackSecret, RetireSecret and ImportSecret.
 	RotateSecret(ctx context.Context, in *RotateSecretRequest, opts ...grpc.CallOption) (*RotateSecretResponse, error)
-	// ActivateSecret proves a staged secret and puts it in force.
+	// ActivateSecret proves a pending secret and makes it the current one.
 	ActivateSecret(ctx context.Context, in *ActivateSecretRequest, opts ...grpc.CallOption) (*ActivateSecretResponse, error)
-	// RollbackSecret proves the previous secret and puts it back in force.
+	// RollbackSecret proves the previous secret and makes it the current one again.
 	RollbackSecret(ctx context.Context, in *RollbackSecretRequest, opts ...grpc.CallOption) (*RollbackSecretResponse, error)
-	// RetireSecret wipes a version's value and keeps its record. The current
+	// RetireSecret erases the value of a version and keeps its record. The current
 	// version cannot be retired.
 	RetireSecret(ctx context.Context, in *RetireSecretRequest, opts ...grpc.CallOption) (*RetireSecretResponse, error)
-	// ExportSecret returns the versions of a client's secret, sealed: only a
-	// broker with the same sealing keys can read them.
+	// ExportSecret returns the versions of a client's secret, sealed: only a broker
+	// with the same sealing keys can read them.
 	ExportSecret(ctx context.Context, in *ExportSecretRequest, opts ...grpc.CallOption) (*ExportSecretResponse, error)
-	// ImportSecret takes what ExportSecret returned.
+	// ImportSecret restores a backup that ExportSecret returned.
 	ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error)
-	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s. Made again within 24 h with the same request_id,
-	// on any replica, it changes nothing.
+	// PurgeTokens drops all tokens that a client obtained before now, on all
+	// replicas within 5 s.
 	PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error)
-	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
-	// the revocation is stored.
+	// RevokeTokens makes VerifyToken reject tokens from now on. OK means that the
+	// revocation is stored.
 	RevokeTokens(ctx context.Context, in *RevokeTokensRequest, opts ...grpc.CallOption) (*RevokeTokensResponse, error)
-	// ListRevocations lists the revocations in force, oldest first.
+	// ListRevocations lists the active revocations, oldest first.
 	ListRevocations(ctx context.Context, in *ListRevocationsRequest, opts ...grpc.CallOption) (*ListRevocationsResponse, error)
-	// DeleteRevocation lifts a revocation. NOT_FOUND if there is none of that id.
+	// DeleteRevocation ends a revocation. Deleting it again succeeds. NOT_FOUND if no
+	// revocation has this id, or if it has expired.
 	DeleteRevocation(ctx context.Context, in *DeleteRevocationRequest, opts ...grpc.CallOption) (*DeleteRevocationResponse, error)
 }
 
@@ -211,45 +217,51 @@ func (c *adminServiceClient) DeleteRevocation(ctx context.Context, in *DeleteRev
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
 //
-// AdminService is for operators: the state of the configured clients, the
-// rotation of their secrets, and the revocation of tokens. No RPC returns a
-// token, or a secret that is not sealed.
+// AdminService is for operators: it shows the configured clients, rotates their
+// secrets and revokes tokens. No RPC returns a token, or a secret that is not
+// sealed. A caller without a grant for an action gets PERMISSION_DENIED, whether
+// or not the client exists.
 //
-// Each write takes a request_id: a second call with the same id and the same
-// content answers what the first one did and changes nothing.
+// Each write takes a request_id, which identifies the call. A second call with the
+// same id and the same content changes nothing and returns the result of the
+// first. Replicas share the ids: those of the last 32 changes of a client's
+// secret, those of purges for 24 h, and that of a revocation for as long as the
+// revocation exists.
 type AdminServiceServer interface {
 	// ListClients lists the configured clients in the order of their names.
 	ListClients(context.Context, *ListClientsRequest) (*ListClientsResponse, error)
-	// GetClient shows one client. NOT_FOUND if there is none of that name.
+	// GetClient returns one client. PERMISSION_DENIED if no client has this name, or
+	// if the caller may not see it.
 	GetClient(context.Context, *GetClientRequest) (*GetClientResponse, error)
-	// RotateSecret takes a new secret, proves it by obtaining a token with it,
-	// and puts it in force; what fails leaves the old one in force. A secret that
-	// the IdP refuses is not kept; one that could not be proved for another reason
-	// stays staged. The status of a failure has a RotateSecretResponse among its
-	// details, with the steps that were taken; so have those of the three below.
+	// RotateSecret stores a new secret, proves it by obtaining a token with it, and
+	// makes it the current secret. If a step fails, the old secret stays current. A
+	// secret that the IdP refuses is discarded; a secret that could not be proved
+	// for another reason stays pending. The details of an error status contain a
+	// RotateSecretResponse with the steps that were taken. So do those of
+	// ActivateSecret, RollbackSecret, RetireSecret and ImportSecret.
 	RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretResponse, error)
-	// ActivateSecret proves a staged secret and puts it in force.
+	// ActivateSecret proves a pending secret and makes it the current one.
 	ActivateSecret(context.Context, *ActivateSecretRequest) (*ActivateSecretResponse, error)
-	// RollbackSecret proves the previous secret and puts it back in force.
+	// RollbackSecret proves the previous secret and makes it the current one again.
 	RollbackSecret(context.Context, *RollbackSecretRequest) (*RollbackSecretResponse, error)
-	// RetireSecret wipes a version's value and keeps its record. The current
+	// RetireSecret erases the value of a version and keeps its record. The current
 	// version cannot be retired.
 	RetireSecret(context.Context, *RetireSecretRequest) (*RetireSecretResponse, error)
-	// ExportSecret returns the versions of a client's secret, sealed: only a
-	// broker with the same sealing keys can read them.
+	// ExportSecret returns the versions of a client's secret, sealed: only a broker
+	// with the same sealing keys can read them.
 	ExportSecret(context.Context, *ExportSecretRequest) (*ExportSecretResponse, error)
-	// ImportSecret takes what ExportSecret returned.
+	// ImportSecret restores a backup that ExportSecret returned.
 	ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error)
-	// PurgeTokens drops every token of a client that was minted before now, on
-	// all replicas within 5 s. Made again within 24 h with the same request_id,
-	// on any replica, it changes nothing.
+	// PurgeTokens drops all tokens that a client obtained before now, on all
+	// replicas within 5 s.
 	PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error)
-	// RevokeTokens makes VerifyToken refuse tokens from now on. OK means that
-	// the revocation is stored.
+	// RevokeTokens makes VerifyToken reject tokens from now on. OK means that the
+	// revocation is stored.
 	RevokeTokens(context.Context, *RevokeTokensRequest) (*RevokeTokensResponse, error)
-	// ListRevocations lists the revocations in force, oldest first.
+	// ListRevocations lists the active revocations, oldest first.
 	ListRevocations(context.Context, *ListRevocationsRequest) (*ListRevocationsResponse, error)
-	// DeleteRevocation lifts a revocation. NOT_FOUND if there is none of that id.
+	// DeleteRevocation ends a revocation. Deleting it again succeeds. NOT_FOUND if no
+	// revocation has this id, or if it has expired.
 	DeleteRevocation(context.Context, *DeleteRevocationRequest) (*DeleteRevocationResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

@@ -4,14 +4,20 @@
 // 	protoc        (unknown)
 // source: tokenbroker/v1/tokenbroker.proto
 
-// tokenbroker.v1 is the API of a token broker: it hands out OAuth 2.0 access
-// tokens that it obtained with credentials only it holds, and it verifies
-// access tokens on behalf of those who receive them.
+// tokenbroker.v1 is the API of a token broker. The broker holds the credentials
+// of OAuth 2.0 clients, obtains access tokens with them for its callers, and
+// verifies access tokens for the services and gateways that receive them.
 //
-// Conventions. The first word of each field's comment in a request says
-// whether the field is required. Errors use the standard gRPC codes and carry
-// google.rpc.ErrorInfo (a stable reason, domain "tokenbroker"), RetryInfo
-// where waiting helps, and BadRequest where a field is at fault.
+// Conventions. The comment of each request field begins with Required or
+// Optional. Errors use the standard gRPC codes and carry google.rpc.ErrorInfo (a
+// stable reason, domain "tokenbroker"), RetryInfo if the call may succeed later,
+// and BadRequest if a field is invalid.
+//
+// Compatibility. A broker refuses a request with a field that it does not know
+// (INVALID_ARGUMENT), so that it never ignores a restriction: upgrade brokers
+// before their callers. Later versions may add fields and enum values to
+// responses, and clients must accept them; the comments of Confirmation and
+// SubjectType name the exceptions.
 
 package tokenbrokerv1
 
@@ -32,73 +38,74 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// TokenSource says where a token came from.
-type TokenSource int32
+// TokenOrigin is the place where the broker found a token.
+type TokenOrigin int32
 
 const (
-	// Not said.
-	TokenSource_TOKEN_SOURCE_UNSPECIFIED TokenSource = 0
-	// This replica's memory.
-	TokenSource_TOKEN_SOURCE_MEMORY TokenSource = 1
+	// Unknown.
+	TokenOrigin_TOKEN_ORIGIN_UNSPECIFIED TokenOrigin = 0
+	// The memory of this replica.
+	TokenOrigin_TOKEN_ORIGIN_MEMORY TokenOrigin = 1
 	// The store that the replicas share.
-	TokenSource_TOKEN_SOURCE_SHARED TokenSource = 2
-	// Fetched from the IdP while the caller waited.
-	TokenSource_TOKEN_SOURCE_FETCHED TokenSource = 3
+	TokenOrigin_TOKEN_ORIGIN_SHARED TokenOrigin = 2
+	// The IdP, while the caller waited.
+	TokenOrigin_TOKEN_ORIGIN_FETCHED TokenOrigin = 3
 )
 
-// Enum value maps for TokenSource.
+// Enum value maps for TokenOrigin.
 var (
-	TokenSource_name = map[int32]string{
-		0: "TOKEN_SOURCE_UNSPECIFIED",
-		1: "TOKEN_SOURCE_MEMORY",
-		2: "TOKEN_SOURCE_SHARED",
-		3: "TOKEN_SOURCE_FETCHED",
+	TokenOrigin_name = map[int32]string{
+		0: "TOKEN_ORIGIN_UNSPECIFIED",
+		1: "TOKEN_ORIGIN_MEMORY",
+		2: "TOKEN_ORIGIN_SHARED",
+		3: "TOKEN_ORIGIN_FETCHED",
 	}
-	TokenSource_value = map[string]int32{
-		"TOKEN_SOURCE_UNSPECIFIED": 0,
-		"TOKEN_SOURCE_MEMORY":      1,
-		"TOKEN_SOURCE_SHARED":      2,
-		"TOKEN_SOURCE_FETCHED":     3,
+	TokenOrigin_value = map[string]int32{
+		"TOKEN_ORIGIN_UNSPECIFIED": 0,
+		"TOKEN_ORIGIN_MEMORY":      1,
+		"TOKEN_ORIGIN_SHARED":      2,
+		"TOKEN_ORIGIN_FETCHED":     3,
 	}
 )
 
-func (x TokenSource) Enum() *TokenSource {
-	p := new(TokenSource)
+func (x TokenOrigin) Enum() *TokenOrigin {
+	p := new(TokenOrigin)
 	*p = x
 	return p
 }
 
-func (x TokenSource) String() string {
+func (x TokenOrigin) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (TokenSource) Descriptor() protoreflect.EnumDescriptor {
+func (TokenOrigin) Descriptor() protoreflect.EnumDescriptor {
 	return file_tokenbroker_v1_tokenbroker_proto_enumTypes[0].Descriptor()
 }
 
-func (TokenSource) Type() protoreflect.EnumType {
+func (TokenOrigin) Type() protoreflect.EnumType {
 	return &file_tokenbroker_v1_tokenbroker_proto_enumTypes[0]
 }
 
-func (x TokenSource) Number() protoreflect.EnumNumber {
+func (x TokenOrigin) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use TokenSource.Descriptor instead.
-func (TokenSource) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use TokenOrigin.Descriptor instead.
+func (TokenOrigin) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{0}
 }
 
-// SubjectType names the claim that is the subject of a token.
+// SubjectType names the claim that is the subject of a token. Treat an unknown
+// value as no subject.
 type SubjectType int32
 
 const (
-	// Not said.
+	// Unknown.
 	SubjectType_SUBJECT_TYPE_UNSPECIFIED SubjectType = 0
 	// The sub claim.
 	SubjectType_SUBJECT_TYPE_SUB SubjectType = 1
-	// The client_id claim: the token has no sub, and was issued to a client that
-	// acts for itself.
+	// The client_id claim: the token has no sub and was issued to a client that acts
+	// on its own behalf.
 	SubjectType_SUBJECT_TYPE_CLIENT_ID SubjectType = 2
 )
 
@@ -144,43 +151,47 @@ func (SubjectType) EnumDescriptor() ([]byte, []int) {
 }
 
 // RejectionReason is the first check that a token failed. The checks up to
-// BAD_SIGNATURE tell nothing that the presenter cannot see; the others are made
-// only on a token with a good signature.
+// BAD_SIGNATURE reveal nothing that the presenter could not see; the later ones
+// run only if the signature is valid.
 type RejectionReason int32
 
 const (
-	// Not said.
+	// Unknown.
 	RejectionReason_REJECTION_REASON_UNSPECIFIED RejectionReason = 0
-	// Not a token in JWS compact form, or its header or claims are not sound.
+	// Not a token in JWS compact form, or the header or claims are malformed.
 	RejectionReason_REJECTION_REASON_MALFORMED RejectionReason = 1
-	// The header asks for something that is never accepted, such as crit.
+	// The header requires a feature that the broker never supports, such as crit.
 	RejectionReason_REJECTION_REASON_UNSUPPORTED RejectionReason = 2
-	// The issuer is not one of those configured, or not the one asked for.
+	// The issuer is not configured, or is not the requested one.
 	RejectionReason_REJECTION_REASON_UNKNOWN_ISSUER RejectionReason = 3
 	// The algorithm is not allowed for this issuer or for the key.
 	RejectionReason_REJECTION_REASON_ALGORITHM_NOT_ALLOWED RejectionReason = 4
-	// The issuer publishes no usable key of that id.
+	// The issuer publishes no usable key with this id.
 	RejectionReason_REJECTION_REASON_UNKNOWN_KEY RejectionReason = 5
-	// The signature does not hold.
+	// The signature is not valid.
 	RejectionReason_REJECTION_REASON_BAD_SIGNATURE RejectionReason = 6
-	// A good signature over claims that are missing or not sound.
+	// The signature is valid, but claims are missing or malformed.
 	RejectionReason_REJECTION_REASON_BAD_CLAIMS RejectionReason = 7
 	// Not an access token, such as an ID token.
 	RejectionReason_REJECTION_REASON_WRONG_TYPE RejectionReason = 8
-	// Past its expiry.
+	// The token has expired.
 	RejectionReason_REJECTION_REASON_EXPIRED RejectionReason = 9
-	// Before its nbf, or issued in the future.
+	// The current time is before nbf, or iat is in the future.
 	RejectionReason_REJECTION_REASON_NOT_YET_VALID RejectionReason = 10
-	// Its lifetime or its age is beyond what is configured.
+	// The lifetime or the age exceeds the configured limit.
 	RejectionReason_REJECTION_REASON_LIFETIME_TOO_LONG RejectionReason = 11
-	// Not for any of the audiences asked for.
+	// The token is not for any of the accepted audiences.
 	RejectionReason_REJECTION_REASON_WRONG_AUDIENCE RejectionReason = 12
-	// Good, but without a scope that was asked for.
+	// The token lacks a required scope.
 	RejectionReason_REJECTION_REASON_INSUFFICIENT_SCOPE RejectionReason = 13
-	// Revoked.
+	// An operator revoked the token.
 	RejectionReason_REJECTION_REASON_REVOKED RejectionReason = 14
-	// Opaque, and the issuer's introspection says that it is not active.
+	// Introspection at the issuer reported that the opaque token is not active.
 	RejectionReason_REJECTION_REASON_INACTIVE RejectionReason = 15
+	// The token is bound to a key (cnf) that the presenter did not prove to hold.
+	// VerifyToken never returns this reason: receivers that check the confirmation
+	// use it.
+	RejectionReason_REJECTION_REASON_WRONG_HOLDER RejectionReason = 16
 )
 
 // Enum value maps for RejectionReason.
@@ -202,6 +213,7 @@ var (
 		13: "REJECTION_REASON_INSUFFICIENT_SCOPE",
 		14: "REJECTION_REASON_REVOKED",
 		15: "REJECTION_REASON_INACTIVE",
+		16: "REJECTION_REASON_WRONG_HOLDER",
 	}
 	RejectionReason_value = map[string]int32{
 		"REJECTION_REASON_UNSPECIFIED":           0,
@@ -220,6 +232,7 @@ var (
 		"REJECTION_REASON_INSUFFICIENT_SCOPE":    13,
 		"REJECTION_REASON_REVOKED":               14,
 		"REJECTION_REASON_INACTIVE":              15,
+		"REJECTION_REASON_WRONG_HOLDER":          16,
 	}
 )
 
@@ -250,30 +263,29 @@ func (RejectionReason) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{2}
 }
 
-// GetTokenRequest asks for an access token.
+// GetTokenRequest selects an access token.
 type GetTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client in the broker's configuration, 1 to 128
 	// characters of [A-Za-z0-9._-].
 	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
-	// Optional. The audience parameter for the IdP, at most 512 bytes. Empty:
-	// the client's own.
+	// Optional. The audience parameter for the IdP, at most 512 bytes. Empty: the
+	// client's default.
 	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
-	// Optional. RFC 8707 resource indicators, at most 8 of at most 512 bytes,
-	// order kept. Empty: the client's own.
+	// Optional. RFC 8707 resource indicators, at most 8 of at most 512 bytes, order
+	// kept. Empty: the client's default.
 	Resources []string `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
-	// Optional. Scopes to ask for, at most 64 of at most 256 bytes each in RFC
-	// 6749 scope-token characters; order and repetition do not matter. Empty:
-	// the client's own default scopes, as far as one grant of the caller admits
-	// them.
+	// Optional. Scopes to request, at most 64 of at most 256 bytes each in RFC 6749
+	// scope-token characters; order and repetition do not matter. Empty: those of
+	// the client's default scopes that one grant of the caller covers.
 	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// Optional. The token must live at least so long, 0 to 24 h. Unset: the
-	// broker's own margin (the smaller of 60 s and a tenth of the token's
-	// lifetime), below which it never answers in any case.
+	// Optional. The remaining lifetime that the token must have at least, 0 to 24 h.
+	// The broker never returns a token that expires within the smaller of 60 s and a
+	// tenth of its lifetime.
 	MinTtl *durationpb.Duration `protobuf:"bytes,5,opt,name=min_ttl,json=minTtl,proto3" json:"min_ttl,omitempty"`
-	// Optional. SHA-256 (32 bytes) of an access token that the caller's API
-	// refused. If that token is still the current one it is replaced, at most
-	// once in 30 s; if it was replaced already this changes nothing.
+	// Optional. SHA-256 (32 bytes) of an access token that an API rejected. If the
+	// broker still holds that token it fetches another one, at most once in 30 s;
+	// if it has already replaced the token, this field has no effect.
 	RejectedTokenSha256 []byte `protobuf:"bytes,6,opt,name=rejected_token_sha256,json=rejectedTokenSha256,proto3" json:"rejected_token_sha256,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -351,7 +363,7 @@ func (x *GetTokenRequest) GetRejectedTokenSha256() []byte {
 	return nil
 }
 
-// GetTokenResponse is an access token and what to know of it.
+// GetTokenResponse is an access token.
 type GetTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token. Never log this message.
@@ -360,18 +372,18 @@ type GetTokenResponse struct {
 	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// When the token expires, by the broker's clock.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// When asking again pays: from then on the broker holds a fresher token or
-	// is about to. Never nearer than 5 s where the token's life allows.
+	// When to request the token again: from then on the broker has a fresher token,
+	// or is fetching one. At least 5 s from now, unless the token expires earlier.
 	RefreshAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=refresh_at,json=refreshAt,proto3" json:"refresh_at,omitempty"`
-	// The scopes that the IdP granted: those it named, else those asked for.
+	// The scopes that the IdP granted: those in its response, else the requested
+	// ones.
 	Scopes []string `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// Other members of the IdP's answer that the client's configuration lets
-	// through, such as Salesforce's instance_url.
+	// Members of the IdP's response that the client's configuration passes on, such
+	// as Salesforce's instance_url.
 	Extras map[string]string `protobuf:"bytes,6,rep,name=extras,proto3" json:"extras,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Where the token came from.
-	Source TokenSource `protobuf:"varint,7,opt,name=source,proto3,enum=tokenbroker.v1.TokenSource" json:"source,omitempty"`
-	// The token is good, but it is due for replacement and could not be
-	// replaced.
+	// Where the broker got the token.
+	Origin TokenOrigin `protobuf:"varint,7,opt,name=origin,proto3,enum=tokenbroker.v1.TokenOrigin" json:"origin,omitempty"`
+	// The token is valid, but a replacement is due and the broker could not fetch it.
 	Degraded      bool `protobuf:"varint,8,opt,name=degraded,proto3" json:"degraded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -449,11 +461,11 @@ func (x *GetTokenResponse) GetExtras() map[string]string {
 	return nil
 }
 
-func (x *GetTokenResponse) GetSource() TokenSource {
+func (x *GetTokenResponse) GetOrigin() TokenOrigin {
 	if x != nil {
-		return x.Source
+		return x.Origin
 	}
-	return TokenSource_TOKEN_SOURCE_UNSPECIFIED
+	return TokenOrigin_TOKEN_ORIGIN_UNSPECIFIED
 }
 
 func (x *GetTokenResponse) GetDegraded() bool {
@@ -463,7 +475,7 @@ func (x *GetTokenResponse) GetDegraded() bool {
 	return false
 }
 
-// WatchTokenRequest asks for a token and its successors.
+// WatchTokenRequest selects a token to watch.
 type WatchTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Name of the client, as in GetTokenRequest.
@@ -539,7 +551,7 @@ func (x *WatchTokenRequest) GetScopes() []string {
 // WatchTokenResponse is one token of a watch.
 type WatchTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The token as it now stands.
+	// The newest token.
 	Token         *GetTokenResponse `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -582,22 +594,22 @@ func (x *WatchTokenResponse) GetToken() *GetTokenResponse {
 	return nil
 }
 
-// VerifyTokenRequest asks whether a token is good.
+// VerifyTokenRequest contains a token and the conditions that it must meet.
 type VerifyTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The token as it was presented, without "Bearer ", at most
-	// 64 KiB; the broker is configured for 16 KiB unless its operator chose otherwise.
+	// Required. The token as it was presented, without "Bearer ", at most 64 KiB.
+	// The broker's configuration may set a lower limit; the default is 16 KiB.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// Optional. The token must be for at least one of these audiences, compared
-	// byte by byte; at most 16 of at most 512 bytes. Empty: one of those that
-	// the broker is configured with for the issuer.
-	Audience []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
-	// Optional. The token must carry all of these scopes; at most 64 of at most
-	// 256 bytes.
+	// byte by byte; at most 16 of at most 512 bytes. Empty: those that the broker's
+	// configuration lists for the issuer.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// Optional. The token must have all of these scopes; at most 64 of at most 256
+	// bytes.
 	RequiredScopes []string `protobuf:"bytes,3,rep,name=required_scopes,json=requiredScopes,proto3" json:"required_scopes,omitempty"`
-	// Optional. The token must be of this issuer, compared byte by byte; at most
-	// 512 bytes. It also says which issuer is asked about an opaque token if
-	// several could be.
+	// Optional. The token must be of this issuer, compared byte by byte; at most 512
+	// bytes. If several issuers have introspection, this field selects the one to
+	// which the broker sends an opaque token.
 	Issuer        string `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -640,9 +652,9 @@ func (x *VerifyTokenRequest) GetToken() string {
 	return ""
 }
 
-func (x *VerifyTokenRequest) GetAudience() []string {
+func (x *VerifyTokenRequest) GetAudiences() []string {
 	if x != nil {
-		return x.Audience
+		return x.Audiences
 	}
 	return nil
 }
@@ -661,44 +673,43 @@ func (x *VerifyTokenRequest) GetIssuer() string {
 	return ""
 }
 
-// VerifyTokenResponse is what the broker found.
+// VerifyTokenResponse is the result of a verification.
 type VerifyTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The token is good for what was asked. All other fields but rejection are
-	// set only then.
+	// The token is valid and meets the conditions of the request. All other fields
+	// but rejection are set only if active is true.
 	Active bool `protobuf:"varint,1,opt,name=active,proto3" json:"active,omitempty"`
-	// Why the token is not good; set exactly when active is false.
+	// Why the token is not valid. Set if and only if active is false.
 	Rejection *Rejection `protobuf:"bytes,2,opt,name=rejection,proto3" json:"rejection,omitempty"`
 	// The iss claim, which is one of the configured issuers.
 	Issuer string `protobuf:"bytes,3,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The claim that subject_type names. An identity is the triple (issuer,
 	// subject_type, subject).
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
-	// The client that the token was issued to: client_id, else azp, else cid
-	// (Okta) or appid (Entra ID); may be empty.
+	// The client to which the token was issued: client_id, else azp, else cid (Okta)
+	// or appid (Entra ID). May be empty.
 	ClientId string `protobuf:"bytes,5,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
-	// The aud claim, always as a list. For a token without aud, what the broker is
-	// configured with for the issuer to stand for it.
-	Audience []string `protobuf:"bytes,6,rep,name=audience,proto3" json:"audience,omitempty"`
+	// The aud claim as a list. For a token without aud, the audience that the
+	// broker's configuration substitutes.
+	Audiences []string `protobuf:"bytes,6,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	// The scopes, from the claim that is configured for the issuer.
 	Scopes []string `protobuf:"bytes,7,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// The iat claim; unset if the token has none.
+	// The iat claim. Unset if the token has none.
 	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// The exp claim.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// The jti claim; may be empty.
+	// The jti claim. May be empty.
 	TokenId string `protobuf:"bytes,10,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
-	// The verified payload, byte for byte as the issuer signed it: one JSON
-	// object.
+	// The verified payload, byte for byte as the issuer signed it: one JSON object.
 	ClaimsJson []byte `protobuf:"bytes,11,opt,name=claims_json,json=claimsJson,proto3" json:"claims_json,omitempty"`
-	// Unset for a bearer token. Set: the token is bound to a key of its holder
-	// (cnf), and the broker has not checked that the presenter holds the key. The
-	// receiver must check every field that is set, or refuse the token.
+	// Unset for a bearer token. If set, the token is bound to a key of its holder
+	// (cnf), and the broker has not checked that the presenter holds the key: the
+	// receiver must check every field of it, or refuse the token.
 	Confirmation *Confirmation `protobuf:"bytes,12,opt,name=confirmation,proto3" json:"confirmation,omitempty"`
-	// How long this answer may be kept. Never later than expires_at.
+	// How long this response may be cached. Never later than expires_at.
 	ValidUntil *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=valid_until,json=validUntil,proto3" json:"valid_until,omitempty"`
-	// Which claim subject is. A client and a user may have the same name: a
-	// receiver that grants rights by subject must look at this, too.
+	// The claim that subject contains. A client and a user may have the same name,
+	// so a receiver that grants rights by subject must check this field too.
 	SubjectType   SubjectType `protobuf:"varint,14,opt,name=subject_type,json=subjectType,proto3,enum=tokenbroker.v1.SubjectType" json:"subject_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -769,9 +780,9 @@ func (x *VerifyTokenResponse) GetClientId() string {
 	return ""
 }
 
-func (x *VerifyTokenResponse) GetAudience() []string {
+func (x *VerifyTokenResponse) GetAudiences() []string {
 	if x != nil {
-		return x.Audience
+		return x.Audiences
 	}
 	return nil
 }
@@ -832,16 +843,16 @@ func (x *VerifyTokenResponse) GetSubjectType() SubjectType {
 	return SubjectType_SUBJECT_TYPE_UNSPECIFIED
 }
 
-// Confirmation names the keys that a sender-constrained token is bound to. If no
+// Confirmation names the keys to which a sender-constrained token is bound. If no
 // field is set, the token is bound in a way that the fields cannot describe, such
 // as cnf.kid or cnf.jwk: refuse it. Refuse it also if the Confirmation has fields
 // that you do not know.
 type Confirmation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// SHA-256 JWK thumbprint of a DPoP key (RFC 9449, cnf.jkt); may be empty.
+	// SHA-256 JWK thumbprint of a DPoP key (RFC 9449, cnf.jkt). May be empty.
 	Jkt string `protobuf:"bytes,1,opt,name=jkt,proto3" json:"jkt,omitempty"`
-	// SHA-256 thumbprint of a client certificate (RFC 8705, cnf.x5t#S256); may
-	// be empty.
+	// SHA-256 thumbprint of a client certificate (RFC 8705, cnf.x5t#S256). May be
+	// empty.
 	X5TS256       string `protobuf:"bytes,2,opt,name=x5t_s256,json=x5tS256,proto3" json:"x5t_s256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -891,13 +902,13 @@ func (x *Confirmation) GetX5TS256() string {
 	return ""
 }
 
-// Rejection says why a token is not good.
+// Rejection explains why a token is not valid.
 type Rejection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is wrong, for programs.
+	// The reason, for programs.
 	Reason RejectionReason `protobuf:"varint,1,opt,name=reason,proto3,enum=tokenbroker.v1.RejectionReason" json:"reason,omitempty"`
-	// What is wrong, in a sentence for a developer. It quotes nothing from the
-	// token until its signature was found good.
+	// The reason as a sentence, for developers. It quotes the token only if its
+	// signature is valid.
 	Message       string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -970,7 +981,7 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"refresh_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\x12\x16\n" +
 	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x12D\n" +
 	"\x06extras\x18\x06 \x03(\v2,.tokenbroker.v1.GetTokenResponse.ExtrasEntryR\x06extras\x123\n" +
-	"\x06source\x18\a \x01(\x0e2\x1b.tokenbroker.v1.TokenSourceR\x06source\x12\x1a\n" +
+	"\x06origin\x18\a \x01(\x0e2\x1b.tokenbroker.v1.TokenOriginR\x06origin\x12\x1a\n" +
 	"\bdegraded\x18\b \x01(\bR\bdegraded\x1a9\n" +
 	"\vExtrasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -982,19 +993,19 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\tresources\x18\x03 \x03(\tR\tresources\x12\x16\n" +
 	"\x06scopes\x18\x04 \x03(\tR\x06scopes\"L\n" +
 	"\x12WatchTokenResponse\x126\n" +
-	"\x05token\x18\x01 \x01(\v2 .tokenbroker.v1.GetTokenResponseR\x05token\"\x8c\x01\n" +
+	"\x05token\x18\x01 \x01(\v2 .tokenbroker.v1.GetTokenResponseR\x05token\"\x8e\x01\n" +
 	"\x12VerifyTokenRequest\x12\x19\n" +
-	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1a\n" +
-	"\baudience\x18\x02 \x03(\tR\baudience\x12'\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1c\n" +
+	"\taudiences\x18\x02 \x03(\tR\taudiences\x12'\n" +
 	"\x0frequired_scopes\x18\x03 \x03(\tR\x0erequiredScopes\x12\x16\n" +
-	"\x06issuer\x18\x04 \x01(\tR\x06issuer\"\xd8\x04\n" +
+	"\x06issuer\x18\x04 \x01(\tR\x06issuer\"\xda\x04\n" +
 	"\x13VerifyTokenResponse\x12\x16\n" +
 	"\x06active\x18\x01 \x01(\bR\x06active\x127\n" +
 	"\trejection\x18\x02 \x01(\v2\x19.tokenbroker.v1.RejectionR\trejection\x12\x16\n" +
 	"\x06issuer\x18\x03 \x01(\tR\x06issuer\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x1b\n" +
-	"\tclient_id\x18\x05 \x01(\tR\bclientId\x12\x1a\n" +
-	"\baudience\x18\x06 \x03(\tR\baudience\x12\x16\n" +
+	"\tclient_id\x18\x05 \x01(\tR\bclientId\x12\x1c\n" +
+	"\taudiences\x18\x06 \x03(\tR\taudiences\x12\x16\n" +
 	"\x06scopes\x18\a \x03(\tR\x06scopes\x127\n" +
 	"\tissued_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
 	"\n" +
@@ -1013,15 +1024,15 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\tRejection\x127\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1f.tokenbroker.v1.RejectionReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage*w\n" +
-	"\vTokenSource\x12\x1c\n" +
-	"\x18TOKEN_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
-	"\x13TOKEN_SOURCE_MEMORY\x10\x01\x12\x17\n" +
-	"\x13TOKEN_SOURCE_SHARED\x10\x02\x12\x18\n" +
-	"\x14TOKEN_SOURCE_FETCHED\x10\x03*]\n" +
+	"\vTokenOrigin\x12\x1c\n" +
+	"\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13TOKEN_ORIGIN_MEMORY\x10\x01\x12\x17\n" +
+	"\x13TOKEN_ORIGIN_SHARED\x10\x02\x12\x18\n" +
+	"\x14TOKEN_ORIGIN_FETCHED\x10\x03*]\n" +
 	"\vSubjectType\x12\x1c\n" +
 	"\x18SUBJECT_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10SUBJECT_TYPE_SUB\x10\x01\x12\x1a\n" +
-	"\x16SUBJECT_TYPE_CLIENT_ID\x10\x02*\xc3\x04\n" +
+	"\x16SUBJECT_TYPE_CLIENT_ID\x10\x02*\xe6\x04\n" +
 	"\x0fRejectionReason\x12 \n" +
 	"\x1cREJECTION_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aREJECTION_REASON_MALFORMED\x10\x01\x12 \n" +
@@ -1039,12 +1050,14 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\x1fREJECTION_REASON_WRONG_AUDIENCE\x10\f\x12'\n" +
 	"#REJECTION_REASON_INSUFFICIENT_SCOPE\x10\r\x12\x1c\n" +
 	"\x18REJECTION_REASON_REVOKED\x10\x0e\x12\x1d\n" +
-	"\x19REJECTION_REASON_INACTIVE\x10\x0f2\xa1\x02\n" +
+	"\x19REJECTION_REASON_INACTIVE\x10\x0f\x12!\n" +
+	"\x1dREJECTION_REASON_WRONG_HOLDER\x10\x102\xa1\x02\n" +
 	"\x12TokenBrokerService\x12R\n" +
-	"\bGetToken\x12\x1f.tokenbroker.v1.GetTokenRequest\x1a .tokenbroker.v1.GetTokenResponse\"\x03\x90\x02\x01\x12Z\n" +
+	"\bGetToken\x12\x1f.tokenbroker.v1.GetTokenRequest\x1a .tokenbroker.v1.GetTokenResponse\"\x03\x90\x02\x02\x12Z\n" +
 	"\n" +
-	"WatchToken\x12!.tokenbroker.v1.WatchTokenRequest\x1a\".tokenbroker.v1.WatchTokenResponse\"\x03\x90\x02\x010\x01\x12[\n" +
-	"\vVerifyToken\x12\".tokenbroker.v1.VerifyTokenRequest\x1a#.tokenbroker.v1.VerifyTokenResponse\"\x03\x90\x02\x01B@Z>github.com/cezzis/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1b\x06proto3"
+	"WatchToken\x12!.tokenbroker.v1.WatchTokenRequest\x1a\".tokenbroker.v1.WatchTokenResponse\"\x03\x90\x02\x020\x01\x12[\n" +
+	"\vVerifyToken\x12\".tokenbroker.v1.VerifyTokenRequest\x1a#.tokenbroker.v1.VerifyTokenResponse\"\x03\x90\x02\x02B\x87\x01\n" +
+	"\x19com.cezzis.tokenbroker.v1B\x10TokenbrokerProtoP\x01Z>github.com/cezzis/tokenbroker/gen/tokenbroker/v1;tokenbrokerv1\xaa\x02\x15Cezzis.TokenBroker.V1b\x06proto3"
 
 var (
 	file_tokenbroker_v1_tokenbroker_proto_rawDescOnce sync.Once
@@ -1061,7 +1074,7 @@ func file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP() []byte {
 var file_tokenbroker_v1_tokenbroker_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_tokenbroker_v1_tokenbroker_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_tokenbroker_v1_tokenbroker_proto_goTypes = []any{
-	(TokenSource)(0),              // 0: tokenbroker.v1.TokenSource
+	(TokenOrigin)(0),              // 0: tokenbroker.v1.TokenOrigin
 	(SubjectType)(0),              // 1: tokenbroker.v1.SubjectType
 	(RejectionReason)(0),          // 2: tokenbroker.v1.RejectionReason
 	(*GetTokenRequest)(nil),       // 3: tokenbroker.v1.GetTokenRequest
@@ -1081,7 +1094,7 @@ var file_tokenbroker_v1_tokenbroker_proto_depIdxs = []int32{
 	13, // 1: tokenbroker.v1.GetTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	13, // 2: tokenbroker.v1.GetTokenResponse.refresh_at:type_name -> google.protobuf.Timestamp
 	11, // 3: tokenbroker.v1.GetTokenResponse.extras:type_name -> tokenbroker.v1.GetTokenResponse.ExtrasEntry
-	0,  // 4: tokenbroker.v1.GetTokenResponse.source:type_name -> tokenbroker.v1.TokenSource
+	0,  // 4: tokenbroker.v1.GetTokenResponse.origin:type_name -> tokenbroker.v1.TokenOrigin
 	4,  // 5: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.GetTokenResponse
 	10, // 6: tokenbroker.v1.VerifyTokenResponse.rejection:type_name -> tokenbroker.v1.Rejection
 	13, // 7: tokenbroker.v1.VerifyTokenResponse.issued_at:type_name -> google.protobuf.Timestamp

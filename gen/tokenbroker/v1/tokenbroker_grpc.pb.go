@@ -4,14 +4,20 @@
 // - protoc             (unknown)
 // source: tokenbroker/v1/tokenbroker.proto
 
-// tokenbroker.v1 is the API of a token broker: it hands out OAuth 2.0 access
-// tokens that it obtained with credentials only it holds, and it verifies
-// access tokens on behalf of those who receive them.
+// tokenbroker.v1 is the API of a token broker. The broker holds the credentials
+// of OAuth 2.0 clients, obtains access tokens with them for its callers, and
+// verifies access tokens for the services and gateways that receive them.
 //
-// Conventions. The first word of each field's comment in a request says
-// whether the field is required. Errors use the standard gRPC codes and carry
-// google.rpc.ErrorInfo (a stable reason, domain "tokenbroker"), RetryInfo
-// where waiting helps, and BadRequest where a field is at fault.
+// Conventions. The comment of each request field begins with Required or
+// Optional. Errors use the standard gRPC codes and carry google.rpc.ErrorInfo (a
+// stable reason, domain "tokenbroker"), RetryInfo if the call may succeed later,
+// and BadRequest if a field is invalid.
+//
+// Compatibility. A broker refuses a request with a field that it does not know
+// (INVALID_ARGUMENT), so that it never ignores a restriction: upgrade brokers
+// before their callers. Later versions may add fields and enum values to
+// responses, and clients must accept them; the comments of Confirmation and
+// SubjectType name the exceptions.
 
 package tokenbrokerv1
 
@@ -37,30 +43,30 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TokenBrokerService hands out and verifies access tokens.
+// TokenBrokerService issues access tokens to its callers and verifies access tokens.
 type TokenBrokerServiceClient interface {
-	// GetToken returns an access token of a client that the broker is
-	// configured with. A token is shared by all who ask for the same thing and
-	// is replaced in the background before it expires.
+	// GetToken returns an access token of a configured client. All callers with the
+	// same request share one token, and the broker replaces it in the background
+	// before it expires.
 	//
-	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (no such
-	// client, or not for this caller), FAILED_PRECONDITION (the IdP refuses the
-	// client or the request, or cannot meet min_ttl), RESOURCE_EXHAUSTED (the
-	// IdP throttles), UNAVAILABLE (the IdP cannot be reached and no usable token
-	// is held), DEADLINE_EXCEEDED (waited too long).
+	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (the client
+	// does not exist, or the caller has no grant for it), FAILED_PRECONDITION (the
+	// IdP refuses the client or the request, or its tokens are too short-lived for
+	// min_ttl), RESOURCE_EXHAUSTED (the IdP throttles), UNAVAILABLE (the IdP cannot
+	// be reached and the broker holds no usable token), DEADLINE_EXCEEDED.
 	GetToken(ctx context.Context, in *GetTokenRequest, opts ...grpc.CallOption) (*GetTokenResponse, error)
-	// WatchToken answers the same question as a stream: the token now, and each
-	// fresher one as it replaces the last. A watch is demand: it keeps its token
-	// refreshed. A slow reader gets the latest token, not the history.
+	// WatchToken returns the same token as GetToken and then each token that
+	// replaces it. The broker keeps the token of a watch fresh even if nobody else
+	// requests it. A slow reader gets the latest token, not the history.
 	WatchToken(ctx context.Context, in *WatchTokenRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchTokenResponse], error)
-	// VerifyToken says whether a presented access token is good. A bad token is
-	// an answer (active = false and a rejection), not an error: a status other
-	// than OK means that the broker could not decide, or that the caller may not
-	// ask.
+	// VerifyToken reports whether a presented access token is valid. An invalid
+	// token is a response (active is false and rejection is set), not an error: any
+	// status but OK means that the broker could not decide, or that the caller may
+	// not verify tokens of this issuer.
 	//
-	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (not for
-	// this caller), UNAVAILABLE (the issuer's keys are not to be had),
-	// DEADLINE_EXCEEDED.
+	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (the caller
+	// has no grant), UNAVAILABLE (the issuer's signing keys could not be fetched, or
+	// its introspection endpoint did not respond), DEADLINE_EXCEEDED.
 	VerifyToken(ctx context.Context, in *VerifyTokenRequest, opts ...grpc.CallOption) (*VerifyTokenResponse, error)
 }
 
@@ -115,30 +121,30 @@ func (c *tokenBrokerServiceClient) VerifyToken(ctx context.Context, in *VerifyTo
 // All implementations must embed UnimplementedTokenBrokerServiceServer
 // for forward compatibility.
 //
-// TokenBrokerService hands out and verifies access tokens.
+// TokenBrokerService issues access tokens to its callers and verifies access tokens.
 type TokenBrokerServiceServer interface {
-	// GetToken returns an access token of a client that the broker is
-	// configured with. A token is shared by all who ask for the same thing and
-	// is replaced in the background before it expires.
+	// GetToken returns an access token of a configured client. All callers with the
+	// same request share one token, and the broker replaces it in the background
+	// before it expires.
 	//
-	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (no such
-	// client, or not for this caller), FAILED_PRECONDITION (the IdP refuses the
-	// client or the request, or cannot meet min_ttl), RESOURCE_EXHAUSTED (the
-	// IdP throttles), UNAVAILABLE (the IdP cannot be reached and no usable token
-	// is held), DEADLINE_EXCEEDED (waited too long).
+	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (the client
+	// does not exist, or the caller has no grant for it), FAILED_PRECONDITION (the
+	// IdP refuses the client or the request, or its tokens are too short-lived for
+	// min_ttl), RESOURCE_EXHAUSTED (the IdP throttles), UNAVAILABLE (the IdP cannot
+	// be reached and the broker holds no usable token), DEADLINE_EXCEEDED.
 	GetToken(context.Context, *GetTokenRequest) (*GetTokenResponse, error)
-	// WatchToken answers the same question as a stream: the token now, and each
-	// fresher one as it replaces the last. A watch is demand: it keeps its token
-	// refreshed. A slow reader gets the latest token, not the history.
+	// WatchToken returns the same token as GetToken and then each token that
+	// replaces it. The broker keeps the token of a watch fresh even if nobody else
+	// requests it. A slow reader gets the latest token, not the history.
 	WatchToken(*WatchTokenRequest, grpc.ServerStreamingServer[WatchTokenResponse]) error
-	// VerifyToken says whether a presented access token is good. A bad token is
-	// an answer (active = false and a rejection), not an error: a status other
-	// than OK means that the broker could not decide, or that the caller may not
-	// ask.
+	// VerifyToken reports whether a presented access token is valid. An invalid
+	// token is a response (active is false and rejection is set), not an error: any
+	// status but OK means that the broker could not decide, or that the caller may
+	// not verify tokens of this issuer.
 	//
-	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (not for
-	// this caller), UNAVAILABLE (the issuer's keys are not to be had),
-	// DEADLINE_EXCEEDED.
+	// Statuses: INVALID_ARGUMENT (malformed request), PERMISSION_DENIED (the caller
+	// has no grant), UNAVAILABLE (the issuer's signing keys could not be fetched, or
+	// its introspection endpoint did not respond), DEADLINE_EXCEEDED.
 	VerifyToken(context.Context, *VerifyTokenRequest) (*VerifyTokenResponse, error)
 	mustEmbedUnimplementedTokenBrokerServiceServer()
 }

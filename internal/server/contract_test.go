@@ -1,0 +1,169 @@
+package server_test
+
+import (
+	"testing"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devidp"
+)
+
+// A caller that is newer than the broker must not be served as if it had not sent
+// the field: it may be a restriction.
+func TestEveryRequestWithAnUnknownFieldIsRefused(t *testing.T) {
+	f := serve(t)
+	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 9999, protowire.VarintType), 1)
+	methods := 0
+	for _, file := range []protoreflect.FileDescriptor{tokenbrokerv1.File_tokenbroker_v1_tokenbroker_proto, tokenbrokerv1.File_tokenbroker_v1_admin_proto} {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				method := service.Methods().Get(j)
+				methods++
+				for field, req := range requestsWith(t, method.Input(), unknown) {
+					t.Run(string(method.Name())+field, func(t *testing.T) {
+						err := errorOf(t, f.conn, method, req)
+						violations := detail[*errdetails.BadRequest](err).GetFieldViolations()
+						if status.Code(err) != codes.InvalidArgument || len(violations) != 1 || violations[0].GetField() != "request" {
+							t.Errorf("error = %v, violations = %v", err, violations)
+						}
+					})
+				}
+			}
+		}
+	}
+	if methods < 15 {
+		t.Errorf("only %d methods", methods)
+	}
+}
+
+// requestsWith returns requests of a type with the unknown bytes at the top and in
+// each message of this API below it, by the name of that field.
+func requestsWith(t *testing.T, kind protoreflect.MessageDescriptor, unknown []byte) map[string]proto.Message {
+	t.Helper()
+	found, err := protoregistry.GlobalTypes.FindMessageByName(kind.FullName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	top := found.New()
+	top.SetUnknown(unknown)
+	requests := map[string]proto.Message{"": top.Interface()}
+	for i := range kind.Fields().Len() {
+		field := kind.Fields().Get(i)
+		if field.Message() == nil || field.Message().ParentFile().Package() != kind.ParentFile().Package() {
+			continue
+		}
+		for name, inner := range requestsWith(t, field.Message(), unknown) {
+			outer := found.New()
+			if field.IsList() {
+				outer.Mutable(field).List().Append(protoreflect.ValueOfMessage(inner.ProtoReflect()))
+			} else {
+				outer.Set(field, protoreflect.ValueOfMessage(inner.ProtoReflect()))
+			}
+			requests["."+string(field.Name())+name] = outer.Interface()
+		}
+	}
+	return requests
+}
+
+// errorOf calls a method and returns the error of the call, or of the first message of
+// its stream.
+func errorOf(t *testing.T, conn grpc.ClientConnInterface, method protoreflect.MethodDescriptor, req proto.Message) error {
+	t.Helper()
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(method.Output().FullName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, name := kind.New().Interface(), "/"+string(method.Parent().FullName())+"/"+string(method.Name())
+	if !method.IsStreamingServer() {
+		return conn.Invoke(t.Context(), name, req, resp)
+	}
+	stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: true}, name)
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(req); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	return stream.RecvMsg(resp)
+}
+
+// Whether a client exists is known to those who may see it.
+func TestGetClientOfAnUnknownNameIsDenied(t *testing.T) {
+	admin := tokenbrokerv1.NewAdminServiceClient(serve(t).conn)
+	_, err := admin.GetClient(t.Context(), &tokenbrokerv1.GetClientRequest{ClientName: "zebra"})
+	if status.Code(err) != codes.PermissionDenied || detail[*errdetails.ErrorInfo](err).GetReason() != broker.ReasonNotEntitled {
+		t.Errorf("error = %v", err)
+	}
+}
+
+func TestRevocationRepeatedWithTheSameRequestIDChangesNothing(t *testing.T) {
+	admin := tokenbrokerv1.NewAdminServiceClient(serve(t).conn)
+	expires := inAnHour()
+	revoke := func() string {
+		t.Helper()
+		made, err := admin.RevokeTokens(t.Context(), &tokenbrokerv1.RevokeTokensRequest{RequestId: "1", Revocation: &tokenbrokerv1.Revocation{
+			Issuer: issuer, Target: &tokenbrokerv1.Revocation_Subject{Subject: "alice"}, ExpiresAt: expires,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.GetRevocation().GetId()
+	}
+	expectListed := func(n int, when string) {
+		t.Helper()
+		list, err := admin.ListRevocations(t.Context(), &tokenbrokerv1.ListRevocationsRequest{})
+		if err != nil || len(list.GetRevocations()) != n {
+			t.Errorf("%s: %v, %v", when, list.GetRevocations(), err)
+		}
+	}
+	id := revoke()
+	if again := revoke(); again != id {
+		t.Errorf("the repeated call made the revocation %s, the first %s", again, id)
+	}
+	expectListed(1, "after a repeated RevokeTokens")
+	for range 2 {
+		if _, err := admin.DeleteRevocation(t.Context(), &tokenbrokerv1.DeleteRevocationRequest{Id: id, RequestId: "2", Reason: "a mistake"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expectListed(0, "after a repeated DeleteRevocation")
+	if again := revoke(); again != id {
+		t.Errorf("after the deletion the repeated call made the revocation %s, the first %s", again, id)
+	}
+	expectListed(0, "after a RevokeTokens that was repeated after the deletion")
+}
+
+func TestRotationRepeatedWithTheSameRequestIDChangesNothing(t *testing.T) {
+	r := serveManaged(t)
+	rotate := func(secret string) (*tokenbrokerv1.RotateSecretResponse, error) {
+		return r.admin.RotateSecret(t.Context(), &tokenbrokerv1.RotateSecretRequest{ClientName: "orders", Secret: []byte(secret), RequestId: "1"})
+	}
+	first, err := rotate("canary-one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	requests, generation := r.idp.Requests(devidp.TokenPath), r.client(t, "orders").GetSecretGeneration()
+	again, err := rotate("canary-one")
+	if err != nil || again.GetVersion().GetVersion() != first.GetVersion().GetVersion() {
+		t.Errorf("the repeated call: %v, %v", again, err)
+	}
+	if r.idp.Requests(devidp.TokenPath) != requests || r.client(t, "orders").GetSecretGeneration() != generation {
+		t.Errorf("the repeated call changed something: %v", again)
+	}
+	if _, err := rotate("canary-two"); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("another secret with the same request_id: %v", err)
+	}
+}
