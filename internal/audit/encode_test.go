@@ -104,7 +104,7 @@ func everything() *audit.Event {
 		Reason: "NOT_ENTITLED", Detail: "because", Client: "orders-api", Audience: []string{"https://orders.example.com"},
 		Resources: []string{"a", "b"}, Scopes: []string{"read"}, Granted: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
 		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Source: "memory", Degraded: true, Issuer: "https://login.example.com",
-		Subject: "248289761001", SubjectType: "client_id", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activated",
+		Subject: "248289761001", SubjectType: "client_id", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activate",
 		Version: "v1.2.3", ConfigSHA256: [32]byte{9}, Count: 42, Since: at.Add(-time.Minute),
 	}
 }

@@ -99,8 +99,9 @@ type Event struct {
 	// Revocation is the ID of one.
 	Revocation string
 
-	// SecretVersion is the ID of a version of the client's secret, and Step what was
-	// done to it: such as staged, proved, activated, rolled_back or retired.
+	// SecretVersion is the ID of a version of the client's secret, and Step the
+	// step that was taken or, with Failed, tried: stage, prove, activate, retire, purge or
+	// import.
 	SecretVersion, Step string
 
 	// Version is the broker's own, and ConfigSHA256 the digest of its configuration

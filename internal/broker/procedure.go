@@ -30,21 +30,20 @@ type procedure struct {
 	failure *Error
 }
 
-// kind is a kind of step: its name, and what was done when it is done, as the audit
-// has it.
+// kind is a kind of step. The API, the log and the audit use the same name.
 type kind struct {
-	name, done string
-	stores     bool // it changes the history
+	name   string
+	stores bool // it changes the history
 }
 
 //nolint:gochecknoglobals // constants that Go cannot express as such
 var (
-	staging    = kind{"stage", "staged", true}
-	proving    = kind{"prove", "proved", false}
-	activating = kind{"activate", "activated", true}
-	retiring   = kind{"retire", "retired", true}
-	purging    = kind{"purge", "purged", false}
-	importing  = kind{"import", "imported", true}
+	staging    = kind{"stage", true}
+	proving    = kind{"prove", false}
+	activating = kind{"activate", true}
+	retiring   = kind{"retire", true}
+	purging    = kind{"purge", false}
+	importing  = kind{"import", true}
 )
 
 // procedure begins a change. What it is about is told apart by action and content.
@@ -117,7 +116,7 @@ func (p *procedure) step(ctx context.Context, k kind, do func() (message string,
 // rotated logs a step in the life of a secret, and writes it down. The broker's own
 // steps have no caller.
 func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *Error) {
-	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.done}
+	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.name}
 	if caller != nil {
 		e.Caller, e.Peer = caller.Name(), b.audit.From(ctx)
 	}
@@ -230,7 +229,7 @@ func (p *procedure) choose(ctx context.Context, find func(h secret.History) (ver
 		return false
 	}
 	if p.over {
-		p.steps = append(p.steps, Step{Name: "activate", OK: true, Message: doneBefore})
+		p.steps = append(p.steps, Step{Name: activating.name, OK: true, Message: doneBefore})
 	}
 	return !p.over
 }

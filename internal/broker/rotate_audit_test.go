@@ -16,7 +16,7 @@ import (
 )
 
 // written is what the audit has of secrets since the last time, such as
-// "staged proved! rotate_secret!", where ! marks what was not done.
+// "stage prove! rotate_secret!", where ! marks what was not done.
 func (b *book) written() string {
 	b.t.Helper()
 	if err := b.Flush(b.t.Context()); err != nil {
@@ -60,27 +60,27 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 			call func() error
 			want string
 		}{
-			{"a rotation", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "staged proved activated rotate_secret"},
-			{"the same again", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "staged rotate_secret"},
-			{"a wrong secret", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("wrong")); return err }, "staged proved! retired rotate_secret!"},
+			{"a rotation", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "stage prove activate rotate_secret"},
+			{"the same again", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "stage rotate_secret"},
+			{"a wrong secret", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("wrong")); return err }, "stage prove! retire rotate_secret!"},
 			{"a staged one", func() error {
 				asked := rotation("two")
 				asked.StageOnly = true
 				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
 				return err
-			}, "staged rotate_secret"},
-			{"an activation", func() error { _, err := one.ActivateSecret(t.Context(), policy.Self(), "", change("a")); return err }, "proved activated activate_secret"},
-			{"a rollback", func() error { _, err := one.RollbackSecret(t.Context(), policy.Self(), change("b")); return err }, "proved activated rollback_secret"},
+			}, "stage rotate_secret"},
+			{"an activation", func() error { _, err := one.ActivateSecret(t.Context(), policy.Self(), "", change("a")); return err }, "prove activate activate_secret"},
+			{"a rollback", func() error { _, err := one.RollbackSecret(t.Context(), policy.Self(), change("b")); return err }, "prove activate rollback_secret"},
 			{"retiring", func() error {
 				_, err := one.RetireSecret(t.Context(), policy.Self(), idOf("two"), change("c"))
 				return err
-			}, "retired retire_secret"},
+			}, "retire retire_secret"},
 			{"a compromise", func() error {
 				asked := rotation("three")
 				asked.Compromised = true
 				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
 				return err
-			}, "staged proved activated purged rotate_secret"},
+			}, "stage prove activate purge rotate_secret"},
 			{"a purge", func() error { return one.Purge(t.Context(), policy.Self(), purgeOf("orders")) }, "purge_tokens"},
 			{"a stranger", func() error { _, err := one.RotateSecret(t.Context(), nil, rotation("four")); return err }, "rotate_secret!"},
 			{"by itself", func() error {
@@ -91,7 +91,7 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 				r.everybody(1, orders())
 				time.Sleep(time.Second)
 				return err
-			}, "staged rotate_secret (activated)"},
+			}, "stage rotate_secret (activate)"},
 		} {
 			_ = tt.call()
 			synctest.Wait()
