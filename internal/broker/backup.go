@@ -56,7 +56,7 @@ func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string)
 }
 
 // ImportSecret brings a backup back. What there is of the client's secret is
-// replaced only if asked for. The error is always an [*Error].
+// replaced only if asked for. Errors are those of [Broker.RotateSecret].
 func (b *Broker) ImportSecret(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (Rotated, error) {
 	p, err := b.bringBack(ctx, caller, sealed, replace, change)
 	return p.result(ctx, err)

@@ -87,9 +87,6 @@ type Error struct {
 	Metadata map[string]string
 	// Field names the field at fault of an InvalidArgument.
 	Field string
-	// Rotated is how far a change of a secret got that failed. Nil: the error is
-	// about something else.
-	Rotated *Rotated
 
 	cause error
 }

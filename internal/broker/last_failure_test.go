@@ -108,7 +108,7 @@ func TestStagedSecretWithSuspiciousBytesSaysSo(t *testing.T) {
 		if !strings.Contains(told.Message, "begins or ends with white space") {
 			t.Errorf("%q, %+v", told.Message, got)
 		}
-		if first := told.Rotated.Steps[0]; !strings.Contains(first.Message, "begins or ends with white space") {
+		if first := rotatedIn(t, err).Steps[0]; !strings.Contains(first.Message, "begins or ends with white space") {
 			t.Errorf("%+v", first)
 		}
 	})

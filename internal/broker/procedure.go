@@ -67,24 +67,22 @@ func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked Se
 	return p, nil
 }
 
-// result is what the change came to, once that is written down. An error is what it
-// could not begin for.
-func (p *procedure) result(ctx context.Context, err *Error) (Rotated, error) {
-	var got Rotated
-	if err == nil {
-		got = Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
-		if p.failure != nil {
-			told := *p.failure
-			told.Rotated = &got
-			err = &told
-		}
+// result returns the result of the change after it was written to the audit log.
+// unbegun is the reason why the change did not begin, or nil.
+func (p *procedure) result(ctx context.Context, unbegun *Error) (Rotated, error) {
+	got, err := p.outcome(unbegun)
+	p.broker.acted(ctx, p.caller, p.action, err, audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason})
+	return got, err
+}
+
+func (p *procedure) outcome(unbegun *Error) (Rotated, error) {
+	if unbegun != nil {
+		return Rotated{}, unbegun
 	}
-	about := audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason}
-	if err != nil {
-		p.broker.acted(ctx, p.caller, p.action, err, about)
-		return Rotated{}, err
+	got := Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
+	if p.failure != nil {
+		return Rotated{}, &RotationError{Err: p.failure, Rotated: got}
 	}
-	p.broker.acted(ctx, p.caller, p.action, nil, about)
 	return got, nil
 }
 

@@ -53,6 +53,19 @@ type Rotated struct {
 	Steps   []Step
 }
 
+// RotationError is the error of a change of a secret that began and failed.
+type RotationError struct {
+	// Err is the reason.
+	Err *Error
+	// Rotated says how far the change got.
+	Rotated Rotated
+}
+
+func (e *RotationError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the reason.
+func (e *RotationError) Unwrap() error { return e.Err }
+
 // What a change may be refused for beside what [secret.History] does.
 var (
 	errNotExpected   = errors.New("another version is in force than was expected")
@@ -63,7 +76,7 @@ var (
 // RotateSecret takes a new secret, proves it by obtaining a token with it, and puts
 // it in force. What fails leaves the old one in force. One that the IdP refuses is
 // not kept; one that could not be proved for another reason stays staged. The error
-// is always an [*Error], and says how far it got.
+// is an [*Error] if the change did not begin, else a [*RotationError].
 func (b *Broker) RotateSecret(ctx context.Context, caller *policy.Caller, r Rotation) (Rotated, error) {
 	p, err := b.rotate(ctx, caller, r)
 	return p.result(ctx, err)
@@ -100,7 +113,7 @@ func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) 
 }
 
 // ActivateSecret proves a staged secret and puts it in force. No version: whichever
-// is staged. The error is always an [*Error].
+// is staged. Errors are those of [Broker.RotateSecret].
 func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.ActivateSecret, change, version)
 	if err != nil {
@@ -125,7 +138,7 @@ func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, vers
 }
 
 // RollbackSecret puts the previous secret back in force, once it has proved that it
-// still works. The error is always an [*Error].
+// still works. Errors are those of [Broker.RotateSecret].
 func (b *Broker) RollbackSecret(ctx context.Context, caller *policy.Caller, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.RollbackSecret, change)
 	if err != nil {
@@ -143,8 +156,8 @@ func (b *Broker) RollbackSecret(ctx context.Context, caller *policy.Caller, chan
 	return p.result(ctx, nil)
 }
 
-// RetireSecret wipes a version that is not in force, and keeps its record. The
-// error is always an [*Error].
+// RetireSecret wipes a version that is not in force, and keeps its record. Errors are
+// those of [Broker.RotateSecret].
 func (b *Broker) RetireSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.RetireSecret, change, version)
 	if err != nil {

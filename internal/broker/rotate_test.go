@@ -67,6 +67,16 @@ func (r *replicas) rotate(asked broker.Rotation) broker.Rotated {
 	return made
 }
 
+// rotatedIn says how far the failed change of a secret got.
+func rotatedIn(t *testing.T, err error) broker.Rotated {
+	t.Helper()
+	failed, ok := errors.AsType[*broker.RotationError](err)
+	if !ok {
+		t.Fatalf("%v does not say how far the change got", err)
+	}
+	return failed.Rotated
+}
+
 // steps are the names of what was done, with a mark for what failed.
 func steps(made broker.Rotated) string {
 	var names []string
@@ -178,9 +188,9 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 		r := startManaged(t, 3)
 		r.rotate(rotation("one"))
 		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
-		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
-		if steps(*told.Rotated) != "stage prove! retire" || told.Rotated.Version.State != secret.Retired {
-			t.Errorf("%+v", told.Rotated)
+		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		if got := rotatedIn(t, err); steps(got) != "stage prove! retire" || got.Version.State != secret.Retired {
+			t.Errorf("%+v", got)
 		}
 		r.expectSecrets("wrong:retired one:current")
 		for range 20 { // many lifetimes of a token
@@ -223,7 +233,7 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 				r.idp.FailNext(2, tt.status, tt.oauth, nil)
 				_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
 				told, _ := errors.AsType[*broker.Error](err)
-				if told == nil || told.Code != tt.code || steps(*told.Rotated) != "stage prove!" {
+				if told == nil || told.Code != tt.code || steps(rotatedIn(t, err)) != "stage prove!" {
 					t.Fatalf("%v, %+v", err, told)
 				}
 				r.expectSecrets("two:pending one:current")

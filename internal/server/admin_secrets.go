@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
 	"slices"
 
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -60,7 +63,7 @@ func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecre
 	}
 	made, err := a.broker.RotateSecret(ctx, callerOf(ctx), asked)
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, rotationStatus(err)
 	}
 	return rotated(made), nil
 }
@@ -73,7 +76,7 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	}
 	made, err := a.broker.ActivateSecret(ctx, callerOf(ctx), req.GetVersion(), change)
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, rotationStatus(err)
 	}
 	told := rotated(made)
 	return &tokenbrokerv1.ActivateSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
@@ -87,7 +90,7 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	}
 	made, err := a.broker.RollbackSecret(ctx, callerOf(ctx), change)
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, rotationStatus(err)
 	}
 	told := rotated(made)
 	return &tokenbrokerv1.RollbackSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
@@ -104,7 +107,7 @@ func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecre
 	}
 	made, err := a.broker.RetireSecret(ctx, callerOf(ctx), req.GetVersion(), change)
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, rotationStatus(err)
 	}
 	told := rotated(made)
 	return &tokenbrokerv1.RetireSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
@@ -133,7 +136,7 @@ func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecre
 	}
 	made, err := a.broker.ImportSecret(ctx, callerOf(ctx), req.GetSealed(), req.GetReplace(), change)
 	if err != nil {
-		return nil, statusOf(err)
+		return nil, rotationStatus(err)
 	}
 	told := rotated(made)
 	return &tokenbrokerv1.ImportSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
@@ -196,6 +199,21 @@ func secretState(s secret.State) tokenbrokerv1.SecretState {
 	default:
 		return tokenbrokerv1.SecretState_SECRET_STATE_UNSPECIFIED
 	}
+}
+
+// rotationStatus is the status of a change of a secret that failed. Its details say
+// how far the change got.
+func rotationStatus(err error) error {
+	bare := statusOf(err)
+	failed, ok := errors.AsType[*broker.RotationError](err)
+	if !ok {
+		return bare
+	}
+	full, err := status.Convert(bare).WithDetails(protoadapt.MessageV1Of(rotated(failed.Rotated)))
+	if err != nil {
+		return bare
+	}
+	return full.Err()
 }
 
 // rotated is what a change of a secret came to, or how far it got.

@@ -64,9 +64,6 @@ func statusOf(err error) error {
 			{Field: told.Field, Description: told.Message},
 		}})
 	}
-	if told.Rotated != nil {
-		details = append(details, protoadapt.MessageV1Of(rotated(*told.Rotated)))
-	}
 	bare := status.New(code(told.Code), told.Message)
 	full, err := bare.WithDetails(details...)
 	if err != nil {
