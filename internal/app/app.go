@@ -24,7 +24,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
-	"github.com/cezzis/tokenbroker/internal/httpface"
+	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -66,7 +66,7 @@ type App struct {
 	metrics  *reloadMetrics
 	registry *prometheus.Registry
 	server   *server.Server
-	http     *httpface.Server // nil: off
+	http     *httpapi.Server // nil: off
 	listen   listeners
 	ready    atomic.Bool
 
@@ -176,7 +176,7 @@ func (a *App) openGateways() {
 	if config.Listen.HTTPUnix != nil {
 		bound.Unix, bound.OpaqueUnix = config.Listen.HTTPUnix.Caller, config.Listen.HTTPUnix.OpaqueIssuer
 	}
-	a.http = httpface.New(httpface.Config{
+	a.http = httpapi.New(httpapi.Config{
 		Broker:         a.parts.broker,
 		Door:           a.server.Door(bound),
 		Judge:          judge,

@@ -50,7 +50,7 @@ type leaks struct {
 	keys   *httptest.Server // of issuers that demand a token for them
 	redis  *redistest.Server
 	conn   *grpc.ClientConn
-	faces  leaksFaces
+	apis   leaksAPIs
 
 	// secrets are what must not be seen, by what it is.
 	secrets map[string][]string
@@ -332,7 +332,7 @@ func (l *leaks) dial(p *pki) {
 		return
 	}
 	l.conn = l.connect(credentials.NewTLS(p.client(nil)))
-	l.connectFaces(p)
+	l.connectAPIs(p)
 }
 
 func (l *leaks) connect(secure credentials.TransportCredentials) *grpc.ClientConn {

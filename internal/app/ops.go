@@ -8,7 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/cezzis/tokenbroker/internal/httpface"
+	"github.com/cezzis/tokenbroker/internal/httpapi"
 )
 
 // opsServer serves what operators and probes read. Ready means that the
@@ -46,7 +46,7 @@ func (a *App) opsServer() *http.Server {
 // taken for the next request.
 func closeWhereFramingIsUnclear(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if httpface.MustClose(r) {
+		if httpapi.MustClose(r) {
 			w.Header().Set("Connection", "close")
 		}
 		next.ServeHTTP(w, r)

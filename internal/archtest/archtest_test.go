@@ -22,7 +22,7 @@ var levels = [][]string{
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/broker"},
 	{"internal/server", "internal/gateway"},
-	{"internal/httpface", "internal/extauthz"},
+	{"internal/httpapi", "internal/extauthz"},
 	{"internal/app"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 }
@@ -31,7 +31,7 @@ var levels = [][]string{
 // package that it helps to test.
 var testSupport = map[string]string{
 	"internal/certs/certstest":   "internal/certs",
-	"internal/facetest":          "internal/server",
+	"internal/apitest":           "internal/server",
 	"internal/jose/josetest":     "internal/jose",
 	"internal/redact/redacttest": "internal/redact",
 	"internal/redistest":         "internal/store",
@@ -48,21 +48,21 @@ type wall struct {
 }
 
 var (
-	faces   = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpface", "internal/app"}
+	apis    = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpface", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
 		{around: "github.com/redis", allow: []string{"internal/store"}},
-		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1", "internal/certs/certstest"}, faces...)},
-		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, faces...)},
-		{around: "google.golang.org/genproto", allow: faces},
+		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1", "internal/certs/certstest"}, apis...)},
+		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, apis...)},
+		{around: "google.golang.org/genproto", allow: apis},
 		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e"}, tests: true},
 		{around: "github.com/grpc-ecosystem", allow: []string{"internal/server", "internal/app"}},
-		{around: module + "gen", allow: faces},
+		{around: module + "gen", allow: apis},
 		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "examples/httpservice", "examples/grpcservice"}, tests: true},
 		{around: "github.com/prometheus", allow: metered, tests: true},
 		{around: "go.opentelemetry.io/otel", allow: []string{"internal/tracing", "internal/app"}, tests: true},
@@ -73,7 +73,7 @@ var (
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/app"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
-		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/facetest", "internal/testkit", "client/brokertest"}, tests: true},
+		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/apitest", "internal/testkit", "client/brokertest"}, tests: true},
 		{around: "github.com/golang-jwt", tests: true},
 		{around: "github.com/google/go-cmp", tests: true},
 		{around: "github.com/invopop/jsonschema", tests: true},

@@ -12,7 +12,7 @@ import (
 )
 
 // Code is the kind of an [Error]. The codes are those of gRPC that the broker
-// uses; faces translate them, each in one table.
+// uses; APIs translate them, each in one table.
 type Code int
 
 // The codes.

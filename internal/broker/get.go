@@ -30,9 +30,9 @@ type Origin int
 
 // The origins.
 const (
-	OriginMemory Origin = iota + 1 // this replica's memory
-	OriginShared                   // the store, or a replica that fetched it meanwhile
-	OriginFetched                      // the IdP, while the caller waited
+	OriginMemory  Origin = iota + 1 // this replica's memory
+	OriginShared                    // the store, or a replica that fetched it meanwhile
+	OriginFetched                   // the IdP, while the caller waited
 )
 
 func (o Origin) String() string {

@@ -17,7 +17,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 
-	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -74,12 +74,12 @@ func (f *resetFlood) once(ctx context.Context, address string, batch int) {
 	}
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	h, err := facetest.NewHTTP2(conn)
+	h, err := apitest.NewHTTP2(conn)
 	for err == nil && ctx.Err() == nil {
 		var frames [][]byte
 		for range batch {
 			stream := h.Stream()
-			frames = append(frames, facetest.Call(stream, tokenbrokerv1.TokenBrokerService_GetToken_FullMethodName), facetest.ResetOf(stream))
+			frames = append(frames, apitest.Call(stream, tokenbrokerv1.TokenBrokerService_GetToken_FullMethodName), apitest.ResetOf(stream))
 		}
 		if err = h.Send(frames...); err == nil {
 			f.streams.Add(int64(batch))

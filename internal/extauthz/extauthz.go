@@ -1,4 +1,4 @@
-// Package extauthz is the face of the broker for Envoy and what is built on it: the
+// Package extauthz is the API of the broker for Envoy and what is built on it: the
 // service envoy.service.auth.v3.Authorization. It turns what Envoy says of a request
 // into a question, and the answer into what Envoy is to do with the request.
 //

@@ -18,22 +18,22 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-type face struct {
-	*facetest.Fixture
+type api struct {
+	*apitest.Fixture
 
 	envoy authv3.AuthorizationClient
 }
 
-func serve(t *testing.T, fixture *facetest.Fixture, bound string, cfg extauthz.Config) *face {
+func serve(t *testing.T, fixture *apitest.Fixture, bound string, cfg extauthz.Config) *api {
 	t.Helper()
 	cfg.Judge = gateway.New(gateway.Config{Broker: fixture.Broker})
 	s := fixture.Server(t, bound)
@@ -48,7 +48,7 @@ func serve(t *testing.T, fixture *facetest.Fixture, bound string, cfg extauthz.C
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close(); s.Shutdown(0, time.Second); <-ended })
-	return &face{fixture, authv3.NewAuthorizationClient(conn)}
+	return &api{fixture, authv3.NewAuthorizationClient(conn)}
 }
 
 // asks is what Envoy sends of a request.
@@ -72,7 +72,7 @@ func headersOf(options []*corev3.HeaderValueOption) map[string]string {
 }
 
 func TestCheckDecides(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{})
 	good := f.Token(nil)
 	fresh := func() string { return f.Token(nil) } // each case begins with a token that no other case has left in a cache
 	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
@@ -91,7 +91,7 @@ func TestCheckDecides(t *testing.T) {
 		"a tab":                {asks("/", scope, "authorization", "Bearer \t"+fresh()), codes.Unauthenticated, 401, "invalid_request"},
 		"spaces and no token":  {asks("/", scope, "authorization", "Bearer   "), codes.Unauthenticated, 401, "invalid_request"},
 		"no extensions":        {asks("/", nil, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
-		"its audience":         {asks("/?a=%20", map[string]string{"audience": facetest.Audience}, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
+		"its audience":         {asks("/?a=%20", map[string]string{"audience": apitest.Audience}, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
 		"no token":             {asks("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},
 		"two tokens":           {asks("/", scope, "authorization", "Bearer "+good+",Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
 		"a token in the query": {asks("/?access_token="+fresh(), scope, "authorization", "Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
@@ -123,7 +123,7 @@ func TestCheckDecides(t *testing.T) {
 }
 
 func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Claims: []string{"tenant", "absent"}})
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Claims: []string{"tenant", "absent"}})
 	for _, claims := range []map[string]any{{"tenant": map[string]any{"id": 7}}, {"client_id": nil, "scope": nil}} {
 		got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(claims)))
 		if err != nil {
@@ -142,7 +142,7 @@ func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 			t.Errorf("%v, want %v", named, want)
 		}
 		told := got.GetDynamicMetadata().AsMap()
-		if told["sub"] != "user-1" || told["iss"] != facetest.Issuer || (claims["tenant"] != nil) != (told["tenant"] != nil) || told["absent"] != nil {
+		if told["sub"] != "user-1" || told["iss"] != apitest.Issuer || (claims["tenant"] != nil) != (told["tenant"] != nil) || told["absent"] != nil {
 			t.Errorf("metadata: %v", told)
 		}
 	}
@@ -151,7 +151,7 @@ func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 // Envoy is told to remove every spelling that a service might take for an identity
 // header, as the request has it.
 func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{})
 	spellings := []string{"x_auth_subject", "x-auth_subject", "x_auth-subject", "x.auth.subject", "x!auth~subject", "x-auth-client_id", "x+auth+client+id", "x_auth_scope", "x-auth_issuer", "x|auth-issuer"}
 	harmless := []string{"x-auth-subject-", "xauthsubject", "x-auth-subjects", "x-auth--subject", "x_request_id", "x-auth-subj_ct", "authorization", "accept"}
 	req := asks("/", nil, "authorization", "Bearer "+f.Token(nil), "accept", "*/*")
@@ -177,7 +177,7 @@ func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
 }
 
 func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []extauthz.Rule{
 		{Host: "other.example.com", Needs: verify.Request{}},
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}},
 		{Host: "*.example.com", Path: "/orders/", Needs: verify.Request{Scopes: []string{"read"}}},
@@ -205,7 +205,7 @@ func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
 }
 
 func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []extauthz.Rule{
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}}, {Needs: verify.Request{Scopes: []string{"read"}}},
 	}})
 	for path, want := range map[string]codes.Code{"/x": codes.OK, "//admin/": codes.PermissionDenied, "/x/../admin/": codes.PermissionDenied} {
@@ -217,18 +217,18 @@ func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
 }
 
 func TestUndecidedIsNotADenial(t *testing.T) {
-	down := facetest.New(t, func(idp *devidp.Server) { idp.SetDown(true) })
+	down := apitest.New(t, func(idp *devidp.Server) { idp.SetDown(true) })
 	req := asks("/", nil, "authorization", "Bearer "+down.Token(nil))
-	f := serve(t, down, facetest.Gate, extauthz.Config{})
+	f := serve(t, down, apitest.Gate, extauthz.Config{})
 	if _, err := f.envoy.Check(t.Context(), req); status.Code(err) != codes.Unavailable {
 		t.Errorf("as an error: %v", err)
 	}
-	f = serve(t, down, facetest.Gate, extauthz.Config{Undecided: extauthz.AsErrorResponse})
+	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: extauthz.AsErrorResponse})
 	got, err := f.envoy.Check(t.Context(), req)
 	if err != nil || got.GetErrorResponse().GetStatus().GetCode() != 503 || got.GetStatus().GetCode() == 0 {
 		t.Errorf("as an error response: %v %v", got, err)
 	}
-	f = serve(t, down, facetest.Gate, extauthz.Config{Undecided: extauthz.AsDenial})
+	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: extauthz.AsDenial})
 	got, err = f.envoy.Check(t.Context(), req)
 	// The pause before the next request for the issuer's keys is drawn at random from about 1 s.
 	retryAfter := headersOf(got.GetDeniedResponse().GetHeaders())["retry-after"]
@@ -238,20 +238,20 @@ func TestUndecidedIsNotADenial(t *testing.T) {
 }
 
 func TestGatewayIsKnownByItsConnectionAlone(t *testing.T) {
-	f := serve(t, facetest.New(t), "", extauthz.Config{})
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(facetest.Shop))
+	f := serve(t, apitest.New(t), "", extauthz.Config{})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(apitest.Shop))
 	_, err := f.envoy.Check(ctx, asks("/", nil, "authorization", "Bearer "+f.Token(nil)))
 	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "a gateway is known by") {
 		t.Errorf("a JWT of a caller: %v", err)
 	}
-	idle := serve(t, f.Fixture, facetest.Idle, extauthz.Config{})
+	idle := serve(t, f.Fixture, apitest.Idle, extauthz.Config{})
 	if _, err := idle.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(nil))); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a gateway that may not ask: %v", err)
 	}
 }
 
 func TestClientIsNoSubjectForServices(t *testing.T) {
-	f := serve(t, facetest.New(t), facetest.Gate, extauthz.Config{})
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{})
 	got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(map[string]any{"sub": nil, "client_id": "alice"})))
 	if err != nil {
 		t.Fatal(err)
@@ -269,8 +269,8 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 // With several issuers of opaque tokens the rule says which one to ask, the route's
 // context extension, or the listener.
 func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
-	a, b := facetest.OpaqueToken(facetest.OpaqueA), facetest.OpaqueToken(facetest.OpaqueB)
-	rules := []extauthz.Rule{{Path: "/a/", Needs: verify.Request{Issuer: facetest.OpaqueA}}, {}}
+	a, b := apitest.OpaqueToken(apitest.OpaqueA), apitest.OpaqueToken(apitest.OpaqueB)
+	rules := []extauthz.Rule{{Path: "/a/", Needs: verify.Request{Issuer: apitest.OpaqueA}}, {}}
 	for name, tt := range map[string]struct {
 		listener, path, token string
 		extensions            map[string]string
@@ -279,16 +279,16 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 		"the rule says":                  {"", "/a/1", a, nil, codes.OK},
 		"the rule names the other":       {"", "/a/1", b, nil, codes.Unauthenticated},
 		"nobody says":                    {"", "/b", a, nil, codes.Unauthenticated},
-		"the extension says":             {"", "/b", b, map[string]string{"issuer": facetest.OpaqueB}, codes.OK},
-		"the listener says":              {facetest.OpaqueB, "/b", b, nil, codes.OK},
-		"the listener names the other":   {facetest.OpaqueB, "/b", a, nil, codes.Unauthenticated},
-		"the rule goes before":           {facetest.OpaqueB, "/a/1", a, nil, codes.OK},
-		"the request says, in its query": {"", "/b?issuer=" + facetest.OpaqueA, a, nil, codes.Unauthenticated},
+		"the extension says":             {"", "/b", b, map[string]string{"issuer": apitest.OpaqueB}, codes.OK},
+		"the listener says":              {apitest.OpaqueB, "/b", b, nil, codes.OK},
+		"the listener names the other":   {apitest.OpaqueB, "/b", a, nil, codes.Unauthenticated},
+		"the rule goes before":           {apitest.OpaqueB, "/a/1", a, nil, codes.OK},
+		"the request says, in its query": {"", "/b?issuer=" + apitest.OpaqueA, a, nil, codes.Unauthenticated},
 	} {
 		t.Run(name, func(t *testing.T) {
-			fixture := facetest.NewOpaque(t)
+			fixture := apitest.NewOpaque(t)
 			fixture.OpaqueIssuer = tt.listener
-			f := serve(t, fixture, facetest.Gate, extauthz.Config{Rules: rules})
+			f := serve(t, fixture, apitest.Gate, extauthz.Config{Rules: rules})
 			got, err := f.envoy.Check(t.Context(), asks(tt.path, tt.extensions, "authorization", "Bearer "+tt.token))
 			if err != nil || codes.Code(got.GetStatus().GetCode()) != tt.want {
 				t.Errorf("%v, %v; want %v", got, err, tt.want)

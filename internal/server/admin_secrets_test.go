@@ -25,7 +25,7 @@ import (
 // rotator is a served broker with the managed clients "billing" and "orders", and
 // the IdP that takes their secrets "one" and "two".
 type rotator struct {
-	*face
+	*api
 
 	admin tokenbrokerv1.AdminServiceClient
 }
@@ -53,7 +53,7 @@ func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &face{idp: idpServer, log: &testkit.Log{}}
+	f := &api{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var clients []broker.ClientConfig
 	for _, name := range []string{"orders", "billing"} {

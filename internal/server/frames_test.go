@@ -8,75 +8,75 @@ import (
 	"time"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 )
 
 // raw connects over TLS and speaks HTTP/2 as the test likes.
-func (w *world) raw(config *tls.Config) *facetest.HTTP2 {
+func (w *world) raw(config *tls.Config) *apitest.HTTP2 {
 	w.t.Helper()
 	config.NextProtos = []string{"h2"}
 	conn := tls.Client(must(w.listener.DialContext(w.t.Context())), config)
 	w.t.Cleanup(func() { _ = conn.Close() })
-	return must(facetest.NewHTTP2(conn))
+	return must(apitest.NewHTTP2(conn))
 }
 
 const method = tokenbrokerv1.TokenBrokerService_GetToken_FullMethodName
 
 // useless are frames that cost the broker work and ask for nothing.
-func useless() map[string]func(h *facetest.HTTP2) []byte {
-	open := map[*facetest.HTTP2]uint32{}
-	onOpenCall := func(h *facetest.HTTP2, frame func(stream uint32) []byte) []byte {
+func useless() map[string]func(h *apitest.HTTP2) []byte {
+	open := map[*apitest.HTTP2]uint32{}
+	onOpenCall := func(h *apitest.HTTP2, frame func(stream uint32) []byte) []byte {
 		if open[h] == 0 {
 			open[h] = h.Stream()
-			return facetest.Call(open[h], method)
+			return apitest.Call(open[h], method)
 		}
 		return frame(open[h])
 	}
-	return map[string]func(h *facetest.HTTP2) []byte{
-		"calls that are reset": func(h *facetest.HTTP2) []byte {
+	return map[string]func(h *apitest.HTTP2) []byte{
+		"calls that are reset": func(h *apitest.HTTP2) []byte {
 			stream := h.Stream()
-			return append(facetest.Call(stream, method), facetest.ResetOf(stream)...)
+			return append(apitest.Call(stream, method), apitest.ResetOf(stream)...)
 		},
-		"resets of calls that were answered": func(h *facetest.HTTP2) []byte {
+		"resets of calls that were answered": func(h *apitest.HTTP2) []byte {
 			stream := h.Stream()
-			call := append(facetest.Call(stream, method), facetest.Frame(facetest.Data, facetest.EndStream, stream, []byte{0, 0, 0, 0, 0})...)
-			return append(call, facetest.ResetOf(stream)...)
+			call := append(apitest.Call(stream, method), apitest.Frame(apitest.Data, apitest.EndStream, stream, []byte{0, 0, 0, 0, 0})...)
+			return append(call, apitest.ResetOf(stream)...)
 		},
-		"resets of calls that never were": func(h *facetest.HTTP2) []byte { return facetest.ResetOf(h.Stream()) },
-		"settings":                        func(*facetest.HTTP2) []byte { return facetest.Frame(facetest.Settings, 0, 0, nil) },
-		"priorities":                      func(*facetest.HTTP2) []byte { return facetest.Frame(facetest.Priority, 0, 1, make([]byte, 5)) },
-		"unknown frames":                  func(*facetest.HTTP2) []byte { return facetest.Frame(0xee, 0, 0, nil) },
-		"empty data": func(h *facetest.HTTP2) []byte {
-			return onOpenCall(h, func(stream uint32) []byte { return facetest.Frame(facetest.Data, 0, stream, nil) })
+		"resets of calls that never were": func(h *apitest.HTTP2) []byte { return apitest.ResetOf(h.Stream()) },
+		"settings":                        func(*apitest.HTTP2) []byte { return apitest.Frame(apitest.Settings, 0, 0, nil) },
+		"priorities":                      func(*apitest.HTTP2) []byte { return apitest.Frame(apitest.Priority, 0, 1, make([]byte, 5)) },
+		"unknown frames":                  func(*apitest.HTTP2) []byte { return apitest.Frame(0xee, 0, 0, nil) },
+		"empty data": func(h *apitest.HTTP2) []byte {
+			return onOpenCall(h, func(stream uint32) []byte { return apitest.Frame(apitest.Data, 0, stream, nil) })
 		},
-		"data that is padding": func(h *facetest.HTTP2) []byte {
-			return onOpenCall(h, func(stream uint32) []byte { return facetest.Frame(facetest.Data, 8, stream, []byte{0}) })
+		"data that is padding": func(h *apitest.HTTP2) []byte {
+			return onOpenCall(h, func(stream uint32) []byte { return apitest.Frame(apitest.Data, 8, stream, []byte{0}) })
 		},
-		"continuations": func(h *facetest.HTTP2) []byte {
+		"continuations": func(h *apitest.HTTP2) []byte {
 			if open[h] == 0 {
 				open[h] = h.Stream()
-				return facetest.Frame(facetest.Headers, 0, open[h], nil)
+				return apitest.Frame(apitest.Headers, 0, open[h], nil)
 			}
-			return facetest.Frame(facetest.Continuation, 0, open[h], nil)
+			return apitest.Frame(apitest.Continuation, 0, open[h], nil)
 		},
 	}
 }
 
 // strangersOnly are frames that only count while no caller is identified.
-func strangersOnly() map[string]func(h *facetest.HTTP2) []byte {
-	return map[string]func(h *facetest.HTTP2) []byte{
-		"calls": func(h *facetest.HTTP2) []byte {
+func strangersOnly() map[string]func(h *apitest.HTTP2) []byte {
+	return map[string]func(h *apitest.HTTP2) []byte{
+		"calls": func(h *apitest.HTTP2) []byte {
 			stream := h.Stream()
-			return append(facetest.Call(stream, method), facetest.Frame(facetest.Data, facetest.EndStream, stream, []byte{0, 0, 0, 0, 0})...)
+			return append(apitest.Call(stream, method), apitest.Frame(apitest.Data, apitest.EndStream, stream, []byte{0, 0, 0, 0, 0})...)
 		},
-		"window updates":   func(*facetest.HTTP2) []byte { return facetest.Frame(facetest.WindowUpdate, 0, 0, []byte{0, 0, 0, 1}) },
-		"answers to pings": func(*facetest.HTTP2) []byte { return facetest.Frame(facetest.Ping, 1, 0, make([]byte, 8)) },
+		"window updates":   func(*apitest.HTTP2) []byte { return apitest.Frame(apitest.WindowUpdate, 0, 0, []byte{0, 0, 0, 1}) },
+		"answers to pings": func(*apitest.HTTP2) []byte { return apitest.Frame(apitest.Ping, 1, 0, make([]byte, 8)) },
 	}
 }
 
 // flood sends up to most frames and reports how many there were when the connection
 // was closed; most: it was not.
-func flood(h *facetest.HTTP2, most int, frame func(h *facetest.HTTP2) []byte) (sent int) {
+func flood(h *apitest.HTTP2, most int, frame func(h *apitest.HTTP2) []byte) (sent int) {
 	for ; sent < most; sent++ {
 		if h.Send(frame(h)) != nil {
 			return sent

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/broker"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -54,7 +54,7 @@ func (c *deafConn) readSettings() error {
 	}
 	c.settings = make([]byte, 9+binary.BigEndian.Uint32(head[:])>>8)
 	copy(c.settings, head[:])
-	if _, err := io.ReadFull(c.Conn, c.settings[9:]); err != nil || head[3] != facetest.Settings {
+	if _, err := io.ReadFull(c.Conn, c.settings[9:]); err != nil || head[3] != apitest.Settings {
 		return err
 	}
 	for at := 9; at < len(c.settings); at += 6 {
@@ -182,12 +182,12 @@ func TestHeadersThatDoNotEndCloseTheConnection(t *testing.T) {
 	h := w.raw(w.anonymous())
 	stream := h.Stream()
 	field := append([]byte{0, 1, 'x', 127, 0x81, 0x07}, strings.Repeat("v", 1<<10)...) // its value has a length of 127 + 0x381
-	err := h.Send(facetest.Frame(facetest.Headers, 0, stream, nil))
+	err := h.Send(apitest.Frame(apitest.Headers, 0, stream, nil))
 	for range 1000 {
 		if err != nil {
 			return
 		}
-		err = h.Send(facetest.Frame(facetest.Continuation, 0, stream, field))
+		err = h.Send(apitest.Frame(apitest.Continuation, 0, stream, field))
 	}
 	t.Error("1,000 KiB of headers were read")
 }

@@ -1,4 +1,4 @@
-// Package server is the gRPC face of the broker: it turns messages into
+// Package server is the gRPC API of the broker: it turns messages into
 // questions and answers into messages, and decides nothing itself.
 //
 // Nothing here logs a message, whole or in part: protobuf-go prints fields that
@@ -240,7 +240,7 @@ func newTransport(cfg Config, who *callers) *transport {
 	return t
 }
 
-// RegisterService adds a service of another face, before Serve: its calls are
+// RegisterService adds a service of another API, before Serve: its calls are
 // those of callers, and limited and counted, like all.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	s.metrics.resolve(desc)

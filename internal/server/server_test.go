@@ -41,8 +41,8 @@ const (
 	secretCanary = "canary-secret-5d1f"
 )
 
-// face is a served broker and the IdP behind it.
-type face struct {
+// api is a served broker and the IdP behind it.
+type api struct {
 	idp    *devidp.Server
 	conn   *grpc.ClientConn
 	api    tokenbrokerv1.TokenBrokerServiceClient
@@ -130,7 +130,7 @@ func allowing(callers ...policy.CallerConfig) *policy.Policy {
 	})
 }
 
-func serve(t *testing.T) *face {
+func serve(t *testing.T) *api {
 	t.Helper()
 	return serveWith(t, newIDP(t))
 }
@@ -146,15 +146,15 @@ func newIDP(t testing.TB) *devidp.Server {
 	return idpServer
 }
 
-func serveWith(t *testing.T, idpServer *devidp.Server) *face {
+func serveWith(t *testing.T, idpServer *devidp.Server) *api {
 	t.Helper()
-	f := &face{idp: idpServer, log: &testkit.Log{}}
+	f := &api{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
 	return f
 }
 
-func (f *face) open(t *testing.T, cfg server.Config) {
+func (f *api) open(t *testing.T, cfg server.Config) {
 	t.Helper()
 	f.server = server.New(cfg)
 	listener := bufconn.Listen(1 << 20)
@@ -355,7 +355,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 }
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
-	f := &face{log: &testkit.Log{}}
+	f := &api{log: &testkit.Log{}}
 	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {

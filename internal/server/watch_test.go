@@ -20,7 +20,7 @@ import (
 type tokenStream = grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse]
 
 // watch opens a watch and receives its first token.
-func (f *face) watch(ctx context.Context, t *testing.T) (tokenStream, *tokenbrokerv1.GetTokenResponse) {
+func (f *api) watch(ctx context.Context, t *testing.T) (tokenStream, *tokenbrokerv1.GetTokenResponse) {
 	t.Helper()
 	stream, err := f.api.WatchToken(ctx, &tokenbrokerv1.WatchTokenRequest{ClientName: "orders"})
 	if err != nil {
@@ -75,7 +75,7 @@ func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
 }
 
 func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
-	f := &face{idp: newIDP(t), log: &testkit.Log{}}
+	f := &api{idp: newIDP(t), log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, nil))
 	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: "everybody", Logger: log, Limits: server.Limits{Streams: 4}})
 	leaving, leave := context.WithCancel(t.Context())

@@ -1,4 +1,4 @@
-package httpface_test
+package httpapi_test
 
 import (
 	"encoding/base64"
@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 )
 
 const (
@@ -35,7 +35,7 @@ func with(pairs ...string) url.Values {
 
 func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
 	f := serve(t, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	grant := []string{"grant_type", "client_credentials"}
 	named := slices.Concat(grant, []string{"client_id", "orders"})
 	for name, tt := range map[string]struct {
@@ -48,7 +48,7 @@ func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
 		"client_assertion":      {nil, with(slices.Concat(named, []string{"client_assertion_type", jwtBearer, "client_assertion", jwt})...)},
 		"client_secret_basic":   {basicAuth("orders", jwt), with(grant...)},
 		"client_secret_post":    {nil, with(slices.Concat(named, []string{"client_secret", jwt})...)},
-		"scope and audience":    {bearer(jwt), with(slices.Concat(named, []string{"scope", "read", "audience", facetest.Audience})...)},
+		"scope and audience":    {bearer(jwt), with(slices.Concat(named, []string{"scope", "read", "audience", apitest.Audience})...)},
 		"parameters of nothing": {bearer(jwt), with(slices.Concat(named, []string{"scope", "", "audience", "", "unknown", "x"})...)},
 	} {
 		got := f.post(t, tokenPath, tt.header, tt.form)
@@ -72,7 +72,7 @@ func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
 
 func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 	f := serve(t, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	grant := with("grant_type", "client_credentials", "client_id", "orders")
 	// What the shop may have is in memory when others ask for it.
 	if got := f.post(t, tokenPath, bearer(jwt), grant); got.status != 200 {
@@ -95,8 +95,8 @@ func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 	}{
 		"nobody":                     {nil, grant, 401, "invalid_client"},
 		"a secret that is no JWT":    {basicAuth("orders", "s3cr3t"), with("grant_type", "client_credentials"), 401, "invalid_client"},
-		"an expired JWT":             {bearer(f.Token(map[string]any{"sub": facetest.Shop, "aud": "tokenbroker", "exp": time.Now().Add(-time.Hour).Unix()})), grant, 401, "invalid_client"},
-		"a JWT for another audience": {bearer(f.Token(map[string]any{"sub": facetest.Shop})), grant, 401, "invalid_client"},
+		"an expired JWT":             {bearer(f.Token(map[string]any{"sub": apitest.Shop, "aud": "tokenbroker", "exp": time.Now().Add(-time.Hour).Unix()})), grant, 401, "invalid_client"},
+		"a JWT for another audience": {bearer(f.Token(map[string]any{"sub": apitest.Shop})), grant, 401, "invalid_client"},
 		"nobody who is configured":   {bearer(f.CallerJWT("stranger")), grant, 401, "invalid_client"},
 		"another scheme":             {http.Header{"Authorization": {"Digest x"}}, grant, 401, "invalid_client"},
 		"broken Basic":               {http.Header{"Authorization": {"Basic !"}}, grant, 400, "invalid_request"},
@@ -115,7 +115,7 @@ func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 		"two spaces":                 {bearer(jwt), and("scope", "read  write"), 400, "invalid_scope"},
 		"a long audience":            {bearer(jwt), and("audience", strings.Repeat("x", 513)), 400, "invalid_target"},
 		"no such client":             {bearer(jwt), and("client_id", "billing"), 400, "unauthorized_client"},
-		"a client of others":         {bearer(f.CallerJWT(facetest.Idle)), grant, 400, "unauthorized_client"},
+		"a client of others":         {bearer(f.CallerJWT(apitest.Idle)), grant, 400, "unauthorized_client"},
 		"a scope of others":          {bearer(jwt), and("scope", "admin"), 400, "unauthorized_client"},
 	} {
 		got := f.post(t, tokenPath, tt.header, tt.form)
@@ -129,7 +129,7 @@ func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 			t.Errorf("%s: the answer repeats what came: %s", name, got.body)
 		}
 	}
-	if log := f.Log.String(); strings.Contains(log, jwt[:60]) || strings.Contains(log, "s3cr3t") || strings.Contains(log, facetest.SecretCanary) {
+	if log := f.Log.String(); strings.Contains(log, jwt[:60]) || strings.Contains(log, "s3cr3t") || strings.Contains(log, apitest.SecretCanary) {
 		t.Error("a secret is in the log")
 	}
 }
@@ -138,9 +138,9 @@ func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
 // value or two, with or without one. RFC 8707 admits it of resource.
 func TestRepeatedParametersAreRefused(t *testing.T) {
 	f := serve(t, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	values := map[string]string{
-		"grant_type": "client_credentials", "client_id": "orders", "scope": "read", "audience": facetest.Audience, "token": f.Token(nil), "token_type_hint": "access_token",
+		"grant_type": "client_credentials", "client_id": "orders", "scope": "read", "audience": apitest.Audience, "token": f.Token(nil), "token_type_hint": "access_token",
 		"client_secret": jwt, "client_assertion": jwt, "client_assertion_type": jwtBearer, "unknown": "x",
 	}
 	for path, form := range map[string]url.Values{
@@ -184,7 +184,7 @@ func TestRepeatedParametersAreRefused(t *testing.T) {
 // overlooked.
 func TestParametersInTheQueryAreRefused(t *testing.T) {
 	f := serve(t, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	for path, form := range map[string]url.Values{
 		tokenPath:      with("grant_type", "client_credentials", "client_id", "orders"),
 		introspectPath: with("token", f.Token(nil)),
@@ -200,7 +200,7 @@ func TestParametersInTheQueryAreRefused(t *testing.T) {
 
 // Whoever has a browser on the host of a broker visits pages of others.
 func TestPagesInBrowsersAreNoCallers(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	form := with("token", f.Token(nil))
 	if got := f.post(t, introspectPath, nil, form); got.status != 200 || got.json(t)["active"] != true {
 		t.Fatalf("a program: %d %s", got.status, got.body)
@@ -225,7 +225,7 @@ func TestPagesInBrowsersAreNoCallers(t *testing.T) {
 // RFC 6749 section 2.3: a client proves who it is in one way at a time.
 func TestTwoProofsAtOnceAreRefused(t *testing.T) {
 	f := serve(t, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	inHeader := map[string]http.Header{"Bearer": bearer(jwt), "Basic": basicAuth("orders", jwt)}
 	inForm := map[string]url.Values{
 		"client_secret":    with("client_secret", jwt),
@@ -258,7 +258,7 @@ func TestTwoProofsAtOnceAreRefused(t *testing.T) {
 
 func TestTokenEndpointWantsAForm(t *testing.T) {
 	f := serve(t, "", nil)
-	auth := bearer(f.CallerJWT(facetest.Shop))
+	auth := bearer(f.CallerJWT(apitest.Shop))
 	const form = "grant_type=client_credentials&client_id=orders"
 	for name, tt := range map[string]struct{ target, kind, body string }{
 		"JSON":             {tokenPath, "application/json", `{"grant_type":"client_credentials"}`},
@@ -278,7 +278,7 @@ func TestTokenEndpointWantsAForm(t *testing.T) {
 
 func TestTroubleOfTheIdPIsNotTheCallers(t *testing.T) {
 	f := serve(t, "", nil)
-	auth := bearer(f.CallerJWT(facetest.Shop))
+	auth := bearer(f.CallerJWT(apitest.Shop))
 	form := with("grant_type", "client_credentials", "client_id", "orders")
 	// The JWT is verified, so that the keys are held, before the IdP fails.
 	if got := f.post(t, introspectPath, auth, with("token", "x")); got.status != 200 {
@@ -292,11 +292,11 @@ func TestTroubleOfTheIdPIsNotTheCallers(t *testing.T) {
 }
 
 func TestIntrospectionSaysWhatThereIsToSay(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	got := f.post(t, introspectPath, nil, with("token", f.Token(nil), "token_type_hint", "access_token"))
 	answer := got.json(t)
 	for name, want := range map[string]any{
-		"active": true, "iss": facetest.Issuer, "sub": "user-1", "client_id": "web", "aud": facetest.Audience, "scope": "read write", "jti": "jti-1", "token_type": "Bearer",
+		"active": true, "iss": apitest.Issuer, "sub": "user-1", "client_id": "web", "aud": apitest.Audience, "scope": "read write", "jti": "jti-1", "token_type": "Bearer",
 	} {
 		if answer[name] != want {
 			t.Errorf("%s: %v, want %v", name, answer[name], want)
@@ -327,15 +327,15 @@ func TestIntrospectionIsForCallersWhoMay(t *testing.T) {
 	if got := f.post(t, introspectPath, nil, with("token", token)); got.status != 401 || got.json(t)["error"] != "invalid_client" {
 		t.Errorf("nobody: %d %s", got.status, got.body)
 	}
-	if got := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Idle)), with("token", token)); got.status != 403 || got.json(t)["error"] != "access_denied" {
+	if got := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Idle)), with("token", token)); got.status != 403 || got.json(t)["error"] != "access_denied" {
 		t.Errorf("one who may not: %d %s", got.status, got.body)
 	}
-	if got := f.post(t, introspectPath, basicAuth("orders", f.CallerJWT(facetest.Shop)), with("token", token)); got.status != 200 || got.json(t)["active"] != true {
+	if got := f.post(t, introspectPath, basicAuth("orders", f.CallerJWT(apitest.Shop)), with("token", token)); got.status != 200 || got.json(t)["active"] != true {
 		t.Errorf("one who may: %d %s", got.status, got.body)
 	}
 	f.IdP.SetDown(true)
-	unknown := facetest.New(t).Token(nil) // its key is not one that is held
-	if got := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", unknown)); got.status == 200 && got.json(t)["active"] == true {
+	unknown := apitest.New(t).Token(nil) // its key is not one that is held
+	if got := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", unknown)); got.status == 200 && got.json(t)["active"] == true {
 		t.Errorf("a key that nobody knows: %d %s", got.status, got.body)
 	}
 }

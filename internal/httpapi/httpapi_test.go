@@ -1,4 +1,4 @@
-package httpface_test
+package httpapi_test
 
 import (
 	"bufio"
@@ -19,42 +19,42 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/devidp"
-	"github.com/cezzis/tokenbroker/internal/facetest"
 	"github.com/cezzis/tokenbroker/internal/gateway"
-	"github.com/cezzis/tokenbroker/internal/httpface"
+	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// face is a served broker.
-type face struct {
-	*facetest.Fixture
+// api is a served broker.
+type api struct {
+	*apitest.Fixture
 
-	server  *httpface.Server
+	server  *httpapi.Server
 	address string
 	client  *http.Client
 }
 
 // serve serves a broker on loopback, bound to a caller.
-func serve(t testing.TB, bound string, change func(*httpface.Config)) *face {
+func serve(t testing.TB, bound string, change func(*httpapi.Config)) *api {
 	t.Helper()
-	return serveFixture(t, facetest.New(t), bound, change)
+	return serveFixture(t, apitest.New(t), bound, change)
 }
 
-func serveFixture(t testing.TB, fixture *facetest.Fixture, bound string, change func(*httpface.Config)) *face {
+func serveFixture(t testing.TB, fixture *apitest.Fixture, bound string, change func(*httpapi.Config)) *api {
 	t.Helper()
-	f := &face{Fixture: fixture}
-	cfg := httpface.Config{
+	f := &api{Fixture: fixture}
+	cfg := httpapi.Config{
 		Broker: f.Broker, Door: f.Server(t, "").Door(server.Bound{TCP: bound}), Judge: gateway.New(gateway.Config{Broker: f.Broker}),
 		Logger: f.Logger, URL: "https://broker.example.com:8444",
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	made := httpface.New(cfg)
+	made := httpapi.New(cfg)
 	f.server = made
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -82,7 +82,7 @@ type answer struct {
 	closes bool // the connection
 }
 
-func (f *face) do(t testing.TB, method, target string, header http.Header, body string) answer {
+func (f *api) do(t testing.TB, method, target string, header http.Header, body string) answer {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+f.address+target, strings.NewReader(body))
 	if err != nil {
@@ -105,7 +105,7 @@ func (f *face) do(t testing.TB, method, target string, header http.Header, body 
 
 func bearer(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
 
-func (f *face) post(t testing.TB, path string, header http.Header, form url.Values) answer {
+func (f *api) post(t testing.TB, path string, header http.Header, form url.Values) answer {
 	t.Helper()
 	all := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
 	maps.Copy(all, header)
@@ -124,7 +124,7 @@ func (a answer) json(t testing.TB) map[string]any {
 const need = "/verify?scope=read"
 
 func TestVerifyAnswersWithFourStatuses(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	good := f.Token(nil)
 	fresh := func() string { return f.Token(nil) } // each case begins with a token that no other case has left in a cache
 	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
@@ -140,7 +140,7 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 		"several spaces":              {need, http.Header{"Authorization": {"Bearer   " + fresh()}}, 200, ""},
 		"a tab":                       {need, http.Header{"Authorization": {"Bearer \t" + fresh()}}, 401, `error="invalid_request"`},
 		"the path of a request":       {"/verify/orders/7?scope=read", bearer(fresh()), 200, ""},
-		"its audience":                {"/verify?audience=" + url.QueryEscape(facetest.Audience) + "&scope=read+write&issuer=" + url.QueryEscape(facetest.Issuer), bearer(fresh()), 200, ""},
+		"its audience":                {"/verify?audience=" + url.QueryEscape(apitest.Audience) + "&scope=read+write&issuer=" + url.QueryEscape(apitest.Issuer), bearer(fresh()), 200, ""},
 		"no token":                    {need, nil, 401, `Bearer realm="api"`},
 		"another scheme":              {need, http.Header{"Authorization": {"Basic YTpi"}}, 401, `Bearer realm="api"`},
 		"expired":                     {need, bearer(expired), 401, `Bearer realm="api", error="invalid_token", error_description="The access token expired"`},
@@ -185,10 +185,10 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 }
 
 func TestVerifyTellsWhoItIs(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")
 	want := map[string]string{
-		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
+		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
 		"Cache-Control": "private, max-age=299", "Vary": "Authorization",
 	}
 	for name, value := range want {
@@ -207,19 +207,19 @@ func TestVerifyTellsWhoItIs(t *testing.T) {
 
 // A service that looks at X-Auth-Subject alone must not take a client for a user.
 func TestClientIsNoSubjectForServices(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	token := f.Token(map[string]any{"sub": nil, "client_id": "alice"})
 	got := f.do(t, "GET", need, bearer(token), "")
-	for name, value := range map[string]string{"X-Auth-Subject": "", "X-Auth-Subject-Type": "client_id", "X-Auth-Issuer": facetest.Issuer, "X-Auth-Client-Id": "alice"} {
+	for name, value := range map[string]string{"X-Auth-Subject": "", "X-Auth-Subject-Type": "client_id", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "alice"} {
 		if values := got.header.Values(name); got.status != 200 || len(values) != 1 || values[0] != value {
 			t.Errorf("%d, %s: %q, want one %q", got.status, name, values, value)
 		}
 	}
-	told := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", token)).json(t)
+	told := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", token)).json(t)
 	if told["active"] != true || told["sub"] != "alice" || told["subject_type"] != "client_id" {
 		t.Errorf("introspection: %v", told)
 	}
-	told = f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", f.Token(nil))).json(t)
+	told = f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", f.Token(nil))).json(t)
 	if _, marked := told["subject_type"]; marked || told["sub"] != "user-1" {
 		t.Errorf("introspection of a user's token: %v", told)
 	}
@@ -228,10 +228,10 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 // With several issuers of opaque tokens the gateway says which one to ask, or its
 // listener; whoever makes a request never does.
 func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
-	a, b := facetest.OpaqueToken(facetest.OpaqueA), facetest.OpaqueToken(facetest.OpaqueB)
-	ofListener := func(f *facetest.Fixture, issuer string) func(*httpface.Config) {
-		return func(c *httpface.Config) {
-			c.Door = f.Server(t, "").Door(server.Bound{TCP: facetest.Gate, OpaqueTCP: issuer})
+	a, b := apitest.OpaqueToken(apitest.OpaqueA), apitest.OpaqueToken(apitest.OpaqueB)
+	ofListener := func(f *apitest.Fixture, issuer string) func(*httpapi.Config) {
+		return func(c *httpapi.Config) {
+			c.Door = f.Server(t, "").Door(server.Bound{TCP: apitest.Gate, OpaqueTCP: issuer})
 		}
 	}
 	for name, tt := range map[string]struct {
@@ -239,33 +239,33 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 		status                 int
 	}{
 		"nobody says":                     {"", "?scope=read", a, 401},
-		"the query says":                  {"", "?issuer=" + facetest.OpaqueA, a, 200},
-		"the query names the other":       {"", "?issuer=" + facetest.OpaqueA, b, 401},
-		"the listener says":               {facetest.OpaqueB, "?scope=read", b, 200},
-		"the listener names the other":    {facetest.OpaqueB, "?scope=read", a, 401},
-		"the query goes before":           {facetest.OpaqueB, "?issuer=" + facetest.OpaqueA, a, 200},
-		"the query names one without it":  {facetest.OpaqueB, "?issuer=" + facetest.Issuer, b, 401},
+		"the query says":                  {"", "?issuer=" + apitest.OpaqueA, a, 200},
+		"the query names the other":       {"", "?issuer=" + apitest.OpaqueA, b, 401},
+		"the listener says":               {apitest.OpaqueB, "?scope=read", b, 200},
+		"the listener names the other":    {apitest.OpaqueB, "?scope=read", a, 401},
+		"the query goes before":           {apitest.OpaqueB, "?issuer=" + apitest.OpaqueA, a, 200},
+		"the query names one without it":  {apitest.OpaqueB, "?issuer=" + apitest.Issuer, b, 401},
 		"the request names it in headers": {"", "?scope=read", a, 401},
 	} {
 		t.Run(name, func(t *testing.T) {
-			fixture := facetest.NewOpaque(t)
-			f := serveFixture(t, fixture, facetest.Gate, ofListener(fixture, tt.listener))
+			fixture := apitest.NewOpaque(t)
+			f := serveFixture(t, fixture, apitest.Gate, ofListener(fixture, tt.listener))
 			header := bearer(tt.token)
-			header.Set("X-Verify-Issuer", facetest.OpaqueA)
+			header.Set("X-Verify-Issuer", apitest.OpaqueA)
 			if got := f.do(t, "GET", "/verify"+tt.query, header, ""); got.status != tt.status {
 				t.Errorf("%d, want %d", got.status, tt.status)
 			}
 		})
 	}
 	t.Run("needs in headers", func(t *testing.T) {
-		fixture := facetest.NewOpaque(t)
-		f := serveFixture(t, fixture, facetest.Gate, func(c *httpface.Config) {
-			ofListener(fixture, facetest.OpaqueB)(c)
+		fixture := apitest.NewOpaque(t)
+		f := serveFixture(t, fixture, apitest.Gate, func(c *httpapi.Config) {
+			ofListener(fixture, apitest.OpaqueB)(c)
 			c.NeedsInHeaders = true
 		})
-		for issuer, status := range map[string]int{"": 503, facetest.OpaqueA: 200, facetest.OpaqueB: 401} {
+		for issuer, status := range map[string]int{"": 503, apitest.OpaqueA: 200, apitest.OpaqueB: 401} {
 			header := bearer(a)
-			header.Set("X-Verify-Audience", facetest.Audience)
+			header.Set("X-Verify-Audience", apitest.Audience)
 			if issuer != "" {
 				header.Set("X-Verify-Issuer", issuer)
 			}
@@ -274,15 +274,15 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 			}
 		}
 		header := bearer(f.Token(nil))
-		header.Set("X-Verify-Audience", facetest.Audience)
+		header.Set("X-Verify-Audience", apitest.Audience)
 		if got := f.do(t, "GET", "/verify", header, ""); got.status != 503 || !strings.Contains(f.Log.String(), "X-Verify-Issuer is missing") {
 			t.Errorf("a JWT, and a gateway that names no issuer: %d", got.status)
 		}
 	})
 	t.Run("introspection", func(t *testing.T) {
-		f := serveFixture(t, facetest.NewOpaque(t), "", nil)
-		for issuer, active := range map[string]bool{"": false, facetest.OpaqueA: true, facetest.OpaqueB: false} {
-			got := f.post(t, introspectPath, bearer(f.CallerJWT(facetest.Shop)), with("token", a, "issuer", issuer)).json(t)
+		f := serveFixture(t, apitest.NewOpaque(t), "", nil)
+		for issuer, active := range map[string]bool{"": false, apitest.OpaqueA: true, apitest.OpaqueB: false} {
+			got := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", a, "issuer", issuer)).json(t)
 			if got["active"] != active {
 				t.Errorf("issuer %q: %v", issuer, got)
 			}
@@ -293,7 +293,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 // A gateway that sends another spelling of an identity header along would pass it on to
 // the service.
 func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	for name, want := range map[string]int{
 		"X-Auth-Subject": 200, "x-auth-SUBJECT": 200, "X-Request_Id": 200, "X-Auth-Subjects": 200,
 		"X_Auth_Subject": 401, "x_auth-subject": 401, "X-Auth_Subject": 401, "X.Auth.Subject": 401, "X-Auth-Client_Id": 401, "X`Auth`Scope": 401, "x*auth^issuer": 401,
@@ -307,14 +307,14 @@ func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
 
 func TestAuthorizationIsNeverTheGateways(t *testing.T) {
 	f := serve(t, "", nil)
-	got := f.do(t, "GET", need, bearer(f.CallerJWT(facetest.Shop)), "")
+	got := f.do(t, "GET", need, bearer(f.CallerJWT(apitest.Shop)), "")
 	if got.status != 503 || !strings.Contains(f.Log.String(), "a gateway is known by its client certificate") {
 		t.Errorf("status %d; log %s", got.status, f.Log)
 	}
 }
 
 func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
-	f := serve(t, facetest.Idle, nil)
+	f := serve(t, apitest.Idle, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(nil)), "")
 	if got.status != 503 || !strings.Contains(f.Log.String(), `caller \"idle\" asked for`) {
 		t.Errorf("status %d; log %s", got.status, f.Log)
@@ -322,7 +322,7 @@ func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
 }
 
 func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
-	fixture := facetest.New(t)
+	fixture := apitest.New(t)
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	var err error
 	if fixture.Audit, err = audit.Open(audit.Config{File: path, Logger: fixture.Logger}); err != nil {
@@ -348,26 +348,26 @@ func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
 }
 
 func TestKeysThatAreNotToBeHadAre503(t *testing.T) {
-	f := serveFixture(t, facetest.New(t, func(idp *devidp.Server) { idp.SetDown(true) }), facetest.Gate, nil)
+	f := serveFixture(t, apitest.New(t, func(idp *devidp.Server) { idp.SetDown(true) }), apitest.Gate, nil)
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 503 || got.header.Get("Retry-After") == "" {
 		t.Errorf("status %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
 	}
 }
 
 func TestNeedsInHeaders(t *testing.T) {
-	f := serve(t, facetest.Gate, func(c *httpface.Config) { c.NeedsInHeaders = true })
+	f := serve(t, apitest.Gate, func(c *httpapi.Config) { c.NeedsInHeaders = true })
 	for name, tt := range map[string]struct {
 		target string
 		needs  http.Header
 		status int
 	}{
-		"good":                  {"/verify?id=7&audience=x", http.Header{"X-Verify-Audience": {facetest.Audience}, "X-Verify-Scope": {"read write"}}, 200},
-		"a scope is missing":    {"/verify", http.Header{"X-Verify-Audience": {facetest.Audience}, "X-Verify-Scope": {"admin"}}, 403},
-		"no audience":           {"/verify?audience=" + facetest.Audience, http.Header{"X-Verify-Scope": {"read"}}, 503},
-		"an audience too much":  {"/verify", http.Header{"X-Verify-Audience": {facetest.Audience, facetest.Audience}}, 503},
-		"a token in the query":  {"/verify?id=7&access_token=x", http.Header{"X-Verify-Audience": {facetest.Audience}}, 401},
-		"the same, escaped":     {"/verify?%61ccess_token=x", http.Header{"X-Verify-Audience": {facetest.Audience}}, 401},
-		"a query that is wrong": {"/verify?%zz", http.Header{"X-Verify-Audience": {facetest.Audience}}, 200},
+		"good":                  {"/verify?id=7&audience=x", http.Header{"X-Verify-Audience": {apitest.Audience}, "X-Verify-Scope": {"read write"}}, 200},
+		"a scope is missing":    {"/verify", http.Header{"X-Verify-Audience": {apitest.Audience}, "X-Verify-Scope": {"admin"}}, 403},
+		"no audience":           {"/verify?audience=" + apitest.Audience, http.Header{"X-Verify-Scope": {"read"}}, 503},
+		"an audience too much":  {"/verify", http.Header{"X-Verify-Audience": {apitest.Audience, apitest.Audience}}, 503},
+		"a token in the query":  {"/verify?id=7&access_token=x", http.Header{"X-Verify-Audience": {apitest.Audience}}, 401},
+		"the same, escaped":     {"/verify?%61ccess_token=x", http.Header{"X-Verify-Audience": {apitest.Audience}}, 401},
+		"a query that is wrong": {"/verify?%zz", http.Header{"X-Verify-Audience": {apitest.Audience}}, 200},
 	} {
 		tt.needs["Authorization"] = []string{"Bearer " + f.Token(nil)}
 		for range 2 { // the second time by what is remembered of the token
@@ -379,7 +379,7 @@ func TestNeedsInHeaders(t *testing.T) {
 }
 
 func TestBodiesByAccept(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	text := f.do(t, "GET", need, http.Header{"Accept": {"text/html,*/*;q=0.8"}}, "")
 	if text.body != "An access token is needed\n" || text.header.Get("Content-Type") != "text/plain; charset=utf-8" {
 		t.Errorf("text: %q, %q", text.body, text.header.Get("Content-Type"))
@@ -390,7 +390,7 @@ func TestBodiesByAccept(t *testing.T) {
 }
 
 func TestOtherPathsAreNowhere(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	for _, target := range []string{
 		"/", "//verify", "/verify2", "/oauth2/token/", "/oauth2//token", "/OAUTH2/token", "/oauth2/../verify", "/debug/pprof/", "/oauth2/token;x", "/verify;/../x",
 		// What stands before the broker may have taken these for another path.
@@ -417,9 +417,9 @@ func TestOtherPathsAreNowhere(t *testing.T) {
 
 func TestOldConnectionsEnd(t *testing.T) {
 	for age, ends := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false} {
-		fixture := facetest.New(t)
+		fixture := apitest.New(t)
 		fixture.Limits.ConnectionAge = age
-		f := serveFixture(t, fixture, facetest.Gate, nil)
+		f := serveFixture(t, fixture, apitest.Gate, nil)
 		request := "GET " + need + " HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer " + f.Token(nil) + "\r\n\r\n"
 		if status, closed := f.raw(t, request); status != "200" || closed != ends {
 			t.Errorf("after %v: status %s, closed %v", age, status, closed)
@@ -429,7 +429,7 @@ func TestOldConnectionsEnd(t *testing.T) {
 
 // raw sends bytes and returns the status line of the answer, and whether the
 // connection was closed after it.
-func (f *face) raw(t *testing.T, text string) (status string, closed bool) {
+func (f *api) raw(t *testing.T, text string) (status string, closed bool) {
 	t.Helper()
 	conn, err := net.Dial("tcp", f.address)
 	if err != nil {
@@ -452,7 +452,7 @@ func (f *face) raw(t *testing.T, text string) (status string, closed bool) {
 }
 
 func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	const host = " HTTP/1.1\r\nHost: b\r\n"
 	for name, tt := range map[string]struct{ text, status string }{
 		"two lengths":              {"GET " + need + host + "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", "400"},
@@ -477,7 +477,7 @@ func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
 // A request whose length could be read in two ways ends its connection, whatever the
 // path: the body is never answered as the next request (RFC 9112 section 6.1).
 func TestBodyIsNeverReadAsTheNextRequest(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	token := f.Token(nil)
 	smuggled := "GET " + need + " HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer " + token + "\r\n\r\n"
 	form := with("token", token).Encode()
@@ -530,7 +530,7 @@ func TestBodyIsNeverReadAsTheNextRequest(t *testing.T) {
 }
 
 // answers sends text and returns the status lines of all final answers to it.
-func (f *face) answers(t *testing.T, text string) (lines []string) {
+func (f *api) answers(t *testing.T, text string) (lines []string) {
 	t.Helper()
 	_, all := f.exchange(t, text)
 	for line := range strings.Lines(all) {
@@ -545,10 +545,10 @@ func (f *face) answers(t *testing.T, text string) (lines []string) {
 // do not feel it.
 func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
 	const most = 20 // few, so that all are open at once before the first times out
-	fixture := facetest.New(t)
+	fixture := apitest.New(t)
 	fixture.Limits.Strangers = most
 	f := serveFixture(t, fixture, "", nil)
-	jwt := f.CallerJWT(facetest.Shop)
+	jwt := f.CallerJWT(apitest.Shop)
 	// A connection over which somebody was recognised, before the others come.
 	form := with("token", f.Token(nil))
 	request := "POST " + introspectPath + " HTTP/1.1\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nAuthorization: Bearer " + jwt +
@@ -603,7 +603,7 @@ func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
 
 func TestRequestsWhoseClientDisconnectedAreNoFailuresOfTheBroker(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	f := serve(t, facetest.Shop, func(c *httpface.Config) { c.Registerer = registry })
+	f := serve(t, apitest.Shop, func(c *httpapi.Config) { c.Registerer = registry })
 	asked := make(chan struct{}, 1)
 	f.IdP.SetAnswer(func(_ http.ResponseWriter, r *http.Request) bool {
 		asked <- struct{}{}
@@ -641,7 +641,7 @@ func TestRequestsWhoseClientDisconnectedAreNoFailuresOfTheBroker(t *testing.T) {
 }
 
 func TestDrainingClosesConnectionsAfterTheNextResponse(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 || got.closes {
 		t.Errorf("before the drain: %d, closes: %v", got.status, got.closes)
 	}

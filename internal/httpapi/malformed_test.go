@@ -1,4 +1,4 @@
-package httpface_test
+package httpapi_test
 
 import (
 	"bufio"
@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/facetest"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/gateway"
-	"github.com/cezzis/tokenbroker/internal/httpface"
+	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -82,7 +82,7 @@ func malformed(r *rand.Rand) (text string, allowed []int) {
 
 // exchange sends a request, and no more after it, and returns the status of the
 // answer and all of its bytes.
-func (f *face) exchange(t *testing.T, text string) (status int, all string) {
+func (f *api) exchange(t *testing.T, text string) (status int, all string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", f.address)
 	if err != nil {
@@ -106,7 +106,7 @@ func (f *face) exchange(t *testing.T, text string) (status int, all string) {
 }
 
 func TestMalformedRequestsGetWhatIsDocumented(t *testing.T) {
-	f := serve(t, facetest.Gate, nil)
+	f := serve(t, apitest.Gate, nil)
 	// Keys are fetched before, and a caller is known.
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 {
 		t.Fatal(got.status)
@@ -125,7 +125,7 @@ func TestMalformedRequestsGetWhatIsDocumented(t *testing.T) {
 		if !slices.Contains(allowed, status) && !early && !bound {
 			t.Errorf("%d to %.300q", status, text)
 		}
-		for _, canary := range []string{facetest.SecretCanary, "goroutine ", "panic"} {
+		for _, canary := range []string{apitest.SecretCanary, "goroutine ", "panic"} {
 			if strings.Contains(answered, canary) {
 				t.Errorf("%q is in the answer to %.300q", canary, text)
 			}
@@ -161,9 +161,9 @@ func FuzzRequests(f *testing.F) {
 	f.Add("POST", tokenPath, "grant_type=client_credentials", "Bearer x", "Bearer y", "application/json", "{}")
 	f.Add("POST", introspectPath, "", "", "", "application/x-www-form-urlencoded;charset=UTF-8", "token=eyJhbGciOiJub25lIn0.e30.")
 	f.Add("POST", introspectPath, "", "Bearer x", "", "application/x-www-form-urlencoded", "token=a&token=b")
-	fixture := facetest.New(f)
-	face := httpface.New(httpface.Config{
-		Broker: fixture.Broker, Door: fixture.Server(f, "").Door(server.Bound{TCP: facetest.Gate}), Judge: gateway.New(gateway.Config{Broker: fixture.Broker}), Logger: fixture.Logger,
+	fixture := apitest.New(f)
+	api := httpapi.New(httpapi.Config{
+		Broker: fixture.Broker, Door: fixture.Server(f, "").Door(server.Bound{TCP: apitest.Gate}), Judge: gateway.New(gateway.Config{Broker: fixture.Broker}), Logger: fixture.Logger,
 	})
 	f.Fuzz(func(t *testing.T, method, path, query, first, second, kind, body string) {
 		request := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
@@ -175,7 +175,7 @@ func FuzzRequests(f *testing.F) {
 			}
 		}
 		answered := httptest.NewRecorder()
-		face.ServeHTTP(answered, request)
+		api.ServeHTTP(answered, request)
 		allowed := []int{404}
 		switch {
 		case path == "/verify" || strings.HasPrefix(path, "/verify/"):

@@ -1,4 +1,4 @@
-package httpface
+package httpapi
 
 import (
 	"encoding/base64"
@@ -120,7 +120,7 @@ func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *pr
 }
 
 // credentials are the client that a request names, and the value of Authorization
-// by which its maker would prove who it is to any other face: RFC 6749 section 2.3
+// by which its maker would prove who it is to any other API: RFC 6749 section 2.3
 // admits one way at a time. A client secret is the maker's own JWT, for those who
 // can send it in no other way; who proves itself by a certificate sends none.
 func credentials(values []string, form url.Values) (client string, authorization []string, _ *problem) {

@@ -1,6 +1,6 @@
-// Package facetest has a broker for the tests of its faces, with an IdP behind it
+// Package apitest has a broker for the tests of its APIs, with an IdP behind it
 // and callers in front.
-package facetest
+package apitest
 
 import (
 	"context"

@@ -26,21 +26,21 @@ import (
 // gateID is what the gateway's certificate says.
 var gateID = &url.URL{Scheme: "spiffe", Host: "example.com", Path: "/gate"}
 
-// leaksFaces are who asks over HTTP, and in ext_authz.
-type leaksFaces struct {
+// leaksAPIs are who asks over HTTP, and in ext_authz.
+type leaksAPIs struct {
 	gate, anybody *http.Client
 	envoy         *grpc.ClientConn
 }
 
-func (l *leaks) connectFaces(p *pki) {
+func (l *leaks) connectAPIs(p *pki) {
 	l.t.Helper()
 	client := func(config *tls.Config) *http.Client {
 		transport := &http.Transport{TLSClientConfig: config}
 		l.t.Cleanup(transport.CloseIdleConnections)
 		return &http.Client{Transport: transport, Timeout: time.Minute}
 	}
-	l.faces.gate, l.faces.anybody = client(p.client(gateID)), client(p.client(nil))
-	l.faces.envoy = l.connect(credentials.NewTLS(p.client(gateID)))
+	l.apis.gate, l.apis.anybody = client(p.client(gateID)), client(p.client(nil))
+	l.apis.envoy = l.connect(credentials.NewTLS(p.client(gateID)))
 }
 
 // askHTTP sends a request and keeps what it is answered with, but for a token that
@@ -92,7 +92,7 @@ func (l *leaks) askVerify(good string) {
 		header.Set("X-Forwarded-Uri", "/?token="+canary("a header"))
 		header.Set("User-Agent", canary("a user agent"))
 		header.Set("Baggage", "jwt="+canary("baggage"))
-		if got, _ := l.askHTTP(l.faces.gate, http.MethodGet, target, header, ""); got != want {
+		if got, _ := l.askHTTP(l.apis.gate, http.MethodGet, target, header, ""); got != want {
 			l.t.Errorf("/verify: %d, want %d", got, want)
 		}
 	}
@@ -111,7 +111,7 @@ func (l *leaks) askVerify(good string) {
 	verify(need+"&access_token="+canary("a query"), bearerOf(good), 401)
 	verify(need+"&"+canary("a parameter")+"="+canary("a query"), bearerOf(good), 503)
 	verify("/verify?audience=another", bearerOf(good), 401) // the audit tells which
-	if got, _ := l.askHTTP(l.faces.anybody, http.MethodPost, need, bearerOf(l.jwt("robot", nil)), canary("a body")); got != 503 {
+	if got, _ := l.askHTTP(l.apis.anybody, http.MethodPost, need, bearerOf(l.jwt("robot", nil)), canary("a body")); got != 503 {
 		l.t.Errorf("a gateway that nobody knows: %d", got)
 	}
 }
@@ -130,7 +130,7 @@ func (l *leaks) askOAuth(good string) {
 			header = http.Header{}
 		}
 		header.Set("Content-Type", "application/x-www-form-urlencoded")
-		got, text := l.askHTTP(l.faces.anybody, http.MethodPost, path, header, form.Encode())
+		got, text := l.askHTTP(l.apis.anybody, http.MethodPost, path, header, form.Encode())
 		if want != 0 && got != want || want == 0 && got < 400 {
 			l.t.Errorf("%.20s: %d, want %d", path, got, want)
 		}
@@ -173,11 +173,11 @@ func (l *leaks) askOAuth(good string) {
 	post(introspect, nil, 401, "token", good)
 	post(introspect+"?token="+canary("a query"), bearerOf(robot()), 400, "token", good)
 	post("/"+canary("a path"), bearerOf(robot()), 404)
-	if got, _ := l.askHTTP(l.faces.anybody, canary("a method"), token, bearerOf(robot()), ""); got != 405 {
+	if got, _ := l.askHTTP(l.apis.anybody, canary("a method"), token, bearerOf(robot()), ""); got != 405 {
 		l.t.Errorf("an odd method: %d", got)
 	}
 	// What is no HTTP, and no TLS.
-	conn, err := (&tls.Dialer{Config: l.faces.anybody.Transport.(*http.Transport).TLSClientConfig}).DialContext(l.t.Context(), "tcp", l.HTTPAddr())
+	conn, err := (&tls.Dialer{Config: l.apis.anybody.Transport.(*http.Transport).TLSClientConfig}).DialContext(l.t.Context(), "tcp", l.HTTPAddr())
 	l.sends(conn, err, "POST /oauth2/token HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer "+canary("a broken header")+"\r\n\r\n")
 	conn, err = new(net.Dialer).DialContext(l.t.Context(), "tcp", l.HTTPAddr())
 	l.sends(conn, err, "GET /verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "+canary("plaintext")+"\r\n\r\n")
@@ -204,7 +204,7 @@ func (l *leaks) sends(conn net.Conn, err error, text string) {
 func (l *leaks) askExtAuthz(good string) {
 	l.t.Helper()
 	canary := func(what string) string { return l.secret("canary in " + what) }
-	client := authv3.NewAuthorizationClient(l.faces.envoy)
+	client := authv3.NewAuthorizationClient(l.apis.envoy)
 	check := func(token, path string, extensions map[string]string, want codes.Code, denied int) {
 		l.t.Helper()
 		answer, err := client.Check(l.t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{

@@ -1,4 +1,4 @@
-// Package httpface is the face of the broker for those who do not speak its gRPC:
+// Package httpapi is the HTTP API of the broker, for callers that do not speak gRPC:
 // gateways that ask whether a request may pass (/verify), and OAuth clients in any
 // language that want a token (RFC 6749), or to know whether one is good (RFC 7662).
 // Like package server it turns requests into questions and answers into responses,
@@ -7,7 +7,7 @@
 // It speaks HTTP/1.1 only, follows no path that is not spelled exactly, and
 // redirects nobody. Nothing here logs a request, whole or in part: it may hold a
 // token anywhere.
-package httpface
+package httpapi
 
 import (
 	"cmp"
