@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -15,7 +16,7 @@ import (
 
 // giving writes down that a caller is given a token. What it returns is why the
 // token must not be given.
-func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a Answer) *Error {
+func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a Answer) *apierror.Error {
 	if b.audit == nil {
 		return nil
 	}
@@ -95,11 +96,11 @@ func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client 
 
 // verification writes down what became of a presented token, where that is wanted.
 // What it returns is why the answer must not be given.
-func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request, result verify.Result, told *Error) *Error {
+func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request, result verify.Result, told *apierror.Error) *apierror.Error {
 	e := audit.Event{Event: audit.Verification}
 	wanted := audit.RejectedVerifications
 	switch {
-	case told != nil && told.Code == PermissionDenied:
+	case told != nil && told.Code == apierror.PermissionDenied:
 		e.Outcome, e.Reason, wanted = audit.Denied, told.Reason, audit.NoVerifications
 	case told != nil:
 		e.Outcome, e.Reason, wanted = audit.Undecided, told.Reason, audit.AllVerifications
@@ -130,7 +131,7 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 
 // mayAct is asked before an operator's wish is fulfilled: client is empty where it
 // is about none.
-func (b *Broker) mayAct(caller *policy.Caller, action policy.Action, client string) *Error {
+func (b *Broker) mayAct(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
 	switch {
 	case !caller.MayDo(action, client):
 		return mayNotDo(caller, action, client)
@@ -147,12 +148,12 @@ func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy
 		return
 	}
 	e.Event, e.Action, e.Caller, e.Peer, e.Outcome = audit.Admin, string(action), caller.Name(), b.audit.From(ctx), audit.OK
-	if told, ok := errors.AsType[*Error](err); ok {
+	if told, ok := errors.AsType[*apierror.Error](err); ok {
 		e.Reason = told.Reason
 		switch told.Code {
-		case PermissionDenied:
+		case apierror.PermissionDenied:
 			e.Outcome = audit.Denied
-		case InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted:
+		case apierror.InvalidArgument, apierror.NotFound, apierror.FailedPrecondition, apierror.ResourceExhausted:
 			e.Outcome = audit.Refused
 		default:
 			e.Outcome = audit.Failed
@@ -171,9 +172,9 @@ func (r *Revocation) about() audit.Event {
 
 // unwritten is the error for what is not done because it could not be written
 // down.
-func unwritten() *Error {
-	return &Error{
-		Code: Unavailable, Reason: ReasonUnaudited, RetryAfter: time.Second,
+func unwritten() *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonUnaudited, RetryAfter: time.Second,
 		Message: "the broker cannot write its audit, and is configured to do nothing then that would have to be written down (audit.when_full: refuse); try again, or ask another replica",
 	}
 }

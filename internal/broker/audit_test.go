@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -159,9 +160,9 @@ func TestDenialsAreWrittenDown(t *testing.T) {
 			{"another audience", "reader", broker.Ask{Client: "orders", Audience: "a", Scopes: []string{"read"}}, "a"},
 		} {
 			_, err := f.get(t, tt.caller, tt.ask)
-			wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+			wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 			b.expect(tt.what, func(l line) bool {
-				return l.Event == "token" && l.Outcome == "denied" && l.Caller == tt.caller && l.Client == tt.ask.Client && l.Reason == broker.ReasonNotEntitled &&
+				return l.Event == "token" && l.Outcome == "denied" && l.Caller == tt.caller && l.Client == tt.ask.Client && l.Reason == apierror.ReasonNotEntitled &&
 					slices.Equal(l.Audience, []string{tt.audience}) && l.SHA256 == ""
 			})
 		}
@@ -220,23 +221,23 @@ func TestWhatCannotBeWrittenDownIsRefusedWhereThatIsWanted(t *testing.T) {
 		}
 		_ = b.Flush(t.Context())
 		_, err := f.get(t, "batch", orders())
-		if told := wantError(t, err, broker.Unavailable, broker.ReasonUnaudited); told.RetryAfter == 0 {
+		if told := wantError(t, err, apierror.Unavailable, apierror.ReasonUnaudited); told.RetryAfter == 0 {
 			t.Error("it does not say when to try again")
 		}
 		_, err = f.get(t, "nobody", orders())
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if _, err := f.get(t, "checkout", orders()); err != nil {
 			t.Errorf("who has the token already is refused: %v", err)
 		}
-		wantError(t, f.Purge(t.Context(), policy.Self(), purgeOf("orders")), broker.Unavailable, broker.ReasonUnaudited)
-		wantError(t, f.Purge(t.Context(), f.Policy().Named("checkout"), purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, f.Purge(t.Context(), policy.Self(), purgeOf("orders")), apierror.Unavailable, apierror.ReasonUnaudited)
+		wantError(t, f.Purge(t.Context(), f.Policy().Named("checkout"), purgeOf("orders")), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if _, err := f.get(t, "checkout", orders()); err != nil {
 			t.Errorf("the tokens were purged although that could not be written down: %v", err)
 		}
 		watched := 0
 		err = f.Watch(t.Context(), func() (*policy.Caller, error) { return f.Policy().Named("batch"), nil }, orders(),
 			func(broker.Answer) error { watched++; return nil })
-		wantError(t, err, broker.Unavailable, broker.ReasonUnaudited)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonUnaudited)
 		if watched > 0 {
 			t.Error("a watch was given a token")
 		}
@@ -265,10 +266,10 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 		})
 		_ = one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "none"})
 		b.expect("the end of none", func(l line) bool {
-			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == broker.ReasonNoSuchRevocation
+			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == apierror.ReasonNoSuchRevocation
 		})
 		_, _ = one.Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: "x"}, "1")
-		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == broker.ReasonInvalidRequest })
+		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == apierror.ReasonInvalidRequest })
 		_, _ = one.Revoke(t.Context(), nil, broker.Revocation{Issuer: issuer, Subject: "bob"}, "1")
 		b.expect("by nobody", func(l line) bool { return l.Outcome == "denied" && l.Caller == "nobody" && l.Subject == "bob" })
 		_ = one.Purge(t.Context(), nil, purgeOf("orders"))
@@ -276,7 +277,7 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 
 		without := j.add(awayFrom(j))
 		_ = without.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID})
-		b.expect("without a store", func(l line) bool { return l.Outcome == "failed" && l.Reason == broker.ReasonRevocationsUnknown })
+		b.expect("without a store", func(l line) bool { return l.Outcome == "failed" && l.Reason == apierror.ReasonRevocationsUnknown })
 	})
 }
 
@@ -341,7 +342,7 @@ func TestGoodTokenThatCannotBeWrittenDownIsNotCalledGood(t *testing.T) {
 		b.Record(&audit.Event{Event: audit.Start})
 		_ = b.Flush(t.Context())
 		_, err := one.Verify(t.Context(), policy.Self(), j.token("alice", "app", "1"), verify.Request{})
-		wantError(t, err, broker.Unavailable, broker.ReasonUnaudited)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonUnaudited)
 		if result, err := one.Verify(t.Context(), policy.Self(), redact.New("junk"), verify.Request{}); err != nil || result.Rejection == nil {
 			t.Errorf("a bad token is not rejected: %v", err)
 		}

@@ -4,7 +4,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -20,9 +20,9 @@ func TestBackoffDoublesFrom1To30Seconds(t *testing.T) {
 			f.idp.SetDown(true)
 			for i := range 8 {
 				_, err := f.Get(t.Context(), policy.Self(), orders())
-				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+				wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable)
 				_, err = f.Get(t.Context(), policy.Self(), orders())
-				pause := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable).RetryAfter
+				pause := wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable).RetryAfter
 				middle := min(time.Second<<i, 30*time.Second)
 				if pause < middle/2 || pause > middle*3/2 {
 					t.Fatalf("pause %d is %v, not between %v and %v", i+1, pause, middle/2, middle*3/2)
@@ -34,7 +34,7 @@ func TestBackoffDoublesFrom1To30Seconds(t *testing.T) {
 				tries := f.fetches()
 				time.Sleep(pause - time.Nanosecond)
 				_, err = f.Get(t.Context(), policy.Self(), orders())
-				if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter != time.Millisecond || f.fetches() != tries {
+				if told := wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable); told.RetryAfter != time.Millisecond || f.fetches() != tries {
 					t.Fatalf("just before the end of pause %d: retry after %v, %d requests to the IdP", i+1, told.RetryAfter, f.fetches()-tries)
 				}
 				time.Sleep(time.Nanosecond)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -20,7 +21,7 @@ type Backup struct {
 }
 
 // ExportSecret returns a backup of a client's secret. The error is always an
-// [*Error].
+// [*apierror.Error].
 func (b *Broker) ExportSecret(ctx context.Context, caller *policy.Caller, name string) (Backup, error) {
 	made, err := b.export(ctx, caller, name)
 	about := audit.Event{Client: name, SecretVersion: made.Current}
@@ -32,7 +33,7 @@ func (b *Broker) ExportSecret(ctx context.Context, caller *policy.Caller, name s
 	return made, nil
 }
 
-func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string) (Backup, *Error) {
+func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string) (Backup, *apierror.Error) {
 	if denied := b.mayAct(caller, policy.ExportSecret, name); denied != nil {
 		return Backup{}, denied
 	}
@@ -62,7 +63,7 @@ func (b *Broker) ImportSecret(ctx context.Context, caller *policy.Caller, sealed
 	return p.result(ctx, err)
 }
 
-func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (*procedure, *Error) {
+func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (*procedure, *apierror.Error) {
 	p, failed := b.procedure(caller, policy.ImportSecret, change, string(sealed))
 	switch {
 	case failed != nil:
@@ -79,7 +80,7 @@ func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []
 		return p, badBackup(err)
 	}
 	p.version = backup.CurrentID()
-	p.step(ctx, importing, func() (string, *Error) {
+	p.step(ctx, importing, func() (string, *apierror.Error) {
 		err := p.change(ctx, func(h secret.History, _ time.Time) (secret.History, error) {
 			if !replace && h.CurrentID() != "" {
 				return h, errThereIsOne
@@ -93,16 +94,16 @@ func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []
 
 var errThereIsOne = errors.New("there is a secret already")
 
-func badBackup(err error) *Error {
-	return &Error{
-		Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: "sealed", cause: err,
+func badBackup(err error) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Field: "sealed", Cause: err,
 		Message: fmt.Sprintf("sealed: the backup cannot be read: %v", err),
 	}
 }
 
-func noRings(client string) *Error {
-	return &Error{
-		Code: FailedPrecondition, Reason: ReasonSecretNotManaged, Metadata: map[string]string{"client": client},
+func noRings(client string) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": client},
 		Message: fmt.Sprintf("client %q: this broker has no sealing keys: configure store.sealing_keys", client),
 	}
 }

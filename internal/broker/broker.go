@@ -1,7 +1,7 @@
 // Package broker is what a token broker decides: which token answers a question
 // ([Broker.Get]), and whether a presented token is good ([Broker.Verify]). It
 // knows no protocol of its callers; APIs translate, this package answers with
-// values and with [Error].
+// values and with [apierror.Error].
 //
 // It refuses to let one caller's question cost the IdP more than anybody
 // else's: questions that mean the same share one token, one fetch and one

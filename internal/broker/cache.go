@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -59,12 +60,12 @@ type flight struct {
 	// Set before done is closed.
 	token  *token.Token
 	origin Origin
-	err    *Error
+	err    *apierror.Error
 }
 
 // trouble is a failure that is answered again until it is time for another try.
 type trouble struct {
-	err   *Error
+	err   *apierror.Error
 	until time.Time
 	// tries counts the failures of this class in a row.
 	tries int
@@ -111,7 +112,7 @@ func (p *troublePlace) lift(fence uint64) {
 func (t *trouble) active(now time.Time) bool { return t != nil && now.Before(t.until) }
 
 // told is the trouble as an error at a later time.
-func (t *trouble) told(now time.Time) *Error { return t.err.after(t.until.Sub(now)) }
+func (t *trouble) told(now time.Time) *apierror.Error { return t.err.WithRetryAfter(t.until.Sub(now)) }
 
 // triesBefore is how often the same thing went wrong before.
 func (t *trouble) triesBefore(class idp.Class) int {
@@ -244,11 +245,11 @@ func (s *shards) count() int {
 }
 
 // wait waits for the flight on behalf of one caller.
-func (f *flight) wait(ctx context.Context) *Error {
+func (f *flight) wait(ctx context.Context) *apierror.Error {
 	select {
 	case <-f.done:
 		return nil
 	case <-ctx.Done():
-		return gaveUp(ctx)
+		return apierror.GaveUp(ctx)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -74,7 +75,7 @@ func TestRenewedCertificateEndsARefusal(t *testing.T) {
 		server.FailNext(1, http.StatusUnauthorized, "invalid_client", nil)
 		for range 3 {
 			_, err := b.Get(t.Context(), policy.Self(), orders())
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		}
 		if n := server.Requests(devidp.TokenPath); n != 1 {
 			t.Errorf("%d requests with a refused certificate", n)

@@ -130,7 +130,7 @@ type ClientStatus struct {
 }
 
 // Clients returns the clients that the caller may list, in the order of their names.
-// The error is always an [*Error].
+// The error is always an [*apierror.Error].
 func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
 	var listed []*client
 	clients := b.setup.Load().clients
@@ -153,7 +153,7 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 	return found, err
 }
 
-// Client returns one client. The error is always an [*Error].
+// Client returns one client. The error is always an [*apierror.Error].
 func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string) (ClientStatus, error) {
 	c := b.client(name)
 	var err error

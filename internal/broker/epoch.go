@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -148,7 +149,7 @@ type Purge struct {
 // Purge makes all replicas drop every token of a client that was minted, or
 // began to be, before now: at once where the store's word arrives, else within
 // 5 s. Nil means that the store has it; after an error, which is always an
-// [*Error], asking again is safe.
+// [*apierror.Error], asking again is safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
 	err := b.purge(ctx, caller, asked)
 	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, Detail: asked.Reason})
@@ -211,7 +212,7 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 }
 
 // dropTokens has all replicas drop what was obtained before now.
-func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
+func (b *Broker) dropTokens(ctx context.Context, c *client) *apierror.Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.nextEpochFloor(time.Now()), 1)
 	if err != nil {
 		return unconfirmedPurge(c, err)
@@ -220,7 +221,7 @@ func (b *Broker) dropTokens(ctx context.Context, c *client) *Error {
 	return nil
 }
 
-func unconfirmedPurge(c *client, err error) *Error {
+func unconfirmedPurge(c *client, err error) *apierror.Error {
 	return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -75,7 +76,7 @@ func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Leas
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
 		b.write(ctx, store.Change{Release: lease})
-		f.err = forcedTooOften(e.client.name).after(guardInterval)
+		f.err = forcedTooOften(e.client.name).WithRetryAfter(guardInterval)
 		e.mayForceAt(time.Now().Add(guardInterval))
 		return
 	}
@@ -472,30 +473,30 @@ func secretBackoff(n int, rotating bool) time.Duration {
 }
 
 // ShuttingDown is the error for those whom this replica can serve no longer.
-func ShuttingDown(client string) *Error {
-	return &Error{
-		Code: Unavailable, Reason: ReasonShuttingDown, RetryAfter: time.Second,
+func ShuttingDown(client string) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonShuttingDown, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": client},
 		Message:  "this replica is shutting down; ask another one",
 	}
 }
 
 // outOfTime is the error of a flight that ended before it got to the IdP.
-func (b *Broker) outOfTime(e *entry) *Error {
+func (b *Broker) outOfTime(e *entry) *apierror.Error {
 	if b.flying.Err() != nil {
 		return ShuttingDown(e.client.name)
 	}
-	return &Error{
-		Code: Unavailable, Reason: ReasonIdPUnavailable, RetryAfter: time.Second,
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": e.client.name},
 		Message:  fmt.Sprintf("client %q: no token came in time", e.client.name),
 	}
 }
 
 // crashed tells of a panic by its type and place: its value may hold anything.
-func (b *Broker) crashed(e *entry, cause any) *Error {
+func (b *Broker) crashed(e *entry, cause any) *apierror.Error {
 	b.log.Error("a fetch crashed", "client", e.client.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
-	return &Error{Code: Internal, Reason: ReasonInternal, Message: internalMessage}
+	return apierror.Fault(nil)
 }
 
 // backoff is how long the IdP is not asked again after the n-th failure of a

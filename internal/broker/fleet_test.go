@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
@@ -472,7 +473,7 @@ func TestFailureIsSharedByTheFleet(t *testing.T) {
 		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
 			for i, replica := range r.all {
 				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-				if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter <= 0 {
+				if told := wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable); told.RetryAfter <= 0 {
 					t.Fatalf("replica %d does not say when to ask again", i)
 				}
 			}
@@ -497,7 +498,7 @@ func TestFailureOfAQuestionIsSharedByTheFleet(t *testing.T) {
 		for begun := time.Now(); time.Since(begun) < 10*time.Second; time.Sleep(50 * time.Millisecond) {
 			for _, replica := range r.all {
 				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
-				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+				wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable)
 			}
 		}
 		if got := r.fetches() - before; got > 10 {
@@ -513,12 +514,12 @@ func TestThrottlingIsObeyedByTheFleet(t *testing.T) {
 		r := startReplicas(t, 20)
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
 		_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		begun := time.Now()
 		for time.Since(begun) < 39*time.Second {
 			for i, replica := range r.all {
 				_, err := replica.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
-				told := wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+				told := wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 				if left := 40*time.Second - time.Since(begun); told.RetryAfter > left+time.Second || told.RetryAfter < left-time.Second {
 					t.Fatalf("replica %d says to ask again in %v, want about %v", i, told.RetryAfter, left)
 				}
@@ -555,7 +556,7 @@ func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
 		for i := range 250 {
 			wg.Go(func() {
 				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
-				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+				wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 			})
 		}
 		wg.Wait()
@@ -577,7 +578,7 @@ func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
 		for i := range 250 {
 			wg.Go(func() {
 				_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
-				wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+				wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable)
 			})
 		}
 		wg.Wait()
@@ -605,7 +606,7 @@ func TestSecretThatDiesIsFoundOutByFewAttempts(t *testing.T) {
 			for i := range 250 {
 				wg.Go(func() {
 					_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
-					wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+					wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 				})
 			}
 			wg.Wait()
@@ -618,7 +619,7 @@ func TestSecretThatDiesIsFoundOutByFewAttempts(t *testing.T) {
 			for i := range 250 {
 				wg.Go(func() {
 					_, err := r.all[i%5].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i / 5)})
-					wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+					wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 				})
 			}
 			wg.Wait()
@@ -688,7 +689,7 @@ func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
 		r := startReplicas(t, 0)
 		old, fresh := r.add("wrong"), r.add("right")
 		_, err := old.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if _, err := fresh.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}); err != nil {
 			t.Fatal(err)
 		}
@@ -753,11 +754,11 @@ func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.all[0].link.state.Store(refused)
-		told := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")), broker.Unavailable, broker.ReasonStoreUnavailable)
+		told := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")), apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		if told.RetryAfter <= 0 {
 			t.Error("it does not say when to ask again")
 		}
-		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("unknown")), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("unknown")), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }
 
@@ -784,7 +785,7 @@ func TestStoreThatTakesNoWritesIsStillRead(t *testing.T) {
 		if got := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"})); got != held {
 			t.Error("a newcomer does not use the token that the store has")
 		}
-		purge := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")), broker.Unavailable, broker.ReasonStoreUnavailable)
+		purge := wantError(t, r.all[0].Purge(t.Context(), policy.Self(), purgeOf("orders")), apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		if !strings.Contains(purge.Message, "takes no writes: OOM") {
 			t.Errorf("it does not say why: %s", purge.Message)
 		}

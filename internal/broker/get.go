@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -60,7 +61,7 @@ type Answer struct {
 }
 
 // Get answers ask with a token, if the caller may have it. The error is always an
-// [*Error]. A token that is held and fresh is answered without I/O, without a
+// [*apierror.Error]. A token that is held and fresh is answered without I/O, without a
 // lock and without a log line; one that is due to be replaced is answered the
 // same, and replaced behind the caller's back.
 func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
@@ -72,7 +73,7 @@ func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	return b.metrics.counted(answer), nil
 }
 
-func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *Error) {
+func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *apierror.Error) {
 	c, full, denied := b.admit(ctx, caller, ask)
 	if denied != nil {
 		return Answer{}, denied
@@ -94,11 +95,11 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 // admit fills in the defaults of ask, narrowed to what the caller may have, and
 // judges it. It denies in the same words what does not exist and what the caller
 // has no grant for.
-func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *Error) {
+func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *apierror.Error) {
 	c := b.client(ask.Client)
 	if c == nil {
 		asked := idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
-		b.deniedToken(ctx, caller, ask.Client, asked, ReasonNotEntitled)
+		b.deniedToken(ctx, caller, ask.Client, asked, apierror.ReasonNotEntitled)
 		return nil, idp.Request{}, notEntitled(caller, ask)
 	}
 	full := c.resolve(ask)
@@ -106,7 +107,7 @@ func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*cl
 	judged.Narrow = len(ask.Scopes) == 0
 	scopes, may := caller.Resolve(judged)
 	if !may {
-		b.deniedToken(ctx, caller, c.name, full, ReasonNotEntitled)
+		b.deniedToken(ctx, caller, c.name, full, apierror.ReasonNotEntitled)
 		if caller.MayGetSome(c.name) {
 			return nil, idp.Request{}, notGranted(caller, ask, full)
 		}
@@ -123,7 +124,7 @@ func (c *client) judged(full idp.Request) policy.Ask {
 
 // mayHave judges the scopes that the IdP granted, which may be more than were asked
 // for.
-func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *Error {
+func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *apierror.Error {
 	if caller.MayHave(e.client.judged(e.ask), tok.Scopes) {
 		return nil
 	}
@@ -134,29 +135,29 @@ func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, t
 
 // grantedTooMuch is the error for a token whose scopes are more than the caller may
 // have, or unknown because they were neither requested nor named by the IdP.
-func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *Error {
-	err := &Error{
-		Code: PermissionDenied, Reason: ReasonGrantedTooMuch,
+func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *apierror.Error {
+	err := &apierror.Error{
+		Code: apierror.PermissionDenied, Reason: apierror.ReasonGrantedTooMuch,
 		Metadata: map[string]string{"client": client, "caller": caller.Name()},
 		Message: fmt.Sprintf("client %q was asked for the scopes %q and the IdP granted %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
 			client, asked, granted, caller.Name()),
 	}
 	if len(granted) == 0 {
-		err.Reason = ReasonGrantedUnknown
+		err.Reason = apierror.ReasonGrantedUnknown
 		err.Message = fmt.Sprintf("the IdP does not say which scopes its token of client %q has, no scopes were requested, and the role of caller %q admits certain scopes only: name scopes in the request, or give the client default scopes",
 			client, caller.Name())
 	}
 	return err
 }
 
-func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
+func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
 	if answer, ok := b.hit(ctx, e, ask, time.Now()); ok {
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
 }
 
-func notEntitled(caller *policy.Caller, ask Ask) *Error {
+func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
 	asked := fmt.Sprintf("a token of client %q", ask.Client)
 	if ask.Audience != "" {
 		asked += fmt.Sprintf(" for audience %q", ask.Audience)
@@ -172,7 +173,7 @@ func notEntitled(caller *policy.Caller, ask Ask) *Error {
 
 // notGranted denies a request to a caller that has other grants for the client, and
 // names the defaults by which the request was judged.
-func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *Error {
+func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Error {
 	asked := ""
 	add := func(isDefault bool, format string, value any) {
 		asked += fmt.Sprintf(format, value)
@@ -193,8 +194,8 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *Error {
 	if len(full.Scopes) > 0 && len(ask.Scopes) == 0 {
 		verdict = "no grant of this caller admits that target with any of these scopes"
 	}
-	return &Error{
-		Code: PermissionDenied, Reason: ReasonNotEntitled,
+	return &apierror.Error{
+		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled,
 		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
 		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker check-config FILE --explain %s",
 			caller.Name(), ask.Client, asked, verdict, caller.Name()),
@@ -203,10 +204,10 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *Error {
 
 // denied is the error for what a caller may not, or what does not exist: nobody
 // is to learn which.
-func denied(caller *policy.Caller, asked string, about map[string]string) *Error {
+func denied(caller *policy.Caller, asked string, about map[string]string) *apierror.Error {
 	about["caller"] = caller.Name()
-	return &Error{
-		Code: PermissionDenied, Reason: ReasonNotEntitled, Metadata: about,
+	return &apierror.Error{
+		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: about,
 		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker check-config FILE --explain %s",
 			caller.Name(), asked, caller.Name()),
 	}
@@ -292,7 +293,7 @@ func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 // it joins or starts, or with the reason why there is none. A flight that was
 // after any good token may bring one that does not suit this caller, who then
 // asks for more.
-func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
+func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
 		f, answer, err := b.join(ctx, e, ask, time.Now())
@@ -311,11 +312,11 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *Error) {
 		}
 		return e.land(f, ask, now)
 	}
-	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).after(ForcedInterval))
+	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).WithRetryAfter(ForcedInterval))
 }
 
 // join returns the flight to wait for, or the answer or error that needs none.
-func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *Error) {
+func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *apierror.Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	// A flight may have landed since the caller looked.
@@ -336,7 +337,7 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 	f := &flight{old: tok, forced: e.usable(tok, now, 0)}
 	if f.forced {
 		if wait := e.forcedAt.Add(ForcedInterval).Sub(now); wait > 0 {
-			answer, err := e.instead(ask, now, forcedTooOften(e.client.name).after(wait))
+			answer, err := e.instead(ask, now, forcedTooOften(e.client.name).WithRetryAfter(wait))
 			return nil, answer, err
 		}
 		e.forcedAt = now
@@ -346,17 +347,17 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 
 // instead answers with the held token where it is good enough for ask (it was
 // rejected, but nothing better is to be had), else with err.
-func (e *entry) instead(ask Ask, now time.Time, err *Error) (Answer, *Error) {
+func (e *entry) instead(ask Ask, now time.Time, err *apierror.Error) (Answer, *apierror.Error) {
 	if tok := e.token.Load(); e.usable(tok, now, ask.MinTTL) {
 		return held(tok, now, true), nil
 	}
 	return Answer{}, err
 }
 
-func forcedTooOften(client string) *Error {
-	return &Error{
-		Code:     ResourceExhausted,
-		Reason:   ReasonForcedFetchLimited,
+func forcedTooOften(client string) *apierror.Error {
+	return &apierror.Error{
+		Code:     apierror.ResourceExhausted,
+		Reason:   apierror.ReasonForcedFetchLimited,
 		Metadata: map[string]string{"client": client},
 		Message:  fmt.Sprintf("client %q: the token held does not live long enough for min_ttl, and a fresher one was fetched less than %v ago; ask again later or for less", client, ForcedInterval),
 	}
@@ -365,17 +366,17 @@ func forcedTooOften(client string) *Error {
 // unattainable says that ask wants a longer life than the IdP was lately seen to
 // give, in the token that is held. The next token may live longer: an IdP that repeats
 // a token until it ends was last seen to give the rest of its life.
-func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *Error {
+func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror.Error {
 	if !e.usable(tok, now, 0) || ask.MinTTL < tok.Lifetime() || now.Sub(tok.MintedAt) > rememberLifetime {
 		return nil
 	}
 	return tooShort(e.client.name, tok)
 }
 
-func tooShort(client string, tok *token.Token) *Error {
-	return &Error{
-		Code:     FailedPrecondition,
-		Reason:   ReasonMinTTLUnattainable,
+func tooShort(client string, tok *token.Token) *apierror.Error {
+	return &apierror.Error{
+		Code:     apierror.FailedPrecondition,
+		Reason:   apierror.ReasonMinTTLUnattainable,
 		Metadata: map[string]string{"client": client, "lifetime": tok.Lifetime().Round(time.Second).String()},
 		Message: fmt.Sprintf("client %q: the IdP issues tokens that live %v, which is too short for min_ttl; ask for less, or have the lifetime raised at the IdP",
 			client, tok.Lifetime().Round(time.Second)),
@@ -383,7 +384,7 @@ func tooShort(client string, tok *token.Token) *Error {
 }
 
 // land judges for one caller what a flight brought.
-func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *Error) {
+func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *apierror.Error) {
 	if f.err != nil {
 		return e.instead(ask, now, f.err)
 	}
@@ -394,14 +395,14 @@ func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *Error) {
 	case e.usable(f.token, now, 0):
 		return Answer{}, tooShort(e.client.name, f.token)
 	case f.token.Epoch < e.client.epoch.Load():
-		return Answer{}, &Error{
-			Code: Unavailable, Reason: ReasonPurged, RetryAfter: time.Second,
+		return Answer{}, &apierror.Error{
+			Code: apierror.Unavailable, Reason: apierror.ReasonPurged, RetryAfter: time.Second,
 			Metadata: map[string]string{"client": e.client.name},
 			Message:  fmt.Sprintf("client %q: its tokens were purged while one was being fetched; ask again", e.client.name),
 		}
 	default:
-		return Answer{}, &Error{
-			Code: Unavailable, Reason: ReasonIdPUnavailable, RetryAfter: time.Second,
+		return Answer{}, &apierror.Error{
+			Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 			Metadata: map[string]string{"client": e.client.name},
 			Message: fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; have its lifetime raised at the IdP",
 				e.client.name, f.token.Lifetime().Round(time.Second)),

@@ -14,6 +14,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -114,9 +115,9 @@ func (f *fleet) mustGet(t *testing.T, ask broker.Ask) broker.Answer {
 	return answer
 }
 
-func wantError(t *testing.T, err error, code broker.Code, reason string) *broker.Error {
+func wantError(t *testing.T, err error, code apierror.Code, reason string) *apierror.Error {
 	t.Helper()
-	told, ok := errors.AsType[*broker.Error](err)
+	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok || told.Code != code || told.Reason != reason {
 		t.Fatalf("error = %v (%+v), want code %d and reason %s", err, told, code, reason)
 	}
@@ -161,7 +162,7 @@ func TestCancellingTheFirstCallerDoesNotFailTheOthers(t *testing.T) {
 		go func() { _, err := f.Get(t.Context(), policy.Self(), orders()); second <- err }()
 		synctest.Wait()
 		cancel()
-		wantError(t, <-first, broker.Canceled, broker.ReasonCallerGaveUp)
+		wantError(t, <-first, apierror.Canceled, apierror.ReasonCallerGaveUp)
 		if err := <-second; err != nil {
 			t.Errorf("the second caller: %v", err)
 		}
@@ -178,7 +179,7 @@ func TestCallerWhoseTimeIsUpIsToldSo(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		_, err := f.Get(ctx, policy.Self(), orders())
-		wantError(t, err, broker.DeadlineExceeded, broker.ReasonCallerGaveUp)
+		wantError(t, err, apierror.DeadlineExceeded, apierror.ReasonCallerGaveUp)
 		time.Sleep(2 * time.Second)
 		if answer := f.mustGet(t, orders()); answer.Origin != broker.OriginMemory {
 			t.Error("the fetch of a caller who left was lost")
@@ -197,7 +198,7 @@ func TestCallersOfOneFlightAreJudgedByTheirOwnMinTTL(t *testing.T) {
 		}()
 		synctest.Wait()
 		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", MinTTL: 200 * time.Second})
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonMinTTLUnattainable)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonMinTTLUnattainable)
 		if err := <-results; err != nil {
 			t.Errorf("the caller who wants less: %v", err)
 		}
@@ -267,7 +268,7 @@ func TestHeldTokenServesWhileTheIdPIsDown(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		_, err := f.Get(t.Context(), policy.Self(), orders())
-		if told := wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable); told.RetryAfter <= 0 {
+		if told := wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable); told.RetryAfter <= 0 {
 			t.Error("the caller is not told when to try again")
 		}
 		f.idp.SetDown(false)
@@ -344,7 +345,7 @@ func TestRefusedClientMakesNoStorm(t *testing.T) {
 		for range 600 { // constant demand for 60 s
 			before := time.Now()
 			_, err := f.Get(t.Context(), policy.Self(), orders())
-			told := wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+			told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 			if told.Metadata["client"] != "orders" || told.Metadata["secret_version"] == "" {
 				t.Fatalf("metadata = %v", told.Metadata)
 			}
@@ -376,7 +377,7 @@ func TestFiftyAudiencesOfARefusedClientCostTheAttemptsOfOne(t *testing.T) {
 		for i := range 50 {
 			wg.Go(func() {
 				_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i)})
-				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+				wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 			})
 		}
 		wg.Wait()
@@ -408,7 +409,7 @@ func TestNewSecretEndsTheRefusal(t *testing.T) {
 		f := start(t)
 		f.idp.SetSecrets("abc", redact.New("another"))
 		_, err := f.Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		f.changeSecret(t, "another")
 		if answer := f.mustGet(t, orders()); answer.Token.SecretVersion != f.ring.Current().ID {
 			t.Errorf("the token was obtained with version %s", answer.Token.SecretVersion)
@@ -421,13 +422,13 @@ func TestThrottlingIsObeyedByAllOfAClientsTokens(t *testing.T) {
 		f := start(t)
 		f.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"20"}})
 		_, err := f.Get(t.Context(), policy.Self(), orders())
-		if told := wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled); told.RetryAfter != 20*time.Second {
+		if told := wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled); told.RetryAfter != 20*time.Second {
 			t.Errorf("RetryAfter = %v", told.RetryAfter)
 		}
 		for i := range 199 {
 			time.Sleep(100 * time.Millisecond)
 			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(i % 50)})
-			wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+			wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		}
 		if got := f.fetches(); got != 1 {
 			t.Errorf("the IdP was asked %d times before Retry-After", got)
@@ -458,13 +459,13 @@ func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
 			return true
 		})
 		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(2)})
-		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		if err := <-slow; err != nil {
 			t.Fatal(err)
 		}
 		before := f.fetches()
 		_, err = f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(3)})
-		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		if f.fetches() != before {
 			t.Error("the IdP was asked before its Retry-After")
 		}
@@ -476,7 +477,7 @@ func TestUnknownScopeIsRefusedAndRememberedForItsQuestionAlone(t *testing.T) {
 		f := start(t)
 		for range 50 {
 			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Scopes: []string{"admin"}})
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonRequestRefused)
 			time.Sleep(time.Second)
 		}
 		f.mustGet(t, orders())
@@ -492,7 +493,7 @@ func TestFailingIdPIsNotAskedWithoutEnd(t *testing.T) {
 		f.idp.FailNext(1000, http.StatusInternalServerError, "", nil)
 		for range 1200 { // two minutes
 			_, err := f.Get(t.Context(), policy.Self(), orders())
-			wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+			wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable)
 			time.Sleep(100 * time.Millisecond)
 		}
 		if got := f.fetches(); got < 4 || got > 14 {
@@ -569,7 +570,7 @@ func TestMinTTLThatTheHeldTokenMissesForcesOneFetch(t *testing.T) {
 		}
 		time.Sleep(10 * time.Second)
 		_, err := f.Get(t.Context(), policy.Self(), wish)
-		told := wantError(t, err, broker.ResourceExhausted, broker.ReasonForcedFetchLimited)
+		told := wantError(t, err, apierror.ResourceExhausted, apierror.ReasonForcedFetchLimited)
 		if told.RetryAfter != 20*time.Second {
 			t.Errorf("RetryAfter = %v", told.RetryAfter)
 		}
@@ -587,7 +588,7 @@ func TestMinTTLBeyondWhatTheIdPIssuesIsRemembered(t *testing.T) {
 		wish := broker.Ask{Client: "orders", MinTTL: 100 * time.Second}
 		for range 20 {
 			_, err := f.Get(t.Context(), policy.Self(), wish)
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonMinTTLUnattainable)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonMinTTLUnattainable)
 			time.Sleep(time.Second)
 		}
 		f.mustGet(t, orders())
@@ -626,7 +627,7 @@ func TestUnknownClient(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "nobody"})
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }
 
@@ -646,7 +647,7 @@ func TestCrashOfAFetchIsAnErrorAndNotTheEnd(t *testing.T) {
 			})
 		}, 0)
 		_, err := f.Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.Internal, broker.ReasonInternal)
+		wantError(t, err, apierror.Internal, apierror.ReasonInternal)
 		crash = false
 		f.mustGet(t, orders())
 	})
@@ -660,9 +661,9 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 		go func() { _, err := f.Get(t.Context(), policy.Self(), orders()); waiting <- err }()
 		synctest.Wait()
 		f.Close()
-		wantError(t, <-waiting, broker.Unavailable, broker.ReasonShuttingDown)
+		wantError(t, <-waiting, apierror.Unavailable, apierror.ReasonShuttingDown)
 		_, err := f.Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.Unavailable, broker.ReasonShuttingDown)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonShuttingDown)
 	})
 }
 
@@ -672,7 +673,7 @@ func TestFloodOfDistinctQuestionsIsBounded(t *testing.T) {
 		f := startWith(t, nil, bound)
 		for i := range 5000 {
 			_, err := f.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Scopes: []string{fmt.Sprint("unknown-", i)}})
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonRequestRefused)
 		}
 		if got := f.Entries(); got > bound || got < bound/2 {
 			t.Errorf("%d entries are held", got)

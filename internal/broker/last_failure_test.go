@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -85,7 +86,7 @@ func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotation("one"))
 		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		time.Sleep(time.Hour)
 		for i := range r.all {
 			if got := r.status(i).State; got == broker.ClientRefused || got == broker.ClientFailing {
@@ -104,7 +105,7 @@ func TestStagedSecretWithSuspiciousBytesSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 1)
 		got, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("one "))
-		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if !strings.Contains(told.Message, "begins or ends with white space") {
 			t.Errorf("%q, %+v", told.Message, got)
 		}

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -129,10 +130,10 @@ func TestThrottlingIsObeyedWhereClocksDiffer(t *testing.T) {
 		r.add("right")
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
 		_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
-		wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+		wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		for range 39 {
 			_, err := r.all[1].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
-			wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+			wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 			time.Sleep(time.Second)
 		}
 		time.Sleep(2 * time.Second)

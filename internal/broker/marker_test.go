@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -82,17 +83,17 @@ func (m *markedJudges) deafen() {
 }
 
 // unknown checks that a judge does not decide.
-func (m *markedJudges) unknown(b *judge, token redact.String, when string) *broker.Error {
+func (m *markedJudges) unknown(b *judge, token redact.String, when string) *apierror.Error {
 	m.t.Helper()
 	result, err := b.Verify(m.t.Context(), policy.Self(), token, verify.Request{})
 	if err == nil {
 		m.t.Errorf("%s: it decides, rejected: %v", when, result.Rejection != nil)
-		return &broker.Error{}
+		return &apierror.Error{}
 	}
 	if b.gauge(m.t, "tokenbroker_revocations_usable") != 0 {
 		m.t.Errorf("%s: the metric says that it decides", when)
 	}
-	return wantError(m.t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+	return wantError(m.t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 }
 
 // neverGood asks a judge about a revoked token for a while, and returns how long it took
@@ -103,7 +104,7 @@ func (m *markedJudges) neverGood(b *judge, revoked redact.String, lasts time.Dur
 	for time.Since(begun) < lasts {
 		switch result, err := b.Verify(m.t.Context(), policy.Self(), revoked, verify.Request{}); {
 		case err != nil:
-			wantError(m.t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+			wantError(m.t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 		case result.Rejection == nil:
 			m.t.Fatalf("a revoked token is called good %v after the start", time.Since(begun))
 		case decided == 0:
@@ -262,7 +263,7 @@ func TestReplicaAtANewStoreWaitsForOthersBeforeItDecides(t *testing.T) {
 		for _, one := range []*judge{first, second} {
 			m.unknown(one, token, "before 10 s")
 			_, err := one.Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "alice"}, "1")
-			wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+			wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		}
 		if !strings.Contains(m.log.String(), "the store is new or has lost its data") {
 			t.Errorf("the log does not say why: %s", m.log.String())

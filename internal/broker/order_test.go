@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -68,7 +69,7 @@ func TestOlderFetchDoesNotProveARefusedSecretAgain(t *testing.T) {
 		older := r.all[0].getLater(t, ordersFor(audienceNo(0)))
 		r.idp.SetSecrets("abc", anotherSecret)
 		_, err := r.all[0].Get(t.Context(), policy.Self(), ordersFor(audienceNo(1)))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		r.idp.SetSecrets("abc", rightSecret)
 		letGo()
 		if _, err := older(); err != nil {
@@ -84,7 +85,7 @@ func TestOlderFetchDoesNotProveARefusedSecretAgain(t *testing.T) {
 		for i := range 10 {
 			wg.Go(func() {
 				_, err := r.all[0].Get(t.Context(), policy.Self(), ordersFor(audienceNo(2+i)))
-				wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+				wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 			})
 		}
 		wg.Wait()
@@ -107,7 +108,7 @@ func TestOlderRefusalDoesNotUndoANewerProof(t *testing.T) {
 		r.lose() // or the store would correct the replica
 		letGo()
 		_, err := older()
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		r.idp.SetSecrets("abc", rightSecret)
 		time.Sleep(31 * time.Second) // the pause after the refusal
 
@@ -177,17 +178,17 @@ func TestSuccessEndsTheFailuresThatTheFleetRemembers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fail   func(*devidp.Server)
 		repair func(*devidp.Server)
-		code   broker.Code
+		code   apierror.Code
 		reason string
 		first  time.Duration // the pause after the first failure in a row
 	}{
 		"of a secret": {
 			func(idp *devidp.Server) { idp.SetSecrets("abc", anotherSecret) }, func(idp *devidp.Server) { idp.SetSecrets("abc", rightSecret) },
-			broker.FailedPrecondition, broker.ReasonCredentialsRefused, 30 * time.Second,
+			apierror.FailedPrecondition, apierror.ReasonCredentialsRefused, 30 * time.Second,
 		},
 		"of a request": {
 			func(idp *devidp.Server) { idp.FailNext(1, http.StatusBadRequest, "invalid_scope", nil) }, func(*devidp.Server) {},
-			broker.FailedPrecondition, broker.ReasonRequestRefused, time.Minute,
+			apierror.FailedPrecondition, apierror.ReasonRequestRefused, time.Minute,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -220,14 +221,14 @@ func TestSuccessEndsAThrottlingForTheFleet(t *testing.T) {
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"2"}})
 		for _, replica := range r.all {
 			_, err := replica.Get(t.Context(), policy.Self(), ordersFor(audienceNo(0)))
-			wantError(t, err, broker.ResourceExhausted, broker.ReasonIdPThrottled)
+			wantError(t, err, apierror.ResourceExhausted, apierror.ReasonIdPThrottled)
 		}
 		time.Sleep(3 * time.Second)
 		r.mustGetFrom(r.all[0], ordersFor(audienceNo(1)))
 		// The other replica reads the store for a request that brings no token.
 		r.idp.FailNext(1, http.StatusBadRequest, "invalid_scope", nil)
 		_, err := r.all[1].Get(t.Context(), policy.Self(), ordersFor(audienceNo(2)))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonRequestRefused)
 		time.Sleep(time.Until(held.Token.RefreshAt))
 		if answer := r.mustGetFrom(r.all[1], orders()); answer.Degraded {
 			t.Errorf("the throttling that ended still counts: %+v", answer)

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -54,23 +55,23 @@ func TestCallersGetWhatTheyAreGrantedAndNoMore(t *testing.T) {
 			{"its own", callers.Named("own"), orders(), ""},
 			{"less", callers.Named("read"), readOnly, ""},
 			{"the defaults, narrowed", callers.Named("read"), orders(), ""},
-			{"the defaults by their names, which are more", callers.Named("read"), all, broker.ReasonNotEntitled},
-			{"another audience", callers.Named("own"), broker.Ask{Client: "orders", Audience: audienceNo(1)}, broker.ReasonNotEntitled},
-			{"nothing", callers.Named("nothing"), orders(), broker.ReasonNotEntitled},
-			{"nobody", nil, orders(), broker.ReasonNotEntitled},
-			{"a client that is not there", callers.Named("own"), broker.Ask{Client: "zebra"}, broker.ReasonNotEntitled},
-			{"what the IdP would refuse, too", callers.Named("own"), broker.Ask{Client: "orders", Scopes: []string{"zebra"}}, broker.ReasonNotEntitled},
+			{"the defaults by their names, which are more", callers.Named("read"), all, apierror.ReasonNotEntitled},
+			{"another audience", callers.Named("own"), broker.Ask{Client: "orders", Audience: audienceNo(1)}, apierror.ReasonNotEntitled},
+			{"nothing", callers.Named("nothing"), orders(), apierror.ReasonNotEntitled},
+			{"nobody", nil, orders(), apierror.ReasonNotEntitled},
+			{"a client that is not there", callers.Named("own"), broker.Ask{Client: "zebra"}, apierror.ReasonNotEntitled},
+			{"what the IdP would refuse, too", callers.Named("own"), broker.Ask{Client: "orders", Scopes: []string{"zebra"}}, apierror.ReasonNotEntitled},
 		} {
 			_, err := f.Get(t.Context(), test.caller, test.ask)
-			told, denied := errors.AsType[*broker.Error](err)
+			told, denied := errors.AsType[*apierror.Error](err)
 			switch {
 			case test.want == "" && err != nil:
 				t.Errorf("%s: %v", test.name, err)
-			case test.want != "" && (!denied || told.Code != broker.PermissionDenied || told.Reason != test.want):
+			case test.want != "" && (!denied || told.Code != apierror.PermissionDenied || told.Reason != test.want):
 				t.Errorf("%s: %v, want %s", test.name, err, test.want)
 			}
 		}
-		wantError(t, f.Purge(t.Context(), callers.Named("own"), purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, f.Purge(t.Context(), callers.Named("own"), purgeOf("orders")), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if fetched := f.fetches(); fetched != 2 {
 			t.Errorf("%d fetches; those who may not ask must not cost any", fetched)
 		}
@@ -95,11 +96,11 @@ func TestDenialsTellNothing(t *testing.T) {
 	})
 }
 
-func asError(t *testing.T, err error) *broker.Error {
+func asError(t *testing.T, err error) *apierror.Error {
 	t.Helper()
-	told, ok := errors.AsType[*broker.Error](err)
+	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
-		t.Fatalf("%v is no broker.Error", err)
+		t.Fatalf("%v is no apierror.Error", err)
 	}
 	return told
 }
@@ -122,7 +123,7 @@ func TestWhatTheIdPGrantsIsHeldToTheCallersGrants(t *testing.T) {
 		callers := policy.New(ordersPolicy())
 		readOnly := broker.Ask{Client: "orders", Scopes: []string{"read"}}
 		_, err := f.Get(t.Context(), callers.Named("read"), readOnly)
-		told := wantError(t, err, broker.PermissionDenied, broker.ReasonGrantedTooMuch)
+		told := wantError(t, err, apierror.PermissionDenied, apierror.ReasonGrantedTooMuch)
 		if !strings.Contains(told.Message, "write") {
 			t.Errorf("the message does not say what was granted: %s", told.Message)
 		}
@@ -134,7 +135,7 @@ func TestWhatTheIdPGrantsIsHeldToTheCallersGrants(t *testing.T) {
 		f.grants("read profile")
 		other := broker.Ask{Client: "orders", Scopes: []string{"read", "write"}}
 		_, err = f.Get(t.Context(), callers.Named("own"), other)
-		wantError(t, err, broker.PermissionDenied, broker.ReasonGrantedTooMuch)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonGrantedTooMuch)
 		if _, err := f.Get(t.Context(), callers.Named("any"), other); err != nil {
 			t.Errorf("any: %v", err)
 		}
@@ -148,11 +149,11 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		nobody := policy.New(ordersPolicy()).Named("nothing")
 		exp := time.Now().Add(time.Hour)
 		_, err := b.Revoke(t.Context(), nobody, broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		_, err = b.Revocations(t.Context(), nobody, "")
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
-		wantError(t, b.Unrevoke(t.Context(), nobody, broker.Unrevocation{ID: "x"}), broker.PermissionDenied, broker.ReasonNotEntitled)
-		wantError(t, b.Purge(t.Context(), nobody, purgeOf("orders")), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
+		wantError(t, b.Unrevoke(t.Context(), nobody, broker.Unrevocation{ID: "x"}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
+		wantError(t, b.Purge(t.Context(), nobody, purgeOf("orders")), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 
 		operator := policy.New(policy.Config{
 			Callers: []policy.CallerConfig{{Name: "alice", Roles: []string{"r"}}},
@@ -162,7 +163,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		if err != nil || made.CreatedBy != "alice" {
 			t.Errorf("%+v, %v", made, err)
 		}
-		wantError(t, b.Unrevoke(t.Context(), operator, broker.Unrevocation{ID: made.ID}), broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, b.Unrevoke(t.Context(), operator, broker.Unrevocation{ID: made.ID}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }
 
@@ -202,9 +203,9 @@ func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 			token := j.token("alice", "abc", fmt.Sprint("id", i))
 			check := func(when string) {
 				result, err := b.Verify(t.Context(), test.caller, token, test.ask)
-				told, _ := errors.AsType[*broker.Error](err)
+				told, _ := errors.AsType[*apierror.Error](err)
 				switch {
-				case test.denied && (told == nil || told.Code != broker.PermissionDenied || told.Reason != broker.ReasonNotEntitled):
+				case test.denied && (told == nil || told.Code != apierror.PermissionDenied || told.Reason != apierror.ReasonNotEntitled):
 					t.Errorf("%s, %s: %+v, %v, want a denial", test.name, when, result, err)
 				case test.denied:
 				case err != nil:
@@ -247,7 +248,7 @@ func TestApplyKeepsClientsThatAreTheSame(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = f.Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if fetched := f.idp.Requests(devidp.TokenPath); fetched != 1 {
 			t.Errorf("%d fetches", fetched)
 		}
@@ -362,7 +363,7 @@ func TestWatchGoesOnByTheNewSetup(t *testing.T) {
 		if err := f.Apply(broker.Setup{Clients: []broker.ClientConfig{changed}}); err != nil {
 			t.Fatal(err)
 		}
-		wantError(t, <-ended, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, <-ended, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if late := time.Since(taken); late > 0 {
 			t.Errorf("the watch went on for %v", late)
 		}

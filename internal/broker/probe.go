@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -28,7 +29,7 @@ const (
 // a wrong secret a few times at most, and not once for each audience and replica:
 // accounts get locked. The caller calls leave when it has published the result of
 // the fetch. A fence of zero means that the fetch has no lease.
-func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence uint64) (v *version, leave func(), probing bool, err *Error) {
+func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence uint64) (v *version, leave func(), probing bool, err *apierror.Error) {
 	c := e.client
 	begun, place := time.Now(), c.unconfirmed(fence)
 	for {
@@ -80,7 +81,7 @@ func unconfirmedWait(n uint64) time.Duration {
 }
 
 // choose returns the secret to try next, or why there is none.
-func (e *entry) choose(tried []*version, now time.Time) (*version, *Error) {
+func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Error) {
 	if t := e.troubleNow(now); t != nil {
 		return nil, t.told(now)
 	}

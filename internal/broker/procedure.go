@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -27,7 +28,7 @@ type procedure struct {
 	base    string // the version in force when it began
 	over    bool   // there is nothing left to do
 	steps   []Step
-	failure *Error
+	failure *apierror.Error
 }
 
 // kind is a kind of step. The API, the log and the audit use the same name.
@@ -47,7 +48,7 @@ var (
 )
 
 // procedure begins a change. What it is about is told apart by action and content.
-func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *Error) {
+func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *apierror.Error) {
 	p := &procedure{broker: b, caller: caller, action: action, asked: asked}
 	if denied := b.mayAct(caller, action, asked.Client); denied != nil {
 		return p, denied
@@ -69,13 +70,13 @@ func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked Se
 
 // result returns the result of the change after it was written to the audit log.
 // unbegun is the reason why the change did not begin, or nil.
-func (p *procedure) result(ctx context.Context, unbegun *Error) (Rotated, error) {
+func (p *procedure) result(ctx context.Context, unbegun *apierror.Error) (Rotated, error) {
 	got, err := p.outcome(unbegun)
 	p.broker.acted(ctx, p.caller, p.action, err, audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason})
 	return got, err
 }
 
-func (p *procedure) outcome(unbegun *Error) (Rotated, error) {
+func (p *procedure) outcome(unbegun *apierror.Error) (Rotated, error) {
 	if unbegun != nil {
 		return Rotated{}, unbegun
 	}
@@ -87,7 +88,7 @@ func (p *procedure) outcome(unbegun *Error) (Rotated, error) {
 }
 
 // step does one step and reports whether it succeeded.
-func (p *procedure) step(ctx context.Context, k kind, do func() (message string, err *Error)) bool {
+func (p *procedure) step(ctx context.Context, k kind, do func() (message string, err *apierror.Error)) bool {
 	if p.over {
 		return true
 	}
@@ -113,7 +114,7 @@ func (p *procedure) step(ctx context.Context, k kind, do func() (message string,
 
 // rotated logs a step in the life of a secret, and writes it down. The broker's own
 // steps have no caller.
-func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *Error) {
+func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *apierror.Error) {
 	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.name}
 	if caller != nil {
 		e.Caller, e.Peer = caller.Name(), b.audit.From(ctx)
@@ -146,7 +147,7 @@ const (
 
 // change makes one change of the history: only while what is in force is what was
 // when the procedure began, or what it is about.
-func (p *procedure) change(ctx context.Context, step func(h secret.History, now time.Time) (secret.History, error), leaves outcome) *Error {
+func (p *procedure) change(ctx context.Context, step func(h secret.History, now time.Time) (secret.History, error), leaves outcome) *apierror.Error {
 	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
 		if err := p.goOn(h); err != nil || p.over {
 			return h, err
@@ -195,7 +196,7 @@ func (p *procedure) goOn(h secret.History) error {
 
 // stage keeps the new secret beside the one in force.
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
-	return p.step(ctx, staging, func() (string, *Error) {
+	return p.step(ctx, staging, func() (string, *apierror.Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
 		if doubt := p.client.idp.DoubtSecret(v.Value); doubt != "" {
 			message += "; it " + doubt + ", and is sent to the IdP as it is"
@@ -236,7 +237,7 @@ const doneBefore = "nothing to do: this call was made before, and is done"
 
 // prove obtains a token with the version.
 func (p *procedure) prove(ctx context.Context) bool {
-	return p.step(ctx, proving, func() (string, *Error) {
+	return p.step(ctx, proving, func() (string, *apierror.Error) {
 		u := p.client.secrets.now()
 		v := u.named(p.version)
 		switch {
@@ -255,7 +256,7 @@ func (p *procedure) prove(ctx context.Context) bool {
 // activate puts the version in force. The one before it is the previous one then,
 // or wiped.
 func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
-	return p.step(ctx, activating, func() (string, *Error) {
+	return p.step(ctx, activating, func() (string, *apierror.Error) {
 		message := "in force"
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			before := h.CurrentID()
@@ -280,7 +281,7 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 // discard wipes a version that was refused, so that it is not tried again.
 func (p *procedure) discard(ctx context.Context) {
 	refusal := p.failure
-	p.step(ctx, retiring, func() (string, *Error) {
+	p.step(ctx, retiring, func() (string, *apierror.Error) {
 		return "the refused secret was not kept", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			return h.Discard(p.version, now)
 		}, dropped)
@@ -290,7 +291,7 @@ func (p *procedure) discard(ctx context.Context) {
 
 // purge drops what was obtained before. Only then the call is done.
 func (p *procedure) purge(ctx context.Context) {
-	p.step(ctx, purging, func() (string, *Error) {
+	p.step(ctx, purging, func() (string, *apierror.Error) {
 		if err := p.broker.dropTokens(ctx, p.client); err != nil {
 			return "", err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -15,7 +16,7 @@ import (
 // once for the fleet, while all else goes on with what is in force. The token is a
 // good one, and takes the place of the one that is held. A failure is nobody's
 // trouble but the version's, unless the IdP throttles.
-func (b *Broker) prove(ctx context.Context, c *client, v *version) *Error {
+func (b *Broker) prove(ctx context.Context, c *client, v *version) *apierror.Error {
 	e := c.provingEntry()
 	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.now().named(v.ID) == nil || c.provenNow(v.ID) })
 	switch how {
@@ -39,7 +40,7 @@ func (b *Broker) prove(ctx context.Context, c *client, v *version) *Error {
 }
 
 // mayProve says why a version must not be tried now.
-func (c *client) mayProve(v *version, now time.Time) *Error {
+func (c *client) mayProve(v *version, now time.Time) *apierror.Error {
 	if t := c.trouble.Load(); t.active(now) {
 		return t.told(now)
 	}
@@ -48,12 +49,12 @@ func (c *client) mayProve(v *version, now time.Time) *Error {
 		return nil
 	}
 	if wait := t.at.Add(leastPause).Sub(now); wait > 0 {
-		return t.err.after(wait)
+		return t.err.WithRetryAfter(wait)
 	}
 	return nil
 }
 
-func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store.Lease) *Error {
+func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store.Lease) *apierror.Error {
 	c := e.client
 	ctx, cancel := context.WithTimeout(ctx, idp.Budget)
 	defer cancel()
@@ -86,15 +87,15 @@ func (c *client) provingEntry() *entry {
 }
 
 // notProved is the error of a proof that came to no end.
-func (b *Broker) notProved(ctx context.Context, c *client) *Error {
+func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 	switch {
 	case b.flying.Err() != nil:
 		return ShuttingDown(c.name)
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled):
-		return gaveUp(ctx)
+		return apierror.GaveUp(ctx)
 	}
-	return &Error{
-		Code: Unavailable, Reason: ReasonIdPUnavailable, RetryAfter: time.Second,
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": c.name},
 		Message:  fmt.Sprintf("client %q: the IdP did not answer in time", c.name),
 	}

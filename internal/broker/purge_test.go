@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -83,7 +84,7 @@ func TestPurgeThatFailedHalfwayIsCarriedOutWhenMadeAgain(t *testing.T) {
 				break
 			}
 			failed++
-			wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+			wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		}
 		answer, err := b.Get(t.Context(), policy.Self(), orders())
 		if err != nil || answer.Token.Epoch == 0 || failed < 2 {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -158,7 +159,7 @@ func TestIdPWhoseTokensHaveEndedIsNotAskedMoreOften(t *testing.T) {
 		begun := time.Now()
 		for time.Since(begun) < 10*time.Minute {
 			_, err := f.Get(t.Context(), policy.Self(), orders())
-			wantError(t, err, broker.Unavailable, broker.ReasonIdPUnavailable)
+			wantError(t, err, apierror.Unavailable, apierror.ReasonIdPUnavailable)
 			time.Sleep(100 * time.Millisecond)
 		}
 		if n := idp.requests(); n < 15 || n > 60 {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -303,7 +304,7 @@ func shardOf(id string) int { return int(id[1]+31*id[2]) % revocationShards }
 // Revoke makes verification refuse tokens from now on, in this replica at once
 // and in the others within 5 s. asked has everything but ID, CreatedAt and CreatedBy. The
 // same revocation with the same request is one, however often it comes. The
-// error is always an [*Error]; nil means that the store has it.
+// error is always an [*apierror.Error]; nil means that the store has it.
 func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
 	made, err := b.revoke(ctx, caller, asked, request)
 	about := asked.about()
@@ -334,7 +335,7 @@ func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked Revoca
 
 // checkRevocation refuses what would not do what it seems to. A revocation that says
 // not when it ends outlives all tokens that there can be.
-func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
+func (b *Broker) checkRevocation(r *Revocation, now time.Time) *apierror.Error {
 	life, known := b.setup.Load().verifier.MaxTokenLife(r.Issuer)
 	if r.ExpiresAt.IsZero() {
 		last := now
@@ -343,8 +344,8 @@ func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
 		}
 		r.ExpiresAt = last.Add(life + time.Second).UTC().Truncate(time.Second)
 	}
-	fault := func(field, format string, args ...any) *Error {
-		return &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
+	fault := func(field, format string, args ...any) *apierror.Error {
+		return &apierror.Error{Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Field: field, Message: field + ": " + fmt.Sprintf(format, args...)}
 	}
 	named := 0
 	for _, given := range []bool{r.TokenID != "", r.Subject != "", r.ClientID != "", r.All} {
@@ -372,10 +373,10 @@ func (b *Broker) checkRevocation(r *Revocation, now time.Time) *Error {
 }
 
 // notRevoked is the error for what the store did not confirm.
-func notRevoked(err error) *Error {
+func notRevoked(err error) *apierror.Error {
 	if errors.Is(err, errTooManyRevocations) {
-		return &Error{
-			Code: ResourceExhausted, Reason: ReasonTooManyRevocations, cause: err,
+		return &apierror.Error{
+			Code: apierror.ResourceExhausted, Reason: apierror.ReasonTooManyRevocations, Cause: err,
 			Message: fmt.Sprintf("%d revocations are kept and no more: revoke by subject, client or issued_before instead of token by token, or wait until some expire", MaxRevocations),
 		}
 	}
@@ -383,7 +384,7 @@ func notRevoked(err error) *Error {
 }
 
 // Revocations returns those in force, of an issuer or of all (empty), oldest
-// first. The error is always an [*Error].
+// first. The error is always an [*apierror.Error].
 func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]Revocation, error) {
 	found, err := b.revocations(ctx, caller, issuer)
 	b.acted(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
@@ -417,7 +418,7 @@ type Unrevocation struct {
 }
 
 // Unrevoke deletes a revocation before it expires. Deleting it again has no effect.
-// The error is always an [*Error].
+// The error is always an [*apierror.Error].
 func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, asked Unrevocation) error {
 	deleted, err := b.unrevoke(ctx, caller, asked.ID)
 	about := deleted.about()
@@ -439,7 +440,7 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 		known = b.revoker.known.Load().byID[id]
 	}
 	if known == nil || known.over(time.Now()) {
-		return Revocation{}, &Error{Code: NotFound, Reason: ReasonNoSuchRevocation, Message: "no revocation has this id; it may have expired"}
+		return Revocation{}, &apierror.Error{Code: apierror.NotFound, Reason: apierror.ReasonNoSuchRevocation, Message: "no revocation has this id; it may have expired"}
 	}
 	deleted := *known
 	deleted.Deleted = true
@@ -451,9 +452,9 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 }
 
 // revocationsUnknown: what was not loaded once may hold anything.
-func revocationsUnknown(err error) *Error {
-	return &Error{
-		Code: Unavailable, Reason: ReasonRevocationsUnknown, RetryAfter: loadInterval, cause: err,
+func revocationsUnknown(err error) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonRevocationsUnknown, RetryAfter: loadInterval, Cause: err,
 		Message: "this replica does not know all revocations, so it can call no token good; try again, and treat the token as not verified until then",
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
@@ -206,7 +207,7 @@ func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
 		newcomer := j.add(way)
 		time.Sleep(time.Second)
 		_, err := newcomer.Verify(t.Context(), policy.Self(), token, verify.Request{})
-		told := wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+		told := wantError(t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 		if told.RetryAfter <= 0 {
 			t.Error("it does not say when to ask again")
 		}
@@ -241,7 +242,7 @@ func TestVerificationsDoNotPressAStoreThatIsDown(t *testing.T) {
 					all.Go(func() {
 						time.Sleep(time.Duration(n/100) * 2 * time.Second) // 100 at a time
 						_, err := newcomer.Verify(t.Context(), policy.Self(), token, verify.Request{})
-						wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+						wantError(t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 					})
 				}
 				all.Wait()
@@ -317,7 +318,7 @@ func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 					if err == nil {
 						return
 					}
-					wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+					wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 					if try == 20 {
 						t.Errorf("%d cannot be revoked", i)
 						return
@@ -390,7 +391,7 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "unknown"}), broker.NotFound, broker.ReasonNoSuchRevocation)
+		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "unknown"}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
 	})
 }
 
@@ -419,7 +420,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 		if found, err := j.all[1].Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
 		}
-		wantError(t, j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}), broker.NotFound, broker.ReasonNoSuchRevocation)
+		wantError(t, j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
 		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
 		synctest.Wait()
 		time.Sleep(time.Second)
@@ -460,13 +461,13 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 			"ends before its token": {broker.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
 		} {
 			_, err := j.all[0].Revoke(t.Context(), policy.Self(), test.asked, "1")
-			if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != test.field {
+			if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != test.field {
 				t.Errorf("%s: field %q: %v", name, told.Field, told)
 			}
 		}
 		j.all[0].link.state.Store(refused)
 		_, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
-		wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 	})
 }
 
@@ -513,7 +514,7 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 		// A broker that has not the key decides nothing.
 		stranger := j.add(store.NewSealed(inner, write(store.GenerateRing())))
 		_, err := stranger.Verify(t.Context(), policy.Self(), token, verify.Request{})
-		wantError(t, err, broker.Unavailable, broker.ReasonRevocationsUnknown)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 
 		added, id := ring.Add()
 		promoted, err := added.Promote(id)

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -56,7 +57,7 @@ type Rotated struct {
 // RotationError is the error of a change of a secret that began and failed.
 type RotationError struct {
 	// Err is the reason.
-	Err *Error
+	Err *apierror.Error
 	// Rotated says how far the change got.
 	Rotated Rotated
 }
@@ -76,13 +77,13 @@ var (
 // RotateSecret takes a new secret, proves it by obtaining a token with it, and puts
 // it in force. What fails leaves the old one in force. One that the IdP refuses is
 // not kept; one that could not be proved for another reason stays staged. The error
-// is an [*Error] if the change did not begin, else a [*RotationError].
+// is an [*apierror.Error] if the change did not begin, else a [*RotationError].
 func (b *Broker) RotateSecret(ctx context.Context, caller *policy.Caller, r Rotation) (Rotated, error) {
 	p, err := b.rotate(ctx, caller, r)
 	return p.result(ctx, err)
 }
 
-func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) (*procedure, *Error) {
+func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) (*procedure, *apierror.Error) {
 	v := secret.NewVersion(b.names.mac, r.Secret)
 	p, err := b.procedure(caller, policy.RotateSecret, r.SecretChange, v.ID, strconv.FormatBool(r.StageOnly), strconv.FormatBool(r.Compromised))
 	if err != nil {
@@ -90,7 +91,7 @@ func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) 
 	}
 	if check := p.client.secrets.check; check != nil {
 		if err := check(r.Secret); err != nil {
-			return p, &Error{Code: InvalidArgument, Reason: ReasonInvalidRequest, Field: "secret", Message: fmt.Sprintf("secret: %v", err)}
+			return p, &apierror.Error{Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Field: "secret", Message: fmt.Sprintf("secret: %v", err)}
 		}
 	}
 	p.version = v.ID
@@ -99,7 +100,7 @@ func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) 
 		p.stage(ctx, v, done)
 	case !p.stage(ctx, v, goesOn):
 	case !p.prove(ctx):
-		if p.failure.Reason == ReasonCredentialsRefused {
+		if p.failure.Reason == apierror.ReasonCredentialsRefused {
 			p.discard(ctx)
 		}
 	case r.Compromised:
@@ -164,7 +165,7 @@ func (b *Broker) RetireSecret(ctx context.Context, caller *policy.Caller, versio
 		return p.result(ctx, err)
 	}
 	p.version = version
-	p.step(ctx, retiring, func() (string, *Error) {
+	p.step(ctx, retiring, func() (string, *apierror.Error) {
 		return "wiped; its record stays", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			return h.Retire(version, now)
 		}, done)

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -27,7 +28,7 @@ func TestRotationDoesNotReplaceASecretThatBecameCurrentMeanwhile(t *testing.T) {
 		}()
 		time.Sleep(500 * time.Millisecond)
 		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("three"))
-		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretChanged)
+		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		if err := <-rolledBack; err != nil {
 			t.Fatal(err)
 		}

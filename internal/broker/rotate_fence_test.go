@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -153,7 +154,7 @@ func TestRefusalsAtTheSameTimeAreOneTry(t *testing.T) {
 			}()
 		}
 		for range 50 {
-			wantError(t, <-failed, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+			wantError(t, <-failed, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		}
 		at := r.refusals("one")
 		r.takes("one")

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -187,7 +188,7 @@ func TestFileIsChangedAfterTheIdP(t *testing.T) {
 		r.takes("two")
 		expire()
 		_, err := r.all[0].Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if status, _ := r.all[0].Client(t.Context(), policy.Self(), "orders"); status.State != broker.ClientRefused {
 			t.Errorf("%+v", status)
 		}
@@ -246,7 +247,7 @@ func TestCommandsOnAFileNameTheFile(t *testing.T) {
 		r := startFiles(t, 1)
 		asked := rotation("two")
 		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
-		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretNotManaged)
+		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretNotManaged)
 		if !strings.Contains(told.Message, r.all[0].path) {
 			t.Errorf("it says %q", told.Message)
 		}
@@ -262,7 +263,7 @@ func TestCommandsOnAFileNameTheFile(t *testing.T) {
 			},
 		} {
 			_, err := call()
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretNotManaged)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretNotManaged)
 		}
 		if good, refused := r.idp.Attempts("abc", redact.New("two")); good+refused != 0 {
 			t.Error("it was tried")
@@ -300,7 +301,7 @@ func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
 		managed.takes("one", "wrong")
 		managed.start(broker.ClientConfig{Managed: true, CheckSecret: check})
 		_, err = managed.all[0].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
-		if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != "secret" {
+		if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != "secret" {
 			t.Errorf("field %q", told.Field)
 		}
 		managed.expectSecrets("")
@@ -327,7 +328,7 @@ func TestFileWithARetiredValueSaysSo(t *testing.T) {
 		stale := r.add("one")
 		time.Sleep(100 * time.Millisecond)
 		_, err := stale.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
-		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretUnusable); !strings.Contains(told.Message, stale.path) {
+		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretUnusable); !strings.Contains(told.Message, stale.path) {
 			t.Errorf("it says %q", told.Message)
 		}
 		if _, err := stale.Get(t.Context(), policy.Self(), orders()); err != nil { // what others obtained it may use

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -118,11 +119,11 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 		late := r.start(broker.ClientConfig{Managed: true})
 		time.Sleep(time.Second)
 		_, err = late.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
-		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretsUnreadable); !strings.Contains(told.Message, "put the sealing key") {
+		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretsUnreadable); !strings.Contains(told.Message, "put the sealing key") {
 			t.Errorf("it says %q", told.Message)
 		}
 		_, err = late.RotateSecret(t.Context(), policy.Self(), rotation("two"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretsUnreadable)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretsUnreadable)
 		r.all = r.all[:1]
 		expire()
 		r.everybody(2, orders()) // who knows the secret goes on

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -136,7 +137,7 @@ func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
-		told := wantError(t, err, broker.FailedPrecondition, broker.ReasonNoSecret)
+		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonNoSecret)
 		if !strings.Contains(told.Message, "`broker secret rotate orders`") {
 			t.Errorf("it says %q", told.Message)
 		}
@@ -188,7 +189,7 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 		r := startManaged(t, 3)
 		r.rotate(rotation("one"))
 		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if got := rotatedIn(t, err); steps(got) != "stage prove! retire" || got.Version.State != secret.Retired {
 			t.Errorf("%+v", got)
 		}
@@ -202,7 +203,7 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 		}
 		// The call again does not try it again.
 		_, err = r.all[2].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if got := r.refusals("wrong"); got != 1 {
 			t.Errorf("the same call sent the wrong secret again")
 		}
@@ -219,11 +220,11 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status int
 		oauth  string
-		code   broker.Code
+		code   apierror.Code
 	}{
-		"in trouble":   {http.StatusServiceUnavailable, "", broker.Unavailable},
-		"throttling":   {http.StatusTooManyRequests, "", broker.ResourceExhausted},
-		"other scopes": {http.StatusBadRequest, "invalid_scope", broker.FailedPrecondition},
+		"in trouble":   {http.StatusServiceUnavailable, "", apierror.Unavailable},
+		"throttling":   {http.StatusTooManyRequests, "", apierror.ResourceExhausted},
+		"other scopes": {http.StatusBadRequest, "invalid_scope", apierror.FailedPrecondition},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -232,7 +233,7 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 				r.takes("one", "two")
 				r.idp.FailNext(2, tt.status, tt.oauth, nil)
 				_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
-				told, _ := errors.AsType[*broker.Error](err)
+				told, _ := errors.AsType[*apierror.Error](err)
 				if told == nil || told.Code != tt.code || steps(rotatedIn(t, err)) != "stage prove!" {
 					t.Fatalf("%v, %+v", err, told)
 				}
@@ -388,12 +389,12 @@ func TestRollbackToASecretThatIsDeadIsRefused(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotation("one"))
 		_, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), change("1"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonNoPreviousSecret)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonNoPreviousSecret)
 		r.takes("one", "two")
 		r.rotate(rotation("two"))
 		r.takes("two")
 		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), change("2"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		r.expectSecrets("two:current one:previous")
 	})
 }
@@ -419,7 +420,7 @@ func TestCompromisedSecretIsNotFallenBackTo(t *testing.T) {
 		r.takes("one", "two") // the IdP refuses the new one, and would take the old ones
 		expire()
 		_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 	})
 }
 
@@ -431,7 +432,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 		asked := rotation("two")
 		asked.Expected = idOf("three")
 		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), asked)
-		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretChanged); told.Metadata["current_version"] != idOf("one") {
+		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged); told.Metadata["current_version"] != idOf("one") {
 			t.Errorf("metadata: %v", told.Metadata)
 		}
 		r.expectSecrets("one:current")
@@ -440,7 +441,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 		back := change("back")
 		back.Expected = idOf("one")
 		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), back)
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretChanged)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		r.expectSecrets("two:current one:previous")
 	})
 }
@@ -468,7 +469,7 @@ func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
 		asked := rotation("three")
 		asked.Request = rotation("two").Request
 		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
-		if told := wantError(t, err, broker.InvalidArgument, broker.ReasonInvalidRequest); told.Field != "request_id" {
+		if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != "request_id" {
 			t.Errorf("field %q", told.Field)
 		}
 		r.expectSecrets("two:current one:previous")
@@ -484,22 +485,22 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 		asked.StageOnly = true
 		r.rotate(asked)
 		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("three"))
-		if told := wantError(t, err, broker.FailedPrecondition, broker.ReasonSecretStaged); !strings.Contains(told.Message, idOf("two")) {
+		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretStaged); !strings.Contains(told.Message, idOf("two")) {
 			t.Errorf("it says %q", told.Message)
 		}
 		if _, err := r.all[1].RetireSecret(t.Context(), policy.Self(), idOf("one"), change("r1")); err == nil {
 			t.Error("the secret in force was retired")
 		}
 		_, err = r.all[1].RetireSecret(t.Context(), policy.Self(), "unknown", change("r2"))
-		wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret)
+		wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret)
 		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "unknown", change("r3"))
-		wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret)
+		wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret)
 		made, err := r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a1"))
 		if err != nil || made.Version.ID != idOf("two") || steps(made) != "prove activate" {
 			t.Fatalf("%+v, %v", made, err)
 		}
 		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a3"))
-		if told := wantError(t, err, broker.NotFound, broker.ReasonNoSuchSecret); !strings.Contains(told.Message, "no secret is staged") {
+		if told := wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret); !strings.Contains(told.Message, "no secret is staged") {
 			t.Errorf("it says %q", told.Message)
 		}
 		if made, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
@@ -510,7 +511,7 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 		}
 		r.expectSecrets("two:current one:retired")
 		_, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("one"), change("a2"))
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonNoSuchSecret)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonNoSuchSecret)
 	})
 }
 
@@ -561,7 +562,7 @@ func TestChangeOfASecretNeedsTheStore(t *testing.T) {
 		r.all[0].link.state.Store(away)
 		r.takes("one", "two")
 		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
-		wantError(t, err, broker.Unavailable, broker.ReasonStoreUnavailable)
+		wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		expire()
 		r.everybody(2, orders()) // what is known goes on
 		r.all[0].link.state.Store(good)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -91,7 +92,7 @@ func TestWatchWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
 			t.Errorf("%+v, %v", sent, err)
 		}
 		_, err := watch("other")
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }
 
@@ -101,7 +102,7 @@ func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startScoped(t, []string{"read", "write"}, map[string][]string{"admin": {"admin"}})
 		_, err := f.get(t, "admin", orders())
-		told := wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		told := wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		for _, want := range []string{`"read" "write"`, audience, "(the client's own)", "--explain admin"} {
 			if !strings.Contains(told.Message, want) {
 				t.Errorf("the message lacks %s: %s", want, told.Message)
@@ -111,7 +112,7 @@ func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
 			return l.Outcome == "denied" && slices.Equal(l.Scopes, []string{"read", "write"}) && slices.Equal(l.Audience, []string{audience})
 		})
 		_, err = f.get(t, "admin", broker.Ask{Client: "orders", Scopes: []string{"admin", "read"}})
-		told = wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		told = wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		if !strings.Contains(told.Message, `scopes ["admin" "read"]`) {
 			t.Errorf("the message does not name the scopes that were asked for: %s", told.Message)
 		}
@@ -135,12 +136,12 @@ func TestTokenOfUnknownScopesIsHeldToTheCallersGrants(t *testing.T) {
 		}
 		b.news()
 		_, err := f.get(t, "reader", orders())
-		told := wantError(t, err, broker.PermissionDenied, broker.ReasonGrantedUnknown)
+		told := wantError(t, err, apierror.PermissionDenied, apierror.ReasonGrantedUnknown)
 		if !strings.Contains(told.Message, "name scopes in the request") {
 			t.Errorf("the message does not say what to do: %s", told.Message)
 		}
 		b.expect("a denial", func(l line) bool {
-			return l.Outcome == "denied" && l.Reason == broker.ReasonGrantedUnknown && l.Caller == "reader"
+			return l.Outcome == "denied" && l.Reason == apierror.ReasonGrantedUnknown && l.Caller == "reader"
 		})
 		// Scopes that were requested count where the IdP is silent.
 		answer, err := f.get(t, "reader", broker.Ask{Client: "orders", Scopes: []string{"read"}})
@@ -158,7 +159,7 @@ func TestTokenWhoseScopesTheIdPNamesIsHandedOut(t *testing.T) {
 			t.Errorf("%+v, %v", answer, err)
 		}
 		_, err := f.get(t, "writer", orders())
-		wantError(t, err, broker.PermissionDenied, broker.ReasonGrantedTooMuch)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonGrantedTooMuch)
 	})
 }
 

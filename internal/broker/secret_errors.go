@@ -5,38 +5,39 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
 // noSecret says why a client has nothing to authenticate with.
-func (c *client) noSecret(u *usable) *Error {
-	told := &Error{Code: FailedPrecondition, Metadata: map[string]string{"client": c.name}, cause: u.fault}
-	say := func(reason, format string, args ...any) *Error {
+func (c *client) noSecret(u *usable) *apierror.Error {
+	told := &apierror.Error{Code: apierror.FailedPrecondition, Metadata: map[string]string{"client": c.name}, Cause: u.fault}
+	say := func(reason, format string, args ...any) *apierror.Error {
 		told.Reason, told.Message = reason, fmt.Sprintf("client %q: ", c.name)+fmt.Sprintf(format, args...)
 		return told
 	}
 	for _, v := range u.all() {
 		if v.unfit != nil {
-			return say(ReasonSecretUnusable, "its secret (version %s) cannot be used: %v", v.ID, v.unfit)
+			return say(apierror.ReasonSecretUnusable, "its secret (version %s) cannot be used: %v", v.ID, v.unfit)
 		}
 	}
 	switch {
 	case u.fault != nil:
-		return say(ReasonSecretsUnreadable, "%v", u.fault)
+		return say(apierror.ReasonSecretsUnreadable, "%v", u.fault)
 	case c.secrets.source != nil:
-		return say(ReasonSecretUnusable, "what %s holds is version %s, which was retired: put the secret there that is in force",
+		return say(apierror.ReasonSecretUnusable, "what %s holds is version %s, which was retired: put the secret there that is in force",
 			c.secrets.source.Ref(), c.secrets.source.Current().ID)
 	case !u.loaded:
-		told.Code, told.RetryAfter = Unavailable, time.Second
-		return say(ReasonSecretsUnknown, "its secret could not be read from the store yet; ask again")
+		told.Code, told.RetryAfter = apierror.Unavailable, time.Second
+		return say(apierror.ReasonSecretsUnknown, "its secret could not be read from the store yet; ask again")
 	default:
-		return say(ReasonNoSecret, "it has no secret yet: bring it with `broker secret rotate %s`", c.name)
+		return say(apierror.ReasonNoSecret, "it has no secret yet: bring it with `broker secret rotate %s`", c.name)
 	}
 }
 
 // secretless is the error of a client that is known to have nothing to
 // authenticate with; nil: it has, or that is not known yet.
-func (c *client) secretless() *Error {
+func (c *client) secretless() *apierror.Error {
 	u := c.secrets.now()
 	for _, v := range u.all() {
 		if v.unfit == nil {
@@ -51,9 +52,9 @@ func (c *client) secretless() *Error {
 
 // refusedMeanwhile is the error of a fetch whose secrets were all refused, of which
 // one has obtained a token for somebody else since.
-func refusedMeanwhile(client string) *Error {
-	return &Error{
-		Code: Unavailable, Reason: ReasonIdPUnavailable, RetryAfter: time.Second,
+func refusedMeanwhile(client string) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": client},
 		Message:  fmt.Sprintf("client %q: the IdP refused it a moment ago, and takes it again by now; ask again", client),
 	}
@@ -61,12 +62,12 @@ func refusedMeanwhile(client string) *Error {
 
 // secretError translates what a change of a history was refused for, and what
 // kept it from being stored.
-func (c *client) secretError(err error, version string) *Error {
-	told := &Error{Code: FailedPrecondition, Metadata: map[string]string{"client": c.name}, cause: err}
+func (c *client) secretError(err error, version string) *apierror.Error {
+	told := &apierror.Error{Code: apierror.FailedPrecondition, Metadata: map[string]string{"client": c.name}, Cause: err}
 	if version != "" {
 		told.Metadata["secret_version"] = version
 	}
-	say := func(reason, format string, args ...any) *Error {
+	say := func(reason, format string, args ...any) *apierror.Error {
 		told.Reason, told.Message = reason, fmt.Sprintf("client %q: ", c.name)+fmt.Sprintf(format, args...)
 		return told
 	}
@@ -74,49 +75,51 @@ func (c *client) secretError(err error, version string) *Error {
 	pending, _ := u.history.In(secret.Pending)
 	switch {
 	case errors.Is(err, secret.ErrAnotherPending):
-		return say(ReasonSecretStaged, "version %s is staged, and wiping it could wipe the one that the IdP takes: activate it or retire it first", pending.ID)
+		return say(apierror.ReasonSecretStaged, "version %s is staged, and wiping it could wipe the one that the IdP takes: activate it or retire it first", pending.ID)
 	case errors.Is(err, secret.ErrUnknown) && version == "":
-		told.Code = NotFound
-		return say(ReasonNoSuchSecret, "no secret is staged: version %q is in force", u.history.CurrentID())
+		told.Code = apierror.NotFound
+		return say(apierror.ReasonNoSuchSecret, "no secret is staged: version %q is in force", u.history.CurrentID())
 	case errors.Is(err, secret.ErrUnknown):
-		told.Code = NotFound
-		return say(ReasonNoSuchSecret, "there is no version %q of its secret: see `broker clients %s`", version, c.name)
+		told.Code = apierror.NotFound
+		return say(apierror.ReasonNoSuchSecret, "there is no version %q of its secret: see `broker clients %s`", version, c.name)
 	case errors.Is(err, secret.ErrNoPrevious):
-		return say(ReasonNoPreviousSecret, "there is no previous secret to go back to: it was retired, or there never was one")
+		return say(apierror.ReasonNoPreviousSecret, "there is no previous secret to go back to: it was retired, or there never was one")
 	case errors.Is(err, secret.ErrNotStaged):
-		return say(ReasonNoSuchSecret, "version %s is not staged: it was wiped; bring the secret again with `broker secret rotate %s`", version, c.name)
+		return say(apierror.ReasonNoSuchSecret, "version %s is not staged: it was wiped; bring the secret again with `broker secret rotate %s`", version, c.name)
 	case errors.Is(err, secret.ErrInForce) && version == u.history.CurrentID():
-		return say(ReasonSecretInForce, "version %s is in force: put another one in force first", version)
+		return say(apierror.ReasonSecretInForce, "version %s is in force: put another one in force first", version)
 	case errors.Is(err, secret.ErrInForce):
-		return say(ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, c.name)
+		return say(apierror.ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, c.name)
 	case errors.Is(err, errThereIsOne):
-		return say(ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.history.CurrentID())
+		return say(apierror.ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.history.CurrentID())
 	case errors.Is(err, errRefusedBefore):
-		return say(ReasonCredentialsRefused, "this call was made before, and the IdP refused the secret, which was not kept: make another call")
+		return say(apierror.ReasonCredentialsRefused, "this call was made before, and the IdP refused the secret, which was not kept: make another call")
 	case errors.Is(err, errNotExpected):
 		told.Metadata["current_version"] = u.history.CurrentID()
-		return say(ReasonSecretChanged, "the version in force is %q and not the one that was expected: look at `broker clients %s` and decide anew", u.history.CurrentID(), c.name)
+		return say(apierror.ReasonSecretChanged, "the version in force is %q and not the one that was expected: look at `broker clients %s` and decide anew", u.history.CurrentID(), c.name)
 	case errors.Is(err, errRequestReused):
-		told.Code, told.Field = InvalidArgument, "request_id"
-		return say(ReasonInvalidRequest, "request_id: it was used for another call: take a new one")
+		told.Code, told.Field = apierror.InvalidArgument, "request_id"
+		return say(apierror.ReasonInvalidRequest, "request_id: it was used for another call: take a new one")
 	case u.fault != nil:
-		return say(ReasonSecretsUnreadable, "%v", u.fault)
+		return say(apierror.ReasonSecretsUnreadable, "%v", u.fault)
 	default:
 		return storeUnconfirmed(c.name, err)
 	}
 }
 
-func storeUnconfirmed(client string, cause error) *Error {
+func storeUnconfirmed(client string, cause error) *apierror.Error {
 	return unconfirmed(cause, fmt.Sprintf("client %q: the store did not confirm the change", client), "ask again with the same request_id",
 		map[string]string{"client": client})
 }
 
 // overtaken is the error of a proof whose version is not there any more.
-func (c *client) overtaken(version string) *Error { return c.secretError(secret.ErrNotStaged, version) }
+func (c *client) overtaken(version string) *apierror.Error {
+	return c.secretError(secret.ErrNotStaged, version)
+}
 
 // notManaged says where the secret is to be changed.
-func (c *client) notManaged() *Error {
-	told := &Error{Code: FailedPrecondition, Reason: ReasonSecretNotManaged, Metadata: map[string]string{"client": c.name}}
+func (c *client) notManaged() *apierror.Error {
+	told := &apierror.Error{Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": c.name}}
 	switch {
 	case c.secrets.source == nil:
 		told.Message = fmt.Sprintf("client %q authenticates without a secret that the broker keeps", c.name)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -27,11 +28,11 @@ type introspected struct {
 // SecretForIntrospection returns the secret with which the client asks its IdP about
 // tokens: the first that the introspection endpoint did not refuse lately. A version
 // that only the token endpoint refuses comes last, unless introspection has taken
-// it. The error is always an [*Error].
+// it. The error is always an [*apierror.Error].
 func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
 	c := b.client(name)
 	if c == nil {
-		return secret.Version{}, Fault(fmt.Errorf("there is no client %q", name))
+		return secret.Version{}, apierror.Fault(fmt.Errorf("there is no client %q", name))
 	}
 	if c.secrets.kept() && !c.secrets.now().loaded {
 		b.lookAtSecrets(ctx, c)

@@ -6,7 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -40,7 +40,7 @@ func TestSecretForIntrospectionIsJudgedByIntrospection(t *testing.T) {
 		r.takes()
 		expire()
 		_, err = r.all[0].Get(t.Context(), policy.Self(), orders())
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if got := used(); got != "one" {
 			t.Errorf("%s is used after the token endpoint refused the other", got)
 		}
@@ -58,7 +58,7 @@ func TestSecretForIntrospectionIsJudgedByIntrospection(t *testing.T) {
 		}
 		r.all[0].Introspected("orders", two.ID, &idp.Error{Class: idp.CredentialRefused})
 		_, err = r.all[0].SecretForIntrospection(t.Context(), "orders")
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonCredentialsRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		time.Sleep(time.Minute)
 		if got := used(); got != "one" {
 			t.Errorf("%s is used a minute later", got)

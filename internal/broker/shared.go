@@ -8,6 +8,7 @@ import (
 	mathrand "math/rand/v2"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/tracing"
@@ -235,7 +236,7 @@ const storedTroubleForm = 1
 // value would not do for that: it is the one value that is not sealed.
 type storedTrouble struct {
 	Form     int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
-	Code     Code              `json:"code"`
+	Code     apierror.Code     `json:"code"`
 	Reason   string            `json:"reason"`
 	Message  string            `json:"message"`
 	Metadata map[string]string `json:"metadata,omitempty"`
@@ -292,7 +293,7 @@ func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
 		left += found.Excess
 	}
 	place.raise(&trouble{
-		err:   &Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
+		err:   &apierror.Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
 		until: answered.Add(left),
 		tries: s.Tries,
 		class: s.Class,

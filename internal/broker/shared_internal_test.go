@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -15,7 +16,7 @@ func TestFailureThatHasEndedIsOverForEveryReplica(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
-				failure := trouble{err: &Error{Message: "refused"}, at: now, until: now.Add(left), tries: 1}
+				failure := trouble{err: &apierror.Error{Message: "refused"}, at: now, until: now.Add(left), tries: 1}
 				shared := store.NewMemory(store.MemoryConfig{})
 				if _, err := shared.Apply(t.Context(), store.Change{Puts: []store.Put{failure.put("key", 1, now)}}); err != nil {
 					t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -110,7 +111,7 @@ func TestPreviousSecretIsTriedOnceAfterAnUnclearRefusal(t *testing.T) {
 		sent := r.refusesUnclearly("*", http.StatusForbidden, "")
 		for range 200 {
 			_, err := r.all[0].Get(t.Context(), policy.Self(), orders())
-			wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
+			wantError(t, err, apierror.FailedPrecondition, apierror.ReasonRequestRefused)
 			time.Sleep(time.Second)
 		}
 		if sent["one"] != 1 || sent["two"] != 2 {
@@ -144,7 +145,7 @@ func TestUnclearRefusalOfOneAudienceKeepsTheSecret(t *testing.T) {
 			return false
 		})
 		_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders", Audience: audienceNo(1)})
-		wantError(t, err, broker.FailedPrecondition, broker.ReasonRequestRefused)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonRequestRefused)
 		r.everybody(1, broker.Ask{Client: "orders", Audience: audienceNo(2)})
 		if sent["one"] != 0 || sent["two"] != 2 {
 			t.Errorf("sent: %v", sent)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -12,7 +13,7 @@ import (
 
 // Verify says whether a presented token is good, to a caller who may ask that:
 // for it there are no issuers but those that its grants name. A bad token is a
-// result, not an error; the error is always an [*Error] and means that the broker
+// result, not an error; the error is always an [*apierror.Error] and means that the broker
 // could not decide, or that the caller may not ask so.
 func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, error) {
 	result, told := b.verify(ctx, caller, presented, ask)
@@ -25,7 +26,7 @@ func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented re
 	return result, nil
 }
 
-func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *Error) {
+func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *apierror.Error) {
 	issuers, may := caller.MayVerify()
 	if !may {
 		return verify.Result{}, mayNotVerify(caller, ask)
@@ -41,7 +42,7 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 
 // Identify verifies the JWT by which a caller identifies itself, which must be for
 // this audience. No issuer is asked about opaque tokens: anybody who can connect could
-// make the broker send as many requests as it likes. The error is always an [*Error].
+// make the broker send as many requests as it likes. The error is always an [*apierror.Error].
 func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
 	ask := verify.Request{Audience: []string{audience}, Caller: true}
 	result, err := b.judge(ctx, presented, ask)
@@ -62,7 +63,7 @@ func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.
 // Introspecting returns how many issuers are asked about opaque tokens.
 func (b *Broker) Introspecting() int { return b.setup.Load().verifier.Introspecting() }
 
-func mayNotVerify(caller *policy.Caller, ask verify.Request) *Error {
+func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
 	asked, about := "the verification of tokens", map[string]string{}
 	if ask.Issuer != "" {
 		asked += fmt.Sprintf(" of issuer %q", ask.Issuer)
@@ -74,31 +75,31 @@ func mayNotVerify(caller *policy.Caller, ask verify.Request) *Error {
 	return denied(caller, asked, about)
 }
 
-func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *Error {
+func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *apierror.Error {
 	if errors.Is(err, verify.ErrNotPermitted) {
 		return mayNotVerify(caller, ask)
 	}
 	if ctx.Err() != nil {
-		return gaveUp(ctx)
+		return apierror.GaveUp(ctx)
 	}
 	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
-	if told, isError := errors.AsType[*Error](err); isError && !ok {
+	if told, isError := errors.AsType[*apierror.Error](err); isError && !ok {
 		return told // an error behind an UnavailableError is for operators: it names the client and its IdP
 	}
 	if !ok {
 		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
-		return Fault(err)
+		return apierror.Fault(err)
 	}
-	reason, what := ReasonKeysUnavailable, fmt.Sprintf("the keys of issuer %q are not to be had", unavailable.Issuer)
+	reason, what := apierror.ReasonKeysUnavailable, fmt.Sprintf("the keys of issuer %q are not to be had", unavailable.Issuer)
 	if unavailable.Introspection {
-		reason, what = ReasonUnintrospected, fmt.Sprintf("issuer %q cannot be asked about its opaque tokens", unavailable.Issuer)
+		reason, what = apierror.ReasonUnintrospected, fmt.Sprintf("issuer %q cannot be asked about its opaque tokens", unavailable.Issuer)
 	}
-	return &Error{
-		Code:       Unavailable,
+	return &apierror.Error{
+		Code:       apierror.Unavailable,
 		Reason:     reason,
 		RetryAfter: unavailable.RetryAfter,
 		Metadata:   map[string]string{"issuer": unavailable.Issuer},
 		Message:    what + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
-		cause:      err,
+		Cause:      err,
 	}
 }

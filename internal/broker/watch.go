@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -15,7 +16,7 @@ const watchInterval = time.Second
 
 // Watch answers ask with the token as it is now and again with each one that
 // replaces it, until ctx ends, send fails, the caller may not have it any more, or
-// there is no good token to be had. The error says which; it is an [*Error] but
+// there is no good token to be had. The error says which; it is an [*apierror.Error] but
 // for those of send and of who, which says who the caller is and is asked before
 // each answer and whenever [Broker.Apply] was called. MinTTL and Rejected are not
 // for watches.
@@ -83,7 +84,7 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 		}
 		switch {
 		case ctx.Err() != nil:
-			return last, gaveUp(ctx)
+			return last, apierror.GaveUp(ctx)
 		case b.flying.Err() != nil:
 			return last, ShuttingDown(e.client.name)
 		}

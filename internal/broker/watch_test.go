@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -203,12 +204,12 @@ func TestWatchEndsWithAReason(t *testing.T) {
 	ask := broker.Ask{Client: "orders"}
 	for name, test := range map[string]struct {
 		end    func(r *replicas, w *watch)
-		code   broker.Code
+		code   apierror.Code
 		reason string
 	}{
-		"the caller leaves":    {func(_ *replicas, w *watch) { w.leave() }, broker.Canceled, broker.ReasonCallerGaveUp},
-		"the replica stops":    {func(r *replicas, _ *watch) { r.all[0].stop() }, broker.Unavailable, broker.ReasonShuttingDown},
-		"no token can be kept": {func(r *replicas, _ *watch) { r.idp.SetDown(true) }, broker.Unavailable, broker.ReasonIdPUnavailable},
+		"the caller leaves":    {func(_ *replicas, w *watch) { w.leave() }, apierror.Canceled, apierror.ReasonCallerGaveUp},
+		"the replica stops":    {func(r *replicas, _ *watch) { r.all[0].stop() }, apierror.Unavailable, apierror.ReasonShuttingDown},
+		"no token can be kept": {func(r *replicas, _ *watch) { r.idp.SetDown(true) }, apierror.Unavailable, apierror.ReasonIdPUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -218,7 +219,7 @@ func TestWatchEndsWithAReason(t *testing.T) {
 				test.end(r, w)
 				begun := time.Now()
 				wantError(t, <-w.ended, test.code, test.reason)
-				if test.reason == broker.ReasonIdPUnavailable && time.Since(begun) < 85*time.Second {
+				if test.reason == apierror.ReasonIdPUnavailable && time.Since(begun) < 85*time.Second {
 					t.Error("the watch ended although its token was good")
 				}
 			})
@@ -227,6 +228,6 @@ func TestWatchEndsWithAReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		err := r.all[0].Watch(t.Context(), self, broker.Ask{Client: "unknown"}, nil)
-		wantError(t, err, broker.PermissionDenied, broker.ReasonNotEntitled)
+		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }

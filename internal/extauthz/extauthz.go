@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -152,7 +152,7 @@ func authorization(asked *authv3.AttributeContext_HttpRequest) (values []string)
 }
 
 func misconfigured(why string) error {
-	return &broker.Error{Code: broker.InvalidArgument, Reason: broker.ReasonInvalidRequest, Message: "what Envoy asks is not to be answered: " + why}
+	return &apierror.Error{Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Message: "what Envoy asks is not to be answered: " + why}
 }
 
 // undecided tells Envoy that nothing can be decided.

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -173,7 +174,7 @@ func (j *Judge) Forbid(description string) Decision {
 // Undecided is the decision where err is why there is none.
 func Undecided(err error) Decision {
 	d := Decision{Status: http.StatusServiceUnavailable, Err: err, RetryAfter: time.Second, Description: "It cannot be decided now whether the request may pass"}
-	if told, ok := errors.AsType[*broker.Error](err); ok {
+	if told, ok := errors.AsType[*apierror.Error](err); ok {
 		d.RetryAfter = max(d.RetryAfter, told.RetryAfter)
 	}
 	return d

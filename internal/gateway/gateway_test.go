@@ -9,7 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // A header's text is one that every server takes as it is, and can be read back: so
@@ -43,7 +43,7 @@ func TestDecisionsThatSayNoAreJSON(t *testing.T) {
 			t.Errorf("%s: %v %+v", code, err, said)
 		}
 	}
-	if wait := Undecided(&broker.Error{Code: broker.Unavailable, RetryAfter: time.Minute}).RetryAfter; wait != time.Minute {
+	if wait := Undecided(&apierror.Error{Code: apierror.Unavailable, RetryAfter: time.Minute}).RetryAfter; wait != time.Minute {
 		t.Errorf("RetryAfter %v", wait)
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -274,7 +275,7 @@ func (s *Server) log(ctx context.Context, endpoint string, status int, err error
 		level = slog.LevelWarn
 	}
 	message := "an unforeseen error"
-	if told, ok := errors.AsType[*broker.Error](err); ok {
+	if told, ok := errors.AsType[*apierror.Error](err); ok {
 		message = told.Message
 	}
 	s.cfg.Logger.Log(ctx, level, "request failed", "endpoint", endpoint, "status", status, "error", message)

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -187,28 +187,28 @@ func basic(text string) (id, secret string, ok bool) {
 
 // problemOf is the one table from the broker's errors to those of OAuth.
 func problemOf(err error) *problem {
-	told, ok := errors.AsType[*broker.Error](err)
+	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
-		told = broker.Fault(err)
+		told = apierror.Fault(err)
 	}
 	p := &problem{description: told.Message, retryAfter: told.RetryAfter, cause: told}
 	switch told.Code {
-	case broker.InvalidArgument:
+	case apierror.InvalidArgument:
 		p.status, p.code = http.StatusBadRequest, codeOfField(told.Field)
-	case broker.Unauthenticated:
+	case apierror.Unauthenticated:
 		p.status, p.code = http.StatusUnauthorized, invalidClient
-	case broker.PermissionDenied, broker.NotFound:
+	case apierror.PermissionDenied, apierror.NotFound:
 		p.status, p.code = http.StatusBadRequest, unauthorizedClient
-	case broker.FailedPrecondition:
+	case apierror.FailedPrecondition:
 		p.status, p.code = http.StatusBadGateway, serverError
 		if its := told.Metadata["oauth_error"]; its == invalidScope || its == invalidTarget {
 			p.status, p.code = http.StatusBadRequest, its
 		}
-	case broker.ResourceExhausted:
+	case apierror.ResourceExhausted:
 		p.status, p.code = http.StatusTooManyRequests, temporarilyUnavailable
-	case broker.Unavailable, broker.DeadlineExceeded, broker.Canceled:
+	case apierror.Unavailable, apierror.DeadlineExceeded, apierror.Canceled:
 		p.status, p.code = http.StatusServiceUnavailable, temporarilyUnavailable
-	case broker.Internal:
+	case apierror.Internal:
 		fallthrough
 	default:
 		p.status, p.code = http.StatusInternalServerError, serverError

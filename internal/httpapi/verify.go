@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -195,8 +195,8 @@ func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
 }
 
 func misconfigured(why string) error {
-	return &broker.Error{
-		Code: broker.InvalidArgument, Reason: broker.ReasonInvalidRequest,
+	return &apierror.Error{
+		Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest,
 		Message: fmt.Sprintf("what a gateway asks at %s is not to be answered: %s", verifyPath, why),
 	}
 }

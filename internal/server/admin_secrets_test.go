@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -143,7 +144,7 @@ func TestFailedRotationSaysHowFarItGot(t *testing.T) {
 	if status.Code(err) != codes.FailedPrecondition {
 		t.Fatal(err)
 	}
-	if info := detail[*errdetails.ErrorInfo](err); info.GetReason() != broker.ReasonCredentialsRefused || info.GetMetadata()["client"] != "orders" {
+	if info := detail[*errdetails.ErrorInfo](err); info.GetReason() != apierror.ReasonCredentialsRefused || info.GetMetadata()["client"] != "orders" {
 		t.Errorf("%v", info)
 	}
 	got := detail[*tokenbrokerv1.RotateSecretResponse](err)

@@ -7,8 +7,8 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -16,15 +16,15 @@ import (
 // asks for: because nobody knows who makes it, or because its caller asks for too
 // much at a time. ctx and action are the call's; caller is nil where it is not known.
 func turnedAway(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
-	told, ok := errors.AsType[*broker.Error](err)
+	told, ok := errors.AsType[*apierror.Error](err)
 	if log == nil || !ok {
 		return
 	}
 	e := audit.Event{Event: audit.Call, Reason: told.Reason, Detail: told.Message, Peer: log.From(ctx), Action: action}
 	switch told.Code {
-	case broker.Unauthenticated:
+	case apierror.Unauthenticated:
 		e.Outcome = audit.Unidentified
-	case broker.ResourceExhausted:
+	case apierror.ResourceExhausted:
 		e.Outcome = audit.Limited
 	default:
 		return // nobody could be asked, which is no judgement

@@ -15,8 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -88,7 +88,7 @@ func TestStrangersAreWrittenDown(t *testing.T) {
 			}
 		case l.Event == "call":
 			written += l.times()
-			if l.Count == 0 && (l.Reason != broker.ReasonUnidentified || l.Peer == "" || !strings.HasPrefix(l.Action, "/") || !strings.Contains(l.Detail, "does not know who is calling")) {
+			if l.Count == 0 && (l.Reason != apierror.ReasonUnidentified || l.Peer == "" || !strings.HasPrefix(l.Action, "/") || !strings.Contains(l.Detail, "does not know who is calling")) {
 				t.Errorf("line %+v", l)
 			}
 		}
@@ -120,7 +120,7 @@ func TestLimitsThatAreMetAreWrittenDown(t *testing.T) {
 		t.Fatal(first, second)
 	}
 	lines := closed()
-	if len(lines) != 1 || lines[0].Event != "call" || lines[0].Outcome != "limited" || lines[0].Caller == "" || lines[0].Reason != broker.ReasonRateLimited || lines[0].Action != tokenbrokerv1.TokenBrokerService_GetToken_FullMethodName {
+	if len(lines) != 1 || lines[0].Event != "call" || lines[0].Outcome != "limited" || lines[0].Caller == "" || lines[0].Reason != apierror.ReasonRateLimited || lines[0].Action != tokenbrokerv1.TokenBrokerService_GetToken_FullMethodName {
 		t.Errorf("lines: %+v", lines)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
@@ -119,13 +120,13 @@ func (c *callers) recognise(ctx context.Context, conn *connection, authorization
 // byToken recognises a caller by the JWT that it presents.
 func (c *callers) byToken(ctx context.Context, conn *connection, found *recognition, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
 	if conn.refusals.reached(now, maxRefusals) {
-		return nil, time.Time{}, &broker.Error{
-			Code: broker.ResourceExhausted, Reason: broker.ReasonTooManyAttempts, RetryAfter: time.Second,
+		return nil, time.Time{}, &apierror.Error{
+			Code: apierror.ResourceExhausted, Reason: apierror.ReasonTooManyAttempts, RetryAfter: time.Second,
 			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
 		}
 	}
 	caller, until, err := c.byGoodToken(ctx, conn, found, token)
-	if told, ok := errors.AsType[*broker.Error](err); ok && told.Code == broker.Unauthenticated {
+	if told, ok := errors.AsType[*apierror.Error](err); ok && told.Code == apierror.Unauthenticated {
 		conn.refusals.admits(now, maxRefusals)
 	}
 	if err == nil {
@@ -217,8 +218,8 @@ func (c *connection) missing(found *recognition) string {
 	}
 }
 
-func unidentified(why string) *broker.Error {
-	return &broker.Error{Code: broker.Unauthenticated, Reason: broker.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
+func unidentified(why string) *apierror.Error {
+	return &apierror.Error{Code: apierror.Unauthenticated, Reason: apierror.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
 }
 
 // CallerOf is who makes the call that a handler answers; nil: nobody.

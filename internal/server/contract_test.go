@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 )
 
@@ -104,7 +104,7 @@ func errorOf(t *testing.T, conn grpc.ClientConnInterface, method protoreflect.Me
 func TestGetClientOfAnUnknownNameIsDenied(t *testing.T) {
 	admin := tokenbrokerv1.NewAdminServiceClient(serve(t).conn)
 	_, err := admin.GetClient(t.Context(), &tokenbrokerv1.GetClientRequest{ClientName: "zebra"})
-	if status.Code(err) != codes.PermissionDenied || detail[*errdetails.ErrorInfo](err).GetReason() != broker.ReasonNotEntitled {
+	if status.Code(err) != codes.PermissionDenied || detail[*errdetails.ErrorInfo](err).GetReason() != apierror.ReasonNotEntitled {
 		t.Errorf("error = %v", err)
 	}
 }

@@ -168,7 +168,7 @@ func (d *Door) OpaqueIssuer(ctx context.Context) string {
 
 // Admit makes room for a request that is to be read before it can be known who makes
 // it. Without an error leave must be called when it was read. The error is always a
-// *broker.Error.
+// *apierror.Error.
 func (d *Door) Admit(ctx context.Context, state *tls.ConnectionState) (leave func(), err error) {
 	from := d.connectedAt(ctx, state).stranger
 	reading, read := context.WithCancel(ctx)
@@ -183,7 +183,7 @@ func (d *Door) Admit(ctx context.Context, state *tls.ConnectionState) (leave fun
 // by the client certificate in state, which was verified, or because the listener
 // is bound to a caller. The ctx is one of Connected; action is what the audit calls
 // the call. Without an error leave must be called when the call is over. The error is
-// always a *broker.Error.
+// always a *apierror.Error.
 func (d *Door) Gateway(ctx context.Context, state *tls.ConnectionState, action string, now time.Time) (caller *policy.Caller, leave func(), err error) {
 	caller, err = d.callers.gateway(ctx, d.connectedAt(ctx, state), action, now)
 	return d.enter(ctx, action, caller, err, now)

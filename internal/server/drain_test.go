@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // dialed is a client that notes when it connects.
@@ -75,7 +75,7 @@ func TestDrainingHasClientsConnectAnewAndServesThemUntilTheDelayIsOver(t *testin
 			t.Errorf("the client connected %v after the drain began", client.times)
 		}
 		_, err := watch.Recv()
-		if reason := reasonOf(err); reason != broker.ReasonShuttingDown || time.Since(begun) < 5*time.Second {
+		if reason := reasonOf(err); reason != apierror.ReasonShuttingDown || time.Since(begun) < 5*time.Second {
 			t.Errorf("the watch ended after %v with %v", time.Since(begun), err)
 		}
 		<-stopped

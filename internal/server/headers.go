@@ -7,7 +7,7 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // gRPC closes a connection, with all its calls, when a client sends more headers than
@@ -57,8 +57,8 @@ func (l *headerLimit) admits(header metadata.MD) bool {
 // tooLarge counts a call with too many headers, and returns its error.
 func (l *headerLimit) tooLarge() error {
 	l.refused()
-	return &broker.Error{
-		Code: broker.ResourceExhausted, Reason: broker.ReasonHeadersTooLarge,
+	return &apierror.Error{
+		Code: apierror.ResourceExhausted, Reason: apierror.ReasonHeadersTooLarge,
 		Message: fmt.Sprintf("the headers (metadata) of the call take more than %d bytes, beside a token of up to %d bytes in authorization: "+
 			"send fewer, or have limits.header_kib or limits.token_kib raised", l.most, l.token),
 	}

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/apitest"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -113,7 +113,7 @@ func TestConnectionOutlivesCallsWithTooManyHeaders(t *testing.T) {
 			for i := range 100 {
 				kib := 12 + i*53/100 // up to 64
 				_, err := api.GetToken(manyHeaders(ctx, kib, i%2 == 0), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
-				if kib < 16 && err != nil || kib >= 16 && reasonOf(err) != broker.ReasonHeadersTooLarge {
+				if kib < 16 && err != nil || kib >= 16 && reasonOf(err) != apierror.ReasonHeadersTooLarge {
 					t.Fatalf("%d KiB: %v", kib, err)
 				}
 			}
@@ -168,7 +168,7 @@ func TestHeadersAreBounded(t *testing.T) {
 				"binary":    metadata.AppendToOutgoingContext(t.Context(), "x-much-bin", strings.Repeat("x", tt.too<<10*3/4)),
 				"the token": presenting(tt.tooToken),
 			} {
-				if err := get(ctx); status.Code(err) != codes.ResourceExhausted || reasonOf(err) != broker.ReasonHeadersTooLarge {
+				if err := get(ctx); status.Code(err) != codes.ResourceExhausted || reasonOf(err) != apierror.ReasonHeadersTooLarge {
 					t.Errorf("%s: %v", what, err)
 				}
 			}

@@ -26,7 +26,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/jose"
@@ -223,7 +223,7 @@ func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
 				if s.refused != "" {
 					continue
 				}
-				if info := detail[*errdetails.ErrorInfo](err); info.GetReason() != broker.ReasonUnidentified || info.GetDomain() != "tokenbroker" || len(info.GetMetadata()) > 0 {
+				if info := detail[*errdetails.ErrorInfo](err); info.GetReason() != apierror.ReasonUnidentified || info.GetDomain() != "tokenbroker" || len(info.GetMetadata()) > 0 {
 					t.Errorf("%s: %v", rpc, info)
 				}
 				if first == nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
@@ -132,7 +133,7 @@ type visit struct {
 }
 
 // enter lets a call of a caller in, which then must leave.
-func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *broker.Error) {
+func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *apierror.Error) {
 	its := l.placeOf(caller)
 	if its != nil {
 		if refused := l.mayCall(caller, its, now); refused != nil {
@@ -140,14 +141,14 @@ func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *broker.Err
 		}
 		if most := its.limits.Concurrent; its.underWay.Add(1) > int64(most) && most > 0 {
 			its.underWay.Add(-1)
-			return visit{}, l.refuse(caller, limitConcurrent, broker.ReasonTooManyCalls, callRetry,
+			return visit{}, l.refuse(caller, limitConcurrent, apierror.ReasonTooManyCalls, callRetry,
 				fmt.Sprintf("caller %q has %d calls under way, and may have no more: wait for one of them, or have the caller's limits.concurrent raised", caller.Name(), most))
 		}
 	}
 	v := visit{l, its}
 	if l.inFlight.Add(1) > l.most {
 		v.leave()
-		return visit{}, l.refuse(caller, limitInFlight, broker.ReasonOverloaded, callRetry,
+		return visit{}, l.refuse(caller, limitInFlight, apierror.ReasonOverloaded, callRetry,
 			"the broker has as many calls under way as it may have: try again, or ask another replica")
 	}
 	return v, nil
@@ -165,19 +166,19 @@ func (v visit) leave() {
 }
 
 // mayCall takes a call from what a caller may make in a second.
-func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *broker.Error {
+func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *apierror.Error {
 	perSecond := its.limits.PerSecond
 	if perSecond == 0 || its.rate.AllowN(now, 1) {
 		return nil
 	}
 	missing := max(0, 1-its.rate.TokensAt(now))
-	return l.refuse(caller, limitRate, broker.ReasonRateLimited, time.Duration(missing/perSecond*float64(time.Second)),
+	return l.refuse(caller, limitRate, apierror.ReasonRateLimited, time.Duration(missing/perSecond*float64(time.Second)),
 		fmt.Sprintf("caller %q makes more than %v calls in a second: keep what was answered until it is due, or have the caller's limits.per_second raised", caller.Name(), perSecond))
 }
 
 // watch lets a watch of a caller in, over a connection of which half the calls may
 // be watches: those who keep some for ever must leave room for the others.
-func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, now time.Time) (leave func(), refused *broker.Error) {
+func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, now time.Time) (leave func(), refused *apierror.Error) {
 	its := l.placeOf(caller)
 	if its == nil {
 		its = &place{usage: &usage{}}
@@ -187,13 +188,13 @@ func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, 
 	}
 	if most := max(1, int64(streams)/2); conn.watches.Add(1) > most {
 		conn.watches.Add(-1)
-		return nil, l.refuse(caller, limitWatches, broker.ReasonTooManyWatches, watchRetry,
+		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
 			fmt.Sprintf("this connection has %d watches, and one may have no more; share a watch among those who want the same token, or open another connection", most))
 	}
 	if most := its.limits.Watches; its.watches.Add(1) > int64(most) && most > 0 {
 		conn.watches.Add(-1)
 		its.watches.Add(-1)
-		return nil, l.refuse(caller, limitWatches, broker.ReasonTooManyWatches, watchRetry,
+		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
 			fmt.Sprintf("caller %q has %d watches, and may have no more; share a watch among those who want the same token, or have the caller's limits.watches raised", caller.Name(), most))
 	}
 	return func() {
@@ -202,10 +203,10 @@ func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, 
 	}, nil
 }
 
-func (l *limits) refuse(caller *policy.Caller, limit, reason string, after time.Duration, message string) *broker.Error {
+func (l *limits) refuse(caller *policy.Caller, limit, reason string, after time.Duration, message string) *apierror.Error {
 	l.refused.WithLabelValues(caller.Name(), limit).Inc()
-	return &broker.Error{
-		Code: broker.ResourceExhausted, Reason: reason, RetryAfter: cmp.Or(after, time.Millisecond), Message: message,
+	return &apierror.Error{
+		Code: apierror.ResourceExhausted, Reason: reason, RetryAfter: cmp.Or(after, time.Millisecond), Message: message,
 		Metadata: map[string]string{"caller": caller.Name(), "limit": limit},
 	}
 }

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
@@ -53,7 +53,7 @@ func TestACallerIsHeldToItsRate(t *testing.T) {
 		for range 5 {
 			mustGet(t, checkoutAPI, "within the burst")
 		}
-		wait := mustBeLimited(t, get(t, checkoutAPI), broker.ReasonRateLimited)
+		wait := mustBeLimited(t, get(t, checkoutAPI), apierror.ReasonRateLimited)
 		if wait > 100*time.Millisecond {
 			t.Errorf("RetryInfo says %v of a rate of 10 in a second", wait)
 		}
@@ -62,7 +62,7 @@ func TestACallerIsHeldToItsRate(t *testing.T) {
 		}
 		time.Sleep(wait)
 		mustGet(t, checkoutAPI, "after the time that RetryInfo says")
-		mustBeLimited(t, get(t, checkoutAPI), broker.ReasonRateLimited)
+		mustBeLimited(t, get(t, checkoutAPI), apierror.ReasonRateLimited)
 		labels := map[string]string{"caller": "caller-checkout", "limit": "rate"}
 		if n := w.count("tokenbroker_limited_calls_total", labels); n != 2 {
 			t.Errorf("%v refusals are counted", n)
@@ -73,7 +73,7 @@ func TestACallerIsHeldToItsRate(t *testing.T) {
 		for range 4 {
 			mustGet(t, checkoutAPI, "beside a watch, which is one call")
 		}
-		mustBeLimited(t, get(t, checkoutAPI), broker.ReasonRateLimited)
+		mustBeLimited(t, get(t, checkoutAPI), apierror.ReasonRateLimited)
 	})
 }
 
@@ -94,15 +94,15 @@ func TestWhatIsUsedUpOutlivesThePolicy(t *testing.T) {
 		}
 		for range 5 {
 			apply(policy.Limits{PerSecond: 1, Burst: 3})
-			mustBeLimited(t, get(t, api), broker.ReasonRateLimited)
+			mustBeLimited(t, get(t, api), apierror.ReasonRateLimited)
 		}
 		apply(policy.Limits{PerSecond: 100, Burst: 3})
-		mustBeLimited(t, get(t, api), broker.ReasonRateLimited)
+		mustBeLimited(t, get(t, api), apierror.ReasonRateLimited)
 		time.Sleep(50 * time.Millisecond)
 		for range 3 {
 			mustGet(t, api, "at the new rate")
 		}
-		mustBeLimited(t, get(t, api), broker.ReasonRateLimited)
+		mustBeLimited(t, get(t, api), apierror.ReasonRateLimited)
 		apply(policy.Limits{})
 		for range 100 {
 			mustGet(t, api, "without limits")
@@ -136,8 +136,8 @@ func TestCallsUnderWayAreBounded(t *testing.T) {
 		reason string
 		others bool // are let in
 	}{
-		"of a caller": {policy.Limits{Concurrent: 2}, func(*server.Config) {}, broker.ReasonTooManyCalls, true},
-		"of all":      {policy.Limits{}, func(c *server.Config) { c.Limits.InFlight = 2 }, broker.ReasonOverloaded, false},
+		"of a caller": {policy.Limits{Concurrent: 2}, func(*server.Config) {}, apierror.ReasonTooManyCalls, true},
+		"of all":      {policy.Limits{}, func(c *server.Config) { c.Limits.InFlight = 2 }, apierror.ReasonOverloaded, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -174,7 +174,7 @@ func TestWatchesOfACallerAreBounded(t *testing.T) {
 	}
 	stream := must(w.api(w.with(w.ca, template(checkout))).WatchToken(t.Context(), &tokenbrokerv1.WatchTokenRequest{ClientName: "orders"}))
 	_, err := stream.Recv()
-	mustBeLimited(t, err, broker.ReasonTooManyWatches)
+	mustBeLimited(t, err, apierror.ReasonTooManyWatches)
 	w.watch(w.with(w.ca, template(gateway)), nil)
 }
 
@@ -207,8 +207,8 @@ func TestStrangersCannotTakeAllRoom(t *testing.T) {
 		mustNot(t, get(t, tokenbrokerv1.NewTokenBrokerServiceClient(second)), "") // the last one that there is room for
 		extra := halfOpen(t, second, 1)
 		synctest.Wait()
-		mustBeLimited(t, get(t, w.api(w.anonymous())), broker.ReasonOverloaded)
-		mustBeLimited(t, get(t, withBearer{w.api(w.anonymous()), w.jwt(nil)}), broker.ReasonOverloaded)
+		mustBeLimited(t, get(t, w.api(w.anonymous())), apierror.ReasonOverloaded)
+		mustBeLimited(t, get(t, withBearer{w.api(w.anonymous()), w.jwt(nil)}), apierror.ReasonOverloaded)
 		mustGet(t, w.api(w.with(w.ca, template(checkout))), "by a certificate")
 		mustGet(t, withBearer{tokenbrokerv1.NewTokenBrokerServiceClient(known), w.jwt(nil)}, "by a JWT, over a connection that is known")
 		if n := w.count("tokenbroker_limited_calls_total", map[string]string{"limit": "strangers"}); n != 2 {
@@ -246,8 +246,8 @@ func TestJWTsThatAreNotGoodAreLookedAtForAWhileOnly(t *testing.T) {
 		for range 100 {
 			mustNot(t, get(t, api(tampered(good))), "not good")
 		}
-		wait := mustBeLimited(t, get(t, api(tampered(good))), broker.ReasonTooManyAttempts)
-		mustBeLimited(t, get(t, api(good)), broker.ReasonTooManyAttempts)
+		wait := mustBeLimited(t, get(t, api(tampered(good))), apierror.ReasonTooManyAttempts)
+		mustBeLimited(t, get(t, api(good)), apierror.ReasonTooManyAttempts)
 		mustGet(t, withBearer{w.api(w.anonymous()), good}, "over another connection")
 		time.Sleep(wait)
 		mustGet(t, api(good), "a second later")

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -222,7 +223,7 @@ func TestKeysThatAreNotToBeHadAreNotARejection(t *testing.T) {
 	f := serveWith(t, down)
 	presented := f.idp.Mint(map[string]any{"iss": issuer, "sub": "x", "aud": audience, "exp": time.Now().Add(time.Hour).Unix()})
 	_, err := f.api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: presented.Reveal()})
-	if status.Code(err) != codes.Unavailable || detail[*errdetails.ErrorInfo](err).GetReason() != broker.ReasonKeysUnavailable {
+	if status.Code(err) != codes.Unavailable || detail[*errdetails.ErrorInfo](err).GetReason() != apierror.ReasonKeysUnavailable {
 		t.Errorf("error = %v", err)
 	}
 }
@@ -232,7 +233,7 @@ func TestErrorsCarryTheirDetails(t *testing.T) {
 	f.idp.FailNext(1, 429, "", map[string][]string{"Retry-After": {"17"}})
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	info := detail[*errdetails.ErrorInfo](err)
-	if status.Code(err) != codes.ResourceExhausted || info.GetReason() != broker.ReasonIdPThrottled || info.GetDomain() != "tokenbroker" || info.GetMetadata()["client"] != "orders" {
+	if status.Code(err) != codes.ResourceExhausted || info.GetReason() != apierror.ReasonIdPThrottled || info.GetDomain() != "tokenbroker" || info.GetMetadata()["client"] != "orders" {
 		t.Errorf("error = %v, info = %v", err, info)
 	}
 	if wait := detail[*errdetails.RetryInfo](err).GetRetryDelay().AsDuration(); wait > 17*time.Second || wait < 10*time.Second {

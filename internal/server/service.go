@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -42,7 +43,7 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 // dissuade keeps gRPC's clients from repeating at once, by their retry policy, a
 // call that failed for a reason that the whole fleet shares.
 func dissuade(ctx context.Context, err error) {
-	if told, ok := errors.AsType[*broker.Error](err); ok && told.Reason == broker.ReasonIdPUnavailable {
+	if told, ok := errors.AsType[*apierror.Error](err); ok && told.Reason == apierror.ReasonIdPUnavailable {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails only without a call
 	}
 }

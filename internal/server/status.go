@@ -9,34 +9,34 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // errorDomain is the domain of the ErrorInfo of every error.
 const errorDomain = "tokenbroker"
 
 // code is the one table from the broker's errors to gRPC's.
-func code(c broker.Code) codes.Code {
+func code(c apierror.Code) codes.Code {
 	switch c {
-	case broker.InvalidArgument:
+	case apierror.InvalidArgument:
 		return codes.InvalidArgument
-	case broker.NotFound:
+	case apierror.NotFound:
 		return codes.NotFound
-	case broker.PermissionDenied:
+	case apierror.PermissionDenied:
 		return codes.PermissionDenied
-	case broker.Unauthenticated:
+	case apierror.Unauthenticated:
 		return codes.Unauthenticated
-	case broker.FailedPrecondition:
+	case apierror.FailedPrecondition:
 		return codes.FailedPrecondition
-	case broker.ResourceExhausted:
+	case apierror.ResourceExhausted:
 		return codes.ResourceExhausted
-	case broker.Unavailable:
+	case apierror.Unavailable:
 		return codes.Unavailable
-	case broker.DeadlineExceeded:
+	case apierror.DeadlineExceeded:
 		return codes.DeadlineExceeded
-	case broker.Canceled:
+	case apierror.Canceled:
 		return codes.Canceled
-	case broker.Internal:
+	case apierror.Internal:
 		return codes.Internal
 	default:
 		return codes.Internal
@@ -46,12 +46,12 @@ func code(c broker.Code) codes.Code {
 // StatusOf is how an error of the broker's looks to a caller of any service.
 func StatusOf(err error) error { return statusOf(err) }
 
-// statusOf is how an error looks to a caller. What is no broker.Error was not
+// statusOf is how an error looks to a caller. What is no apierror.Error was not
 // written for callers, and is not shown to them.
 func statusOf(err error) error {
-	told, ok := errors.AsType[*broker.Error](err)
+	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
-		told = broker.Fault(err)
+		told = apierror.Fault(err)
 	}
 	details := []protoadapt.MessageV1{
 		&errdetails.ErrorInfo{Reason: told.Reason, Domain: errorDomain, Metadata: told.Metadata},

@@ -8,23 +8,23 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 func TestEveryCodeHasAStatus(t *testing.T) {
-	table := map[broker.Code]codes.Code{
-		broker.Internal:           codes.Internal,
-		broker.InvalidArgument:    codes.InvalidArgument,
-		broker.PermissionDenied:   codes.PermissionDenied,
-		broker.FailedPrecondition: codes.FailedPrecondition,
-		broker.ResourceExhausted:  codes.ResourceExhausted,
-		broker.Unavailable:        codes.Unavailable,
-		broker.DeadlineExceeded:   codes.DeadlineExceeded,
-		broker.Canceled:           codes.Canceled,
+	table := map[apierror.Code]codes.Code{
+		apierror.Internal:           codes.Internal,
+		apierror.InvalidArgument:    codes.InvalidArgument,
+		apierror.PermissionDenied:   codes.PermissionDenied,
+		apierror.FailedPrecondition: codes.FailedPrecondition,
+		apierror.ResourceExhausted:  codes.ResourceExhausted,
+		apierror.Unavailable:        codes.Unavailable,
+		apierror.DeadlineExceeded:   codes.DeadlineExceeded,
+		apierror.Canceled:           codes.Canceled,
 	}
 	for from, want := range table {
-		if got := status.Code(statusOf(&broker.Error{Code: from})); got != want {
+		if got := status.Code(statusOf(&apierror.Error{Code: from})); got != want {
 			t.Errorf("code %d becomes %v, want %v", from, got, want)
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/grpc/tap"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 const (
@@ -81,8 +81,8 @@ func (s *strangers) enter(call strangerCall) bool {
 // tooMany counts a call for which there is no room, and returns its error.
 func (s *strangers) tooMany() error {
 	s.refused()
-	return &broker.Error{
-		Code: broker.ResourceExhausted, Reason: broker.ReasonOverloaded, RetryAfter: time.Second,
+	return &apierror.Error{
+		Code: apierror.ResourceExhausted, Reason: apierror.ReasonOverloaded, RetryAfter: time.Second,
 		Message: "too many calls are open whose callers the broker does not know: try again, or connect with a client certificate, which is known from the start",
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // clientStream remembers the first error that gRPC returned for a message of a
@@ -71,8 +71,8 @@ func receiveError(ctx context.Context, err error) error {
 	received := status.Convert(err)
 	switch code := received.Code(); {
 	case code == codes.Internal, code == codes.Unknown:
-		return statusOf(&broker.Error{
-			Code: broker.InvalidArgument, Reason: broker.ReasonInvalidRequest, Message: "the request could not be read: " + received.Message(),
+		return statusOf(&apierror.Error{
+			Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Message: "the request could not be read: " + received.Message(),
 		})
 	case ctx.Err() != nil:
 		return statusOf(disconnected(ctx.Err()))
@@ -84,9 +84,9 @@ func receiveError(ctx context.Context, err error) error {
 }
 
 // disconnected is the error of a call that the client ended.
-func disconnected(cause error) *broker.Error {
+func disconnected(cause error) *apierror.Error {
 	if errors.Is(cause, context.DeadlineExceeded) {
-		return &broker.Error{Code: broker.DeadlineExceeded, Reason: broker.ReasonCallerGaveUp, Message: "the caller's deadline passed while a message was on its way"}
+		return &apierror.Error{Code: apierror.DeadlineExceeded, Reason: apierror.ReasonCallerGaveUp, Message: "the caller's deadline passed while a message was on its way"}
 	}
-	return &broker.Error{Code: broker.Canceled, Reason: broker.ReasonCallerGaveUp, Message: "the caller disconnected while a message was on its way"}
+	return &apierror.Error{Code: apierror.Canceled, Reason: apierror.ReasonCallerGaveUp, Message: "the caller disconnected while a message was on its way"}
 }

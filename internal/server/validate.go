@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -34,10 +35,10 @@ const (
 	maxVersion    = 64
 )
 
-func invalid(field, format string, args ...any) *broker.Error {
-	return &broker.Error{
-		Code:    broker.InvalidArgument,
-		Reason:  broker.ReasonInvalidRequest,
+func invalid(field, format string, args ...any) *apierror.Error {
+	return &apierror.Error{
+		Code:    apierror.InvalidArgument,
+		Reason:  apierror.ReasonInvalidRequest,
 		Field:   field,
 		Message: field + ": " + fmt.Sprintf(format, args...),
 	}
@@ -45,7 +46,7 @@ func invalid(field, format string, args ...any) *broker.Error {
 
 // askOf checks a request and turns it into a question. Unknown fields are
 // refused: a caller who sends one relies on what this broker does not know.
-func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *broker.Error) {
+func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
 	ask, err := questionOf(req)
 	if err != nil {
 		return ask, err
@@ -75,7 +76,7 @@ type question interface {
 	GetScopes() []string
 }
 
-func questionOf(req question) (broker.Ask, *broker.Error) {
+func questionOf(req question) (broker.Ask, *apierror.Error) {
 	ask := broker.Ask{
 		Client:    req.GetClientName(),
 		Audience:  req.GetAudience(),
@@ -86,7 +87,7 @@ func questionOf(req question) (broker.Ask, *broker.Error) {
 }
 
 // CheckAsk holds a question for a token to the bounds that the API states.
-func CheckAsk(ask broker.Ask) *broker.Error {
+func CheckAsk(ask broker.Ask) *apierror.Error {
 	return firstOf(
 		checkClientName(ask.Client),
 		checkValue("audience", ask.Audience),
@@ -97,7 +98,7 @@ func CheckAsk(ask broker.Ask) *broker.Error {
 
 // CheckRequest holds what a presented token must be good for to the bounds that
 // the API states.
-func CheckRequest(req verify.Request) *broker.Error {
+func CheckRequest(req verify.Request) *apierror.Error {
 	return firstOf(
 		checkEach("audiences", req.Audience, maxAudiences, checkResource),
 		checkEach("required_scopes", req.Scopes, maxScopes, checkScope),
@@ -105,7 +106,7 @@ func CheckRequest(req verify.Request) *broker.Error {
 	)
 }
 
-func checkUnknown(req proto.Message) *broker.Error {
+func checkUnknown(req proto.Message) *apierror.Error {
 	unknown := req.ProtoReflect().GetUnknown()
 	if len(unknown) == 0 {
 		return nil
@@ -123,7 +124,7 @@ type secretChange interface {
 }
 
 // changeOf checks a request to change a secret.
-func changeOf(req secretChange) (broker.SecretChange, *broker.Error) {
+func changeOf(req secretChange) (broker.SecretChange, *apierror.Error) {
 	asked := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
 	err := firstOf(
 		checkUnknown(req),
@@ -138,7 +139,7 @@ func changeOf(req secretChange) (broker.SecretChange, *broker.Error) {
 	return asked, err
 }
 
-func checkVersion(field, version string) *broker.Error {
+func checkVersion(field, version string) *apierror.Error {
 	if len(version) > maxVersion {
 		return invalid(field, "want a version such as GetClient names it")
 	}
@@ -146,7 +147,7 @@ func checkVersion(field, version string) *broker.Error {
 }
 
 // rotationOf checks a new secret, of which nothing is repeated.
-func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *broker.Error) {
+func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *apierror.Error) {
 	change, err := changeOf(req)
 	size := len(req.GetSecret())
 	switch {
@@ -162,7 +163,7 @@ func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *broke
 	}, err
 }
 
-func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *broker.Error {
+func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *apierror.Error {
 	if err := checkUnknown(req); err != nil {
 		return err
 	}
@@ -175,7 +176,7 @@ func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *broker.Error {
 	return nil
 }
 
-func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {
+func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *apierror.Error {
 	return firstOf(
 		checkUnknown(req),
 		checkClientName(req.GetClientName()),
@@ -184,14 +185,14 @@ func checkPurge(req *tokenbrokerv1.PurgeTokensRequest) *broker.Error {
 	)
 }
 
-func checkRequestID(id string) *broker.Error {
+func checkRequestID(id string) *apierror.Error {
 	if id == "" || len(id) > maxRequestID {
 		return invalid("request_id", "want 1 to %d characters that identify this call, so that it can be repeated", maxRequestID)
 	}
 	return nil
 }
 
-func checkReason(field, reason string) *broker.Error {
+func checkReason(field, reason string) *apierror.Error {
 	if len(reason) > maxReason {
 		return invalid(field, "want at most %d bytes, got %d", maxReason, len(reason))
 	}
@@ -199,7 +200,7 @@ func checkReason(field, reason string) *broker.Error {
 }
 
 // revocationOf checks a request's form; what it means is checked by the broker.
-func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *broker.Error) {
+func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *apierror.Error) {
 	asked := req.GetRevocation()
 	made := broker.Revocation{
 		Issuer: asked.GetIssuer(), TokenID: asked.GetTokenId(), Subject: asked.GetSubject(),
@@ -221,7 +222,7 @@ func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *b
 }
 
 // instant reads a timestamp that may be unset.
-func instant(field string, from *timestamppb.Timestamp, to *time.Time) *broker.Error {
+func instant(field string, from *timestamppb.Timestamp, to *time.Time) *apierror.Error {
 	if from == nil {
 		return nil
 	}
@@ -232,7 +233,7 @@ func instant(field string, from *timestamppb.Timestamp, to *time.Time) *broker.E
 	return nil
 }
 
-func checkList(req *tokenbrokerv1.ListRevocationsRequest) *broker.Error {
+func checkList(req *tokenbrokerv1.ListRevocationsRequest) *apierror.Error {
 	if err := checkUnknown(req); err != nil {
 		return err
 	}
@@ -242,7 +243,7 @@ func checkList(req *tokenbrokerv1.ListRevocationsRequest) *broker.Error {
 	return checkValue("issuer", req.GetIssuer())
 }
 
-func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *broker.Error {
+func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *apierror.Error {
 	if err := checkUnknown(req); err != nil {
 		return err
 	}
@@ -253,7 +254,7 @@ func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *broker.Error {
 }
 
 // requestOf checks a request and turns it into what the token must be good for.
-func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *broker.Error) {
+func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *apierror.Error) {
 	ask := verify.Request{Audience: req.GetAudiences(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
 	if err := checkUnknown(req); err != nil {
 		return ask, err
@@ -264,7 +265,7 @@ func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *broker.E
 	return ask, CheckRequest(ask)
 }
 
-func firstOf(errs ...*broker.Error) *broker.Error {
+func firstOf(errs ...*apierror.Error) *apierror.Error {
 	for _, err := range errs {
 		if err != nil {
 			return err
@@ -273,7 +274,7 @@ func firstOf(errs ...*broker.Error) *broker.Error {
 	return nil
 }
 
-func checkClientName(name string) *broker.Error {
+func checkClientName(name string) *apierror.Error {
 	if name == "" {
 		return invalid("client_name", "it is required: the name of a client in the broker's configuration")
 	}
@@ -289,7 +290,7 @@ func checkClientName(name string) *broker.Error {
 	return nil
 }
 
-func checkValue(field, value string) *broker.Error {
+func checkValue(field, value string) *apierror.Error {
 	if len(value) > maxValue {
 		return invalid(field, "want at most %d bytes, got %d", maxValue, len(value))
 	}
@@ -301,7 +302,7 @@ func checkValue(field, value string) *broker.Error {
 	return nil
 }
 
-func checkEach(field string, values []string, most int, check func(field, value string) *broker.Error) *broker.Error {
+func checkEach(field string, values []string, most int, check func(field, value string) *apierror.Error) *apierror.Error {
 	if len(values) > most {
 		return invalid(field, "want at most %d, got %d", most, len(values))
 	}
@@ -313,7 +314,7 @@ func checkEach(field string, values []string, most int, check func(field, value 
 	return nil
 }
 
-func checkResource(field, value string) *broker.Error {
+func checkResource(field, value string) *apierror.Error {
 	if value == "" {
 		return invalid(field, "one of them is empty")
 	}
@@ -321,7 +322,7 @@ func checkResource(field, value string) *broker.Error {
 }
 
 // checkScope holds a scope to scope-token of RFC 6749 section 3.3.
-func checkScope(field, scope string) *broker.Error {
+func checkScope(field, scope string) *apierror.Error {
 	if scope == "" {
 		return invalid(field, "one of them is empty")
 	}
