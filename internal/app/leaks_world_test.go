@@ -35,6 +35,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -405,7 +406,7 @@ func startLeaks(t *testing.T) *leaks {
 	certificates := redistest.NewCertificates(t)
 	l.key("private key towards Redis", certificates.ClientKey)
 	l.redis = redistest.Start(t, redistest.Options{
-		ACL: []string{strings.Replace(store.ACLExample, "PASSWORD", password, 1) + " " + store.ACLConfirm}, Certificates: certificates, AppendOnly: true,
+		ACL: []string{strings.Replace(redisstore.ACLExample, "PASSWORD", password, 1) + " " + redisstore.ACLConfirm}, Certificates: certificates, AppendOnly: true,
 		Config: []string{"slowlog-log-slower-than 0", "slowlog-max-len 100000"},
 	})
 	l.monitored = l.redis.Monitor()

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 // storeCheckTimeout bounds what is asked of Redis at the start.
@@ -28,9 +29,9 @@ type storage struct {
 	// keepsSecrets: those of managed clients, which are nowhere else.
 	keepsSecrets bool
 
-	redis  *store.Redis    // nil: another kind
-	sealed *store.Sealed   // nil: nothing is sealed
-	rings  *store.RingFile // nil: nothing is sealed
+	redis  *redisstore.Store // nil: another kind
+	sealed *store.Sealed     // nil: nothing is sealed
+	rings  *store.RingFile   // nil: nothing is sealed
 	// secrets of the connection, which may be rotated.
 	secrets []*secret.Ring
 }
@@ -73,7 +74,7 @@ func (s *storage) openBolt(path string) error {
 }
 
 func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
-	towards := store.RedisConfig{
+	towards := redisstore.Config{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
 		SentinelMaster:   config.SentinelMaster,
@@ -92,7 +93,7 @@ func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
-	opened, err := store.NewRedis(towards)
+	opened, err := redisstore.New(towards)
 	if err != nil {
 		return fmt.Errorf("store.redis: %w", err)
 	}
@@ -261,7 +262,7 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 // storeCollector shows the state of the store as it is when it is asked.
 type storeCollector struct {
 	sealed *store.Sealed
-	redis  *store.Redis // nil: another kind
+	redis  *redisstore.Store // nil: another kind
 }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such

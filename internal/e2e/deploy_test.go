@@ -14,7 +14,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 const (
@@ -148,7 +148,7 @@ func TestInitMakesEachSecretOnceAndForItsOwnerOnly(t *testing.T) {
 		t.Error("the broker's password for Redis is not the one that Redis knows, or it is short")
 	}
 	hash := sha256.Sum256([]byte(password))
-	rights := strings.Replace(store.ACLExample, ">PASSWORD", "#"+hex.EncodeToString(hash[:]), 1)
+	rights := strings.Replace(redisstore.ACLExample, ">PASSWORD", "#"+hex.EncodeToString(hash[:]), 1)
 	if got, want := files["redis/users.acl"], "user default off\n"+rights+" +info +wait\n"; got != want {
 		t.Errorf("the ACL file is not what the store needs: got\n%s, want\n%s", got, want)
 	}

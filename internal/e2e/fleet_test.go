@@ -21,13 +21,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-
 	"github.com/cezzis/tokenbroker/client"
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -104,7 +103,7 @@ const redisPassword = "a-password-of-Redis"
 // redisOptions are those of a Redis in which the broker has the rights that it
 // says it needs, and no more.
 func redisOptions() redistest.Options {
-	return redistest.Options{ACL: []string{strings.Replace(store.ACLExample, "PASSWORD", redisPassword, 1) + " " + store.ACLCluster}}
+	return redistest.Options{ACL: []string{strings.Replace(redisstore.ACLExample, "PASSWORD", redisPassword, 1) + " " + redisstore.ACLCluster}}
 }
 
 // redisConfig is the section store of a broker's configuration. More settings

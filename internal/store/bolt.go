@@ -80,7 +80,7 @@ func OpenBolt(config BoltConfig) (*Bolt, error) {
 
 // Get implements Store.
 func (b *Bolt) Get(ctx context.Context, keys ...string) ([]Entry, error) {
-	if err := checkKeys(keys); err != nil {
+	if err := CheckKeys(keys); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -104,7 +104,7 @@ func (b *Bolt) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 
 // Acquire implements Store.
 func (b *Bolt) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
-	if err := claim.check(); err != nil {
+	if err := claim.Check(); err != nil {
 		return Lease{}, false, err
 	}
 	var fence uint64
@@ -121,7 +121,7 @@ func (b *Bolt) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
 
 // Renew implements Store.
 func (b *Bolt) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
-	if err := checkTTL(ttl); err != nil {
+	if err := CheckTTL(ttl); err != nil {
 		return false, err
 	}
 	var held bool
@@ -137,7 +137,7 @@ func (b *Bolt) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool,
 
 // Apply implements Store.
 func (b *Bolt) Apply(ctx context.Context, change Change) ([]bool, error) {
-	if err := change.check(); err != nil {
+	if err := change.Check(); err != nil {
 		return nil, err
 	}
 	// A caller that leaves when its ctx ends may change its values while they
@@ -159,7 +159,7 @@ func (b *Bolt) Apply(ctx context.Context, change Change) ([]bool, error) {
 
 // Raise implements Store.
 func (b *Bolt) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return 0, err
 	}
 	var count uint64

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -154,13 +153,4 @@ func boltPagesAddUp(tx *bolt.Tx) bool {
 	}
 	used := tx.Cursor().Bucket().Stats() // of the root and all in it
 	return pages == outside+used.BranchPageN+used.BranchOverflowN+used.LeafPageN+used.LeafOverflowN
-}
-
-// syncDirectory makes a file that was created or renamed in the directory last.
-// Some file systems cannot, and need not.
-func syncDirectory(dir string) {
-	if d, err := os.Open(dir); err == nil {
-		_ = d.Sync()
-		_ = d.Close()
-	}
 }

@@ -58,7 +58,7 @@ func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
 		t.leases.set(held)
 		return held.number, true, nil
 	}
-	fence, err = raised(t.count(claim.Counter), claim.Floor, 1)
+	fence, err = Raised(t.count(claim.Counter), claim.Floor, 1)
 	if err != nil {
 		return 0, false, err
 	}
@@ -110,7 +110,7 @@ func (t *boltTx) apply(change Change) ([]bool, error) {
 
 func (t *boltTx) raise(key string, floor, by uint64) (uint64, error) {
 	before := t.count(key)
-	count, err := raised(before, floor, by)
+	count, err := Raised(before, floor, by)
 	if err != nil || count == before {
 		return count, err
 	}

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -28,9 +29,9 @@ func grown(t *testing.T, ring *store.Ring) (promoted, dropped *store.Ring) {
 func TestMarkerTellsAnotherRing(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) store.Store{
 		"memory": func(*testing.T) store.Store { return store.NewMemory(store.MemoryConfig{}) },
-		"bolt":   func(t *testing.T) store.Store { return openBolt(t, store.BoltConfig{Path: boltPath(t)}) },
+		"bolt":   func(t *testing.T) store.Store { return inBolt(t, filepath.Join(t.TempDir(), "broker.db")) },
 		"redis": func(t *testing.T) store.Store {
-			return redisPatient(t, store.RedisConfig{Addresses: []string{redistest.Start(t, redistest.Options{}).Addr()}})
+			return inRedis(t, redistest.Start(t, redistest.Options{}).Addr())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -56,7 +56,7 @@ func NewMemory(config MemoryConfig) *Memory {
 
 // Get implements Store.
 func (m *Memory) Get(ctx context.Context, keys ...string) ([]Entry, error) {
-	if err := checkKeys(keys); err != nil {
+	if err := CheckKeys(keys); err != nil {
 		return nil, err
 	}
 	if err := m.begin(ctx); err != nil {
@@ -77,7 +77,7 @@ func (m *Memory) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 
 // Acquire implements Store.
 func (m *Memory) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
-	if err := claim.check(); err != nil {
+	if err := claim.Check(); err != nil {
 		return Lease{}, false, err
 	}
 	if err := m.begin(ctx); err != nil {
@@ -95,7 +95,7 @@ func (m *Memory) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) 
 		m.leases.extend(held, now.Add(claim.TTL))
 		return Lease{Key: claim.Key, Owner: claim.Owner, Fence: held.number}, true, nil
 	}
-	fence, err := raised(m.count(claim.Counter), claim.Floor, 1)
+	fence, err := Raised(m.count(claim.Counter), claim.Floor, 1)
 	if err != nil {
 		return Lease{}, false, err
 	}
@@ -112,7 +112,7 @@ func (m *Memory) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) 
 
 // Renew implements Store.
 func (m *Memory) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
-	if err := checkTTL(ttl); err != nil {
+	if err := CheckTTL(ttl); err != nil {
 		return false, err
 	}
 	if err := m.begin(ctx); err != nil {
@@ -130,7 +130,7 @@ func (m *Memory) Renew(ctx context.Context, lease Lease, ttl time.Duration) (boo
 
 // Apply implements Store.
 func (m *Memory) Apply(ctx context.Context, change Change) ([]bool, error) {
-	if err := change.check(); err != nil {
+	if err := change.Check(); err != nil {
 		return nil, err
 	}
 	if err := m.begin(ctx); err != nil {
@@ -171,7 +171,7 @@ func (m *Memory) Apply(ctx context.Context, change Change) ([]bool, error) {
 
 // Raise implements Store.
 func (m *Memory) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
-	if err := checkKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return 0, err
 	}
 	if err := m.begin(ctx); err != nil {
@@ -179,7 +179,7 @@ func (m *Memory) Raise(ctx context.Context, key string, floor, by uint64) (uint6
 	}
 	defer m.mu.Unlock()
 	before := m.count(key)
-	count, err := raised(before, floor, by)
+	count, err := Raised(before, floor, by)
 	if err != nil || count == before {
 		return count, err
 	}

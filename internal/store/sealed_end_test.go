@@ -3,7 +3,6 @@ package store_test
 import (
 	"bytes"
 	"strconv"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -117,7 +116,7 @@ func TestSealedEndCannotBeMoved(t *testing.T) {
 // What somebody who can write to Redis may do to lifetimes there.
 func TestSealedEndHoldsInRedis(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	sealed := store.NewSealed(redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}}), openRing(t, store.GenerateRing()))
+	sealed := store.NewSealed(inRedis(t, server.Addr()), openRing(t, store.GenerateRing()))
 	const life = 2 * time.Second
 	prolong := map[string]func(name string){
 		"PEXPIRE": func(name string) { server.CLI("PEXPIRE", name, "3600000") },
@@ -157,35 +156,5 @@ func TestSealedEndHoldsInRedis(t *testing.T) {
 	putFor(t, sealed, "tb{PEXPIRE}", 8, []byte("newer"), time.Hour)
 	if got := mustGet(t, sealed, "tb{PEXPIRE}"); string(got.Value) != "newer" {
 		t.Errorf("the next value is %+v", got)
-	}
-}
-
-// A lease that Redis would keep for an hour more (its key lives a day longer), because its clock was set back, is
-// free after the lifetime that a claim asks for.
-func TestLeaseThatWasProlongedInRedisEnds(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
-	claim := store.Claim{Key: "tb{c}lease", Owner: "died", Counter: "tb{c}fences", TTL: time.Second}
-	for _, prolong := range [][]string{{"PEXPIRE", "tb1:tb{c}lease", "90000000"}, {"PERSIST", "tb1:tb{c}lease"}} {
-		if _, acquired, err := r.Acquire(t.Context(), claim); err != nil || !acquired {
-			t.Fatal(acquired, err)
-		}
-		server.CLI(prolong...)
-		claim.Owner += " again"
-		for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-			lease, acquired, err := r.Acquire(t.Context(), claim)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if acquired {
-				if _, err := r.Apply(t.Context(), store.Change{Release: lease}); err != nil {
-					t.Fatal(err)
-				}
-				break
-			}
-			if time.Since(begun) > redisPatience {
-				t.Fatalf("%s: the lease stays held", strings.Join(prolong, " "))
-			}
-		}
 	}
 }

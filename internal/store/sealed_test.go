@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ func TestSealedMemory(t *testing.T) {
 func TestSealedBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
 		Open: func(t *testing.T) store.Store {
-			return store.NewSealed(openBolt(t, store.BoltConfig{Path: boltPath(t)}), openRing(t, store.GenerateRing()))
+			return store.NewSealed(inBolt(t, filepath.Join(t.TempDir(), "broker.db")), openRing(t, store.GenerateRing()))
 		},
 		Advance: time.Sleep,
 		Bubble:  true,
@@ -206,8 +207,8 @@ func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
 }
 
 func TestSealedBoltFileShowsNoValue(t *testing.T) {
-	path := boltPath(t)
-	bolt := openBolt(t, store.BoltConfig{Path: path})
+	path := filepath.Join(t.TempDir(), "broker.db")
+	bolt := inBolt(t, path)
 	sealed := store.NewSealed(bolt, openRing(t, store.GenerateRing()))
 	for i := range uint64(200) {
 		mustApply(t, sealed, fmt.Sprint("key ", i%50), i+1, []byte(strings.Repeat(canaryValue, 20)))
@@ -345,7 +346,7 @@ func TestThePrimarySeals(t *testing.T) {
 
 func TestSealedPassesErrorsOn(t *testing.T) {
 	sealed, _ := sealedPair(t)
-	closeStore(t, sealed)
+	mustClose(t, sealed)
 	if _, err := sealed.Get(t.Context(), "key"); !errors.Is(err, store.ErrClosed) {
 		t.Errorf("Get: %v", err)
 	}

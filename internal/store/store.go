@@ -56,19 +56,21 @@ var (
 // UnreadError is the error of a Get that could read some of its keys only, because
 // they are on different servers. The entries of the others are good.
 type UnreadError struct {
-	keys map[int]bool // by their places
-	err  error
+	// Unread has the places of the keys that could not be read.
+	Unread map[int]bool
+	// Err is the reason.
+	Err error
 }
 
-func (e *UnreadError) Error() string { return e.err.Error() }
+func (e *UnreadError) Error() string { return e.Err.Error() }
 
 // Unwrap returns why the keys could not be read.
-func (e *UnreadError) Unwrap() error { return e.err }
+func (e *UnreadError) Unwrap() error { return e.Err }
 
 // WasRead reports whether a Get that ended with err has read its i-th key.
 func WasRead(err error, i int) bool {
 	unread, some := errors.AsType[*UnreadError](err)
-	return err == nil || some && !unread.keys[i]
+	return err == nil || some && !unread.Unread[i]
 }
 
 // Health is the health of one server of a store.
@@ -268,37 +270,41 @@ type Change struct {
 	Release Lease
 }
 
-func checkKey(key string) error {
+// CheckKey returns an error if no Store takes the key.
+func CheckKey(key string) error {
 	if key == "" || len(key) > MaxKey {
 		return fmt.Errorf("a key of %d bytes: it must have 1 to %d", len(key), MaxKey)
 	}
 	return nil
 }
 
-func checkKeys(keys []string) error {
+// CheckKeys returns an error if no Store takes the keys of a Get.
+func CheckKeys(keys []string) error {
 	if len(keys) > MaxKeys {
 		return fmt.Errorf("%d keys at once: at most %d are allowed", len(keys), MaxKeys)
 	}
 	for _, key := range keys {
-		if err := checkKey(key); err != nil {
+		if err := CheckKey(key); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func checkTTL(ttl time.Duration) error {
+// CheckTTL returns an error if no lease can have the lifetime.
+func CheckTTL(ttl time.Duration) error {
 	if ttl <= 0 {
 		return fmt.Errorf("a lease for %v: it must last for some time", ttl)
 	}
 	return nil
 }
 
-func (c Claim) check() error {
-	if checkKey(c.Owner) != nil {
+// Check returns an error if no Store takes the claim.
+func (c Claim) Check() error {
+	if CheckKey(c.Owner) != nil {
 		return fmt.Errorf("a lease owner of %d bytes: it must have 1 to %d", len(c.Owner), MaxKey)
 	}
-	return errors.Join(checkTTL(c.TTL), checkKey(c.Key), checkKey(c.Counter))
+	return errors.Join(CheckTTL(c.TTL), CheckKey(c.Key), CheckKey(c.Counter))
 }
 
 func (p Put) check() error {
@@ -310,10 +316,11 @@ func (p Put) check() error {
 	case len(p.Value) > MaxValue:
 		return fmt.Errorf("a value of %d bytes: at most %d are allowed", len(p.Value), MaxValue)
 	}
-	return checkKey(p.Key)
+	return CheckKey(p.Key)
 }
 
-func (c Change) check() error {
+// Check returns an error if no Store takes the change.
+func (c Change) Check() error {
 	if len(c.Puts) > MaxPuts {
 		return fmt.Errorf("%d puts at once: at most %d are allowed", len(c.Puts), MaxPuts)
 	}
@@ -330,8 +337,8 @@ func (c Change) check() error {
 	return nil
 }
 
-// raised is the count that a counter comes to.
-func raised(count, floor, by uint64) (uint64, error) {
+// Raised returns the count that a counter comes to.
+func Raised(count, floor, by uint64) (uint64, error) {
 	count = max(count, floor)
 	if count > MaxNumber || by > MaxNumber-count {
 		return 0, fmt.Errorf("a counter raised above %d", uint64(MaxNumber))

@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // redisAwayError is ErrAway with the reason.
@@ -20,7 +22,7 @@ type redisAwayError struct{ reason string }
 func (e *redisAwayError) Error() string { return "Redis is away: " + e.reason }
 
 // Is reports whether target is ErrAway.
-func (e *redisAwayError) Is(target error) bool { return target == ErrAway }
+func (e *redisAwayError) Is(target error) bool { return target == store.ErrAway }
 
 // redisNoWritesError is ErrNoWrites with the reason.
 type redisNoWritesError struct{ reason string }
@@ -28,7 +30,9 @@ type redisNoWritesError struct{ reason string }
 func (e *redisNoWritesError) Error() string { return "Redis takes no writes: " + e.reason }
 
 // Is reports whether target is ErrNoWrites, or ErrAway: it is away for writes.
-func (e *redisNoWritesError) Is(target error) bool { return target == ErrNoWrites || target == ErrAway }
+func (e *redisNoWritesError) Is(target error) bool {
+	return target == store.ErrNoWrites || target == store.ErrAway
+}
 
 // redisMovingError is ErrAway for one slot of a Cluster.
 type redisMovingError struct{ reason string }
@@ -36,7 +40,7 @@ type redisMovingError struct{ reason string }
 func (e *redisMovingError) Error() string { return "the slot of a key has no server now: " + e.reason }
 
 // Is reports whether target is ErrAway.
-func (e *redisMovingError) Is(target error) bool { return target == ErrAway }
+func (e *redisMovingError) Is(target error) bool { return target == store.ErrAway }
 
 var (
 	// errRedisAnswer hides what it is about: a garbled answer may hold values.
@@ -54,7 +58,7 @@ func (redisSilence) Printf(context.Context, string, ...any) {}
 
 // judge says what the error of a call means for the server, and returns the error
 // that may be shown.
-func (r *Redis) judge(ctx context.Context, err error) (redisOutcome, error) {
+func (r *Store) judge(ctx context.Context, err error) (redisOutcome, error) {
 	if err == nil {
 		return redisFine, nil
 	}
@@ -73,11 +77,11 @@ func (r *Redis) judge(ctx context.Context, err error) (redisOutcome, error) {
 
 // explain turns the error of a call into one that may be shown, and tells what
 // the caller or Close did from what Redis did.
-func (r *Redis) explain(ctx context.Context, err error) error {
+func (r *Store) explain(ctx context.Context, err error) error {
 	deadline, hasDeadline := ctx.Deadline()
 	switch {
 	case r.ctx.Err() != nil:
-		return ErrClosed
+		return store.ErrClosed
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case hasDeadline && !time.Now().Before(deadline): // its timer comes late
@@ -94,7 +98,7 @@ func (r *Redis) explain(ctx context.Context, err error) error {
 // redisCallersOwn reports whether an error says nothing of how Redis is.
 func redisCallersOwn(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, ErrClosed) || errors.Is(err, errRedisBusy)
+		errors.Is(err, store.ErrClosed) || errors.Is(err, errRedisBusy)
 }
 
 // redisIsOfSlot reports whether an error is about one slot of a Cluster alone,

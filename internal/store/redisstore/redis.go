@@ -1,4 +1,6 @@
-package store
+// Package redisstore is the store of a fleet, in Redis: one server, a Redis Cluster,
+// or a master that sentinels watch. It is the only user of go-redis.
+package redisstore
 
 import (
 	"context"
@@ -10,6 +12,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // redisLimits are what a call may take.
@@ -27,7 +31,7 @@ func redisUsual() redisLimits {
 	return redisLimits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit, probe: 2000 * unit}
 }
 
-// Redis is a Store for a fleet: one server, a Redis Cluster, or a master that
+// Store is a [store.Store] for a fleet: one server, a Redis Cluster, or a master that
 // sentinels watch.
 //
 // Everything is a string: a value "<number>:<bytes>", a lease
@@ -44,8 +48,8 @@ func redisUsual() redisLimits {
 // not count.
 //
 // No error and no log line shows a password, a key or a value.
-type Redis struct {
-	config  RedisConfig
+type Store struct {
+	config  Config
 	limits  redisLimits
 	options *redis.UniversalOptions
 	client  redis.UniversalClient
@@ -63,25 +67,25 @@ type Redis struct {
 	subscribers map[chan string]func() bool // and how to forget its ctx
 }
 
-var _ Store = (*Redis)(nil)
+var _ store.Store = (*Store)(nil)
 
-// NewRedis returns a Redis store, or an error where the configuration
+// New returns a Redis store, or an error where the configuration
 // contradicts itself. It does not wait for Redis, which is connected to in the
 // background and may come and go; Check tells what is wrong with it.
 //
 // The Redis client's own log, which all clients in a process share, is switched
 // off: it does not say what it shows.
-func NewRedis(config RedisConfig) (*Redis, error) { return newRedis(config, redisUsual()) }
+func New(config Config) (*Store, error) { return newRedis(config, redisUsual()) }
 
-func newRedis(config RedisConfig, limits redisLimits) (*Redis, error) {
+func newRedis(config Config, limits redisLimits) (*Store, error) {
 	if config.Prefix == "" {
-		config.Prefix = DefaultRedisPrefix
+		config.Prefix = DefaultPrefix
 	}
 	if err := config.check(); err != nil {
 		return nil, err
 	}
 	redis.SetLogger(redisSilence{})
-	r := &Redis{
+	r := &Store{
 		config:      config,
 		limits:      limits,
 		options:     config.options(limits),
@@ -107,7 +111,7 @@ func newRedis(config RedisConfig, limits redisLimits) (*Redis, error) {
 }
 
 // hasten wakes the prober.
-func (r *Redis) hasten() {
+func (r *Store) hasten() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -115,11 +119,11 @@ func (r *Redis) hasten() {
 }
 
 // Trips returns how many calls were sent to Redis so far, without the probes.
-func (r *Redis) Trips() uint64 { return r.trips.Load() }
+func (r *Store) Trips() uint64 { return r.trips.Load() }
 
 // Get implements Store.
-func (r *Redis) Get(ctx context.Context, keys ...string) ([]Entry, error) {
-	if err := checkKeys(keys); err != nil {
+func (r *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+	if err := store.CheckKeys(keys); err != nil {
 		return nil, err
 	}
 	if err := r.usable(ctx); err != nil || len(keys) == 0 {
@@ -129,7 +133,7 @@ func (r *Redis) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 		return nil, err
 	}
 	parts := r.parts(keys)
-	entries := make([]Entry, len(keys))
+	entries := make([]store.Entry, len(keys))
 	errs := make([]error, len(parts))
 	var reads sync.WaitGroup
 	for i, part := range parts[1:] {
@@ -141,18 +145,18 @@ func (r *Redis) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 }
 
 // unreadOf is what a Get returns some of whose parts may have failed.
-func unreadOf(entries []Entry, parts []redisPart, errs []error) ([]Entry, error) {
-	unread := &UnreadError{keys: make(map[int]bool)}
+func unreadOf(entries []store.Entry, parts []redisPart, errs []error) ([]store.Entry, error) {
+	unread := &store.UnreadError{Unread: make(map[int]bool)}
 	failed := 0
 	for i, err := range errs {
 		if err == nil {
 			continue
 		}
 		failed++
-		unread.err = err
+		unread.Err = err
 		for _, group := range parts[i].groups {
 			for _, place := range group.places {
-				unread.keys[place] = true
+				unread.Unread[place] = true
 			}
 		}
 	}
@@ -160,7 +164,7 @@ func unreadOf(entries []Entry, parts []redisPart, errs []error) ([]Entry, error)
 	case 0:
 		return entries, nil
 	case len(parts):
-		return nil, unread.err
+		return nil, unread.Err
 	default:
 		return entries, unread
 	}
@@ -172,7 +176,7 @@ type redisPart struct {
 	groups []redisGroup
 }
 
-func (r *Redis) parts(keys []string) []redisPart {
+func (r *Store) parts(keys []string) []redisPart {
 	var parts []redisPart
 	for _, group := range r.groups(keys) {
 		shard := r.shards.of(group.names[0])
@@ -187,7 +191,7 @@ func (r *Redis) parts(keys []string) []redisPart {
 }
 
 // readPart reads from one server, into the places of its keys.
-func (r *Redis) readPart(ctx context.Context, part redisPart, entries []Entry) error {
+func (r *Store) readPart(ctx context.Context, part redisPart, entries []store.Entry) error {
 	var found []redisFound
 	err := r.try(ctx, part.shard, false, func(ctx context.Context) (err error) {
 		found, err = r.read(ctx, part.groups)
@@ -205,7 +209,7 @@ func (r *Redis) readPart(ctx context.Context, part redisPart, entries []Entry) e
 // redisFound is an entry, and its place among those of a Get.
 type redisFound struct {
 	place int
-	entry Entry
+	entry store.Entry
 }
 
 // redisGroup are keys that one script may read.
@@ -216,7 +220,7 @@ type redisGroup struct {
 
 // groups are all keys in one, but in a Cluster those of each hash tag, because
 // they may be on different servers.
-func (r *Redis) groups(keys []string) []redisGroup {
+func (r *Store) groups(keys []string) []redisGroup {
 	var groups []redisGroup
 	byTag := make(map[string]int)
 	for place, key := range keys {
@@ -251,7 +255,7 @@ func redisTag(key string) string {
 // read reads groups of one server. While a slot is being moved, some of its keys
 // are here and some there, and no server has all that a script names: then each
 // is read by itself.
-func (r *Redis) read(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
+func (r *Store) read(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
 	found, err := r.readGroups(ctx, groups)
 	if !redis.HasErrorPrefix(err, "TRYAGAIN") {
 		return found, err
@@ -266,7 +270,7 @@ func (r *Redis) read(ctx context.Context, groups []redisGroup) ([]redisFound, er
 }
 
 // readGroups reads groups in one trip, two where the script is not known.
-func (r *Redis) readGroups(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
+func (r *Store) readGroups(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
 	found, err := r.pipeline(ctx, r.scripts.get.byHash, groups)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		return r.pipeline(ctx, r.scripts.get.whole, groups)
@@ -274,7 +278,7 @@ func (r *Redis) readGroups(ctx context.Context, groups []redisGroup) ([]redisFou
 	return found, err
 }
 
-func (r *Redis) pipeline(ctx context.Context, command redisCommand, groups []redisGroup) ([]redisFound, error) {
+func (r *Store) pipeline(ctx context.Context, command redisCommand, groups []redisGroup) ([]redisFound, error) {
 	commands, err := r.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, group := range groups {
 			_ = pipe.Process(ctx, command(ctx, group.names))
@@ -300,24 +304,24 @@ func (r *Redis) pipeline(ctx context.Context, command redisCommand, groups []red
 }
 
 // Acquire implements Store.
-func (r *Redis) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
-	if err := claim.check(); err != nil {
-		return Lease{}, false, err
+func (r *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+	if err := claim.Check(); err != nil {
+		return store.Lease{}, false, err
 	}
-	if _, err := raised(0, claim.Floor, 1); err != nil {
-		return Lease{}, false, err
+	if _, err := store.Raised(0, claim.Floor, 1); err != nil {
+		return store.Lease{}, false, err
 	}
 	fence, err := r.number(ctx, r.scripts.acquire, []string{claim.Key, claim.Counter},
 		claim.Owner, redisMillis(claim.TTL), claim.Floor)
 	if err != nil || fence == 0 {
-		return Lease{}, false, err
+		return store.Lease{}, false, err
 	}
-	return Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
+	return store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
 }
 
 // Renew implements Store.
-func (r *Redis) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
-	if err := checkTTL(ttl); err != nil {
+func (r *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
+	if err := store.CheckTTL(ttl); err != nil {
 		return false, err
 	}
 	held, err := r.number(ctx, r.scripts.renew, []string{lease.Key}, lease.Owner, redisMillis(ttl))
@@ -325,11 +329,11 @@ func (r *Redis) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool
 }
 
 // Raise implements Store.
-func (r *Redis) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
-	if err := checkKey(key); err != nil {
+func (r *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+	if err := store.CheckKey(key); err != nil {
 		return 0, err
 	}
-	if _, err := raised(0, floor, by); err != nil {
+	if _, err := store.Raised(0, floor, by); err != nil {
 		return 0, err
 	}
 	return r.number(ctx, r.scripts.raise, []string{key}, floor, by, r.channel())
@@ -337,7 +341,7 @@ func (r *Redis) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 
 // number runs a script that answers a number, or -1 where it would be above
 // MaxNumber.
-func (r *Redis) number(ctx context.Context, script redisScript, keys []string, args ...any) (uint64, error) {
+func (r *Store) number(ctx context.Context, script redisScript, keys []string, args ...any) (uint64, error) {
 	var answer int64
 	err := r.write(ctx, keys[0], func(ctx context.Context) (err error) {
 		answer, err = r.run(ctx, script, keys, args...).Int64()
@@ -347,17 +351,17 @@ func (r *Redis) number(ctx context.Context, script redisScript, keys []string, a
 		return 0, err
 	}
 	if answer < 0 {
-		return raised(MaxNumber, 0, 1)
+		return store.Raised(store.MaxNumber, 0, 1)
 	}
 	return uint64(answer), nil
 }
 
 // Apply implements Store.
-func (r *Redis) Apply(ctx context.Context, change Change) ([]bool, error) {
-	if err := change.check(); err != nil {
+func (r *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) {
+	if err := change.Check(); err != nil {
 		return nil, err
 	}
-	keys := make([]string, 0, MaxPuts+1)
+	keys := make([]string, 0, store.MaxPuts+1)
 	args := []any{r.channel()}
 	for _, put := range change.Puts {
 		keys = append(keys, put.Key)
@@ -388,7 +392,7 @@ func (r *Redis) Apply(ctx context.Context, change Change) ([]bool, error) {
 }
 
 // Close implements Store.
-func (r *Redis) Close() error {
+func (r *Store) Close() error {
 	r.mu.Lock()
 	first := r.ctx.Err() == nil
 	r.cancel()
@@ -405,7 +409,7 @@ func (r *Redis) Close() error {
 	return nil
 }
 
-func (r *Redis) names(keys []string) []string {
+func (r *Store) names(keys []string) []string {
 	names := make([]string, len(keys))
 	for i, key := range keys {
 		names[i] = r.config.Prefix + key
@@ -415,7 +419,7 @@ func (r *Redis) names(keys []string) []string {
 
 // run runs a script that writes. While its slot is being moved it is tried again
 // for a moment: a slot moves in less, as a rule.
-func (r *Redis) run(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
+func (r *Store) run(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
 	command := r.runOnce(ctx, script, keys, args...)
 	for pause := 10 * time.Millisecond; pause < 100*time.Millisecond && redis.HasErrorPrefix(command.Err(), "TRYAGAIN"); pause *= 2 {
 		select {
@@ -428,7 +432,7 @@ func (r *Redis) run(ctx context.Context, script redisScript, keys []string, args
 	return command
 }
 
-func (r *Redis) runOnce(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
+func (r *Store) runOnce(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
 	names := r.names(keys)
 	command := script.byHash(ctx, names, args...)
 	err := r.client.Process(ctx, redisOnce{command})
@@ -440,18 +444,18 @@ func (r *Redis) runOnce(ctx context.Context, script redisScript, keys []string, 
 }
 
 // usable reports why a call must not begin.
-func (r *Redis) usable(ctx context.Context) error {
+func (r *Store) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if r.ctx.Err() != nil {
-		return ErrClosed
+		return store.ErrClosed
 	}
 	return nil
 }
 
 // locate gets to know the masters of a Cluster, where that was never done.
-func (r *Redis) locate(ctx context.Context) error {
+func (r *Store) locate(ctx context.Context) error {
 	unknown := r.shards.unknown()
 	if unknown == nil {
 		return nil
@@ -460,7 +464,7 @@ func (r *Redis) locate(ctx context.Context) error {
 }
 
 // write makes a call that writes, to the server that has a key.
-func (r *Redis) write(ctx context.Context, key string, call func(ctx context.Context) error) error {
+func (r *Store) write(ctx context.Context, key string, call func(ctx context.Context) error) error {
 	if err := r.usable(ctx); err != nil {
 		return err
 	}
@@ -473,7 +477,7 @@ func (r *Redis) write(ctx context.Context, key string, call func(ctx context.Con
 // try makes one call of a server, if that is not known to be in vain and no longer
 // than its limit. The call may go on for as long after ctx has ended, because a
 // read from Redis heeds deadlines only; what it brings then is lost.
-func (r *Redis) try(ctx context.Context, shard *redisShard, write bool, call func(ctx context.Context) error) error {
+func (r *Store) try(ctx context.Context, shard *redisShard, write bool, call func(ctx context.Context) error) error {
 	if err := shard.allow(write); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"context"
@@ -19,6 +19,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -47,13 +48,13 @@ func redisShowsNothing(t *testing.T, text string) {
 	}
 }
 
-func redisWorks(t *testing.T, r *store.Redis) bool {
+func redisWorks(t *testing.T, r *redisstore.Store) bool {
 	t.Helper()
 	_, err := r.Raise(t.Context(), redisCounter, 0, 1)
 	return err == nil
 }
 
-func redisLook(t *testing.T, r *store.Redis) error {
+func redisLook(t *testing.T, r *redisstore.Store) error {
 	t.Helper()
 	_, err := r.Get(t.Context(), redisKey)
 	return err
@@ -63,7 +64,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
 	var log testkit.Log
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r := redisOpen(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	server.Stop()
 	for i := range 5 {
@@ -115,7 +116,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
-	r := redisOpen(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisOpen(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	full := store.Claim{Key: redisLease, Owner: "a", Counter: "{tb1:ev}full", TTL: time.Hour}
 	testkit.Eventually(t, "it works", func() bool { _, err := r.Raise(t.Context(), full.Counter, store.MaxNumber, 0); return err == nil })
 	for range 10 {
@@ -225,7 +226,7 @@ func (w *redisWire) pass(conn *redisWireConn, to io.WriteCloser, from io.ReadClo
 func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{wire.listener.Addr().String()}})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lose := func(call func() error) {
 		t.Helper()
@@ -273,8 +274,8 @@ func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	wire := newRedisWire(t, server.Addr())
 	var log testkit.Log
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{wire.listener.Addr().String()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-	direct := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{wire.listener.Addr().String()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	direct := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	first, second := r.Subscribe(t.Context()), r.Subscribe(t.Context())
 	flow := func(after string) {
 		t.Helper()
@@ -312,7 +313,7 @@ func redisTold(t *testing.T, events <-chan string) bool {
 
 func TestRedisScriptsSurviveAFlush(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	for number := range uint64(3) {
 		server.CLI("script", "flush")
 		lease, acquired, err := r.Acquire(t.Context(), redisClaim())
@@ -341,7 +342,7 @@ func TestRedisScriptsSurviveAFlush(t *testing.T) {
 // What a miss of GetToken costs: four trips, each one command.
 func TestRedisCallIsOneTrip(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	miss := func() {
 		t.Helper()
 		look := func() {
@@ -374,7 +375,7 @@ func TestRedisCallIsOneTrip(t *testing.T) {
 
 func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{AppendOnly: true})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	claim := redisClaim()
 	claim.Floor = 40
 	lease, _, err := r.Acquire(t.Context(), claim)
@@ -414,7 +415,7 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 	write(redisPassword)
 	ring := redisOpenRing(t, file)
 	var log testkit.Log
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	events := r.Subscribe(t.Context())
 
@@ -467,7 +468,7 @@ func TestRedisMissingRightIsNotAbsence(t *testing.T) {
 func TestRedisErrorsShowNothing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{`rename-command EVALSHA ""`}})
 	var log testkit.Log
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 6 {
 		_, _, acquire := r.Acquire(t.Context(), redisClaim())
 		_, apply := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}})
@@ -488,7 +489,7 @@ func TestRedisErrorsShowNothing(t *testing.T) {
 // What others wrote counts as lost, for the scripts as for Get.
 func TestRedisReadsGarbageAsLost(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	for text, number := range map[string]uint64{
 		"5:a": 5, "5:": 5, "5": 5, "9007199254740990:a": store.MaxNumber - 1, "1:2:3": 1,
 		"": 0, ":": 0, ":a": 0, "0": 0, "0:a": 0, "05:a": 0, "-5:a": 0, "+5:a": 0, " 5:a": 0, "5 :a": 0, "5a": 0, "5\n": 0,
@@ -512,7 +513,7 @@ func TestRedisReadsGarbageAsLost(t *testing.T) {
 	redisHolds(t, r, "a list", 0, false)
 }
 
-func redisHolds(t *testing.T, r *store.Redis, what string, number uint64, leased bool) {
+func redisHolds(t *testing.T, r *redisstore.Store, what string, number uint64, leased bool) {
 	t.Helper()
 	entries, err := r.Get(t.Context(), redisKey)
 	if err != nil || entries[0].Number != number {
@@ -538,7 +539,7 @@ func redisHolds(t *testing.T, r *store.Redis, what string, number uint64, leased
 func TestRedisLeavesNothingBehind(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	leaks := goleak.IgnoreCurrent()
-	r, err := store.NewRedis(store.RedisConfig{Addresses: []string{server.Addr()}})
+	r, err := redisstore.New(redisstore.Config{Addresses: []string{server.Addr()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -555,6 +556,6 @@ func TestRedisLeavesNothingBehind(t *testing.T) {
 }
 
 // redisUp reports whether all servers count as up for reads and writes.
-func redisUp(r *store.Redis) bool {
+func redisUp(r *redisstore.Store) bool {
 	return !slices.ContainsFunc(r.Health(), func(h store.Health) bool { return !h.Reads || !h.Writes })
 }

@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // redisTags is how many hash tags are tried to find a key for each master of a
@@ -31,7 +33,7 @@ type redisShards struct {
 	known map[string]*redisShard
 }
 
-func newRedisShards(cluster *redis.ClusterClient, config RedisConfig, create func(name string) *redisShard) *redisShards {
+func newRedisShards(cluster *redis.ClusterClient, config Config, create func(name string) *redisShard) *redisShards {
 	s := &redisShards{cluster: cluster, prefix: config.Prefix, make: create, known: make(map[string]*redisShard)}
 	name, tags := redisUnknown, redisTags
 	switch {
@@ -157,8 +159,8 @@ func (s *redisShards) subscribe(ctx context.Context, client redis.UniversalClien
 }
 
 // Health returns the health of each server, by what this replica has seen of it.
-func (r *Redis) Health() []Health {
-	var all []Health
+func (r *Store) Health() []store.Health {
+	var all []store.Health
 	for _, shard := range r.shards.all() {
 		all = append(all, shard.health())
 	}
@@ -167,7 +169,7 @@ func (r *Redis) Health() []Health {
 
 // probe probes the servers until r is closed: while all is well now and then, so
 // that it is seen within seconds if one goes down, whether or not it is used.
-func (r *Redis) probe() {
+func (r *Store) probe() {
 	for {
 		r.shards.refresh()
 		next := time.Now().Add(r.limits.probe)
@@ -196,7 +198,7 @@ func (r *Redis) probe() {
 }
 
 // probeOne probes one server.
-func (r *Redis) probeOne(shard *redisShard, key string) {
+func (r *Store) probeOne(shard *redisShard, key string) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.limits.call)
 	defer cancel()
 	channel := ""

@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"errors"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -115,7 +116,7 @@ func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 func TestRedisHealthDoesNotFlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log testkit.Log
-		shard := store.NewRedisShard(slog.New(slog.NewTextHandler(&log, nil)))
+		shard := redisstore.NewShard(slog.New(slog.NewTextHandler(&log, nil)))
 		end := time.Now().Add(10 * time.Minute)
 		for i := 0; time.Now().Before(end); i++ {
 			shard.Probe(i%7 == 6)
@@ -148,7 +149,7 @@ func TestRedisClusterWithADeadShard(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+			cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
 			var log testkit.Log
 			config := redisUser(t, cluster.Addrs()...)
 			config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
@@ -161,7 +162,7 @@ func TestRedisClusterWithADeadShard(t *testing.T) {
 	}
 }
 
-func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, strike, mend func(*redistest.Server)) {
+func redisLosesAShard(t *testing.T, r *redisstore.Store, cluster *redistest.Cluster, strike, mend func(*redistest.Server)) {
 	keys := redisOnEach(t, cluster)
 	dead := cluster.Master("tb1:" + redisKey) // to which the channel belongs as well
 	put := func(key string, number uint64) error {
@@ -224,7 +225,7 @@ func redisLosesAShard(t *testing.T, r *store.Redis, cluster *redistest.Cluster, 
 // the while.
 func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 	t.Parallel()
-	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
 	var log testkit.Log
 	config := redisUser(t, cluster.Addrs()...)
 	config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
@@ -292,7 +293,7 @@ func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 // once.
 func TestRedisEvictsLeasesLast(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{"maxmemory-policy volatile-ttl", "maxmemory-samples 64"}})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lease, acquired, err := r.Acquire(t.Context(), store.Claim{Key: redisLease, Owner: redisOwner, Counter: redisCounter, TTL: time.Minute})
 	if err != nil || !acquired {
@@ -317,7 +318,7 @@ func TestRedisEvictsLeasesLast(t *testing.T) {
 // has no room for the token.
 func TestRedisThatIsFullReleasesLeases(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	lease, acquired, err := r.Acquire(t.Context(), redisClaim())
 	if err != nil || !acquired {

@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"log/slog"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -29,7 +30,7 @@ func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
 func TestRedisClusterFindsTheNewMaster(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	t.Run("", func(t *testing.T) {
-		cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+		cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
 		config := redisUser(t, cluster.Addrs()...)
 		config.Cluster = true
 		t.Run("slots move", func(t *testing.T) { redisFollowsSlots(t, config, cluster) })
@@ -40,7 +41,7 @@ func TestRedisClusterFindsTheNewMaster(t *testing.T) {
 }
 
 // redisSurvives checks that calls and events go on by themselves.
-func redisSurvives(t *testing.T, config store.RedisConfig, fail func()) {
+func redisSurvives(t *testing.T, config redisstore.Config, fail func()) {
 	t.Helper()
 	var log testkit.Log
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
@@ -60,7 +61,7 @@ func redisSurvives(t *testing.T, config store.RedisConfig, fail func()) {
 }
 
 // redisFollowsSlots moves a slot while a client uses it.
-func redisFollowsSlots(t *testing.T, config store.RedisConfig, cluster *redistest.Cluster) {
+func redisFollowsSlots(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
 	r := redisPatient(t, config)
 	const counter = "{moves}counter" // of another server than redisKey
 	count := func() uint64 {
@@ -99,7 +100,7 @@ func redisFollowsSlots(t *testing.T, config store.RedisConfig, cluster *redistes
 
 // redisIsNotRepeated has a server hang for longer than it takes to give up, and
 // not as long as a second attempt would take.
-func redisIsNotRepeated(t *testing.T, config store.RedisConfig, cluster *redistest.Cluster) {
+func redisIsNotRepeated(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
 	r := redisOpen(t, config)
 	count := func() uint64 {
 		t.Helper()

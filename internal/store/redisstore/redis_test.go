@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"fmt"
@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -24,7 +25,7 @@ const redisPatience = 30 * time.Second
 
 // redisACL is the line of the documentation, with what is to be filled in.
 func redisACL(more ...string) string {
-	line := strings.Replace(store.ACLExample, "PASSWORD", redisPassword, 1)
+	line := strings.Replace(redisstore.ACLExample, "PASSWORD", redisPassword, 1)
 	return strings.Join(append([]string{line}, more...), " ")
 }
 
@@ -50,20 +51,20 @@ func redisOpenRing(t *testing.T, file string) *secret.Ring {
 }
 
 // redisOpen opens a store for a test that is about time.
-func redisOpen(t *testing.T, config store.RedisConfig) *store.Redis {
+func redisOpen(t *testing.T, config redisstore.Config) *redisstore.Store {
 	t.Helper()
-	r, err := store.NewRedis(config)
+	r, err := redisstore.New(config)
 	return redisOpened(t, r, err)
 }
 
 // redisPatient opens a store for any other test.
-func redisPatient(t *testing.T, config store.RedisConfig) *store.Redis {
+func redisPatient(t *testing.T, config redisstore.Config) *redisstore.Store {
 	t.Helper()
-	r, err := store.NewPatientRedis(config)
+	r, err := redisstore.NewPatient(config)
 	return redisOpened(t, r, err)
 }
 
-func redisOpened(t *testing.T, r *store.Redis, err error) *store.Redis {
+func redisOpened(t *testing.T, r *redisstore.Store, err error) *redisstore.Store {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -77,9 +78,9 @@ func redisOpened(t *testing.T, r *store.Redis, err error) *store.Redis {
 }
 
 // redisUser is the configuration of the user of redisACL.
-func redisUser(t *testing.T, addresses ...string) store.RedisConfig {
+func redisUser(t *testing.T, addresses ...string) redisstore.Config {
 	t.Helper()
-	return store.RedisConfig{Addresses: addresses, Username: "tokenbroker", Password: redisRing(t, redisPassword)}
+	return redisstore.Config{Addresses: addresses, Username: "tokenbroker", Password: redisRing(t, redisPassword)}
 }
 
 // redisFleet is a way of running Redis.
@@ -87,28 +88,28 @@ type redisFleet struct {
 	name string
 	// start returns how to reach it, with no rights but those of the
 	// documentation.
-	start func(t *testing.T) store.RedisConfig
+	start func(t *testing.T) redisstore.Config
 }
 
 func redisFleets() []redisFleet {
 	return []redisFleet{
-		{"single", func(t *testing.T) store.RedisConfig {
+		{"single", func(t *testing.T) redisstore.Config {
 			server := redistest.Start(t, redistest.Options{Password: redisPassword})
-			return store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), DB: 3}
+			return redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), DB: 3}
 		}},
-		{"ACL, TLS and client certificates", func(t *testing.T) store.RedisConfig {
+		{"ACL, TLS and client certificates", func(t *testing.T) redisstore.Config {
 			server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}, Certificates: redistest.NewCertificates(t)})
 			config := redisUser(t, server.Addr())
 			config.TLS = server.TLS()
 			return config
 		}},
-		{"Cluster", func(t *testing.T) store.RedisConfig {
-			cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster)}})
+		{"Cluster", func(t *testing.T) redisstore.Config {
+			cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
 			config := redisUser(t, cluster.Addrs()[:2]...)
 			config.Cluster = true
 			return config
 		}},
-		{"Sentinel", func(t *testing.T) store.RedisConfig {
+		{"Sentinel", func(t *testing.T) redisstore.Config {
 			sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL()}})
 			config := redisUser(t, sentinel.Addrs()...)
 			config.SentinelMaster = redistest.MasterName
@@ -136,7 +137,7 @@ func TestRedis(t *testing.T) {
 					Open: func(t *testing.T) store.Store {
 						config := config
 						config.Prefix = fmt.Sprintf("tb1:%d:", opened.Add(1))
-						r, err := store.NewPatientRedis(config)
+						r, err := redisstore.NewPatient(config)
 						if err != nil {
 							t.Fatal(err)
 						}

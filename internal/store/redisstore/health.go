@@ -1,10 +1,12 @@
-package store
+package redisstore
 
 import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // When a server of Redis counts as down for reads or for writes, and when it is
@@ -72,10 +74,10 @@ func (s *redisShard) allow(write bool) error {
 }
 
 // health is what a metric shows.
-func (s *redisShard) health() Health {
+func (s *redisShard) health() store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
+	return store.Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
 }
 
 // note takes the outcome of a call. It can find the server down, not up again.

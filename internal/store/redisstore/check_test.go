@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"bufio"
@@ -13,13 +13,14 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 // redisMend is a configuration or a server that a person must mend, and what
 // Check says. Warnings are in lines of their own.
 type redisMend struct {
 	name   string
-	config store.RedisConfig
+	config redisstore.Config
 	says   string
 }
 
@@ -52,20 +53,20 @@ func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 	closed := redistest.Start(t, redistest.Options{Password: redisPassword, ACL: []string{
 		redisACL(), "user off off >" + redisPassword,
 	}})
-	with := func(username, password string) store.RedisConfig {
-		return store.RedisConfig{Addresses: []string{closed.Addr()}, Username: username, Password: redisRing(t, password)}
+	with := func(username, password string) redisstore.Config {
+		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: redisRing(t, password)}
 	}
 	refused := func(user string) string {
 		return "Redis at ADDRESS refuses the login of " + user + ": the password is not the right one, or there is no such user, or it is switched off"
 	}
 	redisCheckAll(t, []redisMend{
-		{"no password is needed", store.RedisConfig{Addresses: []string{open.Addr()}}, redisNoFile},
+		{"no password is needed", redisstore.Config{Addresses: []string{open.Addr()}}, redisNoFile},
 		{"right password", with("", redisPassword), redisNoFile},
 		{"wrong password", with("", "canary-wrong"), refused("the default user")},
 		{"wrong password of a user", with("tokenbroker", "canary-wrong"), refused(`the user "tokenbroker"`)},
 		{"no such user", with("nobody", redisPassword), refused(`the user "nobody"`)},
 		{"user switched off", with("off", redisPassword), refused(`the user "off"`)},
-		{"no password", store.RedisConfig{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS asks for a login: set password, and username unless it is the default user"},
+		{"no password", redisstore.Config{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS asks for a login: set password, and username unless it is the default user"},
 	})
 }
 
@@ -75,8 +76,8 @@ func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 	add := func(name, line, right string) {
 		users = append(users, strings.Replace(line, "tokenbroker", name, 1))
 		says := fmt.Sprintf(`the rights of the user %q in Redis are too narrow, it may not %s: give it those of this line: `, name, right) +
-			strings.Replace(store.ACLExample, "tokenbroker", name, 1)
-		cases = append(cases, redisMend{name: name, config: store.RedisConfig{Username: name}, says: says})
+			strings.Replace(redisstore.ACLExample, "tokenbroker", name, 1)
+		cases = append(cases, redisMend{name: name, config: redisstore.Config{Username: name}, says: says})
 	}
 	for field := range strings.FieldsSeq(redisACL()) {
 		if command, isCommand := strings.CutPrefix(field, "+"); isCommand {
@@ -96,7 +97,7 @@ func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 	database := cases[0]
 	database.name, database.config.Username, database.config.DB = "no-select", "other-keys", 1
 	database.says = `the rights of the user "other-keys" in Redis are too narrow, it may not run SELECT: give it those of this line: ` +
-		strings.Replace(store.ACLExample, "tokenbroker", "other-keys", 1) + " +select"
+		strings.Replace(redisstore.ACLExample, "tokenbroker", "other-keys", 1) + " +select"
 	redisCheckAll(t, append(cases, database))
 }
 
@@ -105,8 +106,8 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 	certificates, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
 	encrypted := redistest.Start(t, redistest.Options{Certificates: certificates})
 	plain := redistest.Start(t, redistest.Options{})
-	with := func(server *redistest.Server, config *tls.Config) store.RedisConfig {
-		return store.RedisConfig{Addresses: []string{server.Addr()}, TLS: config}
+	with := func(server *redistest.Server, config *tls.Config) redisstore.Config {
+		return redisstore.Config{Addresses: []string{server.Addr()}, TLS: config}
 	}
 	elsewhere := certificates.Client(t)
 	elsewhere.ServerName = "redis.example.com"
@@ -137,31 +138,31 @@ func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 	password := redisRing(t, redisPassword)
 	lacks := func(user, command string) string {
 		return fmt.Sprintf("the rights of the user %q in Redis are too narrow, it may not run %s: give it those of this line: ", user, command) +
-			strings.Replace(store.ACLExample, "tokenbroker", user, 1) + " " + store.ACLCluster
+			strings.Replace(redisstore.ACLExample, "tokenbroker", user, 1) + " " + redisstore.ACLCluster
 	}
 	away := "Redis is away: dial tcp ADDRESS: connect: connection refused"
 	redisCheckAll(t, []redisMend{
-		{"single for a cluster", store.RedisConfig{Addresses: []string{single.Addr()}, Cluster: true}, "Redis at ADDRESS is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes"},
-		{"cluster for a single", store.RedisConfig{Addresses: cluster.Addrs()[:1], Password: password}, "Redis at ADDRESS is a node of a Cluster: set cluster: true"},
-		{"cluster", store.RedisConfig{Addresses: cluster.Addrs(), Password: password, Cluster: true}, redisNoFile},
-		{"cluster without its rights", store.RedisConfig{Addresses: cluster.Addrs()[:1], Username: "tokenbroker", Password: narrow.Password, Cluster: true}, lacks("tokenbroker", "CLUSTER SLOTS")},
-		{"cluster without the right of being redirected", store.RedisConfig{Addresses: cluster.Addrs()[:1], Username: "no-asking", Password: narrow.Password, Cluster: true}, lacks("no-asking", "ASKING")},
-		{"single for a sentinel", store.RedisConfig{Addresses: []string{single.Addr()}, SentinelMaster: "m"}, "Redis at ADDRESS is not a sentinel: give the addresses of the sentinels, or no sentinel_master"},
-		{"sentinel for a single", store.RedisConfig{Addresses: sentinel.Addrs()[:1]}, "at ADDRESS there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches"},
-		{"sentinel", store.RedisConfig{Addresses: sentinel.Addrs(), SentinelMaster: redistest.MasterName, Password: password}, ""},
-		{"sentinel with another master", store.RedisConfig{Addresses: sentinel.Addrs(), SentinelMaster: "other"}, `the sentinel at ADDRESS watches no master named "other": set sentinel_master to the name that its configuration has after "sentinel monitor"`},
-		{"replica for a single", store.RedisConfig{Addresses: []string{sentinel.Replica.Addr()}, Password: password}, "Redis at ADDRESS is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels"},
+		{"single for a cluster", redisstore.Config{Addresses: []string{single.Addr()}, Cluster: true}, "Redis at ADDRESS is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes"},
+		{"cluster for a single", redisstore.Config{Addresses: cluster.Addrs()[:1], Password: password}, "Redis at ADDRESS is a node of a Cluster: set cluster: true"},
+		{"cluster", redisstore.Config{Addresses: cluster.Addrs(), Password: password, Cluster: true}, redisNoFile},
+		{"cluster without its rights", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "tokenbroker", Password: narrow.Password, Cluster: true}, lacks("tokenbroker", "CLUSTER SLOTS")},
+		{"cluster without the right of being redirected", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "no-asking", Password: narrow.Password, Cluster: true}, lacks("no-asking", "ASKING")},
+		{"single for a sentinel", redisstore.Config{Addresses: []string{single.Addr()}, SentinelMaster: "m"}, "Redis at ADDRESS is not a sentinel: give the addresses of the sentinels, or no sentinel_master"},
+		{"sentinel for a single", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "at ADDRESS there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches"},
+		{"sentinel", redisstore.Config{Addresses: sentinel.Addrs(), SentinelMaster: redistest.MasterName, Password: password}, ""},
+		{"sentinel with another master", redisstore.Config{Addresses: sentinel.Addrs(), SentinelMaster: "other"}, `the sentinel at ADDRESS watches no master named "other": set sentinel_master to the name that its configuration has after "sentinel monitor"`},
+		{"replica for a single", redisstore.Config{Addresses: []string{sentinel.Replica.Addr()}, Password: password}, "Redis at ADDRESS is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels"},
 	})
 	single.Kill()
 	redisCheckAll(t, []redisMend{
-		{"single refuses", store.RedisConfig{Addresses: []string{single.Addr()}}, away},
-		{"sentinel refuses", store.RedisConfig{Addresses: []string{single.Addr()}, SentinelMaster: redistest.MasterName}, away},
-		{"cluster refuses", store.RedisConfig{Addresses: []string{single.Addr()}, Cluster: true}, away},
-		{"one seed of a cluster refuses", store.RedisConfig{Addresses: []string{single.Addr(), cluster.Addrs()[0]}, Password: password, Cluster: true}, redisNoFile},
-		{"one sentinel refuses", store.RedisConfig{Addresses: []string{single.Addr(), sentinel.Addrs()[0]}, Password: password, SentinelMaster: redistest.MasterName}, ""},
+		{"single refuses", redisstore.Config{Addresses: []string{single.Addr()}}, away},
+		{"sentinel refuses", redisstore.Config{Addresses: []string{single.Addr()}, SentinelMaster: redistest.MasterName}, away},
+		{"cluster refuses", redisstore.Config{Addresses: []string{single.Addr()}, Cluster: true}, away},
+		{"one seed of a cluster refuses", redisstore.Config{Addresses: []string{single.Addr(), cluster.Addrs()[0]}, Password: password, Cluster: true}, redisNoFile},
+		{"one sentinel refuses", redisstore.Config{Addresses: []string{single.Addr(), sentinel.Addrs()[0]}, Password: password, SentinelMaster: redistest.MasterName}, ""},
 	})
 	sentinel.Sentinels[0].Stop()
-	redisCheckAll(t, []redisMend{{"it hangs", store.RedisConfig{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
+	redisCheckAll(t, []redisMend{{"it hangs", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
 }
 
 func TestRedisCheckWarnsOfSettings(t *testing.T) {
@@ -211,9 +212,9 @@ func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
 		return "%3\r\n+server\r\n+redis\r\n+version\r\n+" + version + "\r\n+mode\r\n+standalone\r\n"
 	}
 	redisCheckAll(t, []redisMend{
-		{"old", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
-		{"loading", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
-		{"garbage", store.RedisConfig{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
+		{"old", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
+		{"loading", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
+		{"garbage", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
 	})
 }
 
@@ -247,22 +248,22 @@ func TestRedisConfigThatContradictsItselfIsRefused(t *testing.T) {
 	password := redisRing(t, redisPassword)
 	one, two := []string{"a:1"}, []string{"a:1", "b:2"}
 	for name, c := range map[string]struct {
-		config store.RedisConfig
+		config redisstore.Config
 		says   string
 	}{
-		"no address":                       {store.RedisConfig{}, "no address"},
-		"no port":                          {store.RedisConfig{Addresses: []string{"redis"}}, "not host:port"},
-		"several servers":                  {store.RedisConfig{Addresses: two}, "several addresses"},
-		"cluster and sentinels":            {store.RedisConfig{Addresses: two, Cluster: true, SentinelMaster: "m"}, "not both"},
-		"database of a cluster":            {store.RedisConfig{Addresses: two, Cluster: true, DB: 1}, "in a cluster 0"},
-		"database below 0":                 {store.RedisConfig{Addresses: one, DB: -1}, "must be 0 or more"},
-		"user without a password":          {store.RedisConfig{Addresses: one, Username: "u"}, "give one"},
-		"sentinel user without a password": {store.RedisConfig{Addresses: one, Password: password, SentinelMaster: "m", SentinelUsername: "u"}, "give one"},
-		"prefix with a hash tag":           {store.RedisConfig{Addresses: one, Prefix: "{tb1}"}, "the Redis prefix"},
-		"prefix with a pattern":            {store.RedisConfig{Addresses: one, Prefix: "tb*"}, "the Redis prefix"},
-		"prefix too long":                  {store.RedisConfig{Addresses: one, Prefix: strings.Repeat("p", 65)}, "the Redis prefix"},
+		"no address":                       {redisstore.Config{}, "no address"},
+		"no port":                          {redisstore.Config{Addresses: []string{"redis"}}, "not host:port"},
+		"several servers":                  {redisstore.Config{Addresses: two}, "several addresses"},
+		"cluster and sentinels":            {redisstore.Config{Addresses: two, Cluster: true, SentinelMaster: "m"}, "not both"},
+		"database of a cluster":            {redisstore.Config{Addresses: two, Cluster: true, DB: 1}, "in a cluster 0"},
+		"database below 0":                 {redisstore.Config{Addresses: one, DB: -1}, "must be 0 or more"},
+		"user without a password":          {redisstore.Config{Addresses: one, Username: "u"}, "give one"},
+		"sentinel user without a password": {redisstore.Config{Addresses: one, Password: password, SentinelMaster: "m", SentinelUsername: "u"}, "give one"},
+		"prefix with a hash tag":           {redisstore.Config{Addresses: one, Prefix: "{tb1}"}, "the Redis prefix"},
+		"prefix with a pattern":            {redisstore.Config{Addresses: one, Prefix: "tb*"}, "the Redis prefix"},
+		"prefix too long":                  {redisstore.Config{Addresses: one, Prefix: strings.Repeat("p", 65)}, "the Redis prefix"},
 	} {
-		if _, err := store.NewRedis(c.config); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := redisstore.New(c.config); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

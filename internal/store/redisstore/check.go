@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // ACLExample is the line of a Redis ACL file that gives a Redis store what it
@@ -59,7 +61,7 @@ return refused
 // mend, because Redis is not to be reached, still loading or without a master:
 // then go on trying. The warnings are about settings that may cost something.
 // Check takes five seconds at most.
-func (r *Redis) Check(ctx context.Context) (warnings []string, err error) {
+func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, redisCheckBound)
 	defer cancel()
 	addresses := r.config.Addresses
@@ -79,7 +81,7 @@ func (r *Redis) Check(ctx context.Context) (warnings []string, err error) {
 	var away error
 	for _, shard := range r.shards.all() {
 		switch err := r.checkRights(ctx, shard.probeKey()); {
-		case errors.Is(err, ErrAway):
+		case errors.Is(err, store.ErrAway):
 			away = err
 		case err != nil:
 			return nil, err
@@ -100,7 +102,7 @@ func redisAnyOf(addresses []string, check func(address string) error) error {
 	var away error
 	for _, address := range addresses {
 		err := check(address)
-		if !errors.Is(err, ErrAway) {
+		if !errors.Is(err, store.ErrAway) {
 			return err
 		}
 		away = err
@@ -109,7 +111,7 @@ func redisAnyOf(addresses []string, check func(address string) error) error {
 }
 
 // visit connects to one server alone.
-func (r *Redis) visit(address string, credentials func(context.Context) (string, string, error)) *redis.Client {
+func (r *Store) visit(address string, credentials func(context.Context) (string, string, error)) *redis.Client {
 	options := r.options.Simple()
 	options.Addr = address
 	options.PoolSize, options.MinIdleConns = 1, 0
@@ -118,7 +120,7 @@ func (r *Redis) visit(address string, credentials func(context.Context) (string,
 }
 
 // askSentinels returns the address of the master.
-func (r *Redis) askSentinels(ctx context.Context) (master string, err error) {
+func (r *Store) askSentinels(ctx context.Context) (master string, err error) {
 	err = redisAnyOf(r.config.Addresses, func(address string) error {
 		sentinel := r.visit(address, func(context.Context) (string, string, error) {
 			return r.config.SentinelUsername, redisPassword(r.config.SentinelPassword), nil
@@ -167,7 +169,7 @@ func redisHello(ctx context.Context, client *redis.Client) (map[string]string, e
 
 // checkServer checks that a server can be used, and is what the configuration
 // takes it for.
-func (r *Redis) checkServer(ctx context.Context, address string) error {
+func (r *Store) checkServer(ctx context.Context, address string) error {
 	client := r.visit(address, r.config.credentials)
 	defer func() { _ = client.Close() }()
 	hello, err := redisHello(ctx, client)
@@ -195,7 +197,7 @@ func (r *Redis) checkServer(ctx context.Context, address string) error {
 }
 
 // checkNode checks the rights that only a Cluster takes.
-func (r *Redis) checkNode(ctx context.Context, address string, client *redis.Client) error {
+func (r *Store) checkNode(ctx context.Context, address string, client *redis.Client) error {
 	for _, command := range []string{"cluster slots", "asking"} {
 		var args []any
 		for arg := range strings.FieldsSeq(command) {
@@ -213,7 +215,7 @@ func (r *Redis) checkNode(ctx context.Context, address string, client *redis.Cli
 }
 
 // checkRights runs every command that is used, at the server of a key.
-func (r *Redis) checkRights(ctx context.Context, key string) error {
+func (r *Store) checkRights(ctx context.Context, key string) error {
 	script := newRedisScript(redisRights)
 	names := []string{r.config.Prefix + key + "check"}
 	if err := r.client.Process(ctx, script.whole(ctx, names, r.channel())); err != nil {
@@ -234,7 +236,7 @@ func (r *Redis) checkRights(ctx context.Context, key string) error {
 }
 
 // checkChannel subscribes to what changes are told on.
-func (r *Redis) checkChannel(ctx context.Context) error {
+func (r *Store) checkChannel(ctx context.Context) error {
 	subscription := r.client.Subscribe(ctx)
 	defer func() { _ = subscription.Close() }()
 	err := subscription.Subscribe(ctx, r.channel())
@@ -244,7 +246,7 @@ func (r *Redis) checkChannel(ctx context.Context) error {
 	return r.refused(ctx, "subscribe", err)
 }
 
-func (r *Redis) refused(ctx context.Context, command string, err error) error {
+func (r *Store) refused(ctx context.Context, command string, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -257,7 +259,7 @@ func (r *Redis) refused(ctx context.Context, command string, err error) error {
 
 // refusedInScript is about a command that was refused within a script, where
 // only some versions of Redis mark a lack of rights with NOPERM.
-func (r *Redis) refusedInScript(command, reason string) error {
+func (r *Store) refusedInScript(command, reason string) error {
 	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
 		return &redisNoWritesError{"Redis answered to " + command + ": " + redisSentence(reason)}
 	}
@@ -266,7 +268,7 @@ func (r *Redis) refusedInScript(command, reason string) error {
 
 // lacks says which right is missing. That it is one on a key or a channel shows
 // only in the text.
-func (r *Redis) lacks(command, reason string) error {
+func (r *Store) lacks(command, reason string) error {
 	reason = strings.ToLower(reason)
 	right := "run " + strings.ToUpper(command)
 	switch {
@@ -279,8 +281,8 @@ func (r *Redis) lacks(command, reason string) error {
 }
 
 // acl is the line that this store needs.
-func (r *Redis) acl() string {
-	line := strings.ReplaceAll(ACLExample, DefaultRedisPrefix, r.config.Prefix)
+func (r *Store) acl() string {
+	line := strings.ReplaceAll(ACLExample, DefaultPrefix, r.config.Prefix)
 	if r.config.Username != "" {
 		line = strings.Replace(line, "tokenbroker", r.config.Username, 1)
 	}
@@ -293,7 +295,7 @@ func (r *Redis) acl() string {
 	return line
 }
 
-func (r *Redis) user() string {
+func (r *Store) user() string {
 	if r.config.Username == "" {
 		return "the default user"
 	}
@@ -301,7 +303,7 @@ func (r *Redis) user() string {
 }
 
 // advise says what to do about a server that could not be spoken to.
-func (r *Redis) advise(ctx context.Context, address string, err error, user string) error {
+func (r *Store) advise(ctx context.Context, address string, err error, user string) error {
 	var authority x509.UnknownAuthorityError
 	var certificate *tls.CertificateVerificationError
 	var notTLS tls.RecordHeaderError
@@ -349,7 +351,7 @@ func redisIsAlert(err error) bool {
 
 // adviseHungUp is about a server that ended a connection without an answer,
 // which is what Redis does where TLS, or a certificate, is not as it wants it.
-func (r *Redis) adviseHungUp(ctx context.Context, address string, err error) error {
+func (r *Store) adviseHungUp(ctx context.Context, address string, err error) error {
 	speaksTLS := r.speaksTLS(ctx, address)
 	switch {
 	case speaksTLS && r.config.TLS == nil:
@@ -363,7 +365,7 @@ func (r *Redis) adviseHungUp(ctx context.Context, address string, err error) err
 }
 
 // speaksTLS reports whether a server answers a TLS handshake.
-func (r *Redis) speaksTLS(ctx context.Context, address string) bool {
+func (r *Store) speaksTLS(ctx context.Context, address string) bool {
 	dialer := tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: r.limits.dial},
 		Config:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // nothing is sent: it is hung up at once
@@ -377,7 +379,7 @@ func (r *Redis) speaksTLS(ctx context.Context, address string) bool {
 
 // speaksPlain reports whether a server answers in plaintext. Redis, which
 // takes a TLS handshake for the beginning of a command, just waits for its end.
-func (r *Redis) speaksPlain(ctx context.Context, address string) bool {
+func (r *Store) speaksPlain(ctx context.Context, address string) bool {
 	conn, err := (&net.Dialer{Timeout: r.limits.dial}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return false

@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -18,12 +18,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// DefaultRedisPrefix begins the name of everything that a Redis store without a
+// DefaultPrefix begins the name of everything that a Redis store without a
 // prefix of its own has in Redis.
-const DefaultRedisPrefix = "tb1:"
+const DefaultPrefix = "tb1:"
 
-// RedisConfig says where Redis is and how to log in.
-type RedisConfig struct {
+// Config says where Redis is and how to log in.
+type Config struct {
 	// Addresses are host:port: of the one server; with Cluster, of some of its
 	// nodes; with SentinelMaster, of sentinels.
 	Addresses []string
@@ -45,7 +45,7 @@ type RedisConfig struct {
 	TLS *tls.Config
 	// DB is the number of the database; a Cluster has only 0.
 	DB int
-	// Prefix begins all names. Empty: DefaultRedisPrefix. Fleets that share a
+	// Prefix begins all names. Empty: DefaultPrefix. Fleets that share a
 	// Redis need prefixes of their own, in databases of their own as well,
 	// because all databases share their channels.
 	Prefix string
@@ -62,7 +62,7 @@ type RedisConfig struct {
 // ACLs.
 var redisPrefixForm = regexp.MustCompile(`^[A-Za-z0-9:._/-]{1,64}$`)
 
-func (c RedisConfig) check() error {
+func (c Config) check() error {
 	for _, address := range c.Addresses {
 		if _, _, err := net.SplitHostPort(address); err != nil {
 			return fmt.Errorf("the Redis address %q is not host:port", address)
@@ -87,7 +87,7 @@ func (c RedisConfig) check() error {
 
 // options are the settings of the client. Its defaults do not heed contexts
 // while reading, and repeat a call for up to ten seconds.
-func (c RedisConfig) options(limits redisLimits) *redis.UniversalOptions {
+func (c Config) options(limits redisLimits) *redis.UniversalOptions {
 	return &redis.UniversalOptions{
 		Addrs:                      slices.Clone(c.Addresses),
 		MasterName:                 c.SentinelMaster,
@@ -117,7 +117,7 @@ func (c RedisConfig) options(limits redisLimits) *redis.UniversalOptions {
 	}
 }
 
-func (c RedisConfig) credentials(context.Context) (username, password string, err error) {
+func (c Config) credentials(context.Context) (username, password string, err error) {
 	return c.Username, redisPassword(c.Password), nil
 }
 
@@ -128,7 +128,7 @@ func redisPassword(ring *secret.Ring) string {
 	return ring.Current().Value.Reveal()
 }
 
-func redisConnect(config RedisConfig, options *redis.UniversalOptions) redis.UniversalClient {
+func redisConnect(config Config, options *redis.UniversalOptions) redis.UniversalClient {
 	switch {
 	case config.Cluster:
 		cluster := options.Cluster()

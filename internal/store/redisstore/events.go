@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 const (
@@ -18,8 +20,8 @@ const (
 
 // Subscribe implements Store. All subscribers share one connection, which is
 // made at the first call and made anew for as long as r is open.
-func (r *Redis) Subscribe(ctx context.Context) <-chan string {
-	events := make(chan string, EventBuffer)
+func (r *Store) Subscribe(ctx context.Context) <-chan string {
+	events := make(chan string, store.EventBuffer)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.ctx.Err() != nil {
@@ -34,7 +36,7 @@ func (r *Redis) Subscribe(ctx context.Context) <-chan string {
 	return events
 }
 
-func (r *Redis) unsubscribe(events chan string) {
+func (r *Store) unsubscribe(events chan string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, there := r.subscribers[events]; there {
@@ -44,7 +46,7 @@ func (r *Redis) unsubscribe(events chan string) {
 }
 
 // tell tells the subscribers of a change. It never waits for them.
-func (r *Redis) tell(key string) {
+func (r *Store) tell(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for events := range r.subscribers {
@@ -55,10 +57,10 @@ func (r *Redis) tell(key string) {
 	}
 }
 
-func (r *Redis) channel() string { return r.config.Prefix + "ev" }
+func (r *Store) channel() string { return r.config.Prefix + "ev" }
 
 // listen keeps a subscription until r is closed.
-func (r *Redis) listen() {
+func (r *Store) listen() {
 	for r.ctx.Err() == nil {
 		heard, err := r.hear()
 		if heard && r.ctx.Err() == nil {
@@ -78,7 +80,7 @@ func (r *Redis) listen() {
 
 // hear passes on what one connection brings, until that ends. It reports
 // whether the subscription was ever in force.
-func (r *Redis) hear() (heard bool, err error) {
+func (r *Store) hear() (heard bool, err error) {
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
 	subscription := r.shards.subscribe(ctx, r.client)
@@ -121,9 +123,9 @@ func redisKeepAlive(ctx context.Context, subscription *redis.PubSub) {
 
 // pass tells of a change, unless the message is not of a store's: anybody may
 // publish.
-func (r *Redis) pass(message *redis.Message) {
+func (r *Store) pass(message *redis.Message) {
 	key, ours := strings.CutPrefix(message.Payload, r.config.Prefix)
-	if ours && checkKey(key) == nil {
+	if ours && store.CheckKey(key) == nil {
 		r.tell(key)
 	}
 }

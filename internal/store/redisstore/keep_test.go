@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"fmt"
@@ -7,10 +7,11 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 // confirmed puts a value and returns how safe it is.
-func confirmed(t *testing.T, r *store.Redis, number uint64) store.Safety {
+func confirmed(t *testing.T, r *redisstore.Store, number uint64) store.Safety {
 	t.Helper()
 	put := store.Put{Key: "{client}secrets", Number: number, Value: []byte("value")}
 	if applied, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{put}}); err != nil || !applied[0] {
@@ -21,11 +22,11 @@ func confirmed(t *testing.T, r *store.Redis, number uint64) store.Safety {
 
 const (
 	redisNoFileNoReplica = "Redis keeps no append-only file and has no replica: if it restarts while no broker runs, it is lost; set appendonly yes"
-	redisMayNotAsk       = "how safely Redis keeps it is not known, because the user \"tokenbroker\" may not ask: allow it " + store.ACLConfirm
+	redisMayNotAsk       = "how safely Redis keeps it is not known, because the user \"tokenbroker\" may not ask: allow it " + redisstore.ACLConfirm
 )
 
 func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL(store.ACLConfirm)}})
+	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLConfirm)}})
 	r := redisPatient(t, redisUser(t, server.Addr()))
 	number := uint64(0)
 	check := func(name string, want store.Safety) {
@@ -46,7 +47,7 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 }
 
 func TestRedisConfirmsWithItsReplicas(t *testing.T) {
-	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL(store.ACLConfirm)}})
+	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLConfirm)}})
 	config := redisUser(t, sentinel.Addrs()...)
 	config.SentinelMaster = redistest.MasterName
 	r := redisPatient(t, config)
@@ -62,7 +63,7 @@ func TestRedisConfirmsWithItsReplicas(t *testing.T) {
 }
 
 func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
-	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(store.ACLCluster, store.ACLConfirm)}})
+	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster, redisstore.ACLConfirm)}})
 	config := redisUser(t, cluster.Addrs()...)
 	config.Cluster = true
 	r := redisPatient(t, config)
@@ -87,12 +88,12 @@ func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
 		"wait":    ":2\r\n",
 		"waitaof": "*2\r\n:1\r\n:0\r\n",
 	}
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{redisScripted(t, answers)}})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{redisScripted(t, answers)}})
 	if got := r.Confirm(t.Context(), "{client}secrets"); got != (store.Safety{Disk: true, Replicas: 2}) || got.String() != "on disk and on 2 replicas" {
 		t.Errorf("%+v", got)
 	}
 	answers["waitaof"] = "*2\r\n:0\r\n:0\r\n"
-	slow := redisPatient(t, store.RedisConfig{Addresses: []string{redisScripted(t, answers)}})
+	slow := redisPatient(t, redisstore.Config{Addresses: []string{redisScripted(t, answers)}})
 	if got := slow.Confirm(t.Context(), "{client}secrets"); got.Disk || got.Doubt != "Redis had not written it to its append-only file within a second" {
 		t.Errorf("a slow disk: %+v", got)
 	}
@@ -100,7 +101,7 @@ func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
 
 func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
-	r := redisPatient(t, store.RedisConfig{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword)})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword)})
 	server.Kill()
 	got := r.Confirm(t.Context(), "{client}secrets")
 	if got.Disk || got.Replicas > 0 || !strings.HasPrefix(got.Doubt, "how safely Redis keeps it is not known: ") {

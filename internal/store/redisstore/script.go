@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // redisRead begins every script.
@@ -287,7 +289,7 @@ func redisMillis(ttl time.Duration) int64 {
 	return int64((ttl-1)/time.Millisecond) + min(1, int64(ttl))
 }
 
-func redisValue(put Put) []byte {
+func redisValue(put store.Put) []byte {
 	text := make([]byte, 0, 17+len(put.Value))
 	text = strconv.AppendUint(text, put.Number, 10)
 	text = append(text, ':')
@@ -296,16 +298,16 @@ func redisValue(put Put) []byte {
 
 // redisEntry is what a key holds, with the milliseconds left of it, negative
 // where it has no end. What the scripts would not have written is the zero Entry.
-func redisEntry(text string, left int64) Entry {
+func redisEntry(text string, left int64) store.Entry {
 	digits, value, isValue := strings.Cut(text, ":")
 	number, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || number > MaxNumber || digits[0] == '0' {
-		return Entry{}
+	if err != nil || number > store.MaxNumber || digits[0] == '0' {
+		return store.Entry{}
 	}
 	if !isValue {
-		return Entry{Number: number}
+		return store.Entry{Number: number}
 	}
-	entry := Entry{Number: number, Value: []byte(value)}
+	entry := store.Entry{Number: number, Value: []byte(value)}
 	if left >= 0 && left < int64(math.MaxInt64/time.Millisecond) {
 		entry.TTL = max(1, time.Duration(left)*time.Millisecond) // 0 would be for ever
 	}

@@ -1,4 +1,4 @@
-package store_test
+package redisstore_test
 
 import (
 	"math"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 // What a key holds may be anybody's: it reads as what this package would have
@@ -20,7 +21,7 @@ func FuzzRedisEntry(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text string, left int64) {
-		entry := store.RedisEntry(text, left)
+		entry := redisstore.Entry(text, left)
 		if entry.Number == 0 && (len(entry.Value) > 0 || entry.TTL != 0) || entry.Number > store.MaxNumber || entry.TTL < 0 {
 			t.Fatalf("%q reads as %+v", text, entry)
 		}

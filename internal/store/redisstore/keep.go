@@ -1,4 +1,4 @@
-package store
+package redisstore
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // Confirm takes so long at most: two looks at Redis, and the wait for its replicas
@@ -80,7 +82,7 @@ func redisIsBefore(version string, major, minor int) bool {
 
 // checkSettings warns of what Redis may do to what is kept in it. What cannot be
 // had again must not be evicted.
-func (r *Redis) checkSettings(ctx context.Context) (warnings []string, err error) {
+func (r *Store) checkSettings(ctx context.Context) (warnings []string, err error) {
 	for _, shard := range r.shards.all() {
 		some, err := r.checkSettingsAt(ctx, shard.probeKey())
 		if err != nil {
@@ -96,14 +98,14 @@ func (r *Redis) checkSettings(ctx context.Context) (warnings []string, err error
 }
 
 // server is the client of the server of a key.
-func (r *Redis) server(ctx context.Context, key string) (redis.Cmdable, error) {
+func (r *Store) server(ctx context.Context, key string) (redis.Cmdable, error) {
 	if cluster, is := r.client.(*redis.ClusterClient); is {
 		return cluster.MasterForKey(ctx, r.config.Prefix+key)
 	}
 	return r.client, nil
 }
 
-func (r *Redis) checkSettingsAt(ctx context.Context, key string) (warnings []string, err error) {
+func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []string, err error) {
 	client, err := r.server(ctx, key)
 	if err != nil {
 		return nil, &redisAwayError{redisSay(err)}
@@ -142,7 +144,7 @@ func (r *Redis) checkSettingsAt(ctx context.Context, key string) (warnings []str
 
 // Confirm implements Store. Replicas and the append-only file get what is written
 // in one order: what a write made now waits for, all writes before it have got.
-func (r *Redis) Confirm(ctx context.Context, key string) Safety {
+func (r *Store) Confirm(ctx context.Context, key string) store.Safety {
 	ctx, cancel := context.WithTimeout(ctx, redisConfirmBound)
 	defer cancel()
 	safety, err := r.confirm(ctx, key)
@@ -155,36 +157,36 @@ func (r *Redis) Confirm(ctx context.Context, key string) Safety {
 	return safety
 }
 
-func (r *Redis) confirm(ctx context.Context, key string) (Safety, error) {
+func (r *Store) confirm(ctx context.Context, key string) (store.Safety, error) {
 	if err := r.usable(ctx); err != nil {
-		return Safety{}, err
+		return store.Safety{}, err
 	}
 	client, ok := r.client.(*redis.Client)
 	if cluster, is := r.client.(*redis.ClusterClient); is {
 		node, err := cluster.MasterForKey(ctx, r.config.Prefix+key)
 		if err != nil {
-			return Safety{}, err
+			return store.Safety{}, err
 		}
 		client, ok = node, true
 	}
 	if !ok {
-		return Safety{}, errRedisAnswer
+		return store.Safety{}, errRedisAnswer
 	}
 	conn := client.Conn() // WAIT is about what its own connection wrote
 	defer func() { _ = conn.Close() }()
 	keeping, err := redisKeepingOf(ctx, conn)
 	if err != nil {
-		return Safety{}, err
+		return store.Safety{}, err
 	}
 	mark := redis.NewStatusCmd(ctx, "set", r.config.Prefix+"{"+redisTag(key)+"}confirm", "1", "px", "1000")
 	if err := conn.Process(ctx, mark); err != nil {
-		return Safety{}, err
+		return store.Safety{}, err
 	}
 	return redisWait(ctx, conn, keeping)
 }
 
 // redisWait waits for the replicas and the disk to get what conn wrote.
-func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (safety Safety, err error) {
+func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (safety store.Safety, err error) {
 	if keeping.replicas > 0 {
 		got, err := conn.Wait(ctx, keeping.replicas, redisConfirmWait).Result()
 		if err != nil {
@@ -203,7 +205,7 @@ func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (saf
 	return safety, nil
 }
 
-func (k redisKeeping) doubt(got Safety) string {
+func (k redisKeeping) doubt(got store.Safety) string {
 	switch {
 	case k.evicts():
 		return "Redis may evict it, because its maxmemory-policy is " + k.policy + ": set it to volatile-ttl or volatile-lru"

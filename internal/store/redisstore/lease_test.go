@@ -1,0 +1,41 @@
+package redisstore_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
+)
+
+// A lease that Redis would keep for an hour more (its key lives a day longer), because its clock was set back, is
+// free after the lifetime that a claim asks for.
+func TestLeaseThatWasProlongedInRedisEnds(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
+	claim := store.Claim{Key: "tb{c}lease", Owner: "died", Counter: "tb{c}fences", TTL: time.Second}
+	for _, prolong := range [][]string{{"PEXPIRE", "tb1:tb{c}lease", "90000000"}, {"PERSIST", "tb1:tb{c}lease"}} {
+		if _, acquired, err := r.Acquire(t.Context(), claim); err != nil || !acquired {
+			t.Fatal(acquired, err)
+		}
+		server.CLI(prolong...)
+		claim.Owner += " again"
+		for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			lease, acquired, err := r.Acquire(t.Context(), claim)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if acquired {
+				if _, err := r.Apply(t.Context(), store.Change{Release: lease}); err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+			if time.Since(begun) > redisPatience {
+				t.Fatalf("%s: the lease stays held", strings.Join(prolong, " "))
+			}
+		}
+	}
+}
