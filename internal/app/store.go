@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
@@ -65,7 +66,7 @@ func openStore(all *Config, told *observers) (*storage, error) {
 }
 
 func (s *storage) openBolt(path string) error {
-	opened, err := store.OpenBolt(store.BoltConfig{Path: path})
+	opened, err := boltstore.Open(boltstore.Config{Path: path})
 	if err != nil {
 		return fmt.Errorf("store.bolt: %w", err)
 	}

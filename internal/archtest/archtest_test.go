@@ -20,7 +20,7 @@ var levels = [][]string{
 	{"internal/apierror", "internal/redact", "internal/escape", "internal/tracing", "internal/harden", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
-	{"internal/store/redisstore"},
+	{"internal/store/boltstore", "internal/store/redisstore"},
 	{"internal/broker"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz"},
@@ -58,6 +58,7 @@ var (
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
 		{around: "github.com/redis", allow: []string{"internal/store/redisstore"}},
+		{around: "go.etcd.io/bbolt", allow: []string{"internal/store/boltstore"}},
 		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1", "internal/certs/certstest"}, apis...)},
 		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, apis...)},
 		{around: "google.golang.org/genproto", allow: apis},

@@ -153,6 +153,6 @@ func WriteRing(path string, ring *Ring) error {
 		_ = os.Remove(temp.Name())
 		return err
 	}
-	syncDirectory(filepath.Dir(path))
+	SyncDirectory(filepath.Dir(path))
 	return nil
 }

@@ -4,13 +4,14 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
 // inBolt opens a file to seal in. The test closes it, unless it did so before.
-func inBolt(t testing.TB, path string) *store.Bolt {
+func inBolt(t testing.TB, path string) *boltstore.Store {
 	t.Helper()
-	b, err := store.OpenBolt(store.BoltConfig{Path: path})
+	b, err := boltstore.Open(boltstore.Config{Path: path})
 	if err != nil {
 		t.Fatal(err)
 	}

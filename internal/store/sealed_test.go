@@ -279,7 +279,11 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 			rewritten() // meanwhile the others have the ring before this
 		}
 	}
-	for range more(1, 20) {
+	rounds := 1
+	if os.Getenv("TOKENBROKER_LONG") != "" {
+		rounds = 20
+	}
+	for range rounds {
 		old := ring.Primary()
 		var id string
 		var err error

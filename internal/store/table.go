@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// itemOverhead is about what an item costs beside its bytes.
-const itemOverhead = 128
+// ItemOverhead is about what an item costs beside its bytes.
+const ItemOverhead = 128
 
 // item is what a key holds in a Memory.
 type item struct {
@@ -29,7 +29,7 @@ func newItem(key string, number uint64, ttl time.Duration, now time.Time) *item 
 	return it
 }
 
-func (it *item) size() int { return len(it.key) + len(it.value) + len(it.owner) + itemOverhead }
+func (it *item) size() int { return len(it.key) + len(it.value) + len(it.owner) + ItemOverhead }
 
 func (it *item) expired(now time.Time) bool { return !it.expires.IsZero() && !now.Before(it.expires) }
 

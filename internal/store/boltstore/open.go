@@ -1,4 +1,4 @@
-package store
+package boltstore
 
 import (
 	"encoding/binary"
@@ -11,6 +11,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 const (
@@ -37,7 +39,7 @@ func openBoltFile(path string) (*bolt.DB, error) {
 		_ = db.Close()
 		return nil, fmt.Errorf("%s %w", path, err)
 	}
-	syncDirectory(filepath.Dir(path))
+	store.SyncDirectory(filepath.Dir(path))
 	return db, nil
 }
 

@@ -1,4 +1,4 @@
-package store
+package boltstore
 
 import (
 	"context"
@@ -8,6 +8,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 const (
@@ -15,7 +17,7 @@ const (
 	boltBatch = 256
 	// boltSweep is how many expired items a call frees at most: more than one
 	// call can add, so that they do not pile up.
-	boltSweep = 2 * (MaxPuts + 1)
+	boltSweep = 2 * (store.MaxPuts + 1)
 )
 
 // errBoltUnchanged rolls a transaction back that has nothing to commit: a
@@ -32,7 +34,7 @@ type boltCall struct {
 
 // write has the writer call do in a transaction and returns when that is on
 // disk. An error of do refuses its call alone: do must not have written then.
-func (b *Bolt) write(ctx context.Context, do func(*boltTx) error) error {
+func (b *Store) write(ctx context.Context, do func(*boltTx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -40,7 +42,7 @@ func (b *Bolt) write(ctx context.Context, do func(*boltTx) error) error {
 	select {
 	case b.calls <- call:
 	case <-b.closing:
-		return ErrClosed
+		return store.ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -55,12 +57,12 @@ func (b *Bolt) write(ctx context.Context, do func(*boltTx) error) error {
 	case err := <-call.done: // the last that was written
 		return err
 	default:
-		return ErrClosed
+		return store.ErrClosed
 	}
 }
 
 // run is the writer.
-func (b *Bolt) run() {
+func (b *Store) run() {
 	defer close(b.stopped)
 	for {
 		select {
@@ -73,7 +75,7 @@ func (b *Bolt) run() {
 }
 
 // gather adds to the first call all that wait behind it.
-func (b *Bolt) gather(first *boltCall) []*boltCall {
+func (b *Store) gather(first *boltCall) []*boltCall {
 	calls := []*boltCall{first}
 	for len(calls) < boltBatch {
 		select {
@@ -87,7 +89,7 @@ func (b *Bolt) gather(first *boltCall) []*boltCall {
 }
 
 // commit makes the calls in one transaction, on disk before they are answered.
-func (b *Bolt) commit(calls []*boltCall) {
+func (b *Store) commit(calls []*boltCall) {
 	outcomes := make([]error, len(calls))
 	var changed []string
 	err := b.guard(func() error {
@@ -118,7 +120,7 @@ func (b *Bolt) commit(calls []*boltCall) {
 }
 
 // view reads.
-func (b *Bolt) view(read func(*boltTx)) error {
+func (b *Store) view(read func(*boltTx)) error {
 	return b.guard(func() error {
 		return b.db.View(func(tx *bolt.Tx) error {
 			read(newBoltTx(tx, b.maxBytes))
@@ -128,13 +130,13 @@ func (b *Bolt) view(read func(*boltTx)) error {
 }
 
 // guard says of which file an error is, and makes an error of a damaged one.
-func (b *Bolt) guard(do func() error) error {
+func (b *Store) guard(do func() error) error {
 	err := guardBolt(do)
 	switch {
 	case err == nil, errors.Is(err, errBoltUnchanged):
 		return err
 	case errors.Is(err, berrors.ErrDatabaseNotOpen):
-		return ErrClosed
+		return store.ErrClosed
 	case errors.Is(err, errBoltDamaged):
 		return fmt.Errorf("%s %w", b.path, err)
 	default:

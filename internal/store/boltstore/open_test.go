@@ -1,4 +1,4 @@
-package store_test
+package boltstore_test
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -24,11 +25,11 @@ import (
 func filledBolt(t testing.TB) string {
 	t.Helper()
 	path := boltPath(t)
-	b := openBolt(t, store.BoltConfig{Path: path})
+	b := openBolt(t, boltstore.Config{Path: path})
 	for i := range 100 {
 		puts := make([]store.Put, store.MaxPuts)
 		for j := range puts {
-			puts[j] = put(fmt.Sprintf("a key that is long enough %d.%d", i, j), 300, time.Hour)
+			puts[j] = boltPut(fmt.Sprintf("a key that is long enough %d.%d", i, j), 300, time.Hour)
 		}
 		if err := boltApply(t, b, puts...); err != nil {
 			t.Fatal(err)
@@ -75,7 +76,7 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 		"zeros":        {write(strings.Repeat("\x00", 100_000)), "is not a file of a broker"},
 		"open already": {func(t *testing.T) string {
 			path := boltPath(t)
-			openBolt(t, store.BoltConfig{Path: path})
+			openBolt(t, boltstore.Config{Path: path})
 			return path
 		}, "is in use: another broker runs with it. Stop that one"},
 		"another program's": {func(t *testing.T) string {
@@ -123,7 +124,7 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := c.path(t)
 			start := time.Now()
-			b, err := store.OpenBolt(store.BoltConfig{Path: path})
+			b, err := boltstore.Open(boltstore.Config{Path: path})
 			if err == nil {
 				closeStore(t, b)
 				t.Fatal("no error")
@@ -146,7 +147,7 @@ func TestBoltErrorsOfTheSystemSayWhatToDo(t *testing.T) {
 		"no space left on device":               syscall.ENOSPC,
 	} {
 		err = &fs.PathError{Op: "open", Path: "broker.db", Err: err}
-		if got := store.BoltOpenError("broker.db", err).Error(); !strings.HasPrefix(got, "broker.db ") || !strings.Contains(got, want) {
+		if got := boltstore.OpenError("broker.db", err).Error(); !strings.HasPrefix(got, "broker.db ") || !strings.Contains(got, want) {
 			t.Errorf("%v: %q", err, got)
 		}
 	}
@@ -157,7 +158,7 @@ func TestBoltErrorsOfTheSystemSayWhatToDo(t *testing.T) {
 	if err := os.Chmod(dir, 0o500); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.OpenBolt(store.BoltConfig{Path: filepath.Join(dir, "broker.db")}); err == nil || !strings.Contains(err.Error(), "give it and its directory") {
+	if _, err := boltstore.Open(boltstore.Config{Path: filepath.Join(dir, "broker.db")}); err == nil || !strings.Contains(err.Error(), "give it and its directory") {
 		t.Errorf("in a directory that may not be written: %v", err)
 	}
 }
@@ -168,7 +169,7 @@ func TestRefusedBoltFileIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.OpenBolt(store.BoltConfig{Path: path}); err == nil {
+	if _, err := boltstore.Open(boltstore.Config{Path: path}); err == nil {
 		t.Fatal("no error")
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, content) {
@@ -221,7 +222,7 @@ func useDamagedBolt(t *testing.T, data []byte) (refused bool) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b, err := store.OpenBolt(store.BoltConfig{Path: path})
+	b, err := boltstore.Open(boltstore.Config{Path: path})
 	if err != nil {
 		if !strings.HasPrefix(err.Error(), path+" is ") {
 			t.Fatalf("not a sentence about the file: %v", err)

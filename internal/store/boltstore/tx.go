@@ -1,4 +1,4 @@
-package store
+package boltstore
 
 import (
 	"bytes"
@@ -8,6 +8,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // The buckets. Each table has one for its items and one, by another name, for
@@ -44,7 +46,7 @@ func (t *boltTx) err() error { return errors.Join(t.values.err, t.counters.err, 
 
 func (t *boltTx) dirty() bool { return t.values.dirty || t.counters.dirty || t.leases.dirty }
 
-func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
+func (t *boltTx) acquire(claim store.Claim) (fence uint64, acquired bool, err error) {
 	expires := boltExpiry(t.now, claim.TTL)
 	if held, there := t.leases.get(claim.Key, t.now); there {
 		if string(held.value) != claim.Owner {
@@ -58,7 +60,7 @@ func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
 		t.leases.set(held)
 		return held.number, true, nil
 	}
-	fence, err = Raised(t.count(claim.Counter), claim.Floor, 1)
+	fence, err = store.Raised(t.count(claim.Counter), claim.Floor, 1)
 	if err != nil {
 		return 0, false, err
 	}
@@ -72,7 +74,7 @@ func (t *boltTx) acquire(claim Claim) (fence uint64, acquired bool, err error) {
 	return fence, true, nil
 }
 
-func (t *boltTx) renew(lease Lease, ttl time.Duration) bool {
+func (t *boltTx) renew(lease store.Lease, ttl time.Duration) bool {
 	held, there := t.leases.get(lease.Key, t.now)
 	if !there || string(held.value) != lease.Owner {
 		return false
@@ -82,7 +84,7 @@ func (t *boltTx) renew(lease Lease, ttl time.Duration) bool {
 	return true
 }
 
-func (t *boltTx) apply(change Change) ([]bool, error) {
+func (t *boltTx) apply(change store.Change) ([]bool, error) {
 	applied := make([]bool, len(change.Puts))
 	var writes []boltWrite
 	for i, put := range change.Puts {
@@ -110,7 +112,7 @@ func (t *boltTx) apply(change Change) ([]bool, error) {
 
 func (t *boltTx) raise(key string, floor, by uint64) (uint64, error) {
 	before := t.count(key)
-	count, err := Raised(before, floor, by)
+	count, err := store.Raised(before, floor, by)
 	if err != nil || count == before {
 		return count, err
 	}
@@ -137,7 +139,7 @@ type boltWrite struct {
 func (t *boltTx) makeRoom(writes ...boltWrite) error {
 	for len(writes) > 0 && t.sizeAfter(writes) > t.maxBytes {
 		if !t.leases.sweepOne(t.now) && !t.values.dropSoonest() {
-			return ErrFull
+			return store.ErrFull
 		}
 	}
 	return nil
@@ -170,7 +172,7 @@ type boltItem struct {
 	value   []byte // of a lease: the owner
 }
 
-func (it boltItem) size() uint64 { return uint64(len(it.key) + len(it.value) + itemOverhead) }
+func (it boltItem) size() uint64 { return uint64(len(it.key) + len(it.value) + store.ItemOverhead) }
 
 func (it boltItem) expired(now time.Time) bool { return it.expires != 0 && boltTime(now) >= it.expires }
 

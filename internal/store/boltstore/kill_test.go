@@ -1,4 +1,4 @@
-package store_test
+package boltstore_test
 
 import (
 	"bufio"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 )
 
 // killedBolt is where the process that is to be killed finds its file.
@@ -27,7 +28,7 @@ func TestKilledBoltWriter(t *testing.T) {
 	if path == "" {
 		return
 	}
-	b := openBolt(t, store.BoltConfig{Path: path})
+	b := openBolt(t, boltstore.Config{Path: path})
 	for writer := range 4 {
 		go func() {
 			for {
@@ -40,7 +41,7 @@ func TestKilledBoltWriter(t *testing.T) {
 	select {} // until it is killed
 }
 
-func writeAndTell(t *testing.T, b *store.Bolt, writer int) error {
+func writeAndTell(t *testing.T, b *boltstore.Store, writer int) error {
 	claim := store.Claim{Key: fmt.Sprint("lease ", writer), Owner: rand.Text(), Counter: "fences", TTL: 100 * time.Millisecond}
 	lease, acquired, err := b.Acquire(t.Context(), claim)
 	if err != nil || !acquired { // a predecessor was killed while it held it
@@ -70,7 +71,7 @@ func TestWhatBoltAcknowledgedSurvivesKill(t *testing.T) {
 	var told acknowledged
 	for round := range rounds {
 		told.listen(t, path, round%2 == 1)
-		b := openBolt(t, store.BoltConfig{Path: path})
+		b := openBolt(t, boltstore.Config{Path: path})
 		told.check(t, b)
 		closeStore(t, b)
 	}
@@ -147,7 +148,7 @@ func (a *acknowledged) note(t *testing.T, line string) {
 	}
 }
 
-func (a *acknowledged) check(t *testing.T, b *store.Bolt) {
+func (a *acknowledged) check(t *testing.T, b *boltstore.Store) {
 	t.Helper()
 	for key, number := range a.expected {
 		entries, err := b.Get(t.Context(), key)

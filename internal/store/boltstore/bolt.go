@@ -1,4 +1,6 @@
-package store
+// Package boltstore is the store in a file, for a broker of one node. It is the only
+// user of bbolt.
+package boltstore
 
 import (
 	"bytes"
@@ -8,24 +10,26 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// DefaultBoltBytes is the limit of a Bolt that names none.
-const DefaultBoltBytes = 256 << 20
+// DefaultBytes is the limit of a Bolt that names none.
+const DefaultBytes = 256 << 20
 
-// BoltConfig configures a Bolt.
-type BoltConfig struct {
+// Config configures a Bolt.
+type Config struct {
 	// Path is the file, which is created with mode 0600 if it is absent. Its
 	// directory must exist, on a local disk. Required.
 	Path string
 	// MaxBytes limits what is kept: keys, values and about 128 bytes for each.
 	// What is dropped when it is reached, and when a write is refused with
 	// ErrFull, is as in MemoryConfig. The file takes up to about twice as much,
-	// because pages are not full, and never shrinks. 0: DefaultBoltBytes.
+	// because pages are not full, and never shrinks. 0: DefaultBytes.
 	MaxBytes int
 }
 
-// Bolt is a Store in a file, for a broker of one node. A call that changes
+// Store is a [store.Store] in a file, for a broker of one node. A call that changes
 // something answers after the change is on disk: it survives a crash of the
 // process and of the machine.
 //
@@ -39,7 +43,7 @@ type BoltConfig struct {
 //
 // Events tell of the calls of this process, which is all there are: the file is
 // locked while it is open.
-type Bolt struct {
+type Store struct {
 	path     string
 	maxBytes uint64
 	db       *bolt.DB
@@ -52,20 +56,20 @@ type Bolt struct {
 	listeners boltListeners
 }
 
-var _ Store = (*Bolt)(nil)
+var _ store.Store = (*Store)(nil)
 
-// OpenBolt opens the file, creating it if it is absent, and checks that it is
+// Open opens the file, creating it if it is absent, and checks that it is
 // whole. A file that another process has open is waited for, for a second. One
 // that is refused as damaged may stay locked until the process ends.
-func OpenBolt(config BoltConfig) (*Bolt, error) {
+func Open(config Config) (*Store, error) {
 	if config.MaxBytes == 0 {
-		config.MaxBytes = DefaultBoltBytes
+		config.MaxBytes = DefaultBytes
 	}
 	db, err := openBoltFile(config.Path)
 	if err != nil {
 		return nil, err
 	}
-	b := &Bolt{
+	b := &Store{
 		path:      config.Path,
 		maxBytes:  uint64(max(config.MaxBytes, 0)),
 		db:        db,
@@ -79,20 +83,20 @@ func OpenBolt(config BoltConfig) (*Bolt, error) {
 }
 
 // Get implements Store.
-func (b *Bolt) Get(ctx context.Context, keys ...string) ([]Entry, error) {
-	if err := CheckKeys(keys); err != nil {
+func (b *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+	if err := store.CheckKeys(keys); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	entries := make([]Entry, len(keys))
+	entries := make([]store.Entry, len(keys))
 	err := b.view(func(t *boltTx) {
 		for i, key := range keys {
 			if it, there := t.values.get(key, t.now); there {
-				entries[i] = Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(t.now)}
+				entries[i] = store.Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(t.now)}
 			} else if it, there := t.counters.get(key, t.now); there {
-				entries[i] = Entry{Number: it.number}
+				entries[i] = store.Entry{Number: it.number}
 			}
 		}
 	})
@@ -103,9 +107,9 @@ func (b *Bolt) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 }
 
 // Acquire implements Store.
-func (b *Bolt) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
+func (b *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
 	if err := claim.Check(); err != nil {
-		return Lease{}, false, err
+		return store.Lease{}, false, err
 	}
 	var fence uint64
 	var acquired bool
@@ -114,14 +118,14 @@ func (b *Bolt) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
 		return err
 	})
 	if err != nil || !acquired {
-		return Lease{}, false, err
+		return store.Lease{}, false, err
 	}
-	return Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
+	return store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
 }
 
 // Renew implements Store.
-func (b *Bolt) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
-	if err := CheckTTL(ttl); err != nil {
+func (b *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
+	if err := store.CheckTTL(ttl); err != nil {
 		return false, err
 	}
 	var held bool
@@ -136,7 +140,7 @@ func (b *Bolt) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool,
 }
 
 // Apply implements Store.
-func (b *Bolt) Apply(ctx context.Context, change Change) ([]bool, error) {
+func (b *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 	if err := change.Check(); err != nil {
 		return nil, err
 	}
@@ -158,8 +162,8 @@ func (b *Bolt) Apply(ctx context.Context, change Change) ([]bool, error) {
 }
 
 // Raise implements Store.
-func (b *Bolt) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
-	if err := CheckKey(key); err != nil {
+func (b *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+	if err := store.CheckKey(key); err != nil {
 		return 0, err
 	}
 	var count uint64
@@ -174,14 +178,14 @@ func (b *Bolt) Raise(ctx context.Context, key string, floor, by uint64) (uint64,
 }
 
 // Confirm implements Store. What was answered is on disk.
-func (b *Bolt) Confirm(context.Context, string) Safety { return Safety{Disk: true} }
+func (b *Store) Confirm(context.Context, string) store.Safety { return store.Safety{Disk: true} }
 
 // Subscribe implements Store.
-func (b *Bolt) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
+func (b *Store) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
 
 // Close implements Store. It waits for the calls that are being written; those
 // that wait behind them are answered with ErrClosed.
-func (b *Bolt) Close() (err error) {
+func (b *Store) Close() (err error) {
 	b.once.Do(func() {
 		close(b.closing)
 		<-b.stopped
@@ -199,7 +203,7 @@ type boltListeners struct {
 }
 
 func (l *boltListeners) add(ctx context.Context) <-chan string {
-	events := make(chan string, EventBuffer)
+	events := make(chan string, store.EventBuffer)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ended {

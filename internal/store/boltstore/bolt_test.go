@@ -1,4 +1,4 @@
-package store_test
+package boltstore_test
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
 )
 
@@ -29,9 +30,9 @@ func more(rounds, long int) int {
 }
 
 // openBolt opens a store that the test closes, unless it did so before.
-func openBolt(t testing.TB, config store.BoltConfig) *store.Bolt {
+func openBolt(t testing.TB, config boltstore.Config) *boltstore.Store {
 	t.Helper()
-	b, err := store.OpenBolt(config)
+	b, err := boltstore.Open(config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,10 +49,14 @@ func closeStore(t testing.TB, s store.Store) {
 
 func TestBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open:    func(t *testing.T) store.Store { return openBolt(t, store.BoltConfig{Path: boltPath(t)}) },
+		Open:    func(t *testing.T) store.Store { return openBolt(t, boltstore.Config{Path: boltPath(t)}) },
 		Advance: time.Sleep,
 		Bubble:  true,
 	})
+}
+
+func boltPut(key string, size int, ttl time.Duration) store.Put {
+	return store.Put{Key: key, Number: 1, Value: bytes.Repeat([]byte("v"), size), TTL: ttl}
 }
 
 func boltApply(t testing.TB, s store.Store, puts ...store.Put) error {
@@ -77,7 +82,7 @@ func boltHolds(t testing.TB, s store.Store, keys ...string) string {
 
 func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
 	path := boltPath(t)
-	openBolt(t, store.BoltConfig{Path: path})
+	openBolt(t, boltstore.Config{Path: path})
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
@@ -85,14 +90,14 @@ func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
 
 func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		config := store.BoltConfig{Path: boltPath(t)}
+		config := boltstore.Config{Path: boltPath(t)}
 		b := openBolt(t, config)
 		claim := store.Claim{Key: "lease", Owner: "a", Counter: "fences", Floor: 41, TTL: time.Hour}
 		lease, _, err := b.Acquire(t.Context(), claim)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := boltApply(t, b, put("never", 10, 0), put("hour", 10, time.Hour), put("minute", 10, time.Minute)); err != nil {
+		if err := boltApply(t, b, boltPut("never", 10, 0), boltPut("hour", 10, time.Hour), boltPut("minute", 10, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.Raise(t.Context(), "epoch", 7, 0); err != nil {
@@ -121,13 +126,13 @@ func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 }
 
 func TestFullBoltDropsFirstWhatWouldExpireFirst(t *testing.T) {
-	b := openBolt(t, store.BoltConfig{Path: boltPath(t), MaxBytes: 8000})
-	for _, p := range []store.Put{put("soon", 1000, time.Minute), put("later", 1000, time.Hour), put("never", 1000, 0), put("sooner", 1000, time.Second)} {
+	b := openBolt(t, boltstore.Config{Path: boltPath(t), MaxBytes: 8000})
+	for _, p := range []store.Put{boltPut("soon", 1000, time.Minute), boltPut("later", 1000, time.Hour), boltPut("never", 1000, 0), boltPut("sooner", 1000, time.Second)} {
 		if err := boltApply(t, b, p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := boltApply(t, b, put("large", 5000, time.Hour)); err != nil {
+	if err := boltApply(t, b, boltPut("large", 5000, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := boltHolds(t, b, "sooner", "soon", "later", "never", "large"); got != "[later never large]" {
@@ -136,19 +141,19 @@ func TestFullBoltDropsFirstWhatWouldExpireFirst(t *testing.T) {
 }
 
 func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
-	config := store.BoltConfig{Path: boltPath(t), MaxBytes: 3700}
+	config := boltstore.Config{Path: boltPath(t), MaxBytes: 3700}
 	b := openBolt(t, config)
 	lease, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := boltApply(t, b, put("never", 3000, 0)); err != nil {
+	if err := boltApply(t, b, boltPut("never", 3000, 0)); err != nil {
 		t.Fatal(err)
 	}
 	closeStore(t, b)
 	b = openBolt(t, config) // it knows how full it is
 
-	if err := boltApply(t, b, put("small", 10, time.Hour), put("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
+	if err := boltApply(t, b, boltPut("small", 10, time.Hour), boltPut("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a write without room: %v", err)
 	}
 	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
@@ -171,13 +176,13 @@ func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
 // The limit is so low that the writes succeed only if what expired was freed.
 func TestBoltFreesWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := openBolt(t, store.BoltConfig{Path: boltPath(t), MaxBytes: 2000})
+		b := openBolt(t, boltstore.Config{Path: boltPath(t), MaxBytes: 2000})
 		for i := range 300 {
 			claim := store.Claim{Key: fmt.Sprintf("lease %d", i), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Second}
 			if _, _, err := b.Acquire(t.Context(), claim); err != nil {
 				t.Fatalf("after %d leases: %v", i, err)
 			}
-			if err := boltApply(t, b, put(fmt.Sprintf("value %d", i), 1000, time.Second)); err != nil {
+			if err := boltApply(t, b, boltPut(fmt.Sprintf("value %d", i), 1000, time.Second)); err != nil {
 				t.Fatalf("after %d values: %v", i, err)
 			}
 			time.Sleep(time.Second)
@@ -189,7 +194,7 @@ func TestBoltFreesWhatHasExpired(t *testing.T) {
 func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := boltPath(t)
-		b := openBolt(t, store.BoltConfig{Path: path})
+		b := openBolt(t, boltstore.Config{Path: path})
 		size := func() int64 {
 			info, err := os.Stat(path)
 			if err != nil {
@@ -201,7 +206,7 @@ func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 		for i := range 600 {
 			puts := make([]store.Put, store.MaxPuts)
 			for j := range puts {
-				puts[j] = put(fmt.Sprintf("value %d.%d", i, j), 2000, time.Minute)
+				puts[j] = boltPut(fmt.Sprintf("value %d.%d", i, j), 2000, time.Minute)
 			}
 			if err := boltApply(t, b, puts...); err != nil {
 				t.Fatal(err)
@@ -218,7 +223,7 @@ func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 }
 
 func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
-	b := openBolt(t, store.BoltConfig{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
 	const callers, each = 64, 20
 	var told sync.WaitGroup
 	for i := range callers {
@@ -231,30 +236,30 @@ func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
 		})
 	}
 	told.Wait()
-	if commits := store.BoltCommits(b); commits > callers*each/4 {
+	if commits := boltstore.Commits(b); commits > callers*each/4 {
 		t.Errorf("%d calls at once took %d transactions", callers*each, commits)
 	}
 }
 
 func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
-	b := openBolt(t, store.BoltConfig{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
 	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	if err := boltApply(t, b, put("value", 10, time.Hour)); err != nil {
+	if err := boltApply(t, b, boltPut("value", 10, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	before := store.BoltCommits(b)
+	before := boltstore.Commits(b)
 	if _, acquired, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
 		t.Fatalf("acquired %v, %v", acquired, err)
 	}
-	if err := boltApply(t, b, put("value", 10, time.Hour)); err != nil {
+	if err := boltApply(t, b, boltPut("value", 10, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Raise(t.Context(), "fences", 1, 0); err != nil {
 		t.Fatal(err)
 	}
-	if after := store.BoltCommits(b); after != before {
+	if after := boltstore.Commits(b); after != before {
 		t.Errorf("%d transactions for nothing", after-before)
 	}
 }
@@ -263,7 +268,7 @@ func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
 // may be on their way to the disk; the race detector watches. The values are
 // large so that being on the way takes a while.
 func TestCallerOfBoltMayLeave(t *testing.T) {
-	b := openBolt(t, store.BoltConfig{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
 	whole := bytes.Repeat([]byte("v"), store.MaxValue)
 	var left atomic.Int32
 	var callers sync.WaitGroup
@@ -301,7 +306,7 @@ func TestCallerOfBoltMayLeave(t *testing.T) {
 
 func TestClosingBoltUnderLoadAnswersEveryCaller(t *testing.T) {
 	path := boltPath(t)
-	b := openBolt(t, store.BoltConfig{Path: path})
+	b := openBolt(t, boltstore.Config{Path: path})
 	var callers sync.WaitGroup
 	acknowledged := make([]uint64, 50)
 	started := make(chan struct{}, len(acknowledged))
@@ -328,7 +333,7 @@ func TestClosingBoltUnderLoadAnswersEveryCaller(t *testing.T) {
 	}
 	closeStore(t, b)
 	callers.Wait()
-	b = openBolt(t, store.BoltConfig{Path: path})
+	b = openBolt(t, boltstore.Config{Path: path})
 	for i, count := range acknowledged {
 		entries, err := b.Get(t.Context(), fmt.Sprint("counter ", i))
 		if err != nil || entries[0].Number != count {
@@ -346,13 +351,13 @@ func BenchmarkBoltApply(b *testing.B) {
 		}
 	}
 	b.Run("alone", func(b *testing.B) {
-		s := openBolt(b, store.BoltConfig{Path: boltPath(b)})
+		s := openBolt(b, boltstore.Config{Path: boltPath(b)})
 		for i := uint64(1); b.Loop(); i++ {
 			apply(b, s, i)
 		}
 	})
 	b.Run("crowd", func(b *testing.B) {
-		s := openBolt(b, store.BoltConfig{Path: boltPath(b)})
+		s := openBolt(b, boltstore.Config{Path: boltPath(b)})
 		var n atomic.Uint64
 		b.SetParallelism(50) // for each core
 		b.RunParallel(func(pb *testing.PB) {
