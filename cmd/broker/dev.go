@@ -24,7 +24,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // devGateway is who asks over HTTP and proves nothing.
@@ -279,7 +279,7 @@ func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[
 	}
 	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\n", addr, http)
 	ring := filepath.Join(dir, "ring.json")
-	if err := store.WriteRing(ring, store.GenerateRing()); err != nil {
+	if err := sealed.WriteRing(ring, sealed.GenerateRing()); err != nil {
 		return "", nil, err
 	}
 	fmt.Fprintf(&text, "store: {bolt: %q, sealing_keys: %q}\nclients:\n", filepath.Join(dir, "broker.db"), "file:"+ring)

@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 func newKeygen() *cobra.Command {
@@ -41,15 +41,15 @@ belongs to the user who runs this command.`,
 			case add:
 				return changeRing(cmd, args[0], addKey)
 			case promote != "":
-				return changeRing(cmd, args[0], func(ring *store.Ring, path string) (*store.Ring, string, error) {
+				return changeRing(cmd, args[0], func(ring *sealed.Ring, path string) (*sealed.Ring, string, error) {
 					return promoteKey(ring, path, promote)
 				})
 			case drop != "":
-				return changeRing(cmd, args[0], func(ring *store.Ring, _ string) (*store.Ring, string, error) {
+				return changeRing(cmd, args[0], func(ring *sealed.Ring, _ string) (*sealed.Ring, string, error) {
 					return dropKey(ring, drop)
 				})
 			}
-			_, err := cmd.OutOrStdout().Write(store.GenerateRing().Reveal())
+			_, err := cmd.OutOrStdout().Write(sealed.GenerateRing().Reveal())
 			return err
 		},
 	}
@@ -61,8 +61,8 @@ belongs to the user who runs this command.`,
 }
 
 // changeRing changes the ring in a file and says what is to be done next.
-func changeRing(cmd *cobra.Command, path string, change func(ring *store.Ring, path string) (*store.Ring, string, error)) error {
-	ring, err := store.ReadRing(path)
+func changeRing(cmd *cobra.Command, path string, change func(ring *sealed.Ring, path string) (*sealed.Ring, string, error)) error {
+	ring, err := sealed.ReadRing(path)
 	if err != nil {
 		return err
 	}
@@ -70,21 +70,21 @@ func changeRing(cmd *cobra.Command, path string, change func(ring *store.Ring, p
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if err := store.WriteRing(path, changed); err != nil {
+	if err := sealed.WriteRing(path, changed); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(cmd.ErrOrStderr(), next)
 	return err
 }
 
-func addKey(ring *store.Ring, path string) (*store.Ring, string, error) {
+func addKey(ring *sealed.Ring, path string) (*sealed.Ring, string, error) {
 	changed, id := ring.Add()
 	return changed, fmt.Sprintf(`Added key %s. Key %s still seals.
 Next: bring the file to every replica, wait 20 s until all have read it, and run
   broker keygen --promote %s %s`, id, ring.Primary(), id, path), nil
 }
 
-func promoteKey(ring *store.Ring, path, id string) (*store.Ring, string, error) {
+func promoteKey(ring *sealed.Ring, path, id string) (*sealed.Ring, string, error) {
 	changed, err := ring.Promote(id)
 	if err != nil {
 		return nil, "", err
@@ -95,7 +95,7 @@ long as the longest lifetime of a token (24 h are enough for any; a minute is th
   broker keygen --drop %s %s`, id, ring.Primary(), ring.Primary(), path), nil
 }
 
-func dropKey(ring *store.Ring, id string) (*store.Ring, string, error) {
+func dropKey(ring *sealed.Ring, id string) (*sealed.Ring, string, error) {
 	changed, err := ring.Drop(id)
 	if err != nil {
 		return nil, "", err

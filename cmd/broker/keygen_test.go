@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -22,9 +22,9 @@ func keygen(args ...string) (out, told string, err error) {
 	return stdout.String(), stderr.String(), err
 }
 
-func readRing(t *testing.T, path string) *store.Ring {
+func readRing(t *testing.T, path string) *sealed.Ring {
 	t.Helper()
-	ring, err := store.ReadRing(path)
+	ring, err := sealed.ReadRing(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestKeygenMakesARingAndChangesItsKeyStepByStep(t *testing.T) {
 
 func TestKeygenRefusesWithASentenceAndLeavesTheFileAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
-	before := store.GenerateRing().Reveal()
+	before := sealed.GenerateRing().Reveal()
 	if err := os.WriteFile(path, before, 0o600); err != nil {
 		t.Fatal(err)
 	}

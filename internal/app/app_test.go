@@ -21,7 +21,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -146,7 +146,7 @@ func TestBrokerServesAndReportsOfItself(t *testing.T) {
 func TestMetricsAreDocumented(t *testing.T) {
 	idp := devIDP(t)
 	ring := filepath.Join(t.TempDir(), "ring.json")
-	if err := os.WriteFile(ring, store.GenerateRing().Reveal(), 0o600); err != nil {
+	if err := os.WriteFile(ring, sealed.GenerateRing().Reveal(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	redis := redistest.Start(t, redistest.Options{})

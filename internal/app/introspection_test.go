@@ -22,7 +22,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -219,7 +219,7 @@ func TestVerifierLearnsNothingOfTheClientThatAsks(t *testing.T) {
 	text := regexp.MustCompile(`secret: "file:[^"]*"`).ReplaceAllString(sampleText(t, 1), "secret: managed")
 	dir := t.TempDir()
 	ring := filepath.Join(dir, "ring.json")
-	if err := store.WriteRing(ring, store.GenerateRing()); err != nil {
+	if err := sealed.WriteRing(ring, sealed.GenerateRing()); err != nil {
 		t.Fatal(err)
 	}
 	text += fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "broker.db"), "file:"+ring)

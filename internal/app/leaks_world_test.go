@@ -34,8 +34,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
-	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -258,7 +258,7 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	_ = gone.Close()
 	pki := newPKI(l.t)
 	l.key("private key of the listener", filepath.Join(pki.dir, "tls.key"))
-	ring := l.file("ring.json", string(store.GenerateRing().Reveal()))
+	ring := l.file("ring.json", string(sealed.GenerateRing().Reveal()))
 	l.sealingKeys(ring)
 
 	var text strings.Builder

@@ -17,6 +17,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // storeCheckTimeout bounds what is asked of Redis at the start.
@@ -31,8 +32,8 @@ type storage struct {
 	keepsSecrets bool
 
 	redis  *redisstore.Store // nil: another kind
-	sealed *store.Sealed     // nil: nothing is sealed
-	rings  *store.RingFile   // nil: nothing is sealed
+	sealed *sealed.Store     // nil: nothing is sealed
+	rings  *sealed.RingFile  // nil: nothing is sealed
 	// secrets of the connection, which may be rotated.
 	secrets []*secret.Ring
 }
@@ -43,7 +44,7 @@ func openStore(all *Config, told *observers) (*storage, error) {
 	if config.Bolt == "" && config.Redis == nil {
 		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
 	}
-	rings, err := store.OpenRing(config.SealingKeys.Name())
+	rings, err := sealed.OpenRing(config.SealingKeys.Name())
 	if err != nil {
 		return nil, fmt.Errorf("store.sealing_keys: %w", err)
 	}
@@ -56,9 +57,9 @@ func openStore(all *Config, told *observers) (*storage, error) {
 	if err != nil {
 		return nil, err
 	}
-	sealed := store.NewSealed(opened.Store, rings)
-	opened.Store, opened.sealed = sealed, sealed
-	told.registerer.MustRegister(storeCollector{sealed, opened.redis})
+	opened.sealed = sealed.New(opened.Store, rings)
+	opened.Store = opened.sealed
+	told.registerer.MustRegister(storeCollector{opened.sealed, opened.redis})
 	if warning := rings.Warning(); warning != "" {
 		told.log.Warn(warning)
 	}
@@ -173,7 +174,7 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 			return err
 		}
 	}
-	if err := s.checkRing(ctx); errors.Is(err, store.ErrAnotherRing) {
+	if err := s.checkRing(ctx); errors.Is(err, sealed.ErrAnotherRing) {
 		return err
 	}
 	return nil // a store that does not answer is compared later: see broker.Marker
@@ -262,7 +263,7 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 
 // storeCollector shows the state of the store as it is when it is asked.
 type storeCollector struct {
-	sealed *store.Sealed
+	sealed *sealed.Store
 	redis  *redisstore.Store // nil: another kind
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -70,7 +71,7 @@ type Config struct {
 	// the store.
 	PutBack time.Duration
 	// Rings seal backups of secrets. Nil: there are none.
-	Rings *store.RingFile
+	Rings *sealed.RingFile
 	// MaxEntries bounds the tokens held besides the clients' own defaults.
 	// Zero: DefaultMaxEntries.
 	MaxEntries int
@@ -124,8 +125,8 @@ type Broker struct {
 	names   names
 	bells   *bells
 	revoker *revoker
-	changes tally           // of the histories of secrets
-	rings   *store.RingFile // nil: there are none
+	changes tally            // of the histories of secrets
+	rings   *sealed.RingFile // nil: there are none
 	audit   *audit.Log
 	log     *slog.Logger
 	metrics *metrics

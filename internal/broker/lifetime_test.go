@@ -11,6 +11,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // prolonging is a store that says of every value that it lives longer than it was
@@ -36,7 +37,7 @@ func startProlonged(t *testing.T, n int, by time.Duration) *replicas {
 	t.Helper()
 	keys := newRingFile(t)
 	r := startReplicas(t, 0)
-	r.seal = func(s store.Store) store.Store { return store.NewSealed(prolonging{s, by}, keys.file) }
+	r.seal = func(s store.Store) store.Store { return sealed.New(prolonging{s, by}, keys.file) }
 	for range n {
 		r.add("right")
 	}
@@ -124,9 +125,9 @@ func TestThrottlingIsObeyedWhereClocksDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)
-		r.seal = func(s store.Store) store.Store { return store.NewSealed(s, keys.file) }
+		r.seal = func(s store.Store) store.Store { return sealed.New(s, keys.file) }
 		r.add("right")
-		r.seal = func(s store.Store) store.Store { return ahead{store.NewSealed(s, keys.file), 90 * time.Second} }
+		r.seal = func(s store.Store) store.Store { return ahead{sealed.New(s, keys.file), 90 * time.Second} }
 		r.add("right")
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
 		_, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})

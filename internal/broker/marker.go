@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // DefaultPutBack is how long a replica that has just started waits for others to put
@@ -17,7 +17,7 @@ const DefaultPutBack = 10 * time.Second
 // replica would find nothing that the others stored.
 type Marker interface {
 	// Marked reports whether the store has the marker of this ring. The error is
-	// store.ErrAnotherRing if it has that of another ring.
+	// sealed.ErrAnotherRing if it has that of another ring.
 	Marked(ctx context.Context) (bool, error)
 	// Mark writes the marker, unless the store has one.
 	Mark(ctx context.Context) error
@@ -25,7 +25,7 @@ type Marker interface {
 
 // Errors that say that this replica must not judge by the revocations that it knows,
 // because others may have stored revocations that it cannot read. Beside them there is
-// store.ErrAnotherRing.
+// sealed.ErrAnotherRing.
 var (
 	errSealedRevocations = errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
 	errNewerRevocations  = errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
@@ -79,7 +79,7 @@ func (r *revoker) note(err error) {
 		if r.unreadable.Swap(nil) != nil {
 			r.log.Info("the revocations in the store can be read again; tokens are verified")
 		}
-	case errors.Is(err, store.ErrAnotherRing), errors.Is(err, errSealedRevocations), errors.Is(err, errNewerRevocations):
+	case errors.Is(err, sealed.ErrAnotherRing), errors.Is(err, errSealedRevocations), errors.Is(err, errNewerRevocations):
 		if r.unreadable.Swap(&err) == nil {
 			r.log.Error("tokens are not verified, because others may have revoked tokens without this replica learning of it", "error", err)
 		}

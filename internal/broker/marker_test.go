@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -46,14 +47,14 @@ func startMarked(t *testing.T, n int) *markedJudges {
 
 // join starts one more, with a ring of its choice. Both of its ways to the store go
 // through its link.
-func (m *markedJudges) join(ring *store.RingFile) *judge {
+func (m *markedJudges) join(ring *sealed.RingFile) *judge {
 	m.t.Helper()
 	way, marker := &link{}, &link{}
 	way.to.Store(m.values)
 	marker.to.Store(m.markers)
-	made := m.add(store.NewSealed(way, ring), func(c *broker.Config) {
+	made := m.add(sealed.New(way, ring), func(c *broker.Config) {
 		c.MAC = func(data []byte) [32]byte { return ring.Current().MAC(data) }
-		c.Marker, c.PutBack = store.NewSealed(marker, ring), broker.DefaultPutBack
+		c.Marker, c.PutBack = sealed.New(marker, ring), broker.DefaultPutBack
 		c.Logger = slog.New(slog.NewTextHandler(&m.log, nil))
 	})
 	made.link, made.markerLink = way, marker
@@ -189,7 +190,7 @@ func TestMarkerIsWrittenAfterTheRevocations(t *testing.T) {
 		m.all[0].link.state.Store(full)
 		newcomer := m.join(m.keys.file)
 		m.neverGood(newcomer, revoked, 9*time.Second)
-		if marked, err := store.NewSealed(m.markers, m.keys.file).Marked(t.Context()); marked || err != nil {
+		if marked, err := sealed.New(m.markers, m.keys.file).Marked(t.Context()); marked || err != nil {
 			t.Errorf("without the revocations the store is marked: %v, %v", marked, err)
 		}
 		m.all[0].link.state.Store(good)
@@ -303,12 +304,12 @@ func TestReplicaThatIsAloneDoesNotWaitForOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 0)
 		keys := newRingFile(t)
-		sealed := store.NewSealed(j.shared, keys.file)
-		one := j.add(sealed, func(c *broker.Config) { c.Marker = sealed })
+		outer := sealed.New(j.shared, keys.file)
+		one := j.add(outer, func(c *broker.Config) { c.Marker = outer })
 		if !j.good(one, j.token("alice", "shop", "1")) {
 			t.Error("it is not good")
 		}
-		if marked, err := sealed.Marked(t.Context()); !marked || err != nil {
+		if marked, err := outer.Marked(t.Context()); !marked || err != nil {
 			t.Errorf("the store is marked: %v, %v", marked, err)
 		}
 	})
@@ -336,7 +337,7 @@ func TestReplicaComparesTheMarkerWhenTheStoreIsBack(t *testing.T) {
 				time.Sleep(20 * time.Second)
 				if !same {
 					err := m.unknown(newcomer, token, "with another ring")
-					if !errors.Is(err, store.ErrAnotherRing) || !strings.Contains(m.log.String(), "another ring of sealing keys") {
+					if !errors.Is(err, sealed.ErrAnotherRing) || !strings.Contains(m.log.String(), "another ring of sealing keys") {
 						t.Errorf("it does not say why: %v; log: %s", err, m.log.String())
 					}
 					return
@@ -358,7 +359,7 @@ func TestRunningReplicaThatFindsAnotherRingDoesNotDecide(t *testing.T) {
 		time.Sleep(time.Second)
 		own := m.markers
 		m.loseMarkers()
-		if err := store.NewSealed(m.markers, newRingFile(t).file).Mark(t.Context()); err != nil {
+		if err := sealed.New(m.markers, newRingFile(t).file).Mark(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(6 * time.Second)

@@ -21,6 +21,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -492,12 +493,12 @@ func TestRevocationThatDoesNotSayWhenItEndsOutlivesAllTokens(t *testing.T) {
 // sealed anew before the key that sealed them may be dropped.
 func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
-	ring := store.GenerateRing()
-	write := func(r *store.Ring) *store.RingFile {
-		if err := store.WriteRing(path, r); err != nil {
+	ring := sealed.GenerateRing()
+	write := func(r *sealed.Ring) *sealed.RingFile {
+		if err := sealed.WriteRing(path, r); err != nil {
 			t.Fatal(err)
 		}
-		file, err := store.OpenRing(path)
+		file, err := sealed.OpenRing(path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -507,12 +508,12 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 		j := startJudges(t, 0)
 		inner := j.shared
 		old := write(ring)
-		first := j.add(store.NewSealed(inner, old))
+		first := j.add(sealed.New(inner, old))
 		token := j.token("alice", "shop", "1")
 		j.revoke(first, broker.Revocation{Subject: "alice"}, "1")
 
 		// A broker that has not the key decides nothing.
-		stranger := j.add(store.NewSealed(inner, write(store.GenerateRing())))
+		stranger := j.add(sealed.New(inner, write(sealed.GenerateRing())))
 		_, err := stranger.Verify(t.Context(), policy.Self(), token, verify.Request{})
 		wantError(t, err, apierror.Unavailable, apierror.ReasonRevocationsUnknown)
 
@@ -521,7 +522,7 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		second := j.add(store.NewSealed(inner, write(promoted)))
+		second := j.add(sealed.New(inner, write(promoted)))
 		if j.good(second, token) {
 			t.Error("after the promotion of a key the token is good")
 		}
@@ -530,7 +531,7 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		third := j.add(store.NewSealed(inner, write(dropped)))
+		third := j.add(sealed.New(inner, write(dropped)))
 		if j.good(third, token) {
 			t.Error("after the old key was dropped the token is good")
 		}

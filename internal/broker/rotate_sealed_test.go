@@ -11,23 +11,24 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // ringFile is a ring of sealing keys that all replicas read.
 type ringFile struct {
 	t    testing.TB
 	path string
-	ring *store.Ring
-	file *store.RingFile
+	ring *sealed.Ring
+	file *sealed.RingFile
 }
 
 func newRingFile(t testing.TB) *ringFile {
 	t.Helper()
-	r := &ringFile{t: t, path: filepath.Join(t.TempDir(), "ring.json"), ring: store.GenerateRing()}
-	if err := store.WriteRing(r.path, r.ring); err != nil {
+	r := &ringFile{t: t, path: filepath.Join(t.TempDir(), "ring.json"), ring: sealed.GenerateRing()}
+	if err := sealed.WriteRing(r.path, r.ring); err != nil {
 		t.Fatal(err)
 	}
-	file, err := store.OpenRing(r.path)
+	file, err := sealed.OpenRing(r.path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,13 +38,13 @@ func newRingFile(t testing.TB) *ringFile {
 
 // write puts a ring in the place of the one that the file was made with, which nobody
 // has used.
-func (r *ringFile) write(ring *store.Ring, err error) {
+func (r *ringFile) write(ring *sealed.Ring, err error) {
 	r.t.Helper()
 	if err == nil {
-		err = store.WriteRing(r.path, ring)
+		err = sealed.WriteRing(r.path, ring)
 	}
 	if err == nil {
-		r.file, err = store.OpenRing(r.path)
+		r.file, err = sealed.OpenRing(r.path)
 	}
 	if err != nil {
 		r.t.Fatal(err)
@@ -52,10 +53,10 @@ func (r *ringFile) write(ring *store.Ring, err error) {
 }
 
 // becomes puts another ring in force.
-func (r *ringFile) becomes(ring *store.Ring, err error) {
+func (r *ringFile) becomes(ring *sealed.Ring, err error) {
 	r.t.Helper()
 	if err == nil {
-		err = store.WriteRing(r.path, ring)
+		err = sealed.WriteRing(r.path, ring)
 	}
 	for range 2 {
 		if err == nil {
@@ -72,7 +73,7 @@ func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)
-		r.seal = func(s store.Store) store.Store { return store.NewSealed(s, keys.file) }
+		r.seal = func(s store.Store) store.Store { return sealed.New(s, keys.file) }
 		r.takes("one", "two")
 		for range 2 {
 			r.start(broker.ClientConfig{Managed: true})
@@ -103,7 +104,7 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)
-		r.seal = func(s store.Store) store.Store { return store.NewSealed(s, keys.file) }
+		r.seal = func(s store.Store) store.Store { return sealed.New(s, keys.file) }
 		r.takes("one", "two")
 		r.start(broker.ClientConfig{Managed: true})
 		r.rotate(rotation("one"))

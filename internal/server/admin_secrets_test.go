@@ -19,7 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/server"
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -47,10 +47,10 @@ func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "ring.json")
-	if err := store.WriteRing(path, store.GenerateRing()); err != nil {
+	if err := sealed.WriteRing(path, sealed.GenerateRing()); err != nil {
 		t.Fatal(err)
 	}
-	rings, err := store.OpenRing(path)
+	rings, err := sealed.OpenRing(path)
 	if err != nil {
 		t.Fatal(err)
 	}

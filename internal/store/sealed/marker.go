@@ -1,9 +1,11 @@
-package store
+package sealed
 
 import (
 	"context"
 	"crypto/hmac"
 	"errors"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // ErrAnotherRing says that the store belongs to replicas with another ring. Under its own
@@ -19,7 +21,7 @@ const markerKey = "marker"
 // Marked reports whether the store has the marker of replicas with this names key; the
 // other keys of the ring do not matter. The error is ErrAnotherRing if the store has
 // another marker. A store without a marker is new, or has lost what it held.
-func (s *Sealed) Marked(ctx context.Context) (bool, error) {
+func (s *Store) Marked(ctx context.Context) (bool, error) {
 	entries, err := s.inner.Get(ctx, markerKey)
 	if err != nil || entries[0].Number == 0 {
 		return false, err
@@ -32,8 +34,8 @@ func (s *Sealed) Marked(ctx context.Context) (bool, error) {
 
 // Mark writes the marker, if the store has none. The error is ErrAnotherRing if it has
 // another one.
-func (s *Sealed) Mark(ctx context.Context) error {
-	_, err := s.inner.Apply(ctx, Change{Puts: []Put{{Key: markerKey, Number: 1, Value: s.marker()}}})
+func (s *Store) Mark(ctx context.Context) error {
+	_, err := s.inner.Apply(ctx, store.Change{Puts: []store.Put{{Key: markerKey, Number: 1, Value: s.marker()}}})
 	if err != nil {
 		return err
 	}
@@ -46,7 +48,7 @@ func (s *Sealed) Mark(ctx context.Context) error {
 
 // marker is not sealed, so that a replica with another ring can tell that it is of
 // another ring. It shows nothing: it is a MAC of a constant.
-func (s *Sealed) marker() []byte {
+func (s *Store) marker() []byte {
 	mac := s.rings.Current().MAC([]byte("marker of the store"))
 	return mac[:]
 }

@@ -1,4 +1,4 @@
-package store
+package sealed
 
 import (
 	"bytes"
@@ -23,9 +23,9 @@ const (
 	aeadOverhead  = 12 + 16
 )
 
-// SealedOverhead is how many bytes sealing adds to a value that has an end, the
+// Overhead is how many bytes sealing adds to a value that has an end, the
 // most that it adds.
-const SealedOverhead = sealedHead + sealedEndSize + aeadOverhead
+const Overhead = sealedHead + sealedEndSize + aeadOverhead
 
 // What keeps an envelope from being opened.
 var (
@@ -51,7 +51,7 @@ func (r *Ring) OpenBackup(of string, sealed []byte) ([]byte, error) {
 
 // seal returns an envelope. The zero end: the value has none.
 func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []byte {
-	envelope := make([]byte, 0, len(value)+SealedOverhead)
+	envelope := make([]byte, 0, len(value)+Overhead)
 	mark, sealedEnd := sealedForGood, []byte(nil)
 	if !end.IsZero() {
 		mark, sealedEnd = sealedUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0)))

@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"os"
@@ -6,30 +6,30 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // openRing makes a file with a ring and opens it.
-func openRing(t testing.TB, ring *store.Ring) *store.RingFile {
+func openRing(t testing.TB, ring *sealed.Ring) *sealed.RingFile {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "ring.json")
 	writeRing(t, path, ring)
-	file, err := store.OpenRing(path)
+	file, err := sealed.OpenRing(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return file
 }
 
-func writeRing(t testing.TB, path string, ring *store.Ring) {
+func writeRing(t testing.TB, path string, ring *sealed.Ring) {
 	t.Helper()
-	if err := store.WriteRing(path, ring); err != nil {
+	if err := sealed.WriteRing(path, ring); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // reload reads the ring of the file until it is in force.
-func reload(t testing.TB, file *store.RingFile) {
+func reload(t testing.TB, file *sealed.RingFile) {
 	t.Helper()
 	for range 2 {
 		changed, err := file.Reload()
@@ -59,11 +59,11 @@ func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
 		"too short":   {file("short", ringText(namesKey, "0a1b2c3d", `"0a1b2c3d": "AAAA"`)), "key 0a1b2c3d has 3 bytes: it must have 32"},
 		"huge":        {file("huge", strings.Repeat("x", 1<<20)), "is it a ring?"},
 	} {
-		_, err := store.OpenRing(c.path)
+		_, err := sealed.OpenRing(c.path)
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.path) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
-		if _, again := store.ReadRing(c.path); again == nil || again.Error() != err.Error() {
+		if _, again := sealed.ReadRing(c.path); again == nil || again.Error() != err.Error() {
 			t.Errorf("%s: read once: %v", name, again)
 		}
 	}
@@ -71,13 +71,13 @@ func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
 	if err := os.Chmod(secret, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.OpenRing(secret); os.Getuid() != 0 && (err == nil || !strings.Contains(err.Error(), "may not be read")) {
+	if _, err := sealed.OpenRing(secret); os.Getuid() != 0 && (err == nil || !strings.Contains(err.Error(), "may not be read")) {
 		t.Errorf("unreadable: %v", err)
 	}
 }
 
 func TestChangedRingIsInForceAfterItWasReadTwice(t *testing.T) {
-	first := store.GenerateRing()
+	first := sealed.GenerateRing()
 	file := openRing(t, first)
 	second, id := first.Add()
 
@@ -109,8 +109,8 @@ func TestChangedRingIsInForceAfterItWasReadTwice(t *testing.T) {
 }
 
 func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
-	first := store.GenerateRing()
-	other, _ := store.GenerateRing().Add()
+	first := sealed.GenerateRing()
+	other, _ := sealed.GenerateRing().Add()
 	for name, c := range map[string]struct {
 		spoil func(path string) error
 		want  string
@@ -118,7 +118,7 @@ func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
 		"removed":           {os.Remove, "does not exist"},
 		"emptied":           {func(path string) error { return os.Truncate(path, 0) }, "is empty"},
 		"broken":            {func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) }, "it is not JSON"},
-		"another names key": {func(path string) error { return store.WriteRing(path, other) }, "another names key, under which nothing in the store would be found: put the old one back"},
+		"another names key": {func(path string) error { return sealed.WriteRing(path, other) }, "another names key, under which nothing in the store would be found: put the old one back"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := openRing(t, first)
@@ -145,7 +145,7 @@ func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
 }
 
 func TestRingFileOpenToEverybodyIsWarnedOf(t *testing.T) {
-	file := openRing(t, store.GenerateRing())
+	file := openRing(t, sealed.GenerateRing())
 	if warning := file.Warning(); warning != "" {
 		t.Errorf("a file of mode 0600: %q", warning)
 	}
@@ -155,7 +155,7 @@ func TestRingFileOpenToEverybodyIsWarnedOf(t *testing.T) {
 	if warning := file.Warning(); !strings.Contains(warning, "make it 0600") || !strings.Contains(warning, file.Path()) {
 		t.Errorf("a file of mode 0644: %q", warning)
 	}
-	if _, err := store.OpenRing(file.Path()); err != nil {
+	if _, err := sealed.OpenRing(file.Path()); err != nil {
 		t.Errorf("it is no error: %v", err)
 	}
 }
@@ -169,7 +169,7 @@ func TestWriteRingReplacesWhatALinkLeadsTo(t *testing.T) {
 	if err := os.Symlink(target, link); err != nil {
 		t.Fatal(err)
 	}
-	ring := store.GenerateRing()
+	ring := sealed.GenerateRing()
 	writeRing(t, link, ring)
 	data, err := os.ReadFile(target)
 	if err != nil || string(data) != string(ring.Reveal()) {
@@ -178,7 +178,7 @@ func TestWriteRingReplacesWhatALinkLeadsTo(t *testing.T) {
 	if info, err := os.Stat(target); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
-	if err := store.WriteRing(filepath.Join(dir, "absent", "ring.json"), ring); err == nil {
+	if err := sealed.WriteRing(filepath.Join(dir, "absent", "ring.json"), ring); err == nil {
 		t.Error("written to a directory that does not exist")
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {

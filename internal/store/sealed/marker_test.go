@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"errors"
@@ -9,11 +9,12 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // grown returns the ring with another primary key, and the ring that is left when the
 // old key was dropped.
-func grown(t *testing.T, ring *store.Ring) (promoted, dropped *store.Ring) {
+func grown(t *testing.T, ring *sealed.Ring) (promoted, dropped *sealed.Ring) {
 	t.Helper()
 	added, id := ring.Add()
 	promoted, err := added.Promote(id)
@@ -35,10 +36,10 @@ func TestMarkerTellsAnotherRing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inner, ring := open(t), store.GenerateRing()
-			with := func(r *store.Ring) *store.Sealed { return store.NewSealed(inner, openRing(t, r)) }
-			own, other := with(ring), with(store.GenerateRing())
-			for _, s := range []*store.Sealed{own, other} {
+			inner, ring := open(t), sealed.GenerateRing()
+			with := func(r *sealed.Ring) *sealed.Store { return sealed.New(inner, openRing(t, r)) }
+			own, other := with(ring), with(sealed.GenerateRing())
+			for _, s := range []*sealed.Store{own, other} {
 				if marked, err := s.Marked(t.Context()); marked || err != nil {
 					t.Fatalf("an empty store: marked %v, %v", marked, err)
 				}
@@ -49,14 +50,14 @@ func TestMarkerTellsAnotherRing(t *testing.T) {
 				}
 			}
 			promoted, dropped := grown(t, ring)
-			for _, s := range []*store.Sealed{own, with(promoted), with(dropped)} {
+			for _, s := range []*sealed.Store{own, with(promoted), with(dropped)} {
 				if marked, err := s.Marked(t.Context()); !marked || err != nil {
 					t.Errorf("a ring with the same names key: marked %v, %v", marked, err)
 				}
 			}
 			_, err := other.Marked(t.Context())
 			for _, err := range []error{err, other.Mark(t.Context())} {
-				if !errors.Is(err, store.ErrAnotherRing) || !strings.Contains(err.Error(), "give it the ring of the others") {
+				if !errors.Is(err, sealed.ErrAnotherRing) || !strings.Contains(err.Error(), "give it the ring of the others") {
 					t.Errorf("another ring: %v", err)
 				}
 			}
@@ -71,11 +72,11 @@ func TestMarkerTellsAnotherRing(t *testing.T) {
 // one of the rings win.
 func TestMarkerIsOfOneRingIfManyMarkAtOnce(t *testing.T) {
 	inner := store.NewMemory(store.MemoryConfig{})
-	rings := []*store.Ring{store.GenerateRing(), store.GenerateRing(), store.GenerateRing()}
+	rings := []*sealed.Ring{sealed.GenerateRing(), sealed.GenerateRing(), sealed.GenerateRing()}
 	errs := make([]error, 30)
 	var all sync.WaitGroup
 	for i := range errs {
-		sealed := store.NewSealed(inner, openRing(t, rings[i%3]))
+		sealed := sealed.New(inner, openRing(t, rings[i%3]))
 		all.Go(func() { errs[i] = sealed.Mark(t.Context()) })
 	}
 	all.Wait()

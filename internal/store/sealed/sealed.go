@@ -1,13 +1,17 @@
-package store
+// Package sealed encrypts what a store keeps, with a ring of sealing keys that replicas
+// share: the store, and those who can read or write it, are not trusted.
+package sealed
 
 import (
 	"context"
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Sealed is a Store that seals the values of another one with AES-256-GCM:
+// Store is a [store.Store] that seals the values of another one with AES-256-GCM:
 // who can read that store learns no value, and who can write it can take a value
 // away or bring back an older one of the same key, but not make one up, nor
 // pass one off under another key or number, nor prolong one. Numbers, lifetimes,
@@ -29,14 +33,14 @@ import (
 // passes as it is.
 //
 // One key should seal no more than 2^32 values.
-type Sealed struct {
-	inner Store
+type Store struct {
+	inner store.Store
 	rings *RingFile
 
 	notSealed, unknownKey, refused, outlived atomic.Uint64
 }
 
-var _ Store = (*Sealed)(nil)
+var _ store.Store = (*Store)(nil)
 
 // Unopened counts the values that could not be opened, since the start.
 type Unopened struct {
@@ -50,17 +54,17 @@ type Unopened struct {
 	Outlived uint64
 }
 
-// NewSealed returns a Store that keeps sealed in inner what is put in it, with
+// New returns a Store that keeps sealed in inner what is put in it, with
 // the ring that is in force at each call.
-func NewSealed(inner Store, rings *RingFile) *Sealed { return &Sealed{inner: inner, rings: rings} }
+func New(inner store.Store, rings *RingFile) *Store { return &Store{inner: inner, rings: rings} }
 
 // Unopened returns the counts as they stand.
-func (s *Sealed) Unopened() Unopened {
+func (s *Store) Unopened() Unopened {
 	return Unopened{NotSealed: s.notSealed.Load(), UnknownKey: s.unknownKey.Load(), Refused: s.refused.Load(), Outlived: s.outlived.Load()}
 }
 
 // Get implements Store.
-func (s *Sealed) Get(ctx context.Context, keys ...string) ([]Entry, error) {
+func (s *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	entries, err := s.inner.Get(ctx, keys...) // some may have been read in spite of err
 	ring := s.rings.Current()
 	for i, entry := range entries {
@@ -72,17 +76,17 @@ func (s *Sealed) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 }
 
 // Health returns the health of the inner store's servers; nil if it does not tell.
-func (s *Sealed) Health() []Health {
-	if inner, tells := s.inner.(interface{ Health() []Health }); tells {
+func (s *Store) Health() []store.Health {
+	if inner, tells := s.inner.(interface{ Health() []store.Health }); tells {
 		return inner.Health()
 	}
 	return nil
 }
 
-// Apply implements Store. A value is too large if it is so with SealedOverhead.
-func (s *Sealed) Apply(ctx context.Context, change Change) ([]bool, error) {
+// Apply implements Store. A value is too large if it is so with Overhead.
+func (s *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 	ring, now := s.rings.Current(), time.Now()
-	puts := make([]Put, len(change.Puts))
+	puts := make([]store.Put, len(change.Puts))
 	for i, put := range change.Puts {
 		var end time.Time
 		if put.TTL > 0 {
@@ -91,35 +95,37 @@ func (s *Sealed) Apply(ctx context.Context, change Change) ([]bool, error) {
 		put.Value = ring.seal(put.Key, put.Number, end, put.Value)
 		puts[i] = put
 	}
-	return s.inner.Apply(ctx, Change{Puts: puts, Release: change.Release})
+	return s.inner.Apply(ctx, store.Change{Puts: puts, Release: change.Release})
 }
 
 // Acquire implements Store.
-func (s *Sealed) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
+func (s *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
 	return s.inner.Acquire(ctx, claim)
 }
 
 // Renew implements Store.
-func (s *Sealed) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
+func (s *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
 	return s.inner.Renew(ctx, lease, ttl)
 }
 
 // Raise implements Store.
-func (s *Sealed) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+func (s *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
 	return s.inner.Raise(ctx, key, floor, by)
 }
 
 // Confirm implements Store.
-func (s *Sealed) Confirm(ctx context.Context, key string) Safety { return s.inner.Confirm(ctx, key) }
+func (s *Store) Confirm(ctx context.Context, key string) store.Safety {
+	return s.inner.Confirm(ctx, key)
+}
 
 // Subscribe implements Store.
-func (s *Sealed) Subscribe(ctx context.Context) <-chan string { return s.inner.Subscribe(ctx) }
+func (s *Store) Subscribe(ctx context.Context) <-chan string { return s.inner.Subscribe(ctx) }
 
 // Close implements Store. It closes the inner store.
-func (s *Sealed) Close() error { return s.inner.Close() }
+func (s *Store) Close() error { return s.inner.Close() }
 
 // open returns the entry with its value opened, in the memory of the envelope.
-func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
+func (s *Store) open(ring *Ring, key string, entry store.Entry) store.Entry {
 	found, err := ring.open(key, entry.Number, entry.Value)
 	switch {
 	case err == nil:
@@ -132,12 +138,12 @@ func (s *Sealed) open(ring *Ring, key string, entry Entry) Entry {
 	default:
 		s.refused.Add(1)
 	}
-	return Entry{Unopened: true}
+	return store.Entry{Unopened: true}
 }
 
 // bounded holds an entry to its sealed end. One without an end has no lifetime,
 // whatever the inner store says.
-func (s *Sealed) bounded(entry Entry, end, now time.Time) Entry {
+func (s *Store) bounded(entry store.Entry, end, now time.Time) store.Entry {
 	if end.IsZero() {
 		entry.TTL = 0
 		return entry
@@ -146,7 +152,7 @@ func (s *Sealed) bounded(entry Entry, end, now time.Time) Entry {
 	switch {
 	case left <= 0:
 		s.outlived.Add(1)
-		return Entry{}
+		return store.Entry{}
 	case entry.TTL == 0: // the inner store keeps it for good
 		entry.TTL = left
 	case left < entry.TTL:

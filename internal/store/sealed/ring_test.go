@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"bytes"
@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -34,14 +35,14 @@ var (
 )
 
 func TestRingIsRead(t *testing.T) {
-	ring, err := store.ParseRing([]byte(goodRing))
+	ring, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if ring.Primary() != "0a1b2c3d" || fmt.Sprint(ring.IDs()) != "[0a1b2c3d 1f2e3d4c]" {
 		t.Errorf("read as %v", ring)
 	}
-	again, err := store.ParseRing(ring.Reveal())
+	again, err := sealed.ParseRing(ring.Reveal())
 	if err != nil || string(again.Reveal()) != string(ring.Reveal()) {
 		t.Errorf("it does not read what it wrote: %v", err)
 	}
@@ -87,7 +88,7 @@ func TestBadRingIsRefusedWithASentenceThatShowsNoKey(t *testing.T) {
 		t.Fatalf("%d cases, expected at least %d", len(cases), floor)
 	}
 	for name, c := range cases {
-		ring, err := store.ParseRing([]byte(c.ring))
+		ring, err := sealed.ParseRing([]byte(c.ring))
 		switch {
 		case err == nil || ring != nil:
 			t.Errorf("%s: read as %v, %v", name, ring, err)
@@ -102,13 +103,13 @@ func TestBadRingIsRefusedWithASentenceThatShowsNoKey(t *testing.T) {
 func TestRingCannotPrintItsKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
 	writeFile(t, path, goodRing)
-	file, err := store.OpenRing(path)
+	file, err := sealed.OpenRing(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	sealed := store.NewSealed(store.NewMemory(store.MemoryConfig{}), file)
+	outer := sealed.New(store.NewMemory(store.MemoryConfig{}), file)
 	var printed strings.Builder
-	for _, value := range []any{file.Current(), file, sealed, []any{file.Current()}, struct{ r *store.Ring }{file.Current()}} {
+	for _, value := range []any{file.Current(), file, outer, []any{file.Current()}, struct{ r *sealed.Ring }{file.Current()}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&printed, verb+"\n", value)
 		}
@@ -133,8 +134,8 @@ func TestRingCannotPrintItsKeys(t *testing.T) {
 func TestGeneratedRingsAreGoodAndDiffer(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 20 {
-		text := string(store.GenerateRing().Reveal())
-		ring, err := store.ParseRing([]byte(text))
+		text := string(sealed.GenerateRing().Reveal())
+		ring, err := sealed.ParseRing([]byte(text))
 		if err != nil || len(ring.IDs()) != 1 {
 			t.Fatalf("generated %v, %v", ring, err)
 		}
@@ -155,7 +156,7 @@ func TestGeneratedRingsAreGoodAndDiffer(t *testing.T) {
 }
 
 func TestRingChangesStepByStep(t *testing.T) {
-	first, err := store.ParseRing([]byte(goodRing))
+	first, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +196,7 @@ func TestRingChangesStepByStep(t *testing.T) {
 }
 
 func TestMACDependsOnTheNamesKeyAndTheData(t *testing.T) {
-	ring, err := store.ParseRing([]byte(goodRing))
+	ring, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +205,7 @@ func TestMACDependsOnTheNamesKeyAndTheData(t *testing.T) {
 	if got := fmt.Sprintf("%x", ring.MAC([]byte("data"))); got != want {
 		t.Errorf("MAC is %s", got)
 	}
-	if ring.MAC([]byte("data")) == ring.MAC([]byte("Data")) || ring.MAC(nil) == store.GenerateRing().MAC(nil) {
+	if ring.MAC([]byte("data")) == ring.MAC([]byte("Data")) || ring.MAC(nil) == sealed.GenerateRing().MAC(nil) {
 		t.Error("the MAC does not depend on what it should")
 	}
 }
@@ -215,12 +216,12 @@ func writeFile(t testing.TB, path, content string) {
 }
 
 func FuzzParseRing(f *testing.F) {
-	seeds := []string{goodRing, string(store.GenerateRing().Reveal()), "{}", "", ringText(namesKey, "", ""), strings.ToUpper(goodRing), strings.ReplaceAll(goodRing, "=", "")}
+	seeds := []string{goodRing, string(sealed.GenerateRing().Reveal()), "{}", "", ringText(namesKey, "", ""), strings.ToUpper(goodRing), strings.ReplaceAll(goodRing, "=", "")}
 	for _, seed := range seeds {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ring, err := store.ParseRing(data)
+		ring, err := sealed.ParseRing(data)
 		if err != nil {
 			if ring != nil || err.Error() == "" {
 				t.Errorf("refused with a ring: %v", err)
@@ -230,7 +231,7 @@ func FuzzParseRing(f *testing.F) {
 		if !slices.Contains(ring.IDs(), ring.Primary()) {
 			t.Error("the primary is not in the ring")
 		}
-		again, err := store.ParseRing(ring.Reveal())
+		again, err := sealed.ParseRing(ring.Reveal())
 		if err != nil || string(again.Reveal()) != string(ring.Reveal()) || again.MAC(data) != ring.MAC(data) {
 			t.Errorf("not read as it was written: %v", err)
 		}
@@ -238,9 +239,9 @@ func FuzzParseRing(f *testing.F) {
 }
 
 func TestBackupsOpenOnlyAsWhatTheyAreOf(t *testing.T) {
-	ring := store.GenerateRing()
-	sealed := ring.SealBackup("orders", []byte("canary"))
-	if bytes.Contains(sealed, []byte("canary")) {
+	ring := sealed.GenerateRing()
+	backup := ring.SealBackup("orders", []byte("canary"))
+	if bytes.Contains(backup, []byte("canary")) {
 		t.Fatal("it is not sealed")
 	}
 	added, id := ring.Add()
@@ -249,16 +250,16 @@ func TestBackupsOpenOnlyAsWhatTheyAreOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if value, err := newer.OpenBackup("orders", sealed); err != nil || string(value) != "canary" {
+		if value, err := newer.OpenBackup("orders", backup); err != nil || string(value) != "canary" {
 			t.Fatalf("%q, %v", value, err)
 		}
 	}
-	altered := bytes.Clone(sealed)
+	altered := bytes.Clone(backup)
 	altered[len(altered)-1] ^= 1
 	for name, attempt := range map[string]func() ([]byte, error){
-		"of another client": func() ([]byte, error) { return ring.OpenBackup("billing", sealed) },
+		"of another client": func() ([]byte, error) { return ring.OpenBackup("billing", backup) },
 		"altered":           func() ([]byte, error) { return ring.OpenBackup("orders", altered) },
-		"with another ring": func() ([]byte, error) { return store.GenerateRing().OpenBackup("orders", sealed) },
+		"with another ring": func() ([]byte, error) { return sealed.GenerateRing().OpenBackup("orders", backup) },
 		"not sealed":        func() ([]byte, error) { return ring.OpenBackup("orders", []byte("canary")) },
 		"nothing":           func() ([]byte, error) { return ring.OpenBackup("orders", nil) },
 	} {

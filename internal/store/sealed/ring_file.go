@@ -1,4 +1,4 @@
-package store
+package sealed
 
 import (
 	"crypto/sha256"
@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // RingFile is a ring in a file that may change while it is used. Current is
@@ -153,6 +154,6 @@ func WriteRing(path string, ring *Ring) error {
 		_ = os.Remove(temp.Name())
 		return err
 	}
-	SyncDirectory(filepath.Dir(path))
+	store.SyncDirectory(filepath.Dir(path))
 	return nil
 }

@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
 )
 
@@ -22,7 +23,7 @@ const canaryValue = "canary-7f3a-token"
 func TestSealedMemory(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
 		Open: func(t *testing.T) store.Store {
-			return store.NewSealed(store.NewMemory(store.MemoryConfig{}), openRing(t, store.GenerateRing()))
+			return sealed.New(store.NewMemory(store.MemoryConfig{}), openRing(t, sealed.GenerateRing()))
 		},
 		Advance: time.Sleep,
 		Bubble:  true,
@@ -32,7 +33,7 @@ func TestSealedMemory(t *testing.T) {
 func TestSealedBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
 		Open: func(t *testing.T) store.Store {
-			return store.NewSealed(inBolt(t, filepath.Join(t.TempDir(), "broker.db")), openRing(t, store.GenerateRing()))
+			return sealed.New(inBolt(t, filepath.Join(t.TempDir(), "broker.db")), openRing(t, sealed.GenerateRing()))
 		},
 		Advance: time.Sleep,
 		Bubble:  true,
@@ -40,10 +41,10 @@ func TestSealedBolt(t *testing.T) {
 }
 
 // sealedPair is a sealed store and what it seals in.
-func sealedPair(t testing.TB) (sealed *store.Sealed, inner *store.Memory) {
+func sealedPair(t testing.TB) (outer *sealed.Store, inner *store.Memory) {
 	t.Helper()
 	inner = store.NewMemory(store.MemoryConfig{})
-	return store.NewSealed(inner, openRing(t, store.GenerateRing())), inner
+	return sealed.New(inner, openRing(t, sealed.GenerateRing())), inner
 }
 
 func mustApply(t testing.TB, s store.Store, key string, number uint64, value []byte) {
@@ -66,20 +67,20 @@ func mustGet(t testing.TB, s store.Store, key string) store.Entry {
 func isMiss(entry store.Entry) bool { return entry.Number == 0 && entry.Value == nil && entry.TTL == 0 }
 
 func TestSealedValueIsNotReadableInside(t *testing.T) {
-	sealed, inner := sealedPair(t)
-	mustApply(t, sealed, "key", 1, []byte(canaryValue))
-	mustApply(t, sealed, "twin", 1, []byte(canaryValue))
+	outer, inner := sealedPair(t)
+	mustApply(t, outer, "key", 1, []byte(canaryValue))
+	mustApply(t, outer, "twin", 1, []byte(canaryValue))
 	envelope := mustGet(t, inner, "key").Value
-	if bytes.Contains(envelope, []byte(canaryValue)) || len(envelope) != len(canaryValue)+store.SealedForGood {
+	if bytes.Contains(envelope, []byte(canaryValue)) || len(envelope) != len(canaryValue)+sealed.SealedForGood {
 		t.Errorf("the store holds %q", envelope)
 	}
 	if twin := mustGet(t, inner, "twin").Value; bytes.Equal(twin[7:], envelope[7:]) {
 		t.Error("equal values are sealed alike")
 	}
-	if got := mustGet(t, sealed, "key"); string(got.Value) != canaryValue || got.Number != 1 {
+	if got := mustGet(t, outer, "key"); string(got.Value) != canaryValue || got.Number != 1 {
 		t.Errorf("opened as %d %q", got.Number, got.Value)
 	}
-	if counts := sealed.Unopened(); counts != (store.Unopened{}) {
+	if counts := outer.Unopened(); counts != (sealed.Unopened{}) {
 		t.Errorf("counted %+v", counts)
 	}
 }
@@ -87,37 +88,37 @@ func TestSealedValueIsNotReadableInside(t *testing.T) {
 // Each case is something that one who can write to the store may try. The keys
 // are of one length, so that it takes more than the length to tell them apart.
 func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
-	sealed, inner := sealedPair(t)
-	mustApply(t, sealed, "key", 5, []byte(canaryValue))
+	outer, inner := sealedPair(t)
+	mustApply(t, outer, "key", 5, []byte(canaryValue))
 	envelope := func() []byte { return mustGet(t, inner, "key").Value }
 	altered := func(at int) []byte {
 		value := envelope()
 		value[(at+len(value))%len(value)] ^= 1
 		return value
 	}
-	foreign := store.NewSealed(store.NewMemory(store.MemoryConfig{}), openRing(t, store.GenerateRing()))
+	foreign := sealed.New(store.NewMemory(store.MemoryConfig{}), openRing(t, sealed.GenerateRing()))
 	cases := map[string]struct {
 		key    string
 		number uint64
 		value  []byte
-		want   store.Unopened
+		want   sealed.Unopened
 	}{
-		"under another key":              {"one", 5, envelope(), store.Unopened{Refused: 1}},
-		"with a higher number":           {"key", 6, envelope(), store.Unopened{Refused: 1}},
-		"with a lower number":            {"key", 4, envelope(), store.Unopened{Refused: 1}},
-		"under a longer key":             {"key\x00", 5, envelope(), store.Unopened{Refused: 1}},
-		"with another nonce":             {"key", 5, altered(7), store.Unopened{Refused: 1}},
-		"with another byte":              {"key", 5, altered(20), store.Unopened{Refused: 1}},
-		"with another tag":               {"key", 5, altered(-1), store.Unopened{Refused: 1}},
-		"cut by a byte":                  {"key", 5, envelope()[:len(envelope())-1], store.Unopened{Refused: 1}},
-		"with a byte more":               {"key", 5, append(envelope(), 0), store.Unopened{Refused: 1}},
-		"with the id of another key":     {"key", 5, altered(3), store.Unopened{UnknownKey: 1}},
-		"sealed with a key of their own": {"key", 5, foreignEnvelope(t, foreign, "key", 5), store.Unopened{UnknownKey: 1}},
-		"of another kind":                {"key", 5, altered(2), store.Unopened{NotSealed: 1}},
-		"cut to its head":                {"key", 5, envelope()[:7], store.Unopened{NotSealed: 1}},
-		"cut to less than a tag":         {"key", 5, envelope()[:store.SealedForGood-1], store.Unopened{NotSealed: 1}},
-		"not sealed":                     {"key", 5, []byte(canaryValue + canaryValue + canaryValue), store.Unopened{NotSealed: 1}},
-		"one byte":                       {"key", 5, []byte("T"), store.Unopened{NotSealed: 1}},
+		"under another key":              {"one", 5, envelope(), sealed.Unopened{Refused: 1}},
+		"with a higher number":           {"key", 6, envelope(), sealed.Unopened{Refused: 1}},
+		"with a lower number":            {"key", 4, envelope(), sealed.Unopened{Refused: 1}},
+		"under a longer key":             {"key\x00", 5, envelope(), sealed.Unopened{Refused: 1}},
+		"with another nonce":             {"key", 5, altered(7), sealed.Unopened{Refused: 1}},
+		"with another byte":              {"key", 5, altered(20), sealed.Unopened{Refused: 1}},
+		"with another tag":               {"key", 5, altered(-1), sealed.Unopened{Refused: 1}},
+		"cut by a byte":                  {"key", 5, envelope()[:len(envelope())-1], sealed.Unopened{Refused: 1}},
+		"with a byte more":               {"key", 5, append(envelope(), 0), sealed.Unopened{Refused: 1}},
+		"with the id of another key":     {"key", 5, altered(3), sealed.Unopened{UnknownKey: 1}},
+		"sealed with a key of their own": {"key", 5, foreignEnvelope(t, foreign, "key", 5), sealed.Unopened{UnknownKey: 1}},
+		"of another kind":                {"key", 5, altered(2), sealed.Unopened{NotSealed: 1}},
+		"cut to its head":                {"key", 5, envelope()[:7], sealed.Unopened{NotSealed: 1}},
+		"cut to less than a tag":         {"key", 5, envelope()[:sealed.SealedForGood-1], sealed.Unopened{NotSealed: 1}},
+		"not sealed":                     {"key", 5, []byte(canaryValue + canaryValue + canaryValue), sealed.Unopened{NotSealed: 1}},
+		"one byte":                       {"key", 5, []byte("T"), sealed.Unopened{NotSealed: 1}},
 	}
 	const floor = 16
 	if len(cases) < floor {
@@ -126,7 +127,7 @@ func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			raw := store.NewMemory(store.MemoryConfig{})
-			victim := store.WithInner(sealed, raw)
+			victim := sealed.WithInner(outer, raw)
 			mustApply(t, raw, c.key, c.number, c.value)
 			if got := mustGet(t, victim, c.key); !isMiss(got) {
 				t.Errorf("opened as %+v", got)
@@ -136,15 +137,15 @@ func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
 			}
 		})
 	}
-	if got := mustGet(t, sealed, "key"); string(got.Value) != canaryValue {
+	if got := mustGet(t, outer, "key"); string(got.Value) != canaryValue {
 		t.Errorf("the value itself no longer opens: %+v", got)
 	}
 }
 
-func foreignEnvelope(t *testing.T, foreign *store.Sealed, key string, number uint64) []byte {
+func foreignEnvelope(t *testing.T, foreign *sealed.Store, key string, number uint64) []byte {
 	t.Helper()
 	mustApply(t, foreign, key, number, []byte(canaryValue))
-	return mustGet(t, store.Inner(foreign), key).Value
+	return mustGet(t, sealed.Inner(foreign), key).Value
 }
 
 // A miss in the middle leaves its neighbours alone.
@@ -191,13 +192,13 @@ func TestWhatCannotBeOpenedIsOverwrittenByTheNextFence(t *testing.T) {
 }
 
 func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
-	sealed, inner := sealedPair(t)
-	largest := bytes.Repeat([]byte("v"), store.MaxValue-store.SealedForGood)
-	mustApply(t, sealed, "key", 1, largest)
-	if got := mustGet(t, sealed, "key"); len(got.Value) != len(largest) {
+	outer, inner := sealedPair(t)
+	largest := bytes.Repeat([]byte("v"), store.MaxValue-sealed.SealedForGood)
+	mustApply(t, outer, "key", 1, largest)
+	if got := mustGet(t, outer, "key"); len(got.Value) != len(largest) {
 		t.Errorf("the largest value came back with %d bytes", len(got.Value))
 	}
-	_, err := sealed.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: "other", Number: 1, Value: append(largest, 0)}}})
+	_, err := outer.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: "other", Number: 1, Value: append(largest, 0)}}})
 	if err == nil || !strings.Contains(err.Error(), "at most 1048576 are allowed") {
 		t.Errorf("a value one byte too large: %v", err)
 	}
@@ -209,7 +210,7 @@ func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
 func TestSealedBoltFileShowsNoValue(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "broker.db")
 	bolt := inBolt(t, path)
-	sealed := store.NewSealed(bolt, openRing(t, store.GenerateRing()))
+	sealed := sealed.New(bolt, openRing(t, sealed.GenerateRing()))
 	for i := range uint64(200) {
 		mustApply(t, sealed, fmt.Sprint("key ", i%50), i+1, []byte(strings.Repeat(canaryValue, 20)))
 	}
@@ -232,12 +233,12 @@ func TestSealedBoltFileShowsNoValue(t *testing.T) {
 // Replicas that read the ring at different times share a store while its key is
 // changed.
 func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
-	ring := store.GenerateRing()
+	ring := sealed.GenerateRing()
 	inner := store.NewMemory(store.MemoryConfig{})
-	files := []*store.RingFile{openRing(t, ring), openRing(t, ring)}
-	var replicas []*store.Sealed
+	files := []*sealed.RingFile{openRing(t, ring), openRing(t, ring)}
+	var replicas []*sealed.Store
 	for _, file := range files {
-		replicas = append(replicas, store.NewSealed(inner, file))
+		replicas = append(replicas, sealed.New(inner, file))
 	}
 	const keys = 20
 	ctx, stop := context.WithCancel(t.Context())
@@ -272,7 +273,7 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 			}
 		}
 	}
-	spread := func(ring *store.Ring) {
+	spread := func(ring *sealed.Ring) {
 		for _, file := range files {
 			writeRing(t, file.Path(), ring)
 			reload(t, file)
@@ -300,7 +301,7 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 		spread(ring)
 	}
 	for i, replica := range replicas {
-		if counts := replica.Unopened(); counts != (store.Unopened{}) {
+		if counts := replica.Unopened(); counts != (sealed.Unopened{}) {
 			t.Errorf("replica %d could not open %+v", i, counts)
 		}
 	}
@@ -308,16 +309,16 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 
 // Why a key is added before it seals: who has not read it misses what it sealed.
 func TestKeyThatAReplicaHasNotReadIsAMissThere(t *testing.T) {
-	ring := store.GenerateRing()
+	ring := sealed.GenerateRing()
 	next, id := ring.Add()
 	promoted, err := next.Promote(id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	inner := store.NewMemory(store.MemoryConfig{})
-	hasty, late := store.NewSealed(inner, openRing(t, promoted)), store.NewSealed(inner, openRing(t, ring))
+	hasty, late := sealed.New(inner, openRing(t, promoted)), sealed.New(inner, openRing(t, ring))
 	mustApply(t, hasty, "key", 1, []byte(canaryValue))
-	if got := mustGet(t, late, "key"); !isMiss(got) || late.Unopened() != (store.Unopened{UnknownKey: 1}) {
+	if got := mustGet(t, late, "key"); !isMiss(got) || late.Unopened() != (sealed.Unopened{UnknownKey: 1}) {
 		t.Errorf("got %+v, counted %+v", got, late.Unopened())
 	}
 	mustApply(t, late, "other", 1, []byte(canaryValue))
@@ -328,7 +329,7 @@ func TestKeyThatAReplicaHasNotReadIsAMissThere(t *testing.T) {
 
 // The primary seals, whichever other keys there are.
 func TestThePrimarySeals(t *testing.T) {
-	ring := store.GenerateRing()
+	ring := sealed.GenerateRing()
 	for range 4 {
 		ring, _ = ring.Add()
 	}
@@ -341,7 +342,7 @@ func TestThePrimarySeals(t *testing.T) {
 			ring = promoted
 		}
 		inner := store.NewMemory(store.MemoryConfig{})
-		mustApply(t, store.NewSealed(inner, openRing(t, ring)), "key", 1, []byte(canaryValue))
+		mustApply(t, sealed.New(inner, openRing(t, ring)), "key", 1, []byte(canaryValue))
 		if envelope := mustGet(t, inner, "key").Value; fmt.Sprintf("%x", envelope[3:7]) != id {
 			t.Errorf("sealed with %x, the primary is %s", envelope[3:7], id)
 		}
@@ -360,8 +361,8 @@ func TestSealedPassesErrorsOn(t *testing.T) {
 }
 
 func FuzzOpenEnvelope(f *testing.F) {
-	sealed, inner := sealedPair(f)
-	mustApply(f, sealed, "key", 5, []byte(canaryValue))
+	outer, inner := sealedPair(f)
+	mustApply(f, outer, "key", 5, []byte(canaryValue))
 	envelope := mustGet(f, inner, "key").Value
 	for _, seed := range [][]byte{envelope, envelope[:len(envelope)-1], envelope[:7], append(bytes.Clone(envelope), 0), []byte("TB1"), []byte("TB1aaaabbbbbbbbbbbbcccccccccccccccc"), {0}} {
 		f.Add(seed)
@@ -371,7 +372,7 @@ func FuzzOpenEnvelope(f *testing.F) {
 			return // a counter
 		}
 		raw := store.NewMemory(store.MemoryConfig{})
-		victim := store.WithInner(sealed, raw)
+		victim := sealed.WithInner(outer, raw)
 		mustApply(t, raw, "key", 5, value)
 		got := mustGet(t, victim, "key")
 		if want := bytes.Equal(value, envelope); want != !isMiss(got) {

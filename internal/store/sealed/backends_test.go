@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"testing"

@@ -1,4 +1,4 @@
-package store_test
+package sealed_test
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // putFor puts a value that lives for a while.
@@ -27,11 +28,11 @@ func TestSealedEndHoldsWhateverTheStoreSays(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				sealed, inner := sealedPair(t)
-				putFor(t, sealed, "key", 1, []byte(canaryValue), time.Minute)
+				outer, inner := sealedPair(t)
+				putFor(t, outer, "key", 1, []byte(canaryValue), time.Minute)
 				raw := store.NewMemory(store.MemoryConfig{})
 				putFor(t, raw, "key", 1, mustGet(t, inner, "key").Value, inStore)
-				victim := store.WithInner(sealed, raw)
+				victim := sealed.WithInner(outer, raw)
 
 				time.Sleep(20 * time.Second)
 				got := mustGet(t, victim, "key")
@@ -42,7 +43,7 @@ func TestSealedEndHoldsWhateverTheStoreSays(t *testing.T) {
 					t.Errorf("the store's excess is %v, want %v", got.Excess, want)
 				}
 				time.Sleep(40 * time.Second)
-				if got := mustGet(t, victim, "key"); !isMiss(got) || got.Unopened || victim.Unopened() != (store.Unopened{Outlived: 1}) && inStore != time.Minute+time.Second {
+				if got := mustGet(t, victim, "key"); !isMiss(got) || got.Unopened || victim.Unopened() != (sealed.Unopened{Outlived: 1}) && inStore != time.Minute+time.Second {
 					t.Errorf("after its end: %+v, counted %+v", got, victim.Unopened())
 				}
 			})
@@ -53,11 +54,11 @@ func TestSealedEndHoldsWhateverTheStoreSays(t *testing.T) {
 // A store that ends a value earlier is believed.
 func TestStoreMayEndAValueBeforeItsSealedEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sealed, inner := sealedPair(t)
-		putFor(t, sealed, "key", 1, []byte(canaryValue), time.Minute)
+		outer, inner := sealedPair(t)
+		putFor(t, outer, "key", 1, []byte(canaryValue), time.Minute)
 		raw := store.NewMemory(store.MemoryConfig{})
 		putFor(t, raw, "key", 1, mustGet(t, inner, "key").Value, 10*time.Second)
-		if got := mustGet(t, store.WithInner(sealed, raw), "key"); got.TTL != 10*time.Second || got.Excess != 0 {
+		if got := mustGet(t, sealed.WithInner(outer, raw), "key"); got.TTL != 10*time.Second || got.Excess != 0 {
 			t.Errorf("%v and an excess of %v", got.TTL, got.Excess)
 		}
 	})
@@ -65,22 +66,22 @@ func TestStoreMayEndAValueBeforeItsSealedEnd(t *testing.T) {
 
 // A value without an end stays one, whatever lifetime somebody gives it.
 func TestValueForGoodHasNoLifetime(t *testing.T) {
-	sealed, inner := sealedPair(t)
-	mustApply(t, sealed, "key", 1, []byte(canaryValue))
+	outer, inner := sealedPair(t)
+	mustApply(t, outer, "key", 1, []byte(canaryValue))
 	raw := store.NewMemory(store.MemoryConfig{})
 	putFor(t, raw, "key", 1, mustGet(t, inner, "key").Value, time.Hour)
-	if got := mustGet(t, store.WithInner(sealed, raw), "key"); string(got.Value) != canaryValue || got.TTL != 0 {
+	if got := mustGet(t, sealed.WithInner(outer, raw), "key"); string(got.Value) != canaryValue || got.TTL != 0 {
 		t.Errorf("%q for %v", got.Value, got.TTL)
 	}
 }
 
 // Neither the end nor the kind of an envelope can be changed.
 func TestSealedEndCannotBeMoved(t *testing.T) {
-	sealed, inner := sealedPair(t)
-	putFor(t, sealed, "key", 5, []byte(canaryValue), time.Hour)
-	mustApply(t, sealed, "good", 5, []byte(canaryValue))
+	outer, inner := sealedPair(t)
+	putFor(t, outer, "key", 5, []byte(canaryValue), time.Hour)
+	mustApply(t, outer, "good", 5, []byte(canaryValue))
 	envelope, forGood := mustGet(t, inner, "key").Value, mustGet(t, inner, "good").Value
-	if len(envelope) != len(canaryValue)+store.SealedOverhead {
+	if len(envelope) != len(canaryValue)+sealed.Overhead {
 		t.Fatalf("an envelope of %d bytes", len(envelope))
 	}
 	altered := func(at int, by byte) []byte {
@@ -90,21 +91,21 @@ func TestSealedEndCannotBeMoved(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		value []byte
-		want  store.Unopened
+		want  sealed.Unopened
 	}{
-		"a later end":                    {altered(14, 1), store.Unopened{Refused: 1}},
-		"an end in the far future":       {altered(7, 1), store.Unopened{Refused: 1}},
-		"a negative end":                 {altered(7, 0x80), store.Unopened{Refused: 1}},
-		"marked as for good":             {altered(2, '1'^'2'), store.Unopened{Refused: 1}},
-		"for good, without its end":      {append([]byte("TB1"), append(bytes.Clone(envelope[3:7]), envelope[15:]...)...), store.Unopened{Refused: 1}},
-		"one for good with an end":       {append([]byte("TB2"), append(append(bytes.Clone(forGood[3:7]), make([]byte, 8)...), forGood[7:]...)...), store.Unopened{Refused: 1}},
-		"one for good marked as limited": {append([]byte("TB2"), forGood[3:]...), store.Unopened{Refused: 1}},
-		"cut to less than a tag":         {envelope[:store.SealedOverhead-1], store.Unopened{NotSealed: 1}},
-		"cut within the end":             {envelope[:10], store.Unopened{NotSealed: 1}},
+		"a later end":                    {altered(14, 1), sealed.Unopened{Refused: 1}},
+		"an end in the far future":       {altered(7, 1), sealed.Unopened{Refused: 1}},
+		"a negative end":                 {altered(7, 0x80), sealed.Unopened{Refused: 1}},
+		"marked as for good":             {altered(2, '1'^'2'), sealed.Unopened{Refused: 1}},
+		"for good, without its end":      {append([]byte("TB1"), append(bytes.Clone(envelope[3:7]), envelope[15:]...)...), sealed.Unopened{Refused: 1}},
+		"one for good with an end":       {append([]byte("TB2"), append(append(bytes.Clone(forGood[3:7]), make([]byte, 8)...), forGood[7:]...)...), sealed.Unopened{Refused: 1}},
+		"one for good marked as limited": {append([]byte("TB2"), forGood[3:]...), sealed.Unopened{Refused: 1}},
+		"cut to less than a tag":         {envelope[:sealed.Overhead-1], sealed.Unopened{NotSealed: 1}},
+		"cut within the end":             {envelope[:10], sealed.Unopened{NotSealed: 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw := store.NewMemory(store.MemoryConfig{})
-			victim := store.WithInner(sealed, raw)
+			victim := sealed.WithInner(outer, raw)
 			mustApply(t, raw, "key", 5, c.value)
 			if got := mustGet(t, victim, "key"); !isMiss(got) || !got.Unopened || victim.Unopened() != c.want {
 				t.Errorf("opened as %+v, counted %+v, want %+v", got, victim.Unopened(), c.want)
@@ -116,7 +117,7 @@ func TestSealedEndCannotBeMoved(t *testing.T) {
 // What somebody who can write to Redis may do to lifetimes there.
 func TestSealedEndHoldsInRedis(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	sealed := store.NewSealed(inRedis(t, server.Addr()), openRing(t, store.GenerateRing()))
+	sealed := sealed.New(inRedis(t, server.Addr()), openRing(t, sealed.GenerateRing()))
 	const life = 2 * time.Second
 	prolong := map[string]func(name string){
 		"PEXPIRE": func(name string) { server.CLI("PEXPIRE", name, "3600000") },
