@@ -56,8 +56,17 @@ New here? "broker dev" runs everything on this machine and shows what it does.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetOut(escape.NewWriter(os.Stdout))
-	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newKeygen(), newClients(), newSecret(), newSecrets(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newRing(), newClients(), newSecret(), newSecrets(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
 	return root
+}
+
+// newGroup makes a command that has nothing but subcommands. A subcommand that does not exist is an
+// error: cobra alone would print the help and succeed.
+func newGroup(group *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	group.Args = cobra.NoArgs
+	group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	group.AddCommand(commands...)
+	return group
 }
 
 // explain is how a gRPC status reads to a person.

@@ -23,7 +23,7 @@ put() {
 
 random() { od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n'; }
 
-[ -e broker/ring.json ] || broker keygen | put broker/ring.json
+[ -e broker/ring.json ] || broker ring new | put broker/ring.json
 [ -e redis/password ] || random | put redis/password
 put broker/redis-password <redis/password
 

@@ -74,7 +74,7 @@ type StoreConfig struct {
 	Bolt string `yaml:"bolt" jsonschema:"minLength=1,oneof_required=bolt"`
 	// In Redis, which replicas share.
 	Redis *RedisStoreConfig `yaml:"redis" jsonschema:"oneof_required=redis"`
-	// The file with the keys that values in Bolt and Redis are sealed with, as "broker keygen"
+	// The file with the keys that values in Bolt and Redis are sealed with, as "broker ring new"
 	// makes it: file:PATH, read again when it changes. Required with those two; all replicas must
 	// have the same.
 	SealingKeys secret.Ref `yaml:"sealing_keys"`

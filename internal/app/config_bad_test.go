@@ -108,7 +108,7 @@ func badConfigs() []badConfig {
 		{"unknown store", client() + "store: {mysql: {}}\n", "6: store.mysql: no such key; possible here: memory, bolt, redis, sealing_keys\n6: store: says nothing of where state is kept: give memory, bolt or redis", true},
 		{"redis without addresses", client() + "store: {redis: {}, sealing_keys: file:r}\n", "6: store.redis: addresses is missing", true},
 		{"two stores", client() + "store:\n  memory: {}\n  bolt: b.db\n  sealing_keys: file:r\n", "8: store.bolt: contradicts store.memory in line 7: state is kept in one place, remove one of them\n9: store.sealing_keys: what is kept in memory is not sealed: remove it, or keep state in bolt or redis", true},
-		{"no sealing keys", client() + "store: {bolt: b.db}\n", `6: store: sealing_keys is missing: make a ring of keys with "broker keygen > ring.json" and name it with sealing_keys: file:ring.json; all replicas need the same`, false},
+		{"no sealing keys", client() + "store: {bolt: b.db}\n", `6: store: sealing_keys is missing: make a ring of keys with "broker ring new > ring.json" and name it with sealing_keys: file:ring.json; all replicas need the same`, false},
 		{"sealing keys from the environment", client() + "store: {bolt: b.db, sealing_keys: env:RING}\n", "6: store.sealing_keys: the ring of sealing keys is read from a file only, so that it can change while the broker runs: give file:PATH", false},
 		{"sealing keys as a literal", client() + "store: {bolt: b.db, sealing_keys: hunter2}\n", "6: store.sealing_keys: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"redis address without port", redis("addresses: [redis]"), "8: store.redis.addresses[0]: expected HOST:PORT with a numeric port, such as redis.example.com:6379", false},

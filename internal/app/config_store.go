@@ -35,7 +35,7 @@ func checkSealing(c *StoreConfig, kind string, found *findings) {
 	case kind == "store.memory" && found.given(keys):
 		found.addAtf(keys, "what is kept in memory is not sealed: remove it, or keep state in bolt or redis")
 	case (kind == "store.bolt" || kind == "store.redis") && !found.given(keys):
-		found.addAtf("store", "sealing_keys is missing: make a ring of keys with \"broker keygen > ring.json\" and name it with sealing_keys: file:ring.json; all replicas need the same")
+		found.addAtf("store", "sealing_keys is missing: make a ring of keys with \"broker ring new > ring.json\" and name it with sealing_keys: file:ring.json; all replicas need the same")
 	case found.given(keys) && c.SealingKeys.Kind() == "env":
 		found.addAtf(keys, "the ring of sealing keys is read from a file only, so that it can change while the broker runs: give file:PATH")
 	}

@@ -49,9 +49,9 @@ func (b *bench) startRedis(ctx context.Context) (*redisServer, error) {
 	}
 	config := fmt.Sprintf("bind 127.0.0.1\nport %s\ndir %s\nsave \"\"\nappendonly yes\nauto-aof-rewrite-percentage 0\nloglevel warning\n", port, dir)
 	path, ring := filepath.Join(dir, "redis.conf"), filepath.Join(dir, "ring.json")
-	keys, err := exec.CommandContext(ctx, b.binary, "keygen").Output()
+	keys, err := exec.CommandContext(ctx, b.binary, "ring", "new").Output()
 	if err != nil {
-		return nil, fmt.Errorf("broker keygen: %w", err)
+		return nil, fmt.Errorf("broker ring new: %w", err)
 	}
 	if err := errors.Join(os.WriteFile(path, []byte(config), 0o600), os.WriteFile(ring, keys, 0o600)); err != nil {
 		return nil, err

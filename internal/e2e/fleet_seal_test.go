@@ -92,7 +92,7 @@ func tokenKeys(server *redistest.Server) []string {
 
 var ringKeyID = regexp.MustCompile(`[Kk]ey ([0-9a-f]{8})`)
 
-// The ring of sealing keys changes as "broker keygen" tells the operator, while
+// The ring of sealing keys changes as "broker ring" tells the operator, while
 // callers ask all the time.
 func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -105,11 +105,11 @@ func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 	demand := startLoad(t, f.replicas, 3, 10*time.Millisecond, "orders")
 
 	times := 0
-	change := func(args ...string) (ids []string) {
+	change := func(command string, ids ...string) (told []string) {
 		t.Helper()
-		res := run(t, append(append([]string{"keygen"}, args...), ring)...)
+		res := run(t, append([]string{"ring", command, ring}, ids...)...)
 		if res.code != 0 {
-			t.Fatalf("keygen %v: %v", args, res)
+			t.Fatalf("ring %s: %v", command, res)
 		}
 		times++
 		for _, r := range f.replicas {
@@ -118,20 +118,20 @@ func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 			})
 		}
 		for _, match := range ringKeyID.FindAllStringSubmatch(res.stderr, -1) {
-			ids = append(ids, match[1])
+			told = append(told, match[1])
 		}
-		return ids
+		return told
 	}
-	ids := change("--add")
+	ids := change("add")
 	if isLong() {
 		added, old := ids[0], ids[1]
-		change("--promote", added)
+		change("promote", added)
 		late := f.add(t, 1, "broker", 0)
 		if a := everybody(t, late, 1, "orders").good(t, "a late replica")[0]; a.token.Source() != "shared" || a.token.AccessToken() != token {
 			t.Errorf("a late replica could not open what the old key sealed: source %s", a.token.Source())
 		}
 		f.replicas = f.replicas[:3] // the late one has seen no change
-		change("--drop", old)
+		change("drop", old)
 	}
 	demand.good(t, "callers during the rotation")
 	t.Logf("meanwhile: %v", demand.took)

@@ -91,10 +91,10 @@ func TestARingOfKeysThatCannotSealStopsTheStart(t *testing.T) {
 	withRing := func(path string) string {
 		return fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "broker.db"), "file:"+path) + clients
 	}
-	startRefused(t, "no ring in the configuration", fmt.Sprintf("store: {bolt: %q}\n", filepath.Join(dir, "broker.db"))+clients, "sealing_keys", "broker keygen")
-	startRefused(t, "a ring that is not there", withRing(filepath.Join(dir, "none.json")), "none.json", "does not exist", "broker keygen")
+	startRefused(t, "no ring in the configuration", fmt.Sprintf("store: {bolt: %q}\n", filepath.Join(dir, "broker.db"))+clients, "sealing_keys", "broker ring new")
+	startRefused(t, "a ring that is not there", withRing(filepath.Join(dir, "none.json")), "none.json", "does not exist", "broker ring new")
 	startRefused(t, "a ring that is a directory", withRing(dir), dir, "directory")
-	startRefused(t, "an empty ring", withRing(writeFile(t, "empty.json", "")), "empty.json", "empty", "broker keygen")
+	startRefused(t, "an empty ring", withRing(writeFile(t, "empty.json", "")), "empty.json", "empty", "broker ring new")
 	startRefused(t, "a ring with a key too short", withRing(writeFile(t, "short.json",
 		`{"names": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "primary": "0a1b2c3d", "keys": {"0a1b2c3d": "c2hvcnQ="}}`)), "short.json", "0a1b2c3d", "5 bytes", "32")
 	if os.Geteuid() != 0 { // who may read everything

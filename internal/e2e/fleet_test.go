@@ -117,9 +117,9 @@ func redisConfig(t *testing.T, more string, addresses ...string) string {
 // makeRing makes a ring of sealing keys as an operator does.
 func makeRing(t *testing.T) (path string) {
 	t.Helper()
-	res := run(t, "keygen")
+	res := run(t, "ring", "new")
 	if res.code != 0 {
-		t.Fatalf("keygen: %v", res)
+		t.Fatalf("ring new: %v", res)
 	}
 	return writeFile(t, "ring.json", res.stdout)
 }

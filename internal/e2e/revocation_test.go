@@ -114,8 +114,8 @@ func TestAReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 		if res := run(t, "check-config", writeFile(t, "other.yaml", other), "--live"); res.code == 0 || !strings.Contains(res.stdout+res.stderr, "another ring of sealing keys") {
 			t.Errorf("check-config --live: %v", res)
 		}
-		if res := run(t, "keygen", "--add", ring); res.code != 0 {
-			t.Fatalf("keygen --add: %v", res)
+		if res := run(t, "ring", "add", ring); res.code != 0 {
+			t.Fatalf("ring add: %v", res)
 		}
 		startBroker(t, section+clients)
 	}

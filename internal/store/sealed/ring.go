@@ -72,14 +72,14 @@ func GenerateRing() *Ring {
 // case. It is strict, and its errors show nothing of what it read but ids.
 func ParseRing(data []byte) (*Ring, error) {
 	if len(data) > ringMaxSize {
-		return nil, fmt.Errorf("more than %d bytes: is it a ring? Make one with `broker keygen`", ringMaxSize)
+		return nil, fmt.Errorf("more than %d bytes: is it a ring? Make one with `broker ring new`", ringMaxSize)
 	}
 	var file ringJSON
 	if err := json.Unmarshal(data, &file, json.RejectUnknownMembers(true)); err != nil {
 		return nil, ringSyntaxError(err)
 	}
 	if len(file.Keys) == 0 {
-		return nil, errors.New("it has no keys: make a ring with `broker keygen`")
+		return nil, errors.New("it has no keys: make a ring with `broker ring new`")
 	}
 	names, err := parseRingBytes("the names key", file.Names)
 	if err != nil {
@@ -106,9 +106,9 @@ func ringSyntaxError(err error) error {
 		return errors.New("it names a member twice: which of them counts? Keep one")
 	}
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return fmt.Errorf("it is not JSON, from byte %d on: make a ring with `broker keygen`", syntax.ByteOffset)
+		return fmt.Errorf("it is not JSON, from byte %d on: make a ring with `broker ring new`", syntax.ByteOffset)
 	}
-	return errors.New(`it is not of the form {"names": KEY, "primary": ID, "keys": {ID: KEY}}: make a ring with ` + "`broker keygen`")
+	return errors.New(`it is not of the form {"names": KEY, "primary": ID, "keys": {ID: KEY}}: make a ring with ` + "`broker ring new`")
 }
 
 func (r *Ring) parseKey(text, encoded string) error {
@@ -121,7 +121,7 @@ func (r *Ring) parseKey(text, encoded string) error {
 		return err
 	}
 	if bytes.Equal(r.names) {
-		return fmt.Errorf("key %v is the names key as well: each must be random of its own. Replace it with `broker keygen --add`", id)
+		return fmt.Errorf("key %v is the names key as well: each must be random of its own. Replace it with `broker ring add`", id)
 	}
 	for other, key := range r.keys {
 		if bytes.Equal(key.bytes) {
@@ -167,14 +167,14 @@ func parseRingID(text string) (id ringID, err error) {
 
 func parseRingBytes(what, encoded string) (redact.String, error) {
 	if encoded == "" {
-		return redact.String{}, fmt.Errorf("%s is missing: make a ring with `broker keygen`", what)
+		return redact.String{}, fmt.Errorf("%s is missing: make a ring with `broker ring new`", what)
 	}
 	bytes, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	switch {
 	case err != nil || base64.StdEncoding.EncodeToString(bytes) != encoded: // decoding passes over line ends
-		return redact.String{}, fmt.Errorf("%s is not standard base64: make a ring with `broker keygen`", what)
+		return redact.String{}, fmt.Errorf("%s is not standard base64: make a ring with `broker ring new`", what)
 	case len(bytes) != ringKeySize:
-		return redact.String{}, fmt.Errorf("%s has %d bytes: it must have %d. Make a ring with `broker keygen`", what, len(bytes), ringKeySize)
+		return redact.String{}, fmt.Errorf("%s has %d bytes: it must have %d. Make a ring with `broker ring new`", what, len(bytes), ringKeySize)
 	}
 	return redact.New(string(bytes)), nil
 }

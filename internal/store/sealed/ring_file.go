@@ -58,7 +58,7 @@ func readRingFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("the ring of sealing keys %s does not exist: make it with `broker keygen > %s`", path, path)
+		return nil, fmt.Errorf("the ring of sealing keys %s does not exist: make it with `broker ring new > %s`", path, path)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("the ring of sealing keys %s may not be read: give it to the user that the broker runs as", path)
 	case err != nil:
@@ -77,7 +77,7 @@ func readRingFile(path string) ([]byte, error) {
 
 func parseRingFile(path string, data []byte) (*Ring, error) {
 	if len(data) == 0 {
-		return nil, fmt.Errorf("the ring of sealing keys %s is empty: make it with `broker keygen > %s`", path, path)
+		return nil, fmt.Errorf("the ring of sealing keys %s is empty: make it with `broker ring new > %s`", path, path)
 	}
 	ring, err := ParseRing(data)
 	if err != nil {

@@ -52,9 +52,9 @@ func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
 	}
 	for name, c := range map[string]struct{ path, want string }{
 		"directory":   {dir, "is a directory: name the file in it"},
-		"absent":      {filepath.Join(dir, "absent"), "does not exist: make it with `broker keygen > "},
+		"absent":      {filepath.Join(dir, "absent"), "does not exist: make it with `broker ring new > "},
 		"a directory": {dir, "is a directory"},
-		"empty":       {file("empty", ""), "is empty: make it with `broker keygen > "},
+		"empty":       {file("empty", ""), "is empty: make it with `broker ring new > "},
 		"broken":      {file("broken", "{"), "it is not JSON"},
 		"too short":   {file("short", ringText(namesKey, "0a1b2c3d", `"0a1b2c3d": "AAAA"`)), "key 0a1b2c3d has 3 bytes: it must have 32"},
 		"huge":        {file("huge", strings.Repeat("x", 1<<20)), "is it a ring?"},

@@ -62,7 +62,7 @@ func TestBadRingIsRefusedWithASentenceThatShowsNoKey(t *testing.T) {
 		"wrong case":          {strings.Replace(goodRing, "primary", "Primary", 1), "a member that a ring does not have"},
 		"repeated member":     {strings.Replace(goodRing, "{", `{"primary": "0a1b2c3d", `, 1), "names a member twice"},
 		"repeated id":         {ringText(namesKey, "0a1b2c3d", one+","+one), "names a member twice"},
-		"no names key":        {strings.Replace(goodRing, `"names": "`+namesKey+`", `, "", 1), "the names key is missing: make a ring with `broker keygen`"},
+		"no names key":        {strings.Replace(goodRing, `"names": "`+namesKey+`", `, "", 1), "the names key is missing: make a ring with `broker ring new`"},
 		"names key too short": {ringText(ringKey('N', 31), "0a1b2c3d", goodKeys), "the names key has 31 bytes: it must have 32"},
 		"no primary":          {strings.Replace(goodRing, `"primary": "0a1b2c3d", `, "", 1), "which key seals"},
 		"unknown primary":     {ringText(namesKey, "00000000", goodKeys), "there is no key 00000000 in the ring: it has [0a1b2c3d 1f2e3d4c]"},
