@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -15,9 +16,9 @@ import (
 )
 
 func newServe() *cobra.Command {
-	var path string
+	var fromFlag string
 	cmd := &cobra.Command{
-		Use:   "serve --config FILE",
+		Use:   "serve FILE",
 		Short: "Run the broker",
 		Long: `Run the broker with the configuration in FILE until it is told to stop (SIGTERM or
 Ctrl-C), and then end calls in progress before it exits.
@@ -30,9 +31,14 @@ clients, issuers, callers and roles are replaced as one. A file with anything
 wrong in it changes nothing, and what takes a restart is named in the log.
 
 The process cannot be dumped, and debuggers cannot attach to it.`,
-		Example: `  broker serve --config /etc/tokenbroker/broker.yaml`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Example: `  broker serve /etc/tokenbroker/broker.yaml
+  broker serve --config /etc/tokenbroker/broker.yaml`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := configFile(args, fromFlag)
+			if err != nil {
+				return err
+			}
 			config, err := app.LoadConfig(path)
 			if err != nil {
 				return err
@@ -52,9 +58,22 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 			return broker.Run(cmd.Context())
 		},
 	}
-	cmd.Flags().StringVar(&path, "config", "", "configuration file (required)")
-	_ = cmd.MarkFlagRequired("config")
+	cmd.Flags().StringVar(&fromFlag, "config", "", "configuration file, in place of the argument FILE")
 	return cmd
+}
+
+// configFile returns the configuration file, which is given as an argument or by --config.
+func configFile(args []string, flag string) (path string, err error) {
+	switch {
+	case len(args) == 0 && flag == "":
+		return "", errors.New("the configuration file is missing: broker serve FILE")
+	case len(args) > 0 && flag != "":
+		return "", errors.New("the configuration file is given twice: as an argument and by --config. Remove one of them")
+	case len(args) > 0:
+		return args[0], nil
+	default:
+		return flag, nil
+	}
 }
 
 func newLogger(to io.Writer, cfg app.LogConfig) *slog.Logger {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,5 +17,31 @@ func TestLogsTellDurationsAsPeopleDo(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s: %s, want %s", format, out.String(), want)
 		}
+	}
+}
+
+// The file is an argument or a flag. Each is shown to be read by what is wrong with the file.
+func TestServeTakesTheFileAsAnArgumentOrAFlag(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "broker.yaml")
+	if err := os.WriteFile(file, []byte("log: {level: loud}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name, says string
+		args       []string
+	}{
+		{"argument", file + ":1: log.level", []string{file}},
+		{"flag", file + ":1: log.level", []string{"--config", file}},
+		{"both", "given twice", []string{file, "--config", file}},
+		{"neither", "broker serve FILE", nil},
+		{"two files", "at most 1 arg", []string{file, file}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			root := newRoot()
+			root.SetArgs(append([]string{"serve"}, tt.args...))
+			if err := root.Execute(); err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v, want %q", err, tt.says)
+			}
+		})
 	}
 }
