@@ -2,10 +2,8 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,10 +11,7 @@ import (
 )
 
 func newCheckConfig() *cobra.Command {
-	var (
-		live, mint bool
-		caller     string
-	)
+	var live, mint bool
 	cmd := &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
@@ -28,9 +23,8 @@ With --live also read certificates and secrets, find the token endpoints of the 
 load the keys of the issuers. With --mint, which implies --live, also get a token
 for each client; some IdPs bill for those.
 
-With --explain say what a caller may ask for, and by which of its roles.`,
+"broker policy explain" says what a caller may request.`,
 		Example: `  broker check-config broker.yaml
-  broker check-config broker.yaml --explain checkout
   broker check-config broker.yaml --live --mint`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,11 +38,6 @@ With --explain say what a caller may ask for, and by which of its roles.`,
 			}
 			for _, warning := range slices.Concat(config.Warnings, config.ExposedFiles()) {
 				_, _ = fmt.Fprintf(out, "warn  %s\n", warning)
-			}
-			if caller != "" {
-				if err := explainCaller(out, config, caller); err != nil {
-					return err
-				}
 			}
 			if !live && !mint {
 				return nil
@@ -72,19 +61,7 @@ With --explain say what a caller may ask for, and by which of its roles.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&caller, "explain", "", "say what this caller may ask for")
 	cmd.Flags().BoolVar(&live, "live", false, "also try certificates, secrets, discovery and keys")
 	cmd.Flags().BoolVar(&mint, "mint", false, "also get a token for each client (implies --live)")
 	return cmd
-}
-
-func explainCaller(out io.Writer, config *app.Config, caller string) error {
-	lines, known := config.Explain(caller)
-	if !known {
-		return fmt.Errorf("there is no caller %q; those who are configured: %s", caller, strings.Join(config.CallerNames(), ", "))
-	}
-	for _, line := range lines {
-		_, _ = fmt.Fprintln(out, line)
-	}
-	return nil
 }

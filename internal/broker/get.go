@@ -197,7 +197,7 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Erro
 	return &apierror.Error{
 		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled,
 		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
-		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker check-config FILE --explain %s",
+		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker policy explain FILE %s",
 			caller.Name(), ask.Client, asked, verdict, caller.Name()),
 	}
 }
@@ -208,7 +208,7 @@ func denied(caller *policy.Caller, asked string, about map[string]string) *apier
 	about["caller"] = caller.Name()
 	return &apierror.Error{
 		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: about,
-		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker check-config FILE --explain %s",
+		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker policy explain FILE %s",
 			caller.Name(), asked, caller.Name()),
 	}
 }

@@ -90,7 +90,7 @@ func TestDenialsTellNothing(t *testing.T) {
 			strings.ReplaceAll(a.Message, "orders", "zebras") != b.Message {
 			t.Errorf("%+v\n%+v", a, b)
 		}
-		if !strings.Contains(a.Message, `"nothing"`) || !strings.Contains(a.Message, "--explain nothing") || !strings.Contains(a.Message, `audience "x"`) {
+		if !strings.Contains(a.Message, `"nothing"`) || !strings.Contains(a.Message, "broker policy explain FILE nothing") || !strings.Contains(a.Message, `audience "x"`) {
 			t.Errorf("the message does not say who asked for what, and how to find out more: %s", a.Message)
 		}
 	})

@@ -103,7 +103,7 @@ func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
 		f, b := startScoped(t, []string{"read", "write"}, map[string][]string{"admin": {"admin"}})
 		_, err := f.get(t, "admin", orders())
 		told := wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
-		for _, want := range []string{`"read" "write"`, audience, "(the client's own)", "--explain admin"} {
+		for _, want := range []string{`"read" "write"`, audience, "(the client's own)", "broker policy explain FILE admin"} {
 			if !strings.Contains(told.Message, want) {
 				t.Errorf("the message lacks %s: %s", want, told.Message)
 			}

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/cezzis/tokenbroker/internal/app"
+)
+
+func newPolicy() *cobra.Command {
+	return newGroup(&cobra.Command{
+		Use:   "policy",
+		Short: "Explain what callers may request",
+	}, newPolicyExplain())
+}
+
+func newPolicyExplain() *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain FILE CALLER",
+		Short: "Say what a caller may request, and by which of its roles",
+		Long: `Say how the configuration in FILE identifies CALLER, what CALLER may request, and which
+of its roles grants that. No broker needs to run.`,
+		Example: `  broker policy explain broker.yaml checkout`,
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := app.LoadConfig(args[0])
+			if err != nil {
+				return err
+			}
+			lines, known := config.Explain(args[1])
+			if !known {
+				return fmt.Errorf("there is no caller %q in %s; its callers are: %s", args[1], args[0], strings.Join(config.CallerNames(), ", "))
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), strings.Join(lines, "\n"))
+			return err
+		},
+	}
+}
