@@ -19,13 +19,10 @@ import (
 )
 
 func newRevocations() *cobra.Command {
-	cmd := &cobra.Command{
+	return newGroup(&cobra.Command{
 		Use:   "revocations",
 		Short: "Say which tokens verification must refuse",
-		Args:  cobra.NoArgs,
-	}
-	cmd.AddCommand(newRevocationsAdd(), newRevocationsList(), newRevocationsDelete())
-	return cmd
+	}, newRevocationsAdd(), newRevocationsList(), newRevocationsDelete())
 }
 
 func newRevocationsAdd() *cobra.Command {

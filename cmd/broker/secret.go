@@ -25,15 +25,12 @@ import (
 )
 
 func newSecret() *cobra.Command {
-	cmd := &cobra.Command{
+	return newGroup(&cobra.Command{
 		Use:   "secret",
-		Short: "Change the secret of a client",
-		Long: `Change the secret of a client that is configured with "secret: managed". A secret in a
-file is changed by changing the file.`,
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(newSecretRotate(), newSecretActivate(), newSecretRollback(), newSecretRetire())
-	return cmd
+		Short: "Change, back up and restore the secrets of clients",
+		Long: `Change the secret of a client that is configured with "secret: managed", or back up and
+restore such secrets. A secret in a file is changed by changing the file.`,
+	}, newSecretRotate(), newSecretActivate(), newSecretRollback(), newSecretRetire(), newSecretExport(), newSecretImport())
 }
 
 // changing is what the commands that change a secret have in common.

@@ -68,9 +68,9 @@ func TestNoSecretIsSeenWhateverIsDoneWithIt(t *testing.T) {
 	note("a client", second.run(t, "clients", "orders"))
 	note("a client in JSON", second.run(t, "clients", "orders", "--json"))
 	file := filepath.Join(t.TempDir(), "secrets.sealed")
-	note("export", first.run(t, "secrets", "export", file))
-	note("import", second.run(t, "secrets", "import", file, "--replace"))
-	note("a broken import", second.run(t, "secrets", "import", writeFile(t, "broken", fmt.Sprintf(`{"v":1,"clients":{"orders":%q}}`, "Y2FuYXJ5"))))
+	note("export", first.run(t, "secret", "export", file))
+	note("import", second.run(t, "secret", "import", file, "--replace"))
+	note("a broken import", second.run(t, "secret", "import", writeFile(t, "broken", fmt.Sprintf(`{"v":1,"clients":{"orders":%q}}`, "Y2FuYXJ5"))))
 	first.get(t, "orders")
 	if content, err := os.ReadFile(file); err != nil {
 		t.Error(err)

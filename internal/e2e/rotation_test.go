@@ -268,7 +268,7 @@ func TestSecretsAreBackedUpAndBroughtBack(t *testing.T) {
 	idp.takes("first")
 	first.rotate(t, "first")
 	file := filepath.Join(t.TempDir(), "secrets.sealed")
-	if res := first.run(t, "secrets", "export", file); res.code != 0 {
+	if res := first.run(t, "secret", "export", file); res.code != 0 {
 		t.Fatalf("export: %v", res)
 	}
 	content, err := os.ReadFile(file)
@@ -279,18 +279,18 @@ func TestSecretsAreBackedUpAndBroughtBack(t *testing.T) {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	second := fresh(ring)
-	if res := second.run(t, "secrets", "import", file); res.code != 0 {
+	if res := second.run(t, "secret", "import", file); res.code != 0 {
 		t.Fatalf("import: %v", res)
 	}
 	second.get(t, "orders")
-	if res := second.run(t, "secrets", "import", file); res.code == 0 || !strings.Contains(res.stderr, "it has a secret already") {
+	if res := second.run(t, "secret", "import", file); res.code == 0 || !strings.Contains(res.stderr, "it has a secret already") {
 		t.Errorf("over what there is: %v", res)
 	}
-	if res := second.run(t, "secrets", "import", file, "--replace"); res.code != 0 {
+	if res := second.run(t, "secret", "import", file, "--replace"); res.code != 0 {
 		t.Errorf("replacing: %v", res)
 	}
 	stranger := fresh(makeRing(t))
-	if res := stranger.run(t, "secrets", "import", file); res.code == 0 || !strings.Contains(res.stderr, "sealed with a key") {
+	if res := stranger.run(t, "secret", "import", file); res.code == 0 || !strings.Contains(res.stderr, "sealed with a key") {
 		t.Errorf("with another ring: %v", res)
 	}
 }

@@ -135,7 +135,7 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 	switch {
 	case keeping.appendOnly:
 	case r.config.KeepsSecrets:
-		warnings = append(warnings, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secrets export` writes")
+		warnings = append(warnings, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes")
 	default:
 		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both")
 	}

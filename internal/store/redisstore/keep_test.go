@@ -114,7 +114,7 @@ func TestRedisThatMayEvictSecretsIsRefused(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL("+info")}})
 	config := redisUser(t, server.Addr())
 	config.KeepsSecrets = true
-	redisCheckAll(t, []redisMend{{"no append-only file", config, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secrets export` writes"}})
+	redisCheckAll(t, []redisMend{{"no append-only file", config, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes"}})
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
 	redisCheckAll(t, []redisMend{{"evicts", config, "Redis: maxmemory-policy allkeys-lru may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files"}})
 }

@@ -28,17 +28,7 @@ type backup struct {
 	Clients   map[string][]byte `json:"clients"`
 }
 
-func newSecrets() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "secrets",
-		Short: "Back up the managed secrets, and bring them back",
-		Args:  cobra.NoArgs,
-	}
-	cmd.AddCommand(newSecretsExport(), newSecretsImport())
-	return cmd
-}
-
-func newSecretsExport() *cobra.Command {
+func newSecretExport() *cobra.Command {
 	var to connection
 	cmd := &cobra.Command{
 		Use:   "export FILE [CLIENT...]",
@@ -46,7 +36,7 @@ func newSecretsExport() *cobra.Command {
 		Long: `Write the secrets of all managed clients, or of those that are named, to FILE. They are
 sealed with the broker's ring of sealing keys: only a broker with the same ring can read
 them. Keep the file and the ring in different places.`,
-		Example: `  broker secrets export secrets.sealed`,
+		Example: `  broker secret export secrets.sealed`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			made := backup{Form: backupForm, CreatedAt: time.Now().UTC().Truncate(time.Second), Clients: map[string][]byte{}}
@@ -119,7 +109,7 @@ func writeBackup(path string, made backup) error {
 	return err
 }
 
-func newSecretsImport() *cobra.Command {
+func newSecretImport() *cobra.Command {
 	var (
 		c       = changing{asked: true}
 		replace bool
@@ -130,8 +120,8 @@ func newSecretsImport() *cobra.Command {
 		Long: `Bring back the secrets in FILE, of all clients in it or of those that are named. A client
 that has a secret keeps it, unless --replace is given. The broker must have the ring of
 sealing keys that the file was made with.`,
-		Example: `  broker secrets import secrets.sealed
-  broker secrets import secrets.sealed orders-api --replace`,
+		Example: `  broker secret import secrets.sealed
+  broker secret import secrets.sealed orders-api --replace`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, err := readBackup(args[0])
@@ -194,7 +184,7 @@ func readBackup(path string) (backup, error) {
 	}
 	var from backup
 	if json.Unmarshal(data, &from) != nil || from.Form != backupForm {
-		return backup{}, fmt.Errorf("%s is not what \"broker secrets export\" of this version writes", path)
+		return backup{}, fmt.Errorf("%s is not what \"broker secret export\" of this version writes", path)
 	}
 	return from, nil
 }
