@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -222,11 +221,7 @@ func rough(d time.Duration) string {
 
 func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON bool) error {
 	if asJSON {
-		line, err := protojson.Marshal(c)
-		if err == nil {
-			_, err = fmt.Fprintln(out, string(line))
-		}
-		return err
+		return printMessage(out, c)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	row := func(what, format string, args ...any) { _, _ = fmt.Fprintf(table, what+"\t"+format+"\n", args...) }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -52,7 +51,7 @@ Audience, resources and scopes default to those of the client.`,
 	flags.StringArrayVar(&resource, "resource", nil, "resource to ask for (repeatable)")
 	flags.StringSliceVar(&scope, "scope", nil, "scope to ask for (repeatable, or separated by commas)")
 	flags.DurationVar(&minTTL, "min-ttl", 0, "how long the token must live at least")
-	flags.BoolVar(&asJSON, "json", false, "print all that the broker said")
+	flags.BoolVar(&asJSON, "json", false, "print all that the broker returned, as JSON in one line")
 	return cmd
 }
 
@@ -61,7 +60,7 @@ func printToken(cmd *cobra.Command, token *client.Token, asJSON bool) error {
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), token.AccessToken())
 		return err
 	}
-	return printJSON(cmd, struct {
+	return printJSON(cmd.OutOrStdout(), struct {
 		AccessToken string    `json:"access_token"`
 		TokenType   string    `json:"token_type"`
 		ExpiresAt   time.Time `json:"expires_at"`
@@ -70,10 +69,4 @@ func printToken(cmd *cobra.Command, token *client.Token, asJSON bool) error {
 		Source      string    `json:"source"`
 		Degraded    bool      `json:"degraded"`
 	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), token.Scopes(), token.Source(), token.Degraded()})
-}
-
-func printJSON(cmd *cobra.Command, value any) error {
-	out := json.NewEncoder(cmd.OutOrStdout())
-	out.SetIndent("", "  ")
-	return out.Encode(value)
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -150,11 +149,7 @@ func newRevocationsList() *cobra.Command {
 func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON bool) error {
 	if asJSON {
 		for _, one := range found {
-			line, err := protojson.Marshal(one)
-			if err != nil {
-				return err
-			}
-			if _, err := fmt.Fprintln(out, string(line)); err != nil {
+			if err := printMessage(out, one); err != nil {
 				return err
 			}
 		}

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
@@ -47,7 +46,7 @@ func (c *changing) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&c.request, "request-id", "", "go on with an earlier call, which may have been cut off, instead of making a new one")
 	flags.StringVar(&c.reason, "reason", "", "why, for the audit log")
-	flags.BoolVar(&c.asJSON, "json", false, "print what the broker answered")
+	flags.BoolVar(&c.asJSON, "json", false, "print what the broker returned, as JSON in one line")
 	if c.expecting {
 		flags.StringVar(&c.expected, "expect", "", "do it only if this version is in force")
 	}
@@ -99,11 +98,7 @@ func stepsOf(err error) *tokenbrokerv1.RotateSecretResponse {
 
 func (c *changing) tell(out io.Writer, answer changed) error {
 	if c.asJSON {
-		line, err := protojson.Marshal(answer)
-		if err == nil {
-			_, err = fmt.Fprintln(out, string(line))
-		}
-		return err
+		return printMessage(out, answer)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	warnings := map[string]bool{}
@@ -242,12 +237,19 @@ func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.
 			}
 		}
 		if !revoke {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "tokens that were issued before go on being accepted where they are verified; to have VerifyToken refuse them:\n  "+command)
+			out := cmd.OutOrStdout()
+			if c.asJSON {
+				out = cmd.ErrOrStderr()
+			}
+			_, err := fmt.Fprintln(out, "tokens that were issued before go on being accepted where they are verified; to have VerifyToken refuse them:\n  "+command)
 			return err
 		}
 		made, err := admin.RevokeTokens(ctx, revocationOfClient(issuer, id, before, c.reason))
 		if err != nil {
 			return fmt.Errorf("the secret is rotated, but what was issued before is not revoked: %w", err)
+		}
+		if c.asJSON {
+			return printMessage(cmd.OutOrStdout(), made.GetRevocation())
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken refuses what was issued before (revocation %s)\n", made.GetRevocation().GetId())
 		return err

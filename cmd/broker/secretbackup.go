@@ -166,9 +166,26 @@ func (c *changing) bringBack(cmd *cobra.Command, name string, sealed []byte, rep
 		if err != nil {
 			return err
 		}
+		if c.asJSON {
+			return printImported(cmd.OutOrStdout(), name, made)
+		}
 		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s: version %s\n", name, made.GetVersion().GetVersion())
 		return c.tell(cmd.OutOrStdout(), made)
 	})
+}
+
+// printImported prints one of several results, each of which names its client.
+func printImported(out io.Writer, name string, made *tokenbrokerv1.ImportSecretResponse) error {
+	line, err := messageJSON(made)
+	if err != nil {
+		return err
+	}
+	members := map[string]any{}
+	if err := json.Unmarshal(line, &members); err != nil {
+		return err
+	}
+	members["client_name"] = name
+	return printJSON(out, members)
 }
 
 func readBackup(path string) (backup, error) {

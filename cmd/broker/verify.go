@@ -85,7 +85,7 @@ Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.
 	to.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that the broker said")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that the broker returned, as JSON in one line")
 	return cmd
 }
 
@@ -115,7 +115,7 @@ func tokenArgument(arg string, stdin io.Reader) (string, error) {
 func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bool) error {
 	var err error
 	if asJSON {
-		err = printJSON(cmd, struct {
+		err = printJSON(cmd.OutOrStdout(), struct {
 			Active  bool   `json:"active"`
 			Reason  string `json:"reason"`
 			Message string `json:"message"`
@@ -148,7 +148,7 @@ func bound(to *client.Confirmation) *client.RejectedError {
 
 func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
 	if asJSON {
-		return printJSON(cmd, struct {
+		return printJSON(cmd.OutOrStdout(), struct {
 			Active      bool               `json:"active"`
 			Issuer      string             `json:"issuer"`
 			Subject     string             `json:"subject"`
