@@ -40,6 +40,8 @@ type replicas struct {
 	audit  *audit.Log
 	// towards is in place of the IdP; nil: nothing is.
 	towards http.RoundTripper
+	// ended counts the histories that replicas wrote which have ended.
+	ended int64
 }
 
 type replica struct {
@@ -176,6 +178,8 @@ type link struct {
 	// purge is the record of the first request to purge.
 	purge atomic.Pointer[store.Put]
 	calls atomic.Int64
+	// histories counts the histories of secrets that were written.
+	histories atomic.Int64
 	// writesLeft are how many more puts succeed, if it is not 0; the last one fails, and
 	// so do all after it.
 	writesLeft atomic.Int32
@@ -249,6 +253,9 @@ func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
 	for _, put := range change.Puts {
 		if strings.Contains(put.Key, "purge:") {
 			l.purge.CompareAndSwap(nil, &put)
+		}
+		if strings.HasSuffix(put.Key, "secrets") {
+			l.histories.Add(1)
 		}
 	}
 	applied, err := l.to.Load().Apply(ctx, change)

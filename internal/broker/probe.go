@@ -222,6 +222,9 @@ func noProofPut(c *client, fence uint64) store.Put {
 
 // sawProof adopts what the fleet knows of the secret, if it is newer.
 func (c *client) sawProof(found store.Entry, asked time.Time) {
+	if v := c.secrets.now().named(string(found.Value)); v != nil {
+		atLeast(&v.usedAt, asked.Add(found.TTL-proofKept).UnixNano())
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(found.Value) > 0 && found.Number > c.provenBy {

@@ -165,11 +165,12 @@ func (b *Broker) proveWanted(ctx context.Context, c *client) {
 	b.putInForce(ctx, c, v, expected)
 }
 
-// settleSecret puts a version in force that has proved itself where the one in
-// force did not: it was staged, or is the first that there is.
+// settleSecret puts a version in force that has obtained a token: one that was staged, or the first
+// one of a source that can change while the process runs. The first version of another source needs
+// no history: see [Broker.beginHistory].
 func (b *Broker) settleSecret(c *client, v *version) {
 	u := c.secrets.now()
-	if v != u.pending && (u.history.Generation > 0 || c.secrets.source == nil) {
+	if v != u.pending && (u.history.Generation > 0 || !c.secrets.follows()) {
 		return
 	}
 	c.secrets.proved.Store(&proved{v, u.history.CurrentID()})
@@ -183,6 +184,43 @@ func (b *Broker) settleSecret(c *client, v *version) {
 type proved struct {
 	version   *version
 	insteadOf string
+}
+
+// beginHistory writes the first history of a secret that cannot change while the process runs (env:).
+// Such a secret has no history as long as all replicas have the same value, because there is nothing
+// to agree on. Replicas that were restarted with another value see in the store that a version which
+// they do not have obtained tokens. The history then says that this version is current, so that theirs
+// is staged, proved and put in force as any other. It must be written before theirs obtains a token:
+// afterwards the store shows theirs, and the replicas that were not restarted could take it for the
+// older one.
+func (b *Broker) beginHistory(ctx context.Context, c *client) {
+	before, at := c.provenElsewhere()
+	if before == "" {
+		return
+	}
+	_, _ = b.changeHistory(ctx, c, func(h secret.History) (secret.History, error) {
+		if h.Generation > 0 {
+			return h, nil
+		}
+		return h.Adopt(before, c.secrets.source.Ref().String(), at)
+	}) // if not now, then at the next look
+}
+
+// provenElsewhere returns the version that was the last to obtain a token in the fleet, and when, if a
+// history is to begin with it. It returns nothing if the secret has a history, or if this replica's own
+// version has obtained a token as well: then the other version is the newer one, and a replica that has
+// it begins the history.
+func (c *client) provenElsewhere() (version string, at time.Time) {
+	u := c.secrets.now()
+	if c.secrets.source == nil || c.secrets.follows() || !u.loaded || u.fault != nil || u.history.Generation > 0 || u.current.usedAt.Load() > 0 {
+		return "", time.Time{}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.proven == "" || c.proven == noProof || c.proven == u.current.ID {
+		return "", time.Time{}
+	}
+	return c.proven, c.provenUntil.Add(-proofLasts)
 }
 
 // putInForce puts a proven version in force, unless another one than expected is by

@@ -250,6 +250,9 @@ func (s *secrets) failed(fault error) (news bool) {
 	return true
 }
 
+// follows reports whether the secret can change while the process runs, without an operator's call.
+func (s *secrets) follows() bool { return s.source != nil && s.source.Follows() }
+
 // kept reports whether there is a history: not where no secret is needed.
 func (s *secrets) kept() bool { return s.managed || s.source != nil }
 

@@ -82,6 +82,7 @@ func (b *Broker) look(ctx context.Context, e *entry) error {
 	}
 	c.sawFailure(found[6])
 	c.sawProof(found[3], asked)
+	b.beginHistory(ctx, c)
 	sawTrouble(&c.trouble, found[2], answered)
 	sawTrouble(&e.trouble, found[1], answered)
 	for _, entry := range found[:4] {
