@@ -61,7 +61,7 @@ func (p perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 	if err != nil {
 		return nil, err
 	}
-	return map[string]string{"authorization": token.Header()}, nil
+	return map[string]string{"authorization": token.Authorization()}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
@@ -113,7 +113,7 @@ func (o *oneToken) GetRequestMetadata(ctx context.Context, _ ...string) (map[str
 		}
 	}
 	o.sent.Store(true)
-	return map[string]string{"authorization": o.token.Header()}, nil
+	return map[string]string{"authorization": o.token.Authorization()}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.

@@ -103,12 +103,12 @@ func TestARequestThatIsRefusedIsMadeOnceMore(t *testing.T) {
 	source := b.Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	a := startAPI(t)
-	old := mustToken(t, source).Header()
+	old := mustToken(t, source).Authorization()
 	a.refuses.Store(old)
 	if got := do(t, c, http.MethodPost, a.URL+"/orders", strings.NewReader("an order")); got != http.StatusOK {
 		t.Errorf("status %d", got)
 	}
-	fresh := mustToken(t, source).Header()
+	fresh := mustToken(t, source).Authorization()
 	calls := a.all()
 	if len(calls) != 2 || calls[0] != (call{"/orders", old, "an order"}) || calls[1] != (call{"/orders", fresh, "an order"}) || old == fresh {
 		t.Errorf("%d requests, bodies and tokens not as they should be", len(calls))
@@ -127,7 +127,7 @@ func TestARequestThatCannotBeRepeatedIsReportedAllTheSame(t *testing.T) {
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	a := startAPI(t)
 	old := mustToken(t, source)
-	a.refuses.Store(old.Header())
+	a.refuses.Store(old.Authorization())
 	sent := &body{Reader: strings.NewReader("an order")}
 	if got := do(t, c, http.MethodPost, a.URL, sent); got != http.StatusUnauthorized || len(a.all()) != 1 || !sent.closed.Load() {
 		t.Errorf("status %d after %d requests, body closed: %v", got, len(a.all()), sent.closed.Load())
@@ -155,7 +155,7 @@ func TestAnAPIThatRefusesEverythingGetsTwoRequests(t *testing.T) {
 func TestARedirectTakesTheTokenNowhereElse(t *testing.T) {
 	source := brokertest.New(t).Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
-	token := mustToken(t, source).Header()
+	token := mustToken(t, source).Authorization()
 	var home *api
 	thief := startAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/and-back" {
@@ -264,7 +264,7 @@ func TestHTTPClient(t *testing.T) {
 	source := brokertest.New(t).Client().TokenSource(name)
 	a := startAPI(t)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
-	if got := do(t, source.HTTPClient(), http.MethodGet, a.URL, nil); got != http.StatusOK || a.all()[0].authorization != mustToken(t, source).Header() {
+	if got := do(t, source.HTTPClient(), http.MethodGet, a.URL, nil); got != http.StatusOK || a.all()[0].authorization != mustToken(t, source).Authorization() {
 		t.Errorf("status %d", got)
 	}
 }
@@ -373,7 +373,7 @@ func TestPerRPCCredentialsWantTLS(t *testing.T) {
 		}
 	}
 	for _, tokens := range [][]string{atPlain(), atSecure()} {
-		if len(tokens) != 2 || tokens[0] != held.Header() || tokens[1] != held.Header() {
+		if len(tokens) != 2 || tokens[0] != held.Authorization() || tokens[1] != held.Authorization() {
 			t.Errorf("%d calls, or another token", len(tokens))
 		}
 	}
@@ -384,14 +384,14 @@ func TestACallThatIsRefusedIsMadeOnceMore(t *testing.T) {
 	source := b.Client().TokenSource(name)
 	var refuses atomic.Value
 	old := mustToken(t, source)
-	refuses.Store(old.Header())
+	refuses.Store(old.Authorization())
 	addr, presented := startGRPC(t, &refuses)
 	api := dial(t, addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(source.UnaryClientInterceptor(client.AllowPlaintext())))
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: "x"}
 	if _, err := api.GetToken(t.Context(), request); err != nil {
 		t.Error(err)
 	}
-	if tokens := presented(); len(tokens) != 2 || tokens[0] == tokens[1] || tokens[1] != mustToken(t, source).Header() {
+	if tokens := presented(); len(tokens) != 2 || tokens[0] == tokens[1] || tokens[1] != mustToken(t, source).Authorization() {
 		t.Errorf("%d calls, or not with the tokens that they should have", len(tokens))
 	}
 	refuses.Store("*")

@@ -29,10 +29,10 @@ func TestTokenAndItsOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first.AccessToken() == "" || first.Type() != "Bearer" || first.Header() != "Bearer "+first.AccessToken() ||
-		first.Source() != "fetched" || first.Degraded() || first.Extra("instance_url") != "" ||
+	if first.AccessToken() == "" || first.Type() != "Bearer" || first.IsZero() || first.Authorization() != "Bearer "+first.AccessToken() ||
+		first.Origin() != "fetched" || first.Degraded() || first.Extra("instance_url") != "" ||
 		!first.RefreshAt().Before(first.ExpiresAt()) || time.Until(first.ExpiresAt()) < 59*time.Minute {
-		t.Errorf("source %s, expires %v, refresh %v", first.Source(), first.ExpiresAt(), first.RefreshAt())
+		t.Errorf("origin %s, expires %v, refresh %v", first.Origin(), first.ExpiresAt(), first.RefreshAt())
 	}
 	second, err := c.Token(t.Context(), name, client.WithRejected(first))
 	if err != nil || second.AccessToken() == first.AccessToken() {
@@ -46,7 +46,7 @@ func TestTokenAndItsOptions(t *testing.T) {
 		if err != nil || strings.Join(got.Scopes(), " ") != "read" {
 			t.Fatalf("with options: %v", err)
 		}
-		claims, err := c.Verify(t.Context(), got.AccessToken(), client.Audience(other))
+		claims, err := c.Verify(t.Context(), got.AccessToken(), client.RequireAudience(other))
 		if err != nil || strings.Join(claims.Scopes, " ") != "read" {
 			t.Errorf("with options: %v", err)
 		}
@@ -88,8 +88,11 @@ func TestTokenDoesNotPrintItself(t *testing.T) {
 func TestAZeroTokenIsHarmless(t *testing.T) {
 	var none *client.Token
 	for _, token := range []*client.Token{none, {}} {
-		if token.AccessToken() != "" || token.String() != "[redacted]" || token.Source() != "unknown" {
-			t.Error("it says something")
+		if token.AccessToken() != "" || token.String() != "[redacted]" || token.Origin() != "unknown" || token.Authorization() != "" {
+			t.Error("a zero token has contents")
+		}
+		if !token.IsZero() || !token.ExpiresAt().IsZero() || !token.RefreshAt().IsZero() {
+			t.Errorf("IsZero is %v, expires at %v, refresh at %v", token.IsZero(), token.ExpiresAt(), token.RefreshAt())
 		}
 	}
 }
@@ -98,7 +101,7 @@ func TestVerify(t *testing.T) {
 	b := brokertest.New(t)
 	c := b.Client()
 	token := b.Mint(brokertest.Claims{Subject: "alice", ClientID: "shop", Scopes: []string{"read", "write"}})
-	claims, err := c.Verify(t.Context(), token, client.Audience(audience, "another"), client.Scopes("read", "write"), client.Issuer(brokertest.Issuer))
+	claims, err := c.Verify(t.Context(), token, client.RequireAudience(audience, "another"), client.RequireScopes("read", "write"), client.RequireIssuer(brokertest.Issuer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,9 +113,9 @@ func TestVerify(t *testing.T) {
 		t.Error("HasScopes does not see what is there")
 	}
 	for reason, verify := range map[client.Reason]func() error{
-		client.ReasonInsufficientScope: func() error { _, err := c.Verify(t.Context(), token, client.Scopes("admin")); return err },
-		client.ReasonWrongAudience:     func() error { _, err := c.Verify(t.Context(), token, client.Audience("x")); return err },
-		client.ReasonUnknownIssuer:     func() error { _, err := c.Verify(t.Context(), token, client.Issuer("x")); return err },
+		client.ReasonInsufficientScope: func() error { _, err := c.Verify(t.Context(), token, client.RequireScopes("admin")); return err },
+		client.ReasonWrongAudience:     func() error { _, err := c.Verify(t.Context(), token, client.RequireAudience("x")); return err },
+		client.ReasonUnknownIssuer:     func() error { _, err := c.Verify(t.Context(), token, client.RequireIssuer("x")); return err },
 		client.ReasonMalformed:         func() error { _, err := c.Verify(t.Context(), "x"); return err },
 		client.ReasonExpired: func() error {
 			_, err := c.Verify(t.Context(), b.Mint(brokertest.Claims{Lifetime: -time.Hour}))

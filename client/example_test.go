@@ -88,7 +88,7 @@ func Example_callByHand() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		req.Header.Set("Authorization", token.Header())
+		req.Header.Set("Authorization", token.Authorization())
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			log.Fatal(err)
@@ -141,10 +141,10 @@ func Example_protectHTTP() {
 		claims, _ := client.ClaimsFromContext(r.Context())
 		_, _ = fmt.Fprintf(w, "the orders of %s", claims.Subject)
 	})
-	v := c.Verifier(client.Audience("https://orders-api.example.com"), client.WithRealm("orders"))
+	v := c.Verifier(client.RequireAudience("https://orders-api.example.com"), client.WithRealm("orders"))
 	mux := http.NewServeMux()
-	mux.Handle("GET /orders", client.HTTPMiddleware(v, client.Scopes("orders:read"))(list))
-	mux.Handle("POST /orders", client.HTTPMiddleware(v, client.Scopes("orders:write"))(list))
+	mux.Handle("GET /orders", client.HTTPMiddleware(v, client.RequireScopes("orders:read"))(list))
+	mux.Handle("POST /orders", client.HTTPMiddleware(v, client.RequireScopes("orders:write"))(list))
 
 	token := broker.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"orders:read"}})
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
@@ -167,7 +167,7 @@ func Example_protectOverGRPC() {
 	defer broker.Close()
 	c := broker.Client() // client.FromEnv() in a program
 
-	v := c.Verifier(client.Audience("https://orders-api.example.com"))
+	v := c.Verifier(client.RequireAudience("https://orders-api.example.com"))
 	rules := []client.InterceptorOption{
 		client.PublicMethods("/grpc.health.v1.Health/"),
 		client.MethodScopes("/shop.v1.Orders/Create", "orders:write"),
@@ -211,7 +211,7 @@ func ExampleClient_Verify() {
 	c := broker.Client() // client.FromEnv() in a program
 
 	judge := func(token string) {
-		claims, err := c.Verify(context.Background(), token, client.Scopes("read"))
+		claims, err := c.Verify(context.Background(), token, client.RequireScopes("read"))
 		var rejected *client.RejectedError
 		switch {
 		case err == nil:

@@ -204,7 +204,7 @@ func answered(err error) bool {
 
 // Reasons of the broker's that mean something here; docs/api.md has them all.
 const (
-	errorDomain          = "tokenbroker"
+	brokerDomain         = "tokenbroker"
 	reasonTooManyWatches = "TOO_MANY_WATCHES"
 	reasonShuttingDown   = "SHUTTING_DOWN"
 )
@@ -212,7 +212,7 @@ const (
 // reasonOf is the broker's reason for an error; empty if it is not the broker's.
 func reasonOf(err error) string {
 	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == brokerDomain {
 			return info.GetReason()
 		}
 	}

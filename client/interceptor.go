@@ -57,6 +57,10 @@ func (r *methodRules) isPublic(method string) bool {
 	})
 }
 
+// ErrorDomain is the domain of the ErrorInfo in the statuses of the interceptors. The
+// broker's own errors have the domain "tokenbroker".
+const ErrorDomain = "client.tokenbroker"
+
 // UnaryServerInterceptor lets only calls through that present a good bearer
 // token, in the metadata "authorization". The handler finds what the token says
 // by [ClaimsFromContext]. Others get
@@ -65,7 +69,7 @@ func (r *methodRules) isPublic(method string) bool {
 //	PERMISSION_DENIED  a good token without a scope that is wanted
 //	UNAVAILABLE        the broker could not be asked or could not decide
 //
-// with an ErrorInfo of domain "tokenbroker", whose reason is that of the
+// with an ErrorInfo of domain [ErrorDomain], whose reason is that of the
 // rejection, NO_TOKEN, or TOKEN_NOT_VERIFIED for the last, and with the challenge
 // that [HTTPMiddleware] gives as the trailer "www-authenticate".
 func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnaryServerInterceptor {
@@ -141,7 +145,7 @@ func (v *Verifier) admit(ctx context.Context, method string, rules *methodRules,
 
 func refusal(code codes.Code, message, reason string, retry *errdetails.RetryInfo) error {
 	bare := status.New(code, message)
-	told, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: errorDomain})
+	told, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: ErrorDomain})
 	if err == nil && retry != nil {
 		told, err = told.WithDetails(retry)
 	}

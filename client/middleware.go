@@ -23,7 +23,7 @@ type MiddlewareOption interface{ middleware(want *wanted) }
 // else. The handler finds what the token says by [ClaimsFromContext].
 //
 // The options win over those of the Verifier, so that a route may want scopes of
-// its own; [RequireScopes] is for handlers behind a middleware. Others are
+// its own; [ScopesMiddleware] is for handlers behind a middleware. Others are
 // answered
 //
 //	401  no token, more than one, or one that is not good
@@ -61,10 +61,10 @@ func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) ht
 	}
 }
 
-// RequireScopes returns what lets only requests through whose token carries all
-// of these scopes. It stands behind an [HTTPMiddleware], without which it lets
-// nobody through (500).
-func RequireScopes(allOf ...string) func(http.Handler) http.Handler {
+// ScopesMiddleware returns a middleware for single routes behind an [HTTPMiddleware]:
+// it passes on only requests whose token has all of these scopes. Without an
+// HTTPMiddleware in front of it every request fails (500).
+func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			claims, ok := ClaimsFromContext(r.Context())

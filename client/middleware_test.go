@@ -55,13 +55,13 @@ func present(handler http.Handler, path string, headers ...string) *http.Respons
 
 func TestHTTPMiddlewareAnswersAsRFC6750Says(t *testing.T) {
 	b := brokertest.New(t)
-	v := b.Client().Verifier(client.Scopes("read"), client.WithRealm(`the "shop"`))
+	v := b.Client().Verifier(client.RequireScopes("read"), client.WithRealm(`the "shop"`))
 	verified := client.HTTPMiddleware(v)
 	mux := http.NewServeMux()
 	mux.Handle("/", verified(http.HandlerFunc(greet)))
-	mux.Handle("/write", client.HTTPMiddleware(v, client.Scopes("read", "write"))(http.HandlerFunc(greet)))
-	mux.Handle("/admin", verified(client.RequireScopes("admin")(http.HandlerFunc(greet))))
-	mux.Handle("/bare", client.RequireScopes("admin")(http.HandlerFunc(greet)))
+	mux.Handle("/write", client.HTTPMiddleware(v, client.RequireScopes("read", "write"))(http.HandlerFunc(greet)))
+	mux.Handle("/admin", verified(client.ScopesMiddleware("admin")(http.HandlerFunc(greet))))
+	mux.Handle("/bare", client.ScopesMiddleware("admin")(http.HandlerFunc(greet)))
 
 	reader := "Bearer " + b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
 	writer := "bearer  " + b.Mint(brokertest.Claims{Subject: "bob", Scopes: []string{"write", "read"}})
@@ -228,7 +228,7 @@ func startVerified(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) 
 
 func TestInterceptorsAnswerWithStatuses(t *testing.T) {
 	b := brokertest.New(t)
-	addr := startVerified(t, b.Client().Verifier(client.Scopes("read")))
+	addr := startVerified(t, b.Client().Verifier(client.RequireScopes("read")))
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +258,7 @@ func TestInterceptorsAnswerWithStatuses(t *testing.T) {
 		err := call(ctx, grpc.Trailer(&trailer))
 		got := ""
 		for _, detail := range status.Convert(err).Details() {
-			if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == "tokenbroker" {
+			if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == client.ErrorDomain {
 				got = info.GetReason()
 			}
 		}

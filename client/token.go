@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
 // Token is an access token. It does not print itself: AccessToken gives the
 // text. It is immutable and safe for concurrent use. Tokens come from a Client or
-// a Source; the zero value is none.
+// a Source; the zero value contains no token, see [Token.IsZero].
 type Token struct {
 	// message is behind a pointer to a pointer so that fmt, which prints
 	// unexported fields without asking their methods, stops at an address.
@@ -35,15 +36,33 @@ func (t *Token) AccessToken() string { return t.get().GetAccessToken() }
 // Type says how to present the token: "Bearer".
 func (t *Token) Type() string { return t.get().GetTokenType() }
 
-// Header is the token as the value of an Authorization header, such as "Bearer
-// abc". Do not log it.
-func (t *Token) Header() string { return t.Type() + " " + t.AccessToken() }
+// Authorization returns the value of an Authorization header that presents the
+// token, such as "Bearer abc". It is empty for a zero Token. Do not log it.
+func (t *Token) Authorization() string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Type() + " " + t.AccessToken()
+}
 
-// ExpiresAt is when the token ends, by the broker's clock.
-func (t *Token) ExpiresAt() time.Time { return t.get().GetExpiresAt().AsTime() }
+// IsZero reports whether t is nil or the zero value, which contains no token.
+func (t *Token) IsZero() bool { return t.get() == nil }
 
-// RefreshAt is when asking again pays, by the broker's clock.
-func (t *Token) RefreshAt() time.Time { return t.get().GetRefreshAt().AsTime() }
+// ExpiresAt returns when the token expires, by the broker's clock. It is the zero
+// time for a zero Token.
+func (t *Token) ExpiresAt() time.Time { return timeOf(t.get().GetExpiresAt()) }
+
+// RefreshAt returns when to request the token again, by the broker's clock. It is the
+// zero time for a zero Token.
+func (t *Token) RefreshAt() time.Time { return timeOf(t.get().GetRefreshAt()) }
+
+// timeOf returns the zero time for an unset timestamp, whose AsTime is 1970.
+func timeOf(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
 
 // Scopes returns the scopes that the IdP granted. Do not change the slice.
 func (t *Token) Scopes() []string { return t.get().GetScopes() }
@@ -56,9 +75,9 @@ func (t *Token) Extra(name string) string { return t.get().GetExtras()[name] }
 // not be replaced.
 func (t *Token) Degraded() bool { return t.get().GetDegraded() }
 
-// Source says where the broker had the token from: "memory", "shared" or
-// "fetched".
-func (t *Token) Source() string {
+// Origin returns where the broker found the token: "memory", "shared" or "fetched".
+// It is "unknown" for a zero Token, and for an origin that a newer broker added.
+func (t *Token) Origin() string {
 	switch t.get().GetOrigin() {
 	case tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_MEMORY:
 		return "memory"

@@ -76,7 +76,7 @@ func (t *roundTripper) pass(original, sent *http.Request) (*http.Response, error
 // change what it is given.
 func presenting(r *http.Request, token *Token) *http.Request {
 	sent := r.Clone(r.Context())
-	sent.Header.Set("Authorization", token.Header())
+	sent.Header.Set("Authorization", token.Authorization())
 	return sent
 }
 

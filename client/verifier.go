@@ -10,7 +10,8 @@ import (
 const (
 	// DefaultCacheSize is how many tokens a Verifier remembers.
 	DefaultCacheSize = 10_000
-	// maxToken is the longest token that any broker may be configured to accept.
+	// maxToken is the longest token that a broker can be configured to accept. The
+	// broker decides whether a shorter one is too long.
 	maxToken     = 64 << 10
 	defaultRealm = "api"
 	// verifyTimeout bounds how long a request waits for the broker whose own

@@ -33,11 +33,11 @@ func TestAVerifierAsksOnceForAllScopes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 10 {
-			again, err := v.Verify(t.Context(), token, client.Scopes("read"))
+			again, err := v.Verify(t.Context(), token, client.RequireScopes("read"))
 			if err != nil || again != first {
 				t.Errorf("not from memory: %v", err)
 			}
-			if _, err := v.Verify(t.Context(), token, client.Scopes("read", "admin")); reasonOf(err) != client.ReasonInsufficientScope {
+			if _, err := v.Verify(t.Context(), token, client.RequireScopes("read", "admin")); reasonOf(err) != client.ReasonInsufficientScope {
 				t.Errorf("error = %v", err)
 			}
 		}
@@ -52,23 +52,23 @@ func TestAVerifierAsksOnceForAllScopes(t *testing.T) {
 func TestWhatIsRememberedIsForWhatWasAsked(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: name, Audiences: []string{audience, other}}))
 	c := b.Client()
-	v := c.Verifier(client.Audience(audience), client.Scopes("read"))
+	v := c.Verifier(client.RequireAudience(audience), client.RequireScopes("read"))
 	token := b.Mint(brokertest.Claims{Audience: []string{audience}, Scopes: []string{"read"}})
 	for range 2 {
 		if _, err := v.Verify(t.Context(), token); err != nil {
 			t.Error(err)
 		}
-		if _, err := v.Verify(t.Context(), token, client.Audience(other)); reasonOf(err) != client.ReasonWrongAudience {
+		if _, err := v.Verify(t.Context(), token, client.RequireAudience(other)); reasonOf(err) != client.ReasonWrongAudience {
 			t.Errorf("for another audience: %v", err)
 		}
-		if _, err := v.Verify(t.Context(), token, client.Audience(other, audience)); err != nil {
+		if _, err := v.Verify(t.Context(), token, client.RequireAudience(other, audience)); err != nil {
 			t.Errorf("for either audience: %v", err)
 		}
-		if _, err := v.Verify(t.Context(), token, client.Issuer("https://else.example.com")); reasonOf(err) != client.ReasonUnknownIssuer {
+		if _, err := v.Verify(t.Context(), token, client.RequireIssuer("https://else.example.com")); reasonOf(err) != client.ReasonUnknownIssuer {
 			t.Errorf("of another issuer: %v", err)
 		}
 	}
-	for _, strict := range []*client.Verifier{c.Verifier(client.Scopes("admin")), c.Verifier(client.Audience(other)), c.Verifier(client.Issuer("https://else.example.com"))} {
+	for _, strict := range []*client.Verifier{c.Verifier(client.RequireScopes("admin")), c.Verifier(client.RequireAudience(other)), c.Verifier(client.RequireIssuer("https://else.example.com"))} {
 		if _, err := strict.Verify(t.Context(), token); reasonOf(err) == "" {
 			t.Errorf("a strict verifier: %v", err)
 		}

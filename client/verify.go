@@ -46,6 +46,9 @@ const (
 	// SubjectClientID: the token has no sub, and was issued to a client that acts for
 	// itself.
 	SubjectClientID SubjectType = "client_id"
+	// SubjectUnknown: a newer broker names a claim that this client does not know.
+	// [Claims.Subject] is empty.
+	SubjectUnknown SubjectType = "unknown"
 )
 
 func subjectTypeOf(t tokenbrokerv1.SubjectType) SubjectType {
@@ -57,8 +60,18 @@ func subjectTypeOf(t tokenbrokerv1.SubjectType) SubjectType {
 	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_UNSPECIFIED:
 		return "" // of a broker that is older than the field
 	default:
-		return SubjectType(t.String())
+		return SubjectUnknown
 	}
+}
+
+// subjectOf is empty if a newer broker reports a kind of subject that this client does
+// not know: the receiver must not take it for another kind.
+func subjectOf(resp *tokenbrokerv1.VerifyTokenResponse) (string, SubjectType) {
+	kind := subjectTypeOf(resp.GetSubjectType())
+	if kind == SubjectUnknown {
+		return "", kind
+	}
+	return resp.GetSubject(), kind
 }
 
 // Confirmation names the keys that a sender-constrained token is bound to. The
@@ -89,8 +102,8 @@ func (c *Claims) HasScopes(allOf ...string) bool {
 	return !slices.ContainsFunc(allOf, func(scope string) bool { return !slices.Contains(c.Scopes, scope) })
 }
 
-// Reason says why a token is not good: the first check that it failed. It is the
-// RejectionReason of the API, in snake case; there may be more in time.
+// Reason is the first check that a token failed: a RejectionReason of the API, in
+// snake case. Later versions may add reasons.
 type Reason string
 
 // The reasons, in the order of the checks. Those up to ReasonBadSignature tell
@@ -114,7 +127,17 @@ const (
 	// ReasonWrongHolder: the token is bound to a key that whoever presents it has
 	// not shown. The broker does not check that; the middleware does.
 	ReasonWrongHolder Reason = "wrong_holder"
+	// ReasonUnknown: a newer broker gives a reason that this client does not know.
+	ReasonUnknown Reason = "unknown"
 )
+
+func rejectionReasonOf(r tokenbrokerv1.RejectionReason) Reason {
+	name, known := tokenbrokerv1.RejectionReason_name[int32(r)]
+	if !known || r == tokenbrokerv1.RejectionReason_REJECTION_REASON_UNSPECIFIED {
+		return ReasonUnknown
+	}
+	return Reason(strings.ToLower(strings.TrimPrefix(name, "REJECTION_REASON_")))
+}
 
 // RejectedError says that a token is not good. Any other error of Verify means
 // that the broker could not decide: treat the token as not verified and answer
@@ -171,19 +194,20 @@ func (set verifyOption) verifier(v *Verifier) { set(&v.want) }
 
 func (set verifyOption) middleware(want *wanted) { set(want) }
 
-// Audience wants the token to be for at least one of these audiences. Without
-// it, one of those that the broker is configured with for the issuer.
-func Audience(anyOf ...string) VerifyOption {
+// RequireAudience accepts only tokens for at least one of these audiences. Without
+// it, a token must be for one of the audiences that the broker's configuration lists
+// for the issuer.
+func RequireAudience(anyOf ...string) VerifyOption {
 	return verifyOption(func(w *wanted) { w.audience = slices.Clone(anyOf) })
 }
 
-// Scopes wants the token to carry all of these scopes.
-func Scopes(allOf ...string) VerifyOption {
+// RequireScopes accepts only tokens with all of these scopes.
+func RequireScopes(allOf ...string) VerifyOption {
 	return verifyOption(func(w *wanted) { w.scopes = slices.Clone(allOf) })
 }
 
-// Issuer wants the token to be of this issuer.
-func Issuer(issuer string) VerifyOption {
+// RequireIssuer accepts only tokens of this issuer.
+func RequireIssuer(issuer string) VerifyOption {
 	return verifyOption(func(w *wanted) { w.issuer = issuer })
 }
 
@@ -202,25 +226,22 @@ func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims
 		return nil, err
 	}
 	if !resp.GetActive() {
-		reason := strings.TrimPrefix(resp.GetRejection().GetReason().String(), "REJECTION_REASON_")
-		return nil, &RejectedError{Reason: Reason(strings.ToLower(reason)), Message: resp.GetRejection().GetMessage()}
+		return nil, &RejectedError{Reason: rejectionReasonOf(resp.GetRejection().GetReason()), Message: resp.GetRejection().GetMessage()}
 	}
-	claims := &Claims{
+	subject, subjectType := subjectOf(resp)
+	return &Claims{
 		Issuer:     resp.GetIssuer(),
-		Subject:    resp.GetSubject(),
+		Subject:    subject,
 		ClientID:   resp.GetClientId(),
 		Audience:   resp.GetAudiences(),
 		Scopes:     resp.GetScopes(),
-		ExpiresAt:  resp.GetExpiresAt().AsTime(),
+		IssuedAt:   timeOf(resp.GetIssuedAt()),
+		ExpiresAt:  timeOf(resp.GetExpiresAt()),
 		TokenID:    resp.GetTokenId(),
 		JSON:       resp.GetClaimsJson(),
-		ValidUntil: resp.GetValidUntil().AsTime(),
+		ValidUntil: timeOf(resp.GetValidUntil()),
 
-		SubjectType:  subjectTypeOf(resp.GetSubjectType()),
+		SubjectType:  subjectType,
 		Confirmation: confirmationOf(resp.GetConfirmation()),
-	}
-	if at := resp.GetIssuedAt(); at != nil {
-		claims.IssuedAt = at.AsTime()
-	}
-	return claims, nil
+	}, nil
 }

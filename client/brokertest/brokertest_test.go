@@ -47,7 +47,7 @@ func TestWhatAClientIsConfiguredWith(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		claims, err := c.Verify(t.Context(), token.AccessToken(), client.Audience(want.audience), client.Scopes(want.scope))
+		claims, err := c.Verify(t.Context(), token.AccessToken(), client.RequireAudience(want.audience), client.RequireScopes(want.scope))
 		if err != nil || claims.Subject != name || claims.ExpiresAt.Sub(claims.IssuedAt) != 10*time.Minute {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -29,8 +29,8 @@ func newClients() *cobra.Command {
 replaced, which secrets they have, and the last failure on any replica within a day. Tokens
 are those of the replica that answers.
 
-With NAME, show all that there is to know of one client. A secret's version is named
-by the first 8 hex digits of a keyed hash; the secret itself is never shown.`,
+With NAME, show all details of one client. The name of a secret's version is an opaque
+string; the secret itself is never shown.`,
 		Example: `  broker clients
   broker clients --watch
   broker clients orders-api --json`,

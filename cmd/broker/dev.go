@@ -321,10 +321,10 @@ func demonstrate(ctx context.Context, out io.Writer, addr, credential string, fi
 	if err != nil {
 		return fmt.Errorf("getting a token: %w", err)
 	}
-	_, _ = fmt.Fprintf(out, "1. GetToken orders-api\n   a %s token, scopes %v, expires %s, source %s\n",
-		token.Type(), token.Scopes(), token.ExpiresAt().Format(time.RFC3339), token.Source())
+	_, _ = fmt.Fprintf(out, "1. GetToken orders-api\n   a %s token, scopes %v, expires %s, origin %s\n",
+		token.Type(), token.Scopes(), token.ExpiresAt().Format(time.RFC3339), token.Origin())
 
-	claims, err := c.Verify(ctx, token.AccessToken(), client.Audience(ordersAudience), client.Scopes("read"))
+	claims, err := c.Verify(ctx, token.AccessToken(), client.RequireAudience(ordersAudience), client.RequireScopes("read"))
 	if err != nil {
 		return fmt.Errorf("verifying the token: %w", err)
 	}

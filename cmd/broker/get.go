@@ -66,7 +66,7 @@ func printToken(cmd *cobra.Command, token *client.Token, asJSON bool) error {
 		ExpiresAt   time.Time `json:"expires_at"`
 		RefreshAt   time.Time `json:"refresh_at"`
 		Scopes      []string  `json:"scopes"`
-		Source      string    `json:"source"`
+		Origin      string    `json:"origin"`
 		Degraded    bool      `json:"degraded"`
-	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), token.Scopes(), token.Source(), token.Degraded()})
+	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), token.Scopes(), token.Origin(), token.Degraded()})
 }

@@ -65,7 +65,7 @@ Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.
 			defer func() { _ = broker.Close() }()
 			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
 			defer cancel()
-			claims, err := broker.Verify(ctx, presented, client.Audience(audience...), client.Scopes(scope...))
+			claims, err := broker.Verify(ctx, presented, client.RequireAudience(audience...), client.RequireScopes(scope...))
 			if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
 				return printRejected(cmd, rejected, asJSON)
 			}
@@ -154,7 +154,7 @@ func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
 			Subject     string             `json:"subject"`
 			SubjectType client.SubjectType `json:"subject_type,omitempty"`
 			ClientID    string             `json:"client_id,omitempty"`
-			Audience    []string           `json:"audience"`
+			Audiences   []string           `json:"audiences"`
 			Scopes      []string           `json:"scopes"`
 			IssuedAt    time.Time          `json:"issued_at,omitzero"`
 			ExpiresAt   time.Time          `json:"expires_at"`

@@ -72,7 +72,7 @@ func dialArchive(broker *client.Client, addr string, opts ...grpc.DialOption) (*
 
 // newServer is a service that lets in who presents a good token.
 func newServer(broker *client.Client, orders *orders) *grpc.Server {
-	v := broker.Verifier(client.Audience("https://orders.example.com"))
+	v := broker.Verifier(client.RequireAudience("https://orders.example.com"))
 	rules := []client.InterceptorOption{
 		client.PublicMethods("/grpc.health.v1.Health/"),
 		client.MethodScopes(countMethod, "read"),

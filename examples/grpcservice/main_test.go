@@ -68,7 +68,7 @@ func TestTheServiceFromEndToEnd(t *testing.T) {
 	broker := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: "orders-api", Audiences: []string{audience}}))
 	old := &archive{orders: &orders{open: 40}}
 	old.refused.Store("")
-	v := broker.Client().Verifier(client.Audience(audience), client.Scopes("read"))
+	v := broker.Client().Verifier(client.RequireAudience(audience), client.RequireScopes("read"))
 	ours, theirs := certificates(t)
 	archiveServer := grpc.NewServer(grpc.Creds(theirs), grpc.UnaryInterceptor(client.UnaryServerInterceptor(v)))
 	registerOrders(archiveServer, old)

@@ -54,7 +54,7 @@ func run(ctx context.Context) error {
 func newHandler(broker *client.Client, billingURL string) http.Handler {
 	// Who calls us? Every route wants a token for this service.
 	verified := client.HTTPMiddleware(broker.Verifier(
-		client.Audience("https://orders.example.com"), client.WithRealm("orders"), client.WithCacheMaxAge(time.Minute)))
+		client.RequireAudience("https://orders.example.com"), client.WithRealm("orders"), client.WithCacheMaxAge(time.Minute)))
 
 	// Whom do we call? The source is made once, and answers from memory.
 	billing := broker.TokenSource("billing-api", client.WithScopes("invoices:read")).HTTPClient()
@@ -62,7 +62,7 @@ func newHandler(broker *client.Client, billingURL string) http.Handler {
 
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /orders", listOrders)
-	mux.Handle("GET /bill", client.RequireScopes("read")(bill(billing, billingURL)))
+	mux.Handle("GET /bill", client.ScopesMiddleware("read")(bill(billing, billingURL)))
 	return verified(mux)
 }
 

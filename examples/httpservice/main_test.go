@@ -26,7 +26,7 @@ const (
 // it is presented with.
 func startBilling(t *testing.T, broker *brokertest.Broker, refused *atomic.Value) string {
 	t.Helper()
-	verified := client.HTTPMiddleware(broker.Client().Verifier(client.Audience(billingAudience), client.Scopes("invoices:read")))
+	verified := client.HTTPMiddleware(broker.Client().Verifier(client.RequireAudience(billingAudience), client.RequireScopes("invoices:read")))
 	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		caller, _ := client.ClaimsFromContext(r.Context())
 		_, _ = io.WriteString(w, "a bill for "+caller.ClientID)

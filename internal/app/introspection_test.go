@@ -48,11 +48,11 @@ func TestOpaqueTokensAreVerifiedByIntrospection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claims, err := c.Verify(t.Context(), token.AccessToken(), brokerclient.Scopes("read"))
+	claims, err := c.Verify(t.Context(), token.AccessToken(), brokerclient.RequireScopes("read"))
 	if err != nil || claims.Subject != "opaque" || claims.Issuer != idpIssuer {
 		t.Fatalf("%+v, %v", claims, err)
 	}
-	if reason := rejection(t, c, token.AccessToken(), brokerclient.Scopes("admin")); !strings.Contains(strings.ToLower(reason), "scope") {
+	if reason := rejection(t, c, token.AccessToken(), brokerclient.RequireScopes("admin")); !strings.Contains(strings.ToLower(reason), "scope") {
 		t.Errorf("another scope: %s", reason)
 	}
 	idp.Revoke(redact.New(token.AccessToken()))
@@ -183,7 +183,7 @@ func TestRefusedGrantDoesNotStopIntrospection(t *testing.T) {
 		return true
 	})
 	verified := func(token string) error {
-		_, err := c.Verify(t.Context(), token, brokerclient.Audience("https://orders.example.com"))
+		_, err := c.Verify(t.Context(), token, brokerclient.RequireAudience("https://orders.example.com"))
 		return err
 	}
 	// Whether or not introspection has taken the secret before the refusal.

@@ -143,7 +143,7 @@ func TestReloadReplacesClientsIssuersCallersAndRoles(t *testing.T) {
 	}
 	r.apply(strings.Replace(getAndVerify, "  orders:", "  other: {issuer: \""+idpIssuer+"\", client_id: abc, secret: \"file:SECRET\"}\n  orders:", 1), applied)
 	again, err := r.client.Token(t.Context(), "orders")
-	if err != nil || again.AccessToken() != token.AccessToken() || again.Source() != "memory" {
+	if err != nil || again.AccessToken() != token.AccessToken() || again.Origin() != "memory" {
 		t.Errorf("a client that did not change lost its token: %v", err)
 	}
 	if _, err := r.client.Verify(t.Context(), token.AccessToken()); err != nil {

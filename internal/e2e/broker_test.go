@@ -78,7 +78,7 @@ type given struct {
 	ExpiresAt   time.Time `json:"expires_at"`
 	RefreshAt   time.Time `json:"refresh_at"`
 	Scopes      []string  `json:"scopes"`
-	Source      string    `json:"source"`
+	Origin      string    `json:"origin"`
 	Degraded    bool      `json:"degraded"`
 }
 

@@ -32,12 +32,12 @@ func TestTheCompositionWorks(t *testing.T) {
 	}
 	first := brokers[0].get(t, "orders-api")
 	second := brokers[1].get(t, "orders-api")
-	if first.Source != "fetched" || second.Source != "shared" || first.AccessToken != second.AccessToken {
-		t.Errorf("the first broker's token is %s, the second's %s; the same: %v", first.Source, second.Source, first.AccessToken == second.AccessToken)
+	if first.Origin != "fetched" || second.Origin != "shared" || first.AccessToken != second.AccessToken {
+		t.Errorf("the first broker's token is %s, the second's %s; the same: %v", first.Origin, second.Origin, first.AccessToken == second.AccessToken)
 	}
 	brokers[1].mustVerify(t, "a token that the other broker fetched", first.AccessToken, active, "--audience", "https://orders.example.com")
-	if got := brokers[1].get(t, "billing-api"); got.Source != "fetched" {
-		t.Errorf("the other client's token is %s", got.Source)
+	if got := brokers[1].get(t, "billing-api"); got.Origin != "fetched" {
+		t.Errorf("the other client's token is %s", got.Origin)
 	}
 	for _, b := range brokers {
 		if res := b.run(t, "healthcheck"); res.code != 0 {

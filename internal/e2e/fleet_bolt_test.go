@@ -76,8 +76,8 @@ func (a *acknowledged) check(t *testing.T, r *replica, idp *countingIdP) {
 		if err := got.wrong(); err != nil {
 			t.Fatalf("after a start: %v", err)
 		}
-		if got.token.AccessToken() != token || got.token.Source() != "shared" {
-			t.Errorf("after a start: same token: %v, source %s", got.token.AccessToken() == token, got.token.Source())
+		if got.token.AccessToken() != token || got.token.Origin() != "shared" {
+			t.Errorf("after a start: same token: %v, origin %s", got.token.AccessToken() == token, got.token.Origin())
 		}
 	}
 	if got := idp.calls() - calls; got != 0 {

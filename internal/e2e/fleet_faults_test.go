@@ -140,8 +140,8 @@ func (f *fleet) hits(t *testing.T, name string) latencies {
 	for range rounds {
 		all := everybody(t, f.replicas, each, name).good(t, "hits")
 		for _, a := range all {
-			if a.token.Source() != "memory" {
-				t.Fatalf("a token that is held came from %s", a.token.Source())
+			if a.token.Origin() != "memory" {
+				t.Fatalf("a token that is held came from %s", a.token.Origin())
 			}
 		}
 		took = append(took, all.took()...)

@@ -32,8 +32,8 @@ func TestAValueMovedInRedisIsRefused(t *testing.T) {
 	fresh := func() []*replica { return f.add(t, 1, "broker", 0) }
 	refused := func(r []*replica) float64 { return r[0].metric(t, `tokenbroker_store_unopened_total{cause="refused"}`) }
 	before := fresh()
-	if got := get(before, "as it was", theirs); got.Source() != "shared" || got.AccessToken() != first.AccessToken() || refused(before) != 0 {
-		t.Errorf("a new replica did not find the token as it was: source %s, %v refused", got.Source(), refused(before))
+	if got := get(before, "as it was", theirs); got.Origin() != "shared" || got.AccessToken() != first.AccessToken() || refused(before) != 0 {
+		t.Errorf("a new replica did not find the token as it was: origin %s, %v refused", got.Origin(), refused(before))
 	}
 	const renumber = "return redis.call('set', KEYS[1], (string.gsub(redis.call('get', KEYS[1]), '^%d+', '1', 1)), 'keepttl')"
 	for what, tamper := range map[string][]string{
@@ -44,15 +44,15 @@ func TestAValueMovedInRedisIsRefused(t *testing.T) {
 		server.CLI(tamper...)
 		replica, calls := fresh(), idp.calls()
 		got := get(replica, what, theirs)
-		if got.Source() != "fetched" || idp.calls() != calls+1 {
-			t.Errorf("a value %s was served: source %s, %d calls", what, got.Source(), idp.calls()-calls)
+		if got.Origin() != "fetched" || idp.calls() != calls+1 {
+			t.Errorf("a value %s was served: origin %s, %d calls", what, got.Origin(), idp.calls()-calls)
 		}
 		if refused(replica) == 0 {
 			t.Errorf("a value %s was not counted as refused", what)
 		}
 		again := fresh()
 		if next := get(again, "what replaced a value "+what, theirs); next.AccessToken() != got.AccessToken() || refused(again) != 0 {
-			t.Errorf("a value %s was not replaced: source %s", what, next.Source())
+			t.Errorf("a value %s was not replaced: origin %s", what, next.Origin())
 		}
 	}
 }
@@ -127,8 +127,8 @@ func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 		added, old := ids[0], ids[1]
 		change("promote", added)
 		late := f.add(t, 1, "broker", 0)
-		if a := everybody(t, late, 1, "orders").good(t, "a late replica")[0]; a.token.Source() != "shared" || a.token.AccessToken() != token {
-			t.Errorf("a late replica could not open what the old key sealed: source %s", a.token.Source())
+		if a := everybody(t, late, 1, "orders").good(t, "a late replica")[0]; a.token.Origin() != "shared" || a.token.AccessToken() != token {
+			t.Errorf("a late replica could not open what the old key sealed: origin %s", a.token.Origin())
 		}
 		f.replicas = f.replicas[:3] // the late one has seen no change
 		change("drop", old)

@@ -108,7 +108,7 @@ func TestARingOfKeysThatCannotSealStopsTheStart(t *testing.T) {
 	ring := makeRing(t)
 	first := startBroker(t, withRing(ring))
 	startRefused(t, "a file that another broker has open", withRing(ring), "broker.db", "in use", "another broker")
-	if first.get(t, "orders").Source != "fetched" {
+	if first.get(t, "orders").Origin != "fetched" {
 		t.Error("the broker that has the file open does not serve")
 	}
 }
@@ -127,8 +127,8 @@ func TestABrokerStartsWithoutRedisAndSaysSo(t *testing.T) {
 		if !b.logged(`"WARN"`, "the store does not answer", "starts without it") {
 			t.Errorf("Redis %s: the log does not say so", what)
 		}
-		if got := b.get(t, "orders"); got.Source != "fetched" {
-			t.Errorf("Redis %s: source %s", what, got.Source)
+		if got := b.get(t, "orders"); got.Origin != "fetched" {
+			t.Errorf("Redis %s: origin %s", what, got.Origin)
 		}
 	}
 	server.Cont()

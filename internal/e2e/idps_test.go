@@ -100,7 +100,7 @@ func (p *foreignIdP) checkConfig(t *testing.T) {
 func (p *foreignIdP) getAndVerify(t *testing.T, b *broker) string {
 	t.Helper()
 	given := b.get(t, "good")
-	if given.TokenType != "Bearer" || given.Source != "fetched" || !given.RefreshAt.Before(given.ExpiresAt) {
+	if given.TokenType != "Bearer" || given.Origin != "fetched" || !given.RefreshAt.Before(given.ExpiresAt) {
 		given.AccessToken = ""
 		t.Errorf("get: %+v", given)
 	}

@@ -62,7 +62,7 @@ func TestTokensOfAnotherMinterAreVerifiedAndNoneThatWasChanged(t *testing.T) {
 	}
 	defer func() { _ = broker.Close() }()
 	verdict := func(token string) string {
-		claims, err := broker.Verify(t.Context(), token, client.Scopes("read"))
+		claims, err := broker.Verify(t.Context(), token, client.RequireScopes("read"))
 		if err == nil {
 			return "active " + claims.Subject
 		}

@@ -40,8 +40,8 @@ func TestAHeldTokenOutlivesTheIdP(t *testing.T) {
 
 	idp.stop(t)
 	for range 3 {
-		if got := b.get(t, "basic"); got.AccessToken != held.AccessToken || got.Source != "memory" {
-			t.Errorf("IdP down: source %s, same token: %v", got.Source, got.AccessToken == held.AccessToken)
+		if got := b.get(t, "basic"); got.AccessToken != held.AccessToken || got.Origin != "memory" {
+			t.Errorf("IdP down: origin %s, same token: %v", got.Origin, got.AccessToken == held.AccessToken)
 		}
 	}
 	b.mustVerify(t, "the token, IdP down", held.AccessToken, active)

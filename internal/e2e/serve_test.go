@@ -43,7 +43,7 @@ func TestTokensOfEveryClientAndResourceAreHandedOutAndVerified(t *testing.T) {
 		for resource, algorithm := range map[string]string{rs256: "RS256", es256: "ES256", eddsa: "EdDSA", array: "RS256"} {
 			got := b.get(t, name, "--resource", resource, "--scope", "read")
 			left := time.Until(got.ExpiresAt)
-			if got.TokenType != "Bearer" || !slices.Equal(got.Scopes, []string{"read"}) || got.Source != "fetched" || got.Degraded ||
+			if got.TokenType != "Bearer" || !slices.Equal(got.Scopes, []string{"read"}) || got.Origin != "fetched" || got.Degraded ||
 				left > time.Hour || left < 55*time.Minute || !got.RefreshAt.After(time.Now()) || !got.RefreshAt.Before(got.ExpiresAt) {
 				got.AccessToken = ""
 				t.Errorf("get of %s for %s: %+v", name, resource, got)
@@ -71,12 +71,12 @@ func TestASecondGetIsServedFromMemory(t *testing.T) {
 	idp := startOIDCProvider(t)
 	b := startBroker(t, idp.config(t))
 	first := b.get(t, "basic")
-	if first.Source != "fetched" || !slices.Equal(first.Scopes, []string{"read", "write"}) {
-		t.Errorf("the first: source %s, scopes %v", first.Source, first.Scopes)
+	if first.Origin != "fetched" || !slices.Equal(first.Scopes, []string{"read", "write"}) {
+		t.Errorf("the first: origin %s, scopes %v", first.Origin, first.Scopes)
 	}
 	again := b.get(t, "basic", "--scope", "write", "--scope", "read", "--resource", rs256) // the same, said otherwise
-	if again.Source != "memory" || again.AccessToken != first.AccessToken {
-		t.Errorf("the second: source %s, same token: %v", again.Source, again.AccessToken == first.AccessToken)
+	if again.Origin != "memory" || again.AccessToken != first.AccessToken {
+		t.Errorf("the second: origin %s, same token: %v", again.Origin, again.AccessToken == first.AccessToken)
 	}
 	plain := b.run(t, "get", "basic")
 	if plain.code != 0 || plain.stdout != first.AccessToken+"\n" || plain.stderr != "" {
@@ -85,8 +85,8 @@ func TestASecondGetIsServedFromMemory(t *testing.T) {
 	if n := idp.tokenRequests(t); n != 1 {
 		t.Errorf("the IdP was asked %d times", n)
 	}
-	if other := b.get(t, "basic", "--scope", "read"); other.Source != "fetched" || other.AccessToken == first.AccessToken {
-		t.Errorf("fewer scopes: source %s, same token: %v", other.Source, other.AccessToken == first.AccessToken)
+	if other := b.get(t, "basic", "--scope", "read"); other.Origin != "fetched" || other.AccessToken == first.AccessToken {
+		t.Errorf("fewer scopes: origin %s, same token: %v", other.Origin, other.AccessToken == first.AccessToken)
 	}
 }
 
