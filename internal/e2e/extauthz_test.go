@@ -84,7 +84,7 @@ type envoyAsks struct {
 
 func (a *envoyAsks) ask(t *testing.T, by string, headers map[string]string, path string, extensions map[string]string) string {
 	t.Helper()
-	headers[":path"], headers["x-auth-subject"] = path, "spoofed"
+	headers[":path"], headers["x-auth-subject"], headers["x-auth-actor"] = path, "spoofed", "spoofed"
 	req := &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		ContextExtensions: extensions,
 		Request:           &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: "GET", Path: path, Host: "api.example.com", Headers: headers}},
@@ -128,7 +128,7 @@ func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 		t.Fatal(res)
 	}
 	good, hourAgo := e.token(nil), time.Now().Add(-time.Hour).Unix()
-	passes := "pass x-auth-client-id=web x-auth-issuer=" + e.idp.Issuer() + " x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice"
+	passes := "pass -x-auth-actor x-auth-client-id=web x-auth-issuer=" + e.idp.Issuer() + " x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice"
 	var table strings.Builder
 	out := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
 	try := func(name, want, token, path string, extensions map[string]string) {
@@ -147,8 +147,8 @@ func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
 	}
 	try("good", passes, good, "/orders/7", nil)
 	try("good, by the route", passes, good, "/elsewhere", map[string]string{"audience": exampleAudience, "scope": "read"})
-	try("good, without client_id", "pass -x-auth-client-id x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice", e.token(map[string]any{"client_id": ""}), "/orders/7", nil)
-	try("good, of a client without a user", "pass -x-auth-subject x-auth-client-id=alice x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=client_id", e.token(map[string]any{"sub": nil, "client_id": "alice"}), "/orders/7", nil)
+	try("good, without client_id", "pass -x-auth-actor -x-auth-client-id x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=sub x-auth-subject=alice", e.token(map[string]any{"client_id": ""}), "/orders/7", nil)
+	try("good, of a client without a user", "pass -x-auth-actor -x-auth-subject x-auth-client-id=alice x-auth-issuer="+e.idp.Issuer()+" x-auth-scope=read x-auth-subject-type=client_id", e.token(map[string]any{"sub": nil, "client_id": "alice"}), "/orders/7", nil)
 	try("missing", "401", "", "/orders/7", nil)
 	try("tampered", "401", good[:len(good)-4]+"AAAA", "/orders/7", nil)
 	try("expired", "401", e.token(map[string]any{"iat": hourAgo - 60, "exp": hourAgo}), "/orders/7", nil)

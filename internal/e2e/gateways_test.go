@@ -158,7 +158,7 @@ func (e *delegation) ask(t *testing.T, address, target string, authorization ...
 	}
 	request.Header["Authorization"] = authorization
 	// What somebody sends who would like to be another.
-	for _, name := range []string{"X-Auth-Subject", "X-Auth-Subject-Type", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+	for _, name := range identityHeaders() {
 		request.Header[name] = []string{"spoofed", "spoofed again"}
 	}
 	request.Header.Set("X-Verify-Audience", "https://spoofed.example.com")
@@ -221,7 +221,7 @@ func TestRealGatewaysKeepOtherSpellingsFromTheService(t *testing.T) {
 	t.Parallel()
 	e := startDelegation(t)
 	authorization := "Authorization: Bearer " + e.token(nil) + "\r\n"
-	want := map[string]string{"X_AUTH_SUBJECT": "alice", "X_AUTH_ISSUER": e.idp.Issuer(), "X_AUTH_CLIENT_ID": "web", "X_AUTH_SCOPE": "read"}
+	want := map[string]string{"X_AUTH_SUBJECT": "alice", "X_AUTH_SUBJECT_TYPE": "sub", "X_AUTH_ISSUER": e.idp.Issuer(), "X_AUTH_CLIENT_ID": "web", "X_AUTH_SCOPE": "read", "X_AUTH_ACTOR": ""}
 	for _, g := range realGateways() {
 		t.Run(g.name, func(t *testing.T) {
 			address := g.start(t, e, e.http)
@@ -247,9 +247,13 @@ func TestRealGatewaysKeepOtherSpellingsFromTheService(t *testing.T) {
 	}
 }
 
+func identityHeaders() []string {
+	return []string{"X-Auth-Subject", "X-Auth-Subject-Type", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope", "X-Auth-Actor"}
+}
+
 // spellings are lines of headers that a service could take for identity headers.
 func spellings() (lines []string) {
-	for _, name := range []string{"X-Auth-Subject", "X-Auth-Subject-Type", "X-Auth-Issuer", "X-Auth-Client-Id", "X-Auth-Scope"} {
+	for _, name := range identityHeaders() {
 		for _, odd := range "!#$%&'*+.^_`|~" {
 			last := strings.LastIndexByte(name, '-')
 			lines = append(lines, strings.ReplaceAll(name, "-", string(odd)), strings.Replace(name, "-", string(odd), 1), name[:last]+string(odd)+name[last+1:])
@@ -342,6 +346,9 @@ func judgeGateway(t *testing.T, g *realGateway, out io.Writer) {
 		if got := passed.passed[name]; len(got) != 1 || got[0] != want {
 			t.Errorf("the service sees %s %q, want %q", name, got, want)
 		}
+	}
+	if got := strings.Join(passed.passed["X-Auth-Actor"], ""); got != "" {
+		t.Errorf("the service sees an actor, though the header is reserved: %q", got)
 	}
 	without := e.ask(t, address, "/orders/", "Bearer "+e.token(map[string]any{"client_id": ""}))
 	check("good, without client_id", without, 200, "")

@@ -55,14 +55,17 @@ type Judge struct {
 	names  [identityHeaders]string
 }
 
-// identityHeaders is how many headers tell who makes a request.
-const identityHeaders = 5
+// identityHeaders is the number of headers that tell who makes a request. Gateways
+// list their names: a header that is added later could be spoofed through a gateway
+// that was configured before. So Actor is reserved, for the party that acts for the
+// subject (RFC 8693, act), and is empty.
+const identityHeaders = 6
 
 // New makes a Judge.
 func New(cfg Config) *Judge {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm)}
-	for i, name := range [identityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope"} {
+	for i, name := range [identityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope", "Actor"} {
 		j.names[i] = http.CanonicalHeaderKey(prefix + name)
 	}
 	return j
@@ -237,7 +240,7 @@ func (d *Decision) Identity() [identityHeaders]string {
 		subject = ""
 	}
 	return [identityHeaders]string{
-		headerText(subject), f.SubjectType.String(), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")),
+		headerText(subject), f.SubjectType.String(), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")), "",
 	}
 }
 

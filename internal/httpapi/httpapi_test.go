@@ -188,7 +188,7 @@ func TestVerifyTellsWhoItIs(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")
 	want := map[string]string{
-		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write",
+		"X-Auth-Subject": "Zo%C3%AB %251%20", "X-Auth-Subject-Type": "sub", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "", "X-Auth-Scope": "read write", "X-Auth-Actor": "",
 		"Cache-Control": "private, max-age=299", "Vary": "Authorization",
 	}
 	for name, value := range want {
@@ -210,7 +210,7 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	token := f.Token(map[string]any{"sub": nil, "client_id": "alice"})
 	got := f.do(t, "GET", need, bearer(token), "")
-	for name, value := range map[string]string{"X-Auth-Subject": "", "X-Auth-Subject-Type": "client_id", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "alice"} {
+	for name, value := range map[string]string{"X-Auth-Subject": "", "X-Auth-Subject-Type": "client_id", "X-Auth-Issuer": apitest.Issuer, "X-Auth-Client-Id": "alice", "X-Auth-Actor": ""} {
 		if values := got.header.Values(name); got.status != 200 || len(values) != 1 || values[0] != value {
 			t.Errorf("%d, %s: %q, want one %q", got.status, name, values, value)
 		}
@@ -296,7 +296,7 @@ func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	for name, want := range map[string]int{
 		"X-Auth-Subject": 200, "x-auth-SUBJECT": 200, "X-Request_Id": 200, "X-Auth-Subjects": 200,
-		"X_Auth_Subject": 401, "x_auth-subject": 401, "X-Auth_Subject": 401, "X.Auth.Subject": 401, "X-Auth-Client_Id": 401, "X`Auth`Scope": 401, "x*auth^issuer": 401,
+		"X_Auth_Subject": 401, "x_auth-subject": 401, "X-Auth_Subject": 401, "X.Auth.Subject": 401, "X-Auth-Client_Id": 401, "X_Auth_Actor": 401, "X-Auth.Actor": 401, "X`Auth`Scope": 401, "x*auth^issuer": 401,
 	} {
 		status, _ := f.raw(t, "GET "+need+" HTTP/1.1\r\nHost: b\r\n"+name+": root\r\nAuthorization: Bearer "+f.Token(nil)+"\r\n\r\n")
 		if status != fmt.Sprint(want) {

@@ -2,7 +2,7 @@
 -- is what the token must be good for, as a query. It sets txn.broker_status, 0 where
 -- no answer came, and what else the answer says.
 local broker = "http://127.0.0.1:8444/verify?"
-local identity = { subject = "x-auth-subject", subject_type = "x-auth-subject-type", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope" }
+local identity = { subject = "x-auth-subject", subject_type = "x-auth-subject-type", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope", actor = "x-auth-actor" }
 
 core.register_action("tokenbroker", { "http-req" }, function(txn, needs)
     txn:set_var("txn.broker_status", 0)
