@@ -17,6 +17,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
@@ -25,8 +29,10 @@ import (
 
 // auditLine is what the tests look at in a line of the audit.
 type auditLine struct {
-	Event, Outcome, Caller, Client, Action, Reason, Detail, Peer, Version string
-	Config                                                                string `json:"config_sha256"`
+	Event, Outcome, Caller, Client, Action, Reason, Detail, Comment, Peer, Version string
+
+	Request string `json:"request_id"`
+	Config  string `json:"config_sha256"`
 }
 
 func (l auditLine) String() string { return strings.TrimSpace(l.Event + " " + l.Outcome) }
@@ -111,6 +117,77 @@ func TestAuditOfALife(t *testing.T) {
 	if l := lines[5]; l.Caller != "" || l.Action != "/tokenbroker.v1.TokenBrokerService/GetToken" || l.Reason != "CALLER_UNIDENTIFIED" || l.Peer == "" {
 		t.Errorf("unidentified: %+v", l)
 	}
+}
+
+// Each call of an operator that changes something, or fails to, is in the audit with
+// its request_id and with the reason that the operator gave.
+func TestEveryChangeIsAuditedWithItsRequestIDAndComment(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.jsonl")
+	asked := map[string]string{} // the actions by request_id
+	t.Run("calls", func(t *testing.T) {
+		r := startReloadable(t, devIDP(t), everybody+"audit: {file: "+file+"}\nissuers: [{issuer: \""+idpIssuer+"\", audiences: [a]}]\n"+
+			"clients: {orders: {issuer: \""+idpIssuer+"\", client_id: abc, secret: \"file:SECRET\"}}\n")
+		conn := dial(t, r.GRPCAddr())
+		service := tokenbrokerv1.File_tokenbroker_v1_admin_proto.Services().ByName("AdminService")
+		for i := range service.Methods().Len() {
+			method := service.Methods().Get(i)
+			if method.Input().Fields().ByName("request_id") == nil {
+				continue
+			}
+			id := "request of " + string(method.Name())
+			asked[id] = string(method.Name())
+			response, err := protoregistry.GlobalTypes.FindMessageByName(method.Output().FullName())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.Invoke(t.Context(), "/"+string(service.FullName())+"/"+string(method.Name()), changeRequest(t, method.Input(), id), response.New().Interface())
+		}
+	})
+	if len(asked) < 8 {
+		t.Errorf("only %d methods change something: %v", len(asked), asked)
+	}
+	for _, l := range auditIn(t, file) {
+		if method, of := asked[l.Request]; of && l.Event == "admin" && l.Comment == "reason of "+method {
+			delete(asked, l.Request)
+		}
+	}
+	for _, method := range asked {
+		t.Errorf("no line has the request_id and the reason of a call of %s", method)
+	}
+}
+
+// changeRequest fills in a request that changes something, as far as it must be to
+// get past the checks of its form.
+func changeRequest(t *testing.T, kind protoreflect.MessageDescriptor, id string) proto.Message {
+	t.Helper()
+	found, err := protoregistry.GlobalTypes.FindMessageByName(kind.FullName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := found.New()
+	reason := "reason of " + strings.TrimPrefix(id, "request of ")
+	for i := range kind.Fields().Len() {
+		field := kind.Fields().Get(i)
+		switch field.Name() {
+		case "request_id":
+			made.Set(field, protoreflect.ValueOfString(id))
+		case "reason":
+			made.Set(field, protoreflect.ValueOfString(reason))
+		case "client_name":
+			made.Set(field, protoreflect.ValueOfString("orders"))
+		case "id", "version":
+			made.Set(field, protoreflect.ValueOfString("x"))
+		case "secret", "sealed":
+			made.Set(field, protoreflect.ValueOfBytes([]byte("x")))
+		case "revocation":
+			revocation := &tokenbrokerv1.Revocation{
+				Issuer: idpIssuer, Target: &tokenbrokerv1.Revocation_Subject{Subject: "alice"}, Reason: reason,
+				ExpiresAt: timestamppb.New(time.Now().Add(time.Hour)),
+			}
+			made.Set(field, protoreflect.ValueOfMessage(revocation.ProtoReflect()))
+		}
+	}
+	return made.Interface()
 }
 
 func TestHangupReopensTheAudit(t *testing.T) {

@@ -378,7 +378,7 @@ func TestTokenIsToldOnceForEachCallerAndThenSummedUp(t *testing.T) {
 			t.Fatalf("%d lines of %d callers", len(lines), callers)
 		}
 		for _, one := range lines {
-			if one.Event != "token" || one.Outcome != "ok" || one.Client != "orders" || one.Source != "memory" || one.Peer == "" || one.Count != 0 {
+			if one.Event != "token" || one.Outcome != "ok" || one.Client != "orders" || one.Origin != "memory" || one.Peer == "" || one.Count != 0 {
 				t.Errorf("line %+v", one)
 			}
 		}
@@ -529,7 +529,7 @@ func BenchmarkGivenAgain(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer func() { _ = l.Close() }()
-			given := l.Given(audit.Event{Client: "orders-api", Audience: []string{"https://orders.example.com"}, Scopes: []string{"read", "write"}, Granted: []string{"read", "write"}, TokenSHA256: [32]byte{1}, ExpiresAt: time.Now()})
+			given := l.Given(audit.Event{Client: "orders-api", Audiences: []string{"https://orders.example.com"}, Scopes: []string{"read", "write"}, GrantedScopes: []string{"read", "write"}, TokenSHA256: [32]byte{1}, ExpiresAt: time.Now()})
 			caller, ctx := handle("checkout"), b.Context()
 			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {

@@ -20,32 +20,35 @@ import (
 
 // line is a line as encoding/json writes and reads it.
 type line struct {
-	V            int      `json:"v"`
-	Replica      string   `json:"replica"`
-	Time         string   `json:"time"`
-	Event        string   `json:"event"`
-	Outcome      string   `json:"outcome,omitempty"`
-	Caller       string   `json:"caller,omitempty"`
-	Peer         string   `json:"peer,omitempty"`
-	Action       string   `json:"action,omitempty"`
-	Reason       string   `json:"reason,omitempty"`
-	Detail       string   `json:"detail,omitempty"`
-	Client       string   `json:"client,omitempty"`
-	Audience     []string `json:"audience,omitempty"`
-	Resources    []string `json:"resources,omitempty"`
-	Scopes       []string `json:"scopes,omitempty"`
-	Granted      []string `json:"granted,omitempty"`
-	TokenSHA256  string   `json:"token_sha256,omitempty"`
-	ExpiresAt    string   `json:"expires_at,omitempty"`
-	IssuedBefore string   `json:"issued_before,omitempty"`
-	Source       string   `json:"source,omitempty"`
-	Degraded     bool     `json:"degraded,omitempty"`
-	Issuer       string   `json:"issuer,omitempty"`
-	Subject      string   `json:"subject,omitempty"`
-	SubjectType  string   `json:"subject_type,omitempty"`
-	ClientID     string   `json:"client_id,omitempty"`
-	TokenID      string   `json:"token_id,omitempty"`
-	Revocation   string   `json:"revocation,omitempty"`
+	V             int      `json:"v"`
+	Replica       string   `json:"replica"`
+	Time          string   `json:"time"`
+	Event         string   `json:"event"`
+	Outcome       string   `json:"outcome,omitempty"`
+	Caller        string   `json:"caller,omitempty"`
+	Peer          string   `json:"peer,omitempty"`
+	Action        string   `json:"action,omitempty"`
+	RequestID     string   `json:"request_id,omitempty"`
+	Reason        string   `json:"reason,omitempty"`
+	Rejection     string   `json:"rejection,omitempty"`
+	Detail        string   `json:"detail,omitempty"`
+	Comment       string   `json:"comment,omitempty"`
+	Client        string   `json:"client,omitempty"`
+	Audiences     []string `json:"audiences,omitempty"`
+	Resources     []string `json:"resources,omitempty"`
+	Scopes        []string `json:"scopes,omitempty"`
+	GrantedScopes []string `json:"granted_scopes,omitempty"`
+	TokenSHA256   string   `json:"token_sha256,omitempty"`
+	ExpiresAt     string   `json:"expires_at,omitempty"`
+	IssuedBefore  string   `json:"issued_before,omitempty"`
+	Origin        string   `json:"origin,omitempty"`
+	Degraded      bool     `json:"degraded,omitempty"`
+	Issuer        string   `json:"issuer,omitempty"`
+	Subject       string   `json:"subject,omitempty"`
+	SubjectType   string   `json:"subject_type,omitempty"`
+	ClientID      string   `json:"client_id,omitempty"`
+	TokenID       string   `json:"token_id,omitempty"`
+	Revocation    string   `json:"revocation,omitempty"`
 
 	SecretVersion string `json:"secret_version,omitempty"`
 	Step          string `json:"step,omitempty"`
@@ -79,10 +82,11 @@ func expected(t testing.TB, replica string, e *audit.Event, now time.Time) strin
 	encoder.SetEscapeHTML(false)
 	err := encoder.Encode(line{
 		V: 1, Replica: replica, Time: at(when), Event: string(e.Event), Outcome: string(e.Outcome),
-		Caller: e.Caller, Peer: e.Peer, Action: e.Action, Reason: e.Reason, Detail: e.Detail,
-		Client: e.Client, Audience: e.Audience, Resources: e.Resources, Scopes: e.Scopes, Granted: e.Granted,
+		Caller: e.Caller, Peer: e.Peer, Action: e.Action, RequestID: e.RequestID,
+		Reason: e.Reason, Rejection: e.Rejection, Detail: e.Detail, Comment: e.Comment,
+		Client: e.Client, Audiences: e.Audiences, Resources: e.Resources, Scopes: e.Scopes, GrantedScopes: e.GrantedScopes,
 		TokenSHA256: digest(e.TokenSHA256), ExpiresAt: at(e.ExpiresAt), IssuedBefore: at(e.IssuedBefore),
-		Source: e.Source, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, SubjectType: e.SubjectType, ClientID: e.ClientID, TokenID: e.TokenID,
+		Origin: e.Origin, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, SubjectType: e.SubjectType, ClientID: e.ClientID, TokenID: e.TokenID,
 		Revocation: e.Revocation, SecretVersion: e.SecretVersion, Step: e.Step, Version: e.Version, ConfigSHA256: digest(e.ConfigSHA256),
 		Count: e.Count, Since: at(e.Since),
 	})
@@ -101,9 +105,9 @@ func everything() *audit.Event {
 	at := time.Date(2026, 11, 25, 21, 49, 5, 123456789, time.FixedZone("", 3600))
 	return &audit.Event{
 		Event: audit.Token, Outcome: audit.OK, Time: at, Caller: "checkout", Peer: "10.1.2.3:4567", Action: "purge_tokens",
-		Reason: "NOT_ENTITLED", Detail: "because", Client: "orders-api", Audience: []string{"https://orders.example.com"},
-		Resources: []string{"a", "b"}, Scopes: []string{"read"}, Granted: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
-		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Source: "memory", Degraded: true, Issuer: "https://login.example.com",
+		RequestID: "4b1e", Reason: "NOT_ENTITLED", Rejection: "wrong_audience", Detail: "because", Comment: "ticket 123", Client: "orders-api", Audiences: []string{"https://orders.example.com"},
+		Resources: []string{"a", "b"}, Scopes: []string{"read"}, GrantedScopes: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
+		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Origin: "memory", Degraded: true, Issuer: "https://login.example.com",
 		Subject: "248289761001", SubjectType: "client_id", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activate",
 		Version: "v1.2.3", ConfigSHA256: [32]byte{9}, Count: 42, Since: at.Add(-time.Minute),
 	}
@@ -140,7 +144,7 @@ func FuzzLine(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, a, b string, n uint64) {
 		now := time.Unix(int64(n%250e9), int64(n%1e9))
-		e := &audit.Event{Event: audit.Name(a), Outcome: audit.Outcome(b), Caller: a, Detail: b, Scopes: []string{a, b, ""}, TokenSHA256: [32]byte{byte(n)}, Count: n}
+		e := &audit.Event{Event: audit.Name(a), Outcome: audit.Outcome(b), Caller: a, Detail: b, Comment: a, RequestID: b, Scopes: []string{a, b, ""}, TokenSHA256: [32]byte{byte(n)}, Count: n}
 		got, want := audit.Line(b, e, now), expected(t, b, e, now)
 		if got != want {
 			t.Errorf("line:\n%swant:\n%s", got, want)
@@ -192,9 +196,11 @@ func TestSchemaIsOfTheseFields(t *testing.T) {
 		t.Errorf("docs/audit.schema.json has the properties\n%v\nwant\n%v", properties, want)
 	}
 	valid(t, schema, audit.Line("host/abc", everything(), time.Now()))
+	// Later versions add events, outcomes, origins, steps and fields.
+	valid(t, schema, `{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"exchange","outcome":"deferred","origin":"exchanged","subject_type":"device","step":"sign","actor":"checkout"}`)
 	for _, wrong := range []string{
 		`{}`, `{"v":2,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"start"}`, `{"v":1,"replica":"a","time":"yesterday","event":"start"}`,
-		`{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"party"}`, `{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"start","count":0}`,
+		`{"v":1,"replica":"a","time":"2026-11-25T21:49:05.123456Z","event":"start","count":0}`,
 	} {
 		if schema.Validate(decoded(t, wrong)) == nil {
 			t.Errorf("the schema accepts %s", wrong)

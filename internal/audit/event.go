@@ -73,21 +73,26 @@ type Event struct {
 	// Action is what an Admin event is about (an action of the policy), or the
 	// method of a Call.
 	Action string
-	// Reason is a stable, machine-readable cause; Detail a sentence.
-	Reason, Detail string
+	// RequestID is the request_id of a call that changes something.
+	RequestID string
+	// Reason is the reason of an error, and Rejection the reason for which VerifyToken
+	// rejected a token: both are for programs. Detail is a sentence about an error.
+	Reason, Rejection, Detail string
+	// Comment is the reason that an operator gave for a change.
+	Comment string
 
 	// Client is the name of an OAuth client of the configuration.
 	Client string
-	// Audience, Resources and Scopes are what was asked for, defaults filled in;
-	// Granted the scopes that the IdP gave.
-	Audience, Resources, Scopes, Granted []string
+	// Audiences, Resources and Scopes are those of the request, with its defaults;
+	// GrantedScopes are those that the token has.
+	Audiences, Resources, Scopes, GrantedScopes []string
 	// TokenSHA256 is the digest of a token that was given or presented. Zero: none.
 	TokenSHA256 [32]byte
 	// ExpiresAt is when the token ends, or the revocation; IssuedBefore bounds a
 	// revocation.
 	ExpiresAt, IssuedBefore time.Time
-	// Source says where a given token came from: memory, shared or fetched.
-	Source string
+	// Origin is where the broker found a token: memory, shared or fetched.
+	Origin string
 	// Degraded: the token is good, but a fresher one was due and not to be had.
 	Degraded bool
 

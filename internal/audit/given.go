@@ -42,9 +42,9 @@ func (g *Given) SHA256() [32]byte { return g.what.TokenSHA256 }
 
 // To writes down that a caller is given the token, whose name the handle is of. If
 // the error is not nil it is ErrUnwritten, and the token must not be given.
-func (g *Given) To(ctx context.Context, caller unique.Handle[string], source string, degraded bool) error {
+func (g *Given) To(ctx context.Context, caller unique.Handle[string], origin string, degraded bool) error {
 	if g.log.cfg.EveryToken {
-		return g.tell(ctx, caller.Value(), source, degraded)
+		return g.tell(ctx, caller.Value(), origin, degraded)
 	}
 	if found, ok := g.callers.Load(caller); ok {
 		if t := found.(*tally); t.told.Load() { //nolint:forcetypeassert // it holds no others
@@ -52,10 +52,10 @@ func (g *Given) To(ctx context.Context, caller unique.Handle[string], source str
 			return nil
 		}
 	}
-	return g.first(ctx, caller, source, degraded)
+	return g.first(ctx, caller, origin, degraded)
 }
 
-func (g *Given) first(ctx context.Context, caller unique.Handle[string], source string, degraded bool) error {
+func (g *Given) first(ctx context.Context, caller unique.Handle[string], origin string, degraded bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	found, _ := g.callers.LoadOrStore(caller, &tally{caller: caller.Value()})
@@ -64,7 +64,7 @@ func (g *Given) first(ctx context.Context, caller unique.Handle[string], source 
 		g.again(t)
 		return nil
 	}
-	if err := g.tell(ctx, t.caller, source, degraded); err != nil {
+	if err := g.tell(ctx, t.caller, origin, degraded); err != nil {
 		return err
 	}
 	t.since.Store(time.Now().UnixNano())
@@ -80,9 +80,9 @@ func (g *Given) again(t *tally) {
 	}
 }
 
-func (g *Given) tell(ctx context.Context, caller, source string, degraded bool) error {
+func (g *Given) tell(ctx context.Context, caller, origin string, degraded bool) error {
 	e := g.what
-	e.Caller, e.Peer, e.Source, e.Degraded = caller, g.log.cfg.From(ctx), source, degraded
+	e.Caller, e.Peer, e.Origin, e.Degraded = caller, g.log.cfg.From(ctx), origin, degraded
 	return g.log.Permit(&e)
 }
 

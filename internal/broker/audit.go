@@ -39,11 +39,11 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 		return given
 	}
 	of := audit.Event{
-		Client: e.client.name, Resources: e.ask.Resources, Scopes: e.ask.Scopes, Granted: tok.Scopes,
+		Client: e.client.name, Resources: e.ask.Resources, Scopes: e.ask.Scopes, GrantedScopes: tok.Scopes,
 		TokenSHA256: tok.SHA256, ExpiresAt: tok.ExpiresAt, SecretVersion: tok.SecretVersion,
 	}
 	if e.ask.Audience != "" {
-		of.Audience = []string{e.ask.Audience}
+		of.Audiences = []string{e.ask.Audience}
 	}
 	given := b.audit.Given(of)
 	if current := e.token.Load(); current == nil || current.SHA256 != tok.SHA256 {
@@ -89,7 +89,7 @@ func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client 
 		Client: client, Resources: judged.Resources, Scopes: judged.Scopes,
 	}
 	if judged.Audience != "" {
-		e.Audience = []string{judged.Audience}
+		e.Audiences = []string{judged.Audience}
 	}
 	b.audit.Record(e)
 }
@@ -105,7 +105,7 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 	case told != nil:
 		e.Outcome, e.Reason, wanted = audit.Undecided, told.Reason, audit.AllVerifications
 	case result.Rejection != nil:
-		e.Outcome, e.Reason = audit.Rejected, result.Rejection.Reason.String()
+		e.Outcome, e.Rejection = audit.Rejected, result.Rejection.Reason.String()
 	default:
 		e.Outcome, wanted = audit.Active, audit.AllVerifications
 	}
@@ -113,13 +113,13 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 		return nil
 	}
 	e.Caller, e.Peer, e.TokenSHA256 = caller.Name(), b.audit.From(ctx), presented.SHA256()
-	e.Audience, e.Scopes, e.Issuer = ask.Audience, ask.Scopes, ask.Issuer
+	e.Audiences, e.Scopes, e.Issuer = ask.Audience, ask.Scopes, ask.Issuer
 	if e.Outcome != audit.Active {
 		b.audit.Record(&e)
 		return nil
 	}
 	f := result.Facts
-	e.Issuer, e.Subject, e.ClientID, e.TokenID, e.Granted, e.ExpiresAt = f.Issuer, f.Subject, f.ClientID, f.TokenID, f.Scopes, f.ExpiresAt
+	e.Issuer, e.Subject, e.ClientID, e.TokenID, e.GrantedScopes, e.ExpiresAt = f.Issuer, f.Subject, f.ClientID, f.TokenID, f.Scopes, f.ExpiresAt
 	if f.SubjectType != verify.SubjectSub {
 		e.SubjectType = f.SubjectType.String()
 	}
@@ -149,7 +149,7 @@ func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy
 	}
 	e.Event, e.Action, e.Caller, e.Peer, e.Outcome = audit.Admin, string(action), caller.Name(), b.audit.From(ctx), audit.OK
 	if told, ok := errors.AsType[*apierror.Error](err); ok {
-		e.Reason = told.Reason
+		e.Reason, e.Detail = told.Reason, told.Message
 		switch told.Code {
 		case apierror.PermissionDenied:
 			e.Outcome = audit.Denied
@@ -166,7 +166,7 @@ func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy
 func (r *Revocation) about() audit.Event {
 	return audit.Event{
 		Revocation: r.ID, Issuer: r.Issuer, Subject: r.Subject, ClientID: r.ClientID, TokenID: r.TokenID,
-		ExpiresAt: r.ExpiresAt, IssuedBefore: r.IssuedBefore, Detail: r.Reason,
+		ExpiresAt: r.ExpiresAt, IssuedBefore: r.IssuedBefore, Comment: r.Reason,
 	}
 }
 

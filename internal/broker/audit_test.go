@@ -25,11 +25,13 @@ import (
 
 // line is what the tests look at in a line of the audit.
 type line struct {
-	Event, Outcome, Caller, Action, Reason, Client, Source, Issuer, Subject, Revocation, Peer string
+	Event, Outcome, Caller, Action, Reason, Rejection, Detail, Comment, Client, Origin, Issuer, Subject, Revocation, Peer string
 
-	Audience, Scopes, Granted []string
-	Count                     int
-	SHA256                    string `json:"token_sha256"`
+	Audiences, Scopes []string
+	GrantedScopes     []string `json:"granted_scopes"`
+	RequestID         string   `json:"request_id"`
+	Count             int
+	SHA256            string `json:"token_sha256"`
 }
 
 // book is an audit and its file.
@@ -114,7 +116,7 @@ func TestWhoWasGivenWhichTokenIsWrittenDown(t *testing.T) {
 		go f.Run(ctx)
 		defer cancel()
 		var digest string
-		for i, want := range []line{{Caller: "checkout", Source: "fetched"}, {Caller: "batch", Source: "memory"}} {
+		for i, want := range []line{{Caller: "checkout", Origin: "fetched"}, {Caller: "batch", Origin: "memory"}} {
 			for range 3 {
 				answer, err := f.get(t, want.Caller, orders())
 				if err != nil {
@@ -123,8 +125,8 @@ func TestWhoWasGivenWhichTokenIsWrittenDown(t *testing.T) {
 				digest = hex.EncodeToString(answer.Token.SHA256[:])
 			}
 			b.expect(fmt.Sprint("caller ", i), func(l line) bool {
-				return l.Event == "token" && l.Outcome == "ok" && l.Caller == want.Caller && l.Client == "orders" && l.Source == want.Source && l.SHA256 == digest &&
-					fmt.Sprint(l.Audience, l.Scopes, l.Granted) == fmt.Sprint([]string{audience}, []string{"read", "write"}, []string{"read", "write"}) && l.Peer == "10.0.0.1:1"
+				return l.Event == "token" && l.Outcome == "ok" && l.Caller == want.Caller && l.Client == "orders" && l.Origin == want.Origin && l.SHA256 == digest &&
+					fmt.Sprint(l.Audiences, l.Scopes, l.GrantedScopes) == fmt.Sprint([]string{audience}, []string{"read", "write"}, []string{"read", "write"}) && l.Peer == "10.0.0.1:1"
 			})
 		}
 		time.Sleep(audit.SumInterval)
@@ -163,7 +165,7 @@ func TestDenialsAreWrittenDown(t *testing.T) {
 			wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 			b.expect(tt.what, func(l line) bool {
 				return l.Event == "token" && l.Outcome == "denied" && l.Caller == tt.caller && l.Client == tt.ask.Client && l.Reason == apierror.ReasonNotEntitled &&
-					slices.Equal(l.Audience, []string{tt.audience}) && l.SHA256 == ""
+					slices.Equal(l.Audiences, []string{tt.audience}) && l.SHA256 == ""
 			})
 		}
 	})
@@ -250,23 +252,25 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 		j := startJudges(t, 0)
 		j.audit = b.Log
 		one := j.add(j.shared)
-		made := j.revoke(one, broker.Revocation{Subject: "alice"}, "1")
+		made := j.revoke(one, broker.Revocation{Subject: "alice", Reason: "left"}, "1")
 		b.expect("a revocation", func(l line) bool {
-			return l.Event == "admin" && l.Outcome == "ok" && l.Action == "revoke_tokens" && l.Subject == "alice" && l.Issuer == issuer && l.Revocation == made.ID && l.Caller == policy.Self().Name()
+			return l.Event == "admin" && l.Outcome == "ok" && l.Action == "revoke_tokens" && l.Subject == "alice" && l.Issuer == issuer && l.Revocation == made.ID && l.Caller == policy.Self().Name() &&
+				l.RequestID == "1" && l.Comment == "left" && l.Detail == ""
 		})
 		if _, err := one.Revocations(t.Context(), policy.Self(), issuer); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("a list", func(l line) bool { return l.Action == "list_revocations" && l.Outcome == "ok" && l.Issuer == issuer })
-		if err := one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
+		if err := one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID, Request: "2", Reason: "a mistake"}); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("its end", func(l line) bool {
-			return l.Action == "delete_revocation" && l.Outcome == "ok" && l.Subject == "alice" && l.Revocation == made.ID
+			return l.Action == "delete_revocation" && l.Outcome == "ok" && l.Subject == "alice" && l.Revocation == made.ID && l.RequestID == "2" && l.Comment == "a mistake"
 		})
-		_ = one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "none"})
+		_ = one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "none", Request: "3", Reason: "a mistake"})
 		b.expect("the end of none", func(l line) bool {
-			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == apierror.ReasonNoSuchRevocation
+			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == apierror.ReasonNoSuchRevocation &&
+				l.RequestID == "3" && l.Comment == "a mistake" && l.Detail != ""
 		})
 		_, _ = one.Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: "x"}, "1")
 		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == apierror.ReasonInvalidRequest })
@@ -321,6 +325,10 @@ func TestVerificationsAreWrittenDownByChoice(t *testing.T) {
 			var got []string
 			for _, l := range b.news() {
 				got = append(got, l.Outcome)
+				reason := map[string]string{"undecided": apierror.ReasonRevocationsUnknown, "denied": apierror.ReasonNotEntitled}[l.Outcome]
+				if l.Reason != reason || (l.Rejection == "malformed") != (l.Outcome == "rejected") {
+					t.Errorf("%s: reason %q, rejection %q", l.Outcome, l.Reason, l.Rejection)
+				}
 				sum := good.SHA256()
 				if of := l.SHA256 == hex.EncodeToString(sum[:]); l.Event != "verification" || of == (l.Outcome == "rejected") || (l.Subject == "alice") != (l.Outcome == "active") {
 					t.Errorf("line %+v", l)

@@ -152,7 +152,7 @@ type Purge struct {
 // [*apierror.Error], asking again is safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
 	err := b.purge(ctx, caller, asked)
-	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, Detail: asked.Reason})
+	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
 	return err
 }
 

@@ -72,7 +72,7 @@ func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked Se
 // unbegun is the reason why the change did not begin, or nil.
 func (p *procedure) result(ctx context.Context, unbegun *apierror.Error) (Rotated, error) {
 	got, err := p.outcome(unbegun)
-	p.broker.acted(ctx, p.caller, p.action, err, audit.Event{Client: p.asked.Client, SecretVersion: p.version, Detail: p.asked.Reason})
+	p.broker.acted(ctx, p.caller, p.action, err, p.about())
 	return got, err
 }
 
@@ -85,6 +85,11 @@ func (p *procedure) outcome(unbegun *apierror.Error) (Rotated, error) {
 		return Rotated{}, &RotationError{Err: p.failure, Rotated: got}
 	}
 	return got, nil
+}
+
+// about is the procedure as the audit has it.
+func (p *procedure) about() audit.Event {
+	return audit.Event{Client: p.asked.Client, SecretVersion: p.version, RequestID: p.asked.Request, Comment: p.asked.Reason}
 }
 
 // step does one step and reports whether it succeeded.
@@ -108,21 +113,20 @@ func (p *procedure) step(ctx context.Context, k kind, do func() (message string,
 	}
 	made.Took = time.Since(begun)
 	p.steps = append(p.steps, made)
-	p.broker.rotated(ctx, p.caller, p.client, p.version, k, err)
+	e := p.about()
+	e.Caller, e.Peer = p.caller.Name(), p.broker.audit.From(ctx)
+	p.broker.rotated(k, e, err)
 	return made.OK
 }
 
-// rotated logs a step in the life of a secret, and writes it down. The broker's own
-// steps have no caller.
-func (b *Broker) rotated(ctx context.Context, caller *policy.Caller, c *client, version string, k kind, err *apierror.Error) {
-	e := audit.Event{Event: audit.Rotation, Outcome: audit.OK, Client: c.name, SecretVersion: version, Step: k.name}
-	if caller != nil {
-		e.Caller, e.Peer = caller.Name(), b.audit.From(ctx)
-	}
+// rotated logs and audits a step that was taken with a version of a secret, or that
+// failed. e says whose step it was; the broker's own steps have no caller.
+func (b *Broker) rotated(k kind, e audit.Event, err *apierror.Error) {
+	e.Event, e.Outcome, e.Step = audit.Rotation, audit.OK, k.name
 	if err != nil {
 		e.Outcome, e.Reason, e.Detail = audit.Failed, err.Reason, err.Message
 	}
-	b.log.Info("a client's secret: a step", "client", c.name, "step", k.name, "outcome", string(e.Outcome), "secret_version", version,
+	b.log.Info("a client's secret: a step", "client", e.Client, "step", e.Step, "outcome", string(e.Outcome), "secret_version", e.SecretVersion,
 		"caller", e.Caller, "reason", e.Reason)
 	b.audit.Record(&e)
 }

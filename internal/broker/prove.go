@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -126,7 +127,7 @@ func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
 		if doubt := c.idp.DoubtSecret(ring.Current().Value); doubt != "" {
 			b.log.Warn("the new secret "+doubt+"; it is sent to the IdP as it is", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
 		}
-		b.rotated(b.flying, nil, c, ring.Current().ID, staging, nil)
+		b.rotated(staging, audit.Event{Client: c.name, SecretVersion: ring.Current().ID}, nil)
 		b.tryWanted(c)
 	}
 }
@@ -157,7 +158,7 @@ func (b *Broker) proveWanted(ctx context.Context, c *client) {
 	}
 	expected := c.secrets.now().history.CurrentID()
 	err := b.prove(ctx, c, v)
-	b.rotated(ctx, nil, c, v.ID, proving, err)
+	b.rotated(proving, audit.Event{Client: c.name, SecretVersion: v.ID}, err)
 	if err != nil {
 		b.log.Warn("a new secret is not proved; the one in force stays", "client", c.name, "secret_version", v.ID, "error", err)
 		return
@@ -243,6 +244,6 @@ func (b *Broker) putInForce(ctx context.Context, c *client, v *version, expected
 	}
 	if made.CurrentID() == v.ID && expected != "" {
 		b.log.Info("a secret came in force", "client", c.name, "secret_version", v.ID, "instead_of", expected)
-		b.rotated(ctx, nil, c, v.ID, activating, nil)
+		b.rotated(activating, audit.Event{Client: c.name, SecretVersion: v.ID}, nil)
 	}
 }

@@ -101,7 +101,7 @@ func TestReasonOfAPurgeIsInTheAudit(t *testing.T) {
 		}
 		b.expect("a purge", func(l line) bool { return l.Event == "admin" && l.Action == "purge_tokens" })
 		text, err := os.ReadFile(b.path)
-		if err != nil || !bytes.Contains(text, []byte(`"detail":"ticket 123"`)) {
+		if err != nil || !bytes.Contains(text, []byte(`"request_id":"one","comment":"ticket 123"`)) {
 			t.Errorf("%s, %v", text, err)
 		}
 	})

@@ -308,7 +308,7 @@ func shardOf(id string) int { return int(id[1]+31*id[2]) % revocationShards }
 func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked Revocation, request string) (Revocation, error) {
 	made, err := b.revoke(ctx, caller, asked, request)
 	about := asked.about()
-	about.Revocation = made.ID
+	about.Revocation, about.RequestID = made.ID, request
 	b.acted(ctx, caller, policy.RevokeTokens, err, about)
 	return made, err
 }
@@ -422,7 +422,7 @@ type Unrevocation struct {
 func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, asked Unrevocation) error {
 	deleted, err := b.unrevoke(ctx, caller, asked.ID)
 	about := deleted.about()
-	about.Revocation, about.Detail = asked.ID, asked.Reason
+	about.Revocation, about.RequestID, about.Comment = asked.ID, asked.Request, asked.Reason
 	b.acted(ctx, caller, policy.DeleteRevocation, err, about)
 	return err
 }

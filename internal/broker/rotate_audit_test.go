@@ -104,3 +104,31 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 		}
 	})
 }
+
+// What the operator said stays, whatever the error says.
+func TestFailedRotationKeepsTheCommentOfTheOperator(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		b := openBook(t, audit.Config{})
+		r := startReplicas(t, 0)
+		r.audit = b.Log
+		r.takes("one")
+		one := r.start(broker.ClientConfig{Managed: true})
+		asked := rotation("wrong")
+		asked.Request, asked.Reason = "4b1e", "ticket 123"
+		if _, err := one.RotateSecret(t.Context(), policy.Self(), asked); err == nil {
+			t.Fatal("a wrong secret is in use")
+		}
+		lines, failed := b.news(), 0
+		for _, l := range lines {
+			if l.RequestID != "4b1e" || l.Comment != "ticket 123" || (l.Outcome == "ok") != (l.Detail == "") || (l.Outcome == "ok") != (l.Reason == "") {
+				t.Errorf("%+v", l)
+			}
+			if l.Outcome != "ok" {
+				failed++
+			}
+		}
+		if len(lines) != 4 || failed != 2 {
+			t.Errorf("%d lines, %d of them of failures: %+v", len(lines), failed, lines)
+		}
+	})
+}

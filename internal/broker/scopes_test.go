@@ -63,7 +63,7 @@ func TestRequestWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
 			}
 			given[tt.caller] = answer
 			for _, l := range b.news() {
-				if l.Caller != tt.caller || !slices.Equal(l.Scopes, tt.want) || !slices.Equal(l.Granted, tt.want) {
+				if l.Caller != tt.caller || !slices.Equal(l.Scopes, tt.want) || !slices.Equal(l.GrantedScopes, tt.want) {
 					t.Errorf("%s: the audit has %+v", tt.caller, l)
 				}
 			}
@@ -109,7 +109,7 @@ func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
 			}
 		}
 		b.expect("a denial", func(l line) bool {
-			return l.Outcome == "denied" && slices.Equal(l.Scopes, []string{"read", "write"}) && slices.Equal(l.Audience, []string{audience})
+			return l.Outcome == "denied" && slices.Equal(l.Scopes, []string{"read", "write"}) && slices.Equal(l.Audiences, []string{audience})
 		})
 		_, err = f.get(t, "admin", broker.Ask{Client: "orders", Scopes: []string{"admin", "read"}})
 		told = wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
