@@ -149,7 +149,7 @@ have VerifyToken refuse them.`,
 			if err != nil {
 				return err
 			}
-			if doubt := secret.Doubt(redact.New(string(value))); doubt != "" && !bytes.Contains(value, []byte("-----BEGIN")) && !json.Valid(value) {
+			if doubt := secret.Warning(redact.New(string(value))); doubt != "" && !bytes.Contains(value, []byte("-----BEGIN")) && !json.Valid(value) {
 				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "WARNING: the secret %s; it is sent as it is\n", doubt)
 			}
 			if compromised {

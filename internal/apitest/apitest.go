@@ -122,7 +122,7 @@ func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Se
 	t.Cleanup(func() { cancel(); <-done })
 	f.Broker, err = broker.New(broker.Config{
 		Setup: broker.Setup{
-			Clients:  []broker.ClientConfig{{Name: "orders", IdP: orders, Secret: secretRing(t), Audience: Audience, Scopes: []string{"read", "write"}}},
+			Clients:  []broker.ClientConfig{{Name: "orders", IdP: orders, Secret: secretSource(t), Audience: Audience, Scopes: []string{"read", "write"}}},
 			Verifier: verifier,
 			Policy:   callers(),
 		},
@@ -133,13 +133,13 @@ func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Se
 	return f
 }
 
-func secretRing(t testing.TB) *secret.Ring {
+func secretSource(t testing.TB) *secret.Source {
 	t.Helper()
 	ref, err := secret.ParseRef("file:" + testkit.SecretFile(t, SecretCanary))
 	must(t, err)
-	ring, err := secret.Open(ref)
+	source, err := secret.Open(ref)
 	must(t, err)
-	return ring
+	return source
 }
 
 func callers() *policy.Policy {

@@ -197,7 +197,7 @@ func badConfigs() []badConfig {
 			"9: clients.orders-api.params.grant_type: may not be set here: use the client's own key grant_type\n" +
 			"10: clients.orders-api.params.password: may not be set here: a client authenticates with its secret, and credentials are never literals", true},
 		{"secret as a literal", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: hunter2\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
-		{"secret without a path", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 'file:'\n", `5: clients.a.secret: "file:" names nothing after the colon`, true},
+		{"secret without a path", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: 'file:'\n", `5: clients.a.secret: "file:" is not followed by a name`, true},
 		{"default_lifetime out of bounds", client("default_lifetime: 25h"), "6: clients.orders-api.default_lifetime: must be from 1s to 24h", false},
 		{"leeway out of bounds", issuer("leeway: 61s"), "4: issuers[0].leeway: must be from 0s to 1m", false},
 		{"max_lifetime out of bounds", issuer("max_lifetime: 0s"), "4: issuers[0].max_lifetime: must be from 1m to 8760h", false},
@@ -264,7 +264,7 @@ func badConfigs() []badConfig {
 		{"preset without an endpoint", "clients:\n  a:\n    preset: okta\n    client_id: abc\n    secret: env:A\n", "2: clients.a: issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint", true},
 		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth", false},
 		{"managed in memory", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: managed\n", "5: clients.a.secret: a managed secret is kept in the store, and nothing outlives the process in memory: give store.bolt or store.redis, or the secret as file:PATH", false},
-		{"a managed password of Redis", redis("addresses: [redis:6379]", "password: managed"), "9: store.redis.password: managed is for the secrets of clients alone: give file:PATH or env:NAME", true},
+		{"a managed password of Redis", redis("addresses: [redis:6379]", "password: managed"), "9: store.redis.password: managed is for the secrets of clients only: give file:PATH or env:NAME", true},
 		{"managed by another name", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: manged\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},

@@ -358,7 +358,7 @@ func (d *decoder) reference(n *yaml.Node, into *secret.Ref, path string) {
 	}
 	ref, err := secret.ParseRef(value)
 	if err == nil && ref.Managed() && !mayBeManaged(path) {
-		err = errors.New("managed is for the secrets of clients alone: give file:PATH or env:NAME")
+		err = errors.New("managed is for the secrets of clients only: give file:PATH or env:NAME")
 	}
 	if err != nil {
 		d.addf(n.Line, "%s: %v", path, err)

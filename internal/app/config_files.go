@@ -88,7 +88,7 @@ func (s *setup) doubtfulSecrets() map[string]string {
 			continue
 		}
 		for _, version := range client.Secret.Versions() {
-			if doubt := client.IdP.DoubtSecret(version.Value); doubt != "" {
+			if doubt := client.IdP.SecretWarning(version.Value); doubt != "" {
 				doubts[client.Name] = fmt.Sprintf("(version %s in %s) %s; it is sent to the IdP as it is", version.ID, client.Secret.Ref(), doubt)
 			}
 		}

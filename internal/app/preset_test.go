@@ -479,10 +479,10 @@ func TestWhatAnIdPWantsBeyondTheStandardIsToldToTheCaller(t *testing.T) {
 	}{
 		"Auth0": {func(text string) string {
 			return regexp.MustCompile(`(?m)^    audience:.*$`).ReplaceAllString(text, "")
-		}, "denies the client what it asks for"},
-		"Microsoft Entra ID": {func(text string) string { return strings.ReplaceAll(text, "/.default", "") }, "refuses the scopes asked for"},
+		}, "denies the request: grant the client access"},
+		"Microsoft Entra ID": {func(text string) string { return strings.ReplaceAll(text, "/.default", "") }, "refuses the requested scopes"},
 		"Google":             {func(text string) string { return text + "    assertion: {subject: user@example.com}\n" }, "refuses the client"},
-		"Zoom":               {func(text string) string { return strings.ReplaceAll(text, "k9Xw2LmPEXAMPLE", "another") }, "finds the request invalid"},
+		"Zoom":               {func(text string) string { return strings.ReplaceAll(text, "k9Xw2LmPEXAMPLE", "another") }, "rejects the request as invalid"},
 	} {
 		at := slices.IndexFunc(providers(), func(p provider) bool { return p.section == section })
 		p := providers()[at]
@@ -536,7 +536,7 @@ func TestOktaThatWantsDPoP(t *testing.T) {
 	idp, ask := providers()[at].start(t, texts["Okta"], secrets)
 	idp.FailNext(1, http.StatusBadRequest, "invalid_dpop_proof", nil)
 	_, err := ask("okta-api")
-	if got := status.Convert(err); got.Code() != codes.FailedPrecondition || !strings.Contains(got.Message(), "wants a proof of possession (DPoP)") || !strings.Contains(fmt.Sprint(got.Details()), "IDP_MISCONFIGURED") {
+	if got := status.Convert(err); got.Code() != codes.FailedPrecondition || !strings.Contains(got.Message(), "requires a proof of possession (DPoP)") || !strings.Contains(fmt.Sprint(got.Details()), "IDP_MISCONFIGURED") {
 		t.Errorf("%v, %v", err, got.Details())
 	}
 }

@@ -35,7 +35,7 @@ type storage struct {
 	sealed *sealed.Store     // nil: nothing is sealed
 	rings  *sealed.RingFile  // nil: nothing is sealed
 	// secrets of the connection, which may be rotated.
-	secrets []*secret.Ring
+	secrets []*secret.Source
 }
 
 // openStore opens the store. It does not wait for Redis.
@@ -104,16 +104,16 @@ func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
 }
 
 // secret opens a secret of the connection. No reference: nil.
-func (s *storage) secret(key string, ref secret.Ref) (*secret.Ring, error) {
+func (s *storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
 	if ref == (secret.Ref{}) {
 		return nil, nil //nolint:nilnil // there is none, and none is needed
 	}
-	ring, err := secret.Open(ref)
+	source, err := secret.Open(ref)
 	if err != nil {
 		return nil, fmt.Errorf("store.redis.%s: %w", key, err)
 	}
-	s.secrets = append(s.secrets, ring)
-	return ring, nil
+	s.secrets = append(s.secrets, source)
+	return source, nil
 }
 
 func redisTLS(config *RedisTLSConfig) (*tls.Config, error) {
@@ -153,7 +153,7 @@ func (s *storage) mac() func([]byte) [32]byte {
 
 // open opens the secret of a client, whose versions all replicas call the same. Nil:
 // it is managed.
-func (s *storage) open(ref secret.Ref) (*secret.Ring, error) {
+func (s *storage) open(ref secret.Ref) (*secret.Source, error) {
 	if ref.Managed() {
 		return nil, nil //nolint:nilnil // it is in the store
 	}
@@ -229,12 +229,12 @@ func (s *storage) putBack() time.Duration {
 
 // pollSecrets reads the passwords of the connection again until ctx ends.
 func (s *storage) pollSecrets(ctx context.Context, log *slog.Logger) {
-	secret.Poll(ctx, func() []*secret.Ring { return s.secrets }, func(ring *secret.Ring, err error) {
+	secret.Poll(ctx, func() []*secret.Source { return s.secrets }, func(source *secret.Source, err error) {
 		if err != nil {
-			log.Error("a password of Redis cannot be read again; the one read before stays in force", "secret", ring.Ref().String(), "error", err)
+			log.Error("a password of Redis cannot be read again; the one read before stays in force", "secret", source.Ref().String(), "error", err)
 			return
 		}
-		log.Info("a password of Redis changed and is in force", "secret", ring.Ref().String(), "version", ring.Current().ID)
+		log.Info("a password of Redis changed and is in force", "secret", source.Ref().String(), "version", source.Current().ID)
 	})
 }
 

@@ -100,7 +100,7 @@ type ClientConfig struct {
 	IdP  *idp.Client
 	// Secret follows the source of the client's secret. Nil: the secret is Managed,
 	// or none is needed.
-	Secret *secret.Ring
+	Secret *secret.Source
 	// Managed: operators bring the secret (RotateSecret), and it is kept in the
 	// store.
 	Managed bool

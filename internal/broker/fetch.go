@@ -310,7 +310,7 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) a
 	b.metrics.fetch(c.name, time.Since(made.begun), err)
 	if made.err = err; err != nil {
 		fault, ok := errors.AsType[*idp.Error](err)
-		made.ending = ok && fault.Ended()
+		made.ending = ok && fault.Expired()
 		return made
 	}
 	made.token = token.New(grant.Repeating(held), epoch, fence)

@@ -48,9 +48,9 @@ type replica struct {
 	*broker.Broker
 
 	link   *link
-	ring   *secret.Ring // nil: the secret is managed
-	path   string       // of the file with the secret
-	stop   func()       // ends it as a shutdown would
+	source *secret.Source // nil: the secret is managed
+	path   string         // of the file with the secret
+	stop   func()         // ends it as a shutdown would
 	config broker.ClientConfig
 }
 
@@ -82,12 +82,12 @@ func (r *replicas) add(password string) *replica {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	ring, err := secret.OpenKeyed(ref, sha256Of)
+	source, err := secret.OpenKeyed(ref, sha256Of)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	made := r.start(broker.ClientConfig{Secret: ring})
-	made.ring, made.path = ring, path
+	made := r.start(broker.ClientConfig{Secret: source})
+	made.source, made.path = source, path
 	return made
 }
 
@@ -1033,7 +1033,7 @@ func TestReplicasOfDifferentConfigurationShareNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ring, err := secret.OpenKeyed(ref, sha256Of)
+		source, err := secret.OpenKeyed(ref, sha256Of)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1045,7 +1045,7 @@ func TestReplicasOfDifferentConfigurationShareNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, err := broker.New(broker.Config{
-			Setup: broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: other, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}}},
+			Setup: broker.Setup{Clients: []broker.ClientConfig{{Name: "orders", IdP: other, Secret: source, Audience: audience, Scopes: []string{"write", "read"}}}},
 			Store: r.shared, MAC: sha256Of, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {

@@ -35,7 +35,7 @@ type fleet struct {
 	*broker.Broker
 
 	idp    *devidp.Server
-	ring   *secret.Ring
+	source *secret.Source
 	secret string // path of the file
 	config broker.ClientConfig
 }
@@ -72,7 +72,7 @@ func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := secret.Open(ref)
+	source, err := secret.Open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"write", "read"}}
+	config := broker.ClientConfig{Name: "orders", IdP: client, Secret: source, Audience: audience, Scopes: []string{"write", "read"}}
 	cfg := broker.Config{Setup: broker.Setup{Clients: []broker.ClientConfig{config}}, Logger: slog.New(slog.DiscardHandler)}
 	as(&cfg)
 	b, err := broker.New(cfg)
@@ -88,7 +88,7 @@ func startAs(t testing.TB, wrap func(http.RoundTripper) http.RoundTripper, as fu
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	return &fleet{b, server, ring, path, config}
+	return &fleet{b, server, source, path, config}
 }
 
 func audienceNo(i int) string { return fmt.Sprintf("https://api-%d.example.com", i) }
@@ -100,7 +100,7 @@ func (f *fleet) changeSecret(t *testing.T, value string) {
 	t.Helper()
 	testkit.WriteFile(t, f.secret, value)
 	for range 2 {
-		if _, err := f.ring.Reload(t.Context()); err != nil {
+		if _, err := f.source.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -411,7 +411,7 @@ func TestNewSecretEndsTheRefusal(t *testing.T) {
 		_, err := f.Get(t.Context(), policy.Self(), orders())
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		f.changeSecret(t, "another")
-		if answer := f.mustGet(t, orders()); answer.Token.SecretVersion != f.ring.Current().ID {
+		if answer := f.mustGet(t, orders()); answer.Token.SecretVersion != f.source.Current().ID {
 			t.Errorf("the token was obtained with version %s", answer.Token.SecretVersion)
 		}
 	})

@@ -33,7 +33,7 @@ func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ring, err := secret.Open(ref)
+		source, err := secret.Open(ref)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +42,7 @@ func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		b, err := New(Config{
-			Setup:  Setup{Clients: []ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience}}},
+			Setup:  Setup{Clients: []ClientConfig{{Name: "orders", IdP: client, Secret: source, Audience: audience}}},
 			Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {

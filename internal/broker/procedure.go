@@ -167,7 +167,7 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 		case known == made:
 			return h, nil
 		default:
-			next = h.Again()
+			next = h.Advance()
 		}
 		return next.With(made), nil
 	})
@@ -202,7 +202,7 @@ func (p *procedure) goOn(h secret.History) error {
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
 	return p.step(ctx, staging, func() (string, *apierror.Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
-		if doubt := p.client.idp.DoubtSecret(v.Value); doubt != "" {
+		if doubt := p.client.idp.SecretWarning(v.Value); doubt != "" {
 			message += "; it " + doubt + ", and is sent to the IdP as it is"
 		}
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {

@@ -102,32 +102,32 @@ func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 	}
 }
 
-// sources are what follows the secrets of clients.
-func (b *Broker) sources() []*secret.Ring {
-	var rings []*secret.Ring
+// sources returns the sources of the clients' secrets.
+func (b *Broker) sources() []*secret.Source {
+	var sources []*secret.Source
 	for _, c := range b.setup.Load().clients {
 		if c.secrets.source != nil {
-			rings = append(rings, c.secrets.source)
+			sources = append(sources, c.secrets.source)
 		}
 	}
-	return rings
+	return sources
 }
 
-// sourceChanged is told what came of reading a source again.
-func (b *Broker) sourceChanged(ring *secret.Ring, err error) {
+// sourceChanged handles a source that changed, or that could not be read again.
+func (b *Broker) sourceChanged(source *secret.Source, err error) {
 	for _, c := range b.setup.Load().clients {
-		if c.secrets.source != ring {
+		if c.secrets.source != source {
 			continue
 		}
 		if err != nil {
-			b.log.Error("a secret cannot be read again; the one read before stays", "client", c.name, "secret", ring.Ref().String(), "error", err)
+			b.log.Error("a secret cannot be read again; the one read before stays", "client", c.name, "secret", source.Ref().String(), "error", err)
 			continue
 		}
-		b.log.Info("a source has another secret", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
-		if doubt := c.idp.DoubtSecret(ring.Current().Value); doubt != "" {
-			b.log.Warn("the new secret "+doubt+"; it is sent to the IdP as it is", "client", c.name, "secret", ring.Ref().String(), "version", ring.Current().ID)
+		b.log.Info("a source has another secret", "client", c.name, "secret", source.Ref().String(), "version", source.Current().ID)
+		if warning := c.idp.SecretWarning(source.Current().Value); warning != "" {
+			b.log.Warn("the new secret "+warning+"; it is sent to the IdP as it is", "client", c.name, "secret", source.Ref().String(), "version", source.Current().ID)
 		}
-		b.rotated(staging, audit.Event{Client: c.name, SecretVersion: ring.Current().ID}, nil)
+		b.rotated(staging, audit.Event{Client: c.name, SecretVersion: source.Current().ID}, nil)
 		b.tryWanted(c)
 	}
 }

@@ -128,7 +128,7 @@ func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, vers
 		case version == "", !known:
 			return version, secret.ErrUnknown
 		case named.State == secret.Previous:
-			return version, secret.ErrInForce
+			return version, secret.ErrInUse
 		default:
 			return version, nil
 		}

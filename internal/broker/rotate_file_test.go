@@ -216,11 +216,11 @@ func TestDirectoryBringsThePreviousValueAcrossARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		startOne := func() *replica {
-			ring, err := secret.OpenKeyed(ref, sha256Of)
+			source, err := secret.OpenKeyed(ref, sha256Of)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return r.start(broker.ClientConfig{Secret: ring})
+			return r.start(broker.ClientConfig{Secret: source})
 		}
 		first := startOne()
 		r.everybody(1, orders())
@@ -284,11 +284,11 @@ func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
 		r.takes("one", "wrong")
 		path := writeSecret(t, "one")
 		ref, _ := secret.ParseRef("file:" + path)
-		ring, err := secret.OpenKeyed(ref, sha256Of)
+		source, err := secret.OpenKeyed(ref, sha256Of)
 		if err != nil {
 			t.Fatal(err)
 		}
-		file := r.start(broker.ClientConfig{Secret: ring, CheckSecret: check})
+		file := r.start(broker.ClientConfig{Secret: source, CheckSecret: check})
 		file.path = path
 		r.everybody(1, orders())
 		file.writes(t, "wrong")

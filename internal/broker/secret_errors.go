@@ -86,9 +86,9 @@ func (c *client) secretError(err error, version string) *apierror.Error {
 		return say(apierror.ReasonNoPreviousSecret, "there is no previous secret to go back to: it was retired, or there never was one")
 	case errors.Is(err, secret.ErrNotStaged):
 		return say(apierror.ReasonNoSuchSecret, "version %s is not staged: it was wiped; bring the secret again with `broker secret rotate %s`", version, c.name)
-	case errors.Is(err, secret.ErrInForce) && version == u.history.CurrentID():
+	case errors.Is(err, secret.ErrInUse) && version == u.history.CurrentID():
 		return say(apierror.ReasonSecretInForce, "version %s is in force: put another one in force first", version)
-	case errors.Is(err, secret.ErrInForce):
+	case errors.Is(err, secret.ErrInUse):
 		return say(apierror.ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, c.name)
 	case errors.Is(err, errThereIsOne):
 		return say(apierror.ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.history.CurrentID())
@@ -123,7 +123,7 @@ func (c *client) notManaged() *apierror.Error {
 	switch {
 	case c.secrets.source == nil:
 		told.Message = fmt.Sprintf("client %q authenticates without a secret that the broker keeps", c.name)
-	case c.secrets.source.Follows():
+	case c.secrets.source.CanChange():
 		told.Metadata["secret"] = c.secrets.source.Ref().String()
 		told.Message = fmt.Sprintf("client %q has its secret in %s: change it there on each replica; the broker sees it within 20 s, proves it, and goes on with the old one until then",
 			c.name, c.secrets.source.Ref())

@@ -52,7 +52,7 @@ type usable struct {
 // them from the source, at a time of its own: a replica may know of a version by
 // name only, and goes on with those whose value it knows.
 type secrets struct {
-	source  *secret.Ring // nil: managed, or none is needed
+	source  *secret.Source // nil: managed, or none is needed
 	managed bool
 	mac     secret.MAC
 	check   func(redact.String) error // of a value's form
@@ -251,7 +251,7 @@ func (s *secrets) failed(fault error) (news bool) {
 }
 
 // follows reports whether the secret can change while the process runs, without an operator's call.
-func (s *secrets) follows() bool { return s.source != nil && s.source.Follows() }
+func (s *secrets) follows() bool { return s.source != nil && s.source.CanChange() }
 
 // kept reports whether there is a history: not where no secret is needed.
 func (s *secrets) kept() bool { return s.managed || s.source != nil }

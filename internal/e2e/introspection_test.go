@@ -203,7 +203,7 @@ func TestCheckConfigTriesIntrospection(t *testing.T) {
 		t.Errorf("all well: %v", res)
 	}
 	write(strings.Replace(idp.introspecting(t, "1s"), "client: basic", "client: basic, endpoint: "+idp.issuer+"/nowhere", 1))
-	if res := run(t, "check-config", file, "--live"); res.code == 0 || !strings.Contains(res.stdout+res.stderr, "is not there") {
+	if res := run(t, "check-config", file, "--live"); res.code == 0 || !strings.Contains(res.stdout+res.stderr, "does not exist") {
 		t.Errorf("no endpoint: %v", res)
 	}
 	write(strings.Replace(idp.introspecting(t, "1s"), "client: basic", "client: nobody", 1))

@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -15,56 +16,59 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// What an assertion's audience may be, beside a literal.
+// Values of Assertion.Audience with a special meaning.
 const (
-	// AudienceIssuer is the issuer's identifier, as draft-ietf-oauth-rfc7523bis
-	// section 4 wants it.
+	// AudienceIssuer stands for the issuer identifier, which
+	// draft-ietf-oauth-rfc7523bis section 4 requires.
 	AudienceIssuer = "issuer"
-	// AudienceTokenEndpoint is the URL of the token endpoint, as many IdPs want it,
-	// whichever endpoint the assertion is for.
+	// AudienceTokenEndpoint stands for the URL of the token endpoint, which many IdPs
+	// require, also in requests to other endpoints.
 	AudienceTokenEndpoint = "token_endpoint"
 )
 
-// What an assertion may say that it is.
+// Values of Assertion.Type.
 const (
-	// TypeClientAuthentication is what draft-ietf-oauth-rfc7523bis asks clients for.
+	// TypeClientAuthentication is defined by draft-ietf-oauth-rfc7523bis.
 	TypeClientAuthentication = "client-authentication+jwt"
-	// TypeJWT is for IdPs that know no other.
+	// TypeJWT is for IdPs that accept no other type.
 	TypeJWT = "JWT"
 )
 
-// AssertionTypes returns the types of assertions.
+// AssertionTypes returns the values of Assertion.Type.
 func AssertionTypes() []string { return []string{TypeClientAuthentication, TypeJWT} }
 
 const (
-	// An assertion was issued a moment ago, for IdPs whose clock is behind, and
-	// lives no longer than one request takes.
-	backdated    = 5 * time.Second
-	assertedLife = time.Minute
+	// Assertions are backdated, because the IdP's clock may be behind.
+	assertionBackdate = 5 * time.Second
+	// An assertion is used in one request only.
+	assertionLifetime = time.Minute
 )
 
-// Assertion says how assertions are made: those of client_secret_jwt,
-// private_key_jwt and the jwt-bearer grant. It means nothing otherwise.
+// Assertion configures the assertions that the client signs: those of SecretJWT,
+// PrivateKeyJWT and the grant JWTBearer.
 type Assertion struct {
-	// Audience is AudienceIssuer, AudienceTokenEndpoint or the audience itself.
-	// Empty: the issuer, or the token endpoint if that is configured by its URL.
+	// Audience is AudienceIssuer, AudienceTokenEndpoint or a literal audience. It
+	// defaults to AudienceTokenEndpoint if Config.TokenURL is set, else to
+	// AudienceIssuer.
 	Audience string
-	// Algorithm is what is signed with. Empty: the key's own, else RS256, the ES* of
-	// the curve, or EdDSA; and HS256 with client_secret_jwt, always.
+	// Algorithm signs the assertion. It defaults to the algorithm that the key names,
+	// or else to RS256, the ES* of the curve or EdDSA. With SecretJWT it is always
+	// HS256.
 	Algorithm string
-	// KeyID is the kid in the header. Empty: that of the JWK or of the service
-	// account's file; else, unless a certificate is named, the key's thumbprint (RFC
-	// 7638).
+	// KeyID is the kid in the header. It defaults to that of the JWK or of the service
+	// account's file. Without these and without a certificate, it is the thumbprint of
+	// the key (RFC 7638).
 	KeyID string
-	// Type is the typ in the header. Empty: TypeClientAuthentication, and TypeJWT for
-	// the jwt-bearer grant.
+	// Type is the typ in the header. It defaults to TypeClientAuthentication, and to
+	// TypeJWT with the grant JWTBearer.
 	Type string
-	// CertificateFile holds certificates in PEM, of which the one that belongs to the
-	// key is named in the header (x5t#S256). It is read for each assertion. Empty:
-	// only one that is found beside the key in the secret is.
+	// CertificateFile contains certificates in PEM. The header names the one of the
+	// client's key (x5t#S256). The client reads the file for each assertion. A
+	// certificate beside the key in the secret counts as well.
 	CertificateFile string
-	// Subject is the sub claim with the jwt-bearer grant. Empty: none is sent, as
-	// Google has it; RFC 7523 section 3 wants one.
+	// Subject is the sub claim with the grant JWTBearer. If it is empty, the assertion
+	// has no sub: RFC 7523 section 3 requires one, and Google uses it for delegation
+	// only.
 	Subject string
 }
 
@@ -84,67 +88,65 @@ func (c Config) checkAssertion() error {
 	case c.Assertion.Audience == AudienceIssuer && c.Issuer == nil:
 		return errors.New("assertion.audience: issuer needs an issuer: configure it in place of token_url, or write the audience itself")
 	case c.Auth == SecretJWT && algorithm != "" && algorithm != jose.HS256:
-		return fmt.Errorf("assertion.algorithm is %s with %s", jose.HS256, SecretJWT)
+		return fmt.Errorf("assertion.algorithm must be %s with %s", jose.HS256, SecretJWT)
 	case NeedsKey(c.Auth, c.Grant) && algorithm != "" && !slices.Contains(jose.Algorithms(), algorithm):
-		return fmt.Errorf("assertion.algorithm is one of %s with a private key", strings.Join(jose.Algorithms(), ", "))
+		return fmt.Errorf("assertion.algorithm must be one of %s with a private key", strings.Join(jose.Algorithms(), ", "))
 	default:
 		return nil
 	}
 }
 
-// assert authenticates by an assertion of the client about itself (RFC 7523
-// section 2.2).
-func (c *Client) assert(ctx context.Context, with secret.Version, form url.Values) *Error {
+// addSignedAssertion adds an assertion that authenticates the client to form (RFC
+// 7523 section 2.2).
+func (c *Client) addSignedAssertion(ctx context.Context, credential secret.Version, form url.Values) *Error {
 	audience, fault := c.audience(ctx)
 	if fault != nil {
 		return fault
 	}
-	now := time.Now().Add(-backdated).Unix()
-	signed, err := c.sign(with.Value, c.typ(TypeClientAuthentication), claims{
+	now := time.Now().Add(-assertionBackdate).Unix()
+	signed, err := c.sign(credential.Value, c.typ(TypeClientAuthentication), claims{
 		Issuer: c.cfg.ClientID, Subject: c.cfg.ClientID, Audience: audience,
 		IssuedAt: now, NotBefore: now, Expires: expiry(), ID: rand.Text(),
 	})
 	if err != nil {
-		return unusable(err)
+		return unusableSecret(err)
 	}
 	form.Set("client_assertion_type", assertionTypeJWT)
 	form.Set("client_assertion", signed.Reveal())
 	return nil
 }
 
-// grantAssertion is what is exchanged for a token (RFC 7523 section 2.1).
-func (c *Client) grantAssertion(ctx context.Context, with secret.Version, scope string) (redact.String, *Error) {
+// grantAssertion returns an assertion that the IdP exchanges for a token (RFC 7523
+// section 2.1).
+func (c *Client) grantAssertion(ctx context.Context, credential secret.Version, scope string) (redact.String, *Error) {
 	audience, fault := c.audience(ctx)
 	if fault != nil {
 		return redact.String{}, fault
 	}
-	signed, err := c.sign(with.Value, c.typ(TypeJWT), claims{
+	signed, err := c.sign(credential.Value, c.typ(TypeJWT), claims{
 		Issuer: c.cfg.ClientID, Subject: c.cfg.Assertion.Subject, Audience: audience,
-		IssuedAt: time.Now().Add(-backdated).Unix(), Expires: expiry(), ID: rand.Text(), Scope: scope,
+		IssuedAt: time.Now().Add(-assertionBackdate).Unix(), Expires: expiry(), ID: rand.Text(), Scope: scope,
 	})
 	if err != nil {
-		return redact.String{}, unusable(err)
+		return redact.String{}, unusableSecret(err)
 	}
 	return signed, nil
 }
 
-func expiry() int64 { return time.Now().Add(assertedLife).Unix() }
+func expiry() int64 { return time.Now().Add(assertionLifetime).Unix() }
 
-func (c *Client) typ(usual string) string {
-	if c.cfg.Assertion.Type != "" {
-		return c.cfg.Assertion.Type
-	}
-	return usual
+func (c *Client) typ(defaultType string) string {
+	return cmp.Or(c.cfg.Assertion.Type, defaultType)
 }
 
 func (c *Client) audience(ctx context.Context) (string, *Error) {
 	switch c.cfg.Assertion.Audience {
-	case AudienceIssuer: // which the metadata repeats, or it is not believed
+	case AudienceIssuer:
 		return c.cfg.Issuer.URL(), nil
 	case AudienceTokenEndpoint:
-		endpoint, fault := c.endpoint(ctx)
-		if fault != nil { // where it is another endpoint that is asked
-			fault.text = "was not asked, because " + fault.text
+		endpoint, fault := c.tokenEndpoint(ctx)
+		if fault != nil { // atEndpoint adds the subject, which may be another endpoint
+			fault.text = "received no request, because " + fault.text
 		}
 		return endpoint, fault
 	default:

@@ -15,30 +15,30 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// AuthMethod is how the client proves its identity. The names are those of OAuth
-// (RFC 7591 section 2, RFC 8705 section 2) but for FederatedJWT.
+// AuthMethod is the method by which the client authenticates. The names are those of
+// OAuth (RFC 7591 section 2, RFC 8705 section 2) except FederatedJWT.
 type AuthMethod string
 
 // The methods.
 const (
 	SecretBasic   AuthMethod = "client_secret_basic"         // the secret in the Authorization header (RFC 6749 section 2.3.1)
-	SecretPost    AuthMethod = "client_secret_post"          // the secret in the form
-	SecretJWT     AuthMethod = "client_secret_jwt"           // an assertion under an HMAC with the secret (RFC 7523 section 2.2)
-	PrivateKeyJWT AuthMethod = "private_key_jwt"             // an assertion signed by the key that the secret is
-	TLS           AuthMethod = "tls_client_auth"             // a certificate of an authority that the IdP knows (RFC 8705 section 2.1)
-	SelfSignedTLS AuthMethod = "self_signed_tls_client_auth" // a certificate that the IdP knows itself (section 2.2)
-	FederatedJWT  AuthMethod = "federated_jwt"               // an assertion that somebody else issued and keeps in a file
-	SpiffeJWT     AuthMethod = "spiffe_jwt"                  // the same for a JWT-SVID (draft-ietf-oauth-spiffe-client-auth)
-	None          AuthMethod = "none"                        // nothing: a public client, or a grant that proves it all
+	SecretPost    AuthMethod = "client_secret_post"          // the secret in the form (RFC 6749 section 2.3.1)
+	SecretJWT     AuthMethod = "client_secret_jwt"           // an assertion with an HMAC under the secret (RFC 7523 section 2.2)
+	PrivateKeyJWT AuthMethod = "private_key_jwt"             // an assertion signed with a private key, which is the secret
+	TLS           AuthMethod = "tls_client_auth"             // a certificate from an authority that the IdP trusts (RFC 8705 section 2.1)
+	SelfSignedTLS AuthMethod = "self_signed_tls_client_auth" // a certificate that is registered at the IdP (RFC 8705 section 2.2)
+	FederatedJWT  AuthMethod = "federated_jwt"               // an assertion that another party issues and keeps in a file
+	SpiffeJWT     AuthMethod = "spiffe_jwt"                  // a JWT-SVID in a file (draft-ietf-oauth-spiffe-client-auth)
+	None          AuthMethod = "none"                        // no authentication: a public client, or a grant that identifies the client
 )
 
-// Grants that are more than a name. Any other is sent as it is, with the
-// parameters of Config.Params.
+// Grant types that the client treats specially. It sends any other one as it is,
+// with the parameters of Config.Params.
 const (
-	// ClientCredentials is the default.
+	// ClientCredentials is the default (RFC 6749 section 4.4).
 	ClientCredentials = "client_credentials"
-	// JWTBearer is RFC 7523 section 2.1: an assertion that the client signs with the
-	// key that its secret is, with the scopes in it.
+	// JWTBearer exchanges an assertion that contains the scopes and that the client
+	// signs with its private key, which is the secret (RFC 7523 section 2.1).
 	JWTBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 )
 
@@ -47,9 +47,9 @@ const (
 	assertionTypeSpiffe = "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe"
 
 	maxFile = 16 << 10
-	// expiredFor spares the IdP an assertion that has certainly expired, and lets it
-	// judge one that may have, by its own clock.
-	expiredFor = time.Minute
+	// An assertion is sent until it has been expired for this long, because the
+	// clocks of the broker and the IdP may differ.
+	expiryTolerance = time.Minute
 )
 
 // AuthMethods returns all methods.
@@ -57,21 +57,21 @@ func AuthMethods() []AuthMethod {
 	return []AuthMethod{SecretBasic, SecretPost, SecretJWT, PrivateKeyJWT, TLS, SelfSignedTLS, FederatedJWT, SpiffeJWT, None}
 }
 
-func (m AuthMethod) known() bool { return slices.Contains(AuthMethods(), m) }
+func (m AuthMethod) valid() bool { return slices.Contains(AuthMethods(), m) }
 
-// Mutual reports whether the method is a certificate on the connection.
+// Mutual reports whether the method is mutual TLS.
 func (m AuthMethod) Mutual() bool { return m == TLS || m == SelfSignedTLS }
 
-// FromFile reports whether the method is an assertion of somebody else's.
+// FromFile reports whether the method uses an assertion from a file.
 func (m AuthMethod) FromFile() bool { return m == FederatedJWT || m == SpiffeJWT }
 
-// NeedsSecret reports whether a client that authenticates and asks so has a
-// secret.
+// NeedsSecret reports whether a client with this method and grant needs a secret.
 func NeedsSecret(auth AuthMethod, grant string) bool {
 	return grant == JWTBearer || auth != None && !auth.Mutual() && !auth.FromFile()
 }
 
-// NeedsKey reports whether that secret is a private key.
+// NeedsKey reports whether the secret of a client with this method and grant is a
+// private key.
 func NeedsKey(auth AuthMethod, grant string) bool {
 	return grant == JWTBearer || auth == PrivateKeyJWT
 }
@@ -80,14 +80,14 @@ func (c Config) checkAuth() error {
 	switch {
 	case c.ClientID == "":
 		return errors.New("client_id is missing")
-	case !c.Auth.known():
-		return fmt.Errorf("auth %q is not known", string(c.Auth))
+	case !c.Auth.valid():
+		return fmt.Errorf("auth %q is unknown", string(c.Auth))
 	case c.RawBasic && c.Auth != SecretBasic:
-		return fmt.Errorf("raw_basic goes with %s only", SecretBasic)
+		return fmt.Errorf("raw_basic requires auth %s", SecretBasic)
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
-		return errors.New("a client_id with a colon cannot be sent with raw_basic: what follows the colon would be taken for the secret (RFC 7617)")
+		return errors.New("a client_id with a colon cannot be sent with raw_basic: the IdP would read the rest as the secret (RFC 7617 section 2)")
 	case c.Grant == JWTBearer && c.Auth != None:
-		return fmt.Errorf("the grant %s proves the client by its own assertion: auth is %s with it", JWTBearer, None)
+		return fmt.Errorf("the grant %s authenticates the client by its own assertion: auth must be %s", JWTBearer, None)
 	case c.Auth.FromFile() && c.AssertionFile == "":
 		return fmt.Errorf("auth %s needs assertion.file", c.Auth)
 	case c.Auth.Mutual() && (c.Certificate.Cert == "" || c.Certificate.Key == ""):
@@ -97,50 +97,50 @@ func (c Config) checkAuth() error {
 	}
 }
 
-// authenticate adds to a form what proves the client, or returns the
-// Authorization header that does. It is called for each attempt anew: an
-// assertion may be used once.
-func (c *Client) authenticate(ctx context.Context, with secret.Version, form url.Values) (header string, fault *Error) {
+// authenticate adds the parameters that authenticate the client to form, or returns
+// the Authorization header. Each attempt calls it, because an assertion can be used
+// once only.
+func (c *Client) authenticate(ctx context.Context, credential secret.Version, form url.Values) (header string, fault *Error) {
 	switch c.cfg.Auth {
 	case SecretBasic:
-		if err := c.CheckSecret(with.Value); err != nil {
-			return "", unusable(err)
+		if err := c.CheckSecret(credential.Value); err != nil {
+			return "", unusableSecret(err)
 		}
-		return c.basic(with), nil
+		return c.basic(credential), nil
 	case SecretPost:
-		if err := c.CheckSecret(with.Value); err != nil {
-			return "", unusable(err)
+		if err := c.CheckSecret(credential.Value); err != nil {
+			return "", unusableSecret(err)
 		}
-		form.Set("client_secret", with.Value.Reveal())
+		form.Set("client_secret", credential.Value.Reveal())
 	case SecretJWT, PrivateKeyJWT:
-		fault = c.assert(ctx, with, form)
+		fault = c.addSignedAssertion(ctx, credential, form)
 	case FederatedJWT, SpiffeJWT:
-		fault = c.present(form)
+		fault = c.addFileAssertion(form)
 	case TLS, SelfSignedTLS:
 	case None:
 		if c.cfg.Grant == JWTBearer {
-			return "", nil // the assertion says who it is
+			return "", nil // the assertion contains the client id
 		}
 	}
 	form.Set("client_id", c.cfg.ClientID)
 	return "", fault
 }
 
-// basic form-encodes id and secret before it joins them (RFC 6749 section
-// 2.3.1), which is not what HTTP's own Basic authentication does.
-func (c *Client) basic(with secret.Version) string {
-	id, value := c.cfg.ClientID, with.Value.Reveal()
+// basic form-encodes id and secret before it joins them (RFC 6749 section 2.3.1),
+// unlike [http.Request.SetBasicAuth].
+func (c *Client) basic(credential secret.Version) string {
+	id, value := c.cfg.ClientID, credential.Value.Reveal()
 	if !c.cfg.RawBasic {
 		id, value = url.QueryEscape(id), url.QueryEscape(value)
 	}
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(id+":"+value))
 }
 
-// present reads the assertion that somebody else keeps fresh.
-func (c *Client) present(form url.Values) *Error {
+// addFileAssertion adds the assertion from the assertion file to form.
+func (c *Client) addFileAssertion(form url.Values) *Error {
 	assertion, err := readAssertion(c.cfg.AssertionFile, time.Now())
 	if err != nil {
-		return &Error{Class: Misconfigured, text: fmt.Sprintf("was not asked: assertion.file %s %v", c.cfg.AssertionFile, err), cause: err}
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("received no request: assertion.file %s %v", c.cfg.AssertionFile, err), cause: err}
 	}
 	form.Set("client_assertion", assertion.Reveal())
 	form.Set("client_assertion_type", assertionTypeJWT)
@@ -150,9 +150,8 @@ func (c *Client) present(form url.Values) *Error {
 	return nil
 }
 
-// readAssertion reads a JWT. It looks no closer than it takes to tell a JWT from
-// what was put into the file by mistake, and a fresh one from one that nobody
-// renews.
+// readAssertion reads a JWT. It detects a file with other content and a JWT that is
+// no longer renewed. All other checks are the IdP's.
 func readAssertion(path string, now time.Time) (redact.String, error) {
 	data, err := readFile(path)
 	defer clear(data)
@@ -160,25 +159,25 @@ func readAssertion(path string, now time.Time) (redact.String, error) {
 		return redact.String{}, err
 	}
 	text := strings.TrimSpace(string(data))
-	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_." // base64url, and dots between
-	strange := func(r rune) bool { return !strings.ContainsRune(alphabet, r) }
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_." // base64url and dots
+	foreign := func(r rune) bool { return !strings.ContainsRune(alphabet, r) }
 	switch {
 	case text == "":
-		return redact.String{}, errors.New("is empty: see to whoever writes it")
-	case strings.Count(text, ".") != 2 || strings.ContainsFunc(text, strange):
-		return redact.String{}, errors.New("holds no JWT: see to whoever writes it")
+		return redact.String{}, errors.New("is empty: check the process that writes it")
+	case strings.Count(text, ".") != 2 || strings.ContainsFunc(text, foreign):
+		return redact.String{}, errors.New("does not contain a JWT: check the process that writes it")
 	}
 	if exp, ok := claimsOf(text).number("exp"); ok {
-		if late := seconds(float64(now.Unix()) - exp); late > expiredFor {
-			return redact.String{}, fmt.Errorf("holds an assertion that expired %v ago or earlier: see to whoever renews it, and to the clock", late.Round(time.Second))
+		if late := seconds(float64(now.Unix()) - exp); late > expiryTolerance {
+			return redact.String{}, fmt.Errorf("contains an assertion that expired %v ago or earlier: check the process that renews it, and the clock", late.Round(time.Second))
 		}
 	}
 	return redact.New(text), nil
 }
 
-// readFile reads a file of at most 16 KiB, which who called clears where it holds a
-// secret. The error is a predicate of the file,
-// and does not repeat its name.
+// readFile reads a file of at most maxFile bytes. The caller clears the result if it
+// is secret. The error is the predicate of a sentence about the file and does not
+// repeat its name.
 func readFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -196,23 +195,25 @@ func readFile(path string) ([]byte, error) {
 }
 
 func withoutPath(err error) error {
-	if failed, ok := errors.AsType[*os.PathError](err); ok {
-		return failed.Err
+	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
+		return pathErr.Err
 	}
 	return err
 }
 
-// hint says what else may be wrong where the IdP refuses the client.
-func (c *Client) hint() string {
+// authAdvice lists other settings to check if the IdP refuses the credential.
+func (c *Client) authAdvice() string {
 	switch {
-	case c.cfg.Grant == JWTBearer, c.cfg.Auth == PrivateKeyJWT:
-		return "; check that the IdP has the public part of the key, assertion.audience, assertion.typ, assertion.kid, and the clocks on both sides"
+	case c.cfg.Grant == JWTBearer:
+		return "; check that the IdP has the public part of the key, and check assertion.audience, assertion.subject, assertion.typ, assertion.kid and the clocks on both sides"
+	case c.cfg.Auth == PrivateKeyJWT:
+		return "; check that the IdP has the public part of the key, and check assertion.audience, assertion.typ, assertion.kid and the clocks on both sides"
 	case c.cfg.Auth == SecretJWT:
-		return "; check assertion.audience, assertion.typ, and the clocks on both sides"
+		return "; check assertion.audience, assertion.typ and the clocks on both sides"
 	case c.cfg.Auth.FromFile():
 		return "; check issuer, subject and audience of the assertion in " + c.cfg.AssertionFile
 	case c.cfg.Auth.Mutual():
-		return "; check the certificate, and what the IdP knows of it"
+		return "; check the certificate and its registration at the IdP"
 	default:
 		return ""
 	}

@@ -409,11 +409,11 @@ func TestBadAssertionFilesAreToldAndNotSent(t *testing.T) {
 	for text, says := range map[string]string{
 		"":                          "is empty",
 		" \r\n":                     "is empty",
-		"canary":                    "holds no JWT",
-		"canary.canary":             "holds no JWT",
-		"a.b c.d":                   "holds no JWT",
-		`{"a":"a.b.c"}`:             "holds no JWT",
-		jwtOf(`{}`) + jwtOf(`{}`):   "holds no JWT",
+		"canary":                    "does not contain a JWT",
+		"canary.canary":             "does not contain a JWT",
+		"a.b c.d":                   "does not contain a JWT",
+		`{"a":"a.b.c"}`:             "does not contain a JWT",
+		jwtOf(`{}`) + jwtOf(`{}`):   "does not contain a JWT",
 		strings.Repeat("x", 17<<10): "is larger than 16384 bytes",
 		jwtOf(`{"exp":1000000000}`): "expired",
 		jwtOf(`{"exp":-1e300}`):     "expired",
@@ -457,7 +457,7 @@ func TestBoundTokensAreRefused(t *testing.T) {
 	}
 	refused(t, grants(`{"access_token":"x","token_type":"DPoP"}`), idp.Misconfigured, "bound to a key (DPoP)")
 	for _, code := range []string{"use_dpop_nonce", "invalid_dpop_proof"} {
-		refused(t, answers(http.StatusBadRequest, jsonType, `{"error":"`+code+`"}`, "DPoP-Nonce", "n"), idp.Misconfigured, "wants a proof of possession (DPoP)")
+		refused(t, answers(http.StatusBadRequest, jsonType, `{"error":"`+code+`"}`, "DPoP-Nonce", "n"), idp.Misconfigured, "requires a proof of possession (DPoP)")
 	}
 	granted(t, idp.Config{}, `{"access_token":"`+jwtOf(`{"cnf":null}`)+`","token_type":"Bearer","expires_in":60}`)
 }

@@ -13,128 +13,131 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// CertificateFiles are those of a client certificate, in PEM: the certificate
-// with what leads to its authority after it, and its key.
+// CertificateFiles are the paths of a client certificate in PEM. Cert contains the
+// certificate and then its intermediates, and Key contains the private key.
 type CertificateFiles struct{ Cert, Key string }
 
-// certificates is a certificate that is read again when its files change.
-type certificates struct {
-	files CertificateFiles
-	with  func(tls.Certificate) *http.Client
-	state atomic.Pointer[mutual]
+// certificateSource holds the client certificate and reads it again when the files
+// change.
+type certificateSource struct {
+	files   CertificateFiles
+	connect func(tls.Certificate) *http.Client
+	loaded  atomic.Pointer[loadedCertificate]
 
-	mu   sync.Mutex
-	seen digest // of the last content read: a change counts when read twice
+	mu       sync.Mutex
+	lastRead digest
 }
 
-// mutual is a certificate that is in force, and the connections that were made
-// with it.
-type mutual struct {
-	id       string
+// loadedCertificate is a certificate with the HTTP client that presents it.
+type loadedCertificate struct {
+	id       string // the first 4 bytes of its SHA-256, in hex
 	notAfter time.Time
-	content  digest
+	digest   digest
 	http     *http.Client
 }
 
-// content is what stands in the files. It is not kept, for one is a private key.
+// content is the content of both files. It is not kept, because one is a private key.
 type content struct{ cert, key []byte }
 
 type digest [2][sha256.Size]byte
 
 func (c content) digest() digest { return digest{sha256.Sum256(c.cert), sha256.Sum256(c.key)} }
 
-func (c *certificates) current() *mutual { return c.state.Load() }
+func (s *certificateSource) current() *loadedCertificate { return s.loaded.Load() }
 
-func (c *certificates) open(files CertificateFiles, with func(tls.Certificate) *http.Client) error {
-	c.files, c.with = files, with
-	read, err := c.read()
+func (s *certificateSource) open(files CertificateFiles, connect func(tls.Certificate) *http.Client) error {
+	s.files, s.connect = files, connect
+	read, err := s.read()
 	defer clear(read.key)
 	if err != nil {
 		return err
 	}
-	c.seen = read.digest()
-	return c.publish(read)
+	s.lastRead = read.digest()
+	return s.load(read)
 }
 
-func (c *certificates) read() (read content, err error) {
-	if read.cert, err = readFile(c.files.Cert); err != nil {
-		return content{}, fmt.Errorf("%s %w", c.files.Cert, err)
+func (s *certificateSource) read() (read content, err error) {
+	if read.cert, err = readFile(s.files.Cert); err != nil {
+		return content{}, fmt.Errorf("%s %w", s.files.Cert, err)
 	}
-	if read.key, err = readFile(c.files.Key); err != nil {
-		return content{}, fmt.Errorf("%s %w", c.files.Key, err)
+	if read.key, err = readFile(s.files.Key); err != nil {
+		return content{}, fmt.Errorf("%s %w", s.files.Key, err)
 	}
 	return read, nil
 }
 
-func (c *certificates) publish(read content) error {
+// load replaces the current certificate.
+func (s *certificateSource) load(read content) error {
 	pair, err := tls.X509KeyPair(read.cert, read.key)
 	if err != nil {
-		// The library's error may quote what stands in the files.
-		return fmt.Errorf("%s and %s are not a certificate and its private key, both in PEM and of each other", c.files.Cert, c.files.Key)
+		// The library's error may quote the files.
+		return fmt.Errorf("%s and %s are not a certificate and its private key in PEM", s.files.Cert, s.files.Key)
 	}
 	if now := time.Now(); now.Before(pair.Leaf.NotBefore) {
-		return fmt.Errorf("the certificate in %s is valid from %s on: check the clock, or wait", c.files.Cert, pair.Leaf.NotBefore.UTC().Format(time.RFC3339))
+		return fmt.Errorf("the certificate in %s is not valid before %s: check the clock, or wait", s.files.Cert, pair.Leaf.NotBefore.UTC().Format(time.RFC3339))
 	}
-	fresh := &mutual{notAfter: pair.Leaf.NotAfter, content: read.digest(), http: c.with(pair)}
-	if err := fresh.check(c.files.Cert); err != nil {
+	next := &loadedCertificate{notAfter: pair.Leaf.NotAfter, digest: read.digest(), http: s.connect(pair)}
+	if err := next.check(s.files.Cert); err != nil {
 		return err
 	}
 	thumbprint := sha256.Sum256(pair.Leaf.Raw)
-	fresh.id = hex.EncodeToString(thumbprint[:4])
-	before := c.state.Swap(fresh)
-	if before != nil {
-		before.http.CloseIdleConnections()
+	next.id = hex.EncodeToString(thumbprint[:4])
+	previous := s.loaded.Swap(next)
+	if previous != nil {
+		previous.http.CloseIdleConnections()
 	}
 	return nil
 }
 
-// ReloadCertificate reads the files again and puts a changed certificate in force
-// once it was read twice in a row, because files may be seen half written. It
-// reports whether a new one is now in force. On an error the old one stays. It does
-// nothing for a client without a certificate.
+// ReloadCertificate reads the certificate files again and reports whether it
+// replaced the certificate. It uses new content after two equal reads in a row,
+// because a single read may see a half-written file. On an error the current
+// certificate stays in use. It does nothing for a client without a certificate.
+// It is safe for concurrent use.
 func (c *Client) ReloadCertificate() (changed bool, err error) {
 	if !c.cfg.Auth.Mutual() {
 		return false, nil
 	}
-	m := &c.mutual
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	read, err := m.read()
+	s := &c.mutual
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	read, err := s.read()
 	defer clear(read.key)
 	if err != nil {
 		return false, err
 	}
-	settled := read.digest() == m.seen
-	m.seen = read.digest()
-	if !settled || m.seen == m.current().content {
+	readTwice := read.digest() == s.lastRead
+	s.lastRead = read.digest()
+	if !readTwice || s.lastRead == s.current().digest {
 		return false, nil
 	}
-	if err := m.publish(read); err != nil {
+	if err := s.load(read); err != nil {
 		return false, err
 	}
 	return true, nil
 }
 
-func (m *mutual) check(path string) error {
-	if time.Now().After(m.notAfter) {
-		return fmt.Errorf("the certificate in %s expired on %s: renew it", path, m.notAfter.UTC().Format(time.RFC3339))
+// check returns an error if the certificate has expired.
+func (l *loadedCertificate) check(path string) error {
+	if time.Now().After(l.notAfter) {
+		return fmt.Errorf("the certificate in %s expired on %s: renew it", path, l.notAfter.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
 
-// Certificate returns the version of the certificate in force, and when it
-// expires; ok: there is one.
+// Certificate returns the version and the expiry of the current certificate. ok is
+// false for a client without a certificate.
 func (c *Client) Certificate() (id string, notAfter time.Time, ok bool) {
 	if !c.cfg.Auth.Mutual() {
 		return "", time.Time{}, false
 	}
-	m := c.mutual.current()
-	return m.id, m.notAfter, true
+	current := c.mutual.current()
+	return current.id, current.notAfter, true
 }
 
-// Credential stands for the secret of a client that has none: it tells one
-// certificate from the next, so that what was refused of one is not held against
-// the other.
+// Credential replaces the secret version of a client that has no secret. Its ID
+// changes with the certificate, so that the refusal of one certificate does not
+// count against the next.
 func (c *Client) Credential() secret.Version {
 	if id, _, ok := c.Certificate(); ok {
 		return secret.Version{ID: id}

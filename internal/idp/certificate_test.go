@@ -233,7 +233,7 @@ func TestAliasesAreForCertificatesAlone(t *testing.T) {
 		t.Error(err)
 	}
 	_, err := c.Introspect(t.Context(), c.Credential(), redact.New("presented"))
-	isFault(t, err, idp.Transient, "an active that is neither")
+	isFault(t, err, idp.Transient, "a member active that is neither")
 	if _, form, _ := server.last(); form.Get("token") != "presented" || form.Get("client_id") != clientID || len(requests()) != 0 {
 		t.Errorf("%v", form)
 	}
@@ -273,7 +273,7 @@ func TestCertificateThatExpiresMeanwhile(t *testing.T) {
 		}
 		time.Sleep(2 * time.Minute)
 		_, err := c.Fetch(t.Context(), c.Credential(), idp.Request{})
-		isFault(t, err, idp.CredentialRefused, "was not asked, because the certificate in "+files.Cert+" expired on")
+		isFault(t, err, idp.CredentialRefused, "received no request, because the certificate in "+files.Cert+" expired on")
 		pair(t, files, time.Hour)
 		_, _ = c.ReloadCertificate()
 		if changed, err := c.ReloadCertificate(); !changed || err != nil {

@@ -13,25 +13,25 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
-// Class says who is at fault when no answer came, and so what helps.
+// Class is the cause of a failed request. It decides what helps.
 type Class int
 
 // The classes.
 const (
-	// Transient: the IdP was not reached, is in trouble, or sent what makes no
-	// sense. Asking again later may help.
+	// Transient: the IdP was unreachable, failed, or sent a malformed response. A
+	// later retry may help.
 	Transient Class = iota
-	// Throttled: the IdP asks to be left alone, for Error.RetryAfter. This is
-	// about the client, whatever it asks for.
+	// Throttled: the IdP limits the client's rate. No request of this client should
+	// be sent before Error.RetryAfter has passed.
 	Throttled
-	// CredentialRefused: the IdP refuses the client itself, with this secret or
-	// certificate, or would if it were asked. Asking again with the same may lock
-	// the client out.
+	// CredentialRefused: the IdP refused the client's secret, key or certificate, or
+	// the client found it unusable and sent no request. A retry with the same
+	// credential may lock the client out.
 	CredentialRefused
-	// RequestRefused: the IdP knows the client and refuses what it asks for.
+	// RequestRefused: the IdP accepted the credential and refused the request.
 	RequestRefused
-	// Misconfigured: what was asked is no usable endpoint, or one that hands out
-	// tokens which the broker cannot pass on.
+	// Misconfigured: the URL is not that of a usable endpoint, or the IdP issues
+	// tokens that the broker cannot pass on to callers.
 	Misconfigured
 )
 
@@ -52,55 +52,56 @@ func (c Class) String() string {
 	}
 }
 
-// Bounds of how long an IdP that throttles is left alone.
+// Bounds of Error.RetryAfter.
 const (
 	defaultRetryAfter = time.Minute
 	minRetryAfter     = time.Second
 	maxRetryAfter     = 5 * time.Minute
 )
 
-// refusedRest keeps a secret that was refused from being sent again and again,
-// which may lock the client out, and is short enough for whoever puts it right.
-const refusedRest = time.Minute
+// refusedBackoff limits how often a refused secret is sent, because repetition may
+// lock the client out. It is short enough not to delay an operator's correction.
+const refusedBackoff = time.Minute
 
-// Error says in a sentence why no answer came, and what to do. It shows nothing
-// that the IdP wrote but a known code.
+// Error is a failed request as a sentence that names the cause and the remedy. It
+// contains no text of the IdP except a known error code.
+//
+// Functions of this package that return *Error assign it to variables called
+// fault, never err: a nil *Error in a variable of type error is not nil.
 type Error struct {
 	Class Class
-	// Code is the OAuth error code, if it is one that is known.
+	// Code is the OAuth error code, if it is a known one.
 	Code string
-	// Status of the HTTP answer; zero: there was none.
+	// Status is the HTTP status, or zero if there was no response.
 	Status int
-	// RetryAfter is how long the IdP wants to be left alone, within 1 s and
-	// 5 min. Zero: it did not say; never zero if it throttles.
+	// RetryAfter is the pause that the IdP requests, between 1 s and 5 min. It is
+	// zero if the IdP requests none, but never zero with the class Throttled.
 	RetryAfter time.Duration
 
-	text  string
-	cause error
-	again bool // worth the one retry within a fetch
-	alone bool // about this one token, as far as can be seen
-	// unclear: the answer refuses the request and does not say whether because of
-	// the client's credential.
+	text      string
+	cause     error
+	retry     bool // the client may retry immediately
+	tokenOnly bool // the failure most likely concerns one presented token only
+	// unclear: the response refuses the request, possibly because of the credential.
 	unclear bool
-	// ambiguous: an introspection endpoint may have refused the client, or failed
-	// over the presented token. The answer does not say which.
+	// ambiguous: the response to an introspection may mean the client, the endpoint
+	// or the presented token.
 	ambiguous bool
-	// ended: the answer brings a token that has expired already.
-	ended bool
+	expired   bool // the response contains a token that has already expired
 }
 
 func (e *Error) Error() string {
 	if e.text == "" {
-		return "no answer came from the IdP (" + e.Class.String() + ")"
+		return "the request to the IdP failed (" + e.Class.String() + ")"
 	}
 	return e.text
 }
 
-// Unwrap returns the cause, without anything that a peer wrote; may be nil.
+// Unwrap returns the cause, which contains no text of the IdP. It may be nil.
 func (e *Error) Unwrap() error { return e.cause }
 
-// ClassOf returns the class of an error of a [Client]. Another error is
-// Transient.
+// ClassOf returns the class of an error of a [Client], and Transient for any other
+// error.
 func ClassOf(err error) Class {
 	if fault, ok := errors.AsType[*Error](err); ok {
 		return fault.Class
@@ -108,42 +109,41 @@ func ClassOf(err error) Class {
 	return Transient
 }
 
-// Rest is for how long others need not be asked the same after this error. Zero
-// leaves that to whoever asks; a negative one says that the error is about what
-// was asked this time, and nothing else.
-func (e *Error) Rest() time.Duration {
+// Backoff returns how long introspections of other tokens should pause after this
+// error. Zero leaves the duration to the caller. A negative one means no pause: the
+// error concerns this request only.
+func (e *Error) Backoff() time.Duration {
 	switch {
 	case e.ambiguous:
 		return e.RetryAfter
-	case e.alone, e.Class == RequestRefused:
+	case e.tokenOnly, e.Class == RequestRefused:
 		return -1
 	case e.Class == CredentialRefused, e.Class == Misconfigured:
-		return max(e.RetryAfter, refusedRest)
+		return max(e.RetryAfter, refusedBackoff)
 	default:
 		return e.RetryAfter
 	}
 }
 
-// Ambiguous reports that the IdP answered a question about a presented token in a
-// way that may be about this token alone, or about the client or the endpoint:
-// some IdPs answer 401, 404 or 500 for a token that they do not know. One such
-// answer says nothing about other tokens; many in a row do.
+// Ambiguous reports whether the response to an introspection may concern either the
+// presented token or the client and the endpoint: some IdPs answer 401, 404 or 500
+// for an unknown token. One such response says nothing about other tokens; many in
+// a row do.
 func (e *Error) Ambiguous() bool { return e.ambiguous }
 
-// Ended reports whether the IdP sent a token that has expired already. Some IdPs repeat
-// a token until it ends: the next request may bring another one.
-func (e *Error) Ended() bool { return e.ended }
+// Expired reports whether the IdP sent a token that has already expired. Some IdPs
+// repeat a token until it expires, so the next request may bring a new one.
+func (e *Error) Expired() bool { return e.expired }
 
-// Unclear reports that the IdP refused the request in words that some IdPs use for a
-// wrong secret as well: an empty 403, a code of their own, a body without a token.
+// Unclear reports whether the IdP refused the request in a way that some IdPs also
+// use for a wrong secret: an empty 403, a code of their own, a body without a token.
 func (e *Error) Unclear() bool { return e.unclear && e.Class == RequestRefused }
 
-// aboutToken marks the failure of an introspection as ambiguous unless it is
-// certain that it is not about the presented token: no answer came, the IdP
-// throttles, or a code names the client. A refused request without a word about
-// credentials is about the token alone.
-func (e *Error) aboutToken() *Error {
-	certain := e.Status == 0 || e.Class == Throttled || e.alone
+// markAmbiguous marks the failure of an introspection as ambiguous unless its cause
+// is certain: there was no response, the IdP throttles, or a code names the client.
+// A refused request with a status other than 401 and 403 concerns the token only.
+func (e *Error) markAmbiguous() *Error {
+	certain := e.Status == 0 || e.Class == Throttled || e.tokenOnly
 	switch e.Class {
 	case CredentialRefused:
 		class, _ := meaningOfCode(e.Code)
@@ -155,34 +155,36 @@ func (e *Error) aboutToken() *Error {
 	case Transient, Throttled:
 	}
 	if e.ambiguous = !certain; e.ambiguous && (e.Class == CredentialRefused || e.Class == RequestRefused) {
-		e.text += "; it may mean the presented token instead"
+		e.text += "; the cause may be the presented token instead"
 	}
 	return e
 }
 
-// at makes a sentence of what the endpoint does.
-func (e *Error) at(what, endpoint string) *Error {
-	e.text = "the " + what + " " + discovery.Printable(endpoint) + " " + e.text
+// atEndpoint completes the sentence: the endpoint is the subject, and the text so
+// far the predicate.
+func (e *Error) atEndpoint(kind, url string) *Error {
+	e.text = "the " + kind + " " + discovery.Printable(url) + " " + e.text
 	return e
 }
 
-func (c *Client) unanswered(err error) *Error {
+// noResponse classifies a request that got no response.
+func (c *Client) noResponse(err error) *Error {
 	cause := discovery.Cause(err)
 	if c.cfg.Auth.Mutual() && certificateRefused(cause) {
-		return &Error{Class: CredentialRefused, text: fmt.Sprintf("refuses the client's certificate (%v): renew it, or have the IdP know it", cause), cause: cause}
+		return &Error{Class: CredentialRefused, text: fmt.Sprintf("refuses the client's certificate (%v): renew it, or register it at the IdP", cause), cause: cause}
 	}
-	if _, refused := errors.AsType[*discovery.AddressError](cause); refused {
-		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not connected to: %v", cause), cause: cause}
+	if _, ok := errors.AsType[*discovery.AddressError](cause); ok {
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("cannot be connected to: %v", cause), cause: cause}
 	}
 	if proxy, ok := errors.AsType[*discovery.ProxyError](cause); ok && proxy.Lasting() {
-		return &Error{Class: Misconfigured, text: fmt.Sprintf("is not reached: %v", cause), cause: cause}
+		return &Error{Class: Misconfigured, text: fmt.Sprintf("cannot be reached: %v", cause), cause: cause}
 	}
-	return &Error{Class: Transient, text: fmt.Sprintf("gave no answer: %v", cause), cause: cause}
+	return &Error{Class: Transient, text: fmt.Sprintf("did not respond: %v", cause), cause: cause}
 }
 
-// certificateRefused tells the alerts (RFC 8446 section 6.2) by which a server
-// refuses who connects from those about the connection. The library has no type
-// for them that can be asked for.
+// certificateRefused reports whether cause is one of the TLS alerts with which a
+// server refuses a client certificate (RFC 8446 section 6.2). crypto/tls does not
+// export the type of a received alert, so the texts are compared.
 func certificateRefused(cause error) bool {
 	remote, ok := errors.AsType[*net.OpError](cause)
 	if !ok || remote.Op != "remote error" {
@@ -202,80 +204,83 @@ func certificateRefused(cause error) bool {
 	return slices.ContainsFunc(alerts, func(alert tls.AlertError) bool { return remote.Err.Error() == alert.Error() })
 }
 
-// unusable is about a secret that cannot be what the client needs. The IdP is
-// not asked: what would help is another secret, as where it refuses one.
-func unusable(err error) *Error {
-	return &Error{Class: CredentialRefused, text: fmt.Sprintf("was not asked, because the secret cannot be used: %v", err), cause: err}
+// unusableSecret is the failure for a secret that the client does not send, because
+// it is not of the kind that the client needs. Its class is that of a refused
+// secret: only another secret helps.
+func unusableSecret(err error) *Error {
+	return &Error{Class: CredentialRefused, text: fmt.Sprintf("received no request, because the secret cannot be used: %v", err), cause: err}
 }
 
-// assertionRefused: with the jwt-bearer grant the assertion is what proves the
-// client, and an IdP says invalid_grant of it (RFC 7523 section 3.1) where it
-// would say invalid_client of a secret.
-func (c *Client) assertionRefused(e *Error) *Error {
+// reclassifyInvalidGrant changes invalid_grant to a refused credential with the
+// grant JWTBearer. There the assertion authenticates the client, and IdPs refuse a
+// bad one with invalid_grant (RFC 7523 section 3.1).
+func (c *Client) reclassifyInvalidGrant(e *Error) *Error {
 	if c.cfg.Grant == JWTBearer && e.Code == "invalid_grant" {
 		e.Class = CredentialRefused
-		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.hint() + "; and assertion.subject"
+		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.authAdvice()
 	}
 	return e
 }
 
-func undiscovered(what string, err error) *Error {
+func discoveryFailed(kind string, err error) *Error {
 	class := Misconfigured
-	if fault, ok := errors.AsType[*discovery.Error](err); ok && fault.Unreachable {
+	if failure, ok := errors.AsType[*discovery.Error](err); ok && failure.Unreachable {
 		class = Transient
 	}
-	return &Error{Class: class, text: fmt.Sprintf("the %s cannot be found: %v", what, err), cause: err}
+	return &Error{Class: class, text: fmt.Sprintf("the %s cannot be found: %v", kind, err), cause: err}
 }
 
-// refusal is what the answer says is wrong; nil: it claims to grant a token.
-func (a answer) refusal(now time.Time) *Error {
-	code, failed := a.members.failure()
-	if a.ok() && !failed {
+// refusal classifies a response that reports a failure. It returns nil if the
+// response reports success.
+func (r response) refusal(now time.Time) *Error {
+	code, failed := r.members.errorCode()
+	if r.ok() && !failed {
 		return nil
 	}
-	e := &Error{Code: code, Status: a.status, RetryAfter: retryAfter(a.header, now)}
-	asksForPeace := a.header.Get("Retry-After") != ""
+	e := &Error{Code: code, Status: r.status, RetryAfter: retryAfter(r.header, now)}
+	hasRetryAfter := r.header.Get("Retry-After") != ""
 	switch {
-	case a.status == http.StatusTooManyRequests, a.status == http.StatusServiceUnavailable && asksForPeace:
-		e.Class, e.text = Throttled, "throttles this client: ask it less often, or have the limit raised"
-		e.RetryAfter = cmp.Or(e.RetryAfter, rateLimitReset(a.header, now), defaultRetryAfter)
-	case code == "", a.status == http.StatusUnauthorized && vague(code):
-		e.Class, e.text = meaningOfStatus(a.status)
+	case r.status == http.StatusTooManyRequests, r.status == http.StatusServiceUnavailable && hasRetryAfter:
+		e.Class, e.text = Throttled, "throttles this client: send fewer requests, or have the limit raised"
+		e.RetryAfter = cmp.Or(e.RetryAfter, rateLimitReset(r.header, now), defaultRetryAfter)
+	case code == "", r.status == http.StatusUnauthorized && vague(code):
+		e.Class, e.text = meaningOfStatus(r.status)
 	default:
 		e.Class, e.text = meaningOfCode(code)
 	}
-	e.unclear = e.Class == RequestRefused && !namesRequest(code)
-	e.again = e.Class == Transient && retryable(a.status) && !asksForPeace
+	e.unclear = e.Class == RequestRefused && !namesParameter(code)
+	e.retry = e.Class == Transient && retryable(r.status) && !hasRetryAfter
 	if code != "" {
-		e.text += fmt.Sprintf(" (%s, HTTP %d)", code, a.status)
+		e.text += fmt.Sprintf(" (%s, HTTP %d)", code, r.status)
 	} else {
-		e.text += fmt.Sprintf(" (HTTP %d)", a.status)
+		e.text += fmt.Sprintf(" (HTTP %d)", r.status)
 	}
 	return e
 }
 
-// vague reports whether a code says less than the status 401 beside it: Auth0 refuses
-// a secret with access_denied, ServiceNow with server_error.
+// vague reports whether a code is less specific than the status 401 beside it: Auth0
+// refuses a secret with access_denied, ServiceNow with server_error.
 func vague(code string) bool {
 	class, _ := meaningOfCode(code)
 	return class == Transient || code == "access_denied"
 }
 
-// namesRequest reports whether a code says which part of the request is refused, so
-// that it cannot be the credential.
-func namesRequest(code string) bool {
+// namesParameter reports whether a code says which parameter was refused, which
+// rules out the credential.
+func namesParameter(code string) bool {
 	return code == "invalid_scope" || code == "invalid_target" || code == "unsupported_grant_type"
 }
 
-// retryable are the answers of a proxy in front of the IdP, or of an IdP that
-// did not take the request in.
+// retryable reports whether a status comes from a proxy in front of the IdP, or from
+// an IdP that did not process the request.
 func retryable(status int) bool {
 	return status == http.StatusBadGateway || status == http.StatusServiceUnavailable || status == http.StatusGatewayTimeout
 }
 
-// meaningOfCode tells what an error code stands for (RFC 6749 section 5.2, RFC
-// 8707 section 2, RFC 9449 section 8) whatever the status it came with; IdPs do
-// not agree on that. The text is empty for a code that is not known.
+// meaningOfCode returns the class of an error code and the predicate of a sentence
+// (RFC 6749 section 5.2, RFC 8707 section 2, RFC 9449 section 8). The status does
+// not matter, because IdPs combine them differently. The text is empty for an
+// unknown code.
 func meaningOfCode(code string) (Class, string) {
 	switch code {
 	case "invalid_client",
@@ -286,75 +291,74 @@ func meaningOfCode(code string) (Class, string) {
 	case "unauthorized_client":
 		return CredentialRefused, "refuses the client: check its secret, and that it may use this grant at the IdP"
 	case "invalid_scope":
-		return RequestRefused, "refuses the scopes asked for: check them against what the client may have at the IdP"
+		return RequestRefused, "refuses the requested scopes: check which scopes the client may request at the IdP"
 	case "invalid_target":
-		return RequestRefused, "refuses the audience or resource asked for: check it against what the client may have at the IdP"
+		return RequestRefused, "refuses the requested audience or resource: check which of them the client may request at the IdP"
 	case "invalid_request":
-		return RequestRefused, "finds the request invalid: check audience, resources, scopes and params against what the IdP wants"
+		return RequestRefused, "rejects the request as invalid: check audience, resources, scopes and params against the IdP's documentation"
 	case "access_denied":
-		return RequestRefused, "denies the client what it asks for: grant it at the IdP"
+		return RequestRefused, "denies the request: grant the client access at the IdP"
 	case "invalid_grant":
 		return RequestRefused, "refuses the grant: check params, and the clocks on both sides"
 	case "unsupported_grant_type":
-		return RequestRefused, "does not know the grant asked for: enable it for the client at the IdP, or set grant_type to what the IdP calls it"
+		return RequestRefused, "does not support the grant type: enable it for the client at the IdP, or set grant_type to the IdP's name for it"
 	case "use_dpop_nonce", "invalid_dpop_proof":
-		return Misconfigured, "wants a proof of possession (DPoP), and would issue tokens bound to a key, which " + notShared
+		return Misconfigured, "requires a proof of possession (DPoP) and would issue tokens bound to a key, which " + boundTokenAdvice
 	case "temporarily_unavailable", "server_error":
-		return Transient, "is in trouble: look at the IdP if it does not end"
+		return Transient, "has a failure of its own: look at the IdP if it persists"
 	default:
 		return Transient, ""
 	}
 }
 
-// meaningOfStatus tells what a status stands for that came without a known
-// code.
+// meaningOfStatus is meaningOfCode for a response without a known code.
 func meaningOfStatus(status int) (Class, string) {
 	switch {
 	case status == http.StatusRequestTimeout, status >= 500:
-		return Transient, "is in trouble: look at the IdP if it does not end"
+		return Transient, "has a failure of its own: look at the IdP if it persists"
 	case status >= 300 && status < 400:
 		return Misconfigured, "answers with a redirect, which is not followed because it would carry the secret elsewhere: configure the final URL"
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
-		return Misconfigured, "is not there: check its configured URL, or the issuer"
+		return Misconfigured, "does not exist: check its configured URL, or the issuer"
 	case status == http.StatusProxyAuthRequired:
-		return Misconfigured, "is behind a proxy that demands authentication: give its user and password in HTTP_PROXY, or name the host in NO_PROXY"
+		return Misconfigured, "is behind a proxy that requires authentication: set user and password in HTTP_PROXY, or name the host in NO_PROXY"
 	case status == http.StatusUnauthorized:
 		return CredentialRefused, "refuses the client's credential: check client_id, secret and auth, or rotate the secret"
 	default:
-		return RequestRefused, "refuses the request for a reason that no standard names: look at the IdP's log"
+		return RequestRefused, "refuses the request without a standard error code: look at the IdP's log"
 	}
 }
 
-// retryAfter reads the Retry-After header (RFC 9110 section 10.2.3): seconds or a
-// date. Zero: it is not there or says nothing.
+// retryAfter returns the Retry-After header (RFC 9110 section 10.2.3), which is a
+// number of seconds or a date. It returns zero if the header is missing or invalid.
 func retryAfter(header http.Header, now time.Time) time.Duration {
 	text := header.Get("Retry-After")
-	if n, ok := number(text); ok {
-		return withinRetryAfter(seconds(n))
+	if n, ok := parseNumber(text); ok {
+		return clampRetryAfter(seconds(n))
 	}
-	if at, err := http.ParseTime(text); err == nil {
-		return withinRetryAfter(at.Sub(now))
+	if date, err := http.ParseTime(text); err == nil {
+		return clampRetryAfter(date.Sub(now))
 	}
 	return 0
 }
 
-// rateLimitReset reads when the window of a rate limit ends, as the seconds of
-// the epoch. Numbers too small for that are seconds to wait. Only an answer that
-// throttles means it: many IdPs send these headers always.
+// rateLimitReset returns the time until the window of a rate limit ends. The headers
+// contain Unix time, or seconds to wait if the number is small. They count only in
+// a response that throttles, because many IdPs send them with every response.
 func rateLimitReset(header http.Header, now time.Time) time.Duration {
-	const leastEpoch = 1e8 // 1973; three years to wait
+	const minUnixTime = 1e8 // in 1973; as a wait, three years
 	for _, name := range []string{"X-Ratelimit-Reset", "X-Rate-Limit-Reset"} {
-		n, ok := number(header.Get(name))
-		if ok && n >= leastEpoch {
+		n, ok := parseNumber(header.Get(name))
+		if ok && n >= minUnixTime {
 			n -= float64(now.UnixMilli()) / 1000
 		}
 		if ok {
-			return withinRetryAfter(seconds(n))
+			return clampRetryAfter(seconds(n))
 		}
 	}
 	return 0
 }
 
-func withinRetryAfter(d time.Duration) time.Duration {
+func clampRetryAfter(d time.Duration) time.Duration {
 	return min(max(d, minRetryAfter), maxRetryAfter)
 }

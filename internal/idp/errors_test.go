@@ -109,7 +109,7 @@ func TestRefusalsThatMayMeanTheSecretAreUnclear(t *testing.T) {
 				t.Fatalf("%v", err)
 			}
 			if tt.unclear {
-				isFault(t, err, idp.RequestRefused, "it may mean the client's credential as well")
+				isFault(t, err, idp.RequestRefused, "the cause may also be the client's credential")
 			}
 		})
 	}
@@ -219,7 +219,7 @@ func TestClassOfForeignErrorsIsTransient(t *testing.T) {
 	if got := idp.ClassOf(http.ErrBodyNotAllowed); got != idp.Transient {
 		t.Errorf("ClassOf a foreign error = %v", got)
 	}
-	if got := (&idp.Error{Class: idp.Throttled}).Error(); got != "no answer came from the IdP (throttled)" {
+	if got := (&idp.Error{Class: idp.Throttled}).Error(); got != "the request to the IdP failed (throttled)" {
 		t.Errorf("an error without a text says %q", got)
 	}
 }

@@ -1,17 +1,19 @@
-// Package idp is what the broker asks of identity providers as their client:
-// access tokens, by the client credentials grant (RFC 6749 section 4.4), the JWT
-// bearer grant (RFC 7523) or one that an IdP calls by a name of its own; and what
-// they say of a token that somebody else presents (RFC 7662). The client proves
-// its identity by a secret, a key, a certificate, or an assertion that somebody
-// else issued: each [AuthMethod] is what OAuth calls so.
+// Package idp is the OAuth client of identity providers (IdPs): it requests
+// access tokens and introspects presented ones.
 //
-// IdPs answer in many ways that the RFC does not foresee. The package takes
-// what can be understood without guessing, bounds it, and sorts the rest into
-// classes, because what to do next depends on who is at fault. It retries at
-// most once, and only what the IdP has most likely not worked on; it never sends
-// a refused secret again, because accounts get locked; it follows no redirect; and
-// nothing that an IdP wrote appears in its errors, because some echo the
-// request with the secret, or a token, in it.
+// Tokens come from the token endpoint, by the client credentials grant (RFC 6749
+// section 4.4), the JWT bearer grant (RFC 7523 section 2.1) or a grant type that
+// only one IdP defines. Introspection is RFC 7662. The client authenticates with a
+// secret, a key, a certificate or an assertion that another party issued: see
+// [AuthMethod].
+//
+// IdPs deviate from the RFCs in many ways. The package accepts every response that
+// has one meaning only, bounds its size, and assigns each failure a [Class],
+// because the cause decides whether a retry, another secret or another
+// configuration helps. It retries a request at most once, and only if the IdP has
+// most likely not processed it. It never repeats a refused secret, because IdPs
+// lock accounts. It follows no redirect. Its errors contain no text that an IdP
+// wrote, because some IdPs repeat the request, including the secret or the token.
 package idp
 
 import (
@@ -36,14 +38,15 @@ import (
 )
 
 const (
-	// Budget is how long a whole [Client.Fetch] takes at most.
+	// Budget bounds the duration of [Client.Fetch], with its retry.
 	Budget = 9 * time.Second
-	// AttemptTimeout is how long one request takes at most, its body included.
+	// AttemptTimeout bounds the duration of one request, including the body of the
+	// response.
 	AttemptTimeout = 8 * time.Second
 
-	// The one retry comes after a pause, drawn anew each time so that replicas
-	// which failed together do not come back together, and only if the budget
-	// leaves it minAttempt.
+	// The pause before the retry is random, so that replicas which failed together
+	// do not retry together. Without minAttempt left in the budget, nothing is
+	// retried.
 	minPause   = 200 * time.Millisecond
 	maxPause   = 600 * time.Millisecond
 	minAttempt = time.Second
@@ -51,78 +54,78 @@ const (
 	maxExtras = 16
 )
 
-// Config says which client to be, and towards whom.
+// Config configures a Client.
 type Config struct {
-	// TokenURL is the token endpoint. Empty: Issuer is asked for it.
+	// TokenURL is the token endpoint. If it is empty, the metadata of Issuer must
+	// name it.
 	TokenURL string
-	// IntrospectionURL is the introspection endpoint. Empty: Issuer is asked for
-	// it.
+	// IntrospectionURL is the introspection endpoint. If it is empty, the metadata of
+	// Issuer must name it.
 	IntrospectionURL string
-	// AllowHTTP lets both be plain http on a host that is not loopback.
+	// AllowHTTP permits plain http for both endpoints on hosts that are not loopback.
 	AllowHTTP bool
-	// Issuer finds the endpoints whose URL is empty.
+	// Issuer discovers the endpoints that have no URL here.
 	Issuer *discovery.Issuer
 	// ClientID is required.
 	ClientID string
-	// Auth is SecretBasic if empty; None with the grant JWTBearer.
+	// Auth defaults to SecretBasic, and to None with the grant JWTBearer.
 	Auth AuthMethod
-	// Grant is the grant_type that is asked by. Empty: ClientCredentials.
+	// Grant is the grant_type parameter. It defaults to ClientCredentials.
 	Grant string
-	// RawBasic leaves out the form encoding of id and secret that RFC 6749
-	// section 2.3.1 wants before base64, for IdPs that do not decode it.
+	// RawBasic omits the form encoding of id and secret that RFC 6749 section 2.3.1
+	// requires before base64. Some IdPs do not decode it.
 	RawBasic bool
-	// Assertion says how assertions are made.
+	// Assertion configures the assertions that the client signs.
 	Assertion Assertion
-	// AssertionFile holds the assertion of FederatedJWT and SpiffeJWT. It is read
-	// for each request.
+	// AssertionFile contains the assertion for FederatedJWT and SpiffeJWT. The client
+	// reads it for each request.
 	AssertionFile string
-	// Certificate is what TLS and SelfSignedTLS present.
+	// Certificate is presented with the methods TLS and SelfSignedTLS.
 	Certificate CertificateFiles
-	// Params are further form parameters, none of them one that the client sends
-	// itself.
+	// Params are additional form parameters. They must not set a parameter that the
+	// client sends itself.
 	Params map[string]string
-	// Extras name members of the IdP's answer that are passed on to callers,
-	// such as Salesforce's instance_url. At most 16.
+	// Extras names members of the token response that callers receive, such as
+	// Salesforce's instance_url. At most 16.
 	Extras []string
-	// BearerTypes are further values of token_type that mean bearer at this IdP.
+	// BearerTypes are additional values of token_type that mean bearer at this IdP.
 	BearerTypes []string
-	// DefaultLifetime is assumed where the IdP does not say how long a token
-	// lives. Zero: token.DefaultLifetime.
+	// DefaultLifetime applies if the IdP does not declare the lifetime of a token.
+	// It defaults to token.DefaultLifetime and is at most token.MaxLifetime.
 	DefaultLifetime time.Duration
-	// MaxTokenSize bounds the length of access tokens, in bytes. Zero: 16 KiB.
+	// MaxTokenSize bounds access tokens, in bytes. It defaults to 16 KiB.
 	MaxTokenSize int
-	// HTTP is made by discovery.Network.ClientFor. Nil: a client of its own,
-	// which connects to private addresses only where TokenURL or the Issuer is
-	// loopback.
+	// HTTP comes from discovery.Network.ClientFor. If it is nil, the Client makes one
+	// that connects to private addresses only if TokenURL or Issuer is loopback.
 	HTTP *http.Client
-	// HTTPWith is made by discovery.Network.ClientWith: it takes the place of HTTP
-	// where a certificate is presented. Nil: a client of its own.
+	// HTTPWith comes from discovery.Network.ClientWith and replaces HTTP with the
+	// methods TLS and SelfSignedTLS. It defaults like HTTP.
 	HTTPWith func(tls.Certificate) *http.Client
 }
 
-// Request is what to ask for. Empty fields are not sent.
+// Request describes the token that a caller requests. Empty fields are not sent.
 type Request struct {
 	Audience string
 	// Resources are sent as RFC 8707 resource parameters, in this order.
 	Resources []string
 	Scopes    []string
-	// Once: an IdP that answered is not asked again within one Fetch, because
-	// there is a token to go on with.
+	// Once suppresses the retry after a response from the IdP. It suits a caller
+	// that still has a usable token. The retry after a failed connection remains.
 	Once bool
 }
 
-// Client asks one IdP for tokens as one OAuth client. It holds no secret but the
-// key of a certificate, and is safe for concurrent use.
+// Client is one OAuth client at one IdP. It holds no secret except the private
+// key of its certificate. It is safe for concurrent use.
 type Client struct {
 	cfg    Config
-	mutual certificates // what TLS and SelfSignedTLS connect with
+	mutual certificateSource // for TLS and SelfSignedTLS
 }
 
-// New returns a Client, or says what is wrong with its configuration or its
-// certificate. It sends nothing.
+// New returns a Client. It reads the certificate files, if any, and sends nothing.
+// The error describes every mistake that it found in cfg.
 func New(cfg Config) (*Client, error) {
-	cfg = cfg.filled()
-	err := errors.Join(cfg.checkEndpoint(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime(), CheckBearerTypes(cfg.BearerTypes))
+	cfg = cfg.withDefaults()
+	err := errors.Join(cfg.checkEndpoints(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime(), CheckBearerTypes(cfg.BearerTypes))
 	if err != nil {
 		return nil, err
 	}
@@ -135,8 +138,8 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// filled has the defaults in place of what is empty.
-func (c Config) filled() Config {
+// withDefaults returns a copy of c whose maps and slices are its own.
+func (c Config) withDefaults() Config {
 	if c.Grant == "" {
 		c.Grant = ClientCredentials
 	}
@@ -159,28 +162,29 @@ func (c Config) filled() Config {
 		c.MaxTokenSize = defaultMaxTokenSize
 	}
 	if c.HTTP == nil {
-		c.HTTP = discovery.NewNetwork(nil).ClientFor(c.home(), false)
+		c.HTTP = discovery.NewNetwork(nil).ClientFor(c.baseURL(), false)
 	}
-	if home := c.home(); c.HTTPWith == nil {
+	if base := c.baseURL(); c.HTTPWith == nil {
 		c.HTTPWith = func(certificate tls.Certificate) *http.Client {
-			return discovery.NewNetwork(nil).ClientWith(home, false, certificate)
+			return discovery.NewNetwork(nil).ClientWith(base, false, certificate)
 		}
 	}
 	c.Params, c.Extras = maps.Clone(c.Params), slices.Clone(c.Extras)
 	return c
 }
 
-// home is what the client was told of the IdP's place.
-func (c Config) home() string {
+// baseURL returns the configured URL of the IdP: the issuer if the token endpoint
+// is discovered, else the token endpoint.
+func (c Config) baseURL() string {
 	if c.TokenURL == "" && c.Issuer != nil {
 		return c.Issuer.URL()
 	}
 	return c.TokenURL
 }
 
-func (c Config) checkEndpoint() error {
+func (c Config) checkEndpoints() error {
 	if c.TokenURL == "" && c.Issuer == nil {
-		return errors.New("neither token_url nor issuer is given: one of them must say where tokens are to be had")
+		return errors.New("neither token_url nor issuer is given: configure one of them")
 	}
 	for name, url := range map[string]string{"token_url": c.TokenURL, "the introspection endpoint": c.IntrospectionURL} {
 		if err := discovery.CheckURL(url, c.AllowHTTP); url != "" && err != nil {
@@ -196,7 +200,7 @@ func (c Config) checkNames() error {
 		case "":
 			return errors.New("params has a parameter without a name")
 		case "grant_type", "client_id", "client_secret", "client_assertion", "client_assertion_type", "assertion", "scope", "audience", "resource":
-			return fmt.Errorf("params must not set %s: it is configured by itself", name)
+			return fmt.Errorf("params must not set %s, which the broker sends itself", name)
 		}
 	}
 	if len(c.Extras) > maxExtras {
@@ -211,12 +215,13 @@ func (c Config) checkNames() error {
 	return nil
 }
 
-// CheckBearerTypes returns an error for types that say that a token is not a bearer
-// token.
+// CheckBearerTypes returns an error if a type is known to mean something other
+// than a bearer token.
 func CheckBearerTypes(types []string) error {
 	for _, name := range types {
-		if slices.ContainsFunc([]string{"DPoP", "mac", "PoP", "N_A"}, func(known string) bool { return strings.EqualFold(strings.TrimSpace(name), known) }) {
-			return fmt.Errorf("%s does not mean bearer, and cannot be one of the bearer types: remove it", strings.TrimSpace(name))
+		name = strings.TrimSpace(name)
+		if slices.ContainsFunc([]string{"DPoP", "mac", "PoP", "N_A"}, func(other string) bool { return strings.EqualFold(name, other) }) {
+			return fmt.Errorf("%s does not mean bearer, and cannot be one of the bearer types: remove it", name)
 		}
 	}
 	return nil
@@ -224,115 +229,118 @@ func CheckBearerTypes(types []string) error {
 
 func (c Config) checkLifetime() error {
 	if c.DefaultLifetime < 0 || c.DefaultLifetime > token.MaxLifetime {
-		return fmt.Errorf("default_lifetime %v is out of bounds: it is at most %v", c.DefaultLifetime, token.MaxLifetime)
+		return fmt.Errorf("default_lifetime %v is out of range: it must be between 0 and %v", c.DefaultLifetime, token.MaxLifetime)
 	}
 	return nil
 }
 
-// Fetch asks the IdP for a token, with the secret as it is given. It takes
-// [Budget] at most, or until ctx ends. The error is always an [*Error].
-func (c *Client) Fetch(ctx context.Context, with secret.Version, ask Request) (token.Grant, error) {
+// Fetch requests a token and authenticates with credential. It takes at most
+// [Budget], and ends earlier with ctx. The error is always an [*Error].
+func (c *Client) Fetch(ctx context.Context, credential secret.Version, req Request) (token.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, Budget)
 	defer cancel()
-	endpoint, fault := c.endpoint(ctx)
+	endpoint, fault := c.tokenEndpoint(ctx)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	grant, fault := c.attempt(ctx, endpoint, with, ask)
-	if fault != nil && fault.again && (!ask.Once || fault.Status == 0) && pause(ctx) {
-		grant, fault = c.attempt(ctx, endpoint, with, ask)
+	grant, fault := c.fetchOnce(ctx, endpoint, credential, req)
+	if fault != nil && fault.retry && (!req.Once || fault.Status == 0) && waitBeforeRetry(ctx) {
+		grant, fault = c.fetchOnce(ctx, endpoint, credential, req)
 	}
 	if fault != nil {
-		return token.Grant{}, fault.at("token endpoint", endpoint)
+		return token.Grant{}, fault.atEndpoint("token endpoint", endpoint)
 	}
 	return grant, nil
 }
 
-func (c *Client) endpoint(ctx context.Context) (string, *Error) {
+func (c *Client) tokenEndpoint(ctx context.Context) (string, *Error) {
 	if c.cfg.TokenURL != "" {
 		return c.cfg.TokenURL, nil
 	}
 	metadata, err := c.cfg.Issuer.Metadata(ctx)
 	if err != nil {
-		return "", undiscovered("token endpoint", err)
+		return "", discoveryFailed("token endpoint", err)
 	}
-	named := metadata.TokenEndpoint
+	discovered := metadata.TokenEndpoint
 	if c.cfg.Auth.Mutual() {
-		named = metadata.MTLS.Token
+		discovered = metadata.MTLS.Token
 	}
-	endpoint, err := named.URL()
+	endpoint, err := discovered.URL()
 	switch {
 	case err != nil:
-		return "", undiscovered("token endpoint", err)
+		return "", discoveryFailed("token endpoint", err)
 	case endpoint == "":
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no token_endpoint: configure token_url"}
 	}
 	return endpoint, nil
 }
 
-// attempt sends the request once.
-func (c *Client) attempt(ctx context.Context, endpoint string, with secret.Version, ask Request) (token.Grant, *Error) {
-	askedAt := time.Now()
-	form, fault := c.form(ctx, with, ask)
+// fetchOnce makes one attempt.
+func (c *Client) fetchOnce(ctx context.Context, endpoint string, credential secret.Version, req Request) (token.Grant, *Error) {
+	requestedAt := time.Now()
+	form, fault := c.tokenForm(ctx, credential, req)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	answer, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, with, form)
+	resp, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, credential, form)
 	if fault != nil {
-		return token.Grant{}, c.assertionRefused(fault)
+		return token.Grant{}, c.reclassifyInvalidGrant(fault)
 	}
-	grant, fault := c.grant(answer, ask, askedAt)
+	grant, fault := c.grant(resp, req, requestedAt)
 	if fault != nil && fault.Unclear() {
-		c.doubt(fault, with)
+		c.adviseOnSecret(fault, credential)
 	}
-	grant.SecretVersion = with.ID
+	grant.SecretVersion = credential.ID
 	return grant, fault
 }
 
-// post sends a form once, as the client, and returns an answer that refuses
-// nothing.
-func (c *Client) post(ctx context.Context, endpoint string, with secret.Version, form url.Values) (answer, *Error) {
+// post authenticates the client, sends form once, and returns the response if it
+// reports success.
+func (c *Client) post(ctx context.Context, endpoint string, credential secret.Version, form url.Values) (response, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, AttemptTimeout)
 	defer cancel()
-	var delivered atomic.Bool
-	request, fault := c.request(watch(ctx, &delivered), endpoint, with, form)
+	var onNewConnection atomic.Bool
+	request, fault := c.request(traceConnection(ctx, &onNewConnection), endpoint, credential, form)
 	if fault != nil {
-		return answer{}, fault
+		return response{}, fault
 	}
-	response, err := c.http().Do(request)
+	httpResponse, err := c.http().Do(request)
 	if err != nil {
-		fault := c.unanswered(err)
-		fault.again = fault.Class == Transient && !delivered.Load() // after a timeout pause finds no time left
-		return answer{}, fault
+		fault := c.noResponse(err)
+		// If no connection was made, or a kept one was closed, the IdP has most likely
+		// not processed the request. After a timeout there is no time for a retry.
+		fault.retry = fault.Class == Transient && !onNewConnection.Load()
+		return response{}, fault
 	}
-	defer func() { _ = response.Body.Close() }()
-	a, err := readAnswer(response)
+	defer func() { _ = httpResponse.Body.Close() }()
+	resp, err := readResponse(httpResponse)
 	if err != nil {
-		return answer{}, c.unanswered(err)
+		return response{}, c.noResponse(err)
 	}
-	fault = a.refusal(time.Now())
+	fault = resp.refusal(time.Now())
 	switch {
 	case fault == nil:
 	case fault.Class == CredentialRefused:
-		fault.text += c.hint()
-		c.doubt(fault, with)
+		fault.text += c.authAdvice()
+		c.adviseOnSecret(fault, credential)
 	case fault.Unclear():
-		c.doubt(fault, with)
+		c.adviseOnSecret(fault, credential)
 	}
-	return a, fault
+	return resp, fault
 }
 
-// doubt adds to a refusal what makes the secret look wrong.
-func (c *Client) doubt(fault *Error, with secret.Version) {
+// adviseOnSecret adds to fault how the secret may be its cause.
+func (c *Client) adviseOnSecret(fault *Error, credential secret.Version) {
 	if fault.Unclear() {
-		fault.text += "; it may mean the client's credential as well: check client_id, secret and auth"
+		fault.text += "; the cause may also be the client's credential: check client_id, secret and auth"
 	}
-	if doubt := c.DoubtSecret(with.Value); doubt != "" {
-		fault.text += "; the secret " + doubt + ", which is sent as it is"
+	if warning := c.SecretWarning(credential.Value); warning != "" {
+		fault.text += "; the secret " + warning + ", which is sent as it is"
 	}
 }
 
-// http returns what requests are sent with.
+// http returns the HTTP client, with the current certificate if the client
+// authenticates with one.
 func (c *Client) http() *http.Client {
 	if c.cfg.Auth.Mutual() {
 		return c.mutual.current().http
@@ -340,17 +348,17 @@ func (c *Client) http() *http.Client {
 	return c.cfg.HTTP
 }
 
-// watch notes whether a request got a connection made for it, so that the IdP
-// may be at work on it. A kept connection that fails instead has most likely
-// been closed by the IdP meanwhile.
-func watch(ctx context.Context, delivered *atomic.Bool) context.Context {
+// traceConnection stores in onNewConnection whether the request was sent on a
+// new connection.
+func traceConnection(ctx context.Context, onNewConnection *atomic.Bool) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(conn httptrace.GotConnInfo) { delivered.Store(!conn.Reused) },
+		GotConn: func(conn httptrace.GotConnInfo) { onNewConnection.Store(!conn.Reused) },
 	})
 }
 
-// pause waits before the retry and reports whether there is time for it.
-func pause(ctx context.Context) bool {
+// waitBeforeRetry waits, or returns false if the budget has no time left for a
+// retry.
+func waitBeforeRetry(ctx context.Context) bool {
 	wait := minPause + rand.N(maxPause-minPause)
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+minAttempt {
 		return false

@@ -17,41 +17,41 @@ import (
 )
 
 const (
-	// IntrospectionBudget is how long a whole [Client.Introspect] takes at most.
+	// IntrospectionBudget bounds the duration of [Client.Introspect], with its retry.
 	IntrospectionBudget = 5 * time.Second
 
-	maxIntrospection = 64 << 10
-	introspection    = "introspection endpoint"
+	maxIntrospection     = 64 << 10 // bytes
+	introspectionPurpose = "introspection endpoint"
 )
 
-// Introspection is what an IdP says of a token (RFC 7662 section 2.2).
+// Introspection is the response to an introspection (RFC 7662 section 2.2).
 type Introspection struct {
-	// Active: to the IdP the token is good.
+	// Active reports whether the IdP considers the token valid.
 	Active bool
-	// Members are the whole answer: one object that [jose.ParseObject] takes, of
-	// at most 64 KiB. Beyond active nothing in it was looked at.
+	// Members is the body of the response: one JSON object of at most 64 KiB, which
+	// [jose.ParseObject] accepts. Only the member active has been checked.
 	Members []byte
 }
 
-// Introspect asks the IdP about a token that was presented to the broker, with
-// the secret as it is given. It takes [IntrospectionBudget] at most, or until ctx
-// ends. The error is always an [*Error] and shows nothing of the token; that a
-// token is not active is no error.
-func (c *Client) Introspect(ctx context.Context, with secret.Version, token redact.String) (Introspection, error) {
+// Introspect sends a presented token to the IdP and authenticates with credential.
+// It takes at most [IntrospectionBudget], and ends earlier with ctx. The error is
+// always an [*Error] and contains no part of the token. A token that is not active
+// is not an error.
+func (c *Client) Introspect(ctx context.Context, credential secret.Version, token redact.String) (Introspection, error) {
 	ctx, cancel := context.WithTimeout(ctx, IntrospectionBudget)
 	defer cancel()
 	endpoint, fault := c.introspectionEndpoint(ctx)
 	if fault != nil {
 		return Introspection{}, fault
 	}
-	found, fault := c.introspect(ctx, endpoint, with, token)
-	if fault != nil && fault.again && pause(ctx) {
-		found, fault = c.introspect(ctx, endpoint, with, token)
+	result, fault := c.introspectOnce(ctx, endpoint, credential, token)
+	if fault != nil && fault.retry && waitBeforeRetry(ctx) {
+		result, fault = c.introspectOnce(ctx, endpoint, credential, token)
 	}
 	if fault != nil {
-		return Introspection{}, fault.aboutToken().at(introspection, endpoint)
+		return Introspection{}, fault.markAmbiguous().atEndpoint(introspectionPurpose, endpoint)
 	}
-	return found, nil
+	return result, nil
 }
 
 func (c *Client) introspectionEndpoint(ctx context.Context) (string, *Error) {
@@ -59,56 +59,56 @@ func (c *Client) introspectionEndpoint(ctx context.Context) (string, *Error) {
 	case c.cfg.IntrospectionURL != "":
 		return c.cfg.IntrospectionURL, nil
 	case c.cfg.Issuer == nil:
-		return "", &Error{Class: Misconfigured, text: "the introspection endpoint is not configured, and no issuer to find it by"}
+		return "", &Error{Class: Misconfigured, text: "the introspection endpoint is not configured, and there is no issuer to discover it"}
 	}
 	metadata, err := c.cfg.Issuer.Metadata(ctx)
 	if err != nil {
-		return "", undiscovered(introspection, err)
+		return "", discoveryFailed(introspectionPurpose, err)
 	}
-	named := metadata.IntrospectionEndpoint
+	discovered := metadata.IntrospectionEndpoint
 	if c.cfg.Auth.Mutual() {
-		named = metadata.MTLS.Introspection
+		discovered = metadata.MTLS.Introspection
 	}
-	endpoint, err := named.URL()
+	endpoint, err := discovered.URL()
 	switch {
 	case err != nil:
-		return "", undiscovered(introspection, err)
+		return "", discoveryFailed(introspectionPurpose, err)
 	case endpoint == "":
 		return "", &Error{Class: Misconfigured, text: "the metadata of the issuer " + discovery.Printable(metadata.Issuer) + " names no introspection_endpoint: configure the endpoint"}
 	}
 	return endpoint, nil
 }
 
-// introspect sends the request once.
-func (c *Client) introspect(ctx context.Context, endpoint string, with secret.Version, token redact.String) (Introspection, *Error) {
-	answer, fault := c.post(tracing.Named(ctx, tracing.Introspection), endpoint, with, url.Values{"token": {token.Reveal()}, "token_type_hint": {"access_token"}})
+// introspectOnce makes one attempt.
+func (c *Client) introspectOnce(ctx context.Context, endpoint string, credential secret.Version, token redact.String) (Introspection, *Error) {
+	resp, fault := c.post(tracing.Named(ctx, tracing.Introspection), endpoint, credential, url.Values{"token": {token.Reveal()}, "token_type_hint": {"access_token"}})
 	if fault != nil {
 		return Introspection{}, fault
 	}
-	return answer.introspection()
+	return resp.introspection()
 }
 
-// introspection reads an answer strictly: it decides whether somebody gets in.
-// What is wrong with it may be the token's doing, and is not held against the
-// endpoint.
-func (a answer) introspection() (Introspection, *Error) {
-	found := Introspection{Active: a.members["active"].Kind() == jsontext.KindTrue, Members: a.body}
+// introspection parses the response strictly, because it decides whether the holder
+// of the token gets access. A malformed response may depend on the token and does
+// not count against the endpoint.
+func (r response) introspection() (Introspection, *Error) {
+	result := Introspection{Active: r.members["active"].Kind() == jsontext.KindTrue, Members: r.body}
 	var problem string
-	switch _, err := jose.ParseObject(a.body); {
-	case a.status != http.StatusOK:
-		problem = "nothing"
-	case len(a.body) == 0:
-		problem = "a body that " + a.problem
-	case len(a.body) > maxIntrospection:
+	switch _, err := jose.ParseObject(r.body); {
+	case r.status != http.StatusOK:
+		problem = "no introspection response, which has the status 200 (RFC 7662 section 2.2)"
+	case len(r.body) == 0:
+		problem = "a body that " + r.problem
+	case len(r.body) > maxIntrospection:
 		problem = fmt.Sprintf("a body that is larger than %d bytes", maxIntrospection)
 	case err != nil:
 		problem = fmt.Sprintf("a body that %v", err)
-	case !found.Active && a.members["active"].Kind() != jsontext.KindFalse:
-		problem = "an active that is neither true nor false (RFC 7662 section 2.2)"
+	case !result.Active && r.members["active"].Kind() != jsontext.KindFalse:
+		problem = "a member active that is neither true nor false (RFC 7662 section 2.2)"
 	default:
-		return found, nil
+		return result, nil
 	}
-	fault := a.useless(problem)
-	fault.alone = true
+	fault := r.malformed(problem)
+	fault.tokenOnly = true
 	return Introspection{}, fault
 }

@@ -139,8 +139,8 @@ func TestIntrospectionAnswersAreReadStrictly(t *testing.T) {
 			t.Errorf("%.60q was accepted: %v", body, got.Active)
 			continue
 		}
-		if fault := isFault(t, err, idp.Transient, "answers HTTP 200 with "); fault.Rest() >= 0 {
-			t.Errorf("%.60q is held against the endpoint", body)
+		if fault := isFault(t, err, idp.Transient, "answers HTTP 200 with "); fault.Backoff() >= 0 {
+			t.Errorf("%.60q counts against the endpoint", body)
 		}
 	}
 	for _, status := range []int{201, 202, 204, 206, 299} {
@@ -160,23 +160,23 @@ func TestIntrospectionFailuresAreClassified(t *testing.T) {
 	}{
 		"a refused client":       {answers(401, jsonType, `{"error":"invalid_client"}`), idp.CredentialRefused, "rotate the secret", time.Minute, false},
 		"a refused client, 400":  {answers(400, jsonType, `{"error":"invalid_client"}`), idp.CredentialRefused, "rotate the secret", time.Minute, false},
-		"401 and nothing else":   {answers(401, "", ""), idp.CredentialRefused, "it may mean the presented token instead", 0, true},
-		"401 for a token":        {answers(401, jsonType, `{"active":false}`), idp.CredentialRefused, "it may mean the presented token instead", 0, true},
-		"401 with a bearer code": {answers(401, jsonType, `{"error":"invalid_token"}`), idp.CredentialRefused, "it may mean the presented token instead", 0, true},
-		"a client without leave": {answers(403, jsonType, `{"error":"unauthorized_client"}`), idp.CredentialRefused, "it may mean the presented token instead", 0, true},
+		"401 and nothing else":   {answers(401, "", ""), idp.CredentialRefused, "the cause may be the presented token instead", 0, true},
+		"401 for a token":        {answers(401, jsonType, `{"active":false}`), idp.CredentialRefused, "the cause may be the presented token instead", 0, true},
+		"401 with a bearer code": {answers(401, jsonType, `{"error":"invalid_token"}`), idp.CredentialRefused, "the cause may be the presented token instead", 0, true},
+		"a client without leave": {answers(403, jsonType, `{"error":"unauthorized_client"}`), idp.CredentialRefused, "the cause may be the presented token instead", 0, true},
 		"a refused request":      {answers(400, jsonType, `{"error":"invalid_request"}`), idp.RequestRefused, "invalid_request", -1, false},
 		"forbidden":              {answers(403, "", ""), idp.RequestRefused, "look at the IdP's log", 0, true},
-		"nothing there":          {answers(404, "text/html", "<html>"), idp.Misconfigured, "is not there", 0, true},
+		"nothing there":          {answers(404, "text/html", "<html>"), idp.Misconfigured, "does not exist", 0, true},
 		"a redirect":             {answers(302, "", "", "Location", "/login"), idp.Misconfigured, "redirect", 0, true},
 		"a proof wanted":         {answers(401, jsonType, `{"error":"use_dpop_nonce"}`), idp.Misconfigured, "DPoP", time.Minute, false},
 		"a throttled client":     {answers(429, "", "", "Retry-After", "7"), idp.Throttled, "throttles", 7 * time.Second, false},
-		"trouble":                {answers(500, "", ""), idp.Transient, "in trouble", 0, true},
+		"trouble":                {answers(500, "", ""), idp.Transient, "has a failure of its own", 0, true},
 		"an error beside 200":    {answers(200, jsonType, `{"active":true,"error":"invalid_client"}`), idp.CredentialRefused, "invalid_client", time.Minute, false},
 	} {
 		_, err := introspect(t, idp.Config{}, tt.answer)
 		fault := isFault(t, err, tt.class, tt.says)
-		if fault.Rest() != tt.rest || fault.Ambiguous() != tt.ambiguous || !strings.HasPrefix(err.Error(), "the introspection endpoint http://127.0.0.1:") {
-			t.Errorf("%s: rest %v, ambiguous %v: %v", name, fault.Rest(), fault.Ambiguous(), err)
+		if fault.Backoff() != tt.rest || fault.Ambiguous() != tt.ambiguous || !strings.HasPrefix(err.Error(), "the introspection endpoint http://127.0.0.1:") {
+			t.Errorf("%s: rest %v, ambiguous %v: %v", name, fault.Backoff(), fault.Ambiguous(), err)
 		}
 	}
 }

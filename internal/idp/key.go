@@ -15,9 +15,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// CheckSecret says why a value cannot be this client's secret, before it is tried
-// at the IdP; nil: it may be. The error is a sentence about the value ("it ...")
-// and quotes nothing of it.
+// CheckSecret returns an error if value cannot be the secret of this client, without
+// a request to the IdP. The error is a sentence about the value ("it ...") and
+// contains no part of it.
 func (c *Client) CheckSecret(value redact.String) error {
 	switch {
 	case !NeedsSecret(c.cfg.Auth, c.cfg.Grant):
@@ -28,7 +28,7 @@ func (c *Client) CheckSecret(value redact.String) error {
 		_, err := c.key(value)
 		return err
 	case jose.LooksLikeKey(value):
-		return fmt.Errorf("it is a private key, which auth %s would not keep private: set auth to %s, or give the client secret", c.cfg.Auth, PrivateKeyJWT)
+		return fmt.Errorf("it is a private key, which auth %s would not keep private: set auth to %s, or configure the client secret instead", c.cfg.Auth, PrivateKeyJWT)
 	case c.cfg.Auth == SecretJWT:
 		return jose.CheckHMACSecret(value)
 	default:
@@ -36,23 +36,23 @@ func (c *Client) CheckSecret(value redact.String) error {
 	}
 }
 
-// DoubtSecret names bytes of a secret that are seldom meant to be part of it, as
-// [secret.Doubt] does. Keys have none: they are parsed.
-func (c *Client) DoubtSecret(value redact.String) string {
+// SecretWarning is [secret.Warning] for the secret of this client. It returns ""
+// for a private key, which is parsed.
+func (c *Client) SecretWarning(value redact.String) string {
 	if !NeedsSecret(c.cfg.Auth, c.cfg.Grant) || NeedsKey(c.cfg.Auth, c.cfg.Grant) {
 		return ""
 	}
-	return secret.Doubt(value)
+	return secret.Warning(value)
 }
 
-// key is a private key and what a header says of it.
+// key is a private key with the header parameters of its assertions.
 type key struct {
 	private                    *jose.SigningKey
-	algorithm, id, certificate string
+	algorithm, id, certificate string // alg, kid, x5t#S256
 }
 
-// key reads the key that a secret is. It is not kept: what is in memory is the
-// secret's version alone, and tokens are fetched rarely.
+// key parses the private key. The result is not cached: fetches are rare, and the
+// key stays in memory only as the secret.
 func (c *Client) key(value redact.String) (key, error) {
 	account, err := serviceAccountOf(value)
 	if err != nil {
@@ -90,13 +90,14 @@ func (c *Client) key(value redact.String) (key, error) {
 	return k, nil
 }
 
-// certificateOf is the thumbprint of the key's certificate; empty: none is named.
+// certificateOf returns the thumbprint of the key's certificate, or "" if neither the
+// secret nor the configuration has certificates.
 func (c *Client) certificateOf(private *jose.SigningKey) (string, error) {
 	certificates, path := private.Certificates(), c.cfg.Assertion.CertificateFile
 	if path != "" {
 		read, err := readCertificates(path)
 		if err != nil {
-			return "", fmt.Errorf("it cannot be used, for assertion.certificate %s %w", path, err)
+			return "", fmt.Errorf("it cannot be used, because assertion.certificate %s %w", path, err)
 		}
 		certificates = append(slices.Clone(certificates), read...)
 	}
@@ -106,7 +107,7 @@ func (c *Client) certificateOf(private *jose.SigningKey) (string, error) {
 		}
 	}
 	if len(certificates) > 0 || path != "" {
-		return "", errors.New("it is a key that none of the certificates with it, or in assertion.certificate, is of")
+		return "", errors.New("it is a key that matches none of the certificates beside it and in assertion.certificate")
 	}
 	return "", nil
 }
@@ -120,14 +121,14 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		certificate, err := x509.ParseCertificate(block.Bytes)
 		if block.Type != "CERTIFICATE" || err != nil {
-			return nil, errors.New("holds what is no certificate in PEM")
+			return nil, errors.New("contains a PEM block that is not a certificate")
 		}
 		certificates = append(certificates, certificate)
 	}
 	return certificates, nil
 }
 
-// serviceAccount is what Google gives out for a service account.
+// serviceAccount is the JSON file with the key of a Google service account.
 type serviceAccount struct {
 	PrivateKey   string `json:"private_key"`
 	PrivateKeyID string `json:"private_key_id"`
@@ -135,27 +136,27 @@ type serviceAccount struct {
 	ClientID     string `json:"client_id"`
 }
 
-// serviceAccountOf returns nil for a secret that is something else.
+// serviceAccountOf returns nil if value is not the file of a service account.
 func serviceAccountOf(value redact.String) (*serviceAccount, error) {
 	text := strings.TrimSpace(value.Reveal())
 	if !strings.HasPrefix(text, "{") || !strings.Contains(text, `"private_key"`) {
-		return nil, nil //nolint:nilnil // neither one nor an error
+		return nil, nil //nolint:nilnil // not a service account, which is not an error
 	}
 	account := new(serviceAccount)
 	if err := json.Unmarshal([]byte(text), account); err != nil {
-		return nil, errors.New("it is no service account's file that can be read")
+		return nil, errors.New("it is a service account's file that cannot be parsed")
 	}
 	return account, nil
 }
 
-// check keeps the key of one service account from being taken for that of
-// another.
+// check returns an error if the file belongs to a service account other than
+// clientID.
 func (a *serviceAccount) check(clientID string) error {
 	switch {
 	case a.PrivateKey == "":
 		return errors.New("it is a service account's file without a private_key")
 	case a.ClientEmail != "" && clientID != a.ClientEmail && clientID != a.ClientID:
-		return errors.New("it is the file of another service account than client_id, which is the account's email address")
+		return errors.New("it is the file of another service account: client_id must be the account's email address")
 	default:
 		return nil
 	}

@@ -82,7 +82,7 @@ func TestServiceAccountFileAsTheSecret(t *testing.T) {
 	for says, members := range map[string]josetest.JSON{
 		"another service account": {"client_email": "canary@p.iam.gserviceaccount.com"},
 		"without a private_key":   {"private_key": ""},
-		"that can be read":        {"client_email": 5},
+		"that cannot be parsed":   {"client_email": 5},
 		"holds no private key":    {"private_key": "canary"},
 	} {
 		if err := client(t, cfg).CheckSecret(redact.New(accountFile(t, key, members))); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "canary") {
@@ -120,7 +120,7 @@ func TestSecretsOfAnotherKind(t *testing.T) {
 		"an algorithm of another key":   {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{Algorithm: "RS256"}}, key, "does not sign with assertion.algorithm RS256"},
 		"a certificate of another key":  {idp.Config{Auth: idp.PrivateKeyJWT}, key + foreign, "none of the certificates"},
 		"a certificate file of another": {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "a"), foreign)}}, key, "none of the certificates"},
-		"a certificate file that is no": {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "b"), key)}}, key, "holds what is no certificate"},
+		"a certificate file that is no": {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "b"), key)}}, key, "contains a PEM block that is not a certificate"},
 		"an empty certificate file":     {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: write(t, filepath.Join(files, "c"), "")}}, key, "none of the certificates"},
 		"no certificate file":           {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{CertificateFile: filepath.Join(files, "d")}}, key, "cannot be read"},
 	} {
@@ -132,7 +132,7 @@ func TestSecretsOfAnotherKind(t *testing.T) {
 			continue
 		}
 		_, fetchErr := c.Fetch(t.Context(), secretOf(tt.with), idp.Request{})
-		isFault(t, fetchErr, idp.CredentialRefused, "was not asked, because the secret cannot be used: it")
+		isFault(t, fetchErr, idp.CredentialRefused, "received no request, because the secret cannot be used: it")
 		if tt.cfg.Grant != idp.JWTBearer {
 			_, introspectErr := c.Introspect(t.Context(), secretOf(tt.with), redact.New("x"))
 			isFault(t, introspectErr, idp.CredentialRefused, tt.says)

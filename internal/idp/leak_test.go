@@ -237,7 +237,7 @@ func TestNoErrorShowsTheURLsQueryWhenNothingAnswers(t *testing.T) {
 	gone.Close()
 	for _, bad := range []string{strings.Replace(plain, "http:", "https:", 1) + "?key=canary", gone.URL + "?key=canary"} {
 		_, err := client(t, idp.Config{TokenURL: bad}).Fetch(t.Context(), secret.Version{Value: redact.New(leaky)}, idp.Request{})
-		isFault(t, err, idp.Transient, "no answer")
+		isFault(t, err, idp.Transient, "did not respond")
 		if shown := printed(err); containsAny(shown, canaries) {
 			t.Errorf("the error shows it: %s", shown)
 		}

@@ -11,20 +11,21 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// request is made anew for each attempt. It adds to the form.
-func (c *Client) request(ctx context.Context, endpoint string, with secret.Version, form url.Values) (*http.Request, *Error) {
+// request builds the HTTP request of one attempt. It adds the parameters that
+// authenticate the client to form.
+func (c *Client) request(ctx context.Context, endpoint string, credential secret.Version, form url.Values) (*http.Request, *Error) {
 	if c.cfg.Auth.Mutual() {
 		if fault := c.checkMutual(endpoint); fault != nil {
 			return nil, fault
 		}
 	}
-	authorization, fault := c.authenticate(ctx, with, form)
+	authorization, fault := c.authenticate(ctx, credential, form)
 	if fault != nil {
 		return nil, fault
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
 	if err != nil {
-		return nil, &Error{Class: Misconfigured, text: "has a URL that cannot be requested"}
+		return nil, &Error{Class: Misconfigured, text: "has a URL that is not valid"}
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	request.Header.Set("Accept", "application/json")
@@ -38,29 +39,30 @@ func (c *Client) request(ctx context.Context, endpoint string, with secret.Versi
 
 func (c *Client) checkMutual(endpoint string) *Error {
 	if !strings.HasPrefix(endpoint, "https:") {
-		return &Error{Class: Misconfigured, text: "is plain http, where no certificate can be presented: configure its https URL, or another auth"}
+		return &Error{Class: Misconfigured, text: "is plain http, which cannot carry the client's certificate: configure its https URL, or another auth"}
 	}
 	if err := c.mutual.current().check(c.cfg.Certificate.Cert); err != nil {
-		return &Error{Class: CredentialRefused, text: fmt.Sprintf("was not asked, because %v", err), cause: err}
+		return &Error{Class: CredentialRefused, text: fmt.Sprintf("received no request, because %v", err), cause: err}
 	}
 	return nil
 }
 
-// form is what is asked for. It is made anew for each attempt as well.
-func (c *Client) form(ctx context.Context, with secret.Version, ask Request) (url.Values, *Error) {
+// tokenForm returns the parameters of a token request without the authentication of
+// the client. Each attempt needs its own, because an assertion can be used once only.
+func (c *Client) tokenForm(ctx context.Context, credential secret.Version, req Request) (url.Values, *Error) {
 	form := url.Values{"grant_type": {c.cfg.Grant}}
 	for name, value := range c.cfg.Params {
 		form.Set(name, value)
 	}
-	if ask.Audience != "" {
-		form.Set("audience", ask.Audience)
+	if req.Audience != "" {
+		form.Set("audience", req.Audience)
 	}
-	for _, resource := range ask.Resources {
+	for _, resource := range req.Resources {
 		form.Add("resource", resource)
 	}
-	scope := strings.Join(ask.Scopes, " ")
+	scope := strings.Join(req.Scopes, " ")
 	if c.cfg.Grant == JWTBearer {
-		assertion, fault := c.grantAssertion(ctx, with, scope)
+		assertion, fault := c.grantAssertion(ctx, credential, scope)
 		form.Set("assertion", assertion.Reveal())
 		return form, fault
 	}

@@ -78,8 +78,8 @@ func TestOneRetryAfterAPauseWhereTheIdPHasNotWorkedOnIt(t *testing.T) {
 					}
 					pause := time.Since(begun)
 					least, most = min(least, pause), max(most, pause)
-					if !grant.AskedAt.Equal(begun.Add(pause)) {
-						t.Errorf("asked at %v after the first attempt, not at the second's start", grant.AskedAt.Sub(begun))
+					if !grant.RequestedAt.Equal(begun.Add(pause)) {
+						t.Errorf("asked at %v after the first attempt, not at the second's start", grant.RequestedAt.Sub(begun))
 					}
 				})
 			}
@@ -236,7 +236,7 @@ func TestCallersDeadlineEndsTheFetch(t *testing.T) {
 			return nil, r.Context().Err()
 		}))})
 		_, err := c.Fetch(ctx, version, idp.Request{})
-		isFault(t, err, idp.Transient, "no answer")
+		isFault(t, err, idp.Transient, "did not respond")
 		if !errors.Is(err, context.DeadlineExceeded) || requests != 1 || time.Since(begun) != 100*time.Millisecond {
 			t.Errorf("%d requests in %v: %v", requests, time.Since(begun), err)
 		}

@@ -2,9 +2,9 @@ package secret
 
 import "os"
 
-// Exposed reports whether every user of the machine may read or replace the file: its
-// mode grants that to others. Groups are not judged, because Kubernetes gives the
-// files of a pod to its group. A file that cannot be looked at is not exposed.
+// Exposed reports whether the mode of a file lets every user of the machine read or
+// write it. Access by the group does not count, because Kubernetes grants the group of
+// a pod access to its files. The result is false if the file cannot be examined.
 func Exposed(path string) bool {
 	const others = 0o006
 	info, err := os.Stat(path)

@@ -11,16 +11,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// State is where a version stands.
+// State is the state of a version.
 type State int
 
 // The states. A version goes PENDING -> CURRENT -> PREVIOUS -> RETIRED; a rollback
 // makes the previous one current again.
 const (
-	Pending  State = iota + 1 // staged; it has not been in force since
-	Current                   // in force
-	Previous                  // was in force before, and serves as a fallback
-	Retired                   // wiped: only the record is left
+	Pending  State = iota + 1 // staged and not yet active
+	Current                   // active
+	Previous                  // active before the current one, and kept as a fallback
+	Retired                   // the value is deleted and the record remains
 )
 
 func (s State) String() string {
@@ -40,123 +40,127 @@ func (s State) String() string {
 
 // Bounds of a History.
 const (
-	// MaxRecords is how many versions are remembered; the oldest retired ones are
-	// forgotten first.
+	// MaxRecords bounds the recorded versions. The oldest retired ones are dropped.
 	MaxRecords = 32
-	// MaxRequests is how many calls are remembered, so that they can be repeated.
+	// MaxRequests bounds the recorded requests, which make retries idempotent.
 	MaxRequests = 32
 
 	maxAncestors = 32
 	idLength     = 12 // 60 random bits
 )
 
-// Record is what is known of a version.
+// Record describes one version.
 type Record struct {
 	// ID is that of the [Version].
 	ID    string
 	State State
-	// Since is when it came to its state.
+	// Since is the time at which the version reached its state.
 	Since time.Time
-	// Value is empty for a retired version, and for all whose source keeps them.
+	// Value is empty for a retired version, and for versions that come from a
+	// [Source].
 	Value     redact.String
 	CreatedAt time.Time
-	// CreatedBy is a caller's name, or the source.
+	// CreatedBy is the name of a caller, or the reference to the source.
 	CreatedBy string
-	// RefusedAt is when the version was retired because the IdP refused it. Zero: it
-	// was retired otherwise, or not at all.
+	// RefusedAt is the time at which the version was retired because the IdP refused
+	// it, else zero.
 	RefusedAt time.Time
 }
 
-// Request is a call that changed a History.
+// Request records a request that changed a History.
 type Request struct {
 	ID string
-	// Digest of what was asked: the same ID with another content is a mistake.
+	// Digest of the content. A request with the same ID and another digest is an
+	// error of the caller.
 	Digest string
-	// Version that the call was about.
+	// Version that the request concerns.
 	Version string
-	// Done: there is nothing left to do.
+	// Done reports whether no step remains.
 	Done bool
-	// Refused: it is done because the IdP refused the version.
+	// Refused reports whether the request ended because the IdP refused the version.
 	Refused bool
 }
 
-// History is which versions of a secret there are and have been, and which is
-// in force: at most one is current, one previous and one pending. It is
-// immutable; each change makes another one, of the next generation, which
-// descends from it. The zero History has no versions, and all descend from it.
+// History records the versions of a secret and their states. At most one version is
+// current, one previous and one pending. A History is immutable: each change
+// returns another one of the next generation, which descends from it. All histories
+// descend from the zero History, which has no versions.
 //
-// Where the store loses one, two replicas may make histories of which neither
-// descends from the other: see [History.Merge].
+// If the store loses a write, replicas may create histories of which neither
+// descends from the other. [History.Merge] unites them.
 type History struct {
 	Generation uint64
-	// ID is random: it tells histories of the same generation apart.
+	// ID is random and distinguishes histories of the same generation.
 	ID string
-	// Ancestors are the IDs of those that it descends from, oldest first.
+	// Ancestors are the IDs of the histories from which it descends, oldest first.
 	Ancestors []string
-	// Versions are newest first: as they were staged.
+	// Versions are in the order in which they were staged, newest first.
 	Versions []Record
 	Requests []Request // oldest first
 }
 
-// What a change may be refused for.
+// Errors of changes.
 var (
-	// ErrAnotherPending: only one version is staged at a time, because wiping one
-	// unasked could wipe the only one that the IdP still takes.
+	// ErrAnotherPending: only one version can be staged at a time. Replacing it could
+	// delete the only secret that the IdP still accepts.
 	ErrAnotherPending = errors.New("another version is staged")
-	// ErrNotStaged: the version is not one that can be put in force.
+	// ErrNotStaged: the version cannot be activated.
 	ErrNotStaged = errors.New("the version is not staged")
-	// ErrNoPrevious: there is no previous version, or its value is gone.
+	// ErrNoPrevious: there is no previous version, or its value has been deleted.
 	ErrNoPrevious = errors.New("there is no previous version")
-	// ErrInForce: a version in force cannot be retired.
-	ErrInForce = errors.New("the version is in force")
-	// ErrUnknown: there never was such a version, or it is forgotten.
+	// ErrInUse: the current version cannot be retired, and a version that is current
+	// or previous cannot be staged.
+	ErrInUse = errors.New("the version is in use")
+	// ErrUnknown: there never was such a version, or its record has been dropped.
 	ErrUnknown = errors.New("there is no such version")
 )
 
-// Descends reports whether h was made from other, or is the same.
+// Descends reports whether h is other or was made from it.
 func (h History) Descends(other History) bool {
 	return other.Generation == 0 || h.ID == other.ID || slices.Contains(h.Ancestors, other.ID)
 }
 
-// Merge returns a history that descends from both, where neither descends from the
-// other. What is in force is what the one of the higher generation says, or of the
-// same generation the one with the higher ID; of the other one nothing is lost that
-// is not known to be retired: what was in force is kept to fall back to, or staged;
-// or it is in force, where nothing else is.
+// Merge returns a history that descends from both histories. The one of the higher
+// generation wins, or of the higher ID in the same generation, so that all replicas
+// merge alike. The versions of the winner keep their states. A version that only the
+// loser has takes the first free one of the states current, previous and pending,
+// but becomes previous only if it was active, and current only if it was current.
+// Without a free state it is retired. If the winner has no current version, the
+// loser's becomes current in any case.
 func (h History) Merge(other History) History {
 	winner, loser := h, other
 	if cmp.Or(cmp.Compare(h.Generation, other.Generation), cmp.Compare(h.ID, other.ID)) < 0 {
 		winner, loser = other, h
 	}
 	next := winner.next()
-	next.Ancestors = limited(slices.Concat(loser.Ancestors, []string{loser.ID}, next.Ancestors), 2*maxAncestors)
-	next.Requests = limited(slices.Concat(slices.DeleteFunc(slices.Clone(loser.Requests), func(r Request) bool {
-		_, known := winner.Request(r.ID)
-		return known
+	next.Ancestors = lastOf(slices.Concat(loser.Ancestors, []string{loser.ID}, next.Ancestors), 2*maxAncestors)
+	next.Requests = lastOf(slices.Concat(slices.DeleteFunc(slices.Clone(loser.Requests), func(r Request) bool {
+		_, ok := winner.Request(r.ID)
+		return ok
 	}), winner.Requests), MaxRequests)
-	for _, wanted := range []State{Current, Previous, Pending} {
-		record, there := loser.In(wanted)
-		_, known := next.Find(record.ID)
+	for _, state := range []State{Current, Previous, Pending} {
+		record, ok := loser.In(state)
+		_, inBoth := next.Find(record.ID)
 		switch {
-		case !there:
+		case !ok:
 			continue
-		case known && wanted == Current && next.CurrentID() == "":
+		case inBoth && state == Current && next.CurrentID() == "":
 			next.Versions = slices.DeleteFunc(next.Versions, func(r Record) bool { return r.ID == record.ID })
-		case known:
+		case inBoth:
 			continue
 		}
-		record.State = next.placeFor(wanted)
+		record.State = next.freeState(state)
 		if record.State == Retired {
 			record.Value = redact.String{}
 		}
 		next.Versions = append(next.Versions, record)
 	}
-	next.Versions = forgotten(next.Versions)
+	next.Versions = pruned(next.Versions)
 	return next
 }
 
-// placeFor is the state that a version can have which was in another one elsewhere.
-func (h History) placeFor(state State) State {
+// freeState returns the state in h for a version that is in state in another history.
+func (h History) freeState(state State) State {
 	free := func(s State) bool { _, taken := h.In(s); return !taken }
 	switch {
 	case state == Current && free(Current):
@@ -170,8 +174,8 @@ func (h History) placeFor(state State) State {
 	}
 }
 
-// limited are the last of a list.
-func limited[T any](all []T, most int) []T { return all[max(0, len(all)-most):] }
+// lastOf returns at most n elements from the end of all.
+func lastOf[T any](all []T, n int) []T { return all[max(0, len(all)-n):] }
 
 // Find returns the record of a version.
 func (h History) Find(id string) (Record, bool) {
@@ -181,7 +185,7 @@ func (h History) Find(id string) (Record, bool) {
 	return Record{}, false
 }
 
-// In returns the one record in a state; not for Retired.
+// In returns the record of the version in a state other than Retired.
 func (h History) In(state State) (Record, bool) {
 	if i := slices.IndexFunc(h.Versions, func(r Record) bool { return r.State == state }); i >= 0 {
 		return h.Versions[i], true
@@ -189,13 +193,13 @@ func (h History) In(state State) (Record, bool) {
 	return Record{}, false
 }
 
-// CurrentID is the ID of the current version; empty: there is none.
+// CurrentID returns the ID of the current version, or "" if there is none.
 func (h History) CurrentID() string {
 	current, _ := h.In(Current)
 	return current.ID
 }
 
-// Request returns what is known of a call.
+// Request returns the recorded request with an ID.
 func (h History) Request(id string) (Request, bool) {
 	if i := slices.IndexFunc(h.Requests, func(r Request) bool { return r.ID == id }); i >= 0 {
 		return h.Requests[i], true
@@ -203,44 +207,44 @@ func (h History) Request(id string) (Request, bool) {
 	return Request{}, false
 }
 
-// next is a copy that may be changed until it is returned.
+// next returns a copy of the next generation. Its slices are its own.
 func (h History) next() History {
 	next := History{
 		Generation: h.Generation + 1, ID: rand.Text()[:idLength],
 		Versions: slices.Clone(h.Versions), Requests: slices.Clone(h.Requests),
 	}
 	if h.ID != "" {
-		next.Ancestors = limited(append(slices.Clone(h.Ancestors), h.ID), maxAncestors)
+		next.Ancestors = lastOf(append(slices.Clone(h.Ancestors), h.ID), maxAncestors)
 	}
 	return next
 }
 
-// Stage adds a version as pending; one that was retired is so again. Staging what
-// is staged already changes nothing.
+// Stage adds a version as pending, or makes a retired one pending again. It returns h
+// if the version is already pending. Its errors are ErrAnotherPending and ErrInUse.
 func (h History) Stage(v Version, by string, now time.Time) (History, error) {
-	if pending, there := h.In(Pending); there {
+	if pending, ok := h.In(Pending); ok {
 		if pending.ID == v.ID {
 			return h, nil
 		}
 		return h, ErrAnotherPending
 	}
-	if known, there := h.Find(v.ID); there && known.State != Retired {
-		return h, ErrInForce
+	if record, ok := h.Find(v.ID); ok && record.State != Retired {
+		return h, ErrInUse
 	}
 	next := h.next()
 	next.Versions = staged(next.Versions, v, by, now)
 	return next, nil
 }
 
-// staged puts a version in front, as pending.
+// staged adds a pending version at the front.
 func staged(all []Record, v Version, by string, now time.Time) []Record {
 	all = slices.DeleteFunc(all, func(r Record) bool { return r.ID == v.ID })
 	all = slices.Insert(all, 0, Record{ID: v.ID, State: Pending, Since: now, Value: v.Value, CreatedAt: now, CreatedBy: by})
-	return forgotten(all)
+	return pruned(all)
 }
 
-// forgotten leaves out the oldest retired versions, if there are too many.
-func forgotten(all []Record) []Record {
+// pruned drops the oldest retired versions beyond MaxRecords.
+func pruned(all []Record) []Record {
 	for len(all) > MaxRecords {
 		oldest := len(all) - 1
 		for all[oldest].State != Retired {
@@ -251,14 +255,14 @@ func forgotten(all []Record) []Record {
 	return all
 }
 
-// Activate puts a pending version in force, or the previous one again. The one
-// that was in force becomes the previous one, or is retired with all others if
-// they are not to be used any more (drop). Activating what is in force changes
-// nothing.
+// Activate makes the pending or the previous version current. The version that was
+// current becomes the previous one; with drop it is retired, as is the one that was
+// previous. Activate returns h if the version is already current. Its errors are
+// ErrUnknown and ErrNotStaged.
 func (h History) Activate(id string, drop bool, now time.Time) (History, error) {
-	record, there := h.Find(id)
+	record, ok := h.Find(id)
 	switch {
-	case !there:
+	case !ok:
 		return h, ErrUnknown
 	case record.State == Current:
 		return h, nil
@@ -280,23 +284,24 @@ func (h History) Activate(id string, drop bool, now time.Time) (History, error) 
 	return next, nil
 }
 
-// Adopt puts a version in force that its source brought, known before or not.
-// Only its name is kept.
+// Adopt makes a version current that comes from a [Source]. It records the ID without
+// the value.
 func (h History) Adopt(id, by string, now time.Time) (History, error) {
-	if record, there := h.Find(id); !there || record.State == Retired {
-		h.Versions = staged(slices.Clone(h.Versions), Version{ID: id}, by, now) // part of the step to come
+	if record, ok := h.Find(id); !ok || record.State == Retired {
+		h.Versions = staged(slices.Clone(h.Versions), Version{ID: id}, by, now) // in the same generation as Activate
 	}
 	return h.Activate(id, false, now)
 }
 
-// Retire wipes a version that is not in force. Retiring it again changes nothing.
+// Retire deletes the value of a version that is not current. It returns h if the
+// version is already retired. Its errors are ErrUnknown and ErrInUse.
 func (h History) Retire(id string, now time.Time) (History, error) {
-	record, there := h.Find(id)
+	record, ok := h.Find(id)
 	switch {
-	case !there:
+	case !ok:
 		return h, ErrUnknown
 	case record.State == Current:
-		return h, ErrInForce
+		return h, ErrInUse
 	case record.State == Retired:
 		return h, nil
 	}
@@ -309,7 +314,7 @@ func (h History) Retire(id string, now time.Time) (History, error) {
 	return next, nil
 }
 
-// Discard retires a version because the IdP refused it.
+// Discard is Retire for a version that the IdP refused.
 func (h History) Discard(id string, now time.Time) (History, error) {
 	next, err := h.Retire(id, now)
 	if err != nil || next.ID == h.ID {
@@ -327,23 +332,22 @@ func (r *Record) retire(now time.Time) {
 	r.State, r.Since, r.Value = Retired, now, redact.String{}
 }
 
-// With returns the history with a call noted, or noted anew. It is part of
-// the step that the call made: the generation stays.
-func (h History) With(made Request) History {
-	h.Requests = slices.DeleteFunc(slices.Clone(h.Requests), func(r Request) bool { return r.ID == made.ID })
-	h.Requests = limited(append(h.Requests, made), MaxRequests)
+// With returns the history with req recorded. A recorded request with the same ID is
+// replaced. The generation stays, because the request belongs to the change before.
+func (h History) With(req Request) History {
+	h.Requests = slices.DeleteFunc(slices.Clone(h.Requests), func(r Request) bool { return r.ID == req.ID })
+	h.Requests = lastOf(append(h.Requests, req), MaxRequests)
 	return h
 }
 
-// Restore returns a history with the versions of another one, which descends from
-// both.
-func (h History) Restore(from History) History {
+// Restore returns a history with the versions of a backup. It descends from both.
+func (h History) Restore(backup History) History {
 	next := h.next()
-	next.Generation = max(h.Generation, from.Generation) + 1
-	next.Ancestors = limited(slices.Concat(from.Ancestors, []string{from.ID}, next.Ancestors), 2*maxAncestors)
-	next.Versions = slices.Clone(from.Versions)
+	next.Generation = max(h.Generation, backup.Generation) + 1
+	next.Ancestors = lastOf(slices.Concat(backup.Ancestors, []string{backup.ID}, next.Ancestors), 2*maxAncestors)
+	next.Versions = slices.Clone(backup.Versions)
 	return next
 }
 
-// Again returns the same history as one of the next generation.
-func (h History) Again() History { return h.next() }
+// Advance returns the same history in the next generation.
+func (h History) Advance() History { return h.next() }

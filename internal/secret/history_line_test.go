@@ -36,8 +36,8 @@ func TestHistoryOfAnotherLineDoesNotDescendByItsGeneration(t *testing.T) {
 	if foreign.Descends(known) || known.Descends(foreign) {
 		t.Error("histories of two lines descend from each other")
 	}
-	sibling := known.Again()
-	if other := known.Again().Again(); other.Descends(sibling) || sibling.Descends(other) {
+	sibling := known.Advance()
+	if other := known.Advance().Advance(); other.Descends(sibling) || sibling.Descends(other) {
 		t.Error("two histories that were made from one descend from each other")
 	}
 	if !sibling.Descends(known) || !sibling.Descends(sibling) || known.Descends(sibling) {

@@ -86,7 +86,7 @@ func TestChangesThatAreRefusedChangeNothing(t *testing.T) {
 		"staging it again":       {func() (secret.History, error) { return h.Stage(version("c"), "", now) }, nil},
 		"activating the current": {func() (secret.History, error) { return h.Activate("b", false, now) }, nil},
 		"activating a stranger":  {func() (secret.History, error) { return h.Activate("x", false, now) }, secret.ErrUnknown},
-		"retiring the current":   {func() (secret.History, error) { return h.Retire("b", now) }, secret.ErrInForce},
+		"retiring the current":   {func() (secret.History, error) { return h.Retire("b", now) }, secret.ErrInUse},
 		"retiring a stranger":    {func() (secret.History, error) { return h.Retire("x", now) }, secret.ErrUnknown},
 	} {
 		got, err := tt.change()
@@ -101,7 +101,7 @@ func TestChangesThatAreRefusedChangeNothing(t *testing.T) {
 	if _, err := retired.Activate("c", false, now); !errors.Is(err, secret.ErrNotStaged) {
 		t.Errorf("activating what was wiped: %v", err)
 	}
-	if _, err := retired.Stage(version("b"), "", now); !errors.Is(err, secret.ErrInForce) {
+	if _, err := retired.Stage(version("b"), "", now); !errors.Is(err, secret.ErrInUse) {
 		t.Errorf("staging the current: %v", err)
 	}
 }
@@ -172,7 +172,7 @@ func TestMergedHistoriesLoseNothing(t *testing.T) {
 		"another rotation":    {rotated(rotated(base, "b"), "c"), rotated(base, "d"), "c:current b:previous a:retired d:pending "},
 		"a staged one":        {rotated(base, "b"), staged(base, "d"), "b:current a:previous d:pending "},
 		"one from nothing":    {staged(rotated(staged(secret.History{}, "x"), "x"), "y"), rotated(secret.History{}, "a"), "y:pending x:current a:previous "},
-		"nothing but a stage": {staged(secret.History{}, "x").Again().Again().Again().Again(), rotated(base, "d"), "x:pending d:current a:previous "},
+		"nothing but a stage": {staged(secret.History{}, "x").Advance().Advance().Advance().Advance(), rotated(base, "d"), "x:pending d:current a:previous "},
 		"one staged there":    {staged(refused(refused(secret.History{}, "x"), "y"), "d"), rotated(base, "d"), "y:retired x:retired d:current a:previous "},
 		"one refused there":   {refused(refused(refused(secret.History{}, "d"), "x"), "y"), rotated(base, "d"), "y:retired x:retired d:current a:previous "},
 		"too much":            {staged(rotated(rotated(base, "b"), "c"), "e"), rotated(base, "d"), "e:pending c:current b:previous a:retired d:retired "},
@@ -222,7 +222,7 @@ func TestHistoriesStaySane(t *testing.T) {
 			case 3:
 				next, err = h.Adopt(id, "file:x", now)
 			case 4:
-				next = h.Again().With(secret.Request{ID: id, Version: id})
+				next = h.Advance().With(secret.Request{ID: id, Version: id})
 			}
 			switch {
 			case err != nil && (next.Generation != h.Generation || next.ID != h.ID):

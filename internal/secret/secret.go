@@ -1,12 +1,12 @@
-// Package secret holds the secrets that clients authenticate with: where they
-// come from ([Source], [Ring]), and which versions of one there are and have
-// been ([History]). A secret enters as a reference ("file:/run/secrets/orders",
-// "env:ORDERS_SECRET") or through the broker ("managed"), never as a literal, and
-// leaves as a [Version] whose value cannot print itself.
+// Package secret holds the secrets with which OAuth clients authenticate: it reads
+// them ([Source]) and records their versions ([History]). The configuration refers
+// to a secret ("file:/run/secrets/orders", "env:ORDERS_SECRET") or has it stored by
+// the broker ("managed"). It never contains a literal. The value of a [Version]
+// cannot be printed.
 //
-// A version is named by a keyed hash of its value. Whoever shares the key gives
-// the same value the same name, whether it was read from a file here or there, or
-// brought by an operator; who does not know the key learns nothing from a name.
+// The ID of a version is a keyed hash of its value. Replicas that share the key
+// assign the same ID to the same value, whether they read it from a file or receive
+// it from an operator. Without the key, an ID says nothing about the value.
 package secret
 
 import (
@@ -20,29 +20,29 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// MaxSize bounds a secret, in bytes; a private key in PEM form fits.
+// MaxSize bounds a secret, in bytes. A private key in PEM fits.
 const MaxSize = 16 << 10
 
 // Version is one value of a secret.
 type Version struct {
-	// ID tells versions of one secret apart: the first 8 hex digits of a keyed
-	// hash. It may be logged.
+	// ID identifies the version among those of one secret: the first 8 hex digits of
+	// a keyed hash. It may be logged.
 	ID    string
 	Value redact.String
 	// SeenAt is when this process first saw the value.
 	SeenAt time.Time
 }
 
-// MAC is the keyed hash that versions are named with.
+// MAC is the keyed hash from which IDs of versions are derived.
 type MAC = func(data []byte) [sha256.Size]byte
 
-// NewVersion names a value, which was seen now.
+// NewVersion returns the version of a value, with the current time as SeenAt.
 func NewVersion(mac MAC, value redact.String) Version {
 	sum := mac([]byte("secret\x00" + value.Reveal()))
 	return Version{ID: hex.EncodeToString(sum[:4]), Value: value, SeenAt: time.Now()}
 }
 
-// Ref says where a secret is to be found.
+// Ref is a reference to a secret.
 type Ref struct {
 	kind, name string
 }
@@ -64,21 +64,21 @@ func ParseRef(text string) (Ref, error) {
 	case found && (kind == kindFile || kind == kindEnv) && name != "":
 		return Ref{kind, name}, nil
 	case found && (kind == kindFile || kind == kindEnv):
-		return Ref{}, fmt.Errorf("%q names nothing after the colon", kind+":")
+		return Ref{}, fmt.Errorf("%q is not followed by a name", kind+":")
 	default:
-		// What was written here may be the secret itself: do not repeat it.
+		// The text may be the secret itself, so the error does not repeat it.
 		return Ref{}, errors.New("a secret is given by reference: file:PATH or env:NAME, never as a literal")
 	}
 }
 
-// Name is what the kind is of: a path, or the name of a variable.
+// Name returns the path of the file or the name of the variable, else "".
 func (r Ref) Name() string { return r.name }
 
-// Kind is "file", "env" or "managed"; of the zero Ref it is empty.
+// Kind returns "file", "env" or "managed", and "" for the zero Ref.
 func (r Ref) Kind() string { return r.kind }
 
-// Managed reports whether the secret is brought through the broker and kept in
-// its store: there is nothing to read it from.
+// Managed reports whether operators send the secret to the broker, which keeps it in
+// its store.
 func (r Ref) Managed() bool { return r.kind == kindManaged }
 
 func (r Ref) String() string {

@@ -15,7 +15,7 @@ func write(t *testing.T, path, content string) {
 	testkit.WriteFile(t, path, content)
 }
 
-func open(t *testing.T, ref string) (*secret.Ring, error) {
+func open(t *testing.T, ref string) (*secret.Source, error) {
 	t.Helper()
 	parsed, err := secret.ParseRef(ref)
 	if err != nil {
@@ -45,7 +45,7 @@ func TestRefReadsAsItIsWritten(t *testing.T) {
 }
 
 func TestManagedSecretsHaveNoSource(t *testing.T) {
-	if _, err := open(t, "managed"); err == nil || !strings.Contains(err.Error(), "clients alone") {
+	if _, err := open(t, "managed"); err == nil || !strings.Contains(err.Error(), "clients only") {
 		t.Errorf("opened a managed secret: %v", err)
 	}
 	if _, err := secret.Open(secret.Ref{}); err == nil {
@@ -70,15 +70,15 @@ func TestVersionIsNamedByItsValueAndTheKey(t *testing.T) {
 
 func TestVersionsAndHistoriesDoNotPrintTheirValues(t *testing.T) {
 	t.Setenv("TOKENBROKER_TEST_SECRET", "canary-secret")
-	ring, err := open(t, "env:TOKENBROKER_TEST_SECRET")
+	source, err := open(t, "env:TOKENBROKER_TEST_SECRET")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := secret.History{}.Stage(ring.Current(), "test", now)
+	h, err := secret.History{}.Stage(source.Current(), "test", now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := fmt.Sprintf("%v %+v %#v %v %+v %#v", ring, ring.Current(), ring.Versions(), h, h.Versions, h)
+	out := fmt.Sprintf("%v %+v %#v %v %+v %#v", source, source.Current(), source.Versions(), h, h.Versions, h)
 	if strings.Contains(out, "canary-secret") {
 		t.Errorf("printed: %s", out)
 	}

@@ -1,106 +1,126 @@
 package secret
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"syscall"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// Source is where the values of a secret are read from.
-type Source interface {
-	// Read returns the values that are there now: first the one that is to be in
-	// force, then those that it is to replace and that may still be good. There is
-	// at least one, and none is empty. An error says nothing about the values that
-	// were read before.
-	Read(ctx context.Context) ([]redact.String, error)
+// PollInterval is the time between two reads of a file. Polling the content detects
+// the symlink swaps of Kubernetes, which file notifications miss.
+const PollInterval = 10 * time.Second
+
+// Source holds the values of a secret that comes from a file or an environment
+// variable. It is safe for concurrent use. Only Reload does I/O.
+type Source struct {
+	ref      Ref
+	reader   reader
+	mac      MAC
+	versions atomic.Pointer[[]Version]
+
+	mu       sync.Mutex
+	lastRead []redact.String
 }
 
-// Source returns where to read the secret from. There is no such place for one
-// that is managed.
-func (r Ref) Source() (Source, error) {
-	switch r.kind {
-	case kindFile:
-		return fileSource{r.name}, nil
-	case kindEnv:
-		return envSource{r.name}, nil
-	case kindManaged:
-		return nil, errors.New("managed is for the secrets of clients alone: give file:PATH or env:NAME")
-	default:
-		return nil, errors.New("no reference is given: give file:PATH or env:NAME")
-	}
-}
+// Open reads the secret once, so that a wrong reference is an error at the start.
+// The IDs of its versions are valid in this process only.
+func Open(ref Ref) (*Source, error) { return OpenKeyed(ref, NewMAC()) }
 
-// envSource is an environment variable.
-type envSource struct{ name string }
-
-func (s envSource) Read(context.Context) ([]redact.String, error) {
-	value := os.Getenv(s.name)
-	if value == "" {
-		return nil, fmt.Errorf("the environment variable %s is not set or empty", s.name)
-	}
-	return []redact.String{redact.New(value)}, nil
-}
-
-// Names of the files in a directory.
-const (
-	currentFile  = "current"
-	previousFile = "previous"
-)
-
-// fileSource is a file with the one value, or a directory with the files
-// "current" and, if there is one to fall back to, "previous".
-type fileSource struct{ path string }
-
-func (s fileSource) Read(context.Context) ([]redact.String, error) {
-	value, err := readFile(s.path)
-	if err == nil {
-		return []redact.String{value}, nil
-	}
-	if !errors.Is(err, syscall.EISDIR) {
-		return nil, err
-	}
-	if value, err = readFile(filepath.Join(s.path, currentFile)); err != nil {
-		return nil, err
-	}
-	values := []redact.String{value}
-	switch value, err = readFile(filepath.Join(s.path, previousFile)); {
-	case err == nil:
-		return append(values, value), nil
-	case errors.Is(err, os.ErrNotExist):
-		return values, nil
-	default:
-		return nil, err
+// NewMAC returns a keyed hash with a random key.
+func NewMAC() MAC {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // never fails
+	return func(data []byte) [sha256.Size]byte {
+		mac := hmac.New(sha256.New, key)
+		_, _ = mac.Write(data)
+		return [sha256.Size]byte(mac.Sum(nil))
 	}
 }
 
-func readFile(path string) (redact.String, error) {
-	file, err := os.Open(path)
+// OpenKeyed is Open with the keyed hash for the IDs of versions. Its key must be
+// secret. Processes that share it assign the same ID to the same value.
+func OpenKeyed(ref Ref, mac MAC) (*Source, error) {
+	r, err := ref.reader()
 	if err != nil {
-		return redact.String{}, err
+		return nil, err
 	}
-	defer func() { _ = file.Close() }()
-	data, err := redact.ReadAll(file, MaxSize+1)
-	defer clear(data)
-	switch {
-	case err != nil:
-		return redact.String{}, fmt.Errorf("reading %s: %w", path, err)
-	case len(data) > MaxSize:
-		return redact.String{}, fmt.Errorf("%s holds more than %d bytes: is it a secret?", path, MaxSize)
+	values, err := r.read()
+	if err != nil {
+		return nil, err
 	}
-	if data = TrimLineEnd(data); len(data) == 0 {
-		return redact.String{}, fmt.Errorf("%s is empty", path)
-	}
-	return redact.New(string(data)), nil
+	s := &Source{ref: ref, reader: r, mac: mac, lastRead: values}
+	s.publish(values)
+	return s, nil
 }
 
-// TrimLineEnd takes away one line end, which is what editors and "echo" append;
-// anything more is the secret's own.
-func TrimLineEnd(data []byte) []byte {
-	return bytes.TrimSuffix(bytes.TrimSuffix(data, []byte("\n")), []byte("\r"))
+// Current returns the version to use.
+func (s *Source) Current() Version { return (*s.versions.Load())[0] }
+
+// Versions returns the current version and then the previous ones. The caller must
+// not modify the slice.
+func (s *Source) Versions() []Version { return *s.versions.Load() }
+
+// Ref returns the reference to the secret.
+func (s *Source) Ref() Ref { return s.ref }
+
+// Reload reads the secret again and reports whether its versions changed. It uses
+// new values after two equal reads in a row, because a single read may see a
+// half-written file. After an error, such as a missing or empty file, the versions
+// stay as they are.
+func (s *Source) Reload() (changed bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	values, err := s.reader.read()
+	if err != nil {
+		s.lastRead = nil
+		return false, err
+	}
+	readTwice := slices.EqualFunc(values, s.lastRead, redact.String.Equal)
+	s.lastRead = values
+	if !readTwice || slices.EqualFunc(s.Versions(), values, func(v Version, value redact.String) bool { return v.Value.Equal(value) }) {
+		return false, nil
+	}
+	s.publish(values)
+	return true, nil
+}
+
+func (s *Source) publish(values []redact.String) {
+	versions := make([]Version, len(values))
+	for i, value := range values {
+		versions[i] = NewVersion(s.mac, value)
+	}
+	s.versions.Store(&versions)
+}
+
+// CanChange reports whether the value may change while the process runs.
+func (s *Source) CanChange() bool { return s.ref.kind == kindFile }
+
+// Poll reloads the sources that can change every PollInterval until ctx ends. It
+// calls sources before each round, and notify for each source that changed, with a
+// nil error, or that could not be read.
+func Poll(ctx context.Context, sources func() []*Source, notify func(source *Source, err error)) {
+	ticker := time.NewTicker(PollInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, source := range sources() {
+			if !source.CanChange() {
+				continue
+			}
+			if changed, err := source.Reload(); changed || err != nil {
+				notify(source, err)
+			}
+		}
+	}
 }

@@ -9,17 +9,18 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// historyForm is the version of the stored form, and the only one that is read.
-const historyForm = 1
+// formatVersion is the only version of the stored format.
+const formatVersion = 1
 
-// What cannot be read must not be taken for nothing, or overwritten.
+// The caller must not treat a history that cannot be read as missing, or overwrite
+// it.
 var (
-	errForm  = errors.New("the stored secrets have a form that this version of the broker does not know: run the newer one")
-	errSense = errors.New("the stored secrets make no sense")
+	errFormat  = errors.New("the stored secrets have a format that this version of the broker does not support: run the newer version")
+	errInvalid = errors.New("the stored secrets are not valid")
 )
 
 type storedHistory struct {
-	Form       int             `json:"v"`
+	Format     int             `json:"v"`
 	Generation uint64          `json:"generation"`
 	ID         string          `json:"id"`
 	Ancestors  []string        `json:"ancestors,omitempty"`
@@ -45,10 +46,10 @@ type storedRequest struct {
 	Refused bool   `json:"refused,omitempty"`
 }
 
-// Stored returns what [FromStored] makes the history of again: bytes that show
-// the secrets, and so must be sealed before they leave the process.
+// Stored encodes the history for [FromStored]. The result contains the secrets in the
+// clear and must be sealed before it leaves the process.
 func (h History) Stored() []byte {
-	s := storedHistory{Form: historyForm, Generation: h.Generation, ID: h.ID, Ancestors: h.Ancestors}
+	s := storedHistory{Format: formatVersion, Generation: h.Generation, ID: h.ID, Ancestors: h.Ancestors}
 	for _, r := range h.Versions {
 		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy, r.RefusedAt})
 	}
@@ -57,26 +58,26 @@ func (h History) Stored() []byte {
 	}
 	data, err := json.Marshal(s)
 	if err != nil {
-		panic(fmt.Sprintf("secret: texts and times that JSON cannot hold: %T", err))
+		panic(fmt.Sprintf("secret: encoding a history: %T", err)) // the error may quote a value
 	}
 	return data
 }
 
-// FromStored makes a history of what [History.Stored] returned. Its errors show
-// nothing of it.
+// FromStored decodes the result of [History.Stored]. Its errors contain no part of
+// data.
 func FromStored(data []byte) (History, error) {
-	var form struct {
-		Form int `json:"v"`
+	var format struct {
+		Version int `json:"v"`
 	}
-	if json.Unmarshal(data, &form) != nil {
-		return History{}, errSense
+	if json.Unmarshal(data, &format) != nil {
+		return History{}, errInvalid
 	}
-	if form.Form != historyForm {
-		return History{}, errForm
+	if format.Version != formatVersion {
+		return History{}, errFormat
 	}
 	var s storedHistory
 	if json.Unmarshal(data, &s) != nil || s.Generation == 0 || s.ID == "" {
-		return History{}, errSense
+		return History{}, errInvalid
 	}
 	h := History{Generation: s.Generation, ID: s.ID, Ancestors: s.Ancestors}
 	for _, r := range s.Versions {
@@ -85,14 +86,14 @@ func FromStored(data []byte) (History, error) {
 	for _, r := range s.Requests {
 		h.Requests = append(h.Requests, Request(r))
 	}
-	if !h.sane() {
-		return History{}, errSense
+	if !h.valid() {
+		return History{}, errInvalid
 	}
 	return h, nil
 }
 
-// sane reports whether the records can be what changes have made.
-func (h History) sane() bool {
+// valid checks the invariants that every change preserves.
+func (h History) valid() bool {
 	ids, states := map[string]bool{}, map[State]int{}
 	for _, r := range h.Versions {
 		if r.ID == "" || ids[r.ID] || r.State < Pending || r.State > Retired || r.State == Retired && !r.Value.IsZero() {

@@ -11,7 +11,7 @@ import (
 func TestRepeatedTokenEndsWhenItDid(t *testing.T) {
 	begun := time.Now()
 	grant := func(value string, after, life time.Duration) token.Grant {
-		return token.Grant{Value: redact.New(value), AskedAt: begun.Add(after), Lifetime: life}
+		return token.Grant{Value: redact.New(value), RequestedAt: begun.Add(after), Lifetime: life}
 	}
 	held := token.New(grant("same", 0, time.Hour), 1, 1)
 	for name, tt := range map[string]struct {
@@ -29,7 +29,7 @@ func TestRepeatedTokenEndsWhenItDid(t *testing.T) {
 			if got := token.New(tt.grant.Repeating(held), 1, 2).ExpiresAt.Sub(begun); got != tt.want {
 				t.Errorf("it ends after %v, want %v", got, tt.want)
 			}
-			if got := token.New(tt.grant.Repeating(nil), 1, 2).ExpiresAt; !got.Equal(tt.grant.AskedAt.Add(tt.grant.Lifetime)) {
+			if got := token.New(tt.grant.Repeating(nil), 1, 2).ExpiresAt; !got.Equal(tt.grant.RequestedAt.Add(tt.grant.Lifetime)) {
 				t.Errorf("with none held it ends at %v", got)
 			}
 		})

@@ -24,7 +24,7 @@ func TestStoredTokenComesBackWholeWhateverTheClocks(t *testing.T) {
 			Scopes:        rapid.SliceOfN(rapid.StringMatching(`[a-z:]{1,8}`), 1, 4).Draw(t, "scopes"),
 			Extras:        map[string]string{"instance_url": rapid.String().Draw(t, "extra")},
 			SecretVersion: "0011aabb",
-			AskedAt:       asked,
+			RequestedAt:   asked,
 			Lifetime:      life,
 			RefreshIn:     time.Duration(rapid.Int64Range(0, 1000).Draw(t, "refresh in")) * time.Second,
 		}, rapid.Uint64Max(1<<53).Draw(t, "epoch"), 0)
@@ -85,7 +85,7 @@ func TestStoredFormThatMakesNoSenseIsRefusedWithoutBeingShown(t *testing.T) {
 }
 
 func FuzzFromStored(f *testing.F) {
-	made := token.New(token.Grant{Value: redact.New("v"), Type: "Bearer", AskedAt: time.Unix(1_800_000_000, 0), Lifetime: time.Hour}, 3, 4)
+	made := token.New(token.Grant{Value: redact.New("v"), Type: "Bearer", RequestedAt: time.Unix(1_800_000_000, 0), Lifetime: time.Hour}, 3, 4)
 	good, _ := made.Stored(made.MintedAt)
 	f.Add(good)
 	f.Add([]byte(`{"v":1,"token":"x","minted":9223372036854775807,"expires":9223372036854775807}`))

@@ -73,12 +73,12 @@ type Grant struct {
 	Scopes        []string
 	Extras        map[string]string
 	SecretVersion string
-	// AskedAt is the instant just before the request was sent.
-	AskedAt time.Time
-	// Lifetime counted from AskedAt. More than MaxLifetime is cut to it.
+	// RequestedAt is the instant just before the request was sent.
+	RequestedAt time.Time
+	// Lifetime counted from RequestedAt. More than MaxLifetime is cut to it.
 	Lifetime time.Duration
 	// RefreshIn is the IdP's own advice on when to ask again, counted from
-	// AskedAt. Zero: none.
+	// RequestedAt. Zero: none.
 	RefreshIn time.Duration
 }
 
@@ -92,7 +92,7 @@ func (g Grant) Repeating(held *Token) Grant {
 	if held == nil || held.SHA256 != g.Value.SHA256() {
 		return g
 	}
-	if later := g.AskedAt.Add(g.Lifetime).Sub(held.ExpiresAt); later > 0 && later <= rounding {
+	if later := g.RequestedAt.Add(g.Lifetime).Sub(held.ExpiresAt); later > 0 && later <= rounding {
 		g.Lifetime -= later
 	}
 	return g
@@ -112,10 +112,10 @@ func New(g Grant, epoch, fence uint64) *Token {
 		SecretVersion: g.SecretVersion,
 		Epoch:         epoch,
 		Fence:         fence,
-		MintedAt:      g.AskedAt,
-		RefreshAt:     g.AskedAt.Add(refreshIn(life, g.RefreshIn)),
-		UsableUntil:   g.AskedAt.Add(life - margin(life)),
-		ExpiresAt:     g.AskedAt.Add(life),
+		MintedAt:      g.RequestedAt,
+		RefreshAt:     g.RequestedAt.Add(refreshIn(life, g.RefreshIn)),
+		UsableUntil:   g.RequestedAt.Add(life - margin(life)),
+		ExpiresAt:     g.RequestedAt.Add(life),
 	}
 }
 

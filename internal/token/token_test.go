@@ -13,7 +13,7 @@ import (
 )
 
 func grant(life time.Duration) token.Grant {
-	return token.Grant{Value: redact.New("canary-token"), Type: "Bearer", AskedAt: time.Now(), Lifetime: life}
+	return token.Grant{Value: redact.New("canary-token"), Type: "Bearer", RequestedAt: time.Now(), Lifetime: life}
 }
 
 func TestLifeOfAToken(t *testing.T) {

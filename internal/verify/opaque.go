@@ -52,7 +52,7 @@ const (
 type Introspection struct {
 	// Endpoint asks the issuer about one token, as one of its clients, and
 	// returns whether it says active, and its whole answer: a JSON object. The
-	// error shows nothing of either. It may have a method Rest() time.Duration
+	// error shows nothing of either. It may have a method Backoff() time.Duration
 	// for how long not to ask again; negative: the failure is about that token
 	// alone. It may have a method Ambiguous() bool; true: the failure may be
 	// about that token alone, or about all.

@@ -85,9 +85,9 @@ func (l *lane) recovered() { l.failures, l.restUntil, l.err = 0, time.Time{}, ni
 func askedToRest(err error) time.Duration {
 	if told, ok := errors.AsType[interface {
 		error
-		Rest() time.Duration
+		Backoff() time.Duration
 	}](err); ok {
-		return told.Rest()
+		return told.Backoff()
 	}
 	return 0
 }

@@ -54,7 +54,7 @@ func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 		redisACL(), "user off off >" + redisPassword,
 	}})
 	with := func(username, password string) redisstore.Config {
-		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: redisRing(t, password)}
+		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: redisSecret(t, password)}
 	}
 	refused := func(user string) string {
 		return "Redis at ADDRESS refuses the login of " + user + ": the password is not the right one, or there is no such user, or it is switched off"
@@ -92,7 +92,7 @@ func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{ACL: users})
 	for i := range cases {
 		cases[i].config.Addresses = []string{server.Addr()}
-		cases[i].config.Password = redisRing(t, redisPassword)
+		cases[i].config.Password = redisSecret(t, redisPassword)
 	}
 	database := cases[0]
 	database.name, database.config.Username, database.config.DB = "no-select", "other-keys", 1
@@ -135,7 +135,7 @@ func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 		redisACL("+asking"), strings.Replace(redisACL("+cluster|slots"), "tokenbroker", "no-asking", 1),
 	}})
 	sentinel := redistest.StartSentinel(t, redistest.Options{Password: redisPassword, Config: []string{"appendonly yes"}})
-	password := redisRing(t, redisPassword)
+	password := redisSecret(t, redisPassword)
 	lacks := func(user, command string) string {
 		return fmt.Sprintf("the rights of the user %q in Redis are too narrow, it may not run %s: give it those of this line: ", user, command) +
 			strings.Replace(redisstore.ACLExample, "tokenbroker", user, 1) + " " + redisstore.ACLCluster
@@ -245,7 +245,7 @@ func redisScripted(t *testing.T, answers map[string]string) string {
 }
 
 func TestRedisConfigThatContradictsItselfIsRefused(t *testing.T) {
-	password := redisRing(t, redisPassword)
+	password := redisSecret(t, redisPassword)
 	one, two := []string{"a:1"}, []string{"a:1", "b:2"}
 	for name, c := range map[string]struct {
 		config redisstore.Config

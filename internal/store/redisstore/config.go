@@ -36,11 +36,11 @@ type Config struct {
 	Username string
 	// Password is read at each new connection, so that a rotated one needs no
 	// restart. Nil: none is needed.
-	Password *secret.Ring
+	Password *secret.Source
 	// SentinelUsername and SentinelPassword are for the sentinels themselves.
 	// The password is read once.
 	SentinelUsername string
-	SentinelPassword *secret.Ring
+	SentinelPassword *secret.Source
 	// TLS is for servers and sentinels. Nil: plaintext.
 	TLS *tls.Config
 	// DB is the number of the database; a Cluster has only 0.
@@ -121,11 +121,11 @@ func (c Config) credentials(context.Context) (username, password string, err err
 	return c.Username, redisPassword(c.Password), nil
 }
 
-func redisPassword(ring *secret.Ring) string {
-	if ring == nil {
+func redisPassword(source *secret.Source) string {
+	if source == nil {
 		return ""
 	}
-	return ring.Current().Value.Reveal()
+	return source.Current().Value.Reveal()
 }
 
 func redisConnect(config Config, options *redis.UniversalOptions) redis.UniversalClient {

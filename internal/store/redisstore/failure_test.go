@@ -64,7 +64,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
 	var log testkit.Log
-	r := redisOpen(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r := redisOpen(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisSecret(t, redisPassword), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	server.Stop()
 	for i := range 5 {
@@ -413,9 +413,9 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 		testkit.WriteFile(t, file, password)
 	}
 	write(redisPassword)
-	ring := redisOpenRing(t, file)
+	password := redisOpenSecret(t, file)
 	var log testkit.Log
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: ring, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: password, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
 	events := r.Subscribe(t.Context())
 
@@ -428,7 +428,7 @@ func TestRedisPasswordRotatesWhileRunning(t *testing.T) {
 	})
 	write("canary-new-password")
 	for range 2 {
-		if _, err := ring.Reload(t.Context()); err != nil {
+		if _, err := password.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -101,7 +101,7 @@ func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
 
 func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Password: redisPassword})
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword)})
+	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisSecret(t, redisPassword)})
 	server.Kill()
 	got := r.Confirm(t.Context(), "{client}secrets")
 	if got.Disk || got.Replicas > 0 || !strings.HasPrefix(got.Doubt, "how safely Redis keeps it is not known: ") {

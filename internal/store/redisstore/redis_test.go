@@ -29,25 +29,25 @@ func redisACL(more ...string) string {
 	return strings.Join(append([]string{line}, more...), " ")
 }
 
-// redisRing holds a password as an operator would give it.
-func redisRing(t *testing.T, password string) *secret.Ring {
+// redisSecret holds a password as an operator would give it.
+func redisSecret(t *testing.T, password string) *secret.Source {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "password")
 	testkit.WriteFile(t, file, password)
-	return redisOpenRing(t, file)
+	return redisOpenSecret(t, file)
 }
 
-func redisOpenRing(t *testing.T, file string) *secret.Ring {
+func redisOpenSecret(t *testing.T, file string) *secret.Source {
 	t.Helper()
 	parsed, err := secret.ParseRef("file:" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring, err := secret.Open(parsed)
+	source, err := secret.Open(parsed)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ring
+	return source
 }
 
 // redisOpen opens a store for a test that is about time.
@@ -80,7 +80,7 @@ func redisOpened(t *testing.T, r *redisstore.Store, err error) *redisstore.Store
 // redisUser is the configuration of the user of redisACL.
 func redisUser(t *testing.T, addresses ...string) redisstore.Config {
 	t.Helper()
-	return redisstore.Config{Addresses: addresses, Username: "tokenbroker", Password: redisRing(t, redisPassword)}
+	return redisstore.Config{Addresses: addresses, Username: "tokenbroker", Password: redisSecret(t, redisPassword)}
 }
 
 // redisFleet is a way of running Redis.
@@ -95,7 +95,7 @@ func redisFleets() []redisFleet {
 	return []redisFleet{
 		{"single", func(t *testing.T) redisstore.Config {
 			server := redistest.Start(t, redistest.Options{Password: redisPassword})
-			return redisstore.Config{Addresses: []string{server.Addr()}, Password: redisRing(t, redisPassword), DB: 3}
+			return redisstore.Config{Addresses: []string{server.Addr()}, Password: redisSecret(t, redisPassword), DB: 3}
 		}},
 		{"ACL, TLS and client certificates", func(t *testing.T) redisstore.Config {
 			server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}, Certificates: redistest.NewCertificates(t)})

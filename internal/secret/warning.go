@@ -8,16 +8,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// Doubt names bytes of a client secret that are seldom meant to be part of it: they
-// come from an editor, a copy from a web page or a second "echo". It returns "" if
-// there are none. A secret is never changed because of it: the IdP may have issued
-// it like that. The text shows no character of the secret.
-func Doubt(value redact.String) string {
+// Warning describes bytes of a client secret that are probably not part of it: they
+// come from an editor, a web page or "echo". It returns "" if there are none, else
+// the predicate of a sentence about the secret, which contains no character of it.
+// The broker never removes such bytes, because an IdP may have issued them.
+func Warning(value redact.String) string {
 	text := value.Reveal()
-	var doubts []string
-	for _, d := range []struct {
-		found bool
-		text  string
+	var warnings []string
+	for _, check := range []struct {
+		found   bool
+		warning string
 	}{
 		{strings.HasPrefix(text, "\ufeff") || strings.HasPrefix(text, "\xff\xfe") || strings.HasPrefix(text, "\xfe\xff"), "begins with a byte order mark"},
 		{strings.ContainsRune(text, 0), "contains a NUL byte"},
@@ -26,21 +26,21 @@ func Doubt(value redact.String) string {
 		{strings.ContainsFunc(strings.TrimPrefix(text, "\ufeff"), invisible), "contains a control or invisible character"},
 		{quoted(text), "is enclosed in quotation marks"},
 	} {
-		if d.found {
-			doubts = append(doubts, d.text)
+		if check.found {
+			warnings = append(warnings, check.warning)
 		}
 	}
-	return strings.Join(doubts, ", ")
+	return strings.Join(warnings, ", ")
 }
 
-// surrounded reports whether the first or the last character is of a kind.
+// surrounded reports whether is holds for the first or the last character.
 func surrounded(text string, is func(rune) bool) bool {
 	first, _ := utf8.DecodeRuneInString(text)
 	last, _ := utf8.DecodeLastRuneInString(text)
 	return text != "" && (is(first) || is(last))
 }
 
-// invisible characters are those that the other doubts do not name.
+// invisible reports whether a character is invisible and has no warning of its own.
 func invisible(r rune) bool {
 	return r != 0 && r != '\r' && r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.In(r, unicode.Cf))
 }

@@ -18,11 +18,11 @@ func TestOpen(t *testing.T) {
 		"hunter2": "hunter2", "hunter2\n": "hunter2", "hunter2\r\n": "hunter2", " hunter2 \n\n": " hunter2 \n",
 	} {
 		write(t, path, content)
-		ring, err := open(t, "file:"+path)
+		source, err := open(t, "file:"+path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := ring.Current().Value.Reveal(); got != want {
+		if got := source.Current().Value.Reveal(); got != want {
 			t.Errorf("content %q is read as %q, want %q", content, got, want)
 		}
 	}
@@ -39,26 +39,26 @@ func TestOpen(t *testing.T) {
 		t.Error("an unset variable is no error")
 	}
 	t.Setenv("TOKENBROKER_TEST_SECRET", "from-env")
-	ring, err := open(t, "env:TOKENBROKER_TEST_SECRET")
-	if err != nil || ring.Current().Value.Reveal() != "from-env" {
+	source, err := open(t, "env:TOKENBROKER_TEST_SECRET")
+	if err != nil || source.Current().Value.Reveal() != "from-env" {
 		t.Errorf("env: %v", err)
 	}
 }
 
-// values are what a ring has, in order.
-func values(ring *secret.Ring) string {
+// values are the values of a source, in order.
+func values(source *secret.Source) string {
 	all := make([]string, 0, 2)
-	for _, v := range ring.Versions() {
+	for _, v := range source.Versions() {
 		all = append(all, v.Value.Reveal())
 	}
 	return strings.Join(all, " ")
 }
 
-// reload reads a ring's source as two polls do.
-func reload(t *testing.T, ring *secret.Ring) {
+// reload reads a source twice, as two polls do.
+func reload(t *testing.T, source *secret.Source) {
 	t.Helper()
 	for range 2 {
-		if _, err := ring.Reload(t.Context()); err != nil {
+		if _, err := source.Reload(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -70,24 +70,24 @@ func TestDirectoryHasTheCurrentAndThePreviousValue(t *testing.T) {
 		t.Error("an empty directory is no error")
 	}
 	write(t, filepath.Join(dir, "current"), "one\n")
-	ring, err := open(t, "file:"+dir)
-	if err != nil || values(ring) != "one" {
-		t.Fatalf("%v, %v", values(ring), err)
+	source, err := open(t, "file:"+dir)
+	if err != nil || values(source) != "one" {
+		t.Fatalf("%v, %v", values(source), err)
 	}
 	write(t, filepath.Join(dir, "current"), "two\n")
 	write(t, filepath.Join(dir, "previous"), "one\n")
-	if reload(t, ring); values(ring) != "two one" {
-		t.Errorf("after the change: %s", values(ring))
+	if reload(t, source); values(source) != "two one" {
+		t.Errorf("after the change: %s", values(source))
 	}
 	write(t, filepath.Join(dir, "previous"), "")
-	if _, err := ring.Reload(t.Context()); err == nil || values(ring) != "two one" {
-		t.Errorf("an empty file: %v, %s", err, values(ring))
+	if _, err := source.Reload(); err == nil || values(source) != "two one" {
+		t.Errorf("an empty file: %v, %s", err, values(source))
 	}
 	if err := os.Remove(filepath.Join(dir, "previous")); err != nil {
 		t.Fatal(err)
 	}
-	if reload(t, ring); values(ring) != "two" {
-		t.Errorf("without the previous one: %s", values(ring))
+	if reload(t, source); values(source) != "two" {
+		t.Errorf("without the previous one: %s", values(source))
 	}
 }
 
@@ -95,15 +95,15 @@ func TestChangedFileCountsAfterTwoPolls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "secret")
 		write(t, path, "one")
-		ring, err := open(t, "file:"+path)
+		source, err := open(t, "file:"+path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		first := ring.Current()
+		first := source.Current()
 		ctx, stop := context.WithCancel(t.Context())
-		told := make(chan error, 100)
-		rings := func() []*secret.Ring { return []*secret.Ring{ring} }
-		go secret.Poll(ctx, rings, func(_ *secret.Ring, err error) { told <- err })
+		notified := make(chan error, 100)
+		sources := func() []*secret.Source { return []*secret.Source{source} }
+		go secret.Poll(ctx, sources, func(_ *secret.Source, err error) { notified <- err })
 		defer synctest.Wait()
 		defer stop()
 		poll := func() { time.Sleep(secret.PollInterval); synctest.Wait() }
@@ -111,30 +111,30 @@ func TestChangedFileCountsAfterTwoPolls(t *testing.T) {
 		poll()
 		write(t, path, "") // emptied: half written, perhaps
 		poll()
-		if ring.Current() != first {
+		if source.Current() != first {
 			t.Fatal("an empty file replaced the secret")
 		}
-		if err := <-told; err == nil {
-			t.Error("the empty file was not told of")
+		if err := <-notified; err == nil {
+			t.Error("the empty file was not reported")
 		}
 		write(t, path, "two")
 		poll()
-		if ring.Current() != first {
+		if source.Current() != first {
 			t.Fatal("a value counted after it was read once")
 		}
 		poll()
-		second := ring.Current()
+		second := source.Current()
 		if second.Value.Reveal() != "two" || second.ID == first.ID {
 			t.Fatalf("after two polls the version is %+v", second)
 		}
-		if err := <-told; err != nil {
-			t.Errorf("told of %v", err)
+		if err := <-notified; err != nil {
+			t.Errorf("notified of %v", err)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
 		poll()
-		if ring.Current() != second {
+		if source.Current() != second {
 			t.Error("deletion of the file took the secret away")
 		}
 	})
@@ -143,19 +143,19 @@ func TestChangedFileCountsAfterTwoPolls(t *testing.T) {
 func TestValueThatIsStillBeingWrittenDoesNotCount(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	write(t, path, "one")
-	ring, err := open(t, "file:"+path)
+	source, err := open(t, "file:"+path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, content := range []string{"t", "tw", "", "tw", "two"} { // as polls happen to see it
 		write(t, path, content)
-		_, _ = ring.Reload(t.Context())
-		if values(ring) != "one" {
-			t.Fatalf("after %q: %s", content, values(ring))
+		_, _ = source.Reload()
+		if values(source) != "one" {
+			t.Fatalf("after %q: %s", content, values(source))
 		}
 	}
-	if reload(t, ring); values(ring) != "two" {
-		t.Errorf("when it is whole: %s", values(ring))
+	if reload(t, source); values(source) != "two" {
+		t.Errorf("when it is whole: %s", values(source))
 	}
 }
 
@@ -284,16 +284,16 @@ func TestEveryWayInWhichAFileChanges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			ring, err := open(t, "file:"+tt.open(t, dir))
-			if err != nil || values(ring) != "v1" {
-				t.Fatalf("%s, %v", values(ring), err)
+			source, err := open(t, "file:"+tt.open(t, dir))
+			if err != nil || values(source) != "v1" {
+				t.Fatalf("%s, %v", values(source), err)
 			}
 			tt.to(t, dir)
 			for range 2 {
-				_, err = ring.Reload(t.Context())
+				_, err = source.Reload()
 			}
-			if values(ring) != tt.want || (err == nil) != (tt.want == "v2") {
-				t.Errorf("%s, %v", values(ring), err)
+			if values(source) != tt.want || (err == nil) != (tt.want == "v2") {
+				t.Errorf("%s, %v", values(source), err)
 			}
 		})
 	}

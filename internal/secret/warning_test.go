@@ -8,7 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-func TestDoubtNamesBytesThatAreSeldomMeant(t *testing.T) {
+func TestWarning(t *testing.T) {
 	for name, test := range map[string]struct{ value, want string }{
 		"plain":              {"s3cr3t~with-_.punctuation+/=", ""},
 		"inner space":        {"correct horse battery", ""},
@@ -35,12 +35,12 @@ func TestDoubtNamesBytesThatAreSeldomMeant(t *testing.T) {
 		"empty":              {"", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := secret.Doubt(redact.New(test.value))
+			got := secret.Warning(redact.New(test.value))
 			if got != test.want {
-				t.Errorf("Doubt says %q, want %q", got, test.want)
+				t.Errorf("Warning returns %q, want %q", got, test.want)
 			}
 			if strings.Contains(got, "3t") {
-				t.Errorf("Doubt shows a part of the secret: %q", got)
+				t.Errorf("Warning shows a part of the secret: %q", got)
 			}
 		})
 	}

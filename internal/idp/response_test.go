@@ -22,12 +22,12 @@ import (
 func TestOrdinaryAnswer(t *testing.T) {
 	begun := time.Now()
 	grant := granted(t, idp.Config{}, `{"access_token":"tok","token_type":"Bearer","expires_in":3600,"scope":"write read"}`)
-	if grant.AskedAt.Before(begun) || grant.AskedAt.After(time.Now()) {
-		t.Errorf("asked at %v", grant.AskedAt)
+	if grant.RequestedAt.Before(begun) || grant.RequestedAt.After(time.Now()) {
+		t.Errorf("asked at %v", grant.RequestedAt)
 	}
 	want := token.Grant{Value: redact.New("tok"), Type: "Bearer", Scopes: []string{"read", "write"}, SecretVersion: "v1", Lifetime: time.Hour}
 	same := cmp.Comparer(func(a, b redact.String) bool { return a.Equal(b) })
-	if diff := cmp.Diff(want, grant, same, cmpopts.IgnoreFields(token.Grant{}, "AskedAt")); diff != "" {
+	if diff := cmp.Diff(want, grant, same, cmpopts.IgnoreFields(token.Grant{}, "RequestedAt")); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -69,7 +69,7 @@ func TestExpiresIn(t *testing.T) {
 		"zero": `0`, "zero, as a string": `"0"`, "negative": `-1`, "negative, as a string": `"-3600"`, "huge and negative": `-1e999`, "less than a clock's tick": `1e-12`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused(t, grants(`{"access_token":"tok","expires_in":`+value+`}`), idp.Transient, "has expired already (expires_in is not positive)")
+			refused(t, grants(`{"access_token":"tok","expires_in":`+value+`}`), idp.Transient, "has already expired (expires_in is not positive)")
 		})
 	}
 }
@@ -110,7 +110,7 @@ func TestMissingExpiresInIsBoundedByTheTokensOwnExp(t *testing.T) {
 		})
 	}
 	t.Run("exp in the past", func(t *testing.T) {
-		refused(t, grants(answer(jwtOf(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "expired already")
+		refused(t, grants(answer(jwtOf(fmt.Sprintf(`{"exp":%d}`, now-1)))), idp.Transient, "already expired")
 	})
 }
 
@@ -154,7 +154,7 @@ func TestExpOfTheTokenShortensExpiresIn(t *testing.T) {
 				fmt.Fprintf(w, `{"access_token":%q,"expires_in":3600}`, jwtOf(tt.payload))
 			}
 			if tt.want == 0 {
-				refused(t, answer, idp.Transient, "has expired already")
+				refused(t, answer, idp.Transient, "has already expired")
 				return
 			}
 			grant, err := fetch(t, idp.Config{}, answer)
@@ -179,7 +179,7 @@ func TestTokenType(t *testing.T) {
 	for name, tt := range map[string]struct{ value, says string }{
 		"DPoP":            {`"DPoP"`, "bound to a key (DPoP)"},
 		"dpop":            {`"dpop"`, "bound to a key (DPoP)"},
-		"N_A":             {`"N_A"`, "no access token"},
+		"N_A":             {`"N_A"`, "not access tokens"},
 		"mac":             {`"mac"`, "the type mac"},
 		"unknown":         {`"canary"`, "an unknown type"},
 		"a number":        {`1`, "an unknown type"},
@@ -199,7 +199,7 @@ func TestBearerTypesAreTakenForBearer(t *testing.T) {
 			t.Errorf("%s is handed out as %q", name, grant.Type)
 		}
 	}
-	for value, says := range map[string]string{`"jwt"`: "unknown type", `"DPoP"`: "bound to a key", `"N_A"`: "no access token", `["BearerToken"]`: "unknown type"} {
+	for value, says := range map[string]string{`"jwt"`: "unknown type", `"DPoP"`: "bound to a key", `"N_A"`: "not access tokens", `["BearerToken"]`: "unknown type"} {
 		_, err := fetch(t, cfg, grants(`{"access_token":"tok","token_type":`+value+`}`))
 		isFault(t, err, idp.Misconfigured, says)
 	}
@@ -232,18 +232,18 @@ func TestAccessToken(t *testing.T) {
 		member, says string
 		class        idp.Class
 	}{
-		"missing":             {`"x":1`, "no access_token", idp.RequestRefused},
-		"null":                {`"access_token":null`, "no access_token", idp.RequestRefused},
-		"in another case":     {`"Access_Token":"tok"`, "no access_token", idp.RequestRefused},
-		"empty":               {`"access_token":""`, "no access_token", idp.RequestRefused},
-		"a number":            {`"access_token":5`, "no string", idp.Transient},
-		"an array":            {`"access_token":["tok"]`, "no string", idp.Transient},
-		"an object":           {`"access_token":{"value":"tok"}`, "no string", idp.Transient},
-		"with a line end":     {`"access_token":"tok\r\nX-Header: canary"`, "characters that none may have", idp.Transient},
-		"with a NUL":          {`"access_token":"tok\u0000"`, "characters that none may have", idp.Transient},
-		"with DEL":            {`"access_token":"tok\u007f"`, "characters that none may have", idp.Transient},
-		"beyond ASCII":        {`"access_token":"tök"`, "characters that none may have", idp.Transient},
-		"that is not UTF-8":   {"\"access_token\":\"t\xffk\"", "characters that none may have", idp.Transient},
+		"missing":             {`"x":1`, "without an access_token", idp.RequestRefused},
+		"null":                {`"access_token":null`, "without an access_token", idp.RequestRefused},
+		"in another case":     {`"Access_Token":"tok"`, "without an access_token", idp.RequestRefused},
+		"empty":               {`"access_token":""`, "without an access_token", idp.RequestRefused},
+		"a number":            {`"access_token":5`, "not a string", idp.Transient},
+		"an array":            {`"access_token":["tok"]`, "not a string", idp.Transient},
+		"an object":           {`"access_token":{"value":"tok"}`, "not a string", idp.Transient},
+		"with a line end":     {`"access_token":"tok\r\nX-Header: canary"`, "characters that are not allowed", idp.Transient},
+		"with a NUL":          {`"access_token":"tok\u0000"`, "characters that are not allowed", idp.Transient},
+		"with DEL":            {`"access_token":"tok\u007f"`, "characters that are not allowed", idp.Transient},
+		"beyond ASCII":        {`"access_token":"tök"`, "characters that are not allowed", idp.Transient},
+		"that is not UTF-8":   {"\"access_token\":\"t\xffk\"", "characters that are not allowed", idp.Transient},
 		"longer than allowed": {`"access_token":"` + longest + `t"`, "more than 16384 bytes", idp.Misconfigured},
 	} {
 		t.Run(name, func(t *testing.T) {
