@@ -143,7 +143,7 @@ func secretSource(t testing.TB) *secret.Source {
 }
 
 func callers() *policy.Policy {
-	own := policy.Own{Audience: Audience, Scopes: []string{"read", "write"}}
+	own := policy.Defaults{Audience: Audience, Scopes: []string{"read", "write"}}
 	return policy.New(policy.Config{
 		Callers: []policy.CallerConfig{
 			{Name: Gate, Match: policy.Match{DNSSAN: "gate.example.com"}, Roles: []string{"gateway"}},
@@ -154,7 +154,7 @@ func callers() *policy.Policy {
 			"gateway": {Verify: []policy.VerifyGrant{{Issuer: Issuer}, {Issuer: OpaqueA}, {Issuer: OpaqueB}}},
 			"orders":  {Get: []policy.GetGrant{{Client: "orders"}}},
 		},
-		Clients: map[string]policy.Own{"orders": own},
+		Clients: map[string]policy.Defaults{"orders": own},
 		Issuers: map[string][]string{Issuer: {Audience}, OpaqueA: {Audience}, OpaqueB: {Audience}},
 	})
 }

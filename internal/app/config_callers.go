@@ -92,10 +92,10 @@ type AdminGrantConfig struct {
 // policyConfig is what a good configuration says of callers.
 func (c *Config) policyConfig() policy.Config {
 	made := policy.Config{
-		Roles: map[string]policy.Role{}, Clients: map[string]policy.Own{}, Issuers: map[string][]string{},
+		Roles: map[string]policy.Role{}, Clients: map[string]policy.Defaults{}, Issuers: map[string][]string{},
 	}
 	for name, client := range c.Clients {
-		made.Clients[name] = policy.Own{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
+		made.Clients[name] = policy.Defaults{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
 	}
 	for _, issuer := range c.Issuers {
 		made.Issuers[issuer.Issuer] = issuer.Audiences

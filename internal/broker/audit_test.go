@@ -98,7 +98,7 @@ func startAudited(t testing.TB, cfg audit.Config) (*fleet, *book) {
 				"r":    {Get: []policy.GetGrant{{Client: "orders", Audiences: []string{"*"}}}},
 				"read": {Get: []policy.GetGrant{{Client: "orders", Scopes: []string{"read"}}}},
 			},
-			Clients: map[string]policy.Own{"orders": {Audience: audience, Scopes: []string{"read", "write"}}},
+			Clients: map[string]policy.Defaults{"orders": {Audience: audience, Scopes: []string{"read", "write"}}},
 		})
 	})
 	return f, b

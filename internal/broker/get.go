@@ -108,7 +108,7 @@ func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*cl
 	scopes, may := caller.Resolve(judged)
 	if !may {
 		b.deniedToken(ctx, caller, c.name, full, apierror.ReasonNotEntitled)
-		if caller.MayGetSome(c.name) {
+		if caller.HasGrant(c.name) {
 			return nil, idp.Request{}, notGranted(caller, ask, full)
 		}
 		return nil, idp.Request{}, notEntitled(caller, ask)
@@ -118,14 +118,14 @@ func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*cl
 }
 
 // judged is a question to the client as policy sees it.
-func (c *client) judged(full idp.Request) policy.Ask {
-	return policy.Ask{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
+func (c *client) judged(full idp.Request) policy.Request {
+	return policy.Request{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
 }
 
 // mayHave judges the scopes that the IdP granted, which may be more than were asked
 // for.
 func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *apierror.Error {
-	if caller.MayHave(e.client.judged(e.ask), tok.Scopes) {
+	if caller.MayReceive(e.client.judged(e.ask), tok.Scopes) {
 		return nil
 	}
 	denied := grantedTooMuch(caller, e.client.name, e.ask.Scopes, tok.Scopes)

@@ -27,7 +27,7 @@ func ordersPolicy() policy.Config {
 		return policy.Role{Get: []policy.GetGrant{{Client: "orders", Scopes: scopes}}}
 	}
 	cfg := policy.Config{
-		Clients: map[string]policy.Own{"orders": {Audience: audience, Scopes: []string{"read", "write"}}},
+		Clients: map[string]policy.Defaults{"orders": {Audience: audience, Scopes: []string{"read", "write"}}},
 		Roles: map[string]policy.Role{
 			"own": get(), "read": get("read"), "any": get("*"),
 			"nothing": {Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.GetClient}}}},

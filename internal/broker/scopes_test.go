@@ -20,7 +20,7 @@ func startScoped(t testing.TB, defaults []string, grants map[string][]string) (*
 	t.Helper()
 	b := openBook(t, audit.Config{})
 	callers := policy.Config{
-		Clients: map[string]policy.Own{"orders": {Audience: audience, Scopes: defaults}}, Roles: map[string]policy.Role{},
+		Clients: map[string]policy.Defaults{"orders": {Audience: audience, Scopes: defaults}}, Roles: map[string]policy.Role{},
 	}
 	for name, scopes := range grants {
 		callers.Callers = append(callers.Callers, policy.CallerConfig{Name: name, Roles: []string{name}})

@@ -7,65 +7,65 @@ import (
 	"strings"
 )
 
-// Explain says, line by line, how a caller is recognised, and what it may by which
-// of its roles. False: there is no such caller.
-func Explain(cfg Config, name string) (lines []string, known bool) {
-	at := slices.IndexFunc(cfg.Callers, func(c CallerConfig) bool { return c.Name == name })
-	if at < 0 {
+// Explain describes in lines of text how a caller is identified, and the permissions
+// that each of its roles gives it. ok is false if there is no such caller.
+func Explain(cfg Config, name string) (lines []string, ok bool) {
+	i := slices.IndexFunc(cfg.Callers, func(c CallerConfig) bool { return c.Name == name })
+	if i < 0 {
 		return nil, false
 	}
-	caller := cfg.Callers[at]
+	caller := cfg.Callers[i]
 	lines = append(lines, fmt.Sprintf("caller %s, %s", caller.Name, caller.Match))
 	for _, role := range caller.Roles {
 		lines = append(lines, "by role "+role+":")
 		before := len(lines)
 		lines = append(lines, explainRole(cfg, cfg.Roles[role])...)
 		if len(lines) == before {
-			lines = append(lines, "  nothing: its grants are for what does not exist")
+			lines = append(lines, "  nothing: its grants name no client and no issuer that exists")
 		}
 	}
-	return append(append(lines, explainUnnamed(cfg, caller)...), "and nothing else."), true
+	return append(append(lines, explainDefaultRequests(cfg, caller)...), "and nothing else."), true
 }
 
-// explainUnnamed explains the requests that name nothing but a client.
-func explainUnnamed(cfg Config, caller CallerConfig) (lines []string) {
-	made := newCaller(caller, &cfg)
-	for _, client := range slices.Sorted(maps.Keys(made.get)) {
-		own := cfg.Clients[client]
-		ask := Ask{Client: client, Audience: own.Audience, Resources: own.Resources, Scopes: sortedSet(own.Scopes), Narrow: true}
-		lines = append(lines, "a request for a token of client "+client+" that names nothing else "+made.explainAsk(ask))
+// explainDefaultRequests explains the requests that name only a client.
+func explainDefaultRequests(cfg Config, caller CallerConfig) (lines []string) {
+	c := newCaller(caller, &cfg)
+	for _, client := range slices.Sorted(maps.Keys(c.get)) {
+		defaults := cfg.Clients[client]
+		req := Request{Client: client, Audience: defaults.Audience, Resources: defaults.Resources, Scopes: sortedSet(defaults.Scopes), Narrow: true}
+		lines = append(lines, "a request for a token of client "+client+" that names nothing else "+c.explainRequest(req))
 	}
 	return lines
 }
 
-func (c *Caller) explainAsk(ask Ask) string {
-	scopes, may := c.Resolve(ask)
-	target := ask
+func (c *Caller) explainRequest(req Request) string {
+	scopes, ok := c.Resolve(req)
+	target := req
 	target.Scopes = nil
-	_, mayTarget := c.Resolve(target)
+	_, targetOK := c.Resolve(target)
 	switch {
-	case may && len(scopes) > 0:
+	case ok && len(scopes) > 0:
 		return "gets the scopes " + strings.Join(scopes, ", ")
-	case may && c.MayHave(ask, nil):
+	case ok && c.MayReceive(req, nil):
 		return "is sent without scopes"
-	case may:
-		return "is sent without scopes, and denied unless the IdP says which scopes it granted"
-	case mayTarget:
-		return "is denied: no grant admits any of the client's default scopes, which are " + strings.Join(ask.Scopes, ", ")
+	case ok:
+		return "is sent without scopes, and denied unless the IdP names the scopes that it granted"
+	case targetOK:
+		return "is denied: no grant allows any of the client's default scopes, which are " + strings.Join(req.Scopes, ", ")
 	default:
-		return "is denied: no grant admits the client's own audience and resources"
+		return "is denied: no grant allows the client's default audience and resources"
 	}
 }
 
-// unnamed says which scopes the grant admits of a request that names none.
-func (g *getGrant) unnamed() string {
+// explainNarrowing describes the scopes of a request that names none.
+func (g *getGrant) explainNarrowing() string {
 	switch {
-	case len(g.kept) > 0:
-		return strings.Join(g.kept, ", ")
+	case len(g.narrowed) > 0:
+		return strings.Join(g.narrowed, ", ")
 	case len(g.defaults) > 0:
-		return "denied, for none of the client's default scopes is granted"
-	case g.named && !g.scopes.all:
-		return "those that the IdP says it granted, if they are granted here"
+		return "denied, because the grant includes none of the client's default scopes"
+	case g.listsScopes && !g.scopes.all:
+		return "those that the IdP names in its response, if the grant includes them"
 	default:
 		return "none"
 	}
@@ -77,12 +77,12 @@ func explainRole(cfg Config, role Role) (lines []string) {
 			if grant.Client != client && grant.Client != Any {
 				continue
 			}
-			full := grant.resolve(cfg.Clients[client])
-			lines = append(lines, "  may have tokens of client "+client,
-				"    for audiences: "+full.audiences.String(),
-				"    for resources: "+full.resources.String(),
-				"    with scopes:   "+full.scopes.String(),
-				"    with none named: "+full.unnamed())
+			resolved := grant.resolve(cfg.Clients[client])
+			lines = append(lines, "  may get tokens of client "+client,
+				"    audiences: "+resolved.audiences.String(),
+				"    resources: "+resolved.resources.String(),
+				"    scopes:    "+resolved.scopes.String(),
+				"    scopes of a request that names none: "+resolved.explainNarrowing())
 		}
 	}
 	for _, grant := range role.Verify {
@@ -91,17 +91,17 @@ func explainRole(cfg Config, role Role) (lines []string) {
 				continue
 			}
 			audiences := newScope(grant.Audiences, cfg.Issuers[issuer])
-			lines = append(lines, "  may have tokens of issuer "+issuer+" verified", "    for audiences: "+audiences.String())
+			lines = append(lines, "  may verify tokens of issuer "+issuer, "    audiences: "+audiences.String())
 		}
 	}
 	for _, grant := range role.Admin {
 		clients := grant.clients()
-		lines = append(lines, "  may act as an operator: "+explainActions(grant.Actions), "    on clients: "+clients.String())
+		lines = append(lines, "  may perform admin actions: "+explainActions(grant.Actions), "    clients: "+clients.String())
 	}
 	return lines
 }
 
-// explainActions lists actions. The wildcard stands for more than this version has.
+// explainActions lists actions. The wildcard includes actions of later versions.
 func explainActions(granted []Action) string {
 	later := ""
 	if slices.Contains(granted, AnyAction) {
@@ -114,31 +114,31 @@ func explainActions(granted []Action) string {
 	return strings.Join(names, ", ") + later
 }
 
-// String says how a caller is recognised.
+// String describes how a caller is identified.
 func (m Match) String() string {
 	switch {
 	case m.SPIFFEID != "":
-		return "recognised by the SPIFFE ID " + m.SPIFFEID + " in its certificate"
+		return "identified by the SPIFFE ID " + m.SPIFFEID + " in its certificate"
 	case m.URISAN != "":
-		return "recognised by the URI " + m.URISAN + " in its certificate"
+		return "identified by the URI " + m.URISAN + " in its certificate"
 	case m.DNSSAN != "":
-		return "recognised by the DNS name " + m.DNSSAN + " in its certificate"
+		return "identified by the DNS name " + m.DNSSAN + " in its certificate"
 	case m.Issuer != "":
 		return m.jwt()
 	case m.UID != nil:
-		return fmt.Sprintf("recognised by the user %d of its process", *m.UID)
+		return fmt.Sprintf("identified by the Unix user %d of its process", *m.UID)
 	default:
-		return "recognised by a listener that is bound to it"
+		return "identified by a listener that is bound to it"
 	}
 }
 
 func (m Match) jwt() string {
-	var says []string
+	var parts []string
 	if m.Subject != "" {
-		says = append(says, "the subject "+m.Subject)
+		parts = append(parts, "the subject "+m.Subject)
 	}
 	for _, claim := range m.Claims {
-		says = append(says, fmt.Sprintf("%s in the claim %s", claim.Value, strings.Join(claim.Path, " > ")))
+		parts = append(parts, fmt.Sprintf("%s in the claim %s", claim.Value, strings.Join(claim.Path, " > ")))
 	}
-	return fmt.Sprintf("recognised by a JWT with %s of the issuer %s", strings.Join(says, " and "), m.Issuer)
+	return fmt.Sprintf("identified by a JWT of the issuer %s with %s", m.Issuer, strings.Join(parts, " and "))
 }

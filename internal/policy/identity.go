@@ -5,65 +5,63 @@ import (
 	"strings"
 )
 
-// Identity is what somebody proved to be, by one of the ways there are: the names
-// in a certificate that an authority vouches for, the issuer and subject of a
-// token that was verified, or the user of a process on this host.
+// Identity is the authenticated identity of a peer: the names in a verified
+// certificate, the claims of a verified JWT, or the user of a process on this host.
 type Identity struct {
 	// URIs and DNSNames are the subject alternative names of a certificate.
 	URIs     []string
 	DNSNames []string
-	// Issuer and Subject are those of a JWT, and Claims all its claims, as a JSON object
-	// that names no member twice.
+	// Issuer and Subject are those of a JWT. Claims are all its claims, as a JSON
+	// object without repeated members.
 	Issuer, Subject string
 	Claims          []byte
-	// UID is the user of the process at the other end of a Unix socket. Nil: it is
-	// none.
+	// UID is the user of the process that connected to a Unix socket, or nil for any
+	// other connection.
 	UID *uint32
 }
 
-// Match says how a caller is recognised: exactly one of these.
+// Match configures how a caller is identified. At most one kind is set. A caller
+// without any is identified by a listener that is bound to it.
 type Match struct {
-	// SPIFFEID is a SPIFFE ID. A certificate that has it has no other URI (SPIFFE
-	// X.509-SVID section 2).
+	// SPIFFEID is the only URI of a certificate (SPIFFE X.509-SVID section 2).
 	SPIFFEID string
 	// URISAN and DNSSAN are a subject alternative name of a certificate.
 	//
-	// SPIFFEID and URISAN may end in "/*": any path below, without percent-encoding,
-	// query and fragment. DNS names are compared whole, in any case.
+	// SPIFFEID and URISAN may end in "/*", which stands for any path below, without
+	// percent-encoding, query and fragment. DNS names match as a whole and regardless
+	// of case.
 	URISAN, DNSSAN string
 	// Issuer and Subject are those of a JWT. Subject may end in "*" after ':' or '/'.
-	// Claims are what it must say besides; with them, there may be no Subject.
+	// The JWT must also have all Claims. Subject is optional if there are Claims.
 	Issuer, Subject string
 	Claims          []Claim
-	// UID is a user of this host, who connects to a Unix socket.
+	// UID is the user of a process that connects to a Unix socket.
 	UID *uint32
-	// A caller with none of them is recognised by nothing that it proves: a
-	// listener is bound to it.
 }
 
 // pattern is a URI or a subject that ends in "*".
 type pattern struct {
 	prefix string
-	uri    bool // it is a URI
+	uri    bool
 	caller *Caller
 }
 
-func (p *Policy) admit(m Match, c *Caller) {
+func (p *Policy) addMatch(m Match, c *Caller) {
 	switch {
 	case m.SPIFFEID != "":
-		p.admitURI(m.SPIFFEID, c)
+		p.addURI(m.SPIFFEID, c)
 	case m.URISAN != "":
-		p.admitURI(m.URISAN, c)
+		p.addURI(m.URISAN, c)
 	case m.DNSSAN != "":
 		p.dns[strings.ToLower(m.DNSSAN)] = c
 	case m.Issuer != "":
-		p.admitSubject(m, c)
+		p.addSubject(m, c)
 	case m.UID != nil:
 		p.uids[*m.UID] = c
 	}
 }
 
-func (p *Policy) admitURI(uri string, c *Caller) {
+func (p *Policy) addURI(uri string, c *Caller) {
 	if prefix, ok := strings.CutSuffix(uri, Any); ok {
 		p.patterns = append(p.patterns, pattern{prefix, true, c})
 		return
@@ -71,71 +69,57 @@ func (p *Policy) admitURI(uri string, c *Caller) {
 	p.uris[uri] = c
 }
 
-// Caller returns who that is; nil: none of those who are configured. A URI counts
-// more than a DNS name, a whole name more than a pattern, a long pattern more
-// than a short one. Names that count the same and are of different callers are
-// of none, and so is a JWT that fits several callers.
+// Caller returns the caller with an identity, or nil if no configured caller matches.
+// A URI takes precedence over a DNS name, a whole name over a pattern, and a long
+// pattern over a short one. The result is nil if matches of the same precedence
+// identify different callers.
 func (p *Policy) Caller(id Identity) *Caller {
 	switch {
 	case id.UID != nil:
 		return p.uids[*id.UID]
 	case id.Issuer != "" || id.Subject != "":
-		found := p.subject(id)
-		return found.the()
+		matches := p.matchJWT(id)
+		return matches.single()
 	}
 	uris := id.URIs
 	// A SPIFFE ID counts only if it is the only URI (X.509-SVID section 2).
 	if len(uris) > 1 {
 		uris = slices.DeleteFunc(slices.Clone(uris), spiffeScheme)
 	}
-	if found := theOne(uris, func(uri string) *Caller { return p.uris[uri] }); found != nil {
-		return found.caller
+	if matches := matchNames(uris, func(uri string) *Caller { return p.uris[uri] }); matches.first != nil {
+		return matches.single()
 	}
-	if found := theOne(uris, p.byPattern); found != nil {
-		return found.caller
+	if matches := matchNames(uris, p.byPattern); matches.first != nil {
+		return matches.single()
 	}
-	if found := theOne(id.DNSNames, func(name string) *Caller { return p.dns[strings.ToLower(name)] }); found != nil {
-		return found.caller
-	}
-	return nil
+	matches := matchNames(id.DNSNames, func(name string) *Caller { return p.dns[strings.ToLower(name)] })
+	return matches.single()
 }
 
-// Ambiguous reports whether a JWT fits several callers equally well, and therefore
-// identifies none of them.
-func (p *Policy) Ambiguous(id Identity) bool { return len(p.subject(id).others) > 0 }
+// Ambiguous reports whether several callers match a JWT with the same precedence, so
+// that it identifies none of them.
+func (p *Policy) Ambiguous(id Identity) bool { return len(p.matchJWT(id).others) > 0 }
 
-// match is what names were found to be of; its caller is nil if of several.
-type match struct{ caller *Caller }
-
-// theOne returns nil if no name is a caller's.
-func theOne(names []string, find func(name string) *Caller) *match {
-	var found *match
+// matchNames returns the callers that find returns for the names.
+func matchNames(names []string, find func(name string) *Caller) (m matches) {
 	for _, name := range names {
-		caller := find(name)
-		switch {
-		case caller == nil:
-		case found == nil:
-			found = &match{caller}
-		case found.caller != caller:
-			return &match{}
-		}
+		m.add(find(name))
 	}
-	return found
+	return m
 }
 
 func (p *Policy) byPattern(uri string) *Caller {
-	for _, one := range p.patterns {
-		if one.admits(uri) {
-			return one.caller
+	for _, pattern := range p.patterns {
+		if pattern.matches(uri) {
+			return pattern.caller
 		}
 	}
 	return nil
 }
 
-// admits reports whether a pattern stands for a name: the name is longer than the
-// pattern's prefix, and the rest cannot lead out of it. A URI must be plain for
-// that: one that others would decode, cut off or normalize matches no pattern.
-func (p *pattern) admits(name string) bool {
+// matches reports whether a name begins with the prefix and continues without leaving
+// it. A URI that another program could decode, truncate or normalize does not match.
+func (p *pattern) matches(name string) bool {
 	rest, ok := strings.CutPrefix(name, p.prefix)
 	switch {
 	case !ok || rest == "":

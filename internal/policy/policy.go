@@ -1,15 +1,15 @@
-// Package policy decides who may ask a broker for what. It is pure: a [Policy] is
-// made of a configuration once, and then answers from memory, without I/O, the
-// same for the same question.
+// Package policy identifies callers and authorizes their requests. It is pure: a
+// [Policy] is built from a configuration, does no I/O, and returns the same result
+// for the same request.
 //
-// Everything is denied that is not granted. A caller is one of those that are
-// configured, or nobody. What a grant leaves open is not "anything" but what the
-// client or the issuer that it is about is configured with; anything is asked
-// for by "*". A question is admitted if one grant admits all of it: grants are
-// not mixed. A question that names no scopes is for those of the client's default
-// scopes that one grant admits.
+// The default is deny: a role lists what a caller may do. A grant that leaves a
+// value open means the configured value of the client or issuer; only "*" means any
+// value. One grant must allow the whole request, because grants are not combined.
+// A request without scopes is narrowed to those default scopes of the client that
+// one grant allows.
 //
-// A denial says the same of what does not exist and of what is another's.
+// The result for a client that does not exist is the same as for one that the caller
+// has no grant for.
 package policy
 
 import (
@@ -20,47 +20,45 @@ import (
 	"unique"
 )
 
-// Any stands for everything in a grant.
+// Any stands for all values in a grant.
 const Any = "*"
 
-// Config is what a Policy is made of. Its parts are not changed and may be kept.
+// Config configures a Policy. The Policy does not modify it and does not keep it.
 type Config struct {
 	Callers []CallerConfig
 	Roles   map[string]Role
-	// Clients are those that exist, with the values that they are configured
-	// with, by name.
-	Clients map[string]Own
-	// Issuers are those that exist, with the audiences that they are configured
-	// with.
+	// Clients are the defaults of all clients, by name.
+	Clients map[string]Defaults
+	// Issuers are the configured audiences of all issuers.
 	Issuers map[string][]string
 }
 
-// Own are the values that a client is configured with: what it is asked for where
-// a question leaves them open, and what a grant is for where it leaves them open.
-type Own struct {
+// Defaults are the configured values of a client. They apply to requests and to
+// grants that leave the value open.
+type Defaults struct {
 	Audience  string
 	Resources []string
 	Scopes    []string
 }
 
-// CallerConfig is a caller: how it is recognised, and what it may.
+// CallerConfig configures a caller: how it is identified, and its permissions.
 type CallerConfig struct {
 	Name string
 	Match
 	Roles []string
-	// Limits of this caller. Nil: those of all.
+	// Limits of this caller, or nil for the common limits.
 	Limits *Limits
 }
 
-// Limits bound what one caller may ask for at a time. The package only keeps
-// them; who serves calls holds callers to them.
+// Limits bound the load of one caller. This package only stores them; the servers
+// enforce them.
 type Limits struct {
-	// PerSecond is how many calls a second it may make in the long run, Burst how
-	// many at once. Zero: as many as it likes.
+	// PerSecond is the rate of a token bucket in calls per second, and Burst its size.
+	// Zero means no limit.
 	PerSecond float64
 	Burst     int
-	// Concurrent is how many calls it may have under way, Watches how many watches.
-	// Zero: as many as it likes.
+	// Concurrent bounds the calls in progress, and Watches the open watches. Zero
+	// means no limit.
 	Concurrent, Watches int
 }
 
@@ -71,38 +69,40 @@ type Role struct {
 	Admin  []AdminGrant
 }
 
-// GetGrant lets a caller have tokens of a client.
+// GetGrant allows a caller to get tokens of a client.
 type GetGrant struct {
-	// Client is a client's name, or Any.
+	// Client is the name of a client, or Any.
 	Client string
-	// Audiences, Resources and Scopes are what may be asked for, and scopes what
-	// the IdP may grant. Empty: the client's own. Any as the only item: anything,
-	// scopes that nobody here has heard of included.
+	// Audiences, Resources and Scopes are the values that a request may name. Scopes
+	// also bound what the IdP may grant. An empty list means the client's Defaults. A
+	// list with the single item Any means all values, including scopes that the
+	// configuration does not mention.
 	Audiences []string
 	Resources []string
 	Scopes    []string
 }
 
-// VerifyGrant lets a caller have tokens of an issuer verified.
+// VerifyGrant allows a caller to verify tokens of an issuer.
 type VerifyGrant struct {
-	// Issuer is an issuer, byte for byte, or Any.
+	// Issuer is the identifier of an issuer, compared byte for byte, or Any.
 	Issuer string
-	// Audiences are those that tokens may be verified for. Empty: the issuer's own.
-	// Any as the only item: anything.
+	// Audiences are the audiences that a verified token may have. An empty list means
+	// the issuer's configured audiences, and the single item Any means all.
 	Audiences []string
 }
 
-// AdminGrant lets a caller do what operators do.
+// AdminGrant allows a caller to perform admin actions.
 type AdminGrant struct {
 	Actions []Action
-	// Clients that may be acted upon. Empty, or Any: all, and those which are gone.
+	// Clients to which the actions may apply. An empty list or Any means all clients,
+	// including removed ones.
 	Clients []string
 }
 
-// Action is something that operators do.
+// Action is an admin action, which is an RPC of AdminService.
 type Action string
 
-// The actions. Each is an RPC of AdminService.
+// The actions.
 const (
 	ListClients      Action = "list_clients"
 	GetClient        Action = "get_client"
@@ -116,7 +116,7 @@ const (
 	RevokeTokens     Action = "revoke_tokens"
 	ListRevocations  Action = "list_revocations"
 	DeleteRevocation Action = "delete_revocation"
-	// AnyAction stands for all of them.
+	// AnyAction stands for all actions.
 	AnyAction Action = Any
 )
 
@@ -128,52 +128,52 @@ func Actions() []Action {
 	}
 }
 
-// Policy says who may ask for what. It is immutable and safe for concurrent use.
+// Policy holds the callers with their permissions. It is immutable and safe for
+// concurrent use.
 type Policy struct {
 	callers  map[string]*Caller
 	uris     map[string]*Caller
-	patterns []pattern // of URIs, the longest first
+	patterns []pattern // of URIs, longest first
 	dns      map[string]*Caller
 	subjects map[string]*subjects // by issuer
 	uids     map[uint32]*Caller
 }
 
-// New makes a Policy. Whatever refers to what does not exist grants nothing: who
-// reads configurations tells of it.
+// New returns a Policy. It ignores grants that refer to a client, issuer or role that
+// does not exist. The configuration is expected to be checked before.
 func New(cfg Config) *Policy {
 	p := &Policy{
 		callers: map[string]*Caller{}, uris: map[string]*Caller{}, dns: map[string]*Caller{},
 		subjects: map[string]*subjects{}, uids: map[uint32]*Caller{},
 	}
 	for _, c := range cfg.Callers {
-		made := newCaller(c, &cfg)
-		p.callers[c.Name] = made
-		p.admit(c.Match, made)
+		caller := newCaller(c, &cfg)
+		p.callers[c.Name] = caller
+		p.addMatch(c.Match, caller)
 	}
 	slices.SortFunc(p.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
 	return p
 }
 
-// Named returns the caller of that name, nil if there is none.
+// Named returns the caller with a name, or nil if there is none.
 func (p *Policy) Named(name string) *Caller { return p.callers[name] }
 
 // Names returns the names of all callers, sorted.
 func (p *Policy) Names() []string { return slices.Sorted(maps.Keys(p.callers)) }
 
-// Caller is who asks: one of those who are configured, and what it may, by the
-// policy that it is of. It is immutable and safe for concurrent use. A nil Caller
-// is nobody and may nothing.
+// Caller is a configured caller with its permissions under one Policy. It is
+// immutable and safe for concurrent use. A nil Caller has no permissions.
 type Caller struct {
 	name   string
 	id     unique.Handle[string] // of name
 	limits *Limits
 	get    map[string][]*getGrant
-	verify map[string][]string // by issuer: audiences; nil: any
+	verify map[string][]string // audiences by issuer; nil means any
 	admin  map[Action]*scope
 	self   bool
 }
 
-// Self is the broker itself, when it asks on nobody's behalf: it may everything.
+// Self returns a caller with all permissions, for requests of the broker itself.
 func Self() *Caller {
 	const name = "the broker itself"
 	return &Caller{name: name, id: unique.Make(name), self: true}
@@ -187,19 +187,19 @@ func newCaller(cfg CallerConfig, all *Config) *Caller {
 	for _, name := range cfg.Roles {
 		role := all.Roles[name]
 		for i := range role.Get {
-			c.grantGet(&role.Get[i], all.Clients)
+			c.addGet(&role.Get[i], all.Clients)
 		}
 		for _, grant := range role.Verify {
-			c.grantVerify(grant, all.Issuers)
+			c.addVerify(grant, all.Issuers)
 		}
 		for _, grant := range role.Admin {
-			c.grantAdmin(grant)
+			c.addAdmin(grant)
 		}
 	}
 	return c
 }
 
-// Name is what the configuration calls the caller; "nobody" where there is none.
+// Name returns the configured name, or "nobody" for a nil Caller.
 func (c *Caller) Name() string {
 	if c == nil {
 		return "nobody"
@@ -207,12 +207,11 @@ func (c *Caller) Name() string {
 	return c.name
 }
 
-// ID stands for the name where callers are told apart often: it costs nothing to
-// compare, and is the same for a caller of that name in another policy. Nobody has
-// none: do not ask a nil Caller.
+// ID returns a handle of the name that is cheap to compare. Callers of the same name
+// in different policies have the same ID. ID panics for a nil Caller.
 func (c *Caller) ID() unique.Handle[string] { return c.id }
 
-// Limits of this caller alone; nil: those of all.
+// Limits returns the limits of this caller, or nil for the common limits.
 func (c *Caller) Limits() *Limits {
 	if c == nil {
 		return nil
@@ -220,41 +219,41 @@ func (c *Caller) Limits() *Limits {
 	return c.limits
 }
 
-func (c *Caller) grantGet(grant *GetGrant, clients map[string]Own) {
-	for name, own := range clients {
+func (c *Caller) addGet(grant *GetGrant, clients map[string]Defaults) {
+	for name, defaults := range clients {
 		if grant.Client != name && grant.Client != Any {
 			continue
 		}
-		full := grant.resolve(own)
-		c.get[name] = append(c.get[name], &full)
+		resolved := grant.resolve(defaults)
+		c.get[name] = append(c.get[name], &resolved)
 	}
 }
 
-// resolve fills in what a grant leaves open.
-func (g *GetGrant) resolve(own Own) getGrant {
+// resolve fills in the values that the grant leaves open.
+func (g *GetGrant) resolve(defaults Defaults) getGrant {
 	var audience []string
-	if own.Audience != "" {
-		audience = []string{own.Audience}
+	if defaults.Audience != "" {
+		audience = []string{defaults.Audience}
 	}
-	made := getGrant{
-		audiences: newScope(g.Audiences, audience),
-		resources: newScope(g.Resources, own.Resources),
-		scopes:    newScope(g.Scopes, own.Scopes),
-		named:     len(g.Scopes) > 0,
-		defaults:  sortedSet(own.Scopes),
+	resolved := getGrant{
+		audiences:   newScope(g.Audiences, audience),
+		resources:   newScope(g.Resources, defaults.Resources),
+		scopes:      newScope(g.Scopes, defaults.Scopes),
+		listsScopes: len(g.Scopes) > 0,
+		defaults:    sortedSet(defaults.Scopes),
 	}
-	made.kept = made.scopes.those(made.defaults)
-	return made
+	resolved.narrowed = resolved.scopes.filter(resolved.defaults)
+	return resolved
 }
 
-func (c *Caller) grantVerify(grant VerifyGrant, issuers map[string][]string) {
-	for issuer, own := range issuers {
+func (c *Caller) addVerify(grant VerifyGrant, issuers map[string][]string) {
+	for issuer, audiences := range issuers {
 		if grant.Issuer != issuer && grant.Issuer != Any {
 			continue
 		}
-		allowed := newScope(grant.Audiences, own)
-		if before, granted := c.verify[issuer]; granted {
-			allowed = allowed.and(scope{all: before == nil, values: before})
+		allowed := newScope(grant.Audiences, audiences)
+		if before, ok := c.verify[issuer]; ok {
+			allowed = allowed.union(scope{all: before == nil, values: before})
 		}
 		if allowed.all {
 			allowed.values = nil
@@ -263,21 +262,20 @@ func (c *Caller) grantVerify(grant VerifyGrant, issuers map[string][]string) {
 	}
 }
 
-func (c *Caller) grantAdmin(grant AdminGrant) {
+func (c *Caller) addAdmin(grant AdminGrant) {
 	actions := grant.Actions
 	if slices.Contains(actions, AnyAction) {
 		actions = Actions()
 	}
 	for _, action := range actions {
-		granted := grant.clients()
+		clients := grant.clients()
 		if before := c.admin[action]; before != nil {
-			granted = before.and(granted)
+			clients = before.union(clients)
 		}
-		c.admin[action] = &granted
+		c.admin[action] = &clients
 	}
 }
 
-// clients are those that may be acted upon.
 func (g *AdminGrant) clients() scope {
 	if len(g.Clients) == 0 {
 		return scope{all: true}
@@ -285,30 +283,29 @@ func (g *AdminGrant) clients() scope {
 	return newScope(g.Clients, nil)
 }
 
-// getGrant is a grant with all that it leaves open filled in.
+// getGrant is a GetGrant for one client, with the client's defaults filled in.
 type getGrant struct {
 	audiences, resources, scopes scope
-	// named reports that the grant lists scopes itself.
-	named bool
-	// kept are the client's default scopes that the grant admits, and defaults all
-	// of them: the result of narrow, computed once.
-	defaults, kept []string
+	// listsScopes reports whether the GetGrant lists scopes itself.
+	listsScopes bool
+	// narrowed is the result of narrow for defaults, computed in advance.
+	defaults, narrowed []string
 }
 
-// scope is a set of values, or all that there are.
+// scope is a set of values, or the set of all values.
 type scope struct {
 	all    bool
 	values []string // sorted
 }
 
-// newScope returns the values that a grant lists, or own if it lists none. Only a
-// grant can mean everything: own values are taken literally.
-func newScope(granted, own []string) scope {
+// newScope returns the values that a grant lists, or the configured ones if it lists
+// none. Any has its special meaning in a grant only.
+func newScope(granted, configured []string) scope {
 	switch {
 	case slices.Contains(granted, Any):
 		return scope{all: true}
 	case len(granted) == 0:
-		return scope{values: sortedSet(own)}
+		return scope{values: sortedSet(configured)}
 	default:
 		return scope{values: sortedSet(granted)}
 	}
@@ -318,22 +315,22 @@ func sortedSet(values []string) []string {
 	return slices.Compact(slices.Sorted(slices.Values(values)))
 }
 
-func (s *scope) and(other scope) scope {
+func (s *scope) union(other scope) scope {
 	if s.all || other.all {
 		return scope{all: true}
 	}
 	return scope{values: sortedSet(slices.Concat(s.values, other.values))}
 }
 
-// those returns the values that are in the scope.
-func (s *scope) those(values []string) []string {
-	var found []string
+// filter returns the values that are in the scope.
+func (s *scope) filter(values []string) []string {
+	var kept []string
 	for _, value := range values {
 		if s.has(value) {
-			found = append(found, value)
+			kept = append(kept, value)
 		}
 	}
-	return found
+	return kept
 }
 
 func (s *scope) has(value string) bool {

@@ -13,7 +13,7 @@ import (
 func config(roles map[string]policy.Role) policy.Config {
 	cfg := policy.Config{
 		Roles: roles,
-		Clients: map[string]policy.Own{
+		Clients: map[string]policy.Defaults{
 			"orders":  {Audience: "orders-api", Resources: []string{"r1", "r2"}, Scopes: []string{"write", "read"}},
 			"billing": {Scopes: []string{"read"}},
 		},
@@ -32,17 +32,17 @@ func granted(role policy.Role) *policy.Caller {
 
 func get(grants ...policy.GetGrant) *policy.Caller { return granted(policy.Role{Get: grants}) }
 
-func TestWhatMayBeHad(t *testing.T) {
-	own := policy.Ask{Client: "orders", Audience: "orders-api", Resources: []string{"r1", "r2"}, Scopes: []string{"read", "write"}}
-	with := func(change func(*policy.Ask)) policy.Ask {
-		ask := own
-		change(&ask)
-		return ask
+func TestResolve(t *testing.T) {
+	own := policy.Request{Client: "orders", Audience: "orders-api", Resources: []string{"r1", "r2"}, Scopes: []string{"read", "write"}}
+	with := func(change func(*policy.Request)) policy.Request {
+		req := own
+		change(&req)
+		return req
 	}
 	readOnly := policy.GetGrant{Client: "orders", Scopes: []string{"read"}}
 	for name, test := range map[string]struct {
 		caller *policy.Caller
-		ask    policy.Ask
+		req    policy.Request
 		want   bool
 	}{
 		"nobody":                          {nil, own, false},
@@ -51,40 +51,40 @@ func TestWhatMayBeHad(t *testing.T) {
 		"the client's own":                {get(policy.GetGrant{Client: "orders"}), own, true},
 		"any client":                      {get(policy.GetGrant{Client: "*"}), own, true},
 		"another client":                  {get(policy.GetGrant{Client: "billing"}), own, false},
-		"a client that is not there":      {get(policy.GetGrant{Client: "*"}), policy.Ask{Client: "zebra"}, false},
+		"a client that is not there":      {get(policy.GetGrant{Client: "*"}), policy.Request{Client: "zebra"}, false},
 		"a pattern of clients is none":    {get(policy.GetGrant{Client: "ord*"}), own, false},
-		"fewer scopes":                    {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Scopes = []string{"read"} }), true},
-		"no scopes, without defaults":     {get(readOnly), with(func(a *policy.Ask) { a.Scopes, a.Narrow = nil, true }), true},
-		"defaults, some of them granted":  {get(readOnly), with(func(a *policy.Ask) { a.Narrow = true }), true},
-		"defaults, none of them granted":  {get(policy.GetGrant{Client: "orders", Scopes: []string{"admin"}}), with(func(a *policy.Ask) { a.Narrow = true }), false},
+		"fewer scopes":                    {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Request) { a.Scopes = []string{"read"} }), true},
+		"no scopes, without defaults":     {get(readOnly), with(func(a *policy.Request) { a.Scopes, a.Narrow = nil, true }), true},
+		"defaults, some of them granted":  {get(readOnly), with(func(a *policy.Request) { a.Narrow = true }), true},
+		"defaults, none of them granted":  {get(policy.GetGrant{Client: "orders", Scopes: []string{"admin"}}), with(func(a *policy.Request) { a.Narrow = true }), false},
 		"a scope that is not granted":     {get(readOnly), own, false},
-		"a granted scope":                 {get(readOnly), with(func(a *policy.Ask) { a.Scopes = []string{"read"} }), true},
-		"a scope that is not its own":     {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Scopes = []string{"admin"} }), false},
-		"any scope":                       {get(policy.GetGrant{Client: "orders", Scopes: []string{"*"}}), with(func(a *policy.Ask) { a.Scopes = []string{"admin"} }), true},
-		"the scope * where it is granted": {get(readOnly), with(func(a *policy.Ask) { a.Scopes = []string{"*"} }), false},
-		"another audience":                {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Audience = "other" }), false},
-		"another audience that is named":  {get(policy.GetGrant{Client: "orders", Audiences: []string{"other"}}), with(func(a *policy.Ask) { a.Audience = "other" }), true},
+		"a granted scope":                 {get(readOnly), with(func(a *policy.Request) { a.Scopes = []string{"read"} }), true},
+		"a scope that is not its own":     {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Request) { a.Scopes = []string{"admin"} }), false},
+		"any scope":                       {get(policy.GetGrant{Client: "orders", Scopes: []string{"*"}}), with(func(a *policy.Request) { a.Scopes = []string{"admin"} }), true},
+		"the scope * where it is granted": {get(readOnly), with(func(a *policy.Request) { a.Scopes = []string{"*"} }), false},
+		"another audience":                {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Request) { a.Audience = "other" }), false},
+		"another audience that is named":  {get(policy.GetGrant{Client: "orders", Audiences: []string{"other"}}), with(func(a *policy.Request) { a.Audience = "other" }), true},
 		"its own, where another is named": {get(policy.GetGrant{Client: "orders", Audiences: []string{"other"}}), own, false},
-		"any audience":                    {get(policy.GetGrant{Client: "orders", Audiences: []string{"*"}}), with(func(a *policy.Ask) { a.Audience = "other" }), true},
-		"another resource":                {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Ask) { a.Resources = []string{"r1", "r3"} }), false},
-		"any resource":                    {get(policy.GetGrant{Client: "orders", Resources: []string{"*"}}), with(func(a *policy.Ask) { a.Resources = []string{"r3"} }), true},
+		"any audience":                    {get(policy.GetGrant{Client: "orders", Audiences: []string{"*"}}), with(func(a *policy.Request) { a.Audience = "other" }), true},
+		"another resource":                {get(policy.GetGrant{Client: "orders"}), with(func(a *policy.Request) { a.Resources = []string{"r1", "r3"} }), false},
+		"any resource":                    {get(policy.GetGrant{Client: "orders", Resources: []string{"*"}}), with(func(a *policy.Request) { a.Resources = []string{"r3"} }), true},
 		"grants are not mixed": {
 			get(policy.GetGrant{Client: "orders", Audiences: []string{"other"}, Scopes: []string{"read"}}, policy.GetGrant{Client: "orders", Scopes: []string{"write"}}),
-			with(func(a *policy.Ask) { a.Audience, a.Scopes = "other", []string{"write"} }), false,
+			with(func(a *policy.Request) { a.Audience, a.Scopes = "other", []string{"write"} }), false,
 		},
 		"one of two grants": {
 			get(policy.GetGrant{Client: "orders", Scopes: []string{"read"}}, policy.GetGrant{Client: "orders"}), own, true,
 		},
-		"the broker itself": {policy.Self(), policy.Ask{Client: "zebra", Scopes: []string{"any"}}, true},
+		"the broker itself": {policy.Self(), policy.Request{Client: "zebra", Scopes: []string{"any"}}, true},
 	} {
-		if _, got := test.caller.Resolve(test.ask); got != test.want {
-			t.Errorf("%s: Resolve admits it: %v", name, got)
+		if _, got := test.caller.Resolve(test.req); got != test.want {
+			t.Errorf("%s: Resolve allows it: %v", name, got)
 		}
 	}
 }
 
-func TestWhatTheIdPGrantedIsJudgedToo(t *testing.T) {
-	ask := policy.Ask{Client: "orders", Audience: "orders-api", Scopes: []string{"read"}}
+func TestMayReceive(t *testing.T) {
+	req := policy.Request{Client: "orders", Audience: "orders-api", Scopes: []string{"read"}}
 	readOnly := policy.GetGrant{Client: "orders", Scopes: []string{"read"}}
 	for name, test := range map[string]struct {
 		caller  *policy.Caller
@@ -105,13 +105,13 @@ func TestWhatTheIdPGrantedIsJudgedToo(t *testing.T) {
 		"nobody":                                 {nil, nil, false},
 		"the broker itself":                      {policy.Self(), []string{"any"}, true},
 	} {
-		if got := test.caller.MayHave(ask, test.granted); got != test.want {
-			t.Errorf("%s: MayHave = %v", name, got)
+		if got := test.caller.MayReceive(req, test.granted); got != test.want {
+			t.Errorf("%s: MayReceive = %v", name, got)
 		}
 	}
 }
 
-func TestWhatMayBeVerified(t *testing.T) {
+func TestMayVerify(t *testing.T) {
 	for name, test := range map[string]struct {
 		grants []policy.VerifyGrant
 		want   map[string][]string
@@ -151,7 +151,7 @@ func TestWhatMayBeVerified(t *testing.T) {
 	}
 }
 
-func TestWhatMayBeDone(t *testing.T) {
+func TestMayDo(t *testing.T) {
 	some := granted(policy.Role{Admin: []policy.AdminGrant{
 		{Actions: []policy.Action{policy.PurgeTokens, policy.GetClient}, Clients: []string{"orders"}},
 		{Actions: []policy.Action{policy.PurgeTokens}, Clients: []string{"billing"}},
@@ -182,9 +182,9 @@ func TestWhatMayBeDone(t *testing.T) {
 	}
 }
 
-// A grant is an upper bound: who may ask for something may ask for less, and who
-// is granted more may ask for all that it might before.
-func TestMoreGrantsNeverTakeAnythingAway(t *testing.T) {
+// A grant is an upper bound: it allows every request for a part of the same scopes, and
+// an additional grant never denies a request that was allowed before.
+func TestMoreGrantsNeverDenyMore(t *testing.T) {
 	word := rapid.SampledFrom([]string{"a", "b", "c", "*"})
 	words := rapid.SliceOfNDistinct(word, 0, 3, rapid.ID[string])
 	grants := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) policy.GetGrant {
@@ -196,33 +196,33 @@ func TestMoreGrantsNeverTakeAnythingAway(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		few := grants.Draw(t, "grants")
 		more := append(slices.Clone(few), grants.Draw(t, "more")...)
-		ask := policy.Ask{
+		req := policy.Request{
 			Client:   rapid.SampledFrom([]string{"orders", "billing"}).Draw(t, "client"),
 			Audience: rapid.SampledFrom([]string{"", "a", "orders-api"}).Draw(t, "audience"),
 			Scopes:   rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "read", "write"}), 0, 3, rapid.ID[string]).Draw(t, "scopes"),
 		}
 		before, after := get(few...), get(more...)
-		may := func(caller *policy.Caller, ask policy.Ask) bool {
-			_, may := caller.Resolve(ask)
+		may := func(caller *policy.Caller, req policy.Request) bool {
+			_, may := caller.Resolve(req)
 			return may
 		}
-		if may(before, ask) && !may(after, ask) {
-			t.Fatalf("%+v was taken away by more grants", ask)
+		if may(before, req) && !may(after, req) {
+			t.Fatalf("%+v is denied because of more grants", req)
 		}
-		less := ask
-		less.Scopes = ask.Scopes[:len(ask.Scopes)/2]
-		if may(before, ask) && !may(before, less) {
-			t.Fatalf("%+v may be asked for and %+v not", ask, less)
+		less := req
+		less.Scopes = req.Scopes[:len(req.Scopes)/2]
+		if may(before, req) && !may(before, less) {
+			t.Fatalf("%+v is allowed and %+v is not", req, less)
 		}
-		if len(ask.Scopes) > 0 && before.MayHave(ask, ask.Scopes) != may(before, ask) {
-			t.Fatalf("%+v: what was asked for exactly is judged in two ways", ask)
+		if len(req.Scopes) > 0 && before.MayReceive(req, req.Scopes) != may(before, req) {
+			t.Fatalf("%+v: the requested scopes are judged in two ways", req)
 		}
-		defaults := ask
+		defaults := req
 		defaults.Narrow = true
 		had, _ := before.Resolve(defaults)
 		has, _ := after.Resolve(defaults)
 		if len(has) < len(had) {
-			t.Fatalf("%+v: %q was taken away by more grants, which leave %q", ask, had, has)
+			t.Fatalf("%+v: %q was taken away by more grants, which leave %q", req, had, has)
 		}
 	})
 }

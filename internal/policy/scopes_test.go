@@ -34,40 +34,38 @@ func TestRequestWithoutScopesIsNarrowedToOneGrant(t *testing.T) {
 		"nobody":                                 {nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ask := policy.Ask{Client: "orders", Audience: "orders-api", Resources: []string{"r1"}, Scopes: defaults, Narrow: true}
-			got, may := test.caller.Resolve(ask)
-			if may != (test.want != nil) || !slices.Equal(got, test.want) {
-				t.Errorf("got %q, %v, want %q", got, may, test.want)
+			req := policy.Request{Client: "orders", Audience: "orders-api", Resources: []string{"r1"}, Scopes: defaults, Narrow: true}
+			got, ok := test.caller.Resolve(req)
+			if ok != (test.want != nil) || !slices.Equal(got, test.want) {
+				t.Errorf("got %q, %v, want %q", got, ok, test.want)
 			}
 		})
 	}
 }
 
-// A policy answers for the defaults that a client has now, which may be others than
-// those that the policy was made with.
-func TestRequestWithoutScopesIsNarrowedByTheDefaultsOfNow(t *testing.T) {
+// The defaults of a client may change after the policy was built.
+func TestRequestWithoutScopesIsNarrowedByCurrentDefaults(t *testing.T) {
 	caller := get(policy.GetGrant{Client: "orders", Scopes: []string{"read", "admin"}})
-	ask := policy.Ask{Client: "orders", Scopes: []string{"admin", "list"}, Narrow: true}
-	if got, may := caller.Resolve(ask); !may || !slices.Equal(got, []string{"admin"}) {
-		t.Errorf("%q, %v", got, may)
+	req := policy.Request{Client: "orders", Scopes: []string{"admin", "list"}, Narrow: true}
+	if got, ok := caller.Resolve(req); !ok || !slices.Equal(got, []string{"admin"}) {
+		t.Errorf("%q, %v", got, ok)
 	}
 }
 
-// What a client is configured with is taken literally: only a grant can mean
-// everything.
-func TestValuesOfAClientAreNoPatterns(t *testing.T) {
+// "*" means all values in a grant only. In the defaults of a client it is literal.
+func TestDefaultsAreNotPatterns(t *testing.T) {
 	cfg := config(map[string]policy.Role{"caller": {Get: []policy.GetGrant{{Client: "odd"}}}})
-	cfg.Clients["odd"] = policy.Own{Audience: "*", Resources: []string{"*"}, Scopes: []string{"*"}}
+	cfg.Clients["odd"] = policy.Defaults{Audience: "*", Resources: []string{"*"}, Scopes: []string{"*"}}
 	caller := policy.New(cfg).Named("caller")
-	for _, ask := range []policy.Ask{
+	for _, req := range []policy.Request{
 		{Client: "odd", Audience: "other"}, {Client: "odd", Resources: []string{"other"}}, {Client: "odd", Scopes: []string{"other"}},
 	} {
-		if _, may := caller.Resolve(ask); may {
-			t.Errorf("%+v is admitted", ask)
+		if _, ok := caller.Resolve(req); ok {
+			t.Errorf("%+v is allowed", req)
 		}
 	}
-	if _, may := caller.Resolve(policy.Ask{Client: "odd", Audience: "*", Scopes: []string{"*"}}); !may {
-		t.Error("the client's own values are not admitted")
+	if _, ok := caller.Resolve(policy.Request{Client: "odd", Audience: "*", Scopes: []string{"*"}}); !ok {
+		t.Error("the client's own values are not allowed")
 	}
 }
 
@@ -88,95 +86,95 @@ func TestResolvedScopesAreThoseOfOneGrant(t *testing.T) {
 	plain := words(4, "p", "q", "r", "s")
 	rapid.Check(t, func(t *rapid.T) {
 		all := grants.Draw(t, "grants")
-		own := policy.Own{Audience: rapid.SampledFrom([]string{"", "a"}).Draw(t, "own audience"), Scopes: plain.Draw(t, "defaults")}
+		own := policy.Defaults{Audience: rapid.SampledFrom([]string{"", "a"}).Draw(t, "own audience"), Scopes: plain.Draw(t, "defaults")}
 		caller := policy.New(policy.Config{
 			Callers: []policy.CallerConfig{{Name: "caller", Roles: []string{"role"}}},
-			Roles:   map[string]policy.Role{"role": {Get: all}}, Clients: map[string]policy.Own{"c": own},
+			Roles:   map[string]policy.Role{"role": {Get: all}}, Clients: map[string]policy.Defaults{"c": own},
 		}).Named("caller")
-		ask := policy.Ask{
+		req := policy.Request{
 			Client: "c", Audience: rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "audience"),
 			Resources: words(1, "a", "b").Draw(t, "resources"), Scopes: plain.Draw(t, "scopes"),
 		}
-		if ask.Narrow = rapid.Bool().Draw(t, "narrow"); ask.Narrow {
-			ask.Scopes = own.Scopes
+		if req.Narrow = rapid.Bool().Draw(t, "narrow"); req.Narrow {
+			req.Scopes = own.Scopes
 		}
-		got, may := caller.Resolve(ask)
-		best := -1 // how many of the scopes the best grant admits
+		got, ok := caller.Resolve(req)
+		best := -1 // how many of the scopes the best grant allows
 		for _, grant := range all {
-			if admitsTarget(grant, own, ask) {
-				best = max(best, len(admittedBy(grant, own, ask.Scopes)))
+			if allowsTarget(grant, own, req) {
+				best = max(best, len(allowedBy(grant, own, req.Scopes)))
 			}
 		}
 		switch {
-		case best < 0 || best == 0 && len(ask.Scopes) > 0 || !ask.Narrow && best < len(ask.Scopes):
-			if may {
-				t.Fatalf("%+v is admitted with %q by %+v", ask, got, all)
+		case best < 0 || best == 0 && len(req.Scopes) > 0 || !req.Narrow && best < len(req.Scopes):
+			if ok {
+				t.Fatalf("%+v is allowed with %q by %+v", req, got, all)
 			}
-		case !may || len(got) != best:
-			t.Fatalf("%+v: %q, %v, want %d scopes by %+v", ask, got, may, best, all)
+		case !ok || len(got) != best:
+			t.Fatalf("%+v: %q, %v, want %d scopes by %+v", req, got, ok, best, all)
 		}
 		within := func(grant policy.GetGrant, scopes []string) bool {
-			return admitsTarget(grant, own, ask) && len(admittedBy(grant, own, scopes)) == len(scopes)
+			return allowsTarget(grant, own, req) && len(allowedBy(grant, own, scopes)) == len(scopes)
 		}
-		if may && !slices.ContainsFunc(all, func(grant policy.GetGrant) bool { return within(grant, got) }) {
-			t.Fatalf("%+v: %q are of no one grant of %+v", ask, got, all)
+		if ok && !slices.ContainsFunc(all, func(grant policy.GetGrant) bool { return within(grant, got) }) {
+			t.Fatalf("%+v: %q are of no one grant of %+v", req, got, all)
 		}
-		if may && slices.ContainsFunc(got, func(scope string) bool { return !slices.Contains(ask.Scopes, scope) }) {
-			t.Fatalf("%+v: %q are more than were asked for", ask, got)
+		if ok && slices.ContainsFunc(got, func(scope string) bool { return !slices.Contains(req.Scopes, scope) }) {
+			t.Fatalf("%+v: %q are more than requested", req, got)
 		}
-		resolved := ask
+		resolved := req
 		resolved.Scopes, resolved.Narrow = got, false
 		granted := plain.Draw(t, "granted")
-		if !may || !caller.MayHave(resolved, granted) {
+		if !ok || !caller.MayReceive(resolved, granted) {
 			return
 		}
 		if !slices.ContainsFunc(all, func(grant policy.GetGrant) bool {
 			unknown := len(granted) == 0 && len(grant.Scopes) > 0 && !slices.Contains(grant.Scopes, policy.Any)
 			return within(grant, granted) && !unknown
 		}) {
-			t.Fatalf("%+v: a token with %q is handed out by %+v", ask, granted, all)
+			t.Fatalf("%+v: a token with %q is handed out by %+v", req, granted, all)
 		}
 	})
 }
 
-// admitsTarget and admittedBy say in the plainest way what a grant means.
-func admitsTarget(grant policy.GetGrant, own policy.Own, ask policy.Ask) bool {
+// allowsTarget and allowedBy are an independent implementation of a grant.
+func allowsTarget(grant policy.GetGrant, own policy.Defaults, req policy.Request) bool {
 	audiences := grant.Audiences
 	if len(audiences) == 0 {
 		audiences = []string{own.Audience}
 	}
-	if ask.Audience != "" && !slices.Contains(audiences, ask.Audience) && !slices.Contains(grant.Audiences, policy.Any) {
+	if req.Audience != "" && !slices.Contains(audiences, req.Audience) && !slices.Contains(grant.Audiences, policy.Any) {
 		return false
 	}
-	return !slices.ContainsFunc(ask.Resources, func(resource string) bool {
+	return !slices.ContainsFunc(req.Resources, func(resource string) bool {
 		return !slices.Contains(grant.Resources, resource) && !slices.Contains(grant.Resources, policy.Any)
 	})
 }
 
-func admittedBy(grant policy.GetGrant, own policy.Own, scopes []string) (admitted []string) {
+func allowedBy(grant policy.GetGrant, own policy.Defaults, scopes []string) (allowed []string) {
 	for _, scope := range scopes {
 		list := grant.Scopes
 		if len(list) == 0 {
 			list = own.Scopes
 		}
 		if slices.Contains(list, scope) || slices.Contains(grant.Scopes, policy.Any) {
-			admitted = append(admitted, scope)
+			allowed = append(allowed, scope)
 		}
 	}
-	return admitted
+	return allowed
 }
 
-func TestExplanationNamesTheScopesOfRequestsThatNameNone(t *testing.T) {
+func TestExplainNamesScopesOfDefaultRequests(t *testing.T) {
 	cfg := config(nil)
-	cfg.Clients["bare"] = policy.Own{}
+	cfg.Clients["bare"] = policy.Defaults{}
 	for name, test := range map[string]struct {
 		grants []policy.GetGrant
 		want   string
 	}{
 		"narrowed":       {[]policy.GetGrant{{Client: "orders", Scopes: []string{"write"}}, {Client: "orders", Scopes: []string{"read", "x"}}}, "gets the scopes write"},
-		"denied":         {[]policy.GetGrant{{Client: "orders", Scopes: []string{"x"}}}, "is denied: no grant admits any of the client's default scopes, which are read, write"},
-		"another target": {[]policy.GetGrant{{Client: "orders", Audiences: []string{"x"}}}, "is denied: no grant admits the client's own audience and resources"},
-		"no defaults":    {[]policy.GetGrant{{Client: "bare", Scopes: []string{"x"}}}, "is sent without scopes, and denied unless the IdP says which scopes it granted"},
+		"denied":         {[]policy.GetGrant{{Client: "orders", Scopes: []string{"x"}}}, "is denied: no grant allows any of the client's default scopes, which are read, write"},
+		"another target": {[]policy.GetGrant{{Client: "orders", Audiences: []string{"x"}}}, "is denied: no grant allows the client's default audience and resources"},
+		"no defaults":    {[]policy.GetGrant{{Client: "bare", Scopes: []string{"x"}}}, "is sent without scopes, and denied unless the IdP names the scopes that it granted"},
 		"nothing named":  {[]policy.GetGrant{{Client: "bare"}}, "is sent without scopes"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,7 +2,7 @@ package policy
 
 import "strings"
 
-// Bounds of a SPIFFE ID (SPIFFE-ID section 2).
+// Bounds of a SPIFFE ID in bytes (SPIFFE-ID section 2).
 const (
 	maxSPIFFEID    = 2048
 	maxTrustDomain = 255
@@ -10,17 +10,16 @@ const (
 
 const spiffePrefix = "spiffe://"
 
-// spiffeScheme reports whether a URI has the scheme of SPIFFE IDs, in any case.
+// spiffeScheme reports whether a URI has the scheme of SPIFFE IDs, regardless of case.
 func spiffeScheme(uri string) bool {
 	const scheme = "spiffe:"
 	return len(uri) >= len(scheme) && strings.EqualFold(uri[:len(scheme)], scheme)
 }
 
-// IsSPIFFEID reports whether text is the SPIFFE ID of a workload exactly as the
-// standard writes it (SPIFFE-ID section 2): lower-case scheme and trust domain, a path
-// of non-empty segments of letters, digits, dots, dashes and underscores, none of
-// which is "." or "..". There is no user information, port, percent-encoding,
-// query or fragment.
+// IsSPIFFEID reports whether text is the SPIFFE ID of a workload in its canonical
+// form (SPIFFE-ID section 2): scheme and trust domain in lower case, and a path of
+// segments of letters, digits, dots, dashes and underscores that are not empty, "."
+// or "..". It rejects user information, port, percent-encoding, query and fragment.
 func IsSPIFFEID(text string) bool {
 	rest, ok := strings.CutPrefix(text, spiffePrefix)
 	domain, path, hasPath := strings.Cut(rest, "/")

@@ -9,118 +9,120 @@ import (
 
 // Claim is a requirement on a claim of a JWT.
 type Claim struct {
-	// Path are the names of the members that lead to the claim, the outermost first.
+	// Path leads to the claim through nested objects, outermost first.
 	Path []string
-	// Value is what the claim must be, if it is a string, or what one of its items must
-	// be, if it is a list. At the end, "*" after ':' or '/' stands for any rest.
+	// Value is the required value of a string claim, or of one item of a list. A final
+	// "*" after ':' or '/' stands for any rest.
 	Value string
 }
 
-// subjects are the callers whose JWTs are of one issuer.
+// subjects are the callers that are identified by JWTs of one issuer.
 type subjects struct {
 	exact    map[string]*Caller
-	patterns []pattern // the longest first
-	// claiming are the callers that are recognised by claims, by their exact subject;
-	// those with a pattern or without a subject are under "".
-	claiming map[string][]claiming
+	patterns []pattern // longest first
+	// byClaims are the callers with required claims, by their exact subject. Those
+	// with a pattern or without a subject are under "".
+	byClaims map[string][]claimsMatch
 }
 
-// claiming is a caller that is recognised by claims.
-type claiming struct {
-	subject pattern // of all subjects if its prefix is empty
+// claimsMatch is a caller with required claims.
+type claimsMatch struct {
+	subject pattern // matches any subject if its prefix is empty
 	claims  []Claim
 	caller  *Caller
 }
 
-// matches are the callers that an identity fits equally well. Usually it is one.
+// matches are the callers that match an identity with the same precedence. Usually
+// there is one.
 type matches struct {
-	one    *Caller
+	first  *Caller
 	others []*Caller
 }
 
 func (m *matches) add(c *Caller) {
 	switch {
-	case c == nil || c == m.one || slices.Contains(m.others, c):
-	case m.one == nil:
-		m.one = c
+	case c == nil || c == m.first || slices.Contains(m.others, c):
+	case m.first == nil:
+		m.first = c
 	default:
 		m.others = append(m.others, c)
 	}
 }
 
-// the returns the caller; nil: there is none, or more than one.
-func (m *matches) the() *Caller {
+// single returns the caller, or nil if there is none or more than one.
+func (m *matches) single() *Caller {
 	if len(m.others) > 0 {
 		return nil
 	}
-	return m.one
+	return m.first
 }
 
-func (p *Policy) admitSubject(m Match, c *Caller) {
-	known := p.subjects[m.Issuer]
-	if known == nil {
-		known = &subjects{exact: map[string]*Caller{}, claiming: map[string][]claiming{}}
-		p.subjects[m.Issuer] = known
+func (p *Policy) addSubject(m Match, c *Caller) {
+	s := p.subjects[m.Issuer]
+	if s == nil {
+		s = &subjects{exact: map[string]*Caller{}, byClaims: map[string][]claimsMatch{}}
+		p.subjects[m.Issuer] = s
 	}
-	prefix, wild := strings.CutSuffix(m.Subject, Any)
-	rest := pattern{prefix, strings.Contains(prefix, "://"), c}
+	prefix, isPattern := strings.CutSuffix(m.Subject, Any)
+	subject := pattern{prefix, strings.Contains(prefix, "://"), c}
 	switch {
-	case len(m.Claims) > 0 && !wild:
-		known.claiming[m.Subject] = append(known.claiming[m.Subject], claiming{claims: m.Claims, caller: c})
+	case len(m.Claims) > 0 && !isPattern:
+		s.byClaims[m.Subject] = append(s.byClaims[m.Subject], claimsMatch{claims: m.Claims, caller: c})
 	case len(m.Claims) > 0:
-		known.claiming[""] = append(known.claiming[""], claiming{rest, m.Claims, c})
-	case !wild:
-		known.exact[m.Subject] = c
+		s.byClaims[""] = append(s.byClaims[""], claimsMatch{subject, m.Claims, c})
+	case !isPattern:
+		s.exact[m.Subject] = c
 	default:
-		known.patterns = append(known.patterns, rest)
-		slices.SortFunc(known.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
+		s.patterns = append(s.patterns, subject)
+		slices.SortFunc(s.patterns, func(a, b pattern) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
 	}
 }
 
-// subject returns the callers that a JWT fits. An exact subject counts more than
-// everything else.
-func (p *Policy) subject(id Identity) (found matches) {
-	known := p.subjects[id.Issuer]
-	if known == nil {
-		return found
+// matchJWT returns the callers that match a JWT. An exact subject takes precedence
+// over patterns and over claims without an exact subject.
+func (p *Policy) matchJWT(id Identity) (m matches) {
+	s := p.subjects[id.Issuer]
+	if s == nil {
+		return m
 	}
 	if id.Subject != "" {
-		found.add(known.exact[id.Subject])
-		found.addClaiming(known.claiming[id.Subject], id)
+		m.add(s.exact[id.Subject])
+		m.addByClaims(s.byClaims[id.Subject], id)
 	}
-	if found.one != nil {
-		return found
+	if m.first != nil {
+		return m
 	}
-	for _, one := range known.patterns {
-		if one.admits(id.Subject) {
-			found.add(one.caller)
+	for _, pattern := range s.patterns {
+		if pattern.matches(id.Subject) {
+			m.add(pattern.caller)
 			break
 		}
 	}
-	found.addClaiming(known.claiming[""], id)
-	return found
+	m.addByClaims(s.byClaims[""], id)
+	return m
 }
 
-func (m *matches) addClaiming(all []claiming, id Identity) {
-	if len(all) == 0 {
+// addByClaims adds the candidates whose subject and claims match.
+func (m *matches) addByClaims(candidates []claimsMatch, id Identity) {
+	if len(candidates) == 0 {
 		return
 	}
 	var claims map[string]json.RawMessage
 	if json.Unmarshal(id.Claims, &claims) != nil {
 		return
 	}
-	for _, one := range all {
-		if one.subject.prefix != "" && !one.subject.admits(id.Subject) {
+	for _, candidate := range candidates {
+		if candidate.subject.prefix != "" && !candidate.subject.matches(id.Subject) {
 			continue
 		}
-		if !slices.ContainsFunc(one.claims, func(c Claim) bool { return !c.holds(claims) }) {
-			m.add(one.caller)
+		if !slices.ContainsFunc(candidate.claims, func(c Claim) bool { return !c.matches(claims) }) {
+			m.add(candidate.caller)
 		}
 	}
 }
 
-// holds reports whether claims fulfil the requirement.
-func (c *Claim) holds(claims map[string]json.RawMessage) bool {
+// matches reports whether claims contain the required claim.
+func (c *Claim) matches(claims map[string]json.RawMessage) bool {
 	last := len(c.Path) - 1
 	for _, name := range c.Path[:last] {
 		var inner map[string]json.RawMessage
@@ -137,15 +139,15 @@ func (c *Claim) holds(claims map[string]json.RawMessage) bool {
 	if !isList {
 		items = []any{value}
 	}
-	return slices.ContainsFunc(items, c.is)
+	return slices.ContainsFunc(items, c.matchesValue)
 }
 
-func (c *Claim) is(value any) bool {
+func (c *Claim) matchesValue(value any) bool {
 	text, isText := value.(string)
-	prefix, wild := strings.CutSuffix(c.Value, Any)
-	if !isText || !wild {
+	prefix, isPattern := strings.CutSuffix(c.Value, Any)
+	if !isText || !isPattern {
 		return isText && text == c.Value
 	}
-	rest := pattern{prefix: prefix, uri: strings.Contains(prefix, "://")}
-	return rest.admits(text)
+	required := pattern{prefix: prefix, uri: strings.Contains(prefix, "://")}
+	return required.matches(text)
 }

@@ -267,7 +267,7 @@ func TestOperatorsMayDoWhatTheyAreGrantedAndNothingElse(t *testing.T) {
 		Roles: map[string]policy.Role{"orders": {Admin: []policy.AdminGrant{{
 			Actions: []policy.Action{policy.ListClients, policy.GetClient, policy.RotateSecret}, Clients: []string{"orders"},
 		}}}},
-		Clients: map[string]policy.Own{"orders": {}, "billing": {}},
+		Clients: map[string]policy.Defaults{"orders": {}, "billing": {}},
 	})
 	r := serveManagedFor(t, who, "operator")
 	list, err := r.admin.ListClients(t.Context(), &tokenbrokerv1.ListClientsRequest{})

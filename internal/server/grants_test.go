@@ -69,7 +69,7 @@ func TestEachRPCIsGrantedByItself(t *testing.T) {
 	for _, action := range policy.Actions() {
 		grants[string(action)] = policy.Role{Admin: []policy.AdminGrant{{Actions: []policy.Action{action}}}}
 	}
-	cfg := policy.Config{Roles: grants, Clients: map[string]policy.Own{"orders": {Audience: audience, Scopes: []string{"read", "write"}}}, Issuers: map[string][]string{issuer: {audience}}}
+	cfg := policy.Config{Roles: grants, Clients: map[string]policy.Defaults{"orders": {Audience: audience, Scopes: []string{"read", "write"}}}, Issuers: map[string][]string{issuer: {audience}}}
 	for name := range grants {
 		cfg.Callers = append(cfg.Callers, policy.CallerConfig{Name: name, Match: policy.Match{Issuer: issuer, Subject: name}, Roles: []string{name}})
 	}

@@ -126,7 +126,7 @@ func allowing(callers ...policy.CallerConfig) *policy.Policy {
 			Verify: []policy.VerifyGrant{{Issuer: policy.Any, Audiences: all}},
 			Admin:  []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}},
 		}},
-		Clients: map[string]policy.Own{"orders": {}},
+		Clients: map[string]policy.Defaults{"orders": {}},
 		Issuers: map[string][]string{issuer: {audience}},
 	})
 }
