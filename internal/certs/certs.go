@@ -1,11 +1,10 @@
-// Package certs keeps what a listener proves itself by over TLS, and by whom the
-// certificates of its callers must be issued: read from files or from a SPIFFE
-// Workload API, checked as a whole, and replaced while connections go on when they
-// change.
+// Package certs provides the TLS certificate of a listener and the authorities for
+// client certificates. They come from files or from a SPIFFE Workload API and are
+// reloaded while the listener runs, without closing connections.
 //
-// It refuses what would not work: a certificate that expired or begins later, a key
-// of another one, files of the wrong kind. Those are errors at the start, and are
-// never put in force afterwards.
+// New material is checked as a whole before it is used. An expired or future
+// certificate, a key that belongs to another certificate or a file of the wrong kind
+// is an error at the start. Later the current material stays in use.
 package certs
 
 import (
@@ -19,141 +18,137 @@ import (
 	"time"
 )
 
-// PollInterval is how often the files are looked at. A change counts when the same
-// was read twice, because a file may be seen half written.
+// PollInterval is the time between two checks of the files. New content is used after
+// two equal reads, because a single read may see a half-written file.
 const PollInterval = time.Second
 
-// Config names files in PEM form.
+// Config names files in PEM.
 type Config struct {
-	// Cert holds the certificate, and after it the intermediate ones. Required.
+	// Cert contains the certificate and then its intermediates. Required.
 	Cert string
-	// Key holds its private key. Required.
+	// Key contains the private key of the certificate. Required.
 	Key string
-	// ClientCA holds the authorities that issue the certificates of callers. Empty:
-	// callers are not asked for any.
+	// ClientCA contains the authorities for client certificates. If it is empty, the
+	// listener does not request client certificates.
 	ClientCA string
-	// MinVersion is the lowest version of TLS that is spoken. Zero: 1.3.
+	// MinVersion is the lowest accepted version of TLS. It defaults to 1.3.
 	MinVersion uint16
 }
 
-// Source is the material in the files or of the Workload API, as it was when it was
-// last found good. Its methods are safe for concurrent use; all but Reload and Poll do
-// no I/O.
+// Source holds the current material. It is safe for concurrent use. Only Reload and
+// Poll do I/O.
 type Source struct {
 	config     Config
 	minVersion uint16
-	workload   *workload // nil: the material is in files
-	inForce    atomic.Pointer[material]
+	workload   *workload // nil if the material comes from files
+	current    atomic.Pointer[material]
 
-	applied, refusals atomic.Uint64
-	refused           atomic.Bool
+	applied, refused atomic.Uint64 // changes
+	failing          atomic.Bool
 
 	mu       sync.Mutex
-	looked   look              // at the files, before they were read last
-	seen     [sha256.Size]byte // of what was read last
-	settling bool              // what was read last is not in force: read again
+	stat     fileStat          // before the last read
+	lastRead [sha256.Size]byte // digest
+	pending  bool              // the last read is not the current material
 }
 
-// Open reads the files. The error has a line for each thing that is wrong: FILE:
-// sentence.
+// Open reads the files. The error has one line for each problem, "FILE: sentence".
 func Open(cfg Config) (*Source, error) {
 	if cfg.MinVersion == 0 {
 		cfg.MinVersion = tls.VersionTLS13
 	}
-	s := &Source{config: cfg, minVersion: cfg.MinVersion, looked: lookAt(cfg)}
+	s := &Source{config: cfg, minVersion: cfg.MinVersion, stat: statFiles(cfg)}
 	read, err := readFiles(cfg)
 	defer read.wipe()
 	if err != nil {
 		return nil, err
 	}
-	made, err := read.check(cfg, nil, time.Now())
+	m, err := read.check(cfg, nil, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	s.seen = read.digest()
-	s.inForce.Store(made)
+	s.lastRead = read.digest()
+	s.current.Store(m)
 	return s, nil
 }
 
-// TLS is the configuration of a server that goes by what is in force when a
-// connection is made.
+// TLS returns a server configuration that uses the current material for each new
+// connection.
 func (s *Source) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: s.minVersion,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return s.inForce.Load().tls, nil
+			return s.current.Load().tls, nil
 		},
 	}
 }
 
-// Authorities returns those by whom the certificates of callers must be issued
-// now; nil: callers present none.
-func (s *Source) Authorities() *Authorities { return s.inForce.Load().authorities }
+// Authorities returns the current authorities for client certificates, or nil if the
+// listener requests none.
+func (s *Source) Authorities() *Authorities { return s.current.Load().authorities }
 
-// Status is what there is to tell of a Source.
+// Status describes the current material of a Source and its changes.
 type Status struct {
 	// Name is the first name in the certificate.
 	Name string
-	// Expires is when the first of the certificates ends that the listener presents.
+	// Expires is the first expiry among the certificate and its intermediates.
 	Expires time.Time
-	// Authorities are the certificates of those who issue the certificates of callers.
+	// Authorities for client certificates.
 	Authorities []Authority
-	// Applied counts the changes that came in force, Refused those that did not.
+	// Applied and Refused count changes of the material.
 	Applied, Refused uint64
-	// Failing: what is in the files is not what is in force, and cannot be; or the
-	// Workload API is away.
+	// Failing reports whether the content of the files cannot be used, or the Workload
+	// API is unavailable. The material before stays current.
 	Failing bool
-	// Warnings are about what is in force, and works.
+	// Warnings describe defects that do not prevent the use of the material.
 	Warnings []string
 }
 
-// Authority is who issues certificates.
+// Authority describes a certificate authority.
 type Authority struct {
 	Name    string
 	Expires time.Time
 }
 
-// Status tells of what is in force.
+// Status returns the current status.
 func (s *Source) Status() Status {
-	m := s.inForce.Load()
-	told := Status{
-		Name: m.name, Expires: m.expires, Warnings: m.warnings,
-		Applied: s.applied.Load(), Refused: s.refusals.Load(), Failing: s.refused.Load(),
+	m := s.current.Load()
+	return Status{
+		Name: m.name, Expires: m.expires, Warnings: m.warnings, Authorities: m.authorities.list(),
+		Applied: s.applied.Load(), Refused: s.refused.Load(), Failing: s.failing.Load(),
 	}
-	told.Authorities = m.authorities.list()
-	return told
 }
 
-// Reload reads the files at once, for whoever has just replaced them. It reports
-// whether other material is now in force. On an error the old one stays, and Poll
-// goes on trying. A Workload API sends changes by itself, so there Reload does nothing.
+// Reload reads the files immediately and reports whether the material changed. After
+// an error the current material stays, and Poll keeps trying. With a Workload API,
+// which pushes its changes, Reload does nothing.
 func (s *Source) Reload() (changed bool, err error) {
 	if s.workload != nil {
 		return false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.looked, s.settling = lookAt(s.config), true
-	for range 2 { // the second time it is settled
+	s.stat, s.pending = statFiles(s.config), true
+	for range 2 { // new content must be read twice
 		if changed, err = s.read(time.Now()); changed || err != nil {
 			break
 		}
 	}
-	s.note(changed, err)
+	s.record(changed, err)
 	return changed, err
 }
 
-// Poll looks at the files every PollInterval, or watches the Workload API, until ctx
-// ends, and tells what came of it: err is nil where other material came in force. The
-// same error is told once.
-func (s *Source) Poll(ctx context.Context, tell func(err error)) {
+// Poll checks the files every PollInterval, or watches the Workload API, until ctx
+// ends. It calls notify with nil after each change, and with an error that occurred
+// twice in a row, but only once with the same error.
+func (s *Source) Poll(ctx context.Context, notify func(err error)) {
 	if s.workload != nil {
-		s.watch(ctx, tell)
+		s.watch(ctx, notify)
 		return
 	}
 	ticker := time.NewTicker(PollInterval)
 	defer ticker.Stop()
-	var before, told string
+	var last, notified string
 	for {
 		select {
 		case <-ctx.Done():
@@ -163,19 +158,19 @@ func (s *Source) Poll(ctx context.Context, tell func(err error)) {
 		changed, err := s.poll()
 		switch text := textOf(err); {
 		case changed:
-			s.note(true, nil)
-			tell(nil)
-			before, told = "", ""
-		case err == nil && s.refused.Load() && s.settled():
-			s.refused.Store(false) // the files hold again what is in force
-			before, told = "", ""
+			s.record(true, nil)
+			notify(nil)
+			last, notified = "", ""
+		case err == nil && s.failing.Load() && s.upToDate():
+			s.failing.Store(false) // the files contain the current material again
+			last, notified = "", ""
 		case err == nil:
-		case text == before && text != told: // it was no matter of a moment
-			s.note(false, err)
-			tell(err)
-			told = text
+		case text == last && text != notified: // twice, so it is not a half-written file
+			s.record(false, err)
+			notify(err)
+			notified = text
 		default:
-			before = text
+			last = text
 		}
 	}
 }
@@ -187,64 +182,64 @@ func textOf(err error) string {
 	return err.Error()
 }
 
-func (s *Source) note(changed bool, err error) {
+func (s *Source) record(changed bool, err error) {
 	switch {
 	case err != nil:
-		s.refusals.Add(1)
-		s.refused.Store(true)
+		s.refused.Add(1)
+		s.failing.Store(true)
 	case changed:
 		s.applied.Add(1)
-		s.refused.Store(false)
+		s.failing.Store(false)
 	}
 }
 
-func (s *Source) settled() bool {
+func (s *Source) upToDate() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.settling
+	return !s.pending
 }
 
 func (s *Source) poll() (changed bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	looked := lookAt(s.config)
-	if !s.settling && looked.same(s.looked) {
+	stat := statFiles(s.config)
+	if !s.pending && stat.equal(s.stat) {
 		return false, nil
 	}
-	s.looked, s.settling = looked, true
+	s.stat, s.pending = stat, true
 	return s.read(time.Now())
 }
 
-// read puts what is in the files in force, if it is good and was read twice. What
-// is not good may become so by itself, when its time begins, so it is read again
-// each time.
+// read replaces the current material by the content of the files if that is valid and
+// was read twice. Invalid content stays pending and is checked again by the next poll,
+// because a certificate may become valid with time.
 func (s *Source) read(now time.Time) (changed bool, err error) {
 	read, err := readFiles(s.config)
 	defer read.wipe()
 	if err != nil {
 		return false, err
 	}
-	before, digest := s.inForce.Load(), read.digest()
-	if digest == before.digest {
-		s.seen, s.settling = digest, false
+	current, digest := s.current.Load(), read.digest()
+	if digest == current.digest {
+		s.lastRead, s.pending = digest, false
 		return false, nil
 	}
-	if digest != s.seen {
-		s.seen = digest
+	if digest != s.lastRead {
+		s.lastRead = digest
 		return false, nil
 	}
-	made, err := read.check(s.config, before, now)
+	m, err := read.check(s.config, current, now)
 	if err != nil {
 		return false, err
 	}
-	s.inForce.Store(made)
-	s.settling = false
+	s.current.Store(m)
+	s.pending = false
 	return true, nil
 }
 
-// problem is what is wrong with a file, with what to do about it.
+// problem returns an error about a file.
 func problem(file, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", file, fmt.Errorf(format, args...))
 }
 
-var errTooLarge = errors.New("it is larger than 1 MiB: this is not the file that is meant")
+var errTooLarge = errors.New("it is larger than 1 MiB: check the path")

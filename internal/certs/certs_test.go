@@ -196,11 +196,11 @@ func TestAStartTellsWhatIsWrong(t *testing.T) {
 		}, []string{`tls.crt: certificate 1 in it, "broker", expired at`}},
 		"not yet": {func(l *listener) {
 			l.issue(t, &x509.Certificate{DNSNames: []string{"broker"}, NotBefore: now.Add(time.Hour)})
-		}, []string{`tls.crt: certificate 1 in it, "broker", is not good before`}},
+		}, []string{`tls.crt: certificate 1 in it, "broker", is not valid before`}},
 		"for clients only": {func(l *listener) {
 			l.issue(t, &x509.Certificate{DNSNames: []string{"broker"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 		}, []string{`tls.crt: its first certificate, "broker", is not for servers`}},
-		"no authority":          {func(l *listener) { write(t, l.config.ClientCA, must(os.ReadFile(l.config.Cert))) }, []string{`ca.crt: certificate 1 in it, "broker", is not one of an authority`}},
+		"no authority":          {func(l *listener) { write(t, l.config.ClientCA, must(os.ReadFile(l.config.Cert))) }, []string{`ca.crt: certificate 1 in it, "broker", is not an authority`}},
 		"authorities, a key":    {func(l *listener) { write(t, l.config.ClientCA, must(os.ReadFile(l.config.Key))) }, []string{"ca.crt: it holds a private key, and no certificate"}},
 		"both sides are broken": {func(l *listener) { write(t, l.config.Cert, nil); write(t, l.config.ClientCA, nil) }, []string{"tls.crt: it holds no certificate", "ca.crt: it holds no certificate"}},
 	} {
@@ -246,7 +246,7 @@ func TestAnAuthorityThatExpiredIsLeftOut(t *testing.T) {
 		write(t, l.config.ClientCA, append(l.callers.PEM(), young.PEM()...))
 		time.Sleep(48 * time.Hour)
 		status := must(certs.Open(l.config)).Status()
-		if len(status.Authorities) != 1 || status.Authorities[0].Name != "CN=young" || len(status.Warnings) != 1 || !strings.Contains(status.Warnings[0], `"CN=callers" expired`) {
+		if len(status.Authorities) != 1 || status.Authorities[0].Name != "CN=young" || len(status.Warnings) != 1 || !strings.Contains(status.Warnings[0], `"CN=callers" has expired`) {
 			t.Errorf("status: %+v", status)
 		}
 		write(t, l.config.ClientCA, l.callers.PEM())

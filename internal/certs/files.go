@@ -10,25 +10,25 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// maxFile is more than a bundle of all public authorities.
+// maxFile is larger than a bundle of all public authorities, in bytes.
 const maxFile = 1 << 20
 
-// look is how files look from outside: by it their content need not be read to see
-// that nothing changed. Symbolic links are followed.
-type look [3]fs.FileInfo // nil: not to be seen
+// fileStat is the metadata of the files, which shows most changes without a read.
+// Symbolic links are followed. An entry is nil if there is no such file.
+type fileStat [3]fs.FileInfo
 
-func lookAt(cfg Config) look {
-	var l look
+func statFiles(cfg Config) fileStat {
+	var stat fileStat
 	for i, path := range cfg.paths() {
 		if path != "" {
-			l[i], _ = os.Stat(path) // reading it says what is wrong
+			stat[i], _ = os.Stat(path) // readFiles reports the error
 		}
 	}
-	return l
+	return stat
 }
 
-func (l look) same(other look) bool {
-	for i, info := range l {
+func (s fileStat) equal(other fileStat) bool {
+	for i, info := range s {
 		before := other[i]
 		switch {
 		case info == nil && before == nil:
@@ -43,10 +43,10 @@ func (l look) same(other look) bool {
 
 func (c Config) paths() [3]string { return [3]string{c.Cert, c.Key, c.ClientCA} }
 
-// contents are those of the files: certificate, key, authorities.
+// contents are the contents of the certificate, the key and the authorities file.
 type contents [3][]byte
 
-// readFiles reads all files. The error has a line for each that cannot be read.
+// readFiles reads all files. The error has one line for each file that cannot be read.
 func readFiles(cfg Config) (contents, error) {
 	var read contents
 	var problems []error
@@ -69,7 +69,7 @@ func readFile(path string) ([]byte, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, errors.New("there is no such file")
 	case errors.Is(err, fs.ErrPermission):
-		return nil, errors.New("it may not be read: give it to the user that the broker runs as")
+		return nil, errors.New("permission denied: give the broker's user read access")
 	case err != nil:
 		return nil, withoutPath(err)
 	}
@@ -86,8 +86,7 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
-// withoutPath drops the path from the operating system's error: it stands in
-// front of the message already.
+// withoutPath removes the path from an error of package os, because problem adds it.
 func withoutPath(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err
@@ -95,7 +94,7 @@ func withoutPath(err error) error {
 	return err
 }
 
-// wipe forgets the private key, as text.
+// wipe clears the private key.
 func (c contents) wipe() { clear(c[1]) }
 
 func (c contents) digest() [sha256.Size]byte {

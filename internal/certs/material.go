@@ -17,36 +17,37 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// material is what the files held at one time. It is immutable.
+// material is a checked certificate with the authorities for client certificates. It
+// is immutable.
 type material struct {
 	tls         *tls.Config
-	authorities *Authorities // nil: none
+	authorities *Authorities // nil if client certificates are not requested
 	name        string
 	expires     time.Time
 	warnings    []string
 	digest      [sha256.Size]byte
 }
 
-// Authorities issue the certificates of callers. A pointer stands for a
-// generation: it is another one when, and only when, the authorities are others.
+// Authorities are the authorities for client certificates. It is immutable. A Source
+// returns a new pointer exactly when the authorities change.
 type Authorities struct {
 	pool         *x509.CertPool
 	certificates []*x509.Certificate
 	digest       [sha256.Size]byte
-	// domains holds the authorities of each SPIFFE trust domain. Nil: the
-	// authorities are from a file, and each may issue any certificate.
+	// domains maps each SPIFFE trust domain to its authorities. It is nil for
+	// authorities from a file, each of which may issue any certificate.
 	domains map[spiffeid.TrustDomain][]*x509.Certificate
 }
 
-// Verify reports until when a chain that a client presented, its own certificate
-// first, is good by these authorities. By none, nothing is.
+// Verify verifies a chain that a client presented, with its own certificate first. It
+// returns the time until which the chain is valid. Nil Authorities accept no chain.
 func (a *Authorities) Verify(presented []*x509.Certificate, now time.Time) (until time.Time, err error) {
 	if a == nil {
 		return time.Time{}, errors.New("no authority is trusted")
 	}
 	intermediates := x509.NewCertPool()
-	for _, one := range presented[1:] {
-		intermediates.AddCert(one)
+	for _, certificate := range presented[1:] {
+		intermediates.AddCert(certificate)
 	}
 	chains, err := presented[0].Verify(x509.VerifyOptions{
 		Roots: a.pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -57,9 +58,9 @@ func (a *Authorities) Verify(presented []*x509.Certificate, now time.Time) (unti
 	return a.until(presented[0], chains)
 }
 
-// Until returns when the last of the verified chains ends, all of which lead from one
-// certificate to these authorities. A chain ends with the first of its certificates.
-// The result is zero if no chain is good by these authorities.
+// Until returns the time until which verified chains of one certificate are valid: the
+// last expiry among the chains that end in these authorities. A chain expires with the
+// first of its certificates. The result is zero if there is no such chain.
 func (a *Authorities) Until(chains [][]*x509.Certificate) time.Time {
 	if a == nil || len(chains) == 0 {
 		return time.Time{}
@@ -70,7 +71,7 @@ func (a *Authorities) Until(chains [][]*x509.Certificate) time.Time {
 
 func (a *Authorities) until(leaf *x509.Certificate, chains [][]*x509.Certificate) (until time.Time, err error) {
 	if a.domains != nil {
-		if chains, err = a.ofDomain(leaf, chains); err != nil {
+		if chains, err = a.chainsOfDomain(leaf, chains); err != nil {
 			return time.Time{}, err
 		}
 	}
@@ -86,57 +87,55 @@ func endOf(chain []*x509.Certificate) time.Time {
 	return slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
 }
 
-// check makes material of what was read, after the one before, if there was one.
-// The error has a line for each file that is wrong.
-func (c contents) check(cfg Config, before *material, now time.Time) (*material, error) {
+// check returns the material in the files. current may be nil. The error has one line
+// for each invalid file.
+func (c contents) check(cfg Config, current *material, now time.Time) (*material, error) {
 	pair, chain, errPair := c.pair(cfg, now)
 	authorities, expired, errCA := c.authorities(cfg, now)
 	if err := errors.Join(errPair, errCA); err != nil {
 		return nil, err
 	}
-	authorities = authorities.orSame(before)
-	made := newMaterial(pair, chain, authorities, cfg.MinVersion)
-	made.digest = c.digest()
+	m := newMaterial(pair, chain, authorities.orCurrent(current), cfg.MinVersion)
+	m.digest = c.digest()
 	for _, name := range expired {
-		made.warnings = append(made.warnings, fmt.Sprintf("%s: the authority %q expired: whoever has a certificate of it is refused", cfg.ClientCA, name))
+		m.warnings = append(m.warnings, fmt.Sprintf("%s: the authority %q has expired: the client certificates that it issued are refused", cfg.ClientCA, name))
 	}
 	if info, err := os.Stat(cfg.Key); err == nil && info.Mode().Perm()&0o007 != 0 {
-		made.warnings = append(made.warnings, fmt.Sprintf("%s: the private key is open to every user of this machine (mode %v): make it 0600, unless it is mounted where no other user gets", cfg.Key, info.Mode().Perm()))
+		m.warnings = append(m.warnings, fmt.Sprintf("%s: every user of this machine has access to the private key (mode %v): make it 0600, unless other users cannot reach the directory", cfg.Key, info.Mode().Perm()))
 	}
-	return made, nil
+	return m, nil
 }
 
-// newMaterial makes the configuration of TLS. Authorities may be nil.
+// newMaterial returns material with its TLS configuration. authorities may be nil.
 func newMaterial(pair tls.Certificate, chain []*x509.Certificate, authorities *Authorities, minVersion uint16) *material {
-	made := &material{
+	m := &material{
 		authorities: authorities,
 		name:        nameOf(chain[0]),
 		expires:     endOf(chain),
 		tls: &tls.Config{
 			Certificates: []tls.Certificate{pair},
 			MinVersion:   minVersion,
-			// A resumed session would bring back a caller without its certificate being
-			// looked at.
+			// A resumed session would skip the verification of the client certificate.
 			SessionTicketsDisabled: true,
 		},
 	}
 	if authorities != nil {
-		made.tls.ClientAuth, made.tls.ClientCAs = tls.VerifyClientCertIfGiven, authorities.pool
-		made.tls.VerifyConnection = authorities.verifyConnection
+		m.tls.ClientAuth, m.tls.ClientCAs = tls.VerifyClientCertIfGiven, authorities.pool
+		m.tls.VerifyConnection = authorities.verifyConnection
 	}
-	return made
+	return m
 }
 
-// orSame returns the authorities before, if they are the same.
-func (a *Authorities) orSame(before *material) *Authorities {
-	if a != nil && before != nil && before.authorities != nil && before.authorities.digest == a.digest {
-		return before.authorities
+// orCurrent returns the current authorities if they are equal, else a.
+func (a *Authorities) orCurrent(current *material) *Authorities {
+	if a != nil && current != nil && current.authorities != nil && current.authorities.digest == a.digest {
+		return current.authorities
 	}
 	return a
 }
 
-// verifyConnection looks at what package tls verified by the authorities of all trust
-// domains together.
+// verifyConnection restricts each authority to its trust domain. Package tls has
+// verified the certificate by the authorities of all trust domains together.
 func (a *Authorities) verifyConnection(state tls.ConnectionState) error {
 	if len(state.PeerCertificates) == 0 {
 		return nil
@@ -147,7 +146,7 @@ func (a *Authorities) verifyConnection(state tls.ConnectionState) error {
 	return nil
 }
 
-// pair is the certificate with its key, and its chain.
+// pair returns the certificate with its key, and the chain.
 func (c contents) pair(cfg Config, now time.Time) (tls.Certificate, []*x509.Certificate, error) {
 	chain, errCert := certificatesIn(cfg.Cert, c[0])
 	errKey := checkKey(cfg.Key, c[1])
@@ -156,17 +155,17 @@ func (c contents) pair(cfg Config, now time.Time) (tls.Certificate, []*x509.Cert
 	}
 	pair, err := tls.X509KeyPair(c[0], c[1])
 	if err != nil {
-		return tls.Certificate{}, nil, problem(cfg.Key, "it is not the key of the first certificate in %s, or a kind of key that is not supported: give the two files of one pair (%w)", cfg.Cert, err)
+		return tls.Certificate{}, nil, problem(cfg.Key, "it is not the key of the first certificate in %s, or its kind is not supported: configure the two files of one pair (%w)", cfg.Cert, err)
 	}
 	return pair, chain, checkChain(cfg.Cert, chain, now)
 }
 
-// checkChain looks at the certificates that the listener presents, which are from a
-// file or a socket.
+// checkChain checks the certificates that the listener presents. from is their file or
+// socket.
 func checkChain(from string, chain []*x509.Certificate, now time.Time) error {
-	for i, one := range chain {
-		if err := checkTime(one, now); err != nil {
-			return problem(from, "certificate %d in it, %q, %w", i+1, nameOf(one), err)
+	for i, certificate := range chain {
+		if err := checkTime(certificate, now); err != nil {
+			return problem(from, "certificate %d in it, %q, %w", i+1, nameOf(certificate), err)
 		}
 	}
 	leaf := chain[0]
@@ -180,20 +179,20 @@ func forServers(usage x509.ExtKeyUsage) bool {
 	return usage == x509.ExtKeyUsageServerAuth || usage == x509.ExtKeyUsageAny
 }
 
-func checkTime(one *x509.Certificate, now time.Time) error {
+func checkTime(certificate *x509.Certificate, now time.Time) error {
 	switch {
-	case now.After(one.NotAfter):
-		return fmt.Errorf("expired at %s: put a current one in its place", one.NotAfter.Format(time.RFC3339))
-	case now.Before(one.NotBefore):
-		return fmt.Errorf("is not good before %s: put a current one in its place, or set this machine's clock", one.NotBefore.Format(time.RFC3339))
+	case now.After(certificate.NotAfter):
+		return fmt.Errorf("expired at %s: replace it", certificate.NotAfter.Format(time.RFC3339))
+	case now.Before(certificate.NotBefore):
+		return fmt.Errorf("is not valid before %s: replace it, or set this machine's clock", certificate.NotBefore.Format(time.RFC3339))
 	default:
 		return nil
 	}
 }
 
-// certificatesIn are those in a file, which must hold one at least.
+// certificatesIn returns the certificates in a file. A file without any is an error.
 func certificatesIn(file string, data []byte) ([]*x509.Certificate, error) {
-	var found []*x509.Certificate
+	var certificates []*x509.Certificate
 	keys := 0
 	for block := range blocks(data) {
 		if isKey(block) {
@@ -202,15 +201,15 @@ func certificatesIn(file string, data []byte) ([]*x509.Certificate, error) {
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
-		one, err := x509.ParseCertificate(block.Bytes)
+		certificate, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, problem(file, "certificate %d in it is broken: %w", len(found)+1, err)
+			return nil, problem(file, "certificate %d in it is broken: %w", len(certificates)+1, err)
 		}
-		found = append(found, one)
+		certificates = append(certificates, certificate)
 	}
 	switch {
-	case len(found) > 0:
-		return found, nil
+	case len(certificates) > 0:
+		return certificates, nil
 	case keys > 0:
 		return nil, problem(file, "it holds a private key, and no certificate: are the files the wrong way round?")
 	default:
@@ -218,15 +217,15 @@ func certificatesIn(file string, data []byte) ([]*x509.Certificate, error) {
 	}
 }
 
-// checkKey looks for what tls.X509KeyPair would say less plainly.
+// checkKey detects common mistakes for which tls.X509KeyPair has less helpful errors.
 func checkKey(file string, data []byte) error {
 	certificates := 0
 	for block := range blocks(data) {
 		switch {
 		case block.Type == "ENCRYPTED PRIVATE KEY" || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED"):
-			return problem(file, "its private key is encrypted, and the broker has nobody to ask for the passphrase: store it decrypted, for the broker alone")
+			return problem(file, "its private key is encrypted, and the broker cannot prompt for the passphrase: store it decrypted, readable by the broker only")
 		case isKey(block) && parseKey(block.Bytes) == nil:
-			return problem(file, "its private key is broken, or of a kind that is not supported: RSA, ECDSA and Ed25519 are")
+			return problem(file, "its private key is broken or its kind is not supported: use RSA, ECDSA or Ed25519")
 		case isKey(block):
 			return nil
 		case block.Type == "CERTIFICATE":
@@ -241,7 +240,7 @@ func checkKey(file string, data []byte) error {
 
 func isKey(block *pem.Block) bool { return strings.HasSuffix(block.Type, "PRIVATE KEY") }
 
-// parseKey returns nil for what is none.
+// parseKey returns nil if der is not a private key.
 func parseKey(der []byte) crypto.PrivateKey {
 	if key, err := x509.ParsePKCS8PrivateKey(der); err == nil {
 		return key
@@ -255,9 +254,9 @@ func parseKey(der []byte) crypto.PrivateKey {
 	return nil
 }
 
-// authorities are those in the file who have not expired, and the names of those
-// who have.
-func (c contents) authorities(cfg Config, now time.Time) (found *Authorities, expired []string, err error) {
+// authorities returns the valid authorities in the file and the names of the expired
+// ones.
+func (c contents) authorities(cfg Config, now time.Time) (valid *Authorities, expired []string, err error) {
 	if cfg.ClientCA == "" {
 		return nil, nil, nil
 	}
@@ -265,28 +264,28 @@ func (c contents) authorities(cfg Config, now time.Time) (found *Authorities, ex
 	if err != nil {
 		return nil, nil, err
 	}
-	found = &Authorities{pool: x509.NewCertPool()}
+	valid = &Authorities{pool: x509.NewCertPool()}
 	sum := sha256.New()
-	for i, one := range certificates {
+	for i, certificate := range certificates {
 		switch {
-		case !one.IsCA:
-			return nil, nil, problem(cfg.ClientCA, "certificate %d in it, %q, is not one of an authority: the file is for those who issue the certificates of callers", i+1, nameOf(one))
-		case now.After(one.NotAfter):
-			expired = append(expired, nameOf(one))
+		case !certificate.IsCA:
+			return nil, nil, problem(cfg.ClientCA, "certificate %d in it, %q, is not an authority: the file must contain the authorities that issue client certificates", i+1, nameOf(certificate))
+		case now.After(certificate.NotAfter):
+			expired = append(expired, nameOf(certificate))
 			continue
 		}
-		found.pool.AddCert(one)
-		found.certificates = append(found.certificates, one)
-		_, _ = sum.Write(one.Raw) // DER tells its own length
+		valid.pool.AddCert(certificate)
+		valid.certificates = append(valid.certificates, certificate)
+		_, _ = sum.Write(certificate.Raw) // DER contains its length
 	}
-	if len(found.certificates) == 0 {
-		return nil, nil, problem(cfg.ClientCA, "all authorities in it have expired (%s): put current ones in their place", strings.Join(expired, ", "))
+	if len(valid.certificates) == 0 {
+		return nil, nil, problem(cfg.ClientCA, "all authorities in it have expired (%s): replace them", strings.Join(expired, ", "))
 	}
-	found.digest = [sha256.Size]byte(sum.Sum(nil))
-	return found, expired, nil
+	valid.digest = [sha256.Size]byte(sum.Sum(nil))
+	return valid, expired, nil
 }
 
-// blocks are those of a text in PEM form.
+// blocks iterates over the PEM blocks in data.
 func blocks(data []byte) func(yield func(*pem.Block) bool) {
 	return func(yield func(*pem.Block) bool) {
 		for {
@@ -299,16 +298,16 @@ func blocks(data []byte) func(yield func(*pem.Block) bool) {
 	}
 }
 
-// nameOf is by what people know a certificate.
-func nameOf(one *x509.Certificate) string {
+// nameOf returns a human-readable name for a certificate.
+func nameOf(certificate *x509.Certificate) string {
 	switch {
-	case len(one.DNSNames) > 0:
-		return one.DNSNames[0]
-	case len(one.URIs) > 0:
-		return one.URIs[0].String()
-	case len(bytes.TrimSpace(one.RawSubject)) > 0 && one.Subject.String() != "":
-		return one.Subject.String()
+	case len(certificate.DNSNames) > 0:
+		return certificate.DNSNames[0]
+	case len(certificate.URIs) > 0:
+		return certificate.URIs[0].String()
+	case len(bytes.TrimSpace(certificate.RawSubject)) > 0 && certificate.Subject.String() != "":
+		return certificate.Subject.String()
 	default:
-		return "number " + one.SerialNumber.String()
+		return "number " + certificate.SerialNumber.String()
 	}
 }

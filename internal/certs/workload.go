@@ -18,29 +18,28 @@ import (
 )
 
 const (
-	// FirstSVID is how long OpenSPIFFE waits for the first certificate.
+	// FirstSVID is the default of SPIFFE.Wait.
 	FirstSVID = 30 * time.Second
 	// workloadRetry is the time between two attempts to reach the Workload API.
 	workloadRetry = time.Second
 )
 
-// SPIFFE names a SPIFFE Workload API, which issues the listener's certificate and
-// knows the authorities of trust domains.
+// SPIFFE configures a SPIFFE Workload API, which provides the listener's certificate
+// and the authorities of trust domains.
 type SPIFFE struct {
 	// Socket is unix:// and the absolute path of the agent's socket. Required.
 	Socket string
-	// TrustDomains lists the trust domains whose workloads may be callers. Empty: the
-	// trust domain of the listener's own certificate.
+	// TrustDomains lists the trust domains whose workloads may connect. It defaults to
+	// the trust domain of the listener's own certificate.
 	TrustDomains []string
-	// MinVersion is the lowest version of TLS that is spoken. Zero: 1.3.
+	// MinVersion is the lowest accepted version of TLS. It defaults to 1.3.
 	MinVersion uint16
-	// Wait bounds the wait for the first certificate. Zero: FirstSVID.
+	// Wait bounds the wait for the first certificate. It defaults to FirstSVID.
 	Wait time.Duration
 }
 
-// CheckSocket returns an error unless socket can be that of a Workload API. Other
-// kinds of addresses are refused, because the private key crosses the connection
-// unencrypted.
+// CheckSocket returns an error unless socket is the address of a Unix socket. Other
+// addresses are refused, because the connection carries the private key unencrypted.
 func CheckSocket(socket string) error {
 	if !strings.HasPrefix(socket, "unix:///") || workloadapi.ValidateAddress(socket) != nil {
 		return errors.New("expected unix:// and an absolute path, such as unix:///run/spire/agent.sock")
@@ -48,7 +47,7 @@ func CheckSocket(socket string) error {
 	return nil
 }
 
-// CheckTrustDomain returns an error unless name is that of a SPIFFE trust domain.
+// CheckTrustDomain returns an error unless name is a valid SPIFFE trust domain.
 func CheckTrustDomain(name string) error {
 	if domain, err := spiffeid.TrustDomainFromString(name); err != nil || domain.Name() != name {
 		return errors.New("expected the name of a trust domain in lower case, such as example.org")
@@ -56,7 +55,7 @@ func CheckTrustDomain(name string) error {
 	return nil
 }
 
-// workload is a Workload API.
+// workload is the client of a Workload API.
 type workload struct {
 	SPIFFE
 
@@ -64,7 +63,7 @@ type workload struct {
 }
 
 // OpenSPIFFE fetches the first certificate and the authorities. It returns an error
-// that names the socket if it has none after Wait.
+// that names the socket if it gets none within Wait.
 func OpenSPIFFE(ctx context.Context, cfg SPIFFE) (*Source, error) {
 	cfg.MinVersion, cfg.Wait = cmp.Or(cfg.MinVersion, tls.VersionTLS13), cmp.Or(cfg.Wait, FirstSVID)
 	if err := CheckSocket(cfg.Socket); err != nil {
@@ -77,41 +76,41 @@ func OpenSPIFFE(ctx context.Context, cfg SPIFFE) (*Source, error) {
 		}
 		w.domains = append(w.domains, spiffeid.RequireTrustDomainFromString(name))
 	}
-	made, err := w.first(ctx)
+	m, err := w.fetchFirst(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s := &Source{minVersion: cfg.MinVersion, workload: w}
-	s.inForce.Store(made)
+	s.current.Store(m)
 	return s, nil
 }
 
-// first tries until there is something good, or Wait is over.
-func (w *workload) first(ctx context.Context) (*material, error) {
-	waiting, cancel := context.WithTimeout(ctx, w.Wait)
+// fetchFirst retries until it gets valid material, or until Wait has passed.
+func (w *workload) fetchFirst(ctx context.Context) (*material, error) {
+	limited, cancel := context.WithTimeout(ctx, w.Wait)
 	defer cancel()
-	var before error
+	var lastErr error
 	for {
-		made, err := w.fetch(waiting)
+		m, err := w.fetch(limited)
 		if err == nil {
-			return made, nil
+			return m, nil
 		}
-		if before == nil || waiting.Err() == nil {
-			before = err // not that the time is over
+		if lastErr == nil || limited.Err() == nil {
+			lastErr = err // but not that the time has passed
 		}
 		select {
-		case <-waiting.Done():
+		case <-limited.Done():
 			if ctx.Err() != nil {
 				return nil, problem(w.Socket, "%w", ctx.Err())
 			}
 			return nil, fmt.Errorf("no certificate (X509-SVID) within %v: %w: start the SPIFFE agent there, let the broker's user connect to its socket, and register the broker with it",
-				w.Wait, before)
+				w.Wait, lastErr)
 		case <-time.After(workloadRetry):
 		}
 	}
 }
 
-// fetch asks once. A new client does not inherit the back-off of one before.
+// fetch makes one attempt. A new client has no backoff from previous attempts.
 func (w *workload) fetch(ctx context.Context) (*material, error) {
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr(w.Socket))
 	if err != nil {
@@ -125,24 +124,24 @@ func (w *workload) fetch(ctx context.Context) (*material, error) {
 	return w.check(received, nil, time.Now())
 }
 
-// watch applies what the Workload API sends until ctx ends. A stream that breaks is
-// opened again; only a second failure in a row is told, since agents restart.
-func (s *Source) watch(ctx context.Context, tell func(err error)) {
-	failures, told := 0, ""
+// watch applies the updates of the Workload API until ctx ends, and reopens broken
+// streams. It notifies only of a second failure in a row, because agents restart.
+func (s *Source) watch(ctx context.Context, notify func(err error)) {
+	failures, notified := 0, ""
 	apply := func(received *workloadapi.X509Context) error {
-		before := s.inForce.Load()
-		made, err := s.workload.check(received, before, time.Now())
+		current := s.current.Load()
+		m, err := s.workload.check(received, current, time.Now())
 		if err != nil {
 			return &badUpdateError{err}
 		}
-		failures, told = 0, ""
-		if made.digest == before.digest {
-			s.refused.Store(false)
+		failures, notified = 0, ""
+		if m.digest == current.digest {
+			s.failing.Store(false)
 			return nil
 		}
-		s.inForce.Store(made)
-		s.note(true, nil)
-		tell(nil)
+		s.current.Store(m)
+		s.record(true, nil)
+		notify(nil)
 		return nil
 	}
 	for {
@@ -150,10 +149,10 @@ func (s *Source) watch(ctx context.Context, tell func(err error)) {
 		if ctx.Err() != nil {
 			return
 		}
-		if failures++; failures > 1 && told != err.Error() {
-			s.fail(err)
-			tell(err)
-			told = err.Error()
+		if failures++; failures > 1 && notified != err.Error() {
+			s.recordFailure(err)
+			notify(err)
+			notified = err.Error()
 		}
 		select {
 		case <-ctx.Done():
@@ -163,22 +162,21 @@ func (s *Source) watch(ctx context.Context, tell func(err error)) {
 	}
 }
 
-// fail notes that nothing new can be had. Only an update that is not good counts as
-// a change that was refused.
-func (s *Source) fail(err error) {
-	if _, bad := errors.AsType[*badUpdateError](err); bad {
-		s.refusals.Add(1)
+// recordFailure counts only an invalid update as a refused change.
+func (s *Source) recordFailure(err error) {
+	if _, ok := errors.AsType[*badUpdateError](err); ok {
+		s.refused.Add(1)
 	}
-	s.refused.Store(true)
+	s.failing.Store(true)
 }
 
-// badUpdateError is what is wrong with an update.
+// badUpdateError wraps the error of an invalid update.
 type badUpdateError struct{ error }
 
 func (e *badUpdateError) Unwrap() error { return e.error }
 
-// session passes on updates until the stream breaks, an update is not good, or ctx
-// ends, and returns why it ended.
+// session applies updates until the stream breaks, apply fails or ctx ends. It returns
+// the reason.
 func (w *workload) session(ctx context.Context, apply func(*workloadapi.X509Context) error) error {
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr(w.Socket))
 	if err != nil {
@@ -191,7 +189,7 @@ func (w *workload) session(ctx context.Context, apply func(*workloadapi.X509Cont
 	return cmp.Or(context.Cause(watching), err)
 }
 
-// watcher ends a session at its first error. The first call of end decides why.
+// watcher ends a session at its first error. Only the first call of end counts.
 type watcher struct {
 	socket string
 	apply  func(*workloadapi.X509Context) error
@@ -210,9 +208,8 @@ func (w *watcher) OnX509ContextWatchError(err error) {
 	w.end(problem(w.socket, "the SPIFFE agent sends no certificate: %w", err))
 }
 
-// check makes material of what the Workload API sent, after the one before, if there
-// was one.
-func (w *workload) check(received *workloadapi.X509Context, before *material, now time.Time) (*material, error) {
+// check returns the material in an update. current may be nil.
+func (w *workload) check(received *workloadapi.X509Context, current *material, now time.Time) (*material, error) {
 	svid := received.DefaultSVID()
 	if err := checkChain(w.Socket, svid.Certificates, now); err != nil {
 		return nil, err
@@ -223,82 +220,83 @@ func (w *workload) check(received *workloadapi.X509Context, before *material, no
 	}
 	authorities, warnings := authoritiesOf(domains, received, now)
 	pair := tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
-	for _, one := range svid.Certificates {
-		pair.Certificate = append(pair.Certificate, one.Raw)
+	for _, certificate := range svid.Certificates {
+		pair.Certificate = append(pair.Certificate, certificate.Raw)
 	}
 	sum := sha256.New()
 	_, _ = sum.Write(authorities.digest[:])
 	for _, der := range pair.Certificate {
 		_, _ = sum.Write(der)
 	}
-	made := newMaterial(pair, svid.Certificates, authorities.orSame(before), w.MinVersion)
-	made.digest = [sha256.Size]byte(sum.Sum(nil))
+	m := newMaterial(pair, svid.Certificates, authorities.orCurrent(current), w.MinVersion)
+	m.digest = [sha256.Size]byte(sum.Sum(nil))
 	for _, warning := range warnings {
-		made.warnings = append(made.warnings, w.Socket+": "+warning)
+		m.warnings = append(m.warnings, w.Socket+": "+warning)
 	}
-	return made, nil
+	return m, nil
 }
 
-// authoritiesOf are those of the trust domains. A trust domain whose authorities are
-// gone is trusted no more: the agent may have been told so.
-func authoritiesOf(domains []spiffeid.TrustDomain, received *workloadapi.X509Context, now time.Time) (found *Authorities, warnings []string) {
-	found = &Authorities{pool: x509.NewCertPool(), domains: map[spiffeid.TrustDomain][]*x509.Certificate{}}
+// authoritiesOf returns the authorities of the trust domains. A trust domain without
+// authorities is no longer trusted, because the federation may have been revoked.
+func authoritiesOf(domains []spiffeid.TrustDomain, received *workloadapi.X509Context, now time.Time) (all *Authorities, warnings []string) {
+	all = &Authorities{pool: x509.NewCertPool(), domains: map[spiffeid.TrustDomain][]*x509.Certificate{}}
 	sum := sha256.New()
 	for _, domain := range domains {
-		var good []*x509.Certificate
-		if bundle, known := received.Bundles.Get(domain); known {
-			good = slices.DeleteFunc(slices.Clone(bundle.X509Authorities()), func(one *x509.Certificate) bool { return !one.IsCA || now.After(one.NotAfter) })
+		var valid []*x509.Certificate
+		if bundle, ok := received.Bundles.Get(domain); ok {
+			valid = slices.DeleteFunc(slices.Clone(bundle.X509Authorities()), func(certificate *x509.Certificate) bool {
+				return !certificate.IsCA || now.After(certificate.NotAfter)
+			})
 		}
-		if len(good) == 0 {
-			warnings = append(warnings, fmt.Sprintf("the agent has no valid authority of the trust domain %q: its workloads are refused; if it is another one, federate with it and let the broker's entry do so", domain.Name()))
+		if len(valid) == 0 {
+			warnings = append(warnings, fmt.Sprintf("the agent has no valid authority of the trust domain %q: its workloads are refused; a trust domain other than the agent's must be federated, and the broker's registration entry must name it", domain.Name()))
 		}
-		slices.SortFunc(good, func(a, b *x509.Certificate) int { return slices.Compare(a.Raw, b.Raw) })
-		_, _ = fmt.Fprintf(sum, "%s\n%d\n", domain.Name(), len(good))
-		for _, one := range good {
-			found.pool.AddCert(one)
-			_, _ = sum.Write(one.Raw)
+		slices.SortFunc(valid, func(a, b *x509.Certificate) int { return slices.Compare(a.Raw, b.Raw) })
+		_, _ = fmt.Fprintf(sum, "%s\n%d\n", domain.Name(), len(valid))
+		for _, certificate := range valid {
+			all.pool.AddCert(certificate)
+			_, _ = sum.Write(certificate.Raw)
 		}
-		found.domains[domain] = good
+		all.domains[domain] = valid
 	}
-	found.digest = [sha256.Size]byte(sum.Sum(nil))
-	return found, warnings
+	all.digest = [sha256.Size]byte(sum.Sum(nil))
+	return all, warnings
 }
 
 // OfTrustDomains reports whether each authority may issue certificates for one SPIFFE
-// trust domain only. Then the SPIFFE ID is the only name in a certificate that counts.
+// trust domain only. The SPIFFE ID is then the only name in a certificate that counts.
 func (a *Authorities) OfTrustDomains() bool { return a != nil && a.domains != nil }
 
-// ofDomain returns the chains that lead to an authority of the trust domain in the
-// SPIFFE ID of leaf.
-func (a *Authorities) ofDomain(leaf *x509.Certificate, chains [][]*x509.Certificate) ([][]*x509.Certificate, error) {
+// chainsOfDomain returns the chains that end in an authority of leaf's trust domain.
+func (a *Authorities) chainsOfDomain(leaf *x509.Certificate, chains [][]*x509.Certificate) ([][]*x509.Certificate, error) {
 	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("the certificate %q is not an X509-SVID: %w", nameOf(leaf), err)
 	}
 	roots := a.domains[id.TrustDomain()]
-	var good [][]*x509.Certificate
+	var valid [][]*x509.Certificate
 	for _, chain := range chains {
 		if slices.ContainsFunc(roots, chain[len(chain)-1].Equal) {
-			good = append(good, chain)
+			valid = append(valid, chain)
 		}
 	}
-	if len(good) == 0 {
+	if len(valid) == 0 {
 		return nil, fmt.Errorf("the certificate of %q is not issued by an authority of the trust domain %q: %w", id, id.TrustDomain().Name(), x509.UnknownAuthorityError{Cert: leaf})
 	}
-	return good, nil
+	return valid, nil
 }
 
-// list names the authorities: those of a trust domain by its ID.
+// list describes the authorities. Those of a trust domain have its ID as their name.
 func (a *Authorities) list() (all []Authority) {
 	if a == nil {
 		return nil
 	}
-	for _, one := range a.certificates {
-		all = append(all, Authority{nameOf(one), one.NotAfter})
+	for _, certificate := range a.certificates {
+		all = append(all, Authority{nameOf(certificate), certificate.NotAfter})
 	}
 	for domain, authorities := range a.domains {
-		for _, one := range authorities {
-			all = append(all, Authority{domain.IDString(), one.NotAfter})
+		for _, certificate := range authorities {
+			all = append(all, Authority{domain.IDString(), certificate.NotAfter})
 		}
 	}
 	slices.SortStableFunc(all[len(a.certificates):], func(x, y Authority) int { return cmp.Compare(x.Name, y.Name) })

@@ -361,7 +361,7 @@ func TestSPIFFE_badUpdateIsRefused(t *testing.T) {
 	good := s.update.SVID
 	s.update.SVID = must(certstest.Issue(s.own, "example.org", "/broker", &x509.Certificate{DNSNames: []string{"broker-2"}, NotBefore: time.Now().Add(time.Hour)}))
 	s.Send(s.update)
-	if err := await(t, told); err == nil || !strings.Contains(err.Error(), s.Socket()+`: certificate 1 in it, "broker-2", is not good before`) {
+	if err := await(t, told); err == nil || !strings.Contains(err.Error(), s.Socket()+`: certificate 1 in it, "broker-2", is not valid before`) {
 		t.Error(err)
 	}
 	if status := source.Status(); !status.Failing || status.Refused != 1 || status.Name != "broker-1" {

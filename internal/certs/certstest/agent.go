@@ -1,5 +1,5 @@
-// Package certstest plays a SPIFFE agent: a Workload API on a Unix socket, on
-// go-spiffe's own definitions, that sends what a test says.
+// Package certstest simulates a SPIFFE agent for tests. It serves a Workload API on a
+// Unix socket with the protocol definitions of go-spiffe.
 package certstest
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devca"
 )
 
-// Issue makes an X509-SVID of a trust domain, which by need not be an authority of.
-// The template may be nil.
+// Issue returns an X509-SVID of a trust domain. The test decides whether by is an
+// authority of that domain. template may be nil.
 func Issue(by *devca.Authority, domain, path string, template *x509.Certificate) (*devca.Pair, error) {
 	var full x509.Certificate
 	if template != nil {
@@ -33,13 +33,13 @@ func Issue(by *devca.Authority, domain, path string, template *x509.Certificate)
 	return by.Issue(&full)
 }
 
-// Update is what an agent sends.
+// Update is the response of an agent.
 type Update struct {
 	// SVID is the workload's certificate.
 	SVID *devca.Pair
-	// Bundle holds the authorities of its trust domain.
+	// Bundle contains the authorities of its trust domain.
 	Bundle []*devca.Authority
-	// Federated holds those of other trust domains, by name.
+	// Federated contains the authorities of other trust domains, by name.
 	Federated map[string][]*devca.Authority
 }
 
@@ -50,24 +50,24 @@ type Agent struct {
 	dir, path string
 
 	mu      sync.Mutex
-	server  *grpc.Server // nil: stopped
-	update  *Update      // nil: it knows no workload
+	server  *grpc.Server // nil if the agent is stopped
+	update  *Update      // nil if no workload is registered
 	changed chan struct{}
 }
 
-// New makes an agent that is stopped and knows no workload. Close it.
+// New returns a stopped agent without a registered workload. The caller must Close it.
 func New() (*Agent, error) {
-	dir, err := os.MkdirTemp("", "tb") // short, as the name of a socket must be
+	dir, err := os.MkdirTemp("", "tb") // paths of sockets must be short
 	if err != nil {
 		return nil, err
 	}
 	return &Agent{dir: dir, path: filepath.Join(dir, "agent.sock"), changed: make(chan struct{})}, nil
 }
 
-// Socket is the address of the Workload API.
+// Socket returns the address of the Workload API.
 func (a *Agent) Socket() string { return "unix://" + a.path }
 
-// Send sends an update to every stream that is open or will be.
+// Send sends an update to every open stream and to every later one.
 func (a *Agent) Send(update Update) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -145,19 +145,19 @@ func (u *Update) response() (*workload.X509SVIDResponse, error) {
 		return nil, errors.New("the certificate has no SPIFFE ID")
 	}
 	svid := &workload.X509SVID{SpiffeId: pair.Leaf.URIs[0].String(), X509SvidKey: key, Bundle: der(u.Bundle)}
-	for _, one := range pair.Certificate {
-		svid.X509Svid = append(svid.X509Svid, one...)
+	for _, certificate := range pair.Certificate {
+		svid.X509Svid = append(svid.X509Svid, certificate...)
 	}
-	made := &workload.X509SVIDResponse{Svids: []*workload.X509SVID{svid}, FederatedBundles: map[string][]byte{}}
+	response := &workload.X509SVIDResponse{Svids: []*workload.X509SVID{svid}, FederatedBundles: map[string][]byte{}}
 	for domain, authorities := range u.Federated {
-		made.FederatedBundles["spiffe://"+domain] = der(authorities)
+		response.FederatedBundles["spiffe://"+domain] = der(authorities)
 	}
-	return made, nil
+	return response, nil
 }
 
 func der(authorities []*devca.Authority) (all []byte) {
-	for _, one := range authorities {
-		all = append(all, one.Certificate().Raw...)
+	for _, authority := range authorities {
+		all = append(all, authority.Certificate().Raw...)
 	}
 	return all
 }
