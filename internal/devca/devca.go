@@ -1,6 +1,6 @@
-// Package devca is a certificate authority for "broker dev" and for tests. It
-// issues whatever it is asked for, also what no real authority would: what expired,
-// or what others are named. Its key is nowhere but in memory.
+// Package devca is a certificate authority for "broker dev" and for tests. It issues any
+// certificate, including expired ones and ones with the names of others. Its key exists
+// in memory only.
 package devca
 
 import (
@@ -19,58 +19,58 @@ import (
 	"time"
 )
 
-// Lifetime is how long certificates are good that say nothing else.
+// Lifetime is the default lifetime of certificates.
 const Lifetime = 365 * 24 * time.Hour
 
-// backdated is how long ago they began, for clocks that differ.
+// backdated is subtracted from the start of certificates, because clocks differ.
 const backdated = time.Hour
 
 // Authority issues certificates.
 type Authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
-	above       [][]byte // the authorities between this one and the root, this one first
+	above       [][]byte // this authority and those above it, without the root
 }
 
-// New makes an authority that nobody vouches for. It is good for Lifetime.
+// New returns a self-signed root authority that is valid for Lifetime.
 func New(name string) (*Authority, error) { return newAuthority(name, time.Time{}, nil) }
 
-// Below makes an authority that this one vouches for, an intermediate one, until
-// its time is over. Zero: for Lifetime.
+// Below returns an intermediate authority that this one issues. It expires at until,
+// which defaults to Lifetime from now.
 func (a *Authority) Below(name string, until time.Time) (*Authority, error) {
 	return newAuthority(name, until, a)
 }
 
 func newAuthority(name string, until time.Time, by *Authority) (*Authority, error) {
-	made, err := issue(&x509.Certificate{
+	pair, err := issue(&x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, NotAfter: until,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}, by)
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{certificate: made.certificate, key: made.key}
+	a := &Authority{certificate: pair.certificate, key: pair.key}
 	if by != nil {
-		a.above = slices.Concat([][]byte{made.certificate.Raw}, by.above)
+		a.above = slices.Concat([][]byte{pair.certificate.Raw}, by.above)
 	}
 	return a, nil
 }
 
-// Certificate is the authority's own.
+// Certificate returns the certificate of the authority.
 func (a *Authority) Certificate() *x509.Certificate { return a.certificate }
 
-// PEM is the authority's own certificate, for those who are to trust it.
+// PEM returns the certificate of the authority in PEM.
 func (a *Authority) PEM() []byte { return certificatePEM(a.certificate.Raw) }
 
-// Pool is the authority alone.
+// Pool returns a pool with only this authority.
 func (a *Authority) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.certificate)
 	return pool
 }
 
-// Issue makes a certificate like template, and its key. What the template leaves
-// open is filled in: good from now on, for servers and clients.
+// Issue returns a certificate with the values of template and a new key. By default it
+// is valid from now for Lifetime, for servers and clients.
 func (a *Authority) Issue(template *x509.Certificate) (*Pair, error) { return issue(template, a) }
 
 // Pair is a certificate and its key.
@@ -98,30 +98,30 @@ func issue(template *x509.Certificate, by *Authority) (*Pair, error) {
 	if !full.IsCA && full.ExtKeyUsage == nil {
 		full.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
-	made := &Pair{key: key}
+	pair := &Pair{key: key}
 	parent, signer := &full, key
 	if by != nil {
-		parent, signer, made.above = by.certificate, by.key, by.above
+		parent, signer, pair.above = by.certificate, by.key, by.above
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &full, parent, &key.PublicKey, signer)
 	if err != nil {
 		return nil, err
 	}
-	made.certificate, err = x509.ParseCertificate(der)
-	return made, err
+	pair.certificate, err = x509.ParseCertificate(der)
+	return pair, err
 }
 
-// Certificate is the certificate without its key.
+// Certificate returns the certificate.
 func (p *Pair) Certificate() *x509.Certificate { return p.certificate }
 
-// TLS is the pair as package tls wants it, with the authorities below the root.
+// TLS returns the pair for package tls, with its intermediate authorities.
 func (p *Pair) TLS() tls.Certificate {
 	return tls.Certificate{Certificate: p.chain(), PrivateKey: p.key, Leaf: p.certificate}
 }
 
 func (p *Pair) chain() [][]byte { return slices.Concat([][]byte{p.certificate.Raw}, p.above) }
 
-// CertPEM is the certificate, and after it the authorities below the root.
+// CertPEM returns the certificate and then its intermediate authorities in PEM.
 func (p *Pair) CertPEM() []byte {
 	var text []byte
 	for _, der := range p.chain() {
@@ -130,7 +130,7 @@ func (p *Pair) CertPEM() []byte {
 	return text
 }
 
-// KeyPEM is the private key.
+// KeyPEM returns the private key in PEM.
 func (p *Pair) KeyPEM() ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(p.key)
 	if err != nil {
@@ -139,8 +139,8 @@ func (p *Pair) KeyPEM() ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
 
-// Write puts the pair into dir, as NAME.crt and NAME.key, in place of what is
-// there. Each file is replaced as a whole, the two not at once.
+// Write writes the pair to NAME.crt and NAME.key in dir. It replaces each file
+// atomically, but not both at once.
 func (p *Pair) Write(dir, name string) (cert, key string, err error) {
 	text, err := p.KeyPEM()
 	if err != nil {
@@ -150,7 +150,7 @@ func (p *Pair) Write(dir, name string) (cert, key string, err error) {
 	return cert, key, errors.Join(replace(cert, p.CertPEM()), replace(key, text))
 }
 
-// Write puts the authority's own certificate into dir, as NAME.crt.
+// Write writes the certificate of the authority to NAME.crt in dir.
 func (a *Authority) Write(dir, name string) (cert string, err error) {
 	cert = filepath.Join(dir, name+".crt")
 	return cert, replace(cert, a.PEM())

@@ -7,7 +7,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// attempts counts with which secrets clients came to the token endpoint.
+// attempts counts the requests to the token endpoint by client and secret.
 type attempts struct {
 	mu     sync.Mutex
 	counts map[attemptKey]*attemptCount
@@ -20,11 +20,10 @@ type attemptKey struct {
 
 type attemptCount struct{ good, refused int }
 
-// maxAttempts bounds how many secrets are told apart, so that a server may run for
-// long.
+// maxAttempts bounds the counted secrets, for servers that run for a long time.
 const maxAttempts = 1 << 12
 
-func (a *attempts) note(f form, good bool) {
+func (a *attempts) add(f form, good bool) {
 	if f.secret.IsZero() {
 		return
 	}
@@ -47,8 +46,8 @@ func (a *attempts) note(f form, good bool) {
 	}
 }
 
-// Attempts returns how often a client came to the token endpoint with a secret,
-// and was let in or refused. Requests that controls answered are not counted.
+// Attempts returns how often the token endpoint accepted and refused a client with a
+// secret. It does not count requests that controls answered.
 func (s *Server) Attempts(clientID string, secret redact.String) (good, refused int) {
 	s.attempts.mu.Lock()
 	defer s.attempts.mu.Unlock()

@@ -13,22 +13,21 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// behaviour is what the controls set. A copy is read as a whole; what it
-// refers to is replaced, never changed.
+// behaviour is the state that the controls set. Readers copy it; the values to which it
+// refers are replaced and never modified.
 type behaviour struct {
 	lifetime time.Duration
 	delay    time.Duration
 	down     bool
-	failures int // how many of the next token requests fail
+	failures int // number of the next token requests that fail
 	failure  failure
 	answer   func(http.ResponseWriter, *http.Request) bool
-	secrets  map[string]registered // by client ID
-	// introspect stands before the introspection endpoint as answer does before
-	// the token endpoint.
+	secrets  map[string]credentials // by client ID
+	// introspect is answer for the introspection endpoint.
 	introspect func(http.ResponseWriter, *http.Request) bool
 }
 
-// failure is an answer that FailNext asked for.
+// failure is the response that FailNext sets.
 type failure struct {
 	status int
 	code   string
@@ -56,21 +55,21 @@ func (s *Server) change(set func(*behaviour)) {
 	set(&s.behaviour)
 }
 
-// SetLifetime sets the lifetime of the tokens issued from now on, in whole
-// seconds; a fraction is cut off.
+// SetLifetime sets the lifetime of tokens issued from now on. It is truncated to whole
+// seconds.
 func (s *Server) SetLifetime(d time.Duration) { s.change(func(b *behaviour) { b.lifetime = d }) }
 
-// SetDelay makes the token endpoint wait before it answers, from the next
-// request on. A caller who leaves ends the wait.
+// SetDelay delays the responses of the token endpoint from the next request on. The end
+// of a request ends its delay.
 func (s *Server) SetDelay(d time.Duration) { s.change(func(b *behaviour) { b.delay = d }) }
 
-// SetDown takes the whole server down or up again: a connection is aborted
-// without an answer, and RoundTripper refuses to connect.
+// SetDown makes the whole server unavailable or available again. While it is down, it
+// aborts connections without a response, and RoundTripper refuses to connect.
 func (s *Server) SetDown(down bool) { s.change(func(b *behaviour) { b.down = down }) }
 
-// SetAnswer puts a function before the token endpoint, after the delay. What
-// it returns true for is answered; the rest goes on as usual. The form is parsed
-// already, if it is one. Nil takes the function away.
+// SetAnswer sets a function that handles requests to the token endpoint after the delay.
+// It returns true if it wrote a response, else the server handles the request as usual.
+// The form has been parsed. Nil removes the function.
 func (s *Server) SetAnswer(answer func(w http.ResponseWriter, r *http.Request) bool) {
 	s.change(func(b *behaviour) { b.answer = answer })
 }
@@ -80,40 +79,40 @@ func (s *Server) SetIntrospection(answer func(w http.ResponseWriter, r *http.Req
 	s.change(func(b *behaviour) { b.introspect = answer })
 }
 
-// SetSecrets replaces the secrets of a client, which must be registered: all of
-// them are good, and with none it cannot authenticate. At an IdP that is imitated a
-// new one is good after a while only, if that is how it is there.
+// SetSecrets replaces the secrets of a client, all of which are valid. Without any the
+// client cannot authenticate. An imitated IdP may accept a new secret only after its
+// propagation delay. SetSecrets panics if the client is not registered.
 func (s *Server) SetSecrets(clientID string, secrets ...redact.String) {
-	good := time.Now().Add(s.manners.propagation)
-	s.reregister(clientID, func(before registered) registered {
-		after := registered{keys: before.keys}
+	since := time.Now().Add(s.deviations.propagation)
+	s.changeCredentials(clientID, func(before credentials) credentials {
+		after := credentials{keys: before.keys}
 		for _, value := range secrets {
-			held := slices.IndexFunc(before.secrets, func(d dated) bool { return d.value.Equal(value) })
-			if held >= 0 {
-				after.secrets = append(after.secrets, before.secrets[held])
+			i := slices.IndexFunc(before.secrets, func(d datedSecret) bool { return d.value.Equal(value) })
+			if i >= 0 {
+				after.secrets = append(after.secrets, before.secrets[i])
 				continue
 			}
-			after.secrets = append(after.secrets, dated{value, good})
+			after.secrets = append(after.secrets, datedSecret{value, since})
 		}
 		return after
 	})
 }
 
-// SetKeys replaces the public keys of a client's assertions, a JWK set. It panics
-// if there is no such client, or no usable key.
+// SetKeys replaces the public keys of a client's assertions, a JWK set. It panics if the
+// client is not registered or a key is not usable.
 func (s *Server) SetKeys(clientID string, set []byte) {
 	keys, err := keysOf(set)
 	if err != nil {
 		panic(fmt.Sprintf("devidp: %v", err))
 	}
-	s.reregister(clientID, func(before registered) registered {
-		before.keys = keys
-		return before
+	s.changeCredentials(clientID, func(c credentials) credentials {
+		c.keys = keys
+		return c
 	})
 }
 
-func (s *Server) reregister(clientID string, next func(before registered) registered) {
-	if _, found := s.clients[clientID]; !found {
+func (s *Server) changeCredentials(clientID string, next func(before credentials) credentials) {
+	if _, ok := s.clients[clientID]; !ok {
 		panic(fmt.Sprintf("devidp: there is no client %q", clientID))
 	}
 	s.change(func(b *behaviour) {
@@ -122,76 +121,74 @@ func (s *Server) reregister(clientID string, next func(before registered) regist
 	})
 }
 
-// registered is what a client is known by. It is replaced, never changed.
-type registered struct {
-	secrets []dated
+// credentials are those of a client. They are replaced and never modified.
+type credentials struct {
+	secrets []datedSecret
 	keys    []*jose.Key
 }
 
-// dated is a secret and when it begins to be good.
-type dated struct {
+// datedSecret is a secret that is valid from a time on.
+type datedSecret struct {
 	value redact.String
 	since time.Time
 }
 
-// has reports whether a secret of the client passes a test and is good.
-func (r registered) has(passes func(secret redact.String) bool) bool {
-	return slices.ContainsFunc(r.secrets, func(d dated) bool { return !time.Now().Before(d.since) && passes(d.value) })
+// has reports whether matches holds for a valid secret.
+func (c credentials) has(matches func(secret redact.String) bool) bool {
+	return slices.ContainsFunc(c.secrets, func(d datedSecret) bool { return !time.Now().Before(d.since) && matches(d.value) })
 }
 
-// FailNext makes the next n token requests fail, good or not, after the delay:
-// with this status, these header fields and, unless oauthError is empty, an
-// error answer of RFC 6749, section 5.2. It replaces what an earlier call left.
-func (s *Server) FailNext(n, status int, oauthError string, header http.Header) {
-	s.change(func(b *behaviour) { b.failures, b.failure = n, failure{status, oauthError, header.Clone()} })
+// FailNext makes the next n token requests fail after the delay, with a status, header
+// fields and, unless code is empty, an error response (RFC 6749 section 5.2). It
+// replaces the remaining failures of an earlier call.
+func (s *Server) FailNext(n, status int, code string, header http.Header) {
+	s.change(func(b *behaviour) { b.failures, b.failure = n, failure{status, code, header.Clone()} })
 }
 
-func (s *Server) takeFailure() (next failure, failing bool) {
+func (s *Server) nextFailure() (next failure, ok bool) {
 	s.change(func(b *behaviour) {
-		if failing = b.failures > 0; failing {
+		if ok = b.failures > 0; ok {
 			b.failures--
 			next = b.failure
 		}
 	})
-	return next, failing
+	return next, ok
 }
 
-// RotateKeys signs with a new key from now on. The old ones stay published if
-// keepOld, and are withdrawn otherwise.
+// RotateKeys signs with a new key from now on. keepOld decides whether the old keys
+// remain published.
 func (s *Server) RotateKeys(keepOld bool) {
-	fresh := newKey(s.algorithm) // takes a while: not under the lock
+	next := newKey(s.algorithm) // slow, so not under the lock
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	keys := []key{fresh}
+	keys := []key{next}
 	if keepOld {
 		keys = append(keys, *s.keys.Load()...)
 	}
 	s.keys.Store(&keys)
 }
 
-// TokenRequest is one request to the token endpoint, as it was sent.
+// TokenRequest records a request to the token endpoint.
 type TokenRequest struct {
 	ClientID  string
-	Scopes    []string // order kept
+	Scopes    []string // in the order of the request
 	Audience  string
 	Resources []string
-	// Auth is how the client authenticated, one of the Auth constants; empty: it did
-	// not even say who it is.
+	// Auth is one of the Auth constants, or empty if the request names no client.
 	Auth string
-	// At is when the request arrived.
+	// At is the time of arrival.
 	At time.Time
-	// OK reports whether it was answered with a token by the server itself, not
-	// by a function of SetAnswer.
+	// OK reports whether the server itself, not a function of SetAnswer, issued a token.
 	OK bool
 }
 
-// Bounds of the journal, so that a server may run for long.
+// Bounds of the journal, for servers that run for a long time.
 const (
 	maxRequests = 1 << 15
 	maxPaths    = 1 << 10
 )
 
-// journal keeps what arrived. It is safe for concurrent use.
+// journal records requests. It is safe for concurrent use.
 type journal struct {
 	mu       sync.Mutex
 	counts   map[string]int // by path
@@ -204,7 +201,7 @@ func (j *journal) count(path string) {
 	if j.counts == nil {
 		j.counts = make(map[string]int)
 	}
-	if _, known := j.counts[path]; known || len(j.counts) < maxPaths {
+	if _, ok := j.counts[path]; ok || len(j.counts) < maxPaths {
 		j.counts[path]++
 	}
 }
@@ -233,18 +230,16 @@ func (j *journal) succeeded(entry *TokenRequest) {
 	entry.OK = true
 }
 
-// Requests returns how many requests came to the path, such as "/token", since
-// the start: good or bad, answered or not, those while the server was down
-// included.
+// Requests returns the number of requests to a path, such as "/token", since the start.
+// It includes invalid requests and those during which the server was down.
 func (s *Server) Requests(path string) int {
 	s.journal.mu.Lock()
 	defer s.journal.mu.Unlock()
 	return s.journal.counts[path]
 }
 
-// TokenRequests returns the requests that the token endpoint got, in the order
-// of their arrival, the latest 16,384 at least. Those that came while the server
-// was down are not among them.
+// TokenRequests returns at least the latest 16,384 requests to the token endpoint, in
+// the order of arrival, without those during which the server was down.
 func (s *Server) TokenRequests() []TokenRequest {
 	s.journal.mu.Lock()
 	defer s.journal.mu.Unlock()

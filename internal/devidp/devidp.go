@@ -1,14 +1,13 @@
-// Package devidp is a small real OAuth server in-process: an IdP for `broker
-// dev` and for tests. It knows client_credentials (RFC 6749, section 4.4), the
-// JWT bearer grant (RFC 7523) and grants that are no more than a name; clients
-// authenticate by a secret or by an assertion. It issues access tokens that are
-// JWTs (RFC 9068) or opaque, with introspection (RFC 7662); it publishes its
-// metadata and keys as OIDC discovery and RFC 8414 say.
+// Package devidp is a small OAuth server for "broker dev" and for tests. It supports the
+// client credentials grant (RFC 6749 section 4.4), the JWT bearer grant (RFC 7523) and
+// arbitrary other grant types. Clients authenticate with a secret or an assertion. Access
+// tokens are JWTs (RFC 9068), or opaque with introspection (RFC 7662). The server
+// publishes its metadata and keys by OIDC discovery and RFC 8414.
 //
-// It is as strict as an IdP may be, so that what works with it is likely to
-// work elsewhere, and it misbehaves on demand: slow, down, failing, with other
-// keys; or it answers as one of the well-known IdPs is documented to. It refuses to be more: it has no users, no consent, no storage, and
-// its keys live as long as the process. It is not for production.
+// It enforces the RFCs strictly, so that a client that works with it is likely to work
+// with other IdPs. A test can make it slow, unavailable or failing, rotate its keys, or
+// make it imitate the documented behaviour of a well-known IdP. It has no users, consent
+// or storage, and its keys are lost with the process. It is not for production.
 package devidp
 
 import (
@@ -28,8 +27,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// Paths of the endpoints below the issuer. The metadata of RFC 8414 differs:
-// its well-known part stands before the issuer's own path.
+// Paths of the endpoints below the issuer. The path of RFC 8414 metadata is an exception:
+// it precedes the path of the issuer.
 const (
 	TokenPath         = "/token"
 	JWKSPath          = "/jwks"
@@ -40,69 +39,64 @@ const (
 
 const defaultLifetime = time.Hour
 
-// Config is what a Server is made of.
+// Config configures a Server.
 type Config struct {
-	// Issuer is the issuer identifier, an absolute http or https URL without
-	// query and fragment. Required. The endpoints are under it.
+	// Issuer is the issuer identifier, an absolute http or https URL without query and
+	// fragment. Required.
 	Issuer string
-	// Clients are those that may ask for tokens. None: nobody may.
+	// Clients are the registered clients.
 	Clients []Client
-	// Lifetime is that of the tokens, in whole seconds. Zero: 1 h.
+	// Lifetime of tokens, in whole seconds. It defaults to 1 h.
 	Lifetime time.Duration
-	// Algorithm is that of the signing key: "RS256", "ES256" or "EdDSA". Empty:
-	// RS256.
+	// Algorithm of the signing key: "RS256", "ES256" or "EdDSA". It defaults to RS256.
 	Algorithm string
-	// Imitate is one of Imitations: the Server has that IdP's token endpoint, is as
-	// particular, and answers in the same way. Empty: it is nobody but itself.
+	// Imitate is one of Imitations, or empty. The Server then has the token endpoint,
+	// the requirements and the responses of that IdP.
 	Imitate string
 }
 
-// Client is a confidential client that is registered at the Server.
+// Client is a registered client.
 type Client struct {
 	// ID is the client_id. Required.
 	ID string
-	// Secrets are the client's, any of which is good. None: the client cannot
-	// authenticate until SetSecrets.
+	// Secrets are all valid. Without any, the client cannot authenticate with a secret
+	// until SetSecrets.
 	Secrets []redact.String
-	// Keys are the public keys of assertions, a JWK set (RFC 7517). Nil: none.
+	// Keys are the public keys of assertions, a JWK set (RFC 7517). They may be nil.
 	Keys []byte
-	// Auth is the one way of authentication that is accepted: one of the Auth
-	// constants. Empty: basic or post.
+	// Auth is the only accepted way of authentication, one of the Auth constants. Empty
+	// means AuthBasic or AuthPost.
 	Auth string
-	// Grant is the one grant_type that the client may use. Empty:
-	// client_credentials.
+	// Grant is the only accepted grant_type. It defaults to client_credentials.
 	Grant string
-	// Params are further parameters that the client must send, exactly so.
+	// Params are additional parameters that the client must send with these values.
 	Params map[string]string
-	// Scopes are those that the client may ask for, and what it gets if it asks
-	// for none.
+	// Scopes are the scopes that the client may request. A request without scopes gets
+	// all of them.
 	Scopes []string
-	// Audiences are the values that the client may send as audience or
-	// resource; the first is what it gets if it sends neither. None: its tokens
-	// are for the issuer itself.
+	// Audiences are the values that the client may send as audience or resource. A
+	// request without any gets the first. Audiences defaults to the issuer.
 	Audiences []string
-	// Opaque: the client's tokens are no JWTs; what they are good for is known by
-	// introspection (RFC 7662).
+	// Opaque makes the client's tokens opaque. They can be introspected (RFC 7662).
 	Opaque bool
 }
 
-// Server is the OAuth server. It is safe for concurrent use, and so are the
-// controls.
+// Server is the OAuth server. It and its controls are safe for concurrent use.
 type Server struct {
-	issuer    string
-	endpoint  string // where tokens are to be had
-	manners   manners
-	algorithm string
-	replays   replays
-	clients   map[string]Client // by ID; their Secrets are in behaviour
-	routes    map[string]route  // by path
-	journal   journal
-	attempts  attempts
-	opaque    opaqueTokens
-	keys      atomic.Pointer[[]key] // the first signs, all are published
+	issuer     string
+	endpoint   string // the URL of the token endpoint
+	deviations deviations
+	algorithm  string
+	replays    replays
+	clients    map[string]Client // by ID; their Secrets are in behaviour
+	routes     map[string]route  // by path
+	journal    journal
+	attempts   attempts
+	opaque     opaqueTokens
+	keys       atomic.Pointer[[]key] // all are published, and the first signs
 
 	mu        sync.Mutex
-	behaviour behaviour // read through current, changed through change
+	behaviour behaviour // use current and change
 }
 
 type route struct {
@@ -131,15 +125,15 @@ func New(cfg Config) (*Server, error) {
 		clients:   make(map[string]Client, len(cfg.Clients)),
 		behaviour: behaviour{
 			lifetime: defaultLifetime,
-			secrets:  make(map[string]registered, len(cfg.Clients)),
+			secrets:  make(map[string]credentials, len(cfg.Clients)),
 		},
 	}
 	if cfg.Imitate != "" {
-		var known bool
-		if s.manners, known = imitations()[cfg.Imitate]; !known {
+		var ok bool
+		if s.deviations, ok = imitations()[cfg.Imitate]; !ok {
 			return nil, fmt.Errorf("there is no imitation of %q", cfg.Imitate)
 		}
-		s.endpoint = s.manners.endpoint(cfg.Issuer)
+		s.endpoint = s.deviations.endpoint(cfg.Issuer)
 	}
 	if cfg.Lifetime != 0 {
 		s.behaviour.lifetime = cfg.Lifetime
@@ -158,21 +152,21 @@ func (s *Server) register(client Client) error {
 	if client.ID == "" {
 		return errors.New("a client has no ID")
 	}
-	if _, found := s.clients[client.ID]; found {
+	if _, ok := s.clients[client.ID]; ok {
 		return fmt.Errorf("there are two clients with the ID %q", client.ID)
 	}
-	if ways := []string{"", AuthBasic, AuthPost, AuthSecretJWT, AuthPrivateKeyJWT, AuthNone}; !slices.Contains(ways, client.Auth) {
-		return fmt.Errorf("client %q: the authentication %q is not one of%s", client.ID, client.Auth, strings.Join(ways, " "))
+	if methods := []string{"", AuthBasic, AuthPost, AuthSecretJWT, AuthPrivateKeyJWT, AuthNone}; !slices.Contains(methods, client.Auth) {
+		return fmt.Errorf("client %q: the authentication %q is not one of%s", client.ID, client.Auth, strings.Join(methods, " "))
 	}
 	keys, err := keysOf(client.Keys)
 	if err != nil {
 		return fmt.Errorf("client %q: %w", client.ID, err)
 	}
-	known := registered{keys: keys}
+	c := credentials{keys: keys}
 	for _, value := range client.Secrets {
-		known.secrets = append(known.secrets, dated{value: value})
+		c.secrets = append(c.secrets, datedSecret{value: value})
 	}
-	s.behaviour.secrets[client.ID] = known
+	s.behaviour.secrets[client.ID] = c
 	client.Secrets, client.Keys = nil, nil
 	if client.Grant == "" {
 		client.Grant = clientCredentials
@@ -198,11 +192,11 @@ func (s *Server) routesUnder(path string) map[string]route {
 	}
 }
 
-// tokenPath is the path of the token endpoint, whichever host that has.
+// tokenPath returns the path of the token endpoint.
 func (s *Server) tokenPath() string {
 	endpoint, err := url.Parse(s.endpoint)
 	if err != nil {
-		panic(fmt.Sprintf("devidp: %v", err)) // it was made of an issuer that was parsed
+		panic(fmt.Sprintf("devidp: %v", err)) // cannot happen: New parsed the issuer
 	}
 	return endpoint.Path
 }
@@ -216,22 +210,22 @@ func (s *Server) Issuer() string { return s.issuer }
 // ServeHTTP serves the metadata, the keys and the endpoints.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.journal.count(r.URL.Path)
-	route, found := s.routes[r.URL.Path]
+	route, ok := s.routes[r.URL.Path]
 	switch {
 	case s.current().down:
 		panic(http.ErrAbortHandler)
-	case !found:
+	case !ok:
 		http.NotFound(w, r)
 	case r.Method != route.method:
 		w.Header().Set("Allow", route.method)
-		http.Error(w, "this endpoint takes "+route.method, http.StatusMethodNotAllowed)
+		http.Error(w, "this endpoint requires "+route.method, http.StatusMethodNotAllowed)
 	default:
 		route.serve(w, r)
 	}
 }
 
-// serveMetadata answers with what RFC 8414 and OIDC discovery require of an
-// IdP that has neither an authorization endpoint nor ID tokens.
+// serveMetadata serves the members that RFC 8414 and OIDC discovery require of an IdP
+// without authorization endpoint and ID tokens.
 func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 	base := strings.TrimSuffix(s.issuer, "/")
 	writeJSON(w, http.StatusOK, map[string]any{
@@ -270,8 +264,8 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]any{"keys": published})
 }
 
-// writeJSON writes an answer of strings, numbers and lists, which cannot fail to
-// encode; a caller who is gone is nobody to tell.
+// writeJSON writes a response. It ignores errors: value consists of strings, numbers and
+// lists, and a client that has disconnected needs no response.
 func writeJSON(w http.ResponseWriter, status int, value any) {
 	if w.Header().Get("Content-Type") == "" {
 		w.Header().Set("Content-Type", "application/json")

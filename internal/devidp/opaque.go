@@ -10,15 +10,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// maxOpaque bounds the tokens that are remembered, so that a server may run for
-// long. Beyond it those that have expired are forgotten, and then any.
+// maxOpaque bounds the stored tokens, for servers that run for a long time. Beyond it,
+// expired tokens are dropped first and then any.
 const maxOpaque = 1 << 15
 
-// opaqueTokens are those that introspection knows. It is safe for concurrent
-// use.
+// opaqueTokens are the tokens that can be introspected. It is safe for concurrent use.
 type opaqueTokens struct {
 	mu     sync.Mutex
-	claims map[string]map[string]any // by token; what they hold is not changed
+	claims map[string]map[string]any // by token; the inner maps are never modified
 }
 
 func (o *opaqueTokens) add(token string, claims map[string]any) {
@@ -27,11 +26,11 @@ func (o *opaqueTokens) add(token string, claims map[string]any) {
 	if len(o.claims) >= maxOpaque {
 		maps.DeleteFunc(o.claims, func(_ string, claims map[string]any) bool { return expired(claims) })
 	}
-	for known := range o.claims {
+	for stored := range o.claims {
 		if len(o.claims) < maxOpaque {
 			break
 		}
-		delete(o.claims, known)
+		delete(o.claims, stored)
 	}
 	if o.claims == nil {
 		o.claims = map[string]map[string]any{}
@@ -56,34 +55,33 @@ func expired(claims map[string]any) bool {
 	return ok && time.Now().Unix() >= exp
 }
 
-// MintOpaque returns a token of which introspection says exactly these members
-// and that it is active, until it is revoked or an exp among them, an int64, has
-// passed.
+// MintOpaque returns a token whose introspection returns exactly these members and that
+// it is active. It is active until it is revoked or the member exp, an int64, has passed.
 func (s *Server) MintOpaque(members map[string]any) redact.String {
 	token := rand.Text()
 	s.opaque.add(token, maps.Clone(members))
 	return redact.New(token)
 }
 
-// Revoke ends an opaque token.
+// Revoke revokes an opaque token.
 func (s *Server) Revoke(token redact.String) { s.opaque.remove(token.Reveal()) }
 
-// serveIntrospection says what is known of a token (RFC 7662, section 2). It
-// knows the opaque ones alone.
+// serveIntrospection introspects an opaque token (RFC 7662 section 2). Any other token is
+// inactive.
 func (s *Server) serveIntrospection(w http.ResponseWriter, r *http.Request) {
 	f := readAuthenticated(w, r)
 	if answer := s.current().introspect; answer != nil && answer(w, r) {
 		return
 	}
-	wrong := f.wrong
-	if wrong == nil {
-		wrong = s.authenticate(f)
+	err := f.err
+	if err == nil {
+		err = s.authenticate(f)
 	}
-	if wrong == nil && f.Get("token") == "" {
-		wrong = bad("invalid_request", "token is missing")
+	if err == nil && f.Get("token") == "" {
+		err = badRequest("invalid_request", "token is missing")
 	}
-	if wrong != nil {
-		wrong.write(w)
+	if err != nil {
+		err.write(w)
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
@@ -92,7 +90,7 @@ func (s *Server) serveIntrospection(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]any{"active": false})
 		return
 	}
-	answer := map[string]any{"active": true}
-	maps.Copy(answer, claims)
-	writeJSON(w, http.StatusOK, answer)
+	result := map[string]any{"active": true}
+	maps.Copy(result, claims)
+	writeJSON(w, http.StatusOK, result)
 }

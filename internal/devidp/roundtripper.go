@@ -11,10 +11,9 @@ import (
 	"syscall"
 )
 
-// RoundTripper returns a transport that reaches the server in memory, whatever
-// host is asked for. Unlike connections that are kept alive it works in a
-// synctest bubble. A call returns when its context ends, as over a network, even
-// if the server is still at work.
+// RoundTripper returns a transport that calls the server in memory, whatever the host of
+// a request is. Unlike kept connections, it works in a synctest bubble. A call returns
+// when its context ends, as over a network, even if the server has not finished.
 func (s *Server) RoundTripper() http.RoundTripper { return transport{s} }
 
 type transport struct{ server *Server }
@@ -37,30 +36,30 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	select {
 	case <-r.Context().Done():
 		return nil, context.Cause(r.Context())
-	case answer := <-done:
-		if answer == nil {
-			return nil, errors.New("the server closed the connection without an answer")
+	case resp := <-done:
+		if resp == nil {
+			return nil, errors.New("the server closed the connection without a response")
 		}
-		return answer.toHTTP(r), nil
+		return resp.toHTTP(r), nil
 	}
 }
 
-// serve returns nil where the handler aborted the connection.
-func (t transport) serve(r *http.Request) (answer *response) {
+// serve returns nil if the handler aborts the connection.
+func (t transport) serve(r *http.Request) (resp *response) {
 	defer func() {
 		if reason := recover(); reason == http.ErrAbortHandler { //nolint:errorlint // compared as net/http does
-			answer = nil
+			resp = nil
 		} else if reason != nil {
 			panic(reason)
 		}
 	}()
-	answer = &response{header: http.Header{}}
-	t.server.ServeHTTP(answer, r)
-	return answer
+	resp = &response{header: http.Header{}}
+	t.server.ServeHTTP(resp, r)
+	return resp
 }
 
-// receive makes of a request that goes out the request that comes in. It reads
-// the body to its end, so that nobody reads it after RoundTrip returned.
+// receive converts an outgoing request to the incoming one. It reads the whole body,
+// because a transport must not read it after RoundTrip has returned.
 func receive(r *http.Request) (*http.Request, error) {
 	inbound := r.Clone(r.Context())
 	inbound.RequestURI = r.URL.RequestURI()
@@ -80,10 +79,10 @@ func receive(r *http.Request) (*http.Request, error) {
 	return inbound, err
 }
 
-// response is a ResponseWriter into memory.
+// response is an http.ResponseWriter that keeps the response in memory.
 type response struct {
 	header http.Header
-	sent   http.Header // header as it was when the status was written
+	sent   http.Header // copy of header when the status was written
 	status int
 	body   bytes.Buffer
 }

@@ -20,12 +20,11 @@ import (
 // key is a signing key. It is immutable.
 type key struct {
 	id, algorithm string
-	public        map[string]string // the JWK that is published
+	public        map[string]string // the published JWK
 	sign          func(input []byte) ([]byte, error)
 }
 
-// newKey makes a key for one of the algorithms. Where it panics, the standard
-// library broke its promise.
+// newKey returns a new key for an algorithm that New accepts.
 func newKey(algorithm string) key {
 	k := key{id: rand.Text(), algorithm: algorithm}
 	var err error
@@ -96,13 +95,13 @@ func (k *key) generateEd25519() error {
 	return nil
 }
 
-// Mint returns a JWT of exactly these claims with the header of an access
-// token, signed by the current key. It panics if claims are not JSON.
+// Mint returns a JWT with exactly these claims and the header of an access token, signed
+// with the current key. It panics if claims cannot be encoded as JSON.
 func (s *Server) Mint(claims map[string]any) redact.String { return s.MintWith(nil, claims) }
 
-// MintWith is Mint with header members that replace or add to the usual alg,
-// kid and typ; a nil one leaves a member out. The signature is made by the
-// current key and its algorithm whatever the header says.
+// MintWith is Mint with additional header members, which may replace alg, kid and typ. A
+// nil member removes one. The header does not change the key and the algorithm of the
+// signature.
 func (s *Server) MintWith(header, claims map[string]any) redact.String {
 	key := (*s.keys.Load())[0]
 	members := map[string]any{"alg": key.algorithm, "kid": key.id, "typ": "at+jwt"}

@@ -14,37 +14,37 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// The ways of authentication, as Client and TokenRequest name them.
+// Ways of authentication in Client and TokenRequest.
 const (
 	AuthBasic         = "basic"           // client_secret_basic
 	AuthPost          = "post"            // client_secret_post
 	AuthSecretJWT     = "secret_jwt"      // client_secret_jwt
 	AuthPrivateKeyJWT = "private_key_jwt" // private_key_jwt
-	AuthNone          = "none"            // the client_id alone
+	AuthNone          = "none"            // only the client_id
 )
 
 const (
-	maxForm = 64 << 10
+	maxForm = 64 << 10 // bytes
 	bearer  = "Bearer"
 
 	clientCredentials = "client_credentials"
 	jwtBearer         = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 )
 
-// form is a token request as it was sent. What is wrong with it is kept and
-// answered later, so that it is on record all the same.
+// form is a parsed request. err describes an invalid one, so that it can be recorded
+// before the error response.
 type form struct {
 	url.Values
 	clientID string
 	secret   redact.String
 	auth     string
-	// client is the assertion by which the client authenticates, grant the one that
-	// is exchanged; nil: there is none.
+	// client is the assertion that authenticates the client, and grant the one that is
+	// exchanged for a token. They may be nil.
 	client, grant *assertion
-	wrong         *problem
+	err           *oauthError
 }
 
-// scope is asked for in the form, or in the assertion that is the grant.
+// scope returns the requested scopes, which are in the grant assertion if there is one.
 func (f *form) scope() string {
 	if f.grant != nil {
 		return f.grant.scope
@@ -52,21 +52,21 @@ func (f *form) scope() string {
 	return f.Get("scope")
 }
 
-// problem is an error answer (RFC 6749, section 5.2).
-type problem struct {
+// oauthError is an error response (RFC 6749 section 5.2).
+type oauthError struct {
 	status            int
 	code, description string
 	challenge         bool // add WWW-Authenticate
 }
 
-func bad(code, description string) *problem {
-	return &problem{status: http.StatusBadRequest, code: code, description: description}
+func badRequest(code, description string) *oauthError {
+	return &oauthError{status: http.StatusBadRequest, code: code, description: description}
 }
 
-// unauthorized answers 401 to all failed authentication, which RFC 6749 allows,
-// with the challenge that it demands where Basic was tried.
-func unauthorized(auth, description string) *problem {
-	return &problem{http.StatusUnauthorized, "invalid_client", description, auth == AuthBasic}
+// unauthorized returns the error for failed authentication. RFC 6749 permits 401 in all
+// cases and requires the challenge if the client used the Authorization header.
+func unauthorized(auth, description string) *oauthError {
+	return &oauthError{http.StatusUnauthorized, "invalid_client", description, auth == AuthBasic}
 }
 
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
@@ -79,42 +79,42 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	if current.answer != nil && current.answer(w, r) {
 		return
 	}
-	if failure, failing := s.takeFailure(); failing {
+	if failure, ok := s.nextFailure(); ok {
 		failure.write(w)
 		return
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Pragma", "no-cache")
-	answer, wrong := s.grant(f)
-	if wrong != nil {
-		s.refuse(w, wrong)
+	members, err := s.grant(f)
+	if err != nil {
+		s.refuse(w, err)
 		return
 	}
-	if s.manners.dress != nil {
-		s.manners.dress(answer)
+	if s.deviations.adjust != nil {
+		s.deviations.adjust(members)
 	}
 	s.journal.succeeded(entry)
-	writeJSON(w, http.StatusOK, answer)
+	writeJSON(w, http.StatusOK, members)
 }
 
-func (p *problem) write(w http.ResponseWriter) {
-	if p.challenge {
+func (e *oauthError) write(w http.ResponseWriter) {
+	if e.challenge {
 		w.Header().Set("WWW-Authenticate", `Basic realm="token"`)
 	}
-	writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": p.description})
+	writeJSON(w, e.status, map[string]string{"error": e.code, "error_description": e.description})
 }
 
-// refuse writes a problem as the IdP that is imitated puts it.
-func (s *Server) refuse(w http.ResponseWriter, p *problem) {
-	if s.manners.refuse == nil {
-		p.write(w)
+// refuse writes an error response in the format of the imitated IdP.
+func (s *Server) refuse(w http.ResponseWriter, err *oauthError) {
+	if s.deviations.refuse == nil {
+		err.write(w)
 		return
 	}
-	status, members := s.manners.refuse(p)
+	status, members := s.deviations.refuse(err)
 	writeJSON(w, status, members)
 }
 
-// wait reports whether the caller is still there after d.
+// wait waits for d and reports whether the request is still open.
 func wait(r *http.Request, d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -129,30 +129,30 @@ func wait(r *http.Request, d time.Duration) bool {
 	}
 }
 
-// readAuthenticated reads a form of a client as RFC 6749, sections 2.3.1 and 3.2
-// say.
+// readAuthenticated parses a form with the credentials of a client (RFC 6749 sections
+// 2.3.1 and 3.2).
 func readAuthenticated(w http.ResponseWriter, r *http.Request) form {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || mediaType != "application/x-www-form-urlencoded" {
-		return form{wrong: bad("invalid_request", "the body must be application/x-www-form-urlencoded")}
+		return form{err: badRequest("invalid_request", "the body must be application/x-www-form-urlencoded")}
 	}
 	if err := r.ParseForm(); err != nil {
-		return form{wrong: bad("invalid_request", "the body is not a form of at most 64 KiB")}
+		return form{err: badRequest("invalid_request", "the body is not a form of at most 64 KiB")}
 	}
 	f := form{Values: r.PostForm}
-	f.wrong = f.readCredentials(r)
+	f.err = f.readCredentials(r)
 	switch {
-	case f.wrong != nil:
+	case f.err != nil:
 	case r.URL.RawQuery != "":
-		f.wrong = bad("invalid_request", "parameters belong in the body, not in the URL")
+		f.err = badRequest("invalid_request", "parameters belong in the body, not in the URL")
 	default:
-		f.wrong = f.checkParameters()
+		f.err = f.checkParameters()
 	}
 	return f
 }
 
-func (f *form) readCredentials(r *http.Request) *problem {
+func (f *form) readCredentials(r *http.Request) *oauthError {
 	header := r.Header.Values("Authorization")
 	inHeader, inBody, asserted := len(header) > 0, f.Get("client_secret") != "", f.Get("client_assertion") != ""
 	f.clientID = f.Get("client_id")
@@ -163,7 +163,7 @@ func (f *form) readCredentials(r *http.Request) *problem {
 	}
 	switch {
 	case inHeader && inBody, inHeader && asserted, inBody && asserted:
-		return bad("invalid_request", "the client authenticates in two ways at once")
+		return badRequest("invalid_request", "the client authenticates in two ways at once")
 	case inBody:
 		f.auth, f.secret = AuthPost, redact.New(f.Get("client_secret"))
 	case inHeader:
@@ -177,20 +177,20 @@ func (f *form) readCredentials(r *http.Request) *problem {
 	return nil
 }
 
-func (f *form) readBasic(header []string) *problem {
+func (f *form) readBasic(header []string) *oauthError {
 	id, secret, err := parseBasic(header)
 	if err != nil {
 		return unauthorized(AuthBasic, err.Error())
 	}
 	if f.clientID != "" && f.clientID != id {
-		return bad("invalid_request", "client_id differs from that in the Authorization header")
+		return badRequest("invalid_request", "client_id differs from that in the Authorization header")
 	}
 	f.clientID, f.secret = id, secret
 	return nil
 }
 
-// parseBasic reads the Authorization header: both parts are form-urlencoded
-// before they are joined (RFC 6749, section 2.3.1), which many clients forget.
+// parseBasic parses the Authorization header. It requires both parts to be form-urlencoded
+// (RFC 6749 section 2.3.1), which many clients omit.
 func parseBasic(header []string) (id string, secret redact.String, err error) {
 	scheme, credentials, _ := strings.Cut(header[0], " ")
 	if len(header) > 1 || !strings.EqualFold(scheme, "Basic") {
@@ -200,8 +200,8 @@ func parseBasic(header []string) (id string, secret redact.String, err error) {
 	if err != nil {
 		return "", redact.String{}, errors.New("the Authorization header is not base64")
 	}
-	user, password, found := strings.Cut(string(decoded), ":")
-	if !found || strings.Contains(password, ":") {
+	user, password, ok := strings.Cut(string(decoded), ":")
+	if !ok || strings.Contains(password, ":") {
 		return "", redact.String{}, errors.New("the credentials are not form-urlencoded and joined by one colon")
 	}
 	id, errID := url.QueryUnescape(user)
@@ -212,84 +212,84 @@ func parseBasic(header []string) (id string, secret redact.String, err error) {
 	return id, redact.New(plain), nil
 }
 
-func (f *form) checkParameters() *problem {
+func (f *form) checkParameters() *oauthError {
 	for name, values := range f.Values {
 		if len(values) > 1 && name != "resource" {
-			return bad("invalid_request", "a parameter is repeated") // only RFC 8707 allows it
+			return badRequest("invalid_request", "a parameter is repeated") // RFC 8707 permits it for resource
 		}
 	}
 	return nil
 }
 
-// grant judges the request and answers it.
-func (s *Server) grant(f form) (answer map[string]any, wrong *problem) {
-	if f.wrong == nil && f.Get("grant_type") == "" {
-		f.wrong = bad("invalid_request", "grant_type is missing")
+// grant checks the request and returns the members of the response.
+func (s *Server) grant(f form) (members map[string]any, err *oauthError) {
+	if f.err == nil && f.Get("grant_type") == "" {
+		f.err = badRequest("invalid_request", "grant_type is missing")
 	}
-	if f.wrong != nil {
-		return nil, f.wrong
+	if f.err != nil {
+		return nil, f.err
 	}
-	wrong = s.authenticate(f)
-	s.attempts.note(f, wrong == nil)
-	if wrong != nil {
-		return nil, wrong
+	err = s.authenticate(f)
+	s.attempts.add(f, err == nil)
+	if err != nil {
+		return nil, err
 	}
 	client := s.clients[f.clientID]
-	if wrong := s.checkGrant(client, f); wrong != nil {
-		return nil, wrong
+	if err := s.checkGrant(client, f); err != nil {
+		return nil, err
 	}
-	scopes, wrong := client.scopesFor(f.scope())
-	if wrong != nil {
-		return nil, wrong
+	scopes, err := client.scopesFor(f.scope())
+	if err != nil {
+		return nil, err
 	}
-	audience, wrong := client.audienceFor(f.Get("audience"), f.Values["resource"])
-	if wrong != nil {
-		return nil, wrong
+	audience, err := client.audienceFor(f.Get("audience"), f.Values["resource"])
+	if err != nil {
+		return nil, err
 	}
 	return s.issue(client.ID, audience, strings.Join(scopes, " ")), nil
 }
 
-func (s *Server) checkGrant(client Client, f form) *problem {
+func (s *Server) checkGrant(client Client, f form) *oauthError {
 	if f.Get("grant_type") != client.Grant {
-		return bad("unsupported_grant_type", "the client may not use this grant_type, or there is no such")
+		return badRequest("unsupported_grant_type", "the grant_type is unknown, or the client may not use it")
 	}
 	for name, value := range client.Params {
 		if f.Get(name) != value {
-			return bad("invalid_request", "a parameter is missing or wrong")
+			return badRequest("invalid_request", "a parameter is missing or wrong")
 		}
 	}
 	if f.grant != nil {
-		if fault := s.checkAssertion(f.grant, s.current().secrets[client.ID], s.manners.grantTypes()); fault != "" {
-			return bad("invalid_grant", fault)
+		if problem := s.checkAssertion(f.grant, s.current().secrets[client.ID], s.deviations.grantTypes()); problem != "" {
+			return badRequest("invalid_grant", problem)
 		}
 		if f.Get("scope") != "" {
-			return bad("invalid_request", "the scopes belong in the assertion")
+			return badRequest("invalid_request", "the scopes belong in the assertion")
 		}
 	}
-	if s.manners.demand != nil {
-		return s.manners.demand(f)
+	if s.deviations.check != nil {
+		return s.deviations.check(f)
 	}
 	return nil
 }
 
-func (s *Server) authenticate(f form) *problem {
-	client, found := s.clients[f.clientID]
-	known := s.current().secrets[f.clientID]
+func (s *Server) authenticate(f form) *oauthError {
+	client, ok := s.clients[f.clientID]
+	registered := s.current().secrets[f.clientID]
 	switch {
 	case f.auth == "":
 		return unauthorized("", "the client does not authenticate")
-	case !found:
+	case !ok:
 		return unauthorized(f.auth, unknownClient)
 	case !client.mayUse(f.auth):
 		return unauthorized(f.auth, "the client is not registered for this way of authentication")
 	case f.auth == AuthNone:
 		return nil
 	case f.client != nil:
-		if fault := s.checkAssertion(f.client, known, s.manners.clientTypes()); fault != "" {
-			return unauthorized(f.auth, fault)
+		if problem := s.checkAssertion(f.client, registered, s.deviations.clientTypes()); problem != "" {
+			return unauthorized(f.auth, problem)
 		}
 		return nil
-	case !known.has(f.secret.Equal):
+	case !registered.has(f.secret.Equal):
 		return unauthorized(f.auth, "wrong secret")
 	}
 	return nil
@@ -297,8 +297,7 @@ func (s *Server) authenticate(f form) *problem {
 
 const unknownClient = "no such client"
 
-// mayUse: a client that is registered for no way may use either of the two that
-// send its secret.
+// mayUse reports whether the client may authenticate in this way.
 func (c Client) mayUse(auth string) bool {
 	if c.Auth == "" {
 		return auth == AuthBasic || auth == AuthPost
@@ -306,55 +305,54 @@ func (c Client) mayUse(auth string) bool {
 	return c.Auth == auth
 }
 
-// scopesFor returns what a request for these scopes gets.
-func (c Client) scopesFor(asked string) ([]string, *problem) {
-	if asked == "" {
+// scopesFor returns the scopes to grant.
+func (c Client) scopesFor(requested string) ([]string, *oauthError) {
+	if requested == "" {
 		return c.Scopes, nil
 	}
-	scopes := strings.Split(asked, " ")
+	scopes := strings.Split(requested, " ")
 	for _, scope := range scopes {
 		if !slices.Contains(c.Scopes, scope) {
-			return nil, bad("invalid_scope", "the client may not have all of these scopes")
+			return nil, badRequest("invalid_scope", "the client may not have all of these scopes")
 		}
 	}
 	slices.Sort(scopes)
 	return slices.Compact(scopes), nil
 }
 
-// audienceFor returns what a request for this audience and these resources
-// gets.
-func (c Client) audienceFor(audience string, resources []string) ([]string, *problem) {
-	var asked []string
+// audienceFor returns the audience of the token for a request.
+func (c Client) audienceFor(audience string, resources []string) ([]string, *oauthError) {
+	var requested []string
 	for _, value := range append([]string{audience}, resources...) {
-		if value != "" && !slices.Contains(asked, value) {
-			asked = append(asked, value)
+		if value != "" && !slices.Contains(requested, value) {
+			requested = append(requested, value)
 		}
 	}
 	for _, value := range resources {
 		if target, err := url.Parse(value); err != nil || value != "" && (!target.IsAbs() || strings.Contains(value, "#")) {
-			return nil, bad("invalid_target", "a resource is an absolute URI without fragment")
+			return nil, badRequest("invalid_target", "a resource is an absolute URI without fragment")
 		}
 	}
-	for _, value := range asked {
+	for _, value := range requested {
 		if !slices.Contains(c.Audiences, value) {
-			return nil, bad("invalid_target", "the client may not have a token for this audience or resource")
+			return nil, badRequest("invalid_target", "the client may not have a token for this audience or resource")
 		}
 	}
-	if len(asked) == 0 {
+	if len(requested) == 0 {
 		return c.Audiences[:1], nil
 	}
-	return asked, nil
+	return requested, nil
 }
 
 func (s *Server) mint(claims map[string]any) redact.String {
-	if !s.clients[claims["client_id"].(string)].Opaque { //nolint:forcetypeassert // issue put it there
+	if !s.clients[claims["client_id"].(string)].Opaque { //nolint:forcetypeassert // issue sets it
 		return s.Mint(claims)
 	}
 	claims["token_type"] = bearer
 	return s.MintOpaque(claims)
 }
 
-// issue makes a token (RFC 9068, section 2) and the answer that carries it.
+// issue mints a token (RFC 9068 section 2) and returns the members of the response.
 func (s *Server) issue(clientID string, audience []string, scope string) map[string]any {
 	now, seconds := time.Now().Unix(), int64(s.current().lifetime/time.Second)
 	claims := map[string]any{
@@ -369,11 +367,10 @@ func (s *Server) issue(clientID string, audience []string, scope string) map[str
 	if len(audience) == 1 {
 		claims["aud"] = audience[0]
 	}
-	answer := map[string]any{"token_type": bearer, "expires_in": seconds}
+	members := map[string]any{"token_type": bearer, "expires_in": seconds}
 	if scope != "" {
-		claims["scope"], answer["scope"] = scope, scope
+		claims["scope"], members["scope"] = scope, scope
 	}
-	// The answer is the one place where a token is to be seen.
-	answer["access_token"] = s.mint(claims).Reveal()
-	return answer
+	members["access_token"] = s.mint(claims).Reveal() // the response is the only place for a token
+	return members
 }
