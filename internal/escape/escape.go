@@ -1,6 +1,6 @@
-// Package escape makes characters visible that change how a reader sees the text
-// around them: in lines of the audit and the log, and on the terminal. Some of these
-// texts are chosen by others, such as the subject of a token.
+// Package escape escapes characters that could mislead a reader of the audit log, the
+// log or the terminal. Some of the texts there, such as the subject of a token, are
+// chosen by others.
 package escape
 
 import (
@@ -11,10 +11,10 @@ import (
 	"unicode/utf8"
 )
 
-// Hidden reports whether a character is shown as nothing, moves the cursor, ends a
-// line or changes the order of what follows: control characters, format characters
-// such as the bidirectional controls, line and paragraph separators, and what
-// Unicode calls ignorable.
+// Hidden reports whether a character is invisible, moves the cursor, ends a line or
+// reorders the text after it: control characters, format characters such as the
+// bidirectional controls, line and paragraph separators, variation selectors and
+// default ignorable characters.
 func Hidden(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r < ' ' || r == 0x7f
@@ -22,8 +22,8 @@ func Hidden(r rune) bool {
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
 }
 
-// Append appends a character as \uXXXX, which JSON knows; one beyond the basic plane
-// as two of them (RFC 8259 section 7).
+// Append appends a character as \uXXXX, as in JSON. A character beyond the basic plane
+// becomes a surrogate pair (RFC 8259 section 7).
 func Append(dst []byte, r rune) []byte {
 	const digits = "0123456789abcdef"
 	if r > 0xffff {
@@ -33,8 +33,7 @@ func Append(dst []byte, r rune) []byte {
 	return append(dst, '\\', 'u', digits[r>>12&15], digits[r>>8&15], digits[r>>4&15], digits[r&15])
 }
 
-// Text returns a text of one line with its hidden characters escaped, line ends and
-// tabs included.
+// Text escapes the hidden characters of a text, including line ends and tabs.
 func Text(text string) string {
 	if !strings.ContainsFunc(text, Hidden) && utf8.ValidString(text) {
 		return text
@@ -42,15 +41,15 @@ func Text(text string) string {
 	return string(escaped(nil, []byte(text), Hidden))
 }
 
-// Writer passes text on with its hidden characters escaped but for line ends and
-// tabs, which are those of the program itself. Valid JSON stays valid and means the
-// same. A call of Write must not end within a character.
+// Writer escapes hidden characters except line ends and tabs, which the program itself
+// writes. Valid JSON remains valid with the same meaning. A call of Write must not end
+// within a character.
 type Writer struct{ to io.Writer }
 
-// NewWriter returns a Writer to another one.
+// NewWriter returns a Writer that writes to another one.
 func NewWriter(to io.Writer) *Writer { return &Writer{to} }
 
-// Unwrap returns the writer that the text is passed on to.
+// Unwrap returns the underlying writer.
 func (w *Writer) Unwrap() io.Writer { return w.to }
 
 // Write writes text.
@@ -63,7 +62,7 @@ func (w *Writer) Write(text []byte) (int, error) {
 
 func hiddenInLines(r rune) bool { return r != '\n' && r != '\t' && Hidden(r) }
 
-// escaped appends text. What is not UTF-8 is shown byte by byte.
+// escaped appends text to dst. Bytes that are not UTF-8 become \xXX.
 func escaped(dst, text []byte, hidden func(rune) bool) []byte {
 	for len(text) > 0 {
 		r, size := utf8.DecodeRune(text)

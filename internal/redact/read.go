@@ -5,9 +5,9 @@ import (
 	"io"
 )
 
-// ReadAll is io.ReadAll for what must not be seen, up to a limit of bytes: the
-// caller can wipe what it read with clear, and no copy is left of it, as io.ReadAll
-// leaves them behind where it runs out of room.
+// ReadAll is io.ReadAll for secrets, with a limit in bytes. It leaves no copies of the
+// data in memory, which io.ReadAll does when it enlarges its buffer. The caller can
+// clear the result.
 func ReadAll(from io.Reader, limit int) ([]byte, error) {
 	data := make([]byte, 0, min(limit, 4<<10))
 	for len(data) < limit {

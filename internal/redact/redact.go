@@ -1,7 +1,6 @@
-// Package redact holds the one type for values that must not be seen: client
-// secrets and tokens. A [String] cannot print itself: every way of formatting,
-// logging or encoding it yields a placeholder, and its text comes out through
-// [String.Reveal] alone, which is easy to search for.
+// Package redact defines the type of client secrets and tokens. Formatting, logging or
+// encoding a [String] yields a placeholder. Only [String.Reveal] returns the text, so
+// that all uses of secrets can be found by its name.
 package redact
 
 import (
@@ -13,13 +12,12 @@ import (
 
 const placeholder = "[redacted]"
 
-// String is a text that cannot print itself. The zero value is the empty text.
-// It is immutable and safe for concurrent use.
+// String is a text that cannot be printed. The zero value is the empty text. It is
+// immutable and safe for concurrent use.
 //
-// The text is behind a pointer because fmt does not call the methods of a
-// value that it reaches through an unexported field: it would print the text,
-// but of a pointer in that place it prints the address. For the same reason
-// == compares addresses; use [String.Equal].
+// The text is behind a pointer because fmt calls no methods of a value in an unexported
+// field. It would print the text there, but prints only the address of a pointer.
+// Therefore == compares addresses; use [String.Equal].
 type String struct{ text *string }
 
 // New returns text as a String.
@@ -41,8 +39,7 @@ func (s String) Reveal() string {
 // IsZero reports whether the text is empty.
 func (s String) IsZero() bool { return s.text == nil }
 
-// Equal reports whether the texts are equal, in time that tells only their
-// lengths.
+// Equal reports whether the texts are equal. Its duration depends on their lengths only.
 func (s String) Equal(other String) bool {
 	return subtle.ConstantTimeCompare([]byte(s.Reveal()), []byte(other.Reveal())) == 1
 }

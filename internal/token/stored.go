@@ -9,13 +9,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// storedVersion is the version of the stored form that this package writes, and
-// the only one that it reads.
-const storedVersion = 1
+// formatVersion is the only version of the stored format.
+const formatVersion = 1
 
-// stored is a token as replicas share it. It names no instant, because the
-// clocks of replicas differ: all times are distances from the end of the
-// token's use, which the store counts as the value's lifetime.
+// stored is the stored format of a token. It contains no absolute times, because the
+// clocks of replicas differ. All times are distances from UsableUntil, which is the
+// time at which the store drops the value.
 type stored struct {
 	Version       int               `json:"v"`
 	Value         string            `json:"token"`
@@ -31,13 +30,13 @@ type stored struct {
 	Expires time.Duration `json:"expires"` // after
 }
 
-// Stored returns what [FromStored] makes the token of again: the bytes, which
-// show the token and so must be sealed before they leave the process, and the
-// lifetime to store them with, zero or less if it is over. The fence is not
-// among the bytes: it is the number that the store orders them by.
+// Stored encodes the token for [FromStored]. data contains the token in the clear and
+// must be sealed before it leaves the process. ttl is the lifetime of the stored value;
+// it is not positive if the token is no longer usable. The fence is not in data: the
+// store keeps it separately.
 func (t *Token) Stored(now time.Time) (data []byte, ttl time.Duration) {
 	data, err := json.Marshal(stored{
-		Version:       storedVersion,
+		Version:       formatVersion,
 		Value:         t.Value.Reveal(),
 		Type:          t.Type,
 		Scopes:        t.Scopes,
@@ -49,28 +48,27 @@ func (t *Token) Stored(now time.Time) (data []byte, ttl time.Duration) {
 		Expires:       t.ExpiresAt.Sub(t.UsableUntil),
 	})
 	if err != nil {
-		panic(fmt.Sprintf("token: strings and numbers that JSON cannot hold: %T", err))
+		panic(fmt.Sprintf("token: encoding a token: %T", err)) // the error may quote the token
 	}
 	return data, until(t.UsableUntil, now)
 }
 
-// FromStored makes a token of what [Token.Stored] returned, the fence that it
-// was stored with and what was left of its lifetime when it was read, counted
-// from before the reading began. A form that it does not know is an error that
-// shows nothing of it.
-func FromStored(data []byte, fence uint64, readAt time.Time, left time.Duration) (*Token, error) {
+// FromStored decodes the result of [Token.Stored]. fence is that of the stored value,
+// ttl its remaining lifetime, and readAt the time just before it was read. Errors
+// contain no part of data.
+func FromStored(data []byte, fence uint64, readAt time.Time, ttl time.Duration) (*Token, error) {
 	var s stored
 	if json.Unmarshal(data, &s) != nil {
 		return nil, errors.New("the stored token cannot be read")
 	}
-	if s.Version != storedVersion {
-		return nil, fmt.Errorf("the stored token has the form %d, and this version of the broker knows only %d", s.Version, storedVersion)
+	if s.Version != formatVersion {
+		return nil, fmt.Errorf("the stored token has the format version %d, and this version of the broker supports only %d", s.Version, formatVersion)
 	}
-	if s.Value == "" || left < 0 || !s.sane() {
-		return nil, errors.New("the stored token makes no sense")
+	if s.Value == "" || ttl < 0 || !s.valid() {
+		return nil, errors.New("the stored token is not valid")
 	}
 	value := redact.New(s.Value)
-	end := readAt.Add(left)
+	end := readAt.Add(ttl)
 	return &Token{
 		Value:         value,
 		SHA256:        value.SHA256(),
@@ -87,8 +85,8 @@ func FromStored(data []byte, fence uint64, readAt time.Time, left time.Duration)
 	}, nil
 }
 
-// sane keeps the distances in order, and so small that adding them is safe.
-func (s *stored) sane() bool {
+// valid checks the order of the times, and that their sums cannot overflow.
+func (s *stored) valid() bool {
 	for _, distance := range []time.Duration{s.Minted, s.Refresh, s.Expires} {
 		if distance < 0 || distance > MaxLifetime {
 			return false

@@ -1,15 +1,14 @@
-// Package token is the access token itself: a value that cannot print itself,
-// and the arithmetic of its life. The predicates take the time as an argument
-// and keep no clock.
+// Package token defines access tokens and computes when to refresh and when to stop
+// using them. The current time is always an argument.
 //
-// A token's life, for a lifetime L that began just before it was asked for:
+// The lifetime L of a token begins just before it was requested:
 //
 //	minted ........ refresh at ....... usable until .. expires
 //	0               L - lead           L - margin      L
 //
-// Before "refresh at" a token is fresh. From then on it is handed out while a
-// fresher one is fetched in the background. From "usable until" on it is not
-// handed out any more, whatever else fails.
+// Until "refresh at" a token is fresh. Then callers still receive it while the broker
+// fetches a new one in the background. From "usable until" on, callers do not receive
+// it, even if the broker cannot fetch a new one.
 package token
 
 import (
@@ -22,72 +21,70 @@ import (
 
 // Bounds of the arithmetic.
 const (
-	// DefaultLifetime is assumed where an IdP does not say how long a token
-	// lives.
+	// DefaultLifetime applies if an IdP does not declare the lifetime of a token.
 	DefaultLifetime = 5 * time.Minute
-	// MaxLifetime is the longest life that is believed.
+	// MaxLifetime bounds lifetimes. Longer ones are reduced to it.
 	MaxLifetime = 24 * time.Hour
 
 	maxMargin = time.Minute
 	maxLead   = 30 * time.Minute
 )
 
-// Token is an access token. It is immutable once made and safe for concurrent
-// use.
+// Token is an access token. It is immutable and safe for concurrent use.
 type Token struct {
 	Value redact.String
-	// SHA256 of Value: what a caller names when its API refused the token, and
-	// what logs may show of it.
+	// SHA256 of Value identifies the token in logs, and in the request of a caller
+	// whose API refused it.
 	SHA256 [sha256.Size]byte
-	// Type says how to present the token, in canonical case: "Bearer".
+	// Type is the token type in canonical case: "Bearer".
 	Type string
 	// Scopes that the IdP granted, sorted.
 	Scopes []string
-	// Extras are the members of the IdP's answer that the configuration lets
-	// through; may be nil.
+	// Extras are the members of the IdP's response that the configuration names. They
+	// may be nil.
 	Extras map[string]string
-	// SecretVersion names the client secret that obtained the token.
+	// SecretVersion is the ID of the secret with which the token was obtained.
 	SecretVersion string
-	// Epoch is the client's epoch as it stood when the fetch of the token began:
-	// a purge opens a new one, and tokens of older epochs are used no more.
+	// Epoch is the client's epoch at the start of the fetch. A purge raises the epoch
+	// of the client, and tokens of older epochs are no longer used.
 	Epoch uint64
-	// Fence orders the tokens of one question: the higher is the newer. A token
-	// that was fetched without a lease has the highest fence known by then.
+	// Fence orders the tokens for one request: the newer token has the higher fence. A
+	// token that was fetched without a lease has the highest fence known at that time.
 	Fence uint64
 
-	// MintedAt is the instant just before the token was asked for.
+	// MintedAt is the time just before the token was requested.
 	MintedAt time.Time
-	// RefreshAt is when a fresher one should be fetched. It is fixed when the
-	// token is minted, so that all who hold the token agree.
+	// RefreshAt is the time to fetch a new token. It is part of the token, so that all
+	// replicas agree on it.
 	RefreshAt time.Time
-	// UsableUntil is when the token is handed out no more.
+	// UsableUntil is the time from which callers do not receive the token.
 	UsableUntil time.Time
-	// ExpiresAt is when the token ends.
+	// ExpiresAt is the time at which the token expires.
 	ExpiresAt time.Time
 }
 
-// Grant is what an IdP gave.
+// Grant is the successful response of an IdP to a token request.
 type Grant struct {
 	Value         redact.String
 	Type          string
 	Scopes        []string
 	Extras        map[string]string
 	SecretVersion string
-	// RequestedAt is the instant just before the request was sent.
+	// RequestedAt is the time just before the request was sent.
 	RequestedAt time.Time
-	// Lifetime counted from RequestedAt. More than MaxLifetime is cut to it.
+	// Lifetime, counted from RequestedAt. It is reduced to MaxLifetime.
 	Lifetime time.Duration
-	// RefreshIn is the IdP's own advice on when to ask again, counted from
-	// RequestedAt. Zero: none.
+	// RefreshIn is the time after which the IdP recommends to request a new token,
+	// counted from RequestedAt, or zero.
 	RefreshIn time.Duration
 }
 
-// rounding is how much later a repeated token may seem to end than before.
+// rounding bounds the apparent delay of a repeated token's expiry.
 const rounding = 2 * time.Second
 
-// Repeating returns the grant, with the end of the token that is held if it is the same
-// token. IdPs that repeat a token round what is left of its life to whole seconds, each
-// time anew. If the IdP says that the token ends much later, its life was prolonged.
+// Repeating returns the grant with the expiry of held if both have the same token. IdPs
+// that repeat a token round its remaining lifetime to whole seconds each time. If the
+// token expires much later than held, the IdP has extended its lifetime.
 func (g Grant) Repeating(held *Token) Grant {
 	if held == nil || held.SHA256 != g.Value.SHA256() {
 		return g
@@ -98,9 +95,9 @@ func (g Grant) Repeating(held *Token) Grant {
 	return g
 }
 
-// New makes a Token of what an IdP gave. The lead by which it is refreshed is
-// min(L/4, 30 min), spread by a fifth either way so that tokens minted together
-// are not refreshed together. For epoch and fence see [Token].
+// New returns the Token of a grant. Its lead is min(L/4, 30 min), randomized by a fifth
+// in both directions so that tokens minted together are not refreshed together. Epoch
+// and fence are those of the fields of [Token].
 func New(g Grant, epoch, fence uint64) *Token {
 	life := min(g.Lifetime, MaxLifetime)
 	return &Token{
@@ -127,25 +124,24 @@ func refreshIn(life, advised time.Duration) time.Duration {
 	return life - time.Duration(float64(min(life/4, maxLead))*spread)
 }
 
-// margin is the end of a token's life in which it is not handed out: time for
-// the caller to use it.
+// margin returns the time that a caller has at least to use a token.
 func margin(life time.Duration) time.Duration { return min(maxMargin, life/10) }
 
-// Lifetime is how long the token lives in all.
+// Lifetime returns the whole lifetime of the token.
 func (t *Token) Lifetime() time.Duration { return t.ExpiresAt.Sub(t.MintedAt) }
 
-// Usable reports whether the token may be handed out to a caller who needs it
-// to live longer than minTTL (zero: no wish).
+// Usable reports whether a caller that needs a remaining lifetime of more than minTTL
+// may receive the token. Zero means no requirement.
 func (t *Token) Usable(now time.Time, minTTL time.Duration) bool {
 	return until(t.UsableUntil, now) > 0 && until(t.ExpiresAt, now) > minTTL
 }
 
-// Fresh reports whether the token need not be replaced yet.
+// Fresh reports whether it is too early to fetch a new token.
 func (t *Token) Fresh(now time.Time) bool { return until(t.RefreshAt, now) > 0 }
 
-// until is the time from now to end, by whichever of the monotonic and the wall
-// clock leaves less: a wall clock that was set back must not lengthen a token's
-// life, and the monotonic clock stands still while a machine sleeps.
+// until returns the time from now to end by the monotonic or the wall clock, whichever
+// is less. A wall clock that is set back must not extend the lifetime, and the
+// monotonic clock stops while the machine sleeps.
 func until(end, now time.Time) time.Duration {
 	return min(end.Sub(now), end.Round(0).Sub(now.Round(0)))
 }

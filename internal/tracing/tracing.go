@@ -1,10 +1,9 @@
-// Package tracing is what the broker's own spans are made with: of what it asks
-// others, and of what it is asked over HTTP. Those of calls over gRPC are otelgrpc's.
+// Package tracing creates the spans of the broker's outgoing requests and of HTTP
+// requests to the broker. Package otelgrpc creates those of gRPC.
 //
-// It keeps what is told of a trip to what may be known: a name from a fixed set, a
-// host, counts, and why it failed as one of a few words. Errors' own texts, URLs with
-// their paths and queries, keys and values never get into a span, because they
-// cannot be given to one.
+// A span contains a name from a fixed set, a host, counts, and the kind of an error from
+// a fixed set. The API accepts no other text, so that error messages, paths, queries,
+// keys and values cannot get into a span.
 package tracing
 
 import (
@@ -18,20 +17,20 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// Name is what a trip is for.
+// Name is the name of a span.
 type Name string
 
-// The names, but for those of Redis, which are "redis" and a command.
+// Names of outgoing requests. Those to Redis are "redis" and a command.
 const (
 	Token         Name = "idp token"
 	Introspection Name = "idp introspection"
 	Keys          Name = "issuer keys"
 	Metadata      Name = "issuer metadata"
-	// Other is what has no name of its own.
+	// Other is the default of NameIn.
 	Other Name = "http"
 )
 
-// The names of what is asked of the broker over HTTP.
+// Names of HTTP requests to the broker.
 const (
 	ServeVerify        Name = "serve verify"
 	ServeToken         Name = "serve token"
@@ -42,33 +41,34 @@ const (
 // Tracer starts spans. A nil Tracer starts none. It is safe for concurrent use.
 type Tracer struct{ tracer trace.Tracer }
 
-// New returns a Tracer whose spans the provider takes.
+// New returns a Tracer that sends its spans to provider.
 func New(provider trace.TracerProvider) *Tracer {
 	return &Tracer{provider.Tracer("github.com/cezzis/tokenbroker")}
 }
 
-// Start begins the span of a trip. Its parent is the span in ctx.
+// Start begins the span of an outgoing request. Its parent is the span in ctx. The
+// caller ends it with [Span.End].
 func (t *Tracer) Start(ctx context.Context, name Name) (context.Context, Span) {
 	if t == nil {
 		return ctx, Span{}
 	}
-	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindClient)) //nolint:spancheck // who called ends it
-	return ctx, Span{span}                                                                   //nolint:spancheck // who called ends it
+	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindClient)) //nolint:spancheck // the caller ends it
+	return ctx, Span{span}                                                                   //nolint:spancheck // the caller ends it
 }
 
-// Serve begins the span of a request with these headers, of which nothing is looked at
-// but what trace it is part of (W3C Trace Context). It ends with Served.
+// Serve begins the span of a request to the broker. Its parent is in the header (W3C
+// Trace Context). The caller ends it with [Span.Served].
 func (t *Tracer) Serve(ctx context.Context, name Name, header map[string][]string) (context.Context, Span) {
 	if t == nil {
 		return ctx, Span{}
 	}
 	ctx = propagation.TraceContext{}.Extract(ctx, propagation.HeaderCarrier(header))
-	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindServer)) //nolint:spancheck // who called ends it
-	return ctx, Span{span}                                                                   //nolint:spancheck // who called ends it
+	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindServer)) //nolint:spancheck // the caller ends it
+	return ctx, Span{span}                                                                   //nolint:spancheck // the caller ends it
 }
 
-// Served ends the span of a request that was answered with a status. What is wrong
-// with a request is no error of who answers it.
+// Served ends the span of a request to the broker. A status below 500 is not an error of
+// the broker.
 func (s Span) Served(status int) {
 	if s.span == nil {
 		return
@@ -80,17 +80,17 @@ func (s Span) Served(status int) {
 	s.span.End()
 }
 
-// Span is a trip that was begun. The zero Span is none.
+// Span is a started span. The methods of the zero Span do nothing.
 type Span struct{ span trace.Span }
 
-// Host says whom the trip is to.
+// Host records the host to which the request goes.
 func (s Span) Host(host string) {
 	if s.span != nil {
 		s.span.SetAttributes(attribute.String("server.address", host))
 	}
 }
 
-// HTTPStatus says what the other side answered.
+// HTTPStatus records the status of the response.
 func (s Span) HTTPStatus(status int) {
 	if s.span == nil {
 		return
@@ -101,14 +101,15 @@ func (s Span) HTTPStatus(status int) {
 	}
 }
 
-// Commands says of how many commands and keys of a database the trip is.
+// Commands records the numbers of commands and keys in a request to a database.
 func (s Span) Commands(commands, keys int) {
 	if s.span != nil {
 		s.span.SetAttributes(attribute.Int("db.operation.batch.size", commands), attribute.Int("tokenbroker.keys", keys))
 	}
 }
 
-// End ends the span. Of err it tells the kind.
+// End ends the span of an outgoing request and records the kind of err, which may be
+// nil.
 func (s Span) End(err error) {
 	if s.span == nil {
 		return
@@ -120,7 +121,7 @@ func (s Span) End(err error) {
 	s.span.End()
 }
 
-// kindOf is one of a few words.
+// kindOf returns a value from a fixed set.
 func kindOf(err error) string {
 	var (
 		dns     *net.DNSError
@@ -141,15 +142,15 @@ func kindOf(err error) string {
 	}
 }
 
-// nameKey is the key of a trip's name in a context.
+// nameKey is the context key of a Name.
 type nameKey struct{}
 
-// Named says what the next HTTP request with this context is for.
+// Named returns a context with the name of the span for the next HTTP request.
 func Named(ctx context.Context, name Name) context.Context {
 	return context.WithValue(ctx, nameKey{}, name)
 }
 
-// NameIn is what a request with this context is for.
+// NameIn returns the name that Named put into ctx, or Other.
 func NameIn(ctx context.Context) Name {
 	if name, ok := ctx.Value(nameKey{}).(Name); ok {
 		return name
@@ -157,8 +158,8 @@ func NameIn(ctx context.Context) Name {
 	return Other
 }
 
-// Detached returns ctx as part of the trace that from is in: for what is done on
-// account of a call and does not end with it.
+// Detached returns ctx with the span of from as its parent, for work that a call starts
+// and that continues after the call.
 func Detached(ctx, from context.Context) context.Context {
 	span := trace.SpanContextFromContext(from)
 	if !span.IsValid() {

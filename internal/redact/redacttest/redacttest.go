@@ -1,5 +1,4 @@
-// Package redacttest looks for what must not be seen in the places where it might
-// be.
+// Package redacttest finds leaked secrets in the output of tests.
 package redacttest
 
 import (
@@ -11,14 +10,14 @@ import (
 	"strings"
 )
 
-// Canary is a text that is nowhere but where it should be.
-func Canary(what string) string { return "canary-" + what + "-" + strings.ToLower(rand.Text()) }
+// Canary returns a unique text to use as a secret.
+func Canary(name string) string { return "canary-" + name + "-" + strings.ToLower(rand.Text()) }
 
-// Places are what there is to search: texts by the names of their places.
+// Places are the texts to search, by the names of their places.
 type Places map[string]string
 
-// Of returns the places where a text is: as it is, or as the encodings have it that
-// protocols use.
+// Of returns the sorted names of the places that contain text, in the clear or in an
+// encoding that protocols use.
 func (p Places) Of(text string) []string {
 	forms := forms(text)
 	var found []string
@@ -39,7 +38,7 @@ func forms(text string) []string {
 	}
 }
 
-// Size is the length of all texts together.
+// Size returns the total length of the texts in bytes.
 func (p Places) Size() (bytes int) {
 	for _, content := range p {
 		bytes += len(content)
