@@ -25,7 +25,7 @@ func (r *replicas) addEnv(t *testing.T, value string) *replica {
 		t.Fatal(err)
 	}
 	made := r.start(broker.ClientConfig{Secret: ring})
-	made.ring = ring
+	made.source = ring
 	return made
 }
 

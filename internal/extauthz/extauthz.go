@@ -1,10 +1,8 @@
-// Package extauthz is the API of the broker for Envoy and what is built on it: the
-// service envoy.service.auth.v3.Authorization. It turns what Envoy says of a request
-// into a question, and the answer into what Envoy is to do with the request.
+// Package extauthz implements Envoy's external authorization API, the gRPC service
+// envoy.service.auth.v3.Authorization.
 //
-// Envoy undertakes to set the headers that it is told to, in place of those that the
-// request came with: so each answer that lets a request pass names every identity
-// header.
+// Envoy replaces or removes the headers that a response names. Every response that
+// permits a request therefore names all identity headers.
 package extauthz
 
 import (
@@ -26,58 +24,58 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// Method is the name of its one method.
+// Method is the full name of the service's only method.
 const Method = authv3.Authorization_Check_FullMethodName
 
-// Undecided is what Envoy is told where nothing can be decided.
+// Undecided is the kind of response for a request about which no decision is possible.
 type Undecided int
 
-// What it can be told.
+// The kinds.
 const (
-	// AsError: the call fails. Envoy goes by its failure_mode_allow and
-	// status_on_error, and counts an error.
+	// AsError fails the call. Envoy applies failure_mode_allow and status_on_error, and
+	// counts an error.
 	AsError Undecided = iota
-	// AsErrorResponse is the same as an answer that Envoy knows from version 1.37 on:
-	// with 503 for who makes the request.
+	// AsErrorResponse is an error response with the status 503 for the requester. Envoy
+	// supports it since version 1.37.
 	AsErrorResponse
-	// AsDenial: the request is denied with 503. Envoy counts a denial.
+	// AsDenial denies the request with the status 503. Envoy counts a denial.
 	AsDenial
 )
 
-// Config is what the service is made of.
+// Config configures the service.
 type Config struct {
-	// Judge judges. Required.
+	// Judge decides about requests. Required.
 	Judge *gateway.Judge
-	// Rules say what tokens must be good for; the first that matches a request counts.
-	// Empty: a token must be good for its issuer's own audiences. Where there are rules,
-	// a request that matches no rule is denied.
+	// Rules are the requirements on tokens. The first rule that matches a request
+	// counts, and a request that matches none is denied. Without rules, a token must
+	// have one of its issuer's configured audiences.
 	Rules []Rule
-	// Undecided is what Envoy is told where nothing can be decided.
+	// Undecided is the kind of response if no decision is possible.
 	Undecided Undecided
-	// Claims are the names of claims that Envoy gets to see in its dynamic metadata,
-	// beside those that every token has.
+	// Claims are the names of claims in Envoy's dynamic metadata, in addition to the
+	// standard ones.
 	Claims []string
 }
 
-// Register adds the service to a server that does not serve yet.
-func Register(to grpc.ServiceRegistrar, cfg Config) {
-	cfg.Rules = prepared(cfg.Rules)
-	made := &service{cfg: cfg}
+// Register registers the service at a server before the server starts.
+func Register(registrar grpc.ServiceRegistrar, cfg Config) {
+	cfg.Rules = normalized(cfg.Rules)
+	s := &service{cfg: cfg}
 	for _, name := range cfg.Judge.Names() {
-		made.names = append(made.names, strings.ToLower(name)) // as HTTP/2 has them
+		s.names = append(s.names, strings.ToLower(name)) // HTTP/2 uses lower case
 	}
-	authv3.RegisterAuthorizationServer(to, made)
+	authv3.RegisterAuthorizationServer(registrar, s)
 }
 
 type service struct {
 	authv3.UnimplementedAuthorizationServer
 
 	cfg   Config
-	names []string // of the identity headers
+	names []string // of the identity headers, in lower case
 }
 
-// The context extensions by which a route's configuration says what a token must be
-// good for. Where one of them is given, no rule is looked at.
+// Context extensions with which the configuration of a route sets the requirements on
+// tokens. A request with any of them does not use the rules.
 const (
 	audienceExtension = "audience"
 	scopeExtension    = "scope"
@@ -86,57 +84,58 @@ const (
 
 // Check implements the service.
 func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	about := req.GetAttributes()
-	asked := about.GetRequest().GetHttp()
-	if asked == nil {
-		return nil, server.StatusOf(misconfigured("there is no HTTP request in it: the filter must be envoy.filters.http.ext_authz"))
+	httpRequest := req.GetAttributes().GetRequest().GetHttp()
+	if httpRequest == nil {
+		return nil, server.StatusOf(misconfigured("it contains no HTTP request: the filter must be envoy.filters.http.ext_authz"))
 	}
-	needs, found, err := s.needs(about.GetContextExtensions(), asked)
+	needs, ok, err := s.needs(req.GetAttributes().GetContextExtensions(), httpRequest)
 	switch {
 	case err != nil:
 		return s.undecided(gateway.Undecided(err))
-	case !found:
-		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), asked), nil
+	case !ok:
+		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), httpRequest), nil
 	}
 	needs.OpaqueIssuer = server.OpaqueIssuerOf(ctx)
-	request := gateway.Request{Needs: needs, Query: tokenInQuery(asked.GetPath())}
-	request.Authorization = authorization(asked)
-	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), request)
+	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), gateway.Request{
+		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest),
+	})
 	switch decision.Status {
 	case http.StatusOK:
-		return s.passed(&decision, asked), nil
+		return s.permitted(&decision, httpRequest), nil
 	case http.StatusServiceUnavailable:
 		return s.undecided(decision)
 	default:
-		return denied(decision, asked), nil
+		return denied(decision, httpRequest), nil
 	}
 }
 
-// needs is what the token of a request must be good for; false: no rule fits.
-func (s *service) needs(extensions map[string]string, asked *authv3.AttributeContext_HttpRequest) (needs verify.Request, found bool, err error) {
+// needs returns the requirements on the token of a request. ok is false if no rule
+// matches.
+func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (needs verify.Request, ok bool, err error) {
 	needs = verify.Request{
 		Audience: strings.Fields(extensions[audienceExtension]), Scopes: strings.Fields(extensions[scopeExtension]), Issuer: extensions[issuerExtension],
 	}
 	if len(needs.Audience) > 0 || len(needs.Scopes) > 0 || needs.Issuer != "" {
-		if invalid := server.CheckRequest(needs); invalid != nil {
-			return needs, false, invalid
+		if err := server.CheckRequest(needs); err != nil {
+			return needs, false, err
 		}
 		return needs, true, nil
 	}
 	if len(s.cfg.Rules) == 0 {
 		return needs, true, nil
 	}
-	rule := ruleFor(s.cfg.Rules, asked.GetHost(), asked.GetPath())
+	rule := ruleFor(s.cfg.Rules, httpRequest.GetHost(), httpRequest.GetPath())
 	if rule == nil {
 		return needs, false, nil
 	}
 	return rule.Needs, true, nil
 }
 
-// authorization are the values of that header. Envoy joins several with commas,
-// which no token has, or sends them one by one where it is told to.
-func authorization(asked *authv3.AttributeContext_HttpRequest) (values []string) {
-	for _, header := range asked.GetHeaderMap().GetHeaders() {
+// authorization returns the values of the Authorization header. Depending on its
+// configuration, Envoy sends several values separately, or joined with commas, which no
+// token contains.
+func authorization(httpRequest *authv3.AttributeContext_HttpRequest) (values []string) {
+	for _, header := range httpRequest.GetHeaderMap().GetHeaders() {
 		if strings.EqualFold(header.GetKey(), "authorization") {
 			value := header.GetValue()
 			if raw := header.GetRawValue(); len(raw) > 0 {
@@ -145,22 +144,22 @@ func authorization(asked *authv3.AttributeContext_HttpRequest) (values []string)
 			values = append(values, value)
 		}
 	}
-	if value, given := asked.GetHeaders()["authorization"]; given {
+	if value, ok := httpRequest.GetHeaders()["authorization"]; ok {
 		values = append(values, value)
 	}
 	return values
 }
 
-func misconfigured(why string) error {
-	return &apierror.Error{Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Message: "what Envoy asks is not to be answered: " + why}
+func misconfigured(reason string) error {
+	return &apierror.Error{Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Message: "Envoy's request is not valid: " + reason}
 }
 
-// undecided tells Envoy that nothing can be decided.
+// undecided returns the configured kind of response.
 func (s *service) undecided(d gateway.Decision) (*authv3.CheckResponse, error) {
 	if s.cfg.Undecided == AsError {
 		return nil, server.StatusOf(d.Err)
 	}
-	answer := &authv3.DeniedHttpResponse{
+	unavailable := &authv3.DeniedHttpResponse{
 		Status: &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		Headers: []*corev3.HeaderValueOption{
 			overwrite("content-type", "application/json"), overwrite("cache-control", "no-store"),
@@ -168,37 +167,37 @@ func (s *service) undecided(d gateway.Decision) (*authv3.CheckResponse, error) {
 		},
 		Body: string(d.JSON()),
 	}
-	made := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(codes.Unavailable)}}
+	resp := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(codes.Unavailable)}}
 	if s.cfg.Undecided == AsErrorResponse {
-		made.HttpResponse = &authv3.CheckResponse_ErrorResponse{ErrorResponse: answer}
+		resp.HttpResponse = &authv3.CheckResponse_ErrorResponse{ErrorResponse: unavailable}
 	} else {
-		made.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: answer}
+		resp.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: unavailable}
 	}
-	return made, nil
+	return resp, nil
 }
 
-func denied(d gateway.Decision, asked *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
+func denied(d gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
 	code, status := codes.Unauthenticated, typev3.StatusCode_Unauthorized
 	if d.Status == http.StatusForbidden {
 		code, status = codes.PermissionDenied, typev3.StatusCode_Forbidden
 	}
-	kind, body := "application/json", string(d.JSON())
-	if !gateway.WantsJSON(asked.GetHeaders()["accept"]) {
-		kind, body = "text/plain; charset=utf-8", d.Description+"\n"
+	contentType, body := "application/json", string(d.JSON())
+	if !gateway.WantsJSON(httpRequest.GetHeaders()["accept"]) {
+		contentType, body = "text/plain; charset=utf-8", d.Description+"\n"
 	}
 	return &authv3.CheckResponse{
 		Status: &statuspb.Status{Code: int32(code)},
 		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
 			Status:  &typev3.HttpStatus{Code: status},
-			Headers: []*corev3.HeaderValueOption{overwrite("www-authenticate", d.Challenge), overwrite("content-type", kind), overwrite("cache-control", "no-store")},
+			Headers: []*corev3.HeaderValueOption{overwrite("www-authenticate", d.Challenge), overwrite("content-type", contentType), overwrite("cache-control", "no-store")},
 			Body:    body,
 		}},
 	}
 }
 
-// passed lets a request pass: with the identity headers as the token has them, in
-// place of those of the request and without other spellings of them.
-func (s *service) passed(d *gateway.Decision, asked *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
+// permitted makes Envoy forward the request with the identity headers of the token,
+// without those of the requester and without other spellings of them.
+func (s *service) permitted(d *gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
 	ok := &authv3.OkHttpResponse{Headers: make([]*corev3.HeaderValueOption, 0, len(s.names))}
 	for i, value := range d.Identity() {
 		if value == "" {
@@ -207,7 +206,7 @@ func (s *service) passed(d *gateway.Decision, asked *authv3.AttributeContext_Htt
 		}
 		ok.Headers = append(ok.Headers, overwrite(s.names[i], value))
 	}
-	ok.HeadersToRemove = append(ok.HeadersToRemove, s.imitations(asked)...)
+	ok.HeadersToRemove = append(ok.HeadersToRemove, s.imitations(httpRequest)...)
 	return &authv3.CheckResponse{
 		Status:          &statuspb.Status{Code: int32(codes.OK)},
 		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
@@ -215,14 +214,14 @@ func (s *service) passed(d *gateway.Decision, asked *authv3.AttributeContext_Htt
 	}
 }
 
-// imitations are the names of the headers of a request that imitate identity headers.
-func (s *service) imitations(asked *authv3.AttributeContext_HttpRequest) (names []string) {
-	for name := range asked.GetHeaders() {
+// imitations returns the names of headers that imitate identity headers.
+func (s *service) imitations(httpRequest *authv3.AttributeContext_HttpRequest) (names []string) {
+	for name := range httpRequest.GetHeaders() {
 		if s.cfg.Judge.Imitates(name) {
 			names = append(names, name)
 		}
 	}
-	for _, header := range asked.GetHeaderMap().GetHeaders() {
+	for _, header := range httpRequest.GetHeaderMap().GetHeaders() {
 		if s.cfg.Judge.Imitates(header.GetKey()) {
 			names = append(names, header.GetKey())
 		}
@@ -230,7 +229,7 @@ func (s *service) imitations(asked *authv3.AttributeContext_HttpRequest) (names 
 	return names
 }
 
-// overwrite sets a header in place of all of that name.
+// overwrite replaces all headers with a name.
 func overwrite(name, value string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: name, Value: value},
@@ -238,28 +237,28 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-// metadata are for other filters and the access log of Envoy, which finds them under
-// the name of the filter.
+// metadata returns the dynamic metadata, which Envoy's access log and other filters find
+// under the name of the filter.
 func (s *service) metadata(f *verify.Facts) *structpb.Struct {
-	made := map[string]*structpb.Value{
+	fields := map[string]*structpb.Value{
 		"iss": structpb.NewStringValue(f.Issuer), "subject_type": structpb.NewStringValue(f.SubjectType.String()),
 		"scope": structpb.NewStringValue(strings.Join(f.Scopes, " ")), "exp": structpb.NewNumberValue(float64(f.ExpiresAt.Unix())),
 	}
 	if f.SubjectType == verify.SubjectSub { // a client may have the name of a user
-		made["sub"] = structpb.NewStringValue(f.Subject)
+		fields["sub"] = structpb.NewStringValue(f.Subject)
 	}
 	if f.ClientID != "" {
-		made["client_id"] = structpb.NewStringValue(f.ClientID)
+		fields["client_id"] = structpb.NewStringValue(f.ClientID)
 	}
 	if len(s.cfg.Claims) > 0 {
 		all := &structpb.Struct{}
 		if err := all.UnmarshalJSON(f.Claims); err == nil {
 			for _, name := range s.cfg.Claims {
-				if value, given := all.GetFields()[name]; given {
-					made[name] = value
+				if value, ok := all.GetFields()[name]; ok {
+					fields[name] = value
 				}
 			}
 		}
 	}
-	return &structpb.Struct{Fields: made}
+	return &structpb.Struct{Fields: fields}
 }

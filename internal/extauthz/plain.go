@@ -11,8 +11,8 @@ import (
 )
 
 // A host or a path is plain if all software that handles the request after the broker
-// reads it in the same way. Rules compare plain hosts and paths only: anything else
-// could be another spelling of a host or path for which there is a stricter rule.
+// interprets it in the same way. Rules match plain hosts and paths only. Any other one
+// could be an alternative spelling of a host or path with a stricter rule.
 
 // plainHost returns the host of a request in lower case, without its port and a final
 // dot, and whether it is plain: a name of letters, digits, hyphens and underscores, or
@@ -66,8 +66,8 @@ func plainLabel(label string) bool {
 	})
 }
 
-// isNumber reports whether the last label of a host makes the whole an IPv4 address for
-// those who parse URLs as browsers do.
+// isNumber reports whether the last label makes a host an IPv4 address for parsers that
+// follow the URL standard of browsers.
 func isNumber(label string) bool {
 	if digits, ok := strings.CutPrefix(label, "0x"); ok {
 		return strings.Trim(digits, "0123456789abcdef") == ""
@@ -82,7 +82,7 @@ func plainPath(target string) (path string, plain bool) {
 	if !rooted {
 		return path, false
 	}
-	// Each segment is decoded by itself, so that an escaped slash is seen.
+	// Each segment is decoded separately, so that an escaped slash is detected.
 	for rest != "" {
 		segment, below, _ := strings.Cut(rest, "/")
 		decoded, err := url.PathUnescape(segment)
@@ -96,8 +96,9 @@ func plainPath(target string) (path string, plain bool) {
 }
 
 // plainSegment reports whether a decoded segment of a path is plain. Some software
-// drops space and dots at its ends, control characters, invisible ones and what follows
-// a NUL or a semicolon, decodes it again, or takes a backslash for a slash.
+// removes spaces and dots at its ends, control characters, invisible characters, or the
+// rest after a NUL or a semicolon. Other software decodes it again, or treats a backslash
+// as a slash.
 func plainSegment(segment string) bool {
 	if segment == "" || strings.Trim(segment, " ") != segment || strings.HasSuffix(segment, ".") {
 		return false
@@ -111,7 +112,7 @@ func plainSegment(segment string) bool {
 			return false
 		}
 	}
-	// Full-width letters and ligatures become ASCII where names are normalized.
+	// Normalization turns full-width letters and ligatures into ASCII.
 	return ascii || utf8.ValidString(segment) && norm.NFKC.IsNormalString(segment)
 }
 
@@ -120,6 +121,6 @@ func plainRune(c rune) bool {
 		return c >= ' ' && c != 0x7f && !strings.ContainsRune(`/\%;?#`, c)
 	}
 	visible := unicode.IsPrint(c) && !unicode.In(c, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
-	// The long s, the Kelvin sign and the Turkish i become ASCII where case is ignored.
+	// Changes of case turn the long s, the Kelvin sign and the Turkish i into ASCII.
 	return visible && unicode.ToLower(c) >= utf8.RuneSelf && unicode.ToUpper(c) >= utf8.RuneSelf
 }

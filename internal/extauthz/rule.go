@@ -10,25 +10,25 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// Rule says what the tokens of some requests must be good for.
+// Rule sets the requirements on the tokens of matching requests.
 type Rule struct {
-	// Host is that of the requests, without a port; "*.example.com" is every host
-	// below. Empty: any. Case does not matter.
+	// Host matches requests to a host, without port and regardless of case.
+	// "*.example.com" matches all hosts below example.com, and "" any host.
 	Host string
-	// Path is that of the requests, decoded. One that ends in "/" is every path below,
-	// and the path without the slash. Empty: any.
+	// Path matches requests with a decoded path. A final "/" matches the path without the
+	// slash and all paths below it, and "" any path.
 	Path string
-	// IgnoreCase matches Path in any case.
+	// IgnoreCase matches Path regardless of case.
 	IgnoreCase bool
-	// Needs are what a token must be good for.
+	// Needs are the requirements on the token.
 	Needs verify.Request
 }
 
-// Valid reports whether requests can match the host and the path of the rule.
+// Valid reports whether any request can match the host, and the path, of the rule.
 func (r *Rule) Valid() (host, path bool) {
 	name := strings.TrimPrefix(r.Host, "*.")
-	read, plain := plainHost(name)
-	host = r.Host == "" || plain && read == strings.ToLower(name)
+	normal, plain := plainHost(name)
+	host = r.Host == "" || plain && normal == strings.ToLower(name)
 	rest, rooted := strings.CutPrefix(r.Path, "/")
 	path = rooted || r.Path == ""
 	for segment := range strings.SplitSeq(strings.TrimSuffix(rest, "/"), "/") {
@@ -37,20 +37,21 @@ func (r *Rule) Valid() (host, path bool) {
 	return host, path
 }
 
-// prepared returns the rules in the form in which they are compared.
-func prepared(rules []Rule) []Rule {
-	made := make([]Rule, len(rules))
+// normalized returns the rules with hosts and paths in the case in which ruleFor compares
+// them.
+func normalized(rules []Rule) []Rule {
+	result := make([]Rule, len(rules))
 	for i, rule := range rules {
 		rule.Host = strings.ToLower(rule.Host)
 		if rule.IgnoreCase {
 			rule.Path = foldCase(rule.Path)
 		}
-		made[i] = rule
+		result[i] = rule
 	}
-	return made
+	return result
 }
 
-// subject is the part of a request that rules look at.
+// subject is the part of a request that rules match.
 type subject struct {
 	host, path           string
 	hostPlain, pathPlain bool
@@ -62,21 +63,21 @@ type match int
 const (
 	differs match = iota
 	matches
-	// unclear: some software might take the request for one that the rule matches.
+	// unclear: other software could read the request as one that the rule matches.
 	unclear
 )
 
-// ruleFor returns the first of the prepared rules that matches; nil: the request is
-// denied. The target is the path as it came, with its query. A request that is unclear
-// to a rule never reaches a later one, which may ask for less.
+// ruleFor returns the first normalized rule that matches, or nil if the request must be
+// denied. target is the raw path with its query. If the match of a rule is unclear, the
+// request is denied, because a later rule may have weaker requirements.
 func ruleFor(rules []Rule, host, target string) *Rule {
-	var asked subject
-	asked.host, asked.hostPlain = plainHost(host)
-	asked.path, asked.pathPlain = plainPath(target)
+	var s subject
+	s.host, s.hostPlain = plainHost(host)
+	s.path, s.pathPlain = plainPath(target)
 	for i := range rules {
-		result := rules[i].matchHost(&asked)
+		result := rules[i].matchHost(&s)
 		if result == matches {
-			result = rules[i].matchPath(&asked)
+			result = rules[i].matchPath(&s)
 		}
 		switch result {
 		case matches:
@@ -89,28 +90,28 @@ func ruleFor(rules []Rule, host, target string) *Rule {
 	return nil
 }
 
-func (r *Rule) matchHost(asked *subject) match {
+func (r *Rule) matchHost(s *subject) match {
 	below, wildcard := strings.CutPrefix(r.Host, "*")
 	switch {
 	case r.Host == "":
 		return matches
-	case !asked.hostPlain:
+	case !s.hostPlain:
 		return unclear
-	case asked.host == r.Host, wildcard && strings.HasSuffix(asked.host, below):
+	case s.host == r.Host, wildcard && strings.HasSuffix(s.host, below):
 		return matches
 	default:
 		return differs
 	}
 }
 
-func (r *Rule) matchPath(asked *subject) match {
+func (r *Rule) matchPath(s *subject) match {
 	switch {
 	case r.Path == "":
 		return matches
-	case !asked.pathPlain:
+	case !s.pathPlain:
 		return unclear
 	}
-	path := asked.path
+	path := s.path
 	if r.IgnoreCase {
 		path = foldCase(path)
 	}
@@ -119,13 +120,13 @@ func (r *Rule) matchPath(asked *subject) match {
 	case path == r.Path, prefix && (path == below || strings.HasPrefix(path, r.Path)):
 		return matches
 	case path == r.Path+"/":
-		return unclear // most routers take a final slash for nothing
+		return unclear // most routers ignore a final slash
 	default:
 		return differs
 	}
 }
 
-// foldCase returns path without differences of case.
+// foldCase returns the same result for paths that differ in case only.
 func foldCase(path string) string {
 	for i := range len(path) {
 		if path[i] >= utf8.RuneSelf {
@@ -135,14 +136,12 @@ func foldCase(path string) string {
 	return strings.ToLower(path)
 }
 
-// tokenInQuery reports whether a target has an access token in its query, which is
-// nowhere taken from there.
+// tokenInQuery reports whether the query of a target contains an access token.
 func tokenInQuery(target string) bool {
-	_, raw, given := strings.Cut(target, "?")
-	if !given || !strings.Contains(raw, "access_token") && !strings.Contains(raw, "%") {
+	_, raw, hasQuery := strings.Cut(target, "?")
+	if !hasQuery || !strings.Contains(raw, "access_token") && !strings.Contains(raw, "%") {
 		return false
 	}
-	values, _ := url.ParseQuery(raw) // what is well-formed of it
-	_, has := values["access_token"]
-	return has
+	values, _ := url.ParseQuery(raw) // returns the well-formed parameters
+	return values.Has("access_token")
 }

@@ -1,11 +1,10 @@
-// Package gateway judges requests for gateways, which ask whether one may pass and
-// who makes it. It knows the token of a request and what it must be good for, and
-// says with which status, challenge and identity headers the request is answered
-// or passed on (RFC 6750). The protocols of gateways are beside it.
+// Package gateway decides for gateways whether they may forward a request. A decision
+// consists of a status, a challenge (RFC 6750) and identity headers. The protocols of
+// gateways are in the packages above.
 //
-// It refuses to be clever about where a token may be: it is in one Authorization
-// header, or there is none. Tokens that are bound to a key of their holder (RFC
-// 9449, RFC 8705) are refused, because nobody behind a gateway could check that.
+// A token is accepted in a single Authorization header only. Tokens that are bound to a
+// key (RFC 9449, RFC 8705) are refused, because no service behind a gateway can verify
+// the binding.
 package gateway
 
 import (
@@ -30,38 +29,37 @@ const (
 	DefaultRealm  = "api"
 )
 
-// Codes of RFC 6750 section 3.1. What is no token at all has none.
+// Codes of RFC 6750 section 3.1. A request without a token gets no code.
 const (
 	InvalidRequest    = "invalid_request"
 	InvalidToken      = "invalid_token"
 	InsufficientScope = "insufficient_scope"
 )
 
-// Config is what a Judge is made of.
+// Config configures a Judge.
 type Config struct {
-	// Broker verifies. Required.
+	// Broker verifies tokens. Required.
 	Broker *broker.Broker
-	// Prefix is how the names of identity headers begin. Empty: DefaultPrefix.
+	// Prefix of the names of identity headers. It defaults to DefaultPrefix.
 	Prefix string
-	// Realm is that of challenges; it has no quotes and no backslashes. Empty:
-	// DefaultRealm.
+	// Realm of challenges, without quotes and backslashes. It defaults to DefaultRealm.
 	Realm string
 }
 
-// Judge judges requests. It is safe for concurrent use.
+// Judge decides about requests. It is safe for concurrent use.
 type Judge struct {
 	broker *broker.Broker
 	realm  string
 	names  [identityHeaders]string
 }
 
-// identityHeaders is the number of headers that tell who makes a request. Gateways
-// list their names: a header that is added later could be spoofed through a gateway
-// that was configured before. So Actor is reserved, for the party that acts for the
-// subject (RFC 8693, act), and is empty.
+// identityHeaders is the number of identity headers. Gateways list their names, and a
+// header that is added later could be spoofed through a gateway that was configured
+// before. Actor is therefore reserved for the party that acts for the subject (RFC 8693,
+// act); it is empty.
 const identityHeaders = 6
 
-// New makes a Judge.
+// New returns a Judge.
 func New(cfg Config) *Judge {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm)}
@@ -71,42 +69,41 @@ func New(cfg Config) *Judge {
 	return j
 }
 
-// Request is what there is to know of a request at a gateway.
+// Request is a request that a gateway received.
 type Request struct {
 	// Authorization are the values of that header.
 	Authorization []string
-	// Query says that the query has a token, which is nowhere taken from there.
+	// Query reports that the query contains a token. Such a request is refused.
 	Query bool
-	// Imitation says that a header of the request imitates an identity header, and that
-	// the gateway cannot be told to remove it.
+	// Imitation reports that a header imitates an identity header and that the protocol
+	// cannot make the gateway remove it. Such a request is refused.
 	Imitation bool
-	// Needs are what the token must be good for.
+	// Needs are the requirements on the token.
 	Needs verify.Request
 }
 
-// Decision is how a request is to be answered, or passed on.
+// Decision is the decision about a request.
 type Decision struct {
-	// Status is 200, 401 or 403; 503 if nothing could be decided.
+	// Status is 200, 401 or 403, or 503 if no decision is possible.
 	Status int
-	// Code is one of the codes of RFC 6750, Description a sentence for who makes the
-	// request, Challenge a value of WWW-Authenticate; of 401 and 403. Code is empty
-	// where the request has no token.
+	// Code is a code of RFC 6750, Description a sentence for the requester and Challenge
+	// a value of WWW-Authenticate. They are set for 401 and 403. Code is empty if the
+	// request has no token.
 	Code, Description, Challenge string
-	// Result is that of the verification, of 200.
+	// Result of the verification, for 200.
 	Result verify.Result
-	// Err is why nothing could be decided, of 503: for the log, and not for who makes
-	// the request.
+	// Err is the reason of 503. It is for the log and must not reach the requester.
 	Err error
-	// RetryAfter is when asking again may help, of 503. It is at least 1 s; [Seconds]
-	// writes it.
+	// RetryAfter is the time after which a retry may help, at least 1 s, for 503.
+	// [Seconds] formats it.
 	RetryAfter time.Duration
 }
 
-// Decide judges a request on behalf of a gateway.
+// Decide decides about a request that gateway received.
 func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Request) Decision {
-	token, refused := j.tokenOf(request)
-	if refused != nil {
-		return *refused
+	token, denial := j.tokenOf(request)
+	if denial != nil {
+		return *denial
 	}
 	result, err := j.broker.Verify(ctx, gateway, token, request.Needs)
 	switch {
@@ -121,10 +118,11 @@ func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Requ
 	}
 }
 
-// tokenOf is the one token of a request.
+// tokenOf returns the token of a request, or the denial of a request without a single
+// well-formed token.
 func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 	if request.Query {
-		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "An access token is taken from the Authorization header only")
+		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "An access token is accepted in the Authorization header only")
 	}
 	if request.Imitation {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The name of a header is another spelling of an identity header")
@@ -146,14 +144,14 @@ func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 	return redact.New(text), nil
 }
 
-// rejected says of a bad token no more than RFC 6750 does: why exactly it is bad is
-// for who operates the broker.
+// rejected returns the denial for a rejected token. It reveals no more than RFC 6750
+// does: the exact reason is for the operator of the broker.
 func (j *Judge) rejected(r *verify.Rejection, scopes []string) Decision {
 	switch r.Reason {
 	case verify.InsufficientScope:
-		denied := j.deny(http.StatusForbidden, InsufficientScope, "The access token has not all scopes that are needed")
-		denied.Challenge += `, scope="` + strings.Join(scopes, " ") + `"`
-		return *denied
+		denial := j.deny(http.StatusForbidden, InsufficientScope, "The access token lacks required scopes")
+		denial.Challenge += `, scope="` + strings.Join(scopes, " ") + `"`
+		return *denial
 	case verify.Expired:
 		return *j.deny(http.StatusUnauthorized, InvalidToken, "The access token expired")
 	default:
@@ -169,39 +167,38 @@ func (j *Judge) deny(status int, code, description string) *Decision {
 	return &Decision{Status: status, Code: code, Description: description, Challenge: challenge}
 }
 
-// Forbid is the decision about a request that no token is good for.
+// Forbid returns the denial of a request that no token permits.
 func (j *Judge) Forbid(description string) Decision {
 	return *j.deny(http.StatusForbidden, "", description)
 }
 
-// Undecided is the decision where err is why there is none.
+// Undecided returns the decision 503 with err as its reason.
 func Undecided(err error) Decision {
-	d := Decision{Status: http.StatusServiceUnavailable, Err: err, RetryAfter: time.Second, Description: "It cannot be decided now whether the request may pass"}
-	if told, ok := errors.AsType[*apierror.Error](err); ok {
-		d.RetryAfter = max(d.RetryAfter, told.RetryAfter)
+	d := Decision{Status: http.StatusServiceUnavailable, Err: err, RetryAfter: time.Second, Description: "The request cannot be authorized at the moment"}
+	if failure, ok := errors.AsType[*apierror.Error](err); ok {
+		d.RetryAfter = max(d.RetryAfter, failure.RetryAfter)
 	}
 	return d
 }
 
-// KeepFor is how long the decision to let a request pass may be kept, in whole
-// seconds; 0: not at all.
+// KeepFor returns the number of whole seconds for which a gateway may cache the
+// decision 200, or 0.
 func (d *Decision) KeepFor(now time.Time) int {
 	return max(0, int(d.Result.ValidUntil.Sub(now)/time.Second))
 }
 
-// Names are those of the identity headers, in canonical form. All of them are to be
-// set on a request that may pass, to nothing where the token says nothing, so that
-// nothing is left of what the request came with.
+// Names returns the names of the identity headers in canonical form. A gateway must
+// replace or remove all of them in a forwarded request, so that no value of the
+// requester remains.
 func (j *Judge) Names() []string { return j.names[:] }
 
-// Imitates reports whether name is another spelling of an identity header. Software
-// that hands headers on as variables, as CGI and WSGI do, makes the same variable of
-// both: it ignores case and takes what is neither a letter nor a digit for an
-// underscore. A difference of case alone is no other spelling: gateways replace headers
-// in any case.
+// Imitates reports whether name is another spelling of an identity header. CGI and WSGI
+// map header names to variables: they ignore case and replace all characters other than
+// letters and digits by underscores, so that different headers become the same variable.
+// A name that differs in case only is not an imitation, because gateways replace it.
 func (j *Judge) Imitates(name string) bool {
-	for _, own := range j.names {
-		if len(name) == len(own) && !strings.EqualFold(name, own) && sameVariable(name, own) {
+	for _, header := range j.names {
+		if len(name) == len(header) && !strings.EqualFold(name, header) && sameVariable(name, header) {
 			return true
 		}
 	}
@@ -217,7 +214,7 @@ func sameVariable(a, b string) bool {
 	return true
 }
 
-// variableByte returns the byte that stands for c in the name of a variable.
+// variableByte returns the byte to which c is mapped in the name of a variable.
 func variableByte(c byte) byte {
 	switch {
 	case 'a' <= c && c <= 'z':
@@ -229,10 +226,10 @@ func variableByte(c byte) byte {
 	}
 }
 
-// Identity are the values of the identity headers of a request that may pass, in the
-// order of Names; empty: the token does not say. The subject is that of the sub claim
-// alone: many services look at no other header, and a client may have the name of a
-// user. For a token without sub, Client-Id says whose it is.
+// Identity returns the values of the identity headers for the decision 200, in the order
+// of Names. A value is empty if the token has no such claim. The subject comes from the
+// sub claim only: many services evaluate no other header, and a client may have the name
+// of a user. The Client-Id header identifies the client of a token without sub.
 func (d *Decision) Identity() [identityHeaders]string {
 	f := d.Result.Facts
 	subject := f.Subject
@@ -246,32 +243,31 @@ func (d *Decision) Identity() [identityHeaders]string {
 
 const upperHex = "0123456789ABCDEF"
 
-// headerText returns text as a header may have it: visible ASCII and single spaces
-// within as they are, all else percent-encoded, and '%' with it. Two texts never
-// look the same.
+// headerText encodes text for a header. Visible ASCII except '%', and spaces within the
+// text, remain as they are; all other bytes are percent-encoded. Different texts have
+// different encodings.
 func headerText(text string) string {
-	odd := 0
+	encoded := 0
 	for i := range len(text) {
 		if !plain(text, i) {
-			odd++
+			encoded++
 		}
 	}
-	if odd == 0 {
+	if encoded == 0 {
 		return text
 	}
-	made := make([]byte, 0, len(text)+2*odd)
+	value := make([]byte, 0, len(text)+2*encoded)
 	for i := range len(text) {
 		if plain(text, i) {
-			made = append(made, text[i])
+			value = append(value, text[i])
 			continue
 		}
-		made = append(made, '%', upperHex[text[i]>>4], upperHex[text[i]&0xf])
+		value = append(value, '%', upperHex[text[i]>>4], upperHex[text[i]&0xf])
 	}
-	return string(made)
+	return string(value)
 }
 
-// plain reports whether a byte stands for itself in a header. A space at the ends
-// would be lost.
+// plain reports whether a byte needs no encoding. HTTP drops spaces at both ends.
 func plain(text string, i int) bool {
 	c := text[i]
 	if c == ' ' {
@@ -280,13 +276,13 @@ func plain(text string, i int) bool {
 	return c > ' ' && c < 0x7f && c != '%'
 }
 
-// WantsJSON reports whether a body is to be JSON, for who sent this Accept: people
-// read text.
+// WantsJSON reports whether the body for a requester with this Accept header should be
+// JSON. Browsers get text.
 func WantsJSON(accept string) bool {
 	return strings.Contains(accept, "json") || !strings.Contains(accept, "text/")
 }
 
-// JSON is the body of a decision other than 200.
+// JSON returns the body of a decision other than 200.
 func (d *Decision) JSON() []byte {
 	code := d.Code
 	switch {
@@ -298,12 +294,12 @@ func (d *Decision) JSON() []byte {
 	default:
 		code = "unauthorized"
 	}
-	// Neither holds what would have to be escaped.
+	// Neither contains a character that JSON requires to be escaped.
 	return []byte(`{"error":"` + code + `","error_description":"` + d.Description + `"}` + "\n")
 }
 
-// Seconds returns a positive duration as the value of Retry-After: whole seconds,
-// rounded up, because 0 would make clients retry at once.
+// Seconds formats a positive duration for the header Retry-After. It rounds up to whole
+// seconds, because 0 would make clients retry immediately.
 func Seconds(d time.Duration) string {
 	return strconv.Itoa(int((d + time.Second - 1) / time.Second))
 }

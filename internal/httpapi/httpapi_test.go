@@ -155,7 +155,7 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 		"another audience":            {need, bearer(f.Token(map[string]any{"aud": "https://other.example.com"})), 401, `error="invalid_token"`},
 		"another issuer":              {need, bearer(f.Token(map[string]any{"iss": "https://evil.example.com"})), 401, `error="invalid_token"`},
 		"bound to a key":              {need, bearer(f.Token(map[string]any{"cnf": map[string]any{"jkt": strings.Repeat("A", 43)}})), 401, `bound to a key`},
-		"without a scope":             {"/verify?scope=read+admin", bearer(fresh()), 403, `Bearer realm="api", error="insufficient_scope", error_description="The access token has not all scopes that are needed", scope="read admin"`},
+		"without a scope":             {"/verify?scope=read+admin", bearer(fresh()), 403, `Bearer realm="api", error="insufficient_scope", error_description="The access token lacks required scopes", scope="read admin"`},
 		"the gateway asks of another": {"/verify?audience=https://other.example.com", bearer(fresh()), 503, ""},
 		"the gateway says nothing":    {"/verify", bearer(fresh()), 503, ""},
 		"the client's query":          {"/verify?id=7", bearer(fresh()), 503, ""},
