@@ -557,9 +557,9 @@ func TestSecretsOfAnotherKindStopTheStart(t *testing.T) {
 	}
 	for _, says := range []string{
 		"clients.a: secret: file:" + filepath.Join(dir, "key") + " cannot be used: it is a private key, which auth client_secret_basic would not keep private",
-		"clients.b: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it holds no private key",
-		"clients.c: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it is shorter than the 32 bytes",
-		"clients.d: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it holds no private key",
+		"clients.b: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it contains no private key",
+		"clients.c: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it is shorter than 32 bytes",
+		"clients.d: secret: file:" + filepath.Join(dir, "password") + " cannot be used: it contains no private key",
 	} {
 		if !strings.Contains(err.Error(), says) {
 			t.Errorf("%q is not in: %v", says, err)

@@ -173,7 +173,7 @@ func TestWrongKeysAreRefusedAndExplained(t *testing.T) {
 	config := "clients:\n" + idp.yaml("a", "basic", "client_secret_basic", "secret: file:"+writeFile(t, "key", text)) +
 		idp.yaml("b", "key-es256", "private_key_jwt", "secret: file:"+writeFile(t, "secret", idp.clients["basic"].Secret))
 	res := run(t, "serve", "--config", writeFile(t, "broker.yaml", config))
-	if res.code == 0 || !strings.Contains(res.stderr, "clients.a: secret: ") || !strings.Contains(res.stderr, "it is a private key") || !strings.Contains(res.stderr, "clients.b: secret: ") || !strings.Contains(res.stderr, "it holds no private key") {
+	if res.code == 0 || !strings.Contains(res.stderr, "clients.a: secret: ") || !strings.Contains(res.stderr, "it is a private key") || !strings.Contains(res.stderr, "clients.b: secret: ") || !strings.Contains(res.stderr, "it contains no private key") {
 		t.Errorf("secrets of another kind: %v", res)
 	}
 	idp.findNothing(t, res.stderr+res.stdout)

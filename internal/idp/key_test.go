@@ -83,7 +83,7 @@ func TestServiceAccountFileAsTheSecret(t *testing.T) {
 		"another service account": {"client_email": "canary@p.iam.gserviceaccount.com"},
 		"without a private_key":   {"private_key": ""},
 		"that cannot be parsed":   {"client_email": 5},
-		"holds no private key":    {"private_key": "canary"},
+		"contains no private key": {"private_key": "canary"},
 	} {
 		if err := client(t, cfg).CheckSecret(redact.New(accountFile(t, key, members))); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "canary") {
 			t.Errorf("want %q, got %v", says, err)
@@ -113,9 +113,9 @@ func TestSecretsOfAnotherKind(t *testing.T) {
 		"a key in one line for post":    {idp.Config{Auth: idp.SecretPost}, strings.ReplaceAll(key, "\n", `\n`), "it is a private key"},
 		"a service account for basic":   {idp.Config{}, accountFile(t, ec, nil), "it is a private key"},
 		"a key for an HMAC":             {idp.Config{Auth: idp.SecretJWT}, key, "it is a private key"},
-		"a short secret for an HMAC":    {idp.Config{Auth: idp.SecretJWT}, "canary", "shorter than the 32 bytes"},
-		"a secret for a key":            {idp.Config{Auth: idp.PrivateKeyJWT}, longSecret, "it holds no private key"},
-		"a secret for a grant":          {idp.Config{Grant: idp.JWTBearer}, longSecret, "it holds no private key"},
+		"a short secret for an HMAC":    {idp.Config{Auth: idp.SecretJWT}, "canary", "shorter than 32 bytes"},
+		"a secret for a key":            {idp.Config{Auth: idp.PrivateKeyJWT}, longSecret, "it contains no private key"},
+		"a secret for a grant":          {idp.Config{Grant: idp.JWTBearer}, longSecret, "it contains no private key"},
 		"no key for a grant":            {idp.Config{Grant: idp.JWTBearer}, "", "is empty"},
 		"an algorithm of another key":   {idp.Config{Auth: idp.PrivateKeyJWT, Assertion: idp.Assertion{Algorithm: "RS256"}}, key, "does not sign with assertion.algorithm RS256"},
 		"a certificate of another key":  {idp.Config{Auth: idp.PrivateKeyJWT}, key + foreign, "none of the certificates"},

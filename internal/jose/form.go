@@ -11,9 +11,9 @@ import (
 
 // Bounds of a token.
 const (
-	// MaxTokenSize is how long a token may be in any case, in bytes.
+	// MaxTokenSize is the maximum length of a token, in bytes.
 	MaxTokenSize = 64 << 10
-	// MaxHeaderSize is how long its header may be once decoded, in bytes.
+	// MaxHeaderSize is the maximum length of a decoded header, in bytes.
 	MaxHeaderSize = 1 << 10
 )
 
@@ -21,29 +21,30 @@ var (
 	errEmpty     = errors.New("it is empty")
 	errTooLong   = fmt.Errorf("it is longer than %d bytes", MaxTokenSize)
 	errEmptyPart = errors.New("one of its three parts is empty")
-	errBase64    = errors.New("it is not base64url as RFC 7515 section 2 writes it: without padding, line breaks, other characters and spare bits")
+	errBase64    = errors.New("it is not canonical base64url (RFC 7515 section 2): it has padding, line breaks, other characters or non-zero spare bits")
 	errHeader    = fmt.Errorf("its header is longer than %d bytes", MaxHeaderSize)
 )
 
-// strict also refuses bits that the last character has to spare.
+// strict also refuses non-zero spare bits in the last character, so that each text has
+// one encoding.
 //
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var strict = base64.RawURLEncoding.Strict()
 
-// Compact is a JWS taken apart. It holds what a bearer token is made of: it is
-// not to be kept, logged or passed on.
+// Compact holds the parts of a JWS in compact form. Together they are a bearer token:
+// do not store, log or forward them.
 type Compact struct {
-	// Header and Payload are decoded; what they say is not checked yet.
+	// Header and Payload are decoded and not checked yet.
 	Header, Payload []byte
-	// SigningInput is what was signed: the first two parts as they came.
+	// SigningInput is the signed text: the first two parts in their encoded form.
 	SigningInput []byte
 	// Signature is decoded.
 	Signature []byte
 }
 
-// Split takes a token apart that is in compact form: exactly three parts, none
-// of them empty, each in canonical base64url (RFC 7515 sections 2 and 7.1).
-// Nothing of it is read before its length was found good.
+// Split parses a token in compact form: exactly three non-empty parts in canonical
+// base64url (RFC 7515 sections 2 and 7.1), at most [MaxTokenSize] bytes. The error is a
+// sentence about the token ("it ...") and quotes nothing of it.
 func Split(token redact.String) (Compact, error) {
 	text := token.Reveal()
 	switch {
@@ -55,8 +56,7 @@ func Split(token redact.String) (Compact, error) {
 	if parts := strings.Count(text, ".") + 1; parts != 3 {
 		return Compact{}, wrongParts(parts)
 	}
-	// The decoder skips line breaks wherever they are, and refuses all else
-	// that is not in the alphabet.
+	// The decoder ignores line breaks.
 	if strings.ContainsAny(text, "\r\n") {
 		return Compact{}, errBase64
 	}
@@ -73,7 +73,7 @@ func decode(text string) (Compact, error) {
 	case strict.DecodedLen(len(header)) > MaxHeaderSize:
 		return Compact{}, errHeader
 	}
-	// The payload may be kept for long, and has memory of its own.
+	// The payload gets memory of its own, because a cache may keep it for long.
 	buf := make([]byte, 0, end+strict.DecodedLen(len(header))+strict.DecodedLen(len(signature)))
 	buf = append(buf, text[:end]...)
 	c := Compact{SigningInput: buf}
@@ -95,10 +95,10 @@ func appendDecoded(buf []byte, part string) (decoded, longer []byte, err error) 
 func wrongParts(parts int) error {
 	switch parts {
 	case 1:
-		return errors.New("it has no parts divided by dots: an opaque token, perhaps")
+		return errors.New("it has no dots: it may be an opaque token")
 	case 5:
 		return errors.New("it has 5 parts: encrypted tokens (JWE) are not accepted")
 	default:
-		return fmt.Errorf("it has %d parts divided by dots, and not 3", parts)
+		return fmt.Errorf("it has %d parts separated by dots instead of 3", parts)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-func TestSplitTakesTheCompactFormApart(t *testing.T) {
+func TestSplit_compactForm(t *testing.T) {
 	c, err := jose.Split(redact.New("aGVhZGVy.cGF5bG9hZA.c2ln"))
 	if err != nil {
 		t.Fatal(err)
@@ -22,7 +22,7 @@ func TestSplitTakesTheCompactFormApart(t *testing.T) {
 	}
 }
 
-func TestSplitTakesTheLongestTokenAndHeader(t *testing.T) {
+func TestSplit_longestTokenAndHeader(t *testing.T) {
 	longest := josetest.Base64(bytes.Repeat([]byte("x"), jose.MaxHeaderSize)) + ".AAAA."
 	longest += strings.Repeat("A", jose.MaxTokenSize-len(longest))
 	if c, err := jose.Split(redact.New(longest)); err != nil || len(c.Header) != jose.MaxHeaderSize {
@@ -30,7 +30,7 @@ func TestSplitTakesTheLongestTokenAndHeader(t *testing.T) {
 	}
 }
 
-// Every spelling but one of a token is refused.
+// Each token has exactly one accepted encoding.
 func TestSplitRefuses(t *testing.T) {
 	signer := josetest.New(t, "EdDSA", "k")
 	good := signer.Token(signer.Header(), josetest.JSON{"iss": "i"})
@@ -81,7 +81,7 @@ func TestSplitRefuses(t *testing.T) {
 	}
 }
 
-func TestOtherKindsOfTokensAreNamed(t *testing.T) {
+func TestSplit_namesOtherTokens(t *testing.T) {
 	for token, want := range map[string]string{"opaque": "opaque", "a.b.c.d.e": "JWE", "a.b": "2 parts", "a.b.c.d": "4 parts"} {
 		if _, err := jose.Split(redact.New(token)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", token, err)
@@ -89,7 +89,7 @@ func TestOtherKindsOfTokensAreNamed(t *testing.T) {
 	}
 }
 
-// next returns the character after c in the alphabet: of a last character, its
+// next returns the character after c in the alphabet. In the last character of a part the
 // lowest bits are spare.
 func next(c byte) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

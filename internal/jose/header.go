@@ -5,28 +5,28 @@ import (
 	"fmt"
 )
 
-const maxKeyID = 256
+const maxKeyID = 256 // bytes
 
-// Header is what a token's header says. Nothing in it is to be believed before
-// the signature was found good.
+// Header is the header of a JWS (RFC 7515 section 4.1). Do not trust any of it before
+// the signature is verified.
 type Header struct {
-	// Algorithm is alg, as it is written.
+	// Algorithm is alg.
 	Algorithm string
-	// KeyID is kid; empty: it names none. It is a name to look up and nothing
-	// else: at most 256 bytes, without control characters.
+	// KeyID is kid; empty if the header has none. Use it only to look up a key. It has
+	// at most 256 bytes and no control characters.
 	KeyID string
 	// Type is typ; may be empty.
 	Type string
-	// KeyPlace names the parameter, jku or x5u, by which the header says where its
-	// key is. It is not looked at: the keys of an issuer are those that it
-	// publishes where it is configured to. Empty: there is none.
+	// KeyPlace is the name of a parameter, jku or x5u, with the URL of a key; empty if
+	// the header has none. The URL is ignored, because only the configured source of an
+	// issuer's keys is trusted.
 	KeyPlace string
 }
 
-// ParseHeader reads a token's header. It refuses parameters that would change
-// what is signed, or bring a key of the presenter's own choice; those that it
-// does not know, and those that only say where a key is, are ignored (RFC 7515
-// section 4).
+// ParseHeader parses a token's header. It refuses parameters that change the signed
+// content or supply a key, because the presenter would choose that key. It ignores
+// unknown parameters (RFC 7515 section 4) and the URL of a key. The error is a sentence
+// about the token ("its header ..."), an [UnsupportedError] for a refused parameter.
 func ParseHeader(data []byte) (Header, error) {
 	object, err := ParseObject(data)
 	if err != nil {
@@ -38,7 +38,7 @@ func ParseHeader(data []byte) (Header, error) {
 		}
 	}
 	if cty, present, err := object.Text("cty"); present && (err != nil || cty != "") {
-		return Header{}, UnsupportedError("its header says with cty that another token is nested in it")
+		return Header{}, UnsupportedError("its header announces a nested token (cty)")
 	}
 	return readHeader(object)
 }
@@ -46,7 +46,7 @@ func ParseHeader(data []byte) (Header, error) {
 func readHeader(object Object) (h Header, err error) {
 	var present bool
 	if h.Algorithm, present, err = object.Text("alg"); err != nil || !present {
-		return Header{}, errors.New("its header has no alg that is a string")
+		return Header{}, errors.New("its header has no alg, or one that is not a string")
 	}
 	if h.Type, _, err = object.Text("typ"); err != nil {
 		return Header{}, err

@@ -8,7 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-func TestParseHeaderReadsWhatItNeedsAndIgnoresTheRest(t *testing.T) {
+func TestParseHeader_ignoresUnknownParameters(t *testing.T) {
 	h, err := jose.ParseHeader([]byte(`{"alg":"RS256","kid":"k 1","typ":"at+jwt","cty":"","x5t":"abc","x5c":["not a certificate"],"vendor":{"a":1},"ALG":"none"}`))
 	if err != nil {
 		t.Fatal(err)

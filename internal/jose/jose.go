@@ -1,27 +1,27 @@
-// Package jose reads what signed tokens are made of: the compact form of a JWS
-// (RFC 7515), its header, the JSON in it, the keys of a JWK set (RFC 7517), and
-// signatures (RFC 7518, 8037). It judges no claims. It also signs the assertions
-// with which the broker itself authenticates (RFC 7523).
+// Package jose parses signed tokens and keys and verifies signatures: the compact form
+// of a JWS and its header (RFC 7515), JSON objects, JWK sets (RFC 7517), and signatures
+// (RFC 7518, RFC 8037). It does not judge claims. It also signs the assertions with
+// which the broker authenticates itself (RFC 7523).
 //
-// It accepts less than the RFCs allow, so that a token has one spelling and all
-// who read it read the same:
+// It accepts less than the RFCs allow, so that a token has one encoding and every
+// parser reads the same content:
 //
 //   - the compact form only, at most 64 KiB, in canonical base64url;
-//   - no header parameter that changes what is signed or with which key (crit,
-//     b64, zip, enc, jwk), and no nested content (cty); jku and x5u are not looked at;
-//   - JSON objects without repeated names, sound UTF-8, of bounded size and
-//     depth, and nothing after them;
+//   - no header parameter that changes the signed content or the key (crit, b64, zip,
+//     enc, jwk), and no nested content (cty); jku and x5u are ignored;
+//   - JSON objects without repeated names, in valid UTF-8, of bounded size and depth,
+//     with nothing after them;
 //   - RSA, ECDSA and Ed25519 signatures only: no symmetric algorithm, no "none";
-//   - keys of sound size, each with the algorithms that its type allows.
+//   - keys of bounded size, each with the algorithms that its type allows.
 //
-// Public keys are parsed by jwx, which is imported nowhere else, and only after
-// all that is not needed was taken away. Private keys are read, and signatures
-// made and verified, by the standard library.
+// The library jwx parses public keys, from which all other members are removed before.
+// No other package imports it. The standard library parses private keys, and creates
+// and verifies signatures.
 package jose
 
-// UnsupportedError says that a token asks for what is never accepted. Every
-// other error about a token's form means that it is malformed. Neither quotes
-// anything of the token.
+// UnsupportedError means that a token uses a feature that is never accepted. Any other
+// error about the form of a token means that it is malformed. Neither quotes anything
+// of the token.
 type UnsupportedError string
 
 func (e UnsupportedError) Error() string { return string(e) }

@@ -14,7 +14,7 @@ import (
 const (
 	maxDepth   = 8
 	maxMembers = 64
-	// usualMember is how long a member is where there are many.
+	// usualMember is the typical length of a member, in bytes, to estimate their number.
 	usualMember = 32
 
 	space = " \t\r\n"
@@ -23,14 +23,13 @@ const (
 var (
 	errNotObject = errors.New("is not one JSON object in UTF-8 with nothing after it")
 	errDuplicate = errors.New("names a member twice")
-	errTooDeep   = fmt.Errorf("is nested deeper than %d", maxDepth)
+	errTooDeep   = fmt.Errorf("is nested deeper than %d levels", maxDepth)
 	errTooWide   = fmt.Errorf("has more than %d members", maxMembers)
 )
 
-// Object is a JSON object that every parser reads the same way: no name occurs
-// twice, at any depth, and all text is sound Unicode (RFC 7493). Names match
-// exactly. It is immutable; it shares memory with the text that it was read
-// from.
+// Object is a JSON object that every parser reads the same way: no name is repeated, at
+// any depth, and all text is valid Unicode (RFC 7493). Names match exactly. It is
+// immutable and shares memory with the parsed text.
 type Object struct {
 	members []member
 }
@@ -40,15 +39,15 @@ type member struct {
 	value jsontext.Value
 }
 
-// ParseObject reads one JSON object of at most 64 members, nested at most 8
-// deep, with nothing but white space around it. The error is the predicate of a
-// sentence and quotes nothing of data.
+// ParseObject parses one JSON object of at most 64 members, nested at most 8 levels
+// deep, with only white space around it. The error is the predicate of a sentence ("is
+// not ...") and quotes nothing of data.
 func ParseObject(data []byte) (Object, error) {
-	if err := sound(data); err != nil {
+	if err := validate(data); err != nil {
 		return Object{}, err
 	}
 	members := make([]member, 0, min(4+len(data)/usualMember, maxMembers))
-	name, rest := next(opened(data))
+	name, rest := nextValue(afterBracket(data))
 	for name != nil {
 		if len(members) == maxMembers {
 			return Object{}, errTooWide
@@ -58,23 +57,23 @@ func ParseObject(data []byte) (Object, error) {
 			return Object{}, errNotObject
 		}
 		var value jsontext.Value
-		value, rest = next(rest)
+		value, rest = nextValue(rest)
 		members = append(members, member{plain, value})
-		name, rest = next(rest)
+		name, rest = nextValue(rest)
 	}
 	return Object{members}, nil
 }
 
-// sound finds out all that may be wrong with an object but its width. What is
-// read afterwards needs no checks.
-func sound(data []byte) error {
+// validate checks everything about an object except its number of members, so that
+// the functions below need no checks.
+func validate(data []byte) error {
 	value := jsontext.Value(data)
 	switch _, depth := extent(bytes.TrimLeft(data, space)); {
-	case depth > maxDepth: // known before anything is parsed, which recurses
+	case depth > maxDepth: // checked first, because the parser recurses
 		return errTooDeep
 	case value.Kind() != '{':
 		return errNotObject
-	case value.IsValid(): // RFC 7493: unique names, sound Unicode
+	case value.IsValid(): // RFC 7493: unique names, valid Unicode
 		return nil
 	case value.IsValid(jsontext.AllowDuplicateNames(true)):
 		return errDuplicate
@@ -83,8 +82,8 @@ func sound(data []byte) error {
 	}
 }
 
-// extent returns where the string, object or array ends that data begins with,
-// and how deep it is nested. If it does not end, the end is that of data.
+// extent returns the length and the nesting depth of the string, object or array at the
+// start of data. Without an end the length is that of data.
 func extent(data []byte) (end, deepest int) {
 	depth, quoted := 0, false
 	for i := 0; i < len(data); i++ {
@@ -107,12 +106,12 @@ func extent(data []byte) (end, deepest int) {
 	return len(data), deepest
 }
 
-// opened returns what follows the bracket that opens a valid object or array.
-func opened(data []byte) []byte { return data[bytes.IndexAny(data, "{[")+1:] }
+// afterBracket returns the content of a valid object or array, after its opening bracket.
+func afterBracket(data []byte) []byte { return data[bytes.IndexAny(data, "{[")+1:] }
 
-// next returns the next value of a valid object or array, and what follows it;
-// names of members are values here. Nil: the object or array ends.
-func next(rest []byte) (value jsontext.Value, after []byte) {
+// nextValue returns the next value of a valid object or array and the text after it;
+// the name of a member is a value too. The value is nil at the end.
+func nextValue(rest []byte) (value jsontext.Value, after []byte) {
 	rest = bytes.TrimLeft(rest, space+",:")
 	var end int
 	switch rest[0] {
@@ -126,8 +125,7 @@ func next(rest []byte) (value jsontext.Value, after []byte) {
 	return rest[:end:end], rest[end:]
 }
 
-// unquote returns the text of a JSON string, without copying it where it holds
-// no escapes.
+// unquote returns the text of a JSON string. It copies the text only if it has escapes.
 func unquote(quoted jsontext.Value) ([]byte, error) {
 	if bytes.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1], nil
@@ -144,10 +142,10 @@ func (o Object) get(name string) jsontext.Value {
 	return nil
 }
 
-// IsNull reports whether the object has a member of that name that is null.
+// IsNull reports whether the named member is null. It is false for an absent member.
 func (o Object) IsNull(name string) bool { return o.get(name).Kind() == jsontext.KindNull }
 
-// WithoutNulls returns the object without its members of these names that are null.
+// WithoutNulls returns the object without those of the named members that are null.
 func (o Object) WithoutNulls(names ...string) Object {
 	if !slices.ContainsFunc(names, o.IsNull) {
 		return o
@@ -157,23 +155,23 @@ func (o Object) WithoutNulls(names ...string) Object {
 	})
 }
 
-// withoutNulls returns the object without all members that are null.
-func (o Object) withoutNulls() Object {
+// withoutAllNulls returns the object without any member that is null.
+func (o Object) withoutAllNulls() Object {
 	return o.without(func(m member) bool { return m.value.Kind() == jsontext.KindNull })
 }
 
-func (o Object) without(left func(member) bool) Object {
-	return Object{slices.DeleteFunc(slices.Clone(o.members), left)}
+func (o Object) without(remove func(member) bool) Object {
+	return Object{slices.DeleteFunc(slices.Clone(o.members), remove)}
 }
 
-// Len is the number of members.
+// Len returns the number of members.
 func (o Object) Len() int { return len(o.members) }
 
-// Has reports whether the object has a member of that name, whatever its value.
+// Has reports whether the object has a member of that name, with any value.
 func (o Object) Has(name string) bool { return o.get(name) != nil }
 
-// Text returns a member that must be a string if it is there, without control
-// characters: it may become an identity, or a line of a log.
+// Text returns the named member, which must be absent or a string. The string must have
+// no control characters, because it may become an identity or part of a log line.
 func (o Object) Text(name string) (text string, present bool, err error) {
 	value := o.get(name)
 	if value == nil {
@@ -189,12 +187,12 @@ func textOf(name string, value jsontext.Value) (string, error) {
 	}
 	plain, err := unquote(value)
 	if err != nil || bytes.ContainsFunc(plain, unicode.IsControl) {
-		return "", fmt.Errorf("its %s holds a control character", name)
+		return "", fmt.Errorf("its %s contains a control character", name)
 	}
 	return stringOf(plain), nil
 }
 
-// stringOf saves the allocation for texts that most tokens have.
+// stringOf converts a text without an allocation if most tokens have it.
 func stringOf(plain []byte) string {
 	switch string(plain) {
 	case "RS256":
@@ -210,11 +208,11 @@ func stringOf(plain []byte) string {
 	}
 }
 
-// IsArray reports whether the object has a member of that name that is an array.
+// IsArray reports whether the named member is an array.
 func (o Object) IsArray(name string) bool { return o.get(name).Kind() == '[' }
 
-// List returns a member that must be an array of strings if it is there. The
-// strings are as [Object.Text] has them.
+// List returns the named member, which must be absent or an array of strings as
+// [Object.Text] accepts them.
 func (o Object) List(name string) (list []string, present bool, err error) {
 	value := o.get(name)
 	if value == nil {
@@ -224,7 +222,7 @@ func (o Object) List(name string) (list []string, present bool, err error) {
 		return nil, true, fmt.Errorf("its %s is not a list", name)
 	}
 	list = make([]string, 0, 4)
-	for element, rest := next(opened(value)); element != nil; element, rest = next(rest) {
+	for element, rest := nextValue(afterBracket(value)); element != nil; element, rest = nextValue(rest) {
 		text, err := textOf(name, element)
 		if err != nil {
 			return nil, true, err
@@ -234,8 +232,8 @@ func (o Object) List(name string) (list []string, present bool, err error) {
 	return list, true, nil
 }
 
-// Number returns a member that must be a number if it is there, as near as a
-// float64 comes to it. One that is larger than any float64 is an error.
+// Number returns the named member, which must be absent or a number, rounded to a
+// float64. A number beyond the range of a float64 is an error.
 func (o Object) Number(name string) (number float64, present bool, err error) {
 	value := o.get(name)
 	if value == nil {
@@ -248,7 +246,7 @@ func (o Object) Number(name string) (number float64, present bool, err error) {
 	return number, true, nil
 }
 
-// Object returns a member that must be an object if it is there.
+// Object returns the named member, which must be absent or an object.
 func (o Object) Object(name string) (object Object, present bool, err error) {
 	value := o.get(name)
 	if value == nil {

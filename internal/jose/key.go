@@ -13,56 +13,52 @@ import (
 	"strings"
 )
 
-//nolint:gochecknoglobals // tables that nothing writes
+//nolint:gochecknoglobals // constant tables
 var (
 	rsaAlgorithms   = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}
 	ecAlgorithms    = map[string]string{"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
 	eddsaAlgorithms = []string{"EdDSA", "Ed25519"}
 )
 
-// Algorithms returns the names of all algorithms there are. Ed25519 is the name
-// that RFC 9864 gives to EdDSA with an Ed25519 key.
+// Algorithms returns the names of all algorithms for verification. Ed25519 is the name
+// of EdDSA with an Ed25519 key in RFC 9864.
 func Algorithms() []string {
 	return slices.Concat(rsaAlgorithms, []string{"ES256", "ES384", "ES512"}, eddsaAlgorithms)
 }
 
-// Key is a public key to verify signatures with. It is immutable and safe for
-// concurrent use. [ParseSet] makes Keys, of sound material only.
+// Key is a public key for verifying signatures. It is immutable and safe for concurrent
+// use. [ParseSet] returns Keys, with checked key material only.
 type Key struct {
 	id         string
 	thumbprint string
-	declared   []string // sorted; nil: none
-	algorithms []string
+	declared   []string // values of alg, sorted; nil: none
+	algorithms []string // permitted ones
 	public     crypto.PublicKey
 }
 
-// ID is the key's kid; empty: it has none.
+// ID returns the key's kid; empty if it has none.
 func (k *Key) ID() string { return k.id }
 
-// Thumbprint is the base64url SHA-256 thumbprint of RFC 7638: it tells keys
-// apart that have the same kid, and may be logged.
+// Thumbprint returns the base64url SHA-256 thumbprint of RFC 7638. It distinguishes keys
+// with the same kid, and is safe to log.
 func (k *Key) Thumbprint() string { return k.thumbprint }
 
-// Declared returns the values of alg that the set gives for the key, sorted. Nil:
-// it gives none.
-func (k *Key) Declared() []string { return slices.Clone(k.declared) }
-
-// DeclaredAmong reports whether the key declares one of the algorithms, or none at
-// all.
+// DeclaredAmong reports whether the key's entry in the set declares one of the
+// algorithms (alg), or declares none.
 func (k *Key) DeclaredAmong(algorithms []string) bool {
 	return k.declared == nil || slices.ContainsFunc(k.declared, func(name string) bool { return slices.Contains(algorithms, name) })
 }
 
-// Equal reports whether two keys have the same kid and the same material, and
-// permit the same.
+// Equal reports whether two keys have the same kid, key material and algorithms.
 func (k *Key) Equal(other *Key) bool {
-	return k.same(other) && slices.Equal(k.declared, other.declared)
+	return k.sameKey(other) && slices.Equal(k.declared, other.declared)
 }
 
-// same reports whether two entries of a set are about one key.
-func (k *Key) same(other *Key) bool { return k.id == other.id && k.thumbprint == other.thumbprint }
+// sameKey reports whether two entries of a set describe one key.
+func (k *Key) sameKey(other *Key) bool { return k.id == other.id && k.thumbprint == other.thumbprint }
 
-// union returns a key that permits what either of two entries about it permits.
+// union merges two entries for one key. The result permits all algorithms that either
+// entry permits.
 func (k *Key) union(other *Key) *Key {
 	all := *k
 	all.algorithms = sortedUnion(k.algorithms, other.algorithms)
@@ -79,38 +75,37 @@ func sortedUnion(a, b []string) []string {
 	return slices.Compact(all)
 }
 
-// rivals reports whether an algorithm cannot tell which of two keys with one kid
-// is meant. A key that declares no algorithm is a rival of every other.
-func (k *Key) rivals(other *Key) bool {
+// ambiguousWith reports whether a token's alg fails to select one of two keys with the
+// same kid. A key that declares no algorithm is ambiguous with every other key.
+func (k *Key) ambiguousWith(other *Key) bool {
 	return k.declared == nil || slices.ContainsFunc(k.algorithms, other.Permits)
 }
 
-// Permits reports whether a signature of the algorithm may be verified with the
-// key: the algorithm must fit its type and curve, and be one that it declares, if
-// it does. EdDSA and Ed25519 are names of one algorithm.
+// Permits reports whether the key may verify signatures of the algorithm. The algorithm
+// must match the key's type and curve, and one that the key declares, if it declares
+// any. EdDSA and Ed25519 are names of one algorithm.
 func (k *Key) Permits(algorithm string) bool { return slices.Contains(k.algorithms, algorithm) }
 
 var (
-	// ErrSignature means that a signature does not hold.
-	ErrSignature = errors.New("the signature does not hold")
+	// ErrSignature means that a signature is not valid.
+	ErrSignature = errors.New("the signature is not valid")
 	// ErrAlgorithm means that a key does not permit an algorithm.
 	ErrAlgorithm = errors.New("the key does not permit the algorithm")
 )
 
-// Verify checks a signature over signingInput with exactly the algorithm named,
-// which must be one that the key permits. The error is [ErrSignature] or
-// [ErrAlgorithm].
+// Verify verifies a signature over signingInput with exactly this algorithm. The error is
+// [ErrAlgorithm] if the key does not permit the algorithm, else [ErrSignature].
 func Verify(algorithm string, key *Key, signingInput, signature []byte) error {
 	if !key.Permits(algorithm) {
 		return ErrAlgorithm
 	}
-	if !holds(algorithm, key.public, signingInput, signature) {
+	if !validSignature(algorithm, key.public, signingInput, signature) {
 		return ErrSignature
 	}
 	return nil
 }
 
-func holds(algorithm string, public crypto.PublicKey, signingInput, signature []byte) bool {
+func validSignature(algorithm string, public crypto.PublicKey, signingInput, signature []byte) bool {
 	switch public := public.(type) {
 	case ed25519.PublicKey:
 		return ed25519.Verify(public, signingInput, signature)
@@ -120,8 +115,8 @@ func holds(algorithm string, public crypto.PublicKey, signingInput, signature []
 	case *rsa.PublicKey:
 		h, digest := hash(algorithm, signingInput)
 		if strings.HasPrefix(algorithm, "PS") {
-			salted := rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash} // RFC 7518 section 3.5
-			return rsa.VerifyPSS(public, h, digest, signature, &salted) == nil
+			options := rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash} // RFC 7518 section 3.5
+			return rsa.VerifyPSS(public, h, digest, signature, &options) == nil
 		}
 		return rsa.VerifyPKCS1v15(public, h, digest, signature) == nil
 	default:
@@ -129,7 +124,8 @@ func holds(algorithm string, public crypto.PublicKey, signingInput, signature []
 	}
 }
 
-// hash digests the input as the algorithm's name ends: 256, 384 or 512.
+// hash hashes the input with the SHA-2 function that the algorithm's name ends with:
+// 256, 384 or 512.
 func hash(algorithm string, input []byte) (crypto.Hash, []byte) {
 	switch algorithm[len(algorithm)-3:] {
 	case "384":
@@ -144,8 +140,8 @@ func hash(algorithm string, input []byte) (crypto.Hash, []byte) {
 	}
 }
 
-// verifyECDSA takes the signature as JWS writes it: r and s, each as long as
-// the curve's field (RFC 7518 section 3.4), and not in DER.
+// verifyECDSA verifies a signature in JWS format: r and s, each of the size of the
+// curve's field (RFC 7518 section 3.4), not DER.
 func verifyECDSA(public *ecdsa.PublicKey, digest, signature []byte) bool {
 	size := (public.Params().BitSize + 7) / 8
 	if len(signature) != 2*size {

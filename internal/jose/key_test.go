@@ -30,7 +30,7 @@ func load(t testing.TB, s *josetest.Signer, members ...josetest.JSON) *jose.Key 
 	return set.Keys.Find(s.KeyID, s.Algorithm)
 }
 
-func TestSignaturesOfEachAlgorithmHoldUnderThatAlgorithmOnly(t *testing.T) {
+func TestVerify_onlyWithTheSignaturesAlgorithm(t *testing.T) {
 	rsaKey, p256 := josetest.New(t, "RS256", "k"), josetest.New(t, "ES256", "k")
 	ed := josetest.New(t, "EdDSA", "k")
 	signers := []*josetest.Signer{p256, josetest.New(t, "ES384", "k"), josetest.New(t, "ES512", "k"), ed, ed.As("Ed25519", "k")}
@@ -71,26 +71,26 @@ func flip(signature []byte) []byte {
 	return other
 }
 
-func TestKeyThatDeclaresAnAlgorithmPermitsNoOther(t *testing.T) {
+func TestKeyPermits_declaredAlgorithm(t *testing.T) {
 	signer := josetest.New(t, "RS256", "k")
 	narrow := load(t, signer, josetest.JSON{"alg": "PS256"})
-	if !slices.Equal(narrow.Declared(), []string{"PS256"}) || !narrow.Permits("PS256") || narrow.Permits("RS256") {
-		t.Errorf("a key with alg PS256 declares %q", narrow.Declared())
+	if narrow.DeclaredAmong([]string{"RS256"}) || !narrow.DeclaredAmong([]string{"RS256", "PS256"}) || !narrow.Permits("PS256") || narrow.Permits("RS256") {
+		t.Error("a key with alg PS256 does not declare and permit PS256 alone")
 	}
 	if err := jose.Verify("RS256", narrow, []byte(signingInput), signer.Sign(signingInput)); !errors.Is(err, jose.ErrAlgorithm) {
 		t.Errorf("a key with alg PS256 verifies RS256: %v", err)
 	}
-	if wide := load(t, signer); wide.Declared() != nil || !wide.Permits("RS512") || !wide.Permits("PS384") || wide.Permits("ES256") {
+	if wide := load(t, signer); !wide.DeclaredAmong(nil) || !wide.Permits("RS512") || !wide.Permits("PS384") || wide.Permits("ES256") {
 		t.Error("an RSA key without alg does not permit what its type allows")
 	}
 	for _, name := range []string{"EdDSA", "Ed25519"} {
-		if key := load(t, josetest.New(t, "EdDSA", "k"), josetest.JSON{"alg": name}); !key.Permits("EdDSA") || !key.Permits("Ed25519") || !slices.Equal(key.Declared(), []string{name}) {
+		if key := load(t, josetest.New(t, "EdDSA", "k"), josetest.JSON{"alg": name}); !key.Permits("EdDSA") || !key.Permits("Ed25519") || !key.DeclaredAmong([]string{name}) || key.DeclaredAmong(nil) {
 			t.Errorf("an Ed25519 key with alg %s", name)
 		}
 	}
 }
 
-func TestKeysAreEqualWhereTheyCannotBeToldApart(t *testing.T) {
+func TestKeyEqual(t *testing.T) {
 	signer := josetest.New(t, "RS256", "k")
 	key := load(t, signer)
 	for name, tt := range map[string]struct {
@@ -110,7 +110,7 @@ func TestKeysAreEqualWhereTheyCannotBeToldApart(t *testing.T) {
 	}
 }
 
-func TestSaltOfPSSIsAsLongAsTheHash(t *testing.T) {
+func TestVerify_saltLengthOfPSS(t *testing.T) {
 	signer := josetest.New(t, "PS256", "k")
 	key := load(t, signer)
 	digest := sha256.Sum256([]byte(signingInput))
@@ -148,16 +148,14 @@ func TestMalformedECDSASignaturesAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// (r, n-s) holds as well: nothing may depend on a token having one
-	// signature only.
+	// (r, n-s) is valid too: a token may have more than one valid signature.
 	if err := jose.Verify("ES256", key, []byte(signingInput), join(r, new(big.Int).Sub(n, s))); err != nil {
 		t.Errorf("(r, n-s): %v", err)
 	}
 }
 
-// The signature (1, 0), which needs no private key, holds for each such "key"
-// and one message in eight at least: without the check at load anybody could
-// sign.
+// The signature (1, 0), which needs no private key, is valid for each such "key" and at least
+// one message in eight: without the check in ParseSet anyone could sign.
 func TestEd25519KeysOfSmallOrderAreRefused(t *testing.T) {
 	identity := make([]byte, ed25519.SignatureSize)
 	identity[0] = 1

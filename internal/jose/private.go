@@ -19,36 +19,36 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// MaxSigningKey is how long the text of a signing key may be, in bytes.
-const MaxSigningKey = 16 << 10
+// maxSigningKey is the maximum length of the text of a signing key, in bytes.
+const maxSigningKey = 16 << 10
 
 const pemBegin = "-----BEGIN "
 
 var (
-	errNoKey      = errors.New("it holds no private key: expected PEM (PKCS#8, PKCS#1 or SEC1) or a JWK")
-	errSeveral    = errors.New("it holds more than one private key: leave the one that is to sign")
+	errNoKey      = errors.New("it contains no private key: expected PEM (PKCS#8, PKCS#1 or SEC1) or a JWK")
+	errSeveral    = errors.New("it contains more than one private key: leave only the key for signing")
 	errLongKey    = errors.New("it is too long for a private key")
 	errEncrypted  = errors.New("its private key is encrypted: store it without a passphrase")
-	errPublic     = errors.New("it is a public key: the private one is what signs")
-	errBroken     = errors.New("a PEM block in it is broken, or holds no private key of a known kind")
-	errEscaped    = errors.New(`its line breaks are written as \n: write the key with line breaks of its own`)
-	errForeignPEM = errors.New("it holds a PEM block that is neither a private key nor a certificate")
-	errJWKSet     = errors.New("it is a JWK set: give the one key that is to sign")
+	errPublic     = errors.New("it is a public key: signing needs the private key")
+	errBroken     = errors.New("it contains a PEM block that cannot be parsed, or a private key of an unsupported kind")
+	errEscaped    = errors.New(`its line breaks are written as \n: write the key with real line breaks`)
+	errForeignPEM = errors.New("it contains a PEM block that is neither a private key nor a certificate")
+	errJWKSet     = errors.New("it is a JWK set: use the single key for signing")
 	errNotSigning = errors.New("the JWK is not for signing, by its use or key_ops")
 	errPrimes     = errors.New("the JWK lacks the primes p and q")
-	errMismatch   = errors.New("the private part of the JWK does not belong to its public part")
-	errJWK        = errors.New("the JWK cannot be read")
+	errMismatch   = errors.New("the private part of the JWK does not match its public part")
+	errJWK        = errors.New("the JWK cannot be parsed")
 	errKind       = errors.New("the key is not RSA, ECDSA on P-256, P-384 or P-521, or Ed25519")
 )
 
-// ParseSigningKey reads a private key: RSA of 2,048 to 4,096 bits, ECDSA on
-// P-256, P-384 or P-521, or Ed25519. It is PEM (PKCS#8, PKCS#1, SEC1), beside
-// which certificates may stand, or one JWK (RFC 7517). The error is a sentence
-// about the text ("it ...") and quotes nothing of it.
+// ParseSigningKey parses a private key: RSA of 2,048 to 4,096 bits, ECDSA on P-256,
+// P-384 or P-521, or Ed25519. The text is PEM (PKCS#8, PKCS#1 or SEC1), which may also
+// contain certificates, or one JWK (RFC 7517), at most 16 KiB. The error
+// is a sentence about the text ("it ...") and quotes nothing of it.
 func ParseSigningKey(text redact.String) (*SigningKey, error) {
 	plain := strings.TrimSpace(text.Reveal())
 	switch {
-	case len(plain) > MaxSigningKey:
+	case len(plain) > maxSigningKey:
 		return nil, errLongKey
 	case strings.HasPrefix(plain, "{"):
 		return parsePrivateJWK([]byte(plain))
@@ -59,8 +59,8 @@ func ParseSigningKey(text redact.String) (*SigningKey, error) {
 	}
 }
 
-// LooksLikeKey reports whether a text is meant to be a private key, whether or
-// not it can be read: such a text is not to be sent anywhere.
+// LooksLikeKey reports whether a text seems intended as a private key, valid or not.
+// Such a text must never be sent as a client secret.
 func LooksLikeKey(text redact.String) bool {
 	plain := strings.TrimSpace(text.Reveal())
 	if strings.Contains(plain, pemBegin) {
@@ -79,14 +79,14 @@ func parsePEM(text []byte) (*SigningKey, error) {
 			break
 		}
 		text = rest
-		found, certificate, err := readBlock(block)
+		private, certificate, err := parseBlock(block)
 		switch {
 		case err != nil:
 			return nil, err
-		case found != nil && signer != nil:
+		case private != nil && signer != nil:
 			return nil, errSeveral
-		case found != nil:
-			signer = found
+		case private != nil:
+			signer = private
 		case certificate != nil:
 			certificates = append(certificates, certificate)
 		}
@@ -99,7 +99,7 @@ func parsePEM(text []byte) (*SigningKey, error) {
 	case signer == nil:
 		return nil, errNoKey
 	}
-	key, err := signingKey(signer)
+	key, err := newSigningKey(signer)
 	if err != nil {
 		return nil, err
 	}
@@ -107,9 +107,8 @@ func parsePEM(text []byte) (*SigningKey, error) {
 	return key, nil
 }
 
-// readBlock returns a key, a certificate, or neither where the block is of no
-// use here.
-func readBlock(block *pem.Block) (crypto.Signer, *x509.Certificate, error) {
+// parseBlock returns a private key, a certificate, or neither for an ignored block.
+func parseBlock(block *pem.Block) (crypto.Signer, *x509.Certificate, error) {
 	if block.Headers["DEK-Info"] != "" || block.Type == "ENCRYPTED PRIVATE KEY" {
 		return nil, nil, errEncrypted
 	}
@@ -122,7 +121,7 @@ func readBlock(block *pem.Block) (crypto.Signer, *x509.Certificate, error) {
 		parsed, err = x509.ParsePKCS1PrivateKey(block.Bytes)
 	case "EC PRIVATE KEY":
 		parsed, err = x509.ParseECPrivateKey(block.Bytes)
-	case "EC PARAMETERS": // which openssl writes before the key, and which the key repeats
+	case "EC PARAMETERS": // openssl writes this block before a key that repeats its content
 		return nil, nil, nil
 	case "CERTIFICATE":
 		parsed, err = x509.ParseCertificate(block.Bytes)
@@ -132,7 +131,7 @@ func readBlock(block *pem.Block) (crypto.Signer, *x509.Certificate, error) {
 		return nil, nil, errForeignPEM
 	}
 	if err != nil {
-		return nil, nil, errBroken // the library's error may quote the key
+		return nil, nil, errBroken // the error of the library may quote the key
 	}
 	if certificate, ok := parsed.(*x509.Certificate); ok {
 		return nil, certificate, nil
@@ -144,13 +143,13 @@ func readBlock(block *pem.Block) (crypto.Signer, *x509.Certificate, error) {
 	return signer, nil, nil
 }
 
-// signingKey holds a key to the same as public keys that verify.
-func signingKey(signer crypto.Signer) (*SigningKey, error) {
+// newSigningKey applies the same checks as to public keys for verification.
+func newSigningKey(signer crypto.Signer) (*SigningKey, error) {
 	parsed, err := jwk.FromRaw(signer.Public())
 	if err != nil {
 		return nil, errKind
 	}
-	public, err := check(parsed)
+	public, err := checkKey(parsed)
 	if errors.Is(err, errType) || errors.Is(err, errCurve) {
 		return nil, errKind
 	}
@@ -163,8 +162,8 @@ func signingKey(signer crypto.Signer) (*SigningKey, error) {
 	return &SigningKey{public: public, private: func() crypto.Signer { return signer }}, nil
 }
 
-// parsePrivateJWK reads the public part as any JWK is read, and beside it the
-// private part with the standard library alone.
+// parsePrivateJWK parses the public part like any JWK, and the private part with the
+// standard library only.
 func parsePrivateJWK(text []byte) (*SigningKey, error) {
 	object, err := ParseObject(text)
 	switch {
@@ -177,7 +176,7 @@ func parsePrivateJWK(text []byte) (*SigningKey, error) {
 	case !forSigning(object):
 		return nil, errNotSigning
 	}
-	public, err := material(object)
+	public, err := parseMaterial(object)
 	switch {
 	case errors.Is(err, errType), errors.Is(err, errCurve):
 		return nil, errKind
@@ -189,17 +188,17 @@ func parsePrivateJWK(text []byte) (*SigningKey, error) {
 	if public.id, _, err = object.Text("kid"); err != nil || len(public.id) > maxKeyID {
 		return nil, errNoKeyID
 	}
-	if err := public.narrow(object); err != nil {
+	if err := public.restrict(object); err != nil {
 		return nil, err
 	}
-	signer, err := privatePart(object, public.public)
+	signer, err := parsePrivatePart(object, public.public)
 	if err != nil {
 		return nil, err
 	}
 	return &SigningKey{public: public, private: func() crypto.Signer { return signer }}, nil
 }
 
-// forSigning follows RFC 7517 sections 4.2 and 4.3.
+// forSigning reports whether use and key_ops allow signing (RFC 7517 sections 4.2, 4.3).
 func forSigning(object Object) bool {
 	use, present, err := object.Text("use")
 	if err != nil || present && use != "sig" {
@@ -209,7 +208,7 @@ func forSigning(object Object) bool {
 	return err == nil && (!present || slices.Contains(operations, "sign"))
 }
 
-func privatePart(object Object, public crypto.PublicKey) (crypto.Signer, error) {
+func parsePrivatePart(object Object, public crypto.PublicKey) (crypto.Signer, error) {
 	d, err := octets(object, "d")
 	if err != nil {
 		return nil, err
@@ -265,7 +264,7 @@ func privateEC(public *ecdsa.PublicKey, d []byte) (crypto.Signer, error) {
 	return private, nil
 }
 
-// octets decodes a member that is base64url.
+// octets returns the bytes of a base64url member.
 func octets(object Object, name string) ([]byte, error) {
 	text, _, err := object.Text(name)
 	if err != nil || text == "" || strings.ContainsAny(text, "\r\n") {

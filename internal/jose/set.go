@@ -16,72 +16,72 @@ import (
 
 // Bounds of a JWK set.
 const (
-	// MaxSetSize is how long a set may be, in bytes.
+	// MaxSetSize is the maximum length of a set, in bytes.
 	MaxSetSize = 512 << 10
-	// MaxSetKeys is how many keys it may have, usable or not.
+	// MaxSetKeys is the maximum number of entries, usable or not.
 	MaxSetKeys = 100
 
 	minRSABits = 2048
-	// A signature of 4,096 bits costs 10 times as much to verify as one of
-	// 2,048, and one of 8,192 nearly 40 times.
+	// Verifying a signature costs 10 times as much with 4,096 bits as with 2,048, and
+	// nearly 40 times as much with 8,192.
 	maxRSABits = 4096
 )
 
-// ErrPrivateKey marks an entry of a set that holds a private or a symmetric
-// key. It is never loaded, and its issuer should be told.
-var ErrPrivateKey = errors.New("it holds private or symmetric key material")
+// ErrPrivateKey is the reason for skipping an entry of a set with a private or symmetric
+// key. Its issuer publishes a secret, so an operator should notify the issuer.
+var ErrPrivateKey = errors.New("it contains private or symmetric key material")
 
 var (
 	errSet          = errors.New("the JWK set is not a JSON object with a list of keys")
-	errAmbiguous    = errors.New("another key has the same kid, and alg does not tell the two apart")
+	errAmbiguous    = errors.New("another key has the same kid, and alg does not distinguish the two")
 	errNoKeyID      = errors.New("it has no kid, which only the single usable key of a set may lack")
 	errKeyID        = fmt.Errorf("its kid is not a string of at most %d bytes without control characters", maxKeyID)
 	errType         = errors.New("its kty is not RSA, EC or OKP")
 	errUse          = errors.New("it is not for verifying signatures")
-	errAlg          = errors.New("its alg does not fit the key")
+	errAlg          = errors.New("its alg does not match the key")
 	errCurve        = errors.New("its curve is not P-256, P-384, P-521 or Ed25519")
-	errMaterial     = errors.New("its material cannot be read")
+	errMaterial     = errors.New("its key material cannot be parsed")
 	errRSASize      = fmt.Errorf("its modulus is not odd and of %d to %d bits", minRSABits, maxRSABits)
 	errRSAExponent  = errors.New("its exponent is not odd and between 3 and 2^31")
 	errPoint        = errors.New("its coordinates are not a point of the curve, each as long as the field")
 	errEd25519Point = errors.New("its x is not a point of 32 bytes that can be a public key")
 )
 
-// Set is what was found in a JWK set.
+// Set is a parsed JWK set.
 type Set struct {
-	// Keys are the usable ones. There is at least one.
+	// Keys are the usable keys, at least one.
 	Keys Keys
-	// Skipped are the entries that are not used.
+	// Skipped are the unusable entries, in their order.
 	Skipped []Skipped
 }
 
-// Skipped is an entry of a JWK set that is not used.
+// Skipped is an unusable entry of a JWK set.
 type Skipped struct {
 	// Index counts the entries from 0.
 	Index int
-	// Reason is a sentence about the entry ("it ..."). It quotes nothing of it.
+	// Reason is a sentence about the entry ("it ..."). It quotes nothing of the entry.
 	Reason error
 }
 
-// Keys are public keys by kid, and by algorithm where several have one kid. They
-// are immutable; the zero Keys has none.
+// Keys are public keys, found by kid and, if several keys share it, by algorithm. They
+// are immutable and safe for concurrent use. The zero Keys is empty.
 type Keys struct {
 	byID map[string][]*Key
-	// single: every sound entry of the set is about one and the same key.
+	// single: all valid entries of the set describe the same key.
 	single bool
 }
 
 // Find returns the key for a token with this kid and alg. If no key with the kid
-// permits the algorithm, it returns another key with the kid, and nil if there is
-// none. An empty kid means the single key of the set, if there is no other.
+// permits the algorithm, it returns another key with the kid; nil if there is none. For
+// an empty kid it returns the single key of the set, and nil if there are several.
 func (k Keys) Find(id, algorithm string) *Key {
 	if id == "" {
-		return k.only(algorithm)
+		return k.findSingle(algorithm)
 	}
 	return choose(k.byID[id], algorithm)
 }
 
-func (k Keys) only(algorithm string) *Key {
+func (k Keys) findSingle(algorithm string) *Key {
 	if !k.single {
 		return nil
 	}
@@ -100,11 +100,10 @@ func choose(candidates []*Key, algorithm string) *Key {
 	return candidates[0]
 }
 
-// Single reports whether the set is about one key only, so that a token need not
-// name it.
+// Single reports whether the set describes one key only. A token then needs no kid.
 func (k Keys) Single() bool { return k.single }
 
-// Has reports whether this very key is one of them.
+// Has reports whether key is one of the keys. It compares pointers.
 func (k Keys) Has(key *Key) bool { return slices.Contains(k.byID[key.id], key) }
 
 // All returns the keys in no particular order.
@@ -120,7 +119,7 @@ func (k Keys) All() iter.Seq[*Key] {
 	}
 }
 
-// Len is the number of keys.
+// Len returns the number of keys.
 func (k Keys) Len() int {
 	n := 0
 	for _, keys := range k.byID {
@@ -129,34 +128,35 @@ func (k Keys) Len() int {
 	return n
 }
 
-// Keeping returns the same keys, with those of before in place of their equals.
-func (k Keys) Keeping(before Keys) Keys {
-	kept := Keys{byID: make(map[string][]*Key, len(k.byID)), single: k.single}
+// Reuse returns the same keys, but with the *Key of before for each equal key. So [Keys.Has]
+// holds for an unchanged key after a set is fetched again.
+func (k Keys) Reuse(before Keys) Keys {
+	reused := Keys{byID: make(map[string][]*Key, len(k.byID)), single: k.single}
 	for id, keys := range k.byID {
 		for _, key := range keys {
 			if old := slices.IndexFunc(before.byID[id], key.Equal); old >= 0 {
 				key = before.byID[id][old]
 			}
-			kept.byID[id] = append(kept.byID[id], key)
+			reused.byID[id] = append(reused.byID[id], key)
 		}
 	}
-	return kept
+	return reused
 }
 
-// candidate is a key and the entries that are about it.
+// candidate is a key with the indices of its entries.
 type candidate struct {
 	key     *Key
 	entries []int
 }
 
-// ParseSet reads a JWK set (RFC 7517 section 5). Entries that are broken, of
-// another kind or not for signatures are skipped, and the others kept. Entries with
-// the same kid and the same thumbprint are one key, which permits what any of them
-// does. Different keys may share a kid (RFC 7517 section 4.5) if each declares its
-// alg and no other permits that; the others are skipped, because nobody can say
-// which was meant. A set without a usable key is an error.
+// ParseSet parses a JWK set (RFC 7517 section 5) of at most [MaxSetSize] bytes. It skips
+// entries that are invalid, of an unsupported type or not for verifying signatures.
+// Entries with the same kid and thumbprint are one key, which permits the algorithms of
+// all of them. Different keys may share a kid (RFC 7517 section 4.5) if each declares an
+// alg that no other permits; otherwise they are ambiguous and skipped. A set without a
+// usable key is an error.
 func ParseSet(data []byte) (Set, error) {
-	entries, err := entriesOf(data)
+	entries, err := parseEntries(data)
 	if err != nil {
 		return Set{}, err
 	}
@@ -170,9 +170,9 @@ func ParseSet(data []byte) (Set, error) {
 		}
 		candidates = merge(candidates, key, i)
 	}
-	set := Set{Keys: Keys{byID: map[string][]*Key{}, single: areOne(candidates)}, Skipped: skipped}
+	set := Set{Keys: Keys{byID: map[string][]*Key{}, single: haveOneKey(candidates)}, Skipped: skipped}
 	for _, c := range candidates {
-		if err := c.problem(candidates, set.Keys.single); err != nil {
+		if err := c.checkUnique(candidates, set.Keys.single); err != nil {
 			set.skip(c, err)
 			continue
 		}
@@ -180,33 +180,34 @@ func ParseSet(data []byte) (Set, error) {
 	}
 	slices.SortFunc(set.Skipped, func(a, b Skipped) int { return cmp.Compare(a.Index, b.Index) })
 	if len(set.Keys.byID) == 0 {
-		return Set{}, fmt.Errorf("the JWK set has no usable key among its %d%s", len(entries), firstReason(set.Skipped))
+		return Set{}, fmt.Errorf("none of the %d keys of the JWK set is usable%s", len(entries), firstReason(set.Skipped))
 	}
 	return set, nil
 }
 
 func merge(candidates []candidate, key *Key, entry int) []candidate {
 	for i := range candidates {
-		if known := &candidates[i]; known.key.same(key) {
-			known.key, known.entries = known.key.union(key), append(known.entries, entry)
+		if c := &candidates[i]; c.key.sameKey(key) {
+			c.key, c.entries = c.key.union(key), append(c.entries, entry)
 			return candidates
 		}
 	}
 	return append(candidates, candidate{key, []int{entry}})
 }
 
-func areOne(candidates []candidate) bool {
+func haveOneKey(candidates []candidate) bool {
 	other := func(c candidate) bool { return c.key.thumbprint != candidates[0].key.thumbprint }
 	return len(candidates) > 0 && !slices.ContainsFunc(candidates, other)
 }
 
-// problem says why a key cannot be told from others of its set.
-func (c candidate) problem(all []candidate, single bool) error {
+// checkUnique returns an error if kid and alg do not distinguish a key from the other
+// keys of its set.
+func (c candidate) checkUnique(all []candidate, single bool) error {
 	if c.key.id == "" && !single {
 		return errNoKeyID
 	}
 	for _, other := range all {
-		if other.key.id == c.key.id && other.key.thumbprint != c.key.thumbprint && c.key.rivals(other.key) {
+		if other.key.id == c.key.id && other.key.thumbprint != c.key.thumbprint && c.key.ambiguousWith(other.key) {
 			return errAmbiguous
 		}
 	}
@@ -226,10 +227,10 @@ func firstReason(skipped []Skipped) string {
 	return fmt.Sprintf("; the first: %v", skipped[0].Reason)
 }
 
-// entriesOf returns the elements of keys. They are valid JSON but may be
-// anything: one bad entry must not cost the others, so what is wrong in an entry
-// is left to be found there.
-func entriesOf(data []byte) ([]jsontext.Value, error) {
+// parseEntries returns the elements of keys. They are valid JSON, but may have any type,
+// repeated names or invalid UTF-8: parseKey checks each entry alone, so that a bad entry
+// does not affect the others.
+func parseEntries(data []byte) ([]jsontext.Value, error) {
 	if len(data) > MaxSetSize {
 		return nil, fmt.Errorf("the JWK set is longer than %d bytes", MaxSetSize)
 	}
@@ -238,9 +239,9 @@ func entriesOf(data []byte) ([]jsontext.Value, error) {
 		return nil, errSet
 	}
 	var keys jsontext.Value
-	for name, rest := next(opened(data)); name != nil; name, rest = next(rest) {
+	for name, rest := nextValue(afterBracket(data)); name != nil; name, rest = nextValue(rest) {
 		var value jsontext.Value
-		value, rest = next(rest)
+		value, rest = nextValue(rest)
 		if string(name) != `"keys"` {
 			continue
 		}
@@ -257,7 +258,7 @@ func entriesOf(data []byte) ([]jsontext.Value, error) {
 
 func elements(list jsontext.Value) ([]jsontext.Value, error) {
 	var entries []jsontext.Value
-	for entry, rest := next(opened(list)); entry != nil; entry, rest = next(rest) {
+	for entry, rest := nextValue(afterBracket(list)); entry != nil; entry, rest = nextValue(rest) {
 		if len(entries) == MaxSetKeys {
 			return nil, fmt.Errorf("the JWK set has more than %d keys", MaxSetKeys)
 		}
@@ -271,7 +272,7 @@ func parseKey(entry jsontext.Value) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("it %w", err)
 	}
-	object = object.withoutNulls()
+	object = object.withoutAllNulls()
 	for _, name := range [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
 		if object.Has(name) {
 			return nil, ErrPrivateKey
@@ -284,15 +285,16 @@ func parseKey(entry jsontext.Value) (*Key, error) {
 	if !forVerifying(object) {
 		return nil, errUse
 	}
-	key, err := material(object)
+	key, err := parseMaterial(object)
 	if err != nil {
 		return nil, err
 	}
 	key.id = id
-	return key, key.narrow(object)
+	return key, key.restrict(object)
 }
 
-// forVerifying follows RFC 7517 sections 4.2 and 4.3.
+// forVerifying reports whether use and key_ops allow verification (RFC 7517 sections 4.2,
+// 4.3).
 func forVerifying(object Object) bool {
 	use, present, err := object.Text("use")
 	if err != nil || present && use != "sig" {
@@ -302,8 +304,8 @@ func forVerifying(object Object) bool {
 	return err == nil && (!present || slices.Contains(operations, "verify"))
 }
 
-// narrow holds a key to the algorithm that it declares, if it does.
-func (k *Key) narrow(object Object) error {
+// restrict restricts a key to its declared algorithm, if it has one.
+func (k *Key) restrict(object Object) error {
 	declared, present, err := object.Text("alg")
 	switch {
 	case !present:
@@ -318,9 +320,9 @@ func (k *Key) narrow(object Object) error {
 	return nil
 }
 
-// material reads the key itself. The library that parses it is shown nothing
-// but the members that make the key.
-func material(object Object) (*Key, error) {
+// parseMaterial parses the key material. The library sees only the members that it
+// needs.
+func parseMaterial(object Object) (*Key, error) {
 	kty, _, err := object.Text("kty")
 	names := map[string][]string{"RSA": {"n", "e"}, "EC": {"crv", "x", "y"}, "OKP": {"crv", "x"}}[kty]
 	if err != nil || names == nil {
@@ -338,7 +340,7 @@ func material(object Object) (*Key, error) {
 	if err != nil {
 		return nil, errMaterial
 	}
-	key, err := check(parsed)
+	key, err := checkKey(parsed)
 	if err != nil {
 		return nil, err
 	}
@@ -346,9 +348,9 @@ func material(object Object) (*Key, error) {
 	return key, err
 }
 
-// check does what the library does not: that accepts keys that are too weak, too
-// dear to use, or that make a verification panic.
-func check(parsed jwk.Key) (*Key, error) {
+// checkKey applies checks that the library lacks. The library accepts keys that are too
+// weak, too expensive to use, or that make a verification panic.
+func checkKey(parsed jwk.Key) (*Key, error) {
 	switch parsed := parsed.(type) {
 	case jwk.RSAPublicKey:
 		return rsaKey(parsed)
@@ -362,7 +364,7 @@ func check(parsed jwk.Key) (*Key, error) {
 }
 
 func rsaKey(parsed jwk.RSAPublicKey) (*Key, error) {
-	// The library cuts an exponent that is longer than an int to fit.
+	// The library truncates an exponent that overflows an int.
 	if len(parsed.E()) > 4 {
 		return nil, errRSAExponent
 	}
@@ -380,8 +382,8 @@ func rsaKey(parsed jwk.RSAPublicKey) (*Key, error) {
 }
 
 func ecKey(parsed jwk.ECDSAPublicKey) (*Key, error) {
-	algorithm, known := ecAlgorithms[parsed.Crv().String()]
-	if !known {
+	algorithm, ok := ecAlgorithms[parsed.Crv().String()]
+	if !ok {
 		return nil, errCurve
 	}
 	var public ecdsa.PublicKey

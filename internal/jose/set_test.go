@@ -18,7 +18,7 @@ import (
 
 type jwk = josetest.JSON
 
-func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
+func TestParseSet_skipsBadEntries(t *testing.T) {
 	good := josetest.New(t, "ES256", "good")
 	r, p384, ed := josetest.New(t, "RS256", "bad"), josetest.New(t, "ES384", "bad"), josetest.New(t, "EdDSA", "bad")
 	modulus := func(bits uint, low int64) string { // of that many bits
@@ -120,7 +120,7 @@ func TestBadEntriesOfASetAreSkippedAndTheOthersKept(t *testing.T) {
 	}
 }
 
-// raw is Marshal but for raw JSON that is not sound, which encoding/json checks.
+// raw marshals like Marshal, but accepts invalid raw JSON, which encoding/json refuses.
 func raw(entry any) []byte {
 	if raw, ok := entry.(json.RawMessage); ok {
 		return raw
@@ -172,13 +172,13 @@ func parse(t *testing.T, entries ...jwk) (set jose.Set, skipped []int) {
 	return set, skipped
 }
 
-func TestUsableKeysThatShareAKidAndDeclareNoAlgorithmAreAllRefused(t *testing.T) {
+func TestParseSet_sharedKidWithoutAlg(t *testing.T) {
 	a, b, c := josetest.New(t, "ES256", "same"), josetest.New(t, "EdDSA", "same"), josetest.New(t, "ES256", "other")
 	set, err := jose.ParseSet(josetest.Set(a.JWK(), c.JWK(), b.JWK()))
 	if err != nil || set.Keys.Len() != 1 || !has(set, "other") || len(set.Skipped) != 2 {
 		t.Errorf("%v, %d keys, skipped %v", err, set.Keys.Len(), set.Skipped)
 	}
-	// A key for encryption is no rival.
+	// A key for encryption makes no other key ambiguous.
 	set, err = jose.ParseSet(josetest.Set(a.JWK(), b.JWK(jwk{"use": "enc"})))
 	if err != nil || !has(set, "same") {
 		t.Errorf("a kid shared with a key for encryption: %v", err)
@@ -186,7 +186,7 @@ func TestUsableKeysThatShareAKidAndDeclareNoAlgorithmAreAllRefused(t *testing.T)
 }
 
 // RFC 7517 section 4.5.
-func TestKeyThatIsListedMoreThanOnceIsOneKey(t *testing.T) {
+func TestParseSet_repeatedKey(t *testing.T) {
 	r, other := josetest.New(t, "RS256", "k"), josetest.New(t, "ES256", "other")
 	alg := func(name string) jwk { return r.JWK(jwk{"alg": name}) }
 	for name, tt := range map[string]struct {
@@ -214,7 +214,7 @@ func TestKeyThatIsListedMoreThanOnceIsOneKey(t *testing.T) {
 	}
 }
 
-func TestKeysThatShareAKidAreChosenByTheirAlgorithm(t *testing.T) {
+func TestKeysFind_sharedKid(t *testing.T) {
 	a, b := josetest.New(t, "RS256", "k"), josetest.New(t, "PS256", "k")
 	ec, ed, ed2 := josetest.New(t, "ES256", "k"), josetest.New(t, "EdDSA", "k"), josetest.New(t, "Ed25519", "k")
 	says := func(s *josetest.Signer, algorithm string) jwk { return s.JWK(jwk{"alg": algorithm}) }
@@ -250,7 +250,7 @@ func TestKeysThatShareAKidAreChosenByTheirAlgorithm(t *testing.T) {
 	}
 }
 
-func TestTheSingleKeyOfASetNeedsNoKid(t *testing.T) {
+func TestKeysFind_singleKey(t *testing.T) {
 	a, b := josetest.New(t, "ES256", "a"), josetest.New(t, "ES256", "b")
 	alias := a.As("ES256", "alias")
 	for name, tt := range map[string]struct {
@@ -355,7 +355,7 @@ func TestThumbprint(t *testing.T) {
 	}
 }
 
-// Whatever set is accepted, its keys can be used without a panic.
+// No key of an accepted set makes a verification panic.
 func FuzzParseSet(f *testing.F) {
 	for _, algorithm := range []string{"RS256", "ES256", "ES384", "ES512", "EdDSA"} {
 		f.Add(josetest.Set(josetest.New(f, algorithm, "k").JWK()))
@@ -384,8 +384,8 @@ func FuzzParseSet(f *testing.F) {
 	})
 }
 
-// FuzzEntryBesideAGoodKey puts any entry beside a good key: the key stays usable,
-// and the entry is used only if it would be by itself.
+// FuzzEntryBesideAGoodKey adds an arbitrary entry to a set with a good key: the key stays
+// usable, and the entry is usable only if it is usable alone.
 func FuzzEntryBesideAGoodKey(f *testing.F) {
 	good, ed, r := josetest.New(f, "ES256", "good"), josetest.New(f, "EdDSA", "k"), josetest.New(f, "RS256", "k")
 	null := json.RawMessage("null")

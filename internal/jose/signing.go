@@ -19,42 +19,41 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// HS256 is the one symmetric algorithm, and it is for signing alone: nothing is
-// verified with it.
+// HS256 is the only symmetric algorithm. It is used for signing only, never for
+// verification.
 const HS256 = "HS256"
 
-// SigningAlgorithms returns the names of all algorithms that tokens can be signed with.
+// SigningAlgorithms returns the names of all algorithms for signing.
 func SigningAlgorithms() []string { return append([]string{HS256}, Algorithms()...) }
 
-// minHMACSecret is RFC 7518 section 3.2: as long as the hash.
+// minHMACSecret is the length of the hash, in bytes (RFC 7518 section 3.2).
 const minHMACSecret = sha256.Size
 
-// ErrShortSecret refuses a secret that is too short to sign with.
-var ErrShortSecret = fmt.Errorf("it is shorter than the %d bytes that RFC 7518 section 3.2 wants of a secret to sign with", minHMACSecret)
+// ErrShortSecret means that a secret is too short for HS256.
+var ErrShortSecret = fmt.Errorf("it is shorter than %d bytes, which RFC 7518 section 3.2 requires of a secret for signing", minHMACSecret)
 
-// SigningKey is a private key to sign assertions with. It cannot print itself,
-// is immutable and safe for concurrent use. [ParseSigningKey] makes them.
+// SigningKey is a private key for signing assertions. It never prints the key. It is
+// immutable and safe for concurrent use. [ParseSigningKey] returns SigningKeys.
 type SigningKey struct {
 	public *Key
-	// private is behind a function, of which fmt prints the address where it does
-	// not call the methods of what it prints. A pointer would not do: with a wrong
-	// verb fmt follows it.
+	// private is a function, because fmt prints only the address of one. With a wrong
+	// verb, fmt skips the method Format and would follow a pointer.
 	private      func() crypto.Signer
 	certificates []*x509.Certificate
 }
 
-// ID is the kid that a JWK brought with it; empty: there was none.
+// ID returns the kid of a JWK; empty if there is none.
 func (k *SigningKey) ID() string { return k.public.id }
 
-// Thumbprint is that of the public key (RFC 7638, SHA-256, base64url).
+// Thumbprint returns the thumbprint of the public key (RFC 7638, SHA-256, base64url).
 func (k *SigningKey) Thumbprint() string { return k.public.thumbprint }
 
-// Permits reports whether the key may sign with the algorithm, by its type and
-// curve and, if it is a JWK that has one, its alg.
+// Permits reports whether the key may sign with the algorithm. It depends on the key's
+// type and curve, and on the alg of a JWK.
 func (k *SigningKey) Permits(algorithm string) bool { return k.public.Permits(algorithm) }
 
-// Algorithm is what the key signs with where nothing else is asked for: its own
-// alg, else the most common one of its type.
+// Algorithm returns the key's default algorithm: the alg of a JWK, else the most common
+// algorithm for the key's type.
 func (k *SigningKey) Algorithm() string {
 	if k.public.declared != nil {
 		return k.public.declared[0]
@@ -62,28 +61,27 @@ func (k *SigningKey) Algorithm() string {
 	return k.public.algorithms[0]
 }
 
-// Certificates are those that came with the key, in their order.
+// Certificates returns the certificates beside the key in PEM, in their order.
 func (k *SigningKey) Certificates() []*x509.Certificate { return k.certificates }
 
-// Certifies reports whether a certificate is of this key.
+// Certifies reports whether a certificate certifies the key.
 func (k *SigningKey) Certifies(certificate *x509.Certificate) bool {
 	public, ok := k.private().Public().(interface{ Equal(crypto.PublicKey) bool })
 	return ok && public.Equal(certificate.PublicKey)
 }
 
-// Format writes what may be seen of the key, whatever the verb.
+// Format writes the thumbprint for every verb.
 func (k *SigningKey) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "[private key %s]", k.public.thumbprint)
 }
 
-// CertificateThumbprint is the x5t#S256 of a certificate (RFC 7515 section
-// 4.1.8).
+// CertificateThumbprint returns the x5t#S256 of a certificate (RFC 7515 section 4.1.8).
 func CertificateThumbprint(certificate *x509.Certificate) string {
 	digest := sha256.Sum256(certificate.Raw)
 	return base64.RawURLEncoding.EncodeToString(digest[:])
 }
 
-// SigningHeader is the header of a JWT to be signed. What is empty is left out.
+// SigningHeader is the header of a JWT to sign. Empty fields are omitted.
 type SigningHeader struct {
 	Algorithm             string `json:"alg"`
 	Type                  string `json:"typ,omitzero"`
@@ -91,9 +89,8 @@ type SigningHeader struct {
 	CertificateThumbprint string `json:"x5t#S256,omitzero"`
 }
 
-// Sign returns a JWT of claims, which are marshalled to JSON, in compact form.
-// The algorithm is the header's, and must be one that the key permits, else the
-// error is [ErrAlgorithm].
+// Sign marshals claims to JSON and returns a signed JWT in compact form. The error is
+// [ErrAlgorithm] if the key does not permit the header's algorithm.
 func Sign(key *SigningKey, header SigningHeader, claims any) (redact.String, error) {
 	if !key.Permits(header.Algorithm) {
 		return redact.String{}, ErrAlgorithm
@@ -103,8 +100,8 @@ func Sign(key *SigningKey, header SigningHeader, claims any) (redact.String, err
 	})
 }
 
-// SignHS256 is [Sign] with a shared secret of at least 32 bytes, else the error
-// is [ErrShortSecret]. The header's algorithm is set.
+// SignHS256 is [Sign] with a shared secret. It sets the header's algorithm. The error is
+// [ErrShortSecret] if the secret has less than 32 bytes.
 func SignHS256(secret redact.String, header SigningHeader, claims any) (redact.String, error) {
 	if err := CheckHMACSecret(secret); err != nil {
 		return redact.String{}, err
@@ -117,8 +114,7 @@ func SignHS256(secret redact.String, header SigningHeader, claims any) (redact.S
 	})
 }
 
-// CheckHMACSecret returns [ErrShortSecret] for a secret that [SignHS256] does not
-// take.
+// CheckHMACSecret returns [ErrShortSecret] if [SignHS256] would refuse the secret.
 func CheckHMACSecret(secret redact.String) error {
 	if len(secret.Reveal()) < minHMACSecret {
 		return ErrShortSecret
@@ -129,21 +125,21 @@ func CheckHMACSecret(secret redact.String) error {
 func compact(header SigningHeader, claims any, sign func(input []byte) ([]byte, error)) (redact.String, error) {
 	encodedHeader, err := json.Marshal(header)
 	if err != nil {
-		return redact.String{}, errors.New("the header of the assertion is not text in UTF-8")
+		return redact.String{}, errors.New("the header of the assertion is not valid UTF-8")
 	}
 	encodedClaims, err := json.Marshal(claims)
 	if err != nil {
-		return redact.String{}, errors.New("the claims of the assertion are not text in UTF-8")
+		return redact.String{}, errors.New("the claims of the assertion are not valid UTF-8")
 	}
 	input := base64.RawURLEncoding.EncodeToString(encodedHeader) + "." + base64.RawURLEncoding.EncodeToString(encodedClaims)
 	signature, err := sign([]byte(input))
 	if err != nil {
-		return redact.String{}, errors.New("the key does not sign")
+		return redact.String{}, errors.New("signing with the key failed")
 	}
 	return redact.New(input + "." + base64.RawURLEncoding.EncodeToString(signature)), nil
 }
 
-// sign returns the signature as JWS writes it (RFC 7518 section 3).
+// sign returns a signature in JWS format (RFC 7518 section 3).
 func sign(algorithm string, signer crypto.Signer, input []byte) ([]byte, error) {
 	switch private := signer.(type) {
 	case ed25519.PrivateKey:
@@ -162,8 +158,8 @@ func sign(algorithm string, signer crypto.Signer, input []byte) ([]byte, error) 
 	}
 }
 
-// signECDSA writes r and s, each as long as the curve's field (RFC 7518 section
-// 3.4), and not in DER.
+// signECDSA returns r and s, each of the size of the curve's field (RFC 7518 section
+// 3.4), not DER.
 func signECDSA(private *ecdsa.PrivateKey, digest []byte) ([]byte, error) {
 	r, s, err := ecdsa.Sign(rand.Reader, private, digest)
 	if err != nil {

@@ -55,7 +55,7 @@ func sec1(t testing.TB, key *ecdsa.PrivateKey) string {
 	return pemOf("EC PRIVATE KEY", der)
 }
 
-// privateJWK is the key as a JWK, made without the code under test.
+// privateJWK returns the key as a JWK without using the code under test.
 func privateJWK(t testing.TB, s *josetest.Signer, members ...josetest.JSON) string {
 	t.Helper()
 	private := josetest.JSON{}
@@ -74,7 +74,7 @@ func privateJWK(t testing.TB, s *josetest.Signer, members ...josetest.JSON) stri
 	return string(josetest.Marshal(s.JWK(append([]josetest.JSON{private}, members...)...)))
 }
 
-// spellings are all texts that hold a key.
+// spellings returns a key in all supported formats.
 func spellings(t testing.TB, s *josetest.Signer) map[string]string {
 	t.Helper()
 	all := map[string]string{"PKCS#8": pkcs8(t, s.Private), "JWK": privateJWK(t, s), "JWK without kid and use": privateJWK(t, s, josetest.JSON{"kid": nil, "use": nil})}
@@ -100,9 +100,9 @@ func parseKey(t testing.TB, text string) *jose.SigningKey {
 
 var someClaims = map[string]any{"iss": "client", "aud": "https://idp.example/ü?a=b&c"}
 
-// TestWhatIsSignedVerifiesElsewhere holds signatures against a library that shares
-// nothing with this package.
-func TestWhatIsSignedVerifiesElsewhere(t *testing.T) {
+// TestSign_otherLibrariesVerify verifies signatures with a library that shares no code with
+// this package.
+func TestSign_otherLibrariesVerify(t *testing.T) {
 	tried := 0
 	for _, kind := range keyAlgorithms {
 		signer := josetest.New(t, kind, "k1")
@@ -229,7 +229,7 @@ func TestCertificatesBesideAKey(t *testing.T) {
 	}
 }
 
-// badKeys are texts that are refused, with what is said of them.
+// badKeys returns invalid texts with a part of the error for each.
 func badKeys(t testing.TB) map[string]string {
 	t.Helper()
 	rsaKey, ec, ed := josetest.New(t, "RS256", "k1"), josetest.New(t, "ES256", "k1"), josetest.New(t, "EdDSA", "k1")
@@ -253,53 +253,53 @@ func badKeys(t testing.TB) map[string]string {
 	good := pkcs8(t, ec.Private)
 	withHeader := strings.Replace(pemOf("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey.Private.(*rsa.PrivateKey))), "\n", "\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n", 1)
 	return map[string]string{
-		"":                             "holds no private key",
-		"a client secret, canary":      "holds no private key",
+		"":                             "contains no private key",
+		"a client secret, canary":      "contains no private key",
 		strings.Repeat("x", 17<<10):    "too long",
 		good + pkcs8(t, ed.Private):    "more than one private key",
 		pemOf("PUBLIC KEY", publicDER): "is a public key",
-		pemOf("CERTIFICATE", certificateOf(t, ec.Private).Raw): "holds no private key",
-		pemOf("CERTIFICATE", []byte("canary")) + good:          "is broken",
+		pemOf("CERTIFICATE", certificateOf(t, ec.Private).Raw): "contains no private key",
+		pemOf("CERTIFICATE", []byte("canary")) + good:          "PEM block that cannot be parsed",
 		pemOf("ENCRYPTED PRIVATE KEY", []byte("canary")):       "is encrypted",
 		withHeader:                                     "is encrypted",
-		pemOf("PRIVATE KEY", []byte("canary")):         "is broken",
-		pemOf("RSA PRIVATE KEY", []byte("canary")):     "is broken",
-		pemOf("EC PRIVATE KEY", []byte("canary")):      "is broken",
+		pemOf("PRIVATE KEY", []byte("canary")):         "PEM block that cannot be parsed",
+		pemOf("RSA PRIVATE KEY", []byte("canary")):     "PEM block that cannot be parsed",
+		pemOf("EC PRIVATE KEY", []byte("canary")):      "PEM block that cannot be parsed",
 		pemOf("OPENSSH PRIVATE KEY", nil):              "neither a private key nor a certificate",
 		strings.ReplaceAll(good, "\n", `\n`):           `line breaks are written as \n`,
-		good[:len(good)-20]:                            "is broken",
+		good[:len(good)-20]:                            "PEM block that cannot be parsed",
 		pkcs8(t, weak):                                 "its modulus is not odd and of 2048 to 4096 bits",
 		pkcs8(t, p224):                                 "not RSA, ECDSA on",
 		pkcs8(t, exchange):                             "not RSA, ECDSA on",
-		`{"type":"service_account"}`:                   "holds no private key",
+		`{"type":"service_account"}`:                   "contains no private key",
 		`{"kty":"oct","k":"canary"}`:                   "not RSA, ECDSA on",
-		`{"kty":`:                                      "cannot be read",
-		`{"kty":"EC","kty":"EC"}`:                      "cannot be read",
+		`{"kty":`:                                      "cannot be parsed",
+		`{"kty":"EC","kty":"EC"}`:                      "cannot be parsed",
 		string(josetest.Set(josetest.JSON{})):          "is a JWK set",
 		string(josetest.Marshal(ec.JWK())):             "is a public key",
 		privateJWK(t, ec, josetest.JSON{"use": "enc"}): "not for signing",
 		privateJWK(t, ec, josetest.JSON{"key_ops": []string{"verify"}}):                                             "not for signing",
-		privateJWK(t, ec, josetest.JSON{"alg": "RS256"}):                                                            "alg does not fit",
+		privateJWK(t, ec, josetest.JSON{"alg": "RS256"}):                                                            "alg does not match",
 		privateJWK(t, ec, josetest.JSON{"kid": 5}):                                                                  "kid",
 		privateJWK(t, ec, josetest.JSON{"kid": strings.Repeat("x", 257)}):                                           "kid",
 		privateJWK(t, ec, josetest.JSON{"crv": "secp256k1"}):                                                        "not RSA, ECDSA on",
-		privateJWK(t, ec, josetest.JSON{"d": "AAAA"}):                                                               "material cannot be read",
-		privateJWK(t, ec, josetest.JSON{"d": josetest.Base64(bytes.Repeat([]byte{1}, 32))}):                         "does not belong",
-		privateJWK(t, ec, josetest.JSON{"d": "canary+/"}):                                                           "material cannot be read",
-		privateJWK(t, ec, josetest.JSON{"d": 5}):                                                                    "material cannot be read",
-		privateJWK(t, ed, josetest.JSON{"d": "AAAA"}):                                                               "material cannot be read",
-		privateJWK(t, ed, josetest.JSON{"d": josetest.Base64(bytes.Repeat([]byte{1}, 32))}):                         "does not belong",
+		privateJWK(t, ec, josetest.JSON{"d": "AAAA"}):                                                               "material cannot be parsed",
+		privateJWK(t, ec, josetest.JSON{"d": josetest.Base64(bytes.Repeat([]byte{1}, 32))}):                         "does not match its public part",
+		privateJWK(t, ec, josetest.JSON{"d": "canary+/"}):                                                           "material cannot be parsed",
+		privateJWK(t, ec, josetest.JSON{"d": 5}):                                                                    "material cannot be parsed",
+		privateJWK(t, ed, josetest.JSON{"d": "AAAA"}):                                                               "material cannot be parsed",
+		privateJWK(t, ed, josetest.JSON{"d": josetest.Base64(bytes.Repeat([]byte{1}, 32))}):                         "does not match its public part",
 		privateJWK(t, rsaKey, josetest.JSON{"p": nil}):                                                              "lacks the primes",
-		privateJWK(t, rsaKey, josetest.JSON{"d": "AQAB"}):                                                           "does not belong",
-		privateJWK(t, rsaKey, josetest.JSON{"p": "AQ"}):                                                             "does not belong",
-		privateJWK(t, rsaKey, josetest.JSON{"q": "canary+/"}):                                                       "material cannot be read",
-		privateJWK(t, rsaKey, josetest.JSON{"n": josetest.Base64(other.Private.(*rsa.PrivateKey).N.Bytes())}):       "does not belong",
+		privateJWK(t, rsaKey, josetest.JSON{"d": "AQAB"}):                                                           "does not match its public part",
+		privateJWK(t, rsaKey, josetest.JSON{"p": "AQ"}):                                                             "does not match its public part",
+		privateJWK(t, rsaKey, josetest.JSON{"q": "canary+/"}):                                                       "material cannot be parsed",
+		privateJWK(t, rsaKey, josetest.JSON{"n": josetest.Base64(other.Private.(*rsa.PrivateKey).N.Bytes())}):       "does not match its public part",
 		privateJWK(t, rsaKey, josetest.JSON{"e": "AQ"}):                                                             "exponent",
 		privateJWK(t, rsaKey, josetest.JSON{"e": josetest.Base64([]byte{1, 0, 0, 0, 0, 0, 0, 0, 1}), "use": "sig"}): "exponent",
 	}
 }
 
-func TestBadKeysAreRefusedWithoutBeingQuoted(t *testing.T) {
+func TestParseSigningKey_refuses(t *testing.T) {
 	for text, says := range badKeys(t) {
 		key, err := jose.ParseSigningKey(redact.New(text))
 		if key != nil || err == nil || !strings.Contains(err.Error(), says) {
@@ -361,8 +361,8 @@ func TestKeysDoNotPrintThemselves(t *testing.T) {
 	}
 }
 
-// secretsOf are the forms in which a key may come out: as fmt prints numbers and
-// bytes, and as they are encoded.
+// secretsOf returns the forms in which a key could leak: numbers and bytes as fmt prints
+// them, and their encodings.
 func secretsOf(t testing.TB, s *josetest.Signer) []string {
 	t.Helper()
 	var raw []byte
@@ -379,8 +379,8 @@ func secretsOf(t testing.TB, s *josetest.Signer) []string {
 	return []string{josetest.Base64(raw)[:20], number.String()[:20], fmt.Sprintf("%x", some), strings.Trim(fmt.Sprint(some), "[]"), fmt.Sprintf("%#v", some)[7:40]}
 }
 
-// FuzzParseSigningKey: whatever the text, it is a key that signs what its public
-// part verifies, or an error that quotes nothing.
+// FuzzParseSigningKey: each text is either a key that signs and verifies, or an error that
+// quotes nothing of it.
 func FuzzParseSigningKey(f *testing.F) {
 	for _, kind := range keyAlgorithms {
 		for _, text := range spellings(f, josetest.New(f, kind, "k1")) {

@@ -2,11 +2,10 @@ package jose
 
 import "slices"
 
-// smallOrder reports whether a point of the curve has an order of 1, 2, 4 or 8.
-// Signatures for such a "public key" can be made by anybody: adding a multiple
-// of the point changes nothing in every eighth case or more. The list has the y
-// coordinate of each, in every spelling that is accepted; the highest bit is the
-// sign of x.
+// smallOrder reports whether a point of the curve has the order 1, 2, 4 or 8. Anyone can
+// forge signatures for such a "public key": adding a multiple of the point changes
+// nothing in at least every eighth case. The list has the y coordinates of these points
+// in each accepted encoding; the highest bit is the sign of x.
 func smallOrder(x []byte) bool {
 	y := slices.Clone(x)
 	y[31] &= 0x7f

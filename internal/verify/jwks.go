@@ -257,7 +257,7 @@ func (s *keySource) refresh(ctx context.Context) error {
 		ended.nextAt = time.Now().Add(backoff(ended.failures))
 	} else {
 		ended.failures = 0
-		ended.keys, ended.skipped, ended.loadedAt = set.Keys.Keeping(before.keys), set.Skipped, begun.fetchAt
+		ended.keys, ended.skipped, ended.loadedAt = set.Keys.Reuse(before.keys), set.Skipped, begun.fetchAt
 		ended.nextAt = begun.fetchAt.Add(s.interval(maxAge))
 		ended.keptUntil = ended.nextAt.Add(fetchTimeout)
 	}

@@ -1,5 +1,5 @@
-// Package josetest makes keys, JWK sets and tokens for tests, with the standard
-// library alone: what it makes is independent of the code that is to verify it.
+// Package josetest creates keys, JWK sets and tokens for tests. It uses the standard
+// library only, so that it is independent of the code under test.
 package josetest
 
 import (
@@ -19,19 +19,19 @@ import (
 	"testing"
 )
 
-// JSON is the members of a JSON object.
+// JSON holds the members of a JSON object.
 type JSON = map[string]any
 
 // Signer signs tokens.
 type Signer struct {
-	// KeyID goes into the JWK, and into the header of tokens.
+	// KeyID is the kid of the JWK and of the header of tokens.
 	KeyID string
-	// Algorithm goes into the header of tokens; it is what Sign uses.
+	// Algorithm is the alg of the header of tokens, and the algorithm of Sign.
 	Algorithm string
 	Private   crypto.Signer
 }
 
-// New makes a key for the algorithm: one of RS*, PS*, ES*, EdDSA and Ed25519.
+// New generates a key for the algorithm: one of RS*, PS*, ES*, EdDSA and Ed25519.
 func New(t testing.TB, algorithm, keyID string) *Signer {
 	t.Helper()
 	var private crypto.Signer
@@ -59,8 +59,8 @@ func (s *Signer) As(algorithm, keyID string) *Signer {
 	return &Signer{KeyID: keyID, Algorithm: algorithm, Private: s.Private}
 }
 
-// JWK returns the public key, with kid and use, and further members, which may
-// replace those. A member that is nil is left out.
+// JWK returns the public key with kid and use. Further members are added or replace
+// these; a nil member is removed.
 func (s *Signer) JWK(members ...JSON) JSON {
 	jwk := JSON{"kid": s.KeyID, "use": "sig"}
 	switch public := s.Private.Public().(type) {
@@ -90,8 +90,7 @@ func (s *Signer) JWK(members ...JSON) JSON {
 // Set returns a JWK set.
 func Set(keys ...JSON) []byte { return Marshal(JSON{"keys": keys}) }
 
-// Header returns what a token of the signer has for a header, with further
-// members as in [Signer.JWK].
+// Header returns the header of a token, with further members as in [Signer.JWK].
 func (s *Signer) Header(members ...JSON) JSON {
 	header := JSON{"alg": s.Algorithm, "kid": s.KeyID, "typ": "at+jwt"}
 	for _, more := range members {
@@ -104,14 +103,13 @@ func (s *Signer) Header(members ...JSON) JSON {
 	return header
 }
 
-// Token returns a signed token. Header and claims are strings, which are taken
-// as they are, or what [Marshal] takes.
+// Token returns a signed token. Header and claims are encoded by [Marshal].
 func (s *Signer) Token(header, claims any) string {
 	input := Base64(Marshal(header)) + "." + Base64(Marshal(claims))
 	return input + "." + Base64(s.Sign(input))
 }
 
-// Sign returns the signature as JWS writes it (RFC 7518 section 3).
+// Sign returns a signature in JWS format (RFC 7518 section 3).
 func (s *Signer) Sign(input string) []byte {
 	h := map[string]crypto.Hash{"256": crypto.SHA256, "384": crypto.SHA384, "512": crypto.SHA512}[s.Algorithm[len(s.Algorithm)-3:]]
 	var opts crypto.SignerOpts = h
@@ -148,7 +146,7 @@ func signECDSA(private *ecdsa.PrivateKey, digest []byte) []byte {
 	return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...)
 }
 
-// HMAC returns a token under HS256.
+// HMAC returns a token signed with HS256.
 func HMAC(secret []byte, header, claims any) string {
 	input := Base64(Marshal(header)) + "." + Base64(Marshal(claims))
 	mac := hmac.New(sha256.New, secret)
@@ -156,13 +154,13 @@ func HMAC(secret []byte, header, claims any) string {
 	return input + "." + Base64(mac.Sum(nil))
 }
 
-// Base64 is base64url without padding.
+// Base64 encodes data as base64url without padding.
 func Base64(data []byte) string { return base64.RawURLEncoding.EncodeToString(data) }
 
-// Decode is the reverse of [Base64].
+// Decode decodes the result of [Base64].
 func Decode(text string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(text) }
 
-// Marshal returns a string as it is, and anything else as JSON.
+// Marshal returns a string unchanged, and the JSON of any other value.
 func Marshal(value any) []byte {
 	if text, ok := value.(string); ok {
 		return []byte(text)
