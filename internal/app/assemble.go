@@ -161,7 +161,7 @@ func (s *setup) trust(config *Config) (problems []error) {
 		if ca == "" || s.trusting[ca] != nil {
 			return
 		}
-		network, err := s.network.Trusting(ca)
+		network, err := s.network.WithAuthorities(ca)
 		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(ca, serviceAccountDir) {
 			err = fmt.Errorf("%w: Kubernetes mounts it into a pod unless automountServiceAccountToken is false; outside of a pod name a file with the CA of the cluster", err)
 		}

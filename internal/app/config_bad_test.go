@@ -206,11 +206,11 @@ func badConfigs() []badConfig {
 		{"server out of bounds", client() + "server:\n  deadline: 0s\n  drain_delay: 6m\n  drain_timeout: 500ms\n  slow_call: 1h\n", "7: server.deadline: must be from 1s to 5m\n" +
 			"8: server.drain_delay: must be from 0s to 5m\n9: server.drain_timeout: must be from 1s to 10m\n10: server.slow_call: must be from 0s to 5m", false},
 		{"URL without a scheme", "issuers:\n  - issuer: login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
-		{"URL with a password", issuer("jwks_url: https://me:hunter2@login.example.com/keys"), "4: issuers[0].jwks_url: the URL must not hold a user name or password", false},
+		{"URL with a password", issuer("jwks_url: https://me:hunter2@login.example.com/keys"), "4: issuers[0].jwks_url: the URL must not contain a user name or password", false},
 		{"http issuer", "issuers:\n  - issuer: http://login.example.com\n    audiences: [a]\n", "2: issuers[0].issuer: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
 		{"http token_url", "clients:\n  a:\n    token_url: http://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
 		{"URN as issuer", "issuers:\n  - issuer: urn:example:issuer\n    audiences: [a]\n", "2: issuers[0].issuer: the URL must be absolute; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
-		{"password in an issuer that is not fetched", "issuers:\n  - issuer: https://me:hunter2@login.example.com\n    audiences: [a]\n    jwks_file: k\n", "2: issuers[0].issuer: the URL must not hold a user name or password", false},
+		{"password in an issuer that is not fetched", "issuers:\n  - issuer: https://me:hunter2@login.example.com\n    audiences: [a]\n    jwks_file: k\n", "2: issuers[0].issuer: the URL must not contain a user name or password", false},
 		{"line end in an issuer that is not fetched", "issuers:\n  - issuer: \"urn:a\\n\"\n    audiences: [a]\n    jwks_file: k\n", "2: issuers[0].issuer: must not contain control characters, or begin or end with a space: no token names such an issuer", false},
 		{"introspection of an issuer that is no URL", client() + "issuers:\n  - issuer: urn:example:issuer\n    audiences: [a]\n    jwks_file: k\n    introspection: {client: orders-api}\n", "10: issuers[0].introspection.client: this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant\n" +
 			"10: issuers[0].introspection: needs endpoint, because it cannot be found by the issuer: the URL must be absolute; write it as https://host/path", false},
@@ -268,10 +268,10 @@ func badConfigs() []badConfig {
 		{"managed by another name", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: manged\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},
-		{"private client", "clients:\n  a:\n    token_url: https://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
-		{"link-local client", "clients:\n  a:\n    token_url: https://169.254.169.254/token\n    allow_private: true\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a link-local address, and such are never connected to", false},
-		{"private issuer", "issuers:\n  - issuer: https://192.168.0.1\n    audiences: [a]\n", "2: issuers[0].issuer: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
-		{"private jwks_url", issuer("jwks_url: https://[fd00::1]/keys"), "4: issuers[0].jwks_url: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"private client", "clients:\n  a:\n    token_url: https://10.0.0.1/token\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a private address: to allow it, set allow_private: true", false},
+		{"link-local client", "clients:\n  a:\n    token_url: https://169.254.169.254/token\n    allow_private: true\n    client_id: abc\n    secret: env:A\n", "3: clients.a.token_url: it is a link-local address, which is never allowed", false},
+		{"private issuer", "issuers:\n  - issuer: https://192.168.0.1\n    audiences: [a]\n", "2: issuers[0].issuer: it is a private address: to allow it, set allow_private: true", false},
+		{"private jwks_url", issuer("jwks_url: https://[fd00::1]/keys"), "4: issuers[0].jwks_url: it is a private address: to allow it, set allow_private: true", false},
 		{"max_age out of bounds", issuer("max_age: 0s"), "4: issuers[0].max_age: must be from 1s to 8760h", false},
 		{"jwks_url and jwks_file", issuer("jwks_url: https://login.example.com/keys", "jwks_file: keys.json"), "5: issuers[0].jwks_file: contradicts jwks_url in line 4: give one of the two", false},
 		{"preset of issuers", issuer("preset: kubernets"), "4: issuers[0].preset: expected cognito, dex or kubernetes; did you mean kubernetes?", true},
@@ -320,7 +320,7 @@ func badConfigs() []badConfig {
 		{"introspection out of bounds", client() + issuer("introspection:", "  client: orders-api", "  cache: 6m", "  default_lifetime: 0s", "  endpoint: http://login.example.com/i"), "11: issuers[0].introspection.cache: must be from 0s to 5m\n" +
 			"12: issuers[0].introspection.default_lifetime: must be from 1s to 24h\n" +
 			"13: issuers[0].introspection.endpoint: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
-		{"private introspection endpoint", client() + issuer("introspection: {client: orders-api, endpoint: 'https://10.0.0.1/i'}"), "9: issuers[0].introspection.endpoint: it is a private address: if the broker is meant to connect there, say allow_private: true", false},
+		{"private introspection endpoint", client() + issuer("introspection: {client: orders-api, endpoint: 'https://10.0.0.1/i'}"), "9: issuers[0].introspection.endpoint: it is a private address: to allow it, set allow_private: true", false},
 		{"verification out of bounds", client() + "verification:\n  cache_mib: -1\n  max_validity: 2h\n", "7: verification.cache_mib: must be from 0 to 65536\n8: verification.max_validity: must be from 1s to 1h", true},
 		{"plaintext missing", client() + "listen:\n  grpc: :8443\n  ops: 10.0.0.1:9090\n", "7: listen.grpc: listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:8443, or accept it with {address: ..., plaintext: true}\n" +
 			"8: listen.ops: listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:9090, or accept it with {address: ..., plaintext: true}", false},

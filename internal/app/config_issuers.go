@@ -211,7 +211,7 @@ func checkIdentifier(path, identifier string, found *findings) {
 	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
 		found.addAtf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
 	case err == nil && u.User != nil:
-		found.addAtf(path, "the URL must not hold a user name or password")
+		found.addAtf(path, "the URL must not contain a user name or password")
 	}
 }
 

@@ -17,57 +17,57 @@ import (
 )
 
 const (
-	maxAuthorities   = 1 << 20 // more than a bundle of all public authorities
-	maxAuthorityName = 100
+	maxAuthorities   = 1 << 20 // bytes; more than a bundle of all public authorities
+	maxAuthorityName = 100     // bytes
 )
 
-// authorities are the certificate authorities of a file, read again when it changes.
-// It is safe for concurrent use.
+// authorities are the certificate authorities in a file, which can be reloaded. It is
+// safe for concurrent use.
 type authorities struct {
-	path  string
-	inUse atomic.Pointer[trust]
+	path    string
+	current atomic.Pointer[authoritySet]
 
-	mu   sync.Mutex
-	seen [sha256.Size]byte // the content that was read last
+	mu       sync.Mutex
+	lastRead [sha256.Size]byte // digest of the content
 }
 
-// trust is the content of a file of authorities. It is immutable.
-type trust struct {
+// authoritySet is the content of a file of authorities. It is immutable.
+type authoritySet struct {
 	roots   *x509.CertPool
 	digest  [sha256.Size]byte
-	expires time.Time // when the first of them expires
+	expires time.Time // the earliest expiry of a certificate
 }
 
 func openAuthorities(path string) (*authorities, error) {
-	read, err := readAuthorities(path)
+	set, err := readAuthorities(path)
 	if err != nil {
 		return nil, err
 	}
-	a := &authorities{path: path, seen: read.digest}
-	a.inUse.Store(read)
+	a := &authorities{path: path, lastRead: set.digest}
+	a.current.Store(set)
 	return a, nil
 }
 
-// reload reads the file again. A change counts when the same content was read twice,
-// because a file may be read while it is written. On an error the authorities that
-// were read before stay.
+// reload reads the file again. It applies a change only after two reads with the same
+// content, because a read may happen in the middle of a write. On an error the current
+// authorities stay trusted.
 func (a *authorities) reload() (changed bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	read, err := readAuthorities(a.path)
+	set, err := readAuthorities(a.path)
 	if err != nil {
 		return false, err
 	}
-	settled := read.digest == a.seen
-	a.seen = read.digest
-	if !settled || read.digest == a.inUse.Load().digest {
+	stable := set.digest == a.lastRead
+	a.lastRead = set.digest
+	if !stable || set.digest == a.current.Load().digest {
 		return false, nil
 	}
-	a.inUse.Store(read)
+	a.current.Store(set)
 	return true, nil
 }
 
-func readAuthorities(path string) (*trust, error) {
+func readAuthorities(path string) (*authoritySet, error) {
 	file, err := os.Open(path) //nolint:gosec // the configuration names it
 	if err != nil {
 		return nil, err
@@ -78,9 +78,9 @@ func readAuthorities(path string) (*trust, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%s cannot be read: %w", path, err)
 	case len(data) > maxAuthorities:
-		return nil, fmt.Errorf("%s is larger than 1 MiB: name the file with the authority's certificate", path)
+		return nil, fmt.Errorf("%s is larger than 1 MiB: configure the file with the authority's certificate", path)
 	}
-	read := &trust{roots: x509.NewCertPool(), digest: sha256.Sum256(data)}
+	set := &authoritySet{roots: x509.NewCertPool(), digest: sha256.Sum256(data)}
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("%s contains a PEM block that is not a certificate: leave only the authorities' certificates in it", path)
@@ -89,41 +89,42 @@ func readAuthorities(path string) (*trust, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s contains a certificate that cannot be parsed: %w", path, err)
 		}
-		read.roots.AddCert(certificate)
-		if read.expires.IsZero() || certificate.NotAfter.Before(read.expires) {
-			read.expires = certificate.NotAfter
+		set.roots.AddCert(certificate)
+		if set.expires.IsZero() || certificate.NotAfter.Before(set.expires) {
+			set.expires = certificate.NotAfter
 		}
 	}
-	if read.expires.IsZero() {
+	if set.expires.IsZero() {
 		return nil, fmt.Errorf("%s contains no certificate in PEM form", path)
 	}
-	return read, nil
+	return set, nil
 }
 
-// Trusting returns the Network that trusts the authorities of a file, in PEM, and no
-// others. It is the same for the same file, and shares no connections with this one.
-func (n *Network) Trusting(path string) (*Network, error) {
+// WithAuthorities returns a Network that trusts only the authorities in a PEM file. It
+// returns the same Network for the same file. The two Networks share no connections.
+func (n *Network) WithAuthorities(path string) (*Network, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if known := n.trusting[path]; known != nil {
-		return known, nil
+	if network := n.withAuthorities[path]; network != nil {
+		return network, nil
 	}
-	read, err := openAuthorities(path)
+	authorities, err := openAuthorities(path)
 	if err != nil {
 		return nil, err
 	}
-	made := newNetwork(n.transport, read)
-	made.Trace(n.tracer)
-	if n.trusting == nil {
-		n.trusting = map[string]*Network{}
+	network := newNetwork(n.transport, authorities)
+	network.Trace(n.tracer)
+	if n.withAuthorities == nil {
+		n.withAuthorities = map[string]*Network{}
 	}
-	n.trusting[path] = made
-	return made, nil
+	n.withAuthorities[path] = network
+	return network, nil
 }
 
-// ReloadAuthorities reads the file of a [Network.Trusting] again, and reports whether
-// other authorities are trusted for new connections. On an error those stay that were
-// read before. A file that changed counts when it was read twice alike.
+// ReloadAuthorities reads the file of [Network.WithAuthorities] again. It reports
+// whether the trusted authorities changed; a change applies to new connections, after
+// two calls have read the same content. On an error the current authorities stay
+// trusted.
 func (n *Network) ReloadAuthorities() (changed bool, err error) {
 	if n.authorities == nil {
 		return false, nil
@@ -131,43 +132,44 @@ func (n *Network) ReloadAuthorities() (changed bool, err error) {
 	return n.authorities.reload()
 }
 
-// AuthoritiesExpire is when the first of the authorities of a [Network.Trusting]
-// expires.
-func (n *Network) AuthoritiesExpire() time.Time { return n.authorities.inUse.Load().expires }
+// AuthoritiesExpire returns the earliest expiry of the authorities of a Network that
+// [Network.WithAuthorities] returned. It panics for any other Network.
+func (n *Network) AuthoritiesExpire() time.Time { return n.authorities.current.Load().expires }
 
-// renewing is a guard that is made anew when other authorities are trusted: an open
-// connection goes on with those that it was verified by.
-type renewing struct {
+// reloadingGuard replaces its guard when the authorities change. An open connection
+// stays, although other authorities verified it.
+type reloadingGuard struct {
 	authorities *authorities
-	make        func(roots *x509.CertPool) *guard
+	newGuard    func(roots *x509.CertPool) *guard
 
-	mu   sync.Mutex
-	made *guard
-	by   *trust
+	mu      sync.Mutex
+	guard   *guard
+	trusted *authoritySet // by guard
 }
 
-func (r *renewing) current() *guard {
+func (r *reloadingGuard) current() *guard {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if by := r.authorities.inUse.Load(); by != r.by {
-		if r.made != nil {
-			r.made.CloseIdleConnections()
+	if set := r.authorities.current.Load(); set != r.trusted {
+		if r.guard != nil {
+			r.guard.CloseIdleConnections()
 		}
-		r.made, r.by = r.make(by.roots), by
+		r.guard, r.trusted = r.newGuard(set.roots), set
 	}
-	return r.made
+	return r.guard
 }
 
 // RoundTrip implements http.RoundTripper.
-func (r *renewing) RoundTrip(request *http.Request) (*http.Response, error) {
+func (r *reloadingGuard) RoundTrip(request *http.Request) (*http.Response, error) {
 	return r.current().RoundTrip(request)
 }
 
-// CloseIdleConnections lets http.Client close them.
-func (r *renewing) CloseIdleConnections() { r.current().CloseIdleConnections() }
+// CloseIdleConnections is called by [http.Client.CloseIdleConnections].
+func (r *reloadingGuard) CloseIdleConnections() { r.current().CloseIdleConnections() }
 
-// unknownAuthority is an error for a certificate of an authority that is not trusted.
-// Its name was written by the peer: it is shortened, and quoted in ASCII.
+// unknownAuthority returns the error for a certificate from an untrusted authority. The
+// peer chose the authority's name, so the error contains at most 100 bytes of it, quoted
+// in ASCII.
 func unknownAuthority(presented []*x509.Certificate) error {
 	if len(presented) == 0 {
 		return errCertificate
@@ -180,10 +182,10 @@ func unknownAuthority(presented []*x509.Certificate) error {
 	if len(name) > maxAuthorityName {
 		name = name[:maxAuthorityName]
 	}
-	whose := "the authority " + strconv.QuoteToASCII(name)
+	authority := "the authority " + strconv.QuoteToASCII(name)
 	if bytes.Equal(last.RawIssuer, last.RawSubject) && len(presented) == 1 {
-		whose = "itself (" + strconv.QuoteToASCII(name) + ")"
+		authority = "itself (" + strconv.QuoteToASCII(name) + ")"
 	}
-	return errors.New("its certificate does not verify: it was issued by " + whose +
-		", which is not trusted; if it is right, the file in tls.ca must contain that authority's certificate")
+	return errors.New("its certificate does not verify: it was issued by " + authority +
+		", which is not trusted; to trust it, the file in tls.ca must contain that authority's certificate")
 }

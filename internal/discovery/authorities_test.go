@@ -18,7 +18,7 @@ func pemOf(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-func TestPrivateAuthorityIsTrustedOnlyWhereItIsNamed(t *testing.T) {
+func TestWithAuthorities_trustsThemOnly(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("{}")) }))
 	defer server.Close()
 	ca := filepath.Join(t.TempDir(), "ca.crt")
@@ -40,11 +40,11 @@ func TestPrivateAuthorityIsTrustedOnlyWhereItIsNamed(t *testing.T) {
 		t.Errorf("the system's authorities: %v", err)
 	}
 	write(good)
-	trusting, err := network.Trusting(ca)
+	trusting, err := network.WithAuthorities(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := network.Trusting(ca); again != trusting || err != nil {
+	if again, err := network.WithAuthorities(ca); again != trusting || err != nil {
 		t.Errorf("another network for the same file: %v", err)
 	}
 	if err := get(trusting); err != nil || !trusting.AuthoritiesExpire().Equal(server.Certificate().NotAfter) {
@@ -53,7 +53,7 @@ func TestPrivateAuthorityIsTrustedOnlyWhereItIsNamed(t *testing.T) {
 	if get(network) == nil {
 		t.Error("the authority is trusted elsewhere, too")
 	}
-	// A change counts when it was read twice alike, and a bad file never.
+	// A change applies after two equal reads, and a bad file never applies.
 	write(other)
 	for want := range 2 {
 		if changed, err := trusting.ReloadAuthorities(); changed != (want == 1) || err != nil {
@@ -80,7 +80,7 @@ func TestPrivateAuthorityIsTrustedOnlyWhereItIsNamed(t *testing.T) {
 }
 
 func TestNoNetworkWithoutItsAuthorities(t *testing.T) {
-	if _, err := discovery.NewNetwork(nil).Trusting(filepath.Join(t.TempDir(), "absent")); err == nil {
+	if _, err := discovery.NewNetwork(nil).WithAuthorities(filepath.Join(t.TempDir(), "absent")); err == nil {
 		t.Error("there is no file, and no error")
 	}
 }
@@ -95,7 +95,7 @@ func TestRefusalOfTheProxyIsNamed(t *testing.T) {
 		}
 		return
 	}
-	for status, says := range map[string]string{"407 Canary": "the proxy on the way demands authentication (HTTP 407)", "502 Canary": "the proxy on the way refuses to connect (HTTP 502)"} {
+	for status, says := range map[string]string{"407 Canary": "the proxy requires authentication (HTTP 407)", "502 Canary": "the proxy refuses to connect (HTTP 502)"} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

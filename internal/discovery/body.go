@@ -11,23 +11,23 @@ import (
 	"strings"
 )
 
-// byteOrderMark is that of UTF-8. It means nothing there, and some editors and
-// frameworks write it in front of JSON.
+// byteOrderMark is the byte order mark of UTF-8. Some editors and frameworks write it
+// before JSON.
 const byteOrderMark = "\ufeff"
 
 var (
-	// ErrCoding means that a body has a content coding which is not supported.
+	// ErrCoding means that the content coding of a body is not supported.
 	ErrCoding = errors.New("a body in an unsupported Content-Encoding: the broker reads one gzip or deflate coding, or none")
 	// ErrCompressed means that a body cannot be decompressed.
-	ErrCompressed = errors.New("a body that its Content-Encoding does not describe, or that is incomplete: it cannot be decompressed")
+	ErrCompressed = errors.New("a body that cannot be decompressed: it is incomplete, or not in the format of its Content-Encoding")
 )
 
-// ReadBody reads the body of a response within a limit; a body that is longer
-// comes back as limit+1 bytes. The broker requests no content coding, but some
-// servers and proxies compress nevertheless, so one gzip or deflate coding is
-// removed. The limit holds for the compressed and for the decompressed bytes: a
-// small body cannot become a large one. A byte order mark is left out. The error
-// is [ErrCoding], [ErrCompressed] or that of the connection.
+// ReadBody reads the body of a response, at most limit bytes; of a longer body it
+// returns limit+1 bytes. It removes a gzip or deflate coding, because some servers and
+// proxies compress without a request for it. The limit applies before and after
+// decompression, so that a small body cannot become a large one. ReadBody also removes
+// a byte order mark. The error is [ErrCoding], [ErrCompressed] or that of the
+// connection.
 func ReadBody(response *http.Response, limit int64) ([]byte, error) {
 	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
 	if err != nil || int64(len(body)) > limit {
@@ -66,13 +66,13 @@ func decompress(data []byte, open func(io.Reader) (io.Reader, error), limit int6
 	}
 	data, err = io.ReadAll(io.LimitReader(plain, limit+1))
 	if err == nil && int64(len(data)) <= limit && rest.Len() > 0 {
-		err = ErrCompressed // something follows the compressed data
+		err = ErrCompressed // there is more after the compressed data
 	}
 	return data, err
 }
 
-// inflate opens what deflate stands for: the zlib format (RFC 9110 section
-// 8.4.1.2), which some servers leave out.
+// inflate returns a decompressor for the coding deflate. It means the zlib format (RFC
+// 9110 section 8.4.1.2), but some servers send raw deflate data.
 func inflate(data []byte) func(io.Reader) (io.Reader, error) {
 	if hasZlibHeader(data) {
 		return func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }
@@ -80,7 +80,7 @@ func inflate(data []byte) func(io.Reader) (io.Reader, error) {
 	return func(r io.Reader) (io.Reader, error) { return flate.NewReader(r), nil }
 }
 
-// hasZlibHeader looks for the first two bytes of RFC 1950 section 2.2.
+// hasZlibHeader checks the first two bytes as RFC 1950 section 2.2 defines them.
 func hasZlibHeader(data []byte) bool {
 	const deflate, divisor = 8, 31
 	return len(data) > 1 && data[0]&0x0f == deflate && (int(data[0])<<8|int(data[1]))%divisor == 0

@@ -1,14 +1,12 @@
-// Package discovery finds out what an issuer publishes about itself: where its
-// token endpoint and its keys are (OpenID Connect Discovery 1.0, RFC 8414). It
-// believes a document only if that names the issuer it was asked for, and it
-// refuses endpoints that would take a secret over plain http, or that are not on
-// the public Internet while the issuer is, when they are to be used. They may be on other hosts than the
-// issuer: those of many are.
+// Package discovery fetches an issuer's metadata: the URLs of its token endpoint and its
+// keys (OpenID Connect Discovery 1.0, RFC 8414). It accepts a document only if the
+// document names the requested issuer. It refuses the use of an endpoint that would
+// receive a secret over plain http, or that has a private address although the issuer
+// is public. An endpoint may be on another host than the issuer, as is common.
 //
-// It is also the home of the manners that all HTTP of the broker keeps towards
-// issuers: connections to public addresses alone unless others are meant, no
-// redirects, bounded time, bounded bodies, and errors that show nothing of what
-// a peer wrote.
+// It also contains the rules for all HTTP requests to issuers: connections to public
+// addresses only unless the configuration allows others, no redirects, bounded time,
+// bounded bodies, and errors that quote nothing from a peer.
 package discovery
 
 import (
@@ -24,67 +22,68 @@ import (
 
 const (
 	// maxAge is how long metadata is used before it is fetched again. Endpoints
-	// hardly ever move; when one does, an hour is short enough.
+	// rarely change, so an hour is short enough.
 	maxAge = time.Hour
-	// refusedAge is how long metadata is used that names an endpoint which is
-	// refused: the issuer may correct it.
-	refusedAge = time.Minute
-	// After a failure the issuer is left alone: at first for minBackoff, then
-	// for twice as long each time, up to maxBackoff.
+	// invalidAge is maxAge for metadata with an invalid endpoint, which the issuer may
+	// soon correct.
+	invalidAge = time.Minute
+	// After a failed search the next one waits for minBackoff, which doubles with each
+	// further failure up to maxBackoff.
 	minBackoff = time.Second
 	maxBackoff = 30 * time.Second
 )
 
-// Config says whose metadata to find.
+// Config configures an [Issuer].
 type Config struct {
 	// Issuer is the issuer's identifier, an https URL, exactly as the issuer
-	// writes it. It must pass [CheckURL].
+	// publishes it. It must pass [CheckURL].
 	Issuer string
-	// AllowHTTP lets the issuer and its endpoints be plain http on hosts that
-	// are not loopback.
+	// AllowHTTP allows plain http for the issuer and its endpoints on hosts that are
+	// not loopback.
 	AllowHTTP bool
-	// AllowPrivate lets the issuer and its endpoints be at private and loopback
-	// addresses. Without it they may be at loopback ones if the issuer is.
+	// AllowPrivate allows private and loopback addresses for the issuer and its
+	// endpoints. Without it, endpoints may be loopback if the issuer is.
 	AllowPrivate bool
-	// HTTP is made by [Network.ClientFor], with the same leave. Nil: a client of
-	// its own.
+	// HTTP is the client for requests. Create it by [Network.ClientFor] with the same
+	// AllowPrivate. Nil: a client of its own.
 	HTTP *http.Client
 }
 
-// Metadata is what an issuer says about itself.
+// Metadata holds the parts of an issuer's metadata that the broker uses (RFC 8414
+// section 2).
 type Metadata struct {
 	Issuer                string
 	TokenEndpoint         Endpoint
 	JWKSURI               Endpoint
 	IntrospectionEndpoint Endpoint
-	// MTLS are for clients that present a certificate (RFC 8705 section 5). An
-	// endpoint without an alias is the usual one.
+	// MTLS are the endpoints for clients with a certificate (RFC 8705 section 5). An
+	// endpoint without an alias equals the one above.
 	MTLS Endpoints
 }
 
-// Endpoints are those that a client authenticates at.
+// Endpoints are the endpoints at which a client authenticates.
 type Endpoints struct {
 	Token         Endpoint
 	Introspection Endpoint
 }
 
-// Endpoint is one that an issuer's metadata may name. A flaw in it matters to
-// those who use this endpoint only.
+// Endpoint is an endpoint in an issuer's metadata. It carries its own error, so that an
+// invalid endpoint affects only the callers that use it.
 type Endpoint struct {
-	url     string
-	refused *Error // why the url is not used; nil: it passes [CheckURL]
+	url string
+	err *Error // the url is invalid; nil: it passes [CheckURL]
 }
 
-// URL returns "" if the metadata names no such endpoint. The error is an [*Error]
-// that says why the one that it names is refused.
+// URL returns the endpoint's URL, or "" if the metadata does not name the endpoint. The
+// error is an [*Error] if the named URL is refused.
 func (e Endpoint) URL() (string, error) {
-	if e.refused != nil {
-		return "", e.refused
+	if e.err != nil {
+		return "", e.err
 	}
 	return e.url, nil
 }
 
-func (e Endpoint) or(other Endpoint) Endpoint {
+func (e Endpoint) orElse(other Endpoint) Endpoint {
 	if e == (Endpoint{}) {
 		return other
 	}
@@ -95,40 +94,39 @@ func (m *Metadata) endpoints() []*Endpoint {
 	return []*Endpoint{&m.TokenEndpoint, &m.JWKSURI, &m.IntrospectionEndpoint, &m.MTLS.Token, &m.MTLS.Introspection}
 }
 
-// keep puts the endpoints that were found before in place of those that are
-// refused now, as the whole metadata is kept while it cannot be replaced.
-func (m *Metadata) keep(before *Metadata) *Metadata {
+// keepValid replaces each endpoint that is invalid now by the valid one of before. In
+// the same way, the whole metadata is used further while it cannot be fetched.
+func (m *Metadata) keepValid(before *Metadata) *Metadata {
 	if before == nil {
 		return m
 	}
-	known := before.endpoints()
+	old := before.endpoints()
 	for i, e := range m.endpoints() {
-		if e.refused != nil && known[i].url != "" {
-			*e = *known[i]
+		if e.err != nil && old[i].url != "" {
+			*e = *old[i]
 		}
 	}
 	return m
 }
 
-// Issuer knows the metadata of one issuer, from the first time it is asked. It
-// is safe for concurrent use.
+// Issuer caches the metadata of one issuer. It is safe for concurrent use.
 type Issuer struct {
 	cfg   Config
 	state atomic.Pointer[state]
 
 	mu     sync.Mutex
-	flight chan struct{} // closed when the search under way has published; nil: none is
+	search chan struct{} // closed at the end of the search in progress; nil: none
 }
 
-// state is what was learned so far. It is immutable.
+// state is the result of the searches so far. It is immutable.
 type state struct {
 	metadata *Metadata // nil: never found
-	err      *Error    // why the last search failed; nil: it did not
-	failures int       // in a row
-	due      time.Time // no search begins before
+	err      *Error    // of the last search
+	failures int       // consecutive
+	due      time.Time // the earliest start of the next search
 }
 
-// New returns an Issuer. It sends nothing yet.
+// New returns an Issuer. It sends no request before [Issuer.Metadata].
 func New(cfg Config) *Issuer {
 	if cfg.HTTP == nil {
 		cfg.HTTP = NewNetwork(nil).ClientFor(cfg.Issuer, cfg.AllowPrivate)
@@ -138,74 +136,75 @@ func New(cfg Config) *Issuer {
 	return i
 }
 
-// URL returns the issuer, as it was configured.
+// URL returns the configured issuer.
 func (i *Issuer) URL() string { return i.cfg.Issuer }
 
-// Metadata returns the issuer's metadata. The first call waits until it is
-// found, at most [Timeout], or until ctx ends; it is then kept for an hour, or a
-// minute if one of its endpoints is refused, and replaced in the background, and kept for longer while it cannot be replaced.
-// A failed search is remembered for a moment, so that calls in a row are one
-// request. The error is always an [*Error].
+// Metadata returns the issuer's metadata. The first call waits for a search, at most
+// [Timeout] and at most until ctx ends. Later calls return the cached metadata at once.
+// After an hour, or a minute if an endpoint is invalid, a call starts a search in the
+// background; until it succeeds, the old metadata is used. A failed search is cached
+// for 1 s to 30 s, so that calls in quick succession send one request. The error is
+// always an [*Error].
 func (i *Issuer) Metadata(ctx context.Context) (Metadata, error) {
-	known := i.state.Load()
-	if time.Now().Before(known.due) {
-		return known.answer()
+	current := i.state.Load()
+	if time.Now().Before(current.due) {
+		return current.result()
 	}
-	flight := i.join(ctx)
-	if known.metadata == nil && flight != nil {
+	search := i.join(ctx)
+	if current.metadata == nil && search != nil {
 		select {
-		case <-flight:
+		case <-search:
 		case <-ctx.Done():
 			return Metadata{}, &Error{
 				Unreachable: true,
-				text:        fmt.Sprintf("the metadata of the issuer %s did not come in time: %v", Printable(i.cfg.Issuer), ctx.Err()),
+				text:        fmt.Sprintf("the metadata of the issuer %s did not arrive in time: %v", Printable(i.cfg.Issuer), ctx.Err()),
 				cause:       ctx.Err(),
 			}
 		}
 	}
-	return i.state.Load().answer()
+	return i.state.Load().result()
 }
 
-// join starts a search unless one is under way, and returns the channel that is
-// closed at its end. Nil: somebody else's search ended just now.
+// join starts a search unless one is in progress or none is due, and returns the channel
+// that is closed at its end. It returns nil if another caller's search has just ended.
 func (i *Issuer) join(ctx context.Context) <-chan struct{} {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.flight == nil && !time.Now().Before(i.state.Load().due) {
-		i.flight = make(chan struct{})
-		go i.search(tracing.Detached(context.Background(), ctx), i.flight)
+	if i.search == nil && !time.Now().Before(i.state.Load().due) {
+		i.search = make(chan struct{})
+		go i.runSearch(tracing.Detached(context.Background(), ctx), i.search)
 	}
-	return i.flight
+	return i.search
 }
 
-// search runs apart from the callers' contexts: the first to leave must not
-// take the answer from the others.
-func (i *Issuer) search(apart context.Context, flight chan struct{}) {
-	ctx, cancel := context.WithTimeout(apart, Timeout)
+// runSearch runs on a context that is detached from its callers, so that a caller that
+// gives up does not cancel the search for the others.
+func (i *Issuer) runSearch(detached context.Context, done chan struct{}) {
+	ctx, cancel := context.WithTimeout(detached, Timeout)
 	defer cancel()
 	metadata, err := i.find(ctx)
 	i.state.Store(i.state.Load().next(metadata, err, time.Now()))
 	i.mu.Lock()
-	i.flight = nil
+	i.search = nil
 	i.mu.Unlock()
-	close(flight)
+	close(done)
 }
 
 func (s *state) next(metadata *Metadata, err *Error, now time.Time) *state {
 	if err == nil {
 		age := maxAge
 		for _, e := range metadata.endpoints() {
-			if e.refused != nil {
-				age = refusedAge
+			if e.err != nil {
+				age = invalidAge
 			}
 		}
-		return &state{metadata: metadata.keep(s.metadata), due: now.Add(age)}
+		return &state{metadata: metadata.keepValid(s.metadata), due: now.Add(age)}
 	}
 	backoff := min(minBackoff<<min(s.failures, 5), maxBackoff)
 	return &state{metadata: s.metadata, err: err, failures: s.failures + 1, due: now.Add(backoff)}
 }
 
-func (s *state) answer() (Metadata, error) {
+func (s *state) result() (Metadata, error) {
 	if s.metadata == nil {
 		return Metadata{}, s.err
 	}

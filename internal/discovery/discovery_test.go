@@ -144,7 +144,7 @@ func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 	}
 }
 
-func TestSecondPlaceIsAskedOnlyWhereTheFirstHasNothing(t *testing.T) {
+func TestMetadata_secondURL(t *testing.T) {
 	for status, unreachable := range map[int]bool{
 		301: false, 302: false, 307: false, 400: false, 401: false, 403: false, 404: false, 405: false, 410: false,
 		408: true, 429: true, 500: true, 502: true, 503: true, 504: true,
@@ -206,8 +206,8 @@ func TestDocumentIsRefused(t *testing.T) {
 	}
 }
 
-// An endpoint is judged when it is used: a flaw in one costs no other.
-func TestEndpointThatIsRefusedCostsNoOther(t *testing.T) {
+// An endpoint's error appears when it is used, and affects no other endpoint.
+func TestMetadata_invalidEndpointAffectsNoOther(t *testing.T) {
 	good := map[string]string{
 		"token": "https://idp.example/token", "keys": "https://idp.example/keys", "introspection": "https://idp.example/introspect",
 		"token, mTLS": "https://mtls.idp.example/token", "introspection, mTLS": "https://mtls.idp.example/introspect",
@@ -226,7 +226,7 @@ func TestEndpointThatIsRefusedCostsNoOther(t *testing.T) {
 		},
 	}
 	for name, tt := range map[string]struct{ bad, says string }{
-		"plain http":      {`"http://idp.example/x"`, "is refused: the URL must be https"},
+		"plain http":      {`"http://idp.example/x"`, ": the URL must be https"},
 		"our loopback":    {`"http://127.0.0.1:1/canary"`, "plain http"},
 		"a private host":  {`"https://10.0.0.1/canary"`, "private"},
 		"a relative URL":  {`"/canary"`, "absolute"},
@@ -305,9 +305,9 @@ func rest(without, aliases string) string {
 	return text.String() + "}"
 }
 
-// A document that is refused as a whole leaves the metadata that was known; so
-// does an endpoint that is refused, and a minute later the document is read again.
-func TestEndpointThatBecomesBadIsKeptAsItWas(t *testing.T) {
+// An invalid document leaves the current metadata unchanged. An invalid endpoint leaves the
+// current endpoint unchanged, and the document is fetched again after a minute.
+func TestMetadata_endpointBecomesInvalid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)
@@ -379,7 +379,7 @@ func TestInvalidIssuerIsNeverAsked(t *testing.T) {
 	}
 }
 
-func TestColdCallersShareOneFetchAndEachLeavesOnItsOwn(t *testing.T) {
+func TestMetadata_sharedSearch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{delay: 3 * time.Second, pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)
@@ -428,7 +428,7 @@ func TestSearchTakesNoLongerThanItsTimeout(t *testing.T) {
 	})
 }
 
-func TestConstantDemandDuringAnOutageIsNoStorm(t *testing.T) {
+func TestOutage_boundedFetches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{status: 503, pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)
@@ -450,7 +450,7 @@ func TestConstantDemandDuringAnOutageIsNoStorm(t *testing.T) {
 	})
 }
 
-func TestKnownMetadataOutlivesAFailingRefreshAndNobodyWaits(t *testing.T) {
+func TestMetadata_keptWhileRefreshFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)

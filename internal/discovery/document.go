@@ -14,37 +14,35 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-const maxDocument = 512 << 10
+const maxDocument = 512 << 10 // bytes
 
-// find looks in the places where an issuer may publish. It goes on to the next
-// only where there is nothing: what is said in one place is not to be
-// contradicted by another.
+// find fetches the metadata from the first well-known URL with a document. It tries the
+// next URL only if there is none, so that one document cannot contradict another.
 func (i *Issuer) find(ctx context.Context) (*Metadata, *Error) {
-	places, err := wellKnown(i.cfg.Issuer, i.cfg.AllowHTTP)
+	urls, err := wellKnown(i.cfg.Issuer, i.cfg.AllowHTTP)
 	if err != nil {
 		return nil, &Error{text: fmt.Sprintf("the issuer %s is not valid: %v", Printable(i.cfg.Issuer), err)}
 	}
 	var status int
-	var refusals []string
-	for _, place := range places {
-		body, _, fault := get(tracing.Named(ctx, tracing.Metadata), i.cfg.HTTP, place, redact.String{}, maxDocument)
-		if fault == nil {
-			return i.read(place, body)
+	var failures []string
+	for _, url := range urls {
+		body, _, err := get(tracing.Named(ctx, tracing.Metadata), i.cfg.HTTP, url, redact.String{}, maxDocument)
+		if err == nil {
+			return i.parse(url, body)
 		}
-		if fault.Unreachable || fault.Status == http.StatusOK {
-			return nil, fault
+		if err.Unreachable || err.Status == http.StatusOK {
+			return nil, err
 		}
-		status = fault.Status
-		refusals = append(refusals, fault.text)
+		status = err.Status
+		failures = append(failures, err.text)
 	}
 	return nil, &Error{Status: status, text: fmt.Sprintf(
-		"the issuer %s publishes no metadata (%s): check its spelling, or configure its endpoints one by one",
-		Printable(i.cfg.Issuer), strings.Join(refusals, "; "))}
+		"the issuer %s publishes no metadata (%s): check the spelling of the issuer, or configure each endpoint",
+		Printable(i.cfg.Issuer), strings.Join(failures, "; "))}
 }
 
-// wellKnown returns where the metadata of an issuer may be: OpenID Connect
-// appends the well-known part to the issuer, RFC 8414 section 3.1 puts it
-// between host and path.
+// wellKnown returns the possible URLs of an issuer's metadata. OpenID Connect appends the
+// well-known part to the issuer; RFC 8414 section 3.1 inserts it between host and path.
 func wellKnown(issuer string, allowHTTP bool) ([]string, error) {
 	if err := CheckURL(issuer, allowHTTP); err != nil {
 		return nil, err
@@ -60,36 +58,36 @@ func wellKnown(issuer string, allowHTTP bool) ([]string, error) {
 	}, nil
 }
 
-// document is a metadata document (RFC 8414 section 2). Names are matched exactly.
+// document is a metadata document (RFC 8414 section 2). Names of members match exactly.
 type document struct {
-	place    string
+	url      string
 	members  map[string]jsontext.Value
 	repeated map[string]bool
 	check    func(endpoint string) error
 }
 
-func (i *Issuer) read(place string, body []byte) (*Metadata, *Error) {
+func (i *Issuer) parse(url string, body []byte) (*Metadata, *Error) {
 	members, repeated, err := ParseMembers(body)
 	if err != nil {
-		return nil, wrong(place, "is not a JSON object")
+		return nil, invalid(url, "is not a JSON object")
 	}
 	if repeated["issuer"] {
-		return nil, wrong(place, "names its issuer more than once")
+		return nil, invalid(url, "names its issuer more than once")
 	}
-	named, _ := textOf(members["issuer"])
-	if fault := i.sameIssuer(place, named); fault != nil {
-		return nil, fault
+	issuer, _ := textOf(members["issuer"])
+	if err := i.checkIssuer(url, issuer); err != nil {
+		return nil, err
 	}
-	found := document{place, members, repeated, i.checkEndpoint}
-	token, introspection := found.endpoint("token_endpoint", ""), found.endpoint("introspection_endpoint", "")
-	aliases, fault := found.aliases()
-	if fault != nil {
-		refused := Endpoint{refused: fault}
-		return found.metadata(named, token, introspection, Endpoints{refused, refused}), nil //nolint:nilerr // it is reported when one is used
+	doc := document{url, members, repeated, i.checkEndpoint}
+	token, introspection := doc.endpoint("token_endpoint", ""), doc.endpoint("introspection_endpoint", "")
+	aliases, aliasErr := doc.aliases()
+	if aliasErr != nil {
+		unusable := Endpoint{err: aliasErr}
+		return doc.metadata(issuer, token, introspection, Endpoints{unusable, unusable}), nil //nolint:nilerr // Endpoint.URL returns it
 	}
-	return found.metadata(named, token, introspection, Endpoints{
-		Token:         aliases.endpoint("token_endpoint", " for mTLS").or(token),
-		Introspection: aliases.endpoint("introspection_endpoint", " for mTLS").or(introspection),
+	return doc.metadata(issuer, token, introspection, Endpoints{
+		Token:         aliases.endpoint("token_endpoint", " for mTLS").orElse(token),
+		Introspection: aliases.endpoint("introspection_endpoint", " for mTLS").orElse(introspection),
 	}), nil
 }
 
@@ -97,49 +95,48 @@ func (d document) metadata(issuer string, token, introspection Endpoint, mtls En
 	return &Metadata{Issuer: issuer, TokenEndpoint: token, JWKSURI: d.endpoint("jwks_uri", ""), IntrospectionEndpoint: introspection, MTLS: mtls}
 }
 
-// endpoint reads a member and judges it. What is wrong with it is found out by
-// those who use it.
+// endpoint parses and checks a member. The error is stored in the Endpoint.
 func (d document) endpoint(name, purpose string) Endpoint {
 	value := d.members[name]
 	text, isText := textOf(value)
 	switch {
 	case d.repeated[name]:
-		return Endpoint{refused: wrong(d.place, "names its "+name+purpose+" more than once")}
+		return Endpoint{err: invalid(d.url, "has more than one "+name+purpose)}
 	case isAbsent(value):
 		return Endpoint{}
 	case !isText:
-		return Endpoint{refused: wrong(d.place, "names the "+name+purpose+" by a value that is not a string")}
+		return Endpoint{err: invalid(d.url, "has an invalid "+name+purpose+": it is not a string")}
 	case text == "":
 		return Endpoint{}
 	}
 	if err := d.check(text); err != nil {
-		return Endpoint{refused: wrong(d.place, fmt.Sprintf("names a URL as %s%s that is refused: %v", name, purpose, err))}
+		return Endpoint{err: invalid(d.url, fmt.Sprintf("has an invalid %s%s: %v", name, purpose, err))}
 	}
 	return Endpoint{url: text}
 }
 
-// aliases are the endpoints for clients that present a certificate.
+// aliases returns the endpoints for clients with a certificate (RFC 8705 section 5).
 func (d document) aliases() (document, *Error) {
 	const name = "mtls_endpoint_aliases"
 	value := d.members[name]
 	switch {
 	case d.repeated[name]:
-		return document{}, wrong(d.place, "names its "+name+" more than once")
+		return document{}, invalid(d.url, "has more than one "+name)
 	case isAbsent(value):
 		return document{}, nil
 	}
 	members, repeated, err := ParseMembers(value)
 	if err != nil {
-		return document{}, wrong(d.place, "has "+name+" that are not an object")
+		return document{}, invalid(d.url, "has "+name+" that are not an object")
 	}
-	return document{d.place, members, repeated, d.check}, nil
+	return document{d.url, members, repeated, d.check}, nil
 }
 
 func isAbsent(value jsontext.Value) bool {
 	return value == nil || value.Kind() == jsontext.KindNull
 }
 
-// textOf returns a member that is a string of sound Unicode.
+// textOf returns the text of a string in valid Unicode, and false for any other value.
 func textOf(value jsontext.Value) (string, bool) {
 	if value.Kind() != jsontext.KindString || !value.IsValid() {
 		return "", false
@@ -148,34 +145,34 @@ func textOf(value jsontext.Value) (string, bool) {
 	return string(text), err == nil
 }
 
-// sameIssuer keeps one issuer from speaking for another: the two must be equal
-// byte for byte (RFC 8414 section 3.3).
-func (i *Issuer) sameIssuer(place, named string) *Error {
+// checkIssuer compares the document's issuer with the configured one byte for byte (RFC
+// 8414 section 3.3), so that an issuer cannot publish metadata for another.
+func (i *Issuer) checkIssuer(url, issuer string) *Error {
 	switch {
-	case named == i.cfg.Issuer:
+	case issuer == i.cfg.Issuer:
 		return nil
-	case named == "":
-		return wrong(place, "names no issuer")
-	case strings.TrimSuffix(named, "/") == strings.TrimSuffix(i.cfg.Issuer, "/"):
-		return wrong(place, "names the issuer with another ending: add or remove the slash at the end of the configured issuer")
+	case issuer == "":
+		return invalid(url, "names no issuer")
+	case strings.TrimSuffix(issuer, "/") == strings.TrimSuffix(i.cfg.Issuer, "/"):
+		return invalid(url, "names the issuer with another ending: add or remove the slash at the end of the configured issuer")
 	default:
-		return wrong(place, "names another issuer than the configured one: configure it exactly as the document has it")
+		return invalid(url, "names another issuer than the configured one: configure the issuer exactly as the document names it")
 	}
 }
 
-// checkEndpoint also refuses an endpoint in plain http, which CheckURL lets pass
-// for loopback, where the document came over https, and addresses that would not
-// be connected to: both would lead the broker's secrets to whoever listens on its
-// host or in its network.
+// checkEndpoint checks an endpoint with CheckURL. It also refuses plain http to loopback
+// if the issuer is https, and addresses that the client would not connect to. Otherwise
+// the broker would send its secrets to any program that listens on its host or in its
+// network.
 func (i *Issuer) checkEndpoint(endpoint string) error {
 	if err := CheckURL(endpoint, i.cfg.AllowHTTP); err != nil {
 		return err
 	}
 	if !i.cfg.AllowHTTP && secure(i.cfg.Issuer) && !secure(endpoint) {
-		return errors.New("an issuer of https must not name endpoints of plain http")
+		return errors.New("an https issuer must not have a plain http endpoint")
 	}
 	if u, err := url.Parse(endpoint); err == nil {
-		return reachOf(i.cfg.Issuer, i.cfg.AllowPrivate).refuseHost(u.Hostname())
+		return reachFor(i.cfg.Issuer, i.cfg.AllowPrivate).checkHost(u.Hostname())
 	}
 	return nil
 }
@@ -185,6 +182,6 @@ func secure(raw string) bool {
 	return err == nil && u.Scheme == "https"
 }
 
-func wrong(place, what string) *Error {
-	return &Error{Status: http.StatusOK, text: "the metadata at " + Printable(place) + " " + what}
+func invalid(url, problem string) *Error {
+	return &Error{Status: http.StatusOK, text: "the metadata at " + Printable(url) + " " + problem}
 }

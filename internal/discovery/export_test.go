@@ -7,19 +7,18 @@ import (
 	"net/url"
 )
 
-// Refuse is what the dialer of the client for that configuration says of an
-// address.
-func Refuse(configured string, allowPrivate bool, addr string) error {
-	return reachOf(configured, allowPrivate).refuse(netip.MustParseAddr(addr))
+// CheckAddress returns the error of the dialer of [Network.ClientFor] for an address.
+func CheckAddress(configured string, allowPrivate bool, addr string) error {
+	return reachFor(configured, allowPrivate).check(netip.MustParseAddr(addr))
 }
 
-// NewProxiedClient is the client for that configuration where the environment
-// names a proxy.
+// NewProxiedClient returns the client of [Network.ClientFor] with a proxy of the
+// environment.
 func NewProxiedClient(configured string, allowPrivate bool, proxy *url.URL) *http.Client {
-	return newHTTPClient(newGuard(reachOf(configured, allowPrivate), http.ProxyURL(proxy), nil))
+	return newHTTPClient(newGuard(reachFor(configured, allowPrivate), http.ProxyURL(proxy), nil))
 }
 
-// Trust makes a client of a [Network] trust an authority.
+// Trust adds an authority to a client of a [Network].
 func Trust(client *http.Client, authority *x509.Certificate) {
 	pool := x509.NewCertPool()
 	pool.AddCert(authority)

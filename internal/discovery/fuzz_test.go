@@ -9,7 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
-// FuzzDecode looks for data that becomes longer than the limit.
+// FuzzDecode searches for data that decodes to more than the limit.
 func FuzzDecode(f *testing.F) {
 	for _, coding := range []string{"", "gzip", "deflate", "br", "gzip, gzip"} {
 		for _, data := range []string{"", `{"a":1}`, mark + "{}", gzipped(`{"a":1}`), zlibbed(mark), deflated("x"), gzipped(string(make([]byte, 5000)))} {
@@ -25,8 +25,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzMetadata adds a member to a good document: the endpoints of other names stay
-// usable, and no URL is used that the check of a single URL refuses.
+// FuzzMetadata adds a member to a valid document: endpoints of other names stay usable, and
+// every returned URL passes CheckURL.
 func FuzzMetadata(f *testing.F) {
 	for _, name := range []string{"issuer", "token_endpoint", "jwks_uri", "introspection_endpoint", "mtls_endpoint_aliases", "x", "Issuer"} {
 		for _, value := range []string{`null`, `false`, `"http://idp.example/x"`, `"/x"`, `"https://10.0.0.1/"`, `{"token_endpoint":5,"introspection_endpoint":"https://x.example/"}`, `[{"a":1,"a":2}]`, "\"\xff\""} {

@@ -20,18 +20,17 @@ import (
 
 // Bounds of outgoing HTTP.
 const (
-	// Timeout is how long a [Get] takes at most, its body included, and how
-	// long one search for an issuer's metadata takes.
+	// Timeout bounds one [Get], including its body, and one search for an issuer's
+	// metadata.
 	Timeout = 5 * time.Second
 
-	maxURL = 2048
+	maxURL = 2048 // bytes
 )
 
-// CheckURL says what is wrong with a URL that the broker is to send requests
-// to: it must be absolute and https, at most 2,048 bytes long, without user name,
-// password or fragment. Plain http is for loopback hosts (localhost, or an
-// address), and for others if allowHTTP is set. The error does not repeat the
-// URL, which may hold what must not be shown.
+// CheckURL checks a URL for the broker's requests: it must be absolute and https, at
+// most 2,048 bytes long, without user name, password and fragment. Plain http is
+// accepted for loopback hosts (localhost or an address), and for all hosts if allowHTTP
+// is set. The error does not quote the URL, which may contain a secret.
 func CheckURL(raw string, allowHTTP bool) error {
 	if len(raw) > maxURL {
 		return fmt.Errorf("the URL is longer than %d bytes", maxURL)
@@ -43,11 +42,11 @@ func CheckURL(raw string, allowHTTP bool) error {
 	case u.Scheme != "https" && u.Scheme != "http", u.Hostname() == "":
 		return errors.New("the URL must be absolute; write it as https://host/path")
 	case u.User != nil:
-		return errors.New("the URL must not hold a user name or password")
+		return errors.New("the URL must not contain a user name or password")
 	case strings.Contains(raw, "#"):
 		return errors.New("the URL must not have a fragment (#)")
 	case u.Scheme == "http" && !allowHTTP && !loopback(u.Hostname()):
-		return errors.New("the URL must be https; plain http is for loopback hosts only, unless it is allowed explicitly")
+		return errors.New("the URL must be https; plain http is allowed for loopback hosts only, unless the configuration allows it")
 	default:
 		return nil
 	}
@@ -58,8 +57,8 @@ func loopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || err == nil && addr.Unmap().IsLoopback()
 }
 
-// Printable returns a URL as messages may show it: without user name,
-// password, query and fragment.
+// Printable returns a URL without user name, password, query and fragment, so that it is
+// safe in messages.
 func Printable(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -69,29 +68,29 @@ func Printable(raw string) string {
 	return u.String()
 }
 
-// Get reads a JSON document of at most limit bytes within [Timeout]. Only an
-// answer of 200 has one. The error is always an [*Error].
-func Get(ctx context.Context, client *http.Client, from string, limit int64) ([]byte, http.Header, error) {
-	return GetWithToken(ctx, client, from, redact.String{}, limit)
+// Get fetches a JSON document of at most limit bytes within [Timeout]. Any status except
+// 200 is an error. The error is always an [*Error].
+func Get(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, http.Header, error) {
+	return GetWithToken(ctx, client, url, redact.String{}, limit)
 }
 
-// GetWithToken is Get with a bearer token (RFC 6750), for servers that publish
-// documents to known clients only. An empty token is not sent. The token goes to the
-// host of the URL alone, because the clients of a [Network] follow no redirect.
-func GetWithToken(ctx context.Context, client *http.Client, from string, token redact.String, limit int64) ([]byte, http.Header, error) {
-	body, header, fault := get(ctx, client, from, token, limit)
-	if fault != nil {
-		return nil, nil, fault
+// GetWithToken is [Get] with a bearer token (RFC 6750), for servers that publish
+// documents to known clients only. An empty token is not sent. Only the host of the URL
+// gets the token, because the clients of a [Network] follow no redirects.
+func GetWithToken(ctx context.Context, client *http.Client, url string, token redact.String, limit int64) ([]byte, http.Header, error) {
+	body, header, err := get(ctx, client, url, token, limit)
+	if err != nil { // a nil *Error must not become a non-nil error
+		return nil, nil, err
 	}
 	return body, header, nil
 }
 
-func get(ctx context.Context, client *http.Client, from string, token redact.String, limit int64) ([]byte, http.Header, *Error) {
+func get(ctx context.Context, client *http.Client, url string, token redact.String, limit int64) ([]byte, http.Header, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return nil, nil, &Error{text: Printable(from) + " is not a URL that can be requested"}
+		return nil, nil, &Error{text: Printable(url) + " is not a valid URL for a request"}
 	}
 	request.Header.Set("Accept", "application/json, application/jwk-set+json")
 	request.Header.Set("Accept-Encoding", "identity")
@@ -101,35 +100,35 @@ func get(ctx context.Context, client *http.Client, from string, token redact.Str
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return nil, nil, unreachable(from, err)
+		return nil, nil, connectionError(url, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	// Read whatever the status is, so that the connection can be used again.
+	// The body is read for every status, so that the connection can be reused.
 	body, err := ReadBody(response, limit)
 	switch {
 	case response.StatusCode != http.StatusOK:
-		return nil, nil, refused(from, response.StatusCode)
+		return nil, nil, statusError(url, response.StatusCode)
 	case errors.Is(err, ErrCoding), errors.Is(err, ErrCompressed):
-		return nil, nil, &Error{Status: http.StatusOK, text: fmt.Sprintf("%s answers with %v", Printable(from), err)}
+		return nil, nil, &Error{Status: http.StatusOK, text: fmt.Sprintf("%s answers with %v", Printable(url), err)}
 	case err != nil:
-		return nil, nil, unreachable(from, err)
+		return nil, nil, connectionError(url, err)
 	case int64(len(body)) > limit:
-		return nil, nil, &Error{Status: http.StatusOK, text: fmt.Sprintf("%s answers with more than %d bytes", Printable(from), limit)}
+		return nil, nil, &Error{Status: http.StatusOK, text: fmt.Sprintf("%s answers with more than %d bytes", Printable(url), limit)}
 	}
 	return body, response.Header, nil
 }
 
-// UserAgent is how the broker names itself to IdPs.
+// UserAgent is the User-Agent of the broker's requests to IdPs.
 const UserAgent = "tokenbroker"
 
-// Error says in a sentence why a document could not be had. It shows nothing
-// that a peer wrote.
+// Error states in a sentence why a document could not be fetched or used. It quotes
+// nothing from a peer.
 type Error struct {
-	// Unreachable: there was no answer, or one that says to come again (408,
-	// 429, 5xx). Trying again may help. Otherwise what was found is wrong, and
-	// stays so until somebody changes it.
+	// Unreachable is true if there was no response, or one with a temporary status (408,
+	// 429, 5xx): a later attempt may succeed. Otherwise the failure lasts until the
+	// issuer or the configuration changes.
 	Unreachable bool
-	// Status of the HTTP answer; zero: there was none.
+	// Status is the status of the HTTP response; zero if there was none.
 	Status int
 
 	text  string
@@ -141,32 +140,32 @@ func (e *Error) Error() string { return e.text }
 // Unwrap returns the cause, reduced by [Cause]; may be nil.
 func (e *Error) Unwrap() error { return e.cause }
 
-func unreachable(from string, err error) *Error {
+func connectionError(url string, err error) *Error {
 	cause := Cause(err)
-	if _, refused := errors.AsType[*AddressError](cause); refused {
-		return &Error{text: fmt.Sprintf("%s is not connected to: %v", Printable(from), cause), cause: cause}
+	if _, ok := errors.AsType[*AddressError](cause); ok {
+		return &Error{text: fmt.Sprintf("the broker does not connect to %s: %v", Printable(url), cause), cause: cause}
 	}
-	if proxy, ok := errors.AsType[*ProxyError](cause); ok && proxy.Lasting() {
-		return &Error{text: fmt.Sprintf("%s is not reached: %v", Printable(from), cause), cause: cause}
+	if proxy, ok := errors.AsType[*ProxyError](cause); ok && proxy.Permanent() {
+		return &Error{text: fmt.Sprintf("%s cannot be reached: %v", Printable(url), cause), cause: cause}
 	}
-	return &Error{Unreachable: true, text: fmt.Sprintf("%s gave no answer: %v", Printable(from), cause), cause: cause}
+	return &Error{Unreachable: true, text: fmt.Sprintf("%s did not answer: %v", Printable(url), cause), cause: cause}
 }
 
-func refused(from string, status int) *Error {
-	comeAgain := status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500
-	return &Error{Unreachable: comeAgain, Status: status, text: fmt.Sprintf("%s answered HTTP %d", Printable(from), status)}
+func statusError(url string, status int) *Error {
+	temporary := status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status >= 500
+	return &Error{Unreachable: temporary, Status: status, text: fmt.Sprintf("%s answered HTTP %d", Printable(url), status)}
 }
 
 var (
 	errCertificate = errors.New("its certificate does not verify: check the host name, the certificate's dates and the trusted authorities")
-	errBroken      = errors.New("the connection failed, or what came was not HTTP")
+	errBroken      = errors.New("the connection failed, or the response was not HTTP")
 )
 
-// Cause reduces an error of [http.Client.Do], or of reading an answer's body, to
-// what may be printed. Such errors quote the URL with its query, and malformed
-// answers, in which a peer may echo the secret that it was sent. What is left
-// tells a timeout, a cancelled context, a name that does not resolve, a refused
-// connection and a failed handshake apart.
+// Cause reduces an error of [http.Client.Do], or of reading a response's body, to an
+// error that is safe to print. The original may quote the URL with its query and a
+// malformed response, in which a peer may echo a secret from the request. The result
+// still distinguishes a timeout, a canceled context, a name that does not resolve, a
+// refused connection and a failed handshake.
 func Cause(err error) error {
 	var (
 		dns         *net.DNSError

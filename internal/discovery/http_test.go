@@ -130,7 +130,7 @@ func TestGetRefuses(t *testing.T) {
 		"a redirect to no URL": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", "%zzcanary")
 			w.WriteHeader(http.StatusFound)
-		}, "no answer", true},
+		}, "did not answer", true},
 		"a body that breaks off": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "6")
 			_, _ = io.WriteString(w, "can")
@@ -138,7 +138,7 @@ func TestGetRefuses(t *testing.T) {
 		"headers beyond the limit": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-Canary", strings.Repeat("canary", 20000))
 			_, _ = io.WriteString(w, "{}")
-		}, "no answer", true},
+		}, "did not answer", true},
 		"what is no HTTP": {func(w http.ResponseWriter, _ *http.Request) {
 			hijack(w, "canary canary\r\n\r\n")
 		}, "not HTTP", true},
@@ -243,8 +243,8 @@ func TestConnectionsToAHostAreBounded(t *testing.T) {
 	all.Wait()
 }
 
-// 32 requests at a time need 32 handshakes, however many requests follow: a
-// connection whose request is done is kept for the next one.
+// 32 concurrent requests need 32 handshakes, and no more for later requests, because
+// connections are reused.
 func TestConnectionsToAHostAreKept(t *testing.T) {
 	const bound, rounds = 32, 10
 	var handshakes atomic.Int64

@@ -10,11 +10,10 @@ import (
 
 var errNotObject = errors.New("not one JSON object")
 
-// ParseMembers reads the members of one JSON object. It accepts an object that
-// repeats a member, and returns the names of those that are repeated: their values
-// are not to be used, because parsers disagree about which one holds. It accepts
-// texts that are not UTF-8 too. So a flaw in a member that is never read does no
-// harm to the others. The values share no memory with the body.
+// ParseMembers parses the members of one JSON object. It accepts invalid UTF-8 and
+// repeated members, so that a defect in one member does not affect the others. It
+// returns the names of repeated members; do not use their values, because parsers
+// disagree about which one counts. The values share no memory with the body.
 func ParseMembers(body []byte) (values map[string]jsontext.Value, repeated map[string]bool, err error) {
 	decoder := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if start, err := decoder.ReadToken(); err != nil || start.Kind() != jsontext.KindBeginObject {
@@ -31,7 +30,7 @@ func ParseMembers(body []byte) (values map[string]jsontext.Value, repeated map[s
 		if err != nil {
 			return nil, nil, errNotObject
 		}
-		if _, again := values[name]; again {
+		if _, exists := values[name]; exists {
 			repeated[name] = true
 		}
 		values[name] = value.Clone()
@@ -39,7 +38,7 @@ func ParseMembers(body []byte) (values map[string]jsontext.Value, repeated map[s
 	if end, err := decoder.ReadToken(); err != nil || end.Kind() != jsontext.KindEndObject {
 		return nil, nil, errNotObject
 	}
-	if _, err := decoder.ReadToken(); !errors.Is(err, io.EOF) { // something follows the object
+	if _, err := decoder.ReadToken(); !errors.Is(err, io.EOF) { // there is more after the object
 		return nil, nil, errNotObject
 	}
 	return values, repeated, nil

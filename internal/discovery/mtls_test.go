@@ -49,8 +49,8 @@ func selfSigned(t *testing.T, name string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// TestClientsWithACertificate: each presents its own, whatever authorities the
-// server names, on connections that no other uses.
+// TestClientsWithACertificate: each client presents its own certificate, for any authorities
+// that the server names, on connections that no other client uses.
 func TestClientsWithACertificate(t *testing.T) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		name := "nobody"

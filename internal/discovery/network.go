@@ -20,53 +20,51 @@ import (
 // Bounds of connections.
 const (
 	connectTimeout = 2 * time.Second
-	// A fleet of keys that expire together must not become a flood of
-	// connections to one IdP.
+	// maxConnsPerHost prevents a flood of connections to one IdP when many tokens
+	// expire at the same time.
 	maxConnsPerHost = 32
-	maxHeader       = 64 << 10
+	maxHeader       = 64 << 10 // bytes
 )
 
-// Network connects to IdPs and issuers, and to nothing that they may not name:
-// what an issuer publishes, or whoever speaks for its DNS, must not lead the
-// broker to what only the broker can reach. Each address is checked when the
-// connection to it is made, after its name was resolved, so that a name that
-// changes its mind does not help.
+// Network connects to IdPs and issuers. An issuer's metadata, or an attacker with control
+// over its DNS, must not direct the broker to servers that only the broker can reach
+// (server-side request forgery). So the Network checks each address when it connects,
+// after the name was resolved; DNS rebinding does not bypass this check.
 //
-// Clients of different reach share no connections. A Network is safe for
-// concurrent use.
+// Clients of different reach share no connections. A Network is safe for concurrent use.
 type Network struct {
 	clients   [never]*http.Client // by reach
-	transport http.RoundTripper   // in place of connections; nil: none is
-	tracer    *tracing.Tracer     // nil: there are no spans
-	// authorities are trusted in place of those of the system; nil: the latter are.
+	transport http.RoundTripper   // replaces all connections in tests; nil: real connections
+	tracer    *tracing.Tracer     // nil: no spans
+	// authorities replace the trusted authorities of the system; nil: they do not.
 	authorities *authorities
 
-	mu       sync.Mutex
-	trusting map[string]*Network // by the file of their authorities
+	mu              sync.Mutex
+	withAuthorities map[string]*Network // by the file of authorities
 }
 
-// NewNetwork returns a Network. A transport that is not nil is used in place of
-// connections, and then no address is checked; tests do so.
+// NewNetwork returns a Network. A non-nil transport replaces all connections, for tests;
+// then no address is checked.
 func NewNetwork(transport http.RoundTripper) *Network { return newNetwork(transport, nil) }
 
 func newNetwork(transport http.RoundTripper, trusted *authorities) *Network {
 	n := &Network{transport: transport, authorities: trusted}
 	for r := range n.clients {
-		way := transport
-		if way == nil {
-			way = n.way(reach(r), nil)
+		clientTransport := transport
+		if clientTransport == nil {
+			clientTransport = n.newTransport(reach(r), nil)
 		}
-		n.clients[r] = newHTTPClient(way)
+		n.clients[r] = newHTTPClient(clientTransport)
 	}
 	return n
 }
 
-// way is how requests get to addresses within a reach.
-func (n *Network) way(r reach, certificate *tls.Certificate) http.RoundTripper {
+// newTransport returns a transport for connections within a reach.
+func (n *Network) newTransport(r reach, certificate *tls.Certificate) http.RoundTripper {
 	if n.authorities == nil {
 		return newGuard(r, http.ProxyFromEnvironment, certificate)
 	}
-	return &renewing{authorities: n.authorities, make: func(roots *x509.CertPool) *guard {
+	return &reloadingGuard{authorities: n.authorities, newGuard: func(roots *x509.CertPool) *guard {
 		g := newGuard(r, http.ProxyFromEnvironment, certificate)
 		g.direct.TLSClientConfig.RootCAs = roots
 		g.proxied.TLSClientConfig.RootCAs = roots
@@ -74,42 +72,38 @@ func (n *Network) way(r reach, certificate *tls.Certificate) http.RoundTripper {
 	}}
 }
 
-// ClientFor returns the client for requests to the configured URL, and to what
-// is found by it. Its connections go to public addresses; to loopback addresses
-// too if the URL's host is one; and to loopback and private ones if allowPrivate
-// is set. Those that are link-local, which is where clouds hand out the
-// credentials of a machine, and multicast, unspecified and reserved ones are
-// never connected to.
+// ClientFor returns the client for requests to the configured URL and to the URLs in its
+// metadata. It connects to public addresses; also to loopback addresses if the
+// configured host is one; and to loopback and private addresses if allowPrivate is set.
+// It never connects to link-local addresses, where clouds serve the credentials of a
+// machine, nor to multicast, unspecified and reserved addresses.
 //
-// It follows no redirect: one would carry a secret to another host, or let
-// another host speak for the one that was configured. It speaks TLS 1.2 or
-// later, takes 2 s at most to connect and 2 s to shake hands, reads 64 KiB of
-// header, and opens 32 connections to a host; more requests wait. Each connection
-// is kept for the next request, for 30 s at most. There is no timeout beyond
-// that: callers bound each request by its context.
+// It follows no redirects: a redirect could carry a secret to another host, or let
+// another host answer for the configured one. It requires TLS 1.2, takes at most 2 s to
+// connect and 2 s for the handshake, reads at most 64 KiB of header, and opens at most
+// 32 connections to a host; further requests wait. An idle connection is kept for 30 s.
+// Requests have no timeout otherwise: callers must set one by the context.
 //
-// The environment's proxy (HTTPS_PROXY, NO_PROXY) is honoured, because some
-// networks let nothing out without it and a proxy sees of https no more than
-// the host's name. Loopback hosts are never proxied. It is the proxy that
-// resolves names then, so that of the addresses only those can be checked that
-// are written into a URL.
+// It uses the proxy of the environment (HTTPS_PROXY, NO_PROXY), because some networks
+// require one, and a proxy sees only the host name of an https request. Requests to
+// loopback hosts never use it. With a proxy only literal addresses in URLs are checked,
+// because the proxy resolves the names.
 func (n *Network) ClientFor(configured string, allowPrivate bool) *http.Client {
-	return n.clients[reachOf(configured, allowPrivate)]
+	return n.clients[reachFor(configured, allowPrivate)]
 }
 
-// ClientWith is ClientFor with a certificate that is presented to every server
-// that asks for one (RFC 8705 section 2). Each call makes a client with
-// connections of its own, because a connection goes on with the certificate
-// that it began with; whoever no longer needs it closes those that are idle.
+// ClientWith is ClientFor with a client certificate for every server that requests one
+// (RFC 8705 section 2). Each call returns a client with its own connections, because a
+// connection keeps its certificate. Close its idle connections after use.
 func (n *Network) ClientWith(configured string, allowPrivate bool, certificate tls.Certificate) *http.Client {
 	if n.transport != nil {
 		return n.trace(newHTTPClient(n.transport))
 	}
-	return n.trace(newHTTPClient(n.way(reachOf(configured, allowPrivate), &certificate)))
+	return n.trace(newHTTPClient(n.newTransport(reachFor(configured, allowPrivate), &certificate)))
 }
 
-// NewHTTPClient returns a client such as [Network.ClientFor] does, over a
-// transport; tests need that. Nil: the network, public addresses only.
+// NewHTTPClient returns a client like that of [Network.ClientFor] over a transport, for
+// tests. Nil: connections to public addresses only.
 func NewHTTPClient(transport http.RoundTripper) *http.Client {
 	if transport == nil {
 		transport = newGuard(public, http.ProxyFromEnvironment, nil)
@@ -124,7 +118,7 @@ func newHTTPClient(transport http.RoundTripper) *http.Client {
 	}
 }
 
-// guard makes connections to the addresses in its reach.
+// guard is a transport that connects only to addresses within its reach.
 type guard struct {
 	reach           reach
 	proxy           func(*http.Request) (*url.URL, error)
@@ -136,11 +130,11 @@ func newGuard(r reach, proxy func(*http.Request) (*url.URL, error), certificate 
 		reach:   r,
 		proxy:   proxy,
 		direct:  newTransport(nil, r.control),
-		proxied: newTransport(proxy, nil), // the proxy is the operator's own choice, and may be anywhere
+		proxied: newTransport(proxy, nil), // the operator chose the proxy, so it may have any address
 	}
 	if certificate != nil {
-		// Whatever authorities the server names: a self-signed certificate comes
-		// from none of them, and the server knows it by other means.
+		// The authorities that the server names are ignored: no authority issued a
+		// self-signed certificate, and the server may know it nevertheless.
 		present := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
 		g.direct.TLSClientConfig.GetClientCertificate = present
 		g.proxied.TLSClientConfig.GetClientCertificate = present
@@ -155,7 +149,7 @@ func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 		return g.direct.RoundTrip(r)
 	}
 	if err == nil {
-		err = g.reach.refuseHost(r.URL.Hostname())
+		err = g.reach.checkHost(r.URL.Hostname())
 	}
 	if err != nil {
 		if r.Body != nil {
@@ -166,13 +160,14 @@ func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	return g.proxied.RoundTrip(r)
 }
 
-// CloseIdleConnections lets http.Client close them.
+// CloseIdleConnections is called by [http.Client.CloseIdleConnections].
 func (g *guard) CloseIdleConnections() {
 	g.direct.CloseIdleConnections()
 	g.proxied.CloseIdleConnections()
 }
 
-// control is what a net.Dialer calls before it connects, with an address.
+// control is the type of [net.Dialer.ControlContext], which is called with the address
+// before each connection.
 type control func(ctx context.Context, network, address string, conn syscall.RawConn) error
 
 func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *http.Transport {
@@ -182,15 +177,14 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *h
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: connectTimeout,
 		MaxConnsPerHost:     maxConnsPerHost,
-		// Each connection that may be open may also wait for the next request:
-		// where fewer may, a busy broker closes connections and shakes hands anew
-		// all the time.
+		// All open connections may be idle. With a lower bound, a busy broker would
+		// close and reopen connections all the time.
 		MaxIdleConnsPerHost: maxConnsPerHost,
-		// Less than the 60 s after which common load balancers drop an idle
-		// connection without a word.
+		// Less than 60 s, after which common load balancers silently drop an idle
+		// connection.
 		IdleConnTimeout:        30 * time.Second,
 		MaxResponseHeaderBytes: maxHeader,
-		// A small body must not unpack into a large one.
+		// ReadBody decompresses within a limit.
 		DisableCompression: true,
 		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, response *http.Response) error {
 			if response.StatusCode == http.StatusOK {
@@ -199,23 +193,24 @@ func newTransport(proxy func(*http.Request) (*url.URL, error), check control) *h
 			return &ProxyError{Status: response.StatusCode}
 		},
 		ForceAttemptHTTP2: true,
-		// Without pings a connection that went silent is used until the kernel
-		// gives it up, after a quarter of an hour.
+		// Without pings, requests use a dead connection until the kernel closes it
+		// after 15 minutes.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 3 * time.Second},
 	}
 }
 
-// reach is which addresses may be connected to. Each includes the one before.
+// reach states which addresses a client may connect to. Each reach includes the ones
+// before it.
 type reach int
 
 const (
-	public  reach = iota
-	local         // and loopback ones
-	private       // and private ones
-	never         // beyond all
+	public  reach = iota // public addresses only
+	local                // also loopback addresses
+	private              // also private addresses
+	never                // no client has this reach
 )
 
-func reachOf(configured string, allowPrivate bool) reach {
+func reachFor(configured string, allowPrivate bool) reach {
 	u, err := url.Parse(configured)
 	switch {
 	case allowPrivate:
@@ -232,72 +227,74 @@ func (r reach) control(_ context.Context, _, address string, _ syscall.RawConn) 
 	if err != nil {
 		return &AddressError{kind: "an unknown kind of"}
 	}
-	return r.refuse(to.Addr())
+	return r.check(to.Addr())
 }
 
-// refuse returns why an address is not connected to, as an [*AddressError].
-func (r reach) refuse(addr netip.Addr) error {
-	kind, needs := kindOf(addr)
+// check returns an [*AddressError] for an address outside the reach.
+func (r reach) check(addr netip.Addr) error {
+	kind, needs := classify(addr)
 	if r < needs {
-		return &AddressError{kind: kind, liftable: needs < never}
+		return &AddressError{kind: kind, permittable: needs < never}
 	}
 	return nil
 }
 
-// refuseHost is refuse for a host of a URL. Names are not resolved: what they
-// stand for is known when the connection is made.
-func (r reach) refuseHost(host string) error {
+// checkHost is check for the host of a URL. It does not resolve names; control checks
+// their addresses.
+func (r reach) checkHost(host string) error {
 	if strings.EqualFold(host, "localhost") {
-		return r.refuse(netip.IPv6Loopback())
+		return r.check(netip.IPv6Loopback())
 	}
 	if addr, err := netip.ParseAddr(host); err == nil {
-		return r.refuse(addr)
+		return r.check(addr)
 	}
 	return nil
 }
 
-// AddressError refuses an address that is not public. It does not repeat it.
+// AddressError means that the broker does not connect to an address, because it is not
+// public. The error does not quote the address.
 type AddressError struct {
-	kind     string // with its article
-	liftable bool   // by allow_private
+	kind        string // with its article
+	permittable bool   // allow_private permits it
 }
 
 func (e *AddressError) Error() string {
-	if e.liftable {
-		return "it is " + e.kind + " address: if the broker is meant to connect there, say allow_private: true"
+	if e.permittable {
+		return "it is " + e.kind + " address: to allow it, set allow_private: true"
 	}
-	return "it is " + e.kind + " address, and such are never connected to"
+	return "it is " + e.kind + " address, which is never allowed"
 }
 
-// ProxyError is the refusal of the environment's proxy to connect to a host.
+// ProxyError means that the environment's proxy refused to connect to a host.
 type ProxyError struct {
-	// Status is that of the proxy's answer.
+	// Status is the HTTP status of the proxy's response.
 	Status int
 }
 
 func (e *ProxyError) Error() string {
 	if e.Status == http.StatusProxyAuthRequired {
-		return "the proxy on the way demands authentication (HTTP 407): give its user and password in HTTPS_PROXY, or name the host in NO_PROXY"
+		return "the proxy requires authentication (HTTP 407): add user and password to HTTPS_PROXY, or the host to NO_PROXY"
 	}
-	return fmt.Sprintf("the proxy on the way refuses to connect (HTTP %d): see the log of the proxy (HTTPS_PROXY), or name the host in NO_PROXY", e.Status)
+	return fmt.Sprintf("the proxy refuses to connect (HTTP %d): see the log of the proxy (HTTPS_PROXY), or add the host to NO_PROXY", e.Status)
 }
 
-// Lasting reports whether trying again does not help until somebody changes something.
-func (e *ProxyError) Lasting() bool { return e.Status < http.StatusInternalServerError }
+// Permanent reports whether another attempt would fail too until the configuration of
+// the broker or the proxy changes.
+func (e *ProxyError) Permanent() bool { return e.Status < http.StatusInternalServerError }
 
-// CheckHost returns an error for a configured URL whose host is an address that
-// would never be connected to, as an [*AddressError].
+// CheckHost returns an [*AddressError] for a configured URL whose host is an address that
+// the client of [Network.ClientFor] would not connect to. It does not resolve names.
 func CheckHost(configured string, allowPrivate bool) error {
-	if u, err := url.Parse(configured); err == nil { // CheckURL says so if it is not
-		return reachOf(configured, allowPrivate).refuseHost(u.Hostname())
+	if u, err := url.Parse(configured); err == nil { // CheckURL reports an invalid URL
+		return reachFor(configured, allowPrivate).checkHost(u.Hostname())
 	}
 	return nil
 }
 
-// special are addresses beyond those that net/netip knows, which are not on the
-// Internet (RFC 6890) or are so only by way of a translator of one's own.
+// special lists address ranges that net/netip does not classify. They are not on the
+// Internet (RFC 6890), or only through a local translator.
 //
-//nolint:gochecknoglobals // a table that nothing writes
+//nolint:gochecknoglobals // a constant table
 var special = []struct {
 	prefix netip.Prefix
 	kind   string
@@ -312,9 +309,9 @@ var special = []struct {
 	{netip.MustParsePrefix("240.0.0.0/4"), "a reserved", never},
 }
 
-// kindOf says what an address is, and which reach it takes to connect to it.
-func kindOf(addr netip.Addr) (kind string, needs reach) {
-	addr = carried(addr.WithZone("").Unmap())
+// classify returns the kind of an address and the reach that is necessary for it.
+func classify(addr netip.Addr) (kind string, needs reach) {
+	addr = embeddedIPv4(addr.WithZone("").Unmap())
 	switch {
 	case addr.IsUnspecified():
 		return "an unspecified", never
@@ -335,10 +332,10 @@ func kindOf(addr netip.Addr) (kind string, needs reach) {
 	return "a public", public
 }
 
-// carried returns the IPv4 address that an IPv6 address stands for where a
-// translator or a tunnel is on the way: NAT64 (RFC 6052), 6to4 (RFC 3056), and
-// the old form with 96 bits of zero (RFC 4291 section 2.5.5.1).
-func carried(addr netip.Addr) netip.Addr {
+// embeddedIPv4 returns the IPv4 address to which a translator or tunnel maps an IPv6
+// address: NAT64 (RFC 6052), 6to4 (RFC 3056), or IPv4-compatible (RFC 4291 section
+// 2.5.5.1). It returns any other address unchanged.
+func embeddedIPv4(addr netip.Addr) netip.Addr {
 	if addr.Is4() || addr == netip.IPv6Loopback() || addr == netip.IPv6Unspecified() {
 		return addr
 	}

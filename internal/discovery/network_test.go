@@ -29,8 +29,8 @@ func isAddressError(err error) bool {
 	return ok
 }
 
-// D2: what each kind of address needs to be connected to.
-func TestAddressesThatAreConnectedTo(t *testing.T) {
+// D2: the reach that each kind of address needs.
+func TestReach_addresses(t *testing.T) {
 	for needs, addresses := range map[string][]string{
 		"nothing": {
 			"93.184.216.34", "8.8.8.8", "172.15.255.255", "172.32.0.1", "100.63.255.255", "100.128.0.1", "169.253.1.1", "198.17.0.1", "223.255.255.255",
@@ -58,7 +58,7 @@ func TestAddressesThatAreConnectedTo(t *testing.T) {
 				"loopback": {"http://localhost:9000", false, []string{"nothing", "a loopback host"}},
 				"private":  {"https://idp.example", true, []string{"nothing", "a loopback host", "allow_private"}},
 			} {
-				err := discovery.Refuse(tt.configured, tt.allowPrivate, addr)
+				err := discovery.CheckAddress(tt.configured, tt.allowPrivate, addr)
 				if admitted := strings.Contains(fmt.Sprint(tt.reaches), needs); (err == nil) != admitted {
 					t.Errorf("%s, which needs %s, by the client for a %s configuration: %v", addr, needs, name, err)
 				}
@@ -75,13 +75,13 @@ func TestWhichConfiguredHostsAreLoopback(t *testing.T) {
 		"http://localhost:1": true, "http://LOCALHOST": true, "http://127.0.0.2:8080/x": true, "http://[::1]": true,
 		"https://localhost.example": false, "https://127.0.0.1.nip.example": false, "https://idp.example/127.0.0.1": false, "https://idp.example@127.0.0.1.example": false, "%zz": false,
 	} {
-		if err := discovery.Refuse(configured, false, "127.0.0.1"); (err == nil) != want {
+		if err := discovery.CheckAddress(configured, false, "127.0.0.1"); (err == nil) != want {
 			t.Errorf("%s: %v", configured, err)
 		}
 	}
 }
 
-func TestCheckHostTellsOfAddressesInTheConfiguration(t *testing.T) {
+func TestCheckHost(t *testing.T) {
 	for configured, want := range map[string]bool{
 		"https://idp.example": true, "http://127.0.0.1:9000": true, "http://localhost": true, "https://8.8.8.8": true, "%zz": true,
 		"https://10.0.0.1": false, "https://[fd00::1]/x": false, "https://169.254.169.254": false, "https://0.0.0.0": false,
@@ -125,7 +125,7 @@ func get(t *testing.T, client *http.Client, url string) error {
 	return err
 }
 
-// D2: addresses are refused however they are written, or named.
+// D2: addresses are refused in every notation, and behind names.
 func TestPrivateServersAreNotReached(t *testing.T) {
 	here, requests := server(t)
 	port := here[strings.LastIndexByte(here, ':'):]
@@ -133,7 +133,7 @@ func TestPrivateServersAreNotReached(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "LocalHost", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0", "[::]", "127.1", "2130706433", "10.0.0.1", "169.254.169.254"} {
 		err := get(t, client, "http://"+host+port)
 		fault := faultOf(t, err)
-		// What is no address to Go is looked up as a name, which may fail.
+		// Go resolves a text that it does not parse as an address, which may fail.
 		if name := host == "127.1" || host == "2130706433"; !name && (!isAddressError(err) || fault.Unreachable) {
 			t.Errorf("%s: unreachable = %v: %v", host, fault.Unreachable, err)
 		}
@@ -146,9 +146,9 @@ func TestPrivateServersAreNotReached(t *testing.T) {
 	}
 }
 
-// What one issuer may is nothing that another may: not through the same Network,
-// and not over a connection that the first has kept.
-func TestLeaveOfOneIssuerIsNotThatOfAnother(t *testing.T) {
+// The permission of one issuer does not extend to another: not through the same Network, and
+// not over an idle connection of the first.
+func TestAllowPrivate_perIssuer(t *testing.T) {
 	here, requests := server(t)
 	network := discovery.NewNetwork(nil)
 	permitted, other := network.ClientFor("https://internal.example", true), network.ClientFor("https://idp.example", false)
@@ -190,7 +190,7 @@ func resolveAll(t *testing.T, resolve func() netip.Addr) {
 	}()
 }
 
-// dnsAnswer answers a question for A with one address, and others with none (RFC
+// dnsAnswer answers a query for A records with one address, and other queries with none (RFC
 // 1035 section 4).
 func dnsAnswer(query []byte, resolve func() netip.Addr) []byte {
 	end := 12
@@ -207,8 +207,7 @@ func dnsAnswer(query []byte, resolve func() netip.Addr) []byte {
 	return answer
 }
 
-// D2: a name is judged by what it resolves to when the connection is made, each
-// time anew.
+// D2: the addresses of a name are checked at each connection.
 func TestNamesOfPrivateAddressesAreRefused(t *testing.T) {
 	here, requests := server(t)
 	port := here[strings.LastIndexByte(here, ':'):]
@@ -234,7 +233,7 @@ func TestNamesOfPrivateAddressesAreRefused(t *testing.T) {
 	}
 }
 
-// D2: a proxy may be at a private address; what is asked of it may not.
+// D2: a proxy may have a private address; the target of a request through it may not.
 func TestProxyMayBePrivateAndItsTargetsNot(t *testing.T) {
 	here, requests := server(t)
 	proxy, err := url.Parse(here)
@@ -273,7 +272,7 @@ func TestDocumentMayNotNamePrivateEndpoints(t *testing.T) {
 		"https://10.0.0.1/keys", "https://192.168.1.1/keys", "https://169.254.169.254/keys", "https://127.0.0.1/keys", "https://localhost/keys", "https://[::1]/keys",
 		"https://[fd00::1]/keys", "https://[::ffff:10.0.0.1]/keys", "https://0.0.0.0/keys",
 	} {
-		if err := find(discovery.Config{Issuer: issuer}, endpoint); !isAddressError(err) && (err == nil || !strings.Contains(err.Error(), "as jwks_uri that is refused")) {
+		if err := find(discovery.Config{Issuer: issuer}, endpoint); !isAddressError(err) && (err == nil || !strings.Contains(err.Error(), "an invalid jwks_uri")) {
 			t.Errorf("%s: %v", endpoint, err)
 		}
 	}

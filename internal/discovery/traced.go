@@ -6,15 +6,15 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// traced makes a span of each request.
+// traced records a span for each request.
 type traced struct {
 	http.RoundTripper
 
 	tracer *tracing.Tracer
 }
 
-// Trace makes spans of the requests of all clients, named by [tracing.Named]. It
-// is to be called before any is used.
+// Trace records a span for each request of the Network's clients, named by
+// [tracing.Named]. Call it before the first request. A nil tracer records nothing.
 func (n *Network) Trace(tracer *tracing.Tracer) {
 	n.tracer = tracer
 	for _, client := range n.clients {
@@ -22,7 +22,7 @@ func (n *Network) Trace(tracer *tracing.Tracer) {
 	}
 }
 
-// trace makes spans of a client's requests, if spans are made.
+// trace adds tracing to a client if the Network has a tracer.
 func (n *Network) trace(client *http.Client) *http.Client {
 	if n.tracer != nil {
 		client.Transport = traced{client.Transport, n.tracer}
@@ -30,8 +30,7 @@ func (n *Network) trace(client *http.Client) *http.Client {
 	return client
 }
 
-// RoundTrip implements http.RoundTripper. The span ends when the answer's header
-// is there.
+// RoundTrip implements http.RoundTripper. The span ends with the header of the response.
 func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, span := t.tracer.Start(r.Context(), tracing.NameIn(r.Context()))
 	span.Host(r.URL.Hostname())
@@ -43,7 +42,7 @@ func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// CloseIdleConnections lets http.Client close them.
+// CloseIdleConnections is called by [http.Client.CloseIdleConnections].
 func (t traced) CloseIdleConnections() {
 	(&http.Client{Transport: t.RoundTripper}).CloseIdleConnections()
 }

@@ -176,7 +176,7 @@ func (c *Client) noResponse(err error) *Error {
 	if _, ok := errors.AsType[*discovery.AddressError](cause); ok {
 		return &Error{Class: Misconfigured, text: fmt.Sprintf("cannot be connected to: %v", cause), cause: cause}
 	}
-	if proxy, ok := errors.AsType[*discovery.ProxyError](cause); ok && proxy.Lasting() {
+	if proxy, ok := errors.AsType[*discovery.ProxyError](cause); ok && proxy.Permanent() {
 		return &Error{Class: Misconfigured, text: fmt.Sprintf("cannot be reached: %v", cause), cause: cause}
 	}
 	return &Error{Class: Transient, text: fmt.Sprintf("did not respond: %v", cause), cause: cause}

@@ -91,7 +91,7 @@ func TestIntrospectionEndpointIsDiscovered(t *testing.T) {
 	isFault(t, err, idp.Misconfigured, "names no introspection_endpoint: configure the endpoint")
 	document["introspection_endpoint"] = "/introspect"
 	_, err = ask()
-	isFault(t, err, idp.Misconfigured, "names a URL as introspection_endpoint that is refused: the URL must be absolute")
+	isFault(t, err, idp.Misconfigured, "has an invalid introspection_endpoint: the URL must be absolute")
 	// Endpoints that are not used may be bad.
 	document["introspection_endpoint"], document["token_endpoint"], document["jwks_uri"] = endpoint, "http://idp.example/token", "keys"
 	if got, err := ask(); err != nil || got.Active || len(requests()) != 1 {

@@ -103,7 +103,7 @@ func (s *apiServer) requests() (paths, tokens []string) {
 // the authorities of a file.
 func verifierFor(t *testing.T, s *apiServer, ca, tokenFile string) *verify.Verifier {
 	t.Helper()
-	network, err := discovery.NewNetwork(nil).Trusting(ca)
+	network, err := discovery.NewNetwork(nil).WithAuthorities(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
