@@ -114,7 +114,7 @@ func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Se
 	must(t, err)
 	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: append([]verify.IssuerConfig{
 		{Issuer: Issuer, Discovery: known, Audiences: []string{Audience}, MissingSubject: true},
-	}, others...)})
+	}, others...)}, nil)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

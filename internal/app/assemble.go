@@ -131,7 +131,7 @@ func (p *parts) prepare(config *Config) (*setup, error) {
 		issuers:  map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if s.before == nil {
-		s.before = &setup{config: &Config{}, verifier: new(verify.Verifier)}
+		s.before = &setup{config: &Config{}}
 	}
 	problems := s.trust(config)
 	if len(problems) > 0 {
@@ -316,7 +316,7 @@ func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometh
 		}
 		issuers = append(issuers, issuer)
 	}
-	return s.before.verifier.Next(verify.Config{
+	return verify.New(verify.Config{
 		Issuers:     issuers,
 		Logger:      log,
 		Registerer:  registerer,
@@ -324,7 +324,7 @@ func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometh
 		MaxValidity: config.Verification.MaxValidity,
 
 		MaxTokenSize: config.Limits.tokenSize(),
-	})
+	}, s.before.verifier)
 }
 
 // verified says which tokens of an issuer are good.

@@ -288,10 +288,10 @@ func badConfigs() []badConfig {
 		{"tenants without a pattern", issuer("tenants: [t1]"), "4: issuers[0].tenants: needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0", false},
 		{"no tenants", tenants("[]"), "4: issuers[0].tenants: the list is empty: give at least one, or remove the key", true},
 		{"tenant twice", tenants("[t1, t1]"), "4: issuers[0].tenants[1]: the same as issuers[0].tenants[0]: remove one of them", true},
-		{"tenant with a slash", tenants("[t1, t2/x]"), "4: issuers[0].tenants[1]: a tenant's name is 1 to 128 letters, digits, dots, underscores and hyphens", false},
-		{"tenant that is anybody", tenants("[common]"), "4: issuers[0].tenants[0]: this stands for any tenant, and is in no token: name the tenants, by their IDs", false},
-		{"another pattern", "issuers:\n  - issuer: https://login.example.com/{tenantid}/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces", false},
-		{"pattern of a host", "issuers:\n  - issuer: https://{tenant}.example.com/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: a pattern has {tenant} in it once, as a whole segment of its path, and no other braces\n" +
+		{"tenant with a slash", tenants("[t1, t2/x]"), "4: issuers[0].tenants[1]: the name of a tenant must be 1 to 128 letters, digits, dots, underscores and hyphens", false},
+		{"tenant that is anybody", tenants("[common]"), "4: issuers[0].tenants[0]: this name means any tenant, and no token contains it: list the tenants by their IDs", false},
+		{"another pattern", "issuers:\n  - issuer: https://login.example.com/{tenantid}/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: the pattern must contain {tenant} once, as a whole segment of its path, and no other braces", false},
+		{"pattern of a host", "issuers:\n  - issuer: https://{tenant}.example.com/v2.0\n    audiences: [a]\n    tenants: [t1]\n", "2: issuers[0].issuer: the pattern must contain {tenant} once, as a whole segment of its path, and no other braces\n" +
 			"2: issuers[0].issuer: the URL cannot be parsed; write it as https://host/path; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", false},
 		{"the same issuer by a pattern", tenants("[t1, t2]") + "  - issuer: https://login.example.com/t2/v2.0\n    audiences: [a]\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, make one of the two", false},
 		{"keys of all tenants at one URL", tenants("[t1]") + "    jwks_url: https://login.example.com/keys\n", "5: issuers[0].jwks_url: each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery", false},
@@ -313,7 +313,7 @@ func badConfigs() []badConfig {
 				"11: listen.ops.opaque_issuer: no token is presented to this listener: remove it", false},
 		{"claim and value for a missing aud", client() + issuer("missing_aud:", "  claim: client_id", "  value: a"), "11: issuers[0].missing_aud.value: contradicts claim in line 10: give one of the two", true},
 		{"nothing for a missing aud", client() + issuer("missing_aud: {}"), "9: issuers[0].missing_aud: claim or value is missing: name the claim, or the audience, that stands for a missing aud", true},
-		{"a claim that is no audience", client() + issuer("missing_aud: {claim: sub}"), "9: issuers[0].missing_aud.claim: the claim sub cannot stand for a missing aud; name a claim that says whom the token is for, such as client_id", false},
+		{"a claim that is no audience", client() + issuer("missing_aud: {claim: sub}"), "9: issuers[0].missing_aud.claim: the claim sub cannot replace a missing aud; name a claim that identifies the recipient, such as client_id", false},
 		{"another claim for a missing sub", client() + issuer("missing_sub: azp"), "9: issuers[0].missing_sub: expected reject or client_id", true},
 		{"no marks of ID tokens", client() + issuer("id_token_claims: []"), "9: issuers[0].id_token_claims: the list is empty: give at least one, or remove the key", true},
 		{"a preset of clients for an issuer", client() + issuer("preset: okta"), "9: issuers[0].preset: expected cognito, dex or kubernetes", true},

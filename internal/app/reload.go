@@ -46,7 +46,7 @@ func (a *App) reload(config *Config) error {
 	a.parts.use(next)
 	a.stopSetup = a.runSetup(next)
 	stopBefore()
-	before.verifier.Replaced(next.verifier)
+	before.verifier.DeleteMetricsExcept(next.verifier)
 	a.tellWarnings(next)
 	if sections := needRestart(a.config, config); len(sections) > 0 {
 		a.log.Warn("some of what changed takes a restart to be in force", "sections", strings.Join(sections, ", "))

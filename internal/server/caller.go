@@ -150,7 +150,7 @@ func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *reco
 	if result.Rejection != nil {
 		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, c.audience))
 	}
-	switch held := result.Facts.Confirmation.HeldWith(conn.holder(found)); {
+	switch held := result.Facts.Confirmation.MatchesCertificate(conn.holder(found)); {
 	case !held && found.lapsed():
 		conn.hangUp()
 		return nil, time.Time{}, unidentified(conn.missing(found))

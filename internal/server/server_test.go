@@ -87,7 +87,7 @@ func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger
 			// They must not help callers.
 			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: server.DefaultAudience},
 		},
-	}})
+	}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,31 +69,30 @@ func (w *world) verifier(t *testing.T, change func(*verify.IssuerConfig), others
 	return load(t, newVerifier(t, w.web, append(others, a, b)...))
 }
 
-// with is a token of issuer A that is active but for changes to its claims.
+// with returns a token of issuer A that is active except for changes to its claims.
 func (w *world) with(changes ...jsonObject) string {
 	return w.ed.Token(w.ed.Header(), claims(changes...))
 }
 
-// header is a token of issuer A, signed with RS256 as it should be, but for
-// what its header says.
+// header returns a token of issuer A with a correct RS256 signature and a changed header.
 func (w *world) header(changes ...jsonObject) string {
 	return w.rs.Token(w.rs.Header(changes...), claims())
 }
 
-// raw is a token of issuer A whose payload has this member in front. A member
-// that is there already is written twice.
+// raw returns a token of issuer A with this member in front of its payload. A member of the
+// same name then appears twice.
 func (w *world) raw(member string) string {
 	payload := josetest.Marshal(claims())
 	return w.ed.Token(w.ed.Header(), "{"+member+","+string(payload[1:]))
 }
 
-// only is like raw, but the member is there once.
+// only is like raw, but replaces a member of the same name.
 func (w *world) only(name, value string) string {
 	payload := josetest.Marshal(claims(jsonObject{name: nil}))
 	return w.ed.Token(w.ed.Header(), `{"`+name+`":`+value+","+string(payload[1:]))
 }
 
-// fromB is a token of issuer B.
+// fromB returns a token of issuer B.
 func (w *world) fromB(header jsonObject, changes ...jsonObject) string {
 	return w.bRS.Token(w.bRS.Header(header), claims(append([]jsonObject{{"iss": issuerB}}, changes...)...))
 }
@@ -180,8 +179,7 @@ func wideObject(members int) jsonObject {
 	return o
 }
 
-// spare changes the bits that the last character of an Ed25519 signature, of 64
-// bytes, has to spare.
+// spare changes the spare bits in the last character of an Ed25519 signature of 64 bytes.
 func spare(token string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, token[len(token)-1])
@@ -467,7 +465,7 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// scopesOf asks for a scope where the attack is about scopes.
+// scopesOf returns the requested scopes: one if the attack concerns scopes.
 func scopesOf(a attack) []string {
 	if strings.HasPrefix(a.name, "C8 ") {
 		return []string{"read"}

@@ -17,30 +17,30 @@ import (
 const (
 	defaultCacheBytes = 64 << 20
 
-	// cacheShards keep cores from waiting for one another.
+	// cacheShards is the number of locks, so that cores rarely wait for one another.
 	cacheShards = 32
 
-	// cacheDomain sets the digests apart from whatever else might be made under
-	// the same key.
+	// cacheDomain separates these digests from digests of other texts under the
+	// same key.
 	cacheDomain = "tokenbroker: facts of a JWT\x00"
-	// cacheHead is how much is digested before the token: the domain, and the
-	// token's length.
+	// cacheHead is the length of the digested prefix: the domain and the token's
+	// length.
 	cacheHead = len(cacheDomain) + 8
 )
 
-// cacheKey stands for a token. It is a whole HMAC-SHA256 under a key that is in
-// this process alone: nobody can look for two tokens with the same one, and
-// nothing of a token can be read off it.
-type cacheKey [sha256.Size]byte
+// tokenDigest identifies a token in a cache. It is a full HMAC-SHA256 under a key
+// that never leaves this process: an attacker can neither search for two tokens
+// with one digest nor recover any part of a token from it.
+type tokenDigest [sha256.Size]byte
 
-// factsCache remembers the facts of tokens whose signature held, and which key
-// made it. It remembers nothing that depends on the time, on who asks or for
-// what, and nothing of tokens whose signature did not hold or could not be
-// verified: with or without it every answer is the same.
+// factsCache caches the facts of tokens with a valid signature, and the key that
+// verified each. It caches nothing that depends on the time or on the request, and
+// nothing about tokens without a verified signature: results are the same with and
+// without it.
 //
-// It holds no part of a token but its claims. Each of its shards drops the
-// oldest entries that were not used of late when it holds more bytes than its
-// part of the bound.
+// An entry holds no part of the token except its claims. When a shard exceeds its
+// share of the memory bound, it evicts the oldest entries that were not used
+// recently. A nil cache caches nothing. It is safe for concurrent use.
 type factsCache struct {
 	hashers sync.Pool // of *cacheHasher
 	shards  [cacheShards]cacheShard
@@ -48,7 +48,7 @@ type factsCache struct {
 	metrics cacheMetrics
 }
 
-// newFactsCache returns nil, which remembers nothing, if size is negative.
+// newFactsCache returns a cache of at most size bytes, or nil if size is negative.
 func newFactsCache(size int64, metrics cacheMetrics) *factsCache {
 	metrics.bytes.Set(0)
 	if size < 0 {
@@ -59,28 +59,28 @@ func newFactsCache(size int64, metrics cacheMetrics) *factsCache {
 	c := &factsCache{metrics: metrics}
 	c.hashers.New = func() any { return newCacheHasher(key) }
 	for i := range c.shards {
-		c.shards[i].entries = map[cacheKey]*cacheEntry{}
-		c.shards[i].most = size / cacheShards
+		c.shards[i].entries = map[tokenDigest]*cacheEntry{}
+		c.shards[i].maxBytes = size / cacheShards
 	}
 	return c
 }
 
-// cacheHasher makes digests. What it holds of a token it forgets.
+// cacheHasher computes digests. It wipes each token from its memory afterwards.
 type cacheHasher struct {
 	mac hash.Hash
 	buf []byte
-	sum cacheKey
+	sum tokenDigest
 }
 
 func newCacheHasher(key []byte) *cacheHasher {
 	mac := hmac.New(sha256.New, key)
-	// The first Reset only prepares those that follow. These wipe, too, what is
-	// left of the last block that was digested.
+	// The first Reset only saves the initial state. Each later one restores it and so
+	// wipes the last block of the token from the hash.
 	mac.Reset()
 	return &cacheHasher{mac: mac}
 }
 
-func (h *cacheHasher) digest(token string) cacheKey {
+func (h *cacheHasher) digest(token string) tokenDigest {
 	h.buf = slices.Grow(h.buf[:0], cacheHead+len(token))
 	input := h.buf[:cacheHead+len(token)]
 	copy(input, cacheDomain)
@@ -93,40 +93,42 @@ func (h *cacheHasher) digest(token string) cacheKey {
 	return h.sum
 }
 
-// cacheEntry is what is remembered of a token. But for used it is immutable
-// outside of its shard.
+// cacheEntry holds the facts of one token. All fields except used are immutable
+// outside the shard.
 type cacheEntry struct {
-	id     cacheKey
+	digest tokenDigest
 	issuer *issuer
-	key    *jose.Key
+	key    *jose.Key // verified the signature
 	facts  *Facts
 
-	used atomic.Bool // since the shard last looked
-	cost int64
-	next *cacheEntry // the one that was added after it
+	used atomic.Bool // since the shard last considered the entry for eviction
+	cost int64       // bytes
+	next *cacheEntry // the entry added after this one
 }
 
-// find returns the key of a token, and what is remembered of it, if anything is.
-// Whether that may be used is for the caller to decide. Nothing that is too long
-// to be a token is looked up.
-func (c *factsCache) find(presented redact.String) (cacheKey, *cacheEntry) {
+// find returns the digest of a token and its cached entry; nil if there is none.
+// The caller decides whether the entry's key is still trusted. A text longer than
+// [jose.MaxTokenSize] is not looked up.
+func (c *factsCache) find(presented redact.String) (tokenDigest, *cacheEntry) {
 	if c == nil {
-		return cacheKey{}, nil
+		return tokenDigest{}, nil
 	}
 	token := presented.Reveal()
 	if len(token) > jose.MaxTokenSize {
-		return cacheKey{}, nil
+		return tokenDigest{}, nil
 	}
 	hasher := c.hashers.Get().(*cacheHasher) //nolint:forcetypeassert // the pool holds nothing else
-	id := hasher.digest(token)
+	digest := hasher.digest(token)
 	c.hashers.Put(hasher)
-	return id, c.shard(id).get(id)
+	return digest, c.shard(digest).get(digest)
 }
 
-func (c *factsCache) shard(id cacheKey) *cacheShard { return &c.shards[id[0]%cacheShards] }
+func (c *factsCache) shard(digest tokenDigest) *cacheShard {
+	return &c.shards[digest[0]%cacheShards]
+}
 
 func (c *factsCache) hit(e *cacheEntry) {
-	if !e.used.Load() { // most often it is, and cores need not wait for the line
+	if !e.used.Load() { // a needless store would make cores contend for the cache line
 		e.used.Store(true)
 	}
 	c.metrics.hits.Inc()
@@ -138,60 +140,61 @@ func (c *factsCache) miss() {
 	}
 }
 
-// put remembers the facts of a token whose signature was found good.
-func (c *factsCache) put(id cacheKey, issuer *issuer, key *jose.Key, facts *Facts) {
+// put caches the facts of a token after key has verified its signature.
+func (c *factsCache) put(digest tokenDigest, issuer *issuer, key *jose.Key, facts *Facts) {
 	if c == nil {
 		return
 	}
-	added := c.shard(id).put(&cacheEntry{id: id, issuer: issuer, key: key, facts: facts, cost: cacheCost(facts)})
+	added := c.shard(digest).put(&cacheEntry{digest: digest, issuer: issuer, key: key, facts: facts, cost: factsCost(facts)})
 	c.metrics.bytes.Set(float64(c.bytes.Add(added)))
 }
 
-// cacheShard is a queue of entries, and an index of it.
+// cacheShard is a queue of entries with an index.
 type cacheShard struct {
-	mu             sync.Mutex
-	entries        map[cacheKey]*cacheEntry
-	oldest, newest *cacheEntry
-	bytes, most    int64 // of all in the queue
+	mu              sync.Mutex
+	entries         map[tokenDigest]*cacheEntry
+	oldest, newest  *cacheEntry
+	bytes, maxBytes int64 // bytes counts all entries in the queue
 }
 
-func (s *cacheShard) get(id cacheKey) *cacheEntry {
+func (s *cacheShard) get(digest tokenDigest) *cacheEntry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.entries[id]
+	return s.entries[digest]
 }
 
-// put returns how many bytes more the shard holds then.
+// put adds an entry and returns by how many bytes the shard has grown.
 func (s *cacheShard) put(e *cacheEntry) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if known := s.entries[e.id]; known != nil && known.key == e.key { // two verified it at once
+	if cached := s.entries[e.digest]; cached != nil && cached.key == e.key { // two calls verified the token at once
 		return 0
 	}
 	before := s.bytes
-	// What was there, under a key that is not trusted any more, stays in the
-	// queue until its turn.
-	s.entries[e.id] = e
+	// The key of a replaced entry is no longer trusted. The entry leaves the index but
+	// stays in the queue until it is evicted.
+	s.entries[e.digest] = e
 	s.append(e)
 	s.bytes += e.cost
-	for s.bytes > s.most {
-		s.dropOne()
+	for s.bytes > s.maxBytes {
+		s.evictOne()
 	}
 	return s.bytes - before
 }
 
-// dropOne drops the oldest entry, or gives it another round if it was used.
-func (s *cacheShard) dropOne() {
+// evictOne evicts the oldest entry, or moves it to the end of the queue if it was
+// used since it was last considered.
+func (s *cacheShard) evictOne() {
 	e := s.oldest
 	s.oldest = e.next
-	inUse := s.entries[e.id] == e
-	if inUse && e.used.Swap(false) {
+	indexed := s.entries[e.digest] == e
+	if indexed && e.used.Swap(false) {
 		s.append(e)
 		return
 	}
 	s.bytes -= e.cost
-	if inUse {
-		delete(s.entries, e.id)
+	if indexed {
+		delete(s.entries, e.digest)
 	}
 }
 
@@ -205,30 +208,32 @@ func (s *cacheShard) append(e *cacheEntry) {
 	s.newest = e
 }
 
-// cacheCost is how many bytes an entry takes up in memory, or a little more.
-func cacheCost(f *Facts) int64 {
+// factsCost estimates the memory of a cache entry with these facts, in bytes. It
+// errs on the high side.
+func factsCost(f *Facts) int64 {
 	const (
-		entry = 96 + 256 + 104 // itself, its Facts, and its place in an index that may be half empty
+		entry = 96 + 256 + 104 // the entry, its Facts and its slot in an index that may be half empty
 		text  = 16             // header of a string
 	)
-	cost := entry + block(cap(f.Claims)) + block(len(f.typ))
+	cost := entry + allocation(cap(f.Claims)) + allocation(len(f.typ))
 	for _, s := range [...]string{f.Subject, f.ClientID, f.TokenID} {
-		cost += block(len(s))
+		cost += allocation(len(s))
 	}
 	for _, list := range [...][]string{f.Audience, f.Scopes} {
-		cost += block(text * cap(list))
+		cost += allocation(text * cap(list))
 		for _, s := range list {
-			cost += block(len(s))
+			cost += allocation(len(s))
 		}
 	}
 	if c := f.Confirmation; c != nil {
-		cost += block(3*text) + block(len(c.JKT)) + block(len(c.X5TS256))
+		cost += allocation(3*text) + allocation(len(c.JKT)) + allocation(len(c.X5TS256))
 	}
 	return int64(cost)
 }
 
-// block is what an allocation of that many bytes takes up at most.
-func block(size int) int {
+// allocation returns an upper bound of the memory that the runtime takes for size
+// bytes, because it rounds up to size classes.
+func allocation(size int) int {
 	if size == 0 {
 		return 0
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// I8 D15: who has no good token cannot crowd out the others.
+// I8 D15: a caller without a valid token cannot evict the tokens of others.
 func TestInvalidTokensLeaveTheCacheAsItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
@@ -48,8 +48,8 @@ func TestInvalidTokensLeaveTheCacheAsItIs(t *testing.T) {
 	})
 }
 
-// I8: tokens in use outlast others, of which there may be any number.
-func TestTokensInUseOutlastAFloodOfOthers(t *testing.T) {
+// I8: used tokens survive any number of other tokens.
+func TestCache_usedTokensSurviveAFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		v := load(t, newCached(t, 256<<10, serve(josetest.Set(key.JWK())), configOf(issuerA)))
@@ -79,8 +79,7 @@ func heap() int64 {
 	return int64(stats.HeapAlloc)
 }
 
-// I8: what the cache takes itself to hold is what it holds, whatever the tokens
-// look like.
+// I8: the cache's estimate of its memory is right for tokens of any form.
 func TestCacheCountsWhatItHolds(t *testing.T) {
 	for name, change := range map[string]func(n int) jsonObject{
 		"small tokens": func(int) jsonObject { return jsonObject{"scope": nil, "client_id": nil, "jti": nil} },
@@ -143,8 +142,7 @@ func TestMemoryUnderAFloodOfValidTokens(t *testing.T) {
 	}
 }
 
-// I12 D20: nothing that can be reached from the cache is a part of a token, but
-// for claims.
+// I12 D20: no part of a token except its claims is reachable from the cache.
 func TestCacheHoldsNoPartOfAToken(t *testing.T) {
 	key, foreign := josetest.New(t, "ES256", "k"), josetest.New(t, "ES256", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))

@@ -20,7 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// long multiplies what is done where there is time for more.
+// long multiplies the number of steps if there is time for more.
 func long(n, times int) int {
 	if os.Getenv("TOKENBROKER_LONG") != "" {
 		return n * times
@@ -36,9 +36,9 @@ func lookups(t *testing.T, v *verify.Verifier, hits, misses int) {
 	}
 }
 
-// I14 D8: a token that was verified is not verified again, and nobody is asked,
-// as long as the key stays the same, however often the set is fetched.
-func TestHitsCostNoVerificationAndNoRequest(t *testing.T) {
+// I14 D8: a token is verified once and causes no request as long as its key stays the same,
+// even if the set is fetched again.
+func TestCache_hitsAreCheap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "ES256", "k")
 		web := serve(josetest.Set(key.JWK()))
@@ -69,8 +69,8 @@ func TestHitsCostNoVerificationAndNoRequest(t *testing.T) {
 	})
 }
 
-// I2 I3 D13 D14: the time is judged on every hit, by a clock that may go back as
-// well, and no refusal is remembered.
+// I2 I3 D13 D14: the time is judged on every hit, even if the clock goes back, and no
+// rejection is cached.
 func TestTimeIsJudgedOnEveryHit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
@@ -106,8 +106,8 @@ func TestTimeIsJudgedOnEveryHit(t *testing.T) {
 	})
 }
 
-// I4 D8 D9: what is remembered goes with the key, at once.
-func TestWhatIsRememberedGoesWithItsKey(t *testing.T) {
+// I4 D8 D9: cached facts become unusable as soon as their key is removed.
+func TestCache_entriesEndWithTheirKey(t *testing.T) {
 	old, other := josetest.New(t, "RS256", "k"), josetest.New(t, "RS256", "k")
 	for name, tt := range map[string]struct {
 		set  []jsonObject
@@ -158,8 +158,8 @@ func TestWhatIsRememberedGoesWithItsKey(t *testing.T) {
 	}
 }
 
-// I4: keys that are too old are no keys, whatever is remembered under them.
-func TestWhatIsRememberedIsNotUsedWhenTheKeysAreStale(t *testing.T) {
+// I4: stale keys are not used, even for cached tokens.
+func TestCache_staleKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		c := configOf(issuerA)
@@ -187,8 +187,8 @@ func TestWhatIsRememberedIsNotUsedWhenTheKeysAreStale(t *testing.T) {
 	})
 }
 
-// I5: a Verifier of another configuration begins with nothing.
-func TestConfigurationThatIsChangedHoldsForTokensThatWereAccepted(t *testing.T) {
+// I5: a Verifier with another configuration starts with an empty cache.
+func TestCache_changedConfiguration(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	web := serve(josetest.Set(key.JWK()))
 	token := key.Token(key.Header(), claims())
@@ -215,7 +215,7 @@ func TestConfigurationThatIsChangedHoldsForTokensThatWereAccepted(t *testing.T) 
 }
 
 // I6 D12: each token has facts of its own.
-func TestTokensNeverGetTheFactsOfOthers(t *testing.T) {
+func TestCache_factsOfTheRightToken(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	tokens := make([]string, 1500) // more than a million pairs, most of them of equal length
@@ -233,7 +233,7 @@ func TestTokensNeverGetTheFactsOfOthers(t *testing.T) {
 	lookups(t, v, len(tokens), len(tokens))
 }
 
-// Who verify one token at once each bring its facts.
+// Concurrent verifications of one token each put its facts into the cache.
 func TestATokenIsRememberedOnce(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
@@ -248,17 +248,17 @@ func TestATokenIsRememberedOnce(t *testing.T) {
 	}
 }
 
-// I6 I7 D12 D19: what stands for a token depends on each of its bytes and on a
-// secret of the process, and one token has one spelling. A second signature of
-// the same claims is another token.
+// I6 I7 D12 D19: a token's digest depends on each of its bytes and on a secret of the
+// process, and a token has one encoding only. Another signature of the same claims makes
+// another token.
 func TestTokensThatDifferInOneByteAreDifferent(t *testing.T) {
 	key, es := josetest.New(t, "EdDSA", "k"), josetest.New(t, "ES256", "es")
 	web := serve(josetest.Set(key.JWK(), es.JWK()))
 	v, other := load(t, newVerifier(t, web, configOf(issuerA))), newVerifier(t, web, configOf(issuerA))
 	token := key.Token(key.Header(), claims())
 	outcome(t, v, token, verify.Request{})
-	id := v.CacheKey(token)
-	if v.CacheKey(token) != id || other.CacheKey(token) == id || id == [32]byte{} {
+	id := v.TokenDigest(token)
+	if v.TokenDigest(token) != id || other.TokenDigest(token) == id || id == [32]byte{} {
 		t.Error("what stands for a token is not a function of it and of a secret of the process")
 	}
 	seen := map[[32]byte]bool{id: true}
@@ -269,10 +269,10 @@ func TestTokensThatDifferInOneByteAreDifferent(t *testing.T) {
 			}
 		}
 		changed := token[:i] + string(token[i]^1) + token[i+1:]
-		if seen[v.CacheKey(changed)] || seen[v.CacheKey(token[:i])] || len(seen) != 2*i+1 {
+		if seen[v.TokenDigest(changed)] || seen[v.TokenDigest(token[:i])] || len(seen) != 2*i+1 {
 			t.Fatalf("changed or cut at %d: no key of its own", i)
 		}
-		seen[v.CacheKey(changed)], seen[v.CacheKey(token[:i])] = true, true
+		seen[v.TokenDigest(changed)], seen[v.TokenDigest(token[:i])] = true, true
 	}
 	for _, spelling := range []string{token + "=", token + "\n", " " + token, spare(token), token + "\x00", strings.Replace(token, ".", "\r\n.", 1)} {
 		if got := outcome(t, v, spelling, verify.Request{}); got != "malformed" {
@@ -294,7 +294,7 @@ func TestTokensThatDifferInOneByteAreDifferent(t *testing.T) {
 }
 
 // I10.
-func TestWhatACallerDoesWithHisAnswerShowsInNoOther(t *testing.T) {
+func TestVerify_resultsShareNoMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
@@ -325,9 +325,9 @@ func TestWhatACallerDoesWithHisAnswerShowsInNoOther(t *testing.T) {
 	})
 }
 
-// I11 D14 D16: what could not be decided, or was refused, is not remembered, and
-// nobody suffers from another's impatience.
-func TestNothingIsRememberedOfTokensThatWereNotAccepted(t *testing.T) {
+// I11 D14 D16: neither errors nor rejections are cached, and a caller that gives up does not
+// affect others.
+func TestCache_onlyVerifiedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
 		web := new(site)
@@ -370,7 +370,7 @@ func TestCacheMetricsAndSwitch(t *testing.T) {
 	verifier := func(cacheBytes int64) *verify.Verifier {
 		v, err := verify.New(verify.Config{
 			Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(serve(josetest.Set(key.JWK()))), Registerer: registry, CacheBytes: cacheBytes,
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -379,10 +379,10 @@ func TestCacheMetricsAndSwitch(t *testing.T) {
 	expect := func(hits, misses int, bytes int64) {
 		t.Helper()
 		if err := testutil.GatherAndCompare(registry, strings.NewReader(fmt.Sprintf(`
-# HELP tokenbroker_verify_cache_bytes Memory taken up by what is remembered of verified JWTs.
+# HELP tokenbroker_verify_cache_bytes Memory used by cached facts of verified JWTs.
 # TYPE tokenbroker_verify_cache_bytes gauge
 tokenbroker_verify_cache_bytes %d
-# HELP tokenbroker_verify_cache_lookups_total Presented JWTs by result: hit (verified before, and not again) or miss.
+# HELP tokenbroker_verify_cache_lookups_total Cache lookups of presented JWTs by result: hit (the signature was verified before) or miss.
 # TYPE tokenbroker_verify_cache_lookups_total counter
 tokenbroker_verify_cache_lookups_total{result="hit"} %d
 tokenbroker_verify_cache_lookups_total{result="miss"} %d
@@ -413,13 +413,13 @@ tokenbroker_verify_cache_lookups_total{result="miss"} %d
 	expect(2, 3, 0)
 }
 
-func TestAnswersMayBeKeptNoLongerThanIsConfigured(t *testing.T) {
+func TestValidUntil_maxValidity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		web := new(site)
 		web.set(respond(http.StatusOK, josetest.Set(key.JWK()), http.Header{"Cache-Control": {"max-age=900"}}))
 		for given, want := range map[time.Duration]time.Duration{0: 5 * time.Minute, time.Second: time.Second, 10 * time.Minute: 10 * time.Minute, time.Hour: 10 * time.Minute} {
-			v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web), MaxValidity: given})
+			v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web), MaxValidity: given}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -432,7 +432,7 @@ func TestAnswersMayBeKeptNoLongerThanIsConfigured(t *testing.T) {
 				}
 			}
 		}
-		if _, err := verify.New(verify.Config{MaxValidity: -1}); err == nil {
+		if _, err := verify.New(verify.Config{MaxValidity: -1}, nil); err == nil {
 			t.Error("a negative time was accepted")
 		}
 	})

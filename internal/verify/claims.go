@@ -12,9 +12,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-// Facts are what a token with a good signature says, or its issuer of an opaque
-// one, and nothing of whether it is good for anything. Whoever gets them may do
-// with them as he likes: nobody else has the same.
+// Facts are the claims of a JWT with a valid signature, or of an opaque token's
+// introspection response. They do not depend on the time or on a request.
+// [Verifier.Verify] returns a copy that the caller owns and may change.
 type Facts struct {
 	// Issuer is the iss claim, as configured.
 	Issuer string
@@ -22,44 +22,45 @@ type Facts struct {
 	// triple (Issuer, SubjectType, Subject).
 	Subject     string
 	SubjectType SubjectType
-	// ClientID is the client_id claim; else azp; else cid or appid, where Okta and
-	// Entra ID have it. May be empty.
+	// ClientID is the client_id claim; else azp; else cid (Okta) or appid (Entra
+	// ID). May be empty.
 	ClientID string
-	// Audience is the aud claim as a list, or what [IssuerConfig.MissingAudience]
-	// names if the token has no aud; may be empty.
+	// Audience is the aud claim as a list, or the substitute configured by
+	// [IssuerConfig.MissingAudience] if the token has no aud; may be empty.
 	Audience []string
-	// Scopes are those of the issuer's scope claim; may be empty.
+	// Scopes are the values of the issuer's scope claim; may be empty.
 	Scopes []string
-	// IssuedAt and NotBefore are the iat and nbf claims; zero: there is none.
+	// IssuedAt and NotBefore are the iat and nbf claims; zero if the token lacks
+	// them.
 	IssuedAt, NotBefore time.Time
 	// ExpiresAt is the exp claim; see also [Introspection].
 	ExpiresAt time.Time
 	// TokenID is the jti claim; may be empty.
 	TokenID string
-	// Confirmation is the cnf claim: the token is bound to a key of its holder,
-	// and the binding has not been checked. Nil for a bearer token.
+	// Confirmation is the cnf claim, which binds the token to a key of its holder.
+	// This package does not check the binding. Nil for a bearer token.
 	Confirmation *Confirmation
-	// Claims is the payload as it was signed, or the issuer's answer: one JSON
-	// object.
+	// Claims is the signed payload byte for byte, or the issuer's introspection
+	// response: one JSON object.
 	Claims []byte
 
-	opaque  bool   // the issuer said all this itself
-	keyless bool   // the header names no key
-	typ     string // the header's typ; the token_type of an opaque token
-	access  bool   // has a claim that only access tokens have
-	purpose string // what the claims show it to be instead; empty: nothing
-	noAud   bool   // the token has no aud: Audience stands for it
+	opaque         bool   // the facts come from introspection
+	noKeyID        bool   // the header has no kid
+	typ            string // the header's typ, or the token_type of an opaque token
+	hasAccessClaim bool   // has a claim that marks access tokens
+	otherPurpose   string // describes a token that is not an access token; empty for access tokens
+	noAudience     bool   // the token has no aud; Audience is a substitute
 }
 
-// SubjectType names the claim that is the subject. The numbers are those of the API.
+// SubjectType names the claim that is the subject. The numbers equal the API's.
 type SubjectType int
 
 const (
 	_ SubjectType = iota
 	// SubjectSub says that the subject is the sub claim.
 	SubjectSub
-	// SubjectClientID says that the token has no sub, and the subject is the client_id claim.
-	// A user of the same name is somebody else.
+	// SubjectClientID says that the token has no sub, and the subject is the client_id
+	// claim. A SubjectSub of the same name is a different identity.
 	SubjectClientID
 )
 
@@ -75,7 +76,7 @@ func (t SubjectType) String() string {
 	}
 }
 
-// clone returns a copy that shares nothing that can be changed.
+// clone returns a deep copy.
 func (f *Facts) clone() *Facts {
 	c := *f
 	texts := slices.Concat(f.Audience, f.Scopes) // one allocation for both
@@ -88,14 +89,14 @@ func (f *Facts) clone() *Facts {
 	return &c
 }
 
-// maxSeconds is where a float64 begins to leave out whole numbers.
+// maxSeconds is the largest number up to which a float64 holds every integer.
 const maxSeconds = 1 << 53
 
-// newFacts reads the claims of a token of the issuer whose signature holds. Some
-// issuers write null for a claim that they have no value for: that counts as absent
-// where an absent claim changes nothing that is judged. A null in another claim is
-// unsound, unless the issuer is configured otherwise; a null sub, aud or cnf always
-// is. The error is a part of a sentence that names a claim.
+// newFacts reads the claims of a token of the issuer c after its signature was
+// verified. Some issuers write null for a claim without a value. A null counts as
+// absent if no check depends on the claim. Any other null is invalid unless
+// [IssuerConfig.AllowNullClaims] allows it; a null sub, aud or cnf is always invalid.
+// The error is a clause that names the claim ("its exp is ...").
 func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload []byte) (*Facts, error) {
 	claims = claims.WithoutNulls("client_id", "azp", "jti", "iat")
 	if c.AllowNullClaims {
@@ -114,17 +115,18 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		TokenID:      r.text("jti"),
 		Confirmation: r.confirmation(""),
 		Claims:       payload,
-		keyless:      header.KeyID == "",
+		noKeyID:      header.KeyID == "",
 		typ:          header.Type,
-		access:       accessToken(claims, c.accessTokenClaims(c.ScopeClaim...)),
-		purpose:      otherPurpose(claims, c.IDTokenClaims),
+
+		hasAccessClaim: hasAccessClaim(claims, c.accessTokenClaims(c.ScopeClaim...)),
+		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)
 	r.subject(f, c.MissingSubject && !claims.Has("sub"))
 	if f.ClientID == "" {
 		f.ClientID = r.text("azp")
 	}
-	for _, name := range [...]string{"cid", "appid"} { // others may have anything there
+	for _, name := range [...]string{"cid", "appid"} { // for other issuers these may have any type
 		if text, _, err := claims.Text(name); f.ClientID == "" && err == nil {
 			f.ClientID = text
 		}
@@ -135,7 +137,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 	return f, nil
 }
 
-// reader reads claims until one is not sound, and keeps the error of that one.
+// reader reads claims and keeps the first error.
 type reader struct {
 	claims jose.Object
 	err    error
@@ -155,8 +157,8 @@ func (r *reader) text(name string) string {
 	return text
 }
 
-// subject completes the subject of facts that have the claims sub and client_id. If
-// missing is set, client_id stands for sub.
+// subject sets the subject of f. On entry, f.Subject and f.ClientID are the claims sub and
+// client_id. If missing is set, client_id takes the place of sub.
 func (r *reader) subject(f *Facts, missing bool) {
 	if missing {
 		f.Subject, f.SubjectType = f.ClientID, SubjectClientID
@@ -178,12 +180,11 @@ func (r *reader) list(name string) []string {
 	return list
 }
 
-// audience sets the audience of f. A token whose aud is null has none, and nothing
-// stands for it.
+// audience sets the audience of f. A null aud is invalid and gets no substitute.
 func (r *reader) audience(f *Facts, missing MissingAudience) {
-	f.noAud = !r.claims.Has("aud")
+	f.noAudience = !r.claims.Has("aud")
 	switch {
-	case !f.noAud:
+	case !f.noAudience:
 		f.Audience = r.audienceIn("aud")
 	case missing.Value != "":
 		f.Audience = []string{missing.Value}
@@ -192,7 +193,7 @@ func (r *reader) audience(f *Facts, missing MissingAudience) {
 	}
 }
 
-// audienceIn reads one string, or an array of them (RFC 7519 section 4.1.3).
+// audienceIn reads a string or an array of strings (RFC 7519 section 4.1.3).
 func (r *reader) audienceIn(claim string) []string {
 	var list []string
 	if r.claims.IsArray(claim) {
@@ -206,10 +207,9 @@ func (r *reader) audienceIn(claim string) []string {
 	return list
 }
 
-// scopes reads the claim at the path, whose names lead from object to object: one
-// string with spaces between the scopes (RFC 6749 section 3.3), or an array of
-// strings. Some issuers write several spaces, spaces at the end, or empty strings
-// where there are no scopes.
+// scopes reads the claim at a path of member names: a string of scopes separated by
+// spaces (RFC 6749 section 3.3), or an array of strings. Extra spaces and empty
+// strings are ignored, because some issuers write them.
 func (r *reader) scopes(path ...string) []string {
 	claims, claim := r.claims, path[len(path)-1]
 	for _, name := range path[:len(path)-1] {
@@ -229,19 +229,18 @@ func (r *reader) scopes(path ...string) []string {
 		r.fail(within.err)
 	}
 	if !isScopeClaim(path) {
-		// The claim has another purpose as well, such as naming groups. A value
-		// that cannot be a scope grants none.
+		// Such a claim has other purposes too, for example naming groups. A value
+		// that is not a valid scope grants nothing.
 		return slices.DeleteFunc(list, notScope)
 	}
 	list = slices.DeleteFunc(list, func(s string) bool { return s == "" })
 	if slices.ContainsFunc(list, notScope) {
-		r.fail(fmt.Errorf("its %s holds what is not a scope (RFC 6749 section 3.3)", claim))
+		r.fail(fmt.Errorf("its %s contains an invalid scope (RFC 6749 section 3.3)", claim))
 	}
 	return list
 }
 
-// isScopeClaim reports whether the claim at the path is one that issuers use for
-// scopes and for nothing else.
+// isScopeClaim reports whether issuers use the claim at the path for scopes only.
 func isScopeClaim(path []string) bool {
 	return len(path) == 1 && slices.Contains([]string{"scope", "scp", "permissions"}, path[0])
 }
@@ -255,8 +254,8 @@ func notScope(s string) bool {
 	return s == ""
 }
 
-// time reads a NumericDate (RFC 7519 section 2), which may have a fraction; it
-// is cut off. Zero: there is none.
+// time reads a NumericDate (RFC 7519 section 2) and drops its fraction. It returns
+// the zero time if the claim is absent.
 func (r *reader) time(name string) time.Time {
 	seconds, present, err := r.claims.Number(name)
 	switch {
@@ -278,17 +277,19 @@ func (r *reader) expiry() time.Time {
 	return exp
 }
 
-// accessToken reports whether a token has one of the claims that mark access tokens.
-func accessToken(claims jose.Object, marks []string) bool {
-	return slices.ContainsFunc(marks, func(name string) bool { return claims.Has(name) && !claims.IsNull(name) })
+// hasAccessClaim reports whether a token has one of the named claims, which mark
+// access tokens. A null does not count.
+func hasAccessClaim(claims jose.Object, names []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool { return claims.Has(name) && !claims.IsNull(name) })
 }
 
-// otherPurpose recognizes tokens that are not access tokens by the claims that only
-// they have, a null included, and by the claims in which Cognito (token_use) and Keycloak (typ) say what
-// a token is for.
+// otherPurpose describes a token that is not an access token, and returns "" for any
+// other. It recognizes such tokens by claims that access tokens never have, even if
+// they are null, and by the claims in which Cognito (token_use) and Keycloak (typ)
+// state the purpose.
 func otherPurpose(claims jose.Object, idTokenClaims []string) string {
 	use, hasUse, err := claims.Text("token_use")
-	typ, _, _ := claims.Text("typ") // of another kind: it is none of these
+	typ, _, _ := claims.Text("typ") // a typ that is not a string names no purpose
 	mark := slices.IndexFunc(idTokenClaims, claims.Has)
 	switch {
 	case mark >= 0:

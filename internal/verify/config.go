@@ -16,128 +16,123 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-// Config says whose tokens are good.
+// Config configures a [Verifier].
 type Config struct {
-	// Issuers, each once. None: every token is of an unknown issuer.
+	// Issuers lists the trusted issuers, each once. Empty: every token is rejected
+	// with [UnknownIssuer].
 	Issuers []IssuerConfig
-	// HTTP is for the issuers that have none of their own. Nil: a client that
+	// HTTP is the client for issuers that set no HTTP client. Nil: a client that
 	// connects to public addresses only.
 	HTTP *http.Client
-	// Logger is told of keys that come and go and of failed fetches. Nil: nobody
-	// is.
+	// Logger logs added and removed keys and failed fetches. Nil: no logging.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: nobody does.
+	// Registerer registers the metrics. Nil: the metrics are not exported.
 	Registerer prometheus.Registerer
-	// CacheBytes bounds the memory for what is remembered of tokens that were
-	// verified, so that their signature need not be verified again. Zero: 64 MiB.
-	// Negative: nothing is remembered. It changes no answer.
+	// CacheBytes bounds the memory of the cache of verified JWTs, which saves
+	// verifying a signature twice. The cache never changes a result. Zero: 64 MiB.
+	// Negative: no cache.
 	CacheBytes int64
-	// MaxValidity bounds how long an answer may be kept: what is decided after
-	// it, such as a change of the configuration, reaches those who keep answers
-	// only then. Zero: 5 min.
+	// MaxValidity bounds [Result.ValidUntil]. A later decision, for example a
+	// changed configuration, reaches a caller that caches results only after this
+	// time. Zero: 5 min. Negative is an error.
 	MaxValidity time.Duration
 	// MaxTokenSize bounds the length of tokens, in bytes: at most
 	// [jose.MaxTokenSize]. Zero: 16 KiB.
 	MaxTokenSize int
 }
 
-// IssuerConfig says which tokens of an issuer are good, and where its keys are:
-// one of Discovery, JWKSURL and JWKSFile is needed.
+// IssuerConfig states which tokens of an issuer are accepted and where its keys are
+// published. One of Discovery, JWKSURL and JWKSFile is required.
 type IssuerConfig struct {
 	// Issuer is the iss claim of its tokens, byte for byte. Templates such as
-	// {tenantid} are refused: each tenant is an issuer with keys of its own; see
+	// {tenantid} are refused, because each tenant is an issuer with its own keys; see
 	// [TenantURL].
 	Issuer string
-	// Discovery finds the issuer's jwks_uri. Not asked if JWKSURL or JWKSFile is
+	// Discovery finds the issuer's jwks_uri. It is not used if JWKSURL or JWKSFile is
 	// set.
 	Discovery *discovery.Issuer
-	// JWKSURL is where the issuer's JWK set is. It must pass
+	// JWKSURL is the URL of the issuer's JWK set. It must pass
 	// [discovery.CheckURL].
 	JWKSURL string
-	// JWKSTokenFile is a file with the bearer token that a server demands which does
-	// not publish its keys to everybody, such as the API server of Kubernetes. It is
-	// read for each fetch. The token is sent to JWKSURL only, which must be https.
-	// Empty: no token is sent.
+	// JWKSTokenFile is a file with a bearer token for JWKSURL, which must be https. Some
+	// servers, such as the API server of Kubernetes, require one. It is read for each
+	// fetch, and sent to no other URL. Empty: no token is sent.
 	JWKSTokenFile string
-	// JWKSFile is a file with the issuer's JWK set, for networks without a way
-	// to the issuer. It is read again as often as a URL would be fetched.
+	// JWKSFile is a file with the issuer's JWK set, for networks without access to
+	// the issuer. It is read as often as a URL would be fetched.
 	JWKSFile string
-	// AllowHTTP lets JWKSURL be plain http on hosts that are not loopback.
+	// AllowHTTP allows plain http for a JWKSURL with a host that is not loopback.
 	AllowHTTP bool
-	// HTTP fetches the JWK set. It is made by [discovery.Network.ClientFor], for
-	// JWKSURL or else for the issuer. Nil: Config.HTTP.
+	// HTTP fetches the JWK set. Create it with [discovery.Network.ClientFor] for
+	// JWKSURL, or for the issuer if JWKSURL is empty. Nil: Config.HTTP.
 	HTTP *http.Client
-	// Introspection asks the issuer about opaque tokens. If several issuers have it,
-	// each request must say which of them to ask: see [Request]. Nil: tokens of this
-	// issuer are JWTs.
+	// Introspection configures how opaque tokens are verified. If several issuers
+	// have it, each request must name one of them: see [Request]. Nil: this issuer
+	// issues JWTs only.
 	Introspection *Introspection
 
-	// Audiences: a token must be for one of these, where a caller names none.
-	// At least one is needed: no audience never means any.
+	// Audiences are the accepted audiences if a request names none. At least one is
+	// required: an empty list never means any audience.
 	Audiences []string
-	// Algorithms that signatures may have, of [jose.Algorithms]. Empty: RS256,
-	// ES256 and EdDSA.
+	// Algorithms are the accepted signature algorithms, a subset of
+	// [jose.Algorithms]. Empty: RS256, ES256 and EdDSA.
 	Algorithms []string
-	// Types are the media types that typ may have, in any case and with or
-	// without "application/" (RFC 7515 section 4.1.9). Empty: at+jwt, which is
-	// how RFC 9068 marks access tokens. JWT also admits tokens without typ. Any
-	// other token than at+jwt must have a claim that marks it as an access
-	// token, and none that marks it as something else.
+	// Types are the accepted media types of typ, compared without regard to case and
+	// to the prefix "application/" (RFC 7515 section 4.1.9). Empty: at+jwt, the type
+	// of access tokens in RFC 9068. JWT also admits tokens without typ. A token of
+	// any type except at+jwt must have a claim that marks access tokens, and no
+	// claim that marks other tokens.
 	Types []string
-	// ScopeClaim is the claim that holds the scopes; several names lead from object
-	// to object, such as realm_access and roles. Empty: scope.
+	// ScopeClaim is the name of the claim with the scopes, or the path to a nested
+	// claim, such as realm_access, roles; at most 4 names. Empty: scope.
 	ScopeClaim []string
-	// AllowNullClaims takes nbf and the scope claim for absent where they are null.
+	// AllowNullClaims treats a null nbf or scope claim as absent.
 	AllowNullClaims bool
-	// MissingAudience says what stands for the audience of a token without aud. Zero:
-	// nothing. It never applies to tokens that identify callers.
+	// MissingAudience supplies an audience for tokens without aud. Zero: such tokens
+	// are rejected. It never applies to tokens that identify callers.
 	MissingAudience MissingAudience
-	// MissingSubject lets the client_id claim stand for the subject of a JWT without
-	// sub; see [SubjectClientID]. The answers of introspection need no leave for that.
+	// MissingSubject lets the client_id claim be the subject of a JWT without sub; see
+	// [SubjectClientID]. For opaque tokens that is always allowed.
 	MissingSubject bool
 	// IDTokenClaims mark ID tokens: a token other than at+jwt must have none of them.
 	// Empty: at_hash and c_hash.
 	IDTokenClaims []string
 	// AccessTokenClaims mark access tokens: a token other than at+jwt must have one of
-	// them. Empty: the claim of the scopes, and [DefaultAccessTokenClaims].
+	// them. Empty: the scope claim and [DefaultAccessTokenClaims].
 	AccessTokenClaims []string
-	// Leeway is how far the issuer's clock may be off, at most 60 s. Zero: 30 s.
-	// Negative: not at all.
+	// Leeway is the tolerated difference between the clocks of the issuer and the
+	// broker, at most 60 s. Zero: 30 s. Negative: none.
 	Leeway time.Duration
-	// MaxLifetime bounds how long tokens are issued for: from iat to exp, or
-	// from now where there is no iat. Zero: 24 h.
+	// MaxLifetime bounds the time from iat to exp, or from now to exp if the token has
+	// no iat. Zero: 24 h.
 	MaxLifetime time.Duration
-	// MaxAge bounds how long ago tokens were issued; they then need an iat.
-	// Zero: no bound.
+	// MaxAge bounds the time since iat, and makes iat mandatory. Zero: no bound.
 	MaxAge time.Duration
-	// RefreshInterval is how often the keys are fetched where the issuer gives
-	// no max-age of its own, 1 to 15 min. Zero: 5 min.
+	// RefreshInterval is the time between fetches of the keys if the issuer sends no
+	// max-age, 1 to 15 min. Zero: 5 min.
 	RefreshInterval time.Duration
-	// MaxStale is how long keys are used that could not be fetched again: at
-	// least RefreshInterval, at most 24 h. Zero: 1 h.
+	// MaxStale is how long keys are used after the last successful fetch: at least
+	// RefreshInterval, at most 24 h. Zero: 1 h.
 	MaxStale time.Duration
 }
 
-// maxScopePath is less than how deep claims may be nested.
+// maxScopePath bounds the length of a scope claim's path. It is less than the depth
+// to which [jose.ParseObject] accepts nested claims.
 const maxScopePath = 4
 
-// MissingAudience says what stands for the audience of a token without aud: a claim, a
-// string or an array of strings, or a fixed value. At most one of the two is set.
+// MissingAudience is a substitute for the audience of a token without aud: another
+// claim, which holds a string or an array of strings, or a fixed value. At most one of
+// the two is set.
 type MissingAudience struct{ Claim, Value string }
 
-// DefaultIDTokenClaims are the claims that bind an ID token to an access token or a code
-// (OpenID Connect Core sections 3.1.3.6 and 3.3.2.11).
-func DefaultIDTokenClaims() []string { return []string{"at_hash", "c_hash"} }
-
-// DefaultAccessTokenClaims are claims that issuers put into access tokens and not into
-// ID tokens: besides the standard ones, those of Okta, Entra ID, Auth0 and Kubernetes.
+// DefaultAccessTokenClaims returns claims that issuers put into access tokens and not
+// into ID tokens: the standard ones, and some of Okta, Entra ID, Auth0 and Kubernetes.
 func DefaultAccessTokenClaims() []string {
 	return []string{"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io"}
 }
 
-// accessTokenClaims returns the claims that mark access tokens. A scope claim of another
-// name than the usual ones, such as roles, is none by default: ID tokens may have it,
-// too.
+// accessTokenClaims returns the claims that mark access tokens. An unusual scope claim,
+// such as roles, does not mark them by default, because ID tokens may have it too.
 func (c IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
 	switch {
 	case len(c.AccessTokenClaims) > 0:
@@ -149,8 +144,8 @@ func (c IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
 	}
 }
 
-// MaxLeeway is the longest leeway: a token may be good for so long after it
-// expired.
+// MaxLeeway is the maximum of [IssuerConfig.Leeway]: a token can be accepted for this
+// long after its expiry.
 const MaxLeeway = time.Minute
 
 const (
@@ -169,7 +164,9 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 		c.ScopeClaim = []string{"scope"}
 	}
 	if len(c.IDTokenClaims) == 0 {
-		c.IDTokenClaims = DefaultIDTokenClaims()
+		// These bind an ID token to an access token or a code (OpenID Connect Core
+		// sections 3.1.3.6 and 3.3.2.11).
+		c.IDTokenClaims = []string{"at_hash", "c_hash"}
 	}
 	c.Leeway = max(orDefault(c.Leeway, 30*time.Second), 0)
 	c.MaxLifetime = orDefault(c.MaxLifetime, 24*time.Hour)
@@ -178,14 +175,14 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 	return c
 }
 
-func orDefault[N time.Duration | int64 | int](given, standard N) N {
-	if given == 0 {
-		return standard
+func orDefault[N time.Duration | int64 | int](value, fallback N) N {
+	if value == 0 {
+		return fallback
 	}
-	return given
+	return value
 }
 
-// check refuses what would accept more than was meant, or nothing at all.
+// check refuses a configuration that would accept more tokens than intended, or none.
 func (c IssuerConfig) check() error {
 	if err := c.checkSource(); err != nil {
 		return err
@@ -197,15 +194,15 @@ func (c IssuerConfig) check() error {
 	case c.Issuer == "":
 		return errors.New("its name is empty")
 	case strings.ContainsAny(c.Issuer, "{}"):
-		return errors.New("its name is a template; configure each tenant's issuer as one of its own")
+		return errors.New("its name is a template; configure each tenant as a separate issuer")
 	case len(c.Audiences) == 0 || slices.Contains(c.Audiences, ""):
-		return errors.New("it needs audiences, none of them empty: say whom its tokens are for")
+		return errors.New("it has no audiences, or an empty one: name the services that its tokens are for")
 	case slices.Contains(c.Types, ""):
 		return errors.New("one of its types is empty; JWT admits tokens without typ")
 	case slices.Contains(c.ScopeClaim, ""):
-		return errors.New("a name of its scope claim is empty")
+		return errors.New("a name in the path of its scope claim is empty")
 	case len(c.ScopeClaim) > maxScopePath:
-		return fmt.Errorf("its scope claim is nested deeper than %d", maxScopePath)
+		return fmt.Errorf("the path of its scope claim is longer than %d names", maxScopePath)
 	}
 	if err := c.checkClaims(); err != nil {
 		return err
@@ -219,18 +216,18 @@ func (c IssuerConfig) check() error {
 func (c IssuerConfig) checkClaims() error {
 	switch {
 	case c.MissingAudience.Claim != "" && c.MissingAudience.Value != "":
-		return errors.New("both a claim and a value stand for a missing audience; choose one")
+		return errors.New("it configures both a claim and a value for a missing audience; choose one")
 	case slices.Contains(c.IDTokenClaims, "") || slices.Contains(c.AccessTokenClaims, ""):
 		return errors.New("one of the claims that mark its tokens is empty")
 	}
 	return CheckAudienceClaim(c.MissingAudience.Claim)
 }
 
-// CheckAudienceClaim returns an error if a claim says something else than an audience
-// in every token, so that it cannot stand for one.
+// CheckAudienceClaim returns an error for a registered claim (RFC 7519 section 4.1): its
+// meaning is fixed, so it cannot replace a missing aud.
 func CheckAudienceClaim(claim string) error {
 	if slices.Contains([]string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"}, claim) {
-		return fmt.Errorf("the claim %s cannot stand for a missing aud; name a claim that says whom the token is for, such as client_id", claim)
+		return fmt.Errorf("the claim %s cannot replace a missing aud; name a claim that identifies the recipient, such as client_id", claim)
 	}
 	return nil
 }
@@ -240,7 +237,7 @@ func (c IssuerConfig) checkSource() error {
 	case c.JWKSURL != "" && c.JWKSFile != "":
 		return errors.New("it has both a JWKS URL and a JWKS file; choose one")
 	case c.JWKSTokenFile != "" && !strings.HasPrefix(c.JWKSURL, "https:"):
-		return errors.New("it has a token for its JWKS URL, and no such URL of https, which alone the token may be sent to")
+		return errors.New("it has a token file for its JWKS URL, but that URL is missing or not https: the token is sent to an https JWKS URL only")
 	case c.JWKSFile != "":
 		return nil
 	case c.JWKSURL != "":
@@ -249,7 +246,7 @@ func (c IssuerConfig) checkSource() error {
 		}
 		return nil
 	case c.Discovery == nil:
-		return errors.New("it has no place to find its keys: a JWKS URL, a JWKS file or discovery")
+		return errors.New("it has no source of keys: configure a JWKS URL, a JWKS file or discovery")
 	}
 	return nil
 }
@@ -259,26 +256,25 @@ func (c IssuerConfig) checkTimes() error {
 	case c.Leeway > MaxLeeway:
 		return fmt.Errorf("its leeway is longer than %v", MaxLeeway)
 	case c.MaxLifetime < 0 || c.MaxAge < 0:
-		return errors.New("its maximal lifetime or age is negative")
+		return errors.New("its maximum lifetime or age is negative")
 	case c.RefreshInterval < minInterval || c.RefreshInterval > maxInterval:
 		return fmt.Errorf("its refresh interval is not between %v and %v", minInterval, maxInterval)
 	case c.MaxStale < c.RefreshInterval || c.MaxStale > 24*time.Hour:
-		return errors.New("its maximal staleness is not between its refresh interval and 24 h")
+		return errors.New("its maximum staleness is not between its refresh interval and 24 h")
 	}
 	return nil
 }
 
-// New returns a Verifier. It sends nothing yet: see [Verifier.Run]. An error
-// names the issuer whose configuration is at fault.
-func New(cfg Config) (*Verifier, error) { return newVerifier(cfg, &Verifier{}) }
-
-// Next returns a Verifier that takes the place of this one. Issuers that are
-// configured as before keep their keys, and what is remembered of their tokens.
-// Both can be used until one is dropped: see [Verifier.Run] and
-// [Verifier.Replaced].
-func (v *Verifier) Next(cfg Config) (*Verifier, error) { return newVerifier(cfg, v) }
-
-func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
+// New returns a Verifier. It sends no request before [Verifier.Run] or
+// [Verifier.Verify]. An error names the issuer with the invalid configuration.
+//
+// If before is not nil, the new Verifier replaces it: issuers with an unchanged
+// configuration keep their keys, their cached tokens and their metrics. Both can be
+// used until before is dropped: see [Verifier.Run] and [Verifier.DeleteMetricsExcept].
+func New(cfg Config, before *Verifier) (*Verifier, error) {
+	if before == nil {
+		before = &Verifier{}
+	}
 	if cfg.HTTP == nil {
 		cfg.HTTP = discovery.NewHTTPClient(nil)
 	}
@@ -286,7 +282,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.MaxValidity < 0 {
-		return nil, errors.New("the time for which an answer may be kept is negative")
+		return nil, errors.New("the maximum validity of a result is negative")
 	}
 	metrics, err := newMetrics(cfg.Registerer)
 	if err != nil {
@@ -294,7 +290,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 	}
 	v := &Verifier{
 		byName:      map[string]*issuer{},
-		opaque:      map[string]*opaqueTokens{},
+		opaque:      map[string]*opaqueVerifier{},
 		cache:       before.cache,
 		cacheBytes:  orDefault(cfg.CacheBytes, defaultCacheBytes),
 		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
@@ -304,8 +300,8 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 	if v.cacheBytes != before.cacheBytes {
 		v.cache = newFactsCache(v.cacheBytes, metrics.cache)
 	}
-	for _, given := range cfg.Issuers {
-		c := given.withDefaults()
+	for _, configured := range cfg.Issuers {
+		c := configured.withDefaults()
 		if err := c.check(); err != nil {
 			return nil, fmt.Errorf("issuer %q: %w", c.Issuer, err)
 		}
@@ -316,7 +312,7 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 			c.HTTP = cfg.HTTP
 		}
 		i := before.byName[c.Issuer]
-		if i == nil || !i.cfg.same(c) {
+		if i == nil || !i.cfg.equal(c) {
 			i = &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
 		}
 		v.issuers = append(v.issuers, i)
@@ -325,15 +321,15 @@ func newVerifier(cfg Config, before *Verifier) (*Verifier, error) {
 			continue
 		}
 		if v.opaque[c.Issuer] = before.opaque[c.Issuer]; v.opaque[c.Issuer] == nil || v.opaque[c.Issuer].issuer != i {
-			v.opaque[c.Issuer] = newOpaqueTokens(i, cfg.Logger, metrics)
+			v.opaque[c.Issuer] = newOpaqueVerifier(i, cfg.Logger, metrics)
 		}
 	}
 	return v, nil
 }
 
-// same reports whether an issuer is configured as another, what it is asked by
-// included.
-func (c IssuerConfig) same(other IssuerConfig) bool {
+// equal compares two configurations. Discovery, the HTTP client and the introspection
+// endpoint are compared by identity.
+func (c IssuerConfig) equal(other IssuerConfig) bool {
 	a, b := c, other
 	if a.Discovery != b.Discovery || a.HTTP != b.HTTP || (a.Introspection == nil) != (b.Introspection == nil) {
 		return false
@@ -343,15 +339,15 @@ func (c IssuerConfig) same(other IssuerConfig) bool {
 	}
 	a.Discovery, a.HTTP, a.Introspection = nil, nil, nil
 	b.Discovery, b.HTTP, b.Introspection = nil, nil, nil
-	return reflect.DeepEqual(a, b) //nolint:govet // what may hold errors was compared above
+	return reflect.DeepEqual(a, b) //nolint:govet // the fields that may hold errors were compared above
 }
 
-// Replaced ends the series of the issuers that the next one does not have. It is
-// called when nothing is asked of this one any more.
-func (v *Verifier) Replaced(next *Verifier) {
+// DeleteMetricsExcept deletes the metrics of the issuers that next does not have. Call
+// it once v verifies no more tokens.
+func (v *Verifier) DeleteMetricsExcept(next *Verifier) {
 	for name := range v.byName {
 		if next.byName[name] == nil {
-			v.metrics.forget(name)
+			v.metrics.delete(name)
 		}
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// What a cnf claim says, for each kind of claim: who may present the token, and
-// what introspection calls it.
+// For each kind of cnf claim: which certificate may present the token, and the token_type
+// in introspection.
 func TestConfirmation(t *testing.T) {
 	holder, other := &x509.Certificate{Raw: []byte("holder")}, &x509.Certificate{Raw: []byte("other")}
 	sum := sha256.Sum256(holder.Raw)
@@ -63,14 +63,14 @@ func TestConfirmation(t *testing.T) {
 					if got := result.Facts.TokenType(); got != tt.typ {
 						t.Errorf("token type %q, want %q", got, tt.typ)
 					}
-					if c.HeldWith(nil) || c.HeldWith(other) || c.HeldWith(holder) != tt.held {
-						t.Errorf("held with no certificate: %v, with another: %v, with the holder's: %v", c.HeldWith(nil), c.HeldWith(other), c.HeldWith(holder))
+					if c.MatchesCertificate(nil) || c.MatchesCertificate(other) || c.MatchesCertificate(holder) != tt.held {
+						t.Errorf("held with no certificate: %v, with another: %v, with the holder's: %v", c.MatchesCertificate(nil), c.MatchesCertificate(other), c.MatchesCertificate(holder))
 					}
 				}
 			})
 		})
 	}
-	if bearer := (*verify.Confirmation)(nil); !bearer.HeldWith(nil) || !bearer.HeldWith(other) {
+	if bearer := (*verify.Confirmation)(nil); !bearer.MatchesCertificate(nil) || !bearer.MatchesCertificate(other) {
 		t.Error("a bearer token is not good in any hands")
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// WithoutCache returns a Verifier that shares the issuers, with their keys, but
-// remembers nothing.
+// WithoutCache returns a Verifier that shares the issuers and their keys, but has no
+// cache.
 func (v *Verifier) WithoutCache() *Verifier {
 	without := *v
 	without.cache = nil
@@ -32,13 +32,13 @@ func (v *Verifier) Forget() {
 	v.cache.bytes.Store(0)
 }
 
-// VerifyAt is Verify of a JWT when the wall clock shows now. Whatever is
-// measured with the monotonic clock goes on as it did.
+// VerifyAt is Verify of a JWT when the wall clock shows now. The monotonic clock is not
+// changed.
 func (v *Verifier) VerifyAt(ctx context.Context, presented redact.String, req Request, now time.Time) (Result, error) {
-	issuer, facts, keptUntil, err := v.establishJWT(ctx, presented, &req)
+	token, err := v.establishJWT(ctx, presented, &req)
 	if err == nil {
 		var result Result
-		if result, err = v.answer(issuer, facts, keptUntil, req, now); err == nil {
+		if result, err = v.judge(token, req, now); err == nil {
 			return result, nil
 		}
 	}
@@ -50,15 +50,15 @@ func (v *Verifier) VerifyAt(ctx context.Context, presented redact.String, req Re
 
 // VerifyCold verifies a token that was not found in the cache, and puts it there.
 func (v *Verifier) VerifyCold(ctx context.Context, presented redact.String) error {
-	issuer, key, facts, _, err := v.examine(ctx, presented, &Request{})
+	verified, key, err := v.verifyJWT(ctx, presented, &Request{})
 	if err == nil {
-		id, _ := v.cache.find(presented)
-		v.cache.put(id, issuer, key, facts)
+		digest, _ := v.cache.find(presented)
+		v.cache.put(digest, verified.issuer, key, verified.facts)
 	}
 	return err
 }
 
-// Cached counts the entries of the cache and the bytes that it takes them for.
+// Cached returns the number of cached entries and their total cost in bytes.
 func (v *Verifier) Cached() (entries int, bytes int64) {
 	for i := range v.cache.shards {
 		s := &v.cache.shards[i]
@@ -72,21 +72,20 @@ func (v *Verifier) Cached() (entries int, bytes int64) {
 	return entries, bytes
 }
 
-// Lookups counts the tokens that were found in the cache, and those that were
-// not.
+// Lookups returns the number of cache hits and misses.
 func (v *Verifier) Lookups() (hits, misses int) {
 	m := v.cache.metrics
 	return int(testutil.ToFloat64(m.hits)), int(testutil.ToFloat64(m.misses))
 }
 
-// CacheKey is what stands for a token in the cache.
-func (v *Verifier) CacheKey(token string) [32]byte {
-	id, _ := v.cache.find(redact.New(token))
-	return id
+// TokenDigest returns the digest of a token in the cache.
+func (v *Verifier) TokenDigest(token string) [32]byte {
+	digest, _ := v.cache.find(redact.New(token))
+	return digest
 }
 
-// Memory is all text that can be reached from the cache, from a hasher that was
-// used, and from one that digested a token as its first.
+// Memory returns all text that is reachable from the cache, from a used hasher, and
+// from a hasher whose first token this is.
 func (v *Verifier) Memory(token string) []byte {
 	used, once := v.cache.hashers.Get(), v.cache.hashers.New()
 	defer v.cache.hashers.Put(used)
@@ -129,7 +128,7 @@ func (w *walk) visit(v reflect.Value) {
 		}
 	case reflect.String:
 		w.text.WriteString(v.String() + "\n")
-	default: // numbers, and what cannot hold text
+	default: // numbers and other kinds without text
 	}
 }
 

@@ -25,7 +25,7 @@ const (
 	audience = "https://api.example"
 )
 
-// site is an issuer's web site. It is a RoundTripper and no server, because
+// site is an issuer's web site. It is a RoundTripper instead of a server, because real
 // connections stop the clock of a synctest bubble.
 type site struct {
 	mu       sync.Mutex
@@ -116,15 +116,15 @@ const noCache = -1
 
 func newCached(t testing.TB, cacheBytes int64, web http.RoundTripper, issuers ...verify.IssuerConfig) *verify.Verifier {
 	t.Helper()
-	v, err := verify.New(verify.Config{Issuers: issuers, HTTP: discovery.NewHTTPClient(web), CacheBytes: cacheBytes})
+	v, err := verify.New(verify.Config{Issuers: issuers, HTTP: discovery.NewHTTPClient(web), CacheBytes: cacheBytes}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
-// load loads the keys of all issuers once. Run does not run then: a token that
-// would need a fetch within 10 s of that is answered without.
+// load loads the keys of all issuers once, without Run. A token with an unknown key causes
+// no fetch within the next 10 s.
 func load(t testing.TB, v *verify.Verifier) *verify.Verifier {
 	t.Helper()
 	for _, status := range v.Status() {
@@ -161,7 +161,7 @@ func claims(others ...jsonObject) jsonObject {
 	return all
 }
 
-// outcome is what became of a token, in one word: "active", a reason or
+// outcome returns the result of a verification in one word: "active", a reason or
 // "unavailable".
 func outcome(t testing.TB, v *verify.Verifier, token string, req verify.Request) string {
 	t.Helper()

@@ -18,7 +18,7 @@ const (
 	pulse      = 10 * time.Millisecond
 )
 
-// flooded is an issuer whose tokens somebody imitates.
+// flooded is an issuer under a flood of forged tokens.
 type flooded struct {
 	v   *verify.Verifier
 	web *site
@@ -40,9 +40,9 @@ func slowly(set []byte) func(*http.Request) (*http.Response, error) {
 	return after(fetchTakes, respond(http.StatusOK, set, nil))
 }
 
-// flood presents thousands of tokens a second, each once and each in a goroutine of
-// its own, and beside them good ones, cold and warm, which must not wait. It
-// returns how many of the bad ones waited for something, in all and at a time.
+// flood presents thousands of bad tokens a second, each once and in its own goroutine, and
+// also good tokens, cold and warm, which must not wait. It returns how many bad tokens
+// waited, in total and at a time.
 func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token func(n int) string) (waited, atOnce int) {
 	warm := forever(f.key, issuerA)
 	rate := long(2000, 5)
@@ -82,8 +82,7 @@ func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token 
 	return int(waits.Load()), atOnce
 }
 
-// stranger is a token with a kid of an attacker's own. Nobody looks at its
-// signature.
+// stranger returns a token with an invented kid. Its signature is never checked.
 func stranger(n int) string {
 	return josetest.Base64(fmt.Appendf(nil, `{"alg":"EdDSA","kid":"stranger-%d"}`, n)) + "." + josetest.Base64([]byte(`{"iss":"`+issuerA+`"}`)) + ".AAAA"
 }
@@ -104,8 +103,8 @@ func TestFloodOfUnknownKeysCausesTwoFetchesAtMost(t *testing.T) {
 	})
 }
 
-// D5 K7: nobody is kept waiting for longer than the bound, either, and few at a
-// time: the calls of others come over the same connections.
+// D5 K7: no token waits longer than the bound, and few wait at a time, because other calls
+// use the same connections.
 func TestFloodOfUnknownKeysWhileTheIssuerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlooded(t, slowly)
@@ -121,7 +120,7 @@ func TestFloodOfUnknownKeysWhileTheIssuerHangs(t *testing.T) {
 	})
 }
 
-func TestRotationDuringAFloodOfUnknownKeysIsPickedUp(t *testing.T) {
+func TestRotation_duringAFloodOfUnknownKeys(t *testing.T) {
 	for into := range long(1, 5) {
 		into := time.Duration(into+1) * 1900 * time.Millisecond
 		synctest.Test(t, func(t *testing.T) {

@@ -15,9 +15,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// FuzzVerify looks for a token that is accepted although another library finds
-// no good signature on it, and for one on which the cache makes a difference (D21
-// I1 I7).
+// FuzzVerify searches for an accepted token with a signature that another library rejects,
+// and for a token for which the cache changes the result (D21 I1 I7).
 func FuzzVerify(f *testing.F) {
 	signers := map[string]*josetest.Signer{}
 	var keys []jsonObject
@@ -74,8 +73,8 @@ func newRelaxed(t testing.TB, web *site, config func() verify.IssuerConfig) rela
 	return relaxed{made("", false), made(audience, false), made("", true), made(audience, true)}
 }
 
-// hold shows that a setting admits no token but those that lack the claim that it names,
-// and changes nothing else. members are the claims as encoding/json reads them.
+// hold checks that a setting admits only tokens that lack the claim that it names, and
+// changes no other result. members are the claims as encoding/json reads them.
 func (r relaxed) hold(t *testing.T, token string, members []byte) {
 	t.Helper()
 	var reference map[string]any
@@ -116,8 +115,8 @@ func (r relaxed) hold(t *testing.T, token string, members []byte) {
 	}
 }
 
-// FuzzSignedClaims signs whatever it is given, and looks for a token that is
-// accepted although encoding/json reads something else in it.
+// FuzzSignedClaims signs arbitrary claims, and searches for an accepted token that
+// encoding/json reads differently.
 func FuzzSignedClaims(f *testing.F) {
 	key := josetest.New(f, "EdDSA", "k")
 	v := load(f, newVerifier(f, serve(josetest.Set(key.JWK())), configOf(issuerA)))

@@ -17,36 +17,33 @@ import (
 const (
 	// fetchTimeout bounds one fetch of the keys, discovery included.
 	fetchTimeout = discovery.Timeout
-	// Where the issuer gives a max-age, keys are fetched again after it, within
-	// these bounds.
+	// minInterval and maxInterval bound the time between regular fetches, whatever
+	// max-age the issuer sends.
 	minInterval = time.Minute
 	maxInterval = 15 * time.Minute
-	// After a failed fetch the next is due after minBackoff, and after twice as
-	// long each time, up to maxBackoff.
+	// After a failed fetch the next is due after minBackoff, which doubles with each
+	// further failure up to maxBackoff.
 	minBackoff = time.Second
 	maxBackoff = time.Minute
-	// demandInterval is how much time passes between the beginnings of two
-	// fetches of which the second was caused by a token. Whoever invents kids
-	// causes no more.
+	// demandInterval is the minimum time between the starts of two fetches if a token
+	// causes the second. It limits the requests that a flood of invented kids causes.
 	demandInterval = 10 * time.Second
-	// A token with an unknown kid waits so long for the fetch that it shares
-	// with others.
+	// unknownKeyWait is how long a token with an unknown kid waits for the shared
+	// fetch.
 	unknownKeyWait = time.Second
-	// Before the keys were ever loaded every token waits, as long as a fetch may
-	// take.
+	// firstLoadWait is how long a token waits if the keys were never loaded.
 	firstLoadWait = fetchTimeout
-	// maxKeyWaiters is how many tokens of one issuer wait for its keys at a time;
-	// more are not decided. It is half of the calls that a connection may have
-	// open by default: the tokens of other issuers, and those whose keys are known,
-	// come over the same connection and must not wait behind them. The very first
-	// fetch is waited for by all, because the tokens are good ones then, mostly, and
-	// it ends.
+	// maxKeyWaiters bounds the tokens of one issuer that wait for its keys at a time;
+	// further ones get an [UnavailableError]. It is half of the calls that a connection
+	// may have open by default, so that tokens of other issuers and tokens with known
+	// keys get through on the same connection. The first fetch has no such bound: most
+	// tokens are valid then, and fetchTimeout bounds the wait.
 	maxKeyWaiters = 125
 )
 
-// keySource holds the keys of one issuer and keeps them fresh. Looking up a
-// known kid is a load and a look into a map; whatever is slow, or goes wrong, is
-// in the one goroutine that [keySource.run] is in.
+// keySource holds the keys of one issuer and keeps them fresh. Finding a known kid
+// costs an atomic load and a map lookup. All slow work runs in one goroutine, that of
+// [keySource.run]. It is safe for concurrent use.
 type keySource struct {
 	cfg     IssuerConfig
 	client  *http.Client
@@ -54,28 +51,28 @@ type keySource struct {
 	metrics issuerMetrics
 
 	state   atomic.Pointer[state]
-	wanted  chan struct{} // asks run for a fetch, which the answer to a token depends on
-	waiting atomic.Int64  // tokens, for the end of a fetch
-	runs    chan struct{} // holds one while run runs
+	demand  chan struct{} // holds one value while a token needs a fetch
+	waiting atomic.Int64  // tokens that wait for the end of a fetch
+	running chan struct{} // holds one value while run is running
 
-	loading sync.Mutex // held by the one fetch under way
+	fetchLock sync.Mutex // held during a fetch
 }
 
-// state is what is known of an issuer's keys. It is immutable and replaced as a
-// whole, at the beginning and at the end of each fetch.
+// state describes the keys of an issuer. It is immutable, and replaced as a whole at
+// the start and at the end of each fetch.
 type state struct {
-	keys      jose.Keys
-	skipped   []jose.Skipped
-	loadedAt  time.Time // when the fetch that brought them began; zero: never loaded
-	keptUntil time.Time // by when it is known here if the issuer has removed one
+	keys       jose.Keys
+	skipped    []jose.Skipped
+	loadedAt   time.Time // start of the last successful fetch; zero: never loaded
+	freshUntil time.Time // by then a key that the issuer removes is removed here too
 
-	fetchAt  time.Time // when the last fetch began; zero: none did
-	underway bool      // it has not ended
-	err      error     // why the last that ended failed; nil: it did not
-	failures int       // in a row
-	nextAt   time.Time // when the next is due
+	fetchAt  time.Time // start of the last fetch; zero: no fetch yet
+	fetching bool      // that fetch has not ended
+	err      error     // of the last finished fetch
+	failures int       // consecutive
+	nextAt   time.Time // when the next fetch is due
 
-	replaced chan struct{} // closed when another state is in its place
+	replaced chan struct{} // closed when another state replaces this one
 }
 
 func newKeySource(cfg IssuerConfig, client *http.Client, logger *slog.Logger, metrics *metrics) *keySource {
@@ -83,72 +80,80 @@ func newKeySource(cfg IssuerConfig, client *http.Client, logger *slog.Logger, me
 		cfg:     cfg,
 		client:  client,
 		logger:  logger.With("issuer", cfg.Issuer),
-		metrics: metrics.of(cfg.Issuer),
-		wanted:  make(chan struct{}, 1),
-		runs:    make(chan struct{}, 1),
+		metrics: metrics.forIssuer(cfg.Issuer),
+		demand:  make(chan struct{}, 1),
+		running: make(chan struct{}, 1),
 	}
 	s.state.Store(&state{replaced: make(chan struct{})})
 	return s
 }
 
-// find returns the key for a token with this kid and alg, and by when it is known
-// here if the issuer has removed it. The key may be for other algorithms. The error
-// is a [*Rejection], an [*UnavailableError] or that of ctx.
-func (s *keySource) find(ctx context.Context, kid, algorithm string) (*jose.Key, time.Time, error) {
-	known := s.state.Load()
-	if key := known.keys.Find(kid, algorithm); key != nil && !s.stale(known) {
-		return key, known.keptUntil, nil
+// trustedKey is a published key of an issuer.
+type trustedKey struct {
+	*jose.Key
+
+	freshUntil time.Time // by then the key is no longer found here if the issuer removes it
+}
+
+// find returns the key with this kid. If several keys share the kid, it prefers one
+// that permits the algorithm; the caller checks that the key does. The error is a
+// [*Rejection], an [*UnavailableError] or that of ctx.
+func (s *keySource) find(ctx context.Context, kid, algorithm string) (trustedKey, error) {
+	current := s.state.Load()
+	if key := current.keys.Find(kid, algorithm); key != nil && !s.stale(current) {
+		return trustedKey{key, current.freshUntil}, nil
 	}
-	if known.underway || known.mayFetch() {
+	if current.fetching || current.mayFetch() {
 		var err error
-		if known, err = s.await(ctx, known); err != nil {
-			return nil, time.Time{}, err
+		if current, err = s.await(ctx, current); err != nil {
+			return trustedKey{}, err
 		}
 	}
-	switch key := known.keys.Find(kid, algorithm); {
-	case s.stale(known):
-		return nil, time.Time{}, s.unavailable(known)
+	switch key := current.keys.Find(kid, algorithm); {
+	case s.stale(current):
+		return trustedKey{}, s.unavailable(current)
 	case key != nil:
-		return key, known.keptUntil, nil
-	case known.err != nil:
-		// The issuer may have published the key since its keys were last seen.
-		return nil, time.Time{}, s.unavailable(known)
+		return trustedKey{key, current.freshUntil}, nil
+	case current.err != nil:
+		// The issuer may have published the key after the last successful fetch.
+		return trustedKey{}, s.unavailable(current)
 	default:
-		return nil, time.Time{}, reject(UnknownKey, "The token's key (kid) is not among the usable ones that its issuer publishes.")
+		return trustedKey{}, reject(UnknownKey, "The token's key (kid) is not among the usable keys that its issuer publishes.")
 	}
 }
 
-// findSingle is find for a token without kid, which only the single key of an
-// issuer can have signed. It never causes a fetch: the token does not say that there
-// is a new key. It waits for one that is under way if there are no keys to use.
-func (s *keySource) findSingle(ctx context.Context, algorithm string) (*jose.Key, time.Time, error) {
-	known := s.state.Load()
-	if s.stale(known) && known.underway {
+// findSingle is find for a token without kid, which can only be verified if the issuer
+// has a single key. It never causes a fetch, because such a token is no sign of a new
+// key. If no usable keys are loaded, it waits for a fetch in progress.
+func (s *keySource) findSingle(ctx context.Context, algorithm string) (trustedKey, error) {
+	current := s.state.Load()
+	if s.stale(current) && current.fetching {
 		var err error
-		if known, err = s.await(ctx, known); err != nil {
-			return nil, time.Time{}, err
+		if current, err = s.await(ctx, current); err != nil {
+			return trustedKey{}, err
 		}
 	}
-	key := known.keys.Find("", algorithm)
+	key := current.keys.Find("", algorithm)
 	switch {
-	case s.stale(known):
-		return nil, time.Time{}, s.unavailable(known)
+	case s.stale(current):
+		return trustedKey{}, s.unavailable(current)
 	case key == nil:
-		return nil, time.Time{}, reject(UnknownKey, "The token's header names no key (kid), and its issuer has not exactly one usable key.")
+		return trustedKey{}, reject(UnknownKey, "The token's header names no key (kid), and its issuer does not have exactly one usable key.")
 	}
-	return key, known.keptUntil, nil
+	return trustedKey{key, current.freshUntil}, nil
 }
 
-// trusts reports whether a key is among those that a token finds without a fetch,
-// and until when it is known to be. It is this very Key, or it is another: what is
-// remembered under a key goes with it. A token that names no key needs one that is
-// the only one.
-func (s *keySource) trusts(key *jose.Key, named bool) (keptUntil time.Time, trusted bool) {
-	known := s.state.Load()
-	return known.keptUntil, known.keys.Has(key) && (named || known.keys.Single()) && !s.stale(known)
+// trusts reports whether find would return the same *Key without a fetch, and until
+// when it is fresh. Keys are compared by identity, so that cached facts end with the key
+// that verified them. A token without kid (named is false) needs a single key.
+func (s *keySource) trusts(key *jose.Key, named bool) (freshUntil time.Time, trusted bool) {
+	current := s.state.Load()
+	return current.freshUntil, current.keys.Has(key) && (named || current.keys.Single()) && !s.stale(current)
 }
 
-func (s *keySource) stale(known *state) bool { return time.Since(known.loadedAt) > s.cfg.MaxStale }
+func (s *keySource) stale(current *state) bool {
+	return time.Since(current.loadedAt) > s.cfg.MaxStale
+}
 
 // loaded reports whether the issuer's keys were ever loaded.
 func (s *state) loaded() bool { return !s.loadedAt.IsZero() }
@@ -156,70 +161,71 @@ func (s *state) loaded() bool { return !s.loadedAt.IsZero() }
 // mayFetch reports whether a token may cause a fetch.
 func (s *state) mayFetch() bool { return time.Since(s.fetchAt) >= demandInterval }
 
-// await asks for a fetch, unless one is under way, and waits for its end, which
-// all who wait share. If too many do so already it does not wait.
-func (s *keySource) await(ctx context.Context, known *state) (*state, error) {
-	if !known.underway {
+// await requests a fetch unless one is in progress, and waits for its end. All waiting
+// tokens share that fetch. If too many are waiting, it fails at once.
+func (s *keySource) await(ctx context.Context, current *state) (*state, error) {
+	if !current.fetching {
 		select {
-		case s.wanted <- struct{}{}:
-		default: // somebody asked already
+		case s.demand <- struct{}{}:
+		default: // a request is pending already
 		}
 	}
 	defer s.waiting.Add(-1)
-	first := !known.loaded() && known.failures == 0
+	first := !current.loaded() && current.failures == 0
 	if s.waiting.Add(1) > maxKeyWaiters && !first {
-		return nil, s.unavailable(known)
+		return nil, s.unavailable(current)
 	}
 	wait := unknownKeyWait
-	if !known.loaded() {
+	if !current.loaded() {
 		wait = firstLoadWait
 	}
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	for {
 		select {
-		case <-known.replaced:
+		case <-current.replaced:
 		case <-limit.C:
-			return nil, s.unavailable(known)
+			return nil, s.unavailable(current)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if known = s.state.Load(); !known.underway {
-			return known, nil
+		if current = s.state.Load(); !current.fetching {
+			return current, nil
 		}
 	}
 }
 
-func (s *keySource) unavailable(known *state) error {
-	next := earliest(known.nextAt, known.fetchAt.Add(demandInterval))
+func (s *keySource) unavailable(current *state) error {
+	next := earliest(current.nextAt, current.fetchAt.Add(demandInterval))
 	return &UnavailableError{
 		Issuer:     s.cfg.Issuer,
 		RetryAfter: min(max(time.Until(next), minBackoff), maxBackoff),
-		Err:        known.err,
+		Err:        current.err,
 	}
 }
 
-// run fetches the keys at once, unless there are some, when they are due,
-// and when a token asks for it, until ctx ends. If another run is under way, it
-// waits for its end.
+// run keeps the keys fresh until ctx ends. It fetches them at once unless they are
+// loaded, whenever they are due, and when a token needs a fetch. If another run is in
+// progress, it first waits for its end.
 func (s *keySource) run(ctx context.Context) {
 	select {
-	case s.runs <- struct{}{}:
-		defer func() { <-s.runs }()
+	case s.running <- struct{}{}:
+		defer func() { <-s.running }()
 	case <-ctx.Done():
 		return
 	}
 	if s.state.Load().loaded() {
-		s.rest(ctx)
+		s.waitUntilDue(ctx)
 	}
 	for ctx.Err() == nil {
-		_ = s.refresh(ctx) // what came of it is in the state
-		s.rest(ctx)
+		_ = s.refresh(ctx) // the state holds the error
+		s.waitUntilDue(ctx)
 	}
 }
 
-// rest returns when the keys are to be fetched, or ctx ends.
-func (s *keySource) rest(ctx context.Context) {
+// waitUntilDue returns when the next fetch is due, when a token may cause a fetch and
+// needs one, or when ctx ends.
+func (s *keySource) waitUntilDue(ctx context.Context) {
 	due := time.NewTimer(time.Until(s.state.Load().nextAt))
 	defer due.Stop()
 	for {
@@ -228,8 +234,8 @@ func (s *keySource) rest(ctx context.Context) {
 			return
 		case <-due.C:
 			return
-		case <-s.wanted:
-			// Somebody may have asked just before a fetch that has ended since.
+		case <-s.demand:
+			// The demand may be older than the last fetch, and then met.
 			if s.state.Load().mayFetch() {
 				return
 			}
@@ -237,55 +243,56 @@ func (s *keySource) rest(ctx context.Context) {
 	}
 }
 
-// refresh loads the keys once. A failure keeps those that there are.
+// refresh fetches the keys once. If that fails, the current keys stay.
 func (s *keySource) refresh(ctx context.Context) error {
-	s.loading.Lock()
-	defer s.loading.Unlock()
+	s.fetchLock.Lock()
+	defer s.fetchLock.Unlock()
 	before := s.state.Load()
-	begun := *before
-	begun.fetchAt, begun.underway = time.Now(), true
-	s.publish(begun)
+	started := *before
+	started.fetchAt, started.fetching = time.Now(), true
+	s.publish(started)
 
 	set, maxAge, err := s.load(ctx)
-	if s.hasOnlyOpaque(before, err) {
+	if s.issuesOnlyOpaque(before, err) {
 		set, err = jose.Set{}, nil
 	}
-	ended := begun
-	ended.underway, ended.err = false, err
+	finished := started
+	finished.fetching, finished.err = false, err
 	if err != nil {
-		ended.failures++
-		ended.nextAt = time.Now().Add(backoff(ended.failures))
+		finished.failures++
+		finished.nextAt = time.Now().Add(backoff(finished.failures))
 	} else {
-		ended.failures = 0
-		ended.keys, ended.skipped, ended.loadedAt = set.Keys.Reuse(before.keys), set.Skipped, begun.fetchAt
-		ended.nextAt = begun.fetchAt.Add(s.interval(maxAge))
-		ended.keptUntil = ended.nextAt.Add(fetchTimeout)
+		finished.failures = 0
+		finished.keys, finished.skipped, finished.loadedAt = set.Keys.Reuse(before.keys), set.Skipped, started.fetchAt
+		finished.nextAt = started.fetchAt.Add(s.interval(maxAge))
+		finished.freshUntil = finished.nextAt.Add(fetchTimeout)
 	}
-	s.publish(ended)
-	s.report(before, &ended)
+	s.publish(finished)
+	s.report(before, &finished)
 	return err
 }
 
-// hasOnlyOpaque: the issuer publishes no keys, never did, and is asked about its
-// tokens: those that look signed are not its own, and nothing is amiss.
-func (s *keySource) hasOnlyOpaque(before *state, err error) bool {
+// issuesOnlyOpaque reports whether err is no failure, because the issuer has
+// introspection and has never published keys. It then issues opaque tokens only, and
+// any JWT in its name is forged.
+func (s *keySource) issuesOnlyOpaque(before *state, err error) bool {
 	return errors.Is(err, errNoKeys) && s.cfg.Introspection != nil && before.keys.Len() == 0
 }
 
-// publish is called by the one who holds loading.
+// publish replaces the state. The caller holds s.fetchLock.
 func (s *keySource) publish(next state) {
 	next.replaced = make(chan struct{})
 	close(s.state.Swap(&next).replaced)
 }
 
-// interval is the time between regular fetches, up to a tenth less than it
-// should be, so that a fleet does not fetch in step.
+// interval returns the time until the next regular fetch. It is shortened at random by
+// up to a tenth, so that the replicas of a fleet do not fetch at the same moment.
 func (s *keySource) interval(maxAge time.Duration) time.Duration {
 	interval := s.cfg.RefreshInterval
 	if maxAge >= 0 {
 		interval = min(max(maxAge, minInterval), maxInterval)
 	}
-	// One failure must not make the keys stale.
+	// A single failed fetch must not make the keys stale.
 	interval = min(interval, s.cfg.MaxStale/2)
 	return interval - rand.N(interval/10)
 }

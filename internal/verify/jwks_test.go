@@ -71,13 +71,12 @@ func (spaces) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// rogue is a key that is nobody's.
+// rogue is a key that no issuer publishes.
 var rogue = jsonObject{"kty": "RSA", "kid": "rogue", "n": josetest.Base64(append([]byte{0x80}, bytes.Repeat([]byte{1}, 255)...)), "e": "AQAB"}
 
-// D3 D4 D7 D10 K1 K2 K3 K6 K10: known keys go on until they are too old, for
-// tokens that were seen and for new ones; nothing is ever poisoned or emptied, and
-// the other issuer does not notice.
-func TestTroubleOfAnIssuerIsItsOwnAndEndsNothingTooSoon(t *testing.T) {
+// D3 D4 D7 D10 K1 K2 K3 K6 K10: loaded keys are used until they are stale, for cached and for
+// new tokens. A failure never replaces or removes them, and never affects another issuer.
+func TestIssuers_failIndependently(t *testing.T) {
 	for name, outage := range outages {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -147,7 +146,7 @@ func TestErrorOfUnavailableKeys(t *testing.T) {
 	})
 }
 
-func TestTokensBeforeTheFirstLoadWaitForIt(t *testing.T) {
+func TestFirstLoad_tokensWait(t *testing.T) {
 	for name, tt := range map[string]struct {
 		answer func(set []byte) func(*http.Request) (*http.Response, error)
 		limit  time.Duration // of the caller
@@ -195,7 +194,7 @@ func TestTokensBeforeTheFirstLoadWaitForIt(t *testing.T) {
 	}
 }
 
-func TestTokensBeforeTheFirstLoadDoNotWaitForARun(t *testing.T) {
+func TestFirstLoad_withoutRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		v := newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA))
@@ -205,10 +204,9 @@ func TestTokensBeforeTheFirstLoadDoNotWaitForARun(t *testing.T) {
 	})
 }
 
-// D24: all wait for the first load, which may come any moment; while an issuer
-// goes on hanging, its tokens do not take up all the calls that a connection may
-// have open.
-func TestNoMoreThanSomeTokensWaitForAnIssuerThatHangs(t *testing.T) {
+// D24: all tokens wait for the first load. While an issuer hangs after that, its tokens do
+// not occupy all calls of a connection.
+func TestUnknownKeys_boundedWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		web := new(site)
@@ -243,8 +241,8 @@ func TestNoMoreThanSomeTokensWaitForAnIssuerThatHangs(t *testing.T) {
 	})
 }
 
-// K5 K11: the first fetches go out at once, for all issuers in parallel; what
-// fails is tried again, ever more slowly.
+// K5 K11: the first fetches start at once, for all issuers in parallel. Failed fetches are
+// retried with growing backoff.
 func TestFailedFetchesAreTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := josetest.New(t, "EdDSA", "a"), josetest.New(t, "EdDSA", "b")
@@ -272,7 +270,7 @@ func TestFailedFetchesAreTriedAgain(t *testing.T) {
 }
 
 // K4: RFC 9111 section 5.2.2.1.
-func TestMaxAgeOfTheIssuerIsHonouredWithinBounds(t *testing.T) {
+func TestKeys_maxAgeWithinBounds(t *testing.T) {
 	for header, want := range map[string]time.Duration{
 		"":                             5 * time.Minute,
 		"no-cache":                     5 * time.Minute,
@@ -328,7 +326,7 @@ func TestKeysAreFetchedAgainBeforeTheyAreStale(t *testing.T) {
 }
 
 // D8 D9 K9.
-func TestKeysThatTheIssuerRemovesOrReplacesAreNotTrustedAnyMore(t *testing.T) {
+func TestCache_removedOrReplacedKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept, removed := josetest.New(t, "EdDSA", "kept"), josetest.New(t, "EdDSA", "removed")
 		leaked, replacement := josetest.New(t, "ES256", "same"), josetest.New(t, "ES256", "same")
@@ -368,7 +366,7 @@ func TestUnknownIssuersCauseNoRequest(t *testing.T) {
 }
 
 // K12, over real connections.
-func TestFailingFetchesLeaveNothingBehind(t *testing.T) {
+func TestFetch_failuresLeakNothing(t *testing.T) {
 	var connections atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
@@ -479,7 +477,7 @@ func TestKeysFromAFileInAnotherForm(t *testing.T) {
 
 // The metadata of an issuer may name endpoints that the broker would refuse, as
 // long as it does not use them.
-func TestKeysAreFoundBesideAnEndpointThatIsRefused(t *testing.T) {
+func TestMetadata_keysBesideAnInvalidEndpoint(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	set := respond(http.StatusOK, gzipped(josetest.Set(key.JWK())), http.Header{"Content-Encoding": {"gzip"}})
 	for name, tt := range map[string]struct{ members, want string }{
@@ -508,7 +506,7 @@ func TestKeysAreFoundBesideAnEndpointThatIsRefused(t *testing.T) {
 	}
 }
 
-func TestRunEndsWithItsContextWhileAFetchHangs(t *testing.T) {
+func TestRun_endsDuringAFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		web := new(site)
 		web.set(hang)

@@ -21,53 +21,60 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// noMaxAge stands for an answer without a max-age.
+// noMaxAge is the max-age of a response that has none.
 const noMaxAge = -1
 
 var errNoKeys = errors.New("its metadata names no jwks_uri; configure the JWKS URL")
 
-// load gets the issuer's JWK set from where it is configured to be. The error
-// shows nothing of what was found there.
+// load reads the issuer's JWK set from its configured source. The error quotes nothing
+// of the content.
 func (s *keySource) load(ctx context.Context) (set jose.Set, maxAge time.Duration, err error) {
-	// No interceptor stands between this goroutine and the end of the process,
-	// and the parser of keys is not ours.
+	// A panic in this goroutine would end the process, and a library parses the keys.
 	defer func() {
 		if recover() != nil {
 			s.logger.Error("loading the keys of an issuer panicked", "stack", string(debug.Stack()))
-			err = errors.New("loading them failed in a way that is a defect of the broker; its log has more")
+			err = errors.New("loading them failed because of a bug in the broker; its log has the details")
 		}
 	}()
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	place, data, header, err := s.read(ctx)
+	doc, err := s.read(ctx)
 	if err != nil {
 		return jose.Set{}, noMaxAge, err
 	}
-	set, err = jose.ParseSet(data)
+	set, err = jose.ParseSet(doc.data)
 	if err != nil {
-		return jose.Set{}, noMaxAge, fmt.Errorf("%s: %w", place, err)
+		return jose.Set{}, noMaxAge, fmt.Errorf("%s: %w", doc.source, err)
 	}
-	return set, maxAgeOf(header), nil
+	return set, maxAgeOf(doc.header), nil
 }
 
-func (s *keySource) read(ctx context.Context) (place string, data []byte, header http.Header, err error) {
+// jwksDocument is the text of a JWK set.
+type jwksDocument struct {
+	source string // a file or a printable URL
+	data   []byte
+	header http.Header // nil for a file
+}
+
+func (s *keySource) read(ctx context.Context) (jwksDocument, error) {
 	if s.cfg.JWKSFile != "" {
-		if data, err = readFile(s.cfg.JWKSFile); err == nil {
+		data, err := readFile(s.cfg.JWKSFile)
+		if err == nil {
 			data, err = decodeFile(s.cfg.JWKSFile, data)
 		}
-		return s.cfg.JWKSFile, data, nil, err
+		return jwksDocument{source: s.cfg.JWKSFile, data: data}, err
 	}
-	url, token, err := s.place(ctx)
+	url, token, err := s.jwksURL(ctx)
 	if err != nil {
-		return "", nil, nil, err
+		return jwksDocument{}, err
 	}
-	data, header, err = discovery.GetWithToken(tracing.Named(ctx, tracing.Keys), s.client, url, token, jose.MaxSetSize)
-	return discovery.Printable(url), data, header, s.explain(err)
+	data, header, err := discovery.GetWithToken(tracing.Named(ctx, tracing.Keys), s.client, url, token, jose.MaxSetSize)
+	return jwksDocument{source: discovery.Printable(url), data: data, header: header}, s.explain(err)
 }
 
-// place returns the URL of the issuer's JWK set, and the token that is sent there. A
-// URL that was discovered gets no token: the metadata could name any host.
-func (s *keySource) place(ctx context.Context) (url string, token redact.String, err error) {
+// jwksURL returns the URL of the issuer's JWK set and the bearer token for it. A
+// discovered URL gets no token, because the metadata could name any host.
+func (s *keySource) jwksURL(ctx context.Context) (url string, token redact.String, err error) {
 	if s.cfg.JWKSURL != "" {
 		token, err = s.readToken()
 		return s.cfg.JWKSURL, token, err
@@ -88,18 +95,18 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	return io.ReadAll(io.LimitReader(file, jose.MaxSetSize+1)) // one more, to be found too long
+	return io.ReadAll(io.LimitReader(file, jose.MaxSetSize+1)) // one more byte, so that ParseSet refuses a longer file
 }
 
-// decodeFile reads a file that is compressed by gzip, or begins with a byte order
-// mark, as an answer of the issuer would be read.
+// decodeFile decompresses a gzip file and removes a byte order mark, as
+// [discovery.ReadBody] does for a response.
 func decodeFile(path string, data []byte) ([]byte, error) {
 	coding := ""
 	switch {
 	case bytes.HasPrefix(data, []byte("\x1f\x8b")): // RFC 1952 section 2.3.1
 		coding = "gzip"
 	case bytes.HasPrefix(data, []byte("\xff\xfe")), bytes.HasPrefix(data, []byte("\xfe\xff")):
-		return nil, fmt.Errorf("%s: it begins with the byte order mark of UTF-16: save it as UTF-8", path)
+		return nil, fmt.Errorf("%s: it is UTF-16, by its byte order mark: save it as UTF-8", path)
 	}
 	plain, err := discovery.Decode(data, coding, jose.MaxSetSize)
 	if err != nil {
@@ -108,7 +115,7 @@ func decodeFile(path string, data []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// maxAgeOf reads Cache-Control (RFC 9111 section 5.2.2.1).
+// maxAgeOf returns the max-age of Cache-Control (RFC 9111 section 5.2.2.1).
 func maxAgeOf(header http.Header) time.Duration {
 	for directive := range strings.SplitSeq(strings.Join(header.Values("Cache-Control"), ","), ",") {
 		name, value, _ := strings.Cut(strings.TrimSpace(directive), "=")
@@ -120,11 +127,11 @@ func maxAgeOf(header http.Header) time.Duration {
 	return noMaxAge
 }
 
-// report tells log and metrics what a fetch changed.
+// report logs and counts the result of a fetch.
 func (s *keySource) report(before, after *state) {
 	if after.err != nil {
 		s.metrics.failure.Inc()
-		if !errors.Is(after.err, context.Canceled) { // at the end of the process
+		if !errors.Is(after.err, context.Canceled) { // as when the process stops
 			s.logger.Warn("the keys of an issuer cannot be fetched", "error", after.err, "failures", after.failures, "keys", after.keys.Len())
 		}
 		return
@@ -137,13 +144,13 @@ func (s *keySource) report(before, after *state) {
 		s.logger.Info("the keys of an issuer can be fetched again", "failures", before.failures)
 	}
 	s.logKeys("a key of an issuer is trusted from now on", after.keys, before.keys)
-	s.logKeys("a key of an issuer is not trusted any more", before.keys, after.keys)
+	s.logKeys("a key of an issuer is no longer trusted", before.keys, after.keys)
 	if !slices.EqualFunc(before.skipped, after.skipped, sameSkipped) {
 		s.logSkipped(after.skipped)
 	}
 }
 
-// logKeys logs the keys that the others lack, or have other material for.
+// logKeys logs each key that others lacks or has with other key material.
 func (s *keySource) logKeys(message string, keys, others jose.Keys) {
 	for key := range keys.All() {
 		same := func(other *jose.Key) bool { return other.ID() == key.ID() && other.Thumbprint() == key.Thumbprint() }

@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics are labelled with the names of configured issuers, never with what a
-// token says.
+// metrics are labelled with configured issuers only, never with a text from a token:
+// otherwise anyone could create series.
 type metrics struct {
 	keys, skipped, lastSuccess *prometheus.GaugeVec
 	fetches                    *prometheus.CounterVec
@@ -15,7 +15,7 @@ type metrics struct {
 	cache                      cacheMetrics
 }
 
-// cacheMetrics are those of the facts that are remembered.
+// cacheMetrics are the metrics of [factsCache].
 type cacheMetrics struct {
 	hits, misses prometheus.Counter
 	bytes        prometheus.Gauge
@@ -27,20 +27,20 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	}
 	m := &metrics{
 		keys:        gauge("jwks_keys", "Usable keys of an issuer."),
-		skipped:     gauge("jwks_keys_skipped", "Entries of an issuer's JWK set that are not usable."),
-		lastSuccess: gauge("jwks_last_success_timestamp_seconds", "When an issuer's keys were last fetched; 0: never."),
+		skipped:     gauge("jwks_keys_skipped", "Unusable entries of an issuer's JWK set."),
+		lastSuccess: gauge("jwks_last_success_timestamp_seconds", "Time of the last successful fetch of an issuer's keys, in Unix seconds; 0 if none."),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenbroker_jwks_fetches_total", Help: "Fetches of an issuer's keys by result: success or failure.",
+			Name: "tokenbroker_jwks_fetches_total", Help: "Fetches of an issuer's JWK set by result: success or failure.",
 		}, []string{"issuer", "result"}),
 	}
 	m.introspections = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenbroker_introspections_total", Help: "Questions to an issuer about an opaque token by result: active, inactive or failure.",
+		Name: "tokenbroker_introspections_total", Help: "Introspection requests for opaque tokens by result: active, inactive or failure.",
 	}, []string{"issuer", "result"})
 	lookups := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenbroker_verify_cache_lookups_total", Help: "Presented JWTs by result: hit (verified before, and not again) or miss.",
+		Name: "tokenbroker_verify_cache_lookups_total", Help: "Cache lookups of presented JWTs by result: hit (the signature was verified before) or miss.",
 	}, []string{"result"})
 	m.cache.bytes = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "tokenbroker_verify_cache_bytes", Help: "Memory taken up by what is remembered of verified JWTs.",
+		Name: "tokenbroker_verify_cache_bytes", Help: "Memory used by cached facts of verified JWTs.",
 	})
 	err := errors.Join(
 		register(registerer, &m.keys), register(registerer, &m.skipped), register(registerer, &m.lastSuccess), register(registerer, &m.fetches),
@@ -54,12 +54,12 @@ func gauge(name, help string) *prometheus.GaugeVec {
 	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tokenbroker_" + name, Help: help}, []string{"issuer"})
 }
 
-// register puts in place of the collector the one that is registered already:
-// a Verifier that replaces another goes on with its series.
+// register registers a collector, or sets *collector to the registered one, so that a
+// Verifier continues the series of its predecessor.
 func register[C prometheus.Collector](registerer prometheus.Registerer, collector *C) error {
 	err := registerer.Register(*collector)
 	if registered, ok := errors.AsType[prometheus.AlreadyRegisteredError](err); ok {
-		if existing, same := registered.ExistingCollector.(C); same {
+		if existing, ok := registered.ExistingCollector.(C); ok {
 			*collector = existing
 			return nil
 		}
@@ -67,11 +67,10 @@ func register[C prometheus.Collector](registerer prometheus.Registerer, collecto
 	return err
 }
 
-// introspectionMetrics are the series of the issuer that is asked about opaque
-// tokens.
+// introspectionMetrics are the introspection series of one issuer.
 type introspectionMetrics struct{ active, inactive, failure prometheus.Counter }
 
-func (m *metrics) introspectionOf(issuer string) introspectionMetrics {
+func (m *metrics) introspectionForIssuer(issuer string) introspectionMetrics {
 	return introspectionMetrics{
 		active:   m.introspections.WithLabelValues(issuer, "active"),
 		inactive: m.introspections.WithLabelValues(issuer, "inactive"),
@@ -79,23 +78,23 @@ func (m *metrics) introspectionOf(issuer string) introspectionMetrics {
 	}
 }
 
-// forget ends the series of an issuer.
-func (m *metrics) forget(issuer string) {
-	of := prometheus.Labels{"issuer": issuer}
+// delete deletes the series of an issuer.
+func (m *metrics) delete(issuer string) {
+	labels := prometheus.Labels{"issuer": issuer}
 	for _, gauge := range []*prometheus.GaugeVec{m.keys, m.skipped, m.lastSuccess} {
-		gauge.DeletePartialMatch(of)
+		gauge.DeletePartialMatch(labels)
 	}
-	m.fetches.DeletePartialMatch(of)
-	m.introspections.DeletePartialMatch(of)
+	m.fetches.DeletePartialMatch(labels)
+	m.introspections.DeletePartialMatch(labels)
 }
 
-// issuerMetrics are the series of one issuer.
+// issuerMetrics are the series of one issuer's keys.
 type issuerMetrics struct {
 	keys, skipped, lastSuccess prometheus.Gauge
 	success, failure           prometheus.Counter
 }
 
-func (m *metrics) of(issuer string) issuerMetrics {
+func (m *metrics) forIssuer(issuer string) issuerMetrics {
 	return issuerMetrics{
 		keys:        m.keys.WithLabelValues(issuer),
 		skipped:     m.skipped.WithLabelValues(issuer),

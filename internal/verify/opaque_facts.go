@@ -8,14 +8,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-// newOpaqueFacts reads what the issuer says of an active token, as strictly as
-// the claims of a JWT (RFC 7662 section 2.2). Members that are null count as
-// absent, as many servers write them; a null sub, aud or cnf is unsound all the
-// same, so that nothing stands in for it. The error is a [*Rejection].
-func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultLifetime time.Duration) (*Facts, error) {
+// newOpaqueFacts reads the introspection response for an active token (RFC 7662 section
+// 2.2), as strictly as the claims of a JWT. A null member counts as absent, because many
+// servers write null for a missing value. A null sub, aud or cnf is invalid, so that
+// nothing is substituted for it. The error is a [*Rejection].
+func newOpaqueFacts(c *IssuerConfig, members []byte, requestedAt time.Time, defaultLifetime time.Duration) (*Facts, error) {
 	claims, err := jose.ParseObject(members)
 	if err != nil {
-		return nil, reject(BadClaims, "What the issuer says of the token %v.", err)
+		return nil, reject(BadClaims, "The issuer's introspection response %v.", err)
 	}
 	claims = claims.WithoutNulls("client_id", "scope", "iat", "nbf", "exp", "jti", "token_type", "iss")
 	r := reader{claims: claims}
@@ -31,114 +31,118 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, askedAt time.Time, defaultL
 		Claims:      members,
 		opaque:      true,
 		typ:         r.text("token_type"),
-		access:      accessToken(claims, c.accessTokenClaims("scope")),
-		purpose:     otherPurpose(claims, c.IDTokenClaims),
+
+		hasAccessClaim: hasAccessClaim(claims, c.accessTokenClaims("scope")),
+		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)
-	// A client's own token is the client's (RFC 9068 section 2.2).
+	// The subject of a token that a client obtained for itself is the client (RFC 9068
+	// section 2.2).
 	r.subject(f, f.Subject == "" && !claims.IsNull("sub"))
 	f.Confirmation = r.confirmation(f.typ)
 	if claims.Has("exp") || defaultLifetime == 0 {
 		f.ExpiresAt = r.expiry()
 	} else {
-		f.ExpiresAt = askedAt.Add(defaultLifetime)
+		f.ExpiresAt = requestedAt.Add(defaultLifetime)
 	}
 	iss := r.text("iss")
 	switch {
 	case r.err != nil:
-		return nil, reject(BadClaims, "What the issuer says of the token is not sound: %v.", r.err)
+		return nil, reject(BadClaims, "The issuer's introspection response has an invalid claim: %v.", r.err)
 	case claims.Has("iss") && iss != c.Issuer:
-		return nil, reject(UnknownIssuer, "The issuer that was asked says that the token is of another issuer (iss); they are compared byte by byte.")
+		return nil, reject(UnknownIssuer, "The introspection response names another issuer (iss) than the introspected one; issuers are compared byte by byte.")
 	}
 	return f, nil
 }
 
-// judgeTokenType is judgeType for opaque tokens. Their issuer says bearer tokens
-// from others by token_type; refresh tokens, which are just as active, have none.
+// judgeTokenType is judgeType for opaque tokens. The token_type distinguishes access
+// tokens from refresh tokens, which are active too but have no token_type.
 func judgeTokenType(f *Facts, types []string) error {
 	switch {
-	case f.purpose != "":
-		return reject(WrongType, "The token is %s, not an access token.", f.purpose)
+	case f.otherPurpose != "":
+		return reject(WrongType, "The token is %s, not an access token.", f.otherPurpose)
 	case strings.EqualFold(f.typ, "Bearer"), strings.EqualFold(f.typ, "DPoP"):
 		return nil
 	case f.typ != "":
-		return reject(WrongType, "The token's token_type is %s; accepted: Bearer, DPoP.", shorten(f.typ))
+		return reject(WrongType, "The token's token_type is %s; accepted: Bearer, DPoP.", quote(f.typ))
 	case !admitsUntyped(types):
-		return reject(WrongType, "The issuer does not say what type the token is of (token_type): it may be a refresh token. JWT among the issuer's types admits such tokens.")
-	case !f.access:
-		return reject(WrongType, "The issuer says nothing of the token that only access tokens have, such as scope or client_id.")
+		return reject(WrongType, "The issuer does not state the token's type (token_type): it may be a refresh token. Add JWT to the issuer's types to admit such tokens.")
+	case !f.hasAccessClaim:
+		return reject(WrongType, "The introspection response has no claim that only access tokens have, such as scope or client_id.")
 	}
 	return nil
 }
 
-// opinions remembers opinions until they are not to be used any more, and drops
-// the oldest where they would take up more bytes than it may hold. It is not
-// safe for concurrent use.
-type opinions struct {
-	most, bytes int64
-	queue       list.List // of *remembered, the oldest first
-	byID        map[cacheKey]*list.Element
+// resultCache caches introspection results until they expire. It evicts the oldest when
+// it exceeds its bound. It is not safe for concurrent use.
+type resultCache struct {
+	maxBytes, bytes int64
+	queue           list.List // of *cachedResult, the oldest first
+	entries         map[tokenDigest]*list.Element
 }
 
-type remembered struct {
-	id      cacheKey
-	opinion *opinion
-	cost    int64
+type cachedResult struct {
+	digest tokenDigest
+	result *introspectionResult
+	cost   int64 // bytes
 }
 
-func newOpinions(most int64) *opinions {
-	return &opinions{most: most, byID: map[cacheKey]*list.Element{}}
+func newResultCache(maxBytes int64) *resultCache {
+	return &resultCache{maxBytes: maxBytes, entries: map[tokenDigest]*list.Element{}}
 }
 
-func (o *opinions) find(id cacheKey, now time.Time) *opinion {
-	element := o.byID[id]
+func (c *resultCache) find(digest tokenDigest, now time.Time) *introspectionResult {
+	element := c.entries[digest]
 	if element == nil {
 		return nil
 	}
-	if known := valueOf(element).opinion; now.Before(known.until) {
-		return known
+	if result := entryOf(element).result; now.Before(result.until) {
+		return result
 	}
 	return nil
 }
 
-func valueOf(element *list.Element) *remembered {
-	return element.Value.(*remembered) //nolint:forcetypeassert // the queue holds nothing else
+func entryOf(element *list.Element) *cachedResult {
+	return element.Value.(*cachedResult) //nolint:forcetypeassert // the queue holds nothing else
 }
 
-func (o *opinions) forget(id cacheKey) {
-	if element := o.byID[id]; element != nil {
-		o.drop(element)
+func (c *resultCache) delete(digest tokenDigest) {
+	if element := c.entries[digest]; element != nil {
+		c.remove(element)
 	}
 }
 
-func (o *opinions) put(id cacheKey, made *opinion, now time.Time) {
-	o.forget(id)
-	if !now.Before(made.until) {
+// put replaces the result of a token, and removes the oldest results while they have
+// expired or the bound is exceeded.
+func (c *resultCache) put(digest tokenDigest, result *introspectionResult, now time.Time) {
+	c.delete(digest)
+	if !now.Before(result.until) {
 		return
 	}
-	added := &remembered{id, made, opinionCost(made)}
-	o.byID[id] = o.queue.PushBack(added)
-	o.bytes += added.cost
-	for element := o.queue.Front(); element != nil; element = o.queue.Front() {
-		if o.bytes <= o.most && now.Before(valueOf(element).opinion.until) {
+	added := &cachedResult{digest, result, resultCost(result)}
+	c.entries[digest] = c.queue.PushBack(added)
+	c.bytes += added.cost
+	for element := c.queue.Front(); element != nil; element = c.queue.Front() {
+		if c.bytes <= c.maxBytes && now.Before(entryOf(element).result.until) {
 			return
 		}
-		o.drop(element)
+		c.remove(element)
 	}
 }
 
-func (o *opinions) drop(element *list.Element) {
-	dropped := valueOf(element)
-	o.queue.Remove(element)
-	delete(o.byID, dropped.id)
-	o.bytes -= dropped.cost
+func (c *resultCache) remove(element *list.Element) {
+	entry := entryOf(element)
+	c.queue.Remove(element)
+	delete(c.entries, entry.digest)
+	c.bytes -= entry.cost
 }
 
-// opinionCost is how many bytes an opinion takes up in memory, or a little more.
-func opinionCost(o *opinion) int64 {
-	const place = 512 // in the queue and the index; a rejection, most of whose text is constant
-	if o.facts == nil {
-		return place
+// resultCost estimates the memory of a cached result, in bytes. It errs on the high
+// side.
+func resultCost(result *introspectionResult) int64 {
+	const overhead = 512 // queue, index, and a rejection with a mostly constant text
+	if result.facts == nil {
+		return overhead
 	}
-	return place + cacheCost(o.facts)
+	return overhead + factsCost(result.facts)
 }

@@ -47,8 +47,8 @@ func TestFactsOfAnOpaqueToken(t *testing.T) {
 	})
 }
 
-// D17: what the issuer says is read and judged as strictly as a JWT.
-func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
+// D17: an introspection response is parsed and judged as strictly as a JWT.
+func TestOpaque_responseIsJudged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now, null := time.Now().Unix(), json.RawMessage("null")
 		type row struct {
@@ -141,7 +141,7 @@ func TestWhatTheIssuerSaysIsJudged(t *testing.T) {
 	})
 }
 
-func TestUntypedOpaqueTokensNeedLeave(t *testing.T) {
+func TestOpaque_untypedTokens(t *testing.T) {
 	untyped := func(c *verify.IssuerConfig) { c.Types = []string{"at+jwt", "JWT"} }
 	for want, with := range map[string]jsonObject{"active": {"token_type": nil}, "wrong_type": {"token_type": nil, "scope": nil, "client_id": nil}} {
 		v := introspecting(t, saying(func() []byte { return members(with) }), untyped)
@@ -161,9 +161,9 @@ func TestUntypedOpaqueTokensNeedLeave(t *testing.T) {
 	}
 }
 
-// D17: by its form alone a token is opaque, and then it is shown to one issuer;
-// whatever looks like a JWT is shown to nobody.
-func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
+// D17: only the form of a token makes it opaque. An opaque token is sent to one issuer, a
+// text that looks like a JWT to none.
+func TestOpaque_tokensSentToTheIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen []string
 		all := says(func(_ context.Context, token string) (bool, []byte, error) {
@@ -267,7 +267,7 @@ func TestWhichTokensAreShownToTheIssuer(t *testing.T) {
 	})
 }
 
-// D25: what is configured wrongly does not start.
+// D25: New refuses an invalid configuration.
 func TestBadIntrospectionIsRefused(t *testing.T) {
 	endpoint := saying(func() []byte { return members() })
 	for name, bad := range map[string]verify.Introspection{
@@ -278,14 +278,13 @@ func TestBadIntrospectionIsRefused(t *testing.T) {
 	} {
 		c := configOf(issuerA)
 		c.Introspection = &bad
-		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}, nil); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
 
-// FuzzIntrospected looks for an answer that is accepted although encoding/json
-// reads something else in it.
+// FuzzIntrospected searches for an accepted response that encoding/json reads differently.
 func FuzzIntrospected(f *testing.F) {
 	far := time.Now().Add(23 * time.Hour).Unix()
 	good := string(members(jsonObject{"exp": far, "iat": nil, "aud": []string{"x", audience}}))
@@ -340,7 +339,7 @@ func FuzzIntrospected(f *testing.F) {
 	})
 }
 
-// FuzzIntrospectedMember adds a member to a good answer: one that is not read costs
+// FuzzIntrospectedMember adds a member to a valid response: an unknown member changes
 // nothing.
 func FuzzIntrospectedMember(f *testing.F) {
 	for _, name := range []string{"username", "x", "Sub", "scp"} {

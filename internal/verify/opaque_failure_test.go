@@ -22,8 +22,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// A failing endpoint is "could not decide", what it said before holds, and it is
-// not hammered.
+// While the endpoint fails, the result is an UnavailableError, cached results are used, and
+// the endpoint gets few requests.
 func TestDeadEndpointIsLeftAlone(t *testing.T) {
 	failures := map[string]func(*devidp.Server){
 		"down":    func(s *devidp.Server) { s.SetDown(true) },
@@ -55,8 +55,8 @@ func TestDeadEndpointIsLeftAlone(t *testing.T) {
 				t.Errorf("%s: a token that is known: %s", name, got)
 			}
 			time.Sleep(time.Minute)
-			// A hanging one is asked 20 times a second until the first question has
-			// waited for 5 s; a failing one with one retry each.
+			// A hanging endpoint gets 20 requests a second until the first one times out
+			// after 5 s. A failing endpoint gets each request twice.
 			if n := w.asked() - before; n > 130 || n < 5 {
 				t.Errorf("%s: %d questions for 2,000 tokens in 100 s", name, n)
 			}
@@ -65,14 +65,14 @@ func TestDeadEndpointIsLeftAlone(t *testing.T) {
 			if got := w.outcome(t, w.mint(time.Hour)); got != "active" {
 				t.Errorf("%s: once it is well: %s", name, got)
 			}
-			if said := w.log.String(); strings.Count(said, "left alone") < 3 || !strings.Contains(said, "answers again") {
+			if said := w.log.String(); strings.Count(said, "backs off") < 3 || !strings.Contains(said, "answers again") {
 				t.Errorf("%s: logged:\n%s", name, said)
 			}
 		})
 	}
 }
 
-func TestWhoWaitsForHisTurnSparesAnEndpointThatFailedMeanwhile(t *testing.T) {
+func TestOpaque_waitingCallsBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		questions := atomic.Int64{}
 		v := introspecting(t, says(func(context.Context, string) (bool, []byte, error) {
@@ -89,16 +89,16 @@ func TestWhoWaitsForHisTurnSparesAnEndpointThatFailedMeanwhile(t *testing.T) {
 			})
 		}
 		all.Wait()
-		// Of the first 64 the third to fail ends it; the turns of the two before it
-		// may have been taken.
+		// The third failure of the first 64 requests starts the backoff. Two further
+		// requests may have started by then.
 		if n := questions.Load(); n < 64 || n > 66 {
 			t.Errorf("%d questions", n)
 		}
-		// They failed together, and are one failure of the endpoint.
+		// Failures at the same time count as one failure of the endpoint.
 		before := questions.Load()
 		time.Sleep(time.Second)
 		if outcome(t, v, "another", verify.Request{}); questions.Load() != before+1 {
-			t.Error("the endpoint is left alone for longer than a second")
+			t.Error("the broker backs off for longer than a second")
 		}
 	})
 }
@@ -107,7 +107,7 @@ func status(code int) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(code); return true }
 }
 
-func TestOneFailureStopsNoOtherToken(t *testing.T) {
+func TestOpaque_oneFailureBlocksNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool {
@@ -139,7 +139,7 @@ func TestOneFailureStopsNoOtherToken(t *testing.T) {
 	})
 }
 
-func TestEndpointThatAsksForPeaceGetsIt(t *testing.T) {
+func TestOpaque_requestedBackoff(t *testing.T) {
 	for name, tt := range map[string]struct {
 		answer func(http.ResponseWriter)
 		rest   time.Duration
@@ -175,7 +175,7 @@ func TestEndpointThatAsksForPeaceGetsIt(t *testing.T) {
 	}
 }
 
-// refusals are what IdPs were seen to answer for a token that they do not know.
+// refusals are the responses of known IdPs for an unknown token.
 func refusals() map[string]func(http.ResponseWriter) {
 	says := func(code int, body string) func(http.ResponseWriter) {
 		return func(w http.ResponseWriter) {
@@ -196,7 +196,7 @@ func refusals() map[string]func(http.ResponseWriter) {
 	}
 }
 
-// refuseUnknown has an IdP refuse all tokens but those that are known to it.
+// refuseUnknown makes an IdP refuse all tokens that it did not issue.
 func (w *opaqueWorld) refuseUnknown(refuse func(http.ResponseWriter), known ...redact.String) {
 	w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool {
 		for _, token := range known {
@@ -209,7 +209,7 @@ func (w *opaqueWorld) refuseUnknown(refuse func(http.ResponseWriter), known ...r
 	})
 }
 
-// invent presents n tokens that nobody issued, and takes a second for it.
+// invent presents n invented tokens within a second.
 func (w *opaqueWorld) invent(t *testing.T, n int) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -224,9 +224,9 @@ func (w *opaqueWorld) invent(t *testing.T, n int) {
 	all.Wait()
 }
 
-// Whoever invents tokens stops no token that was good before, whether or not the
-// answer about it is kept, and holds up other good ones for 5 s at most.
-func TestInventedTokensStopNoOtherToken(t *testing.T) {
+// Invented tokens never block a token that was active before, with or without a cached
+// result, and delay other valid tokens by at most 5 s.
+func TestOpaque_inventedTokensBlockNoOther(t *testing.T) {
 	for name, refuse := range refusals() {
 		for _, kept := range []time.Duration{-1, 30 * time.Second} {
 			synctest.Test(t, func(t *testing.T) {
@@ -253,9 +253,9 @@ func TestInventedTokensStopNoOtherToken(t *testing.T) {
 	}
 }
 
-// While a token that is known is in use, invented ones hold up a fresh one no longer
-// than a question takes: the known one shows that the issuer answers.
-func TestKnownTokenShowsThatTheIssuerAnswers(t *testing.T) {
+// While a known token is in use, invented tokens delay a new token by one request at most:
+// the known token shows that the issuer answers.
+func TestOpaque_knownTokenTestsTheEndpoint(t *testing.T) {
 	for name, refuse := range refusals() {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
@@ -276,9 +276,9 @@ func TestKnownTokenShowsThatTheIssuerAnswers(t *testing.T) {
 	}
 }
 
-// Where the issuer has answered nothing yet, invented tokens hold up a good one for
-// as long as a failing endpoint is left alone, and not longer.
-func TestInventedTokensAtTheStartHoldUpAGoodOneForAWhile(t *testing.T) {
+// Before the issuer has answered any request, invented tokens delay a valid token by one
+// backoff at most.
+func TestOpaque_inventedTokensAtTheStart(t *testing.T) {
 	for name, refuse := range refusals() {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
@@ -295,9 +295,9 @@ func TestInventedTokensAtTheStartHoldUpAGoodOneForAWhile(t *testing.T) {
 	}
 }
 
-// A secret that is wrong, or was revoked, costs the IdP few attempts, whatever the
-// IdP answers and whoever asks: accounts get locked.
-func TestWrongSecretCostsTheIssuerFewAttempts(t *testing.T) {
+// A wrong or revoked secret is sent few times, for every response of the IdP and any number
+// of callers, because IdPs lock accounts.
+func TestOpaque_wrongSecretFewAttempts(t *testing.T) {
 	for name, tt := range map[string]struct {
 		before bool // the secret was good at first
 		code   string
@@ -340,8 +340,8 @@ func TestWrongSecretCostsTheIssuerFewAttempts(t *testing.T) {
 	}
 }
 
-// Tokens that wait for a slow issuer leave room for those that are known.
-func TestInventedTokensLeaveRoomForKnownOnes(t *testing.T) {
+// Tokens that wait for a slow issuer leave slots for known tokens.
+func TestOpaque_roomForKnownTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := introspecting(t, says(func(ctx context.Context, token string) (bool, []byte, error) {
 			if strings.HasPrefix(token, "known") {
@@ -368,9 +368,8 @@ func TestInventedTokensLeaveRoomForKnownOnes(t *testing.T) {
 	})
 }
 
-// A token that its issuer has revoked is not used for longer because other tokens
-// failed.
-func TestRevokedTokenIsNoticedWhileOthersFail(t *testing.T) {
+// Failures of other tokens do not extend the use of a revoked token.
+func TestOpaque_revocationWhileOthersFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		known := w.mint(time.Hour)
@@ -388,8 +387,7 @@ func TestRevokedTokenIsNoticedWhileOthersFail(t *testing.T) {
 	})
 }
 
-// D17: whoever tries tokens out keeps some questions busy, and takes up no more
-// memory than is meant for it.
+// D17: a flood of invented tokens is bounded in requests and in memory.
 func TestFloodsOfOpaqueTokensAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asking, most, total atomic.Int64
@@ -440,7 +438,7 @@ func TestFloodsOfOpaqueTokensAreBounded(t *testing.T) {
 		for i := range 400 {
 			outcome(t, v, fmt.Sprintf("good-%d", i), verify.Request{})
 		}
-		active, inactive, activeBytes, _ := v.Remembered()
+		active, inactive, activeBytes, _ := v.CachedResults()
 		if activeBytes > verify.ActiveBytes || activeBytes < verify.ActiveBytes*9/10 || active < 100 || inactive != 0 {
 			t.Errorf("%d good tokens of %d bytes are remembered", active, activeBytes)
 		}
@@ -451,19 +449,19 @@ func TestFloodsOfOpaqueTokensAreBounded(t *testing.T) {
 		for i := range 3000 {
 			outcome(t, v, fmt.Sprintf("bad-%d", i), verify.Request{})
 		}
-		stillActive, inactive, _, inactiveBytes := v.Remembered()
+		stillActive, inactive, _, inactiveBytes := v.CachedResults()
 		if stillActive != active || inactiveBytes > verify.InactiveBytes || inactive < 1000 {
 			t.Errorf("after bad ones: %d good, %d bad of %d bytes are remembered", stillActive, inactive, inactiveBytes)
 		}
 		time.Sleep(time.Hour)
 		outcome(t, v, "bad-again", verify.Request{})
-		if _, inactive, _, bytes := v.Remembered(); inactive != 1 || bytes > 1024 {
+		if _, inactive, _, bytes := v.CachedResults(); inactive != 1 || bytes > 1024 {
 			t.Errorf("an hour later %d of %d bytes are remembered", inactive, bytes)
 		}
 	})
 }
 
-func TestPanicOfAnEndpointIsContained(t *testing.T) {
+func TestOpaque_panicOfTheEndpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := introspecting(t, says(func(context.Context, string) (bool, []byte, error) { panic("canary") }))
 		_, err := v.Verify(t.Context(), redact.New("opaque"), verify.Request{})
@@ -475,7 +473,7 @@ func TestPanicOfAnEndpointIsContained(t *testing.T) {
 
 // D20: neither log nor errors, answers or metrics show a token, a secret or what
 // the issuer wrote.
-func TestNothingOfAnOpaqueTokenIsShown(t *testing.T) {
+func TestOpaque_leaksNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		answers := []func(http.ResponseWriter, *http.Request){
@@ -513,12 +511,12 @@ func TestNothingOfAnOpaqueTokenIsShown(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool { answers[0](rw, r); return true })
-		for i := range 20 { // until it is left alone, which is logged
+		for i := range 20 { // until the broker logs that it backs off
 			_, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("canary7f3a-again-%d", i)), verify.Request{})
 			fmt.Fprintf(&said, "%v %#v\n", err, err)
 		}
 		said.WriteString(w.log.String())
-		if text := said.String(); strings.Contains(text, "canary") || !strings.Contains(text, "left alone") {
+		if text := said.String(); strings.Contains(text, "canary") || !strings.Contains(text, "backs off") {
 			t.Errorf("shown:\n%s", text)
 		}
 	})
@@ -534,7 +532,7 @@ func TestIntrospectionIsCounted(t *testing.T) {
 			}
 			return token == "good", members(), nil
 		})}
-		v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a}, HTTP: discovery.NewHTTPClient(serve(nil)), Registerer: registry})
+		v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a}, HTTP: discovery.NewHTTPClient(serve(nil)), Registerer: registry}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -542,7 +540,7 @@ func TestIntrospectionIsCounted(t *testing.T) {
 			outcome(t, v, token, verify.Request{})
 		}
 		if err := testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP tokenbroker_introspections_total Questions to an issuer about an opaque token by result: active, inactive or failure.
+# HELP tokenbroker_introspections_total Introspection requests for opaque tokens by result: active, inactive or failure.
 # TYPE tokenbroker_introspections_total counter
 tokenbroker_introspections_total{issuer="https://a.example",result="active"} 1
 tokenbroker_introspections_total{issuer="https://a.example",result="failure"} 2

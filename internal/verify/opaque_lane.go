@@ -6,97 +6,96 @@ import (
 )
 
 const (
-	// After so many failures in a row the endpoint is left alone: at first for
-	// minBackoff, and then for twice as long each time, up to opaqueBackoff. One
-	// failure is not enough: a token may be made to cause it.
+	// After toleratedFailures consecutive failures the broker backs off from the
+	// endpoint: first for minBackoff, which doubles with each further failure up to
+	// opaqueBackoff. One failure is not enough, because a single bad token can cause it.
 	toleratedFailures = 3
 	opaqueBackoff     = 30 * time.Second
-	// Once the endpoint has answered a question, more failures that may be about
-	// the presented tokens are tolerated, and the rest after them is shorter.
-	// Both bound how often a secret is sent that was revoked since: locking the
-	// client out takes attempts.
+	// Once the endpoint has answered a request, it tolerates more failures that may
+	// concern the presented token only, and the backoff after them is shorter. Both
+	// bound how often the broker sends a client secret that was revoked since: an IdP
+	// may lock the client out after too many attempts.
 	toleratedAmbiguous = 10
 	ambiguousBackoff   = 5 * time.Second
-	// longestRest bounds what the endpoint itself asks for.
-	longestRest = 5 * time.Minute
+	// maxRequestedBackoff bounds the backoff that the endpoint itself requests.
+	maxRequestedBackoff = 5 * time.Minute
 )
 
-// lane holds the questions about one kind of opaque token: those that the issuer
-// called active before, or the others, which anybody can invent. Each kind has
-// room and rests of its own, so that invented tokens stop no token that is known.
+// lane has the calls for one kind of opaque token: tokens that were active before, or
+// all others, which anyone can invent. Each kind has slots and backoffs of its own, so
+// that invented tokens block no known token. The lock of [opaqueVerifier] guards it.
 type lane struct {
-	name      string
-	turns     chan struct{} // holds one for each question that is with the issuer
-	questions int
-	failures  int       // in a row
-	restBegan time.Time // when the endpoint was last left alone
-	restUntil time.Time // zero: the last answer was good
-	err       error     // of the last failure
+	name         string
+	slots        chan struct{} // holds one value for each request to the issuer
+	calls        int
+	failures     int       // consecutive
+	backoffBegan time.Time // start of the last backoff
+	backoffUntil time.Time // zero: the last request succeeded
+	err          error     // of the last failure
 }
 
-func newLane(name string, turns int) *lane {
-	return &lane{name: name, turns: make(chan struct{}, turns)}
+func newLane(name string, slots int) *lane {
+	return &lane{name: name, slots: make(chan struct{}, slots)}
 }
 
-// doubted reports whether the lane rests, or has rested and got no answer since.
-func (l *lane) doubted() bool { return !l.restUntil.IsZero() }
+// failing reports whether the lane has backed off and no request succeeded since.
+func (l *lane) failing() bool { return !l.backoffUntil.IsZero() }
 
-// busy returns why no question may be asked now, and for how long; nil: one may.
-func (l *lane) busy(now time.Time) (time.Duration, error) {
-	switch rest := l.restUntil.Sub(now); {
-	case rest > 0:
-		return rest, l.err
-	case l.doubted() && l.questions > 0: // one finds out how the endpoint is
+// admit returns nil if a call may start now; otherwise the reason and the time to wait.
+func (l *lane) admit(now time.Time) (time.Duration, error) {
+	switch wait := l.backoffUntil.Sub(now); {
+	case wait > 0:
+		return wait, l.err
+	case l.failing() && l.calls > 0: // a single call tests the endpoint after a backoff
 		return minBackoff, l.err
-	case l.questions >= maxWaiting:
-		return minBackoff, errCrowded
+	case l.calls >= maxCalls:
+		return minBackoff, errTooManyCalls
 	}
 	return 0, nil
 }
 
-// restAfter is how long the endpoint is left alone after a further failure, which
-// may be about the presented token (ambiguous), where questions were answered
-// before (answered).
-func (l *lane) restAfter(ambiguous, answered bool) time.Duration {
-	tolerated, most := toleratedFailures, opaqueBackoff
+// nextBackoff returns the backoff after the latest failure; zero: none. ambiguous
+// states that the failure may concern the presented token only, answered that the
+// endpoint has answered requests before.
+func (l *lane) nextBackoff(ambiguous, answered bool) time.Duration {
+	tolerated, limit := toleratedFailures, opaqueBackoff
 	if ambiguous && answered {
-		tolerated, most = toleratedAmbiguous, ambiguousBackoff
+		tolerated, limit = toleratedAmbiguous, ambiguousBackoff
 	}
-	beyond := l.failures - tolerated
-	if l.doubted() {
-		beyond = max(beyond, 1)
+	doublings := l.failures - tolerated
+	if l.failing() {
+		doublings = max(doublings, 1)
 	}
-	if beyond < 0 {
+	if doublings < 0 {
 		return 0
 	}
-	return min(minBackoff<<min(beyond, 10), most)
+	return min(minBackoff<<min(doublings, 10), limit)
 }
 
-// rest leaves the endpoint alone.
-func (l *lane) rest(now time.Time, wait time.Duration, err error) {
-	l.restBegan, l.restUntil, l.err = now, now.Add(wait), err
+func (l *lane) backOff(now time.Time, wait time.Duration, err error) {
+	l.backoffBegan, l.backoffUntil, l.err = now, now.Add(wait), err
 }
 
-// recovered notes that the endpoint has answered.
-func (l *lane) recovered() { l.failures, l.restUntil, l.err = 0, time.Time{}, nil }
+// reset clears the failures after a successful request.
+func (l *lane) reset() { l.failures, l.backoffUntil, l.err = 0, time.Time{}, nil }
 
-// askedToRest is how long an error itself says that the endpoint is to be left
-// alone. Zero: it does not say; negative: it is about one token.
-func askedToRest(err error) time.Duration {
-	if told, ok := errors.AsType[interface {
+// requestedBackoff returns the backoff that an error requests. Zero: none; negative: the
+// failure concerns one token only.
+func requestedBackoff(err error) time.Duration {
+	if e, ok := errors.AsType[interface {
 		error
 		Backoff() time.Duration
 	}](err); ok {
-		return told.Backoff()
+		return e.Backoff()
 	}
 	return 0
 }
 
-// mayBeTheToken reports whether a failure may be about the presented token alone.
-func mayBeTheToken(err error) bool {
-	told, ok := errors.AsType[interface {
+// isAmbiguous reports whether a failure may concern the presented token only.
+func isAmbiguous(err error) bool {
+	e, ok := errors.AsType[interface {
 		error
 		Ambiguous() bool
 	}](err)
-	return ok && told.Ambiguous()
+	return ok && e.Ambiguous()
 }

@@ -21,15 +21,15 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// says is an introspection endpoint: what it says of a token.
+// says is an introspection endpoint as a function of the token.
 type says func(ctx context.Context, token string) (active bool, members []byte, err error)
 
 func (s says) Introspect(ctx context.Context, token redact.String) (bool, []byte, error) {
 	return s(ctx, token.Reveal())
 }
 
-// members are what the issuer says of a good opaque token, with some replaced;
-// nil leaves one out.
+// members returns the response for a valid opaque token, with some members replaced; a nil
+// member is removed.
 func members(others ...jsonObject) []byte {
 	return josetest.Marshal(claims(append([]jsonObject{{"active": true, "token_type": "Bearer"}}, others...)...))
 }
@@ -38,8 +38,7 @@ func saying(answer func() []byte) says {
 	return func(context.Context, string) (bool, []byte, error) { return true, answer(), nil }
 }
 
-// introspecting is a Verifier whose issuer A is asked about opaque tokens, and
-// whose issuer B is not.
+// introspecting returns a Verifier with introspection at issuer A and not at issuer B.
 func introspecting(t testing.TB, endpoint says, change ...func(*verify.IssuerConfig)) *verify.Verifier {
 	t.Helper()
 	a := configOf(issuerA)
@@ -50,8 +49,8 @@ func introspecting(t testing.TB, endpoint says, change ...func(*verify.IssuerCon
 	return newVerifier(t, serve(nil), a, configOf(issuerB))
 }
 
-// opaqueWorld is an IdP that issues opaque tokens, and a Verifier that asks it
-// about them as a real client.
+// opaqueWorld is an IdP that issues opaque tokens, and a Verifier that introspects them with
+// a real client.
 type opaqueWorld struct {
 	v        *verify.Verifier
 	idp      *devidp.Server
@@ -84,14 +83,14 @@ func newOpaqueWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *opaqueW
 	for _, c := range change {
 		c(&a)
 	}
-	w.v, err = verify.New(verify.Config{Issuers: []verify.IssuerConfig{a}, HTTP: web, Logger: slog.New(slog.NewTextHandler(&w.log, nil))})
+	w.v, err = verify.New(verify.Config{Issuers: []verify.IssuerConfig{a}, HTTP: web, Logger: slog.New(slog.NewTextHandler(&w.log, nil))}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return w
 }
 
-// mint makes an opaque token that lives so long.
+// mint issues an opaque token with this lifetime.
 func (w *opaqueWorld) mint(life time.Duration) redact.String {
 	c := claims(jsonObject{"token_type": "Bearer", "exp": time.Now().Add(life).Unix()})
 	return w.idp.MintOpaque(c)
@@ -104,9 +103,9 @@ func (w *opaqueWorld) outcome(t *testing.T, token redact.String) string {
 
 func (w *opaqueWorld) asked() int { return w.idp.Requests(devidp.IntrospectionPath) }
 
-// I13: one question for each token and lifetime of an answer, whoever asks and
-// however many; and none beyond the token's expiry.
-func TestOpaqueTokensAreAskedAboutOnceInAWhile(t *testing.T) {
+// I13: one request for each token and cached result, for any number of callers, and none
+// after the token's expiry.
+func TestOpaque_resultsAreCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		token := w.mint(time.Hour)
@@ -137,8 +136,8 @@ func TestOpaqueTokensAreAskedAboutOnceInAWhile(t *testing.T) {
 	})
 }
 
-// I13: a revocation at the issuer is noticed before the answer's time is over.
-func TestRevocationAtTheIssuerIsNoticed(t *testing.T) {
+// I13: a revocation at the issuer is noticed when the cached result expires.
+func TestOpaque_revocation(t *testing.T) {
 	for cache, most := range map[time.Duration]time.Duration{0: 30 * time.Second, 2 * time.Second: 2 * time.Second, 5 * time.Minute: 5 * time.Minute, -1: 0} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = cache })
@@ -162,8 +161,8 @@ func TestRevocationAtTheIssuerIsNoticed(t *testing.T) {
 	}
 }
 
-// I13, D13: an answer is not used beyond the token's expiry, even if the issuer
-// would say that it is still active.
+// I13, D13: a result is not used after the token's expiry, even if the issuer would still
+// report the token as active.
 func TestOpaqueTokensExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		questions := 0
@@ -187,7 +186,7 @@ func TestOpaqueTokensExpire(t *testing.T) {
 	})
 }
 
-func TestOpaqueTokensWithoutAnExpiryLiveAsConfigured(t *testing.T) {
+func TestOpaque_defaultLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.DefaultLifetime = 10 * time.Second })
 		c := claims(jsonObject{"exp": nil, "token_type": "Bearer"})
@@ -202,7 +201,7 @@ func TestOpaqueTokensWithoutAnExpiryLiveAsConfigured(t *testing.T) {
 		if n := w.asked(); n != 3 {
 			t.Errorf("%d questions in 25 s", n)
 		}
-		// What the issuer says goes before.
+		// The exp of a response takes precedence.
 		exp := time.Now().Unix() + 5
 		result, err := w.v.Verify(t.Context(), w.idp.MintOpaque(claims(jsonObject{"exp": exp, "token_type": "Bearer"})), verify.Request{})
 		if word(t, result, err) != "active" || result.Facts.ExpiresAt.Unix() != exp {
@@ -211,7 +210,7 @@ func TestOpaqueTokensWithoutAnExpiryLiveAsConfigured(t *testing.T) {
 	})
 }
 
-func TestInactiveTokensAreRememberedForAMoment(t *testing.T) {
+func TestOpaque_inactiveResultsAreCached(t *testing.T) {
 	for cache, most := range map[time.Duration]time.Duration{0: 5 * time.Second, 2 * time.Second: 2 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = cache })
@@ -232,8 +231,8 @@ func TestInactiveTokensAreRememberedForAMoment(t *testing.T) {
 	}
 }
 
-// D16: the first to ask may leave; the others get the answer.
-func TestOneWhoLeavesTakesNoAnswerFromOthers(t *testing.T) {
+// D16: if the first caller gives up, the others still get the result.
+func TestOpaque_canceledCallerCancelsNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		w.idp.SetIntrospection(func(http.ResponseWriter, *http.Request) bool { time.Sleep(2 * time.Second); return false })
@@ -265,8 +264,8 @@ func TestOneWhoLeavesTakesNoAnswerFromOthers(t *testing.T) {
 	})
 }
 
-// D11, I9: what a caller asks for is judged for each.
-func TestOneAnswerServesEachCallersOwnPolicy(t *testing.T) {
+// D11, I9: each request is judged separately.
+func TestOpaque_resultServesEachPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		token := w.mint(time.Hour)
@@ -304,7 +303,7 @@ func TestOneAnswerServesEachCallersOwnPolicy(t *testing.T) {
 	})
 }
 
-func TestRotatedSecretIsUsedForTheNextQuestion(t *testing.T) {
+func TestOpaque_rotatedSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
 		if got := w.outcome(t, w.mint(time.Hour)); got != "active" {

@@ -22,9 +22,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// stage is what a sequence of steps plays on: keys, what two issuers may publish
-// of them, and tokens. It is made once, because each sequence begins at the same
-// instant.
+// stage is the environment of a sequence of steps: keys, the sets that two issuers may
+// publish, and tokens. All sequences share it, because they begin at the same instant.
 type stage struct {
 	sets   map[string][][]jsonObject // by host
 	tokens []string
@@ -91,7 +90,7 @@ func twinOf(key *josetest.Signer, token string) string {
 	return token[:dot+1] + josetest.Base64(signature)
 }
 
-// step is one thing that happens. What its numbers mean depends on what it is.
+// step is one event. The meaning of its numbers depends on its kind.
 type step struct {
 	What       string
 	A, B, C, D int
@@ -109,7 +108,7 @@ func drawStep(t *rapid.T) step {
 
 func pick[T any](list []T, n int) T { return list[n%len(list)] }
 
-// requests are what callers ask for.
+// requests are the requests of callers.
 var requests = []verify.Request{
 	{}, {}, {Scopes: []string{"read"}}, {Scopes: []string{"write", "read"}}, {Scopes: []string{"admin"}}, {Audience: []string{"x"}},
 	{Audience: []string{"y", audience}}, {Issuer: issuerA}, {Issuer: issuerB}, {Issuer: issuerB, Audience: []string{"x"}},
@@ -125,7 +124,7 @@ var policies = []func(a, b *verify.IssuerConfig){
 	func(_, b *verify.IssuerConfig) { b.Issuer = "https://c.example" }, // B is not configured any more
 }
 
-// play is a sequence under way.
+// play is a sequence in progress.
 type play struct {
 	*stage
 
@@ -157,7 +156,7 @@ func (s *stage) play(t *testing.T, policy int, steps []step, tally map[string]in
 func (p *play) load(policy int) {
 	a, b := configOf(issuerA), configOf(issuerB)
 	pick(policies, policy)(&a, &b)
-	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a, b}, HTTP: discovery.NewHTTPClient(p.web), CacheBytes: 1 << 20})
+	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{a, b}, HTTP: discovery.NewHTTPClient(p.web), CacheBytes: 1 << 20}, nil)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -231,7 +230,7 @@ func (p *play) mutated(s step) string {
 	}
 }
 
-// reply is all that can be seen of an answer.
+// reply is the visible part of a result.
 type reply struct {
 	Word, Message string
 	Facts         *verify.Facts
@@ -247,13 +246,13 @@ func (p *play) ask(v *verify.Verifier, token string, req verify.Request) reply {
 	return r
 }
 
-// present asks both at the same instant.
+// present verifies a token with both Verifiers at the same instant.
 func (p *play) present(token string, req verify.Request) (failure string) {
 	on, off := p.askBoth(token, []verify.Request{req})
 	return p.compare(req, on[0], off[0])
 }
 
-// callers ask at the same time, each for something else.
+// callers send different requests at the same time.
 func (p *play) callers(token string) (failure string) {
 	on, off := p.askBoth(token, requests)
 	for i, req := range requests {
@@ -262,7 +261,7 @@ func (p *play) callers(token string) (failure string) {
 	return failure
 }
 
-// askBoth asks all at one instant: who waits for keys sees those that come.
+// askBoth sends all requests at one instant; those that wait for keys see the new keys.
 func (p *play) askBoth(token string, reqs []verify.Request) (on, off []reply) {
 	on, off = make([]reply, len(reqs)), make([]reply, len(reqs))
 	synctest.Wait()
@@ -306,8 +305,8 @@ func scribble(f *verify.Facts) {
 	f.Subject, f.ExpiresAt = "scribble", time.Now().Add(time.Hour)
 }
 
-// I1: whatever happens, in whatever order, each answer is the one that a verifier
-// without a cache gives: the reason, the message and the facts.
+// I1: after any events in any order, each result equals the result without a cache: reason,
+// message and facts.
 func TestCacheChangesNoAnswer(t *testing.T) {
 	stage := newStage(t)
 	tally, hits, sequences := map[string]int{}, 0, 0

@@ -5,56 +5,53 @@ import (
 	"time"
 )
 
-// Reason is the first check that a token failed. The numbers are those of the
-// API.
+// Reason is the first check that a token failed. The numbers equal the API's.
 type Reason int
 
 // The reasons, in the order of the checks.
 const (
 	_ Reason = iota
-	// Malformed: not in JWS compact form, or its header or payload are not sound
-	// JSON.
+	// Malformed: the token is not in JWS compact form, or its header or payload is not
+	// valid JSON.
 	Malformed
-	// Unsupported: the header asks for something that is never accepted.
+	// Unsupported: the header uses a feature that is never accepted.
 	Unsupported
-	// UnknownIssuer: not one of those configured, or not the one asked for.
+	// UnknownIssuer: the issuer is not configured, or not the requested one.
 	UnknownIssuer
-	// AlgorithmNotAllowed: not for this issuer, or not for the key.
+	// AlgorithmNotAllowed: the issuer or the key does not permit the algorithm.
 	AlgorithmNotAllowed
-	// UnknownKey: the issuer publishes no usable key of that id.
+	// UnknownKey: the issuer publishes no usable key with this kid.
 	UnknownKey
-	// BadSignature: the signature does not hold.
+	// BadSignature: the signature is not valid.
 	BadSignature
-	// BadClaims: a good signature over claims that are missing or not sound.
+	// BadClaims: the signature is valid, but a claim is missing or invalid.
 	BadClaims
-	// WrongType: not an access token.
+	// WrongType: the token is not an access token.
 	WrongType
-	// Expired: past exp.
+	// Expired: the token is past its exp.
 	Expired
-	// NotYetValid: before nbf, or issued in the future.
+	// NotYetValid: the token is before its nbf, or issued in the future.
 	NotYetValid
-	// LifetimeTooLong: issued for longer, or longer ago, than is configured.
+	// LifetimeTooLong: the token's lifetime or age exceeds the configured bound.
 	LifetimeTooLong
-	// WrongAudience: not for any of the audiences asked for.
+	// WrongAudience: the token has none of the accepted audiences.
 	WrongAudience
-	// InsufficientScope: without a scope that was asked for.
+	// InsufficientScope: the token lacks a requested scope.
 	InsufficientScope
-	// Revoked: an operator revoked it. This package does not judge that; who
-	// calls it does.
+	// Revoked: an operator revoked the token. The caller of this package checks that.
 	Revoked
-	// Inactive: opaque, and the issuer's introspection says that it is not
-	// active.
+	// Inactive: the issuer's introspection reports an opaque token as not active.
 	Inactive
 )
 
-//nolint:gochecknoglobals // a table that nothing writes
+//nolint:gochecknoglobals // a constant table
 var reasonNames = [...]string{
 	"unspecified", "malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature", "bad_claims",
 	"wrong_type", "expired", "not_yet_valid", "lifetime_too_long", "wrong_audience", "insufficient_scope",
 	"revoked", "inactive",
 }
 
-// String returns the reason's name in snake case, as metrics and logs have it.
+// String returns the name in metrics and logs, in snake case.
 func (r Reason) String() string {
 	if r < 0 || int(r) >= len(reasonNames) {
 		r = 0
@@ -62,40 +59,40 @@ func (r Reason) String() string {
 	return reasonNames[r]
 }
 
-// Rejection says why a token is not good. It is immutable.
+// Rejection states why a token is rejected. It is immutable.
 type Rejection struct {
 	Reason Reason
-	// Message is a sentence for a developer. Up to BadSignature it quotes
-	// nothing of the token.
+	// Message is a sentence for a developer. If the Reason is BadSignature or an earlier
+	// check, it quotes nothing of the token.
 	Message string
 }
 
-// Error lets the steps of the verification return a Rejection as what stopped
-// them; [Verifier.Verify] returns it as an answer.
+// Error returns the message. Within this package a Rejection is an error;
+// [Verifier.Verify] returns it in a [Result].
 func (r *Rejection) Error() string { return r.Message }
 
 func reject(reason Reason, format string, args ...any) error {
 	return &Rejection{reason, fmt.Sprintf(format, args...)}
 }
 
-// UnavailableError means that nothing can be said of a token, because its
-// issuer's keys are not to be had, or what it says of an opaque one.
+// UnavailableError means that a token could not be verified, because the issuer's keys
+// could not be fetched or the issuer could not introspect an opaque token.
 type UnavailableError struct {
-	// Issuer as configured.
+	// Issuer is the configured name of the issuer.
 	Issuer string
-	// Introspection: it is that, and not the keys.
+	// Introspection is true if introspection failed, and false if the keys are missing.
 	Introspection bool
-	// RetryAfter is when the next try is due, 1 s to 1 min.
+	// RetryAfter is the time until the next attempt, 1 s to 1 min.
 	RetryAfter time.Duration
-	// Err is why the last try failed; nil: it is still under way, or did not
-	// begin yet. It shows nothing of what the issuer answered.
+	// Err is the error of the last attempt; nil if none has finished. It quotes nothing
+	// of the issuer's response.
 	Err error
 }
 
 func (e *UnavailableError) Error() string {
 	switch {
 	case e.Introspection:
-		return fmt.Sprintf("the issuer %q cannot be asked about its opaque tokens: %v", e.Issuer, e.Err)
+		return fmt.Sprintf("the opaque tokens of the issuer %q cannot be introspected: %v", e.Issuer, e.Err)
 	case e.Err == nil:
 		return fmt.Sprintf("the keys of the issuer %q are still being fetched", e.Issuer)
 	}

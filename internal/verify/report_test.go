@@ -19,7 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// D20 K13: log and metrics tell of keys, and never of tokens.
+// D20 K13: log and metrics show keys, and never tokens.
 func TestLogAndMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, fresh := josetest.New(t, "ES256", "old"), josetest.New(t, "ES256", "fresh")
@@ -29,14 +29,14 @@ func TestLogAndMetrics(t *testing.T) {
 		v, err := verify.New(verify.Config{
 			Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web),
 			Logger: slog.New(slog.NewTextHandler(&log, nil)), Registerer: registry,
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx := t.Context()
 		count := func(line string) int { return strings.Count(log.String(), line) }
 		refresh := func() { _ = v.Refresh(ctx, issuerA) }
-		const added, removed, skipped = "is trusted from now on", "is not trusted any more", "is not used"
+		const added, removed, skipped = "is trusted from now on", "is no longer trusted", "is not used"
 
 		refresh()
 		refresh()
@@ -57,17 +57,17 @@ func TestLogAndMetrics(t *testing.T) {
 			t.Errorf("%+v", status)
 		}
 		if err := testutil.GatherAndCompare(registry, strings.NewReader(`
-# HELP tokenbroker_jwks_fetches_total Fetches of an issuer's keys by result: success or failure.
+# HELP tokenbroker_jwks_fetches_total Fetches of an issuer's JWK set by result: success or failure.
 # TYPE tokenbroker_jwks_fetches_total counter
 tokenbroker_jwks_fetches_total{issuer="https://a.example",result="failure"} 1
 tokenbroker_jwks_fetches_total{issuer="https://a.example",result="success"} 3
 # HELP tokenbroker_jwks_keys Usable keys of an issuer.
 # TYPE tokenbroker_jwks_keys gauge
 tokenbroker_jwks_keys{issuer="https://a.example"} 1
-# HELP tokenbroker_jwks_keys_skipped Entries of an issuer's JWK set that are not usable.
+# HELP tokenbroker_jwks_keys_skipped Unusable entries of an issuer's JWK set.
 # TYPE tokenbroker_jwks_keys_skipped gauge
 tokenbroker_jwks_keys_skipped{issuer="https://a.example"} 1
-# HELP tokenbroker_jwks_last_success_timestamp_seconds When an issuer's keys were last fetched; 0: never.
+# HELP tokenbroker_jwks_last_success_timestamp_seconds Time of the last successful fetch of an issuer's keys, in Unix seconds; 0 if none.
 # TYPE tokenbroker_jwks_last_success_timestamp_seconds gauge
 tokenbroker_jwks_last_success_timestamp_seconds{issuer="https://a.example"} 9.46684800e+08
 `), "tokenbroker_jwks_fetches_total", "tokenbroker_jwks_keys", "tokenbroker_jwks_keys_skipped", "tokenbroker_jwks_last_success_timestamp_seconds"); err != nil {
@@ -100,13 +100,13 @@ tokenbroker_jwks_last_success_timestamp_seconds{issuer="https://a.example"} 9.46
 	})
 }
 
-func TestVerifierThatReplacesAnotherGoesOnWithItsMetrics(t *testing.T) {
+func TestNew_continuesMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	key := josetest.New(t, "EdDSA", "k")
 	for range 2 {
 		v, err := verify.New(verify.Config{
 			Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(serve(josetest.Set(key.JWK()))), Registerer: registry,
-		})
+		}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func TestVerifierThatReplacesAnotherGoesOnWithItsMetrics(t *testing.T) {
 	}
 	rival := prometheus.NewRegistry()
 	rival.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "tokenbroker_jwks_keys", Help: "Another."}))
-	if _, err := verify.New(verify.Config{Registerer: rival}); err == nil {
+	if _, err := verify.New(verify.Config{Registerer: rival}, nil); err == nil {
 		t.Error("a metric that somebody else has is no error")
 	}
 }
@@ -134,7 +134,7 @@ func TestPanicOfALoadIsLoggedWithItsStack(t *testing.T) {
 	web.set(outages["makes the client panic"])
 	v, err := verify.New(verify.Config{
 		Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web), Logger: slog.New(slog.NewTextHandler(&log, nil)),
-	})
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

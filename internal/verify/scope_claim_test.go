@@ -56,7 +56,7 @@ func TestScopeClaimOfAnyName(t *testing.T) {
 }
 
 // Entra ID writes roles into ID tokens, too.
-func TestScopeClaimOfAnotherNameMarksNoAccessToken(t *testing.T) {
+func TestScopeClaim_unusualNameMarksNoAccessToken(t *testing.T) {
 	key := josetest.New(t, "ES256", "k")
 	for name, tt := range map[string]struct {
 		path   []string

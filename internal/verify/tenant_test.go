@@ -11,7 +11,7 @@ import (
 
 const entra = "https://login.microsoftonline.com/{tenant}/v2.0"
 
-// C7: a pattern puts a tenant into a segment of the path, and nowhere else.
+// C7: a tenant is inserted as a whole segment of the path, and nowhere else.
 func TestTenantPatterns(t *testing.T) {
 	for pattern, ok := range map[string]bool{
 		entra:                                   true,
@@ -55,7 +55,7 @@ func TestTenantPatterns(t *testing.T) {
 	}
 }
 
-// C7: each tenant is an issuer with keys of its own; a template is none.
+// C7: each tenant is an issuer with its own keys; a template is not an issuer.
 func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, two := josetest.New(t, "RS256", "k"), josetest.New(t, "RS256", "k")
@@ -93,7 +93,7 @@ func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 	for _, template := range []string{entra, "https://login.microsoftonline.com/{tenantid}/v2.0", "https://*.example/{tenant}"} {
 		c := configOf(template)
 		c.JWKSURL = "https://idp.example/keys"
-		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}); err == nil || !strings.Contains(err.Error(), "template") {
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}, nil); err == nil || !strings.Contains(err.Error(), "template") {
 			t.Errorf("%s: %v", template, err)
 		}
 	}

@@ -12,12 +12,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// maxTokenFile is more than what servers accept in a header.
+// maxTokenFile is more than servers accept in a header, in bytes.
 const maxTokenFile = 16 << 10
 
-// readToken reads the token for the request of the JWK set; it is empty if none is
-// configured. Kubernetes replaces the token of a pod before it expires, so it is
-// read for each request.
+// readToken returns the bearer token for JWKSURL; empty if none is configured. It reads
+// the file for each request, because Kubernetes replaces the token of a pod before it
+// expires.
 func (s *keySource) readToken() (redact.String, error) {
 	path := s.cfg.JWKSTokenFile
 	if path == "" {
@@ -28,14 +28,14 @@ func (s *keySource) readToken() (redact.String, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return redact.String{}, fmt.Errorf("the token file %s does not exist: a pod has it unless automountServiceAccountToken is false; mount it, or correct jwks_token_file", path)
 	case err != nil:
-		return redact.String{}, fmt.Errorf("the token file %s %w: see to the program that writes it, or correct jwks_token_file", path, err)
+		return redact.String{}, fmt.Errorf("the token file %s %w: check the program that writes it, or correct jwks_token_file", path, err)
 	default:
 		return token, nil
 	}
 }
 
-// readTokenFile reads a bearer token. The error is a predicate of the file, and
-// shows nothing of its content.
+// readTokenFile reads a bearer token. The error is the predicate of a sentence about the
+// file, and quotes nothing of its content.
 func readTokenFile(path string) (redact.String, error) {
 	file, err := os.Open(path) //nolint:gosec // the configuration names it
 	if err != nil {
@@ -59,10 +59,10 @@ func readTokenFile(path string) (redact.String, error) {
 	}
 }
 
-// unreadable drops the path from an error of the operating system.
+// unreadable removes the path from an error of the operating system.
 func unreadable(err error) error {
-	if failed, ok := errors.AsType[*fs.PathError](err); ok {
-		err = failed.Err
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		err = pathErr.Err
 	}
 	return fmt.Errorf("cannot be read: %w", err)
 }
@@ -71,23 +71,23 @@ func unreadable(err error) error {
 // read the keys of the cluster.
 const issuerDiscoveryRole = "system:service-account-issuer-discovery"
 
-// explain adds to the error of a request for the JWK set what to do about it.
+// explain adds advice to the error of a request for the JWK set.
 func (s *keySource) explain(err error) error {
-	fault, ok := errors.AsType[*discovery.Error](err)
+	fetchErr, ok := errors.AsType[*discovery.Error](err)
 	file := s.cfg.JWKSTokenFile
 	switch {
 	case !ok:
 		return err
-	case fault.Status == http.StatusUnauthorized && file != "":
+	case fetchErr.Status == http.StatusUnauthorized && file != "":
 		return fmt.Errorf("%w: it does not accept the token in %s, which may have expired or be of another cluster; "+
-			"name the token of a service account that has the ClusterRole %s", err, file, issuerDiscoveryRole)
-	case fault.Status == http.StatusForbidden && file != "":
+			"configure the token of a service account with the ClusterRole %s", err, file, issuerDiscoveryRole)
+	case fetchErr.Status == http.StatusForbidden && file != "":
 		return fmt.Errorf("%w: the token in %s does not give access to the keys; in Kubernetes bind the ClusterRole %s to the broker's service account",
 			err, file, issuerDiscoveryRole)
-	case fault.Status >= 300 && fault.Status < 400:
-		return fmt.Errorf("%w: the broker follows no redirect; set jwks_url to the place of the keys themselves", err)
-	case fault.Status == http.StatusUnauthorized, fault.Status == http.StatusForbidden:
-		return fmt.Errorf("%w: it does not publish the keys to everybody; name a file with a bearer token for it in jwks_token_file, beside jwks_url "+
+	case fetchErr.Status >= 300 && fetchErr.Status < 400:
+		return fmt.Errorf("%w: the broker follows no redirect; set jwks_url to the final URL of the keys", err)
+	case fetchErr.Status == http.StatusUnauthorized, fetchErr.Status == http.StatusForbidden:
+		return fmt.Errorf("%w: it requires authentication for the keys; configure a file with a bearer token in jwks_token_file, beside jwks_url "+
 			"(preset: kubernetes does so for the API server of a cluster)", err)
 	default:
 		return err

@@ -111,7 +111,7 @@ func verifierFor(t *testing.T, s *apiServer, ca, tokenFile string) *verify.Verif
 	cluster.JWKSURL, cluster.JWKSTokenFile = s.URL+keysPath, tokenFile
 	cluster.HTTP = network.ClientFor(cluster.JWKSURL, false)
 	t.Cleanup(cluster.HTTP.CloseIdleConnections)
-	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cluster}})
+	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cluster}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +203,7 @@ func TestTokenForTheKeysNeedsAURL(t *testing.T) {
 	file.JWKSURL, file.JWKSFile = "", "jwks.json"
 	for name, cfg := range map[string]verify.IssuerConfig{"discovery": discovered, "plain http": plain, "a file": file} {
 		cfg.JWKSTokenFile = "token"
-		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cfg}}); err == nil || !strings.Contains(err.Error(), "https") {
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cfg}}, nil); err == nil || !strings.Contains(err.Error(), "https") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -231,7 +231,7 @@ func TestErrorsOfFetchesWithAToken(t *testing.T) {
 		"a file that is large": {file: canary + strings.Repeat("a", 16<<10), says: []string{"is larger than 16384 bytes"}},
 		"401":                  {file: canary, says: []string{keysPath + " answered HTTP 401", "does not accept the token", role}, requests: 1},
 		"403":                  {file: good, disturb: func(s *apiServer) { s.forbidden = true }, says: []string{"HTTP 403", "bind the " + role}, requests: 1},
-		"no token is sent":     {path: "-", says: []string{"HTTP 401", "name a file with a bearer token", "jwks_token_file", "preset: kubernetes"}, requests: 1},
+		"no token is sent":     {path: "-", says: []string{"HTTP 401", "configure a file with a bearer token", "jwks_token_file", "preset: kubernetes"}, requests: 1},
 		"another CA":           {file: good, ca: newAuthority(t, "another"), says: []string{`"cluster"`, "not trusted", "tls.ca"}},
 	} {
 		t.Run(name, func(t *testing.T) {

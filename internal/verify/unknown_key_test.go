@@ -71,7 +71,7 @@ func TestBadSignaturesCauseNoFetch(t *testing.T) {
 				t.Fatalf("%s in %v", got, took)
 			}
 		}
-		// B6: nor do tokens that name no key, of which there is one only.
+		// B6: nor do tokens without kid, if there is a single key.
 		if got, took := timed(t, v, other.Token(other.Header(jsonObject{"kid": nil}), claims())); got != "bad_signature" || took != 0 {
 			t.Errorf("no kid: %s in %v", got, took)
 		}
@@ -82,7 +82,7 @@ func TestBadSignaturesCauseNoFetch(t *testing.T) {
 	})
 }
 
-func TestRotationIsPickedUpByTheFirstTokenOfTheNewKey(t *testing.T) {
+func TestRotation_firstTokenOfTheNewKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, fresh := josetest.New(t, "EdDSA", "old"), josetest.New(t, "EdDSA", "fresh")
 		web := serve(josetest.Set(old.JWK()))
@@ -93,7 +93,7 @@ func TestRotationIsPickedUpByTheFirstTokenOfTheNewKey(t *testing.T) {
 		if got := outcome(t, v, forever(fresh, issuerA), verify.Request{}); got != "active" {
 			t.Errorf("a minute after the last fetch: %s", got)
 		}
-		// And while somebody uses up what unknown kids may cause.
+		// Also while other unknown kids use up the permitted fetches.
 		newest := josetest.New(t, "EdDSA", "newest")
 		flood := func() { outcome(t, v, old.Token(old.Header(jsonObject{"kid": "x"}), claims()), verify.Request{}) }
 		time.Sleep(time.Minute)
@@ -110,9 +110,8 @@ func TestRotationIsPickedUpByTheFirstTokenOfTheNewKey(t *testing.T) {
 	})
 }
 
-// While an issuer cannot be asked, nobody knows whether a key that is not known
-// is its own.
-func TestUnknownKeyIsNoVerdictWhileTheIssuerCannotBeAsked(t *testing.T) {
+// While an issuer is unavailable, an unknown key may be a new key of the issuer.
+func TestUnknownKey_unavailableIssuer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		outage func(*http.Request) (*http.Response, error)
 		took   time.Duration
@@ -143,8 +142,8 @@ func TestUnknownKeyIsNoVerdictWhileTheIssuerCannotBeAsked(t *testing.T) {
 	}
 }
 
-// B6: the single key of an issuer need not be named. A token that names none never
-// causes a fetch, and is refused as soon as there are two keys.
+// B6: a token without kid verifies with the single key of an issuer. It never causes a fetch,
+// and is rejected as soon as there are two keys.
 func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key, second := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "second")
@@ -200,7 +199,7 @@ func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 	})
 }
 
-func TestKeyWithoutKidIsFoundByTokensWithoutKid(t *testing.T) {
+func TestKeysFind_withoutKid(t *testing.T) {
 	key := josetest.New(t, "ES256", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK(jsonObject{"kid": nil}))), configOf(issuerA)))
 	for range 2 { // the second is remembered
@@ -213,9 +212,9 @@ func TestKeyWithoutKidIsFoundByTokensWithoutKid(t *testing.T) {
 	}
 }
 
-// A key stays trusted when the issuer lists it once more, and what is remembered
-// of its tokens is what a new look at them finds.
-func TestKeyStaysTrustedWhenItIsListedForAnotherAlgorithm(t *testing.T) {
+// A key stays trusted if the issuer lists it once more, and cached results equal new
+// ones.
+func TestCache_keyListedForAnotherAlgorithm(t *testing.T) {
 	r := josetest.New(t, "RS256", "k")
 	other := josetest.New(t, "ES256", "other")
 	alg := func(name string) jsonObject { return r.JWK(jsonObject{"alg": name}) }

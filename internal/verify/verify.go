@@ -1,27 +1,27 @@
-// Package verify decides whether a presented access token is good. It takes
-// JWTs in compact form, signed by an issuer that is configured, and does each
-// step only after the one before it:
+// Package verify decides whether to accept a presented access token. It verifies JWTs
+// in compact form that a configured issuer signed. Each step runs only if all earlier
+// steps succeed:
 //
-//	form       three parts, canonical, bounded; a header that asks for nothing unusual
-//	issuer     iss, byte for byte one of those configured; no network
-//	algorithm  one that the issuer is configured with
-//	key        kid and alg, looked up among that issuer's keys only; no kid: its only key
+//	form       three parts, canonical, of bounded size; a header without unusual features
+//	issuer     iss equals a configured issuer, byte for byte; no network access
+//	algorithm  one of the issuer's configured algorithms
+//	key        by kid and alg, among that issuer's keys only; without kid, its single key
 //	signature  by exactly that algorithm; a bad one never causes a fetch
-//	claims     of the right kind, once the signature holds
-//	judgement  type, time, audience, scopes: on every call
+//	claims     present and of the right JSON types
+//	judgement  type, time, audience and scopes, on every call
 //
-// An opaque token has no form to judge and no signature: the one issuer that the
-// request names is asked about it ([Introspection]), and its answer takes the place
-// of the claims.
+// For an opaque token, the one issuer that the request names introspects the token
+// ([Introspection]), and its response takes the place of the claims.
 //
-// The first four tell a caller nothing that is not in the token for all to see,
-// and nothing is said of the claims before the signature holds. What the steps
-// up to the claims find out are [Facts], which depend on the token and its
-// issuer alone; the judgement depends on the time and on what was asked, does no
-// I/O, and is never to be kept.
+// A rejection before the signature reveals nothing that the presenter cannot read in
+// the token, and claims are not judged before the signature is verified. The steps
+// through claims produce [Facts], which depend on the token and its issuer alone and
+// may be cached. The judgement depends on the time and the request, does no I/O, and
+// is never cached.
 //
-// A bad token is an answer, a [Rejection]. An error means that nothing could be
-// decided: an [*UnavailableError], or the error of the caller's context.
+// A bad token is a result with a [Rejection], not an error. An error means that the
+// token could not be verified: an [*UnavailableError], [ErrNotPermitted], or the error
+// of the caller's context.
 package verify
 
 import (
@@ -38,12 +38,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// Verifier verifies tokens of the issuers that it was made for. It is safe for
-// concurrent use.
+// Verifier verifies tokens of its configured issuers. It is safe for concurrent use.
 type Verifier struct {
 	issuers     []*issuer
 	byName      map[string]*issuer
-	opaque      map[string]*opaqueTokens // by issuer, those with introspection
+	opaque      map[string]*opaqueVerifier // by issuer; only issuers with introspection
 	cache       *factsCache
 	cacheBytes  int64
 	maxValidity time.Duration
@@ -52,58 +51,58 @@ type Verifier struct {
 }
 
 type issuer struct {
-	cfg  IssuerConfig // with its defaults
+	cfg  IssuerConfig // with defaults applied
 	keys *keySource
 }
 
-// Request is what a token must be good for.
+// Request states the requirements that a token must meet.
 type Request struct {
-	// Audience: the token must be for one of these. Empty: one of those that
-	// its issuer is configured with.
+	// Audience: the token must have one of these audiences. Empty: one of its issuer's
+	// configured audiences.
 	Audience []string
-	// Scopes: the token must carry all of these.
+	// Scopes: the token must have all of these scopes.
 	Scopes []string
-	// Issuer: the token must be of this one. Empty: any that is configured.
+	// Issuer: the token must come from this issuer. Empty: from any configured issuer.
 	Issuer string
-	// OpaqueIssuer is asked about an opaque token if Issuer is empty. If both are empty
-	// and several issuers have introspection, opaque tokens are refused.
+	// OpaqueIssuer introspects opaque tokens if Issuer is empty. If both are empty and
+	// several issuers have introspection, opaque tokens are rejected.
 	OpaqueIssuer string
-	// Issuers are those that there are for whoever asks, each with the audiences
-	// that it may be asked about, sorted; nil audiences: any. Nil: all that are
-	// configured, with any audience.
+	// Issuers are the issuers that the caller's policy permits, each with its permitted
+	// audiences, sorted; nil audiences permit any. A nil map permits all configured
+	// issuers with any audience.
 	Issuers map[string][]string
-	// Caller: the token is to prove who calls the broker, and Audience is the broker. An
-	// opaque token is refused: no issuer is asked about it. A JWT needs no claim that only
-	// access tokens have, because it is for nobody else; nothing stands for its aud.
+	// Caller is true for a token that identifies the caller of the broker; Audience is
+	// then the broker. Opaque tokens are rejected without introspection. A JWT needs no
+	// claim that marks access tokens, because the broker is its only recipient, and
+	// [IssuerConfig.MissingAudience] does not apply.
 	Caller bool
 }
 
-// ErrNotPermitted says that a token was to be verified for an audience that
-// [Request.Issuers] does not name.
-var ErrNotPermitted = errors.New("verify: the audience is not one that may be asked about")
+// ErrNotPermitted means that [Request.Issuers] does not permit the requested audience.
+var ErrNotPermitted = errors.New("verify: the audience is not permitted for this caller")
 
 func (r *Request) admits(issuer string) bool {
 	_, ok := r.Issuers[issuer]
 	return ok || r.Issuers == nil
 }
 
-// Result is the answer: either Facts or Rejection is set.
+// Result is the result of a verification: either Facts or Rejection is set.
 type Result struct {
 	Facts *Facts
-	// ValidUntil is how long the answer may be kept: the earliest of the
-	// token's expiry, the end of [IssuerConfig.MaxAge], [Config.MaxValidity] from
-	// now, and the time by which it would be noticed here that the issuer has
-	// removed the key, or no longer says that an opaque token is active. It may
-	// be in the past, within the leeway or while the issuer's keys cannot be
-	// fetched: such an answer is good now and must not be kept.
+	// ValidUntil is the time until which the caller may cache the result. It is the
+	// earliest of the token's expiry, the end of [IssuerConfig.MaxAge],
+	// [Config.MaxValidity] from now, and the time by which this Verifier would notice
+	// that the issuer has removed the key or revoked the opaque token. It may be in the
+	// past, within the leeway or while the issuer's keys cannot be fetched; such a
+	// result is valid now and must not be cached.
 	ValidUntil time.Time
 	Rejection  *Rejection
 }
 
-// Verify judges a presented token. Where the issuer's keys were never loaded it
-// waits for them up to 5 s, and where the token names a key that is not known up
-// to 1 s; where an opaque token was not asked about lately, up to 8 s; but never
-// beyond ctx, and not where many wait already. Otherwise it does no I/O.
+// Verify verifies a presented token. It waits up to 5 s if the issuer's keys were never
+// loaded, up to 1 s for an unknown kid, and up to 8 s for an opaque token without a
+// cached result; never beyond the end of ctx. If too many calls wait already, it returns
+// an [*UnavailableError] at once. In all other cases it does no I/O.
 func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
 	result, err := v.verify(ctx, presented, req)
 	if rejection, ok := errors.AsType[*Rejection](err); ok {
@@ -113,29 +112,38 @@ func (v *Verifier) Verify(ctx context.Context, presented redact.String, req Requ
 }
 
 func (v *Verifier) verify(ctx context.Context, presented redact.String, req Request) (Result, error) {
-	issuer, facts, keptUntil, err := v.establish(ctx, presented, &req)
+	token, err := v.establish(ctx, presented, &req)
 	if err != nil {
 		return Result{}, err
 	}
-	return v.answer(issuer, facts, keptUntil, req, time.Now())
+	return v.judge(token, req, time.Now())
 }
 
-func (v *Verifier) establish(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
+// established has the facts of a verified JWT or an introspected token.
+type established struct {
+	issuer *issuer
+	facts  *Facts
+	// freshUntil is the time by which this Verifier would notice that the issuer has
+	// removed the key or revoked the opaque token.
+	freshUntil time.Time
+}
+
+func (v *Verifier) establish(ctx context.Context, presented redact.String, req *Request) (established, error) {
 	if len(presented.Reveal()) > v.maxToken {
-		return nil, nil, time.Time{}, malformed(fmt.Errorf("it is longer than the %d bytes that limits.token_kib allows", v.maxToken))
+		return established{}, malformed(fmt.Errorf("it is longer than the %d bytes that limits.token_kib allows", v.maxToken))
 	}
-	if len(v.opaque) == 0 || req.Caller || !v.introspects(req) || !isOpaque(presented) {
+	if len(v.opaque) == 0 || req.Caller || !v.mayIntrospect(req) || !isOpaque(presented) {
 		return v.establishJWT(ctx, presented, req)
 	}
-	asked, err := v.introspected(req)
+	opaque, err := v.opaqueVerifier(req)
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return established{}, err
 	}
-	return asked.establish(ctx, presented)
+	return opaque.establish(ctx, presented)
 }
 
-// introspects reports whether one of the issuers that req admits has introspection.
-func (v *Verifier) introspects(req *Request) bool {
+// mayIntrospect reports whether an issuer that req admits has introspection.
+func (v *Verifier) mayIntrospect(req *Request) bool {
 	for name := range v.opaque {
 		if req.admits(name) {
 			return true
@@ -144,111 +152,117 @@ func (v *Verifier) introspects(req *Request) bool {
 	return false
 }
 
-// introspected returns the issuer to ask about an opaque token. The token does not say
-// which issuer that is, and no other issuer may see it: so the request must say it,
-// unless there is only one.
-func (v *Verifier) introspected(req *Request) (*opaqueTokens, error) {
+// opaqueVerifier returns the verifier for an opaque token. The token does not name its
+// issuer, and no other issuer may see it: the request must name the issuer unless only
+// one has introspection.
+func (v *Verifier) opaqueVerifier(req *Request) (*opaqueVerifier, error) {
 	name := cmp.Or(req.Issuer, req.OpaqueIssuer)
 	if name == "" && len(v.opaque) > 1 {
 		return nil, reject(UnknownIssuer, "The token is opaque, several issuers have introspection, and the request does not say which of them issued it: name the issuer in the request.")
 	}
-	for issuer, asked := range v.opaque {
+	for issuer, opaque := range v.opaque {
 		if (name == "" || name == issuer) && req.admits(issuer) {
-			return asked, nil
+			return opaque, nil
 		}
 	}
 	return nil, reject(UnknownIssuer, "The token is opaque, and the issuer that the request names has no introspection.")
 }
 
-// Introspecting returns how many issuers have introspection.
+// Introspecting returns the number of issuers with introspection.
 func (v *Verifier) Introspecting() int { return len(v.opaque) }
 
-// answer judges established facts.
-func (v *Verifier) answer(issuer *issuer, facts *Facts, keptUntil time.Time, req Request, now time.Time) (Result, error) {
-	if err := judge(facts, &issuer.cfg, req, now); err != nil {
+func (v *Verifier) judge(token established, req Request, now time.Time) (Result, error) {
+	if err := judge(token.facts, &token.issuer.cfg, req, now); err != nil {
 		return Result{}, err
 	}
-	until := earliest(facts.ExpiresAt, keptUntil, now.Add(v.maxValidity))
-	if age := issuer.cfg.MaxAge; age > 0 {
-		until = earliest(until, facts.IssuedAt.Add(age))
+	until := earliest(token.facts.ExpiresAt, token.freshUntil, now.Add(v.maxValidity))
+	if age := token.issuer.cfg.MaxAge; age > 0 {
+		until = earliest(until, token.facts.IssuedAt.Add(age))
 	}
-	return Result{Facts: facts.clone(), ValidUntil: until}, nil
+	return Result{Facts: token.facts.clone(), ValidUntil: until}, nil
 }
 
-// establishJWT returns the facts that a good signature vouches for, and until when
-// the key that made it is known to be its issuer's. They are remembered, and the
-// token is not verified again, as long as that very key is trusted.
-func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, req *Request) (*issuer, *Facts, time.Time, error) {
-	id, known := v.cache.find(presented)
-	if known != nil && (req.Issuer == "" || req.Issuer == known.facts.Issuer) && req.admits(known.facts.Issuer) && v.byName[known.facts.Issuer] == known.issuer {
-		if keptUntil, trusted := known.issuer.keys.trusts(known.key, !known.facts.keyless); trusted {
-			v.cache.hit(known)
-			return known.issuer, known.facts, keptUntil, nil
+// establishJWT returns the facts of a JWT with a valid signature. It caches them, and
+// verifies the signature again only if the key that verified it is no longer trusted.
+func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, req *Request) (established, error) {
+	digest, cached := v.cache.find(presented)
+	if cached != nil && (req.Issuer == "" || req.Issuer == cached.facts.Issuer) && req.admits(cached.facts.Issuer) && v.byName[cached.facts.Issuer] == cached.issuer {
+		if freshUntil, trusted := cached.issuer.keys.trusts(cached.key, !cached.facts.noKeyID); trusted {
+			v.cache.hit(cached)
+			return established{cached.issuer, cached.facts, freshUntil}, nil
 		}
 	}
 	v.cache.miss()
-	issuer, key, facts, keptUntil, err := v.examine(ctx, presented, req)
+	token, key, err := v.verifyJWT(ctx, presented, req)
 	if err != nil {
-		return nil, nil, time.Time{}, err
+		return established{}, err
 	}
-	v.cache.put(id, issuer, key, facts)
-	return issuer, facts, keptUntil, nil
+	v.cache.put(digest, token.issuer, key, token.facts)
+	return token, nil
 }
 
-// examine verifies a token up to its claims.
-func (v *Verifier) examine(ctx context.Context, presented redact.String, req *Request) (*issuer, *jose.Key, *Facts, time.Time, error) {
-	token, header, claims, err := takeApart(presented)
+// verifyJWT verifies a JWT up to its claims. It also returns the key that verified the
+// signature.
+func (v *Verifier) verifyJWT(ctx context.Context, presented redact.String, req *Request) (established, *jose.Key, error) {
+	token, err := parseJWT(presented)
 	if err != nil {
-		return nil, nil, nil, time.Time{}, err
+		return established{}, nil, err
 	}
-	issuer, err := v.issuerOf(claims, req)
+	issuer, err := v.issuerOf(token.claims, req)
 	if err != nil {
-		return nil, nil, nil, time.Time{}, err
+		return established{}, nil, err
 	}
-	key, keptUntil, err := issuer.keyFor(ctx, header)
+	key, err := issuer.keyFor(ctx, token.header)
 	if err != nil {
-		return nil, nil, nil, time.Time{}, err
+		return established{}, nil, err
 	}
-	if err := jose.Verify(header.Algorithm, key, token.SigningInput, token.Signature); err != nil {
-		return nil, nil, nil, time.Time{}, badSignature(header)
+	if err := jose.Verify(token.header.Algorithm, key.Key, token.SigningInput, token.Signature); err != nil {
+		return established{}, nil, badSignature(token.header)
 	}
-	// The claims were read from the very bytes that were signed, iss included.
-	facts, err := newFacts(&issuer.cfg, header, claims, token.Payload)
+	// The signature covers the bytes from which all claims were parsed, iss included.
+	facts, err := newFacts(&issuer.cfg, token.header, token.claims, token.Payload)
 	if err != nil {
-		return nil, nil, nil, time.Time{}, reject(BadClaims, "The token's claims are not sound: %v.", err)
+		return established{}, nil, reject(BadClaims, "The token has a missing or invalid claim: %v.", err)
 	}
-	return issuer, key, facts, keptUntil, nil
+	return established{issuer, facts, key.freshUntil}, key.Key, nil
 }
 
-// badSignature says more where the token was signed with a key that it brings
-// along, or meant to.
+// badSignature names the header parameter that points to a key, if there is one: the
+// token may be signed with that key.
 func badSignature(header jose.Header) error {
 	if header.KeyPlace != "" {
-		return reject(Unsupported, "The token asks for what is never accepted: its signature does not hold with the key that its issuer publishes, and keys are never fetched from where its header says (%s).", header.KeyPlace)
+		return reject(Unsupported, "The token uses a feature that is never accepted: its signature is not valid under the key that its issuer publishes, and the broker never fetches keys from the URL in a header (%s).", header.KeyPlace)
 	}
-	return reject(BadSignature, "The token's signature does not hold.")
+	return reject(BadSignature, "The token's signature is not valid.")
 }
 
-// takeApart reads the token. Nothing in it is to be believed yet.
-func takeApart(presented redact.String) (jose.Compact, jose.Header, jose.Object, error) {
+// parsedJWT is a JWT before the verification of its signature.
+type parsedJWT struct {
+	jose.Compact
+
+	header jose.Header
+	claims jose.Object
+}
+
+func parseJWT(presented redact.String) (parsedJWT, error) {
 	token, err := jose.Split(presented)
 	if err != nil {
-		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(err)
+		return parsedJWT{}, malformed(err)
 	}
 	header, err := jose.ParseHeader(token.Header)
 	if err != nil {
-		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(err)
+		return parsedJWT{}, malformed(err)
 	}
 	claims, err := jose.ParseObject(token.Payload)
 	if err != nil {
-		return jose.Compact{}, jose.Header{}, jose.Object{}, malformed(fmt.Errorf("its payload %w", err))
+		return parsedJWT{}, malformed(fmt.Errorf("its payload %w", err))
 	}
-	return token, header, claims, nil
+	return parsedJWT{token, header, claims}, nil
 }
 
 func malformed(err error) error {
 	if unsupported, ok := errors.AsType[jose.UnsupportedError](err); ok {
-		return reject(Unsupported, "The token asks for what is never accepted: %v.", unsupported)
+		return reject(Unsupported, "The token uses a feature that is never accepted: %v.", unsupported)
 	}
 	return reject(Malformed, "The token is malformed: %v.", err)
 }
@@ -260,33 +274,33 @@ func (v *Verifier) issuerOf(claims jose.Object, req *Request) (*issuer, error) {
 	case err != nil || !present:
 		return nil, reject(UnknownIssuer, "The token names no issuer (iss).")
 	case issuer == nil || !req.admits(iss):
-		return nil, reject(UnknownIssuer, "The token's issuer (iss) is not one of those configured; they are compared byte by byte.")
+		return nil, reject(UnknownIssuer, "The token's issuer (iss) is not a configured issuer; issuers are compared byte by byte.")
 	case req.Issuer != "" && iss != req.Issuer:
-		return nil, reject(UnknownIssuer, "The token is of another issuer (iss) than the one asked for; they are compared byte by byte.")
+		return nil, reject(UnknownIssuer, "The token's issuer (iss) is not the requested issuer; issuers are compared byte by byte.")
 	}
 	return issuer, nil
 }
 
-// keyFor returns the key that the header names, if it may be used with the
-// algorithm that the header names.
-func (i *issuer) keyFor(ctx context.Context, header jose.Header) (*jose.Key, time.Time, error) {
+// keyFor returns the key that the header names by kid, if the issuer's configuration
+// and the key permit the header's algorithm.
+func (i *issuer) keyFor(ctx context.Context, header jose.Header) (trustedKey, error) {
 	if !slices.Contains(i.cfg.Algorithms, header.Algorithm) {
-		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of those configured for its issuer, %s.",
+		return trustedKey{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of its issuer's configured algorithms, %s.",
 			strings.Join(i.cfg.Algorithms, ", "))
 	}
-	key, keptUntil, err := i.findKey(ctx, header)
+	key, err := i.findKey(ctx, header)
 	if err != nil {
-		return nil, time.Time{}, err
+		return trustedKey{}, err
 	}
-	// A key that says EdDSA serves for Ed25519, the other name of the same
-	// algorithm, and the reverse, only where both are configured.
+	// EdDSA and Ed25519 name one algorithm, so a key that declares one of them permits
+	// both. Both names must be configured for that.
 	if !key.Permits(header.Algorithm) || !key.DeclaredAmong(i.cfg.Algorithms) {
-		return nil, time.Time{}, reject(AlgorithmNotAllowed, "The token's key is not for its algorithm (alg).")
+		return trustedKey{}, reject(AlgorithmNotAllowed, "The token's key does not permit its algorithm (alg).")
 	}
-	return key, keptUntil, nil
+	return key, nil
 }
 
-func (i *issuer) findKey(ctx context.Context, header jose.Header) (*jose.Key, time.Time, error) {
+func (i *issuer) findKey(ctx context.Context, header jose.Header) (trustedKey, error) {
 	if header.KeyID == "" {
 		return i.keys.findSingle(ctx, header.Algorithm)
 	}
@@ -302,10 +316,9 @@ func earliest(first time.Time, others ...time.Time) time.Time {
 	return first
 }
 
-// Run keeps the keys of all issuers fresh until ctx ends, and returns when all
-// that it started has ended. Keys that this Verifier has in common with the one
-// that it takes the place of are kept fresh by one of the two at a time: the other
-// waits for its end.
+// Run keeps the keys of all issuers fresh until ctx ends, and returns after all its
+// goroutines have ended. If a Verifier shares an issuer's keys with its predecessor
+// (see [New]), only one of their Runs fetches these keys; the other waits for its end.
 func (v *Verifier) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, issuer := range v.issuers {
@@ -314,8 +327,8 @@ func (v *Verifier) Run(ctx context.Context) {
 	all.Wait()
 }
 
-// Refresh loads an issuer's keys now, whether or not Run is running. It takes
-// 5 s at most, after a fetch that is under way.
+// Refresh fetches an issuer's keys now, whether or not Run is running. It takes at most
+// 5 s, and first waits for a fetch in progress.
 func (v *Verifier) Refresh(ctx context.Context, name string) error {
 	issuer := v.byName[name]
 	if issuer == nil {
@@ -324,22 +337,21 @@ func (v *Verifier) Refresh(ctx context.Context, name string) error {
 	return issuer.keys.refresh(ctx)
 }
 
-// IssuerStatus is how an issuer's keys stand.
+// IssuerStatus is the status of an issuer's keys.
 type IssuerStatus struct {
 	Issuer string
-	// Keys that are usable, and entries of the JWK set that are not.
+	// Keys counts the usable keys, Skipped the unusable entries of the JWK set.
 	Keys, Skipped int
-	// LoadedAt is when the keys were last fetched; zero: never.
+	// LoadedAt is the start of the last successful fetch; zero if there was none.
 	LoadedAt time.Time
-	// NextAt is when they will be fetched again; zero: not planned yet.
+	// NextAt is the time of the next fetch; zero before the first one.
 	NextAt time.Time
-	// Err is why the last fetch failed; nil: it did not, or there was none. It
-	// shows nothing of what the issuer answered.
+	// Err is the error of the last fetch; nil if it succeeded or there was none. It
+	// quotes nothing of the issuer's response.
 	Err error
 }
 
-// Status returns how the keys of each issuer stand, in the order of the
-// configuration.
+// Status returns the status of each issuer's keys, in the order of the configuration.
 func (v *Verifier) Status() []IssuerStatus {
 	all := make([]IssuerStatus, len(v.issuers))
 	for n, issuer := range v.issuers {
@@ -352,12 +364,12 @@ func (v *Verifier) Status() []IssuerStatus {
 	return all
 }
 
-// MaxTokenLife is how long after its iat a token of an issuer can be good. False:
-// the issuer is not configured.
-func (v *Verifier) MaxTokenLife(issuer string) (life time.Duration, configured bool) {
-	known := v.byName[issuer]
-	if known == nil {
+// MaxTokenLife returns how long after its iat a token of an issuer can be accepted, and
+// false if the issuer is not configured.
+func (v *Verifier) MaxTokenLife(name string) (life time.Duration, configured bool) {
+	issuer := v.byName[name]
+	if issuer == nil {
 		return 0, false
 	}
-	return known.cfg.MaxLifetime + known.cfg.Leeway, true
+	return issuer.cfg.MaxLifetime + issuer.cfg.Leeway, true
 }

@@ -64,7 +64,7 @@ func TestWhereTheClientIsSaid(t *testing.T) {
 	}
 }
 
-func TestAnswersAreValidUntilTheEarliestOfItsBounds(t *testing.T) {
+func TestValidUntil_earliestBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		web := serve(josetest.Set(key.JWK()))
@@ -101,8 +101,8 @@ func TestAnswersAreValidUntilTheEarliestOfItsBounds(t *testing.T) {
 	})
 }
 
-// Who keeps an answer must not take a token for good that is too old by then.
-func TestAnswersAreNotKeptBeyondTheMaximalAge(t *testing.T) {
+// A cached result must not outlive the token's maximum age.
+func TestValidUntil_maxAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		c := configOf(issuerA)
@@ -122,14 +122,14 @@ func TestAnswersAreNotKeptBeyondTheMaximalAge(t *testing.T) {
 	})
 }
 
-// Tokens that another library made, in every algorithm.
+// Tokens from another library, with every algorithm.
 func TestTokensOfAnIndependentMinter(t *testing.T) {
 	methods := map[string]jwt.SigningMethod{
 		"RS256": jwt.SigningMethodRS256, "RS384": jwt.SigningMethodRS384, "RS512": jwt.SigningMethodRS512,
 		"ES256": jwt.SigningMethodES256, "ES384": jwt.SigningMethodES384, "ES512": jwt.SigningMethodES512, "EdDSA": jwt.SigningMethodEdDSA,
 	}
-	// By default that library's salt is as long as fits, which RFC 7518 section
-	// 3.5 does not allow.
+	// By default that library uses the longest possible salt, which RFC 7518 section 3.5
+	// forbids.
 	for name, method := range map[string]*jwt.SigningMethodRSAPSS{
 		"PS256": jwt.SigningMethodPS256, "PS384": jwt.SigningMethodPS384, "PS512": jwt.SigningMethodPS512,
 	} {
@@ -161,8 +161,7 @@ func TestTokensOfAnIndependentMinter(t *testing.T) {
 	}
 }
 
-// I6: no byte of a token that was accepted can be changed, in any way that is
-// tried here.
+// I6: each change of one byte makes an accepted token invalid.
 func TestEveryMutationOfATokenIsRejected(t *testing.T) {
 	early := []string{"malformed", "unsupported", "unknown_issuer", "algorithm_not_allowed", "unknown_key", "bad_signature"}
 	for _, algorithm := range []string{"RS256", "PS256", "ES256", "EdDSA"} {
@@ -196,7 +195,7 @@ func mutants(token string, i int) []string {
 	return slices.DeleteFunc(all, func(mutant string) bool { return mutant == token })
 }
 
-func TestRejectionsQuoteNothingBeforeTheSignatureHolds(t *testing.T) {
+func TestRejections_quoteNothingBeforeTheSignature(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const canary = "canary7f3a"
 		key, other := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
@@ -207,7 +206,7 @@ func TestRejectionsQuoteNothingBeforeTheSignatureHolds(t *testing.T) {
 			"unknown_issuer":        key.Token(key.Header(), claims(jsonObject{"iss": canary})),
 			"algorithm_not_allowed": key.Token(key.Header(jsonObject{"alg": canary}), claims()),
 			"unknown_key":           key.Token(key.Header(jsonObject{"kid": canary}), claims()),
-			// D18: whatever else is wrong.
+			// D18: with any other defect.
 			"bad_signature": other.Token(key.Header(jsonObject{"typ": canary}), claims(jsonObject{"exp": 1, "aud": canary, "sub": 1, "scope": canary})),
 		} {
 			result, err := v.Verify(t.Context(), redact.New(token), verify.Request{Scopes: []string{"x"}})
@@ -287,16 +286,16 @@ func TestConfigurationsThatAreRefused(t *testing.T) {
 	} {
 		bad := good
 		change(&bad)
-		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{bad}}); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
+		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{bad}}, nil); err == nil || !strings.HasPrefix(err.Error(), "issuer ") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{good, configOf(issuerB), good}}); err == nil {
+	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{good, configOf(issuerB), good}}, nil); err == nil {
 		t.Error("an issuer was accepted twice")
 	}
 	allowed := good
 	allowed.JWKSURL, allowed.AllowHTTP = "http://a.example/jwks", true
-	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{allowed}}); err != nil {
+	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{allowed}}, nil); err != nil {
 		t.Errorf("http that is allowed: %v", err)
 	}
 }
@@ -355,9 +354,9 @@ func TestKeysAreFoundByDiscovery(t *testing.T) {
 	}
 }
 
-// An issuer that is asked about its tokens may have no keys: nothing is amiss
-// then, and what looks like a JWT of it is not its own.
-func TestIssuerOfOpaqueTokensNeedsNoKeys(t *testing.T) {
+// An issuer with introspection may have no keys. That is no failure, and a JWT in its name is
+// forged.
+func TestOpaque_issuerWithoutKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		metadata := func(jwksURI string) []byte {
@@ -402,7 +401,7 @@ func TestIssuerOfOpaqueTokensNeedsNoKeys(t *testing.T) {
 	})
 }
 
-func TestFetchOfKeysIsBoundedDiscoveryIncluded(t *testing.T) {
+func TestFetch_boundedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		metadata := josetest.Marshal(jsonObject{"issuer": issuerA, "jwks_uri": "https://keys.example/jwks"})
@@ -422,7 +421,7 @@ func TestFetchOfKeysIsBoundedDiscoveryIncluded(t *testing.T) {
 	})
 }
 
-// I9 D11: concurrent callers with requests of their own get answers of their own.
+// I9 D11: concurrent callers with different requests get different results.
 func TestEachCallIsJudgedByItself(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
@@ -459,9 +458,8 @@ func TestClaimsAreThePayloadByteForByte(t *testing.T) {
 	}
 }
 
-// B4: what a header says about where a key is changes nothing, and no request is
-// made to that place.
-func TestPlacesOfKeysInTheHeaderAreIgnored(t *testing.T) {
+// B4: the URL of a key in a header changes nothing, and no request is sent to it.
+func TestHeader_keyURLsAreIgnored(t *testing.T) {
 	key, stranger := josetest.New(t, "ES256", "k"), josetest.New(t, "ES256", "k")
 	web := serve(josetest.Set(key.JWK()))
 	v := load(t, newVerifier(t, web, configOf(issuerA)))
@@ -500,8 +498,8 @@ func TestPlacesOfKeysInTheHeaderAreIgnored(t *testing.T) {
 	}
 }
 
-// Members that are null count as absent where that changes nothing that is judged,
-// and mark no token as an access token.
+// A null member counts as absent if no check depends on it, and never marks an access
+// token.
 func TestNullClaims(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	strict, lenient := configOf(issuerA), configOf(issuerA)
@@ -557,7 +555,7 @@ func TestNullClaims(t *testing.T) {
 	}
 }
 
-// An issuer is compared byte by byte, whatever it looks like.
+// Issuers are compared byte by byte, even if they are no URLs.
 func TestIssuersThatAreNoURLs(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	for _, identifier := range []string{"http://adfs.corp.example/adfs/services/trust", "urn:example:issuer", "orders@shop.example"} {
