@@ -118,7 +118,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		noKeyID:      header.KeyID == "",
 		typ:          header.Type,
 
-		hasAccessClaim: hasAccessClaim(claims, c.accessTokenClaims(c.ScopeClaim...)),
+		hasAccessClaim: c.hasAccessClaim(claims, c.ScopeClaim...),
 		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)
@@ -275,12 +275,6 @@ func (r *reader) expiry() time.Time {
 		r.fail(errors.New("its exp is missing or zero"))
 	}
 	return exp
-}
-
-// hasAccessClaim reports whether a token has one of the named claims, which mark
-// access tokens. A null does not count.
-func hasAccessClaim(claims jose.Object, names []string) bool {
-	return slices.ContainsFunc(names, func(name string) bool { return claims.Has(name) && !claims.IsNull(name) })
 }
 
 // otherPurpose describes a token that is not an access token, and returns "" for any

@@ -131,17 +131,15 @@ func DefaultAccessTokenClaims() []string {
 	return []string{"scope", "scp", "client_id", "cid", "appid", "azpacr", "gty", "kubernetes.io"}
 }
 
-// accessTokenClaims returns the claims that mark access tokens. An unusual scope claim,
-// such as roles, does not mark them by default, because ID tokens may have it too.
-func (c IssuerConfig) accessTokenClaims(scopeClaim ...string) []string {
-	switch {
-	case len(c.AccessTokenClaims) > 0:
-		return c.AccessTokenClaims
-	case isScopeClaim(scopeClaim):
-		return append(DefaultAccessTokenClaims(), scopeClaim[0])
-	default:
-		return DefaultAccessTokenClaims()
+// hasAccessClaim reports whether a token has a claim that marks access tokens. A null
+// does not count. An unusual scope claim, such as roles, does not mark them by default,
+// because ID tokens may have it too.
+func (c IssuerConfig) hasAccessClaim(claims jose.Object, scopeClaim ...string) bool {
+	has := func(name string) bool { return claims.Has(name) && !claims.IsNull(name) }
+	if len(c.AccessTokenClaims) > 0 {
+		return slices.ContainsFunc(c.AccessTokenClaims, has)
 	}
+	return slices.ContainsFunc(DefaultAccessTokenClaims(), has) || isScopeClaim(scopeClaim) && has(scopeClaim[0])
 }
 
 // MaxLeeway is the maximum of [IssuerConfig.Leeway]: a token can be accepted for this

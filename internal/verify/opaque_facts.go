@@ -32,7 +32,7 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, requestedAt time.Time, defa
 		opaque:      true,
 		typ:         r.text("token_type"),
 
-		hasAccessClaim: hasAccessClaim(claims, c.accessTokenClaims("scope")),
+		hasAccessClaim: c.hasAccessClaim(claims, "scope"),
 		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)
