@@ -50,7 +50,7 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/broker", "internal/server", "internal/httpapi", "internal/app"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/store", "internal/broker", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
 	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}

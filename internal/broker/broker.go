@@ -117,19 +117,19 @@ type ClientConfig struct {
 
 // Broker answers questions. All its methods are safe for concurrent use.
 type Broker struct {
-	setup   atomic.Pointer[setup]
-	applied signal     // fired when setup was replaced
-	setting sync.Mutex // held by the one who replaces setup
-	entries *shards
-	store   *meter
-	names   names
-	bells   *bells
-	revoker *revoker
-	changes tally            // of the histories of secrets
-	rings   *sealed.RingFile // nil: there are none
-	audit   *audit.Log
-	log     *slog.Logger
-	metrics *metrics
+	setup         atomic.Pointer[setup]
+	applied       signal     // fired when setup was replaced
+	setting       sync.Mutex // held by the one who replaces setup
+	entries       *shards
+	store         *store.Metered
+	names         names
+	subscriptions *store.Subscriptions
+	revoker       *revoker
+	changes       store.ChangeCount // of the histories of secrets
+	rings         *sealed.RingFile  // nil: there are none
+	audit         *audit.Log
+	log           *slog.Logger
+	metrics       *metrics
 
 	// Flights end with this context, not with their callers'.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
@@ -148,15 +148,15 @@ type setup struct {
 
 // client is one OAuth client and what all its entries have in common.
 type client struct {
-	name    string
-	idp     *idp.Client
-	secrets *secrets
-	about   About
-	own     idp.Request
-	entry   *entry // of own
-	keys    clientKeys
-	bells   []*bell // tell of purges, and of other secrets
-	fares   fares
+	name          string
+	idp           *idp.Client
+	secrets       *secrets
+	about         About
+	own           idp.Request
+	entry         *entry // of own
+	keys          clientKeys
+	subscriptions []*store.Subscription // tell of purges, and of other secrets
+	fares         fares
 
 	// trouble that is not about one question nor about one secret: throttling.
 	trouble troublePlace
@@ -164,7 +164,7 @@ type client struct {
 	epoch, fence atomic.Uint64
 	// changed is fired when the tokens were purged.
 	changed signal
-	purges  chaser
+	purges  store.Coalescer
 	// asked: somebody wanted a token of this client.
 	asked atomic.Bool
 
@@ -194,19 +194,19 @@ func New(cfg Config) (*Broker, error) {
 		cfg.Store = store.NewMemory(store.MemoryConfig{})
 	}
 	b := &Broker{
-		store:   newMeter(cfg.Store, cfg.Logger),
-		names:   newNames(cfg.MAC),
-		bells:   newBells(),
-		entries: newShards(cfg.MaxEntries),
-		rings:   cfg.Rings,
-		audit:   cfg.Audit,
-		log:     cfg.Logger,
-		metrics: newMetrics(),
+		store:         store.NewMetered(cfg.Store, cfg.Logger),
+		names:         newNames(cfg.MAC),
+		subscriptions: store.NewSubscriptions(),
+		entries:       newShards(cfg.MaxEntries),
+		rings:         cfg.Rings,
+		audit:         cfg.Audit,
+		log:           cfg.Logger,
+		metrics:       newMetrics(),
 	}
 	b.revoker = newRevoker(b.store, b.names, cfg)
-	b.changes.store, b.changes.key = b.store, "{"+b.names.name("secrets")+"}changes"
+	b.changes.Store, b.changes.Key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
-	b.bells.hang(func() { b.revoker.news.tell(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.key)...)
+	b.subscriptions.Subscribe(func() { b.revoker.news.Run(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.Key)...)
 	b.setup.Store(&setup{})
 	if err := b.Apply(cfg.Setup); err != nil {
 		return nil, err
@@ -229,9 +229,9 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.keys = b.names.client(c.name, c.idp.Fingerprint())
 	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
-	c.bells = append(c.bells, b.bells.hang(func() { c.purges.tell(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch))
+	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch))
 	if c.secrets.kept() {
-		c.bells = append(c.bells, b.bells.hang(func() { c.secrets.news.tell(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
+		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.secrets.news.Run(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
 	}
 	return c
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
@@ -38,11 +39,11 @@ type entry struct {
 	mu sync.Mutex
 	// forcedAt is when a fetch was last forced although a token was held.
 	forcedAt time.Time
-	// watches counts the watches of the token; bell tells them of what other
+	// watches counts the watches of the token; subscription tells them of what other
 	// replicas did.
 	watches      int
-	bell         *bell
-	replacements chaser
+	subscription *store.Subscription
+	replacements store.Coalescer
 }
 
 // usable reports whether the token may be handed out: it lives long enough, and

@@ -40,10 +40,10 @@ func (b *Broker) Run(ctx context.Context) {
 	parts.Wait()
 }
 
-// listen rings the bells for what the store tells.
+// listen passes the events of the store on.
 func (b *Broker) listen(ctx context.Context) {
 	for key := range b.store.Subscribe(ctx) {
-		b.bells.ring(key)
+		b.subscriptions.Notify(key)
 	}
 }
 

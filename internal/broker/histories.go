@@ -36,7 +36,7 @@ func (b *Broker) sawHistory(c *client, found store.Entry) {
 		return
 	}
 	if right := c.secrets.saw(stored); right.ID != stored.ID || found.Aged {
-		c.secrets.mending.tell(b.spawn, func() { b.mend(b.flying, c) })
+		c.secrets.mending.Run(b.spawn, func() { b.mend(b.flying, c) })
 	}
 }
 
@@ -50,7 +50,7 @@ func (b *Broker) unreadable(c *client, err error) {
 // mend puts back what the store has lost, and seals anew what is sealed with an
 // old key.
 func (b *Broker) mend(ctx context.Context, c *client) {
-	_ = insist(func() error { // if not now, then at the next look
+	_ = store.RetryOvertaken(func() error { // if not now, then at the next look
 		entry, stored, err := b.readHistory(ctx, c)
 		if err != nil {
 			return err
@@ -84,11 +84,11 @@ func (b *Broker) readHistory(ctx context.Context, c *client) (store.Entry, secre
 
 // writeHistory replaces a history that was read with a number.
 func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h secret.History) error {
-	if _, err := replace(ctx, b.store, c.keys.secrets, number, h.Stored()); err != nil {
+	if _, err := store.CompareAndSwap(ctx, b.store, c.keys.secrets, number, h.Stored()); err != nil {
 		return err
 	}
 	c.secrets.saw(h)
-	if err := b.changes.raise(ctx); err != nil {
+	if err := b.changes.Raise(ctx); err != nil {
 		b.log.Warn("a change of a client's secrets was stored, but not counted: other replicas may notice it late", "client", c.name, "error", err)
 	}
 	return nil
@@ -99,7 +99,7 @@ func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h s
 // writes nothing. It may be made several times, until nobody is in its way.
 func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secret.History) (secret.History, error)) (secret.History, error) {
 	var made secret.History
-	err := insist(func() error {
+	err := store.RetryOvertaken(func() error {
 		entry, newest, err := b.readHistory(ctx, c)
 		if err != nil {
 			return err
@@ -116,11 +116,11 @@ func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secre
 // pollSecrets looks whether the secrets of any client were changed by another
 // replica, or lost by the store, and tries what is to be tried of them.
 func (b *Broker) pollSecrets(ctx context.Context, round int) {
-	count, moved, err := b.changes.moved(ctx)
+	count, moved, err := b.changes.Moved(ctx)
 	kept := b.keptClients()
-	if err != nil || moved || round%reloadRounds == 0 { // the count may be on another server than the secrets
+	if err != nil || moved || round%store.ReloadRounds == 0 { // the count may be on another server than the secrets
 		if b.lookAtSecrets(ctx, kept...) && err == nil {
-			b.changes.seen.Store(count)
+			b.changes.Seen.Store(count)
 		}
 	} else {
 		b.lookAtSecrets(ctx, slices.DeleteFunc(slices.Clone(kept), func(c *client) bool { return c.secrets.now().loaded })...)

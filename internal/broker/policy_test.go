@@ -324,7 +324,7 @@ func TestApplyAsksTheNewIdP(t *testing.T) {
 	})
 }
 
-// A purge reaches a client that was configured anew, too: its bell hangs.
+// A purge reaches a client that was configured anew, too: it subscribes anew.
 func TestWatchGoesOnByTheNewSetup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)

@@ -137,7 +137,7 @@ func (b *Broker) sourceChanged(source *secret.Source, err error) {
 // when the one in force is refused.
 func (b *Broker) tryWanted(c *client) {
 	if v := c.wanted(time.Now()); v != nil {
-		c.secrets.proving.tell(b.spawn, func() { b.proveWanted(b.flying, c) })
+		c.secrets.proving.Run(b.spawn, func() { b.proveWanted(b.flying, c) })
 	}
 }
 
@@ -175,7 +175,7 @@ func (b *Broker) settleSecret(c *client, v *version) {
 		return
 	}
 	c.secrets.proved.Store(&proved{v, u.history.CurrentID()})
-	c.secrets.settling.tell(b.spawn, func() {
+	c.secrets.settling.Run(b.spawn, func() {
 		last := c.secrets.proved.Load()
 		b.putInForce(b.flying, c, last.version, last.insteadOf)
 	})

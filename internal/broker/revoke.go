@@ -33,7 +33,7 @@ const (
 type revoker struct {
 	store   store.Store
 	shards  []string // the keys of the values
-	changes tally
+	changes store.ChangeCount
 
 	// known is nil until they were loaded once.
 	known atomic.Pointer[revocations]
@@ -41,7 +41,7 @@ type revoker struct {
 	// nanoseconds; 0: never.
 	currentAt atomic.Int64
 	// news coalesces what the store tells.
-	news chaser
+	news store.Coalescer
 
 	// turn is held while the store is read or changed, by whoever uses what
 	// follows.
@@ -75,7 +75,7 @@ func (r *revoker) give() { <-r.turn }
 func newRevoker(s store.Store, n names, cfg Config) *revoker {
 	tag := "{" + n.name("revocations") + "}"
 	r := &revoker{store: s, turn: make(chan struct{}, 1), marker: cfg.Marker, putBack: cfg.PutBack, log: cfg.Logger}
-	r.changes.store, r.changes.key = s, tag+"changes"
+	r.changes.Store, r.changes.Key = s, tag+"changes"
 	for i := range revocationShards {
 		r.shards = append(r.shards, tag+strconv.Itoa(i))
 	}
@@ -116,7 +116,7 @@ func (r *revoker) poll(ctx context.Context, round int) {
 		return
 	}
 	defer r.give()
-	if r.usable() != nil && round%reloadRounds != 0 {
+	if r.usable() != nil && round%store.ReloadRounds != 0 {
 		unchanged, err := r.unchanged(ctx)
 		if unchanged {
 			r.currentAt.Store(time.Now().UnixNano())
@@ -136,7 +136,7 @@ func (r *revoker) unchanged(ctx context.Context) (bool, error) {
 	if err != nil || !marked {
 		return false, err
 	}
-	_, moved, err := r.changes.moved(ctx)
+	_, moved, err := r.changes.Moved(ctx)
 	return err == nil && !moved, err
 }
 
@@ -167,7 +167,7 @@ func (r *revoker) read(ctx context.Context) (marked bool, found []store.Entry, e
 	if marked, err = r.marked(ctx); err != nil {
 		return false, nil, err
 	}
-	found, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.key})...)
+	found, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.Key})...)
 	return marked, found, err
 }
 
@@ -188,7 +188,7 @@ func (r *revoker) adopt(ctx context.Context, found []store.Entry, count uint64, 
 	now := time.Now()
 	all := merged(r.all(), stored, now)
 	r.known.Store(newRevocations(all))
-	changed := lost || count < r.changes.seen.Load()
+	changed := lost || count < r.changes.Seen.Load()
 	kept := byShard(all)
 	for i, before := range byShard(merged(stored, nil, now)) {
 		if !same(before, kept[i]) || found[i].Aged {
@@ -198,9 +198,9 @@ func (r *revoker) adopt(ctx context.Context, found []store.Entry, count uint64, 
 			changed = true
 		}
 	}
-	r.changes.seen.Store(max(count, r.changes.seen.Load()))
+	r.changes.Seen.Store(max(count, r.changes.Seen.Load()))
 	if changed {
-		if err := r.changes.raise(ctx); err != nil {
+		if err := r.changes.Raise(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -214,7 +214,7 @@ func (r *revoker) write(ctx context.Context, shard int, number uint64, content [
 	if err != nil {
 		return 0, err
 	}
-	return replace(ctx, r.store, r.shards[shard], number, value)
+	return store.CompareAndSwap(ctx, r.store, r.shards[shard], number, value)
 }
 
 // change applies a change of one revocation to the store and to this replica. It
@@ -224,7 +224,7 @@ func (r *revoker) change(ctx context.Context, made *Revocation) error {
 		return err
 	}
 	defer r.give()
-	return insist(func() error { return r.tryChange(ctx, made) })
+	return store.RetryOvertaken(func() error { return r.tryChange(ctx, made) })
 }
 
 func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {
@@ -241,7 +241,7 @@ func (r *revoker) tryChange(ctx context.Context, made *Revocation) error {
 		return err
 	}
 	r.known.Store(newRevocations(all))
-	return r.changes.raise(ctx)
+	return r.changes.Raise(ctx)
 }
 
 var errTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRevocations)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // propagation is how long an IdP may take until a new secret works everywhere:
@@ -60,7 +61,7 @@ type secrets struct {
 	// credential stands for the secret where none is needed.
 	credential func() secret.Version
 	// news, mending, settling and proving coalesce what is to be done.
-	news, mending, settling, proving chaser
+	news, mending, settling, proving store.Coalescer
 	proved                           atomic.Pointer[proved]
 
 	view atomic.Pointer[usable]

@@ -38,8 +38,8 @@ func (b *Broker) Apply(next Setup) error {
 	b.setup.Store(made)
 	for name, old := range before.clients {
 		if made.clients[name] != old {
-			for _, bell := range old.bells {
-				b.bells.take(bell)
+			for _, subscription := range old.subscriptions {
+				subscription.Close()
 			}
 			old.entry.goes()
 		}

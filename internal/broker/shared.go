@@ -124,8 +124,8 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		}
 	}
 	keys := e.client.keys
-	bell := b.bells.hang(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof, keys.secrets)
-	defer b.bells.take(bell)
+	subscription := b.subscriptions.Subscribe(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof, keys.secrets)
+	defer subscription.Close()
 	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
 	failures, pause := 0, pollFirst
 	for {

@@ -128,7 +128,7 @@ func (b *Broker) watched(c *client, full idp.Request) *entry {
 		e := b.entryFor(c, full)
 		e.mu.Lock()
 		if e.watches++; e.watches == 1 {
-			e.bell = b.bells.hang(func() { e.replacements.tell(b.spawn, func() { _ = b.look(b.flying, e) }) }, e.tokenKey())
+			e.subscription = b.subscriptions.Subscribe(func() { e.replacements.Run(b.spawn, func() { _ = b.look(b.flying, e) }) }, e.tokenKey())
 		}
 		e.mu.Unlock()
 		// It may have been evicted before it was marked.
@@ -143,8 +143,8 @@ func (e *entry) unwatch(b *Broker) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.watches--; e.watches == 0 {
-		b.bells.take(e.bell)
-		e.bell = nil
+		e.subscription.Close()
+		e.subscription = nil
 	}
 }
 

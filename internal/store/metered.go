@@ -1,4 +1,4 @@
-package broker
+package store
 
 import (
 	"context"
@@ -8,30 +8,30 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // storeSteady is how long the health of a store stays as it was noted at least, so
 // that neither metric nor log go to and fro.
 const storeSteady = 10 * time.Second
 
-// meter counts the calls of the store, and shows its health. A store on several
+// Metered is a Store that counts the calls of another one, and shows its health. A store on several
 // servers, such as Redis, knows the health of each and logs its changes; that of
 // any other is what its last calls came to, reads and writes apart.
-type meter struct {
-	store.Store
+type Metered struct {
+	Store
 
 	calls *prometheus.CounterVec
 	lost  prometheus.Counter
 	// of the servers; nil: the store does not tell.
-	health func() []store.Health
+	health func() []Health
 
 	reads, writes operations
 }
 
-func newMeter(s store.Store, log *slog.Logger) *meter {
-	m := &meter{
+// NewMetered returns a Metered over s. Log is told when the store fails and when it
+// works again.
+func NewMetered(s Store, log *slog.Logger) *Metered {
+	m := &Metered{
 		Store: s,
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_store_calls_total",
@@ -44,25 +44,25 @@ func newMeter(s store.Store, log *slog.Logger) *meter {
 		reads:  operations{log: log, down: "the store cannot be read; tokens are served from memory, and missing ones are fetched by each replica for itself", up: "the store can be read again"},
 		writes: operations{log: log, down: "the store takes no writes; missing tokens are fetched by each replica for itself, and purges, revocations and changes of secrets fail", up: "the store takes writes again"},
 	}
-	if healthy, tells := s.(interface{ Health() []store.Health }); tells && healthy.Health() != nil {
+	if healthy, tells := s.(interface{ Health() []Health }); tells && healthy.Health() != nil {
 		m.health = healthy.Health
 	}
 	return m
 }
 
-func (m *meter) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+func (m *Metered) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 	entries, err := m.Store.Get(ctx, keys...)
 	m.called(ctx, "get", &m.reads, err)
 	return entries, err
 }
 
-func (m *meter) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (m *Metered) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
 	lease, acquired, err := m.Store.Acquire(ctx, claim)
 	m.called(ctx, "acquire", &m.writes, err)
 	return lease, acquired, err
 }
 
-func (m *meter) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
+func (m *Metered) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
 	held, err := m.Store.Renew(ctx, lease, ttl)
 	m.called(ctx, "renew", &m.writes, err)
 	if err == nil && !held {
@@ -71,13 +71,13 @@ func (m *meter) Renew(ctx context.Context, lease store.Lease, ttl time.Duration)
 	return held, err
 }
 
-func (m *meter) Apply(ctx context.Context, change store.Change) ([]bool, error) {
+func (m *Metered) Apply(ctx context.Context, change Change) ([]bool, error) {
 	applied, err := m.Store.Apply(ctx, change)
 	m.called(ctx, "apply", &m.writes, err)
 	return applied, err
 }
 
-func (m *meter) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
+func (m *Metered) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
 	count, err := m.Store.Raise(ctx, key, floor, by)
 	m.called(ctx, "raise", &m.writes, err)
 	return count, err
@@ -85,7 +85,7 @@ func (m *meter) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 
 // called notes how a call ended. One that was given up says nothing about the
 // store.
-func (m *meter) called(ctx context.Context, operation string, of *operations, err error) {
+func (m *Metered) called(ctx context.Context, operation string, of *operations, err error) {
 	if err == nil {
 		m.calls.WithLabelValues(operation, "ok").Inc()
 	} else {
@@ -132,17 +132,17 @@ var storeUpDesc = prometheus.NewDesc("tokenbroker_store_up",
 	[]string{"operation", "shard"}, nil)
 
 // Describe implements prometheus.Collector.
-func (m *meter) Describe(out chan<- *prometheus.Desc) {
+func (m *Metered) Describe(out chan<- *prometheus.Desc) {
 	m.calls.Describe(out)
 	m.lost.Describe(out)
 	out <- storeUpDesc
 }
 
 // Collect implements prometheus.Collector.
-func (m *meter) Collect(out chan<- prometheus.Metric) {
+func (m *Metered) Collect(out chan<- prometheus.Metric) {
 	m.calls.Collect(out)
 	m.lost.Collect(out)
-	all := []store.Health{{Reads: m.reads.ok(), Writes: m.writes.ok()}}
+	all := []Health{{Reads: m.reads.ok(), Writes: m.writes.ok()}}
 	if m.health != nil {
 		all = m.health()
 	}

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// Subscriptions pass the events of a store on, each to the subscriptions to its key. A
+// replica subscribes to its store once; this spreads the events.
+type Subscriptions struct {
+	mu    sync.Mutex
+	byKey map[string]map[*Subscription]bool
+}
+
+// Subscription is a subscription to the events of some keys.
+type Subscription struct {
+	all    *Subscriptions
+	keys   []string
+	notify func()
+}
+
+// NewSubscriptions returns an empty set of subscriptions.
+func NewSubscriptions() *Subscriptions {
+	return &Subscriptions{byKey: map[string]map[*Subscription]bool{}}
+}
+
+// Subscribe has notify called for each event of one of the keys, until the subscription is
+// closed. It must not block.
+func (s *Subscriptions) Subscribe(notify func(), keys ...string) *Subscription {
+	made := &Subscription{s, keys, notify}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range keys {
+		if s.byKey[key] == nil {
+			s.byKey[key] = map[*Subscription]bool{}
+		}
+		s.byKey[key][made] = true
+	}
+	return made
+}
+
+// Close ends the subscription.
+func (s *Subscription) Close() {
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	for _, key := range s.keys {
+		delete(s.all.byKey[key], s)
+		if len(s.all.byKey[key]) == 0 {
+			delete(s.all.byKey, key)
+		}
+	}
+}
+
+// Notify notifies the subscriptions to a key.
+func (s *Subscriptions) Notify(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for one := range s.byKey[key] {
+		one.notify()
+	}
+}
+
+// Coalescer merges wake-ups: it runs some work for each, one run after the other, and
+// those that come during a run make one more run together.
+type Coalescer struct{ wanted atomic.Int64 }
+
+// Run runs work, in a goroutine that spawn starts, or once more after the run that is
+// under way.
+func (c *Coalescer) Run(spawn func(work func()) bool, work func()) {
+	if c.wanted.Add(1) > 1 {
+		return
+	}
+	spawn(func() {
+		for {
+			wanted := c.wanted.Load()
+			work()
+			if c.wanted.CompareAndSwap(wanted, 0) {
+				return
+			}
+		}
+	})
+}
