@@ -147,7 +147,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 		Bound:    config.Listen.GRPC.Caller,
 
 		OpaqueIssuer: config.Listen.GRPC.OpaqueIssuer,
-		Limits:       config.Limits.forServer(),
+		Limits:       serverLimits(&config.Limits),
 		Deadline:     config.Server.Deadline,
 		SlowCall:     config.Server.SlowCall,
 		Reflection:   config.Server.Reflection,
@@ -167,7 +167,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 func (a *App) openGateways() {
 	config, judge := a.config, a.forGateways()
 	if envoy := config.Gateways.ExtAuthz; envoy != nil {
-		extauthz.Register(a.server, envoy.service(judge))
+		extauthz.Register(a.server, extAuthzConfig(envoy, judge))
 	}
 	if !config.Listen.servesHTTP() {
 		return

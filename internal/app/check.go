@@ -69,7 +69,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 
 func checkCerts(ctx context.Context, config *ListenConfig) Finding {
 	found := Finding{What: "listen.tls"}
-	opened, err := config.TLS.open(ctx)
+	opened, err := openTLS(ctx, config.TLS)
 	if err != nil {
 		found.Err = err
 		return found

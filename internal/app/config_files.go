@@ -79,19 +79,3 @@ func (c *Config) ExposedFiles() []Problem {
 	})
 	return problems
 }
-
-// doubtfulSecrets says of which clients the secret has bytes that are seldom meant.
-func (s *setup) doubtfulSecrets() map[string]string {
-	doubts := map[string]string{}
-	for _, client := range s.clients {
-		if client.Secret == nil {
-			continue
-		}
-		for _, version := range client.Secret.Versions() {
-			if doubt := client.IdP.SecretWarning(version.Value); doubt != "" {
-				doubts[client.Name] = fmt.Sprintf("(version %s in %s) %s; it is sent to the IdP as it is", version.ID, client.Secret.Ref(), doubt)
-			}
-		}
-	}
-	return doubts
-}

@@ -4,9 +4,7 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/gateway"
-	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // GatewaysConfig says how gateways are served.
@@ -69,7 +67,7 @@ func checkGateways(c *Config, found *findings) {
 func checkRules(rules []GatewayRuleConfig, found *findings) {
 	for i := range rules {
 		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
-		host, decoded := (&extauthz.Rule{Host: rule.Host, Path: rule.Path}).Valid()
+		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
 		if !host {
 			found.addAtf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
 		}
@@ -81,29 +79,4 @@ func checkRules(rules []GatewayRuleConfig, found *findings) {
 		}
 		checkScopes(rule.Scopes, join(path, "scopes"), found)
 	}
-}
-
-// forGateways judges for gateways.
-func (a *App) forGateways() *gateway.Judge {
-	c := &a.config.Gateways
-	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})
-}
-
-// undecided maps the values of gateways.ext_authz.undecided.
-func undecided() map[string]extauthz.Undecided {
-	return map[string]extauthz.Undecided{"error": extauthz.AsError, "error_response": extauthz.AsErrorResponse, "denial": extauthz.AsDenial}
-}
-
-// service is what package extauthz wants.
-func (c *ExtAuthzConfig) service(judge *gateway.Judge) extauthz.Config {
-	made := extauthz.Config{
-		Judge: judge, Claims: c.Claims,
-		Undecided: undecided()[c.Undecided],
-	}
-	for _, rule := range c.Rules {
-		made.Rules = append(made.Rules, extauthz.Rule{
-			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
-		})
-	}
-	return made
 }

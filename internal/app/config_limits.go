@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 // LimitsConfig bounds what the broker takes on. What one caller may ask for can be
@@ -70,20 +69,6 @@ func (l *LimitsConfig) of(own *CallerLimitsConfig) *policy.Limits {
 		burst = perSecond
 	}
 	return &policy.Limits{PerSecond: float64(perSecond), Burst: burst, Concurrent: concurrent, Watches: watches}
-}
-
-// forServer are the limits of all callers together.
-func (l *LimitsConfig) forServer() server.Limits {
-	return server.Limits{
-		Connections:      l.Connections,
-		Streams:          uint32(l.Streams), //nolint:gosec // its bounds are checked
-		InFlight:         l.InFlight,
-		ConnectionAge:    l.ConnectionAge,
-		HandshakeTimeout: l.HandshakeTimeout,
-		MessageSize:      l.messageSize(),
-		HeaderSize:       uint32(l.HeaderKiB) << 10, //nolint:gosec // its bounds are checked
-		TokenSize:        uint32(l.tokenSize()),     //nolint:gosec // its bounds are checked
-	}
 }
 
 // tokenSize is how long a token may be, in bytes.

@@ -1,8 +1,6 @@
 package app
 
 import (
-	"context"
-	"crypto/tls"
 	"io/fs"
 	"net"
 	"net/url"
@@ -102,18 +100,6 @@ type SPIFFEConfig struct {
 	// The trust domains whose workloads may be callers, such as example.org. Absent: that of the
 	// broker's own certificate.
 	TrustDomains []string `yaml:"trust_domains" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=255"`
-}
-
-// open reads the files, or waits for the first certificate of the Workload API.
-func (c *TLSConfig) open(ctx context.Context) (*certs.Source, error) {
-	minVersion := uint16(tls.VersionTLS13)
-	if c.MinVersion == "1.2" {
-		minVersion = tls.VersionTLS12
-	}
-	if c.SPIFFE != nil {
-		return certs.OpenSPIFFE(ctx, certs.SPIFFE{Socket: c.SPIFFE.Socket, TrustDomains: c.SPIFFE.TrustDomains, MinVersion: minVersion})
-	}
-	return certs.Open(certs.Config{Cert: c.Cert, Key: c.Key, ClientCA: c.ClientCA, MinVersion: minVersion})
 }
 
 // verifiesCallers reports whether callers are asked for certificates.

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -75,7 +76,7 @@ func openCerts(ctx context.Context, config *ListenConfig, registerer prometheus.
 	if !config.encrypted() {
 		return nil, nil //nolint:nilnil // plaintext
 	}
-	opened, err := config.TLS.open(ctx)
+	opened, err := openTLS(ctx, config.TLS)
 	if err != nil {
 		return nil, inSection("listen.tls", err)
 	}
@@ -167,4 +168,16 @@ func (c certsCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(certFailingDesc, failing)
 	out <- prometheus.MustNewConstMetric(certReloadsDesc, prometheus.CounterValue, float64(status.Applied), "applied")
 	out <- prometheus.MustNewConstMetric(certReloadsDesc, prometheus.CounterValue, float64(status.Refused), "refused")
+}
+
+// openTLS reads the files, or waits for the first certificate of the Workload API.
+func openTLS(ctx context.Context, c *TLSConfig) (*certs.Source, error) {
+	minVersion := uint16(tls.VersionTLS13)
+	if c.MinVersion == "1.2" {
+		minVersion = tls.VersionTLS12
+	}
+	if c.SPIFFE != nil {
+		return certs.OpenSPIFFE(ctx, certs.SPIFFE{Socket: c.SPIFFE.Socket, TrustDomains: c.SPIFFE.TrustDomains, MinVersion: minVersion})
+	}
+	return certs.Open(certs.Config{Cert: c.Cert, Key: c.Key, ClientCA: c.ClientCA, MinVersion: minVersion})
 }

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
@@ -81,7 +82,7 @@ func needRestart(running, next *Config) (sections []string) {
 		{"listen", running.Listen, next.Listen},
 		{"store", running.Store, next.Store},
 		{"server", running.Server, next.Server},
-		{"limits", running.Limits.forServer(), next.Limits.forServer()},
+		{"limits", serverLimits(&running.Limits), serverLimits(&next.Limits)},
 		{"gateways", running.Gateways, next.Gateways},
 		{"log", running.Log, next.Log},
 		{"audit", running.Audit, next.Audit},
@@ -235,4 +236,20 @@ func (w *watchedFile) look() ([]byte, error) {
 // place.
 func unchanged(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// doubtfulSecrets says of which clients the secret has bytes that are seldom meant.
+func (s *setup) doubtfulSecrets() map[string]string {
+	doubts := map[string]string{}
+	for _, client := range s.clients {
+		if client.Secret == nil {
+			continue
+		}
+		for _, version := range client.Secret.Versions() {
+			if doubt := client.IdP.SecretWarning(version.Value); doubt != "" {
+				doubts[client.Name] = fmt.Sprintf("(version %s in %s) %s; it is sent to the IdP as it is", version.ID, client.Secret.Ref(), doubt)
+			}
+		}
+	}
+	return doubts
 }

@@ -8,6 +8,7 @@ package extauthz
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -49,7 +50,7 @@ type Config struct {
 	// Rules are the requirements on tokens. The first rule that matches a request
 	// counts, and a request that matches none is denied. Without rules, a token must
 	// have one of its issuer's configured audiences.
-	Rules []Rule
+	Rules []gateway.Rule
 	// Undecided is the kind of response if no decision is possible.
 	Undecided Undecided
 	// Claims are the names of claims in Envoy's dynamic metadata, in addition to the
@@ -59,7 +60,7 @@ type Config struct {
 
 // Register registers the service at a server before the server starts.
 func Register(registrar grpc.ServiceRegistrar, cfg Config) {
-	cfg.Rules = normalized(cfg.Rules)
+	cfg.Rules = gateway.PrepareRules(cfg.Rules)
 	s := &service{cfg: cfg}
 	for _, name := range cfg.Judge.Names() {
 		s.names = append(s.names, strings.ToLower(name)) // HTTP/2 uses lower case
@@ -124,7 +125,7 @@ func (s *service) needs(extensions map[string]string, httpRequest *authv3.Attrib
 	if len(s.cfg.Rules) == 0 {
 		return needs, true, nil
 	}
-	rule := ruleFor(s.cfg.Rules, httpRequest.GetHost(), httpRequest.GetPath())
+	rule := gateway.MatchRule(s.cfg.Rules, httpRequest.GetHost(), httpRequest.GetPath())
 	if rule == nil {
 		return needs, false, nil
 	}
@@ -261,4 +262,14 @@ func (s *service) metadata(f *verify.Facts) *structpb.Struct {
 		}
 	}
 	return &structpb.Struct{Fields: fields}
+}
+
+// tokenInQuery reports whether the query of a target contains an access token.
+func tokenInQuery(target string) bool {
+	_, raw, hasQuery := strings.Cut(target, "?")
+	if !hasQuery || !strings.Contains(raw, "access_token") && !strings.Contains(raw, "%") {
+		return false
+	}
+	values, _ := url.ParseQuery(raw) // returns the well-formed parameters
+	return values.Has("access_token")
 }

@@ -178,7 +178,7 @@ func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
 }
 
 func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
-	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []gateway.Rule{
 		{Host: "other.example.com", Needs: verify.Request{}},
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}},
 		{Host: "*.example.com", Path: "/orders/", Needs: verify.Request{Scopes: []string{"read"}}},
@@ -206,7 +206,7 @@ func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
 }
 
 func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
-	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []extauthz.Rule{
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []gateway.Rule{
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}}, {Needs: verify.Request{Scopes: []string{"read"}}},
 	}})
 	for path, want := range map[string]codes.Code{"/x": codes.OK, "//admin/": codes.PermissionDenied, "/x/../admin/": codes.PermissionDenied} {
@@ -271,7 +271,7 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 // context extension, or the listener.
 func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 	a, b := apitest.OpaqueToken(apitest.OpaqueA), apitest.OpaqueToken(apitest.OpaqueB)
-	rules := []extauthz.Rule{{Path: "/a/", Needs: verify.Request{Issuer: apitest.OpaqueA}}, {}}
+	rules := []gateway.Rule{{Path: "/a/", Needs: verify.Request{Issuer: apitest.OpaqueA}}, {}}
 	for name, tt := range map[string]struct {
 		listener, path, token string
 		extensions            map[string]string

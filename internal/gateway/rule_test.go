@@ -1,4 +1,4 @@
-package extauthz_test
+package gateway_test
 
 import (
 	"net/url"
@@ -11,13 +11,13 @@ import (
 	"golang.org/x/text/unicode/norm"
 	"pgregory.net/rapid"
 
-	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/gateway"
 )
 
 const denied = -1
 
 // Rules of which the last asks for less than those before it.
-var strictThenBroad = []extauthz.Rule{
+var strictThenBroad = []gateway.Rule{
 	{Host: "admin.example.com"},              // 0
 	{Host: "*.Staff.example.com"},            // 1
 	{Host: "10.0.0.1"},                       // 2
@@ -52,7 +52,7 @@ func TestRuleForHost(t *testing.T) {
 		"[::ffff:10.0.0.1]": denied, "[::ffff:a00:1]": denied, "[2001:db8::1": denied, "[2001:db8::1]443": denied, "[2001:db8::1]:": denied, "[2001:db8::1]:443:443": denied, "[2001:db8::1%25eth0]": denied, "[2001:db8::1]]": denied, "2001:db8::1": denied, "[[2001:db8::1]]": denied, "[admin.example.com]": denied, "[10.0.0.1]": denied, "[]": denied, "[": denied, "[2001:db8::1].": denied,
 		strings.Repeat("a", 64) + ".example.com": denied, strings.Repeat("a.", 127) + "example.com": denied,
 	} {
-		if got := extauthz.RuleFor(strictThenBroad, host, "/x"); got != want {
+		if got := gateway.RuleFor(strictThenBroad, host, "/x"); got != want {
 			t.Errorf("%q: rule %d, want %d", host, got, want)
 		}
 	}
@@ -78,7 +78,7 @@ func TestRuleForPath(t *testing.T) {
 		"/admin#": denied, "/admin#x": denied, "/admin%23": denied, "/admin%3f": denied, "/admin%3Fx": denied,
 		"/%EF%BD%81dmin": denied, "/ａdmin": denied, "/ⓐdmin": denied, "/x／admin": denied, "/x/．．/admin": denied, "/admin\u200b": denied, "/admin\ufeff": denied, "/ad\u00admin": denied, "/adm\u0131n": denied, "/adm\u0130n": denied, "/cla\u017fs": denied, "/\u212aelvin": denied, "/admin\ufe0f": denied, "/admin\u034f": denied, "/admin\u3164": denied, "/admi\u006e\u0303": denied, "/admin\u202e": denied, "/admin\ue000": denied, "/ﬁle": denied,
 	} {
-		if got := extauthz.RuleFor(strictThenBroad, "api.example.com", target); got != want {
+		if got := gateway.RuleFor(strictThenBroad, "api.example.com", target); got != want {
 			t.Errorf("%q: rule %d, want %d", target, got, want)
 		}
 	}
@@ -87,18 +87,18 @@ func TestRuleForPath(t *testing.T) {
 // Where no rule looks at the host or the path, it may have any form.
 func TestRuleForLooksAtNoMoreThanRulesSay(t *testing.T) {
 	for name, tt := range map[string]struct {
-		rules        []extauthz.Rule
+		rules        []gateway.Rule
 		host, target string
 		want         int
 	}{
-		"no rule has a path":          {[]extauthz.Rule{{Host: "a.example.com"}, {Host: "b.example.com"}}, "b.example.com", "/x%2fy//z;a", 1},
-		"no rule has a host":          {[]extauthz.Rule{{Path: "/a/"}, {Path: "/b/"}}, "a@b..", "/b/x", 1},
-		"a rule of another host":      {[]extauthz.Rule{{Host: "a.example.com", Path: "/x"}, {Host: "b.example.com"}}, "b.example.com", "//x", 1},
-		"the first rule is broad":     {[]extauthz.Rule{{}, {Host: "a.example.com", Path: "/x"}}, "..", "..", 0},
-		"nothing matches":             {[]extauthz.Rule{{Path: "/a/"}}, "b.example.com", "/b", denied},
-		"host matches, path does not": {[]extauthz.Rule{{Host: "a.example.com", Path: "/a/"}, {}}, "a.example.com", "/b", 1},
+		"no rule has a path":          {[]gateway.Rule{{Host: "a.example.com"}, {Host: "b.example.com"}}, "b.example.com", "/x%2fy//z;a", 1},
+		"no rule has a host":          {[]gateway.Rule{{Path: "/a/"}, {Path: "/b/"}}, "a@b..", "/b/x", 1},
+		"a rule of another host":      {[]gateway.Rule{{Host: "a.example.com", Path: "/x"}, {Host: "b.example.com"}}, "b.example.com", "//x", 1},
+		"the first rule is broad":     {[]gateway.Rule{{}, {Host: "a.example.com", Path: "/x"}}, "..", "..", 0},
+		"nothing matches":             {[]gateway.Rule{{Path: "/a/"}}, "b.example.com", "/b", denied},
+		"host matches, path does not": {[]gateway.Rule{{Host: "a.example.com", Path: "/a/"}, {}}, "a.example.com", "/b", 1},
 	} {
-		if got := extauthz.RuleFor(tt.rules, tt.host, tt.target); got != tt.want {
+		if got := gateway.RuleFor(tt.rules, tt.host, tt.target); got != tt.want {
 			t.Errorf("%s: rule %d, want %d", name, got, tt.want)
 		}
 	}
@@ -177,14 +177,14 @@ func foldsTo(from, to string, folds ...map[string]func(string) string) bool {
 // below are rules for the same path, which is matched exactly, in any case and as a
 // prefix, each with a broad rule after it.
 var below = []struct {
-	rules []extauthz.Rule
+	rules []gateway.Rule
 	at    string
 	folds []map[string]func(string) string
 }{
-	{[]extauthz.Rule{{Path: "/panel/x"}, {}}, "/panel/x", []map[string]func(string) string{folds}},
-	{[]extauthz.Rule{{Path: "/panel/x", IgnoreCase: true}, {}}, "/panel/x", []map[string]func(string) string{folds, ignoringCase}},
-	{[]extauthz.Rule{{Path: "/panel/x/"}, {}}, "/panel/x", []map[string]func(string) string{folds}},
-	{[]extauthz.Rule{{Path: "/kiss/", IgnoreCase: true}, {}}, "/kiss", []map[string]func(string) string{folds, ignoringCase}},
+	{[]gateway.Rule{{Path: "/panel/x"}, {}}, "/panel/x", []map[string]func(string) string{folds}},
+	{[]gateway.Rule{{Path: "/panel/x", IgnoreCase: true}, {}}, "/panel/x", []map[string]func(string) string{folds, ignoringCase}},
+	{[]gateway.Rule{{Path: "/panel/x/"}, {}}, "/panel/x", []map[string]func(string) string{folds}},
+	{[]gateway.Rule{{Path: "/kiss/", IgnoreCase: true}, {}}, "/kiss", []map[string]func(string) string{folds, ignoringCase}},
 }
 
 func neverBroad(t interface {
@@ -194,7 +194,7 @@ func neverBroad(t interface {
 	t.Helper()
 	bare := upTo(target, "?")
 	for _, b := range below {
-		if extauthz.RuleFor(b.rules, "a.example.com", target) == 1 && foldsTo(bare, b.at, b.folds...) {
+		if gateway.RuleFor(b.rules, "a.example.com", target) == 1 && foldsTo(bare, b.at, b.folds...) {
 			t.Errorf("%q is answered by the broad rule, and some software takes it for %s (ignoring case: %v)", target, b.at, b.rules[0].IgnoreCase)
 		}
 	}
@@ -276,10 +276,10 @@ func FuzzRuleForHost(f *testing.F) {
 	for _, host := range []string{"admin.example.com", "admin.example.com..", "admin.example.com:443:443", "user@admin.example.com", "admin%2eexample.com", "[admin.example.com]", "admin。example.com", "ADMIN.example.com:1", " admin.example.com", "admin.example.com,x", "admin.example.com."} {
 		f.Add(host)
 	}
-	rules := []extauthz.Rule{{Host: "admin.example.com"}, {Host: "*.staff.example.com"}, {}}
+	rules := []gateway.Rule{{Host: "admin.example.com"}, {Host: "*.staff.example.com"}, {}}
 	f.Fuzz(func(t *testing.T, host string) {
 		for _, name := range []string{"admin.example.com", "a.staff.example.com"} {
-			if extauthz.RuleFor(rules, host, "/") == 2 && foldsTo(host, name, hostFolds) {
+			if gateway.RuleFor(rules, host, "/") == 2 && foldsTo(host, name, hostFolds) {
 				t.Errorf("%q is answered by the broad rule, and some software takes it for %s", host, name)
 			}
 		}
@@ -287,13 +287,13 @@ func FuzzRuleForHost(f *testing.F) {
 }
 
 func TestRuleForIsNotBypassedByAnotherHost(t *testing.T) {
-	rules := []extauthz.Rule{{Host: "admin.example.com"}, {}}
+	rules := []gateway.Rule{{Host: "admin.example.com"}, {}}
 	rapid.Check(t, func(t *rapid.T) {
 		host := "admin.example.com"
 		for range rapid.IntRange(1, 3).Draw(t, "disguises") {
 			host = insert(t, host, oneOf(t, ".", "..", ":443", ":", "@", "user@", "%2e", "%00", "\x00", " ", "\t", "\u00a0", ",", ", ", "/", "http://", "[", "]", "。", "．", "\u00ad", "\u200b", "%20", "A"))
 		}
-		if extauthz.RuleFor(rules, host, "/") == 1 && foldsTo(host, "admin.example.com", hostFolds) {
+		if gateway.RuleFor(rules, host, "/") == 1 && foldsTo(host, "admin.example.com", hostFolds) {
 			t.Errorf("%q is answered by the broad rule", host)
 		}
 	})
@@ -304,7 +304,7 @@ func TestRuleValid(t *testing.T) {
 		"": true, "api.example.com": true, "API.example.com": true, "*.example.com": true, "my_service": true, "10.0.0.1": true, "[::1]": true, "xn--bcher-kva.example": true,
 		"api.example.com.": false, "api.example.com:443": false, "*": false, "*.": false, "*.*.example.com": false, "a.*.example.com": false, "bücher.example": false, "a b": false, "a/b": false, ".example.com": false, "[0:0:0:0:0:0:0:1]": false, "127.1": false, "a@b": false,
 	} {
-		if host, _ := (&extauthz.Rule{Host: text}).Valid(); host != want {
+		if host, _ := (&gateway.Rule{Host: text}).Valid(); host != want {
 			t.Errorf("host %q: %v", text, host)
 		}
 	}
@@ -312,7 +312,7 @@ func TestRuleValid(t *testing.T) {
 		"": true, "/": true, "/orders": true, "/orders/": true, "/Büro/": true, "/my file": true, "/.well-known/x": true, "/a:b/c,d": true,
 		"orders": false, "//": false, "/a//b": false, "/a//": false, "/a/../b": false, "/.": false, "/a./b": false, "/a%20b": false, "/a?b": false, "/a#b": false, "/a;b": false, `/a\b`: false, "/ a": false, "/a ": false, "/a\tb": false, "/ａ": false, "/a\xff": false,
 	} {
-		if _, path := (&extauthz.Rule{Path: text}).Valid(); path != want {
+		if _, path := (&gateway.Rule{Path: text}).Valid(); path != want {
 			t.Errorf("path %q: %v", text, path)
 		}
 	}

@@ -1,4 +1,4 @@
-package extauthz
+package gateway
 
 import (
 	"net/netip"

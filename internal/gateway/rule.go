@@ -1,7 +1,6 @@
-package extauthz
+package gateway
 
 import (
-	"net/url"
 	"strings"
 	"unicode/utf8"
 
@@ -37,9 +36,9 @@ func (r *Rule) Valid() (host, path bool) {
 	return host, path
 }
 
-// normalized returns the rules with hosts and paths in the case in which ruleFor compares
+// PrepareRules returns the rules with hosts and paths in the case in which MatchRule compares
 // them.
-func normalized(rules []Rule) []Rule {
+func PrepareRules(rules []Rule) []Rule {
 	result := make([]Rule, len(rules))
 	for i, rule := range rules {
 		rule.Host = strings.ToLower(rule.Host)
@@ -67,10 +66,10 @@ const (
 	unclear
 )
 
-// ruleFor returns the first normalized rule that matches, or nil if the request must be
+// MatchRule returns the first normalized rule that matches, or nil if the request must be
 // denied. target is the raw path with its query. If the match of a rule is unclear, the
 // request is denied, because a later rule may have weaker requirements.
-func ruleFor(rules []Rule, host, target string) *Rule {
+func MatchRule(rules []Rule, host, target string) *Rule {
 	var s subject
 	s.host, s.hostPlain = plainHost(host)
 	s.path, s.pathPlain = plainPath(target)
@@ -134,14 +133,4 @@ func foldCase(path string) string {
 		}
 	}
 	return strings.ToLower(path)
-}
-
-// tokenInQuery reports whether the query of a target contains an access token.
-func tokenInQuery(target string) bool {
-	_, raw, hasQuery := strings.Cut(target, "?")
-	if !hasQuery || !strings.Contains(raw, "access_token") && !strings.Contains(raw, "%") {
-		return false
-	}
-	values, _ := url.ParseQuery(raw) // returns the well-formed parameters
-	return values.Has("access_token")
 }

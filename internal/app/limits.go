@@ -1,0 +1,17 @@
+package app
+
+import "github.com/cezzis/tokenbroker/internal/server"
+
+// serverLimits are the limits of all callers together.
+func serverLimits(l *LimitsConfig) server.Limits {
+	return server.Limits{
+		Connections:      l.Connections,
+		Streams:          uint32(l.Streams), //nolint:gosec // its bounds are checked
+		InFlight:         l.InFlight,
+		ConnectionAge:    l.ConnectionAge,
+		HandshakeTimeout: l.HandshakeTimeout,
+		MessageSize:      l.messageSize(),
+		HeaderSize:       uint32(l.HeaderKiB) << 10, //nolint:gosec // its bounds are checked
+		TokenSize:        uint32(l.tokenSize()),     //nolint:gosec // its bounds are checked
+	}
+}
