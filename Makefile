@@ -30,7 +30,7 @@ bench:
 # All that is generated and committed.
 generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc
 	buf generate
-	go test ./internal/app -run TestSchema -update
+	go test ./internal/config -run TestSchema -update
 
 lint: bin/tools/buf bin/tools/golangci-lint
 	buf lint

@@ -37,6 +37,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
@@ -180,7 +181,7 @@ func (b *Broker) prepare() error {
 }
 
 // config is what the broker's operator would have written.
-func (b *Broker) config() (*app.Config, error) {
+func (b *Broker) config() (*config.Config, error) {
 	var text strings.Builder
 	text.WriteString(`listen: {grpc: {address: "127.0.0.1:0", caller: test}, ops: "off"}
 server: {drain_timeout: 1s}
@@ -201,7 +202,7 @@ clients:
 		}
 	}
 	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [%s]}]\n", Issuer, strings.Join(audiences, ", "))
-	return app.ParseConfig("brokertest.yaml", []byte(text.String()))
+	return config.Parse("brokertest.yaml", []byte(text.String()))
 }
 
 // start assembles a broker, as it is deployed but for its listener and its way

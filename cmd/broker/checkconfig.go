@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 func newCheckConfig() *cobra.Command {
@@ -28,7 +29,7 @@ for each client; some IdPs bill for those.
   broker check-config broker.yaml --live --mint`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, err := app.LoadConfig(args[0])
+			config, err := config.Load(args[0])
 			if err != nil {
 				return err
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/client"
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -224,7 +225,7 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 		return err
 	}
 	defer serveHTTP(listener, idp)()
-	config, err := app.LoadConfig(path)
+	config, err := config.Load(path)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
@@ -25,7 +25,7 @@ func visible(t *testing.T, what, text string) {
 func TestLogShowsHiddenCharacters(t *testing.T) {
 	for _, format := range []string{"json", "text"} {
 		var out bytes.Buffer
-		newLogger(&out, app.LogConfig{Level: "info", Format: format}).Info("m", "subject", sneaky)
+		newLogger(&out, config.Log{Level: "info", Format: format}).Info("m", "subject", sneaky)
 		// The handler for text quotes as Go does.
 		visible(t, format, strings.ReplaceAll(out.String(), `\x1b`, `\u001b`))
 	}

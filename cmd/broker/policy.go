@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 func newPolicy() *cobra.Command {
@@ -25,7 +25,7 @@ of its roles grants that. No broker needs to run.`,
 		Example: `  broker policy explain broker.yaml checkout`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, err := app.LoadConfig(args[0])
+			config, err := config.Load(args[0])
 			if err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/harden"
 )
@@ -39,7 +40,7 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 			if err != nil {
 				return err
 			}
-			config, err := app.LoadConfig(path)
+			config, err := config.Load(path)
 			if err != nil {
 				return err
 			}
@@ -76,7 +77,7 @@ func configFile(args []string, flag string) (path string, err error) {
 	}
 }
 
-func newLogger(to io.Writer, cfg app.LogConfig) *slog.Logger {
+func newLogger(to io.Writer, cfg config.Log) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.Level)) // the configuration was checked
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -58,7 +59,7 @@ type Options struct {
 
 // App is a broker that listens already and serves once it is Run.
 type App struct {
-	config   *Config // of the start
+	config   *config.Config // of the start
 	file     string
 	hangup   <-chan os.Signal
 	log      *slog.Logger
@@ -81,7 +82,7 @@ type App struct {
 
 // New reads the secrets, assembles the broker and opens its listeners. It asks
 // neither IdPs nor issuers anything. An App that is not Run must be Closed.
-func New(config *Config, opts Options) (*App, error) {
+func New(config *config.Config, opts Options) (*App, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
@@ -119,7 +120,7 @@ func New(config *Config, opts Options) (*App, error) {
 
 // open opens the observers and assembles the rest. Whatever it returns, the
 // observers are to be closed.
-func open(config *Config, opts Options, told *observers) (*parts, error) {
+func open(config *config.Config, opts Options, told *observers) (*parts, error) {
 	var err error
 	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
 		return nil, err
@@ -169,7 +170,7 @@ func (a *App) openGateways() {
 	if envoy := config.Gateways.ExtAuthz; envoy != nil {
 		extauthz.Register(a.server, extAuthzConfig(envoy, judge))
 	}
-	if !config.Listen.servesHTTP() {
+	if !config.Listen.ServesHTTP() {
 		return
 	}
 	bound := server.Bound{TCP: config.Listen.HTTP.Caller, OpaqueTCP: config.Listen.HTTP.OpaqueIssuer}
@@ -181,10 +182,10 @@ func (a *App) openGateways() {
 		Door:           a.server.Door(bound),
 		Judge:          judge,
 		NeedsInHeaders: config.Gateways.Needs == "headers",
-		URL:            config.Listen.httpURL(),
+		URL:            config.Listen.HTTPURL(),
 		Deadline:       config.Server.Deadline,
-		MessageSize:    config.Limits.messageSize(),
-		HeaderSize:     config.Limits.headerSize(),
+		MessageSize:    config.Limits.MessageSize(),
+		HeaderSize:     config.Limits.HeaderSize(),
 		Tracer:         a.parts.traces.tracer(),
 		Logger:         a.log,
 		Registerer:     a.registry,
@@ -236,7 +237,7 @@ func (a *App) Run(ctx context.Context) error {
 		group.Go(func() error { return a.server.Serve(a.listen.unix) })
 	}
 	if a.listen.http != nil {
-		group.Go(func() error { return a.serveHTTP(a.listen.http, a.config.Listen.encryptedHTTP()) })
+		group.Go(func() error { return a.serveHTTP(a.listen.http, a.config.Listen.EncryptedHTTP()) })
 	}
 	if a.listen.httpUnix != nil {
 		group.Go(func() error { return a.serveHTTP(a.listen.httpUnix, false) })

@@ -18,6 +18,7 @@ import (
 
 	brokerclient "github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redistest"
@@ -45,14 +46,14 @@ func devIDP(t testing.TB) *devidp.Server {
 }
 
 // sample is a configuration with n clients, in memory.
-func sample(t testing.TB, n int) *app.Config {
+func sample(t testing.TB, n int) *config.Config {
 	t.Helper()
 	return parsed(t, sampleText(t, n))
 }
 
-func parsed(t testing.TB, text string) *app.Config {
+func parsed(t testing.TB, text string) *config.Config {
 	t.Helper()
-	config, err := app.ParseConfig("sample.yaml", []byte(text))
+	config, err := config.Parse("sample.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +77,7 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // run runs a broker until the test ends, and connects to it: in plaintext, unless
 // told otherwise.
-func run(t *testing.T, config *app.Config, idp *devidp.Server, connect ...brokerclient.Option) (*app.App, *brokerclient.Client) {
+func run(t *testing.T, config *config.Config, idp *devidp.Server, connect ...brokerclient.Option) (*app.App, *brokerclient.Client) {
 	t.Helper()
 	broker, err := app.New(config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()})
 	if err != nil {
@@ -184,7 +185,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 }
 
 func TestUnreadableSecretsAreAllNamedAtTheStart(t *testing.T) {
-	config, err := app.ParseConfig("x.yaml", []byte(`
+	config, err := config.Parse("x.yaml", []byte(`
 clients:
   one: {token_url: "https://idp.example.com/token", client_id: abc, secret: "file:/nowhere/one"}
   two: {token_url: "https://idp.example.com/token", client_id: abc, secret: "env:TOKENBROKER_TEST_UNSET"}

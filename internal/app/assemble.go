@@ -20,6 +20,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -55,7 +56,7 @@ func (o *observers) close() {
 // setup is the part of a configuration that can be replaced while the broker
 // runs, and what was made of it.
 type setup struct {
-	config   *Config
+	config   *config.Config
 	verifier *verify.Verifier
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
@@ -80,7 +81,7 @@ type issuerKey struct {
 
 // assemble makes the parts of what the configuration says. All secrets that
 // cannot be read are in the error.
-func assemble(config *Config, transport http.RoundTripper, told observers) (*parts, error) {
+func assemble(config *config.Config, transport http.RoundTripper, told observers) (*parts, error) {
 	opened, err := openStore(config, &told)
 	if err != nil {
 		return nil, err
@@ -94,7 +95,7 @@ func assemble(config *Config, transport http.RoundTripper, told observers) (*par
 	return p, nil
 }
 
-func (p *parts) fill(config *Config) error {
+func (p *parts) fill(config *config.Config) error {
 	made, err := p.prepare(config)
 	if err != nil {
 		return err
@@ -123,22 +124,22 @@ func (p *parts) use(next *setup) {
 
 // prepare makes a setup that can take the place of the one there is. It reads
 // secrets, and asks nobody anything. What is configured as before is kept as it is.
-func (p *parts) prepare(config *Config) (*setup, error) {
+func (p *parts) prepare(cfg *config.Config) (*setup, error) {
 	s := &setup{
-		config: config, storage: p.storage, network: p.network, before: p.setup.Load(),
+		config: cfg, storage: p.storage, network: p.network, before: p.setup.Load(),
 		broker:   func() *broker.Broker { return p.broker },
 		trusting: map[string]*discovery.Network{},
 		issuers:  map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
 	}
 	if s.before == nil {
-		s.before = &setup{config: &Config{}}
+		s.before = &setup{config: &config.Config{}}
 	}
-	problems := s.trust(config)
+	problems := s.trust(cfg)
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
-	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		made, err := s.client(name, config)
+	for _, name := range slices.Sorted(maps.Keys(cfg.Clients)) {
+		made, err := s.client(name, cfg)
 		if err != nil {
 			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
 			continue
@@ -149,20 +150,20 @@ func (p *parts) prepare(config *Config) (*setup, error) {
 		return nil, errors.Join(problems...)
 	}
 	var err error
-	if s.verifier, err = s.newVerifier(config, p.log, p.registerer); err != nil {
+	if s.verifier, err = s.newVerifier(cfg, p.log, p.registerer); err != nil {
 		return nil, fmt.Errorf("issuers: %w", err)
 	}
 	return s, nil
 }
 
 // trust opens the files of authorities.
-func (s *setup) trust(config *Config) (problems []error) {
+func (s *setup) trust(cfg *config.Config) (problems []error) {
 	open := func(key, ca string) {
 		if ca == "" || s.trusting[ca] != nil {
 			return
 		}
 		network, err := s.network.WithAuthorities(ca)
-		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(ca, serviceAccountDir) {
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(ca, config.ServiceAccountDir) {
 			err = fmt.Errorf("%w: Kubernetes mounts it into a pod unless automountServiceAccountToken is false; outside of a pod name a file with the CA of the cluster", err)
 		}
 		if err != nil {
@@ -171,12 +172,12 @@ func (s *setup) trust(config *Config) (problems []error) {
 		}
 		s.trusting[ca] = network
 	}
-	for _, name := range slices.Sorted(maps.Keys(config.Clients)) {
-		client := config.Clients[name]
-		open("clients."+name, client.ca())
+	for _, name := range slices.Sorted(maps.Keys(cfg.Clients)) {
+		client := cfg.Clients[name]
+		open("clients."+name, client.CA())
 	}
-	for i := range config.Issuers {
-		open("issuers: "+config.Issuers[i].Issuer, config.Issuers[i].ca())
+	for i := range cfg.Issuers {
+		open("issuers: "+cfg.Issuers[i].Issuer, cfg.Issuers[i].CA())
 	}
 	return problems
 }
@@ -190,7 +191,7 @@ func (s *setup) networkOf(ca string) *discovery.Network {
 }
 
 func (s *setup) forBroker() broker.Setup {
-	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.policyConfig())}
+	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.PolicyConfig())}
 }
 
 // named returns the client of that name, which the setup has or had.
@@ -221,12 +222,12 @@ func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool, ca string) *
 	return s.issuers[key]
 }
 
-func (s *setup) client(name string, config *Config) (broker.ClientConfig, error) {
+func (s *setup) client(name string, config *config.Config) (broker.ClientConfig, error) {
 	cfg := config.Clients[name]
 	old, existed := s.before.named(name)
 	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
 		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
-			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
+			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 		}
 		return old, nil
 	}
@@ -263,7 +264,7 @@ func (s *setup) client(name string, config *Config) (broker.ClientConfig, error)
 }
 
 // towards says which client to be at its IdP.
-func (s *setup) towards(config *Config, name string) idp.Config {
+func (s *setup) towards(config *config.Config, name string) idp.Config {
 	cfg := config.Clients[name]
 	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
@@ -286,15 +287,15 @@ func (s *setup) towards(config *Config, name string) idp.Config {
 		Extras:          cfg.Extras,
 		BearerTypes:     cfg.BearerTypes,
 		DefaultLifetime: cfg.DefaultLifetime,
-		MaxTokenSize:    config.Limits.tokenSize(),
-		HTTP:            s.networkOf(cfg.ca()).ClientFor(home, cfg.AllowPrivate),
-		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.ca()),
+		MaxTokenSize:    config.Limits.TokenSize(),
+		HTTP:            s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate),
+		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.CA()),
 	}
 	if c.Auth.Mutual() && cfg.TLS != nil {
 		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
 	}
 	if cfg.TokenURL == "" {
-		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
+		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	return c
 }
@@ -307,7 +308,7 @@ func (s *setup) with(home string, allowPrivate bool, ca string) func(tls.Certifi
 	}
 }
 
-func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
+func (s *setup) newVerifier(config *config.Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
 	issuers := make([]verify.IssuerConfig, 0, len(config.Issuers))
 	for i := range config.Issuers {
 		issuer, err := s.verified(config, &config.Issuers[i])
@@ -323,19 +324,19 @@ func (s *setup) newVerifier(config *Config, log *slog.Logger, registerer prometh
 		CacheBytes:  orNone(int64(config.Verification.CacheMiB) << 20),
 		MaxValidity: config.Verification.MaxValidity,
 
-		MaxTokenSize: config.Limits.tokenSize(),
+		MaxTokenSize: config.Limits.TokenSize(),
 	}, s.before.verifier)
 }
 
 // verified says which tokens of an issuer are good.
-func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig, error) {
+func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
 		Issuer:          cfg.Issuer,
 		JWKSURL:         cfg.JWKSURL,
 		JWKSTokenFile:   cfg.JWKSTokenFile,
 		JWKSFile:        cfg.JWKSFile,
 		AllowHTTP:       cfg.AllowHTTP,
-		HTTP:            s.networkOf(cfg.ca()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		HTTP:            s.networkOf(cfg.CA()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
 		Audiences:       cfg.Audiences,
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
@@ -354,7 +355,7 @@ func (s *setup) verified(config *Config, cfg *IssuerConfig) (verify.IssuerConfig
 		issuer.MissingAudience = verify.MissingAudience(*cfg.MissingAud)
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
-		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
+		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	if cfg.Introspection == nil {
 		return issuer, nil
@@ -392,7 +393,7 @@ func (i introspection) Introspect(ctx context.Context, token redact.String) (act
 	return found.Active, found.Members, err
 }
 
-func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection, error) {
+func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
 	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
 		return old, nil
@@ -401,9 +402,9 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 	towards.IntrospectionURL = endpoint
 	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
 	home := cmp.Or(endpoint, cfg.Issuer)
-	towards.HTTP, towards.HTTPWith = s.networkOf(cfg.ca()).ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate, cfg.ca())
+	towards.HTTP, towards.HTTPWith = s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate, cfg.CA())
 	if endpoint == "" {
-		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca())
+		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	client, err := idp.New(towards)
 	return introspection{client, name, s.broker}, err
@@ -411,8 +412,8 @@ func (s *setup) introspection(config *Config, cfg *IssuerConfig) (introspection,
 
 // sameIntrospection reports whether an issuer was asked about opaque tokens in the
 // same way before.
-func (s *setup) sameIntrospection(cfg *IssuerConfig) bool {
-	at := slices.IndexFunc(s.before.config.Issuers, func(c IssuerConfig) bool { return c.Issuer == cfg.Issuer })
+func (s *setup) sameIntrospection(cfg *config.Issuer) bool {
+	at := slices.IndexFunc(s.before.config.Issuers, func(c config.Issuer) bool { return c.Issuer == cfg.Issuer })
 	if at < 0 || !reflect.DeepEqual(s.before.config.Issuers[at], *cfg) {
 		return false
 	}

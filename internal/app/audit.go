@@ -10,26 +10,22 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // openAudit opens the audit that is configured; nil: there is none.
-func openAudit(config *AuditConfig, log *slog.Logger, registerer prometheus.Registerer) (*audit.Log, error) {
-	if config == nil {
+func openAudit(cfg *config.Audit, log *slog.Logger, registerer prometheus.Registerer) (*audit.Log, error) {
+	if cfg == nil {
 		return nil, nil //nolint:nilnil // a nil Log writes nothing down
 	}
 	opened, err := audit.Open(audit.Config{
-		File: config.File, EveryToken: config.Tokens == "every", Verifications: verifications()[config.Verifications], Refuse: config.WhenFull == "refuse",
+		File: cfg.File, EveryToken: cfg.Tokens == "every", Verifications: config.Verifications()[cfg.Verifications], Refuse: cfg.WhenFull == "refuse",
 		From: peerOf, Logger: log, Registerer: registerer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("audit.file: %w", err)
 	}
 	return opened, nil
-}
-
-// verifications maps the values of audit.verifications.
-func verifications() map[string]audit.Verifications {
-	return map[string]audit.Verifications{"none": audit.NoVerifications, "rejected": audit.RejectedVerifications, "all": audit.AllVerifications}
 }
 
 // peerOf is the address that a call came from.

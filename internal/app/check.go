@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -35,14 +36,14 @@ type Finding struct {
 // endpoints of clients, the keys of issuers, introspection and, if mint is set, a token
 // for each client that does not only introspect. It reports each finding as it comes.
 // The error means that nothing could be tried.
-func Check(ctx context.Context, config *Config, opts Options, mint bool, tell func(Finding)) error {
+func Check(ctx context.Context, config *config.Config, opts Options, mint bool, tell func(Finding)) error {
 	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
 	assembled, err := assemble(config, opts.Transport, told)
 	if err != nil {
 		return err
 	}
 	defer assembled.close()
-	if config.Listen.encrypted() {
+	if config.Listen.Encrypted() {
 		tell(checkCerts(ctx, &config.Listen))
 	}
 	tell(assembled.checkStore(ctx))
@@ -52,7 +53,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	for _, client := range assembled.setup.Load().clients {
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		switch {
-		case mint && config.onlyIntrospects(client.Name):
+		case mint && onlyIntrospects(config, client.Name):
 			tell(Finding{What: mintOf(client.Name), Detail: "not tried: the client only asks about tokens, and no role names it under get"})
 		case mint:
 			tell(assembled.checkMint(ctx, client.Name))
@@ -67,7 +68,7 @@ func Check(ctx context.Context, config *Config, opts Options, mint bool, tell fu
 	return nil
 }
 
-func checkCerts(ctx context.Context, config *ListenConfig) Finding {
+func checkCerts(ctx context.Context, config *config.Listen) Finding {
 	found := Finding{What: "listen.tls"}
 	opened, err := openTLS(ctx, config.TLS)
 	if err != nil {
@@ -100,13 +101,13 @@ func (p *parts) checkStore(ctx context.Context) Finding {
 	return found
 }
 
-func (p *parts) checkEndpoint(ctx context.Context, name string, cfg ClientConfig) Finding {
+func (p *parts) checkEndpoint(ctx context.Context, name string, cfg config.Client) Finding {
 	found := Finding{What: fmt.Sprintf("clients.%s: token endpoint", name)}
 	if cfg.TokenURL != "" {
 		found.Detail = discovery.Printable(cfg.TokenURL) + " (as configured; --mint tries it)"
 		return found
 	}
-	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.ca()).Metadata(ctx)
+	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA()).Metadata(ctx)
 	if err != nil {
 		found.Err = err
 		return found
@@ -129,12 +130,12 @@ func mintOf(name string) string { return fmt.Sprintf("clients.%s: token", name) 
 // onlyIntrospects reports whether an issuer is asked about tokens as the client,
 // and no role gives out tokens of the client by its name. The IdP would refuse to
 // issue one, and might count that against the client.
-func (c *Config) onlyIntrospects(client string) bool {
-	asks := slices.ContainsFunc(c.Issuers, func(issuer IssuerConfig) bool {
+func onlyIntrospects(c *config.Config, client string) bool {
+	asks := slices.ContainsFunc(c.Issuers, func(issuer config.Issuer) bool {
 		return issuer.Introspection != nil && issuer.Introspection.Client == client
 	})
 	for _, role := range c.Roles {
-		if slices.ContainsFunc(role.Get, func(grant GetGrantConfig) bool { return grant.Client == client }) {
+		if slices.ContainsFunc(role.Get, func(grant config.GetGrant) bool { return grant.Client == client }) {
 			return false
 		}
 	}

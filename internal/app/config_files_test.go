@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -43,7 +44,7 @@ func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
 		"  assertion: {token_url: 'https://idp.example/token', client_id: a, auth: federated_jwt, assertion: {file: " + file("jwt", 0o644) + "}}",                // 15
 		"  mutual: {token_url: 'https://idp.example/token', client_id: a, auth: tls_client_auth, tls: {cert: cert.pem, key: " + file("mutual.key", 0o644) + "}}", // 16
 	}
-	config, err := app.ParseConfig("broker.yaml", []byte(strings.Join(lines, "\n")))
+	config, err := config.Parse("broker.yaml", []byte(strings.Join(lines, "\n")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func TestServeAndLiveCheckNameDoubtfulSecrets(t *testing.T) {
 	dir := t.TempDir()
 	secretFile := filepath.Join(dir, "secret")
 	testkit.WriteFile(t, secretFile, "\ufeffright\n\n")
-	config, err := app.ParseConfig("broker.yaml", []byte(
+	config, err := config.Parse("broker.yaml", []byte(
 		"listen: {grpc: {address: '127.0.0.1:0'}, ops: '127.0.0.1:0'}\nclients: {orders: {issuer: "+idp.Issuer()+", client_id: abc, secret: 'file:"+secretFile+"'}}\n"))
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // exampleIn returns the lines that follow a line of a file, up to one of another.
@@ -34,7 +34,7 @@ func TestExamplesAnswerRequestsWithoutScopes(t *testing.T) {
 		"kubernetes": regexp.MustCompile(`(?m)^    `).ReplaceAllString(kubernetes, ""),
 	} {
 		t.Run(name, func(t *testing.T) {
-			config, err := app.ParseConfig("broker.yaml", []byte(text))
+			config, err := config.Parse("broker.yaml", []byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}

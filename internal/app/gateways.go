@@ -1,6 +1,7 @@
 package app
 
 import (
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -12,16 +13,11 @@ func (a *App) forGateways() *gateway.Judge {
 	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})
 }
 
-// undecided maps the values of gateways.ext_authz.undecided.
-func undecided() map[string]extauthz.Undecided {
-	return map[string]extauthz.Undecided{"error": extauthz.AsError, "error_response": extauthz.AsErrorResponse, "denial": extauthz.AsDenial}
-}
-
 // extAuthzConfig is the configuration of Envoy's ext_authz.
-func extAuthzConfig(c *ExtAuthzConfig, judge *gateway.Judge) extauthz.Config {
+func extAuthzConfig(c *config.ExtAuthz, judge *gateway.Judge) extauthz.Config {
 	made := extauthz.Config{
 		Judge: judge, Claims: c.Claims,
-		Undecided: undecided()[c.Undecided],
+		Undecided: config.Undecided()[c.Undecided],
 	}
 	for _, rule := range c.Rules {
 		made.Rules = append(made.Rules, gateway.Rule{

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/encoding/prototext"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
@@ -450,7 +451,7 @@ func startLeaks(t *testing.T) *leaks {
 
 // wrongConfigurations starts brokers that cannot start, and reads files that hold a
 // secret in the wrong place.
-func (l *leaks) wrongConfigurations(config, password string) {
+func (l *leaks) wrongConfigurations(cfg, password string) {
 	l.t.Helper()
 	opts := app.Options{Logger: slog.New(slog.NewJSONHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	start := func(text string) error {
@@ -462,15 +463,15 @@ func (l *leaks) wrongConfigurations(config, password string) {
 	}
 	secret := l.secrets["secret of "+leaksGood][0]
 	for what, wrong := range map[string]string{
-		"a literal":           strings.Replace(config, "\"file:"+filepath.Join(l.dir, leaksGood)+"\"", secret, 1),
-		"no space":            strings.Replace(config, "audit: {", "audit:"+secret+": {", 1),
-		"a secret as URL":     strings.Replace(config, l.issuer+devidp.TokenPath, "https://user:"+secret+"@idp.example/token", 1),
-		"a secret in an enum": strings.Replace(config, "tokens: every", "tokens: "+secret, 1),
+		"a literal":           strings.Replace(cfg, "\"file:"+filepath.Join(l.dir, leaksGood)+"\"", secret, 1),
+		"no space":            strings.Replace(cfg, "audit: {", "audit:"+secret+": {", 1),
+		"a secret as URL":     strings.Replace(cfg, l.issuer+devidp.TokenPath, "https://user:"+secret+"@idp.example/token", 1),
+		"a secret in an enum": strings.Replace(cfg, "tokens: every", "tokens: "+secret, 1),
 	} {
-		_, err := app.ParseConfig("broker.yaml", []byte(wrong))
+		_, err := config.Parse("broker.yaml", []byte(wrong))
 		l.fails(what, err, "broker.yaml")
 	}
-	elsewhere := strings.Replace(config, "audit.jsonl", "another.jsonl", 1)
+	elsewhere := strings.Replace(cfg, "audit.jsonl", "another.jsonl", 1)
 	repeats := strings.Replace(l.config(echoRedis(l.t), "", password), "audit.jsonl", "another.jsonl", 1)
 	if err := start(repeats); err != nil { // it is taken for one that is away, which is logged
 		l.fails("a Redis that repeats what it is sent", err, "Redis")

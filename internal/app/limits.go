@@ -1,17 +1,20 @@
 package app
 
-import "github.com/cezzis/tokenbroker/internal/server"
+import (
+	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/server"
+)
 
 // serverLimits are the limits of all callers together.
-func serverLimits(l *LimitsConfig) server.Limits {
+func serverLimits(l *config.Limits) server.Limits {
 	return server.Limits{
 		Connections:      l.Connections,
 		Streams:          uint32(l.Streams), //nolint:gosec // its bounds are checked
 		InFlight:         l.InFlight,
 		ConnectionAge:    l.ConnectionAge,
 		HandshakeTimeout: l.HandshakeTimeout,
-		MessageSize:      l.messageSize(),
+		MessageSize:      l.MessageSize(),
 		HeaderSize:       uint32(l.HeaderKiB) << 10, //nolint:gosec // its bounds are checked
-		TokenSize:        uint32(l.tokenSize()),     //nolint:gosec // its bounds are checked
+		TokenSize:        uint32(l.TokenSize()),     //nolint:gosec // its bounds are checked
 	}
 }

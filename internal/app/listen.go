@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // listeners are where the broker is reached.
@@ -25,7 +26,7 @@ type listeners struct {
 
 // open opens what is configured; given, if it is not nil, in the place of grpc. On an
 // error nothing is left open.
-func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
+func (l *listeners) open(config *config.Listen, given net.Listener) (err error) {
 	defer func() {
 		if err != nil {
 			l.close()
@@ -40,7 +41,7 @@ func (l *listeners) open(config *ListenConfig, given net.Listener) (err error) {
 	if l.unix, err = listenUnix("unix", config.Unix); err != nil {
 		return err
 	}
-	if l.httpUnix, err = listenUnix("http_unix", config.httpUnix()); err != nil {
+	if l.httpUnix, err = listenUnix("http_unix", config.UnixHTTP()); err != nil {
 		return err
 	}
 	if config.HTTP.Address != "" {
@@ -72,8 +73,8 @@ func listen(name, address string) (net.Listener, error) {
 }
 
 // openCerts opens the certificates of listen.tls. Nil: nothing is encrypted.
-func openCerts(ctx context.Context, config *ListenConfig, registerer prometheus.Registerer) (*certs.Source, error) {
-	if !config.encrypted() {
+func openCerts(ctx context.Context, config *config.Listen, registerer prometheus.Registerer) (*certs.Source, error) {
+	if !config.Encrypted() {
 		return nil, nil //nolint:nilnil // plaintext
 	}
 	opened, err := openTLS(ctx, config.TLS)
@@ -171,7 +172,7 @@ func (c certsCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 // openTLS reads the files, or waits for the first certificate of the Workload API.
-func openTLS(ctx context.Context, c *TLSConfig) (*certs.Source, error) {
+func openTLS(ctx context.Context, c *config.TLS) (*certs.Source, error) {
 	minVersion := uint16(tls.VersionTLS13)
 	if c.MinVersion == "1.2" {
 		minVersion = tls.VersionTLS12

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // watchInterval is how often the configuration file is looked at.
@@ -19,7 +21,7 @@ const watchInterval = time.Second
 // Reload puts another configuration in force: clients, issuers, callers and roles
 // as one. What a restart is needed for stays as it was, and the log says so. On an
 // error everything stays as it was. It is safe for concurrent use.
-func (a *App) Reload(config *Config) error {
+func (a *App) Reload(config *config.Config) error {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	err := a.reload(config)
@@ -34,7 +36,7 @@ func (a *App) Reload(config *Config) error {
 	return nil
 }
 
-func (a *App) reload(config *Config) error {
+func (a *App) reload(config *config.Config) error {
 	next, err := a.parts.prepare(config)
 	if err != nil {
 		return err
@@ -74,7 +76,7 @@ func (a *App) tellWarnings(s *setup) {
 }
 
 // needRestart names the sections that differ and are read at the start only.
-func needRestart(running, next *Config) (sections []string) {
+func needRestart(running, next *config.Config) (sections []string) {
 	for _, section := range []struct {
 		name         string
 		before, then any
@@ -161,14 +163,14 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 
 // catchUp applies what was written while the broker started.
 func (a *App) catchUp(data []byte) {
-	config, err := ParseConfig(a.file, data)
+	config, err := config.Parse(a.file, data)
 	if err == nil && !reflect.DeepEqual(config, a.config) {
 		_ = a.Reload(config) // it told
 	}
 }
 
 func (a *App) reloadFile(data []byte) {
-	config, err := ParseConfig(a.file, data)
+	config, err := config.Parse(a.file, data)
 	if err != nil {
 		a.refuse(sha256.Sum256(data), err)
 		return
@@ -199,7 +201,7 @@ func (w *watchedFile) read() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := readConfig(w.path)
+	data, err := config.Read(w.path)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	brokerclient "github.com/cezzis/tokenbroker/client"
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -50,7 +51,7 @@ func startListening(t *testing.T, idp *devidp.Server, listen, rest string) *relo
 	r := &reloadable{t: t, file: filepath.Join(t.TempDir(), "broker.yaml"), listen: listen, hangup: make(chan os.Signal, 1), log: &testkit.Log{}, secret: filepath.Join(t.TempDir(), "secret")}
 	testkit.WriteFile(t, r.secret, "right")
 	r.write(rest)
-	config, err := app.LoadConfig(r.file)
+	config, err := config.Load(r.file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/boltstore"
@@ -39,7 +40,7 @@ type storage struct {
 }
 
 // openStore opens the store. It does not wait for Redis.
-func openStore(all *Config, told *observers) (*storage, error) {
+func openStore(all *config.Config, told *observers) (*storage, error) {
 	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
 		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
@@ -48,7 +49,7 @@ func openStore(all *Config, told *observers) (*storage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store.sealing_keys: %w", err)
 	}
-	opened := &storage{rings: rings, keepsSecrets: all.managed() != ""}
+	opened := &storage{rings: rings, keepsSecrets: all.Managed() != ""}
 	if config.Redis != nil {
 		err = opened.openRedis(config.Redis, told)
 	} else {
@@ -75,7 +76,7 @@ func (s *storage) openBolt(path string) error {
 	return nil
 }
 
-func (s *storage) openRedis(config *RedisStoreConfig, told *observers) error {
+func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
 	towards := redisstore.Config{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
@@ -116,7 +117,7 @@ func (s *storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
 	return source, nil
 }
 
-func redisTLS(config *RedisTLSConfig) (*tls.Config, error) {
+func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // plaintext
 	}

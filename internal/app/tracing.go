@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
@@ -41,7 +42,7 @@ type traces struct {
 
 // openTraces makes what is configured. It does not wait for the collector, which
 // may come and go.
-func openTraces(config *TracingConfig, log *slog.Logger) (*traces, error) {
+func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // nothing is traced
 	}

@@ -10,10 +10,12 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // listenUnix makes the Unix socket that is configured; nil: none is.
-func listenUnix(name string, config *UnixConfig) (net.Listener, error) {
+func listenUnix(name string, config *config.Unix) (net.Listener, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // off
 	}
@@ -26,7 +28,7 @@ func listenUnix(name string, config *UnixConfig) (net.Listener, error) {
 
 // makeUnix makes a Unix socket. What a process that is gone has left is replaced, and
 // nothing else. The socket is not to be seen before it has its mode.
-func makeUnix(config *UnixConfig) (net.Listener, error) {
+func makeUnix(config *config.Unix) (net.Listener, error) {
 	if runtime.GOOS != "linux" {
 		return nil, errors.New("whose process connects to a Unix socket is known on Linux only: remove it")
 	}
@@ -45,7 +47,7 @@ func makeUnix(config *UnixConfig) (net.Listener, error) {
 	if unix, ok := opened.(*net.UnixListener); ok {
 		unix.SetUnlinkOnClose(false) // its name will be another
 	}
-	mode, _ := config.mode() // the configuration was checked
+	mode, _ := config.FileMode() // the configuration was checked
 	err = os.Chmod(hidden, mode)
 	if err == nil {
 		err = os.Rename(hidden, config.Path)

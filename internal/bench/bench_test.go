@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 func TestCPUTimeIsReadPastAnyProgramName(t *testing.T) {
@@ -88,7 +88,7 @@ func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
 		{idp: idp, clients: 3, proof: proof{dir: "/proof"}, http: "127.0.0.1:3"},
 		{idp: idp, clients: 3, profiled: true, redis: &redisServer{address: "127.0.0.1:3", ring: "/ring.json"}},
 	} {
-		config, err := app.ParseConfig("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))
+		config, err := config.Parse("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -28,21 +28,6 @@ import (
 // Method is the full name of the service's only method.
 const Method = authv3.Authorization_Check_FullMethodName
 
-// Undecided is the kind of response for a request about which no decision is possible.
-type Undecided int
-
-// The kinds.
-const (
-	// AsError fails the call. Envoy applies failure_mode_allow and status_on_error, and
-	// counts an error.
-	AsError Undecided = iota
-	// AsErrorResponse is an error response with the status 503 for the requester. Envoy
-	// supports it since version 1.37.
-	AsErrorResponse
-	// AsDenial denies the request with the status 503. Envoy counts a denial.
-	AsDenial
-)
-
 // Config configures the service.
 type Config struct {
 	// Judge decides about requests. Required.
@@ -52,7 +37,7 @@ type Config struct {
 	// have one of its issuer's configured audiences.
 	Rules []gateway.Rule
 	// Undecided is the kind of response if no decision is possible.
-	Undecided Undecided
+	Undecided gateway.UndecidedAs
 	// Claims are the names of claims in Envoy's dynamic metadata, in addition to the
 	// standard ones.
 	Claims []string
@@ -157,7 +142,7 @@ func misconfigured(reason string) error {
 
 // undecided returns the configured kind of response.
 func (s *service) undecided(d gateway.Decision) (*authv3.CheckResponse, error) {
-	if s.cfg.Undecided == AsError {
+	if s.cfg.Undecided == gateway.AsError {
 		return nil, server.StatusOf(d.Err)
 	}
 	unavailable := &authv3.DeniedHttpResponse{
@@ -169,7 +154,7 @@ func (s *service) undecided(d gateway.Decision) (*authv3.CheckResponse, error) {
 		Body: string(d.JSON()),
 	}
 	resp := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(codes.Unavailable)}}
-	if s.cfg.Undecided == AsErrorResponse {
+	if s.cfg.Undecided == gateway.AsErrorResponse {
 		resp.HttpResponse = &authv3.CheckResponse_ErrorResponse{ErrorResponse: unavailable}
 	} else {
 		resp.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: unavailable}

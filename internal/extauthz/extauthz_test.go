@@ -224,12 +224,12 @@ func TestUndecidedIsNotADenial(t *testing.T) {
 	if _, err := f.envoy.Check(t.Context(), req); status.Code(err) != codes.Unavailable {
 		t.Errorf("as an error: %v", err)
 	}
-	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: extauthz.AsErrorResponse})
+	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: gateway.AsErrorResponse})
 	got, err := f.envoy.Check(t.Context(), req)
 	if err != nil || got.GetErrorResponse().GetStatus().GetCode() != 503 || got.GetStatus().GetCode() == 0 {
 		t.Errorf("as an error response: %v %v", got, err)
 	}
-	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: extauthz.AsDenial})
+	f = serve(t, down, apitest.Gate, extauthz.Config{Undecided: gateway.AsDenial})
 	got, err = f.envoy.Check(t.Context(), req)
 	// The pause before the next request for the issuer's keys is drawn at random from about 1 s.
 	retryAfter := headersOf(got.GetDeniedResponse().GetHeaders())["retry-after"]

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"fmt"
@@ -43,7 +43,7 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 
 func newField(from reflect.StructField) field {
 	f := field{index: from.Index, name: from.Tag.Get("yaml"), limits: map[string]int{}}
-	f.leaf = slices.Contains([]reflect.Type{reflect.TypeFor[secret.Ref](), reflect.TypeFor[ListenerConfig](), reflect.TypeFor[HTTPListenerConfig]()}, from.Type)
+	f.leaf = slices.Contains([]reflect.Type{reflect.TypeFor[secret.Ref](), reflect.TypeFor[Listener](), reflect.TypeFor[HTTPListener]()}, from.Type)
 	for tag := range strings.SplitSeq(from.Tag.Get("jsonschema"), ",") {
 		key, value, _ := strings.Cut(tag, "=")
 		switch key {
@@ -85,9 +85,9 @@ func valuesOf(list string) []string {
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
 	case "undecided":
-		return slices.Sorted(maps.Keys(undecided()))
+		return slices.Sorted(maps.Keys(Undecided()))
 	case "verifications":
-		return slices.Sorted(maps.Keys(verifications()))
+		return slices.Sorted(maps.Keys(Verifications()))
 	default:
 		panic("a jsonschema tag names the list " + list + ", which does not exist")
 	}
@@ -121,7 +121,7 @@ func (f *field) setDefault(v reflect.Value) {
 		*into, _ = strconv.Atoi(text)
 	case *float64:
 		*into, _ = strconv.ParseFloat(text, 64)
-	case *ListenerConfig:
+	case *Listener:
 		if text != "off" {
 			into.Address = text
 		}
@@ -159,7 +159,7 @@ func (d *decoder) replacement(path, key string) string {
 	}
 	member, ofAssertion := strings.CutPrefix(key, "assertion_")
 	isMember := func(f field) bool { return f.name == member }
-	if ofAssertion && strings.HasPrefix(path, "clients.") && slices.ContainsFunc(d.fieldsOf(reflect.TypeFor[AssertionConfig]()), isMember) {
+	if ofAssertion && strings.HasPrefix(path, "clients.") && slices.ContainsFunc(d.fieldsOf(reflect.TypeFor[Assertion]()), isMember) {
 		return "assertion." + member
 	}
 	return ""

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"fmt"
@@ -11,10 +11,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// CallerConfig is somebody who may ask, how it is recognised and what it may. It
+// Caller is somebody who may ask, how it is recognised and what it may. It
 // is recognised by exactly one of spiffe_id, uri_san, dns_san, a JWT (subject and
 // claims) and uid, or else a listener is bound to it.
-type CallerConfig struct {
+type Caller struct {
 	// What logs and the audit call it; each caller has another.
 	Name string `yaml:"name" jsonschema:"required,minLength=1,maxLength=128"`
 	// The SPIFFE ID in its certificate. At the end, /* stands for any path below.
@@ -31,17 +31,17 @@ type CallerConfig struct {
 	// rest.
 	Subject string `yaml:"subject" jsonschema:"minLength=1,maxLength=512"`
 	// Claims that the JWT must have besides, all of them. With them, subject may be absent.
-	Claims []ClaimConfig `yaml:"claims" jsonschema:"minItems=1,maxItems=16"`
+	Claims []Claim `yaml:"claims" jsonschema:"minItems=1,maxItems=16"`
 	// The user of the process that connects to the Unix socket, by number.
 	UID *int `yaml:"uid" jsonschema:"minimum=0,maximum=4294967294"`
 	// What it may: names of roles.
 	Roles []string `yaml:"roles" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=128"`
 	// Limits of its own. What is absent here is as limits has it.
-	Limits *CallerLimitsConfig `yaml:"limits"`
+	Limits *CallerLimits `yaml:"limits"`
 }
 
-// ClaimConfig is a claim that the JWT of a caller must have.
-type ClaimConfig struct {
+// Claim is a claim that the JWT of a caller must have.
+type Claim struct {
 	// The names that lead to the claim, the outermost first: one for a claim that is not nested.
 	Path []string `yaml:"path" jsonschema:"required,minItems=1,maxItems=8,minLength=1,maxLength=256"`
 	// What the claim is, if it is a string, or what one of its items is, if it is a list. At the end,
@@ -49,19 +49,19 @@ type ClaimConfig struct {
 	Value string `yaml:"value" jsonschema:"required,minLength=1,maxLength=512"`
 }
 
-// RoleConfig is a set of grants. At least one of its keys is given.
-type RoleConfig struct {
+// Role is a set of grants. At least one of its keys is given.
+type Role struct {
 	// Tokens that may be had.
-	Get []GetGrantConfig `yaml:"get"`
+	Get []GetGrant `yaml:"get"`
 	// Tokens that may be presented for verification.
-	Verify []VerifyGrantConfig `yaml:"verify"`
+	Verify []VerifyGrant `yaml:"verify"`
 	// What may be done as an operator.
-	Admin []AdminGrantConfig `yaml:"admin"`
+	Admin []AdminGrant `yaml:"admin"`
 }
 
-// GetGrantConfig lets a caller have tokens of a client. A list that is absent
+// GetGrant lets a caller have tokens of a client. A list that is absent
 // stands for what the client is configured with; "*" alone for anything.
-type GetGrantConfig struct {
+type GetGrant struct {
 	// The client, by its name among clients, or "*" for each.
 	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
 	// Audiences that may be asked for.
@@ -72,16 +72,16 @@ type GetGrantConfig struct {
 	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=256"`
 }
 
-// VerifyGrantConfig lets a caller have tokens of an issuer verified.
-type VerifyGrantConfig struct {
+// VerifyGrant lets a caller have tokens of an issuer verified.
+type VerifyGrant struct {
 	// The issuer, as it stands among issuers, or "*" for each.
 	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
 	// Audiences that tokens may be verified for. Absent: those of the issuer. "*" alone: any.
 	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
 }
 
-// AdminGrantConfig lets a caller do some of what operators do.
-type AdminGrantConfig struct {
+// AdminGrant lets a caller do some of what operators do.
+type AdminGrant struct {
 	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them, and also every
 	// action that a later version adds.
 	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,values=actions"`
@@ -89,8 +89,8 @@ type AdminGrantConfig struct {
 	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`
 }
 
-// policyConfig is what a good configuration says of callers.
-func (c *Config) policyConfig() policy.Config {
+// PolicyConfig is what a good configuration says of callers.
+func (c *Config) PolicyConfig() policy.Config {
 	made := policy.Config{
 		Roles: map[string]policy.Role{}, Clients: map[string]policy.Defaults{}, Issuers: map[string][]string{},
 	}
@@ -111,7 +111,7 @@ func (c *Config) policyConfig() policy.Config {
 	return made
 }
 
-func (c *CallerConfig) match() policy.Match {
+func (c *Caller) match() policy.Match {
 	m := policy.Match{SPIFFEID: c.SPIFFEID, URISAN: c.URISAN, DNSSAN: c.DNSSAN, Issuer: c.Issuer, Subject: c.Subject}
 	for _, claim := range c.Claims {
 		m.Claims = append(m.Claims, policy.Claim(claim))
@@ -123,7 +123,7 @@ func (c *CallerConfig) match() policy.Match {
 	return m
 }
 
-func (r *RoleConfig) grants() policy.Role {
+func (r *Role) grants() policy.Role {
 	var made policy.Role
 	for _, g := range r.Get {
 		made.Get = append(made.Get, policy.GetGrant(g))
@@ -143,17 +143,17 @@ func (r *RoleConfig) grants() policy.Role {
 
 // eachTenant puts in place of each grant for a pattern of issuers one for each of
 // them.
-func eachTenant(roles map[string]RoleConfig, issuers []IssuerConfig) {
+func eachTenant(roles map[string]Role, issuers []Issuer) {
 	for name, role := range roles {
-		var grants []VerifyGrantConfig
+		var grants []VerifyGrant
 		for _, grant := range role.Verify {
-			pattern := slices.IndexFunc(issuers, func(c IssuerConfig) bool { return c.Issuer == grant.Issuer })
+			pattern := slices.IndexFunc(issuers, func(c Issuer) bool { return c.Issuer == grant.Issuer })
 			if pattern < 0 {
 				grants = append(grants, grant)
 				continue
 			}
 			for _, issuer := range issuers[pattern].each() {
-				grants = append(grants, VerifyGrantConfig{Issuer: issuer.Issuer, Audiences: grant.Audiences})
+				grants = append(grants, VerifyGrant{Issuer: issuer.Issuer, Audiences: grant.Audiences})
 			}
 		}
 		role.Verify = grants
@@ -186,7 +186,7 @@ func checkCallers(c *Config, found *findings) {
 	checkBound(c, found)
 }
 
-func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[string]string, found *findings) {
+func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, found *findings) {
 	var given []string
 	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "claims", "uid"} {
 		if bySubject := key == "claims" && caller.Subject != ""; found.given(join(path, key)) && !bySubject {
@@ -216,7 +216,7 @@ func checkRecognised(c *Config, caller *CallerConfig, path string, matches map[s
 	matches[key] = path
 }
 
-func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
+func checkNames(c *Config, caller *Caller, path string, found *findings) {
 	if caller.SPIFFEID != "" {
 		checkURISAN(caller.SPIFFEID, "spiffe", join(path, "spiffe_id"), found)
 	}
@@ -230,7 +230,7 @@ func checkNames(c *Config, caller *CallerConfig, path string, found *findings) {
 	switch {
 	case found.given(issuer) != (found.given(subject) || len(caller.Claims) > 0):
 		found.addAtf(path, "issuer goes together with subject, claims, or both: give them for a caller who presents a JWT")
-	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i IssuerConfig) bool { return i.has(caller.Issuer) }):
+	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i Issuer) bool { return i.has(caller.Issuer) }):
 		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
 	if strings.HasPrefix(caller.Subject, "spiffe://") {
@@ -252,7 +252,7 @@ func checkWildcard(text, path, example string, found *findings) {
 }
 
 // claimsKey is the same for the same claims in any order.
-func claimsKey(claims []ClaimConfig) string {
+func claimsKey(claims []Claim) string {
 	texts := make([]string, len(claims))
 	for i, claim := range claims {
 		texts[i] = fmt.Sprintf(" %q=%q", claim.Path, claim.Value)
@@ -262,8 +262,8 @@ func claimsKey(claims []ClaimConfig) string {
 }
 
 // has reports whether the entry stands for that issuer.
-func (c *IssuerConfig) has(issuer string) bool {
-	return slices.ContainsFunc(c.each(), func(one IssuerConfig) bool { return one.Issuer == issuer })
+func (c *Issuer) has(issuer string) bool {
+	return slices.ContainsFunc(c.each(), func(one Issuer) bool { return one.Issuer == issuer })
 }
 
 func checkURISAN(text, scheme, path string, found *findings) {
@@ -290,7 +290,7 @@ func checkRole(c *Config, name string, found *findings) {
 	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
 		found.addAtf(path, "the role grants nothing: give it get, verify or admin, with an item each")
 	}
-	if !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return slices.Contains(caller.Roles, name) }) {
+	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
 		found.warnAt(path, "no caller has this role")
 	}
 	for i, grant := range role.Get {
@@ -304,7 +304,7 @@ func checkRole(c *Config, name string, found *findings) {
 	for i, grant := range role.Verify {
 		at := item(join(path, "verify"), i)
 		checkAlone(grant.Audiences, join(at, "audiences"), found)
-		known := func(issuer IssuerConfig) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
+		known := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
 		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
 			found.addAtf(join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
 		}
@@ -344,7 +344,7 @@ func checkScopes(scopes []string, path string, found *findings) {
 // Explain says what a caller may, by which of its roles, line by line. False: there
 // is no such caller.
 func (c *Config) Explain(caller string) (lines []string, known bool) {
-	return policy.Explain(c.policyConfig(), caller)
+	return policy.Explain(c.PolicyConfig(), caller)
 }
 
 // CallerNames are the names of the callers.

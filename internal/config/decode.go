@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"errors"
@@ -41,7 +41,7 @@ func decodeConfig(root *yaml.Node, into *Config, found *findings) {
 	}
 	d.structure(root, reflect.ValueOf(into).Elem(), "")
 	if !found.given("store") {
-		into.Store.Memory = &MemoryStoreConfig{}
+		into.Store.Memory = &MemoryStore{}
 	}
 }
 
@@ -68,7 +68,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 		d.claim(n, into, path)
 	case *secret.Ref:
 		d.reference(n, into, path)
-	case *ListenerConfig, *HTTPListenerConfig:
+	case *Listener, *HTTPListener:
 		d.listener(n, v, path)
 	default:
 		d.composite(n, v, f, path)

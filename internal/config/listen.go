@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"io/fs"
@@ -12,26 +12,26 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
-// ListenConfig names the listeners.
-type ListenConfig struct {
+// Listen names the listeners.
+type Listen struct {
 	// Where the gRPC API is served.
-	GRPC ListenerConfig `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
+	GRPC Listener `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
 	// Where /verify for gateways and the OAuth endpoints are served over HTTP. "off": nowhere.
-	HTTP HTTPListenerConfig `yaml:"http" jsonschema:"default=off"`
+	HTTP HTTPListener `yaml:"http" jsonschema:"default=off"`
 	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
-	Unix *UnixConfig `yaml:"unix"`
+	Unix *Unix `yaml:"unix"`
 	// A Unix socket where what http serves is served as well. Linux only.
-	HTTPUnix *HTTPUnixConfig `yaml:"http_unix"`
+	HTTPUnix *HTTPUnix `yaml:"http_unix"`
 	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
-	Ops ListenerConfig `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
+	Ops Listener `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
 	// Encrypts grpc and http, and recognises callers by their certificates, with cert and key or with
 	// spiffe. The files are read again when they change. Absent: nothing is encrypted.
-	TLS *TLSConfig `yaml:"tls"`
+	TLS *TLS `yaml:"tls"`
 }
 
-// ListenerConfig is one listener. In the file it is an address alone, or a
+// Listener is one listener. In the file it is an address alone, or a
 // mapping. The zero value is no listener.
-type ListenerConfig struct {
+type Listener struct {
 	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
 	// Listen beyond loopback although nothing is encrypted; of grpc and http also: not encrypted
@@ -45,18 +45,18 @@ type ListenerConfig struct {
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// HTTPListenerConfig is the listener of the HTTP API.
-type HTTPListenerConfig struct {
-	ListenerConfig
+// HTTPListener is the listener of the HTTP API.
+type HTTPListener struct {
+	Listener
 
 	// The URL, without a path, under which OAuth clients reach the HTTP API. With it, metadata
 	// (RFC 8414) is served, in which it is the issuer. Absent: no metadata is served.
 	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// UnixConfig is a Unix socket. Whoever connects is recognised by the user of its
+// Unix is a Unix socket. Whoever connects is recognised by the user of its
 // process.
-type UnixConfig struct {
+type Unix struct {
 	// Where the socket is made. What else is there already stops the start.
 	Path string `yaml:"path" jsonschema:"required,minLength=1,maxLength=100"`
 	// Who may connect, as a mode of chmod. Users are let in by it, and recognised by uid.
@@ -68,18 +68,18 @@ type UnixConfig struct {
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// HTTPUnixConfig is the Unix socket of the HTTP API.
-type HTTPUnixConfig struct {
-	UnixConfig
+// HTTPUnix is the Unix socket of the HTTP API.
+type HTTPUnix struct {
+	Unix
 
 	// As in http, where OAuth clients reach the HTTP API through a proxy that connects to this
 	// socket. Give it here or in http.
 	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// TLSConfig says what a listener proves itself by, and whom it trusts: by files, or
+// TLS says what a listener proves itself by, and whom it trusts: by files, or
 // by a SPIFFE Workload API.
-type TLSConfig struct {
+type TLS struct {
 	// The file with the certificate, and after it the intermediate ones, in PEM form.
 	Cert string `yaml:"cert" jsonschema:"minLength=1,oneof_required=files"`
 	// The file with its private key.
@@ -88,13 +88,13 @@ type TLSConfig struct {
 	// asked for none.
 	ClientCA string `yaml:"client_ca" jsonschema:"minLength=1"`
 	// The SPIFFE Workload API that gives the certificate and the authorities, in place of files.
-	SPIFFE *SPIFFEConfig `yaml:"spiffe" jsonschema:"oneof_required=spiffe"`
+	SPIFFE *SPIFFE `yaml:"spiffe" jsonschema:"oneof_required=spiffe"`
 	// The lowest version of TLS that is spoken.
 	MinVersion string `yaml:"min_version" jsonschema:"default=1.3,enum=1.2,enum=1.3"`
 }
 
-// SPIFFEConfig names a SPIFFE Workload API.
-type SPIFFEConfig struct {
+// SPIFFE names a SPIFFE Workload API.
+type SPIFFE struct {
 	// The agent's socket: unix:// and its absolute path.
 	Socket string `yaml:"socket" jsonschema:"required,minLength=1,maxLength=120"`
 	// The trust domains whose workloads may be callers, such as example.org. Absent: that of the
@@ -103,38 +103,38 @@ type SPIFFEConfig struct {
 }
 
 // verifiesCallers reports whether callers are asked for certificates.
-func (c *TLSConfig) verifiesCallers() bool { return c.ClientCA != "" || c.SPIFFE != nil }
+func (c *TLS) verifiesCallers() bool { return c.ClientCA != "" || c.SPIFFE != nil }
 
-// mode is the mode of the socket.
-func (c *UnixConfig) mode() (mode fs.FileMode, ok bool) {
+// FileMode is the mode of the socket.
+func (c *Unix) FileMode() (mode fs.FileMode, ok bool) {
 	bits, err := strconv.ParseUint(c.Mode, 8, 32)
 	return fs.FileMode(bits), err == nil && bits <= 0o777
 }
 
-// encrypted reports whether the gRPC listener speaks TLS.
-func (c *ListenConfig) encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
+// Encrypted reports whether the gRPC listener speaks TLS.
+func (c *Listen) Encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
 
-// encryptedHTTP is encrypted of the HTTP listener.
-func (c *ListenConfig) encryptedHTTP() bool { return c.encrypted() && !c.HTTP.Plaintext }
+// EncryptedHTTP is encrypted of the HTTP listener.
+func (c *Listen) EncryptedHTTP() bool { return c.Encrypted() && !c.HTTP.Plaintext }
 
-// httpUnix is the Unix socket of the HTTP API; nil if there is none.
-func (c *ListenConfig) httpUnix() *UnixConfig {
+// UnixHTTP is the Unix socket of the HTTP API; nil if there is none.
+func (c *Listen) UnixHTTP() *Unix {
 	if c.HTTPUnix == nil {
 		return nil
 	}
-	return &c.HTTPUnix.UnixConfig
+	return &c.HTTPUnix.Unix
 }
 
-// httpURL is the URL under which OAuth clients reach the HTTP API; empty if none is given.
-func (c *ListenConfig) httpURL() string {
+// HTTPURL is the URL under which OAuth clients reach the HTTP API; empty if none is given.
+func (c *Listen) HTTPURL() string {
 	if c.HTTP.URL == "" && c.HTTPUnix != nil {
 		return c.HTTPUnix.URL
 	}
 	return c.HTTP.URL
 }
 
-// servesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
-func (c *ListenConfig) servesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
+// ServesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
+func (c *Listen) ServesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
 
 func checkListen(c *Config, found *findings) {
 	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
@@ -143,10 +143,10 @@ func checkListen(c *Config, found *findings) {
 	}
 	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
-	checkListener(c.Listen.HTTP.ListenerConfig, http, found.given("listen.tls"), found)
+	checkListener(c.Listen.HTTP.Listener, http, found.given("listen.tls"), found)
 	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
-	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.ListenerConfig, found)
-	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.ListenerConfig, found)
+	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, found)
+	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
 		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
@@ -155,7 +155,7 @@ func checkListen(c *Config, found *findings) {
 	}
 	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
-	checkUnix(c.Listen.httpUnix(), "listen.http_unix", found)
+	checkUnix(c.Listen.UnixHTTP(), "listen.http_unix", found)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
 		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
@@ -165,7 +165,7 @@ func checkListen(c *Config, found *findings) {
 }
 
 // checkHTTPURL looks at the URL of the HTTP API, which has one, however many listeners serve it.
-func checkHTTPURL(c *ListenConfig, found *findings) {
+func checkHTTPURL(c *Listen, found *findings) {
 	const tcp, socket = "listen.http.url", "listen.http_unix.url"
 	if found.given(tcp) && found.given(socket) {
 		found.addAtf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.lines[tcp])
@@ -175,7 +175,7 @@ func checkHTTPURL(c *ListenConfig, found *findings) {
 	if found.given(socket) {
 		at = socket
 	}
-	if given := c.httpURL(); given != "" && !isOrigin(given) {
+	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
 		found.addAtf(at, "expected https://HOST or https://HOST:PORT and nothing after it")
 	}
 }
@@ -199,7 +199,7 @@ func checkOpaqueIssuers(c *Config, found *findings) {
 		named["listen.http_unix"] = c.Listen.HTTPUnix.OpaqueIssuer
 	}
 	for listener, issuer := range named {
-		asked := func(one IssuerConfig) bool { return one.Issuer == issuer && one.Introspection != nil }
+		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
 		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
 			found.addAtf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there")
 		}
@@ -209,7 +209,7 @@ func checkOpaqueIssuers(c *Config, found *findings) {
 	}
 }
 
-func checkTLS(c *TLSConfig, found *findings) {
+func checkTLS(c *TLS, found *findings) {
 	const tls, spiffe = "listen.tls", "listen.tls.spiffe"
 	files := []string{"cert", "key", "client_ca"}
 	switch {
@@ -238,7 +238,7 @@ func checkTLS(c *TLSConfig, found *findings) {
 }
 
 // checkApart reports two listeners that cannot both have what they ask for.
-func checkApart(first string, a ListenerConfig, second string, b ListenerConfig, found *findings) {
+func checkApart(first string, a Listener, second string, b Listener, found *findings) {
 	if !collide(a.Address, b.Address) {
 		return
 	}
@@ -248,7 +248,7 @@ func checkApart(first string, a ListenerConfig, second string, b ListenerConfig,
 	found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
-func checkListener(l ListenerConfig, path string, encrypted bool, found *findings) {
+func checkListener(l Listener, path string, encrypted bool, found *findings) {
 	if l.Address == "" {
 		return
 	}
@@ -267,14 +267,14 @@ func checkListener(l ListenerConfig, path string, encrypted bool, found *finding
 	}
 }
 
-func checkUnix(c *UnixConfig, path string, found *findings) {
+func checkUnix(c *Unix, path string, found *findings) {
 	if c == nil {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
 		found.addAtf(join(path, "path"), "expected an absolute path, which means the same to those who connect")
 	}
-	if _, ok := c.mode(); !ok {
+	if _, ok := c.FileMode(); !ok {
 		found.addAtf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
 	}
 }
@@ -285,8 +285,8 @@ const overflowUID = 65534
 // checkProofs looks for callers whom no listener can recognise or tell from
 // others, and for proofs that anybody on the way can read.
 func checkProofs(c *Config, found *findings) {
-	asksForCertificates := c.Listen.encrypted() && c.Listen.TLS.verifiesCallers()
-	bySPIFFE := c.Listen.encrypted() && c.Listen.TLS.SPIFFE != nil
+	asksForCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
+	bySPIFFE := c.Listen.Encrypted() && c.Listen.TLS.SPIFFE != nil
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], item("callers", i)
 		switch {
@@ -302,9 +302,9 @@ func checkProofs(c *Config, found *findings) {
 			found.warnAt(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix or listen.http_unix")
 		}
 	}
-	presentsJWT := func(caller CallerConfig) bool { return caller.Subject != "" }
+	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
-		listener := map[string]ListenerConfig{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.ListenerConfig}[path]
+		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
 			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
@@ -312,20 +312,20 @@ func checkProofs(c *Config, found *findings) {
 }
 
 // covers reports whether a SPIFFE ID may be of a trust domain that is configured.
-func (c *SPIFFEConfig) covers(id string) bool {
+func (c *SPIFFE) covers(id string) bool {
 	domain, _, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 	return id == "" || len(c.TrustDomains) == 0 || slices.Contains(c.TrustDomains, domain)
 }
 
 // certified reports whether the caller is recognised by a certificate.
-func (c *CallerConfig) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
+func (c *Caller) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
 
 // checkBound looks at the callers that listeners are bound to.
 func checkBound(c *Config, found *findings) {
 	for _, listener := range []struct {
 		path string
-		ListenerConfig
-	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP.ListenerConfig}} {
+		Listener
+	}{{"listen.grpc.caller", c.Listen.GRPC}, {"listen.http.caller", c.Listen.HTTP.Listener}} {
 		if listener.Caller == "" {
 			continue
 		}
@@ -334,7 +334,7 @@ func checkBound(c *Config, found *findings) {
 			found.addAtf(listener.path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
-	for path, socket := range map[string]*UnixConfig{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.httpUnix()} {
+	for path, socket := range map[string]*Unix{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.UnixHTTP()} {
 		if socket != nil && socket.Caller != "" {
 			checkBoundTo(c, socket.Caller, path, found)
 		}
@@ -345,14 +345,14 @@ func checkBound(c *Config, found *findings) {
 }
 
 func checkBoundTo(c *Config, bound, path string, found *findings) {
-	if !slices.ContainsFunc(c.Callers, func(caller CallerConfig) bool { return caller.Name == bound }) {
+	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return caller.Name == bound }) {
 		found.addAtf(path, "there is no such caller: add it to callers")
 	}
 }
 
 // bound reports whether a listener is bound to the caller of that name.
-func (c *ListenConfig) bound(name string) bool {
-	for _, socket := range []*UnixConfig{c.Unix, c.httpUnix()} {
+func (c *Listen) bound(name string) bool {
+	for _, socket := range []*Unix{c.Unix, c.UnixHTTP()} {
 		if socket != nil && name == socket.Caller {
 			return true
 		}

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"cmp"
@@ -26,11 +26,11 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
 }
 
-// ConfigError is all that is wrong with a configuration file, by line.
-type ConfigError struct{ Problems []Problem }
+// Error is all that is wrong with a configuration file, by line.
+type Error struct{ Problems []Problem }
 
 // Error has a line for each problem: FILE:LINE: sentence.
-func (e *ConfigError) Error() string {
+func (e *Error) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {
 		lines[i] = p.String()
@@ -72,7 +72,7 @@ func (f *findings) err() error {
 	slices.SortStableFunc(f.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
 	})
-	return &ConfigError{f.problems}
+	return &Error{f.problems}
 }
 
 // join is the path of a key. A name with a dot is quoted, lest two keys have

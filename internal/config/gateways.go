@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"regexp"
@@ -7,8 +7,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/gateway"
 )
 
-// GatewaysConfig says how gateways are served.
-type GatewaysConfig struct {
+// Gateways says how gateways are served.
+type Gateways struct {
 	// How the names of the headers begin that tell whose token it is.
 	HeaderPrefix string `yaml:"header_prefix" jsonschema:"default=X-Auth-,minLength=2,maxLength=64"`
 	// The realm of WWW-Authenticate.
@@ -16,11 +16,11 @@ type GatewaysConfig struct {
 	// Where gateways say at /verify what a token must be good for: in the query, or in headers.
 	Needs string `yaml:"needs" jsonschema:"default=query,enum=query,enum=headers"`
 	// Serve Envoy's ext_authz on the listeners of the gRPC API. Absent: it is not served.
-	ExtAuthz *ExtAuthzConfig `yaml:"ext_authz"`
+	ExtAuthz *ExtAuthz `yaml:"ext_authz"`
 }
 
-// ExtAuthzConfig says how Envoy is served.
-type ExtAuthzConfig struct {
+// ExtAuthz says how Envoy is served.
+type ExtAuthz struct {
 	// What Envoy is told where nothing can be decided: that the call failed (error), the same as an
 	// answer with status 503 for Envoy from 1.37 on (error_response), or to deny with status 503.
 	Undecided string `yaml:"undecided" jsonschema:"default=error,values=undecided"`
@@ -29,11 +29,11 @@ type ExtAuthzConfig struct {
 	// What tokens must be good for, by the first rule that fits a request; one that none fits is
 	// denied. Absent: a token must be good for its issuer's own audiences. The context extensions
 	// audience, scope and issuer of a route go before.
-	Rules []GatewayRuleConfig `yaml:"rules" jsonschema:"minItems=1,maxItems=1000"`
+	Rules []GatewayRule `yaml:"rules" jsonschema:"minItems=1,maxItems=1000"`
 }
 
-// GatewayRuleConfig says what the tokens of some requests must be good for.
-type GatewayRuleConfig struct {
+// GatewayRule says what the tokens of some requests must be good for.
+type GatewayRule struct {
 	// The host of the requests, without a port; *. at the beginning stands for any host below.
 	// Absent: any.
 	Host string `yaml:"host" jsonschema:"minLength=1,maxLength=253"`
@@ -64,7 +64,7 @@ func checkGateways(c *Config, found *findings) {
 	}
 }
 
-func checkRules(rules []GatewayRuleConfig, found *findings) {
+func checkRules(rules []GatewayRule, found *findings) {
 	for i := range rules {
 		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
 		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
@@ -79,4 +79,9 @@ func checkRules(rules []GatewayRuleConfig, found *findings) {
 		}
 		checkScopes(rule.Scopes, join(path, "scopes"), found)
 	}
+}
+
+// Undecided maps the values of gateways.ext_authz.undecided.
+func Undecided() map[string]gateway.UndecidedAs {
+	return map[string]gateway.UndecidedAs{"error": gateway.AsError, "error_response": gateway.AsErrorResponse, "denial": gateway.AsDenial}
 }

@@ -1,4 +1,4 @@
-package app_test
+package config_test
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -26,13 +26,13 @@ func ref(t *testing.T, text string) secret.Ref {
 }
 
 // diff compares configurations by what they say.
-func diff(want, got *app.Config) string {
-	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(app.Config{}, "Digest"), cmpopts.IgnoreUnexported(app.Config{}))
+func diff(want, got *config.Config) string {
+	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(config.Config{}, "Digest"), cmpopts.IgnoreUnexported(config.Config{}))
 }
 
-func load(t *testing.T, name string) *app.Config {
+func load(t *testing.T, name string) *config.Config {
 	t.Helper()
-	config, err := app.LoadConfig(filepath.Join("testdata", "config", name))
+	config, err := config.Load(filepath.Join("testdata", "config", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,35 +40,35 @@ func load(t *testing.T, name string) *app.Config {
 }
 
 // defaults is a configuration in which only clients and issuers are given.
-func defaults() *app.Config {
-	return &app.Config{
-		Listen: app.ListenConfig{
-			GRPC: app.ListenerConfig{Address: "127.0.0.1:8443"},
-			Ops:  app.ListenerConfig{Address: "127.0.0.1:9090"},
+func defaults() *config.Config {
+	return &config.Config{
+		Listen: config.Listen{
+			GRPC: config.Listener{Address: "127.0.0.1:8443"},
+			Ops:  config.Listener{Address: "127.0.0.1:9090"},
 		},
-		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
-		Server: app.ServerConfig{
+		Store: config.Store{Memory: &config.MemoryStore{}},
+		Server: config.Server{
 			Deadline:       30 * time.Second,
 			Reflection:     true,
 			DrainTimeout:   25 * time.Second,
 			SlowCall:       time.Second,
 			CallerAudience: "tokenbroker",
 		},
-		Limits: app.LimitsConfig{
+		Limits: config.Limits{
 			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
 			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, TokenKiB: 16, MessageKiB: 64, HeaderKiB: 16,
 		},
-		Gateways:     app.GatewaysConfig{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
-		Log:          app.LogConfig{Level: "info", Format: "json"},
-		Verification: app.VerificationConfig{CacheMiB: 64, MaxValidity: 5 * time.Minute},
+		Gateways:     config.Gateways{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
+		Log:          config.Log{Level: "info", Format: "json"},
+		Verification: config.Verification{CacheMiB: 64, MaxValidity: 5 * time.Minute},
 	}
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
-	nobody := []app.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: there are none, so nobody may ask for anything: add those who may"}}
+	nobody := []config.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: there are none, so nobody may ask for anything: add those who may"}}
 	want := defaults()
 	want.Warnings = nobody
-	want.Clients = map[string]app.ClientConfig{"orders-api": {
+	want.Clients = map[string]config.Client{"orders-api": {
 		Issuer:          "https://login.example.com",
 		ClientID:        "abc",
 		Secret:          ref(t, "env:ORDERS_SECRET"),
@@ -82,12 +82,12 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 	want = defaults()
 	nobody[0].File = filepath.Join("testdata", "config", "minimal-issuer.yaml")
 	want.Warnings = nobody
-	want.Issuers = []app.IssuerConfig{{
+	want.Issuers = []config.Issuer{{
 		Issuer:          "https://login.example.com",
 		Audiences:       []string{"https://orders.example.com"},
 		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 		Types:           []string{"at+jwt"},
-		ScopeClaim:      app.ClaimPath{"scope"},
+		ScopeClaim:      config.ClaimPath{"scope"},
 		MissingSub:      "reject",
 		IDTokenClaims:   []string{"at_hash", "c_hash"},
 		Leeway:          30 * time.Second,
@@ -102,25 +102,25 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 
 func TestEachKeyIsRead(t *testing.T) {
 	offline := usual("https://offline.example.com", "", "/etc/tokenbroker/jwks.json")
-	offline.ScopeClaim = app.ClaimPath{"realm_access", "roles"}
+	offline.ScopeClaim = config.ClaimPath{"realm_access", "roles"}
 	const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount/"
 	inCluster := usual("https://kubernetes.default.svc.cluster.local", "https://kubernetes.default.svc/openid/v1/jwks", "")
 	inCluster.Preset, inCluster.Audiences, inCluster.Types, inCluster.AllowPrivate = "kubernetes", []string{"tokenbroker"}, []string{"JWT"}, true
-	inCluster.JWKSTokenFile, inCluster.TLS = serviceAccount+"token", &app.IssuerTLSConfig{CA: serviceAccount + "ca.crt"}
+	inCluster.JWKSTokenFile, inCluster.TLS = serviceAccount+"token", &config.IssuerTLS{CA: serviceAccount + "ca.crt"}
 	otherCluster := usual("https://oidc.example.com/id/EXAMPLE", "https://10.0.0.1/openid/v1/jwks", "")
 	otherCluster.Preset, otherCluster.Audiences, otherCluster.AllowPrivate = "kubernetes", []string{"tokenbroker"}, true
-	otherCluster.JWKSTokenFile, otherCluster.TLS = "/run/other-cluster/token", &app.IssuerTLSConfig{CA: "/run/other-cluster/ca.crt"}
-	want := &app.Config{
-		Listen: app.ListenConfig{
-			GRPC:     app.ListenerConfig{Address: "[::1]:8443", Caller: "sidecar"},
-			Unix:     &app.UnixConfig{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
-			HTTP:     app.HTTPListenerConfig{ListenerConfig: app.ListenerConfig{Address: "127.0.0.1:8444", Plaintext: true, Caller: "sidecar"}, URL: "https://broker.example.com:8444"},
-			HTTPUnix: &app.HTTPUnixConfig{UnixConfig: app.UnixConfig{Path: "/run/tokenbroker/http.sock", Mode: "0666", Caller: "sidecar"}},
-			Ops:      app.ListenerConfig{Address: "[::1]:9091", Plaintext: true},
-			TLS:      &app.TLSConfig{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
+	otherCluster.JWKSTokenFile, otherCluster.TLS = "/run/other-cluster/token", &config.IssuerTLS{CA: "/run/other-cluster/ca.crt"}
+	want := &config.Config{
+		Listen: config.Listen{
+			GRPC:     config.Listener{Address: "[::1]:8443", Caller: "sidecar"},
+			Unix:     &config.Unix{Path: "/run/tokenbroker/broker.sock", Mode: "0600", Caller: "sidecar"},
+			HTTP:     config.HTTPListener{Listener: config.Listener{Address: "127.0.0.1:8444", Plaintext: true, Caller: "sidecar"}, URL: "https://broker.example.com:8444"},
+			HTTPUnix: &config.HTTPUnix{Unix: config.Unix{Path: "/run/tokenbroker/http.sock", Mode: "0666", Caller: "sidecar"}},
+			Ops:      config.Listener{Address: "[::1]:9091", Plaintext: true},
+			TLS:      &config.TLS{Cert: "tls.crt", Key: "tls.key", ClientCA: "ca.crt", MinVersion: "1.2"},
 		},
-		Store: app.StoreConfig{Memory: &app.MemoryStoreConfig{}},
-		Server: app.ServerConfig{
+		Store: config.Store{Memory: &config.MemoryStore{}},
+		Server: config.Server{
 			Deadline:       time.Minute,
 			DrainDelay:     5 * time.Second,
 			DrainTimeout:   90 * time.Second,
@@ -128,21 +128,21 @@ func TestEachKeyIsRead(t *testing.T) {
 			SlowCall:       250 * time.Millisecond,
 			CallerAudience: "urn:broker",
 		},
-		Limits: app.LimitsConfig{
+		Limits: config.Limits{
 			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
 			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, TokenKiB: 12, MessageKiB: 32, HeaderKiB: 8,
 		},
-		Gateways: app.GatewaysConfig{
+		Gateways: config.Gateways{
 			HeaderPrefix: "X-User-", Realm: "shop", Needs: "headers",
-			ExtAuthz: &app.ExtAuthzConfig{Undecided: "denial", Claims: []string{"tenant"}, Rules: []app.GatewayRuleConfig{
+			ExtAuthz: &config.ExtAuthz{Undecided: "denial", Claims: []string{"tenant"}, Rules: []config.GatewayRule{
 				{Host: "*.example.com", Path: "/orders/", Audiences: []string{"https://orders.example.com"}, Scopes: []string{"read"}, Issuer: "https://login.example.com"},
 				{Path: "/"},
 			}},
 		},
-		Log:     app.LogConfig{Level: "debug", Format: "text"},
-		Audit:   &app.AuditConfig{File: "/var/log/tokenbroker/audit.jsonl", Tokens: "every", Verifications: "all", WhenFull: "refuse"},
-		Tracing: &app.TracingConfig{Endpoint: "https://collector.example.com:4317", Sample: 0.5, FollowCallers: true, CA: "/etc/tokenbroker/ca.crt"},
-		Clients: map[string]app.ClientConfig{
+		Log:     config.Log{Level: "debug", Format: "text"},
+		Audit:   &config.Audit{File: "/var/log/tokenbroker/audit.jsonl", Tokens: "every", Verifications: "all", WhenFull: "refuse"},
+		Tracing: &config.Tracing{Endpoint: "https://collector.example.com:4317", Sample: 0.5, FollowCallers: true, CA: "/etc/tokenbroker/ca.crt"},
+		Clients: map[string]config.Client{
 			"orders-api": {
 				Issuer:          "https://login.example.com",
 				ClientID:        "abc",
@@ -174,7 +174,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				Secret:    ref(t, "file:/run/secrets/signing.pem"),
 				Auth:      "private_key_jwt",
 				GrantType: "client_credentials",
-				Assertion: app.AssertionConfig{
+				Assertion: config.Assertion{
 					Audience: "token_endpoint", Algorithm: "PS256", Kid: "key-1", Typ: "JWT", Certificate: "/etc/tokenbroker/signing.crt",
 				},
 				DefaultLifetime: 5 * time.Minute,
@@ -185,7 +185,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				Secret:          ref(t, "file:/run/secrets/bearer.json"),
 				Auth:            "none",
 				GrantType:       "urn:ietf:params:oauth:grant-type:jwt-bearer",
-				Assertion:       app.AssertionConfig{Audience: "https://login.example.com", Subject: "user@example.com"},
+				Assertion:       config.Assertion{Audience: "https://login.example.com", Subject: "user@example.com"},
 				DefaultLifetime: 5 * time.Minute,
 			},
 			"federated": {
@@ -193,7 +193,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				ClientID:        "mno",
 				Auth:            "federated_jwt",
 				GrantType:       "client_credentials",
-				Assertion:       app.AssertionConfig{File: "/var/run/secrets/tokens/idp"},
+				Assertion:       config.Assertion{File: "/var/run/secrets/tokens/idp"},
 				DefaultLifetime: 5 * time.Minute,
 			},
 			"mutual": {
@@ -201,7 +201,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				ClientID:        "pqr",
 				Auth:            "tls_client_auth",
 				GrantType:       "client_credentials",
-				TLS:             &app.ClientTLSConfig{CA: "/etc/tokenbroker/idp-ca.crt", Cert: "/etc/tokenbroker/client.crt", Key: "/etc/tokenbroker/client.key"},
+				TLS:             &config.ClientTLS{CA: "/etc/tokenbroker/idp-ca.crt", Cert: "/etc/tokenbroker/client.crt", Key: "/etc/tokenbroker/client.key"},
 				DefaultLifetime: 5 * time.Minute,
 			},
 			"known": {
@@ -211,26 +211,26 @@ func TestEachKeyIsRead(t *testing.T) {
 				Secret:          ref(t, "file:/run/secrets/known"),
 				Auth:            "client_secret_post",
 				GrantType:       "client_credentials",
-				Assertion:       app.AssertionConfig{Audience: "token_endpoint", Algorithm: "PS256", Typ: "JWT"},
+				Assertion:       config.Assertion{Audience: "token_endpoint", Algorithm: "PS256", Typ: "JWT"},
 				DefaultLifetime: 5 * time.Minute,
 			},
 		},
-		Issuers: []app.IssuerConfig{
+		Issuers: []config.Issuer{
 			{
 				Issuer:          "https://login.example.com",
 				JWKSURL:         "https://login.example.com/keys",
 				Audiences:       []string{"https://orders.example.com", "orders"},
 				Algorithms:      []string{"PS256", "ES384"},
 				Types:           []string{"at+jwt", "JWT"},
-				ScopeClaim:      app.ClaimPath{"scp"},
+				ScopeClaim:      config.ClaimPath{"scp"},
 				MissingSub:      "reject",
 				IDTokenClaims:   []string{"at_hash", "c_hash"},
 				MaxLifetime:     time.Hour,
 				MaxAge:          30 * time.Minute,
 				RefreshInterval: 15 * time.Minute,
 				MaxStale:        24 * time.Hour,
-				TLS:             &app.IssuerTLSConfig{CA: "/etc/tokenbroker/issuer-ca.crt"},
-				Introspection: &app.IntrospectionConfig{
+				TLS:             &config.IssuerTLS{CA: "/etc/tokenbroker/issuer-ca.crt"},
+				Introspection: &config.Introspection{
 					Client: "orders-api", Endpoint: "https://login.example.com/introspect", Cache: 0, DefaultLifetime: time.Minute,
 				},
 			},
@@ -239,7 +239,7 @@ func TestEachKeyIsRead(t *testing.T) {
 				Audiences:       []string{"a"},
 				Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 				Types:           []string{"at+jwt"},
-				ScopeClaim:      app.ClaimPath{"scope"},
+				ScopeClaim:      config.ClaimPath{"scope"},
 				MissingSub:      "reject",
 				IDTokenClaims:   []string{"at_hash", "c_hash"},
 				Leeway:          30 * time.Second,
@@ -255,30 +255,30 @@ func TestEachKeyIsRead(t *testing.T) {
 			inCluster,
 			otherCluster,
 		},
-		Verification: app.VerificationConfig{MaxValidity: time.Minute},
-		Callers: []app.CallerConfig{
+		Verification: config.Verification{MaxValidity: time.Minute},
+		Callers: []config.Caller{
 			{Name: "checkout", SPIFFEID: "spiffe://example.com/ns/shop/*", Roles: []string{"orders"}},
 			{Name: "batch", URISAN: "urn:example:batch", Roles: []string{"orders"}},
 			{Name: "edge", DNSSAN: "gateway.example.com", Roles: []string{"gateway", "orders"}},
 			{Name: "pods", Issuer: "https://login.example.org/t-1/v2.0", Subject: "system:serviceaccount:shop:*", Roles: []string{"orders"}},
 			{
 				Name: "job", Issuer: "https://login.example.org/t-1/v2.0", Subject: "repo:octo/*", Roles: []string{"orders"},
-				Claims: []app.ClaimConfig{{Path: []string{"kubernetes.io", "namespace"}, Value: "shop"}},
+				Claims: []config.Claim{{Path: []string{"kubernetes.io", "namespace"}, Value: "shop"}},
 			},
-			{Name: "local", UID: new(1000), Roles: []string{"operator"}, Limits: &app.CallerLimitsConfig{
+			{Name: "local", UID: new(1000), Roles: []string{"operator"}, Limits: &config.CallerLimits{
 				PerSecond: new(10), Burst: new(20), Concurrent: new(0), Watches: new(3),
 			}},
 			{Name: "sidecar", Roles: []string{"orders"}},
 		},
-		Roles: map[string]app.RoleConfig{
-			"orders": {Get: []app.GetGrantConfig{{
+		Roles: map[string]config.Role{
+			"orders": {Get: []config.GetGrant{{
 				Client: "orders-api", Audiences: []string{"*"}, Resources: []string{"https://a.example.com"}, Scopes: []string{"read"},
 			}}},
-			"gateway": {Verify: []app.VerifyGrantConfig{
+			"gateway": {Verify: []config.VerifyGrant{
 				{Issuer: "https://login.example.org/t-1/v2.0", Audiences: []string{"a"}},
 				{Issuer: "https://login.example.org/t-2/v2.0", Audiences: []string{"a"}},
 			}},
-			"operator": {Admin: []app.AdminGrantConfig{{Actions: []string{"purge_tokens"}, Clients: []string{"legacy.v2"}}}},
+			"operator": {Admin: []config.AdminGrant{{Actions: []string{"purge_tokens"}, Clients: []string{"legacy.v2"}}}},
 		},
 	}
 	if d := diff(want, load(t, "everything.yaml")); d != "" {
@@ -287,15 +287,15 @@ func TestEachKeyIsRead(t *testing.T) {
 }
 
 // usual is an issuer with everything else as by default.
-func usual(issuer, jwksURL, jwksFile string) app.IssuerConfig {
-	return app.IssuerConfig{
+func usual(issuer, jwksURL, jwksFile string) config.Issuer {
+	return config.Issuer{
 		Issuer:          issuer,
 		JWKSURL:         jwksURL,
 		JWKSFile:        jwksFile,
 		Audiences:       []string{"a"},
 		Algorithms:      []string{"RS256", "ES256", "EdDSA"},
 		Types:           []string{"at+jwt"},
-		ScopeClaim:      app.ClaimPath{"scope"},
+		ScopeClaim:      config.ClaimPath{"scope"},
 		MissingSub:      "reject",
 		IDTokenClaims:   []string{"at_hash", "c_hash"},
 		Leeway:          30 * time.Second,
@@ -306,15 +306,15 @@ func usual(issuer, jwksURL, jwksFile string) app.IssuerConfig {
 }
 
 func TestSpellingsOfYAML(t *testing.T) {
-	config := load(t, "spellings.yaml")
-	if config.Listen.Ops != (app.ListenerConfig{}) {
-		t.Errorf("ops: off is %+v", config.Listen.Ops)
+	cfg := load(t, "spellings.yaml")
+	if cfg.Listen.Ops != (config.Listener{}) {
+		t.Errorf("ops: off is %+v", cfg.Listen.Ops)
 	}
-	c := config.Clients["123"]
+	c := cfg.Clients["123"]
 	if c.ClientID != "0123" || c.Audience != "2026-01-01" || cmp.Diff(c.Scopes, []string{"read", "true"}) != "" {
 		t.Errorf("client 123 is %+v", c)
 	}
-	if got := config.Clients["a.b"].ClientID; got != "x y" {
+	if got := cfg.Clients["a.b"].ClientID; got != "x y" {
 		t.Errorf("client_id of a.b is %q", got)
 	}
 	if got := load(t, "windows.yaml").Clients["orders-api"].ClientID; got != "abc" {
@@ -323,7 +323,7 @@ func TestSpellingsOfYAML(t *testing.T) {
 }
 
 func TestIssuersDoNotShareTheirDefaults(t *testing.T) {
-	config, err := app.ParseConfig("x", []byte(issuer()+"  - {issuer: https://other.example.com, audiences: [a]}\n"))
+	config, err := config.Parse("x", []byte(issuer()+"  - {issuer: https://other.example.com, audiences: [a]}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -334,7 +334,7 @@ func TestIssuersDoNotShareTheirDefaults(t *testing.T) {
 }
 
 func TestTheExampleIsAGoodConfiguration(t *testing.T) {
-	if _, err := app.LoadConfig("../../broker.example.yaml"); err != nil {
+	if _, err := config.Load("../../broker.example.yaml"); err != nil {
 		t.Error(err)
 	}
 }
@@ -345,15 +345,15 @@ func TestAFileThatCannotBeReadIsAConfigErrorWithoutALine(t *testing.T) {
 		filepath.Join(dir, "absent.yaml"): "the configuration cannot be read: no such file or directory",
 		dir:                               "the configuration cannot be read: is a directory",
 	} {
-		_, err := app.LoadConfig(path)
-		if _, ok := errors.AsType[*app.ConfigError](err); !ok || err.Error() != path+": "+want {
+		_, err := config.Load(path)
+		if _, ok := errors.AsType[*config.Error](err); !ok || err.Error() != path+": "+want {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
 
 func TestALargeFileIsNotReadToItsEnd(t *testing.T) {
-	_, err := app.LoadConfig("/dev/zero")
+	_, err := config.Load("/dev/zero")
 	if err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
 		t.Errorf("the endless file gave %v", err)
 	}
@@ -374,7 +374,7 @@ func TestSecretsDoNotLeakIntoMessages(t *testing.T) {
 	}
 	for _, key := range keys {
 		file := "clients:\n  orders-api:\n    client_id: abc\n    " + key + "\n"
-		_, err := app.ParseConfig("broker.yaml", []byte(file))
+		_, err := config.Parse("broker.yaml", []byte(file))
 		if err == nil {
 			t.Errorf("accepted:\n%s", file)
 		} else if strings.Contains(err.Error(), canary) {
@@ -399,15 +399,15 @@ func manyClients(n int) []byte {
 
 func TestTenThousandClients(t *testing.T) {
 	const n = 10_000
-	config, err := app.ParseConfig("broker.yaml", manyClients(n))
+	cfg, err := config.Parse("broker.yaml", manyClients(n))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(config.Clients) != n {
-		t.Fatalf("%d clients were read", len(config.Clients))
+	if len(cfg.Clients) != n {
+		t.Fatalf("%d clients were read", len(cfg.Clients))
 	}
 	for i := range n {
-		want := app.ClientConfig{
+		want := config.Client{
 			Issuer:          fmt.Sprintf("https://login-%d.example.com", i%20),
 			ClientID:        fmt.Sprintf("id-%d", i),
 			Secret:          ref(t, fmt.Sprintf("file:/run/secrets/client-%d", i)),
@@ -417,7 +417,7 @@ func TestTenThousandClients(t *testing.T) {
 			Scopes:          []string{"read", "write"},
 			DefaultLifetime: 5 * time.Minute,
 		}
-		got := config.Clients[fmt.Sprintf("client-%d", i)]
+		got := cfg.Clients[fmt.Sprintf("client-%d", i)]
 		if i%500 == 0 || got.ClientID != want.ClientID || got.Secret != want.Secret {
 			if d := cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b })); d != "" {
 				t.Fatalf("client-%d (-want +got):\n%s", i, d)
@@ -429,8 +429,8 @@ func TestTenThousandClients(t *testing.T) {
 func TestEachOfTenThousandBadClientsIsNamed(t *testing.T) {
 	const n = 10_000
 	file := strings.ReplaceAll(string(manyClients(n)), "secret: file:", "secret: ")
-	_, err := app.ParseConfig("broker.yaml", []byte(file))
-	bad, ok := errors.AsType[*app.ConfigError](err)
+	_, err := config.Parse("broker.yaml", []byte(file))
+	bad, ok := errors.AsType[*config.Error](err)
 	if !ok || len(bad.Problems) != n {
 		t.Fatalf("%d bad clients gave %.200v", n, err)
 	}
@@ -461,16 +461,16 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		config, err := app.ParseConfig("x", data)
+		cfg, err := config.Parse("x", data)
 		if err == nil {
-			if len(config.Clients)+len(config.Issuers) == 0 || (config.Store.Memory == nil && config.Store.Redis == nil && config.Store.Bolt == "") || config.Listen.GRPC.Address == "" {
-				t.Errorf("accepted: %+v", config)
+			if len(cfg.Clients)+len(cfg.Issuers) == 0 || (cfg.Store.Memory == nil && cfg.Store.Redis == nil && cfg.Store.Bolt == "") || cfg.Listen.GRPC.Address == "" {
+				t.Errorf("accepted: %+v", cfg)
 			}
 			return
 		}
-		bad, ok := errors.AsType[*app.ConfigError](err)
-		if config != nil || !ok || len(bad.Problems) == 0 {
-			t.Fatalf("refused with %v and %T", config, err)
+		bad, ok := errors.AsType[*config.Error](err)
+		if cfg != nil || !ok || len(bad.Problems) == 0 {
+			t.Fatalf("refused with %v and %T", cfg, err)
 		}
 		line := 1
 		for _, p := range bad.Problems {
@@ -488,7 +488,7 @@ func FuzzParseConfig(f *testing.F) {
 // alien returns what does not belong in a message: the words of the parser and
 // the names of Go types.
 func alien(message string) string {
-	for _, word := range []string{"\n", "go-yaml", "yaml:", "construct", "app.Config", "ClientConfig", "time.Duration", "reflect."} {
+	for _, word := range []string{"\n", "go-yaml", "yaml:", "construct", "config.Config", "config.Client", "time.Duration", "reflect."} {
 		if strings.Contains(message, word) {
 			return word
 		}
@@ -501,7 +501,7 @@ func BenchmarkParseConfig(b *testing.B) {
 	b.SetBytes(int64(len(data)))
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := app.ParseConfig("broker.yaml", data); err != nil {
+		if _, err := config.Parse("broker.yaml", data); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,4 +1,4 @@
-package app
+package config
 
 // What the tests of the configuration compare the published schema with.
 const (

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"reflect"
@@ -9,22 +9,22 @@ import (
 
 // presets for clients are the defaults that an IdP needs and others do not: each is what a
 // key of the file can say as well. docs/identity-providers.md says why.
-func presets() map[string]ClientConfig {
-	return map[string]ClientConfig{
-		"auth0":   {Auth: string(idp.SecretPost), Assertion: AssertionConfig{Typ: idp.TypeJWT}},
+func presets() map[string]Client {
+	return map[string]Client{
+		"auth0":   {Auth: string(idp.SecretPost), Assertion: Assertion{Typ: idp.TypeJWT}},
 		"cognito": {Auth: string(idp.SecretBasic)},
 		"entra": {
 			Auth:      string(idp.SecretPost),
-			Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint, Algorithm: "PS256", Typ: idp.TypeJWT},
+			Assertion: Assertion{Audience: idp.AudienceTokenEndpoint, Algorithm: "PS256", Typ: idp.TypeJWT},
 		},
 		"google": {
 			TokenURL:  "https://oauth2.googleapis.com/token",
-			GrantType: idp.JWTBearer, Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint},
+			GrantType: idp.JWTBearer, Assertion: Assertion{Audience: idp.AudienceTokenEndpoint},
 		},
-		"keycloak": {Auth: string(idp.SecretBasic), Assertion: AssertionConfig{Typ: idp.TypeJWT}},
+		"keycloak": {Auth: string(idp.SecretBasic), Assertion: Assertion{Typ: idp.TypeJWT}},
 		"okta": {
 			Auth:      string(idp.PrivateKeyJWT),
-			Assertion: AssertionConfig{Audience: idp.AudienceTokenEndpoint, Typ: idp.TypeJWT},
+			Assertion: Assertion{Audience: idp.AudienceTokenEndpoint, Typ: idp.TypeJWT},
 		},
 		"salesforce": {Auth: string(idp.SecretPost), Extras: []string{"instance_url"}, DefaultLifetime: 10 * time.Minute},
 		"zoom": {
@@ -34,22 +34,22 @@ func presets() map[string]ClientConfig {
 	}
 }
 
-// serviceAccountDir is where Kubernetes mounts the token of a pod's service account
+// ServiceAccountDir is where Kubernetes mounts the token of a pod's service account
 // and the CA of the cluster.
-const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
+const ServiceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
 
 // issuerPresets are the same for issuers.
-func issuerPresets() map[string]IssuerConfig {
-	return map[string]IssuerConfig{
+func issuerPresets() map[string]Issuer {
+	return map[string]Issuer{
 		// Its access tokens have neither typ nor, unless a resource is asked for, aud.
-		"cognito": {Types: []string{idp.TypeJWT}, MissingAud: &MissingAudConfig{Claim: "client_id"}},
+		"cognito": {Types: []string{idp.TypeJWT}, MissingAud: &MissingAud{Claim: "client_id"}},
 		// Its access tokens are made as its ID tokens are; one that comes with a code has c_hash.
 		"dex": {Types: []string{idp.TypeJWT}, IDTokenClaims: []string{"c_hash"}, AccessTokenClaims: []string{"at_hash"}},
 		"kubernetes": {
 			Issuer:        "https://kubernetes.default.svc.cluster.local",
 			JWKSURL:       "https://kubernetes.default.svc/openid/v1/jwks",
-			JWKSTokenFile: serviceAccountDir + "token",
-			TLS:           &IssuerTLSConfig{CA: serviceAccountDir + "ca.crt"},
+			JWKSTokenFile: ServiceAccountDir + "token",
+			TLS:           &IssuerTLS{CA: ServiceAccountDir + "ca.crt"},
 			AllowPrivate:  true,
 			Types:         []string{idp.TypeJWT},
 		},

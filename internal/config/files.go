@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"cmp"
@@ -53,7 +53,7 @@ func (c *Config) secretFiles() []namedFile {
 }
 
 // tokenFiles are the files with tokens that the issuers of a configuration file name.
-func tokenFiles(issuers []IssuerConfig) (files []namedFile) {
+func tokenFiles(issuers []Issuer) (files []namedFile) {
 	for i := range issuers {
 		if path := issuers[i].JWKSTokenFile; path != "" {
 			files = append(files, namedFile{path, join(item("issuers", i), "jwks_token_file")})

@@ -1,4 +1,4 @@
-package app_test
+package config_test
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ import (
 	validator "github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v4"
 
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -44,7 +44,7 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 		RequiredFromJSONSchemaTags: true,
 		Mapper:                     mapType,
 	}
-	if err := r.AddGoComments("github.com/cezzis/tokenbroker/internal/app", "."); err != nil {
+	if err := r.AddGoComments("github.com/cezzis/tokenbroker/internal/config", "."); err != nil {
 		t.Fatal(err)
 	}
 	for name, comment := range r.CommentMap {
@@ -54,7 +54,7 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 		}
 		r.CommentMap[name] = strings.ReplaceAll(comment, "\n", " ")
 	}
-	s := r.Reflect(&app.Config{})
+	s := r.Reflect(&config.Config{})
 	s.Title = "tokenbroker configuration"
 	refine(s)
 	return s
@@ -64,10 +64,10 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 func mapType(t reflect.Type) *jsonschema.Schema {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
-		return &jsonschema.Schema{Type: "string", Pattern: app.DurationPattern}
+		return &jsonschema.Schema{Type: "string", Pattern: config.DurationPattern}
 	case reflect.TypeFor[secret.Ref]():
 		return &jsonschema.Schema{Type: "string", Pattern: "^(file|env):.+"}
-	case reflect.TypeFor[app.ClaimPath]():
+	case reflect.TypeFor[config.ClaimPath]():
 		name := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1)), MaxLength: new(uint64(256))}
 		return &jsonschema.Schema{OneOf: []*jsonschema.Schema{name, {Type: "array", Items: name, MinItems: new(uint64(1)), MaxItems: new(uint64(4))}}}
 	default:
@@ -77,38 +77,38 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 
 // refine adds what tags cannot say.
 func refine(s *jsonschema.Schema) {
-	names := &jsonschema.Schema{Type: "string", Pattern: app.NamePattern}
+	names := &jsonschema.Schema{Type: "string", Pattern: config.NamePattern}
 	clients, _ := s.Properties.Get("clients")
 	clients.PropertyNames = names
 
 	reserved := &jsonschema.Schema{}
-	for _, name := range app.ReservedParams() {
+	for _, name := range config.ReservedParams() {
 		reserved.Enum = append(reserved.Enum, name)
 	}
-	client := s.Definitions["ClientConfig"]
+	client := s.Definitions["Client"]
 	params, _ := client.Properties.Get("params")
-	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: app.NamePattern, Not: reserved}
+	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: config.NamePattern, Not: reserved}
 
 	// Only a client's secret may be managed.
-	managed, _ := s.Definitions["ClientConfig"].Properties.Get("secret")
+	managed, _ := s.Definitions["Client"].Properties.Get("secret")
 	managed.Pattern = "^((file|env):.+|managed)$"
-	audience, _ := s.Definitions["AssertionConfig"].Properties.Get("audience")
+	audience, _ := s.Definitions["Assertion"].Properties.Get("audience")
 	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
 	// Some presets know the token endpoint.
 	endpoint := jsonschema.NewProperties()
-	endpoint.Set("preset", &jsonschema.Schema{Enum: anys(app.PresetsWithEndpoint())})
+	endpoint.Set("preset", &jsonschema.Schema{Enum: anys(config.PresetsWithEndpoint())})
 	client.OneOf = append(client.OneOf, &jsonschema.Schema{
 		Title: "preset", Properties: endpoint, Required: []string{"preset"},
 		Not: &jsonschema.Schema{AnyOf: []*jsonschema.Schema{{Required: []string{"issuer"}}, {Required: []string{"token_url"}}}},
 	})
 
-	addValues(s, reflect.TypeFor[app.Config](), s.Properties.Get)
+	addValues(s, reflect.TypeFor[config.Config](), s.Properties.Get)
 
-	for listener := range reflect.TypeFor[app.ListenConfig]().Fields() {
-		if listener.Type != reflect.TypeFor[app.ListenerConfig]() && listener.Type != reflect.TypeFor[app.HTTPListenerConfig]() {
+	for listener := range reflect.TypeFor[config.Listen]().Fields() {
+		if listener.Type != reflect.TypeFor[config.Listener]() && listener.Type != reflect.TypeFor[config.HTTPListener]() {
 			continue
 		}
-		property, _ := s.Definitions["ListenConfig"].Properties.Get(listener.Tag.Get("yaml"))
+		property, _ := s.Definitions["Listen"].Properties.Get(listener.Tag.Get("yaml"))
 		_, property.Default, _ = strings.Cut(listener.Tag.Get("jsonschema"), "default=")
 		address := &jsonschema.Schema{Type: "string", MinLength: new(uint64(1))}
 		if listener.Name == "GRPC" {
@@ -129,9 +129,9 @@ func addValues(s *jsonschema.Schema, of reflect.Type, propertyOf func(key string
 		}
 		for tag := range strings.SplitSeq(key.Tag.Get("jsonschema"), ",") {
 			if list, named := strings.CutPrefix(tag, "values="); named && property.Items != nil {
-				property.Items.Enum = anys(app.ValuesOf(list))
+				property.Items.Enum = anys(config.ValuesOf(list))
 			} else if named {
-				property.Enum = anys(app.ValuesOf(list))
+				property.Enum = anys(config.ValuesOf(list))
 			}
 		}
 		part := key.Type
@@ -167,7 +167,7 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(want, got) {
-		t.Error("docs/config.schema.json is not what the types make: go test ./internal/app -run TestSchema -update")
+		t.Error("docs/config.schema.json is not what the types make: go test ./internal/config -run TestSchema -update")
 	}
 }
 
@@ -231,7 +231,7 @@ func TestSchemaAcceptsWhatTheBrokerAccepts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := app.ParseConfig(path, data); err != nil {
+		if _, err := config.Parse(path, data); err != nil {
 			t.Errorf("the broker refuses a good configuration: %v", err)
 		}
 		if err := schema.Validate(document(t, data)); err != nil {
@@ -259,12 +259,12 @@ func TestSchemaRefusesWhatIsStructurallyBad(t *testing.T) {
 
 func TestReservedParametersAreRefusedByBrokerAndSchema(t *testing.T) {
 	schema := published(t)
-	if len(app.ReservedParams()) < 5 {
-		t.Errorf("reserved are only %q", app.ReservedParams())
+	if len(config.ReservedParams()) < 5 {
+		t.Errorf("reserved are only %q", config.ReservedParams())
 	}
-	for _, name := range app.ReservedParams() {
+	for _, name := range config.ReservedParams() {
 		file := []byte(client("params: {" + name + ": x}"))
-		if _, err := app.ParseConfig("x", file); err == nil {
+		if _, err := config.Parse("x", file); err == nil {
 			t.Errorf("the broker accepts the parameter %s", name)
 		}
 		if err := schema.Validate(document(t, file)); err == nil {
@@ -331,8 +331,8 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 		file  func(value string) string // nil: tried elsewhere
 	}{
 		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
-		{"clients.*.preset", app.Presets(), nil},
-		{"issuers.*.preset", app.ValuesOf("issuer_presets"), func(value string) string { return issuer("preset: " + value) }},
+		{"clients.*.preset", config.Presets(), nil},
+		{"issuers.*.preset", config.ValuesOf("issuer_presets"), func(value string) string { return issuer("preset: " + value) }},
 		{"clients.*.auth", texts(idp.AuthMethods()), nil},
 		{"clients.*.assertion.algorithm", jose.SigningAlgorithms(), nil},
 		{"clients.*.assertion.typ", idp.AssertionTypes(), nil},
@@ -355,7 +355,7 @@ func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
 				if list.file == nil {
 					continue
 				}
-				if _, err := app.ParseConfig("x", []byte(list.file(value))); err != nil {
+				if _, err := config.Parse("x", []byte(list.file(value))); err != nil {
 					t.Errorf("%s: %v", value, err)
 				}
 			}
@@ -431,7 +431,7 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	names := regexp.MustCompile(`^(clients|roles)\.[^.]+`)
 	items := regexp.MustCompile(`\[\d+\]`)
 	var shown []string
-	for _, path := range app.ConfigPaths(data) {
+	for _, path := range config.ConfigPaths(data) {
 		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "$1.*"), ".*"))
 	}
 	for _, p := range allProperties(t) {

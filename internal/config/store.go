@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"net"
@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-func checkStore(c *StoreConfig, found *findings) {
+func checkStore(c *Store, found *findings) {
 	const store = "store"
 	kinds := []string{"memory", "bolt", "redis"}
 	given := ""
@@ -29,7 +29,7 @@ func checkStore(c *StoreConfig, found *findings) {
 	}
 }
 
-func checkSealing(c *StoreConfig, kind string, found *findings) {
+func checkSealing(c *Store, kind string, found *findings) {
 	const keys = "store.sealing_keys"
 	switch {
 	case kind == "store.memory" && found.given(keys):
@@ -41,7 +41,7 @@ func checkSealing(c *StoreConfig, kind string, found *findings) {
 	}
 }
 
-func checkRedis(c *RedisStoreConfig, path string, found *findings) {
+func checkRedis(c *RedisStore, path string, found *findings) {
 	for i, address := range c.Addresses {
 		if _, port, err := net.SplitHostPort(address); err != nil || !isPort(port) {
 			found.addAtf(item(join(path, "addresses"), i), "expected HOST:PORT with a numeric port, such as redis.example.com:6379")

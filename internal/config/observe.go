@@ -1,13 +1,15 @@
-package app
+package config
 
 import (
 	"net"
 	"net/url"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
 )
 
-// AuditConfig says where it is written down who was given what, and who was
+// Audit says where it is written down who was given what, and who was
 // refused.
-type AuditConfig struct {
+type Audit struct {
 	// The file that lines are appended to, created with mode 0600 if there is none. "stdout": the
 	// standard output.
 	File string `yaml:"file" jsonschema:"required,minLength=1"`
@@ -21,8 +23,8 @@ type AuditConfig struct {
 	WhenFull string `yaml:"when_full" jsonschema:"default=drop,enum=drop,enum=refuse"`
 }
 
-// TracingConfig says where OpenTelemetry spans go.
-type TracingConfig struct {
+// Tracing says where OpenTelemetry spans go.
+type Tracing struct {
 	// The collector, which speaks OTLP over gRPC: https://HOST:PORT, or http://HOST:PORT for
 	// plaintext. The port is usually 4317.
 	Endpoint string `yaml:"endpoint" jsonschema:"required,minLength=1,maxLength=512"`
@@ -36,7 +38,7 @@ type TracingConfig struct {
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
 }
 
-func checkTracing(c *TracingConfig, found *findings) {
+func checkTracing(c *Tracing, found *findings) {
 	const endpoint = "tracing.endpoint"
 	u, err := url.Parse(c.Endpoint)
 	if c.Endpoint == "" {
@@ -52,4 +54,9 @@ func checkTracing(c *TracingConfig, found *findings) {
 	if c.CA != "" && u.Scheme != "https" {
 		found.addAtf("tracing.ca", "nothing is encrypted over http: use https, or remove it")
 	}
+}
+
+// Verifications maps the values of audit.verifications.
+func Verifications() map[string]audit.Verifications {
+	return map[string]audit.Verifications{"none": audit.NoVerifications, "rejected": audit.RejectedVerifications, "all": audit.AllVerifications}
 }

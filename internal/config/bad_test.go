@@ -1,4 +1,4 @@
-package app_test
+package config_test
 
 import (
 	"errors"
@@ -7,7 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/config"
 )
 
 // client is a good file of five lines with one client; the keys that are added
@@ -441,15 +441,15 @@ func TestEachBadConfigurationIsRefusedWithItsMessage(t *testing.T) {
 	cases := badConfigs()
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			config, err := app.ParseConfig("broker.yaml", []byte(c.file))
-			if config != nil || err == nil {
+			cfg, err := config.Parse("broker.yaml", []byte(c.file))
+			if cfg != nil || err == nil {
 				t.Fatalf("the file was accepted:\n%s", c.file)
 			}
 			want := "broker.yaml:" + strings.ReplaceAll(c.want, "\n", "\nbroker.yaml:")
 			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(err.Error(), "\n")); diff != "" {
 				t.Errorf("messages (-want +got):\n%s", diff)
 			}
-			if _, ok := errors.AsType[*app.ConfigError](err); !ok {
+			if _, ok := errors.AsType[*config.Error](err); !ok {
 				t.Errorf("the error is a %T", err)
 			}
 		})
@@ -466,13 +466,13 @@ func TestIssuerThatIsNoURLNeedsItsKeysConfigured(t *testing.T) {
 		"http://adfs.corp.example/adfs/services/trust", "urn:example:issuer", "orders@shop-123456.iam.gserviceaccount.com", "login.example.com", "https://10.0.0.1/realms/shop",
 	} {
 		for _, keys := range []string{"jwks_url: https://login.example.com/keys", "jwks_file: keys.json"} {
-			config, err := app.ParseConfig("broker.yaml", []byte("issuers:\n  - issuer: "+identifier+"\n    audiences: [a]\n    "+keys+"\n"))
+			config, err := config.Parse("broker.yaml", []byte("issuers:\n  - issuer: "+identifier+"\n    audiences: [a]\n    "+keys+"\n"))
 			if err != nil || config.Issuers[0].Issuer != identifier || config.Issuers[0].AllowHTTP {
 				t.Errorf("%s with %s: %v", identifier, keys, err)
 			}
 		}
 		file := "issuers:\n  - issuer: " + identifier + "\n    audiences: [a]\n    jwks_url: http://login.example.com/keys\n"
-		if _, err := app.ParseConfig("broker.yaml", []byte(file)); err == nil || !strings.Contains(err.Error(), "issuers[0].jwks_url: http://") {
+		if _, err := config.Parse("broker.yaml", []byte(file)); err == nil || !strings.Contains(err.Error(), "issuers[0].jwks_url: http://") {
 			t.Errorf("%s with keys over plain http: %v", identifier, err)
 		}
 	}

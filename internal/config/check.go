@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"maps"
@@ -70,14 +70,14 @@ func collide(a, b string) bool {
 	return hostA == hostB || hostA == "" || hostB == ""
 }
 
-func checkServer(s *ServerConfig, found *findings) {
+func checkServer(s *Server, found *findings) {
 	within(found, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
 	within(found, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
 	within(found, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
 	within(found, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
 }
 
-func checkClient(c *ClientConfig, path string, found *findings) {
+func checkClient(c *Client, path string, found *findings) {
 	checkTokenEndpoint(c, path, found)
 	checkAuth(c, path, found)
 	checkScopes(c.Scopes, join(path, "scopes"), found)
@@ -99,14 +99,14 @@ func checkClient(c *ClientConfig, path string, found *findings) {
 
 // checkManaged refuses to keep what is nowhere else where nothing outlives the
 // process.
-func checkManaged(c *Config, client *ClientConfig, path string, found *findings) {
+func checkManaged(c *Config, client *Client, path string, found *findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
 		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and nothing outlives the process in memory: "+
 			"give store.bolt or store.redis, or the secret as file:PATH")
 	}
 }
 
-func checkTokenEndpoint(c *ClientConfig, path string, found *findings) {
+func checkTokenEndpoint(c *Client, path string, found *findings) {
 	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
 	switch {
 	case found.given(issuer) && found.given(tokenURL):

@@ -1,4 +1,7 @@
-package app
+// Package config reads the configuration file: its format, its defaults, and checks whose
+// problems name a line. It returns plain values and opens nothing; what they become is
+// decided by package app.
+package config
 
 import (
 	"crypto/sha256"
@@ -21,38 +24,38 @@ const maxConfigSize = 16 << 20
 // these types: the comments on the fields are the help that editors show, and
 // the jsonschema tags are what the file is held to when it is read.
 //
-// A Config that came from [LoadConfig] or [ParseConfig] has its defaults filled
+// A Config that came from [Load] or [Parse] has its defaults filled
 // in and is consistent. It holds references to secrets, never their values, and
 // is not to be changed.
 type Config struct {
 	// Where the broker listens.
-	Listen ListenConfig `yaml:"listen"`
+	Listen Listen `yaml:"listen"`
 	// Where state is kept. Absent: in memory.
-	Store StoreConfig `yaml:"store"`
+	Store Store `yaml:"store"`
 	// How calls are served, and how serving ends.
-	Server ServerConfig `yaml:"server"`
+	Server Server `yaml:"server"`
 	// What the broker takes on, of each caller and of all.
-	Limits LimitsConfig `yaml:"limits"`
+	Limits Limits `yaml:"limits"`
 	// How gateways are served, which do not call the broker's own gRPC API.
-	Gateways GatewaysConfig `yaml:"gateways"`
+	Gateways Gateways `yaml:"gateways"`
 	// What is logged, to standard error.
-	Log LogConfig `yaml:"log"`
+	Log Log `yaml:"log"`
 	// Where it is written down who was given which token, and who was refused what. Absent: nowhere.
-	Audit *AuditConfig `yaml:"audit"`
+	Audit *Audit `yaml:"audit"`
 	// OpenTelemetry traces of calls. Absent: there are none.
-	Tracing *TracingConfig `yaml:"tracing"`
+	Tracing *Tracing `yaml:"tracing"`
 	// The OAuth clients whose tokens the broker hands out, each under the name that callers ask
 	// for: 1 to 128 letters, digits, dots, underscores and hyphens.
-	Clients map[string]ClientConfig `yaml:"clients" jsonschema:"anyof_required=clients"`
+	Clients map[string]Client `yaml:"clients" jsonschema:"anyof_required=clients"`
 	// The issuers whose tokens the broker verifies, each once. A token of any other issuer is
 	// rejected.
-	Issuers []IssuerConfig `yaml:"issuers" jsonschema:"anyof_required=issuers"`
+	Issuers []Issuer `yaml:"issuers" jsonschema:"anyof_required=issuers"`
 	// What is remembered of verified tokens, and for how long.
-	Verification VerificationConfig `yaml:"verification"`
+	Verification Verification `yaml:"verification"`
 	// Who may ask. Nobody else may ask for anything.
-	Callers []CallerConfig `yaml:"callers"`
+	Callers []Caller `yaml:"callers"`
 	// What callers may, by names of 1 to 128 letters, digits, dots, underscores and hyphens.
-	Roles map[string]RoleConfig `yaml:"roles"`
+	Roles map[string]Role `yaml:"roles"`
 
 	// Warnings are about what is not wrong in the file, and hardly meant.
 	Warnings []Problem `yaml:"-"`
@@ -65,26 +68,26 @@ type Config struct {
 	lines map[string]int `yaml:"-"`
 }
 
-// StoreConfig says where state is kept: exactly one kind is given.
-type StoreConfig struct {
+// Store says where state is kept: exactly one kind is given.
+type Store struct {
 	// In the memory of this process; nothing outlives it, and replicas share nothing.
-	Memory *MemoryStoreConfig `yaml:"memory" jsonschema:"oneof_required=memory"`
+	Memory *MemoryStore `yaml:"memory" jsonschema:"oneof_required=memory"`
 	// In this file, for a broker of one node: it survives crashes. The file is created if it is
 	// absent; its directory must exist, on a local disk.
 	Bolt string `yaml:"bolt" jsonschema:"minLength=1,oneof_required=bolt"`
 	// In Redis, which replicas share.
-	Redis *RedisStoreConfig `yaml:"redis" jsonschema:"oneof_required=redis"`
+	Redis *RedisStore `yaml:"redis" jsonschema:"oneof_required=redis"`
 	// The file with the keys that values in Bolt and Redis are sealed with, as "broker ring new"
 	// makes it: file:PATH, read again when it changes. Required with those two; all replicas must
 	// have the same.
 	SealingKeys secret.Ref `yaml:"sealing_keys"`
 }
 
-// MemoryStoreConfig is the store in memory. It has nothing to set.
-type MemoryStoreConfig struct{}
+// MemoryStore is the store in memory. It has nothing to set.
+type MemoryStore struct{}
 
-// RedisStoreConfig says how Redis is reached.
-type RedisStoreConfig struct {
+// RedisStore says how Redis is reached.
+type RedisStore struct {
 	// HOST:PORT of the server; of some servers of a Cluster; of the sentinels.
 	Addresses []string `yaml:"addresses" jsonschema:"required,minItems=1,maxItems=32,uniqueItems=true,minLength=1,maxLength=256"`
 	// The addresses are of a Redis Cluster.
@@ -105,11 +108,11 @@ type RedisStoreConfig struct {
 	// own.
 	Prefix string `yaml:"prefix" jsonschema:"default=tb1:,minLength=1,maxLength=64"`
 	// Encrypts the connections. Absent: they are in plaintext, passwords included.
-	TLS *RedisTLSConfig `yaml:"tls"`
+	TLS *RedisTLS `yaml:"tls"`
 }
 
-// RedisTLSConfig says whom to trust, and how to be trusted, over TLS.
-type RedisTLSConfig struct {
+// RedisTLS says whom to trust, and how to be trusted, over TLS.
+type RedisTLS struct {
 	// The file with the certificates of the authorities that are trusted. Absent: those of the
 	// system.
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
@@ -121,8 +124,8 @@ type RedisTLSConfig struct {
 	ServerName string `yaml:"server_name" jsonschema:"minLength=1,maxLength=253"`
 }
 
-// ServerConfig says how calls are served, and how serving ends.
-type ServerConfig struct {
+// Server says how calls are served, and how serving ends.
+type Server struct {
 	// The longest that a unary call may take, 1s to 5m. A caller's own shorter deadline holds.
 	Deadline time.Duration `yaml:"deadline" jsonschema:"default=30s"`
 	// Let tools such as grpcurl ask which services there are.
@@ -141,16 +144,16 @@ type ServerConfig struct {
 	CallerAudience string `yaml:"caller_audience" jsonschema:"default=tokenbroker,minLength=1,maxLength=512"`
 }
 
-// LogConfig says what is logged.
-type LogConfig struct {
+// Log says what is logged.
+type Log struct {
 	// The least severe records that are logged.
 	Level string `yaml:"level" jsonschema:"default=info,enum=debug,enum=info,enum=warn,enum=error"`
 	// How records are written.
 	Format string `yaml:"format" jsonschema:"default=json,enum=json,enum=text"`
 }
 
-// ClientConfig is an OAuth client registered at an IdP.
-type ClientConfig struct {
+// Client is an OAuth client registered at an IdP.
+type Client struct {
 	// Which IdP this is. Keys that are not given then have the defaults that it needs, which
 	// docs/identity-providers.md lists.
 	Preset string `yaml:"preset" jsonschema:"values=presets"`
@@ -174,10 +177,10 @@ type ClientConfig struct {
 	// broker signs an assertion with the key in secret; any other is sent as it is, with params.
 	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
 	// The assertion that the client presents: how the broker makes it, or the file that holds it.
-	Assertion AssertionConfig `yaml:"assertion"`
+	Assertion Assertion `yaml:"assertion"`
 	// The authorities of the IdP's certificate and, with tls_client_auth and
 	// self_signed_tls_client_auth, the client certificate.
-	TLS *ClientTLSConfig `yaml:"tls"`
+	TLS *ClientTLS `yaml:"tls"`
 	// With client_secret_basic, send client_id and secret without the form-urlencoding that RFC
 	// 6749 section 2.3.1 asks for: some IdPs do not decode it.
 	RawBasic bool `yaml:"raw_basic" jsonschema:"default=false"`
@@ -204,8 +207,8 @@ type ClientConfig struct {
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
 }
 
-// AssertionConfig says what the assertions of a client contain (RFC 7523), or where one is kept.
-type AssertionConfig struct {
+// Assertion says what the assertions of a client contain (RFC 7523), or where one is kept.
+type Assertion struct {
 	// The aud claim: issuer, token_endpoint, or the audience itself. Absent: issuer, or
 	// token_endpoint where token_url is given.
 	Audience string `yaml:"audience" jsonschema:"minLength=1,maxLength=2048"`
@@ -230,9 +233,9 @@ type AssertionConfig struct {
 	File string `yaml:"file" jsonschema:"minLength=1"`
 }
 
-// ClientTLSConfig says whom to trust at the client's IdP, and by which certificate the
+// ClientTLS says whom to trust at the client's IdP, and by which certificate the
 // client proves its identity (RFC 8705).
-type ClientTLSConfig struct {
+type ClientTLS struct {
 	// The file with the certificates of the authorities that are trusted for this IdP, in PEM, and
 	// no others. It is read again when it changes. Absent: those of the system.
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
@@ -243,32 +246,32 @@ type ClientTLSConfig struct {
 	Key string `yaml:"key" jsonschema:"minLength=1"`
 }
 
-// IssuerTLSConfig says whom to trust at an issuer.
-type IssuerTLSConfig struct {
+// IssuerTLS says whom to trust at an issuer.
+type IssuerTLS struct {
 	// The file with the certificates of the authorities that are trusted for this issuer, in PEM, and
 	// no others. It is read again when it changes.
 	CA string `yaml:"ca" jsonschema:"required,minLength=1"`
 }
 
-// ca is the file of authorities that the client trusts; empty: those of the system.
-func (c *ClientConfig) ca() string {
+// CA is the file of authorities that the client trusts; empty: those of the system.
+func (c *Client) CA() string {
 	if c.TLS == nil {
 		return ""
 	}
 	return c.TLS.CA
 }
 
-// ca is the file of authorities that the issuer is trusted by; empty: those of the
+// CA is the file of authorities that the issuer is trusted by; empty: those of the
 // system.
-func (c *IssuerConfig) ca() string {
+func (c *Issuer) CA() string {
 	if c.TLS == nil {
 		return ""
 	}
 	return c.TLS.CA
 }
 
-// IssuerConfig is an issuer whose tokens are verified.
-type IssuerConfig struct {
+// Issuer is an issuer whose tokens are verified.
+type Issuer struct {
 	// Defaults for the tokens of a well-known issuer, which docs/identity-providers.md lists. A key
 	// that is given wins over its preset.
 	Preset string `yaml:"preset" jsonschema:"values=issuer_presets,anyof_required=preset"`
@@ -302,7 +305,7 @@ type IssuerConfig struct {
 	AllowNullClaims bool `yaml:"allow_null_claims" jsonschema:"default=false"`
 	// What stands for the audience of a token that has no aud. It never applies to the JWTs of callers.
 	// Absent: nothing, and such a token is rejected.
-	MissingAud *MissingAudConfig `yaml:"missing_aud"`
+	MissingAud *MissingAud `yaml:"missing_aud"`
 	// The claim that stands for the subject of a JWT that has no sub: client_id. The response marks such
 	// a subject, and it is never a caller's. reject: such a token is rejected.
 	MissingSub string `yaml:"missing_sub" jsonschema:"default=reject,enum=reject,enum=client_id"`
@@ -326,9 +329,9 @@ type IssuerConfig struct {
 	MaxStale time.Duration `yaml:"max_stale" jsonschema:"default=1h"`
 	// Ask the issuer about opaque tokens, which are no JWTs (RFC 7662). If several issuers have it, each
 	// request, rule or listener must name the issuer of its opaque tokens.
-	Introspection *IntrospectionConfig `yaml:"introspection"`
+	Introspection *Introspection `yaml:"introspection"`
 	// The authorities of the issuer's certificate. Absent: those of the system.
-	TLS *IssuerTLSConfig `yaml:"tls"`
+	TLS *IssuerTLS `yaml:"tls"`
 	// Accept http:// URLs beyond loopback: whoever is on the way can then forge this issuer's
 	// tokens.
 	AllowHTTP bool `yaml:"allow_http" jsonschema:"default=false"`
@@ -341,16 +344,16 @@ type IssuerConfig struct {
 // a text where it is one name.
 type ClaimPath []string
 
-// MissingAudConfig says what stands for the audience of a token without aud: one of the two.
-type MissingAudConfig struct {
+// MissingAud says what stands for the audience of a token without aud: one of the two.
+type MissingAud struct {
 	// A claim that says whom the token is for, such as client_id: a text, or a list of texts.
 	Claim string `yaml:"claim" jsonschema:"minLength=1,maxLength=128,oneof_required=claim"`
 	// An audience that all tokens without aud are taken to be for.
 	Value string `yaml:"value" jsonschema:"minLength=1,maxLength=512,oneof_required=value"`
 }
 
-// IntrospectionConfig says how an issuer is asked about opaque tokens.
-type IntrospectionConfig struct {
+// Introspection says how an issuer is asked about opaque tokens.
+type Introspection struct {
 	// The name of the client, among clients, that the broker asks as: with its client_id, secret
 	// and way of authentication.
 	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
@@ -364,8 +367,8 @@ type IntrospectionConfig struct {
 	DefaultLifetime time.Duration `yaml:"default_lifetime"`
 }
 
-// VerificationConfig says what is remembered of verified tokens.
-type VerificationConfig struct {
+// Verification says what is remembered of verified tokens.
+type Verification struct {
 	// The memory for what is remembered of JWTs whose signature was good, in MiB. 0: nothing is
 	// remembered, and every signature is verified anew.
 	CacheMiB int `yaml:"cache_mib" jsonschema:"default=64,minimum=0,maximum=65536"`
@@ -374,8 +377,8 @@ type VerificationConfig struct {
 	MaxValidity time.Duration `yaml:"max_validity" jsonschema:"default=5m"`
 }
 
-// managed is the name of a client whose secret is managed; empty: there is none.
-func (c *Config) managed() string {
+// Managed is the name of a client whose secret is managed; empty: there is none.
+func (c *Config) Managed() string {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		if c.Clients[name].Secret.Managed() {
 			return name
@@ -384,19 +387,19 @@ func (c *Config) managed() string {
 	return ""
 }
 
-// LoadConfig reads the configuration file at path. It reads no secrets and
-// does not touch the network. Whatever is wrong, all of it, is a [*ConfigError].
-func LoadConfig(path string) (*Config, error) {
-	data, err := readConfig(path)
+// Load reads the configuration file at path. It reads no secrets and
+// does not touch the network. Whatever is wrong, all of it, is a [*Error].
+func Load(path string) (*Config, error) {
+	data, err := Read(path)
 	if err != nil {
-		return nil, &ConfigError{[]Problem{{File: path, Message: err.Error()}}}
+		return nil, &Error{[]Problem{{File: path, Message: err.Error()}}}
 	}
-	return ParseConfig(path, data)
+	return Parse(path, data)
 }
 
-// ParseConfig is LoadConfig for a file's content; name stands for the file in
+// Parse is Load for a file's content; name stands for the file in
 // messages.
-func ParseConfig(name string, data []byte) (*Config, error) {
+func Parse(name string, data []byte) (*Config, error) {
 	found := &findings{file: name, lines: map[string]int{}}
 	root := parseYAML(data, found)
 	if len(found.problems) > 0 {
@@ -417,7 +420,7 @@ func ParseConfig(name string, data []byte) (*Config, error) {
 	return config, nil
 }
 
-func readConfig(path string) ([]byte, error) {
+func Read(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, unreadable(err)

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"time"
@@ -6,9 +6,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// LimitsConfig bounds what the broker takes on. What one caller may ask for can be
+// Limits bounds what the broker takes on. What one caller may ask for can be
 // another for a caller of its own.
-type LimitsConfig struct {
+type Limits struct {
 	// How many calls a second each caller may make in the long run. 0: as many as it likes.
 	PerSecond int `yaml:"per_second" jsonschema:"default=5000,minimum=0,maximum=1000000"`
 	// How many calls each caller may make at once. Absent: as many as per_second.
@@ -35,8 +35,8 @@ type LimitsConfig struct {
 	HeaderKiB int `yaml:"header_kib" jsonschema:"default=16,minimum=4,maximum=64"`
 }
 
-// CallerLimitsConfig are limits of one caller, in place of those of all.
-type CallerLimitsConfig struct {
+// CallerLimits are limits of one caller, in place of those of all.
+type CallerLimits struct {
 	// How many calls a second it may make in the long run. 0: as many as it likes.
 	PerSecond *int `yaml:"per_second" jsonschema:"minimum=0,maximum=1000000"`
 	// How many calls it may make at once. Absent: as many as per_second, if that is given here.
@@ -47,13 +47,13 @@ type CallerLimitsConfig struct {
 	Watches *int `yaml:"watches" jsonschema:"minimum=0,maximum=1000000"`
 }
 
-func checkLimits(l *LimitsConfig, found *findings) {
+func checkLimits(l *Limits, found *findings) {
 	within(found, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
 	within(found, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }
 
 // of are the limits of a caller with limits of its own; nil: it has none.
-func (l *LimitsConfig) of(own *CallerLimitsConfig) *policy.Limits {
+func (l *Limits) of(own *CallerLimits) *policy.Limits {
 	perSecond, burst, concurrent, watches := l.PerSecond, l.Burst, l.Concurrent, l.Watches
 	if own != nil {
 		if own.PerSecond != nil {
@@ -71,12 +71,12 @@ func (l *LimitsConfig) of(own *CallerLimitsConfig) *policy.Limits {
 	return &policy.Limits{PerSecond: float64(perSecond), Burst: burst, Concurrent: concurrent, Watches: watches}
 }
 
-// tokenSize is how long a token may be, in bytes.
-func (l *LimitsConfig) tokenSize() int { return l.TokenKiB << 10 }
+// TokenSize is how long a token may be, in bytes.
+func (l *Limits) TokenSize() int { return l.TokenKiB << 10 }
 
-// messageSize is how large a message may be, in bytes, with a token in it.
-func (l *LimitsConfig) messageSize() int { return l.MessageKiB<<10 + l.tokenSize() }
+// MessageSize is how large a message may be, in bytes, with a token in it.
+func (l *Limits) MessageSize() int { return l.MessageKiB<<10 + l.TokenSize() }
 
-// headerSize is how much the headers of a request may take, in bytes, with a token
+// HeaderSize is how much the headers of a request may take, in bytes, with a token
 // among them.
-func (l *LimitsConfig) headerSize() int { return l.HeaderKiB<<10 + l.tokenSize() }
+func (l *Limits) HeaderSize() int { return l.HeaderKiB<<10 + l.TokenSize() }

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"errors"
@@ -14,11 +14,11 @@ import (
 )
 
 // withTenants puts in place of each pattern the issuers that it stands for.
-func withTenants(issuers []IssuerConfig) []IssuerConfig {
-	if !slices.ContainsFunc(issuers, func(c IssuerConfig) bool { return len(c.Tenants) > 0 }) {
+func withTenants(issuers []Issuer) []Issuer {
+	if !slices.ContainsFunc(issuers, func(c Issuer) bool { return len(c.Tenants) > 0 }) {
 		return issuers
 	}
-	var all []IssuerConfig
+	var all []Issuer
 	for _, c := range issuers {
 		all = append(all, c.each()...)
 	}
@@ -26,11 +26,11 @@ func withTenants(issuers []IssuerConfig) []IssuerConfig {
 }
 
 // each returns the issuers that a good configuration stands for.
-func (c *IssuerConfig) each() []IssuerConfig {
+func (c *Issuer) each() []Issuer {
 	if len(c.Tenants) == 0 {
-		return []IssuerConfig{*c}
+		return []Issuer{*c}
 	}
-	all := make([]IssuerConfig, len(c.Tenants))
+	all := make([]Issuer, len(c.Tenants))
 	for i, tenant := range c.Tenants {
 		all[i] = *c
 		all[i].Tenants = nil
@@ -68,7 +68,7 @@ func (f *findings) issuerAt(entry string) string {
 	return join(entry, "preset")
 }
 
-func checkIssuer(c *IssuerConfig, path string, found *findings) {
+func checkIssuer(c *Issuer, path string, found *findings) {
 	if c.Issuer == "" && !found.given(join(path, "issuer")) {
 		found.addAtf(path, "issuer is missing")
 	}
@@ -90,7 +90,7 @@ func checkIssuer(c *IssuerConfig, path string, found *findings) {
 	}
 }
 
-func checkMissingAud(c *MissingAudConfig, path string, found *findings) {
+func checkMissingAud(c *MissingAud, path string, found *findings) {
 	claim, value := join(path, "claim"), join(path, "value")
 	switch {
 	case c == nil:
@@ -106,7 +106,7 @@ func checkMissingAud(c *MissingAudConfig, path string, found *findings) {
 }
 
 // checkTenants: a pattern and tenants need each other.
-func checkTenants(c *IssuerConfig, path string, found *findings) {
+func checkTenants(c *Issuer, path string, found *findings) {
 	issuer, tenants := join(path, "issuer"), join(path, "tenants")
 	pattern := strings.ContainsAny(c.Issuer, "{}")
 	switch {
@@ -127,7 +127,7 @@ func checkTenants(c *IssuerConfig, path string, found *findings) {
 }
 
 // checkKeys looks at where the keys are.
-func checkKeys(c *IssuerConfig, path string, found *findings) {
+func checkKeys(c *Issuer, path string, found *findings) {
 	jwksURL, file, tenants := join(path, "jwks_url"), join(path, "jwks_file"), found.given(join(path, "tenants"))
 	pattern := strings.ContainsAny(c.JWKSURL, "{}")
 	switch {
@@ -158,12 +158,12 @@ func checkKeys(c *IssuerConfig, path string, found *findings) {
 func isJWT(path string) bool { return strings.HasPrefix(path, "eyJ") && strings.Count(path, ".") == 2 }
 
 // hasKeys reports whether the configuration says where the keys of the issuer are.
-func (c *IssuerConfig) hasKeys(path string, found *findings) bool {
+func (c *Issuer) hasKeys(path string, found *findings) bool {
 	return c.JWKSURL != "" || found.given(join(path, "jwks_url")) || found.given(join(path, "jwks_file"))
 }
 
 // checkTokenFile: a token is sent to a URL that the configuration names, encrypted.
-func checkTokenFile(c *IssuerConfig, path string, found *findings) {
+func checkTokenFile(c *Issuer, path string, found *findings) {
 	jwksURL, file := join(path, "jwks_url"), join(path, "jwks_token_file")
 	switch {
 	case c.JWKSTokenFile == "":
@@ -176,7 +176,7 @@ func checkTokenFile(c *IssuerConfig, path string, found *findings) {
 	}
 }
 
-func checkIntrospection(c *Config, issuer *IssuerConfig, entry string, found *findings) {
+func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings) {
 	i, path := issuer.Introspection, join(entry, "introspection")
 	named := join(path, "client")
 	client, known := c.Clients[i.Client]
@@ -216,7 +216,7 @@ func checkIdentifier(path, identifier string, found *findings) {
 }
 
 // undiscoverable says why the metadata of an issuer cannot be fetched.
-func undiscoverable(c *IssuerConfig) error {
+func undiscoverable(c *Issuer) error {
 	if c.Issuer == "" {
 		return nil // reported elsewhere
 	}

@@ -1,4 +1,4 @@
-package app
+package config
 
 import (
 	"strings"
@@ -9,7 +9,7 @@ import (
 
 // checkAuth looks for keys that say contrary things of how a client proves its
 // identity. What the preset says is not held against the file.
-func checkAuth(c *ClientConfig, path string, found *findings) {
+func checkAuth(c *Client, path string, found *findings) {
 	auth := idp.AuthMethod(c.Auth)
 	checkSecret(c, path, found)
 	checkRawBasic(c, join(path, "raw_basic"), found)
@@ -24,7 +24,7 @@ func checkAuth(c *ClientConfig, path string, found *findings) {
 }
 
 // checkCertificate: a client certificate is for auth by certificate, and needs its key.
-func checkCertificate(c *ClientConfig, path string, found *findings) {
+func checkCertificate(c *Client, path string, found *findings) {
 	mutual, in := idp.AuthMethod(c.Auth).Mutual(), join(path, "tls")
 	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, found)
 	if c.TLS == nil {
@@ -55,7 +55,7 @@ func only(applies bool, path, key, with string, found *findings) {
 	}
 }
 
-func checkSecret(c *ClientConfig, path string, found *findings) {
+func checkSecret(c *Client, path string, found *findings) {
 	at, needed := join(path, "secret"), idp.NeedsSecret(idp.AuthMethod(c.Auth), c.GrantType)
 	switch {
 	case needed && !found.given(at):
@@ -65,7 +65,7 @@ func checkSecret(c *ClientConfig, path string, found *findings) {
 	}
 }
 
-func checkRawBasic(c *ClientConfig, path string, found *findings) {
+func checkRawBasic(c *Client, path string, found *findings) {
 	switch {
 	case c.RawBasic && c.Auth != string(idp.SecretBasic):
 		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
@@ -75,7 +75,7 @@ func checkRawBasic(c *ClientConfig, path string, found *findings) {
 	}
 }
 
-func checkAssertions(c *ClientConfig, path string, found *findings) {
+func checkAssertions(c *Client, path string, found *findings) {
 	auth, in := idp.AuthMethod(c.Auth), join(path, "assertion")
 	key := idp.NeedsKey(auth, c.GrantType)
 	for _, name := range []string{"audience", "algorithm", "typ"} {
@@ -92,7 +92,7 @@ func checkAssertions(c *ClientConfig, path string, found *findings) {
 	checkAssertionAudience(c, join(in, "audience"), found)
 }
 
-func checkAssertionFile(c *ClientConfig, path string, found *findings) {
+func checkAssertionFile(c *Client, path string, found *findings) {
 	auth, in := idp.AuthMethod(c.Auth), join(path, "assertion")
 	only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt", found)
 	file := join(in, "file")
@@ -104,7 +104,7 @@ func checkAssertionFile(c *ClientConfig, path string, found *findings) {
 	}
 }
 
-func checkAssertionAlgorithm(c *ClientConfig, path string, key bool, found *findings) {
+func checkAssertionAlgorithm(c *Client, path string, key bool, found *findings) {
 	switch symmetric := c.Assertion.Algorithm == jose.HS256; {
 	case !found.given(path) || c.Assertion.Algorithm == "":
 	case c.Auth == string(idp.SecretJWT) && !symmetric:
@@ -114,7 +114,7 @@ func checkAssertionAlgorithm(c *ClientConfig, path string, key bool, found *find
 	}
 }
 
-func checkAssertionAudience(c *ClientConfig, path string, found *findings) {
+func checkAssertionAudience(c *Client, path string, found *findings) {
 	switch audience := c.Assertion.Audience; {
 	case !found.given(path) || audience == "":
 	case audience == idp.AudienceIssuer && c.Issuer == "":
