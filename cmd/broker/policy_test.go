@@ -34,7 +34,7 @@ roles: {orders: {get: [{client: orders}]}}
 		return out.String(), err
 	}
 	out, err := explain(file, "checkout")
-	if err != nil || !strings.HasPrefix(out, "caller checkout, recognised by the SPIFFE ID") || !strings.HasSuffix(out, "\nand nothing else.\n") {
+	if err != nil || !strings.HasPrefix(out, "caller checkout, identified by the SPIFFE ID") || !strings.HasSuffix(out, "\nand nothing else.\n") {
 		t.Errorf("%q, %v", out, err)
 	}
 	if out, err := explain(file, "nobody"); err == nil || out != "" || !strings.Contains(err.Error(), `no caller "nobody"`) || !strings.Contains(err.Error(), "checkout") {
