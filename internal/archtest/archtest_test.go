@@ -20,7 +20,7 @@ var levels = [][]string{
 	{"internal/apierror", "internal/redact", "internal/escape", "internal/tracing", "internal/harden", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
-	{"internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
+	{"internal/backoff", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
 	{"internal/broker"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},

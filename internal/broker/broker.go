@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -158,8 +159,8 @@ type client struct {
 	subscriptions []*store.Subscription // tell of purges, and of other secrets
 	fares         fares
 
-	// trouble that is not about one question nor about one secret: throttling.
-	trouble troublePlace
+	// failure is a failure that concerns all requests of the client: throttling.
+	failure backoff.Slot
 	// epoch and fence are the highest that were seen.
 	epoch, fence atomic.Uint64
 	// changed is fired when the tokens were purged.

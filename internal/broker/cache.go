@@ -8,21 +8,22 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
 // entry is the place of one token: what to ask the IdP for, the token that it
-// last gave, and the trouble that came since. Readers of a token take no lock.
+// last gave, and the failure since. Readers of a token take no lock.
 type entry struct {
 	client *client
 	ask    idp.Request
 	name   string // in the store
 
 	token atomic.Pointer[token.Token]
-	// trouble is the last failure; none after a success.
-	trouble troublePlace
+	// failure is the last one; none after a success.
+	failure backoff.Slot
 	// flight is the fetch under way. It is stored under mu and read anywhere.
 	flight atomic.Pointer[flight]
 	// quietUntil (Unix nanoseconds) is when a refresh is tried again that had to
@@ -64,74 +65,15 @@ type flight struct {
 	err    *apierror.Error
 }
 
-// trouble is a failure that is answered again until it is time for another try.
-type trouble struct {
-	err   *apierror.Error
-	until time.Time
-	// tries counts the failures of this class in a row.
-	tries int
-	class idp.Class
-	// at is when this replica got to know of it.
-	at time.Time
-	// fence of the fetch that failed: the higher is the newer.
-	fence uint64
-	// doubted is the version of the secret that may be the reason, and the failure
-	// counts only while that version is current. Empty: the secret is not the reason.
-	doubted string
-}
-
-// troublePlace holds the newest trouble. The zero value holds none.
-type troublePlace struct{ atomic.Pointer[trouble] }
-
-// raise puts a trouble in place unless one stands there that is as new.
-func (p *troublePlace) raise(next *trouble) {
-	for {
-		standing := p.Load()
-		if standing != nil && standing.fence >= next.fence || p.CompareAndSwap(standing, next) {
-			return
-		}
-	}
-}
-
-// set puts in place what happened here, unless something newer is known.
-func (p *troublePlace) set(next *trouble) {
-	for {
-		standing := p.Load()
-		if standing != nil && standing.fence > next.fence || p.CompareAndSwap(standing, next) {
-			return
-		}
-	}
-}
-
-// lift ends a trouble that is older than a success.
-func (p *troublePlace) lift(fence uint64) {
-	if standing := p.Load(); standing != nil && standing.fence < fence {
-		p.CompareAndSwap(standing, nil)
-	}
-}
-
-func (t *trouble) active(now time.Time) bool { return t != nil && now.Before(t.until) }
-
-// told is the trouble as an error at a later time.
-func (t *trouble) told(now time.Time) *apierror.Error { return t.err.WithRetryAfter(t.until.Sub(now)) }
-
-// triesBefore is how often the same thing went wrong before.
-func (t *trouble) triesBefore(class idp.Class) int {
-	if t == nil || t.class != class {
-		return 0
-	}
-	return t.tries
-}
-
-// troubleNow returns the failure that keeps the entry from asking the IdP, or
-// nil. The client's trouble stops all of its entries, and so does the refusal of
+// activeFailure returns the failure that keeps the entry from asking the IdP, or
+// nil. The client's failure stops all of its entries, and so does the refusal of
 // all of its secrets.
-func (e *entry) troubleNow(now time.Time) *trouble {
-	if t := e.client.trouble.Load(); t.active(now) {
+func (e *entry) activeFailure(now time.Time) *backoff.Failure {
+	if t := e.client.failure.Load(); t.Active(now) {
 		return t
 	}
 	u := e.client.secrets.now()
-	if t := e.trouble.Load(); t.active(now) && (t.doubted == "" || u.current == nil || u.current.ID == t.doubted) {
+	if t := e.failure.Load(); t.Active(now) && (t.Doubted == "" || u.current == nil || u.current.ID == t.Doubted) {
 		return t
 	}
 	return u.refusal(now)
@@ -140,7 +82,7 @@ func (e *entry) troubleNow(now time.Time) *trouble {
 // failing reports whether the last attempt to get a token failed, whether or
 // not it is time for another.
 func (e *entry) failing() bool {
-	return e.trouble.Load() != nil || e.client.trouble.Load() != nil || e.client.secrets.now().failing()
+	return e.failure.Load() != nil || e.client.failure.Load() != nil || e.client.secrets.now().failing()
 }
 
 // shards keeps the entries of questions other than the clients' own, spread over

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -43,7 +44,7 @@ type served struct {
 // obtained notes a token that the IdP has given, to whichever replica.
 func (c *client) obtained(e *entry, tok *token.Token) {
 	if v := c.secrets.now().named(tok.SecretVersion); v != nil {
-		v.refused.lift(tok.Fence)
+		v.refused.Succeeded(tok.Fence)
 		atLeast(&v.usedAt, tok.MintedAt.UnixNano())
 	}
 	for {
@@ -186,19 +187,19 @@ func (c *client) status(now time.Time) ClientStatus {
 	if f := c.fares.failed.Load(); f != nil {
 		s.LastFailure, s.LastError, s.Resolved = f.at, f.message, c.unresolved() == nil
 	}
-	if t := c.entry.troubleNow(now); t != nil {
-		s.BackoffUntil = t.until
+	if t := c.entry.activeFailure(now); t != nil {
+		s.BackoffUntil = t.Until
 	}
 	return s
 }
 
 func (c *client) state(u *usable, now time.Time) ClientState {
-	throttled := func(t *trouble) bool { return t.active(now) && t.class == idp.Throttled }
+	throttled := func(t *backoff.Failure) bool { return t.Active(now) && t.Class == idp.Throttled }
 	failure := c.unresolved()
 	switch {
 	case c.secretless() != nil:
 		return ClientNoSecret
-	case throttled(c.trouble.Load()):
+	case throttled(c.failure.Load()):
 		return ClientThrottled
 	case c.recovered(u):
 		return ClientOK
@@ -257,7 +258,7 @@ func (u *usable) describe(id string) SecretVersion {
 		told.LastSuccess = time.Unix(0, at)
 	}
 	if t := v.refused.Load(); t != nil {
-		told.RefusedAt = t.at
+		told.RefusedAt = t.At
 	}
 	return told
 }

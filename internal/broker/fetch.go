@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -62,8 +63,8 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 		f.token, f.origin = tok, OriginShared
 		return true
 	}
-	if t := e.troubleNow(now); t != nil {
-		f.err = t.told(now)
+	if t := e.activeFailure(now); t != nil {
+		f.err = t.ErrorAt(now)
 		return true
 	}
 	f.err = e.client.secretless()
@@ -198,7 +199,7 @@ const (
 // more often for that: its clock may be wrong.
 func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
 	b.ending++
-	return b.ending <= maxEnding && e.trouble.Load() == nil && sleep(ctx, nil, endingPause)
+	return b.ending <= maxEnding && e.failure.Load() == nil && sleep(ctx, nil, endingPause)
 }
 
 // doubt notes an attempt that was refused perhaps because of its secret.
@@ -213,8 +214,8 @@ func (b *earlier) doubt(a attempt) {
 // hasAnother reports whether another secret is to be tried after a doubted one: once
 // for all failures in a row.
 func (e *entry) hasAnother(before *earlier) bool {
-	series := e.trouble.Load()
-	return (series == nil || series.doubted != before.doubted.with.ID) && e.client.secrets.now().next(time.Now(), before.refused) != nil
+	series := e.failure.Load()
+	return (series == nil || series.Doubted != before.doubted.with.ID) && e.client.secrets.now().next(time.Now(), before.refused) != nil
 }
 
 // doubts reports whether an attempt was refused in words that may mean the secret. A
@@ -257,7 +258,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		b.tell(ctx, lease)
 	default:
 		t, puts := b.failed(e, got, probing)
-		f.err = t.told(time.Now())
+		f.err = t.ErrorAt(time.Now())
 		b.tell(ctx, lease, puts...)
 	}
 }
@@ -282,9 +283,9 @@ type attempt struct {
 	with  *version
 	fence uint64
 	begun time.Time
-	// The troubles that stood when it began: its success ends them and no others,
+	// The failures that were remembered when it began: its success ends them and no others,
 	// for a throttling that came meanwhile is to be obeyed.
-	entryTrouble, clientTrouble, refusal *trouble
+	entryFailure, clientFailure, refusal *backoff.Failure
 
 	token *token.Token
 	err   error
@@ -302,7 +303,7 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) a
 	epoch := c.epoch.Load()
 	made := attempt{
 		with: v, fence: fence, begun: time.Now(),
-		entryTrouble: e.trouble.Load(), clientTrouble: c.trouble.Load(), refusal: v.refused.Load(),
+		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(), refusal: v.refused.Load(),
 	}
 	ask, held := e.ask, e.token.Load()
 	ask.Once = e.usable(held, made.begun, 0)
@@ -326,11 +327,11 @@ func (a attempt) success(e *entry) []store.Put {
 		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.fence, Value: value, TTL: ttl})
 	}
 	puts = append(puts, store.Put{Key: keys.proof, Number: a.fence, Value: []byte(a.with.ID), TTL: proofKept})
-	for key, stood := range map[string]*trouble{
-		e.troubleKey(): a.entryTrouble, keys.trouble: a.clientTrouble, a.with.key: a.refusal,
+	for key, stood := range map[string]*backoff.Failure{
+		e.failureKey(): a.entryFailure, keys.failure: a.clientFailure, a.with.key: a.refusal,
 	} {
 		if stood != nil {
-			puts = append(puts, over(key, a.fence))
+			puts = append(puts, backoff.EndPut(key, a.fence, FlightTimeout))
 		}
 	}
 	return append(puts, e.client.resolvedBy(a.fence)...)
@@ -340,9 +341,9 @@ func (a attempt) success(e *entry) []store.Put {
 func (b *Broker) fetched(e *entry, a attempt) {
 	c := e.client
 	c.prove(a.with.ID, time.Now().Add(proofLasts), a.fence)
-	e.trouble.CompareAndSwap(a.entryTrouble, nil)
-	e.trouble.lift(a.fence)
-	c.trouble.CompareAndSwap(a.clientTrouble, nil)
+	e.failure.CompareAndSwap(a.entryFailure, nil)
+	e.failure.Succeeded(a.fence)
+	c.failure.CompareAndSwap(a.clientFailure, nil)
 	a.with.refused.CompareAndSwap(a.refusal, nil)
 	e.publish(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
 	c.obtained(e, a.token)
@@ -374,41 +375,41 @@ func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 		return
 	}
 	e.publish(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
-	e.trouble.lift(tok.Fence)
-	e.client.trouble.lift(tok.Fence)
+	e.failure.Succeeded(tok.Fence)
+	e.client.failure.Succeeded(tok.Fence)
 	e.client.obtained(e, tok)
 }
 
 // failed remembers a failure that is not the secret's for as long as its class
 // deserves, and returns what the fleet is to be told of it.
-func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Put) {
+func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []store.Put) {
 	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
-	next := &trouble{class: class, err: refused(c.name, a.with.ID, a.err), at: now, fence: a.fence}
+	next := &backoff.Failure{Class: class, Err: refused(c.name, a.with.ID, a.err), At: now, Fence: a.fence}
 	if a.doubted {
-		next.doubted = a.with.ID
+		next.Doubted = a.with.ID
 	}
-	place, key := &e.trouble, e.troubleKey()
+	place, key := &e.failure, e.failureKey()
 	var puts []store.Put
 	switch {
 	case class == idp.Throttled:
-		place, key = &c.trouble, c.keys.trouble
+		place, key = &c.failure, c.keys.failure
 		c.prove(noProof, now, a.fence)
 		puts = append(puts, noProofPut(c, a.fence))
 	case class == idp.Transient && probing:
 		// Those who waited for the probe must not all try in turn.
-		pause := &trouble{class: class, err: next.err, at: now, fence: a.fence, until: now.Add(probePause)}
-		c.trouble.set(pause)
-		puts = append(puts, pause.put(c.keys.trouble, a.fence, now))
+		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.fence, Until: now.Add(probePause)}
+		c.failure.Record(pause)
+		puts = append(puts, pause.Put(c.keys.failure, a.fence, now))
 	}
-	next.tries = place.Load().triesBefore(class) + 1
-	wait := backoff(a.err, next.tries, e.token.Load(), now)
-	next.until = now.Add(wait)
-	place.set(next)
+	next.Tries = place.Load().TriesBefore(class) + 1
+	wait := backoff.Delay(a.err, next.Tries, e.token.Load(), now)
+	next.Until = now.Add(wait)
+	place.Record(next)
 	puts = append(puts, c.failedAs(next, a.with.ID))
 	b.log.Warn("no token from the IdP", "client", c.name, "audience", e.ask.Audience,
 		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", a.err,
-		"secret_version", a.with.ID, "tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
-	return next, append(puts, next.put(key, a.fence, now))
+		"secret_version", a.with.ID, "tries", next.Tries, "next_try_in", wait.Round(time.Millisecond))
+	return next, append(puts, next.Put(key, a.fence, now))
 }
 
 // refusedSecret remembers that the IdP refused a secret, for as long as it is not
@@ -417,20 +418,20 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*trouble, []store.Pu
 func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	c, v, now := e.client, a.with, time.Now()
 	standing := v.refused.Load()
-	if standing != nil && standing.at.After(a.begun) {
+	if standing != nil && standing.At.After(a.begun) {
 		return nil
 	}
 	u := c.secrets.now()
-	next := &trouble{
-		class: idp.CredentialRefused, err: refused(c.name, v.ID, a.err), at: now, fence: a.fence,
-		tries: standing.triesBefore(idp.CredentialRefused) + 1,
+	next := &backoff.Failure{
+		Class: idp.CredentialRefused, Err: refused(c.name, v.ID, a.err), At: now, Fence: a.fence,
+		Tries: standing.TriesBefore(idp.CredentialRefused) + 1,
 	}
-	wait := secretBackoff(next.tries, v == u.current && u.rotating(now))
-	next.until = now.Add(wait)
-	v.refused.set(next)
+	wait := backoff.SecretDelay(next.Tries, v == u.current && u.rotating(now))
+	next.Until = now.Add(wait)
+	v.refused.Record(next)
 	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
-		"tries", next.tries, "next_try_in", wait.Round(time.Millisecond))
-	puts := []store.Put{next.put(v.key, a.fence, now), c.failedAs(next, a.with.ID)}
+		"tries", next.Tries, "next_try_in", wait.Round(time.Millisecond))
+	puts := []store.Put{next.Put(v.key, a.fence, now), c.failedAs(next, a.with.ID)}
 	switch {
 	case v == u.current && u.pending != nil:
 		// The IdP may have changed to what was staged for that.
@@ -438,7 +439,7 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	case v != u.current && u.current != nil && u.next(now, nil) == nil:
 		// Nothing is left to go on with: there is to be another try before the token ends.
 		if tok := e.token.Load(); e.usable(tok, now, 0) {
-			puts = append(puts, u.current.hasten(now.Add(max(leastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
+			puts = append(puts, u.current.hasten(now.Add(max(backoff.LeastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
 		}
 	}
 	if c.unprove(v.ID, a.fence) {
@@ -450,26 +451,13 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 // hasten lets a refused version be tried earlier than it would be.
 func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
 	standing := v.refused.Load()
-	if !standing.active(at) {
+	if !standing.Active(at) {
 		return nil
 	}
 	next := *standing
-	next.until, next.fence = at, fence
-	v.refused.set(&next)
-	return []store.Put{next.put(v.key, fence, now)}
-}
-
-// leastPause is how far apart two tries with a refused secret are at least.
-const leastPause = 5 * time.Second
-
-// secretBackoff is how long a secret is not sent again after the n-th refusal in a
-// row. While a rotation is under way the IdP is likely to take it soon.
-func secretBackoff(n int, rotating bool) time.Duration {
-	steps := []time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute}
-	if rotating {
-		steps = append([]time.Duration{leastPause, 15 * time.Second, 45 * time.Second}, steps[1:]...)
-	}
-	return steps[min(n, len(steps))-1]
+	next.Until, next.Fence = at, fence
+	v.refused.Record(&next)
+	return []store.Put{next.Put(v.key, fence, now)}
 }
 
 // ShuttingDown is the error for those whom this replica can serve no longer.
@@ -497,42 +485,4 @@ func (b *Broker) outOfTime(e *entry) *apierror.Error {
 func (b *Broker) crashed(e *entry, cause any) *apierror.Error {
 	b.log.Error("a fetch crashed", "client", e.client.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
 	return apierror.Fault(nil)
-}
-
-// backoff is how long the IdP is not asked again after the n-th failure of a
-// kind in a row.
-func backoff(err error, n int, tok *token.Token, now time.Time) time.Duration {
-	step := func(steps ...time.Duration) time.Duration { return steps[min(n, len(steps))-1] }
-	refusal, ok := errors.AsType[*idp.Error](err)
-	if !ok {
-		return transientBackoff(n, tok, now)
-	}
-	switch refusal.Class {
-	case idp.Throttled:
-		return refusal.RetryAfter
-	case idp.RequestRefused:
-		return step(time.Minute, 5*time.Minute)
-	case idp.Misconfigured:
-		return time.Minute
-	default:
-		return transientBackoff(n, tok, now)
-	}
-}
-
-// transientBackoff doubles from 1 s to 30 s, spread by half either way. While a
-// token is held it leaves room for a few more tries before the token ends.
-func transientBackoff(n int, tok *token.Token, now time.Time) time.Duration {
-	const (
-		most       = 30 * time.Second
-		minBackoff = 500 * time.Millisecond
-	)
-	wait := most
-	if n <= 5 {
-		wait = time.Second << (n - 1)
-	}
-	wait = time.Duration(float64(wait) * (0.5 + mathrand.Float64()))
-	if tok != nil && tok.Usable(now, 0) {
-		wait = min(wait, tok.UsableUntil.Sub(now)/4)
-	}
-	return max(wait, minBackoff)
 }

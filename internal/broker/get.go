@@ -254,7 +254,7 @@ func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Ans
 		return held(tok, now, false), true
 	}
 	degraded := e.failing()
-	if e.flight.Load() == nil && e.troubleNow(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
+	if e.flight.Load() == nil && e.activeFailure(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
 		b.refresh(ctx, e, tok)
 	}
 	return held(tok, now, degraded), true
@@ -330,8 +330,8 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 	if err := e.unattainable(tok, ask, now); err != nil {
 		return nil, Answer{}, err
 	}
-	if t := e.troubleNow(now); t != nil {
-		answer, err := e.instead(ask, now, t.told(now))
+	if t := e.activeFailure(now); t != nil {
+		answer, err := e.instead(ask, now, t.ErrorAt(now))
 		return nil, answer, err
 	}
 	f := &flight{old: tok, forced: e.usable(tok, now, 0)}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -26,7 +27,7 @@ type lastFailure struct {
 }
 
 type storedFailure struct {
-	Form     int       `json:"v"` // storedTroubleForm, which numbers the classes
+	Form     int       `json:"v"` // backoff.Form, which numbers the classes
 	Class    idp.Class `json:"class"`
 	Version  string    `json:"version"`
 	Message  string    `json:"message"`
@@ -35,7 +36,7 @@ type storedFailure struct {
 }
 
 func (f *lastFailure) put(key string) store.Put {
-	value, err := json.Marshal(storedFailure{storedTroubleForm, f.class, f.version, f.message, f.at, f.resolved})
+	value, err := json.Marshal(storedFailure{backoff.Form, f.class, f.version, f.message, f.at, f.resolved})
 	if err != nil {
 		panic("broker: strings and times that JSON cannot hold")
 	}
@@ -44,10 +45,10 @@ func (f *lastFailure) put(key string) store.Put {
 
 // failedAs remembers a failure with a version of the secret, and returns it for the
 // other replicas.
-func (c *client) failedAs(t *trouble, version string) store.Put {
-	f := &lastFailure{class: t.class, version: version, message: t.err.Message, at: t.at, fence: t.fence}
+func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
+	f := &lastFailure{class: t.Class, version: version, message: t.Err.Message, at: t.At, fence: t.Fence}
 	c.adoptFailure(f)
-	return f.put(c.keys.failed)
+	return f.put(c.keys.lastFailure)
 }
 
 // resolvedBy notes that a fetch succeeded after the last failure. It returns what the
@@ -60,13 +61,13 @@ func (c *client) resolvedBy(fence uint64) []store.Put {
 	resolved := *f
 	resolved.fence, resolved.resolved = fence, true
 	c.adoptFailure(&resolved)
-	return []store.Put{resolved.put(c.keys.failed)}
+	return []store.Put{resolved.put(c.keys.lastFailure)}
 }
 
 // sawFailure adopts the last failure that the store has.
 func (c *client) sawFailure(found store.Entry) {
 	var s storedFailure
-	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
+	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != backoff.Form {
 		return
 	}
 	c.adoptFailure(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
@@ -109,11 +110,11 @@ func (c *client) recovered(u *usable) bool {
 	if f == nil || !f.resolved {
 		return false
 	}
-	remembered := []*trouble{c.entry.trouble.Load(), c.trouble.Load()}
+	remembered := []*backoff.Failure{c.entry.failure.Load(), c.failure.Load()}
 	for _, v := range u.all() {
 		remembered = append(remembered, v.refused.Load())
 	}
-	return !slices.ContainsFunc(remembered, func(t *trouble) bool { return t != nil && t.fence >= f.fence })
+	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.fence })
 }
 
 // lookAtFailures reads the last failures of clients. Without the store, this replica
@@ -124,7 +125,7 @@ func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	for some := range slices.Chunk(clients, store.MaxKeys) {
 		keys := make([]string, len(some))
 		for i, c := range some {
-			keys[i] = c.keys.failed
+			keys[i] = c.keys.lastFailure
 		}
 		found, err := b.store.Get(ctx, keys...)
 		for i, c := range some {

@@ -145,7 +145,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}
 		backoff := 0.0
-		if client.trouble.Load().active(now) || client.secrets.now().refusal(now) != nil {
+		if client.failure.Load().Active(now) || client.secrets.now().refusal(now) != nil {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)

@@ -47,30 +47,30 @@ func (n names) name(kind string, parts ...[]byte) string {
 // are configured differently for a while do not take each other's failures for
 // their own.
 type clientKeys struct {
-	tag     string
-	config  string // a name of the configuration
-	epoch   string // counter: a purge raises it
-	fences  string // counter: numbers the client's leases
-	secrets string // the history of its secrets
-	trouble string // throttling
-	proof   string // the secret version that was the last to obtain a token
-	probe   string // lease: who tries an unproven secret
-	failed  string // the last failure, for operators
+	tag         string
+	config      string // a name of the configuration
+	epoch       string // counter: a purge raises it
+	fences      string // counter: numbers the client's leases
+	secrets     string // the history of its secrets
+	failure     string // throttling
+	proof       string // the secret version that was the last to obtain a token
+	probe       string // lease: who tries an unproven secret
+	lastFailure string // the last failure, for operators
 }
 
 func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 	tag := "{" + n.name("client", []byte(name)) + "}"
 	config := n.name("config", fingerprint[:])
 	return clientKeys{
-		tag:     tag,
-		config:  config,
-		epoch:   tag + "epoch",
-		fences:  tag + "fences",
-		secrets: tag + "secrets",
-		trouble: tag + config + ":trouble",
-		proof:   tag + config + ":proved",
-		probe:   tag + config + ":probe",
-		failed:  tag + config + ":failed",
+		tag:         tag,
+		config:      config,
+		epoch:       tag + "epoch",
+		fences:      tag + "fences",
+		secrets:     tag + "secrets",
+		failure:     tag + config + ":trouble",
+		proof:       tag + config + ":proved",
+		probe:       tag + config + ":probe",
+		lastFailure: tag + config + ":failed",
 	}
 }
 
@@ -82,7 +82,7 @@ func (k clientKeys) purge(request string) string { return k.tag + "purge:" + req
 
 // The keys of one question.
 func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":token" }
-func (e *entry) troubleKey() string { return e.client.keys.tag + e.name + ":trouble" }
+func (e *entry) failureKey() string { return e.client.keys.tag + e.name + ":trouble" }
 func (e *entry) leaseKey() string   { return e.client.keys.tag + e.name + ":lease" }
 func (e *entry) forcedKey() string  { return e.client.keys.tag + e.name + ":forced" }
 

@@ -82,8 +82,8 @@ func unconfirmedWait(n uint64) time.Duration {
 
 // choose returns the secret to try next, or why there is none.
 func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Error) {
-	if t := e.troubleNow(now); t != nil {
-		return nil, t.told(now)
+	if t := e.activeFailure(now); t != nil {
+		return nil, t.ErrorAt(now)
 	}
 	u := e.client.secrets.now()
 	if v := u.next(now, tried); v != nil {
@@ -91,7 +91,7 @@ func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Err
 	}
 	for _, v := range tried {
 		if t := v.refused.Load(); t != nil {
-			return nil, t.told(now)
+			return nil, t.ErrorAt(now)
 		}
 	}
 	if len(tried) > 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -16,7 +17,7 @@ import (
 // prove obtains a token with a version that is not in force, past what is held:
 // once for the fleet, while all else goes on with what is in force. The token is a
 // good one, and takes the place of the one that is held. A failure is nobody's
-// trouble but the version's, unless the IdP throttles.
+// failure but the version's, unless the IdP throttles.
 func (b *Broker) prove(ctx context.Context, c *client, v *version) *apierror.Error {
 	e := c.provingEntry()
 	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.now().named(v.ID) == nil || c.provenNow(v.ID) })
@@ -42,15 +43,15 @@ func (b *Broker) prove(ctx context.Context, c *client, v *version) *apierror.Err
 
 // mayProve says why a version must not be tried now.
 func (c *client) mayProve(v *version, now time.Time) *apierror.Error {
-	if t := c.trouble.Load(); t.active(now) {
-		return t.told(now)
+	if t := c.failure.Load(); t.Active(now) {
+		return t.ErrorAt(now)
 	}
 	t := v.refused.Load()
 	if t == nil {
 		return nil
 	}
-	if wait := t.at.Add(leastPause).Sub(now); wait > 0 {
-		return t.err.WithRetryAfter(wait)
+	if wait := t.At.Add(backoff.LeastPause).Sub(now); wait > 0 {
+		return t.Err.WithRetryAfter(wait)
 	}
 	return nil
 }
@@ -143,7 +144,7 @@ func (b *Broker) tryWanted(c *client) {
 
 func (c *client) wanted(now time.Time) *version {
 	v := c.secrets.now().pending
-	if c.secrets.source == nil || v == nil || v.unfit != nil || v.refused.Load().active(now) {
+	if c.secrets.source == nil || v == nil || v.unfit != nil || v.refused.Load().Active(now) {
 		return nil
 	}
 	return v

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -21,8 +22,8 @@ const introspectionRest = time.Minute
 // The token endpoint judges the version apart: a client that may not obtain tokens
 // may still ask about them, and the other way round.
 type introspected struct {
-	accepted atomic.Bool             // the endpoint has taken it, and not refused it since
-	refusal  atomic.Pointer[trouble] // the last refusal; nil after a success
+	accepted atomic.Bool                     // the endpoint has taken it, and not refused it since
+	refusal  atomic.Pointer[backoff.Failure] // the last refusal; nil after a success
 }
 
 // SecretForIntrospection returns the secret with which the client asks its IdP about
@@ -43,12 +44,12 @@ func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secre
 	if len(fit) == 0 {
 		return secret.Version{}, c.noSecret(u)
 	}
-	usable := slices.DeleteFunc(slices.Clone(fit), func(v *version) bool { return v.introspected.refusal.Load().active(now) })
+	usable := slices.DeleteFunc(slices.Clone(fit), func(v *version) bool { return v.introspected.refusal.Load().Active(now) })
 	if len(usable) == 0 {
-		return secret.Version{}, fit[0].introspected.refusal.Load().told(now)
+		return secret.Version{}, fit[0].introspected.refusal.Load().ErrorAt(now)
 	}
 	for _, v := range usable {
-		if v.introspected.accepted.Load() || !v.refused.Load().active(now) {
+		if v.introspected.accepted.Load() || !v.refused.Load().Active(now) {
 			return v.Version, nil
 		}
 	}
@@ -76,7 +77,7 @@ func (b *Broker) Introspected(name, version string, err error) {
 	}
 	now := time.Now()
 	v.introspected.accepted.Store(false)
-	v.introspected.refusal.Store(&trouble{
-		class: idp.CredentialRefused, err: refused(name, version, err), at: now, until: now.Add(introspectionRest),
+	v.introspected.refusal.Store(&backoff.Failure{
+		Class: idp.CredentialRefused, Err: refused(name, version, err), At: now, Until: now.Add(introspectionRest),
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -24,7 +25,7 @@ type version struct {
 	// unfit says why the value cannot be a secret of the client at all.
 	unfit error
 	// refused is the last refusal; none after a success.
-	refused troublePlace
+	refused backoff.Slot
 	// introspected is how the version fares where the IdP is asked about tokens.
 	introspected introspected
 	// usedAt is when a token was last obtained with it, in Unix nanoseconds, as far
@@ -279,23 +280,23 @@ func (u *usable) next(now time.Time, tried []*version) *version {
 	for _, v := range [...]*version{u.current, u.previous, u.pending} {
 		switch {
 		case v == nil, v.unfit != nil, slices.Contains(tried, v):
-		case !v.refused.Load().active(now):
+		case !v.refused.Load().Active(now):
 			return v
 		}
 	}
 	return nil
 }
 
-// refusal is the trouble of a client whose versions are all refused: that of the
+// refusal is the failure of a client whose versions the IdP refuses: that of the
 // current one, until the first of them may be tried again. nil: there is one to
 // try, or none at all.
-func (u *usable) refusal(now time.Time) *trouble {
+func (u *usable) refusal(now time.Time) *backoff.Failure {
 	if u.next(now, nil) != nil {
 		return nil
 	}
-	var first *trouble
+	var first *backoff.Failure
 	for _, v := range u.all() {
-		if t := v.refused.Load(); t.active(now) && (first == nil || t.until.Before(first.until)) {
+		if t := v.refused.Load(); t.Active(now) && (first == nil || t.Until.Before(first.Until)) {
 			first = t
 		}
 	}
@@ -304,7 +305,7 @@ func (u *usable) refusal(now time.Time) *trouble {
 	}
 	if t := u.current.refused.Load(); t != nil && t != first {
 		told := *t
-		told.until = first.until
+		told.Until = first.Until
 		return &told
 	}
 	return first

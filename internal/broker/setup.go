@@ -9,7 +9,7 @@ import (
 
 // Apply replaces clients, issuers and policy as one: a call is answered by the
 // old ones or by the new, and a watch goes on by the new. A client that is the
-// same as before, to its IdP and Secret, keeps its tokens and its troubles; of
+// same as before, to its IdP and Secret, keeps its tokens and its failures; of
 // one that is configured anew the purges are remembered. On an error the old
 // ones stay.
 func (b *Broker) Apply(next Setup) error {

@@ -3,13 +3,10 @@ package broker
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	mathrand "math/rand/v2"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/apierror"
-	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
@@ -36,16 +33,6 @@ const (
 	// with the flight: a lease is released even at shutdown.
 	writeTimeout = time.Second
 
-	// troubleMemory is how long a trouble that is over is remembered for its
-	// number of tries.
-	troubleMemory = 15 * time.Minute
-	// grain is what a trouble may seem shorter by, because stores count whole
-	// milliseconds.
-	grain = 2 * time.Millisecond
-	// clockTolerance is how far the clocks of replicas may be apart for a trouble to
-	// last as long in all of them. A lifetime in the store that differs by more from
-	// the sealed one is not believed.
-	clockTolerance = 2 * time.Minute
 	// proofLasts is how long a secret is taken for good after it obtained a token,
 	// and proofKept how long the store remembers that it did. After proofLasts the
 	// secret may have been revoked, so only a few fetches go out with it until one
@@ -61,7 +48,7 @@ const (
 // is newer than what is known here.
 func (b *Broker) look(ctx context.Context, e *entry) error {
 	c := e.client
-	keys := []string{e.tokenKey(), e.troubleKey(), c.keys.trouble, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.failed}
+	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.lastFailure}
 	versions := c.secrets.now().all()
 	for _, v := range versions {
 		keys = append(keys, v.key)
@@ -77,14 +64,14 @@ func (b *Broker) look(ctx context.Context, e *entry) error {
 		b.sawHistory(c, found[5])
 	}
 	for i, v := range versions {
-		sawTrouble(&v.refused, found[7+i], answered)
+		v.refused.AdoptStored(found[7+i], answered)
 		c.sawFence(found[7+i].Number)
 	}
 	c.sawFailure(found[6])
 	c.sawProof(found[3], asked)
 	b.beginHistory(ctx, c)
-	sawTrouble(&c.trouble, found[2], answered)
-	sawTrouble(&e.trouble, found[1], answered)
+	c.failure.AdoptStored(found[2], answered)
+	e.failure.AdoptStored(found[1], answered)
 	for _, entry := range found[:4] {
 		c.sawFence(entry.Number)
 	}
@@ -124,7 +111,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		}
 	}
 	keys := e.client.keys
-	subscription := b.subscriptions.Subscribe(ring, lease, e.tokenKey(), e.troubleKey(), keys.trouble, keys.proof, keys.secrets)
+	subscription := b.subscriptions.Subscribe(ring, lease, e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets)
 	defer subscription.Close()
 	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
 	failures, pause := 0, pollFirst
@@ -227,80 +214,4 @@ func (b *Broker) write(ctx context.Context, change store.Change) (newest bool) {
 		}
 	}
 	return true
-}
-
-// storedTroubleForm changes with the meaning of what a storedTrouble holds.
-// Replicas ignore troubles of other forms.
-const storedTroubleForm = 1
-
-// storedTrouble is a trouble as replicas share it, or the end of one. An empty
-// value would not do for that: it is the one value that is not sealed.
-type storedTrouble struct {
-	Form     int               `json:"v"` // storedTroubleForm; Code and Class are numbers of this form
-	Code     apierror.Code     `json:"code"`
-	Reason   string            `json:"reason"`
-	Message  string            `json:"message"`
-	Metadata map[string]string `json:"metadata,omitempty"`
-	Class    idp.Class         `json:"class"`
-	Tries    int               `json:"tries"`
-	Doubted  string            `json:"doubted,omitempty"`
-	Over     bool              `json:"over,omitempty"` // all else means nothing
-}
-
-// put is the trouble for the store. What is left of its lifetime there beyond
-// troubleMemory is what is left of the trouble.
-func (t *trouble) put(key string, fence uint64, now time.Time) store.Put {
-	value := storedTrouble{
-		Form: storedTroubleForm,
-		Code: t.err.Code, Reason: t.err.Reason, Message: t.err.Message, Metadata: t.err.Metadata,
-		Class: t.class, Tries: t.tries, Doubted: t.doubted,
-	}
-	left := -grain // a trouble that has ended is not to stop callers of another replica for the grain
-	if t.until.After(now) {
-		left = t.until.Sub(now) + grain
-	}
-	return store.Put{Key: key, Number: fence, Value: value.bytes(), TTL: left + troubleMemory}
-}
-
-func (s storedTrouble) bytes() []byte {
-	data, err := json.Marshal(s)
-	if err != nil {
-		panic("broker: strings and numbers that JSON cannot hold")
-	}
-	return data
-}
-
-// over is the end of a trouble for the store. It stays for as long as somebody
-// might come with an older trouble.
-func over(key string, fence uint64) store.Put {
-	return store.Put{Key: key, Number: fence, Value: storedTrouble{Form: storedTroubleForm, Over: true}.bytes(), TTL: FlightTimeout}
-}
-
-// sawTrouble adopts a trouble, or the end of one, that is newer. Its end is counted
-// from when the store had answered, for it must not come too early: an IdP that
-// throttles is to be obeyed, also by a replica whose clock is ahead. That of a token
-// is counted from when the store was asked.
-func sawTrouble(place *troublePlace, found store.Entry, answered time.Time) {
-	var s storedTrouble
-	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != storedTroubleForm {
-		return
-	}
-	if s.Over {
-		place.lift(found.Number)
-		return
-	}
-	left := found.TTL - troubleMemory
-	if found.Excess <= clockTolerance {
-		left += found.Excess
-	}
-	place.raise(&trouble{
-		err:   &apierror.Error{Code: s.Code, Reason: s.Reason, Message: s.Message, Metadata: s.Metadata},
-		until: answered.Add(left),
-		tries: s.Tries,
-		class: s.Class,
-		at:    answered,
-		fence: found.Number,
-
-		doubted: s.Doubted,
-	})
 }

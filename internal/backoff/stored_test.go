@@ -1,4 +1,4 @@
-package broker
+package backoff
 
 import (
 	"testing"
@@ -16,23 +16,23 @@ func TestFailureThatHasEndedIsOverForEveryReplica(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				now := time.Now()
-				failure := trouble{err: &apierror.Error{Message: "refused"}, at: now, until: now.Add(left), tries: 1}
+				failure := Failure{Err: &apierror.Error{Message: "refused"}, At: now, Until: now.Add(left), Tries: 1}
 				shared := store.NewMemory(store.MemoryConfig{})
-				if _, err := shared.Apply(t.Context(), store.Change{Puts: []store.Put{failure.put("key", 1, now)}}); err != nil {
+				if _, err := shared.Apply(t.Context(), store.Change{Puts: []store.Put{failure.Put("key", 1, now)}}); err != nil {
 					t.Fatal(err)
 				}
 				found, err := shared.Get(t.Context(), "key")
 				if err != nil {
 					t.Fatal(err)
 				}
-				var place troublePlace
-				sawTrouble(&place, found[0], time.Now())
+				var place Slot
+				place.AdoptStored(found[0], time.Now())
 				adopted := place.Load()
-				if adopted == nil || adopted.tries != 1 {
+				if adopted == nil || adopted.Tries != 1 {
 					t.Fatalf("adopted %+v", adopted)
 				}
-				if adopted.active(time.Now()) != (left > 0) {
-					t.Errorf("a failure with %v left ends at %v in another replica, and now is %v", left, adopted.until, time.Now())
+				if adopted.Active(time.Now()) != (left > 0) {
+					t.Errorf("a failure with %v left ends at %v in another replica, and now is %v", left, adopted.Until, time.Now())
 				}
 			})
 		})

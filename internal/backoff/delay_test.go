@@ -1,4 +1,4 @@
-package broker
+package backoff
 
 import (
 	"testing"
@@ -19,7 +19,7 @@ func TestBackoffLeavesRoomForTriesBeforeAHeldTokenEnds(t *testing.T) {
 	} {
 		held := &token.Token{UsableUntil: now.Add(left), ExpiresAt: now.Add(left)}
 		for range 50 {
-			if pause := transientBackoff(9, held, now); pause < want.least || pause > want.most {
+			if pause := transientDelay(9, held, now); pause < want.least || pause > want.most {
 				t.Fatalf("a token with %v left: the pause is %v, not between %v and %v", left, pause, want.least, want.most)
 			}
 		}
