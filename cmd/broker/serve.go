@@ -13,7 +13,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/escape"
-	"github.com/cezzis/tokenbroker/internal/harden"
 )
 
 func newServe() *cobra.Command {
@@ -46,8 +45,8 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 			}
 			log := newLogger(os.Stderr, config.Log)
 			slog.SetDefault(log)
-			if err := harden.Memory(); err != nil {
-				log.Warn("the memory of this process is not protected as it should be", "error", err)
+			if err := protectMemory(); err != nil {
+				log.Warn("the memory of this process is not protected", "error", err)
 			}
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, syscall.SIGHUP)

@@ -1,4 +1,4 @@
-package harden_test
+package main
 
 import (
 	"os"
@@ -6,15 +6,13 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/cezzis/tokenbroker/internal/harden"
 )
 
-// The test runs in a process of its own, for what Memory does cannot be undone.
-func TestMemoryIsClosed(t *testing.T) {
+// The test runs in a process of its own, because protectMemory cannot be undone.
+func TestProtectMemory(t *testing.T) {
 	const own = "TOKENBROKER_TEST_HARDEN"
 	if os.Getenv(own) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestMemoryIsClosed$")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestProtectMemory$")
 		cmd.Env = append(os.Environ(), own+"=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
@@ -22,13 +20,13 @@ func TestMemoryIsClosed(t *testing.T) {
 		return
 	}
 	if before, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || before != 1 {
-		t.Errorf("a process is dumpable to begin with: %d, %v", before, err)
+		t.Errorf("the process is not dumpable at its start: %d, %v", before, err)
 	}
-	if err := harden.Memory(); err != nil {
+	if err := protectMemory(); err != nil {
 		t.Fatal(err)
 	}
 	if after, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || after != 0 {
-		t.Errorf("it is dumpable: %d, %v", after, err)
+		t.Errorf("it is still dumpable: %d, %v", after, err)
 	}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil || limit != (unix.Rlimit{}) {
