@@ -286,7 +286,7 @@ func (a *Authorities) chainsOfDomain(leaf *x509.Certificate, chains [][]*x509.Ce
 	return valid, nil
 }
 
-// list describes the authorities. Those of a trust domain have its ID as their name.
+// list describes the authorities. A trust domain's authorities have its ID as their name.
 func (a *Authorities) list() (all []Authority) {
 	if a == nil {
 		return nil

@@ -67,7 +67,7 @@ func (s *Server) SetDelay(d time.Duration) { s.change(func(b *behaviour) { b.del
 // aborts connections without a response, and RoundTripper refuses to connect.
 func (s *Server) SetDown(down bool) { s.change(func(b *behaviour) { b.down = down }) }
 
-// SetAnswer sets a function that handles requests to the token endpoint after the delay.
+// SetAnswer sets a function for requests to the token endpoint, which runs after the delay.
 // It returns true if it wrote a response, else the server handles the request as usual.
 // The form has been parsed. Nil removes the function.
 func (s *Server) SetAnswer(answer func(w http.ResponseWriter, r *http.Request) bool) {
@@ -121,7 +121,7 @@ func (s *Server) changeCredentials(clientID string, next func(before credentials
 	})
 }
 
-// credentials are those of a client. They are replaced and never modified.
+// credentials of a client. They are replaced and never modified.
 type credentials struct {
 	secrets []datedSecret
 	keys    []*jose.Key

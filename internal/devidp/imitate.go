@@ -22,7 +22,7 @@ type deviations struct {
 	types []string
 	// certificate requires assertions to name a certificate.
 	certificate bool
-	// check enforces requirements on requests beyond those of the RFCs.
+	// check enforces additional requirements on requests.
 	check func(f form) *oauthError
 	// adjust modifies the members of a successful response.
 	adjust func(members map[string]any)

@@ -38,8 +38,8 @@ type form struct {
 	clientID string
 	secret   redact.String
 	auth     string
-	// client is the assertion that authenticates the client, and grant the one that is
-	// exchanged for a token. They may be nil.
+	// client is the assertion that authenticates the client, and grant the assertion that
+	// is exchanged for a token. They may be nil.
 	client, grant *assertion
 	err           *oauthError
 }

@@ -181,8 +181,8 @@ func denied(d gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest
 	}
 }
 
-// permitted makes Envoy forward the request with the identity headers of the token,
-// without those of the requester and without other spellings of them.
+// permitted makes Envoy forward the request with the identity headers of the token. Envoy
+// removes the requester's own values and other spellings of the headers.
 func (s *service) permitted(d *gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
 	ok := &authv3.OkHttpResponse{Headers: make([]*corev3.HeaderValueOption, 0, len(s.names))}
 	for i, value := range d.Identity() {

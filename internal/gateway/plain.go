@@ -10,7 +10,7 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// A host or a path is plain if all software that handles the request after the broker
+// A host or a path is plain if all software that receives the request after the broker
 // interprets it in the same way. Rules match plain hosts and paths only. Any other one
 // could be an alternative spelling of a host or path with a stricter rule.
 

@@ -44,7 +44,7 @@ const (
 	assertionLifetime = time.Minute
 )
 
-// Assertion configures the assertions that the client signs: those of SecretJWT,
+// Assertion configures the assertions that the client signs with SecretJWT,
 // PrivateKeyJWT and the grant JWTBearer.
 type Assertion struct {
 	// Audience is AudienceIssuer, AudienceTokenEndpoint or a literal audience. It
@@ -62,8 +62,8 @@ type Assertion struct {
 	// Type is the typ in the header. It defaults to TypeClientAuthentication, and to
 	// TypeJWT with the grant JWTBearer.
 	Type string
-	// CertificateFile contains certificates in PEM. The header names the one of the
-	// client's key (x5t#S256). The client reads the file for each assertion. A
+	// CertificateFile contains certificates in PEM. The header names the certificate of
+	// the client's key (x5t#S256). The client reads the file for each assertion. A
 	// certificate beside the key in the secret counts as well.
 	CertificateFile string
 	// Subject is the sub claim with the grant JWTBearer. If it is empty, the assertion

@@ -15,7 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// AuthMethod is the method by which the client authenticates. The names are those of
+// AuthMethod is the method by which the client authenticates. The names come from
 // OAuth (RFC 7591 section 2, RFC 8705 section 2) except FederatedJWT.
 type AuthMethod string
 

@@ -13,7 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
-// Class is the cause of a failed request. It decides what helps.
+// Class is the cause of a failed request, which decides about the remedy.
 type Class int
 
 // The classes.

@@ -110,8 +110,8 @@ func (r response) withoutToken() *Error {
 	}
 }
 
-// checkType accepts bearer tokens: those of the standard type, of a type in
-// bearerTypes, or without a type. Callers could not present any other token.
+// checkType accepts bearer tokens: with the standard type, a type in bearerTypes, or no
+// type. Callers could not present any other token.
 func (r response) checkType(bearerTypes []string) *Error {
 	value := r.members["token_type"]
 	name, isText := r.members.text("token_type")

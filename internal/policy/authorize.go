@@ -104,7 +104,7 @@ func (g *getGrant) narrow(defaults []string) []string {
 	return g.scopes.filter(defaults)
 }
 
-// MayVerify returns the issuers whose tokens the caller may verify, each with the
+// MayVerify returns the issuers for which the caller may verify tokens, each with the
 // allowed audiences, sorted. Nil audiences mean any audience, and a nil map means any
 // issuer. ok is false if the caller may verify no tokens. The caller must not modify
 // the map.

@@ -11,7 +11,7 @@ type Identity struct {
 	// URIs and DNSNames are the subject alternative names of a certificate.
 	URIs     []string
 	DNSNames []string
-	// Issuer and Subject are those of a JWT. Claims are all its claims, as a JSON
+	// Issuer, Subject and Claims come from a JWT. Claims are all its claims, as a JSON
 	// object without repeated members.
 	Issuer, Subject string
 	Claims          []byte
@@ -31,7 +31,7 @@ type Match struct {
 	// percent-encoding, query and fragment. DNS names match as a whole and regardless
 	// of case.
 	URISAN, DNSSAN string
-	// Issuer and Subject are those of a JWT. Subject may end in "*" after ':' or '/'.
+	// Issuer and Subject match a JWT. Subject may end in "*" after ':' or '/'.
 	// The JWT must also have all Claims. Subject is optional if there are Claims.
 	Issuer, Subject string
 	Claims          []Claim

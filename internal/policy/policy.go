@@ -2,7 +2,7 @@
 // [Policy] is built from a configuration, does no I/O, and returns the same result
 // for the same request.
 //
-// The default is deny: a role lists what a caller may do. A grant that leaves a
+// The default is deny: a caller has the grants of its roles only. A grant that leaves a
 // value open means the configured value of the client or issuer; only "*" means any
 // value. One grant must allow the whole request, because grants are not combined.
 // A request without scopes is narrowed to those default scopes of the client that

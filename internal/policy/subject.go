@@ -102,7 +102,7 @@ func (p *Policy) matchJWT(id Identity) (m matches) {
 	return m
 }
 
-// addByClaims adds the candidates whose subject and claims match.
+// addByClaims adds the candidates with matching subject and claims.
 func (m *matches) addByClaims(candidates []claimsMatch, id Identity) {
 	if len(candidates) == 0 {
 		return

@@ -120,9 +120,8 @@ func (h History) Descends(other History) bool {
 	return other.Generation == 0 || h.ID == other.ID || slices.Contains(h.Ancestors, other.ID)
 }
 
-// Merge returns a history that descends from both histories. The one of the higher
-// generation wins, or of the higher ID in the same generation, so that all replicas
-// merge alike. The versions of the winner keep their states. A version that only the
+// Merge returns a history that descends from both histories. The higher generation wins,
+// or the higher ID in the same generation, so that all replicas merge alike. The versions of the winner keep their states. A version that only the
 // loser has takes the first free one of the states current, previous and pending,
 // but becomes previous only if it was active, and current only if it was current.
 // Without a free state it is retired. If the winner has no current version, the
@@ -256,8 +255,8 @@ func pruned(all []Record) []Record {
 }
 
 // Activate makes the pending or the previous version current. The version that was
-// current becomes the previous one; with drop it is retired, as is the one that was
-// previous. Activate returns h if the version is already current. Its errors are
+// current becomes the previous one; with drop both it and
+// the version that was previous are retired. Activate returns h if the version is already current. Its errors are
 // ErrUnknown and ErrNotStaged.
 func (h History) Activate(id string, drop bool, now time.Time) (History, error) {
 	record, ok := h.Find(id)

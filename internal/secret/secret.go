@@ -25,8 +25,8 @@ const MaxSize = 16 << 10
 
 // Version is one value of a secret.
 type Version struct {
-	// ID identifies the version among those of one secret: the first 8 hex digits of
-	// a keyed hash. It may be logged.
+	// ID identifies the version of a secret: the first 8 hex digits of a keyed hash. It
+	// may be logged.
 	ID    string
 	Value redact.String
 	// SeenAt is when this process first saw the value.

@@ -33,8 +33,8 @@ const (
 // Token is an access token. It is immutable and safe for concurrent use.
 type Token struct {
 	Value redact.String
-	// SHA256 of Value identifies the token in logs, and in the request of a caller
-	// whose API refused it.
+	// SHA256 of Value identifies the token in logs, and in the request of a caller that
+	// reports a refused token.
 	SHA256 [sha256.Size]byte
 	// Type is the token type in canonical case: "Bearer".
 	Type string
@@ -97,7 +97,7 @@ func (g Grant) Repeating(held *Token) Grant {
 
 // New returns the Token of a grant. Its lead is min(L/4, 30 min), randomized by a fifth
 // in both directions so that tokens minted together are not refreshed together. Epoch
-// and fence are those of the fields of [Token].
+// and fence become the fields of the same name.
 func New(g Grant, epoch, fence uint64) *Token {
 	life := min(g.Lifetime, MaxLifetime)
 	return &Token{

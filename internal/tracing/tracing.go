@@ -1,5 +1,5 @@
 // Package tracing creates the spans of the broker's outgoing requests and of HTTP
-// requests to the broker. Package otelgrpc creates those of gRPC.
+// requests to the broker. Package otelgrpc creates the spans of gRPC calls.
 //
 // A span contains a name from a fixed set, a host, counts, and the kind of an error from
 // a fixed set. The API accepts no other text, so that error messages, paths, queries,
