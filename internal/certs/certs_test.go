@@ -97,7 +97,7 @@ func (l *listener) presents(t *testing.T, source *certs.Source) string {
 	return state.PeerCertificates[0].DNSNames[0]
 }
 
-func TestWhatIsInForceIsPresented(t *testing.T) {
+func TestCurrentCertificateIsPresented(t *testing.T) {
 	l := newListener(t)
 	source := must(certs.Open(l.config))
 	caller := must(l.callers.Issue(named("caller")))
@@ -116,7 +116,7 @@ func TestWhatIsInForceIsPresented(t *testing.T) {
 	}
 }
 
-func TestClientsAreAskedForWhatIsConfigured(t *testing.T) {
+func TestClientCertificatesAreRequestedAsConfigured(t *testing.T) {
 	l := newListener(t)
 	stranger := must(must(devca.New("strangers")).Issue(named("caller"))).TLS()
 	always := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger, nil }
@@ -164,7 +164,7 @@ func TestSessionsAreNotResumed(t *testing.T) {
 	}
 }
 
-func TestAStartTellsWhatIsWrong(t *testing.T) {
+func TestOpenReportsEachProblem(t *testing.T) {
 	now := time.Now()
 	encrypted := pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")})
 	for name, tt := range map[string]struct {
@@ -306,7 +306,7 @@ func polls(n int) {
 	time.Sleep(certs.PollInterval / 2)
 }
 
-func TestAReplacementComesInForceWithinThreePolls(t *testing.T) {
+func TestReplacementIsUsedWithinThreePolls(t *testing.T) {
 	swap := func(t *testing.T, l *listener, name string) { // as the kubelet does
 		t.Helper()
 		dir := filepath.Join(filepath.Dir(l.config.Cert), name)
@@ -369,7 +369,7 @@ func TestAReplacementComesInForceWithinThreePolls(t *testing.T) {
 	}
 }
 
-func TestWhatIsBrokenIsNotPutInForceAndToldOnce(t *testing.T) {
+func TestBrokenFilesAreReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		source := must(certs.Open(l.config))
@@ -408,7 +408,7 @@ func TestWhatIsBrokenIsNotPutInForceAndToldOnce(t *testing.T) {
 	})
 }
 
-func TestFilesThatHoldAgainWhatIsInForceAreNoFailure(t *testing.T) {
+func TestRestoredFilesEndTheFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		source := must(certs.Open(l.config))
@@ -428,7 +428,7 @@ func TestFilesThatHoldAgainWhatIsInForceAreNoFailure(t *testing.T) {
 	})
 }
 
-func TestACertificateThatIsNotGoodYetComesInForceWhenItIs(t *testing.T) {
+func TestFutureCertificateIsUsedOnceValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		source := must(certs.Open(l.config))
@@ -446,7 +446,7 @@ func TestACertificateThatIsNotGoodYetComesInForceWhenItIs(t *testing.T) {
 	})
 }
 
-func TestAFileThatIsStillBeingWrittenIsNotPutInForce(t *testing.T) {
+func TestHalfWrittenFileIsNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		one, two := must(devca.New("one")), must(devca.New("two"))

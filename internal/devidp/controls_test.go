@@ -171,7 +171,7 @@ func TestSecretsCanBeReplaced(t *testing.T) {
 	})
 }
 
-func TestSetSecretsOfNobodyPanics(t *testing.T) {
+func TestSetSecretsOfUnknownClientPanics(t *testing.T) {
 	cfg := config()
 	cfg.Issuer = "https://idp.example.com"
 	idp := newServer(t, cfg)

@@ -122,7 +122,7 @@ func ask(t *testing.T, idp *devidp.Server, client *http.Client, more string) ans
 	return send(t, client, tokenRequest(t, idp, form))
 }
 
-func TestNewRefusesWhatCannotWork(t *testing.T) {
+func TestNewRefusesBadConfigurations(t *testing.T) {
 	const issuer = "https://idp.example.com"
 	cases := map[string]devidp.Config{
 		"no issuer":             {},

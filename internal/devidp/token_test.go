@@ -62,7 +62,7 @@ func publicKey(t *testing.T, jwk map[string]any) crypto.PublicKey {
 	}
 }
 
-func TestTokensAreAccessTokensThatThePublishedKeyVerifies(t *testing.T) {
+func TestPublishedKeyVerifiesTokens(t *testing.T) {
 	for _, algorithm := range []string{"RS256", "ES256", "EdDSA"} {
 		t.Run(algorithm, func(t *testing.T) {
 			cfg := config()
@@ -110,7 +110,7 @@ func claimsOf(t *testing.T, got answer) jwt.MapClaims {
 	return claims
 }
 
-func TestWhatIsAskedForIsGranted(t *testing.T) {
+func TestRequestedValuesAreGranted(t *testing.T) {
 	overBoth(t, config(), func(t *testing.T, idp *devidp.Server, client *http.Client) {
 		for _, tt := range []struct {
 			more, scope string
@@ -216,7 +216,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 	})
 }
 
-func TestParametersInTheURLAndOtherMediaTypesAreRefused(t *testing.T) {
+func TestOtherMediaTypesAreRefused(t *testing.T) {
 	overBoth(t, config(), func(t *testing.T, idp *devidp.Server, client *http.Client) {
 		const good = "grant_type=client_credentials&client_id=any&client_secret=" + secret
 		r := tokenRequest(t, idp, good)

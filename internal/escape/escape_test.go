@@ -13,7 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
-func TestTextShowsWhatIsHidden(t *testing.T) {
+func TestTextIsEscaped(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain, Grüße, \u6f22, 🙂": "plain, Grüße, \u6f22, 🙂",
 		"a\u202eb\u2066c":         `a\u202eb\u2066c`,
@@ -56,7 +56,7 @@ func TestJSONMeansTheSameAfterTheWriter(t *testing.T) {
 	})
 }
 
-func TestLogLinesShowWhatIsHidden(t *testing.T) {
+func TestLogLinesAreEscaped(t *testing.T) {
 	var out bytes.Buffer
 	to := escape.NewWriter(&out)
 	for _, handler := range []slog.Handler{slog.NewJSONHandler(to, nil), slog.NewTextHandler(to, nil)} {

@@ -177,7 +177,7 @@ func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
 	}
 }
 
-func TestRulesSayWhatATokenMustBeGoodFor(t *testing.T) {
+func TestRulesSetRequirements(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []gateway.Rule{
 		{Host: "other.example.com", Needs: verify.Request{}},
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}},

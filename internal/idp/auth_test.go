@@ -396,7 +396,7 @@ func TestAssertionFromAFile(t *testing.T) {
 	}
 }
 
-func TestBadAssertionFilesAreToldAndNotSent(t *testing.T) {
+func TestBadAssertionFileIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "token")
 	tokenURL, requests := idpServer(t, grants(good))

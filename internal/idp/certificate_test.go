@@ -171,7 +171,7 @@ func TestCertificateIsReloaded(t *testing.T) {
 	presents("the first again", first, 3)
 }
 
-func TestBadCertificatesAreToldAtTheStart(t *testing.T) {
+func TestBadCertificateIsAnErrorOfNew(t *testing.T) {
 	files := certFiles(t)
 	_, certPEM, keyPEM := pair(t, files, time.Hour)
 	_, otherPEM := certify(t, newKey(t, "ES256"), time.Hour)
@@ -254,7 +254,7 @@ func TestCertificateIsNotTriedOverPlainHTTP(t *testing.T) {
 	}
 }
 
-func TestCertificateThatExpiresMeanwhile(t *testing.T) {
+func TestCertificateExpiresWhileRunning(t *testing.T) {
 	files := certFiles(t)
 	synctest.Test(t, func(t *testing.T) {
 		pair(t, files, time.Minute)

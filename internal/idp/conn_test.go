@@ -41,7 +41,7 @@ func hangUp(w http.ResponseWriter) {
 	_ = conn.Close()
 }
 
-func TestKeptConnectionThatTheIdPClosedMeanwhileIsRetried(t *testing.T) {
+func TestClosedKeptConnectionIsRetried(t *testing.T) {
 	tokenURL, requests := connections(t, func(w http.ResponseWriter, nth int) {
 		if nth > 1 {
 			hangUp(w)
@@ -60,7 +60,7 @@ func TestKeptConnectionThatTheIdPClosedMeanwhileIsRetried(t *testing.T) {
 	}
 }
 
-func TestNewConnectionThatEndsWithoutAnAnswerIsNotRetried(t *testing.T) {
+func TestNewConnectionWithoutResponseIsNotRetried(t *testing.T) {
 	tokenURL, requests := connections(t, func(w http.ResponseWriter, _ int) { hangUp(w) })
 	_, err := client(t, idp.Config{TokenURL: tokenURL}).Fetch(t.Context(), version, idp.Request{})
 	isFault(t, err, idp.Transient, "EOF")

@@ -13,7 +13,7 @@ import (
 
 const jsonType = "application/json"
 
-func TestErrorCodesAreClassifiedWhateverTheirStatus(t *testing.T) {
+func TestErrorCodesAreClassified(t *testing.T) {
 	classes := map[string]idp.Class{
 		"invalid_client": idp.CredentialRefused, "unauthorized_client": idp.CredentialRefused,
 		"incorrect_client_credentials": idp.CredentialRefused, "bad_client_secret": idp.CredentialRefused, "bad_client_id": idp.CredentialRefused,
@@ -199,7 +199,7 @@ func TestThrottlingIsStrongerThanACode(t *testing.T) {
 	}
 }
 
-func TestOtherErrorsSayWhenToComeBackIfTheIdPDoes(t *testing.T) {
+func TestOtherErrorsHaveRetryAfter(t *testing.T) {
 	for _, status := range []int{500, 502, 504, 408} {
 		fault := refused(t, answers(status, jsonType, "", "Retry-After", "20"), idp.Transient, "")
 		if fault.RetryAfter != 20*time.Second {

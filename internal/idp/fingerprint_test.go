@@ -9,7 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
-func TestFingerprintCoversWhatReachesTheIdP(t *testing.T) {
+func TestFingerprintCoversTheRequest(t *testing.T) {
 	dir := t.TempDir()
 	key := newKey(t, "ES256")
 	_, certificate := certify(t, key, time.Hour)

@@ -126,7 +126,7 @@ func isFault(t *testing.T, err error, class idp.Class, says string) idp.Error {
 	return *fault
 }
 
-func TestNewRefusesWhatCannotWork(t *testing.T) {
+func TestNewRefusesBadConfigurations(t *testing.T) {
 	ok := func() idp.Config { return idp.Config{TokenURL: "https://idp.example/token", ClientID: clientID} }
 	extras := make([]string, 17)
 	for i := range extras {

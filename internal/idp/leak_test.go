@@ -146,7 +146,7 @@ func assertionsIn(r *http.Request) []string {
 	return parts
 }
 
-func TestNoErrorShowsWhatTheIdPWroteOrTheURLsQuery(t *testing.T) {
+func TestErrorsShowNoTextOfTheIdP(t *testing.T) {
 	cases := 0
 	for method, m := range leakyMethods(t) {
 		for name, answer := range echoes() {

@@ -348,7 +348,7 @@ func TestScopesOfTheAnswer(t *testing.T) {
 	}
 }
 
-func TestScopesAskedForAreNotChangedByTheAnswer(t *testing.T) {
+func TestRequestedScopesAreNotModified(t *testing.T) {
 	tokenURL, _ := idpServer(t, grants(`{"access_token":"tok"}`))
 	ask := idp.Request{Scopes: []string{"b", "a"}}
 	grant, err := client(t, idp.Config{TokenURL: tokenURL}).Fetch(t.Context(), version, ask)

@@ -57,7 +57,7 @@ func after(delay time.Duration, answer http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-func TestOneRetryAfterAPauseWhereTheIdPHasNotWorkedOnIt(t *testing.T) {
+func TestOneRetryIfTheIdPDidNotProcessTheRequest(t *testing.T) {
 	for name, first := range map[string]http.HandlerFunc{
 		"a refused connection":         nil,
 		"502":                          answers(502, "text/html", ""),

@@ -24,7 +24,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func TestWhatWasReadCanBeWipedWithoutALeftover(t *testing.T) {
+func TestReadAllLeavesNoCopies(t *testing.T) {
 	text := strings.Repeat("secret", 1000)
 	from := &watched{Reader: iotest.HalfReader(strings.NewReader(text))}
 	data, err := redact.ReadAll(from, 16<<10)

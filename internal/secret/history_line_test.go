@@ -28,7 +28,7 @@ func inForce(t *testing.T, ids ...string) secret.History {
 // A store that lost its data may come to hold a history of another line. However high its
 // generation is, it does not descend from the one that is known, and so does not simply
 // replace it: what was in force here is kept.
-func TestHistoryOfAnotherLineDoesNotDescendByItsGeneration(t *testing.T) {
+func TestUnrelatedHistoryDoesNotDescend(t *testing.T) {
 	known, foreign := inForce(t, "a"), inForce(t, "x", "y", "z")
 	if foreign.Generation <= known.Generation {
 		t.Fatal("the test does not test what it should")

@@ -138,7 +138,7 @@ func TestRequestsAreRememberedForAWhile(t *testing.T) {
 
 // Two replicas went on from one history without knowing of each other. Nothing that
 // may be needed is lost, whichever of them holds.
-func TestMergedHistoriesLoseNothing(t *testing.T) {
+func TestMergeLosesNothing(t *testing.T) {
 	base, _ := secret.History{}.Stage(version("a"), "alice", now)
 	base, _ = base.Activate("a", false, now)
 	rotated := func(h secret.History, id string) secret.History {
@@ -255,7 +255,7 @@ func TestHistoriesStaySane(t *testing.T) {
 	})
 }
 
-func TestStoredHistoriesThatMakeNoSenseAreRefused(t *testing.T) {
+func TestInvalidStoredHistoryIsRefused(t *testing.T) {
 	h, _ := secret.History{}.Stage(version("a"), "alice", now)
 	good := string(h.Stored())
 	if _, err := secret.FromStored([]byte(good)); err != nil {
@@ -278,7 +278,7 @@ func TestStoredHistoriesThatMakeNoSenseAreRefused(t *testing.T) {
 }
 
 // Values are bytes of any kind.
-func TestStoredValuesAreWhatTheyWere(t *testing.T) {
+func TestStoredValuesRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		value := string(rapid.SliceOfN(rapid.Byte(), 1, 200).Draw(t, "value"))
 		h, err := secret.History{}.Stage(secret.Version{ID: "a", Value: redact.New(value)}, "alice", now)

@@ -14,7 +14,7 @@ import (
 
 // However far the clocks of writer and reader are apart, what is read lives as
 // long as what was written, less the time on the way.
-func TestStoredTokenComesBackWholeWhateverTheClocks(t *testing.T) {
+func TestStoredTokenRoundTrips(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		asked := time.Unix(1_800_000_000, 0).Add(time.Duration(rapid.Int64Range(0, 1e9).Draw(t, "nanoseconds")))
 		life := time.Duration(rapid.Int64Range(1, 86_400).Draw(t, "life")) * time.Second
@@ -61,7 +61,7 @@ func instants(tok *token.Token) [4]int64 {
 	return [4]int64{tok.MintedAt.UnixNano(), tok.RefreshAt.UnixNano(), tok.UsableUntil.UnixNano(), tok.ExpiresAt.UnixNano()}
 }
 
-func TestStoredFormThatMakesNoSenseIsRefusedWithoutBeingShown(t *testing.T) {
+func TestInvalidStoredTokenIsRefusedAndNotShown(t *testing.T) {
 	const canary = "canary-token-77"
 	for name, data := range map[string]string{
 		"empty":                 ``,
