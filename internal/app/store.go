@@ -12,8 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/boltstore"
@@ -178,7 +178,7 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 	if err := s.checkRing(ctx); errors.Is(err, sealed.ErrAnotherRing) {
 		return err
 	}
-	return nil // a store that does not answer is compared later: see broker.Marker
+	return nil // a store that does not answer is compared later: see revocation.Marker
 }
 
 func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
@@ -212,7 +212,7 @@ func (s *storage) checkRing(ctx context.Context) error {
 }
 
 // marker is nil if nothing is sealed.
-func (s *storage) marker() broker.Marker {
+func (s *storage) marker() revocation.Marker {
 	if s.sealed == nil {
 		return nil
 	}
@@ -225,7 +225,7 @@ func (s *storage) putBack() time.Duration {
 	if s.redis == nil {
 		return 0
 	}
-	return broker.DefaultPutBack
+	return revocation.DefaultPutBack
 }
 
 // pollSecrets reads the passwords of the connection again until ctx ends.

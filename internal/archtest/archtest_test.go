@@ -21,6 +21,7 @@ var levels = [][]string{
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/backoff", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
+	{"internal/revocation"},
 	{"internal/broker"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},

@@ -10,6 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -162,8 +163,8 @@ func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy
 	b.audit.Record(&e)
 }
 
-// about is a revocation as the audit has it.
-func (r *Revocation) about() audit.Event {
+// aboutRevocation is a revocation as the audit has it.
+func aboutRevocation(r *revocation.Revocation) audit.Event {
 	return audit.Event{
 		Revocation: r.ID, Issuer: r.Issuer, Subject: r.Subject, ClientID: r.ClientID, TokenID: r.TokenID,
 		ExpiresAt: r.ExpiresAt, IssuedBefore: r.IssuedBefore, Comment: r.Reason,

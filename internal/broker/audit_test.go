@@ -19,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -252,7 +253,7 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 		j := startJudges(t, 0)
 		j.audit = b.Log
 		one := j.add(j.shared)
-		made := j.revoke(one, broker.Revocation{Subject: "alice", Reason: "left"}, "1")
+		made := j.revoke(one, revocation.Revocation{Subject: "alice", Reason: "left"}, "1")
 		b.expect("a revocation", func(l line) bool {
 			return l.Event == "admin" && l.Outcome == "ok" && l.Action == "revoke_tokens" && l.Subject == "alice" && l.Issuer == issuer && l.Revocation == made.ID && l.Caller == policy.Self().Name() &&
 				l.RequestID == "1" && l.Comment == "left" && l.Detail == ""
@@ -272,9 +273,9 @@ func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
 			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == apierror.ReasonNoSuchRevocation &&
 				l.RequestID == "3" && l.Comment == "a mistake" && l.Detail != ""
 		})
-		_, _ = one.Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: "x"}, "1")
+		_, _ = one.Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: "x"}, "1")
 		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == apierror.ReasonInvalidRequest })
-		_, _ = one.Revoke(t.Context(), nil, broker.Revocation{Issuer: issuer, Subject: "bob"}, "1")
+		_, _ = one.Revoke(t.Context(), nil, revocation.Revocation{Issuer: issuer, Subject: "bob"}, "1")
 		b.expect("by nobody", func(l line) bool { return l.Outcome == "denied" && l.Caller == "nobody" && l.Subject == "bob" })
 		_ = one.Purge(t.Context(), nil, purgeOf("orders"))
 		b.expect("a purge by nobody", func(l line) bool { return l.Outcome == "denied" && l.Action == "purge_tokens" && l.Client == "orders" })

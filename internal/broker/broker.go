@@ -22,6 +22,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
@@ -66,9 +67,9 @@ type Config struct {
 	// a store that nobody shares.
 	MAC func(data []byte) [32]byte
 	// Marker shows whether the store is used with another ring. Nil: nothing is sealed.
-	Marker Marker
+	Marker revocation.Marker
 	// PutBack is how long a replica that has just started waits for others to put back
-	// the revocations that the store has lost; see [DefaultPutBack]. 0: nobody else uses
+	// the revocations that the store has lost; see [revocation.DefaultPutBack]. 0: nobody else uses
 	// the store.
 	PutBack time.Duration
 	// Rings seal backups of secrets. Nil: there are none.
@@ -125,7 +126,7 @@ type Broker struct {
 	store         *store.Metered
 	names         names
 	subscriptions *store.Subscriptions
-	revoker       *revoker
+	revoked       *revocation.Set
 	changes       store.ChangeCount // of the histories of secrets
 	rings         *sealed.RingFile  // nil: there are none
 	audit         *audit.Log
@@ -204,10 +205,12 @@ func New(cfg Config) (*Broker, error) {
 		log:           cfg.Logger,
 		metrics:       newMetrics(),
 	}
-	b.revoker = newRevoker(b.store, b.names, cfg)
+	b.revoked = revocation.New(revocation.Config{
+		Store: b.store, Tag: "{" + b.names.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
+	})
 	b.changes.Store, b.changes.Key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
-	b.subscriptions.Subscribe(func() { b.revoker.news.Run(b.spawn, func() { b.revoker.poll(b.flying, 0) }) }, append(b.revoker.shards, b.revoker.changes.Key)...)
+	b.subscriptions.Subscribe(func() { b.revoked.Wake(b.flying, b.spawn) }, b.revoked.Keys()...)
 	b.setup.Store(&setup{})
 	if err := b.Apply(cfg.Setup); err != nil {
 		return nil, err

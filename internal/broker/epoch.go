@@ -49,7 +49,7 @@ func (b *Broker) listen(ctx context.Context) {
 
 // poll looks from time to time at what it may not have been told.
 func (b *Broker) poll(ctx context.Context) {
-	_, _ = b.revoker.set(ctx) // if not now, then when they are needed
+	_, _ = b.revoked.View(ctx) // if not now, then when they are needed
 	b.lookAtSecrets(ctx, b.keptClients()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
@@ -59,7 +59,7 @@ func (b *Broker) poll(ctx context.Context) {
 				continue // what follows may be on a server that answers, but it can wait
 			}
 		}
-		b.revoker.poll(ctx, round)
+		b.revoked.Poll(ctx, round)
 		b.pollSecrets(ctx, round)
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)

@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
@@ -40,7 +41,7 @@ func startMarked(t *testing.T, n int) *markedJudges {
 		m.join(m.keys.file)
 	}
 	token := m.token("nobody", "nothing", "0")
-	time.Sleep(broker.DefaultPutBack + time.Second)
+	time.Sleep(revocation.DefaultPutBack + time.Second)
 	m.expectAll(token, true, "after the start")
 	return m
 }
@@ -54,7 +55,7 @@ func (m *markedJudges) join(ring *sealed.RingFile) *judge {
 	marker.to.Store(m.markers)
 	made := m.add(sealed.New(way, ring), func(c *broker.Config) {
 		c.MAC = func(data []byte) [32]byte { return ring.Current().MAC(data) }
-		c.Marker, c.PutBack = sealed.New(marker, ring), broker.DefaultPutBack
+		c.Marker, c.PutBack = sealed.New(marker, ring), revocation.DefaultPutBack
 		c.Logger = slog.New(slog.NewTextHandler(&m.log, nil))
 	})
 	made.link, made.markerLink = way, marker
@@ -130,7 +131,7 @@ func TestReplicaThatRestartsWhileTheStoreLosesItsDataNeverCallsARevokedTokenGood
 				synctest.Test(t, func(t *testing.T) {
 					m := startMarked(t, 2)
 					revoked, other := m.token("alice", "shop", "1"), m.token("bob", "shop", "2")
-					m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+					m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 					time.Sleep(6*time.Second + later) // they look at the store at another moment
 					m.deafen()
 					loses(m)
@@ -164,7 +165,7 @@ func TestReplicaWaitsForOthersFromWhenTheStoreAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
-		m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		m.all[0].link.state.Store(refused) // it cannot put anything back yet
 		m.all[0].markerLink.state.Store(refused)
 		m.deafen()
@@ -184,7 +185,7 @@ func TestMarkerIsWrittenAfterTheRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
-		m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		m.loseValues()
 		m.loseMarkers()
 		m.all[0].link.state.Store(full)
@@ -205,7 +206,7 @@ func TestReplicaWaitsForRevocationsWhereTheCountOfChangesIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
-		m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		count := *m.all[0].link.count.Load()
 		kept, err := m.values.Get(t.Context(), count)
 		if err != nil {
@@ -233,7 +234,7 @@ func TestCountIsWrittenAfterAllRevocations(t *testing.T) {
 		for i := range 40 {
 			name := "subject " + string(rune('A'+i))
 			tokens = append(tokens, m.token(name, "shop", name))
-			m.revoke(m.all[0], broker.Revocation{Subject: name}, name)
+			m.revoke(m.all[0], revocation.Revocation{Subject: name}, name)
 		}
 		m.loseValues()
 		m.all[0].link.writesLeft.Store(3) // it fails halfway
@@ -263,7 +264,7 @@ func TestReplicaAtANewStoreWaitsForOthersBeforeItDecides(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		for _, one := range []*judge{first, second} {
 			m.unknown(one, token, "before 10 s")
-			_, err := one.Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "alice"}, "1")
+			_, err := one.Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "alice"}, "1")
 			wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		}
 		if !strings.Contains(m.log.String(), "the store is new or has lost its data") {
@@ -276,7 +277,7 @@ func TestReplicaAtANewStoreWaitsForOthersBeforeItDecides(t *testing.T) {
 		if !m.good(third, token) {
 			t.Error("a replica that starts later")
 		}
-		m.revoke(third, broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(third, revocation.Revocation{Subject: "alice"}, "1")
 		time.Sleep(time.Second)
 		m.expectAll(token, false, "revoked")
 	})
@@ -322,7 +323,7 @@ func TestReplicaComparesTheMarkerWhenTheStoreIsBack(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := startMarked(t, 1)
 				token, revoked := m.token("bob", "shop", "2"), m.token("alice", "shop", "1")
-				m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+				m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 				ring := m.keys.file
 				if !same {
 					ring = newRingFile(t).file
@@ -355,7 +356,7 @@ func TestRunningReplicaThatFindsAnotherRingDoesNotDecide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 2)
 		token, revoked := m.token("bob", "shop", "2"), m.token("alice", "shop", "1")
-		m.revoke(m.all[0], broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(m.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		time.Sleep(time.Second)
 		own := m.markers
 		m.loseMarkers()
@@ -392,7 +393,7 @@ func TestRunningReplicaThatCannotOpenRevocationsDoesNotDecide(t *testing.T) {
 		ahead.write(promoted, err)
 		second := m.join(ahead.file)
 		m.expectAll(token, true, "before")
-		m.revoke(second, broker.Revocation{Subject: "alice"}, "1")
+		m.revoke(second, revocation.Revocation{Subject: "alice"}, "1")
 		time.Sleep(6 * time.Second)
 		m.unknown(m.all[0], token, "without the sealing key")
 		if !strings.Contains(m.log.String(), "put the sealing key that they were sealed with back into the ring") {

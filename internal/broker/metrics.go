@@ -152,12 +152,15 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 		collectSecrets(out, client)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
-	revoker := c.broker.revoker
-	out <- prometheus.MustNewConstMetric(revocationsDesc, prometheus.GaugeValue, float64(revoker.count()))
-	out <- prometheus.MustNewConstMetric(revocationsCurrentDesc, prometheus.GaugeValue, float64(revoker.currentAt.Load())/1e9)
-	usable := 0.0
-	if revoker.usable() != nil {
+	revoked := c.broker.revoked
+	out <- prometheus.MustNewConstMetric(revocationsDesc, prometheus.GaugeValue, float64(revoked.Count()))
+	current, usable := 0.0, 0.0
+	if at := revoked.Current(); !at.IsZero() {
+		current = float64(at.UnixNano()) / 1e9
+	}
+	if revoked.Ready() {
 		usable = 1
 	}
+	out <- prometheus.MustNewConstMetric(revocationsCurrentDesc, prometheus.GaugeValue, current)
 	out <- prometheus.MustNewConstMetric(revocationsUsableDesc, prometheus.GaugeValue, usable)
 }

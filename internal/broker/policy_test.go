@@ -16,6 +16,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -148,7 +149,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 		b := j.all[0]
 		nobody := policy.New(ordersPolicy()).Named("nothing")
 		exp := time.Now().Add(time.Hour)
-		_, err := b.Revoke(t.Context(), nobody, broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
+		_, err := b.Revoke(t.Context(), nobody, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
 		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		_, err = b.Revocations(t.Context(), nobody, "")
 		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
@@ -159,7 +160,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 			Callers: []policy.CallerConfig{{Name: "alice", Roles: []string{"r"}}},
 			Roles:   map[string]policy.Role{"r": {Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.RevokeTokens}}}}},
 		}).Named("alice")
-		made, err := b.Revoke(t.Context(), operator, broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
+		made, err := b.Revoke(t.Context(), operator, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
 		if err != nil || made.CreatedBy != "alice" {
 			t.Errorf("%+v, %v", made, err)
 		}

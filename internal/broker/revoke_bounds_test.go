@@ -9,6 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 )
 
 // Tokens say in whole seconds when they were issued. A token that was issued in the second
@@ -40,7 +41,7 @@ func TestRevocationAtTheBoundOfIssuedBefore(t *testing.T) {
 			{bound.Add(time.Millisecond), bound.Unix() + 1, false},
 			{bound, nil, true}, // it does not say when
 		} {
-			made := j.revoke(j.all[0], broker.Revocation{Subject: "alice", IssuedBefore: tt.before}, fmt.Sprint(tt.before, tt.iat))
+			made := j.revoke(j.all[0], revocation.Revocation{Subject: "alice", IssuedBefore: tt.before}, fmt.Sprint(tt.before, tt.iat))
 			if got := !j.good(j.all[0], issued(tt.iat)); got != tt.revoked {
 				t.Errorf("issued_before %v, iat %v: revoked %v, want %v", tt.before.Sub(bound), tt.iat, got, tt.revoked)
 			}

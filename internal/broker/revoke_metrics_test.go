@@ -5,7 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 )
 
 // gauge returns the value of a gauge without labels.
@@ -32,7 +32,7 @@ func TestRevocationMetricsShowCountAndAge(t *testing.T) {
 		way.to.Store(j.all[0].link.to.Load())
 		way.state.Store(refused)
 		newcomer := j.add(way)
-		j.revoke(j.all[0], broker.Revocation{Subject: "alice"}, "1")
+		j.revoke(j.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		time.Sleep(10 * time.Second)
 		if newcomer.gauge(t, count) != 0 || newcomer.gauge(t, current) != 0 {
 			t.Error("a replica that never loaded the revocations does not show it")

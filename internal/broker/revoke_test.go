@@ -20,6 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -124,7 +125,7 @@ func (j *judges) expectAll(token redact.String, good bool, when string) {
 	}
 }
 
-func (j *judges) revoke(b *judge, asked broker.Revocation, request string) broker.Revocation {
+func (j *judges) revoke(b *judge, asked revocation.Revocation, request string) revocation.Revocation {
 	j.t.Helper()
 	asked.Issuer = issuer
 	if asked.ExpiresAt.IsZero() {
@@ -138,7 +139,7 @@ func (j *judges) revoke(b *judge, asked broker.Revocation, request string) broke
 }
 
 func TestRevocationConcernsWhatItNamesAndNothingElse(t *testing.T) {
-	for name, asked := range map[string]broker.Revocation{
+	for name, asked := range map[string]revocation.Revocation{
 		"token":                {TokenID: "id-1"},
 		"subject":              {Subject: "alice"},
 		"client":               {ClientID: "shop"},
@@ -177,7 +178,7 @@ func TestRevocationReachesAllReplicas(t *testing.T) {
 				for _, b := range j.all {
 					b.link.deaf.Store(deaf)
 				}
-				made := j.revoke(j.all[2], broker.Revocation{Subject: "alice"}, "1")
+				made := j.revoke(j.all[2], revocation.Revocation{Subject: "alice"}, "1")
 				if j.good(j.all[2], token) {
 					t.Error("the replica that was asked does not refuse at once")
 				}
@@ -201,7 +202,7 @@ func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		token := j.token("alice", "shop", "1")
-		j.revoke(j.all[0], broker.Revocation{Subject: "alice"}, "1")
+		j.revoke(j.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		way := &link{}
 		way.to.Store(j.all[0].link.to.Load())
 		way.state.Store(refused)
@@ -261,8 +262,8 @@ func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token, other := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
-		j.revoke(j.all[0], broker.Revocation{Subject: "alice"}, "1")
-		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "2")
+		j.revoke(j.all[0], revocation.Revocation{Subject: "alice"}, "1")
+		lifted := j.revoke(j.all[0], revocation.Revocation{Subject: "bob"}, "2")
 		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
@@ -292,8 +293,8 @@ func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
 			way.to.Store(before)
 			return j.add(way)
 		}
-		j.revoke(connect(), broker.Revocation{Subject: "bob"}, "1")
-		lifted := j.revoke(j.all[0], broker.Revocation{Subject: "bob"}, "1")
+		j.revoke(connect(), revocation.Revocation{Subject: "bob"}, "1")
+		lifted := j.revoke(j.all[0], revocation.Revocation{Subject: "bob"}, "1")
 		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +314,7 @@ func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 100 {
 			wg.Go(func() {
-				asked := broker.Revocation{Issuer: issuer, Subject: fmt.Sprint("subject ", i), ExpiresAt: time.Now().Add(time.Hour)}
+				asked := revocation.Revocation{Issuer: issuer, Subject: fmt.Sprint("subject ", i), ExpiresAt: time.Now().Add(time.Hour)}
 				for try := 0; ; try++ {
 					_, err := j.all[i%5].Revoke(t.Context(), policy.Self(), asked, "1")
 					if err == nil {
@@ -346,7 +347,7 @@ func TestRevocationThatIsOvertakenIsTriedAgain(t *testing.T) {
 		for round := range 20 {
 			var wg sync.WaitGroup
 			for i, b := range j.all {
-				wg.Go(func() { j.revoke(b, broker.Revocation{Subject: fmt.Sprint(round, i)}, "1") })
+				wg.Go(func() { j.revoke(b, revocation.Revocation{Subject: fmt.Sprint(round, i)}, "1") })
 			}
 			wg.Wait()
 			// Acknowledged means stored: who knows the store alone has them all.
@@ -366,11 +367,11 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		expires := time.Now().Add(time.Hour)
-		first := j.revoke(j.all[0], broker.Revocation{Subject: "alice", ExpiresAt: expires}, "1")
+		first := j.revoke(j.all[0], revocation.Revocation{Subject: "alice", ExpiresAt: expires}, "1")
 		time.Sleep(time.Second)
-		again := j.revoke(j.all[1], broker.Revocation{Subject: "alice", ExpiresAt: expires}, "1")
-		other := j.revoke(j.all[1], broker.Revocation{Subject: "bob", ExpiresAt: expires}, "1")
-		elsewhere := j.revoke(j.all[1], broker.Revocation{Subject: "alice", ExpiresAt: expires}, "2")
+		again := j.revoke(j.all[1], revocation.Revocation{Subject: "alice", ExpiresAt: expires}, "1")
+		other := j.revoke(j.all[1], revocation.Revocation{Subject: "bob", ExpiresAt: expires}, "1")
+		elsewhere := j.revoke(j.all[1], revocation.Revocation{Subject: "alice", ExpiresAt: expires}, "2")
 		if elsewhere.ID == first.ID {
 			t.Error("another request's revocation is the same")
 		}
@@ -402,7 +403,7 @@ func TestNoIDOfARevocationIsAFlag(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		for i := range 200 {
-			if id := j.revoke(j.all[0], broker.Revocation{TokenID: fmt.Sprint(i)}, "1").ID; id == "" || id[0] == '-' {
+			if id := j.revoke(j.all[0], revocation.Revocation{TokenID: fmt.Sprint(i)}, "1").ID; id == "" || id[0] == '-' {
 				t.Fatalf("the ID %q", id)
 			}
 		}
@@ -413,7 +414,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token := j.token("alice", "shop", "1")
-		made := j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(607 * time.Second)}, "1")
+		made := j.revoke(j.all[0], revocation.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(607 * time.Second)}, "1")
 		time.Sleep(666 * time.Second)
 		j.expectAll(token, false, "before it is over")
 		time.Sleep(2 * time.Second)
@@ -422,7 +423,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 			t.Errorf("%v, %v", found, err)
 		}
 		wantError(t, j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
-		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		j.revoke(j.all[0], revocation.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
 		synctest.Wait()
 		time.Sleep(time.Second)
 		j.expectAll(token, false, "revoked again, by the same request")
@@ -435,7 +436,7 @@ func TestRevocationUntilTheTokenExpiresOutlastsTheLeeway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token, other := j.token("alice", "shop", "1"), j.token("alice", "shop", "2")
-		j.revoke(j.all[0], broker.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
+		j.revoke(j.all[0], revocation.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
 		for _, late := range []time.Duration{-time.Second, time.Second, 29 * time.Second} {
 			time.Sleep(time.Until(time.Unix(946684800, 0).Add(time.Hour + late))) // the test began at 946684800
 			j.expectAll(token, false, fmt.Sprintf("%v after its expiry", late))
@@ -450,16 +451,16 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 		now := time.Now()
 		hour := now.Add(time.Hour)
 		for name, test := range map[string]struct {
-			asked broker.Revocation
+			asked revocation.Revocation
 			field string
 		}{
-			"unknown issuer":        {broker.Revocation{Issuer: issuer + "/", Subject: "a", ExpiresAt: hour}, "revocation.issuer"},
-			"nothing named":         {broker.Revocation{Issuer: issuer, ExpiresAt: hour}, "revocation"},
-			"two things named":      {broker.Revocation{Issuer: issuer, Subject: "a", TokenID: "b", ExpiresAt: hour}, "revocation"},
-			"all for ever":          {broker.Revocation{Issuer: issuer, All: true, ExpiresAt: hour}, "revocation.issued_before"},
-			"over already":          {broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now}, "revocation.expires_at"},
-			"too far":               {broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now.AddDate(11, 0, 0)}, "revocation.expires_at"},
-			"ends before its token": {broker.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
+			"unknown issuer":        {revocation.Revocation{Issuer: issuer + "/", Subject: "a", ExpiresAt: hour}, "revocation.issuer"},
+			"nothing named":         {revocation.Revocation{Issuer: issuer, ExpiresAt: hour}, "revocation"},
+			"two things named":      {revocation.Revocation{Issuer: issuer, Subject: "a", TokenID: "b", ExpiresAt: hour}, "revocation"},
+			"all for ever":          {revocation.Revocation{Issuer: issuer, All: true, ExpiresAt: hour}, "revocation.issued_before"},
+			"over already":          {revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now}, "revocation.expires_at"},
+			"too far":               {revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now.AddDate(11, 0, 0)}, "revocation.expires_at"},
+			"ends before its token": {revocation.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
 		} {
 			_, err := j.all[0].Revoke(t.Context(), policy.Self(), test.asked, "1")
 			if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != test.field {
@@ -467,7 +468,7 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 			}
 		}
 		j.all[0].link.state.Store(refused)
-		_, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
+		_, err := j.all[0].Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
 		wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 	})
 }
@@ -481,7 +482,7 @@ func TestRevocationThatDoesNotSayWhenItEndsOutlivesAllTokens(t *testing.T) {
 			if before.After(time.Now()) {
 				want = before.Add(life)
 			}
-			made, err := j.all[0].Revoke(t.Context(), policy.Self(), broker.Revocation{Issuer: issuer, Subject: name, IssuedBefore: before}, name)
+			made, err := j.all[0].Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: name, IssuedBefore: before}, name)
 			if late := made.ExpiresAt.Sub(want); err != nil || late < 0 || late > time.Second {
 				t.Errorf("issued before: %s: it ends %v after the last token, %v", name, late, err)
 			}
@@ -510,7 +511,7 @@ func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
 		old := write(ring)
 		first := j.add(sealed.New(inner, old))
 		token := j.token("alice", "shop", "1")
-		j.revoke(first, broker.Revocation{Subject: "alice"}, "1")
+		j.revoke(first, revocation.Revocation{Subject: "alice"}, "1")
 
 		// A broker that has not the key decides nothing.
 		stranger := j.add(sealed.New(inner, write(sealed.GenerateRing())))

@@ -7,9 +7,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -18,7 +18,7 @@ func TestVerificationsAreCountedByTheirResult(t *testing.T) {
 		j := startJudges(t, 1)
 		b := j.all[0]
 		good, revoked := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
-		j.revoke(b, broker.Revocation{Subject: "bob"}, "1")
+		j.revoke(b, revocation.Revocation{Subject: "bob"}, "1")
 		foreign := j.idp.Mint(map[string]any{"iss": "https://other.example.com"})
 		for token, times := range map[redact.String]int{good: 3, revoked: 2, foreign: 1, redact.New("x"): 4} {
 			for range times {

@@ -9,6 +9,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 )
 
 // admin answers operators.
@@ -53,7 +54,7 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	begin := 1 + slices.IndexFunc(found, func(r broker.Revocation) bool { return r.ID == req.GetPageToken() })
+	begin := 1 + slices.IndexFunc(found, func(r revocation.Revocation) bool { return r.ID == req.GetPageToken() })
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPage
@@ -80,7 +81,7 @@ func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteR
 	return &tokenbrokerv1.DeleteRevocationResponse{}, nil
 }
 
-func revocationMessage(r broker.Revocation) *tokenbrokerv1.Revocation {
+func revocationMessage(r revocation.Revocation) *tokenbrokerv1.Revocation {
 	m := &tokenbrokerv1.Revocation{
 		Id: r.ID, Issuer: r.Issuer, ExpiresAt: timestamppb.New(r.ExpiresAt), CreatedAt: timestamppb.New(r.CreatedAt),
 		CreatedBy: r.CreatedBy, Reason: r.Reason, IssuedBefore: timestampOf(r.IssuedBefore),

@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -200,9 +201,9 @@ func checkReason(field, reason string) *apierror.Error {
 }
 
 // revocationOf checks a request's form; what it means is checked by the broker.
-func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (broker.Revocation, *apierror.Error) {
+func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (revocation.Revocation, *apierror.Error) {
 	asked := req.GetRevocation()
-	made := broker.Revocation{
+	made := revocation.Revocation{
 		Issuer: asked.GetIssuer(), TokenID: asked.GetTokenId(), Subject: asked.GetSubject(),
 		ClientID: asked.GetClientId(), All: asked.GetAll(), Reason: asked.GetReason(),
 	}

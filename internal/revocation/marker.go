@@ -1,4 +1,4 @@
-package broker
+package revocation
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 )
 
 // DefaultPutBack is how long a replica that has just started waits for others to put
-// back the revocations that the store has lost. They look every epochInterval.
+// back the revocations that the store has lost. They look every few seconds.
 const DefaultPutBack = 10 * time.Second
 
 // Marker is a value in the store that depends on the ring of sealing keys, under a key
@@ -35,7 +35,7 @@ var (
 var errStoreLost = errors.New("the store is new or has lost its data: other replicas have 10 s to put back the revocations that they know")
 
 // marked compares the ring with the store's marker, and reports whether there is one.
-func (r *revoker) marked(ctx context.Context) (bool, error) {
+func (r *Set) marked(ctx context.Context) (bool, error) {
 	if r.marker == nil {
 		return true, nil
 	}
@@ -43,7 +43,7 @@ func (r *revoker) marked(ctx context.Context) (bool, error) {
 }
 
 // mark writes the marker.
-func (r *revoker) mark(ctx context.Context) error {
+func (r *Set) mark(ctx context.Context) error {
 	if r.marker == nil {
 		return nil
 	}
@@ -53,7 +53,7 @@ func (r *revoker) mark(ctx context.Context) error {
 // mayBegin returns nil if this replica can take what the store has for all that there
 // is. Where the store is new or has lost its data, only a replica that already knows the
 // revocations can, or one that gave the others time.
-func (r *revoker) mayBegin(lost bool) error {
+func (r *Set) mayBegin(lost bool) error {
 	switch {
 	case !lost:
 		r.lostSince = time.Time{}
@@ -73,7 +73,7 @@ func (r *revoker) mayBegin(lost bool) error {
 // note keeps in mind whether there are revocations in the store that this replica
 // cannot read. An error that does not say, such as that of a store that is away,
 // changes nothing.
-func (r *revoker) note(err error) {
+func (r *Set) note(err error) {
 	switch {
 	case err == nil:
 		if r.unreadable.Swap(nil) != nil {
@@ -87,7 +87,7 @@ func (r *revoker) note(err error) {
 }
 
 // usable returns the revocations, or nil while they are not known.
-func (r *revoker) usable() *revocations {
+func (r *Set) usable() *View {
 	if r.unreadable.Load() != nil {
 		return nil
 	}

@@ -1,4 +1,7 @@
-package broker
+// Package revocation has the revocations by which good tokens are refused: a set that
+// every replica holds in memory and keeps the same as the one in the store. A replica that
+// cannot know all revocations calls no token good.
+package revocation
 
 import (
 	"slices"
@@ -32,7 +35,7 @@ type Revocation struct {
 	IssuedBefore time.Time `json:"before,omitzero"`
 	// ExpiresAt is when the last token that it concerns has expired; of one that is
 	// asked for, zero: as late as any can. It is forgotten when none of them can be
-	// good any more: see over.
+	// good any more: see Over.
 	ExpiresAt time.Time `json:"exp"`
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`
@@ -42,56 +45,57 @@ type Revocation struct {
 	Deleted bool `json:"deleted,omitempty"`
 }
 
-// target is what a revocation names. Tokens are looked up by it.
-type target struct{ issuer, kind, value string }
+// Target is what a revocation names. Tokens are looked up by it.
+type Target struct{ Issuer, Kind, Value string }
 
-func (r *Revocation) target() target {
+// Target returns what the revocation names.
+func (r *Revocation) Target() Target {
 	switch {
 	case r.TokenID != "":
-		return target{r.Issuer, "jti", r.TokenID}
+		return Target{r.Issuer, "jti", r.TokenID}
 	case r.Subject != "":
-		return target{r.Issuer, "sub", r.Subject}
+		return Target{r.Issuer, "sub", r.Subject}
 	case r.ClientID != "":
-		return target{r.Issuer, "client", r.ClientID}
+		return Target{r.Issuer, "client", r.ClientID}
 	default:
-		return target{r.Issuer, "all", ""}
+		return Target{r.Issuer, "all", ""}
 	}
 }
 
-// over: whoever says that it expires when the token does must not make the token
-// good again for the leeway that is granted to expired tokens.
-func (r *Revocation) over(now time.Time) bool { return !now.Before(r.ExpiresAt.Add(verify.MaxLeeway)) }
+// Over reports whether no token that it concerns can be good any more. It counts the
+// leeway that is granted to expired tokens, which must not bring a revoked token back.
+func (r *Revocation) Over(now time.Time) bool { return !now.Before(r.ExpiresAt.Add(verify.MaxLeeway)) }
 
 // concerns reports whether it is about a token with these facts, which its
 // target names. The instants of tokens are whole seconds, cut off: a token of the
 // same second counts as issued before.
 func (r *Revocation) concerns(f *verify.Facts, now time.Time) bool {
-	return !r.over(now) && (r.IssuedBefore.IsZero() || f.IssuedAt.Before(r.IssuedBefore))
+	return !r.Over(now) && (r.IssuedBefore.IsZero() || f.IssuedAt.Before(r.IssuedBefore))
 }
 
-// revocations is an immutable set of them.
-type revocations struct {
+// View is an immutable set of them.
+type View struct {
 	byID     map[string]*Revocation
-	byTarget map[target][]*Revocation // without those that were deleted
+	byTarget map[Target][]*Revocation // without those that were deleted
 }
 
-func newRevocations(all []*Revocation) *revocations {
-	r := &revocations{byID: make(map[string]*Revocation, len(all)), byTarget: map[target][]*Revocation{}}
+func newView(all []*Revocation) *View {
+	r := &View{byID: make(map[string]*Revocation, len(all)), byTarget: map[Target][]*Revocation{}}
 	for _, one := range all {
 		r.byID[one.ID] = one
 		if !one.Deleted {
-			r.byTarget[one.target()] = append(r.byTarget[one.target()], one)
+			r.byTarget[one.Target()] = append(r.byTarget[one.Target()], one)
 		}
 	}
 	return r
 }
 
-// revokes returns the revocation that a token falls under, or nil.
-func (r *revocations) revokes(f *verify.Facts, now time.Time) *Revocation {
+// Revokes returns the revocation that a token falls under, or nil.
+func (r *View) Revokes(f *verify.Facts, now time.Time) *Revocation {
 	if len(r.byTarget) == 0 {
 		return nil
 	}
-	for _, t := range [...]target{
+	for _, t := range [...]Target{
 		{f.Issuer, "all", ""}, {f.Issuer, "jti", f.TokenID}, {f.Issuer, "sub", f.Subject}, {f.Issuer, "client", f.ClientID},
 	} {
 		for _, one := range r.byTarget[t] {
@@ -108,7 +112,7 @@ func (r *revocations) revokes(f *verify.Facts, now time.Time) *Revocation {
 func merged(a, b []*Revocation, now time.Time) []*Revocation {
 	byID := make(map[string]*Revocation, len(a)+len(b))
 	for _, one := range slices.Concat(a, b) {
-		if known := byID[one.ID]; !one.over(now) && (known == nil || one.Deleted) {
+		if known := byID[one.ID]; !one.Over(now) && (known == nil || one.Deleted) {
 			byID[one.ID] = one
 		}
 	}

@@ -1,0 +1,345 @@
+package revocation
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+const (
+	// shardCount is over how many values of the store the revocations are spread.
+	shardCount = 16
+	// form is the version of the stored form.
+	form = 1
+	// LoadInterval is how far apart attempts to load them for the first time are.
+	LoadInterval = time.Second
+)
+
+// Set keeps the revocations of this replica the same as those in the store.
+//
+// The store has them in a few values.
+type Set struct {
+	store   store.Store
+	shards  []string // the keys of the values
+	changes store.ChangeCount
+
+	// known is nil until they were loaded once.
+	known atomic.Pointer[View]
+	// currentAt is when they were last known to be those of the store, in Unix
+	// nanoseconds; 0: never.
+	currentAt atomic.Int64
+	// news coalesces what the store tells.
+	news store.Coalescer
+
+	// turn is held while the store is read or changed, by whoever uses what
+	// follows.
+	turn    chan struct{}
+	tried   time.Time // when loading last failed
+	failure error
+
+	marker  Marker        // nil: there is none
+	putBack time.Duration // for others, where the store has lost its data
+	log     *slog.Logger
+	// lostSince is when this replica first found the store without its data, and knew no
+	// revocations itself; zero: the store has them.
+	lostSince time.Time
+	// unreadable is why this replica cannot read revocations that others have stored;
+	// nil: it can.
+	unreadable atomic.Pointer[error]
+}
+
+// take takes the turn, unless ctx ends before.
+func (r *Set) take(ctx context.Context) error {
+	select {
+	case r.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Set) give() { <-r.turn }
+
+// Config is what a set of revocations is made of.
+type Config struct {
+	// Store is where replicas share the revocations.
+	Store store.Store
+	// Tag begins the keys in the store. It is a hash tag, so that they are in one slot.
+	Tag string
+	// Marker shows whether the store is used with another ring. Nil: nothing is sealed.
+	Marker Marker
+	// PutBack is how long a replica that has just started waits for others to put back
+	// the revocations that the store has lost. 0: no other replica uses the store.
+	PutBack time.Duration
+	// Logger is told when the revocations cannot be read, and when they can be again.
+	Logger *slog.Logger
+}
+
+// New returns a set that loads the revocations when they are needed first.
+func New(cfg Config) *Set {
+	r := &Set{store: cfg.Store, turn: make(chan struct{}, 1), marker: cfg.Marker, putBack: cfg.PutBack, log: cfg.Logger}
+	r.changes.Store, r.changes.Key = cfg.Store, cfg.Tag+"changes"
+	for i := range shardCount {
+		r.shards = append(r.shards, cfg.Tag+strconv.Itoa(i))
+	}
+	return r
+}
+
+// Keys are the keys in the store whose events are to wake the set.
+func (r *Set) Keys() []string { return slices.Concat(r.shards, []string{r.changes.Key}) }
+
+// Wake looks for a change after the store told of one. Work runs in a goroutine that spawn
+// starts, until ctx ends.
+func (r *Set) Wake(ctx context.Context, spawn func(work func()) bool) {
+	r.news.Run(spawn, func() { r.Poll(ctx, 0) })
+}
+
+// Ready reports whether tokens can be judged by the revocations.
+func (r *Set) Ready() bool { return r.usable() != nil }
+
+// Current returns when the revocations were last known to be those of the store; zero:
+// never.
+func (r *Set) Current() time.Time {
+	nanoseconds := r.currentAt.Load()
+	if nanoseconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanoseconds)
+}
+
+// Find returns the revocation with an ID, or nil if it is not known here.
+func (r *Set) Find(id string) *Revocation {
+	known := r.known.Load()
+	if known == nil {
+		return nil
+	}
+	return known.byID[id]
+}
+
+// View returns the revocations, loading them first where that was never done, or did not
+// succeed for a reason that note keeps in mind. An error means that nothing may be called
+// good.
+func (r *Set) View(ctx context.Context) (*View, error) {
+	if usable := r.usable(); usable != nil {
+		return usable, nil
+	}
+	if err := r.take(ctx); err != nil {
+		return nil, err
+	}
+	defer r.give()
+	if usable := r.usable(); usable != nil {
+		return usable, nil
+	}
+	if time.Since(r.tried) < LoadInterval {
+		return nil, r.failure
+	}
+	if _, err := r.load(ctx); err != nil {
+		r.tried, r.failure = time.Now(), err
+		if reason := r.unreadable.Load(); reason != nil {
+			r.failure = *reason // also while the store is away
+		}
+		return nil, r.failure
+	}
+	return r.known.Load(), nil
+}
+
+// Poll looks whether there was a change. In some rounds it does not trust the
+// counter.
+func (r *Set) Poll(ctx context.Context, round int) {
+	if r.take(ctx) != nil {
+		return
+	}
+	defer r.give()
+	if r.usable() != nil && round%store.ReloadRounds != 0 {
+		unchanged, err := r.unchanged(ctx)
+		if unchanged {
+			r.currentAt.Store(time.Now().UnixNano())
+		}
+		if unchanged || err != nil {
+			r.note(err)
+			return
+		}
+	}
+	_, _ = r.load(ctx) // if not now, then in the next round
+}
+
+// unchanged reports whether the store still has its marker and has seen no change that is
+// not known here.
+func (r *Set) unchanged(ctx context.Context) (bool, error) {
+	marked, err := r.marked(ctx)
+	if err != nil || !marked {
+		return false, err
+	}
+	_, moved, err := r.changes.Moved(ctx)
+	return err == nil && !moved, err
+}
+
+// load reads all revocations, adopts what is new, and puts back what the store
+// has lost, and after that its marker. It returns the numbers of the values as they now
+// stand.
+func (r *Set) load(ctx context.Context) (numbers []uint64, err error) {
+	defer func() { r.note(err) }()
+	marked, found, err := r.read(ctx)
+	if err != nil {
+		r.lostSince = time.Time{} // others cannot put anything back meanwhile
+		return nil, err
+	}
+	count := found[len(r.shards)].Number
+	lost := !marked || count == 0
+	if err := r.mayBegin(lost); err != nil {
+		return nil, err
+	}
+	numbers, err = r.adopt(ctx, found[:len(r.shards)], count, lost)
+	if err == nil && !marked {
+		err = r.mark(ctx)
+	}
+	return numbers, err
+}
+
+// read reads the marker, and then the values and after them the count of changes.
+func (r *Set) read(ctx context.Context) (marked bool, found []store.Entry, err error) {
+	if marked, err = r.marked(ctx); err != nil {
+		return false, nil, err
+	}
+	found, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.Key})...)
+	return marked, found, err
+}
+
+// adopt takes over what was read, and writes what the store lacks. What the store has
+// lost is counted as one change, after all of it was written: a replica that has just
+// started takes a store without a count for one that has lost its data.
+func (r *Set) adopt(ctx context.Context, found []store.Entry, count uint64, lost bool) (numbers []uint64, err error) {
+	var stored []*Revocation
+	numbers = make([]uint64, len(found))
+	for i, entry := range found {
+		some, err := readRevocations(entry)
+		if err != nil {
+			return nil, err
+		}
+		numbers[i] = entry.Number
+		stored = append(stored, some...)
+	}
+	now := time.Now()
+	all := merged(r.All(), stored, now)
+	r.known.Store(newView(all))
+	changed := lost || count < r.changes.Seen.Load()
+	kept := byShard(all)
+	for i, before := range byShard(merged(stored, nil, now)) {
+		if !same(before, kept[i]) || found[i].Aged {
+			if numbers[i], err = r.write(ctx, i, numbers[i], kept[i]); err != nil {
+				return nil, err
+			}
+			changed = true
+		}
+	}
+	r.changes.Seen.Store(max(count, r.changes.Seen.Load()))
+	if changed {
+		if err := r.changes.Raise(ctx); err != nil {
+			return nil, err
+		}
+	}
+	r.currentAt.Store(now.UnixNano())
+	return numbers, nil
+}
+
+// write replaces a value that was read with a number.
+func (r *Set) write(ctx context.Context, shard int, number uint64, content []*Revocation) (uint64, error) {
+	value, err := json.Marshal(storedRevocations{form, content})
+	if err != nil {
+		return 0, err
+	}
+	return store.CompareAndSwap(ctx, r.store, r.shards[shard], number, value)
+}
+
+// Put applies a change of one revocation to the store and to this replica. It
+// returns nil only if the store has it.
+func (r *Set) Put(ctx context.Context, made *Revocation) error {
+	if err := r.take(ctx); err != nil {
+		return err
+	}
+	defer r.give()
+	return store.RetryOvertaken(func() error { return r.tryChange(ctx, made) })
+}
+
+func (r *Set) tryChange(ctx context.Context, made *Revocation) error {
+	numbers, err := r.load(ctx)
+	if err != nil {
+		return err
+	}
+	all := merged(r.All(), []*Revocation{made}, time.Now())
+	if len(all) > MaxRevocations {
+		return ErrTooManyRevocations
+	}
+	shard := shardOf(made.ID)
+	if _, err := r.write(ctx, shard, numbers[shard], byShard(all)[shard]); err != nil {
+		return err
+	}
+	r.known.Store(newView(all))
+	return r.changes.Raise(ctx)
+}
+
+// ErrTooManyRevocations is the error of Put if there are MaxRevocations.
+var ErrTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRevocations)
+
+// Count returns how many revocations are known here.
+func (r *Set) Count() int {
+	if known := r.known.Load(); known != nil {
+		return len(known.byID)
+	}
+	return 0
+}
+
+// All are those that are known here, oldest first.
+func (r *Set) All() []*Revocation {
+	known := r.known.Load()
+	if known == nil {
+		return nil
+	}
+	all := make([]*Revocation, 0, len(known.byID))
+	for _, one := range known.byID {
+		all = append(all, one)
+	}
+	slices.SortFunc(all, oldestFirst)
+	return all
+}
+
+// storedRevocations is a value of the store.
+type storedRevocations struct {
+	Form        int           `json:"v"`
+	Revocations []*Revocation `json:"revocations"`
+}
+
+// readRevocations does not take for nothing what it cannot read: that would lift
+// revocations.
+func readRevocations(entry store.Entry) ([]*Revocation, error) {
+	switch {
+	case entry.Unopened:
+		return nil, errSealedRevocations
+	case entry.Number == 0:
+		return nil, nil
+	}
+	var s storedRevocations
+	if json.Unmarshal(entry.Value, &s) != nil || s.Form != form {
+		return nil, errNewerRevocations
+	}
+	return s.Revocations, nil
+}
+
+func byShard(all []*Revocation) [shardCount][]*Revocation {
+	var shards [shardCount][]*Revocation
+	for _, one := range all {
+		i := shardOf(one.ID)
+		shards[i] = append(shards[i], one)
+	}
+	return shards
+}
+
+// shardOf spreads IDs, which are random enough.
+func shardOf(id string) int { return int(id[1]+31*id[2]) % shardCount }
