@@ -38,7 +38,7 @@ func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), 
 		}
 		e := b.watched(c, full)
 		last, err = b.watch(ctx, e, watching{who, ask, send, applied, last})
-		e.unwatch(b)
+		e.unwatch()
 		if err != nil {
 			return err
 		}
@@ -135,11 +135,11 @@ func (b *Broker) watched(c *client, full idp.Request) *entry {
 		if b.entryFor(c, full) == e {
 			return e
 		}
-		e.unwatch(b)
+		e.unwatch()
 	}
 }
 
-func (e *entry) unwatch(b *Broker) {
+func (e *entry) unwatch() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.watches--; e.watches == 0 {

@@ -420,6 +420,8 @@ func Parse(name string, data []byte) (*Config, error) {
 	return config, nil
 }
 
+// Read returns the content of the configuration file. An error does not quote it. A file
+// that is larger than a configuration can be is an error.
 func Read(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {

@@ -50,18 +50,21 @@ func NewMetered(s Store, log *slog.Logger) *Metered {
 	return m
 }
 
+// Get reads entries and counts the result.
 func (m *Metered) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 	entries, err := m.Store.Get(ctx, keys...)
 	m.called(ctx, "get", &m.reads, err)
 	return entries, err
 }
 
+// Acquire claims a lease and counts the result.
 func (m *Metered) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
 	lease, acquired, err := m.Store.Acquire(ctx, claim)
 	m.called(ctx, "acquire", &m.writes, err)
 	return lease, acquired, err
 }
 
+// Renew extends a lease. It counts the result, and a lease that was lost.
 func (m *Metered) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bool, error) {
 	held, err := m.Store.Renew(ctx, lease, ttl)
 	m.called(ctx, "renew", &m.writes, err)
@@ -71,12 +74,14 @@ func (m *Metered) Renew(ctx context.Context, lease Lease, ttl time.Duration) (bo
 	return held, err
 }
 
+// Apply makes a change and counts the result.
 func (m *Metered) Apply(ctx context.Context, change Change) ([]bool, error) {
 	applied, err := m.Store.Apply(ctx, change)
 	m.called(ctx, "apply", &m.writes, err)
 	return applied, err
 }
 
+// Raise raises a counter and counts the result.
 func (m *Metered) Raise(ctx context.Context, key string, floor, by uint64) (uint64, error) {
 	count, err := m.Store.Raise(ctx, key, floor, by)
 	m.called(ctx, "raise", &m.writes, err)
