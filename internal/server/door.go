@@ -35,11 +35,6 @@ type Bound struct {
 	OpaqueTCP, OpaqueUnix string
 }
 
-// Door returns the door of other listeners.
-func (s *Server) Door(bound Bound) *Door {
-	return &Door{callers: s.callers, limits: s.limits, transport: s.transport, bound: bound, age: s.age}
-}
-
 // Listen returns listener without the connections that are too many.
 func (d *Door) Listen(listener net.Listener) net.Listener { return &doorListener{listener, d} }
 

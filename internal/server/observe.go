@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -100,6 +101,16 @@ func newObserver(cfg Config, who *callers, held *limits) *observer {
 	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
 	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
 	return o
+}
+
+// beginning looks at each call when it begins, in the goroutine that reads the connection.
+func beginning(who *callers) tap.ServerInHandle {
+	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
+		if err := who.begin(ctx, call.Header); err != nil {
+			return nil, statusOf(err)
+		}
+		return ctx, nil
+	}
 }
 
 func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -187,6 +187,11 @@ func New(cfg Config) *Server {
 	return s
 }
 
+// Door returns the door of other listeners.
+func (s *Server) Door(bound Bound) *Door {
+	return &Door{callers: s.callers, limits: s.limits, transport: s.transport, bound: bound, age: s.age}
+}
+
 // register adds all services to a gRPC server.
 func (s *Server) register(to *grpc.Server, watched *health.Server) {
 	healthpb.RegisterHealthServer(to, &healthService{callers: s.callers, now: s.health, watched: watched, draining: s.draining})
@@ -258,7 +263,7 @@ type addedService struct {
 func options(cfg Config, who *callers, observe *observer) []grpc.ServerOption {
 	most := cfg.Limits
 	options := []grpc.ServerOption{
-		grpc.InTapHandle(who.tap),
+		grpc.InTapHandle(beginning(who)),
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),
 		grpc.UnknownServiceHandler(unknownMethod),

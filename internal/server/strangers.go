@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc/tap"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 )
@@ -87,13 +87,13 @@ func (s *strangers) tooMany() error {
 	}
 }
 
-// tap looks at each call when it begins, in the goroutine that reads the connection.
-func (c *callers) tap(ctx context.Context, call *tap.Info) (context.Context, error) {
-	if !c.headers.admits(call.Header) {
-		return nil, statusOf(c.headers.tooLarge())
+// begin looks at a call when it begins. An error means that it is refused.
+func (c *callers) begin(ctx context.Context, header metadata.MD) error {
+	if !c.headers.admits(header) {
+		return c.headers.tooLarge()
 	}
 	if !connectionOf(ctx).stranger.enter(ctx) {
-		return nil, statusOf(c.strangers.tooMany())
+		return c.strangers.tooMany()
 	}
-	return ctx, nil
+	return nil
 }
