@@ -162,7 +162,7 @@ func TestDevPrintsCommandsThatWork(t *testing.T) {
 	need(t, "grpcurl")
 	need(t, "curl")
 	d := startDev(t)
-	answers := []string{"eyJ", `"scopes": [`, "active", "which it replaces, is kept to fall back to", "previous", `"accessToken"`, `"access_token"`, "X-Auth-Issuer: http://127.0.0.1:"}
+	answers := []string{"eyJ", `"scopes":[`, "active", "which it replaces, is kept to fall back to", "previous", `"accessToken"`, `"access_token"`, "X-Auth-Issuer: http://127.0.0.1:"}
 	_, after, _ := strings.Cut(d.output.String(), "In another terminal:")
 	commands := regexp.MustCompile("(?m)^  .*$").FindAllString(after, -1)
 	if len(commands) != len(answers) {

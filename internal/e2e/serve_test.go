@@ -22,7 +22,7 @@ type verdict struct {
 	Issuer   string   `json:"issuer"`
 	Subject  string   `json:"subject"`
 	ClientID string   `json:"client_id"`
-	Audience []string `json:"audience"`
+	Audience []string `json:"audiences"`
 	Scopes   []string `json:"scopes"`
 }
 
