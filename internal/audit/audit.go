@@ -1,15 +1,13 @@
-// Package audit writes down who was given which token, who was refused what, and
-// what operators did: one JSON object to a line, for machines and for years.
-// docs/audit.md is the contract of the lines.
+// Package audit writes the audit log: tokens that callers received, refusals, and
+// actions of operators. Each line is a JSON object; docs/audit.md defines its members.
 //
-// It makes nobody wait. Lines are put into bounded buffers, and one goroutine
-// writes them, within 50 ms where the disk keeps up. What happens where it does not is
-// configured: either acts that could not be written down are refused, or their
-// lines are dropped, and it is told how many. It refuses to be filled by those
-// who are refused: of the lines that callers can cause and get nothing for, a few a
-// second are written and the rest is counted.
+// Callers never wait for the disk. Lines go into bounded buffers, and one goroutine
+// writes them within 50 ms if the disk is fast enough. If it is not, the configuration
+// decides: the broker refuses acts that it cannot audit, or it drops their lines and
+// counts them. Refused calls cannot fill the log: a few of their lines are written each
+// second, and the others are counted.
 //
-// No line holds a token or a secret. A token is named by its SHA-256.
+// No line contains a token or a secret. Tokens appear as SHA-256.
 package audit
 
 import (
@@ -27,66 +25,66 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Stdout in place of a path is the standard output.
+// Stdout as the path selects the standard output.
 const Stdout = "stdout"
 
 const (
-	// bufferSize bounds what waits to be written, in bytes. Lines about acts that
-	// are over, and cannot be refused any more, may take as much again; and all that
-	// once more is what is being written.
+	// bufferSize bounds the lines that wait to be written, in bytes. Lines about acts
+	// that have happened, which cannot be refused any more, may take the same amount
+	// again, and the lines that are being written twice as much.
 	bufferSize = 4 << 20
-	// shards of the buffer, so that those who write lines rarely meet at one lock.
+	// shardCount shards of the buffer reduce contention for the locks.
 	shardCount = 8
-	// flushDelay lets lines gather to be written together.
+	// flushDelay collects lines, so that one write takes many.
 	flushDelay = 50 * time.Millisecond
-	// retryInterval is how often writing is tried while it fails.
+	// retryInterval is the time between attempts while writes fail.
 	retryInterval = time.Second
-	// SumInterval is how often lines are written that sum up what has no lines of
-	// its own.
+	// SumInterval is the time between lines that count events without lines of their
+	// own.
 	SumInterval = time.Minute
-	// closeTimeout is how long Close waits for an output that takes nothing.
+	// closeTimeout is how long Close waits for an output that blocks.
 	closeTimeout = 2 * time.Second
 )
 
-// Verifications says which of them are written down.
+// Verifications selects the verifications that are audited.
 type Verifications int
 
-// The choices. Denials are written in any case.
+// The choices. Denials are always audited.
 const (
 	NoVerifications       Verifications = iota
-	RejectedVerifications               // those with a bad token
+	RejectedVerifications               // only invalid tokens
 	AllVerifications
 )
 
-// Config is what a Log is made of.
+// Config configures a Log.
 type Config struct {
-	// File is the path of the file, which is made with mode 0600 if there is none,
-	// and appended to; or Stdout.
+	// File is the path of the file, or Stdout. The file is created with mode 0600 if it
+	// does not exist, and appended to otherwise.
 	File string
-	// EveryToken writes a line each time that a token is given. Otherwise there is a
-	// line for the first time that a caller is given a token, and one each SumInterval
-	// for further times.
+	// EveryToken writes a line each time a caller receives a token. Otherwise there is
+	// one for the first time that a caller receives a certain token, and one per
+	// SumInterval that counts further times.
 	EveryToken bool
-	// Verifications that are written down.
+	// Verifications selects the verifications that are audited.
 	Verifications Verifications
-	// Refuse says that what cannot be written down must not be done. Otherwise lines
-	// are dropped that cannot be written, and counted.
+	// Refuse refuses acts that cannot be audited. Otherwise lines that cannot be written
+	// are dropped and counted.
 	Refuse bool
-	// From says which address a call came from. Nil: nobody knows.
+	// From returns the address from which a call came. Nil: unknown.
 	From func(ctx context.Context) string
-	// Logger is told when writing begins to fail and when it works again. Nil: slog.Default.
+	// Logger logs when writes begin to fail and when they succeed again. Nil: slog.Default.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not shown.
+	// Registerer registers the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 
 	buffer int // zero: bufferSize
 }
 
-// ErrUnwritten says that an act could not be written down, and must not be done.
+// ErrUnwritten is the error for an act that could not be audited and must not happen.
 var ErrUnwritten = errors.New("the audit cannot be written")
 
-// Log writes lines. All its methods are safe for concurrent use. A nil Log writes
-// nothing down, and lets everything be done.
+// Log writes the audit log. Its methods are safe for concurrent use. A nil Log writes
+// nothing and permits everything.
 type Log struct {
 	cfg    Config
 	head   []byte // of each line
@@ -104,26 +102,26 @@ type Log struct {
 	}
 	metrics metrics
 
-	wake    chan struct{} // there are lines
-	hurry   chan struct{} // there are many
+	wake    chan struct{} // a line was added
+	hurry   chan struct{} // the buffer is half full
 	flushes chan chan error
 	closing chan struct{}
 	done    chan struct{}
 	close   sync.Once
 
-	// The rest is the writer's own.
+	// Only the writing goroutine uses these fields.
 	out     output
 	batch   []byte // taken from the shards
-	pending []byte // the part of it that is not written yet
+	pending []byte // the unwritten part of batch
 	lines   int    // in batch
 }
 
-// shard is a part of what waits to be written.
+// shard is a part of the buffer.
 type shard struct {
 	mu  sync.Mutex
 	now buffer
 
-	before buffer // the writer's own: what it took last
+	before buffer // the lines that the writing goroutine took last; only it uses them
 
 	_ [64]byte // keeps neighbours out of the same cache line
 }
@@ -133,14 +131,14 @@ type buffer struct {
 	marks []mark
 }
 
-// mark is where a line ends in the buffer, and its number.
+// mark is the end of a line in the buffer, with its number.
 type mark struct {
 	number uint64
 	end    int
 }
 
-// Open opens the output and starts to write. It fails where the file cannot be
-// opened.
+// Open opens the output and starts the writing goroutine. It returns an error if the
+// file cannot be opened.
 func Open(cfg Config) (*Log, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -168,7 +166,7 @@ func Open(cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// replica tells the lines of processes apart, also those of one host.
+// replica returns a name for this process that is unique among all processes.
 func replica() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -177,23 +175,22 @@ func replica() string {
 	return host + "/" + rand.Text()[:8]
 }
 
-// Record writes down what happened. It cannot be refused; if there is no room for
-// it, it is lost, and that is told.
+// Record audits an act that has happened. If the buffer is full the line is dropped and
+// counted.
 func (l *Log) Record(e *Event) {
 	if l != nil && l.rationed(e) {
 		l.keep(e)
 	}
 }
 
-// keep writes down what is over.
 func (l *Log) keep(e *Event) {
 	if !l.put(e, 2*l.cfg.buffer) {
 		l.lose()
 	}
 }
 
-// Permit writes down what is about to be done, unless it must not be done because
-// it could not be: then the error is ErrUnwritten.
+// Permit audits an act that is about to happen. It returns ErrUnwritten if the act must
+// not happen because it could not be audited.
 func (l *Log) Permit(e *Event) error {
 	switch {
 	case l == nil:
@@ -207,8 +204,7 @@ func (l *Log) Permit(e *Event) error {
 	return nil
 }
 
-// Ready says whether something may be begun whose outcome is to be Recorded: if
-// not, the error is ErrUnwritten.
+// Ready returns ErrUnwritten if an act whose outcome has to be recorded must not begin.
 func (l *Log) Ready() error {
 	if l != nil && l.cfg.Refuse && (l.failing.Load() || l.buffered() >= l.cfg.buffer) {
 		l.metrics.refused.Inc()
@@ -217,7 +213,7 @@ func (l *Log) Ready() error {
 	return nil
 }
 
-// Verifications says which of them to write down.
+// Verifications returns the verifications that are audited.
 func (l *Log) Verifications() Verifications {
 	if l == nil {
 		return NoVerifications
@@ -225,7 +221,7 @@ func (l *Log) Verifications() Verifications {
 	return l.cfg.Verifications
 }
 
-// From is the address that a call came from.
+// From returns the address from which a call came.
 func (l *Log) From(ctx context.Context) string {
 	if l == nil {
 		return ""
@@ -233,14 +229,14 @@ func (l *Log) From(ctx context.Context) string {
 	return l.cfg.From(ctx)
 }
 
-// put appends a line to the buffer, which may hold so many bytes.
-func (l *Log) put(e *Event, most int) bool {
-	most /= shardCount
+// put appends a line to the buffer, unless that contains limit bytes or more.
+func (l *Log) put(e *Event, limit int) bool {
+	limit /= shardCount
 	s := &l.shards[mathrand.N[uint](shardCount)]
 	s.mu.Lock()
 	now := time.Now()
 	before := len(s.now.lines)
-	if before >= most {
+	if before >= limit {
 		s.mu.Unlock()
 		return false
 	}
@@ -249,7 +245,7 @@ func (l *Log) put(e *Event, most int) bool {
 	s.now.marks = append(s.now.marks, mark{l.order.Add(1), after})
 	s.mu.Unlock()
 	signal(l.wake)
-	if half := most / 2; before < half && after >= half {
+	if half := limit / 2; before < half && after >= half {
 		signal(l.hurry)
 	}
 	return true
@@ -282,7 +278,7 @@ func (l *Log) lose() {
 	l.lost.count++
 }
 
-// takeLost is the line about those that were lost; its Count may be 0.
+// takeLost returns the line about dropped lines; its Count may be 0.
 func (l *Log) takeLost() Event {
 	l.lost.Lock()
 	defer l.lost.Unlock()
@@ -291,7 +287,8 @@ func (l *Log) takeLost() Event {
 	return e
 }
 
-// rationed reports whether the line is to be written. All verifications means all.
+// rationed reports whether to write the line: lines about refusals are limited, except
+// verifications if all of them are audited.
 func (l *Log) rationed(e *Event) bool {
 	if !e.refusal() || e.Event == Verification && e.Outcome != Denied && l.cfg.Verifications == AllVerifications {
 		return true
@@ -299,8 +296,8 @@ func (l *Log) rationed(e *Event) bool {
 	return l.ration.admits(e, time.Now())
 }
 
-// Flush writes what was put before it was called. The error says that writing
-// fails, or that ctx ended.
+// Flush writes the lines that were added before the call. It returns an error if writes
+// fail or if ctx ends.
 func (l *Log) Flush(ctx context.Context) error {
 	if l == nil {
 		return nil
@@ -321,17 +318,16 @@ func (l *Log) Flush(ctx context.Context) error {
 	}
 }
 
-// Reopen makes the next lines go to a file of the configured path, though the one
-// that was open may have got another name. That is noticed within a second in any
-// case.
+// Reopen opens the configured path again, because the open file may have been renamed.
+// The Log notices that itself within a second.
 func (l *Log) Reopen() {
 	if l != nil {
 		l.out.asked.Store(true)
 	}
 }
 
-// Close sums up, writes what there is and closes the output. Lines that come later
-// are lost. It waits 2 s at most for an output that takes nothing.
+// Close writes all lines, including the counts, and closes the output. Later lines are
+// lost. Close waits at most 2 s for an output that blocks.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil
@@ -342,7 +338,7 @@ func (l *Log) Close() error {
 	select {
 	case <-l.done:
 	case <-timer.C:
-		return fmt.Errorf("%w: its output takes nothing", ErrUnwritten)
+		return fmt.Errorf("%w: the output blocks", ErrUnwritten)
 	}
 	if l.failing.Load() {
 		return ErrUnwritten

@@ -9,11 +9,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
-// formVersion is the version of the lines' form: it changes when a field changes
-// its meaning or goes away. New fields do not change it.
+// formVersion is the version of the format. It changes when a field is removed or changes
+// its meaning; new fields do not change it.
 const formVersion = 1
 
-// appendHead appends what is the same in all lines of a replica.
+// appendHead appends the members that all lines of a replica share.
 func appendHead(dst []byte, replica string) []byte {
 	dst = append(dst, `{"v":`...)
 	dst = strconv.AppendInt(dst, formVersion, 10)
@@ -21,7 +21,7 @@ func appendHead(dst []byte, replica string) []byte {
 	return appendString(dst, replica)
 }
 
-// appendEvent appends the rest of a line. It allocates nothing where dst has room.
+// appendEvent appends the rest of a line. It allocates nothing if dst has enough capacity.
 func appendEvent(dst []byte, e *Event, now time.Time) []byte {
 	at := e.Time
 	if at.IsZero() {
@@ -101,9 +101,8 @@ func appendTime(dst []byte, name string, t time.Time) []byte {
 	return appendInstant(appendName(dst, name), t.UTC())
 }
 
-// appendInstant is Time.AppendFormat for the one form of a line, which takes most
-// of a line's time otherwise. The form has a fixed width, so that lines sort as
-// texts.
+// appendInstant replaces Time.AppendFormat, which takes most of the time of a line. The
+// format has a fixed width, so that lines sort as texts.
 func appendInstant(dst []byte, t time.Time) []byte {
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()
@@ -135,11 +134,11 @@ func appendDigest(dst []byte, name string, digest *[32]byte) []byte {
 	return append(hex.AppendEncode(dst, digest[:]), '"')
 }
 
-// appendString appends a JSON string (RFC 8259 section 7) without characters that
-// a reader does not see. What is not UTF-8 is replaced byte by byte by U+FFFD.
+// appendString appends a JSON string (RFC 8259 section 7) and escapes invisible characters.
+// Each byte that is not UTF-8 becomes U+FFFD.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
-	begin := 0 // of what is copied as it is
+	begin := 0 // start of the part that is copied unchanged
 	for i := 0; i < len(s); {
 		c := s[i]
 		if c >= ' ' && c != '"' && c != '\\' && c < 0x7f {

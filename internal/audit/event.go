@@ -2,76 +2,75 @@ package audit
 
 import "time"
 
-// Name says what an event is about.
+// Name is the kind of an event.
 type Name string
 
 // The names.
 const (
-	// Start and Stop are those of a replica. No Outcome.
+	// Start and Stop are the start and the end of a replica. No Outcome.
 	Start Name = "start"
 	Stop  Name = "stop"
-	// Reload is another configuration: OK or Refused. Detail says what is wrong with
-	// one that is refused.
+	// Reload is a change of the configuration: OK or Refused. Detail is the error of a
+	// configuration that was refused.
 	Reload Name = "reload"
-	// Token is somebody's wish for a token: OK or Denied.
+	// Token is a request for a token: OK or Denied.
 	Token Name = "token"
-	// Verification is about a token that somebody presented: Active, Rejected,
+	// Verification is the verification of a presented token: Active, Rejected,
 	// Undecided or Denied.
 	Verification Name = "verification"
-	// Admin is what an operator asked for, by Action: OK, Denied or Failed.
+	// Admin is an action of an operator, see Action: OK, Denied, Refused or Failed.
 	Admin Name = "admin"
-	// Rotation is a step in the life of a client's secret, by Step, whether an
-	// operator took it or the broker itself: OK or Failed.
+	// Rotation is a step of a rotation, see Step, by an operator or by the broker itself:
+	// OK or Failed.
 	Rotation Name = "rotation"
-	// Call is a call that was refused before anybody looked at what it asks for:
-	// Unidentified or Limited. Action is the full name of its method.
+	// Call is a call that was refused before its request was read: Unidentified or Limited.
+	// Action is the full name of its method.
 	Call Name = "call"
-	// Connection is one that was refused before the first call: Unidentified, for the
-	// certificate that came is not good, or Limited.
+	// Connection is a connection that was refused before the first call: Unidentified if its
+	// certificate is not valid, or Limited.
 	Connection Name = "connection"
-	// Lost is how many lines could not be written: Count, since Since. No Outcome.
+	// Lost counts lines that could not be written: Count, since Since. No Outcome.
 	Lost Name = "lost"
 )
 
-// Outcome says what became of it.
+// Outcome is the result of an event.
 type Outcome string
 
 // The outcomes.
 const (
-	// OK: it was done.
+	// OK: it happened.
 	OK Outcome = "ok"
-	// Denied: the caller may not, or there is no such thing.
+	// Denied: the caller has no permission, or the object does not exist.
 	Denied Outcome = "denied"
-	// Refused: it is not done because of what is wrong with it.
+	// Refused: it did not happen, because the request is not valid.
 	Refused Outcome = "refused"
 	// Failed: it was tried, and may or may not have happened.
 	Failed Outcome = "failed"
-	// Active, Rejected and Undecided are answers to verifications.
+	// Active, Rejected and Undecided are results of verifications.
 	Active    Outcome = "active"
 	Rejected  Outcome = "rejected"
 	Undecided Outcome = "undecided"
-	// Unidentified: nobody knows who called.
+	// Unidentified: no configured caller matches.
 	Unidentified Outcome = "unidentified"
-	// Limited: the caller asked for more at a time than it may.
+	// Limited: the caller exceeded a limit.
 	Limited Outcome = "limited"
 )
 
-// Event is something that happened. What does not apply is left zero, and out of
-// the line. No field ever holds a secret or a token; texts that callers chose are
-// allowed, and escaped. docs/audit.md describes the fields as they are in a line.
+// Event is an event. Zero fields are omitted from its line. No field ever contains a
+// secret or a token; texts from callers are allowed and escaped. docs/audit.md describes
+// the fields of a line.
 type Event struct {
 	Event   Name
 	Outcome Outcome
-	// Time is when it happened. Zero: now.
+	// Time is the time of the event. Zero: now.
 	Time time.Time
 
-	// Caller is the name of who asked, as the configuration has it; of the broker's
-	// own work, empty.
+	// Caller is the configured name of the caller. Empty for the broker's own work.
 	Caller string
-	// Peer is the address that the call came from.
+	// Peer is the address from which the call came.
 	Peer string
-	// Action is what an Admin event is about (an action of the policy), or the
-	// method of a Call.
+	// Action is the action of an Admin event (an action of the policy), or the method of a
+	// Call.
 	Action string
 	// RequestID is the request_id of a call that changes something.
 	RequestID string
@@ -81,47 +80,47 @@ type Event struct {
 	// Comment is the reason that an operator gave for a change.
 	Comment string
 
-	// Client is the name of an OAuth client of the configuration.
+	// Client is the configured name of an OAuth client.
 	Client string
-	// Audiences, Resources and Scopes are those of the request, with its defaults;
-	// GrantedScopes are those that the token has.
+	// Audiences, Resources and Scopes are those of the request, including defaults.
+	// GrantedScopes are those of the token.
 	Audiences, Resources, Scopes, GrantedScopes []string
-	// TokenSHA256 is the digest of a token that was given or presented. Zero: none.
+	// TokenSHA256 is the digest of the token. Zero: no token.
 	TokenSHA256 [32]byte
-	// ExpiresAt is when the token ends, or the revocation; IssuedBefore bounds a
+	// ExpiresAt is the end of the token or of the revocation. IssuedBefore limits a
 	// revocation.
 	ExpiresAt, IssuedBefore time.Time
-	// Origin is where the broker found a token: memory, shared or fetched.
+	// Origin is the place where the broker found the token: memory, shared or fetched.
 	Origin string
-	// Degraded: the token is good, but a fresher one was due and not to be had.
+	// Degraded: the token is valid, but its refresh is due and failed.
 	Degraded bool
 
-	// Issuer, Subject, ClientID and TokenID are of a verified token, or of a
+	// Issuer, Subject, ClientID and TokenID describe a verified token, or the target of a
 	// revocation.
 	Issuer, Subject, ClientID, TokenID string
-	// SubjectType is the claim that stands for a missing sub. Empty: none does.
+	// SubjectType is the claim that replaces a missing sub. Empty: the token has a sub.
 	SubjectType string
-	// Revocation is the ID of one.
+	// Revocation is the ID of a revocation.
 	Revocation string
 
-	// SecretVersion is the ID of a version of the client's secret, and Step the
-	// step that was taken or, with Failed, tried: stage, prove, activate, retire, purge or
+	// SecretVersion is the ID of a version of the client's secret. Step is the step that was
+	// taken or, with Failed, tried: stage, prove, activate, retire, purge or
 	// import.
 	SecretVersion, Step string
 
-	// Version is the broker's own, and ConfigSHA256 the digest of its configuration
-	// file. Zero: none.
+	// Version is the version of the broker. ConfigSHA256 is the digest of its configuration
+	// file; zero: unknown.
 	Version      string
 	ConfigSHA256 [32]byte
 
-	// Count, if not zero, makes the line one that stands for so many further acts of
-	// the kind, since Since, that have no lines of their own.
+	// Count, if not zero, is the number of further acts of this kind since Since that have
+	// no lines of their own.
 	Count uint64
 	Since time.Time
 }
 
-// refusal reports whether the event is one that callers can cause as often as
-// they like, and get nothing for: such lines are rationed.
+// refusal reports whether callers can cause the event as often as they like and get
+// nothing for it. The number of such lines per second is limited.
 func (e *Event) refusal() bool {
 	switch e.Outcome {
 	case Denied, Failed, Rejected, Undecided, Unidentified, Limited:

@@ -8,46 +8,44 @@ import (
 	"unique"
 )
 
-// Given writes down to whom one token is given.
+// Given audits the callers that receive one token.
 //
-// Unless every time is to have its line, a caller has one for its first time, and
-// further times are counted: without a lock, without a line and without an
-// allocation.
+// Unless each time has a line, a caller has a line for the first time, and further times
+// are counted: without a lock, a line or an allocation.
 type Given struct {
 	log  *Log
-	what Event // but for what differs from time to time
-	// callers are those who were given the token: *tally by unique.Handle[string].
+	what Event // without the members that differ from time to time
+	// callers maps unique.Handle[string] to *tally, for callers that received the token.
 	callers sync.Map
 	mu      sync.Mutex // held while a first line is written
 	closed  atomic.Bool
 }
 
-// tally counts for one caller.
+// tally counts how often one caller received the token.
 type tally struct {
 	caller string
-	told   atomic.Bool // the first line is written
+	first  atomic.Bool // the first line was written
 	more   atomic.Uint64
-	since  atomic.Int64 // Unix nanoseconds: when counting began
+	since  atomic.Int64 // start of the count, in Unix nanoseconds
 }
 
-// Given begins to write down to whom a token is given. of says which token, and
-// for what.
+// Given returns a Given for a token. of describes the token and the request.
 func (l *Log) Given(of Event) *Given {
 	of.Event, of.Outcome = Token, OK
 	return &Given{log: l, what: of}
 }
 
-// SHA256 is the digest of the token.
+// SHA256 returns the digest of the token.
 func (g *Given) SHA256() [32]byte { return g.what.TokenSHA256 }
 
-// To writes down that a caller is given the token, whose name the handle is of. If
-// the error is not nil it is ErrUnwritten, and the token must not be given.
+// To audits that a caller receives the token; the handle contains the caller's name. If it
+// returns ErrUnwritten, the caller must not receive the token.
 func (g *Given) To(ctx context.Context, caller unique.Handle[string], origin string, degraded bool) error {
 	if g.log.cfg.EveryToken {
-		return g.tell(ctx, caller.Value(), origin, degraded)
+		return g.permit(ctx, caller.Value(), origin, degraded)
 	}
 	if found, ok := g.callers.Load(caller); ok {
-		if t := found.(*tally); t.told.Load() { //nolint:forcetypeassert // it holds no others
+		if t := found.(*tally); t.first.Load() { //nolint:forcetypeassert // it contains no other type
 			g.again(t)
 			return nil
 		}
@@ -59,20 +57,20 @@ func (g *Given) first(ctx context.Context, caller unique.Handle[string], origin 
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	found, _ := g.callers.LoadOrStore(caller, &tally{caller: caller.Value()})
-	t := found.(*tally) //nolint:forcetypeassert // it holds no others
-	if t.told.Load() {
+	t := found.(*tally) //nolint:forcetypeassert // it contains no other type
+	if t.first.Load() {
 		g.again(t)
 		return nil
 	}
-	if err := g.tell(ctx, t.caller, origin, degraded); err != nil {
+	if err := g.permit(ctx, t.caller, origin, degraded); err != nil {
 		return err
 	}
 	t.since.Store(time.Now().UnixNano())
-	t.told.Store(true)
+	t.first.Store(true)
 	return nil
 }
 
-// again counts. Who counts after the Given was closed sums up itself.
+// again counts. After Close it also writes the count.
 func (g *Given) again(t *tally) {
 	t.more.Add(1)
 	if g.closed.Load() {
@@ -80,26 +78,24 @@ func (g *Given) again(t *tally) {
 	}
 }
 
-func (g *Given) tell(ctx context.Context, caller, origin string, degraded bool) error {
+func (g *Given) permit(ctx context.Context, caller, origin string, degraded bool) error {
 	e := g.what
 	e.Caller, e.Peer, e.Origin, e.Degraded = caller, g.log.cfg.From(ctx), origin, degraded
 	return g.log.Permit(&e)
 }
 
-// Sum writes a line for each caller who was given the token again since the last
-// time.
+// Sum writes a line for each caller that received the token again since the last Sum.
 func (g *Given) Sum() {
 	if g == nil {
 		return
 	}
 	g.callers.Range(func(_, found any) bool {
-		g.sum(found.(*tally)) //nolint:forcetypeassert // it holds no others
+		g.sum(found.(*tally)) //nolint:forcetypeassert // it contains no other type
 		return true
 	})
 }
 
-// Close sums up for the last time. Nothing is lost that is counted at the same
-// time or later.
+// Close calls Sum for the last time. Counts at the same time or later are not lost.
 func (g *Given) Close() {
 	if g == nil {
 		return
@@ -108,8 +104,7 @@ func (g *Given) Close() {
 	g.Sum()
 }
 
-// sum writes the line, unless there is no room for it and there will be another
-// time.
+// sum writes the line. If the buffer is full, it keeps the count for the next time.
 func (g *Given) sum(t *tally) {
 	more := t.more.Swap(0)
 	if more == 0 {

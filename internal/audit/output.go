@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// followInterval is how often it is seen whether the file still has its name.
+// followInterval is the time between checks whether the file was renamed.
 const followInterval = time.Second
 
-// output is a file that may be rotated away, or the standard output. It belongs to
-// the writer, but for asked.
+// output is a file that may be renamed by log rotation, or the standard output. Only the
+// writing goroutine uses it, except asked.
 type output struct {
 	path string
-	// asked: somebody says that the file was rotated.
+	// asked requests a check, because the file was rotated.
 	asked atomic.Bool
 
 	file *os.File
 	info fs.FileInfo
-	seen time.Time // when the name was last looked up
-	// part of the next line is written already: the disk was full in the middle of
-	// it.
+	seen time.Time // time of the last check
+	// part of the next line was written already, because the disk was full in the middle
+	// of it.
 	part int
 }
 
@@ -53,8 +53,8 @@ func (o *output) open() error {
 	return o.endLine()
 }
 
-// openStdout takes another descriptor of the standard output: a broken pipe at the
-// usual one would end the process.
+// openStdout duplicates the descriptor of the standard output, because a broken pipe at
+// the original one would end the process.
 func (o *output) openStdout() error {
 	number, err := syscall.Dup(int(os.Stdout.Fd()))
 	if err != nil {
@@ -65,7 +65,7 @@ func (o *output) openStdout() error {
 	return nil
 }
 
-// endLine ends the line in the middle of which somebody before us was stopped.
+// endLine ends a line that a previous process did not finish.
 func (o *output) endLine() error {
 	if !o.info.Mode().IsRegular() || o.info.Size() == 0 {
 		return nil
@@ -78,7 +78,7 @@ func (o *output) endLine() error {
 	return err
 }
 
-// warning says what is to be said of the file's mode, if anything.
+// warning returns a warning about the file's mode, or an empty string.
 func (o *output) warning() string {
 	if o.info == nil || !o.info.Mode().IsRegular() || o.info.Mode().Perm()&0o077 == 0 {
 		return ""
@@ -86,8 +86,7 @@ func (o *output) warning() string {
 	return fmt.Sprintf("the audit file %s is open to others (mode %v): make it 0600", o.path, o.info.Mode().Perm())
 }
 
-// follow opens a file of the path anew where the one that is open is not it any
-// more.
+// follow opens the path again if the open file does not have that name any more.
 func (o *output) follow() error {
 	if o.path == Stdout {
 		return nil
@@ -99,12 +98,12 @@ func (o *output) follow() error {
 		o.seen = time.Now()
 		return nil
 	}
-	o.seen = time.Time{} // until it is open, look each time
+	o.seen = time.Time{} // check each time until the file is open
 	return o.open()
 }
 
-// write writes lines, and returns the length of those that were written whole. It
-// is called with the rest next.
+// write writes lines and returns the length of the complete ones. The next call must begin
+// with the rest.
 func (o *output) write(lines []byte) (whole int, err error) {
 	n, err := o.file.Write(lines[o.part:])
 	n += o.part
@@ -115,7 +114,7 @@ func (o *output) write(lines []byte) (whole int, err error) {
 
 func (o *output) close() {
 	if o.file != nil {
-		_ = o.file.Sync() // pipes cannot
+		_ = o.file.Sync() // fails for pipes
 		_ = o.file.Close()
 	}
 }

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// refusalsPerSecond is how many lines of one kind are written in a second.
+// refusalsPerSecond is the number of lines of one kind that are written per second.
 const refusalsPerSecond = 10
 
-// ration bounds the lines of those who are refused. The callers among its kinds
-// are those of the configuration, so there are not many.
+// ration limits the lines about refused calls. Its kinds contain only configured callers, so
+// there are few of them.
 type ration struct {
 	mu    sync.Mutex
 	kinds map[kind]*allowance
@@ -21,7 +21,7 @@ type kind struct {
 	caller  string
 }
 
-// allowance is what a kind had of the present second, and what it got no line for.
+// allowance counts the lines of a kind in the current second, and the events without a line.
 type allowance struct {
 	second int64
 	lines  int
@@ -31,8 +31,7 @@ type allowance struct {
 
 func newRation() ration { return ration{kinds: map[kind]*allowance{}} }
 
-// admits reports whether there is to be a line of this event. If not, it is
-// counted.
+// admits reports whether to write a line for this event. Otherwise it counts the event.
 func (r *ration) admits(e *Event, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,8 +55,8 @@ func (r *ration) admits(e *Event, now time.Time) bool {
 	return false
 }
 
-// sums are the events that stand for those which had no lines, and forgets the
-// kinds that are over.
+// sums returns events that count those without lines. It forgets kinds without recent
+// events.
 func (r *ration) sums(now time.Time) []Event {
 	r.mu.Lock()
 	defer r.mu.Unlock()

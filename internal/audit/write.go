@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// write is the goroutine that writes.
+// write runs in the writing goroutine.
 func (l *Log) write() {
 	defer close(l.done)
 	defer l.out.close()
@@ -36,7 +36,7 @@ func (l *Log) write() {
 	}
 }
 
-// gather waits for lines to be written together.
+// gather waits until lines can be written together.
 func (l *Log) gather() {
 	timer := time.NewTimer(flushDelay)
 	defer timer.Stop()
@@ -61,7 +61,7 @@ func (l *Log) unwritten() error {
 	return nil
 }
 
-// drain writes all that there is, until that fails.
+// drain writes all lines, or until a write fails.
 func (l *Log) drain() {
 	if err := l.out.follow(); err != nil {
 		l.failed(err)
@@ -95,8 +95,8 @@ func (l *Log) failed(err error) {
 	l.cfg.Logger.Error(what, "error", err)
 }
 
-// collect fills pending, if it is empty, and reports whether there is something in
-// it. Lines come in the order in which they were put.
+// collect fills pending if it is empty, and reports whether it contains a line. Lines are in
+// the order in which they were added.
 func (l *Log) collect() bool {
 	if len(l.pending) > 0 {
 		return true
@@ -119,13 +119,13 @@ func (l *Log) collect() bool {
 	return len(l.pending) > 0
 }
 
-// run is a line and its number.
+// run is a line with its number.
 type run struct {
 	number uint64
 	line   []byte
 }
 
-// take takes the lines of a shard. They are good until it is called again.
+// take takes the lines of a shard. They are valid until the next call.
 func (s *shard) take(into []run) []run {
 	s.mu.Lock()
 	s.now, s.before = s.before, s.now
@@ -139,7 +139,7 @@ func (s *shard) take(into []run) []run {
 	return into
 }
 
-// empty empties a buffer. It does not keep what it took in a flood.
+// empty empties a buffer and frees the memory that a flood of lines took.
 func (b *buffer) empty() {
 	const keep = 128 << 10
 	if cap(b.lines) > keep {
@@ -148,7 +148,7 @@ func (b *buffer) empty() {
 	b.lines, b.marks = b.lines[:0], b.marks[:0]
 }
 
-// sumUp puts the lines that stand for those which were rationed.
+// sumUp adds the lines that count rationed events.
 func (l *Log) sumUp() {
 	for _, e := range l.ration.sums(time.Now()) {
 		l.keep(&e)
