@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -168,14 +167,5 @@ func aboutRevocation(r *revocation.Revocation) audit.Event {
 	return audit.Event{
 		Revocation: r.ID, Issuer: r.Issuer, Subject: r.Subject, ClientID: r.ClientID, TokenID: r.TokenID,
 		ExpiresAt: r.ExpiresAt, IssuedBefore: r.IssuedBefore, Comment: r.Reason,
-	}
-}
-
-// unwritten is the error for what is not done because it could not be written
-// down.
-func unwritten() *apierror.Error {
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonUnaudited, RetryAfter: time.Second,
-		Message: "the broker cannot write its audit, and is configured to do nothing then that would have to be written down (audit.when_full: refuse); try again, or ask another replica",
 	}
 }

@@ -1,12 +1,10 @@
 package broker
 
 import (
-	"context"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -51,18 +49,6 @@ type entry struct {
 // was not purged.
 func (e *entry) usable(tok *token.Token, now time.Time, minTTL time.Duration) bool {
 	return tok != nil && tok.Epoch >= e.client.epoch.Load() && tok.Usable(now, minTTL)
-}
-
-// flight is one attempt to get a token that all who want it wait for. It belongs
-// to none of them: a caller who leaves does not end it.
-type flight struct {
-	old    *token.Token // held when it began; the flight is after a newer one
-	forced bool         // although old is good
-	done   chan struct{}
-	// Set before done is closed.
-	token  *token.Token
-	origin Origin
-	err    *apierror.Error
 }
 
 // activeFailure returns the failure that keeps the entry from asking the IdP, or
@@ -185,14 +171,4 @@ func (s *shards) count() int {
 		shard.mu.RUnlock()
 	}
 	return n
-}
-
-// wait waits for the flight on behalf of one caller.
-func (f *flight) wait(ctx context.Context) *apierror.Error {
-	select {
-	case <-f.done:
-		return nil
-	case <-ctx.Done():
-		return apierror.GaveUp(ctx)
-	}
 }

@@ -133,84 +133,11 @@ func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, t
 	return denied
 }
 
-// grantedTooMuch is the error for a token whose scopes are more than the caller may
-// have, or unknown because they were neither requested nor named by the IdP.
-func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *apierror.Error {
-	err := &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonGrantedTooMuch,
-		Metadata: map[string]string{"client": client, "caller": caller.Name()},
-		Message: fmt.Sprintf("client %q was asked for the scopes %q and the IdP granted %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
-			client, asked, granted, caller.Name()),
-	}
-	if len(granted) == 0 {
-		err.Reason = apierror.ReasonGrantedUnknown
-		err.Message = fmt.Sprintf("the IdP does not say which scopes its token of client %q has, no scopes were requested, and the role of caller %q admits certain scopes only: name scopes in the request, or give the client default scopes",
-			client, caller.Name())
-	}
-	return err
-}
-
 func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
 	if answer, ok := b.hit(ctx, e, ask, time.Now()); ok {
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
-}
-
-func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
-	asked := fmt.Sprintf("a token of client %q", ask.Client)
-	if ask.Audience != "" {
-		asked += fmt.Sprintf(" for audience %q", ask.Audience)
-	}
-	if len(ask.Resources) > 0 {
-		asked += fmt.Sprintf(" for resources %q", ask.Resources)
-	}
-	if len(ask.Scopes) > 0 {
-		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
-	}
-	return denied(caller, asked, map[string]string{"client": ask.Client})
-}
-
-// notGranted denies a request to a caller that has other grants for the client, and
-// names the defaults by which the request was judged.
-func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Error {
-	asked := ""
-	add := func(isDefault bool, format string, value any) {
-		asked += fmt.Sprintf(format, value)
-		if isDefault {
-			asked += " (the client's own)"
-		}
-	}
-	if full.Audience != "" {
-		add(ask.Audience == "", " for audience %q", full.Audience)
-	}
-	if len(full.Resources) > 0 {
-		add(len(ask.Resources) == 0, " for resources %q", full.Resources)
-	}
-	verdict := "no grant of this caller admits all of that"
-	if len(full.Scopes) > 0 {
-		add(len(ask.Scopes) == 0, " with scopes %q", full.Scopes)
-	}
-	if len(full.Scopes) > 0 && len(ask.Scopes) == 0 {
-		verdict = "no grant of this caller admits that target with any of these scopes"
-	}
-	return &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled,
-		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
-		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker policy explain FILE %s",
-			caller.Name(), ask.Client, asked, verdict, caller.Name()),
-	}
-}
-
-// denied is the error for what a caller may not, or what does not exist: nobody
-// is to learn which.
-func denied(caller *policy.Caller, asked string, about map[string]string) *apierror.Error {
-	about["caller"] = caller.Name()
-	return &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: about,
-		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker policy explain FILE %s",
-			caller.Name(), asked, caller.Name()),
-	}
 }
 
 // resolve fills in the defaults of ask.
@@ -354,15 +281,6 @@ func (e *entry) instead(ask Ask, now time.Time, err *apierror.Error) (Answer, *a
 	return Answer{}, err
 }
 
-func forcedTooOften(client string) *apierror.Error {
-	return &apierror.Error{
-		Code:     apierror.ResourceExhausted,
-		Reason:   apierror.ReasonForcedFetchLimited,
-		Metadata: map[string]string{"client": client},
-		Message:  fmt.Sprintf("client %q: the token held does not live long enough for min_ttl, and a fresher one was fetched less than %v ago; ask again later or for less", client, ForcedInterval),
-	}
-}
-
 // unattainable says that ask wants a longer life than the IdP was lately seen to
 // give, in the token that is held. The next token may live longer: an IdP that repeats
 // a token until it ends was last seen to give the rest of its life.
@@ -371,16 +289,6 @@ func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror
 		return nil
 	}
 	return tooShort(e.client.name, tok)
-}
-
-func tooShort(client string, tok *token.Token) *apierror.Error {
-	return &apierror.Error{
-		Code:     apierror.FailedPrecondition,
-		Reason:   apierror.ReasonMinTTLUnattainable,
-		Metadata: map[string]string{"client": client, "lifetime": tok.Lifetime().Round(time.Second).String()},
-		Message: fmt.Sprintf("client %q: the IdP issues tokens that live %v, which is too short for min_ttl; ask for less, or have the lifetime raised at the IdP",
-			client, tok.Lifetime().Round(time.Second)),
-	}
 }
 
 // land judges for one caller what a flight brought.

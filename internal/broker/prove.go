@@ -2,8 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
@@ -86,21 +84,6 @@ func (c *client) provingEntry() *entry {
 		}
 	}
 	return c.entry
-}
-
-// notProved is the error of a proof that came to no end.
-func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
-	switch {
-	case b.flying.Err() != nil:
-		return ShuttingDown(c.name)
-	case ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled):
-		return apierror.GaveUp(ctx)
-	}
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": c.name},
-		Message:  fmt.Sprintf("client %q: the IdP did not answer in time", c.name),
-	}
 }
 
 // sources returns the sources of the clients' secrets.

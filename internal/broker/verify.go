@@ -63,18 +63,6 @@ func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.
 // Introspecting returns how many issuers are asked about opaque tokens.
 func (b *Broker) Introspecting() int { return b.setup.Load().verifier.Introspecting() }
 
-func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
-	asked, about := "the verification of tokens", map[string]string{}
-	if ask.Issuer != "" {
-		asked += fmt.Sprintf(" of issuer %q", ask.Issuer)
-		about["issuer"] = ask.Issuer
-	}
-	if len(ask.Audience) > 0 {
-		asked += fmt.Sprintf(" for audiences %q", ask.Audience)
-	}
-	return denied(caller, asked, about)
-}
-
 func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *apierror.Error {
 	if errors.Is(err, verify.ErrNotPermitted) {
 		return mayNotVerify(caller, ask)

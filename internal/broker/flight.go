@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	mathrand "math/rand/v2"
-	"runtime/debug"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
@@ -16,6 +14,18 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
+
+// flight is one attempt to get a token that all who want it wait for. It belongs
+// to none of them: a caller who leaves does not end it.
+type flight struct {
+	old    *token.Token // held when it began; the flight is after a newer one
+	forced bool         // although old is good
+	done   chan struct{}
+	// Set before done is closed.
+	token  *token.Token
+	origin Origin
+	err    *apierror.Error
+}
 
 // start begins a flight, on account of the call that ctx is of, and apart from it.
 // The caller holds e.mu and has seen that there is none.
@@ -460,29 +470,12 @@ func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
 	return []store.Put{next.Put(v.key, fence, now)}
 }
 
-// ShuttingDown is the error for those whom this replica can serve no longer.
-func ShuttingDown(client string) *apierror.Error {
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonShuttingDown, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": client},
-		Message:  "this replica is shutting down; ask another one",
+// wait waits for the flight on behalf of one caller.
+func (f *flight) wait(ctx context.Context) *apierror.Error {
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return apierror.GaveUp(ctx)
 	}
-}
-
-// outOfTime is the error of a flight that ended before it got to the IdP.
-func (b *Broker) outOfTime(e *entry) *apierror.Error {
-	if b.flying.Err() != nil {
-		return ShuttingDown(e.client.name)
-	}
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": e.client.name},
-		Message:  fmt.Sprintf("client %q: no token came in time", e.client.name),
-	}
-}
-
-// crashed tells of a panic by its type and place: its value may hold anything.
-func (b *Broker) crashed(e *entry, cause any) *apierror.Error {
-	b.log.Error("a fetch crashed", "client", e.client.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
-	return apierror.Fault(nil)
 }
