@@ -14,8 +14,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// giving writes down that a caller is given a token. What it returns is why the
-// token must not be given.
+// giving records that a caller receives a token. On an error the token must not be
+// given.
 func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a Answer) *apierror.Error {
 	if b.audit == nil {
 		return nil
@@ -30,8 +30,8 @@ func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a 
 	return nil
 }
 
-// newlyGiven is where it is written down to whom a token is given that was given
-// to nobody yet, or is the entry's no more.
+// newlyGiven returns the audit record of a token that was not given before, or that
+// the entry no longer holds.
 func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -47,7 +47,7 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 	}
 	given := b.audit.Given(of)
 	if current := e.token.Load(); current == nil || current.SHA256 != tok.SHA256 {
-		return given // somebody was late: what is known of the newer token stays
+		return given // a late caller: the record of the newer token stays
 	}
 	e.given.Swap(given).Close()
 	if e.gone.Load() {
@@ -56,21 +56,22 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 	return given
 }
 
-// goes says that the entry is nobody's any more, but for those who have it in
-// hands.
+// goes marks the entry as removed from the cache; goroutines that hold it may still
+// use it.
 func (e *entry) goes() {
 	e.gone.Store(true)
 	e.given.Load().Close()
 }
 
-// sumUp writes down, from time to time, how often tokens were given again.
+// sumUp periodically records how often tokens were given again.
 func (b *Broker) sumUp(ctx context.Context) {
 	for b.audit != nil && sleep(ctx, nil, audit.SumInterval) {
 		b.eachEntry(func(e *entry) { e.given.Load().Sum() })
 	}
 }
 
-// eachEntry calls do for every entry of the clients there are, or lately were.
+// eachEntry calls do for every entry of the current clients, and of former ones until
+// eviction.
 func (b *Broker) eachEntry(do func(*entry)) {
 	for _, c := range b.setup.Load().clients {
 		do(c.entry)
@@ -78,8 +79,7 @@ func (b *Broker) eachEntry(do func(*entry)) {
 	b.entries.each(do)
 }
 
-// deniedToken writes down that a caller may not have what it asked for, as it was
-// judged: with the client's defaults.
+// deniedToken records a denied token request with the client's defaults filled in.
 func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client string, judged idp.Request, reason string) {
 	if b.audit == nil {
 		return
@@ -94,8 +94,8 @@ func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client 
 	b.audit.Record(e)
 }
 
-// verification writes down what became of a presented token, where that is wanted.
-// What it returns is why the answer must not be given.
+// verification records the result for a presented token, if the audit log is
+// configured for it. On an error the result must not be returned.
 func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request, result verify.Result, told *apierror.Error) *apierror.Error {
 	e := audit.Event{Event: audit.Verification}
 	wanted := audit.RejectedVerifications
@@ -129,8 +129,8 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 	return nil
 }
 
-// mayAct is asked before an operator's wish is fulfilled: client is empty where it
-// is about none.
+// mayAct authorizes an operator action; client is empty for an action without a
+// client.
 func (b *Broker) mayAct(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
 	switch {
 	case !caller.MayDo(action, client):
@@ -142,7 +142,7 @@ func (b *Broker) mayAct(caller *policy.Caller, action policy.Action, client stri
 	}
 }
 
-// acted writes down what became of an operator's wish.
+// acted records the result of an operator action.
 func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event) {
 	if b.audit == nil {
 		return
@@ -162,7 +162,7 @@ func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy
 	b.audit.Record(&e)
 }
 
-// aboutRevocation is a revocation as the audit has it.
+// aboutRevocation converts a revocation into an audit event.
 func aboutRevocation(r *revocation.Revocation) audit.Event {
 	return audit.Event{
 		Revocation: r.ID, Issuer: r.Issuer, Subject: r.Subject, ClientID: r.ClientID, TokenID: r.TokenID,

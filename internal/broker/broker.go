@@ -1,11 +1,11 @@
-// Package broker is what a token broker decides: which token answers a question
-// ([Broker.Get]), and whether a presented token is good ([Broker.Verify]). It
-// knows no protocol of its callers; APIs translate, this package answers with
-// values and with [apierror.Error].
+// Package broker makes the decisions of a token broker: it selects the token for a
+// request ([Broker.Get]) and verifies presented tokens ([Broker.Verify]). It is
+// independent of the protocols of its callers; APIs translate its values and
+// [apierror.Error].
 //
-// It refuses to let one caller's question cost the IdP more than anybody
-// else's: questions that mean the same share one token, one fetch and one
-// failure, and a failure is answered from memory until it is time to try again.
+// It keeps one caller's requests from costing the IdP more than another's: equivalent
+// requests share one token, one fetch and one failure, and a failure is returned from
+// memory until the time to retry.
 package broker
 
 import (
@@ -31,68 +31,70 @@ import (
 
 // Bounds of the flows.
 const (
-	// FlightTimeout bounds a fetch with all that it waits for.
+	// FlightTimeout bounds a fetch including all of its waits.
 	FlightTimeout = 25 * time.Second
-	// ForcedInterval is how far apart fetches are that callers force while a
+	// ForcedInterval is the minimum time between fetches that callers force while a
 	// good token is held.
 	ForcedInterval = 30 * time.Second
-	// DefaultMaxEntries is how many tokens are held besides the clients' own
+	// DefaultMaxEntries is the maximum number of tokens held besides the clients'
 	// defaults.
 	DefaultMaxEntries = 200_000
 
-	// minRefreshHint is the nearest instant that callers are told to ask again.
+	// minRefreshHint is the shortest time after which callers are advised to request
+	// again.
 	minRefreshHint = 5 * time.Second
-	// rememberLifetime is how long the lifetime that an IdP gives is taken for
-	// granted when a caller wants more.
+	// rememberLifetime is how long the observed token lifetime of an IdP decides
+	// requests for a longer one.
 	rememberLifetime = 5 * time.Minute
-	// maxRounds is how many flights a caller waits for whose first ones brought
-	// tokens that are good, but not for this caller.
+	// maxRounds is the maximum number of flights that one caller waits for, if they
+	// bring good tokens that do not suit this caller.
 	maxRounds = 3
-	// maxStagger spreads the refreshes of replicas that cannot ask each other.
+	// maxStagger spreads the refreshes of replicas that cannot coordinate.
 	maxStagger = 500 * time.Millisecond
-	// maxPurged is how often a fetch is made anew because its token was purged
-	// while it was under way.
+	// maxPurged bounds the attempts of a fetch whose tokens are purged while they are
+	// fetched.
 	maxPurged = 3
 )
 
-// Config is what a Broker is made of.
+// Config configures a Broker.
 type Config struct {
 	Setup
 
-	// Store is what this replica shares with others. It is not closed. Nil: a
-	// store of this broker's own, in memory.
+	// Store is the state shared with other replicas. The Broker does not close it.
+	// Nil: a private store in memory.
 	Store store.Store
-	// MAC is the keyed hash that names things in the store; its key is secret,
-	// and the same in all replicas. Nil: one of this process, which is enough for
-	// a store that nobody shares.
+	// MAC is the keyed hash for names in the store; its key is secret and the same in
+	// all replicas. Nil: a key of this process, which suffices for a store that is not
+	// shared.
 	MAC func(data []byte) [32]byte
-	// Marker shows whether the store is used with another ring. Nil: nothing is sealed.
+	// Marker shows whether the store is used with another ring. Nil: nothing is
+	// sealed.
 	Marker revocation.Marker
-	// PutBack is how long a replica that has just started waits for others to put back
-	// the revocations that the store has lost; see [revocation.DefaultPutBack]. 0: nobody else uses
-	// the store.
+	// PutBack is how long a replica that has just started waits for others to restore
+	// the revocations that the store has lost; see [revocation.DefaultPutBack]. 0: the
+	// store is not shared.
 	PutBack time.Duration
-	// Rings seal backups of secrets. Nil: there are none.
+	// Rings seal backups of secrets. Nil: no backups.
 	Rings *sealed.RingFile
-	// MaxEntries bounds the tokens held besides the clients' own defaults.
-	// Zero: DefaultMaxEntries.
+	// MaxEntries bounds the tokens held besides the clients' defaults. Zero:
+	// DefaultMaxEntries.
 	MaxEntries int
-	// Audit is where it is written down who was given what, and who was refused. It
-	// is not closed. Nil: nowhere.
+	// Audit records issued tokens and denied requests. The Broker does not close it.
+	// Nil: no audit log.
 	Audit *audit.Log
-	// Logger is told of failures. Nil: slog.Default.
+	// Logger receives failures. Nil: slog.Default.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not shown.
+	// Registerer takes the metrics. Nil: they are counted but not exposed.
 	Registerer prometheus.Registerer
 }
 
-// Setup is the part of a Broker's configuration that [Broker.Apply] replaces, as
-// one.
+// Setup is the part of a Broker's configuration that [Broker.Apply] replaces as a
+// whole.
 type Setup struct {
 	Clients []ClientConfig
-	// Verifier answers Verify. Required.
+	// Verifier serves Verify. Required.
 	Verifier *verify.Verifier
-	// Policy recognises callers. Nil: there are none.
+	// Policy identifies and authorizes callers. Nil: there are no callers.
 	Policy *policy.Policy
 }
 
@@ -100,40 +102,39 @@ type Setup struct {
 type ClientConfig struct {
 	Name string
 	IdP  *idp.Client
-	// Secret follows the source of the client's secret. Nil: the secret is Managed,
-	// or none is needed.
+	// Secret follows the source of the client's secret. Nil: the secret is Managed, or
+	// the client needs no secret.
 	Secret *secret.Source
-	// Managed: operators bring the secret (RotateSecret), and it is kept in the
-	// store.
+	// Managed: operators supply the secret (RotateSecret), and the store keeps it.
 	Managed bool
-	// CheckSecret says what is wrong with the form of a secret, if it cannot be one
-	// of this client. Nil: any text will do.
+	// CheckSecret returns an error for a secret of the wrong form for this client.
+	// Nil: any text is accepted.
 	CheckSecret func(value redact.String) error
-	// About is what operators are told of it.
+	// About is the description for operators.
 	About About
-	// Defaults for questions that leave them open.
+	// Defaults of requests that omit them.
 	Audience  string
 	Resources []string
 	Scopes    []string
 }
 
-// Broker answers questions. All its methods are safe for concurrent use.
+// Broker serves requests. All its methods are safe for concurrent use.
 type Broker struct {
 	setup         atomic.Pointer[setup]
 	applied       signal     // fired when setup was replaced
-	setting       sync.Mutex // held by the one who replaces setup
+	setting       sync.Mutex // held during a replacement of setup
 	entries       *shards
 	store         *store.Metered
 	names         names
 	subscriptions *store.Subscriptions
 	revoked       *revocation.Set
 	changes       store.ChangeCount // of the histories of secrets
-	rings         *sealed.RingFile  // nil: there are none
+	rings         *sealed.RingFile  // nil: no backups
 	audit         *audit.Log
 	log           *slog.Logger
 	metrics       *metrics
 
-	// Flights end with this context, not with their callers'.
+	// Flights end with this context, not with their callers' contexts.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
 	land    context.CancelFunc
 	working sync.WaitGroup
@@ -141,14 +142,14 @@ type Broker struct {
 	closed  bool
 }
 
-// setup is what a Setup was made into. It is immutable.
+// setup is the immutable state made from a Setup.
 type setup struct {
 	clients  map[string]*client
 	verifier *verify.Verifier
 	policy   *policy.Policy
 }
 
-// client is one OAuth client and what all its entries have in common.
+// client is one OAuth client and the state that its entries share.
 type client struct {
 	name          string
 	idp           *idp.Client
@@ -157,34 +158,34 @@ type client struct {
 	own           idp.Request
 	entry         *entry // of own
 	keys          clientKeys
-	subscriptions []*store.Subscription // tell of purges, and of other secrets
+	subscriptions []*store.Subscription // report purges and changes of secrets
 	fares         fares
 
 	// failure is a failure that concerns all requests of the client: throttling.
 	failure backoff.Slot
-	// epoch and fence are the highest that were seen.
+	// epoch and fence are the highest values seen.
 	epoch, fence atomic.Uint64
 	// changed is fired when the tokens were purged.
 	changed signal
 	purges  store.Coalescer
-	// asked: somebody wanted a token of this client.
+	// asked: a token of this client was requested.
 	asked atomic.Bool
 
 	// verdict is fired when a secret obtained a token or was refused.
 	verdict signal
 
 	mu sync.Mutex
-	// proven is the secret version that was the last to obtain a token and was not
-	// refused since. Until there is one, fetches go one at a time; after provenUntil
-	// a few go together until one of them succeeds.
+	// proven is the last secret version that obtained a token and was not refused
+	// since. Without one, fetches go one at a time; after provenUntil a few go
+	// together until one of them succeeds.
 	proven       string
 	provenUntil  time.Time
-	provenBy     uint64        // fence of the fetch that showed it
+	provenBy     uint64        // fence of the fetch that proved it
 	fetchedAlone uint64        // number of fetches without a lease since then
-	probe        chan struct{} // closed when the fetch that tries the secret is over; nil: none does
+	probe        chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
 }
 
-// New makes a Broker. It asks no IdP anything yet.
+// New makes a Broker. It sends no request to an IdP.
 func New(cfg Config) (*Broker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -244,7 +245,7 @@ func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {
 	return &entry{client: c, ask: ask, name: b.names.question(c, k)}
 }
 
-// spawn runs a part of the Broker's own work, unless the Broker is closed.
+// spawn runs work in a goroutine that Close awaits, unless the Broker is closed.
 func (b *Broker) spawn(work func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -255,8 +256,8 @@ func (b *Broker) spawn(work func()) bool {
 	return true
 }
 
-// Close ends all fetches and waits for them. Whoever waits for one is told that
-// this replica shuts down.
+// Close ends all fetches and waits for them. Callers that wait for a fetch receive the
+// error [ShuttingDown].
 func (b *Broker) Close() {
 	b.mu.Lock()
 	b.closed = true

@@ -12,47 +12,47 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-// entry is the place of one token: what to ask the IdP for, the token that it
-// last gave, and the failure since. Readers of a token take no lock.
+// entry holds one token: the request to the IdP, the last token, and the failure
+// since. Readers of the token take no lock.
 type entry struct {
 	client *client
 	ask    idp.Request
 	name   string // in the store
 
 	token atomic.Pointer[token.Token]
-	// failure is the last one; none after a success.
+	// failure is the last failure; empty after a success.
 	failure backoff.Slot
-	// flight is the fetch under way. It is stored under mu and read anywhere.
+	// flight is the running fetch. It is stored under mu and read anywhere.
 	flight atomic.Pointer[flight]
-	// quietUntil (Unix nanoseconds) is when a refresh is tried again that had to
-	// be put off because the store is away.
+	// quietUntil (Unix nanoseconds) is the time to retry a refresh that was postponed
+	// because the store is away.
 	quietUntil atomic.Int64
 	// changed is fired when the token was replaced.
 	changed signal
-	// given says to whom the token was given; nil: to nobody yet, or nobody wants to
-	// know. It is stored under mu and read anywhere.
+	// given records in the audit log the callers that received the token; nil: not
+	// given yet, or no audit log. It is stored under mu and read anywhere.
 	given atomic.Pointer[audit.Given]
-	// gone: the entry was put out of its place.
+	// gone: the entry was removed from the cache.
 	gone atomic.Bool
 
 	mu sync.Mutex
-	// forcedAt is when a fetch was last forced although a token was held.
+	// forcedAt is the last time that a fetch was forced although a token was held.
 	forcedAt time.Time
-	// watches counts the watches of the token; subscription tells them of what other
-	// replicas did.
+	// watches counts the watches of the token; subscription reports changes by other
+	// replicas.
 	watches      int
 	subscription *store.Subscription
 	replacements store.Coalescer
 }
 
-// usable reports whether the token may be handed out: it lives long enough, and
-// was not purged.
+// usable reports whether the token may be handed out: it lives long enough and was not
+// purged.
 func (e *entry) usable(tok *token.Token, now time.Time, minTTL time.Duration) bool {
 	return tok != nil && tok.Epoch >= e.client.epoch.Load() && tok.Usable(now, minTTL)
 }
 
-// activeFailure returns the failure that keeps the entry from asking the IdP, or
-// nil. The client's failure stops all of its entries, and so does the refusal of
+// activeFailure returns the failure that stops requests of the entry to the IdP, or
+// nil. A failure of the client stops all of its entries, and so does the refusal of
 // all of its secrets.
 func (e *entry) activeFailure(now time.Time) *backoff.Failure {
 	if t := e.client.failure.Load(); t.Active(now) {
@@ -65,14 +65,14 @@ func (e *entry) activeFailure(now time.Time) *backoff.Failure {
 	return u.refusal(now)
 }
 
-// failing reports whether the last attempt to get a token failed, whether or
-// not it is time for another.
+// failing reports whether the last attempt to get a token failed, even if a retry is
+// due.
 func (e *entry) failing() bool {
 	return e.failure.Load() != nil || e.client.failure.Load() != nil || e.client.secrets.now().failing()
 }
 
-// shards keeps the entries of questions other than the clients' own, spread over
-// locks so that callers of different tokens rarely meet at one.
+// shards keeps the entries of requests other than the clients' defaults, spread over
+// locks so that callers of different tokens rarely contend.
 type shards struct {
 	shards   [64]shard
 	maxShard int
@@ -92,8 +92,8 @@ func newShards(maxEntries int) *shards {
 	return s
 }
 
-// get returns the client's entry at k, made by create where there is none, or
-// one of a client that was of that name before.
+// get returns the client's entry at k. It calls create if there is no entry, or only
+// one of a former client of the same name.
 func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	shard := &s.shards[int(k[0])%len(s.shards)]
 	shard.mu.RLock()
@@ -119,10 +119,9 @@ func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	return made
 }
 
-// evict drops the entry whose token ends first among a few taken at random (the
-// order of a map). An entry is kept while a fetch for it is under way, for a
-// second one could start beside it, and while it is watched. If all that it looked at must stay, the
-// shard grows by one.
+// evict drops the entry whose token ends first in a small random sample (the order of
+// a map). It keeps entries that are watched or have a running fetch, beside which a
+// second fetch could start. If the whole sample must stay, the shard grows by one.
 func (s *shard) evict() {
 	const sample = 16
 	var victim key

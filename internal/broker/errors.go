@@ -15,7 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// mayNotDo is the error for what only operators may, some of them.
+// mayNotDo is the error for an operator action that the caller may not perform.
 func mayNotDo(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
 	asked, about := fmt.Sprintf("the action %s", action), map[string]string{"action": string(action)}
 	if client != "" {
@@ -25,9 +25,8 @@ func mayNotDo(caller *policy.Caller, action policy.Action, client string) *apier
 	return denied(caller, asked, about)
 }
 
-// unconfirmed is the error for a change that the store did not confirm. Where the
-// store says that it takes no writes, asking again does not help before that is
-// mended.
+// unconfirmed is the error for a change that the store did not confirm. If the store
+// accepts no writes, a retry does not help until that is fixed.
 func unconfirmed(cause error, what, again string, about map[string]string) *apierror.Error {
 	told := &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonStoreUnavailable, RetryAfter: time.Second, Metadata: about, Cause: cause,
@@ -39,7 +38,7 @@ func unconfirmed(cause error, what, again string, about map[string]string) *apie
 	return told
 }
 
-// refused translates what went wrong when a token was asked for.
+// refused translates the error of a token fetch.
 func refused(client, secretVersion string, err error) *apierror.Error {
 	told := &apierror.Error{Metadata: map[string]string{"client": client}, Cause: err}
 	refusal, ok := errors.AsType[*idp.Error](err)
@@ -84,8 +83,8 @@ func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
 	return denied(caller, asked, map[string]string{"client": ask.Client})
 }
 
-// notGranted denies a request to a caller that has other grants for the client, and
-// names the defaults by which the request was judged.
+// notGranted denies a request of a caller that has other grants for the client, and
+// names the defaults that were applied.
 func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Error {
 	asked := ""
 	add := func(isDefault bool, format string, value any) {
@@ -115,8 +114,8 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Erro
 	}
 }
 
-// denied is the error for what a caller may not, or what does not exist: nobody
-// is to learn which.
+// denied is the error for an object that does not exist or that the caller may not
+// use: callers must not learn which.
 func denied(caller *policy.Caller, asked string, about map[string]string) *apierror.Error {
 	about["caller"] = caller.Name()
 	return &apierror.Error{
@@ -126,8 +125,8 @@ func denied(caller *policy.Caller, asked string, about map[string]string) *apier
 	}
 }
 
-// grantedTooMuch is the error for a token whose scopes are more than the caller may
-// have, or unknown because they were neither requested nor named by the IdP.
+// grantedTooMuch is the error for granted scopes that exceed the caller's permissions,
+// or are unknown because neither the request nor the IdP named them.
 func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *apierror.Error {
 	err := &apierror.Error{
 		Code: apierror.PermissionDenied, Reason: apierror.ReasonGrantedTooMuch,
@@ -162,7 +161,7 @@ func tooShort(client string, tok *token.Token) *apierror.Error {
 	}
 }
 
-// ShuttingDown is the error for those whom this replica can serve no longer.
+// ShuttingDown is the error for callers that this replica can no longer serve.
 func ShuttingDown(client string) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonShuttingDown, RetryAfter: time.Second,
@@ -171,7 +170,7 @@ func ShuttingDown(client string) *apierror.Error {
 	}
 }
 
-// outOfTime is the error of a flight that ended before it got to the IdP.
+// outOfTime is the error of a flight that ended before its request to the IdP.
 func (b *Broker) outOfTime(e *entry) *apierror.Error {
 	if b.flying.Err() != nil {
 		return ShuttingDown(e.client.name)
@@ -183,13 +182,13 @@ func (b *Broker) outOfTime(e *entry) *apierror.Error {
 	}
 }
 
-// crashed tells of a panic by its type and place: its value may hold anything.
+// crashed logs a panic by its type and stack, because its value may contain anything.
 func (b *Broker) crashed(e *entry, cause any) *apierror.Error {
 	b.log.Error("a fetch crashed", "client", e.client.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
 	return apierror.Fault(nil)
 }
 
-// notProved is the error of a proof that came to no end.
+// notProved is the error of a proof without a result.
 func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 	switch {
 	case b.flying.Err() != nil:
@@ -220,8 +219,8 @@ func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
 	return denied(caller, asked, about)
 }
 
-// unwritten is the error for what is not done because it could not be written
-// down.
+// unwritten is the error for a request that is not served because the audit log cannot
+// record it.
 func unwritten() *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonUnaudited, RetryAfter: time.Second,

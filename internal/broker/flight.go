@@ -15,10 +15,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// flight is one attempt to get a token that all who want it wait for. It belongs
-// to none of them: a caller who leaves does not end it.
+// flight is one attempt to get a token, shared by all callers that wait for it. A
+// caller that leaves does not end it.
 type flight struct {
-	old    *token.Token // held when it began; the flight is after a newer one
+	old    *token.Token // held at the start; the flight looks for a newer one
 	forced bool         // although old is good
 	done   chan struct{}
 	// Set before done is closed.
@@ -27,8 +27,8 @@ type flight struct {
 	err    *apierror.Error
 }
 
-// start begins a flight, on account of the call that ctx is of, and apart from it.
-// The caller holds e.mu and has seen that there is none.
+// start begins a flight that is traced with the call of ctx but does not end with it.
+// The caller holds e.mu and has checked that no flight is running.
 func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	f.done = make(chan struct{})
 	e.flight.Store(f)
@@ -41,7 +41,7 @@ func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	return f
 }
 
-// fly gets a token and lets everybody know, whatever happens.
+// fly runs a flight and wakes its waiters in every case, even after a panic.
 func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -66,8 +66,8 @@ func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 	}
 }
 
-// settle ends the flight if what became known meanwhile is what it is after, or
-// says that there is none to be had.
+// settle ends the flight if a newer token is known, or if an active failure or a
+// missing secret prevents a fetch.
 func (f *flight) settle(e *entry, now time.Time) bool {
 	if tok := e.token.Load(); tok != f.old && e.usable(tok, now, 0) {
 		f.token, f.origin = tok, OriginShared
@@ -81,7 +81,7 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 	return f.err != nil
 }
 
-// lead fetches on behalf of the fleet.
+// lead fetches while it holds the fleet's lease.
 func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Lease) {
 	stop := b.keep(ctx, lease)
 	defer stop()
@@ -94,8 +94,8 @@ func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Leas
 	b.fetch(ctx, e, f, lease)
 }
 
-// mayForce reports whether no replica has forced a fetch lately. The lease that
-// it takes is not released: it is the guard.
+// mayForce reports whether no replica has forced a fetch for ForcedInterval. Its lease
+// is not released: it is the guard.
 func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 	guard := store.Claim{
 		Key: e.forcedKey(), Owner: rand.Text(), TTL: ForcedInterval,
@@ -105,16 +105,16 @@ func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 	return acquired || err != nil
 }
 
-// mayForceAt sets when this replica tries again to force a fetch.
+// mayForceAt sets the time from which this replica may force a fetch again.
 func (e *entry) mayForceAt(next time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.forcedAt = next.Add(-ForcedInterval)
 }
 
-// alone fetches without a lease, because the store does not grant any. A refresh
-// can wait for a while: the store may come back, and the fleet is spared a fetch by
-// each replica. Callers that have no token do not wait.
+// alone fetches without a lease, because the store does not grant any. A refresh can
+// wait: the store may come back, which spares the IdP a fetch by each replica. Callers
+// without a token do not wait.
 func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 	now := time.Now()
 	if !f.forced && e.usable(f.old, now, 0) && now.Before(late(f.old)) {
@@ -131,37 +131,36 @@ func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 	}
 }
 
-// late is the middle of the time in which a token is to be refreshed.
+// late returns the middle of a token's refresh window.
 func late(tok *token.Token) time.Time {
 	return tok.RefreshAt.Add(tok.UsableUntil.Sub(tok.RefreshAt) / 2)
 }
 
-// fetch asks the IdP. What came of it is told to the fleet, in one step with
-// giving up the lease, before anybody here gets to see it. The zero lease: there
-// is no fleet to tell.
+// fetch requests a token from the IdP. One store change publishes the result to the
+// fleet and releases the lease, before this replica uses the result. With the zero
+// lease nothing is stored.
 //
-// A secret that is refused gives way to the next one that there is, each once, also
-// where the IdP does not say whether it refuses the secret;
-// and a token that was purged while it was fetched is fetched again, and so is one that
-// the IdP repeats at its very end.
+// After the refusal of a secret, clear or possible, fetch tries the next one, each
+// once. It repeats the fetch of a token that was purged in the meantime, and of a
+// token that the IdP repeats in its last moments.
 func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
 	for before := (earlier{}); b.try(ctx, e, f, lease, &before); {
 	}
 }
 
-// earlier are the attempts of a fetch before the one that is made.
+// earlier describes the previous attempts of a fetch.
 type earlier struct {
-	// refused are the versions of the secret that are not to be tried again.
+	// refused are the versions of the secret that must not be tried again.
 	refused []*version
 	purged  int
-	// doubted is the first attempt that the IdP refused without saying whether
-	// because of the secret; nil if there was none.
+	// doubted is the first attempt that the IdP refused without a clear reason, so
+	// that the secret may be the cause; nil if there was no such attempt.
 	doubted *attempt
-	// ending counts the attempts that brought a token at its end.
+	// ending counts the attempts that returned a token at its end.
 	ending int
 }
 
-// try makes one attempt and reports whether there is to be another.
+// try makes one attempt and reports whether another must follow.
 func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
 	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence)
 	switch {
@@ -184,7 +183,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	case got.refused() && b.flying.Err() == nil:
 		before.refused = append(before.refused, v)
 		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
-		_ = b.look(ctx, e) // another one may have come in force meanwhile
+		_ = b.look(ctx, e) // another version may have become the current one
 		return true
 	case e.doubts(got):
 		if before.doubt(got); e.hasAnother(before) {
@@ -195,24 +194,24 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	return false
 }
 
-// Some IdPs repeat a token until it ends. In its last second they have no other one:
-// they send it with a lifetime of 0 s, or of a fraction. The next request is then
-// worth a pause, in which callers wait, for an error would fail them.
+// Some IdPs repeat a token until it ends. In its last second they send it with a
+// lifetime of 0 s, or of a fraction. A pause before the next request then spares the
+// waiting callers an error.
 const (
 	lastMoments = time.Second
 	endingPause = 500 * time.Millisecond
-	maxEnding   = 4 // pauses of a fetch
+	maxEnding   = 4 // pauses per fetch
 )
 
-// awaitsNext pauses after an attempt that brought a token at its end, and reports
-// whether there is to be another attempt. An IdP that was failing before is not asked
-// more often for that: its clock may be wrong.
+// awaitsNext pauses after an attempt that returned a token at its end, and reports
+// whether another attempt must follow. An IdP that was failing before gets no extra
+// requests: its clock may be wrong.
 func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
 	b.ending++
 	return b.ending <= maxEnding && e.failure.Load() == nil && sleep(ctx, nil, endingPause)
 }
 
-// doubt notes an attempt that was refused perhaps because of its secret.
+// doubt notes an attempt that was possibly refused because of its secret.
 func (b *earlier) doubt(a attempt) {
 	b.refused = append(b.refused, a.with)
 	if b.doubted == nil {
@@ -221,23 +220,23 @@ func (b *earlier) doubt(a attempt) {
 	}
 }
 
-// hasAnother reports whether another secret is to be tried after a doubted one: once
-// for all failures in a row.
+// hasAnother reports whether another secret must be tried after a doubted one: once
+// per series of failures.
 func (e *entry) hasAnother(before *earlier) bool {
 	series := e.failure.Load()
 	return (series == nil || series.Doubted != before.doubted.with.ID) && e.client.secrets.now().next(time.Now(), before.refused) != nil
 }
 
-// doubts reports whether an attempt was refused in words that may mean the secret. A
-// secret that obtained another token a moment ago is not the reason.
+// doubts reports whether the secret may be the reason for a refusal. A secret that has
+// just obtained another token is not.
 func (e *entry) doubts(a attempt) bool {
 	fault, ok := errors.AsType[*idp.Error](a.err)
 	return ok && fault.Unclear() && !e.client.provenNow(a.with.ID)
 }
 
-// decided is the attempt that a fetch ends with. Where another secret obtained the
-// token, the first one was refused because of itself. Where the other one did not
-// help, the first refusal is the result, unless the IdP throttles since.
+// decided returns the attempt that determines the result of a fetch. If another secret
+// obtained the token, the first secret was refused. If the other one failed too, the
+// first refusal is the result, unless the IdP now throttles.
 func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last attempt, doubted *attempt) attempt {
 	switch {
 	case doubted == nil:
@@ -252,7 +251,7 @@ func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last 
 	}
 }
 
-// landed tells what an attempt came to after which there is no other.
+// landed publishes the result of the last attempt.
 func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probing bool) {
 	switch {
 	case got.err == nil:
@@ -261,7 +260,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		b.settleSecret(e.client, got.with)
 		f.token, f.origin = got.token, OriginFetched
 		if !newest {
-			_ = b.look(ctx, e) // some IdPs end a token when they issue the next one
+			_ = b.look(ctx, e) // some IdPs invalidate a token when they issue the next one
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
@@ -273,7 +272,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 	}
 }
 
-// tell gives up the lease of a fetch and stores what came of it.
+// tell releases the lease of a fetch and stores its result.
 func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
 	if lease.Fence == 0 {
 		return true
@@ -281,33 +280,34 @@ func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put)
 	return b.write(ctx, store.Change{Puts: puts, Release: lease})
 }
 
-// tellOf stores what a fetch came to that goes on.
+// tellOf stores an intermediate result of a fetch that continues.
 func (b *Broker) tellOf(ctx context.Context, lease store.Lease, puts ...store.Put) {
 	if lease.Fence > 0 && len(puts) > 0 {
 		b.write(ctx, store.Change{Puts: puts})
 	}
 }
 
-// attempt is one that was made to get a token, and what it came to.
+// attempt is one token request to the IdP and its result.
 type attempt struct {
 	with  *version
 	fence uint64
 	begun time.Time
-	// The failures that were remembered when it began: its success ends them and no others,
-	// for a throttling that came meanwhile is to be obeyed.
+	// The failures remembered at the start: a success ends these only, because a
+	// throttling that began later must be obeyed.
 	entryFailure, clientFailure, refusal *backoff.Failure
 
 	token *token.Token
 	err   error
-	// doubted: the secret may be the reason of err.
+	// doubted: the secret may be the reason for err.
 	doubted bool
-	// ending: the IdP sent a token that has ended, or repeated one in its last moments.
+	// ending: the IdP sent a token that has ended, or repeated one in its last
+	// moments.
 	ending bool
 }
 
 func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
 
-// mint asks the IdP for a token.
+// mint requests a token from the IdP.
 func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) attempt {
 	c := e.client
 	epoch := c.epoch.Load()
@@ -329,7 +329,7 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) a
 	return made
 }
 
-// success is what the fleet is told of a new token.
+// success returns the store entries for a new token.
 func (a attempt) success(e *entry) []store.Put {
 	keys := e.client.keys
 	var puts []store.Put
@@ -359,8 +359,7 @@ func (b *Broker) fetched(e *entry, a attempt) {
 	c.obtained(e, a.token)
 }
 
-// publish makes tok the one that is held, unless the one that is held is good
-// and not to be replaced by it.
+// publish stores tok, unless the held token is good and tok must not replace it.
 func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -371,14 +370,14 @@ func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool)
 	e.changed.fire()
 }
 
-// sawToken adopts the token that the store has, if it is good and newer.
+// sawToken adopts the token of the store, if it is good and newer.
 func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 	if found.Number == 0 {
 		return
 	}
 	tok, err := token.FromStored(found.Value, found.Number, asked, found.TTL)
 	if err != nil {
-		b.metrics.unreadable.Inc() // it was sealed by a replica of ours: one of another version
+		b.metrics.unreadable.Inc() // sealed by one of our replicas that runs another version
 		return
 	}
 	if !e.usable(tok, time.Now(), 0) {
@@ -390,8 +389,8 @@ func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
 	e.client.obtained(e, tok)
 }
 
-// failed remembers a failure that is not the secret's for as long as its class
-// deserves, and returns what the fleet is to be told of it.
+// failed records a failure that the secret did not cause, for the backoff of its
+// class, and returns the store entries for it.
 func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []store.Put) {
 	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
 	next := &backoff.Failure{Class: class, Err: refused(c.name, a.with.ID, a.err), At: now, Fence: a.fence}
@@ -406,7 +405,7 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []
 		c.prove(noProof, now, a.fence)
 		puts = append(puts, noProofPut(c, a.fence))
 	case class == idp.Transient && probing:
-		// Those who waited for the probe must not all try in turn.
+		// The waiters of the probe must not all try in turn.
 		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.fence, Until: now.Add(probePause)}
 		c.failure.Record(pause)
 		puts = append(puts, pause.Put(c.keys.failure, a.fence, now))
@@ -422,9 +421,8 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []
 	return next, append(puts, next.Put(key, a.fence, now))
 }
 
-// refusedSecret remembers that the IdP refused a secret, for as long as it is not
-// to be sent again, and returns what the fleet is to be told of it. Attempts that
-// were under way at the same time are one try.
+// refusedSecret records that the IdP refused a secret and the time to retry it, and
+// returns the store entries for it. Concurrent attempts count as one try.
 func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	c, v, now := e.client, a.with, time.Now()
 	standing := v.refused.Load()
@@ -444,10 +442,10 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	puts := []store.Put{next.Put(v.key, a.fence, now), c.failedAs(next, a.with.ID)}
 	switch {
 	case v == u.current && u.pending != nil:
-		// The IdP may have changed to what was staged for that.
+		// The IdP may have switched to the pending secret.
 		puts = append(puts, u.pending.hasten(now, now, a.fence)...)
 	case v != u.current && u.current != nil && u.next(now, nil) == nil:
-		// Nothing is left to go on with: there is to be another try before the token ends.
+		// No other secret is left: retry this one before the token ends.
 		if tok := e.token.Load(); e.usable(tok, now, 0) {
 			puts = append(puts, u.current.hasten(now.Add(max(backoff.LeastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
 		}
@@ -458,7 +456,7 @@ func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
 	return puts
 }
 
-// hasten lets a refused version be tried earlier than it would be.
+// hasten moves the retry of a refused version forward to at.
 func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
 	standing := v.refused.Load()
 	if !standing.Active(at) {
@@ -470,7 +468,7 @@ func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
 	return []store.Put{next.Put(v.key, fence, now)}
 }
 
-// wait waits for the flight on behalf of one caller.
+// wait waits for the end of the flight or of ctx.
 func (f *flight) wait(ctx context.Context) *apierror.Error {
 	select {
 	case <-f.done:

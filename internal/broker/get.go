@@ -12,17 +12,19 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-// Ask is a question for a token. Its slices are not changed and may be kept.
+// Ask is a request for a token. The broker may keep its slices and does not change
+// them.
 type Ask struct {
 	Client string
-	// Audience and Resources default to the client's own, Scopes to those of the
-	// client's own that the caller may have.
+	// Audience and Resources default to the client's own, Scopes to those of its
+	// scopes that the caller may have.
 	Audience  string
 	Resources []string
 	Scopes    []string
-	// MinTTL is how long the token must live at least. Zero: no wish.
+	// MinTTL is the minimum remaining lifetime of the token. Zero: no minimum.
 	MinTTL time.Duration
-	// Rejected is the SHA-256 of a token that an API refused. Nil: none.
+	// Rejected is the SHA-256 of a token that an API rejected. Nil: no token was
+	// rejected.
 	Rejected *[32]byte
 }
 
@@ -32,7 +34,7 @@ type Origin int
 // The origins.
 const (
 	OriginMemory  Origin = iota + 1 // this replica's memory
-	OriginShared                    // the store, or a replica that fetched it meanwhile
+	OriginShared                    // the store, or a fetch by another replica while the caller waited
 	OriginFetched                   // the IdP, while the caller waited
 )
 
@@ -49,21 +51,20 @@ func (o Origin) String() string {
 	}
 }
 
-// Answer is a token for a question.
+// Answer is a token and its state, the response to a request.
 type Answer struct {
 	Token *token.Token
-	// RefreshAt is when asking again pays.
+	// RefreshAt is the time from which another request is useful.
 	RefreshAt time.Time
 	Origin    Origin
-	// Degraded: the token is good, but a fresher one is due and was not to be
-	// had.
+	// Degraded: the token is good, but a due replacement could not be obtained.
 	Degraded bool
 }
 
-// Get answers ask with a token, if the caller may have it. The error is always an
-// [*apierror.Error]. A token that is held and fresh is answered without I/O, without a
-// lock and without a log line; one that is due to be replaced is answered the
-// same, and replaced behind the caller's back.
+// Get returns a token if the caller may have it. The error is always an
+// [*apierror.Error]. A held, fresh token is returned without I/O, without a lock and
+// without a log line; one that is due for replacement is returned the same way, and
+// replaced in the background.
 func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
@@ -92,9 +93,9 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	return answer, nil
 }
 
-// admit fills in the defaults of ask, narrowed to what the caller may have, and
-// judges it. It denies in the same words what does not exist and what the caller
-// has no grant for.
+// admit fills in the defaults of the request, narrows them to the caller's grants and
+// authorizes the request. A client that does not exist and one without a grant yield
+// the same error.
 func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *apierror.Error) {
 	c := b.client(ask.Client)
 	if c == nil {
@@ -117,13 +118,13 @@ func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*cl
 	return c, full, nil
 }
 
-// judged is a question to the client as policy sees it.
+// judged converts a request to the client into a policy request.
 func (c *client) judged(full idp.Request) policy.Request {
 	return policy.Request{Client: c.name, Audience: full.Audience, Resources: full.Resources, Scopes: full.Scopes}
 }
 
-// mayHave judges the scopes that the IdP granted, which may be more than were asked
-// for.
+// mayHave authorizes the scopes that the IdP granted, which may exceed the requested
+// ones.
 func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *apierror.Error {
 	if caller.MayReceive(e.client.judged(e.ask), tok.Scopes) {
 		return nil
@@ -140,7 +141,7 @@ func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierr
 	return b.miss(ctx, e, ask)
 }
 
-// resolve fills in the defaults of ask.
+// resolve fills in the client's defaults.
 func (c *client) resolve(ask Ask) idp.Request {
 	full := c.own
 	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
@@ -158,7 +159,7 @@ func (c *client) resolve(ask Ask) idp.Request {
 	return full
 }
 
-// entryFor returns the place of the token that answers a resolved question.
+// entryFor returns the entry of a resolved request.
 func (b *Broker) entryFor(c *client, full idp.Request) *entry {
 	if full.Audience == c.own.Audience && slices.Equal(full.Resources, c.own.Resources) && slices.Equal(full.Scopes, c.own.Scopes) {
 		return c.entry
@@ -170,8 +171,8 @@ func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
 	return b.entries.get(k, c, func() *entry { return b.newEntry(c, k, ask) })
 }
 
-// hit answers from memory if it can, and sees to it that a token that is due
-// gets replaced.
+// hit returns the held token if it suits, and starts the replacement of a token that
+// is due.
 func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Answer, bool) {
 	tok := e.token.Load()
 	if !e.usable(tok, now, ask.MinTTL) || ask.rejects(tok) {
@@ -193,8 +194,8 @@ func held(tok *token.Token, now time.Time, degraded bool) Answer {
 	return Answer{Token: tok, RefreshAt: refreshHint(tok, now), Origin: OriginMemory, Degraded: degraded}
 }
 
-// refreshHint is never nearer than minRefreshHint, so that a caller who obeys
-// it does not ask in a loop, unless the token does not live so long.
+// refreshHint is at least minRefreshHint away, so that a caller that follows it does
+// not poll in a loop, unless the token ends earlier.
 func refreshHint(tok *token.Token, now time.Time) time.Time {
 	hint := tok.RefreshAt
 	if soonest := now.Add(minRefreshHint); hint.Before(soonest) {
@@ -206,8 +207,8 @@ func refreshHint(tok *token.Token, now time.Time) time.Time {
 	return hint
 }
 
-// refresh starts a flight that nobody waits for, unless one is under way or the
-// token was replaced meanwhile.
+// refresh starts a flight without waiting for it, unless a flight is running or the
+// token has been replaced.
 func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -216,10 +217,10 @@ func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 	}
 }
 
-// miss answers a question that what is held does not answer: from a flight that
-// it joins or starts, or with the reason why there is none. A flight that was
-// after any good token may bring one that does not suit this caller, who then
-// asks for more.
+// miss serves a request that the held token does not satisfy: from a flight that it
+// joins or starts, or with the reason for failure. A flight that accepts any good
+// token may return one that does not suit this caller, which then starts another
+// round.
 func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
 	e.client.asked.Store(true)
 	for range maxRounds {
@@ -242,11 +243,11 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror
 	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).WithRetryAfter(ForcedInterval))
 }
 
-// join returns the flight to wait for, or the answer or error that needs none.
+// join returns the flight to wait for, or an immediate response or error.
 func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*flight, Answer, *apierror.Error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	// A flight may have landed since the caller looked.
+	// A flight may have ended since the caller looked.
 	tok := e.token.Load()
 	if e.usable(tok, now, ask.MinTTL) && !ask.rejects(tok) {
 		return nil, held(tok, now, false), nil
@@ -272,8 +273,8 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 	return b.start(ctx, e, f), Answer{}, nil
 }
 
-// instead answers with the held token where it is good enough for ask (it was
-// rejected, but nothing better is to be had), else with err.
+// instead returns the held token if it is good enough (it was rejected, but there is
+// no better one), otherwise err.
 func (e *entry) instead(ask Ask, now time.Time, err *apierror.Error) (Answer, *apierror.Error) {
 	if tok := e.token.Load(); e.usable(tok, now, ask.MinTTL) {
 		return held(tok, now, true), nil
@@ -281,9 +282,9 @@ func (e *entry) instead(ask Ask, now time.Time, err *apierror.Error) (Answer, *a
 	return Answer{}, err
 }
 
-// unattainable says that ask wants a longer life than the IdP was lately seen to
-// give, in the token that is held. The next token may live longer: an IdP that repeats
-// a token until it ends was last seen to give the rest of its life.
+// unattainable returns an error if MinTTL exceeds the lifetime that the IdP recently
+// gave the held token. The next token may live longer: an IdP that repeats a token
+// until it ends has last given only the rest of its life.
 func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror.Error {
 	if !e.usable(tok, now, 0) || ask.MinTTL < tok.Lifetime() || now.Sub(tok.MintedAt) > rememberLifetime {
 		return nil
@@ -291,14 +292,14 @@ func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror
 	return tooShort(e.client.name, tok)
 }
 
-// land judges for one caller what a flight brought.
+// land returns the result of a flight for one caller.
 func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *apierror.Error) {
 	if f.err != nil {
 		return e.instead(ask, now, f.err)
 	}
 	switch {
 	case e.usable(f.token, now, ask.MinTTL):
-		// An IdP may give the same token again: then it is also the rejected one.
+		// An IdP may repeat a token, so this may be the rejected one.
 		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
 	case e.usable(f.token, now, 0):
 		return Answer{}, tooShort(e.client.name, f.token)

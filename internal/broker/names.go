@@ -11,17 +11,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
-// names makes the keys under which things are kept in the store. They are keyed
-// hashes, because keys stand in the logs of databases, and what clients are
-// called and asked for is nobody's business there.
+// names makes the keys of the store. They are keyed hashes, because keys appear in the
+// logs of databases, which must not reveal the clients' names and requests.
 //
-// All keys of a client share a hash tag, so that a script may touch several.
+// All keys of a client share a hash tag, so that one script may use several.
 type names struct {
 	mac func(data []byte) [sha256.Size]byte
 }
 
-// newNames takes a keyed hash that all replicas share. Nil: one of this
-// process, for a store that nobody shares.
+// newNames takes a keyed hash that all replicas share. Nil: a hash of this process,
+// for a store that is not shared.
 func newNames(mac func([]byte) [sha256.Size]byte) names {
 	if mac != nil {
 		return names{mac}
@@ -35,7 +34,7 @@ func newNames(mac func([]byte) [sha256.Size]byte) names {
 	}}
 }
 
-// name is 128 bits of the keyed hash of something of a kind.
+// name returns 128 bits of the keyed hash of parts of one kind.
 func (n names) name(kind string, parts ...[]byte) string {
 	data := appendPart(nil, kind)
 	for _, part := range parts {
@@ -45,11 +44,10 @@ func (n names) name(kind string, parts ...[]byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
-// clientKeys are the keys of what concerns a client as a whole. The epoch, the
-// fences and the secrets belong to its name, for as long as there is a client of
-// that name; the rest belongs to it as it is configured, so that replicas which
-// are configured differently for a while do not take each other's failures for
-// their own.
+// clientKeys are the keys of a client's own state. The epoch, the fences and the
+// secrets belong to its name, for as long as a client has that name; the rest belongs
+// to its configuration, so that replicas with different configurations do not adopt
+// each other's failures.
 type clientKeys struct {
 	tag         string
 	config      string // a name of the configuration
@@ -58,7 +56,7 @@ type clientKeys struct {
 	secrets     string // the history of its secrets
 	failure     string // throttling
 	proof       string // the secret version that was the last to obtain a token
-	probe       string // lease: who tries an unproven secret
+	probe       string // lease of the fetch that tries an unproven secret
 	lastFailure string // the last failure, for operators
 }
 
@@ -81,27 +79,27 @@ func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
 // refusals is the key of the refusals of one version of the secret.
 func (k clientKeys) refusals(version string) string { return k.tag + k.config + ":refused:" + version }
 
-// purge is the key of the record of one request to purge.
+// purge is the key of the record of one purge request.
 func (k clientKeys) purge(request string) string { return k.tag + "purge:" + request }
 
-// The keys of one question.
+// The keys of one request for tokens.
 func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":token" }
 func (e *entry) failureKey() string { return e.client.keys.tag + e.name + ":trouble" }
 func (e *entry) leaseKey() string   { return e.client.keys.tag + e.name + ":lease" }
 func (e *entry) forcedKey() string  { return e.client.keys.tag + e.name + ":forced" }
 
-// question names a question to a client.
+// question returns the name of a request to a client.
 func (n names) question(c *client, k key) string {
 	return n.name("question", []byte(c.keys.config), k[:])
 }
 
-// key identifies a token by everything that reaches the token endpoint: two
-// questions share a token exactly if the IdP would see the same request. What
-// belongs to the client (its name stands for it) is in its configuration.
+// key identifies a token by everything that reaches the token endpoint: two requests
+// share a token exactly if the IdP would see the same request. Settings of the client
+// are in its configuration; its name stands for them.
 type key [sha256.Size]byte
 
-// keyOf hashes the parts with their lengths before them, because without them
-// "ab"+"c" and "a"+"bc" would share a token. ask must be canonical.
+// keyOf hashes the parts with length prefixes, because without them "ab"+"c" and
+// "a"+"bc" would share a token. ask must be canonical.
 func keyOf(client string, ask idp.Request) key {
 	room := [512]byte{}
 	buf := appendPart(room[:0], client)
@@ -123,9 +121,9 @@ func appendParts(buf []byte, parts []string) []byte {
 	return buf
 }
 
-// canonicalScopes sorts scopes and drops repetitions: their order means nothing
-// (RFC 6749 section 3.3). It returns its argument where that is so already, and
-// never changes it. The order of resources is kept: it may mean something.
+// canonicalScopes sorts scopes and removes duplicates: their order is insignificant
+// (RFC 6749 section 3.3). It returns an argument that is canonical, and never changes
+// it. The order of resources is kept, because it may be significant.
 func canonicalScopes(scopes []string) []string {
 	for i := 1; i < len(scopes); i++ {
 		if scopes[i-1] >= scopes[i] {

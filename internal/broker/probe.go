@@ -8,27 +8,26 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Bounds of the fetches that go out with a secret which was proved before, but so
-// long ago that the IdP may have revoked it since. They are counted by their
-// fences, so the bounds hold for the fleet.
+// Bounds of the fetches with a secret that was proved so long ago that the IdP may
+// have revoked it since. They count by fences, so they hold for the fleet.
 const (
-	// unconfirmedAtOnce fetches go out at once. Each further one waits for
-	// unconfirmedPause longer than the one before it, because an IdP that answers
-	// soon answers within that time: a refusal then stops the rest.
+	// unconfirmedAtOnce fetches start at once. Each further one waits unconfirmedPause
+	// longer than the one before it, so that a quick refusal by the IdP stops the
+	// rest.
 	unconfirmedAtOnce = 8
 	unconfirmedPause  = 25 * time.Millisecond
-	// maxUnconfirmed fetches go out without an answer to any of them; it is also
-	// how many connections a replica opens to an IdP. The last of them and those
-	// beyond go one at a time, as with a secret that was never proved.
+	// maxUnconfirmed fetches may run without a response to any of them; it is also the
+	// number of connections from a replica to an IdP. The last of them and all further
+	// ones go one at a time, as with a secret that was never proved.
 	maxUnconfirmed = 32
 )
 
-// enter chooses the secret of a fetch and lets the fetch through: at once where the
-// secret obtained a token a moment ago; soon where it did so earlier and was not
-// refused since; else as the one fetch that tries it, or after that. So an IdP sees
-// a wrong secret a few times at most, and not once for each audience and replica:
-// accounts get locked. The caller calls leave when it has published the result of
-// the fetch. A fence of zero means that the fetch has no lease.
+// enter chooses the secret of a fetch and admits the fetch: at once if the secret has
+// just obtained a token; soon if it did so earlier and was not refused since;
+// otherwise as the one probe of the secret, or after it. An IdP thus sees a wrong
+// secret a few times at most, not once for each audience and replica: accounts get
+// locked. The caller calls leave after it has published the result of the fetch. A
+// fence of zero means that the fetch has no lease.
 func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence uint64) (v *version, leave func(), probing bool, err *apierror.Error) {
 	c := e.client
 	begun, place := time.Now(), c.unconfirmed(fence)
@@ -49,7 +48,7 @@ func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence ui
 				return nil, nil, false, b.outOfTime(e)
 			}
 			if fence > 0 {
-				_ = b.look(ctx, e) // another replica may have been refused meanwhile
+				_ = b.look(ctx, e) // the IdP may have refused another replica
 			}
 			continue
 		}
@@ -71,8 +70,7 @@ func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence ui
 	}
 }
 
-// unconfirmedWait is how long the n-th unconfirmed fetch waits for the result of
-// an earlier one.
+// unconfirmedWait is how long the n-th unconfirmed fetch waits for an earlier result.
 func unconfirmedWait(n uint64) time.Duration {
 	if n <= unconfirmedAtOnce {
 		return 0
@@ -80,7 +78,7 @@ func unconfirmedWait(n uint64) time.Duration {
 	return time.Duration(min(n-unconfirmedAtOnce, 1000)) * unconfirmedPause
 }
 
-// choose returns the secret to try next, or why there is none.
+// choose returns the secret to try next, or the reason why there is no usable one.
 func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Error) {
 	if t := e.activeFailure(now); t != nil {
 		return nil, t.ErrorAt(now)
@@ -102,12 +100,12 @@ func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Err
 
 // probing is the turn of the one fetch that tries a secret.
 type probing struct {
-	lease store.Lease // zero: the store does not say whose turn it is
+	lease store.Lease // zero: the probe has no lease of the fleet
 	leave func()
 }
 
 // probe takes the turn to try a secret of the entry's client, in this replica and,
-// if there is one, in the fleet; or waits until it is not needed any more.
+// with fleet, in the fleet; or waits until the turn is no longer needed.
 func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func() bool) (probing, how) {
 	c := e.client
 	for running := c.tryProbe(); running != nil; running = c.tryProbe() {
@@ -132,7 +130,7 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 			b.write(ctx, store.Change{Release: lease})
 			c.probed()
 		}}, leased
-	case unanswered: // at least in this replica it is the only one
+	case unanswered: // still the only probe in this replica
 		return probing{leave: c.probed}, unanswered
 	default:
 		c.probed()
@@ -140,8 +138,8 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 	}
 }
 
-// tryProbe makes the caller the one who tries the secret, or returns what tells
-// when the one who does has ended.
+// tryProbe takes the turn to try the secret in this replica and returns nil, or
+// returns a channel that is closed at the end of the running probe.
 func (c *client) tryProbe() (running <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,7 +157,7 @@ func (c *client) probed() {
 	c.probe = nil
 }
 
-// provenNow reports whether a version obtained a token so lately that any number of
+// provenNow reports whether a version obtained a token so recently that any number of
 // fetches may use it.
 func (c *client) provenNow(version string) bool {
 	c.mu.Lock()
@@ -167,16 +165,16 @@ func (c *client) provenNow(version string) bool {
 	return c.proven == version && time.Now().Before(c.provenUntil)
 }
 
-// provenBefore reports whether a version was the last to obtain a token, however
-// long ago, and was not refused since.
+// provenBefore reports whether a version was the last to obtain a token, at any time,
+// and was not refused since.
 func (c *client) provenBefore(version string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.proven == version
 }
 
-// unconfirmed numbers a fetch among those that began since the last proof: in the
-// fleet by its fence, without one in this replica.
+// unconfirmed numbers a fetch among those since the last proof: by its fence in the
+// fleet, or by a count of this replica if it has no fence.
 func (c *client) unconfirmed(fence uint64) uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,12 +185,11 @@ func (c *client) unconfirmed(fence uint64) uint64 {
 	return c.fetchedAlone
 }
 
-// noProof is what the fleet is told where a secret was refused. It is no
-// version.
+// noProof is stored in place of a version after a refusal or a throttling.
 const noProof = "-"
 
-// prove notes that a version obtained a token in a fetch of this fence, or with
-// noProof that the IdP throttles. What an older fetch showed does not count.
+// prove records that a version obtained a token in a fetch of this fence, or with
+// noProof that the IdP throttles. Results of older fetches are ignored.
 func (c *client) prove(version string, until time.Time, fence uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -202,8 +199,8 @@ func (c *client) prove(version string, until time.Time, fence uint64) {
 	}
 }
 
-// unprove notes that a version was refused, and reports whether that leaves none
-// that is proven.
+// unprove records that a version was refused, and reports whether no proven version is
+// left.
 func (c *client) unprove(version string, fence uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -220,7 +217,7 @@ func noProofPut(c *client, fence uint64) store.Put {
 	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofKept}
 }
 
-// sawProof adopts what the fleet knows of the secret, if it is newer.
+// sawProof adopts the fleet's proof of the secret, if it is newer.
 func (c *client) sawProof(found store.Entry, asked time.Time) {
 	if v := c.secrets.now().named(string(found.Value)); v != nil {
 		atLeast(&v.usedAt, asked.Add(found.TTL-proofKept).UnixNano())

@@ -12,7 +12,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// askedClients are those whose tokens, or purges, this replica knows of.
+// askedClients returns the clients with requested tokens or known purges in this
+// replica.
 func (b *Broker) askedClients() []*client {
 	var asked []*client
 	for _, c := range b.setup.Load().clients {
@@ -23,8 +24,8 @@ func (b *Broker) askedClients() []*client {
 	return asked
 }
 
-// lookAtEpochs reads the epochs of clients, and reports whether the store told
-// all of them.
+// lookAtEpochs reads the epochs of clients, and reports whether the store returned all
+// of them.
 func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) (told bool) {
 	told = true
 	for some := range slices.Chunk(clients, store.MaxKeys) {
@@ -43,7 +44,7 @@ func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) (told boo
 	return told
 }
 
-// sawEpoch adopts a client's epoch, or puts back one that the store has lost.
+// sawEpoch adopts a client's epoch, or restores one that the store has lost.
 func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 	for {
 		seen := c.epoch.Load()
@@ -53,7 +54,7 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 		case epoch < seen:
 			var err error
 			if epoch, err = b.putBackEpoch(ctx, c, seen); err != nil {
-				return // if not now, then at the next look
+				return // the next look tries again
 			}
 		case c.epoch.CompareAndSwap(seen, epoch):
 			c.changed.fire()
@@ -63,11 +64,11 @@ func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
 }
 
 // putBackEpoch raises the epoch in the store to one that was seen, and returns the
-// epoch in the store. An epoch that is neither absent nor as high shows that another
-// replica purged after the store had lost the counter, without knowing how high it
-// was: that purge counts as well.
+// epoch in the store. A stored epoch that is lower but not absent means that another
+// replica purged after the store had lost the counter, without knowing its value: that
+// purge counts as well.
 func (b *Broker) putBackEpoch(ctx context.Context, c *client, seen uint64) (uint64, error) {
-	found, err := b.store.Get(ctx, c.keys.epoch) // the look may have been made before a purge that is known by now
+	found, err := b.store.Get(ctx, c.keys.epoch) // the look may be older than a purge that is known now
 	if err != nil {
 		return 0, err
 	}
@@ -78,23 +79,23 @@ func (b *Broker) putBackEpoch(ctx context.Context, c *client, seen uint64) (uint
 	return b.store.Raise(ctx, c.keys.epoch, floor, 0)
 }
 
-// purgeMemory is how long a purge is remembered by its request.
+// purgeMemory is how long the store remembers the request of a purge.
 const purgeMemory = 24 * time.Hour
 
-// Purge says which tokens to purge.
+// Purge is a request to purge tokens.
 type Purge struct {
 	Client string
-	// Request identifies the call: made again within 24 h, on any replica, it changes
+	// Request identifies the call: a repetition within 24 h, on any replica, changes
 	// nothing.
 	Request string
-	// Reason is why, for the audit log.
+	// Reason is the reason for the audit log.
 	Reason string
 }
 
-// Purge makes all replicas drop every token of a client that was minted, or
-// began to be, before now: at once where the store's word arrives, else within
-// 5 s. Nil means that the store has it; after an error, which is always an
-// [*apierror.Error], asking again is safe.
+// Purge makes all replicas drop every token of a client whose fetch began before now:
+// at once if the store's event arrives, otherwise within 5 s. Nil means that the store
+// has the purge; after an error, which is always an [*apierror.Error], a repetition is
+// safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
 	err := b.purge(ctx, caller, asked)
 	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
@@ -113,8 +114,8 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
-	// If the store has lost an epoch that is known here, sawEpoch sees that, and whether
-	// another replica purged meanwhile.
+	// If the store has lost an epoch that is known here, sawEpoch detects that, and a
+	// concurrent purge by another replica.
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, target, 0)
 	if err != nil {
 		return unconfirmedPurge(c, err)
@@ -124,10 +125,9 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 	return nil
 }
 
-// purgeTarget returns the epoch that a request to purge opens, which the store
-// remembers before it is opened: a call that is made again opens the same one, and
-// so does one that failed halfway. Tokens of earlier epochs were fetched, or began
-// to be, before the first call.
+// purgeTarget returns the epoch that a purge request opens. The store remembers it
+// first, so that a repetition, also after a failure halfway, opens the same one. The
+// fetches of tokens of earlier epochs began before the first call.
 func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (uint64, error) {
 	key := c.keys.purge(b.names.name("purge", []byte(request)))
 	found, err := b.store.Get(ctx, key, c.keys.epoch)
@@ -144,8 +144,8 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 	if err != nil || applied[0] {
 		return target, err
 	}
-	// The same request reached another replica at the same time; or its record cannot
-	// be read, and then it is carried out again.
+	// The same request reached another replica at the same time; or its record is
+	// unreadable, and then the purge is carried out again.
 	found, err = b.store.Get(ctx, key)
 	if err != nil {
 		return 0, err
@@ -156,7 +156,7 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 	return target, nil
 }
 
-// dropTokens has all replicas drop what was obtained before now.
+// dropTokens makes all replicas drop the tokens obtained before now.
 func (b *Broker) dropTokens(ctx context.Context, c *client) *apierror.Error {
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, c.nextEpochFloor(time.Now()), 1)
 	if err != nil {
@@ -166,10 +166,10 @@ func (b *Broker) dropTokens(ctx context.Context, c *client) *apierror.Error {
 	return nil
 }
 
-// nextEpochFloor is what a new epoch must exceed. Where the store has just lost its
-// counters and this replica has just started, other replicas know a higher epoch than
-// both; it was opened earlier, so a number taken from the clock exceeds it. Epochs are
-// compared as numbers all the same: if this clock is behind, see putBackEpoch.
+// nextEpochFloor is a lower bound, which a new epoch must exceed. If the store has
+// just lost its counters and this replica has just started, other replicas know a
+// higher epoch than both; it was opened earlier, so a number from the clock exceeds
+// it. Epochs are still compared as numbers: if this clock is behind, see putBackEpoch.
 func (c *client) nextEpochFloor(now time.Time) uint64 {
 	return max(c.epoch.Load(), uint64(max(now.UnixMilli(), 0)))
 }

@@ -9,21 +9,22 @@ import (
 )
 
 const (
-	// epochInterval is how often the epochs are read, in case the store did not
-	// tell of a purge: how long a purged token is handed out at most.
+	// epochInterval is the interval for reading the epochs, in case the event of a
+	// purge was lost. It bounds how long a purged token is still handed out.
 	epochInterval = 5 * time.Second
-	// awayInterval is the same while the store does not answer, so that it is
-	// noticed when it is back, whether or not anybody asks for something.
+	// awayInterval is the same while the store does not respond, so that its return is
+	// noticed even without requests.
 	awayInterval = time.Second
-	// awayRounds of those later the rest is read all the same.
+	// awayRounds is the number of those intervals after which the other state is read
+	// anyway.
 	awayRounds = int(epochInterval / awayInterval)
-	// watchRounds of epochs later the tokens that are watched are read as well.
+	// watchRounds is the number of rounds after which the watched tokens are read as
+	// well.
 	watchRounds = 6
 )
 
 // Run keeps this replica up to date with the others until ctx ends. Without it
-// tokens are shared all the same, but what other replicas purge or replace is
-// noticed late.
+// replicas still share tokens, but notice purges and replacements by others late.
 func (b *Broker) Run(ctx context.Context) {
 	var parts sync.WaitGroup
 	parts.Go(func() { b.listen(ctx) })
@@ -33,23 +34,23 @@ func (b *Broker) Run(ctx context.Context) {
 	parts.Wait()
 }
 
-// listen passes the events of the store on.
+// listen passes the events of the store on to the subscriptions.
 func (b *Broker) listen(ctx context.Context) {
 	for key := range b.store.Subscribe(ctx) {
 		b.subscriptions.Notify(key)
 	}
 }
 
-// poll looks from time to time at what it may not have been told.
+// poll reads the store periodically, in case an event was lost.
 func (b *Broker) poll(ctx context.Context) {
-	_, _ = b.revoked.View(ctx) // if not now, then when they are needed
+	_, _ = b.revoked.View(ctx) // on an error they are read when needed
 	b.lookAtSecrets(ctx, b.keptClients()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
 			wait = awayInterval
 			if round%awayRounds != 0 {
-				continue // what follows may be on a server that answers, but it can wait
+				continue // the rest may be on a server that responds, but it can wait
 			}
 		}
 		b.revoked.Poll(ctx, round)

@@ -7,11 +7,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// Apply replaces clients, issuers and policy as one: a call is answered by the
-// old ones or by the new, and a watch goes on by the new. A client that is the
-// same as before, to its IdP and Secret, keeps its tokens and its failures; of
-// one that is configured anew the purges are remembered. On an error the old
-// ones stay.
+// Apply replaces clients, issuers and policy together: a call uses either the old ones
+// or the new ones, and a watch continues with the new ones. A client with the same
+// IdP, Secret and settings keeps its tokens and failures; one with other settings
+// keeps its purges. On an error the old setup stays.
 func (b *Broker) Apply(next Setup) error {
 	b.setting.Lock()
 	defer b.setting.Unlock()
@@ -48,18 +47,18 @@ func (b *Broker) Apply(next Setup) error {
 	return nil
 }
 
-// Rejudge has every watch ask again who its caller is: those by whom callers are
-// recognised have changed.
+// Rejudge makes every watch identify its caller again, after a change of the
+// authorities that identify callers.
 func (b *Broker) Rejudge() { b.applied.fire() }
 
-// is reports whether a client is as configured.
+// is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
 	return c.idp == cfg.IdP && c.secrets.source == cfg.Secret && c.secrets.managed == cfg.Managed && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, canonicalScopes(cfg.Scopes))
 }
 
-// after carries over what belongs to a client's name, for as long as there is one
-// of that name.
+// after takes over the state that belongs to the client's name, for as long as a
+// client has that name.
 func (c *client) after(old *client) *client {
 	if old != nil {
 		c.epoch.Store(old.epoch.Load())
@@ -69,9 +68,9 @@ func (c *client) after(old *client) *client {
 	return c
 }
 
-// Policy returns the policy in force, by which callers are recognised. What they
-// may is asked of the caller.
+// Policy returns the current policy, which identifies callers. Their permissions are
+// in [policy.Caller].
 func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
 
-// client returns the client of that name, nil if there is none.
+// client returns the client with this name, or nil.
 func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }

@@ -12,40 +12,38 @@ import (
 )
 
 const (
-	// leaseTTL is how long the fleet waits for a replica that died while it was
-	// fetching; renewInterval keeps the lease of one that lives.
+	// leaseTTL is how long the fleet waits for a replica that died during a fetch; a
+	// live replica renews its lease every renewInterval.
 	leaseTTL      = 3 * time.Second
 	renewInterval = time.Second
 	renewRetry    = 250 * time.Millisecond
 
-	// guardInterval is when a replica asks again whether it may force a fetch:
-	// the store does not say how long another replica's guard lasts.
+	// guardInterval is the pause before a replica tries again to force a fetch: the
+	// store does not report the remaining time of another replica's guard.
 	guardInterval = 5 * time.Second
 
-	// Waiters look again when the store tells of a change, and from time to time
-	// because it may not.
+	// Waiters read the store again on an event, and at these intervals in case an
+	// event is lost.
 	pollFirst = 25 * time.Millisecond
 	pollMost  = 250 * time.Millisecond
 
-	// storeFailures in a row are taken for a store that is away.
+	// storeFailures consecutive failures mean that the store is away.
 	storeFailures = 5
-	// writeTimeout bounds what is written at the end of a flight. It does not end
-	// with the flight: a lease is released even at shutdown.
+	// writeTimeout bounds the writes at the end of a flight. They do not end with the
+	// flight: a lease is released even at shutdown.
 	writeTimeout = time.Second
 
-	// proofLasts is how long a secret is taken for good after it obtained a token,
-	// and proofKept how long the store remembers that it did. After proofLasts the
-	// secret may have been revoked, so only a few fetches go out with it until one
-	// of them succeeds.
+	// proofLasts is how long a secret counts as good after it obtained a token, and
+	// proofKept how long the store remembers that. After proofLasts the secret may
+	// have been revoked, so only a few fetches use it until one of them succeeds.
 	proofLasts = time.Minute
 	proofKept  = 7 * 24 * time.Hour
-	// probePause is how long all of a client's questions wait after a probe that
-	// did not get to know whether the secret is good.
+	// probePause is how long all requests of a client wait after a probe without a
+	// verdict on the secret.
 	probePause = time.Second
 )
 
-// look reads what the fleet knows of a question and its client, and adopts what
-// is newer than what is known here.
+// look reads the fleet's state of an entry and its client, and adopts the newer parts.
 func (b *Broker) look(ctx context.Context, e *entry) error {
 	c := e.client
 	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.lastFailure}
@@ -79,8 +77,8 @@ func (b *Broker) look(ctx context.Context, e *entry) error {
 	return nil
 }
 
-// sawFence keeps the highest fence: leases are claimed with it as the floor, so
-// that fences grow even where the store has lost their counter.
+// sawFence keeps the highest fence. It is the floor of new leases, so that fences grow
+// even if the store has lost their counter.
 func (c *client) sawFence(fence uint64) {
 	for {
 		seen := c.fence.Load()
@@ -90,18 +88,18 @@ func (c *client) sawFence(fence uint64) {
 	}
 }
 
-// how an await ended.
+// how is the reason for the end of an await.
 type how int
 
 const (
-	settled    how = iota // there is no need for the lease
-	leased                // this replica leads
-	unanswered            // the store does not say who leads
-	ended                 // the time is up
+	settled    how = iota // the lease is no longer needed
+	leased                // this replica holds the lease
+	unanswered            // the store does not answer
+	ended                 // ctx has ended
 )
 
-// await claims a lease of the entry's client. Where another replica has it, it
-// waits until there is no need for it any more, or it is free.
+// await claims a lease of the entry's client. While another replica holds it, await
+// waits until it is free or no longer needed.
 func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
 	rung := make(chan struct{}, 1)
 	ring := func() {
@@ -123,8 +121,8 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		case errors.Is(err, errUnneeded):
 			return store.Lease{}, settled
 		case acquired:
-			// Whoever had it before may have brought what it is for between the look
-			// that found nothing and the lease.
+			// The previous holder may have stored its result between the look and the
+			// claim.
 			if b.look(ctx, e) == nil && unneeded() {
 				b.write(ctx, store.Change{Release: granted})
 				return store.Lease{}, settled
@@ -146,7 +144,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 
 var errUnneeded = errors.New("what the lease is for is there")
 
-// claim looks whether the lease is needed and then claims it once.
+// claim looks whether the lease is needed and, if so, claims it once.
 func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneeded func() bool) (store.Lease, bool, error) {
 	if err := b.look(ctx, e); err != nil {
 		return store.Lease{}, false, err
@@ -160,7 +158,7 @@ func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneede
 	return lease, acquired, err
 }
 
-// sleep waits for a while, or less if rung. False: ctx has ended.
+// sleep waits for d, or less after an event on rung. False: ctx has ended.
 func sleep(ctx context.Context, rung <-chan struct{}, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -174,8 +172,8 @@ func sleep(ctx context.Context, rung <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// keep renews a lease until it is stopped or the lease is lost. A lost lease
-// changes nothing for its holder: what it brings is ordered by its fence.
+// keep renews a lease until it is stopped or the lease is lost. A holder goes on
+// without its lease, because its result is ordered by its fence.
 func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -199,8 +197,8 @@ func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
 	}
 }
 
-// write applies a change, if it can. It reports whether the store took the first
-// of its puts for the newest.
+// write tries to apply a change. It reports whether the store accepted the first of
+// its puts as the newest.
 func (b *Broker) write(ctx context.Context, change store.Change) (newest bool) {
 	ctx, cancel := context.WithTimeout(tracing.Detached(context.Background(), ctx), writeTimeout)
 	defer cancel()

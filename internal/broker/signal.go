@@ -2,14 +2,14 @@ package broker
 
 import "sync"
 
-// signal wakes everybody who waits for the next change of something.
+// signal wakes all waiters at the next change.
 type signal struct {
 	mu sync.Mutex
-	ch chan struct{} // nil: nobody waits
+	ch chan struct{} // nil: no waiters
 }
 
-// next returns a channel that is closed at the next change. Who takes it before
-// looking misses nothing.
+// next returns a channel that is closed at the next change. A waiter that takes it
+// before it reads the state misses no change.
 func (s *signal) next() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
