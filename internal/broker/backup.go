@@ -12,11 +12,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// Backup is the versions of a managed client's secret and their history, sealed
-// with the ring of sealing keys and bound to the client's name.
+// Backup holds the versions of a managed client's secret and their history, sealed with the
+// ring of sealing keys and bound to the client's name.
 type Backup struct {
 	Sealed []byte
-	// Current is the version in force. Empty: there is none.
+	// Current is the current version. Empty: no version is current.
 	Current string
 }
 
@@ -56,8 +56,8 @@ func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string)
 	return Backup{Sealed: b.rings.Current().SealBackup(name, h.Stored()), Current: h.CurrentID()}, nil
 }
 
-// ImportSecret brings a backup back. What there is of the client's secret is
-// replaced only if asked for. Errors are those of [Broker.RotateSecret].
+// ImportSecret restores a backup. It replaces an existing secret of the client only if
+// replace is true. Errors are as in [Broker.RotateSecret].
 func (b *Broker) ImportSecret(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (Rotated, error) {
 	p, err := b.bringBack(ctx, caller, sealed, replace, change)
 	return p.result(ctx, err)

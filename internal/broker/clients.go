@@ -15,22 +15,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-// About is what operators are told of a client's configuration.
+// About is the part of a client's configuration that operators see.
 type About struct {
 	ClientID string
-	// Issuer or TokenURL is empty. TokenURL is without its query, which may hold a key.
+	// Issuer or TokenURL is empty. TokenURL has no query, which may hold a key.
 	Issuer, TokenURL string
-	// Auth is how it authenticates, such as client_secret_basic.
+	// Auth is the authentication method, such as client_secret_basic.
 	Auth string
 	// Secret is the reference to its secret, such as file:/run/secrets/orders.
 	Secret string
 }
 
-// fares is how a client fared lately, as far as this replica knows.
+// fares is the status of a client, as far as this replica knows.
 type fares struct {
-	// good is a question that was lately answered.
+	// good is the entry of a recent successful request.
 	good atomic.Pointer[entry]
-	// served is about the newest token that the IdP gave.
+	// served describes the newest token from the IdP.
 	served atomic.Pointer[served]
 	failed atomic.Pointer[lastFailure]
 }
@@ -41,7 +41,7 @@ type served struct {
 	with  string // version of the secret
 }
 
-// obtained notes a token that the IdP has given, to whichever replica.
+// obtained records a token that the IdP issued to any replica.
 func (c *client) obtained(e *entry, tok *token.Token) {
 	if v := c.secrets.now().named(tok.SecretVersion); v != nil {
 		v.refused.Succeeded(tok.Fence)
@@ -68,7 +68,7 @@ func atLeast(to *atomic.Int64, value int64) {
 	}
 }
 
-// lastSuccess is when the IdP last gave a token; zero: never, as far as is known.
+// lastSuccess returns when the IdP last issued a token; zero: never, as far as is known.
 func (c *client) lastSuccess() time.Time {
 	if last := c.fares.served.Load(); last != nil {
 		return last.at
@@ -76,62 +76,60 @@ func (c *client) lastSuccess() time.Time {
 	return time.Time{}
 }
 
-// ClientState says how a client fares.
+// ClientState is the status of a client.
 type ClientState int
 
 // The states.
 const (
-	ClientIdle      ClientState = iota + 1 // no token was asked for yet
+	ClientIdle      ClientState = iota + 1 // no token was requested yet
 	ClientOK                               // the last fetch succeeded
 	ClientFailing                          // the last fetch failed; a held token may still serve
 	ClientRefused                          // the IdP refuses the client's secrets
 	ClientThrottled                        // the IdP throttles the client
-	ClientNoSecret                         // there is nothing to authenticate with
+	ClientNoSecret                         // it has no secret to authenticate with
 )
 
-// SecretVersion is what is told of a version of a secret.
+// SecretVersion describes a version of a secret for operators.
 type SecretVersion struct {
 	ID        string
 	State     secret.State
-	Since     time.Time // of the state
+	Since     time.Time // when the state began
 	CreatedAt time.Time
 	CreatedBy string
-	// LastSuccess is when it last obtained a token, and RefusedAt when it was last
-	// refused and not taken since, as far as this replica knows. Zero: never.
-	// A version that was retired because it was refused keeps RefusedAt.
+	// LastSuccess is when it last obtained a token. RefusedAt is when it was last refused,
+	// with no success since, as far as this replica knows. Zero: never. A version that was
+	// retired because it was refused keeps RefusedAt.
 	LastSuccess, RefusedAt time.Time
-	// Here: the replica knows the value.
+	// Here: this replica knows the value.
 	Here bool
 }
 
-// ClientStatus is a client and how it fares, as this replica sees it.
+// ClientStatus is a client and its status, as this replica sees it.
 type ClientStatus struct {
 	Name  string
 	About About
 	State ClientState
 	// Versions are newest first.
 	Versions []SecretVersion
-	// Generation of the secret's history: replicas that differ have not heard of a
-	// change yet.
+	// Generation of the secret's history: replicas that differ have not seen a change yet.
 	Generation uint64
-	// InUse is the version that the newest token was obtained with. Empty: none is
-	// known.
+	// InUse is the version that obtained the newest token. Empty: not known.
 	InUse string
-	// Fallback: InUse is not the version in force, and that is no news any more.
+	// Fallback: InUse is not the current version, and the time for propagation is over.
 	Fallback bool
-	// Of the token for the client's own audience and scopes; zero: none is held.
+	// Of the token for the client's own audience and scopes; zero: no token is cached.
 	TokenExpiresAt, NextRefreshAt time.Time
 	// Zero: never.
 	LastSuccess, LastFailure time.Time
 	LastError                string
 	// Resolved: a fetch has succeeded since the last failure.
 	Resolved bool
-	// BackoffUntil is when the IdP is asked again at the earliest. Zero: at once.
+	// BackoffUntil is the earliest time of the next request to the IdP. Zero: at once.
 	BackoffUntil time.Time
 }
 
-// Clients returns the clients that the caller may list, in the order of their names.
-// The error is always an [*apierror.Error].
+// Clients returns the clients that the caller may list, sorted by name. The error is always
+// an [*apierror.Error].
 func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
 	var listed []*client
 	clients := b.setup.Load().clients
@@ -166,7 +164,7 @@ func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string)
 		return ClientStatus{}, err
 	}
 	if c.secrets.kept() {
-		b.lookAtSecrets(ctx, c) // so that whoever has just changed something sees it
+		b.lookAtSecrets(ctx, c) // so that a caller sees its own latest change
 	}
 	b.lookAtFailures(ctx, c)
 	return c.status(time.Now()), nil
@@ -214,15 +212,15 @@ func (c *client) state(u *usable, now time.Time) ClientState {
 	}
 }
 
-// fallback reports whether the newest token was obtained with another version than
-// the one in force, although there was time for that to be known everywhere.
+// fallback reports whether the newest token was obtained with a version other than the
+// current one, although the current one has had time to propagate.
 func (c *client) fallback(u *usable) bool {
 	last := c.fares.served.Load()
 	current, there := u.history.In(secret.Current)
 	return there && last != nil && last.with != current.ID && last.at.Sub(current.Since) >= propagation
 }
 
-// describeAll tells of all versions that are known of, newest first.
+// describeAll describes all known versions, newest first.
 func (u *usable) describeAll() []SecretVersion {
 	var all []SecretVersion
 	for _, v := range u.all() {
@@ -236,7 +234,7 @@ func (u *usable) describeAll() []SecretVersion {
 	return all
 }
 
-// describe tells of one version.
+// describe describes one version.
 func (u *usable) describe(id string) SecretVersion {
 	told := SecretVersion{ID: id}
 	if record, there := u.history.Find(id); there {

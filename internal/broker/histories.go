@@ -9,14 +9,13 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// historyChunk is how many histories are read at once; with their values they
-// may be large.
+// historyChunk is how many histories are read at once. Histories with values may be large.
 const historyChunk = 50
 
 var errUnopened = errors.New("the secrets in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
 
-// historyOf reads what the store has under the key of a history. It does not take
-// for nothing what it cannot read.
+// historyOf decodes the history in a store entry. An unreadable value is an error, not an
+// empty history.
 func historyOf(found store.Entry) (secret.History, error) {
 	switch {
 	case found.Unopened:
@@ -27,8 +26,8 @@ func historyOf(found store.Entry) (secret.History, error) {
 	return secret.FromStored(found.Value)
 }
 
-// sawHistory takes what the store has of a client's secrets, and has it put right
-// where it lacks what is known here or is sealed with an old key.
+// sawHistory adopts a client's history from the store. It schedules a repair if the store
+// lacks versions that are known here, or if the value is sealed with an old key.
 func (b *Broker) sawHistory(c *client, found store.Entry) {
 	stored, err := historyOf(found)
 	if err != nil {
@@ -40,17 +39,18 @@ func (b *Broker) sawHistory(c *client, found store.Entry) {
 	}
 }
 
-// unreadable notes why a history cannot be read, and tells it once.
+// unreadable records why a history cannot be read, and logs the first failure since the
+// last success.
 func (b *Broker) unreadable(c *client, err error) {
 	if c.secrets.failed(err) {
 		b.log.Error("the secrets of a client cannot be read from the store; those known before stay in force", "client", c.name, "error", err)
 	}
 }
 
-// mend puts back what the store has lost, and seals anew what is sealed with an
-// old key.
+// mend writes back what the store has lost, and reseals values that are sealed with an old
+// key.
 func (b *Broker) mend(ctx context.Context, c *client) {
-	_ = store.RetryOvertaken(func() error { // if not now, then at the next look
+	_ = store.RetryOvertaken(func() error { // on failure, the next look retries
 		entry, stored, err := b.readHistory(ctx, c)
 		if err != nil {
 			return err
@@ -68,7 +68,7 @@ func (b *Broker) mend(ctx context.Context, c *client) {
 	})
 }
 
-// readHistory reads the store's history of a client, with its entry.
+// readHistory reads a client's history from the store, with its entry.
 func (b *Broker) readHistory(ctx context.Context, c *client) (store.Entry, secret.History, error) {
 	found, err := b.store.Get(ctx, c.keys.secrets)
 	if err != nil {
@@ -82,7 +82,7 @@ func (b *Broker) readHistory(ctx context.Context, c *client) (store.Entry, secre
 	return found[0], stored, nil
 }
 
-// writeHistory replaces a history that was read with a number.
+// writeHistory replaces the stored history that was read with number.
 func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h secret.History) error {
 	if _, err := store.CompareAndSwap(ctx, b.store, c.keys.secrets, number, h.Stored()); err != nil {
 		return err
@@ -94,9 +94,9 @@ func (b *Broker) writeHistory(ctx context.Context, c *client, number uint64, h s
 	return nil
 }
 
-// changeHistory makes a change to the newest history of a client, in the store and
-// here, and returns what has come of it. A change that returns what it was given
-// writes nothing. It may be made several times, until nobody is in its way.
+// changeHistory applies a change to the latest history of a client, in the store and here,
+// and returns the resulting history. A change that returns its input writes nothing. It may
+// run several times, until no concurrent write conflicts with it.
 func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secret.History) (secret.History, error)) (secret.History, error) {
 	var made secret.History
 	err := store.RetryOvertaken(func() error {
@@ -113,8 +113,8 @@ func (b *Broker) changeHistory(ctx context.Context, c *client, change func(secre
 	return made, err
 }
 
-// pollSecrets looks whether the secrets of any client were changed by another
-// replica, or lost by the store, and tries what is to be tried of them.
+// pollSecrets checks whether another replica changed the secrets of a client, or the store
+// lost them, and tries pending versions.
 func (b *Broker) pollSecrets(ctx context.Context, round int) {
 	count, moved, err := b.changes.Moved(ctx)
 	kept := b.keptClients()
@@ -130,7 +130,7 @@ func (b *Broker) pollSecrets(ctx context.Context, round int) {
 	}
 }
 
-// keptClients are those whose secrets have a history.
+// keptClients returns the clients with a history of their secrets.
 func (b *Broker) keptClients() []*client {
 	var kept []*client
 	for _, c := range b.setup.Load().clients {
@@ -141,8 +141,8 @@ func (b *Broker) keptClients() []*client {
 	return kept
 }
 
-// lookAtSecrets reads the histories of clients, and reports whether the store told
-// all of them.
+// lookAtSecrets reads the histories of clients, and reports whether the store returned all
+// of them.
 func (b *Broker) lookAtSecrets(ctx context.Context, clients ...*client) (told bool) {
 	told = true
 	for some := range slices.Chunk(clients, historyChunk) {

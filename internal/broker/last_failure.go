@@ -14,14 +14,14 @@ import (
 // failureMemory is how long replicas share the last failure of a client.
 const failureMemory = 24 * time.Hour
 
-// lastFailure is the last failed fetch of a client on any replica. Operators see it;
-// it delays no fetch.
+// lastFailure is the last failed fetch of a client on any replica. It is for operators and
+// delays no fetch.
 type lastFailure struct {
 	class   idp.Class
 	version string // of the secret
 	message string
 	at      time.Time // by the clock of the replica that failed
-	// fence of the fetch that failed or, if resolved, of a later success.
+	// fence of the failed fetch or, if resolved, of a later success.
 	fence    uint64
 	resolved bool
 }
@@ -43,16 +43,16 @@ func (f *lastFailure) put(key string) store.Put {
 	return store.Put{Key: key, Number: f.fence, Value: value, TTL: failureMemory}
 }
 
-// failedAs remembers a failure with a version of the secret, and returns it for the
-// other replicas.
+// failedAs records a failure with a version of the secret, and returns it for the other
+// replicas.
 func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 	f := &lastFailure{class: t.Class, version: version, message: t.Err.Message, at: t.At, fence: t.Fence}
 	c.adoptFailure(f)
 	return f.put(c.keys.lastFailure)
 }
 
-// resolvedBy notes that a fetch succeeded after the last failure. It returns what the
-// other replicas are to know of it: nothing if there was no failure.
+// resolvedBy records that a fetch succeeded after the last failure. It returns the store
+// writes for the other replicas, empty if there was no failure.
 func (c *client) resolvedBy(fence uint64) []store.Put {
 	f := c.fares.failed.Load()
 	if f == nil || f.resolved || f.fence > fence {
@@ -64,7 +64,7 @@ func (c *client) resolvedBy(fence uint64) []store.Put {
 	return []store.Put{resolved.put(c.keys.lastFailure)}
 }
 
-// sawFailure adopts the last failure that the store has.
+// sawFailure adopts the last failure from the store.
 func (c *client) sawFailure(found store.Entry) {
 	var s storedFailure
 	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != backoff.Form {
@@ -97,8 +97,8 @@ func (c *client) unresolved() *lastFailure {
 	return f
 }
 
-// counts reports whether a failure is one of the client, and not only that of a new
-// secret that was refused when it was proved.
+// counts reports whether a failure affects the client, rather than only a new secret that
+// was refused when it was proved.
 func (f *lastFailure) counts(u *usable) bool {
 	return f != nil && (f.class != idp.CredentialRefused || u.current == nil || f.version == u.current.ID)
 }
@@ -117,8 +117,8 @@ func (c *client) recovered(u *usable) bool {
 	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.fence })
 }
 
-// lookAtFailures reads the last failures of clients. Without the store, this replica
-// shows what it knows.
+// lookAtFailures reads the last failures of clients. Without the store, this replica shows
+// its own state.
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()

@@ -10,13 +10,13 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// metrics has its children resolved where a hit counts, because looking them up
-// costs more than counting. Labels come from the configuration and from fixed
-// sets, never from a caller.
+// metrics resolves its children in advance for cache hits, because looking them up costs
+// more than counting. Labels come from the configuration and from fixed sets, never from a
+// caller.
 type metrics struct {
 	memory, shared, fetched, degraded, failed prometheus.Counter
 
-	answers *prometheus.CounterVec // of which those five are children
+	answers *prometheus.CounterVec // parent of those five
 	// unreadable counts tokens in the store that this version cannot read.
 	unreadable prometheus.Counter
 
@@ -25,7 +25,7 @@ type metrics struct {
 
 	active, undecided prometheus.Counter
 	rejected          [verify.Inactive + 1]prometheus.Counter // by reason
-	verified          *prometheus.CounterVec                  // of which those are children
+	verified          *prometheus.CounterVec                  // parent of those
 }
 
 func newMetrics() *metrics {
@@ -74,7 +74,7 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, clientCollector{b})
 }
 
-// counted counts an answer on its way out.
+// counted counts an answer and returns it.
 func (m *metrics) counted(a Answer) Answer {
 	switch {
 	case a.Degraded:
@@ -109,8 +109,8 @@ func (m *metrics) verification(result verify.Result, err error) {
 	}
 }
 
-// clientCollector shows the state of clients as it is when it is asked, so that
-// nothing has to be kept up to date on the way of a token.
+// clientCollector collects the state of clients at scrape time, so that the token path
+// keeps no gauges up to date.
 type clientCollector struct{ broker *Broker }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
@@ -186,7 +186,7 @@ func describeSecrets(out chan<- *prometheus.Desc) {
 	}
 }
 
-// collectSecrets shows the secrets of a client as they are now.
+// collectSecrets collects the present state of a client's secrets.
 func collectSecrets(out chan<- prometheus.Metric, c *client) {
 	if !c.secrets.kept() {
 		return

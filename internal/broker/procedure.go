@@ -12,26 +12,25 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// procedure is a change of a client's secret, step by step. Each step is stored
-// before the next one begins, so that it can be gone on with by whoever has its
-// request ID, wherever it was interrupted.
+// procedure is a change of a client's secret in steps. Each step is stored before the next
+// one begins, so that a caller with its request ID can resume it after any interruption.
 type procedure struct {
 	broker *Broker
 	client *client // nil: it may not begin
 	caller *policy.Caller
 	action policy.Action
 	asked  SecretChange
-	digest string // of what was asked
+	digest string // of the request
 
-	version string // that it is about
+	version string // subject of the change
 	begun   bool
-	base    string // the version in force when it began
-	over    bool   // there is nothing left to do
+	base    string // current version when it began
+	over    bool   // no steps are left
 	steps   []Step
 	failure *apierror.Error
 }
 
-// kind is a kind of step. The API, the log and the audit use the same name.
+// kind is a kind of step. The API, the log and the audit log use the same name.
 type kind struct {
 	name   string
 	stores bool // it changes the history
@@ -47,7 +46,8 @@ var (
 	importing  = kind{"import", true}
 )
 
-// procedure begins a change. What it is about is told apart by action and content.
+// procedure begins a change. The digest of its action and content detects another change
+// with the same request ID.
 func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *apierror.Error) {
 	p := &procedure{broker: b, caller: caller, action: action, asked: asked}
 	if denied := b.mayAct(caller, action, asked.Client); denied != nil {
@@ -87,7 +87,7 @@ func (p *procedure) outcome(unbegun *apierror.Error) (Rotated, error) {
 	return got, nil
 }
 
-// about is the procedure as the audit has it.
+// about returns the audit event of the procedure.
 func (p *procedure) about() audit.Event {
 	return audit.Event{Client: p.asked.Client, SecretVersion: p.version, RequestID: p.asked.Request, Comment: p.asked.Reason}
 }
@@ -119,8 +119,8 @@ func (p *procedure) step(ctx context.Context, k kind, do func() (message string,
 	return made.OK
 }
 
-// rotated logs and audits a step that was taken with a version of a secret, or that
-// failed. e says whose step it was; the broker's own steps have no caller.
+// rotated logs and audits a step with a version of a secret, or its failure. e identifies
+// the procedure; the broker's own steps have no caller.
 func (b *Broker) rotated(k kind, e audit.Event, err *apierror.Error) {
 	e.Event, e.Outcome, e.Step = audit.Rotation, audit.OK, k.name
 	if err != nil {
@@ -140,17 +140,17 @@ func (p *procedure) confirmed(ctx context.Context, message string) (string, stri
 	return strings.TrimSpace(message + "; stored " + safety.String()), safety.Doubt
 }
 
-// outcome is what a step leaves of the call.
+// outcome is the state of the procedure after a step.
 type outcome int
 
 const (
-	goesOn  outcome = iota // there are more steps
+	goesOn  outcome = iota // more steps follow
 	done                   // it was the last step
-	dropped                // it is given up because the IdP refuses the version
+	dropped                // abandoned because the IdP refuses the version
 )
 
-// change makes one change of the history: only while what is in force is what was
-// when the procedure began, or what it is about.
+// change applies one change to the history, only while the current version is the initial
+// one of the procedure, or its subject.
 func (p *procedure) change(ctx context.Context, step func(h secret.History, now time.Time) (secret.History, error), leaves outcome) *apierror.Error {
 	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
 		if err := p.goOn(h); err != nil || p.over {
@@ -177,8 +177,8 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 	return nil
 }
 
-// goOn looks whether the procedure can begin, or go on, from a history; over: there
-// is nothing left to do.
+// goOn checks whether the procedure can begin, or resume, from a history. It sets over if
+// no steps are left.
 func (p *procedure) goOn(h secret.History) error {
 	known, again := h.Request(p.asked.Request)
 	switch {
@@ -198,7 +198,7 @@ func (p *procedure) goOn(h secret.History) error {
 	return nil
 }
 
-// stage keeps the new secret beside the one in force.
+// stage stores the new secret beside the current one.
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
 	return p.step(ctx, staging, func() (string, *apierror.Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
@@ -216,8 +216,7 @@ func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome)
 	})
 }
 
-// choose finds the version that the change is about, and reports whether there is
-// something to do with it.
+// choose finds the version to change, and reports whether any steps are left for it.
 func (p *procedure) choose(ctx context.Context, find func(h secret.History) (version string, err error)) bool {
 	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
 		if err := p.goOn(h); err != nil || p.over {
@@ -257,15 +256,15 @@ func (p *procedure) prove(ctx context.Context) bool {
 	})
 }
 
-// activate puts the version in force. The one before it is the previous one then,
-// or wiped.
+// activate makes the version current. The version before it becomes the previous one, or is
+// wiped.
 func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
 	return p.step(ctx, activating, func() (string, *apierror.Error) {
 		message := "in force"
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			before := h.CurrentID()
 			next, err := h.Activate(p.version, drop, now)
-			if previous, there := next.In(secret.Previous); drop && there && err == nil { // it came in force by itself meanwhile
+			if previous, there := next.In(secret.Previous); drop && there && err == nil { // it was already activated in the background
 				before = previous.ID
 				next, err = next.Retire(previous.ID, now)
 			}
@@ -282,7 +281,7 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 	})
 }
 
-// discard wipes a version that was refused, so that it is not tried again.
+// discard wipes a version that was refused, so that it is not retried.
 func (p *procedure) discard(ctx context.Context) {
 	refusal := p.failure
 	p.step(ctx, retiring, func() (string, *apierror.Error) {
@@ -293,7 +292,7 @@ func (p *procedure) discard(ctx context.Context) {
 	p.failure = refusal
 }
 
-// purge drops what was obtained before. Only then the call is done.
+// purge drops the tokens that were obtained before. The call is complete only after that.
 func (p *procedure) purge(ctx context.Context) {
 	p.step(ctx, purging, func() (string, *apierror.Error) {
 		if err := p.broker.dropTokens(ctx, p.client); err != nil {

@@ -12,10 +12,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// prove obtains a token with a version that is not in force, past what is held:
-// once for the fleet, while all else goes on with what is in force. The token is a
-// good one, and takes the place of the one that is held. A failure is nobody's
-// failure but the version's, unless the IdP throttles.
+// prove obtains a token with a version that is not current, bypassing the cache: once for
+// the fleet, while other fetches continue with the current version. The token is valid and
+// replaces the cached one. A failure is recorded against this version only, unless the IdP
+// throttles.
 func (b *Broker) prove(ctx context.Context, c *client, v *version) *apierror.Error {
 	e := c.provingEntry()
 	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.now().named(v.ID) == nil || c.provenNow(v.ID) })
@@ -39,7 +39,7 @@ func (b *Broker) prove(ctx context.Context, c *client, v *version) *apierror.Err
 	return b.proveNow(ctx, e, v, probe.lease)
 }
 
-// mayProve says why a version must not be tried now.
+// mayProve returns the reason why a version must not be tried now, or nil.
 func (c *client) mayProve(v *version, now time.Time) *apierror.Error {
 	if t := c.failure.Load(); t.Active(now) {
 		return t.ErrorAt(now)
@@ -75,8 +75,8 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *version, lease store
 	return refused(c.name, v.ID, got.err)
 }
 
-// provingEntry is the question to try a secret with: the client's own, unless
-// another one is known to be answered and that one is not.
+// provingEntry returns the entry to test a secret with: the client's default request,
+// unless only another one is known to succeed.
 func (c *client) provingEntry() *entry {
 	if c.entry.token.Load() == nil {
 		if good := c.fares.good.Load(); good != nil {
@@ -97,7 +97,7 @@ func (b *Broker) sources() []*secret.Source {
 	return sources
 }
 
-// sourceChanged handles a source that changed, or that could not be read again.
+// sourceChanged handles a source that changed or could not be reread.
 func (b *Broker) sourceChanged(source *secret.Source, err error) {
 	for _, c := range b.setup.Load().clients {
 		if c.secrets.source != source {
@@ -116,9 +116,9 @@ func (b *Broker) sourceChanged(source *secret.Source, err error) {
 	}
 }
 
-// tryWanted proves what the source of a client's secret has brought, and puts it in
-// force. A secret that was refused waits for its turn, and is tried all the same
-// when the one in force is refused.
+// tryWanted proves the new version from the source of a client's secret, and activates it.
+// A version that was refused waits for its backoff, unless the current version is refused
+// too.
 func (b *Broker) tryWanted(c *client) {
 	if v := c.wanted(time.Now()); v != nil {
 		c.secrets.proving.Run(b.spawn, func() { b.proveWanted(b.flying, c) })
@@ -150,9 +150,9 @@ func (b *Broker) proveWanted(ctx context.Context, c *client) {
 	b.putInForce(ctx, c, v, expected)
 }
 
-// settleSecret puts a version in force that has obtained a token: one that was staged, or the first
-// one of a source that can change while the process runs. The first version of another source needs
-// no history: see [Broker.beginHistory].
+// settleSecret activates a version that has obtained a token: one that was staged, or the
+// first version of a source that can change while the process runs. The first version of
+// another source needs no history: see [Broker.beginHistory].
 func (b *Broker) settleSecret(c *client, v *version) {
 	u := c.secrets.now()
 	if v != u.pending && (u.history.Generation > 0 || !c.secrets.follows()) {
@@ -165,19 +165,19 @@ func (b *Broker) settleSecret(c *client, v *version) {
 	})
 }
 
-// proved is a version that is to be put in force, instead of another one.
+// proved is a version to activate in place of another one.
 type proved struct {
 	version   *version
 	insteadOf string
 }
 
-// beginHistory writes the first history of a secret that cannot change while the process runs (env:).
-// Such a secret has no history as long as all replicas have the same value, because there is nothing
-// to agree on. Replicas that were restarted with another value see in the store that a version which
-// they do not have obtained tokens. The history then says that this version is current, so that theirs
-// is staged, proved and put in force as any other. It must be written before theirs obtains a token:
-// afterwards the store shows theirs, and the replicas that were not restarted could take it for the
-// older one.
+// beginHistory writes the first history of a secret that cannot change while the process
+// runs (env:). Such a secret has no history as long as all replicas have the same value.
+// Replicas that were restarted with another value see in the store that a version which
+// they do not have obtained tokens. The history then says that this version is current, so
+// that theirs is staged, proved and activated like any other. It must be written before
+// theirs obtains a token: afterwards the store shows theirs, and replicas that were not
+// restarted could take it for the older one.
 func (b *Broker) beginHistory(ctx context.Context, c *client) {
 	before, at := c.provenElsewhere()
 	if before == "" {
@@ -188,13 +188,13 @@ func (b *Broker) beginHistory(ctx context.Context, c *client) {
 			return h, nil
 		}
 		return h.Adopt(before, c.secrets.source.Ref().String(), at)
-	}) // if not now, then at the next look
+	}) // on failure, the next look retries
 }
 
-// provenElsewhere returns the version that was the last to obtain a token in the fleet, and when, if a
-// history is to begin with it. It returns nothing if the secret has a history, or if this replica's own
-// version has obtained a token as well: then the other version is the newer one, and a replica that has
-// it begins the history.
+// provenElsewhere returns the version that was the last to obtain a token in the fleet, and
+// when, if a history is to begin with it. It returns the zero values if the secret has a
+// history, or if this replica's own version has obtained a token as well: then the other
+// version is the newer one, and a replica that has it begins the history.
 func (c *client) provenElsewhere() (version string, at time.Time) {
 	u := c.secrets.now()
 	if c.secrets.source == nil || c.secrets.follows() || !u.loaded || u.fault != nil || u.history.Generation > 0 || u.current.usedAt.Load() > 0 {
@@ -208,8 +208,8 @@ func (c *client) provenElsewhere() (version string, at time.Time) {
 	return c.proven, c.provenUntil.Add(-proofLasts)
 }
 
-// putInForce puts a proven version in force, unless another one than expected is by
-// now. What cannot be stored is tried again with the next token.
+// putInForce activates a proven version, if the current version is the expected one. A
+// failed write is retried after the next token.
 func (b *Broker) putInForce(ctx context.Context, c *client, v *version, expected string) {
 	now := time.Now()
 	made, err := b.changeHistory(ctx, c, func(h secret.History) (secret.History, error) {

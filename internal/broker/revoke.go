@@ -14,10 +14,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// Revoke makes verification refuse tokens from now on, in this replica at once
-// and in the others within 5 s. asked has everything but ID, CreatedAt and CreatedBy. The
-// same revocation with the same request is one, however often it comes. The
-// error is always an [*apierror.Error]; nil means that the store has it.
+// Revoke makes verification refuse tokens from now on, in this replica at once and in the
+// others within 5 s. asked has all fields except ID, CreatedAt and CreatedBy. Repeating a
+// revocation with the same request has no further effect. The error is always an
+// [*apierror.Error]; nil means that the store has it.
 func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked revocation.Revocation, request string) (revocation.Revocation, error) {
 	made, err := b.revoke(ctx, caller, asked, request)
 	about := aboutRevocation(&asked)
@@ -46,8 +46,8 @@ func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked revoca
 	return *b.revoked.Find(asked.ID), nil
 }
 
-// checkRevocation refuses what would not do what it seems to. A revocation that says
-// not when it ends outlives all tokens that there can be.
+// checkRevocation refuses a revocation that would not have its apparent effect. One without
+// an expiry gets one after that of any possible token.
 func (b *Broker) checkRevocation(r *revocation.Revocation, now time.Time) *apierror.Error {
 	life, known := b.setup.Load().verifier.MaxTokenLife(r.Issuer)
 	if r.ExpiresAt.IsZero() {
@@ -85,7 +85,7 @@ func (b *Broker) checkRevocation(r *revocation.Revocation, now time.Time) *apier
 	}
 }
 
-// notRevoked is the error for what the store did not confirm.
+// notRevoked returns the error for a revocation that the store did not confirm.
 func notRevoked(err error) *apierror.Error {
 	if errors.Is(err, revocation.ErrTooManyRevocations) {
 		return &apierror.Error{
@@ -96,7 +96,7 @@ func notRevoked(err error) *apierror.Error {
 	return unconfirmed(err, "the store did not confirm the revocation, or its end", "ask again", nil)
 }
 
-// Revocations returns those in force, of an issuer or of all (empty), oldest
+// Revocations returns the active revocations of an issuer, or of all if it is empty, oldest
 // first. The error is always an [*apierror.Error].
 func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
 	found, err := b.revocations(ctx, caller, issuer)
@@ -126,7 +126,7 @@ type Unrevocation struct {
 	ID string
 	// Request identifies the call.
 	Request string
-	// Reason is why, for the audit log.
+	// Reason is recorded in the audit log.
 	Reason string
 }
 
@@ -164,7 +164,8 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 	return *known, nil
 }
 
-// revocationsUnknown: what was not loaded once may hold anything.
+// revocationsUnknown returns the error while the revocations are not known: any token may
+// be revoked.
 func revocationsUnknown(err error) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonRevocationsUnknown, RetryAfter: revocation.LoadInterval, Cause: err,
@@ -172,7 +173,7 @@ func revocationsUnknown(err error) *apierror.Error {
 	}
 }
 
-// unrevoked judges a good token by the revocations.
+// unrevoked checks a valid token against the revocations.
 func (b *Broker) unrevoked(ctx context.Context, result verify.Result) (verify.Result, error) {
 	set, err := b.revoked.View(ctx)
 	if err != nil {

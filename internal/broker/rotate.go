@@ -13,28 +13,28 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// SecretChange is what all changes of a client's secret have in common.
+// SecretChange holds the fields that all changes of a client's secret share.
 type SecretChange struct {
 	Client string
-	// Expected is the version that must be in force for the change to happen.
-	// Empty: any, or none.
+	// Expected is the version that must be current for the change to happen. Empty: no
+	// condition.
 	Expected string
-	// Request identifies the call: made again, it goes on where it was, and when it
-	// is done it changes nothing. Required.
+	// Request identifies the call. A repeated call resumes the change; if it is complete,
+	// the call changes nothing. Required.
 	Request string
-	// Reason is why, for the audit log.
+	// Reason is recorded in the audit log.
 	Reason string
 }
 
-// Rotation brings a new secret.
+// Rotation is a change to a new secret.
 type Rotation struct {
 	SecretChange
 
 	Secret redact.String
-	// StageOnly: neither prove it nor put it in force.
+	// StageOnly: neither prove nor activate the secret.
 	StageOnly bool
-	// Compromised: the old secret is known to others. There is no way back to it,
-	// and the tokens that were obtained before are dropped.
+	// Compromised: the old secret has leaked. It cannot be rolled back to, and the tokens
+	// that were obtained before are dropped.
 	Compromised bool
 }
 
@@ -43,14 +43,14 @@ type Step struct {
 	Name    string // stage, prove, activate, retire, purge or import
 	OK      bool
 	Message string
-	// Warning is what whoever asked for it must know besides. Empty: nothing.
+	// Warning is additional information for the caller. Empty: no warning.
 	Warning string
 	Took    time.Duration
 }
 
-// Rotated is what a change of a secret came to, or how far it got.
+// Rotated is the result of a change of a secret, or its progress on failure.
 type Rotated struct {
-	Version SecretVersion // that the change was about
+	Version SecretVersion // subject of the change
 	Steps   []Step
 }
 
@@ -58,7 +58,7 @@ type Rotated struct {
 type RotationError struct {
 	// Err is the reason.
 	Err *apierror.Error
-	// Rotated says how far the change got.
+	// Rotated is the progress of the change.
 	Rotated Rotated
 }
 
@@ -67,17 +67,17 @@ func (e *RotationError) Error() string { return e.Err.Error() }
 // Unwrap returns the reason.
 func (e *RotationError) Unwrap() error { return e.Err }
 
-// What a change may be refused for beside what [secret.History] does.
+// Reasons to refuse a change, besides the errors of [secret.History].
 var (
 	errNotExpected   = errors.New("another version is in force than was expected")
 	errRequestReused = errors.New("the request ID was used for another call")
 	errRefusedBefore = errors.New("the IdP refused the secret of this call before")
 )
 
-// RotateSecret takes a new secret, proves it by obtaining a token with it, and puts
-// it in force. What fails leaves the old one in force. One that the IdP refuses is
-// not kept; one that could not be proved for another reason stays staged. The error
-// is an [*apierror.Error] if the change did not begin, else a [*RotationError].
+// RotateSecret takes a new secret, proves it by obtaining a token with it, and activates
+// it. After a failure the old secret stays current. A secret that the IdP refuses is
+// discarded; one that could not be proved for another reason stays staged. The error is an
+// [*apierror.Error] if the change did not begin, else a [*RotationError].
 func (b *Broker) RotateSecret(ctx context.Context, caller *policy.Caller, r Rotation) (Rotated, error) {
 	p, err := b.rotate(ctx, caller, r)
 	return p.result(ctx, err)
@@ -113,8 +113,8 @@ func (b *Broker) rotate(ctx context.Context, caller *policy.Caller, r Rotation) 
 	return p, nil
 }
 
-// ActivateSecret proves a staged secret and puts it in force. No version: whichever
-// is staged. Errors are those of [Broker.RotateSecret].
+// ActivateSecret proves a staged secret and activates it. An empty version selects the
+// staged one. Errors are as in [Broker.RotateSecret].
 func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.ActivateSecret, change, version)
 	if err != nil {
@@ -138,8 +138,8 @@ func (b *Broker) ActivateSecret(ctx context.Context, caller *policy.Caller, vers
 	return p.result(ctx, nil)
 }
 
-// RollbackSecret puts the previous secret back in force, once it has proved that it
-// still works. Errors are those of [Broker.RotateSecret].
+// RollbackSecret reactivates the previous secret after proving that it still works. Errors
+// are as in [Broker.RotateSecret].
 func (b *Broker) RollbackSecret(ctx context.Context, caller *policy.Caller, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.RollbackSecret, change)
 	if err != nil {
@@ -157,8 +157,8 @@ func (b *Broker) RollbackSecret(ctx context.Context, caller *policy.Caller, chan
 	return p.result(ctx, nil)
 }
 
-// RetireSecret wipes a version that is not in force, and keeps its record. Errors are
-// those of [Broker.RotateSecret].
+// RetireSecret wipes a version that is not current, and keeps its record. Errors are those
+// of [Broker.RotateSecret].
 func (b *Broker) RetireSecret(ctx context.Context, caller *policy.Caller, version string, change SecretChange) (Rotated, error) {
 	p, err := b.procedure(caller, policy.RetireSecret, change, version)
 	if err != nil {

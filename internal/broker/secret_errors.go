@@ -9,7 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// noSecret says why a client has nothing to authenticate with.
+// noSecret returns the reason why a client has no secret to authenticate with.
 func (c *client) noSecret(u *usable) *apierror.Error {
 	told := &apierror.Error{Code: apierror.FailedPrecondition, Metadata: map[string]string{"client": c.name}, Cause: u.fault}
 	say := func(reason, format string, args ...any) *apierror.Error {
@@ -35,8 +35,8 @@ func (c *client) noSecret(u *usable) *apierror.Error {
 	}
 }
 
-// secretless is the error of a client that is known to have nothing to
-// authenticate with; nil: it has, or that is not known yet.
+// secretless returns the error of a client that is known to have no secret to authenticate
+// with. It returns nil if it has one, or if that is not known yet.
 func (c *client) secretless() *apierror.Error {
 	u := c.secrets.now()
 	for _, v := range u.all() {
@@ -50,8 +50,8 @@ func (c *client) secretless() *apierror.Error {
 	return c.noSecret(u)
 }
 
-// refusedMeanwhile is the error of a fetch whose secrets were all refused, of which
-// one has obtained a token for somebody else since.
+// refusedMeanwhile returns the error of a fetch with only refused secrets, although one of
+// them has since obtained a token in another fetch.
 func refusedMeanwhile(client string) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
@@ -60,8 +60,8 @@ func refusedMeanwhile(client string) *apierror.Error {
 	}
 }
 
-// secretError translates what a change of a history was refused for, and what
-// kept it from being stored.
+// secretError translates the error of a change of a history: a refusal of the change, or a
+// failure to store it.
 func (c *client) secretError(err error, version string) *apierror.Error {
 	told := &apierror.Error{Code: apierror.FailedPrecondition, Metadata: map[string]string{"client": c.name}, Cause: err}
 	if version != "" {
@@ -112,12 +112,12 @@ func storeUnconfirmed(client string, cause error) *apierror.Error {
 		map[string]string{"client": client})
 }
 
-// overtaken is the error of a proof whose version is not there any more.
+// overtaken returns the error of a proof if the version no longer exists.
 func (c *client) overtaken(version string) *apierror.Error {
 	return c.secretError(secret.ErrNotStaged, version)
 }
 
-// notManaged says where the secret is to be changed.
+// notManaged returns an error that names the place to change the secret.
 func (c *client) notManaged() *apierror.Error {
 	told := &apierror.Error{Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": c.name}}
 	switch {

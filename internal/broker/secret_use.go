@@ -14,22 +14,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// introspectionRest is how long a version is not sent to the introspection
-// endpoint again after it was refused there.
+// introspectionRest is how long a version is not sent to the introspection endpoint after a
+// refusal there.
 const introspectionRest = time.Minute
 
-// introspected is what the introspection endpoint made of a version of a secret.
-// The token endpoint judges the version apart: a client that may not obtain tokens
-// may still ask about them, and the other way round.
+// introspected is the status of a version at the introspection endpoint. It is separate
+// from the token endpoint: a client may be allowed to introspect tokens but not to obtain
+// them, and vice versa.
 type introspected struct {
-	accepted atomic.Bool                     // the endpoint has taken it, and not refused it since
+	accepted atomic.Bool                     // the endpoint accepted it, with no refusal since
 	refusal  atomic.Pointer[backoff.Failure] // the last refusal; nil after a success
 }
 
-// SecretForIntrospection returns the secret with which the client asks its IdP about
-// tokens: the first that the introspection endpoint did not refuse lately. A version
-// that only the token endpoint refuses comes last, unless introspection has taken
-// it. The error is always an [*apierror.Error].
+// SecretForIntrospection returns the secret with which the client introspects tokens at its
+// IdP: the first that the introspection endpoint did not refuse lately. A version that only
+// the token endpoint refuses comes last, unless introspection has accepted it. The error is
+// always an [*apierror.Error].
 func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
 	c := b.client(name)
 	if c == nil {
@@ -56,8 +56,8 @@ func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secre
 	return usable[0].Version, nil
 }
 
-// Introspected notes whether the introspection endpoint took a version of a client's
-// secret. An error that may be about the presented token says nothing of the secret.
+// Introspected records whether the introspection endpoint accepted a version of a client's
+// secret. An error that may be about the presented token does not count against the secret.
 func (b *Broker) Introspected(name, version string, err error) {
 	c := b.client(name)
 	if c == nil {

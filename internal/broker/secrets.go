@@ -12,56 +12,56 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// propagation is how long an IdP may take until a new secret works everywhere:
-// so long after a version came in force it is no news that it is refused at times.
+// propagation is how long an IdP may take until a new secret works everywhere. Within this
+// time after a version became current, an occasional refusal of it is expected.
 const propagation = 2 * time.Minute
 
-// version is a secret that a client can authenticate with, and how it fares. As
-// long as a version is of use here it is the same one.
+// version is a secret that a client can authenticate with, and its status. Its pointer stays
+// the same as long as it is usable here.
 type version struct {
 	secret.Version
 
-	key string // in the store, of refused
-	// unfit says why the value cannot be a secret of the client at all.
+	key string // store key of refused
+	// unfit is the reason why the value can never be a secret of the client.
 	unfit error
-	// refused is the last refusal; none after a success.
+	// refused is the last refusal; empty after a success.
 	refused backoff.Slot
-	// introspected is how the version fares where the IdP is asked about tokens.
+	// introspected is the status of the version at the introspection endpoint.
 	introspected introspected
-	// usedAt is when a token was last obtained with it, in Unix nanoseconds, as far
-	// as this replica knows.
+	// usedAt is when a token was last obtained with it, in Unix nanoseconds, as far as this
+	// replica knows.
 	usedAt atomic.Int64
 }
 
-// usable are the versions that a client can authenticate with here. It is
-// immutable, but for how the versions fare.
+// usable is the set of versions that a client can authenticate with here. It is immutable,
+// except for the status of the versions.
 type usable struct {
-	// nil: there is none in that state, or its value is not known here.
+	// nil: no version is in that state, or its value is not known here.
 	current, previous, pending *version
-	// history is what the store has, or had; of the zero generation: it has none.
+	// history is the last one known from the store; generation 0: no history.
 	history secret.History
-	loaded  bool // the store was asked
-	// fault keeps the history in the store from being read.
+	loaded  bool // the store has been read
+	// fault is the error that prevents reading the history in the store.
 	fault error
 
-	read *secret.Version // what the source had: a change shows as another pointer
+	read *secret.Version // last version read from the source; a changed pointer shows a change
 }
 
-// secrets are those of one client.
+// secrets holds the secrets of one client.
 //
-// What is in force is decided by the history in the store, which replicas share;
-// the values are there too if the secret is managed. Else each replica has read
-// them from the source, at a time of its own: a replica may know of a version by
-// name only, and goes on with those whose value it knows.
+// The history in the store, which the replicas share, decides which version is current. If
+// the secret is managed, the store has the values too. Otherwise each replica reads them
+// from the source at its own time: it may know a version by name only, and uses only the
+// versions with a known value.
 type secrets struct {
-	source  *secret.Source // nil: managed, or none is needed
+	source  *secret.Source // nil: managed, or no secret is needed
 	managed bool
 	mac     secret.MAC
-	check   func(redact.String) error // of a value's form
-	key     func(id string) string    // in the store, of a version's refusals
-	// credential stands for the secret where none is needed.
+	check   func(redact.String) error // checks the form of a value
+	key     func(id string) string    // store key of a version's refusals
+	// credential replaces the secret where no secret is needed.
 	credential func() secret.Version
-	// news, mending, settling and proving coalesce what is to be done.
+	// news, mending, settling and proving coalesce their tasks.
 	news, mending, settling, proving store.Coalescer
 	proved                           atomic.Pointer[proved]
 
@@ -71,10 +71,10 @@ type secrets struct {
 	history  secret.History
 	loaded   bool
 	fault    error
-	versions map[string]*version // by ID: those of view
-	// observed is the ID of what the source last had, wanted that of what it was
-	// seen to change to. A source that has an older version when the process starts
-	// wants nothing: another replica was merely ahead.
+	versions map[string]*version // by ID: those in view
+	// observed is the ID of the source's latest version, wanted the ID of the version that
+	// it was seen to change to. An older version in the source at process start does not
+	// set wanted: another replica was merely ahead.
 	observed, wanted string
 }
 
@@ -87,8 +87,8 @@ func newSecrets(cfg ClientConfig, mac secret.MAC, key func(id string) string) *s
 	return s
 }
 
-// after carries over what is known of the secrets of a client of the same name that
-// was configured otherwise: its history, and the values if they are of one source.
+// after adopts the state of the same client under its old configuration: the history, and
+// the values if both have the same source.
 func (s *secrets) after(old *secrets) {
 	old.mu.Lock()
 	history, loaded, versions, observed, wanted := old.history, old.loaded, old.versions, old.observed, old.wanted
@@ -108,7 +108,7 @@ func (s *secrets) after(old *secrets) {
 	s.publish()
 }
 
-// now returns the versions as they are now.
+// now returns the current view of the versions.
 func (s *secrets) now() *usable {
 	u := s.view.Load()
 	switch {
@@ -126,7 +126,7 @@ func (s *secrets) now() *usable {
 	return s.publish()
 }
 
-// publish makes the view anew. The caller holds mu, or is alone.
+// publish rebuilds the view. The caller holds mu, or has the only reference.
 func (s *secrets) publish() *usable {
 	u := &usable{history: s.history, loaded: s.loaded, fault: s.fault}
 	known := s.known()
@@ -149,7 +149,7 @@ func (s *secrets) publish() *usable {
 	return u
 }
 
-// known are the versions whose values are known here.
+// known returns the versions with a value that is known here.
 func (s *secrets) known() map[string]secret.Version {
 	known := map[string]secret.Version{}
 	for id, v := range s.versions {
@@ -168,8 +168,7 @@ func (s *secrets) known() map[string]secret.Version {
 	return known
 }
 
-// version returns the version that is in use already, or a new one. The zero
-// Version is none.
+// version returns the existing version, or a new one; nil for the zero Version.
 func (s *secrets) version(v secret.Version) *version {
 	if v.ID == "" {
 		return nil
@@ -184,8 +183,8 @@ func (s *secrets) version(v secret.Version) *version {
 	return made
 }
 
-// place adds what the source has. Its first version is to be put in force if it
-// is new to the history, or was seen to take the place of another one.
+// place adds the first version of the source. It is to be activated if it is new to the
+// history or was seen to replace another one.
 func (s *secrets) place(u *usable, known map[string]secret.Version) {
 	here := s.source.Versions()
 	first, before := here[0], s.observed
@@ -195,7 +194,7 @@ func (s *secrets) place(u *usable, known map[string]secret.Version) {
 	u.read, s.observed = &here[0], first.ID
 	record, there := s.history.Find(first.ID)
 	switch {
-	case s.history.Generation == 0: // nothing has obtained a token yet
+	case s.history.Generation == 0: // no token has been obtained yet
 		u.current, u.previous = s.version(first), s.version(known[before])
 	case record.State == secret.Current:
 		s.wanted = ""
@@ -210,7 +209,7 @@ func (s *secrets) place(u *usable, known map[string]secret.Version) {
 	}
 }
 
-// placeSecond adds what the source has to fall back to, unless it was retired.
+// placeSecond adds the fallback version of the source, unless it was retired.
 func (s *secrets) placeSecond(u *usable, second secret.Version) {
 	record, _ := s.history.Find(second.ID)
 	v := s.version(second)
@@ -219,8 +218,8 @@ func (s *secrets) placeSecond(u *usable, second secret.Version) {
 	}
 }
 
-// saw takes what the store has, and returns what it should have: something else
-// where it lacks what is known here.
+// saw adopts the history read from the store, and returns the history that the store should
+// have. They differ if the store lacks entries that are known here.
 func (s *secrets) saw(stored secret.History) (right secret.History) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,9 +227,9 @@ func (s *secrets) saw(stored secret.History) (right secret.History) {
 	switch {
 	case stored.Descends(known):
 		known, right = stored, stored
-	case known.Descends(stored): // it has lost some
+	case known.Descends(stored): // the store has lost entries
 		right = known
-	default: // it has lost some, and others were made since
+	default: // the store has lost entries, and has newer ones
 		right = known.Merge(stored)
 	}
 	if !s.loaded || s.fault != nil || known.ID != s.history.ID {
@@ -240,7 +239,8 @@ func (s *secrets) saw(stored secret.History) (right secret.History) {
 	return right
 }
 
-// failed notes why the history cannot be read, and reports whether that is news.
+// failed records why the history cannot be read, and reports whether this is the first
+// failure since the last success.
 func (s *secrets) failed(fault error) (news bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -255,15 +255,15 @@ func (s *secrets) failed(fault error) (news bool) {
 // follows reports whether the secret can change while the process runs, without an operator's call.
 func (s *secrets) follows() bool { return s.source != nil && s.source.CanChange() }
 
-// kept reports whether there is a history: not where no secret is needed.
+// kept reports whether the secret has a history; false where no secret is needed.
 func (s *secrets) kept() bool { return s.managed || s.source != nil }
 
-// all are the versions that there are, in the order in which they are tried.
+// all returns the known versions in the order in which they are tried.
 func (u *usable) all() []*version {
 	return slices.DeleteFunc([]*version{u.current, u.previous, u.pending}, func(v *version) bool { return v == nil })
 }
 
-// named returns one of the versions, or nil.
+// named returns the version with an ID, or nil.
 func (u *usable) named(id string) *version {
 	for _, v := range [...]*version{u.current, u.previous, u.pending} {
 		if v != nil && v.ID == id {
@@ -273,9 +273,9 @@ func (u *usable) named(id string) *version {
 	return nil
 }
 
-// next is the version to authenticate with: the current one unless it was refused
-// lately, else the previous one, else the one that is staged. Those that were tried
-// are not. nil: there is none, or none that may be tried now.
+// next returns the version to authenticate with, skipping those in tried: the current one
+// unless it was refused lately, then the previous one, then the staged one. It returns nil
+// if no version may be tried now.
 func (u *usable) next(now time.Time, tried []*version) *version {
 	for _, v := range [...]*version{u.current, u.previous, u.pending} {
 		switch {
@@ -287,9 +287,9 @@ func (u *usable) next(now time.Time, tried []*version) *version {
 	return nil
 }
 
-// refusal is the failure of a client whose versions the IdP refuses: that of the
-// current one, until the first of them may be tried again. nil: there is one to
-// try, or none at all.
+// refusal returns the failure of the current version if all versions are refused, to be
+// retried when the first of them may be. It returns nil if a version can be tried, or if
+// there are no versions.
 func (u *usable) refusal(now time.Time) *backoff.Failure {
 	if u.next(now, nil) != nil {
 		return nil
@@ -311,7 +311,8 @@ func (u *usable) refusal(now time.Time) *backoff.Failure {
 	return first
 }
 
-// stateOf is where a version stands here: what only the source has is pending.
+// stateOf returns the state of a version here. A version that only the source has is
+// pending.
 func (u *usable) stateOf(v *version) secret.State {
 	switch v {
 	case u.current:
@@ -325,13 +326,13 @@ func (u *usable) stateOf(v *version) secret.State {
 	}
 }
 
-// failing reports whether each version was refused when it was last tried.
+// failing reports whether the last attempt with each version was refused.
 func (u *usable) failing() bool {
 	return u.current != nil && !slices.ContainsFunc(u.all(), func(v *version) bool { return v.refused.Load() == nil })
 }
 
-// rotating reports whether a refusal may be about to end: another version is
-// staged, or the current one is so new that the IdP may not know it everywhere.
+// rotating reports whether a refusal may be temporary: another version is staged, or the
+// current one is so new that the IdP may not have propagated it.
 func (u *usable) rotating(now time.Time) bool {
 	if u.pending != nil {
 		return true

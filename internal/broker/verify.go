@@ -11,10 +11,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// Verify says whether a presented token is good, to a caller who may ask that:
-// for it there are no issuers but those that its grants name. A bad token is a
-// result, not an error; the error is always an [*apierror.Error] and means that the broker
-// could not decide, or that the caller may not ask so.
+// Verify verifies a presented token for a caller with that permission, against only the
+// issuers that its grants name. A bad token is a result, not an error. The error is always
+// an [*apierror.Error] and means that the broker could not decide, or that the caller lacks
+// the permission.
 func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, error) {
 	result, told := b.verify(ctx, caller, presented, ask)
 	if unwritten := b.verification(ctx, caller, presented, ask, result, told); unwritten != nil {
@@ -40,9 +40,9 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 	return result, nil
 }
 
-// Identify verifies the JWT by which a caller identifies itself, which must be for
-// this audience. No issuer is asked about opaque tokens: anybody who can connect could
-// make the broker send as many requests as it likes. The error is always an [*apierror.Error].
+// Identify verifies the JWT by which a caller identifies itself, which must be for this
+// audience. Opaque tokens are not introspected: any peer that can connect could make the
+// broker send an unlimited number of requests. The error is always an [*apierror.Error].
 func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
 	ask := verify.Request{Audience: []string{audience}, Caller: true}
 	result, err := b.judge(ctx, presented, ask)
@@ -60,7 +60,7 @@ func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.
 	return result, err
 }
 
-// Introspecting returns how many issuers are asked about opaque tokens.
+// Introspecting returns how many issuers have introspection of opaque tokens.
 func (b *Broker) Introspecting() int { return b.setup.Load().verifier.Introspecting() }
 
 func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *apierror.Error {

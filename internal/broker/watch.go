@@ -10,19 +10,17 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-// watchInterval is how often a watch looks at a token that is due for
-// replacement.
+// watchInterval is how often a watch checks a token that is due for replacement.
 const watchInterval = time.Second
 
-// Watch answers ask with the token as it is now and again with each one that
-// replaces it, until ctx ends, send fails, the caller may not have it any more, or
-// there is no good token to be had. The error says which; it is an [*apierror.Error] but
-// for those of send and of who, which says who the caller is and is asked before
-// each answer and whenever [Broker.Apply] was called. MinTTL and Rejected are not
-// for watches.
+// Watch sends the current token for ask, and each one that replaces it, until ctx ends,
+// send fails, the caller may no longer have it, or no valid token is available. The error
+// is an [*apierror.Error], except for errors of send and who. Watch calls who to identify
+// the caller before each answer and after each [Broker.Apply]. It ignores MinTTL and
+// Rejected.
 //
-// A watch is demand: it keeps its token refreshed. While send blocks, tokens
-// are not queued: the next one sent is the newest.
+// A watch is demand: it keeps its token refreshed. While send blocks, tokens are not
+// queued: the next one sent is the newest.
 func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), ask Ask, send func(Answer) error) error {
 	var last *token.Token
 	for {
@@ -45,13 +43,13 @@ func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), 
 	}
 }
 
-// watching is a watch of one entry: until the configuration was applied anew.
+// watching is a watch of one entry, until the next configuration is applied.
 type watching struct {
 	who     func() (*policy.Caller, error)
 	ask     Ask
 	send    func(Answer) error
 	applied <-chan struct{}
-	last    *token.Token // the last one sent
+	last    *token.Token
 }
 
 func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.Token, err error) {
@@ -91,8 +89,8 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 	}
 }
 
-// pass sends an answer, unless it is the last one again, to a caller who is still
-// who it was.
+// pass sends an answer unless it repeats the last one. The caller must still be identified
+// and allowed to have the token.
 func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, last *token.Token) error {
 	caller, err := w.who()
 	if err != nil {
@@ -112,8 +110,8 @@ func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, 
 	return w.send(b.metrics.counted(answer))
 }
 
-// nextLook is how long a watch may rest: until its token is due, then until the
-// next try.
+// nextLook returns how long a watch may wait: until its token is due, then until the next
+// attempt.
 func nextLook(tok *token.Token, now time.Time) time.Duration {
 	if wait := tok.RefreshAt.Sub(now); wait > 0 {
 		return wait
@@ -121,8 +119,7 @@ func nextLook(tok *token.Token, now time.Time) time.Duration {
 	return watchInterval
 }
 
-// watched returns the entry of a resolved question, which stays where it is until
-// unwatch.
+// watched returns the entry of a resolved request, which stays in the cache until unwatch.
 func (b *Broker) watched(c *client, full idp.Request) *entry {
 	for {
 		e := b.entryFor(c, full)
@@ -154,8 +151,8 @@ func (e *entry) watched() bool {
 	return e.watches > 0
 }
 
-// lookAtWatched reads the tokens that are watched, in case the store did not
-// tell that another replica replaced one.
+// lookAtWatched reads the watched tokens, in case the store did not notify this replica of
+// a replacement.
 func (b *Broker) lookAtWatched(ctx context.Context) {
 	for _, e := range b.watchedEntries() {
 		if ctx.Err() != nil {

@@ -8,30 +8,29 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
-// DefaultPutBack is how long a replica that has just started waits for others to put
-// back the revocations that the store has lost. They look every few seconds.
+// DefaultPutBack is how long a replica that has just started waits for others to restore
+// the revocations that the store has lost. They check every few seconds.
 const DefaultPutBack = 10 * time.Second
 
-// Marker is a value in the store that depends on the ring of sealing keys, under a key
-// that does not. It shows that the store is used with another ring, under which this
-// replica would find nothing that the others stored.
+// Marker is a value in the store that depends on the ring of sealing keys, under a key that
+// does not. It shows that the store is used with another ring, with which this replica
+// would find no values of the other replicas.
 type Marker interface {
 	// Marked reports whether the store has the marker of this ring. The error is
-	// sealed.ErrAnotherRing if it has that of another ring.
+	// sealed.ErrAnotherRing if it has the marker of another ring.
 	Marked(ctx context.Context) (bool, error)
 	// Mark writes the marker, unless the store has one.
 	Mark(ctx context.Context) error
 }
 
-// Errors that say that this replica must not judge by the revocations that it knows,
-// because others may have stored revocations that it cannot read. Beside them there is
-// sealed.ErrAnotherRing.
+// Errors for a replica that must not use the revocations that it knows, because others may
+// have stored revocations that it cannot read. sealed.ErrAnotherRing is another such error.
 var (
 	errSealedRevocations = errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
 	errNewerRevocations  = errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
 )
 
-// errStoreLost says that the revocations may still be put back.
+// errStoreLost means that other replicas may still restore the revocations.
 var errStoreLost = errors.New("the store is new or has lost its data: other replicas have 10 s to put back the revocations that they know")
 
 // marked compares the ring with the store's marker, and reports whether there is one.
@@ -50,9 +49,9 @@ func (r *Set) mark(ctx context.Context) error {
 	return r.marker.Mark(ctx)
 }
 
-// mayBegin returns nil if this replica can take what the store has for all that there
-// is. Where the store is new or has lost its data, only a replica that already knows the
-// revocations can, or one that gave the others time.
+// mayBegin returns nil if this replica can take the revocations in the store as complete.
+// If the store is new or has lost its data, only a replica that already knows the
+// revocations can, or one that gave the others time to restore them.
 func (r *Set) mayBegin(lost bool) error {
 	switch {
 	case !lost:
@@ -70,9 +69,8 @@ func (r *Set) mayBegin(lost bool) error {
 	return nil
 }
 
-// note keeps in mind whether there are revocations in the store that this replica
-// cannot read. An error that does not say, such as that of a store that is away,
-// changes nothing.
+// note records whether the store has revocations that this replica cannot read. An
+// inconclusive error, such as an unreachable store, changes nothing.
 func (r *Set) note(err error) {
 	switch {
 	case err == nil:

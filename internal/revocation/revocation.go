@@ -1,6 +1,6 @@
-// Package revocation has the revocations by which good tokens are refused: a set that
-// every replica holds in memory and keeps the same as the one in the store. A replica that
-// cannot know all revocations calls no token good.
+// Package revocation holds the revocations by which valid tokens are refused: a set that
+// every replica keeps in memory and synchronizes with the store. A replica that cannot know
+// all revocations accepts no token.
 package revocation
 
 import (
@@ -13,42 +13,40 @@ import (
 
 // Bounds of revocations.
 const (
-	// MaxRevocations is how many are kept, those that were deleted and have not
-	// expired included.
+	// MaxRevocations bounds the revocations, including deleted ones that have not expired.
 	MaxRevocations = 10_000
-	// MaxRevocationLife is how far ahead one may expire.
+	// MaxRevocationLife bounds the time until a revocation expires.
 	MaxRevocationLife = 10 * 365 * 24 * time.Hour
 )
 
-// Revocation makes verification refuse tokens of one issuer: those that one of
-// TokenID, Subject and ClientID names, or All.
+// Revocation makes verification refuse tokens of one issuer: those selected by one of
+// TokenID, Subject and ClientID, or All.
 type Revocation struct {
 	ID      string `json:"id"`
 	Issuer  string `json:"iss"`
 	TokenID string `json:"jti,omitempty"`
 	Subject string `json:"sub,omitempty"`
-	// ClientID is whom the tokens were issued to.
+	// ClientID is the client that the tokens were issued to.
 	ClientID string `json:"client,omitempty"`
 	All      bool   `json:"all,omitempty"`
-	// IssuedBefore: only tokens that were issued before, or do not say when.
+	// IssuedBefore limits it to tokens that were issued earlier or have no issue time.
 	// Zero: all.
 	IssuedBefore time.Time `json:"before,omitzero"`
-	// ExpiresAt is when the last token that it concerns has expired; of one that is
-	// asked for, zero: as late as any can. It is forgotten when none of them can be
-	// good any more: see Over.
+	// ExpiresAt is when the last affected token has expired; zero in a request: the
+	// latest possible. It is forgotten when no affected token can be valid: see Over.
 	ExpiresAt time.Time `json:"exp"`
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`
 	Reason    string    `json:"reason,omitempty"`
-	// Deleted: it was lifted. It is kept until it expires, so that replicas which
-	// hold it learn that; from absence nobody learns anything.
+	// Deleted: it was lifted. It is kept until it expires, so that replicas which hold it
+	// learn that; absence carries no information.
 	Deleted bool `json:"deleted,omitempty"`
 }
 
-// Target is what a revocation names. Tokens are looked up by it.
+// Target is the lookup key of a revocation for a token.
 type Target struct{ Issuer, Kind, Value string }
 
-// Target returns what the revocation names.
+// Target returns the target of the revocation.
 func (r *Revocation) Target() Target {
 	switch {
 	case r.TokenID != "":
@@ -62,21 +60,21 @@ func (r *Revocation) Target() Target {
 	}
 }
 
-// Over reports whether no token that it concerns can be good any more. It counts the
-// leeway that is granted to expired tokens, which must not bring a revoked token back.
+// Over reports whether no affected token can be valid any more. It includes the leeway for
+// expired tokens, which must not make a revoked token valid again.
 func (r *Revocation) Over(now time.Time) bool { return !now.Before(r.ExpiresAt.Add(verify.MaxLeeway)) }
 
-// concerns reports whether it is about a token with these facts, which its
-// target names. The instants of tokens are whole seconds, cut off: a token of the
-// same second counts as issued before.
+// concerns reports whether a token with these facts, which has the same target, is
+// affected. Token times are truncated to whole seconds: a token of the same second counts
+// as issued before.
 func (r *Revocation) concerns(f *verify.Facts, now time.Time) bool {
 	return !r.Over(now) && (r.IssuedBefore.IsZero() || f.IssuedAt.Before(r.IssuedBefore))
 }
 
-// View is an immutable set of them.
+// View is an immutable set of revocations.
 type View struct {
 	byID     map[string]*Revocation
-	byTarget map[Target][]*Revocation // without those that were deleted
+	byTarget map[Target][]*Revocation // without deleted ones
 }
 
 func newView(all []*Revocation) *View {
@@ -90,7 +88,7 @@ func newView(all []*Revocation) *View {
 	return r
 }
 
-// Revokes returns the revocation that a token falls under, or nil.
+// Revokes returns the revocation that affects a token, or nil.
 func (r *View) Revokes(f *verify.Facts, now time.Time) *Revocation {
 	if len(r.byTarget) == 0 {
 		return nil
@@ -107,8 +105,8 @@ func (r *View) Revokes(f *verify.Facts, now time.Time) *Revocation {
 	return nil
 }
 
-// merged is the union of both sets without what has expired. Of a revocation
-// that only one of them knows as deleted, the deletion holds.
+// merged returns the union of both sets without expired revocations. A revocation that is
+// deleted in one of them is deleted in the result.
 func merged(a, b []*Revocation, now time.Time) []*Revocation {
 	byID := make(map[string]*Revocation, len(a)+len(b))
 	for _, one := range slices.Concat(a, b) {
@@ -131,7 +129,7 @@ func oldestFirst(a, b *Revocation) int {
 	return strings.Compare(a.ID, b.ID)
 }
 
-// same reports whether two sorted lists tell the same.
+// same reports whether two sorted lists are equal.
 func same(a, b []*Revocation) bool {
 	return slices.EqualFunc(a, b, func(x, y *Revocation) bool { return x.ID == y.ID && x.Deleted == y.Deleted })
 }

@@ -14,48 +14,46 @@ import (
 )
 
 const (
-	// shardCount is over how many values of the store the revocations are spread.
+	// shardCount is the number of store values that hold the revocations.
 	shardCount = 16
 	// form is the version of the stored form.
 	form = 1
-	// LoadInterval is how far apart attempts to load them for the first time are.
+	// LoadInterval is the time between attempts at the first load.
 	LoadInterval = time.Second
 )
 
-// Set keeps the revocations of this replica the same as those in the store.
+// Set synchronizes the revocations of this replica with those in the store.
 //
-// The store has them in a few values.
+// The store keeps them in shardCount values.
 type Set struct {
 	store   store.Store
 	shards  []string // the keys of the values
 	changes store.ChangeCount
 
-	// known is nil until they were loaded once.
+	// known is nil until the first load.
 	known atomic.Pointer[View]
-	// currentAt is when they were last known to be those of the store, in Unix
-	// nanoseconds; 0: never.
+	// currentAt is when they last matched the store, in Unix nanoseconds; 0: never.
 	currentAt atomic.Int64
-	// news coalesces what the store tells.
+	// news coalesces notifications from the store.
 	news store.Coalescer
 
-	// turn is held while the store is read or changed, by whoever uses what
-	// follows.
+	// turn is held while the store is read or changed. It guards the following fields.
 	turn    chan struct{}
 	tried   time.Time // when loading last failed
 	failure error
 
-	marker  Marker        // nil: there is none
-	putBack time.Duration // for others, where the store has lost its data
+	marker  Marker        // nil: no marker is used
+	putBack time.Duration // time for others to restore lost data
 	log     *slog.Logger
-	// lostSince is when this replica first found the store without its data, and knew no
-	// revocations itself; zero: the store has them.
+	// lostSince is when this replica, with no revocations of its own, first found the store
+	// without its data; zero: the store has them.
 	lostSince time.Time
-	// unreadable is why this replica cannot read revocations that others have stored;
-	// nil: it can.
+	// unreadable is why this replica cannot read revocations that others have stored; nil:
+	// it can.
 	unreadable atomic.Pointer[error]
 }
 
-// take takes the turn, unless ctx ends before.
+// take acquires the turn, unless ctx ends before.
 func (r *Set) take(ctx context.Context) error {
 	select {
 	case r.turn <- struct{}{}:
@@ -67,7 +65,7 @@ func (r *Set) take(ctx context.Context) error {
 
 func (r *Set) give() { <-r.turn }
 
-// Config is what a set of revocations is made of.
+// Config configures a set of revocations.
 type Config struct {
 	// Store is where replicas share the revocations.
 	Store store.Store
@@ -75,14 +73,15 @@ type Config struct {
 	Tag string
 	// Marker shows whether the store is used with another ring. Nil: nothing is sealed.
 	Marker Marker
-	// PutBack is how long a replica that has just started waits for others to put back
-	// the revocations that the store has lost. 0: no other replica uses the store.
+	// PutBack is how long a replica that has just started waits for others to restore the
+	// revocations that the store has lost. 0: no other replica uses the store.
 	PutBack time.Duration
-	// Logger is told when the revocations cannot be read, and when they can be again.
+	// Logger receives a message when the revocations become unreadable, and when they are
+	// readable again.
 	Logger *slog.Logger
 }
 
-// New returns a set that loads the revocations when they are needed first.
+// New returns a set that loads the revocations on first use.
 func New(cfg Config) *Set {
 	r := &Set{store: cfg.Store, turn: make(chan struct{}, 1), marker: cfg.Marker, putBack: cfg.PutBack, log: cfg.Logger}
 	r.changes.Store, r.changes.Key = cfg.Store, cfg.Tag+"changes"
@@ -92,20 +91,19 @@ func New(cfg Config) *Set {
 	return r
 }
 
-// Keys are the keys in the store whose events are to wake the set.
+// Keys returns the keys in the store with events that wake the set.
 func (r *Set) Keys() []string { return slices.Concat(r.shards, []string{r.changes.Key}) }
 
-// Wake looks for a change after the store told of one. Work runs in a goroutine that spawn
-// starts, until ctx ends.
+// Wake checks for a change after a notification from the store. The check runs in a
+// goroutine that spawn starts, until ctx ends.
 func (r *Set) Wake(ctx context.Context, spawn func(work func()) bool) {
 	r.news.Run(spawn, func() { r.Poll(ctx, 0) })
 }
 
-// Ready reports whether tokens can be judged by the revocations.
+// Ready reports whether the revocations are available to check tokens.
 func (r *Set) Ready() bool { return r.usable() != nil }
 
-// Current returns when the revocations were last known to be those of the store; zero:
-// never.
+// Current returns when the revocations last matched the store; zero: never.
 func (r *Set) Current() time.Time {
 	nanoseconds := r.currentAt.Load()
 	if nanoseconds == 0 {
@@ -123,9 +121,9 @@ func (r *Set) Find(id string) *Revocation {
 	return known.byID[id]
 }
 
-// View returns the revocations, loading them first where that was never done, or did not
-// succeed for a reason that note keeps in mind. An error means that nothing may be called
-// good.
+// View returns the revocations. It loads them first if they were never loaded, or if a
+// failure that note recorded prevents their use. An error means that no token may be
+// accepted.
 func (r *Set) View(ctx context.Context) (*View, error) {
 	if usable := r.usable(); usable != nil {
 		return usable, nil
@@ -143,15 +141,14 @@ func (r *Set) View(ctx context.Context) (*View, error) {
 	if _, err := r.load(ctx); err != nil {
 		r.tried, r.failure = time.Now(), err
 		if reason := r.unreadable.Load(); reason != nil {
-			r.failure = *reason // also while the store is away
+			r.failure = *reason // also while the store is unreachable
 		}
 		return nil, r.failure
 	}
 	return r.known.Load(), nil
 }
 
-// Poll looks whether there was a change. In some rounds it does not trust the
-// counter.
+// Poll checks for a change. In some rounds it does not trust the counter.
 func (r *Set) Poll(ctx context.Context, round int) {
 	if r.take(ctx) != nil {
 		return
@@ -167,11 +164,11 @@ func (r *Set) Poll(ctx context.Context, round int) {
 			return
 		}
 	}
-	_, _ = r.load(ctx) // if not now, then in the next round
+	_, _ = r.load(ctx) // on failure, the next round retries
 }
 
-// unchanged reports whether the store still has its marker and has seen no change that is
-// not known here.
+// unchanged reports whether the store still has its marker and no change that is unknown
+// here.
 func (r *Set) unchanged(ctx context.Context) (bool, error) {
 	marked, err := r.marked(ctx)
 	if err != nil || !marked {
@@ -181,14 +178,13 @@ func (r *Set) unchanged(ctx context.Context) (bool, error) {
 	return err == nil && !moved, err
 }
 
-// load reads all revocations, adopts what is new, and puts back what the store
-// has lost, and after that its marker. It returns the numbers of the values as they now
-// stand.
+// load reads all revocations, adopts new ones, and restores the ones lost from the store,
+// and afterwards its marker. It returns the present numbers of the values.
 func (r *Set) load(ctx context.Context) (numbers []uint64, err error) {
 	defer func() { r.note(err) }()
 	marked, found, err := r.read(ctx)
 	if err != nil {
-		r.lostSince = time.Time{} // others cannot put anything back meanwhile
+		r.lostSince = time.Time{} // others cannot restore revocations while the store fails
 		return nil, err
 	}
 	count := found[len(r.shards)].Number
@@ -203,7 +199,7 @@ func (r *Set) load(ctx context.Context) (numbers []uint64, err error) {
 	return numbers, err
 }
 
-// read reads the marker, and then the values and after them the count of changes.
+// read reads the marker, then the values, then the count of changes.
 func (r *Set) read(ctx context.Context) (marked bool, found []store.Entry, err error) {
 	if marked, err = r.marked(ctx); err != nil {
 		return false, nil, err
@@ -212,9 +208,9 @@ func (r *Set) read(ctx context.Context) (marked bool, found []store.Entry, err e
 	return marked, found, err
 }
 
-// adopt takes over what was read, and writes what the store lacks. What the store has
-// lost is counted as one change, after all of it was written: a replica that has just
-// started takes a store without a count for one that has lost its data.
+// adopt merges the stored revocations into the set, and writes the missing ones to the
+// store. Restored data counts as one change, after all of it was written: a replica that
+// has just started takes a store without a count for one that has lost its data.
 func (r *Set) adopt(ctx context.Context, found []store.Entry, count uint64, lost bool) (numbers []uint64, err error) {
 	var stored []*Revocation
 	numbers = make([]uint64, len(found))
@@ -249,7 +245,7 @@ func (r *Set) adopt(ctx context.Context, found []store.Entry, count uint64, lost
 	return numbers, nil
 }
 
-// write replaces a value that was read with a number.
+// write replaces the stored value that was read with number.
 func (r *Set) write(ctx context.Context, shard int, number uint64, content []*Revocation) (uint64, error) {
 	value, err := json.Marshal(storedRevocations{form, content})
 	if err != nil {
@@ -258,8 +254,8 @@ func (r *Set) write(ctx context.Context, shard int, number uint64, content []*Re
 	return store.CompareAndSwap(ctx, r.store, r.shards[shard], number, value)
 }
 
-// Put applies a change of one revocation to the store and to this replica. It
-// returns nil only if the store has it.
+// Put applies a change of one revocation to the store and to this replica. It returns nil
+// only if the store has it.
 func (r *Set) Put(ctx context.Context, made *Revocation) error {
 	if err := r.take(ctx); err != nil {
 		return err
@@ -296,7 +292,7 @@ func (r *Set) Count() int {
 	return 0
 }
 
-// All are those that are known here, oldest first.
+// All returns the revocations that are known here, oldest first.
 func (r *Set) All() []*Revocation {
 	known := r.known.Load()
 	if known == nil {
@@ -316,7 +312,7 @@ type storedRevocations struct {
 	Revocations []*Revocation `json:"revocations"`
 }
 
-// readRevocations does not take for nothing what it cannot read: that would lift
+// readRevocations returns an error for an unreadable value: treating it as empty would lift
 // revocations.
 func readRevocations(entry store.Entry) ([]*Revocation, error) {
 	switch {
@@ -341,5 +337,5 @@ func byShard(all []*Revocation) [shardCount][]*Revocation {
 	return shards
 }
 
-// shardOf spreads IDs, which are random enough.
+// shardOf maps an ID to a shard. IDs are random enough.
 func shardOf(id string) int { return int(id[1]+31*id[2]) % shardCount }
