@@ -12,7 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/revocation"
 )
 
-// admin answers operators.
+// admin implements the AdminService API for operators.
 type admin struct {
 	tokenbrokerv1.UnimplementedAdminServiceServer
 
@@ -43,9 +43,9 @@ func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeToken
 	return &tokenbrokerv1.RevokeTokensResponse{Revocation: revocationMessage(made)}, nil
 }
 
-// ListRevocations lists what is revoked, page by page: a page begins after the
-// revocation whose ID is the page token, or at the first where that one has
-// expired meanwhile.
+// ListRevocations lists the active revocations in pages. A page begins after the
+// revocation whose ID is the page token, or at the first one if that revocation has
+// expired since.
 func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevocationsRequest) (*tokenbrokerv1.ListRevocationsResponse, error) {
 	if err := checkList(req); err != nil {
 		return nil, statusOf(err)
@@ -99,7 +99,7 @@ func revocationMessage(r revocation.Revocation) *tokenbrokerv1.Revocation {
 	return m
 }
 
-// timestampOf is unset for the zero time.
+// timestampOf returns nil for the zero time.
 func timestampOf(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

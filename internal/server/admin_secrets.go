@@ -14,8 +14,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// ListClients lists the clients, page by page: a page begins after the name that is
-// the page token.
+// ListClients lists the clients in pages. A page begins after the client named by the
+// page token.
 func (a *admin) ListClients(ctx context.Context, req *tokenbrokerv1.ListClientsRequest) (*tokenbrokerv1.ListClientsResponse, error) {
 	if err := checkClientPage(req); err != nil {
 		return nil, statusOf(err)
@@ -43,7 +43,7 @@ func (a *admin) ListClients(ctx context.Context, req *tokenbrokerv1.ListClientsR
 	return resp, nil
 }
 
-// GetClient shows one client.
+// GetClient returns one client.
 func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientRequest) (*tokenbrokerv1.GetClientResponse, error) {
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
@@ -55,7 +55,7 @@ func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientReque
 	return &tokenbrokerv1.GetClientResponse{Client: clientMessage(&found)}, nil
 }
 
-// RotateSecret takes a new secret.
+// RotateSecret adds a new secret version.
 func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecretRequest) (*tokenbrokerv1.RotateSecretResponse, error) {
 	asked, invalid := rotationOf(req)
 	if invalid != nil {
@@ -68,7 +68,7 @@ func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecre
 	return rotated(made), nil
 }
 
-// ActivateSecret puts a staged secret in force.
+// ActivateSecret makes a staged secret current.
 func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateSecretRequest) (*tokenbrokerv1.ActivateSecretResponse, error) {
 	change, invalid := changeOf(req)
 	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
@@ -82,7 +82,7 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	return &tokenbrokerv1.ActivateSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
 }
 
-// RollbackSecret puts the previous secret back in force.
+// RollbackSecret makes the previous secret current again.
 func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackSecretRequest) (*tokenbrokerv1.RollbackSecretResponse, error) {
 	change, invalid := changeOf(req)
 	if invalid != nil {
@@ -96,7 +96,7 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	return &tokenbrokerv1.RollbackSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
 }
 
-// RetireSecret wipes a version.
+// RetireSecret erases a secret version.
 func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecretRequest) (*tokenbrokerv1.RetireSecretResponse, error) {
 	change, wrong := changeOf(req)
 	if wrong == nil && req.GetVersion() == "" {
@@ -113,7 +113,7 @@ func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecre
 	return &tokenbrokerv1.RetireSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
 }
 
-// ExportSecret returns a backup.
+// ExportSecret returns a backup of a secret.
 func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecretRequest) (*tokenbrokerv1.ExportSecretResponse, error) {
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
@@ -125,7 +125,7 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 	return &tokenbrokerv1.ExportSecretResponse{Sealed: backup.Sealed, CurrentVersion: backup.Current}, nil
 }
 
-// ImportSecret takes a backup.
+// ImportSecret restores a backup of a secret.
 func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecretRequest) (*tokenbrokerv1.ImportSecretResponse, error) {
 	change, wrong := changeOf(req)
 	if wrong == nil && len(req.GetSealed()) == 0 {
@@ -201,7 +201,7 @@ func secretState(s secret.State) tokenbrokerv1.SecretState {
 	}
 }
 
-// rotationStatus is the status of a change of a secret that failed. Its details say
+// rotationStatus returns the gRPC status of a failed secret change. Its details show
 // how far the change got.
 func rotationStatus(err error) error {
 	bare := statusOf(err)
@@ -216,7 +216,7 @@ func rotationStatus(err error) error {
 	return full.Err()
 }
 
-// rotated is what a change of a secret came to, or how far it got.
+// rotated converts the result of a secret change, complete or partial, to a message.
 func rotated(r broker.Rotated) *tokenbrokerv1.RotateSecretResponse {
 	m := &tokenbrokerv1.RotateSecretResponse{}
 	if r.Version.ID != "" {

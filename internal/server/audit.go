@@ -12,9 +12,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// turnedAway writes down that a call was refused before anybody looked at what it
-// asks for: because nobody knows who makes it, or because its caller asks for too
-// much at a time. ctx and action are the call's; caller is nil where it is not known.
+// turnedAway audits a call that was refused before its request was examined: its caller
+// was not identified or exceeded a limit. caller is nil if it was not identified.
 func turnedAway(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
 	told, ok := errors.AsType[*apierror.Error](err)
 	if log == nil || !ok {
@@ -27,7 +26,7 @@ func turnedAway(ctx context.Context, log *audit.Log, action string, caller *poli
 	case apierror.ResourceExhausted:
 		e.Outcome = audit.Limited
 	default:
-		return // nobody could be asked, which is no judgement
+		return // the caller could not be checked, so there is no decision to audit
 	}
 	if caller != nil {
 		e.Caller = caller.Name()
@@ -35,8 +34,8 @@ func turnedAway(ctx context.Context, log *audit.Log, action string, caller *poli
 	log.Record(&e)
 }
 
-// turnedAwayConnection writes down that a connection was refused. presented are the
-// names in the certificate that came, for which nobody vouches; empty: none came.
+// turnedAwayConnection audits a refused connection. presented describes the names in
+// the client's unverified certificate; it is empty if the client sent no certificate.
 func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented string) {
 	e := audit.Event{Event: audit.Connection, Outcome: audit.Unidentified, Reason: reason, Detail: presented, Peer: from.String()}
 	if reason == tooManyConnections || reason == tooManyFrames {
@@ -45,7 +44,7 @@ func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented strin
 	log.Record(&e)
 }
 
-// methodOf is the method of a call.
+// methodOf returns the full method name of a call.
 func methodOf(ctx context.Context) string {
 	method, _ := grpc.Method(ctx)
 	return method

@@ -20,41 +20,43 @@ import (
 )
 
 const (
-	// hangUpDelay lets the last answer out before a connection is closed.
+	// hangUpDelay lets the last response reach the client before its connection is
+	// closed.
 	hangUpDelay = time.Second
-	// maxRefusals is how many JWTs of one connection are looked at in a second that
-	// turn out not to be good: verifying costs more than sending.
+	// maxRefusals is how many invalid JWTs are verified per second and connection:
+	// verifying costs more than sending.
 	maxRefusals = 100
 )
 
-// callers recognises who asks: by what the connection proved, if that is one of
-// the callers; else by the JWT that the call carries; else it is the caller that
-// the listener is bound to.
+// callers identifies the caller of a call: by the identity proved for the connection if
+// it matches a configured caller, else by the JWT in the call, else by the caller bound
+// to the listener.
 type callers struct {
 	broker *broker.Broker
-	// authorities returns those by whom certificates must be issued now; nil: there
-	// are none.
+	// authorities returns the authorities that are trusted now to issue client
+	// certificates, or nil if there are no such authorities.
 	authorities func() *certs.Authorities
-	// audience is whom the JWTs of callers must be for.
+	// audience is the required audience of the JWTs of callers.
 	audience  string
 	strangers *strangers
 	headers   headerLimit
 	audit     *audit.Log
 }
 
-// forAll reports whether a method needs no caller. Health decides by itself what it
-// tells to whom.
+// forAll reports whether a method needs no caller. The health service itself decides
+// which peers may see which status.
 func forAll(method string) bool {
 	return method == healthpb.Health_Check_FullMethodName || method == healthpb.Health_Watch_FullMethodName
 }
 
-// forGateways are the services that gateways call on behalf of others: there a
-// JWT is that of somebody whose request is at the gateway, and never says who the
-// gateway is.
+// forGateways reports whether a method belongs to a service that gateways call on
+// behalf of others. There a JWT belongs to the client of the gateway and never
+// identifies the gateway.
 func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.service.auth.") }
 
-// of says who makes a call, and until when that holds at most; zero: until
-// something changes. Whom it does not know it writes down.
+// of identifies the caller of a call and returns the latest time at which the
+// identification expires, or zero if it holds until something changes. It audits
+// unidentified calls.
 func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
 	return c.ofMethod(ctx, methodOf(ctx), now)
 }
@@ -63,7 +65,7 @@ func (c *callers) ofMethod(ctx context.Context, method string, now time.Time) (c
 	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), method, now)
 }
 
-// known is recognise for a call of action.
+// known calls recognise and audits a failure under action.
 func (c *callers) known(ctx context.Context, conn *connection, authorization []string, action string, now time.Time) (*policy.Caller, time.Time, error) {
 	caller, until, err := c.recognise(ctx, conn, authorization, now)
 	if err != nil {
@@ -72,7 +74,8 @@ func (c *callers) known(ctx context.Context, conn *connection, authorization []s
 	return caller, until, err
 }
 
-// calling is of for a call of a method.
+// calling identifies the caller of a method: a gateway by its connection, any other
+// caller as of does.
 func (c *callers) calling(ctx context.Context, method string, now time.Time) (*policy.Caller, error) {
 	if forGateways(method) {
 		return c.gateway(ctx, connectionOf(ctx), method, now)
@@ -81,7 +84,7 @@ func (c *callers) calling(ctx context.Context, method string, now time.Time) (*p
 	return caller, err
 }
 
-// gateway says which gateway makes a call: by its connection alone.
+// gateway identifies the gateway that makes a call, by its connection alone.
 func (c *callers) gateway(ctx context.Context, conn *connection, action string, now time.Time) (*policy.Caller, error) {
 	caller, _, err := c.recognise(ctx, conn, nil, now)
 	if err == nil {
@@ -95,8 +98,7 @@ func (c *callers) gateway(ctx context.Context, conn *connection, action string, 
 	return nil, err
 }
 
-// recognise says whose a call is that came over conn with these values of
-// authorization.
+// recognise identifies the caller of a call over conn with these authorization values.
 func (c *callers) recognise(ctx context.Context, conn *connection, authorization []string, now time.Time) (caller *policy.Caller, until time.Time, err error) {
 	found := c.proved(conn, now)
 	if found.caller != nil {
@@ -117,7 +119,8 @@ func (c *callers) recognise(ctx context.Context, conn *connection, authorization
 	return nil, time.Time{}, unidentified(conn.missing(found))
 }
 
-// byToken recognises a caller by the JWT that it presents.
+// byToken identifies a caller by the JWT that it presents, within the limit on invalid
+// JWTs.
 func (c *callers) byToken(ctx context.Context, conn *connection, found *recognition, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
 	if conn.refusals.reached(now, maxRefusals) {
 		return nil, time.Time{}, &apierror.Error{
@@ -135,9 +138,9 @@ func (c *callers) byToken(ctx context.Context, conn *connection, found *recognit
 	return caller, until, err
 }
 
-// byGoodToken recognises a caller by a JWT. A JWT that is bound to a certificate must
-// come over a connection with that certificate (RFC 8705 section 3); one that is bound in
-// any other way is refused, since the broker does not check it.
+// byGoodToken identifies a caller by a JWT. A JWT that is bound to a certificate must
+// come over a connection with that certificate (RFC 8705 section 3). A JWT with any
+// other binding is refused, since the broker does not check it.
 func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *recognition, token redact.String) (*policy.Caller, time.Time, error) {
 	if strings.Count(token.Reveal(), ".") != 2 {
 		return nil, time.Time{}, unidentified("what the metadata authorization carries is not a JWT")
@@ -181,9 +184,9 @@ func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *reco
 	return caller, until, nil
 }
 
-// bearer is the token in the values of authorization, if there is one (RFC 6750 section 2.1).
-// What is there must be right: nobody is to be somebody else because of a mistake
-// in it.
+// bearer returns the token in the authorization values, if present (RFC 6750 section
+// 2.1). A malformed value is an error, so that a mistake never makes a call fall back
+// to another identity.
 func bearer(values []string) (token redact.String, presented bool, err error) {
 	if len(values) == 0 {
 		return redact.String{}, false, nil
@@ -199,7 +202,7 @@ func bearer(values []string) (token redact.String, presented bool, err error) {
 	return redact.New(text), true, nil
 }
 
-// missing says why nothing but a JWT would have helped.
+// missing explains why the connection identifies no caller without a JWT.
 func (c *connection) missing(found *recognition) string {
 	switch found.why {
 	case ended:
@@ -222,11 +225,12 @@ func unidentified(why string) *apierror.Error {
 	return &apierror.Error{Code: apierror.Unauthenticated, Reason: apierror.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
 }
 
-// CallerOf is who makes the call that a handler answers; nil: nobody.
+// CallerOf returns the caller of the call that a handler serves, or nil if there is no
+// caller.
 func CallerOf(ctx context.Context) *policy.Caller { return callerOf(ctx) }
 
-// OpaqueIssuerOf returns the issuer that the listener of a call names for opaque tokens;
-// empty: none.
+// OpaqueIssuerOf returns the issuer that the listener of a call configures for opaque
+// tokens; it may be empty.
 func OpaqueIssuerOf(ctx context.Context) string { return connectionOf(ctx).opaque }
 
 func callerOf(ctx context.Context) *policy.Caller {

@@ -16,22 +16,23 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// connection is what a client proved when it connected. gRPC keeps it, as an
-// AuthInfo, with the connection and shows it to each call. All but the atomics is
-// as the handshake left it.
+// connection is the identity that a client proved when it connected. gRPC stores it as
+// the AuthInfo of the connection and passes it to each call. All fields but the atomics
+// are constant after the handshake.
 type connection struct {
 	credentials.CommonAuthInfo
 
-	// bound is the caller that everybody is who proves nothing else; empty: nobody.
+	// bound is the caller of connections that prove no other identity; it may be empty.
 	bound string
-	// opaque is the issuer of the opaque tokens that come over the connection without
-	// the name of their issuer; empty: the listener does not say.
+	// opaque is the issuer of opaque tokens that come over the connection without an
+	// issuer name; it may be empty.
 	opaque string
-	// identity is what the client proved; zero: nothing.
+	// identity is the identity that the client proved; it may be zero.
 	identity policy.Identity
-	// presented is its certificate with what it sent along; empty: none.
+	// presented is the client's certificate chain; it is empty without a certificate.
 	presented []*x509.Certificate
-	// trusted are the authorities by whom the certificate was good, until until.
+	// trusted are the authorities that verified the certificate; until is when it
+	// expires.
 	trusted *certs.Authorities
 	until   time.Time
 
@@ -39,8 +40,8 @@ type connection struct {
 	closing atomic.Bool
 
 	stranger *stranger
-	// known is how it was judged last: it holds while it is asked of the same policy
-	// and the same authorities.
+	// known is the latest recognition. It is valid while the policy and the authorities
+	// stay the same.
 	known    atomic.Pointer[recognition]
 	watches  atomic.Int64
 	refusals perSecond // of JWTs
@@ -49,8 +50,8 @@ type connection struct {
 // AuthType implements credentials.AuthInfo.
 func (*connection) AuthType() string { return "tokenbroker" }
 
-// connectionOf is the connection of a call; one that proved nothing where there is
-// none.
+// connectionOf returns the connection of a call, or a connection without an identity if
+// there is no such connection.
 func connectionOf(ctx context.Context) *connection {
 	if from, ok := peer.FromContext(ctx); ok {
 		if made, ok := from.AuthInfo.(*connection); ok {
@@ -60,7 +61,7 @@ func connectionOf(ctx context.Context) *connection {
 	return &connection{stranger: &stranger{}}
 }
 
-// present notes a certificate that was verified.
+// present records a verified certificate.
 func (c *connection) present(chain []*x509.Certificate, until time.Time, trusted *certs.Authorities) {
 	c.presented, c.until, c.trusted, c.identity = chain, until, trusted, identityIn(chain[0])
 	if trusted.OfTrustDomains() {
@@ -72,9 +73,8 @@ func identityIn(leaf *x509.Certificate) policy.Identity {
 	return policy.Identity{DNSNames: leaf.DNSNames, URIs: urisIn(leaf)}
 }
 
-// urisIn are the URIs of a certificate as they are written there. A parsed URI has
-// lost an empty fragment and the case of its scheme, which a name that is compared
-// byte by byte must keep.
+// urisIn returns the URIs of a certificate exactly as encoded. A parsed URI loses an
+// empty fragment and the case of its scheme, which a byte-by-byte comparison needs.
 func urisIn(leaf *x509.Certificate) (found []string) {
 	const tagURI = 6 // RFC 5280 section 4.2.1.6
 	subjectAltName := asn1.ObjectIdentifier{2, 5, 29, 17}
@@ -95,20 +95,20 @@ func urisIn(leaf *x509.Certificate) (found []string) {
 	return found
 }
 
-// isAuthority reports whether a certificate may sign others. Such a certificate is
-// no leaf (X.509-SVID section 4): it does not identify a caller, although whoever
-// holds its key could issue one that does.
+// isAuthority reports whether a certificate may sign others. Such a certificate is not
+// a leaf (X.509-SVID section 4) and does not identify a caller, although the holder of
+// its key could issue a certificate that does.
 func isAuthority(leaf *x509.Certificate) bool {
 	return leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0
 }
 
-// Bounds of what is said of the names in a certificate.
+// Bounds of the description of the names in a certificate.
 const (
 	maxNamesSaid = 4
 	maxNameSaid  = 256
 )
 
-// namesIn is how an identity reads to people.
+// namesIn returns a human-readable description of an identity.
 func namesIn(id policy.Identity) string {
 	if id.UID != nil {
 		return fmt.Sprintf("user %d of this host", *id.UID)
@@ -128,36 +128,36 @@ func namesIn(id policy.Identity) string {
 	return "the client certificate (" + strings.Join(names, ", ") + ")"
 }
 
-// recognition is how a connection is judged by a policy and by authorities. It is
-// immutable.
+// recognition is the result of checking a connection against a policy and authorities.
+// It is immutable.
 type recognition struct {
 	policy  *policy.Policy
 	trusted *certs.Authorities
-	// caller is nil if the connection is none's.
+	// caller is nil if no configured caller matches.
 	caller *policy.Caller
-	// until is when the certificate ends; zero: there is none.
+	// until is when the certificate expires; it is zero without a certificate.
 	until time.Time
-	// why says of a caller that is nil what is wrong.
+	// why is the reason for a nil caller.
 	why flaw
 }
 
-// flaw is why a connection is no caller's by itself.
+// flaw is the reason why a connection alone identifies no caller.
 type flaw int
 
 const (
 	provedNothing flaw = iota
-	notConfigured      // what it proved is none of the callers
-	notTrusted         // its certificate is of nobody who is trusted any more
-	ofAuthority        // its certificate is that of an authority
-	ended              // its certificate has ended
+	notConfigured      // no configured caller has the proved identity
+	notTrusted         // the issuer of its certificate is no longer trusted
+	ofAuthority        // its certificate belongs to an authority
+	ended              // its certificate has expired
 )
 
-// lapsed reports whether the certificate was good when the client connected and is
-// not any more: only another connection can help.
+// lapsed reports whether the certificate was valid when the client connected but no
+// longer is: the client must connect again.
 func (r *recognition) lapsed() bool { return r.why == ended || r.why == notTrusted }
 
-// proved judges a connection by what it proved at its handshake. It is as good as
-// free while neither policy nor authorities change.
+// proved identifies the caller by the identity from the handshake. It costs almost
+// nothing while neither policy nor authorities change.
 func (c *callers) proved(conn *connection, now time.Time) *recognition {
 	known, trusted := c.broker.Policy(), c.authorities()
 	found := conn.known.Load()
@@ -193,8 +193,8 @@ func (c *connection) judge(known *policy.Policy, trusted *certs.Authorities, now
 	return made
 }
 
-// holder is the certificate whose key the client holds, for tokens that are bound to
-// it; nil if there is none, or if found says that it is not good now.
+// holder returns the client certificate, for tokens that are bound to it. It returns
+// nil without a certificate, or if found says that it is not valid now.
 func (c *connection) holder(found *recognition) *x509.Certificate {
 	if len(c.presented) == 0 || found.why != notConfigured {
 		return nil
@@ -202,8 +202,8 @@ func (c *connection) holder(found *recognition) *x509.Certificate {
 	return c.presented[0]
 }
 
-// hangUp ends a connection that is of no use any more, so that its client makes
-// another one. What was answered already reaches it before.
+// hangUp closes a connection that no longer identifies its caller, so that the client
+// connects again. It first leaves time for pending responses.
 func (c *connection) hangUp() {
 	if c.close != nil && !c.closing.Swap(true) {
 		time.AfterFunc(hangUpDelay, func() { _ = c.close() })

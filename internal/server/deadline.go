@@ -8,9 +8,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// deadlineContext is what context.WithDeadline returns, but for its timer, which
-// starts when somebody waits for the end. A hit waits for nothing, and the timer
-// would cost it more than all else that is done for it here.
+// deadlineContext behaves like the result of context.WithDeadline, but starts its timer
+// only on the first call of Done or Err. A cache hit waits for nothing, and the timer
+// would cost it more than all other work here.
 type deadlineContext struct {
 	context.Context //nolint:containedctx // it is one itself
 
@@ -26,7 +26,7 @@ func withDeadline(ctx context.Context, at time.Time, caller *policy.Caller) *dea
 	return &deadlineContext{Context: ctx, at: at, caller: caller}
 }
 
-// Value also tells who calls, which spares a hit a context of its own for that.
+// Value also returns the caller, which spares a cache hit a separate context.
 func (c *deadlineContext) Value(key any) any {
 	if key == (callerKey{}) {
 		return c.caller
@@ -43,7 +43,7 @@ func (c *deadlineContext) withTimer() context.Context {
 	return c.timed
 }
 
-// release ends the wait of whoever still waits when the call is over.
+// release cancels the timer context when the call is over.
 func (c *deadlineContext) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -52,7 +52,7 @@ func (c *deadlineContext) release() {
 	}
 }
 
-// Deadline is the nearer of the call's own and this one's.
+// Deadline returns the earlier of the call's own deadline and this one.
 func (c *deadlineContext) Deadline() (time.Time, bool) {
 	if own, ok := c.Context.Deadline(); ok && own.Before(c.at) {
 		return own, true

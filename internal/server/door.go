@@ -14,9 +14,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// Door lets in who speaks another protocol than gRPC, by the rules by which gRPC's
-// callers are let in: recognised by the same proofs, held to the same limits,
-// counted among the same connections. It is safe for concurrent use.
+// Door admits callers of other protocols by the rules of gRPC: the same identification,
+// the same limits and the same count of connections. It is safe for concurrent use.
 type Door struct {
 	callers   *callers
 	limits    *limits
@@ -25,17 +24,17 @@ type Door struct {
 	age       time.Duration
 }
 
-// Bound is what listeners say of the requests that come to them.
+// Bound holds the settings of listeners for their requests.
 type Bound struct {
-	// TCP and Unix are the callers that everybody is who connects over TCP, or to a
-	// Unix socket, and proves nothing else. Empty: nobody.
+	// TCP and Unix are the callers of connections over TCP, or to a Unix socket, that
+	// prove no other identity. They may be empty.
 	TCP, Unix string
 	// OpaqueTCP and OpaqueUnix are the issuers of opaque tokens: see
 	// [Config.OpaqueIssuer].
 	OpaqueTCP, OpaqueUnix string
 }
 
-// Listen returns listener without the connections that are too many.
+// Listen wraps listener so that it closes connections beyond the limit.
 func (d *Door) Listen(listener net.Listener) net.Listener { return &doorListener{listener, d} }
 
 type doorListener struct {
@@ -60,7 +59,7 @@ func (l *doorListener) Accept() (net.Conn, error) {
 	}
 }
 
-// doorConn is a connection through a door.
+// doorConn is a connection that a Door admitted.
 type doorConn struct {
 	countedConn
 
@@ -83,38 +82,39 @@ func (d *Door) admit(raw net.Conn) (*doorConn, error) {
 		d.transport.open.Add(-1)
 		return nil, errTooManyConnections
 	}
-	if made.bound != "" || made.identity.UID != nil { // else a certificate may come yet
+	if made.bound != "" || made.identity.UID != nil { // else the handshake may bring a certificate
 		d.look(&made.connection)
 	}
 	return made, nil
 }
 
-// look notes whether somebody is known by the connection alone, which has proved all
-// that it will.
+// look exempts the connection from the limit on unidentified calls if it identifies a
+// caller. Its handshake must be complete.
 func (d *Door) look(conn *connection) {
 	if conn.bound != "" || d.callers.proved(conn, time.Now()).caller != nil {
 		conn.stranger.isKnown()
 	}
 }
 
-// about is age, give or take a tenth, so that not all come anew at once.
+// about returns age, randomized by a tenth either way, so that clients do not all
+// reconnect at once.
 func about(age time.Duration) time.Duration {
 	return age - age/10 + rand.N(age/5+1)
 }
 
-// visitor is who made a connection, as far as that is known.
+// visitor is the identity of a connection, as far as it is proved.
 type visitor struct {
 	connection
 
 	handshake sync.Once
-	trusted   *certs.Authorities // when it came: who verifies its certificate, or they were replaced meanwhile
-	due       time.Time          // to connect anew
+	trusted   *certs.Authorities // at the time of connecting; a certificate verified by later ones is verified again
+	due       time.Time          // when the client must reconnect
 }
 
 type visitorKey struct{}
 
-// doorConnOf is the connection of a listener of Listen, or of one that speaks TLS over
-// it; nil: it is another.
+// doorConnOf returns the doorConn of a connection, also below TLS, or nil if Listen did
+// not make it.
 func doorConnOf(conn net.Conn) *doorConn {
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()
@@ -123,9 +123,9 @@ func doorConnOf(conn net.Conn) *doorConn {
 	return found
 }
 
-// Connected returns ctx with what there will be to know of a connection that was
-// just accepted, and with where it is from, as gRPC has it: it is meant for
-// ConnContext of net/http.
+// Connected returns ctx with the identity of a new connection, which its handshake
+// completes, and with its peer address as in gRPC. It is meant for ConnContext of
+// net/http.
 func (d *Door) Connected(ctx context.Context, conn net.Conn) context.Context {
 	ctx = peer.NewContext(ctx, &peer.Peer{Addr: conn.RemoteAddr()})
 	if found := doorConnOf(conn); found != nil {
@@ -134,26 +134,26 @@ func (d *Door) Connected(ctx context.Context, conn net.Conn) context.Context {
 	return ctx
 }
 
-// Closed is told of each connection that ended. Those whose handshake failed are
-// counted with gRPC's.
+// Closed must be called for each connection that ended. It counts failed handshakes
+// together with gRPC handshakes.
 func (d *Door) Closed(conn net.Conn) {
 	secure, ok := conn.(*tls.Conn)
 	if !ok || secure.ConnectionState().HandshakeComplete {
 		return
 	}
-	// It is tried no second time: what the first one failed with comes back.
+	// This does not repeat the handshake: it returns the error of the first one.
 	d.transport.failures.count(conn, secure.HandshakeContext(context.Background()))
 }
 
-// Overdue reports whether the connection that ctx is of is so old that its client is
-// to connect anew.
+// Overdue reports whether the connection of ctx has reached its age limit, so that its
+// client must reconnect.
 func (d *Door) Overdue(ctx context.Context, now time.Time) bool {
 	from, ok := ctx.Value(visitorKey{}).(*visitor)
 	return ok && now.After(from.due)
 }
 
-// OpaqueIssuer returns the issuer that the listener of a request names for opaque
-// tokens; empty: none.
+// OpaqueIssuer returns the issuer that the listener of a request configures for opaque
+// tokens; it may be empty.
 func (d *Door) OpaqueIssuer(ctx context.Context) string {
 	if from, ok := ctx.Value(visitorKey{}).(*visitor); ok {
 		return from.opaque
@@ -161,8 +161,8 @@ func (d *Door) OpaqueIssuer(ctx context.Context) string {
 	return ""
 }
 
-// Admit makes room for a request that is to be read before it can be known who makes
-// it. Without an error leave must be called when it was read. The error is always a
+// Admit reserves room to read a request before its caller can be identified. On success
+// leave must be called after the request was read. The error is always a
 // *apierror.Error.
 func (d *Door) Admit(ctx context.Context, state *tls.ConnectionState) (leave func(), err error) {
 	from := d.connectedAt(ctx, state).stranger
@@ -174,18 +174,17 @@ func (d *Door) Admit(ctx context.Context, state *tls.ConnectionState) (leave fun
 	return read, nil
 }
 
-// Gateway lets in the call of a gateway, which is known by its connection alone:
-// by the client certificate in state, which was verified, or because the listener
-// is bound to a caller. The ctx is one of Connected; action is what the audit calls
-// the call. Without an error leave must be called when the call is over. The error is
-// always a *apierror.Error.
+// Gateway admits the call of a gateway, which is identified by its connection alone: by
+// the verified client certificate in state, or by the caller bound to the listener. The
+// ctx comes from Connected; action names the call in the audit log. On success leave
+// must be called when the call is over. The error is always a *apierror.Error.
 func (d *Door) Gateway(ctx context.Context, state *tls.ConnectionState, action string, now time.Time) (caller *policy.Caller, leave func(), err error) {
 	caller, err = d.callers.gateway(ctx, d.connectedAt(ctx, state), action, now)
 	return d.enter(ctx, action, caller, err, now)
 }
 
-// Caller is like Gateway, for callers who may also prove themselves by a JWT in
-// authorization, which are the values of that header.
+// Caller is like Gateway, but also accepts a JWT in authorization, the values of that
+// header.
 func (d *Door) Caller(ctx context.Context, state *tls.ConnectionState, authorization []string, action string, now time.Time) (caller *policy.Caller, leave func(), err error) {
 	caller, _, err = d.callers.known(ctx, d.connectedAt(ctx, state), authorization, action, now)
 	return d.enter(ctx, action, caller, err, now)
@@ -203,8 +202,8 @@ func (d *Door) enter(ctx context.Context, action string, caller *policy.Caller, 
 	return caller, under.leave, nil
 }
 
-// connectedAt is the connection of a request; one that proved nothing where there
-// is none.
+// connectedAt returns the connection of a request, or a connection without an identity
+// if there is no such connection.
 func (d *Door) connectedAt(ctx context.Context, state *tls.ConnectionState) *connection {
 	from, ok := ctx.Value(visitorKey{}).(*visitor)
 	if !ok {

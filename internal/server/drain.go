@@ -14,29 +14,29 @@ import (
 )
 
 // gRPC sends GOAWAY to the clients of a server only together with closing its
-// listeners, and drops connections that it accepted just before. A broker that
-// drains needs something else: clients must connect anew at once, so that a load
-// balancer sends them to another replica, while connections that load balancers still
-// send here are served. So the listeners belong to the Server, which hands new
-// connections to a second gRPC server when it begins to drain.
+// listeners, and drops connections that it accepted just before. A draining broker
+// needs other behavior: clients must reconnect at once, so that a load balancer sends
+// them to another replica, while connections that load balancers still send here are
+// served. So the listeners belong to the Server, which hands new connections to a
+// second gRPC server when it begins to drain.
 
-// errHandedOver ends the Serve of a gRPC server that takes no more connections.
+// errHandedOver ends the Serve call of a gRPC server that accepts no more connections.
 var errHandedOver = errors.New("new connections are handed to another gRPC server")
 
 // generation is a gRPC server and the connections that it accepted.
 type generation struct {
 	grpc *grpc.Server
-	// over is closed when the generation takes no more connections.
+	// over is closed when the generation accepts no more connections.
 	over chan struct{}
-	// serving counts its Serve calls, arriving the connections that it accepted whose
-	// handshake has not begun: gRPC drops those when it stops.
+	// serving counts its Serve calls. arriving counts the accepted connections before
+	// their handshake: gRPC drops them when it stops.
 	serving, arriving sync.WaitGroup
-	// next takes the connections that come later. It is set before over is closed.
+	// next accepts later connections. It is set before over is closed.
 	next *generation
 }
 
-// newGeneration makes a gRPC server with all services. Its health watches show what
-// watched says.
+// newGeneration makes a gRPC server with all services. Its health watches report the
+// status in watched.
 func (s *Server) newGeneration(watched *health.Server) *generation {
 	g := &generation{over: make(chan struct{})}
 	options := append(slices.Clone(s.options), grpc.Creds(&arrivals{s.transport, &g.arriving}))
@@ -45,7 +45,7 @@ func (s *Server) newGeneration(watched *health.Server) *generation {
 	return g
 }
 
-// arrivals counts off the connections whose handshake begins.
+// arrivals removes a connection from arriving when its handshake begins.
 type arrivals struct {
 	*transport
 
@@ -61,7 +61,7 @@ func (a *arrivals) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 // Clone implements credentials.TransportCredentials. Servers do not call it.
 func (a *arrivals) Clone() credentials.TransportCredentials { return a }
 
-// end sends GOAWAY to the clients of a generation that takes no more connections and
+// end sends GOAWAY to the clients of a generation that accepts no more connections, and
 // returns when their calls have ended.
 func (g *generation) end() {
 	g.serving.Wait()
@@ -69,11 +69,11 @@ func (g *generation) end() {
 	g.grpc.GracefulStop()
 }
 
-// relay accepts the connections of a listener for the generation that takes new ones.
+// relay accepts the connections of a listener for the current generation.
 type relay struct {
 	net.Listener
 
-	accepted chan acceptedConn // closed when the listener was closed
+	accepted chan acceptedConn // closed with the listener
 	closing  atomic.Bool
 }
 
@@ -105,7 +105,7 @@ func (r *relay) run() {
 	}
 }
 
-// close closes the listener. Connections that were accepted before are still served.
+// close closes the listener. Connections accepted before are still served.
 func (r *relay) close() {
 	r.closing.Store(true)
 	_ = r.Listener.Close()
@@ -143,7 +143,7 @@ func (t *turn) Accept() (net.Conn, error) {
 // generation may use it.
 func (*turn) Close() error { return nil }
 
-// open adds a listener; nil: Shutdown has closed them all.
+// open adds a listener. It returns nil if Shutdown has closed all listeners.
 func (s *Server) open(listener net.Listener) (*relay, *generation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +157,7 @@ func (s *Server) open(listener net.Listener) (*relay, *generation) {
 	return r, s.current
 }
 
-// drop forgets a listener that failed while it was served over g.
+// drop removes a listener that failed while g served it.
 func (s *Server) drop(r *relay, g *generation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *Server) drop(r *relay, g *generation) {
 	}
 }
 
-// serve serves a listener over one generation after the other.
+// serve serves a listener with one generation after the other.
 func (s *Server) serve(listener net.Listener) error {
 	r, g := s.open(listener)
 	for ; g != nil; g = g.next {
@@ -182,8 +182,8 @@ func (s *Server) serve(listener net.Listener) error {
 	return nil
 }
 
-// handOver has new connections go to a new generation and returns the old one; nil:
-// there are no listeners any more.
+// handOver sends new connections to a new generation and returns the old one, or nil if
+// all listeners are closed.
 func (s *Server) handOver() (old *generation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,7 +198,7 @@ func (s *Server) handOver() (old *generation) {
 	return old
 }
 
-// closeListeners closes the listeners and returns the generation that took the last
+// closeListeners closes the listeners and returns the generation that accepted the last
 // connections.
 func (s *Server) closeListeners() (last *generation) {
 	s.mu.Lock()
@@ -210,14 +210,13 @@ func (s *Server) closeListeners() (last *generation) {
 	return s.current
 }
 
-// Shutdown drains the server. For delay, health says NOT_SERVING and clients are told
-// to connect anew (GOAWAY), which brings them to another replica as soon as the load
-// balancer has noticed; calls and new connections are served meanwhile. Then Shutdown
-// closes the listeners, ends the watches and waits until the calls in progress have
-// ended, at most for timeout.
+// Shutdown drains the server. For delay, health is NOT_SERVING and GOAWAY makes clients
+// reconnect, which sends them to another replica as soon as the load balancer has
+// noticed; calls and new connections are still served. Then Shutdown closes the
+// listeners, ends the watches and waits at most timeout for the calls in progress.
 //
-// Health watches of connections from before do not say NOT_SERVING until delay is
-// over: a client would fail its calls until it has connected anew.
+// Health watches of older connections report NOT_SERVING only after delay: a client
+// that saw it earlier would fail its calls until it has reconnected.
 func (s *Server) Shutdown(delay, timeout time.Duration) {
 	s.health.Shutdown()
 	var ending sync.WaitGroup

@@ -6,43 +6,43 @@ import (
 	"time"
 )
 
-// A client can send HTTP/2 frames that cost the broker work and ask for nothing: it can
+// A client can send HTTP/2 frames that cost the broker work without a request: it can
 // open calls and reset them (CVE-2023-44487), or send settings, pings and empty frames.
-// gRPC answers them all. So each connection has an allowance of such frames, and is
-// closed when it has used it up.
+// gRPC answers them all. So each connection has an allowance of such frames and is
+// closed when the allowance is used up.
 
-// allowance is how many frames of a connection count against it before it is closed.
+// allowance is the number of counted frames after which a connection is closed.
 type allowance struct {
 	burst     int
 	perSecond int
 }
 
-// callerAllowance is that of connections on which a caller was identified. It is far
-// more than a client needs whose calls all pass their deadline.
+// callerAllowance applies to connections with an identified caller. It is far more than
+// a client needs even if all its calls exceed their deadline.
 //
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var callerAllowance = allowance{burst: 20_000, perSecond: 10_000}
 
-// strangerAllowance lets a client open all calls that a connection may have before it is
-// identified, and cancel them.
+// strangerAllowance lets a client open and cancel all calls that a connection may have
+// before its caller is identified.
 func strangerAllowance(streams uint32) allowance {
 	return allowance{burst: 2*int(streams) + 200, perSecond: 100}
 }
 
-// strangerPause is how long the rest of what a client sent is left unread when its
-// allowance is used up and it was not identified: one that connects anew at once would
-// otherwise lose nothing.
+// strangerPause is how long the broker leaves further data unread after an unidentified
+// client used up its allowance: otherwise a client that reconnects at once would lose
+// nothing.
 const strangerPause = time.Second
 
 var errTooManyFrames = errors.New("the client sends too many HTTP/2 frames that are part of no call")
 
-// usage of an allowance. Its zero value is an unused one.
+// usage counts frames against an allowance. Its zero value is an unused one.
 type frameUsage struct {
 	used float64
 	at   time.Time
 }
 
-// add counts frames and reports whether the allowance suffices.
+// add counts frames and reports whether the allowance still suffices.
 func (u *frameUsage) add(frames int, now time.Time, allowed allowance) bool {
 	u.used = max(0, u.used-now.Sub(u.at).Seconds()*float64(allowed.perSecond)) + float64(frames)
 	u.at = now
@@ -63,17 +63,17 @@ const (
 	frameLengthAndType = 4
 )
 
-// frameScanner finds the heads of frames in what a client sends. Its zero value begins
-// at the connection preface.
+// frameScanner finds the frame headers in data from a client. Its zero value begins at
+// the connection preface.
 type frameScanner struct {
 	begun bool
-	skip  int // bytes until the next head
+	skip  int // bytes until the next frame header
 	head  [frameHead]byte
-	have  int // bytes of head
+	have  int // bytes of the frame header
 }
 
-// scan counts the frames in data that count against the allowance of a caller's
-// connection, or of another.
+// scan counts the frames in data against the allowance of a caller's connection, or of
+// an unidentified one.
 func (s *frameScanner) scan(data []byte, caller bool) (counted int) {
 	if !s.begun {
 		s.begun, s.skip = true, prefaceLength
@@ -100,9 +100,9 @@ func (s *frameScanner) scan(data []byte, caller bool) (counted int) {
 	return counted
 }
 
-// counts reports whether a frame counts against the allowance. Calls, the data in them
-// and what clients send in proportion to responses are free to callers, who are held to
-// other limits.
+// counts reports whether a frame counts against the allowance. Calls, their data and
+// frames in proportion to responses are free for callers, because other limits apply to
+// them.
 func counts(kind, flags byte, length int, caller bool) bool {
 	switch kind {
 	case frameData:

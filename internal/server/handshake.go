@@ -16,23 +16,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 )
 
-// Why a handshake failed: the values of a label.
+// Reasons for a failed handshake: the values of a label.
 const (
-	unknownAuthority   = "unknown_authority" // the client's certificate is of nobody who is trusted
-	certificateExpired = "expired"           // or has not begun
+	unknownAuthority   = "unknown_authority" // the issuer of the client's certificate is not trusted
+	certificateExpired = "expired"           // or not valid yet
 	badCertificate     = "bad_certificate"
-	refusedByClient    = "refused_by_client" // it does not trust the broker's certificate, for example
+	refusedByClient    = "refused_by_client" // for example, it does not trust the broker's certificate
 	notTLS             = "not_tls"
-	protocolFailure    = "protocol" // no version or cipher in common, above all
+	protocolFailure    = "protocol" // mainly: no common version or cipher
 	timedOut           = "timeout"
-	hungUp             = "closed" // a probe that only connects, for example
+	hungUp             = "closed" // for example a probe that only connects
 	tooManyConnections = "too_many_connections"
-	tooManyFrames      = "too_many_frames" // that are part of no call: resets, above all
+	tooManyFrames      = "too_many_frames" // outside of calls, mainly resets
 )
 
-// handshakes counts the connections that did not come about. A client whose
-// certificate is refused makes no call that could be logged, so this is where it
-// shows.
+// handshakes counts the connections that failed. A client with a refused certificate
+// makes no call that could be logged, so its failure shows here.
 type handshakes struct {
 	log    *slog.Logger
 	audit  *audit.Log
@@ -56,7 +55,7 @@ func newHandshakes(log *slog.Logger, book *audit.Log, registerer prometheus.Regi
 	for _, reason := range []string{
 		unknownAuthority, certificateExpired, badCertificate, refusedByClient, notTLS, protocolFailure, timedOut, hungUp, tooManyConnections, tooManyFrames,
 	} {
-		h.failed.WithLabelValues(reason) // shown before the first one
+		h.failed.WithLabelValues(reason) // visible before the first failure
 	}
 	if registerer != nil {
 		registerer.MustRegister(h.failed)
@@ -72,8 +71,8 @@ func (h *handshakes) count(conn net.Conn, err error) {
 	h.note(conn, reasonOf(err), err, presented)
 }
 
-// note counts a connection, and writes of it to the audit and to the log if an operator
-// may have to do something.
+// note counts a connection, and writes it to the audit log and the log if an operator
+// may have to act.
 func (h *handshakes) note(conn net.Conn, reason string, err error, presented string) {
 	h.failed.WithLabelValues(reason).Inc()
 	lines := h.lines[reason]
@@ -91,8 +90,7 @@ func (h *handshakes) note(conn net.Conn, reason string, err error, presented str
 	h.log.LogAttrs(context.Background(), slog.LevelInfo, "a connection was refused", attrs...)
 }
 
-// cutOff counts a connection that is closed because of the frames that its client
-// sends.
+// cutOff counts a connection that is closed because of its client's frames.
 func (h *handshakes) cutOff(conn net.Conn, from *connection) {
 	presented := ""
 	if len(from.presented) > 0 || from.identity.UID != nil {
@@ -125,7 +123,7 @@ func reasonOf(err error) string {
 	}
 }
 
-// flawOf is what is wrong with a client's certificate.
+// flawOf returns the reason why a client's certificate was refused.
 func flawOf(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return unknownAuthority

@@ -11,19 +11,20 @@ import (
 )
 
 // gRPC closes a connection, with all its calls, when a client sends more headers than
-// it reads. So it reads more than a call may have, and the call alone is refused.
+// gRPC reads. So gRPC reads more than a call may have, and only the call is refused.
 const (
-	// minReadHeaders is how many bytes of headers are read in any case.
+	// minReadHeaders is the least number of header bytes that gRPC reads.
 	minReadHeaders = 64 << 10
-	// readHeadersBeyond are the names, the overhead of each header, and the headers of
-	// HTTP/2 and gRPC themselves, beside those that a client counts.
+	// readHeadersBeyond allows for the names, the overhead of each header and the
+	// headers of HTTP/2 and gRPC themselves, in addition to the headers that a client
+	// counts.
 	readHeadersBeyond = 16 << 10
-	// headerOverhead is what each header counts beside its name and value (RFC 9113
-	// section 6.5.2).
+	// headerOverhead is the size that each header counts in addition to its name and
+	// value (RFC 9113 section 6.5.2).
 	headerOverhead = 32
 )
 
-// readHeaders returns how many bytes of headers are read of a call.
+// readHeaders returns how many header bytes gRPC reads per call.
 func (l *Limits) readHeaders() uint32 {
 	return max(minReadHeaders, l.HeaderSize+l.TokenSize) + readHeadersBeyond
 }
@@ -35,7 +36,7 @@ type headerLimit struct {
 }
 
 // admits reports whether a call may have these headers. A token in authorization does
-// not count, as far as a token may be long.
+// not count, up to the maximum length of a token.
 func (l *headerLimit) admits(header metadata.MD) bool {
 	size := 0
 	for name, values := range header {
@@ -54,7 +55,7 @@ func (l *headerLimit) admits(header metadata.MD) bool {
 	return size <= l.most
 }
 
-// tooLarge counts a call with too many headers, and returns its error.
+// tooLarge counts a call with too many headers and returns its error.
 func (l *headerLimit) tooLarge() error {
 	l.refused()
 	return &apierror.Error{

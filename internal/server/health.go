@@ -13,18 +13,18 @@ import (
 )
 
 // healthService is grpc.health.v1.Health. Probes and load balancers have no identity,
-// so everyone gets the health of the broker as a whole and of the service that every
-// broker has. Which other services there are is for callers.
+// so every peer may see the health of the whole broker and of the service that every
+// broker has. Only callers may see the other services.
 type healthService struct {
 	healthpb.UnimplementedHealthServer
 
 	callers *callers
-	// now answers Check and List, watched answers Watch: see Shutdown.
+	// now serves Check and List, watched serves Watch: see Shutdown.
 	now, watched *health.Server
 	draining     context.Context //nolint:containedctx // it ends when the server drains
 }
 
-// public reports whether everyone may know the health of a service.
+// public reports whether every peer may see the health of a service.
 func public(service string) bool {
 	return service == "" || service == tokenbrokerv1.TokenBrokerService_ServiceDesc.ServiceName
 }
@@ -58,8 +58,8 @@ func (h *healthService) List(ctx context.Context, req *healthpb.HealthListReques
 	return h.now.List(ctx, req)
 }
 
-// permit refuses to tell a peer that is no caller about a service that is not public.
-// The answer is the same whether or not there is such a service.
+// permit returns an error if the peer is not a caller and the service is not public.
+// The error is the same whether or not the service exists.
 func (h *healthService) permit(ctx context.Context, service string) error {
 	if public(service) {
 		return nil

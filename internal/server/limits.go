@@ -15,14 +15,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// When those may try again who have too much under way: a call takes much less,
-// unless an IdP is waited for.
+// Times to retry after a limit on concurrency: a call takes much less, unless it waits
+// for an IdP.
 const (
 	callRetry  = 250 * time.Millisecond
 	watchRetry = 10 * time.Second
 )
 
-// What callers are held to: the values of a label.
+// Limits of callers: the values of a label.
 const (
 	limitRate       = "rate"
 	limitConcurrent = "concurrent"
@@ -31,28 +31,28 @@ const (
 	limitStrangers  = "strangers"
 	limitHeaders    = "headers"
 
-	nobody = "" // the caller, where there is none
+	nobody = "" // the label of a call without a caller
 )
 
-// limits holds callers to what they may ask for at a time. A call takes no lock
-// but its caller's own, for an instant.
+// limits enforces the limits of callers. A call takes only the lock of its own caller,
+// briefly.
 type limits struct {
 	broker   *broker.Broker
 	inFlight atomic.Int64
-	most     int64 // in flight
+	most     int64 // limit of inFlight
 	places   atomic.Pointer[places]
 	refused  *prometheus.CounterVec
 
-	mu sync.Mutex // held by the one who replaces places
+	mu sync.Mutex // serializes replacements of places
 }
 
-// places are those of the callers of one policy. It is immutable.
+// places are the limits and usage of the callers of one policy. It is immutable.
 type places struct {
 	policy   *policy.Policy
 	byCaller map[*policy.Caller]*place
 }
 
-// place is a caller's. What is used up of it outlives the policy.
+// place holds the limits and usage of one caller. The usage outlives the policy.
 type place struct {
 	limits policy.Limits
 	*usage
@@ -78,8 +78,8 @@ func newLimits(b *broker.Broker, inFlight int, registerer prometheus.Registerer)
 	return l
 }
 
-// placeOf returns the place of a caller; nil: the policy that it is of is no more
-// in force, and this is its last call.
+// placeOf returns the place of a caller. It returns nil if the caller's policy has been
+// replaced.
 func (l *limits) placeOf(caller *policy.Caller) *place {
 	known, now := l.broker.Policy(), l.places.Load()
 	if now.policy != known {
@@ -88,8 +88,8 @@ func (l *limits) placeOf(caller *policy.Caller) *place {
 	return now.byCaller[caller]
 }
 
-// arrange makes the places of a policy. Who was there before, by its name, has used
-// up what it had used up.
+// arrange makes the places of a policy. A caller that was in the previous policy, by
+// name, keeps its usage.
 func (l *limits) arrange(known *policy.Policy) *places {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,13 +126,14 @@ func newPlace(caller *policy.Caller, used *usage) *place {
 	return made
 }
 
-// visit is a call under way. Its zero value is none.
+// visit is a call in progress. The leave method of its zero value does nothing.
 type visit struct {
 	limits *limits
-	place  *place // nil: of nobody who is configured any more
+	place  *place // nil: the caller is no longer configured
 }
 
-// enter lets a call of a caller in, which then must leave.
+// enter admits a call of a caller, or returns the error of the exceeded limit. leave
+// must be called at its end.
 func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *apierror.Error) {
 	its := l.placeOf(caller)
 	if its != nil {
@@ -154,7 +155,7 @@ func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *apierror.E
 	return v, nil
 }
 
-// leave ends the visit.
+// leave releases the call.
 func (v visit) leave() {
 	if v.limits == nil {
 		return
@@ -165,7 +166,7 @@ func (v visit) leave() {
 	}
 }
 
-// mayCall takes a call from what a caller may make in a second.
+// mayCall takes one call from the caller's rate limit.
 func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *apierror.Error {
 	perSecond := its.limits.PerSecond
 	if perSecond == 0 || its.rate.AllowN(now, 1) {
@@ -176,8 +177,8 @@ func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *apie
 		fmt.Sprintf("caller %q makes more than %v calls in a second: keep what was answered until it is due, or have the caller's limits.per_second raised", caller.Name(), perSecond))
 }
 
-// watch lets a watch of a caller in, over a connection of which half the calls may
-// be watches: those who keep some for ever must leave room for the others.
+// watch admits a watch of a caller. At most half the calls of a connection may be
+// watches: long-lived watches must leave room for other calls.
 func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, now time.Time) (leave func(), refused *apierror.Error) {
 	its := l.placeOf(caller)
 	if its == nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// metrics counts calls. The children that successful calls of our own services
-// need are resolved at the start: looking them up would cost more than counting.
+// metrics counts calls. The children for successful calls of our own services are
+// resolved at the start: looking them up would cost more than counting.
 type metrics struct {
 	handled *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
@@ -53,7 +53,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	return m
 }
 
-// resolve makes the children that the calls of a service need.
+// resolve creates the children that the calls of a service need.
 func (m *metrics) resolve(desc *grpc.ServiceDesc) {
 	for _, method := range desc.Methods {
 		name := "/" + desc.ServiceName + "/" + method.MethodName
@@ -77,9 +77,9 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 	m.handled.WithLabelValues(method, status.Code(err).String()).Inc()
 }
 
-// observer counts and logs every call, lets in only those of callers, and bounds
-// unary ones. It is one interceptor because gRPC allocates for each of them on each
-// call.
+// observer counts and logs every call, admits only calls of callers, and bounds the
+// duration of unary ones. It is one interceptor because gRPC allocates for each
+// interceptor on each call.
 type observer struct {
 	callers   *callers
 	limits    *limits
@@ -89,8 +89,8 @@ type observer struct {
 	recovered recovering
 }
 
-// recovering are the interceptors that make an error of a panic. They are called
-// within the observer, so that a panic is counted and logged too.
+// recovering holds the interceptors that turn a panic into an error. They run within
+// the observer, so that a panic is counted and logged too.
 type recovering struct {
 	unary  grpc.UnaryServerInterceptor
 	stream grpc.StreamServerInterceptor
@@ -103,7 +103,8 @@ func newObserver(cfg Config, who *callers, held *limits) *observer {
 	return o
 }
 
-// beginning looks at each call when it begins, in the goroutine that reads the connection.
+// beginning checks each call when it begins, in the goroutine that reads the
+// connection.
 func beginning(who *callers) tap.ServerInHandle {
 	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
 		if err := who.begin(ctx, call.Header); err != nil {
@@ -168,20 +169,19 @@ func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string,
 	return handler(srv, stream)
 }
 
-// unknownMethodName stands for every method that the broker does not have: its name
-// comes from the client and has no place in metrics.
+// unknownMethodName stands for every method that the broker does not implement: the
+// name comes from the client and must not get into metrics.
 const unknownMethodName = "unknown"
 
-// unknownMethod answers calls of methods that the broker does not have. gRPC would
-// answer them by itself, and so tell a peer that is no caller which services there are.
-// It is called without a service.
+// unknownMethod handles calls of unknown methods. The default response of gRPC would
+// reveal to an unidentified peer which services exist. It is called without a service.
 func unknownMethod(any, grpc.ServerStream) error {
 	return status.Error(codes.Unimplemented, "the token broker has no such service or method")
 }
 
-// callLog logs calls that failed or were slow, and no others: a line for each
-// call would cost more than the call. Nor does it write a line for each failure
-// in a flood of them; the metrics count them all.
+// callLog logs only calls that failed or were slow: a line for each call would cost
+// more than the call. It also limits the rate of lines in a flood of failures; the
+// metrics count them all.
 type callLog struct {
 	log  *slog.Logger
 	slow time.Duration
@@ -192,16 +192,16 @@ type callLog struct {
 // linesPerSecond is how many failures of one code are logged in a second.
 const linesPerSecond = 10
 
-// perSecond counts what happens in a second.
+// perSecond counts events in the current second.
 type perSecond struct{ second, count atomic.Int64 }
 
-// admits counts, and reports whether there were no more than most in this second.
+// admits counts an event and reports whether there were at most most in this second.
 func (p *perSecond) admits(now time.Time, most int64) bool {
 	p.turn(now)
 	return p.count.Add(1) <= most
 }
 
-// reached reports whether there were most in this second already.
+// reached reports whether this second already has most events.
 func (p *perSecond) reached(now time.Time, most int64) bool {
 	p.turn(now)
 	return p.count.Load() >= most
@@ -223,8 +223,8 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 	}
 }
 
-// failed logs the status's own message: it is written for callers, and so holds
-// nothing that must not be seen.
+// failed logs the message of the status: it is written for callers and so contains no
+// secrets.
 func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
 	told := status.Convert(err)
 	code := min(told.Code(), codes.Unauthenticated)
@@ -235,8 +235,8 @@ func (l *callLog) failed(ctx context.Context, method string, took time.Duration,
 		"took", took.Round(time.Millisecond), "error", told.Message())
 }
 
-// level is how loud a failure is: those of the caller's making are not news to
-// whoever runs the broker, and that a caller left is none to anybody: a watch ends so.
+// level returns the log level of a failure: the caller's errors need no action by the
+// operator, and a canceled call is normal, because watches end that way.
 func level(code codes.Code) slog.Level {
 	switch code {
 	case codes.Internal, codes.Unknown, codes.DataLoss:
@@ -250,8 +250,8 @@ func level(code codes.Code) slog.Level {
 	}
 }
 
-// crashed turns a panic into a status that tells the caller nothing. The value
-// of a panic may hold anything, so the log gets its type and the stack.
+// crashed turns a panic into a status without details. The value of a panic may hold
+// anything, so the log gets only its type and the stack.
 func (l *callLog) crashed(ctx context.Context, cause any) error {
 	l.log.ErrorContext(ctx, "a handler crashed", "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
 	return statusOf(nil)

@@ -1,8 +1,8 @@
-// Package server is the gRPC API of the broker: it turns messages into
-// questions and answers into messages, and decides nothing itself.
+// Package server is the gRPC API of the broker: it converts messages to requests and
+// results to messages. The broker makes all decisions.
 //
-// Nothing here logs a message, whole or in part: protobuf-go prints fields that
-// are marked debug_redact like any other.
+// Nothing here logs a message, whole or in part: protobuf-go prints fields that are
+// marked debug_redact like any other.
 package server
 
 import (
@@ -29,19 +29,19 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
-// Bounds of what one connection or message may take.
+// Bounds of one connection or message.
 const (
-	// connectionGrace is how long calls may go on over a connection that is too old.
+	// connectionGrace is how long calls may continue over a connection that is too old.
 	connectionGrace   = time.Minute
 	minClientPing     = 20 * time.Second
 	keepaliveInterval = 2 * time.Minute
 	keepaliveTimeout  = 20 * time.Second
-	// window is what a client may send of a call before it is read. Left to itself
-	// gRPC would let it grow, which messages as small as these do not need.
+	// window is how much of a call a client may send before it is read. By default gRPC
+	// lets it grow, which messages as small as these do not need.
 	window = 64 << 10
-	// workersPerCore goroutines serve calls one after the other: their stacks have
-	// grown already, and growing one for each call costs a tenth of a hit. Calls
-	// beyond their number get goroutines of their own.
+	// workersPerCore goroutines serve one call after another: their stacks have grown
+	// already, and growing a stack for each call costs a tenth of a cache hit. Calls
+	// beyond their number get their own goroutines.
 	workersPerCore = 32
 )
 
@@ -59,59 +59,58 @@ const (
 	DefaultTokenSize        = 16 << 10
 )
 
-// Config is what a Server is made of.
+// Config configures a Server.
 type Config struct {
-	// Broker answers. Required.
+	// Broker serves the requests. Required.
 	Broker *broker.Broker
-	// TLS is what listeners on TCP prove themselves by, and have clients prove
-	// themselves by. Nil: they are in plaintext.
+	// TLS holds the server certificate and the client authorities of listeners on TCP.
+	// Nil: they are in plaintext.
 	TLS *certs.Source
-	// Audience is whom the JWTs by which callers are recognised must be for. Empty:
-	// DefaultAudience.
+	// Audience is the required audience of the JWTs of callers. Empty: DefaultAudience.
 	Audience string
-	// Bound is the caller that everybody is who connects over TCP and proves nothing
-	// else, BoundUnix who connects to a Unix socket. Empty: nobody.
+	// Bound is the caller of connections over TCP that prove no other identity,
+	// BoundUnix that of connections to a Unix socket. They may be empty.
 	Bound, BoundUnix string
-	// OpaqueIssuer is the issuer that is asked about opaque tokens which come over TCP
-	// without the name of their issuer, OpaqueIssuerUnix over a Unix socket. Empty: the
-	// only issuer with introspection.
+	// OpaqueIssuer is the issuer that introspects opaque tokens which come over TCP
+	// without an issuer name, OpaqueIssuerUnix that for a Unix socket. Empty: the only
+	// issuer with introspection.
 	OpaqueIssuer, OpaqueIssuerUnix string
-	// Limits are those of all callers together; their own are in the policy.
+	// Limits apply to all callers together; the limits of each caller are in the
+	// policy.
 	Limits Limits
 	// Deadline bounds every unary call. Zero: DefaultDeadline.
 	Deadline time.Duration
-	// SlowCall: successful calls that take longer are logged. Zero: none are.
+	// SlowCall is the duration beyond which successful calls are logged. Zero: never.
 	SlowCall time.Duration
-	// Reflection lets tools ask which services there are.
+	// Reflection enables gRPC server reflection.
 	Reflection bool
-	// Audit is where it is written down who was refused at the door. Nil: nowhere.
+	// Audit records refused calls and connections. Nil: they are not recorded.
 	Audit *audit.Log
-	// Stats makes spans of calls. Nil: there are none, and none is asked to make any.
+	// Stats makes spans of calls. Nil: no spans.
 	Stats stats.Handler
-	// Logger is told of failed and slow calls. Nil: slog.Default.
+	// Logger logs failed and slow calls. Nil: slog.Default.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not shown.
+	// Registerer registers the metrics. Nil: they are counted but not exported.
 	Registerer prometheus.Registerer
-	// Options are added to those of the gRPC server. Interceptors among them are
-	// inside of those here.
+	// Options are added to the options of the gRPC server. Interceptors among them run
+	// inside of the ones here.
 	Options []grpc.ServerOption
 }
 
-// Limits bound what a server takes on. Of what is zero, the default holds.
+// Limits bound the load of a server. Zero fields take their defaults.
 type Limits struct {
-	// Connections may be open at a time. More are refused.
+	// Connections is how many connections may be open at a time. More are refused.
 	Connections int
-	// Streams are the open calls that one connection may have. A client waits with
-	// more of them by itself.
+	// Streams is how many open calls one connection may have. gRPC clients queue
+	// further calls by themselves.
 	Streams uint32
-	// InFlight are unary calls that may be under way at a time. More are refused.
+	// InFlight is how many unary calls may be in progress at a time. More are refused.
 	InFlight int
-	// Strangers are the calls that may be open on all connections together on which no
-	// caller was identified yet. More are refused.
+	// Strangers is how many calls may be open, over all connections together, on
+	// connections without an identified caller. More are refused.
 	Strangers int
-	// ConnectionAge is after which time, give or take a tenth, a client is asked to
-	// connect anew: so that it finds replicas that joined since, and proves anew who it
-	// is.
+	// ConnectionAge is the time, randomized by a tenth either way, after which a client
+	// must reconnect, so that it finds new replicas and authenticates again.
 	ConnectionAge time.Duration
 	// HandshakeTimeout is how long a client may take until it can make calls.
 	HandshakeTimeout time.Duration
@@ -138,26 +137,26 @@ func (l *Limits) withDefaults() Limits {
 // Server serves the broker over gRPC.
 type Server struct {
 	broker    *broker.Broker
-	health    *health.Server // what it says ends with the first moment of Shutdown
-	watched   *health.Server // what health watches of the first generation say
+	health    *health.Server // NOT_SERVING from the start of Shutdown
+	watched   *health.Server // health for the watches of the first generation
 	callers   *callers
 	limits    *limits
 	transport *transport
 	metrics   *metrics
 	age       time.Duration      // of connections
-	streams   uint32             // that a connection may have
+	streams   uint32             // per connection
 	draining  context.Context    //nolint:containedctx // it ends when the watches are to end
 	drain     context.CancelFunc // ends draining
 
-	// What each gRPC server is made of.
+	// The parts of each gRPC server.
 	options, extra []grpc.ServerOption
 	reflection     bool
 	services       []addedService
 
 	mu       sync.Mutex
-	current  *generation // takes new connections
+	current  *generation // accepts new connections
 	relays   map[*relay]struct{}
-	closed   bool // there are no listeners any more
+	closed   bool // all listeners are closed
 	stopped  chan struct{}
 	stopOnce sync.Once
 }
@@ -187,7 +186,7 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Door returns the door of other listeners.
+// Door returns a Door for the listeners of other protocols.
 func (s *Server) Door(bound Bound) *Door {
 	return &Door{callers: s.callers, limits: s.limits, transport: s.transport, bound: bound, age: s.age}
 }
@@ -245,8 +244,8 @@ func newTransport(cfg Config, who *callers) *transport {
 	return t
 }
 
-// RegisterService adds a service of another API, before Serve: its calls are
-// those of callers, and limited and counted, like all.
+// RegisterService adds a service of another API, before Serve. Its calls are
+// authenticated, limited and counted like all others.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	s.metrics.resolve(desc)
 	s.services = append(s.services, addedService{desc, implementation})
@@ -254,7 +253,7 @@ func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
 	s.setServing(healthpb.HealthCheckResponse_NOT_SERVING)
 }
 
-// addedService is a service that was added with RegisterService.
+// addedService is a service that RegisterService added.
 type addedService struct {
 	desc           *grpc.ServiceDesc
 	implementation any
@@ -287,8 +286,8 @@ func options(cfg Config, who *callers, observe *observer) []grpc.ServerOption {
 	return options
 }
 
-// Serve answers on listener until Shutdown, which may have been called already.
-// Health says SERVING from now on. It may be called for several listeners.
+// Serve serves listener until Shutdown, which may have been called already. Health is
+// SERVING from now on. Serve may be called for several listeners.
 func (s *Server) Serve(listener net.Listener) error {
 	s.setServing(healthpb.HealthCheckResponse_SERVING)
 	return s.serve(listener)

@@ -22,11 +22,11 @@ type service struct {
 	broker   *broker.Broker
 	callers  *callers
 	limits   *limits
-	streams  uint32          // that a connection may have
+	streams  uint32          // per connection
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
-// GetToken answers from the broker.
+// GetToken returns a token of the broker.
 func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
 	ask, invalid := askOf(req)
 	if invalid != nil {
@@ -40,16 +40,16 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	return tokenResponse(answer), nil
 }
 
-// dissuade keeps gRPC's clients from repeating at once, by their retry policy, a
-// call that failed for a reason that the whole fleet shares.
+// dissuade stops the retry policy of gRPC clients from immediately repeating a call
+// that failed for a reason that the whole fleet shares.
 func dissuade(ctx context.Context, err error) {
 	if told, ok := errors.AsType[*apierror.Error](err); ok && told.Reason == apierror.ReasonIdPUnavailable {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails only without a call
 	}
 }
 
-// tokenResponse makes the message and its timestamps in one allocation: this is
-// the way of every hit.
+// tokenResponse makes the message and its timestamps in one allocation, because every
+// cache hit gets here.
 func tokenResponse(answer broker.Answer) *tokenbrokerv1.GetTokenResponse {
 	tok := answer.Token
 	made := &struct {
@@ -88,7 +88,7 @@ func origin(o broker.Origin) tokenbrokerv1.TokenOrigin {
 	}
 }
 
-// VerifyToken answers from the broker.
+// VerifyToken returns the broker's verification of a token.
 func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
 	ask, invalid := requestOf(req)
 	if invalid != nil {
@@ -109,13 +109,13 @@ func rejected(r *verify.Rejection) *tokenbrokerv1.VerifyTokenResponse {
 	return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Reason: reason(r.Reason), Message: r.Message}}
 }
 
-// reason translates a reason, whose numbers are those of the API.
+// reason converts a reason; the API has the same numbers.
 func reason(r verify.Reason) tokenbrokerv1.RejectionReason {
 	return tokenbrokerv1.RejectionReason(r) //nolint:gosec // there are but a few
 }
 
-// verified makes the message and its timestamps in one allocation, as
-// tokenResponse does. The facts are its own: they are nobody else's.
+// verified makes the message and its timestamps in one allocation, as tokenResponse
+// does. The message owns the facts.
 func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	f := result.Facts
 	made := &struct {
@@ -144,7 +144,7 @@ func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	return m
 }
 
-// confirmation leaves the message empty, which receivers must refuse, if its fields
+// confirmation returns an empty message, which receivers must refuse, if its fields
 // cannot describe the whole binding.
 func confirmation(c *verify.Confirmation) *tokenbrokerv1.Confirmation {
 	switch {

@@ -15,7 +15,7 @@ import (
 // errorDomain is the domain of the ErrorInfo of every error.
 const errorDomain = "tokenbroker"
 
-// code is the one table from the broker's errors to gRPC's.
+// code maps the broker's error codes to gRPC codes.
 func code(c apierror.Code) codes.Code {
 	switch c {
 	case apierror.InvalidArgument:
@@ -43,11 +43,11 @@ func code(c apierror.Code) codes.Code {
 	}
 }
 
-// StatusOf is how an error of the broker's looks to a caller of any service.
+// StatusOf converts a broker error to the status for a caller of any service.
 func StatusOf(err error) error { return statusOf(err) }
 
-// statusOf is how an error looks to a caller. What is no apierror.Error was not
-// written for callers, and is not shown to them.
+// statusOf converts an error to the status for a caller. Errors other than
+// apierror.Error were not written for callers, so their text is not shown.
 func statusOf(err error) error {
 	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok {

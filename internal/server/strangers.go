@@ -13,24 +13,23 @@ import (
 )
 
 const (
-	// DefaultStrangers is the default of Limits.Strangers. Everyone who can connect can
-	// begin calls and never send their requests: each takes memory, and no call of a
-	// caller may fail for want of that.
+	// DefaultStrangers is the default of Limits.Strangers. Any peer that can connect
+	// can begin calls and never send their requests. Each takes memory, and calls of
+	// callers must not fail for lack of it.
 	DefaultStrangers = 2000
-	// fewStrangerStreams are too few to look for those that have ended.
+	// fewStrangerStreams is the number of calls below which ended ones are not swept.
 	fewStrangerStreams = 64
 )
 
-// strangers bounds the calls of clients that were not identified, before anything is
-// done for them.
+// strangers bounds the calls of unidentified clients before any work is done for them.
 type strangers struct {
 	most    int
 	refused func() // counts
 
 	mu sync.Mutex
-	// open are the calls, some of which may have ended. They are looked through when
-	// there are sweepAt: a goroutine for each call that noted its end would cost more
-	// than the call, which matters where a client opens and resets as many as it can.
+	// open holds the calls, some of which may have ended. They are swept when there are
+	// sweepAt: a goroutine per call that waits for its end would cost more than the
+	// call, which matters when a client opens and resets as many as it can.
 	open    []strangerCall
 	sweepAt int
 }
@@ -40,7 +39,7 @@ type strangerCall struct {
 	from *stranger
 }
 
-// stranger is a connection on which no caller has been identified yet.
+// stranger is the state of a connection on which no caller has been identified yet.
 type stranger struct {
 	all   *strangers // nil: its calls are not bounded
 	known atomic.Bool
@@ -48,8 +47,8 @@ type stranger struct {
 
 func (s *strangers) newcomer() *stranger { return &stranger{all: s} }
 
-// isKnown notes that a caller was identified: the calls of the connection count no
-// more.
+// isKnown records that a caller was identified: the calls of the connection no longer
+// count.
 func (s *stranger) isKnown() {
 	if !s.known.Load() {
 		s.known.Store(true)
@@ -78,7 +77,7 @@ func (s *strangers) enter(call strangerCall) bool {
 	return true
 }
 
-// tooMany counts a call for which there is no room, and returns its error.
+// tooMany counts a call for which there is no room and returns its error.
 func (s *strangers) tooMany() error {
 	s.refused()
 	return &apierror.Error{
@@ -87,7 +86,7 @@ func (s *strangers) tooMany() error {
 	}
 }
 
-// begin looks at a call when it begins. An error means that it is refused.
+// begin checks a call when it begins. An error refuses the call.
 func (c *callers) begin(ctx context.Context, header metadata.MD) error {
 	if !c.headers.admits(header) {
 		return c.headers.tooLarge()

@@ -13,9 +13,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
-// clientStream remembers the first error that gRPC returned for a message of a
-// stream. Such an error is about the client or the network: a handler that returns
-// it must not make the call look like a fault of the broker.
+// clientStream records the first error that gRPC returned for a message of a stream.
+// Such an error concerns the client or the network: a handler that returns it must not
+// make the call look like a fault of the broker.
 type clientStream struct {
 	grpc.ServerStream
 
@@ -42,8 +42,8 @@ func (s *clientStream) RecvMsg(message any) error {
 
 func (s *clientStream) note(err error) { s.err.CompareAndSwap(nil, &err) }
 
-// result returns the error of the call: the one of the transport if there was one,
-// else that of the handler.
+// result returns the error of the call: the transport error if there was one, else the
+// error of the handler.
 func (s *clientStream) result(handled error) error {
 	if err := s.err.Load(); err != nil && handled != nil {
 		return *err
@@ -51,20 +51,20 @@ func (s *clientStream) result(handled error) error {
 	return handled
 }
 
-// sendError returns the status of a call whose response could not be sent. A message
-// that cannot be encoded stays a fault of the broker.
+// sendError returns the status of a call after its response could not be sent. A
+// message that cannot be encoded remains a fault of the broker.
 func sendError(ctx context.Context, err error) error {
 	switch code := status.Code(err); {
 	case ctx.Err() != nil:
 		return statusOf(disconnected(ctx.Err()))
 	case code == codes.Canceled, code == codes.Unavailable, code == codes.Unknown:
-		return statusOf(disconnected(context.Canceled)) // the connection has ended, and ctx is about to
+		return statusOf(disconnected(context.Canceled)) // the connection has ended, and ctx ends soon
 	default:
 		return err
 	}
 }
 
-// receiveError returns the status of a call whose request could not be received.
+// receiveError returns the status of a call after its request could not be received.
 // gRPC reports a missing, truncated or malformed message as INTERNAL, and ends the
 // stream.
 func receiveError(ctx context.Context, err error) error {
@@ -83,7 +83,7 @@ func receiveError(ctx context.Context, err error) error {
 	}
 }
 
-// disconnected is the error of a call that the client ended.
+// disconnected returns the error of a call that the client ended.
 func disconnected(cause error) *apierror.Error {
 	if errors.Is(cause, context.DeadlineExceeded) {
 		return &apierror.Error{Code: apierror.DeadlineExceeded, Reason: apierror.ReasonCallerGaveUp, Message: "the caller's deadline passed while a message was on its way"}

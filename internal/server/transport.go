@@ -12,15 +12,15 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
-// transport makes a connection of what a listener accepted: it has the client
-// prove who it is, once. Unix sockets tell whose process it is; on TCP there is
-// TLS, or nothing.
+// transport performs the handshake of accepted connections, which authenticates the
+// client once: by the process credentials of a Unix socket, or by TLS, if configured,
+// on TCP.
 type transport struct {
 	tls     credentials.TransportCredentials // nil: plaintext
 	source  *certs.Source                    // of tls
 	callers *callers
-	// bound and boundUnix are the callers that everybody is who connects over TCP, or
-	// to the Unix socket, and proves nothing else; empty: nobody.
+	// bound and boundUnix are the callers of connections over TCP, or to the Unix
+	// socket, that prove no other identity; they may be empty.
 	bound, boundUnix string
 	// opaque and opaqueUnix are the issuers of opaque tokens there.
 	opaque, opaqueUnix string
@@ -82,8 +82,8 @@ func (t *transport) handshake(raw net.Conn) (net.Conn, *connection, error) {
 		made.SecurityLevel = credentials.NoSecurity
 		return raw, made, nil
 	}
-	// Those who are trusted now, or others who took their place meanwhile, verify the
-	// certificate: it is verified again by the others if they did.
+	// The authorities may be replaced during the handshake. A certificate that newer
+	// ones verified is verified again.
 	trusted := t.source.Authorities()
 	conn, info, err := t.tls.ServerHandshake(raw)
 	if err != nil {
@@ -109,7 +109,7 @@ func (t *transport) Info() credentials.ProtocolInfo {
 	return t.tls.Info()
 }
 
-// Clone implements credentials.TransportCredentials. Servers do not ask for it.
+// Clone implements credentials.TransportCredentials. Servers do not call it.
 func (t *transport) Clone() credentials.TransportCredentials { return t }
 
 // OverrideServerName implements credentials.TransportCredentials.

@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// userOf is the user of the process at the other end of a Unix socket, as it was
-// when it connected (SO_PEERCRED of unix(7)).
+// userOf returns the user ID of the process at the other end of a Unix socket at the
+// time when it connected (SO_PEERCRED of unix(7)).
 func userOf(conn *net.UnixConn) (uint32, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

@@ -45,8 +45,8 @@ func invalid(field, format string, args ...any) *apierror.Error {
 	}
 }
 
-// askOf checks a request and turns it into a question. Unknown fields are
-// refused: a caller who sends one relies on what this broker does not know.
+// askOf checks a request and converts it. Unknown fields are refused: a caller that
+// sends one relies on a feature that this broker does not have.
 func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
 	ask, err := questionOf(req)
 	if err != nil {
@@ -68,7 +68,7 @@ func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
 	return ask, nil
 }
 
-// question is what requests for a token have in common.
+// question is the common part of requests for a token.
 type question interface {
 	proto.Message
 	GetClientName() string
@@ -87,7 +87,7 @@ func questionOf(req question) (broker.Ask, *apierror.Error) {
 	return ask, firstOf(checkUnknown(req), CheckAsk(ask))
 }
 
-// CheckAsk holds a question for a token to the bounds that the API states.
+// CheckAsk checks a token request against the bounds that the API states.
 func CheckAsk(ask broker.Ask) *apierror.Error {
 	return firstOf(
 		checkClientName(ask.Client),
@@ -97,8 +97,8 @@ func CheckAsk(ask broker.Ask) *apierror.Error {
 	)
 }
 
-// CheckRequest holds what a presented token must be good for to the bounds that
-// the API states.
+// CheckRequest checks the requirements on a presented token against the bounds that the
+// API states.
 func CheckRequest(req verify.Request) *apierror.Error {
 	return firstOf(
 		checkEach("audiences", req.Audience, maxAudiences, checkResource),
@@ -116,7 +116,7 @@ func checkUnknown(req proto.Message) *apierror.Error {
 	return invalid("request", "this broker does not know field %d of %s: upgrade the broker, or leave the field out", number, req.ProtoReflect().Descriptor().Name())
 }
 
-// secretChange is what requests to change a secret have in common.
+// secretChange is the common part of requests to change a secret.
 type secretChange interface {
 	proto.Message
 	GetClientName() string
@@ -124,7 +124,7 @@ type secretChange interface {
 	GetReason() string
 }
 
-// changeOf checks a request to change a secret.
+// changeOf checks a request to change a secret and converts it.
 func changeOf(req secretChange) (broker.SecretChange, *apierror.Error) {
 	asked := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
 	err := firstOf(
@@ -147,7 +147,7 @@ func checkVersion(field, version string) *apierror.Error {
 	return checkValue(field, version)
 }
 
-// rotationOf checks a new secret, of which nothing is repeated.
+// rotationOf checks a new secret. Its errors repeat no part of the secret.
 func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *apierror.Error) {
 	change, err := changeOf(req)
 	size := len(req.GetSecret())
@@ -200,7 +200,7 @@ func checkReason(field, reason string) *apierror.Error {
 	return nil
 }
 
-// revocationOf checks a request's form; what it means is checked by the broker.
+// revocationOf checks the form of a request; the broker checks its meaning.
 func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (revocation.Revocation, *apierror.Error) {
 	asked := req.GetRevocation()
 	made := revocation.Revocation{
@@ -222,7 +222,7 @@ func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (revocation.Revocation
 	return made, err
 }
 
-// instant reads a timestamp that may be unset.
+// instant converts a timestamp that may be unset.
 func instant(field string, from *timestamppb.Timestamp, to *time.Time) *apierror.Error {
 	if from == nil {
 		return nil
@@ -254,7 +254,7 @@ func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *apierror.Error {
 	return firstOf(checkRequestID(req.GetRequestId()), checkReason("reason", req.GetReason()))
 }
 
-// requestOf checks a request and turns it into what the token must be good for.
+// requestOf checks a request and converts it to the requirements on the token.
 func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *apierror.Error) {
 	ask := verify.Request{Audience: req.GetAudiences(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
 	if err := checkUnknown(req); err != nil {
@@ -322,7 +322,7 @@ func checkResource(field, value string) *apierror.Error {
 	return checkValue(field, value)
 }
 
-// checkScope holds a scope to scope-token of RFC 6749 section 3.3.
+// checkScope checks a scope against scope-token of RFC 6749 section 3.3.
 func checkScope(field, scope string) *apierror.Error {
 	if scope == "" {
 		return invalid(field, "one of them is empty")

@@ -11,9 +11,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// WatchToken streams what the broker has, until the caller leaves, the token
-// cannot be kept, or the server drains: then the status makes clients connect
-// anew, which brings them to another replica.
+// WatchToken streams the tokens of the broker until the caller leaves, the broker
+// cannot keep the token, or the server drains: then the status makes clients reconnect,
+// which sends them to another replica.
 func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
 	ask, invalid := questionOf(req)
 	if invalid != nil {
@@ -44,13 +44,13 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	return statusOf(err)
 }
 
-// watch ends a stream when what its caller is recognised by has ended: its
-// certificate, or its JWT.
+// watch ends a stream when the certificate or the JWT that identifies its caller has
+// expired.
 func (c *callers) watch(ctx context.Context, until time.Time, cancel context.CancelCauseFunc) (stop func()) {
 	if until.IsZero() {
 		return func() {}
 	}
-	wait := func() time.Duration { return max(time.Until(until), time.Second) } // there may be a leeway
+	wait := func() time.Duration { return max(time.Until(until), time.Second) } // the check may allow a leeway
 	var timer *time.Timer
 	armed := make(chan struct{})
 	timer = time.AfterFunc(wait(), func() {
