@@ -6,24 +6,24 @@ import (
 	"sync/atomic"
 )
 
-// What the store is to keep for good (revocations, secrets) is changed in one way: a
-// replica replaces a value only if it has read the one that is there, with a number that
-// is one higher; and it raises a counter with each change, so that other replicas see by
-// one number whether there was a change. If a replica knows what the store does not, then
-// the store has lost it, and the replica puts it back.
+// Permanent state (revocations, secrets) is changed in one way: a replica replaces a
+// value only if it has read the present one, and writes with the next higher number. It
+// also raises a counter with each change, so that other replicas detect changes by one
+// number. If a replica knows a value that the store does not have, the store has lost
+// it, and the replica writes it again.
 
 const (
-	// maxWrites is how often a change is tried that others get in the way of.
+	// maxWrites is how often a change is tried while other replicas overtake it.
 	maxWrites = 8
-	// ReloadRounds is after how many polls a replica reads everything again, whatever the
-	// counter says.
+	// ReloadRounds is the number of polls after which a replica reads everything again,
+	// whatever the counter says.
 	ReloadRounds = 12
 )
 
 var errOvertaken = errors.New("another replica changed the same at the same time")
 
-// CompareAndSwap puts a value in the place of one that was read with a number, and
-// returns the number of the new one.
+// CompareAndSwap replaces the value that was read with the given number, and returns the
+// number of the new value.
 func CompareAndSwap(ctx context.Context, s Store, key string, number uint64, value []byte) (uint64, error) {
 	number++
 	applied, err := s.Apply(ctx, Change{Puts: []Put{{Key: key, Number: number, Value: value}}})
@@ -36,7 +36,7 @@ func CompareAndSwap(ctx context.Context, s Store, key string, number uint64, val
 	return number, nil
 }
 
-// RetryOvertaken makes a change, and makes it again if CompareAndSwap found that another
+// RetryOvertaken makes a change, and repeats it if CompareAndSwap found that another
 // replica was faster.
 func RetryOvertaken(change func() error) error {
 	err := errOvertaken
@@ -52,12 +52,12 @@ func RetryOvertaken(change func() error) error {
 type ChangeCount struct {
 	Store Store
 	Key   string
-	// Seen is the count of the changes that are known here.
+	// Seen is the count of the changes that this replica knows.
 	Seen atomic.Uint64
 }
 
-// Moved reports whether the store has seen another number of changes than this
-// replica. The store may have lost some.
+// Moved reports whether the store's count differs from this replica's. It may also be
+// lower: the store may have lost some.
 func (t *ChangeCount) Moved(ctx context.Context) (count uint64, moved bool, err error) {
 	found, err := t.Store.Get(ctx, t.Key)
 	if err != nil {
@@ -66,7 +66,7 @@ func (t *ChangeCount) Moved(ctx context.Context) (count uint64, moved bool, err 
 	return found[0].Number, found[0].Number != t.Seen.Load(), nil
 }
 
-// Raise counts a change that was made here.
+// Raise counts a change that this replica made.
 func (t *ChangeCount) Raise(ctx context.Context) error {
 	seen := t.Seen.Load()
 	count, err := t.Store.Raise(ctx, t.Key, seen, 1)

@@ -8,25 +8,23 @@ import (
 	"time"
 )
 
-// DefaultMemoryBytes is the limit of a Memory that names none: enough for the
-// tokens of 100,000 keys.
+// DefaultMemoryBytes is the default limit of a Memory: enough for the tokens of 100,000
+// keys.
 const DefaultMemoryBytes = 256 << 20
 
 // MemoryConfig configures a Memory. The zero value is usable.
 type MemoryConfig struct {
-	// MaxBytes limits what is kept: keys, values and about 128 bytes for each.
-	// 0: DefaultMemoryBytes.
+	// MaxBytes limits the memory for keys and values, with about 128 bytes added for
+	// each. 0: DefaultMemoryBytes.
 	//
-	// A write that would exceed the limit first drops what has expired, then
-	// values, those that would expire soonest first. Leases, counters and
-	// values without a lifetime are never dropped: where only those are left
-	// the write is refused with ErrFull.
+	// A write that would exceed the limit first drops expired items, then values, in the
+	// order of their expiry. Leases, counters and values without a lifetime are never
+	// dropped: if only those are left, the write fails with ErrFull.
 	MaxBytes int
 }
 
-// Memory is a Store for one process; nothing outlives it. It starts no
-// goroutine: what has expired is invisible at once and is freed by later
-// writes.
+// Memory is a Store for one process; nothing outlives it. It starts no goroutine:
+// expired items are invisible at once and are freed by later writes.
 type Memory struct {
 	maxBytes int
 
@@ -35,7 +33,7 @@ type Memory struct {
 	values      table
 	counters    table
 	leases      table
-	subscribers map[chan string]func() bool // and how to forget its ctx
+	subscribers map[chan string]func() bool // each with the function that releases its ctx
 }
 
 var _ Store = (*Memory)(nil)
@@ -234,7 +232,7 @@ func (m *Memory) Close() error {
 	return nil
 }
 
-// begin locks m, unless there is a reason not to go on.
+// begin locks m. It returns an error, without the lock, if the call must not proceed.
 func (m *Memory) begin(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -254,7 +252,7 @@ func (m *Memory) count(key string) uint64 {
 	return 0
 }
 
-// tell tells the subscribers of a change. It never waits for them.
+// tell notifies the subscribers of a change. It never waits for them.
 func (m *Memory) tell(key string) {
 	for events := range m.subscribers {
 		select {
@@ -269,7 +267,7 @@ type write struct {
 	item *item
 }
 
-// makeRoom drops what may be dropped until the writes fit.
+// makeRoom drops items, as MemoryConfig describes, until the writes fit.
 func (m *Memory) makeRoom(now time.Time, writes ...write) error {
 	m.values.sweep(now)
 	m.leases.sweep(now)

@@ -10,26 +10,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// storeSteady is how long the health of a store stays as it was noted at least, so
-// that neither metric nor log go to and fro.
+// storeSteady is the minimum time between changes of a store's recorded health, so that
+// metric and log do not flap.
 const storeSteady = 10 * time.Second
 
-// Metered is a Store that counts the calls of another one, and shows its health. A store on several
-// servers, such as Redis, knows the health of each and logs its changes; that of
-// any other is what its last calls came to, reads and writes apart.
+// Metered is a Store that counts the calls of another store and exposes its health. A
+// store on several servers, such as Redis, knows the health of each and logs its
+// changes; the health of any other store follows from its last calls, reads and writes
+// apart.
 type Metered struct {
 	Store
 
 	calls *prometheus.CounterVec
 	lost  prometheus.Counter
-	// of the servers; nil: the store does not tell.
+	// health of the servers; nil: the store does not report it.
 	health func() []Health
 
 	reads, writes operations
 }
 
-// NewMetered returns a Metered over s. Log is told when the store fails and when it
-// works again.
+// NewMetered returns a Metered over s. It logs when the store fails and when it works
+// again.
 func NewMetered(s Store, log *slog.Logger) *Metered {
 	m := &Metered{
 		Store: s,
@@ -88,8 +89,8 @@ func (m *Metered) Raise(ctx context.Context, key string, floor, by uint64) (uint
 	return count, err
 }
 
-// called notes how a call ended. One that was given up says nothing about the
-// store.
+// called records the result of a call. A call that its caller gave up says nothing about
+// the store.
 func (m *Metered) called(ctx context.Context, operation string, of *operations, err error) {
 	if err == nil {
 		m.calls.WithLabelValues(operation, "ok").Inc()
@@ -101,10 +102,10 @@ func (m *Metered) called(ctx context.Context, operation string, of *operations, 
 	}
 }
 
-// operations are the calls of a store that read, or those that write.
+// operations is the health of a store's reading or writing calls.
 type operations struct {
 	log      *slog.Logger
-	down, up string // what to log
+	down, up string // log messages
 
 	mu      sync.Mutex
 	failing bool

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// Subscriptions pass the events of a store on, each to the subscriptions to its key. A
-// replica subscribes to its store once; this spreads the events.
+// Subscriptions distributes the events of a store to the subscriptions of each key. A
+// replica subscribes to its store only once.
 type Subscriptions struct {
 	mu    sync.Mutex
 	byKey map[string]map[*Subscription]bool
@@ -24,8 +24,8 @@ func NewSubscriptions() *Subscriptions {
 	return &Subscriptions{byKey: map[string]map[*Subscription]bool{}}
 }
 
-// Subscribe has notify called for each event of one of the keys, until the subscription is
-// closed. It must not block.
+// Subscribe calls notify for each event of one of the keys, until the subscription is
+// closed. Notify must not block.
 func (s *Subscriptions) Subscribe(notify func(), keys ...string) *Subscription {
 	made := &Subscription{s, keys, notify}
 	s.mu.Lock()
@@ -60,12 +60,11 @@ func (s *Subscriptions) Notify(key string) {
 	}
 }
 
-// Coalescer merges wake-ups: it runs some work for each, one run after the other, and
-// those that come during a run make one more run together.
+// Coalescer merges wake-ups: it runs some work for each, one run after the other;
+// wake-ups during a run cause one further run together.
 type Coalescer struct{ wanted atomic.Int64 }
 
-// Run runs work, in a goroutine that spawn starts, or once more after the run that is
-// under way.
+// Run runs work in a goroutine that spawn starts, or once more after the current run.
 func (c *Coalescer) Run(spawn func(work func()) bool, work func()) {
 	if c.wanted.Add(1) > 1 {
 		return

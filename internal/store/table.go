@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// ItemOverhead is about what an item costs beside its bytes.
+// ItemOverhead is the approximate memory of an item beside its bytes.
 const ItemOverhead = 128
 
-// item is what a key holds in a Memory.
+// item is the content of a key in a Memory.
 type item struct {
 	key     string
 	number  uint64
@@ -19,8 +19,8 @@ type item struct {
 	index   int       // in the queue of its table, if it expires
 }
 
-// newItem copies the key: it may be a piece of something larger that would be
-// kept alive with it.
+// newItem copies the key: it may be part of a larger string that would be kept alive
+// with it.
 func newItem(key string, number uint64, ttl time.Duration, now time.Time) *item {
 	it := &item{key: strings.Clone(key), number: number}
 	if ttl > 0 {
@@ -33,7 +33,7 @@ func (it *item) size() int { return len(it.key) + len(it.value) + len(it.owner) 
 
 func (it *item) expired(now time.Time) bool { return !it.expires.IsZero() && !now.Before(it.expires) }
 
-// left is what is left of the item's lifetime; 0: it has no end.
+// left is the rest of the item's lifetime; 0: it does not expire.
 func (it *item) left(now time.Time) time.Duration {
 	if it.expires.IsZero() {
 		return 0
@@ -41,8 +41,7 @@ func (it *item) left(now time.Time) time.Duration {
 	return it.expires.Sub(now)
 }
 
-// table holds items by key, and those that expire in the order in which they
-// do.
+// table holds items by key, and those with a lifetime in the order of their expiry.
 type table struct {
 	items map[string]*item
 	queue queue
@@ -60,7 +59,7 @@ func (t *table) get(key string, now time.Time) *item {
 	return it
 }
 
-// sizeOf is what the item of a key takes, expired or not.
+// sizeOf is the size of a key's item, expired or not.
 func (t *table) sizeOf(key string) int {
 	if it := t.items[key]; it != nil {
 		return it.size()
@@ -87,13 +86,13 @@ func (t *table) remove(it *item) {
 	}
 }
 
-// extend changes when an item of the table that expires does so.
+// extend changes the expiry of an item that expires.
 func (t *table) extend(it *item, expires time.Time) {
 	it.expires = expires
 	heap.Fix(&t.queue, it.index)
 }
 
-// sweep removes what has expired.
+// sweep removes expired items.
 func (t *table) sweep(now time.Time) {
 	for len(t.queue) > 0 && t.queue[0].expired(now) {
 		t.remove(t.queue[0])

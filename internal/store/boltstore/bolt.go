@@ -1,5 +1,5 @@
-// Package boltstore is the store in a file, for a broker of one node. It is the only
-// user of bbolt.
+// Package boltstore is the store in a file, for a broker of one node. Only this package
+// uses bbolt.
 package boltstore
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// DefaultBytes is the limit of a Bolt that names none.
+// DefaultBytes is the default limit of a Bolt.
 const DefaultBytes = 256 << 20
 
 // Config configures a Bolt.
@@ -22,35 +22,35 @@ type Config struct {
 	// Path is the file, which is created with mode 0600 if it is absent. Its
 	// directory must exist, on a local disk. Required.
 	Path string
-	// MaxBytes limits what is kept: keys, values and about 128 bytes for each.
-	// What is dropped when it is reached, and when a write is refused with
-	// ErrFull, is as in MemoryConfig. The file takes up to about twice as much,
-	// because pages are not full, and never shrinks. 0: DefaultBytes.
+	// MaxBytes limits the size of keys and values, with about 128 bytes added for each.
+	// At the limit, items are dropped and writes fail with ErrFull as in MemoryConfig.
+	// The file takes up to about twice as much, because pages are not full, and never
+	// shrinks. 0: DefaultBytes.
 	MaxBytes int
 }
 
 // Store is a [store.Store] in a file, for a broker of one node. A call that changes
-// something answers after the change is on disk: it survives a crash of the
-// process and of the machine.
+// something returns after the change is on disk: it survives a crash of the process and
+// of the machine.
 //
-// One goroutine writes. It puts the calls that came while it waited for the
-// disk into one transaction, so that many callers pay for one fsync, and one
-// alone does not wait for others.
+// One goroutine writes. It puts the calls that came while it waited for the disk into
+// one transaction, so that many callers share one fsync, and a single caller does not
+// wait for others.
 //
-// Lifetimes are kept as times of the wall clock: they go on while no broker
-// runs, and a clock that is set moves them. What has expired is invisible at
-// once; later writes free it, some at a time.
+// Lifetimes are stored as times of the wall clock: they continue while no broker runs,
+// and a clock that is set moves them. Expired items are invisible at once; later writes
+// free them, some at a time.
 //
-// Events tell of the calls of this process, which is all there are: the file is
-// locked while it is open.
+// Events report only the calls of this process. There are no others: the file is locked
+// while it is open.
 type Store struct {
 	path     string
 	maxBytes uint64
 	db       *bolt.DB
 
 	calls   chan *boltCall
-	closing chan struct{} // closed: the writer is to end
-	stopped chan struct{} // closed: it has
+	closing chan struct{} // closed when the writer must end
+	stopped chan struct{} // closed when the writer has ended
 	once    sync.Once
 
 	listeners boltListeners
@@ -58,9 +58,9 @@ type Store struct {
 
 var _ store.Store = (*Store)(nil)
 
-// Open opens the file, creating it if it is absent, and checks that it is
-// whole. A file that another process has open is waited for, for a second. One
-// that is refused as damaged may stay locked until the process ends.
+// Open opens the file, creating it if it is absent, and checks its integrity. It waits
+// up to a second for a file that another process has open. A file that is refused as
+// damaged may stay locked until the process ends.
 func Open(config Config) (*Store, error) {
 	if config.MaxBytes == 0 {
 		config.MaxBytes = DefaultBytes
@@ -144,8 +144,8 @@ func (b *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 	if err := change.Check(); err != nil {
 		return nil, err
 	}
-	// A caller that leaves when its ctx ends may change its values while they
-	// are still being written.
+	// A caller that returns when its ctx ends may change its values while they are still
+	// being written.
 	change.Puts = slices.Clone(change.Puts)
 	for i, put := range change.Puts {
 		change.Puts[i].Value = bytes.Clone(put.Value)
@@ -177,14 +177,14 @@ func (b *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 	return count, nil
 }
 
-// Confirm implements Store. What was answered is on disk.
+// Confirm implements Store. A successful change is always on disk.
 func (b *Store) Confirm(context.Context, string) store.Safety { return store.Safety{Disk: true} }
 
 // Subscribe implements Store.
 func (b *Store) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
 
-// Close implements Store. It waits for the calls that are being written; those
-// that wait behind them are answered with ErrClosed.
+// Close implements Store. It waits for the calls that are being written; the queued
+// calls fail with ErrClosed.
 func (b *Store) Close() (err error) {
 	b.once.Do(func() {
 		close(b.closing)
@@ -199,7 +199,7 @@ func (b *Store) Close() (err error) {
 type boltListeners struct {
 	mu       sync.Mutex
 	ended    bool
-	channels map[chan string]func() bool // and how to forget its ctx
+	channels map[chan string]func() bool // each with the function that releases its ctx
 }
 
 func (l *boltListeners) add(ctx context.Context) <-chan string {
@@ -234,7 +234,7 @@ func (l *boltListeners) end() {
 	clear(l.channels)
 }
 
-// tell never waits for a subscriber.
+// tell sends the keys to all subscribers. It never waits for a subscriber.
 func (l *boltListeners) tell(keys []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// boltFormat is the version of what is in the file. A broker opens no file
-	// of a higher one.
+	// boltFormat is the version of the file's format. A broker refuses a file with a
+	// higher version.
 	boltFormat = 1
-	// boltPatience is how long a file that another process has open is waited
-	// for: a predecessor may be about to end.
+	// boltPatience is the time to wait for a file that another process has open: the
+	// predecessor may be about to end.
 	boltPatience = time.Second
 
 	boltFormatKey = "format"
 )
 
-// openBoltFile opens the file and makes sure that it is one of ours and whole.
+// openBoltFile opens the file and checks its format and integrity.
 func openBoltFile(path string) (*bolt.DB, error) {
 	if path == "" {
 		return nil, errors.New("a Bolt store needs the path of its file")
@@ -52,7 +52,7 @@ func openBoltDB(path string) (db *bolt.DB, err error) {
 	return db, err
 }
 
-// boltOpenError says what to do about a file that cannot be opened.
+// boltOpenError adds advice to the error of a file that cannot be opened.
 func boltOpenError(path string, err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
@@ -74,8 +74,8 @@ func boltOpenError(path string, err error) error {
 	}
 }
 
-// prepareBolt fills a new file and checks an old one. Its errors go on from the
-// name of the file.
+// prepareBolt initializes a new file and checks an existing one. Its errors continue a
+// sentence that begins with the file name.
 func prepareBolt(db *bolt.DB) error {
 	fresh := true
 	var version []byte
@@ -119,9 +119,9 @@ func fillBolt(tx *bolt.Tx) error {
 	return meta.Put([]byte(boltFormatKey), binary.BigEndian.AppendUint64(nil, boltFormat))
 }
 
-// checkBolt reads all there is, so that damage is found at the start. bbolt has
-// a check of its own, but that one reads in a goroutine, where a fault cannot be
-// caught and ends the process.
+// checkBolt reads everything, so that damage is found at the start. bbolt has a check of
+// its own, but it reads in a goroutine, where a fault cannot be caught and ends the
+// process.
 func checkBolt(tx *bolt.Tx) error {
 	if !boltPagesAddUp(tx) {
 		return errBoltDamaged
@@ -134,10 +134,10 @@ func checkBolt(tx *bolt.Tx) error {
 	return nil
 }
 
-// boltPagesAddUp reports whether each page is in use once, or free.
+// boltPagesAddUp reports whether each page is either free or used exactly once.
 func boltPagesAddUp(tx *bolt.Tx) bool {
 	pages := int(tx.Size() / int64(tx.DB().Info().PageSize))
-	outside := 0 // of the buckets
+	outside := 0 // pages outside the buckets
 	for id := 0; id < pages; {
 		page, err := tx.Page(id)
 		if err != nil || page == nil {
@@ -153,6 +153,6 @@ func boltPagesAddUp(tx *bolt.Tx) bool {
 		}
 		id += length
 	}
-	used := tx.Cursor().Bucket().Stats() // of the root and all in it
+	used := tx.Cursor().Bucket().Stats() // pages of the root and everything in it
 	return pages == outside+used.BranchPageN+used.BranchOverflowN+used.LeafPageN+used.LeafOverflowN
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// The buckets. Each table has one for its items and one, by another name, for
-// those that expire, in the order in which they do.
+// The buckets. Each table has one for its items and a queue of its expiring items in the
+// order of expiry.
 const (
 	boltMeta     = "meta"
 	boltValues   = "values"
@@ -22,13 +22,13 @@ const (
 	boltByExpiry = " by expiry"
 )
 
-// boltTx is a transaction, as the calls see it.
+// boltTx is a transaction with its tables.
 type boltTx struct {
 	now      time.Time
 	maxBytes uint64
 
 	values, counters, leases boltTable
-	changed                  []string // keys to tell of once all is on disk
+	changed                  []string // reported to subscribers once the transaction is on disk
 }
 
 func newBoltTx(tx *bolt.Tx, maxBytes uint64) *boltTx {
@@ -41,7 +41,7 @@ func newBoltTx(tx *bolt.Tx, maxBytes uint64) *boltTx {
 	}
 }
 
-// err is what went wrong with the transaction as a whole.
+// err returns the errors of the transaction as a whole.
 func (t *boltTx) err() error { return errors.Join(t.values.err, t.counters.err, t.leases.err) }
 
 func (t *boltTx) dirty() bool { return t.values.dirty || t.counters.dirty || t.leases.dirty }
@@ -135,7 +135,7 @@ type boltWrite struct {
 	item boltItem
 }
 
-// makeRoom drops what may be dropped until the writes fit.
+// makeRoom drops items, as MemoryConfig describes, until the writes fit.
 func (t *boltTx) makeRoom(writes ...boltWrite) error {
 	for len(writes) > 0 && t.sizeAfter(writes) > t.maxBytes {
 		if !t.leases.sweepOne(t.now) && !t.values.dropSoonest() {
@@ -153,8 +153,7 @@ func (t *boltTx) sizeAfter(writes []boltWrite) uint64 {
 	return size
 }
 
-// sweep frees at most so many of the values, and of the leases, that have
-// expired.
+// sweep frees at most this number of expired values, and of expired leases.
 func (t *boltTx) sweep(most int) {
 	for range most {
 		value, lease := t.values.sweepOne(t.now), t.leases.sweepOne(t.now)
@@ -164,7 +163,7 @@ func (t *boltTx) sweep(most int) {
 	}
 }
 
-// boltItem is what a key holds.
+// boltItem is the content of a key.
 type boltItem struct {
 	key     string
 	expires uint64 // a boltTime. 0: never
@@ -176,8 +175,8 @@ func (it boltItem) size() uint64 { return uint64(len(it.key) + len(it.value) + s
 
 func (it boltItem) expired(now time.Time) bool { return it.expires != 0 && boltTime(now) >= it.expires }
 
-// left is what is left of the lifetime of an item that has not expired; 0: it
-// has no end.
+// left is the rest of the lifetime of an item that has not expired; 0: it does not
+// expire.
 func (it boltItem) left(now time.Time) time.Duration {
 	if it.expires == 0 {
 		return 0
@@ -191,7 +190,7 @@ func boltTime(at time.Time) uint64 {
 	return uint64(max(at.Unix(), 0))*uint64(time.Second) + uint64(at.Nanosecond()) //nolint:gosec // neither is negative
 }
 
-// boltExpiry is when what lives for ttl ends.
+// boltExpiry is the boltTime after ttl.
 func boltExpiry(now time.Time, ttl time.Duration) uint64 {
 	if ttl == 0 {
 		return 0
@@ -199,7 +198,7 @@ func boltExpiry(now time.Time, ttl time.Duration) uint64 {
 	return boltTime(now.Add(ttl))
 }
 
-// boltItemHead is what stands before the value: when it expires, its number.
+// boltItemHead is the length of the header before the value: expiry and number.
 const boltItemHead = 16
 
 func (it boltItem) encode() []byte {
@@ -209,7 +208,7 @@ func (it boltItem) encode() []byte {
 	return append(data, it.value...)
 }
 
-// decodeBoltItem reads what encode wrote. The value is a piece of data.
+// decodeBoltItem is the inverse of encode. The value is a slice of data.
 func decodeBoltItem(key string, data []byte) (it boltItem, ok bool) {
 	if len(data) < boltItemHead {
 		return boltItem{}, false
@@ -227,21 +226,21 @@ func (it boltItem) queueKey() []byte {
 	return append(binary.BigEndian.AppendUint64(nil, it.expires), it.key...)
 }
 
-// boltTable holds items. What a bucket calls its sequence is the size of the
-// items in it: so it is right after a transaction that failed, too.
+// boltTable holds items. The bucket's sequence stores the total size of its items: so it
+// is correct after a failed transaction, too.
 type boltTable struct {
 	items, queue *bolt.Bucket
 
 	dirty bool
-	err   error // the first; the transaction must not be committed then
+	err   error // the first error; a transaction with an error must not be committed
 }
 
 func newBoltTable(tx *bolt.Tx, name string) boltTable {
 	return boltTable{items: tx.Bucket([]byte(name)), queue: tx.Bucket([]byte(name + boltByExpiry))}
 }
 
-// whole reads the table and reports whether all of it makes sense: the keys are
-// in order and each is found, and those that expire are in the queue.
+// whole reads the table and reports whether it is consistent: the keys are in order and
+// each is found, and expiring items are in the queue.
 func (t *boltTable) whole() bool {
 	if t.items == nil || t.queue == nil {
 		return false
@@ -261,8 +260,8 @@ func (t *boltTable) whole() bool {
 	}) && queued == 0
 }
 
-// boltInOrder reports whether the keys of the bucket are in order, each is found,
-// and all of them are good.
+// boltInOrder reports whether the keys of the bucket are in order, each is found, and
+// good accepts all of them.
 func boltInOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
 	var last []byte
 	return nil == bucket.ForEach(func(key, data []byte) error {
@@ -274,7 +273,7 @@ func boltInOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
 	})
 }
 
-// note keeps what a change of a bucket says.
+// note records a change of a bucket, and keeps the first error.
 func (t *boltTable) note(err error) {
 	t.dirty = true
 	if t.err == nil {
@@ -301,7 +300,7 @@ func (t *boltTable) get(key string, now time.Time) (boltItem, bool) {
 
 func (t *boltTable) size() uint64 { return t.items.Sequence() }
 
-// sizeOf is what the item of a key takes, expired or not.
+// sizeOf is the size of a key's item, expired or not.
 func (t *boltTable) sizeOf(key string) uint64 {
 	if it, there := t.find(key); there {
 		return it.size()
@@ -310,7 +309,7 @@ func (t *boltTable) sizeOf(key string) uint64 {
 }
 
 func (t *boltTable) set(it boltItem) {
-	data := it.encode() // before the change that its value may not outlast
+	data := it.encode() // before the change, which may invalidate the value
 	if old, there := t.find(it.key); there {
 		t.remove(old)
 	}

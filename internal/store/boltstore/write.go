@@ -13,27 +13,27 @@ import (
 )
 
 const (
-	// boltBatch is the most calls in one transaction.
+	// boltBatch is the maximum number of calls in one transaction.
 	boltBatch = 256
-	// boltSweep is how many expired items a call frees at most: more than one
+	// boltSweep is the maximum number of expired items that a call frees: more than one
 	// call can add, so that they do not pile up.
 	boltSweep = 2 * (store.MaxPuts + 1)
 )
 
-// errBoltUnchanged rolls a transaction back that has nothing to commit: a
-// claim of a lease that is held must not cost an fsync.
+// errBoltUnchanged rolls back a transaction that has nothing to commit: a claim of a
+// held lease must not cost an fsync.
 var errBoltUnchanged = errors.New("nothing to commit")
 
 // boltCall is a call that waits for the writer.
 type boltCall struct {
-	ended func() error // of the caller's ctx
+	ended func() error // error of the caller's ctx
 	do    func(*boltTx) error
-	// done receives the outcome. What do found out may be read only after it.
+	// done receives the outcome. The results of do may be read only after it.
 	done chan error
 }
 
-// write has the writer call do in a transaction and returns when that is on
-// disk. An error of do refuses its call alone: do must not have written then.
+// write passes do to the writer and returns when its transaction is on disk. An error of
+// do fails only this call: do must not have written then.
 func (b *Store) write(ctx context.Context, do func(*boltTx) error) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -54,14 +54,14 @@ func (b *Store) write(ctx context.Context, do func(*boltTx) error) error {
 	case <-b.stopped:
 	}
 	select {
-	case err := <-call.done: // the last that was written
+	case err := <-call.done: // the call was in the last transaction
 		return err
 	default:
 		return store.ErrClosed
 	}
 }
 
-// run is the writer.
+// run is the writer's loop.
 func (b *Store) run() {
 	defer close(b.stopped)
 	for {
@@ -74,7 +74,7 @@ func (b *Store) run() {
 	}
 }
 
-// gather adds to the first call all that wait behind it.
+// gather adds the queued calls to the first.
 func (b *Store) gather(first *boltCall) []*boltCall {
 	calls := []*boltCall{first}
 	for len(calls) < boltBatch {
@@ -88,7 +88,7 @@ func (b *Store) gather(first *boltCall) []*boltCall {
 	return calls
 }
 
-// commit makes the calls in one transaction, on disk before they are answered.
+// commit runs the calls in one transaction, which is on disk before they return.
 func (b *Store) commit(calls []*boltCall) {
 	outcomes := make([]error, len(calls))
 	var changed []string
@@ -119,7 +119,7 @@ func (b *Store) commit(calls []*boltCall) {
 	}
 }
 
-// view reads.
+// view runs a read-only transaction.
 func (b *Store) view(read func(*boltTx)) error {
 	return b.guard(func() error {
 		return b.db.View(func(tx *bolt.Tx) error {
@@ -129,7 +129,8 @@ func (b *Store) view(read func(*boltTx)) error {
 	})
 }
 
-// guard says of which file an error is, and makes an error of a damaged one.
+// guard adds the file name to errors, and turns a panic over a damaged file into an
+// error.
 func (b *Store) guard(do func() error) error {
 	err := guardBolt(do)
 	switch {
@@ -146,17 +147,16 @@ func (b *Store) guard(do func() error) error {
 
 var errBoltDamaged = errors.New("is damaged: restore it from a backup, or move it away and the broker begins a new one")
 
-// guardBolt makes an error of a panic. bbolt panics at a page that makes no
-// sense, and a page that the file does not reach is a fault of the memory that
-// it is mapped to.
+// guardBolt turns a panic into an error. bbolt panics at an invalid page, and access to
+// a page beyond the end of the file is a fault of the mapped memory.
 func guardBolt(do func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		switch cause := recover().(type) {
 		case nil:
-		case error: // of the runtime
+		case error: // from the runtime
 			err = fmt.Errorf("%w (%w)", errBoltDamaged, cause)
-		default: // a text of bbolt, which may show keys
+		default: // a text of bbolt, which may contain keys
 			err = errBoltDamaged
 		}
 	}()

@@ -17,26 +17,26 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// ACLExample is the line of a Redis ACL file that gives a Redis store what it
-// needs and nothing else. In a Cluster it needs ACLCluster as well, and with
-// ACLConfirm it can see how Redis keeps its data.
+// ACLExample is the line of a Redis ACL file with the minimum permissions of a Redis
+// store. In a Cluster it needs ACLCluster as well, and with ACLConfirm it can see how
+// Redis keeps its data.
 const ACLExample = "user tokenbroker on >PASSWORD resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe"
 
-// ACLCluster is what a Redis Cluster needs beside ACLExample.
+// ACLCluster has the permissions that a Redis Cluster needs in addition to ACLExample.
 const ACLCluster = "+cluster|slots +asking"
 
-// ACLConfirm lets Check and Confirm see how Redis keeps its data. From Redis 7.2
-// on, which older ones do not know, +waitaof belongs to it.
+// ACLConfirm lets Check and Confirm see how Redis keeps its data. From Redis 7.2 on,
+// add +waitaof, which older versions do not know.
 const ACLConfirm = "+info +wait"
 
-// redisSentinelUser is whom sentinels refuse.
+// redisSentinelUser stands for the sentinels' user in errors.
 const redisSentinelUser = "the sentinels' user"
 
-// redisCheckBound is how long Check takes at most.
+// redisCheckBound is the maximum duration of Check.
 const redisCheckBound = 5 * time.Second
 
-// redisRights tries each command that a Redis store uses, on one key that is
-// gone afterwards, and answers what was refused, by name and reason.
+// redisRights tries each command that a Redis store uses, on one key that is gone
+// afterwards, and returns the refused ones by name and reason.
 //
 //nolint:dupword // Lua ends its blocks so
 const redisRights = `
@@ -56,11 +56,10 @@ try('PUBLISH', ARGV[1], '')
 return refused
 `
 
-// Check looks at Redis as a person would who sets it up. The error says in a
-// sentence what must be mended; it is ErrAway where there may be nothing to
-// mend, because Redis is not to be reached, still loading or without a master:
-// then go on trying. The warnings are about settings that may cost something.
-// Check takes five seconds at most.
+// Check checks the setup of Redis. The error says in a sentence what to fix; it is
+// ErrAway if there may be nothing to fix, because Redis is unreachable, still loading or
+// without a master: then keep trying. The warnings are about settings that may lose
+// data. Check takes five seconds at most.
 func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, redisCheckBound)
 	defer cancel()
@@ -96,8 +95,8 @@ func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 	return r.checkSettings(ctx)
 }
 
-// redisAnyOf checks the addresses in turn until one is not away, and returns
-// what came of that.
+// redisAnyOf checks the addresses in turn until one is not away, and returns the result
+// of that check.
 func redisAnyOf(addresses []string, check func(address string) error) error {
 	var away error
 	for _, address := range addresses {
@@ -148,7 +147,7 @@ func (r *Store) askSentinels(ctx context.Context) (master string, err error) {
 	return master, err
 }
 
-// redisHello returns what a server says of itself.
+// redisHello returns the properties that a server reports.
 func redisHello(ctx context.Context, client *redis.Client) (map[string]string, error) {
 	if err := client.Ping(ctx).Err(); err != nil {
 		return nil, err
@@ -167,8 +166,7 @@ func redisHello(ctx context.Context, client *redis.Client) (map[string]string, e
 	return hello, nil
 }
 
-// checkServer checks that a server can be used, and is what the configuration
-// takes it for.
+// checkServer checks that a server is usable, and matches the configuration.
 func (r *Store) checkServer(ctx context.Context, address string) error {
 	client := r.visit(address, r.config.credentials)
 	defer func() { _ = client.Close() }()
@@ -196,7 +194,7 @@ func (r *Store) checkServer(ctx context.Context, address string) error {
 	return nil
 }
 
-// checkNode checks the rights that only a Cluster takes.
+// checkNode checks the permissions that only a Cluster needs.
 func (r *Store) checkNode(ctx context.Context, address string, client *redis.Client) error {
 	for _, command := range []string{"cluster slots", "asking"} {
 		var args []any
@@ -214,7 +212,7 @@ func (r *Store) checkNode(ctx context.Context, address string, client *redis.Cli
 	return nil
 }
 
-// checkRights runs every command that is used, at the server of a key.
+// checkRights runs every command that is used, at a key's server.
 func (r *Store) checkRights(ctx context.Context, key string) error {
 	script := newRedisScript(redisRights)
 	names := []string{r.config.Prefix + key + "check"}
@@ -235,7 +233,7 @@ func (r *Store) checkRights(ctx context.Context, key string) error {
 	return nil
 }
 
-// checkChannel subscribes to what changes are told on.
+// checkChannel subscribes to the channel of changes.
 func (r *Store) checkChannel(ctx context.Context) error {
 	subscription := r.client.Subscribe(ctx)
 	defer func() { _ = subscription.Close() }()
@@ -257,8 +255,8 @@ func (r *Store) refused(ctx context.Context, command string, err error) error {
 	}
 }
 
-// refusedInScript is about a command that was refused within a script, where
-// only some versions of Redis mark a lack of rights with NOPERM.
+// refusedInScript handles a command that was refused within a script, where only some
+// versions of Redis mark a missing permission with NOPERM.
 func (r *Store) refusedInScript(command, reason string) error {
 	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
 		return &redisNoWritesError{"Redis answered to " + command + ": " + redisSentence(reason)}
@@ -266,8 +264,8 @@ func (r *Store) refusedInScript(command, reason string) error {
 	return r.lacks(command, reason)
 }
 
-// lacks says which right is missing. That it is one on a key or a channel shows
-// only in the text.
+// lacks names the missing permission. Only the text shows that it is one on a key or a
+// channel.
 func (r *Store) lacks(command, reason string) error {
 	reason = strings.ToLower(reason)
 	right := "run " + strings.ToUpper(command)
@@ -280,7 +278,7 @@ func (r *Store) lacks(command, reason string) error {
 	return fmt.Errorf("the rights of %s in Redis are too narrow, it may not %s: give it those of this line: %s", r.user(), right, r.acl())
 }
 
-// acl is the line that this store needs.
+// acl is the ACL line for this store.
 func (r *Store) acl() string {
 	line := strings.ReplaceAll(ACLExample, DefaultPrefix, r.config.Prefix)
 	if r.config.Username != "" {
@@ -302,7 +300,7 @@ func (r *Store) user() string {
 	return fmt.Sprintf("the user %q", r.config.Username)
 }
 
-// advise says what to do about a server that could not be spoken to.
+// advise returns an error with advice about a server that it could not talk to.
 func (r *Store) advise(ctx context.Context, address string, err error, user string) error {
 	var authority x509.UnknownAuthorityError
 	var certificate *tls.CertificateVerificationError
@@ -342,15 +340,14 @@ func redisHungUp(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || redisIsAlert(err)
 }
 
-// redisIsAlert reports whether the other side ended a TLS handshake and said
-// why.
+// redisIsAlert reports whether the other side ended a TLS handshake with an alert.
 func redisIsAlert(err error) bool {
 	var network *net.OpError
 	return errors.As(err, &network) && network.Op == "remote error"
 }
 
-// adviseHungUp is about a server that ended a connection without an answer,
-// which is what Redis does where TLS, or a certificate, is not as it wants it.
+// adviseHungUp advises on a server that ended a connection without a response, as Redis
+// does if TLS, or a certificate, does not meet its settings.
 func (r *Store) adviseHungUp(ctx context.Context, address string, err error) error {
 	speaksTLS := r.speaksTLS(ctx, address)
 	switch {
@@ -364,7 +361,7 @@ func (r *Store) adviseHungUp(ctx context.Context, address string, err error) err
 	return &redisAwayError{redisSay(err)}
 }
 
-// speaksTLS reports whether a server answers a TLS handshake.
+// speaksTLS reports whether a server completes a TLS handshake.
 func (r *Store) speaksTLS(ctx context.Context, address string) bool {
 	dialer := tls.Dialer{
 		NetDialer: &net.Dialer{Timeout: r.limits.dial},
@@ -377,8 +374,8 @@ func (r *Store) speaksTLS(ctx context.Context, address string) bool {
 	return err == nil || redisIsAlert(err)
 }
 
-// speaksPlain reports whether a server answers in plaintext. Redis, which
-// takes a TLS handshake for the beginning of a command, just waits for its end.
+// speaksPlain reports whether a server responds in plaintext. Redis, which takes a TLS
+// handshake for the beginning of a command, just waits for its end.
 func (r *Store) speaksPlain(ctx context.Context, address string) bool {
 	conn, err := (&net.Dialer{Timeout: r.limits.dial}).DialContext(ctx, "tcp", address)
 	if err != nil {

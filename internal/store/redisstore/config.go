@@ -18,24 +18,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// DefaultPrefix begins the name of everything that a Redis store without a
-// prefix of its own has in Redis.
+// DefaultPrefix is the default prefix of all names in Redis.
 const DefaultPrefix = "tb1:"
 
-// Config says where Redis is and how to log in.
+// Config is the address, login and use of Redis.
 type Config struct {
-	// Addresses are host:port: of the one server; with Cluster, of some of its
-	// nodes; with SentinelMaster, of sentinels.
+	// Addresses are host:port: of the single server; with Cluster, of some of its nodes;
+	// with SentinelMaster, of sentinels.
 	Addresses []string
-	// Cluster says that the addresses are of a Redis Cluster.
+	// Cluster means that the addresses belong to a Redis Cluster.
 	Cluster bool
-	// SentinelMaster is the name under which sentinels know the master. Empty:
-	// there are none.
+	// SentinelMaster is the sentinels' name for the master. Empty: no sentinels.
 	SentinelMaster string
 	// Username is an ACL user. Empty: the default user.
 	Username string
-	// Password is read at each new connection, so that a rotated one needs no
-	// restart. Nil: none is needed.
+	// Password is read at each new connection, so that a rotated one needs no restart.
+	// Nil: no password.
 	Password *secret.Source
 	// SentinelUsername and SentinelPassword are for the sentinels themselves.
 	// The password is read once.
@@ -45,20 +43,20 @@ type Config struct {
 	TLS *tls.Config
 	// DB is the number of the database; a Cluster has only 0.
 	DB int
-	// Prefix begins all names. Empty: DefaultPrefix. Fleets that share a
-	// Redis need prefixes of their own, in databases of their own as well,
-	// because all databases share their channels.
+	// Prefix begins all names. Empty: DefaultPrefix. Fleets that share a Redis need
+	// different prefixes, even in different databases, because all databases share their
+	// channels.
 	Prefix string
-	// KeepsSecrets says that what cannot be had again is kept here: Check then
-	// refuses a Redis that may evict it.
+	// KeepsSecrets means that the store holds irreplaceable data: Check then refuses a
+	// Redis that may evict it.
 	KeepsSecrets bool
-	// Logger is told when Redis goes away and comes back. Nil: nobody is.
+	// Logger logs when Redis goes away and comes back. Nil: no log.
 	Logger *slog.Logger
-	// Tracer makes spans of trips. Nil: there are none.
+	// Tracer makes spans of trips. Nil: no spans.
 	Tracer *tracing.Tracer
 }
 
-// redisPrefixForm leaves out what has a meaning in hash tags and in patterns of
+// redisPrefixForm excludes characters with a meaning in hash tags and in patterns of
 // ACLs.
 var redisPrefixForm = regexp.MustCompile(`^[A-Za-z0-9:._/-]{1,64}$`)
 
@@ -85,8 +83,8 @@ func (c Config) check() error {
 	return nil
 }
 
-// options are the settings of the client. Its defaults do not heed contexts
-// while reading, and repeat a call for up to ten seconds.
+// options are the settings of the client. By default it ignores contexts while reading,
+// and repeats a call for up to ten seconds.
 func (c Config) options(limits redisLimits) *redis.UniversalOptions {
 	return &redis.UniversalOptions{
 		Addrs:                      slices.Clone(c.Addresses),
@@ -99,7 +97,7 @@ func (c Config) options(limits redisLimits) *redis.UniversalOptions {
 
 		Protocol:              3,
 		ContextTimeoutEnabled: true,
-		MaxRetries:            -1, // who called decides whether asking again pays
+		MaxRetries:            -1, // the caller decides whether to retry
 		DialTimeout:           limits.dial,
 		DialerRetries:         1,
 		ReadTimeout:           limits.wire,
@@ -111,8 +109,8 @@ func (c Config) options(limits redisLimits) *redis.UniversalOptions {
 		ConnMaxIdleTime:       5 * time.Minute,
 		ConnMaxLifetime:       30 * time.Minute,
 		ConnMaxLifetimeJitter: 5 * time.Minute,
-		DisableIdentity:       true, // it takes a right more and tells nobody anything
-		// A command that only Redis Enterprise knows.
+		DisableIdentity:       true, // it needs one more permission and has no use
+		// This feature uses a command of Redis Enterprise only.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 }
@@ -132,9 +130,9 @@ func redisConnect(config Config, options *redis.UniversalOptions) redis.Universa
 	switch {
 	case config.Cluster:
 		cluster := options.Cluster()
-		// MaxRetries is about calls that failed. A redirection is an answer: the
-		// key has moved, and the client learns where to. But the same number
-		// allows this client to repeat what failed: see redisOnce.
+		// MaxRetries is about calls that failed. A redirection is a response: the key
+		// has moved, and the client learns the new node. But the same number allows this
+		// client to repeat failed calls: see redisOnce.
 		cluster.MaxRedirects = 3
 		cluster.DisableRoutingPolicies = true // each call names its keys, or a node
 		return redis.NewClusterClient(cluster)

@@ -29,7 +29,7 @@ type redisNoWritesError struct{ reason string }
 
 func (e *redisNoWritesError) Error() string { return "Redis takes no writes: " + e.reason }
 
-// Is reports whether target is ErrNoWrites, or ErrAway: it is away for writes.
+// Is reports whether target is ErrNoWrites, or ErrAway: the server is away for writes.
 func (e *redisNoWritesError) Is(target error) bool {
 	return target == store.ErrNoWrites || target == store.ErrAway
 }
@@ -43,21 +43,21 @@ func (e *redisMovingError) Error() string { return "the slot of a key has no ser
 func (e *redisMovingError) Is(target error) bool { return target == store.ErrAway }
 
 var (
-	// errRedisAnswer hides what it is about: a garbled answer may hold values.
+	// errRedisAnswer omits the response: a garbled one may hold values.
 	errRedisAnswer = errors.New("an answer of Redis that the client does not understand")
-	// errRedisBusy says that there are more calls than Redis or this process can
-	// keep up with. Where Redis hangs, those calls fail that have a connection.
+	// errRedisBusy means that there are more calls than Redis or this process can
+	// handle. If Redis hangs, the calls that have a connection fail.
 	errRedisBusy = errors.New("no connection to Redis became free in time")
 )
 
-// redisSilence is a log that nobody reads.
+// redisSilence is a log that discards everything.
 type redisSilence struct{}
 
 // Printf does nothing.
 func (redisSilence) Printf(context.Context, string, ...any) {}
 
-// judge says what the error of a call means for the server, and returns the error
-// that may be shown.
+// judge classifies the error of a call as an outcome for the server, and returns the
+// error that may be shown.
 func (r *Store) judge(ctx context.Context, err error) (redisOutcome, error) {
 	if err == nil {
 		return redisFine, nil
@@ -75,8 +75,8 @@ func (r *Store) judge(ctx context.Context, err error) (redisOutcome, error) {
 	}
 }
 
-// explain turns the error of a call into one that may be shown, and tells what
-// the caller or Close did from what Redis did.
+// explain turns the error of a call into one that may be shown, and distinguishes an end
+// by the caller or Close from a failure of Redis.
 func (r *Store) explain(ctx context.Context, err error) error {
 	deadline, hasDeadline := ctx.Deadline()
 	switch {
@@ -90,26 +90,26 @@ func (r *Store) explain(ctx context.Context, err error) error {
 		return errRedisBusy
 	}
 	if cluster, ok := r.client.(*redis.ClusterClient); ok {
-		cluster.ReloadState(ctx) // or it would ask a dead master for a minute
+		cluster.ReloadState(ctx) // or it would use a dead master for a minute
 	}
 	return errors.New(redisSay(err))
 }
 
-// redisCallersOwn reports whether an error says nothing of how Redis is.
+// redisCallersOwn reports whether an error is unrelated to the state of Redis.
 func redisCallersOwn(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, store.ErrClosed) || errors.Is(err, errRedisBusy)
 }
 
-// redisIsOfSlot reports whether an error is about one slot of a Cluster alone,
-// which is being moved or which no master has.
+// redisIsOfSlot reports whether an error is about one slot of a Cluster alone, which is
+// being moved or has no master.
 func redisIsOfSlot(err error) bool {
 	return slices.ContainsFunc([]string{"TRYAGAIN ", "MOVED ", "ASK ", "CLUSTERDOWN Hash slot not served"},
 		func(prefix string) bool { return redis.HasErrorPrefix(err, prefix) })
 }
 
-// redisRefusesWrites reports whether a server answered that it does not write:
-// one of the commands of a script that write, or all commands that do.
+// redisRefusesWrites reports whether a server refused to write: one of the writing
+// commands of a script, or all of them.
 func redisRefusesWrites(err error) bool {
 	var answer redis.Error
 	if !errors.As(err, &answer) {
@@ -121,8 +121,8 @@ func redisRefusesWrites(err error) bool {
 		slices.Contains([]string{"SET", "PEXPIRE", "DEL", "PUBLISH"}, command)
 }
 
-// redisSay says in words what went wrong. It shows only texts that cannot hold
-// what was sent or read.
+// redisSay describes an error in words. It shows only texts that cannot contain data
+// that was sent or read.
 func redisSay(err error) string {
 	var network *net.OpError
 	var certificate *tls.CertificateVerificationError
@@ -158,10 +158,10 @@ func redisIsTimeout(err error) bool {
 		errors.As(err, &network) && network.Timeout()
 }
 
-// redisInScript parts an error from the command of a script that it is about,
-// which the script has put at its end.
+// redisInScript separates an error from the name of its command, which the script has
+// appended.
 func redisInScript(text string) (rest, command string) {
-	text, _, _ = strings.Cut(text, " script: ") // where in the script it happened
+	text, _, _ = strings.Cut(text, " script: ") // the position in the script
 	open := strings.LastIndex(text, " (")
 	if open < 0 || !strings.HasSuffix(text, ")") {
 		return text, ""
@@ -173,7 +173,8 @@ func redisInScript(text string) (rest, command string) {
 	return text[:open], command
 }
 
-// redisAnswer is the error that Redis answered, and to which command of a script.
+// redisAnswer describes an error response of Redis, with the command of a script that
+// caused it.
 func redisAnswer(answer redis.Error) string {
 	text, command := redisInScript(answer.Error())
 	text = redisSentence(text)
@@ -183,9 +184,9 @@ func redisAnswer(answer redis.Error) string {
 	return "Redis answered to " + command + ": " + text
 }
 
-// redisSentence is the first sentence of an error. Where the error is not one
-// that never repeats what Redis was sent, it ends before that: what is repeated
-// comes quoted, or behind a comma or colon.
+// redisSentence is the first sentence of an error. If the error may repeat data that
+// Redis was sent, it ends before that: repeated data is quoted, or follows a comma or
+// colon.
 func redisSentence(text string) string {
 	text, _, _ = strings.Cut(text, ". ")
 	code, _, _ := strings.Cut(text, " ")
@@ -195,7 +196,7 @@ func redisSentence(text string) string {
 	return strings.TrimSuffix(strings.TrimSpace(text[:min(len(text), 200)]), ".")
 }
 
-// redisConstant are the codes of errors whose texts repeat nothing.
+// redisConstant are the codes of errors that never repeat data.
 //
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var redisConstant = map[string]bool{
@@ -212,8 +213,8 @@ var redisShowable = map[string]bool{
 	"cluster|slots": true, "cluster": true, "info": true, "wait": true, "waitaof": true,
 }
 
-// redisUnquoted is a text up to the first comma, colon or quoted word that may
-// not be shown.
+// redisUnquoted is a text up to the first comma, colon or quoted word that is not
+// showable.
 func redisUnquoted(text string) string {
 	for at := 0; at < len(text); at++ {
 		switch c := text[at]; {
@@ -231,7 +232,7 @@ func redisUnquoted(text string) string {
 	return text
 }
 
-// isWithinWord reports whether an apostrophe is one, as in "can't".
+// isWithinWord reports whether an apostrophe is part of a word, as in "can't".
 func isWithinWord(text string, at int) bool {
 	letter := func(i int) bool { return i >= 0 && i < len(text) && text[i] >= 'a' && text[i] <= 'z' }
 	return letter(at-1) && letter(at+1)

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	redisPing   = time.Second            // how often the subscription asks whether it is heard
+	redisPing   = time.Second            // interval between pings of the subscription
 	redisSilent = 3 * time.Second        // after which its connection counts as dead
 	redisPause  = 200 * time.Millisecond // on average, before it connects anew
 )
 
-// Subscribe implements Store. All subscribers share one connection, which is
-// made at the first call and made anew for as long as r is open.
+// Subscribe implements Store. All subscribers share one connection, which is made at the
+// first call and renewed until r is closed.
 func (r *Store) Subscribe(ctx context.Context) <-chan string {
 	events := make(chan string, store.EventBuffer)
 	r.mu.Lock()
@@ -45,7 +45,7 @@ func (r *Store) unsubscribe(events chan string) {
 	}
 }
 
-// tell tells the subscribers of a change. It never waits for them.
+// tell notifies the subscribers of a change. It never waits for them.
 func (r *Store) tell(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,8 +78,8 @@ func (r *Store) listen() {
 	}
 }
 
-// hear passes on what one connection brings, until that ends. It reports
-// whether the subscription was ever in force.
+// hear passes on the messages of one connection, until that ends. It reports whether the
+// subscription was ever active.
 func (r *Store) hear() (heard bool, err error) {
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
@@ -87,8 +87,8 @@ func (r *Store) hear() (heard bool, err error) {
 	if err := subscription.Subscribe(ctx, r.channel()); err != nil {
 		return false, errors.Join(err, subscription.Close())
 	}
-	// A Receive ends when the subscription is closed, not with its context. A
-	// connection may also die without a word: then the pings have no answer.
+	// A Receive ends when the subscription is closed, not with its context. A connection
+	// may also die silently: then the pings get no response.
 	context.AfterFunc(ctx, func() { _ = subscription.Close() })
 	silence := time.AfterFunc(redisSilent, cancel)
 	defer silence.Stop()
@@ -116,13 +116,12 @@ func redisKeepAlive(ctx context.Context, subscription *redis.PubSub) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			_ = subscription.Ping(ctx) // silence tells what became of it
+			_ = subscription.Ping(ctx) // a failed ping shows as silence
 		}
 	}
 }
 
-// pass tells of a change, unless the message is not of a store's: anybody may
-// publish.
+// pass reports a change, unless the message is not from a store: any client may publish.
 func (r *Store) pass(message *redis.Message) {
 	key, ours := strings.CutPrefix(message.Payload, r.config.Prefix)
 	if ours && store.CheckKey(key) == nil {

@@ -9,40 +9,40 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// When a server of Redis counts as down for reads or for writes, and when it is
-// probed. Probes alone bring it back, so no caller waits for one.
+// When a server of Redis counts as down for reads or for writes, and when it is probed.
+// Probes alone bring it back, so that callers do not wait for it.
 const (
 	redisFailures  = 5 // in a row: it cannot be reached. A refused write counts at once
 	redisProbeSoon = 250 * time.Millisecond
 	redisProbeDown = time.Second
-	// redisProbeMost is the longest pause between the probes of a server that
-	// refuses writes.
+	// redisProbeMost is the longest pause between probes of a server that refuses
+	// writes.
 	redisProbeMost = 5 * time.Second
 
-	// A server at the edge of its memory takes one write and refuses the next. It
-	// is up for writes after redisSteady probes in a row; twice as many each time
-	// that it was up for less than redisRelapse, but no more than redisSteadyMost.
+	// A server at its memory limit accepts one write and refuses the next. It is up for
+	// writes after redisSteady probes in a row; the number doubles each time that it was
+	// up for less than redisRelapse, up to redisSteadyMost.
 	redisSteady     = 2
 	redisSteadyMost = 32
 	redisRelapse    = time.Minute
 )
 
-// redisOutcome is what a call says about the server.
+// redisOutcome classifies the result of a call with regard to the server.
 type redisOutcome int
 
 const (
 	redisFine    redisOutcome = iota
-	redisFailed               // it could not answer
-	redisRefused              // it answered, and refused to write
+	redisFailed               // it could not serve the call
+	redisRefused              // it responded, and refused to write
 	redisNothing              // nothing: the caller gave up, or it is about one slot
 )
 
-// redisShard is the health of one server: the single one, the master that the
-// sentinels name, or a master of a Cluster.
+// redisShard is the health of one server: the single one, the master that the sentinels
+// name, or a master of a Cluster.
 type redisShard struct {
 	name   string
 	logger *slog.Logger
-	wake   func() // the prober: there is something to do earlier
+	wake   func() // wakes the prober for an earlier probe
 
 	mu       sync.Mutex
 	key      string // a key of this server, for the probe
@@ -50,7 +50,7 @@ type redisShard struct {
 	failures int // in a row
 	probes   int // of a server that refuses writes, since the last success
 	good     int // probes in a row that could write
-	steady   int // how many of those it takes
+	steady   int // probes like that before it is up
 	upSince  time.Time
 	noReads  error // nil: up
 	noWrites error // nil: up, if reads are
@@ -63,7 +63,7 @@ func newRedisShard(name string, interval time.Duration, logger *slog.Logger, wak
 // redisSpread keeps replicas from probing at the same time.
 func redisSpread(d time.Duration) time.Duration { return d*3/4 + rand.N(d/4) } //nolint:gosec // no secret
 
-// allow returns why a call is not worth a try; nil: it is.
+// allow returns the error of a server that should not be called, else nil.
 func (s *redisShard) allow(write bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,14 +73,14 @@ func (s *redisShard) allow(write bool) error {
 	return s.noReads
 }
 
-// health is what a metric shows.
+// health is the health for metrics.
 func (s *redisShard) health() store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return store.Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
 }
 
-// note takes the outcome of a call. It can find the server down, not up again.
+// note records the outcome of a call. It can mark the server as down, but not as up.
 func (s *redisShard) note(outcome redisOutcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,7 +97,7 @@ func (s *redisShard) note(outcome redisOutcome, err error) {
 	s.failures = 0
 }
 
-// probed takes the outcome of a probe and plans the next one.
+// probed records the outcome of a probe and plans the next one.
 func (s *redisShard) probed(outcome redisOutcome, err error, interval time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,7 +117,7 @@ func (s *redisShard) probed(outcome redisOutcome, err error, interval time.Durat
 	s.due = time.Now().Add(redisSpread(s.pause(interval)))
 }
 
-// pause is how long it takes until the next probe.
+// pause is the time until the next probe.
 func (s *redisShard) pause(interval time.Duration) time.Duration {
 	switch {
 	case s.noReads != nil:
@@ -131,7 +131,7 @@ func (s *redisShard) pause(interval time.Duration) time.Duration {
 	}
 }
 
-// failed notes that the server could not answer.
+// failed records that the server could not serve a call.
 func (s *redisShard) failed(err error) {
 	s.failures++
 	if s.noReads != nil || s.failures < redisFailures {
@@ -142,7 +142,7 @@ func (s *redisShard) failed(err error) {
 	s.hurry()
 }
 
-// answered notes that a probe was answered.
+// answered records that the server responded to a probe.
 func (s *redisShard) answered() {
 	s.failures = 0
 	if s.noReads != nil {
@@ -151,7 +151,7 @@ func (s *redisShard) answered() {
 	}
 }
 
-// refused notes that the server refused a write.
+// refused records that the server refused a write.
 func (s *redisShard) refused(err error) {
 	if s.noWrites != nil {
 		return
@@ -167,7 +167,7 @@ func (s *redisShard) refused(err error) {
 	s.hurry()
 }
 
-// wrote notes that a probe could write.
+// wrote records that a probe could write.
 func (s *redisShard) wrote() {
 	if s.noWrites == nil {
 		return
@@ -179,13 +179,13 @@ func (s *redisShard) wrote() {
 	}
 }
 
-// hurry has a server probed soon that was just found down.
+// hurry schedules an early probe of a server that was just found down.
 func (s *redisShard) hurry() {
 	s.due = time.Now().Add(redisSpread(redisProbeDown))
 	s.wake()
 }
 
-// plan returns the key to probe with, if that is due, and else when it will be.
+// plan returns the key to probe with if a probe is due, else the time of the next one.
 func (s *redisShard) plan(now time.Time) (key string, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Confirm takes so long at most: two looks at Redis, and the wait for its replicas
-// and its disk.
+// Bounds of Confirm: in total, with two inspections of Redis; and of the wait for its
+// replicas and its disk.
 const (
 	redisConfirmBound = 3 * time.Second
 	redisConfirmWait  = time.Second
@@ -23,20 +23,21 @@ const (
 // redisNearlyFull is the percentage of its memory above which Check warns.
 const redisNearlyFull = 90
 
-// redisKeeping is how a server keeps what is written to it.
+// redisKeeping is a server's configuration and state of persistence, replication and
+// eviction.
 type redisKeeping struct {
 	policy     string // maxmemory-policy
 	limited    bool   // there is a maxmemory
 	appendOnly bool
 	replicas   int
-	tellsDisk  bool // it knows WAITAOF
+	tellsDisk  bool // it supports WAITAOF
 	evicted    int  // keys, since its start
 	full       int  // percent of maxmemory
 }
 
 func (k redisKeeping) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
 
-// redisKeepingOf asks INFO. In a Cluster the client is that of one node.
+// redisKeepingOf reads INFO. In a Cluster the client is that of one node.
 func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, error) {
 	text, err := client.Info(ctx).Result()
 	if err != nil {
@@ -61,7 +62,7 @@ func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, er
 	}, nil
 }
 
-// redisPercent is 0 where there is no limit.
+// redisPercent is 0 if there is no limit.
 func redisPercent(used, limit string) int {
 	part, err := strconv.ParseFloat(used, 64)
 	whole, err2 := strconv.ParseFloat(limit, 64)
@@ -71,7 +72,7 @@ func redisPercent(used, limit string) int {
 	return int(100 * part / whole)
 }
 
-// redisIsBefore compares versions; one that cannot be read is not before.
+// redisIsBefore compares versions; an unreadable version is not before.
 func redisIsBefore(version string, major, minor int) bool {
 	first, rest, _ := strings.Cut(version, ".")
 	second, _, _ := strings.Cut(rest, ".")
@@ -80,8 +81,8 @@ func redisIsBefore(version string, major, minor int) bool {
 	return err == nil && err2 == nil && (has < major || has == major && hasMinor < minor)
 }
 
-// checkSettings warns of what Redis may do to what is kept in it. What cannot be
-// had again must not be evicted.
+// checkSettings warns of settings by which Redis may lose data. Irreplaceable data must
+// not be evicted.
 func (r *Store) checkSettings(ctx context.Context) (warnings []string, err error) {
 	for _, shard := range r.shards.all() {
 		some, err := r.checkSettingsAt(ctx, shard.probeKey())
@@ -97,7 +98,7 @@ func (r *Store) checkSettings(ctx context.Context) (warnings []string, err error
 	return warnings, nil
 }
 
-// server is the client of the server of a key.
+// server returns the client of a key's server.
 func (r *Store) server(ctx context.Context, key string) (redis.Cmdable, error) {
 	if cluster, is := r.client.(*redis.ClusterClient); is {
 		return cluster.MasterForKey(ctx, r.config.Prefix+key)
@@ -142,8 +143,8 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 	return warnings, nil
 }
 
-// Confirm implements Store. Replicas and the append-only file get what is written
-// in one order: what a write made now waits for, all writes before it have got.
+// Confirm implements Store. Replicas and the append-only file receive writes in order:
+// if they have a write made now, they have all writes before it.
 func (r *Store) Confirm(ctx context.Context, key string) store.Safety {
 	ctx, cancel := context.WithTimeout(ctx, redisConfirmBound)
 	defer cancel()
@@ -172,7 +173,7 @@ func (r *Store) confirm(ctx context.Context, key string) (store.Safety, error) {
 	if !ok {
 		return store.Safety{}, errRedisAnswer
 	}
-	conn := client.Conn() // WAIT is about what its own connection wrote
+	conn := client.Conn() // WAIT covers only the writes of its own connection
 	defer func() { _ = conn.Close() }()
 	keeping, err := redisKeepingOf(ctx, conn)
 	if err != nil {
@@ -185,7 +186,7 @@ func (r *Store) confirm(ctx context.Context, key string) (store.Safety, error) {
 	return redisWait(ctx, conn, keeping)
 }
 
-// redisWait waits for the replicas and the disk to get what conn wrote.
+// redisWait waits until the replicas and the disk have the writes of conn.
 func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (safety store.Safety, err error) {
 	if keeping.replicas > 0 {
 		got, err := conn.Wait(ctx, keeping.replicas, redisConfirmWait).Result()

@@ -1,5 +1,5 @@
-// Package redisstore is the store of a fleet, in Redis: one server, a Redis Cluster,
-// or a master that sentinels watch. It is the only user of go-redis.
+// Package redisstore is the store of a fleet, in Redis: one server, a Redis Cluster, or
+// a master that sentinels watch. Only this package uses go-redis.
 package redisstore
 
 import (
@@ -16,13 +16,13 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisLimits are what a call may take.
+// redisLimits are the limits of a call.
 type redisLimits struct {
-	call time.Duration // the whole, waiting for a connection included
+	call time.Duration // the whole call, waiting for a connection included
 	wait time.Duration // for a connection
 	dial time.Duration
 	wire time.Duration // one read or write
-	// probe is how long the health of a server is taken for granted.
+	// probe is how long the health of a server is assumed to be unchanged.
 	probe time.Duration
 }
 
@@ -34,18 +34,17 @@ func redisUsual() redisLimits {
 // Store is a [store.Store] for a fleet: one server, a Redis Cluster, or a master that
 // sentinels watch.
 //
-// Everything is a string: a value "<number>:<bytes>", a lease
-// "L<fence>:<owner>", a counter "<count>". What others wrote under a key and does
-// not read so counts as lost: it reads as absent and is overwritten. Each change
-// is one script, and tells of the changed keys on the channel "<prefix>ev".
+// Everything is a string: a value "<number>:<bytes>", a lease "L<fence>:<owner>", a
+// counter "<count>". A key with any other content, written by another program, counts as
+// lost: it reads as absent and is overwritten. Each change is one script, and publishes
+// the changed keys on the channel "<prefix>ev".
 //
-// A call lasts half a second at most. After five failures in a row a server
-// counts as away, and after one write that it refused as taking no writes: calls
-// fail at once with ErrAway, or ErrNoWrites, until a probe in the background
-// succeeds. In a Cluster that is so for each master by itself, and a Get of keys
-// of several masters returns those that it could read. Calls that their own
-// context ended, that found no free connection, or whose slot is being moved, do
-// not count.
+// A call lasts half a second at most. After five failures in a row a server counts as
+// away, and after one write that it refused as read-only or full: calls fail at once
+// with ErrAway, or ErrNoWrites, until a probe in the background succeeds. In a Cluster
+// this applies to each master separately, and a Get of keys of several masters returns
+// those that it could read. Calls that their own context ended, that found no free
+// connection, or that hit a slot being moved, do not count.
 //
 // No error and no log line shows a password, a key or a value.
 type Store struct {
@@ -57,24 +56,24 @@ type Store struct {
 	shards  *redisShards
 	logger  *slog.Logger
 	trips   atomic.Uint64
-	wake    chan struct{} // the prober
+	wake    chan struct{} // wakes the prober
 
 	ctx         context.Context //nolint:containedctx // it ends with Close, as the listener must
 	cancel      context.CancelFunc
 	listener    sync.WaitGroup
 	mu          sync.Mutex
 	listening   bool
-	subscribers map[chan string]func() bool // and how to forget its ctx
+	subscribers map[chan string]func() bool // each with the function that releases its ctx
 }
 
 var _ store.Store = (*Store)(nil)
 
-// New returns a Redis store, or an error where the configuration
-// contradicts itself. It does not wait for Redis, which is connected to in the
-// background and may come and go; Check tells what is wrong with it.
+// New returns a Redis store, or an error if the configuration contradicts itself. It
+// does not wait for Redis: the connection is made in the background and may come and go;
+// Check reports problems.
 //
-// The Redis client's own log, which all clients in a process share, is switched
-// off: it does not say what it shows.
+// It disables the Redis client's own log, which all clients in a process share, because
+// its content is not under control.
 func New(config Config) (*Store, error) { return newRedis(config, redisUsual()) }
 
 func newRedis(config Config, limits redisLimits) (*Store, error) {
@@ -144,7 +143,7 @@ func (r *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 	return unreadOf(entries, parts, errs)
 }
 
-// unreadOf is what a Get returns some of whose parts may have failed.
+// unreadOf returns the result of a Get, some parts of which may have failed.
 func unreadOf(entries []store.Entry, parts []redisPart, errs []error) ([]store.Entry, error) {
 	unread := &store.UnreadError{Unread: make(map[int]bool)}
 	failed := 0
@@ -170,7 +169,7 @@ func unreadOf(entries []store.Entry, parts []redisPart, errs []error) ([]store.E
 	}
 }
 
-// redisPart are the keys of a Get that one server has.
+// redisPart has the keys of a Get that are on one server.
 type redisPart struct {
 	shard  *redisShard
 	groups []redisGroup
@@ -190,7 +189,7 @@ func (r *Store) parts(keys []string) []redisPart {
 	return parts
 }
 
-// readPart reads from one server, into the places of its keys.
+// readPart reads from one server, into the indexes of its keys.
 func (r *Store) readPart(ctx context.Context, part redisPart, entries []store.Entry) error {
 	var found []redisFound
 	err := r.try(ctx, part.shard, false, func(ctx context.Context) (err error) {
@@ -206,19 +205,19 @@ func (r *Store) readPart(ctx context.Context, part redisPart, entries []store.En
 	return nil
 }
 
-// redisFound is an entry, and its place among those of a Get.
+// redisFound is an entry, and its index among the entries of a Get.
 type redisFound struct {
 	place int
 	entry store.Entry
 }
 
-// redisGroup are keys that one script may read.
+// redisGroup has keys that one script may read.
 type redisGroup struct {
 	names  []string
-	places []int // of their entries
+	places []int // indexes of their entries
 }
 
-// groups are all keys in one, but in a Cluster those of each hash tag, because
+// groups returns all keys as one group, but in a Cluster one group per hash tag, because
 // they may be on different servers.
 func (r *Store) groups(keys []string) []redisGroup {
 	var groups []redisGroup
@@ -241,8 +240,8 @@ func (r *Store) groups(keys []string) []redisGroup {
 	return groups
 }
 
-// redisTag is the part of a key that decides on which server of a Cluster it
-// is: what the first braces hold, or else all of it.
+// redisTag is the part of a key that determines its server in a Cluster: the content of
+// the first braces, else the whole key.
 func redisTag(key string) string {
 	if _, rest, open := strings.Cut(key, "{"); open {
 		if tag, _, closed := strings.Cut(rest, "}"); closed && tag != "" {
@@ -252,9 +251,9 @@ func redisTag(key string) string {
 	return key
 }
 
-// read reads groups of one server. While a slot is being moved, some of its keys
-// are here and some there, and no server has all that a script names: then each
-// is read by itself.
+// read reads groups of one server. While a slot is being moved, some of its keys are
+// here and some there, and no server has all keys of a script: then each is read by
+// itself.
 func (r *Store) read(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
 	found, err := r.readGroups(ctx, groups)
 	if !redis.HasErrorPrefix(err, "TRYAGAIN") {
@@ -269,7 +268,7 @@ func (r *Store) read(ctx context.Context, groups []redisGroup) ([]redisFound, er
 	return r.readGroups(ctx, single)
 }
 
-// readGroups reads groups in one trip, two where the script is not known.
+// readGroups reads groups in one trip, two if Redis does not know the script.
 func (r *Store) readGroups(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
 	found, err := r.pipeline(ctx, r.scripts.get.byHash, groups)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
@@ -295,7 +294,7 @@ func (r *Store) pipeline(ctx context.Context, command redisCommand, groups []red
 			return nil, errRedisAnswer
 		}
 		for j, place := range groups[i].places {
-			text, _ := answer[2*j].(string) // nil: there is none
+			text, _ := answer[2*j].(string) // nil: the key is absent
 			left, _ := answer[2*j+1].(int64)
 			found = append(found, redisFound{place, redisEntry(text, left)})
 		}
@@ -339,8 +338,7 @@ func (r *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 	return r.number(ctx, r.scripts.raise, []string{key}, floor, by, r.channel())
 }
 
-// number runs a script that answers a number, or -1 where it would be above
-// MaxNumber.
+// number runs a script that returns a number, or -1 if it would be above MaxNumber.
 func (r *Store) number(ctx context.Context, script redisScript, keys []string, args ...any) (uint64, error) {
 	var answer int64
 	err := r.write(ctx, keys[0], func(ctx context.Context) (err error) {
@@ -404,7 +402,7 @@ func (r *Store) Close() error {
 	r.mu.Unlock()
 	r.listener.Wait()
 	if first {
-		_ = r.client.Close() // it fails where a connection was broken already
+		_ = r.client.Close() // it fails if a connection was broken already
 	}
 	return nil
 }
@@ -417,8 +415,8 @@ func (r *Store) names(keys []string) []string {
 	return names
 }
 
-// run runs a script that writes. While its slot is being moved it is tried again
-// for a moment: a slot moves in less, as a rule.
+// run runs a script that writes. While its slot is being moved it is retried for a
+// moment, which is usually enough.
 func (r *Store) run(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
 	command := r.runOnce(ctx, script, keys, args...)
 	for pause := 10 * time.Millisecond; pause < 100*time.Millisecond && redis.HasErrorPrefix(command.Err(), "TRYAGAIN"); pause *= 2 {
@@ -438,12 +436,12 @@ func (r *Store) runOnce(ctx context.Context, script redisScript, keys []string, 
 	err := r.client.Process(ctx, redisOnce{command})
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		command = script.whole(ctx, names, args...)
-		_ = r.client.Process(ctx, redisOnce{command}) // it keeps its error
+		_ = r.client.Process(ctx, redisOnce{command}) // the command keeps its error
 	}
 	return command
 }
 
-// usable reports why a call must not begin.
+// usable returns an error if a call must not begin.
 func (r *Store) usable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -454,7 +452,7 @@ func (r *Store) usable(ctx context.Context) error {
 	return nil
 }
 
-// locate gets to know the masters of a Cluster, where that was never done.
+// locate finds the masters of a Cluster, unless they are known.
 func (r *Store) locate(ctx context.Context) error {
 	unknown := r.shards.unknown()
 	if unknown == nil {
@@ -463,7 +461,7 @@ func (r *Store) locate(ctx context.Context) error {
 	return r.try(ctx, unknown, false, r.shards.locate)
 }
 
-// write makes a call that writes, to the server that has a key.
+// write makes a call that writes, to a key's server.
 func (r *Store) write(ctx context.Context, key string, call func(ctx context.Context) error) error {
 	if err := r.usable(ctx); err != nil {
 		return err
@@ -474,9 +472,9 @@ func (r *Store) write(ctx context.Context, key string, call func(ctx context.Con
 	return r.try(ctx, r.shards.of(r.config.Prefix+key), true, call)
 }
 
-// try makes one call of a server, if that is not known to be in vain and no longer
-// than its limit. The call may go on for as long after ctx has ended, because a
-// read from Redis heeds deadlines only; what it brings then is lost.
+// try makes one call of a server, unless the server is known to be down, within its
+// limit. The call may continue for as long after ctx has ended, because a read from
+// Redis obeys deadlines only; its result is then lost.
 func (r *Store) try(ctx context.Context, shard *redisShard, write bool, call func(ctx context.Context) error) error {
 	if err := shard.allow(write); err != nil {
 		return err

@@ -14,20 +14,20 @@ import (
 
 // redisRead begins every script.
 //
-// call runs a command. A refusal ends the script, which then answers with the
-// refusal and the name of the command, the same in all versions of Redis: some
-// have another text for it within scripts, that does not name the command.
-// attempt runs the body of a script so.
+// call runs a command. A refusal ends the script, which then returns the refusal and the
+// name of the command, the same in all versions of Redis: within scripts, some versions
+// use another text, without the command. attempt runs the body of a script with this
+// handling.
 //
-// held returns the text of a key, false where there is none. Any other error
-// than that of a key which holds no text, such as a missing right, must end the
-// script: taken for absence it would give a lease to everybody.
+// held returns the text of a key, false if absent. Any error other than that of a key
+// which holds no text, such as a missing permission, must end the script: taken for
+// absence it would grant a lease to every replica.
 //
-// read returns the number and the bytes that a key holds; 0 and no bytes where
-// it holds nothing, or what does not read as ours, just as redisEntry has it.
+// read returns the number and the bytes that a key holds; 0 and no bytes if it is
+// absent, or has another format, as redisEntry does.
 //
-// Numbers are floating point here, exact up to MaxNumber. Lua would write large
-// ones with an exponent, so text does not leave it to Lua.
+// Numbers are floating point here, exact up to MaxNumber. Lua would write large ones
+// with an exponent, so text formats them itself.
 const redisRead = `
 local MAX = 9007199254740991
 
@@ -77,13 +77,13 @@ local function text(number)
 end
 `
 
-// redisLease is for the scripts that have to do with leases. A Redis that is
-// short of memory evicts first what would expire first, and a lease that it
-// evicts lets several replicas do the same. So the key of a lease lives a day
-// longer than the lease, which is over when no more than that day is left.
+// redisLease begins the scripts for leases. A Redis that is short of memory
+// first evicts keys that expire soon, and an evicted lease lets several replicas do the
+// same work. So the key of a lease lives a day longer than the lease, which is over when
+// at most that day is left.
 //
-// lease returns the fence and the owner that a key holds, and whether the lease
-// lasts; 0 and no owner where it holds none.
+// lease returns the fence and the owner that a key holds, and whether the lease lasts; 0
+// and no owner if it holds no lease.
 const redisLease = redisRead + `
 local SPARE = 86400000
 
@@ -100,8 +100,8 @@ local function lasting(millis)
 end
 `
 
-// redisGet has the keys to read, and answers the text and the milliseconds left
-// of each: both of the same value, which two commands would not promise.
+// redisGet has the keys to read, and returns the text and the milliseconds left of each:
+// both of the same value, which two commands would not guarantee.
 const redisGet = redisRead + `
 return attempt(function()
   local entries = {}
@@ -114,9 +114,9 @@ return attempt(function()
 end)
 `
 
-// redisAcquire has the keys lease and counter, and the arguments owner,
-// milliseconds and floor. It answers the fence; 0 where another holds the lease,
-// for no longer than these milliseconds, and -1 where the counter is at its end.
+// redisAcquire has the keys lease and counter, and the arguments owner, milliseconds and
+// floor. It returns the fence; 0 if another owner holds the lease, for at most these
+// milliseconds, and -1 if the counter is exhausted.
 const redisAcquire = redisLease + `
 return attempt(function()
   local fence, owner, lasts = lease(KEYS[1])
@@ -152,11 +152,11 @@ return attempt(function()
 end)
 `
 
-// redisApply has the keys of the puts and, where there is a lease to release,
-// its key. Its arguments are the channel; number, milliseconds (0: for ever) and
-// text of each put; and the owner of the lease.
+// redisApply has the keys of the puts and, if there is a lease to release, its key. Its
+// arguments are the channel; number, milliseconds (0: for ever) and text of each put;
+// and the owner of the lease.
 //
-// A Redis that is out of memory refuses the puts, but not the release: those who
+// A Redis that is out of memory refuses the puts, but not the release: replicas that
 // wait for the lease need not wait for its end.
 //
 //nolint:dupword // Lua ends blocks so
@@ -214,8 +214,8 @@ return attempt(function()
 end)
 `
 
-// redisProbe runs the commands that the other scripts run, on a key that nothing
-// else uses. Its argument is the channel; none: it publishes nothing.
+// redisProbe runs the commands that the other scripts run, on a dedicated key. Its
+// argument is the channel; without it, the script publishes nothing.
 const redisProbe = redisRead + `
 return attempt(function()
   held(KEYS[1])
@@ -230,8 +230,8 @@ return attempt(function()
 end)
 `
 
-// redisScripts are run by their hash, and sent whole where Redis does not know
-// them: at first, after a failover, after SCRIPT FLUSH.
+// redisScripts are run by their hash, and sent whole if Redis does not know them: at
+// first, after a failover, after SCRIPT FLUSH.
 type redisScripts struct {
 	get, acquire, renew, apply, raise, probe redisScript
 }
@@ -275,10 +275,9 @@ func redisEval(ctx context.Context, command, script string, names []string, args
 	return made
 }
 
-// redisOnce is a command that the client of a Cluster does not repeat when no
-// answer came: if the first did its work all the same, the second would raise a
-// counter again, or find what it was to put there already and report that it
-// was not applied.
+// redisOnce is a command that the client of a Cluster does not repeat if it got no
+// response: if the first attempt succeeded, the second would raise a counter again, or
+// find its own put there already and report that it was not applied.
 type redisOnce struct{ *redis.Cmd }
 
 // NoRetry keeps the client from repeating it.
@@ -296,8 +295,8 @@ func redisValue(put store.Put) []byte {
 	return append(text, put.Value...)
 }
 
-// redisEntry is what a key holds, with the milliseconds left of it, negative
-// where it has no end. What the scripts would not have written is the zero Entry.
+// redisEntry parses the text of a key, with the milliseconds left of it, negative if it
+// does not expire. A text that the scripts would not have written gives the zero Entry.
 func redisEntry(text string, left int64) store.Entry {
 	digits, value, isValue := strings.Cut(text, ":")
 	number, err := strconv.ParseUint(digits, 10, 64)
@@ -309,7 +308,7 @@ func redisEntry(text string, left int64) store.Entry {
 	}
 	entry := store.Entry{Number: number, Value: []byte(value)}
 	if left >= 0 && left < int64(math.MaxInt64/time.Millisecond) {
-		entry.TTL = max(1, time.Duration(left)*time.Millisecond) // 0 would be for ever
+		entry.TTL = max(1, time.Duration(left)*time.Millisecond) // 0 would mean for ever
 	}
 	return entry
 }

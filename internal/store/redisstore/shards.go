@@ -14,22 +14,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisTags is how many hash tags are tried to find a key for each master of a
-// Cluster. One that has a hundredth of the slots is missed once in 30,000.
+// redisTags is how many hash tags are tried to find a key for each master of a Cluster.
+// A master with a hundredth of the slots is missed once in 30,000.
 const redisTags = 1024
 
-// redisUnknown is the shard of a Cluster whose masters are not known yet.
+// redisUnknown is the shard of a Cluster until its masters are known.
 const redisUnknown = "unknown"
 
-// redisShards are the servers that keys are on.
+// redisShards are the servers of the keys.
 type redisShards struct {
 	cluster *redis.ClusterClient // nil: there is one server
 	prefix  string
 	make    func(name string) *redisShard
-	tags    []string // the keys to probe with
+	tags    []string // the hash tags of the keys to probe with
 
 	mu    sync.Mutex
-	whole *redisShard // the one server, or a Cluster whose masters are not known yet; else nil
+	whole *redisShard // the single server, or a Cluster until its masters are known; else nil
 	known map[string]*redisShard
 }
 
@@ -50,8 +50,8 @@ func newRedisShards(cluster *redis.ClusterClient, config Config, create func(nam
 	return s
 }
 
-// unknown returns the shard that stands for a Cluster whose masters are not known
-// yet. Nil: they are, or it is no Cluster.
+// unknown returns the shard that stands for a Cluster until its masters are known. Nil:
+// they are known, or it is no Cluster.
 func (s *redisShards) unknown() *redisShard {
 	if s.cluster == nil {
 		return nil
@@ -61,7 +61,7 @@ func (s *redisShards) unknown() *redisShard {
 	return s.whole
 }
 
-// locate asks the Cluster which masters it has.
+// locate finds the masters of the Cluster.
 func (s *redisShards) locate(ctx context.Context) error {
 	if _, err := s.cluster.MasterForKey(ctx, s.prefix+s.tags[0]); err != nil {
 		return err
@@ -73,7 +73,7 @@ func (s *redisShards) locate(ctx context.Context) error {
 	return nil
 }
 
-// of returns the shard of a name in Redis. The masters are known.
+// of returns the shard of a name in Redis. The masters must be known.
 func (s *redisShards) of(name string) *redisShard {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +83,7 @@ func (s *redisShards) of(name string) *redisShard {
 	return s.at(s.address(name), strings.TrimPrefix(name, s.prefix))
 }
 
-// at returns the shard of a master, which the key is on. The caller holds s.mu.
+// at returns the shard of a master, which has the key. The caller holds s.mu.
 func (s *redisShards) at(address, key string) *redisShard {
 	shard := s.known[address]
 	if shard == nil {
@@ -94,7 +94,7 @@ func (s *redisShards) at(address, key string) *redisShard {
 	return shard
 }
 
-// address is the master of a name: the client knows it without asking.
+// address is the master of a name, which the client has cached.
 func (s *redisShards) address(name string) string {
 	master, err := s.cluster.MasterForKey(context.Background(), name)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *redisShards) address(name string) string {
 	return master.Options().Addr
 }
 
-// refresh drops masters that are gone, and finds a key for each that is there.
+// refresh drops masters that are gone, and finds a key for each present one.
 func (s *redisShards) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,9 +140,9 @@ func (s *redisShards) all() []*redisShard {
 	return all
 }
 
-// subscribe begins a subscription. All masters of a Cluster pass on what is
-// published at any of them, so it is made at one that is up: not at the one to
-// which the name of the channel belongs, which may be down.
+// subscribe begins a subscription. All masters of a Cluster forward messages published
+// at any of them, so it uses one that is up: not the master of the channel's name, which
+// may be down.
 func (s *redisShards) subscribe(ctx context.Context, client redis.UniversalClient) *redis.PubSub {
 	if s.cluster == nil || s.unknown() != nil {
 		return client.Subscribe(ctx)
@@ -158,7 +158,7 @@ func (s *redisShards) subscribe(ctx context.Context, client redis.UniversalClien
 	return master.Subscribe(ctx)
 }
 
-// Health returns the health of each server, by what this replica has seen of it.
+// Health returns the health of each server, as this replica has seen it.
 func (r *Store) Health() []store.Health {
 	var all []store.Health
 	for _, shard := range r.shards.all() {
@@ -167,8 +167,8 @@ func (r *Store) Health() []store.Health {
 	return all
 }
 
-// probe probes the servers until r is closed: while all is well now and then, so
-// that it is seen within seconds if one goes down, whether or not it is used.
+// probe probes the servers until r is closed: healthy ones periodically, so that a
+// failure is detected within seconds even if the server is not used.
 func (r *Store) probe() {
 	for {
 		r.shards.refresh()
@@ -203,7 +203,7 @@ func (r *Store) probeOne(shard *redisShard, key string) {
 	defer cancel()
 	channel := ""
 	if shard.allow(true) != nil {
-		channel = r.channel() // it may be that which is refused
+		channel = r.channel() // the refusal may be about the channel
 	}
 	var err error
 	if shard == r.shards.unknown() {

@@ -12,9 +12,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// redisTrace makes spans of trips to Redis. They tell commands by their names, and
-// how many keys they are about: the clients' own traces hold arguments, which are
-// passwords and values.
+// redisTrace makes spans of trips to Redis. They show the names of commands and the
+// number of their keys: the clients' own traces contain arguments, which are passwords
+// and values.
 type redisTrace struct{ tracer *tracing.Tracer }
 
 var _ redis.Hook = redisTrace{}
@@ -52,7 +52,7 @@ func (t redisTrace) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 	}
 }
 
-// redisSpan is the name of commands that go together.
+// redisSpan is the name of a group of commands.
 func redisSpan(commands ...redis.Cmder) tracing.Name {
 	name := ""
 	for i, command := range commands {
@@ -69,7 +69,7 @@ func redisSpan(commands ...redis.Cmder) tracing.Name {
 	}
 }
 
-// redisKeys is how many keys a command is about.
+// redisKeys is the number of a command's keys.
 func redisKeys(command redis.Cmder) int {
 	args := command.Args()
 	switch command.Name() {
@@ -86,7 +86,7 @@ func redisKeys(command redis.Cmder) int {
 	return 0
 }
 
-// redisFailure leaves out what is no failure of the trip: a script that Redis does
+// redisFailure filters errors that are no failure of the trip: a script that Redis does
 // not know yet, and absence.
 func redisFailure(err error) error {
 	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "NOSCRIPT") {
