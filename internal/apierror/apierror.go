@@ -1,6 +1,6 @@
-// Package apierror has the error that callers get to see, whatever API they use and
-// whatever failed: a code, a machine-readable reason and a sentence. It knows no other
-// package, so that every layer can fail with it.
+// Package apierror defines the error that callers see, whatever API they use and
+// whatever failed: a code, a machine-readable reason and a sentence. It imports no other
+// package of the broker, so that every layer can return it.
 package apierror
 
 import (
@@ -9,22 +9,22 @@ import (
 	"time"
 )
 
-// Code is the kind of an [Error]. The codes are those of gRPC that the broker
-// uses; APIs translate them, each in one table.
+// Code is the kind of an [Error]. The codes are the gRPC codes that the broker uses;
+// each API translates them in one table.
 type Code int
 
 // The codes.
 const (
-	Internal           Code = iota // a fault of the broker's own
-	InvalidArgument                // the question is malformed
-	Unauthenticated                // nobody knows who asks
-	PermissionDenied               // the caller may not ask this, or what it asks for does not exist
-	FailedPrecondition             // asking again does not help until somebody changes something
-	ResourceExhausted              // too much was asked; RetryAfter says when to ask again
-	Unavailable                    // what is needed cannot be reached; RetryAfter says when to ask again
-	DeadlineExceeded               // the caller's time was up
-	Canceled                       // the caller left
-	NotFound                       // what the question names does not exist
+	Internal           Code = iota // a fault of the broker itself
+	InvalidArgument                // the request is malformed
+	Unauthenticated                // the caller is not identified
+	PermissionDenied               // the caller may not make this request, or its object does not exist
+	FailedPrecondition             // a retry does not help until a person changes something
+	ResourceExhausted              // a limit is exceeded; RetryAfter is the time to retry
+	Unavailable                    // a dependency cannot be reached; RetryAfter is the time to retry
+	DeadlineExceeded               // the caller's deadline has passed
+	Canceled                       // the caller canceled the request
+	NotFound                       // the object of the request does not exist
 )
 
 // Reasons are the stable, machine-readable causes that errors carry.
@@ -70,42 +70,42 @@ const (
 	ReasonInternal           = "INTERNAL"
 )
 
-// Error is an error for callers. Its text holds no secret, no token and nothing that
-// an IdP wrote.
+// Error is an error for callers. Its text holds no secret, no token and no text from an
+// IdP.
 type Error struct {
 	Code Code
 	// Reason is one of the Reason constants.
 	Reason string
-	// Message is a sentence that tells the reader what to do.
+	// Message is a sentence that says how to correct the failure.
 	Message string
-	// RetryAfter says when asking again may help. Zero: unknown or never.
+	// RetryAfter is the time after which a retry may help. Zero: unknown or never.
 	RetryAfter time.Duration
-	// Metadata names what the error is about; never mutated after the error is
+	// Metadata names the objects of the error; it is never mutated after the error is
 	// made.
 	Metadata map[string]string
-	// Field names the field at fault of an InvalidArgument.
+	// Field names the invalid field of an InvalidArgument.
 	Field string
-	// Cause is for the log alone. Callers never see it.
+	// Cause is for the log only. Callers never see it.
 	Cause error
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap returns what lies behind the error, for the log.
+// Unwrap returns the cause, for the log.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// WithRetryAfter returns the error as it reads when it is told again later.
+// WithRetryAfter returns a copy of the error with a new time to retry.
 func (e *Error) WithRetryAfter(wait time.Duration) *Error {
 	told := *e
 	told.RetryAfter = max(wait, time.Millisecond)
 	return &told
 }
 
-// internalMessage is all that callers learn of a fault of the broker.
+// internalMessage is the only message that callers see of a fault of the broker.
 const internalMessage = "the broker met a fault of its own; its log has the details"
 
-// GaveUp is the error of a caller whose ctx ended. Whoever ended it may have
-// said why, with an [*Error] as the cause.
+// GaveUp is the error for a caller after its ctx has ended. If the cause of ctx is an
+// [*Error], that is the error.
 func GaveUp(ctx context.Context) *Error {
 	if why, ok := errors.AsType[*Error](context.Cause(ctx)); ok {
 		return why
@@ -116,8 +116,7 @@ func GaveUp(ctx context.Context) *Error {
 	return &Error{Code: DeadlineExceeded, Reason: ReasonCallerGaveUp, Message: "the caller's deadline passed while the broker waited; allow at least 10 s for a token that is not held yet", Cause: ctx.Err()}
 }
 
-// Fault is the error for what should not have happened; its cause is for the
-// log alone.
+// Fault is the error for a case that should not happen; its cause is for the log only.
 func Fault(cause error) *Error {
 	return &Error{Code: Internal, Reason: ReasonInternal, Message: internalMessage, Cause: cause}
 }

@@ -1,12 +1,11 @@
-// Package httpapi is the HTTP API of the broker, for callers that do not speak gRPC:
-// gateways that ask whether a request may pass (/verify), and OAuth clients in any
-// language that want a token (RFC 6749), or to know whether one is good (RFC 7662).
-// Like package server it turns requests into questions and answers into responses,
-// and decides nothing itself.
+// Package httpapi is the HTTP API of the broker, for callers that do not use gRPC:
+// gateways that check a request (/verify), and OAuth clients in any language that
+// request a token (RFC 6749) or introspect one (RFC 7662). Like package server it
+// translates requests and responses, and makes no decisions itself.
 //
-// It speaks HTTP/1.1 only, follows no path that is not spelled exactly, and
-// redirects nobody. Nothing here logs a request, whole or in part: it may hold a
-// token anywhere.
+// It supports HTTP/1.1 only, serves only paths that are spelled exactly, and sends no
+// redirects. Nothing here logs a request, in whole or in part: any part of it may hold a
+// token.
 package httpapi
 
 import (
@@ -35,20 +34,20 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// Bounds of what one connection may take.
+// Bounds of one connection.
 const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 10 * time.Second
-	// writeGrace is how long an answer may take to be written.
+	// writeGrace is the time limit for writing a response.
 	writeGrace = 5 * time.Second
-	// idleTimeout is longer than that of gateways, so that it is they who close: a
-	// request may be on its way to a connection that the broker closes.
+	// idleTimeout is longer than that of gateways, so that gateways close idle
+	// connections: if the broker closes one, a request may already be on its way.
 	idleTimeout = 3 * time.Minute
 	// linesPerSecond is how many failures are logged in a second.
 	linesPerSecond = 10
 )
 
-// clientClosedRequest is the status under which a request counts whose client
+// clientClosedRequest is the status that metrics count if the client
 // disconnected before the broker had a response. nginx uses the same number.
 const clientClosedRequest = 499
 
@@ -60,29 +59,30 @@ const (
 	metadataPath   = "/.well-known/oauth-authorization-server"
 )
 
-// Config is what a Server is made of.
+// Config is the configuration of a Server.
 type Config struct {
-	// Broker answers, Door lets in, Judge judges what gateways ask. Required.
+	// Broker fetches and verifies tokens, Door identifies callers, Judge decides for
+	// gateways. Required.
 	Broker *broker.Broker
 	Door   *server.Door
 	Judge  *gateway.Judge
-	// NeedsInHeaders: gateways say in headers what a token must be good for, and not in
+	// NeedsInHeaders: gateways send the requirements for a token in headers, and not in
 	// the query.
 	NeedsInHeaders bool
-	// URL is that under which clients reach the server, for its metadata (RFC 8414);
-	// empty: there are none.
+	// URL is the URL of the server for clients, used in its metadata (RFC 8414); empty:
+	// no metadata.
 	URL string
-	// Deadline bounds every request for a token; a verification takes less by itself.
-	// Zero: server.DefaultDeadline.
+	// Deadline bounds every request for a token; a verification has a shorter bound of
+	// its own. Zero: server.DefaultDeadline.
 	Deadline time.Duration
 	// MessageSize and HeaderSize bound the body and the headers of a request, tokens
 	// included, in bytes. Zero: the defaults of package server.
 	MessageSize, HeaderSize int
-	// Tracer makes spans of requests. Nil: there are none.
+	// Tracer makes spans of requests. Nil: no spans.
 	Tracer *tracing.Tracer
-	// Logger is told of what failed. Nil: slog.Default.
+	// Logger receives failures. Nil: slog.Default.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not shown.
+	// Registerer registers the metrics. Nil: they are counted but not exported.
 	Registerer prometheus.Registerer
 }
 
@@ -94,13 +94,13 @@ type Server struct {
 	lines   *rate.Limiter
 	routes  map[string]route
 	known   knownNeeds
-	// draining has clients close their connections, so that their next requests go to
-	// another replica and none is on its way when the broker closes a connection.
+	// draining makes clients close their connections, so that their next requests go to
+	// another replica and no request is on its way when the broker closes a connection.
 	draining atomic.Bool
 }
 
-// route is what there is at a path. What serves returns is the status that it
-// answered with, and what the log is to say of it.
+// route is the handler of a path. Its function returns the status of the response and
+// the error for the log.
 type route struct {
 	name    string
 	span    tracing.Name
@@ -147,7 +147,7 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Serve answers on listener until Shutdown, in plaintext if secure is nil. It may be
+// Serve serves on listener until Shutdown, in plaintext if secure is nil. It may be
 // called for several listeners.
 func (s *Server) Serve(listener net.Listener, secure *tls.Config) error {
 	listener = s.cfg.Door.Listen(listener)
@@ -160,11 +160,10 @@ func (s *Server) Serve(listener net.Listener, secure *tls.Config) error {
 	return nil
 }
 
-// Drain has clients close their connections after the next response.
+// Drain makes clients close their connections after the next response.
 func (s *Server) Drain() { s.draining.Store(true) }
 
-// Shutdown takes no new requests and lets those in progress end until timeout is
-// over.
+// Shutdown accepts no new requests and waits for those in progress, at most for timeout.
 func (s *Server) Shutdown(timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
@@ -176,7 +175,7 @@ func (s *Server) Shutdown(timeout time.Duration) {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	begun := time.Now()
-	// RawPath is there where the path is spelled otherwise than it reads.
+	// RawPath is set if the encoding of the path is not the default one.
 	at, known := s.route(cmp.Or(r.URL.RawPath, r.URL.Path))
 	header := w.Header()
 	header["Cache-Control"] = noStore
@@ -191,7 +190,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	status, err := s.traced(w, r, at)
 	if status >= http.StatusInternalServerError && r.Context().Err() != nil {
-		status, err = clientClosedRequest, nil // the broker has not failed: its client has gone
+		status, err = clientClosedRequest, nil // the client disconnected; the broker did not fail
 	}
 	s.metrics.ended(at.name, status, time.Since(begun))
 	if err != nil {
@@ -219,7 +218,7 @@ func (s *Server) traced(w http.ResponseWriter, r *http.Request, at route) (statu
 	return status, err
 }
 
-// What answers have in common; nobody writes to these.
+// Header values that all responses share; they are never modified.
 //
 //nolint:gochecknoglobals // values of headers that are shared by all answers
 var (
@@ -228,8 +227,8 @@ var (
 	closing = []string{"close"}
 )
 
-// route is what is at path. Some gateways put the path of the request that they ask
-// about behind /verify; it is not looked at.
+// route returns the route of a path. Some gateways append the path of the checked
+// request to /verify; it is ignored.
 func (s *Server) route(path string) (route, bool) {
 	if strings.HasPrefix(path, verifyPath+"/") {
 		path = verifyPath
@@ -252,8 +251,8 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, at route) (statu
 	return at.serve(w, r)
 }
 
-// crashed answers after a panic. Its value may hold anything, so the log gets its
-// type and the stack.
+// crashed responds after a panic. The value of the panic may hold anything, so the log
+// gets its type and the stack.
 func (s *Server) crashed(ctx context.Context, w http.ResponseWriter, at route, cause any) int {
 	s.cfg.Logger.ErrorContext(ctx, "a handler crashed", "endpoint", at.name, "type", fmt.Sprintf("%T", cause), "stack", string(debug.Stack()))
 	status := http.StatusInternalServerError
@@ -264,8 +263,7 @@ func (s *Server) crashed(ctx context.Context, w http.ResponseWriter, at route, c
 	return status
 }
 
-// log writes the error's own message: it is written for callers, and so holds
-// nothing that must not be seen.
+// log writes the error's own message: it is written for callers, and so holds no secret.
 func (s *Server) log(ctx context.Context, endpoint string, status int, err error) {
 	if !s.lines.Allow() {
 		return
@@ -281,8 +279,8 @@ func (s *Server) log(ctx context.Context, endpoint string, status int, err error
 	s.cfg.Logger.Log(ctx, level, "request failed", "endpoint", endpoint, "status", status, "error", message)
 }
 
-// limited writes no more lines than the limiter admits: those of net/http are about
-// connections that anybody can make.
+// limited writes no more lines than the limiter admits: lines of net/http are about
+// connections that any peer can open.
 type limited struct {
 	slog.Handler
 
@@ -291,15 +289,15 @@ type limited struct {
 
 // Handle implements slog.Handler.
 func (l *limited) Handle(ctx context.Context, record slog.Record) error {
-	// A handshake that fails is told by the door.
+	// The door logs failed handshakes.
 	if strings.HasPrefix(record.Message, "http: TLS handshake error ") || !l.lines.Allow() {
 		return nil
 	}
 	return l.Handler.Handle(ctx, record)
 }
 
-// metrics counts requests. The children of answers that are usual are resolved at
-// the start.
+// metrics counts requests. The children for the usual responses are resolved at the
+// start.
 type metrics struct {
 	handled *prometheus.CounterVec
 	seconds *prometheus.HistogramVec

@@ -10,8 +10,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// introspection is the response of RFC 7662 section 2.2. Sub is always there: who
-// receives it may take an answer without one for a bad one.
+// introspection is the response of RFC 7662 section 2.2. Sub is always present: a
+// recipient may reject a response without it.
 type introspection struct {
 	Active    bool            `json:"active"`
 	Scope     string          `json:"scope,omitempty"`
@@ -25,15 +25,15 @@ type introspection struct {
 	Issuer    string          `json:"iss,omitempty"`
 	TokenID   string          `json:"jti,omitempty"`
 	Confirm   json.RawMessage `json:"cnf,omitempty"`
-	// SubjectType is client_id if sub is the client's, whose token has no sub; else it
-	// is absent.
+	// SubjectType is client_id if sub is the client ID, because the token has no sub;
+	// else it is absent.
 	SubjectType string `json:"subject_type,omitempty"`
 }
 
-// introspect is the introspection endpoint of RFC 7662: for a token that is for one
-// of the audiences that its issuer is configured with. Of a token that is not good
-// nothing is said but that. The parameter issuer, which is no part of the standard, names
-// the issuer that the token must be of.
+// introspect is the introspection endpoint of RFC 7662: a token is active only if it is
+// for one of the configured audiences of its issuer. The response for any other token
+// holds active=false and nothing else. The parameter issuer, which is not part of the
+// standard, names the required issuer of the token.
 func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error) {
 	asked, refused := s.ask(w, r)
 	if refused != nil {
@@ -51,7 +51,7 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 	result, err := s.cfg.Broker.Verify(r.Context(), asked.caller, redact.New(presented), needs)
 	if err != nil {
 		p := problemOf(err)
-		if p.code == unauthorizedClient { // section 2.3 leaves no other way to say so
+		if p.code == unauthorizedClient { // section 2.3 has no other response for it
 			p.status, p.code = http.StatusForbidden, accessDenied
 		}
 		return refuse(w, r, p)
@@ -86,20 +86,20 @@ func introspected(f *verify.Facts) introspection {
 	return made
 }
 
-// confirmation is the cnf claim as the issuer wrote it, so that the receiver sees how
-// the token is bound also where the broker does not know that way.
+// confirmation is the cnf claim as the issuer wrote it, so that the recipient sees how
+// the token is bound even if the broker does not support that method.
 func confirmation(f *verify.Facts) json.RawMessage {
 	if f.Confirmation == nil {
 		return nil
 	}
-	var claims map[string]json.RawMessage // unlike a struct, it tells cnf from CNF
+	var claims map[string]json.RawMessage // unlike a struct, it distinguishes cnf from CNF
 	if err := json.Unmarshal(f.Claims, &claims); err != nil || claims["cnf"] == nil {
-		return json.RawMessage("{}") // an opaque token that is bound by its token type
+		return json.RawMessage("{}") // an opaque token that its token type binds
 	}
 	return claims["cnf"]
 }
 
-// metadata are those of RFC 8414 section 2.
+// metadata is the server metadata of RFC 8414 section 2.
 func (s *Server) metadata(w http.ResponseWriter, _ *http.Request) (int, error) {
 	byClient := []string{"tls_client_auth", "client_secret_basic", "client_secret_post"}
 	return http.StatusOK, writeJSON(w, http.StatusOK, map[string]any{

@@ -22,8 +22,8 @@ const (
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 )
 
-// The errors of RFC 6749 section 5.2, RFC 8707 section 2, and of section 4.1.2.1 for
-// what is the server's.
+// The errors of RFC 6749 section 5.2 and RFC 8707 section 2, and of RFC 6749 section
+// 4.1.2.1 for failures of the server.
 const (
 	invalidRequest         = "invalid_request"
 	invalidClient          = "invalid_client"
@@ -42,14 +42,14 @@ type problem struct {
 	code        string
 	description string
 	retryAfter  time.Duration
-	cause       error // for the log; nil: it is of no interest there
+	cause       error // for the log; nil: not logged
 }
 
 func bad(code, description string) *problem {
 	return &problem{status: http.StatusBadRequest, code: code, description: description}
 }
 
-// asking is a request to an OAuth endpoint: its form, and who makes it.
+// asking is a request to an OAuth endpoint: its form and its caller.
 type asking struct {
 	form   url.Values
 	client string // client_id; may be empty
@@ -57,14 +57,14 @@ type asking struct {
 	leave  func()
 }
 
-// ask reads a request and lets in who makes it.
+// ask reads a request and identifies its caller.
 func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem) {
 	if fromBrowser(r.Header) {
 		return nil, bad(invalidRequest, "The request comes from a page in a browser, and there are no callers there")
 	}
 	read, err := s.cfg.Door.Admit(r.Context(), r.TLS)
 	if err != nil {
-		w.Header()["Connection"] = closing // what is on its way is not read
+		w.Header()["Connection"] = closing // the rest of the request is not read
 		return nil, problemOf(err)
 	}
 	form, refused := s.formOf(w, r)
@@ -83,16 +83,16 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem)
 	return &asking{form, client, caller, leave}, nil
 }
 
-// fromBrowser reports whether a page in a browser makes a request. One that any site
-// shows could have the browser ask a broker on loopback, as the caller that everybody
-// there is, and by a name that it has turn into 127.0.0.1 read the answer. Browsers
-// say with each POST where it comes from, and nobody else does.
+// fromBrowser reports whether a page in a browser makes a request. A page of any site
+// could make the browser call a broker on loopback with the permissions that all local
+// processes share, and could read the response through a DNS name that it rebinds to
+// 127.0.0.1. Browsers send the origin with each POST; other clients do not.
 func fromBrowser(header http.Header) bool {
 	return len(header["Origin"]) > 0 || len(header["Sec-Fetch-Site"]) > 0
 }
 
-// formOf reads the form. No parameter but resource is there twice (RFC 6749 section
-// 3.2), and one without a value is none (section 3.1).
+// formOf reads the form. Only the parameter resource may be repeated (RFC 6749 section
+// 3.2), and a parameter without a value counts as absent (section 3.1).
 func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *problem) {
 	if r.URL.RawQuery != "" {
 		return nil, bad(invalidRequest, "Parameters belong in the body, not in the query")
@@ -119,10 +119,10 @@ func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *pr
 	return form, nil
 }
 
-// credentials are the client that a request names, and the value of Authorization
-// by which its maker would prove who it is to any other API: RFC 6749 section 2.3
-// admits one way at a time. A client secret is the maker's own JWT, for those who
-// can send it in no other way; who proves itself by a certificate sends none.
+// credentials returns the client that a request names, and the value of Authorization
+// that would authenticate the caller to any other API: RFC 6749 section 2.3 allows one
+// method at a time. A client secret is the caller's own JWT, for callers that can send
+// it in no other way; a caller that authenticates by a certificate sends no secret.
 func credentials(values []string, form url.Values) (client string, authorization []string, _ *problem) {
 	client = form.Get("client_id")
 	ways := 0
@@ -185,7 +185,7 @@ func basic(text string) (id, secret string, ok bool) {
 	return id, secret, errID == nil && errSecret == nil
 }
 
-// problemOf is the one table from the broker's errors to those of OAuth.
+// problemOf is the one table from the broker's errors to the errors of OAuth.
 func problemOf(err error) *problem {
 	told, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
@@ -227,7 +227,7 @@ func codeOfField(field string) string {
 	}
 }
 
-// refuse answers with a problem.
+// refuse responds with a problem.
 func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
 	header := w.Header()
 	if p.status == http.StatusUnauthorized {
@@ -243,7 +243,8 @@ func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
 	return p.status, errors.Join(p.cause, writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": described(p.description)}))
 }
 
-// described replaces what an error_description may not hold (RFC 6749 section 5.2).
+// described replaces characters that an error_description may not hold (RFC 6749 section
+// 5.2).
 func described(text string) string {
 	return strings.Map(func(c rune) rune {
 		switch {
@@ -266,11 +267,11 @@ func writeJSON(w http.ResponseWriter, status int, value any) error {
 	header.Set("Content-Type", "application/json")
 	header.Set("Pragma", "no-cache") // RFC 6749 section 5.1
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // who does not read it has left
+	_, _ = w.Write(append(body, '\n')) // an error means that the client has disconnected
 	return nil
 }
 
-// values are those of a parameter that may be repeated.
+// values returns the values of a parameter that may be repeated.
 func values(form url.Values, name string) []string {
 	return slices.DeleteFunc(slices.Clone(form[name]), func(value string) bool { return value == "" })
 }

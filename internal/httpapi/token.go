@@ -10,9 +10,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
-// token is the token endpoint of RFC 6749, for the grant client_credentials of
-// section 4.4: client_id names the client whose token is wanted, and who wants it
-// is the caller.
+// token is the token endpoint of RFC 6749, for the grant client_credentials of section
+// 4.4: client_id names the client that the token is for; the caller authenticates as
+// itself.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	asked, refused := s.ask(w, r)
 	if refused != nil {
@@ -49,8 +49,8 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	return http.StatusOK, writeJSON(w, http.StatusOK, tokenResponse(answer, time.Now()))
 }
 
-// tokenResponse is the response of RFC 6749 section 5.1, with what else the IdP's
-// answer had that callers get to see.
+// tokenResponse is the response of RFC 6749 section 5.1, with the further fields of the
+// IdP's response that callers may see.
 func tokenResponse(answer broker.Answer, now time.Time) map[string]any {
 	made := map[string]any{}
 	for name, value := range answer.Token.Extras {

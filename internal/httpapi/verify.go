@@ -17,7 +17,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// The headers in which gateways say what a token must be good for.
+// The headers in which gateways send the requirements for a token.
 const (
 	audienceHeader = "X-Verify-Audience"
 	scopeHeader    = "X-Verify-Scope"
@@ -26,13 +26,13 @@ const (
 
 const accessToken = "access_token"
 
-// verify answers a gateway with 200, 401, 403 or 503, and with nothing else.
-// Whatever is wrong with the gateway's own part is 503: were it 401 or 403, who
-// makes the request would be told so.
+// verify responds to a gateway with 200, 401, 403 or 503, and with nothing else. A fault
+// of the gateway is always 503: the gateway would pass 401 or 403 on to its own client.
 func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 	now := time.Now()
 	if r.ContentLength != 0 {
-		// No gateway sends one. What follows on this connection might be a part of it.
+		// No gateway sends a body. What follows on this connection might be a part of
+		// it.
 		w.Header().Set("Connection", "close")
 	}
 	caller, leave, err := s.cfg.Door.Gateway(r.Context(), r.TLS, verifyPath, now)
@@ -49,7 +49,7 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 }
 
 // imitates reports whether a request has another spelling of an identity header. A
-// gateway that sends it here does not remove it from the request that it passes on.
+// gateway that sends it here does not remove it from the request that it forwards.
 func (s *Server) imitates(header http.Header) bool {
 	for name := range header {
 		if s.cfg.Judge.Imitates(name) {
@@ -59,7 +59,7 @@ func (s *Server) imitates(header http.Header) bool {
 	return false
 }
 
-// say answers with a decision.
+// say writes a decision.
 func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision, now time.Time) (int, error) {
 	header := w.Header()
 	switch d.Status {
@@ -94,8 +94,8 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 //nolint:gochecknoglobals // a value of a header that is shared by all answers
 var varyAuthorization = []string{"Authorization"}
 
-// needs is what the gateway says the token must be good for, and whether there is a
-// token in the query. An error is the gateway's own.
+// needs returns the requirements of the gateway for the token, and whether the query
+// holds a token. An error is a fault of the gateway.
 func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err error) {
 	raw := r.URL.RawQuery
 	if known, ok := s.known.get(raw); ok && !s.cfg.NeedsInHeaders {
@@ -120,11 +120,11 @@ func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err
 	return needs, inQuery, err
 }
 
-// maxKnownNeeds are far more than the routes of a gateway.
+// maxKnownNeeds is far more than the number of routes of a gateway.
 const maxKnownNeeds = 1000
 
-// knownNeeds remembers what queries say that are good: gateways send a few, over and
-// over. Its zero value is empty.
+// knownNeeds caches the parsed requirements of valid queries: gateways repeat a few. Its
+// zero value is empty.
 type knownNeeds struct {
 	byQuery sync.Map
 	count   atomic.Int64
@@ -148,9 +148,9 @@ func (k *knownNeeds) put(query string, needs verify.Request) {
 	}
 }
 
-// needsInQuery refuses what the gateway would not send: some gateways put there what
-// the request that they ask about has in its query, and whoever makes that would say
-// what its own token must be good for.
+// needsInQuery rejects parameters that the gateway would not send: some gateways forward
+// the query of the checked request, and its sender could then choose the requirements
+// for its own token.
 func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
 	for name, given := range values {
 		if name != "audience" && name != "scope" && name != "issuer" {
@@ -163,11 +163,10 @@ func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
 	return needsOf(values.Get("audience"), values.Get("scope"), values.Get("issuer"))
 }
 
-// needsInHeaders wants the audience in any case: where the gateway does not replace
-// it, whoever makes a request could choose what its own token is for. If several
-// issuers are asked about opaque tokens, it wants the issuer as well: else whoever makes
-// a request could choose which of them judges its token. The scope can only make it
-// harder to pass.
+// needsInHeaders always requires the audience: if the gateway does not replace it, the
+// sender of a request could choose the audience of its own token. If opaque tokens of
+// several issuers are configured, it requires the issuer as well: else the sender could
+// choose the issuer that checks its token. The scope can only make the check stricter.
 func needsInHeaders(header http.Header, severalIntrospect bool) (needs verify.Request, _ bool, err error) {
 	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
 		return needs, false, misconfigured("the header " + audienceHeader + " is not there: the gateway must set it on every request")

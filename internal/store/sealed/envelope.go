@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// A mark begins every envelope and names its kind: a value that is kept until it
-// is overwritten, or a value with an end.
+// A mark begins every envelope and names its kind: a value that is kept until it is
+// overwritten, or a value with an expiry.
 const (
 	sealedForGood  = "TB1"
 	sealedUntil    = "TB2"
 	sealedMarkSize = 3
 )
 
-// An envelope is the mark, the id of the key, the end of a value that has one
+// An envelope is the mark, the id of the key, the expiry of a value that has one
 // (milliseconds since 1970), and the output of the AEAD: nonce, ciphertext and tag.
 const (
 	sealedHead    = sealedMarkSize + ringIDSize
@@ -23,33 +23,33 @@ const (
 	aeadOverhead  = 12 + 16
 )
 
-// Overhead is how many bytes sealing adds to a value that has an end, the
-// most that it adds.
+// Overhead is how many bytes sealing adds to a value with an expiry, the most that it
+// adds.
 const Overhead = sealedHead + sealedEndSize + aeadOverhead
 
-// What keeps an envelope from being opened.
+// The reasons why an envelope cannot be opened.
 var (
 	errNotSealed  = errors.New("it is not sealed")
 	errUnknownKey = errors.New("it is sealed with a key that the ring does not have: put that key back into the ring")
 	errRefused    = errors.New("it was altered, or is not what it is taken for")
 )
 
-// backupKey begins what a backup is bound to. No key of a store is like it.
+// backupKey is the prefix of the context of a backup. No key of a store is like it.
 const backupKey = "backup\x00"
 
-// SealBackup seals what is to be kept outside of the store, bound to what it is of.
+// SealBackup seals data that is kept outside of the store, bound to its name.
 func (r *Ring) SealBackup(of string, value []byte) []byte {
 	return r.seal(backupKey+of, 1, time.Time{}, value)
 }
 
-// OpenBackup opens what SealBackup of this ring, or an older one, has sealed. The
-// error says in a sentence why it could not.
+// OpenBackup opens the output of SealBackup of this ring, or of an older one. The error
+// is a sentence with the reason of the failure.
 func (r *Ring) OpenBackup(of string, sealed []byte) ([]byte, error) {
 	opened, err := r.open(backupKey+of, 1, bytes.Clone(sealed))
 	return opened.value, err
 }
 
-// seal returns an envelope. The zero end: the value has none.
+// seal returns an envelope. A zero end: the value has no expiry.
 func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []byte {
 	envelope := make([]byte, 0, len(value)+Overhead)
 	mark, sealedEnd := sealedForGood, []byte(nil)
@@ -66,7 +66,7 @@ func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []by
 type opened struct {
 	value []byte
 	with  ringID    // the key that sealed it
-	end   time.Time // by the clock of the replica that sealed it; zero: none
+	end   time.Time // by the clock of the replica that sealed it; zero: no expiry
 }
 
 // open opens an envelope in its own memory.
@@ -100,8 +100,8 @@ func (r *Ring) open(key string, number uint64, envelope []byte) (opened, error) 
 	return found, nil
 }
 
-// sealedContext is what a value is bound to beside its key: it opens only with
-// the same. The length keeps the parts apart, because only the last may be empty.
+// sealedContext is the additional data of the AEAD: a value opens only with the same
+// context. The length separates the parts, because only the last may be empty.
 func sealedContext(id ringID, key string, number uint64, sealedEnd []byte) []byte {
 	data := make([]byte, 0, ringIDSize+4+len(key)+8+sealedEndSize)
 	data = append(data, id[:]...)

@@ -21,18 +21,18 @@ import (
 )
 
 const (
-	ringKeySize = 32 // bytes, of a key for AES-256 and of the names key
+	ringKeySize = 32 // bytes, for a key of AES-256 and for the names key
 	ringIDSize  = 4  // bytes, of the id of a key
 	ringMaxSize = 64 << 10
 )
 
-// Ring holds the keys that values are sealed with. One, the primary, seals;
-// each of them opens. Beside them is a key that the names of things are hashed
-// with, which stays when the others change.
+// Ring holds the keys that seal values. One, the primary, seals; each of them opens. The
+// ring also has a names key, which hashes the names of things and stays when the others
+// change.
 //
-// To change the sealing key of a fleet without a value lost: [Ring.Add] a key,
-// wait until each replica has read it, [Ring.Promote] it, wait until nothing
-// that the old one sealed is wanted any more, [Ring.Drop] the old one.
+// To change the sealing key of a fleet without losing a value: [Ring.Add] a key, wait
+// until each replica has read it, [Ring.Promote] it, wait until no value that the old
+// one sealed is needed, [Ring.Drop] the old one.
 //
 // A Ring is immutable, cannot print its keys, and is safe for concurrent use.
 type Ring struct {
@@ -41,7 +41,7 @@ type Ring struct {
 	keys    map[ringID]ringKey
 }
 
-// ringID tells the keys of a ring apart. It may be seen.
+// ringID identifies a key of a ring. It is not secret.
 type ringID [ringIDSize]byte
 
 func (id ringID) String() string { return hex.EncodeToString(id[:]) }
@@ -51,7 +51,7 @@ type ringKey struct {
 	aead  cipher.AEAD
 }
 
-// ringJSON is a ring as a file holds it.
+// ringJSON is the format of a ring in a file.
 type ringJSON struct {
 	Names   string            `json:"names"`
 	Primary string            `json:"primary"`
@@ -68,8 +68,8 @@ func GenerateRing() *Ring {
 //
 //	{"names": KEY, "primary": ID, "keys": {ID: KEY, ...}}
 //
-// A KEY is 32 bytes in standard base64, an ID 8 hexadecimal digits in lower
-// case. It is strict, and its errors show nothing of what it read but ids.
+// A KEY is 32 bytes in standard base64, an ID 8 hexadecimal digits in lower case. It is
+// strict, and its errors show no input other than ids.
 func ParseRing(data []byte) (*Ring, error) {
 	if len(data) > ringMaxSize {
 		return nil, fmt.Errorf("more than %d bytes: is it a ring? Make one with `broker ring new`", ringMaxSize)
@@ -156,7 +156,7 @@ func (r *Ring) find(text string) (ringID, error) {
 	return id, nil
 }
 
-// parseRingID does not repeat what it refuses: it may be a key.
+// parseRingID does not repeat a rejected id: it may be a key.
 func parseRingID(text string) (id ringID, err error) {
 	n, err := hex.Decode(id[:], []byte(text[:min(len(text), 2*ringIDSize)]))
 	if err != nil || n != ringIDSize || id.String() != text {
@@ -171,7 +171,7 @@ func parseRingBytes(what, encoded string) (redact.String, error) {
 	}
 	bytes, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	switch {
-	case err != nil || base64.StdEncoding.EncodeToString(bytes) != encoded: // decoding passes over line ends
+	case err != nil || base64.StdEncoding.EncodeToString(bytes) != encoded: // decoding ignores line ends
 		return redact.String{}, fmt.Errorf("%s is not standard base64: make a ring with `broker ring new`", what)
 	case len(bytes) != ringKeySize:
 		return redact.String{}, fmt.Errorf("%s has %d bytes: it must have %d. Make a ring with `broker ring new`", what, len(bytes), ringKeySize)
@@ -190,8 +190,7 @@ func freshRingKey() (id ringID, key ringKey) {
 	return id, newRingKey(freshRingBytes())
 }
 
-// newRingKey makes a key ready for use. Neither step fails for a key of this
-// size.
+// newRingKey makes the AEAD of a key. Neither step fails for a key of this size.
 func newRingKey(bytes redact.String) ringKey {
 	block, err := aes.NewCipher([]byte(bytes.Reveal()))
 	if err != nil {
@@ -217,16 +216,16 @@ func (r *Ring) IDs() []string {
 	return texts
 }
 
-// MAC is the HMAC-SHA256 of data under the names key. What names a key of a
-// store goes through it, so that the store does not see names.
+// MAC is the HMAC-SHA256 of data under the names key. Names in keys of a store pass
+// through it, so that the store does not see them.
 func (r *Ring) MAC(data []byte) [sha256.Size]byte {
 	mac := hmac.New(sha256.New, []byte(r.names.Reveal()))
 	_, _ = mac.Write(data)
 	return [sha256.Size]byte(mac.Sum(nil))
 }
 
-// Add returns the ring with one more key, and its id. The key opens but does
-// not seal yet: replicas that have not read it could not open what it sealed.
+// Add returns the ring with one more key, and its id. The key opens but does not seal
+// yet: replicas that have not read it could not open the values.
 func (r *Ring) Add() (ring *Ring, id string) {
 	fresh, key := freshRingKey()
 	for r.keys[fresh].aead != nil {
@@ -263,7 +262,7 @@ func (r *Ring) Drop(id string) (*Ring, error) {
 	return &Ring{names: r.names, primary: r.primary, keys: keys}, nil
 }
 
-// Reveal returns the ring as a file holds it, with its keys.
+// Reveal returns the ring in the format of its file, with its keys.
 func (r *Ring) Reveal() []byte {
 	encode := func(bytes redact.String) string { return base64.StdEncoding.EncodeToString([]byte(bytes.Reveal())) }
 	file := ringJSON{Names: encode(r.names), Primary: r.Primary(), Keys: make(map[string]string, len(r.keys))}
@@ -277,7 +276,7 @@ func (r *Ring) Reveal() []byte {
 	return append(data, '\n')
 }
 
-// Format writes which keys the ring has, whatever the verb.
+// Format writes the ids of the ring's keys, whatever the verb.
 func (r *Ring) Format(f fmt.State, _ rune) {
 	_, _ = fmt.Fprintf(f, "a ring of the keys %v, primary %v", r.IDs(), r.primary)
 }

@@ -22,8 +22,8 @@ type RingFile struct {
 	current atomic.Pointer[Ring]
 
 	mu     sync.Mutex
-	loaded [sha256.Size]byte // digest of what Current was read from
-	seen   [sha256.Size]byte // and of what was read last: a change counts when read twice
+	loaded [sha256.Size]byte // digest of the file that Current was read from
+	seen   [sha256.Size]byte // digest of the last read: a change counts when read twice
 }
 
 // OpenRing reads the ring of a file.
@@ -53,7 +53,7 @@ func ReadRing(path string) (*Ring, error) {
 	return parseRingFile(path, data)
 }
 
-// readRingFile returns what is to be cleared.
+// readRingFile returns the content of the file; the caller clears it.
 func readRingFile(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	switch {
@@ -86,18 +86,17 @@ func parseRingFile(path string, data []byte) (*Ring, error) {
 	return ring, nil
 }
 
-// Path returns where the ring is.
+// Path returns the path of the file.
 func (f *RingFile) Path() string { return f.path }
 
-// Current returns the ring in force.
+// Current returns the current ring.
 func (f *RingFile) Current() *Ring { return f.current.Load() }
 
-// Reload reads the file again and puts a changed ring in force once the same
-// was read twice in a row, because a file may be seen half written. It reports
-// whether another ring is now in force. On an error the old one stays, and each
-// later Reload returns the error again until the file is right. A changed names
-// key is an error: with it the names of all keys would change, and everything
-// in the store be lost from sight.
+// Reload reads the file again and replaces the current ring once it has read the same
+// change twice in a row, because a file may be seen half written. It reports whether it
+// replaced the ring. On an error the old ring stays, and each later Reload returns the
+// error again until the file is valid. A changed names key is an error: it would change
+// the names of all keys, and the broker would no longer find anything in the store.
 func (f *RingFile) Reload() (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -124,9 +123,8 @@ func (f *RingFile) Reload() (changed bool, err error) {
 	return true, nil
 }
 
-// Warning says what is to be said of the file's mode, if anything. It is no
-// error, because a file that Kubernetes mounts has a mode for everybody, in a
-// place of its own.
+// Warning returns a warning about the file's mode, if any. It is not an error, because a
+// file that Kubernetes mounts is readable by all users, but in a mount of its own.
 func (f *RingFile) Warning() string {
 	info, err := os.Stat(f.path)
 	if err != nil || info.Mode().Perm()&0o007 == 0 {
@@ -135,8 +133,8 @@ func (f *RingFile) Warning() string {
 	return fmt.Sprintf("the ring of sealing keys %s is open to every user of this machine (mode %v): make it 0600, unless it is mounted where no other user gets", f.path, info.Mode().Perm())
 }
 
-// WriteRing writes the ring to a file with mode 0600, whole or not at all. An
-// existing file is replaced; of a symbolic link, the file that it leads to.
+// WriteRing writes the ring to a file with mode 0600, atomically. It replaces an
+// existing file and follows a symbolic link.
 func WriteRing(path string, ring *Ring) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target

@@ -1,5 +1,5 @@
-// Package sealed encrypts what a store keeps, with a ring of sealing keys that replicas
-// share: the store, and those who can read or write it, are not trusted.
+// Package sealed encrypts the values of a store, with a ring of sealing keys that
+// replicas share: the store, and its readers and writers, are not trusted.
 package sealed
 
 import (
@@ -11,26 +11,23 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Store is a [store.Store] that seals the values of another one with AES-256-GCM:
-// who can read that store learns no value, and who can write it can take a value
-// away or bring back an older one of the same key, but not make one up, nor
-// pass one off under another key or number, nor prolong one. Numbers, lifetimes,
-// leases and the lengths of values stay in sight; so do keys, which the caller
-// hashes.
+// Store is a [store.Store] that seals the values of another one with AES-256-GCM: a
+// reader of that store learns no value, and a writer can remove a value or restore an
+// older one of the same key, but cannot forge one, move one to another key or number, or
+// prolong one. Numbers, lifetimes, leases and the lengths of values stay visible; so do
+// keys, which the caller hashes.
 //
-// The end of a value is sealed with it, by the clock of the replica that puts it,
-// and a value is not returned after that, whatever the other store says: its clock
-// may be set back, and lifetimes are open to everybody who can write to it. Of the
-// two ends the earlier counts. A replica whose clock is ahead therefore takes the
-// values of others for older than they are, by as much as the clocks differ.
+// The expiry of a value is sealed with it, by the clock of the replica that puts it, and
+// a value is not returned after that, whatever the other store reports: its clock may be
+// set back, and any writer of the store can change lifetimes. The earlier of the two
+// expiries counts. A replica whose clock is ahead therefore expires the values of others
+// early, by the difference of the clocks.
 //
-// A value that cannot be opened is a miss, an Entry that says Unopened and
-// nothing else, and is counted: its key is not in the ring, or it is not what
-// was put there. This is what lets
-// keys be changed without moving values. Such a value still holds its place: it
-// is replaced by a put with a higher number, which a fence always is, and a put
-// with a lower one is not applied. An entry without a value is a counter and
-// passes as it is.
+// A value that cannot be opened is a miss, an Entry with Unopened and nothing else, and
+// is counted: its key is not in the ring, or the value was altered. Keys can therefore
+// be changed without moving values. Such a value still holds its place: a put with a
+// higher number, which a fence always is, replaces it, and a put with a lower one is not
+// applied. An entry without a value is a counter and passes unchanged.
 //
 // One key should seal no more than 2^32 values.
 type Store struct {
@@ -44,21 +41,21 @@ var _ store.Store = (*Store)(nil)
 
 // Unopened counts the values that could not be opened, since the start.
 type Unopened struct {
-	// NotSealed were not in an envelope, or too short for one.
+	// NotSealed counts values without an envelope, or too short for one.
 	NotSealed uint64
-	// UnknownKey were sealed with a key that the ring does not have.
+	// UnknownKey counts values sealed with a key that the ring does not have.
 	UnknownKey uint64
-	// Refused were altered, or moved to another key or number.
+	// Refused counts values that were altered, or moved to another key or number.
 	Refused uint64
-	// Outlived were still in the store after their sealed end.
+	// Outlived counts values that were still in the store after their sealed expiry.
 	Outlived uint64
 }
 
-// New returns a Store that keeps sealed in inner what is put in it, with
-// the ring that is in force at each call.
+// New returns a Store that seals values and keeps them in inner, with the ring that is
+// current at each call.
 func New(inner store.Store, rings *RingFile) *Store { return &Store{inner: inner, rings: rings} }
 
-// Unopened returns the counts as they stand.
+// Unopened returns the current counts.
 func (s *Store) Unopened() Unopened {
 	return Unopened{NotSealed: s.notSealed.Load(), UnknownKey: s.unknownKey.Load(), Refused: s.refused.Load(), Outlived: s.outlived.Load()}
 }
@@ -75,7 +72,7 @@ func (s *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 	return entries, err
 }
 
-// Health returns the health of the inner store's servers; nil if it does not tell.
+// Health returns the health of the inner store's servers; nil if it does not report it.
 func (s *Store) Health() []store.Health {
 	if inner, tells := s.inner.(interface{ Health() []store.Health }); tells {
 		return inner.Health()
@@ -141,8 +138,8 @@ func (s *Store) open(ring *Ring, key string, entry store.Entry) store.Entry {
 	return store.Entry{Unopened: true}
 }
 
-// bounded holds an entry to its sealed end. One without an end has no lifetime,
-// whatever the inner store says.
+// bounded limits an entry to its sealed expiry. An entry without one has no lifetime,
+// whatever the inner store reports.
 func (s *Store) bounded(entry store.Entry, end, now time.Time) store.Entry {
 	if end.IsZero() {
 		entry.TTL = 0
@@ -153,7 +150,7 @@ func (s *Store) bounded(entry store.Entry, end, now time.Time) store.Entry {
 	case left <= 0:
 		s.outlived.Add(1)
 		return store.Entry{}
-	case entry.TTL == 0: // the inner store keeps it for good
+	case entry.TTL == 0: // the inner store keeps it forever
 		entry.TTL = left
 	case left < entry.TTL:
 		entry.TTL, entry.Excess = left, entry.TTL-left
