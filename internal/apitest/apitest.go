@@ -1,5 +1,4 @@
-// Package apitest has a broker for the tests of its APIs, with an IdP behind it
-// and callers in front.
+// Package apitest sets up a broker for the tests of its APIs, with an IdP and callers.
 package apitest
 
 import (
@@ -25,50 +24,50 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// What there is at the IdP.
+// The issuers, the audience and the secret of the IdP.
 const (
 	Issuer   = "https://idp.example.com"
 	Audience = "https://orders.example.com"
 	// OpaqueA and OpaqueB are issuers of opaque tokens, in a fixture of NewOpaque: each
-	// says that the token of OpaqueToken is one of its own and of the scope read.
+	// reports the token of OpaqueToken as its own, with the scope read.
 	OpaqueA = "https://a.example.com"
 	OpaqueB = "https://b.example.com"
 	// SecretCanary is the secret of client "orders".
 	SecretCanary = "canary-secret-5d1f"
 )
 
-// The callers: Gate may have tokens verified, for Audience; Shop presents JWTs of
-// that subject, and may have tokens of client orders and verify; Idle may nothing.
+// The callers: Gate may have tokens verified, for Audience; Shop presents JWTs of that
+// subject, and may get tokens of client orders and verify; Idle has no permissions.
 const (
 	Gate = "gate"
 	Shop = "shop"
 	Idle = "idle"
 )
 
-// Fixture is a broker, and what is around it.
+// Fixture is a broker with its IdP and its log.
 type Fixture struct {
 	IdP    *devidp.Server
 	Broker *broker.Broker
 	Logger *slog.Logger
 	Log    *testkit.Log
-	// Limits are those of servers.
+	// Limits are the limits of the servers.
 	Limits server.Limits
-	// OpaqueIssuer is what listeners of gRPC name. Empty: nothing.
+	// OpaqueIssuer is the issuer of opaque tokens on gRPC listeners. Empty: not set.
 	OpaqueIssuer string
-	// Audit is where servers write down whom they refuse. Nil: nowhere.
+	// Audit is the audit log of the servers, for rejected callers. Nil: no log.
 	Audit *audit.Log
 
 	minted atomic.Int64
 }
 
-// New makes a Fixture that ends with the test. The IdP is prepared before anybody
-// asks it.
+// New makes a Fixture that ends with the test. The IdP is prepared before its first
+// request.
 func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
 	t.Helper()
 	return build(t, nil, prepare)
 }
 
-// NewOpaque is New with the issuers OpaqueA and OpaqueB as well.
+// NewOpaque is New with the further issuers OpaqueA and OpaqueB.
 func NewOpaque(t testing.TB) *Fixture {
 	t.Helper()
 	var issuers []verify.IssuerConfig
@@ -80,7 +79,7 @@ func NewOpaque(t testing.TB) *Fixture {
 	return build(t, issuers, nil)
 }
 
-// opaqueIssuer answers questions about opaque tokens, by its own name.
+// opaqueIssuer introspects opaque tokens, as the issuer of its own name.
 type opaqueIssuer string
 
 // Introspect is the only method that package verify needs.
@@ -174,9 +173,9 @@ func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 	return s
 }
 
-// Token mints an access token of "user-1" with the scopes read and write, with these
-// claims in place of its own; a nil one is none. Its jti is jti-1, then jti-2 and so on:
-// no two tokens are the same, so no cache has an entry for a token before its first use.
+// Token mints an access token of "user-1" with the scopes read and write. The claims
+// replace its own; a nil claim removes one. Its jti is jti-1, then jti-2 and so on: no
+// two tokens are the same, so no cache has an entry for a token before its first use.
 func (f *Fixture) Token(claims map[string]any) string {
 	now := time.Now()
 	all := map[string]any{
@@ -193,7 +192,7 @@ func (f *Fixture) Token(claims map[string]any) string {
 	return f.IdP.Mint(all).Reveal()
 }
 
-// CallerJWT is by what a caller proves who it is.
+// CallerJWT returns a JWT that authenticates a caller.
 func (f *Fixture) CallerJWT(subject string) string {
 	return f.Token(map[string]any{"sub": subject, "aud": server.DefaultAudience})
 }

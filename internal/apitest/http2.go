@@ -6,14 +6,14 @@ import (
 	"net"
 )
 
-// HTTP2 is a client that sends HTTP/2 frames as it likes.
+// HTTP2 is a client that can send arbitrary HTTP/2 frames.
 type HTTP2 struct {
 	net.Conn
 
 	next uint32 // stream
 }
 
-// Frame types and flags (RFC 9113 section 6) that are named in tests.
+// Frame types and flags (RFC 9113 section 6) that tests use.
 const (
 	Data         = 0
 	Headers      = 1
@@ -28,7 +28,7 @@ const (
 	EndHeaders = 4
 )
 
-// NewHTTP2 begins HTTP/2 on a connection, and reads and forgets what is received.
+// NewHTTP2 begins HTTP/2 on a connection, and reads and discards all received data.
 func NewHTTP2(conn net.Conn) (*HTTP2, error) {
 	h := &HTTP2{Conn: conn, next: 1}
 	go func() { _, _ = io.Copy(io.Discard, conn) }()
@@ -48,7 +48,7 @@ func (h *HTTP2) Send(frames ...[]byte) error {
 	return err
 }
 
-// Stream is the number of a stream that was not used yet.
+// Stream returns the number of an unused stream.
 func (h *HTTP2) Stream() uint32 {
 	used := h.next
 	h.next += 2

@@ -20,24 +20,22 @@ import (
 
 const burstCommand = "burst"
 
-// burstOutcome is what one burst saw, and the CPU time, in microseconds, that
-// its callers themselves took.
+// burstOutcome is the outcome of one burst, and the CPU time, in microseconds, of its
+// callers themselves.
 type burstOutcome struct {
 	outcome
 
 	CPU float64 `json:"cpu"`
 }
 
-// coldAndWarm are two bursts of the same calls: the token is there for the
-// second.
+// coldAndWarm are two bursts of the same calls: the second finds the token cached.
 type coldAndWarm struct {
 	Cold burstOutcome `json:"cold"`
 	Warm burstOutcome `json:"warm"`
 }
 
-// burst has callers at each of the servers ask at once for the token of a
-// client, and then again; so for each of the clients. It prints the outcomes as
-// JSON.
+// burst makes callers at each of the servers request the token of a client at once, and
+// then again; so for each of the clients. It prints the outcomes as JSON.
 func burst(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(burstCommand, flag.ContinueOnError)
 	names := flags.String("clients", "", "ask for the tokens of the clients `NAME,NAME`, one after the other")
@@ -67,8 +65,8 @@ func burst(ctx context.Context, args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(outcomes)
 }
 
-// dialAll returns a client for each of the callers at each server. All
-// connections stand.
+// dialAll returns a client for each of the callers at each server. All connections are
+// open.
 func dialAll(ctx context.Context, addresses []string, each int) (brokers []tokenbrokerv1.TokenBrokerServiceClient, hangUp func(), err error) {
 	var open []*grpc.ClientConn
 	hangUp = func() {
@@ -100,8 +98,8 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 	return brokers, hangUp, nil
 }
 
-// atOnce makes a call at each of the brokers. Each caller's wait begins when the
-// first one calls: that it was not yet its turn is part of it.
+// atOnce makes a call at each of the brokers. Each caller's wait begins at the common
+// start: the time before its own turn counts.
 func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, once call) (burstOutcome, error) {
 	loops := make([]loop, len(brokers))
 	gate := make(chan struct{})
@@ -132,7 +130,7 @@ func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClien
 	}, errors.Join(errBefore, errAfter)
 }
 
-// ownCPU returns the CPU time of this process, more finely than /proc does.
+// ownCPU returns the CPU time of this process, with a finer resolution than /proc.
 func ownCPU() (time.Duration, error) {
 	var usage syscall.Rusage
 	err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage)

@@ -10,8 +10,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// manyClients starts a broker with all clients and has it fetch a token for
-// each.
+// manyClients starts a broker with all clients and makes it fetch a token for each.
 func (b *bench) manyClients(ctx context.Context) (string, error) {
 	s, err := b.startBroker(ctx, setting{idp: b.idp, clients: clientCount})
 	if err != nil {
@@ -38,7 +37,7 @@ func (b *bench) manyClients(ctx context.Context) (string, error) {
 		clientCount, s.startup.Seconds(), empty, fetched.Seconds(), full), nil
 }
 
-// fetchAll has the broker answer n questions, some at a time.
+// fetchAll makes n requests to the broker, some of them in parallel.
 func fetchAll(ctx context.Context, s *server, n int, question func(i int) *tokenbrokerv1.GetTokenRequest) error {
 	connection, err := connect(s.address, s.proof)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 type sample struct {
 	cpu, rate, p50, p99 float64 // cpu is per call, rate in calls per second
 	calls               int
-	// trips to Redis that the broker made meanwhile, whoever was driven.
+	// trips are the broker's round trips to Redis in the round, whichever server was
+	// driven.
 	trips float64
 }
 
@@ -40,8 +41,8 @@ func (b *bench) compare(ctx context.Context) (string, error) {
 	return text + tripsOf(contests[1]), nil
 }
 
-// measureHits plays the contests of the first client. The one with Redis is the
-// second; it is left out where there is no Redis.
+// measureHits runs the contests of the first client. The one with Redis is the second;
+// it is omitted without a Redis.
 func (b *bench) measureHits(ctx context.Context) ([]*contest, error) {
 	get, verify := demand{name: caseGet, client: clientName(0)}, demand{name: caseVerify, client: clientName(0)}
 	contests := []*contest{
@@ -58,8 +59,8 @@ func (b *bench) measureHits(ctx context.Context) ([]*contest, error) {
 	return contests, err
 }
 
-// compareProved drives an echo and a broker over TLS: by a caller with a
-// certificate, and by one with a JWT.
+// compareProved drives an echo and a broker over TLS: by a caller with a certificate,
+// and by one with a JWT.
 func (b *bench) compareProved(ctx context.Context) (string, error) {
 	contests, err := b.measureProved(ctx)
 	if err != nil {
@@ -87,8 +88,8 @@ func (b *bench) measureProved(ctx context.Context) ([]*contest, error) {
 	return contests, b.compete(ctx, contests...)
 }
 
-// compete plays the rounds of contests, all about the same client, between their
-// brokers and an echo of the first one.
+// compete runs the rounds of contests, all for the same client, between their brokers
+// and an echo of the first one.
 func (b *bench) compete(ctx context.Context, contests ...*contest) error {
 	echo, err := b.startEcho(ctx, contests[0].server, contests[0].client)
 	if err != nil {
@@ -112,7 +113,7 @@ func (b *bench) compete(ctx context.Context, contests ...*contest) error {
 	return nil
 }
 
-// playRound measures both servers. Neither always goes first.
+// playRound measures both servers, in alternating order.
 func (b *bench) playRound(ctx context.Context, c *contest, round int, echo *server) error {
 	turns := []func() error{
 		func() error { return b.measure(ctx, echo, c, &c.echo) },
@@ -176,8 +177,8 @@ func table(contests ...*contest) string {
 	return text.String()
 }
 
-// tripsOf says what a hit costs in trips to Redis. While the echo is driven the
-// broker is idle, so the rounds of the echo show what trips it makes anyway.
+// tripsOf returns the round trips to Redis of a hit. While the echo is driven the broker
+// is idle, so the rounds of the echo show its background trips.
 func tripsOf(c *contest) string {
 	hits, trips := total(c.broker)
 	_, idle := total(c.echo)
@@ -185,7 +186,7 @@ func tripsOf(c *contest) string {
 		trips, hits, idle, max(trips-idle, 0)/float64(hits))
 }
 
-// total returns the calls in samples, and the trips to Redis meanwhile.
+// total returns the calls in samples, and the trips to Redis in that time.
 func total(samples []sample) (calls int, trips float64) {
 	for _, s := range samples {
 		calls += s.calls
@@ -202,8 +203,8 @@ func row(label, server string, samples []sample) string {
 		medianOf(samples, func(s sample) float64 { return s.p99 }))
 }
 
-// ratios are those of the rounds: what disturbs the machine for longer than a
-// round disturbs both sides of a ratio.
+// ratios are the ratios per round: a disturbance of the machine that is longer than a
+// round affects both sides of a ratio.
 func (c *contest) ratios() []float64 {
 	ratios := make([]float64, len(c.broker))
 	for i := range ratios {
@@ -220,8 +221,8 @@ func medianOf[T any](all []T, field func(T) float64) float64 {
 	return median(values)
 }
 
-// median returns the middle value, of which there must be at least one, or the
-// mean of the middle two.
+// median returns the middle value, or the mean of the middle two. It needs at least one
+// value.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	middle := len(sorted) / 2

@@ -34,16 +34,16 @@ const (
 	caseVerify = "VerifyToken"
 )
 
-// demand is what the load asks for.
+// demand describes the requests of the load.
 type demand struct {
 	name   string // of the case
 	client string
-	// questions are asked at random, all as often. Zero: only the client's own.
+	// questions are random requests with equal shares. Zero: only the client's own.
 	questions int
-	jwt       bool // proves who asks, over TLS
+	jwt       bool // the caller presents a JWT, over TLS
 }
 
-// outcome is what the load prints when it is over. Times are in microseconds.
+// outcome is the JSON output of the load. Times are in microseconds.
 type outcome struct {
 	Calls   int     `json:"calls"`
 	Failed  int     `json:"failed"`
@@ -54,7 +54,7 @@ type outcome struct {
 	Max     float64 `json:"max"`
 }
 
-// call makes one call and judges the answer.
+// call makes one call and checks the response.
 type call func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error
 
 // drive puts load on the server at ADDR and prints the outcome as JSON.
@@ -85,7 +85,7 @@ func drive(ctx context.Context, args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(load(ctx, brokers, once, *length))
 }
 
-// connect opens a connection that looks often whether the server is there yet.
+// connect opens a connection with a short retry interval until the server is up.
 func connect(address string, by proof) (*grpc.ClientConn, error) {
 	const retry = 5 * time.Millisecond
 	options, err := by.client()
@@ -118,8 +118,8 @@ func dial(address string, by proof) (brokers []tokenbrokerv1.TokenBrokerServiceC
 	return brokers, hangUp, nil
 }
 
-// prepare returns the call of a case. It makes one call on each connection, so
-// that all of them stand before the load begins.
+// prepare returns the call of a case. It makes one call on each connection, so that all
+// of them are open before the load begins.
 func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBrokerServiceClient, http string, by proof) (call, error) {
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: wanted.client}
 	var token string
@@ -178,7 +178,7 @@ func load(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient,
 	return summarize(loops, time.Since(begun))
 }
 
-// loop is one caller and what it saw.
+// loop is one caller and its measurements.
 type loop struct {
 	took   []time.Duration // by all calls, the failed ones included
 	failed int
@@ -213,8 +213,8 @@ func summarize(loops []loop, took time.Duration) outcome {
 	return sum
 }
 
-// quantile returns, in microseconds, the smallest of the sorted values that a
-// share q of them does not exceed; 0 of none.
+// quantile returns, in microseconds, the smallest of the sorted values that a share q of
+// them does not exceed; 0 without values.
 func quantile(sorted []time.Duration, q float64) float64 {
 	if len(sorted) == 0 {
 		return 0

@@ -16,8 +16,8 @@ import (
 
 const echoCommand = "echo"
 
-// fixed answers every call with the same message and looks at nothing: what is
-// left is the price of gRPC.
+// fixed sends the same response to every call and looks at nothing: the rest is the cost
+// of gRPC.
 type fixed struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
@@ -33,8 +33,8 @@ func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) 
 	return f.verified, nil
 }
 
-// echo serves on the first address, until ctx is done, what the broker at the
-// second answers for a client: the same bytes, so that sizes and codec are equal.
+// echo serves on the first address, until ctx is done, the response of the broker at the
+// second for a client: the same bytes, so that sizes and codec are equal.
 func echo(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(echoCommand, flag.ContinueOnError)
 	by := proofFlags(flags)

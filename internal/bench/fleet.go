@@ -11,14 +11,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 )
 
-// The cold fleet: so many callers at each replica want the same token at once,
-// which no replica has, of an IdP that takes its time.
+// The cold fleet: so many callers at each replica request the same token at once, which
+// no replica has, from a slow IdP.
 const (
 	callersEach = 100
 	coldIdP     = 300 * time.Millisecond
 )
 
-// coldFleet has a fleet with one Redis asked for tokens that it does not hold.
+// coldFleet requests tokens that are not cached from a fleet with one Redis.
 func (b *bench) coldFleet(ctx context.Context) (string, error) {
 	if !hasRedis() {
 		return "a cold fleet: " + withoutRedis, nil
@@ -34,12 +34,11 @@ func (b *bench) coldFleet(ctx context.Context) (string, error) {
 type fleetBursts struct {
 	replicas int
 	rounds   []coldAndWarm
-	// idpCalls are those that the IdP got in the rounds.
+	// idpCalls are the requests to the IdP in the rounds.
 	idpCalls []int
 }
 
-// measureFleet plays one round more than is wanted: the first warms all
-// processes.
+// measureFleet runs one extra round: the first warms all processes.
 func (b *bench) measureFleet(ctx context.Context) (*fleetBursts, error) {
 	redis, err := b.startRedis(ctx)
 	if err != nil {
@@ -65,8 +64,7 @@ func (b *bench) measureFleet(ctx context.Context) (*fleetBursts, error) {
 	return measured, nil
 }
 
-// startFleet starts the replicas. It returns those that it started, whether or
-// not it could start all.
+// startFleet starts the replicas. It returns the started ones, even on an error.
 func (b *bench) startFleet(ctx context.Context, each setting) (fleet []*server, err error) {
 	for range b.replicas {
 		s, err := b.startBroker(ctx, each)
@@ -87,8 +85,8 @@ func stopAll(servers []*server) {
 	}
 }
 
-// burst asks the fleet for the tokens of as many clients as there are rounds,
-// and one more. Failed calls are an error.
+// burst requests tokens of as many clients as there are rounds, and of one more. Failed
+// calls are an error.
 func (b *bench) burst(ctx context.Context, fleet []*server) ([]coldAndWarm, error) {
 	var names []string
 	for i := range b.rounds + 1 {

@@ -34,7 +34,7 @@ func newPeer(connection *grpc.ClientConn) *peer {
 	return &peer{tokenbrokerv1.NewTokenBrokerServiceClient(connection), authv3.NewAuthorizationClient(connection)}
 }
 
-// checkRequest is what Envoy asks of a request with a token and some usual headers.
+// checkRequest is Envoy's check of a request with a token and some usual headers.
 func checkRequest(token string) *authv3.CheckRequest {
 	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		ContextExtensions: map[string]string{"scope": "read"},
@@ -48,7 +48,7 @@ func checkRequest(token string) *authv3.CheckRequest {
 	}}
 }
 
-// checked asks as Envoy does.
+// checked makes a check as Envoy does.
 func checked(token string) call {
 	request := checkRequest(token)
 	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
@@ -64,7 +64,7 @@ func checked(token string) call {
 	}
 }
 
-// forwarded asks at /verify as gateways do.
+// forwarded makes a request to /verify as gateways do.
 func forwarded(address string, by proof, token string) (call, error) {
 	client, err := by.http()
 	if err != nil {
@@ -88,7 +88,7 @@ func (p proof) http() (*http.Client, error) {
 	}}, nil
 }
 
-// askVerify returns the header of an answer that lets a request pass; any other is an
+// askVerify returns the header of a response that allows a request; any other is an
 // error.
 func askVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/verify?scope=read", nil)
@@ -107,7 +107,7 @@ func askVerify(ctx context.Context, client *http.Client, address, token string) 
 	return answer.Header, errors.Join(err, answer.Body.Close())
 }
 
-// gateways answers as fixed does, for those of whom a gateway asks.
+// gateways repeats fixed responses, as fixed does, for the APIs of gateways.
 type gateways struct {
 	authv3.UnimplementedAuthorizationServer
 
@@ -126,7 +126,7 @@ func (g *gateways) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-// learnGateways asks the broker for what an echo is to repeat.
+// learnGateways gets the responses of the broker that an echo repeats.
 func learnGateways(ctx context.Context, address, httpAddress string, by proof, token string) (*gateways, error) {
 	connection, err := connect(address, by)
 	if err != nil {
@@ -150,7 +150,7 @@ func learnGateways(ctx context.Context, address, httpAddress string, by proof, t
 	return made, nil
 }
 
-// serve serves what gateways ask over HTTP, until ctx is done.
+// serve serves the requests of gateways over HTTP, until ctx is done.
 func (g *gateways) serve(ctx context.Context, address string, by proof) error {
 	secure, err := by.serverTLS()
 	if err != nil {
@@ -166,7 +166,7 @@ func (g *gateways) serve(ctx context.Context, address string, by proof) error {
 	return nil
 }
 
-// compareGateways drives an echo and a broker with what gateways ask, over TLS.
+// compareGateways drives an echo and a broker with the requests of gateways, over TLS.
 func (b *bench) compareGateways(ctx context.Context) (string, error) {
 	contests, err := b.measureGateways(ctx)
 	if err != nil {

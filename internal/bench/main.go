@@ -1,11 +1,11 @@
-// Command bench measures what a call to the broker costs its server, beside
-// what the same call costs a bare grpc-go server in the same run. The servers,
-// and the load that drives them, are processes of their own.
+// Command bench measures the cost of a call to the broker for its server, beside the
+// cost of the same call to a bare grpc-go server in the same run. The servers, and the
+// load that drives them, are separate processes.
 //
-// The ratio between the two is what counts: it holds from machine to machine
-// and from day to day, which absolute numbers do not. Bench therefore asserts
-// nothing about time; it fails only if calls fail. It reads /proc, so it needs
-// Linux, and it talks to loopback alone.
+// The ratio between the two is the result: it holds from machine to machine and from day
+// to day, which absolute numbers do not. Bench therefore asserts nothing about time; it
+// fails only if calls fail. It reads /proc, so it needs Linux, and it uses loopback
+// only.
 package main
 
 import (
@@ -28,8 +28,8 @@ func main() {
 	}
 }
 
-// run is all processes but the broker's and Redis: the binary starts itself
-// again as the echo and as the load.
+// run is every process except the broker and Redis: the binary starts itself again as
+// the echo and as the load.
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
@@ -44,14 +44,14 @@ func run(ctx context.Context, args []string) error {
 	return orchestrate(ctx, args)
 }
 
-// options are the flags of the whole.
+// options are the flags of the main process.
 type options struct {
 	rounds int
 	// length is how long a round drives one server with one case.
 	length time.Duration
-	// replicas are in the fleet that starts cold.
+	// replicas is the number of replicas of the cold fleet.
 	replicas int
-	// questions are asked of a broker that is to hold a token for each.
+	// questions is the number of requests, with a token each, for one broker.
 	questions int
 }
 

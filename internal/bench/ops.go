@@ -22,8 +22,8 @@ func (s *server) trips(ctx context.Context) (float64, error) {
 	return s.metric(ctx, "tokenbroker_redis_trips_total")
 }
 
-// liveHeap returns how many bytes the broker's heap has after a collection of
-// garbage, which the profile of the heap begins with.
+// liveHeap returns the bytes of the broker's heap after a garbage collection, which the
+// request for the heap profile forces.
 func (s *server) liveHeap(ctx context.Context) (float64, error) {
 	if _, err := s.ask(ctx, "/debug/pprof/heap?gc=1"); err != nil {
 		return 0, err
@@ -31,7 +31,7 @@ func (s *server) liveHeap(ctx context.Context) (float64, error) {
 	return s.metric(ctx, "go_memstats_heap_alloc_bytes")
 }
 
-// ask returns what the broker's ops listener answers.
+// ask returns the response of the broker's ops listener.
 func (s *server) ask(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

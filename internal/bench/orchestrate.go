@@ -15,7 +15,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// bench is what the measurements share.
+// bench is the state that the measurements share.
 type bench struct {
 	options
 
@@ -23,8 +23,7 @@ type bench struct {
 	binary string // the broker's
 	dir    string // temporary
 	idp    *provider
-	// broker keeps its tokens in its memory. It is idle while a part measures
-	// another one.
+	// broker keeps its tokens in memory. It is idle while a part measures another one.
 	broker *server
 }
 
@@ -47,7 +46,7 @@ func orchestrate(ctx context.Context, args []string) error {
 	return b.report(ctx)
 }
 
-// setUp builds the broker in dir and starts an IdP that knows n clients.
+// setUp builds the broker in dir and starts an IdP with n clients.
 func setUp(ctx context.Context, opts options, dir string, n int) (*bench, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -63,7 +62,7 @@ func setUp(ctx context.Context, opts options, dir string, n int) (*bench, error)
 	return b, err
 }
 
-// report measures everything and prints each part when it is known.
+// report measures everything and prints each part when it is complete.
 func (b *bench) report(ctx context.Context) error {
 	fmt.Fprintf(os.Stdout, "%s, %s/%s, %d cores; %d callers on %d connections; medians of rounds: %d of %v\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), callers, connections, b.rounds, b.length)
@@ -111,7 +110,7 @@ func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) 
 	return s, nil
 }
 
-// startEcho starts an echo of what a broker answers for a client.
+// startEcho starts an echo of a broker's response for a client.
 func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
@@ -146,10 +145,9 @@ func (b *bench) drive(ctx context.Context, s *server, wanted demand, length time
 	return o, o.check(wanted.name)
 }
 
-// load runs a load, in a process of its own, that is to last for length, and
-// reads what it prints.
+// load runs a load for length, in a process of its own, and reads its output.
 func (b *bench) load(ctx context.Context, length time.Duration, into any, args ...string) error {
-	// The calls have no deadline, as a header on each would have its own price.
+	// The calls have no deadline, because a header on each would have its own cost.
 	ctx, cancel := context.WithTimeout(ctx, length+time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, b.self, args...)
@@ -164,7 +162,7 @@ func (b *bench) load(ctx context.Context, length time.Duration, into any, args .
 	return nil
 }
 
-// check returns an error if calls failed or none was made.
+// check returns an error if calls failed or no call was made.
 func (o outcome) check(name string) error {
 	if o.Failed > 0 || o.Calls == 0 {
 		return fmt.Errorf("%d of %d calls of %s failed, one of them with: %s", o.Failed, o.Calls, name, o.Error)
@@ -172,7 +170,7 @@ func (o outcome) check(name string) error {
 	return nil
 }
 
-// fetch asks for a token.
+// fetch requests a token.
 func fetch(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, request *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
 	answer, err := broker.GetToken(ctx, request)
 	if err != nil {

@@ -25,7 +25,7 @@ const tick = 10 * time.Millisecond
 // process is a program that runs beside this one.
 type process struct {
 	pid int
-	// alive is done when the process has ended; how it did is the cause.
+	// alive is done when the process has ended; its cause is the result.
 	alive     context.Context //nolint:containedctx // the life of the process, not of a call
 	terminate context.CancelFunc
 }
@@ -43,7 +43,7 @@ func launch(ctx context.Context, program string, args ...string) (*process, erro
 	}
 	alive, ended := context.WithCancelCause(context.WithoutCancel(ctx))
 	go func() {
-		_ = cmd.Wait() // its state says the same and more
+		_ = cmd.Wait() // its state has the same and more
 		ended(fmt.Errorf("%s %s has ended: %s", filepath.Base(program), args[0], cmd.ProcessState))
 	}()
 	return &process{pid: cmd.Process.Pid, alive: alive, terminate: terminate}, nil
@@ -61,9 +61,9 @@ type server struct {
 
 	address string
 	proof   proof  // how to connect
-	ops     string // where its metrics are; empty: nowhere
-	http    string // where it answers gateways over HTTP; empty: nowhere
-	// startup is how long it took from the start of the process until it served.
+	ops     string // address of its metrics; empty: no metrics
+	http    string // address of its HTTP API for gateways; empty: not served
+	// startup is the time from the start of the process until it served.
 	startup time.Duration
 }
 
@@ -83,7 +83,7 @@ func startServer(ctx context.Context, address string, by proof, program string, 
 	return s, nil
 }
 
-// awaitServing returns when the server's health says so.
+// awaitServing returns when the health check of the server succeeds.
 func (s *server) awaitServing() error {
 	connection, err := connect(s.address, s.proof)
 	if err != nil {
@@ -154,9 +154,9 @@ func parseMemory(status, name string) (float64, error) {
 	return 0, fmt.Errorf("/proc/PID/status has no %s", name)
 }
 
-// freeAddress returns a loopback address that nothing listens on. Its port is
-// below the range from which Linux takes those of outgoing connections, so that
-// none of these has it before the process that it is for.
+// freeAddress returns a loopback address without a listener. Its port is below the range
+// from which Linux takes the ports of outgoing connections, so that no connection takes it
+// before the intended process does.
 func freeAddress(ctx context.Context) (string, error) {
 	var err error
 	for range 1000 {

@@ -9,23 +9,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 )
 
-// Distinct questions of one client: each of its audiences with each of its
-// scopes.
+// Distinct requests of one client: each of its audiences with each of its scopes.
 const (
 	side         = 400
 	maxQuestions = side * side
 )
 
-// questioner is the client of the distinct questions. Its name is what brings
-// its tokens to about 900 bytes: it is in them twice, and their signature is
-// shorter than that of RS256.
+// questioner is the client of the distinct requests. Its long name makes its tokens
+// about 900 bytes: they hold it twice, and their signature is shorter than that of
+// RS256.
 const questioner = "client-of-many-questions.its-name-stands-for-the-claims-of-large-identity-providers.groups-roles-tenants-entitlements"
 
 func questionAudience(i int) string { return fmt.Sprintf("%s/%03d", audience, i) }
 
 func questionScope(i int) string { return fmt.Sprintf("orders.%03d", i) }
 
-// question is one of maxQuestions.
+// question is one of maxQuestions requests.
 func question(client string, i int) *tokenbrokerv1.GetTokenRequest {
 	return &tokenbrokerv1.GetTokenRequest{
 		ClientName: client,
@@ -34,8 +33,8 @@ func question(client string, i int) *tokenbrokerv1.GetTokenRequest {
 	}
 }
 
-// questionProvider starts an IdP for the questions. It signs with EdDSA, which
-// takes a small part of the time of RS256: what is of interest is the broker.
+// questionProvider starts an IdP for the requests. It signs with EdDSA, which takes a
+// small part of the time of RS256: the broker is the subject of the measurement.
 func questionProvider(ctx context.Context, dir string) (*provider, error) {
 	client := devidp.Client{ID: questioner}
 	for i := range side {
@@ -45,8 +44,8 @@ func questionProvider(ctx context.Context, dir string) (*provider, error) {
 	return startProvider(ctx, dir, "EdDSA", []devidp.Client{client})
 }
 
-// manyQuestions has brokers hold a token for each question, in memory alone and
-// with Redis, and asks the first one for them at random.
+// manyQuestions makes brokers hold a token for each request, in memory only and with
+// Redis, and then requests them from the first one at random.
 func (b *bench) manyQuestions(ctx context.Context) (string, error) {
 	idp, err := questionProvider(ctx, b.dir)
 	if err != nil {
@@ -71,14 +70,14 @@ func (b *bench) manyQuestions(ctx context.Context) (string, error) {
 	return text + "\n" + table(hits), nil
 }
 
-// holding is what it took a broker to get a token for each question, and to
-// hold them. Bytes are per token.
+// holding is the cost of getting a token for each request, and of holding them. Bytes
+// are per token.
 type holding struct {
 	questions int
 	took      time.Duration
 	cpu       time.Duration // the broker's
 	resident  float64
-	heap      float64 // without garbage
+	heap      float64 // after a garbage collection
 	redis     float64
 }
 
@@ -108,13 +107,13 @@ func (b *bench) holdInRedis(ctx context.Context, idp *provider) (held *holding, 
 	return held, err
 }
 
-// footprint is what a broker has used, in bytes, and its CPU time.
+// footprint is the memory of a broker, in bytes, and its CPU time.
 type footprint struct {
 	resident, heap, redis float64
 	cpu                   time.Duration
 }
 
-// hold asks every question once.
+// hold makes every request once.
 func (b *bench) hold(ctx context.Context, broker *server, redis *redisServer) (*holding, error) {
 	before, err := measureFootprint(ctx, broker, redis)
 	if err != nil {
@@ -141,7 +140,7 @@ func (b *bench) hold(ctx context.Context, broker *server, redis *redisServer) (*
 	}, nil
 }
 
-// measureFootprint looks at the heap last, because that collects garbage.
+// measureFootprint reads the heap last, because that collects garbage.
 func measureFootprint(ctx context.Context, broker *server, redis *redisServer) (f footprint, err error) {
 	if f.cpu, err = broker.cpu(); err != nil {
 		return f, err

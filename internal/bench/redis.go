@@ -16,7 +16,7 @@ import (
 
 const redisCommand = "redis-server"
 
-// withoutRedis ends the line of what was left out.
+// withoutRedis ends the line of an omitted measurement.
 const withoutRedis = "not measured, because " + redisCommand + " is not installed (apt-get install " + redisCommand + ")\n"
 
 func hasRedis() bool {
@@ -24,16 +24,16 @@ func hasRedis() bool {
 	return err == nil
 }
 
-// redisServer is a Redis on a loopback port, with the ring of keys that brokers
-// seal with what they keep there.
+// redisServer is a Redis on a loopback port, with the ring that seals the brokers'
+// values there.
 type redisServer struct {
 	*process
 
 	address, ring string
 }
 
-// startRedis starts an empty Redis that persists as one in production does, but
-// does not compact what it wrote while something is measured.
+// startRedis starts an empty Redis that persists like one in production, but does not
+// compact its log during a measurement.
 func (b *bench) startRedis(ctx context.Context) (*redisServer, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
@@ -84,7 +84,7 @@ func (b *bench) withRedis(ctx context.Context, with setting, use func(*server, *
 	return use(broker, redis)
 }
 
-// awaitAnswer returns when Redis answers.
+// awaitAnswer returns when Redis responds.
 func (r *redisServer) awaitAnswer() error {
 	ctx, cancel := context.WithTimeout(r.alive, time.Minute)
 	defer cancel()
@@ -119,7 +119,7 @@ func (r *redisServer) usedMemory(ctx context.Context) (float64, error) {
 	return parseNumber(string(answer), "used_memory:")
 }
 
-// parseNumber returns what follows the prefix in the line that begins with it.
+// parseNumber returns the rest of the line that begins with the prefix, as a number.
 func parseNumber(text, prefix string) (float64, error) {
 	for line := range strings.Lines(text) {
 		if value, found := strings.CutPrefix(line, prefix); found {

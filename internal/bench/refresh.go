@@ -8,8 +8,8 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// A token that lives 30 s is refreshed when 6 to 9 s are left, and is handed
-// out until 3 s are left: time enough for an IdP that takes 2 s.
+// A token that lives 30 s is refreshed when 6 to 9 s are left, and is served until 3 s
+// are left: time enough for an IdP that takes 2 s.
 const (
 	shortLife     = 30 * time.Second
 	slowIdP       = 2 * time.Second
@@ -17,8 +17,8 @@ const (
 	beforeRefresh = time.Second
 )
 
-// slowRefresh drives hits while the broker waits for a slow IdP in the
-// background, and before that for as long in peace.
+// slowRefresh drives hits while the broker waits for a slow IdP in the background, and
+// before that for the same time without a refresh.
 func (b *bench) slowRefresh(ctx context.Context) (string, error) {
 	connection, err := connect(b.broker.address, b.broker.proof)
 	if err != nil {

@@ -18,13 +18,12 @@ import (
 // comparison, the second the slow refresh.
 const clientCount = 10_000
 
-// audience is so long that a token has about 900 bytes, as large IdPs give
-// out.
+// audience is so long that a token has about 900 bytes, like tokens of large IdPs.
 const audience = "https://orders.example.com/a/path/that/stands/for/the/claims/of/large/identity/providers/in/their/tokens/such/as/groups/roles/tenants/and/entitlements/of/all/kinds"
 
 func clientName(i int) string { return fmt.Sprintf("client-%05d", i) }
 
-// clients are n of whom each has a single question.
+// clients returns n clients with a single request each.
 func clients(n int) []devidp.Client {
 	all := make([]devidp.Client, n)
 	for i := range all {
@@ -38,12 +37,12 @@ type provider struct {
 	*devidp.Server
 
 	clients []devidp.Client
-	dir     string // where their secrets are
+	dir     string // directory of their secrets
 	http    *http.Server
 }
 
-// startProvider starts an IdP that signs with the algorithm and knows the
-// clients. It gives each of them a secret, which is a file in dir.
+// startProvider starts an IdP that signs with the algorithm and registers the clients.
+// It writes a secret for each of them to a file in dir.
 func startProvider(ctx context.Context, dir, algorithm string, clients []devidp.Client) (*provider, error) {
 	p := &provider{clients: clients, dir: dir}
 	for i := range clients {
@@ -71,26 +70,25 @@ func (p *provider) close() { _ = p.http.Close() }
 
 func (p *provider) secretPath(i int) string { return filepath.Join(p.dir, p.clients[i].ID) }
 
-// setting is what a broker under test is started with.
+// setting is the configuration of a broker under test.
 type setting struct {
 	idp *provider
-	// clients of the IdP, from the first, are those of the broker.
+	// clients is how many clients of the IdP, from the first, the broker has.
 	clients int
 	// redis is its store. Nil: its memory.
 	redis *redisServer
-	// profiled: it serves profiles, which has no price while nobody asks.
+	// profiled: it serves profiles, which cost nothing without requests.
 	profiled bool
-	// proof is what it, and those who call it, prove themselves by; what is decided is
-	// written down then. Zero: it is in plaintext.
+	// proof authenticates it and its callers; decisions are then in the audit log. Zero:
+	// it is in plaintext.
 	proof proof
-	// http is where it answers gateways over HTTP, and Envoy beside its own API. Empty:
-	// nowhere.
+	// http is the address of its HTTP API for gateways; it then serves Envoy beside its
+	// own API. Empty: not served.
 	http string
 }
 
-// config is the broker's configuration. What is not said is left at its default.
-// Names of clients are their IDs; their own scopes are the first two that they
-// may have.
+// config is the broker's configuration. Omitted fields have their defaults. Names of
+// clients are their IDs; their own scopes are their first two permitted ones.
 func (s setting) config(address, ops string) string {
 	listener, callers := fmt.Sprintf("{address: %s, caller: bench}", address), "{name: bench, roles: [all]}"
 	if s.proof.dir != "" {

@@ -20,13 +20,13 @@ import (
 	face "github.com/cezzis/tokenbroker/internal/server"
 )
 
-// Who the load is where it must prove it.
+// The identities of the load for authentication.
 const (
 	loadID      = "spiffe://example.com/ns/bench/sa/load"
 	loadSubject = "system:serviceaccount:bench:load"
 )
 
-// Names of files with what servers and load prove themselves by.
+// Names of the files with the credentials of servers and load.
 const (
 	authorityFile = "ca"
 	serverFile    = "server"
@@ -34,9 +34,9 @@ const (
 	jwtFile       = "load.jwt"
 )
 
-// proof is how a process connects to a server. Zero: in plaintext, as anybody.
+// proof is how a process connects to a server. Zero: in plaintext, unauthenticated.
 type proof struct {
-	dir string // where the files are
+	dir string // directory of the files
 	jwt bool   // by the JWT there, not by the certificate
 }
 
@@ -56,7 +56,7 @@ func (p proof) args() []string {
 	return []string{"-tls", p.dir}
 }
 
-// prove makes what servers and load prove themselves by, in dir.
+// prove makes the credentials of servers and load, in dir.
 func (b *bench) prove(dir string) (proof, error) {
 	authority, err := devca.New("bench")
 	if err != nil {
@@ -87,7 +87,7 @@ func (b *bench) prove(dir string) (proof, error) {
 
 func (p proof) path(name string) string { return filepath.Join(p.dir, name) }
 
-// pair reads a certificate, and the authority of it.
+// pair reads a certificate and its CA.
 func (p proof) pair(name string) (tls.Certificate, *x509.CertPool, error) {
 	pair, err := tls.LoadX509KeyPair(p.path(name+".crt"), p.path(name+".key"))
 	if err != nil {
@@ -99,7 +99,7 @@ func (p proof) pair(name string) (tls.Certificate, *x509.CertPool, error) {
 	return pair, pool, err
 }
 
-// client are the options to connect with.
+// client returns the options of a connection.
 func (p proof) client() ([]grpc.DialOption, error) {
 	if p.dir == "" {
 		return []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, nil
@@ -117,7 +117,7 @@ func (p proof) client() ([]grpc.DialOption, error) {
 	return []grpc.DialOption{grpc.WithTransportCredentials(credentials.NewTLS(config)), grpc.WithPerRPCCredentials(bearer(token))}, err
 }
 
-// server are the options of a server that is no broker.
+// server returns the options of a server other than the broker.
 func (p proof) server() ([]grpc.ServerOption, error) {
 	if p.dir == "" {
 		return nil, nil

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Certificates are paths of PEM files: a CA, and what it signed for servers on
-// the loopback interface and for clients.
+// Certificates are paths of PEM files: a CA, and the certificates that it signed for
+// servers on the loopback interface and for clients.
 type Certificates struct {
 	CA                    string
 	ServerCert, ServerKey string
@@ -27,7 +27,7 @@ type Certificates struct {
 	dir string
 }
 
-// NewCertificates makes a CA of its own.
+// NewCertificates makes certificates with a new CA.
 func NewCertificates(t testing.TB) *Certificates {
 	t.Helper()
 	dir := t.TempDir()
@@ -43,22 +43,21 @@ func NewCertificates(t testing.TB) *Certificates {
 	return c
 }
 
-// RenewClient puts another certificate for clients, with another key, in place of
-// the one before.
+// RenewClient replaces the certificate for clients by another one, with another key.
 func (c *Certificates) RenewClient(t testing.TB) {
 	t.Helper()
 	client := newCertificate(t, c.dir, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, c.ca)
 	c.ClientCert, c.ClientKey = client.certFile, client.keyFile
 }
 
-// SelfSigned makes a certificate for clients that nobody signed but its own key.
+// SelfSigned makes a self-signed certificate for clients.
 func SelfSigned(t testing.TB) (certFile, keyFile string) {
 	t.Helper()
 	made := newCertificate(t, t.TempDir(), "self", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, nil)
 	return made.certFile, made.keyFile
 }
 
-// Client is what a client needs to connect.
+// Client returns the TLS configuration of a client.
 func (c *Certificates) Client(t testing.TB) *tls.Config {
 	t.Helper()
 	own, err := tls.LoadX509KeyPair(c.ClientCert, c.ClientKey)
@@ -70,7 +69,7 @@ func (c *Certificates) Client(t testing.TB) *tls.Config {
 	return config
 }
 
-// Anonymous is what a client without a certificate has.
+// Anonymous returns the TLS configuration of a client without a certificate.
 func (c *Certificates) Anonymous(t testing.TB) *tls.Config {
 	t.Helper()
 	data, err := os.ReadFile(c.CA)
@@ -90,7 +89,7 @@ type certificate struct {
 	certFile, keyFile string
 }
 
-// newCertificate signs with the CA's key; without one, with the new one itself.
+// newCertificate signs with the CA's key; without a CA, with the new key itself.
 func newCertificate(t testing.TB, dir, name string, template *x509.Certificate, ca *certificate) *certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

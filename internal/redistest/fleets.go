@@ -10,14 +10,14 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// Cluster is a Redis Cluster of three masters with a replica each.
+// Cluster is a Redis Cluster of three masters with one replica each.
 type Cluster struct {
 	// Servers are in no particular order: see Master.
 	Servers []*Server
 }
 
-// StartCluster starts a Redis Cluster and waits until every replica has what
-// its master has: a master that is killed before is not replaced.
+// StartCluster starts a Redis Cluster and waits until every replica has all data of its
+// master: a master that is killed earlier is not replaced.
 func StartCluster(t testing.TB, options Options) *Cluster {
 	t.Helper()
 	options.Config = append([]string{
@@ -39,8 +39,8 @@ func StartCluster(t testing.TB, options Options) *Cluster {
 	return c
 }
 
-// StartMasters starts a Redis Cluster of three masters without replicas, which
-// goes on without those that fail.
+// StartMasters starts a Redis Cluster of three masters without replicas, which keeps
+// serving the other slots when masters fail.
 func StartMasters(t testing.TB, options Options) *Cluster {
 	t.Helper()
 	options.Config = append([]string{
@@ -63,13 +63,13 @@ func StartMasters(t testing.TB, options Options) *Cluster {
 	return c
 }
 
-// inStep reports whether a server is a replica with all that its master has, or
-// a master that has such a replica.
+// inStep reports whether a server is a replica with all data of its master, or a master
+// that has such a replica.
 func inStep(replication string) bool {
 	return strings.Contains(replication, "master_link_status:up") || strings.Contains(replication, "state=online")
 }
 
-// Addrs are the addresses of all servers.
+// Addrs returns the addresses of all servers.
 func (c *Cluster) Addrs() []string { return addrs(c.Servers) }
 
 // Master returns the server that is now the master of the key's slot.
@@ -80,7 +80,7 @@ func (c *Cluster) Master(key string) *Server {
 			continue
 		default:
 		}
-		// A master of the slot answers, all others redirect.
+		// The master of the slot responds, all others redirect.
 		if out, err := server.cli("get", key); err == nil && !strings.Contains(out, "MOVED") {
 			return server
 		}
@@ -98,8 +98,8 @@ type Sentinel struct {
 	Sentinels       []*Server
 }
 
-// StartSentinel starts them and waits until a failover is possible. The options
-// are those of master and replica; the sentinels ask for no password.
+// StartSentinel starts them and waits until a failover is possible. The options apply to
+// master and replica; the sentinels need no password.
 func StartSentinel(t testing.TB, options Options) *Sentinel {
 	t.Helper()
 	s := &Sentinel{Master: Start(t, options)}
@@ -142,7 +142,7 @@ func startSentinel(t testing.TB, ofMaster string) *Server {
 	return s
 }
 
-// Addrs are the addresses of the sentinels.
+// Addrs returns the addresses of the sentinels.
 func (s *Sentinel) Addrs() []string { return addrs(s.Sentinels) }
 
 func addrs(servers []*Server) []string {

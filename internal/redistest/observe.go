@@ -9,7 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// Dir is where the server keeps its configuration and its data.
+// Dir is the directory of the server's configuration and data.
 func (s *Server) Dir() string { return s.dir }
 
 // Monitor records from now on, until the test ends, every command that the

@@ -12,12 +12,11 @@ import (
 	"testing"
 )
 
-// FreePort returns a port of loopback that nobody uses and that is given to no
-// other test, also of another process, until this one ends.
+// FreePort returns an unused loopback port that no other test gets, also of another
+// process, until this one ends.
 //
-// It is below the range from which Linux takes the ports of outgoing
-// connections, so that none of those takes it while a process that owns it
-// restarts.
+// It is below the range from which Linux takes the ports of outgoing connections, so
+// that no such connection takes it while a process that owns it restarts.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	return freePort(t, false)
@@ -26,8 +25,8 @@ func FreePort(t testing.TB) int {
 // busOffset is how far above its port a node of a cluster listens for the others.
 const busOffset = 10000
 
-// freePort is FreePort. The nodes of a cluster keep to a range for which what is
-// true of their port is true of the one of their bus as well.
+// freePort is FreePort. The nodes of a cluster use a range in which the port of their
+// bus is below that range of Linux as well.
 func freePort(t testing.TB, ofCluster bool) int {
 	t.Helper()
 	for range 1000 {
@@ -47,8 +46,8 @@ func isFree(port int) bool {
 	return err == nil && listener.Close() == nil
 }
 
-// reserve keeps a port from all others who ask here until the test ends. The
-// system drops the lock of a process that died.
+// reserve locks a port for this test until it ends; other tests skip it. The system
+// drops the lock of a process that died.
 func reserve(t testing.TB, port int) bool {
 	t.Helper()
 	dir := filepath.Join(os.TempDir(), "tokenbroker-test-ports-"+strconv.Itoa(os.Getuid()))

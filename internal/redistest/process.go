@@ -13,11 +13,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// patience is how long a test waits for what must come, on a slow machine.
+// patience is how long a test waits for an event, on a slow machine.
 const patience = 60 * time.Second
 
-// Need skips the test where a command is not installed and says how to install
-// it. With CI=true nothing may be missing.
+// Need skips the test if a command is not installed and says how to install it. With
+// CI=true a missing command is a failure.
 func Need(t testing.TB, command string) {
 	t.Helper()
 	if _, err := find(command); err == nil {
@@ -34,8 +34,7 @@ func Need(t testing.TB, command string) {
 	t.Skip(message)
 }
 
-// find looks for a command in the PATH, then among the tools that the Makefile
-// builds.
+// find looks for a command in the PATH, then among the tools that the Makefile builds.
 func find(command string) (path string, err error) {
 	if path, err = exec.LookPath(command); err == nil {
 		return path, nil
@@ -120,7 +119,7 @@ func (p *process) await(t testing.TB, probe func() (answer string, ready bool)) 
 	})
 }
 
-// unless returns nil if done, else what was seen as an error.
+// unless returns nil if done, else an error with the text of seen.
 func unless(done bool, seen string) error {
 	if done {
 		return nil

@@ -1,7 +1,6 @@
-// Package redistest runs real Redis servers, in all the topologies that a
-// deployment may have, for tests: on loopback ports of their own, in
-// directories of their own, killed when the test ends. What a server printed is
-// shown if the test failed.
+// Package redistest runs real Redis servers, in all the topologies that a deployment may
+// have, for tests: on loopback ports of their own, in directories of their own, killed
+// when the test ends. The output of a server is shown if the test failed.
 package redistest
 
 import (
@@ -18,21 +17,21 @@ import (
 	"testing"
 )
 
-// admin is the user, and the password, by which this package, replicas and
-// sentinels log in, whatever the test makes of the default user.
+// admin is the user, and the password, for logins of this package, replicas and
+// sentinels, whatever the test changes at the default user.
 const admin = "redistest"
 
-// Options says how a server is to be. The zero value is a server that keeps
-// nothing on disk and asks for no password.
+// Options configures a server. The zero value is a server that keeps nothing on disk and
+// needs no password.
 type Options struct {
 	// Password of the default user. Empty: none is needed, unless ACL is given.
 	Password string
 	// ACL are lines of an ACL file, such as "user broker on >secret ~tb1:* +get".
 	// The default user is then switched off, unless Password is given.
 	ACL []string
-	// Certificates switch to TLS alone, where clients need a certificate.
+	// Certificates enables TLS only, with required client certificates.
 	Certificates *Certificates
-	// AppendOnly keeps what is written, each write on disk before its answer.
+	// AppendOnly persists data, each write on disk before its response.
 	AppendOnly bool
 	// Config are further lines of the configuration, such as "maxmemory 10mb".
 	Config []string
@@ -48,7 +47,7 @@ type Server struct {
 	process *process
 }
 
-// Start starts a server and waits until it answers.
+// Start starts a server and waits until it responds.
 func Start(t testing.TB, options Options) *Server {
 	t.Helper()
 	return start(t, options, freePort(t, isCluster(options.Config)))
@@ -68,7 +67,7 @@ func start(t testing.TB, options Options, port int) *Server {
 // Addr is the server's host:port.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
-// TLS is what a client needs to connect; nil without TLS.
+// TLS returns the TLS configuration of a client; nil without TLS.
 func (s *Server) TLS() *tls.Config {
 	if s.options.Certificates == nil {
 		return nil
@@ -82,21 +81,20 @@ func (s *Server) Kill() {
 	s.process.kill(s.t)
 }
 
-// Stop makes the process hang: connections are accepted, nothing is answered.
+// Stop suspends the process: connections are accepted, but get no response.
 func (s *Server) Stop() { s.process.signal(s.t, syscall.SIGSTOP) }
 
-// Cont lets a process that was stopped go on.
+// Cont resumes a process after Stop.
 func (s *Server) Cont() { s.process.signal(s.t, syscall.SIGCONT) }
 
-// Restart kills the process and starts it again on the same port with what it
-// had on disk.
+// Restart kills the process and starts it again on the same port with its data on disk.
 func (s *Server) Restart() {
 	s.t.Helper()
 	s.Kill()
 	s.run()
 }
 
-// RestartEmpty does so without the data.
+// RestartEmpty is Restart without the data.
 func (s *Server) RestartEmpty() {
 	s.t.Helper()
 	s.Kill()
@@ -108,8 +106,8 @@ func (s *Server) RestartEmpty() {
 	s.run()
 }
 
-// CLI runs redis-cli as a user who may do everything and returns what it
-// printed, without the line end.
+// CLI runs redis-cli as a user with all permissions and returns its output, without the
+// line end.
 func (s *Server) CLI(args ...string) string {
 	s.t.Helper()
 	out, err := s.cli(args...)

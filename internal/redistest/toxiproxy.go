@@ -13,10 +13,10 @@ import (
 
 const toxiproxy = "toxiproxy-server"
 
-// Proxy stands between a client and a server and disturbs what passes.
+// Proxy is between a client and a server and disturbs the traffic.
 type Proxy struct {
 	t    testing.TB
-	api  string // where it is controlled
+	api  string // address of its API
 	addr string
 }
 
@@ -35,10 +35,10 @@ func Toxiproxy(t testing.TB, upstream string) *Proxy {
 	return p
 }
 
-// Addr is where clients connect to.
+// Addr is the address for clients.
 func (p *Proxy) Addr() string { return p.addr }
 
-// Latency delays each answer from now on, on connections that exist as well.
+// Latency delays each response from now on, on existing connections as well.
 func (p *Proxy) Latency(delay time.Duration) {
 	p.t.Helper()
 	p.call("/proxies/redis/toxics",

@@ -31,8 +31,8 @@ func main() {
 	}
 }
 
-// follow reports each line of the input, then the summary. While no line leads to
-// output, it prints the tests that run.
+// follow reports each line of the input, then the summary. While there is no other
+// output, it prints the running tests.
 func follow(in io.Reader, r *report) (failed bool, err error) {
 	lines := make(chan []byte)
 	go func() {

@@ -21,10 +21,10 @@ type event struct {
 	FailedBuild string  `json:"FailedBuild"` // the ImportPath of the build that kept the package from running
 }
 
-// report is what is known of the tests so far.
+// report is the state of the tests so far.
 type report struct {
 	out    io.Writer
-	prefix string // cut off package names
+	prefix string // removed from package names
 	begun  time.Time
 
 	running  map[string]*suite   // by package
@@ -35,7 +35,7 @@ type report struct {
 	skips, failures []string // with the reasons of the skips
 }
 
-// suite is a package whose tests run.
+// suite is a package with running tests.
 type suite struct {
 	passed, failed, skipped int
 	// output of tests that have not passed, by name; "" is the package itself. The
@@ -49,7 +49,7 @@ func newReport(out io.Writer, prefix string) *report {
 	return &report{out: out, prefix: prefix, begun: time.Now(), running: map[string]*suite{}, builds: map[string][]string{}}
 }
 
-// take adds a line of input and reports whether that printed anything.
+// take adds a line of input and reports whether it printed anything.
 func (r *report) take(line []byte) (printed bool) {
 	var e event
 	if err := json.Unmarshal(line, &e); err != nil || e.Action == "" {
@@ -155,7 +155,7 @@ func (r *report) printOutput(e event, s *suite) {
 	write(s.output[""])
 }
 
-// reason is what a test said when it was skipped.
+// reason is the message of a skipped test.
 func reason(output []string) string {
 	for _, line := range slices.Backward(output) {
 		line = strings.TrimSpace(line)
@@ -166,7 +166,7 @@ func reason(output []string) string {
 	return ""
 }
 
-// progress prints which tests run.
+// progress prints the running tests.
 func (r *report) progress() {
 	doing := "compiling"
 	if len(r.running) > 0 {
@@ -201,7 +201,7 @@ func (r *report) list(title string, names []string) {
 	}
 }
 
-// counts names the numbers that are not zero.
+// counts lists the numbers that are not zero.
 func counts(passed, failed, skipped int) string {
 	var parts []string
 	for _, part := range []struct {

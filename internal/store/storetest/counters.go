@@ -72,7 +72,7 @@ func counterBounds(t *tester) {
 	if _, acquired, err := t.store.Acquire(t.Context(), store.Claim{Key: leaseA, Owner: "a", Counter: epoch, TTL: life}); err == nil || acquired {
 		t.Errorf("a fence beyond the largest number: acquired %v, %v", acquired, err)
 	}
-	t.mustAcquire(leaseA, "b", life) // from a counter with room: the refused claim left nothing
+	t.mustAcquire(leaseA, "b", life) // from a counter with room: the refused claim had no effect
 }
 
 func eventTests() []namedTest {
@@ -131,7 +131,7 @@ func eventTests() []namedTest {
 					break
 				}
 			}
-			t.put(keyB, 1, "b", life) // it is told again once it reads
+			t.put(keyB, 1, "b", life) // events come again once the subscriber reads
 			t.awaitEvent(events, keyB)
 		}},
 		{"a subscription ends with its context", func(t *tester) {

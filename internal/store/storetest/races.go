@@ -42,8 +42,8 @@ func raceTests() []namedTest {
 	}
 }
 
-// together calls do from many goroutines that start at once, and waits. A call
-// of the store that fails ends only the goroutine that made it.
+// together calls do from many goroutines that start at once, and waits. A failed call of
+// the store ends only its own goroutine.
 func together(do func(i int)) {
 	start := make(chan struct{})
 	var done sync.WaitGroup

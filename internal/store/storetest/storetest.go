@@ -1,6 +1,5 @@
-// Package storetest is the conformance suite of [store.Store]: what its
-// contract says, as tests that every implementation and every decorator must
-// pass.
+// Package storetest is the conformance suite of [store.Store]: its contract as tests
+// that every implementation and every decorator must pass.
 package storetest
 
 import (
@@ -13,17 +12,17 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Harness says how to make the store under test and how time passes for it.
+// Harness makes the store under test and moves its time.
 type Harness struct {
 	// Open returns an empty store. The suite closes it.
 	Open func(t *testing.T) store.Store
-	// Advance lets time pass for the store: time.Sleep in a bubble or where
-	// nothing but waiting helps, else what moves its clock.
+	// Advance lets time pass for the store: time.Sleep in a bubble or for a store
+	// without a movable clock, else a call that moves the clock.
 	Advance func(d time.Duration)
 	// Bubble runs each test in a testing/synctest bubble.
 	Bubble bool
-	// RealTime says that advancing takes as long as the time that passes. The
-	// random walk, which lets minutes pass, then leaves expiry to the others.
+	// RealTime means that advancing takes as long as the time that passes. The random
+	// walk, which lets minutes pass, then omits expiry.
 	RealTime bool
 }
 
@@ -60,8 +59,8 @@ type namedTest struct {
 	run  func(t *tester)
 }
 
-// tester is a test with the store it is about. Its methods fail the test where
-// the store answers an error.
+// tester is a test with its store. Its methods fail the test if the store returns an
+// error.
 type tester struct {
 	*testing.T
 	Harness
@@ -95,7 +94,7 @@ func (t *tester) get(key string) store.Entry {
 	return entries[0]
 }
 
-// expect checks what a key holds. Number 0: nothing.
+// expect checks the entry of a key. Number 0: no entry.
 func (t *tester) expect(key string, number uint64, value string) {
 	t.Helper()
 	if got := t.get(key); got.Number != number || string(got.Value) != value {
@@ -173,8 +172,8 @@ func (t *tester) raise(key string, floor, by uint64) uint64 {
 	return count
 }
 
-// subscribe returns events once they flow: a subscription may take a while to
-// be in force.
+// subscribe returns events once they flow: a subscription may take a while to become
+// active.
 func (t *tester) subscribe(ctx context.Context) <-chan string {
 	t.Helper()
 	events := t.store.Subscribe(ctx)
@@ -189,7 +188,7 @@ func (t *tester) subscribe(ctx context.Context) <-chan string {
 	return nil
 }
 
-// drain takes what the probes of subscribe left.
+// drain discards the remaining events of the probes of subscribe.
 func (t *tester) drain(events <-chan string) {
 	t.Helper()
 	for {
@@ -203,7 +202,7 @@ func (t *tester) drain(events <-chan string) {
 	}
 }
 
-// awaitEvent waits until the subscriber is told of the key.
+// awaitEvent waits until the subscriber gets an event of the key.
 func (t *tester) awaitEvent(events <-chan string, key string) {
 	t.Helper()
 	for {

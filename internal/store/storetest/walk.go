@@ -14,13 +14,13 @@ func walkTests() []namedTest {
 	return []namedTest{{"any sequence of calls has the outcome that the contract says", randomWalk}}
 }
 
-// randomWalk makes random calls of the store and of a model of it, which is
-// the contract in its simplest form, and compares the answers. One store
-// serves all walks, each with keys of its own, because a store may be a server.
+// randomWalk makes random calls of the store and of a model of it, which is the contract
+// in its simplest form, and compares the results. One store serves all walks, each with
+// keys of its own, because a store may be a server.
 func randomWalk(t *tester) {
 	walks := 0
-	// Within a bubble rapid must not see a *testing.T: it would ask it for the
-	// test's deadline, which is not allowed there.
+	// Within a bubble rapid must not get a *testing.T: it would read the test's
+	// deadline, which is not allowed there.
 	rapid.Check(struct{ rapid.TB }{t.T}, func(rt *rapid.T) {
 		walks++
 		w := &walk{
@@ -54,7 +54,7 @@ type grant struct {
 	expires time.Duration
 }
 
-// walk is the model: its clock, what is stored, and all leases ever granted.
+// walk is the model: its clock, its entries, and all leases ever granted.
 type walk struct {
 	*tester
 
@@ -85,9 +85,9 @@ func (w *walk) holder(key string) store.Lease {
 	return store.Lease{}
 }
 
-// drawTTL draws a lifetime of some units. The steps of the clock are a little
-// longer than whole units, so that the walk never looks at the very instant at
-// which something expires: there stores may differ.
+// drawTTL draws a lifetime of some units. The steps of the clock are a little longer
+// than whole units, so that the walk never looks at the exact instant of an expiry:
+// there stores may differ.
 func (w *walk) drawTTL(t *rapid.T) time.Duration {
 	return time.Duration(rapid.IntRange(1, 5).Draw(t, "lifetime")) * w.unit
 }
@@ -144,7 +144,7 @@ func (w *walk) acquire(t *rapid.T) {
 	}
 }
 
-// drawLease is a lease that was granted some time ago, or a made up one.
+// drawLease draws a lease that was granted some time ago, or an invented one.
 func (w *walk) drawLease(t *rapid.T) store.Lease {
 	made := store.Lease{Key: w.key(t, "lease"), Owner: "nobody", Fence: 1}
 	return rapid.SampledFrom(append(slices.Clone(w.granted), made)).Draw(t, "lease")
