@@ -29,35 +29,34 @@ import (
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
-// heapFloor is held, and never touched, so that it takes up no memory: the
-// garbage collector runs when the heap has doubled, and with a heap as small as
-// that of a broker with few tokens it would run so often that it took a fifth of
-// a hit's CPU time.
+// heapFloor is held, and never touched, so that it takes up no memory: the garbage
+// collector runs when the heap has doubled, and with a heap as small as that of a broker
+// with few tokens it would run so often that it took a fifth of the CPU time of a cache
+// hit.
 const heapFloor = 32 << 20
 
-// opsStopTimeout bounds the end of the ops listener's last answers.
+// opsStopTimeout bounds the shutdown of the ops listener.
 const opsStopTimeout = 2 * time.Second
 
-// Options are what a program adds to the configuration file.
+// Options are settings of a program that the configuration file does not contain.
 type Options struct {
-	// Logger is told of everything. Nil: slog.Default.
+	// Logger receives all log records. Nil: slog.Default.
 	Logger *slog.Logger
-	// File is where the configuration came from, to be read again when it changes.
-	// Empty: it is not.
+	// File is the path of the configuration file, which is read again when it changes.
+	// Empty: it is not reloaded.
 	File string
-	// Hangup tells to read the file again now. Nil: nobody does.
+	// Hangup triggers a reload of the file. Nil: only changes of the file do.
 	Hangup <-chan os.Signal
-	// Transport replaces the network towards IdPs and issuers. Nil: the network.
+	// Transport replaces the HTTP transport to IdPs and issuers. Nil: the real network.
 	Transport http.RoundTripper
-	// Listener is where the gRPC API is served, instead of at the configuration's
-	// address. Nil: there.
+	// Listener serves the gRPC API in place of the configured address. Nil: that address.
 	Listener net.Listener
 	// ServerOptions are added to those of the gRPC server, for programs that
 	// observe or disturb its calls.
 	ServerOptions []grpc.ServerOption
 }
 
-// App is a broker that listens already and serves once it is Run.
+// App is a broker with open listeners; it serves after Run is called.
 type App struct {
 	config   *config.Config // of the start
 	file     string
@@ -71,17 +70,17 @@ type App struct {
 	listen   listeners
 	ready    atomic.Bool
 
-	// What keeps a setup up to date runs in background, until Run ends or the setup
-	// is replaced.
+	// background is the parent context of the goroutines that refresh a setup. They end
+	// when Run ends or the setup is replaced.
 	background context.Context //nolint:containedctx // it is the lifetime of the App's own work
 	stop       context.CancelFunc
 	running    sync.WaitGroup
-	reloading  sync.Mutex // held by the one who replaces the setup
+	reloading  sync.Mutex // held while the setup is replaced
 	stopSetup  func()
 }
 
-// New reads the secrets, assembles the broker and opens its listeners. It asks
-// neither IdPs nor issuers anything. An App that is not Run must be Closed.
+// New reads the secrets, assembles the broker and opens its listeners. It sends no
+// requests to IdPs or issuers. An App that is not Run must be Closed.
 func New(config *config.Config, opts Options) (*App, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
@@ -118,8 +117,8 @@ func New(config *config.Config, opts Options) (*App, error) {
 	return a, nil
 }
 
-// open opens the observers and assembles the rest. Whatever it returns, the
-// observers are to be closed.
+// open opens the observers and assembles the rest. The caller closes the observers, also
+// after an error.
 func open(config *config.Config, opts Options, told *observers) (*parts, error) {
 	var err error
 	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
@@ -164,7 +163,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	return made
 }
 
-// openGateways makes what serves those who do not speak the broker's own gRPC.
+// openGateways creates the servers for ext_authz and HTTP.
 func (a *App) openGateways() {
 	config, judge := a.config, a.forGateways()
 	if envoy := config.Gateways.ExtAuthz; envoy != nil {
@@ -192,7 +191,8 @@ func (a *App) openGateways() {
 	})
 }
 
-// HTTPAddr is where gateways and OAuth clients are served over HTTP; empty: nowhere.
+// HTTPAddr is the address of the HTTP API for gateways and OAuth clients; empty if it is
+// off.
 func (a *App) HTTPAddr() string {
 	if a.listen.http == nil {
 		return ""
@@ -200,10 +200,10 @@ func (a *App) HTTPAddr() string {
 	return a.listen.http.Addr().String()
 }
 
-// GRPCAddr is where the gRPC API is served.
+// GRPCAddr is the address of the gRPC API.
 func (a *App) GRPCAddr() string { return a.listen.grpc.Addr().String() }
 
-// OpsAddr is where metrics and health are served over HTTP; empty: nowhere.
+// OpsAddr is the address of the ops listener (metrics and health); empty if it is off.
 func (a *App) OpsAddr() string {
 	if a.listen.ops == nil {
 		return ""
@@ -211,7 +211,7 @@ func (a *App) OpsAddr() string {
 	return a.listen.ops.Addr().String()
 }
 
-// Close lets go of what New opened. It is for an App that was not Run.
+// Close releases the resources that New opened. It is for an App that was not Run.
 func (a *App) Close() {
 	a.stop()
 	a.server.Shutdown(0, 0)
@@ -221,9 +221,8 @@ func (a *App) Close() {
 	a.parts.observers.close()
 }
 
-// Run serves until ctx ends, and then drains: health turns to NOT_SERVING, calls
-// in progress end, and everything that was started has stopped when Run returns.
-// It may be called once.
+// Run serves until ctx ends, and then drains: health changes to NOT_SERVING and calls in
+// progress finish. All goroutines have stopped when Run returns. It may be called once.
 func (a *App) Run(ctx context.Context) error {
 	defer a.end()
 	defer runtime.KeepAlive(make([]byte, heapFloor))
@@ -263,7 +262,7 @@ func (a *App) Run(ctx context.Context) error {
 	return nil
 }
 
-// shutdown ends what is served over gRPC and HTTP, at the same time.
+// shutdown stops the gRPC and HTTP servers concurrently.
 func (a *App) shutdown() {
 	delay, timeout := a.config.Server.DrainDelay, a.config.Server.DrainTimeout
 	var ending sync.WaitGroup
@@ -291,14 +290,14 @@ func (a *App) serveHTTP(on net.Listener, encrypted bool) error {
 	return nil
 }
 
-// end lets go of everything when nothing is served any more.
+// end releases all resources after the servers have stopped.
 func (a *App) end() {
 	a.parts.close()
 	a.parts.audit.Record(&audit.Event{Event: audit.Stop})
 	a.parts.observers.close()
 }
 
-// begin starts what runs beside the server.
+// begin starts the background work beside the servers.
 func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
@@ -314,7 +313,7 @@ func (a *App) begin() {
 	}
 }
 
-// serveOps starts the ops listener and returns what stops it.
+// serveOps starts the ops listener and returns the function that stops it.
 func (a *App) serveOps(group *errgroup.Group) (stop func()) {
 	if a.listen.ops == nil {
 		return func() {}

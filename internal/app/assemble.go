@@ -28,7 +28,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// parts are the broker and what stays while it runs.
+// parts are the broker and the components that a reload does not replace.
 type parts struct {
 	network *discovery.Network
 	storage *storage
@@ -37,7 +37,7 @@ type parts struct {
 	observers
 }
 
-// observers are who is told of what the broker does. All but log may be nil.
+// observers are the log, metrics, audit and traces. All but log may be nil.
 type observers struct {
 	log        *slog.Logger
 	registerer prometheus.Registerer
@@ -45,7 +45,7 @@ type observers struct {
 	traces     *traces
 }
 
-// close ends what is told, when there is nothing more to tell.
+// close flushes and closes the audit and the traces.
 func (o *observers) close() {
 	if err := o.audit.Close(); err != nil {
 		o.log.Error("not all of the audit is written", "error", err)
@@ -53,34 +53,34 @@ func (o *observers) close() {
 	o.traces.close()
 }
 
-// setup is the part of a configuration that can be replaced while the broker
-// runs, and what was made of it.
+// setup is the part of a configuration that can be replaced while the broker runs, and
+// the components built from it.
 type setup struct {
 	config   *config.Config
 	verifier *verify.Verifier
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
-	// introspections are by issuer.
+	// introspections are keyed by issuer.
 	introspections map[string]introspection
 
 	storage *storage
 	network *discovery.Network
-	// trusting are the networks of those that have authorities of their own, by file.
+	// trusting has a network for each configured file of authorities, by path.
 	trusting map[string]*discovery.Network
 	broker   func() *broker.Broker
-	before   *setup // what it takes the place of; nil once it has
+	before   *setup // the setup that this one replaces; nil afterwards
 }
 
-// issuerKey: clients and verification share what is known of an issuer, but not
-// the leave to speak plain http, or to private addresses.
+// issuerKey identifies an issuer's metadata, which clients and verification share. The
+// permissions for plain http and for private addresses are not shared.
 type issuerKey struct {
 	issuer                  string
 	allowHTTP, allowPrivate bool
 	ca                      string
 }
 
-// assemble makes the parts of what the configuration says. All secrets that
-// cannot be read are in the error.
+// assemble builds the parts from the configuration. The error lists every secret that
+// cannot be read.
 func assemble(config *config.Config, transport http.RoundTripper, told observers) (*parts, error) {
 	opened, err := openStore(config, &told)
 	if err != nil {
@@ -116,14 +116,14 @@ func (p *parts) fill(config *config.Config) error {
 	return err
 }
 
-// use puts a setup in the place of the one there is.
+// use replaces the current setup.
 func (p *parts) use(next *setup) {
 	next.before = nil
 	p.setup.Store(next)
 }
 
-// prepare makes a setup that can take the place of the one there is. It reads
-// secrets, and asks nobody anything. What is configured as before is kept as it is.
+// prepare builds a setup that can replace the current one. It reads secrets and sends no
+// requests. Components with an unchanged configuration are reused.
 func (p *parts) prepare(cfg *config.Config) (*setup, error) {
 	s := &setup{
 		config: cfg, storage: p.storage, network: p.network, before: p.setup.Load(),
@@ -156,7 +156,7 @@ func (p *parts) prepare(cfg *config.Config) (*setup, error) {
 	return s, nil
 }
 
-// trust opens the files of authorities.
+// trust opens the configured files of authorities.
 func (s *setup) trust(cfg *config.Config) (problems []error) {
 	open := func(key, ca string) {
 		if ca == "" || s.trusting[ca] != nil {
@@ -182,7 +182,7 @@ func (s *setup) trust(cfg *config.Config) (problems []error) {
 	return problems
 }
 
-// networkOf is the network that trusts the authorities of a file that trust opened.
+// networkOf returns the network for a file of authorities that trust opened.
 func (s *setup) networkOf(ca string) *discovery.Network {
 	if ca == "" {
 		return s.network
@@ -194,7 +194,7 @@ func (s *setup) forBroker() broker.Setup {
 	return broker.Setup{Clients: s.clients, Verifier: s.verifier, Policy: policy.New(s.config.PolicyConfig())}
 }
 
-// named returns the client of that name, which the setup has or had.
+// named returns the client with this name from the setup.
 func (s *setup) named(name string) (broker.ClientConfig, bool) {
 	at, found := slices.BinarySearchFunc(s.clients, name, func(c broker.ClientConfig, name string) int { return cmp.Compare(c.Name, name) })
 	if !found {
@@ -203,7 +203,7 @@ func (s *setup) named(name string) (broker.ClientConfig, bool) {
 	return s.clients[at], true
 }
 
-// close lets go of everything but the observers. Nothing must be using it.
+// close releases everything but the observers. The parts must no longer be in use.
 func (p *parts) close() {
 	p.broker.Close()
 	_ = p.storage.Close()
@@ -226,7 +226,7 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 	cfg := config.Clients[name]
 	old, existed := s.before.named(name)
 	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
-		if cfg.Issuer != "" { // it goes on asking the issuer that it knows
+		if cfg.Issuer != "" { // it keeps the cached metadata of its issuer
 			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 		}
 		return old, nil
@@ -263,7 +263,7 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 	return client, nil
 }
 
-// towards says which client to be at its IdP.
+// towards returns the configuration of a client's requests to its IdP.
 func (s *setup) towards(config *config.Config, name string) idp.Config {
 	cfg := config.Clients[name]
 	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
@@ -300,9 +300,9 @@ func (s *setup) towards(config *config.Config, name string) idp.Config {
 	return c
 }
 
-// with makes clients that present a certificate.
+// with returns a function that makes HTTP clients with a client certificate.
 func (s *setup) with(home string, allowPrivate bool, ca string) func(tls.Certificate) *http.Client {
-	network := s.networkOf(ca) // a client outlives the setup that it was made for
+	network := s.networkOf(ca) // a client may outlive the setup that it was made for
 	return func(certificate tls.Certificate) *http.Client {
 		return network.ClientWith(home, allowPrivate, certificate)
 	}
@@ -328,7 +328,7 @@ func (s *setup) newVerifier(config *config.Config, log *slog.Logger, registerer 
 	}, s.before.verifier)
 }
 
-// verified says which tokens of an issuer are good.
+// verified returns the rules for the tokens of an issuer.
 func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
 		Issuer:          cfg.Issuer,
@@ -373,16 +373,16 @@ func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.Issu
 	return issuer, nil
 }
 
-// introspection asks an issuer about tokens, as one of the clients and with the
-// secret that the client has then.
+// introspection sends introspection requests to an issuer as one of the clients, with the
+// client's current secret.
 type introspection struct {
 	client *idp.Client
 	name   string
-	// broker has the secret; it is made later.
+	// broker returns the holder of the secret, which is created later.
 	broker func() *broker.Broker
 }
 
-// Introspect is what verification wants.
+// Introspect implements the interface that verification calls.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
 	with, err := i.broker().SecretForIntrospection(ctx, i.name)
 	if err != nil {
@@ -410,8 +410,8 @@ func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (intros
 	return introspection{client, name, s.broker}, err
 }
 
-// sameIntrospection reports whether an issuer was asked about opaque tokens in the
-// same way before.
+// sameIntrospection reports whether the previous setup has the same introspection for
+// this issuer.
 func (s *setup) sameIntrospection(cfg *config.Issuer) bool {
 	at := slices.IndexFunc(s.before.config.Issuers, func(c config.Issuer) bool { return c.Issuer == cfg.Issuer })
 	if at < 0 || !reflect.DeepEqual(s.before.config.Issuers[at], *cfg) {
@@ -421,7 +421,7 @@ func (s *setup) sameIntrospection(cfg *config.Issuer) bool {
 	return reflect.DeepEqual(s.before.config.Clients[name], s.config.Clients[name])
 }
 
-// orNone translates what the file can ask for, none, to what verify takes for
+// orNone translates the file's zero, which means off, to the value that verify takes for
 // it: zero is its default.
 func orNone[N time.Duration | int64](configured N) N {
 	if configured == 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 )
 
-// openAudit opens the audit that is configured; nil: there is none.
+// openAudit opens the configured audit; it returns nil if no audit is configured.
 func openAudit(cfg *config.Audit, log *slog.Logger, registerer prometheus.Registerer) (*audit.Log, error) {
 	if cfg == nil {
 		return nil, nil //nolint:nilnil // a nil Log writes nothing down
@@ -28,7 +28,7 @@ func openAudit(cfg *config.Audit, log *slog.Logger, registerer prometheus.Regist
 	return opened, nil
 }
 
-// peerOf is the address that a call came from.
+// peerOf returns the remote address of a call.
 func peerOf(ctx context.Context) string {
 	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
 		return from.Addr.String()
@@ -36,11 +36,12 @@ func peerOf(ctx context.Context) string {
 	return ""
 }
 
-// reloaded writes down what became of another configuration.
+// reloaded writes the result of a reload to the audit.
 func (a *App) reloaded(digest [32]byte, err error) {
 	e := audit.Event{Event: audit.Reload, Outcome: audit.OK, ConfigSHA256: digest}
 	if err != nil {
-		// All that is wrong may be much; the log has it.
+		// The audit has the first line only: the error may be long, and the log has all
+		// of it.
 		e.Outcome, e.Detail = audit.Refused, firstLine(err.Error())
 	}
 	a.parts.audit.Record(&e)

@@ -11,8 +11,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// certified is somebody who may prove its identity by a certificate: a client, or
-// who asks an issuer about opaque tokens.
+// certified is an IdP client that may authenticate by a certificate: a configured client,
+// or the client of an introspection.
 type certified struct {
 	name   string
 	client *idp.Client
@@ -29,8 +29,8 @@ func (s *setup) certified() []certified {
 	return all
 }
 
-// pollCertificates reads client certificates again until ctx ends, as secrets are
-// read again.
+// pollCertificates reads client certificates again until ctx ends, at the same interval
+// as secrets.
 func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 	all := s.certified()
 	ticker := time.NewTicker(secret.PollInterval)

@@ -20,11 +20,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
-// Finding is what came of one live check.
+// Finding is the result of one live check.
 type Finding struct {
-	// What was checked, such as "clients.orders-api: token endpoint".
+	// What is the subject of the check, such as "clients.orders-api: token endpoint".
 	What string
-	// Detail says what was found.
+	// Detail describes the result.
 	Detail string
 	// Warning: Detail describes a risk, but the check passed.
 	Warning bool
@@ -34,8 +34,8 @@ type Finding struct {
 
 // Check tries what the configuration names: certificates, secrets, the store, the token
 // endpoints of clients, the keys of issuers, introspection and, if mint is set, a token
-// for each client that does not only introspect. It reports each finding as it comes.
-// The error means that nothing could be tried.
+// for each client that does not only introspect. It reports each finding as it comes. The
+// error means that no check could run.
 func Check(ctx context.Context, config *config.Config, opts Options, mint bool, tell func(Finding)) error {
 	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
 	assembled, err := assemble(config, opts.Transport, told)
@@ -124,12 +124,12 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg config.Clien
 	return found
 }
 
-// mintOf is what a Finding about a client's token is about.
+// mintOf returns the subject of a Finding about a client's token.
 func mintOf(name string) string { return fmt.Sprintf("clients.%s: token", name) }
 
-// onlyIntrospects reports whether an issuer is asked about tokens as the client,
-// and no role gives out tokens of the client by its name. The IdP would refuse to
-// issue one, and might count that against the client.
+// onlyIntrospects reports whether the client is configured for introspection and no role
+// grants its tokens by name. The IdP would refuse to issue one, and might count that
+// against the client.
 func onlyIntrospects(c *config.Config, client string) bool {
 	asks := slices.ContainsFunc(c.Issuers, func(issuer config.Issuer) bool {
 		return issuer.Introspection != nil && issuer.Introspection.Client == client
@@ -166,7 +166,7 @@ func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
 	return found
 }
 
-// checkIntrospection asks about a token that nobody has issued.
+// checkIntrospection introspects a token that was never issued.
 func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
 	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
 	active, _, err := p.setup.Load().introspections[issuer].Introspect(ctx, redact.New(rand.Text()))

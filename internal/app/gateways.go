@@ -7,7 +7,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// forGateways judges for gateways.
+// forGateways returns the judge for gateway requests.
 func (a *App) forGateways() *gateway.Judge {
 	c := &a.config.Gateways
 	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})

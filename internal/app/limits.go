@@ -5,7 +5,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
-// serverLimits are the limits of all callers together.
+// serverLimits are the limits shared by all callers.
 func serverLimits(l *config.Limits) server.Limits {
 	return server.Limits{
 		Connections:      l.Connections,

@@ -14,18 +14,18 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 )
 
-// listeners are where the broker is reached.
+// listeners are the broker's open listeners.
 type listeners struct {
 	grpc     net.Listener
-	certs    *certs.Source // of grpc and http; nil: they are in plaintext
+	certs    *certs.Source // for grpc and http; nil: plaintext
 	unix     net.Listener  // nil: off
 	http     net.Listener  // nil: off
 	httpUnix net.Listener  // nil: off
 	ops      net.Listener  // nil: off
 }
 
-// open opens what is configured; given, if it is not nil, in the place of grpc. On an
-// error nothing is left open.
+// open opens the configured listeners; given, if it is not nil, replaces that of grpc.
+// After an error no listener is left open.
 func (l *listeners) open(config *config.Listen, given net.Listener) (err error) {
 	defer func() {
 		if err != nil {
@@ -72,7 +72,7 @@ func listen(name, address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// openCerts opens the certificates of listen.tls. Nil: nothing is encrypted.
+// openCerts opens the certificates of listen.tls. It returns nil for plaintext.
 func openCerts(ctx context.Context, config *config.Listen, registerer prometheus.Registerer) (*certs.Source, error) {
 	if !config.Encrypted() {
 		return nil, nil //nolint:nilnil // plaintext
@@ -85,7 +85,7 @@ func openCerts(ctx context.Context, config *config.Listen, registerer prometheus
 	return opened, nil
 }
 
-// inSection says of each error in a list which section it is about.
+// inSection prefixes each error of a list with its section.
 func inSection(section string, err error) error {
 	if list, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
@@ -97,7 +97,7 @@ func inSection(section string, err error) error {
 	return fmt.Errorf("%s: %w", section, err)
 }
 
-// certsChanged is told when other files came in force, or did not.
+// certsChanged handles the result of a reload of the certificates.
 func (a *App) certsChanged(err error) {
 	if err != nil {
 		a.log.Error("the certificates are not replaced; those before stay in force", "error", err, "expires", a.listen.certs.Status().Expires.Format(time.RFC3339))
@@ -115,7 +115,7 @@ func (a *App) tellCerts() {
 	}
 }
 
-// reloadCerts reads the certificates at once.
+// reloadCerts reads the certificates immediately.
 func (a *App) reloadCerts() {
 	if a.listen.certs == nil {
 		return
@@ -125,7 +125,7 @@ func (a *App) reloadCerts() {
 	}
 }
 
-// certsCollector shows the certificates as they are when it is asked.
+// certsCollector exports the state of the certificates at collection time.
 type certsCollector struct{ source *certs.Source }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such

@@ -11,10 +11,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/httpapi"
 )
 
-// opsServer serves what operators and probes read. Ready means that the
-// configuration is applied and the listeners are up: an outage of an IdP, of an
-// issuer's keys or of the store must not take every replica out of rotation at
-// once.
+// opsServer serves metrics, health and profiles. Ready means that the configuration is
+// applied and the listeners are up: an outage of an IdP, of an issuer's keys or of the
+// store must not remove every replica from rotation at once.
 func (a *App) opsServer() *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{Registry: a.registry}))

@@ -15,12 +15,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 )
 
-// watchInterval is how often the configuration file is looked at.
+// watchInterval is the interval between checks of the configuration file.
 const watchInterval = time.Second
 
-// Reload puts another configuration in force: clients, issuers, callers and roles
-// as one. What a restart is needed for stays as it was, and the log says so. On an
-// error everything stays as it was. It is safe for concurrent use.
+// Reload applies another configuration: clients, issuers, callers and roles atomically.
+// Sections that need a restart keep their values, and the log names them. After an error
+// the previous configuration stays active. It is safe for concurrent use.
 func (a *App) Reload(config *config.Config) error {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
@@ -57,8 +57,8 @@ func (a *App) reload(config *config.Config) error {
 	return nil
 }
 
-// runSetup keeps what a setup needs up to date: issuers' keys and clients'
-// certificates. It returns what ends that, and waits for its end.
+// runSetup keeps the issuers' keys and the clients' certificates of a setup up to date.
+// The returned function stops the refresh and waits for its end.
 func (a *App) runSetup(s *setup) (stop func()) {
 	ctx, cancel := context.WithCancel(a.background)
 	a.running.Go(func() { s.verifier.Run(ctx) })
@@ -75,7 +75,7 @@ func (a *App) tellWarnings(s *setup) {
 	}
 }
 
-// needRestart names the sections that differ and are read at the start only.
+// needRestart returns the changed sections that are read only at startup.
 func needRestart(running, next *config.Config) (sections []string) {
 	for _, section := range []struct {
 		name         string
@@ -97,7 +97,7 @@ func needRestart(running, next *config.Config) (sections []string) {
 	return sections
 }
 
-// reloadMetrics tell how reloads of the configuration went.
+// reloadMetrics count the results of reloads of the configuration.
 type reloadMetrics struct {
 	applied, refused prometheus.Counter
 	appliedAt        prometheus.Gauge
@@ -130,9 +130,9 @@ func (m *reloadMetrics) reloaded(err error) {
 	m.appliedAt.SetToCurrentTime()
 }
 
-// watchFile applies the configuration file whenever its content changes, or hangup
-// asks for it, until ctx ends. A change counts when it was read twice, an interval
-// apart, because a file may be seen half written; a hangup says that it is whole.
+// watchFile applies the configuration file when its content changes or hangup fires,
+// until ctx ends. A change counts when it was read twice, an interval apart, because a
+// file may be seen half written; after a hangup it counts as complete.
 func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 	watched := watchedFile{path: a.file}
 	if data, err := watched.read(); err == nil {
@@ -161,11 +161,11 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// catchUp applies what was written while the broker started.
+// catchUp applies a change that was written while the broker started.
 func (a *App) catchUp(data []byte) {
 	config, err := config.Parse(a.file, data)
 	if err == nil && !reflect.DeepEqual(config, a.config) {
-		_ = a.Reload(config) // it told
+		_ = a.Reload(config) // Reload logs the error
 	}
 }
 
@@ -175,7 +175,7 @@ func (a *App) reloadFile(data []byte) {
 		a.refuse(sha256.Sum256(data), err)
 		return
 	}
-	_ = a.Reload(config) // it told
+	_ = a.Reload(config) // Reload logs the error
 }
 
 func (a *App) refuse(digest [sha256.Size]byte, err error) {
@@ -184,19 +184,19 @@ func (a *App) refuse(digest [sha256.Size]byte, err error) {
 	a.log.Error("the configuration file is not applied; what was read before stays in force", "error", err)
 }
 
-// watchedFile notices when the content of a file has changed and come to rest.
+// watchedFile detects when the content of a file has changed and is stable.
 type watchedFile struct {
 	path string
 
-	seen     os.FileInfo // when the content was last read
+	seen     os.FileInfo // at the last read of the content
 	digest   [sha256.Size]byte
 	restless bool // the content was read once since it changed
-	failing  bool // it cannot be read, and that was told
+	failing  bool // it cannot be read, and the error was logged
 }
 
-// read returns the content as it is.
+// read returns the current content.
 func (w *watchedFile) read() ([]byte, error) {
-	// What it is by its name is asked first: what comes in between is seen next time.
+	// Stat precedes the read: a change between the two is seen at the next look.
 	info, err := os.Stat(w.path)
 	if err != nil {
 		return nil, err
@@ -209,8 +209,8 @@ func (w *watchedFile) read() ([]byte, error) {
 	return data, nil
 }
 
-// look returns the content if it is another one than before and was the same at the
-// last look; nil: there is nothing new. An error is told once until it is over.
+// look returns the content if it has changed and was the same at the last look, and
+// otherwise nil. An error is returned once until it is over.
 func (w *watchedFile) look() ([]byte, error) {
 	info, err := os.Stat(w.path)
 	if err == nil && w.seen != nil && !w.restless && !w.failing && unchanged(w.seen, info) {
@@ -234,13 +234,13 @@ func (w *watchedFile) look() ([]byte, error) {
 	}
 }
 
-// unchanged compares what changes when a file is written, or another is put in its
-// place.
+// unchanged compares the attributes that change when a file is written or replaced.
 func unchanged(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// doubtfulSecrets says of which clients the secret has bytes that are seldom meant.
+// doubtfulSecrets returns warnings, by client, about secrets with bytes that are probably
+// a mistake.
 func (s *setup) doubtfulSecrets() map[string]string {
 	doubts := map[string]string{}
 	for _, client := range s.clients {

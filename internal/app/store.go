@@ -21,21 +21,21 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
-// storeCheckTimeout bounds what is asked of Redis at the start.
+// storeCheckTimeout bounds the requests to Redis at startup.
 const storeCheckTimeout = 5 * time.Second
 
-// storage is where state is kept, and what that needs.
+// storage is the store and the resources that it needs.
 type storage struct {
 	store.Store
 
 	kind string
-	// keepsSecrets: those of managed clients, which are nowhere else.
+	// keepsSecrets: the store has the only copy of managed clients' secrets.
 	keepsSecrets bool
 
 	redis  *redisstore.Store // nil: another kind
 	sealed *sealed.Store     // nil: nothing is sealed
 	rings  *sealed.RingFile  // nil: nothing is sealed
-	// secrets of the connection, which may be rotated.
+	// secrets authenticate the connection and may be rotated.
 	secrets []*secret.Source
 }
 
@@ -104,7 +104,7 @@ func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
 	return nil
 }
 
-// secret opens a secret of the connection. No reference: nil.
+// secret opens a secret of the connection. It returns nil if the reference is empty.
 func (s *storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
 	if ref == (secret.Ref{}) {
 		return nil, nil //nolint:nilnil // there is none, and none is needed
@@ -144,7 +144,7 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	return made, nil
 }
 
-// mac is the keyed hash that replicas share. Nil: there is nobody to share with.
+// mac returns the keyed hash that replicas share, or nil if the store is not shared.
 func (s *storage) mac() func([]byte) [32]byte {
 	if s.rings == nil {
 		return nil
@@ -152,8 +152,8 @@ func (s *storage) mac() func([]byte) [32]byte {
 	return func(data []byte) [32]byte { return s.rings.Current().MAC(data) }
 }
 
-// open opens the secret of a client, whose versions all replicas call the same. Nil:
-// it is managed.
+// open opens the secret of a client; its version names are the same on all replicas. It
+// returns nil for a managed secret.
 func (s *storage) open(ref secret.Ref) (*secret.Source, error) {
 	if ref.Managed() {
 		return nil, nil //nolint:nilnil // it is in the store
@@ -164,9 +164,8 @@ func (s *storage) open(ref secret.Ref) (*secret.Source, error) {
 	return secret.OpenKeyed(ref, s.mac())
 }
 
-// check asks the store whether it can be used as it is. What a person must mend is
-// an error. A Redis that is merely away is none: the broker can do without for a
-// while.
+// check verifies that the store is usable. It returns an error if an operator must act.
+// An unreachable Redis is not an error: the broker can run without it for a while.
 func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, storeCheckTimeout)
 	defer cancel()
@@ -178,7 +177,7 @@ func (s *storage) check(ctx context.Context, log *slog.Logger) error {
 	if err := s.checkRing(ctx); errors.Is(err, sealed.ErrAnotherRing) {
 		return err
 	}
-	return nil // a store that does not answer is compared later: see revocation.Marker
+	return nil // an unreachable store is compared later: see revocation.Marker
 }
 
 func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
@@ -219,8 +218,8 @@ func (s *storage) marker() revocation.Marker {
 	return s.sealed
 }
 
-// putBack is how long others have for putting back what the store has lost. Only Redis
-// is used by others.
+// putBack is the time that other replicas have to restore entries that the store has
+// lost. Only Redis is shared.
 func (s *storage) putBack() time.Duration {
 	if s.redis == nil {
 		return 0
@@ -262,7 +261,7 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// storeCollector shows the state of the store as it is when it is asked.
+// storeCollector exports the state of the store at collection time.
 type storeCollector struct {
 	sealed *sealed.Store
 	redis  *redisstore.Store // nil: another kind

@@ -33,15 +33,15 @@ import (
 // tracingStopTimeout bounds the sending of the last spans.
 const tracingStopTimeout = 2 * time.Second
 
-// traces makes spans and sends them. A nil one does neither.
+// traces makes spans and sends them. A nil traces does neither.
 type traces struct {
 	provider *trace.TracerProvider
 	exporter *otlptrace.Exporter
 	log      *slog.Logger
 }
 
-// openTraces makes what is configured. It does not wait for the collector, which
-// may come and go.
+// openTraces opens the configured tracing. It does not wait for the collector, which may
+// be unavailable at times.
 func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // nothing is traced
@@ -50,8 +50,8 @@ func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	// What cannot be sent is dropped and not tried again: spans are not worth the
-	// memory, nor a stop that waits for them.
+	// Spans that cannot be sent are dropped without a retry: they are worth neither the
+	// memory nor a delayed shutdown.
 	options := []otlptracegrpc.Option{
 		otlptracegrpc.WithEndpoint(endpoint.Host), otlptracegrpc.WithTimeout(tracingStopTimeout),
 		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: false}),
@@ -101,7 +101,7 @@ func collectorTLS(ca string) (*tls.Config, error) {
 	return made, nil
 }
 
-// tracer makes the spans of what is asked of others. Nil: there are none.
+// tracer makes the spans of outgoing requests. Nil: no spans.
 func (t *traces) tracer() *tracing.Tracer {
 	if t == nil {
 		return nil
@@ -109,11 +109,11 @@ func (t *traces) tracer() *tracing.Tracer {
 	return tracing.New(t.provider)
 }
 
-// handler makes the spans of calls. Nil: there are none, and a server must not be
-// given one, for even one that does nothing costs each call.
+// handler makes the spans of calls. If it is nil, do not install it: even a handler that
+// does nothing costs each call.
 //
-// Only methods that exist have spans, because their names are what a span is called.
-// Baggage, in which callers may send anything, is not read.
+// Only existing methods have spans, because the method is the span's name. Baggage, which
+// callers may fill with anything, is not read.
 func (t *traces) handler() stats.Handler {
 	if t == nil {
 		return nil
@@ -142,12 +142,12 @@ func (t *traces) close() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), tracingStopTimeout)
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // what could not be sent was told
+	_ = t.provider.Shutdown(ctx) // failures were logged by the exporter
 	_ = t.exporter.Shutdown(ctx) // the provider does not, if it has no time left
 }
 
-// toldExporter logs when sending begins to fail, and when it works again. It keeps
-// errors from OpenTelemetry's own log, which all in a process share.
+// toldExporter logs when sending begins to fail and when it works again. It keeps errors
+// out of OpenTelemetry's own log, which is global in the process.
 type toldExporter struct {
 	trace.SpanExporter
 

@@ -14,7 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 )
 
-// listenUnix makes the Unix socket that is configured; nil: none is.
+// listenUnix makes the configured Unix socket; it returns nil if no socket is configured.
 func listenUnix(name string, config *config.Unix) (net.Listener, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // off
@@ -26,8 +26,8 @@ func listenUnix(name string, config *config.Unix) (net.Listener, error) {
 	return listener, nil
 }
 
-// makeUnix makes a Unix socket. What a process that is gone has left is replaced, and
-// nothing else. The socket is not to be seen before it has its mode.
+// makeUnix makes a Unix socket. It replaces only the socket of a process that has ended.
+// The socket is not visible before it has its mode.
 func makeUnix(config *config.Unix) (net.Listener, error) {
 	if runtime.GOOS != "linux" {
 		return nil, errors.New("whose process connects to a Unix socket is known on Linux only: remove it")
@@ -45,7 +45,7 @@ func makeUnix(config *config.Unix) (net.Listener, error) {
 		return nil, fmt.Errorf("%w; does its directory exist, and may the broker write to it?", err)
 	}
 	if unix, ok := opened.(*net.UnixListener); ok {
-		unix.SetUnlinkOnClose(false) // its name will be another
+		unix.SetUnlinkOnClose(false) // it is renamed below
 	}
 	mode, _ := config.FileMode() // the configuration was checked
 	err = os.Chmod(hidden, mode)
@@ -59,8 +59,7 @@ func makeUnix(config *config.Unix) (net.Listener, error) {
 	return &unixListener{opened, config.Path, made}, nil
 }
 
-// mayReplace returns an error unless nothing is at path, or a socket that nobody
-// serves.
+// mayReplace returns an error unless path is absent or a socket without a server.
 func mayReplace(path string) error {
 	there, err := os.Lstat(path)
 	switch {
@@ -84,8 +83,7 @@ func mayReplace(path string) error {
 	}
 }
 
-// unixListener removes its socket when it is closed, unless another one has taken
-// its place.
+// unixListener removes its socket on Close, unless another socket has replaced it.
 type unixListener struct {
 	net.Listener
 
