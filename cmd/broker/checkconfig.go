@@ -44,7 +44,7 @@ for each client; some IdPs bill for those.
 				return nil
 			}
 			failures := 0
-			quiet := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings say it all
+			quiet := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings are printed instead
 			err = app.Check(cmd.Context(), config, quiet, mint, func(found app.Finding) {
 				switch {
 				case found.Err != nil:

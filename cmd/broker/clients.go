@@ -64,12 +64,12 @@ string; the secret itself is never shown.`,
 	return cmd
 }
 
-// showAgain shows something again and again; on a terminal in one place.
+// showAgain calls show repeatedly; on a terminal it redraws in place.
 func showAgain(ctx context.Context, out io.Writer, show func(out io.Writer) error) error {
 	for {
 		var page bytes.Buffer
 		if err := show(&page); err != nil && ctx.Err() == nil {
-			page.WriteString("broker: " + explain(err) + "\n") // it may be back the next time
+			page.WriteString("broker: " + explain(err) + "\n") // the next attempt may succeed
 		}
 		if onTerminal(out) {
 			_, _ = io.WriteString(out, "\x1b[H\x1b[2J")
@@ -118,8 +118,8 @@ func printClients(out io.Writer, all []*tokenbrokerv1.Client, now time.Time, asJ
 	return table.Flush()
 }
 
-// secretColumns are the version in force, how long it has been so, and the others
-// that could serve.
+// secretColumns returns the current version, its time in use and the other usable
+// versions.
 func secretColumns(c *tokenbrokerv1.Client, now time.Time) (secret, age, others string) {
 	secret, age = "-", "-"
 	var also []string
@@ -138,8 +138,8 @@ func secretColumns(c *tokenbrokerv1.Client, now time.Time) (secret, age, others 
 	return secret, age, strings.Join(also, ", ")
 }
 
-// stateOf is how a client fares, in a word; an exclamation mark says that somebody
-// should look at it.
+// stateOf returns the client's status in a word; an exclamation mark means that an
+// operator should look at it.
 func stateOf(c *tokenbrokerv1.Client) string {
 	state := word(c.GetState().String(), "CLIENT_STATE_")
 	if c.GetSecretFallback() {
@@ -185,7 +185,7 @@ func lastError(c *tokenbrokerv1.Client, now time.Time) string {
 	return since(failed, now) + " ago: " + strings.TrimPrefix(c.GetLastError(), fmt.Sprintf("client %q: ", c.GetName()))
 }
 
-// away is how far an instant is ahead, or that there is none.
+// away formats the time until an instant, or a placeholder if it is unset.
 func away(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
@@ -196,7 +196,7 @@ func away(at *timestamppb.Timestamp, now time.Time) string {
 	return "now"
 }
 
-// since is how long ago an instant was, or that there is none.
+// since formats the time since an instant, or a placeholder if it is unset.
 func since(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
@@ -204,7 +204,7 @@ func since(at *timestamppb.Timestamp, now time.Time) string {
 	return rough(max(now.Sub(at.AsTime()), 0))
 }
 
-// rough is a duration as people say it: in the largest unit of which there are two.
+// rough formats a duration in the largest unit that gives at least two.
 func rough(d time.Duration) string {
 	const day = 24 * time.Hour
 	switch {

@@ -13,8 +13,8 @@ import (
 
 const defaultAddr = client.DefaultTarget
 
-// connection is how the commands that ask a broker reach it: as the environment
-// says (client.FromEnv), but for what flags say.
+// connection has the settings for connecting to a broker: from the environment
+// (client.FromEnv), overridden by flags.
 type connection struct {
 	addr      string
 	plaintext bool
@@ -55,7 +55,7 @@ func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Cl
 	return client.FromEnv(opts...)
 }
 
-// adminCall is what the commands for operators do with the connection.
+// adminCall is a call of an operator command on the connection.
 type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
 
 // admin connects and calls.

@@ -28,10 +28,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
-// devGateway is who asks over HTTP and proves nothing.
+// devGateway is the caller of HTTP requests without credentials.
 const devGateway = "gateway"
 
-// devManaged is the sample client whose secret is brought over the API.
+// devManaged is the sample client with a managed secret, which is set over the API.
 const devManaged = "billing-api"
 
 const (
@@ -43,8 +43,7 @@ const (
 `
 )
 
-// sampleClient is a client that the sample IdP and the sample configuration
-// know.
+// sampleClient is a client in both the sample IdP and the sample configuration.
 type sampleClient struct {
 	name, auth, audience string
 	scopes               []string
@@ -109,7 +108,7 @@ With --certificates make what is needed to try TLS, and exit.`,
 
 type idpOptions struct{ listen, issuer, secrets string }
 
-// clientSecrets are those of the sample clients, from files or well known.
+// clientSecrets returns the secrets of the sample clients, from files or the defaults.
 func (o idpOptions) clientSecrets() (map[string][]redact.String, error) {
 	secrets := map[string][]redact.String{}
 	for _, c := range sampleClients() {
@@ -130,7 +129,7 @@ func (o idpOptions) clientSecrets() (map[string][]redact.String, error) {
 	return secrets, nil
 }
 
-// serveIDP serves the sample IdP alone.
+// serveIDP serves only the sample IdP.
 func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
 	secrets, err := opts.clientSecrets()
 	if err != nil {
@@ -193,7 +192,7 @@ type devOptions struct {
 // defaultHTTP is where broker dev serves HTTP.
 const defaultHTTP = "127.0.0.1:8444"
 
-// listen are the addresses of gRPC and HTTP.
+// listen returns the addresses of gRPC and HTTP.
 func (o devOptions) listen() (grpc, http string) {
 	if o.exit {
 		return cmp.Or(o.addr, "127.0.0.1:0"), cmp.Or(o.http, "off")
@@ -201,8 +200,8 @@ func (o devOptions) listen() (grpc, http string) {
 	return cmp.Or(o.addr, defaultAddr), cmp.Or(o.http, defaultHTTP)
 }
 
-// dev runs the sample IdP and a broker on it, shows what they do, and serves on
-// until ctx ends.
+// dev runs the sample IdP and a broker that uses it, demonstrates them, and serves until
+// ctx ends.
 func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	dir, err := os.MkdirTemp("", "tokenbroker-dev-")
 	if err != nil {
@@ -236,7 +235,7 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	}
 	where := broker.GRPCAddr()
 	if opts.exit {
-		where = "" // it is nobody else's
+		where = "" // only this process uses it
 	}
 	left, found, err := leaveCredential(idp, where, dir)
 	if err != nil {
@@ -265,10 +264,10 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	return errors.Join(demonstrated, <-ended)
 }
 
-// newSecretFile has the secret that the managed client can be given next.
+// newSecretFile returns the path of the next secret for the managed client.
 func newSecretFile(dir string) string { return filepath.Join(dir, devManaged+".new-secret") }
 
-// writeSample writes a configuration file and what it refers to, and a new secret.
+// writeSample writes a configuration file, the files that it refers to, and a new secret.
 func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string][]redact.String, err error) {
 	var text strings.Builder
 	addr, http := opts.listen()
@@ -306,9 +305,9 @@ func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[
 	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
-// demonstrate gets a token, verifies it, verifies it tampered with, and brings the
-// secret of the managed client, over real gRPC. It fails if one of the four does not go
-// as it should.
+// demonstrate gets a token, verifies it, verifies a tampered copy, and sets the secret of
+// the managed client, over real gRPC. It fails if one of the four has an unexpected
+// result.
 func demonstrate(ctx context.Context, out io.Writer, addr, credential string, first redact.String) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -343,7 +342,7 @@ func demonstrate(ctx context.Context, out io.Writer, addr, credential string, fi
 	return bringFirst(ctx, out, tokenbrokerv1.NewAdminServiceClient(c.Conn()), first)
 }
 
-// bringFirst brings the first secret of the managed client.
+// bringFirst sets the first secret of the managed client.
 func bringFirst(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminServiceClient, first redact.String) error {
 	made, err := admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
 		ClientName: devManaged, Secret: []byte(first.Reveal()), RequestId: rand.Text(), Reason: "broker dev",
@@ -368,7 +367,8 @@ func tamper(token string) string {
 	return token[:at] + string(other) + token[at+1:]
 }
 
-// nextSteps are commands to try. They find the credential, or must be told of it.
+// nextSteps returns commands to try. If found is false, they name the file of the
+// credential.
 func nextSteps(broker *app.App, credential, newSecret string, found bool) string {
 	addr, flag := broker.GRPCAddr(), ""
 	if addr != defaultAddr {

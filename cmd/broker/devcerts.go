@@ -13,12 +13,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devca"
 )
 
-// demoID is who is in the certificate of the sample caller.
+// demoID is the SPIFFE ID in the certificate of the sample caller.
 const demoID = "spiffe://example.com/demo"
 
-// writeCertificates makes, in dir, what is needed to try TLS: an authority, the
-// certificate of a broker with these names, and that of a caller. Nothing that is
-// there is replaced. The authority's key is thrown away: it issues nothing more.
+// writeCertificates makes, in dir, the files to try TLS: an authority, the certificate of
+// a broker with these names, and that of a caller. It replaces no existing file. The
+// authority's key is discarded: it issues no further certificates.
 func writeCertificates(out io.Writer, dir string, hosts []string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err

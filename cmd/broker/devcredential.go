@@ -12,10 +12,10 @@ import (
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
-// The caller that broker dev lets do everything.
+// devCaller is the caller with all permissions in broker dev.
 const devCaller = "dev"
 
-// A credential is renewed long before it ends.
+// A credential is renewed long before it expires.
 const (
 	credentialLifetime = time.Hour
 	credentialRenewal  = 20 * time.Minute
@@ -27,9 +27,9 @@ type credential struct {
 	path string
 }
 
-// leaveCredential writes a credential where the commands, and clients of the same
-// user, look for that of the broker at addr; in dir, where they do not, if there is
-// no such place. found reports which.
+// leaveCredential writes a credential to the path where the commands and clients of the
+// same user look for that of the broker at addr. If there is no such path, it writes to
+// dir, and found is false.
 func leaveCredential(idp *devidp.Server, addr, dir string) (left *credential, found bool, err error) {
 	if path, err := credentialPath(addr); err == nil {
 		left = &credential{idp, path}
@@ -41,14 +41,15 @@ func leaveCredential(idp *devidp.Server, addr, dir string) (left *credential, fo
 	return left, false, left.write()
 }
 
-// credentialPath is where client.FromEnv looks, in a directory for the user alone.
+// credentialPath returns the path that client.FromEnv reads, in a directory that only the
+// user can read.
 func credentialPath(addr string) (string, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return "", err
 	}
 	state := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(state) { // the XDG specification has others ignored
+	if !filepath.IsAbs(state) { // the XDG specification says to ignore relative paths
 		home, err := os.UserHomeDir()
 		if err != nil {
 			return "", err
@@ -59,7 +60,7 @@ func credentialPath(addr string) (string, error) {
 	return filepath.Join(dir, host+"_"+port+".token"), os.MkdirAll(dir, 0o700) //nolint:gosec // the user's own environment says where it is
 }
 
-// write makes the file anew, all at once.
+// write replaces the file atomically.
 func (c *credential) write() error {
 	now := time.Now()
 	token := c.idp.Mint(map[string]any{
@@ -80,7 +81,7 @@ func (c *credential) write() error {
 	return err
 }
 
-// keep renews the credential until ctx ends, and removes it then.
+// keep renews the credential until ctx ends, and then removes it.
 func (c *credential) keep(ctx context.Context) {
 	defer func() { _ = os.Remove(c.path) }()
 	ticker := time.NewTicker(credentialRenewal)
@@ -90,7 +91,7 @@ func (c *credential) keep(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			_ = c.write() // the one before is good for a while
+			_ = c.write() // on failure the previous one stays valid for a while
 		}
 	}
 }

@@ -25,8 +25,8 @@ health checks of containers that have no shell.`,
 		Example: `  broker healthcheck --addr 127.0.0.1:8443`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			// A client that looks at the health itself does not ask a broker that says
-			// that it is not well.
+			// With client-side health checking the client would send no request to a
+			// broker that reports NOT_SERVING.
 			broker, err := to.open(cmd, client.WithDialOptions(grpc.WithDisableHealthCheck()))
 			if err != nil {
 				return err

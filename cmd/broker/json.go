@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Every --json prints one object a line, with the names of the API in snake_case.
+// Each --json flag prints one object per line, with the API's field names in snake_case.
 
 // printJSON prints a value as one line.
 func printJSON(out io.Writer, value any) error {
@@ -26,8 +26,8 @@ func printMessage(out io.Writer, m proto.Message) error {
 	return err
 }
 
-// messageJSON encodes a message of the API. protojson varies the white space on purpose, so that
-// nobody relies on it; scripts do, so it is removed.
+// messageJSON encodes a message of the API. protojson varies the white space on purpose,
+// so that programs do not rely on it; scripts do, so it is removed.
 func messageJSON(m proto.Message) ([]byte, error) {
 	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitDefaultValues: true}.Marshal(m)
 	if err != nil {

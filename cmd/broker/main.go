@@ -1,5 +1,5 @@
-// Command broker serves OAuth access tokens, and is the tool to ask a broker
-// with. Each command is in a file of its own; what they do is in the packages.
+// Command broker serves OAuth access tokens and is the command-line client of a broker.
+// Each command has its own file; the implementation is in the packages.
 package main
 
 import (
@@ -24,7 +24,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:]))
 }
 
-// exit is an error that only sets the exit code: all is said already.
+// exit is an error that only sets the exit code: its message is printed already.
 type exit int
 
 func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -60,8 +60,8 @@ New here? "broker dev" runs everything on this machine and shows what it does.`,
 	return root
 }
 
-// newGroup makes a command that has nothing but subcommands. A subcommand that does not exist is an
-// error: cobra alone would print the help and succeed.
+// newGroup makes a command that has only subcommands. An unknown subcommand is an error:
+// cobra alone would print the help and succeed.
 func newGroup(group *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	group.Args = cobra.NoArgs
 	group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
@@ -69,7 +69,7 @@ func newGroup(group *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	return group
 }
 
-// explain is how a gRPC status reads to a person.
+// explain formats a gRPC status for people.
 func explain(err error) string {
 	told, ok := status.FromError(err)
 	if !ok {

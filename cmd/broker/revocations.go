@@ -90,7 +90,7 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 	return cmd
 }
 
-// revocationOfClient is of all tokens that an issuer has issued to a client before an
+// revocationOfClient revokes all tokens that an issuer issued to a client before an
 // instant. It lasts longer than any of them.
 func revocationOfClient(issuer, clientID string, before time.Time, reason string) *tokenbrokerv1.RevokeTokensRequest {
 	return &tokenbrokerv1.RevokeTokensRequest{RequestId: rand.Text(), Revocation: &tokenbrokerv1.Revocation{
@@ -170,10 +170,10 @@ func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON b
 
 func stampOf(at *timestamppb.Timestamp) string { return at.AsTime().UTC().Format(time.RFC3339) }
 
-// what says what is revoked, quoted: subjects may hold anything.
+// what describes the revoked tokens, quoted: subjects may contain any character.
 func what(r *tokenbrokerv1.Revocation) string {
 	quoted := func(kind, value string) string {
-		text, _ := json.Marshal(value) // texts always can be
+		text, _ := json.Marshal(value) // strings can always be encoded
 		return kind + " " + string(text)
 	}
 	switch target := r.GetTarget().(type) {

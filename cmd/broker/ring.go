@@ -88,7 +88,7 @@ func newRingDrop() *cobra.Command {
 	}
 }
 
-// changeRing changes the ring in a file and prints what to do next.
+// changeRing changes the ring in a file and prints the next step.
 func changeRing(cmd *cobra.Command, path string, change func(ring *sealed.Ring, path string) (*sealed.Ring, string, error)) error {
 	ring, err := sealed.ReadRing(path)
 	if err != nil {

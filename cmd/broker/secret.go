@@ -32,7 +32,7 @@ restore such secrets. A secret in a file is changed by changing the file.`,
 	}, newSecretRotate(), newSecretActivate(), newSecretRollback(), newSecretRetire(), newSecretExport(), newSecretImport())
 }
 
-// changing is what the commands that change a secret have in common.
+// changing has the flags that the commands that change a secret share.
 type changing struct {
 	to               connection
 	request, reason  string
@@ -55,14 +55,15 @@ func (c *changing) flags(cmd *cobra.Command) {
 	}
 }
 
-// changed is what the calls that change a secret answer.
+// changed is the response of the calls that change a secret.
 type changed interface {
 	proto.Message
 	GetVersion() *tokenbrokerv1.SecretVersion
 	GetSteps() []*tokenbrokerv1.RotationStep
 }
 
-// run makes a call and tells its steps, also those that were taken before it failed.
+// run makes a call and prints its steps. If the call fails, it prints the completed
+// steps.
 func (c *changing) run(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error)) error {
 	if c.request == "" {
 		c.request = rand.Text()
@@ -86,7 +87,7 @@ func (c *changing) run(cmd *cobra.Command, call func(ctx context.Context, admin 
 	return c.tell(cmd.OutOrStdout(), answer)
 }
 
-// stepsOf finds how far a change got that failed.
+// stepsOf returns the completed steps of a failed change.
 func stepsOf(err error) *tokenbrokerv1.RotateSecretResponse {
 	for _, detail := range status.Convert(err).Details() {
 		if got, ok := detail.(*tokenbrokerv1.RotateSecretResponse); ok {
@@ -157,7 +158,7 @@ have VerifyToken refuse them.`,
 					return err
 				}
 			}
-			begun := time.Now().Truncate(time.Second) // as tokens tell when they were issued: the new ones must stay good
+			begun := time.Now().Truncate(time.Second) // iat has whole seconds: the new tokens must stay valid
 			err = c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
 				return admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
 					ClientName: args[0], Secret: value, StageOnly: stageOnly, Compromised: compromised,
@@ -180,7 +181,7 @@ have VerifyToken refuse them.`,
 	return cmd
 }
 
-// oneClient says what was probably meant where there is more than a name.
+// oneClient accepts one client name; otherwise its error suggests the likely intent.
 func oneClient(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return errors.New("give the client's name and nothing else: a secret is read from standard input or --file, because others can see arguments")
@@ -219,8 +220,8 @@ func readSecret(cmd *cobra.Command, file string) ([]byte, error) {
 	return data, nil
 }
 
-// offerRevocation has VerifyToken refuse what was issued to the client, if a person
-// or a flag says so, or tells how.
+// offerRevocation revokes the tokens issued to the client if a flag or a person confirms
+// it; otherwise it prints the command for it.
 func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.Time, revoke bool) error {
 	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 		got, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: name})
@@ -291,7 +292,7 @@ know a new secret.`,
 						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
 					})
 				})
-				if tried := stepsOf(err); tried != nil { // it may come in force by itself meanwhile
+				if tried := stepsOf(err); tried != nil { // it may become current by itself
 					version = tried.GetVersion().GetVersion()
 				}
 				pause, again := mayPass(err, try)
@@ -311,8 +312,8 @@ know a new secret.`,
 	return cmd
 }
 
-// mayPass says when to try again what failed for a reason that may pass. Tries get
-// rarer: an IdP may lock a client out that comes with a wrong secret too often.
+// mayPass reports whether a failure may be temporary, and the pause before the next try.
+// Pauses grow: an IdP may lock out a client after too many wrong secrets.
 func mayPass(err error, try int) (pause time.Duration, again bool) {
 	pauses := []time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second, time.Minute}
 	refused := false

@@ -18,10 +18,10 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// backupForm is the version of the file's form.
+// backupForm is the version of the file format.
 const backupForm = 1
 
-// backup is a file with the secrets of managed clients, each sealed.
+// backup is the content of a file with the sealed secrets of managed clients.
 type backup struct {
 	Form      int               `json:"v"`
 	CreatedAt time.Time         `json:"created"`
@@ -71,7 +71,7 @@ them. Keep the file and the ring in different places.`,
 	return cmd
 }
 
-// managedClients are those that are named, or all that have a secret to export.
+// managedClients returns the named clients, or all clients with a secret to export.
 func managedClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient, named []string) ([]string, error) {
 	if len(named) > 0 {
 		return named, nil
@@ -89,7 +89,7 @@ func managedClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient,
 	return names, nil
 }
 
-// writeBackup writes the file whole or not at all, for its owner alone.
+// writeBackup writes the file atomically, readable by its owner only.
 func writeBackup(path string, made backup) error {
 	data, err := json.MarshalIndent(made, "", "  ")
 	if err != nil {
@@ -174,7 +174,7 @@ func (c *changing) bringBack(cmd *cobra.Command, name string, sealed []byte, rep
 	})
 }
 
-// printImported prints one of several results, each of which names its client.
+// printImported prints one of several results with the name of its client.
 func printImported(out io.Writer, name string, made *tokenbrokerv1.ImportSecretResponse) error {
 	line, err := messageJSON(made)
 	if err != nil {

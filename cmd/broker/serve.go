@@ -87,7 +87,7 @@ func newLogger(to io.Writer, cfg config.Log) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(to, options))
 }
 
-// readable writes durations as people do: JSON would have them in nanoseconds.
+// readable writes durations as text: JSON would have them in nanoseconds.
 func readable(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		a.Value = slog.StringValue(a.Value.Duration().String())

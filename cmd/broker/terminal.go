@@ -14,7 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
-// onTerminal reports whether a person sees what is written, or types what is read.
+// onTerminal reports whether a stream is a terminal.
 func onTerminal(stream any) bool {
 	if w, ok := stream.(*escape.Writer); ok {
 		stream = w.Unwrap()
@@ -23,9 +23,8 @@ func onTerminal(stream any) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// confirm asks a person whether to go on, where there is one: a script is not
-// asked. The question goes to the terminal itself, for standard input may be a
-// secret.
+// confirm prompts a person at a terminal for confirmation; a script gets no prompt. The
+// prompt uses the terminal itself, because standard input may be a secret.
 func confirm(cmd *cobra.Command, yes bool, question string) error {
 	if yes || !onTerminal(cmd.ErrOrStderr()) {
 		return nil

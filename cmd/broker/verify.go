@@ -22,7 +22,7 @@ const (
 	exitUndecided = 2
 )
 
-// maxInput bounds what is read from standard input: more is no token.
+// maxInput bounds the input from standard input: a token is never larger.
 const maxInput = 64 << 10
 
 func newVerify() *cobra.Command {
@@ -46,7 +46,7 @@ key, and nothing here proves who that is.
 Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.`,
 		Example: `  broker get orders-api | broker verify -
   broker verify - --audience https://orders.example.com --scope read < token.txt`,
-		// Whatever goes wrong must not be taken for a rejection.
+		// An error must not be mistaken for a rejection.
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
 				return undecided(err)
@@ -129,8 +129,8 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 	return exit(exitRejected)
 }
 
-// bound rejects a token that is good only for the holder of a key: whoever can pipe a
-// token into this command has proved nothing.
+// bound rejects a token that is bound to a key: piping a token into this command does not
+// prove possession of the key.
 func bound(to *client.Confirmation) *client.RejectedError {
 	var keys []string
 	if to.JKT != "" {
