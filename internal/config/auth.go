@@ -7,8 +7,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 )
 
-// checkAuth looks for keys that say contrary things of how a client proves its
-// identity. What the preset says is not held against the file.
+// checkAuth reports contradictory keys about a client's authentication. Values from the
+// preset do not count as contradictions.
 func checkAuth(c *Client, path string, found *findings) {
 	auth := idp.AuthMethod(c.Auth)
 	checkSecret(c, path, found)
@@ -23,7 +23,8 @@ func checkAuth(c *Client, path string, found *findings) {
 	}
 }
 
-// checkCertificate: a client certificate is for auth by certificate, and needs its key.
+// checkCertificate checks that a client certificate has its key and goes with auth by
+// certificate.
 func checkCertificate(c *Client, path string, found *findings) {
 	mutual, in := idp.AuthMethod(c.Auth).Mutual(), join(path, "tls")
 	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, found)
@@ -48,7 +49,7 @@ func needs(given bool, path, key, with string, found *findings) {
 	}
 }
 
-// only reports a key that means nothing for this client.
+// only reports a key that does not apply to this client.
 func only(applies bool, path, key, with string, found *findings) {
 	if at := join(path, key); !applies && found.given(at) {
 		found.addAtf(at, "is for %s only: remove it, or change auth", with)

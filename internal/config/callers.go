@@ -89,7 +89,7 @@ type AdminGrant struct {
 	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`
 }
 
-// PolicyConfig is what a good configuration says of callers.
+// PolicyConfig returns the callers, roles and limits of a valid configuration.
 func (c *Config) PolicyConfig() policy.Config {
 	made := policy.Config{
 		Roles: map[string]policy.Role{}, Clients: map[string]policy.Defaults{}, Issuers: map[string][]string{},
@@ -141,8 +141,7 @@ func (r *Role) grants() policy.Role {
 	return made
 }
 
-// eachTenant puts in place of each grant for a pattern of issuers one for each of
-// them.
+// eachTenant replaces each grant for a pattern of issuers by one grant per issuer.
 func eachTenant(roles map[string]Role, issuers []Issuer) {
 	for name, role := range roles {
 		var grants []VerifyGrant
@@ -162,7 +161,7 @@ func eachTenant(roles map[string]Role, issuers []Issuer) {
 }
 
 func checkCallers(c *Config, found *findings) {
-	names, matches := map[string]string{}, map[string]string{} // path of the caller that had it first
+	names, matches := map[string]string{}, map[string]string{} // path of the first caller with this key
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], item("callers", i)
 		if before, again := names[caller.Name]; again && caller.Name != "" {
@@ -243,7 +242,7 @@ func checkNames(c *Config, caller *Caller, path string, found *findings) {
 	}
 }
 
-// checkWildcard refuses a * that could stand for the rest of a name.
+// checkWildcard rejects a * that could match the rest of a name.
 func checkWildcard(text, path, example string, found *findings) {
 	at := strings.IndexByte(text, '*')
 	if at >= 0 && (at != len(text)-1 || at == 0 || !strings.ContainsRune(":/", rune(text[at-1]))) {
@@ -251,7 +250,7 @@ func checkWildcard(text, path, example string, found *findings) {
 	}
 }
 
-// claimsKey is the same for the same claims in any order.
+// claimsKey returns the same key for the same claims in any order.
 func claimsKey(claims []Claim) string {
 	texts := make([]string, len(claims))
 	for i, claim := range claims {
@@ -261,7 +260,7 @@ func claimsKey(claims []Claim) string {
 	return strings.Join(texts, "")
 }
 
-// has reports whether the entry stands for that issuer.
+// has reports whether the entry covers that issuer.
 func (c *Issuer) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one Issuer) bool { return one.Issuer == issuer })
 }
@@ -325,7 +324,7 @@ func checkGranted(c *Config, client, path string, found *findings) {
 	}
 }
 
-// checkAlone: what stands beside "*" would seem to mean something.
+// checkAlone rejects other values beside "*", which would have no effect.
 func checkAlone(values []string, path string, found *findings) {
 	if len(values) > 1 && slices.Contains(values, policy.Any) {
 		found.addAtf(path, `"*" stands for everything: remove the rest, or remove "*"`)
@@ -341,13 +340,13 @@ func checkScopes(scopes []string, path string, found *findings) {
 	}
 }
 
-// Explain says what a caller may, by which of its roles, line by line. False: there
-// is no such caller.
+// Explain lists the permissions of a caller and the roles that grant them, one per line.
+// known is false if there is no such caller.
 func (c *Config) Explain(caller string) (lines []string, known bool) {
 	return policy.Explain(c.PolicyConfig(), caller)
 }
 
-// CallerNames are the names of the callers.
+// CallerNames returns the names of the callers.
 func (c *Config) CallerNames() []string {
 	names := make([]string, len(c.Callers))
 	for i := range c.Callers {

@@ -11,9 +11,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
-// checkConfig looks for what no key shows by itself: bounds of durations,
-// contradictions, and what may not stand together. A value that could not be
-// decoded is its default here, and gives no second problem.
+// checkConfig checks conditions that the decoder does not: bounds of durations,
+// contradictions and keys that exclude each other. A value that could not be decoded has
+// its default here, so that it gives no second problem.
 func checkConfig(c *Config, found *findings) {
 	undecoded := found.given("clients") && c.Clients == nil || found.given("issuers") && c.Issuers == nil
 	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
@@ -37,7 +37,7 @@ func checkConfig(c *Config, found *findings) {
 	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 
-// hostOf returns the host of HOST:PORT in one spelling; every interface is "".
+// hostOf returns the normalized host of HOST:PORT; for every interface it returns "".
 func hostOf(address string) string {
 	host, _, _ := net.SplitHostPort(address)
 	if strings.EqualFold(host, "localhost") {
@@ -59,7 +59,7 @@ func onLoopback(address string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// collide reports whether two listeners cannot both have what they ask for.
+// collide reports whether two addresses cannot both be listened on.
 func collide(a, b string) bool {
 	_, portA, errA := net.SplitHostPort(a)
 	_, portB, errB := net.SplitHostPort(b)
@@ -97,8 +97,8 @@ func checkClient(c *Client, path string, found *findings) {
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
 
-// checkManaged refuses to keep what is nowhere else where nothing outlives the
-// process.
+// checkManaged rejects managed secrets in a store that does not outlive the process: they
+// have no other copy.
 func checkManaged(c *Config, client *Client, path string, found *findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
 		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and nothing outlives the process in memory: "+
@@ -118,11 +118,11 @@ func checkTokenEndpoint(c *Client, path string, found *findings) {
 	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, found)
 }
 
-// notInScope is the inverse of RFC 6749's NQCHAR, of which scopes are made.
+// notInScope is the inverse of RFC 6749's NQCHAR, the characters of scopes.
 func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
-// reservedParams are the form parameters that the broker itself sets, and those
-// that are credentials.
+// reservedParams are the form parameters that the broker sets itself or that are
+// credentials.
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var reservedParams = []struct{ name, instead string }{
@@ -143,9 +143,9 @@ var reservedParams = []struct{ name, instead string }{
 
 const noCredential = "a client authenticates with its secret, and credentials are never literals"
 
-// keptMembers are the members of an IdP's answer that are not extras: the
-// token itself, which is in the answer already, and those that would give a
-// caller more than the token.
+// keptMembers are the members of an IdP's response that are never extras: the token
+// itself, which is in the response already, and members that would give a caller more
+// than the token.
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
@@ -156,7 +156,7 @@ func within(found *findings, path string, d, least, most time.Duration) {
 	}
 }
 
-// short writes 5m for what the standard library writes 5m0s for.
+// short formats durations without zero units: 5m, not 5m0s.
 func short(d time.Duration) string {
 	text := d.String()
 	if strings.HasSuffix(text, "m0s") {

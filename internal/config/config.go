@@ -1,6 +1,6 @@
 // Package config reads the configuration file: its format, its defaults, and checks whose
-// problems name a line. It returns plain values and opens nothing; what they become is
-// decided by package app.
+// problems name a line. It returns plain values and opens nothing; package app assembles
+// the broker from them.
 package config
 
 import (
@@ -253,7 +253,7 @@ type IssuerTLS struct {
 	CA string `yaml:"ca" jsonschema:"required,minLength=1"`
 }
 
-// CA is the file of authorities that the client trusts; empty: those of the system.
+// CA is the file of authorities that the client trusts; empty: the system's.
 func (c *Client) CA() string {
 	if c.TLS == nil {
 		return ""
@@ -261,8 +261,7 @@ func (c *Client) CA() string {
 	return c.TLS.CA
 }
 
-// CA is the file of authorities that the issuer is trusted by; empty: those of the
-// system.
+// CA is the file of authorities that are trusted for the issuer; empty: the system's.
 func (c *Issuer) CA() string {
 	if c.TLS == nil {
 		return ""
@@ -340,8 +339,8 @@ type Issuer struct {
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
 }
 
-// ClaimPath is a claim: the names that lead to it from object to object. The file has
-// a text where it is one name.
+// ClaimPath is the path of a claim: the names that lead to it from object to object. In
+// the file a single name may be a string.
 type ClaimPath []string
 
 // MissingAud says what stands for the audience of a token without aud: one of the two.
@@ -377,7 +376,7 @@ type Verification struct {
 	MaxValidity time.Duration `yaml:"max_validity" jsonschema:"default=5m"`
 }
 
-// Managed is the name of a client whose secret is managed; empty: there is none.
+// Managed returns the name of a client with a managed secret, or "" if no client has one.
 func (c *Config) Managed() string {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		if c.Clients[name].Secret.Managed() {
@@ -387,8 +386,8 @@ func (c *Config) Managed() string {
 	return ""
 }
 
-// Load reads the configuration file at path. It reads no secrets and
-// does not touch the network. Whatever is wrong, all of it, is a [*Error].
+// Load reads the configuration file at path. It reads no secrets and does not use the
+// network. All problems are in one [*Error].
 func Load(path string) (*Config, error) {
 	data, err := Read(path)
 	if err != nil {
@@ -397,8 +396,7 @@ func Load(path string) (*Config, error) {
 	return Parse(path, data)
 }
 
-// Parse is Load for a file's content; name stands for the file in
-// messages.
+// Parse is Load for a file's content; name is the file's name in messages.
 func Parse(name string, data []byte) (*Config, error) {
 	found := &findings{file: name, lines: map[string]int{}}
 	root := parseYAML(data, found)
@@ -435,8 +433,8 @@ func Read(path string) ([]byte, error) {
 	return data, nil
 }
 
-// unreadable drops the path from the operating system's error: it stands in
-// front of the message already.
+// unreadable drops the path from the operating system's error: the message begins with it
+// already.
 func unreadable(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pathErr.Err

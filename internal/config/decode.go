@@ -14,21 +14,21 @@ import (
 )
 
 const (
-	// namePattern is what names in the file may be: those of clients, and of
-	// OAuth parameters (RFC 6749 appendix A).
+	// namePattern matches the names in the file: of clients, and of OAuth parameters (RFC
+	// 6749 appendix A).
 	namePattern = `^[A-Za-z0-9._-]{1,128}$`
-	// durationPattern leaves out what is unlikely to be meant: signs, numbers
-	// without a unit, and units below a millisecond.
+	// durationPattern excludes probable mistakes: signs, numbers without a unit, and
+	// units below a millisecond.
 	durationPattern = `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
 
 	expectedDuration = "a duration such as 30s or 5m"
 )
 
-// decoder fills a Config from a file's nodes. It holds them to the jsonschema
-// tags and notes where each key stands.
+// decoder fills a Config from a file's nodes. It checks them against the jsonschema tags
+// and records the line of each key.
 type decoder struct {
 	*findings
-	fields         map[reflect.Type][]field // of the structs met so far
+	fields         map[reflect.Type][]field // of the structs decoded so far
 	name, duration *regexp.Regexp
 }
 
@@ -45,8 +45,7 @@ func decodeConfig(root *yaml.Node, into *Config, found *findings) {
 	}
 }
 
-// value decodes n into v, which holds the default and keeps it where n is no
-// good.
+// value decodes n into v, which holds the default and keeps it if n is invalid.
 func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
 	if !d.plain(n, path) {
 		return
@@ -89,7 +88,7 @@ func (d *decoder) composite(n *yaml.Node, v reflect.Value, f *field, path string
 	}
 }
 
-// plain refuses the means of YAML by which a node is not what it looks like.
+// plain rejects YAML features that disguise a node's value.
 func (d *decoder) plain(n *yaml.Node, path string) bool {
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
@@ -159,8 +158,8 @@ func (d *decoder) pick(n *yaml.Node, fields []field, nodes []*yaml.Node, path st
 	}
 }
 
-// usable refuses keys that cannot be names. They are not repeated: with the
-// space after the colon forgotten, a key holds its value.
+// usable rejects keys that cannot be names. The message does not repeat them: without the
+// space after the colon, a key includes its value.
 func (d *decoder) usable(key *yaml.Node, path string) bool {
 	if path == "" {
 		path = "the file"
@@ -277,7 +276,7 @@ func (d *decoder) emptyList(n *yaml.Node, f *field, path string) {
 
 // scalar returns the text of n, which must be text.
 func (d *decoder) scalar(n *yaml.Node, path, expected string) (string, bool) {
-	// What looks like a date is text to everyone but YAML 1.1.
+	// A date is a timestamp only in YAML 1.1; here it is text.
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" && n.Tag != "!!timestamp" {
 		d.unexpected(n, path, expected)
 		return "", false
@@ -343,7 +342,7 @@ func (d *decoder) fraction(n *yaml.Node, into *float64, f *field, path string) {
 		return
 	}
 	var value float64
-	// What is not a number is neither below nor above.
+	// NaN compares false with both bounds, so the condition is a negated "within".
 	if err := n.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
 		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
 		return
@@ -367,12 +366,12 @@ func (d *decoder) reference(n *yaml.Node, into *secret.Ref, path string) {
 	*into = ref
 }
 
-// mayBeManaged reports whether a reference is that to a client's secret.
+// mayBeManaged reports whether the path is that of a client's secret.
 func mayBeManaged(path string) bool {
 	return strings.HasPrefix(path, "clients.") && strings.HasSuffix(path, ".secret")
 }
 
-// listener decodes an address alone, or a mapping. "off" is no listener.
+// listener decodes an address or a mapping. "off" means no listener.
 func (d *decoder) listener(n *yaml.Node, v reflect.Value, path string) {
 	if n.Kind == yaml.MappingNode {
 		d.structure(n, v, path)

@@ -8,14 +8,13 @@ import (
 	"strings"
 )
 
-// Problem is one thing that is wrong with a configuration file. It never
-// repeats a value of the file: what stands in the wrong place may be a secret.
+// Problem is one problem of a configuration file. It never repeats a value of the file: a
+// misplaced value may be a secret.
 type Problem struct {
 	File string
 	// Line counts from 1; 0 where the file could not be read at all.
 	Line int
-	// Message is a sentence that says what to do, led by the key that it is
-	// about.
+	// Message is a sentence that begins with the key and describes the fix.
 	Message string
 }
 
@@ -26,7 +25,7 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
 }
 
-// Error is all that is wrong with a configuration file, by line.
+// Error has all problems of a configuration file, by line.
 type Error struct{ Problems []Problem }
 
 // Error has a line for each problem: FILE:LINE: sentence.
@@ -38,11 +37,11 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// findings is what reading a file brings to light beside its values.
+// findings are the results of reading a file other than its values.
 type findings struct {
 	file string
-	// lines tells where each key and each item of a list stands, by its path.
-	// A key that is not in it was not given.
+	// lines has the line of each key and each list item, by path. A key that was not
+	// given is absent.
 	lines    map[string]int
 	problems []Problem
 	warnings []Problem
@@ -52,12 +51,12 @@ func (f *findings) addf(line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-// addAtf adds a problem of the key at path, in the key's own line.
+// addAtf adds a problem of the key at path, on the key's line.
 func (f *findings) addAtf(path, format string, args ...any) {
 	f.addf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
 }
 
-// warnf and warnAt are addf and addAtf for what is not wrong, and hardly meant.
+// warnf and warnAt are addf and addAtf for valid values that are probably a mistake.
 func (f *findings) warnf(line int, format string, args ...any) {
 	f.warnings = append(f.warnings, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
@@ -75,8 +74,7 @@ func (f *findings) err() error {
 	return &Error{f.problems}
 }
 
-// join is the path of a key. A name with a dot is quoted, lest two keys have
-// one path.
+// join returns the path of a key. A name with a dot is quoted, so that paths stay unique.
 func join(path, key string) string {
 	if strings.Contains(key, ".") {
 		key = `"` + key + `"`
@@ -87,5 +85,5 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-// item is the path of an item of a list, counted from 0.
+// item returns the path of a list item, counted from 0.
 func item(path string, index int) string { return path + "[" + strconv.Itoa(index) + "]" }

@@ -15,7 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// field is a key of a mapping and what its jsonschema tag demands.
+// field is a key of a mapping and the constraints of its jsonschema tag.
 type field struct {
 	index    []int
 	name     string
@@ -23,7 +23,7 @@ type field struct {
 	required bool
 	unique   bool
 	enum     []string
-	defaults []string // one, or one for each item of a list
+	defaults []string // one value, or one per list item
 	limits   map[string]int
 }
 
@@ -66,8 +66,8 @@ func newField(from reflect.StructField) field {
 	return f
 }
 
-// valuesOf returns the values of a key whose jsonschema tag names a list that some
-// other code owns: the list cannot differ from the code.
+// valuesOf returns the values of a key with a list from other code, named in its
+// jsonschema tag: so the list cannot differ from that code.
 func valuesOf(list string) []string {
 	switch list {
 	case "actions":
@@ -128,8 +128,7 @@ func (f *field) setDefault(v reflect.Value) {
 	}
 }
 
-// suggest names the key that replaced this one, or the one that was probably meant, or all keys
-// that are possible here.
+// suggest names the key that replaced this one, or the nearest key, or all valid keys.
 func (d *decoder) suggest(path, key string, fields []field) string {
 	if replaced := d.replacement(path, key); replaced != "" {
 		return "; it is now " + replaced
@@ -149,7 +148,7 @@ func (d *decoder) suggest(path, key string, fields []field) string {
 	}
 }
 
-// replacement returns the key that replaced one of an earlier version, or nothing.
+// replacement returns the key that replaced one of an earlier version, or "".
 func (d *decoder) replacement(path, key string) string {
 	switch join(path, key) {
 	case "gateways.url":
@@ -165,8 +164,8 @@ func (d *decoder) replacement(path, key string) string {
 	return ""
 }
 
-// didYouMean returns "; did you mean x?" for the nearest of known, or nothing
-// where none is near.
+// didYouMean returns "; did you mean x?" for the nearest of known, or "" if no name is
+// near.
 func didYouMean(text string, known []string) string {
 	if len(text) > 64 {
 		return ""
@@ -187,8 +186,7 @@ func didYouMean(text string, known []string) string {
 	return fmt.Sprintf("; did you mean %s?", best)
 }
 
-// editDistance is how many bytes must be inserted, removed or replaced to make
-// b of a.
+// editDistance returns the number of bytes to insert, remove or replace to turn a into b.
 func editDistance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -209,7 +207,7 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// oneOf is "a, b or c".
+// oneOf formats names as "a, b or c".
 func oneOf(names []string) string {
 	last := len(names) - 1
 	if last == 0 {

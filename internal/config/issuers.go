@@ -13,7 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// withTenants puts in place of each pattern the issuers that it stands for.
+// withTenants replaces each pattern by its issuers.
 func withTenants(issuers []Issuer) []Issuer {
 	if !slices.ContainsFunc(issuers, func(c Issuer) bool { return len(c.Tenants) > 0 }) {
 		return issuers
@@ -25,7 +25,7 @@ func withTenants(issuers []Issuer) []Issuer {
 	return all
 }
 
-// each returns the issuers that a good configuration stands for.
+// each returns the issuers of an entry in a valid configuration.
 func (c *Issuer) each() []Issuer {
 	if len(c.Tenants) == 0 {
 		return []Issuer{*c}
@@ -41,7 +41,7 @@ func (c *Issuer) each() []Issuer {
 }
 
 func checkIssuers(c *Config, found *findings) {
-	first := map[string]string{} // path of the entry that had it first
+	first := map[string]string{} // path of the first entry with this issuer
 	for i := range c.Issuers {
 		path := item("issuers", i)
 		checkIssuer(&c.Issuers[i], path, found)
@@ -60,7 +60,8 @@ func checkIssuers(c *Config, found *findings) {
 	}
 }
 
-// issuerAt is the path of an entry's issuer, or of its preset where that has it.
+// issuerAt returns the path of an entry's issuer, or of its preset if the preset provides
+// it.
 func (f *findings) issuerAt(entry string) string {
 	if issuer := join(entry, "issuer"); f.given(issuer) {
 		return issuer
@@ -105,7 +106,7 @@ func checkMissingAud(c *MissingAud, path string, found *findings) {
 	}
 }
 
-// checkTenants: a pattern and tenants need each other.
+// checkTenants checks that a pattern and tenants are given together.
 func checkTenants(c *Issuer, path string, found *findings) {
 	issuer, tenants := join(path, "issuer"), join(path, "tenants")
 	pattern := strings.ContainsAny(c.Issuer, "{}")
@@ -126,7 +127,7 @@ func checkTenants(c *Issuer, path string, found *findings) {
 	}
 }
 
-// checkKeys looks at where the keys are.
+// checkKeys checks the source of the issuer's keys.
 func checkKeys(c *Issuer, path string, found *findings) {
 	jwksURL, file, tenants := join(path, "jwks_url"), join(path, "jwks_file"), found.given(join(path, "tenants"))
 	pattern := strings.ContainsAny(c.JWKSURL, "{}")
@@ -153,16 +154,15 @@ func checkKeys(c *Issuer, path string, found *findings) {
 	checkTokenFile(c, path, found)
 }
 
-// isJWT reports whether a JWT stands where the name of its file belongs. Names of files
-// are logged.
+// isJWT reports whether a JWT is given in place of its file name. File names are logged.
 func isJWT(path string) bool { return strings.HasPrefix(path, "eyJ") && strings.Count(path, ".") == 2 }
 
-// hasKeys reports whether the configuration says where the keys of the issuer are.
+// hasKeys reports whether the configuration names the URL or file of the issuer's keys.
 func (c *Issuer) hasKeys(path string, found *findings) bool {
 	return c.JWKSURL != "" || found.given(join(path, "jwks_url")) || found.given(join(path, "jwks_file"))
 }
 
-// checkTokenFile: a token is sent to a URL that the configuration names, encrypted.
+// checkTokenFile checks that the token is sent only to a configured URL, encrypted.
 func checkTokenFile(c *Issuer, path string, found *findings) {
 	jwksURL, file := join(path, "jwks_url"), join(path, "jwks_token_file")
 	switch {
@@ -193,7 +193,7 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings
 	if found.given(join(entry, "tenants")) {
 		found.addAtf(path, "tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own")
 	}
-	// Without keys it is reported for the issuer.
+	// Without keys, the problem is reported for the issuer.
 	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, found) {
 		found.addAtf(path, "needs endpoint, because it cannot be found by the issuer: %v", err)
 	}
@@ -204,8 +204,8 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings
 	}
 }
 
-// checkIdentifier looks at an issuer that is compared with iss and never connected
-// to: it need not be a URL.
+// checkIdentifier checks an issuer that is only compared with iss, never connected to: it
+// need not be a URL.
 func checkIdentifier(path, identifier string, found *findings) {
 	switch u, err := url.Parse(identifier); {
 	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
@@ -215,7 +215,7 @@ func checkIdentifier(path, identifier string, found *findings) {
 	}
 }
 
-// undiscoverable says why the metadata of an issuer cannot be fetched.
+// undiscoverable returns the reason why the metadata of an issuer cannot be fetched.
 func undiscoverable(c *Issuer) error {
 	if c.Issuer == "" {
 		return nil // reported elsewhere
@@ -245,7 +245,7 @@ func urlProblem(raw string, allowHTTP bool) error {
 	return err
 }
 
-// checkEndpointURL is checkURL for what is connected to.
+// checkEndpointURL is checkURL for URLs that the broker connects to.
 func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, found *findings) {
 	if !checkURL(path, raw, allowHTTP, found) {
 		return

@@ -52,7 +52,8 @@ func checkLimits(l *Limits, found *findings) {
 	within(found, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }
 
-// of are the limits of a caller with limits of its own; nil: it has none.
+// of returns the limits of a caller. If own is not nil, its values override the common
+// ones.
 func (l *Limits) of(own *CallerLimits) *policy.Limits {
 	perSecond, burst, concurrent, watches := l.PerSecond, l.Burst, l.Concurrent, l.Watches
 	if own != nil {
@@ -71,12 +72,11 @@ func (l *Limits) of(own *CallerLimits) *policy.Limits {
 	return &policy.Limits{PerSecond: float64(perSecond), Burst: burst, Concurrent: concurrent, Watches: watches}
 }
 
-// TokenSize is how long a token may be, in bytes.
+// TokenSize is the maximum length of a token, in bytes.
 func (l *Limits) TokenSize() int { return l.TokenKiB << 10 }
 
-// MessageSize is how large a message may be, in bytes, with a token in it.
+// MessageSize is the maximum size of a message with a token, in bytes.
 func (l *Limits) MessageSize() int { return l.MessageKiB<<10 + l.TokenSize() }
 
-// HeaderSize is how much the headers of a request may take, in bytes, with a token
-// among them.
+// HeaderSize is the maximum size of a request's headers with a token, in bytes.
 func (l *Limits) HeaderSize() int { return l.HeaderKiB<<10 + l.TokenSize() }

@@ -102,7 +102,7 @@ type SPIFFE struct {
 	TrustDomains []string `yaml:"trust_domains" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=255"`
 }
 
-// verifiesCallers reports whether callers are asked for certificates.
+// verifiesCallers reports whether the listener requests certificates from callers.
 func (c *TLS) verifiesCallers() bool { return c.ClientCA != "" || c.SPIFFE != nil }
 
 // FileMode is the mode of the socket.
@@ -114,7 +114,7 @@ func (c *Unix) FileMode() (mode fs.FileMode, ok bool) {
 // Encrypted reports whether the gRPC listener speaks TLS.
 func (c *Listen) Encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
 
-// EncryptedHTTP is encrypted of the HTTP listener.
+// EncryptedHTTP reports whether the HTTP listener speaks TLS.
 func (c *Listen) EncryptedHTTP() bool { return c.Encrypted() && !c.HTTP.Plaintext }
 
 // UnixHTTP is the Unix socket of the HTTP API; nil if there is none.
@@ -164,7 +164,7 @@ func checkListen(c *Config, found *findings) {
 	checkOpaqueIssuers(c, found)
 }
 
-// checkHTTPURL looks at the URL of the HTTP API, which has one, however many listeners serve it.
+// checkHTTPURL checks the URL of the HTTP API, which has one URL for all its listeners.
 func checkHTTPURL(c *Listen, found *findings) {
 	const tcp, socket = "listen.http.url", "listen.http_unix.url"
 	if found.given(tcp) && found.given(socket) {
@@ -189,7 +189,7 @@ func isOrigin(text string) bool {
 	return u.Scheme == "https" || u.Scheme == "http" && onLoopback(u.Hostname()+":1")
 }
 
-// checkOpaqueIssuers looks at the issuers that listeners name for opaque tokens.
+// checkOpaqueIssuers checks the issuers that listeners name for opaque tokens.
 func checkOpaqueIssuers(c *Config, found *findings) {
 	named := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
 	if c.Listen.Unix != nil {
@@ -237,7 +237,7 @@ func checkTLS(c *TLS, found *findings) {
 	}
 }
 
-// checkApart reports two listeners that cannot both have what they ask for.
+// checkApart reports two listeners with conflicting addresses.
 func checkApart(first string, a Listener, second string, b Listener, found *findings) {
 	if !collide(a.Address, b.Address) {
 		return
@@ -279,11 +279,11 @@ func checkUnix(c *Unix, path string, found *findings) {
 	}
 }
 
-// overflowUID is what Linux calls users that a namespace does not know.
+// overflowUID is the UID that Linux reports for users without a mapping in the namespace.
 const overflowUID = 65534
 
-// checkProofs looks for callers whom no listener can recognise or tell from
-// others, and for proofs that anybody on the way can read.
+// checkProofs reports callers that no listener can identify or distinguish from others,
+// and credentials that are sent unencrypted.
 func checkProofs(c *Config, found *findings) {
 	asksForCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
 	bySPIFFE := c.Listen.Encrypted() && c.Listen.TLS.SPIFFE != nil
@@ -311,16 +311,16 @@ func checkProofs(c *Config, found *findings) {
 	}
 }
 
-// covers reports whether a SPIFFE ID may be of a trust domain that is configured.
+// covers reports whether a SPIFFE ID may belong to a configured trust domain.
 func (c *SPIFFE) covers(id string) bool {
 	domain, _, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 	return id == "" || len(c.TrustDomains) == 0 || slices.Contains(c.TrustDomains, domain)
 }
 
-// certified reports whether the caller is recognised by a certificate.
+// certified reports whether the caller is identified by a certificate.
 func (c *Caller) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
 
-// checkBound looks at the callers that listeners are bound to.
+// checkBound checks the callers that listeners are bound to.
 func checkBound(c *Config, found *findings) {
 	for _, listener := range []struct {
 		path string
@@ -350,7 +350,7 @@ func checkBoundTo(c *Config, bound, path string, found *findings) {
 	}
 }
 
-// bound reports whether a listener is bound to the caller of that name.
+// bound reports whether a listener is bound to the named caller.
 func (c *Listen) bound(name string) bool {
 	for _, socket := range []*Unix{c.Unix, c.UnixHTTP()} {
 		if socket != nil && name == socket.Caller {

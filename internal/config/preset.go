@@ -7,8 +7,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
 
-// presets for clients are the defaults that an IdP needs and others do not: each is what a
-// key of the file can say as well. docs/identity-providers.md says why.
+// presets returns the clients' defaults for each IdP: each could also be given by a key
+// of the file. docs/identity-providers.md has the reasons.
 func presets() map[string]Client {
 	return map[string]Client{
 		"auth0":   {Auth: string(idp.SecretPost), Assertion: Assertion{Typ: idp.TypeJWT}},
@@ -38,12 +38,13 @@ func presets() map[string]Client {
 // and the CA of the cluster.
 const ServiceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
 
-// issuerPresets are the same for issuers.
+// issuerPresets returns the same for issuers.
 func issuerPresets() map[string]Issuer {
 	return map[string]Issuer{
-		// Its access tokens have neither typ nor, unless a resource is asked for, aud.
+		// Its access tokens have no typ, and no aud unless a resource is requested.
 		"cognito": {Types: []string{idp.TypeJWT}, MissingAud: &MissingAud{Claim: "client_id"}},
-		// Its access tokens are made as its ID tokens are; one that comes with a code has c_hash.
+		// Its access tokens have the form of its ID tokens; an ID token issued with a
+		// code has c_hash.
 		"dex": {Types: []string{idp.TypeJWT}, IDTokenClaims: []string{"c_hash"}, AccessTokenClaims: []string{"at_hash"}},
 		"kubernetes": {
 			Issuer:        "https://kubernetes.default.svc.cluster.local",
@@ -84,8 +85,8 @@ func complete(c *Config, found *findings) {
 	}
 }
 
-// adopt takes from a preset the values of keys that are not given. Of a mapping whose Go type
-// is a struct, each member is taken by itself.
+// adopt copies the values of keys that are not given from a preset. The members of a
+// struct are copied one by one.
 func adopt[C any](into *C, preset C, given func(key string) bool) {
 	adoptFields(reflect.ValueOf(into).Elem(), reflect.ValueOf(preset), "", given)
 }

@@ -13,8 +13,7 @@ import (
 
 const noAliases = "anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes"
 
-// parseYAML returns the one mapping that the file must be. Where it returns
-// nil, a problem was found.
+// parseYAML returns the file's single mapping. If it returns nil, it has added a problem.
 func parseYAML(data []byte, found *findings) *yaml.Node {
 	if !isText(data, found) {
 		return nil
@@ -60,7 +59,7 @@ func rootMapping(document *yaml.Node, found *findings) *yaml.Node {
 	return nil
 }
 
-// isText looks for what the parser would refuse without telling the line.
+// isText reports content that the parser would reject without a line number.
 func isText(data []byte, found *findings) bool {
 	if len(data) > maxConfigSize {
 		found.addf(1, "the file is larger than %d MiB: is it the configuration?", maxConfigSize>>20)
@@ -84,8 +83,8 @@ func isText(data []byte, found *findings) bool {
 	return true
 }
 
-// addSyntax reports an error of the parser in words of our own: the parser's
-// may repeat what stands in the file.
+// addSyntax reports an error of the parser in our own words: the parser's message may
+// repeat content of the file.
 func addSyntax(err error, data []byte, found *findings) {
 	const fallback = "not valid YAML: check the indentation, quotes and brackets here and in the line before"
 	syntax, ok := errors.AsType[*yaml.LoadError](err)
@@ -116,7 +115,7 @@ const (
 	notClosed = "the quote or bracket that opens here is not closed as expected: close it, or check the commas inside"
 )
 
-// syntaxSentences says in our words what the parser's messages mean.
+// syntaxSentences maps the parser's messages to our own.
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var syntaxSentences = []struct{ prefix, sentence string }{
@@ -146,7 +145,7 @@ func startsWithTab(data []byte, mark yaml.Mark) bool {
 	return bytes.ContainsRune(indent, '\t')
 }
 
-// kindOf says what a node is, for messages.
+// kindOf names the kind of a node, for messages.
 func kindOf(n *yaml.Node) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
