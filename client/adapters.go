@@ -23,9 +23,9 @@ type adapter struct {
 	plaintext bool
 }
 
-// AllowPlaintext lets tokens cross a network in plaintext: without TLS, whoever
-// is on the way can use them. For a mesh that encrypts. Loopback needs no leave
-// over HTTP.
+// AllowPlaintext allows tokens over unencrypted connections, where anyone on
+// the path can read and use them. Use it only inside a mesh that encrypts. HTTP
+// requests to loopback do not need it.
 func AllowPlaintext() AdapterOption {
 	return func(a *adapter) { a.plaintext = true }
 }
@@ -39,10 +39,10 @@ func (s *Source) adapter(opts []AdapterOption) adapter {
 }
 
 // PerRPCCredentials presents the source's token with each call of a gRPC
-// connection: grpc.WithPerRPCCredentials. It refuses connections without TLS
-// unless [AllowPlaintext].
+// connection, by grpc.WithPerRPCCredentials. Connections without TLS fail
+// unless [AllowPlaintext] is given.
 //
-// It does not learn whether the token was rejected;
+// It does not notice that a server rejects the token;
 // [Source.UnaryClientInterceptor] does.
 func (s *Source) PerRPCCredentials(opts ...AdapterOption) credentials.PerRPCCredentials {
 	return perRPC{s.adapter(opts)}
@@ -68,11 +68,11 @@ func (p perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 func (p perRPC) RequireTransportSecurity() bool { return !p.plaintext }
 
 // UnaryClientInterceptor presents the source's token with each unary call of a
-// gRPC connection, as [Source.PerRPCCredentials] does, and instead of it. A call
-// that the server answers with UNAUTHENTICATED is reported, and made once more if
-// there is another token by then.
+// gRPC connection; use it instead of [Source.PerRPCCredentials]. If the server
+// responds UNAUTHENTICATED, the token is reported as rejected, and the call is
+// repeated once if another token is available by then.
 //
-// Calls over connections without TLS fail unless [AllowPlaintext].
+// Calls over connections without TLS fail unless [AllowPlaintext] is given.
 func (s *Source) UnaryClientInterceptor(opts ...AdapterOption) grpc.UnaryClientInterceptor {
 	a := s.adapter(opts)
 	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, callOpts ...grpc.CallOption) error {
@@ -96,12 +96,12 @@ func (s *Source) UnaryClientInterceptor(opts ...AdapterOption) grpc.UnaryClientI
 	}
 }
 
-// oneToken presents this token.
+// oneToken is the per-call credential with one fixed token.
 type oneToken struct {
 	token  *Token
 	secure bool
-	// sent tells a server's UNAUTHENTICATED from gRPC's own, for a connection that
-	// is not encrypted.
+	// sent distinguishes a server's UNAUTHENTICATED from gRPC's own, which it
+	// returns for a connection that is not encrypted.
 	sent atomic.Bool
 }
 
@@ -122,18 +122,18 @@ func (o *oneToken) RequireTransportSecurity() bool { return o.secure }
 const (
 	// oauth2Timeout bounds calls of oauth2.TokenSource, which have no context.
 	oauth2Timeout = 30 * time.Second
-	// oauth2Expiry is how far away the Expiry of an oauth2.Token is at most.
+	// oauth2Expiry is the longest time until the Expiry of an oauth2.Token.
 	oauth2Expiry = 70 * time.Second
 )
 
-// OAuth2 is the source as an oauth2.TokenSource, for libraries that want one.
-// A call waits up to 30 s where no token is held.
+// OAuth2 returns the source as an oauth2.TokenSource. A call waits up to 30 s
+// if no token is held.
 //
-// The Expiry of its tokens is at most 70 s away, however long they live:
-// libraries wrap what they are given in oauth2.ReuseTokenSource, which keeps a
-// token until 10 s before its Expiry. So they ask again within a minute, which
-// costs them next to nothing, and a token that was replaced before its time is
-// gone from there too. [Token.ExpiresAt] has the true one.
+// The Expiry of its tokens is at most 70 s away, even if they live longer:
+// libraries wrap a source in oauth2.ReuseTokenSource, which keeps a token until
+// 10 s before its Expiry. They therefore call again within a minute, which is
+// served from memory, and drop a token that was replaced early.
+// [Token.ExpiresAt] has the real expiry.
 func (s *Source) OAuth2() oauth2.TokenSource { return oauth2Source{s} }
 
 type oauth2Source struct{ source *Source }
@@ -154,8 +154,8 @@ func (o oauth2Source) Token() (*oauth2.Token, error) {
 }
 
 // HTTPClient returns an http.Client that presents the source's token, as
-// [Source.RoundTripper] does. It has no timeout of its own: give requests a
-// context that ends, or set one.
+// [Source.RoundTripper] does. It has no timeout: give requests a context with a
+// deadline, or set Timeout.
 func (s *Source) HTTPClient(opts ...AdapterOption) *http.Client {
 	return &http.Client{Transport: s.RoundTripper(nil, opts...)}
 }

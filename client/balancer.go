@@ -10,16 +10,16 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-// balancerName is the load balancing policy of clients of this package.
+// balancerName is the load balancing policy of this package's clients.
 const balancerName = "tokenbroker_prefer_serving"
 
 //nolint:gochecknoinits // gRPC finds policies by name, among those that were registered before the first use
 func init() { balancer.Register(preferServing{}) }
 
-// preferServing builds a policy that uses all replicas in turn that say that they
-// serve, as round_robin does. Where none says so, it uses those that are connected
-// nevertheless: a replica that drains serves until it closes its listener, and it may
-// be the only one that can be reached. With round_robin all calls would fail.
+// preferServing builds a policy that uses all replicas that report serving, in
+// turn, as round_robin does. If no replica reports serving, it uses all
+// connected replicas: a draining replica serves until it closes its listener
+// and may be the only reachable one. With round_robin all calls would fail.
 type preferServing struct{}
 
 // Name implements balancer.Builder.
@@ -38,7 +38,7 @@ func (b *servingBalancer) UpdateClientConnState(state balancer.ClientConnState) 
 	return b.Balancer.UpdateClientConnState(state)
 }
 
-// servingConn is the channel, as the replicas' balancers together see it.
+// servingConn is the channel as the combined balancer of all replicas sees it.
 type servingConn struct{ balancer.ClientConn }
 
 // UpdateState implements balancer.ClientConn.
@@ -51,7 +51,8 @@ func (c *servingConn) UpdateState(state balancer.State) {
 	c.ClientConn.UpdateState(state)
 }
 
-// connectedReplicas are the connections to replicas that say that they do not serve.
+// connectedReplicas returns the connections to replicas that report not
+// serving.
 func connectedReplicas(picker balancer.Picker) (connected []balancer.SubConn) {
 	for _, child := range endpointsharding.ChildStatesFromPicker(picker) {
 		if replica, ok := child.State.Picker.(*notServing); ok {
@@ -61,7 +62,7 @@ func connectedReplicas(picker balancer.Picker) (connected []balancer.SubConn) {
 	return connected
 }
 
-// inTurn picks one connection after the other.
+// inTurn picks the connections in turn.
 type inTurn struct {
 	connections []balancer.SubConn
 	next        atomic.Uint32
@@ -72,11 +73,11 @@ func (p *inTurn) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 	return balancer.PickResult{SubConn: p.connections[int(p.next.Add(1))%len(p.connections)]}, nil
 }
 
-// replica is the channel, as the balancer of one replica sees it.
+// replica is the channel as the balancer of one replica sees it.
 type replica struct {
 	balancer.ClientConn
 
-	connected atomic.Pointer[balancer.SubConn] // whatever its health; nil: none
+	connected atomic.Pointer[balancer.SubConn] // regardless of health; nil if not connected
 }
 
 func newReplica(conn balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
@@ -108,8 +109,7 @@ func (r *replica) UpdateState(state balancer.State) {
 	r.ClientConn.UpdateState(state)
 }
 
-// notServing is the picker of a replica that is connected and says that it does not
-// serve.
+// notServing is the picker of a connected replica that reports not serving.
 type notServing struct {
 	balancer.Picker
 

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// bearerLooks is how often a token's file is looked at.
+	// bearerLooks is how long a read token is used before the file is read again.
 	bearerLooks = time.Second
 	maxBearer   = 64 << 10
 )
@@ -21,12 +21,12 @@ const (
 // bearerFile presents the token in a file.
 type bearerFile struct {
 	path   string
-	secure bool // only over connections that are encrypted
+	secure bool // only over encrypted connections
 	last   atomic.Pointer[bearerRead]
 }
 
 type bearerRead struct {
-	header map[string]string // not changed
+	header map[string]string // immutable
 	at     time.Time
 }
 
@@ -58,9 +58,9 @@ func (b *bearerFile) keep(token string, now time.Time) *bearerRead {
 	return kept
 }
 
-// GetRequestMetadata implements credentials.PerRPCCredentials. A file that cannot
-// be read is one that is just being replaced: the token that it held before is
-// presented, and the broker judges it.
+// GetRequestMetadata implements credentials.PerRPCCredentials. If the file
+// cannot be read, for example while it is being replaced, the last token read
+// is presented, and the broker decides on it.
 func (b *bearerFile) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	if b.secure {
 		if err := encrypted(ctx); err != nil {
@@ -81,8 +81,7 @@ func (b *bearerFile) GetRequestMetadata(ctx context.Context, _ ...string) (map[s
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (b *bearerFile) RequireTransportSecurity() bool { return b.secure }
 
-// encrypted returns an error unless the connection that a token is to be
-// presented over is encrypted.
+// encrypted returns an error unless the connection for the call is encrypted.
 func encrypted(ctx context.Context) error {
 	info, _ := credentials.RequestInfoFromContext(ctx)
 	if err := credentials.CheckSecurityLevel(info.AuthInfo, credentials.PrivacyAndIntegrity); err != nil {

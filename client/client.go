@@ -1,25 +1,26 @@
-// Package client is what a Go service needs of a token broker: access tokens for
-// the calls that it makes, and verification of those that it receives.
+// Package client is the Go client of the token broker: it supplies access
+// tokens for outgoing calls and verifies the tokens of incoming calls.
 //
 //	c, err := client.FromEnv()
 //	...
 //	orders := c.TokenSource("orders-api", client.WithScopes("read"))
 //	api := orders.HTTPClient()
 //
-// A [Source] keeps one token: it answers from memory, has the token replaced
-// before it ends, and goes on answering with a token that is still good while no
-// broker can be reached. It never answers with one that has expired.
+// A [Source] keeps one token. It returns it from memory, has it replaced before
+// it expires, and keeps returning it while it is valid if no broker is
+// reachable. It never returns an expired token.
 //
-// A [Verifier] remembers what the broker found of a token, for as long as the
-// broker says. [HTTPMiddleware] and [UnaryServerInterceptor] put one in front of
-// a service. Where the broker cannot be asked they refuse, in a way that differs
-// from how they refuse a bad token.
+// A [Verifier] caches the broker's verification result of a token for as long
+// as the broker allows. [HTTPMiddleware] and [UnaryServerInterceptor] protect a
+// service with a Verifier. If the broker is unreachable they refuse the
+// request, with a different status from that for a bad token.
 //
-// [Client.Token] and [Client.Verify] are the calls behind the two: they ask the
-// broker each time.
+// [Client.Token] and [Client.Verify] call the broker each time, without a
+// cache.
 //
-// Errors of calls are gRPC statuses: status.Code says what kind, and the message
-// what to do. Package brokertest runs a whole broker inside a test.
+// Errors of calls are gRPC statuses: status.Code gives the kind, and the
+// message says how to correct the error. Package brokertest runs a complete
+// broker inside a test.
 package client
 
 import (
@@ -35,36 +36,36 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Client speaks to one broker, or to all replicas behind one target. It is safe
-// for concurrent use and meant to live as long as the program: make one with New
-// or FromEnv, and Close it at the end.
+// Client is a connection to one broker, or to all replicas behind one target.
+// It is safe for concurrent use and meant to live as long as the program:
+// create one with New or FromEnv, and Close it at the end.
 type Client struct {
 	conn *grpc.ClientConn
 	api  tokenbrokerv1.TokenBrokerServiceClient
 	set  settings
 
-	// ctx is that of all that runs behind callers' backs; it ends with Close.
+	// ctx is the context of all background work; Close cancels it.
 	ctx    context.Context //nolint:containedctx // the client's own life
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
 	mu      sync.Mutex
 	closed  bool
-	sources map[string]*Source // by question
-	watches int                // that are open or being opened
+	sources map[string]*Source // by keyOf the request
+	watches int                // open or being opened
 }
 
 // New returns a Client of the broker at target, without waiting for a
-// connection. The target is HOST:PORT, whose addresses are all used, in turn; a
-// list of those, separated by commas; unix:///PATH; or any other target of gRPC.
+// connection. The target is HOST:PORT, with all its addresses used in turn; a
+// comma-separated list of HOST:PORT; unix:///PATH; or any other gRPC target.
 //
-// Connections are encrypted and the system's roots trusted unless an option says
-// otherwise. Only a Unix socket is used in plaintext without being told.
+// Connections use TLS with the system's root certificates unless an option
+// changes that. Only a Unix socket uses plaintext by default.
 //
-// Replicas that cannot be connected to are left out until they can, and so are
-// replicas that say that they are not serving, as they do while they drain: unless
-// every replica that is connected says so. A call that finds its replica gone is made
-// again at another, up to four times within about a second.
+// Replicas that are unreachable or report not serving, as while draining, are
+// left out; if every connected replica reports not serving, all connected
+// replicas are used. A call whose replica is gone is retried at another, with
+// four attempts in all, within about a second.
 func New(target string, opts ...Option) (*Client, error) {
 	var set settings
 	for _, opt := range opts {
@@ -90,9 +91,9 @@ func dial(target string, set settings) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the sources, the connections and the calls on them, and waits for
-// all that runs in the background. Sources answer with an error from then on,
-// whose code is Canceled. Closing again does nothing.
+// Close stops the sources, closes the connections, cancels the calls on them,
+// and waits for all background work. From then on sources return errors with
+// code Canceled. Closing again does nothing.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	if c.closed {
@@ -102,7 +103,7 @@ func (c *Client) Close() error {
 	c.closed = true
 	c.mu.Unlock()
 	c.cancel()
-	for _, source := range c.sources { // nobody adds to them any more
+	for _, source := range c.sources { // no longer changes
 		source.close()
 	}
 	err := c.conn.Close()
@@ -110,11 +111,13 @@ func (c *Client) Close() error {
 	return err
 }
 
-// Conn is the connection to the broker, for the generated code: the package gen
-// has what this one does not offer, such as the RPCs for operators.
+// Conn returns the connection to the broker, for use with the generated code:
+// package gen has the RPCs that this package does not offer, such as those for
+// operators.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
-// spawn runs work in the background, unless the client is closed.
+// spawn runs work in the background and reports true, unless the client is
+// closed.
 func (c *Client) spawn(work func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -129,12 +132,12 @@ func errClosed() error {
 	return status.Error(codes.Canceled, "the client of the token broker is closed")
 }
 
-// Token asks the broker for an access token of the client that its configuration
-// calls name: one call, each time. A service that needs tokens again and again
-// takes a [Source] instead, which answers from memory.
+// Token requests an access token of the client with this name in the broker's
+// configuration, by one call each time. A service that needs tokens repeatedly
+// uses a [Source], which returns them from memory.
 //
-// A token that the broker does not hold yet takes as long as the IdP does: give
-// ctx 10 s or more.
+// If the broker does not hold the token yet, the call takes as long as the IdP
+// does: give ctx 10 s or more.
 func (c *Client) Token(ctx context.Context, name string, opts ...TokenOption) (*Token, error) {
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: name}
 	for _, opt := range opts {
@@ -147,8 +150,8 @@ func (c *Client) Token(ctx context.Context, name string, opts ...TokenOption) (*
 	return newToken(message), nil
 }
 
-// Format writes where the client connects to, whatever the verb, and nothing
-// that it presents there.
+// Format writes the target of the client, for any verb, and none of its
+// credentials.
 func (c *Client) Format(f fmt.State, _ rune) {
 	_, _ = io.WriteString(f, "token broker at "+c.conn.Target())
 }

@@ -10,24 +10,24 @@ import (
 	"strings"
 )
 
-// DefaultTarget is where FromEnv connects if TOKENBROKER_ADDR is not set: where
-// "broker dev" serves.
+// DefaultTarget is the target of FromEnv if TOKENBROKER_ADDR is not set: the
+// default address of "broker dev".
 const DefaultTarget = "127.0.0.1:8443"
 
-// FromEnv returns a Client as the environment says; options are added to it and
-// win over it.
+// FromEnv returns a Client configured by the environment; the options take
+// precedence over it.
 //
 //	TOKENBROKER_ADDR         the target, as for New; without it DefaultTarget
 //	TOKENBROKER_PLAINTEXT    true or false; without it, plaintext on loopback and
-//	                         over Unix sockets if nothing below asks for TLS
+//	                         over Unix sockets if nothing below requires TLS
 //	TOKENBROKER_CA           file with the authorities to trust
 //	TOKENBROKER_CERT         file with the client certificate, and
 //	TOKENBROKER_KEY          with its private key
 //	TOKENBROKER_SERVER_NAME  name in the broker's certificate
 //	TOKENBROKER_TOKEN_FILE   file with the bearer token to present
 //
-// Where nothing says who the caller is and the broker is on loopback, the
-// credential that "broker dev" leaves for this user is presented.
+// If no credential is configured and the broker is on loopback, the credential
+// that "broker dev" wrote for this user is presented.
 func FromEnv(opts ...Option) (*Client, error) {
 	set := settings{
 		files: TLSFiles{
@@ -61,7 +61,7 @@ func FromEnv(opts ...Option) (*Client, error) {
 	return dial(target, set)
 }
 
-// suitHost fills in what need not be said of a broker on this host.
+// suitHost sets the defaults for a broker on this host.
 func (s *settings) suitHost(target string) error {
 	if !staysOnHost(target) {
 		return nil
@@ -85,16 +85,16 @@ func (s *settings) suitHost(target string) error {
 	return nil
 }
 
-// devCredential is the file with the credential that "broker dev" left for the
-// broker at a loopback address; empty if there is none. It is an error if others
-// could have read or written it.
+// devCredential returns the file with the credential that "broker dev" wrote
+// for the broker at a loopback address, or "" if there is no such file. It
+// returns an error if other users could have read or written it.
 func devCredential(address string) (path string, err error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return "", nil //nolint:nilerr // not an address that broker dev serves at
 	}
 	state := os.Getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(state) { // the XDG specification has others ignored
+	if !filepath.IsAbs(state) { // the XDG specification says to ignore relative paths
 		home, err := os.UserHomeDir()
 		if err != nil {
 			return "", nil //nolint:nilerr // nowhere to look

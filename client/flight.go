@@ -11,22 +11,24 @@ import (
 )
 
 const (
-	// firstBackoff and mostBackoff bound how long a source leaves the broker alone
-	// after a failure; it doubles with each.
+	// firstBackoff and mostBackoff bound the pause between calls to the broker
+	// after a failure; it doubles with each failure.
 	firstBackoff = 200 * time.Millisecond
 	mostBackoff  = 10 * time.Second
-	// mostRetryInfo is how long the broker's own advice is followed.
+	// mostRetryInfo bounds the retry delay that the broker may advise.
 	mostRetryInfo = 30 * time.Second
-	// mostJitter spreads refreshes that are due at the same moment.
+	// mostJitter bounds the random delay that spreads refreshes due at the same
+	// moment.
 	mostJitter = 30 * time.Second
-	// soonestPoll is how soon a token that is due is asked for again.
+	// soonestPoll is the longest pause before a token that is due is requested
+	// again.
 	soonestPoll = 5 * time.Second
-	// leastPoll is how far apart these requests are at the end of a token, which the
-	// identity provider may repeat until then.
+	// leastPoll is the shortest pause between these requests near the end of a
+	// token, which the identity provider may return again until it expires.
 	leastPoll = 250 * time.Millisecond
 )
 
-// start starts a flight; there is none under way.
+// start starts a flight. No other flight may be in progress.
 func (s *Source) start(rejects *Token) *flight {
 	f := &flight{done: make(chan struct{}), rejects: rejects}
 	s.flight = f
@@ -54,7 +56,7 @@ func (s *Source) fly(f *flight) {
 	if err != nil {
 		f.err = err
 		if !answered(err) {
-			s.rewatch, s.badWatch = time.Time{}, 0 // the broker is away, not its watches
+			s.rewatch, s.badWatch = time.Time{}, 0 // the broker is unreachable; watches may work once it is back
 		}
 		s.failed(err)
 		return
@@ -66,8 +68,8 @@ func (s *Source) fly(f *flight) {
 	s.schedule()
 }
 
-// ask asks the broker: by a watch where one may be opened, whose first message is
-// the answer.
+// ask requests a token: from the first message of a new watch if one may be
+// opened, or else by a call.
 func (s *Source) ask(ctx context.Context, rejects *Token) (*Token, error) {
 	if rejects == nil && s.mayWatch() {
 		token, err := s.openWatch(ctx)
@@ -88,7 +90,7 @@ func (s *Source) ask(ctx context.Context, rejects *Token) (*Token, error) {
 	return newToken(message), nil
 }
 
-// failed notes a failure, which all who ask within a moment share.
+// failed records a failure; callers receive it until the backoff ends.
 func (s *Source) failed(err error) {
 	now := time.Now()
 	pause := min(firstBackoff<<min(s.tries, 10), mostBackoff)
@@ -98,14 +100,14 @@ func (s *Source) failed(err error) {
 		pause = advised + rand.N(advised/10+1)
 	}
 	s.trouble = &trouble{err, now.Add(pause)}
-	if s.tries&(s.tries-1) == 0 { // a line for each would be many in a long outage
+	if s.tries&(s.tries-1) == 0 { // at tries that are powers of two: few lines in a long outage
 		s.client.set.log.Warn("the token broker gives no token", "client", s.question.GetClientName(), "error", err,
 			"tries", s.tries, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
 	}
 	s.schedule()
 }
 
-// recovered notes that the broker gives tokens.
+// recovered records that the broker returned a token.
 func (s *Source) recovered() {
 	if s.tries > 0 {
 		s.client.set.log.Info("the token broker gives tokens again", "client", s.question.GetClientName(), "tries", s.tries)
@@ -113,7 +115,7 @@ func (s *Source) recovered() {
 	s.trouble, s.tries = nil, 0
 }
 
-// schedule sets the timer for what is to be done next.
+// schedule sets the timer for the next request.
 func (s *Source) schedule() {
 	if s.closed || s.resting.Load() {
 		return
@@ -124,8 +126,8 @@ func (s *Source) schedule() {
 	case s.trouble != nil:
 		at = s.trouble.until
 	case s.watch != nil:
-		// The watch tells of everything. Only a stream that is stuck does not, and
-		// that must be found before the token ends.
+		// The watch delivers every change. The timer only detects a stream that is
+		// stuck, before the token expires.
 		at = s.held.Load().overdue(now)
 	case s.rewatch.After(now) && s.rewatch.Before(at):
 		at = s.rewatch
@@ -138,7 +140,7 @@ func (s *Source) schedule() {
 	s.timer.Reset(pause)
 }
 
-// due does what the timer was set for.
+// due runs when the timer fires.
 func (s *Source) due() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,8 +150,8 @@ func (s *Source) due() {
 	s.start(nil)
 }
 
-// rests lets the source rest if nobody has asked it for long, and reports
-// whether it does.
+// rests puts the source to rest if it has not been used for restAfter, and
+// reports whether it rests.
 func (s *Source) rests(now time.Time) bool {
 	h := s.held.Load()
 	if h.used.Swap(false) {
@@ -159,7 +161,7 @@ func (s *Source) rests(now time.Time) bool {
 		return false
 	}
 	s.resting.Store(true)
-	if h.used.Swap(false) { // by somebody who did not see yet that it rests
+	if h.used.Swap(false) { // by a caller that did not see resting yet
 		s.resting.Store(false)
 		s.lastUsed = now
 		return false
@@ -170,9 +172,9 @@ func (s *Source) rests(now time.Time) bool {
 	return true
 }
 
-// nextPoll is when to ask for the next token where no watch tells of it: some
-// time after it is due, so that not all ask at once, and never later than the
-// poll interval, so that a purge is not missed for longer.
+// nextPoll returns when to request the next token without a watch: at a random
+// time after it is due, so that sources do not all call at once, and no later
+// than the poll interval, which bounds how late a purge is noticed.
 func (s *Source) nextPoll(token *Token, now time.Time) time.Time {
 	every := s.client.set.pollInterval
 	interval := every - every/10 + rand.N(every/5)
@@ -181,8 +183,8 @@ func (s *Source) nextPoll(token *Token, now time.Time) time.Time {
 	return now.Add(min(interval, max(due, soonest(token.ExpiresAt().Sub(now.Round(0))))))
 }
 
-// overdue is when a watch should have brought the next token long since: half
-// way between when it was due and when it ends.
+// overdue returns when the next token is overdue on a watch: half way between
+// its refresh time and the end of its use, but no earlier than soonest allows.
 func (h *held) overdue(now time.Time) time.Time {
 	refresh := now.Add(h.token.RefreshAt().Sub(now.Round(0)))
 	at := refresh.Add(h.until.Sub(refresh) / 2)
@@ -192,24 +194,26 @@ func (h *held) overdue(now time.Time) time.Time {
 	return at
 }
 
-// soonest is how soon a token that is due, and has so long left, is asked for again.
+// soonest returns the pause before a token that is due, with this time left, is
+// requested again.
 func soonest(left time.Duration) time.Duration { return min(soonestPoll, max(left/4, leastPoll)) }
 
-// answered reports whether an error is the broker's answer to the question, and
-// not about the way there or about watches.
+// answered reports whether an error is the broker's response to the token
+// request, and not about the connection or about watches.
 func answered(err error) bool {
 	reason := reasonOf(err)
 	return reason != "" && reason != reasonTooManyWatches && reason != reasonShuttingDown
 }
 
-// Reasons of the broker's that mean something here; docs/api.md has them all.
+// Reasons of the broker that the client handles; docs/api.md has them all.
 const (
 	brokerDomain         = "tokenbroker"
 	reasonTooManyWatches = "TOO_MANY_WATCHES"
 	reasonShuttingDown   = "SHUTTING_DOWN"
 )
 
-// reasonOf is the broker's reason for an error; empty if it is not the broker's.
+// reasonOf returns the broker's reason for an error, or "" if the error is not
+// the broker's.
 func reasonOf(err error) string {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == brokerDomain {
@@ -219,8 +223,8 @@ func reasonOf(err error) string {
 	return ""
 }
 
-// retryAfter is when the broker says that asking again pays; zero: it does not
-// say.
+// retryAfter returns the retry delay that the broker advises, or zero if it
+// advises none.
 func retryAfter(err error) time.Duration {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {

@@ -17,28 +17,29 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// InterceptorOption says what methods of a gRPC server want.
+// InterceptorOption sets the requirements of methods of a gRPC server.
 type InterceptorOption interface{ interceptor(rules *methodRules) }
 
 type interceptorOption func(*methodRules)
 
 func (set interceptorOption) interceptor(rules *methodRules) { set(rules) }
 
-// methodRules are what methods want, by their full names.
+// methodRules are the requirements of methods, by full method name.
 type methodRules struct {
 	scopes map[string][]string
 	public []string
 }
 
-// MethodScopes wants these scopes, all of them, for calls of a method, such as
-// "/shop.v1.Orders/Create", instead of those of the Verifier.
+// MethodScopes requires all of these scopes for calls of a method, such as
+// "/shop.v1.Orders/Create", instead of the Verifier's scopes.
 func MethodScopes(method string, allOf ...string) InterceptorOption {
 	return interceptorOption(func(rules *methodRules) { rules.scopes[method] = allOf })
 }
 
-// PublicMethods lets everybody call these methods, without a token. A name that
-// ends in "/" stands for all methods of a service, such as
-// "/grpc.health.v1.Health/". All other methods, unknown ones too, want a token.
+// PublicMethods allows calls of these methods without a token. A name that ends
+// in "/" stands for all methods of a service, such as
+// "/grpc.health.v1.Health/". All other methods, including unknown ones, require
+// a token.
 func PublicMethods(names ...string) InterceptorOption {
 	return interceptorOption(func(rules *methodRules) { rules.public = append(rules.public, names...) })
 }
@@ -57,21 +58,21 @@ func (r *methodRules) isPublic(method string) bool {
 	})
 }
 
-// ErrorDomain is the domain of the ErrorInfo in the statuses of the interceptors. The
-// broker's own errors have the domain "tokenbroker".
+// ErrorDomain is the domain of the ErrorInfo in the statuses of the
+// interceptors. The broker's own errors have the domain "tokenbroker".
 const ErrorDomain = "client.tokenbroker"
 
-// UnaryServerInterceptor lets only calls through that present a good bearer
-// token, in the metadata "authorization". The handler finds what the token says
-// by [ClaimsFromContext]. Others get
+// UnaryServerInterceptor passes on only calls that present a valid bearer token
+// in the metadata "authorization". The handler gets the token's claims from
+// [ClaimsFromContext]. Other calls fail with
 //
-//	UNAUTHENTICATED    no token, more than one, or one that is not good
-//	PERMISSION_DENIED  a good token without a scope that is wanted
-//	UNAVAILABLE        the broker could not be asked or could not decide
+//	UNAUTHENTICATED    no token, more than one, or an invalid one
+//	PERMISSION_DENIED  a valid token without a required scope
+//	UNAVAILABLE        the broker was unreachable or could not decide
 //
-// with an ErrorInfo of domain [ErrorDomain], whose reason is that of the
-// rejection, NO_TOKEN, or TOKEN_NOT_VERIFIED for the last, and with the challenge
-// that [HTTPMiddleware] gives as the trailer "www-authenticate".
+// and an ErrorInfo of domain [ErrorDomain]. Its reason is that of the
+// rejection, NO_TOKEN, or TOKEN_NOT_VERIFIED for UNAVAILABLE. The trailer
+// "www-authenticate" has the challenge that [HTTPMiddleware] sends.
 func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnaryServerInterceptor {
 	rules := rulesOf(opts)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -84,7 +85,7 @@ func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnarySe
 }
 
 // StreamServerInterceptor is [UnaryServerInterceptor] for streams. The token is
-// verified when a stream begins, and not again.
+// verified once, when the stream begins.
 func StreamServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.StreamServerInterceptor {
 	rules := rulesOf(opts)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -105,8 +106,8 @@ type admittedStream struct {
 // Context implements grpc.ServerStream.
 func (s *admittedStream) Context() context.Context { return s.ctx }
 
-// admit returns the context for the handler of a call, or the status for the
-// caller.
+// admit returns the context for the handler of a call, or the status error for
+// the caller.
 func (v *Verifier) admit(ctx context.Context, method string, rules *methodRules, setTrailer func(metadata.MD)) (context.Context, error) {
 	if rules.isPublic(method) {
 		return ctx, nil

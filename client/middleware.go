@@ -14,30 +14,29 @@ import (
 	"time"
 )
 
-// MiddlewareOption says what an [HTTPMiddleware] lets through. Each
+// MiddlewareOption changes what an [HTTPMiddleware] requires. Each
 // [VerifyOption] is one.
 type MiddlewareOption interface{ middleware(want *wanted) }
 
-// HTTPMiddleware returns what lets only requests through to a handler that
-// present a good bearer token (RFC 6750), in the Authorization header and nowhere
-// else. The handler finds what the token says by [ClaimsFromContext].
+// HTTPMiddleware returns a middleware that passes on only requests with a valid
+// bearer token (RFC 6750) in the Authorization header; a token anywhere else
+// does not count. The handler gets the token's claims from [ClaimsFromContext].
 //
-// The options win over those of the Verifier, so that a route may want scopes of
-// its own; [ScopesMiddleware] is for handlers behind a middleware. Others are
-// answered
+// The options take precedence over the Verifier's, so that a route can require
+// its own scopes; [ScopesMiddleware] is for handlers behind a middleware. Other
+// requests get
 //
-//	401  no token, more than one, or one that is not good
-//	403  a good token without a scope that is wanted
-//	503  the broker could not be asked or could not decide: nobody gets through
+//	401  no token, more than one, or an invalid one
+//	403  a valid token without a required scope
+//	503  the broker was unreachable or could not decide: no request passes
 //
-// with the challenge of RFC 6750 section 3 for the first two, and Retry-After for
-// the last. What the broker said is remembered as [Verifier] has it, so that
-// tokens that were seen a moment ago are good also while no broker can be
-// reached.
+// with the challenge of RFC 6750 section 3 for 401 and 403, and Retry-After for
+// 503. Results are cached by the [Verifier], so recently verified tokens stay
+// accepted while no broker is reachable.
 //
-// A token that is bound to a client certificate (RFC 8705) is good only on a
-// connection with that certificate. A token that is bound in any other way, such
-// as to a DPoP key (RFC 9449), is refused.
+// A token that is bound to a client certificate (RFC 8705) is accepted only on
+// a connection with that certificate. A token with any other binding, such as
+// to a DPoP key (RFC 9449), is refused.
 func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) http.Handler {
 	want := v.want
 	for _, opt := range opts {
@@ -61,9 +60,10 @@ func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) ht
 	}
 }
 
-// ScopesMiddleware returns a middleware for single routes behind an [HTTPMiddleware]:
-// it passes on only requests whose token has all of these scopes. Without an
-// HTTPMiddleware in front of it every request fails (500).
+// ScopesMiddleware returns a middleware for single routes behind an
+// [HTTPMiddleware]: it passes on only requests whose token has all of these
+// scopes. Without an HTTPMiddleware in front of it every request fails with
+// status 500.
 func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -86,23 +86,24 @@ type (
 	realmKey  struct{}
 )
 
-// ClaimsFromContext returns what the token of the request says that ctx belongs
-// to, behind [HTTPMiddleware] and the interceptors.
+// ClaimsFromContext returns the claims of the token of the request that ctx
+// belongs to, behind [HTTPMiddleware] and the interceptors. ok is false if
+// there are none.
 func ClaimsFromContext(ctx context.Context) (claims *Claims, ok bool) {
 	claims, ok = ctx.Value(claimsKey{}).(*Claims)
 	return claims, ok
 }
 
-// ContextWithClaims returns ctx with claims, for tests of handlers.
+// ContextWithClaims returns a copy of ctx with claims, for tests of handlers.
 func ContextWithClaims(ctx context.Context, claims *Claims) context.Context {
 	return context.WithValue(ctx, claimsKey{}, claims)
 }
 
-// errNoToken says that nothing was presented. Then the challenge names no error
-// (RFC 6750 section 3.1).
+// errNoToken means that no token was presented. The challenge then has no error
+// code (RFC 6750 section 3.1).
 var errNoToken = errors.New("present an access token: Authorization: Bearer TOKEN")
 
-// presented verifies what a request presents in its Authorization headers.
+// presented verifies the token in a request's Authorization headers.
 func (v *Verifier) presented(ctx context.Context, headers []string, certificate *x509.Certificate, want wanted) (*Claims, error) {
 	token, err := bearerOf(headers)
 	if err != nil {
@@ -129,8 +130,8 @@ func bearerOf(headers []string) (string, error) {
 	return strings.TrimLeft(token, " "), nil
 }
 
-// heldWith returns an error unless the token is a bearer token, or is bound to the
-// client certificate of the connection and to nothing else.
+// heldWith returns an error unless the token is a bearer token, or is bound
+// only to the client certificate of the connection.
 func (c *Confirmation) heldWith(certificate *x509.Certificate) error {
 	switch {
 	case c == nil:
@@ -151,12 +152,13 @@ func lacks(scopes []string) *RejectedError {
 }
 
 const (
-	// undecidedRetry is when to come again where the broker does not say.
+	// undecidedRetry is the shortest Retry-After, and the default if the broker
+	// advises none.
 	undecidedRetry = time.Second
 	undecided      = "the access token could not be verified just now, so nobody is let through; try again"
 )
 
-// turnAway answers a request that does not get through.
+// turnAway responds to a request that is refused.
 func (v *Verifier) turnAway(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	if errors.Is(err, errNoToken) {
 		w.Header().Set("WWW-Authenticate", challenge(v.realm, nil, scopes))
@@ -173,14 +175,15 @@ func (v *Verifier) turnAway(w http.ResponseWriter, r *http.Request, err error, s
 	http.Error(w, undecided, http.StatusServiceUnavailable)
 }
 
-// log says why nobody could be let through, unless it is because the caller left.
+// log logs why a token could not be verified, unless the caller's context has
+// ended.
 func (v *Verifier) log(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		v.client.set.log.WarnContext(ctx, "the token broker could not verify a token", "error", err)
 	}
 }
 
-// deny answers a request whose token is not good.
+// deny responds to a request with an invalid token.
 func deny(w http.ResponseWriter, realm string, rejected *RejectedError, scopes []string) {
 	w.Header().Set("WWW-Authenticate", challenge(realm, rejected, scopes))
 	code := http.StatusUnauthorized
@@ -190,8 +193,8 @@ func deny(w http.ResponseWriter, realm string, rejected *RejectedError, scopes [
 	http.Error(w, rejected.Message, code)
 }
 
-// challenge is the WWW-Authenticate of RFC 6750 section 3; without a rejection,
-// for those who presented nothing.
+// challenge returns the WWW-Authenticate value of RFC 6750 section 3; rejected
+// is nil if no token was presented.
 func challenge(realm string, rejected *RejectedError, scopes []string) string {
 	parts := []string{"realm=" + quoted(realm)}
 	if rejected != nil {
@@ -207,8 +210,8 @@ func challenge(realm string, rejected *RejectedError, scopes []string) string {
 	return "Bearer " + strings.Join(parts, ", ")
 }
 
-// quoted is text as a value of RFC 6750 section 3: what it may not hold becomes
-// an apostrophe.
+// quoted returns text as a value of RFC 6750 section 3: characters that are not
+// allowed become apostrophes.
 func quoted(text string) string {
 	return fmt.Sprintf("\"%s\"", strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' || c == '"' || c == '\\' {

@@ -11,35 +11,35 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	_ "google.golang.org/grpc/health" // has gRPC watch the health of replicas
+	_ "google.golang.org/grpc/health" // enables gRPC's health checks of replicas
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/stats"
 )
 
 // Defaults of the options.
 const (
-	// DefaultMaxWatches is how many sources of one Client are told of changes by
-	// the broker; those beyond poll.
+	// DefaultMaxWatches is how many sources of one Client receive changes over a
+	// stream from the broker; further sources poll.
 	DefaultMaxWatches = 100
-	// DefaultPollInterval is how often a source asks that is not told.
+	// DefaultPollInterval is how often a source without a stream polls.
 	DefaultPollInterval = time.Minute
 )
 
-// Bounds of what a connection may take to be found dead and to be tried again.
+// Bounds for detecting a dead connection and for reconnecting.
 const (
 	connectTimeout  = 5 * time.Second
 	firstReconnect  = 250 * time.Millisecond
 	slowReconnect   = 5 * time.Second
-	pingInterval    = 30 * time.Second // the broker bears one in 20 s
+	pingInterval    = 30 * time.Second // the broker allows one in 20 s
 	pingTimeout     = 10 * time.Second
 	maxAnswer       = 1 << 20
 	moduleOfVersion = "github.com/cezzis/tokenbroker"
 )
 
-// serviceConfig has gRPC take all replicas in turn, those first that say they serve,
-// and make a call again that found its replica gone. The broker's own "unavailable" is not
-// repeated: it tells gRPC so. The last member stops repeating where most calls
-// fail. There is no hedging: calls are made one after the other.
+// serviceConfig makes gRPC use all serving replicas in turn, and retry a call
+// whose replica is gone. The broker's own "unavailable" is not retried: the
+// broker sends gRPC's pushback for that. The last member stops retries when
+// most calls fail. There is no hedging: attempts are sequential.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"` + balancerName + `": {}}],
 	"healthCheckConfig": {"serviceName": "tokenbroker.v1.TokenBrokerService"},
@@ -63,13 +63,12 @@ const serviceConfig = `{
 type Option func(*settings)
 
 type settings struct {
-	target    string // instead of the one that New is given
-	plaintext *bool  // nil: not said
+	target    string // overrides the argument of New
+	plaintext *bool  // nil: not set
 	tls       *tls.Config
 	files     TLSFiles
 	tokenFile string
-	// bearerInPlaintext: the bearer token may cross a network that is not
-	// encrypted here.
+	// bearerInPlaintext allows the bearer token over an unencrypted network.
 	bearerInPlaintext bool
 	userAgent         string
 	dial              []grpc.DialOption
@@ -78,79 +77,82 @@ type settings struct {
 	pollInterval      time.Duration
 }
 
-// WithPlaintext connects without TLS: tokens cross the network readable to
-// whoever is on the way. For a broker on the same host, or inside a mesh that
-// encrypts. Of this one, [WithTLS] and [WithTLSFiles] the last counts.
+// WithPlaintext connects without TLS: anyone on the network path can read the
+// tokens. Use it for a broker on the same host, or inside a mesh that encrypts.
+// Of this option, [WithTLS] and [WithTLSFiles] the last counts.
 func WithPlaintext() Option {
 	return func(s *settings) { s.plaintext, s.tls, s.files = new(true), nil, TLSFiles{} }
 }
 
-// WithTLS connects with TLS as configured. Nil: with TLS, and the system's roots
-// unless [WithTLSFiles] or the environment of [FromEnv] names others.
+// WithTLS connects with TLS and this configuration. If config is nil, it uses
+// TLS with the system's roots unless [WithTLSFiles] or the environment of
+// [FromEnv] names others.
 func WithTLS(config *tls.Config) Option {
 	return func(s *settings) { s.plaintext, s.tls = new(false), config }
 }
 
-// WithTLSFiles connects with TLS and what is in files, which are read again for
-// each new connection.
+// WithTLSFiles connects with TLS and the certificates in files, which are read
+// again for each new connection.
 func WithTLSFiles(files TLSFiles) Option {
 	return func(s *settings) { s.plaintext, s.tls, s.files = new(false), nil, files }
 }
 
 // WithTokenFile presents the bearer token in a file (authorization: Bearer ...)
-// with each call, to be recognised by: a Kubernetes service account's projected
-// token, for example. The file is read again within a second of a change; New
-// fails if it cannot be read. In plaintext the token is presented only over
-// loopback and Unix sockets, unless [WithTokenInPlaintext].
+// with each call, as the caller's credential: a Kubernetes service account's
+// projected token, for example. A changed file takes effect within a second;
+// New fails if the file cannot be read. In plaintext the token is presented
+// only over loopback and Unix sockets, unless [WithTokenInPlaintext] is given.
 func WithTokenFile(path string) Option {
 	return func(s *settings) { s.tokenFile = path }
 }
 
-// WithTokenInPlaintext lets the token of [WithTokenFile] cross a network in
-// plaintext. For a mesh that encrypts.
+// WithTokenInPlaintext allows the token of [WithTokenFile] over an unencrypted
+// network. Use it only inside a mesh that encrypts.
 func WithTokenInPlaintext() Option {
 	return func(s *settings) { s.bearerInPlaintext = true }
 }
 
-// WithTarget replaces the target that [New] was given or that [FromEnv] found.
+// WithTarget replaces the target of [New] or [FromEnv].
 func WithTarget(target string) Option {
 	return func(s *settings) { s.target = target }
 }
 
-// WithUserAgent puts the name of the program before that of this package in
-// what the broker's operators see, such as "checkout/1.4".
+// WithUserAgent puts the name of the program, such as "checkout/1.4", before
+// that of this package in the user agent that the broker's operators see.
 func WithUserAgent(name string) Option {
 	return func(s *settings) { s.userAgent = name }
 }
 
-// WithStatsHandler has gRPC tell handler of each call. With OpenTelemetry's
-// otelgrpc.NewClientHandler() the calls become spans and metrics; this package
-// does not import it, so that only those who use it have it in their binaries.
+// WithStatsHandler registers handler for gRPC's events of each call. With
+// OpenTelemetry's otelgrpc.NewClientHandler() the calls become spans and
+// metrics; this package does not import it, so that other programs do not link
+// it.
 func WithStatsHandler(handler stats.Handler) Option {
 	return WithDialOptions(grpc.WithStatsHandler(handler))
 }
 
-// WithDialOptions adds gRPC's own options for what this package does not offer.
-// They come after, and so win over, those that it sets.
+// WithDialOptions adds gRPC dial options that this package does not offer. They
+// are applied after its own options and take precedence over them.
 func WithDialOptions(opts ...grpc.DialOption) Option {
 	return func(s *settings) { s.dial = append(s.dial, opts...) }
 }
 
-// WithLogger is told of what goes wrong in the background, such as a refresh that
-// failed while the old token is still good. Without it nothing is logged.
+// WithLogger sets the logger for failures in the background, such as a failed
+// refresh while the old token is still valid. Without it nothing is logged.
 func WithLogger(log *slog.Logger) Option {
 	return func(s *settings) { s.log = log }
 }
 
-// WithMaxWatches bounds how many sources are told of changes by the broker, each
-// over a stream of its own; those beyond poll. Zero: all poll. Without it:
-// [DefaultMaxWatches].
+// WithMaxWatches bounds how many sources receive changes from the broker, each
+// over its own stream; further sources poll. Zero makes all sources poll. The
+// default is [DefaultMaxWatches].
 func WithMaxWatches(n int) Option {
 	return func(s *settings) { s.maxWatches = &n }
 }
 
-// WithPollInterval is how often a source asks the broker that is not told of
-// changes, give or take a tenth; at least 1 s. Without it: [DefaultPollInterval].
+// WithPollInterval sets how often a source without a stream polls the broker,
+// varied by up to a tenth; the minimum is 1 s. The default is
+// [DefaultPollInterval].
 func WithPollInterval(d time.Duration) Option {
 	return func(s *settings) { s.pollInterval = max(d, time.Second) }
 }
@@ -168,7 +170,7 @@ func (s *settings) withDefaults() settings {
 	return *s
 }
 
-// dialOptions are gRPC's for target, and the target as gRPC is told of it.
+// dialOptions returns gRPC's options for target, and the target in gRPC's form.
 func (s *settings) dialOptions(target string) (dialed string, options []grpc.DialOption, err error) {
 	transport, plaintext, err := s.transport(target)
 	if err != nil {
@@ -178,7 +180,7 @@ func (s *settings) dialOptions(target string) (dialed string, options []grpc.Dia
 		grpc.WithTransportCredentials(transport),
 		grpc.WithUserAgent(userAgent(s.userAgent)),
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		grpc.WithDisableServiceConfig(), // what a name's TXT record says
+		grpc.WithDisableServiceConfig(), // ignores the configuration in a name's TXT record
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -234,7 +236,8 @@ func userAgent(program string) string {
 	return agent
 }
 
-// ownVersion is that of this module in the program; empty where it is not known.
+// ownVersion returns the version of this module in the program, or "" if it is
+// unknown.
 func ownVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -4,5 +4,5 @@ package client
 
 import "os"
 
-// onlyMine finds no file: whose it is cannot be told here.
+// onlyMine finds no file: the owner cannot be determined on this platform.
 func onlyMine(string) (bool, error) { return false, os.ErrNotExist }

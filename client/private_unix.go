@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// onlyMine reports whether a file is the user's own and closed to others.
+// onlyMine reports whether a file belongs to the user and is inaccessible to
+// others.
 func onlyMine(path string) (bool, error) {
 	info, err := os.Stat(path) //nolint:gosec // the user's own environment says where it is
 	if err != nil {

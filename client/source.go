@@ -19,72 +19,72 @@ import (
 )
 
 const (
-	// flightTimeout bounds what is asked behind callers' backs. It is longer than
-	// the broker may take.
+	// flightTimeout bounds requests in the background. It is longer than the broker
+	// may take.
 	flightTimeout = 35 * time.Second
-	// mostMargin is the end of a token's life in which a source does not answer
-	// with it: time for the caller to use it. It is less for tokens that had less
-	// than ten times as much left when they came. The broker has a margin of its
-	// own, which is longer, and replaces tokens long before.
+	// mostMargin is the end of a token's life in which a source no longer returns
+	// it, so that the caller has time to use it. The margin is a tenth of the life
+	// left on arrival if that is less. The broker's own margin is longer, and it
+	// replaces tokens long before.
 	mostMargin = 10 * time.Second
-	// rejectedInterval: a token is reported as rejected once in so long, which is
-	// also how seldom the broker replaces one for that.
+	// rejectedInterval is how often one token is reported as rejected at most,
+	// which is also how often the broker replaces a token for that reason at most.
 	rejectedInterval = 30 * time.Second
-	// restAfter is how long nobody need ask for a source to let go of its watch
-	// and to ask no more.
+	// restAfter is how long a source must be unused before it closes its watch and
+	// stops polling.
 	restAfter = 15 * time.Minute
-	// remembered is how many tokens that were replaced are known, so that a
-	// replica that has not heard of it does not bring one back.
+	// remembered is how many replaced tokens are remembered, so that a replica that
+	// missed the replacement does not bring one back.
 	remembered = 8
 )
 
-// Source keeps one token: of one client of the broker, for one audience, with
-// some scopes. It is safe for concurrent use. Sources come from
+// Source keeps one token: for one client of the broker, one audience and one
+// set of scopes. It is safe for concurrent use. Sources come from
 // [Client.TokenSource] and end with the Client.
 //
-// A source begins to work when it is first asked. It has the broker tell it of
-// each token that takes the place of the last, over a stream, or, where that
-// cannot be, asks from time to time. After 15 minutes to about two lives of a
-// token in which nobody asked it, it rests until somebody does.
+// A source starts working at its first use. It receives each new token from the
+// broker over a stream or, if no stream is possible, polls. After it has been
+// unused for between 15 minutes and about two token lifetimes, it stops until
+// its next use.
 type Source struct {
 	client   *Client
-	question *tokenbrokerv1.GetTokenRequest // not changed
+	question *tokenbrokerv1.GetTokenRequest // immutable
 
-	// held is what there is to answer with; never nil.
+	// held is the token to return; the pointer is never nil.
 	held atomic.Pointer[held]
-	// resting is set with mu held: nothing is asked until somebody asks.
+	// resting is set with mu held: no requests are made until the next use.
 	resting atomic.Bool
 
 	mu       sync.Mutex
 	closed   bool
-	flight   *flight     // under way; nil: none
-	watch    *watch      // open; nil: none
-	rewatch  time.Time   // no watch is opened before
-	badWatch int         // watches in a row that did not open, or not for long
-	timer    *time.Timer // of what is to be done next
-	dueAt    time.Time   // when to ask for the next token without a watch
+	flight   *flight     // in progress; nil if there is none
+	watch    *watch      // open; nil if there is none
+	rewatch  time.Time   // earliest time to open a watch
+	badWatch int         // successive watches that failed to open or ended early
+	timer    *time.Timer // runs due
+	dueAt    time.Time   // when to poll without a watch
 	lastUsed time.Time
-	trouble  *trouble // why the last flight failed; nil: it did not
-	tries    int      // that failed in a row
-	// rejected is the last token that was reported, and when.
+	trouble  *trouble // failure of the last flight; nil if it succeeded
+	tries    int      // successive failures
+	// rejected is the digest of the last token that was reported, at rejectedAt.
 	rejected   [sha256.Size]byte
 	rejectedAt time.Time
-	// replaced are the last tokens that others took the place of.
+	// replaced are the digests of the last tokens that were replaced.
 	replaced     [remembered][sha256.Size]byte
 	replacements int
 }
 
-// held is a token as a source answers with it. It is immutable but for used.
+// held is a token and the limit of its use. It is immutable except for used.
 type held struct {
 	token *Token
-	// until is when it is answered with no more, by the monotonic clock and by
-	// the wall clock, whichever is first: a wall clock that was set back must not
-	// lengthen a token's life, and the monotonic clock stands still while a
+	// until and untilWall are when it is no longer returned, by the monotonic clock
+	// and by the wall clock, whichever is first: setting the wall clock back must
+	// not lengthen a token's life, and the monotonic clock stands still while a
 	// machine sleeps.
 	until     time.Time
-	untilWall int64 // seconds of Unix, rounded up
+	untilWall int64 // Unix seconds, rounded up
 	came      time.Time
-	// used reports that the token was asked for since somebody last looked.
+	// used reports that the token was used since the flag was last cleared.
 	used atomic.Bool
 }
 
@@ -92,31 +92,31 @@ func (h *held) usable(now time.Time) bool {
 	return now.Before(h.until) && now.Unix() < h.untilWall
 }
 
-// hold makes of a token that came now what there is to answer with.
+// hold returns the held of a token that arrived at now.
 func hold(token *Token, now time.Time) *held {
 	left := token.ExpiresAt().Sub(now.Round(0))
 	left -= min(mostMargin, left/10)
 	return &held{token: token, until: now.Add(left), untilWall: now.Add(left + time.Second - 1).Unix(), came: now}
 }
 
-// flight asks the broker for all who wait.
+// flight is one request to the broker, shared by all callers that wait.
 type flight struct {
 	done chan struct{}
-	// rejects is the token that the broker is told was rejected; nil: none.
+	// rejects is the token to report as rejected; nil if there is none.
 	rejects *Token
 	err     error // set before done is closed
 }
 
-// trouble is why there is no fresher token, and when it is tried again.
+// trouble is the last failure and when the next attempt may be made.
 type trouble struct {
 	err   error
 	until time.Time
 }
 
-// TokenSource returns the source of tokens of the client that the broker's
-// configuration calls name. It asks nobody yet. Calls with the same name and the
-// same options return the same source. Sources are kept until the client is
-// closed: they are for what a program calls, not for each of its users.
+// TokenSource returns the source of tokens of the client with this name in the
+// broker's configuration. It makes no request yet. Calls with the same name and
+// the same options return the same source. Sources are kept until the Client is
+// closed: create them per API that the program calls, not per user.
 func (c *Client) TokenSource(name string, opts ...SourceOption) *Source {
 	question := &tokenbrokerv1.GetTokenRequest{ClientName: name}
 	for _, opt := range opts {
@@ -138,7 +138,7 @@ func (c *Client) TokenSource(name string, opts ...SourceOption) *Source {
 	return made
 }
 
-// keyOf is the same for the same question.
+// keyOf returns a key that is equal for equal requests.
 func keyOf(q *tokenbrokerv1.GetTokenRequest) string {
 	var key strings.Builder
 	write := func(values ...string) {
@@ -153,15 +153,16 @@ func keyOf(q *tokenbrokerv1.GetTokenRequest) string {
 	return key.String()
 }
 
-// Token returns a token to present now: from memory where there is one, without
-// a lock and without waiting for a refresh that is under way. Where there is
-// none, all callers wait for one call to the broker, each until its own ctx ends:
-// give it 10 s or more. If that call fails they all get its error, and so do
-// those who ask within a moment of it: the broker is not asked by each of them.
+// Token returns a token that is valid now. If one is held it comes from memory,
+// without a lock and without waiting for a refresh in progress. Otherwise all
+// callers share one call to the broker, each waiting until its own ctx ends:
+// give ctx 10 s or more. If that call fails, all of them get its error, as do
+// callers during the backoff that follows (at most 33 s), without another call
+// to the broker.
 //
-// A token is answered with while it is good, whether or not the broker can be
-// reached, but not in the last 10 s of its life, or a tenth of what was left of
-// it when it came, if that is less.
+// A held token is returned while it is valid, even if the broker is
+// unreachable, except in the last 10 s of its life, or in the last tenth of the
+// life that it had left on arrival, if that is less.
 func (s *Source) Token(ctx context.Context) (*Token, error) {
 	h, now := s.held.Load(), time.Now()
 	if h.usable(now) {
@@ -173,7 +174,7 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 	return s.wait(ctx)
 }
 
-// firstUse notes that the token is asked for, and wakes a source that rests.
+// firstUse records a use of the token, and wakes a source that rests.
 func (s *Source) firstUse(h *held, now time.Time) {
 	h.used.Store(true)
 	if !s.resting.Load() {
@@ -190,7 +191,7 @@ func (s *Source) firstUse(h *held, now time.Time) {
 	}
 }
 
-// wait returns what the next flight brings.
+// wait returns the token after the next flight.
 func (s *Source) wait(ctx context.Context) (*Token, error) {
 	f, token, err := s.join(nil)
 	if f == nil {
@@ -210,19 +211,19 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 }
 
 // Rejected reports that an API refused a token of this source (HTTP 401), and
-// returns the one to use instead. However many callers report it, the broker is
-// told once, and replaces it once; where that has happened already the current
-// token is returned at once.
+// returns the token to use instead. However many callers report it, the broker
+// gets one report and replaces the token once; if it was replaced already, the
+// current token is returned at once.
 //
-// If the token returned is the one reported, the broker has no other to give
-// yet: it replaces a rejected token at most once in 30 s, so that an API that
-// refuses everything does not cost the IdP a call for each request. Do not try
-// again with it.
+// If the returned token is the reported one, the broker has no other yet: it
+// replaces a rejected token at most once in 30 s, so that an API that refuses
+// every token does not cost the IdP a call for each request. Do not retry with
+// it.
 //
-// Until the replacement is there, [Source.Token] goes on answering with the old
-// token: another API may accept it.
+// Until the replacement arrives, [Source.Token] keeps returning the old token:
+// another API may accept it.
 func (s *Source) Rejected(ctx context.Context, token *Token) (*Token, error) {
-	// A flight that was under way may have been about something else.
+	// A flight in progress may have started without this report.
 	for range 3 {
 		f, current, err := s.join(token)
 		switch {
@@ -238,8 +239,8 @@ func (s *Source) Rejected(ctx context.Context, token *Token) (*Token, error) {
 	return s.Token(ctx)
 }
 
-// join returns the flight to wait for, or the token or error that needs none.
-// With rejected it is about a token other than that one.
+// join returns the flight to wait for, or a token or error if no flight is
+// needed. If rejected is not nil, it seeks a token other than rejected.
 func (s *Source) join(rejected *Token) (*flight, *Token, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -262,16 +263,16 @@ func (s *Source) join(rejected *Token) (*flight, *Token, error) {
 	return s.start(rejected), nil, nil
 }
 
-// reported reports whether the broker was told a moment ago that the token was
-// rejected.
+// reported reports whether the token was reported as rejected within
+// rejectedInterval.
 func (s *Source) reported(token *Token, now time.Time) bool {
 	return now.Sub(s.rejectedAt) < rejectedInterval && s.rejected == token.digest()
 }
 
-// report is Rejected for those who do not wait.
+// report is Rejected without waiting.
 func (s *Source) report(token *Token) {
 	_, _, err := s.join(token)
-	_ = err // a flight says in the log what it came to
+	_ = err // a flight logs its failures
 }
 
 // wait waits for the end of the flight, or of ctx.
@@ -284,7 +285,7 @@ func (f *flight) wait(ctx context.Context, s *Source) error {
 	}
 }
 
-// gaveUpError says that a caller's context ended before there was a token.
+// gaveUpError means that a caller's context ended before there was a token.
 type gaveUpError struct {
 	client string
 	cause  error
@@ -296,14 +297,14 @@ func (e *gaveUpError) Error() string {
 
 func (e *gaveUpError) Unwrap() error { return e.cause }
 
-// GRPCStatus makes it a status like all other errors of calls.
+// GRPCStatus makes it a gRPC status like all other errors of calls.
 func (e *gaveUpError) GRPCStatus() *status.Status {
 	return status.New(status.FromContextError(e.cause).Code(), e.Error())
 }
 
-// adopt takes a token for the one to answer with, unless it is known to be older
-// than what is held: if another came since it was asked for, or if it was replaced
-// here already and the replica that gave it has not heard.
+// adopt makes token the one to return, unless it is known to be older than the
+// held token: because another arrived after it was requested, or because it was
+// replaced here already and comes from a replica that missed the replacement.
 func (s *Source) adopt(token *Token, asked time.Time) {
 	now, current := time.Now(), s.held.Load()
 	s.recovered()
@@ -333,8 +334,8 @@ func (s *Source) close() {
 	}
 }
 
-// Format writes which client's tokens these are, whatever the verb, and never one
-// of them.
+// Format writes the name of the client that the tokens belong to, for any verb,
+// and never a token.
 func (s *Source) Format(f fmt.State, _ rune) {
 	_, _ = io.WriteString(f, "tokens of "+s.question.GetClientName())
 }

@@ -16,8 +16,8 @@ func isUnixSocket(target string) bool {
 	return strings.HasPrefix(target, unixScheme) || strings.HasPrefix(target, "unix-abstract:")
 }
 
-// addressList are the addresses of a target that is a list of them, or the one
-// that it is.
+// addressList returns the addresses of a list, or the target itself if it is
+// not a list.
 func addressList(target string) []string {
 	if isUnixSocket(target) {
 		return []string{target}
@@ -31,7 +31,7 @@ func addressList(target string) []string {
 	return found
 }
 
-// staysOnHost reports whether what is sent to target does not leave this host.
+// staysOnHost reports whether traffic to target stays on this host.
 func staysOnHost(target string) bool {
 	if isUnixSocket(target) {
 		return true
@@ -56,7 +56,7 @@ func onLoopback(address string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// listResolver makes gRPC take a list of addresses for a name's.
+// listResolver resolves to a fixed list of addresses.
 type listResolver []string
 
 // Build implements resolver.Builder.
@@ -75,7 +75,7 @@ func (l listResolver) Build(_ resolver.Target, conn resolver.ClientConn, _ resol
 // Scheme implements resolver.Builder.
 func (listResolver) Scheme() string { return listScheme }
 
-// unchanging is a resolver that has said all.
+// unchanging is a resolver with a final result.
 type unchanging struct{}
 
 // ResolveNow implements resolver.Resolver.

@@ -13,27 +13,25 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// TLSFiles are files in PEM form. Each field that is empty leaves out what it is
-// for.
+// TLSFiles are files in PEM form. Fields may be empty.
 type TLSFiles struct {
-	// CA holds the authorities that the broker's certificate may be of. Empty: the
+	// CA holds the authorities that may issue the broker's certificate. Empty: the
 	// system's.
 	CA string
 	// Cert and Key are the caller's own certificate, with its chain, and its
-	// private key; they go together. Empty: none is presented.
+	// private key. Set both or neither. Empty: no certificate is presented.
 	Cert, Key string
 	// ServerName is the name in the broker's certificate. Empty: the host of the
 	// target.
 	ServerName string
 }
 
-// reloadedTLS is TLS with files that are read for each handshake: there are few,
-// and whatever replaced the files has then its effect, without anything that
-// watches them.
+// reloadedTLS is TLS with files that are read for each handshake. Handshakes
+// are rare, and replaced files then take effect without a file watcher.
 type reloadedTLS struct {
 	files TLSFiles
-	// last is what the files held when they were last found good: files that are
-	// being replaced are not for a moment.
+	// last is the last valid configuration, used while files are being replaced and
+	// do not match.
 	last *atomic.Pointer[tls.Config]
 }
 

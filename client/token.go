@@ -12,12 +12,13 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Token is an access token. It does not print itself: AccessToken gives the
-// text. It is immutable and safe for concurrent use. Tokens come from a Client or
-// a Source; the zero value contains no token, see [Token.IsZero].
+// Token is an access token. Printing it writes a placeholder; AccessToken
+// returns the text. It is immutable and safe for concurrent use. Tokens come
+// from a Client or a Source; the zero value contains no token, see
+// [Token.IsZero].
 type Token struct {
-	// message is behind a pointer to a pointer so that fmt, which prints
-	// unexported fields without asking their methods, stops at an address.
+	// message is behind a pointer to a pointer so that fmt, which prints unexported
+	// fields without calling their methods, stops at an address.
 	message **tokenbrokerv1.GetTokenResponse
 }
 
@@ -33,7 +34,7 @@ func (t *Token) get() *tokenbrokerv1.GetTokenResponse {
 // AccessToken returns the token's text. Do not log it.
 func (t *Token) AccessToken() string { return t.get().GetAccessToken() }
 
-// Type says how to present the token: "Bearer".
+// Type returns how to present the token: "Bearer".
 func (t *Token) Type() string { return t.get().GetTokenType() }
 
 // Authorization returns the value of an Authorization header that presents the
@@ -67,11 +68,11 @@ func timeOf(t *timestamppb.Timestamp) time.Time {
 // Scopes returns the scopes that the IdP granted. Do not change the slice.
 func (t *Token) Scopes() []string { return t.get().GetScopes() }
 
-// Extra returns another member of the IdP's answer, such as "instance_url", or
-// "" where there is none or the broker does not let it through.
+// Extra returns another member of the IdP's response, such as "instance_url",
+// or "" if the response has no such member or the broker does not pass it on.
 func (t *Token) Extra(name string) string { return t.get().GetExtras()[name] }
 
-// Degraded reports that the token is good, but due for replacement and could
+// Degraded reports that the token is valid and due for replacement, but could
 // not be replaced.
 func (t *Token) Degraded() bool { return t.get().GetDegraded() }
 
@@ -98,7 +99,7 @@ func (t *Token) String() string { return redacted }
 // GoString returns a placeholder.
 func (t *Token) GoString() string { return redacted }
 
-// Format writes a placeholder, whatever the verb.
+// Format writes a placeholder, for any verb.
 func (t *Token) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(redacted)) }
 
 // LogValue returns a placeholder.
@@ -107,16 +108,17 @@ func (t *Token) LogValue() slog.Value { return slog.StringValue(redacted) }
 // MarshalText returns a placeholder.
 func (t *Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
-// digest is how the broker is told which token is meant.
+// digest returns the SHA-256 that identifies the token in requests to the
+// broker.
 func (t *Token) digest() [sha256.Size]byte { return sha256.Sum256([]byte(t.AccessToken())) }
 
-// TokenOption says more about the token that is wanted of [Client.Token].
+// TokenOption is an option of a request by [Client.Token].
 type TokenOption interface {
 	token(req *tokenbrokerv1.GetTokenRequest)
 }
 
-// SourceOption says more about the tokens that a [Source] is to keep. Each is
-// also an option of [Client.Token].
+// SourceOption is an option of a [Source]. Each is also an option of
+// [Client.Token].
 type SourceOption interface {
 	TokenOption
 	source()
@@ -130,31 +132,32 @@ type sourceOption struct{ tokenOption }
 
 func (sourceOption) source() {}
 
-// WithAudience asks for a token for another audience than the client's own.
+// WithAudience requests a token for another audience than the client's default.
 func WithAudience(audience string) SourceOption {
 	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Audience = audience }}
 }
 
-// WithResources asks for a token for other RFC 8707 resources than the client's
-// own. Their order is kept.
+// WithResources requests a token for other RFC 8707 resources than the client's
+// default. Their order is kept.
 func WithResources(resources ...string) SourceOption {
 	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Resources = resources }}
 }
 
-// WithScopes asks for other scopes than the client's own. Their order does not
-// matter.
+// WithScopes requests other scopes than the client's default. Their order does
+// not matter.
 func WithScopes(scopes ...string) SourceOption {
 	return sourceOption{func(r *tokenbrokerv1.GetTokenRequest) { r.Scopes = scopes }}
 }
 
-// WithMinTTL asks for a token that lives at least so long, 24 h at most.
+// WithMinTTL requests a token with at least this time to live; the maximum is
+// 24 h.
 func WithMinTTL(d time.Duration) TokenOption {
 	return tokenOption(func(r *tokenbrokerv1.GetTokenRequest) { r.MinTtl = durationpb.New(d) })
 }
 
-// WithRejected tells the broker that an API refused this token (HTTP 401), so
-// that it gets another if nobody else got one meanwhile. [Source.Rejected] does
-// so for all who share a source.
+// WithRejected reports that an API refused this token (HTTP 401), so that the
+// broker fetches another unless it has replaced the token already.
+// [Source.Rejected] does this for all users of a source.
 func WithRejected(token *Token) TokenOption {
 	sum := token.digest()
 	return tokenOption(func(r *tokenbrokerv1.GetTokenRequest) { r.RejectedTokenSha256 = sum[:] })

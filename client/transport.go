@@ -7,16 +7,16 @@ import (
 )
 
 // RoundTripper returns a transport that presents the source's token with each
-// request and leaves the rest to base; nil: http.DefaultTransport.
+// request and passes it to base, or to http.DefaultTransport if base is nil.
 //
-// If an API answers 401 the token is reported ([Source.Rejected]), and the
-// request is made once more if there is another token by then and its body can
-// be sent again: it has none, or GetBody is set, as it is by http.NewRequest for
-// buffers and strings. The first answer is returned otherwise.
+// If an API responds 401, the token is reported by [Source.Rejected]. The
+// request is repeated once if another token is available by then and its body
+// can be sent again: it has no body, or GetBody is set, as http.NewRequest does
+// for buffers and strings. Otherwise the first response is returned.
 //
-// A redirect gets the token only within the origin of the request: the same
-// scheme, host and port. Requests over http:// beyond loopback fail unless
-// [AllowPlaintext].
+// A redirected request carries the token only within the origin of the first
+// request: the same scheme, host and port. Requests over http:// beyond
+// loopback fail unless [AllowPlaintext] is given.
 func (s *Source) RoundTripper(base http.RoundTripper, opts ...AdapterOption) http.RoundTripper {
 	if base == nil {
 		base = http.DefaultTransport //nolint:forbidigo // as everywhere where a RoundTripper is nil; its user bounds it
@@ -62,8 +62,8 @@ func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.pass(r, presenting(again, other))
 }
 
-// pass makes the request sent, and names the original as that of the response:
-// the chain of redirects is read from there.
+// pass sends the request and sets the original as the response's Request:
+// http.Client follows the chain of redirects from there.
 func (t *roundTripper) pass(original, sent *http.Request) (*http.Response, error) {
 	resp, err := t.base.RoundTrip(sent)
 	if resp != nil {
@@ -72,15 +72,16 @@ func (t *roundTripper) pass(original, sent *http.Request) (*http.Response, error
 	return resp, err
 }
 
-// presenting is a copy of the request with the token: a RoundTripper does not
-// change what it is given.
+// presenting returns a copy of the request with the token: a RoundTripper must
+// not change its request.
 func presenting(r *http.Request, token *Token) *http.Request {
 	sent := r.Clone(r.Context())
 	sent.Header.Set("Authorization", token.Authorization())
 	return sent
 }
 
-// replayed returns the request as it can be sent once more, if it can.
+// replayed returns the request in a form that can be sent again, and whether
+// that is possible.
 func replayed(r *http.Request) (*http.Request, bool) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return r, true
@@ -97,8 +98,8 @@ func replayed(r *http.Request) (*http.Request, bool) {
 	return again, true
 }
 
-// leftOrigin reports whether a redirect, any of those that led to the request,
-// left the origin of the first.
+// leftOrigin reports whether any redirect that led to the request left the
+// origin of the first request.
 func leftOrigin(r *http.Request) bool {
 	for at := r; at.Response != nil; {
 		before := at.Response.Request
@@ -124,8 +125,8 @@ func closeBody(r *http.Request) {
 	}
 }
 
-// drain reads the little that is left of an answer that nobody wants, so that
-// its connection can be used again.
+// drain reads the rest of an unused response, up to a limit, so that its
+// connection can be reused.
 func drain(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
 	_ = resp.Body.Close()

@@ -8,24 +8,23 @@ import (
 )
 
 const (
-	// DefaultCacheSize is how many tokens a Verifier remembers.
+	// DefaultCacheSize is how many tokens a Verifier caches.
 	DefaultCacheSize = 10_000
-	// maxToken is the longest token that a broker can be configured to accept. The
-	// broker decides whether a shorter one is too long.
+	// maxToken is the longest token that a broker can be configured to accept, in
+	// bytes. The broker decides whether a shorter one is too long.
 	maxToken     = 64 << 10
 	defaultRealm = "api"
-	// verifyTimeout bounds how long a request waits for the broker whose own
-	// context has no end.
+	// verifyTimeout bounds each call to the broker.
 	verifyTimeout = 10 * time.Second
-	// Caches beyond smallCache are in shards, so that cores seldom meet.
+	// Caches of at least smallCache tokens are sharded, to reduce lock contention.
 	manyShards = 16
 	smallCache = 1024
 )
 
-// Verifier verifies tokens for a service and remembers what the broker said of
-// the good ones, for as long as the broker allows. What is remembered is what a
-// token says; scopes are compared with it on each call. It is safe for concurrent
-// use. Verifiers come from [Client.Verifier].
+// Verifier verifies tokens for a service and caches the broker's results of
+// valid tokens for as long as the broker allows. The cache holds claims; scopes
+// are compared with them on each call. It is safe for concurrent use. Verifiers
+// come from [Client.Verifier].
 type Verifier struct {
 	client *Client
 	want   wanted
@@ -34,35 +33,35 @@ type Verifier struct {
 	cache  claimsCache
 }
 
-// VerifierOption changes how a Verifier verifies. Each [VerifyOption] is one: it
-// is what all tokens must be good for, where a call does not say otherwise.
+// VerifierOption changes how a Verifier verifies. Each [VerifyOption] is one:
+// it sets a requirement for all tokens, which the options of a call override.
 type VerifierOption interface{ verifier(v *Verifier) }
 
 type verifierOption func(*Verifier)
 
 func (set verifierOption) verifier(v *Verifier) { set(v) }
 
-// WithCacheSize bounds how many tokens are remembered; those used least recently
-// are forgotten first. A token takes about twice its length in memory. Zero: none
-// are. Without it: [DefaultCacheSize].
+// WithCacheSize bounds how many tokens are cached; those least recently used
+// are evicted first. A cached token takes about twice its length in memory.
+// Zero disables the cache. The default is [DefaultCacheSize].
 func WithCacheSize(tokens int) VerifierOption {
 	return verifierOption(func(v *Verifier) { v.cache = newClaimsCache(tokens) })
 }
 
-// WithCacheMaxAge bounds how long an answer of the broker's is remembered, and with it
-// how late a revocation is noticed. Without it: as long as the broker allows, 5
-// min unless its operator says otherwise.
+// WithCacheMaxAge bounds how long a result of the broker is cached, and thereby
+// how late a revocation is noticed. The default is as long as the broker
+// allows: 5 min unless its operator configures another time.
 func WithCacheMaxAge(d time.Duration) VerifierOption {
 	return verifierOption(func(v *Verifier) { v.maxAge = d })
 }
 
-// WithRealm names what is protected, for the WWW-Authenticate of those who are
-// turned away. Without it: "api".
+// WithRealm sets the realm in the WWW-Authenticate of refused requests. The
+// default is "api".
 func WithRealm(realm string) VerifierOption {
 	return verifierOption(func(v *Verifier) { v.realm = realm })
 }
 
-// Verifier returns a Verifier that asks this client's broker.
+// Verifier returns a Verifier that uses this client's broker.
 func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
 	v := &Verifier{client: c, realm: defaultRealm, maxAge: 1<<63 - 1, cache: newClaimsCache(DefaultCacheSize)}
 	for _, opt := range opts {
@@ -72,9 +71,10 @@ func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
 	return v
 }
 
-// Verify verifies a token, given without "Bearer ": from memory where the broker
-// has said that it is good and the answer may still be used. Its options win over
-// those of the Verifier. The error is as that of [Client.Verify].
+// Verify verifies a token, given without "Bearer ". A result of the broker that
+// is cached and still valid is used without a call; otherwise a call to the
+// broker takes 10 s at most. The options take precedence over the Verifier's.
+// The errors are the same as of [Client.Verify].
 func (v *Verifier) Verify(ctx context.Context, token string, opts ...VerifyOption) (*Claims, error) {
 	return v.verify(ctx, token, v.want.with(opts))
 }
@@ -84,7 +84,7 @@ func (v *Verifier) verify(ctx context.Context, token string, want wanted) (*Clai
 		return nil, &RejectedError{ReasonMalformed, "this is no bearer token"}
 	}
 	scopes := want.scopes
-	want.scopes = nil // they are compared below, so that one answer does for all
+	want.scopes = nil // compared below, so that one cached result serves all scopes
 	key := cacheKey{sha256.Sum256([]byte(token)), want.answer}
 	claims := v.cache.get(key, time.Now())
 	if claims == nil {
@@ -103,17 +103,18 @@ func (v *Verifier) verify(ctx context.Context, token string, want wanted) (*Clai
 	return claims, nil
 }
 
-// cacheKey names an answer. It holds no token, so that memory shows none.
+// cacheKey identifies a result. It has only a digest, so that the cache holds
+// no tokens.
 type cacheKey struct {
 	token  [sha256.Size]byte
 	answer string // as in wanted
 }
 
-// claimsCache remembers answers. Each shard has two generations: what is used
-// moves to the young one, and when that is full the old one is dropped and it
-// takes its place.
+// claimsCache caches results. Each shard has two generations: an entry that is
+// used moves to the young one. When that is full it becomes the old one, and
+// the previous old one is dropped.
 type claimsCache struct {
-	generation int // entries; 0: nothing is remembered
+	generation int // entries; 0 disables the cache
 	shards     []cacheShard
 }
 
@@ -144,7 +145,7 @@ func (c *claimsCache) shard(key cacheKey) *cacheShard {
 	return &c.shards[int(key.token[0])%len(c.shards)]
 }
 
-// get returns what may be used now of what is remembered; nil: nothing.
+// get returns the valid cached claims, or nil.
 func (c *claimsCache) get(key cacheKey, now time.Time) *Claims {
 	shard := c.shard(key)
 	shard.mu.Lock()
@@ -161,8 +162,7 @@ func (c *claimsCache) get(key cacheKey, now time.Time) *Claims {
 	return found.claims
 }
 
-// put remembers claims for as long as told, counted from when they were asked
-// for.
+// put caches claims for the time lasts, counted from when the request was sent.
 func (c *claimsCache) put(key cacheKey, claims *Claims, asked time.Time, lasts time.Duration) {
 	if c.generation == 0 || lasts <= 0 {
 		return

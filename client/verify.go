@@ -10,18 +10,18 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Claims are what a verified token says. Claims that a [Verifier] gives are
-// shared by all who ask about the token: do not change them.
+// Claims are the claims of a verified token. Claims from a [Verifier] are
+// shared by all callers that present the token: do not change them.
 type Claims struct {
-	// Issuer, SubjectType and Subject together identify whom the token speaks of: a
+	// Issuer, SubjectType and Subject together identify the subject of the token: a
 	// client and a user may have the same name.
 	Issuer, Subject string
 	SubjectType     SubjectType
-	// ClientID of the client that the token was issued to; may be empty.
+	// ClientID is the client that the token was issued to; may be empty.
 	ClientID string
 	Audience []string
 	Scopes   []string
-	// IssuedAt is zero if the token does not say.
+	// IssuedAt is zero if the token does not have it.
 	IssuedAt  time.Time
 	ExpiresAt time.Time
 	// TokenID is the jti claim; may be empty.
@@ -30,24 +30,24 @@ type Claims struct {
 	JSON []byte
 	// Confirmation is nil for a bearer token. Otherwise the token is bound to a key
 	// of its holder, and the broker has not checked that the presenter holds it:
-	// the receiver must, or refuse the token. [HTTPMiddleware] and the interceptors
-	// check a binding to a client certificate and refuse all others.
+	// the receiver must check it, or refuse the token. [HTTPMiddleware] and the
+	// interceptors check a binding to a client certificate and refuse all others.
 	Confirmation *Confirmation
-	// ValidUntil is how long this answer may be kept.
+	// ValidUntil is how long this result may be cached.
 	ValidUntil time.Time
 }
 
-// SubjectType names the claim that the subject of a token is.
+// SubjectType is the claim that the subject of a token comes from.
 type SubjectType string
 
-// The claims.
+// The subject types.
 const (
 	SubjectSub SubjectType = "sub"
-	// SubjectClientID: the token has no sub, and was issued to a client that acts for
-	// itself.
+	// SubjectClientID means that the token has no sub, and was issued to a client
+	// that acts for itself.
 	SubjectClientID SubjectType = "client_id"
-	// SubjectUnknown: a newer broker names a claim that this client does not know.
-	// [Claims.Subject] is empty.
+	// SubjectUnknown means that a newer broker sent a type that this client does
+	// not know. [Claims.Subject] is empty.
 	SubjectUnknown SubjectType = "unknown"
 )
 
@@ -58,14 +58,15 @@ func subjectTypeOf(t tokenbrokerv1.SubjectType) SubjectType {
 	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_CLIENT_ID:
 		return SubjectClientID
 	case tokenbrokerv1.SubjectType_SUBJECT_TYPE_UNSPECIFIED:
-		return "" // of a broker that is older than the field
+		return "" // the broker is older than the field
 	default:
 		return SubjectUnknown
 	}
 }
 
-// subjectOf is empty if a newer broker reports a kind of subject that this client does
-// not know: the receiver must not take it for another kind.
+// subjectOf returns an empty subject if a newer broker reports a type of
+// subject that this client does not know: the receiver must not mistake it for
+// another type.
 func subjectOf(resp *tokenbrokerv1.VerifyTokenResponse) (string, SubjectType) {
 	kind := subjectTypeOf(resp.GetSubjectType())
 	if kind == SubjectUnknown {
@@ -74,9 +75,9 @@ func subjectOf(resp *tokenbrokerv1.VerifyTokenResponse) (string, SubjectType) {
 	return resp.GetSubject(), kind
 }
 
-// Confirmation names the keys that a sender-constrained token is bound to. The
+// Confirmation is the keys that a sender-constrained token is bound to. The
 // presenter must prove possession of each of them. If both are empty, the token
-// is bound in a way that is not described here, and must be refused.
+// is bound in a way that is not represented here, and must be refused.
 type Confirmation struct {
 	// JKT is the SHA-256 thumbprint of a DPoP key (RFC 9449).
 	JKT string
@@ -84,8 +85,8 @@ type Confirmation struct {
 	X5TS256 string
 }
 
-// confirmationOf is empty also where a newer broker says more about the binding
-// than this client knows.
+// confirmationOf returns an empty Confirmation also if a newer broker reports
+// more about the binding than this client knows.
 func confirmationOf(c *tokenbrokerv1.Confirmation) *Confirmation {
 	switch {
 	case c == nil:
@@ -102,12 +103,12 @@ func (c *Claims) HasScopes(allOf ...string) bool {
 	return !slices.ContainsFunc(allOf, func(scope string) bool { return !slices.Contains(c.Scopes, scope) })
 }
 
-// Reason is the first check that a token failed: a RejectionReason of the API, in
-// snake case. Later versions may add reasons.
+// Reason is the first check that a token failed: a RejectionReason of the API,
+// in snake case. Later versions may add reasons.
 type Reason string
 
-// The reasons, in the order of the checks. Those up to ReasonBadSignature tell
-// nothing that whoever presents the token cannot see.
+// The reasons, in the order of the checks. Those up to ReasonBadSignature
+// reveal nothing that the presenter of the token cannot see in it.
 const (
 	ReasonMalformed           Reason = "malformed"
 	ReasonUnsupported         Reason = "unsupported"
@@ -124,10 +125,11 @@ const (
 	ReasonInsufficientScope   Reason = "insufficient_scope"
 	ReasonRevoked             Reason = "revoked"
 	ReasonInactive            Reason = "inactive"
-	// ReasonWrongHolder: the token is bound to a key that whoever presents it has
-	// not shown. The broker does not check that; the middleware does.
+	// ReasonWrongHolder means that the token is bound to a key that the presenter
+	// has not shown. The middleware checks this, not the broker.
 	ReasonWrongHolder Reason = "wrong_holder"
-	// ReasonUnknown: a newer broker gives a reason that this client does not know.
+	// ReasonUnknown means that a newer broker sent a reason that this client does
+	// not know.
 	ReasonUnknown Reason = "unknown"
 )
 
@@ -139,8 +141,8 @@ func rejectionReasonOf(r tokenbrokerv1.RejectionReason) Reason {
 	return Reason(strings.ToLower(strings.TrimPrefix(name, "REJECTION_REASON_")))
 }
 
-// RejectedError says that a token is not good. Any other error of Verify means
-// that the broker could not decide: treat the token as not verified and answer
+// RejectedError means that a token is invalid. Any other error of Verify means
+// that the broker could not decide: treat the token as not verified and respond
 // 503, not 401.
 type RejectedError struct {
 	Reason Reason
@@ -152,7 +154,7 @@ func (e *RejectedError) Error() string {
 	return fmt.Sprintf("the token is rejected (%s): %s", e.Reason, e.Message)
 }
 
-// VerifyOption says what a token must be good for. Each is also an option of a
+// VerifyOption is a requirement for a token. Each is also an option of a
 // [Verifier] and of the middleware.
 type VerifyOption interface {
 	VerifierOption
@@ -160,13 +162,13 @@ type VerifyOption interface {
 	verify(want *wanted)
 }
 
-// wanted is what a token must be good for.
+// wanted is the requirements for a token.
 type wanted struct {
 	audience []string // any of
 	scopes   []string // all of
 	issuer   string
-	// answer is the same where the broker's answer is: scopes apart, which are
-	// compared here.
+	// answer is equal for requirements for which the broker's result is the same:
+	// without scopes, which are compared here.
 	answer string
 }
 
@@ -177,7 +179,7 @@ func (w wanted) with(opts []VerifyOption) wanted {
 	return w.ready()
 }
 
-// ready is w once all is said.
+// ready returns w with answer set.
 func (w wanted) ready() wanted {
 	w.answer = ""
 	if len(w.audience) > 0 || w.issuer != "" {
@@ -211,9 +213,10 @@ func RequireIssuer(issuer string) VerifyOption {
 	return verifyOption(func(w *wanted) { w.issuer = issuer })
 }
 
-// Verify has the broker verify a token, given without "Bearer ": one call, each
-// time. The error is a [*RejectedError] if the token is not good. A service that
-// verifies what it is presented with takes a [Verifier], which remembers.
+// Verify verifies a token, given without "Bearer ", by one call to the broker
+// each time. The error is a [*RejectedError] if the token is invalid. A service
+// that verifies the tokens of its requests uses a [Verifier], which caches
+// results.
 func (c *Client) Verify(ctx context.Context, token string, opts ...VerifyOption) (*Claims, error) {
 	return c.verify(ctx, token, wanted{}.with(opts))
 }

@@ -14,14 +14,14 @@ import (
 
 const (
 	// firstRewatch and mostRewatch bound how long a source polls before it opens
-	// another watch; it doubles with each that is no good.
+	// another watch; the time doubles with each watch that fails or ends early.
 	firstRewatch = 250 * time.Millisecond
 	mostRewatch  = time.Minute
-	// goodWatch is how long a watch lasts that was worth opening.
+	// goodWatch is how long a watch must last to reset that time.
 	goodWatch = 10 * time.Second
-	// firstMessage is how long a watch may take to bring its first token. Beyond
-	// it the broker is asked without a watch: something on the way may hold
-	// streams back.
+	// firstMessage is how long a watch may take to deliver its first token. After
+	// that the source calls the broker without a watch: a proxy may be buffering
+	// streams.
 	firstMessage = 15 * time.Second
 )
 
@@ -31,8 +31,8 @@ type watch struct {
 	opened time.Time
 }
 
-// mayWatch reports whether a watch may be opened now. It is then one of those
-// that are bounded, until the client is told that it is not.
+// mayWatch reports whether a watch may be opened now. If so it counts against
+// the bound until leaveWatch.
 func (s *Source) mayWatch() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -91,7 +91,8 @@ func (s *Source) firstOfWatch(ctx context.Context) (grpc.ServerStreamingClient[t
 	return stream, first, err
 }
 
-// opened has the stream read from now on.
+// opened starts reading the stream. It reports false if the source or client is
+// closed.
 func (s *Source) opened(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], cancel context.CancelFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,7 +104,7 @@ func (s *Source) opened(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTok
 	return true
 }
 
-// read takes what the watch brings, until it ends.
+// read adopts the tokens from the watch until it ends.
 func (s *Source) read(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], w *watch) {
 	for {
 		message, err := stream.Recv()
@@ -128,9 +129,10 @@ func (s *Source) pushed(token *Token) {
 	}
 }
 
-// watchEnded goes on without the watch. What the broker said about the token is
-// a failure like any other. Else the connection or the replica ended: another
-// watch is opened soon, but not by all who lost theirs in the same instant.
+// watchEnded continues without the watch. A response of the broker about the
+// token is a failure like any other. Otherwise the connection or the replica
+// ended: another watch is opened soon, after a random delay, so that sources do
+// not all reconnect at once.
 func (s *Source) watchEnded(w *watch, err error) {
 	w.cancel()
 	s.client.leaveWatch()
@@ -141,7 +143,7 @@ func (s *Source) watchEnded(w *watch, err error) {
 		return
 	}
 	now := time.Now()
-	s.dueAt = now.Add(s.client.set.pollInterval) // until now it was told of everything
+	s.dueAt = now.Add(s.client.set.pollInterval) // the watch delivered all changes until now
 	if now.Sub(w.opened) >= goodWatch {
 		s.badWatch = 0
 	}
@@ -153,8 +155,8 @@ func (s *Source) watchEnded(w *watch, err error) {
 	s.schedule()
 }
 
-// noWatch notes that a watch did not open, or ended, and when to open the next,
-// unless it is the token that there is none of.
+// noWatch records that a watch failed to open or ended, and sets when to open
+// the next, unless the broker responded about the token itself.
 func (s *Source) noWatch(err error) {
 	if answered(err) {
 		return

@@ -1,20 +1,18 @@
-// Package brokertest runs a whole token broker inside a test: the real one, with
-// an identity provider of its own, in memory. What works with it works with a
-// broker that is deployed.
+// Package brokertest runs a complete token broker inside a test: the real one,
+// with its own identity provider, in memory.
 //
 //	b := brokertest.New(t)
 //	orders := b.Client().TokenSource("orders-api")
 //
-// The identity provider mints real tokens, or says what the test wants it to
-// ([Broker.SetToken]), and fails when it is told to. [Broker.Mint] makes tokens to
-// present to a service that verifies them. [Broker.Kill] and [Broker.Start] are
-// for what happens when there is no broker.
+// The identity provider mints real tokens or returns a text that the test sets
+// ([Broker.SetToken]), and fails on demand. [Broker.Mint] makes tokens to
+// present to a service that verifies them. [Broker.Kill] and [Broker.Start]
+// test an outage of the broker.
 //
-// Time is the test's: inside testing/synctest, time.Sleep(time.Hour) takes no
-// time and does to tokens what an hour does. Everything here works in there, but
-// for [OnLoopback].
+// The package works inside testing/synctest, except [OnLoopback]: there,
+// time.Sleep(time.Hour) returns at once and ages tokens by an hour.
 //
-// It is not for production: everybody may have every token.
+// It is not for production: every caller may have every token.
 package brokertest
 
 import (
@@ -47,16 +45,16 @@ const Issuer = "https://idp.example.com"
 
 // Client is an OAuth client that the broker is configured with.
 type Client struct {
-	// Name is what callers ask for. Required.
+	// Name is the name that callers request. Required.
 	Name string
-	// Audiences that its tokens may be for; the first where nobody asks for one.
-	// None: "https://NAME.example.com".
+	// Audiences that its tokens may be for; the first is the default. Empty:
+	// "https://NAME.example.com".
 	Audiences []string
-	// Scopes of its tokens. None: read and write.
+	// Scopes of its tokens. Empty: read and write.
 	Scopes []string
 }
 
-// Option changes the broker that New and Start make.
+// Option changes the broker that New and Start create.
 type Option func(*options)
 
 type options struct {
@@ -66,24 +64,26 @@ type options struct {
 	log      *slog.Logger
 }
 
-// WithClients has the broker know these clients. Without it, it knows
+// WithClients configures the broker with these clients. The default is
 // "orders-api" alone.
 func WithClients(clients ...Client) Option {
 	return func(o *options) { o.clients = append(o.clients, clients...) }
 }
 
-// WithLifetime is how long tokens live, in whole seconds. Without it: 1 h.
+// WithLifetime sets the lifetime of tokens, in whole seconds. The default is
+// one hour.
 func WithLifetime(d time.Duration) Option {
 	return func(o *options) { o.lifetime = d }
 }
 
-// OnLoopback has the broker listen at [Broker.Addr], for programs and clients
-// that are not made by [Broker.Client]. Without it nothing listens.
+// OnLoopback makes the broker listen at [Broker.Addr], for programs and for
+// clients that [Broker.Client] did not create. Without it the broker has no
+// network listener.
 func OnLoopback() Option {
 	return func(o *options) { o.loopback = true }
 }
 
-// WithLogger is told of what the broker does. Without it nothing is logged.
+// WithLogger sets the logger of the broker. Without it nothing is logged.
 func WithLogger(log *slog.Logger) Option {
 	return func(o *options) { o.log = log }
 }
@@ -99,7 +99,7 @@ type Broker struct {
 	life sync.Mutex // held while the broker starts or ends
 
 	mu      sync.Mutex
-	running *running // nil: ended
+	running *running // nil: stopped
 	addr    string   // of the listener on loopback, which a start reuses
 	clients []*client.Client
 	fixed   map[string]string // tokens by client
@@ -113,8 +113,8 @@ type running struct {
 	ended    chan error
 }
 
-// New starts a broker that is closed when the test ends. It fails the test if it
-// cannot.
+// New starts a broker that is closed when the test ends. If it cannot start,
+// the test fails.
 func New(t testing.TB, opts ...Option) *Broker {
 	t.Helper()
 	b, err := Start(opts...)
@@ -125,7 +125,7 @@ func New(t testing.TB, opts ...Option) *Broker {
 	return b
 }
 
-// Start is New for where there is no test, such as an example. Close the broker
+// Start is New for use outside a test, such as in an example. Close the broker
 // at the end.
 func Start(opts ...Option) (*Broker, error) {
 	o := options{lifetime: time.Hour, log: slog.New(slog.DiscardHandler)}
@@ -157,7 +157,7 @@ func Start(opts ...Option) (*Broker, error) {
 	return b, nil
 }
 
-// prepare makes the identity provider and the secrets of its clients.
+// prepare creates the identity provider and the secrets of its clients.
 func (b *Broker) prepare() error {
 	var err error
 	if b.dir, err = os.MkdirTemp("", "brokertest-"); err != nil {
@@ -180,7 +180,7 @@ func (b *Broker) prepare() error {
 	return nil
 }
 
-// config is what the broker's operator would have written.
+// config returns the configuration that an operator would write.
 func (b *Broker) config() (*config.Config, error) {
 	var text strings.Builder
 	text.WriteString(`listen: {grpc: {address: "127.0.0.1:0", caller: test}, ops: "off"}
@@ -205,8 +205,8 @@ clients:
 	return config.Parse("brokertest.yaml", []byte(text.String()))
 }
 
-// start assembles a broker, as it is deployed but for its listener and its way
-// to the identity provider, and serves it.
+// start assembles a broker as in a deployment, except for its listener and its
+// connection to the identity provider, and serves it.
 func (b *Broker) start() error {
 	config, err := b.config()
 	if err != nil {
@@ -251,7 +251,7 @@ func (b *Broker) listen() (*running, error) {
 	return &running{listener: &listener{Listener: made}}, nil
 }
 
-// Close ends the broker and the clients that it gave.
+// Close stops the broker and closes the clients that it created.
 func (b *Broker) Close() {
 	b.mu.Lock()
 	clients := b.clients
@@ -264,11 +264,11 @@ func (b *Broker) Close() {
 	_ = os.RemoveAll(b.dir)
 }
 
-// Stop ends the broker as a deployment does, if it runs: it says that it is
-// going, ends its watches, and lets calls in progress end.
+// Stop shuts the broker down gracefully, if it runs: it reports not serving,
+// ends its watches, and lets calls in progress finish.
 func (b *Broker) Stop() { b.end(false) }
 
-// Kill ends the broker as a crash does, if it runs: its connections break.
+// Kill stops the broker as a crash does, if it runs: its connections break.
 func (b *Broker) Kill() { b.end(true) }
 
 func (b *Broker) end(suddenly bool) {
@@ -285,8 +285,8 @@ func (b *Broker) end(suddenly bool) {
 	must(<-r.ended)
 }
 
-// Start starts the broker again after Stop or Kill. It has forgotten everything;
-// the identity provider has not.
+// Start starts the broker again after Stop or Kill. The broker has lost its
+// state; the identity provider has kept its own.
 func (b *Broker) Start() {
 	b.life.Lock()
 	defer b.life.Unlock()
@@ -295,7 +295,7 @@ func (b *Broker) Start() {
 	}
 }
 
-// serving sets what serves from now on, and returns what did until now.
+// serving sets the running broker, and returns the previous one.
 func (b *Broker) serving(now *running) (before *running) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -309,15 +309,16 @@ func (b *Broker) current() *running {
 	return b.running
 }
 
-// must ends the test over what cannot go wrong in one that makes sense.
+// must panics on an error, which only a mistake in the test can cause.
 func must(err error) {
 	if err != nil {
 		panic("brokertest: " + err.Error())
 	}
 }
 
-// Addr is where the broker listens, with [OnLoopback]: HOST:PORT. Set
-// TOKENBROKER_ADDR to it for programs that use client.FromEnv.
+// Addr returns the HOST:PORT that the broker listens at with [OnLoopback], or
+// "" without it. Set TOKENBROKER_ADDR to it for programs that use
+// client.FromEnv.
 func (b *Broker) Addr() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -340,7 +341,7 @@ func (b *Broker) Client(opts ...client.Option) *client.Client {
 	return made
 }
 
-// dial connects to the broker that runs now.
+// dial connects to the running broker.
 func (b *Broker) dial(ctx context.Context, _ string) (net.Conn, error) {
 	r := b.current()
 	if r == nil {
@@ -349,11 +350,11 @@ func (b *Broker) dial(ctx context.Context, _ string) (net.Conn, error) {
 	return r.memory.DialContext(ctx)
 }
 
-// Calls are how many calls came to the broker, by RPC, whether or not they
-// succeeded.
+// Calls are the numbers of calls that the broker received, by RPC, including
+// failed ones.
 type Calls struct{ GetToken, WatchToken, VerifyToken int }
 
-// Calls returns how many calls came to the broker until now.
+// Calls returns the numbers of calls that the broker received so far.
 func (b *Broker) Calls() Calls {
 	return Calls{b.calls.count("GetToken"), b.calls.count("WatchToken"), b.calls.count("VerifyToken")}
 }
@@ -361,5 +362,5 @@ func (b *Broker) Calls() Calls {
 // FailNext makes the next n calls of the broker fail with this code.
 func (b *Broker) FailNext(n int, code codes.Code) { b.calls.failNext(n, code) }
 
-// SetDelay makes the broker wait before it answers a call.
+// SetDelay makes the broker wait before it responds to a call.
 func (b *Broker) SetDelay(d time.Duration) { b.calls.setDelay(d) }

@@ -39,7 +39,8 @@ func (d *disturber) setDelay(delay time.Duration) {
 	d.delay = delay
 }
 
-// disturb counts a call, makes it wait, and returns how it fails.
+// disturb counts a call, delays it, and returns the error that it must fail
+// with, or nil.
 func (d *disturber) disturb(ctx context.Context, fullMethod string) error {
 	if path.Dir(fullMethod) != "/tokenbroker.v1.TokenBrokerService" {
 		return nil
@@ -85,7 +86,7 @@ func (d *disturber) stream(srv any, stream grpc.ServerStream, info *grpc.StreamS
 	return handler(srv, stream)
 }
 
-// listener knows its connections, so that they can be cut.
+// listener tracks its connections, so that they can be cut.
 type listener struct {
 	net.Listener
 
@@ -109,7 +110,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return conn, nil
 }
 
-// cut breaks all connections, and those that come.
+// cut breaks all current and future connections.
 func (l *listener) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -16,27 +16,27 @@ import (
 	"github.com/cezzis/tokenbroker/internal/devidp"
 )
 
-// Claims are what a token to present to a service says. Fields left out make it
-// one that the broker finds good.
+// Claims are the claims of a token to present to a service. With zero fields
+// the token is valid for the broker.
 type Claims struct {
 	// Subject. Empty: "somebody".
 	Subject string
 	// ClientID. Empty: the subject.
 	ClientID string
-	// Audience. None: that of the broker's first client.
+	// Audience. Empty: that of the broker's first client.
 	Audience []string
-	// Scopes. None: the token has none.
+	// Scopes. Empty: the token has no scopes.
 	Scopes []string
-	// Lifetime from now. Zero: 1 h. Negative: the token expired so long ago.
+	// Lifetime from now. Zero: 1 h. Negative: the token expired this long ago.
 	Lifetime time.Duration
 	// Issuer. Empty: [Issuer], which the broker trusts.
 	Issuer string
-	// More claims, which win over the others.
+	// More claims, which take precedence over the others.
 	More map[string]any
 }
 
-// Mint returns a token of the identity provider's, as an access token of somebody
-// who calls a service.
+// Mint returns an access token, issued by the identity provider, of a caller of
+// a service.
 func (b *Broker) Mint(c Claims) string {
 	now := time.Now()
 	expires := now.Add(time.Hour)
@@ -68,15 +68,16 @@ func or(value, otherwise string) string {
 	return value
 }
 
-// SetToken has the identity provider give this text as the token of a client,
-// instead of one that it mints. Empty: mint again.
+// SetToken makes the identity provider return this text as the token of a
+// client, instead of minting one. An empty text restores minting.
 func (b *Broker) SetToken(clientName, token string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.fixed[clientName] = token
 }
 
-// answerFixed answers for clients that have a token set.
+// answerFixed responds for clients that have a token set, and reports whether
+// it did.
 func (b *Broker) answerFixed(w http.ResponseWriter, r *http.Request) bool {
 	b.mu.Lock()
 	token := b.fixed[r.PostForm.Get("client_id")]
@@ -86,38 +87,37 @@ func (b *Broker) answerFixed(w http.ResponseWriter, r *http.Request) bool {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as servers do: an old JWT has less left
+	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat)) // as servers do: an old JWT has less time left
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"access_token": token, "token_type": "Bearer", "expires_in": int(b.opts.lifetime.Seconds()),
 	})
 	return true
 }
 
-// SetLifetime is how long the tokens live that are minted from now on, in whole
-// seconds.
+// SetLifetime sets the lifetime of tokens minted from now on, in whole seconds.
 func (b *Broker) SetLifetime(d time.Duration) { b.idp.SetLifetime(d) }
 
 // SetIdPDown takes the identity provider down, or up again.
 func (b *Broker) SetIdPDown(down bool) { b.idp.SetDown(down) }
 
-// SetIdPDelay makes the identity provider wait before it gives a token.
+// SetIdPDelay makes the identity provider wait before it returns a token.
 func (b *Broker) SetIdPDelay(d time.Duration) { b.idp.SetDelay(d) }
 
-// FailIdP makes the next n requests for a token fail at the identity provider:
-// with this HTTP status and, unless it is empty, this error of RFC 6749.
+// FailIdP makes the next n token requests at the identity provider fail with
+// this HTTP status and, unless it is empty, this error code of RFC 6749.
 func (b *Broker) FailIdP(n, status int, oauthError string) {
 	b.idp.FailNext(n, status, oauthError, nil)
 }
 
-// IdPRequests returns how many requests for a token came to the identity
-// provider until now.
+// IdPRequests returns how many token requests the identity provider received so
+// far.
 func (b *Broker) IdPRequests() int { return b.idp.Requests(devidp.TokenPath) }
 
-// RotateKeys has the identity provider sign with a new key. The old ones are
-// withdrawn unless keepOld.
+// RotateKeys makes the identity provider sign with a new key. The old keys are
+// withdrawn unless keepOld is true.
 func (b *Broker) RotateKeys(keepOld bool) { b.idp.RotateKeys(keepOld) }
 
-// adminTimeout bounds what the test does as an operator.
+// adminTimeout bounds operator calls made for the test.
 const adminTimeout = 30 * time.Second
 
 // Purge drops the tokens of a client, as an operator does: the broker fetches
@@ -127,11 +127,12 @@ func (b *Broker) Purge(clientName string) {
 	defer cancel()
 	_, err := tokenbrokerv1.NewAdminServiceClient(b.admin.Conn()).PurgeTokens(ctx, &tokenbrokerv1.PurgeTokensRequest{
 		ClientName: clientName, RequestId: rand.Text(),
-	}, grpc.WaitForReady(true)) // a broker that was just started again
+	}, grpc.WaitForReady(true)) // the broker may have just restarted
 	must(err)
 }
 
-// Revoke has the broker refuse a good token from now on, as an operator does.
+// Revoke makes the broker refuse a token that is valid otherwise, as an
+// operator does.
 func (b *Broker) Revoke(token string) {
 	ctx, cancel := context.WithTimeout(context.Background(), adminTimeout)
 	defer cancel()
