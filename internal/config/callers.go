@@ -11,81 +11,83 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// Caller is somebody who may ask, how it is recognised and what it may. It
-// is recognised by exactly one of spiffe_id, uri_san, dns_san, a JWT (subject and
-// claims) and uid, or else a listener is bound to it.
+// Caller is a caller of the broker, its identification and its permissions. It is
+// identified by exactly one of spiffe_id, uri_san, dns_san, a JWT (subject and claims)
+// and uid, or else a listener is bound to it.
 type Caller struct {
-	// What logs and the audit call it; each caller has another.
+	// The caller's name in logs and in the audit log, unique among callers.
 	Name string `yaml:"name" jsonschema:"required,minLength=1,maxLength=128"`
-	// The SPIFFE ID in its certificate. At the end, /* stands for any path below.
+	// The SPIFFE ID in the caller's certificate. At the end, /* stands for any path below.
 	SPIFFEID string `yaml:"spiffe_id" jsonschema:"minLength=1,maxLength=2048"`
-	// A URI among the subject alternative names of its certificate. At the end, /* stands for any
-	// path below.
+	// A URI among the subject alternative names of the caller's certificate. At the end, /* stands
+	// for any path below.
 	URISAN string `yaml:"uri_san" jsonschema:"minLength=1,maxLength=2048"`
-	// A DNS name among the subject alternative names of its certificate.
+	// A DNS name among the subject alternative names of the caller's certificate.
 	DNSSAN string `yaml:"dns_san" jsonschema:"minLength=1,maxLength=253"`
-	// The issuer of the JWT that it presents, one of issuers, exactly as the iss claim has it. It goes
-	// with subject, claims, or both.
+	// The issuer of the JWT that the caller presents, one of issuers, exactly as in the iss claim.
+	// Requires subject, claims, or both.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
-	// The sub claim of the JWT that it presents. At the end, * after a colon or a slash stands for any
-	// rest.
+	// The sub claim of the JWT that the caller presents. At the end, * after a colon or a slash
+	// stands for any rest.
 	Subject string `yaml:"subject" jsonschema:"minLength=1,maxLength=512"`
-	// Claims that the JWT must have besides, all of them. With them, subject may be absent.
+	// Further claims, all of which the JWT must have. With claims, subject may be absent.
 	Claims []Claim `yaml:"claims" jsonschema:"minItems=1,maxItems=16"`
 	// The user of the process that connects to the Unix socket, by number.
 	UID *int `yaml:"uid" jsonschema:"minimum=0,maximum=4294967294"`
-	// What it may: names of roles.
+	// The names of the caller's roles.
 	Roles []string `yaml:"roles" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=128"`
-	// Limits of its own. What is absent here is as limits has it.
+	// The caller's own limits. An absent limit is the same as in the top-level limits.
 	Limits *CallerLimits `yaml:"limits"`
 }
 
 // Claim is a claim that the JWT of a caller must have.
 type Claim struct {
-	// The names that lead to the claim, the outermost first: one for a claim that is not nested.
+	// The names that lead to the claim, the outermost first: one name for a claim that is not
+	// nested.
 	Path []string `yaml:"path" jsonschema:"required,minItems=1,maxItems=8,minLength=1,maxLength=256"`
-	// What the claim is, if it is a string, or what one of its items is, if it is a list. At the end,
+	// The value of the claim if it is a string, or of one of its items if it is a list. At the end,
 	// * after a colon or a slash stands for any rest.
 	Value string `yaml:"value" jsonschema:"required,minLength=1,maxLength=512"`
 }
 
 // Role is a set of grants. At least one of its keys is given.
 type Role struct {
-	// Tokens that may be had.
+	// Tokens that callers may get.
 	Get []GetGrant `yaml:"get"`
-	// Tokens that may be presented for verification.
+	// Tokens that callers may have verified.
 	Verify []VerifyGrant `yaml:"verify"`
-	// What may be done as an operator.
+	// Actions that callers may take as operators.
 	Admin []AdminGrant `yaml:"admin"`
 }
 
-// GetGrant lets a caller have tokens of a client. A list that is absent
-// stands for what the client is configured with; "*" alone for anything.
+// GetGrant lets a caller get tokens of a client. An absent list stands for the values
+// that are configured for the client; "*" alone for any value.
 type GetGrant struct {
 	// The client, by its name among clients, or "*" for each.
 	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
-	// Audiences that may be asked for.
+	// Audiences that the caller may request.
 	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
-	// Resources (RFC 8707) that may be asked for.
+	// Resources (RFC 8707) that the caller may request.
 	Resources []string `yaml:"resources" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
-	// Scopes that may be asked for, and that the IdP may grant.
+	// Scopes that the caller may request, and that the IdP may grant.
 	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=256"`
 }
 
 // VerifyGrant lets a caller have tokens of an issuer verified.
 type VerifyGrant struct {
-	// The issuer, as it stands among issuers, or "*" for each.
+	// The issuer, as written in issuers, or "*" for each.
 	Issuer string `yaml:"issuer" jsonschema:"required,minLength=1,maxLength=512"`
-	// Audiences that tokens may be verified for. Absent: those of the issuer. "*" alone: any.
+	// Audiences for which the caller may have tokens verified. Absent: the issuer's audiences. "*"
+	// alone: any.
 	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
 }
 
-// AdminGrant lets a caller do some of what operators do.
+// AdminGrant lets a caller take actions of an operator.
 type AdminGrant struct {
-	// What it may do: RPCs of AdminService, in lower case. "*" alone: all of them, and also every
-	// action that a later version adds.
+	// The permitted actions: RPCs of AdminService, in lower case. "*" alone: all of them, and also
+	// every action that a later version adds.
 	Actions []string `yaml:"actions" jsonschema:"required,minItems=1,uniqueItems=true,values=actions"`
-	// The clients that it may do it to. Absent: all.
+	// The clients to which the grant applies. Absent: all.
 	Clients []string `yaml:"clients" jsonschema:"minItems=1,maxItems=10000,uniqueItems=true,minLength=1,maxLength=128"`
 }
 

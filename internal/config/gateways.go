@@ -7,45 +7,47 @@ import (
 	"github.com/cezzis/tokenbroker/internal/gateway"
 )
 
-// Gateways says how gateways are served.
+// Gateways defines how gateways are served.
 type Gateways struct {
-	// How the names of the headers begin that tell whose token it is.
+	// The prefix of the headers with the identity in a verified token.
 	HeaderPrefix string `yaml:"header_prefix" jsonschema:"default=X-Auth-,minLength=2,maxLength=64"`
 	// The realm of WWW-Authenticate.
 	Realm string `yaml:"realm" jsonschema:"default=api,minLength=1,maxLength=128"`
-	// Where gateways say at /verify what a token must be good for: in the query, or in headers.
+	// Where gateways pass the requirements for a token to /verify: in the query, or in headers.
 	Needs string `yaml:"needs" jsonschema:"default=query,enum=query,enum=headers"`
 	// Serve Envoy's ext_authz on the listeners of the gRPC API. Absent: it is not served.
 	ExtAuthz *ExtAuthz `yaml:"ext_authz"`
 }
 
-// ExtAuthz says how Envoy is served.
+// ExtAuthz defines how Envoy is served.
 type ExtAuthz struct {
-	// What Envoy is told where nothing can be decided: that the call failed (error), the same as an
-	// answer with status 503 for Envoy from 1.37 on (error_response), or to deny with status 503.
+	// The result for Envoy if no decision is possible: a failed call (error), the same as a
+	// response with status 503 for Envoy 1.37 or later (error_response), or a denial with status
+	// 503 (denial).
 	Undecided string `yaml:"undecided" jsonschema:"default=error,values=undecided"`
-	// Claims that Envoy gets to see in its dynamic metadata, beside those that every token has.
+	// Claims that Envoy receives in its dynamic metadata, in addition to the claims of every token.
 	Claims []string `yaml:"claims" jsonschema:"minItems=1,maxItems=32,uniqueItems=true,minLength=1,maxLength=128"`
-	// What tokens must be good for, by the first rule that fits a request; one that none fits is
-	// denied. Absent: a token must be good for its issuer's own audiences. The context extensions
-	// audience, scope and issuer of a route go before.
+	// Requirements for tokens. The first rule that matches a request applies; a request without a
+	// matching rule is denied. Absent: a token must be for one of its issuer's own audiences. The
+	// context extensions audience, scope and issuer of a route take precedence.
 	Rules []GatewayRule `yaml:"rules" jsonschema:"minItems=1,maxItems=1000"`
 }
 
-// GatewayRule says what the tokens of some requests must be good for.
+// GatewayRule defines the requirements for the tokens of some requests.
 type GatewayRule struct {
 	// The host of the requests, without a port; *. at the beginning stands for any host below.
 	// Absent: any.
 	Host string `yaml:"host" jsonschema:"minLength=1,maxLength=253"`
 	// The path of the requests; with / at the end every path below. Absent: any.
 	Path string `yaml:"path" jsonschema:"minLength=1,maxLength=512"`
-	// Match the path in any case, for services that do so: without it /Admin/ is not /admin/.
+	// Match the path in upper or lower case, for services that do so: otherwise /Admin/ does not
+	// match /admin/.
 	IgnoreCase bool `yaml:"ignore_case"`
-	// A token must be for one of these. Absent: for one of its issuer's own.
+	// A token must be for one of these audiences. Absent: for one of its issuer's own.
 	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=16,uniqueItems=true,minLength=1,maxLength=512"`
-	// A token must carry all of these.
+	// A token must carry all of these scopes.
 	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
-	// A token must be of this issuer. Absent: of any that the gateway may ask about.
+	// A token must come from this issuer. Absent: from any issuer that the gateway's roles permit.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 

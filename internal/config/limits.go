@@ -6,44 +6,46 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// Limits bounds what the broker takes on. What one caller may ask for can be
-// another for a caller of its own.
+// Limits bounds the load on the broker. The limits of a single caller can be overridden
+// for that caller.
 type Limits struct {
-	// How many calls a second each caller may make in the long run. 0: as many as it likes.
+	// The sustained rate of each caller, in calls per second. 0: unlimited.
 	PerSecond int `yaml:"per_second" jsonschema:"default=5000,minimum=0,maximum=1000000"`
 	// How many calls each caller may make at once. Absent: as many as per_second.
 	Burst int `yaml:"burst" jsonschema:"minimum=1,maximum=1000000"`
-	// How many calls each caller may have under way. 0: as many as it likes.
+	// How many calls each caller may have in progress. 0: unlimited.
 	Concurrent int `yaml:"concurrent" jsonschema:"default=2000,minimum=0,maximum=1000000"`
-	// How many watches each caller may have. 0: as many as it likes.
+	// How many watches each caller may have. 0: unlimited.
 	Watches int `yaml:"watches" jsonschema:"default=2000,minimum=0,maximum=1000000"`
-	// How many calls of all callers may be under way.
+	// How many calls of all callers together may be in progress.
 	InFlight int `yaml:"in_flight" jsonschema:"default=10000,minimum=1,maximum=1000000"`
 	// How many connections may be open.
 	Connections int `yaml:"connections" jsonschema:"default=10000,minimum=1,maximum=1000000"`
 	// How many calls one connection may have open; half of them may be watches.
 	Streams int `yaml:"streams" jsonschema:"default=250,minimum=1,maximum=100000"`
-	// After which time, give or take a tenth, a client is asked to connect anew, 1m to 24h.
+	// The age of a connection, plus or minus a tenth, at which the broker requests a reconnect, 1m to
+	// 24h.
 	ConnectionAge time.Duration `yaml:"connection_age" jsonschema:"default=30m"`
-	// How long a client may take until it can make calls, 1s to 1m.
+	// How long a client may take to complete the handshakes before its first call, 1s to 1m.
 	HandshakeTimeout time.Duration `yaml:"handshake_timeout" jsonschema:"default=10s"`
-	// The longest token, in KiB: that an IdP issues, that is verified, or that a caller presents.
+	// The maximum size of a token, in KiB: issued by an IdP, verified, or presented by a caller.
 	TokenKiB int `yaml:"token_kib" jsonschema:"default=16,minimum=4,maximum=64"`
-	// The largest message that is read, in KiB, beside a token.
+	// The maximum size of a received message, in KiB, in addition to a token.
 	MessageKiB int `yaml:"message_kib" jsonschema:"default=64,minimum=16,maximum=1024"`
-	// The most that the headers of a call may take, in KiB, beside a token.
+	// The maximum size of the headers of a call, in KiB, in addition to a token.
 	HeaderKiB int `yaml:"header_kib" jsonschema:"default=16,minimum=4,maximum=64"`
 }
 
-// CallerLimits are limits of one caller, in place of those of all.
+// CallerLimits are the limits of one caller, in place of the common limits.
 type CallerLimits struct {
-	// How many calls a second it may make in the long run. 0: as many as it likes.
+	// The sustained rate of the caller, in calls per second. 0: unlimited.
 	PerSecond *int `yaml:"per_second" jsonschema:"minimum=0,maximum=1000000"`
-	// How many calls it may make at once. Absent: as many as per_second, if that is given here.
+	// How many calls the caller may make at once. Absent: as many as per_second, if that is given
+	// here.
 	Burst *int `yaml:"burst" jsonschema:"minimum=1,maximum=1000000"`
-	// How many calls it may have under way. 0: as many as it likes.
+	// How many calls the caller may have in progress. 0: unlimited.
 	Concurrent *int `yaml:"concurrent" jsonschema:"minimum=0,maximum=1000000"`
-	// How many watches it may have. 0: as many as it likes.
+	// How many watches the caller may have. 0: unlimited.
 	Watches *int `yaml:"watches" jsonschema:"minimum=0,maximum=1000000"`
 }
 

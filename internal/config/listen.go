@@ -12,20 +12,21 @@ import (
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
-// Listen names the listeners.
+// Listen defines the listeners.
 type Listen struct {
-	// Where the gRPC API is served.
+	// The address of the gRPC API.
 	GRPC Listener `yaml:"grpc" jsonschema:"default=127.0.0.1:8443"`
-	// Where /verify for gateways and the OAuth endpoints are served over HTTP. "off": nowhere.
+	// The address of the HTTP API: /verify for gateways and the OAuth endpoints. "off": no
+	// listener.
 	HTTP HTTPListener `yaml:"http" jsonschema:"default=off"`
-	// A Unix socket where the gRPC API is served as well, to processes on this host. Linux only.
+	// A Unix socket that also serves the gRPC API, to processes on this host. Linux only.
 	Unix *Unix `yaml:"unix"`
-	// A Unix socket where what http serves is served as well. Linux only.
+	// A Unix socket that also serves the HTTP API. Linux only.
 	HTTPUnix *HTTPUnix `yaml:"http_unix"`
-	// Where Prometheus metrics, /livez and /readyz are served over HTTP. "off": nowhere.
+	// The address of Prometheus metrics, /livez and /readyz over HTTP. "off": no listener.
 	Ops Listener `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
-	// Encrypts grpc and http, and recognises callers by their certificates, with cert and key or with
-	// spiffe. The files are read again when they change. Absent: nothing is encrypted.
+	// Encrypts grpc and http, and identifies callers by their certificates, with cert and key or
+	// with spiffe. The files are read again when they change. Absent: nothing is encrypted.
 	TLS *TLS `yaml:"tls"`
 }
 
@@ -34,14 +35,14 @@ type Listen struct {
 type Listener struct {
 	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Listen beyond loopback although nothing is encrypted; of grpc and http also: not encrypted
-	// although there is tls.
+	// Permit an address beyond loopback without encryption. For grpc and http it also turns
+	// encryption off if tls is given.
 	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
-	// For a loopback address of grpc or http: the caller, among callers, that everybody is who connects and
-	// proves nothing else.
+	// For a loopback address of grpc or http: the caller, among callers, that is assumed for
+	// connections without other credentials.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
-	// For grpc or http: the issuer, among issuers, that is asked about opaque tokens which are presented
-	// there without the name of an issuer. Needed if several issuers have introspection.
+	// For grpc or http: the issuer, among issuers, that verifies opaque tokens presented there
+	// without the name of an issuer. Required if several issuers have introspection.
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
@@ -49,22 +50,23 @@ type Listener struct {
 type HTTPListener struct {
 	Listener
 
-	// The URL, without a path, under which OAuth clients reach the HTTP API. With it, metadata
-	// (RFC 8414) is served, in which it is the issuer. Absent: no metadata is served.
+	// The URL, without a path, at which OAuth clients reach the HTTP API. If given, metadata (RFC
+	// 8414) is served with this URL as the issuer. Absent: no metadata is served.
 	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// Unix is a Unix socket. Whoever connects is recognised by the user of its
-// process.
+// Unix is a Unix socket. A caller is identified by the user of its process.
 type Unix struct {
-	// Where the socket is made. What else is there already stops the start.
+	// The path of the socket. The broker does not start if another file, or a socket in use,
+	// exists there.
 	Path string `yaml:"path" jsonschema:"required,minLength=1,maxLength=100"`
-	// Who may connect, as a mode of chmod. Users are let in by it, and recognised by uid.
+	// The mode of the socket, as for chmod. It controls which users may connect; uid identifies
+	// them.
 	Mode string `yaml:"mode" jsonschema:"default=0660,minLength=1,maxLength=4"`
-	// The caller, among callers, that everybody is who connects and is recognised by nothing else.
+	// The caller, among callers, that is assumed for connections without another identification.
 	Caller string `yaml:"caller" jsonschema:"minLength=1,maxLength=128"`
-	// The issuer, among issuers, that is asked about opaque tokens which are presented there without the
-	// name of an issuer. Needed if several issuers have introspection.
+	// The issuer, among issuers, that verifies opaque tokens presented there without the name of an
+	// issuer. Required if several issuers have introspection.
 	OpaqueIssuer string `yaml:"opaque_issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
@@ -72,24 +74,24 @@ type Unix struct {
 type HTTPUnix struct {
 	Unix
 
-	// As in http, where OAuth clients reach the HTTP API through a proxy that connects to this
-	// socket. Give it here or in http.
+	// The same as url in http, for OAuth clients that reach the HTTP API through a proxy that
+	// connects to this socket. Give it here or in http.
 	URL string `yaml:"url" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// TLS says what a listener proves itself by, and whom it trusts: by files, or
-// by a SPIFFE Workload API.
+// TLS defines the certificate and the trusted authorities of the listeners: from files,
+// or from a SPIFFE Workload API.
 type TLS struct {
-	// The file with the certificate, and after it the intermediate ones, in PEM form.
+	// The file with the certificate, followed by the intermediate certificates, in PEM.
 	Cert string `yaml:"cert" jsonschema:"minLength=1,oneof_required=files"`
-	// The file with its private key.
+	// The file with the certificate's private key.
 	Key string `yaml:"key" jsonschema:"minLength=1,oneof_required=files"`
-	// The file with the authorities that issue the certificates of callers. Absent: callers are
-	// asked for none.
+	// The file with the authorities that issue the certificates of callers. Absent: no certificates
+	// are requested from callers.
 	ClientCA string `yaml:"client_ca" jsonschema:"minLength=1"`
-	// The SPIFFE Workload API that gives the certificate and the authorities, in place of files.
+	// The SPIFFE Workload API that provides the certificate and the authorities, in place of files.
 	SPIFFE *SPIFFE `yaml:"spiffe" jsonschema:"oneof_required=spiffe"`
-	// The lowest version of TLS that is spoken.
+	// The minimum version of TLS.
 	MinVersion string `yaml:"min_version" jsonschema:"default=1.3,enum=1.2,enum=1.3"`
 }
 
@@ -97,8 +99,8 @@ type TLS struct {
 type SPIFFE struct {
 	// The agent's socket: unix:// and its absolute path.
 	Socket string `yaml:"socket" jsonschema:"required,minLength=1,maxLength=120"`
-	// The trust domains whose workloads may be callers, such as example.org. Absent: that of the
-	// broker's own certificate.
+	// The trust domains of workloads that may be callers, such as example.org. Absent: the trust
+	// domain of the broker's own certificate.
 	TrustDomains []string `yaml:"trust_domains" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=255"`
 }
 

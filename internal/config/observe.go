@@ -7,34 +7,35 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 )
 
-// Audit says where it is written down who was given what, and who was
-// refused.
+// Audit defines the audit log of issued tokens and refused requests.
 type Audit struct {
-	// The file that lines are appended to, created with mode 0600 if there is none. "stdout": the
+	// The file to which lines are appended, created with mode 0600 if it is absent. "stdout": the
 	// standard output.
 	File string `yaml:"file" jsonschema:"required,minLength=1"`
-	// When a token that is given has a line: the first time that a caller is given it, with further
-	// times counted and told once a minute, or every time.
+	// When an issued token has a line: the first time that a caller receives it, with further times
+	// counted and reported once a minute (first), or every time (every).
 	Tokens string `yaml:"tokens" jsonschema:"default=first,enum=first,enum=every"`
-	// Which verifications have a line. Those that a caller may not ask for have one in any case.
+	// Which verifications have a line. A verification that the caller may not request always has a
+	// line.
 	Verifications string `yaml:"verifications" jsonschema:"default=rejected,values=verifications"`
-	// What happens while lines cannot be written: those that find no room in the buffer are dropped
-	// and counted, or what they would tell of is refused with UNAVAILABLE.
+	// The behavior while lines cannot be written: lines that do not fit into the buffer are dropped
+	// and counted (drop), or the actions that they would record are refused with UNAVAILABLE
+	// (refuse).
 	WhenFull string `yaml:"when_full" jsonschema:"default=drop,enum=drop,enum=refuse"`
 }
 
-// Tracing says where OpenTelemetry spans go.
+// Tracing defines the destination of OpenTelemetry spans.
 type Tracing struct {
 	// The collector, which speaks OTLP over gRPC: https://HOST:PORT, or http://HOST:PORT for
 	// plaintext. The port is usually 4317.
 	Endpoint string `yaml:"endpoint" jsonschema:"required,minLength=1,maxLength=512"`
-	// The part of all calls that is traced, from 0 to 1.
+	// The fraction of all calls that is traced, from 0 to 1.
 	Sample float64 `yaml:"sample" jsonschema:"default=0.01,minimum=0,maximum=1"`
-	// Trace a call if, and only if, its caller traces it, and sample only those of which the caller
-	// says nothing. Whoever can connect can then have each of its calls traced.
+	// Trace a call if, and only if, its caller traces it, and sample only calls without a decision
+	// of the caller. Any client that can connect can then have each of its calls traced.
 	FollowCallers bool `yaml:"follow_callers" jsonschema:"default=false"`
-	// The file with the certificates of the authorities that are trusted for https. Absent: those of
-	// the system.
+	// The file with the certificates of the trusted authorities for https. Absent: the system's
+	// authorities.
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
 }
 
