@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"regexp"
 	"strings"
@@ -221,6 +222,7 @@ func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
 // redisScripted has but some answers, by commands. It returns its address.
 func redisScripted(t *testing.T, answers map[string]string) string {
 	t.Helper()
+	answers = maps.Clone(answers) // the caller may change its own while connections are open
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
