@@ -195,7 +195,7 @@ const linesPerSecond = 10
 // perSecond counts events in the current second.
 type perSecond struct{ second, count atomic.Int64 }
 
-// admits counts an event and reports whether there were at most most in this second.
+// admits counts an event and reports whether the count of this second is within the limit.
 func (p *perSecond) admits(now time.Time, most int64) bool {
 	p.turn(now)
 	return p.count.Add(1) <= most
