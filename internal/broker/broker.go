@@ -234,7 +234,7 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.keys = b.names.client(c.name, c.idp.Fingerprint())
 	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
-	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtEpochs(b.flying, c) }) }, c.keys.epoch))
+	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtCounters(b.flying, c) }) }, c.keys.epoch))
 	if c.secrets.kept() {
 		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.secrets.news.Run(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
 	}

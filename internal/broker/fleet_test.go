@@ -859,6 +859,47 @@ func TestFencesThatTheStoreLostGoOn(t *testing.T) {
 	})
 }
 
+// Replicas that knew different fences when the store lost everything share the next
+// refresh: also if the one that knew the least refreshes first, with a fence that
+// another one's token has or exceeds.
+func TestReplicasOfDifferentFencesShareARefreshAfterALoss(t *testing.T) {
+	for _, fences := range []int{1, 6} {
+		t.Run(fmt.Sprint(fences), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := startReplicas(t, 3)
+				ask := broker.Ask{Client: "orders"}
+				get := func(replica *replica, ask broker.Ask) {
+					if _, err := replica.Get(t.Context(), policy.Self(), ask); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for _, replica := range r.all[1:] { // no fence
+					replica.link.state.Store(refused)
+					get(replica, ask)
+				}
+				time.Sleep(20 * time.Second)
+				for i := range fences - 1 {
+					get(r.all[0], broker.Ask{Client: "orders", Audience: audienceNo(i)})
+				}
+				get(r.all[0], ask)
+				empty := store.NewMemory(store.MemoryConfig{})
+				for _, replica := range r.all {
+					replica.link.to.Store(empty)
+					replica.link.state.Store(good)
+				}
+				before := r.fetches()
+				for range 80 {
+					time.Sleep(time.Second)
+					r.everybody(1, ask)
+				}
+				if got := r.fetches() - before; got != 1 {
+					t.Errorf("a refresh cost %d fetches", got)
+				}
+			})
+		})
+	}
+}
+
 func TestRejectedTokenIsReplacedOnceByTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)

@@ -24,24 +24,39 @@ func (b *Broker) askedClients() []*client {
 	return asked
 }
 
-// lookAtEpochs reads the epochs of clients, and reports whether the store returned all
-// of them.
-func (b *Broker) lookAtEpochs(ctx context.Context, clients ...*client) (told bool) {
-	told = true
-	for some := range slices.Chunk(clients, store.MaxKeys) {
-		keys := make([]string, len(some))
-		for i, c := range some {
-			keys[i] = c.keys.epoch
+// lookAtCounters reads the epochs and fences of clients, and reports whether the store
+// returned all of them.
+func (b *Broker) lookAtCounters(ctx context.Context, clients ...*client) (complete bool) {
+	complete = true
+	for some := range slices.Chunk(clients, store.MaxKeys/2) {
+		keys := make([]string, 0, 2*len(some))
+		for _, c := range some {
+			keys = append(keys, c.keys.epoch, c.keys.fences)
 		}
-		found, err := b.store.Get(ctx, keys...)
+		entries, err := b.store.Get(ctx, keys...)
 		for i, c := range some {
-			if store.WasRead(err, i) {
-				b.sawEpoch(ctx, c, found[i].Number)
+			if store.WasRead(err, 2*i) {
+				b.sawEpoch(ctx, c, entries[2*i].Number)
+			}
+			if store.WasRead(err, 2*i+1) {
+				b.adoptFenceCount(ctx, c, entries[2*i+1].Number)
 			}
 		}
-		told = told && err == nil
+		complete = complete && err == nil
 	}
-	return told
+	return complete
+}
+
+// adoptFenceCount adopts the count of a client's fences, or restores one that the store
+// has lost. Otherwise a replica that knows a lower fence could obtain the next token
+// with a number that does not exceed those of the tokens that other replicas hold, and
+// they would not adopt it.
+func (b *Broker) adoptFenceCount(ctx context.Context, c *client, count uint64) {
+	if seen := c.fence.Load(); count < seen {
+		_, _ = b.store.Raise(ctx, c.keys.fences, seen, 0) // on failure, the next look retries
+		return
+	}
+	c.sawFence(count)
 }
 
 // sawEpoch adopts a client's epoch, or restores one that the store has lost.

@@ -47,7 +47,7 @@ func (b *Broker) poll(ctx context.Context) {
 	b.lookAtSecrets(ctx, b.keptClients()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
-		if wait = epochInterval; !b.lookAtEpochs(ctx, b.askedClients()...) {
+		if wait = epochInterval; !b.lookAtCounters(ctx, b.askedClients()...) {
 			wait = awayInterval
 			if round%awayRounds != 0 {
 				continue // the rest may be on a server that responds, but it can wait
