@@ -168,7 +168,7 @@ func must(t testing.TB, err error) {
 // Server is a gRPC server of the broker, bound to a caller.
 func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 	t.Helper()
-	s := server.New(server.Config{Broker: f.Broker, Bound: bound, OpaqueIssuer: f.OpaqueIssuer, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
+	s := server.New(server.Config{Broker: f.Broker, Bound: server.Bound{TCP: bound, OpaqueTCP: f.OpaqueIssuer}, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
 	t.Cleanup(func() { s.Shutdown(0, time.Second) })
 	return s
 }

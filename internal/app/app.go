@@ -144,21 +144,20 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 		Broker:   a.parts.broker,
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
-		Bound:    config.Listen.GRPC.Caller,
+		Bound:    server.Bound{TCP: config.Listen.GRPC.Caller, OpaqueTCP: config.Listen.GRPC.OpaqueIssuer},
 
-		OpaqueIssuer: config.Listen.GRPC.OpaqueIssuer,
-		Limits:       serverLimits(&config.Limits),
-		Deadline:     config.Server.Deadline,
-		SlowCall:     config.Server.SlowCall,
-		Reflection:   config.Server.Reflection,
-		Logger:       a.log,
-		Registerer:   a.registry,
-		Options:      options,
-		Audit:        a.parts.audit,
-		Stats:        a.parts.traces.handler(),
+		Limits:     serverLimits(&config.Limits),
+		Deadline:   config.Server.Deadline,
+		SlowCall:   config.Server.SlowCall,
+		Reflection: config.Server.Reflection,
+		Logger:     a.log,
+		Registerer: a.registry,
+		Options:    options,
+		Audit:      a.parts.audit,
+		Stats:      a.parts.traces.handler(),
 	}
 	if config.Listen.Unix != nil {
-		made.BoundUnix, made.OpaqueIssuerUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
+		made.Bound.Unix, made.Bound.OpaqueUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
 	}
 	return made
 }
@@ -178,7 +177,7 @@ func (a *App) openGateways() {
 	}
 	a.http = httpapi.New(httpapi.Config{
 		Broker:         a.parts.broker,
-		Door:           a.server.Door(bound),
+		Callers:        a.server.Callers().HTTP(bound),
 		Judge:          judge,
 		NeedsInHeaders: config.Gateways.Needs == "headers",
 		URL:            config.Listen.HTTPURL(),

@@ -81,7 +81,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	case !ok:
 		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), httpRequest), nil
 	}
-	needs.OpaqueIssuer = server.OpaqueIssuerOf(ctx)
+	needs.OpaqueIssuer = server.OpaqueIssuer(ctx)
 	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), gateway.Request{
 		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest),
 	})

@@ -61,11 +61,11 @@ const (
 
 // Config is the configuration of a Server.
 type Config struct {
-	// Broker fetches and verifies tokens, Door identifies callers, Judge decides for
+	// Broker fetches and verifies tokens, Callers identifies callers, Judge decides for
 	// gateways. Required.
-	Broker *broker.Broker
-	Door   *server.Door
-	Judge  *gateway.Judge
+	Broker  *broker.Broker
+	Callers *server.HTTP
+	Judge   *gateway.Judge
 	// NeedsInHeaders: gateways send the requirements for a token in headers, and not in
 	// the query.
 	NeedsInHeaders bool
@@ -134,10 +134,10 @@ func New(cfg Config) *Server {
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               cfg.HeaderSize,
 		DisableGeneralOptionsHandler: true,
-		ConnContext:                  cfg.Door.Connected,
+		ConnContext:                  cfg.Callers.Connected,
 		ConnState: func(conn net.Conn, now http.ConnState) {
 			if now == http.StateClosed {
-				cfg.Door.Closed(conn)
+				cfg.Callers.Closed(conn)
 			}
 		},
 		Protocols: new(http.Protocols),
@@ -150,7 +150,7 @@ func New(cfg Config) *Server {
 // Serve serves on listener until Shutdown, in plaintext if secure is nil. It may be
 // called for several listeners.
 func (s *Server) Serve(listener net.Listener, secure *tls.Config) error {
-	listener = s.cfg.Door.Listen(listener)
+	listener = s.cfg.Callers.Listen(listener)
 	if secure != nil {
 		listener = tls.NewListener(listener, secure)
 	}
@@ -180,7 +180,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	if s.draining.Load() || s.cfg.Door.Overdue(r.Context(), begun) || MustClose(r) {
+	if s.draining.Load() || s.cfg.Callers.Overdue(r.Context(), begun) || MustClose(r) {
 		header["Connection"] = closing
 	}
 	if !known {
@@ -289,7 +289,7 @@ type limited struct {
 
 // Handle implements slog.Handler.
 func (l *limited) Handle(ctx context.Context, record slog.Record) error {
-	// The door logs failed handshakes.
+	// Callers.Closed logs failed handshakes.
 	if strings.HasPrefix(record.Message, "http: TLS handshake error ") || !l.lines.Allow() {
 		return nil
 	}

@@ -39,16 +39,16 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 	if refused != nil {
 		return refuse(w, r, refused)
 	}
-	defer asked.leave()
+	defer asked.call.Leave()
 	presented := asked.form.Get("token")
 	if presented == "" {
 		return refuse(w, r, bad(invalidRequest, "token is required"))
 	}
-	needs := verify.Request{Issuer: asked.form.Get("issuer"), OpaqueIssuer: s.cfg.Door.OpaqueIssuer(r.Context())}
+	needs := verify.Request{Issuer: asked.form.Get("issuer"), OpaqueIssuer: s.cfg.Callers.OpaqueIssuer(r.Context())}
 	if invalid := server.CheckRequest(needs); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
-	result, err := s.cfg.Broker.Verify(r.Context(), asked.caller, redact.New(presented), needs)
+	result, err := s.cfg.Broker.Verify(r.Context(), asked.call.Caller, redact.New(presented), needs)
 	if err != nil {
 		p := problemOf(err)
 		if p.code == unauthorizedClient { // section 2.3 has no other response for it

@@ -14,7 +14,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/gateway"
-	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 const (
@@ -49,12 +49,11 @@ func bad(code, description string) *problem {
 	return &problem{status: http.StatusBadRequest, code: code, description: description}
 }
 
-// asking is a request to an OAuth endpoint: its form and its caller.
+// asking is a request to an OAuth endpoint: its form and the call of its caller.
 type asking struct {
 	form   url.Values
 	client string // client_id; may be empty
-	caller *policy.Caller
-	leave  func()
+	call   server.Call
 }
 
 // ask reads a request and identifies its caller.
@@ -62,13 +61,13 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem)
 	if fromBrowser(r.Header) {
 		return nil, bad(invalidRequest, "The request comes from a page in a browser, and there are no callers there")
 	}
-	read, err := s.cfg.Door.Admit(r.Context(), r.TLS)
+	end, err := s.cfg.Callers.Begin(r.Context(), r.TLS)
 	if err != nil {
 		w.Header()["Connection"] = closing // the rest of the request is not read
 		return nil, problemOf(err)
 	}
 	form, refused := s.formOf(w, r)
-	read()
+	end()
 	if refused != nil {
 		return nil, refused
 	}
@@ -76,11 +75,11 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem)
 	if refused != nil {
 		return nil, refused
 	}
-	caller, leave, err := s.cfg.Door.Caller(r.Context(), r.TLS, authorization, r.URL.Path, time.Now())
+	call, err := s.cfg.Callers.Caller(r.Context(), r.TLS, authorization, r.URL.Path, time.Now())
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return &asking{form, client, caller, leave}, nil
+	return &asking{form, client, call}, nil
 }
 
 // fromBrowser reports whether a page in a browser makes a request. A page of any site

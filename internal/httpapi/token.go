@@ -18,7 +18,7 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	if refused != nil {
 		return refuse(w, r, refused)
 	}
-	defer asked.leave()
+	defer asked.call.Leave()
 	switch asked.form.Get("grant_type") {
 	case "client_credentials":
 	case "":
@@ -42,7 +42,7 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Deadline)
 	defer cancel()
-	answer, err := s.cfg.Broker.Get(ctx, asked.caller, ask)
+	answer, err := s.cfg.Broker.Get(ctx, asked.call.Caller, ask)
 	if err != nil {
 		return refuse(w, r, problemOf(err))
 	}

@@ -35,17 +35,17 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 		// it.
 		w.Header().Set("Connection", "close")
 	}
-	caller, leave, err := s.cfg.Door.Gateway(r.Context(), r.TLS, verifyPath, now)
+	call, err := s.cfg.Callers.Gateway(r.Context(), r.TLS, verifyPath, now)
 	if err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
-	defer leave()
+	defer call.Leave()
 	request := gateway.Request{Authorization: r.Header["Authorization"], Imitation: s.imitates(r.Header)}
 	if request.Needs, request.Query, err = s.needs(r); err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
-	request.Needs.OpaqueIssuer = s.cfg.Door.OpaqueIssuer(r.Context())
-	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), caller, request), now)
+	request.Needs.OpaqueIssuer = s.cfg.Callers.OpaqueIssuer(r.Context())
+	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), call.Caller, request), now)
 }
 
 // imitates reports whether a request has another spelling of an identity header. A

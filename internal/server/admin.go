@@ -24,7 +24,7 @@ func (a *admin) PurgeTokens(ctx context.Context, req *tokenbrokerv1.PurgeTokensR
 	if err := checkPurge(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Purge(ctx, callerOf(ctx), broker.Purge{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
+	if err := a.broker.Purge(ctx, CallerOf(ctx), broker.Purge{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.PurgeTokensResponse{}, nil
@@ -36,7 +36,7 @@ func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeToken
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	made, failed := a.broker.Revoke(ctx, callerOf(ctx), asked, req.GetRequestId())
+	made, failed := a.broker.Revoke(ctx, CallerOf(ctx), asked, req.GetRequestId())
 	if failed != nil {
 		return nil, statusOf(failed)
 	}
@@ -50,7 +50,7 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	if err := checkList(req); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Revocations(ctx, callerOf(ctx), req.GetIssuer())
+	found, err := a.broker.Revocations(ctx, CallerOf(ctx), req.GetIssuer())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -75,7 +75,7 @@ func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteR
 	if err := checkDelete(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Unrevoke(ctx, callerOf(ctx), broker.Unrevocation{ID: req.GetId(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
+	if err := a.broker.Unrevoke(ctx, CallerOf(ctx), broker.Unrevocation{ID: req.GetId(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.DeleteRevocationResponse{}, nil

@@ -20,7 +20,7 @@ func (a *admin) ListClients(ctx context.Context, req *tokenbrokerv1.ListClientsR
 	if err := checkClientPage(req); err != nil {
 		return nil, statusOf(err)
 	}
-	all, err := a.broker.Clients(ctx, callerOf(ctx))
+	all, err := a.broker.Clients(ctx, CallerOf(ctx))
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -48,7 +48,7 @@ func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientReque
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Client(ctx, callerOf(ctx), req.GetClientName())
+	found, err := a.broker.Client(ctx, CallerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -61,7 +61,7 @@ func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecre
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RotateSecret(ctx, callerOf(ctx), asked)
+	made, err := a.broker.RotateSecret(ctx, CallerOf(ctx), asked)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -74,7 +74,7 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.ActivateSecret(ctx, callerOf(ctx), req.GetVersion(), change)
+	made, err := a.broker.ActivateSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -88,7 +88,7 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RollbackSecret(ctx, callerOf(ctx), change)
+	made, err := a.broker.RollbackSecret(ctx, CallerOf(ctx), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -105,7 +105,7 @@ func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecre
 	if wrong = firstOf(wrong, checkVersion("version", req.GetVersion())); wrong != nil {
 		return nil, statusOf(wrong)
 	}
-	made, err := a.broker.RetireSecret(ctx, callerOf(ctx), req.GetVersion(), change)
+	made, err := a.broker.RetireSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -118,7 +118,7 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	backup, err := a.broker.ExportSecret(ctx, callerOf(ctx), req.GetClientName())
+	backup, err := a.broker.ExportSecret(ctx, CallerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -134,7 +134,7 @@ func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecre
 	if wrong != nil {
 		return nil, statusOf(wrong)
 	}
-	made, err := a.broker.ImportSecret(ctx, callerOf(ctx), req.GetSealed(), req.GetReplace(), change)
+	made, err := a.broker.ImportSecret(ctx, CallerOf(ctx), req.GetSealed(), req.GetReplace(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}

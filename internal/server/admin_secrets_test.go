@@ -72,7 +72,7 @@ func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	f.open(t, server.Config{Broker: b, Bound: caller, Logger: log})
+	f.open(t, server.Config{Broker: b, Bound: server.Bound{TCP: caller}, Logger: log})
 	return &rotator{f, tokenbrokerv1.NewAdminServiceClient(f.conn)}
 }
 

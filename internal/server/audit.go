@@ -5,22 +5,20 @@ import (
 	"errors"
 	"net"
 
-	"google.golang.org/grpc"
-
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-// turnedAway audits a call that was refused before its request was examined: its caller
+// auditCall audits a call that was refused before its request was examined: its caller
 // was not identified or exceeded a limit. caller is nil if it was not identified.
-func turnedAway(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
-	told, ok := errors.AsType[*apierror.Error](err)
+func auditCall(ctx context.Context, log *audit.Log, action string, caller *policy.Caller, err error) {
+	refusal, ok := errors.AsType[*apierror.Error](err)
 	if log == nil || !ok {
 		return
 	}
-	e := audit.Event{Event: audit.Call, Reason: told.Reason, Detail: told.Message, Peer: log.From(ctx), Action: action}
-	switch told.Code {
+	e := audit.Event{Event: audit.Call, Reason: refusal.Reason, Detail: refusal.Message, Peer: log.From(ctx), Action: action}
+	switch refusal.Code {
 	case apierror.Unauthenticated:
 		e.Outcome = audit.Unidentified
 	case apierror.ResourceExhausted:
@@ -34,18 +32,12 @@ func turnedAway(ctx context.Context, log *audit.Log, action string, caller *poli
 	log.Record(&e)
 }
 
-// turnedAwayConnection audits a refused connection. presented describes the names in
+// auditConnection audits a refused connection. presented describes the names in
 // the client's unverified certificate; it is empty if the client sent no certificate.
-func turnedAwayConnection(log *audit.Log, from net.Addr, reason, presented string) {
+func auditConnection(log *audit.Log, from net.Addr, reason, presented string) {
 	e := audit.Event{Event: audit.Connection, Outcome: audit.Unidentified, Reason: reason, Detail: presented, Peer: from.String()}
 	if reason == tooManyConnections || reason == tooManyFrames {
 		e.Outcome = audit.Limited
 	}
 	log.Record(&e)
-}
-
-// methodOf returns the full method name of a call.
-func methodOf(ctx context.Context) string {
-	method, _ := grpc.Method(ctx)
-	return method
 }

@@ -1,18 +1,19 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -20,193 +21,282 @@ import (
 )
 
 const (
+	// DefaultAudience is the default of AdmissionConfig.Audience.
+	DefaultAudience = "tokenbroker"
 	// hangUpDelay lets the last response reach the client before its connection is
 	// closed.
 	hangUpDelay = time.Second
-	// maxRefusals is how many invalid JWTs are verified per second and connection:
+	// maxInvalidJWTs is how many invalid JWTs are verified per second and connection:
 	// verifying costs more than sending.
-	maxRefusals = 100
+	maxInvalidJWTs = 100
 )
 
-// callers identifies the caller of a call: by the identity proved for the connection if
-// it matches a configured caller, else by the JWT in the call, else by the caller bound
-// to the listener.
-type callers struct {
-	broker *broker.Broker
-	// authorities returns the authorities that are trusted now to issue client
-	// certificates, or nil if there are no such authorities.
-	authorities func() *certs.Authorities
-	// audience is the required audience of the JWTs of callers.
-	audience  string
-	strangers *strangers
-	headers   headerLimit
-	audit     *audit.Log
+// Broker is the part of the broker that identifies callers.
+type Broker interface {
+	// Policy returns the current policy.
+	Policy() *policy.Policy
+	// Identify verifies the JWT of a caller, which must be for audience.
+	Identify(ctx context.Context, token redact.String, audience string) (verify.Result, error)
 }
 
-// forAll reports whether a method needs no caller. The health service itself decides
-// which peers may see which status.
-func forAll(method string) bool {
-	return method == healthpb.Health_Check_FullMethodName || method == healthpb.Health_Watch_FullMethodName
+// AdmissionConfig configures an Admission.
+type AdmissionConfig struct {
+	// Broker is required.
+	Broker Broker
+	// TLS holds the server certificate and the client authorities of listeners on TCP.
+	// Nil: they are in plaintext.
+	TLS *certs.Source
+	// Audience is the required audience of the JWTs of callers. Empty: DefaultAudience.
+	Audience string
+	// Limits apply to all callers together; the limits of each caller are in the
+	// policy.
+	Limits Limits
+	// Audit records refused calls and connections. Nil: they are not recorded.
+	Audit *audit.Log
+	// Logger logs refused connections. Required.
+	Logger *slog.Logger
+	// Registerer registers the metrics. Nil: they are counted but not exported.
+	Registerer prometheus.Registerer
 }
 
-// forGateways reports whether a method belongs to a service that gateways call on
-// behalf of others. There a JWT belongs to the client of the gateway and never
-// identifies the gateway.
-func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.service.auth.") }
-
-// of identifies the caller of a call and returns the latest time at which the
-// identification expires, or zero if it holds until something changes. It audits
-// unidentified calls.
-func (c *callers) of(ctx context.Context, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	return c.ofMethod(ctx, methodOf(ctx), now)
+// Admission identifies the callers of all APIs and enforces their limits. It is safe
+// for concurrent use.
+type Admission struct {
+	broker       Broker
+	tls          *certs.Source // nil: no TLS
+	audience     string        // of the JWTs of callers
+	audit        *audit.Log
+	limits       Limits
+	callers      *limiter
+	unidentified *unidentifiedLimit
+	headers      headerLimit
+	connections  connectionLimit
+	handshakes   *handshakes
 }
 
-func (c *callers) ofMethod(ctx context.Context, method string, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	return c.known(ctx, connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), method, now)
+// NewAdmission makes an Admission.
+func NewAdmission(cfg AdmissionConfig) *Admission {
+	limits := cfg.Limits.WithDefaults()
+	callers := newLimiter(cfg.Broker, &limits, cfg.Registerer)
+	return &Admission{
+		broker: cfg.Broker, tls: cfg.TLS, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit, limits: limits,
+		callers:      callers,
+		unidentified: &unidentifiedLimit{most: limits.Strangers, refused: callers.refused.WithLabelValues(nobody, limitStrangers).Inc},
+		headers: headerLimit{
+			most: int(limits.HeaderSize), token: int(limits.TokenSize), refused: callers.refused.WithLabelValues(nobody, limitHeaders).Inc,
+		},
+		connections: connectionLimit{most: int64(limits.Connections)},
+		handshakes:  newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer),
+	}
 }
 
-// known calls recognise and audits a failure under action.
-func (c *callers) known(ctx context.Context, conn *connection, authorization []string, action string, now time.Time) (*policy.Caller, time.Time, error) {
-	caller, until, err := c.recognise(ctx, conn, authorization, now)
+// authorities returns the authorities that are trusted now to issue client
+// certificates, or nil without TLS.
+func (a *Admission) authorities() *certs.Authorities {
+	if a.tls == nil {
+		return nil
+	}
+	return a.tls.Authorities()
+}
+
+// Begin checks a gRPC call when it begins. An error refuses the call.
+func (a *Admission) Begin(ctx context.Context, header metadata.MD) error {
+	if !a.headers.admits(header) {
+		return a.headers.tooLarge()
+	}
+	if !connectionOf(ctx).beginCall(ctx) {
+		return a.unidentified.tooMany()
+	}
+	return nil
+}
+
+// Identify identifies the caller of a gRPC call. A gateway is identified by its
+// connection alone: the JWT in its call belongs to its client.
+func (a *Admission) Identify(ctx context.Context, method string, gateway bool, now time.Time) (Identified, error) {
+	return a.identify(ctx, method, proofOf(ctx, gateway), now)
+}
+
+// Enter identifies the caller of a unary gRPC call, as Identify does, and admits the
+// call if the limits of the caller allow it. On success Leave must be called when the
+// call is over.
+func (a *Admission) Enter(ctx context.Context, method string, gateway bool, now time.Time) (Call, error) {
+	return a.enter(ctx, method, proofOf(ctx, gateway), now)
+}
+
+func (a *Admission) enter(ctx context.Context, action string, p proof, now time.Time) (Call, error) {
+	identified, err := a.identify(ctx, action, p, now)
 	if err != nil {
-		turnedAway(ctx, c.audit, action, nil, err)
+		return Call{}, err
 	}
-	return caller, until, err
+	call, err := a.callers.enter(identified.Caller, now)
+	if err != nil {
+		auditCall(ctx, a.audit, action, identified.Caller, err)
+	}
+	return call, err
 }
 
-// calling identifies the caller of a method: a gateway by its connection, any other
-// caller as of does.
-func (c *callers) calling(ctx context.Context, method string, now time.Time) (*policy.Caller, error) {
-	if forGateways(method) {
-		return c.gateway(ctx, connectionOf(ctx), method, now)
+// Watch admits a watch of an identified caller. On success leave must be called when
+// the watch is over.
+func (a *Admission) Watch(ctx context.Context, method string, caller *policy.Caller, now time.Time) (leave func(), err error) {
+	leave, err = a.callers.watch(ctx, caller, now)
+	if err != nil {
+		auditCall(ctx, a.audit, method, caller, err)
 	}
-	caller, _, err := c.ofMethod(ctx, method, now)
-	return caller, err
+	return leave, err
 }
 
-// gateway identifies the gateway that makes a call, by its connection alone.
-func (c *callers) gateway(ctx context.Context, conn *connection, action string, now time.Time) (*policy.Caller, error) {
-	caller, _, err := c.recognise(ctx, conn, nil, now)
-	if err == nil {
-		return caller, nil
+// proof is what a call presents to identify its caller.
+type proof struct {
+	conn          *connection
+	authorization []string // the values of this header
+	// gateway: authorization belongs to the client of the gateway that calls.
+	gateway bool
+}
+
+func proofOf(ctx context.Context, gateway bool) proof {
+	return proof{connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), gateway}
+}
+
+// Identified is an identified caller.
+type Identified struct {
+	Caller *policy.Caller
+	// Until is when the proof of the identity expires. Zero: it does not expire.
+	Until time.Time
+}
+
+// identify identifies the caller of a call: by the certificate or the Unix user of the
+// connection if it matches a configured caller, else by the JWT in the call, else by
+// the listener. It audits a failure under action.
+func (a *Admission) identify(ctx context.Context, action string, p proof, now time.Time) (identified Identified, err error) {
+	defer func() {
+		if err != nil {
+			auditCall(ctx, a.audit, action, nil, err)
+		}
+	}()
+	callers := a.broker.Policy()
+	matched := a.match(p.conn, callers, now)
+	if matched.caller != nil {
+		return Identified{matched.caller, matched.until}, nil
 	}
-	if c.proved(conn, now).why == provedNothing {
-		err = unidentified("a gateway is known by its client certificate, which must be of an authority that the broker trusts, " +
+
+	if !p.gateway {
+		token, err := bearer(p.authorization)
+		if err != nil {
+			return Identified{}, err
+		}
+		if !token.IsZero() {
+			return a.identifyByJWT(ctx, p.conn, matched, token, now)
+		}
+	}
+
+	if p.conn.bound != "" && callers.Named(p.conn.bound) != nil {
+		return Identified{Caller: callers.Named(p.conn.bound)}, nil
+	}
+
+	if matched.lapsed() {
+		p.conn.hangUp()
+	}
+	if p.gateway && matched.mismatch == provedNothing {
+		return Identified{}, unidentified("a gateway is known by its client certificate, which must be of an authority that the broker trusts, " +
 			"or because it connects to a loopback address or a Unix socket that is bound to a caller; the authorization of a request is not the gateway's")
 	}
-	turnedAway(ctx, c.audit, action, nil, err)
-	return nil, err
+	return Identified{}, unidentified(p.conn.missing(matched))
 }
 
-// recognise identifies the caller of a call over conn with these authorization values.
-func (c *callers) recognise(ctx context.Context, conn *connection, authorization []string, now time.Time) (caller *policy.Caller, until time.Time, err error) {
-	found := c.proved(conn, now)
-	if found.caller != nil {
-		return found.caller, found.until, nil
-	}
-	token, presented, err := bearer(authorization)
-	switch {
-	case err != nil:
-		return nil, time.Time{}, err
-	case presented:
-		return c.byToken(ctx, conn, found, token, now)
-	case conn.bound != "" && c.broker.Policy().Named(conn.bound) != nil:
-		return c.broker.Policy().Named(conn.bound), time.Time{}, nil
-	}
-	if found.lapsed() {
-		conn.hangUp()
-	}
-	return nil, time.Time{}, unidentified(conn.missing(found))
-}
-
-// byToken identifies a caller by the JWT that it presents, within the limit on invalid
-// JWTs.
-func (c *callers) byToken(ctx context.Context, conn *connection, found *recognition, token redact.String, now time.Time) (*policy.Caller, time.Time, error) {
-	if conn.refusals.reached(now, maxRefusals) {
-		return nil, time.Time{}, &apierror.Error{
+// identifyByJWT identifies a caller by the JWT that it presents, within the limit on
+// invalid JWTs.
+func (a *Admission) identifyByJWT(ctx context.Context, conn *connection, matched *match, token redact.String, now time.Time) (Identified, error) {
+	if conn.invalidJWTs.reached(now, maxInvalidJWTs) {
+		return Identified{}, &apierror.Error{
 			Code: apierror.ResourceExhausted, Reason: apierror.ReasonTooManyAttempts, RetryAfter: time.Second,
 			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
 		}
 	}
-	caller, until, err := c.byGoodToken(ctx, conn, found, token)
-	if told, ok := errors.AsType[*apierror.Error](err); ok && told.Code == apierror.Unauthenticated {
-		conn.refusals.admits(now, maxRefusals)
+	identified, err := a.verifyJWT(ctx, conn, matched, token)
+	if refusal, ok := errors.AsType[*apierror.Error](err); ok && refusal.Code == apierror.Unauthenticated {
+		conn.invalidJWTs.admits(now, maxInvalidJWTs)
 	}
 	if err == nil {
-		conn.stranger.isKnown()
+		conn.markIdentified()
 	}
-	return caller, until, err
+	return identified, err
 }
 
-// byGoodToken identifies a caller by a JWT. A JWT that is bound to a certificate must
-// come over a connection with that certificate (RFC 8705 section 3). A JWT with any
-// other binding is refused, since the broker does not check it.
-func (c *callers) byGoodToken(ctx context.Context, conn *connection, found *recognition, token redact.String) (*policy.Caller, time.Time, error) {
+// verifyJWT returns the caller whose JWT it verifies. A JWT that is bound to a
+// certificate must come over a connection with that certificate (RFC 8705 section 3). A
+// JWT with any other binding is refused, since the broker does not check it.
+func (a *Admission) verifyJWT(ctx context.Context, conn *connection, matched *match, token redact.String) (Identified, error) {
 	if strings.Count(token.Reveal(), ".") != 2 {
-		return nil, time.Time{}, unidentified("what the metadata authorization carries is not a JWT")
+		return Identified{}, unidentified("what the metadata authorization carries is not a JWT")
 	}
-	known := c.broker.Policy()
-	result, err := c.broker.Identify(ctx, token, c.audience)
+	result, err := a.broker.Identify(ctx, token, a.audience)
 	if err != nil {
-		return nil, time.Time{}, err
+		return Identified{}, err
 	}
 	if result.Rejection != nil {
-		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, c.audience))
+		return Identified{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, a.audience))
 	}
-	switch held := result.Facts.Confirmation.MatchesCertificate(conn.holder(found)); {
-	case !held && found.lapsed():
+	facts := result.Facts
+	switch bound := facts.Confirmation.MatchesCertificate(conn.holder(matched)); {
+	case !bound && matched.lapsed():
 		conn.hangUp()
-		return nil, time.Time{}, unidentified(conn.missing(found))
-	case !held:
-		return nil, time.Time{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
+		return Identified{}, unidentified(conn.missing(matched))
+	case !bound:
+		return Identified{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
 			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
 	}
-	identity := policy.Identity{Issuer: result.Facts.Issuer, Claims: result.Facts.Claims}
-	if result.Facts.SubjectType == verify.SubjectSub {
-		identity.Subject = result.Facts.Subject
+	identity := policy.Identity{Issuer: facts.Issuer, Claims: facts.Claims}
+	if facts.SubjectType == verify.SubjectSub {
+		identity.Subject = facts.Subject
 	}
-	caller := known.Caller(identity)
-	switch {
-	case caller != nil:
-	case known.Ambiguous(identity):
-		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT of subject %q of issuer %q fits several callers, and so identifies none of them: have subject and claims in the broker's configuration tell them apart",
-			identity.Subject, identity.Issuer))
-	case identity.Subject == "":
-		return nil, time.Time{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization, of issuer %q, has no sub, no other claim stands for the subject of a caller, and its claims are those of no caller", identity.Issuer))
-	default:
-		return nil, time.Time{}, unidentified(fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
-			result.Facts.Subject, result.Facts.Issuer))
+	caller := matched.policy.Caller(identity)
+	if caller == nil {
+		return Identified{}, unidentified(notCaller(matched.policy, identity))
 	}
-	until := result.Facts.ExpiresAt
-	if result.Facts.Confirmation != nil && found.until.Before(until) {
-		until = found.until
+	until := facts.ExpiresAt
+	if facts.Confirmation != nil && matched.until.Before(until) {
+		until = matched.until
 	}
-	return caller, until, nil
+	return Identified{caller, until}, nil
 }
 
-// bearer returns the token in the authorization values, if present (RFC 6750 section
-// 2.1). A malformed value is an error, so that a mistake never makes a call fall back
-// to another identity.
-func bearer(values []string) (token redact.String, presented bool, err error) {
-	if len(values) == 0 {
-		return redact.String{}, false, nil
+// notCaller explains why the identity in a JWT identifies no caller.
+func notCaller(callers *policy.Policy, identity policy.Identity) string {
+	switch {
+	case callers.Ambiguous(identity):
+		return fmt.Sprintf("the JWT of subject %q of issuer %q fits several callers, and so identifies none of them: have subject and claims in the broker's configuration tell them apart",
+			identity.Subject, identity.Issuer)
+	case identity.Subject == "":
+		return fmt.Sprintf("the JWT in the metadata authorization, of issuer %q, has no sub, no other claim stands for the subject of a caller, and its claims are those of no caller", identity.Issuer)
+	default:
+		return fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
+			identity.Subject, identity.Issuer)
 	}
-	if len(values) > 1 {
-		return redact.String{}, false, unidentified("the metadata authorization is given more than once: send one JWT")
+}
+
+// bearer returns the token in the authorization values, or an empty one without values
+// (RFC 6750 section 2.1). A malformed value is an error, so that a mistake never makes a
+// call fall back to another identity.
+func bearer(authorization []string) (redact.String, error) {
+	if len(authorization) == 0 {
+		return redact.String{}, nil
 	}
-	scheme, text, _ := strings.Cut(values[0], " ")
+	if len(authorization) > 1 {
+		return redact.String{}, unidentified("the metadata authorization is given more than once: send one JWT")
+	}
+	scheme, text, _ := strings.Cut(authorization[0], " ")
 	text = strings.TrimLeft(text, " ") // 1*SP
 	if !strings.EqualFold(scheme, "bearer") || text == "" {
-		return redact.String{}, false, unidentified("the metadata authorization is not \"Bearer \" and a JWT")
+		return redact.String{}, unidentified("the metadata authorization is not \"Bearer \" and a JWT")
 	}
-	return redact.New(text), true, nil
+	return redact.New(text), nil
 }
 
 // missing explains why the connection identifies no caller without a JWT.
-func (c *connection) missing(found *recognition) string {
-	switch found.why {
+func (c *connection) missing(matched *match) string {
+	switch matched.mismatch {
 	case ended:
-		return fmt.Sprintf("the client certificate of this connection ended at %s: connect anew with a current one", found.until.UTC().Format(time.RFC3339))
+		return fmt.Sprintf("the client certificate of this connection ended at %s: connect anew with a current one", matched.until.UTC().Format(time.RFC3339))
 	case notTrusted:
 		return "the client certificate of this connection is of no authority that the broker trusts any more: connect anew with one that is"
 	case ofAuthority:
@@ -224,18 +314,3 @@ func (c *connection) missing(found *recognition) string {
 func unidentified(why string) *apierror.Error {
 	return &apierror.Error{Code: apierror.Unauthenticated, Reason: apierror.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
 }
-
-// CallerOf returns the caller of the call that a handler serves, or nil if there is no
-// caller.
-func CallerOf(ctx context.Context) *policy.Caller { return callerOf(ctx) }
-
-// OpaqueIssuerOf returns the issuer that the listener of a call configures for opaque
-// tokens; it may be empty.
-func OpaqueIssuerOf(ctx context.Context) string { return connectionOf(ctx).opaque }
-
-func callerOf(ctx context.Context) *policy.Caller {
-	caller, _ := ctx.Value(callerKey{}).(*policy.Caller)
-	return caller
-}
-
-type callerKey struct{}

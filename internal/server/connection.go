@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
+	"net"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -39,12 +40,16 @@ type connection struct {
 	close   func() error
 	closing atomic.Bool
 
-	stranger *stranger
-	// known is the latest recognition. It is valid while the policy and the authorities
-	// stay the same.
-	known    atomic.Pointer[recognition]
-	watches  atomic.Int64
-	refusals perSecond // of JWTs
+	// matched is the latest match. It is valid while the policy and the authorities stay
+	// the same.
+	matched     atomic.Pointer[match]
+	watches     atomic.Int64
+	invalidJWTs perSecond
+
+	// identified is set once a call over the connection identified its caller. Before,
+	// unidentified bounds the calls; nil: they are not bounded.
+	identified   atomic.Bool
+	unidentified *unidentifiedLimit
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -54,11 +59,45 @@ func (*connection) AuthType() string { return "tokenbroker" }
 // there is no such connection.
 func connectionOf(ctx context.Context) *connection {
 	if from, ok := peer.FromContext(ctx); ok {
-		if made, ok := from.AuthInfo.(*connection); ok {
-			return made
+		if conn, ok := from.AuthInfo.(*connection); ok {
+			return conn
 		}
 	}
-	return &connection{stranger: &stranger{}}
+	return &connection{}
+}
+
+// OpaqueIssuer returns the issuer that the listener of a gRPC call configures for opaque
+// tokens; it may be empty.
+func OpaqueIssuer(ctx context.Context) string { return connectionOf(ctx).opaque }
+
+// newConnection returns the identity of a connection that a listener with these
+// settings accepted, before its TLS handshake.
+func (a *Admission) newConnection(raw net.Conn, bound *Bound) (*connection, error) {
+	c := &connection{bound: bound.TCP, opaque: bound.OpaqueTCP, unidentified: a.unidentified}
+	if unix, ok := raw.(*net.UnixConn); ok {
+		user, err := userOf(unix)
+		if err != nil {
+			return nil, err
+		}
+		c.identity.UID, c.bound, c.opaque = &user, bound.Unix, bound.OpaqueUnix
+	}
+	return c, nil
+}
+
+// markIdentified records that a caller was identified: the calls of the connection no longer
+// count as unidentified.
+func (c *connection) markIdentified() {
+	if !c.identified.Load() {
+		c.identified.Store(true)
+	}
+}
+
+// connected exempts the connection from the limit on unidentified calls if it alone
+// identifies a caller. Its handshake must be complete.
+func (a *Admission) connected(c *connection) {
+	if c.bound != "" || a.match(c, a.broker.Policy(), time.Now()).caller != nil {
+		c.markIdentified()
+	}
 }
 
 // present records a verified certificate.
@@ -75,7 +114,7 @@ func identityIn(leaf *x509.Certificate) policy.Identity {
 
 // urisIn returns the URIs of a certificate exactly as encoded. A parsed URI loses an
 // empty fragment and the case of its scheme, which a byte-by-byte comparison needs.
-func urisIn(leaf *x509.Certificate) (found []string) {
+func urisIn(leaf *x509.Certificate) (uris []string) {
 	const tagURI = 6 // RFC 5280 section 4.2.1.6
 	subjectAltName := asn1.ObjectIdentifier{2, 5, 29, 17}
 	for _, extension := range leaf.Extensions {
@@ -88,11 +127,11 @@ func urisIn(leaf *x509.Certificate) (found []string) {
 		}
 		for _, name := range names {
 			if name.Class == asn1.ClassContextSpecific && name.Tag == tagURI {
-				found = append(found, string(name.Bytes))
+				uris = append(uris, string(name.Bytes))
 			}
 		}
 	}
-	return found
+	return uris
 }
 
 // isAuthority reports whether a certificate may sign others. Such a certificate is not
@@ -128,75 +167,74 @@ func namesIn(id policy.Identity) string {
 	return "the client certificate (" + strings.Join(names, ", ") + ")"
 }
 
-// recognition is the result of checking a connection against a policy and authorities.
-// It is immutable.
-type recognition struct {
-	policy  *policy.Policy
-	trusted *certs.Authorities
+// match is the result of looking for the caller of a connection in a policy. It is
+// immutable.
+type match struct {
+	policy      *policy.Policy
+	authorities *certs.Authorities
 	// caller is nil if no configured caller matches.
 	caller *policy.Caller
 	// until is when the certificate expires; it is zero without a certificate.
 	until time.Time
-	// why is the reason for a nil caller.
-	why flaw
+	// mismatch is the reason for a nil caller.
+	mismatch mismatch
 }
 
-// flaw is the reason why a connection alone identifies no caller.
-type flaw int
+// mismatch is the reason why a connection alone identifies no caller.
+type mismatch int
 
 const (
-	provedNothing flaw = iota
-	notConfigured      // no configured caller has the proved identity
-	notTrusted         // the issuer of its certificate is no longer trusted
-	ofAuthority        // its certificate belongs to an authority
-	ended              // its certificate has expired
+	provedNothing mismatch = iota
+	notConfigured          // no configured caller has the proved identity
+	notTrusted             // the issuer of its certificate is no longer trusted
+	ofAuthority            // its certificate belongs to an authority
+	ended                  // its certificate has expired
 )
 
 // lapsed reports whether the certificate was valid when the client connected but no
 // longer is: the client must connect again.
-func (r *recognition) lapsed() bool { return r.why == ended || r.why == notTrusted }
+func (m *match) lapsed() bool { return m.mismatch == ended || m.mismatch == notTrusted }
 
-// proved identifies the caller by the identity from the handshake. It costs almost
-// nothing while neither policy nor authorities change.
-func (c *callers) proved(conn *connection, now time.Time) *recognition {
-	known, trusted := c.broker.Policy(), c.authorities()
-	found := conn.known.Load()
-	if found == nil || found.policy != known || found.trusted != trusted {
-		found = conn.judge(known, trusted, now)
-		conn.known.Store(found)
+// match looks for the caller by the identity from the handshake. It costs almost
+// nothing while neither the callers nor the authorities change.
+func (a *Admission) match(c *connection, callers *policy.Policy, now time.Time) *match {
+	authorities, matched := a.authorities(), c.matched.Load()
+	if matched == nil || matched.policy != callers || matched.authorities != authorities {
+		matched = c.match(callers, authorities, now)
+		c.matched.Store(matched)
 	}
-	if !found.until.IsZero() && !now.Before(found.until) {
-		return &recognition{until: found.until, why: ended}
+	if !matched.until.IsZero() && !now.Before(matched.until) {
+		return &match{policy: callers, until: matched.until, mismatch: ended}
 	}
-	return found
+	return matched
 }
 
-func (c *connection) judge(known *policy.Policy, trusted *certs.Authorities, now time.Time) *recognition {
-	made := &recognition{policy: known, trusted: trusted, until: c.until}
-	if len(c.presented) > 0 && trusted != c.trusted {
+func (c *connection) match(callers *policy.Policy, authorities *certs.Authorities, now time.Time) *match {
+	m := &match{policy: callers, authorities: authorities, until: c.until}
+	if len(c.presented) > 0 && authorities != c.trusted {
 		var err error
-		if made.until, err = trusted.Verify(c.presented, now); err != nil {
-			made.until, made.why = time.Time{}, notTrusted
-			return made
+		if m.until, err = authorities.Verify(c.presented, now); err != nil {
+			m.until, m.mismatch = time.Time{}, notTrusted
+			return m
 		}
 	}
 	if len(c.presented) == 0 && c.identity.UID == nil {
-		return made
+		return m
 	}
 	if len(c.presented) > 0 && isAuthority(c.presented[0]) {
-		made.why = ofAuthority
-		return made
+		m.mismatch = ofAuthority
+		return m
 	}
-	if made.caller = known.Caller(c.identity); made.caller == nil {
-		made.why = notConfigured
+	if m.caller = callers.Caller(c.identity); m.caller == nil {
+		m.mismatch = notConfigured
 	}
-	return made
+	return m
 }
 
 // holder returns the client certificate, for tokens that are bound to it. It returns
-// nil without a certificate, or if found says that it is not valid now.
-func (c *connection) holder(found *recognition) *x509.Certificate {
-	if len(c.presented) == 0 || found.why != notConfigured {
+// nil without a certificate, or if it is not valid now.
+func (c *connection) holder(matched *match) *x509.Certificate {
+	if len(c.presented) == 0 || matched.mismatch != notConfigured {
 		return nil
 	}
 	return c.presented[0]

@@ -19,7 +19,7 @@ func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 		callers[i].Limits = &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
 	}
 	w := newWorldOf(t, allowing(callers...))
-	cfg := server.Config{Broker: w.broker, TLS: w.source}
+	cfg := server.AdmissionConfig{Broker: w.broker, TLS: w.source}
 	leaf := must(w.ca.Issue(template(checkout))).Certificate()
 	return server.Recogniser(cfg, []*x509.Certificate{leaf}, metadata.MD{}), server.Recogniser(cfg, nil, bearer(w.jwt(nil)))
 }

@@ -63,3 +63,12 @@ func (c *deadlineContext) Deadline() (time.Time, bool) {
 func (c *deadlineContext) Done() <-chan struct{} { return c.withTimer().Done() }
 
 func (c *deadlineContext) Err() error { return c.withTimer().Err() }
+
+// CallerOf returns the caller of the call that a handler serves, or nil if there is no
+// caller.
+func CallerOf(ctx context.Context) *policy.Caller {
+	caller, _ := ctx.Value(callerKey{}).(*policy.Caller)
+	return caller
+}
+
+type callerKey struct{}

@@ -14,7 +14,7 @@ import (
 
 // bounded runs wait in a call that may take a minute.
 func bounded(ctx context.Context, wait func(ctx context.Context) error) error {
-	o := newObserver(Config{Logger: slog.New(slog.DiscardHandler), Deadline: time.Minute}, &callers{}, &limits{})
+	o := newObserver(Config{Logger: slog.New(slog.DiscardHandler), Deadline: time.Minute}, nil)
 	_, err := o.unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: healthpb.Health_Check_FullMethodName}, func(ctx context.Context, _ any) (any, error) { return nil, wait(ctx) })
 	return err
 }

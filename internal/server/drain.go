@@ -47,7 +47,7 @@ func (s *Server) newGeneration(watched *health.Server) *generation {
 
 // arrivals removes a connection from arriving when its handshake begins.
 type arrivals struct {
-	*transport
+	credentials.TransportCredentials
 
 	arriving *sync.WaitGroup
 }
@@ -55,7 +55,7 @@ type arrivals struct {
 // ServerHandshake implements credentials.TransportCredentials.
 func (a *arrivals) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	a.arriving.Done()
-	return a.transport.ServerHandshake(raw)
+	return a.TransportCredentials.ServerHandshake(raw)
 }
 
 // Clone implements credentials.TransportCredentials. Servers do not call it.

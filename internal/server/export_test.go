@@ -23,26 +23,19 @@ func From(ctx context.Context, caller *policy.Caller) context.Context {
 
 // Recogniser recognises the caller of each call of one connection and lets it in
 // and out again, as the server does.
-func Recogniser(cfg Config, presented []*x509.Certificate, header metadata.MD) func() error {
-	cfg.Limits = cfg.Limits.withDefaults()
-	held := newLimits(cfg.Broker, cfg.Limits.InFlight, nil)
-	who := newCallers(cfg, held)
-	conn := &connection{stranger: who.strangers.newcomer()}
+func Recogniser(cfg AdmissionConfig, presented []*x509.Certificate, header metadata.MD) func() error {
+	a := NewAdmission(cfg)
+	conn := &connection{unidentified: a.unidentified}
 	if len(presented) > 0 {
-		conn.present(presented, presented[0].NotAfter, who.authorities())
+		conn.present(presented, presented[0].NotAfter, a.authorities())
 	}
 	ctx := peer.NewContext(metadata.NewIncomingContext(context.Background(), header), &peer.Peer{AuthInfo: conn})
 	return func() error {
-		now := time.Now()
-		caller, _, err := who.of(ctx, now)
+		call, err := a.Enter(ctx, "", false, time.Now())
 		if err != nil {
 			return err
 		}
-		under, refused := held.enter(caller, now)
-		if refused != nil {
-			return refused
-		}
-		under.leave()
+		call.Leave()
 		return nil
 	}
 }

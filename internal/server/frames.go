@@ -23,16 +23,16 @@ type allowance struct {
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var callerAllowance = allowance{burst: 20_000, perSecond: 10_000}
 
-// strangerAllowance lets a client open and cancel all calls that a connection may have
+// unidentifiedAllowance lets a client open and cancel all calls that a connection may have
 // before its caller is identified.
-func strangerAllowance(streams uint32) allowance {
+func unidentifiedAllowance(streams uint32) allowance {
 	return allowance{burst: 2*int(streams) + 200, perSecond: 100}
 }
 
-// strangerPause is how long the broker leaves further data unread after an unidentified
+// unidentifiedPause is how long the broker leaves further data unread after an unidentified
 // client used up its allowance: otherwise a client that reconnects at once would lose
 // nothing.
-const strangerPause = time.Second
+const unidentifiedPause = time.Second
 
 var errTooManyFrames = errors.New("the client sends too many HTTP/2 frames that are part of no call")
 
@@ -119,7 +119,7 @@ func counts(kind, flags byte, length int, caller bool) bool {
 type http2Conn struct {
 	countedConn
 
-	stranger *stranger
+	client   *connection
 	allowed  allowance // until a caller is identified
 	scanner  frameScanner
 	usage    frameUsage
@@ -129,7 +129,7 @@ type http2Conn struct {
 // Read implements net.Conn.
 func (c *http2Conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	caller := c.stranger.known.Load()
+	caller := c.client.identified.Load()
 	frames := c.scanner.scan(p[:n], caller)
 	if frames == 0 {
 		return n, err
@@ -143,7 +143,7 @@ func (c *http2Conn) Read(p []byte) (int, error) {
 	}
 	c.exceeded()
 	if !caller {
-		<-time.After(strangerPause)
+		<-time.After(unidentifiedPause)
 	}
 	return 0, errTooManyFrames
 }

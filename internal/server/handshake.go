@@ -30,6 +30,9 @@ const (
 	tooManyFrames      = "too_many_frames" // outside of calls, mainly resets
 )
 
+// linesPerSecond is how many refused connections are logged per second and reason.
+const linesPerSecond = 10
+
 // handshakes counts the connections that failed. A client with a refused certificate
 // makes no call that could be logged, so its failure shows here.
 type handshakes struct {
@@ -39,10 +42,10 @@ type handshakes struct {
 	lines  map[string]*perSecond // by the reasons that are logged
 }
 
-func newHandshakes(log *slog.Logger, book *audit.Log, registerer prometheus.Registerer) *handshakes {
+func newHandshakes(log *slog.Logger, auditLog *audit.Log, registerer prometheus.Registerer) *handshakes {
 	h := &handshakes{
 		log:   log,
-		audit: book,
+		audit: auditLog,
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_handshake_failures_total",
 			Help: "Connections that were refused, closed, or given up before the first call, by reason.",
@@ -79,7 +82,7 @@ func (h *handshakes) note(conn net.Conn, reason string, err error, presented str
 	if lines == nil {
 		return
 	}
-	turnedAwayConnection(h.audit, conn.RemoteAddr(), reason, presented)
+	auditConnection(h.audit, conn.RemoteAddr(), reason, presented)
 	if !lines.admits(time.Now(), linesPerSecond) {
 		return
 	}

@@ -24,8 +24,8 @@ const (
 	headerOverhead = 32
 )
 
-// readHeaders returns how many header bytes gRPC reads per call.
-func (l *Limits) readHeaders() uint32 {
+// ReadHeaders returns how many header bytes gRPC must read per call.
+func (l *Limits) ReadHeaders() uint32 {
 	return max(minReadHeaders, l.HeaderSize+l.TokenSize) + readHeadersBeyond
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -18,7 +19,7 @@ import (
 type healthService struct {
 	healthpb.UnimplementedHealthServer
 
-	callers *callers
+	callers *Admission
 	// now serves Check and List, watched serves Watch: see Shutdown.
 	now, watched *health.Server
 	draining     context.Context //nolint:containedctx // it ends when the server drains
@@ -64,7 +65,8 @@ func (h *healthService) permit(ctx context.Context, service string) error {
 	if public(service) {
 		return nil
 	}
-	if _, err := h.callers.calling(ctx, methodOf(ctx), time.Now()); err != nil {
+	method, _ := grpc.Method(ctx)
+	if _, err := h.callers.Identify(ctx, method, false, time.Now()); err != nil {
 		return statusOf(err)
 	}
 	return nil

@@ -364,7 +364,7 @@ func TestARevokedJWTIsNobodysAtOnce(t *testing.T) {
 }
 
 func TestWhoIsBoundIsSoOnlyIfNothingElseIsPresented(t *testing.T) {
-	w := newWorldOf(t, allowing(append(callersOfTheWorld(), policy.CallerConfig{Name: "bound"})...), func(c *server.Config) { c.Bound = "bound" })
+	w := newWorldOf(t, allowing(append(callersOfTheWorld(), policy.CallerConfig{Name: "bound"})...), func(c *server.Config) { c.Bound.TCP = "bound" })
 	for name, tt := range map[string]struct {
 		config *tls.Config
 		header metadata.MD

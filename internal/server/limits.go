@@ -2,6 +2,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -11,7 +12,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -34,26 +34,80 @@ const (
 	nobody = "" // the label of a call without a caller
 )
 
-// limits enforces the limits of callers. A call takes only the lock of its own caller,
+// Defaults of Limits.
+const (
+	DefaultConnections      = 10_000
+	DefaultStreams          = 250
+	DefaultInFlight         = 10_000
+	DefaultStrangers        = 2000
+	DefaultConnectionAge    = 30 * time.Minute
+	DefaultHandshakeTimeout = 10 * time.Second
+	DefaultMessageSize      = 64 << 10
+	DefaultHeaderSize       = 16 << 10
+	DefaultTokenSize        = 16 << 10
+)
+
+// Limits bound the load of all callers together. Zero fields take their defaults.
+type Limits struct {
+	// Connections is how many connections may be open at a time. More are refused.
+	Connections int
+	// Streams is how many open calls one connection may have. gRPC clients queue
+	// further calls by themselves.
+	Streams uint32
+	// InFlight is how many unary calls may be in progress at a time. More are refused.
+	InFlight int
+	// Strangers is how many calls may be open, over all connections together, on
+	// connections without an identified caller. More are refused. Any peer that can
+	// connect can begin calls and never send their requests. Each takes memory, and
+	// calls of callers must not fail for lack of it.
+	Strangers int
+	// ConnectionAge is the time, randomized by a tenth either way, after which a client
+	// must reconnect, so that it finds new replicas and authenticates again.
+	ConnectionAge time.Duration
+	// HandshakeTimeout is how long a client may take until it can make calls.
+	HandshakeTimeout time.Duration
+	// MessageSize and HeaderSize bound the message and the headers of a call, in bytes.
+	// The headers may have another TokenSize bytes in authorization.
+	MessageSize           int
+	HeaderSize, TokenSize uint32
+}
+
+// WithDefaults returns the limits with defaults in place of zero fields.
+func (l *Limits) WithDefaults() Limits {
+	return Limits{
+		Connections:      cmp.Or(l.Connections, DefaultConnections),
+		Streams:          cmp.Or(l.Streams, DefaultStreams),
+		InFlight:         cmp.Or(l.InFlight, DefaultInFlight),
+		Strangers:        cmp.Or(l.Strangers, DefaultStrangers),
+		ConnectionAge:    cmp.Or(l.ConnectionAge, DefaultConnectionAge),
+		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, DefaultHandshakeTimeout),
+		MessageSize:      cmp.Or(l.MessageSize, DefaultMessageSize),
+		HeaderSize:       cmp.Or(l.HeaderSize, DefaultHeaderSize),
+		TokenSize:        cmp.Or(l.TokenSize, DefaultTokenSize),
+	}
+}
+
+// limiter enforces the limits of callers. A call takes only the lock of its own caller,
 // briefly.
-type limits struct {
-	broker   *broker.Broker
-	inFlight atomic.Int64
-	most     int64 // limit of inFlight
-	places   atomic.Pointer[places]
-	refused  *prometheus.CounterVec
+type limiter struct {
+	broker      Broker
+	inFlight    atomic.Int64
+	maxInFlight int64
+	maxWatches  int64 // per connection
+	current     atomic.Pointer[policyLimits]
+	refused     *prometheus.CounterVec
 
-	mu sync.Mutex // serializes replacements of places
+	mu sync.Mutex // serializes replacements of current
 }
 
-// places are the limits and usage of the callers of one policy. It is immutable.
-type places struct {
+// policyLimits are the limits and usage of the callers of one policy. It is immutable.
+type policyLimits struct {
 	policy   *policy.Policy
-	byCaller map[*policy.Caller]*place
+	byCaller map[*policy.Caller]*callerLimits
 }
 
-// place holds the limits and usage of one caller. The usage outlives the policy.
-type place struct {
+// callerLimits are the limits and usage of one caller. The usage outlives the policy.
+type callerLimits struct {
 	limits policy.Limits
 	*usage
 }
@@ -63,111 +117,113 @@ type usage struct {
 	underWay, watches atomic.Int64
 }
 
-func newLimits(b *broker.Broker, inFlight int, registerer prometheus.Registerer) *limits {
-	l := &limits{
-		broker: b, most: int64(inFlight),
+// newLimiter makes a limiter. At most half the calls of a connection may be watches:
+// long-lived watches must leave room for other calls.
+func newLimiter(b Broker, shared *Limits, registerer prometheus.Registerer) *limiter {
+	l := &limiter{
+		broker: b, maxInFlight: int64(shared.InFlight), maxWatches: max(1, int64(shared.Streams)/2),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_limited_calls_total",
 			Help: "Calls that were refused because of a limit, by caller and limit.",
 		}, []string{"caller", "limit"}),
 	}
-	l.places.Store(&places{})
+	l.current.Store(&policyLimits{})
 	if registerer != nil {
 		registerer.MustRegister(l.refused)
 	}
 	return l
 }
 
-// placeOf returns the place of a caller. It returns nil if the caller's policy has been
+// of returns the limits of a caller. It returns nil if the caller's policy has been
 // replaced.
-func (l *limits) placeOf(caller *policy.Caller) *place {
-	known, now := l.broker.Policy(), l.places.Load()
-	if now.policy != known {
-		now = l.arrange(known)
+func (l *limiter) of(caller *policy.Caller) *callerLimits {
+	latest, current := l.broker.Policy(), l.current.Load()
+	if current.policy != latest {
+		current = l.apply(latest)
 	}
-	return now.byCaller[caller]
+	return current.byCaller[caller]
 }
 
-// arrange makes the places of a policy. A caller that was in the previous policy, by
-// name, keeps its usage.
-func (l *limits) arrange(known *policy.Policy) *places {
+// apply replaces the limits by those of a new policy. A caller that was in the previous
+// policy, by name, keeps its usage.
+func (l *limiter) apply(latest *policy.Policy) *policyLimits {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before := l.places.Load()
-	if before.policy == known {
-		return before
+	previous := l.current.Load()
+	if previous.policy == latest {
+		return previous
 	}
 	used := map[string]*usage{}
-	for caller, its := range before.byCaller {
+	for caller, its := range previous.byCaller {
 		used[caller.Name()] = its.usage
 	}
-	next := &places{policy: known, byCaller: map[*policy.Caller]*place{}}
-	for _, name := range known.Names() {
-		caller := known.Named(name)
-		next.byCaller[caller] = newPlace(caller, used[name])
+	next := &policyLimits{policy: latest, byCaller: map[*policy.Caller]*callerLimits{}}
+	for _, name := range latest.Names() {
+		caller := latest.Named(name)
+		next.byCaller[caller] = newCallerLimits(caller, used[name])
 	}
-	l.places.Store(next)
+	l.current.Store(next)
 	return next
 }
 
-func newPlace(caller *policy.Caller, used *usage) *place {
-	made := &place{usage: used}
-	if its := caller.Limits(); its != nil {
-		made.limits = *its
+func newCallerLimits(caller *policy.Caller, used *usage) *callerLimits {
+	its := &callerLimits{usage: used}
+	if limits := caller.Limits(); limits != nil {
+		its.limits = *limits
 	}
-	perSecond, burst := rate.Limit(made.limits.PerSecond), max(1, made.limits.Burst)
+	perSecond, burst := rate.Limit(its.limits.PerSecond), max(1, its.limits.Burst)
 	if used == nil {
-		made.usage = &usage{rate: rate.NewLimiter(perSecond, burst)}
+		its.usage = &usage{rate: rate.NewLimiter(perSecond, burst)}
 	}
-	if made.rate.Limit() != perSecond || made.rate.Burst() != burst {
-		made.rate.SetLimit(perSecond)
-		made.rate.SetBurst(burst)
+	if its.rate.Limit() != perSecond || its.rate.Burst() != burst {
+		its.rate.SetLimit(perSecond)
+		its.rate.SetBurst(burst)
 	}
-	return made
+	return its
 }
 
-// visit is a call in progress. The leave method of its zero value does nothing.
-type visit struct {
-	limits *limits
-	place  *place // nil: the caller is no longer configured
+// Call is a call in progress. The Leave method of its zero value does nothing.
+type Call struct {
+	Caller  *policy.Caller
+	limiter *limiter
+	limits  *callerLimits // nil: the caller is no longer configured
 }
 
-// enter admits a call of a caller, or returns the error of the exceeded limit. leave
-// must be called at its end.
-func (l *limits) enter(caller *policy.Caller, now time.Time) (visit, *apierror.Error) {
-	its := l.placeOf(caller)
+// enter admits a call of a caller, or returns the error of the exceeded limit.
+func (l *limiter) enter(caller *policy.Caller, now time.Time) (Call, error) {
+	its := l.of(caller)
 	if its != nil {
-		if refused := l.mayCall(caller, its, now); refused != nil {
-			return visit{}, refused
+		if err := l.take(caller, its, now); err != nil {
+			return Call{}, err
 		}
 		if most := its.limits.Concurrent; its.underWay.Add(1) > int64(most) && most > 0 {
 			its.underWay.Add(-1)
-			return visit{}, l.refuse(caller, limitConcurrent, apierror.ReasonTooManyCalls, callRetry,
+			return Call{}, l.refuse(caller, limitConcurrent, apierror.ReasonTooManyCalls, callRetry,
 				fmt.Sprintf("caller %q has %d calls under way, and may have no more: wait for one of them, or have the caller's limits.concurrent raised", caller.Name(), most))
 		}
 	}
-	v := visit{l, its}
-	if l.inFlight.Add(1) > l.most {
-		v.leave()
-		return visit{}, l.refuse(caller, limitInFlight, apierror.ReasonOverloaded, callRetry,
+	call := Call{caller, l, its}
+	if l.inFlight.Add(1) > l.maxInFlight {
+		call.Leave()
+		return Call{}, l.refuse(caller, limitInFlight, apierror.ReasonOverloaded, callRetry,
 			"the broker has as many calls under way as it may have: try again, or ask another replica")
 	}
-	return v, nil
+	return call, nil
 }
 
-// leave releases the call.
-func (v visit) leave() {
-	if v.limits == nil {
+// Leave ends the call.
+func (c Call) Leave() {
+	if c.limiter == nil {
 		return
 	}
-	v.limits.inFlight.Add(-1)
-	if v.place != nil {
-		v.place.underWay.Add(-1)
+	c.limiter.inFlight.Add(-1)
+	if c.limits != nil {
+		c.limits.underWay.Add(-1)
 	}
 }
 
-// mayCall takes one call from the caller's rate limit.
-func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *apierror.Error {
+// take takes one call from the caller's rate limit.
+func (l *limiter) take(caller *policy.Caller, its *callerLimits, now time.Time) error {
 	perSecond := its.limits.PerSecond
 	if perSecond == 0 || its.rate.AllowN(now, 1) {
 		return nil
@@ -177,20 +233,19 @@ func (l *limits) mayCall(caller *policy.Caller, its *place, now time.Time) *apie
 		fmt.Sprintf("caller %q makes more than %v calls in a second: keep what was answered until it is due, or have the caller's limits.per_second raised", caller.Name(), perSecond))
 }
 
-// watch admits a watch of a caller. At most half the calls of a connection may be
-// watches: long-lived watches must leave room for other calls.
-func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, now time.Time) (leave func(), refused *apierror.Error) {
-	its := l.placeOf(caller)
+// watch admits a watch of a caller over the connection of ctx.
+func (l *limiter) watch(ctx context.Context, caller *policy.Caller, now time.Time) (leave func(), err error) {
+	conn, its := connectionOf(ctx), l.of(caller)
 	if its == nil {
-		its = &place{usage: &usage{}}
+		its = &callerLimits{usage: &usage{}}
 	}
-	if refused := l.mayCall(caller, its, now); refused != nil {
-		return nil, refused
+	if err := l.take(caller, its, now); err != nil {
+		return nil, err
 	}
-	if most := max(1, int64(streams)/2); conn.watches.Add(1) > most {
+	if conn.watches.Add(1) > l.maxWatches {
 		conn.watches.Add(-1)
 		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
-			fmt.Sprintf("this connection has %d watches, and one may have no more; share a watch among those who want the same token, or open another connection", most))
+			fmt.Sprintf("this connection has %d watches, and one may have no more; share a watch among those who want the same token, or open another connection", l.maxWatches))
 	}
 	if most := its.limits.Watches; its.watches.Add(1) > int64(most) && most > 0 {
 		conn.watches.Add(-1)
@@ -204,10 +259,32 @@ func (l *limits) watch(caller *policy.Caller, conn *connection, streams uint32, 
 	}, nil
 }
 
-func (l *limits) refuse(caller *policy.Caller, limit, reason string, after time.Duration, message string) *apierror.Error {
+func (l *limiter) refuse(caller *policy.Caller, limit, reason string, after time.Duration, message string) *apierror.Error {
 	l.refused.WithLabelValues(caller.Name(), limit).Inc()
 	return &apierror.Error{
 		Code: apierror.ResourceExhausted, Reason: reason, RetryAfter: cmp.Or(after, time.Millisecond), Message: message,
 		Metadata: map[string]string{"caller": caller.Name(), "limit": limit},
+	}
+}
+
+// perSecond counts events in the current second.
+type perSecond struct{ second, count atomic.Int64 }
+
+// admits counts an event and reports whether the count of this second is within the limit.
+func (p *perSecond) admits(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Add(1) <= most
+}
+
+// reached reports whether this second already has most events.
+func (p *perSecond) reached(now time.Time, most int64) bool {
+	p.turn(now)
+	return p.count.Load() >= most
+}
+
+func (p *perSecond) turn(now time.Time) {
+	second := now.Unix()
+	if p.second.Load() != second && p.second.Swap(second) != second {
+		p.count.Store(0)
 	}
 }

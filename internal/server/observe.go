@@ -5,18 +5,18 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
 // metrics counts calls. The children for successful calls of our own services are
@@ -81,8 +81,7 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 // duration of unary ones. It is one interceptor because gRPC allocates for each
 // interceptor on each call.
 type observer struct {
-	callers   *callers
-	limits    *limits
+	callers   *Admission
 	metrics   *metrics
 	log       *callLog
 	deadline  time.Duration
@@ -96,8 +95,8 @@ type recovering struct {
 	stream grpc.StreamServerInterceptor
 }
 
-func newObserver(cfg Config, who *callers, held *limits) *observer {
-	o := &observer{callers: who, limits: held, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+func newObserver(cfg Config, callers *Admission) *observer {
+	o := &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
 	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
 	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
 	return o
@@ -105,14 +104,25 @@ func newObserver(cfg Config, who *callers, held *limits) *observer {
 
 // beginning checks each call when it begins, in the goroutine that reads the
 // connection.
-func beginning(who *callers) tap.ServerInHandle {
+func beginning(callers *Admission) tap.ServerInHandle {
 	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
-		if err := who.begin(ctx, call.Header); err != nil {
+		if err := callers.Begin(ctx, call.Header); err != nil {
 			return nil, statusOf(err)
 		}
 		return ctx, nil
 	}
 }
+
+// forAll reports whether a method needs no caller. The health service itself decides
+// which peers may see which status.
+func forAll(method string) bool {
+	return method == healthpb.Health_Check_FullMethodName || method == healthpb.Health_Watch_FullMethodName
+}
+
+// forGateways reports whether a method belongs to a service that gateways call on
+// behalf of others. There a JWT belongs to the client of the gateway and never
+// identifies the gateway.
+func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.service.auth.") }
 
 func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
@@ -126,20 +136,15 @@ func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInf
 }
 
 func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	var caller *policy.Caller
+	var call Call
 	if !forAll(info.FullMethod) {
 		var err error
-		if caller, err = o.callers.calling(ctx, info.FullMethod, begun); err != nil {
+		if call, err = o.callers.Enter(ctx, info.FullMethod, forGateways(info.FullMethod), begun); err != nil {
 			return nil, statusOf(err)
 		}
-		under, refused := o.limits.enter(caller, begun)
-		if refused != nil {
-			turnedAway(ctx, o.callers.audit, info.FullMethod, caller, refused)
-			return nil, statusOf(refused)
-		}
-		defer under.leave()
+		defer call.Leave()
 	}
-	bounded := withDeadline(ctx, begun.Add(o.deadline), caller)
+	bounded := withDeadline(ctx, begun.Add(o.deadline), call.Caller)
 	defer bounded.release()
 	return handler(bounded, req)
 }
@@ -162,7 +167,7 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 
 func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) error {
 	if !forAll(method) {
-		if _, err := o.callers.calling(stream.Context(), method, time.Now()); err != nil {
+		if _, err := o.callers.Identify(stream.Context(), method, forGateways(method), time.Now()); err != nil {
 			return statusOf(err)
 		}
 	}
@@ -189,36 +194,14 @@ type callLog struct {
 	lines [codes.Unauthenticated + 1]perSecond
 }
 
-// linesPerSecond is how many failures of one code are logged in a second.
-const linesPerSecond = 10
-
-// perSecond counts events in the current second.
-type perSecond struct{ second, count atomic.Int64 }
-
-// admits counts an event and reports whether the count of this second is within the limit.
-func (p *perSecond) admits(now time.Time, most int64) bool {
-	p.turn(now)
-	return p.count.Add(1) <= most
-}
-
-// reached reports whether this second already has most events.
-func (p *perSecond) reached(now time.Time, most int64) bool {
-	p.turn(now)
-	return p.count.Load() >= most
-}
-
-func (p *perSecond) turn(now time.Time) {
-	second := now.Unix()
-	if p.second.Load() != second && p.second.Swap(second) != second {
-		p.count.Store(0)
-	}
-}
+// failuresPerSecond is how many failures of one code are logged in a second.
+const failuresPerSecond = 10
 
 func (l *callLog) ended(ctx context.Context, method string, took time.Duration, err error) {
 	switch {
 	case err != nil:
 		l.failed(ctx, method, took, err)
-	case l.slow > 0 && took > l.slow && l.lines[codes.OK].admits(time.Now(), linesPerSecond):
+	case l.slow > 0 && took > l.slow && l.lines[codes.OK].admits(time.Now(), failuresPerSecond):
 		l.log.InfoContext(ctx, "slow call", "method", method, "took", took.Round(time.Millisecond))
 	}
 }
@@ -226,13 +209,13 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 // failed logs the message of the status: it is written for callers and so contains no
 // secrets.
 func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
-	told := status.Convert(err)
-	code := min(told.Code(), codes.Unauthenticated)
-	if !l.lines[code].admits(time.Now(), linesPerSecond) {
+	failure := status.Convert(err)
+	code := min(failure.Code(), codes.Unauthenticated)
+	if !l.lines[code].admits(time.Now(), failuresPerSecond) {
 		return
 	}
-	l.log.Log(ctx, level(code), "call failed", "method", method, "code", told.Code().String(),
-		"took", took.Round(time.Millisecond), "error", told.Message())
+	l.log.Log(ctx, level(code), "call failed", "method", method, "code", failure.Code().String(),
+		"took", took.Round(time.Millisecond), "error", failure.Message())
 }
 
 // level returns the log level of a failure: the caller's errors need no action by the

@@ -6,7 +6,6 @@
 package server
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -45,19 +44,8 @@ const (
 	workersPerCore = 32
 )
 
-// Defaults of Config.
-const (
-	DefaultDeadline         = 30 * time.Second
-	DefaultAudience         = "tokenbroker"
-	DefaultConnections      = 10_000
-	DefaultStreams          = 250
-	DefaultInFlight         = 10_000
-	DefaultConnectionAge    = 30 * time.Minute
-	DefaultHandshakeTimeout = 10 * time.Second
-	DefaultMessageSize      = 64 << 10
-	DefaultHeaderSize       = 16 << 10
-	DefaultTokenSize        = 16 << 10
-)
+// DefaultDeadline is the default of Config.Deadline.
+const DefaultDeadline = 30 * time.Second
 
 // Config configures a Server.
 type Config struct {
@@ -68,13 +56,8 @@ type Config struct {
 	TLS *certs.Source
 	// Audience is the required audience of the JWTs of callers. Empty: DefaultAudience.
 	Audience string
-	// Bound is the caller of connections over TCP that prove no other identity,
-	// BoundUnix that of connections to a Unix socket. They may be empty.
-	Bound, BoundUnix string
-	// OpaqueIssuer is the issuer that introspects opaque tokens which come over TCP
-	// without an issuer name, OpaqueIssuerUnix that for a Unix socket. Empty: the only
-	// issuer with introspection.
-	OpaqueIssuer, OpaqueIssuerUnix string
+	// Bound holds the settings of the listeners.
+	Bound Bound
 	// Limits apply to all callers together; the limits of each caller are in the
 	// policy.
 	Limits Limits
@@ -97,54 +80,14 @@ type Config struct {
 	Options []grpc.ServerOption
 }
 
-// Limits bound the load of a server. Zero fields take their defaults.
-type Limits struct {
-	// Connections is how many connections may be open at a time. More are refused.
-	Connections int
-	// Streams is how many open calls one connection may have. gRPC clients queue
-	// further calls by themselves.
-	Streams uint32
-	// InFlight is how many unary calls may be in progress at a time. More are refused.
-	InFlight int
-	// Strangers is how many calls may be open, over all connections together, on
-	// connections without an identified caller. More are refused.
-	Strangers int
-	// ConnectionAge is the time, randomized by a tenth either way, after which a client
-	// must reconnect, so that it finds new replicas and authenticates again.
-	ConnectionAge time.Duration
-	// HandshakeTimeout is how long a client may take until it can make calls.
-	HandshakeTimeout time.Duration
-	// MessageSize and HeaderSize bound the message and the headers of a call, in bytes.
-	// The headers may have another TokenSize bytes in authorization.
-	MessageSize           int
-	HeaderSize, TokenSize uint32
-}
-
-func (l *Limits) withDefaults() Limits {
-	return Limits{
-		Connections:      cmp.Or(l.Connections, DefaultConnections),
-		Streams:          cmp.Or(l.Streams, DefaultStreams),
-		InFlight:         cmp.Or(l.InFlight, DefaultInFlight),
-		Strangers:        cmp.Or(l.Strangers, DefaultStrangers),
-		ConnectionAge:    cmp.Or(l.ConnectionAge, DefaultConnectionAge),
-		HandshakeTimeout: cmp.Or(l.HandshakeTimeout, DefaultHandshakeTimeout),
-		MessageSize:      cmp.Or(l.MessageSize, DefaultMessageSize),
-		HeaderSize:       cmp.Or(l.HeaderSize, DefaultHeaderSize),
-		TokenSize:        cmp.Or(l.TokenSize, DefaultTokenSize),
-	}
-}
-
 // Server serves the broker over gRPC.
 type Server struct {
 	broker    *broker.Broker
 	health    *health.Server // NOT_SERVING from the start of Shutdown
 	watched   *health.Server // health for the watches of the first generation
-	callers   *callers
-	limits    *limits
-	transport *transport
+	callers   *Admission
+	transport credentials.TransportCredentials
 	metrics   *metrics
-	age       time.Duration      // of connections
-	streams   uint32             // per connection
 	draining  context.Context    //nolint:containedctx // it ends when the watches are to end
 	drain     context.CancelFunc // ends draining
 
@@ -169,15 +112,15 @@ func New(cfg Config) *Server {
 	if cfg.Deadline <= 0 {
 		cfg.Deadline = DefaultDeadline
 	}
-	cfg.Limits = cfg.Limits.withDefaults()
-	held := newLimits(cfg.Broker, cfg.Limits.InFlight, cfg.Registerer)
-	who := newCallers(cfg, held)
-	observe := newObserver(cfg, who, held)
+	cfg.Limits = cfg.Limits.WithDefaults()
+	callers := NewAdmission(AdmissionConfig{
+		Broker: cfg.Broker, TLS: cfg.TLS, Audience: cfg.Audience, Limits: cfg.Limits, Audit: cfg.Audit, Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	observe := newObserver(cfg, callers)
 	s := &Server{
 		broker: cfg.Broker, health: health.NewServer(), watched: health.NewServer(),
-		callers: who, limits: held, transport: newTransport(cfg, who), metrics: observe.metrics,
-		age: cfg.Limits.ConnectionAge, streams: cfg.Limits.Streams,
-		options: options(cfg, who, observe), extra: cfg.Options, reflection: cfg.Reflection,
+		callers: callers, transport: callers.Transport(cfg.Bound), metrics: observe.metrics,
+		options: options(cfg, callers, observe), extra: cfg.Options, reflection: cfg.Reflection,
 		relays: map[*relay]struct{}{}, stopped: make(chan struct{}),
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
@@ -186,17 +129,13 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Door returns a Door for the listeners of other protocols.
-func (s *Server) Door(bound Bound) *Door {
-	return &Door{callers: s.callers, limits: s.limits, transport: s.transport, bound: bound, age: s.age}
-}
+// Callers returns what identifies the callers of this server, for other APIs.
+func (s *Server) Callers() *Admission { return s.callers }
 
 // register adds all services to a gRPC server.
 func (s *Server) register(to *grpc.Server, watched *health.Server) {
 	healthpb.RegisterHealthServer(to, &healthService{callers: s.callers, now: s.health, watched: watched, draining: s.draining})
-	tokenbrokerv1.RegisterTokenBrokerServiceServer(to, &service{
-		broker: s.broker, callers: s.callers, limits: s.limits, streams: s.streams, draining: s.draining,
-	})
+	tokenbrokerv1.RegisterTokenBrokerServiceServer(to, &service{broker: s.broker, callers: s.callers, draining: s.draining})
 	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker})
 	for _, added := range s.services {
 		to.RegisterService(added.desc, added.implementation)
@@ -210,38 +149,12 @@ func (s *Server) register(to *grpc.Server, watched *health.Server) {
 func (s *Server) setServing(to healthpb.HealthCheckResponse_ServingStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, told := range []*health.Server{s.health, s.watched} {
+	for _, reported := range []*health.Server{s.health, s.watched} {
 		for name := range s.current.grpc.GetServiceInfo() {
-			told.SetServingStatus(name, to)
+			reported.SetServingStatus(name, to)
 		}
-		told.SetServingStatus("", to)
+		reported.SetServingStatus("", to)
 	}
-}
-
-func newCallers(cfg Config, held *limits) *callers {
-	who := &callers{
-		broker: cfg.Broker, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit,
-		authorities: func() *certs.Authorities { return nil },
-		strangers:   &strangers{most: cfg.Limits.Strangers, refused: held.refused.WithLabelValues(nobody, limitStrangers).Inc},
-		headers: headerLimit{
-			most: int(cfg.Limits.HeaderSize), token: int(cfg.Limits.TokenSize), refused: held.refused.WithLabelValues(nobody, limitHeaders).Inc,
-		},
-	}
-	if cfg.TLS != nil {
-		who.authorities = cfg.TLS.Authorities
-	}
-	return who
-}
-
-func newTransport(cfg Config, who *callers) *transport {
-	t := &transport{
-		callers: who, bound: cfg.Bound, boundUnix: cfg.BoundUnix, opaque: cfg.OpaqueIssuer, opaqueUnix: cfg.OpaqueIssuerUnix, most: int64(cfg.Limits.Connections),
-		failures: newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer), allowed: strangerAllowance(cfg.Limits.Streams),
-	}
-	if cfg.TLS != nil {
-		t.source, t.tls = cfg.TLS, credentials.NewTLS(cfg.TLS.TLS())
-	}
-	return t
 }
 
 // RegisterService adds a service of another API, before Serve. Its calls are
@@ -259,15 +172,15 @@ type addedService struct {
 	implementation any
 }
 
-func options(cfg Config, who *callers, observe *observer) []grpc.ServerOption {
+func options(cfg Config, callers *Admission, observe *observer) []grpc.ServerOption {
 	most := cfg.Limits
 	options := []grpc.ServerOption{
-		grpc.InTapHandle(beginning(who)),
+		grpc.InTapHandle(beginning(callers)),
 		grpc.UnaryInterceptor(observe.unary),
 		grpc.StreamInterceptor(observe.stream),
 		grpc.UnknownServiceHandler(unknownMethod),
 		grpc.MaxRecvMsgSize(most.MessageSize),
-		grpc.MaxHeaderListSize(most.readHeaders()),
+		grpc.MaxHeaderListSize(most.ReadHeaders()),
 		grpc.MaxConcurrentStreams(most.Streams),
 		grpc.ConnectionTimeout(most.HandshakeTimeout),
 		grpc.StaticStreamWindowSize(window),

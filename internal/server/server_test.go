@@ -151,7 +151,7 @@ func serveWith(t *testing.T, idpServer *devidp.Server) *api {
 	t.Helper()
 	f := &api{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: "everybody", Logger: log, Reflection: true})
+	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: server.Bound{TCP: "everybody"}, Logger: log, Reflection: true})
 	return f
 }
 
@@ -357,7 +357,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
 	f := &api{log: &testkit.Log{}}
-	f.open(t, server.Config{Bound: "everybody", Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
+	f.open(t, server.Config{Bound: server.Bound{TCP: "everybody"}, Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {
 		t.Errorf("status = %v", told)

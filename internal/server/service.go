@@ -20,9 +20,7 @@ type service struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
 	broker   *broker.Broker
-	callers  *callers
-	limits   *limits
-	streams  uint32          // per connection
+	callers  *Admission
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
@@ -32,7 +30,7 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	answer, err := s.broker.Get(ctx, callerOf(ctx), ask)
+	answer, err := s.broker.Get(ctx, CallerOf(ctx), ask)
 	if err != nil {
 		dissuade(ctx, err)
 		return nil, statusOf(err)
@@ -43,7 +41,7 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 // dissuade stops the retry policy of gRPC clients from immediately repeating a call
 // that failed for a reason that the whole fleet shares.
 func dissuade(ctx context.Context, err error) {
-	if told, ok := errors.AsType[*apierror.Error](err); ok && told.Reason == apierror.ReasonIdPUnavailable {
+	if failure, ok := errors.AsType[*apierror.Error](err); ok && failure.Reason == apierror.ReasonIdPUnavailable {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1")) // fails only without a call
 	}
 }
@@ -94,8 +92,8 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	ask.OpaqueIssuer = OpaqueIssuerOf(ctx)
-	result, err := s.broker.Verify(ctx, callerOf(ctx), redact.New(req.GetToken()), ask)
+	ask.OpaqueIssuer = OpaqueIssuer(ctx)
+	result, err := s.broker.Verify(ctx, CallerOf(ctx), redact.New(req.GetToken()), ask)
 	if err != nil {
 		return nil, statusOf(err)
 	}

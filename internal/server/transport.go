@@ -5,95 +5,95 @@ import (
 	"errors"
 	"net"
 	"sync/atomic"
-	"time"
 
 	"google.golang.org/grpc/credentials"
-
-	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
-// transport performs the handshake of accepted connections, which authenticates the
-// client once: by the process credentials of a Unix socket, or by TLS, if configured,
-// on TCP.
-type transport struct {
-	tls     credentials.TransportCredentials // nil: plaintext
-	source  *certs.Source                    // of tls
-	callers *callers
-	// bound and boundUnix are the callers of connections over TCP, or to the Unix
-	// socket, that prove no other identity; they may be empty.
-	bound, boundUnix string
-	// opaque and opaqueUnix are the issuers of opaque tokens there.
-	opaque, opaqueUnix string
-	failures           *handshakes
+// Bound holds the settings of listeners for their connections.
+type Bound struct {
+	// TCP and Unix are the callers of connections over TCP, or to a Unix socket, that
+	// prove no other identity. They may be empty.
+	TCP, Unix string
+	// OpaqueTCP and OpaqueUnix are the issuers that introspect opaque tokens which come
+	// without an issuer name. Empty: the only issuer with introspection.
+	OpaqueTCP, OpaqueUnix string
+}
 
-	allowed allowance    // of connections on which no caller was identified
-	open    atomic.Int64 // connections, and handshakes under way
-	most    int64
+// transport performs the handshake of accepted connections of gRPC, which authenticates
+// the client once: by the process credentials of a Unix socket, or by TLS, if
+// configured, on TCP.
+type transport struct {
+	admission *Admission
+	bound     Bound
+	tls       credentials.TransportCredentials // nil: plaintext
 }
 
 var errTooManyConnections = errors.New("there are too many connections")
 
+// Transport returns the credentials of gRPC servers, which identify and count
+// connections.
+func (a *Admission) Transport(bound Bound) credentials.TransportCredentials {
+	t := &transport{admission: a, bound: bound}
+	if a.tls != nil {
+		t.tls = credentials.NewTLS(a.tls.TLS())
+	}
+	return t
+}
+
 // ServerHandshake implements credentials.TransportCredentials.
 func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, made, err := t.admit(raw)
+	conn, client, err := t.admit(raw)
 	if err != nil {
-		t.failures.count(raw, err)
+		t.admission.handshakes.count(raw, err)
 		return nil, nil, err
 	}
-	return conn, made, nil
+	return conn, client, nil
 }
 
 func (t *transport) admit(raw net.Conn) (net.Conn, *connection, error) {
-	if t.open.Add(1) > t.most {
-		t.open.Add(-1)
-		return nil, nil, errTooManyConnections
+	connections := &t.admission.connections
+	if err := connections.enter(); err != nil {
+		return nil, nil, err
 	}
-	conn, made, err := t.handshake(raw)
+	conn, client, err := t.handshake(raw)
 	if err != nil {
-		t.open.Add(-1)
+		connections.leave()
 		return nil, nil, err
 	}
 	counted := &http2Conn{
-		countedConn: countedConn{Conn: conn, open: &t.open}, stranger: made.stranger, allowed: t.allowed,
-		exceeded: func() { t.failures.cutOff(conn, made) },
+		countedConn: countedConn{Conn: conn, limit: connections}, client: client, allowed: unidentifiedAllowance(t.admission.limits.Streams),
+		exceeded: func() { t.admission.handshakes.cutOff(conn, client) },
 	}
-	made.close = counted.Close
-	if made.bound != "" || t.callers.proved(made, time.Now()).caller != nil {
-		made.stranger.isKnown()
-	}
-	return counted, made, nil
+	client.close = counted.Close
+	t.admission.connected(client)
+	return counted, client, nil
 }
 
 func (t *transport) handshake(raw net.Conn) (net.Conn, *connection, error) {
-	made := &connection{stranger: t.callers.strangers.newcomer()}
-	switch raw := raw.(type) {
-	case *net.UnixConn:
-		user, err := userOf(raw)
-		if err != nil {
-			return nil, nil, err
-		}
-		made.identity.UID, made.bound, made.opaque = &user, t.boundUnix, t.opaqueUnix
-		made.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the host
-		return raw, made, nil
-	default:
-		made.bound, made.opaque = t.bound, t.opaque
+	client, err := t.admission.newConnection(raw, &t.bound)
+	if err != nil {
+		return nil, nil, err
 	}
-	if t.tls == nil {
-		made.SecurityLevel = credentials.NoSecurity
-		return raw, made, nil
+	switch {
+	case client.identity.UID != nil:
+		client.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the host
+		return raw, client, nil
+	case t.tls == nil:
+		client.SecurityLevel = credentials.NoSecurity
+		return raw, client, nil
 	}
 	// The authorities may be replaced during the handshake. A certificate that newer
 	// ones verified is verified again.
-	trusted := t.source.Authorities()
+	authorities := t.admission.authorities()
 	conn, info, err := t.tls.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
-	made.SecurityLevel = credentials.PrivacyAndIntegrity
+	client.SecurityLevel = credentials.PrivacyAndIntegrity
 	if state := info.(credentials.TLSInfo).State; len(state.PeerCertificates) > 0 { //nolint:forcetypeassert // it is what TLS returns
-		made.present(state.PeerCertificates, trusted.Until(state.VerifiedChains), trusted)
+		client.present(state.PeerCertificates, authorities.Until(state.VerifiedChains), authorities)
 	}
-	return conn, made, nil
+	return conn, client, nil
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
@@ -117,17 +117,34 @@ func (t *transport) OverrideServerName(string) error {
 	return errors.New("these are credentials of a server")
 }
 
+// connectionLimit bounds the open connections, including those whose handshake is in
+// progress.
+type connectionLimit struct {
+	open atomic.Int64
+	most int64
+}
+
+func (l *connectionLimit) enter() error {
+	if l.open.Add(1) > l.most {
+		l.leave()
+		return errTooManyConnections
+	}
+	return nil
+}
+
+func (l *connectionLimit) leave() { l.open.Add(-1) }
+
 // countedConn counts as open until it is closed.
 type countedConn struct {
 	net.Conn
 
-	open   *atomic.Int64
+	limit  *connectionLimit
 	closed atomic.Bool
 }
 
 func (c *countedConn) Close() error {
 	if !c.closed.Swap(true) {
-		c.open.Add(-1)
+		c.limit.leave()
 	}
 	return c.Conn.Close()
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
+const watchMethod = tokenbrokerv1.TokenBrokerService_WatchToken_FullMethodName
+
 // WatchToken streams the tokens of the broker until the caller leaves, the broker
 // cannot keep the token, or the server drains: then the status makes clients reconnect,
 // which sends them to another replica.
@@ -19,24 +21,23 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	if invalid != nil {
 		return statusOf(invalid)
 	}
-	now := time.Now()
-	caller, until, err := s.callers.of(stream.Context(), now)
+	ctx, now := stream.Context(), time.Now()
+	identified, err := s.callers.Identify(ctx, watchMethod, false, now)
 	if err != nil {
 		return statusOf(err)
 	}
-	leave, full := s.limits.watch(caller, connectionOf(stream.Context()), s.streams, now)
-	if full != nil {
-		turnedAway(stream.Context(), s.callers.audit, methodOf(stream.Context()), caller, full)
-		return statusOf(full)
+	leave, err := s.callers.Watch(ctx, watchMethod, identified.Caller, now)
+	if err != nil {
+		return statusOf(err)
 	}
 	defer leave()
-	ctx, cancel := context.WithCancelCause(stream.Context())
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(ask.Client)) })()
-	defer s.callers.watch(ctx, until, cancel)()
+	defer s.endWhenExpired(ctx, identified.Until, cancel)()
 	who := func() (*policy.Caller, error) {
-		caller, _, err := s.callers.of(ctx, time.Now())
-		return caller, err
+		identified, err := s.callers.Identify(ctx, watchMethod, false, time.Now())
+		return identified.Caller, err
 	}
 	err = s.broker.Watch(ctx, who, ask, func(answer broker.Answer) error {
 		return stream.Send(&tokenbrokerv1.WatchTokenResponse{Token: tokenResponse(answer)})
@@ -44,9 +45,9 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	return statusOf(err)
 }
 
-// watch ends a stream when the certificate or the JWT that identifies its caller has
-// expired.
-func (c *callers) watch(ctx context.Context, until time.Time, cancel context.CancelCauseFunc) (stop func()) {
+// endWhenExpired ends a watch when the certificate or the JWT that identifies its caller
+// has expired.
+func (s *service) endWhenExpired(ctx context.Context, until time.Time, cancel context.CancelCauseFunc) (stop func()) {
 	if until.IsZero() {
 		return func() {}
 	}
@@ -58,8 +59,8 @@ func (c *callers) watch(ctx context.Context, until time.Time, cancel context.Can
 		if ctx.Err() != nil {
 			return
 		}
-		var err error
-		if _, until, err = c.of(ctx, time.Now()); err != nil {
+		identified, err := s.callers.Identify(ctx, watchMethod, false, time.Now())
+		if until = identified.Until; err != nil {
 			cancel(err)
 		} else if !until.IsZero() {
 			timer.Reset(wait())

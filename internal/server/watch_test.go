@@ -77,7 +77,7 @@ func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
 func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
 	f := &api{idp: newIDP(t), log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, nil))
-	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: "everybody", Logger: log, Limits: server.Limits{Streams: 4}})
+	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: server.Bound{TCP: "everybody"}, Logger: log, Limits: server.Limits{Streams: 4}})
 	leaving, leave := context.WithCancel(t.Context())
 	first, _ := f.watch(leaving, t)
 	f.watch(t.Context(), t)
