@@ -37,7 +37,7 @@ func serveManaged(t *testing.T) *rotator {
 }
 
 // serveManagedFor takes all calls for those of one caller.
-func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
+func serveManagedFor(t *testing.T, who *policy.Policy, bound string) *rotator {
 	t.Helper()
 	secrets := []redact.String{redact.New("canary-one"), redact.New("canary-two")}
 	idpServer, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
@@ -72,7 +72,7 @@ func serveManagedFor(t *testing.T, who *policy.Policy, caller string) *rotator {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	f.open(t, server.Config{Broker: b, Bound: server.Bound{TCP: caller}, Logger: log})
+	f.open(t, server.Config{Broker: b, Bound: server.Bound{TCP: bound}, Logger: log})
 	return &rotator{f, tokenbrokerv1.NewAdminServiceClient(f.conn)}
 }
 

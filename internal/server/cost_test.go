@@ -6,22 +6,42 @@ import (
 
 	"google.golang.org/grpc/metadata"
 
+	"github.com/cezzis/tokenbroker/internal/apitest"
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
+
+// limitedBroker gives all callers of a fixture limits, which they do not reach.
+type limitedBroker struct {
+	*broker.Broker
+
+	policy *policy.Policy
+}
+
+func (b *limitedBroker) Policy() *policy.Policy { return b.policy }
 
 // recognisers recognise the calls of a caller with a certificate, and of one with a
 // JWT.
 func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 	t.Helper()
-	callers := callersOfTheWorld()
-	for i := range callers {
-		callers[i].Limits = &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
+	limits := &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
+	f := apitest.New(t)
+	cfg := server.AdmissionConfig{Broker: &limitedBroker{f.Broker, policy.New(policy.Config{Callers: []policy.CallerConfig{
+		{Name: apitest.Gate, Match: policy.Match{DNSSAN: "gate.example.com"}, Limits: limits},
+		{Name: apitest.Shop, Match: policy.Match{Issuer: apitest.Issuer, Subject: apitest.Shop}, Limits: limits},
+	}})}}
+	authority, err := devca.New("ca")
+	if err != nil {
+		t.Fatal(err)
 	}
-	w := newWorldOf(t, allowing(callers...))
-	cfg := server.AdmissionConfig{Broker: w.broker, TLS: w.source}
-	leaf := must(w.ca.Issue(template(checkout))).Certificate()
-	return server.Recogniser(cfg, []*x509.Certificate{leaf}, metadata.MD{}), server.Recogniser(cfg, nil, bearer(w.jwt(nil)))
+	pair, err := authority.Issue(&x509.Certificate{DNSNames: []string{"gate.example.com"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := metadata.Pairs("authorization", "Bearer "+f.CallerJWT(apitest.Shop))
+	return server.Recogniser(cfg, []*x509.Certificate{pair.Certificate()}, metadata.MD{}), server.Recogniser(cfg, nil, header)
 }
 
 // Recognising a caller and holding it to its limits is on the way of every hit.
