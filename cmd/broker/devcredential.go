@@ -8,8 +8,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 // devCaller is the caller with all permissions in broker dev.
@@ -64,7 +64,7 @@ func credentialPath(addr string) (string, error) {
 func (c *credential) write() error {
 	now := time.Now()
 	token := c.idp.Mint(map[string]any{
-		"iss": c.idp.Issuer(), "sub": devCaller, "client_id": devCaller, "aud": server.DefaultAudience,
+		"iss": c.idp.Issuer(), "sub": devCaller, "client_id": devCaller, "aud": caller.DefaultAudience,
 		"iat": now.Unix(), "exp": now.Add(credentialLifetime).Unix(),
 	})
 	temp, err := os.CreateTemp(filepath.Dir(c.path), ".dev-*") // its mode is 0600

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -51,7 +52,7 @@ type Fixture struct {
 	Logger *slog.Logger
 	Log    *testkit.Log
 	// Limits are the limits of the servers.
-	Limits server.Limits
+	Limits caller.Limits
 	// OpaqueIssuer is the issuer of opaque tokens on gRPC listeners. Empty: not set.
 	OpaqueIssuer string
 	// Audit is the audit log of the servers, for rejected callers. Nil: no log.
@@ -168,7 +169,7 @@ func must(t testing.TB, err error) {
 // Server is a gRPC server of the broker, bound to a caller.
 func (f *Fixture) Server(t testing.TB, bound string) *server.Server {
 	t.Helper()
-	s := server.New(server.Config{Broker: f.Broker, Bound: server.Bound{TCP: bound, OpaqueTCP: f.OpaqueIssuer}, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
+	s := server.New(server.Config{Broker: f.Broker, Bound: caller.Bound{TCP: bound, OpaqueTCP: f.OpaqueIssuer}, Limits: f.Limits, Audit: f.Audit, Logger: f.Logger})
 	t.Cleanup(func() { s.Shutdown(0, time.Second) })
 	return s
 }
@@ -194,5 +195,5 @@ func (f *Fixture) Token(claims map[string]any) string {
 
 // CallerJWT returns a JWT that authenticates a caller.
 func (f *Fixture) CallerJWT(subject string) string {
-	return f.Token(map[string]any{"sub": subject, "aud": server.DefaultAudience})
+	return f.Token(map[string]any{"sub": subject, "aud": caller.DefaultAudience})
 }

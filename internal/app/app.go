@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
@@ -144,7 +145,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 		Broker:   a.parts.broker,
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
-		Bound:    server.Bound{TCP: config.Listen.GRPC.Caller, OpaqueTCP: config.Listen.GRPC.OpaqueIssuer},
+		Bound:    caller.Bound{TCP: config.Listen.GRPC.Caller, OpaqueTCP: config.Listen.GRPC.OpaqueIssuer},
 
 		Limits:     serverLimits(&config.Limits),
 		Deadline:   config.Server.Deadline,
@@ -171,7 +172,7 @@ func (a *App) openGateways() {
 	if !config.Listen.ServesHTTP() {
 		return
 	}
-	bound := server.Bound{TCP: config.Listen.HTTP.Caller, OpaqueTCP: config.Listen.HTTP.OpaqueIssuer}
+	bound := caller.Bound{TCP: config.Listen.HTTP.Caller, OpaqueTCP: config.Listen.HTTP.OpaqueIssuer}
 	if config.Listen.HTTPUnix != nil {
 		bound.Unix, bound.OpaqueUnix = config.Listen.HTTPUnix.Caller, config.Listen.HTTPUnix.OpaqueIssuer
 	}

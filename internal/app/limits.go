@@ -1,13 +1,13 @@
 package app
 
 import (
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/config"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 // serverLimits are the limits shared by all callers.
-func serverLimits(l *config.Limits) server.Limits {
-	return server.Limits{
+func serverLimits(l *config.Limits) caller.Limits {
+	return caller.Limits{
 		Connections:      l.Connections,
 		Streams:          uint32(l.Streams), //nolint:gosec // its bounds are checked
 		InFlight:         l.InFlight,

@@ -16,8 +16,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devca"
-	face "github.com/cezzis/tokenbroker/internal/server"
 )
 
 // The identities of the load for authentication.
@@ -79,7 +79,7 @@ func (b *bench) prove(dir string) (proof, error) {
 		err = errors.Join(err, errWrite)
 	}
 	token := b.idp.Mint(map[string]any{
-		"iss": b.idp.Issuer(), "sub": loadSubject, "client_id": "load", "aud": face.DefaultAudience,
+		"iss": b.idp.Issuer(), "sub": loadSubject, "client_id": "load", "aud": caller.DefaultAudience,
 		"iat": time.Now().Unix(), "exp": time.Now().Add(12 * time.Hour).Unix(),
 	})
 	return proof{dir: dir}, errors.Join(err, os.WriteFile(filepath.Join(dir, jwtFile), []byte(token.Reveal()), 0o600))

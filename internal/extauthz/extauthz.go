@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -81,7 +82,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	case !ok:
 		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), httpRequest), nil
 	}
-	needs.OpaqueIssuer = server.OpaqueIssuer(ctx)
+	needs.OpaqueIssuer = caller.OpaqueIssuer(ctx)
 	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), gateway.Request{
 		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest),
 	})

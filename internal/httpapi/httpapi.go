@@ -29,6 +29,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/tracing"
@@ -64,7 +65,7 @@ type Config struct {
 	// Broker fetches and verifies tokens, Callers identifies callers, Judge decides for
 	// gateways. Required.
 	Broker  *broker.Broker
-	Callers *server.HTTP
+	Callers *caller.HTTP
 	Judge   *gateway.Judge
 	// NeedsInHeaders: gateways send the requirements for a token in headers, and not in
 	// the query.
@@ -114,8 +115,8 @@ func New(cfg Config) *Server {
 		cfg.Logger = slog.Default()
 	}
 	cfg.Deadline = cmp.Or(cfg.Deadline, server.DefaultDeadline)
-	cfg.MessageSize = cmp.Or(cfg.MessageSize, server.DefaultMessageSize)
-	cfg.HeaderSize = cmp.Or(cfg.HeaderSize, server.DefaultHeaderSize+server.DefaultTokenSize)
+	cfg.MessageSize = cmp.Or(cfg.MessageSize, caller.DefaultMessageSize)
+	cfg.HeaderSize = cmp.Or(cfg.HeaderSize, caller.DefaultHeaderSize+caller.DefaultTokenSize)
 	s := &Server{cfg: cfg, lines: rate.NewLimiter(linesPerSecond, linesPerSecond)}
 	s.routes = map[string]route{
 		verifyPath:     {"verify", tracing.ServeVerify, nil, s.verify},

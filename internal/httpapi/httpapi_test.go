@@ -21,10 +21,10 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -48,7 +48,7 @@ func serveFixture(t testing.TB, fixture *apitest.Fixture, bound string, change f
 	t.Helper()
 	f := &api{Fixture: fixture}
 	cfg := httpapi.Config{
-		Broker: f.Broker, Callers: f.Server(t, "").Callers().HTTP(server.Bound{TCP: bound}), Judge: gateway.New(gateway.Config{Broker: f.Broker}),
+		Broker: f.Broker, Callers: f.Server(t, "").Callers().HTTP(caller.Bound{TCP: bound}), Judge: gateway.New(gateway.Config{Broker: f.Broker}),
 		Logger: f.Logger, URL: "https://broker.example.com:8444",
 	}
 	if change != nil {
@@ -231,7 +231,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 	a, b := apitest.OpaqueToken(apitest.OpaqueA), apitest.OpaqueToken(apitest.OpaqueB)
 	ofListener := func(f *apitest.Fixture, issuer string) func(*httpapi.Config) {
 		return func(c *httpapi.Config) {
-			c.Callers = f.Server(t, "").Callers().HTTP(server.Bound{TCP: apitest.Gate, OpaqueTCP: issuer})
+			c.Callers = f.Server(t, "").Callers().HTTP(caller.Bound{TCP: apitest.Gate, OpaqueTCP: issuer})
 		}
 	}
 	for name, tt := range map[string]struct {

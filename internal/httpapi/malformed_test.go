@@ -16,9 +16,9 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apitest"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 // what requests at /verify and at the OAuth endpoints may be answered with when
@@ -163,7 +163,7 @@ func FuzzRequests(f *testing.F) {
 	f.Add("POST", introspectPath, "", "Bearer x", "", "application/x-www-form-urlencoded", "token=a&token=b")
 	fixture := apitest.New(f)
 	api := httpapi.New(httpapi.Config{
-		Broker: fixture.Broker, Callers: fixture.Server(f, "").Callers().HTTP(server.Bound{TCP: apitest.Gate}), Judge: gateway.New(gateway.Config{Broker: fixture.Broker}), Logger: fixture.Logger,
+		Broker: fixture.Broker, Callers: fixture.Server(f, "").Callers().HTTP(caller.Bound{TCP: apitest.Gate}), Judge: gateway.New(gateway.Config{Broker: fixture.Broker}), Logger: fixture.Logger,
 	})
 	f.Fuzz(func(t *testing.T, method, path, query, first, second, kind, body string) {
 		request := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/gateway"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 const (
@@ -53,7 +53,7 @@ func bad(code, description string) *problem {
 type asking struct {
 	form   url.Values
 	client string // client_id; may be empty
-	call   server.Call
+	call   caller.Call
 }
 
 // ask reads a request and identifies its caller.

@@ -13,6 +13,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -72,7 +73,7 @@ func serveManagedFor(t *testing.T, who *policy.Policy, bound string) *rotator {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	f.open(t, server.Config{Broker: b, Bound: server.Bound{TCP: bound}, Logger: log})
+	f.open(t, server.Config{Broker: b, Bound: caller.Bound{TCP: bound}, Logger: log})
 	return &rotator{f, tokenbrokerv1.NewAdminServiceClient(f.conn)}
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/caller"
 )
 
 // healthService is grpc.health.v1.Health. Probes and load balancers have no identity,
@@ -19,7 +20,7 @@ import (
 type healthService struct {
 	healthpb.UnimplementedHealthServer
 
-	callers *Admission
+	callers *caller.Admission
 	// now serves Check and List, watched serves Watch: see Shutdown.
 	now, watched *health.Server
 	draining     context.Context //nolint:containedctx // it ends when the server drains

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/caller"
 )
 
 // metrics counts calls. The children for successful calls of our own services are
@@ -81,7 +82,7 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 // duration of unary ones. It is one interceptor because gRPC allocates for each
 // interceptor on each call.
 type observer struct {
-	callers   *Admission
+	callers   *caller.Admission
 	metrics   *metrics
 	log       *callLog
 	deadline  time.Duration
@@ -95,7 +96,7 @@ type recovering struct {
 	stream grpc.StreamServerInterceptor
 }
 
-func newObserver(cfg Config, callers *Admission) *observer {
+func newObserver(cfg Config, callers *caller.Admission) *observer {
 	o := &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
 	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
 	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
@@ -104,7 +105,7 @@ func newObserver(cfg Config, callers *Admission) *observer {
 
 // beginning checks each call when it begins, in the goroutine that reads the
 // connection.
-func beginning(callers *Admission) tap.ServerInHandle {
+func beginning(callers *caller.Admission) tap.ServerInHandle {
 	return func(ctx context.Context, call *tap.Info) (context.Context, error) {
 		if err := callers.Begin(ctx, call.Header); err != nil {
 			return nil, statusOf(err)
@@ -136,7 +137,7 @@ func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInf
 }
 
 func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	var call Call
+	var call caller.Call
 	if !forAll(info.FullMethod) {
 		var err error
 		if call, err = o.callers.Enter(ctx, info.FullMethod, forGateways(info.FullMethod), begun); err != nil {
@@ -191,7 +192,7 @@ type callLog struct {
 	log  *slog.Logger
 	slow time.Duration
 	// By gRPC code.
-	lines [codes.Unauthenticated + 1]perSecond
+	lines [codes.Unauthenticated + 1]caller.PerSecond
 }
 
 // failuresPerSecond is how many failures of one code are logged in a second.
@@ -201,7 +202,7 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 	switch {
 	case err != nil:
 		l.failed(ctx, method, took, err)
-	case l.slow > 0 && took > l.slow && l.lines[codes.OK].admits(time.Now(), failuresPerSecond):
+	case l.slow > 0 && took > l.slow && l.lines[codes.OK].Admits(time.Now(), failuresPerSecond):
 		l.log.InfoContext(ctx, "slow call", "method", method, "took", took.Round(time.Millisecond))
 	}
 }
@@ -211,7 +212,7 @@ func (l *callLog) ended(ctx context.Context, method string, took time.Duration, 
 func (l *callLog) failed(ctx context.Context, method string, took time.Duration, err error) {
 	failure := status.Convert(err)
 	code := min(failure.Code(), codes.Unauthenticated)
-	if !l.lines[code].admits(time.Now(), failuresPerSecond) {
+	if !l.lines[code].Admits(time.Now(), failuresPerSecond) {
 		return
 	}
 	l.log.Log(ctx, level(code), "call failed", "method", method, "code", failure.Code().String(),

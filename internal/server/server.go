@@ -25,6 +25,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/certs"
 )
 
@@ -57,10 +58,10 @@ type Config struct {
 	// Audience is the required audience of the JWTs of callers. Empty: DefaultAudience.
 	Audience string
 	// Bound holds the settings of the listeners.
-	Bound Bound
+	Bound caller.Bound
 	// Limits apply to all callers together; the limits of each caller are in the
 	// policy.
-	Limits Limits
+	Limits caller.Limits
 	// Deadline bounds every unary call. Zero: DefaultDeadline.
 	Deadline time.Duration
 	// SlowCall is the duration beyond which successful calls are logged. Zero: never.
@@ -85,7 +86,7 @@ type Server struct {
 	broker    *broker.Broker
 	health    *health.Server // NOT_SERVING from the start of Shutdown
 	watched   *health.Server // health for the watches of the first generation
-	callers   *Admission
+	callers   *caller.Admission
 	transport credentials.TransportCredentials
 	metrics   *metrics
 	draining  context.Context    //nolint:containedctx // it ends when the watches are to end
@@ -113,7 +114,7 @@ func New(cfg Config) *Server {
 		cfg.Deadline = DefaultDeadline
 	}
 	cfg.Limits = cfg.Limits.WithDefaults()
-	callers := NewAdmission(AdmissionConfig{
+	callers := caller.New(caller.Config{
 		Broker: cfg.Broker, TLS: cfg.TLS, Audience: cfg.Audience, Limits: cfg.Limits, Audit: cfg.Audit, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	observe := newObserver(cfg, callers)
@@ -130,7 +131,7 @@ func New(cfg Config) *Server {
 }
 
 // Callers returns what identifies the callers of this server, for other APIs.
-func (s *Server) Callers() *Admission { return s.callers }
+func (s *Server) Callers() *caller.Admission { return s.callers }
 
 // register adds all services to a gRPC server.
 func (s *Server) register(to *grpc.Server, watched *health.Server) {
@@ -172,7 +173,7 @@ type addedService struct {
 	implementation any
 }
 
-func options(cfg Config, callers *Admission, observe *observer) []grpc.ServerOption {
+func options(cfg Config, callers *caller.Admission, observe *observer) []grpc.ServerOption {
 	most := cfg.Limits
 	options := []grpc.ServerOption{
 		grpc.InTapHandle(beginning(callers)),

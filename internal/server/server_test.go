@@ -25,6 +25,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -85,7 +86,7 @@ func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger
 		{
 			Issuer: issuer, Discovery: known, Audiences: []string{audience},
 			// They must not help callers.
-			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: server.DefaultAudience},
+			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: caller.DefaultAudience},
 		},
 	}}, nil)
 	if err != nil {
@@ -151,7 +152,7 @@ func serveWith(t *testing.T, idpServer *devidp.Server) *api {
 	t.Helper()
 	f := &api{idp: idpServer, log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: server.Bound{TCP: "everybody"}, Logger: log, Reflection: true})
+	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: caller.Bound{TCP: "everybody"}, Logger: log, Reflection: true})
 	return f
 }
 
@@ -357,7 +358,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 
 func TestPanicTellsTheCallerNothing(t *testing.T) {
 	f := &api{log: &testkit.Log{}}
-	f.open(t, server.Config{Bound: server.Bound{TCP: "everybody"}, Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
+	f.open(t, server.Config{Bound: caller.Bound{TCP: "everybody"}, Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if told := status.Convert(err); told.Code() != codes.Internal || strings.Contains(told.Message(), "nil pointer") || strings.Contains(told.Message(), "goroutine") {
 		t.Errorf("status = %v", told)

@@ -12,6 +12,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -20,7 +21,7 @@ type service struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
 	broker   *broker.Broker
-	callers  *Admission
+	callers  *caller.Admission
 	draining context.Context //nolint:containedctx // it ends when the server drains
 }
 
@@ -92,7 +93,7 @@ func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyToke
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	ask.OpaqueIssuer = OpaqueIssuer(ctx)
+	ask.OpaqueIssuer = caller.OpaqueIssuer(ctx)
 	result, err := s.broker.Verify(ctx, CallerOf(ctx), redact.New(req.GetToken()), ask)
 	if err != nil {
 		return nil, statusOf(err)

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -77,7 +78,7 @@ func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
 func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
 	f := &api{idp: newIDP(t), log: &testkit.Log{}}
 	log := slog.New(slog.NewJSONHandler(f.log, nil))
-	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: server.Bound{TCP: "everybody"}, Logger: log, Limits: server.Limits{Streams: 4}})
+	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: caller.Bound{TCP: "everybody"}, Logger: log, Limits: caller.Limits{Streams: 4}})
 	leaving, leave := context.WithCancel(t.Context())
 	first, _ := f.watch(leaving, t)
 	f.watch(t.Context(), t)

@@ -23,6 +23,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
@@ -163,7 +164,7 @@ func (w *world) api(config *tls.Config) tokenbrokerv1.TokenBrokerServiceClient {
 // same, so no cache has an entry for one before its first use.
 func (w *world) jwt(claims map[string]any) string {
 	all := map[string]any{
-		"iss": issuer, "sub": robot, "aud": server.DefaultAudience, "client_id": "robot", "jti": fmt.Sprint("jwt ", w.minted.Add(1)),
+		"iss": issuer, "sub": robot, "aud": caller.DefaultAudience, "client_id": "robot", "jti": fmt.Sprint("jwt ", w.minted.Add(1)),
 		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
 	}
 	maps.Copy(all, claims)

@@ -1,4 +1,4 @@
-package server
+package caller
 
 import (
 	"context"
@@ -44,7 +44,7 @@ type connection struct {
 	// the same.
 	matched     atomic.Pointer[match]
 	watches     atomic.Int64
-	invalidJWTs perSecond
+	invalidJWTs PerSecond
 
 	// identified is set once a call over the connection identified its caller. Before,
 	// unidentified bounds the calls; nil: they are not bounded.

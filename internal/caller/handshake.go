@@ -1,4 +1,4 @@
-package server
+package caller
 
 import (
 	"context"
@@ -39,7 +39,7 @@ type handshakes struct {
 	log    *slog.Logger
 	audit  *audit.Log
 	failed *prometheus.CounterVec
-	lines  map[string]*perSecond // by the reasons that are logged
+	lines  map[string]*PerSecond // by the reasons that are logged
 }
 
 func newHandshakes(log *slog.Logger, auditLog *audit.Log, registerer prometheus.Registerer) *handshakes {
@@ -50,10 +50,10 @@ func newHandshakes(log *slog.Logger, auditLog *audit.Log, registerer prometheus.
 			Name: "tokenbroker_handshake_failures_total",
 			Help: "Connections that were refused, closed, or given up before the first call, by reason.",
 		}, []string{"reason"}),
-		lines: map[string]*perSecond{},
+		lines: map[string]*PerSecond{},
 	}
 	for _, reason := range []string{unknownAuthority, certificateExpired, badCertificate, refusedByClient, tooManyConnections, tooManyFrames} {
-		h.lines[reason] = &perSecond{}
+		h.lines[reason] = &PerSecond{}
 	}
 	for _, reason := range []string{
 		unknownAuthority, certificateExpired, badCertificate, refusedByClient, notTLS, protocolFailure, timedOut, hungUp, tooManyConnections, tooManyFrames,
@@ -83,7 +83,7 @@ func (h *handshakes) note(conn net.Conn, reason string, err error, presented str
 		return
 	}
 	auditConnection(h.audit, conn.RemoteAddr(), reason, presented)
-	if !lines.admits(time.Now(), linesPerSecond) {
+	if !lines.Admits(time.Now(), linesPerSecond) {
 		return
 	}
 	attrs := []slog.Attr{slog.String("reason", reason), slog.String("from", conn.RemoteAddr().String()), slog.Any("error", err)}

@@ -1,4 +1,4 @@
-package server
+package caller
 
 import (
 	"cmp"
@@ -267,22 +267,22 @@ func (l *limiter) refuse(caller *policy.Caller, limit, reason string, after time
 	}
 }
 
-// perSecond counts events in the current second.
-type perSecond struct{ second, count atomic.Int64 }
+// PerSecond counts events in the current second.
+type PerSecond struct{ second, count atomic.Int64 }
 
-// admits counts an event and reports whether the count of this second is within the limit.
-func (p *perSecond) admits(now time.Time, most int64) bool {
+// Admits counts an event and reports whether the count of this second is within the limit.
+func (p *PerSecond) Admits(now time.Time, most int64) bool {
 	p.turn(now)
 	return p.count.Add(1) <= most
 }
 
-// reached reports whether this second already has most events.
-func (p *perSecond) reached(now time.Time, most int64) bool {
+// Reached reports whether this second already has most events.
+func (p *PerSecond) Reached(now time.Time, most int64) bool {
 	p.turn(now)
 	return p.count.Load() >= most
 }
 
-func (p *perSecond) turn(now time.Time) {
+func (p *PerSecond) turn(now time.Time) {
 	second := now.Unix()
 	if p.second.Load() != second && p.second.Swap(second) != second {
 		p.count.Store(0)

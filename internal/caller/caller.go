@@ -1,4 +1,6 @@
-package server
+// Package caller identifies the callers of all APIs, by certificate, JWT, Unix user or
+// listener, and enforces their limits and those of unidentified clients.
+package caller
 
 import (
 	"cmp"
@@ -21,7 +23,7 @@ import (
 )
 
 const (
-	// DefaultAudience is the default of AdmissionConfig.Audience.
+	// DefaultAudience is the default of Config.Audience.
 	DefaultAudience = "tokenbroker"
 	// hangUpDelay lets the last response reach the client before its connection is
 	// closed.
@@ -39,8 +41,8 @@ type Broker interface {
 	Identify(ctx context.Context, token redact.String, audience string) (verify.Result, error)
 }
 
-// AdmissionConfig configures an Admission.
-type AdmissionConfig struct {
+// Config configures an Admission.
+type Config struct {
 	// Broker is required.
 	Broker Broker
 	// TLS holds the server certificate and the client authorities of listeners on TCP.
@@ -74,8 +76,8 @@ type Admission struct {
 	handshakes   *handshakes
 }
 
-// NewAdmission makes an Admission.
-func NewAdmission(cfg AdmissionConfig) *Admission {
+// New makes an Admission.
+func New(cfg Config) *Admission {
 	limits := cfg.Limits.WithDefaults()
 	callers := newLimiter(cfg.Broker, &limits, cfg.Registerer)
 	return &Admission{
@@ -206,7 +208,7 @@ func (a *Admission) identify(ctx context.Context, action string, p proof, now ti
 // identifyByJWT identifies a caller by the JWT that it presents, within the limit on
 // invalid JWTs.
 func (a *Admission) identifyByJWT(ctx context.Context, conn *connection, matched *match, token redact.String, now time.Time) (Identified, error) {
-	if conn.invalidJWTs.reached(now, maxInvalidJWTs) {
+	if conn.invalidJWTs.Reached(now, maxInvalidJWTs) {
 		return Identified{}, &apierror.Error{
 			Code: apierror.ResourceExhausted, Reason: apierror.ReasonTooManyAttempts, RetryAfter: time.Second,
 			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
@@ -214,7 +216,7 @@ func (a *Admission) identifyByJWT(ctx context.Context, conn *connection, matched
 	}
 	identified, err := a.verifyJWT(ctx, conn, matched, token)
 	if refusal, ok := errors.AsType[*apierror.Error](err); ok && refusal.Code == apierror.Unauthenticated {
-		conn.invalidJWTs.admits(now, maxInvalidJWTs)
+		conn.invalidJWTs.Admits(now, maxInvalidJWTs)
 	}
 	if err == nil {
 		conn.markIdentified()

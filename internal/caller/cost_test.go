@@ -1,4 +1,4 @@
-package server_test
+package caller_test
 
 import (
 	"crypto/x509"
@@ -8,9 +8,9 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/server"
 )
 
 // limitedBroker gives all callers of a fixture limits, which they do not reach.
@@ -28,7 +28,7 @@ func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 	t.Helper()
 	limits := &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
 	f := apitest.New(t)
-	cfg := server.AdmissionConfig{Broker: &limitedBroker{f.Broker, policy.New(policy.Config{Callers: []policy.CallerConfig{
+	cfg := caller.Config{Broker: &limitedBroker{f.Broker, policy.New(policy.Config{Callers: []policy.CallerConfig{
 		{Name: apitest.Gate, Match: policy.Match{DNSSAN: "gate.example.com"}, Limits: limits},
 		{Name: apitest.Shop, Match: policy.Match{Issuer: apitest.Issuer, Subject: apitest.Shop}, Limits: limits},
 	}})}}
@@ -41,7 +41,7 @@ func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 		t.Fatal(err)
 	}
 	header := metadata.Pairs("authorization", "Bearer "+f.CallerJWT(apitest.Shop))
-	return server.Recogniser(cfg, []*x509.Certificate{pair.Certificate()}, metadata.MD{}), server.Recogniser(cfg, nil, header)
+	return caller.Recogniser(cfg, []*x509.Certificate{pair.Certificate()}, metadata.MD{}), caller.Recogniser(cfg, nil, header)
 }
 
 // Recognising a caller and holding it to its limits is on the way of every hit.
