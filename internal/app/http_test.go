@@ -53,7 +53,7 @@ func TestAUnixSocketOfHTTPTellsWhoseProcessItIs(t *testing.T) {
 		says      string
 	}{
 		"the user is a caller": {own, "", 200, "access_token"},
-		"the user is not":      {"uid: 4711", "", 401, fmt.Sprintf("user %d of this host is none of the callers", os.Getuid())},
+		"the user is not":      {"uid: 4711", "", 401, fmt.Sprintf("user %d of this host matches no caller", os.Getuid())},
 		"the socket is bound":  {"uid: 4711", ", caller: everybody", 200, "access_token"},
 	} {
 		t.Run(name, func(t *testing.T) {

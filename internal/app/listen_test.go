@@ -156,7 +156,7 @@ func TestOtherAuthoritiesJudgeWatchesAgain(t *testing.T) {
 	pki.replaceCA()
 	r.hangup <- syscall.SIGHUP
 	r.await("new certificates are in force", 2)
-	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no authority that the broker trusts any more") {
+	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no longer trusts the authority") {
 		t.Errorf("the watch: %v", err)
 	}
 }
@@ -230,7 +230,7 @@ func TestAUnixSocketTellsWhoseProcessItIs(t *testing.T) {
 		"the user is a caller": {func(text string) string { return text }, codes.OK, ""},
 		"the user is not": {func(text string) string {
 			return strings.Replace(text, fmt.Sprintf("uid: %d", os.Getuid()), "uid: 4711", 1)
-		}, codes.Unauthenticated, fmt.Sprintf("user %d of this host is none of the callers", os.Getuid())},
+		}, codes.Unauthenticated, fmt.Sprintf("user %d of this host matches no caller", os.Getuid())},
 		"the socket is bound": {func(text string) string {
 			text = strings.Replace(text, fmt.Sprintf("uid: %d", os.Getuid()), "uid: 4711", 1)
 			return strings.Replace(text, "broker.sock}", "broker.sock, caller: everybody}", 1)

@@ -134,7 +134,7 @@ func TestSPIFFE_brokerAndCallers(t *testing.T) {
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no authority that the broker trusts any more") {
+	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no longer trusts the authority") {
 		t.Errorf("the watch: %v", err)
 	}
 	if err := call(); status.Code(err) != codes.Unauthenticated {

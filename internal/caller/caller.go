@@ -199,8 +199,8 @@ func (a *Admission) identify(ctx context.Context, action string, p proof, now ti
 		p.conn.hangUp()
 	}
 	if p.gateway && matched.mismatch == provedNothing {
-		return Identified{}, unidentified("a gateway is known by its client certificate, which must be of an authority that the broker trusts, " +
-			"or because it connects to a loopback address or a Unix socket that is bound to a caller; the authorization of a request is not the gateway's")
+		return Identified{}, unidentified("a gateway must connect with a client certificate of an authority that the broker trusts, " +
+			"or to a loopback address or a Unix socket that is bound to a caller; the authorization of a request does not identify the gateway")
 	}
 	return Identified{}, unidentified(p.conn.missing(matched))
 }
@@ -211,7 +211,7 @@ func (a *Admission) identifyByJWT(ctx context.Context, conn *connection, matched
 	if conn.invalidJWTs.Reached(now, maxInvalidJWTs) {
 		return Identified{}, &apierror.Error{
 			Code: apierror.ResourceExhausted, Reason: apierror.ReasonTooManyAttempts, RetryAfter: time.Second,
-			Message: "too many JWTs that were not good came over this connection within a second: wait for the next one, and mend what presents them",
+			Message: "too many invalid JWTs came over this connection within a second: wait a second, and correct the client that sends them",
 		}
 	}
 	identified, err := a.verifyJWT(ctx, conn, matched, token)
@@ -229,14 +229,14 @@ func (a *Admission) identifyByJWT(ctx context.Context, conn *connection, matched
 // JWT with any other binding is refused, since the broker does not check it.
 func (a *Admission) verifyJWT(ctx context.Context, conn *connection, matched *match, token redact.String) (Identified, error) {
 	if strings.Count(token.Reveal(), ".") != 2 {
-		return Identified{}, unidentified("what the metadata authorization carries is not a JWT")
+		return Identified{}, unidentified("the token in the metadata authorization is not a JWT")
 	}
 	result, err := a.broker.Identify(ctx, token, a.audience)
 	if err != nil {
 		return Identified{}, err
 	}
 	if result.Rejection != nil {
-		return Identified{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not good: %s It must be for the audience %q", result.Rejection.Message, a.audience))
+		return Identified{}, unidentified(fmt.Sprintf("the JWT in the metadata authorization is not valid: %s It must be for the audience %q", result.Rejection.Message, a.audience))
 	}
 	facts := result.Facts
 	switch bound := facts.Confirmation.MatchesCertificate(conn.holder(matched)); {
@@ -244,7 +244,7 @@ func (a *Admission) verifyJWT(ctx context.Context, conn *connection, matched *ma
 		conn.hangUp()
 		return Identified{}, unidentified(conn.missing(matched))
 	case !bound:
-		return Identified{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf) of which this connection gives no proof: " +
+		return Identified{}, unidentified("the JWT in the metadata authorization is bound to a key (cnf), and this connection does not prove possession of that key: " +
 			"connect with the client certificate that its x5t#S256 names, or send a JWT that is not bound; the broker checks no other member of cnf")
 	}
 	identity := policy.Identity{Issuer: facts.Issuer, Claims: facts.Claims}
@@ -266,12 +266,12 @@ func (a *Admission) verifyJWT(ctx context.Context, conn *connection, matched *ma
 func notCaller(callers *policy.Policy, identity policy.Identity) string {
 	switch {
 	case callers.Ambiguous(identity):
-		return fmt.Sprintf("the JWT of subject %q of issuer %q fits several callers, and so identifies none of them: have subject and claims in the broker's configuration tell them apart",
+		return fmt.Sprintf("the JWT of subject %q of issuer %q matches several callers in the broker's configuration: change their subjects and claims there so that it matches one",
 			identity.Subject, identity.Issuer)
 	case identity.Subject == "":
-		return fmt.Sprintf("the JWT in the metadata authorization, of issuer %q, has no sub, no other claim stands for the subject of a caller, and its claims are those of no caller", identity.Issuer)
+		return fmt.Sprintf("the JWT in the metadata authorization, of issuer %q, has no sub, which no other claim replaces, and its claims match no caller in the broker's configuration", identity.Issuer)
 	default:
-		return fmt.Sprintf("subject %q of issuer %q is none of the callers in the broker's configuration: add it to callers, or correct it there",
+		return fmt.Sprintf("subject %q of issuer %q matches no caller in the broker's configuration: add it to callers, or correct it there",
 			identity.Subject, identity.Issuer)
 	}
 }
@@ -284,12 +284,12 @@ func bearer(authorization []string) (redact.String, error) {
 		return redact.String{}, nil
 	}
 	if len(authorization) > 1 {
-		return redact.String{}, unidentified("the metadata authorization is given more than once: send one JWT")
+		return redact.String{}, unidentified("the metadata authorization is present more than once: send one JWT")
 	}
 	scheme, text, _ := strings.Cut(authorization[0], " ")
 	text = strings.TrimLeft(text, " ") // 1*SP
 	if !strings.EqualFold(scheme, "bearer") || text == "" {
-		return redact.String{}, unidentified("the metadata authorization is not \"Bearer \" and a JWT")
+		return redact.String{}, unidentified("the metadata authorization is not \"Bearer \" followed by a JWT")
 	}
 	return redact.New(text), nil
 }
@@ -298,21 +298,21 @@ func bearer(authorization []string) (redact.String, error) {
 func (c *connection) missing(matched *match) string {
 	switch matched.mismatch {
 	case ended:
-		return fmt.Sprintf("the client certificate of this connection ended at %s: connect anew with a current one", matched.until.UTC().Format(time.RFC3339))
+		return fmt.Sprintf("the client certificate of this connection expired at %s: connect again with a current one", matched.until.UTC().Format(time.RFC3339))
 	case notTrusted:
-		return "the client certificate of this connection is of no authority that the broker trusts any more: connect anew with one that is"
+		return "the broker no longer trusts the authority that issued the client certificate of this connection: connect again with a certificate of a trusted authority"
 	case ofAuthority:
-		return "the client certificate of this connection is that of a certificate authority (CA, or key usage keyCertSign or cRLSign), which identifies no caller: issue one for the caller"
+		return "the client certificate of this connection belongs to a certificate authority (CA, or key usage keyCertSign or cRLSign), which cannot be a caller: issue a certificate for the caller"
 	case notConfigured:
-		return namesIn(c.identity) + " is none of the callers in the broker's configuration: add it to callers, or correct it there"
+		return namesIn(c.identity) + " matches no caller in the broker's configuration: add it to callers, or correct it there"
 	case provedNothing:
 		fallthrough
 	default:
-		return "the call carries nothing by which its caller could be recognised: connect with a client certificate of an authority that the broker trusts, " +
+		return "the call has no proof of its caller: connect with a client certificate of an authority that the broker trusts, " +
 			"or send a JWT in the metadata authorization (Bearer ...)"
 	}
 }
 
 func unidentified(why string) *apierror.Error {
-	return &apierror.Error{Code: apierror.Unauthenticated, Reason: apierror.ReasonUnidentified, Message: "the broker does not know who is calling: " + why}
+	return &apierror.Error{Code: apierror.Unauthenticated, Reason: apierror.ReasonUnidentified, Message: "the caller could not be identified: " + why}
 }

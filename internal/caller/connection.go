@@ -160,7 +160,7 @@ func namesIn(id policy.Identity) string {
 	}
 	switch {
 	case len(names) == 0:
-		return "the client certificate, which names neither a URI nor a DNS name,"
+		return "the client certificate, which has neither a URI nor a DNS name,"
 	case len(names) > maxNamesSaid:
 		names = append(names[:maxNamesSaid], fmt.Sprintf("%d more", len(names)-maxNamesSaid))
 	}

@@ -34,7 +34,7 @@ func unidentifiedAllowance(streams uint32) allowance {
 // nothing.
 const unidentifiedPause = time.Second
 
-var errTooManyFrames = errors.New("the client sends too many HTTP/2 frames that are part of no call")
+var errTooManyFrames = errors.New("the client sent too many HTTP/2 frames outside of calls")
 
 // usage counts frames against an allowance. Its zero value is an unused one.
 type frameUsage struct {

@@ -48,7 +48,7 @@ func newHandshakes(log *slog.Logger, auditLog *audit.Log, registerer prometheus.
 		audit: auditLog,
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_handshake_failures_total",
-			Help: "Connections that were refused, closed, or given up before the first call, by reason.",
+			Help: "Connections that were refused, closed or abandoned before the first call, by reason.",
 		}, []string{"reason"}),
 		lines: map[string]*PerSecond{},
 	}

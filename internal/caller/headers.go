@@ -60,7 +60,7 @@ func (l *headerLimit) tooLarge() error {
 	l.refused()
 	return &apierror.Error{
 		Code: apierror.ResourceExhausted, Reason: apierror.ReasonHeadersTooLarge,
-		Message: fmt.Sprintf("the headers (metadata) of the call take more than %d bytes, beside a token of up to %d bytes in authorization: "+
-			"send fewer, or have limits.header_kib or limits.token_kib raised", l.most, l.token),
+		Message: fmt.Sprintf("the headers (metadata) of the call exceed %d bytes, not counting a token of up to %d bytes in authorization: "+
+			"send fewer headers, or raise limits.header_kib or limits.token_kib in the broker's configuration", l.most, l.token),
 	}
 }

@@ -199,14 +199,14 @@ func (l *limiter) enter(caller *policy.Caller, now time.Time) (Call, error) {
 		if most := its.limits.Concurrent; its.underWay.Add(1) > int64(most) && most > 0 {
 			its.underWay.Add(-1)
 			return Call{}, l.refuse(caller, limitConcurrent, apierror.ReasonTooManyCalls, callRetry,
-				fmt.Sprintf("caller %q has %d calls under way, and may have no more: wait for one of them, or have the caller's limits.concurrent raised", caller.Name(), most))
+				fmt.Sprintf("caller %q has reached its limit of %d calls in progress: wait until one has ended, or raise limits.concurrent of the caller in the broker's configuration", caller.Name(), most))
 		}
 	}
 	call := Call{caller, l, its}
 	if l.inFlight.Add(1) > l.maxInFlight {
 		call.Leave()
 		return Call{}, l.refuse(caller, limitInFlight, apierror.ReasonOverloaded, callRetry,
-			"the broker has as many calls under way as it may have: try again, or ask another replica")
+			"the broker has reached its limit of calls in progress: try again, or call another replica")
 	}
 	return call, nil
 }
@@ -230,7 +230,7 @@ func (l *limiter) take(caller *policy.Caller, its *callerLimits, now time.Time) 
 	}
 	missing := max(0, 1-its.rate.TokensAt(now))
 	return l.refuse(caller, limitRate, apierror.ReasonRateLimited, time.Duration(missing/perSecond*float64(time.Second)),
-		fmt.Sprintf("caller %q makes more than %v calls in a second: keep what was answered until it is due, or have the caller's limits.per_second raised", caller.Name(), perSecond))
+		fmt.Sprintf("caller %q exceeds its limit of %v calls per second: cache tokens until they are due for a refresh, or raise limits.per_second of the caller in the broker's configuration", caller.Name(), perSecond))
 }
 
 // watch admits a watch of a caller over the connection of ctx.
@@ -245,13 +245,13 @@ func (l *limiter) watch(ctx context.Context, caller *policy.Caller, now time.Tim
 	if conn.watches.Add(1) > l.maxWatches {
 		conn.watches.Add(-1)
 		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
-			fmt.Sprintf("this connection has %d watches, and one may have no more; share a watch among those who want the same token, or open another connection", l.maxWatches))
+			fmt.Sprintf("this connection has reached its limit of %d watches: share one watch of each token, or open another connection", l.maxWatches))
 	}
 	if most := its.limits.Watches; its.watches.Add(1) > int64(most) && most > 0 {
 		conn.watches.Add(-1)
 		its.watches.Add(-1)
 		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
-			fmt.Sprintf("caller %q has %d watches, and may have no more; share a watch among those who want the same token, or have the caller's limits.watches raised", caller.Name(), most))
+			fmt.Sprintf("caller %q has reached its limit of %d watches: share one watch of each token, or raise limits.watches of the caller in the broker's configuration", caller.Name(), most))
 	}
 	return func() {
 		conn.watches.Add(-1)

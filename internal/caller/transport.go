@@ -28,7 +28,7 @@ type transport struct {
 	tls       credentials.TransportCredentials // nil: plaintext
 }
 
-var errTooManyConnections = errors.New("there are too many connections")
+var errTooManyConnections = errors.New("too many connections are open")
 
 // Transport returns the credentials of gRPC servers, which identify and count
 // connections.

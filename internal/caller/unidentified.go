@@ -58,6 +58,6 @@ func (l *unidentifiedLimit) tooMany() error {
 	l.refused()
 	return &apierror.Error{
 		Code: apierror.ResourceExhausted, Reason: apierror.ReasonOverloaded, RetryAfter: time.Second,
-		Message: "too many calls are open whose callers the broker does not know: try again, or connect with a client certificate, which is known from the start",
+		Message: "too many calls of unidentified clients are open: try again, or connect with a client certificate, which identifies a caller before its first call",
 	}
 }

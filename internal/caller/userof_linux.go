@@ -20,7 +20,7 @@ func userOf(conn *net.UnixConn) (uint32, error) {
 		found, errAsked = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
 	if err := errors.Join(err, errAsked); err != nil {
-		return 0, fmt.Errorf("asking whose process connected: %w", err)
+		return 0, fmt.Errorf("reading the peer credentials of the Unix socket: %w", err)
 	}
 	return found.Uid, nil
 }

@@ -8,5 +8,5 @@ import (
 )
 
 func userOf(*net.UnixConn) (uint32, error) {
-	return 0, errors.New("whose process connected to a Unix socket is known on Linux only")
+	return 0, errors.New("peer credentials on Unix sockets are supported on Linux only")
 }

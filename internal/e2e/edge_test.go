@@ -302,7 +302,7 @@ func TestAFloodIsRefusedAndOthersAreServed(t *testing.T) {
 			switch {
 			case err == nil:
 				served.Add(1)
-			case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), `caller "flooder" makes more than 50 calls in a second`):
+			case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), `caller "flooder" exceeds its limit of 50 calls per second`):
 				refused.Add(1)
 			default:
 				wrong.Add(1)

@@ -242,7 +242,7 @@ func TestGatewayIsKnownByItsConnectionAlone(t *testing.T) {
 	f := serve(t, apitest.New(t), "", extauthz.Config{})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(apitest.Shop))
 	_, err := f.envoy.Check(ctx, asks("/", nil, "authorization", "Bearer "+f.Token(nil)))
-	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "a gateway is known by") {
+	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "a gateway must connect with") {
 		t.Errorf("a JWT of a caller: %v", err)
 	}
 	idle := serve(t, f.Fixture, apitest.Idle, extauthz.Config{})

@@ -308,7 +308,7 @@ func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
 func TestAuthorizationIsNeverTheGateways(t *testing.T) {
 	f := serve(t, "", nil)
 	got := f.do(t, "GET", need, bearer(f.CallerJWT(apitest.Shop)), "")
-	if got.status != 503 || !strings.Contains(f.Log.String(), "a gateway is known by its client certificate") {
+	if got.status != 503 || !strings.Contains(f.Log.String(), "a gateway must connect with a client certificate") {
 		t.Errorf("status %d; log %s", got.status, f.Log)
 	}
 }

@@ -129,7 +129,7 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecretRequest) (*tokenbrokerv1.ImportSecretResponse, error) {
 	change, wrong := changeOf(req)
 	if wrong == nil && len(req.GetSealed()) == 0 {
-		wrong = invalid("sealed", "it is required: what ExportSecret returned")
+		wrong = invalid("sealed", "it is required: the sealed backup that ExportSecret returned")
 	}
 	if wrong != nil {
 		return nil, statusOf(wrong)

@@ -88,7 +88,7 @@ func TestStrangersAreWrittenDown(t *testing.T) {
 			}
 		case l.Event == "call":
 			written += l.times()
-			if l.Count == 0 && (l.Reason != apierror.ReasonUnidentified || l.Peer == "" || !strings.HasPrefix(l.Action, "/") || !strings.Contains(l.Detail, "does not know who is calling")) {
+			if l.Count == 0 && (l.Reason != apierror.ReasonUnidentified || l.Peer == "" || !strings.HasPrefix(l.Action, "/") || !strings.Contains(l.Detail, "could not be identified")) {
 				t.Errorf("line %+v", l)
 			}
 		}

@@ -50,7 +50,7 @@ func (h *healthService) Watch(req *healthpb.HealthCheckRequest, stream healthpb.
 	err := h.watched.Watch(req, &healthWatch{stream, ctx})
 	if h.draining.Err() != nil && stream.Context().Err() == nil {
 		_ = stream.Send(&healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_NOT_SERVING})
-		return status.Error(codes.Unavailable, "this replica of the token broker shuts down")
+		return status.Error(codes.Unavailable, "this replica of the token broker is shutting down")
 	}
 	return err
 }

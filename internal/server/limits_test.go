@@ -244,7 +244,7 @@ func TestJWTsThatAreNotGoodAreLookedAtForAWhileOnly(t *testing.T) {
 		good := w.jwt(nil)
 		mustGet(t, api(good), "at first")
 		for range 100 {
-			mustNot(t, get(t, api(tampered(good))), "not good")
+			mustNot(t, get(t, api(tampered(good))), "not valid")
 		}
 		wait := mustBeLimited(t, get(t, api(tampered(good))), apierror.ReasonTooManyAttempts)
 		mustBeLimited(t, get(t, api(good)), apierror.ReasonTooManyAttempts)
@@ -286,7 +286,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	w := newWorld(t, func(c *server.Config) { c.Limits.Connections = 2 })
 	first, second := w.connect(w.with(w.ca, template(checkout))), w.connect(w.anonymous())
 	mustGet(t, tokenbrokerv1.NewTokenBrokerServiceClient(first), "the first")
-	mustNot(t, get(t, tokenbrokerv1.NewTokenBrokerServiceClient(second)), "nothing")
+	mustNot(t, get(t, tokenbrokerv1.NewTokenBrokerServiceClient(second)), "no proof")
 	third := w.api(w.with(w.ca, template(checkout)))
 	if err := get(t, third); status.Code(err) != codes.Unavailable {
 		t.Errorf("a third connection: %v", err)

@@ -40,7 +40,7 @@ func TestOnlyTheSPIFFEIDCountsOfTrustDomains(t *testing.T) {
 		says string
 	}{
 		"a SPIFFE ID of a caller":           {"/checkout", codes.OK, ""},
-		"a DNS name of a caller beside one": {"/other", codes.Unauthenticated, `the client certificate (URI "spiffe://partner.org/other") is none of the callers`},
+		"a DNS name of a caller beside one": {"/other", codes.Unauthenticated, `the client certificate (URI "spiffe://partner.org/other") matches no caller`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pair := must(certstest.Issue(partner, "partner.org", tt.path, &x509.Certificate{DNSNames: []string{gateway}}))

@@ -142,7 +142,7 @@ func changeOf(req secretChange) (broker.SecretChange, *apierror.Error) {
 
 func checkVersion(field, version string) *apierror.Error {
 	if len(version) > maxVersion {
-		return invalid(field, "want a version such as GetClient names it")
+		return invalid(field, "want a version that GetClient returned")
 	}
 	return checkValue(field, version)
 }
@@ -156,7 +156,7 @@ func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *apier
 	case size == 0 || size > maxSecret:
 		err = invalid("secret", "want 1 to %d bytes, got %d", maxSecret, size)
 	case req.GetStageOnly() && req.GetCompromised():
-		err = invalid("compromised", "not with stage_only: the old secret is wiped when the new one comes in force")
+		err = invalid("compromised", "it cannot be combined with stage_only: the old secret is wiped when the new one becomes current")
 	}
 	return broker.Rotation{
 		SecretChange: change, Secret: redact.New(string(req.GetSecret())),
@@ -172,7 +172,7 @@ func checkClientPage(req *tokenbrokerv1.ListClientsRequest) *apierror.Error {
 		return invalid("page_size", "want 0 to %d", maxPage)
 	}
 	if len(req.GetPageToken()) > maxClientName {
-		return invalid("page_token", "want the next_page_token of the page before")
+		return invalid("page_token", "want the next_page_token of the previous page")
 	}
 	return nil
 }
@@ -228,7 +228,7 @@ func instant(field string, from *timestamppb.Timestamp, to *time.Time) *apierror
 		return nil
 	}
 	if err := from.CheckValid(); err != nil {
-		return invalid(field, "not an instant")
+		return invalid(field, "not a valid timestamp")
 	}
 	*to = from.AsTime()
 	return nil
@@ -297,7 +297,7 @@ func checkValue(field, value string) *apierror.Error {
 	}
 	for _, c := range value {
 		if c < ' ' || c == 0x7f || c == utf8.RuneError {
-			return invalid(field, "it holds a control character")
+			return invalid(field, "it contains a control character")
 		}
 	}
 	return nil
@@ -332,7 +332,7 @@ func checkScope(field, scope string) *apierror.Error {
 	}
 	for _, c := range []byte(scope) {
 		if c <= ' ' || c >= 0x7f || c == '"' || c == '\\' {
-			return invalid(field, "one of them holds a character that a scope may not hold; send scopes one by one, not as one text with spaces")
+			return invalid(field, "one of them contains a character that is not allowed in a scope; send each scope as a value of its own, not one text with spaces")
 		}
 	}
 	return nil
