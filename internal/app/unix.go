@@ -30,7 +30,7 @@ func listenUnix(name string, config *config.Unix) (net.Listener, error) {
 // The socket is not visible before it has its mode.
 func makeUnix(config *config.Unix) (net.Listener, error) {
 	if runtime.GOOS != "linux" {
-		return nil, errors.New("whose process connects to a Unix socket is known on Linux only: remove it")
+		return nil, errors.New("peer credentials on Unix sockets are supported on Linux only: remove this listener")
 	}
 	if err := mayReplace(config.Path); err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ type Admission struct {
 	audience     string        // of the JWTs of callers
 	audit        *audit.Log
 	limits       Limits
-	callers      *limiter
+	limiter      *limiter
 	unidentified *unidentifiedLimit
 	headers      headerLimit
 	connections  connectionLimit
@@ -79,13 +79,13 @@ type Admission struct {
 // New makes an Admission.
 func New(cfg Config) *Admission {
 	limits := cfg.Limits.WithDefaults()
-	callers := newLimiter(cfg.Broker, &limits, cfg.Registerer)
+	limiter := newLimiter(cfg.Broker, &limits, cfg.Registerer)
 	return &Admission{
 		broker: cfg.Broker, tls: cfg.TLS, audience: cmp.Or(cfg.Audience, DefaultAudience), audit: cfg.Audit, limits: limits,
-		callers:      callers,
-		unidentified: &unidentifiedLimit{most: limits.Strangers, refused: callers.refused.WithLabelValues(nobody, limitStrangers).Inc},
+		limiter:      limiter,
+		unidentified: &unidentifiedLimit{most: limits.Strangers, refused: limiter.refused.WithLabelValues(noCaller, limitStrangers).Inc},
 		headers: headerLimit{
-			most: int(limits.HeaderSize), token: int(limits.TokenSize), refused: callers.refused.WithLabelValues(nobody, limitHeaders).Inc,
+			most: int(limits.HeaderSize), token: int(limits.TokenSize), refused: limiter.refused.WithLabelValues(noCaller, limitHeaders).Inc,
 		},
 		connections: connectionLimit{most: int64(limits.Connections)},
 		handshakes:  newHandshakes(cfg.Logger, cfg.Audit, cfg.Registerer),
@@ -130,7 +130,7 @@ func (a *Admission) enter(ctx context.Context, action string, p proof, now time.
 	if err != nil {
 		return Call{}, err
 	}
-	call, err := a.callers.enter(identified.Caller, now)
+	call, err := a.limiter.enter(identified.Caller, now)
 	if err != nil {
 		auditCall(ctx, a.audit, action, identified.Caller, err)
 	}
@@ -140,7 +140,7 @@ func (a *Admission) enter(ctx context.Context, action string, p proof, now time.
 // Watch admits a watch of an identified caller. On success leave must be called when
 // the watch is over.
 func (a *Admission) Watch(ctx context.Context, method string, caller *policy.Caller, now time.Time) (leave func(), err error) {
-	leave, err = a.callers.watch(ctx, caller, now)
+	leave, err = a.limiter.watch(ctx, caller, now)
 	if err != nil {
 		auditCall(ctx, a.audit, method, caller, err)
 	}

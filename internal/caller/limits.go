@@ -31,7 +31,7 @@ const (
 	limitStrangers  = "strangers"
 	limitHeaders    = "headers"
 
-	nobody = "" // the label of a call without a caller
+	noCaller = "" // the label of a call without a caller
 )
 
 // Defaults of Limits.
@@ -113,8 +113,8 @@ type callerLimits struct {
 }
 
 type usage struct {
-	rate              *rate.Limiter
-	underWay, watches atomic.Int64
+	rate                *rate.Limiter
+	inProgress, watches atomic.Int64
 }
 
 // newLimiter makes a limiter. At most half the calls of a connection may be watches:
@@ -154,8 +154,8 @@ func (l *limiter) apply(latest *policy.Policy) *policyLimits {
 		return previous
 	}
 	used := map[string]*usage{}
-	for caller, its := range previous.byCaller {
-		used[caller.Name()] = its.usage
+	for caller, limits := range previous.byCaller {
+		used[caller.Name()] = limits.usage
 	}
 	next := &policyLimits{policy: latest, byCaller: map[*policy.Caller]*callerLimits{}}
 	for _, name := range latest.Names() {
@@ -167,19 +167,19 @@ func (l *limiter) apply(latest *policy.Policy) *policyLimits {
 }
 
 func newCallerLimits(caller *policy.Caller, used *usage) *callerLimits {
-	its := &callerLimits{usage: used}
+	c := &callerLimits{usage: used}
 	if limits := caller.Limits(); limits != nil {
-		its.limits = *limits
+		c.limits = *limits
 	}
-	perSecond, burst := rate.Limit(its.limits.PerSecond), max(1, its.limits.Burst)
+	perSecond, burst := rate.Limit(c.limits.PerSecond), max(1, c.limits.Burst)
 	if used == nil {
-		its.usage = &usage{rate: rate.NewLimiter(perSecond, burst)}
+		c.usage = &usage{rate: rate.NewLimiter(perSecond, burst)}
 	}
-	if its.rate.Limit() != perSecond || its.rate.Burst() != burst {
-		its.rate.SetLimit(perSecond)
-		its.rate.SetBurst(burst)
+	if c.rate.Limit() != perSecond || c.rate.Burst() != burst {
+		c.rate.SetLimit(perSecond)
+		c.rate.SetBurst(burst)
 	}
-	return its
+	return c
 }
 
 // Call is a call in progress. The Leave method of its zero value does nothing.
@@ -191,18 +191,18 @@ type Call struct {
 
 // enter admits a call of a caller, or returns the error of the exceeded limit.
 func (l *limiter) enter(caller *policy.Caller, now time.Time) (Call, error) {
-	its := l.of(caller)
-	if its != nil {
-		if err := l.take(caller, its, now); err != nil {
+	own := l.of(caller)
+	if own != nil {
+		if err := l.take(caller, own, now); err != nil {
 			return Call{}, err
 		}
-		if most := its.limits.Concurrent; its.underWay.Add(1) > int64(most) && most > 0 {
-			its.underWay.Add(-1)
+		if most := own.limits.Concurrent; own.inProgress.Add(1) > int64(most) && most > 0 {
+			own.inProgress.Add(-1)
 			return Call{}, l.refuse(caller, limitConcurrent, apierror.ReasonTooManyCalls, callRetry,
 				fmt.Sprintf("caller %q has reached its limit of %d calls in progress: wait until one has ended, or raise limits.concurrent of the caller in the broker's configuration", caller.Name(), most))
 		}
 	}
-	call := Call{caller, l, its}
+	call := Call{caller, l, own}
 	if l.inFlight.Add(1) > l.maxInFlight {
 		call.Leave()
 		return Call{}, l.refuse(caller, limitInFlight, apierror.ReasonOverloaded, callRetry,
@@ -218,28 +218,28 @@ func (c Call) Leave() {
 	}
 	c.limiter.inFlight.Add(-1)
 	if c.limits != nil {
-		c.limits.underWay.Add(-1)
+		c.limits.inProgress.Add(-1)
 	}
 }
 
 // take takes one call from the caller's rate limit.
-func (l *limiter) take(caller *policy.Caller, its *callerLimits, now time.Time) error {
-	perSecond := its.limits.PerSecond
-	if perSecond == 0 || its.rate.AllowN(now, 1) {
+func (l *limiter) take(caller *policy.Caller, own *callerLimits, now time.Time) error {
+	perSecond := own.limits.PerSecond
+	if perSecond == 0 || own.rate.AllowN(now, 1) {
 		return nil
 	}
-	missing := max(0, 1-its.rate.TokensAt(now))
+	missing := max(0, 1-own.rate.TokensAt(now))
 	return l.refuse(caller, limitRate, apierror.ReasonRateLimited, time.Duration(missing/perSecond*float64(time.Second)),
 		fmt.Sprintf("caller %q exceeds its limit of %v calls per second: cache tokens until they are due for a refresh, or raise limits.per_second of the caller in the broker's configuration", caller.Name(), perSecond))
 }
 
 // watch admits a watch of a caller over the connection of ctx.
 func (l *limiter) watch(ctx context.Context, caller *policy.Caller, now time.Time) (leave func(), err error) {
-	conn, its := connectionOf(ctx), l.of(caller)
-	if its == nil {
-		its = &callerLimits{usage: &usage{}}
+	conn, own := connectionOf(ctx), l.of(caller)
+	if own == nil {
+		own = &callerLimits{usage: &usage{}}
 	}
-	if err := l.take(caller, its, now); err != nil {
+	if err := l.take(caller, own, now); err != nil {
 		return nil, err
 	}
 	if conn.watches.Add(1) > l.maxWatches {
@@ -247,15 +247,15 @@ func (l *limiter) watch(ctx context.Context, caller *policy.Caller, now time.Tim
 		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
 			fmt.Sprintf("this connection has reached its limit of %d watches: share one watch of each token, or open another connection", l.maxWatches))
 	}
-	if most := its.limits.Watches; its.watches.Add(1) > int64(most) && most > 0 {
+	if most := own.limits.Watches; own.watches.Add(1) > int64(most) && most > 0 {
 		conn.watches.Add(-1)
-		its.watches.Add(-1)
+		own.watches.Add(-1)
 		return nil, l.refuse(caller, limitWatches, apierror.ReasonTooManyWatches, watchRetry,
 			fmt.Sprintf("caller %q has reached its limit of %d watches: share one watch of each token, or raise limits.watches of the caller in the broker's configuration", caller.Name(), most))
 	}
 	return func() {
 		conn.watches.Add(-1)
-		its.watches.Add(-1)
+		own.watches.Add(-1)
 	}, nil
 }
 

@@ -14,13 +14,13 @@ func userOf(conn *net.UnixConn) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	var found *syscall.Ucred
-	var errAsked error
+	var credentials *syscall.Ucred
+	var errOption error
 	err = raw.Control(func(fd uintptr) {
-		found, errAsked = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+		credentials, errOption = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
-	if err := errors.Join(err, errAsked); err != nil {
+	if err := errors.Join(err, errOption); err != nil {
 		return 0, fmt.Errorf("reading the peer credentials of the Unix socket: %w", err)
 	}
-	return found.Uid, nil
+	return credentials.Uid, nil
 }

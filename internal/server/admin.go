@@ -32,15 +32,15 @@ func (a *admin) PurgeTokens(ctx context.Context, req *tokenbrokerv1.PurgeTokensR
 
 // RevokeTokens makes verification refuse tokens.
 func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeTokensRequest) (*tokenbrokerv1.RevokeTokensResponse, error) {
-	asked, err := revocationOf(req)
+	requested, err := revocationOf(req)
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	made, failed := a.broker.Revoke(ctx, CallerOf(ctx), asked, req.GetRequestId())
+	stored, failed := a.broker.Revoke(ctx, CallerOf(ctx), requested, req.GetRequestId())
 	if failed != nil {
 		return nil, statusOf(failed)
 	}
-	return &tokenbrokerv1.RevokeTokensResponse{Revocation: revocationMessage(made)}, nil
+	return &tokenbrokerv1.RevokeTokensResponse{Revocation: revocationMessage(stored)}, nil
 }
 
 // ListRevocations lists the active revocations in pages. A page begins after the
@@ -50,21 +50,21 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	if err := checkList(req); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Revocations(ctx, CallerOf(ctx), req.GetIssuer())
+	all, err := a.broker.Revocations(ctx, CallerOf(ctx), req.GetIssuer())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	begin := 1 + slices.IndexFunc(found, func(r revocation.Revocation) bool { return r.ID == req.GetPageToken() })
+	begin := 1 + slices.IndexFunc(all, func(r revocation.Revocation) bool { return r.ID == req.GetPageToken() })
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPage
 	}
-	page := found[begin:min(begin+size, len(found))]
+	page := all[begin:min(begin+size, len(all))]
 	resp := &tokenbrokerv1.ListRevocationsResponse{}
-	for _, one := range page {
-		resp.Revocations = append(resp.Revocations, revocationMessage(one))
+	for _, r := range page {
+		resp.Revocations = append(resp.Revocations, revocationMessage(r))
 	}
-	if begin+size < len(found) {
+	if begin+size < len(all) {
 		resp.NextPageToken = page[len(page)-1].ID
 	}
 	return resp, nil

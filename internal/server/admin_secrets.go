@@ -48,24 +48,24 @@ func (a *admin) GetClient(ctx context.Context, req *tokenbrokerv1.GetClientReque
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	found, err := a.broker.Client(ctx, CallerOf(ctx), req.GetClientName())
+	client, err := a.broker.Client(ctx, CallerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	return &tokenbrokerv1.GetClientResponse{Client: clientMessage(&found)}, nil
+	return &tokenbrokerv1.GetClientResponse{Client: clientMessage(&client)}, nil
 }
 
 // RotateSecret adds a new secret version.
 func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecretRequest) (*tokenbrokerv1.RotateSecretResponse, error) {
-	asked, invalid := rotationOf(req)
+	rotation, invalid := rotationOf(req)
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RotateSecret(ctx, CallerOf(ctx), asked)
+	result, err := a.broker.RotateSecret(ctx, CallerOf(ctx), rotation)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
-	return rotated(made), nil
+	return rotated(result), nil
 }
 
 // ActivateSecret makes a staged secret current.
@@ -74,12 +74,12 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.ActivateSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
+	result, err := a.broker.ActivateSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
-	told := rotated(made)
-	return &tokenbrokerv1.ActivateSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+	resp := rotated(result)
+	return &tokenbrokerv1.ActivateSecretResponse{Version: resp.GetVersion(), Steps: resp.GetSteps()}, nil
 }
 
 // RollbackSecret makes the previous secret current again.
@@ -88,29 +88,29 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	made, err := a.broker.RollbackSecret(ctx, CallerOf(ctx), change)
+	result, err := a.broker.RollbackSecret(ctx, CallerOf(ctx), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
-	told := rotated(made)
-	return &tokenbrokerv1.RollbackSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+	resp := rotated(result)
+	return &tokenbrokerv1.RollbackSecretResponse{Version: resp.GetVersion(), Steps: resp.GetSteps()}, nil
 }
 
 // RetireSecret erases a secret version.
 func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecretRequest) (*tokenbrokerv1.RetireSecretResponse, error) {
-	change, wrong := changeOf(req)
-	if wrong == nil && req.GetVersion() == "" {
-		wrong = invalid("version", "it is required: the version to wipe")
+	change, problem := changeOf(req)
+	if problem == nil && req.GetVersion() == "" {
+		problem = invalid("version", "it is required: the version to wipe")
 	}
-	if wrong = firstOf(wrong, checkVersion("version", req.GetVersion())); wrong != nil {
-		return nil, statusOf(wrong)
+	if problem = firstOf(problem, checkVersion("version", req.GetVersion())); problem != nil {
+		return nil, statusOf(problem)
 	}
-	made, err := a.broker.RetireSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
+	result, err := a.broker.RetireSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
-	told := rotated(made)
-	return &tokenbrokerv1.RetireSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+	resp := rotated(result)
+	return &tokenbrokerv1.RetireSecretResponse{Version: resp.GetVersion(), Steps: resp.GetSteps()}, nil
 }
 
 // ExportSecret returns a backup of a secret.
@@ -127,19 +127,19 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 
 // ImportSecret restores a backup of a secret.
 func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecretRequest) (*tokenbrokerv1.ImportSecretResponse, error) {
-	change, wrong := changeOf(req)
-	if wrong == nil && len(req.GetSealed()) == 0 {
-		wrong = invalid("sealed", "it is required: the sealed backup that ExportSecret returned")
+	change, problem := changeOf(req)
+	if problem == nil && len(req.GetSealed()) == 0 {
+		problem = invalid("sealed", "it is required: the sealed backup that ExportSecret returned")
 	}
-	if wrong != nil {
-		return nil, statusOf(wrong)
+	if problem != nil {
+		return nil, statusOf(problem)
 	}
-	made, err := a.broker.ImportSecret(ctx, CallerOf(ctx), req.GetSealed(), req.GetReplace(), change)
+	result, err := a.broker.ImportSecret(ctx, CallerOf(ctx), req.GetSealed(), req.GetReplace(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
-	told := rotated(made)
-	return &tokenbrokerv1.ImportSecretResponse{Version: told.GetVersion(), Steps: told.GetSteps()}, nil
+	resp := rotated(result)
+	return &tokenbrokerv1.ImportSecretResponse{Version: resp.GetVersion(), Steps: resp.GetSteps()}, nil
 }
 
 func clientMessage(c *broker.ClientStatus) *tokenbrokerv1.Client {

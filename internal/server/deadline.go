@@ -18,7 +18,7 @@ type deadlineContext struct {
 	caller *policy.Caller
 
 	mu     sync.Mutex
-	timed  context.Context //nolint:containedctx // the one with the timer; nil: nobody waits yet
+	timed  context.Context //nolint:containedctx // the one with the timer; nil: Done and Err were not called yet
 	cancel context.CancelFunc
 }
 

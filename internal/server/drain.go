@@ -111,15 +111,15 @@ func (r *relay) close() {
 	_ = r.Listener.Close()
 }
 
-// turn is the listener of one generation.
-type turn struct {
+// generationListener is the listener of one generation.
+type generationListener struct {
 	*relay
 
 	of *generation
 }
 
 // Accept implements net.Listener.
-func (t *turn) Accept() (net.Conn, error) {
+func (t *generationListener) Accept() (net.Conn, error) {
 	select {
 	case <-t.of.over:
 		return nil, errHandedOver
@@ -141,7 +141,7 @@ func (t *turn) Accept() (net.Conn, error) {
 
 // Close implements net.Listener. The listener is closed by Shutdown, because another
 // generation may use it.
-func (*turn) Close() error { return nil }
+func (*generationListener) Close() error { return nil }
 
 // open adds a listener. It returns nil if Shutdown has closed all listeners.
 func (s *Server) open(listener net.Listener) (*relay, *generation) {
@@ -171,7 +171,7 @@ func (s *Server) drop(r *relay, g *generation) {
 func (s *Server) serve(listener net.Listener) error {
 	r, g := s.open(listener)
 	for ; g != nil; g = g.next {
-		err := g.grpc.Serve(&turn{r, g})
+		err := g.grpc.Serve(&generationListener{r, g})
 		g.serving.Done()
 		if err != nil && !errors.Is(err, errHandedOver) && !errors.Is(err, grpc.ErrServerStopped) {
 			s.drop(r, g)

@@ -51,17 +51,17 @@ func dissuade(ctx context.Context, err error) {
 // cache hit gets here.
 func tokenResponse(answer broker.Answer) *tokenbrokerv1.GetTokenResponse {
 	tok := answer.Token
-	made := &struct {
+	alloc := &struct {
 		message          tokenbrokerv1.GetTokenResponse
 		expires, refresh timestamppb.Timestamp
 	}{}
-	setTime(&made.expires, tok.ExpiresAt)
-	setTime(&made.refresh, answer.RefreshAt)
-	m := &made.message
+	setTime(&alloc.expires, tok.ExpiresAt)
+	setTime(&alloc.refresh, answer.RefreshAt)
+	m := &alloc.message
 	m.AccessToken = tok.Value.Reveal()
 	m.TokenType = tok.Type
-	m.ExpiresAt = &made.expires
-	m.RefreshAt = &made.refresh
+	m.ExpiresAt = &alloc.expires
+	m.RefreshAt = &alloc.refresh
 	m.Scopes = tok.Scopes
 	m.Extras = tok.Extras
 	m.Origin = origin(answer.Origin)
@@ -117,13 +117,13 @@ func reason(r verify.Reason) tokenbrokerv1.RejectionReason {
 // does. The message owns the facts.
 func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	f := result.Facts
-	made := &struct {
+	alloc := &struct {
 		message                tokenbrokerv1.VerifyTokenResponse
 		issued, expires, until timestamppb.Timestamp
 	}{}
-	setTime(&made.expires, f.ExpiresAt)
-	setTime(&made.until, result.ValidUntil)
-	m := &made.message
+	setTime(&alloc.expires, f.ExpiresAt)
+	setTime(&alloc.until, result.ValidUntil)
+	m := &alloc.message
 	m.Active = true
 	m.Issuer = f.Issuer
 	m.Subject = f.Subject
@@ -131,13 +131,13 @@ func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	m.ClientId = f.ClientID
 	m.Audiences = f.Audience
 	m.Scopes = f.Scopes
-	m.ExpiresAt = &made.expires
+	m.ExpiresAt = &alloc.expires
 	m.TokenId = f.TokenID
 	m.ClaimsJson = f.Claims
-	m.ValidUntil = &made.until
+	m.ValidUntil = &alloc.until
 	if !f.IssuedAt.IsZero() {
-		setTime(&made.issued, f.IssuedAt)
-		m.IssuedAt = &made.issued
+		setTime(&alloc.issued, f.IssuedAt)
+		m.IssuedAt = &alloc.issued
 	}
 	m.Confirmation = confirmation(f.Confirmation)
 	return m

@@ -49,22 +49,22 @@ func StatusOf(err error) error { return statusOf(err) }
 // statusOf converts an error to the status for a caller. Errors other than
 // apierror.Error were not written for callers, so their text is not shown.
 func statusOf(err error) error {
-	told, ok := errors.AsType[*apierror.Error](err)
+	e, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
-		told = apierror.Fault(err)
+		e = apierror.Fault(err)
 	}
 	details := []protoadapt.MessageV1{
-		&errdetails.ErrorInfo{Reason: told.Reason, Domain: errorDomain, Metadata: told.Metadata},
+		&errdetails.ErrorInfo{Reason: e.Reason, Domain: errorDomain, Metadata: e.Metadata},
 	}
-	if told.RetryAfter > 0 {
-		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(told.RetryAfter)})
+	if e.RetryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
 	}
-	if told.Field != "" {
+	if e.Field != "" {
 		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
-			{Field: told.Field, Description: told.Message},
+			{Field: e.Field, Description: e.Message},
 		}})
 	}
-	bare := status.New(code(told.Code), told.Message)
+	bare := status.New(code(e.Code), e.Message)
 	full, err := bare.WithDetails(details...)
 	if err != nil {
 		return bare.Err()

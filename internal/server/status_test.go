@@ -31,9 +31,9 @@ func TestEveryCodeHasAStatus(t *testing.T) {
 }
 
 func TestForeignErrorIsNotShown(t *testing.T) {
-	told := status.Convert(statusOf(errors.New("canary")))
-	if told.Code() != codes.Internal || strings.Contains(told.Message(), "canary") {
-		t.Errorf("status = %v", told)
+	got := status.Convert(statusOf(errors.New("canary")))
+	if got.Code() != codes.Internal || strings.Contains(got.Message(), "canary") {
+		t.Errorf("status = %v", got)
 	}
 }
 

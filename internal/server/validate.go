@@ -52,9 +52,9 @@ func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
 	if err != nil {
 		return ask, err
 	}
-	if wish := req.GetMinTtl(); wish != nil {
-		ask.MinTTL = wish.AsDuration()
-		if wish.CheckValid() != nil || ask.MinTTL < 0 || ask.MinTTL > maxMinTTL {
+	if minTTL := req.GetMinTtl(); minTTL != nil {
+		ask.MinTTL = minTTL.AsDuration()
+		if minTTL.CheckValid() != nil || ask.MinTTL < 0 || ask.MinTTL > maxMinTTL {
 			return ask, invalid("min_ttl", "want a duration of 0 to %v", maxMinTTL)
 		}
 	}
@@ -126,18 +126,18 @@ type secretChange interface {
 
 // changeOf checks a request to change a secret and converts it.
 func changeOf(req secretChange) (broker.SecretChange, *apierror.Error) {
-	asked := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
+	change := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
 	err := firstOf(
 		checkUnknown(req),
-		checkClientName(asked.Client),
-		checkRequestID(asked.Request),
-		checkReason("reason", asked.Reason),
+		checkClientName(change.Client),
+		checkRequestID(change.Request),
+		checkReason("reason", change.Reason),
 	)
 	if expecting, ok := req.(interface{ GetExpectedCurrentVersion() string }); ok && err == nil {
-		asked.Expected = expecting.GetExpectedCurrentVersion()
-		err = checkVersion("expected_current_version", asked.Expected)
+		change.Expected = expecting.GetExpectedCurrentVersion()
+		err = checkVersion("expected_current_version", change.Expected)
 	}
-	return asked, err
+	return change, err
 }
 
 func checkVersion(field, version string) *apierror.Error {
@@ -202,24 +202,24 @@ func checkReason(field, reason string) *apierror.Error {
 
 // revocationOf checks the form of a request; the broker checks its meaning.
 func revocationOf(req *tokenbrokerv1.RevokeTokensRequest) (revocation.Revocation, *apierror.Error) {
-	asked := req.GetRevocation()
-	made := revocation.Revocation{
-		Issuer: asked.GetIssuer(), TokenID: asked.GetTokenId(), Subject: asked.GetSubject(),
-		ClientID: asked.GetClientId(), All: asked.GetAll(), Reason: asked.GetReason(),
+	m := req.GetRevocation()
+	r := revocation.Revocation{
+		Issuer: m.GetIssuer(), TokenID: m.GetTokenId(), Subject: m.GetSubject(),
+		ClientID: m.GetClientId(), All: m.GetAll(), Reason: m.GetReason(),
 	}
 	err := firstOf(
 		checkUnknown(req),
-		checkUnknown(asked),
+		checkUnknown(m),
 		checkRequestID(req.GetRequestId()),
-		checkValue("revocation.issuer", made.Issuer),
-		checkValue("revocation.token_id", made.TokenID),
-		checkValue("revocation.subject", made.Subject),
-		checkValue("revocation.client_id", made.ClientID),
-		checkReason("revocation.reason", made.Reason),
-		instant("revocation.issued_before", asked.GetIssuedBefore(), &made.IssuedBefore),
-		instant("revocation.expires_at", asked.GetExpiresAt(), &made.ExpiresAt),
+		checkValue("revocation.issuer", r.Issuer),
+		checkValue("revocation.token_id", r.TokenID),
+		checkValue("revocation.subject", r.Subject),
+		checkValue("revocation.client_id", r.ClientID),
+		checkReason("revocation.reason", r.Reason),
+		instant("revocation.issued_before", m.GetIssuedBefore(), &r.IssuedBefore),
+		instant("revocation.expires_at", m.GetExpiresAt(), &r.ExpiresAt),
 	)
-	return made, err
+	return r, err
 }
 
 // instant converts a timestamp that may be unset.

@@ -35,11 +35,11 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	defer cancel(nil)
 	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(ask.Client)) })()
 	defer s.endWhenExpired(ctx, identified.Until, cancel)()
-	who := func() (*policy.Caller, error) {
+	identify := func() (*policy.Caller, error) {
 		identified, err := s.callers.Identify(ctx, watchMethod, false, time.Now())
 		return identified.Caller, err
 	}
-	err = s.broker.Watch(ctx, who, ask, func(answer broker.Answer) error {
+	err = s.broker.Watch(ctx, identify, ask, func(answer broker.Answer) error {
 		return stream.Send(&tokenbrokerv1.WatchTokenResponse{Token: tokenResponse(answer)})
 	})
 	return statusOf(err)
