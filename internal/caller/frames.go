@@ -36,7 +36,7 @@ const unidentifiedPause = time.Second
 
 var errTooManyFrames = errors.New("the client sent too many HTTP/2 frames outside of calls")
 
-// usage counts frames against an allowance. Its zero value is an unused one.
+// frameUsage counts frames against an allowance. Its zero value is an unused one.
 type frameUsage struct {
 	used float64
 	at   time.Time

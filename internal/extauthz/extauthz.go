@@ -103,7 +103,7 @@ func (s *service) needs(extensions map[string]string, httpRequest *authv3.Attrib
 		Audience: strings.Fields(extensions[audienceExtension]), Scopes: strings.Fields(extensions[scopeExtension]), Issuer: extensions[issuerExtension],
 	}
 	if len(needs.Audience) > 0 || len(needs.Scopes) > 0 || needs.Issuer != "" {
-		if err := server.CheckRequest(needs); err != nil {
+		if err := server.CheckVerifyRequest(needs); err != nil {
 			return needs, false, err
 		}
 		return needs, true, nil

@@ -45,7 +45,7 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 		return refuse(w, r, bad(invalidRequest, "token is required"))
 	}
 	needs := verify.Request{Issuer: asked.form.Get("issuer"), OpaqueIssuer: s.cfg.Callers.OpaqueIssuer(r.Context())}
-	if invalid := server.CheckRequest(needs); invalid != nil {
+	if invalid := server.CheckVerifyRequest(needs); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
 	result, err := s.cfg.Broker.Verify(r.Context(), asked.call.Caller, redact.New(presented), needs)

@@ -37,7 +37,7 @@ func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
 	if ask.Client == "" {
 		return refuse(w, r, bad(invalidRequest, "client_id is required: the name of a client in the broker's configuration"))
 	}
-	if invalid := server.CheckAsk(ask); invalid != nil {
+	if invalid := server.CheckTokenRequest(ask); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Deadline)

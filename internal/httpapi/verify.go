@@ -187,7 +187,7 @@ func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
 	if len(needs.Audience) == 0 && len(needs.Scopes) == 0 && issuer == "" {
 		return needs, false, misconfigured("its query has none of audience, scope and issuer, which say what the token must be good for")
 	}
-	if err := server.CheckRequest(needs); err != nil {
+	if err := server.CheckVerifyRequest(needs); err != nil {
 		return needs, false, err
 	}
 	return needs, false, nil

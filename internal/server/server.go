@@ -130,7 +130,7 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Callers returns what identifies the callers of this server, for other APIs.
+// Callers returns the Admission of this server, for other APIs.
 func (s *Server) Callers() *caller.Admission { return s.callers }
 
 // register adds all services to a gRPC server.

@@ -27,11 +27,11 @@ type service struct {
 
 // GetToken returns a token of the broker.
 func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-	ask, invalid := askOf(req)
+	request, invalid := getRequestOf(req)
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	answer, err := s.broker.Get(ctx, CallerOf(ctx), ask)
+	answer, err := s.broker.Get(ctx, CallerOf(ctx), request)
 	if err != nil {
 		dissuade(ctx, err)
 		return nil, statusOf(err)
@@ -89,12 +89,12 @@ func origin(o broker.Origin) tokenbrokerv1.TokenOrigin {
 
 // VerifyToken returns the broker's verification of a token.
 func (s *service) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
-	ask, invalid := requestOf(req)
+	request, invalid := verifyRequestOf(req)
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	ask.OpaqueIssuer = caller.OpaqueIssuer(ctx)
-	result, err := s.broker.Verify(ctx, CallerOf(ctx), redact.New(req.GetToken()), ask)
+	request.OpaqueIssuer = caller.OpaqueIssuer(ctx)
+	result, err := s.broker.Verify(ctx, CallerOf(ctx), redact.New(req.GetToken()), request)
 	if err != nil {
 		return nil, statusOf(err)
 	}

@@ -45,31 +45,31 @@ func invalid(field, format string, args ...any) *apierror.Error {
 	}
 }
 
-// askOf checks a request and converts it. Unknown fields are refused: a caller that
-// sends one relies on a feature that this broker does not have.
-func askOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
-	ask, err := questionOf(req)
+// getRequestOf checks a request for a token and converts it. Unknown fields are
+// refused: a caller that sends one relies on a feature that this broker does not have.
+func getRequestOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Error) {
+	request, err := tokenRequestOf(req)
 	if err != nil {
-		return ask, err
+		return request, err
 	}
 	if minTTL := req.GetMinTtl(); minTTL != nil {
-		ask.MinTTL = minTTL.AsDuration()
-		if minTTL.CheckValid() != nil || ask.MinTTL < 0 || ask.MinTTL > maxMinTTL {
-			return ask, invalid("min_ttl", "want a duration of 0 to %v", maxMinTTL)
+		request.MinTTL = minTTL.AsDuration()
+		if minTTL.CheckValid() != nil || request.MinTTL < 0 || request.MinTTL > maxMinTTL {
+			return request, invalid("min_ttl", "want a duration of 0 to %v", maxMinTTL)
 		}
 	}
 	switch rejected := req.GetRejectedTokenSha256(); len(rejected) {
 	case 0:
 	case sha256Size:
-		ask.Rejected = (*[sha256Size]byte)(rejected)
+		request.Rejected = (*[sha256Size]byte)(rejected)
 	default:
-		return ask, invalid("rejected_token_sha256", "want the %d bytes of a SHA-256, got %d", sha256Size, len(rejected))
+		return request, invalid("rejected_token_sha256", "want the %d bytes of a SHA-256, got %d", sha256Size, len(rejected))
 	}
-	return ask, nil
+	return request, nil
 }
 
-// question is the common part of requests for a token.
-type question interface {
+// tokenRequest is the common part of requests for a token.
+type tokenRequest interface {
 	proto.Message
 	GetClientName() string
 	GetAudience() string
@@ -77,29 +77,29 @@ type question interface {
 	GetScopes() []string
 }
 
-func questionOf(req question) (broker.Ask, *apierror.Error) {
-	ask := broker.Ask{
+func tokenRequestOf(req tokenRequest) (broker.Ask, *apierror.Error) {
+	request := broker.Ask{
 		Client:    req.GetClientName(),
 		Audience:  req.GetAudience(),
 		Resources: req.GetResources(),
 		Scopes:    req.GetScopes(),
 	}
-	return ask, firstOf(checkUnknown(req), CheckAsk(ask))
+	return request, firstOf(checkUnknown(req), CheckTokenRequest(request))
 }
 
-// CheckAsk checks a token request against the bounds that the API states.
-func CheckAsk(ask broker.Ask) *apierror.Error {
+// CheckTokenRequest checks a token request against the bounds that the API states.
+func CheckTokenRequest(request broker.Ask) *apierror.Error {
 	return firstOf(
-		checkClientName(ask.Client),
-		checkValue("audience", ask.Audience),
-		checkEach("resources", ask.Resources, maxResources, checkResource),
-		checkEach("scopes", ask.Scopes, maxScopes, checkScope),
+		checkClientName(request.Client),
+		checkValue("audience", request.Audience),
+		checkEach("resources", request.Resources, maxResources, checkResource),
+		checkEach("scopes", request.Scopes, maxScopes, checkScope),
 	)
 }
 
-// CheckRequest checks the requirements on a presented token against the bounds that the
+// CheckVerifyRequest checks the requirements on a presented token against the bounds that the
 // API states.
-func CheckRequest(req verify.Request) *apierror.Error {
+func CheckVerifyRequest(req verify.Request) *apierror.Error {
 	return firstOf(
 		checkEach("audiences", req.Audience, maxAudiences, checkResource),
 		checkEach("required_scopes", req.Scopes, maxScopes, checkScope),
@@ -254,16 +254,16 @@ func checkDelete(req *tokenbrokerv1.DeleteRevocationRequest) *apierror.Error {
 	return firstOf(checkRequestID(req.GetRequestId()), checkReason("reason", req.GetReason()))
 }
 
-// requestOf checks a request and converts it to the requirements on the token.
-func requestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *apierror.Error) {
-	ask := verify.Request{Audience: req.GetAudiences(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
+// verifyRequestOf checks a request and converts it to the requirements on the token.
+func verifyRequestOf(req *tokenbrokerv1.VerifyTokenRequest) (verify.Request, *apierror.Error) {
+	request := verify.Request{Audience: req.GetAudiences(), Scopes: req.GetRequiredScopes(), Issuer: req.GetIssuer()}
 	if err := checkUnknown(req); err != nil {
-		return ask, err
+		return request, err
 	}
 	if req.GetToken() == "" {
-		return ask, invalid("token", "it is required")
+		return request, invalid("token", "it is required")
 	}
-	return ask, CheckRequest(ask)
+	return request, CheckVerifyRequest(request)
 }
 
 func firstOf(errs ...*apierror.Error) *apierror.Error {

@@ -17,7 +17,7 @@ const watchMethod = tokenbrokerv1.TokenBrokerService_WatchToken_FullMethodName
 // cannot keep the token, or the server drains: then the status makes clients reconnect,
 // which sends them to another replica.
 func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
-	ask, invalid := questionOf(req)
+	request, invalid := tokenRequestOf(req)
 	if invalid != nil {
 		return statusOf(invalid)
 	}
@@ -33,13 +33,13 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	defer leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(ask.Client)) })()
+	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(request.Client)) })()
 	defer s.endWhenExpired(ctx, identified.Until, cancel)()
 	identify := func() (*policy.Caller, error) {
 		identified, err := s.callers.Identify(ctx, watchMethod, false, time.Now())
 		return identified.Caller, err
 	}
-	err = s.broker.Watch(ctx, identify, ask, func(answer broker.Answer) error {
+	err = s.broker.Watch(ctx, identify, request, func(answer broker.Answer) error {
 		return stream.Send(&tokenbrokerv1.WatchTokenResponse{Token: tokenResponse(answer)})
 	})
 	return statusOf(err)
