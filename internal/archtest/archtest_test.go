@@ -26,13 +26,15 @@ var levels = [][]string{
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},
 	{"internal/app"},
-	{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
+	{"cmd/broker", "client/brokertest", "internal/bench", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
+	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
 }
 
 // testSupport are packages that only tests import, each at the level above the
 // package that it helps to test.
 var testSupport = map[string]string{
 	"internal/certs/certstest":   "internal/certs",
+	"internal/e2e/harness":       "internal/app",
 	"internal/apitest":           "internal/server",
 	"internal/jose/josetest":     "internal/jose",
 	"internal/redact/redacttest": "internal/redact",
@@ -50,11 +52,11 @@ type wall struct {
 }
 
 var (
-	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e", "examples/grpcservice"}
+	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
 	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/store", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e", "internal/redistest"}
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
@@ -63,10 +65,10 @@ var (
 		{around: "google.golang.org/grpc", allow: append([]string{"gen/tokenbroker/v1", "internal/certs/certstest"}, apis...)},
 		{around: "google.golang.org/protobuf", allow: append([]string{"gen/tokenbroker/v1"}, apis...)},
 		{around: "google.golang.org/genproto", allow: apis},
-		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e"}, tests: true},
+		{around: "github.com/envoyproxy", allow: []string{"internal/extauthz", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness"}, tests: true},
 		{around: "github.com/grpc-ecosystem", allow: []string{"internal/server", "internal/app"}},
 		{around: module + "gen", allow: apis},
-		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e", "examples/httpservice", "examples/grpcservice"}, tests: true},
+		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/httpservice", "examples/grpcservice"}, tests: true},
 		{around: "github.com/prometheus", allow: metered, tests: true},
 		{around: "go.opentelemetry.io/otel", allow: []string{"internal/tracing", "internal/app"}, tests: true},
 		{around: "go.opentelemetry.io/contrib", allow: []string{"internal/app"}, tests: true},
@@ -76,8 +78,8 @@ var (
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
 		{around: "go.yaml.in/yaml", allow: []string{"internal/config"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
-		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/apitest", "internal/testkit", "client/brokertest"}, tests: true},
-		{around: "github.com/golang-jwt", tests: true},
+		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/apitest", "internal/e2e/harness", "internal/testkit", "client/brokertest"}, tests: true},
+		{around: "github.com/golang-jwt", allow: []string{"internal/e2e/harness"}, tests: true},
 		{around: "github.com/google/go-cmp", tests: true},
 		{around: "github.com/invopop/jsonschema", tests: true},
 		{around: "github.com/santhosh-tekuri/jsonschema", tests: true},
