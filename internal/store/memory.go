@@ -28,12 +28,12 @@ type MemoryConfig struct {
 type Memory struct {
 	maxBytes int
 
-	mu          sync.Mutex
-	closed      bool
-	values      table
-	counters    table
-	leases      table
-	subscribers map[chan string]func() bool // each with the function that releases its ctx
+	mu       sync.Mutex
+	closed   bool
+	values   table
+	counters table
+	leases   table
+	events   Broadcast
 }
 
 var _ Store = (*Memory)(nil)
@@ -44,11 +44,10 @@ func NewMemory(config MemoryConfig) *Memory {
 		config.MaxBytes = DefaultMemoryBytes
 	}
 	return &Memory{
-		maxBytes:    config.MaxBytes,
-		values:      newTable(),
-		counters:    newTable(),
-		leases:      newTable(),
-		subscribers: make(map[chan string]func() bool),
+		maxBytes: config.MaxBytes,
+		values:   newTable(),
+		counters: newTable(),
+		leases:   newTable(),
 	}
 }
 
@@ -159,10 +158,10 @@ func (m *Memory) Apply(ctx context.Context, change Change) ([]bool, error) {
 		m.leases.remove(held)
 	}
 	for _, w := range writes {
-		m.tell(w.item.key)
+		m.events.Notify(w.item.key)
 	}
 	if released {
-		m.tell(held.key)
+		m.events.Notify(held.key)
 	}
 	return applied, nil
 }
@@ -187,7 +186,7 @@ func (m *Memory) Raise(ctx context.Context, key string, floor, by uint64) (uint6
 		return 0, err
 	}
 	m.counters.set(counter)
-	m.tell(counter.key)
+	m.events.Notify(counter.key)
 	return count, nil
 }
 
@@ -197,26 +196,7 @@ func (m *Memory) Confirm(context.Context, string) Safety {
 }
 
 // Subscribe implements Store.
-func (m *Memory) Subscribe(ctx context.Context) <-chan string {
-	events := make(chan string, EventBuffer)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		close(events)
-		return events
-	}
-	m.subscribers[events] = context.AfterFunc(ctx, func() { m.unsubscribe(events) })
-	return events
-}
-
-func (m *Memory) unsubscribe(events chan string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, there := m.subscribers[events]; there {
-		delete(m.subscribers, events)
-		close(events)
-	}
-}
+func (m *Memory) Subscribe(ctx context.Context) <-chan string { return m.events.Subscribe(ctx) }
 
 // Close implements Store.
 func (m *Memory) Close() error {
@@ -224,11 +204,7 @@ func (m *Memory) Close() error {
 	defer m.mu.Unlock()
 	m.closed = true
 	m.values, m.counters, m.leases = table{}, table{}, table{}
-	for events, forget := range m.subscribers {
-		forget()
-		close(events)
-	}
-	clear(m.subscribers)
+	m.events.Close()
 	return nil
 }
 
@@ -250,16 +226,6 @@ func (m *Memory) count(key string) uint64 {
 		return it.number
 	}
 	return 0
-}
-
-// tell notifies the subscribers of a change. It never waits for them.
-func (m *Memory) tell(key string) {
-	for events := range m.subscribers {
-		select {
-		case events <- key:
-		default:
-		}
-	}
 }
 
 type write struct {

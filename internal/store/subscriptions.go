@@ -1,9 +1,69 @@
 package store
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 )
+
+// Broadcast sends the keys that changed to the subscribers of a store. The zero value has
+// no subscribers.
+type Broadcast struct {
+	mu          sync.Mutex
+	closed      bool
+	subscribers map[chan string]func() bool // each with the function that releases its ctx
+}
+
+// Subscribe implements Store.
+func (b *Broadcast) Subscribe(ctx context.Context) <-chan string {
+	events := make(chan string, EventBuffer)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		close(events)
+		return events
+	}
+	if b.subscribers == nil {
+		b.subscribers = make(map[chan string]func() bool)
+	}
+	b.subscribers[events] = context.AfterFunc(ctx, func() { b.unsubscribe(events) })
+	return events
+}
+
+func (b *Broadcast) unsubscribe(events chan string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.subscribers[events]; ok {
+		delete(b.subscribers, events)
+		close(events)
+	}
+}
+
+// Notify sends keys to all subscribers. It never waits for one.
+func (b *Broadcast) Notify(keys ...string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for events := range b.subscribers {
+		for _, key := range keys {
+			select {
+			case events <- key:
+			default:
+			}
+		}
+	}
+}
+
+// Close ends all subscriptions.
+func (b *Broadcast) Close() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for events, release := range b.subscribers {
+		release()
+		close(events)
+	}
+	clear(b.subscribers)
+}
 
 // Subscriptions distributes the events of a store to the subscriptions of each key. A
 // replica subscribes to its store only once.
@@ -27,16 +87,16 @@ func NewSubscriptions() *Subscriptions {
 // Subscribe calls notify for each event of one of the keys, until the subscription is
 // closed. Notify must not block.
 func (s *Subscriptions) Subscribe(notify func(), keys ...string) *Subscription {
-	made := &Subscription{s, keys, notify}
+	subscription := &Subscription{s, keys, notify}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, key := range keys {
 		if s.byKey[key] == nil {
 			s.byKey[key] = map[*Subscription]bool{}
 		}
-		s.byKey[key][made] = true
+		s.byKey[key][subscription] = true
 	}
-	return made
+	return subscription
 }
 
 // Close ends the subscription.

@@ -12,4 +12,4 @@ func Commits(b *Store) (number int) {
 }
 
 // OpenError says what to do about a file that cannot be opened.
-func OpenError(path string, err error) error { return boltOpenError(path, err) }
+func OpenError(path string, err error) error { return openError(path, err) }

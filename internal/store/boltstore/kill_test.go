@@ -67,7 +67,7 @@ func writeAndTell(t *testing.T, b *boltstore.Store, writer int) error {
 
 func TestWhatBoltAcknowledgedSurvivesKill(t *testing.T) {
 	rounds := more(10, 200)
-	path := boltPath(t)
+	path := newPath(t)
 	var told acknowledged
 	for round := range rounds {
 		told.listen(t, path, round%2 == 1)

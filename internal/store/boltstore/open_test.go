@@ -24,14 +24,14 @@ import (
 // branches.
 func filledBolt(t testing.TB) string {
 	t.Helper()
-	path := boltPath(t)
+	path := newPath(t)
 	b := openBolt(t, boltstore.Config{Path: path})
 	for i := range 100 {
 		puts := make([]store.Put, store.MaxPuts)
 		for j := range puts {
-			puts[j] = boltPut(fmt.Sprintf("a key that is long enough %d.%d", i, j), 300, time.Hour)
+			puts[j] = sizedPut(fmt.Sprintf("a key that is long enough %d.%d", i, j), 300, time.Hour)
 		}
-		if err := boltApply(t, b, puts...); err != nil {
+		if err := applyPuts(t, b, puts...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -56,7 +56,7 @@ func editBolt(t *testing.T, path string, edit func(tx *bolt.Tx) error) {
 func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 	write := func(content string) func(t *testing.T) string {
 		return func(t *testing.T) string {
-			path := boltPath(t)
+			path := newPath(t)
 			testkit.WriteFile(t, path, content)
 			return path
 		}
@@ -75,12 +75,12 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 		"a long text":  {write(strings.Repeat("listen: {}\n", 10_000)), "is not a file of a broker"},
 		"zeros":        {write(strings.Repeat("\x00", 100_000)), "is not a file of a broker"},
 		"open already": {func(t *testing.T) string {
-			path := boltPath(t)
+			path := newPath(t)
 			openBolt(t, boltstore.Config{Path: path})
 			return path
 		}, "is in use: another broker runs with it. Stop that one"},
 		"another program's": {func(t *testing.T) string {
-			path := boltPath(t)
+			path := newPath(t)
 			editBolt(t, path, func(tx *bolt.Tx) error {
 				_, err := tx.CreateBucket([]byte("members"))
 				return err
@@ -164,7 +164,7 @@ func TestBoltErrorsOfTheSystemSayWhatToDo(t *testing.T) {
 }
 
 func TestRefusedBoltFileIsLeftAlone(t *testing.T) {
-	path := boltPath(t)
+	path := newPath(t)
 	content := []byte(strings.Repeat("somebody's notes\n", 1000))
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestDamagedBoltIsAnErrorAndNoPanic(t *testing.T) {
 // refused. If not, it uses all of it.
 func useDamagedBolt(t *testing.T, data []byte) (refused bool) {
 	t.Helper()
-	path := boltPath(t)
+	path := newPath(t)
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}

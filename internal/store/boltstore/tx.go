@@ -15,39 +15,39 @@ import (
 // The buckets. Each table has one for its items and a queue of its expiring items in the
 // order of expiry.
 const (
-	boltMeta     = "meta"
-	boltValues   = "values"
-	boltCounters = "counters"
-	boltLeases   = "leases"
-	boltByExpiry = " by expiry"
+	bucketMeta     = "meta"
+	bucketValues   = "values"
+	bucketCounters = "counters"
+	bucketLeases   = "leases"
+	byExpiry       = " by expiry"
 )
 
-// boltTx is a transaction with its tables.
-type boltTx struct {
+// tx is a transaction with its tables.
+type tx struct {
 	now      time.Time
 	maxBytes uint64
 
-	values, counters, leases boltTable
+	values, counters, leases table
 	changed                  []string // reported to subscribers once the transaction is on disk
 }
 
-func newBoltTx(tx *bolt.Tx, maxBytes uint64) *boltTx {
-	return &boltTx{
+func newTx(from *bolt.Tx, maxBytes uint64) *tx {
+	return &tx{
 		now:      time.Now(),
 		maxBytes: maxBytes,
-		values:   newBoltTable(tx, boltValues),
-		counters: newBoltTable(tx, boltCounters),
-		leases:   newBoltTable(tx, boltLeases),
+		values:   newTable(from, bucketValues),
+		counters: newTable(from, bucketCounters),
+		leases:   newTable(from, bucketLeases),
 	}
 }
 
 // err returns the errors of the transaction as a whole.
-func (t *boltTx) err() error { return errors.Join(t.values.err, t.counters.err, t.leases.err) }
+func (t *tx) err() error { return errors.Join(t.values.err, t.counters.err, t.leases.err) }
 
-func (t *boltTx) dirty() bool { return t.values.dirty || t.counters.dirty || t.leases.dirty }
+func (t *tx) dirty() bool { return t.values.dirty || t.counters.dirty || t.leases.dirty }
 
-func (t *boltTx) acquire(claim store.Claim) (fence uint64, acquired bool, err error) {
-	expires := boltExpiry(t.now, claim.TTL)
+func (t *tx) acquire(claim store.Claim) (fence uint64, acquired bool, err error) {
+	expires := expiry(t.now, claim.TTL)
 	if held, there := t.leases.get(claim.Key, t.now); there {
 		if string(held.value) != claim.Owner {
 			if held.expires > expires {
@@ -64,9 +64,9 @@ func (t *boltTx) acquire(claim store.Claim) (fence uint64, acquired bool, err er
 	if err != nil {
 		return 0, false, err
 	}
-	counter := boltItem{key: claim.Counter, number: fence}
-	grant := boltItem{key: claim.Key, number: fence, expires: expires, value: []byte(claim.Owner)}
-	if err := t.makeRoom(boltWrite{&t.counters, counter}, boltWrite{&t.leases, grant}); err != nil {
+	counter := item{key: claim.Counter, number: fence}
+	grant := item{key: claim.Key, number: fence, expires: expires, value: []byte(claim.Owner)}
+	if err := t.makeRoom(write{&t.counters, counter}, write{&t.leases, grant}); err != nil {
 		return 0, false, err
 	}
 	t.counters.set(counter)
@@ -74,26 +74,26 @@ func (t *boltTx) acquire(claim store.Claim) (fence uint64, acquired bool, err er
 	return fence, true, nil
 }
 
-func (t *boltTx) renew(lease store.Lease, ttl time.Duration) bool {
+func (t *tx) renew(lease store.Lease, ttl time.Duration) bool {
 	held, there := t.leases.get(lease.Key, t.now)
 	if !there || string(held.value) != lease.Owner {
 		return false
 	}
-	held.expires = boltExpiry(t.now, ttl)
+	held.expires = expiry(t.now, ttl)
 	t.leases.set(held)
 	return true
 }
 
-func (t *boltTx) apply(change store.Change) ([]bool, error) {
+func (t *tx) apply(change store.Change) ([]bool, error) {
 	applied := make([]bool, len(change.Puts))
-	var writes []boltWrite
+	var writes []write
 	for i, put := range change.Puts {
 		if it, there := t.values.get(put.Key, t.now); there && it.number >= put.Number {
 			continue
 		}
 		applied[i] = true
-		it := boltItem{key: put.Key, number: put.Number, expires: boltExpiry(t.now, put.TTL), value: put.Value}
-		writes = append(writes, boltWrite{&t.values, it})
+		it := item{key: put.Key, number: put.Number, expires: expiry(t.now, put.TTL), value: put.Value}
+		writes = append(writes, write{&t.values, it})
 	}
 	if err := t.makeRoom(writes...); err != nil {
 		return nil, err
@@ -110,14 +110,14 @@ func (t *boltTx) apply(change store.Change) ([]bool, error) {
 	return applied, nil
 }
 
-func (t *boltTx) raise(key string, floor, by uint64) (uint64, error) {
+func (t *tx) raise(key string, floor, by uint64) (uint64, error) {
 	before := t.count(key)
 	count, err := store.Raised(before, floor, by)
 	if err != nil || count == before {
 		return count, err
 	}
-	counter := boltItem{key: key, number: count}
-	if err := t.makeRoom(boltWrite{&t.counters, counter}); err != nil {
+	counter := item{key: key, number: count}
+	if err := t.makeRoom(write{&t.counters, counter}); err != nil {
 		return 0, err
 	}
 	t.counters.set(counter)
@@ -125,18 +125,18 @@ func (t *boltTx) raise(key string, floor, by uint64) (uint64, error) {
 	return count, nil
 }
 
-func (t *boltTx) count(key string) uint64 {
+func (t *tx) count(key string) uint64 {
 	it, _ := t.counters.get(key, t.now)
 	return it.number
 }
 
-type boltWrite struct {
-	to   *boltTable
-	item boltItem
+type write struct {
+	to   *table
+	item item
 }
 
 // makeRoom drops items, as MemoryConfig describes, until the writes fit.
-func (t *boltTx) makeRoom(writes ...boltWrite) error {
+func (t *tx) makeRoom(writes ...write) error {
 	for len(writes) > 0 && t.sizeAfter(writes) > t.maxBytes {
 		if !t.leases.sweepOne(t.now) && !t.values.dropSoonest() {
 			return store.ErrFull
@@ -145,7 +145,7 @@ func (t *boltTx) makeRoom(writes ...boltWrite) error {
 	return nil
 }
 
-func (t *boltTx) sizeAfter(writes []boltWrite) uint64 {
+func (t *tx) sizeAfter(writes []write) uint64 {
 	size := t.values.size() + t.counters.size() + t.leases.size()
 	for _, w := range writes {
 		size = size + w.item.size() - w.to.sizeOf(w.item.key)
@@ -154,7 +154,7 @@ func (t *boltTx) sizeAfter(writes []boltWrite) uint64 {
 }
 
 // sweep frees at most this number of expired values, and of expired leases.
-func (t *boltTx) sweep(most int) {
+func (t *tx) sweep(most int) {
 	for range most {
 		value, lease := t.values.sweepOne(t.now), t.leases.sweepOne(t.now)
 		if !value && !lease {
@@ -163,110 +163,110 @@ func (t *boltTx) sweep(most int) {
 	}
 }
 
-// boltItem is the content of a key.
-type boltItem struct {
+// item is the content of a key.
+type item struct {
 	key     string
-	expires uint64 // a boltTime. 0: never
+	expires uint64 // a unixNano. 0: never
 	number  uint64
 	value   []byte // of a lease: the owner
 }
 
-func (it boltItem) size() uint64 { return uint64(len(it.key) + len(it.value) + store.ItemOverhead) }
+func (it item) size() uint64 { return uint64(len(it.key) + len(it.value) + store.ItemOverhead) }
 
-func (it boltItem) expired(now time.Time) bool { return it.expires != 0 && boltTime(now) >= it.expires }
+func (it item) expired(now time.Time) bool { return it.expires != 0 && unixNano(now) >= it.expires }
 
 // left is the rest of the lifetime of an item that has not expired; 0: it does not
 // expire.
-func (it boltItem) left(now time.Time) time.Duration {
+func (it item) left(now time.Time) time.Duration {
 	if it.expires == 0 {
 		return 0
 	}
-	return time.Duration(min(it.expires-boltTime(now), math.MaxInt64))
+	return time.Duration(min(it.expires-unixNano(now), math.MaxInt64))
 }
 
-// boltTime is the wall clock in nanoseconds since 1970, which fit until 2554:
+// unixNano is the wall clock in nanoseconds since 1970, which fit until 2554:
 // no lifetime reaches beyond that.
-func boltTime(at time.Time) uint64 {
+func unixNano(at time.Time) uint64 {
 	return uint64(max(at.Unix(), 0))*uint64(time.Second) + uint64(at.Nanosecond()) //nolint:gosec // neither is negative
 }
 
-// boltExpiry is the boltTime after ttl.
-func boltExpiry(now time.Time, ttl time.Duration) uint64 {
+// expiry is the unixNano after ttl.
+func expiry(now time.Time, ttl time.Duration) uint64 {
 	if ttl == 0 {
 		return 0
 	}
-	return boltTime(now.Add(ttl))
+	return unixNano(now.Add(ttl))
 }
 
-// boltItemHead is the length of the header before the value: expiry and number.
-const boltItemHead = 16
+// itemHeader is the length of the header before the value: expiry and number.
+const itemHeader = 16
 
-func (it boltItem) encode() []byte {
-	data := make([]byte, 0, boltItemHead+len(it.value))
+func (it item) encode() []byte {
+	data := make([]byte, 0, itemHeader+len(it.value))
 	data = binary.BigEndian.AppendUint64(data, it.expires)
 	data = binary.BigEndian.AppendUint64(data, it.number)
 	return append(data, it.value...)
 }
 
-// decodeBoltItem is the inverse of encode. The value is a slice of data.
-func decodeBoltItem(key string, data []byte) (it boltItem, ok bool) {
-	if len(data) < boltItemHead {
-		return boltItem{}, false
+// decodeItem is the inverse of encode. The value is a slice of data.
+func decodeItem(key string, data []byte) (it item, ok bool) {
+	if len(data) < itemHeader {
+		return item{}, false
 	}
-	return boltItem{
+	return item{
 		key:     key,
 		expires: binary.BigEndian.Uint64(data),
 		number:  binary.BigEndian.Uint64(data[8:]),
-		value:   data[boltItemHead:],
+		value:   data[itemHeader:],
 	}, true
 }
 
 // queueKey sorts by expiry.
-func (it boltItem) queueKey() []byte {
+func (it item) queueKey() []byte {
 	return append(binary.BigEndian.AppendUint64(nil, it.expires), it.key...)
 }
 
-// boltTable holds items. The bucket's sequence stores the total size of its items: so it
+// table holds items. The bucket's sequence stores the total size of its items: so it
 // is correct after a failed transaction, too.
-type boltTable struct {
+type table struct {
 	items, queue *bolt.Bucket
 
 	dirty bool
 	err   error // the first error; a transaction with an error must not be committed
 }
 
-func newBoltTable(tx *bolt.Tx, name string) boltTable {
-	return boltTable{items: tx.Bucket([]byte(name)), queue: tx.Bucket([]byte(name + boltByExpiry))}
+func newTable(tx *bolt.Tx, name string) table {
+	return table{items: tx.Bucket([]byte(name)), queue: tx.Bucket([]byte(name + byExpiry))}
 }
 
 // whole reads the table and reports whether it is consistent: the keys are in order and
 // each is found, and expiring items are in the queue.
-func (t *boltTable) whole() bool {
+func (t *table) whole() bool {
 	if t.items == nil || t.queue == nil {
 		return false
 	}
 	queued := 0
-	ordered := boltInOrder(t.items, func(key, data []byte) bool {
-		it, ok := decodeBoltItem(string(key), data)
+	ordered := inOrder(t.items, func(key, data []byte) bool {
+		it, ok := decodeItem(string(key), data)
 		if ok && it.expires != 0 {
 			queued++
 			ok = t.queue.Get(it.queueKey()) != nil
 		}
 		return ok
 	})
-	return ordered && boltInOrder(t.queue, func(_, _ []byte) bool {
+	return ordered && inOrder(t.queue, func(_, _ []byte) bool {
 		queued--
 		return true
 	}) && queued == 0
 }
 
-// boltInOrder reports whether the keys of the bucket are in order, each is found, and
+// inOrder reports whether the keys of the bucket are in order, each is found, and
 // good accepts all of them.
-func boltInOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
+func inOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
 	var last []byte
 	return nil == bucket.ForEach(func(key, data []byte) error {
 		if bytes.Compare(key, last) <= 0 || bucket.Get(key) == nil || !good(key, data) {
-			return errBoltDamaged
+			return errDamaged
 		}
 		last = key
 		return nil
@@ -274,7 +274,7 @@ func boltInOrder(bucket *bolt.Bucket, good func(key, data []byte) bool) bool {
 }
 
 // note records a change of a bucket, and keeps the first error.
-func (t *boltTable) note(err error) {
+func (t *table) note(err error) {
 	t.dirty = true
 	if t.err == nil {
 		t.err = err
@@ -283,32 +283,32 @@ func (t *boltTable) note(err error) {
 
 // find returns the item of a key, expired or not. Its value is valid during
 // the transaction, and until the next change in it.
-func (t *boltTable) find(key string) (boltItem, bool) {
+func (t *table) find(key string) (item, bool) {
 	if key == "" {
-		return boltItem{}, false
+		return item{}, false
 	}
-	return decodeBoltItem(key, t.items.Get([]byte(key)))
+	return decodeItem(key, t.items.Get([]byte(key)))
 }
 
-func (t *boltTable) get(key string, now time.Time) (boltItem, bool) {
+func (t *table) get(key string, now time.Time) (item, bool) {
 	it, there := t.find(key)
 	if !there || it.expired(now) {
-		return boltItem{}, false
+		return item{}, false
 	}
 	return it, true
 }
 
-func (t *boltTable) size() uint64 { return t.items.Sequence() }
+func (t *table) size() uint64 { return t.items.Sequence() }
 
 // sizeOf is the size of a key's item, expired or not.
-func (t *boltTable) sizeOf(key string) uint64 {
+func (t *table) sizeOf(key string) uint64 {
 	if it, there := t.find(key); there {
 		return it.size()
 	}
 	return 0
 }
 
-func (t *boltTable) set(it boltItem) {
+func (t *table) set(it item) {
 	data := it.encode() // before the change, which may invalidate the value
 	if old, there := t.find(it.key); there {
 		t.remove(old)
@@ -320,7 +320,7 @@ func (t *boltTable) set(it boltItem) {
 	}
 }
 
-func (t *boltTable) remove(it boltItem) {
+func (t *table) remove(it item) {
 	t.note(t.items.SetSequence(t.size() - it.size()))
 	if it.expires != 0 {
 		t.note(t.queue.Delete(it.queueKey()))
@@ -329,17 +329,17 @@ func (t *boltTable) remove(it boltItem) {
 }
 
 // soonest returns the item that expires first.
-func (t *boltTable) soonest() (boltItem, bool) {
+func (t *table) soonest() (item, bool) {
 	first, _ := t.queue.Cursor().First()
 	if len(first) < 8 {
-		return boltItem{}, false
+		return item{}, false
 	}
 	return t.find(string(first[8:]))
 }
 
 // sweepOne removes the item that expired first and reports whether there was
 // one.
-func (t *boltTable) sweepOne(now time.Time) bool {
+func (t *table) sweepOne(now time.Time) bool {
 	it, there := t.soonest()
 	if !there || !it.expired(now) {
 		return false
@@ -350,7 +350,7 @@ func (t *boltTable) sweepOne(now time.Time) bool {
 
 // dropSoonest removes the item that would expire first and reports whether
 // there was one.
-func (t *boltTable) dropSoonest() bool {
+func (t *table) dropSoonest() bool {
 	it, there := t.soonest()
 	if there {
 		t.remove(it)

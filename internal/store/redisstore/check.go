@@ -29,17 +29,17 @@ const ACLCluster = "+cluster|slots +asking"
 // add +waitaof, which older versions do not know.
 const ACLConfirm = "+info +wait"
 
-// redisSentinelUser stands for the sentinels' user in errors.
-const redisSentinelUser = "the sentinels' user"
+// sentinelUser stands for the sentinels' user in errors.
+const sentinelUser = "the sentinels' user"
 
-// redisCheckBound is the maximum duration of Check.
-const redisCheckBound = 5 * time.Second
+// checkTimeout is the maximum duration of Check.
+const checkTimeout = 5 * time.Second
 
-// redisRights tries each command that a Redis store uses, on one key that is gone
+// luaRights tries each command that a Redis store uses, on one key that is gone
 // afterwards, and returns the refused ones by name and reason.
 //
 //nolint:dupword // Lua ends its blocks so
-const redisRights = `
+const luaRights = `
 local refused = {}
 local function try(command, ...)
   local answer = redis.pcall(command, ...)
@@ -61,21 +61,21 @@ return refused
 // without a master: then keep trying. The warnings are about settings that may lose
 // data. Check takes five seconds at most.
 func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, redisCheckBound)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	addresses := r.config.Addresses
 	if r.config.SentinelMaster != "" {
-		master, err := r.askSentinels(ctx)
+		master, err := r.findMaster(ctx)
 		if err != nil {
 			return nil, err
 		}
 		addresses = []string{master}
 	}
-	if err := redisAnyOf(addresses, func(address string) error { return r.checkServer(ctx, address) }); err != nil {
+	if err := anyOf(addresses, func(address string) error { return r.checkServer(ctx, address) }); err != nil {
 		return nil, err
 	}
 	if err := r.locate(ctx); err != nil {
-		return nil, &redisAwayError{err.Error()}
+		return nil, &awayError{err.Error()}
 	}
 	var away error
 	for _, shard := range r.shards.all() {
@@ -95,9 +95,9 @@ func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 	return r.checkSettings(ctx)
 }
 
-// redisAnyOf checks the addresses in turn until one is not away, and returns the result
+// anyOf checks the addresses in turn until one is not away, and returns the result
 // of that check.
-func redisAnyOf(addresses []string, check func(address string) error) error {
+func anyOf(addresses []string, check func(address string) error) error {
 	var away error
 	for _, address := range addresses {
 		err := check(address)
@@ -110,7 +110,7 @@ func redisAnyOf(addresses []string, check func(address string) error) error {
 }
 
 // visit connects to one server alone.
-func (r *Store) visit(address string, credentials func(context.Context) (string, string, error)) *redis.Client {
+func (r *Store) connectTo(address string, credentials func(context.Context) (string, string, error)) *redis.Client {
 	options := r.options.Simple()
 	options.Addr = address
 	options.PoolSize, options.MinIdleConns = 1, 0
@@ -119,36 +119,36 @@ func (r *Store) visit(address string, credentials func(context.Context) (string,
 }
 
 // askSentinels returns the address of the master.
-func (r *Store) askSentinels(ctx context.Context) (master string, err error) {
-	err = redisAnyOf(r.config.Addresses, func(address string) error {
-		sentinel := r.visit(address, func(context.Context) (string, string, error) {
-			return r.config.SentinelUsername, redisPassword(r.config.SentinelPassword), nil
+func (r *Store) findMaster(ctx context.Context) (master string, err error) {
+	err = anyOf(r.config.Addresses, func(address string) error {
+		sentinel := r.connectTo(address, func(context.Context) (string, string, error) {
+			return r.config.SentinelUsername, currentPassword(r.config.SentinelPassword), nil
 		})
 		defer func() { _ = sentinel.Close() }()
-		hello, err := redisHello(ctx, sentinel)
+		hello, err := readHello(ctx, sentinel)
 		if err != nil {
-			return r.advise(ctx, address, err, redisSentinelUser)
+			return r.advise(ctx, address, err, sentinelUser)
 		}
 		if hello["mode"] != "sentinel" {
 			return fmt.Errorf("Redis at %s is not a sentinel: give the addresses of the sentinels, or no sentinel_master", address)
 		}
-		found := redis.NewStringSliceCmd(ctx, "sentinel", "get-master-addr-by-name", r.config.SentinelMaster)
-		switch err := sentinel.Process(ctx, found); {
+		reply := redis.NewStringSliceCmd(ctx, "sentinel", "get-master-addr-by-name", r.config.SentinelMaster)
+		switch err := sentinel.Process(ctx, reply); {
 		case errors.Is(err, redis.Nil):
 			return fmt.Errorf("the sentinel at %s watches no master named %q: set sentinel_master to the name that its configuration has after \"sentinel monitor\"", address, r.config.SentinelMaster)
 		case err != nil:
-			return r.advise(ctx, address, err, redisSentinelUser)
-		case len(found.Val()) != 2:
-			return &redisAwayError{errRedisAnswer.Error()}
+			return r.advise(ctx, address, err, sentinelUser)
+		case len(reply.Val()) != 2:
+			return &awayError{errResponse.Error()}
 		}
-		master = net.JoinHostPort(found.Val()[0], found.Val()[1])
+		master = net.JoinHostPort(reply.Val()[0], reply.Val()[1])
 		return nil
 	})
 	return master, err
 }
 
-// redisHello returns the properties that a server reports.
-func redisHello(ctx context.Context, client *redis.Client) (map[string]string, error) {
+// readHello returns the properties that a server reports.
+func readHello(ctx context.Context, client *redis.Client) (map[string]string, error) {
 	if err := client.Ping(ctx).Err(); err != nil {
 		return nil, err
 	}
@@ -168,15 +168,15 @@ func redisHello(ctx context.Context, client *redis.Client) (map[string]string, e
 
 // checkServer checks that a server is usable, and matches the configuration.
 func (r *Store) checkServer(ctx context.Context, address string) error {
-	client := r.visit(address, r.config.credentials)
+	client := r.connectTo(address, r.config.credentials)
 	defer func() { _ = client.Close() }()
-	hello, err := redisHello(ctx, client)
+	hello, err := readHello(ctx, client)
 	if err != nil {
 		return r.advise(ctx, address, err, r.user())
 	}
 	replica := hello["role"] == "replica" || hello["role"] == "slave"
 	switch {
-	case redisIsBefore(hello["version"], 6, 2):
+	case isOlder(hello["version"], 6, 2):
 		return fmt.Errorf("Redis at %s has the version %s: at least 6.2 is needed, for the rights of users on channels", address, hello["version"])
 	case hello["mode"] == "sentinel":
 		return fmt.Errorf("at %s there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
@@ -185,7 +185,7 @@ func (r *Store) checkServer(ctx context.Context, address string) error {
 	case hello["mode"] == "standalone" && r.config.Cluster:
 		return fmt.Errorf("Redis at %s is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes", address)
 	case replica && r.config.SentinelMaster != "":
-		return &redisAwayError{"the sentinels name " + address + " as the master, which is a replica as yet"}
+		return &awayError{"the sentinels name " + address + " as the master, which is a replica as yet"}
 	case replica && !r.config.Cluster:
 		return fmt.Errorf("Redis at %s is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels", address)
 	case r.config.Cluster:
@@ -214,7 +214,7 @@ func (r *Store) checkNode(ctx context.Context, address string, client *redis.Cli
 
 // checkRights runs every command that is used, at a key's server.
 func (r *Store) checkRights(ctx context.Context, key string) error {
-	script := newRedisScript(redisRights)
+	script := newScript(luaRights)
 	names := []string{r.config.Prefix + key + "check"}
 	if err := r.client.Process(ctx, script.whole(ctx, names, r.channel())); err != nil {
 		return r.refused(ctx, "eval", err)
@@ -259,7 +259,7 @@ func (r *Store) refused(ctx context.Context, command string, err error) error {
 // versions of Redis mark a missing permission with NOPERM.
 func (r *Store) refusedInScript(command, reason string) error {
 	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
-		return &redisNoWritesError{"Redis answered to " + command + ": " + redisSentence(reason)}
+		return &noWritesError{"Redis answered to " + command + ": " + firstSentence(reason)}
 	}
 	return r.lacks(command, reason)
 }
@@ -308,47 +308,47 @@ func (r *Store) advise(ctx context.Context, address string, err error, user stri
 	switch {
 	case redis.HasErrorPrefix(err, "WRONGPASS"):
 		return fmt.Errorf("Redis at %s refuses the login of %s: the password is not the right one, or there is no such user, or it is switched off", address, user)
-	case redis.HasErrorPrefix(err, "NOAUTH") && user == redisSentinelUser:
+	case redis.HasErrorPrefix(err, "NOAUTH") && user == sentinelUser:
 		return fmt.Errorf("the sentinel at %s asks for a login: set sentinel_password, and sentinel_username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "NOAUTH"):
 		return fmt.Errorf("Redis at %s asks for a login: set password, and username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "AUTH"):
 		return fmt.Errorf("Redis at %s asks for no password, but password is set: leave it out, or have Redis ask for it", address)
 	case redis.IsPermissionError(err):
-		return r.lacks(redisQuoted(err), err.Error())
+		return r.lacks(quotedCommand(err), err.Error())
 	case errors.As(err, &authority):
 		return fmt.Errorf("the certificate of Redis at %s is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it", address)
 	case errors.As(err, &certificate):
 		return fmt.Errorf("the certificate of Redis at %s does not fit, mend it or tls.server_name: %w", address, certificate.Err)
-	case errors.As(err, &notTLS), redisIsTimeout(err) && r.config.TLS != nil && r.speaksPlain(ctx, address):
+	case errors.As(err, &notTLS), isTimeout(err) && r.config.TLS != nil && r.speaksPlain(ctx, address):
 		return fmt.Errorf("Redis at %s does not speak TLS: give the address of its TLS port, or leave out tls", address)
-	case redisHungUp(err):
-		return r.adviseHungUp(ctx, address, err)
+	case isClosed(err):
+		return r.adviseClosed(ctx, address, err)
 	}
-	return &redisAwayError{redisSay(err)}
+	return &awayError{describe(err)}
 }
 
-// redisQuoted is the command that Redis says is not permitted.
-func redisQuoted(err error) string {
+// quotedCommand is the command that Redis says is not permitted.
+func quotedCommand(err error) string {
 	_, rest, _ := strings.Cut(err.Error(), "'")
 	command, _, _ := strings.Cut(rest, "'")
 	return command
 }
 
-// redisHungUp reports whether the other side ended the connection.
-func redisHungUp(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || redisIsAlert(err)
+// isClosed reports whether the other side ended the connection.
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || isTLSAlert(err)
 }
 
-// redisIsAlert reports whether the other side ended a TLS handshake with an alert.
-func redisIsAlert(err error) bool {
+// isTLSAlert reports whether the other side ended a TLS handshake with an alert.
+func isTLSAlert(err error) bool {
 	var network *net.OpError
 	return errors.As(err, &network) && network.Op == "remote error"
 }
 
 // adviseHungUp advises on a server that ended a connection without a response, as Redis
 // does if TLS, or a certificate, does not meet its settings.
-func (r *Store) adviseHungUp(ctx context.Context, address string, err error) error {
+func (r *Store) adviseClosed(ctx context.Context, address string, err error) error {
 	speaksTLS := r.speaksTLS(ctx, address)
 	switch {
 	case speaksTLS && r.config.TLS == nil:
@@ -358,7 +358,7 @@ func (r *Store) adviseHungUp(ctx context.Context, address string, err error) err
 	case speaksTLS:
 		return fmt.Errorf("Redis at %s refuses our client certificate: set tls.cert and tls.key to one that its CA has signed", address)
 	}
-	return &redisAwayError{redisSay(err)}
+	return &awayError{describe(err)}
 }
 
 // speaksTLS reports whether a server completes a TLS handshake.
@@ -371,7 +371,7 @@ func (r *Store) speaksTLS(ctx context.Context, address string) bool {
 	if err == nil {
 		_ = conn.Close()
 	}
-	return err == nil || redisIsAlert(err)
+	return err == nil || isTLSAlert(err)
 }
 
 // speaksPlain reports whether a server responds in plaintext. Redis, which takes a TLS

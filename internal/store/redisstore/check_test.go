@@ -17,19 +17,19 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
-// redisMend is a configuration or a server that a person must mend, and what
+// mend is a configuration or a server that a person must mend, and what
 // Check says. Warnings are in lines of their own.
-type redisMend struct {
+type mend struct {
 	name   string
 	config redisstore.Config
 	says   string
 }
 
-func redisCheckAll(t *testing.T, cases []redisMend) {
+func checkAll(t *testing.T, cases []mend) {
 	t.Helper()
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			r := redisPatient(t, c.config)
+			r := openPatient(t, c.config)
 			warnings, err := r.Check(t.Context())
 			said := strings.Join(warnings, "\n")
 			if err != nil {
@@ -42,64 +42,64 @@ func redisCheckAll(t *testing.T, cases []redisMend) {
 			if errors.Is(err, store.ErrAway) != (strings.HasPrefix(c.says, "Redis is away") || strings.HasPrefix(c.says, "Redis takes no writes")) {
 				t.Errorf("it is away: %v", err)
 			}
-			redisShowsNothing(t, said)
+			showsNothing(t, said)
 		})
 	}
 }
 
-const redisNoFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both"
+const noFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both"
 
 func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 	open := redistest.Start(t, redistest.Options{})
-	closed := redistest.Start(t, redistest.Options{Password: redisPassword, ACL: []string{
-		redisACL(), "user off off >" + redisPassword,
+	closed := redistest.Start(t, redistest.Options{Password: testPassword, ACL: []string{
+		aclLine(), "user off off >" + testPassword,
 	}})
 	with := func(username, password string) redisstore.Config {
-		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: redisSecret(t, password)}
+		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: passwordSource(t, password)}
 	}
 	refused := func(user string) string {
 		return "Redis at ADDRESS refuses the login of " + user + ": the password is not the right one, or there is no such user, or it is switched off"
 	}
-	redisCheckAll(t, []redisMend{
-		{"no password is needed", redisstore.Config{Addresses: []string{open.Addr()}}, redisNoFile},
-		{"right password", with("", redisPassword), redisNoFile},
+	checkAll(t, []mend{
+		{"no password is needed", redisstore.Config{Addresses: []string{open.Addr()}}, noFile},
+		{"right password", with("", testPassword), noFile},
 		{"wrong password", with("", "canary-wrong"), refused("the default user")},
 		{"wrong password of a user", with("tokenbroker", "canary-wrong"), refused(`the user "tokenbroker"`)},
-		{"no such user", with("nobody", redisPassword), refused(`the user "nobody"`)},
-		{"user switched off", with("off", redisPassword), refused(`the user "off"`)},
+		{"no such user", with("nobody", testPassword), refused(`the user "nobody"`)},
+		{"user switched off", with("off", testPassword), refused(`the user "off"`)},
 		{"no password", redisstore.Config{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS asks for a login: set password, and username unless it is the default user"},
 	})
 }
 
 func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 	var users []string
-	var cases []redisMend
+	var cases []mend
 	add := func(name, line, right string) {
 		users = append(users, strings.Replace(line, "tokenbroker", name, 1))
 		says := fmt.Sprintf(`the rights of the user %q in Redis are too narrow, it may not %s: give it those of this line: `, name, right) +
 			strings.Replace(redisstore.ACLExample, "tokenbroker", name, 1)
-		cases = append(cases, redisMend{name: name, config: redisstore.Config{Username: name}, says: says})
+		cases = append(cases, mend{name: name, config: redisstore.Config{Username: name}, says: says})
 	}
-	for field := range strings.FieldsSeq(redisACL()) {
+	for field := range strings.FieldsSeq(aclLine()) {
 		if command, isCommand := strings.CutPrefix(field, "+"); isCommand {
-			add("no-"+command, strings.Replace(redisACL(), " "+field, "", 1), "run "+strings.ToUpper(command))
+			add("no-"+command, strings.Replace(aclLine(), " "+field, "", 1), "run "+strings.ToUpper(command))
 		}
 	}
 	if len(cases) < 10 {
 		t.Fatalf("the line of the documentation has only %d commands", len(cases))
 	}
-	add("other-keys", strings.Replace(redisACL(), "~tb1:*", "~tb2:*", 1), "use the keys tb1:*")
-	add("other-channels", strings.Replace(redisACL(), "&tb1:*", "&tb2:*", 1), "use the channel tb1:ev")
+	add("other-keys", strings.Replace(aclLine(), "~tb1:*", "~tb2:*", 1), "use the keys tb1:*")
+	add("other-channels", strings.Replace(aclLine(), "&tb1:*", "&tb2:*", 1), "use the channel tb1:ev")
 	server := redistest.Start(t, redistest.Options{ACL: users})
 	for i := range cases {
 		cases[i].config.Addresses = []string{server.Addr()}
-		cases[i].config.Password = redisSecret(t, redisPassword)
+		cases[i].config.Password = passwordSource(t, testPassword)
 	}
 	database := cases[0]
 	database.name, database.config.Username, database.config.DB = "no-select", "other-keys", 1
 	database.says = `the rights of the user "other-keys" in Redis are too narrow, it may not run SELECT: give it those of this line: ` +
 		strings.Replace(redisstore.ACLExample, "tokenbroker", "other-keys", 1) + " +select"
-	redisCheckAll(t, append(cases, database))
+	checkAll(t, append(cases, database))
 }
 
 func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
@@ -116,8 +116,8 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 	foreign.Certificates = others.Client(t).Certificates
 	old := certificates.Anonymous(t)
 	old.MaxVersion = tls.VersionTLS12
-	redisCheckAll(t, []redisMend{
-		{"all is right", with(encrypted, certificates.Client(t)), redisNoFile},
+	checkAll(t, []mend{
+		{"all is right", with(encrypted, certificates.Client(t)), noFile},
 		{"plaintext to TLS", with(encrypted, nil), "Redis at ADDRESS speaks TLS: set tls, or give the address of its plaintext port"},
 		{"TLS to plaintext", with(plain, certificates.Client(t)), "Redis at ADDRESS does not speak TLS: give the address of its TLS port, or leave out tls"},
 		{"wrong CA", with(encrypted, others.Client(t)), "the certificate of Redis at ADDRESS is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it"},
@@ -131,21 +131,21 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 	t.Parallel()
 	single := redistest.Start(t, redistest.Options{})
-	narrow := redisUser(t)
-	cluster := redistest.StartCluster(t, redistest.Options{Password: redisPassword, ACL: []string{
-		redisACL("+asking"), strings.Replace(redisACL("+cluster|slots"), "tokenbroker", "no-asking", 1),
+	narrow := userOf(t)
+	cluster := redistest.StartCluster(t, redistest.Options{Password: testPassword, ACL: []string{
+		aclLine("+asking"), strings.Replace(aclLine("+cluster|slots"), "tokenbroker", "no-asking", 1),
 	}})
-	sentinel := redistest.StartSentinel(t, redistest.Options{Password: redisPassword, Config: []string{"appendonly yes"}})
-	password := redisSecret(t, redisPassword)
+	sentinel := redistest.StartSentinel(t, redistest.Options{Password: testPassword, Config: []string{"appendonly yes"}})
+	password := passwordSource(t, testPassword)
 	lacks := func(user, command string) string {
 		return fmt.Sprintf("the rights of the user %q in Redis are too narrow, it may not run %s: give it those of this line: ", user, command) +
 			strings.Replace(redisstore.ACLExample, "tokenbroker", user, 1) + " " + redisstore.ACLCluster
 	}
 	away := "Redis is away: dial tcp ADDRESS: connect: connection refused"
-	redisCheckAll(t, []redisMend{
+	checkAll(t, []mend{
 		{"single for a cluster", redisstore.Config{Addresses: []string{single.Addr()}, Cluster: true}, "Redis at ADDRESS is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes"},
 		{"cluster for a single", redisstore.Config{Addresses: cluster.Addrs()[:1], Password: password}, "Redis at ADDRESS is a node of a Cluster: set cluster: true"},
-		{"cluster", redisstore.Config{Addresses: cluster.Addrs(), Password: password, Cluster: true}, redisNoFile},
+		{"cluster", redisstore.Config{Addresses: cluster.Addrs(), Password: password, Cluster: true}, noFile},
 		{"cluster without its rights", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "tokenbroker", Password: narrow.Password, Cluster: true}, lacks("tokenbroker", "CLUSTER SLOTS")},
 		{"cluster without the right of being redirected", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "no-asking", Password: narrow.Password, Cluster: true}, lacks("no-asking", "ASKING")},
 		{"single for a sentinel", redisstore.Config{Addresses: []string{single.Addr()}, SentinelMaster: "m"}, "Redis at ADDRESS is not a sentinel: give the addresses of the sentinels, or no sentinel_master"},
@@ -155,27 +155,27 @@ func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 		{"replica for a single", redisstore.Config{Addresses: []string{sentinel.Replica.Addr()}, Password: password}, "Redis at ADDRESS is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels"},
 	})
 	single.Kill()
-	redisCheckAll(t, []redisMend{
+	checkAll(t, []mend{
 		{"single refuses", redisstore.Config{Addresses: []string{single.Addr()}}, away},
 		{"sentinel refuses", redisstore.Config{Addresses: []string{single.Addr()}, SentinelMaster: redistest.MasterName}, away},
 		{"cluster refuses", redisstore.Config{Addresses: []string{single.Addr()}, Cluster: true}, away},
-		{"one seed of a cluster refuses", redisstore.Config{Addresses: []string{single.Addr(), cluster.Addrs()[0]}, Password: password, Cluster: true}, redisNoFile},
+		{"one seed of a cluster refuses", redisstore.Config{Addresses: []string{single.Addr(), cluster.Addrs()[0]}, Password: password, Cluster: true}, noFile},
 		{"one sentinel refuses", redisstore.Config{Addresses: []string{single.Addr(), sentinel.Addrs()[0]}, Password: password, SentinelMaster: redistest.MasterName}, ""},
 	})
 	sentinel.Sentinels[0].Stop()
-	redisCheckAll(t, []redisMend{{"it hangs", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
+	checkAll(t, []mend{{"it hangs", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
 }
 
 func TestRedisCheckWarnsOfSettings(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{AppendOnly: true, ACL: []string{redisACL("+info")}})
-	config := redisUser(t, server.Addr())
+	server := redistest.Start(t, redistest.Options{AppendOnly: true, ACL: []string{aclLine("+info")}})
+	config := userOf(t, server.Addr())
 	check := func(name, says string) {
 		t.Helper()
-		redisCheckAll(t, []redisMend{{name, config, says}})
+		checkAll(t, []mend{{name, config, says}})
 	}
 	checkMatches := func(says string) {
 		t.Helper()
-		warnings, err := redisPatient(t, config).Check(t.Context())
+		warnings, err := openPatient(t, config).Check(t.Context())
 		if said := strings.Join(warnings, "\n"); err != nil || !regexp.MustCompile("^"+says+"$").MatchString(said) {
 			t.Errorf("short of memory it says\n%s, %v", said, err)
 		}
@@ -195,7 +195,7 @@ Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are f
 	server.CLI("config", "set", "maxmemory", "100mb")
 	server.CLI("config", "resetstat")
 	server.CLI("config", "set", "appendonly", "no")
-	check("not persistent", redisNoFile)
+	check("not persistent", noFile)
 	server.CLI("config", "set", "maxmemory-policy", "noeviction")
 	server.CLI("config", "set", "maxmemory", "1mb")
 	server.CLI("eval", "for i = 1, 20000 do if redis.pcall('set', 'fill' .. i, string.rep('x', 1000)).err then break end end", "0")
@@ -212,15 +212,15 @@ func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
 	hello := func(version string) string {
 		return "%3\r\n+server\r\n+redis\r\n+version\r\n+" + version + "\r\n+mode\r\n+standalone\r\n"
 	}
-	redisCheckAll(t, []redisMend{
-		{"old", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
-		{"loading", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
-		{"garbage", redisstore.Config{Addresses: []string{redisScripted(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
+	checkAll(t, []mend{
+		{"old", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
+		{"loading", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
+		{"garbage", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
 	})
 }
 
-// redisScripted has but some answers, by commands. It returns its address.
-func redisScripted(t *testing.T, answers map[string]string) string {
+// scriptedServer has but some answers, by commands. It returns its address.
+func scriptedServer(t *testing.T, answers map[string]string) string {
 	t.Helper()
 	answers = maps.Clone(answers) // the caller may change its own while connections are open
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -247,7 +247,7 @@ func redisScripted(t *testing.T, answers map[string]string) string {
 }
 
 func TestRedisConfigThatContradictsItselfIsRefused(t *testing.T) {
-	password := redisSecret(t, redisPassword)
+	password := passwordSource(t, testPassword)
 	one, two := []string{"a:1"}, []string{"a:1", "b:2"}
 	for name, c := range map[string]struct {
 		config redisstore.Config

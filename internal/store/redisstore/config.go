@@ -56,9 +56,9 @@ type Config struct {
 	Tracer *tracing.Tracer
 }
 
-// redisPrefixForm excludes characters with a meaning in hash tags and in patterns of
+// prefixForm excludes characters with a meaning in hash tags and in patterns of
 // ACLs.
-var redisPrefixForm = regexp.MustCompile(`^[A-Za-z0-9:._/-]{1,64}$`)
+var prefixForm = regexp.MustCompile(`^[A-Za-z0-9:._/-]{1,64}$`)
 
 func (c Config) check() error {
 	for _, address := range c.Addresses {
@@ -77,7 +77,7 @@ func (c Config) check() error {
 		return fmt.Errorf("the Redis database %d: it must be 0 or more, in a cluster 0", c.DB)
 	case c.Username != "" && c.Password == nil, c.SentinelUsername != "" && c.SentinelPassword == nil:
 		return errors.New("a Redis user without a password cannot log in: give one")
-	case !redisPrefixForm.MatchString(c.Prefix):
+	case !prefixForm.MatchString(c.Prefix):
 		return fmt.Errorf("the Redis prefix %q: it may have up to 64 letters, digits and any of : . _ / -", c.Prefix)
 	}
 	return nil
@@ -85,14 +85,14 @@ func (c Config) check() error {
 
 // options are the settings of the client. By default it ignores contexts while reading,
 // and repeats a call for up to ten seconds.
-func (c Config) options(limits redisLimits) *redis.UniversalOptions {
+func (c Config) options(limits limits) *redis.UniversalOptions {
 	return &redis.UniversalOptions{
 		Addrs:                      slices.Clone(c.Addresses),
 		MasterName:                 c.SentinelMaster,
 		DB:                         c.DB,
 		CredentialsProviderContext: c.credentials,
 		SentinelUsername:           c.SentinelUsername,
-		SentinelPassword:           redisPassword(c.SentinelPassword),
+		SentinelPassword:           currentPassword(c.SentinelPassword),
 		TLSConfig:                  c.TLS,
 
 		Protocol:              3,
@@ -116,23 +116,23 @@ func (c Config) options(limits redisLimits) *redis.UniversalOptions {
 }
 
 func (c Config) credentials(context.Context) (username, password string, err error) {
-	return c.Username, redisPassword(c.Password), nil
+	return c.Username, currentPassword(c.Password), nil
 }
 
-func redisPassword(source *secret.Source) string {
+func currentPassword(source *secret.Source) string {
 	if source == nil {
 		return ""
 	}
 	return source.Current().Value.Reveal()
 }
 
-func redisConnect(config Config, options *redis.UniversalOptions) redis.UniversalClient {
+func connect(config Config, options *redis.UniversalOptions) redis.UniversalClient {
 	switch {
 	case config.Cluster:
 		cluster := options.Cluster()
 		// MaxRetries is about calls that failed. A redirection is a response: the key
 		// has moved, and the client learns the new node. But the same number allows this
-		// client to repeat failed calls: see redisOnce.
+		// client to repeat failed calls: see unrepeated.
 		cluster.MaxRedirects = 3
 		cluster.DisableRoutingPolicies = true // each call names its keys, or a node
 		return redis.NewClusterClient(cluster)

@@ -16,62 +16,62 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisAwayError is ErrAway with the reason.
-type redisAwayError struct{ reason string }
+// awayError is ErrAway with the reason.
+type awayError struct{ reason string }
 
-func (e *redisAwayError) Error() string { return "Redis is away: " + e.reason }
+func (e *awayError) Error() string { return "Redis is away: " + e.reason }
 
 // Is reports whether target is ErrAway.
-func (e *redisAwayError) Is(target error) bool { return target == store.ErrAway }
+func (e *awayError) Is(target error) bool { return target == store.ErrAway }
 
-// redisNoWritesError is ErrNoWrites with the reason.
-type redisNoWritesError struct{ reason string }
+// noWritesError is ErrNoWrites with the reason.
+type noWritesError struct{ reason string }
 
-func (e *redisNoWritesError) Error() string { return "Redis takes no writes: " + e.reason }
+func (e *noWritesError) Error() string { return "Redis takes no writes: " + e.reason }
 
 // Is reports whether target is ErrNoWrites, or ErrAway: the server is away for writes.
-func (e *redisNoWritesError) Is(target error) bool {
+func (e *noWritesError) Is(target error) bool {
 	return target == store.ErrNoWrites || target == store.ErrAway
 }
 
-// redisMovingError is ErrAway for one slot of a Cluster.
-type redisMovingError struct{ reason string }
+// movingSlotError is ErrAway for one slot of a Cluster.
+type movingSlotError struct{ reason string }
 
-func (e *redisMovingError) Error() string { return "the slot of a key has no server now: " + e.reason }
+func (e *movingSlotError) Error() string { return "the slot of a key has no server now: " + e.reason }
 
 // Is reports whether target is ErrAway.
-func (e *redisMovingError) Is(target error) bool { return target == store.ErrAway }
+func (e *movingSlotError) Is(target error) bool { return target == store.ErrAway }
 
 var (
-	// errRedisAnswer omits the response: a garbled one may hold values.
-	errRedisAnswer = errors.New("an answer of Redis that the client does not understand")
-	// errRedisBusy means that there are more calls than Redis or this process can
+	// errResponse omits the response: a garbled one may hold values.
+	errResponse = errors.New("an answer of Redis that the client does not understand")
+	// errBusy means that there are more calls than Redis or this process can
 	// handle. If Redis hangs, the calls that have a connection fail.
-	errRedisBusy = errors.New("no connection to Redis became free in time")
+	errBusy = errors.New("no connection to Redis became free in time")
 )
 
-// redisSilence is a log that discards everything.
-type redisSilence struct{}
+// silentLog is a log that discards everything.
+type silentLog struct{}
 
 // Printf does nothing.
-func (redisSilence) Printf(context.Context, string, ...any) {}
+func (silentLog) Printf(context.Context, string, ...any) {}
 
 // judge classifies the error of a call as an outcome for the server, and returns the
 // error that may be shown.
-func (r *Store) judge(ctx context.Context, err error) (redisOutcome, error) {
+func (r *Store) judge(ctx context.Context, err error) (outcome, error) {
 	if err == nil {
-		return redisFine, nil
+		return outcomeOK, nil
 	}
 	shown := r.explain(ctx, err)
 	switch {
-	case redisCallersOwn(shown):
-		return redisNothing, shown
-	case redisIsOfSlot(err):
-		return redisNothing, &redisMovingError{shown.Error()}
-	case redisRefusesWrites(err):
-		return redisRefused, &redisNoWritesError{shown.Error()}
+	case isCallersOwn(shown):
+		return outcomeIgnored, shown
+	case isAboutSlot(err):
+		return outcomeIgnored, &movingSlotError{shown.Error()}
+	case refusesWrites(err):
+		return outcomeRefused, &noWritesError{shown.Error()}
 	default:
-		return redisFailed, shown
+		return outcomeFailed, shown
 	}
 }
 
@@ -87,43 +87,43 @@ func (r *Store) explain(ctx context.Context, err error) error {
 	case hasDeadline && !time.Now().Before(deadline): // its timer comes late
 		return context.DeadlineExceeded
 	case errors.Is(err, redis.ErrPoolTimeout):
-		return errRedisBusy
+		return errBusy
 	}
 	if cluster, ok := r.client.(*redis.ClusterClient); ok {
 		cluster.ReloadState(ctx) // or it would use a dead master for a minute
 	}
-	return errors.New(redisSay(err))
+	return errors.New(describe(err))
 }
 
-// redisCallersOwn reports whether an error is unrelated to the state of Redis.
-func redisCallersOwn(err error) bool {
+// isCallersOwn reports whether an error is unrelated to the state of Redis.
+func isCallersOwn(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, store.ErrClosed) || errors.Is(err, errRedisBusy)
+		errors.Is(err, store.ErrClosed) || errors.Is(err, errBusy)
 }
 
-// redisIsOfSlot reports whether an error is about one slot of a Cluster alone, which is
+// isAboutSlot reports whether an error is about one slot of a Cluster alone, which is
 // being moved or has no master.
-func redisIsOfSlot(err error) bool {
+func isAboutSlot(err error) bool {
 	return slices.ContainsFunc([]string{"TRYAGAIN ", "MOVED ", "ASK ", "CLUSTERDOWN Hash slot not served"},
 		func(prefix string) bool { return redis.HasErrorPrefix(err, prefix) })
 }
 
-// redisRefusesWrites reports whether a server refused to write: one of the writing
+// refusesWrites reports whether a server refused to write: one of the writing
 // commands of a script, or all of them.
-func redisRefusesWrites(err error) bool {
+func refusesWrites(err error) bool {
 	var answer redis.Error
 	if !errors.As(err, &answer) {
 		return false
 	}
 	code, _, _ := strings.Cut(answer.Error(), " ")
-	_, command := redisInScript(answer.Error())
+	_, command := cutCommand(answer.Error())
 	return slices.Contains([]string{"OOM", "READONLY", "MISCONF", "NOREPLICAS"}, code) ||
 		slices.Contains([]string{"SET", "PEXPIRE", "DEL", "PUBLISH"}, command)
 }
 
-// redisSay describes an error in words. It shows only texts that cannot contain data
+// describe describes an error in words. It shows only texts that cannot contain data
 // that was sent or read.
-func redisSay(err error) string {
+func describe(err error) string {
 	var network *net.OpError
 	var certificate *tls.CertificateVerificationError
 	var notTLS tls.RecordHeaderError
@@ -131,10 +131,10 @@ func redisSay(err error) string {
 	switch {
 	case errors.As(err, &network) && network.Op == "dial":
 		return network.Error()
-	case redisIsTimeout(err):
+	case isTimeout(err):
 		return "Redis did not answer in time"
 	case errors.Is(err, redis.ErrPoolTimeout):
-		return errRedisBusy.Error()
+		return errBusy.Error()
 	case errors.As(err, &network):
 		return network.Error()
 	case errors.As(err, &certificate):
@@ -146,76 +146,76 @@ func redisSay(err error) string {
 	case errors.Is(err, redis.Nil):
 		return "the sentinels do not know the master"
 	case errors.As(err, &answer):
-		return redisAnswer(answer)
+		return describeReply(answer)
 	default:
-		return errRedisAnswer.Error()
+		return errResponse.Error()
 	}
 }
 
-func redisIsTimeout(err error) bool {
+func isTimeout(err error) bool {
 	var network net.Error
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
 		errors.As(err, &network) && network.Timeout()
 }
 
-// redisInScript separates an error from the name of its command, which the script has
+// cutCommand separates an error from the name of its command, which the script has
 // appended.
-func redisInScript(text string) (rest, command string) {
+func cutCommand(text string) (rest, command string) {
 	text, _, _ = strings.Cut(text, " script: ") // the position in the script
 	open := strings.LastIndex(text, " (")
 	if open < 0 || !strings.HasSuffix(text, ")") {
 		return text, ""
 	}
 	command = text[open+2 : len(text)-1]
-	if !redisShowable[strings.ToLower(command)] {
+	if !showableWords[strings.ToLower(command)] {
 		return text, ""
 	}
 	return text[:open], command
 }
 
-// redisAnswer describes an error response of Redis, with the command of a script that
+// describeReply describes an error response of Redis, with the command of a script that
 // caused it.
-func redisAnswer(answer redis.Error) string {
-	text, command := redisInScript(answer.Error())
-	text = redisSentence(text)
+func describeReply(answer redis.Error) string {
+	text, command := cutCommand(answer.Error())
+	text = firstSentence(text)
 	if command == "" {
 		return "Redis answered " + text
 	}
 	return "Redis answered to " + command + ": " + text
 }
 
-// redisSentence is the first sentence of an error. If the error may repeat data that
+// firstSentence is the first sentence of an error. If the error may repeat data that
 // Redis was sent, it ends before that: repeated data is quoted, or follows a comma or
 // colon.
-func redisSentence(text string) string {
+func firstSentence(text string) string {
 	text, _, _ = strings.Cut(text, ". ")
 	code, _, _ := strings.Cut(text, " ")
-	if !redisConstant[code] {
-		text = redisUnquoted(text)
+	if !constantCodes[code] {
+		text = untilData(text)
 	}
 	return strings.TrimSuffix(strings.TrimSpace(text[:min(len(text), 200)]), ".")
 }
 
-// redisConstant are the codes of errors that never repeat data.
+// constantCodes are the codes of errors that never repeat data.
 //
 //nolint:gochecknoglobals // a constant that Go cannot express as such
-var redisConstant = map[string]bool{
+var constantCodes = map[string]bool{
 	"OOM": true, "READONLY": true, "MISCONF": true, "NOREPLICAS": true, "LOADING": true, "BUSY": true,
 	"MASTERDOWN": true, "CLUSTERDOWN": true, "TRYAGAIN": true, "NOAUTH": true, "WRONGPASS": true,
 }
 
-// redisShowable are the quoted words that may be shown: names of commands.
+// showableWords are the quoted words that may be shown: names of commands.
 //
 //nolint:gochecknoglobals // a constant that Go cannot express as such
-var redisShowable = map[string]bool{
+var showableWords = map[string]bool{
 	"get": true, "pttl": true, "set": true, "pexpire": true, "del": true, "publish": true, "subscribe": true,
 	"eval": true, "evalsha": true, "ping": true, "hello": true, "auth": true, "select": true, "asking": true,
 	"cluster|slots": true, "cluster": true, "info": true, "wait": true, "waitaof": true,
 }
 
-// redisUnquoted is a text up to the first comma, colon or quoted word that is not
+// untilData is a text up to the first comma, colon or quoted word that is not
 // showable.
-func redisUnquoted(text string) string {
+func untilData(text string) string {
 	for at := 0; at < len(text); at++ {
 		switch c := text[at]; {
 		case c == ',' || c == ':' || c == '`' || c == '"':
@@ -223,7 +223,7 @@ func redisUnquoted(text string) string {
 		case c != '\'' || isWithinWord(text, at):
 		default:
 			word, _, closed := strings.Cut(text[at+1:], "'")
-			if !closed || !redisShowable[strings.ToLower(word)] {
+			if !closed || !showableWords[strings.ToLower(word)] {
 				return text[:at]
 			}
 			at += len(word) + 1

@@ -13,48 +13,21 @@ import (
 )
 
 const (
-	redisPing   = time.Second            // interval between pings of the subscription
-	redisSilent = 3 * time.Second        // after which its connection counts as dead
-	redisPause  = 200 * time.Millisecond // on average, before it connects anew
+	pingInterval   = time.Second            // interval between pings of the subscription
+	silenceLimit   = 3 * time.Second        // after which its connection counts as dead
+	reconnectPause = 200 * time.Millisecond // on average, before it connects anew
 )
 
 // Subscribe implements Store. All subscribers share one connection, which is made at the
 // first call and renewed until r is closed.
 func (r *Store) Subscribe(ctx context.Context) <-chan string {
-	events := make(chan string, store.EventBuffer)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.ctx.Err() != nil {
-		close(events)
-		return events
-	}
-	r.subscribers[events] = context.AfterFunc(ctx, func() { r.unsubscribe(events) })
-	if !r.listening {
+	if r.ctx.Err() == nil && !r.listening {
 		r.listening = true
 		r.listener.Go(r.listen)
 	}
-	return events
-}
-
-func (r *Store) unsubscribe(events chan string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, there := r.subscribers[events]; there {
-		delete(r.subscribers, events)
-		close(events)
-	}
-}
-
-// tell notifies the subscribers of a change. It never waits for them.
-func (r *Store) tell(key string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for events := range r.subscribers {
-		select {
-		case events <- key:
-		default:
-		}
-	}
+	return r.events.Subscribe(ctx)
 }
 
 func (r *Store) channel() string { return r.config.Prefix + "ev" }
@@ -62,14 +35,14 @@ func (r *Store) channel() string { return r.config.Prefix + "ev" }
 // listen keeps a subscription until r is closed.
 func (r *Store) listen() {
 	for r.ctx.Err() == nil {
-		heard, err := r.hear()
-		if heard && r.ctx.Err() == nil {
-			r.logger.Warn("The subscription to Redis was lost, and is made anew", "error", redisSay(err))
+		active, err := r.receive()
+		if active && r.ctx.Err() == nil {
+			r.logger.Warn("The subscription to Redis was lost, and is made anew", "error", describe(err))
 		}
 		if cluster, ok := r.client.(*redis.ClusterClient); ok {
 			cluster.ReloadState(r.ctx)
 		}
-		pause := time.NewTimer(redisPause/2 + rand.N(redisPause))
+		pause := time.NewTimer(reconnectPause/2 + rand.N(reconnectPause))
 		select {
 		case <-pause.C:
 		case <-r.ctx.Done():
@@ -80,7 +53,7 @@ func (r *Store) listen() {
 
 // hear passes on the messages of one connection, until that ends. It reports whether the
 // subscription was ever active.
-func (r *Store) hear() (heard bool, err error) {
+func (r *Store) receive() (active bool, err error) {
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
 	subscription := r.shards.subscribe(ctx, r.client)
@@ -90,26 +63,26 @@ func (r *Store) hear() (heard bool, err error) {
 	// A Receive ends when the subscription is closed, not with its context. A connection
 	// may also die silently: then the pings get no response.
 	context.AfterFunc(ctx, func() { _ = subscription.Close() })
-	silence := time.AfterFunc(redisSilent, cancel)
+	silence := time.AfterFunc(silenceLimit, cancel)
 	defer silence.Stop()
-	r.listener.Go(func() { redisKeepAlive(ctx, subscription) })
+	r.listener.Go(func() { keepAlive(ctx, subscription) })
 	for {
 		message, err := subscription.Receive(ctx)
 		if err != nil {
-			return heard, err
+			return active, err
 		}
-		silence.Reset(redisSilent)
+		silence.Reset(silenceLimit)
 		switch message := message.(type) {
 		case *redis.Subscription:
-			heard = true
+			active = true
 		case *redis.Message:
-			r.pass(message)
+			r.forward(message)
 		}
 	}
 }
 
-func redisKeepAlive(ctx context.Context, subscription *redis.PubSub) {
-	ticker := time.NewTicker(redisPing)
+func keepAlive(ctx context.Context, subscription *redis.PubSub) {
+	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
 	for {
 		select {
@@ -122,9 +95,9 @@ func redisKeepAlive(ctx context.Context, subscription *redis.PubSub) {
 }
 
 // pass reports a change, unless the message is not from a store: any client may publish.
-func (r *Store) pass(message *redis.Message) {
+func (r *Store) forward(message *redis.Message) {
 	key, ours := strings.CutPrefix(message.Payload, r.config.Prefix)
 	if ours && store.CheckKey(key) == nil {
-		r.tell(key)
+		r.events.Notify(key)
 	}
 }

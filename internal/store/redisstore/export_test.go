@@ -8,28 +8,28 @@ import (
 )
 
 // Entry gives the fuzz test what a key holds, decoded.
-func Entry(text string, left int64) store.Entry { return redisEntry(text, left) }
+func Entry(text string, left int64) store.Entry { return parseEntry(text, left) }
 
 // NewPatient is New for tests that are not about time. On a machine
 // that is busy with other tests an answer may take longer than a call may.
 func NewPatient(config Config) (*Store, error) {
 	const unit = time.Second
-	return newRedis(config, redisLimits{call: 4 * unit, wait: 3 * unit, dial: 2 * unit, wire: 2 * unit, probe: 2 * time.Minute})
+	return newStore(config, limits{call: 4 * unit, wait: 3 * unit, dial: 2 * unit, wire: 2 * unit, probe: 2 * time.Minute})
 }
 
 // Shard is the health of a server, for tests without one.
-type Shard struct{ shard *redisShard }
+type Shard struct{ shard *shard }
 
 // NewShard returns the health of a server that is up.
 func NewShard(logger *slog.Logger) Shard {
-	return Shard{newRedisShard("server", time.Second, logger, func() {})}
+	return Shard{newShard("server", time.Second, logger, func() {})}
 }
 
 // Probe takes the outcome of a probe: a write was refused, or not.
 func (s Shard) Probe(refused bool) {
 	if refused {
-		s.shard.probed(redisRefused, &redisNoWritesError{"full"}, time.Second)
+		s.shard.noteProbe(outcomeRefused, &noWritesError{"full"}, time.Second)
 	} else {
-		s.shard.probed(redisFine, nil, time.Second)
+		s.shard.noteProbe(outcomeOK, nil, time.Second)
 	}
 }

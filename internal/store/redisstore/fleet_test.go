@@ -16,10 +16,10 @@ import (
 func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	t.Run("", func(t *testing.T) {
-		sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL()}})
-		config := redisUser(t, sentinel.Addrs()...)
+		sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine()}})
+		config := userOf(t, sentinel.Addrs()...)
 		config.SentinelMaster = redistest.MasterName
-		redisSurvives(t, config, func() {
+		survives(t, config, func() {
 			sentinel.Sentinels[0].Kill()
 			sentinel.Master.Kill()
 		})
@@ -30,40 +30,40 @@ func TestRedisSentinelsFindTheNewMaster(t *testing.T) {
 func TestRedisClusterFindsTheNewMaster(t *testing.T) {
 	leaks := goleak.IgnoreCurrent()
 	t.Run("", func(t *testing.T) {
-		cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
-		config := redisUser(t, cluster.Addrs()...)
+		cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster)}})
+		config := userOf(t, cluster.Addrs()...)
 		config.Cluster = true
-		t.Run("slots move", func(t *testing.T) { redisFollowsSlots(t, config, cluster) })
-		t.Run("a call is not repeated", func(t *testing.T) { redisIsNotRepeated(t, config, cluster) })
-		redisSurvives(t, config, func() { cluster.Master("tb1:" + redisKey).Kill() })
+		t.Run("slots move", func(t *testing.T) { followsSlots(t, config, cluster) })
+		t.Run("a call is not repeated", func(t *testing.T) { isNotRepeated(t, config, cluster) })
+		survives(t, config, func() { cluster.Master("tb1:" + testKey).Kill() })
 	})
 	testkit.Eventually(t, "no goroutine is left", func() bool { return goleak.Find(leaks) == nil })
 }
 
-// redisSurvives checks that calls and events go on by themselves.
-func redisSurvives(t *testing.T, config redisstore.Config, fail func()) {
+// survives checks that calls and events go on by themselves.
+func survives(t *testing.T, config redisstore.Config, fail func()) {
 	t.Helper()
 	var log testkit.Log
 	config.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	r, quiet := redisOpen(t, config), redisOpen(t, config) // quiet does not subscribe
+	r, quiet := open(t, config), open(t, config) // quiet does not subscribe
 	events := r.Subscribe(t.Context())
-	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, quiet) && redisWorks(t, r) && redisTold(t, events) })
+	testkit.Eventually(t, "it works", func() bool { return works(t, quiet) && works(t, r) && hasEvent(t, events) })
 	fail()
-	if redisWorks(t, r) {
+	if works(t, r) {
 		t.Error("the master that was killed answers")
 	}
 	start := time.Now()
-	testkit.Eventually(t, "calls succeed again", func() bool { return redisWorks(t, r) && redisWorks(t, quiet) })
+	testkit.Eventually(t, "calls succeed again", func() bool { return works(t, r) && works(t, quiet) })
 	t.Logf("calls succeeded again after %v", time.Since(start))
-	testkit.Eventually(t, "events flow again", func() bool { return redisWorks(t, r) && redisTold(t, events) })
+	testkit.Eventually(t, "events flow again", func() bool { return works(t, r) && hasEvent(t, events) })
 	t.Logf("events flowed again after %v", time.Since(start))
-	redisShowsNothing(t, log.String())
+	showsNothing(t, log.String())
 }
 
-// redisFollowsSlots moves a slot while a client uses it.
-func redisFollowsSlots(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
-	r := redisPatient(t, config)
-	const counter = "{moves}counter" // of another server than redisKey
+// followsSlots moves a slot while a client uses it.
+func followsSlots(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
+	r := openPatient(t, config)
+	const counter = "{moves}counter" // of another server than testKey
 	count := func() uint64 {
 		t.Helper()
 		count, err := r.Raise(t.Context(), counter, 0, 1)
@@ -73,7 +73,7 @@ func redisFollowsSlots(t *testing.T, config redisstore.Config, cluster *redistes
 		return count
 	}
 	count()
-	from, to := cluster.Master("tb1:"+counter), cluster.Master("tb1:"+redisKey)
+	from, to := cluster.Master("tb1:"+counter), cluster.Master("tb1:"+testKey)
 	if from == to {
 		t.Fatal("the slot is where it is to move to")
 	}
@@ -92,33 +92,33 @@ func redisFollowsSlots(t *testing.T, config redisstore.Config, cluster *redistes
 	if got := count(); got != 2 { // its server says MOVED
 		t.Errorf("asked the old server: %d", got)
 	}
-	entries, err := r.Get(t.Context(), counter, redisCounter, "{x}", "{y}", "{moves}", "{z}")
+	entries, err := r.Get(t.Context(), counter, testCounter, "{x}", "{y}", "{moves}", "{z}")
 	if err != nil || entries[0].Number != 2 || entries[4].Number != 0 {
 		t.Errorf("of several slots: %+v, %v", entries, err)
 	}
 }
 
-// redisIsNotRepeated has a server hang for longer than it takes to give up, and
+// isNotRepeated has a server hang for longer than it takes to give up, and
 // not as long as a second attempt would take.
-func redisIsNotRepeated(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
-	r := redisOpen(t, config)
+func isNotRepeated(t *testing.T, config redisstore.Config, cluster *redistest.Cluster) {
+	r := open(t, config)
 	count := func() uint64 {
 		t.Helper()
 		var entries []store.Entry
 		testkit.Eventually(t, "it works", func() bool {
 			var err error
-			entries, err = r.Get(t.Context(), redisCounter)
+			entries, err = r.Get(t.Context(), testCounter)
 			return err == nil
 		})
 		return entries[0].Number
 	}
-	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
-	master := cluster.Master("tb1:" + redisKey)
+	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
+	master := cluster.Master("tb1:" + testKey)
 	for range 20 {
 		before := count()
 		master.Stop()
 		time.AfterFunc(350*time.Millisecond, master.Cont)
-		if redisWorks(t, r) {
+		if works(t, r) {
 			t.Error("a call got an answer that was late")
 		}
 		count() // what was sent before is done when this is answered

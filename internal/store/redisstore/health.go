@@ -12,34 +12,34 @@ import (
 // When a server of Redis counts as down for reads or for writes, and when it is probed.
 // Probes alone bring it back, so that callers do not wait for it.
 const (
-	redisFailures  = 5 // in a row: it cannot be reached. A refused write counts at once
-	redisProbeSoon = 250 * time.Millisecond
-	redisProbeDown = time.Second
-	// redisProbeMost is the longest pause between probes of a server that refuses
+	maxFailures = 5 // in a row: it cannot be reached. A refused write counts at once
+	probeSoon   = 250 * time.Millisecond
+	probeDown   = time.Second
+	// probeMax is the longest pause between probes of a server that refuses
 	// writes.
-	redisProbeMost = 5 * time.Second
+	probeMax = 5 * time.Second
 
 	// A server at its memory limit accepts one write and refuses the next. It is up for
-	// writes after redisSteady probes in a row; the number doubles each time that it was
-	// up for less than redisRelapse, up to redisSteadyMost.
-	redisSteady     = 2
-	redisSteadyMost = 32
-	redisRelapse    = time.Minute
+	// writes after steadyMin probes in a row; the number doubles each time that it was
+	// up for less than relapse, up to steadyMax.
+	steadyMin = 2
+	steadyMax = 32
+	relapse   = time.Minute
 )
 
-// redisOutcome classifies the result of a call with regard to the server.
-type redisOutcome int
+// outcome classifies the result of a call with regard to the server.
+type outcome int
 
 const (
-	redisFine    redisOutcome = iota
-	redisFailed               // it could not serve the call
-	redisRefused              // it responded, and refused to write
-	redisNothing              // nothing: the caller gave up, or it is about one slot
+	outcomeOK      outcome = iota
+	outcomeFailed          // it could not serve the call
+	outcomeRefused         // it responded, and refused to write
+	outcomeIgnored         // nothing: the caller gave up, or it is about one slot
 )
 
-// redisShard is the health of one server: the single one, the master that the sentinels
+// shard is the health of one server: the single one, the master that the sentinels
 // name, or a master of a Cluster.
-type redisShard struct {
+type shard struct {
 	name   string
 	logger *slog.Logger
 	wake   func() // wakes the prober for an earlier probe
@@ -56,15 +56,15 @@ type redisShard struct {
 	noWrites error // nil: up, if reads are
 }
 
-func newRedisShard(name string, interval time.Duration, logger *slog.Logger, wake func()) *redisShard {
-	return &redisShard{name: name, logger: logger, wake: wake, steady: redisSteady, due: time.Now().Add(redisSpread(interval))}
+func newShard(name string, interval time.Duration, logger *slog.Logger, wake func()) *shard {
+	return &shard{name: name, logger: logger, wake: wake, steady: steadyMin, due: time.Now().Add(spread(interval))}
 }
 
-// redisSpread keeps replicas from probing at the same time.
-func redisSpread(d time.Duration) time.Duration { return d*3/4 + rand.N(d/4) } //nolint:gosec // no secret
+// spread keeps replicas from probing at the same time.
+func spread(d time.Duration) time.Duration { return d*3/4 + rand.N(d/4) } //nolint:gosec // no secret
 
 // allow returns the error of a server that should not be called, else nil.
-func (s *redisShard) allow(write bool) error {
+func (s *shard) allow(write bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.noReads == nil && write {
@@ -74,76 +74,76 @@ func (s *redisShard) allow(write bool) error {
 }
 
 // health is the health for metrics.
-func (s *redisShard) health() store.Health {
+func (s *shard) health() store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return store.Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
 }
 
 // note records the outcome of a call. It can mark the server as down, but not as up.
-func (s *redisShard) note(outcome redisOutcome, err error) {
+func (s *shard) note(outcome outcome, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch outcome {
-	case redisNothing:
+	case outcomeIgnored:
 		return
-	case redisFailed:
+	case outcomeFailed:
 		s.failed(err)
 		return
-	case redisRefused:
+	case outcomeRefused:
 		s.refused(err)
-	case redisFine:
+	case outcomeOK:
 	}
 	s.failures = 0
 }
 
 // probed records the outcome of a probe and plans the next one.
-func (s *redisShard) probed(outcome redisOutcome, err error, interval time.Duration) {
+func (s *shard) noteProbe(outcome outcome, err error, interval time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if outcome == redisFailed {
+	if outcome == outcomeFailed {
 		s.failed(err)
-	} else if outcome != redisNothing {
+	} else if outcome != outcomeIgnored {
 		s.answered()
 	}
 	switch {
-	case outcome == redisRefused:
+	case outcome == outcomeRefused:
 		s.refused(err)
 		s.good = 0
 		s.probes++
-	case outcome == redisFine && s.noReads == nil:
+	case outcome == outcomeOK && s.noReads == nil:
 		s.wrote()
 	}
-	s.due = time.Now().Add(redisSpread(s.pause(interval)))
+	s.due = time.Now().Add(spread(s.pause(interval)))
 }
 
 // pause is the time until the next probe.
-func (s *redisShard) pause(interval time.Duration) time.Duration {
+func (s *shard) pause(interval time.Duration) time.Duration {
 	switch {
 	case s.noReads != nil:
-		return redisProbeDown
+		return probeDown
 	case s.failures > 0:
-		return redisProbeSoon
+		return probeSoon
 	case s.noWrites != nil:
-		return min(redisProbeDown<<min(s.probes, 4), redisProbeMost)
+		return min(probeDown<<min(s.probes, 4), probeMax)
 	default:
 		return interval
 	}
 }
 
 // failed records that the server could not serve a call.
-func (s *redisShard) failed(err error) {
+func (s *shard) failed(err error) {
 	s.failures++
-	if s.noReads != nil || s.failures < redisFailures {
+	if s.noReads != nil || s.failures < maxFailures {
 		return
 	}
-	s.noReads = &redisAwayError{err.Error()}
+	s.noReads = &awayError{err.Error()}
 	s.logger.Warn("Redis is away: going on without it", "shard", s.name, "error", s.noReads)
 	s.hurry()
 }
 
 // answered records that the server responded to a probe.
-func (s *redisShard) answered() {
+func (s *shard) answered() {
 	s.failures = 0
 	if s.noReads != nil {
 		s.noReads = nil
@@ -152,15 +152,15 @@ func (s *redisShard) answered() {
 }
 
 // refused records that the server refused a write.
-func (s *redisShard) refused(err error) {
+func (s *shard) refused(err error) {
 	if s.noWrites != nil {
 		return
 	}
 	s.noWrites, s.good, s.probes = err, 0, 0
-	if s.upSince.IsZero() || time.Since(s.upSince) >= redisRelapse {
-		s.steady = redisSteady
+	if s.upSince.IsZero() || time.Since(s.upSince) >= relapse {
+		s.steady = steadyMin
 	} else {
-		s.steady = min(2*s.steady, redisSteadyMost)
+		s.steady = min(2*s.steady, steadyMax)
 	}
 	s.logger.Warn("Redis takes no writes: each replica fetches tokens for itself, and purges, revocations and changes of secrets fail",
 		"shard", s.name, "error", err)
@@ -168,7 +168,7 @@ func (s *redisShard) refused(err error) {
 }
 
 // wrote records that a probe could write.
-func (s *redisShard) wrote() {
+func (s *shard) wrote() {
 	if s.noWrites == nil {
 		return
 	}
@@ -180,13 +180,13 @@ func (s *redisShard) wrote() {
 }
 
 // hurry schedules an early probe of a server that was just found down.
-func (s *redisShard) hurry() {
-	s.due = time.Now().Add(redisSpread(redisProbeDown))
+func (s *shard) hurry() {
+	s.due = time.Now().Add(spread(probeDown))
 	s.wake()
 }
 
 // plan returns the key to probe with if a probe is due, else the time of the next one.
-func (s *redisShard) plan(now time.Time) (key string, due time.Time) {
+func (s *shard) plan(now time.Time) (key string, due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.due.After(now) {
@@ -196,7 +196,7 @@ func (s *redisShard) plan(now time.Time) (key string, due time.Time) {
 }
 
 // probeKey is a key of this server.
-func (s *redisShard) probeKey() string {
+func (s *shard) probeKey() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.key

@@ -17,8 +17,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// redisWriteFault keeps a server from writing, and not from reading.
-type redisWriteFault struct {
+// writeFault keeps a server from writing, and not from reading.
+type writeFault struct {
 	name   string
 	strike func(*redistest.Server)
 	mend   func(*redistest.Server)
@@ -28,14 +28,14 @@ type redisWriteFault struct {
 	used bool
 }
 
-func redisWriteFaults() []redisWriteFault {
+func writeFaults() []writeFault {
 	set := func(name, value string) func(*redistest.Server) {
 		return func(s *redistest.Server) { s.CLI("config", "set", name, value) }
 	}
 	user := func(rule string) func(*redistest.Server) {
 		return func(s *redistest.Server) { s.CLI("acl", "setuser", "tokenbroker", rule) }
 	}
-	return []redisWriteFault{
+	return []writeFault{
 		{"out of memory", set("maxmemory", "1"), set("maxmemory", "0"), "to SET: OOM command not allowed when used memory > 'maxmemory'", false},
 		{
 			"a replica", func(s *redistest.Server) { s.CLI("replicaof", "127.0.0.1", "1") }, func(s *redistest.Server) { s.CLI("replicaof", "no", "one") },
@@ -56,43 +56,43 @@ func redisWriteFaults() []redisWriteFault {
 
 func TestRedisThatDoesNotWrite(t *testing.T) {
 	t.Parallel()
-	for _, fault := range redisWriteFaults() {
+	for _, fault := range writeFaults() {
 		t.Run(fault.name, func(t *testing.T) {
 			t.Parallel()
-			redisDoesNotWrite(t, fault)
+			doesNotWrite(t, fault)
 		})
 	}
 }
 
-func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
-	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}})
+func doesNotWrite(t *testing.T, fault writeFault) {
+	server := redistest.Start(t, redistest.Options{ACL: []string{aclLine()}})
 	var log, quietLog testkit.Log
-	config, quietConfig := redisUser(t, server.Addr()), redisUser(t, server.Addr())
+	config, quietConfig := userOf(t, server.Addr()), userOf(t, server.Addr())
 	config.Logger, quietConfig.Logger = slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewTextHandler(&quietLog, nil))
-	r, quiet := redisOpen(t, config), redisOpen(t, quietConfig) // quiet is not called
-	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
-	if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(1)}}); err != nil {
+	r, quiet := open(t, config), open(t, quietConfig) // quiet is not called
+	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
+	if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{testPut(1)}}); err != nil {
 		t.Fatal(err)
 	}
 	fault.strike(server)
-	testkit.Eventually(t, "a write is refused", func() bool { return !redisWorks(t, r) })
+	testkit.Eventually(t, "a write is refused", func() bool { return !works(t, r) })
 
 	trips := r.Trips()
 	for range 1000 {
-		_, _, err := r.Acquire(t.Context(), redisClaim())
+		_, _, err := r.Acquire(t.Context(), testClaim())
 		if !errors.Is(err, store.ErrNoWrites) || !errors.Is(err, store.ErrAway) || !strings.Contains(err.Error(), fault.says) {
 			t.Fatalf("a write: %v", err)
 		}
-		redisShowsNothing(t, err.Error())
+		showsNothing(t, err.Error())
 	}
 	if r.Trips() != trips {
 		t.Errorf("writes that are known to be in vain took %d trips", r.Trips()-trips)
 	}
 	testkit.Eventually(t, "one that is not called notices it", func() bool {
-		return !quiet.Health()[0].Writes || fault.used && !redisWorks(t, quiet)
+		return !quiet.Health()[0].Writes || fault.used && !works(t, quiet)
 	})
 	for range 40 { // some probes long
-		if err := redisLook(t, r); err != nil {
+		if err := look(t, r); err != nil {
 			t.Errorf("a read: %v", err)
 		}
 		want := store.Health{Shard: server.Addr(), Reads: true}
@@ -102,13 +102,13 @@ func redisDoesNotWrite(t *testing.T, fault redisWriteFault) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	fault.mend(server)
-	testkit.Eventually(t, "it takes writes again", func() bool { return redisUp(r) && redisUp(quiet) && redisWorks(t, r) })
+	testkit.Eventually(t, "it takes writes again", func() bool { return isUp(r) && isUp(quiet) && works(t, r) })
 	for _, text := range []string{log.String(), quietLog.String()} {
 		if strings.Count(text, "\n") != 2 || !strings.Contains(text, "msg=\"Redis takes no writes") || !strings.Contains(text, fault.says) ||
 			!strings.Contains(text, "msg=\"Redis takes writes again\"") {
 			t.Errorf("the log says:\n%s", text)
 		}
-		redisShowsNothing(t, text)
+		showsNothing(t, text)
 	}
 }
 
@@ -128,10 +128,10 @@ func TestRedisHealthDoesNotFlap(t *testing.T) {
 	})
 }
 
-// redisOnEach returns a key for each of the servers of a Cluster.
-func redisOnEach(t *testing.T, cluster *redistest.Cluster) map[*redistest.Server]string {
+// keyOnEach returns a key for each of the servers of a Cluster.
+func keyOnEach(t *testing.T, cluster *redistest.Cluster) map[*redistest.Server]string {
 	t.Helper()
-	keys := map[*redistest.Server]string{cluster.Master("tb1:" + redisKey): redisKey}
+	keys := map[*redistest.Server]string{cluster.Master("tb1:" + testKey): testKey}
 	for i := 0; len(keys) < 3 && i < 1000; i++ {
 		key := fmt.Sprintf("{tag%d}key", i)
 		if at := cluster.Master("tb1:" + key); keys[at] == "" {
@@ -149,24 +149,24 @@ func TestRedisClusterWithADeadShard(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
+			cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster)}})
 			var log testkit.Log
-			config := redisUser(t, cluster.Addrs()...)
+			config := userOf(t, cluster.Addrs()...)
 			config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
-			redisLosesAShard(t, redisOpen(t, config), cluster, fault.strike, fault.mend)
+			losesAShard(t, open(t, config), cluster, fault.strike, fault.mend)
 			if text := log.String(); strings.Count(text, "msg=\"Redis is away") != 1 || strings.Count(text, "msg=\"Redis is back") != 1 {
 				t.Errorf("the log says:\n%s", text)
 			}
-			redisShowsNothing(t, log.String())
+			showsNothing(t, log.String())
 		})
 	}
 }
 
-func redisLosesAShard(t *testing.T, r *redisstore.Store, cluster *redistest.Cluster, strike, mend func(*redistest.Server)) {
-	keys := redisOnEach(t, cluster)
-	dead := cluster.Master("tb1:" + redisKey) // to which the channel belongs as well
+func losesAShard(t *testing.T, r *redisstore.Store, cluster *redistest.Cluster, strike, mend func(*redistest.Server)) {
+	keys := keyOnEach(t, cluster)
+	dead := cluster.Master("tb1:" + testKey) // to which the channel belongs as well
 	put := func(key string, number uint64) error {
-		_, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: number, Value: []byte(redisValue)}}})
+		_, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: number, Value: []byte(testValue)}}})
 		return err
 	}
 	events := r.Subscribe(t.Context())
@@ -218,24 +218,24 @@ func redisLosesAShard(t *testing.T, r *redisstore.Store, cluster *redistest.Clus
 		}
 	})
 	mend(dead)
-	testkit.Eventually(t, "all is well", func() bool { return redisUp(r) && len(r.Health()) == 3 })
+	testkit.Eventually(t, "all is well", func() bool { return isUp(r) && len(r.Health()) == 3 })
 }
 
 // A slot that is being moved is nothing that others notice, and can be read all
 // the while.
 func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 	t.Parallel()
-	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
+	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster)}})
 	var log testkit.Log
-	config := redisUser(t, cluster.Addrs()...)
+	config := userOf(t, cluster.Addrs()...)
 	config.Cluster, config.Logger = true, slog.New(slog.NewTextHandler(&log, nil))
-	r := redisPatient(t, config)
+	r := openPatient(t, config)
 	const key, absent, lease, counter = "{moves}key", "{moves}absent", "{moves}lease", "{moves}counter"
-	claim := store.Claim{Key: lease, Owner: redisOwner, Counter: counter, TTL: time.Hour}
+	claim := store.Claim{Key: lease, Owner: testOwner, Counter: counter, TTL: time.Hour}
 	acquire := func() error {
 		held, _, err := r.Acquire(t.Context(), claim)
 		if err == nil {
-			_, err = r.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: held.Fence, Value: []byte(redisValue)}}, Release: held})
+			_, err = r.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: held.Fence, Value: []byte(testValue)}}, Release: held})
 		}
 		return err
 	}
@@ -254,14 +254,14 @@ func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 		if !errors.Is(err, store.ErrAway) || errors.Is(err, store.ErrNoWrites) || !strings.Contains(err.Error(), "TRYAGAIN") {
 			t.Fatalf("a write while the slot is moved: %v", err)
 		}
-		entries, err := r.Get(t.Context(), key, absent, counter, redisKey)
+		entries, err := r.Get(t.Context(), key, absent, counter, testKey)
 		if err != nil || entries[0].Number == 0 || entries[1].Number != 0 || entries[2].Number == 0 {
 			t.Fatalf("a read while the slot is moved: %+v, %v", entries, err)
 		}
-		if _, err := r.Raise(t.Context(), redisCounter, 0, 1); err != nil {
+		if _, err := r.Raise(t.Context(), testCounter, 0, 1); err != nil {
 			t.Fatalf("a write of another slot: %v", err)
 		}
-		if !redisUp(r) {
+		if !isUp(r) {
 			t.Fatalf("the health: %+v", r.Health())
 		}
 	}
@@ -293,9 +293,9 @@ func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
 // once.
 func TestRedisEvictsLeasesLast(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{"maxmemory-policy volatile-ttl", "maxmemory-samples 64"}})
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
-	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
-	lease, acquired, err := r.Acquire(t.Context(), store.Claim{Key: redisLease, Owner: redisOwner, Counter: redisCounter, TTL: time.Minute})
+	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
+	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
+	lease, acquired, err := r.Acquire(t.Context(), store.Claim{Key: testLease, Owner: testOwner, Counter: testCounter, TTL: time.Minute})
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)
 	}
@@ -318,17 +318,17 @@ func TestRedisEvictsLeasesLast(t *testing.T) {
 // has no room for the token.
 func TestRedisThatIsFullReleasesLeases(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
-	testkit.Eventually(t, "it works", func() bool { return redisWorks(t, r) })
-	lease, acquired, err := r.Acquire(t.Context(), redisClaim())
+	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
+	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
+	lease, acquired, err := r.Acquire(t.Context(), testClaim())
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)
 	}
 	server.CLI("config", "set", "maxmemory", "1")
-	if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{redisPut(lease.Fence)}, Release: lease}); !errors.Is(err, store.ErrNoWrites) {
+	if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{testPut(lease.Fence)}, Release: lease}); !errors.Is(err, store.ErrNoWrites) {
 		t.Errorf("a put without room: %v", err)
 	}
-	if left := server.CLI("exists", "tb1:"+redisLease); left != "0" {
+	if left := server.CLI("exists", "tb1:"+testLease); left != "0" {
 		t.Error("the lease is still held")
 	}
 }

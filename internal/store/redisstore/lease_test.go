@@ -14,7 +14,7 @@ import (
 // free after the lifetime that a claim asks for.
 func TestLeaseThatWasProlongedInRedisEnds(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
+	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	claim := store.Claim{Key: "tb{c}lease", Owner: "died", Counter: "tb{c}fences", TTL: time.Second}
 	for _, prolong := range [][]string{{"PEXPIRE", "tb1:tb{c}lease", "90000000"}, {"PERSIST", "tb1:tb{c}lease"}} {
 		if _, acquired, err := r.Acquire(t.Context(), claim); err != nil || !acquired {
@@ -33,7 +33,7 @@ func TestLeaseThatWasProlongedInRedisEnds(t *testing.T) {
 				}
 				break
 			}
-			if time.Since(begun) > redisPatience {
+			if time.Since(begun) > patience {
 				t.Fatalf("%s: the lease stays held", strings.Join(prolong, " "))
 			}
 		}

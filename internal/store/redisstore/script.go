@@ -12,7 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisRead begins every script.
+// luaRead begins every script.
 //
 // call runs a command. A refusal ends the script, which then returns the refusal and the
 // name of the command, the same in all versions of Redis: within scripts, some versions
@@ -24,11 +24,11 @@ import (
 // absence it would grant a lease to every replica.
 //
 // read returns the number and the bytes that a key holds; 0 and no bytes if it is
-// absent, or has another format, as redisEntry does.
+// absent, or has another format, as parseEntry does.
 //
 // Numbers are floating point here, exact up to MaxNumber. Lua would write large ones
 // with an exponent, so text formats them itself.
-const redisRead = `
+const luaRead = `
 local MAX = 9007199254740991
 
 local function refuse(command, answer)
@@ -77,14 +77,14 @@ local function text(number)
 end
 `
 
-// redisLease begins the scripts for leases. A Redis that is short of memory
+// testLease begins the scripts for leases. A Redis that is short of memory
 // first evicts keys that expire soon, and an evicted lease lets several replicas do the
 // same work. So the key of a lease lives a day longer than the lease, which is over when
 // at most that day is left.
 //
 // lease returns the fence and the owner that a key holds, and whether the lease lasts; 0
 // and no owner if it holds no lease.
-const redisLease = redisRead + `
+const testLease = luaRead + `
 local SPARE = 86400000
 
 local function lease(key)
@@ -100,9 +100,9 @@ local function lasting(millis)
 end
 `
 
-// redisGet has the keys to read, and returns the text and the milliseconds left of each:
+// luaGet has the keys to read, and returns the text and the milliseconds left of each:
 // both of the same value, which two commands would not guarantee.
-const redisGet = redisRead + `
+const luaGet = luaRead + `
 return attempt(function()
   local entries = {}
   for i, key in ipairs(KEYS) do
@@ -114,10 +114,10 @@ return attempt(function()
 end)
 `
 
-// redisAcquire has the keys lease and counter, and the arguments owner, milliseconds and
+// luaAcquire has the keys lease and counter, and the arguments owner, milliseconds and
 // floor. It returns the fence; 0 if another owner holds the lease, for at most these
 // milliseconds, and -1 if the counter is exhausted.
-const redisAcquire = redisLease + `
+const luaAcquire = testLease + `
 return attempt(function()
   local fence, owner, lasts = lease(KEYS[1])
   if lasts then
@@ -140,8 +140,8 @@ return attempt(function()
 end)
 `
 
-// redisRenew has the key lease and the arguments owner and milliseconds.
-const redisRenew = redisLease + `
+// luaRenew has the key lease and the arguments owner and milliseconds.
+const luaRenew = testLease + `
 return attempt(function()
   local fence, owner, lasts = lease(KEYS[1])
   if not lasts or owner ~= ARGV[1] then
@@ -152,7 +152,7 @@ return attempt(function()
 end)
 `
 
-// redisApply has the keys of the puts and, if there is a lease to release, its key. Its
+// luaApply has the keys of the puts and, if there is a lease to release, its key. Its
 // arguments are the channel; number, milliseconds (0: for ever) and text of each put;
 // and the owner of the lease.
 //
@@ -160,7 +160,7 @@ end)
 // wait for the lease need not wait for its end.
 //
 //nolint:dupword // Lua ends blocks so
-const redisApply = redisLease + `
+const luaApply = testLease + `
 return attempt(function()
   local puts = math.floor((#ARGV - 1) / 3)
   local applied, changed = {}, {}
@@ -197,8 +197,8 @@ return attempt(function()
 end)
 `
 
-// redisRaise has the key of a counter and the arguments floor, by and channel.
-const redisRaise = redisRead + `
+// luaRaise has the key of a counter and the arguments floor, by and channel.
+const luaRaise = luaRead + `
 return attempt(function()
   local before = read(KEYS[1])
   local count = math.max(before, tonumber(ARGV[1]))
@@ -214,9 +214,9 @@ return attempt(function()
 end)
 `
 
-// redisProbe runs the commands that the other scripts run, on a dedicated key. Its
+// luaProbe runs the commands that the other scripts run, on a dedicated key. Its
 // argument is the channel; without it, the script publishes nothing.
-const redisProbe = redisRead + `
+const luaProbe = luaRead + `
 return attempt(function()
   held(KEYS[1])
   call('PTTL', KEYS[1])
@@ -230,74 +230,74 @@ return attempt(function()
 end)
 `
 
-// redisScripts are run by their hash, and sent whole if Redis does not know them: at
+// scripts are run by their hash, and sent whole if Redis does not know them: at
 // first, after a failover, after SCRIPT FLUSH.
-type redisScripts struct {
-	get, acquire, renew, apply, raise, probe redisScript
+type scripts struct {
+	get, acquire, renew, apply, raise, probe script
 }
 
-func newRedisScripts() redisScripts {
-	return redisScripts{
-		get:     newRedisScript(redisGet),
-		acquire: newRedisScript(redisAcquire),
-		renew:   newRedisScript(redisRenew),
-		apply:   newRedisScript(redisApply),
-		raise:   newRedisScript(redisRaise),
-		probe:   newRedisScript(redisProbe),
+func newScripts() scripts {
+	return scripts{
+		get:     newScript(luaGet),
+		acquire: newScript(luaAcquire),
+		renew:   newScript(luaRenew),
+		apply:   newScript(luaApply),
+		raise:   newScript(luaRaise),
+		probe:   newScript(luaProbe),
 	}
 }
 
-type redisScript struct{ source, hash string }
+type script struct{ source, hash string }
 
-func newRedisScript(source string) redisScript {
-	return redisScript{source: source, hash: redis.NewScript(source).Hash()}
+func newScript(source string) script {
+	return script{source: source, hash: redis.NewScript(source).Hash()}
 }
 
-// redisCommand makes the command that runs a script.
-type redisCommand func(ctx context.Context, names []string, args ...any) *redis.Cmd
+// scriptCommand makes the command that runs a script.
+type scriptCommand func(ctx context.Context, names []string, args ...any) *redis.Cmd
 
-func (s redisScript) byHash(ctx context.Context, names []string, args ...any) *redis.Cmd {
-	return redisEval(ctx, "evalsha", s.hash, names, args)
+func (s script) byHash(ctx context.Context, names []string, args ...any) *redis.Cmd {
+	return eval(ctx, "evalsha", s.hash, names, args)
 }
 
-func (s redisScript) whole(ctx context.Context, names []string, args ...any) *redis.Cmd {
-	return redisEval(ctx, "eval", s.source, names, args)
+func (s script) whole(ctx context.Context, names []string, args ...any) *redis.Cmd {
+	return eval(ctx, "eval", s.source, names, args)
 }
 
-func redisEval(ctx context.Context, command, script string, names []string, args []any) *redis.Cmd {
+func eval(ctx context.Context, command, script string, names []string, args []any) *redis.Cmd {
 	all := make([]any, 0, 3+len(names)+len(args))
 	all = append(all, command, script, len(names))
 	for _, name := range names {
 		all = append(all, name)
 	}
-	made := redis.NewCmd(ctx, append(all, args...)...)
-	made.SetFirstKeyPos(3)
-	return made
+	cmd := redis.NewCmd(ctx, append(all, args...)...)
+	cmd.SetFirstKeyPos(3)
+	return cmd
 }
 
-// redisOnce is a command that the client of a Cluster does not repeat if it got no
+// unrepeated is a command that the client of a Cluster does not repeat if it got no
 // response: if the first attempt succeeded, the second would raise a counter again, or
 // find its own put there already and report that it was not applied.
-type redisOnce struct{ *redis.Cmd }
+type unrepeated struct{ *redis.Cmd }
 
 // NoRetry keeps the client from repeating it.
-func (redisOnce) NoRetry() bool { return true }
+func (unrepeated) NoRetry() bool { return true }
 
-// redisMillis rounds up: no lifetime is 0, which means for ever.
-func redisMillis(ttl time.Duration) int64 {
+// millis rounds up: no lifetime is 0, which means for ever.
+func millis(ttl time.Duration) int64 {
 	return int64((ttl-1)/time.Millisecond) + min(1, int64(ttl))
 }
 
-func redisValue(put store.Put) []byte {
+func encodeValue(put store.Put) []byte {
 	text := make([]byte, 0, 17+len(put.Value))
 	text = strconv.AppendUint(text, put.Number, 10)
 	text = append(text, ':')
 	return append(text, put.Value...)
 }
 
-// redisEntry parses the text of a key, with the milliseconds left of it, negative if it
+// parseEntry parses the text of a key, with the milliseconds left of it, negative if it
 // does not expire. A text that the scripts would not have written gives the zero Entry.
-func redisEntry(text string, left int64) store.Entry {
+func parseEntry(text string, left int64) store.Entry {
 	digits, value, isValue := strings.Cut(text, ":")
 	number, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil || number > store.MaxNumber || digits[0] == '0' {

@@ -14,28 +14,28 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisTags is how many hash tags are tried to find a key for each master of a Cluster.
+// probeTags is how many hash tags are tried to find a key for each master of a Cluster.
 // A master with a hundredth of the slots is missed once in 30,000.
-const redisTags = 1024
+const probeTags = 1024
 
-// redisUnknown is the shard of a Cluster until its masters are known.
-const redisUnknown = "unknown"
+// unknownShard is the shard of a Cluster until its masters are known.
+const unknownShard = "unknown"
 
-// redisShards are the servers of the keys.
-type redisShards struct {
+// shards are the servers of the keys.
+type shards struct {
 	cluster *redis.ClusterClient // nil: there is one server
 	prefix  string
-	make    func(name string) *redisShard
+	make    func(name string) *shard
 	tags    []string // the hash tags of the keys to probe with
 
-	mu    sync.Mutex
-	whole *redisShard // the single server, or a Cluster until its masters are known; else nil
-	known map[string]*redisShard
+	mu        sync.Mutex
+	whole     *shard // the single server, or a Cluster until its masters are known; else nil
+	byAddress map[string]*shard
 }
 
-func newRedisShards(cluster *redis.ClusterClient, config Config, create func(name string) *redisShard) *redisShards {
-	s := &redisShards{cluster: cluster, prefix: config.Prefix, make: create, known: make(map[string]*redisShard)}
-	name, tags := redisUnknown, redisTags
+func newShards(cluster *redis.ClusterClient, config Config, create func(name string) *shard) *shards {
+	s := &shards{cluster: cluster, prefix: config.Prefix, make: create, byAddress: make(map[string]*shard)}
+	name, tags := unknownShard, probeTags
 	switch {
 	case config.SentinelMaster != "":
 		name, tags = config.SentinelMaster, 1
@@ -52,7 +52,7 @@ func newRedisShards(cluster *redis.ClusterClient, config Config, create func(nam
 
 // unknown returns the shard that stands for a Cluster until its masters are known. Nil:
 // they are known, or it is no Cluster.
-func (s *redisShards) unknown() *redisShard {
+func (s *shards) unknown() *shard {
 	if s.cluster == nil {
 		return nil
 	}
@@ -62,7 +62,7 @@ func (s *redisShards) unknown() *redisShard {
 }
 
 // locate finds the masters of the Cluster.
-func (s *redisShards) locate(ctx context.Context) error {
+func (s *shards) locate(ctx context.Context) error {
 	if _, err := s.cluster.MasterForKey(ctx, s.prefix+s.tags[0]); err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (s *redisShards) locate(ctx context.Context) error {
 }
 
 // of returns the shard of a name in Redis. The masters must be known.
-func (s *redisShards) of(name string) *redisShard {
+func (s *shards) of(name string) *shard {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.whole != nil {
@@ -84,33 +84,33 @@ func (s *redisShards) of(name string) *redisShard {
 }
 
 // at returns the shard of a master, which has the key. The caller holds s.mu.
-func (s *redisShards) at(address, key string) *redisShard {
-	shard := s.known[address]
+func (s *shards) at(address, key string) *shard {
+	shard := s.byAddress[address]
 	if shard == nil {
 		shard = s.make(address)
 		shard.key = key
-		s.known[address] = shard
+		s.byAddress[address] = shard
 	}
 	return shard
 }
 
 // address is the master of a name, which the client has cached.
-func (s *redisShards) address(name string) string {
+func (s *shards) address(name string) string {
 	master, err := s.cluster.MasterForKey(context.Background(), name)
 	if err != nil {
-		return redisUnknown
+		return unknownShard
 	}
 	return master.Options().Addr
 }
 
 // refresh drops masters that are gone, and finds a key for each present one.
-func (s *redisShards) refresh() {
+func (s *shards) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.whole != nil {
 		return
 	}
-	current := make(map[string]*redisShard)
+	current := make(map[string]*shard)
 	for _, tag := range s.tags {
 		address := s.address(s.prefix + tag)
 		if current[address] != nil {
@@ -122,32 +122,32 @@ func (s *redisShards) refresh() {
 		shard.mu.Unlock()
 		current[address] = shard
 	}
-	s.known = current
+	s.byAddress = current
 }
 
 // all returns the shards, in the order of their names.
-func (s *redisShards) all() []*redisShard {
+func (s *shards) all() []*shard {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.whole != nil {
-		return []*redisShard{s.whole}
+		return []*shard{s.whole}
 	}
-	all := make([]*redisShard, 0, len(s.known))
-	for _, shard := range s.known {
+	all := make([]*shard, 0, len(s.byAddress))
+	for _, shard := range s.byAddress {
 		all = append(all, shard)
 	}
-	slices.SortFunc(all, func(a, b *redisShard) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b *shard) int { return strings.Compare(a.name, b.name) })
 	return all
 }
 
 // subscribe begins a subscription. All masters of a Cluster forward messages published
 // at any of them, so it uses one that is up: not the master of the channel's name, which
 // may be down.
-func (s *redisShards) subscribe(ctx context.Context, client redis.UniversalClient) *redis.PubSub {
+func (s *shards) subscribe(ctx context.Context, client redis.UniversalClient) *redis.PubSub {
 	if s.cluster == nil || s.unknown() != nil {
 		return client.Subscribe(ctx)
 	}
-	up := slices.DeleteFunc(s.all(), func(shard *redisShard) bool { return !shard.health().Reads })
+	up := slices.DeleteFunc(s.all(), func(shard *shard) bool { return !shard.health().Reads })
 	if len(up) == 0 {
 		return client.Subscribe(ctx)
 	}
@@ -185,7 +185,7 @@ func (r *Store) probe() {
 			}
 		}
 		probes.Wait()
-		timer := time.NewTimer(max(time.Until(next), redisProbeSoon/4))
+		timer := time.NewTimer(max(time.Until(next), probeSoon/4))
 		select {
 		case <-timer.C:
 		case <-r.wake:
@@ -198,7 +198,7 @@ func (r *Store) probe() {
 }
 
 // probeOne probes one server.
-func (r *Store) probeOne(shard *redisShard, key string) {
+func (r *Store) probeOne(shard *shard, key string) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.limits.call)
 	defer cancel()
 	channel := ""
@@ -212,5 +212,5 @@ func (r *Store) probeOne(shard *redisShard, key string) {
 		err = r.run(ctx, r.scripts.probe, []string{key}, channel).Err()
 	}
 	outcome, err := r.judge(r.ctx, err)
-	shard.probed(outcome, err, r.limits.probe)
+	shard.noteProbe(outcome, err, r.limits.probe)
 }

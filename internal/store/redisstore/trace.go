@@ -12,48 +12,48 @@ import (
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// redisTrace makes spans of trips to Redis. They show the names of commands and the
+// traceHook makes spans of trips to Redis. They show the names of commands and the
 // number of their keys: the clients' own traces contain arguments, which are passwords
 // and values.
-type redisTrace struct{ tracer *tracing.Tracer }
+type traceHook struct{ tracer *tracing.Tracer }
 
-var _ redis.Hook = redisTrace{}
+var _ redis.Hook = traceHook{}
 
 // DialHook implements redis.Hook.
-func (redisTrace) DialHook(next redis.DialHook) redis.DialHook {
+func (traceHook) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		return next(ctx, network, address)
 	}
 }
 
 // ProcessHook implements redis.Hook.
-func (t redisTrace) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (t traceHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, command redis.Cmder) error {
-		ctx, span := t.tracer.Start(ctx, redisSpan(command))
-		span.Commands(1, redisKeys(command))
+		ctx, span := t.tracer.Start(ctx, spanName(command))
+		span.Commands(1, keyCount(command))
 		err := next(ctx, command)
-		span.End(redisFailure(err))
+		span.End(tripFailure(err))
 		return err
 	}
 }
 
 // ProcessPipelineHook implements redis.Hook.
-func (t redisTrace) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (t traceHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, commands []redis.Cmder) error {
-		ctx, span := t.tracer.Start(ctx, redisSpan(commands...))
+		ctx, span := t.tracer.Start(ctx, spanName(commands...))
 		keys := 0
 		for _, command := range commands {
-			keys += redisKeys(command)
+			keys += keyCount(command)
 		}
 		span.Commands(len(commands), keys)
 		err := next(ctx, commands)
-		span.End(redisFailure(err))
+		span.End(tripFailure(err))
 		return err
 	}
 }
 
-// redisSpan is the name of a group of commands.
-func redisSpan(commands ...redis.Cmder) tracing.Name {
+// spanName is the name of a group of commands.
+func spanName(commands ...redis.Cmder) tracing.Name {
 	name := ""
 	for i, command := range commands {
 		if i > 0 && command.Name() != name {
@@ -69,8 +69,8 @@ func redisSpan(commands ...redis.Cmder) tracing.Name {
 	}
 }
 
-// redisKeys is the number of a command's keys.
-func redisKeys(command redis.Cmder) int {
+// keyCount is the number of a command's keys.
+func keyCount(command redis.Cmder) int {
 	args := command.Args()
 	switch command.Name() {
 	case "get", "set", "pttl", "pexpire":
@@ -86,9 +86,9 @@ func redisKeys(command redis.Cmder) int {
 	return 0
 }
 
-// redisFailure filters errors that are no failure of the trip: a script that Redis does
+// tripFailure filters errors that are no failure of the trip: a script that Redis does
 // not know yet, and absence.
-func redisFailure(err error) error {
+func tripFailure(err error) error {
 	if errors.Is(err, redis.Nil) || redis.HasErrorPrefix(err, "NOSCRIPT") {
 		return nil
 	}

@@ -16,13 +16,13 @@ import (
 // Spans of all that a store does have names of a fixed set and show neither
 // passwords nor keys nor values.
 func TestRedisSpansShowNothingThatIsSent(t *testing.T) {
-	for _, fleet := range redisFleets() {
+	for _, fleet := range fleets() {
 		t.Run(fleet.name, func(t *testing.T) {
 			exporter := tracetest.NewInMemoryExporter()
 			provider := trace.NewTracerProvider(trace.WithSyncer(exporter))
 			config := fleet.start(t)
 			config.Tracer = tracing.New(provider)
-			r := redisPatient(t, config)
+			r := openPatient(t, config)
 
 			const key, value, owner = "{canary}key", "canary-value", "canary-owner"
 			ctx := t.Context()
@@ -47,7 +47,7 @@ func TestRedisSpansShowNothingThatIsSent(t *testing.T) {
 			names := map[string]int{}
 			for _, span := range exporter.GetSpans() {
 				names[span.Name]++
-				if shown := fmt.Sprintf("%+v", span); strings.Contains(shown, "canary") || strings.Contains(shown, redisPassword) {
+				if shown := fmt.Sprintf("%+v", span); strings.Contains(shown, "canary") || strings.Contains(shown, testPassword) {
 					t.Errorf("a span shows what was sent: %s", shown)
 				}
 				for _, a := range span.Attributes {

@@ -16,16 +16,16 @@ import (
 // Bounds of Confirm: in total, with two inspections of Redis; and of the wait for its
 // replicas and its disk.
 const (
-	redisConfirmBound = 3 * time.Second
-	redisConfirmWait  = time.Second
+	confirmTimeout = 3 * time.Second
+	durableTimeout = time.Second
 )
 
-// redisNearlyFull is the percentage of its memory above which Check warns.
-const redisNearlyFull = 90
+// nearlyFull is the percentage of its memory above which Check warns.
+const nearlyFull = 90
 
-// redisKeeping is a server's configuration and state of persistence, replication and
+// durability is a server's configuration and state of persistence, replication and
 // eviction.
-type redisKeeping struct {
+type durability struct {
 	policy     string // maxmemory-policy
 	limited    bool   // there is a maxmemory
 	appendOnly bool
@@ -35,13 +35,13 @@ type redisKeeping struct {
 	full       int  // percent of maxmemory
 }
 
-func (k redisKeeping) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
+func (k durability) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
 
-// redisKeepingOf reads INFO. In a Cluster the client is that of one node.
-func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, error) {
+// readDurability reads INFO. In a Cluster the client is that of one node.
+func readDurability(ctx context.Context, client redis.Cmdable) (durability, error) {
 	text, err := client.Info(ctx).Result()
 	if err != nil {
-		return redisKeeping{}, err
+		return durability{}, err
 	}
 	settings := make(map[string]string)
 	for line := range strings.Lines(text) {
@@ -51,19 +51,19 @@ func redisKeepingOf(ctx context.Context, client redis.Cmdable) (redisKeeping, er
 	replicas, _ := strconv.Atoi(settings["connected_slaves"])
 	evicted, _ := strconv.Atoi(settings["evicted_keys"])
 	limit := settings["maxmemory"]
-	return redisKeeping{
+	return durability{
 		policy:     settings["maxmemory_policy"],
 		limited:    limit != "" && limit != "0",
 		appendOnly: settings["aof_enabled"] == "1",
 		replicas:   replicas,
-		tellsDisk:  !redisIsBefore(settings["redis_version"], 7, 2),
+		tellsDisk:  !isOlder(settings["redis_version"], 7, 2),
 		evicted:    evicted,
-		full:       redisPercent(settings["used_memory"], limit),
+		full:       percent(settings["used_memory"], limit),
 	}, nil
 }
 
-// redisPercent is 0 if there is no limit.
-func redisPercent(used, limit string) int {
+// percent is 0 if there is no limit.
+func percent(used, limit string) int {
 	part, err := strconv.ParseFloat(used, 64)
 	whole, err2 := strconv.ParseFloat(limit, 64)
 	if err != nil || err2 != nil || whole <= 0 {
@@ -72,8 +72,8 @@ func redisPercent(used, limit string) int {
 	return int(100 * part / whole)
 }
 
-// redisIsBefore compares versions; an unreadable version is not before.
-func redisIsBefore(version string, major, minor int) bool {
+// isOlder compares versions; an unreadable version is not before.
+func isOlder(version string, major, minor int) bool {
 	first, rest, _ := strings.Cut(version, ".")
 	second, _, _ := strings.Cut(rest, ".")
 	has, err := strconv.Atoi(first)
@@ -109,14 +109,14 @@ func (r *Store) server(ctx context.Context, key string) (redis.Cmdable, error) {
 func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []string, err error) {
 	client, err := r.server(ctx, key)
 	if err != nil {
-		return nil, &redisAwayError{redisSay(err)}
+		return nil, &awayError{describe(err)}
 	}
-	keeping, err := redisKeepingOf(ctx, client)
+	keeping, err := readDurability(ctx, client)
 	if redis.IsPermissionError(err) {
 		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
 	}
 	if err != nil {
-		return []string{"Redis: how it evicts and persists could not be checked: " + redisSay(err)}, nil
+		return []string{"Redis: how it evicts and persists could not be checked: " + describe(err)}, nil
 	}
 	if keeping.evicts() && r.config.KeepsSecrets {
 		return nil, fmt.Errorf("Redis: maxmemory-policy %s may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files", keeping.policy)
@@ -127,7 +127,7 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 	case keeping.policy == "noeviction" && keeping.limited:
 		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
 	}
-	if keeping.full >= redisNearlyFull {
+	if keeping.full >= nearlyFull {
 		warnings = append(warnings, fmt.Sprintf("Redis: %d %% of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once", keeping.full))
 	}
 	if keeping.evicted > 0 {
@@ -146,14 +146,14 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 // Confirm implements Store. Replicas and the append-only file receive writes in order:
 // if they have a write made now, they have all writes before it.
 func (r *Store) Confirm(ctx context.Context, key string) store.Safety {
-	ctx, cancel := context.WithTimeout(ctx, redisConfirmBound)
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	safety, err := r.confirm(ctx, key)
 	switch {
 	case redis.IsPermissionError(err):
 		safety.Doubt = "how safely Redis keeps it is not known, because " + r.user() + " may not ask: allow it " + ACLConfirm
 	case err != nil:
-		safety.Doubt = "how safely Redis keeps it is not known: " + redisSay(err)
+		safety.Doubt = "how safely Redis keeps it is not known: " + describe(err)
 	}
 	return safety
 }
@@ -171,32 +171,32 @@ func (r *Store) confirm(ctx context.Context, key string) (store.Safety, error) {
 		client, ok = node, true
 	}
 	if !ok {
-		return store.Safety{}, errRedisAnswer
+		return store.Safety{}, errResponse
 	}
 	conn := client.Conn() // WAIT covers only the writes of its own connection
 	defer func() { _ = conn.Close() }()
-	keeping, err := redisKeepingOf(ctx, conn)
+	keeping, err := readDurability(ctx, conn)
 	if err != nil {
 		return store.Safety{}, err
 	}
-	mark := redis.NewStatusCmd(ctx, "set", r.config.Prefix+"{"+redisTag(key)+"}confirm", "1", "px", "1000")
+	mark := redis.NewStatusCmd(ctx, "set", r.config.Prefix+"{"+hashTag(key)+"}confirm", "1", "px", "1000")
 	if err := conn.Process(ctx, mark); err != nil {
 		return store.Safety{}, err
 	}
-	return redisWait(ctx, conn, keeping)
+	return waitDurable(ctx, conn, keeping)
 }
 
-// redisWait waits until the replicas and the disk have the writes of conn.
-func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (safety store.Safety, err error) {
+// waitDurable waits until the replicas and the disk have the writes of conn.
+func waitDurable(ctx context.Context, conn *redis.Conn, keeping durability) (safety store.Safety, err error) {
 	if keeping.replicas > 0 {
-		got, err := conn.Wait(ctx, keeping.replicas, redisConfirmWait).Result()
+		got, err := conn.Wait(ctx, keeping.replicas, durableTimeout).Result()
 		if err != nil {
 			return safety, err
 		}
 		safety.Replicas = int(got)
 	}
 	if keeping.appendOnly && keeping.tellsDisk {
-		got, err := conn.WaitAOF(ctx, 1, 0, redisConfirmWait).Result()
+		got, err := conn.WaitAOF(ctx, 1, 0, durableTimeout).Result()
 		if err != nil {
 			return safety, err
 		}
@@ -206,7 +206,7 @@ func redisWait(ctx context.Context, conn *redis.Conn, keeping redisKeeping) (saf
 	return safety, nil
 }
 
-func (k redisKeeping) doubt(got store.Safety) string {
+func (k durability) doubt(got store.Safety) string {
 	switch {
 	case k.evicts():
 		return "Redis may evict it, because its maxmemory-policy is " + k.policy + ": set it to volatile-ttl or volatile-lru"

@@ -19,7 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
 )
 
-func boltPath(t testing.TB) string { return filepath.Join(t.TempDir(), "broker.db") }
+func newPath(t testing.TB) string { return filepath.Join(t.TempDir(), "broker.db") }
 
 // more is a number of rounds, and a larger one where there is time.
 func more(rounds, long int) int {
@@ -49,23 +49,23 @@ func closeStore(t testing.TB, s store.Store) {
 
 func TestBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open:    func(t *testing.T) store.Store { return openBolt(t, boltstore.Config{Path: boltPath(t)}) },
+		Open:    func(t *testing.T) store.Store { return openBolt(t, boltstore.Config{Path: newPath(t)}) },
 		Advance: time.Sleep,
 		Bubble:  true,
 	})
 }
 
-func boltPut(key string, size int, ttl time.Duration) store.Put {
+func sizedPut(key string, size int, ttl time.Duration) store.Put {
 	return store.Put{Key: key, Number: 1, Value: bytes.Repeat([]byte("v"), size), TTL: ttl}
 }
 
-func boltApply(t testing.TB, s store.Store, puts ...store.Put) error {
+func applyPuts(t testing.TB, s store.Store, puts ...store.Put) error {
 	t.Helper()
 	_, err := s.Apply(t.Context(), store.Change{Puts: puts})
 	return err
 }
 
-func boltHolds(t testing.TB, s store.Store, keys ...string) string {
+func held(t testing.TB, s store.Store, keys ...string) string {
 	t.Helper()
 	entries, err := s.Get(t.Context(), keys...)
 	if err != nil {
@@ -81,7 +81,7 @@ func boltHolds(t testing.TB, s store.Store, keys ...string) string {
 }
 
 func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
-	path := boltPath(t)
+	path := newPath(t)
 	openBolt(t, boltstore.Config{Path: path})
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
@@ -90,14 +90,14 @@ func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
 
 func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		config := boltstore.Config{Path: boltPath(t)}
+		config := boltstore.Config{Path: newPath(t)}
 		b := openBolt(t, config)
 		claim := store.Claim{Key: "lease", Owner: "a", Counter: "fences", Floor: 41, TTL: time.Hour}
 		lease, _, err := b.Acquire(t.Context(), claim)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := boltApply(t, b, boltPut("never", 10, 0), boltPut("hour", 10, time.Hour), boltPut("minute", 10, time.Minute)); err != nil {
+		if err := applyPuts(t, b, sizedPut("never", 10, 0), sizedPut("hour", 10, time.Hour), sizedPut("minute", 10, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := b.Raise(t.Context(), "epoch", 7, 0); err != nil {
@@ -107,7 +107,7 @@ func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 
 		time.Sleep(30 * time.Minute) // lifetimes go on meanwhile
 		b = openBolt(t, config)
-		if got := boltHolds(t, b, "never", "hour", "minute", "epoch", "fences"); got != "[never hour epoch fences]" {
+		if got := held(t, b, "never", "hour", "minute", "epoch", "fences"); got != "[never hour epoch fences]" {
 			t.Errorf("holds %v", got)
 		}
 		if entries, err := b.Get(t.Context(), "hour"); err != nil || entries[0].TTL != 30*time.Minute {
@@ -126,34 +126,34 @@ func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 }
 
 func TestFullBoltDropsFirstWhatWouldExpireFirst(t *testing.T) {
-	b := openBolt(t, boltstore.Config{Path: boltPath(t), MaxBytes: 8000})
-	for _, p := range []store.Put{boltPut("soon", 1000, time.Minute), boltPut("later", 1000, time.Hour), boltPut("never", 1000, 0), boltPut("sooner", 1000, time.Second)} {
-		if err := boltApply(t, b, p); err != nil {
+	b := openBolt(t, boltstore.Config{Path: newPath(t), MaxBytes: 8000})
+	for _, p := range []store.Put{sizedPut("soon", 1000, time.Minute), sizedPut("later", 1000, time.Hour), sizedPut("never", 1000, 0), sizedPut("sooner", 1000, time.Second)} {
+		if err := applyPuts(t, b, p); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := boltApply(t, b, boltPut("large", 5000, time.Hour)); err != nil {
+	if err := applyPuts(t, b, sizedPut("large", 5000, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if got := boltHolds(t, b, "sooner", "soon", "later", "never", "large"); got != "[later never large]" {
+	if got := held(t, b, "sooner", "soon", "later", "never", "large"); got != "[later never large]" {
 		t.Errorf("kept %v", got)
 	}
 }
 
 func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
-	config := boltstore.Config{Path: boltPath(t), MaxBytes: 3700}
+	config := boltstore.Config{Path: newPath(t), MaxBytes: 3700}
 	b := openBolt(t, config)
 	lease, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := boltApply(t, b, boltPut("never", 3000, 0)); err != nil {
+	if err := applyPuts(t, b, sizedPut("never", 3000, 0)); err != nil {
 		t.Fatal(err)
 	}
 	closeStore(t, b)
 	b = openBolt(t, config) // it knows how full it is
 
-	if err := boltApply(t, b, boltPut("small", 10, time.Hour), boltPut("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
+	if err := applyPuts(t, b, sizedPut("small", 10, time.Hour), sizedPut("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a write without room: %v", err)
 	}
 	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
@@ -162,13 +162,13 @@ func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
 	if _, err := b.Raise(t.Context(), strings.Repeat("e", 256), 0, 1); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a counter without room: %v", err)
 	}
-	if got := boltHolds(t, b, "never", "small", "large", "fences"); got != "[never fences]" {
+	if got := held(t, b, "never", "small", "large", "fences"); got != "[never fences]" {
 		t.Errorf("holds %v", got)
 	}
 	if held, err := b.Renew(t.Context(), lease, time.Hour); err != nil || !held {
 		t.Errorf("a full store lost a lease: %v, %v", held, err)
 	}
-	if err := boltApply(t, b, store.Put{Key: "never", Number: 2, Value: []byte(strings.Repeat("w", 3000))}); err != nil {
+	if err := applyPuts(t, b, store.Put{Key: "never", Number: 2, Value: []byte(strings.Repeat("w", 3000))}); err != nil {
 		t.Errorf("overwriting in place needs no room: %v", err)
 	}
 }
@@ -176,13 +176,13 @@ func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
 // The limit is so low that the writes succeed only if what expired was freed.
 func TestBoltFreesWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := openBolt(t, boltstore.Config{Path: boltPath(t), MaxBytes: 2000})
+		b := openBolt(t, boltstore.Config{Path: newPath(t), MaxBytes: 2000})
 		for i := range 300 {
 			claim := store.Claim{Key: fmt.Sprintf("lease %d", i), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Second}
 			if _, _, err := b.Acquire(t.Context(), claim); err != nil {
 				t.Fatalf("after %d leases: %v", i, err)
 			}
-			if err := boltApply(t, b, boltPut(fmt.Sprintf("value %d", i), 1000, time.Second)); err != nil {
+			if err := applyPuts(t, b, sizedPut(fmt.Sprintf("value %d", i), 1000, time.Second)); err != nil {
 				t.Fatalf("after %d values: %v", i, err)
 			}
 			time.Sleep(time.Second)
@@ -193,7 +193,7 @@ func TestBoltFreesWhatHasExpired(t *testing.T) {
 // Without room being short, writes alone must free what nobody overwrites.
 func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := boltPath(t)
+		path := newPath(t)
 		b := openBolt(t, boltstore.Config{Path: path})
 		size := func() int64 {
 			info, err := os.Stat(path)
@@ -206,9 +206,9 @@ func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 		for i := range 600 {
 			puts := make([]store.Put, store.MaxPuts)
 			for j := range puts {
-				puts[j] = boltPut(fmt.Sprintf("value %d.%d", i, j), 2000, time.Minute)
+				puts[j] = sizedPut(fmt.Sprintf("value %d.%d", i, j), 2000, time.Minute)
 			}
-			if err := boltApply(t, b, puts...); err != nil {
+			if err := applyPuts(t, b, puts...); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
@@ -223,7 +223,7 @@ func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 }
 
 func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
-	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	const callers, each = 64, 20
 	var told sync.WaitGroup
 	for i := range callers {
@@ -242,18 +242,18 @@ func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
 }
 
 func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
-	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
-	if err := boltApply(t, b, boltPut("value", 10, time.Hour)); err != nil {
+	if err := applyPuts(t, b, sizedPut("value", 10, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	before := boltstore.Commits(b)
 	if _, acquired, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
 		t.Fatalf("acquired %v, %v", acquired, err)
 	}
-	if err := boltApply(t, b, boltPut("value", 10, time.Hour)); err != nil {
+	if err := applyPuts(t, b, sizedPut("value", 10, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.Raise(t.Context(), "fences", 1, 0); err != nil {
@@ -268,7 +268,7 @@ func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
 // may be on their way to the disk; the race detector watches. The values are
 // large so that being on the way takes a while.
 func TestCallerOfBoltMayLeave(t *testing.T) {
-	b := openBolt(t, boltstore.Config{Path: boltPath(t)})
+	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	whole := bytes.Repeat([]byte("v"), store.MaxValue)
 	var left atomic.Int32
 	var callers sync.WaitGroup
@@ -305,7 +305,7 @@ func TestCallerOfBoltMayLeave(t *testing.T) {
 }
 
 func TestClosingBoltUnderLoadAnswersEveryCaller(t *testing.T) {
-	path := boltPath(t)
+	path := newPath(t)
 	b := openBolt(t, boltstore.Config{Path: path})
 	var callers sync.WaitGroup
 	acknowledged := make([]uint64, 50)
@@ -346,18 +346,18 @@ func BenchmarkBoltApply(b *testing.B) {
 	value := bytes.Repeat([]byte("v"), 2000)
 	apply := func(b *testing.B, s store.Store, i uint64) {
 		p := store.Put{Key: fmt.Sprint("key ", i%10_000), Number: i, Value: value, TTL: time.Hour}
-		if err := boltApply(b, s, p); err != nil {
+		if err := applyPuts(b, s, p); err != nil {
 			b.Error(err)
 		}
 	}
 	b.Run("alone", func(b *testing.B) {
-		s := openBolt(b, boltstore.Config{Path: boltPath(b)})
+		s := openBolt(b, boltstore.Config{Path: newPath(b)})
 		for i := uint64(1); b.Loop(); i++ {
 			apply(b, s, i)
 		}
 	})
 	b.Run("crowd", func(b *testing.B) {
-		s := openBolt(b, boltstore.Config{Path: boltPath(b)})
+		s := openBolt(b, boltstore.Config{Path: newPath(b)})
 		var n atomic.Uint64
 		b.SetParallelism(50) // for each core
 		b.RunParallel(func(pb *testing.PB) {

@@ -17,27 +17,27 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// redisPassword is what no error and no log line may show.
-const redisPassword = "canary-password-of-redis"
+// testPassword is what no error and no log line may show.
+const testPassword = "canary-password-of-redis"
 
-// redisPatience is how long a test waits for what must come.
-const redisPatience = 30 * time.Second
+// patience is how long a test waits for what must come.
+const patience = 30 * time.Second
 
-// redisACL is the line of the documentation, with what is to be filled in.
-func redisACL(more ...string) string {
-	line := strings.Replace(redisstore.ACLExample, "PASSWORD", redisPassword, 1)
+// aclLine is the line of the documentation, with what is to be filled in.
+func aclLine(more ...string) string {
+	line := strings.Replace(redisstore.ACLExample, "PASSWORD", testPassword, 1)
 	return strings.Join(append([]string{line}, more...), " ")
 }
 
-// redisSecret holds a password as an operator would give it.
-func redisSecret(t *testing.T, password string) *secret.Source {
+// passwordSource holds a password as an operator would give it.
+func passwordSource(t *testing.T, password string) *secret.Source {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "password")
 	testkit.WriteFile(t, file, password)
-	return redisOpenSecret(t, file)
+	return openSecret(t, file)
 }
 
-func redisOpenSecret(t *testing.T, file string) *secret.Source {
+func openSecret(t *testing.T, file string) *secret.Source {
 	t.Helper()
 	parsed, err := secret.ParseRef("file:" + file)
 	if err != nil {
@@ -50,21 +50,21 @@ func redisOpenSecret(t *testing.T, file string) *secret.Source {
 	return source
 }
 
-// redisOpen opens a store for a test that is about time.
-func redisOpen(t *testing.T, config redisstore.Config) *redisstore.Store {
+// open opens a store for a test that is about time.
+func open(t *testing.T, config redisstore.Config) *redisstore.Store {
 	t.Helper()
 	r, err := redisstore.New(config)
-	return redisOpened(t, r, err)
+	return opened(t, r, err)
 }
 
-// redisPatient opens a store for any other test.
-func redisPatient(t *testing.T, config redisstore.Config) *redisstore.Store {
+// openPatient opens a store for any other test.
+func openPatient(t *testing.T, config redisstore.Config) *redisstore.Store {
 	t.Helper()
 	r, err := redisstore.NewPatient(config)
-	return redisOpened(t, r, err)
+	return opened(t, r, err)
 }
 
-func redisOpened(t *testing.T, r *redisstore.Store, err error) *redisstore.Store {
+func opened(t *testing.T, r *redisstore.Store, err error) *redisstore.Store {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -77,41 +77,41 @@ func redisOpened(t *testing.T, r *redisstore.Store, err error) *redisstore.Store
 	return r
 }
 
-// redisUser is the configuration of the user of redisACL.
-func redisUser(t *testing.T, addresses ...string) redisstore.Config {
+// userOf is the configuration of the user of aclLine.
+func userOf(t *testing.T, addresses ...string) redisstore.Config {
 	t.Helper()
-	return redisstore.Config{Addresses: addresses, Username: "tokenbroker", Password: redisSecret(t, redisPassword)}
+	return redisstore.Config{Addresses: addresses, Username: "tokenbroker", Password: passwordSource(t, testPassword)}
 }
 
-// redisFleet is a way of running Redis.
-type redisFleet struct {
+// fleet is a way of running Redis.
+type fleet struct {
 	name string
 	// start returns how to reach it, with no rights but those of the
 	// documentation.
 	start func(t *testing.T) redisstore.Config
 }
 
-func redisFleets() []redisFleet {
-	return []redisFleet{
+func fleets() []fleet {
+	return []fleet{
 		{"single", func(t *testing.T) redisstore.Config {
-			server := redistest.Start(t, redistest.Options{Password: redisPassword})
-			return redisstore.Config{Addresses: []string{server.Addr()}, Password: redisSecret(t, redisPassword), DB: 3}
+			server := redistest.Start(t, redistest.Options{Password: testPassword})
+			return redisstore.Config{Addresses: []string{server.Addr()}, Password: passwordSource(t, testPassword), DB: 3}
 		}},
 		{"ACL, TLS and client certificates", func(t *testing.T) redisstore.Config {
-			server := redistest.Start(t, redistest.Options{ACL: []string{redisACL()}, Certificates: redistest.NewCertificates(t)})
-			config := redisUser(t, server.Addr())
+			server := redistest.Start(t, redistest.Options{ACL: []string{aclLine()}, Certificates: redistest.NewCertificates(t)})
+			config := userOf(t, server.Addr())
 			config.TLS = server.TLS()
 			return config
 		}},
 		{"Cluster", func(t *testing.T) redisstore.Config {
-			cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster)}})
-			config := redisUser(t, cluster.Addrs()[:2]...)
+			cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster)}})
+			config := userOf(t, cluster.Addrs()[:2]...)
 			config.Cluster = true
 			return config
 		}},
 		{"Sentinel", func(t *testing.T) redisstore.Config {
-			sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL()}})
-			config := redisUser(t, sentinel.Addrs()...)
+			sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine()}})
+			config := userOf(t, sentinel.Addrs()...)
 			config.SentinelMaster = redistest.MasterName
 			return config
 		}},
@@ -124,11 +124,11 @@ func TestRedis(t *testing.T) {
 	// four, and not as many as there are processors.
 	var suites sync.WaitGroup
 	defer suites.Wait()
-	for _, fleet := range redisFleets() {
+	for _, fleet := range fleets() {
 		config := fleet.start(t)
 		suites.Go(func() {
 			t.Run(fleet.name, func(t *testing.T) {
-				warnings, err := redisPatient(t, config).Check(t.Context())
+				warnings, err := openPatient(t, config).Check(t.Context())
 				if err != nil || len(warnings) != 1 {
 					t.Errorf("with the rights of the documentation: %q, %v", warnings, err)
 				}

@@ -48,12 +48,12 @@ type Store struct {
 	maxBytes uint64
 	db       *bolt.DB
 
-	calls   chan *boltCall
+	calls   chan *call
 	closing chan struct{} // closed when the writer must end
 	stopped chan struct{} // closed when the writer has ended
 	once    sync.Once
 
-	listeners boltListeners
+	events store.Broadcast
 }
 
 var _ store.Store = (*Store)(nil)
@@ -65,18 +65,17 @@ func Open(config Config) (*Store, error) {
 	if config.MaxBytes == 0 {
 		config.MaxBytes = DefaultBytes
 	}
-	db, err := openBoltFile(config.Path)
+	db, err := openFile(config.Path)
 	if err != nil {
 		return nil, err
 	}
 	b := &Store{
-		path:      config.Path,
-		maxBytes:  uint64(max(config.MaxBytes, 0)),
-		db:        db,
-		calls:     make(chan *boltCall, boltBatch),
-		closing:   make(chan struct{}),
-		stopped:   make(chan struct{}),
-		listeners: boltListeners{channels: make(map[chan string]func() bool)},
+		path:     config.Path,
+		maxBytes: uint64(max(config.MaxBytes, 0)),
+		db:       db,
+		calls:    make(chan *call, maxBatch),
+		closing:  make(chan struct{}),
+		stopped:  make(chan struct{}),
 	}
 	go b.run()
 	return b, nil
@@ -91,7 +90,7 @@ func (b *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 		return nil, err
 	}
 	entries := make([]store.Entry, len(keys))
-	err := b.view(func(t *boltTx) {
+	err := b.view(func(t *tx) {
 		for i, key := range keys {
 			if it, there := t.values.get(key, t.now); there {
 				entries[i] = store.Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(t.now)}
@@ -113,7 +112,7 @@ func (b *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bo
 	}
 	var fence uint64
 	var acquired bool
-	err := b.write(ctx, func(t *boltTx) (err error) {
+	err := b.write(ctx, func(t *tx) (err error) {
 		fence, acquired, err = t.acquire(claim)
 		return err
 	})
@@ -129,7 +128,7 @@ func (b *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration)
 		return false, err
 	}
 	var held bool
-	err := b.write(ctx, func(t *boltTx) error {
+	err := b.write(ctx, func(t *tx) error {
 		held = t.renew(lease, ttl)
 		return nil
 	})
@@ -151,7 +150,7 @@ func (b *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 		change.Puts[i].Value = bytes.Clone(put.Value)
 	}
 	var applied []bool
-	err := b.write(ctx, func(t *boltTx) (err error) {
+	err := b.write(ctx, func(t *tx) (err error) {
 		applied, err = t.apply(change)
 		return err
 	})
@@ -167,7 +166,7 @@ func (b *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 		return 0, err
 	}
 	var count uint64
-	err := b.write(ctx, func(t *boltTx) (err error) {
+	err := b.write(ctx, func(t *tx) (err error) {
 		count, err = t.raise(key, floor, by)
 		return err
 	})
@@ -181,7 +180,7 @@ func (b *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 func (b *Store) Confirm(context.Context, string) store.Safety { return store.Safety{Disk: true} }
 
 // Subscribe implements Store.
-func (b *Store) Subscribe(ctx context.Context) <-chan string { return b.listeners.add(ctx) }
+func (b *Store) Subscribe(ctx context.Context) <-chan string { return b.events.Subscribe(ctx) }
 
 // Close implements Store. It waits for the calls that are being written; the queued
 // calls fail with ErrClosed.
@@ -189,61 +188,8 @@ func (b *Store) Close() (err error) {
 	b.once.Do(func() {
 		close(b.closing)
 		<-b.stopped
-		b.listeners.end()
+		b.events.Close()
 		err = b.db.Close()
 	})
 	return err
-}
-
-// boltListeners are the subscribers of a Bolt.
-type boltListeners struct {
-	mu       sync.Mutex
-	ended    bool
-	channels map[chan string]func() bool // each with the function that releases its ctx
-}
-
-func (l *boltListeners) add(ctx context.Context) <-chan string {
-	events := make(chan string, store.EventBuffer)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		close(events)
-		return events
-	}
-	l.channels[events] = context.AfterFunc(ctx, func() { l.remove(events) })
-	return events
-}
-
-func (l *boltListeners) remove(events chan string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, there := l.channels[events]; there {
-		delete(l.channels, events)
-		close(events)
-	}
-}
-
-func (l *boltListeners) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = true
-	for events, forget := range l.channels {
-		forget()
-		close(events)
-	}
-	clear(l.channels)
-}
-
-// tell sends the keys to all subscribers. It never waits for a subscriber.
-func (l *boltListeners) tell(keys []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for events := range l.channels {
-		for _, key := range keys {
-			select {
-			case events <- key:
-			default:
-			}
-		}
-	}
 }

@@ -21,13 +21,13 @@ func confirmed(t *testing.T, r *redisstore.Store, number uint64) store.Safety {
 }
 
 const (
-	redisNoFileNoReplica = "Redis keeps no append-only file and has no replica: if it restarts while no broker runs, it is lost; set appendonly yes"
-	redisMayNotAsk       = "how safely Redis keeps it is not known, because the user \"tokenbroker\" may not ask: allow it " + redisstore.ACLConfirm
+	noFileNoReplica = "Redis keeps no append-only file and has no replica: if it restarts while no broker runs, it is lost; set appendonly yes"
+	mayNotAsk       = "how safely Redis keeps it is not known, because the user \"tokenbroker\" may not ask: allow it " + redisstore.ACLConfirm
 )
 
 func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLConfirm)}})
-	r := redisPatient(t, redisUser(t, server.Addr()))
+	server := redistest.Start(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
+	r := openPatient(t, userOf(t, server.Addr()))
 	number := uint64(0)
 	check := func(name string, want store.Safety) {
 		t.Helper()
@@ -36,37 +36,37 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, got, want)
 		}
 	}
-	check("in memory alone", store.Safety{Doubt: redisNoFileNoReplica})
+	check("in memory alone", store.Safety{Doubt: noFileNoReplica})
 	server.CLI("config", "set", "appendonly", "yes")
 	check("an append-only file", store.Safety{Doubt: "Redis writes it to its append-only file, but before version 7.2 does not tell when it is on disk"})
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lfu")
 	check("evicting", store.Safety{Doubt: "Redis may evict it, because its maxmemory-policy is allkeys-lfu: set it to volatile-ttl or volatile-lru"})
 	server.CLI("config", "set", "maxmemory-policy", "noeviction")
 	server.CLI("acl", "setuser", "tokenbroker", "-info")
-	check("may not ask", store.Safety{Doubt: redisMayNotAsk})
+	check("may not ask", store.Safety{Doubt: mayNotAsk})
 }
 
 func TestRedisConfirmsWithItsReplicas(t *testing.T) {
-	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLConfirm)}})
-	config := redisUser(t, sentinel.Addrs()...)
+	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
+	config := userOf(t, sentinel.Addrs()...)
 	config.SentinelMaster = redistest.MasterName
-	r := redisPatient(t, config)
+	r := openPatient(t, config)
 	const noFile = "Redis keeps no append-only file: if all its servers restart while no broker runs, it is lost; set appendonly yes"
 	if got := confirmed(t, r, 1); got != (store.Safety{Replicas: 1, Doubt: noFile}) || got.String() != "on 1 replica" {
 		t.Errorf("%+v", got)
 	}
 	sentinel.Replica.Stop()
-	if got := confirmed(t, r, 2); got != (store.Safety{Doubt: redisNoFileNoReplica}) || got.String() != "" {
+	if got := confirmed(t, r, 2); got != (store.Safety{Doubt: noFileNoReplica}) || got.String() != "" {
 		t.Errorf("with a replica that hangs: %+v", got)
 	}
 	sentinel.Replica.Cont()
 }
 
 func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
-	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{redisACL(redisstore.ACLCluster, redisstore.ACLConfirm)}})
-	config := redisUser(t, cluster.Addrs()...)
+	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster, redisstore.ACLConfirm)}})
+	config := userOf(t, cluster.Addrs()...)
 	config.Cluster = true
-	r := redisPatient(t, config)
+	r := openPatient(t, config)
 	for i := range 8 { // on all masters
 		put := store.Put{Key: fmt.Sprintf("{client%d}secrets", i), Number: 1, Value: []byte("value")}
 		if _, err := r.Apply(t.Context(), store.Change{Puts: []store.Put{put}}); err != nil {
@@ -88,33 +88,33 @@ func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
 		"wait":    ":2\r\n",
 		"waitaof": "*2\r\n:1\r\n:0\r\n",
 	}
-	r := redisPatient(t, redisstore.Config{Addresses: []string{redisScripted(t, answers)}})
+	r := openPatient(t, redisstore.Config{Addresses: []string{scriptedServer(t, answers)}})
 	if got := r.Confirm(t.Context(), "{client}secrets"); got != (store.Safety{Disk: true, Replicas: 2}) || got.String() != "on disk and on 2 replicas" {
 		t.Errorf("%+v", got)
 	}
 	answers["waitaof"] = "*2\r\n:0\r\n:0\r\n"
-	slow := redisPatient(t, redisstore.Config{Addresses: []string{redisScripted(t, answers)}})
+	slow := openPatient(t, redisstore.Config{Addresses: []string{scriptedServer(t, answers)}})
 	if got := slow.Confirm(t.Context(), "{client}secrets"); got.Disk || got.Doubt != "Redis had not written it to its append-only file within a second" {
 		t.Errorf("a slow disk: %+v", got)
 	}
 }
 
 func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{Password: redisPassword})
-	r := redisPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: redisSecret(t, redisPassword)})
+	server := redistest.Start(t, redistest.Options{Password: testPassword})
+	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: passwordSource(t, testPassword)})
 	server.Kill()
 	got := r.Confirm(t.Context(), "{client}secrets")
 	if got.Disk || got.Replicas > 0 || !strings.HasPrefix(got.Doubt, "how safely Redis keeps it is not known: ") {
 		t.Errorf("%+v", got)
 	}
-	redisShowsNothing(t, got.Doubt)
+	showsNothing(t, got.Doubt)
 }
 
 func TestRedisThatMayEvictSecretsIsRefused(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{ACL: []string{redisACL("+info")}})
-	config := redisUser(t, server.Addr())
+	server := redistest.Start(t, redistest.Options{ACL: []string{aclLine("+info")}})
+	config := userOf(t, server.Addr())
 	config.KeepsSecrets = true
-	redisCheckAll(t, []redisMend{{"no append-only file", config, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes"}})
+	checkAll(t, []mend{{"no append-only file", config, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes"}})
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
-	redisCheckAll(t, []redisMend{{"evicts", config, "Redis: maxmemory-policy allkeys-lru may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files"}})
+	checkAll(t, []mend{{"evicts", config, "Redis: maxmemory-policy allkeys-lru may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files"}})
 }

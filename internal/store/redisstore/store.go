@@ -16,8 +16,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// redisLimits are the limits of a call.
-type redisLimits struct {
+// limits are the limits of a call.
+type limits struct {
 	call time.Duration // the whole call, waiting for a connection included
 	wait time.Duration // for a connection
 	dial time.Duration
@@ -26,9 +26,9 @@ type redisLimits struct {
 	probe time.Duration
 }
 
-func redisUsual() redisLimits {
+func defaultLimits() limits {
 	const unit = time.Millisecond
-	return redisLimits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit, probe: 2000 * unit}
+	return limits{call: 500 * unit, wait: 400 * unit, dial: 500 * unit, wire: 250 * unit, probe: 2000 * unit}
 }
 
 // Store is a [store.Store] for a fleet: one server, a Redis Cluster, or a master that
@@ -49,21 +49,21 @@ func redisUsual() redisLimits {
 // No error and no log line shows a password, a key or a value.
 type Store struct {
 	config  Config
-	limits  redisLimits
+	limits  limits
 	options *redis.UniversalOptions
 	client  redis.UniversalClient
-	scripts redisScripts
-	shards  *redisShards
+	scripts scripts
+	shards  *shards
 	logger  *slog.Logger
 	trips   atomic.Uint64
 	wake    chan struct{} // wakes the prober
 
-	ctx         context.Context //nolint:containedctx // it ends with Close, as the listener must
-	cancel      context.CancelFunc
-	listener    sync.WaitGroup
-	mu          sync.Mutex
-	listening   bool
-	subscribers map[chan string]func() bool // each with the function that releases its ctx
+	ctx       context.Context //nolint:containedctx // it ends with Close, as the listener must
+	cancel    context.CancelFunc
+	listener  sync.WaitGroup
+	mu        sync.Mutex
+	listening bool
+	events    store.Broadcast
 }
 
 var _ store.Store = (*Store)(nil)
@@ -74,43 +74,42 @@ var _ store.Store = (*Store)(nil)
 //
 // It disables the Redis client's own log, which all clients in a process share, because
 // its content is not under control.
-func New(config Config) (*Store, error) { return newRedis(config, redisUsual()) }
+func New(config Config) (*Store, error) { return newStore(config, defaultLimits()) }
 
-func newRedis(config Config, limits redisLimits) (*Store, error) {
+func newStore(config Config, limits limits) (*Store, error) {
 	if config.Prefix == "" {
 		config.Prefix = DefaultPrefix
 	}
 	if err := config.check(); err != nil {
 		return nil, err
 	}
-	redis.SetLogger(redisSilence{})
+	redis.SetLogger(silentLog{})
 	r := &Store{
-		config:      config,
-		limits:      limits,
-		options:     config.options(limits),
-		scripts:     newRedisScripts(),
-		logger:      config.Logger,
-		wake:        make(chan struct{}, 1),
-		subscribers: make(map[chan string]func() bool),
+		config:  config,
+		limits:  limits,
+		options: config.options(limits),
+		scripts: newScripts(),
+		logger:  config.Logger,
+		wake:    make(chan struct{}, 1),
 	}
 	if r.logger == nil {
 		r.logger = slog.New(slog.DiscardHandler)
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.client = redisConnect(config, r.options)
+	r.client = connect(config, r.options)
 	if config.Tracer != nil {
-		r.client.AddHook(redisTrace{config.Tracer})
+		r.client.AddHook(traceHook{config.Tracer})
 	}
 	cluster, _ := r.client.(*redis.ClusterClient)
-	r.shards = newRedisShards(cluster, config, func(name string) *redisShard {
-		return newRedisShard(name, limits.probe, r.logger, r.hasten)
+	r.shards = newShards(cluster, config, func(name string) *shard {
+		return newShard(name, limits.probe, r.logger, r.wakeProber)
 	})
 	r.listener.Go(r.probe)
 	return r, nil
 }
 
 // hasten wakes the prober.
-func (r *Store) hasten() {
+func (r *Store) wakeProber() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -144,7 +143,7 @@ func (r *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 }
 
 // unreadOf returns the result of a Get, some parts of which may have failed.
-func unreadOf(entries []store.Entry, parts []redisPart, errs []error) ([]store.Entry, error) {
+func unreadOf(entries []store.Entry, parts []part, errs []error) ([]store.Entry, error) {
 	unread := &store.UnreadError{Unread: make(map[int]bool)}
 	failed := 0
 	for i, err := range errs {
@@ -169,20 +168,20 @@ func unreadOf(entries []store.Entry, parts []redisPart, errs []error) ([]store.E
 	}
 }
 
-// redisPart has the keys of a Get that are on one server.
-type redisPart struct {
-	shard  *redisShard
-	groups []redisGroup
+// part has the keys of a Get that are on one server.
+type part struct {
+	shard  *shard
+	groups []keyGroup
 }
 
-func (r *Store) parts(keys []string) []redisPart {
-	var parts []redisPart
+func (r *Store) parts(keys []string) []part {
+	var parts []part
 	for _, group := range r.groups(keys) {
 		shard := r.shards.of(group.names[0])
-		i := slices.IndexFunc(parts, func(p redisPart) bool { return p.shard == shard })
+		i := slices.IndexFunc(parts, func(p part) bool { return p.shard == shard })
 		if i < 0 {
 			i = len(parts)
-			parts = append(parts, redisPart{shard: shard})
+			parts = append(parts, part{shard: shard})
 		}
 		parts[i].groups = append(parts[i].groups, group)
 	}
@@ -190,48 +189,48 @@ func (r *Store) parts(keys []string) []redisPart {
 }
 
 // readPart reads from one server, into the indexes of its keys.
-func (r *Store) readPart(ctx context.Context, part redisPart, entries []store.Entry) error {
-	var found []redisFound
+func (r *Store) readPart(ctx context.Context, part part, entries []store.Entry) error {
+	var read []placedEntry
 	err := r.try(ctx, part.shard, false, func(ctx context.Context) (err error) {
-		found, err = r.read(ctx, part.groups)
+		read, err = r.read(ctx, part.groups)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	for _, one := range found {
+	for _, one := range read {
 		entries[one.place] = one.entry
 	}
 	return nil
 }
 
-// redisFound is an entry, and its index among the entries of a Get.
-type redisFound struct {
+// placedEntry is an entry, and its index among the entries of a Get.
+type placedEntry struct {
 	place int
 	entry store.Entry
 }
 
-// redisGroup has keys that one script may read.
-type redisGroup struct {
+// keyGroup has keys that one script may read.
+type keyGroup struct {
 	names  []string
 	places []int // indexes of their entries
 }
 
 // groups returns all keys as one group, but in a Cluster one group per hash tag, because
 // they may be on different servers.
-func (r *Store) groups(keys []string) []redisGroup {
-	var groups []redisGroup
+func (r *Store) groups(keys []string) []keyGroup {
+	var groups []keyGroup
 	byTag := make(map[string]int)
 	for place, key := range keys {
 		tag := ""
 		if r.config.Cluster {
-			tag = redisTag(key)
+			tag = hashTag(key)
 		}
-		index, known := byTag[tag]
-		if !known {
+		index, ok := byTag[tag]
+		if !ok {
 			index = len(groups)
 			byTag[tag] = index
-			groups = append(groups, redisGroup{})
+			groups = append(groups, keyGroup{})
 		}
 		group := &groups[index]
 		group.names = append(group.names, r.config.Prefix+key)
@@ -240,9 +239,9 @@ func (r *Store) groups(keys []string) []redisGroup {
 	return groups
 }
 
-// redisTag is the part of a key that determines its server in a Cluster: the content of
+// hashTag is the part of a key that determines its server in a Cluster: the content of
 // the first braces, else the whole key.
-func redisTag(key string) string {
+func hashTag(key string) string {
 	if _, rest, open := strings.Cut(key, "{"); open {
 		if tag, _, closed := strings.Cut(rest, "}"); closed && tag != "" {
 			return tag
@@ -254,30 +253,30 @@ func redisTag(key string) string {
 // read reads groups of one server. While a slot is being moved, some of its keys are
 // here and some there, and no server has all keys of a script: then each is read by
 // itself.
-func (r *Store) read(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
-	found, err := r.readGroups(ctx, groups)
+func (r *Store) read(ctx context.Context, groups []keyGroup) ([]placedEntry, error) {
+	entries, err := r.readGroups(ctx, groups)
 	if !redis.HasErrorPrefix(err, "TRYAGAIN") {
-		return found, err
+		return entries, err
 	}
-	var single []redisGroup
+	var single []keyGroup
 	for _, group := range groups {
 		for i := range group.names {
-			single = append(single, redisGroup{group.names[i : i+1], group.places[i : i+1]})
+			single = append(single, keyGroup{group.names[i : i+1], group.places[i : i+1]})
 		}
 	}
 	return r.readGroups(ctx, single)
 }
 
 // readGroups reads groups in one trip, two if Redis does not know the script.
-func (r *Store) readGroups(ctx context.Context, groups []redisGroup) ([]redisFound, error) {
-	found, err := r.pipeline(ctx, r.scripts.get.byHash, groups)
+func (r *Store) readGroups(ctx context.Context, groups []keyGroup) ([]placedEntry, error) {
+	entries, err := r.pipeline(ctx, r.scripts.get.byHash, groups)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		return r.pipeline(ctx, r.scripts.get.whole, groups)
 	}
-	return found, err
+	return entries, err
 }
 
-func (r *Store) pipeline(ctx context.Context, command redisCommand, groups []redisGroup) ([]redisFound, error) {
+func (r *Store) pipeline(ctx context.Context, command scriptCommand, groups []keyGroup) ([]placedEntry, error) {
 	commands, err := r.client.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, group := range groups {
 			_ = pipe.Process(ctx, command(ctx, group.names))
@@ -287,19 +286,19 @@ func (r *Store) pipeline(ctx context.Context, command redisCommand, groups []red
 	if err != nil {
 		return nil, err
 	}
-	var found []redisFound
+	var entries []placedEntry
 	for i, command := range commands {
 		answer, err := command.(*redis.Cmd).Slice() //nolint:forcetypeassert // what command makes
 		if err != nil || len(answer) != 2*len(groups[i].places) {
-			return nil, errRedisAnswer
+			return nil, errResponse
 		}
 		for j, place := range groups[i].places {
 			text, _ := answer[2*j].(string) // nil: the key is absent
 			left, _ := answer[2*j+1].(int64)
-			found = append(found, redisFound{place, redisEntry(text, left)})
+			entries = append(entries, placedEntry{place, parseEntry(text, left)})
 		}
 	}
-	return found, nil
+	return entries, nil
 }
 
 // Acquire implements Store.
@@ -311,7 +310,7 @@ func (r *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bo
 		return store.Lease{}, false, err
 	}
 	fence, err := r.number(ctx, r.scripts.acquire, []string{claim.Key, claim.Counter},
-		claim.Owner, redisMillis(claim.TTL), claim.Floor)
+		claim.Owner, millis(claim.TTL), claim.Floor)
 	if err != nil || fence == 0 {
 		return store.Lease{}, false, err
 	}
@@ -323,7 +322,7 @@ func (r *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration)
 	if err := store.CheckTTL(ttl); err != nil {
 		return false, err
 	}
-	held, err := r.number(ctx, r.scripts.renew, []string{lease.Key}, lease.Owner, redisMillis(ttl))
+	held, err := r.number(ctx, r.scripts.renew, []string{lease.Key}, lease.Owner, millis(ttl))
 	return held != 0, err
 }
 
@@ -339,7 +338,7 @@ func (r *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 }
 
 // number runs a script that returns a number, or -1 if it would be above MaxNumber.
-func (r *Store) number(ctx context.Context, script redisScript, keys []string, args ...any) (uint64, error) {
+func (r *Store) number(ctx context.Context, script script, keys []string, args ...any) (uint64, error) {
 	var answer int64
 	err := r.write(ctx, keys[0], func(ctx context.Context) (err error) {
 		answer, err = r.run(ctx, script, keys, args...).Int64()
@@ -363,7 +362,7 @@ func (r *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 	args := []any{r.channel()}
 	for _, put := range change.Puts {
 		keys = append(keys, put.Key)
-		args = append(args, put.Number, redisMillis(put.TTL), redisValue(put))
+		args = append(args, put.Number, millis(put.TTL), encodeValue(put))
 	}
 	if change.Release.Key != "" {
 		keys = append(keys, change.Release.Key)
@@ -376,7 +375,7 @@ func (r *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 	err := r.write(ctx, keys[0], func(ctx context.Context) error {
 		answer, err := r.run(ctx, r.scripts.apply, keys, args...).Int64Slice()
 		if err == nil && len(answer) != len(applied) {
-			return errRedisAnswer
+			return errResponse
 		}
 		for i, one := range answer {
 			applied[i] = one == 1
@@ -394,12 +393,8 @@ func (r *Store) Close() error {
 	r.mu.Lock()
 	first := r.ctx.Err() == nil
 	r.cancel()
-	for events, forget := range r.subscribers {
-		forget()
-		close(events)
-	}
-	clear(r.subscribers)
 	r.mu.Unlock()
+	r.events.Close()
 	r.listener.Wait()
 	if first {
 		_ = r.client.Close() // it fails if a connection was broken already
@@ -417,7 +412,7 @@ func (r *Store) names(keys []string) []string {
 
 // run runs a script that writes. While its slot is being moved it is retried for a
 // moment, which is usually enough.
-func (r *Store) run(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
+func (r *Store) run(ctx context.Context, script script, keys []string, args ...any) *redis.Cmd {
 	command := r.runOnce(ctx, script, keys, args...)
 	for pause := 10 * time.Millisecond; pause < 100*time.Millisecond && redis.HasErrorPrefix(command.Err(), "TRYAGAIN"); pause *= 2 {
 		select {
@@ -430,13 +425,13 @@ func (r *Store) run(ctx context.Context, script redisScript, keys []string, args
 	return command
 }
 
-func (r *Store) runOnce(ctx context.Context, script redisScript, keys []string, args ...any) *redis.Cmd {
+func (r *Store) runOnce(ctx context.Context, script script, keys []string, args ...any) *redis.Cmd {
 	names := r.names(keys)
 	command := script.byHash(ctx, names, args...)
-	err := r.client.Process(ctx, redisOnce{command})
+	err := r.client.Process(ctx, unrepeated{command})
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		command = script.whole(ctx, names, args...)
-		_ = r.client.Process(ctx, redisOnce{command}) // the command keeps its error
+		_ = r.client.Process(ctx, unrepeated{command}) // the command keeps its error
 	}
 	return command
 }
@@ -475,7 +470,7 @@ func (r *Store) write(ctx context.Context, key string, call func(ctx context.Con
 // try makes one call of a server, unless the server is known to be down, within its
 // limit. The call may continue for as long after ctx has ended, because a read from
 // Redis obeys deadlines only; its result is then lost.
-func (r *Store) try(ctx context.Context, shard *redisShard, write bool, call func(ctx context.Context) error) error {
+func (r *Store) try(ctx context.Context, shard *shard, write bool, call func(ctx context.Context) error) error {
 	if err := shard.allow(write); err != nil {
 		return err
 	}
