@@ -38,7 +38,11 @@ func orchestrate(ctx context.Context, args []string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	b, err := setUp(ctx, opts, dir, clientCount)
+	binary, err := buildBroker(ctx, dir)
+	if err != nil {
+		return err
+	}
+	b, err := setUp(ctx, opts, dir, binary, clientCount)
 	if err != nil {
 		return err
 	}
@@ -46,18 +50,24 @@ func orchestrate(ctx context.Context, args []string) error {
 	return b.report(ctx)
 }
 
-// setUp builds the broker in dir and starts an IdP with n clients.
-func setUp(ctx context.Context, opts options, dir string, n int) (*bench, error) {
+// buildBroker builds the broker in dir and returns the path of its binary.
+func buildBroker(ctx context.Context, dir string) (binary string, err error) {
+	binary = filepath.Join(dir, "broker")
+	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/cezzis/tokenbroker/cmd/broker")
+	build.Stdout, build.Stderr = os.Stderr, os.Stderr
+	if err := build.Run(); err != nil {
+		return "", fmt.Errorf("building the broker: %w", err)
+	}
+	return binary, nil
+}
+
+// setUp starts an IdP with n clients.
+func setUp(ctx context.Context, opts options, dir, binary string, n int) (*bench, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	b := &bench{options: opts, self: self, binary: filepath.Join(dir, "broker"), dir: dir}
-	build := exec.CommandContext(ctx, "go", "build", "-o", b.binary, "github.com/cezzis/tokenbroker/cmd/broker")
-	build.Stdout, build.Stderr = os.Stderr, os.Stderr
-	if err := build.Run(); err != nil {
-		return nil, fmt.Errorf("building the broker: %w", err)
-	}
+	b := &bench{options: opts, self: self, binary: binary, dir: dir}
 	b.idp, err = startProvider(ctx, dir, "RS256", clients(n))
 	return b, err
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,22 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(runTests(m))
+}
+
+// brokerBinary builds the broker once for all tests.
+//
+//nolint:gochecknoglobals // TestMain removes it
+var brokerBinary func() (string, error)
+
+func runTests(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "tokenbroker-bench-")
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	brokerBinary = sync.OnceValues(func() (string, error) { return buildBroker(context.Background(), dir) })
+	return m.Run()
 }
 
 // miniature is a bench whose parts take no time. Its numbers say nothing.
@@ -27,7 +43,11 @@ func miniature(t *testing.T) *bench {
 	t.Helper()
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // else each load ends a second late
 	opts := options{rounds: 2, length: 100 * time.Millisecond, replicas: 3, questions: 500}
-	b, err := setUp(t.Context(), opts, t.TempDir(), opts.rounds+1)
+	binary, err := brokerBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := setUp(t.Context(), opts, t.TempDir(), binary, opts.rounds+1)
 	if err != nil {
 		t.Fatal(err)
 	}
