@@ -47,6 +47,7 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 }
 
 func TestRedisConfirmsWithItsReplicas(t *testing.T) {
+	t.Parallel()
 	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
 	config := userOf(t, sentinel.Addrs()...)
 	config.SentinelMaster = redistest.MasterName
@@ -63,6 +64,7 @@ func TestRedisConfirmsWithItsReplicas(t *testing.T) {
 }
 
 func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
+	t.Parallel()
 	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster, redisstore.ACLConfirm)}})
 	config := userOf(t, cluster.Addrs()...)
 	config.Cluster = true

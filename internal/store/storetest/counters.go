@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -119,10 +120,15 @@ func eventTests() []namedTest {
 		}},
 		{"a subscriber that does not read delays nobody", func(t *tester) {
 			events := t.subscribe(t.Context())
-			for number := range uint64(store.EventBuffer + 500) {
-				t.put(keyA, number+1, "a", life)
+			const changes = store.EventBuffer/store.MaxPuts + 60
+			for number := range uint64(changes) {
+				puts := make([]store.Put, store.MaxPuts)
+				for i := range puts {
+					puts[i] = store.Put{Key: keyA + strconv.Itoa(i), Number: number + 1, Value: []byte("a"), TTL: life}
+				}
+				t.apply(store.Change{Puts: puts})
 			}
-			t.expect(keyA, store.EventBuffer+500, "a")
+			t.expect(keyA+"0", changes, "a")
 			for read := 0; ; read++ {
 				if _, told := receive(events, 200*time.Millisecond); !told {
 					if read == 0 {

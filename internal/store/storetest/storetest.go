@@ -5,6 +5,7 @@ package storetest
 import (
 	"context"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,8 @@ type Harness struct {
 	// Bubble runs each test in a testing/synctest bubble.
 	Bubble bool
 	// RealTime means that advancing takes as long as the time that passes. The random
-	// walk, which lets minutes pass, then omits expiry.
+	// walk, which lets minutes pass, then omits expiry, and several tests run at once, on
+	// stores that must be independent of each other.
 	RealTime bool
 }
 
@@ -34,24 +36,39 @@ func Run(t *testing.T, harness Harness) {
 	if len(all) < floor {
 		t.Fatalf("the suite has %d tests, expected at least %d", len(all), floor)
 	}
+	atOnce := 1
+	if harness.RealTime {
+		atOnce = 4
+	}
+	turns := make(chan struct{}, atOnce)
+	var running sync.WaitGroup
+	defer running.Wait()
 	for _, test := range all {
-		t.Run(test.name, func(t *testing.T) {
-			body := func(t *testing.T) {
-				s := harness.Open(t)
-				defer func() {
-					if err := s.Close(); err != nil {
-						t.Errorf("closing: %v", err)
-					}
-				}()
-				test.run(&tester{T: t, Harness: harness, store: s})
-			}
-			if harness.Bubble {
-				synctest.Test(t, body)
-			} else {
-				body(t)
-			}
+		turns <- struct{}{}
+		running.Go(func() {
+			defer func() { <-turns }()
+			harness.test(t, test)
 		})
 	}
+}
+
+func (h Harness) test(t *testing.T, test namedTest) {
+	t.Run(test.name, func(t *testing.T) {
+		body := func(t *testing.T) {
+			s := h.Open(t)
+			defer func() {
+				if err := s.Close(); err != nil {
+					t.Errorf("closing: %v", err)
+				}
+			}()
+			test.run(&tester{T: t, Harness: h, store: s})
+		}
+		if h.Bubble {
+			synctest.Test(t, body)
+		} else {
+			body(t)
+		}
+	})
 }
 
 type namedTest struct {
