@@ -20,7 +20,7 @@ const (
 	ReloadRounds = 12
 )
 
-var errOvertaken = errors.New("another replica changed the same at the same time")
+var errOvertaken = errors.New("another replica changed the same value at the same time")
 
 // CompareAndSwap replaces the value that was read with the given number, and returns the
 // number of the new value.

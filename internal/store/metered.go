@@ -36,11 +36,11 @@ func NewMetered(s Store, log *slog.Logger) *Metered {
 		Store: s,
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_store_calls_total",
-			Help: "Calls to the store, by operation and result: ok, or error. A hit makes none.",
+			Help: "Calls to the store by operation and result: ok or error. A token from memory needs no call.",
 		}, []string{"operation", "result"}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tokenbroker_store_leases_lost_total",
-			Help: "Leases that ended while their holder was at work: the store evicted or lost them.",
+			Help: "Leases that ended before their holder released them, because the store evicted or lost them.",
 		}),
 		reads:  operations{log: log, down: "the store cannot be read; tokens are served from memory, and missing ones are fetched by each replica for itself", up: "the store can be read again"},
 		writes: operations{log: log, down: "the store takes no writes; missing tokens are fetched by each replica for itself, and purges, revocations and changes of secrets fail", up: "the store takes writes again"},
@@ -134,7 +134,7 @@ func (o *operations) ok() bool {
 
 //nolint:gochecknoglobals // a descriptor is a constant that Go cannot express as such
 var storeUpDesc = prometheus.NewDesc("tokenbroker_store_up",
-	"1 while the store answers reads or takes writes, else 0. The shard is a server of Redis; other stores have none.",
+	"1 while the store serves reads or writes, else 0. The shard is a Redis server; it is empty for other stores.",
 	[]string{"operation", "shard"}, nil)
 
 // Describe implements prometheus.Collector.

@@ -45,7 +45,7 @@ var (
 	ErrFull = errors.New("the store is full: raise its limit or keep less in it")
 	// ErrAway means that the store was unreachable several times in a row and is not
 	// called for a moment: an immediate retry is useless.
-	ErrAway = errors.New("the store is out of reach and is left alone for a moment")
+	ErrAway = errors.New("the store is unreachable and is not called for a moment")
 	// ErrNoWrites means that the store can be read, but refuses writes: it is full, a
 	// replica, or lacks the permission. It is ErrAway as well.
 	ErrNoWrites = errors.New("the store takes no writes")
@@ -303,7 +303,7 @@ func (p Put) check() error {
 	case p.Number == 0 || p.Number > MaxNumber:
 		return fmt.Errorf("a value numbered %d: it must be 1 to %d", p.Number, uint64(MaxNumber))
 	case p.TTL < 0:
-		return fmt.Errorf("a value that lives for %v: 0 is for ever, and what is over must not be put", p.TTL)
+		return fmt.Errorf("a value that lives for %v: 0 means without end, and an expired value must not be put", p.TTL)
 	case len(p.Value) > MaxValue:
 		return fmt.Errorf("a value of %d bytes: at most %d are allowed", len(p.Value), MaxValue)
 	}
@@ -321,7 +321,7 @@ func (c Change) Check() error {
 			return err
 		}
 		if seen[put.Key] {
-			return errors.New("two puts of one key in one change: which of them counts?")
+			return errors.New("a change with two puts of one key: keep one of them")
 		}
 		seen[put.Key] = true
 	}

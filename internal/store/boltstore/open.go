@@ -99,7 +99,7 @@ func prepare(db *bolt.DB) error {
 	case len(version) != 8:
 		return errors.New("is a database of another program: name another file")
 	case binary.BigEndian.Uint64(version) > formatVersion:
-		return fmt.Errorf("is of a newer broker (format %d; this one knows %d): run that one, or name another file", binary.BigEndian.Uint64(version), formatVersion)
+		return fmt.Errorf("was written by a newer broker (format %d; this one supports %d): run that one, or name another file", binary.BigEndian.Uint64(version), formatVersion)
 	}
 	return db.View(check)
 }

@@ -93,7 +93,7 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 				return tx.Bucket([]byte("meta")).Put([]byte("format"), binary.BigEndian.AppendUint64(nil, 2))
 			})
 			return path
-		}, "is of a newer broker (format 2; this one knows 1)"},
+		}, "was written by a newer broker (format 2; this one supports 1)"},
 		"a bucket is missing": {func(t *testing.T) string {
 			path := filledBolt(t)
 			editBolt(t, path, func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte("leases")) })

@@ -179,13 +179,13 @@ func (r *Store) checkServer(ctx context.Context, address string) error {
 	case isOlder(hello["version"], 6, 2):
 		return fmt.Errorf("Redis at %s has the version %s: at least 6.2 is needed, for the rights of users on channels", address, hello["version"])
 	case hello["mode"] == "sentinel":
-		return fmt.Errorf("at %s there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
+		return fmt.Errorf("the server at %s is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
 	case hello["mode"] == "cluster" && !r.config.Cluster:
 		return fmt.Errorf("Redis at %s is a node of a Cluster: set cluster: true", address)
 	case hello["mode"] == "standalone" && r.config.Cluster:
 		return fmt.Errorf("Redis at %s is not a node of a Cluster: leave out cluster: true, or give the addresses of the Cluster's nodes", address)
 	case replica && r.config.SentinelMaster != "":
-		return &awayError{"the sentinels name " + address + " as the master, which is a replica as yet"}
+		return &awayError{"the sentinels name " + address + " as the master, which is still a replica"}
 	case replica && !r.config.Cluster:
 		return fmt.Errorf("Redis at %s is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels", address)
 	case r.config.Cluster:
@@ -307,19 +307,19 @@ func (r *Store) advise(ctx context.Context, address string, err error, user stri
 	var notTLS tls.RecordHeaderError
 	switch {
 	case redis.HasErrorPrefix(err, "WRONGPASS"):
-		return fmt.Errorf("Redis at %s refuses the login of %s: the password is not the right one, or there is no such user, or it is switched off", address, user)
+		return fmt.Errorf("Redis at %s refuses the login of %s: the password is wrong, or the user does not exist or is disabled", address, user)
 	case redis.HasErrorPrefix(err, "NOAUTH") && user == sentinelUser:
-		return fmt.Errorf("the sentinel at %s asks for a login: set sentinel_password, and sentinel_username unless it is the default user", address)
+		return fmt.Errorf("the sentinel at %s requires a login: set sentinel_password, and sentinel_username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "NOAUTH"):
-		return fmt.Errorf("Redis at %s asks for a login: set password, and username unless it is the default user", address)
+		return fmt.Errorf("Redis at %s requires a login: set password, and username unless it is the default user", address)
 	case redis.HasErrorPrefix(err, "AUTH"):
-		return fmt.Errorf("Redis at %s asks for no password, but password is set: leave it out, or have Redis ask for it", address)
+		return fmt.Errorf("Redis at %s requires no password, but password is set: leave it out, or have Redis require it", address)
 	case redis.IsPermissionError(err):
 		return r.lacks(quotedCommand(err), err.Error())
 	case errors.As(err, &authority):
 		return fmt.Errorf("the certificate of Redis at %s is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it", address)
 	case errors.As(err, &certificate):
-		return fmt.Errorf("the certificate of Redis at %s does not fit, mend it or tls.server_name: %w", address, certificate.Err)
+		return fmt.Errorf("the certificate of Redis at %s does not fit: correct it or tls.server_name: %w", address, certificate.Err)
 	case errors.As(err, &notTLS), isTimeout(err) && r.config.TLS != nil && r.speaksPlain(ctx, address):
 		return fmt.Errorf("Redis at %s does not speak TLS: give the address of its TLS port, or leave out tls", address)
 	case isClosed(err):
@@ -354,7 +354,7 @@ func (r *Store) adviseClosed(ctx context.Context, address string, err error) err
 	case speaksTLS && r.config.TLS == nil:
 		return fmt.Errorf("Redis at %s speaks TLS: set tls, or give the address of its plaintext port", address)
 	case speaksTLS && len(r.config.TLS.Certificates) == 0 && r.config.TLS.GetClientCertificate == nil:
-		return fmt.Errorf("Redis at %s asks for a client certificate: set tls.cert and tls.key to one that its CA has signed", address)
+		return fmt.Errorf("Redis at %s requires a client certificate: set tls.cert and tls.key to one that its CA has signed", address)
 	case speaksTLS:
 		return fmt.Errorf("Redis at %s refuses our client certificate: set tls.cert and tls.key to one that its CA has signed", address)
 	}

@@ -47,7 +47,7 @@ func checkAll(t *testing.T, cases []mend) {
 	}
 }
 
-const noFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both"
+const noFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both"
 
 func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 	open := redistest.Start(t, redistest.Options{})
@@ -58,7 +58,7 @@ func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 		return redisstore.Config{Addresses: []string{closed.Addr()}, Username: username, Password: passwordSource(t, password)}
 	}
 	refused := func(user string) string {
-		return "Redis at ADDRESS refuses the login of " + user + ": the password is not the right one, or there is no such user, or it is switched off"
+		return "Redis at ADDRESS refuses the login of " + user + ": the password is wrong, or the user does not exist or is disabled"
 	}
 	checkAll(t, []mend{
 		{"no password is needed", redisstore.Config{Addresses: []string{open.Addr()}}, noFile},
@@ -67,7 +67,7 @@ func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 		{"wrong password of a user", with("tokenbroker", "canary-wrong"), refused(`the user "tokenbroker"`)},
 		{"no such user", with("nobody", testPassword), refused(`the user "nobody"`)},
 		{"user switched off", with("off", testPassword), refused(`the user "off"`)},
-		{"no password", redisstore.Config{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS asks for a login: set password, and username unless it is the default user"},
+		{"no password", redisstore.Config{Addresses: []string{closed.Addr()}}, "Redis at ADDRESS requires a login: set password, and username unless it is the default user"},
 	})
 }
 
@@ -121,9 +121,9 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 		{"plaintext to TLS", with(encrypted, nil), "Redis at ADDRESS speaks TLS: set tls, or give the address of its plaintext port"},
 		{"TLS to plaintext", with(plain, certificates.Client(t)), "Redis at ADDRESS does not speak TLS: give the address of its TLS port, or leave out tls"},
 		{"wrong CA", with(encrypted, others.Client(t)), "the certificate of Redis at ADDRESS is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it"},
-		{"wrong name", with(encrypted, elsewhere), "the certificate of Redis at ADDRESS does not fit, mend it or tls.server_name: x509: certificate is valid for localhost, not redis.example.com"},
-		{"no client certificate", with(encrypted, certificates.Anonymous(t)), "Redis at ADDRESS asks for a client certificate: set tls.cert and tls.key to one that its CA has signed"},
-		{"no client certificate with TLS 1.2", with(encrypted, old), "Redis at ADDRESS asks for a client certificate: set tls.cert and tls.key to one that its CA has signed"},
+		{"wrong name", with(encrypted, elsewhere), "the certificate of Redis at ADDRESS does not fit: correct it or tls.server_name: x509: certificate is valid for localhost, not redis.example.com"},
+		{"no client certificate", with(encrypted, certificates.Anonymous(t)), "Redis at ADDRESS requires a client certificate: set tls.cert and tls.key to one that its CA has signed"},
+		{"no client certificate with TLS 1.2", with(encrypted, old), "Redis at ADDRESS requires a client certificate: set tls.cert and tls.key to one that its CA has signed"},
 		{"client certificate of another CA", with(encrypted, foreign), "Redis at ADDRESS refuses our client certificate: set tls.cert and tls.key to one that its CA has signed"},
 	})
 }
@@ -149,7 +149,7 @@ func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 		{"cluster without its rights", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "tokenbroker", Password: narrow.Password, Cluster: true}, lacks("tokenbroker", "CLUSTER SLOTS")},
 		{"cluster without the right of being redirected", redisstore.Config{Addresses: cluster.Addrs()[:1], Username: "no-asking", Password: narrow.Password, Cluster: true}, lacks("no-asking", "ASKING")},
 		{"single for a sentinel", redisstore.Config{Addresses: []string{single.Addr()}, SentinelMaster: "m"}, "Redis at ADDRESS is not a sentinel: give the addresses of the sentinels, or no sentinel_master"},
-		{"sentinel for a single", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "at ADDRESS there is a sentinel, not Redis: set sentinel_master to the name of the master that it watches"},
+		{"sentinel for a single", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "the server at ADDRESS is a sentinel, not Redis: set sentinel_master to the name of the master that it watches"},
 		{"sentinel", redisstore.Config{Addresses: sentinel.Addrs(), SentinelMaster: redistest.MasterName, Password: password}, ""},
 		{"sentinel with another master", redisstore.Config{Addresses: sentinel.Addrs(), SentinelMaster: "other"}, `the sentinel at ADDRESS watches no master named "other": set sentinel_master to the name that its configuration has after "sentinel monitor"`},
 		{"replica for a single", redisstore.Config{Addresses: []string{sentinel.Replica.Addr()}, Password: password}, "Redis at ADDRESS is a replica, which cannot be written to: give the address of its master, or sentinel_master and the addresses of sentinels"},
@@ -184,13 +184,13 @@ func TestRedisCheckWarnsOfSettings(t *testing.T) {
 	server.CLI("config", "set", "maxmemory", "100mb")
 	check("limited", "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
-	check("evicts what must stay", "Redis: maxmemory-policy allkeys-lru may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
+	check("evicts what must stay", "Redis: maxmemory-policy allkeys-lru may evict data that must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
 	server.CLI("config", "set", "maxmemory-policy", "volatile-ttl")
 	check("evicts what may go", "")
 	server.CLI("config", "set", "maxmemory", "4mb")
 	server.CLI("eval", "for i = 1, 20000 do redis.call('set', 'fill' .. i, string.rep('x', 1000), 'ex', 1000) end", "0")
 	checkMatches(`Redis: \d+ % of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once
-Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes ask for`)
+Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes require`)
 	server.CLI("flushall")
 	server.CLI("config", "set", "maxmemory", "100mb")
 	server.CLI("config", "resetstat")
@@ -203,7 +203,7 @@ Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are f
 	server.CLI("flushall")
 	server.CLI("config", "set", "maxmemory", "0")
 	server.CLI("acl", "setuser", "tokenbroker", "-info")
-	check("may not be asked", `Redis: how it evicts and persists could not be checked, because the user "tokenbroker" may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru`)
+	check("may not be asked", `Redis: its eviction and persistence could not be checked, because the user "tokenbroker" may not run INFO: allow it +info, or make sure that maxmemory-policy is volatile-ttl or volatile-lru`)
 }
 
 // What no server that is at hand would say.
@@ -215,7 +215,7 @@ func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
 	checkAll(t, []mend{
 		{"old", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("6.0.16"), "ping": pong})}}, "Redis at ADDRESS has the version 6.0.16: at least 6.2 is needed, for the rights of users on channels"},
 		{"loading", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("7.0.15"), "ping": loading})}}, "Redis is away: Redis answered LOADING Redis is loading the dataset in memory"},
-		{"garbage", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: an answer of Redis that the client does not understand"},
+		{"garbage", redisstore.Config{Addresses: []string{scriptedServer(t, map[string]string{"hello": hello("7.0.15"), "ping": "canary\r\n"})}}, "Redis is away: Redis sent a response that the client does not understand"},
 	})
 }
 

@@ -109,7 +109,7 @@ func (c Config) options(limits limits) *redis.UniversalOptions {
 		ConnMaxIdleTime:       5 * time.Minute,
 		ConnMaxLifetime:       30 * time.Minute,
 		ConnMaxLifetimeJitter: 5 * time.Minute,
-		DisableIdentity:       true, // it needs one more permission and has no use
+		DisableIdentity:       true, // it needs one more permission and is of no use
 		// This feature uses a command of Redis Enterprise only.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}

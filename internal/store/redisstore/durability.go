@@ -113,17 +113,17 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 	}
 	keeping, err := readDurability(ctx, client)
 	if redis.IsPermissionError(err) {
-		return []string{"Redis: how it evicts and persists could not be checked, because " + r.user() + " may not run INFO: allow it +info, or see to it that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
+		return []string{"Redis: its eviction and persistence could not be checked, because " + r.user() + " may not run INFO: allow it +info, or make sure that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
 	}
 	if err != nil {
-		return []string{"Redis: how it evicts and persists could not be checked: " + describe(err)}, nil
+		return []string{"Redis: its eviction and persistence could not be checked: " + describe(err)}, nil
 	}
 	if keeping.evicts() && r.config.KeepsSecrets {
 		return nil, fmt.Errorf("Redis: maxmemory-policy %s may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files", keeping.policy)
 	}
 	switch {
 	case keeping.evicts():
-		warnings = append(warnings, "Redis: maxmemory-policy "+keeping.policy+" may evict what must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
+		warnings = append(warnings, "Redis: maxmemory-policy "+keeping.policy+" may evict data that must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
 	case keeping.policy == "noeviction" && keeping.limited:
 		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
 	}
@@ -131,14 +131,14 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 		warnings = append(warnings, fmt.Sprintf("Redis: %d %% of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once", keeping.full))
 	}
 	if keeping.evicted > 0 {
-		warnings = append(warnings, fmt.Sprintf("Redis: it has evicted %d keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes ask for", keeping.evicted))
+		warnings = append(warnings, fmt.Sprintf("Redis: it has evicted %d keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes require", keeping.evicted))
 	}
 	switch {
 	case keeping.appendOnly:
 	case r.config.KeepsSecrets:
 		warnings = append(warnings, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes")
 	default:
-		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs put back by the replicas that know them; set appendonly yes to keep both")
+		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both")
 	}
 	return warnings, nil
 }
@@ -151,9 +151,9 @@ func (r *Store) Confirm(ctx context.Context, key string) store.Safety {
 	safety, err := r.confirm(ctx, key)
 	switch {
 	case redis.IsPermissionError(err):
-		safety.Doubt = "how safely Redis keeps it is not known, because " + r.user() + " may not ask: allow it " + ACLConfirm
+		safety.Doubt = "it is unknown how safely Redis keeps it, because " + r.user() + " may not run INFO or WAIT: allow it " + ACLConfirm
 	case err != nil:
-		safety.Doubt = "how safely Redis keeps it is not known: " + describe(err)
+		safety.Doubt = "it is unknown how safely Redis keeps it: " + describe(err)
 	}
 	return safety
 }
@@ -213,7 +213,7 @@ func (k durability) doubt(got store.Safety) string {
 	case got.Disk:
 		return ""
 	case k.appendOnly && !k.tellsDisk:
-		return "Redis writes it to its append-only file, but before version 7.2 does not tell when it is on disk"
+		return "Redis writes it to its append-only file, but before version 7.2 does not report when it is on disk"
 	case k.appendOnly:
 		return "Redis had not written it to its append-only file within a second"
 	case got.Replicas > 0:

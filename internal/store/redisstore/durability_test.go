@@ -22,7 +22,7 @@ func confirmed(t *testing.T, r *redisstore.Store, number uint64) store.Safety {
 
 const (
 	noFileNoReplica = "Redis keeps no append-only file and has no replica: if it restarts while no broker runs, it is lost; set appendonly yes"
-	mayNotAsk       = "how safely Redis keeps it is not known, because the user \"tokenbroker\" may not ask: allow it " + redisstore.ACLConfirm
+	mayNotAsk       = "it is unknown how safely Redis keeps it, because the user \"tokenbroker\" may not run INFO or WAIT: allow it " + redisstore.ACLConfirm
 )
 
 func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
@@ -38,7 +38,7 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 	}
 	check("in memory alone", store.Safety{Doubt: noFileNoReplica})
 	server.CLI("config", "set", "appendonly", "yes")
-	check("an append-only file", store.Safety{Doubt: "Redis writes it to its append-only file, but before version 7.2 does not tell when it is on disk"})
+	check("an append-only file", store.Safety{Doubt: "Redis writes it to its append-only file, but before version 7.2 does not report when it is on disk"})
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lfu")
 	check("evicting", store.Safety{Doubt: "Redis may evict it, because its maxmemory-policy is allkeys-lfu: set it to volatile-ttl or volatile-lru"})
 	server.CLI("config", "set", "maxmemory-policy", "noeviction")
@@ -47,7 +47,6 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 }
 
 func TestRedisConfirmsWithItsReplicas(t *testing.T) {
-	t.Parallel()
 	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
 	config := userOf(t, sentinel.Addrs()...)
 	config.SentinelMaster = redistest.MasterName
@@ -64,7 +63,6 @@ func TestRedisConfirmsWithItsReplicas(t *testing.T) {
 }
 
 func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
-	t.Parallel()
 	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster, redisstore.ACLConfirm)}})
 	config := userOf(t, cluster.Addrs()...)
 	config.Cluster = true
@@ -106,7 +104,7 @@ func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: passwordSource(t, testPassword)})
 	server.Kill()
 	got := r.Confirm(t.Context(), "{client}secrets")
-	if got.Disk || got.Replicas > 0 || !strings.HasPrefix(got.Doubt, "how safely Redis keeps it is not known: ") {
+	if got.Disk || got.Replicas > 0 || !strings.HasPrefix(got.Doubt, "it is unknown how safely Redis keeps it: ") {
 		t.Errorf("%+v", got)
 	}
 	showsNothing(t, got.Doubt)

@@ -44,7 +44,7 @@ func (e *movingSlotError) Is(target error) bool { return target == store.ErrAway
 
 var (
 	// errResponse omits the response: a garbled one may hold values.
-	errResponse = errors.New("an answer of Redis that the client does not understand")
+	errResponse = errors.New("Redis sent a response that the client does not understand")
 	// errBusy means that there are more calls than Redis or this process can
 	// handle. If Redis hangs, the calls that have a connection fail.
 	errBusy = errors.New("no connection to Redis became free in time")

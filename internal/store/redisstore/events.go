@@ -37,7 +37,7 @@ func (r *Store) listen() {
 	for r.ctx.Err() == nil {
 		active, err := r.receive()
 		if active && r.ctx.Err() == nil {
-			r.logger.Warn("The subscription to Redis was lost, and is made anew", "error", describe(err))
+			r.logger.Warn("the subscription to Redis was lost and is renewed", "error", describe(err))
 		}
 		if cluster, ok := r.client.(*redis.ClusterClient); ok {
 			cluster.ReloadState(r.ctx)

@@ -138,7 +138,7 @@ func (s *shard) failed(err error) {
 		return
 	}
 	s.noReads = &awayError{err.Error()}
-	s.logger.Warn("Redis is away: going on without it", "shard", s.name, "error", s.noReads)
+	s.logger.Warn("Redis is away: continuing without it", "shard", s.name, "error", s.noReads)
 	s.hurry()
 }
 

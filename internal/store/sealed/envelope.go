@@ -31,7 +31,7 @@ const Overhead = sealedHead + sealedEndSize + aeadOverhead
 var (
 	errNotSealed  = errors.New("it is not sealed")
 	errUnknownKey = errors.New("it is sealed with a key that the ring does not have: put that key back into the ring")
-	errRefused    = errors.New("it was altered, or is not what it is taken for")
+	errRefused    = errors.New("it was altered, or belongs to another key")
 )
 
 // backupKey is the prefix of the context of a backup. No key of a store is like it.

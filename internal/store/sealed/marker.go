@@ -10,8 +10,8 @@ import (
 
 // ErrAnotherRing means that the store belongs to replicas with another ring. With its
 // own names key a replica would find nothing that they stored.
-var ErrAnotherRing = errors.New("the store is used with another ring of sealing keys (its names key differs), so this replica would find nothing that the others stored: " +
-	"give it the ring of the others; or, to begin anew with this ring, give it another Redis prefix or another Bolt file")
+var ErrAnotherRing = errors.New("the store is used with another ring of sealing keys (its names key differs), so this replica could not read what the others stored: " +
+	"give it the ring of the others; or, to start empty with this ring, give it another Redis prefix or another Bolt file")
 
 var errMarkerLost = errors.New("the store lost its marker right after it was written")
 

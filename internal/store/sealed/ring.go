@@ -101,9 +101,9 @@ func ParseRing(data []byte) (*Ring, error) {
 func ringSyntaxError(err error) error {
 	switch {
 	case errors.Is(err, json.ErrUnknownName):
-		return errors.New(`it has a member that a ring does not have: beside "names", "primary" and "keys" there must be none`)
+		return errors.New(`it has an unknown member: only "names", "primary" and "keys" are allowed`)
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return errors.New("it names a member twice: which of them counts? Keep one")
+		return errors.New("it has a member twice: keep one of them")
 	}
 	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
 		return fmt.Errorf("it is not JSON, from byte %d on: make a ring with `broker ring new`", syntax.ByteOffset)

@@ -116,7 +116,7 @@ func (f *RingFile) Reload() (changed bool, err error) {
 		return false, err
 	}
 	if !ring.names.Equal(f.Current().names) {
-		return false, fmt.Errorf("the ring of sealing keys %s has another names key, under which nothing in the store would be found: put the old one back", f.path)
+		return false, fmt.Errorf("the ring of sealing keys %s has another names key, under which nothing in the store would be found: restore the old one", f.path)
 	}
 	f.loaded = digest
 	f.current.Store(ring)
@@ -130,7 +130,7 @@ func (f *RingFile) Warning() string {
 	if err != nil || info.Mode().Perm()&0o007 == 0 {
 		return ""
 	}
-	return fmt.Sprintf("the ring of sealing keys %s is open to every user of this machine (mode %v): make it 0600, unless it is mounted where no other user gets", f.path, info.Mode().Perm())
+	return fmt.Sprintf("the ring of sealing keys %s is open to every user of this machine (mode %v): make it 0600, unless no other user can reach the directory where it is mounted", f.path, info.Mode().Perm())
 }
 
 // WriteRing writes the ring to a file with mode 0600, atomically. It replaces an

@@ -118,7 +118,7 @@ func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
 		"removed":           {os.Remove, "does not exist"},
 		"emptied":           {func(path string) error { return os.Truncate(path, 0) }, "is empty"},
 		"broken":            {func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) }, "it is not JSON"},
-		"another names key": {func(path string) error { return sealed.WriteRing(path, other) }, "another names key, under which nothing in the store would be found: put the old one back"},
+		"another names key": {func(path string) error { return sealed.WriteRing(path, other) }, "another names key, under which nothing in the store would be found: restore the old one"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := openRing(t, first)
