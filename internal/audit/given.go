@@ -44,8 +44,8 @@ func (g *Given) To(ctx context.Context, caller unique.Handle[string], origin str
 	if g.log.cfg.EveryToken {
 		return g.permit(ctx, caller.Value(), origin, degraded)
 	}
-	if found, ok := g.callers.Load(caller); ok {
-		if t := found.(*tally); t.first.Load() { //nolint:forcetypeassert // it contains no other type
+	if value, ok := g.callers.Load(caller); ok {
+		if t := value.(*tally); t.first.Load() { //nolint:forcetypeassert // it contains no other type
 			g.again(t)
 			return nil
 		}
@@ -56,8 +56,8 @@ func (g *Given) To(ctx context.Context, caller unique.Handle[string], origin str
 func (g *Given) first(ctx context.Context, caller unique.Handle[string], origin string, degraded bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	found, _ := g.callers.LoadOrStore(caller, &tally{caller: caller.Value()})
-	t := found.(*tally) //nolint:forcetypeassert // it contains no other type
+	value, _ := g.callers.LoadOrStore(caller, &tally{caller: caller.Value()})
+	t := value.(*tally) //nolint:forcetypeassert // it contains no other type
 	if t.first.Load() {
 		g.again(t)
 		return nil

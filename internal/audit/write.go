@@ -104,7 +104,7 @@ func (l *Log) collect() bool {
 	l.batch = l.batch[:0]
 	var runs []run
 	for i := range l.shards {
-		runs = l.shards[i].take(runs)
+		runs = l.shards[i].drain(runs)
 	}
 	slices.SortFunc(runs, func(a, b run) int { return cmp.Compare(a.number, b.number) })
 	for _, r := range runs {
@@ -125,8 +125,8 @@ type run struct {
 	line   []byte
 }
 
-// take takes the lines of a shard. They are valid until the next call.
-func (s *shard) take(into []run) []run {
+// drain returns the lines of a shard and empties it. They are valid until the next call.
+func (s *shard) drain(into []run) []run {
 	s.mu.Lock()
 	s.now, s.before = s.before, s.now
 	s.now.empty()

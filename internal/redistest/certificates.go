@@ -100,9 +100,9 @@ func newCertificate(t testing.TB, dir, name string, template *x509.Certificate, 
 	template.Subject = pkix.Name{CommonName: name}
 	template.NotBefore = time.Now().Add(-time.Hour)
 	template.NotAfter = time.Now().Add(24 * time.Hour)
-	made := &certificate{parsed: template, key: key, certFile: filepath.Join(dir, name+".crt"), keyFile: filepath.Join(dir, name+".key")}
+	cert := &certificate{parsed: template, key: key, certFile: filepath.Join(dir, name+".crt"), keyFile: filepath.Join(dir, name+".key")}
 	if ca == nil {
-		ca = made
+		ca = cert
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.parsed, &key.PublicKey, ca.key)
 	if err != nil {
@@ -112,9 +112,9 @@ func newCertificate(t testing.TB, dir, name string, template *x509.Certificate, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	writePEM(t, made.certFile, "CERTIFICATE", der)
-	writePEM(t, made.keyFile, "PRIVATE KEY", keyDER)
-	return made
+	writePEM(t, cert.certFile, "CERTIFICATE", der)
+	writePEM(t, cert.keyFile, "PRIVATE KEY", keyDER)
+	return cert
 }
 
 func writePEM(t testing.TB, path, kind string, der []byte) {

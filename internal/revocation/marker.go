@@ -57,7 +57,7 @@ func (r *Set) mayBegin(lost bool) error {
 	case !lost:
 		r.lostSince = time.Time{}
 		return nil
-	case r.known.Load() != nil || r.putBack == 0:
+	case r.view.Load() != nil || r.putBack == 0:
 		return nil
 	case r.lostSince.IsZero():
 		r.lostSince = time.Now()
@@ -89,5 +89,5 @@ func (r *Set) usable() *View {
 	if r.unreadable.Load() != nil {
 		return nil
 	}
-	return r.known.Load()
+	return r.view.Load()
 }

@@ -110,7 +110,7 @@ func (r *View) Revokes(f *verify.Facts, now time.Time) *Revocation {
 func merged(a, b []*Revocation, now time.Time) []*Revocation {
 	byID := make(map[string]*Revocation, len(a)+len(b))
 	for _, one := range slices.Concat(a, b) {
-		if known := byID[one.ID]; !one.Over(now) && (known == nil || one.Deleted) {
+		if before := byID[one.ID]; !one.Over(now) && (before == nil || one.Deleted) {
 			byID[one.ID] = one
 		}
 	}

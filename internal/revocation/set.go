@@ -30,8 +30,8 @@ type Set struct {
 	shards  []string // the keys of the values
 	changes store.ChangeCount
 
-	// known is nil until the first load.
-	known atomic.Pointer[View]
+	// view is nil until the first load.
+	view atomic.Pointer[View]
 	// currentAt is when they last matched the store, in Unix nanoseconds; 0: never.
 	currentAt atomic.Int64
 	// news coalesces notifications from the store.
@@ -53,8 +53,8 @@ type Set struct {
 	unreadable atomic.Pointer[error]
 }
 
-// take acquires the turn, unless ctx ends before.
-func (r *Set) take(ctx context.Context) error {
+// lock acquires the turn, unless ctx ends before.
+func (r *Set) lock(ctx context.Context) error {
 	select {
 	case r.turn <- struct{}{}:
 		return nil
@@ -63,7 +63,7 @@ func (r *Set) take(ctx context.Context) error {
 	}
 }
 
-func (r *Set) give() { <-r.turn }
+func (r *Set) unlock() { <-r.turn }
 
 // Config configures a set of revocations.
 type Config struct {
@@ -114,11 +114,11 @@ func (r *Set) Current() time.Time {
 
 // Find returns the revocation with an ID, or nil if it is not known here.
 func (r *Set) Find(id string) *Revocation {
-	known := r.known.Load()
-	if known == nil {
+	view := r.view.Load()
+	if view == nil {
 		return nil
 	}
-	return known.byID[id]
+	return view.byID[id]
 }
 
 // View returns the revocations. It loads them first if they were never loaded, or if a
@@ -128,10 +128,10 @@ func (r *Set) View(ctx context.Context) (*View, error) {
 	if usable := r.usable(); usable != nil {
 		return usable, nil
 	}
-	if err := r.take(ctx); err != nil {
+	if err := r.lock(ctx); err != nil {
 		return nil, err
 	}
-	defer r.give()
+	defer r.unlock()
 	if usable := r.usable(); usable != nil {
 		return usable, nil
 	}
@@ -145,15 +145,15 @@ func (r *Set) View(ctx context.Context) (*View, error) {
 		}
 		return nil, r.failure
 	}
-	return r.known.Load(), nil
+	return r.view.Load(), nil
 }
 
 // Poll checks for a change. In some rounds it does not trust the counter.
 func (r *Set) Poll(ctx context.Context, round int) {
-	if r.take(ctx) != nil {
+	if r.lock(ctx) != nil {
 		return
 	}
-	defer r.give()
+	defer r.unlock()
 	if r.usable() != nil && round%store.ReloadRounds != 0 {
 		unchanged, err := r.unchanged(ctx)
 		if unchanged {
@@ -200,21 +200,21 @@ func (r *Set) load(ctx context.Context) (numbers []uint64, err error) {
 }
 
 // read reads the marker, then the values, then the count of changes.
-func (r *Set) read(ctx context.Context) (marked bool, found []store.Entry, err error) {
+func (r *Set) read(ctx context.Context) (marked bool, entries []store.Entry, err error) {
 	if marked, err = r.marked(ctx); err != nil {
 		return false, nil, err
 	}
-	found, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.Key})...)
-	return marked, found, err
+	entries, err = r.store.Get(ctx, slices.Concat(r.shards, []string{r.changes.Key})...)
+	return marked, entries, err
 }
 
 // adopt merges the stored revocations into the set, and writes the missing ones to the
 // store. Restored data counts as one change, after all of it was written: a replica that
 // has just started takes a store without a count for one that has lost its data.
-func (r *Set) adopt(ctx context.Context, found []store.Entry, count uint64, lost bool) (numbers []uint64, err error) {
+func (r *Set) adopt(ctx context.Context, entries []store.Entry, count uint64, lost bool) (numbers []uint64, err error) {
 	var stored []*Revocation
-	numbers = make([]uint64, len(found))
-	for i, entry := range found {
+	numbers = make([]uint64, len(entries))
+	for i, entry := range entries {
 		some, err := readRevocations(entry)
 		if err != nil {
 			return nil, err
@@ -224,11 +224,11 @@ func (r *Set) adopt(ctx context.Context, found []store.Entry, count uint64, lost
 	}
 	now := time.Now()
 	all := merged(r.All(), stored, now)
-	r.known.Store(newView(all))
+	r.view.Store(newView(all))
 	changed := lost || count < r.changes.Seen.Load()
 	kept := byShard(all)
 	for i, before := range byShard(merged(stored, nil, now)) {
-		if !same(before, kept[i]) || found[i].Aged {
+		if !same(before, kept[i]) || entries[i].Aged {
 			if numbers[i], err = r.write(ctx, i, numbers[i], kept[i]); err != nil {
 				return nil, err
 			}
@@ -256,28 +256,28 @@ func (r *Set) write(ctx context.Context, shard int, number uint64, content []*Re
 
 // Put applies a change of one revocation to the store and to this replica. It returns nil
 // only if the store has it.
-func (r *Set) Put(ctx context.Context, made *Revocation) error {
-	if err := r.take(ctx); err != nil {
+func (r *Set) Put(ctx context.Context, revocation *Revocation) error {
+	if err := r.lock(ctx); err != nil {
 		return err
 	}
-	defer r.give()
-	return store.RetryOvertaken(func() error { return r.tryChange(ctx, made) })
+	defer r.unlock()
+	return store.RetryOvertaken(func() error { return r.tryChange(ctx, revocation) })
 }
 
-func (r *Set) tryChange(ctx context.Context, made *Revocation) error {
+func (r *Set) tryChange(ctx context.Context, revocation *Revocation) error {
 	numbers, err := r.load(ctx)
 	if err != nil {
 		return err
 	}
-	all := merged(r.All(), []*Revocation{made}, time.Now())
+	all := merged(r.All(), []*Revocation{revocation}, time.Now())
 	if len(all) > MaxRevocations {
 		return ErrTooManyRevocations
 	}
-	shard := shardOf(made.ID)
+	shard := shardOf(revocation.ID)
 	if _, err := r.write(ctx, shard, numbers[shard], byShard(all)[shard]); err != nil {
 		return err
 	}
-	r.known.Store(newView(all))
+	r.view.Store(newView(all))
 	return r.changes.Raise(ctx)
 }
 
@@ -286,20 +286,20 @@ var ErrTooManyRevocations = fmt.Errorf("there are %d revocations already", MaxRe
 
 // Count returns how many revocations are known here.
 func (r *Set) Count() int {
-	if known := r.known.Load(); known != nil {
-		return len(known.byID)
+	if view := r.view.Load(); view != nil {
+		return len(view.byID)
 	}
 	return 0
 }
 
 // All returns the revocations that are known here, oldest first.
 func (r *Set) All() []*Revocation {
-	known := r.known.Load()
-	if known == nil {
+	view := r.view.Load()
+	if view == nil {
 		return nil
 	}
-	all := make([]*Revocation, 0, len(known.byID))
-	for _, one := range known.byID {
+	all := make([]*Revocation, 0, len(view.byID))
+	for _, one := range view.byID {
 		all = append(all, one)
 	}
 	slices.SortFunc(all, oldestFirst)

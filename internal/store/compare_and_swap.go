@@ -59,11 +59,11 @@ type ChangeCount struct {
 // Moved reports whether the store's count differs from this replica's. It may also be
 // lower: the store may have lost some.
 func (t *ChangeCount) Moved(ctx context.Context) (count uint64, moved bool, err error) {
-	found, err := t.Store.Get(ctx, t.Key)
+	entries, err := t.Store.Get(ctx, t.Key)
 	if err != nil {
 		return 0, false, err
 	}
-	return found[0].Number, found[0].Number != t.Seen.Load(), nil
+	return entries[0].Number, entries[0].Number != t.Seen.Load(), nil
 }
 
 // Raise counts a change that this replica made.

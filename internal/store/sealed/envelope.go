@@ -10,22 +10,22 @@ import (
 // A mark begins every envelope and names its kind: a value that is kept until it is
 // overwritten, or a value with an expiry.
 const (
-	sealedForGood  = "TB1"
-	sealedUntil    = "TB2"
-	sealedMarkSize = 3
+	markForGood = "TB1"
+	markUntil   = "TB2"
+	markSize    = 3
 )
 
 // An envelope is the mark, the id of the key, the expiry of a value that has one
 // (milliseconds since 1970), and the output of the AEAD: nonce, ciphertext and tag.
 const (
-	sealedHead    = sealedMarkSize + ringIDSize
-	sealedEndSize = 8
-	aeadOverhead  = 12 + 16
+	headSize     = markSize + ringIDSize
+	endSize      = 8
+	aeadOverhead = 12 + 16
 )
 
 // Overhead is how many bytes sealing adds to a value with an expiry, the most that it
 // adds.
-const Overhead = sealedHead + sealedEndSize + aeadOverhead
+const Overhead = headSize + endSize + aeadOverhead
 
 // The reasons why an envelope cannot be opened.
 var (
@@ -52,9 +52,9 @@ func (r *Ring) OpenBackup(of string, sealed []byte) ([]byte, error) {
 // seal returns an envelope. A zero end: the value has no expiry.
 func (r *Ring) seal(key string, number uint64, end time.Time, value []byte) []byte {
 	envelope := make([]byte, 0, len(value)+Overhead)
-	mark, sealedEnd := sealedForGood, []byte(nil)
+	mark, sealedEnd := markForGood, []byte(nil)
 	if !end.IsZero() {
-		mark, sealedEnd = sealedUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0)))
+		mark, sealedEnd = markUntil, binary.BigEndian.AppendUint64(nil, uint64(max(end.UnixMilli(), 0)))
 	}
 	envelope = append(envelope, mark...)
 	envelope = append(envelope, r.primary[:]...)
@@ -71,39 +71,39 @@ type opened struct {
 
 // open opens an envelope in its own memory.
 func (r *Ring) open(key string, number uint64, envelope []byte) (opened, error) {
-	if len(envelope) < sealedHead+aeadOverhead {
+	if len(envelope) < headSize+aeadOverhead {
 		return opened{}, errNotSealed
 	}
-	mark, rest := string(envelope[:sealedMarkSize]), envelope[sealedHead:]
-	found := opened{with: ringID(envelope[sealedMarkSize:sealedHead])}
+	mark, rest := string(envelope[:markSize]), envelope[headSize:]
+	content := opened{with: ringID(envelope[markSize:headSize])}
 	var sealedEnd []byte
 	switch mark {
-	case sealedForGood:
-	case sealedUntil:
-		if len(rest) < sealedEndSize+aeadOverhead {
+	case markForGood:
+	case markUntil:
+		if len(rest) < endSize+aeadOverhead {
 			return opened{}, errNotSealed
 		}
-		sealedEnd, rest = rest[:sealedEndSize:sealedEndSize], rest[sealedEndSize:]
-		found.end = time.UnixMilli(int64(binary.BigEndian.Uint64(sealedEnd))) //nolint:gosec // an end that overflows does not open, or is over
+		sealedEnd, rest = rest[:endSize:endSize], rest[endSize:]
+		content.end = time.UnixMilli(int64(binary.BigEndian.Uint64(sealedEnd))) //nolint:gosec // an end that overflows does not open, or is over
 	default:
 		return opened{}, errNotSealed
 	}
-	with, there := r.keys[found.with]
+	with, there := r.keys[content.with]
 	if !there {
 		return opened{}, errUnknownKey
 	}
 	var err error
-	found.value, err = with.aead.Open(rest[:0], nil, rest, sealedContext(found.with, key, number, sealedEnd))
+	content.value, err = with.aead.Open(rest[:0], nil, rest, sealedContext(content.with, key, number, sealedEnd))
 	if err != nil {
 		return opened{}, errRefused
 	}
-	return found, nil
+	return content, nil
 }
 
 // sealedContext is the additional data of the AEAD: a value opens only with the same
 // context. The length separates the parts, because only the last may be empty.
 func sealedContext(id ringID, key string, number uint64, sealedEnd []byte) []byte {
-	data := make([]byte, 0, ringIDSize+4+len(key)+8+sealedEndSize)
+	data := make([]byte, 0, ringIDSize+4+len(key)+8+endSize)
 	data = append(data, id[:]...)
 	data = binary.BigEndian.AppendUint32(data, uint32(len(key))) //nolint:gosec // stores refuse longer keys than MaxKey
 	data = append(data, key...)

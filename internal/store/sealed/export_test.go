@@ -8,7 +8,7 @@ import (
 )
 
 // SealedForGood is how many bytes sealing adds to a value without an end.
-const SealedForGood = Overhead - sealedEndSize
+const SealedForGood = Overhead - endSize
 
 // WithInner is the sealed store over another inner one.
 func WithInner(s *Store, inner store.Store) *Store { return New(inner, s.rings) }

@@ -123,11 +123,11 @@ func (s *Store) Close() error { return s.inner.Close() }
 
 // open returns the entry with its value opened, in the memory of the envelope.
 func (s *Store) open(ring *Ring, key string, entry store.Entry) store.Entry {
-	found, err := ring.open(key, entry.Number, entry.Value)
+	content, err := ring.open(key, entry.Number, entry.Value)
 	switch {
 	case err == nil:
-		entry.Value, entry.Aged = found.value, found.with != ring.primary
-		return s.bounded(entry, found.end, time.Now())
+		entry.Value, entry.Aged = content.value, content.with != ring.primary
+		return s.bounded(entry, content.end, time.Now())
 	case errors.Is(err, errNotSealed):
 		s.notSealed.Add(1)
 	case errors.Is(err, errUnknownKey):

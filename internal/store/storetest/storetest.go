@@ -233,10 +233,10 @@ func (t *tester) awaitEvent(events <-chan string, key string) {
 	}
 }
 
-func receive(events <-chan string, patience time.Duration) (key string, told bool) {
+func receive(events <-chan string, patience time.Duration) (key string, ok bool) {
 	select {
-	case key, told = <-events:
-		return key, told
+	case key, ok = <-events:
+		return key, ok
 	case <-time.After(patience):
 		return "", false
 	}

@@ -146,8 +146,8 @@ func (w *walk) acquire(t *rapid.T) {
 
 // drawLease draws a lease that was granted some time ago, or an invented one.
 func (w *walk) drawLease(t *rapid.T) store.Lease {
-	made := store.Lease{Key: w.key(t, "lease"), Owner: "nobody", Fence: 1}
-	return rapid.SampledFrom(append(slices.Clone(w.granted), made)).Draw(t, "lease")
+	foreign := store.Lease{Key: w.key(t, "lease"), Owner: "nobody", Fence: 1}
+	return rapid.SampledFrom(append(slices.Clone(w.granted), foreign)).Draw(t, "lease")
 }
 
 func (w *walk) renew(t *rapid.T) {
