@@ -16,8 +16,8 @@ func newCheckConfig() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
-		Long: `Check a configuration file as "broker serve" does, and say all that is wrong with
-it, with line numbers. No other file is read, but files with secrets that every user of
+		Long: `Check a configuration file as "broker serve" does, and report all problems
+with line numbers. No other file is read, but files with secrets that every user of
 this machine may read or write are reported.
 
 With --live also read certificates and secrets, find the token endpoints of the clients and

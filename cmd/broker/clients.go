@@ -27,7 +27,7 @@ func newClients() *cobra.Command {
 		Short: "Show the configured clients, their tokens and their secrets",
 		Long: `Show the state of the configured clients: when their tokens expire and are due to be
 replaced, which secrets they have, and the last failure on any replica within a day. Tokens
-are those of the replica that answers.
+are those of the replica that responds.
 
 With NAME, show all details of one client. The name of a secret's version is an opaque
 string; the secret itself is never shown.`,
@@ -246,7 +246,7 @@ func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON b
 		row("left alone", "%s", away(c.GetBackoffUntil(), now))
 	}
 	if c.GetSecretFallback() {
-		row("WARNING", "tokens are obtained with version %s, which is not the one in force: the IdP refuses that one", c.GetSecretInUse())
+		row("WARNING", "tokens are obtained with version %s, because the IdP refuses the active version", c.GetSecretInUse())
 	}
 	_ = table.Flush()
 	if len(c.GetSecretVersions()) == 0 {

@@ -25,14 +25,14 @@ type connection struct {
 
 func (c *connection) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&c.addr, "addr", fromEnv("TOKENBROKER_ADDR", defaultAddr), "broker to ask, HOST:PORT (environment: TOKENBROKER_ADDR)")
+	flags.StringVar(&c.addr, "addr", fromEnv("TOKENBROKER_ADDR", defaultAddr), "address of the broker, HOST:PORT (environment: TOKENBROKER_ADDR)")
 	flags.BoolVar(&c.plaintext, "plaintext", false, "connect without TLS; the default on loopback (environment: TOKENBROKER_PLAINTEXT)")
-	flags.StringVar(&c.files.CA, "ca", os.Getenv("TOKENBROKER_CA"), "file with the authorities that the broker's certificate may be of; empty: those of the system (environment: TOKENBROKER_CA)")
+	flags.StringVar(&c.files.CA, "ca", os.Getenv("TOKENBROKER_CA"), "file with the CAs that may have issued the broker's certificate; empty: those of the system (environment: TOKENBROKER_CA)")
 	flags.StringVar(&c.files.Cert, "cert", os.Getenv("TOKENBROKER_CERT"), "file with the client certificate to present (environment: TOKENBROKER_CERT)")
 	flags.StringVar(&c.files.Key, "key", os.Getenv("TOKENBROKER_KEY"), "file with its private key (environment: TOKENBROKER_KEY)")
 	flags.StringVar(&c.files.ServerName, "server-name", os.Getenv("TOKENBROKER_SERVER_NAME"), "name in the broker's certificate; empty: the host of --addr (environment: TOKENBROKER_SERVER_NAME)")
 	flags.StringVar(&c.tokenFile, "token-file", os.Getenv("TOKENBROKER_TOKEN_FILE"), "file with the JWT to present; empty: the one that broker dev left, if any (environment: TOKENBROKER_TOKEN_FILE)")
-	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for an answer")
+	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for a response")
 }
 
 func fromEnv(name, otherwise string) string {

@@ -38,7 +38,7 @@ const (
 	ordersAudience  = "https://orders.example.com"
 	billingAudience = "https://billing.example.com"
 	devWarning      = `
-  ***  FOR DEVELOPMENT ONLY: an identity provider that lets everybody in, secrets  ***
+  ***  FOR DEVELOPMENT ONLY: an identity provider without authentication, secrets  ***
   ***  in a temporary folder, no TLS. Do not put anything real into it.            ***
 `
 )
@@ -68,16 +68,16 @@ func newDev() *cobra.Command {
 		Use:   "dev",
 		Short: "Try everything on this machine, with nothing to install",
 		Long: `Run a sample identity provider and a broker in one process on loopback, get a token
-over gRPC, verify it, verify one that was tampered with, bring a client's secret, and
-show all four. Then serve until Ctrl-C, so that the other commands can be tried in
-another terminal.
+over gRPC, verify it, verify a modified one, rotate a client's secret, and show
+all four. Then serve until Ctrl-C, so that the other commands can be tried in another
+terminal.
 
-The broker knows one caller, who may do everything. What it is recognised by is
-left in a file for this user, where the other commands and clients find it by
-themselves, and removed at the end. Over HTTP whoever asks without it is a gateway,
-which may have tokens verified.
+The broker has one caller with all permissions. Its credential is in a file that only
+this user can read; the other commands and clients find it there. The file is removed
+at exit. An HTTP request without the credential is identified as a gateway, which may
+only verify tokens.
 
-With --certificates make what is needed to try TLS, and exit.`,
+With --certificates create certificates to try TLS, and exit.`,
 		Example: `  broker dev
   broker dev --exit
   broker dev --idp-only --listen 127.0.0.1:9000
@@ -101,7 +101,7 @@ With --certificates make what is needed to try TLS, and exit.`,
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
 	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client (default: a client's secret is its name and -secret)")
-	flags.StringVar(&certificates, "certificates", "", "make an authority, and certificates of a broker and of a caller, in this directory, and exit")
+	flags.StringVar(&certificates, "certificates", "", "create a CA, a broker certificate and a caller certificate in this directory, and exit")
 	flags.StringSliceVar(&hosts, "host", nil, "with --certificates: another name or address of the broker (repeatable)")
 	return cmd
 }
@@ -334,9 +334,9 @@ func demonstrate(ctx context.Context, out io.Writer, addr, credential string, fi
 	rejected, ok := errors.AsType[*client.RejectedError](err)
 	switch {
 	case err == nil:
-		return errors.New("a token that was tampered with was accepted")
+		return errors.New("a modified token was accepted")
 	case !ok:
-		return fmt.Errorf("verifying a token that was tampered with: %w", err)
+		return fmt.Errorf("verifying a modified token: %w", err)
 	}
 	_, _ = fmt.Fprintf(out, "3. VerifyToken, one character of the signature changed\n   rejected: %s: %s\n", rejected.Reason, rejected.Message)
 	return bringFirst(ctx, out, tokenbrokerv1.NewAdminServiceClient(c.Conn()), first)
@@ -348,9 +348,9 @@ func bringFirst(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminSer
 		ClientName: devManaged, Secret: []byte(first.Reveal()), RequestId: rand.Text(), Reason: "broker dev",
 	})
 	if err != nil {
-		return fmt.Errorf("bringing a secret: %w", err)
+		return fmt.Errorf("rotating a secret: %w", err)
 	}
-	_, _ = fmt.Fprintf(out, "4. RotateSecret %s, which had none\n", devManaged)
+	_, _ = fmt.Fprintf(out, "4. RotateSecret %s, which had no secret\n", devManaged)
 	for _, step := range made.GetSteps() {
 		_, _ = fmt.Fprintf(out, "   %s: %s\n", step.GetName(), step.GetMessage())
 	}

@@ -25,7 +25,7 @@ func writeCertificates(out io.Writer, dir string, hosts []string) error {
 	}
 	for _, name := range []string{"ca.crt", "broker.crt", "broker.key", "demo.crt", "demo.key"} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			return fmt.Errorf("%s is there already: choose another directory, or remove it", filepath.Join(dir, name))
+			return fmt.Errorf("%s already exists: choose another directory, or remove it", filepath.Join(dir, name))
 		}
 	}
 	authority, err := devca.New("tokenbroker development")

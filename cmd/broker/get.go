@@ -47,11 +47,11 @@ Audience, resources and scopes default to those of the client.`,
 	}
 	to.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&audience, "audience", "", "audience to ask for")
-	flags.StringArrayVar(&resource, "resource", nil, "resource to ask for (repeatable)")
-	flags.StringSliceVar(&scope, "scope", nil, "scope to ask for (repeatable, or separated by commas)")
-	flags.DurationVar(&minTTL, "min-ttl", 0, "how long the token must live at least")
-	flags.BoolVar(&asJSON, "json", false, "print all that the broker returned, as JSON in one line")
+	flags.StringVar(&audience, "audience", "", "audience to request")
+	flags.StringArrayVar(&resource, "resource", nil, "resource to request (repeatable)")
+	flags.StringSliceVar(&scope, "scope", nil, "scope to request (repeatable, or separated by commas)")
+	flags.DurationVar(&minTTL, "min-ttl", 0, "minimum remaining lifetime of the token")
+	flags.BoolVar(&asJSON, "json", false, "print the broker's whole response as JSON in one line")
 	return cmd
 }
 

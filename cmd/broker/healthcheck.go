@@ -19,9 +19,9 @@ func newHealthcheck() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask a broker whether it serves",
-		Long: `Ask a broker for its health (grpc.health.v1) and exit with 0 if it serves. For
-health checks of containers that have no shell.`,
+		Short: "Check the health of a broker",
+		Long: `Call a broker's health service (grpc.health.v1) and exit with 0 if it serves. For
+health checks of containers without a shell.`,
 		Example: `  broker healthcheck --addr 127.0.0.1:8443`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -51,6 +51,6 @@ health checks of containers that have no shell.`,
 	to.flags(cmd)
 	_ = cmd.Flags().Set("timeout", (3 * time.Second).String())
 	cmd.Flags().Lookup("timeout").DefValue = "3s"
-	cmd.Flags().StringVar(&service, "service", "", "service to ask about; empty: the broker as a whole")
+	cmd.Flags().StringVar(&service, "service", "", "service to check; empty: the broker as a whole")
 	return cmd
 }

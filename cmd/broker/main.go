@@ -46,9 +46,9 @@ func run(ctx context.Context, args []string) int {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "broker",
-		Short: "Share OAuth access tokens with a fleet, and verify those of others",
-		Long: `tokenbroker holds OAuth client credentials, fetches access tokens once for all
-who need them, and verifies the tokens that others present.
+		Short: "Share OAuth access tokens with a fleet, and verify presented tokens",
+		Long: `tokenbroker holds OAuth client credentials, fetches each access token once for all
+services that need it, and verifies presented tokens.
 
 New here? "broker dev" runs everything on this machine and shows what it does.`,
 		SilenceUsage:  true,

@@ -12,16 +12,16 @@ import (
 func newPolicy() *cobra.Command {
 	return newGroup(&cobra.Command{
 		Use:   "policy",
-		Short: "Explain what callers may request",
+		Short: "Explain the permissions of callers",
 	}, newPolicyExplain())
 }
 
 func newPolicyExplain() *cobra.Command {
 	return &cobra.Command{
 		Use:   "explain FILE CALLER",
-		Short: "Say what a caller may request, and by which of its roles",
-		Long: `Say how the configuration in FILE identifies CALLER, what CALLER may request, and which
-of its roles grants that. No broker needs to run.`,
+		Short: "Explain which requests a caller may make, and which role grants them",
+		Long: `Show how the configuration in FILE identifies CALLER, which requests CALLER may make, and
+which of its roles grants them. No broker needs to run.`,
 		Example: `  broker policy explain broker.yaml checkout`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -31,7 +31,7 @@ of its roles grants that. No broker needs to run.`,
 			}
 			lines, known := config.Explain(args[1])
 			if !known {
-				return fmt.Errorf("there is no caller %q in %s; its callers are: %s", args[1], args[0], strings.Join(config.CallerNames(), ", "))
+				return fmt.Errorf("no caller %q in %s; the callers there are: %s", args[1], args[0], strings.Join(config.CallerNames(), ", "))
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), strings.Join(lines, "\n"))
 			return err

@@ -19,10 +19,10 @@ func newPurge() *cobra.Command {
 		Use:   "purge CLIENT",
 		Short: "Drop all tokens of a client, on all replicas",
 		Long: `Have all replicas drop every token of CLIENT that was obtained before now: after a leak, or
-when permissions were changed at the IdP. They are fetched anew when somebody asks.
+when permissions were changed at the IdP. New tokens are fetched on the next request.
 
-The command succeeds once the store has it; a replica that the message does not reach
-drops them within 5 s. APIs that verify locally go on accepting the old tokens until
+The command succeeds once the purge is stored; a replica that misses the notification
+drops the tokens within 5 s. APIs that verify locally go on accepting the old tokens until
 they expire: see "broker revocations".`,
 		Example: `  broker purge orders-api --reason "permissions changed"`,
 		Args:    cobra.ExactArgs(1),
@@ -38,6 +38,6 @@ they expire: see "broker revocations".`,
 		},
 	}
 	to.flags(cmd)
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the audit log")
 	return cmd
 }

@@ -20,7 +20,7 @@ import (
 func newRevocations() *cobra.Command {
 	return newGroup(&cobra.Command{
 		Use:   "revocations",
-		Short: "Say which tokens verification must refuse",
+		Short: "List, add and remove revocations of tokens",
 	}, newRevocationsAdd(), newRevocationsList(), newRevocationsDelete())
 }
 
@@ -35,11 +35,11 @@ func newRevocationsAdd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "add --issuer ISSUER (--token-id JTI|--subject SUB|--client-id ID|--all)",
 		Short: "Revoke tokens of an issuer",
-		Long: `Have all replicas refuse tokens of an issuer from now on, whatever they say when they
-expire. The command succeeds once the revocation is stored; the replica that was
-asked refuses at once, the others within 5 s.
+		Long: `Have all replicas reject tokens of an issuer from now on, even if they have not expired.
+The command succeeds once the revocation is stored; the replica that was called rejects
+them at once, the others within 5 s.
 
-A gateway that keeps answers learns of it when it asks again (valid_until).`,
+A gateway that caches results applies it after they expire (valid_until).`,
 		Example: `  broker revocations add --issuer https://login.example.com --token-id 5f2c
   broker revocations add --issuer https://login.example.com --subject 248289761001 --issued-before now
   broker revocations add --issuer https://login.example.com --all --issued-before 2026-11-23T09:00:00Z`,
@@ -83,7 +83,7 @@ A gateway that keeps answers learns of it when it asks again (valid_until).`,
 	flags.BoolVar(&all, "all", false, "tokens of everybody; needs --issued-before")
 	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
 	flags.DurationVar(&lasts, "for", 0, "how long the revocation lasts; by default as long as tokens of the issuer may live")
-	flags.StringVar(&asked.Reason, "reason", "", "why, for those who read the list")
+	flags.StringVar(&asked.Reason, "reason", "", "reason, shown in the list")
 	_ = cmd.MarkFlagRequired("issuer")
 	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
 	cmd.MarkFlagsMutuallyExclusive("token-id", "subject", "client-id", "all")
@@ -121,7 +121,7 @@ func newRevocationsList() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:     "list",
-		Short:   "List the revocations in force, oldest first",
+		Short:   "List the active revocations, oldest first",
 		Example: `  broker revocations list --issuer https://login.example.com`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -141,7 +141,7 @@ func newRevocationsList() *cobra.Command {
 		},
 	}
 	to.flags(cmd)
-	cmd.Flags().StringVar(&issuer, "issuer", "", "only those of this issuer")
+	cmd.Flags().StringVar(&issuer, "issuer", "", "only revocations of this issuer")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
 	return cmd
 }
@@ -206,6 +206,6 @@ func newRevocationsDelete() *cobra.Command {
 		},
 	}
 	to.flags(cmd)
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log")
+	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the audit log")
 	return cmd
 }

@@ -13,14 +13,14 @@ func newRing() *cobra.Command {
 	cmd := newGroup(&cobra.Command{
 		Use:   "ring",
 		Short: "Make a ring of sealing keys, or change one",
-		Long: `Make or change the ring of keys with which a broker seals what it keeps in a store.
-All replicas of a broker need the same ring. Whoever has the ring can open what is in
-the store: keep it where the client secrets are kept.
+		Long: `Create or change the ring of keys with which a broker seals values in a store. All
+replicas of a broker need the same ring. The ring opens every value in the store:
+protect it like the client secrets.
 
 To change the key of a ring that is in use, add a key, wait, promote it, wait, and drop
-the old one; after each step the command says how long. A broker reads its ring again by
-itself. FILE is replaced in one step, by a file with mode 0600 that belongs to the user
-who runs the command.`,
+the old one; after each step the command prints how long. A broker reloads its ring
+automatically. FILE is replaced in one step, by a file with mode 0600 that belongs to
+the user of the command.`,
 		Example: `  (umask 077 && broker ring new > ring.json)
   broker ring add ring.json
   broker ring promote ring.json 1f2e3d4c
@@ -77,7 +77,7 @@ func newRingPromote() *cobra.Command {
 func newRingDrop() *cobra.Command {
 	return &cobra.Command{
 		Use:     "drop FILE ID",
-		Short:   "Take a key out of a ring",
+		Short:   "Remove a key from a ring",
 		Example: `  broker ring drop ring.json 0a1b2c3d`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -108,7 +108,7 @@ func changeRing(cmd *cobra.Command, path string, change func(ring *sealed.Ring, 
 func addKey(ring *sealed.Ring, path string) (*sealed.Ring, string, error) {
 	changed, id := ring.Add()
 	return changed, fmt.Sprintf(`Added key %s. Key %s still seals.
-Next: bring the file to every replica, wait 20 s until all have read it, and run
+Next: copy the file to every replica, wait 20 s until all have read it, and run
   broker ring promote %s %s`, id, ring.Primary(), path, id), nil
 }
 
@@ -118,7 +118,7 @@ func promoteKey(ring *sealed.Ring, path, id string) (*sealed.Ring, string, error
 		return nil, "", err
 	}
 	return changed, fmt.Sprintf(`Key %s seals from now on; key %s still opens.
-Next: bring the file to every replica, wait 20 s until all have read it and then as
+Next: copy the file to every replica, wait 20 s until all have read it and then as
 long as the longest lifetime of a token (24 h are enough for any; a minute is the least), and run
   broker ring drop %s %s`, id, ring.Primary(), path, ring.Primary()), nil
 }
@@ -129,5 +129,5 @@ func dropKey(ring *sealed.Ring, id string) (*sealed.Ring, string, error) {
 		return nil, "", err
 	}
 	return changed, fmt.Sprintf(`Dropped key %s. What is still sealed with it counts as absent.
-Next: bring the file to every replica. Nothing else is to be done.`, id), nil
+Next: copy the file to every replica. No further step is needed.`, id), nil
 }

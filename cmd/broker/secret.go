@@ -44,14 +44,14 @@ type changing struct {
 func (c *changing) flags(cmd *cobra.Command) {
 	c.to.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&c.request, "request-id", "", "go on with an earlier call, which may have been cut off, instead of making a new one")
-	flags.StringVar(&c.reason, "reason", "", "why, for the audit log")
-	flags.BoolVar(&c.asJSON, "json", false, "print what the broker returned, as JSON in one line")
+	flags.StringVar(&c.request, "request-id", "", "resume an earlier call, which may have been interrupted, instead of starting a new one")
+	flags.StringVar(&c.reason, "reason", "", "reason, for the audit log")
+	flags.BoolVar(&c.asJSON, "json", false, "print the broker's response as JSON in one line")
 	if c.expecting {
-		flags.StringVar(&c.expected, "expect", "", "do it only if this version is in force")
+		flags.StringVar(&c.expected, "expect", "", "proceed only if this version is active")
 	}
 	if c.asked {
-		flags.BoolVar(&c.yes, "yes", false, "do not ask, although a person is there to be asked")
+		flags.BoolVar(&c.yes, "yes", false, "do not ask for confirmation")
 	}
 }
 
@@ -79,7 +79,7 @@ func (c *changing) run(cmd *cobra.Command, call func(ctx context.Context, admin 
 		}
 		switch status.Code(err) {
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "to go on where this ended: the same command with --request-id %s\n", c.request)
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "to resume: run the same command with --request-id %s\n", c.request)
 		default:
 		}
 		return err
@@ -127,20 +127,20 @@ func newSecretRotate() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "rotate CLIENT",
-		Short: "Bring a new secret, prove it, and put it in force",
-		Long: `Bring a new secret of CLIENT: it is staged, proved by obtaining a token with it, and put in
-force. What fails leaves the old secret in force. The old one is kept to fall back to.
+		Short: "Stage, prove and activate a new secret",
+		Long: `Rotate to a new secret of CLIENT: it is staged, proved by obtaining a token with it, and
+activated. If a step fails, the old secret stays active. The old one is kept as a fallback.
 
 The secret is read from standard input, or from a file; it is never an argument, which
 others could see. One line end after it does not count.
 
 --stage-only: for an IdP that has one secret only. Stage the new one, change it at the
-IdP, then "broker secret activate". Tokens are had all the while.
+IdP, then run "broker secret activate". Tokens stay available throughout.
 
---compromised: the old secret is known to others. It is wiped at once and not fallen
-back to, and every token that was obtained before is dropped on all replicas. APIs that
-verify locally go on accepting those tokens until they expire: the command offers to
-have VerifyToken refuse them.`,
+--compromised: the old secret is known to others. It is wiped at once, is no
+fallback, and every token obtained before is dropped on all replicas. APIs that verify
+locally go on accepting those tokens until they expire: the command offers to have
+VerifyToken reject them.`,
 		Example: `  broker secret rotate orders-api < new-secret
   broker secret rotate orders-api --file new-secret --stage-only
   broker secret rotate orders-api --compromised --reason "laptop stolen" < new-secret`,
@@ -174,9 +174,9 @@ have VerifyToken refuse them.`,
 	c.flags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&file, "file", "", "read the secret from this file instead of standard input")
-	flags.BoolVar(&stageOnly, "stage-only", false, "neither prove it nor put it in force")
+	flags.BoolVar(&stageOnly, "stage-only", false, "stage the secret without proving or activating it")
 	flags.BoolVar(&compromised, "compromised", false, "wipe the old secret and drop its tokens")
-	flags.BoolVar(&revoke, "revoke", false, "with --compromised: have VerifyToken refuse what was issued before now, without asking")
+	flags.BoolVar(&revoke, "revoke", false, "with --compromised: have VerifyToken reject tokens issued before now, without confirmation")
 	cmd.MarkFlagsMutuallyExclusive("stage-only", "compromised")
 	return cmd
 }
@@ -184,7 +184,7 @@ have VerifyToken refuse them.`,
 // oneClient accepts one client name; otherwise its error suggests the likely intent.
 func oneClient(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
-		return errors.New("give the client's name and nothing else: a secret is read from standard input or --file, because others can see arguments")
+		return errors.New("give only the client's name: the secret is read from standard input or --file, because other users can see arguments")
 	}
 	return cobra.ExactArgs(1)(cmd, args)
 }
@@ -213,7 +213,7 @@ func readSecret(cmd *cobra.Command, file string) ([]byte, error) {
 	data = secret.TrimLineEnd(data)
 	switch {
 	case len(data) == 0:
-		return nil, errors.New("there is no secret on standard input, nor in --file")
+		return nil, errors.New("standard input or --file contains no secret")
 	case len(data) > secret.MaxSize:
 		return nil, fmt.Errorf("more than %d bytes: is it a secret?", secret.MaxSize)
 	}
@@ -233,7 +233,7 @@ func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.
 		if issuer == "" {
 			revoke = false
 		} else if !revoke && !c.yes && onTerminal(cmd.ErrOrStderr()) {
-			if revoke, err = ask(fmt.Sprintf("Have VerifyToken refuse every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
+			if revoke, err = ask(fmt.Sprintf("Have VerifyToken reject every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
 				return err
 			}
 		}
@@ -242,17 +242,17 @@ func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.
 			if c.asJSON {
 				out = cmd.ErrOrStderr()
 			}
-			_, err := fmt.Fprintln(out, "tokens that were issued before go on being accepted where they are verified; to have VerifyToken refuse them:\n  "+command)
+			_, err := fmt.Fprintln(out, "tokens issued before the rotation are still accepted; to have VerifyToken reject them:\n  "+command)
 			return err
 		}
 		made, err := admin.RevokeTokens(ctx, revocationOfClient(issuer, id, before, c.reason))
 		if err != nil {
-			return fmt.Errorf("the secret is rotated, but what was issued before is not revoked: %w", err)
+			return fmt.Errorf("the secret is rotated, but tokens issued before are not revoked: %w", err)
 		}
 		if c.asJSON {
 			return printMessage(cmd.OutOrStdout(), made.GetRevocation())
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken refuses what was issued before (revocation %s)\n", made.GetRevocation().GetId())
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken rejects tokens issued before (revocation %s)\n", made.GetRevocation().GetId())
 		return err
 	})
 }
@@ -271,13 +271,13 @@ func newSecretActivate() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "activate CLIENT [VERSION]",
-		Short: "Prove the staged secret and put it in force",
-		Long: `Prove the secret that is staged for CLIENT by obtaining a token with it, and put it in
-force. If VERSION is given it must be the one that is staged.
+		Short: "Prove and activate the staged secret",
+		Long: `Prove the secret that is staged for CLIENT by obtaining a token with it, and activate it.
+If VERSION is given, it must be the staged version.
 
 With --wait the command tries again while the IdP refuses the secret or cannot be
-reached, after 5, 15 and 45 s and then each minute: IdPs may take a while until they
-know a new secret.`,
+reached, after 5, 15 and 45 s and then each minute: an IdP may need some time until it
+accepts a new secret.`,
 		Example: `  broker secret activate orders-api --wait 2m`,
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -332,10 +332,10 @@ func newSecretRollback() *cobra.Command {
 	c := changing{expecting: true}
 	cmd := &cobra.Command{
 		Use:   "rollback CLIENT",
-		Short: "Put the previous secret back in force",
-		Long: `Prove that the previous secret of CLIENT still works, and put it back in force; the one
-that was in force is the previous one then. All replicas use it within 5 s.`,
-		Example: `  broker secret rollback orders-api --reason "the new one is of another tenant"`,
+		Short: "Activate the previous secret again",
+		Long: `Prove that the previous secret of CLIENT still works, and activate it again; the version
+that was active becomes the previous one. All replicas use it within 5 s.`,
+		Example: `  broker secret rollback orders-api --reason "the new secret belongs to another tenant"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
@@ -353,9 +353,9 @@ func newSecretRetire() *cobra.Command {
 	c := changing{asked: true}
 	cmd := &cobra.Command{
 		Use:   "retire CLIENT VERSION",
-		Short: "Wipe a secret that is not in force",
-		Long: `Wipe a version of the secret of CLIENT that is staged, or that is kept to fall back to. Its
-record stays. The version in force cannot be retired.`,
+		Short: "Wipe a secret that is not active",
+		Long: `Wipe a version of the secret of CLIENT that is staged or kept as a fallback. Its record
+stays. The active version cannot be retired.`,
 		Example: `  broker secret retire orders-api 3f9a1c22`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -33,7 +33,7 @@ func newSecretExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export FILE [CLIENT...]",
 		Short: "Write the managed secrets to a file, sealed",
-		Long: `Write the secrets of all managed clients, or of those that are named, to FILE. They are
+		Long: `Write the secrets of all managed clients, or of the named ones, to FILE. They are
 sealed with the broker's ring of sealing keys: only a broker with the same ring can read
 them. Keep the file and the ring in different places.`,
 		Example: `  broker secret export secrets.sealed`,
@@ -116,10 +116,10 @@ func newSecretImport() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "import FILE [CLIENT...]",
-		Short: "Bring secrets back that were exported",
-		Long: `Bring back the secrets in FILE, of all clients in it or of those that are named. A client
-that has a secret keeps it, unless --replace is given. The broker must have the ring of
-sealing keys that the file was made with.`,
+		Short: "Restore exported secrets",
+		Long: `Restore the secrets in FILE, of all clients in it or of the named ones. A client that has
+a secret keeps it, unless --replace is given. The broker must have the ring of sealing
+keys with which the file was sealed.`,
 		Example: `  broker secret import secrets.sealed
   broker secret import secrets.sealed orders-api --replace`,
 		Args: cobra.MinimumNArgs(1),
@@ -133,7 +133,7 @@ sealing keys that the file was made with.`,
 				names = slices.Sorted(maps.Keys(from.Clients))
 			}
 			if replace {
-				if err := confirm(cmd, c.yes, fmt.Sprintf("The secrets of %d clients will be those of %v. Go on?", len(names), from.CreatedAt)); err != nil {
+				if err := confirm(cmd, c.yes, fmt.Sprintf("The secrets of %d clients will be replaced by those of %v. Go on?", len(names), from.CreatedAt)); err != nil {
 					return err
 				}
 			}
@@ -151,13 +151,13 @@ sealing keys that the file was made with.`,
 		},
 	}
 	c.flags(cmd)
-	cmd.Flags().BoolVar(&replace, "replace", false, "replace the secrets that there are")
+	cmd.Flags().BoolVar(&replace, "replace", false, "replace existing secrets")
 	return cmd
 }
 
 func (c *changing) bringBack(cmd *cobra.Command, name string, sealed []byte, replace bool) error {
 	if len(sealed) == 0 {
-		return errors.New("the file has no such client")
+		return errors.New("the file does not contain this client")
 	}
 	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 		made, err := admin.ImportSecret(ctx, &tokenbrokerv1.ImportSecretRequest{
@@ -201,7 +201,7 @@ func readBackup(path string) (backup, error) {
 	}
 	var from backup
 	if json.Unmarshal(data, &from) != nil || from.Form != backupForm {
-		return backup{}, fmt.Errorf("%s is not what \"broker secret export\" of this version writes", path)
+		return backup{}, fmt.Errorf("%s is not a file of \"broker secret export\" of this version", path)
 	}
 	return from, nil
 }

@@ -20,15 +20,16 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve FILE",
 		Short: "Run the broker",
-		Long: `Run the broker with the configuration in FILE until it is told to stop (SIGTERM or
-Ctrl-C), and then end calls in progress before it exits.
+		Long: `Run the broker with the configuration in FILE until SIGTERM or Ctrl-C, and then finish
+calls in progress before it exits.
 
-Whatever is wrong with the configuration stops the start, with the file, the line
-and what to do. "broker check-config FILE" finds the same without starting.
+The broker does not start with an invalid configuration: each problem is reported with
+the file, the line and the fix. "broker check-config FILE" does the same checks without
+starting.
 
-While it runs, a changed file is read again within 2 s, or at once on SIGHUP:
-clients, issuers, callers and roles are replaced as one. A file with anything
-wrong in it changes nothing, and what takes a restart is named in the log.
+A changed file is reloaded within 2 s, or at once on SIGHUP: clients, issuers, callers
+and roles are replaced as one. An invalid file changes nothing; the log names changes
+that need a restart.
 
 The process cannot be dumped, and debuggers cannot attach to it.`,
 		Example: `  broker serve /etc/tokenbroker/broker.yaml

@@ -31,7 +31,7 @@ func confirm(cmd *cobra.Command, yes bool, question string) error {
 	}
 	agreed, err := ask(question)
 	if err == nil && !agreed {
-		err = errors.New("nothing was done")
+		err = errors.New("cancelled; nothing was changed")
 	}
 	return err
 }
@@ -39,7 +39,7 @@ func confirm(cmd *cobra.Command, yes bool, question string) error {
 func ask(question string) (agreed bool, err error) {
 	terminal, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return false, fmt.Errorf("there is no terminal to ask at (%w): say --yes", err)
+		return false, fmt.Errorf("no terminal for the confirmation (%w): use --yes", err)
 	}
 	defer func() { _ = terminal.Close() }()
 	if _, err := io.WriteString(terminal, question+" [y/N] "); err != nil {

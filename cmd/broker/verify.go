@@ -35,15 +35,15 @@ func newVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify -|TOKEN",
 		Short: "Verify an access token",
-		Long: `Have the broker verify an access token, and say what it found.
+		Long: `Have the broker verify an access token, and print the result.
 
 With "-" the token is read from standard input, which keeps it out of the shell's
 history and of the list of processes.
 
-A token that is bound to a key (cnf) is rejected: it is good only for the holder of that
-key, and nothing here proves who that is.
+A token that is bound to a key (cnf) is rejected: it is valid only for the holder of that
+key, which this command cannot prove.
 
-Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.`,
+Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide.`,
 		Example: `  broker get orders-api | broker verify -
   broker verify - --audience https://orders.example.com --scope read < token.txt`,
 		// An error must not be mistaken for a rejection.
@@ -85,7 +85,7 @@ Exit code: 0 the token is good, 1 it is rejected, 2 the broker could not decide.
 	to.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print all that the broker returned, as JSON in one line")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the broker's whole response as JSON in one line")
 	return cmd
 }
 
@@ -141,7 +141,7 @@ func bound(to *client.Confirmation) *client.RejectedError {
 	}
 	holder := strings.Join(keys, " and ")
 	if holder == "" {
-		holder = "a key that its cnf claim names in another way"
+		holder = "a key of another kind in its cnf claim"
 	}
 	return &client.RejectedError{Reason: client.ReasonWrongHolder, Message: "The token is valid, but only for the holder of " + holder + "."}
 }

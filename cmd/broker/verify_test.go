@@ -13,7 +13,7 @@ import (
 func TestVerifyRejectsBoundTokens(t *testing.T) {
 	b := brokertest.New(t, brokertest.OnLoopback())
 	for cnf, says := range map[string]string{
-		"": "active", "jkt": "the DPoP key jkt=t", "x5t#S256": "the client certificate x5t#S256=t", "kid": "a key that its cnf claim names in another way",
+		"": "active", "jkt": "the DPoP key jkt=t", "x5t#S256": "the client certificate x5t#S256=t", "kid": "a key of another kind in its cnf claim",
 	} {
 		more := map[string]any{"cnf": map[string]any{cnf: "t"}}
 		want := exit(exitRejected)

@@ -180,7 +180,7 @@ func TestDevMakesCertificatesToTryTLSWith(t *testing.T) {
 	if res := harness.Run(t, "dev", "--certificates", dir, "--host", "broker.internal"); res.Code != 0 {
 		t.Fatalf("dev --certificates: %v", res)
 	}
-	if res := harness.Run(t, "dev", "--certificates", dir); res.Code == 0 || !strings.Contains(res.Stderr, "is there already") {
+	if res := harness.Run(t, "dev", "--certificates", dir); res.Code == 0 || !strings.Contains(res.Stderr, "already exists") {
 		t.Errorf("in the same directory again: %v", res)
 	}
 	idp := harness.SimpleIdP(t, time.Hour)

@@ -260,7 +260,7 @@ func TestAPersonIsAskedBeforeASecretIsWiped(t *testing.T) {
 		return inState(b.Client(t, "orders"), tokenbrokerv1.SecretState_SECRET_STATE_PREVIOUS)
 	}
 	retire := "broker secret retire orders " + previous()
-	if res := onTerminal("n\n", retire); !strings.Contains(res.Stdout, "will be wiped. Go on? [y/N]") || !strings.Contains(res.Stdout, "nothing was done") || res.Code == 0 || previous() == "" {
+	if res := onTerminal("n\n", retire); !strings.Contains(res.Stdout, "will be wiped. Go on? [y/N]") || !strings.Contains(res.Stdout, "cancelled; nothing was changed") || res.Code == 0 || previous() == "" {
 		t.Errorf("no: %v", res)
 	}
 	rotate := "broker secret rotate orders --compromised --file " + secretFile
