@@ -34,18 +34,18 @@ func checkCertificate(c *Client, path string, found *findings) {
 	for _, key := range []string{"cert", "key"} {
 		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", found)
 		if mutual && !found.given(join(in, key)) {
-			found.addAtf(in, "%s is missing, which goes with auth: %s", key, c.Auth)
+			found.addAtf(in, "%s is missing: auth: %s needs it", key, c.Auth)
 		}
 	}
 	if !mutual && !found.given(join(in, "cert")) && !found.given(join(in, "key")) && !found.given(join(in, "ca")) {
-		found.addAtf(in, "ca is missing: name the file with the authorities of the IdP, or remove tls")
+		found.addAtf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
 	}
 }
 
 // needs reports a key that is missing.
 func needs(given bool, path, key, with string, found *findings) {
 	if !given && !found.given(join(path, key)) {
-		found.addAtf(path, "%s is missing, which goes with %s", key, with)
+		found.addAtf(path, "%s is missing: %s needs it", key, with)
 	}
 }
 
@@ -72,7 +72,7 @@ func checkRawBasic(c *Client, path string, found *findings) {
 		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
 		// RFC 7617 section 2: the first colon ends the user-id.
-		found.addAtf(path, "the client_id holds a colon, and what follows it would be taken for the secret: remove raw_basic, or change auth")
+		found.addAtf(path, "the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth")
 	}
 }
 
@@ -99,7 +99,7 @@ func checkAssertionFile(c *Client, path string, found *findings) {
 	file := join(in, "file")
 	switch {
 	case auth.FromFile() && !found.given(file):
-		found.addAtf(path, "assertion.file is missing, which goes with auth: %s", c.Auth)
+		found.addAtf(path, "assertion.file is missing: auth: %s needs it", c.Auth)
 	case isJWT(c.Assertion.File):
 		found.addAtf(file, "names the file with the assertion, and must never be the assertion itself")
 	}

@@ -174,12 +174,12 @@ func checkCallers(c *Config, found *findings) {
 		checkRecognised(c, caller, path, matches, found)
 		for j, role := range caller.Roles {
 			if _, known := c.Roles[role]; !known && role != "" {
-				found.addAtf(item(join(path, "roles"), j), "there is no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
+				found.addAtf(item(join(path, "roles"), j), "no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
 			}
 		}
 	}
 	if len(c.Callers) == 0 {
-		found.warnf(1, "callers: there are none, so nobody may ask for anything: add those who may")
+		found.warnf(1, "callers: no caller is configured, so every request would be refused: add a caller")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
 		checkRole(c, name, found)
@@ -196,10 +196,10 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 	}
 	switch {
 	case len(given) > 1:
-		found.addAtf(join(path, given[1]), "a caller is recognised by one thing: remove this or %s", given[0])
+		found.addAtf(join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
 		return
 	case len(given) == 0 && !c.Listen.bound(caller.Name):
-		found.addAtf(path, "nothing says how this caller is recognised: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
+		found.addAtf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
 		return
@@ -211,7 +211,7 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 		key += strconv.Itoa(*caller.UID)
 	}
 	if before, again := matches[key]; again {
-		found.addAtf(join(path, given[0]), "the caller in line %d is recognised by the same, so this one never is: make one of the two", found.lines[before])
+		found.addAtf(join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.lines[before])
 		return
 	}
 	matches[key] = path
@@ -230,7 +230,7 @@ func checkNames(c *Config, caller *Caller, path string, found *findings) {
 	issuer, subject := join(path, "issuer"), join(path, "subject")
 	switch {
 	case found.given(issuer) != (found.given(subject) || len(caller.Claims) > 0):
-		found.addAtf(path, "issuer goes together with subject, claims, or both: give them for a caller who presents a JWT")
+		found.addAtf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i Issuer) bool { return i.has(caller.Issuer) }):
 		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
@@ -282,14 +282,14 @@ func checkURISAN(text, scheme, path string, found *findings) {
 	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
 		found.addAtf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
 	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
-		found.addAtf(path, "not a valid SPIFFE ID, so no caller can have it: the trust domain is of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
+		found.addAtf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
 	}
 }
 
 func checkRole(c *Config, name string, found *findings) {
 	role, path := c.Roles[name], join("roles", name)
 	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
-		found.addAtf(path, "the role grants nothing: give it get, verify or admin, with an item each")
+		found.addAtf(path, "the role has no grant: add an item under get, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
 		found.warnAt(path, "no caller has this role")
@@ -322,7 +322,7 @@ func checkRole(c *Config, name string, found *findings) {
 
 func checkGranted(c *Config, client, path string, found *findings) {
 	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
-		found.addAtf(path, "there is no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
+		found.addAtf(path, "no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
 	}
 }
 

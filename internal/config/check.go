@@ -101,7 +101,7 @@ func checkClient(c *Client, path string, found *findings) {
 // have no other copy.
 func checkManaged(c *Config, client *Client, path string, found *findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
-		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and nothing outlives the process in memory: "+
+		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
 			"give store.bolt or store.redis, or the secret as file:PATH")
 	}
 }

@@ -65,7 +65,7 @@ func defaults() *config.Config {
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
-	nobody := []config.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: there are none, so nobody may ask for anything: add those who may"}}
+	nobody := []config.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: no caller is configured, so every request would be refused: add a caller"}}
 	want := defaults()
 	want.Warnings = nobody
 	want.Clients = map[string]config.Client{"orders-api": {

@@ -142,7 +142,7 @@ func (d *decoder) suggest(path, key string, fields []field) string {
 	case near != "":
 		return near
 	case len(names) == 0:
-		return "; none is possible here"
+		return "; no key is possible here"
 	default:
 		return "; possible here: " + strings.Join(names, ", ")
 	}

@@ -56,7 +56,7 @@ func checkGateways(c *Config, found *findings) {
 	g := &c.Gateways
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
-		found.addAtf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: what is behind a gateway may take an underscore for a hyphen")
+		found.addAtf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
 	}
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 		found.addAtf(realm, "expected printable ASCII without quotes and backslashes")
@@ -77,7 +77,7 @@ func checkRules(rules []GatewayRule, found *findings) {
 			found.addAtf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
 		}
 		if rule.IgnoreCase && rule.Path == "" {
-			found.addAtf(join(path, "ignore_case"), "the rule has no path, so there is no case to ignore")
+			found.addAtf(join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
 		checkScopes(rule.Scopes, join(path, "scopes"), found)
 	}

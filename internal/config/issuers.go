@@ -47,7 +47,7 @@ func checkIssuers(c *Config, found *findings) {
 		checkIssuer(&c.Issuers[i], path, found)
 		for _, one := range c.Issuers[i].each() {
 			if before, again := first[one.Issuer]; again && before != path {
-				found.addAtf(found.issuerAt(path), "the same issuer as in line %d: an issuer has one entry, make one of the two", found.lines[found.issuerAt(before)])
+				found.addAtf(found.issuerAt(path), "the same issuer as in line %d: an issuer has one entry, merge the two", found.lines[found.issuerAt(before)])
 				break
 			}
 			if one.Issuer != "" {
@@ -112,7 +112,7 @@ func checkTenants(c *Issuer, path string, found *findings) {
 	pattern := strings.ContainsAny(c.Issuer, "{}")
 	switch {
 	case pattern && !found.given(tenants):
-		found.addAtf(issuer, "a pattern needs tenants: list those whose tokens are good, for a pattern alone would let in everybody's")
+		found.addAtf(issuer, "a pattern needs tenants: list the tenants to accept, because a pattern alone accepts the tokens of every tenant")
 	case found.given(tenants) && c.Issuer != "" && !pattern:
 		found.addAtf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
 	case pattern:
@@ -135,7 +135,7 @@ func checkKeys(c *Issuer, path string, found *findings) {
 	case found.given(jwksURL) && found.given(file):
 		found.addAtf(file, "contradicts jwks_url in line %d: give one of the two", found.lines[jwksURL])
 	case found.given(file) && tenants:
-		found.addAtf(file, "each tenant has keys of its own, and one file cannot be all of theirs: remove it, or give the tenants entries of their own")
+		found.addAtf(file, "each tenant has its own keys, and one file cannot serve all tenants: remove it, or give each tenant its own entry")
 	case pattern && !tenants:
 		found.addAtf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
 	case c.JWKSURL != "" && tenants && verify.CheckTenantPattern(c.JWKSURL) != nil:
@@ -170,7 +170,7 @@ func checkTokenFile(c *Issuer, path string, found *findings) {
 	case isJWT(c.JWKSTokenFile):
 		found.addAtf(file, "names the file with the token, and must never be the token itself")
 	case c.JWKSURL == "" && !found.given(jwksURL):
-		found.addAtf(file, "is for jwks_url only, to which alone the token is sent: give jwks_url, or remove it")
+		found.addAtf(file, "the token is sent to jwks_url only: give jwks_url, or remove it")
 	case strings.HasPrefix(c.JWKSURL, "http:"):
 		found.addAtf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
 	}
@@ -184,18 +184,18 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings
 	switch {
 	case i.Client == "" || undecoded:
 	case !known:
-		found.addAtf(named, "no client of this name is configured: configure under clients as whom the broker asks the issuer")
+		found.addAtf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
 	case client.GrantType == idp.JWTBearer:
-		found.addAtf(named, "this client proves its identity by the grant jwt-bearer, and cannot when it asks about tokens: name another client")
+		found.addAtf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
 		found.addAtf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
 	}
 	if found.given(join(entry, "tenants")) {
-		found.addAtf(path, "tenants cannot have it, for an opaque token does not say whose it is: give the tenant whose tokens are opaque an entry of its own")
+		found.addAtf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
 	}
 	// Without keys, the problem is reported for the issuer.
 	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, found) {
-		found.addAtf(path, "needs endpoint, because it cannot be found by the issuer: %v", err)
+		found.addAtf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
 	}
 	checkEndpointURL(join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)
 	within(found, join(path, "cache"), i.Cache, 0, 5*time.Minute)

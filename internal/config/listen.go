@@ -153,7 +153,7 @@ func checkListen(c *Config, found *findings) {
 		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
 	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
-		found.addAtf("listen.tls", "nothing is encrypted by it while listen.grpc says plaintext: remove one of the two")
+		found.addAtf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
 	}
 	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
@@ -178,7 +178,7 @@ func checkHTTPURL(c *Listen, found *findings) {
 		at = socket
 	}
 	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
-		found.addAtf(at, "expected https://HOST or https://HOST:PORT and nothing after it")
+		found.addAtf(at, "expected https://HOST or https://HOST:PORT without a path")
 	}
 }
 
@@ -203,7 +203,7 @@ func checkOpaqueIssuers(c *Config, found *findings) {
 	for listener, issuer := range named {
 		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
 		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
-			found.addAtf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name one of issuers that has, exactly as it is spelled there")
+			found.addAtf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
 		}
 	}
 	if c.Listen.Ops.OpaqueIssuer != "" {
@@ -225,7 +225,7 @@ func checkTLS(c *TLS, found *findings) {
 	default:
 		for _, file := range files {
 			if found.given(join(tls, file)) {
-				found.addAtf(join(tls, file), "contradicts spiffe in line %d: the certificate and the authorities come from files or from the SPIFFE Workload API, remove one of them", found.lines[spiffe])
+				found.addAtf(join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.lines[spiffe])
 			}
 		}
 		if err := certs.CheckSocket(c.SPIFFE.Socket); err != nil && c.SPIFFE.Socket != "" {
@@ -274,7 +274,7 @@ func checkUnix(c *Unix, path string, found *findings) {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
-		found.addAtf(join(path, "path"), "expected an absolute path, which means the same to those who connect")
+		found.addAtf(join(path, "path"), "expected an absolute path, because clients may have another working directory")
 	}
 	if _, ok := c.FileMode(); !ok {
 		found.addAtf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
@@ -293,22 +293,22 @@ func checkProofs(c *Config, found *findings) {
 		caller, path := &c.Callers[i], item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
-			found.warnAt(path, "is recognised by a certificate, which no listener asks for: give listen.tls with client_ca")
+			found.warnAt(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
 		case bySPIFFE && caller.DNSSAN != "":
-			found.warnAt(path, "is recognised by a DNS name, and with listen.tls.spiffe only the SPIFFE ID in a certificate counts: give spiffe_id")
+			found.warnAt(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
 		case bySPIFFE && !c.Listen.TLS.SPIFFE.covers(caller.SPIFFEID):
-			found.warnAt(path, "is of a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
+			found.warnAt(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
 		case caller.UID != nil && *caller.UID == overflowUID:
-			found.addAtf(join(path, "uid"), "%d stands for every user that is not known where the broker runs, as in a container: give the process another", overflowUID)
+			found.addAtf(join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
-			found.warnAt(path, "is recognised by the user of a process, which only a Unix socket tells: give listen.unix or listen.http_unix")
+			found.warnAt(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
 		}
 	}
 	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
 		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and whoever reads one there is that caller until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
 }
@@ -333,7 +333,7 @@ func checkBound(c *Config, found *findings) {
 		}
 		checkBoundTo(c, listener.Caller, listener.path, found)
 		if !onLoopback(listener.Address) {
-			found.addAtf(listener.path, "everybody who reaches the listener would be this caller: bind a listener to a caller on loopback only")
+			found.addAtf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
 	for path, socket := range map[string]*Unix{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.UnixHTTP()} {
@@ -342,13 +342,13 @@ func checkBound(c *Config, found *findings) {
 		}
 	}
 	if c.Listen.Ops.Caller != "" {
-		found.addAtf("listen.ops.caller", "who reads metrics is no caller: remove it")
+		found.addAtf("listen.ops.caller", "the ops listener does not identify callers: remove it")
 	}
 }
 
 func checkBoundTo(c *Config, bound, path string, found *findings) {
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return caller.Name == bound }) {
-		found.addAtf(path, "there is no such caller: add it to callers")
+		found.addAtf(path, "no such caller: add it to callers")
 	}
 }
 

@@ -21,7 +21,7 @@ func checkStore(c *Store, found *findings) {
 		}
 	}
 	if given == "" && found.given(store) {
-		found.addAtf(store, "says nothing of where state is kept: give %s", oneOf(kinds))
+		found.addAtf(store, "needs a kind of store: give %s", oneOf(kinds))
 	}
 	checkSealing(c, given, found)
 	if c.Redis != nil {
@@ -33,7 +33,7 @@ func checkSealing(c *Store, kind string, found *findings) {
 	const keys = "store.sealing_keys"
 	switch {
 	case kind == "store.memory" && found.given(keys):
-		found.addAtf(keys, "what is kept in memory is not sealed: remove it, or keep state in bolt or redis")
+		found.addAtf(keys, "the memory store does not seal values: remove it, or use bolt or redis")
 	case (kind == "store.bolt" || kind == "store.redis") && !found.given(keys):
 		found.addAtf("store", "sealing_keys is missing: make a ring of keys with \"broker ring new > ring.json\" and name it with sealing_keys: file:ring.json; all replicas need the same")
 	case found.given(keys) && c.SealingKeys.Kind() == "env":
@@ -50,12 +50,12 @@ func checkRedis(c *RedisStore, path string, found *findings) {
 	sentinel, cluster := join(path, "sentinel_master"), join(path, "cluster")
 	switch {
 	case c.Cluster && c.SentinelMaster != "":
-		found.addAtf(sentinel, "contradicts cluster: true in line %d: addresses are of a Cluster or of sentinels, remove one of the two", found.lines[cluster])
+		found.addAtf(sentinel, "contradicts cluster: true in line %d: the addresses belong to a Cluster or to sentinels, remove one of the two", found.lines[cluster])
 	case !c.Cluster && c.SentinelMaster == "" && len(c.Addresses) > 1:
-		found.addAtf(join(path, "addresses"), "more than one address: say what they are of, with cluster: true or sentinel_master: NAME")
+		found.addAtf(join(path, "addresses"), "more than one address: give cluster: true or sentinel_master: NAME")
 	}
 	if c.Cluster && c.DB != 0 {
-		found.addAtf(join(path, "db"), "a Cluster has but database 0: remove it")
+		found.addAtf(join(path, "db"), "a Cluster has only database 0: remove it")
 	}
 	for _, key := range []string{"sentinel_username", "sentinel_password"} {
 		if found.given(join(path, key)) && c.SentinelMaster == "" {
@@ -66,7 +66,7 @@ func checkRedis(c *RedisStore, path string, found *findings) {
 		found.addAtf(join(path, "username"), "an ACL user needs a password: give password: file:PATH")
 	}
 	if strings.ContainsAny(c.Prefix, "{}*?[]\\ ") {
-		found.addAtf(join(path, "prefix"), "must not hold braces, spaces or characters that mean something in patterns: use letters, digits and colons, such as tb1:")
+		found.addAtf(join(path, "prefix"), "must not contain braces, spaces or pattern characters: use letters, digits and colons, such as tb1:")
 	}
 	if c.TLS != nil && (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		found.addAtf(join(path, "tls"), "a client certificate needs both cert and key: give both, or neither")

@@ -122,7 +122,7 @@ var syntaxSentences = []struct{ prefix, sentence string }{
 	{"found character that cannot start any token", badStart},
 	{"found a tab character", tabs},
 	{"found mixed spaces and tabs", tabs},
-	{"mapping values are not allowed", `a colon makes a key here, where none may be: check the indentation, or put the text in quotes`},
+	{"mapping values are not allowed", `a colon makes a key here, where no key is possible: check the indentation, or put the text in quotes`},
 	{"mapping keys are not allowed", "a key may not stand here: check the indentation"},
 	{"block sequence entries are not allowed", "an item (-) may not stand here: begin the list in a line of its own, or check the indentation"},
 	{"did not find expected ',' or", notClosed},

@@ -103,7 +103,7 @@ func TestVolatileRedisIsRefusedOrToldOf(t *testing.T) {
 		t.Error("a Redis that may evict secrets is not refused")
 	}
 	memory := harness.WriteFile(t, "memory.yaml", idp.Managed("orders"))
-	if res := harness.Run(t, "check-config", memory); res.Code == 0 || !strings.Contains(res.Stdout+res.Stderr, "nothing outlives the process in memory") {
+	if res := harness.Run(t, "check-config", memory); res.Code == 0 || !strings.Contains(res.Stdout+res.Stderr, "the memory store loses it at exit") {
 		t.Errorf("managed secrets in memory: %v", res)
 	}
 }
