@@ -160,4 +160,4 @@ func (s *Source) HTTPClient(opts ...AdapterOption) *http.Client {
 	return &http.Client{Transport: s.RoundTripper(nil, opts...)}
 }
 
-var errPlaintext = errors.New("tokenbroker: a token is not sent over http:// beyond this host; use https, or allow it with AllowPlaintext")
+var errPlaintext = errors.New("tokenbroker: refused to send a token over http:// beyond this host; use https, or allow it with AllowPlaintext")

@@ -47,7 +47,7 @@ func (b *bearerFile) read() (string, error) {
 	}
 	token := strings.TrimSpace(string(text))
 	if len(token) > maxBearer || !isBearer(token) {
-		return "", errors.New("the token to present: " + b.path + " holds something else than one bearer token")
+		return "", errors.New("the token to present: " + b.path + " must contain exactly one bearer token")
 	}
 	return token, nil
 }
@@ -85,7 +85,7 @@ func (b *bearerFile) RequireTransportSecurity() bool { return b.secure }
 func encrypted(ctx context.Context) error {
 	info, _ := credentials.RequestInfoFromContext(ctx)
 	if err := credentials.CheckSecurityLevel(info.AuthInfo, credentials.PrivacyAndIntegrity); err != nil {
-		return fmt.Errorf("a token is not presented over a connection that is not encrypted: %w", err)
+		return fmt.Errorf("refused to present a token over an unencrypted connection: %w", err)
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func devCredential(address string) (path string, err error) {
 		case err != nil:
 			return "", fmt.Errorf("the credential of broker dev: %w", err)
 		case !private:
-			return "", fmt.Errorf("%s is not used, because others than you may read or write it: remove it, and start broker dev anew", path)
+			return "", fmt.Errorf("%s is not used, because other users may read or write it: remove it and restart broker dev", path)
 		default:
 			return path, nil
 		}

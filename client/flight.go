@@ -101,7 +101,7 @@ func (s *Source) failed(err error) {
 	}
 	s.trouble = &trouble{err, now.Add(pause)}
 	if s.tries&(s.tries-1) == 0 { // at tries that are powers of two: few lines in a long outage
-		s.client.set.log.Warn("the token broker gives no token", "client", s.question.GetClientName(), "error", err,
+		s.client.set.log.Warn("the token broker returned no token", "client", s.question.GetClientName(), "error", err,
 			"tries", s.tries, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
 	}
 	s.schedule()
@@ -110,7 +110,7 @@ func (s *Source) failed(err error) {
 // recovered records that the broker returned a token.
 func (s *Source) recovered() {
 	if s.tries > 0 {
-		s.client.set.log.Info("the token broker gives tokens again", "client", s.question.GetClientName(), "tries", s.tries)
+		s.client.set.log.Info("the token broker returns tokens again", "client", s.question.GetClientName(), "tries", s.tries)
 	}
 	s.trouble, s.tries = nil, 0
 }

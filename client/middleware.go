@@ -70,7 +70,7 @@ func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 			claims, ok := ClaimsFromContext(r.Context())
 			switch {
 			case !ok:
-				http.Error(w, "this route requires scopes, but nothing in front of it verifies tokens", http.StatusInternalServerError)
+				http.Error(w, "this route requires scopes, but no middleware before it verifies tokens", http.StatusInternalServerError)
 			case !claims.HasScopes(allOf...):
 				realm, _ := r.Context().Value(realmKey{}).(string)
 				deny(w, realm, lacks(allOf), allOf)
@@ -118,7 +118,7 @@ func (v *Verifier) presented(ctx context.Context, headers []string, certificate 
 
 func bearerOf(headers []string) (string, error) {
 	if len(headers) > 1 {
-		return "", &RejectedError{ReasonMalformed, "there is more than one Authorization header"}
+		return "", &RejectedError{ReasonMalformed, "the request has more than one Authorization header"}
 	}
 	if len(headers) == 0 {
 		return "", errNoToken
@@ -139,10 +139,10 @@ func (c *Confirmation) heldWith(certificate *x509.Certificate) error {
 	case c.JKT != "" || c.X5TS256 == "":
 		return &RejectedError{ReasonWrongHolder, "the token is bound to a key in a way that this service does not check (cnf), such as DPoP"}
 	case certificate == nil:
-		return &RejectedError{ReasonWrongHolder, "the token is bound to a client certificate, and this connection has none"}
+		return &RejectedError{ReasonWrongHolder, "the token is bound to a client certificate, and this connection has no client certificate"}
 	}
 	if sum := sha256.Sum256(certificate.Raw); base64.RawURLEncoding.EncodeToString(sum[:]) != c.X5TS256 {
-		return &RejectedError{ReasonWrongHolder, "the token is bound to another client certificate than that of this connection"}
+		return &RejectedError{ReasonWrongHolder, "the token is bound to a client certificate other than this connection's"}
 	}
 	return nil
 }
@@ -155,7 +155,7 @@ const (
 	// undecidedRetry is the shortest Retry-After, and the default if the broker
 	// advises none.
 	undecidedRetry = time.Second
-	undecided      = "the access token could not be verified just now, so nobody is let through; try again"
+	undecided      = "the access token could not be verified at the moment; try again"
 )
 
 // turnAway responds to a request that is refused.

@@ -210,7 +210,7 @@ func (s *settings) transport(target string) (made credentials.TransportCredentia
 	switch {
 	case s.plaintext != nil && *s.plaintext:
 		if s.files != (TLSFiles{}) {
-			return nil, false, errors.New("files for TLS are given, and plaintext is asked for: leave out one of the two")
+			return nil, false, errors.New("both TLS files and plaintext are configured: remove one of them")
 		}
 		return insecure.NewCredentials(), true, nil
 	case s.tls != nil:

@@ -204,7 +204,7 @@ func (s *Source) wait(ctx context.Context) (*Token, error) {
 	case err != nil:
 		return nil, err
 	default:
-		return nil, status.Error(codes.Unavailable, "the broker's answer holds no token that is good by the clock of this machine; compare its clock with the broker's")
+		return nil, status.Error(codes.Unavailable, "by this machine's clock, the token in the broker's response is not valid; compare this clock with the broker's")
 	}
 	h.used.Store(true)
 	return h.token, nil
@@ -292,7 +292,7 @@ type gaveUpError struct {
 }
 
 func (e *gaveUpError) Error() string {
-	return fmt.Sprintf("the caller gave up before the token broker had a token of %q: %v", e.client, e.cause)
+	return fmt.Sprintf("the caller's context ended before the token broker returned a token of %q: %v", e.client, e.cause)
 }
 
 func (e *gaveUpError) Unwrap() error { return e.cause }

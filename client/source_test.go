@@ -277,7 +277,7 @@ func TestAnOutageIsLoggedInFewLines(t *testing.T) {
 		if warned := strings.Count(text, "level=WARN"); warned < 3 || warned > 8 || !strings.Contains(text, "holding_one=true") {
 			t.Errorf("%d lines for 10 min: %s", warned, text)
 		}
-		if strings.Count(text, "gives tokens again") != 1 || strings.Contains(text, token.AccessToken()[:20]) {
+		if strings.Count(text, "returns tokens again") != 1 || strings.Contains(text, token.AccessToken()[:20]) {
 			t.Error(text)
 		}
 	})

@@ -37,7 +37,7 @@ type reloadedTLS struct {
 
 func newReloadedTLS(files TLSFiles) (credentials.TransportCredentials, error) {
 	if (files.Cert == "") != (files.Key == "") {
-		return nil, errors.New("a certificate and its key go together: name both files or none")
+		return nil, errors.New("a client certificate needs both cert and key: give both, or neither")
 	}
 	t := reloadedTLS{files, new(atomic.Pointer[tls.Config])}
 	if _, err := t.read(); err != nil {
@@ -55,7 +55,7 @@ func (t reloadedTLS) read() (*tls.Config, error) {
 		}
 		config.RootCAs = x509.NewCertPool()
 		if !config.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("the authorities to trust: %s holds no certificate in PEM form", t.files.CA)
+			return nil, fmt.Errorf("the authorities to trust: %s contains no certificate in PEM form", t.files.CA)
 		}
 	}
 	if t.files.Cert != "" {

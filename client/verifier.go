@@ -81,7 +81,7 @@ func (v *Verifier) Verify(ctx context.Context, token string, opts ...VerifyOptio
 
 func (v *Verifier) verify(ctx context.Context, token string, want wanted) (*Claims, error) {
 	if len(token) > maxToken || !isBearer(token) {
-		return nil, &RejectedError{ReasonMalformed, "this is no bearer token"}
+		return nil, &RejectedError{ReasonMalformed, "this is not a bearer token"}
 	}
 	scopes := want.scopes
 	want.scopes = nil // compared below, so that one cached result serves all scopes

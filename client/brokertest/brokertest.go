@@ -345,7 +345,7 @@ func (b *Broker) Client(opts ...client.Option) *client.Client {
 func (b *Broker) dial(ctx context.Context, _ string) (net.Conn, error) {
 	r := b.current()
 	if r == nil {
-		return nil, fmt.Errorf("brokertest: there is no broker: %w", net.ErrClosed)
+		return nil, fmt.Errorf("brokertest: the broker is stopped: %w", net.ErrClosed)
 	}
 	return r.memory.DialContext(ctx)
 }
