@@ -81,7 +81,7 @@ func bill(billing *http.Client, url string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, http.NoBody) //nolint:gosec // the URL is the operator's, not the caller's
 		if err != nil {
-			http.Error(w, "the URL of the billing API is none", http.StatusInternalServerError)
+			http.Error(w, "the URL of the billing API is invalid", http.StatusInternalServerError)
 			return
 		}
 		resp, err := billing.Do(req) //nolint:gosec // as above

@@ -102,7 +102,7 @@ func (e *Error) WithRetryAfter(wait time.Duration) *Error {
 }
 
 // internalMessage is the only message that callers see of a fault of the broker.
-const internalMessage = "the broker met a fault of its own; its log has the details"
+const internalMessage = "internal error of the broker; its log has the details"
 
 // GaveUp is the error for a caller after its ctx has ended. If the cause of ctx is an
 // [*Error], that is the error.

@@ -128,7 +128,7 @@ func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The name of a header is another spelling of an identity header")
 	}
 	if len(request.Authorization) > 1 {
-		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "There is more than one Authorization header")
+		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The request has more than one Authorization header")
 	}
 	var scheme, text string
 	if len(request.Authorization) == 1 {

@@ -314,11 +314,11 @@ func newMetrics(registerer prometheus.Registerer, routes map[string]route) *metr
 	m := &metrics{
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_http_requests_total",
-			Help: "Requests over HTTP that were answered, by endpoint and status.",
+			Help: "HTTP requests, by endpoint and status.",
 		}, []string{"endpoint", "status"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "tokenbroker_http_request_duration_seconds",
-			Help:    "How long requests over HTTP took, by endpoint.",
+			Help:    "Duration of HTTP requests, by endpoint.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .1, .25, 1, 2.5, 10, 30},
 		}, []string{"endpoint"}),
 		by: map[string]endpointMetrics{},

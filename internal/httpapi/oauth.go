@@ -59,7 +59,7 @@ type asking struct {
 // ask reads a request and identifies its caller.
 func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem) {
 	if fromBrowser(r.Header) {
-		return nil, bad(invalidRequest, "The request comes from a page in a browser, and there are no callers there")
+		return nil, bad(invalidRequest, "The request comes from a page in a browser, which cannot be a caller")
 	}
 	end, err := s.cfg.Callers.Begin(r.Context(), r.TLS)
 	if err != nil {
@@ -101,7 +101,7 @@ func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *pr
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(s.cfg.MessageSize)))
 	if err != nil {
-		return nil, bad(invalidRequest, "The body is too large, or did not arrive whole")
+		return nil, bad(invalidRequest, "The body is too large or incomplete")
 	}
 	form, err := url.ParseQuery(string(body))
 	if err != nil {
@@ -109,10 +109,10 @@ func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *pr
 	}
 	for name, values := range form {
 		if len(values) > 1 && name != "resource" {
-			return nil, bad(invalidRequest, "A parameter is there more than once")
+			return nil, bad(invalidRequest, "A parameter occurs more than once")
 		}
 		if name == accessToken {
-			return nil, bad(invalidRequest, "The body has the parameter access_token, which is not how a caller proves who it is")
+			return nil, bad(invalidRequest, "The body has the parameter access_token, which does not authenticate a caller: use the Authorization header")
 		}
 	}
 	return form, nil
@@ -139,7 +139,7 @@ func credentials(values []string, form url.Values) (client string, authorization
 		bearer(secret)
 	}
 	if len(values) > 1 {
-		return "", nil, bad(invalidRequest, "There is more than one Authorization header")
+		return "", nil, bad(invalidRequest, "The request has more than one Authorization header")
 	}
 	if len(values) == 1 {
 		scheme, text, _ := strings.Cut(values[0], " ")
@@ -164,7 +164,7 @@ func credentials(values []string, form url.Values) (client string, authorization
 		}
 	}
 	if ways > 1 {
-		return "", nil, bad(invalidRequest, "There is more than one way in which the caller would prove who it is")
+		return "", nil, bad(invalidRequest, "The request authenticates the caller in more than one way: use one")
 	}
 	return client, authorization, nil
 }

@@ -154,7 +154,7 @@ func (k *knownNeeds) put(query string, needs verify.Request) {
 func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
 	for name, given := range values {
 		if name != "audience" && name != "scope" && name != "issuer" {
-			return needs, false, misconfigured("its query has another parameter than audience, scope and issuer: does the gateway send the query of the request that it asks about?")
+			return needs, false, misconfigured("its query has a parameter other than audience, scope and issuer: does the gateway forward the query of the original request?")
 		}
 		if len(given) > 1 {
 			return needs, false, misconfigured("its query has a parameter more than once: separate values by spaces")
@@ -169,14 +169,14 @@ func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
 // choose the issuer that checks its token. The scope can only make the check stricter.
 func needsInHeaders(header http.Header, severalIntrospect bool) (needs verify.Request, _ bool, err error) {
 	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
-		return needs, false, misconfigured("the header " + audienceHeader + " is not there: the gateway must set it on every request")
+		return needs, false, misconfigured("the header " + audienceHeader + " is missing: the gateway must set it on every request")
 	}
 	if severalIntrospect && header.Get(issuerHeader) == "" {
 		return needs, false, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
 	}
 	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader} {
 		if len(header[name]) > 1 {
-			return needs, false, misconfigured("the header " + name + " is there more than once: the gateway must replace what a request comes with, and separate values by spaces")
+			return needs, false, misconfigured("the header " + name + " occurs more than once: the gateway must replace the request's own header, and separate values by spaces")
 		}
 	}
 	return needsOf(header.Get(audienceHeader), header.Get(scopeHeader), header.Get(issuerHeader))
@@ -185,7 +185,7 @@ func needsInHeaders(header http.Header, severalIntrospect bool) (needs verify.Re
 func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
 	needs := verify.Request{Audience: strings.Fields(audience), Scopes: strings.Fields(scope), Issuer: issuer}
 	if len(needs.Audience) == 0 && len(needs.Scopes) == 0 && issuer == "" {
-		return needs, false, misconfigured("its query has none of audience, scope and issuer, which say what the token must be good for")
+		return needs, false, misconfigured("its query must have audience, scope or issuer, so that the token is not accepted for everything")
 	}
 	if err := server.CheckVerifyRequest(needs); err != nil {
 		return needs, false, err
@@ -196,6 +196,6 @@ func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
 func misconfigured(why string) error {
 	return &apierror.Error{
 		Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest,
-		Message: fmt.Sprintf("what a gateway asks at %s is not to be answered: %s", verifyPath, why),
+		Message: fmt.Sprintf("refused a request of a gateway at %s: %s", verifyPath, why),
 	}
 }

@@ -27,11 +27,11 @@ type Marker interface {
 // have stored revocations that it cannot read. sealed.ErrAnotherRing is another such error.
 var (
 	errSealedRevocations = errors.New("the revocations in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
-	errNewerRevocations  = errors.New("the revocations in the store have a form that this version of the broker does not know: run the newer one")
+	errNewerRevocations  = errors.New("the revocations in the store have a form of a newer version of the broker: run the newer version")
 )
 
 // errStoreLost means that other replicas may still restore the revocations.
-var errStoreLost = errors.New("the store is new or has lost its data: other replicas have 10 s to put back the revocations that they know")
+var errStoreLost = errors.New("the store is new or has lost its data: other replicas have 10 s to put back their revocations")
 
 // marked compares the ring with the store's marker, and reports whether there is one.
 func (r *Set) marked(ctx context.Context) (bool, error) {
@@ -61,7 +61,7 @@ func (r *Set) mayBegin(lost bool) error {
 		return nil
 	case r.lostSince.IsZero():
 		r.lostSince = time.Now()
-		r.log.Warn("the store is new or has lost its data; tokens are not verified until other replicas had time to put back the revocations", "wait", r.putBack)
+		r.log.Warn("the store is new or has lost its data; tokens are not verified until other replicas had time to put back their revocations", "wait", r.putBack)
 		return errStoreLost
 	case time.Since(r.lostSince) < r.putBack:
 		return errStoreLost
@@ -79,7 +79,7 @@ func (r *Set) note(err error) {
 		}
 	case errors.Is(err, sealed.ErrAnotherRing), errors.Is(err, errSealedRevocations), errors.Is(err, errNewerRevocations):
 		if r.unreadable.Swap(&err) == nil {
-			r.log.Error("tokens are not verified, because others may have revoked tokens without this replica learning of it", "error", err)
+			r.log.Error("tokens are not verified, because this replica may have missed revocations", "error", err)
 		}
 	}
 }
