@@ -83,7 +83,7 @@ func TestAuditOfALife(t *testing.T) {
 		if _, err := r.client.Token(t.Context(), "billing"); err == nil {
 			t.Error("there is a client billing")
 		}
-		r.apply(content+"# another one\n", "new configuration is in force")
+		r.apply(content+"# another one\n", "new configuration is active")
 		r.apply(content+"logg: {}\nlugg: {}\n", "not applied")
 		waitFor(t, file, "reload refused")
 		stranger := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer not.a.jwt")
@@ -198,7 +198,7 @@ func TestHangupReopensTheAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.hangup <- syscall.SIGHUP
-	testkit.Eventually(t, "the hangup is heard", func() bool { return strings.Contains(r.log.String(), "told to read") })
+	testkit.Eventually(t, "the hangup is heard", func() bool { return strings.Contains(r.log.String(), "SIGHUP: reloading") })
 	_, _ = r.client.Token(t.Context(), "orders")
 	testkit.Eventually(t, "there is a new file", func() bool { _, err := os.Stat(file); return err == nil })
 	waitFor(t, file, "token denied")

@@ -45,10 +45,10 @@ func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 		for _, c := range all {
 			switch changed, err := c.client.ReloadCertificate(); {
 			case err != nil:
-				log.Error("a client certificate cannot be read again; the one read before stays in force", "client", c.name, "error", err)
+				log.Error("a client certificate cannot be reloaded; the previous one stays active", "client", c.name, "error", err)
 			case changed:
 				id, notAfter, _ := c.client.Certificate()
-				log.Info("a client certificate changed and is in force", "client", c.name, "version", id, "expires", notAfter)
+				log.Info("a new client certificate is active", "client", c.name, "version", id, "expires", notAfter)
 			}
 		}
 	}
@@ -58,9 +58,9 @@ func (s *setup) reloadAuthorities(log *slog.Logger) {
 	for ca, network := range s.trusting {
 		switch changed, err := network.ReloadAuthorities(); {
 		case err != nil:
-			log.Error("the authorities of an IdP cannot be read again; those read before are trusted", "file", ca, "error", err)
+			log.Error("the CA file of an IdP cannot be reloaded; the previous CAs stay trusted", "file", ca, "error", err)
 		case changed:
-			log.Info("the authorities of an IdP changed and are trusted", "file", ca, "expires", network.AuthoritiesExpire())
+			log.Info("the new CAs of an IdP are trusted", "file", ca, "expires", network.AuthoritiesExpire())
 		}
 	}
 }
@@ -70,11 +70,11 @@ type certificateCollector struct{ parts *parts }
 
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var certificateDesc = prometheus.NewDesc("tokenbroker_client_certificate_expiry_timestamp_seconds",
-	"When the client certificate expires by which a client proves its identity to its IdP, in seconds of the epoch.", []string{"client"}, nil)
+	"When the certificate with which a client authenticates to its IdP expires, in seconds of the epoch.", []string{"client"}, nil)
 
 //nolint:gochecknoglobals // a constant that Go cannot express as such
 var authorityDesc = prometheus.NewDesc("tokenbroker_idp_ca_expiry_timestamp_seconds",
-	"When the first of the authorities in a file (tls.ca of clients and issuers) expires, in seconds of the epoch.", []string{"file"}, nil)
+	"When the first CA in a file (tls.ca of clients and issuers) expires, in seconds of the epoch.", []string{"file"}, nil)
 
 func (c certificateCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- certificateDesc

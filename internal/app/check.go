@@ -54,7 +54,7 @@ func Check(ctx context.Context, config *config.Config, opts Options, mint bool, 
 		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
 		switch {
 		case mint && onlyIntrospects(config, client.Name):
-			tell(Finding{What: mintOf(client.Name), Detail: "not tried: the client only asks about tokens, and no role names it under get"})
+			tell(Finding{What: mintOf(client.Name), Detail: "not tried: the client is used for introspection only, and no role names it under get"})
 		case mint:
 			tell(assembled.checkMint(ctx, client.Name))
 		}
@@ -174,9 +174,9 @@ func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
 	case err != nil:
 		found.Err = err
 	case active:
-		found.Err = errors.New("it says that a token is active which nobody has issued: every token would be let in")
+		found.Err = errors.New("it reports a made-up token as active: every token would be accepted")
 	default:
-		found.Detail = "answers, and does not know a token that nobody has issued"
+		found.Detail = "responds, and reports a made-up token as not active"
 	}
 	return found
 }

@@ -100,11 +100,11 @@ func inSection(section string, err error) error {
 // certsChanged handles the result of a reload of the certificates.
 func (a *App) certsChanged(err error) {
 	if err != nil {
-		a.log.Error("the certificates are not replaced; those before stay in force", "error", err, "expires", a.listen.certs.Status().Expires.Format(time.RFC3339))
+		a.log.Error("the certificates cannot be reloaded; the previous ones stay active", "error", err, "expires", a.listen.certs.Status().Expires.Format(time.RFC3339))
 		return
 	}
 	status := a.listen.certs.Status()
-	a.log.Info("new certificates are in force", "name", status.Name, "expires", status.Expires.Format(time.RFC3339), "authorities", len(status.Authorities))
+	a.log.Info("new certificates are active", "name", status.Name, "expires", status.Expires.Format(time.RFC3339), "authorities", len(status.Authorities))
 	a.tellCerts()
 	a.parts.broker.Rejudge()
 }
@@ -131,13 +131,13 @@ type certsCollector struct{ source *certs.Source }
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
 	certExpiryDesc = prometheus.NewDesc("tokenbroker_tls_certificate_expiry_timestamp_seconds",
-		"When the listener's certificate ends, or one that it presents with it.", nil, nil)
+		"When the first certificate of the listener's chain expires, in seconds of the epoch.", nil, nil)
 	authorityExpiryDesc = prometheus.NewDesc("tokenbroker_tls_client_ca_expiry_timestamp_seconds",
-		"When an authority ends that issues the certificates of callers.", []string{"authority"}, nil)
+		"When a CA of callers' certificates expires, in seconds of the epoch.", []string{"authority"}, nil)
 	certReloadsDesc = prometheus.NewDesc("tokenbroker_tls_reloads_total",
 		"Changes of the certificates, by result: applied or refused.", []string{"result"}, nil)
 	certFailingDesc = prometheus.NewDesc("tokenbroker_tls_reload_failing",
-		"1 while what is in the certificate files is not in force, because it is not good, or while the SPIFFE agent is away; else 0.", nil, nil)
+		"1 while the certificate files are invalid, so that the previous certificates stay active, or while the SPIFFE agent is unavailable; else 0.", nil, nil)
 )
 
 func (c certsCollector) Describe(out chan<- *prometheus.Desc) {

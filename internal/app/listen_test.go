@@ -117,7 +117,7 @@ func TestHangupReadsTheCertificatesAtOnce(t *testing.T) {
 	for range 3 {
 		name := pki.renew()
 		r.hangup <- syscall.SIGHUP
-		r.await("new certificates are in force\" name="+name, 1)
+		r.await("new certificates are active\" name="+name, 1)
 		if got := presented(t, r.GRPCAddr()); got != name {
 			t.Errorf("presented: %s, want %s", got, name)
 		}
@@ -125,7 +125,7 @@ func TestHangupReadsTheCertificatesAtOnce(t *testing.T) {
 	good := pki.renewed
 	testkit.WriteFile(t, filepath.Join(pki.dir, "tls.key"), "nothing")
 	r.hangup <- syscall.SIGHUP
-	r.await("the certificates are not replaced", 1)
+	r.await("the certificates cannot be reloaded", 1)
 	if got := presented(t, r.GRPCAddr()); got != fmt.Sprintf("broker-%d", good) {
 		t.Errorf("presented: %s", got)
 	}
@@ -135,7 +135,7 @@ func TestCertificatesAreReplacedWithoutBeingAsked(t *testing.T) {
 	pki := newPKI(t)
 	r := startTLS(t, pki)
 	name := pki.renew()
-	r.await("new certificates are in force\" name="+name, 1)
+	r.await("new certificates are active\" name="+name, 1)
 	if got := presented(t, r.GRPCAddr()); got != name {
 		t.Errorf("presented: %s", got)
 	}
@@ -152,10 +152,10 @@ func TestOtherAuthoritiesJudgeWatchesAgain(t *testing.T) {
 	}
 	pki.renew() // the authorities stay
 	r.hangup <- syscall.SIGHUP
-	r.await("new certificates are in force", 1)
+	r.await("new certificates are active", 1)
 	pki.replaceCA()
 	r.hangup <- syscall.SIGHUP
-	r.await("new certificates are in force", 2)
+	r.await("new certificates are active", 2)
 	if _, err := stream.Recv(); status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "no longer trusts the authority") {
 		t.Errorf("the watch: %v", err)
 	}
@@ -276,7 +276,7 @@ func TestOnlyASocketThatNobodyServesIsReplaced(t *testing.T) {
 	}
 
 	testkit.WriteFile(t, socket, "precious")
-	if _, err := start(); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := start(); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("a file is there: %v", err)
 	}
 	if data, err := os.ReadFile(socket); err != nil || string(data) != "precious" {
@@ -332,7 +332,7 @@ func TestCallersWhomNobodyCanRecogniseAreWarnedOf(t *testing.T) {
 		"JWTs in the clear":                   {"callers: [{name: a, issuer: https://a.example.com, subject: s, roles: [all]}]\nlisten: {grpc: {address: ':1', plaintext: true}}\n", "unencrypted"},
 		"JWTs in the clear, on loopback only": {"callers: [{name: a, issuer: https://a.example.com, subject: s, roles: [all]}]\n", ""},
 		"nothing is wrong":                    {"callers: [{name: a, dns_san: a, roles: [all]}]\nlisten: {" + pki.config() + "}\n", ""},
-		"a DNS name by SPIFFE":                {"callers: [{name: a, dns_san: a, roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a'}}}\n", "only the SPIFFE ID in a certificate counts"},
+		"a DNS name by SPIFFE":                {"callers: [{name: a, dns_san: a, roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a'}}}\n", "uses only the SPIFFE ID of a certificate"},
 		"a trust domain that is refused":      {"callers: [{name: a, spiffe_id: 'spiffe://b.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a', trust_domains: [a.org]}}}\n", "add it to listen.tls.spiffe.trust_domains"},
 		"a trust domain that is configured":   {"callers: [{name: a, spiffe_id: 'spiffe://a.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a', trust_domains: [a.org]}}}\n", ""},
 		"the broker's own trust domain":       {"callers: [{name: a, spiffe_id: 'spiffe://a.org/a', roles: [all]}]\nlisten: {tls: {spiffe: {socket: 'unix:///a'}}}\n", ""},

@@ -28,10 +28,10 @@ func (a *App) Reload(config *config.Config) error {
 	a.metrics.reloaded(err)
 	a.reloaded(config.Digest, err)
 	if err != nil {
-		a.log.Error("the new configuration is not applied; the one before stays in force", "error", err)
+		a.log.Error("the new configuration is not applied; the previous one stays active", "error", err)
 		return err
 	}
-	a.log.Info("a new configuration is in force", "clients", len(config.Clients), "issuers", len(config.Issuers),
+	a.log.Info("a new configuration is active", "clients", len(config.Clients), "issuers", len(config.Issuers),
 		"callers", len(config.Callers), "roles", len(config.Roles))
 	return nil
 }
@@ -52,7 +52,7 @@ func (a *App) reload(config *config.Config) error {
 	before.verifier.DeleteMetricsExcept(next.verifier)
 	a.tellWarnings(next)
 	if sections := needRestart(a.config, config); len(sections) > 0 {
-		a.log.Warn("some of what changed takes a restart to be in force", "sections", strings.Join(sections, ", "))
+		a.log.Warn("some changes need a restart to take effect", "sections", strings.Join(sections, ", "))
 	}
 	return nil
 }
@@ -113,7 +113,7 @@ func newReloadMetrics(registerer prometheus.Registerer) *reloadMetrics {
 		refused: reloads.WithLabelValues("refused"),
 		appliedAt: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tokenbroker_config_applied_timestamp_seconds",
-			Help: "When the configuration in force was applied.",
+			Help: "When the active configuration was applied, in seconds of the epoch.",
 		}),
 	}
 	m.appliedAt.SetToCurrentTime()
@@ -147,7 +147,7 @@ func (a *App) watchFile(ctx context.Context, hangup <-chan os.Signal) {
 			return
 		case <-hangup:
 			a.parts.audit.Reopen()
-			a.log.Info("told to read the configuration and the certificates again")
+			a.log.Info("SIGHUP: reloading the configuration and the certificates")
 			a.reloadCerts()
 			look = watched.read
 		case <-ticker.C:
@@ -181,7 +181,7 @@ func (a *App) reloadFile(data []byte) {
 func (a *App) refuse(digest [sha256.Size]byte, err error) {
 	a.metrics.reloaded(err)
 	a.reloaded(digest, err)
-	a.log.Error("the configuration file is not applied; what was read before stays in force", "error", err)
+	a.log.Error("the configuration file is not applied; the previous configuration stays active", "error", err)
 }
 
 // watchedFile detects when the content of a file has changed and is stable.

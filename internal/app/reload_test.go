@@ -113,7 +113,7 @@ func (r *reloadable) await(said string, times int) {
 }
 
 const (
-	applied = "a new configuration is in force"
+	applied = "a new configuration is active"
 	refused = "is not applied"
 
 	ordersClient = `

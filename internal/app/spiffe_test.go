@@ -112,7 +112,7 @@ func TestSPIFFE_brokerAndCallers(t *testing.T) {
 		}
 	}()
 	agent.rotate("broker-2")
-	r.await(`new certificates are in force" name=broker-2`, 1)
+	r.await(`new certificates are active" name=broker-2`, 1)
 	if got := presented(t, r.GRPCAddr()); got != "broker-2" {
 		t.Errorf("presented: %s", got)
 	}

@@ -129,7 +129,7 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 		}
 		made.RootCAs = x509.NewCertPool()
 		if !made.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("store.redis.tls.ca: %s holds no certificate: it must be in PEM form", config.CA)
+			return nil, fmt.Errorf("store.redis.tls.ca: %s contains no certificate in PEM form", config.CA)
 		}
 	}
 	if config.Cert != "" {
@@ -186,11 +186,11 @@ func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
 		log.Warn("store.redis: " + warning)
 	}
 	if errors.Is(err, store.ErrNoWrites) {
-		log.Warn("the store takes no writes; the broker starts, fetches tokens for itself and goes on trying", "error", err)
+		log.Warn("the store refuses writes; the broker starts, fetches tokens for itself and retries", "error", err)
 		return nil
 	}
 	if errors.Is(err, store.ErrAway) {
-		log.Warn("the store does not answer; the broker starts without it and goes on trying", "error", err)
+		log.Warn("the store does not respond; the broker starts without it and retries", "error", err)
 		return nil
 	}
 	if err != nil {
@@ -231,10 +231,10 @@ func (s *storage) putBack() time.Duration {
 func (s *storage) pollSecrets(ctx context.Context, log *slog.Logger) {
 	secret.Poll(ctx, func() []*secret.Source { return s.secrets }, func(source *secret.Source, err error) {
 		if err != nil {
-			log.Error("a password of Redis cannot be read again; the one read before stays in force", "secret", source.Ref().String(), "error", err)
+			log.Error("a password of Redis cannot be reloaded; the previous one stays active", "secret", source.Ref().String(), "error", err)
 			return
 		}
-		log.Info("a password of Redis changed and is in force", "secret", source.Ref().String(), "version", source.Current().ID)
+		log.Info("a new password of Redis is active", "secret", source.Ref().String(), "version", source.Current().ID)
 	})
 }
 
@@ -253,10 +253,10 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 		}
 		switch changed, err := s.rings.Reload(); {
 		case err != nil:
-			log.Error("the sealing keys cannot be read again; those read before stay in force", "error", err)
+			log.Error("the sealing keys cannot be reloaded; the previous ones stay active", "error", err)
 		case changed:
 			ring := s.rings.Current()
-			log.Info("new sealing keys are in force", "primary", ring.Primary(), "keys", ring.IDs())
+			log.Info("new sealing keys are active", "primary", ring.Primary(), "keys", ring.IDs())
 		}
 	}
 }

@@ -96,7 +96,7 @@ func collectorTLS(ca string) (*tls.Config, error) {
 	}
 	made.RootCAs = x509.NewCertPool()
 	if !made.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("tracing.ca: %s holds no certificate: it must be in PEM form", ca)
+		return nil, fmt.Errorf("tracing.ca: %s contains no certificate in PEM form", ca)
 	}
 	return made, nil
 }
@@ -160,7 +160,7 @@ func (e *toldExporter) ExportSpans(ctx context.Context, spans []trace.ReadOnlySp
 	err := e.SpanExporter.ExportSpans(ctx, spans)
 	switch failed := err != nil; {
 	case failed && !e.failing.Swap(true):
-		e.log.Warn("spans cannot be sent to the collector, and are dropped", "code", status.Code(err).String())
+		e.log.Warn("spans cannot be sent to the collector and are dropped", "code", status.Code(err).String())
 	case !failed && e.failing.Swap(false):
 		e.log.Info("spans are sent to the collector again")
 	}

@@ -68,7 +68,7 @@ func mayReplace(path string) error {
 	case err != nil:
 		return err
 	case there.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("%s is there, and is no socket: remove it, or choose another path", path)
+		return fmt.Errorf("%s exists and is not a socket: remove it, or choose another path", path)
 	}
 	dialer := net.Dialer{Timeout: time.Second}
 	conn, err := dialer.DialContext(context.Background(), "unix", path)
@@ -79,7 +79,7 @@ func mayReplace(path string) error {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return nil
 	default:
-		return fmt.Errorf("%s is there, and it cannot be told whether somebody serves there: %w", path, err)
+		return fmt.Errorf("%s exists, and whether another process serves there is unknown: %w", path, err)
 	}
 }
 

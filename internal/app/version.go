@@ -28,7 +28,7 @@ func Version() string {
 func buildInfo() prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "tokenbroker_build_info",
-		Help:        "Always 1; the labels say what is running.",
+		Help:        "Always 1; the labels name the version and platform.",
 		ConstLabels: prometheus.Labels{"version": Version(), "go": runtime.Version()},
 	}, func() float64 { return 1 })
 }

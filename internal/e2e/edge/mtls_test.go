@@ -195,8 +195,8 @@ func TestCertificatesAreReloaded(t *testing.T) {
 	m.files.RenewClient(t)
 	copyFile(t, m.nextCert, m.selfCert)
 	copyFile(t, m.nextKey, m.selfKey)
-	const changed = "a client certificate changed and is in force"
-	testkit.Eventually(t, "the new certificates are in force", func() bool { // of the four clients, and of introspection
+	const changed = "a new client certificate is active"
+	testkit.Eventually(t, "the new certificates are active", func() bool { // of the four clients, and of introspection
 		return strings.Count(b.Process.Output.String(), changed) == 4
 	})
 	for name, file := range map[string]string{"tls": m.files.ClientCert, "self-signed": m.nextCert} {

@@ -87,7 +87,7 @@ func TestPrivateAuthorityIsReplacedWhileTheBrokerRuns(t *testing.T) {
 	// The file is replaced before the certificate, which new connections then refuse.
 	harness.Must(second.Write(dir, "ca"))
 	testkit.Eventually(t, "the second authority is trusted", func() bool {
-		return strings.Contains(b.Process.Output.String(), "the authorities of an IdP changed and are trusted")
+		return strings.Contains(b.Process.Output.String(), "the new CAs of an IdP are trusted")
 	})
 	_, res = get("orders")
 	refused("the first authority", "first", res)

@@ -117,7 +117,7 @@ func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
 		times++
 		for _, r := range f.Replicas {
 			testkit.Eventually(t, "the changed ring is in force", func() bool {
-				return strings.Count(r.Process.Output.String(), "new sealing keys are in force") == times
+				return strings.Count(r.Process.Output.String(), "new sealing keys are active") == times
 			})
 		}
 		for _, match := range ringKeyID.FindAllStringSubmatch(res.Stderr, -1) {
