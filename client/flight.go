@@ -99,7 +99,7 @@ func (s *Source) failed(err error) {
 	if advised := min(retryAfter(err), mostRetryInfo); advised > pause {
 		pause = advised + rand.N(advised/10+1)
 	}
-	s.trouble = &trouble{err, now.Add(pause)}
+	s.failure = &failure{err, now.Add(pause)}
 	if s.tries&(s.tries-1) == 0 { // at tries that are powers of two: few lines in a long outage
 		s.client.set.log.Warn("the token broker returned no token", "client", s.question.GetClientName(), "error", err,
 			"tries", s.tries, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
@@ -112,7 +112,7 @@ func (s *Source) recovered() {
 	if s.tries > 0 {
 		s.client.set.log.Info("the token broker returns tokens again", "client", s.question.GetClientName(), "tries", s.tries)
 	}
-	s.trouble, s.tries = nil, 0
+	s.failure, s.tries = nil, 0
 }
 
 // schedule sets the timer for the next request.
@@ -123,8 +123,8 @@ func (s *Source) schedule() {
 	now := time.Now()
 	at := s.dueAt
 	switch {
-	case s.trouble != nil:
-		at = s.trouble.until
+	case s.failure != nil:
+		at = s.failure.until
 	case s.watch != nil:
 		// The watch delivers every change. The timer only detects a stream that is
 		// stuck, before the token expires.

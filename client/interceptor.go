@@ -146,12 +146,12 @@ func (v *Verifier) admit(ctx context.Context, method string, rules *methodRules,
 
 func refusal(code codes.Code, message, reason string, retry *errdetails.RetryInfo) error {
 	bare := status.New(code, message)
-	told, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: ErrorDomain})
+	detailed, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: ErrorDomain})
 	if err == nil && retry != nil {
-		told, err = told.WithDetails(retry)
+		detailed, err = detailed.WithDetails(retry)
 	}
 	if err != nil {
 		return bare.Err()
 	}
-	return told.Err()
+	return detailed.Err()
 }

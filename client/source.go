@@ -64,7 +64,7 @@ type Source struct {
 	timer    *time.Timer // runs due
 	dueAt    time.Time   // when to poll without a watch
 	lastUsed time.Time
-	trouble  *trouble // failure of the last flight; nil if it succeeded
+	failure  *failure // failure of the last flight; nil if it succeeded
 	tries    int      // successive failures
 	// rejected is the digest of the last token that was reported, at rejectedAt.
 	rejected   [sha256.Size]byte
@@ -107,8 +107,8 @@ type flight struct {
 	err     error // set before done is closed
 }
 
-// trouble is the last failure and when the next attempt may be made.
-type trouble struct {
+// failure is the error of the last flight and when the next attempt may be made.
+type failure struct {
 	err   error
 	until time.Time
 }
@@ -127,15 +127,15 @@ func (c *Client) TokenSource(name string, opts ...SourceOption) *Source {
 	key := keyOf(question)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if known := c.sources[key]; known != nil {
-		return known
+	if source := c.sources[key]; source != nil {
+		return source
 	}
-	made := &Source{client: c, question: question, closed: c.closed}
-	made.held.Store(&held{})
+	source := &Source{client: c, question: question, closed: c.closed}
+	source.held.Store(&held{})
 	if !c.closed {
-		c.sources[key] = made
+		c.sources[key] = source
 	}
-	return made
+	return source
 }
 
 // keyOf returns a key that is equal for equal requests.
@@ -256,8 +256,8 @@ func (s *Source) join(rejected *Token) (*flight, *Token, error) {
 	switch {
 	case s.flight != nil:
 		return s.flight, nil, nil
-	case s.trouble != nil && now.Before(s.trouble.until):
-		return nil, nil, s.trouble.err
+	case s.failure != nil && now.Before(s.failure.until):
+		return nil, nil, s.failure.err
 	}
 	s.lastUsed = now
 	return s.start(rejected), nil, nil

@@ -71,13 +71,13 @@ func newGroup(group *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 
 // explain formats a gRPC status for people.
 func explain(err error) string {
-	told, ok := status.FromError(err)
+	st, ok := status.FromError(err)
 	if !ok {
 		return err.Error()
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "%s: %s", told.Code(), told.Message())
-	for _, detail := range told.Details() {
+	fmt.Fprintf(&text, "%s: %s", st.Code(), st.Message())
+	for _, detail := range st.Details() {
 		switch detail := detail.(type) {
 		case *errdetails.ErrorInfo:
 			fmt.Fprintf(&text, "\n  reason: %s", detail.GetReason())
