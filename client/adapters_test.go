@@ -98,7 +98,7 @@ func ownTransport(t *testing.T) http.RoundTripper {
 	return transport
 }
 
-func TestARequestThatIsRefusedIsMadeOnceMore(t *testing.T) {
+func TestRoundTripper_refusedRequestIsRepeatedOnce(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
@@ -121,7 +121,7 @@ func TestARequestThatIsRefusedIsMadeOnceMore(t *testing.T) {
 	}
 }
 
-func TestARequestThatCannotBeRepeatedIsReportedAllTheSame(t *testing.T) {
+func TestRoundTripper_reportsUnrepeatableRequest(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
@@ -135,7 +135,7 @@ func TestARequestThatCannotBeRepeatedIsReportedAllTheSame(t *testing.T) {
 	testkit.Eventually(t, "the token is replaced", func() bool { return mustToken(t, source) != old })
 }
 
-func TestAnAPIThatRefusesEverythingGetsTwoRequests(t *testing.T) {
+func TestRoundTripper_atMostTwoRequests(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
@@ -152,7 +152,7 @@ func TestAnAPIThatRefusesEverythingGetsTwoRequests(t *testing.T) {
 }
 
 // A token goes where its request went, and nowhere else that the API points to.
-func TestARedirectTakesTheTokenNowhereElse(t *testing.T) {
+func TestRoundTripper_redirectGetsNoToken(t *testing.T) {
 	source := brokertest.New(t).Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	token := mustToken(t, source).Authorization()
@@ -200,7 +200,7 @@ type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func TestOverHTTPATokenStaysOnTheHostUnlessTold(t *testing.T) {
+func TestRoundTripper_plainHTTP(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	var presented []string
@@ -239,7 +239,7 @@ func TestOverHTTPATokenStaysOnTheHostUnlessTold(t *testing.T) {
 	}
 }
 
-func TestARequestWithoutATokenIsNotMade(t *testing.T) {
+func TestRoundTripper_noTokenNoRequest(t *testing.T) {
 	b := brokertest.New(t)
 	b.SetIdPDown(true)
 	source := b.Client().TokenSource(name)
@@ -270,7 +270,7 @@ func TestHTTPClient(t *testing.T) {
 }
 
 // What wraps a source asks again within a minute, and so does not miss a purge.
-func TestASourceOfOAuth2(t *testing.T) {
+func TestOAuth2Source(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		source := b.Client().TokenSource(name)
@@ -328,7 +328,7 @@ func dial(t *testing.T, addr string, opts ...grpc.DialOption) tokenbrokerv1.Toke
 	return tokenbrokerv1.NewTokenBrokerServiceClient(conn)
 }
 
-func TestPerRPCCredentialsWantTLS(t *testing.T) {
+func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	held := mustToken(t, source)
@@ -379,7 +379,7 @@ func TestPerRPCCredentialsWantTLS(t *testing.T) {
 	}
 }
 
-func TestACallThatIsRefusedIsMadeOnceMore(t *testing.T) {
+func TestInterceptor_refusedCallIsRepeatedOnce(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	var refuses atomic.Value

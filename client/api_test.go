@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write what is exported to testdata/api.
 
 // What others may rely on is written down, so that a change of it is seen and
 // decided, not slipped in.
-func TestWhatIsExportedIsWrittenDown(t *testing.T) {
+func TestExportedAPIMatchesFile(t *testing.T) {
 	var listing strings.Builder
 	for _, dir := range []string{".", "brokertest"} {
 		listing.WriteString(exported(t, dir))

@@ -17,7 +17,7 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 )
 
-func TestAHitAllocatesNothing(t *testing.T) {
+func TestHitAllocatesNothing(t *testing.T) {
 	source := brokertest.New(t).Client().TokenSource(name)
 	mustToken(t, source)
 	ctx := t.Context()

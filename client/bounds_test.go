@@ -22,7 +22,7 @@ import (
 func silent() client.Option { return client.WithLogger(logTo(io.Discard)) }
 
 // The last tenth of a token's life, but at most 10 s, is for the caller to use it.
-func TestSourceWithholdsTheEndOfATokensLife(t *testing.T) {
+func TestSource_expiryMargin(t *testing.T) {
 	for life, margin := range map[time.Duration]time.Duration{
 		10 * time.Second: time.Second, 90 * time.Second: 9 * time.Second, 100 * time.Second: 10 * time.Second,
 		110 * time.Second: 10 * time.Second, time.Hour: 10 * time.Second,
@@ -81,7 +81,7 @@ func pausesAfter(t *testing.T, err error, calls int) (pauses []time.Duration) {
 	return pauses
 }
 
-func TestSourceBacksOffFrom200MillisecondsTo10Seconds(t *testing.T) {
+func TestSource_backoffBounds(t *testing.T) {
 	for range 20 { // the pauses are drawn at random
 		for i, pause := range pausesAfter(t, status.Error(codes.FailedPrecondition, "no"), 9) {
 			most := min(200*time.Millisecond<<i, 10*time.Second)
@@ -92,7 +92,7 @@ func TestSourceBacksOffFrom200MillisecondsTo10Seconds(t *testing.T) {
 	}
 }
 
-func TestSourceFollowsTheBrokersAdviceForAtMost30Seconds(t *testing.T) {
+func TestSource_retryAfterAtMost30Seconds(t *testing.T) {
 	for advised, want := range map[time.Duration]struct{ least, most time.Duration }{
 		time.Millisecond: {100 * time.Millisecond, 200 * time.Millisecond}, // less than the source's own pause
 		20 * time.Second: {20 * time.Second, 22 * time.Second},

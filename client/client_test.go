@@ -85,7 +85,7 @@ func TestTokenDoesNotPrintItself(t *testing.T) {
 	}
 }
 
-func TestAZeroTokenIsHarmless(t *testing.T) {
+func TestZeroTokenIsUnusable(t *testing.T) {
 	var none *client.Token
 	for _, token := range []*client.Token{none, {}} {
 		if token.AccessToken() != "" || token.String() != "[redacted]" || token.Origin() != "unknown" || token.Authorization() != "" {
@@ -129,7 +129,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-func TestABrokerThatIsNotThereIsNotARejection(t *testing.T) {
+func TestUnreachableBrokerIsNoRejection(t *testing.T) {
 	c, err := client.New(nobody(t), client.WithPlaintext())
 	if err != nil {
 		t.Fatal(err)
@@ -154,7 +154,7 @@ func nobody(t *testing.T) string {
 }
 
 // The server of the test speaks no TLS, and the client by default nothing else.
-func TestPlaintextIsOnlyByChoice(t *testing.T) {
+func TestPlaintextNeedsAnOption(t *testing.T) {
 	b := brokertest.New(t, brokertest.OnLoopback())
 	secure, err := client.New(b.Addr())
 	if err != nil {
@@ -166,7 +166,7 @@ func TestPlaintextIsOnlyByChoice(t *testing.T) {
 	}
 }
 
-func TestACallThatFindsItsReplicaGoneIsMadeAgain(t *testing.T) {
+func TestUnavailableCallIsRetried(t *testing.T) {
 	b := brokertest.New(t)
 	c := b.Client()
 	b.FailNext(3, codes.Unavailable)
@@ -181,7 +181,7 @@ func TestACallThatFindsItsReplicaGoneIsMadeAgain(t *testing.T) {
 
 // That an IdP is away is known to the whole fleet: to ask again at once is in
 // vain, and the broker says so.
-func TestACallThatFailsForTheIdPIsNotMadeAgain(t *testing.T) {
+func TestFailureOfTheIdPIsNotRetried(t *testing.T) {
 	b := brokertest.New(t)
 	c := b.Client()
 	b.SetIdPDown(true)

@@ -137,7 +137,7 @@ func write(t *testing.T, file, text string) string {
 	return file
 }
 
-func TestFilesForTLSAreReadForEachConnection(t *testing.T) {
+func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 	first, second := redistest.NewCertificates(t), redistest.NewCertificates(t)
 	dir := t.TempDir()
 	files := client.TLSFiles{CA: filepath.Join(dir, "ca"), Cert: filepath.Join(dir, "cert"), Key: filepath.Join(dir, "key")}
@@ -169,7 +169,7 @@ func TestFilesForTLSAreReadForEachConnection(t *testing.T) {
 	}
 }
 
-func TestAServerThatIsNotTrustedGetsNothing(t *testing.T) {
+func TestUntrustedServerGetsNoCall(t *testing.T) {
 	certs, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
 	o := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
 	for what, option := range map[string]client.Option{
@@ -192,7 +192,7 @@ func TestAServerThatIsNotTrustedGetsNothing(t *testing.T) {
 	}
 }
 
-func TestATokenFileIsReadAgain(t *testing.T) {
+func TestTokenFileIsReadAgain(t *testing.T) {
 	o := observe(t, "tcp", "127.0.0.1:0")
 	dir := t.TempDir()
 	// As Kubernetes projects it: a link to a directory that is replaced.
@@ -236,7 +236,7 @@ func TestATokenFileIsReadAgain(t *testing.T) {
 	}
 }
 
-func TestATokenCrossesNoNetworkInPlaintextUnlessTold(t *testing.T) {
+func TestTokenNeedsTLSBeyondTheHost(t *testing.T) {
 	token := write(t, filepath.Join(t.TempDir(), "token"), "secret")
 	for target, ok := range map[string]bool{
 		"127.0.0.1:1": true, "localhost:1": true, "[::1]:1": true, "dns:///localhost:1": true, "unix:///run/broker.sock": true,
@@ -259,7 +259,7 @@ func TestATokenCrossesNoNetworkInPlaintextUnlessTold(t *testing.T) {
 	}
 }
 
-func TestWhatCannotWorkIsToldAtOnce(t *testing.T) {
+func TestNewRefusesInvalidOptions(t *testing.T) {
 	dir := t.TempDir()
 	certs := redistest.NewCertificates(t)
 	write(t, filepath.Join(dir, "empty"), "\n")
@@ -286,7 +286,7 @@ func TestWhatCannotWorkIsToldAtOnce(t *testing.T) {
 	}
 }
 
-func TestAUnixSocketNeedsNothing(t *testing.T) {
+func TestUnixSocketNeedsNoOptions(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	o := observe(t, "unix", socket)
 	c := connect(t, "unix://"+socket, client.WithTokenFile(write(t, filepath.Join(t.TempDir(), "token"), "secret")), client.WithUserAgent("checkout/1.4"))
@@ -300,7 +300,7 @@ func TestAUnixSocketNeedsNothing(t *testing.T) {
 
 // All replicas are used in turn; one that says that it does not serve is left
 // alone until it does.
-func TestReplicasAreUsedInTurnIfTheyServe(t *testing.T) {
+func TestReplicasAreUsedInTurn(t *testing.T) {
 	var replicas []*observer
 	var addresses []string
 	for range 3 {
@@ -340,7 +340,7 @@ func TestReplicasAreUsedInTurnIfTheyServe(t *testing.T) {
 
 // A replica that drains serves until it closes its listener, and may be the only one
 // that the client can reach.
-func TestReplicasThatDrainAreUsedWhereNoOtherIsConnected(t *testing.T) {
+func TestDrainingReplicaIsTheLastResort(t *testing.T) {
 	one, other := observe(t, "tcp", "127.0.0.1:0"), observe(t, "tcp", "127.0.0.1:0")
 	for target, replicas := range map[string][]*observer{one.addr: {one}, one.addr + "," + other.addr: {one, other}} {
 		c := connect(t, target, client.WithPlaintext())
@@ -392,7 +392,7 @@ func (*handler) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Conte
 
 func (*handler) HandleConn(context.Context, stats.ConnStats) {}
 
-func TestAStatsHandlerIsToldOfCalls(t *testing.T) {
+func TestStatsHandlerSeesCalls(t *testing.T) {
 	b := brokertest.New(t)
 	var h handler
 	c := b.Client(client.WithStatsHandler(&h))

@@ -47,7 +47,7 @@ func works(t *testing.T, o *observer, env map[string]string, opts ...client.Opti
 	return o.last(t)
 }
 
-func TestTheEnvironmentSaysHowToConnect(t *testing.T) {
+func TestFromEnvironment(t *testing.T) {
 	plain := observe(t, "tcp", "127.0.0.1:0")
 	certs := redistest.NewCertificates(t)
 	secure := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
@@ -99,7 +99,7 @@ func TestTheEnvironmentSaysHowToConnect(t *testing.T) {
 	}
 }
 
-func TestAnEnvironmentThatCannotWorkIsToldAtOnce(t *testing.T) {
+func TestFromEnvironment_refusesInvalid(t *testing.T) {
 	certs := redistest.NewCertificates(t)
 	for what, env := range map[string]map[string]string{
 		"a word":            {"PLAINTEXT": "perhaps"},
@@ -125,7 +125,7 @@ func devCredential(t *testing.T, state, host, port, token string) string {
 	return write(t, filepath.Join(dir, host+"_"+port+".token"), token)
 }
 
-func TestTheCredentialOfBrokerDevIsFound(t *testing.T) {
+func TestDevCredentialIsUsed(t *testing.T) {
 	o := observe(t, "tcp", "127.0.0.1:0")
 	certs := redistest.NewCertificates(t)
 	_, port, err := net.SplitHostPort(o.addr)
@@ -194,7 +194,7 @@ func TestTheCredentialOfBrokerDevIsFound(t *testing.T) {
 	}
 }
 
-func TestTheCredentialOfBrokerDevDoesNotLeaveTheHost(t *testing.T) {
+func TestDevCredentialStaysOnTheHost(t *testing.T) {
 	state := t.TempDir()
 	devCredential(t, state, "broker.example.com", "1", "dev")
 	devCredential(t, state, "127.0.0.1", "1", "dev")

@@ -53,7 +53,7 @@ func present(handler http.Handler, path string, headers ...string) *http.Respons
 	return w.Result()
 }
 
-func TestHTTPMiddlewareAnswersAsRFC6750Says(t *testing.T) {
+func TestHTTPMiddlewareFollowsRFC6750(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier(client.RequireScopes("read"), client.WithRealm(`the "shop"`))
 	verified := client.HTTPMiddleware(v)
@@ -95,7 +95,7 @@ func TestHTTPMiddlewareAnswersAsRFC6750Says(t *testing.T) {
 	}
 }
 
-func TestWithoutABrokerNobodyGetsThrough(t *testing.T) {
+func TestHTTPMiddlewareFailsClosed(t *testing.T) {
 	b := brokertest.New(t)
 	var log strings.Builder
 	c := b.Client(client.WithLogger(logTo(&log)))
@@ -131,7 +131,7 @@ func certificateOf(t *testing.T, certs *redistest.Certificates) *x509.Certificat
 }
 
 // A token that is bound to a key is not good in other hands.
-func TestABoundTokenWantsItsHolder(t *testing.T) {
+func TestHTTPMiddleware_boundToken(t *testing.T) {
 	b := brokertest.New(t)
 	mine, others := certificateOf(t, redistest.NewCertificates(t)), certificateOf(t, redistest.NewCertificates(t))
 	thumbprint := sha256.Sum256(mine.Raw)
@@ -177,7 +177,7 @@ func (b *newerBroker) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenReq
 	return &tokenbrokerv1.VerifyTokenResponse{Active: true, Confirmation: bound, ExpiresAt: timestamppb.New(time.Now().Add(time.Hour))}, nil
 }
 
-func TestABindingThatANewerBrokerReportsIsRefused(t *testing.T) {
+func TestUnknownBindingIsRefused(t *testing.T) {
 	certificate := certificateOf(t, redistest.NewCertificates(t))
 	thumbprint := sha256.Sum256(certificate.Raw)
 	server := grpc.NewServer()
@@ -226,7 +226,7 @@ func startVerified(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) 
 		grpc.ChainStreamInterceptor(client.StreamServerInterceptor(v, rules...)))...).addr
 }
 
-func TestInterceptorsAnswerWithStatuses(t *testing.T) {
+func TestInterceptors_statuses(t *testing.T) {
 	b := brokertest.New(t)
 	addr := startVerified(t, b.Client().Verifier(client.RequireScopes("read")))
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -279,7 +279,7 @@ func TestInterceptorsAnswerWithStatuses(t *testing.T) {
 	check("no broker", stream, []string{"Bearer " + unseen}, codes.Unavailable, "TOKEN_NOT_VERIFIED", "")
 }
 
-func TestAStreamKnowsWhoCalls(t *testing.T) {
+func TestStreamContextHasClaims(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier()
 	var subject atomic.Value
@@ -302,7 +302,7 @@ type serverStream struct {
 
 func (s *serverStream) Context() context.Context { return s.ctx }
 
-func TestABoundTokenWantsItsHolderOverGRPC(t *testing.T) {
+func TestInterceptors_boundToken(t *testing.T) {
 	b := brokertest.New(t)
 	certs := redistest.NewCertificates(t)
 	addr := startVerified(t, b.Client().Verifier(), serverTLS(t, certs))

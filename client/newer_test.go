@@ -50,7 +50,7 @@ func TestEnumValuesOfANewerBrokerAreUnknown(t *testing.T) {
 	}
 }
 
-func TestTheBrokerJudgesTheSizeOfTokens(t *testing.T) {
+func TestBrokerJudgesTheSizeOfTokens(t *testing.T) {
 	var sizes []int
 	s := &stub{verify: func(_ context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
 		sizes = append(sizes, len(req.GetToken()))
@@ -67,7 +67,7 @@ func TestTheBrokerJudgesTheSizeOfTokens(t *testing.T) {
 	}
 }
 
-func TestEveryReasonOfTheAPIKeepsItsName(t *testing.T) {
+func TestReasonNamesMatchTheAPI(t *testing.T) {
 	var reason tokenbrokerv1.RejectionReason
 	s := &stub{verify: func(context.Context, *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
 		return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Reason: reason}}, nil

@@ -15,7 +15,7 @@ import (
 
 // Each reason of the API has a constant, and there is one more for reasons that a newer
 // broker adds.
-func TestReasonsAreThoseOfTheAPI(t *testing.T) {
+func TestEachReasonHasAConstant(t *testing.T) {
 	want := []string{string(client.ReasonUnknown)}
 	reasons := tokenbrokerv1.RejectionReason(0).Descriptor().Values()
 	for i := range reasons.Len() {

@@ -12,7 +12,7 @@ import (
 // An identity provider may repeat a token until it ends. A source then answers with it,
 // and at its end with the next one, without an error and without asking the broker in a
 // loop.
-func TestSourceOfATokenThatIsRepeatedUntilItEnds(t *testing.T) {
+func TestSource_repeatedToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const life, lives = 10 * time.Minute, 4
 		b := brokertest.New(t)

@@ -30,7 +30,7 @@ func eachWay(t *testing.T, test func(t *testing.T, opts ...client.Option)) {
 	t.Run("polling", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, polling()) }) })
 }
 
-func TestTenThousandColdCallersAreOneCall(t *testing.T) {
+func TestColdCallersShareOneCall(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		b.SetIdPDelay(300 * time.Millisecond)
@@ -53,7 +53,7 @@ func TestTenThousandColdCallersAreOneCall(t *testing.T) {
 	})
 }
 
-func TestTheSameQuestionIsOneSource(t *testing.T) {
+func TestSameRequestSharesASource(t *testing.T) {
 	b := brokertest.New(t)
 	c := b.Client()
 	if c.TokenSource(name, client.WithScopes("read", "write")) != c.TokenSource(name, client.WithScopes("write", "read", "write")) {
@@ -73,7 +73,7 @@ func TestTheSameQuestionIsOneSource(t *testing.T) {
 
 // A day of asking every second: the token is always good, nobody waits for it,
 // and the IdP is asked no more often than needed.
-func TestATokenIsReplacedBeforeAnybodyWaits(t *testing.T) {
+func TestTokenIsRefreshedAhead(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
@@ -107,7 +107,7 @@ func TestATokenIsReplacedBeforeAnybodyWaits(t *testing.T) {
 
 // While there is no broker a token is given out to its end but for its margin,
 // and not once after. When the broker is back there is soon another.
-func TestATokenOutlivesTheBroker(t *testing.T) {
+func TestTokenServesWithoutABroker(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
@@ -143,7 +143,7 @@ func TestATokenOutlivesTheBroker(t *testing.T) {
 	})
 }
 
-func TestAPurgeReachesThoseWhoWatchAndThoseWhoPoll(t *testing.T) {
+func TestPurgeReachesWatchesAndPolls(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		bound := time.Second
 		if len(opts) > 0 {
@@ -166,7 +166,7 @@ func TestAPurgeReachesThoseWhoWatchAndThoseWhoPoll(t *testing.T) {
 	})
 }
 
-func TestARejectedTokenIsReportedOnce(t *testing.T) {
+func TestRejectedTokenIsReportedOnce(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
@@ -199,7 +199,7 @@ func TestARejectedTokenIsReportedOnce(t *testing.T) {
 }
 
 // An API that refuses everything costs one report in 30 s, and one replacement.
-func TestAnAPIThatRefusesEverythingIsBorne(t *testing.T) {
+func TestRepeatedRejectionsCostOneReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		source := b.Client().TokenSource(name)
@@ -222,7 +222,7 @@ func TestAnAPIThatRefusesEverythingIsBorne(t *testing.T) {
 	})
 }
 
-func TestWithoutABrokerARejectedTokenStays(t *testing.T) {
+func TestRejectedTokenStaysWithoutABroker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		source := b.Client().TokenSource(name)
@@ -238,7 +238,7 @@ func TestWithoutABrokerARejectedTokenStays(t *testing.T) {
 }
 
 // Those who ask while the broker fails do not each ask it.
-func TestAFailureIsSharedForAMoment(t *testing.T) {
+func TestFailureIsShared(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
@@ -261,7 +261,7 @@ func TestAFailureIsSharedForAMoment(t *testing.T) {
 }
 
 // A long outage is told of, but not with each attempt, and so is its end.
-func TestAnOutageIsLoggedInFewLines(t *testing.T) {
+func TestOutageIsLoggedInFewLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		var log strings.Builder
@@ -283,7 +283,7 @@ func TestAnOutageIsLoggedInFewLines(t *testing.T) {
 	})
 }
 
-func TestACallerMayLeave(t *testing.T) {
+func TestCallerMayCancel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		b.SetIdPDelay(3 * time.Second)
@@ -303,7 +303,7 @@ func TestACallerMayLeave(t *testing.T) {
 
 // A source that nobody asks lets its token expire, and costs the IdP nothing. The
 // next who asks wakes it.
-func TestASourceThatNobodyAsksRests(t *testing.T) {
+func TestIdleSourceStopsRefreshing(t *testing.T) {
 	eachWay(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
@@ -330,7 +330,7 @@ func TestASourceThatNobodyAsksRests(t *testing.T) {
 
 // A source that rests with a token that is still good gives it out, and sees to
 // another at once.
-func TestASourceWakesWithTheTokenItHolds(t *testing.T) {
+func TestIdleSourceWakesWithItsToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t, brokertest.WithLifetime(24*time.Hour))
 		source := b.Client(polling()).TokenSource(name)
@@ -365,7 +365,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	})
 }
 
-func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
+func TestEndedWatchIsOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		source := b.Client(client.WithMaxWatches(1)).TokenSource(name)
@@ -392,7 +392,7 @@ func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
 	})
 }
 
-func TestWithoutWatchesASourcePolls(t *testing.T) {
+func TestSourcePollsWithoutWatches(t *testing.T) {
 	for what, watch := range map[string]func(*tokenbrokerv1.WatchTokenRequest, grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error{
 		"not offered": nil,
 		"refused": func(*tokenbrokerv1.WatchTokenRequest, grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
@@ -426,7 +426,7 @@ func TestWithoutWatchesASourcePolls(t *testing.T) {
 
 // A replica that has not heard of a replacement does not bring the old token
 // back, and one that is ahead is believed.
-func TestAReplicaThatLagsBringsNothingBack(t *testing.T) {
+func TestLaggingReplicaBringsNoOldToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now atomic.Value
 		now.Store("first")
@@ -445,7 +445,7 @@ func TestAReplicaThatLagsBringsNothingBack(t *testing.T) {
 	})
 }
 
-func TestATokenThatHasExpiredHereIsNotGivenOut(t *testing.T) {
+func TestExpiredTokenIsNotReturned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stub{get: func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
 			return answer("old", -time.Minute), nil
@@ -461,7 +461,7 @@ func TestATokenThatHasExpiredHereIsNotGivenOut(t *testing.T) {
 	})
 }
 
-func TestAClosedClientAnswersWithAnError(t *testing.T) {
+func TestClosedClientReturnsAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
@@ -485,7 +485,7 @@ func TestAClosedClientAnswersWithAnError(t *testing.T) {
 
 // Everything at once, for the race detector; and then nothing is left running,
 // which TestMain looks for.
-func TestCloseInTheMiddleOfEverything(t *testing.T) {
+func TestCloseUnderLoad(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithLifetime(2*time.Second))
 	for round := range 20 {
 		c := b.Client()

@@ -23,7 +23,7 @@ func reasonOf(err error) client.Reason {
 	return rejected.Reason
 }
 
-func TestAVerifierAsksOnceForAllScopes(t *testing.T) {
+func TestVerifierChecksScopesLocally(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		v := b.Client().Verifier()
@@ -49,7 +49,7 @@ func TestAVerifierAsksOnceForAllScopes(t *testing.T) {
 
 // What was found good for one audience is not taken for another, and what one
 // verifier wants is not what another does.
-func TestWhatIsRememberedIsForWhatWasAsked(t *testing.T) {
+func TestVerifierCacheKeepsRequestsApart(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: name, Audiences: []string{audience, other}}))
 	c := b.Client()
 	v := c.Verifier(client.RequireAudience(audience), client.RequireScopes("read"))
@@ -77,7 +77,7 @@ func TestWhatIsRememberedIsForWhatWasAsked(t *testing.T) {
 
 // A good token that was seen is good for as long as the broker said, also while
 // there is no broker. Then nobody can say.
-func TestWhatIsRememberedOutlivesTheBroker(t *testing.T) {
+func TestVerifierCacheOutlivesTheBroker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
@@ -104,7 +104,7 @@ func TestWhatIsRememberedOutlivesTheBroker(t *testing.T) {
 	})
 }
 
-func TestARevocationIsNoticedWhenTheAnswerEnds(t *testing.T) {
+func TestRevocationCountsWhenTheEntryExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
@@ -140,7 +140,7 @@ func TestARevocationIsNoticedWhenTheAnswerEnds(t *testing.T) {
 	})
 }
 
-func TestWhatIsNoTokenIsNotSentToTheBroker(t *testing.T) {
+func TestVerifierSendsNoInvalidToken(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier()
 	for _, text := range []string{"", " ", "a b", "a\n", "ü", "=", "a=b", strings.Repeat("a", 64<<10+1), "\xff", "a,b"} {
@@ -157,7 +157,7 @@ func TestWhatIsNoTokenIsNotSentToTheBroker(t *testing.T) {
 }
 
 // Bad tokens are not remembered: they would cost memory to whoever sends many.
-func TestBadTokensAreNotRemembered(t *testing.T) {
+func TestVerifierCachesNoBadToken(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier()
 	token := b.Mint(brokertest.Claims{Lifetime: -time.Hour})
@@ -172,7 +172,7 @@ func TestBadTokensAreNotRemembered(t *testing.T) {
 }
 
 // The memory of a verifier is bounded, and what is used stays in it.
-func TestAVerifierRemembersSoManyTokens(t *testing.T) {
+func TestVerifierCacheIsBounded(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier(client.WithCacheSize(100))
 	often := b.Mint(brokertest.Claims{})

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestAnHourTakesNoTime(t *testing.T) {
+func TestBrokerInASynctestBubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		orders := b.Client().TokenSource("orders-api")
@@ -34,7 +34,7 @@ func TestAnHourTakesNoTime(t *testing.T) {
 	})
 }
 
-func TestWhatAClientIsConfiguredWith(t *testing.T) {
+func TestConfiguredClients(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithLifetime(10*time.Minute), brokertest.WithClients(
 		brokertest.Client{Name: "plain"},
 		brokertest.Client{Name: "full", Audiences: []string{"https://a.example.com", "https://b.example.com"}, Scopes: []string{"x"}},
@@ -60,7 +60,7 @@ func TestWhatAClientIsConfiguredWith(t *testing.T) {
 	}
 }
 
-func TestFailuresOfTheIdentityProvider(t *testing.T) {
+func TestIdPFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
@@ -95,7 +95,7 @@ func TestFailuresOfTheIdentityProvider(t *testing.T) {
 	})
 }
 
-func TestFailuresOfTheBroker(t *testing.T) {
+func TestBrokerFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
@@ -149,7 +149,7 @@ func TestKeysAndRevocations(t *testing.T) {
 	})
 }
 
-func TestOnLoopback(t *testing.T) {
+func TestBrokerOnLoopback(t *testing.T) {
 	b := brokertest.New(t, brokertest.OnLoopback())
 	t.Setenv("TOKENBROKER_ADDR", b.Addr())
 	t.Setenv("XDG_STATE_HOME", t.TempDir())
