@@ -31,7 +31,7 @@ func TestLogShowsHiddenCharacters(t *testing.T) {
 	}
 }
 
-func TestRevocationsAreListedWithHiddenCharactersShown(t *testing.T) {
+func TestRevocationListShowsHiddenCharacters(t *testing.T) {
 	revocation := &tokenbrokerv1.Revocation{Id: "r1", Issuer: "https://a", Reason: sneaky + "\nr2", ExpiresAt: timestamppb.Now(), CreatedAt: timestamppb.Now()}
 	for _, asJSON := range []bool{true, false} {
 		root := newRoot()

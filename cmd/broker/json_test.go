@@ -45,7 +45,7 @@ func oneDialect(t *testing.T, text string, lines int, contains ...string) {
 	}
 }
 
-func TestJSONOfMessagesIsInTheDialectOfGetAndVerify(t *testing.T) {
+func TestJSONOfMessages_sameFormAsGet(t *testing.T) {
 	at := timestamppb.New(time.Date(2026, 11, 30, 1, 2, 3, 0, time.UTC))
 	var out strings.Builder
 	version := &tokenbrokerv1.SecretVersion{Version: "81aa0e11", State: tokenbrokerv1.SecretState_SECRET_STATE_CURRENT, StateSince: at}

@@ -42,7 +42,7 @@ func next(t *testing.T, told string) []string {
 }
 
 // A rotation is done by running what each step tells to run next.
-func TestRingIsMadeAndItsKeyChangedStepByStep(t *testing.T) {
+func TestRing_rotationStepByStep(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
 	out, _, err := ring("new")
 	if err != nil {
@@ -85,7 +85,7 @@ func TestRingIsMadeAndItsKeyChangedStepByStep(t *testing.T) {
 	}
 }
 
-func TestRingRefusesWithASentenceAndLeavesTheFileAlone(t *testing.T) {
+func TestRing_refusalLeavesTheFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
 	before := sealed.GenerateRing().Reveal()
 	if err := os.WriteFile(path, before, 0o600); err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 )
 
-func TestLogsTellDurationsAsPeopleDo(t *testing.T) {
+func TestLogDurationsAreReadable(t *testing.T) {
 	for format, want := range map[string]string{"json": `"took":"1.5s"`, "text": "took=1.5s"} {
 		var out strings.Builder
 		newLogger(&out, config.Log{Level: "info", Format: format}).Info("slow call", "took", 1500*time.Millisecond)
@@ -21,7 +21,7 @@ func TestLogsTellDurationsAsPeopleDo(t *testing.T) {
 }
 
 // The file is an argument or a flag. Each is shown to be read by what is wrong with the file.
-func TestServeTakesTheFileAsAnArgumentOrAFlag(t *testing.T) {
+func TestServe_fileAsArgumentOrFlag(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "broker.yaml")
 	if err := os.WriteFile(file, []byte("log: {level: loud}\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -64,7 +64,7 @@ func (a *archive) Count(ctx context.Context, of *wrapperspb.StringValue) (*wrapp
 }
 
 // From a caller's token to another service and back, through whatever happens.
-func TestTheServiceFromEndToEnd(t *testing.T) {
+func TestServiceEndToEnd(t *testing.T) {
 	broker := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: "orders-api", Audiences: []string{audience}}))
 	old := &archive{orders: &orders{open: 40}}
 	old.refused.Store("")
@@ -113,7 +113,7 @@ func TestTheServiceFromEndToEnd(t *testing.T) {
 	step("no broker, a caller that is not", broker.Mint(brokertest.Claims{Subject: "carol", Scopes: []string{"read"}}), codes.Unavailable)
 }
 
-func TestClientHasNotTheOrdersOfTheUserWithItsName(t *testing.T) {
+func TestClientIsNotTheUserOfItsName(t *testing.T) {
 	service := &orders{open: 2}
 	for subjectType, want := range map[client.SubjectType]codes.Code{client.SubjectSub: codes.OK, client.SubjectClientID: codes.PermissionDenied} {
 		ctx := client.ContextWithClaims(t.Context(), &client.Claims{Subject: "alice", SubjectType: subjectType})

@@ -65,7 +65,7 @@ func get(t *testing.T, url, token string) (status int, body string) {
 	return resp.StatusCode, strings.TrimSpace(string(text))
 }
 
-func TestClientHasNotTheOrdersOfTheUserWithItsName(t *testing.T) {
+func TestClientIsNotTheUserOfItsName(t *testing.T) {
 	for subjectType, want := range map[client.SubjectType]int{client.SubjectSub: 200, client.SubjectClientID: 403} {
 		ctx := client.ContextWithClaims(t.Context(), &client.Claims{Subject: "alice", SubjectType: subjectType})
 		answer := httptest.NewRecorder()
@@ -77,7 +77,7 @@ func TestClientHasNotTheOrdersOfTheUserWithItsName(t *testing.T) {
 }
 
 // From a caller's token to another API and back, through whatever happens.
-func TestTheServiceFromEndToEnd(t *testing.T) {
+func TestServiceEndToEnd(t *testing.T) {
 	broker := brokertest.New(t, brokertest.WithClients(
 		brokertest.Client{Name: "orders-api", Audiences: []string{ordersAudience}},
 		brokertest.Client{Name: "billing-api", Audiences: []string{billingAudience}, Scopes: []string{"invoices:read", "invoices:write"}},

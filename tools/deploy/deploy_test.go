@@ -130,7 +130,7 @@ func (s service) option(flag string) string {
 	return ""
 }
 
-func TestComposeRunsTwoBrokersThatDifferInTheirPortsOnly(t *testing.T) {
+func TestComposeBrokersDifferInPortsOnly(t *testing.T) {
 	c := readComposition(t)
 	brokers := c.brokers()
 	if len(brokers) != 2 {
@@ -163,7 +163,7 @@ func TestComposeRunsTwoBrokersThatDifferInTheirPortsOnly(t *testing.T) {
 
 var numericUser = regexp.MustCompile(`^[1-9][0-9]*:[1-9][0-9]*$`)
 
-func TestEveryContainerIsConfinedAndWatched(t *testing.T) {
+func TestContainersAreConfinedAndChecked(t *testing.T) {
 	services := readComposition(t).Services
 	if len(services) < 6 {
 		t.Fatalf("%d services", len(services))
@@ -188,7 +188,7 @@ func TestEveryContainerIsConfinedAndWatched(t *testing.T) {
 	}
 }
 
-func TestOnlyTheBrokersArePublishedAndOnLoopbackOnly(t *testing.T) {
+func TestOnlyBrokersArePublished(t *testing.T) {
 	c := readComposition(t)
 	brokers := c.brokers()
 	for name, s := range c.Services {
@@ -208,7 +208,7 @@ func TestOnlyTheBrokersArePublishedAndOnLoopbackOnly(t *testing.T) {
 	}
 }
 
-func TestRedisIsLockedAndKeepsWhatItHolds(t *testing.T) {
+func TestRedisNeedsPasswordAndPersists(t *testing.T) {
 	c := readComposition(t)
 	redis := c.Services["redis"]
 	for flag, want := range map[string]string{"--appendonly": "yes", "--protected-mode": "yes", "--maxmemory-policy": "volatile-ttl"} {
@@ -227,7 +227,7 @@ func TestRedisIsLockedAndKeepsWhatItHolds(t *testing.T) {
 	}
 }
 
-func TestNoSecretIsInTheEnvironmentOrInACommand(t *testing.T) {
+func TestNoSecretInEnvironmentOrCommand(t *testing.T) {
 	c := readComposition(t)
 	stages, _ := readStages(t)
 	harmless := []string{"GOMEMLIMIT", "PATH", "CGO_ENABLED", "TOKENBROKER_ADDR", "TOKENBROKER_CA", "TOKENBROKER_CERT", "TOKENBROKER_KEY"}
@@ -250,7 +250,7 @@ func TestNoSecretIsInTheEnvironmentOrInACommand(t *testing.T) {
 	}
 }
 
-func TestAllThatIsMountedIsThere(t *testing.T) {
+func TestMountedFilesExist(t *testing.T) {
 	c := readComposition(t)
 	mounts := 0
 	for name, s := range c.Services {
@@ -283,7 +283,7 @@ func TestAllThatIsMountedIsThere(t *testing.T) {
 	}
 }
 
-func TestTheImageIsTheBrokerAlone(t *testing.T) {
+func TestImageHasOnlyTheBroker(t *testing.T) {
 	stages, last := readStages(t)
 	image, health := stages[last], []string{"CMD", "/broker", "healthcheck"}
 	for what, ok := range map[string]bool{
