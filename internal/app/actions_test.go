@@ -12,7 +12,7 @@ import (
 
 // Actions are the RPCs of AdminService. A role with "*" may call each of them, those that are
 // added later included, because the list is taken from the service itself.
-func TestWildcardOfActionsGrantsEachRPCOfAdminService(t *testing.T) {
+func TestActionsWildcardGrantsEachRPC(t *testing.T) {
 	var actions []policy.Action
 	for _, method := range tokenbrokerv1.AdminService_ServiceDesc.Methods {
 		words := regexp.MustCompile("([a-z])([A-Z])").ReplaceAllString(method.MethodName, "${1}_$2")

@@ -121,7 +121,7 @@ func read(t *testing.T, url string) (status int, body string) {
 	return resp.StatusCode, string(data)
 }
 
-func TestBrokerServesAndReportsOfItself(t *testing.T) {
+func TestBrokerServesAPIsAndMetrics(t *testing.T) {
 	idp := devIDP(t)
 	broker, c := run(t, sample(t, 1), idp)
 	token, err := c.Token(t.Context(), "client-0")
@@ -184,7 +184,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 }
 
-func TestUnreadableSecretsAreAllNamedAtTheStart(t *testing.T) {
+func TestStart_namesEachUnreadableSecret(t *testing.T) {
 	config, err := config.Parse("x.yaml", []byte(`
 clients:
   one: {token_url: "https://idp.example.com/token", client_id: abc, secret: "file:/nowhere/one"}
@@ -199,7 +199,7 @@ clients:
 	}
 }
 
-func TestAddressInUseStopsTheStart(t *testing.T) {
+func TestStart_addressInUse(t *testing.T) {
 	var network net.ListenConfig
 	taken, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -214,7 +214,7 @@ func TestAddressInUseStopsTheStart(t *testing.T) {
 	}
 }
 
-func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
+func TestLiveCheck_reportsEachServer(t *testing.T) {
 	idp := devIDP(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), `get: [{client: "*"`, `get: [{client: client-0`, 1))
 	check := func() (ok, failed []string) {
@@ -253,7 +253,7 @@ func TestLiveCheckTellsWhatAnswersAndWhatDoesNot(t *testing.T) {
 
 // A client that no role names serves introspection only: the IdP may refuse it a
 // token, and count that against it.
-func TestLiveCheckMintsNoTokenForAClientThatOnlyIntrospects(t *testing.T) {
+func TestLiveCheck_introspectionOnlyClient(t *testing.T) {
 	idp := devIDP(t)
 	var minted []string
 	err := app.Check(t.Context(), sample(t, 1), app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {

@@ -71,7 +71,7 @@ func waitFor(t *testing.T, path, last string) {
 	t.Fatalf("the audit does not end with %q: %v", last, stringsOf(auditIn(t, path)))
 }
 
-func TestAuditOfALife(t *testing.T) {
+func TestAudit_events(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	content := everybody + "audit: {file: " + file + "}\nclients: {orders: {issuer: \"" + idpIssuer + "\", client_id: abc, secret: \"file:SECRET\", audience: \"https://orders.example.com\"}}\n"
 	var digest string
@@ -121,7 +121,7 @@ func TestAuditOfALife(t *testing.T) {
 
 // Each call of an operator that changes something, or fails to, is in the audit with
 // its request_id and with the reason that the operator gave.
-func TestEveryChangeIsAuditedWithItsRequestIDAndComment(t *testing.T) {
+func TestAudit_requestIDAndComment(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	asked := map[string]string{} // the actions by request_id
 	t.Run("calls", func(t *testing.T) {
@@ -190,7 +190,7 @@ func changeRequest(t *testing.T, kind protoreflect.MessageDescriptor, id string)
 	return made.Interface()
 }
 
-func TestHangupReopensTheAudit(t *testing.T) {
+func TestAudit_hangupReopens(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	r := startReloadable(t, devIDP(t), everybody+"audit: {file: "+file+"}\nissuers: [{issuer: \""+idpIssuer+"\", audiences: [a]}]\n")
 	waitFor(t, file, "start")
@@ -215,7 +215,7 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 	return conn
 }
 
-func TestAuditThatCannotBeOpenedStopsTheStart(t *testing.T) {
+func TestStart_invalidAuditFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "none", "audit.jsonl")
 	_, err := app.New(parsed(t, sampleText(t, 1)+fmt.Sprintf("audit: {file: %q}\n", file)), app.Options{Logger: quiet()})
 	if err == nil || !strings.Contains(err.Error(), "audit.file: ") || !strings.Contains(err.Error(), "its directory must exist") {

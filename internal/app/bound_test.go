@@ -359,7 +359,7 @@ func TestBoundTokensInEveryAPI(t *testing.T) {
 }
 
 // An issuer can bind an opaque token by the token type DPoP alone (RFC 9449 section 6.2).
-func TestTokensThatAreBoundByTheirTypeInEveryAPI(t *testing.T) {
+func TestTokensBoundByTypeInEveryAPI(t *testing.T) {
 	w := newBoundWorld(t)
 	for _, cnf := range []string{"", `{"x5t#S256":"` + jose.CertificateThumbprint(w.holder.Certificate()) + `"}`} {
 		token := w.mintOpaque("DPoP", cnf)

@@ -60,7 +60,7 @@ func TestExposedFilesAreReportedWithTheirLines(t *testing.T) {
 	}
 }
 
-func TestServeAndLiveCheckNameDoubtfulSecrets(t *testing.T) {
+func TestDoubtfulSecretsAreWarnedOf(t *testing.T) {
 	idp := devIDP(t)
 	dir := t.TempDir()
 	secretFile := filepath.Join(dir, "secret")

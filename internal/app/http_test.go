@@ -45,7 +45,7 @@ func dialer(network, address string) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, network, address) }
 }
 
-func TestAUnixSocketOfHTTPTellsWhoseProcessItIs(t *testing.T) {
+func TestUnixSocketIdentifiesHTTPCallers(t *testing.T) {
 	own, form := fmt.Sprintf("uid: %d", os.Getuid()), url.Values{"grant_type": {"client_credentials"}, "client_id": {"client-0"}}
 	for name, tt := range map[string]struct {
 		uid, more string
@@ -76,7 +76,7 @@ func TestAUnixSocketOfHTTPTellsWhoseProcessItIs(t *testing.T) {
 
 // A broker whose OAuth clients come through a proxy that connects to the socket has no other listener
 // of HTTP that could have the URL.
-func TestMetadataIsServedOnTheSocketThatHasTheURL(t *testing.T) {
+func TestMetadataOnAUnixSocket(t *testing.T) {
 	socket := filepath.Join(shortDir(t), "http.sock")
 	listener := "http_unix: {path: " + socket + ", url: \"https://broker.example.com\"}"
 	run(t, parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+listener+", ", 1)), devIDP(t))
@@ -93,7 +93,7 @@ func TestMetadataIsServedOnTheSocketThatHasTheURL(t *testing.T) {
 }
 
 // A client whose certificate is refused makes no request that could be logged.
-func TestFailedHandshakesOfHTTPAreCountedAsOfGRPC(t *testing.T) {
+func TestFailedHTTPHandshakesAreCounted(t *testing.T) {
 	pki := newPKI(t)
 	r := startListening(t, devIDP(t), `grpc: "127.0.0.1:0", http: "127.0.0.1:0", `+pki.config(), ofCheckout)
 	strangers, err := devca.New("strangers")
@@ -162,7 +162,7 @@ func TestFailedHandshakesOfHTTPAreCountedAsOfGRPC(t *testing.T) {
 	}
 }
 
-func TestTraceOfARequestOverHTTPHasNothingOfTheRequest(t *testing.T) {
+func TestTrace_httpRequestShowsNoContent(t *testing.T) {
 	const traceID, spanID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 	received, address := startOTLP(t)
 	t.Run("broker", func(t *testing.T) {

@@ -120,7 +120,7 @@ func private(t *testing.T) (here string, requests func() int) {
 }
 
 // D1, D2: what may be connected to is the leave of each client and issuer.
-func TestLeaveToConnectIsThatOfEachClientAndIssuer(t *testing.T) {
+func TestAllowPrivate_perClientAndIssuer(t *testing.T) {
 	everyNameIsThisHost(t)
 	secret := filepath.Join(t.TempDir(), "secret")
 	testkit.WriteFile(t, secret, "right")
@@ -214,7 +214,7 @@ func TestRefusedGrantDoesNotStopIntrospection(t *testing.T) {
 
 // A client that has no secret yet is the operators' business: a caller that may
 // only verify learns neither its name nor what it lacks.
-func TestVerifierLearnsNothingOfTheClientThatAsks(t *testing.T) {
+func TestVerifierLearnsNothingOfTheClient(t *testing.T) {
 	idp := devIDP(t)
 	text := regexp.MustCompile(`secret: "file:[^"]*"`).ReplaceAllString(sampleText(t, 1), "secret: managed")
 	dir := t.TempDir()

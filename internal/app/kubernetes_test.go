@@ -46,7 +46,7 @@ func startAPIServer(t *testing.T, token string) (address, ca string) {
 
 // The preset and the keys that describe a place outside of a pod, tried over a real
 // connection.
-func TestKubernetesPresetGetsTheKeysOfACluster(t *testing.T) {
+func TestKubernetesPresetFetchesClusterKeys(t *testing.T) {
 	address, ca := startAPIServer(t, "token-of-the-pod")
 	good := fileWith(t, "token-of-the-pod")
 	const absent = "/var/run/secrets/kubernetes.io/serviceaccount/absent"

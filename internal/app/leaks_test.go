@@ -150,7 +150,7 @@ func (l *leaks) places() redacttest.Places {
 
 // No secret is anywhere that anybody looks: whatever the flow, the failure and the
 // panic, at the most talkative level, with all that tells of it switched on.
-func TestNoSecretIsAnywhere(t *testing.T) {
+func TestNoSecretLeaks(t *testing.T) {
 	l := startLeaks(t)
 	l.goThroughAllFlows()
 	testkit.Eventually(t, "the spans come", func() bool {

@@ -111,7 +111,7 @@ func startTLS(t *testing.T, pki *pki) *reloadable {
 	return startListening(t, devIDP(t), `grpc: "127.0.0.1:0", `+pki.config(), ofCheckout)
 }
 
-func TestHangupReadsTheCertificatesAtOnce(t *testing.T) {
+func TestHangupReloadsCertificates(t *testing.T) {
 	pki := newPKI(t)
 	r := startTLS(t, pki)
 	for range 3 {
@@ -131,7 +131,7 @@ func TestHangupReadsTheCertificatesAtOnce(t *testing.T) {
 	}
 }
 
-func TestCertificatesAreReplacedWithoutBeingAsked(t *testing.T) {
+func TestCertificatesAreReloadedOnChange(t *testing.T) {
 	pki := newPKI(t)
 	r := startTLS(t, pki)
 	name := pki.renew()
@@ -143,7 +143,7 @@ func TestCertificatesAreReplacedWithoutBeingAsked(t *testing.T) {
 
 // An open watch ends when its caller's certificate is of nobody who is trusted any
 // more, although nothing is sent.
-func TestOtherAuthoritiesJudgeWatchesAgain(t *testing.T) {
+func TestNewAuthoritiesEndUntrustedWatches(t *testing.T) {
 	pki := newPKI(t)
 	r := startTLS(t, pki)
 	stream := watchOrders(t, r.GRPCAddr(), credentials.NewTLS(pki.client(checkoutID())))
@@ -161,7 +161,7 @@ func TestOtherAuthoritiesJudgeWatchesAgain(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrongWithCertificatesStopsTheStart(t *testing.T) {
+func TestStart_invalidCertificates(t *testing.T) {
 	pki := newPKI(t)
 	for _, name := range []string{"tls.crt", "ca.crt"} {
 		testkit.WriteFile(t, filepath.Join(pki.dir, name), "nothing")
@@ -177,7 +177,7 @@ func TestWhatIsWrongWithCertificatesStopsTheStart(t *testing.T) {
 	}
 }
 
-func TestLiveCheckLooksAtTheCertificates(t *testing.T) {
+func TestLiveCheck_certificates(t *testing.T) {
 	idp, pki := devIDP(t), newPKI(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1))
 	check := func() (first app.Finding) {
@@ -221,7 +221,7 @@ func byUser(t *testing.T, socket, more string) string {
 	return strings.Replace(text, "callers: [", fmt.Sprintf("callers: [{name: tester, uid: %d, roles: [all]}, ", os.Getuid()), 1)
 }
 
-func TestAUnixSocketTellsWhoseProcessItIs(t *testing.T) {
+func TestUnixSocketIdentifiesCallers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(text string) string
 		code   codes.Code
@@ -252,7 +252,7 @@ func TestAUnixSocketTellsWhoseProcessItIs(t *testing.T) {
 	}
 }
 
-func TestTheSocketIsForWhomItsModeSaysAndGoesWithTheBroker(t *testing.T) {
+func TestUnixSocketModeAndRemoval(t *testing.T) {
 	socket := filepath.Join(shortDir(t), "broker.sock")
 	for mode, more := range map[os.FileMode]string{0o660: "", 0o600: `, mode: "0600"`} {
 		broker, err := app.New(parsed(t, byUser(t, socket, more)), app.Options{Logger: quiet()})
@@ -269,7 +269,7 @@ func TestTheSocketIsForWhomItsModeSaysAndGoesWithTheBroker(t *testing.T) {
 	}
 }
 
-func TestOnlyASocketThatNobodyServesIsReplaced(t *testing.T) {
+func TestUnixSocketInUseIsNotReplaced(t *testing.T) {
 	socket := filepath.Join(shortDir(t), "broker.sock")
 	start := func() (*app.App, error) {
 		return app.New(parsed(t, byUser(t, socket, "")), app.Options{Logger: quiet()})
@@ -322,7 +322,7 @@ func TestOnlyASocketThatNobodyServesIsReplaced(t *testing.T) {
 	third.Close()
 }
 
-func TestCallersWhomNobodyCanRecogniseAreWarnedOf(t *testing.T) {
+func TestUnidentifiableCallersAreWarnedOf(t *testing.T) {
 	const roles = `roles: {all: {verify: [{issuer: "*"}]}}` + "\n" + `issuers: [{issuer: https://a.example.com, audiences: [a]}]` + "\n"
 	pki := newPKI(t)
 	for name, tt := range map[string]struct{ text, says string }{

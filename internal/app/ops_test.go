@@ -10,7 +10,7 @@ import (
 
 // On the listener for operators, too, the body of a request is never answered as the
 // next request (RFC 9112 section 6.1).
-func TestOpsListenerClosesWhereFramingIsUnclear(t *testing.T) {
+func TestOpsListenerClosesOnUnclearFraming(t *testing.T) {
 	broker, _ := run(t, sample(t, 1), devIDP(t))
 	const (
 		next    = "GET /livez HTTP/1.1\r\nHost: b\r\n\r\n"

@@ -209,7 +209,7 @@ func (p provider) start(t *testing.T, text string, secrets map[string]signer) (*
 // asker asks a broker for a token.
 type asker func(client string) (*tokenbrokerv1.GetTokenResponse, error)
 
-func TestExamplesAgainstTheImitationsOfTheirIdPs(t *testing.T) {
+func TestExamplesAgainstImitatedIdPs(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	tried := 0
 	for _, p := range providers() {
@@ -243,9 +243,9 @@ func TestExamplesAgainstTheImitationsOfTheirIdPs(t *testing.T) {
 	}
 }
 
-// TestRefusedCredentialsAreKnownWhateverTheIdPCallsThem: the answer of each to a
+// TestPresets_refusedCredentials: the answer of each to a
 // secret, or a key, that it does not know.
-func TestRefusedCredentialsAreKnownWhateverTheIdPCallsThem(t *testing.T) {
+func TestPresets_refusedCredentials(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	foreign := josetest.New(t, "ES256", "k1")
 	for _, p := range providers() {
@@ -264,7 +264,7 @@ func TestRefusedCredentialsAreKnownWhateverTheIdPCallsThem(t *testing.T) {
 	}
 }
 
-func TestThrottlingIsObeyedHoweverItIsSaid(t *testing.T) {
+func TestPresets_throttling(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	reset := fmt.Sprint(time.Now().Add(90 * time.Second).Unix())
 	for section, answer := range map[string]struct {
@@ -298,7 +298,7 @@ func retryDelay(err error) time.Duration {
 	return 0
 }
 
-func TestWhatAnIdPWantsBeyondTheStandardIsToldToTheCaller(t *testing.T) {
+func TestPresets_demandsAreExplained(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	for section, tt := range map[string]struct {
 		change func(text string) string
@@ -324,8 +324,8 @@ func TestWhatAnIdPWantsBeyondTheStandardIsToldToTheCaller(t *testing.T) {
 	}
 }
 
-// TestEntraSaysWhenToRefresh, and its older endpoint has numbers as texts.
-func TestEntraSaysWhenToRefresh(t *testing.T) {
+// TestEntra_refreshIn, and its older endpoint has numbers as texts.
+func TestEntra_refreshIn(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	at := slices.IndexFunc(providers(), func(p provider) bool { return p.imitate == "entra" })
 	p := providers()[at]
@@ -355,9 +355,9 @@ func TestEntraSaysWhenToRefresh(t *testing.T) {
 	}
 }
 
-// TestOktaThatWantsDPoP is refused with an explanation, and not with a token that
+// TestOkta_requiresDPoP is refused with an explanation, and not with a token that
 // nobody could use.
-func TestOktaThatWantsDPoP(t *testing.T) {
+func TestOkta_requiresDPoP(t *testing.T) {
 	texts, secrets := examples(t), secretsOf(t)
 	at := slices.IndexFunc(providers(), func(p provider) bool { return p.imitate == "okta" })
 	idp, ask := providers()[at].start(t, texts["Okta"], secrets)
@@ -368,7 +368,7 @@ func TestOktaThatWantsDPoP(t *testing.T) {
 	}
 }
 
-func TestSecretsOfAnotherKindStopTheStart(t *testing.T) {
+func TestStart_secretOfAnotherKind(t *testing.T) {
 	dir := t.TempDir()
 	key, _ := rsaPEM(t)
 	for name, text := range map[string]string{"key": key, "password": "hunter2-and-some-more"} {

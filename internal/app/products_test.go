@@ -246,8 +246,8 @@ func rejects(t *testing.T, api tokenbrokerv1.TokenBrokerServiceClient, what, tok
 	}
 }
 
-// TestProductsAreListed compares the table of the documentation with the tests.
-func TestProductsAreListed(t *testing.T) {
+// TestProductsMatchTheDocumentation compares the table of the documentation with the tests.
+func TestProductsMatchTheDocumentation(t *testing.T) {
 	page, err := os.ReadFile(providersFile)
 	if err != nil {
 		t.Fatal(err)

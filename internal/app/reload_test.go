@@ -126,7 +126,7 @@ callers: [{name: everybody, roles: [all], limits: {per_second: 0, concurrent: 0,
 	verifyOnly   = ordersClient + `roles: {all: {verify: [{issuer: "*"}]}}` + "\n"
 )
 
-func TestReloadReplacesClientsIssuersCallersAndRoles(t *testing.T) {
+func TestReload_replacesEachPart(t *testing.T) {
 	idp := devIDP(t)
 	r := startReloadable(t, idp, getAndVerify)
 	token, err := r.client.Token(t.Context(), "orders")
@@ -168,7 +168,7 @@ func TestReloadReplacesClientsIssuersCallersAndRoles(t *testing.T) {
 	}
 }
 
-func TestReloadThatFailsChangesNothing(t *testing.T) {
+func TestReload_failureChangesNothing(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	for name, text := range map[string]string{
 		"not YAML":            "clients: [",
@@ -189,7 +189,7 @@ func TestReloadThatFailsChangesNothing(t *testing.T) {
 	}
 }
 
-func TestAChangedFileIsAppliedWithoutBeingAsked(t *testing.T) {
+func TestReload_changedFile(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	r.write(verifyOnly)
 	r.await(applied, 1)
@@ -198,7 +198,7 @@ func TestAChangedFileIsAppliedWithoutBeingAsked(t *testing.T) {
 	}
 }
 
-func TestWhatTakesARestartIsNamed(t *testing.T) {
+func TestReload_namesKeysThatNeedARestart(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	r.apply(getAndVerify+"log: {level: debug}\nserver: {slow_call: 2s}\n", "take")
 	r.await(`sections="server, log"`, 1)
@@ -206,7 +206,7 @@ func TestWhatTakesARestartIsNamed(t *testing.T) {
 
 // A watch goes on by the new configuration: it is not cut off while the caller may
 // have the token, and ends when it may not.
-func TestReloadJudgesWatchesAgain(t *testing.T) {
+func TestReload_authorizesWatchesAgain(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	stream := watchOrders(t, r.GRPCAddr(), insecure.NewCredentials())
 	if _, err := stream.Recv(); err != nil {
@@ -219,7 +219,7 @@ func TestReloadJudgesWatchesAgain(t *testing.T) {
 	}
 }
 
-func TestReloadsUnderLoadFailNoCall(t *testing.T) {
+func TestReload_underLoadFailsNoCall(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	if _, err := r.client.Token(t.Context(), "orders"); err != nil {
 		t.Fatal(err)

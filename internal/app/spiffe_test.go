@@ -142,7 +142,7 @@ func TestSPIFFE_brokerAndCallers(t *testing.T) {
 	}
 }
 
-func TestLiveCheckAsksTheSPIFFEAgent(t *testing.T) {
+func TestLiveCheck_spiffeAgent(t *testing.T) {
 	agent := newSPIFFEAgent(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+agent.config()+", ", 1))
 	var first *app.Finding

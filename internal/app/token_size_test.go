@@ -28,7 +28,7 @@ func (w *boundWorld) mintLong(length int) string {
 	return made
 }
 
-func TestOneBoundOfTokensHoldsInAllAPIs(t *testing.T) {
+func TestTokenSizeLimitInEveryAPI(t *testing.T) {
 	for config, kib := range map[string]int{"": 16, "limits: {token_kib: 4}": 4, "limits: {token_kib: 64, header_kib: 4, message_kib: 16}": 64} {
 		t.Run(fmt.Sprintf("%d KiB", kib), func(t *testing.T) {
 			w := newBoundWorld(t, config)

@@ -94,7 +94,7 @@ func attributes(span *spans.Span) map[string]string {
 
 const getToken = "tokenbroker.v1.TokenBrokerService/GetToken"
 
-func TestTraceOfACallHasWhatItCausedAndNothingSecret(t *testing.T) {
+func TestTrace_callWithItsCauses(t *testing.T) {
 	const traceID, spanID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 	var token string
 	got := traced(t, "sample: 1", func(ctx context.Context, _ *testing.T, get func(context.Context) string, verify func(context.Context, string)) {
@@ -127,7 +127,7 @@ func TestTraceOfACallHasWhatItCausedAndNothingSecret(t *testing.T) {
 	}
 }
 
-func TestSampling(t *testing.T) {
+func TestTrace_sampling(t *testing.T) {
 	sampled := func(flag string) func(context.Context, *testing.T, func(context.Context) string, func(context.Context, string)) {
 		return func(ctx context.Context, _ *testing.T, get func(context.Context) string, _ func(context.Context, string)) {
 			get(metadata.AppendToOutgoingContext(ctx, "traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-"+flag))
@@ -148,7 +148,7 @@ func TestSampling(t *testing.T) {
 	}
 }
 
-func TestCallsToWhatIsNotThereHaveNoSpan(t *testing.T) {
+func TestTrace_unknownMethodsHaveNoSpan(t *testing.T) {
 	received, address := startOTLP(t)
 	t.Run("broker", func(t *testing.T) {
 		broker, _ := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", sample: 1}\n", address)), devIDP(t))
@@ -165,7 +165,7 @@ func TestCallsToWhatIsNotThereHaveNoSpan(t *testing.T) {
 
 // No handler of statistics is given to a server without tracing: even one that
 // does nothing would cost each call.
-func TestTracingThatIsOffIsNotThere(t *testing.T) {
+func TestTrace_offInstallsNoHandler(t *testing.T) {
 	broker, _ := run(t, sample(t, 1), devIDP(t))
 	if n := broker.StatsHandlers(); n != 0 {
 		t.Errorf("%d handlers", n)
@@ -177,7 +177,7 @@ func TestTracingThatIsOffIsNotThere(t *testing.T) {
 	}
 }
 
-func TestCollectorThatIsAwayStopsNothing(t *testing.T) {
+func TestTrace_collectorIsDown(t *testing.T) {
 	var network net.ListenConfig
 	taken, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -196,7 +196,7 @@ func TestCollectorThatIsAwayStopsNothing(t *testing.T) {
 	}
 }
 
-func TestAuthoritiesOfTheCollectorThatCannotBeReadStopTheStart(t *testing.T) {
+func TestStart_invalidCollectorAuthorities(t *testing.T) {
 	_, err := app.New(parsed(t, sampleText(t, 1)+"tracing: {endpoint: \"https://127.0.0.1:4317\", ca: /nowhere/ca.crt}\n"), app.Options{Logger: quiet()})
 	if err == nil || !strings.Contains(err.Error(), "tracing.ca: ") {
 		t.Errorf("New: %v", err)
