@@ -95,7 +95,7 @@ func (b *book) metric(t *testing.T, name string) float64 {
 	return 0
 }
 
-func TestLinesAreAppendedToAFileOfTheOwnersAlone(t *testing.T) {
+func TestFileIsPrivateAndAppended(t *testing.T) {
 	b := open(t, audit.Config{})
 	for i := range 100 {
 		b.Record(&audit.Event{Event: audit.Admin, Outcome: audit.OK, Caller: fmt.Sprint(i)})
@@ -135,7 +135,7 @@ func metricOf(t *testing.T, b *book, name string) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name}, func() float64 { return value })
 }
 
-func TestLinesAreWrittenSoonWithoutBeingAskedFor(t *testing.T) {
+func TestLinesAreFlushedSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := open(t, audit.Config{})
 		b.Record(&audit.Event{Event: audit.Start})
@@ -147,7 +147,7 @@ func TestLinesAreWrittenSoonWithoutBeingAskedFor(t *testing.T) {
 	})
 }
 
-func TestFileThatWasRenamedIsFollowed(t *testing.T) {
+func TestRenamedFileIsReplaced(t *testing.T) {
 	for name, tell := range map[string]func(b *book){
 		"by itself": func(*book) { time.Sleep(audit.FollowInterval) },
 		"told so":   func(b *book) { b.Reopen() },
@@ -173,7 +173,7 @@ func TestFileThatWasRenamedIsFollowed(t *testing.T) {
 	}
 }
 
-func TestDirectoryThatIsGoneIsAFailureUntilItIsBack(t *testing.T) {
+func TestMissingDirectoryIsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := filepath.Join(t.TempDir(), "log")
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -199,7 +199,7 @@ func TestDirectoryThatIsGoneIsAFailureUntilItIsBack(t *testing.T) {
 	})
 }
 
-func TestHalfALineOfSomebodyBeforeIsEnded(t *testing.T) {
+func TestPartialLastLineIsEnded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	testkit.WriteFile(t, path, "{\"v\":1}\n{\"v\":1,\"time")
 	b := open(t, audit.Config{File: path})
@@ -213,7 +213,7 @@ func TestHalfALineOfSomebodyBeforeIsEnded(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoFileIsRefused(t *testing.T) {
+func TestOpenRefusesBadPaths(t *testing.T) {
 	dir := t.TempDir()
 	for _, path := range []string{dir, filepath.Join(dir, "none", "audit.jsonl")} {
 		if l, err := audit.Open(audit.Config{File: path}); err == nil {
@@ -223,7 +223,7 @@ func TestWhatIsNoFileIsRefused(t *testing.T) {
 	}
 }
 
-func TestFileThatOthersCanReadIsToldOf(t *testing.T) {
+func TestReadableFileIsWarnedOf(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	if err := os.WriteFile(path, nil, 0o644); err != nil {
 		t.Fatal(err)
@@ -298,7 +298,7 @@ func TestBufferIsBounded(t *testing.T) {
 	}
 }
 
-func TestRefusalsAreRationedAndCounted(t *testing.T) {
+func TestRefusalsAreLimitedAndCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := open(t, audit.Config{})
 		begin := time.Now()
@@ -341,7 +341,7 @@ func TestRefusalsAreRationedAndCounted(t *testing.T) {
 	})
 }
 
-func TestAllVerificationsAreAll(t *testing.T) {
+func TestAllVerificationsAreWritten(t *testing.T) {
 	for which, want := range map[audit.Verifications]int{audit.RejectedVerifications: audit.RefusalsPerSecond, audit.AllVerifications: 100} {
 		synctest.Test(t, func(t *testing.T) {
 			b := open(t, audit.Config{Verifications: which})
@@ -357,7 +357,7 @@ func TestAllVerificationsAreAll(t *testing.T) {
 
 func handle(name string) unique.Handle[string] { return unique.Make(name) }
 
-func TestTokenIsToldOnceForEachCallerAndThenSummedUp(t *testing.T) {
+func TestTokenIsWrittenOncePerCallerThenSummed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := open(t, audit.Config{From: func(context.Context) string { return "10.0.0.1:1" }})
 		given := b.Given(audit.Event{Client: "orders", TokenSHA256: [32]byte{1}})
@@ -399,7 +399,7 @@ func TestTokenIsToldOnceForEachCallerAndThenSummedUp(t *testing.T) {
 
 // Whatever comes when: the first lines and the sums together are the times that
 // the token was given.
-func TestNothingIsLostThatIsCountedWhileATokenGoes(t *testing.T) {
+func TestSumsAreCompleteUnderConcurrency(t *testing.T) {
 	b := open(t, audit.Config{})
 	const rounds, callers, times = 50, 4, 100
 	for round := range rounds {
@@ -429,7 +429,7 @@ func TestNothingIsLostThatIsCountedWhileATokenGoes(t *testing.T) {
 	}
 }
 
-func TestEachTimeIsToldWhereThatIsWanted(t *testing.T) {
+func TestEachUseIsWrittenIfConfigured(t *testing.T) {
 	b := open(t, audit.Config{EveryToken: true})
 	given := b.Given(audit.Event{Client: "orders"})
 	for range 10 {
@@ -441,7 +441,7 @@ func TestEachTimeIsToldWhereThatIsWanted(t *testing.T) {
 	}
 }
 
-func TestTokenThatCannotBeToldIsRefusedUntilItIs(t *testing.T) {
+func TestTokenIsRefusedUntilItIsWritten(t *testing.T) {
 	b := open(t, audit.Config{File: "/dev/full", Refuse: true})
 	known, late := b.Given(audit.Event{TokenSHA256: [32]byte{1}}), b.Given(audit.Event{TokenSHA256: [32]byte{2}})
 	give := func(given *audit.Given) error { return given.To(t.Context(), handle("checkout"), "memory", false) }
@@ -484,7 +484,7 @@ func TestStandardOutput(t *testing.T) {
 }
 
 // Nobody reads: the pipe is full, and writing blocks for ever.
-func TestOutputThatTakesNothingStopsNobody(t *testing.T) {
+func TestBlockedOutputBlocksNoCaller(t *testing.T) {
 	read, write, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func disk(t *testing.T, size string) string {
 
 // The disk is full in the middle of a line, and then has room again: every line
 // that was accepted is there, whole and once, and how many were not.
-func TestDiskThatIsFullForAWhileLosesNothingUntold(t *testing.T) {
+func TestFullDisk_acceptedLinesSurvive(t *testing.T) {
 	dir := disk(t, "64k")
 	for _, refuse := range []bool{true, false} {
 		name := "drop"

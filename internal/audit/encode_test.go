@@ -113,7 +113,7 @@ func everything() *audit.Event {
 	}
 }
 
-func TestLineIsWhatEncodingJSONWrites(t *testing.T) {
+func TestLineMatchesEncodingJSON(t *testing.T) {
 	now := time.Now()
 	for _, e := range []*audit.Event{{}, {Event: audit.Start}, everything()} {
 		if got, want := audit.Line("host/abc", e, now), expected(t, "host/abc", e, now); got != want {
@@ -124,7 +124,7 @@ func TestLineIsWhatEncodingJSONWrites(t *testing.T) {
 
 // The event of the test above has a value in each field, of whatever is added to
 // it later too.
-func TestEverythingIsTested(t *testing.T) {
+func TestEachFieldIsTested(t *testing.T) {
 	e := reflect.ValueOf(everything()).Elem()
 	for i := range e.NumField() {
 		if e.Field(i).IsZero() {
@@ -183,7 +183,7 @@ func TestDocumentationNamesEveryField(t *testing.T) {
 	}
 }
 
-func TestSchemaIsOfTheseFields(t *testing.T) {
+func TestSchemaMatchesTheFields(t *testing.T) {
 	schema := schema(t)
 	var properties []string
 	for name := range schema.Properties {

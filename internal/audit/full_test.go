@@ -46,7 +46,7 @@ func stuck(t *testing.T, cfg audit.Config) *book {
 	return nil
 }
 
-func TestFullBufferRefusesActsAndKeepsRoomForOutcomes(t *testing.T) {
+func TestFullBufferKeepsRoomForOutcomes(t *testing.T) {
 	const buffer, tries = 1 << 20, 20_000
 	size := len(audit.Line("a", everything(), time.Now())) // but for the name of the replica
 	atBound := func(what string, lines, most int) {
@@ -93,7 +93,7 @@ func TestFullBufferRefusesActsAndKeepsRoomForOutcomes(t *testing.T) {
 	}
 }
 
-func TestRefusalsGetTheirLinesAgainInTheNextSecond(t *testing.T) {
+func TestRefusalLimitRenewsEachSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := open(t, audit.Config{})
 		for second := range 3 {
