@@ -437,7 +437,7 @@ func badConfigs() []badConfig {
 	}
 }
 
-func TestEachBadConfigurationIsRefusedWithItsMessage(t *testing.T) {
+func TestBadConfigurations(t *testing.T) {
 	cases := badConfigs()
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -461,7 +461,7 @@ func TestEachBadConfigurationIsRefusedWithItsMessage(t *testing.T) {
 
 // An issuer whose keys are configured is not connected to, so it may be any
 // identifier, and needs no allow_http.
-func TestIssuerThatIsNoURLNeedsItsKeysConfigured(t *testing.T) {
+func TestIssuerThatIsNoURLNeedsKeys(t *testing.T) {
 	for _, identifier := range []string{
 		"http://adfs.corp.example/adfs/services/trust", "urn:example:issuer", "orders@shop-123456.iam.gserviceaccount.com", "login.example.com", "https://10.0.0.1/realms/shop",
 	} {

@@ -333,13 +333,13 @@ func TestIssuersDoNotShareTheirDefaults(t *testing.T) {
 	}
 }
 
-func TestTheExampleIsAGoodConfiguration(t *testing.T) {
+func TestExampleIsValid(t *testing.T) {
 	if _, err := config.Load("../../broker.example.yaml"); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestAFileThatCannotBeReadIsAConfigErrorWithoutALine(t *testing.T) {
+func TestUnreadableFileIsAConfigError(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]string{
 		filepath.Join(dir, "absent.yaml"): "the configuration cannot be read: no such file or directory",
@@ -352,7 +352,7 @@ func TestAFileThatCannotBeReadIsAConfigErrorWithoutALine(t *testing.T) {
 	}
 }
 
-func TestALargeFileIsNotReadToItsEnd(t *testing.T) {
+func TestFileSizeIsBounded(t *testing.T) {
 	_, err := config.Load("/dev/zero")
 	if err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
 		t.Errorf("the endless file gave %v", err)
@@ -426,7 +426,7 @@ func TestTenThousandClients(t *testing.T) {
 	}
 }
 
-func TestEachOfTenThousandBadClientsIsNamed(t *testing.T) {
+func TestTenThousandBadClientsAreNamed(t *testing.T) {
 	const n = 10_000
 	file := strings.ReplaceAll(string(manyClients(n)), "secret: file:", "secret: ")
 	_, err := config.Parse("broker.yaml", []byte(file))

@@ -44,7 +44,7 @@ func parsed(t testing.TB, text string) *config.Config {
 	return config
 }
 
-func TestTheExamplesOfIdentityProvidersAreGoodConfigurations(t *testing.T) {
+func TestIdPExamplesAreValid(t *testing.T) {
 	schema := published(t)
 	all := examples(t)
 	for name, text := range all {
@@ -72,9 +72,9 @@ func examplesOf(all map[string]string) (texts []string) {
 	return texts
 }
 
-// TestPresetsAreWhatKeysCanSay: with the preset's values written out, as the table
+// TestPresetsEqualTheirKeys: with the preset's values written out, as the table
 // in the documentation has them, the same comes of a file without it.
-func TestPresetsAreWhatKeysCanSay(t *testing.T) {
+func TestPresetsEqualTheirKeys(t *testing.T) {
 	var documented []string
 	for _, row := range presetRows(t, "Identity providers") {
 		name, keys := row[1], regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[2], -1)
@@ -126,8 +126,8 @@ func presetRows(t *testing.T, section string) [][]string {
 	return regexp.MustCompile("(?m)^\\| `(\\w+)` \\| (`.*`) \\|$").FindAllStringSubmatch(text, -1)
 }
 
-// TestPresetsOfIssuersAreWhatKeysCanSay is the same for the tokens of an issuer.
-func TestPresetsOfIssuersAreWhatKeysCanSay(t *testing.T) {
+// TestIssuerPresetsEqualTheirKeys is the same for the tokens of an issuer.
+func TestIssuerPresetsEqualTheirKeys(t *testing.T) {
 	issuer := func(settings string) config.Issuer {
 		if !strings.Contains(settings, "issuer: ") && !strings.Contains(settings, "preset: kubernetes") {
 			settings += "    issuer: https://login.example.com\n"
@@ -168,7 +168,7 @@ func TestPresetsOfIssuersAreWhatKeysCanSay(t *testing.T) {
 	}
 }
 
-func TestGivenKeysWinOverPresetsOfIssuers(t *testing.T) {
+func TestKeysOverrideIssuerPresets(t *testing.T) {
 	found := parsed(t, `
 issuers:
   - {preset: kubernetes, issuer: "https://oidc.example.com/id/A", audiences: [a], types: [at+jwt], allow_private: false, tls: {ca: ca.crt}}
@@ -186,7 +186,7 @@ issuers:
 	}
 }
 
-func TestGivenKeysWinOverPresets(t *testing.T) {
+func TestKeysOverridePresets(t *testing.T) {
 	c := parsed(t, `
 clients:
   a: {preset: entra, issuer: "https://login.example.com", client_id: abc, secret: env:A, auth: private_key_jwt, assertion: {algorithm: RS256, audience: issuer}}

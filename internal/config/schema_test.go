@@ -220,7 +220,7 @@ func document(t *testing.T, data []byte) any {
 	return asJSON(t, &node)
 }
 
-func TestSchemaAcceptsWhatTheBrokerAccepts(t *testing.T) {
+func TestSchemaAcceptsValidFiles(t *testing.T) {
 	schema := published(t)
 	good, err := filepath.Glob("testdata/config/*.yaml")
 	if err != nil || len(good) < 5 {
@@ -240,7 +240,7 @@ func TestSchemaAcceptsWhatTheBrokerAccepts(t *testing.T) {
 	}
 }
 
-func TestSchemaRefusesWhatIsStructurallyBad(t *testing.T) {
+func TestSchemaRefusesStructuralErrors(t *testing.T) {
 	schema := published(t)
 	tried := 0
 	for _, c := range badConfigs() {
@@ -257,7 +257,7 @@ func TestSchemaRefusesWhatIsStructurallyBad(t *testing.T) {
 	}
 }
 
-func TestReservedParametersAreRefusedByBrokerAndSchema(t *testing.T) {
+func TestReservedParametersAreRefused(t *testing.T) {
 	schema := published(t)
 	if len(config.ReservedParams()) < 5 {
 		t.Errorf("reserved are only %q", config.ReservedParams())
@@ -317,7 +317,7 @@ func allProperties(t *testing.T) []property {
 
 // The lists that code owns are whole in the schema, and the broker takes each of
 // their values.
-func TestListsOfTheConfigurationAreThoseOfTheCode(t *testing.T) {
+func TestListsMatchTheCode(t *testing.T) {
 	var levels []string // as cmd/broker reads them
 	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn, slog.LevelError} {
 		levels = append(levels, strings.ToLower(level.String()))
@@ -371,9 +371,9 @@ func texts[T ~string](values []T) []string {
 	return made
 }
 
-// TestTheDocumentationNamesEachValue: the row of a key with a list of values has all
+// TestDocumentationNamesEachValue: the row of a key with a list of values has all
 // of them.
-func TestTheDocumentationNamesEachValue(t *testing.T) {
+func TestDocumentationNamesEachValue(t *testing.T) {
 	rows := documentedRows(t)
 	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
 	tried := 0
@@ -423,7 +423,7 @@ func TestEachKeyHasADescription(t *testing.T) {
 	}
 }
 
-func TestTheExampleShowsEachKey(t *testing.T) {
+func TestExampleShowsEachKey(t *testing.T) {
 	data, err := os.ReadFile(exampleFile)
 	if err != nil {
 		t.Fatal(err)
@@ -449,9 +449,9 @@ func TestTheExampleShowsEachKey(t *testing.T) {
 	}
 }
 
-// TestTheDocumentationHasARowForEachKey: in the section of the key's mapping a
+// TestDocumentationHasEachKey: in the section of the key's mapping a
 // row begins with the key and holds its default.
-func TestTheDocumentationHasARowForEachKey(t *testing.T) {
+func TestDocumentationHasEachKey(t *testing.T) {
 	rows := documentedRows(t)
 	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
 	for _, p := range allProperties(t) {
