@@ -205,7 +205,7 @@ func TestRulesSetRequirements(t *testing.T) {
 	}
 }
 
-func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
+func TestUnclearPathReachesNoLaterRule(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Rules: []gateway.Rule{
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}}, {Needs: verify.Request{Scopes: []string{"read"}}},
 	}})
@@ -217,7 +217,7 @@ func TestPathThatIsNotPlainReachesNoLaterRule(t *testing.T) {
 	}
 }
 
-func TestUndecidedIsNotADenial(t *testing.T) {
+func TestFailureIsNoDenial(t *testing.T) {
 	down := apitest.New(t, func(idp *devidp.Server) { idp.SetDown(true) })
 	req := asks("/", nil, "authorization", "Bearer "+down.Token(nil))
 	f := serve(t, down, apitest.Gate, extauthz.Config{})
@@ -238,7 +238,7 @@ func TestUndecidedIsNotADenial(t *testing.T) {
 	}
 }
 
-func TestGatewayIsKnownByItsConnectionAlone(t *testing.T) {
+func TestGatewayIsIdentifiedByItsConnection(t *testing.T) {
 	f := serve(t, apitest.New(t), "", extauthz.Config{})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(apitest.Shop))
 	_, err := f.envoy.Check(ctx, asks("/", nil, "authorization", "Bearer "+f.Token(nil)))

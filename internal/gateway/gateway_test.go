@@ -14,7 +14,7 @@ import (
 
 // A header's text is one that every server takes as it is, and can be read back: so
 // no two identities look the same.
-func TestHeaderTextIsSafeAndCanBeReadBack(t *testing.T) {
+func TestHeaderTextIsSafeAndReversible(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.OneOf(rapid.String(), rapid.StringMatching(`[ %\r\n\x00-\x20a-c]{0,8}`)).Draw(t, "text")
 		made := headerText(text)
@@ -29,7 +29,7 @@ func TestHeaderTextIsSafeAndCanBeReadBack(t *testing.T) {
 	})
 }
 
-func TestDecisionsThatSayNoAreJSON(t *testing.T) {
+func TestDenialsAreJSON(t *testing.T) {
 	j := New(Config{Realm: "shop"})
 	for code, d := range map[string]Decision{
 		"unauthorized": *j.deny(401, "", "a"), InvalidToken: *j.deny(401, InvalidToken, "b"), InsufficientScope: *j.deny(403, InsufficientScope, "c"),
@@ -48,7 +48,7 @@ func TestDecisionsThatSayNoAreJSON(t *testing.T) {
 	}
 }
 
-func TestPeopleGetText(t *testing.T) {
+func TestBrowsersGetText(t *testing.T) {
 	for accept, want := range map[string]bool{"": true, "*/*": true, "application/json": true, "application/problem+json, text/html": true, "text/html,*/*;q=0.8": false, "text/plain": false} {
 		if WantsJSON(accept) != want {
 			t.Errorf("%q: JSON %v", accept, !want)

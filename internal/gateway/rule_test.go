@@ -85,7 +85,7 @@ func TestRuleForPath(t *testing.T) {
 }
 
 // Where no rule looks at the host or the path, it may have any form.
-func TestRuleForLooksAtNoMoreThanRulesSay(t *testing.T) {
+func TestRuleFor_unusedPartsMayBeInvalid(t *testing.T) {
 	for name, tt := range map[string]struct {
 		rules        []gateway.Rule
 		host, target string
@@ -232,7 +232,7 @@ func insert(t *rapid.T, p, text string) string {
 	return p[:at] + text + p[at:]
 }
 
-func TestRuleForIsNotBypassedByAnotherSpelling(t *testing.T) {
+func TestRuleFor_otherSpellings(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		target := rapid.SampledFrom([]string{"/panel/x", "/kiss", "/panel/x/"}).Draw(t, "path")
 		for range rapid.IntRange(1, 4).Draw(t, "disguises") {
@@ -286,7 +286,7 @@ func FuzzRuleForHost(f *testing.F) {
 	})
 }
 
-func TestRuleForIsNotBypassedByAnotherHost(t *testing.T) {
+func TestRuleFor_otherHosts(t *testing.T) {
 	rules := []gateway.Rule{{Host: "admin.example.com"}, {}}
 	rapid.Check(t, func(t *rapid.T) {
 		host := "admin.example.com"

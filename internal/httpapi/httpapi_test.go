@@ -123,7 +123,7 @@ func (a answer) json(t testing.TB) map[string]any {
 
 const need = "/verify?scope=read"
 
-func TestVerifyAnswersWithFourStatuses(t *testing.T) {
+func TestVerify_statuses(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	good := f.Token(nil)
 	fresh := func() string { return f.Token(nil) } // each case begins with a token that no other case has left in a cache
@@ -184,7 +184,7 @@ func TestVerifyAnswersWithFourStatuses(t *testing.T) {
 	}
 }
 
-func TestVerifyTellsWhoItIs(t *testing.T) {
+func TestVerify_identityHeaders(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")
 	want := map[string]string{
@@ -292,7 +292,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 
 // A gateway that sends another spelling of an identity header along would pass it on to
 // the service.
-func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
+func TestVerify_otherSpellingsOfIdentityHeaders(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	for name, want := range map[string]int{
 		"X-Auth-Subject": 200, "x-auth-SUBJECT": 200, "X-Request_Id": 200, "X-Auth-Subjects": 200,
@@ -305,7 +305,7 @@ func TestVerifyRefusesOtherSpellingsOfIdentityHeaders(t *testing.T) {
 	}
 }
 
-func TestAuthorizationIsNeverTheGateways(t *testing.T) {
+func TestVerify_gatewayNeedsACertificate(t *testing.T) {
 	f := serve(t, "", nil)
 	got := f.do(t, "GET", need, bearer(f.CallerJWT(apitest.Shop)), "")
 	if got.status != 503 || !strings.Contains(f.Log.String(), "a gateway must connect with a client certificate") {
@@ -313,7 +313,7 @@ func TestAuthorizationIsNeverTheGateways(t *testing.T) {
 	}
 }
 
-func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
+func TestVerify_unauthorizedGateway(t *testing.T) {
 	f := serve(t, apitest.Idle, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(nil)), "")
 	if got.status != 503 || !strings.Contains(f.Log.String(), `caller \"idle\" asked for`) {
@@ -321,7 +321,7 @@ func TestGatewayThatMayNotAskIsNotTakenForTheUser(t *testing.T) {
 	}
 }
 
-func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
+func TestDenialsAreAudited(t *testing.T) {
 	fixture := apitest.New(t)
 	path := filepath.Join(t.TempDir(), "audit.jsonl")
 	var err error
@@ -347,14 +347,14 @@ func TestWhoIsTurnedAwayIsWrittenDown(t *testing.T) {
 	}
 }
 
-func TestKeysThatAreNotToBeHadAre503(t *testing.T) {
+func TestUnavailableKeysAre503(t *testing.T) {
 	f := serveFixture(t, apitest.New(t, func(idp *devidp.Server) { idp.SetDown(true) }), apitest.Gate, nil)
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 503 || got.header.Get("Retry-After") == "" {
 		t.Errorf("status %d, Retry-After %q", got.status, got.header.Get("Retry-After"))
 	}
 }
 
-func TestNeedsInHeaders(t *testing.T) {
+func TestRequirementsInHeaders(t *testing.T) {
 	f := serve(t, apitest.Gate, func(c *httpapi.Config) { c.NeedsInHeaders = true })
 	for name, tt := range map[string]struct {
 		target string
@@ -389,7 +389,7 @@ func TestBodiesByAccept(t *testing.T) {
 	}
 }
 
-func TestOtherPathsAreNowhere(t *testing.T) {
+func TestOtherPathsAreNotFound(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	for _, target := range []string{
 		"/", "//verify", "/verify2", "/oauth2/token/", "/oauth2//token", "/OAUTH2/token", "/oauth2/../verify", "/debug/pprof/", "/oauth2/token;x", "/verify;/../x",
@@ -415,7 +415,7 @@ func TestOtherPathsAreNowhere(t *testing.T) {
 	}
 }
 
-func TestOldConnectionsEnd(t *testing.T) {
+func TestOldConnectionsAreClosed(t *testing.T) {
 	for age, ends := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false} {
 		fixture := apitest.New(t)
 		fixture.Limits.ConnectionAge = age
@@ -451,7 +451,7 @@ func (f *api) raw(t *testing.T, text string) (status string, closed bool) {
 	return fmt.Sprint(response.StatusCode), response.Close
 }
 
-func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
+func TestSmugglingClosesTheConnection(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	const host = " HTTP/1.1\r\nHost: b\r\n"
 	for name, tt := range map[string]struct{ text, status string }{
@@ -476,7 +476,7 @@ func TestShapesOfSmugglingEndTheConnection(t *testing.T) {
 
 // A request whose length could be read in two ways ends its connection, whatever the
 // path: the body is never answered as the next request (RFC 9112 section 6.1).
-func TestBodyIsNeverReadAsTheNextRequest(t *testing.T) {
+func TestBodyIsNoNextRequest(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	token := f.Token(nil)
 	smuggled := "GET " + need + " HTTP/1.1\r\nHost: b\r\nAuthorization: Bearer " + token + "\r\n\r\n"
@@ -543,7 +543,7 @@ func (f *api) answers(t *testing.T, text string) (lines []string) {
 
 // Who is not known yet may begin so many requests and no more, and those who are known
 // do not feel it.
-func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
+func TestUnfinishedRequestsAreBounded(t *testing.T) {
 	const most = 20 // few, so that all are open at once before the first times out
 	fixture := apitest.New(t)
 	fixture.Limits.Strangers = most
@@ -601,7 +601,7 @@ func TestRequestsThatStrangersDoNotEndAreBounded(t *testing.T) {
 	}
 }
 
-func TestRequestsWhoseClientDisconnectedAreNoFailuresOfTheBroker(t *testing.T) {
+func TestDisconnectedClientIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	f := serve(t, apitest.Shop, func(c *httpapi.Config) { c.Registerer = registry })
 	asked := make(chan struct{}, 1)
@@ -640,7 +640,7 @@ func TestRequestsWhoseClientDisconnectedAreNoFailuresOfTheBroker(t *testing.T) {
 	}
 }
 
-func TestDrainingClosesConnectionsAfterTheNextResponse(t *testing.T) {
+func TestDrainingClosesConnections(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 || got.closes {
 		t.Errorf("before the drain: %d, closes: %v", got.status, got.closes)

@@ -105,7 +105,7 @@ func (f *api) exchange(t *testing.T, text string) (status int, all string) {
 	return response.StatusCode, string(data)
 }
 
-func TestMalformedRequestsGetWhatIsDocumented(t *testing.T) {
+func TestMalformedRequests(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	// Keys are fetched before, and a caller is known.
 	if got := f.do(t, "GET", need, bearer(f.Token(nil)), ""); got.status != 200 {

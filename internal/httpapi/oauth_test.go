@@ -33,7 +33,7 @@ func with(pairs ...string) url.Values {
 	return form
 }
 
-func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
+func TestTokenEndpoint_eachAuthentication(t *testing.T) {
 	f := serve(t, "", nil)
 	jwt := f.CallerJWT(apitest.Shop)
 	grant := []string{"grant_type", "client_credentials"}
@@ -70,7 +70,7 @@ func TestTokenEndpointAnswersEveryWayOfProof(t *testing.T) {
 	}
 }
 
-func TestTokenEndpointRefusesAsTheRFCSays(t *testing.T) {
+func TestTokenEndpoint_errorsOfRFC6749(t *testing.T) {
 	f := serve(t, "", nil)
 	jwt := f.CallerJWT(apitest.Shop)
 	grant := with("grant_type", "client_credentials", "client_id", "orders")
@@ -199,7 +199,7 @@ func TestParametersInTheQueryAreRefused(t *testing.T) {
 }
 
 // Whoever has a browser on the host of a broker visits pages of others.
-func TestPagesInBrowsersAreNoCallers(t *testing.T) {
+func TestBrowsersAreNoCallers(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	form := with("token", f.Token(nil))
 	if got := f.post(t, introspectPath, nil, form); got.status != 200 || got.json(t)["active"] != true {
@@ -223,7 +223,7 @@ func TestPagesInBrowsersAreNoCallers(t *testing.T) {
 }
 
 // RFC 6749 section 2.3: a client proves who it is in one way at a time.
-func TestTwoProofsAtOnceAreRefused(t *testing.T) {
+func TestTwoAuthenticationsAreRefused(t *testing.T) {
 	f := serve(t, "", nil)
 	jwt := f.CallerJWT(apitest.Shop)
 	inHeader := map[string]http.Header{"Bearer": bearer(jwt), "Basic": basicAuth("orders", jwt)}
@@ -256,7 +256,7 @@ func TestTwoProofsAtOnceAreRefused(t *testing.T) {
 	}
 }
 
-func TestTokenEndpointWantsAForm(t *testing.T) {
+func TestTokenEndpoint_needsAForm(t *testing.T) {
 	f := serve(t, "", nil)
 	auth := bearer(f.CallerJWT(apitest.Shop))
 	const form = "grant_type=client_credentials&client_id=orders"
@@ -276,7 +276,7 @@ func TestTokenEndpointWantsAForm(t *testing.T) {
 	}
 }
 
-func TestTroubleOfTheIdPIsNotTheCallers(t *testing.T) {
+func TestTokenEndpoint_idpFailures(t *testing.T) {
 	f := serve(t, "", nil)
 	auth := bearer(f.CallerJWT(apitest.Shop))
 	form := with("grant_type", "client_credentials", "client_id", "orders")
@@ -291,7 +291,7 @@ func TestTroubleOfTheIdPIsNotTheCallers(t *testing.T) {
 	}
 }
 
-func TestIntrospectionSaysWhatThereIsToSay(t *testing.T) {
+func TestIntrospection_responses(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	got := f.post(t, introspectPath, nil, with("token", f.Token(nil), "token_type_hint", "access_token"))
 	answer := got.json(t)
@@ -321,7 +321,7 @@ func TestIntrospectionSaysWhatThereIsToSay(t *testing.T) {
 	}
 }
 
-func TestIntrospectionIsForCallersWhoMay(t *testing.T) {
+func TestIntrospection_needsPermission(t *testing.T) {
 	f := serve(t, "", nil)
 	token := f.Token(nil)
 	if got := f.post(t, introspectPath, nil, with("token", token)); got.status != 401 || got.json(t)["error"] != "invalid_client" {

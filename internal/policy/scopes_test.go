@@ -10,7 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-func TestRequestWithoutScopesIsNarrowedToOneGrant(t *testing.T) {
+func TestDefaultScopesAreNarrowedToOneGrant(t *testing.T) {
 	defaults := []string{"read", "write"}
 	grant := func(scopes ...string) policy.GetGrant { return policy.GetGrant{Client: "orders", Scopes: scopes} }
 	elsewhere := policy.GetGrant{Client: "orders", Audiences: []string{"other"}}
@@ -44,7 +44,7 @@ func TestRequestWithoutScopesIsNarrowedToOneGrant(t *testing.T) {
 }
 
 // The defaults of a client may change after the policy was built.
-func TestRequestWithoutScopesIsNarrowedByCurrentDefaults(t *testing.T) {
+func TestDefaultScopesMayChange(t *testing.T) {
 	caller := get(policy.GetGrant{Client: "orders", Scopes: []string{"read", "admin"}})
 	req := policy.Request{Client: "orders", Scopes: []string{"admin", "list"}, Narrow: true}
 	if got, ok := caller.Resolve(req); !ok || !slices.Equal(got, []string{"admin"}) {
@@ -164,7 +164,7 @@ func allowedBy(grant policy.GetGrant, own policy.Defaults, scopes []string) (all
 	return allowed
 }
 
-func TestExplainNamesScopesOfDefaultRequests(t *testing.T) {
+func TestExplain_defaultScopes(t *testing.T) {
 	cfg := config(nil)
 	cfg.Clients["bare"] = policy.Defaults{}
 	for name, test := range map[string]struct {

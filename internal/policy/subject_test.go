@@ -6,7 +6,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
-func TestCallersAreRecognisedByClaims(t *testing.T) {
+func TestClaimsIdentifyCallers(t *testing.T) {
 	claim := func(value string, path ...string) policy.Claim { return policy.Claim{Path: path, Value: value} }
 	p := callers(map[string]policy.Match{
 		"by id":      {Issuer: "https://ci", Claims: []policy.Claim{claim("74", "repository_id"), claim("refs/heads/*", "ref")}},
