@@ -44,7 +44,7 @@ func holds(t *testing.T, m *store.Memory, keys ...string) (held []string) {
 	return held
 }
 
-func TestFullMemoryDropsFirstWhatWouldExpireFirst(t *testing.T) {
+func TestFullMemoryDropsTheSoonestExpiry(t *testing.T) {
 	m := store.NewMemory(store.MemoryConfig{MaxBytes: 8000})
 	for _, p := range []store.Put{put("soon", 1000, time.Minute), put("later", 1000, time.Hour), put("never", 1000, 0), put("sooner", 1000, time.Second)} {
 		if err := apply(t, m, p); err != nil {
@@ -59,7 +59,7 @@ func TestFullMemoryDropsFirstWhatWouldExpireFirst(t *testing.T) {
 	}
 }
 
-func TestFullMemoryRefusesToDropWhatHasNoEnd(t *testing.T) {
+func TestFullMemoryKeepsLastingValues(t *testing.T) {
 	m := store.NewMemory(store.MemoryConfig{MaxBytes: 3700})
 	claim := store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}
 	lease, _, err := m.Acquire(t.Context(), claim)
@@ -90,7 +90,7 @@ func TestFullMemoryRefusesToDropWhatHasNoEnd(t *testing.T) {
 }
 
 // The limit is so low that the writes succeed only if what expired was freed.
-func TestMemoryFreesWhatHasExpired(t *testing.T) {
+func TestMemoryFreesExpiredValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := store.NewMemory(store.MemoryConfig{MaxBytes: 2000})
 		acquire := func(key, owner string, ttl time.Duration) store.Lease {

@@ -5,7 +5,7 @@ import (
 	"testing/synctest"
 )
 
-func TestCoalescerRunsOnceMoreHoweverOftenItIsWokenMeanwhile(t *testing.T) {
+func TestCoalescerMergesWakeUps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c Coalescer
 		runs := 0
@@ -34,7 +34,7 @@ func TestCoalescerRunsOnceMoreHoweverOftenItIsWokenMeanwhile(t *testing.T) {
 	})
 }
 
-func TestSubscriptionIsNotifiedOfItsKeysUntilItIsClosed(t *testing.T) {
+func TestSubscriptionEndsWithClose(t *testing.T) {
 	all := NewSubscriptions()
 	notified := 0
 	subscription := all.Subscribe(func() { notified++ }, "a", "b")

@@ -65,7 +65,7 @@ func writeAndTell(t *testing.T, b *boltstore.Store, writer int) error {
 	return nil
 }
 
-func TestWhatBoltAcknowledgedSurvivesKill(t *testing.T) {
+func TestBoltKeepsAcknowledgedWrites(t *testing.T) {
 	rounds := more(10, 200)
 	path := newPath(t)
 	var told acknowledged

@@ -53,7 +53,7 @@ func editBolt(t *testing.T, path string, edit func(tx *bolt.Tx) error) {
 	}
 }
 
-func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
+func TestBoltOpenErrorsSayWhatToDo(t *testing.T) {
 	write := func(content string) func(t *testing.T) string {
 		return func(t *testing.T) string {
 			path := newPath(t)
@@ -140,7 +140,7 @@ func TestBoltThatCannotBeOpenedSaysWhatToDo(t *testing.T) {
 }
 
 // What a test that runs as root cannot meet.
-func TestBoltErrorsOfTheSystemSayWhatToDo(t *testing.T) {
+func TestBoltSystemErrorsSayWhatToDo(t *testing.T) {
 	for want, err := range map[string]error{
 		"give it and its directory to the user": syscall.EACCES,
 		"that is read-only":                     syscall.EROFS,
@@ -163,7 +163,7 @@ func TestBoltErrorsOfTheSystemSayWhatToDo(t *testing.T) {
 	}
 }
 
-func TestRefusedBoltFileIsLeftAlone(t *testing.T) {
+func TestRefusedBoltFileIsUnchanged(t *testing.T) {
 	path := newPath(t)
 	content := []byte(strings.Repeat("somebody's notes\n", 1000))
 	if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -180,7 +180,7 @@ func TestRefusedBoltFileIsLeftAlone(t *testing.T) {
 // A page in a thousand that is damaged may go unnoticed: pages have no
 // checksums. But a damaged file never ends the process, neither when it is
 // opened nor later.
-func TestDamagedBoltIsAnErrorAndNoPanic(t *testing.T) {
+func TestDamagedBoltDoesNotPanic(t *testing.T) {
 	const pageSize = 4096
 	whole, err := os.ReadFile(filledBolt(t))
 	if err != nil {

@@ -80,7 +80,7 @@ func held(t testing.TB, s store.Store, keys ...string) string {
 	return fmt.Sprint(held)
 }
 
-func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
+func TestBoltFileIsPrivate(t *testing.T) {
 	path := newPath(t)
 	openBolt(t, boltstore.Config{Path: path})
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
@@ -88,7 +88,7 @@ func TestBoltFileIsForItsOwnerAlone(t *testing.T) {
 	}
 }
 
-func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
+func TestBoltReopensWithItsValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		config := boltstore.Config{Path: newPath(t)}
 		b := openBolt(t, config)
@@ -125,7 +125,7 @@ func TestBoltIsAsItWasWhenOpenedAgain(t *testing.T) {
 	})
 }
 
-func TestFullBoltDropsFirstWhatWouldExpireFirst(t *testing.T) {
+func TestFullBoltDropsTheSoonestExpiry(t *testing.T) {
 	b := openBolt(t, boltstore.Config{Path: newPath(t), MaxBytes: 8000})
 	for _, p := range []store.Put{sizedPut("soon", 1000, time.Minute), sizedPut("later", 1000, time.Hour), sizedPut("never", 1000, 0), sizedPut("sooner", 1000, time.Second)} {
 		if err := applyPuts(t, b, p); err != nil {
@@ -140,7 +140,7 @@ func TestFullBoltDropsFirstWhatWouldExpireFirst(t *testing.T) {
 	}
 }
 
-func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
+func TestFullBoltKeepsLastingValues(t *testing.T) {
 	config := boltstore.Config{Path: newPath(t), MaxBytes: 3700}
 	b := openBolt(t, config)
 	lease, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour})
@@ -174,7 +174,7 @@ func TestFullBoltRefusesToDropWhatHasNoEnd(t *testing.T) {
 }
 
 // The limit is so low that the writes succeed only if what expired was freed.
-func TestBoltFreesWhatHasExpired(t *testing.T) {
+func TestBoltFreesExpiredValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBolt(t, boltstore.Config{Path: newPath(t), MaxBytes: 2000})
 		for i := range 300 {
@@ -191,7 +191,7 @@ func TestBoltFreesWhatHasExpired(t *testing.T) {
 }
 
 // Without room being short, writes alone must free what nobody overwrites.
-func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
+func TestBoltFileDoesNotGrowByExpiredValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := newPath(t)
 		b := openBolt(t, boltstore.Config{Path: path})
@@ -222,7 +222,7 @@ func TestBoltFileDoesNotGrowByWhatHasExpired(t *testing.T) {
 	})
 }
 
-func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
+func TestBoltCallersShareASync(t *testing.T) {
 	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	const callers, each = 64, 20
 	var told sync.WaitGroup
@@ -241,7 +241,7 @@ func TestManyCallersOfBoltShareTheWaitForTheDisk(t *testing.T) {
 	}
 }
 
-func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
+func TestBoltWritesOnlyChanges(t *testing.T) {
 	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}); err != nil {
 		t.Fatal(err)
@@ -267,7 +267,7 @@ func TestBoltDoesNotWriteForWhatChangesNothing(t *testing.T) {
 // A caller whose ctx ends leaves at once and owns its values again, though they
 // may be on their way to the disk; the race detector watches. The values are
 // large so that being on the way takes a while.
-func TestCallerOfBoltMayLeave(t *testing.T) {
+func TestBoltCallerMayCancel(t *testing.T) {
 	b := openBolt(t, boltstore.Config{Path: newPath(t)})
 	whole := bytes.Repeat([]byte("v"), store.MaxValue)
 	var left atomic.Int32
@@ -304,7 +304,7 @@ func TestCallerOfBoltMayLeave(t *testing.T) {
 	}
 }
 
-func TestClosingBoltUnderLoadAnswersEveryCaller(t *testing.T) {
+func TestBoltCloseUnderLoad(t *testing.T) {
 	path := newPath(t)
 	b := openBolt(t, boltstore.Config{Path: path})
 	var callers sync.WaitGroup

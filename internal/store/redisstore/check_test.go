@@ -49,7 +49,7 @@ func checkAll(t *testing.T, cases []mend) {
 
 const noFile = "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both"
 
-func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
+func TestRedisCheck_login(t *testing.T) {
 	open := redistest.Start(t, redistest.Options{})
 	closed := redistest.Start(t, redistest.Options{Password: testPassword, ACL: []string{
 		aclLine(), "user off off >" + testPassword,
@@ -71,7 +71,7 @@ func TestRedisCheckSaysWhatIsWrongWithTheLogin(t *testing.T) {
 	})
 }
 
-func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
+func TestRedisCheck_missingRight(t *testing.T) {
 	var users []string
 	var cases []mend
 	add := func(name, line, right string) {
@@ -102,7 +102,7 @@ func TestRedisCheckSaysWhichRightIsMissing(t *testing.T) {
 	checkAll(t, append(cases, database))
 }
 
-func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
+func TestRedisCheck_tls(t *testing.T) {
 	t.Parallel()
 	certificates, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
 	encrypted := redistest.Start(t, redistest.Options{Certificates: certificates})
@@ -128,7 +128,7 @@ func TestRedisCheckSaysWhatIsWrongWithTLS(t *testing.T) {
 	})
 }
 
-func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
+func TestRedisCheck_wrongMode(t *testing.T) {
 	t.Parallel()
 	single := redistest.Start(t, redistest.Options{})
 	narrow := userOf(t)
@@ -166,7 +166,7 @@ func TestRedisCheckSaysWhatWasTakenForWhat(t *testing.T) {
 	checkAll(t, []mend{{"it hangs", redisstore.Config{Addresses: sentinel.Addrs()[:1]}, "Redis is away: Redis did not answer in time"}})
 }
 
-func TestRedisCheckWarnsOfSettings(t *testing.T) {
+func TestRedisCheck_settings(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{AppendOnly: true, ACL: []string{aclLine("+info")}})
 	config := userOf(t, server.Addr())
 	check := func(name, says string) {
@@ -207,7 +207,7 @@ Redis: it has evicted \d+ keys since its start: raise maxmemory, or tokens are f
 }
 
 // What no server that is at hand would say.
-func TestRedisCheckOfAnOldOrLoadingServer(t *testing.T) {
+func TestRedisCheck_oldOrLoadingServer(t *testing.T) {
 	const pong, loading = "+PONG\r\n", "-LOADING Redis is loading the dataset in memory\r\n"
 	hello := func(version string) string {
 		return "%3\r\n+server\r\n+redis\r\n+version\r\n+" + version + "\r\n+mode\r\n+standalone\r\n"
@@ -246,7 +246,7 @@ func scriptedServer(t *testing.T, answers map[string]string) string {
 	return listener.Addr().String()
 }
 
-func TestRedisConfigThatContradictsItselfIsRefused(t *testing.T) {
+func TestContradictoryRedisConfigIsRefused(t *testing.T) {
 	password := passwordSource(t, testPassword)
 	one, two := []string{"a:1"}, []string{"a:1", "b:2"}
 	for name, c := range map[string]struct {

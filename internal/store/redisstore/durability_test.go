@@ -25,7 +25,7 @@ const (
 	mayNotAsk       = "it is unknown how safely Redis keeps it, because the user \"tokenbroker\" may not run INFO or WAIT: allow it " + redisstore.ACLConfirm
 )
 
-func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
+func TestRedisDurability(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
 	r := openPatient(t, userOf(t, server.Addr()))
 	number := uint64(0)
@@ -46,7 +46,7 @@ func TestRedisSaysHowSafelyItKeepsAChange(t *testing.T) {
 	check("may not ask", store.Safety{Doubt: mayNotAsk})
 }
 
-func TestRedisConfirmsWithItsReplicas(t *testing.T) {
+func TestRedisConfirmation_replicas(t *testing.T) {
 	sentinel := redistest.StartSentinel(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLConfirm)}})
 	config := userOf(t, sentinel.Addrs()...)
 	config.SentinelMaster = redistest.MasterName
@@ -62,7 +62,7 @@ func TestRedisConfirmsWithItsReplicas(t *testing.T) {
 	sentinel.Replica.Cont()
 }
 
-func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
+func TestRedisConfirmation_cluster(t *testing.T) {
 	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster, redisstore.ACLConfirm)}})
 	config := userOf(t, cluster.Addrs()...)
 	config.Cluster = true
@@ -79,7 +79,7 @@ func TestRedisClusterConfirmsWithTheReplicaOfTheKey(t *testing.T) {
 }
 
 // Redis 7.2 is not at hand. What it answers is in its documentation.
-func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
+func TestRedisConfirmation_disk(t *testing.T) {
 	info := "redis_version:7.4.1\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\nconnected_slaves:2\r\n"
 	answers := map[string]string{
 		"hello":   "%3\r\n+server\r\n+redis\r\n+version\r\n+7.4.1\r\n+mode\r\n+standalone\r\n",
@@ -99,7 +99,7 @@ func TestRedisTellsOfItsDiskWhereItCan(t *testing.T) {
 	}
 }
 
-func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
+func TestRedisConfirmation_unreachable(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Password: testPassword})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Password: passwordSource(t, testPassword)})
 	server.Kill()
@@ -110,7 +110,7 @@ func TestRedisThatIsAwayConfirmsNothing(t *testing.T) {
 	showsNothing(t, got.Doubt)
 }
 
-func TestRedisThatMayEvictSecretsIsRefused(t *testing.T) {
+func TestRedisThatEvictsSecretsIsRefused(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{ACL: []string{aclLine("+info")}})
 	config := userOf(t, server.Addr())
 	config.KeepsSecrets = true

@@ -60,7 +60,7 @@ func look(t *testing.T, r *redisstore.Store) error {
 	return err
 }
 
-func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
+func TestHangingRedisIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{Password: testPassword})
 	var log testkit.Log
@@ -113,7 +113,7 @@ func TestRedisThatHangsIsLeftAloneUntilItAnswersAgain(t *testing.T) {
 	showsNothing(t, log.String())
 }
 
-func TestRedisIsNotAwayForWhatItsCallersDo(t *testing.T) {
+func TestCanceledCallsAreNoRedisFailure(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
 	r := open(t, redisstore.Config{Addresses: []string{server.Addr()}})
@@ -223,7 +223,7 @@ func (w *wire) pass(conn *wireConn, to io.WriteCloser, from io.ReadCloser, swall
 	}
 }
 
-func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
+func TestRedisCallMayBeRepeated(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	wire := newWire(t, server.Addr())
 	r := openPatient(t, redisstore.Config{Addresses: []string{wire.listener.Addr().String()}})
@@ -269,7 +269,7 @@ func TestRedisCallWhoseAnswerIsLostMayBeRepeated(t *testing.T) {
 }
 
 // The connection of a subscription may die without a word.
-func TestRedisSubscriptionIsMadeAnew(t *testing.T) {
+func TestRedisSubscriptionReconnects(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, redistest.Options{})
 	wire := newWire(t, server.Addr())
@@ -373,7 +373,7 @@ func TestRedisCallIsOneTrip(t *testing.T) {
 	}
 }
 
-func TestRedisThatLostAllGetsItsNumbersBack(t *testing.T) {
+func TestFlushedRedisGetsItsCountersBack(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{AppendOnly: true})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	claim := testClaim()
@@ -465,7 +465,7 @@ func TestRedisMissingRightIsNotAbsence(t *testing.T) {
 }
 
 // Redis repeats what it was sent in some of its errors.
-func TestRedisErrorsShowNothing(t *testing.T) {
+func TestRedisErrorsShowNoSecret(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{`rename-command EVALSHA ""`}})
 	var log testkit.Log
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})

@@ -54,7 +54,7 @@ func writeFaults() []writeFault {
 	}
 }
 
-func TestRedisThatDoesNotWrite(t *testing.T) {
+func TestReadOnlyRedis(t *testing.T) {
 	t.Parallel()
 	for _, fault := range writeFaults() {
 		t.Run(fault.name, func(t *testing.T) {
@@ -141,7 +141,7 @@ func keyOnEach(t *testing.T, cluster *redistest.Cluster) map[*redistest.Server]s
 	return keys
 }
 
-func TestRedisClusterWithADeadShard(t *testing.T) {
+func TestRedisCluster_deadShard(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct{ strike, mend func(*redistest.Server) }{
 		"killed": {(*redistest.Server).Kill, (*redistest.Server).Restart},
@@ -223,7 +223,7 @@ func losesAShard(t *testing.T, r *redisstore.Store, cluster *redistest.Cluster, 
 
 // A slot that is being moved is nothing that others notice, and can be read all
 // the while.
-func TestRedisClusterWithASlotThatIsMoved(t *testing.T) {
+func TestRedisCluster_movedSlot(t *testing.T) {
 	t.Parallel()
 	cluster := redistest.StartMasters(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster)}})
 	var log testkit.Log
@@ -316,7 +316,7 @@ func TestRedisEvictsLeasesLast(t *testing.T) {
 
 // Those who wait for the lease of a fetch need not wait for its end where Redis
 // has no room for the token.
-func TestRedisThatIsFullReleasesLeases(t *testing.T) {
+func TestFullRedisReleasesLeases(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	testkit.Eventually(t, "it works", func() bool { return works(t, r) })

@@ -12,7 +12,7 @@ import (
 
 // A lease that Redis would keep for an hour more (its key lives a day longer), because its clock was set back, is
 // free after the lifetime that a claim asks for.
-func TestLeaseThatWasProlongedInRedisEnds(t *testing.T) {
+func TestProlongedRedisLeaseEnds(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	claim := store.Claim{Key: "tb{c}lease", Owner: "died", Counter: "tb{c}fences", TTL: time.Second}

@@ -15,7 +15,7 @@ import (
 
 // Spans of all that a store does have names of a fixed set and show neither
 // passwords nor keys nor values.
-func TestRedisSpansShowNothingThatIsSent(t *testing.T) {
+func TestRedisSpansShowNoContent(t *testing.T) {
 	t.Parallel()
 	for _, fleet := range fleets() {
 		t.Run(fleet.name, func(t *testing.T) {

@@ -22,7 +22,7 @@ func putFor(t *testing.T, s store.Store, key string, number uint64, value []byte
 }
 
 // The lifetime that the inner store tells may be any: the sealed end holds.
-func TestSealedEndHoldsWhateverTheStoreSays(t *testing.T) {
+func TestSealedExpiry_storeLifetimeIsIgnored(t *testing.T) {
 	for name, inStore := range map[string]time.Duration{
 		"prolonged by an hour": time.Hour + time.Minute, "prolonged by a second": time.Minute + time.Second, "kept for good": 0,
 	} {
@@ -52,7 +52,7 @@ func TestSealedEndHoldsWhateverTheStoreSays(t *testing.T) {
 }
 
 // A store that ends a value earlier is believed.
-func TestStoreMayEndAValueBeforeItsSealedEnd(t *testing.T) {
+func TestSealedExpiry_storeMayEndEarlier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		outer, inner := sealedPair(t)
 		putFor(t, outer, "key", 1, []byte(canaryValue), time.Minute)
@@ -65,7 +65,7 @@ func TestStoreMayEndAValueBeforeItsSealedEnd(t *testing.T) {
 }
 
 // A value without an end stays one, whatever lifetime somebody gives it.
-func TestValueForGoodHasNoLifetime(t *testing.T) {
+func TestSealedExpiry_lastingValue(t *testing.T) {
 	outer, inner := sealedPair(t)
 	mustApply(t, outer, "key", 1, []byte(canaryValue))
 	raw := store.NewMemory(store.MemoryConfig{})
@@ -76,7 +76,7 @@ func TestValueForGoodHasNoLifetime(t *testing.T) {
 }
 
 // Neither the end nor the kind of an envelope can be changed.
-func TestSealedEndCannotBeMoved(t *testing.T) {
+func TestSealedExpiry_tampering(t *testing.T) {
 	outer, inner := sealedPair(t)
 	putFor(t, outer, "key", 5, []byte(canaryValue), time.Hour)
 	mustApply(t, outer, "good", 5, []byte(canaryValue))
@@ -115,7 +115,7 @@ func TestSealedEndCannotBeMoved(t *testing.T) {
 }
 
 // What somebody who can write to Redis may do to lifetimes there.
-func TestSealedEndHoldsInRedis(t *testing.T) {
+func TestSealedExpiry_redis(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	sealed := sealed.New(inRedis(t, server.Addr()), openRing(t, sealed.GenerateRing()))
 	const life = 2 * time.Second

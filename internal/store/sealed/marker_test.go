@@ -27,7 +27,7 @@ func grown(t *testing.T, ring *sealed.Ring) (promoted, dropped *sealed.Ring) {
 	return promoted, dropped
 }
 
-func TestMarkerTellsAnotherRing(t *testing.T) {
+func TestMarkerDetectsAnotherRing(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) store.Store{
 		"memory": func(*testing.T) store.Store { return store.NewMemory(store.MemoryConfig{}) },
 		"bolt":   func(t *testing.T) store.Store { return inBolt(t, filepath.Join(t.TempDir(), "broker.db")) },
@@ -70,7 +70,7 @@ func TestMarkerTellsAnotherRing(t *testing.T) {
 
 // Of replicas with different rings that begin with an empty store at once, those with
 // one of the rings win.
-func TestMarkerIsOfOneRingIfManyMarkAtOnce(t *testing.T) {
+func TestMarker_concurrentRings(t *testing.T) {
 	inner := store.NewMemory(store.MemoryConfig{})
 	rings := []*sealed.Ring{sealed.GenerateRing(), sealed.GenerateRing(), sealed.GenerateRing()}
 	errs := make([]error, 30)

@@ -43,7 +43,7 @@ func reload(t testing.TB, file *sealed.RingFile) {
 	t.Fatal("the changed ring is not in force after two reads")
 }
 
-func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
+func TestRingFile_errorsSayWhatToDo(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name, content string) string {
 		path := filepath.Join(dir, name)
@@ -76,7 +76,7 @@ func TestRingFileThatCannotBeReadSaysWhatToDo(t *testing.T) {
 	}
 }
 
-func TestChangedRingIsInForceAfterItWasReadTwice(t *testing.T) {
+func TestRingFile_changeNeedsTwoReads(t *testing.T) {
 	first := sealed.GenerateRing()
 	file := openRing(t, first)
 	second, id := first.Add()
@@ -108,7 +108,7 @@ func TestChangedRingIsInForceAfterItWasReadTwice(t *testing.T) {
 	}
 }
 
-func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
+func TestRingFile_badRingKeepsTheOld(t *testing.T) {
 	first := sealed.GenerateRing()
 	other, _ := sealed.GenerateRing().Add()
 	for name, c := range map[string]struct {
@@ -144,7 +144,7 @@ func TestBadRingLeavesTheOldOneInForceAndIsToldAgainAndAgain(t *testing.T) {
 	}
 }
 
-func TestRingFileOpenToEverybodyIsWarnedOf(t *testing.T) {
+func TestRingFile_readableByOthers(t *testing.T) {
 	file := openRing(t, sealed.GenerateRing())
 	if warning := file.Warning(); warning != "" {
 		t.Errorf("a file of mode 0600: %q", warning)
@@ -160,7 +160,7 @@ func TestRingFileOpenToEverybodyIsWarnedOf(t *testing.T) {
 	}
 }
 
-func TestWriteRingReplacesWhatALinkLeadsTo(t *testing.T) {
+func TestWriteRing_symlink(t *testing.T) {
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
 	if err := os.WriteFile(target, []byte("old"), 0o644); err != nil {

@@ -34,7 +34,7 @@ var (
 	goodRing = ringText(namesKey, "0a1b2c3d", goodKeys)
 )
 
-func TestRingIsRead(t *testing.T) {
+func TestParseRing(t *testing.T) {
 	ring, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestRingIsRead(t *testing.T) {
 	}
 }
 
-func TestBadRingIsRefusedWithASentenceThatShowsNoKey(t *testing.T) {
+func TestParseRing_errorsShowNoKey(t *testing.T) {
 	canary := "canary" + ringKey('C', 32)
 	one := fmt.Sprintf(`"0a1b2c3d": %q`, keyOne)
 	cases := map[string]struct{ ring, want string }{
@@ -100,7 +100,7 @@ func TestBadRingIsRefusedWithASentenceThatShowsNoKey(t *testing.T) {
 	}
 }
 
-func TestRingCannotPrintItsKeys(t *testing.T) {
+func TestRingDoesNotPrintItsKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
 	writeFile(t, path, goodRing)
 	file, err := sealed.OpenRing(path)
@@ -131,7 +131,7 @@ func TestRingCannotPrintItsKeys(t *testing.T) {
 	}
 }
 
-func TestGeneratedRingsAreGoodAndDiffer(t *testing.T) {
+func TestGeneratedRingsAreValidAndDiffer(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 20 {
 		text := string(sealed.GenerateRing().Reveal())
@@ -155,7 +155,7 @@ func TestGeneratedRingsAreGoodAndDiffer(t *testing.T) {
 	}
 }
 
-func TestRingChangesStepByStep(t *testing.T) {
+func TestRing_rotationSteps(t *testing.T) {
 	first, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
@@ -195,7 +195,7 @@ func TestRingChangesStepByStep(t *testing.T) {
 	}
 }
 
-func TestMACDependsOnTheNamesKeyAndTheData(t *testing.T) {
+func TestMACDependsOnItsInputs(t *testing.T) {
 	ring, err := sealed.ParseRing([]byte(goodRing))
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func FuzzParseRing(f *testing.F) {
 	})
 }
 
-func TestBackupsOpenOnlyAsWhatTheyAreOf(t *testing.T) {
+func TestBackupOpensOnlyWithItsName(t *testing.T) {
 	ring := sealed.GenerateRing()
 	backup := ring.SealBackup("orders", []byte("canary"))
 	if bytes.Contains(backup, []byte("canary")) {

@@ -66,7 +66,7 @@ func mustGet(t testing.TB, s store.Store, key string) store.Entry {
 
 func isMiss(entry store.Entry) bool { return entry.Number == 0 && entry.Value == nil && entry.TTL == 0 }
 
-func TestSealedValueIsNotReadableInside(t *testing.T) {
+func TestSealedValueIsEncrypted(t *testing.T) {
 	outer, inner := sealedPair(t)
 	mustApply(t, outer, "key", 1, []byte(canaryValue))
 	mustApply(t, outer, "twin", 1, []byte(canaryValue))
@@ -87,7 +87,7 @@ func TestSealedValueIsNotReadableInside(t *testing.T) {
 
 // Each case is something that one who can write to the store may try. The keys
 // are of one length, so that it takes more than the length to tell them apart.
-func TestSealedValueOpensOnlyWhereItWasPut(t *testing.T) {
+func TestSealedValueIsBoundToItsKey(t *testing.T) {
 	outer, inner := sealedPair(t)
 	mustApply(t, outer, "key", 5, []byte(canaryValue))
 	envelope := func() []byte { return mustGet(t, inner, "key").Value }
@@ -149,7 +149,7 @@ func foreignEnvelope(t *testing.T, foreign *sealed.Store, key string, number uin
 }
 
 // A miss in the middle leaves its neighbours alone.
-func TestWhatCannotBeOpenedIsAMissAmongOthers(t *testing.T) {
+func TestUnreadableValueIsAMiss(t *testing.T) {
 	sealed, inner := sealedPair(t)
 	mustApply(t, sealed, "a", 1, []byte("value a"))
 	mustApply(t, inner, "b", 1, []byte("not sealed, but long enough for an envelope"))
@@ -167,7 +167,7 @@ func TestWhatCannotBeOpenedIsAMissAmongOthers(t *testing.T) {
 
 // Something that cannot be opened holds its place until something newer comes,
 // and the next fence is newer.
-func TestWhatCannotBeOpenedIsOverwrittenByTheNextFence(t *testing.T) {
+func TestUnreadableValueIsOverwritten(t *testing.T) {
 	sealed, inner := sealedPair(t)
 	for _, owner := range []string{"a", "b"} {
 		lease, acquired, err := sealed.Acquire(t.Context(), store.Claim{Key: "lease", Owner: owner, Counter: "fences", TTL: time.Hour})
@@ -191,7 +191,7 @@ func TestWhatCannotBeOpenedIsOverwrittenByTheNextFence(t *testing.T) {
 	}
 }
 
-func TestValueThatIsTooLargeWithItsEnvelopeIsRefused(t *testing.T) {
+func TestTooLargeValueIsRefused(t *testing.T) {
 	outer, inner := sealedPair(t)
 	largest := bytes.Repeat([]byte("v"), store.MaxValue-sealed.SealedForGood)
 	mustApply(t, outer, "key", 1, largest)
@@ -232,7 +232,7 @@ func TestSealedBoltFileShowsNoValue(t *testing.T) {
 
 // Replicas that read the ring at different times share a store while its key is
 // changed.
-func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
+func TestRingRotationCausesNoMiss(t *testing.T) {
 	ring := sealed.GenerateRing()
 	inner := store.NewMemory(store.MemoryConfig{})
 	files := []*sealed.RingFile{openRing(t, ring), openRing(t, ring)}
@@ -308,7 +308,7 @@ func TestRingChangesUnderLoadWithoutAMiss(t *testing.T) {
 }
 
 // Why a key is added before it seals: who has not read it misses what it sealed.
-func TestKeyThatAReplicaHasNotReadIsAMissThere(t *testing.T) {
+func TestUnknownKeyIsAMiss(t *testing.T) {
 	ring := sealed.GenerateRing()
 	next, id := ring.Add()
 	promoted, err := next.Promote(id)
@@ -328,7 +328,7 @@ func TestKeyThatAReplicaHasNotReadIsAMissThere(t *testing.T) {
 }
 
 // The primary seals, whichever other keys there are.
-func TestThePrimarySeals(t *testing.T) {
+func TestPrimaryKeySeals(t *testing.T) {
 	ring := sealed.GenerateRing()
 	for range 4 {
 		ring, _ = ring.Add()
@@ -349,7 +349,7 @@ func TestThePrimarySeals(t *testing.T) {
 	}
 }
 
-func TestSealedPassesErrorsOn(t *testing.T) {
+func TestSealedReturnsErrorsOfTheStore(t *testing.T) {
 	sealed, _ := sealedPair(t)
 	mustClose(t, sealed)
 	if _, err := sealed.Get(t.Context(), "key"); !errors.Is(err, store.ErrClosed) {
