@@ -95,7 +95,7 @@ var (
 // imports are what a package imports, and what its tests do beyond that.
 type imports struct{ code, tests []string }
 
-func TestEveryPackageHasItsPlace(t *testing.T) {
+func TestEachPackageHasALevel(t *testing.T) {
 	for pkg := range packages(t) {
 		if level(pkg) < 0 && testSupport[pkg] == "" {
 			t.Errorf("%s has no place: give it a level in this test, by what it may know and who may know it", pkg)
@@ -141,7 +141,7 @@ func TestWallsHold(t *testing.T) {
 	}
 }
 
-func TestClientLaysLittleOnItsUsers(t *testing.T) {
+func TestClientHasFewDependencies(t *testing.T) {
 	for _, path := range packages(t)["client"].code {
 		standard := !strings.Contains(strings.Split(path, "/")[0], ".")
 		allowed := slices.ContainsFunc(clientMay, func(root string) bool { return within(path, root) })

@@ -10,7 +10,7 @@ import (
 )
 
 // The documentation names tests as evidence. A name that no test has is none.
-func TestTestsThatTheDocumentationNamesExist(t *testing.T) {
+func TestDocumentedTestsExist(t *testing.T) {
 	there := tests(t)
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil {
@@ -84,7 +84,7 @@ func tests(t *testing.T) map[string]bool {
 }
 
 // A link from one page to another leads somewhere, and to a heading that is there.
-func TestLinksOfTheDocumentationLeadSomewhere(t *testing.T) {
+func TestDocumentedLinksExist(t *testing.T) {
 	pages, err := filepath.Glob("../../docs/*.md")
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func headings(page string) map[string]bool {
 
 // Go code in the documentation is that of examples and tests, which are compiled
 // and run.
-func TestGoCodeInTheDocumentationIsCompiledAndRun(t *testing.T) {
+func TestDocumentedGoCodeIsCompiled(t *testing.T) {
 	var there strings.Builder
 	for _, pattern := range []string{"../../client/example_test.go", "../../client/brokertest/*_test.go"} {
 		files, err := filepath.Glob(pattern)

@@ -9,7 +9,7 @@ import (
 
 // While a token is held, a pause is at most a quarter of the rest of its life, so that
 // there are several tries before it ends, and at least half a second.
-func TestBackoffLeavesRoomForTriesBeforeAHeldTokenEnds(t *testing.T) {
+func TestBackoffWhileATokenIsHeld(t *testing.T) {
 	now := time.Now()
 	for left, want := range map[time.Duration]struct{ least, most time.Duration }{
 		8 * time.Second:  {2 * time.Second, 2 * time.Second},

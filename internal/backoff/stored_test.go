@@ -11,7 +11,7 @@ import (
 
 // A refused version that is hastened may be tried at once: a replica that reads this
 // from the store must not refuse its callers for another millisecond.
-func TestFailureThatHasEndedIsOverForEveryReplica(t *testing.T) {
+func TestStoredFailureStaysEnded(t *testing.T) {
 	for name, left := range map[string]time.Duration{"now": 0, "before": -time.Second, "soon": 50 * time.Millisecond} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

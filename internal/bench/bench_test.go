@@ -70,14 +70,14 @@ func TestMedianLeavesItsValuesInOrder(t *testing.T) {
 	}
 }
 
-func TestTheRatioIsTheMedianOverRounds(t *testing.T) {
+func TestRatioIsTheMedianOverRounds(t *testing.T) {
 	c := &contest{label: caseGet, echo: []sample{{cpu: 10}, {cpu: 40}, {cpu: 20}}, broker: []sample{{cpu: 11}, {cpu: 60}, {cpu: 24}}}
 	if text := table(c); !strings.Contains(text, "1.20 (rounds: 1.10 to 1.50)") {
 		t.Error(text)
 	}
 }
 
-func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
+func TestBrokerAcceptsItsConfiguration(t *testing.T) {
 	idp, err := startProvider(t.Context(), t.TempDir(), "EdDSA", clients(4))
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestTheBrokerAcceptsItsConfiguration(t *testing.T) {
 	}
 }
 
-func TestATokenHasAbout900Bytes(t *testing.T) {
+func TestTokenHasAbout900Bytes(t *testing.T) {
 	single, err := startProvider(t.Context(), t.TempDir(), "RS256", clients(1))
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestATokenHasAbout900Bytes(t *testing.T) {
 	}
 }
 
-func TestQuestionsAreDistinctAndCanBeAsked(t *testing.T) {
+func TestRequestsAreDistinctAndValid(t *testing.T) {
 	seen := map[string]bool{}
 	for i := range maxQuestions {
 		q := question(questioner, i)
@@ -176,7 +176,7 @@ func TestNumbersAreReadByTheirPrefix(t *testing.T) {
 	}
 }
 
-func TestTripsCountBeyondThoseOfAnIdleBroker(t *testing.T) {
+func TestTripsOfAnIdleBrokerAreSubtracted(t *testing.T) {
 	text := tripsOf(&contest{
 		echo:   []sample{{calls: 5000, trips: 1}, {calls: 5000, trips: 2}},
 		broker: []sample{{calls: 1000, trips: 2}, {calls: 1000, trips: 51}},
@@ -205,7 +205,7 @@ func (f *flaky) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) 
 	return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Message: "on purpose"}}, nil
 }
 
-func TestTheLoadCountsEveryCallAndEveryFailure(t *testing.T) {
+func TestLoadCountsCallsAndFailures(t *testing.T) {
 	server := &flaky{}
 	brokers := brokersOf(t, server)
 	const length = 50 * time.Millisecond
@@ -221,7 +221,7 @@ func TestTheLoadCountsEveryCallAndEveryFailure(t *testing.T) {
 
 func anything() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{} }
 
-func TestABurstCountsEveryCallAndEveryFailure(t *testing.T) {
+func TestBurstCountsCallsAndFailures(t *testing.T) {
 	server := &flaky{}
 	const each = 30
 	brokers, hangUp, err := dialAll(t.Context(), []string{serve(t, server), serve(t, server)}, each)
@@ -241,7 +241,7 @@ func TestABurstCountsEveryCallAndEveryFailure(t *testing.T) {
 	}
 }
 
-func TestARejectedTokenIsAFailedCall(t *testing.T) {
+func TestRejectedTokenIsAFailedCall(t *testing.T) {
 	server := &flaky{}
 	brokers := brokersOf(t, server)
 	var got outcome
@@ -254,7 +254,7 @@ func TestARejectedTokenIsAFailedCall(t *testing.T) {
 	}
 }
 
-func TestTheEchoRepeatsWhatTheBrokerAnswered(t *testing.T) {
+func TestEchoRepeatsTheResponse(t *testing.T) {
 	want := &fixed{
 		token:    &tokenbrokerv1.GetTokenResponse{AccessToken: "canary"},
 		verified: &tokenbrokerv1.VerifyTokenResponse{Active: true, Subject: "somebody"},

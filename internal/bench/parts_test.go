@@ -59,7 +59,7 @@ func miniature(t *testing.T) *bench {
 	return b
 }
 
-func TestAColdFleetIsMeasured(t *testing.T) {
+func TestColdFleetIsMeasured(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)
 	got, err := b.measureFleet(t.Context())
@@ -82,7 +82,7 @@ func TestAColdFleetIsMeasured(t *testing.T) {
 	}
 }
 
-func TestHitsAreMeasuredWithAndWithoutRedis(t *testing.T) {
+func TestHitsAreMeasured(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)
 	contests, err := b.measureHits(t.Context())
@@ -123,7 +123,7 @@ func TestHitsAreMeasuredOverTLS(t *testing.T) {
 	}
 }
 
-func TestWhatGatewaysAskIsMeasured(t *testing.T) {
+func TestGatewayRequestsAreMeasured(t *testing.T) {
 	b := miniature(t)
 	contests, err := b.measureGateways(t.Context())
 	if err != nil {
@@ -165,7 +165,7 @@ func TestTripsToRedisAreCounted(t *testing.T) {
 	}
 }
 
-func TestWithoutRedisThePartsThatNeedItSaySo(t *testing.T) {
+func TestPartsReportMissingRedis(t *testing.T) {
 	b := miniature(t)
 	t.Setenv("PATH", t.TempDir())
 	for part, measure := range map[string]func(context.Context) (string, error){
@@ -180,7 +180,7 @@ func TestWithoutRedisThePartsThatNeedItSaySo(t *testing.T) {
 	}
 }
 
-func TestTokensForManyQuestionsAreMeasured(t *testing.T) {
+func TestManyTokensAreMeasured(t *testing.T) {
 	b := miniature(t)
 	idp, err := questionProvider(t.Context(), b.dir)
 	if err != nil {
@@ -201,7 +201,7 @@ func TestTokensForManyQuestionsAreMeasured(t *testing.T) {
 	}
 }
 
-func TestTokensForManyQuestionsAreMeasuredInRedis(t *testing.T) {
+func TestManyTokensInRedisAreMeasured(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)
 	idp, err := questionProvider(t.Context(), b.dir)

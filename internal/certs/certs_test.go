@@ -236,7 +236,7 @@ func (l *listener) issue(t *testing.T, template *x509.Certificate) {
 	write(t, l.config.Key, must(pair.KeyPEM()))
 }
 
-func TestAnAuthorityThatExpiredIsLeftOut(t *testing.T) {
+func TestExpiredAuthorityIsLeftOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		time.Sleep(devca.Lifetime - 24*time.Hour)
@@ -256,7 +256,7 @@ func TestAnAuthorityThatExpiredIsLeftOut(t *testing.T) {
 	})
 }
 
-func TestAKeyThatEverybodyMayReadIsWarnedOf(t *testing.T) {
+func TestReadableKeyIsWarnedOf(t *testing.T) {
 	l := newListener(t)
 	if err := os.Chmod(l.config.Key, 0o644); err != nil {
 		t.Fatal(err)

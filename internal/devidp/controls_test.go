@@ -60,7 +60,7 @@ func TestDelayHoldsTheTokenEndpointAlone(t *testing.T) {
 	})
 }
 
-func TestACallerWhoLeavesDoesNotWait(t *testing.T) {
+func TestCanceledRequestDoesNotWait(t *testing.T) {
 	overBoth(t, config(), func(t *testing.T, idp *devidp.Server, client *http.Client) {
 		idp.SetDelay(time.Hour)
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -79,7 +79,7 @@ func TestACallerWhoLeavesDoesNotWait(t *testing.T) {
 	})
 }
 
-func TestACallerInMemoryLeavesAHandlerThatDoesNot(t *testing.T) {
+func TestCanceledRequestInMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config()
 		cfg.Issuer = "https://idp.example.com"

@@ -133,7 +133,7 @@ func TestRequestedValuesAreGranted(t *testing.T) {
 	})
 }
 
-func TestAClientWithoutScopesAndAudiences(t *testing.T) {
+func TestClientWithoutScopesAndAudiences(t *testing.T) {
 	overBoth(t, config(), func(t *testing.T, idp *devidp.Server, client *http.Client) {
 		got := send(t, client, tokenRequest(t, idp, "grant_type=client_credentials&client_id=post&client_secret="+secret))
 		claims := claimsOf(t, got)

@@ -369,7 +369,7 @@ func TestPlainHTTPIssuers(t *testing.T) {
 	}
 }
 
-func TestInvalidIssuerIsNeverAsked(t *testing.T) {
+func TestInvalidIssuerGetsNoRequest(t *testing.T) {
 	for _, bad := range []string{"", "idp.example", "http://idp.example", "https://idp.example?canary=1", "https://idp.example?", "https://u:canary@idp.example", "https://idp.example/#canary"} {
 		s := &site{}
 		_, err := s.issuer(bad).Metadata(t.Context())

@@ -70,7 +70,7 @@ func TestReach_addresses(t *testing.T) {
 	}
 }
 
-func TestWhichConfiguredHostsAreLoopback(t *testing.T) {
+func TestCheckAddress_loopback(t *testing.T) {
 	for configured, want := range map[string]bool{
 		"http://localhost:1": true, "http://LOCALHOST": true, "http://127.0.0.2:8080/x": true, "http://[::1]": true,
 		"https://localhost.example": false, "https://127.0.0.1.nip.example": false, "https://idp.example/127.0.0.1": false, "https://idp.example@127.0.0.1.example": false, "%zz": false,

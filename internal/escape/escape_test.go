@@ -39,7 +39,7 @@ func TestEveryFormatCharacterIsHidden(t *testing.T) {
 	}
 }
 
-func TestJSONMeansTheSameAfterTheWriter(t *testing.T) {
+func TestWriterKeepsTheMeaningOfJSON(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.StringOf(rapid.OneOf(rapid.Rune(), rapid.SampledFrom([]rune("\u202e\u2066\u200b\u2028\x7f\u0085\n\U000e0041")))).Draw(t, "text")
 		var out bytes.Buffer

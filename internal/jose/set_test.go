@@ -132,7 +132,7 @@ func raw(entry any) []byte {
 	return data
 }
 
-func TestKeysThatAreAccepted(t *testing.T) {
+func TestParseSetAccepts(t *testing.T) {
 	r := josetest.New(t, "RS256", "k")
 	n4096 := new(big.Int).Sub(new(big.Int).Lsh(big.NewInt(1), 4096), big.NewInt(1))
 	for name, entry := range map[string]jwk{
@@ -296,7 +296,7 @@ func TestNullMembersOfAKeyAreAbsent(t *testing.T) {
 	}
 }
 
-func TestSetsThatAreRefused(t *testing.T) {
+func TestParseSetRefuses(t *testing.T) {
 	key := string(josetest.Marshal(josetest.New(t, "ES256", "k").JWK()))
 	keys := func(n int) string { // with a kid each
 		var all []string

@@ -20,7 +20,7 @@ type holder struct {
 	nested     struct{ deep *redact.String }
 }
 
-func TestNoWayOfPrintingShowsTheText(t *testing.T) {
+func TestPrintingHidesTheText(t *testing.T) {
 	s := redact.New(canary)
 	h := holder{Exported: s, unexported: s}
 	h.nested.deep = &s

@@ -18,7 +18,7 @@ func expect(t *testing.T, what, got, want string) {
 	}
 }
 
-func TestServerRestartsWithItsDataOrWithout(t *testing.T) {
+func TestServer_restart(t *testing.T) {
 	s := redistest.Start(t, redistest.Options{AppendOnly: true, Password: "secret", Config: []string{"maxmemory 10mb"}})
 	expect(t, "further configuration", s.CLI("config", "get", "maxmemory"), "maxmemory\n10485760")
 	expect(t, "the password", ping(t, dial(t, s.Addr(), nil)), "-NOAUTH Authentication required.\r\n")
@@ -29,7 +29,7 @@ func TestServerRestartsWithItsDataOrWithout(t *testing.T) {
 	expect(t, "after a restart without data", s.CLI("get", "key"), "")
 }
 
-func TestServerHangsAndGoesOn(t *testing.T) {
+func TestServer_pause(t *testing.T) {
 	s := redistest.Start(t, redistest.Options{})
 	conn := dial(t, s.Addr(), nil)
 	s.Stop()
@@ -42,7 +42,7 @@ func TestServerHangsAndGoesOn(t *testing.T) {
 	}
 }
 
-func TestServerAsksForCertificatesAndUsers(t *testing.T) {
+func TestServer_certificatesAndUsers(t *testing.T) {
 	certificates := redistest.NewCertificates(t)
 	s := redistest.Start(t, redistest.Options{Certificates: certificates, ACL: []string{"user broker on >secret ~* +get +hello"}})
 	expect(t, "without a login", ping(t, dial(t, s.Addr(), s.TLS())), "-NOAUTH Authentication required.\r\n")
@@ -52,7 +52,7 @@ func TestServerAsksForCertificatesAndUsers(t *testing.T) {
 	expect(t, "the users", s.CLI("acl", "users"), "broker\ndefault\nredistest")
 }
 
-func TestClusterReplacesItsMasters(t *testing.T) {
+func TestClusterFailsOver(t *testing.T) {
 	c := redistest.StartCluster(t, redistest.Options{Password: "secret"})
 	master := c.Master("key")
 	expect(t, "a write", master.CLI("set", "key", "value"), "OK")
@@ -70,7 +70,7 @@ func TestClusterReplacesItsMasters(t *testing.T) {
 	testkit.Eventually(t, "the cluster takes writes", func() bool { return c.Master("key").CLI("set", "key", "value2") == "OK" })
 }
 
-func TestSentinelsReplaceTheMaster(t *testing.T) {
+func TestSentinelsFailOver(t *testing.T) {
 	s := redistest.StartSentinel(t, redistest.Options{})
 	s.Master.Kill()
 	testkit.Eventually(t, "the replica is the master", func() bool { return strings.HasPrefix(s.Replica.CLI("role"), "master") })
@@ -80,7 +80,7 @@ func TestSentinelsReplaceTheMaster(t *testing.T) {
 	})
 }
 
-func TestProxyDisturbs(t *testing.T) {
+func TestProxyFaults(t *testing.T) {
 	p := redistest.Toxiproxy(t, redistest.Start(t, redistest.Options{}).Addr())
 	conn := dial(t, p.Addr(), nil)
 	expect(t, "undisturbed", ping(t, conn), "+PONG\r\n")

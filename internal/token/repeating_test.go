@@ -8,7 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-func TestRepeatedTokenEndsWhenItDid(t *testing.T) {
+func TestRepeatedTokenKeepsItsExpiry(t *testing.T) {
 	begun := time.Now()
 	grant := func(value string, after, life time.Duration) token.Grant {
 		return token.Grant{Value: redact.New(value), RequestedAt: begun.Add(after), Lifetime: life}

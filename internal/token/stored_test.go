@@ -61,7 +61,7 @@ func instants(tok *token.Token) [4]int64 {
 	return [4]int64{tok.MintedAt.UnixNano(), tok.RefreshAt.UnixNano(), tok.UsableUntil.UnixNano(), tok.ExpiresAt.UnixNano()}
 }
 
-func TestInvalidStoredTokenIsRefusedAndNotShown(t *testing.T) {
+func TestInvalidStoredTokenIsRefused(t *testing.T) {
 	const canary = "canary-token-77"
 	for name, data := range map[string]string{
 		"empty":                 ``,

@@ -16,7 +16,7 @@ func grant(life time.Duration) token.Grant {
 	return token.Grant{Value: redact.New("canary-token"), Type: "Bearer", RequestedAt: time.Now(), Lifetime: life}
 }
 
-func TestLifeOfAToken(t *testing.T) {
+func TestTokenLifetime(t *testing.T) {
 	for _, tt := range []struct {
 		life, margin, earliest, latest time.Duration
 	}{
@@ -45,7 +45,7 @@ func TestLifeOfAToken(t *testing.T) {
 	}
 }
 
-func TestAdviceOfTheIdPIsTakenWithinTheTokensLife(t *testing.T) {
+func TestRefreshInIsBoundedByTheLifetime(t *testing.T) {
 	g := grant(time.Hour)
 	g.RefreshIn = 30 * time.Minute
 	if tok := token.New(g, 0, 0); tok.RefreshAt.Sub(tok.MintedAt) != 30*time.Minute {
@@ -84,7 +84,7 @@ func TestUsableAndFreshAtTheirBounds(t *testing.T) {
 
 // A reading of the wall clock alone stands for a process whose wall clock was
 // stepped: Round(0) drops the monotonic reading.
-func TestSteppedWallClockNeverLengthensALife(t *testing.T) {
+func TestSteppedClockLengthensNoLifetime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		life := time.Duration(rapid.Int64Range(1, int64(48*time.Hour)).Draw(t, "life"))
 		tok := token.New(grant(life), 0, 0)

@@ -234,7 +234,7 @@ func TestCache_factsOfTheRightToken(t *testing.T) {
 }
 
 // Concurrent verifications of one token each put its facts into the cache.
-func TestATokenIsRememberedOnce(t *testing.T) {
+func TestCache_oneEntryPerToken(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	token := key.Token(key.Header(), claims())

@@ -105,7 +105,7 @@ func TestFloodOfUnknownKeysCausesTwoFetchesAtMost(t *testing.T) {
 
 // D5 K7: no token waits longer than the bound, and few wait at a time, because other calls
 // use the same connections.
-func TestFloodOfUnknownKeysWhileTheIssuerHangs(t *testing.T) {
+func TestFloodOfUnknownKeys_hangingIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlooded(t, slowly)
 		f.web.set(hang)

@@ -389,7 +389,7 @@ func subjectOf(t *testing.T, result verify.Result) string {
 }
 
 // Tokens of Dex have at_hash and none of the claims that mark access tokens elsewhere.
-func TestMarksOfTokens(t *testing.T) {
+func TestTokenMarks(t *testing.T) {
 	null := json.RawMessage("null")
 	dex := jsonObject{"client_id": nil, "scope": nil, "at_hash": "h", "email": "a@example.com"}
 	with := func(changes jsonObject) jsonObject {

@@ -50,7 +50,7 @@ func TestFactsOfAGoodToken(t *testing.T) {
 	})
 }
 
-func TestWhereTheClientIsSaid(t *testing.T) {
+func TestClientIDClaims(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	for want, with := range map[string]jsonObject{
@@ -259,7 +259,7 @@ func TestNamesOfReasons(t *testing.T) {
 }
 
 // D25.
-func TestConfigurationsThatAreRefused(t *testing.T) {
+func TestNewRefusesBadConfigurations(t *testing.T) {
 	good := configOf(issuerA)
 	for name, change := range map[string]func(*verify.IssuerConfig){
 		"no issuer":                    func(c *verify.IssuerConfig) { c.Issuer = "" },
