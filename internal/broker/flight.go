@@ -183,7 +183,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	case got.refused() && b.flying.Err() == nil:
 		before.refused = append(before.refused, v)
 		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
-		_ = b.look(ctx, e) // another version may have become the current one
+		_ = b.synchronize(ctx, e) // another version may have become the current one
 		return true
 	case e.doubts(got):
 		if before.doubt(got); e.hasAnother(before) {
@@ -260,7 +260,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		b.settleSecret(e.client, got.with)
 		f.token, f.origin = got.token, OriginFetched
 		if !newest {
-			_ = b.look(ctx, e) // some IdPs invalidate a token when they issue the next one
+			_ = b.synchronize(ctx, e) // some IdPs invalidate a token when they issue the next one
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
@@ -368,25 +368,6 @@ func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool)
 	}
 	e.token.Store(tok)
 	e.changed.fire()
-}
-
-// sawToken adopts the token of the store, if it is good and newer.
-func (b *Broker) sawToken(e *entry, found store.Entry, asked time.Time) {
-	if found.Number == 0 {
-		return
-	}
-	tok, err := token.FromStored(found.Value, found.Number, asked, found.TTL)
-	if err != nil {
-		b.metrics.unreadable.Inc() // sealed by one of our replicas that runs another version
-		return
-	}
-	if !e.usable(tok, time.Now(), 0) {
-		return
-	}
-	e.publish(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
-	e.failure.Succeeded(tok.Fence)
-	e.client.failure.Succeeded(tok.Fence)
-	e.client.obtained(e, tok)
 }
 
 // failed records a failure that the secret did not cause, for the backoff of its

@@ -26,9 +26,9 @@ func historyOf(found store.Entry) (secret.History, error) {
 	return secret.FromStored(found.Value)
 }
 
-// sawHistory adopts a client's history from the store. It schedules a repair if the store
+// adoptHistory adopts a client's history from the store. It schedules a repair if the store
 // lacks versions that are known here, or if the value is sealed with an old key.
-func (b *Broker) sawHistory(c *client, found store.Entry) {
+func (b *Broker) adoptHistory(c *client, found store.Entry) {
 	stored, err := historyOf(found)
 	if err != nil {
 		b.unreadable(c, err)
@@ -143,20 +143,6 @@ func (b *Broker) keptClients() []*client {
 
 // lookAtSecrets reads the histories of clients, and reports whether the store returned all
 // of them.
-func (b *Broker) lookAtSecrets(ctx context.Context, clients ...*client) (told bool) {
-	told = true
-	for some := range slices.Chunk(clients, historyChunk) {
-		keys := make([]string, len(some))
-		for i, c := range some {
-			keys[i] = c.keys.secrets
-		}
-		found, err := b.store.Get(ctx, keys...)
-		for i, c := range some {
-			if store.WasRead(err, i) {
-				b.sawHistory(c, found[i])
-			}
-		}
-		told = told && err == nil
-	}
-	return told
+func (b *Broker) lookAtSecrets(ctx context.Context, clients ...*client) (complete bool) {
+	return b.readClients(ctx, clients, historyChunk, func(c *client) string { return c.keys.secrets }, b.adoptHistory)
 }

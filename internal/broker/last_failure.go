@@ -47,7 +47,7 @@ func (f *lastFailure) put(key string) store.Put {
 // replicas.
 func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 	f := &lastFailure{class: t.Class, version: version, message: t.Err.Message, at: t.At, fence: t.Fence}
-	c.adoptFailure(f)
+	c.keepNewer(f)
 	return f.put(c.keys.lastFailure)
 }
 
@@ -60,21 +60,21 @@ func (c *client) resolvedBy(fence uint64) []store.Put {
 	}
 	resolved := *f
 	resolved.fence, resolved.resolved = fence, true
-	c.adoptFailure(&resolved)
+	c.keepNewer(&resolved)
 	return []store.Put{resolved.put(c.keys.lastFailure)}
 }
 
-// sawFailure adopts the last failure from the store.
-func (c *client) sawFailure(found store.Entry) {
+// adoptLastFailure adopts the last failure from the store.
+func (c *client) adoptLastFailure(found store.Entry) {
 	var s storedFailure
 	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != backoff.Form {
 		return
 	}
-	c.adoptFailure(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
+	c.keepNewer(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
 }
 
-// adoptFailure keeps the newer of two failures, by fence.
-func (c *client) adoptFailure(next *lastFailure) {
+// keepNewer keeps the newer of two failures, by fence.
+func (c *client) keepNewer(next *lastFailure) {
 	for {
 		before := c.fares.failed.Load()
 		newer := before == nil || next.fence > before.fence || next.fence == before.fence && (next.resolved || !before.resolved)
@@ -122,16 +122,5 @@ func (c *client) recovered(u *usable) bool {
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	for some := range slices.Chunk(clients, store.MaxKeys) {
-		keys := make([]string, len(some))
-		for i, c := range some {
-			keys[i] = c.keys.lastFailure
-		}
-		found, err := b.store.Get(ctx, keys...)
-		for i, c := range some {
-			if store.WasRead(err, i) {
-				c.sawFailure(found[i])
-			}
-		}
-	}
+	b.readClients(ctx, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, (*client).adoptLastFailure)
 }

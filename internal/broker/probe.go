@@ -48,7 +48,7 @@ func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence ui
 				return nil, nil, false, b.outOfTime(e)
 			}
 			if fence > 0 {
-				_ = b.look(ctx, e) // the IdP may have refused another replica
+				_ = b.synchronize(ctx, e) // the IdP may have refused another replica
 			}
 			continue
 		}
@@ -217,8 +217,8 @@ func noProofPut(c *client, fence uint64) store.Put {
 	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofKept}
 }
 
-// sawProof adopts the fleet's proof of the secret, if it is newer.
-func (c *client) sawProof(found store.Entry, asked time.Time) {
+// adoptProof adopts the fleet's proof of the secret, if it is newer.
+func (c *client) adoptProof(found store.Entry, asked time.Time) {
 	if v := c.secrets.now().named(string(found.Value)); v != nil {
 		atLeast(&v.usedAt, asked.Add(found.TTL-proofKept).UnixNano())
 	}

@@ -36,7 +36,7 @@ func (b *Broker) lookAtCounters(ctx context.Context, clients ...*client) (comple
 		entries, err := b.store.Get(ctx, keys...)
 		for i, c := range some {
 			if store.WasRead(err, 2*i) {
-				b.sawEpoch(ctx, c, entries[2*i].Number)
+				b.adoptEpoch(ctx, c, entries[2*i].Number)
 			}
 			if store.WasRead(err, 2*i+1) {
 				b.adoptFenceCount(ctx, c, entries[2*i+1].Number)
@@ -56,11 +56,11 @@ func (b *Broker) adoptFenceCount(ctx context.Context, c *client, count uint64) {
 		_, _ = b.store.Raise(ctx, c.keys.fences, seen, 0) // on failure, the next look retries
 		return
 	}
-	c.sawFence(count)
+	c.raiseFence(count)
 }
 
-// sawEpoch adopts a client's epoch, or restores one that the store has lost.
-func (b *Broker) sawEpoch(ctx context.Context, c *client, epoch uint64) {
+// adoptEpoch adopts a client's epoch, or restores one that the store has lost.
+func (b *Broker) adoptEpoch(ctx context.Context, c *client, epoch uint64) {
 	for {
 		seen := c.epoch.Load()
 		switch {
@@ -129,13 +129,13 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
-	// If the store has lost an epoch that is known here, sawEpoch detects that, and a
+	// If the store has lost an epoch that is known here, adoptEpoch detects that, and a
 	// concurrent purge by another replica.
 	epoch, err := b.store.Raise(ctx, c.keys.epoch, target, 0)
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
-	b.sawEpoch(ctx, c, epoch)
+	b.adoptEpoch(ctx, c, epoch)
 	b.log.Info("tokens purged", "client", c.name, "caller", caller.Name(), "epoch", target)
 	return nil
 }
@@ -177,7 +177,7 @@ func (b *Broker) dropTokens(ctx context.Context, c *client) *apierror.Error {
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
-	b.sawEpoch(ctx, c, epoch)
+	b.adoptEpoch(ctx, c, epoch)
 	return nil
 }
 

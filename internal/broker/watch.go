@@ -125,7 +125,7 @@ func (b *Broker) watched(c *client, full idp.Request) *entry {
 		e := b.entryFor(c, full)
 		e.mu.Lock()
 		if e.watches++; e.watches == 1 {
-			e.subscription = b.subscriptions.Subscribe(func() { e.replacements.Run(b.spawn, func() { _ = b.look(b.flying, e) }) }, e.tokenKey())
+			e.subscription = b.subscriptions.Subscribe(func() { e.replacements.Run(b.spawn, func() { _ = b.synchronize(b.flying, e) }) }, e.tokenKey())
 		}
 		e.mu.Unlock()
 		// It may have been evicted before it was marked.
@@ -158,7 +158,7 @@ func (b *Broker) lookAtWatched(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		_ = b.look(ctx, e)
+		_ = b.synchronize(ctx, e)
 	}
 }
 

@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	mathrand "math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
@@ -43,49 +45,116 @@ const (
 	probePause = time.Second
 )
 
-// look reads the fleet's state of an entry and its client, and adopts the newer parts.
-func (b *Broker) look(ctx context.Context, e *entry) error {
-	c := e.client
-	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.lastFailure}
-	versions := c.secrets.now().all()
-	for _, v := range versions {
-		keys = append(keys, v.key)
-	}
-	asked := time.Now()
-	found, err := b.store.Get(ctx, keys...)
-	if err != nil {
-		return err
-	}
-	answered := time.Now()
-	b.sawEpoch(ctx, c, found[4].Number)
-	if c.secrets.kept() {
-		b.sawHistory(c, found[5])
-	}
-	for i, v := range versions {
-		v.refused.AdoptStored(found[7+i], answered)
-		c.sawFence(found[7+i].Number)
-	}
-	c.sawFailure(found[6])
-	c.sawProof(found[3], asked)
-	b.beginHistory(ctx, c)
-	c.failure.AdoptStored(found[2], answered)
-	e.failure.AdoptStored(found[1], answered)
-	for _, entry := range found[:4] {
-		c.sawFence(entry.Number)
-	}
-	b.sawToken(e, found[0], asked)
-	return nil
+// fleetView is the state of an entry and its client in the store.
+type fleetView struct {
+	token, failure              store.Entry // of the entry
+	clientFailure, proof        store.Entry
+	epoch, history, lastFailure store.Entry
+	versions                    []*version
+	refusals                    []store.Entry // of versions
+	requested, responded        time.Time
 }
 
-// sawFence keeps the highest fence. It is the floor of new leases, so that fences grow
-// even if the store has lost their counter.
-func (c *client) sawFence(fence uint64) {
+// look reads the fleet's state of an entry and its client in one round trip.
+func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
+	c := e.client
+	view := &fleetView{versions: c.secrets.now().all(), requested: time.Now()}
+	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.lastFailure}
+	fields := []*store.Entry{&view.token, &view.failure, &view.clientFailure, &view.proof, &view.epoch, &view.history, &view.lastFailure}
+	for _, v := range view.versions {
+		keys = append(keys, v.key)
+	}
+	values, err := b.store.Get(ctx, keys...)
+	if err != nil {
+		return nil, err
+	}
+	view.responded = time.Now()
+	for i, field := range fields {
+		*field = values[i]
+	}
+	view.refusals = values[len(fields):]
+	return view, nil
+}
+
+// adopt applies the newer parts of the fleet's state to this replica.
+func (b *Broker) adopt(ctx context.Context, e *entry, view *fleetView) {
+	c := e.client
+	b.adoptEpoch(ctx, c, view.epoch.Number)
+	if c.secrets.kept() {
+		b.adoptHistory(c, view.history)
+	}
+	for i, v := range view.versions {
+		v.refused.AdoptStored(view.refusals[i], view.responded)
+		c.raiseFence(view.refusals[i].Number)
+	}
+	c.adoptLastFailure(view.lastFailure)
+	c.adoptProof(view.proof, view.requested)
+	b.beginHistory(ctx, c)
+	c.failure.AdoptStored(view.clientFailure, view.responded)
+	e.failure.AdoptStored(view.failure, view.responded)
+	for _, stored := range []store.Entry{view.token, view.failure, view.clientFailure, view.proof} {
+		c.raiseFence(stored.Number)
+	}
+	b.adoptToken(e, view.token, view.requested)
+}
+
+// synchronize adopts the fleet's state of an entry and its client.
+func (b *Broker) synchronize(ctx context.Context, e *entry) error {
+	view, err := b.look(ctx, e)
+	if err == nil {
+		b.adopt(ctx, e, view)
+	}
+	return err
+}
+
+// adoptToken adopts a token from the store if it is good and newer.
+func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
+	if stored.Number == 0 {
+		return
+	}
+	tok, err := token.FromStored(stored.Value, stored.Number, requested, stored.TTL)
+	if err != nil {
+		b.metrics.unreadable.Inc() // sealed by one of our replicas that runs another version
+		return
+	}
+	if !e.usable(tok, time.Now(), 0) {
+		return
+	}
+	e.publish(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
+	e.failure.Succeeded(tok.Fence)
+	e.client.failure.Succeeded(tok.Fence)
+	e.client.obtained(e, tok)
+}
+
+// raiseFence records the highest fence. It is the lower bound of new leases, so that
+// fences grow even if the store has lost their counter.
+func (c *client) raiseFence(fence uint64) {
 	for {
 		seen := c.fence.Load()
 		if fence <= seen || c.fence.CompareAndSwap(seen, fence) {
 			return
 		}
 	}
+}
+
+// readClients reads one value for each client and adopts it. It reports whether the
+// store returned all of them.
+func (b *Broker) readClients(ctx context.Context, clients []*client, chunk int, key func(*client) string, adopt func(*client, store.Entry)) (complete bool) {
+	complete = true
+	for some := range slices.Chunk(clients, chunk) {
+		keys := make([]string, len(some))
+		for i, c := range some {
+			keys[i] = key(c)
+		}
+		values, err := b.store.Get(ctx, keys...)
+		for i, c := range some {
+			if store.WasRead(err, i) {
+				adopt(c, values[i])
+			}
+		}
+		complete = complete && err == nil
+	}
+	return complete
 }
 
 // how is the reason for the end of an await.
@@ -123,7 +192,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		case acquired:
 			// The previous holder may have stored its result between the look and the
 			// claim.
-			if b.look(ctx, e) == nil && unneeded() {
+			if b.synchronize(ctx, e) == nil && unneeded() {
 				b.write(ctx, store.Change{Release: granted})
 				return store.Lease{}, settled
 			}
@@ -146,7 +215,7 @@ var errUnneeded = errors.New("what the lease is for is there")
 
 // claim looks whether the lease is needed and, if so, claims it once.
 func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneeded func() bool) (store.Lease, bool, error) {
-	if err := b.look(ctx, e); err != nil {
+	if err := b.synchronize(ctx, e); err != nil {
 		return store.Lease{}, false, err
 	}
 	if unneeded() {
@@ -154,7 +223,7 @@ func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneede
 	}
 	claim.Floor = e.client.fence.Load()
 	lease, acquired, err := b.store.Acquire(ctx, claim)
-	e.client.sawFence(lease.Fence)
+	e.client.raiseFence(lease.Fence)
 	return lease, acquired, err
 }
 
