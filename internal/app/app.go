@@ -27,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/server"
 )
 
@@ -143,6 +144,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
 	made := server.Config{
 		Broker:   a.parts.broker,
+		Rotator:  rotation.New(a.parts.broker, a.parts.storage.rings),
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
 		Bound:    caller.Bound{TCP: config.Listen.GRPC.Caller, OpaqueTCP: config.Listen.GRPC.OpaqueIssuer},

@@ -108,7 +108,6 @@ func (p *parts) fill(config *config.Config) error {
 		MAC:        p.storage.mac(),
 		Marker:     p.storage.marker(),
 		PutBack:    p.storage.putBack(),
-		Rings:      p.storage.rings,
 		Audit:      p.audit,
 		Logger:     p.log,
 		Registerer: p.registerer,

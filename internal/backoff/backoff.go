@@ -4,6 +4,7 @@ package backoff
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,37 @@ type Failure struct {
 	// failure counts only while that version is current. Empty: the secret is not the
 	// cause.
 	Doubted string
+}
+
+// ErrorOf returns the error for callers after a request to the IdP failed with err.
+func ErrorOf(client, secretVersion string, err error) *apierror.Error {
+	failure := &apierror.Error{Metadata: map[string]string{"client": client}, Cause: err}
+	fault, ok := errors.AsType[*idp.Error](err)
+	if !ok {
+		failure.Code, failure.Reason = apierror.Unavailable, apierror.ReasonIdPUnavailable
+		failure.Message = fmt.Sprintf("client %q: no token came in time", client)
+		return failure
+	}
+	if fault.Code != "" {
+		failure.Metadata["oauth_error"] = fault.Code
+	}
+	switch fault.Class {
+	case idp.CredentialRefused:
+		failure.Code, failure.Reason = apierror.FailedPrecondition, apierror.ReasonCredentialsRefused
+		failure.Metadata["secret_version"] = secretVersion
+	case idp.RequestRefused:
+		failure.Code, failure.Reason = apierror.FailedPrecondition, apierror.ReasonRequestRefused
+	case idp.Misconfigured:
+		failure.Code, failure.Reason = apierror.FailedPrecondition, apierror.ReasonIdPMisconfigured
+	case idp.Throttled:
+		failure.Code, failure.Reason = apierror.ResourceExhausted, apierror.ReasonIdPThrottled
+	case idp.Transient:
+		failure.Code, failure.Reason = apierror.Unavailable, apierror.ReasonIdPUnavailable
+	default:
+		return apierror.Fault(err)
+	}
+	failure.Message = fmt.Sprintf("client %q: %v", client, fault)
+	return failure
 }
 
 // Active reports whether it is too early for another attempt. A nil Failure is not

@@ -129,21 +129,24 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 	return nil
 }
 
-// mayAct authorizes an operator action; client is empty for an action without a
-// client.
-func (b *Broker) mayAct(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
+// Authorize returns an error unless the caller may perform an operator action and the
+// audit log can record it. A client that does not exist and one on which the caller may not
+// act yield the same error. client is empty for an action without a client.
+func (b *Broker) Authorize(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
 	switch {
 	case !caller.MayDo(action, client):
 		return mayNotDo(caller, action, client)
 	case b.audit.Ready() != nil:
 		return unwritten()
+	case client != "" && b.client(client) == nil:
+		return mayNotDo(caller, action, client)
 	default:
 		return nil
 	}
 }
 
-// acted records the result of an operator action.
-func (b *Broker) acted(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event) {
+// RecordAction records the result of an operator action.
+func (b *Broker) RecordAction(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event) {
 	if b.audit == nil {
 		return
 	}

@@ -17,22 +17,23 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
-	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 // Bounds of the flows.
 const (
 	// FlightTimeout bounds a fetch including all of its waits.
-	FlightTimeout = 25 * time.Second
+	FlightTimeout = credential.FetchTimeout
 	// ForcedInterval is the minimum time between fetches that callers force while a
 	// good token is held.
 	ForcedInterval = 30 * time.Second
@@ -74,8 +75,6 @@ type Config struct {
 	// the revocations that the store has lost; see [revocation.DefaultPutBack]. 0: the
 	// store is not shared.
 	PutBack time.Duration
-	// Rings seal backups of secrets. Nil: no backups.
-	Rings *sealed.RingFile
 	// MaxEntries bounds the tokens held besides the clients' defaults. Zero:
 	// DefaultMaxEntries.
 	MaxEntries int
@@ -121,15 +120,14 @@ type ClientConfig struct {
 // Broker serves requests. All its methods are safe for concurrent use.
 type Broker struct {
 	setup         atomic.Pointer[setup]
-	applied       signal     // fired when setup was replaced
-	setting       sync.Mutex // held during a replacement of setup
+	applied       store.Signal // fired when setup was replaced
+	setting       sync.Mutex   // held during a replacement of setup
 	entries       *shards
 	store         *store.Metered
-	names         names
+	mac           secret.MAC
 	subscriptions *store.Subscriptions
 	revoked       *revocation.Set
-	changes       store.ChangeCount // of the histories of secrets
-	rings         *sealed.RingFile  // nil: no backups
+	secrets       *credential.Fleet
 	audit         *audit.Log
 	log           *slog.Logger
 	metrics       *metrics
@@ -153,7 +151,7 @@ type setup struct {
 type client struct {
 	name          string
 	idp           *idp.Client
-	secrets       *secrets
+	secrets       *credential.Set
 	about         About
 	own           idp.Request
 	entry         *entry // of own
@@ -166,23 +164,13 @@ type client struct {
 	// epoch and fence are the highest values seen.
 	epoch, fence atomic.Uint64
 	// changed is fired when the tokens were purged.
-	changed signal
+	changed store.Signal
 	purges  store.Coalescer
 	// asked: a token of this client was requested.
 	asked atomic.Bool
 
-	// verdict is fired when a secret obtained a token or was refused.
-	verdict signal
-
-	mu sync.Mutex
-	// proven is the last secret version that obtained a token and was not refused
-	// since. Without one, fetches go one at a time; after provenUntil a few go
-	// together until one of them succeeds.
-	proven       string
-	provenUntil  time.Time
-	provenBy     uint64        // fence of the fetch that proved it
-	fetchedAlone uint64        // number of fetches without a lease since then
-	probe        chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
+	mu    sync.Mutex
+	probe chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
 }
 
 // New makes a Broker. It sends no request to an IdP.
@@ -196,21 +184,26 @@ func New(cfg Config) (*Broker, error) {
 	if cfg.Store == nil {
 		cfg.Store = store.NewMemory(store.MemoryConfig{})
 	}
+	if cfg.MAC == nil {
+		cfg.MAC = secret.NewMAC()
+	}
 	b := &Broker{
 		store:         store.NewMetered(cfg.Store, cfg.Logger),
-		names:         newNames(cfg.MAC),
+		mac:           cfg.MAC,
 		subscriptions: store.NewSubscriptions(),
 		entries:       newShards(cfg.MaxEntries),
-		rings:         cfg.Rings,
 		audit:         cfg.Audit,
 		log:           cfg.Logger,
 		metrics:       newMetrics(),
 	}
 	b.revoked = revocation.New(revocation.Config{
-		Store: b.store, Tag: "{" + b.names.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
+		Store: b.store, Tag: "{" + b.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
 	})
-	b.changes.Store, b.changes.Key = b.store, "{"+b.names.name("secrets")+"}changes"
 	b.flying, b.land = context.WithCancel(context.Background())
+	b.secrets = &credential.Fleet{
+		Store: b.store, Changes: store.ChangeCount{Store: b.store, Key: "{" + b.name("secrets") + "}changes"}, MAC: b.mac,
+		Spawn: b.spawn, Lifetime: b.flying, Audit: b.audit, Log: b.log,
+	}
 	b.subscriptions.Subscribe(func() { b.revoked.Wake(b.flying, b.spawn) }, b.revoked.Keys()...)
 	b.setup.Store(&setup{})
 	if err := b.Apply(cfg.Setup); err != nil {
@@ -231,18 +224,23 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 			Scopes:    canonicalScopes(cfg.Scopes),
 		},
 	}
-	c.keys = b.names.client(c.name, c.idp.Fingerprint())
-	c.secrets = newSecrets(cfg, b.names.mac, c.keys.refusals)
+	c.keys = clientKeysOf(b.mac, c.name, c.idp.Fingerprint())
+	c.secrets = b.secrets.New(credential.Config{
+		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Check: cfg.CheckSecret,
+		Keys:       credential.Keys{History: c.keys.secrets, Proof: c.keys.proof, Refusals: c.keys.refusals},
+		Prove:      func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
+		DropTokens: func(ctx context.Context) *apierror.Error { return b.dropTokens(ctx, c) },
+	})
 	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
 	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtCounters(b.flying, c) }) }, c.keys.epoch))
-	if c.secrets.kept() {
-		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.secrets.news.Run(b.spawn, func() { b.lookAtSecrets(b.flying, c) }) }, c.keys.secrets))
+	if c.secrets.Kept() {
+		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(c.secrets.Reload, c.keys.secrets))
 	}
 	return c
 }
 
 func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {
-	return &entry{client: c, ask: ask, name: b.names.question(c, k)}
+	return &entry{client: c, ask: ask, name: b.name("question", []byte(c.keys.config), k[:])}
 }
 
 // spawn runs work in a goroutine that Close awaits, unless the Broker is closed.

@@ -28,7 +28,7 @@ type entry struct {
 	// because the store is away.
 	quietUntil atomic.Int64
 	// changed is fired when the token was replaced.
-	changed signal
+	changed store.Signal
 	// given records in the audit log the callers that received the token; nil: not
 	// given yet, or no audit log. It is stored under mu and read anywhere.
 	given atomic.Pointer[audit.Given]
@@ -58,17 +58,17 @@ func (e *entry) activeFailure(now time.Time) *backoff.Failure {
 	if t := e.client.failure.Load(); t.Active(now) {
 		return t
 	}
-	u := e.client.secrets.now()
-	if t := e.failure.Load(); t.Active(now) && (t.Doubted == "" || u.current == nil || u.current.ID == t.Doubted) {
+	u := e.client.secrets.View()
+	if t := e.failure.Load(); t.Active(now) && (t.Doubted == "" || u.Current == nil || u.Current.ID == t.Doubted) {
 		return t
 	}
-	return u.refusal(now)
+	return u.Refusal(now)
 }
 
 // failing reports whether the last attempt to get a token failed, even if a retry is
 // due.
 func (e *entry) failing() bool {
-	return e.failure.Load() != nil || e.client.failure.Load() != nil || e.client.secrets.now().failing()
+	return e.failure.Load() != nil || e.client.failure.Load() != nil || e.client.secrets.View().Failing()
 }
 
 // shards keeps the entries of requests other than the clients' defaults, spread over

@@ -9,9 +9,9 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
 
@@ -43,10 +43,7 @@ type served struct {
 
 // obtained records a token that the IdP issued to any replica.
 func (c *client) obtained(e *entry, tok *token.Token) {
-	if v := c.secrets.now().named(tok.SecretVersion); v != nil {
-		v.refused.Succeeded(tok.Fence)
-		atLeast(&v.usedAt, tok.MintedAt.UnixNano())
-	}
+	c.secrets.Issued(tok)
 	for {
 		before := c.fares.served.Load()
 		if before != nil && before.fence >= tok.Fence {
@@ -54,15 +51,6 @@ func (c *client) obtained(e *entry, tok *token.Token) {
 		}
 		if c.fares.served.CompareAndSwap(before, &served{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
 			c.fares.good.Store(e)
-			return
-		}
-	}
-}
-
-func atLeast(to *atomic.Int64, value int64) {
-	for {
-		before := to.Load()
-		if before >= value || to.CompareAndSwap(before, value) {
 			return
 		}
 	}
@@ -89,28 +77,13 @@ const (
 	ClientNoSecret                         // it has no secret to authenticate with
 )
 
-// SecretVersion describes a version of a secret for operators.
-type SecretVersion struct {
-	ID        string
-	State     secret.State
-	Since     time.Time // when the state began
-	CreatedAt time.Time
-	CreatedBy string
-	// LastSuccess is when it last obtained a token. RefusedAt is when it was last refused,
-	// with no success since, as far as this replica knows. Zero: never. A version that was
-	// retired because it was refused keeps RefusedAt.
-	LastSuccess, RefusedAt time.Time
-	// Here: this replica knows the value.
-	Here bool
-}
-
 // ClientStatus is a client and its status, as this replica sees it.
 type ClientStatus struct {
 	Name  string
 	About About
 	State ClientState
 	// Versions are newest first.
-	Versions []SecretVersion
+	Versions []credential.VersionStatus
 	// Generation of the secret's history: replicas that differ have not seen a change yet.
 	Generation uint64
 	// InUse is the version that obtained the newest token. Empty: not known.
@@ -148,7 +121,7 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 	if len(found) == 0 && !caller.MayDo(policy.ListClients, "") {
 		err = mayNotDo(caller, policy.ListClients, "")
 	}
-	b.acted(ctx, caller, policy.ListClients, err, audit.Event{})
+	b.RecordAction(ctx, caller, policy.ListClients, err, audit.Event{})
 	return found, err
 }
 
@@ -159,21 +132,21 @@ func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string)
 	if c == nil || !caller.MayDo(policy.GetClient, name) {
 		err = mayNotDo(caller, policy.GetClient, name)
 	}
-	b.acted(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
+	b.RecordAction(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
 	if err != nil {
 		return ClientStatus{}, err
 	}
-	if c.secrets.kept() {
-		b.lookAtSecrets(ctx, c) // so that a caller sees its own latest change
+	if c.secrets.Kept() {
+		b.secrets.Load(ctx, c.secrets) // so that a caller sees its own latest change
 	}
 	b.lookAtFailures(ctx, c)
 	return c.status(time.Now()), nil
 }
 
 func (c *client) status(now time.Time) ClientStatus {
-	u := c.secrets.now()
+	u := c.secrets.View()
 	s := ClientStatus{
-		Name: c.name, About: c.about, State: c.state(u, now), Versions: u.describeAll(), Generation: u.history.Generation,
+		Name: c.name, About: c.about, State: c.state(u, now), Versions: u.DescribeAll(), Generation: u.History.Generation,
 		LastSuccess: c.lastSuccess(), Fallback: c.fallback(u),
 	}
 	if last := c.fares.served.Load(); last != nil {
@@ -191,17 +164,17 @@ func (c *client) status(now time.Time) ClientStatus {
 	return s
 }
 
-func (c *client) state(u *usable, now time.Time) ClientState {
+func (c *client) state(u *credential.View, now time.Time) ClientState {
 	throttled := func(t *backoff.Failure) bool { return t.Active(now) && t.Class == idp.Throttled }
 	failure := c.unresolved()
 	switch {
-	case c.secretless() != nil:
+	case c.secrets.Missing() != nil:
 		return ClientNoSecret
 	case throttled(c.failure.Load()):
 		return ClientThrottled
 	case c.recovered(u):
 		return ClientOK
-	case u.failing(), failure.counts(u) && failure.class == idp.CredentialRefused:
+	case u.Failing(), failure.counts(u) && failure.class == idp.CredentialRefused:
 		return ClientRefused
 	case c.entry.failing(), failure.counts(u):
 		return ClientFailing
@@ -214,49 +187,7 @@ func (c *client) state(u *usable, now time.Time) ClientState {
 
 // fallback reports whether the newest token was obtained with a version other than the
 // current one, although the current one has had time to propagate.
-func (c *client) fallback(u *usable) bool {
+func (c *client) fallback(u *credential.View) bool {
 	last := c.fares.served.Load()
-	current, there := u.history.In(secret.Current)
-	return there && last != nil && last.with != current.ID && last.at.Sub(current.Since) >= propagation
-}
-
-// describeAll describes all known versions, newest first.
-func (u *usable) describeAll() []SecretVersion {
-	var all []SecretVersion
-	for _, v := range u.all() {
-		if _, recorded := u.history.Find(v.ID); !recorded { // only a source has it
-			all = append(all, u.describe(v.ID))
-		}
-	}
-	for _, record := range u.history.Versions {
-		all = append(all, u.describe(record.ID))
-	}
-	return all
-}
-
-// describe describes one version.
-func (u *usable) describe(id string) SecretVersion {
-	told := SecretVersion{ID: id}
-	if record, there := u.history.Find(id); there {
-		told.State, told.Since, told.CreatedAt, told.CreatedBy = record.State, record.Since, record.CreatedAt, record.CreatedBy
-		told.RefusedAt = record.RefusedAt
-	}
-	v := u.named(id)
-	if v == nil {
-		return told
-	}
-	told.Here = true
-	if told.State == 0 || v == u.pending {
-		told.State, told.Since = u.stateOf(v), v.SeenAt
-	}
-	if told.CreatedAt.IsZero() {
-		told.CreatedAt = v.SeenAt
-	}
-	if at := v.usedAt.Load(); at > 0 {
-		told.LastSuccess = time.Unix(0, at)
-	}
-	if t := v.refused.Load(); t != nil {
-		told.RefusedAt = t.At
-	}
-	return told
+	return last != nil && u.Outdated(last.with, last.at)
 }

@@ -25,50 +25,6 @@ func mayNotDo(caller *policy.Caller, action policy.Action, client string) *apier
 	return denied(caller, asked, about)
 }
 
-// unconfirmed is the error for a change that the store did not confirm. If the store
-// accepts no writes, a retry does not help until that is fixed.
-func unconfirmed(cause error, what, again string, about map[string]string) *apierror.Error {
-	told := &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonStoreUnavailable, RetryAfter: time.Second, Metadata: about, Cause: cause,
-		Message: what + ", which may or may not have happened; " + again,
-	}
-	if errors.Is(cause, store.ErrNoWrites) {
-		told.Message = fmt.Sprintf("%s: %v; mend that, then %s", what, cause, again)
-	}
-	return told
-}
-
-// refused translates the error of a token fetch.
-func refused(client, secretVersion string, err error) *apierror.Error {
-	told := &apierror.Error{Metadata: map[string]string{"client": client}, Cause: err}
-	refusal, ok := errors.AsType[*idp.Error](err)
-	if !ok {
-		told.Code, told.Reason = apierror.Unavailable, apierror.ReasonIdPUnavailable
-		told.Message = fmt.Sprintf("client %q: no token came in time", client)
-		return told
-	}
-	if refusal.Code != "" {
-		told.Metadata["oauth_error"] = refusal.Code
-	}
-	switch refusal.Class {
-	case idp.CredentialRefused:
-		told.Code, told.Reason = apierror.FailedPrecondition, apierror.ReasonCredentialsRefused
-		told.Metadata["secret_version"] = secretVersion
-	case idp.RequestRefused:
-		told.Code, told.Reason = apierror.FailedPrecondition, apierror.ReasonRequestRefused
-	case idp.Misconfigured:
-		told.Code, told.Reason = apierror.FailedPrecondition, apierror.ReasonIdPMisconfigured
-	case idp.Throttled:
-		told.Code, told.Reason = apierror.ResourceExhausted, apierror.ReasonIdPThrottled
-	case idp.Transient:
-		told.Code, told.Reason = apierror.Unavailable, apierror.ReasonIdPUnavailable
-	default:
-		return apierror.Fault(err)
-	}
-	told.Message = fmt.Sprintf("client %q: %v", client, refusal)
-	return told
-}
-
 func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
 	asked := fmt.Sprintf("a token of client %q", ask.Client)
 	if ask.Audience != "" {
@@ -204,7 +160,7 @@ func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 }
 
 func unconfirmedPurge(c *client, err error) *apierror.Error {
-	return unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
+	return store.Unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
 }
 
 func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {

@@ -5,9 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	mathrand "math/rand/v2"
-	"slices"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/tracing"
@@ -35,11 +35,6 @@ const (
 	// flight: a lease is released even at shutdown.
 	writeTimeout = time.Second
 
-	// proofLasts is how long a secret counts as good after it obtained a token, and
-	// proofKept how long the store remembers that. After proofLasts the secret may
-	// have been revoked, so only a few fetches use it until one of them succeeds.
-	proofLasts = time.Minute
-	proofKept  = 7 * 24 * time.Hour
 	// probePause is how long all requests of a client wait after a probe without a
 	// verdict on the secret.
 	probePause = time.Second
@@ -47,24 +42,20 @@ const (
 
 // fleetView is the state of an entry and its client in the store.
 type fleetView struct {
-	token, failure              store.Entry // of the entry
-	clientFailure, proof        store.Entry
-	epoch, history, lastFailure store.Entry
-	versions                    []*version
-	refusals                    []store.Entry // of versions
-	requested, responded        time.Time
+	token, failure                    store.Entry // of the entry
+	clientFailure, epoch, lastFailure store.Entry
+	secret                            credential.Look
+	secretValues                      []store.Entry // of secret.Keys
+	requested, responded              time.Time
 }
 
 // look reads the fleet's state of an entry and its client in one round trip.
 func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
 	c := e.client
-	view := &fleetView{versions: c.secrets.now().all(), requested: time.Now()}
-	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.proof, c.keys.epoch, c.keys.secrets, c.keys.lastFailure}
-	fields := []*store.Entry{&view.token, &view.failure, &view.clientFailure, &view.proof, &view.epoch, &view.history, &view.lastFailure}
-	for _, v := range view.versions {
-		keys = append(keys, v.key)
-	}
-	values, err := b.store.Get(ctx, keys...)
+	view := &fleetView{secret: c.secrets.Look(), requested: time.Now()}
+	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.epoch, c.keys.lastFailure}
+	fields := []*store.Entry{&view.token, &view.failure, &view.clientFailure, &view.epoch, &view.lastFailure}
+	values, err := b.store.Get(ctx, append(keys, view.secret.Keys...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +63,7 @@ func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
 	for i, field := range fields {
 		*field = values[i]
 	}
-	view.refusals = values[len(fields):]
+	view.secretValues = values[len(fields):]
 	return view, nil
 }
 
@@ -80,21 +71,11 @@ func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
 func (b *Broker) adopt(ctx context.Context, e *entry, view *fleetView) {
 	c := e.client
 	b.adoptEpoch(ctx, c, view.epoch.Number)
-	if c.secrets.kept() {
-		b.adoptHistory(c, view.history)
-	}
-	for i, v := range view.versions {
-		v.refused.AdoptStored(view.refusals[i], view.responded)
-		c.raiseFence(view.refusals[i].Number)
-	}
+	c.raiseFence(view.secret.Adopt(ctx, view.secretValues, view.requested, view.responded))
 	c.adoptLastFailure(view.lastFailure)
-	c.adoptProof(view.proof, view.requested)
-	b.beginHistory(ctx, c)
 	c.failure.AdoptStored(view.clientFailure, view.responded)
 	e.failure.AdoptStored(view.failure, view.responded)
-	for _, stored := range []store.Entry{view.token, view.failure, view.clientFailure, view.proof} {
-		c.raiseFence(stored.Number)
-	}
+	c.raiseFence(max(view.token.Number, view.failure.Number, view.clientFailure.Number))
 	b.adoptToken(e, view.token, view.requested)
 }
 
@@ -135,26 +116,6 @@ func (c *client) raiseFence(fence uint64) {
 			return
 		}
 	}
-}
-
-// readClients reads one value for each client and adopts it. It reports whether the
-// store returned all of them.
-func (b *Broker) readClients(ctx context.Context, clients []*client, chunk int, key func(*client) string, adopt func(*client, store.Entry)) (complete bool) {
-	complete = true
-	for some := range slices.Chunk(clients, chunk) {
-		keys := make([]string, len(some))
-		for i, c := range some {
-			keys[i] = key(c)
-		}
-		values, err := b.store.Get(ctx, keys...)
-		for i, c := range some {
-			if store.WasRead(err, i) {
-				adopt(c, values[i])
-			}
-		}
-		complete = complete && err == nil
-	}
-	return complete
 }
 
 // how is the reason for the end of an await.

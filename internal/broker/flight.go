@@ -9,6 +9,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -77,7 +78,7 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 		f.err = t.ErrorAt(now)
 		return true
 	}
-	f.err = e.client.secretless()
+	f.err = e.client.secrets.Missing()
 	return f.err != nil
 }
 
@@ -151,7 +152,7 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 // earlier describes the previous attempts of a fetch.
 type earlier struct {
 	// refused are the versions of the secret that must not be tried again.
-	refused []*version
+	refused []*credential.Version
 	purged  int
 	// doubted is the first attempt that the IdP refused without a clear reason, so
 	// that the secret may be the cause; nil if there was no such attempt.
@@ -162,18 +163,18 @@ type earlier struct {
 
 // try makes one attempt and reports whether another must follow.
 func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
-	v, leave, probing, told := b.enter(ctx, e, before.refused, lease.Fence)
+	admitted, err := b.admitSecret(ctx, e, before.refused, lease.Fence)
 	switch {
-	case told != nil && before.doubted != nil:
+	case err != nil && before.doubted != nil:
 		b.landed(ctx, e, f, lease, *before.doubted, false)
 		return false
-	case told != nil:
-		f.err = told
+	case err != nil:
+		f.err = err
 		b.tell(ctx, lease)
 		return false
 	}
-	defer leave()
-	got := b.mint(ctx, e, v, max(lease.Fence, e.client.fence.Load()))
+	defer admitted.end()
+	got := b.mint(ctx, e, admitted.version, max(lease.Fence, e.client.fence.Load()))
 	switch {
 	case got.err == nil && got.token.Epoch < e.client.epoch.Load() && before.purged < maxPurged-1:
 		before.purged++
@@ -181,7 +182,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	case got.ending && before.awaitsNext(ctx, e):
 		return true
 	case got.refused() && b.flying.Err() == nil:
-		before.refused = append(before.refused, v)
+		before.refused = append(before.refused, admitted.version)
 		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
 		_ = b.synchronize(ctx, e) // another version may have become the current one
 		return true
@@ -190,7 +191,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 			return true
 		}
 	}
-	b.landed(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), probing)
+	b.landed(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), admitted.probe)
 	return false
 }
 
@@ -213,7 +214,7 @@ func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
 
 // doubt notes an attempt that was possibly refused because of its secret.
 func (b *earlier) doubt(a attempt) {
-	b.refused = append(b.refused, a.with)
+	b.refused = append(b.refused, a.Version)
 	if b.doubted == nil {
 		a.doubted = true
 		b.doubted = &a
@@ -224,14 +225,14 @@ func (b *earlier) doubt(a attempt) {
 // per series of failures.
 func (e *entry) hasAnother(before *earlier) bool {
 	series := e.failure.Load()
-	return (series == nil || series.Doubted != before.doubted.with.ID) && e.client.secrets.now().next(time.Now(), before.refused) != nil
+	return (series == nil || series.Doubted != before.doubted.Version.ID) && e.client.secrets.View().Next(time.Now(), before.refused) != nil
 }
 
 // doubts reports whether the secret may be the reason for a refusal. A secret that has
 // just obtained another token is not.
 func (e *entry) doubts(a attempt) bool {
 	fault, ok := errors.AsType[*idp.Error](a.err)
-	return ok && fault.Unclear() && !e.client.provenNow(a.with.ID)
+	return ok && fault.Unclear() && !e.client.provenNow(a.Version)
 }
 
 // decided returns the attempt that determines the result of a fetch. If another secret
@@ -257,7 +258,7 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 	case got.err == nil:
 		newest := b.tell(ctx, lease, got.success(e)...)
 		b.fetched(e, got)
-		b.settleSecret(e.client, got.with)
+		e.client.secrets.ActivateProven(got.Version)
 		f.token, f.origin = got.token, OriginFetched
 		if !newest {
 			_ = b.synchronize(ctx, e) // some IdPs invalidate a token when they issue the next one
@@ -289,12 +290,10 @@ func (b *Broker) tellOf(ctx context.Context, lease store.Lease, puts ...store.Pu
 
 // attempt is one token request to the IdP and its result.
 type attempt struct {
-	with  *version
-	fence uint64
-	begun time.Time
+	credential.Use
 	// The failures remembered at the start: a success ends these only, because a
 	// throttling that began later must be obeyed.
-	entryFailure, clientFailure, refusal *backoff.Failure
+	entryFailure, clientFailure *backoff.Failure
 
 	token *token.Token
 	err   error
@@ -308,17 +307,17 @@ type attempt struct {
 func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
 
 // mint requests a token from the IdP.
-func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) attempt {
+func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fence uint64) attempt {
 	c := e.client
 	epoch := c.epoch.Load()
 	made := attempt{
-		with: v, fence: fence, begun: time.Now(),
-		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(), refusal: v.refused.Load(),
+		Use:          credential.Begin(v, fence),
+		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(),
 	}
 	ask, held := e.ask, e.token.Load()
-	ask.Once = e.usable(held, made.begun, 0)
+	ask.Once = e.usable(held, made.Begun, 0)
 	grant, err := c.idp.Fetch(ctx, v.Version, ask)
-	b.metrics.fetch(c.name, time.Since(made.begun), err)
+	b.metrics.fetch(c.name, time.Since(made.Begun), err)
 	if made.err = err; err != nil {
 		fault, ok := errors.AsType[*idp.Error](err)
 		made.ending = ok && fault.Expired()
@@ -331,30 +330,26 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *version, fence uint64) a
 
 // success returns the store entries for a new token.
 func (a attempt) success(e *entry) []store.Put {
-	keys := e.client.keys
 	var puts []store.Put
 	if value, ttl := a.token.Stored(time.Now()); ttl > 0 {
-		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.fence, Value: value, TTL: ttl})
+		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.Fence, Value: value, TTL: ttl})
 	}
-	puts = append(puts, store.Put{Key: keys.proof, Number: a.fence, Value: []byte(a.with.ID), TTL: proofKept})
-	for key, stood := range map[string]*backoff.Failure{
-		e.failureKey(): a.entryFailure, keys.failure: a.clientFailure, a.with.key: a.refusal,
-	} {
-		if stood != nil {
-			puts = append(puts, backoff.EndPut(key, a.fence, FlightTimeout))
+	puts = append(puts, e.client.secrets.SuccessPuts(a.Use)...)
+	for key, failure := range map[string]*backoff.Failure{e.failureKey(): a.entryFailure, e.client.keys.failure: a.clientFailure} {
+		if failure != nil {
+			puts = append(puts, backoff.EndPut(key, a.Fence, FlightTimeout))
 		}
 	}
-	return append(puts, e.client.resolvedBy(a.fence)...)
+	return append(puts, e.client.resolvedBy(a.Fence)...)
 }
 
 // fetched publishes the new token in this replica.
 func (b *Broker) fetched(e *entry, a attempt) {
 	c := e.client
-	c.prove(a.with.ID, time.Now().Add(proofLasts), a.fence)
+	c.secrets.Succeeded(a.Use)
 	e.failure.CompareAndSwap(a.entryFailure, nil)
-	e.failure.Succeeded(a.fence)
+	e.failure.Succeeded(a.Fence)
 	c.failure.CompareAndSwap(a.clientFailure, nil)
-	a.with.refused.CompareAndSwap(a.refusal, nil)
 	e.publish(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
 	c.obtained(e, a.token)
 }
@@ -367,86 +362,52 @@ func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool)
 		return
 	}
 	e.token.Store(tok)
-	e.changed.fire()
+	e.changed.Fire()
 }
 
 // failed records a failure that the secret did not cause, for the backoff of its
 // class, and returns the store entries for it.
 func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []store.Put) {
 	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
-	next := &backoff.Failure{Class: class, Err: refused(c.name, a.with.ID, a.err), At: now, Fence: a.fence}
+	next := &backoff.Failure{Class: class, Err: backoff.ErrorOf(c.name, a.Version.ID, a.err), At: now, Fence: a.Fence}
 	if a.doubted {
-		next.Doubted = a.with.ID
+		next.Doubted = a.Version.ID
 	}
 	place, key := &e.failure, e.failureKey()
 	var puts []store.Put
 	switch {
 	case class == idp.Throttled:
 		place, key = &c.failure, c.keys.failure
-		c.prove(noProof, now, a.fence)
-		puts = append(puts, noProofPut(c, a.fence))
+		puts = append(puts, c.secrets.Throttled(a.Use))
 	case class == idp.Transient && probing:
 		// The waiters of the probe must not all try in turn.
-		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.fence, Until: now.Add(probePause)}
+		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.Fence, Until: now.Add(probePause)}
 		c.failure.Record(pause)
-		puts = append(puts, pause.Put(c.keys.failure, a.fence, now))
+		puts = append(puts, pause.Put(c.keys.failure, a.Fence, now))
 	}
 	next.Tries = place.Load().TriesBefore(class) + 1
 	wait := backoff.Delay(a.err, next.Tries, e.token.Load(), now)
 	next.Until = now.Add(wait)
 	place.Record(next)
-	puts = append(puts, c.failedAs(next, a.with.ID))
+	puts = append(puts, c.failedAs(next, a.Version.ID))
 	b.log.Warn("no token from the IdP", "client", c.name, "audience", e.ask.Audience,
 		"resources", e.ask.Resources, "scopes", e.ask.Scopes, "class", class.String(), "error", a.err,
-		"secret_version", a.with.ID, "tries", next.Tries, "next_try_in", wait.Round(time.Millisecond))
-	return next, append(puts, next.Put(key, a.fence, now))
+		"secret_version", a.Version.ID, "tries", next.Tries, "next_try_in", wait.Round(time.Millisecond))
+	return next, append(puts, next.Put(key, a.Fence, now))
 }
 
 // refusedSecret records that the IdP refused a secret and the time to retry it, and
-// returns the store entries for it. Concurrent attempts count as one try.
+// returns the store entries for it.
 func (b *Broker) refusedSecret(e *entry, a attempt) []store.Put {
-	c, v, now := e.client, a.with, time.Now()
-	standing := v.refused.Load()
-	if standing != nil && standing.At.After(a.begun) {
+	held := e.token.Load()
+	if !e.usable(held, time.Now(), 0) {
+		held = nil
+	}
+	failure, puts := e.client.secrets.Refused(a.Use, a.err, held)
+	if failure == nil {
 		return nil
 	}
-	u := c.secrets.now()
-	next := &backoff.Failure{
-		Class: idp.CredentialRefused, Err: refused(c.name, v.ID, a.err), At: now, Fence: a.fence,
-		Tries: standing.TriesBefore(idp.CredentialRefused) + 1,
-	}
-	wait := backoff.SecretDelay(next.Tries, v == u.current && u.rotating(now))
-	next.Until = now.Add(wait)
-	v.refused.Record(next)
-	b.log.Warn("the IdP refuses a secret", "client", c.name, "secret_version", v.ID, "state", u.stateOf(v).String(), "error", a.err,
-		"tries", next.Tries, "next_try_in", wait.Round(time.Millisecond))
-	puts := []store.Put{next.Put(v.key, a.fence, now), c.failedAs(next, a.with.ID)}
-	switch {
-	case v == u.current && u.pending != nil:
-		// The IdP may have switched to the pending secret.
-		puts = append(puts, u.pending.hasten(now, now, a.fence)...)
-	case v != u.current && u.current != nil && u.next(now, nil) == nil:
-		// No other secret is left: retry this one before the token ends.
-		if tok := e.token.Load(); e.usable(tok, now, 0) {
-			puts = append(puts, u.current.hasten(now.Add(max(backoff.LeastPause, tok.UsableUntil.Sub(now)/3)), now, a.fence)...)
-		}
-	}
-	if c.unprove(v.ID, a.fence) {
-		puts = append(puts, noProofPut(c, a.fence))
-	}
-	return puts
-}
-
-// hasten moves the retry of a refused version forward to at.
-func (v *version) hasten(at, now time.Time, fence uint64) []store.Put {
-	standing := v.refused.Load()
-	if !standing.Active(at) {
-		return nil
-	}
-	next := *standing
-	next.Until, next.Fence = at, fence
-	v.refused.Record(&next)
-	return []store.Put{next.Put(v.key, fence, now)}
+	return append(puts, e.client.failedAs(failure, a.Version.ID))
 }
 
 // wait waits for the end of the flight or of ctx.

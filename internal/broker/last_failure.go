@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -99,20 +100,20 @@ func (c *client) unresolved() *lastFailure {
 
 // counts reports whether a failure affects the client, rather than only a new secret that
 // was refused when it was proved.
-func (f *lastFailure) counts(u *usable) bool {
-	return f != nil && (f.class != idp.CredentialRefused || u.current == nil || f.version == u.current.ID)
+func (f *lastFailure) counts(u *credential.View) bool {
+	return f != nil && (f.class != idp.CredentialRefused || u.Current == nil || f.version == u.Current.ID)
 }
 
 // recovered reports whether the fleet has fetched a token since every failure that
 // this replica remembers.
-func (c *client) recovered(u *usable) bool {
+func (c *client) recovered(u *credential.View) bool {
 	f := c.fares.failed.Load()
 	if f == nil || !f.resolved {
 		return false
 	}
 	remembered := []*backoff.Failure{c.entry.failure.Load(), c.failure.Load()}
-	for _, v := range u.all() {
-		remembered = append(remembered, v.refused.Load())
+	for _, v := range u.All() {
+		remembered = append(remembered, v.Refusal())
 	}
 	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.fence })
 }
@@ -122,5 +123,5 @@ func (c *client) recovered(u *usable) bool {
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	b.readClients(ctx, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, (*client).adoptLastFailure)
+	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, (*client).adoptLastFailure)
 }

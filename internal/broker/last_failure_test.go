@@ -10,6 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
 // status is what a replica shows operators of the client "orders", by itself and in
@@ -84,8 +85,8 @@ func TestLastFailureIsShownByEveryReplica(t *testing.T) {
 func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
-		r.rotate(rotation("one"))
-		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
+		r.rotate(rotationTo("one"))
+		_, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("wrong"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		time.Sleep(time.Hour)
 		for i := range r.all {
@@ -104,7 +105,7 @@ func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
 func TestStagedSecretWithSuspiciousBytesSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 1)
-		got, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("one "))
+		got, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("one "))
 		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if !strings.Contains(told.Message, "begins or ends with white space") {
 			t.Errorf("%q, %+v", told.Message, got)

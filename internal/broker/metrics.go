@@ -146,7 +146,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(expiryDesc, prometheus.GaugeValue, float64(tok.ExpiresAt.Unix()), client.name)
 		}
 		backoff := 0.0
-		if client.failure.Load().Active(now) || client.secrets.now().refusal(now) != nil {
+		if client.failure.Load().Active(now) || client.secrets.View().Refusal(now) != nil {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)
@@ -188,7 +188,7 @@ func describeSecrets(out chan<- *prometheus.Desc) {
 
 // collectSecrets collects the present state of a client's secrets.
 func collectSecrets(out chan<- prometheus.Metric, c *client) {
-	if !c.secrets.kept() {
+	if !c.secrets.Kept() {
 		return
 	}
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
@@ -201,19 +201,19 @@ func collectSecrets(out chan<- prometheus.Metric, c *client) {
 		}
 		gauge(desc, value, labels...)
 	}
-	u := c.secrets.now()
-	if u.current != nil {
-		gauge(activatedDesc, float64(u.describe(u.current.ID).Since.Unix()))
+	u := c.secrets.View()
+	if u.Current != nil {
+		gauge(activatedDesc, float64(u.Describe(u.Current.ID).Since.Unix()))
 	}
-	gauge(generationDesc, float64(u.history.Generation))
-	truth(versionsDesc, u.pending != nil, secret.Pending.String())
-	truth(versionsDesc, u.current != nil, secret.Current.String())
-	truth(versionsDesc, u.previous != nil, secret.Previous.String())
+	gauge(generationDesc, float64(u.History.Generation))
+	truth(versionsDesc, u.Pending != nil, secret.Pending.String())
+	truth(versionsDesc, u.Current != nil, secret.Current.String())
+	truth(versionsDesc, u.Previous != nil, secret.Previous.String())
 	truth(fallbackDesc, c.fallback(u))
 	if last := c.fares.served.Load(); last != nil {
 		state := "forgotten"
-		if told := u.describe(last.with); told.State != 0 {
-			state = told.State.String()
+		if version := u.Describe(last.with); version.State != 0 {
+			state = version.State.String()
 		}
 		gauge(inUseDesc, 1, state)
 	}

@@ -1,48 +1,20 @@
 package broker
 
 import (
-	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"slices"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// names makes the keys of the store. They are keyed hashes, because keys appear in the
-// logs of databases, which must not reveal the clients' names and requests.
-//
-// All keys of a client share a hash tag, so that one script may use several.
-type names struct {
-	mac func(data []byte) [sha256.Size]byte
-}
+// The keys of the store are keyed hashes, because keys appear in the logs of databases,
+// which must not reveal the clients' names and requests. All keys of a client share a hash
+// tag, so that one script may use several.
 
-// newNames takes a keyed hash that all replicas share. Nil: a hash of this process,
-// for a store that is not shared.
-func newNames(mac func([]byte) [sha256.Size]byte) names {
-	if mac != nil {
-		return names{mac}
-	}
-	secret := make([]byte, sha256.Size)
-	_, _ = rand.Read(secret) // never fails
-	return names{func(data []byte) [sha256.Size]byte {
-		hash := hmac.New(sha256.New, secret)
-		_, _ = hash.Write(data)
-		return [sha256.Size]byte(hash.Sum(nil))
-	}}
-}
-
-// name returns 128 bits of the keyed hash of parts of one kind.
-func (n names) name(kind string, parts ...[]byte) string {
-	data := appendPart(nil, kind)
-	for _, part := range parts {
-		data = appendPart(data, string(part))
-	}
-	sum := n.mac(data)
-	return base64.RawURLEncoding.EncodeToString(sum[:16])
-}
+// name returns the keyed hash of parts of one kind.
+func (b *Broker) name(kind string, parts ...[]byte) string { return secret.Name(b.mac, kind, parts...) }
 
 // clientKeys are the keys of a client's own state. The epoch, the fences and the
 // secrets belong to its name, for as long as a client has that name; the rest belongs
@@ -60,9 +32,9 @@ type clientKeys struct {
 	lastFailure string // the last failure, for operators
 }
 
-func (n names) client(name string, fingerprint [sha256.Size]byte) clientKeys {
-	tag := "{" + n.name("client", []byte(name)) + "}"
-	config := n.name("config", fingerprint[:])
+func clientKeysOf(mac secret.MAC, name string, fingerprint [sha256.Size]byte) clientKeys {
+	tag := "{" + secret.Name(mac, "client", []byte(name)) + "}"
+	config := secret.Name(mac, "config", fingerprint[:])
 	return clientKeys{
 		tag:         tag,
 		config:      config,
@@ -88,11 +60,6 @@ func (e *entry) failureKey() string { return e.client.keys.tag + e.name + ":trou
 func (e *entry) leaseKey() string   { return e.client.keys.tag + e.name + ":lease" }
 func (e *entry) forcedKey() string  { return e.client.keys.tag + e.name + ":forced" }
 
-// question returns the name of a request to a client.
-func (n names) question(c *client, k key) string {
-	return n.name("question", []byte(c.keys.config), k[:])
-}
-
 // key identifies a token by everything that reaches the token endpoint: two requests
 // share a token exactly if the IdP would see the same request. Settings of the client
 // are in its configuration; its name stands for them.
@@ -102,21 +69,17 @@ type key [sha256.Size]byte
 // "a"+"bc" would share a token. ask must be canonical.
 func keyOf(client string, ask idp.Request) key {
 	room := [512]byte{}
-	buf := appendPart(room[:0], client)
-	buf = appendPart(buf, ask.Audience)
+	buf := secret.AppendPart(room[:0], client)
+	buf = secret.AppendPart(buf, ask.Audience)
 	buf = appendParts(buf, ask.Resources)
 	buf = appendParts(buf, ask.Scopes)
 	return sha256.Sum256(buf)
 }
 
-func appendPart(buf []byte, part string) []byte {
-	return append(binary.AppendUvarint(buf, uint64(len(part))), part...)
-}
-
 func appendParts(buf []byte, parts []string) []byte {
 	buf = binary.AppendUvarint(buf, uint64(len(parts)))
 	for _, part := range parts {
-		buf = appendPart(buf, part)
+		buf = secret.AppendPart(buf, part)
 	}
 	return buf
 }

@@ -5,6 +5,9 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -22,30 +25,40 @@ const (
 	maxUnconfirmed = 32
 )
 
-// enter chooses the secret of a fetch and admits the fetch: at once if the secret has
+// admission is the permission of a fetch to use a version of the secret.
+type admission struct {
+	version *credential.Version
+	probe   bool // the fetch is the only one that uses the version
+	// end is called after the result of the fetch was published.
+	end func()
+}
+
+// admitSecret chooses the secret of a fetch and admits the fetch: at once if the secret has
 // just obtained a token; soon if it did so earlier and was not refused since;
 // otherwise as the one probe of the secret, or after it. An IdP thus sees a wrong
 // secret a few times at most, not once for each audience and replica: accounts get
-// locked. The caller calls leave after it has published the result of the fetch. A
-// fence of zero means that the fetch has no lease.
-func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence uint64) (v *version, leave func(), probing bool, err *apierror.Error) {
+// locked. A fence of zero means that the fetch has no lease.
+//
+// A probe holds two leases: that of the request, which every fetch of its token holds, and
+// that of the client's secret. One of them would not do: fetches of the same token with
+// and without proof would run side by side when the proof changes.
+func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.Version, fence uint64) (admission, *apierror.Error) {
 	c := e.client
-	begun, place := time.Now(), c.unconfirmed(fence)
+	begun, place := time.Now(), c.secrets.SinceProof(fence)
 	for {
-		verdict := c.verdict.next()
+		verdict := c.secrets.Verdict()
 		v, err := e.choose(tried, time.Now())
+		if err != nil {
+			return admission{}, err
+		}
+		ever, recently := c.secrets.Proven(v.ID)
+		wait := unconfirmedWait(place) - time.Since(begun)
 		switch {
-		case err != nil:
-			return nil, nil, false, err
-		case c.provenNow(v.ID):
-			return v, func() {}, false, nil
-		case place < maxUnconfirmed && c.provenBefore(v.ID):
-			wait := unconfirmedWait(place) - time.Since(begun)
-			if wait <= 0 {
-				return v, func() {}, false, nil
-			}
+		case recently, ever && place < maxUnconfirmed && wait <= 0:
+			return admission{version: v, end: func() {}}, nil
+		case ever && place < maxUnconfirmed:
 			if !sleep(ctx, verdict, wait) {
-				return nil, nil, false, b.outOfTime(e)
+				return admission{}, b.outOfTime(e)
 			}
 			if fence > 0 {
 				_ = b.synchronize(ctx, e) // the IdP may have refused another replica
@@ -54,18 +67,18 @@ func (b *Broker) enter(ctx context.Context, e *entry, tried []*version, fence ui
 		}
 		probe, how := b.probe(ctx, e, fence > 0, func() bool {
 			next, err := e.choose(tried, time.Now())
-			return err != nil || c.provenNow(next.ID)
+			return err != nil || c.provenNow(next)
 		})
 		switch how {
 		case settled:
 		case ended:
-			return nil, nil, false, b.outOfTime(e)
+			return admission{}, b.outOfTime(e)
 		default:
 			if v, err = e.choose(tried, time.Now()); err != nil {
 				probe.leave()
-				return nil, nil, false, err
+				return admission{}, err
 			}
-			return v, probe.leave, true, nil
+			return admission{v, true, probe.leave}, nil
 		}
 	}
 }
@@ -79,23 +92,18 @@ func unconfirmedWait(n uint64) time.Duration {
 }
 
 // choose returns the secret to try next, or the reason why there is no usable one.
-func (e *entry) choose(tried []*version, now time.Time) (*version, *apierror.Error) {
+func (e *entry) choose(tried []*credential.Version, now time.Time) (*credential.Version, *apierror.Error) {
 	if t := e.activeFailure(now); t != nil {
 		return nil, t.ErrorAt(now)
 	}
-	u := e.client.secrets.now()
-	if v := u.next(now, tried); v != nil {
-		return v, nil
-	}
-	for _, v := range tried {
-		if t := v.refused.Load(); t != nil {
-			return nil, t.ErrorAt(now)
-		}
-	}
-	if len(tried) > 0 {
-		return nil, refusedMeanwhile(e.client.name)
-	}
-	return nil, e.client.noSecret(u)
+	return e.client.secrets.Next(now, tried)
+}
+
+// provenNow reports whether a version obtained a token so recently that any number of
+// fetches may use it.
+func (c *client) provenNow(v *credential.Version) bool {
+	_, recently := c.secrets.Proven(v.ID)
+	return recently
 }
 
 // probing is the turn of the one fetch that tries a secret.
@@ -157,75 +165,76 @@ func (c *client) probed() {
 	c.probe = nil
 }
 
-// provenNow reports whether a version obtained a token so recently that any number of
-// fetches may use it.
-func (c *client) provenNow(version string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.proven == version && time.Now().Before(c.provenUntil)
-}
-
-// provenBefore reports whether a version was the last to obtain a token, at any time,
-// and was not refused since.
-func (c *client) provenBefore(version string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.proven == version
-}
-
-// unconfirmed numbers a fetch among those since the last proof: by its fence in the
-// fleet, or by a count of this replica if it has no fence.
-func (c *client) unconfirmed(fence uint64) uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if fence > 0 {
-		return max(fence, c.provenBy) - c.provenBy
+// prove obtains a token with a version that is not current, bypassing the cache: once for
+// the fleet, while other fetches continue with the current version. The token is valid and
+// replaces the cached one. A failure is recorded against this version only, unless the IdP
+// throttles.
+func (b *Broker) prove(ctx context.Context, c *client, v *credential.Version) *apierror.Error {
+	e := c.provingEntry()
+	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.provenNow(v) })
+	switch how {
+	case settled:
+		if c.provenNow(v) {
+			return nil
+		}
+		return c.secrets.NotStaged(v.ID)
+	case ended:
+		return b.notProved(ctx, c)
+	case unanswered:
+		probe.leave()
+		return c.secrets.Unconfirmed(nil)
+	case leased:
 	}
-	c.fetchedAlone++
-	return c.fetchedAlone
+	defer probe.leave()
+	if err := c.mayProve(v, time.Now()); err != nil {
+		return err
+	}
+	return b.proveNow(ctx, e, v, probe.lease)
 }
 
-// noProof is stored in place of a version after a refusal or a throttling.
-const noProof = "-"
-
-// prove records that a version obtained a token in a fetch of this fence, or with
-// noProof that the IdP throttles. Results of older fetches are ignored.
-func (c *client) prove(version string, until time.Time, fence uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if fence >= c.provenBy {
-		c.proven, c.provenUntil, c.provenBy, c.fetchedAlone = version, until, fence, 0
-		c.verdict.fire()
+// mayProve returns the reason why a version must not be tried now, or nil.
+func (c *client) mayProve(v *credential.Version, now time.Time) *apierror.Error {
+	if t := c.failure.Load(); t.Active(now) {
+		return t.ErrorAt(now)
 	}
+	t := v.Refusal()
+	if t == nil {
+		return nil
+	}
+	if wait := t.At.Add(backoff.LeastPause).Sub(now); wait > 0 {
+		return t.Err.WithRetryAfter(wait)
+	}
+	return nil
 }
 
-// unprove records that a version was refused, and reports whether no proven version is
-// left.
-func (c *client) unprove(version string, fence uint64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.verdict.fire()
-	another := c.proven != version && c.proven != noProof && c.proven != ""
-	if another || fence < c.provenBy {
-		return false
+func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, lease store.Lease) *apierror.Error {
+	c := e.client
+	ctx, cancel := context.WithTimeout(ctx, idp.Budget)
+	defer cancel()
+	got := b.mint(ctx, e, v, lease.Fence)
+	switch {
+	case got.err == nil:
+		b.write(ctx, store.Change{Puts: got.success(e)})
+		b.fetched(e, got)
+		return nil
+	case ctx.Err() != nil:
+		return b.notProved(ctx, c)
+	case got.refused(), e.doubts(got):
+		b.write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
+	case idp.ClassOf(got.err) == idp.Throttled:
+		_, puts := b.failed(e, got, false)
+		b.write(ctx, store.Change{Puts: puts})
 	}
-	c.proven, c.provenBy = noProof, fence
-	return true
+	return backoff.ErrorOf(c.name, v.ID, got.err)
 }
 
-func noProofPut(c *client, fence uint64) store.Put {
-	return store.Put{Key: c.keys.proof, Number: fence, Value: []byte(noProof), TTL: proofKept}
-}
-
-// adoptProof adopts the fleet's proof of the secret, if it is newer.
-func (c *client) adoptProof(found store.Entry, asked time.Time) {
-	if v := c.secrets.now().named(string(found.Value)); v != nil {
-		atLeast(&v.usedAt, asked.Add(found.TTL-proofKept).UnixNano())
+// provingEntry returns the entry to test a secret with: the client's default request,
+// unless only another one is known to succeed.
+func (c *client) provingEntry() *entry {
+	if c.entry.token.Load() == nil {
+		if good := c.fares.good.Load(); good != nil {
+			return good
+		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(found.Value) > 0 && found.Number > c.provenBy {
-		c.proven, c.provenUntil, c.provenBy = string(found.Value), asked.Add(found.TTL-proofKept+proofLasts), found.Number
-		c.verdict.fire()
-	}
+	return c.entry
 }

@@ -72,7 +72,7 @@ func (b *Broker) adoptEpoch(ctx context.Context, c *client, epoch uint64) {
 				return // the next look tries again
 			}
 		case c.epoch.CompareAndSwap(seen, epoch):
-			c.changed.fire()
+			c.changed.Fire()
 			return
 		}
 	}
@@ -113,12 +113,12 @@ type Purge struct {
 // safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
 	err := b.purge(ctx, caller, asked)
-	b.acted(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
+	b.RecordAction(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
 	return err
 }
 
 func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
-	if denied := b.mayAct(caller, policy.PurgeTokens, asked.Client); denied != nil {
+	if denied := b.Authorize(caller, policy.PurgeTokens, asked.Client); denied != nil {
 		return denied
 	}
 	c := b.client(asked.Client)
@@ -144,7 +144,7 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 // first, so that a repetition, also after a failure halfway, opens the same one. The
 // fetches of tokens of earlier epochs began before the first call.
 func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (uint64, error) {
-	key := c.keys.purge(b.names.name("purge", []byte(request)))
+	key := c.keys.purge(b.name("purge", []byte(request)))
 	found, err := b.store.Get(ctx, key, c.keys.epoch)
 	if err != nil {
 		return 0, err

@@ -11,6 +11,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/revocation"
+	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -22,12 +23,12 @@ func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked revoca
 	made, err := b.revoke(ctx, caller, asked, request)
 	about := aboutRevocation(&asked)
 	about.Revocation, about.RequestID = made.ID, request
-	b.acted(ctx, caller, policy.RevokeTokens, err, about)
+	b.RecordAction(ctx, caller, policy.RevokeTokens, err, about)
 	return made, err
 }
 
 func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked revocation.Revocation, request string) (revocation.Revocation, error) {
-	if denied := b.mayAct(caller, policy.RevokeTokens, ""); denied != nil {
+	if denied := b.Authorize(caller, policy.RevokeTokens, ""); denied != nil {
 		return revocation.Revocation{}, denied
 	}
 	if err := b.checkRevocation(&asked, time.Now()); err != nil {
@@ -37,7 +38,7 @@ func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked revoca
 	before := strconv.FormatInt(asked.IssuedBefore.UnixNano(), 10)
 	// The letter keeps an ID from beginning with a hyphen, which command lines take for
 	// a flag.
-	asked.ID = "r" + b.names.name("revocation", []byte(request), []byte(t.Issuer), []byte(t.Kind), []byte(t.Value), []byte(before))
+	asked.ID = "r" + b.name("revocation", []byte(request), []byte(t.Issuer), []byte(t.Kind), []byte(t.Value), []byte(before))
 	asked.CreatedAt, asked.CreatedBy = time.Now().UTC().Truncate(time.Millisecond), caller.Name()
 	if err := b.revoked.Put(ctx, &asked); err != nil {
 		return revocation.Revocation{}, notRevoked(err)
@@ -93,19 +94,19 @@ func notRevoked(err error) *apierror.Error {
 			Message: fmt.Sprintf("%d revocations are kept and no more: revoke by subject, client or issued_before instead of token by token, or wait until some expire", revocation.MaxRevocations),
 		}
 	}
-	return unconfirmed(err, "the store did not confirm the revocation, or its end", "ask again", nil)
+	return store.Unconfirmed(err, "the store did not confirm the revocation, or its end", "ask again", nil)
 }
 
 // Revocations returns the active revocations of an issuer, or of all if it is empty, oldest
 // first. The error is always an [*apierror.Error].
 func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
 	found, err := b.revocations(ctx, caller, issuer)
-	b.acted(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
+	b.RecordAction(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
 	return found, err
 }
 
 func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
-	if denied := b.mayAct(caller, policy.ListRevocations, ""); denied != nil {
+	if denied := b.Authorize(caller, policy.ListRevocations, ""); denied != nil {
 		return nil, denied
 	}
 	if _, err := b.revoked.View(ctx); err != nil {
@@ -136,12 +137,12 @@ func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, asked Unre
 	deleted, err := b.unrevoke(ctx, caller, asked.ID)
 	about := aboutRevocation(&deleted)
 	about.Revocation, about.RequestID, about.Comment = asked.ID, asked.Request, asked.Reason
-	b.acted(ctx, caller, policy.DeleteRevocation, err, about)
+	b.RecordAction(ctx, caller, policy.DeleteRevocation, err, about)
 	return err
 }
 
 func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string) (ended revocation.Revocation, err error) {
-	if denied := b.mayAct(caller, policy.DeleteRevocation, ""); denied != nil {
+	if denied := b.Authorize(caller, policy.DeleteRevocation, ""); denied != nil {
 		return revocation.Revocation{}, denied
 	}
 	if _, err := b.revoked.View(ctx); err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
 // written is what the audit has of secrets since the last time, such as
@@ -60,33 +61,51 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 			call func() error
 			want string
 		}{
-			{"a rotation", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "stage prove activate rotate_secret"},
-			{"the same again", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("one")); return err }, "stage rotate_secret"},
-			{"a wrong secret", func() error { _, err := one.RotateSecret(t.Context(), policy.Self(), rotation("wrong")); return err }, "stage prove! retire rotate_secret!"},
-			{"a staged one", func() error {
-				asked := rotation("two")
-				asked.StageOnly = true
-				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+			{"a rotation", func() error {
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), rotationTo("one"))
+				return err
+			}, "stage prove activate rotate_secret"},
+			{"the same again", func() error {
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), rotationTo("one"))
 				return err
 			}, "stage rotate_secret"},
-			{"an activation", func() error { _, err := one.ActivateSecret(t.Context(), policy.Self(), "", change("a")); return err }, "prove activate activate_secret"},
-			{"a rollback", func() error { _, err := one.RollbackSecret(t.Context(), policy.Self(), change("b")); return err }, "prove activate rollback_secret"},
+			{"a wrong secret", func() error {
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), rotationTo("wrong"))
+				return err
+			}, "stage prove! retire rotate_secret!"},
+			{"a staged one", func() error {
+				asked := rotationTo("two")
+				asked.StageOnly = true
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), asked)
+				return err
+			}, "stage rotate_secret"},
+			{"an activation", func() error {
+				_, err := rotation.New(one, nil).Activate(t.Context(), policy.Self(), "", change("a"))
+				return err
+			}, "prove activate activate_secret"},
+			{"a rollback", func() error {
+				_, err := rotation.New(one, nil).Rollback(t.Context(), policy.Self(), change("b"))
+				return err
+			}, "prove activate rollback_secret"},
 			{"retiring", func() error {
-				_, err := one.RetireSecret(t.Context(), policy.Self(), idOf("two"), change("c"))
+				_, err := rotation.New(one, nil).Retire(t.Context(), policy.Self(), idOf("two"), change("c"))
 				return err
 			}, "retire retire_secret"},
 			{"a compromise", func() error {
-				asked := rotation("three")
+				asked := rotationTo("three")
 				asked.Compromised = true
-				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), asked)
 				return err
 			}, "stage prove activate purge rotate_secret"},
 			{"a purge", func() error { return one.Purge(t.Context(), policy.Self(), purgeOf("orders")) }, "purge_tokens"},
-			{"a stranger", func() error { _, err := one.RotateSecret(t.Context(), nil, rotation("four")); return err }, "rotate_secret!"},
+			{"a stranger", func() error {
+				_, err := rotation.New(one, nil).Rotate(t.Context(), nil, rotationTo("four"))
+				return err
+			}, "rotate_secret!"},
 			{"by itself", func() error {
-				asked := rotation("one")
+				asked := rotationTo("one")
 				asked.StageOnly, asked.Request = true, "d"
-				_, err := one.RotateSecret(t.Context(), policy.Self(), asked)
+				_, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), asked)
 				r.takes("one")
 				r.everybody(1, orders())
 				time.Sleep(time.Second)
@@ -113,9 +132,9 @@ func TestFailedRotationKeepsTheCommentOfTheOperator(t *testing.T) {
 		r.audit = b.Log
 		r.takes("one")
 		one := r.start(broker.ClientConfig{Managed: true})
-		asked := rotation("wrong")
+		asked := rotationTo("wrong")
 		asked.Request, asked.Reason = "4b1e", "ticket 123"
-		if _, err := one.RotateSecret(t.Context(), policy.Self(), asked); err == nil {
+		if _, err := rotation.New(one, nil).Rotate(t.Context(), policy.Self(), asked); err == nil {
 			t.Fatal("a wrong secret is in use")
 		}
 		lines, failed := b.news(), 0

@@ -9,6 +9,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -18,16 +19,16 @@ func TestRotationDoesNotReplaceASecretThatBecameCurrentMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
 		r.idp.SetDelay(2 * time.Second)
 		rolledBack := make(chan error, 1)
 		go func() {
-			_, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), broker.SecretChange{Client: "orders", Request: "back"})
+			_, err := rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), rotation.Change{Client: "orders", Request: "back"})
 			rolledBack <- err
 		}()
 		time.Sleep(500 * time.Millisecond)
-		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("three"))
+		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), rotationTo("three"))
 		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		if err := <-rolledBack; err != nil {
 			t.Fatal(err)
@@ -45,13 +46,13 @@ func TestHistoryOfAnotherFleetDoesNotReplaceTheSecretInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 		foreign := store.NewMemory(store.MemoryConfig{})
 		r.shared = foreign
 		other := r.start(broker.ClientConfig{Managed: true})
 		for _, value := range []string{"two", "three", "four"} {
 			r.takes("one", value)
-			if _, err := other.RotateSecret(t.Context(), policy.Self(), rotation(value)); err != nil {
+			if _, err := rotation.New(other, nil).Rotate(t.Context(), policy.Self(), rotationTo(value)); err != nil {
 				t.Fatal(err)
 			}
 		}

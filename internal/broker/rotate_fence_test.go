@@ -10,6 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
 // holdBack holds the next request that comes with a secret, until it is let go.
@@ -44,7 +45,7 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startManaged(t, 3)
 				r.takes("one", "two")
-				r.rotate(rotation("one"))
+				r.rotate(rotationTo("one"))
 				time.Sleep(2 * time.Minute) // its proof is over, and so is the token
 
 				letGo := r.holdBack("one")
@@ -63,7 +64,7 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 				r.all[2].link.state.Store(away)
 				time.Sleep(4 * time.Second)
 				r.all[2].link.state.Store(good)
-				r.rotate(rotation("two"))
+				r.rotate(rotationTo("two"))
 				if tt.knows {
 					if got := secretsOf(t, r.all[2]); got != "two:current one:previous" {
 						t.Fatal(got)
@@ -105,8 +106,8 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
-		r.rotate(rotation("one"))
-		asked := rotation("two")
+		r.rotate(rotationTo("one"))
+		asked := rotationTo("two")
 		asked.StageOnly = true
 		r.rotate(asked)
 		expire()
@@ -124,10 +125,10 @@ func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 		// Meanwhile operators have put it in force, and then another one.
 		r.takes("two", "three")
 		r.idp.SetAnswer(nil)
-		if _, err := r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("two"), change("go")); err != nil {
+		if _, err := rotation.New(r.all[0], nil).Activate(t.Context(), policy.Self(), idOf("two"), change("go")); err != nil {
 			t.Fatal(err)
 		}
-		r.rotate(rotation("three"))
+		r.rotate(rotationTo("three"))
 		r.all[1].link.state.Store(good)
 		letGo()
 		if err := <-slow; err != nil {
@@ -143,7 +144,7 @@ func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 func TestRefusalsAtTheSameTimeAreOneTry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 1)
-		r.rotate(rotation("one")) // proven: fetches go at once
+		r.rotate(rotationTo("one")) // proven: fetches go at once
 		r.idp.SetDelay(time.Second)
 		r.takes()
 		failed := make(chan error, 50)

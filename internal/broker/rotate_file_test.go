@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
@@ -245,21 +246,21 @@ func TestDirectoryBringsThePreviousValueAcrossARestart(t *testing.T) {
 func TestCommandsOnAFileNameTheFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
-		asked := rotation("two")
-		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
+		asked := rotationTo("two")
+		_, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), asked)
 		told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretNotManaged)
 		if !strings.Contains(told.Message, r.all[0].path) {
 			t.Errorf("it says %q", told.Message)
 		}
-		for _, call := range []func() (broker.Rotated, error){
-			func() (broker.Rotated, error) {
-				return r.all[0].ActivateSecret(t.Context(), policy.Self(), "", change("1"))
+		for _, call := range []func() (rotation.Result, error){
+			func() (rotation.Result, error) {
+				return rotation.New(r.all[0], nil).Activate(t.Context(), policy.Self(), "", change("1"))
 			},
-			func() (broker.Rotated, error) {
-				return r.all[0].RollbackSecret(t.Context(), policy.Self(), change("2"))
+			func() (rotation.Result, error) {
+				return rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), change("2"))
 			},
-			func() (broker.Rotated, error) {
-				return r.all[0].RetireSecret(t.Context(), policy.Self(), "x", change("3"))
+			func() (rotation.Result, error) {
+				return rotation.New(r.all[0], nil).Retire(t.Context(), policy.Self(), "x", change("3"))
 			},
 		} {
 			_, err := call()
@@ -300,7 +301,7 @@ func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
 		managed := startReplicas(t, 0)
 		managed.takes("one", "wrong")
 		managed.start(broker.ClientConfig{Managed: true, CheckSecret: check})
-		_, err = managed.all[0].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
+		_, err = rotation.New(managed.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("wrong"))
 		if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != "secret" {
 			t.Errorf("field %q", told.Field)
 		}

@@ -10,8 +10,10 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -56,7 +58,7 @@ func TestWhateverHappensReplicasAgreeOnTheSecret(t *testing.T) {
 		var wrong string
 		synctest.Test(t, func(t *testing.T) {
 			r := startManaged(t, 3)
-			r.rotate(rotation("one"))
+			r.rotate(rotationTo("one"))
 			w := &whatever{replicas: r}
 			for _, one := range happenings {
 				w.happens(one)
@@ -76,7 +78,7 @@ type whatever struct {
 	calls int
 }
 
-func (w *whatever) call(again bool) broker.SecretChange {
+func (w *whatever) call(again bool) rotation.Change {
 	if w.calls == 0 || !again {
 		w.calls++
 	}
@@ -85,20 +87,20 @@ func (w *whatever) call(again bool) broker.SecretChange {
 
 func (w *whatever) happens(h happening) {
 	ctx, r := w.t.Context(), w.all[h.Replica]
-	rotation := broker.Rotation{Secret: redact.New(h.Value), Compromised: h.Compromised}
+	asked := rotation.NewSecret{Secret: redact.New(h.Value), Compromised: h.Compromised}
 	switch h.What {
 	case "rotate":
-		rotation.SecretChange = w.call(h.Again)
-		_, _ = r.RotateSecret(ctx, policy.Self(), rotation)
+		asked.Change = w.call(h.Again)
+		_, _ = rotation.New(r, nil).Rotate(ctx, policy.Self(), asked)
 	case "stage":
-		rotation.SecretChange, rotation.StageOnly, rotation.Compromised = w.call(h.Again), true, false
-		_, _ = r.RotateSecret(ctx, policy.Self(), rotation)
+		asked.Change, asked.StageOnly, asked.Compromised = w.call(h.Again), true, false
+		_, _ = rotation.New(r, nil).Rotate(ctx, policy.Self(), asked)
 	case "activate":
-		_, _ = r.ActivateSecret(ctx, policy.Self(), "", w.call(h.Again))
+		_, _ = rotation.New(r, nil).Activate(ctx, policy.Self(), "", w.call(h.Again))
 	case "rollback":
-		_, _ = r.RollbackSecret(ctx, policy.Self(), w.call(h.Again))
+		_, _ = rotation.New(r, nil).Rollback(ctx, policy.Self(), w.call(h.Again))
 	case "retire":
-		_, _ = r.RetireSecret(ctx, policy.Self(), idOf(h.Value), w.call(h.Again))
+		_, _ = rotation.New(r, nil).Retire(ctx, policy.Self(), idOf(h.Value), w.call(h.Again))
 	case "change the IdP":
 		w.takes(h.Takes...)
 	case "ask":
@@ -134,7 +136,7 @@ func (w *whatever) settle() (wrong string) {
 	for _, value := range secretValues {
 		before[value] = w.refusals(value)
 	}
-	inForce := slices.IndexFunc(first.Versions, func(v broker.SecretVersion) bool { return v.State == secret.Current })
+	inForce := slices.IndexFunc(first.Versions, func(v credential.VersionStatus) bool { return v.State == secret.Current })
 	if inForce < 0 {
 		return "there is no secret in force any more"
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
@@ -78,8 +79,8 @@ func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
 		for range 2 {
 			r.start(broker.ClientConfig{Managed: true})
 		}
-		r.rotate(rotation("one"))
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
 		generation := listed(r.all[0]).Generation
 
 		old := keys.ring.Primary()
@@ -107,7 +108,7 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 		r.seal = func(s store.Store) store.Store { return sealed.New(s, keys.file) }
 		r.takes("one", "two")
 		r.start(broker.ClientConfig{Managed: true})
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 
 		old := keys.ring.Primary()
 		added, fresh := keys.ring.Add()
@@ -123,7 +124,7 @@ func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
 		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretsUnreadable); !strings.Contains(told.Message, "put the sealing key") {
 			t.Errorf("it says %q", told.Message)
 		}
-		_, err = late.RotateSecret(t.Context(), policy.Self(), rotation("two"))
+		_, err = rotation.New(late, nil).Rotate(t.Context(), policy.Self(), rotationTo("two"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretsUnreadable)
 		r.all = r.all[:1]
 		expire()

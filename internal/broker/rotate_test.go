@@ -13,8 +13,10 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
@@ -50,18 +52,18 @@ func (r *replicas) refusals(value string) int {
 func idOf(value string) string { return secret.NewVersion(sha256Of, redact.New(value)).ID }
 
 // rotation is one with a request ID of its own.
-func rotation(value string) broker.Rotation {
-	return broker.Rotation{SecretChange: change("rotate to " + value), Secret: redact.New(value)}
+func rotationTo(value string) rotation.NewSecret {
+	return rotation.NewSecret{Change: change("rotate to " + value), Secret: redact.New(value)}
 }
 
-func change(request string) broker.SecretChange {
-	return broker.SecretChange{Client: "orders", Request: request}
+func change(request string) rotation.Change {
+	return rotation.Change{Client: "orders", Request: request}
 }
 
 // rotate rotates by a call to the first replica, which must succeed.
-func (r *replicas) rotate(asked broker.Rotation) broker.Rotated {
+func (r *replicas) rotate(asked rotation.NewSecret) rotation.Result {
 	r.t.Helper()
-	made, err := r.all[0].RotateSecret(r.t.Context(), policy.Self(), asked)
+	made, err := rotation.New(r.all[0], nil).Rotate(r.t.Context(), policy.Self(), asked)
 	if err != nil {
 		r.t.Fatalf("RotateSecret: %v", err)
 	}
@@ -69,17 +71,17 @@ func (r *replicas) rotate(asked broker.Rotation) broker.Rotated {
 }
 
 // rotatedIn says how far the failed change of a secret got.
-func rotatedIn(t *testing.T, err error) broker.Rotated {
+func rotatedIn(t *testing.T, err error) rotation.Result {
 	t.Helper()
-	failed, ok := errors.AsType[*broker.RotationError](err)
+	failed, ok := errors.AsType[*rotation.Error](err)
 	if !ok {
 		t.Fatalf("%v does not say how far the change got", err)
 	}
-	return failed.Rotated
+	return failed.Result
 }
 
 // steps are the names of what was done, with a mark for what failed.
-func steps(made broker.Rotated) string {
+func steps(made rotation.Result) string {
 	var names []string
 	for _, step := range made.Steps {
 		if !step.OK {
@@ -148,7 +150,7 @@ func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 		if r.fetches() != 0 {
 			t.Error("the IdP was asked without a secret")
 		}
-		made := r.rotate(rotation("one"))
+		made := r.rotate(rotationTo("one"))
 		if steps(made) != "stage prove activate" || made.Version.ID != idOf("one") || made.Version.State != secret.Current || made.Version.CreatedBy != policy.Self().Name() {
 			t.Errorf("%+v", made)
 		}
@@ -164,10 +166,10 @@ func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 func TestRotationWithOverlapIsNoticedByNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 		r.takes("one", "two")
 		before := r.fetches()
-		made := r.rotate(rotation("two"))
+		made := r.rotate(rotationTo("two"))
 		if steps(made) != "stage prove activate" {
 			t.Errorf("steps: %s", steps(made))
 		}
@@ -187,8 +189,8 @@ func TestRotationWithOverlapIsNoticedByNobody(t *testing.T) {
 func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
-		r.rotate(rotation("one"))
-		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
+		r.rotate(rotationTo("one"))
+		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), rotationTo("wrong"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if got := rotatedIn(t, err); steps(got) != "stage prove! retire" || got.Version.State != secret.Retired {
 			t.Errorf("%+v", got)
@@ -202,14 +204,14 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 			t.Errorf("the IdP saw the wrong secret %d times", got)
 		}
 		// The call again does not try it again.
-		_, err = r.all[2].RotateSecret(t.Context(), policy.Self(), rotation("wrong"))
+		_, err = rotation.New(r.all[2], nil).Rotate(t.Context(), policy.Self(), rotationTo("wrong"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		if got := r.refusals("wrong"); got != 1 {
 			t.Errorf("the same call sent the wrong secret again")
 		}
 		// Another one does, for the IdP may know it by now.
 		r.takes("one", "wrong")
-		asked := rotation("wrong")
+		asked := rotationTo("wrong")
 		asked.Request = "another"
 		r.rotate(asked)
 		r.expectSecrets("wrong:current one:previous")
@@ -229,10 +231,10 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startManaged(t, 2)
-				r.rotate(rotation("one"))
+				r.rotate(rotationTo("one"))
 				r.takes("one", "two")
 				r.idp.FailNext(2, tt.status, tt.oauth, nil)
-				_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
+				_, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("two"))
 				told, _ := errors.AsType[*apierror.Error](err)
 				if told == nil || told.Code != tt.code || steps(rotatedIn(t, err)) != "stage prove!" {
 					t.Fatalf("%v, %+v", err, told)
@@ -242,7 +244,7 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 				time.Sleep(time.Minute)
 				r.everybody(5, orders()) // with the old one: nobody noticed
 				// The same call goes on where it was.
-				if made := r.rotate(rotation("two")); steps(made) != "stage prove activate" {
+				if made := r.rotate(rotationTo("two")); steps(made) != "stage prove activate" {
 					t.Errorf("steps: %s", steps(made))
 				}
 				r.expectSecrets("two:current one:previous")
@@ -259,8 +261,8 @@ func TestSingleSecretIsChangedAtTheIdPAfterItWasStaged(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startManaged(t, 3)
 				r.idp.SetLifetime(lifetime)
-				r.rotate(rotation("one"))
-				asked := rotation("two")
+				r.rotate(rotationTo("one"))
+				asked := rotationTo("two")
 				asked.StageOnly = true
 				if made := r.rotate(asked); steps(made) != "stage" || made.Version.State != secret.Pending {
 					t.Errorf("%+v", made)
@@ -300,9 +302,9 @@ func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) 
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.idp.SetLifetime(2 * time.Second) // a fetch every second or two
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 		r.takes("one", "two")
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("two"))
 		r.takes("one") // it flaps
 		begun := time.Now()
 		var tried []time.Duration
@@ -353,12 +355,12 @@ func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startManaged(t, 3)
 				r.takes("one", "two")
-				r.rotate(rotation("one"))
-				r.rotate(rotation("two"))
+				r.rotate(rotationTo("one"))
+				r.rotate(rotationTo("two"))
 				for _, replica := range r.all {
 					replica.link.deaf.Store(deaf)
 				}
-				made, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), change("back"))
+				made, err := rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), change("back"))
 				if err != nil || steps(made) != "prove activate" || made.Version.ID != idOf("one") {
 					t.Fatalf("%+v, %v", made, err)
 				}
@@ -370,7 +372,7 @@ func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
 					}
 				}
 				// The same call again does not go back and forth.
-				if _, err := r.all[1].RollbackSecret(t.Context(), policy.Self(), change("back")); err != nil {
+				if _, err := rotation.New(r.all[1], nil).Rollback(t.Context(), policy.Self(), change("back")); err != nil {
 					t.Error(err)
 				}
 				r.expectSecrets("two:previous one:current")
@@ -387,13 +389,13 @@ func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
 func TestRollbackToASecretThatIsDeadIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
-		r.rotate(rotation("one"))
-		_, err := r.all[0].RollbackSecret(t.Context(), policy.Self(), change("1"))
+		r.rotate(rotationTo("one"))
+		_, err := rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), change("1"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonNoPreviousSecret)
 		r.takes("one", "two")
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("two"))
 		r.takes("two")
-		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), change("2"))
+		_, err = rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), change("2"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		r.expectSecrets("two:current one:previous")
 	})
@@ -403,10 +405,10 @@ func TestCompromisedSecretIsNotFallenBackTo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
 		before := r.sameToken(r.everybody(2, orders()))
-		asked := rotation("three")
+		asked := rotationTo("three")
 		asked.Compromised = true
 		made := r.rotate(asked)
 		if steps(made) != "stage prove activate purge" {
@@ -428,10 +430,10 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
-		asked := rotation("two")
+		r.rotate(rotationTo("one"))
+		asked := rotationTo("two")
 		asked.Expected = idOf("three")
-		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), asked)
+		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), asked)
 		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged); told.Metadata["current_version"] != idOf("one") {
 			t.Errorf("metadata: %v", told.Metadata)
 		}
@@ -440,7 +442,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 		r.rotate(asked)
 		back := change("back")
 		back.Expected = idOf("one")
-		_, err = r.all[0].RollbackSecret(t.Context(), policy.Self(), back)
+		_, err = rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), back)
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		r.expectSecrets("two:current one:previous")
 	})
@@ -450,25 +452,25 @@ func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
 		fetches, status := r.fetches(), listed(r.all[0])
 		for _, replica := range r.all {
-			made, err := replica.RotateSecret(t.Context(), policy.Self(), rotation("two"))
+			made, err := rotation.New(replica, nil).Rotate(t.Context(), policy.Self(), rotationTo("two"))
 			if err != nil || made.Version.ID != idOf("two") || made.Version.State != secret.Current {
 				t.Errorf("%+v, %v", made, err)
 			}
 		}
-		made := r.rotate(rotation("one")) // long done: it is the previous one by now
+		made := r.rotate(rotationTo("one")) // long done: it is the previous one by now
 		if made.Version.ID != idOf("one") || made.Version.State != secret.Previous {
 			t.Errorf("%+v", made)
 		}
 		if got := listed(r.all[0]); got.Generation != status.Generation || r.fetches() != fetches {
 			t.Errorf("generation %d after %d, %d fetches", got.Generation, status.Generation, r.fetches()-fetches)
 		}
-		asked := rotation("three")
-		asked.Request = rotation("two").Request
-		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), asked)
+		asked := rotationTo("three")
+		asked.Request = rotationTo("two").Request
+		_, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), asked)
 		if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != "request_id" {
 			t.Errorf("field %q", told.Field)
 		}
@@ -480,37 +482,37 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
-		r.rotate(rotation("one"))
-		asked := rotation("two")
+		r.rotate(rotationTo("one"))
+		asked := rotationTo("two")
 		asked.StageOnly = true
 		r.rotate(asked)
-		_, err := r.all[1].RotateSecret(t.Context(), policy.Self(), rotation("three"))
+		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), rotationTo("three"))
 		if told := wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretStaged); !strings.Contains(told.Message, idOf("two")) {
 			t.Errorf("it says %q", told.Message)
 		}
-		if _, err := r.all[1].RetireSecret(t.Context(), policy.Self(), idOf("one"), change("r1")); err == nil {
+		if _, err := rotation.New(r.all[1], nil).Retire(t.Context(), policy.Self(), idOf("one"), change("r1")); err == nil {
 			t.Error("the secret in force was retired")
 		}
-		_, err = r.all[1].RetireSecret(t.Context(), policy.Self(), "unknown", change("r2"))
+		_, err = rotation.New(r.all[1], nil).Retire(t.Context(), policy.Self(), "unknown", change("r2"))
 		wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret)
-		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "unknown", change("r3"))
+		_, err = rotation.New(r.all[1], nil).Activate(t.Context(), policy.Self(), "unknown", change("r3"))
 		wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret)
-		made, err := r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a1"))
+		made, err := rotation.New(r.all[1], nil).Activate(t.Context(), policy.Self(), "", change("a1"))
 		if err != nil || made.Version.ID != idOf("two") || steps(made) != "prove activate" {
 			t.Fatalf("%+v, %v", made, err)
 		}
-		_, err = r.all[1].ActivateSecret(t.Context(), policy.Self(), "", change("a3"))
+		_, err = rotation.New(r.all[1], nil).Activate(t.Context(), policy.Self(), "", change("a3"))
 		if told := wantError(t, err, apierror.NotFound, apierror.ReasonNoSuchSecret); !strings.Contains(told.Message, "no secret is staged") {
 			t.Errorf("it says %q", told.Message)
 		}
-		if made, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
+		if made, err = rotation.New(r.all[0], nil).Activate(t.Context(), policy.Self(), idOf("two"), change("a4")); err != nil || made.Version.State != secret.Current {
 			t.Errorf("activating what is in force: %+v, %v", made, err)
 		}
-		if made, err = r.all[0].RetireSecret(t.Context(), policy.Self(), idOf("one"), change("r4")); err != nil || made.Version.State != secret.Retired {
+		if made, err = rotation.New(r.all[0], nil).Retire(t.Context(), policy.Self(), idOf("one"), change("r4")); err != nil || made.Version.State != secret.Retired {
 			t.Errorf("%+v, %v", made, err)
 		}
 		r.expectSecrets("two:current one:retired")
-		_, err = r.all[0].ActivateSecret(t.Context(), policy.Self(), idOf("one"), change("a2"))
+		_, err = rotation.New(r.all[0], nil).Activate(t.Context(), policy.Self(), idOf("one"), change("a2"))
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonNoSuchSecret)
 	})
 }
@@ -522,7 +524,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := startManaged(t, 2)
 			r.takes("one", "two", "three")
-			r.rotate(rotation("one"))
+			r.rotate(rotationTo("one"))
 			type outcome struct {
 				value string
 				err   error
@@ -531,7 +533,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 			for i, value := range []string{"two", "three"} {
 				go func() {
 					time.Sleep(time.Duration(run*i) * time.Millisecond)
-					_, err := r.all[i].RotateSecret(t.Context(), policy.Self(), rotation(value))
+					_, err := rotation.New(r.all[i], nil).Rotate(t.Context(), policy.Self(), rotationTo(value))
 					outcomes <- outcome{value, err}
 				}()
 			}
@@ -544,7 +546,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 			}
 			time.Sleep(100 * time.Millisecond)
 			status := listed(r.all[0])
-			current := slices.IndexFunc(status.Versions, func(v broker.SecretVersion) bool { return v.State == secret.Current })
+			current := slices.IndexFunc(status.Versions, func(v credential.VersionStatus) bool { return v.State == secret.Current })
 			if won == 0 || status.Versions[current].ID != idOf(last) {
 				t.Errorf("run %d: %d won, in force is %s, the last one brought %s", run, won, secretsOf(t, r.all[0]), last)
 			}
@@ -558,16 +560,16 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 func TestChangeOfASecretNeedsTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 		r.all[0].link.state.Store(away)
 		r.takes("one", "two")
-		_, err := r.all[0].RotateSecret(t.Context(), policy.Self(), rotation("two"))
+		_, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("two"))
 		wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		expire()
 		r.everybody(2, orders()) // what is known goes on
 		r.all[0].link.state.Store(good)
 		time.Sleep(2 * time.Second)
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("two"))
 		r.expectSecrets("two:current one:previous")
 	})
 }
@@ -583,9 +585,9 @@ func TestSecretsThatTheStoreLostArePutBack(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := startManaged(t, 3)
 				r.takes("one", "two")
-				r.rotate(rotation("one"))
+				r.rotate(rotationTo("one"))
 				old := r.shared
-				r.rotate(rotation("two"))
+				r.rotate(rotationTo("two"))
 				r.shared = store.NewMemory(store.MemoryConfig{})
 				for _, replica := range r.all {
 					replica.link.to.Store(r.shared)
@@ -608,14 +610,14 @@ func TestOlderHistoriesGiveWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two")
-		r.rotate(rotation("one"))
+		r.rotate(rotationTo("one"))
 		// The state of a backup: a fleet of its own made the first steps as well.
 		backup := store.NewMemory(store.MemoryConfig{})
-		r.rotate(rotation("two"))
+		r.rotate(rotationTo("two"))
 		now := r.shared
 		r.shared = backup
 		other := r.start(broker.ClientConfig{Managed: true})
-		if _, err := other.RotateSecret(t.Context(), policy.Self(), rotation("one")); err != nil {
+		if _, err := rotation.New(other, nil).Rotate(t.Context(), policy.Self(), rotationTo("one")); err != nil {
 			t.Fatal(err)
 		}
 		other.stop()

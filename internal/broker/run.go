@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -44,7 +45,7 @@ func (b *Broker) listen(ctx context.Context) {
 // poll reads the store periodically, in case an event was lost.
 func (b *Broker) poll(ctx context.Context) {
 	_, _ = b.revoked.View(ctx) // on an error they are read when needed
-	b.lookAtSecrets(ctx, b.keptClients()...)
+	b.secrets.Load(ctx, b.keptSecrets()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !b.lookAtCounters(ctx, b.askedClients()...) {
@@ -54,9 +55,40 @@ func (b *Broker) poll(ctx context.Context) {
 			}
 		}
 		b.revoked.Poll(ctx, round)
-		b.pollSecrets(ctx, round)
+		b.secrets.Poll(ctx, round, b.keptSecrets())
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
+		}
+	}
+}
+
+// keptSecrets returns the secrets that have a history.
+func (b *Broker) keptSecrets() []*credential.Set {
+	var kept []*credential.Set
+	for _, c := range b.setup.Load().clients {
+		if c.secrets.Kept() {
+			kept = append(kept, c.secrets)
+		}
+	}
+	return kept
+}
+
+// sources returns the sources of the clients' secrets.
+func (b *Broker) sources() []*secret.Source {
+	var sources []*secret.Source
+	for _, s := range b.keptSecrets() {
+		if s.Source != nil {
+			sources = append(sources, s.Source)
+		}
+	}
+	return sources
+}
+
+// sourceChanged handles a source that changed or could not be reread.
+func (b *Broker) sourceChanged(source *secret.Source, err error) {
+	for _, s := range b.keptSecrets() {
+		if s.Source == source {
+			s.SourceChanged(err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -43,17 +44,17 @@ func (b *Broker) Apply(next Setup) error {
 			old.entry.goes()
 		}
 	}
-	b.applied.fire()
+	b.applied.Fire()
 	return nil
 }
 
 // Rejudge makes every watch identify its caller again, after a change of the
 // authorities that identify callers.
-func (b *Broker) Rejudge() { b.applied.fire() }
+func (b *Broker) Rejudge() { b.applied.Fire() }
 
 // is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
-	return c.idp == cfg.IdP && c.secrets.source == cfg.Secret && c.secrets.managed == cfg.Managed && c.own.Audience == cfg.Audience &&
+	return c.idp == cfg.IdP && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, canonicalScopes(cfg.Scopes))
 }
 
@@ -63,7 +64,7 @@ func (c *client) after(old *client) *client {
 	if old != nil {
 		c.epoch.Store(old.epoch.Load())
 		c.fence.Store(old.fence.Load())
-		c.secrets.after(old.secrets)
+		c.secrets.Inherit(old.secrets)
 	}
 	return c
 }
@@ -74,3 +75,11 @@ func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
 
 // client returns the client with this name, or nil.
 func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }
+
+// Credentials returns the secret of a client, or nil.
+func (b *Broker) Credentials(name string) *credential.Set {
+	if c := b.client(name); c != nil {
+		return c.secrets
+	}
+	return nil
+}

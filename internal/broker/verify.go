@@ -8,6 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -89,5 +90,23 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 		Metadata:   map[string]string{"issuer": unavailable.Issuer},
 		Message:    what + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
 		Cause:      err,
+	}
+}
+
+// SecretForIntrospection returns the secret with which a client introspects tokens at its
+// IdP. The error is always an [*apierror.Error].
+func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
+	c := b.client(name)
+	if c == nil {
+		return secret.Version{}, apierror.Fault(fmt.Errorf("there is no client %q", name))
+	}
+	return c.secrets.ForIntrospection(ctx)
+}
+
+// Introspected records whether the introspection endpoint accepted a version of a client's
+// secret.
+func (b *Broker) Introspected(name, version string, err error) {
+	if c := b.client(name); c != nil {
+		c.secrets.Introspected(version, err)
 	}
 }

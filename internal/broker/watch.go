@@ -24,7 +24,7 @@ const watchInterval = time.Second
 func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), ask Ask, send func(Answer) error) error {
 	var last *token.Token
 	for {
-		applied := b.applied.next()
+		applied := b.applied.Next()
 		caller, err := who()
 		if err != nil {
 			return err
@@ -55,7 +55,7 @@ type watching struct {
 func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.Token, err error) {
 	last = w.last
 	for {
-		replaced, purged := e.changed.next(), e.client.changed.next()
+		replaced, purged := e.changed.Next(), e.client.changed.Next()
 		answer, err := b.answer(ctx, e, w.ask)
 		if err != nil {
 			b.metrics.failed.Inc()

@@ -11,6 +11,8 @@ package secret
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -40,6 +42,22 @@ type MAC = func(data []byte) [sha256.Size]byte
 func NewVersion(mac MAC, value redact.String) Version {
 	sum := mac([]byte("secret\x00" + value.Reveal()))
 	return Version{ID: hex.EncodeToString(sum[:4]), Value: value, SeenAt: time.Now()}
+}
+
+// Name returns 128 bits of the keyed hash of parts of one kind. It names things in the
+// store, where their content must not be seen.
+func Name(mac MAC, kind string, parts ...[]byte) string {
+	data := AppendPart(nil, kind)
+	for _, part := range parts {
+		data = AppendPart(data, string(part))
+	}
+	sum := mac(data)
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// AppendPart appends a part with its length, so that other parts yield other bytes.
+func AppendPart(to []byte, part string) []byte {
+	return append(binary.AppendUvarint(to, uint64(len(part))), part...)
 }
 
 // Ref is a reference to a secret.

@@ -10,13 +10,15 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/revocation"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
 // admin implements the AdminService API for operators.
 type admin struct {
 	tokenbrokerv1.UnimplementedAdminServiceServer
 
-	broker *broker.Broker
+	broker  *broker.Broker
+	rotator *rotation.Rotator
 }
 
 // PurgeTokens drops the tokens of a client on all replicas.

@@ -11,6 +11,8 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
@@ -61,7 +63,7 @@ func (a *admin) RotateSecret(ctx context.Context, req *tokenbrokerv1.RotateSecre
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := a.broker.RotateSecret(ctx, CallerOf(ctx), rotation)
+	result, err := a.rotator.Rotate(ctx, CallerOf(ctx), rotation)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -74,7 +76,7 @@ func (a *admin) ActivateSecret(ctx context.Context, req *tokenbrokerv1.ActivateS
 	if invalid = firstOf(invalid, checkVersion("version", req.GetVersion())); invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := a.broker.ActivateSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
+	result, err := a.rotator.Activate(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -88,7 +90,7 @@ func (a *admin) RollbackSecret(ctx context.Context, req *tokenbrokerv1.RollbackS
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
-	result, err := a.broker.RollbackSecret(ctx, CallerOf(ctx), change)
+	result, err := a.rotator.Rollback(ctx, CallerOf(ctx), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -105,7 +107,7 @@ func (a *admin) RetireSecret(ctx context.Context, req *tokenbrokerv1.RetireSecre
 	if problem = firstOf(problem, checkVersion("version", req.GetVersion())); problem != nil {
 		return nil, statusOf(problem)
 	}
-	result, err := a.broker.RetireSecret(ctx, CallerOf(ctx), req.GetVersion(), change)
+	result, err := a.rotator.Retire(ctx, CallerOf(ctx), req.GetVersion(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -118,7 +120,7 @@ func (a *admin) ExportSecret(ctx context.Context, req *tokenbrokerv1.ExportSecre
 	if err := firstOf(checkUnknown(req), checkClientName(req.GetClientName())); err != nil {
 		return nil, statusOf(err)
 	}
-	backup, err := a.broker.ExportSecret(ctx, CallerOf(ctx), req.GetClientName())
+	backup, err := a.rotator.Export(ctx, CallerOf(ctx), req.GetClientName())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -134,7 +136,7 @@ func (a *admin) ImportSecret(ctx context.Context, req *tokenbrokerv1.ImportSecre
 	if problem != nil {
 		return nil, statusOf(problem)
 	}
-	result, err := a.broker.ImportSecret(ctx, CallerOf(ctx), req.GetSealed(), req.GetReplace(), change)
+	result, err := a.rotator.Import(ctx, CallerOf(ctx), req.GetSealed(), req.GetReplace(), change)
 	if err != nil {
 		return nil, rotationStatus(err)
 	}
@@ -178,7 +180,7 @@ func clientState(s broker.ClientState) tokenbrokerv1.ClientState {
 	}
 }
 
-func versionMessage(v broker.SecretVersion) *tokenbrokerv1.SecretVersion {
+func versionMessage(v credential.VersionStatus) *tokenbrokerv1.SecretVersion {
 	return &tokenbrokerv1.SecretVersion{
 		Version: v.ID, State: secretState(v.State), StateSince: timestampOf(v.Since),
 		CreatedAt: timestampOf(v.CreatedAt), CreatedBy: v.CreatedBy,
@@ -205,11 +207,11 @@ func secretState(s secret.State) tokenbrokerv1.SecretState {
 // how far the change got.
 func rotationStatus(err error) error {
 	bare := statusOf(err)
-	failed, ok := errors.AsType[*broker.RotationError](err)
+	failed, ok := errors.AsType[*rotation.Error](err)
 	if !ok {
 		return bare
 	}
-	full, err := status.Convert(bare).WithDetails(protoadapt.MessageV1Of(rotated(failed.Rotated)))
+	full, err := status.Convert(bare).WithDetails(protoadapt.MessageV1Of(rotated(failed.Result)))
 	if err != nil {
 		return bare
 	}
@@ -217,7 +219,7 @@ func rotationStatus(err error) error {
 }
 
 // rotated converts the result of a secret change, complete or partial, to a message.
-func rotated(r broker.Rotated) *tokenbrokerv1.RotateSecretResponse {
+func rotated(r rotation.Result) *tokenbrokerv1.RotateSecretResponse {
 	m := &tokenbrokerv1.RotateSecretResponse{}
 	if r.Version.ID != "" {
 		m.Version = versionMessage(r.Version)

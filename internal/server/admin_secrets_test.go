@@ -19,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
@@ -68,12 +69,12 @@ func serveManagedFor(t *testing.T, who *policy.Policy, bound string) *rotator {
 			About: broker.About{ClientID: name, TokenURL: issuer + devidp.TokenPath, Auth: "client_secret_basic", Secret: "managed"},
 		})
 	}
-	b, err := broker.New(broker.Config{Setup: broker.Setup{Clients: clients, Policy: who}, Rings: rings, Logger: log})
+	b, err := broker.New(broker.Config{Setup: broker.Setup{Clients: clients, Policy: who}, Logger: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Close)
-	f.open(t, server.Config{Broker: b, Bound: caller.Bound{TCP: bound}, Logger: log})
+	f.open(t, server.Config{Broker: b, Rotator: rotation.New(b, rings), Bound: caller.Bound{TCP: bound}, Logger: log})
 	return &rotator{f, tokenbrokerv1.NewAdminServiceClient(f.conn)}
 }
 

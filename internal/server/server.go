@@ -6,6 +6,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -27,6 +28,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
 // Bounds of one connection or message.
@@ -52,6 +54,8 @@ const DefaultDeadline = 30 * time.Second
 type Config struct {
 	// Broker serves the requests. Required.
 	Broker *broker.Broker
+	// Rotator changes secrets. Nil: one without backups.
+	Rotator *rotation.Rotator
 	// TLS holds the server certificate and the client authorities of listeners on TCP.
 	// Nil: they are in plaintext.
 	TLS *certs.Source
@@ -84,6 +88,7 @@ type Config struct {
 // Server serves the broker over gRPC.
 type Server struct {
 	broker    *broker.Broker
+	rotator   *rotation.Rotator
 	health    *health.Server // NOT_SERVING from the start of Shutdown
 	watched   *health.Server // health for the watches of the first generation
 	callers   *caller.Admission
@@ -119,7 +124,7 @@ func New(cfg Config) *Server {
 	})
 	observe := newObserver(cfg, callers)
 	s := &Server{
-		broker: cfg.Broker, health: health.NewServer(), watched: health.NewServer(),
+		broker: cfg.Broker, rotator: cmp.Or(cfg.Rotator, rotation.New(cfg.Broker, nil)), health: health.NewServer(), watched: health.NewServer(),
 		callers: callers, transport: callers.Transport(cfg.Bound), metrics: observe.metrics,
 		options: options(cfg, callers, observe), extra: cfg.Options, reflection: cfg.Reflection,
 		relays: map[*relay]struct{}{}, stopped: make(chan struct{}),
@@ -137,7 +142,7 @@ func (s *Server) Callers() *caller.Admission { return s.callers }
 func (s *Server) register(to *grpc.Server, watched *health.Server) {
 	healthpb.RegisterHealthServer(to, &healthService{callers: s.callers, now: s.health, watched: watched, draining: s.draining})
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(to, &service{broker: s.broker, callers: s.callers, draining: s.draining})
-	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker})
+	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker, rotator: s.rotator})
 	for _, added := range s.services {
 		to.RegisterService(added.desc, added.implementation)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
+	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -125,8 +126,8 @@ type secretChange interface {
 }
 
 // changeOf checks a request to change a secret and converts it.
-func changeOf(req secretChange) (broker.SecretChange, *apierror.Error) {
-	change := broker.SecretChange{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
+func changeOf(req secretChange) (rotation.Change, *apierror.Error) {
+	change := rotation.Change{Client: req.GetClientName(), Request: req.GetRequestId(), Reason: req.GetReason()}
 	err := firstOf(
 		checkUnknown(req),
 		checkClientName(change.Client),
@@ -148,7 +149,7 @@ func checkVersion(field, version string) *apierror.Error {
 }
 
 // rotationOf checks a new secret. Its errors repeat no part of the secret.
-func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *apierror.Error) {
+func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (rotation.NewSecret, *apierror.Error) {
 	change, err := changeOf(req)
 	size := len(req.GetSecret())
 	switch {
@@ -158,8 +159,8 @@ func rotationOf(req *tokenbrokerv1.RotateSecretRequest) (broker.Rotation, *apier
 	case req.GetStageOnly() && req.GetCompromised():
 		err = invalid("compromised", "it cannot be combined with stage_only: the old secret is wiped when the new one becomes current")
 	}
-	return broker.Rotation{
-		SecretChange: change, Secret: redact.New(string(req.GetSecret())),
+	return rotation.NewSecret{
+		Change: change, Secret: redact.New(string(req.GetSecret())),
 		StageOnly: req.GetStageOnly(), Compromised: req.GetCompromised(),
 	}, err
 }

@@ -3,7 +3,11 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // Permanent state (revocations, secrets) is changed in one way: a replica replaces a
@@ -72,6 +76,19 @@ func (t *ChangeCount) Raise(ctx context.Context) error {
 	count, err := t.Store.Raise(ctx, t.Key, seen, 1)
 	if err == nil && count == seen+1 {
 		t.Seen.Store(count) // else others made changes too, which are still to be read
+	}
+	return err
+}
+
+// Unconfirmed is the error for a change that the store did not confirm. If the store
+// accepts no writes, a retry does not help until that is fixed.
+func Unconfirmed(cause error, what, again string, about map[string]string) *apierror.Error {
+	err := &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonStoreUnavailable, RetryAfter: time.Second, Metadata: about, Cause: cause,
+		Message: what + ", which may or may not have happened; " + again,
+	}
+	if errors.Is(cause, ErrNoWrites) {
+		err.Message = fmt.Sprintf("%s: %v; mend that, then %s", what, cause, again)
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -69,6 +70,26 @@ func (e *UnreadError) Unwrap() error { return e.Err }
 func WasRead(err error, i int) bool {
 	unread, some := errors.AsType[*UnreadError](err)
 	return err == nil || some && !unread.Unread[i]
+}
+
+// GetEach reads one value for each item, in chunks of at most MaxKeys, and passes those that
+// were read to adopt. It reports whether the store returned all of them.
+func GetEach[T any](ctx context.Context, s Store, items []T, chunk int, key func(T) string, adopt func(T, Entry)) (complete bool) {
+	complete = true
+	for some := range slices.Chunk(items, chunk) {
+		keys := make([]string, len(some))
+		for i, item := range some {
+			keys[i] = key(item)
+		}
+		values, err := s.Get(ctx, keys...)
+		for i, item := range some {
+			if WasRead(err, i) {
+				adopt(item, values[i])
+			}
+		}
+		complete = complete && err == nil
+	}
+	return complete
 }
 
 // Health is the health of one server of a store.

@@ -139,3 +139,30 @@ func (c *Coalescer) Run(spawn func(work func()) bool, work func()) {
 		}
 	})
 }
+
+// Signal wakes all waiters at the next change in this process. The zero value is ready.
+type Signal struct {
+	mu sync.Mutex
+	ch chan struct{} // nil: no waiters
+}
+
+// Next returns a channel that is closed at the next change. A waiter that calls it
+// before it reads the state misses no change.
+func (s *Signal) Next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+// Fire wakes the waiters.
+func (s *Signal) Fire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
+}

@@ -1,8 +1,7 @@
-package broker
+package rotation
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -20,58 +19,53 @@ type Backup struct {
 	Current string
 }
 
-// ExportSecret returns a backup of a client's secret. The error is always an
+// Export returns a backup of a client's secret. The error is always an
 // [*apierror.Error].
-func (b *Broker) ExportSecret(ctx context.Context, caller *policy.Caller, name string) (Backup, error) {
-	made, err := b.export(ctx, caller, name)
+func (r *Rotator) Export(ctx context.Context, caller *policy.Caller, name string) (Backup, error) {
+	made, err := r.export(ctx, caller, name)
 	about := audit.Event{Client: name, SecretVersion: made.Current}
 	if err != nil {
-		b.acted(ctx, caller, policy.ExportSecret, err, about)
+		r.broker.RecordAction(ctx, caller, policy.ExportSecret, err, about)
 		return Backup{}, err
 	}
-	b.acted(ctx, caller, policy.ExportSecret, nil, about)
+	r.broker.RecordAction(ctx, caller, policy.ExportSecret, nil, about)
 	return made, nil
 }
 
-func (b *Broker) export(ctx context.Context, caller *policy.Caller, name string) (Backup, *apierror.Error) {
-	if denied := b.mayAct(caller, policy.ExportSecret, name); denied != nil {
-		return Backup{}, denied
-	}
-	c := b.client(name)
+func (r *Rotator) export(ctx context.Context, caller *policy.Caller, name string) (Backup, *apierror.Error) {
+	secrets, denied := r.managed(caller, policy.ExportSecret, name)
 	switch {
-	case c == nil:
-		return Backup{}, mayNotDo(caller, policy.ExportSecret, name)
-	case !c.secrets.managed:
-		return Backup{}, c.notManaged()
-	case b.rings == nil:
+	case denied != nil:
+		return Backup{}, denied
+	case r.rings == nil:
 		return Backup{}, noRings(name)
 	}
-	h, err := b.changeHistory(ctx, c, func(h secret.History) (secret.History, error) { return h, nil })
+	h, err := secrets.Change(ctx, func(h secret.History) (secret.History, error) { return h, nil })
 	if err != nil {
-		return Backup{}, c.secretError(err, "")
+		return Backup{}, changeError(secrets, err, "")
 	}
 	if h.Generation == 0 {
-		return Backup{}, c.noSecret(c.secrets.now())
+		return Backup{}, secrets.NoSecret()
 	}
-	return Backup{Sealed: b.rings.Current().SealBackup(name, h.Stored()), Current: h.CurrentID()}, nil
+	return Backup{Sealed: r.rings.Current().SealBackup(name, h.Stored()), Current: h.CurrentID()}, nil
 }
 
-// ImportSecret restores a backup. It replaces an existing secret of the client only if
-// replace is true. Errors are as in [Broker.RotateSecret].
-func (b *Broker) ImportSecret(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (Rotated, error) {
-	p, err := b.bringBack(ctx, caller, sealed, replace, change)
+// Import restores a backup. It replaces an existing secret of the client only if
+// replace is true. Errors are as in [Rotator.Rotate].
+func (r *Rotator) Import(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change Change) (Result, error) {
+	p, err := r.restore(ctx, caller, sealed, replace, change)
 	return p.result(ctx, err)
 }
 
-func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change SecretChange) (*procedure, *apierror.Error) {
-	p, failed := b.procedure(caller, policy.ImportSecret, change, string(sealed))
+func (r *Rotator) restore(ctx context.Context, caller *policy.Caller, sealed []byte, replace bool, change Change) (*procedure, *apierror.Error) {
+	p, failed := r.begin(caller, policy.ImportSecret, change, string(sealed))
 	switch {
 	case failed != nil:
 		return p, failed
-	case b.rings == nil:
+	case r.rings == nil:
 		return p, noRings(change.Client)
 	}
-	stored, err := b.rings.Current().OpenBackup(change.Client, sealed)
+	stored, err := r.rings.Current().OpenBackup(change.Client, sealed)
 	if err != nil {
 		return p, badBackup(err)
 	}
@@ -80,10 +74,10 @@ func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []
 		return p, badBackup(err)
 	}
 	p.version = backup.CurrentID()
-	p.step(ctx, importing, func() (string, *apierror.Error) {
+	p.step(ctx, stepImport, func() (string, *apierror.Error) {
 		err := p.change(ctx, func(h secret.History, _ time.Time) (secret.History, error) {
 			if !replace && h.CurrentID() != "" {
-				return h, errThereIsOne
+				return h, errExists
 			}
 			return h.Restore(backup), nil
 		}, done)
@@ -91,8 +85,6 @@ func (b *Broker) bringBack(ctx context.Context, caller *policy.Caller, sealed []
 	})
 	return p, nil
 }
-
-var errThereIsOne = errors.New("there is a secret already")
 
 func badBackup(err error) *apierror.Error {
 	return &apierror.Error{

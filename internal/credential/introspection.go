@@ -1,14 +1,12 @@
-package broker
+package credential
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -26,25 +24,20 @@ type introspected struct {
 	refusal  atomic.Pointer[backoff.Failure] // the last refusal; nil after a success
 }
 
-// SecretForIntrospection returns the secret with which the client introspects tokens at its
+// ForIntrospection returns the version with which the client introspects tokens at its
 // IdP: the first that the introspection endpoint did not refuse lately. A version that only
 // the token endpoint refuses comes last, unless introspection has accepted it. The error is
 // always an [*apierror.Error].
-func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
-	c := b.client(name)
-	if c == nil {
-		return secret.Version{}, apierror.Fault(fmt.Errorf("there is no client %q", name))
-	}
-	if c.secrets.kept() && !c.secrets.now().loaded {
-		b.lookAtSecrets(ctx, c)
+func (s *Set) ForIntrospection(ctx context.Context) (secret.Version, error) {
+	if s.Kept() && !s.View().Loaded {
+		s.fleet.Load(ctx, s)
 	}
 	now := time.Now()
-	u := c.secrets.now()
-	fit := slices.DeleteFunc(u.all(), func(v *version) bool { return v.unfit != nil })
+	fit := slices.DeleteFunc(s.View().All(), func(v *Version) bool { return v.unfit != nil })
 	if len(fit) == 0 {
-		return secret.Version{}, c.noSecret(u)
+		return secret.Version{}, s.NoSecret()
 	}
-	usable := slices.DeleteFunc(slices.Clone(fit), func(v *version) bool { return v.introspected.refusal.Load().Active(now) })
+	usable := slices.DeleteFunc(slices.Clone(fit), func(v *Version) bool { return v.introspected.refusal.Load().Active(now) })
 	if len(usable) == 0 {
 		return secret.Version{}, fit[0].introspected.refusal.Load().ErrorAt(now)
 	}
@@ -56,14 +49,10 @@ func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secre
 	return usable[0].Version, nil
 }
 
-// Introspected records whether the introspection endpoint accepted a version of a client's
-// secret. An error that may be about the presented token does not count against the secret.
-func (b *Broker) Introspected(name, version string, err error) {
-	c := b.client(name)
-	if c == nil {
-		return
-	}
-	v := c.secrets.now().named(version)
+// Introspected records whether the introspection endpoint accepted a version. An error
+// that may be about the presented token does not count against the secret.
+func (s *Set) Introspected(version string, err error) {
+	v := s.View().Named(version)
 	if v == nil {
 		return
 	}
@@ -78,6 +67,6 @@ func (b *Broker) Introspected(name, version string, err error) {
 	now := time.Now()
 	v.introspected.accepted.Store(false)
 	v.introspected.refusal.Store(&backoff.Failure{
-		Class: idp.CredentialRefused, Err: refused(name, version, err), At: now, Until: now.Add(introspectionRest),
+		Class: idp.CredentialRefused, Err: backoff.ErrorOf(s.Client, version, err), At: now, Until: now.Add(introspectionRest),
 	})
 }

@@ -1,4 +1,4 @@
-package broker
+package rotation
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -15,12 +16,12 @@ import (
 // procedure is a change of a client's secret in steps. Each step is stored before the next
 // one begins, so that a caller with its request ID can resume it after any interruption.
 type procedure struct {
-	broker *Broker
-	client *client // nil: it may not begin
-	caller *policy.Caller
-	action policy.Action
-	asked  SecretChange
-	digest string // of the request
+	broker  Broker
+	secrets *credential.Set // nil: it may not begin
+	caller  *policy.Caller
+	action  policy.Action
+	asked   Change
+	digest  string // of the request
 
 	version string // subject of the change
 	begun   bool
@@ -30,59 +31,68 @@ type procedure struct {
 	failure *apierror.Error
 }
 
-// kind is a kind of step. The API, the log and the audit log use the same name.
-type kind struct {
-	name   string
-	stores bool // it changes the history
-}
-
-//nolint:gochecknoglobals // constants that Go cannot express as such
-var (
-	staging    = kind{"stage", true}
-	proving    = kind{"prove", false}
-	activating = kind{"activate", true}
-	retiring   = kind{"retire", true}
-	purging    = kind{"purge", false}
-	importing  = kind{"import", true}
+// The steps beside those of package credential.
+const (
+	stepRetire = "retire"
+	stepPurge  = "purge"
+	stepImport = "import"
 )
 
-// procedure begins a change. The digest of its action and content detects another change
+// begin begins a change. The digest of its action and content detects another change
 // with the same request ID.
-func (b *Broker) procedure(caller *policy.Caller, action policy.Action, asked SecretChange, content ...string) (*procedure, *apierror.Error) {
-	p := &procedure{broker: b, caller: caller, action: action, asked: asked}
-	if denied := b.mayAct(caller, action, asked.Client); denied != nil {
-		return p, denied
+func (r *Rotator) begin(caller *policy.Caller, action policy.Action, asked Change, content ...string) (*procedure, *apierror.Error) {
+	p, err := r.authorize(caller, action, asked)
+	if err == nil {
+		p.setDigest(content...)
 	}
-	c := b.client(asked.Client)
-	switch {
-	case c == nil:
-		return p, mayNotDo(caller, action, asked.Client)
-	case !c.secrets.managed:
-		return p, c.notManaged()
+	return p, err
+}
+
+func (r *Rotator) authorize(caller *policy.Caller, action policy.Action, asked Change) (*procedure, *apierror.Error) {
+	p := &procedure{broker: r.broker, caller: caller, action: action, asked: asked}
+	secrets, err := r.managed(caller, action, asked.Client)
+	p.secrets = secrets
+	return p, err
+}
+
+// managed returns the secret of a managed client, if the caller may perform the action.
+func (r *Rotator) managed(caller *policy.Caller, action policy.Action, client string) (*credential.Set, *apierror.Error) {
+	if err := r.broker.Authorize(caller, action, client); err != nil {
+		return nil, err
 	}
-	parts := [][]byte{[]byte(action), []byte(asked.Expected)}
+	secrets := r.broker.Credentials(client)
+	if secrets == nil { // a new configuration has just removed the client
+		return nil, r.broker.Authorize(caller, action, client)
+	}
+	if !secrets.Managed {
+		return nil, notManaged(secrets)
+	}
+	return secrets, nil
+}
+
+func (p *procedure) setDigest(content ...string) {
+	parts := [][]byte{[]byte(p.action), []byte(p.asked.Expected)}
 	for _, part := range content {
 		parts = append(parts, []byte(part))
 	}
-	p.client, p.digest = c, b.names.name("procedure", parts...)
-	return p, nil
+	p.digest = p.secrets.Digest("procedure", parts...)
 }
 
 // result returns the result of the change after it was written to the audit log.
 // unbegun is the reason why the change did not begin, or nil.
-func (p *procedure) result(ctx context.Context, unbegun *apierror.Error) (Rotated, error) {
+func (p *procedure) result(ctx context.Context, unbegun *apierror.Error) (Result, error) {
 	got, err := p.outcome(unbegun)
-	p.broker.acted(ctx, p.caller, p.action, err, p.about())
+	p.broker.RecordAction(ctx, p.caller, p.action, err, p.about())
 	return got, err
 }
 
-func (p *procedure) outcome(unbegun *apierror.Error) (Rotated, error) {
+func (p *procedure) outcome(unbegun *apierror.Error) (Result, error) {
 	if unbegun != nil {
-		return Rotated{}, unbegun
+		return Result{}, unbegun
 	}
-	got := Rotated{Version: p.client.secrets.now().describe(p.version), Steps: p.steps}
+	got := Result{Version: p.secrets.View().Describe(p.version), Steps: p.steps}
 	if p.failure != nil {
-		return Rotated{}, &RotationError{Err: p.failure, Rotated: got}
+		return Result{}, &Error{Err: p.failure, Result: got}
 	}
 	return got, nil
 }
@@ -93,19 +103,19 @@ func (p *procedure) about() audit.Event {
 }
 
 // step does one step and reports whether it succeeded.
-func (p *procedure) step(ctx context.Context, k kind, do func() (message string, err *apierror.Error)) bool {
+func (p *procedure) step(ctx context.Context, name string, do func() (message string, err *apierror.Error)) bool {
 	if p.over {
 		return true
 	}
 	begun := time.Now()
-	made := Step{Name: k.name, OK: true}
+	made := Step{Name: name, OK: true}
 	message, err := do()
 	switch {
 	case err == nil && p.over:
 		made.Message = doneBefore
 	case err == nil:
 		made.Message = message
-		if k.stores {
+		if name != credential.StepProve && name != stepPurge { // it changed the history
 			made.Message, made.Warning = p.confirmed(ctx, message)
 		}
 	default:
@@ -114,29 +124,14 @@ func (p *procedure) step(ctx context.Context, k kind, do func() (message string,
 	made.Took = time.Since(begun)
 	p.steps = append(p.steps, made)
 	e := p.about()
-	e.Caller, e.Peer = p.caller.Name(), p.broker.audit.From(ctx)
-	p.broker.rotated(k, e, err)
+	e.Caller = p.caller.Name()
+	p.secrets.RecordStep(ctx, name, e, err)
 	return made.OK
-}
-
-// rotated logs and audits a step with a version of a secret, or its failure. e identifies
-// the procedure; the broker's own steps have no caller.
-func (b *Broker) rotated(k kind, e audit.Event, err *apierror.Error) {
-	e.Event, e.Outcome, e.Step = audit.Rotation, audit.OK, k.name
-	if err != nil {
-		e.Outcome, e.Reason, e.Detail = audit.Failed, err.Reason, err.Message
-	}
-	b.log.Info("a client's secret: a step", "client", e.Client, "step", e.Step, "outcome", string(e.Outcome), "secret_version", e.SecretVersion,
-		"caller", e.Caller, "reason", e.Reason)
-	b.audit.Record(&e)
 }
 
 // confirmed adds to a message where the store has the change.
 func (p *procedure) confirmed(ctx context.Context, message string) (string, string) {
-	safety := p.broker.store.Confirm(ctx, p.client.keys.secrets)
-	if safety.Doubt != "" {
-		p.broker.log.Warn("the store may lose a client's secret", "client", p.client.name, "doubt", safety.Doubt)
-	}
+	safety := p.secrets.Confirm(ctx)
 	return strings.TrimSpace(message + "; stored " + safety.String()), safety.Doubt
 }
 
@@ -152,7 +147,7 @@ const (
 // change applies one change to the history, only while the current version is the initial
 // one of the procedure, or its subject.
 func (p *procedure) change(ctx context.Context, step func(h secret.History, now time.Time) (secret.History, error), leaves outcome) *apierror.Error {
-	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
+	_, err := p.secrets.Change(ctx, func(h secret.History) (secret.History, error) {
 		if err := p.goOn(h); err != nil || p.over {
 			return h, err
 		}
@@ -172,7 +167,7 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 		return next.With(made), nil
 	})
 	if err != nil {
-		return p.client.secretError(err, p.version)
+		return changeError(p.secrets, err, p.version)
 	}
 	return nil
 }
@@ -200,9 +195,9 @@ func (p *procedure) goOn(h secret.History) error {
 
 // stage stores the new secret beside the current one.
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
-	return p.step(ctx, staging, func() (string, *apierror.Error) {
+	return p.step(ctx, credential.StepStage, func() (string, *apierror.Error) {
 		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
-		if doubt := p.client.idp.SecretWarning(v.Value); doubt != "" {
+		if doubt := p.secrets.IdP.SecretWarning(v.Value); doubt != "" {
 			message += "; it " + doubt + ", and is sent to the IdP as it is"
 		}
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
@@ -218,7 +213,7 @@ func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome)
 
 // choose finds the version to change, and reports whether any steps are left for it.
 func (p *procedure) choose(ctx context.Context, find func(h secret.History) (version string, err error)) bool {
-	_, err := p.broker.changeHistory(ctx, p.client, func(h secret.History) (secret.History, error) {
+	_, err := p.secrets.Change(ctx, func(h secret.History) (secret.History, error) {
 		if err := p.goOn(h); err != nil || p.over {
 			return h, err
 		}
@@ -227,11 +222,11 @@ func (p *procedure) choose(ctx context.Context, find func(h secret.History) (ver
 		return h, err
 	})
 	if err != nil {
-		p.failure = p.client.secretError(err, p.version)
+		p.failure = changeError(p.secrets, err, p.version)
 		return false
 	}
 	if p.over {
-		p.steps = append(p.steps, Step{Name: activating.name, OK: true, Message: doneBefore})
+		p.steps = append(p.steps, Step{Name: credential.StepActivate, OK: true, Message: doneBefore})
 	}
 	return !p.over
 }
@@ -240,16 +235,16 @@ const doneBefore = "nothing to do: this call was made before, and is done"
 
 // prove obtains a token with the version.
 func (p *procedure) prove(ctx context.Context) bool {
-	return p.step(ctx, proving, func() (string, *apierror.Error) {
-		u := p.client.secrets.now()
-		v := u.named(p.version)
+	return p.step(ctx, credential.StepProve, func() (string, *apierror.Error) {
+		u := p.secrets.View()
+		v := u.Named(p.version)
 		switch {
 		case v == nil:
-			return "", p.client.overtaken(p.version)
-		case v == u.current:
+			return "", p.secrets.NotStaged(p.version)
+		case v == u.Current:
 			return "it is in force, and so was proved before", nil
 		}
-		if err := p.broker.prove(ctx, p.client, v); err != nil {
+		if err := p.secrets.Prove(ctx, v); err != nil {
 			return "", err
 		}
 		return "the IdP issued a token for it", nil
@@ -259,7 +254,7 @@ func (p *procedure) prove(ctx context.Context) bool {
 // activate makes the version current. The version before it becomes the previous one, or is
 // wiped.
 func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
-	return p.step(ctx, activating, func() (string, *apierror.Error) {
+	return p.step(ctx, credential.StepActivate, func() (string, *apierror.Error) {
 		message := "in force"
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			before := h.CurrentID()
@@ -284,7 +279,7 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 // discard wipes a version that was refused, so that it is not retried.
 func (p *procedure) discard(ctx context.Context) {
 	refusal := p.failure
-	p.step(ctx, retiring, func() (string, *apierror.Error) {
+	p.step(ctx, stepRetire, func() (string, *apierror.Error) {
 		return "the refused secret was not kept", p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			return h.Discard(p.version, now)
 		}, dropped)
@@ -294,8 +289,8 @@ func (p *procedure) discard(ctx context.Context) {
 
 // purge drops the tokens that were obtained before. The call is complete only after that.
 func (p *procedure) purge(ctx context.Context) {
-	p.step(ctx, purging, func() (string, *apierror.Error) {
-		if err := p.broker.dropTokens(ctx, p.client); err != nil {
+	p.step(ctx, stepPurge, func() (string, *apierror.Error) {
+		if err := p.secrets.DropTokens(ctx); err != nil {
 			return "", err
 		}
 		return "every token that was obtained before now is dropped, on all replicas within 5 s",

@@ -1,0 +1,58 @@
+package credential
+
+import (
+	"context"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/audit"
+)
+
+// SourceChanged handles a source that changed or could not be reread.
+func (s *Set) SourceChanged(err error) {
+	log := s.fleet.Log.With("client", s.Client, "secret", s.Source.Ref().String())
+	if err != nil {
+		log.Error("a secret cannot be read again; the one read before stays", "error", err)
+		return
+	}
+	v := s.Source.Current()
+	log.Info("a source has another secret", "version", v.ID)
+	if warning := s.IdP.SecretWarning(v.Value); warning != "" {
+		log.Warn("the new secret "+warning+"; it is sent to the IdP as it is", "version", v.ID)
+	}
+	s.RecordStep(s.fleet.Lifetime, StepStage, audit.Event{SecretVersion: v.ID}, nil)
+	s.proveWanted()
+}
+
+// proveWanted proves the new version from the source in the background, and activates it.
+// A version that was refused waits for its backoff, unless the current version is refused
+// too.
+func (s *Set) proveWanted() {
+	if s.wantedNow() == nil {
+		return
+	}
+	s.proofs.Run(s.fleet.Spawn, func() {
+		ctx, cancel := context.WithTimeout(s.fleet.Lifetime, FetchTimeout)
+		defer cancel()
+		v := s.wantedNow()
+		if v == nil {
+			return
+		}
+		expected := s.View().History.CurrentID()
+		err := s.Prove(ctx, v)
+		s.RecordStep(ctx, StepProve, audit.Event{SecretVersion: v.ID}, err)
+		if err != nil {
+			s.fleet.Log.Warn("a new secret is not proved; the one in force stays", "client", s.Client, "secret_version", v.ID, "error", err)
+			return
+		}
+		s.makeCurrent(ctx, v, expected)
+	})
+}
+
+// wantedNow returns the version to prove now, or nil.
+func (s *Set) wantedNow() *Version {
+	v := s.View().Pending
+	if s.Source == nil || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
+		return nil
+	}
+	return v
+}

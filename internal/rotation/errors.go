@@ -1,0 +1,82 @@
+package rotation
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/secret"
+)
+
+// Reasons to refuse a change, besides the errors of [secret.History].
+var (
+	errNotExpected   = errors.New("another version is in force than was expected")
+	errRequestReused = errors.New("the request ID was used for another call")
+	errRefusedBefore = errors.New("the IdP refused the secret of this call before")
+	errExists        = errors.New("there is a secret already")
+)
+
+// changeError translates the error of a change of a history: a refusal of the change, or a
+// failure to store it.
+func changeError(s *credential.Set, err error, version string) *apierror.Error {
+	told := &apierror.Error{Code: apierror.FailedPrecondition, Metadata: map[string]string{"client": s.Client}, Cause: err}
+	if version != "" {
+		told.Metadata["secret_version"] = version
+	}
+	say := func(reason, format string, args ...any) *apierror.Error {
+		told.Reason, told.Message = reason, fmt.Sprintf("client %q: ", s.Client)+fmt.Sprintf(format, args...)
+		return told
+	}
+	u := s.View()
+	pending, _ := u.History.In(secret.Pending)
+	switch {
+	case errors.Is(err, secret.ErrAnotherPending):
+		return say(apierror.ReasonSecretStaged, "version %s is staged, and wiping it could wipe the one that the IdP takes: activate it or retire it first", pending.ID)
+	case errors.Is(err, secret.ErrUnknown) && version == "":
+		told.Code = apierror.NotFound
+		return say(apierror.ReasonNoSuchSecret, "no secret is staged: version %q is in force", u.History.CurrentID())
+	case errors.Is(err, secret.ErrUnknown):
+		told.Code = apierror.NotFound
+		return say(apierror.ReasonNoSuchSecret, "there is no version %q of its secret: see `broker clients %s`", version, s.Client)
+	case errors.Is(err, secret.ErrNoPrevious):
+		return say(apierror.ReasonNoPreviousSecret, "there is no previous secret to go back to: it was retired, or there never was one")
+	case errors.Is(err, secret.ErrNotStaged):
+		return s.NotStaged(version)
+	case errors.Is(err, secret.ErrInUse) && version == u.History.CurrentID():
+		return say(apierror.ReasonSecretInForce, "version %s is in force: put another one in force first", version)
+	case errors.Is(err, secret.ErrInUse):
+		return say(apierror.ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, s.Client)
+	case errors.Is(err, errExists):
+		return say(apierror.ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.History.CurrentID())
+	case errors.Is(err, errRefusedBefore):
+		return say(apierror.ReasonCredentialsRefused, "this call was made before, and the IdP refused the secret, which was not kept: make another call")
+	case errors.Is(err, errNotExpected):
+		told.Metadata["current_version"] = u.History.CurrentID()
+		return say(apierror.ReasonSecretChanged, "the version in force is %q and not the one that was expected: look at `broker clients %s` and decide anew", u.History.CurrentID(), s.Client)
+	case errors.Is(err, errRequestReused):
+		told.Code, told.Field = apierror.InvalidArgument, "request_id"
+		return say(apierror.ReasonInvalidRequest, "request_id: it was used for another call: take a new one")
+	case u.Fault != nil:
+		return say(apierror.ReasonSecretsUnreadable, "%v", u.Fault)
+	default:
+		return s.Unconfirmed(err)
+	}
+}
+
+// notManaged returns an error that names the place to change the secret.
+func notManaged(s *credential.Set) *apierror.Error {
+	told := &apierror.Error{Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": s.Client}}
+	switch {
+	case s.Source == nil:
+		told.Message = fmt.Sprintf("client %q authenticates without a secret that the broker keeps", s.Client)
+	case s.Source.CanChange():
+		told.Metadata["secret"] = s.Source.Ref().String()
+		told.Message = fmt.Sprintf("client %q has its secret in %s: change it there on each replica; the broker sees it within 20 s, proves it, and goes on with the old one until then",
+			s.Client, s.Source.Ref())
+	default:
+		told.Metadata["secret"] = s.Source.Ref().String()
+		told.Message = fmt.Sprintf("client %q has its secret in %s, which is read at the start only: change it there and restart", s.Client, s.Source.Ref())
+	}
+	return told
+}
