@@ -65,7 +65,7 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Erro
 	return &apierror.Error{
 		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled,
 		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
-		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator sees what it may with: broker policy explain FILE %s",
+		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator can list its permissions with: broker policy explain FILE %s",
 			caller.Name(), ask.Client, asked, verdict, caller.Name()),
 	}
 }
@@ -76,7 +76,7 @@ func denied(caller *policy.Caller, asked string, about map[string]string) *apier
 	about["caller"] = caller.Name()
 	return &apierror.Error{
 		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: about,
-		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator sees what it may with: broker policy explain FILE %s",
+		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator can list its permissions with: broker policy explain FILE %s",
 			caller.Name(), asked, caller.Name()),
 	}
 }
@@ -103,7 +103,7 @@ func forcedTooOften(client string) *apierror.Error {
 		Code:     apierror.ResourceExhausted,
 		Reason:   apierror.ReasonForcedFetchLimited,
 		Metadata: map[string]string{"client": client},
-		Message:  fmt.Sprintf("client %q: the token held does not live long enough for min_ttl, and a fresher one was fetched less than %v ago; ask again later or for less", client, ForcedInterval),
+		Message:  fmt.Sprintf("client %q: the cached token does not live long enough for min_ttl, and a newer one was fetched less than %v ago; try again later, or with a lower min_ttl", client, ForcedInterval),
 	}
 }
 
@@ -122,7 +122,7 @@ func ShuttingDown(client string) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonShuttingDown, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": client},
-		Message:  "this replica is shutting down; ask another one",
+		Message:  "this replica is shutting down; call another one",
 	}
 }
 
@@ -180,6 +180,6 @@ func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
 func unwritten() *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonUnaudited, RetryAfter: time.Second,
-		Message: "the broker cannot write its audit, and is configured to do nothing then that would have to be written down (audit.when_full: refuse); try again, or ask another replica",
+		Message: "the broker cannot write its audit log, and audit.when_full: refuse makes it refuse requests that need an audit record; try again, or call another replica",
 	}
 }

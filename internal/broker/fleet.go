@@ -172,7 +172,7 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 	}
 }
 
-var errUnneeded = errors.New("what the lease is for is there")
+var errUnneeded = errors.New("lease no longer needed")
 
 // claim looks whether the lease is needed and, if so, claims it once.
 func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneeded func() bool) (store.Lease, bool, error) {

@@ -307,13 +307,13 @@ func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *apierror.Error
 		return Answer{}, &apierror.Error{
 			Code: apierror.Unavailable, Reason: apierror.ReasonPurged, RetryAfter: time.Second,
 			Metadata: map[string]string{"client": e.client.name},
-			Message:  fmt.Sprintf("client %q: its tokens were purged while one was being fetched; ask again", e.client.name),
+			Message:  fmt.Sprintf("client %q: its tokens were purged while one was being fetched; try again", e.client.name),
 		}
 	default:
 		return Answer{}, &apierror.Error{
 			Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 			Metadata: map[string]string{"client": e.client.name},
-			Message: fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; have its lifetime raised at the IdP",
+			Message: fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; raise its lifetime at the IdP",
 				e.client.name, f.token.Lifetime().Round(time.Second)),
 		}
 	}

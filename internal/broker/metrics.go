@@ -31,7 +31,7 @@ type metrics struct {
 func newMetrics() *metrics {
 	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tokenbroker_get_token_total",
-		Help: "Questions for a token, by what became of them: memory, shared, fetched, degraded or failed.",
+		Help: "Requests for a token, by result: memory, shared, fetched, degraded or failed.",
 	}, []string{"result"})
 	verified := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tokenbroker_verify_token_total",
@@ -118,9 +118,9 @@ var (
 	expiryDesc = prometheus.NewDesc("tokenbroker_token_expiry_timestamp_seconds",
 		"When the token for a client's own audience and scopes expires; absent while none is held.", []string{"client"}, nil)
 	backoffDesc = prometheus.NewDesc("tokenbroker_client_backoff",
-		"1 while the IdP is not asked because it refused the client or throttles it, else 0.", []string{"client"}, nil)
+		"1 while the broker sends no requests to the IdP because the IdP refused the client or throttles it, else 0.", []string{"client"}, nil)
 	entriesDesc = prometheus.NewDesc("tokenbroker_cache_entries",
-		"Tokens, or places for them, that are held besides those for the clients' own audience and scopes.", nil, nil)
+		"Entries of the token cache, besides those for the clients' own audience and scopes.", nil, nil)
 	revocationsDesc = prometheus.NewDesc("tokenbroker_revocations",
 		"Revocations that this replica applies.", nil, nil)
 	revocationsCurrentDesc = prometheus.NewDesc("tokenbroker_revocations_current_timestamp_seconds",
@@ -169,15 +169,15 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
 	activatedDesc = prometheus.NewDesc("tokenbroker_secret_activated_timestamp_seconds",
-		"When the secret in force came in force; absent while this replica knows none.", []string{"client"}, nil)
+		"When the current secret became current; absent while this replica knows no current secret.", []string{"client"}, nil)
 	generationDesc = prometheus.NewDesc("tokenbroker_secret_generation",
-		"How often a client's secrets were changed, as far as the replica knows: replicas that differ have not heard of a change.", []string{"client"}, nil)
+		"How often a client's secrets were changed, as far as this replica knows: if replicas differ, one has not read a change yet.", []string{"client"}, nil)
 	versionsDesc = prometheus.NewDesc("tokenbroker_secret_versions",
-		"1 while there is a version of a client's secret in a state (pending, current, previous) whose value this replica knows, else 0.", []string{"client", "state"}, nil)
+		"1 while a version of a client's secret is in a state (pending, current, previous) and this replica knows its value, else 0.", []string{"client", "state"}, nil)
 	inUseDesc = prometheus.NewDesc("tokenbroker_secret_in_use",
 		"1 for the state of the version that the newest token was obtained with; absent while there is no token.", []string{"client", "state"}, nil)
 	fallbackDesc = prometheus.NewDesc("tokenbroker_secret_fallback",
-		"1 while tokens are obtained with another version than the one in force, more than two minutes after that came in force.", []string{"client"}, nil)
+		"1 while tokens are obtained with a version other than the current one, more than two minutes after that became current.", []string{"client"}, nil)
 )
 
 func describeSecrets(out chan<- *prometheus.Desc) {

@@ -170,7 +170,7 @@ func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string)
 func revocationsUnknown(err error) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonRevocationsUnknown, RetryAfter: revocation.LoadInterval, Cause: err,
-		Message: "this replica does not know all revocations, so it can call no token good; try again, and treat the token as not verified until then",
+		Message: "this replica does not know all revocations, so it cannot accept any token; try again, and treat the token as not verified until then",
 	}
 }
 

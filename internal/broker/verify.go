@@ -79,9 +79,9 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
 		return apierror.Fault(err)
 	}
-	reason, what := apierror.ReasonKeysUnavailable, fmt.Sprintf("the keys of issuer %q are not to be had", unavailable.Issuer)
+	reason, what := apierror.ReasonKeysUnavailable, fmt.Sprintf("the signing keys of issuer %q could not be fetched", unavailable.Issuer)
 	if unavailable.Introspection {
-		reason, what = apierror.ReasonUnintrospected, fmt.Sprintf("issuer %q cannot be asked about its opaque tokens", unavailable.Issuer)
+		reason, what = apierror.ReasonUnintrospected, fmt.Sprintf("opaque tokens of issuer %q cannot be introspected", unavailable.Issuer)
 	}
 	return &apierror.Error{
 		Code:       apierror.Unavailable,

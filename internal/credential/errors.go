@@ -27,13 +27,13 @@ func (s *Set) NoSecret() *apierror.Error {
 	case u.Fault != nil:
 		return say(apierror.ReasonSecretsUnreadable, "%v", u.Fault)
 	case s.Source != nil:
-		return say(apierror.ReasonSecretUnusable, "what %s holds is version %s, which was retired: put the secret there that is in force",
+		return say(apierror.ReasonSecretUnusable, "%s contains version %s, which was retired: replace it with the current secret",
 			s.Source.Ref(), s.Source.Current().ID)
 	case !u.Loaded:
 		code, retry = apierror.Unavailable, time.Second
-		return say(apierror.ReasonSecretsUnknown, "its secret could not be read from the store yet; ask again")
+		return say(apierror.ReasonSecretsUnknown, "its secret could not be read from the store yet; try again")
 	default:
-		return say(apierror.ReasonNoSecret, "it has no secret yet: bring it with `broker secret rotate %s`", s.Client)
+		return say(apierror.ReasonNoSecret, "it has no secret yet: add one with `broker secret rotate %s`", s.Client)
 	}
 }
 
@@ -58,7 +58,7 @@ func (s *Set) refusedMeanwhile() *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
 		Metadata: map[string]string{"client": s.Client},
-		Message:  fmt.Sprintf("client %q: the IdP refused it a moment ago, and takes it again by now; ask again", s.Client),
+		Message:  fmt.Sprintf("client %q: the IdP refused its secret, and has accepted it again since; try again", s.Client),
 	}
 }
 
@@ -67,7 +67,7 @@ func (s *Set) NotStaged(version string) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.FailedPrecondition, Reason: apierror.ReasonNoSuchSecret,
 		Metadata: map[string]string{"client": s.Client, "secret_version": version},
-		Message: fmt.Sprintf("client %q: version %s is not staged: it was wiped; bring the secret again with `broker secret rotate %s`",
+		Message: fmt.Sprintf("client %q: version %s is not staged: it was wiped; add the secret again with `broker secret rotate %s`",
 			s.Client, version, s.Client),
 	}
 }

@@ -45,7 +45,7 @@ func (s *Set) RecordStep(ctx context.Context, step string, e audit.Event, err *a
 	if err != nil {
 		e.Outcome, e.Reason, e.Detail = audit.Failed, err.Reason, err.Message
 	}
-	f.Log.Info("a client's secret: a step", "client", e.Client, "step", e.Step, "outcome", string(e.Outcome), "secret_version", e.SecretVersion,
+	f.Log.Info("secret rotation step", "client", e.Client, "step", e.Step, "outcome", string(e.Outcome), "secret_version", e.SecretVersion,
 		"caller", e.Caller, "reason", e.Reason)
 	f.Audit.Record(&e)
 }
@@ -137,7 +137,7 @@ func (s *Set) unreadable(err error) {
 	if !first {
 		return
 	}
-	s.fleet.Log.Error("the secrets of a client cannot be read from the store; those known before stay in force", "client", s.Client, "error", err)
+	s.fleet.Log.Error("the secrets of a client cannot be read from the store; those read before stay in use", "client", s.Client, "error", err)
 }
 
 // repair writes back what the store has lost, and reseals values that are sealed with an
@@ -289,11 +289,11 @@ func (s *Set) makeCurrent(ctx context.Context, v *Version, expected string) {
 		}
 	})
 	if err != nil {
-		s.fleet.Log.Warn("a proven secret is used, but could not be put in force", "client", s.Client, "secret_version", v.ID, "error", err)
+		s.fleet.Log.Warn("a proved secret is used, but could not be made current", "client", s.Client, "secret_version", v.ID, "error", err)
 		return
 	}
 	if h.CurrentID() == v.ID && expected != "" {
-		s.fleet.Log.Info("a secret came in force", "client", s.Client, "secret_version", v.ID, "instead_of", expected)
+		s.fleet.Log.Info("a secret became current", "client", s.Client, "secret_version", v.ID, "instead_of", expected)
 		s.RecordStep(ctx, StepActivate, audit.Event{SecretVersion: v.ID}, nil)
 	}
 }

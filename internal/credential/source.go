@@ -11,11 +11,11 @@ import (
 func (s *Set) SourceChanged(err error) {
 	log := s.fleet.Log.With("client", s.Client, "secret", s.Source.Ref().String())
 	if err != nil {
-		log.Error("a secret cannot be read again; the one read before stays", "error", err)
+		log.Error("a secret could not be reread; the value read before stays in use", "error", err)
 		return
 	}
 	v := s.Source.Current()
-	log.Info("a source has another secret", "version", v.ID)
+	log.Info("the source of a secret has a new value", "version", v.ID)
 	if warning := s.IdP.SecretWarning(v.Value); warning != "" {
 		log.Warn("the new secret "+warning+"; it is sent to the IdP as it is", "version", v.ID)
 	}
@@ -41,7 +41,7 @@ func (s *Set) proveWanted() {
 		err := s.Prove(ctx, v)
 		s.RecordStep(ctx, StepProve, audit.Event{SecretVersion: v.ID}, err)
 		if err != nil {
-			s.fleet.Log.Warn("a new secret is not proved; the one in force stays", "client", s.Client, "secret_version", v.ID, "error", err)
+			s.fleet.Log.Warn("a new secret could not be proved; the current one stays", "client", s.Client, "secret_version", v.ID, "error", err)
 			return
 		}
 		s.makeCurrent(ctx, v, expected)

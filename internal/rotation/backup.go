@@ -81,7 +81,7 @@ func (r *Rotator) restore(ctx context.Context, caller *policy.Caller, sealed []b
 			}
 			return h.Restore(backup), nil
 		}, done)
-		return fmt.Sprintf("generation %d of the backup is in force", backup.Generation), err
+		return fmt.Sprintf("generation %d of the backup is active", backup.Generation), err
 	})
 	return p, nil
 }

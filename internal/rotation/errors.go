@@ -11,7 +11,7 @@ import (
 
 // Reasons to refuse a change, besides the errors of [secret.History].
 var (
-	errNotExpected   = errors.New("another version is in force than was expected")
+	errNotExpected   = errors.New("the current version is not the expected one")
 	errRequestReused = errors.New("the request ID was used for another call")
 	errRefusedBefore = errors.New("the IdP refused the secret of this call before")
 	errExists        = errors.New("there is a secret already")
@@ -32,31 +32,31 @@ func changeError(s *credential.Set, err error, version string) *apierror.Error {
 	pending, _ := u.History.In(secret.Pending)
 	switch {
 	case errors.Is(err, secret.ErrAnotherPending):
-		return say(apierror.ReasonSecretStaged, "version %s is staged, and wiping it could wipe the one that the IdP takes: activate it or retire it first", pending.ID)
+		return say(apierror.ReasonSecretStaged, "version %s is staged, and the IdP may already accept only that one: activate it or retire it first", pending.ID)
 	case errors.Is(err, secret.ErrUnknown) && version == "":
 		told.Code = apierror.NotFound
-		return say(apierror.ReasonNoSuchSecret, "no secret is staged: version %q is in force", u.History.CurrentID())
+		return say(apierror.ReasonNoSuchSecret, "no secret is staged: version %q is current", u.History.CurrentID())
 	case errors.Is(err, secret.ErrUnknown):
 		told.Code = apierror.NotFound
 		return say(apierror.ReasonNoSuchSecret, "there is no version %q of its secret: see `broker clients %s`", version, s.Client)
 	case errors.Is(err, secret.ErrNoPrevious):
-		return say(apierror.ReasonNoPreviousSecret, "there is no previous secret to go back to: it was retired, or there never was one")
+		return say(apierror.ReasonNoPreviousSecret, "there is no previous secret to reactivate: it was retired, or never existed")
 	case errors.Is(err, secret.ErrNotStaged):
 		return s.NotStaged(version)
 	case errors.Is(err, secret.ErrInUse) && version == u.History.CurrentID():
-		return say(apierror.ReasonSecretInForce, "version %s is in force: put another one in force first", version)
+		return say(apierror.ReasonSecretInForce, "version %s is current: activate another one first", version)
 	case errors.Is(err, secret.ErrInUse):
-		return say(apierror.ReasonSecretInForce, "version %s is the previous secret: go back to it with `broker secret rollback %s`", version, s.Client)
+		return say(apierror.ReasonSecretInForce, "version %s is the previous secret: reactivate it with `broker secret rollback %s`", version, s.Client)
 	case errors.Is(err, errExists):
-		return say(apierror.ReasonSecretInForce, "it has a secret already (version %s): replace it only if you are sure that the backup is the newer one", u.History.CurrentID())
+		return say(apierror.ReasonSecretInForce, "it already has a secret (version %s): replace it only if the backup is newer", u.History.CurrentID())
 	case errors.Is(err, errRefusedBefore):
-		return say(apierror.ReasonCredentialsRefused, "this call was made before, and the IdP refused the secret, which was not kept: make another call")
+		return say(apierror.ReasonCredentialsRefused, "the IdP refused the secret of this request_id before, and it was not kept: use a new request_id")
 	case errors.Is(err, errNotExpected):
 		told.Metadata["current_version"] = u.History.CurrentID()
-		return say(apierror.ReasonSecretChanged, "the version in force is %q and not the one that was expected: look at `broker clients %s` and decide anew", u.History.CurrentID(), s.Client)
+		return say(apierror.ReasonSecretChanged, "the current version is %q and not the expected one: check `broker clients %s` and decide again", u.History.CurrentID(), s.Client)
 	case errors.Is(err, errRequestReused):
 		told.Code, told.Field = apierror.InvalidArgument, "request_id"
-		return say(apierror.ReasonInvalidRequest, "request_id: it was used for another call: take a new one")
+		return say(apierror.ReasonInvalidRequest, "request_id: it was used for another call: use a new one")
 	case u.Fault != nil:
 		return say(apierror.ReasonSecretsUnreadable, "%v", u.Fault)
 	default:

@@ -196,13 +196,13 @@ func (p *procedure) goOn(h secret.History) error {
 // stage stores the new secret beside the current one.
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
 	return p.step(ctx, credential.StepStage, func() (string, *apierror.Error) {
-		message := fmt.Sprintf("kept as version %s, not in force yet", v.ID)
+		message := fmt.Sprintf("kept as version %s, not active yet", v.ID)
 		if doubt := p.secrets.IdP.SecretWarning(v.Value); doubt != "" {
 			message += "; it " + doubt + ", and is sent to the IdP as it is"
 		}
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			if h.CurrentID() == v.ID {
-				message = fmt.Sprintf("version %s: it is the secret that is in force", v.ID)
+				message = fmt.Sprintf("version %s: it is the current secret", v.ID)
 				return h, nil
 			}
 			return h.Stage(v, p.caller.Name(), now)
@@ -231,7 +231,7 @@ func (p *procedure) choose(ctx context.Context, find func(h secret.History) (ver
 	return !p.over
 }
 
-const doneBefore = "nothing to do: this call was made before, and is done"
+const doneBefore = "nothing to do: a call with this request_id is already complete"
 
 // prove obtains a token with the version.
 func (p *procedure) prove(ctx context.Context) bool {
@@ -242,7 +242,7 @@ func (p *procedure) prove(ctx context.Context) bool {
 		case v == nil:
 			return "", p.secrets.NotStaged(p.version)
 		case v == u.Current:
-			return "it is in force, and so was proved before", nil
+			return "it is the current version, which was proved before", nil
 		}
 		if err := p.secrets.Prove(ctx, v); err != nil {
 			return "", err
@@ -255,7 +255,7 @@ func (p *procedure) prove(ctx context.Context) bool {
 // wiped.
 func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) bool {
 	return p.step(ctx, credential.StepActivate, func() (string, *apierror.Error) {
-		message := "in force"
+		message := "active"
 		err := p.change(ctx, func(h secret.History, now time.Time) (secret.History, error) {
 			before := h.CurrentID()
 			next, err := h.Activate(p.version, drop, now)
@@ -266,9 +266,9 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 			switch {
 			case before == "" || before == p.version:
 			case drop:
-				message = fmt.Sprintf("in force; version %s, which it replaces, is wiped", before)
+				message = fmt.Sprintf("active; version %s, which it replaces, is wiped", before)
 			default:
-				message = fmt.Sprintf("in force; version %s, which it replaces, is kept to fall back to", before)
+				message = fmt.Sprintf("active; version %s, which it replaces, is kept as a fallback", before)
 			}
 			return next, err
 		}, leaves)

@@ -88,7 +88,7 @@ func Unconfirmed(cause error, what, again string, about map[string]string) *apie
 		Message: what + ", which may or may not have happened; " + again,
 	}
 	if errors.Is(cause, ErrNoWrites) {
-		err.Message = fmt.Sprintf("%s: %v; mend that, then %s", what, cause, again)
+		err.Message = fmt.Sprintf("%s: %v; fix that, then %s", what, cause, again)
 	}
 	return err
 }

@@ -89,7 +89,7 @@ func TestNoSecretIsSeenWhateverIsDoneWithIt(t *testing.T) {
 			t.Errorf("the %s secret is in %v", name, found)
 		}
 	}
-	if !strings.Contains(told["log of replica 0"], "a client's secret: a step") || !strings.Contains(told["Redis: values"], "TB1") || !strings.Contains(told["answer to rotate wrong"], "FAILED") {
+	if !strings.Contains(told["log of replica 0"], "secret rotation step") || !strings.Contains(told["Redis: values"], "TB1") || !strings.Contains(told["answer to rotate wrong"], "FAILED") {
 		t.Error("the flows did not happen")
 	}
 	// The search finds what there is.
