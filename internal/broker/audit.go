@@ -14,9 +14,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
-// giving records that a caller receives a token. On an error the token must not be
+// recordGiven records that a caller receives a token. On an error the token must not be
 // given.
-func (b *Broker) giving(ctx context.Context, caller *policy.Caller, e *entry, a Answer) *apierror.Error {
+func (b *Broker) recordGiven(ctx context.Context, caller *policy.Caller, e *entry, a Answer) *apierror.Error {
 	if b.audit == nil {
 		return nil
 	}
@@ -56,9 +56,9 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 	return given
 }
 
-// goes marks the entry as removed from the cache; goroutines that hold it may still
+// evicted marks the entry as removed from the cache; goroutines that hold it may still
 // use it.
-func (e *entry) goes() {
+func (e *entry) evicted() {
 	e.gone.Store(true)
 	e.given.Load().Close()
 }
@@ -96,14 +96,14 @@ func (b *Broker) deniedToken(ctx context.Context, caller *policy.Caller, client 
 
 // verification records the result for a presented token, if the audit log is
 // configured for it. On an error the result must not be returned.
-func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request, result verify.Result, told *apierror.Error) *apierror.Error {
+func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request, result verify.Result, err *apierror.Error) *apierror.Error {
 	e := audit.Event{Event: audit.Verification}
 	wanted := audit.RejectedVerifications
 	switch {
-	case told != nil && told.Code == apierror.PermissionDenied:
-		e.Outcome, e.Reason, wanted = audit.Denied, told.Reason, audit.NoVerifications
-	case told != nil:
-		e.Outcome, e.Reason, wanted = audit.Undecided, told.Reason, audit.AllVerifications
+	case err != nil && err.Code == apierror.PermissionDenied:
+		e.Outcome, e.Reason, wanted = audit.Denied, err.Reason, audit.NoVerifications
+	case err != nil:
+		e.Outcome, e.Reason, wanted = audit.Undecided, err.Reason, audit.AllVerifications
 	case result.Rejection != nil:
 		e.Outcome, e.Rejection = audit.Rejected, result.Rejection.Reason.String()
 	default:
@@ -151,9 +151,9 @@ func (b *Broker) RecordAction(ctx context.Context, caller *policy.Caller, action
 		return
 	}
 	e.Event, e.Action, e.Caller, e.Peer, e.Outcome = audit.Admin, string(action), caller.Name(), b.audit.From(ctx), audit.OK
-	if told, ok := errors.AsType[*apierror.Error](err); ok {
-		e.Reason, e.Detail = told.Reason, told.Message
-		switch told.Code {
+	if failure, ok := errors.AsType[*apierror.Error](err); ok {
+		e.Reason, e.Detail = failure.Reason, failure.Message
+		switch failure.Code {
 		case apierror.PermissionDenied:
 			e.Outcome = audit.Denied
 		case apierror.InvalidArgument, apierror.NotFound, apierror.FailedPrecondition, apierror.ResourceExhausted:

@@ -134,7 +134,7 @@ type Broker struct {
 
 	// Flights end with this context, not with their callers' contexts.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
-	land    context.CancelFunc
+	stop    context.CancelFunc
 	working sync.WaitGroup
 	mu      sync.Mutex // orders working.Go against Close
 	closed  bool
@@ -157,7 +157,7 @@ type client struct {
 	entry         *entry // of own
 	keys          clientKeys
 	subscriptions []*store.Subscription // report purges and changes of secrets
-	fares         fares
+	outcomes      outcomes
 
 	// failure is a failure that concerns all requests of the client: throttling.
 	failure backoff.Slot
@@ -199,7 +199,7 @@ func New(cfg Config) (*Broker, error) {
 	b.revoked = revocation.New(revocation.Config{
 		Store: b.store, Tag: "{" + b.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
 	})
-	b.flying, b.land = context.WithCancel(context.Background())
+	b.flying, b.stop = context.WithCancel(context.Background())
 	b.secrets = &credential.Fleet{
 		Store: b.store, Changes: store.ChangeCount{Store: b.store, Key: "{" + b.name("secrets") + "}changes"}, MAC: b.mac,
 		Spawn: b.spawn, Lifetime: b.flying, Audit: b.audit, Log: b.log,
@@ -260,7 +260,7 @@ func (b *Broker) Close() {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
-	b.land()
+	b.stop()
 	b.working.Wait()
-	b.eachEntry((*entry).goes)
+	b.eachEntry((*entry).evicted)
 }

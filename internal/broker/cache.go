@@ -97,26 +97,26 @@ func newShards(maxEntries int) *shards {
 func (s *shards) get(k key, c *client, create func() *entry) *entry {
 	shard := &s.shards[int(k[0])%len(s.shards)]
 	shard.mu.RLock()
-	found := shard.entries[k]
+	existing := shard.entries[k]
 	shard.mu.RUnlock()
-	if found != nil && found.client == c {
-		return found
+	if existing != nil && existing.client == c {
+		return existing
 	}
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	found = shard.entries[k]
-	if found != nil && found.client == c {
-		return found
+	existing = shard.entries[k]
+	if existing != nil && existing.client == c {
+		return existing
 	}
-	if found == nil && len(shard.entries) >= s.maxShard {
+	if existing == nil && len(shard.entries) >= s.maxShard {
 		shard.evict()
 	}
-	if found != nil {
-		found.goes()
+	if existing != nil {
+		existing.evicted()
 	}
-	made := create()
-	shard.entries[k] = made
-	return made
+	created := create()
+	shard.entries[k] = created
+	return created
 }
 
 // evict drops the entry whose token ends first in a small random sample (the order of
@@ -143,7 +143,7 @@ func (s *shard) evict() {
 		}
 	}
 	if found {
-		s.entries[victim].goes()
+		s.entries[victim].evicted()
 		delete(s.entries, victim)
 	}
 }

@@ -26,8 +26,8 @@ type About struct {
 	Secret string
 }
 
-// fares is the status of a client, as far as this replica knows.
-type fares struct {
+// outcomes are the latest results of fetches of a client, as far as this replica knows.
+type outcomes struct {
 	// good is the entry of a recent successful request.
 	good atomic.Pointer[entry]
 	// served describes the newest token from the IdP.
@@ -36,21 +36,21 @@ type fares struct {
 }
 
 type served struct {
-	fence uint64
-	at    time.Time
-	with  string // version of the secret
+	fence   uint64
+	at      time.Time
+	version string // version of the secret
 }
 
 // obtained records a token that the IdP issued to any replica.
 func (c *client) obtained(e *entry, tok *token.Token) {
 	c.secrets.Issued(tok)
 	for {
-		before := c.fares.served.Load()
+		before := c.outcomes.served.Load()
 		if before != nil && before.fence >= tok.Fence {
 			return
 		}
-		if c.fares.served.CompareAndSwap(before, &served{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
-			c.fares.good.Store(e)
+		if c.outcomes.served.CompareAndSwap(before, &served{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
+			c.outcomes.good.Store(e)
 			return
 		}
 	}
@@ -58,7 +58,7 @@ func (c *client) obtained(e *entry, tok *token.Token) {
 
 // lastSuccess returns when the IdP last issued a token; zero: never, as far as is known.
 func (c *client) lastSuccess() time.Time {
-	if last := c.fares.served.Load(); last != nil {
+	if last := c.outcomes.served.Load(); last != nil {
 		return last.at
 	}
 	return time.Time{}
@@ -113,16 +113,16 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 	}
 	b.lookAtFailures(ctx, listed...)
 	now := time.Now()
-	found := make([]ClientStatus, len(listed))
+	statuses := make([]ClientStatus, len(listed))
 	for i, c := range listed {
-		found[i] = c.status(now)
+		statuses[i] = c.status(now)
 	}
 	var err error
-	if len(found) == 0 && !caller.MayDo(policy.ListClients, "") {
+	if len(statuses) == 0 && !caller.MayDo(policy.ListClients, "") {
 		err = mayNotDo(caller, policy.ListClients, "")
 	}
 	b.RecordAction(ctx, caller, policy.ListClients, err, audit.Event{})
-	return found, err
+	return statuses, err
 }
 
 // Client returns one client. The error is always an [*apierror.Error].
@@ -149,13 +149,13 @@ func (c *client) status(now time.Time) ClientStatus {
 		Name: c.name, About: c.about, State: c.state(u, now), Versions: u.DescribeAll(), Generation: u.History.Generation,
 		LastSuccess: c.lastSuccess(), Fallback: c.fallback(u),
 	}
-	if last := c.fares.served.Load(); last != nil {
-		s.InUse = last.with
+	if last := c.outcomes.served.Load(); last != nil {
+		s.InUse = last.version
 	}
 	if tok := c.entry.token.Load(); c.entry.usable(tok, now, 0) {
 		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
 	}
-	if f := c.fares.failed.Load(); f != nil {
+	if f := c.outcomes.failed.Load(); f != nil {
 		s.LastFailure, s.LastError, s.Resolved = f.at, f.message, c.unresolved() == nil
 	}
 	if t := c.entry.activeFailure(now); t != nil {
@@ -178,7 +178,7 @@ func (c *client) state(u *credential.View, now time.Time) ClientState {
 		return ClientRefused
 	case c.entry.failing(), failure.counts(u):
 		return ClientFailing
-	case c.fares.served.Load() == nil:
+	case c.outcomes.served.Load() == nil:
 		return ClientIdle
 	default:
 		return ClientOK
@@ -188,6 +188,6 @@ func (c *client) state(u *credential.View, now time.Time) ClientState {
 // fallback reports whether the newest token was obtained with a version other than the
 // current one, although the current one has had time to propagate.
 func (c *client) fallback(u *credential.View) bool {
-	last := c.fares.served.Load()
-	return last != nil && u.Outdated(last.with, last.at)
+	last := c.outcomes.served.Load()
+	return last != nil && u.Outdated(last.version, last.at)
 }

@@ -101,7 +101,7 @@ func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
 	if !e.usable(tok, time.Now(), 0) {
 		return
 	}
-	e.publish(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
+	e.replace(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
 	e.failure.Succeeded(tok.Fence)
 	e.client.failure.Succeeded(tok.Fence)
 	e.client.obtained(e, tok)
@@ -118,19 +118,19 @@ func (c *client) raiseFence(fence uint64) {
 	}
 }
 
-// how is the reason for the end of an await.
+// how is the reason for the end of awaitLease.
 type how int
 
 const (
-	settled    how = iota // the lease is no longer needed
+	notNeeded  how = iota // the lease is no longer needed
 	leased                // this replica holds the lease
 	unanswered            // the store does not answer
 	ended                 // ctx has ended
 )
 
-// await claims a lease of the entry's client. While another replica holds it, await
+// awaitLease claims a lease of the entry's client. While another replica holds it, awaitLease
 // waits until it is free or no longer needed.
-func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
+func (b *Broker) awaitLease(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
 	rung := make(chan struct{}, 1)
 	ring := func() {
 		select {
@@ -149,13 +149,13 @@ func (b *Broker) await(ctx context.Context, e *entry, lease string, unneeded fun
 		case ctx.Err() != nil && !acquired:
 			return store.Lease{}, ended
 		case errors.Is(err, errUnneeded):
-			return store.Lease{}, settled
+			return store.Lease{}, notNeeded
 		case acquired:
 			// The previous holder may have stored its result between the look and the
 			// claim.
 			if b.synchronize(ctx, e) == nil && unneeded() {
 				b.write(ctx, store.Change{Release: granted})
-				return store.Lease{}, settled
+				return store.Lease{}, notNeeded
 			}
 			return granted, leased
 		case err == nil:
@@ -202,9 +202,9 @@ func sleep(ctx context.Context, rung <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// keep renews a lease until it is stopped or the lease is lost. A holder goes on
+// renew renews a lease until it is stopped or the lease is lost. A holder goes on
 // without its lease, because its result is ordered by its fence.
-func (b *Broker) keep(ctx context.Context, lease store.Lease) (stop func()) {
+func (b *Broker) renew(ctx context.Context, lease store.Lease) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {

@@ -34,7 +34,7 @@ func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	f.done = make(chan struct{})
 	e.flight.Store(f)
 	apart := tracing.Detached(b.flying, ctx)
-	if !b.spawn(func() { b.fly(apart, e, f) }) {
+	if !b.spawn(func() { b.run(apart, e, f) }) {
 		e.flight.Store(nil)
 		f.err = ShuttingDown(e.client.name)
 		close(f.done)
@@ -42,8 +42,8 @@ func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	return f
 }
 
-// fly runs a flight and wakes its waiters in every case, even after a panic.
-func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
+// run runs a flight and wakes its waiters in every case, even after a panic.
+func (b *Broker) run(ctx context.Context, e *entry, f *flight) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			f.token, f.err = nil, b.crashed(e, cause)
@@ -55,21 +55,21 @@ func (b *Broker) fly(ctx context.Context, e *entry, f *flight) {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, FlightTimeout)
 	defer cancel()
-	lease, how := b.await(ctx, e, e.leaseKey(), func() bool { return f.settle(e, time.Now()) })
+	lease, how := b.awaitLease(ctx, e, e.leaseKey(), func() bool { return f.finish(e, time.Now()) })
 	switch how {
 	case leased:
-		b.lead(ctx, e, f, lease)
+		b.runWithLease(ctx, e, f, lease)
 	case unanswered:
-		b.alone(ctx, e, f)
+		b.runWithoutLease(ctx, e, f)
 	case ended:
 		f.err = b.outOfTime(e)
-	case settled:
+	case notNeeded:
 	}
 }
 
-// settle ends the flight if a newer token is known, or if an active failure or a
+// finish ends the flight without a fetch if a newer token is known, or if an active failure or a
 // missing secret prevents a fetch.
-func (f *flight) settle(e *entry, now time.Time) bool {
+func (f *flight) finish(e *entry, now time.Time) bool {
 	if tok := e.token.Load(); tok != f.old && e.usable(tok, now, 0) {
 		f.token, f.origin = tok, OriginShared
 		return true
@@ -82,9 +82,9 @@ func (f *flight) settle(e *entry, now time.Time) bool {
 	return f.err != nil
 }
 
-// lead fetches while it holds the fleet's lease.
-func (b *Broker) lead(ctx context.Context, e *entry, f *flight, lease store.Lease) {
-	stop := b.keep(ctx, lease)
+// runWithLease fetches while it holds the fleet's lease.
+func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, lease store.Lease) {
+	stop := b.renew(ctx, lease)
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
 		b.write(ctx, store.Change{Release: lease})
@@ -113,10 +113,10 @@ func (e *entry) mayForceAt(next time.Time) {
 	e.forcedAt = next.Add(-ForcedInterval)
 }
 
-// alone fetches without a lease, because the store does not grant any. A refresh can
+// runWithoutLease fetches without a lease, because the store does not grant any. A refresh can
 // wait: the store may come back, which spares the IdP a fetch by each replica. Callers
 // without a token do not wait.
-func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
+func (b *Broker) runWithoutLease(ctx context.Context, e *entry, f *flight) {
 	now := time.Now()
 	if !f.forced && e.usable(f.old, now, 0) && now.Before(late(f.old)) {
 		e.quietUntil.Store(now.Add(time.Second).UnixNano())
@@ -127,7 +127,7 @@ func (b *Broker) alone(ctx context.Context, e *entry, f *flight) {
 		f.err = b.outOfTime(e)
 		return
 	}
-	if !f.settle(e, time.Now()) {
+	if !f.finish(e, time.Now()) {
 		b.fetch(ctx, e, f, store.Lease{})
 	}
 }
@@ -151,9 +151,9 @@ func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lea
 
 // earlier describes the previous attempts of a fetch.
 type earlier struct {
-	// refused are the versions of the secret that must not be tried again.
-	refused []*credential.Version
-	purged  int
+	// tried are the versions of the secret that must not be tried again.
+	tried  []*credential.Version
+	purged int
 	// doubted is the first attempt that the IdP refused without a clear reason, so
 	// that the secret may be the cause; nil if there was no such attempt.
 	doubted *attempt
@@ -163,14 +163,14 @@ type earlier struct {
 
 // try makes one attempt and reports whether another must follow.
 func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
-	admitted, err := b.admitSecret(ctx, e, before.refused, lease.Fence)
+	admitted, err := b.admitSecret(ctx, e, before.tried, lease.Fence)
 	switch {
 	case err != nil && before.doubted != nil:
-		b.landed(ctx, e, f, lease, *before.doubted, false)
+		b.publish(ctx, e, f, lease, *before.doubted, false)
 		return false
 	case err != nil:
 		f.err = err
-		b.tell(ctx, lease)
+		b.release(ctx, lease)
 		return false
 	}
 	defer admitted.end()
@@ -182,8 +182,8 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	case got.ending && before.awaitsNext(ctx, e):
 		return true
 	case got.refused() && b.flying.Err() == nil:
-		before.refused = append(before.refused, admitted.version)
-		b.tellOf(ctx, lease, b.refusedSecret(e, got)...)
+		before.tried = append(before.tried, admitted.version)
+		b.storeProgress(ctx, lease, b.refusedSecret(e, got)...)
 		_ = b.synchronize(ctx, e) // another version may have become the current one
 		return true
 	case e.doubts(got):
@@ -191,7 +191,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 			return true
 		}
 	}
-	b.landed(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), admitted.probe)
+	b.publish(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), admitted.probe)
 	return false
 }
 
@@ -214,7 +214,7 @@ func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
 
 // doubt notes an attempt that was possibly refused because of its secret.
 func (b *earlier) doubt(a attempt) {
-	b.refused = append(b.refused, a.Version)
+	b.tried = append(b.tried, a.Version)
 	if b.doubted == nil {
 		a.doubted = true
 		b.doubted = &a
@@ -225,7 +225,7 @@ func (b *earlier) doubt(a attempt) {
 // per series of failures.
 func (e *entry) hasAnother(before *earlier) bool {
 	series := e.failure.Load()
-	return (series == nil || series.Doubted != before.doubted.Version.ID) && e.client.secrets.View().Next(time.Now(), before.refused) != nil
+	return (series == nil || series.Doubted != before.doubted.Version.ID) && e.client.secrets.View().Next(time.Now(), before.tried) != nil
 }
 
 // doubts reports whether the secret may be the reason for a refusal. A secret that has
@@ -243,7 +243,7 @@ func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last 
 	case doubted == nil:
 		return last
 	case last.err == nil:
-		b.tellOf(ctx, lease, b.refusedSecret(e, *doubted)...)
+		b.storeProgress(ctx, lease, b.refusedSecret(e, *doubted)...)
 		return last
 	case idp.ClassOf(last.err) == idp.Throttled:
 		return last
@@ -252,12 +252,12 @@ func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last 
 	}
 }
 
-// landed publishes the result of the last attempt.
-func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probing bool) {
+// publish publishes the result of the last attempt.
+func (b *Broker) publish(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probe bool) {
 	switch {
 	case got.err == nil:
-		newest := b.tell(ctx, lease, got.success(e)...)
-		b.fetched(e, got)
+		newest := b.release(ctx, lease, got.success(e)...)
+		b.remember(e, got)
 		e.client.secrets.ActivateProven(got.Version)
 		f.token, f.origin = got.token, OriginFetched
 		if !newest {
@@ -265,24 +265,24 @@ func (b *Broker) landed(ctx context.Context, e *entry, f *flight, lease store.Le
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
-		b.tell(ctx, lease)
+		b.release(ctx, lease)
 	default:
-		t, puts := b.failed(e, got, probing)
+		t, puts := b.failed(e, got, probe)
 		f.err = t.ErrorAt(time.Now())
-		b.tell(ctx, lease, puts...)
+		b.release(ctx, lease, puts...)
 	}
 }
 
-// tell releases the lease of a fetch and stores its result.
-func (b *Broker) tell(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
+// release releases the lease of a fetch and stores its result.
+func (b *Broker) release(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
 	if lease.Fence == 0 {
 		return true
 	}
 	return b.write(ctx, store.Change{Puts: puts, Release: lease})
 }
 
-// tellOf stores an intermediate result of a fetch that continues.
-func (b *Broker) tellOf(ctx context.Context, lease store.Lease, puts ...store.Put) {
+// storeProgress stores an intermediate result of a fetch that continues.
+func (b *Broker) storeProgress(ctx context.Context, lease store.Lease, puts ...store.Put) {
 	if lease.Fence > 0 && len(puts) > 0 {
 		b.write(ctx, store.Change{Puts: puts})
 	}
@@ -310,22 +310,22 @@ func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == i
 func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fence uint64) attempt {
 	c := e.client
 	epoch := c.epoch.Load()
-	made := attempt{
+	result := attempt{
 		Use:          credential.Begin(v, fence),
 		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(),
 	}
 	ask, held := e.ask, e.token.Load()
-	ask.Once = e.usable(held, made.Begun, 0)
+	ask.Once = e.usable(held, result.Begun, 0)
 	grant, err := c.idp.Fetch(ctx, v.Version, ask)
-	b.metrics.fetch(c.name, time.Since(made.Begun), err)
-	if made.err = err; err != nil {
+	b.metrics.fetch(c.name, time.Since(result.Begun), err)
+	if result.err = err; err != nil {
 		fault, ok := errors.AsType[*idp.Error](err)
-		made.ending = ok && fault.Expired()
-		return made
+		result.ending = ok && fault.Expired()
+		return result
 	}
-	made.token = token.New(grant.Repeating(held), epoch, fence)
-	made.ending = held != nil && held.SHA256 == made.token.SHA256 && time.Until(made.token.ExpiresAt) < lastMoments
-	return made
+	result.token = token.New(grant.Repeating(held), epoch, fence)
+	result.ending = held != nil && held.SHA256 == result.token.SHA256 && time.Until(result.token.ExpiresAt) < lastMoments
+	return result
 }
 
 // success returns the store entries for a new token.
@@ -343,19 +343,19 @@ func (a attempt) success(e *entry) []store.Put {
 	return append(puts, e.client.resolvedBy(a.Fence)...)
 }
 
-// fetched publishes the new token in this replica.
-func (b *Broker) fetched(e *entry, a attempt) {
+// remember publishes the new token in this replica.
+func (b *Broker) remember(e *entry, a attempt) {
 	c := e.client
 	c.secrets.Succeeded(a.Use)
 	e.failure.CompareAndSwap(a.entryFailure, nil)
 	e.failure.Succeeded(a.Fence)
 	c.failure.CompareAndSwap(a.clientFailure, nil)
-	e.publish(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
+	e.replace(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
 	c.obtained(e, a.token)
 }
 
-// publish stores tok, unless the held token is good and tok must not replace it.
-func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool) {
+// replace stores tok, unless the held token is good and tok must not replace it.
+func (e *entry) replace(tok *token.Token, replaces func(held *token.Token) bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if held := e.token.Load(); e.usable(held, time.Now(), 0) && !replaces(held) {
@@ -367,7 +367,7 @@ func (e *entry) publish(tok *token.Token, replaces func(held *token.Token) bool)
 
 // failed records a failure that the secret did not cause, for the backoff of its
 // class, and returns the store entries for it.
-func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []store.Put) {
+func (b *Broker) failed(e *entry, a attempt, probe bool) (*backoff.Failure, []store.Put) {
 	c, class, now := e.client, idp.ClassOf(a.err), time.Now()
 	next := &backoff.Failure{Class: class, Err: backoff.ErrorOf(c.name, a.Version.ID, a.err), At: now, Fence: a.Fence}
 	if a.doubted {
@@ -379,7 +379,7 @@ func (b *Broker) failed(e *entry, a attempt, probing bool) (*backoff.Failure, []
 	case class == idp.Throttled:
 		place, key = &c.failure, c.keys.failure
 		puts = append(puts, c.secrets.Throttled(a.Use))
-	case class == idp.Transient && probing:
+	case class == idp.Transient && probe:
 		// The waiters of the probe must not all try in turn.
 		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.Fence, Until: now.Add(probePause)}
 		c.failure.Record(pause)

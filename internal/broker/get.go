@@ -87,7 +87,7 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 	if denied := b.mayHave(ctx, caller, e, answer.Token); denied != nil {
 		return Answer{}, denied
 	}
-	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+	if unwritten := b.recordGiven(ctx, caller, e, answer); unwritten != nil {
 		return Answer{}, unwritten
 	}
 	return answer, nil
@@ -103,7 +103,7 @@ func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*cl
 		b.deniedToken(ctx, caller, ask.Client, asked, apierror.ReasonNotEntitled)
 		return nil, idp.Request{}, notEntitled(caller, ask)
 	}
-	full := c.resolve(ask)
+	full := c.withDefaults(ask)
 	judged := c.judged(full)
 	judged.Narrow = len(ask.Scopes) == 0
 	scopes, may := caller.Resolve(judged)
@@ -141,8 +141,8 @@ func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierr
 	return b.miss(ctx, e, ask)
 }
 
-// resolve fills in the client's defaults.
-func (c *client) resolve(ask Ask) idp.Request {
+// withDefaults fills in the client's defaults.
+func (c *client) withDefaults(ask Ask) idp.Request {
 	full := c.own
 	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
 		return full
@@ -238,7 +238,7 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror
 		if f.err == nil && f.origin != OriginFetched && e.usable(f.token, now, 0) && (!e.usable(f.token, now, ask.MinTTL) || ask.rejects(f.token)) {
 			continue
 		}
-		return e.land(f, ask, now)
+		return e.resolve(f, ask, now)
 	}
 	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).WithRetryAfter(ForcedInterval))
 }
@@ -292,8 +292,8 @@ func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror
 	return tooShort(e.client.name, tok)
 }
 
-// land returns the result of a flight for one caller.
-func (e *entry) land(f *flight, ask Ask, now time.Time) (Answer, *apierror.Error) {
+// resolve returns the result of a flight for one caller.
+func (e *entry) resolve(f *flight, ask Ask, now time.Time) (Answer, *apierror.Error) {
 	if f.err != nil {
 		return e.instead(ask, now, f.err)
 	}

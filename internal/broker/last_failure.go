@@ -55,7 +55,7 @@ func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 // resolvedBy records that a fetch succeeded after the last failure. It returns the store
 // writes for the other replicas, empty if there was no failure.
 func (c *client) resolvedBy(fence uint64) []store.Put {
-	f := c.fares.failed.Load()
+	f := c.outcomes.failed.Load()
 	if f == nil || f.resolved || f.fence > fence {
 		return nil
 	}
@@ -66,20 +66,20 @@ func (c *client) resolvedBy(fence uint64) []store.Put {
 }
 
 // adoptLastFailure adopts the last failure from the store.
-func (c *client) adoptLastFailure(found store.Entry) {
+func (c *client) adoptLastFailure(stored store.Entry) {
 	var s storedFailure
-	if len(found.Value) == 0 || json.Unmarshal(found.Value, &s) != nil || s.Form != backoff.Form {
+	if len(stored.Value) == 0 || json.Unmarshal(stored.Value, &s) != nil || s.Form != backoff.Form {
 		return
 	}
-	c.keepNewer(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: found.Number, resolved: s.Resolved})
+	c.keepNewer(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: stored.Number, resolved: s.Resolved})
 }
 
 // keepNewer keeps the newer of two failures, by fence.
 func (c *client) keepNewer(next *lastFailure) {
 	for {
-		before := c.fares.failed.Load()
+		before := c.outcomes.failed.Load()
 		newer := before == nil || next.fence > before.fence || next.fence == before.fence && (next.resolved || !before.resolved)
-		if !newer || c.fares.failed.CompareAndSwap(before, next) {
+		if !newer || c.outcomes.failed.CompareAndSwap(before, next) {
 			return
 		}
 	}
@@ -88,11 +88,11 @@ func (c *client) keepNewer(next *lastFailure) {
 // unresolved returns the last failure unless a fetch has succeeded since. A success that
 // only its token reports counts too.
 func (c *client) unresolved() *lastFailure {
-	f := c.fares.failed.Load()
+	f := c.outcomes.failed.Load()
 	if f == nil || f.resolved {
 		return nil
 	}
-	if last := c.fares.served.Load(); last != nil && last.fence >= f.fence && last.at.After(f.at) {
+	if last := c.outcomes.served.Load(); last != nil && last.fence >= f.fence && last.at.After(f.at) {
 		return nil
 	}
 	return f
@@ -107,7 +107,7 @@ func (f *lastFailure) counts(u *credential.View) bool {
 // recovered reports whether the fleet has fetched a token since every failure that
 // this replica remembers.
 func (c *client) recovered(u *credential.View) bool {
-	f := c.fares.failed.Load()
+	f := c.outcomes.failed.Load()
 	if f == nil || !f.resolved {
 		return false
 	}

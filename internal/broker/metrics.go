@@ -210,9 +210,9 @@ func collectSecrets(out chan<- prometheus.Metric, c *client) {
 	truth(versionsDesc, u.Current != nil, secret.Current.String())
 	truth(versionsDesc, u.Previous != nil, secret.Previous.String())
 	truth(fallbackDesc, c.fallback(u))
-	if last := c.fares.served.Load(); last != nil {
+	if last := c.outcomes.served.Load(); last != nil {
 		state := "forgotten"
-		if version := u.Describe(last.with); version.State != 0 {
+		if version := u.Describe(last.version); version.State != 0 {
 			state = version.State.String()
 		}
 		gauge(inUseDesc, 1, state)

@@ -70,7 +70,7 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 			return err != nil || c.provenNow(next)
 		})
 		switch how {
-		case settled:
+		case notNeeded:
 		case ended:
 			return admission{}, b.outOfTime(e)
 		default:
@@ -123,16 +123,16 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 			return probing{}, ended
 		}
 		if unneeded() {
-			return probing{}, settled
+			return probing{}, notNeeded
 		}
 	}
 	if !fleet {
 		return probing{leave: c.probed}, unanswered
 	}
-	lease, how := b.await(ctx, e, c.keys.probe, unneeded)
+	lease, how := b.awaitLease(ctx, e, c.keys.probe, unneeded)
 	switch how {
 	case leased:
-		stop := b.keep(ctx, lease)
+		stop := b.renew(ctx, lease)
 		return probing{lease, func() {
 			stop()
 			b.write(ctx, store.Change{Release: lease})
@@ -173,7 +173,7 @@ func (b *Broker) prove(ctx context.Context, c *client, v *credential.Version) *a
 	e := c.provingEntry()
 	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.provenNow(v) })
 	switch how {
-	case settled:
+	case notNeeded:
 		if c.provenNow(v) {
 			return nil
 		}
@@ -215,7 +215,7 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, 
 	switch {
 	case got.err == nil:
 		b.write(ctx, store.Change{Puts: got.success(e)})
-		b.fetched(e, got)
+		b.remember(e, got)
 		return nil
 	case ctx.Err() != nil:
 		return b.notProved(ctx, c)
@@ -232,7 +232,7 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, 
 // unless only another one is known to succeed.
 func (c *client) provingEntry() *entry {
 	if c.entry.token.Load() == nil {
-		if good := c.fares.good.Load(); good != nil {
+		if good := c.outcomes.good.Load(); good != nil {
 			return good
 		}
 	}

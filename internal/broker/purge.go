@@ -83,12 +83,12 @@ func (b *Broker) adoptEpoch(ctx context.Context, c *client, epoch uint64) {
 // replica purged after the store had lost the counter, without knowing its value: that
 // purge counts as well.
 func (b *Broker) putBackEpoch(ctx context.Context, c *client, seen uint64) (uint64, error) {
-	found, err := b.store.Get(ctx, c.keys.epoch) // the look may be older than a purge that is known now
+	stored, err := b.store.Get(ctx, c.keys.epoch) // the look may be older than a purge that is known now
 	if err != nil {
 		return 0, err
 	}
 	floor := seen
-	if stored := found[0].Number; stored > 0 && stored < seen {
+	if stored := stored[0].Number; stored > 0 && stored < seen {
 		floor++
 	}
 	return b.store.Raise(ctx, c.keys.epoch, floor, 0)
@@ -145,14 +145,14 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 // fetches of tokens of earlier epochs began before the first call.
 func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (uint64, error) {
 	key := c.keys.purge(b.name("purge", []byte(request)))
-	found, err := b.store.Get(ctx, key, c.keys.epoch)
+	stored, err := b.store.Get(ctx, key, c.keys.epoch)
 	if err != nil {
 		return 0, err
 	}
-	if target, err := strconv.ParseUint(string(found[0].Value), 10, 64); err == nil && found[0].Number > 0 {
+	if target, err := strconv.ParseUint(string(stored[0].Value), 10, 64); err == nil && stored[0].Number > 0 {
 		return target, nil
 	}
-	target := max(found[1].Number, c.nextEpochFloor(time.Now())) + 1
+	target := max(stored[1].Number, c.nextEpochFloor(time.Now())) + 1
 	applied, err := b.store.Apply(ctx, store.Change{Puts: []store.Put{
 		{Key: key, Number: 1, Value: strconv.AppendUint(nil, target, 10), TTL: purgeMemory},
 	}})
@@ -161,11 +161,11 @@ func (b *Broker) purgeTarget(ctx context.Context, c *client, request string) (ui
 	}
 	// The same request reached another replica at the same time; or its record is
 	// unreadable, and then the purge is carried out again.
-	found, err = b.store.Get(ctx, key)
+	stored, err = b.store.Get(ctx, key)
 	if err != nil {
 		return 0, err
 	}
-	if other, err := strconv.ParseUint(string(found[0].Value), 10, 64); err == nil && found[0].Number > 0 {
+	if other, err := strconv.ParseUint(string(stored[0].Value), 10, 64); err == nil && stored[0].Number > 0 {
 		return other, nil
 	}
 	return target, nil

@@ -20,11 +20,11 @@ import (
 // revocation with the same request has no further effect. The error is always an
 // [*apierror.Error]; nil means that the store has it.
 func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked revocation.Revocation, request string) (revocation.Revocation, error) {
-	made, err := b.revoke(ctx, caller, asked, request)
+	revoked, err := b.revoke(ctx, caller, asked, request)
 	about := aboutRevocation(&asked)
-	about.Revocation, about.RequestID = made.ID, request
+	about.Revocation, about.RequestID = revoked.ID, request
 	b.RecordAction(ctx, caller, policy.RevokeTokens, err, about)
-	return made, err
+	return revoked, err
 }
 
 func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked revocation.Revocation, request string) (revocation.Revocation, error) {
@@ -100,9 +100,9 @@ func notRevoked(err error) *apierror.Error {
 // Revocations returns the active revocations of an issuer, or of all if it is empty, oldest
 // first. The error is always an [*apierror.Error].
 func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
-	found, err := b.revocations(ctx, caller, issuer)
+	listed, err := b.revocations(ctx, caller, issuer)
 	b.RecordAction(ctx, caller, policy.ListRevocations, err, audit.Event{Issuer: issuer})
-	return found, err
+	return listed, err
 }
 
 func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
@@ -113,13 +113,13 @@ func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer 
 		return nil, revocationsUnknown(err)
 	}
 	now := time.Now()
-	var found []revocation.Revocation
+	var listed []revocation.Revocation
 	for _, one := range b.revoked.All() {
 		if !one.Deleted && !one.Over(now) && (issuer == "" || one.Issuer == issuer) {
-			found = append(found, *one)
+			listed = append(listed, *one)
 		}
 	}
-	return found, nil
+	return listed, nil
 }
 
 // Unrevocation selects a revocation to delete.

@@ -16,9 +16,9 @@ func (b *Broker) Apply(next Setup) error {
 	b.setting.Lock()
 	defer b.setting.Unlock()
 	before := b.setup.Load()
-	made := &setup{clients: make(map[string]*client, len(next.Clients)), verifier: next.Verifier, policy: next.Policy}
-	if made.policy == nil {
-		made.policy = policy.New(policy.Config{})
+	created := &setup{clients: make(map[string]*client, len(next.Clients)), verifier: next.Verifier, policy: next.Policy}
+	if created.policy == nil {
+		created.policy = policy.New(policy.Config{})
 	}
 	named := map[string]bool{}
 	for _, cfg := range next.Clients {
@@ -30,18 +30,18 @@ func (b *Broker) Apply(next Setup) error {
 	for _, cfg := range next.Clients {
 		old := before.clients[cfg.Name]
 		if old != nil && old.is(cfg) {
-			made.clients[cfg.Name] = old
+			created.clients[cfg.Name] = old
 			continue
 		}
-		made.clients[cfg.Name] = b.newClient(cfg).after(old)
+		created.clients[cfg.Name] = b.newClient(cfg).after(old)
 	}
-	b.setup.Store(made)
+	b.setup.Store(created)
 	for name, old := range before.clients {
-		if made.clients[name] != old {
+		if created.clients[name] != old {
 			for _, subscription := range old.subscriptions {
 				subscription.Close()
 			}
-			old.entry.goes()
+			old.entry.evicted()
 		}
 	}
 	b.applied.Fire()

@@ -17,12 +17,12 @@ import (
 // an [*apierror.Error] and means that the broker could not decide, or that the caller lacks
 // the permission.
 func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, error) {
-	result, told := b.verify(ctx, caller, presented, ask)
-	if unwritten := b.verification(ctx, caller, presented, ask, result, told); unwritten != nil {
-		told = unwritten
+	result, err := b.verify(ctx, caller, presented, ask)
+	if unwritten := b.verification(ctx, caller, presented, ask, result, err); unwritten != nil {
+		err = unwritten
 	}
-	if told != nil {
-		return verify.Result{}, told
+	if err != nil {
+		return verify.Result{}, err
 	}
 	return result, nil
 }
@@ -33,7 +33,7 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 		return verify.Result{}, mayNotVerify(caller, ask)
 	}
 	ask.Issuers = issuers
-	result, err := b.judge(ctx, presented, ask)
+	result, err := b.verifyUnrevoked(ctx, presented, ask)
 	b.metrics.verification(result, err)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, caller, ask, err)
@@ -46,14 +46,14 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 // broker send an unlimited number of requests. The error is always an [*apierror.Error].
 func (b *Broker) Identify(ctx context.Context, presented redact.String, audience string) (verify.Result, error) {
 	ask := verify.Request{Audience: []string{audience}, Caller: true}
-	result, err := b.judge(ctx, presented, ask)
+	result, err := b.verifyUnrevoked(ctx, presented, ask)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, policy.Self(), ask, err)
 	}
 	return result, nil
 }
 
-func (b *Broker) judge(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
+func (b *Broker) verifyUnrevoked(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
 	result, err := b.setup.Load().verifier.Verify(ctx, presented, ask)
 	if err == nil && result.Rejection == nil {
 		return b.unrevoked(ctx, result)
@@ -72,8 +72,8 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 		return apierror.GaveUp(ctx)
 	}
 	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
-	if told, isError := errors.AsType[*apierror.Error](err); isError && !ok {
-		return told // an error behind an UnavailableError is for operators: it names the client and its IdP
+	if failure, isError := errors.AsType[*apierror.Error](err); isError && !ok {
+		return failure // an error behind an UnavailableError is for operators: it names the client and its IdP
 	}
 	if !ok {
 		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)

@@ -103,7 +103,7 @@ func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, 
 	if last != nil && answer.Token.SHA256 == last.SHA256 {
 		return nil
 	}
-	if unwritten := b.giving(ctx, caller, e, answer); unwritten != nil {
+	if unwritten := b.recordGiven(ctx, caller, e, answer); unwritten != nil {
 		b.metrics.failed.Inc()
 		return unwritten
 	}
@@ -163,11 +163,11 @@ func (b *Broker) lookAtWatched(ctx context.Context) {
 }
 
 func (b *Broker) watchedEntries() []*entry {
-	var found []*entry
+	var listed []*entry
 	b.eachEntry(func(e *entry) {
 		if e.watched() {
-			found = append(found, e)
+			listed = append(listed, e)
 		}
 	})
-	return found
+	return listed
 }
