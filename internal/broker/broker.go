@@ -10,7 +10,9 @@ package broker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -263,4 +265,164 @@ func (b *Broker) Close() {
 	b.stop()
 	b.working.Wait()
 	b.eachEntry((*entry).evicted)
+}
+
+// Apply replaces clients, issuers and policy together: a call uses either the old ones
+// or the new ones, and a watch continues with the new ones. A client with the same
+// IdP, Secret and settings keeps its tokens and failures; one with other settings
+// keeps its purges. On an error the old setup stays.
+func (b *Broker) Apply(next Setup) error {
+	b.setting.Lock()
+	defer b.setting.Unlock()
+	before := b.setup.Load()
+	created := &setup{clients: make(map[string]*client, len(next.Clients)), verifier: next.Verifier, policy: next.Policy}
+	if created.policy == nil {
+		created.policy = policy.New(policy.Config{})
+	}
+	named := map[string]bool{}
+	for _, cfg := range next.Clients {
+		if named[cfg.Name] {
+			return fmt.Errorf("two clients are named %q", cfg.Name)
+		}
+		named[cfg.Name] = true
+	}
+	for _, cfg := range next.Clients {
+		old := before.clients[cfg.Name]
+		if old != nil && old.is(cfg) {
+			created.clients[cfg.Name] = old
+			continue
+		}
+		created.clients[cfg.Name] = b.newClient(cfg).after(old)
+	}
+	b.setup.Store(created)
+	for name, old := range before.clients {
+		if created.clients[name] != old {
+			for _, subscription := range old.subscriptions {
+				subscription.Close()
+			}
+			old.entry.evicted()
+		}
+	}
+	b.applied.Fire()
+	return nil
+}
+
+// Rejudge makes every watch identify its caller again, after a change of the
+// authorities that identify callers.
+func (b *Broker) Rejudge() { b.applied.Fire() }
+
+// is reports whether a client has this configuration.
+func (c *client) is(cfg ClientConfig) bool {
+	return c.idp == cfg.IdP && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
+		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, canonicalScopes(cfg.Scopes))
+}
+
+// after takes over the state that belongs to the client's name, for as long as a
+// client has that name.
+func (c *client) after(old *client) *client {
+	if old != nil {
+		c.epoch.Store(old.epoch.Load())
+		c.fence.Store(old.fence.Load())
+		c.secrets.Inherit(old.secrets)
+	}
+	return c
+}
+
+// Policy returns the current policy, which identifies callers. Their permissions are
+// in [policy.Caller].
+func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
+
+// client returns the client with this name, or nil.
+func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }
+
+// Credentials returns the secret of a client, or nil.
+func (b *Broker) Credentials(name string) *credential.Set {
+	if c := b.client(name); c != nil {
+		return c.secrets
+	}
+	return nil
+}
+
+const (
+	// epochInterval is the interval for reading the epochs, in case the event of a
+	// purge was lost. It bounds how long a purged token is still handed out.
+	epochInterval = 5 * time.Second
+	// awayInterval is the same while the store does not respond, so that its return is
+	// noticed even without requests.
+	awayInterval = time.Second
+	// awayRounds is the number of those intervals after which the other state is read
+	// anyway.
+	awayRounds = int(epochInterval / awayInterval)
+	// watchRounds is the number of rounds after which the watched tokens are read as
+	// well.
+	watchRounds = 6
+)
+
+// Run keeps this replica up to date with the others until ctx ends. Without it
+// replicas still share tokens, but notice purges and replacements by others late.
+func (b *Broker) Run(ctx context.Context) {
+	var parts sync.WaitGroup
+	parts.Go(func() { b.listen(ctx) })
+	parts.Go(func() { b.poll(ctx) })
+	parts.Go(func() { b.sumUp(ctx) })
+	parts.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
+	parts.Wait()
+}
+
+// listen passes the events of the store on to the subscriptions.
+func (b *Broker) listen(ctx context.Context) {
+	for key := range b.store.Subscribe(ctx) {
+		b.subscriptions.Notify(key)
+	}
+}
+
+// poll reads the store periodically, in case an event was lost.
+func (b *Broker) poll(ctx context.Context) {
+	_, _ = b.revoked.View(ctx) // on an error they are read when needed
+	b.secrets.Load(ctx, b.keptSecrets()...)
+	wait := epochInterval
+	for round := 1; sleep(ctx, nil, wait); round++ {
+		if wait = epochInterval; !b.lookAtCounters(ctx, b.askedClients()...) {
+			wait = awayInterval
+			if round%awayRounds != 0 {
+				continue // the rest may be on a server that responds, but it can wait
+			}
+		}
+		b.revoked.Poll(ctx, round)
+		b.secrets.Poll(ctx, round, b.keptSecrets())
+		if round%watchRounds == 0 {
+			b.lookAtWatched(ctx)
+		}
+	}
+}
+
+// keptSecrets returns the secrets that have a history.
+func (b *Broker) keptSecrets() []*credential.Set {
+	var kept []*credential.Set
+	for _, c := range b.setup.Load().clients {
+		if c.secrets.Kept() {
+			kept = append(kept, c.secrets)
+		}
+	}
+	return kept
+}
+
+// sources returns the sources of the clients' secrets.
+func (b *Broker) sources() []*secret.Source {
+	var sources []*secret.Source
+	for _, s := range b.keptSecrets() {
+		if s.Source != nil {
+			sources = append(sources, s.Source)
+		}
+	}
+	return sources
+}
+
+// sourceChanged handles a source that changed or could not be reread.
+func (b *Broker) sourceChanged(source *secret.Source, err error) {
+	for _, s := range b.keptSecrets() {
+		if s.Source == source {
+			s.SourceChanged(err)
+		}
+	}
 }

@@ -195,6 +195,46 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 	return false
 }
 
+// attempt is one token request to the IdP and its result.
+type attempt struct {
+	credential.Use
+	// The failures remembered at the start: a success ends these only, because a
+	// throttling that began later must be obeyed.
+	entryFailure, clientFailure *backoff.Failure
+
+	token *token.Token
+	err   error
+	// doubted: the secret may be the reason for err.
+	doubted bool
+	// ending: the IdP sent a token that has ended, or repeated one in its last
+	// moments.
+	ending bool
+}
+
+func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
+
+// mint requests a token from the IdP.
+func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fence uint64) attempt {
+	c := e.client
+	epoch := c.epoch.Load()
+	result := attempt{
+		Use:          credential.Begin(v, fence),
+		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(),
+	}
+	ask, held := e.ask, e.token.Load()
+	ask.Once = e.usable(held, result.Begun, 0)
+	grant, err := c.idp.Fetch(ctx, v.Version, ask)
+	b.metrics.fetch(c.name, time.Since(result.Begun), err)
+	if result.err = err; err != nil {
+		fault, ok := errors.AsType[*idp.Error](err)
+		result.ending = ok && fault.Expired()
+		return result
+	}
+	result.token = token.New(grant.Repeating(held), epoch, fence)
+	result.ending = held != nil && held.SHA256 == result.token.SHA256 && time.Until(result.token.ExpiresAt) < lastMoments
+	return result
+}
+
 // Some IdPs repeat a token until it ends. In its last second they send it with a
 // lifetime of 0 s, or of a fraction. A pause before the next request then spares the
 // waiting callers an error.
@@ -286,46 +326,6 @@ func (b *Broker) storeProgress(ctx context.Context, lease store.Lease, puts ...s
 	if lease.Fence > 0 && len(puts) > 0 {
 		b.write(ctx, store.Change{Puts: puts})
 	}
-}
-
-// attempt is one token request to the IdP and its result.
-type attempt struct {
-	credential.Use
-	// The failures remembered at the start: a success ends these only, because a
-	// throttling that began later must be obeyed.
-	entryFailure, clientFailure *backoff.Failure
-
-	token *token.Token
-	err   error
-	// doubted: the secret may be the reason for err.
-	doubted bool
-	// ending: the IdP sent a token that has ended, or repeated one in its last
-	// moments.
-	ending bool
-}
-
-func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == idp.CredentialRefused }
-
-// mint requests a token from the IdP.
-func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fence uint64) attempt {
-	c := e.client
-	epoch := c.epoch.Load()
-	result := attempt{
-		Use:          credential.Begin(v, fence),
-		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(),
-	}
-	ask, held := e.ask, e.token.Load()
-	ask.Once = e.usable(held, result.Begun, 0)
-	grant, err := c.idp.Fetch(ctx, v.Version, ask)
-	b.metrics.fetch(c.name, time.Since(result.Begun), err)
-	if result.err = err; err != nil {
-		fault, ok := errors.AsType[*idp.Error](err)
-		result.ending = ok && fault.Expired()
-		return result
-	}
-	result.token = token.New(grant.Repeating(held), epoch, fence)
-	result.ending = held != nil && held.SHA256 == result.token.SHA256 && time.Until(result.token.ExpiresAt) < lastMoments
-	return result
 }
 
 // success returns the store entries for a new token.
