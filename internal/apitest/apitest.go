@@ -49,6 +49,8 @@ const (
 type Fixture struct {
 	IdP    *devidp.Server
 	Broker *broker.Broker
+	// Setup is that of Broker.
+	Setup  broker.Setup
 	Logger *slog.Logger
 	Log    *testkit.Log
 	// Limits are the limits of the servers.
@@ -65,7 +67,13 @@ type Fixture struct {
 // request.
 func New(t testing.TB, prepare ...func(*devidp.Server)) *Fixture {
 	t.Helper()
-	return build(t, nil, prepare)
+	return build(t, callers(), nil, prepare)
+}
+
+// NewFor is New with the callers of a policy in place of Gate, Shop and Idle.
+func NewFor(t testing.TB, who *policy.Policy, prepare ...func(*devidp.Server)) *Fixture {
+	t.Helper()
+	return build(t, who, nil, prepare)
 }
 
 // NewOpaque is New with the further issuers OpaqueA and OpaqueB.
@@ -77,7 +85,7 @@ func NewOpaque(t testing.TB) *Fixture {
 			Issuer: issuer, JWKSURL: issuer, Audiences: []string{Audience}, Introspection: &verify.Introspection{Endpoint: opaqueIssuer(issuer)},
 		})
 	}
-	return build(t, issuers, nil)
+	return build(t, callers(), issuers, nil)
 }
 
 // opaqueIssuer introspects opaque tokens, as the issuer of its own name.
@@ -96,7 +104,7 @@ func OpaqueToken(issuer string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(issuer + " opaque"))
 }
 
-func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Server)) *Fixture {
+func build(t testing.TB, who *policy.Policy, others []verify.IssuerConfig, prepare []func(*devidp.Server)) *Fixture {
 	t.Helper()
 	f := &Fixture{Log: &testkit.Log{}}
 	f.Logger = slog.New(slog.NewJSONHandler(f.Log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -113,21 +121,23 @@ func build(t testing.TB, others []verify.IssuerConfig, prepare []func(*devidp.Se
 	orders, err := idp.New(idp.Config{Issuer: known, ClientID: "abc", HTTP: client})
 	must(t, err)
 	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: append([]verify.IssuerConfig{
-		{Issuer: Issuer, Discovery: known, Audiences: []string{Audience}, MissingSubject: true},
+		{
+			Issuer: Issuer, Discovery: known, Audiences: []string{Audience},
+			// Neither helps a JWT of a caller.
+			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: caller.DefaultAudience},
+		},
 	}, others...)}, nil)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); verifier.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	f.Broker, err = broker.New(broker.Config{
-		Setup: broker.Setup{
-			Clients:  []broker.ClientConfig{{Name: "orders", IdP: orders, Secret: secretSource(t), Audience: Audience, Scopes: []string{"read", "write"}}},
-			Verifier: verifier,
-			Policy:   callers(),
-		},
-		Logger: f.Logger,
-	})
+	f.Setup = broker.Setup{
+		Clients:  []broker.ClientConfig{{Name: "orders", IdP: orders, Secret: secretSource(t), Audience: Audience, Scopes: []string{"read", "write"}}},
+		Verifier: verifier,
+		Policy:   who,
+	}
+	f.Broker, err = broker.New(broker.Config{Setup: f.Setup, Logger: f.Logger})
 	must(t, err)
 	t.Cleanup(f.Broker.Close)
 	return f

@@ -113,14 +113,14 @@ func TestAnotherPolicyRecognisesOpenConnectionsAnew(t *testing.T) {
 	w := newWorld(t)
 	api := w.api(w.with(w.ca, template(checkout)))
 	mustGet(t, api, "at first")
-	setup := w.setup
+	setup := w.Setup
 	setup.Policy = allowing(policy.CallerConfig{Name: "gateway", Match: policy.Match{DNSSAN: gateway}})
-	if err := w.broker.Apply(setup); err != nil {
+	if err := w.Broker.Apply(setup); err != nil {
 		t.Fatal(err)
 	}
 	mustNot(t, get(t, api), "matches no caller")
 	setup.Policy = allowing(callersOfTheWorld()...)
-	if err := w.broker.Apply(setup); err != nil {
+	if err := w.Broker.Apply(setup); err != nil {
 		t.Fatal(err)
 	}
 	mustGet(t, api, "a caller again")
@@ -187,9 +187,9 @@ func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
 func TestRejudgeEndsWatchesOfThoseWhoAreNotTrustedAnyMore(t *testing.T) {
 	w := newWorld(t)
 	stream := w.watch(w.with(w.ca, template(checkout)), nil)
-	w.broker.Rejudge() // nothing has changed for it
+	w.Broker.Rejudge() // nothing has changed for it
 	w.trust(w.strangers)
-	w.broker.Rejudge()
+	w.Broker.Rejudge()
 	_, err := stream.Recv()
 	mustNot(t, err, "no longer trusts the authority")
 }

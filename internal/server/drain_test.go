@@ -117,7 +117,7 @@ func TestHealthWatchesOfOldConnectionsEndWithTheirConnections(t *testing.T) {
 func TestCallsThatOutliveTheDelayEndWithinTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.idp.SetDelay(4 * time.Second)
+		w.IdP.SetDelay(4 * time.Second)
 		api := w.api(w.with(w.ca, template(checkout)))
 		answered := make(chan error, 1)
 		go func() { answered <- get(t, api) }()

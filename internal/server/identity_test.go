@@ -249,17 +249,17 @@ func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
 			counted := func() bool {
 				return w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": s.refused}) > before
 			}
-			told := func() bool { return strings.Contains(w.log.String(), `"reason":"`+s.refused+`"`) }
+			told := func() bool { return strings.Contains(w.Log.String(), `"reason":"`+s.refused+`"`) }
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
 			for ; !counted() || !told(); <-tick.C {
 				if time.Since(begun) > time.Minute {
-					t.Fatalf("a handshake that was refused is not counted as %s (%v), or the log does not tell of it: %s", s.refused, counted(), w.log)
+					t.Fatalf("a handshake that was refused is not counted as %s (%v), or the log does not tell of it: %s", s.refused, counted(), w.Log)
 				}
 			}
 		})
 	}
-	if n := w.idp.Requests(devidp.TokenPath); n > 0 {
+	if n := w.IdP.Requests(devidp.TokenPath); n > 0 {
 		t.Errorf("the IdP was asked for %d tokens", n)
 	}
 }

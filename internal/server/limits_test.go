@@ -81,11 +81,11 @@ func TestACallerIsHeldToItsRate(t *testing.T) {
 func TestWhatIsUsedUpOutlivesThePolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := limited(t, policy.Limits{PerSecond: 1, Burst: 3})
-		api, setup := w.api(w.with(w.ca, template(checkout))), w.setup
+		api, setup := w.api(w.with(w.ca, template(checkout))), w.Setup
 		apply := func(its policy.Limits) {
 			t.Helper()
 			setup.Policy = allowing(withLimits(its)...)
-			if err := w.broker.Apply(setup); err != nil {
+			if err := w.Broker.Apply(setup); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -114,7 +114,7 @@ func TestWhatIsUsedUpOutlivesThePolicy(t *testing.T) {
 // called.
 func (w *world) hold() (release func()) {
 	held := make(chan struct{})
-	w.idp.SetAnswer(func(http.ResponseWriter, *http.Request) bool { <-held; return false })
+	w.IdP.SetAnswer(func(http.ResponseWriter, *http.Request) bool { <-held; return false })
 	return func() { close(held) }
 }
 
@@ -291,7 +291,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if err := get(t, third); status.Code(err) != codes.Unavailable {
 		t.Errorf("a third connection: %v", err)
 	}
-	if w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": "too_many_connections"}) == 0 || !strings.Contains(w.log.String(), "too many connections") {
+	if w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": "too_many_connections"}) == 0 || !strings.Contains(w.Log.String(), "too many connections") {
 		t.Error("it is neither counted nor logged")
 	}
 	mustGet(t, tokenbrokerv1.NewTokenBrokerServiceClient(first), "the first again")

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -24,23 +23,19 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/apierror"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devidp"
-	"github.com/cezzis/tokenbroker/internal/discovery"
-	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/testkit"
-	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
 const (
-	issuer       = "https://idp.example.com"
-	audience     = "https://orders.example.com"
-	secretCanary = "canary-secret-5d1f"
+	issuer       = apitest.Issuer
+	audience     = apitest.Audience
+	secretCanary = apitest.SecretCanary
 )
 
 // api is a served broker and the IdP behind it.
@@ -51,62 +46,6 @@ type api struct {
 	server *server.Server
 	log    *testkit.Log
 	ended  chan error
-}
-
-func newBroker(t testing.TB, idpServer *devidp.Server, log *slog.Logger) *broker.Broker {
-	t.Helper()
-	return newBrokerFor(t, idpServer, log, everybody())
-}
-
-func newBrokerFor(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) *broker.Broker {
-	t.Helper()
-	made, _ := newBrokerWithSetup(t, idpServer, log, who)
-	return made
-}
-
-func newBrokerWithSetup(t testing.TB, idpServer *devidp.Server, log *slog.Logger, who *policy.Policy) (*broker.Broker, broker.Setup) {
-	t.Helper()
-	http := discovery.NewHTTPClient(idpServer.RoundTripper())
-	path := filepath.Join(t.TempDir(), "secret")
-	testkit.WriteFile(t, path, secretCanary)
-	ref, err := secret.ParseRef("file:" + path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ring, err := secret.Open(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := discovery.New(discovery.Config{Issuer: issuer, HTTP: http})
-	client, err := idp.New(idp.Config{Issuer: known, ClientID: "abc", HTTP: http})
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := verify.New(verify.Config{HTTP: http, Logger: log, Issuers: []verify.IssuerConfig{
-		{
-			Issuer: issuer, Discovery: known, Audiences: []string{audience},
-			// They must not help callers.
-			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: caller.DefaultAudience},
-		},
-	}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); verifier.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
-	setup := broker.Setup{
-		Clients:  []broker.ClientConfig{{Name: "orders", IdP: client, Secret: ring, Audience: audience, Scopes: []string{"read", "write"}}},
-		Verifier: verifier,
-		Policy:   who,
-	}
-	b, err := broker.New(broker.Config{Setup: setup, Logger: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(b.Close)
-	return b, setup
 }
 
 // everybody is a caller who may everything.
@@ -134,25 +73,13 @@ func allowing(callers ...policy.CallerConfig) *policy.Policy {
 
 func serve(t *testing.T) *api {
 	t.Helper()
-	return serveWith(t, newIDP(t))
+	return serveFixture(t, apitest.NewFor(t, everybody()))
 }
 
-func newIDP(t testing.TB) *devidp.Server {
+func serveFixture(t *testing.T, fixture *apitest.Fixture) *api {
 	t.Helper()
-	idpServer, err := devidp.New(devidp.Config{Issuer: issuer, Clients: []devidp.Client{
-		{ID: "abc", Secrets: []redact.String{redact.New(secretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{audience}},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return idpServer
-}
-
-func serveWith(t *testing.T, idpServer *devidp.Server) *api {
-	t.Helper()
-	f := &api{idp: idpServer, log: &testkit.Log{}}
-	log := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	f.open(t, server.Config{Broker: newBroker(t, idpServer, log), Bound: caller.Bound{TCP: "everybody"}, Logger: log, Reflection: true})
+	f := &api{idp: fixture.IdP, log: fixture.Log}
+	f.open(t, server.Config{Broker: fixture.Broker, Bound: caller.Bound{TCP: "everybody"}, Logger: fixture.Logger, Reflection: true})
 	return f
 }
 
@@ -219,9 +146,7 @@ func TestVerifyTokenAnswers(t *testing.T) {
 }
 
 func TestKeysThatAreNotToBeHadAreNotARejection(t *testing.T) {
-	down := newIDP(t)
-	down.SetDown(true)
-	f := serveWith(t, down)
+	f := serveFixture(t, apitest.NewFor(t, everybody(), func(idp *devidp.Server) { idp.SetDown(true) }))
 	presented := f.idp.Mint(map[string]any{"iss": issuer, "sub": "x", "aud": audience, "exp": time.Now().Add(time.Hour).Unix()})
 	_, err := f.api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: presented.Reveal()})
 	if status.Code(err) != codes.Unavailable || detail[*errdetails.ErrorInfo](err).GetReason() != apierror.ReasonKeysUnavailable {
@@ -430,12 +355,7 @@ func TestOversizedMessageIsRefused(t *testing.T) {
 }
 
 func TestWarmHitOfTheFaceAllocatesLittle(t *testing.T) {
-	f := serve(t)
-	if _, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}); err != nil {
-		t.Fatal(err)
-	}
-	discard := slog.New(slog.DiscardHandler)
-	handler := server.Handler(newBroker(t, f.idp, discard))
+	handler := server.Handler(apitest.NewFor(t, everybody()).Broker)
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}
 	ctx := server.From(context.Background(), everybody().Named("everybody"))
 	if _, err := handler.GetToken(ctx, req); err != nil {

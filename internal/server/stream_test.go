@@ -79,8 +79,8 @@ func TestWatcherThatDisconnectsWhileItsTokenIsSentIsNoFault(t *testing.T) {
 			if got := w.ended(method); got != codes.Canceled.String() && got != codes.DeadlineExceeded.String() {
 				t.Errorf("the call counts as %s", got)
 			}
-			if strings.Contains(w.log.String(), `"level":"ERROR"`) {
-				t.Errorf("an error is logged: %s", w.log.String())
+			if strings.Contains(w.Log.String(), `"level":"ERROR"`) {
+				t.Errorf("an error is logged: %s", w.Log.String())
 			}
 		})
 	}

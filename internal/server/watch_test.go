@@ -2,7 +2,6 @@ package server_test
 
 import (
 	"context"
-	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -13,9 +12,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/server"
-	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 type tokenStream = grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse]
@@ -76,9 +75,9 @@ func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
 }
 
 func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
-	f := &api{idp: newIDP(t), log: &testkit.Log{}}
-	log := slog.New(slog.NewJSONHandler(f.log, nil))
-	f.open(t, server.Config{Broker: newBroker(t, f.idp, log), Bound: caller.Bound{TCP: "everybody"}, Logger: log, Limits: caller.Limits{Streams: 4}})
+	fixture := apitest.NewFor(t, everybody())
+	f := &api{idp: fixture.IdP, log: fixture.Log}
+	f.open(t, server.Config{Broker: fixture.Broker, Bound: caller.Bound{TCP: "everybody"}, Logger: fixture.Logger, Limits: caller.Limits{Streams: 4}})
 	leaving, leave := context.WithCancel(t.Context())
 	first, _ := f.watch(leaving, t)
 	f.watch(t.Context(), t)

@@ -5,14 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,14 +19,12 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/apitest"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/devca"
-	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/server"
-	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // Who may everything in a world: by SPIFFE ID, by DNS name, by JWT.
@@ -50,18 +45,15 @@ func callersOfTheWorld() []policy.CallerConfig {
 // world is a broker behind TLS, with an authority of its own and one whom nobody
 // trusts.
 type world struct {
+	*apitest.Fixture
+
 	t             testing.TB
 	dir           string
 	ca, strangers *devca.Authority
 	source        *certs.Source
-	idp           *devidp.Server
-	broker        *broker.Broker
-	setup         broker.Setup
 	server        *server.Server
 	listener      *bufconn.Listener
-	log           *testkit.Log
 	registry      *prometheus.Registry
-	minted        atomic.Int64
 }
 
 // must makes what cannot fail where tests run.
@@ -80,17 +72,16 @@ func newWorld(t testing.TB, change ...func(*server.Config)) *world {
 func newWorldOf(t testing.TB, who *policy.Policy, change ...func(*server.Config)) *world {
 	t.Helper()
 	w := &world{
-		t: t, dir: t.TempDir(), ca: must(devca.New("ca")), strangers: must(devca.New("strangers")),
-		idp: newIDP(t), log: &testkit.Log{}, registry: prometheus.NewRegistry(), listener: bufconn.Listen(1 << 20),
+		Fixture: apitest.NewFor(t, who),
+		t:       t, dir: t.TempDir(), ca: must(devca.New("ca")), strangers: must(devca.New("strangers")),
+		registry: prometheus.NewRegistry(), listener: bufconn.Listen(1 << 20),
 	}
 	cert, key, err := must(w.ca.Issue(&x509.Certificate{DNSNames: []string{"broker"}})).Write(w.dir, "tls")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.source = must(certs.Open(certs.Config{Cert: cert, Key: key, ClientCA: must(w.ca.Write(w.dir, "ca"))}))
-	log := slog.New(slog.NewJSONHandler(w.log, nil))
-	w.broker, w.setup = newBrokerWithSetup(t, w.idp, log, who)
-	cfg := server.Config{Broker: w.broker, TLS: w.source, Logger: log, Registerer: w.registry, Reflection: true}
+	cfg := server.Config{Broker: w.Broker, TLS: w.source, Logger: w.Logger, Registerer: w.registry, Reflection: true}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -160,16 +151,11 @@ func (w *world) api(config *tls.Config) tokenbrokerv1.TokenBrokerServiceClient {
 	return tokenbrokerv1.NewTokenBrokerServiceClient(w.connect(config))
 }
 
-// jwt is a token of the robot; claims change it, and nil leaves one out. No two are the
-// same, so no cache has an entry for one before its first use.
+// jwt is a token of the robot; claims change it, and nil leaves one out.
 func (w *world) jwt(claims map[string]any) string {
-	all := map[string]any{
-		"iss": issuer, "sub": robot, "aud": caller.DefaultAudience, "client_id": "robot", "jti": fmt.Sprint("jwt ", w.minted.Add(1)),
-		"iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(),
-	}
+	all := map[string]any{"sub": robot, "aud": caller.DefaultAudience}
 	maps.Copy(all, claims)
-	maps.DeleteFunc(all, func(_ string, value any) bool { return value == nil })
-	return w.idp.Mint(all).Reveal()
+	return w.Token(all)
 }
 
 // count is the value of a counter.
