@@ -7,31 +7,21 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/cezzis/tokenbroker/internal/apitest"
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
-
-// limitedBroker gives all callers of a fixture limits, which they do not reach.
-type limitedBroker struct {
-	*broker.Broker
-
-	policy *policy.Policy
-}
-
-func (b *limitedBroker) Policy() *policy.Policy { return b.policy }
 
 // recognisers recognise the calls of a caller with a certificate, and of one with a
 // JWT.
 func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 	t.Helper()
 	limits := &policy.Limits{PerSecond: 1e9, Burst: 1e9, Concurrent: 1000, Watches: 1000}
-	f := apitest.New(t)
-	cfg := caller.Config{Broker: &limitedBroker{f.Broker, policy.New(policy.Config{Callers: []policy.CallerConfig{
+	f := apitest.NewFor(t, policy.New(policy.Config{Callers: []policy.CallerConfig{
 		{Name: apitest.Gate, Match: policy.Match{DNSSAN: "gate.example.com"}, Limits: limits},
 		{Name: apitest.Shop, Match: policy.Match{Issuer: apitest.Issuer, Subject: apitest.Shop}, Limits: limits},
-	}})}}
+	}}))
+	cfg := caller.Config{Broker: f.Broker}
 	authority, err := devca.New("ca")
 	if err != nil {
 		t.Fatal(err)

@@ -72,20 +72,20 @@ func named(t *testing.T, uri string, dnsNames ...string) *x509.Certificate {
 	return &x509.Certificate{URIs: []*url.URL{parsed}, DNSNames: dnsNames}
 }
 
-// withCallers is the broker of a fixture with callers of each kind.
-func withCallers(f *apitest.Fixture, limits *policy.Limits) *limitedBroker {
+// withCallers is a policy with callers of each kind.
+func withCallers(limits *policy.Limits) *policy.Policy {
 	user := uint32(os.Getuid())
-	return &limitedBroker{f.Broker, policy.New(policy.Config{Callers: []policy.CallerConfig{
+	return policy.New(policy.Config{Callers: []policy.CallerConfig{
 		{Name: "checkout", Match: policy.Match{SPIFFEID: checkout}, Limits: limits},
 		{Name: "gate", Match: policy.Match{DNSSAN: "gate.example.com"}},
 		{Name: "shop", Match: policy.Match{Issuer: apitest.Issuer, Subject: apitest.Shop}},
 		{Name: "user", Match: policy.Match{UID: &user}},
 		{Name: "bound"},
-	}})}
+	}})
 }
 
 func TestIdentifyByCertificateThenJWTThenListener(t *testing.T) {
-	f := apitest.New(t)
+	f := apitest.NewFor(t, withCallers(nil))
 	jwt := func(claims map[string]any) []string {
 		all := map[string]any{"sub": apitest.Shop, "aud": caller.DefaultAudience}
 		maps.Copy(all, claims)
@@ -134,7 +134,7 @@ func TestIdentifyByCertificateThenJWTThenListener(t *testing.T) {
 			if tt.network == "" {
 				tt.network = "tcp"
 			}
-			h := caller.New(caller.Config{Broker: withCallers(f, nil), Logger: f.Logger}).HTTP(caller.Bound{TCP: tt.bound})
+			h := caller.New(caller.Config{Broker: f.Broker, Logger: f.Logger}).HTTP(caller.Bound{TCP: tt.bound})
 			ctx, now := connect(t, h, tt.network), time.Now()
 			var call caller.Call
 			var err error
@@ -155,7 +155,6 @@ func TestIdentifyByCertificateThenJWTThenListener(t *testing.T) {
 }
 
 func TestCallerIsRefusedBeyondItsLimits(t *testing.T) {
-	f := apitest.New(t)
 	state := issue(t, named(t, checkout))
 	for name, tt := range map[string]struct {
 		limits policy.Limits
@@ -167,7 +166,8 @@ func TestCallerIsRefusedBeyondItsLimits(t *testing.T) {
 		"in flight":  {shared: caller.Limits{InFlight: 1}, reason: apierror.ReasonOverloaded},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := caller.New(caller.Config{Broker: withCallers(f, &tt.limits), Limits: tt.shared, Logger: slog.New(slog.DiscardHandler)}).HTTP(caller.Bound{})
+			f := apitest.NewFor(t, withCallers(&tt.limits))
+			h := caller.New(caller.Config{Broker: f.Broker, Limits: tt.shared, Logger: slog.New(slog.DiscardHandler)}).HTTP(caller.Bound{})
 			enter := func() (caller.Call, string) {
 				call, err := h.Caller(connect(t, h, "tcp"), state, nil, "test", time.Now())
 				if refusal, ok := errors.AsType[*apierror.Error](err); ok {
@@ -193,8 +193,8 @@ func TestCallerIsRefusedBeyondItsLimits(t *testing.T) {
 }
 
 func TestUnidentifiedClientsHaveALimit(t *testing.T) {
-	f := apitest.New(t)
-	h := caller.New(caller.Config{Broker: withCallers(f, nil), Limits: caller.Limits{Strangers: 2}, Logger: f.Logger}).HTTP(caller.Bound{})
+	f := apitest.NewFor(t, withCallers(nil))
+	h := caller.New(caller.Config{Broker: f.Broker, Limits: caller.Limits{Strangers: 2}, Logger: f.Logger}).HTTP(caller.Bound{})
 	state := issue(t, named(t, checkout))
 	begin := func(state *tls.ConnectionState) (func(), error) { return h.Begin(connect(t, h, "tcp"), state) }
 	first, err1 := begin(nil)
@@ -220,8 +220,8 @@ func TestUnidentifiedClientsHaveALimit(t *testing.T) {
 }
 
 func TestConnectionsHaveALimit(t *testing.T) {
-	f := apitest.New(t)
-	h := caller.New(caller.Config{Broker: withCallers(f, nil), Limits: caller.Limits{Connections: 1}, Logger: f.Logger}).HTTP(caller.Bound{})
+	f := apitest.NewFor(t, withCallers(nil))
+	h := caller.New(caller.Config{Broker: f.Broker, Limits: caller.Limits{Connections: 1}, Logger: f.Logger}).HTTP(caller.Bound{})
 	connect(t, h, "tcp")
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
