@@ -110,7 +110,7 @@ func (f *fleet) get(t testing.TB, caller string, ask broker.Ask) (broker.Answer,
 	return f.Get(t.Context(), f.Policy().Named(caller), ask)
 }
 
-func TestWhoWasGivenWhichTokenIsWrittenDown(t *testing.T) {
+func TestAudit_tokens(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startAudited(t, audit.Config{From: func(context.Context) string { return "10.0.0.1:1" }})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -150,7 +150,7 @@ func TestWhoWasGivenWhichTokenIsWrittenDown(t *testing.T) {
 	})
 }
 
-func TestDenialsAreWrittenDown(t *testing.T) {
+func TestAudit_denials(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startAudited(t, audit.Config{})
 		for _, tt := range []struct {
@@ -172,7 +172,7 @@ func TestDenialsAreWrittenDown(t *testing.T) {
 	})
 }
 
-func TestAuditOfAHitAllocatesNothing(t *testing.T) {
+func TestAudit_hitAllocatesNothing(t *testing.T) {
 	f, _ := startAudited(t, audit.Config{})
 	caller := f.Policy().Named("checkout")
 	get := func() {
@@ -186,7 +186,7 @@ func TestAuditOfAHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestSumsOutliveEvictionReplacementAndReload(t *testing.T) {
+func TestAudit_sumsOutliveEviction(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{})
 		f := startAs(t, nil, func(cfg *broker.Config) { cfg.Audit, cfg.MaxEntries = b.Log, 64 })
@@ -216,7 +216,7 @@ func TestSumsOutliveEvictionReplacementAndReload(t *testing.T) {
 	})
 }
 
-func TestWhatCannotBeWrittenDownIsRefusedWhereThatIsWanted(t *testing.T) {
+func TestAudit_unwrittenIsRefused(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startAudited(t, audit.Config{File: "/dev/full", Refuse: true})
 		if _, err := f.get(t, "checkout", orders()); err != nil {
@@ -247,7 +247,7 @@ func TestWhatCannotBeWrittenDownIsRefusedWhereThatIsWanted(t *testing.T) {
 	})
 }
 
-func TestWhatOperatorsDoIsWrittenDown(t *testing.T) {
+func TestAudit_operators(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{})
 		j := startJudges(t, 0)
@@ -294,7 +294,7 @@ func awayFrom(j *judges) *link {
 	return way
 }
 
-func TestPurgeIsWrittenDown(t *testing.T) {
+func TestAudit_purge(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{})
 		f := startAs(t, nil, func(cfg *broker.Config) { cfg.Audit = b.Log })
@@ -307,7 +307,7 @@ func TestPurgeIsWrittenDown(t *testing.T) {
 	})
 }
 
-func TestVerificationsAreWrittenDownByChoice(t *testing.T) {
+func TestAudit_verifications(t *testing.T) {
 	for which, want := range map[audit.Verifications][]string{
 		audit.NoVerifications:       {"denied"},
 		audit.RejectedVerifications: {"rejected", "denied"},
@@ -342,7 +342,7 @@ func TestVerificationsAreWrittenDownByChoice(t *testing.T) {
 	}
 }
 
-func TestGoodTokenThatCannotBeWrittenDownIsNotCalledGood(t *testing.T) {
+func TestAudit_unwrittenVerificationFails(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{File: "/dev/full", Refuse: true, Verifications: audit.AllVerifications})
 		j := startJudges(t, 0)

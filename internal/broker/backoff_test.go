@@ -9,7 +9,7 @@ import (
 )
 
 // While an IdP is down, the pauses double from 1 s to 30 s, each spread by half either way.
-func TestBackoffDoublesFrom1To30Seconds(t *testing.T) {
+func TestBackoffDoublesUpTo30Seconds(t *testing.T) {
 	spread := map[time.Duration]struct{ low, high bool }{}
 	for range 30 { // the pauses are drawn at random
 		inBubble(t, func(t *testing.T) {

@@ -27,7 +27,7 @@ func (r *replicas) purge(by *replica) {
 
 // A purge that was acknowledged drops the tokens of every replica within 5 s, whatever
 // the store has lost just before, and whoever takes the purge.
-func TestPurgeRightAfterTheStoreLostItsCounters(t *testing.T) {
+func TestPurge_afterLostCounters(t *testing.T) {
 	for name, c := range map[string]struct {
 		purge  func(r *replicas, epoch uint64)
 		within time.Duration
@@ -72,7 +72,7 @@ func TestPurgeRightAfterTheStoreLostItsCounters(t *testing.T) {
 }
 
 // So does one after an epoch that is higher than the clock of whoever purges.
-func TestPurgeAfterTheEpochOfAReplicaWhoseClockIsAhead(t *testing.T) {
+func TestPurge_clockOfAReplicaIsAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 3)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -92,7 +92,7 @@ func TestPurgeAfterTheEpochOfAReplicaWhoseClockIsAhead(t *testing.T) {
 
 // The replica that purges drops its tokens with the acknowledgement, although its clock
 // is behind the epoch that the store has lost, and the store fails right after.
-func TestPurgeRightAfterALossIsInForceAtOnceWhereItWasMade(t *testing.T) {
+func TestPurge_afterLossCountsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -110,7 +110,7 @@ func TestPurgeRightAfterALossIsInForceAtOnceWhereItWasMade(t *testing.T) {
 
 // A purge concerns tokens of an epoch that its replica has not heard of and that is
 // higher than its clock.
-func TestPurgeConcernsTokensOfAnEpochThatItsReplicaDoesNotKnow(t *testing.T) {
+func TestPurge_tokensOfAnUnknownEpoch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -134,7 +134,7 @@ func TestPurgeConcernsTokensOfAnEpochThatItsReplicaDoesNotKnow(t *testing.T) {
 // The store loses the epoch, and keeps the record of an earlier purge. Another replica,
 // which knows no epoch, purges. The earlier purge that is then made again must not hide
 // that from the replicas that know a higher epoch.
-func TestPurgeMadeAgainDoesNotHideOneRightAfterALoss(t *testing.T) {
+func TestPurge_repeatedAfterLoss(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -194,7 +194,7 @@ func (r *replicas) epoch() uint64 {
 }
 
 // A look that was under way while a purge was made is no sign of a loss.
-func TestPurgeIsNotTakenForALossByALookUnderWay(t *testing.T) {
+func TestPurge_duringALook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 3)
 		for i := range 50 {

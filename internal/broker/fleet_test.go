@@ -294,7 +294,7 @@ func (l *link) Subscribe(ctx context.Context) <-chan string {
 	return told
 }
 
-func TestTwoReplicasAndAHundredCallersCostOneFetchEveryTime(t *testing.T) {
+func TestFleet_twoReplicasOneFetch(t *testing.T) {
 	for run := range 300 {
 		synctest.Test(t, func(t *testing.T) {
 			r := startReplicas(t, 2)
@@ -307,7 +307,7 @@ func TestTwoReplicasAndAHundredCallersCostOneFetchEveryTime(t *testing.T) {
 	}
 }
 
-func TestTwentyReplicasCostOneFetchAndWaitNoLongerThanTheIdPTakes(t *testing.T) {
+func TestFleet_twentyReplicasOneFetch(t *testing.T) {
 	for _, delay := range []time.Duration{300 * time.Millisecond, 5 * time.Second} { // shorter and longer than the lease
 		synctest.Test(t, func(t *testing.T) {
 			r := startReplicas(t, 20)
@@ -332,7 +332,7 @@ func TestTwentyReplicasCostOneFetchAndWaitNoLongerThanTheIdPTakes(t *testing.T) 
 	}
 }
 
-func TestReplicaThatIsNewFindsTheToken(t *testing.T) {
+func TestFleet_newReplicaReadsTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		first := r.everybody(1, broker.Ask{Client: "orders"})[0]
@@ -352,7 +352,7 @@ func TestReplicaThatIsNewFindsTheToken(t *testing.T) {
 	})
 }
 
-func TestAHolderThatDiesIsReplacedWhenItsLeaseEnds(t *testing.T) {
+func TestLease_holderDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 3)
 		r.idp.SetDelay(5 * time.Second)
@@ -372,7 +372,7 @@ func TestAHolderThatDiesIsReplacedWhenItsLeaseEnds(t *testing.T) {
 	})
 }
 
-func TestShutdownOfAHolderLetsAnotherGoOnAtOnce(t *testing.T) {
+func TestLease_holderShutsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetDelay(2 * time.Second)
@@ -389,7 +389,7 @@ func TestShutdownOfAHolderLetsAnotherGoOnAtOnce(t *testing.T) {
 	})
 }
 
-func TestStoreThatFailsCostsOneFetchForEachReplicaAndNoCaller(t *testing.T) {
+func TestFailingStoreCostsOneFetchPerReplica(t *testing.T) {
 	for name, state := range map[string]int32{"refused": refused, "hangs": hangs, "away": away} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -424,7 +424,7 @@ func TestStoreThatFailsCostsOneFetchForEachReplicaAndNoCaller(t *testing.T) {
 	}
 }
 
-func TestStoreThatIsAwayDoesNotTouchHits(t *testing.T) {
+func TestHitsNeedNoStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -450,7 +450,7 @@ func TestStoreThatIsAwayDoesNotTouchHits(t *testing.T) {
 
 // A refresh that cannot ask the store waits, because the store may come back;
 // but not for so long that the token would end.
-func TestRefreshWithoutTheStoreIsPutOffButNotForEver(t *testing.T) {
+func TestRefreshWithoutTheStoreIsDelayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		first := r.everybody(1, broker.Ask{Client: "orders"})[0].Token
@@ -496,7 +496,7 @@ func TestFailureIsSharedByTheFleet(t *testing.T) {
 
 // Of a client that is known to be good, a question that fails is the trouble of
 // all who ask it, and of no other question.
-func TestFailureOfAQuestionIsSharedByTheFleet(t *testing.T) {
+func TestRequestFailureIsSharedByTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 20)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -516,7 +516,7 @@ func TestFailureOfAQuestionIsSharedByTheFleet(t *testing.T) {
 	})
 }
 
-func TestThrottlingIsObeyedByTheFleet(t *testing.T) {
+func TestThrottling_fleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 20)
 		r.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"40"}})
@@ -552,7 +552,7 @@ func TestThrottlingIsObeyedByTheFleet(t *testing.T) {
 	})
 }
 
-func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
+func TestDeadSecret_manyAudiencesInAFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 0)
 		for range 5 {
@@ -575,7 +575,7 @@ func TestFiftyAudiencesOfADeadSecretCostTheFleetTheAttemptsOfOne(t *testing.T) {
 
 // While nobody knows whether the secret is good, an IdP that is down costs the
 // fleet one attempt, and not one for each question in turn.
-func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
+func TestProbe_failureIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		r.idp.SetDelay(300 * time.Millisecond)
@@ -598,7 +598,7 @@ func TestFailureOfAProbeIsThatOfAllWhoWaitedForIt(t *testing.T) {
 // A secret that dies after it served for long costs the IdP few attempts as well,
 // however many questions and replicas there are: those that come together before
 // the first refusal, and at most 32.
-func TestSecretThatDiesIsFoundOutByFewAttempts(t *testing.T) {
+func TestDeadSecret_fewAttempts(t *testing.T) {
 	for delay, most := range map[time.Duration]int{0: 8, 100 * time.Millisecond: 16, 3 * time.Second: 32} {
 		synctest.Test(t, func(t *testing.T) {
 			r := startReplicas(t, 5)
@@ -639,7 +639,7 @@ func TestSecretThatDiesIsFoundOutByFewAttempts(t *testing.T) {
 
 // With a secret that served before, a burst after a quiet time takes as long as the
 // IdP does, on whichever replicas it comes.
-func TestBurstAfterAQuietTimeTakesTheTimeOfTheIdP(t *testing.T) {
+func TestBurstTakesOneFetchTime(t *testing.T) {
 	for name, prepare := range map[string]func(r *replicas){
 		"in the same replicas": func(*replicas) {},
 		"in new replicas": func(r *replicas) {
@@ -691,7 +691,7 @@ func TestBurstAfterAQuietTimeTakesTheTimeOfTheIdP(t *testing.T) {
 
 // A replica whose configuration has another secret is not stopped by the
 // refusal of the old one, and its success ends the trouble for nobody else.
-func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
+func TestDeadSecret_otherSecretsContinue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 0)
 		old, fresh := r.add("wrong"), r.add("right")
@@ -709,7 +709,7 @@ func TestRefusalOfASecretStopsOnlyThoseWhoHaveIt(t *testing.T) {
 	})
 }
 
-func TestPurgeReachesAllReplicasAtOnce(t *testing.T) {
+func TestPurge_reachesAllReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		before := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
@@ -724,7 +724,7 @@ func TestPurgeReachesAllReplicasAtOnce(t *testing.T) {
 	})
 }
 
-func TestPurgeIsNoticedWithin5SecondsThoughNoMessageArrives(t *testing.T) {
+func TestPurge_lostMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		for _, replica := range r.all {
@@ -741,7 +741,7 @@ func TestPurgeIsNoticedWithin5SecondsThoughNoMessageArrives(t *testing.T) {
 	})
 }
 
-func TestPurgeDropsTheTokenOfAFetchUnderWay(t *testing.T) {
+func TestPurge_duringAFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetDelay(time.Second)
@@ -757,7 +757,7 @@ func TestPurgeDropsTheTokenOfAFetchUnderWay(t *testing.T) {
 	})
 }
 
-func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
+func TestPurge_unconfirmedFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.all[0].link.state.Store(refused)
@@ -772,7 +772,7 @@ func TestPurgeThatTheStoreDoesNotConfirmFails(t *testing.T) {
 // A store that takes no writes is read all the same, costs each replica one call of
 // the IdP for a token that is not held, and no time; and it refuses what operators
 // want with the reason.
-func TestStoreThatTakesNoWritesIsStillRead(t *testing.T) {
+func TestReadOnlyStoreIsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 3)
 		held := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
@@ -805,7 +805,7 @@ func TestStoreThatTakesNoWritesIsStillRead(t *testing.T) {
 }
 
 // A store that lost everything does not bring purged tokens back to life.
-func TestEpochThatTheStoreLostIsPutBack(t *testing.T) {
+func TestLostEpochIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.everybody(1, broker.Ask{Client: "orders"})
@@ -837,7 +837,7 @@ func TestEpochThatTheStoreLostIsPutBack(t *testing.T) {
 }
 
 // Nor does it make the fleet take what is new for old.
-func TestFencesThatTheStoreLostGoOn(t *testing.T) {
+func TestLostFencesAreRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		for i := range 5 {
@@ -862,7 +862,7 @@ func TestFencesThatTheStoreLostGoOn(t *testing.T) {
 // Replicas that knew different fences when the store lost everything share the next
 // refresh: also if the one that knew the least refreshes first, with a fence that
 // another one's token has or exceeds.
-func TestReplicasOfDifferentFencesShareARefreshAfterALoss(t *testing.T) {
+func TestLostFences_differentReplicas(t *testing.T) {
 	for _, fences := range []int{1, 6} {
 		t.Run(fmt.Sprint(fences), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -900,7 +900,7 @@ func TestReplicasOfDifferentFencesShareARefreshAfterALoss(t *testing.T) {
 	}
 }
 
-func TestRejectedTokenIsReplacedOnceByTheFleet(t *testing.T) {
+func TestRejectedToken_fleetReplacesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		bad := r.sameToken(r.everybody(1, broker.Ask{Client: "orders"}))
@@ -912,7 +912,7 @@ func TestRejectedTokenIsReplacedOnceByTheFleet(t *testing.T) {
 	})
 }
 
-func TestCallersWhoRejectForEverCostTheFleetOneFetchIn30Seconds(t *testing.T) {
+func TestRejectedToken_fleetFetchesSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 5)
 		r.idp.SetLifetime(time.Hour)
@@ -938,7 +938,7 @@ func TestCallersWhoRejectForEverCostTheFleetOneFetchIn30Seconds(t *testing.T) {
 }
 
 // A replica that never forced a fetch itself still knows that one was forced.
-func TestAForcedFetchHoldsBackReplicasThatComeLater(t *testing.T) {
+func TestForcedFetch_delaysLaterReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.idp.SetLifetime(time.Hour)
@@ -959,7 +959,7 @@ func TestAForcedFetchHoldsBackReplicasThatComeLater(t *testing.T) {
 }
 
 // Nor does it wait for much longer than the guard that held it back.
-func TestAForcedFetchThatWasHeldBackIsTriedAgainSoon(t *testing.T) {
+func TestForcedFetch_delayedIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.idp.SetLifetime(time.Hour)
@@ -980,7 +980,7 @@ func TestAForcedFetchThatWasHeldBackIsTriedAgainSoon(t *testing.T) {
 }
 
 // A fleet that holds a token does not press an IdP that is down for another.
-func TestFleetThatHoldsATokenAsksADownIdPSeldom(t *testing.T) {
+func TestFleet_backsOffWhileTheIdPIsDown(t *testing.T) {
 	for _, life := range []time.Duration{20 * time.Second, time.Minute, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
 			r := startReplicas(t, 20)
@@ -1001,7 +1001,7 @@ func TestFleetThatHoldsATokenAsksADownIdPSeldom(t *testing.T) {
 
 // Tokens of 20 s under load for 100 s, then of 6 s for 30 s: nobody fails, nobody
 // gets a token below its margin, and the fleet fetches once for each lifetime.
-func TestFleetFetchesOncePerLifetime(t *testing.T) {
+func TestFleet_oneFetchPerLifetime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 10)
 		r.idp.SetDelay(300 * time.Millisecond)
@@ -1030,7 +1030,7 @@ func TestFleetFetchesOncePerLifetime(t *testing.T) {
 	})
 }
 
-func TestOlderTokenNeverReplacesANewerOne(t *testing.T) {
+func TestOlderTokenReplacesNoNewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		slow, fast := r.all[0], r.all[1]

@@ -131,7 +131,7 @@ func inBubble(t *testing.T, test func(t *testing.T)) {
 	synctest.Test(t, test)
 }
 
-func TestThousandColdCallersCostOneFetch(t *testing.T) {
+func TestColdCallersShareOneFetch(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetDelay(300 * time.Millisecond)
@@ -150,7 +150,7 @@ func TestThousandColdCallersCostOneFetch(t *testing.T) {
 	})
 }
 
-func TestCancellingTheFirstCallerDoesNotFailTheOthers(t *testing.T) {
+func TestFlight_firstCallerCancels(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetDelay(2 * time.Second)
@@ -172,7 +172,7 @@ func TestCancellingTheFirstCallerDoesNotFailTheOthers(t *testing.T) {
 	})
 }
 
-func TestCallerWhoseTimeIsUpIsToldSo(t *testing.T) {
+func TestFlight_callerDeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetDelay(2 * time.Second)
@@ -187,7 +187,7 @@ func TestCallerWhoseTimeIsUpIsToldSo(t *testing.T) {
 	})
 }
 
-func TestCallersOfOneFlightAreJudgedByTheirOwnMinTTL(t *testing.T) {
+func TestFlight_minTTLOfEachCaller(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t) // tokens live 100 s
 		f.idp.SetDelay(time.Second)
@@ -208,7 +208,7 @@ func TestCallersOfOneFlightAreJudgedByTheirOwnMinTTL(t *testing.T) {
 	})
 }
 
-func TestFreshTokenIsAnsweredFromMemory(t *testing.T) {
+func TestFreshTokenComesFromMemory(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		first := f.mustGet(t, orders())
@@ -223,7 +223,7 @@ func TestFreshTokenIsAnsweredFromMemory(t *testing.T) {
 	})
 }
 
-func TestTokenThatIsDueIsReplacedBehindTheCallersBack(t *testing.T) {
+func TestDueTokenIsRefreshedInTheBackground(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		first := f.mustGet(t, orders())
@@ -338,7 +338,7 @@ func TestExpiredTokenIsNeverServed(t *testing.T) {
 	}
 }
 
-func TestRefusedClientMakesNoStorm(t *testing.T) {
+func TestRefusedClientIsBackedOff(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetSecrets("abc", redact.New("another"))
@@ -368,7 +368,7 @@ func TestRefusedClientMakesNoStorm(t *testing.T) {
 	})
 }
 
-func TestFiftyAudiencesOfARefusedClientCostTheAttemptsOfOne(t *testing.T) {
+func TestRefusedClient_manyAudiences(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetSecrets("abc", redact.New("another"))
@@ -387,7 +387,7 @@ func TestFiftyAudiencesOfARefusedClientCostTheAttemptsOfOne(t *testing.T) {
 	})
 }
 
-func TestProvenClientFetchesItsAudiencesTogether(t *testing.T) {
+func TestAcceptedClientFetchesConcurrently(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.mustGet(t, orders())
@@ -417,7 +417,7 @@ func TestNewSecretEndsTheRefusal(t *testing.T) {
 	})
 }
 
-func TestThrottlingIsObeyedByAllOfAClientsTokens(t *testing.T) {
+func TestThrottling_eachTokenOfTheClient(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.FailNext(1, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"20"}})
@@ -438,7 +438,7 @@ func TestThrottlingIsObeyedByAllOfAClientsTokens(t *testing.T) {
 	})
 }
 
-func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
+func TestThrottling_earlierFetchSucceeds(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.mustGet(t, orders()) // proven: fetches go together from here on
@@ -472,7 +472,7 @@ func TestSuccessOfAnEarlierFetchDoesNotLiftAThrottling(t *testing.T) {
 	})
 }
 
-func TestUnknownScopeIsRefusedAndRememberedForItsQuestionAlone(t *testing.T) {
+func TestUnknownScope_failsItsRequestOnly(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		for range 50 {
@@ -487,7 +487,7 @@ func TestUnknownScopeIsRefusedAndRememberedForItsQuestionAlone(t *testing.T) {
 	})
 }
 
-func TestFailingIdPIsNotAskedWithoutEnd(t *testing.T) {
+func TestFailingIdPIsBackedOff(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.FailNext(1000, http.StatusInternalServerError, "", nil)
@@ -502,7 +502,7 @@ func TestFailingIdPIsNotAskedWithoutEnd(t *testing.T) {
 	})
 }
 
-func TestRejectedTokenIsReplacedOnceHoweverManySayIt(t *testing.T) {
+func TestRejectedToken_oneReplacement(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		first := f.mustGet(t, orders()).Token
@@ -527,7 +527,7 @@ func TestRejectedTokenIsReplacedOnceHoweverManySayIt(t *testing.T) {
 	})
 }
 
-func TestCallerWhoRejectsForEverCostsOneFetchIn30Seconds(t *testing.T) {
+func TestRejectedToken_oneFetchPer30Seconds(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetLifetime(time.Hour)
@@ -547,7 +547,7 @@ func TestCallerWhoRejectsForEverCostsOneFetchIn30Seconds(t *testing.T) {
 	})
 }
 
-func TestRejectedTokenServesOnWhileTheIdPIsDown(t *testing.T) {
+func TestRejectedToken_idpIsDown(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		first := f.mustGet(t, orders()).Token
@@ -559,7 +559,7 @@ func TestRejectedTokenServesOnWhileTheIdPIsDown(t *testing.T) {
 	})
 }
 
-func TestMinTTLThatTheHeldTokenMissesForcesOneFetch(t *testing.T) {
+func TestMinTTL_forcesOneFetch(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.mustGet(t, orders())
@@ -582,7 +582,7 @@ func TestMinTTLThatTheHeldTokenMissesForcesOneFetch(t *testing.T) {
 	})
 }
 
-func TestMinTTLBeyondWhatTheIdPIssuesIsRemembered(t *testing.T) {
+func TestMinTTL_beyondTheLifetime(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		wish := broker.Ask{Client: "orders", MinTTL: 100 * time.Second}
@@ -598,7 +598,7 @@ func TestMinTTLBeyondWhatTheIdPIssuesIsRemembered(t *testing.T) {
 	})
 }
 
-func TestQuestionsThatMeanTheSameShareAToken(t *testing.T) {
+func TestEquivalentRequestsShareAToken(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		own := f.mustGet(t, orders()).Token
@@ -635,7 +635,7 @@ type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func TestCrashOfAFetchIsAnErrorAndNotTheEnd(t *testing.T) {
+func TestFetch_panicIsAnError(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		crash := true
 		f := startWith(t, func(way http.RoundTripper) http.RoundTripper {
@@ -653,7 +653,7 @@ func TestCrashOfAFetchIsAnErrorAndNotTheEnd(t *testing.T) {
 	})
 }
 
-func TestCloseEndsWhatIsUnderWay(t *testing.T) {
+func TestClose_endsFetches(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f := start(t)
 		f.idp.SetDelay(8 * time.Second)
@@ -667,7 +667,7 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	})
 }
 
-func TestFloodOfDistinctQuestionsIsBounded(t *testing.T) {
+func TestDistinctRequestsAreBounded(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		const bound = 640
 		f := startWith(t, nil, bound)

@@ -18,7 +18,7 @@ import (
 
 // A caller finds no token, a flight lands, and only then the caller gets the lock:
 // it must look again, or it would force another fetch.
-func TestFlightThatLandedBeforeTheLockIsNotFollowedByAnother(t *testing.T) {
+func TestFlight_resultBeforeTheLock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const issuer, audience = "https://idp.example.com", "https://orders.example.com"
 		server, err := devidp.New(devidp.Config{Issuer: issuer, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{

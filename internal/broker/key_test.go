@@ -12,7 +12,7 @@ import (
 // Entries is how many places for tokens are held besides the clients' own.
 func (b *Broker) Entries() int { return b.entries.count() }
 
-func TestKeysOfDifferentQuestionsDiffer(t *testing.T) {
+func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 	part := rapid.StringOfN(rapid.RuneFrom([]rune("ab\x00\x01")), 0, 3, -1)
 	question := rapid.Custom(func(t *rapid.T) idp.Request {
 		return idp.Request{

@@ -82,7 +82,7 @@ func TestLastFailureIsShownByEveryReplica(t *testing.T) {
 	}
 }
 
-func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
+func TestRefusedSecretStaysRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotationTo("one"))
@@ -102,7 +102,7 @@ func TestRefusedSecretIsRememberedAsRefused(t *testing.T) {
 	})
 }
 
-func TestStagedSecretWithSuspiciousBytesSaysSo(t *testing.T) {
+func TestStage_warnsOfSuspiciousBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 1)
 		got, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("one "))

@@ -45,7 +45,7 @@ func startProlonged(t *testing.T, n int, by time.Duration) *replicas {
 }
 
 // A token ends when it ends, whatever the store says of it.
-func TestTokenDoesNotOutliveWhatIsSealedWithIt(t *testing.T) {
+func TestTokenExpiresWithItsEnvelope(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startProlonged(t, 3, time.Hour)
 		first, err := r.all[0].Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"})
@@ -70,7 +70,7 @@ func TestTokenDoesNotOutliveWhatIsSealedWithIt(t *testing.T) {
 
 // Nor does a failure: a client is not kept from its IdP for longer than the IdP, or
 // the backoff, says.
-func TestFailureDoesNotOutliveWhatIsSealedWithIt(t *testing.T) {
+func TestFailureExpiresWithItsEnvelope(t *testing.T) {
 	for name, fail := range map[string]struct {
 		status int
 		code   string
@@ -121,7 +121,7 @@ func (a ahead) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 }
 
 // Throttling is obeyed to its end by a replica whose clock is ahead.
-func TestThrottlingIsObeyedWhereClocksDiffer(t *testing.T) {
+func TestThrottling_clocksDiffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)

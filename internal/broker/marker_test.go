@@ -119,7 +119,7 @@ func (m *markedJudges) neverGood(b *judge, revoked redact.String, lasts time.Dur
 
 // A store loses its data while a replica restarts: at no moment does the replica call a
 // revoked token good.
-func TestReplicaThatRestartsWhileTheStoreLosesItsDataNeverCallsARevokedTokenGood(t *testing.T) {
+func TestRevocation_restartWhileTheStoreIsLost(t *testing.T) {
 	for name, loses := range map[string]func(m *markedJudges){
 		"all":                       func(m *markedJudges) { m.loseValues(); m.loseMarkers() },
 		"the revocations' server":   (*markedJudges).loseValues,
@@ -161,7 +161,7 @@ func (m *markedJudges) away(lasts time.Duration) {
 
 // The time in which the store was away does not count as time in which others could put
 // back revocations.
-func TestReplicaWaitsForOthersFromWhenTheStoreAnswers(t *testing.T) {
+func TestMarker_waitBeginsWhenTheStoreResponds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
@@ -181,7 +181,7 @@ func TestReplicaWaitsForOthersFromWhenTheStoreAnswers(t *testing.T) {
 
 // The marker is written after all revocations were: where they cannot be written, there
 // is no marker.
-func TestMarkerIsWrittenAfterTheRevocations(t *testing.T) {
+func TestMarker_writtenAfterRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
@@ -202,7 +202,7 @@ func TestMarkerIsWrittenAfterTheRevocations(t *testing.T) {
 
 // The same where the store has kept its count of changes: without a marker it counts as
 // one that has lost data, and as long as not all of that was put back it gets none.
-func TestReplicaWaitsForRevocationsWhereTheCountOfChangesIsKept(t *testing.T) {
+func TestMarker_countWithoutRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		revoked := m.token("alice", "shop", "1")
@@ -227,7 +227,7 @@ func TestReplicaWaitsForRevocationsWhereTheCountOfChangesIsKept(t *testing.T) {
 }
 
 // The count of changes, too, appears after all revocations were put back.
-func TestCountIsWrittenAfterAllRevocations(t *testing.T) {
+func TestMarker_countWrittenAfterRevocations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		var tokens []redact.String
@@ -253,7 +253,7 @@ func TestCountIsWrittenAfterAllRevocations(t *testing.T) {
 	})
 }
 
-func TestReplicaAtANewStoreWaitsForOthersBeforeItDecides(t *testing.T) {
+func TestMarker_newStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &markedJudges{
 			judges: startJudges(t, 0), t: t, keys: newRingFile(t),
@@ -284,7 +284,7 @@ func TestReplicaAtANewStoreWaitsForOthersBeforeItDecides(t *testing.T) {
 }
 
 // A store without a marker has lost data, even if it has revocations.
-func TestReplicaWaitsWhereOnlyTheMarkerIsLost(t *testing.T) {
+func TestMarker_lostAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		token := m.token("bob", "shop", "2")
@@ -301,7 +301,7 @@ func TestReplicaWaitsWhereOnlyTheMarkerIsLost(t *testing.T) {
 	})
 }
 
-func TestReplicaThatIsAloneDoesNotWaitForOthers(t *testing.T) {
+func TestMarker_singleReplicaDoesNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 0)
 		keys := newRingFile(t)
@@ -317,7 +317,7 @@ func TestReplicaThatIsAloneDoesNotWaitForOthers(t *testing.T) {
 }
 
 // The store is away while a replica starts, and turns out to be that of others.
-func TestReplicaComparesTheMarkerWhenTheStoreIsBack(t *testing.T) {
+func TestMarker_comparedAfterAnOutage(t *testing.T) {
 	for name, same := range map[string]bool{"same ring": true, "another ring": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -352,7 +352,7 @@ func TestReplicaComparesTheMarkerWhenTheStoreIsBack(t *testing.T) {
 
 // A running replica finds the marker of another ring: it decides nothing until its own
 // is back, also while the store is away. It keeps what it knows.
-func TestRunningReplicaThatFindsAnotherRingDoesNotDecide(t *testing.T) {
+func TestMarker_ofAnotherRing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 2)
 		token, revoked := m.token("bob", "shop", "2"), m.token("alice", "shop", "1")
@@ -383,7 +383,7 @@ func TestRunningReplicaThatFindsAnotherRingDoesNotDecide(t *testing.T) {
 
 // A replica without the key that revocations are sealed with cannot learn of new ones,
 // so it does not go on with those that it knows.
-func TestRunningReplicaThatCannotOpenRevocationsDoesNotDecide(t *testing.T) {
+func TestUnreadableRevocationsStopDecisions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := startMarked(t, 1)
 		token := m.token("alice", "shop", "1")

@@ -61,7 +61,7 @@ var (
 	anotherSecret = redact.New("another")
 )
 
-func TestOlderFetchDoesNotProveARefusedSecretAgain(t *testing.T) {
+func TestOrder_olderFetchProvesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.everybody(1, orders()) // the secret is proven: fetches go together from here on
@@ -95,7 +95,7 @@ func TestOlderFetchDoesNotProveARefusedSecretAgain(t *testing.T) {
 	})
 }
 
-func TestOlderRefusalDoesNotUndoANewerProof(t *testing.T) {
+func TestOrder_olderRefusalChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		r.everybody(1, orders())
@@ -129,7 +129,7 @@ func TestOlderRefusalDoesNotUndoANewerProof(t *testing.T) {
 	})
 }
 
-func TestOlderFetchDoesNotReplaceANewerTokenInItsOwnReplica(t *testing.T) {
+func TestOrder_olderTokenReplacesNoNewer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		slow, fast := r.all[0], r.all[1]
@@ -174,7 +174,7 @@ func (r *replicas) mustGetFrom(from *replica, ask broker.Ask) broker.Answer {
 
 // After a success the next failure is the first one in all replicas, also in those
 // that never saw the token.
-func TestSuccessEndsTheFailuresThatTheFleetRemembers(t *testing.T) {
+func TestSuccessEndsSharedFailures(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fail   func(*devidp.Server)
 		repair func(*devidp.Server)
@@ -214,7 +214,7 @@ func TestSuccessEndsTheFailuresThatTheFleetRemembers(t *testing.T) {
 	}
 }
 
-func TestSuccessEndsAThrottlingForTheFleet(t *testing.T) {
+func TestSuccessEndsThrottlingForTheFleet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		held := r.everybody(1, orders())[1]
@@ -238,7 +238,7 @@ func TestSuccessEndsAThrottlingForTheFleet(t *testing.T) {
 
 // A flight that was after any good token brings one of another replica, which this
 // caller cannot use: another request follows for it, and it gets what it asked for.
-func TestSharedTokenThatDoesNotSuitTheCallerIsFollowedByAnotherRequest(t *testing.T) {
+func TestUnsuitableSharedTokenIsReplaced(t *testing.T) {
 	for name, ask := range map[string]func(held broker.Answer) broker.Ask{
 		"it ends too soon":    func(broker.Answer) broker.Ask { return broker.Ask{Client: "orders", MinTTL: 70 * time.Second} },
 		"it was rejected":     func(held broker.Answer) broker.Ask { return broker.Ask{Client: "orders", Rejected: &held.Token.SHA256} },

@@ -40,7 +40,7 @@ func ordersPolicy() policy.Config {
 	return cfg
 }
 
-func TestCallersGetWhatTheyAreGrantedAndNoMore(t *testing.T) {
+func TestPolicy_get(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		callers := policy.New(ordersPolicy())
@@ -80,7 +80,7 @@ func TestCallersGetWhatTheyAreGrantedAndNoMore(t *testing.T) {
 }
 
 // What does not exist and what is another's look alike.
-func TestDenialsTellNothing(t *testing.T) {
+func TestPolicy_denialsShowNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		caller := policy.New(ordersPolicy()).Named("nothing")
@@ -117,7 +117,7 @@ func (f *fleet) grants(scopes string) {
 
 // An IdP may grant more than was asked for. Who may not have that does not get the
 // token, though others may.
-func TestWhatTheIdPGrantsIsHeldToTheCallersGrants(t *testing.T) {
+func TestPolicy_scopesOfTheIdP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		f.grants("read write")
@@ -143,7 +143,7 @@ func TestWhatTheIdPGrantsIsHeldToTheCallersGrants(t *testing.T) {
 	})
 }
 
-func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
+func TestPolicy_operators(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		b := j.all[0]
@@ -169,7 +169,7 @@ func TestOperatorsDoWhatTheyAreGrantedAndNoMore(t *testing.T) {
 }
 
 // For a caller there are no issuers but those of its grants.
-func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
+func TestPolicy_verify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		b := j.all[0]
@@ -225,7 +225,7 @@ func TestVerificationIsHeldToTheCallersGrants(t *testing.T) {
 	})
 }
 
-func TestApplyKeepsClientsThatAreTheSame(t *testing.T) {
+func TestApply_keepsUnchangedClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		first, err := f.Get(t.Context(), policy.Self(), orders())
@@ -258,7 +258,7 @@ func TestApplyKeepsClientsThatAreTheSame(t *testing.T) {
 
 // A client that is configured anew under an old name has another's tokens no more,
 // and what was purged before stays purged.
-func TestApplyForgetsWhatWasOfAnotherClient(t *testing.T) {
+func TestApply_forgetsChangedClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		narrow := broker.Ask{Client: "orders", Scopes: []string{"read"}}
@@ -281,7 +281,7 @@ func TestApplyForgetsWhatWasOfAnotherClient(t *testing.T) {
 	})
 }
 
-func TestApplyRemembersWhatTheStoreHasLost(t *testing.T) {
+func TestApply_restoresLostValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		b := r.all[0]
@@ -301,7 +301,7 @@ func TestApplyRemembersWhatTheStoreHasLost(t *testing.T) {
 }
 
 // A question that reads the same is another one when it goes to another IdP.
-func TestApplyAsksTheNewIdP(t *testing.T) {
+func TestApply_usesTheNewIdP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		narrow := broker.Ask{Client: "orders", Scopes: []string{"read"}}
@@ -326,7 +326,7 @@ func TestApplyAsksTheNewIdP(t *testing.T) {
 }
 
 // A purge reaches a client that was configured anew, too: it subscribes anew.
-func TestWatchGoesOnByTheNewSetup(t *testing.T) {
+func TestApply_watchContinues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := start(t)
 		sent := make(chan broker.Answer, 10)

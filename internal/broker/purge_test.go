@@ -17,7 +17,7 @@ import (
 // purgeOf is a purge of its own.
 func purgeOf(client string) broker.Purge { return broker.Purge{Client: client, Request: rand.Text()} }
 
-func TestPurgeMadeAgainChangesNothing(t *testing.T) {
+func TestPurge_repeatedRequestID(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		get := func(at int) broker.Answer {
@@ -60,7 +60,7 @@ func TestPurgeMadeAgainChangesNothing(t *testing.T) {
 
 // A purge that was remembered but not carried out, because the store went away
 // between, is carried out when it is made again.
-func TestPurgeThatFailedHalfwayIsCarriedOutWhenMadeAgain(t *testing.T) {
+func TestPurge_repeatedAfterAFailure(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		b := r.all[0]
@@ -93,7 +93,7 @@ func TestPurgeThatFailedHalfwayIsCarriedOutWhenMadeAgain(t *testing.T) {
 	})
 }
 
-func TestReasonOfAPurgeIsInTheAudit(t *testing.T) {
+func TestPurge_reasonIsAudited(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startAudited(t, audit.Config{})
 		if err := f.Purge(t.Context(), policy.Self(), broker.Purge{Client: "orders", Request: "one", Reason: "ticket 123"}); err != nil {

@@ -100,7 +100,7 @@ func exactly(left time.Duration) string { return fmt.Sprint(left.Seconds()) }
 
 // Callers get a token at each end of one that the IdP repeats: no error, no token that
 // has ended, and no flood of requests for the IdP.
-func TestTokenThatTheIdPRepeatsUntilItEnds(t *testing.T) {
+func TestRepeatedToken_untilItExpires(t *testing.T) {
 	for name, idp := range map[string]*repeating{
 		"whole seconds, cut":           {expiresIn: floor},
 		"whole seconds, rounded up":    {expiresIn: ceil},
@@ -152,7 +152,7 @@ func TestTokenThatTheIdPRepeatsUntilItEnds(t *testing.T) {
 
 // An IdP whose tokens have always ended, or seem so by a wrong clock, fails as before:
 // it is not asked more often with each further try.
-func TestIdPWhoseTokensHaveEndedIsNotAskedMoreOften(t *testing.T) {
+func TestRepeatedToken_expiredBacksOff(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		idp := &repeating{life: time.Hour, expiresIn: func(time.Duration) string { return "0" }, ends: map[string]time.Time{}}
 		f := startWith(t, func(http.RoundTripper) http.RoundTripper { return idp }, 0)
@@ -170,7 +170,7 @@ func TestIdPWhoseTokensHaveEndedIsNotAskedMoreOften(t *testing.T) {
 
 // A caller with min_ttl is refused near the end of a repeated token, for the IdP has no
 // other one, and is answered again after the end.
-func TestMinTTLOfARepeatedToken(t *testing.T) {
+func TestRepeatedToken_minTTL(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		idp := &repeating{life: 10 * time.Minute, expiresIn: floor, ends: map[string]time.Time{}}
 		f := startWith(t, func(http.RoundTripper) http.RoundTripper { return idp }, 0)
@@ -196,7 +196,7 @@ func TestMinTTLOfARepeatedToken(t *testing.T) {
 }
 
 // Replicas share the wait.
-func TestReplicasShareTheEndOfARepeatedToken(t *testing.T) {
+func TestRepeatedToken_sharedExpiry(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		idp := &repeating{life: 10 * time.Minute, expiresIn: floor, ends: map[string]time.Time{}}
 		time.Sleep(437 * time.Millisecond)

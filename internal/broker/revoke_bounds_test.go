@@ -14,7 +14,7 @@ import (
 
 // Tokens say in whole seconds when they were issued. A token that was issued in the second
 // that issued_before names is not revoked; one that may have been issued before is.
-func TestRevocationAtTheBoundOfIssuedBefore(t *testing.T) {
+func TestRevocation_issuedBeforeBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		time.Sleep(time.Hour)

@@ -138,7 +138,7 @@ func (j *judges) revoke(b *judge, asked revocation.Revocation, request string) r
 	return made
 }
 
-func TestRevocationConcernsWhatItNamesAndNothingElse(t *testing.T) {
+func TestRevocation_matchesItsTarget(t *testing.T) {
 	for name, asked := range map[string]revocation.Revocation{
 		"token":                {TokenID: "id-1"},
 		"subject":              {Subject: "alice"},
@@ -168,7 +168,7 @@ func TestRevocationConcernsWhatItNamesAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestRevocationReachesAllReplicas(t *testing.T) {
+func TestRevocation_reachesAllReplicas(t *testing.T) {
 	for name, deaf := range map[string]bool{"at once": false, "within 5 s if no message arrives": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -198,7 +198,7 @@ func TestRevocationReachesAllReplicas(t *testing.T) {
 	}
 }
 
-func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
+func TestMissingRevocationsStopDecisions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		token := j.token("alice", "shop", "1")
@@ -226,7 +226,7 @@ func TestReplicaThatNeverLoadedTheRevocationsDoesNotDecide(t *testing.T) {
 
 // Verifications that come while the store is down look after the revocations once
 // in a second, all of them together.
-func TestVerificationsDoNotPressAStoreThatIsDown(t *testing.T) {
+func TestVerifyDoesNotLoadADownStore(t *testing.T) {
 	for name, outage := range map[string]int32{"refuses": refused, "hangs": hangs} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -258,7 +258,7 @@ func TestVerificationsDoNotPressAStoreThatIsDown(t *testing.T) {
 
 // Whatever the store loses, nothing is lifted: not in the replicas that know
 // the revocation, and not in those that come later.
-func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
+func TestLostRevocationsAreRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token, other := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
@@ -283,7 +283,7 @@ func TestRevocationsThatTheStoreLostArePutBack(t *testing.T) {
 }
 
 // A store that comes back as it was before a revocation was lifted.
-func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
+func TestLostDeletionIsRestored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token := j.token("bob", "shop", "1")
@@ -308,7 +308,7 @@ func TestDeletionThatTheStoreLostIsPutBack(t *testing.T) {
 	})
 }
 
-func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
+func TestRevocation_concurrent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 5)
 		var wg sync.WaitGroup
@@ -341,7 +341,7 @@ func TestManyWhoRevokeAtOnceLoseNothing(t *testing.T) {
 }
 
 // A few who get in each other's way do not even notice.
-func TestRevocationThatIsOvertakenIsTriedAgain(t *testing.T) {
+func TestRevocation_conflictIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 3)
 		for round := range 20 {
@@ -363,7 +363,7 @@ func TestRevocationThatIsOvertakenIsTriedAgain(t *testing.T) {
 	})
 }
 
-func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
+func TestRevocation_repeatedRequestID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		expires := time.Now().Add(time.Hour)
@@ -399,7 +399,7 @@ func TestSameRevocationOfTheSameRequestIsOne(t *testing.T) {
 
 // One in 64 names begins with a hyphen, and "broker revocations delete ID" would take
 // it for a flag.
-func TestNoIDOfARevocationIsAFlag(t *testing.T) {
+func TestRevocationIDIsNoFlag(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		for i := range 200 {
@@ -410,7 +410,7 @@ func TestNoIDOfARevocationIsAFlag(t *testing.T) {
 	})
 }
 
-func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
+func TestRevocation_expires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token := j.token("alice", "shop", "1")
@@ -432,7 +432,7 @@ func TestRevocationIsForgottenWhenItExpires(t *testing.T) {
 
 // C2 C10: an expired token is good within the leeway, but not if it was revoked
 // until its expiry.
-func TestRevocationUntilTheTokenExpiresOutlastsTheLeeway(t *testing.T) {
+func TestRevocation_outlastsTheLeeway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 2)
 		token, other := j.token("alice", "shop", "1"), j.token("alice", "shop", "2")
@@ -445,7 +445,7 @@ func TestRevocationUntilTheTokenExpiresOutlastsTheLeeway(t *testing.T) {
 	})
 }
 
-func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
+func TestRevocation_misleadingIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		now := time.Now()
@@ -473,7 +473,7 @@ func TestRevocationThatWouldNotDoWhatItSeemsToIsRefused(t *testing.T) {
 	})
 }
 
-func TestRevocationThatDoesNotSayWhenItEndsOutlivesAllTokens(t *testing.T) {
+func TestRevocation_withoutAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := startJudges(t, 1)
 		life := 24*time.Hour + 30*time.Second // max_lifetime and leeway, as by default
@@ -492,7 +492,7 @@ func TestRevocationThatDoesNotSayWhenItEndsOutlivesAllTokens(t *testing.T) {
 
 // Revocations that cannot be opened are not the same as none; and they are
 // sealed anew before the key that sealed them may be dropped.
-func TestRevocationsOutliveTheirSealingKey(t *testing.T) {
+func TestRevocation_outlivesItsSealingKey(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
 	ring := sealed.GenerateRing()
 	write := func(r *sealed.Ring) *sealed.RingFile {

@@ -49,7 +49,7 @@ func (b *book) written() string {
 	return strings.Join(words, " ")
 }
 
-func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
+func TestAudit_rotationSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{From: func(context.Context) string { return "10.0.0.1:1" }})
 		r := startReplicas(t, 0)
@@ -125,7 +125,7 @@ func TestEveryStepOfARotationIsWrittenDown(t *testing.T) {
 }
 
 // What the operator said stays, whatever the error says.
-func TestFailedRotationKeepsTheCommentOfTheOperator(t *testing.T) {
+func TestAudit_failedRotationKeepsTheComment(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		b := openBook(t, audit.Config{})
 		r := startReplicas(t, 0)

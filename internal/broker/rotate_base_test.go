@@ -15,7 +15,7 @@ import (
 
 // A rotation that began when one secret was current must not replace another one
 // that an operator has made current since.
-func TestRotationDoesNotReplaceASecretThatBecameCurrentMeanwhile(t *testing.T) {
+func TestRotation_concurrentActivation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
@@ -42,7 +42,7 @@ func TestRotationDoesNotReplaceASecretThatBecameCurrentMeanwhile(t *testing.T) {
 
 // A store that was restored from another fleet has a history that does not descend
 // from ours, however many changes it counts: the secret in use stays usable.
-func TestHistoryOfAnotherFleetDoesNotReplaceTheSecretInUse(t *testing.T) {
+func TestForeignHistoryKeepsTheSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")

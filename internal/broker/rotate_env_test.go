@@ -59,7 +59,7 @@ func (r *replicas) histories() int64 {
 	return written
 }
 
-func TestEnvSecretThatNeverChangesHasNoHistoryInTheStore(t *testing.T) {
+func TestEnvSecret_noHistoryInTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startEnv(t, 3)
 		for range 5 {
@@ -83,7 +83,7 @@ func TestEnvSecretThatNeverChangesHasNoHistoryInTheStore(t *testing.T) {
 // Half of the replicas are restarted with another value, which the IdP takes: it is proved once and put in
 // force. The others go on with theirs, undo nothing, and a replica that starts with the old value
 // does not either.
-func TestReplicasThatAreRestartedWithAnotherEnvSecretPutItInForce(t *testing.T) {
+func TestEnvSecret_changedByRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startEnv(t, 4)
 		r.everybody(2, orders())
@@ -140,7 +140,7 @@ func TestReplicasThatAreRestartedWithAnotherEnvSecretPutItInForce(t *testing.T) 
 
 // A wrong value costs the IdP few attempts by all restarted replicas together, and those that have the
 // right one are not affected.
-func TestReplicasThatAreRestartedWithAWrongEnvSecretTryItSeldom(t *testing.T) {
+func TestEnvSecret_wrongAfterRestarts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startEnv(t, 4)
 		r.everybody(1, orders())
@@ -172,7 +172,7 @@ func TestReplicasThatAreRestartedWithAWrongEnvSecretTryItSeldom(t *testing.T) {
 }
 
 // A store that kept the proof of the old value serves a broker that was alone, too.
-func TestRestartOfTheOnlyReplicaWithAnotherEnvSecretKeepsTheHistory(t *testing.T) {
+func TestEnvSecret_singleReplicaKeepsHistory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startEnv(t, 1)
 		r.everybody(1, orders())
@@ -186,7 +186,7 @@ func TestRestartOfTheOnlyReplicaWithAnotherEnvSecretKeepsTheHistory(t *testing.T
 }
 
 // While the store takes no writes each replica goes by its own value. Nobody is worse off afterwards.
-func TestEnvSecretsAreUsedWhileTheStoreTakesNoWrites(t *testing.T) {
+func TestEnvSecret_readOnlyStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startEnv(t, 2)
 		r.everybody(1, orders())

@@ -29,7 +29,7 @@ func (r *replicas) holdBack(value string) (letGo func()) {
 
 // A fetch with the old secret begins before the rotation and ends after it, on
 // another replica: refused, or with a token. Neither undoes the rotation.
-func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
+func TestRotation_oldFetchEndsLater(t *testing.T) {
 	for name, tt := range map[string]struct {
 		takes []string // when the old fetch is judged
 		knows bool     // its replica has heard of the rotation by then
@@ -103,7 +103,7 @@ func TestOldFetchThatEndsAfterTheRotationDoesNotUndoIt(t *testing.T) {
 // The same where the old fetch was made because the old secret was refused and the
 // staged one tried: by the time that it has its token another rotation has gone
 // past it.
-func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
+func TestOldFallbackActivatesNoSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotationTo("one"))
@@ -141,7 +141,7 @@ func TestOldFallbackDoesNotPutAnOlderSecretInForce(t *testing.T) {
 
 // Fetches that are refused while they are under way at the same time are one try:
 // the pause after it is the first one.
-func TestRefusalsAtTheSameTimeAreOneTry(t *testing.T) {
+func TestConcurrentRefusalsCountOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 1)
 		r.rotate(rotationTo("one")) // proven: fetches go at once

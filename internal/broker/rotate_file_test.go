@@ -37,7 +37,7 @@ func (r *replica) writes(t testing.TB, value string) {
 // polls is how long it takes until a changed file counts.
 const polls = 20*time.Second + 500*time.Millisecond
 
-func TestChangedFileIsProvedOnceForTheFleetAndPutInForce(t *testing.T) {
+func TestFile_changeIsProvedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 3)
 		r.everybody(5, orders())
@@ -68,7 +68,7 @@ func TestChangedFileIsProvedOnceForTheFleetAndPutInForce(t *testing.T) {
 
 // Replicas see a change of their files at times of their own. Who is behind goes on
 // with the old value, and undoes nothing.
-func TestReplicasWhoseFilesChangeOneAfterTheOtherAgree(t *testing.T) {
+func TestFile_replicasChangeInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 3)
 		r.everybody(1, orders())
@@ -103,7 +103,7 @@ func TestReplicasWhoseFilesChangeOneAfterTheOtherAgree(t *testing.T) {
 	})
 }
 
-func TestFileThatGoesBackIsARollback(t *testing.T) {
+func TestFile_rollback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 2)
 		r.everybody(1, orders())
@@ -130,7 +130,7 @@ func TestFileThatGoesBackIsARollback(t *testing.T) {
 
 // A wrong value in the file is tried at 0 s, 30 s, 2.5 min, 7.5 min and every 10 min,
 // by all replicas together, and nobody notices.
-func TestWrongValueInAFileIsTriedSeldom(t *testing.T) {
+func TestFile_wrongValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 3)
 		r.everybody(1, orders())
@@ -159,7 +159,7 @@ func TestWrongValueInAFileIsTriedSeldom(t *testing.T) {
 
 // An IdP with one secret: the file is changed first, which is refused at first, and
 // the IdP much later.
-func TestFileIsChangedLongBeforeTheIdP(t *testing.T) {
+func TestFile_changedBeforeTheIdP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 3)
 		r.everybody(1, orders())
@@ -182,7 +182,7 @@ func TestFileIsChangedLongBeforeTheIdP(t *testing.T) {
 
 // The other way round: the IdP first. What fails until the file is changed ends at
 // once when it is.
-func TestFileIsChangedAfterTheIdP(t *testing.T) {
+func TestFile_changedAfterTheIdP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 2)
 		r.everybody(1, orders())
@@ -202,7 +202,7 @@ func TestFileIsChangedAfterTheIdP(t *testing.T) {
 	})
 }
 
-func TestDirectoryBringsThePreviousValueAcrossARestart(t *testing.T) {
+func TestDirectory_previousValueAfterRestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 0)
 		r.takes("one")
@@ -243,7 +243,7 @@ func TestDirectoryBringsThePreviousValueAcrossARestart(t *testing.T) {
 	})
 }
 
-func TestCommandsOnAFileNameTheFile(t *testing.T) {
+func TestFile_commandsNameTheFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		asked := rotationTo("two")
@@ -273,7 +273,7 @@ func TestCommandsOnAFileNameTheFile(t *testing.T) {
 }
 
 // What cannot be a secret of the client, such as half a key, is not sent.
-func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
+func TestFile_invalidValueIsNotTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		check := func(value redact.String) error {
 			if strings.Contains(value.Reveal(), "wrong") {
@@ -315,7 +315,7 @@ func TestValuesOfTheWrongFormAreNotTried(t *testing.T) {
 }
 
 // A replica that has only a value which was retired says so.
-func TestFileWithARetiredValueSaysSo(t *testing.T) {
+func TestFile_retiredValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		r.takes("one", "two", "three")
@@ -339,7 +339,7 @@ func TestFileWithARetiredValueSaysSo(t *testing.T) {
 }
 
 // Without the store each replica goes by its own file.
-func TestChangedFileIsUsedWhileTheStoreIsAway(t *testing.T) {
+func TestFile_changedWithoutTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 2)
 		r.everybody(1, orders())

@@ -52,7 +52,7 @@ func drawHappening(t *rapid.T) happening {
 // Whatever operators, the IdP, the store and the network do, in whatever order: the
 // replicas come to the same history, nothing that was wiped is used, and once the IdP
 // takes the secret in force, tokens are to be had.
-func TestWhateverHappensReplicasAgreeOnTheSecret(t *testing.T) {
+func TestReplicasAgreeOnTheSecret(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		happenings := rapid.SliceOfN(rapid.Custom(drawHappening), 1, 25).Draw(rt, "happenings")
 		var wrong string

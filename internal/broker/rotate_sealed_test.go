@@ -70,7 +70,7 @@ func (r *ringFile) becomes(ring *sealed.Ring, err error) {
 	r.ring = ring
 }
 
-func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
+func TestSecretsAreResealedWithANewKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)
@@ -101,7 +101,7 @@ func TestSecretsAreSealedAnewWhenTheKeyChanges(t *testing.T) {
 	})
 }
 
-func TestSecretsThatCannotBeOpenedAreNotOverwritten(t *testing.T) {
+func TestUnreadableSecretsAreKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys := newRingFile(t)
 		r := startReplicas(t, 0)

@@ -135,7 +135,7 @@ func listed(r *replica) broker.ClientStatus {
 // expire lets the tokens that are held end.
 func expire() { time.Sleep(101 * time.Second) }
 
-func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
+func TestManagedClientWithoutASecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		_, err := r.all[1].Get(t.Context(), policy.Self(), orders())
@@ -163,7 +163,7 @@ func TestManagedClientWithoutASecretSaysWhichCommandToRun(t *testing.T) {
 	})
 }
 
-func TestRotationWithOverlapIsNoticedByNobody(t *testing.T) {
+func TestRotation_overlapFailsNoCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.rotate(rotationTo("one"))
@@ -186,7 +186,7 @@ func TestRotationWithOverlapIsNoticedByNobody(t *testing.T) {
 	})
 }
 
-func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
+func TestRotation_wrongSecretFailsNoCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.rotate(rotationTo("one"))
@@ -218,7 +218,7 @@ func TestWrongSecretIsRefusedAtItsProofAndNobodyNotices(t *testing.T) {
 	})
 }
 
-func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
+func TestRotation_unprovedStaysStaged(t *testing.T) {
 	for name, tt := range map[string]struct {
 		status int
 		oauth  string
@@ -255,7 +255,7 @@ func TestSecretThatCannotBeProvedForAnotherReasonStaysStaged(t *testing.T) {
 
 // An IdP with a single secret: the new one is staged, then changed at the IdP. For
 // a while neither may work.
-func TestSingleSecretIsChangedAtTheIdPAfterItWasStaged(t *testing.T) {
+func TestRotation_singleSecretIdP(t *testing.T) {
 	for dead, lifetime := range map[time.Duration]time.Duration{0: time.Minute, 3 * time.Second: time.Minute, 30 * time.Second: 10 * time.Minute} {
 		t.Run(dead.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -298,7 +298,7 @@ func refreshed(r *replicas) (ends time.Time) {
 	return held.Token.ExpiresAt
 }
 
-func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) {
+func TestFallback_retriesWithBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.idp.SetLifetime(2 * time.Second) // a fetch every second or two
@@ -349,7 +349,7 @@ func TestFlappingSecretFallsBackAndIsTriedAfter5And15And45Seconds(t *testing.T) 
 	})
 }
 
-func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
+func TestRollback_reachesAllReplicas(t *testing.T) {
 	for _, deaf := range []bool{false, true} {
 		t.Run(fmt.Sprintf("messages are lost: %v", deaf), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -386,7 +386,7 @@ func TestRollbackTakesEffectEverywhereWithin5Seconds(t *testing.T) {
 	}
 }
 
-func TestRollbackToASecretThatIsDeadIsRefused(t *testing.T) {
+func TestRollback_toADeadSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotationTo("one"))
@@ -401,7 +401,7 @@ func TestRollbackToASecretThatIsDeadIsRefused(t *testing.T) {
 	})
 }
 
-func TestCompromisedSecretIsNotFallenBackTo(t *testing.T) {
+func TestFallback_skipsCompromised(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.takes("one", "two", "three")
@@ -426,7 +426,7 @@ func TestCompromisedSecretIsNotFallenBackTo(t *testing.T) {
 	})
 }
 
-func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
+func TestRotation_expectedVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
@@ -448,7 +448,7 @@ func TestChangesAreHeldToTheVersionThatIsExpected(t *testing.T) {
 	})
 }
 
-func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
+func TestRotation_repeatedRequestID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 3)
 		r.takes("one", "two", "three")
@@ -478,7 +478,7 @@ func TestCallsThatAreMadeAgainChangeNothing(t *testing.T) {
 	})
 }
 
-func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
+func TestStage_onePendingSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two", "three")
@@ -519,7 +519,7 @@ func TestStagedSecretIsActivatedOrRetiredBeforeAnotherIsStaged(t *testing.T) {
 
 // Two operators at once, at different replicas: one of them wins, and the other is
 // told.
-func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
+func TestRotation_concurrent(t *testing.T) {
 	for run := range 50 {
 		synctest.Test(t, func(t *testing.T) {
 			r := startManaged(t, 2)
@@ -557,7 +557,7 @@ func TestRotationsAtTheSameTimeDoNotMix(t *testing.T) {
 	}
 }
 
-func TestChangeOfASecretNeedsTheStore(t *testing.T) {
+func TestRotation_needsTheStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.rotate(rotationTo("one"))
@@ -576,7 +576,7 @@ func TestChangeOfASecretNeedsTheStore(t *testing.T) {
 
 // What the store has lost, whoever knows it puts back: at once when it is looked at,
 // within 5 s though nobody asks.
-func TestSecretsThatTheStoreLostArePutBack(t *testing.T) {
+func TestLostSecretsAreRestored(t *testing.T) {
 	for name, forget := range map[string]func(r *replicas){
 		"nobody asks":   func(*replicas) {},
 		"somebody asks": func(r *replicas) { r.everybody(3, orders()) },
@@ -606,7 +606,7 @@ func TestSecretsThatTheStoreLostArePutBack(t *testing.T) {
 }
 
 // A store that came back with an older state does not undo a rotation.
-func TestOlderHistoriesGiveWay(t *testing.T) {
+func TestOlderHistoryIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startManaged(t, 2)
 		r.takes("one", "two")

@@ -42,7 +42,7 @@ func (f *fleet) saysNoScope() {
 	})
 }
 
-func TestRequestWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
+func TestDefaultScopes_granted(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startScoped(t, []string{"write", "read"}, map[string][]string{"all": nil, "any": {"*"}, "reader": {"read"}, "writer": {"write", "admin"}})
 		given := map[string]broker.Answer{}
@@ -79,7 +79,7 @@ func TestRequestWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
 	})
 }
 
-func TestWatchWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
+func TestDefaultScopes_watch(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, _ := startScoped(t, []string{"read", "write"}, map[string][]string{"reader": {"read"}, "other": {"admin"}})
 		enough := fmt.Errorf("enough")
@@ -98,7 +98,7 @@ func TestWatchWithoutScopesGetsTheDefaultsThatAreGranted(t *testing.T) {
 
 // Where the client has defaults and none is granted, the request is never sent
 // without scopes.
-func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
+func TestDefaultScopes_namedInTheDenial(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startScoped(t, []string{"read", "write"}, map[string][]string{"admin": {"admin"}})
 		_, err := f.get(t, "admin", orders())
@@ -124,7 +124,7 @@ func TestDenialNamesTheDefaultsThatTheRequestWasJudgedBy(t *testing.T) {
 
 // A token whose scopes nobody knows goes only to callers that may have any, and to
 // those whose grant leaves the scopes to the client.
-func TestTokenOfUnknownScopesIsHeldToTheCallersGrants(t *testing.T) {
+func TestTokenOfUnknownScopesNeedsAFullGrant(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, b := startScoped(t, nil, map[string][]string{"any": {"*"}, "open": nil, "reader": {"read"}})
 		f.saysNoScope()
@@ -151,7 +151,7 @@ func TestTokenOfUnknownScopesIsHeldToTheCallersGrants(t *testing.T) {
 	})
 }
 
-func TestTokenWhoseScopesTheIdPNamesIsHandedOut(t *testing.T) {
+func TestTokenWithNamedScopesIsReturned(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		f, _ := startScoped(t, nil, map[string][]string{"reader": {"read"}, "writer": {"write"}})
 		f.grants("read")

@@ -14,7 +14,7 @@ import (
 // Each endpoint judges the versions of a secret by itself: what the token endpoint
 // refuses is still used to ask about tokens, and a version that is refused there
 // gives way to another one for a minute.
-func TestSecretForIntrospectionIsJudgedByIntrospection(t *testing.T) {
+func TestIntrospectionProvesItsSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		r.everybody(1, orders())

@@ -46,7 +46,7 @@ func refusals() map[string]struct {
 	}
 }
 
-func TestRefusalInOtherWordsIsNotRepeatedQuickly(t *testing.T) {
+func TestUnclearRefusal_backoff(t *testing.T) {
 	for name, refusal := range refusals() {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -69,7 +69,7 @@ func TestRefusalInOtherWordsIsNotRepeatedQuickly(t *testing.T) {
 	}
 }
 
-func TestRefusalInOtherWordsFallsBackToThePreviousSecret(t *testing.T) {
+func TestUnclearRefusal_fallback(t *testing.T) {
 	for name, refusal := range refusals() {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestRefusalInOtherWordsFallsBackToThePreviousSecret(t *testing.T) {
 }
 
 // Where the other secret does not help, the request is at fault.
-func TestPreviousSecretIsTriedOnceAfterAnUnclearRefusal(t *testing.T) {
+func TestUnclearRefusal_oneFallback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		r.takes("one", "two")
@@ -127,7 +127,7 @@ func TestPreviousSecretIsTriedOnceAfterAnUnclearRefusal(t *testing.T) {
 }
 
 // A secret that obtained a token a moment ago is not the reason.
-func TestUnclearRefusalOfOneAudienceKeepsTheSecret(t *testing.T) {
+func TestUnclearRefusal_ofOneAudience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startFiles(t, 1)
 		r.takes("one", "two")

@@ -67,7 +67,7 @@ func expect(t *testing.T, count int, watches ...*watch) {
 	}
 }
 
-func TestEveryWatchGetsWhatAnyReplicaObtains(t *testing.T) {
+func TestWatch_tokensOfOtherReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 3)
 		ask := broker.Ask{Client: "orders"}
@@ -96,7 +96,7 @@ func TestEveryWatchGetsWhatAnyReplicaObtains(t *testing.T) {
 	})
 }
 
-func TestWatchKeepsItsTokenRefreshedAndNobodyElseDoes(t *testing.T) {
+func TestWatch_refreshesItsToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		w := startWatch(t, r.all[0], broker.Ask{Client: "orders", Audience: audienceNo(1)})
@@ -119,7 +119,7 @@ func TestWatchKeepsItsTokenRefreshedAndNobodyElseDoes(t *testing.T) {
 	})
 }
 
-func TestSlowWatcherGetsTheLatestAndNotTheHistory(t *testing.T) {
+func TestWatch_slowCallerGetsTheLatest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 1)
 		var sent []broker.Answer
@@ -144,7 +144,7 @@ func TestSlowWatcherGetsTheLatestAndNotTheHistory(t *testing.T) {
 	})
 }
 
-func TestWatchThatIsNotToldFindsOut(t *testing.T) {
+func TestWatch_lostMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		r.idp.SetLifetime(time.Hour)
@@ -162,7 +162,7 @@ func TestWatchThatIsNotToldFindsOut(t *testing.T) {
 	})
 }
 
-func TestManyWatchesOfATokenCostNoMoreThanOne(t *testing.T) {
+func TestWatch_manyShareOneToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := startReplicas(t, 2)
 		var watches []*watch
@@ -184,7 +184,7 @@ func TestManyWatchesOfATokenCostNoMoreThanOne(t *testing.T) {
 	})
 }
 
-func TestWatchedTokenStaysInAFlood(t *testing.T) {
+func TestWatch_tokenIsNotEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := startWith(t, nil, 64)
 		watched := broker.Ask{Client: "orders", Audience: audienceNo(0)}
@@ -200,7 +200,7 @@ func TestWatchedTokenStaysInAFlood(t *testing.T) {
 	})
 }
 
-func TestWatchEndsWithAReason(t *testing.T) {
+func TestWatch_endsWithAReason(t *testing.T) {
 	ask := broker.Ask{Client: "orders"}
 	for name, test := range map[string]struct {
 		end    func(r *replicas, w *watch)

@@ -35,7 +35,7 @@ func recognisers(t testing.TB) (byCertificate, byJWT func() error) {
 }
 
 // Recognising a caller and holding it to its limits is on the way of every hit.
-func TestRecognisingACallerAllocatesNothing(t *testing.T) {
+func TestIdentifyAllocatesNothing(t *testing.T) {
 	byCertificate, byJWT := recognisers(t)
 	for name, tt := range map[string]struct {
 		call func() error
@@ -52,7 +52,7 @@ func TestRecognisingACallerAllocatesNothing(t *testing.T) {
 	}
 }
 
-func BenchmarkRecognise(b *testing.B) {
+func BenchmarkIdentify(b *testing.B) {
 	byCertificate, byJWT := recognisers(b)
 	for name, call := range map[string]func() error{"certificate": byCertificate, "JWT": byJWT} {
 		b.Run(name, func(b *testing.B) {

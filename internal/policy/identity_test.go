@@ -15,7 +15,7 @@ func callers(matches map[string]policy.Match) *policy.Policy {
 	return policy.New(cfg)
 }
 
-func TestCallersAreRecognised(t *testing.T) {
+func TestCallersAreIdentified(t *testing.T) {
 	p := callers(map[string]policy.Match{
 		"checkout":  {SPIFFEID: "spiffe://example.com/ns/shop/sa/checkout"},
 		"shop":      {SPIFFEID: "spiffe://example.com/ns/shop/*"},

@@ -140,7 +140,7 @@ func TestRotationOverTheAPI(t *testing.T) {
 	}
 }
 
-func TestFailedRotationSaysHowFarItGot(t *testing.T) {
+func TestFailedRotationReportsItsStep(t *testing.T) {
 	r := serveManaged(t)
 	_, err := r.admin.RotateSecret(t.Context(), &tokenbrokerv1.RotateSecretRequest{ClientName: "orders", Secret: []byte("canary-wrong"), RequestId: "1"})
 	if status.Code(err) != codes.FailedPrecondition {
@@ -158,7 +158,7 @@ func TestFailedRotationSaysHowFarItGot(t *testing.T) {
 	}
 }
 
-func TestClientsComeInPages(t *testing.T) {
+func TestListClients_pages(t *testing.T) {
 	r := serveManaged(t)
 	var names []string
 	for token := ""; ; {
@@ -220,7 +220,7 @@ func TestBackupsOverTheAPI(t *testing.T) {
 	}
 }
 
-func TestChangesOfSecretsSayWhatIsWrongWithThem(t *testing.T) {
+func TestInvalidSecretChangesAreExplained(t *testing.T) {
 	r := serveManaged(t)
 	rotate := func(req *tokenbrokerv1.RotateSecretRequest) func() error {
 		return func() error { _, err := r.admin.RotateSecret(t.Context(), req); return err }
@@ -263,7 +263,7 @@ func TestChangesOfSecretsSayWhatIsWrongWithThem(t *testing.T) {
 	}
 }
 
-func TestOperatorsMayDoWhatTheyAreGrantedAndNothingElse(t *testing.T) {
+func TestOperatorsNeedEachAction(t *testing.T) {
 	who := policy.New(policy.Config{
 		Callers: []policy.CallerConfig{{Name: "operator", Roles: []string{"orders"}}},
 		Roles: map[string]policy.Role{"orders": {Admin: []policy.AdminGrant{{

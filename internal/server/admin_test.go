@@ -15,7 +15,7 @@ import (
 
 func inAnHour() *timestamppb.Timestamp { return timestamppb.New(time.Now().Add(time.Hour)) }
 
-func TestRevokedTokenIsRejectedUntilTheRevocationIsDeleted(t *testing.T) {
+func TestRevocation_untilDeleted(t *testing.T) {
 	f := serve(t)
 	admin := tokenbrokerv1.NewAdminServiceClient(f.conn)
 	got, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
@@ -64,7 +64,7 @@ func TestRevokedTokenIsRejectedUntilTheRevocationIsDeleted(t *testing.T) {
 	}
 }
 
-func TestRevocationsComeInPages(t *testing.T) {
+func TestListRevocations_pages(t *testing.T) {
 	f := serve(t)
 	admin := tokenbrokerv1.NewAdminServiceClient(f.conn)
 	want := map[string]bool{}
@@ -99,7 +99,7 @@ func TestRevocationsComeInPages(t *testing.T) {
 	}
 }
 
-func TestRevocationSaysWhatIsWrongWithIt(t *testing.T) {
+func TestRevoke_invalidRequests(t *testing.T) {
 	f := serve(t)
 	admin := tokenbrokerv1.NewAdminServiceClient(f.conn)
 	subject := &tokenbrokerv1.Revocation_Subject{Subject: "a"}

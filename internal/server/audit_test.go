@@ -59,7 +59,7 @@ func book(t *testing.T) (log *audit.Log, closed func() []auditLine) {
 }
 
 // Every call of every stranger has a line, or is counted in one.
-func TestStrangersAreWrittenDown(t *testing.T) {
+func TestUnidentifiedCallersAreAudited(t *testing.T) {
 	log, closed := book(t)
 	w := newWorldOf(t, allowing(withBatch()...), func(c *server.Config) { c.Audit = log })
 	calls, refused := 0, map[string]bool{}
@@ -105,7 +105,7 @@ func TestStrangersAreWrittenDown(t *testing.T) {
 	}
 }
 
-func TestLimitsThatAreMetAreWrittenDown(t *testing.T) {
+func TestLimitErrorsAreAudited(t *testing.T) {
 	log, closed := book(t)
 	limited := slices.Clone(callersOfTheWorld())
 	for i := range limited {

@@ -53,7 +53,7 @@ func until(d time.Duration) *x509.Certificate {
 // A connection outlives the certificate that it was made with, its caller does not:
 // the connection is closed, and the next one is made with the certificate that has
 // taken the place of the old one.
-func TestACertificateThatEndsEndsItsCaller(t *testing.T) {
+func TestExpiredCertificateEndsItsCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, aged)
 		pair := must(w.ca.Issue(until(time.Hour))).TLS()
@@ -71,7 +71,7 @@ func TestACertificateThatEndsEndsItsCaller(t *testing.T) {
 	})
 }
 
-func TestTheEndOfAnAuthorityIsTheEndOfItsCallers(t *testing.T) {
+func TestExpiredAuthorityEndsItsCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, aged)
 		between := must(w.ca.Below("between", time.Now().Add(time.Hour)))
@@ -84,7 +84,7 @@ func TestTheEndOfAnAuthorityIsTheEndOfItsCallers(t *testing.T) {
 	})
 }
 
-func TestOtherAuthoritiesJudgeOpenConnectionsAgain(t *testing.T) {
+func TestNewAuthoritiesRecheckConnections(t *testing.T) {
 	w := newWorld(t)
 	api := w.api(w.with(w.ca, template(checkout)))
 	mustGet(t, api, "at first")
@@ -97,7 +97,7 @@ func TestOtherAuthoritiesJudgeOpenConnectionsAgain(t *testing.T) {
 	mustGet(t, w.api(w.with(w.ca, template(checkout))), "over another connection")
 }
 
-func TestBoundJWTNeedsACertificateOfATrustedAuthority(t *testing.T) {
+func TestBoundJWTNeedsATrustedCertificate(t *testing.T) {
 	w := newWorld(t)
 	config, header := w.boundFor(time.Hour)
 	api, ctx := w.api(config), metadata.NewOutgoingContext(t.Context(), header)
@@ -109,7 +109,7 @@ func TestBoundJWTNeedsACertificateOfATrustedAuthority(t *testing.T) {
 	mustNot(t, err, "no longer trusts the authority")
 }
 
-func TestAnotherPolicyRecognisesOpenConnectionsAnew(t *testing.T) {
+func TestNewPolicyRechecksConnections(t *testing.T) {
 	w := newWorld(t)
 	api := w.api(w.with(w.ca, template(checkout)))
 	mustGet(t, api, "at first")
@@ -145,7 +145,7 @@ func (w *world) boundFor(d time.Duration) (*tls.Config, metadata.MD) {
 
 // A watch to which nothing is sent ends all the same when its caller's proof has
 // ended.
-func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
+func TestWatchEndsWithItsCredential(t *testing.T) {
 	for name, tt := range map[string]struct {
 		config func(w *world) *tls.Config
 		header func(w *world) metadata.MD
@@ -184,7 +184,7 @@ func TestWatchesEndWithWhatTheirCallersProved(t *testing.T) {
 	}
 }
 
-func TestRejudgeEndsWatchesOfThoseWhoAreNotTrustedAnyMore(t *testing.T) {
+func TestRecheckEndsUntrustedWatches(t *testing.T) {
 	w := newWorld(t)
 	stream := w.watch(w.with(w.ca, template(checkout)), nil)
 	w.Broker.Rejudge() // nothing has changed for it

@@ -17,7 +17,7 @@ import (
 
 // A caller that is newer than the broker must not be served as if it had not sent
 // the field: it may be a restriction.
-func TestEveryRequestWithAnUnknownFieldIsRefused(t *testing.T) {
+func TestUnknownFieldsAreRefused(t *testing.T) {
 	f := serve(t)
 	unknown := protowire.AppendVarint(protowire.AppendTag(nil, 9999, protowire.VarintType), 1)
 	for _, method := range methods() {
@@ -66,7 +66,7 @@ func TestGetClientOfAnUnknownNameIsDenied(t *testing.T) {
 	}
 }
 
-func TestRevocationRepeatedWithTheSameRequestIDChangesNothing(t *testing.T) {
+func TestRevoke_repeatedRequestID(t *testing.T) {
 	admin := tokenbrokerv1.NewAdminServiceClient(serve(t).conn)
 	expires := inAnHour()
 	revoke := func() string {
@@ -103,7 +103,7 @@ func TestRevocationRepeatedWithTheSameRequestIDChangesNothing(t *testing.T) {
 	expectListed(0, "after a RevokeTokens that was repeated after the deletion")
 }
 
-func TestRotationRepeatedWithTheSameRequestIDChangesNothing(t *testing.T) {
+func TestRotationRPC_repeatedRequestID(t *testing.T) {
 	r := serveManaged(t)
 	rotate := func(secret string) (*tokenbrokerv1.RotateSecretResponse, error) {
 		return r.admin.RotateSecret(t.Context(), &tokenbrokerv1.RotateSecretRequest{ClientName: "orders", Secret: []byte(secret), RequestId: "1"})

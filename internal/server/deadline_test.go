@@ -24,7 +24,7 @@ func untilDone(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func TestDeadlineEndsACallThatWaits(t *testing.T) {
+func TestDeadlineEndsAWaitingCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
 		err := bounded(t.Context(), untilDone)
@@ -34,7 +34,7 @@ func TestDeadlineEndsACallThatWaits(t *testing.T) {
 	})
 }
 
-func TestDeadlineCountsFromTheBeginningOfTheCall(t *testing.T) {
+func TestDeadlineCountsFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
 		err := bounded(t.Context(), func(ctx context.Context) error {
@@ -47,7 +47,7 @@ func TestDeadlineCountsFromTheBeginningOfTheCall(t *testing.T) {
 	})
 }
 
-func TestDeadlineThatHasPassedShowsWithoutWaiting(t *testing.T) {
+func TestPassedDeadlineFailsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		err := bounded(t.Context(), func(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
@@ -62,7 +62,7 @@ func TestDeadlineThatHasPassedShowsWithoutWaiting(t *testing.T) {
 	})
 }
 
-func TestNearerDeadlineOfTheCallerHolds(t *testing.T) {
+func TestEarlierCallerDeadlineWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -79,7 +79,7 @@ func TestNearerDeadlineOfTheCallerHolds(t *testing.T) {
 	})
 }
 
-func TestCallerWhoLeavesEndsTheWait(t *testing.T) {
+func TestCanceledCallerEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)

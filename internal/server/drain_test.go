@@ -51,7 +51,7 @@ func (w *world) health() healthpb.HealthCheckResponse_ServingStatus {
 	return got.GetStatus()
 }
 
-func TestDrainingHasClientsConnectAnewAndServesThemUntilTheDelayIsOver(t *testing.T) {
+func TestDrain_servesUntilTheDelayIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		mtls := grpc.WithTransportCredentials(credentials.NewTLS(w.with(w.ca, template(checkout))))
@@ -95,7 +95,7 @@ func reasonOf(err error) string {
 }
 
 // A client that looks at health would fail its calls between NOT_SERVING and GOAWAY.
-func TestHealthWatchesOfOldConnectionsEndWithTheirConnections(t *testing.T) {
+func TestHealthWatchEndsWithItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		watch := must(healthpb.NewHealthClient(w.connect(w.anonymous())).Watch(t.Context(), &healthpb.HealthCheckRequest{}))
@@ -114,7 +114,7 @@ func TestHealthWatchesOfOldConnectionsEndWithTheirConnections(t *testing.T) {
 	})
 }
 
-func TestCallsThatOutliveTheDelayEndWithinTheTimeout(t *testing.T) {
+func TestDrain_callsEndWithinTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.IdP.SetDelay(4 * time.Second)
@@ -130,7 +130,7 @@ func TestCallsThatOutliveTheDelayEndWithinTheTimeout(t *testing.T) {
 	})
 }
 
-func TestShutdownCutsOffWhatTakesTooLong(t *testing.T) {
+func TestShutdown_cutsOffSlowCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		old := w.connect(w.with(w.ca, template(checkout)))
@@ -153,7 +153,7 @@ func (brokenListener) Accept() (net.Conn, error) { return nil, errBroken }
 func (brokenListener) Close() error              { return nil }
 func (brokenListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
-func TestListenerThatFailsEndsServeAndNotTheDrain(t *testing.T) {
+func TestDrain_listenerFails(t *testing.T) {
 	w := newWorld(t)
 	if err := w.server.Serve(brokenListener{}); !errors.Is(err, errBroken) {
 		t.Errorf("Serve: %v", err)

@@ -89,7 +89,7 @@ func (w *world) cutOffs() float64 {
 	return w.count("tokenbroker_handshake_failures_total", map[string]string{"reason": "too_many_frames"})
 }
 
-func TestConnectionOfAStrangerIsClosedWhenItSendsTooManyUselessFrames(t *testing.T) {
+func TestFrameFlood_unidentifiedConnection(t *testing.T) {
 	kinds := useless()
 	maps.Copy(kinds, strangersOnly())
 	for name, frame := range kinds {
@@ -111,7 +111,7 @@ func TestConnectionOfAStrangerIsClosedWhenItSendsTooManyUselessFrames(t *testing
 	}
 }
 
-func TestConnectionOfACallerMayCancelManyCallsButNotWithoutEnd(t *testing.T) {
+func TestFrameFlood_callerCancelsCalls(t *testing.T) {
 	for name, frame := range useless() {
 		if name == "continuations" {
 			continue // gRPC itself closes the connection
@@ -135,7 +135,7 @@ func TestConnectionOfACallerMayCancelManyCallsButNotWithoutEnd(t *testing.T) {
 	}
 }
 
-func TestCallerIsNotCutOffForWhatItMaySend(t *testing.T) {
+func TestFrameFlood_allowedFrames(t *testing.T) {
 	for name, frame := range strangersOnly() {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestCallerIsNotCutOffForWhatItMaySend(t *testing.T) {
 
 // A client that is identified by a JWT makes its first calls as a stranger. They may
 // all pass their deadline.
-func TestStormOfDeadlinesBeforeTheFirstAnswerClosesNothing(t *testing.T) {
+func TestFrameFlood_deadlinesBeforeTheFirstResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		conn := w.connect(w.anonymous())

@@ -148,7 +148,7 @@ func callWith(t *testing.T, conn *grpc.ClientConn, header metadata.MD, method pr
 // The API's reasons of a rejection have the numbers and names of package verify.
 // WRONG_HOLDER is for receivers that check the confirmation of a token: no verifier
 // returns it.
-func TestReasonsOfTheAPIAreThoseOfTheVerifier(t *testing.T) {
+func TestReasonsMatchTheVerifier(t *testing.T) {
 	reasons := tokenbrokerv1.RejectionReason(0).Descriptor().Values()
 	for i := range reasons.Len() {
 		value := reasons.Get(i)

@@ -95,7 +95,7 @@ func manyHeaders(ctx context.Context, kib int, one bool) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, headers...)
 }
 
-func TestConnectionOutlivesCallsWithTooManyHeaders(t *testing.T) {
+func TestTooManyHeadersFailTheCallOnly(t *testing.T) {
 	w := newWorld(t)
 	for name, config := range map[string]*tls.Config{"a caller": w.with(w.ca, template(checkout)), "a stranger": w.anonymous()} {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestHeadersAreBounded(t *testing.T) {
 	}
 }
 
-func TestHeadersThatDoNotEndCloseTheConnection(t *testing.T) {
+func TestEndlessHeadersCloseTheConnection(t *testing.T) {
 	w := newWorld(t)
 	h := w.raw(w.anonymous())
 	stream := h.Stream()

@@ -44,7 +44,7 @@ func listsServices(t *testing.T, conn *grpc.ClientConn) map[string]error {
 	}
 }
 
-func TestPeersThatAreNoCallersDoNotLearnWhichServicesThereAre(t *testing.T) {
+func TestReflectionNeedsACaller(t *testing.T) {
 	w := newWorld(t)
 	anonymous, caller := w.connect(w.anonymous()), w.connect(w.with(w.ca, template(checkout)))
 	for way, err := range listsServices(t, anonymous) {

@@ -207,7 +207,7 @@ func withBatch() []policy.CallerConfig {
 
 // Whoever is not a caller gets one status from every RPC, whatever it asks for, and
 // learns nothing from it but how the broker sees it.
-func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
+func TestUnidentifiedCallersGetOneError(t *testing.T) {
 	w := newWorldOf(t, allowing(withBatch()...))
 	learnt := []string{"orders", "abc", "caller-", "policy", secretCanary}
 	for name, s := range w.theStrangers() {
@@ -265,7 +265,7 @@ func TestStrangersGetTheSameFromEveryRPC(t *testing.T) {
 }
 
 // The other side of the table: who is a caller is not refused by any RPC.
-func TestCallersAreRecognised(t *testing.T) {
+func TestCallersAreIdentified(t *testing.T) {
 	w := newWorld(t)
 	holder := must(w.ca.Issue(template("urn:example:other")))
 	bound := bearer(w.jwt(map[string]any{"cnf": map[string]any{"x5t#S256": jose.CertificateThumbprint(holder.Certificate())}}))
@@ -301,7 +301,7 @@ func TestCallersAreRecognised(t *testing.T) {
 
 // What an issuer may leave out of the tokens that are verified, it may not leave out of
 // those by which callers are recognised.
-func TestNothingStandsForTheClaimsOfCallers(t *testing.T) {
+func TestCallerClaimsAreRequired(t *testing.T) {
 	w := newWorld(t)
 	for name, tt := range map[string]struct {
 		claims map[string]any
@@ -339,7 +339,7 @@ func TestVerifyTokenMarksTheSubjectOfAClient(t *testing.T) {
 	}
 }
 
-func TestARevokedJWTIsNobodysAtOnce(t *testing.T) {
+func TestRevokedJWTIdentifiesNoCaller(t *testing.T) {
 	w := newWorld(t)
 	operator := tokenbrokerv1.NewAdminServiceClient(w.connect(w.with(w.ca, template(checkout))))
 	conn := w.connect(w.anonymous())
@@ -363,7 +363,7 @@ func TestARevokedJWTIsNobodysAtOnce(t *testing.T) {
 	}
 }
 
-func TestWhoIsBoundIsSoOnlyIfNothingElseIsPresented(t *testing.T) {
+func TestBoundCallerPresentsNoOtherCredential(t *testing.T) {
 	w := newWorldOf(t, allowing(append(callersOfTheWorld(), policy.CallerConfig{Name: "bound"})...), func(c *server.Config) { c.Bound.TCP = "bound" })
 	for name, tt := range map[string]struct {
 		config *tls.Config

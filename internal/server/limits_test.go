@@ -46,7 +46,7 @@ func mustBeLimited(t *testing.T, err error, reason string) time.Duration {
 	return retry.GetRetryDelay().AsDuration()
 }
 
-func TestACallerIsHeldToItsRate(t *testing.T) {
+func TestCallerRateIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := limited(t, policy.Limits{PerSecond: 10, Burst: 5})
 		checkoutAPI, gatewayAPI := w.api(w.with(w.ca, template(checkout))), w.api(w.with(w.ca, template(gateway)))
@@ -78,7 +78,7 @@ func TestACallerIsHeldToItsRate(t *testing.T) {
 }
 
 // A new policy neither refills what a caller has used up nor keeps its old limits.
-func TestWhatIsUsedUpOutlivesThePolicy(t *testing.T) {
+func TestUsedRateOutlivesThePolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := limited(t, policy.Limits{PerSecond: 1, Burst: 3})
 		api, setup := w.api(w.with(w.ca, template(checkout))), w.Setup
@@ -129,7 +129,7 @@ func begin(t *testing.T, api tokenbrokerv1.TokenBrokerServiceClient, n int) (don
 	return done
 }
 
-func TestCallsUnderWayAreBounded(t *testing.T) {
+func TestConcurrentCallsAreBounded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		its    policy.Limits
 		change func(*server.Config)
@@ -192,7 +192,7 @@ func halfOpen(t *testing.T, conn *grpc.ClientConn, n int) (end context.CancelFun
 	return cancel
 }
 
-func TestStrangersCannotTakeAllRoom(t *testing.T) {
+func TestUnidentifiedCallsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *server.Config) { c.Limits.Streams = 1000 })
 		known := w.connect(w.anonymous())
@@ -234,7 +234,7 @@ func (c withBearer) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReq
 	return c.TokenBrokerServiceClient.GetToken(metadata.NewOutgoingContext(ctx, bearer(c.token)), req, opts...)
 }
 
-func TestJWTsThatAreNotGoodAreLookedAtForAWhileOnly(t *testing.T) {
+func TestBadJWTsAreVerifiedForALimitedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		conn := w.connect(w.anonymous())
@@ -254,7 +254,7 @@ func TestJWTsThatAreNotGoodAreLookedAtForAWhileOnly(t *testing.T) {
 	})
 }
 
-func TestConnectionsThatSayNothingAreClosed(t *testing.T) {
+func TestSilentConnectionsAreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *server.Config) { c.Limits.HandshakeTimeout = 3 * time.Second })
 		begun := time.Now()
@@ -306,7 +306,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 }
 
 // What is not TLS, and what speaks another version, is counted and told nothing.
-func TestHandshakesThatFailAreCountedByTheirReason(t *testing.T) {
+func TestFailedHandshakesAreCountedByReason(t *testing.T) {
 	w := newWorld(t)
 	dial := func() net.Conn { return must(w.listener.DialContext(t.Context())) }
 	for reason, fail := range map[string]func(conn net.Conn){

@@ -108,7 +108,7 @@ func detail[T any](err error) (found T) {
 	return found
 }
 
-func TestGetTokenAnswersAndThenFromMemory(t *testing.T) {
+func TestGetToken_secondCallIsAHit(t *testing.T) {
 	f := serve(t)
 	for _, origin := range []tokenbrokerv1.TokenOrigin{tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_FETCHED, tokenbrokerv1.TokenOrigin_TOKEN_ORIGIN_MEMORY} {
 		resp, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
@@ -123,7 +123,7 @@ func TestGetTokenAnswersAndThenFromMemory(t *testing.T) {
 	}
 }
 
-func TestVerifyTokenAnswers(t *testing.T) {
+func TestVerifyToken(t *testing.T) {
 	f := serve(t)
 	got, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
 	if err != nil {
@@ -145,7 +145,7 @@ func TestVerifyTokenAnswers(t *testing.T) {
 	}
 }
 
-func TestKeysThatAreNotToBeHadAreNotARejection(t *testing.T) {
+func TestUnavailableKeysAreNoRejection(t *testing.T) {
 	f := serveFixture(t, apitest.NewFor(t, everybody(), func(idp *devidp.Server) { idp.SetDown(true) }))
 	presented := f.idp.Mint(map[string]any{"iss": issuer, "sub": "x", "aud": audience, "exp": time.Now().Add(time.Hour).Unix()})
 	_, err := f.api.VerifyToken(t.Context(), &tokenbrokerv1.VerifyTokenRequest{Token: presented.Reveal()})
@@ -235,7 +235,7 @@ func TestRejectedTokenIsReplaced(t *testing.T) {
 	}
 }
 
-func TestHealthIsToldForEachServiceUntilShutdown(t *testing.T) {
+func TestHealthOfEachServiceUntilShutdown(t *testing.T) {
 	f := serve(t)
 	health := healthpb.NewHealthClient(f.conn)
 	for _, name := range []string{"", "tokenbroker.v1.TokenBrokerService", "tokenbroker.v1.AdminService"} {
@@ -257,7 +257,7 @@ func TestHealthIsToldForEachServiceUntilShutdown(t *testing.T) {
 	}
 }
 
-func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
+func TestShutdown_finishesCallsInProgress(t *testing.T) {
 	f := serve(t)
 	f.idp.SetDelay(300 * time.Millisecond)
 	answered := make(chan error, 1)
@@ -281,7 +281,7 @@ func TestShutdownLetsCallsInProgressEnd(t *testing.T) {
 	}
 }
 
-func TestPanicTellsTheCallerNothing(t *testing.T) {
+func TestPanicShowsTheCallerNothing(t *testing.T) {
 	f := &api{log: &testkit.Log{}}
 	f.open(t, server.Config{Bound: caller.Bound{TCP: "everybody"}, Logger: slog.New(slog.NewTextHandler(f.log, nil))}) // without a broker
 	_, err := f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "orders"})
@@ -293,7 +293,7 @@ func TestPanicTellsTheCallerNothing(t *testing.T) {
 	}
 }
 
-func TestHitsAreNotLoggedAndNothingSecretIs(t *testing.T) {
+func TestLogHasNoHitsAndNoSecrets(t *testing.T) {
 	f := serve(t)
 	var tokens []string
 	get := func(req *tokenbrokerv1.GetTokenRequest) {
@@ -336,7 +336,7 @@ func TestHitsAreNotLoggedAndNothingSecretIs(t *testing.T) {
 	}
 }
 
-func TestFloodOfFailuresIsNotAFloodOfLines(t *testing.T) {
+func TestFailuresAreLoggedInFewLines(t *testing.T) {
 	f := serve(t)
 	for range 500 {
 		_, _ = f.api.GetToken(t.Context(), &tokenbrokerv1.GetTokenRequest{ClientName: "nobody"})
@@ -354,7 +354,7 @@ func TestOversizedMessageIsRefused(t *testing.T) {
 	}
 }
 
-func TestWarmHitOfTheFaceAllocatesLittle(t *testing.T) {
+func TestWarmCallAllocatesLittle(t *testing.T) {
 	handler := server.Handler(apitest.NewFor(t, everybody()).Broker)
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: "orders"}
 	ctx := server.From(context.Background(), everybody().Named("everybody"))

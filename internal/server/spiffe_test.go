@@ -18,7 +18,7 @@ import (
 )
 
 // A federated trust domain could put the DNS name of anybody into its certificates.
-func TestOnlyTheSPIFFEIDCountsOfTrustDomains(t *testing.T) {
+func TestTrustDomainCertificatesCountByID(t *testing.T) {
 	own, partner := must(devca.New("own")), must(devca.New("partner"))
 	agent := must(certstest.New())
 	t.Cleanup(agent.Close)

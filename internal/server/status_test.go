@@ -37,7 +37,7 @@ func TestForeignErrorIsNotShown(t *testing.T) {
 	}
 }
 
-func TestEveryReasonOfARejectionHasAName(t *testing.T) {
+func TestEachRejectionReasonHasAName(t *testing.T) {
 	for r := verify.Malformed; r <= verify.InsufficientScope; r++ {
 		name := strings.ToLower(strings.TrimPrefix(reason(r).String(), "REJECTION_REASON_"))
 		if name != r.String() {

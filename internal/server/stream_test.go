@@ -42,7 +42,7 @@ func (w *world) ended(method string) string {
 	return ""
 }
 
-func TestWatcherThatDisconnectsWhileItsTokenIsSentIsNoFault(t *testing.T) {
+func TestDisconnectedWatchIsNoFailure(t *testing.T) {
 	for name, test := range map[string]struct {
 		leave func(cancel context.CancelFunc, conn *grpc.ClientConn)
 		ttl   time.Duration
@@ -93,7 +93,7 @@ func (rawCodec) Marshal(message any) ([]byte, error) { return message.([]byte), 
 func (rawCodec) Unmarshal(_ []byte, _ any) error     { return nil }
 func (rawCodec) Name() string                        { return "proto" }
 
-func TestStreamWithABadRequestIsNoFault(t *testing.T) {
+func TestBadStreamRequestIsNoFailure(t *testing.T) {
 	for name, request := range map[string][]byte{"none": nil, "malformed": {0x0a, 0xff, 0xff}} {
 		for _, method := range []string{tokenbrokerv1.TokenBrokerService_WatchToken_FullMethodName, healthpb.Health_Watch_FullMethodName} {
 			t.Run(name+method, func(t *testing.T) {

@@ -38,7 +38,7 @@ func next(t *testing.T, stream tokenStream) *tokenbrokerv1.GetTokenResponse {
 	return got.GetToken()
 }
 
-func TestWatchStreamsTheTokenAndItsSuccessor(t *testing.T) {
+func TestWatch_sendsEachToken(t *testing.T) {
 	f := serve(t)
 	stream, first := f.watch(t.Context(), t)
 	if first.GetAccessToken() == "" || first.GetTokenType() != "Bearer" || first.GetExpiresAt() == nil || first.GetRefreshAt() == nil {
@@ -53,7 +53,7 @@ func TestWatchStreamsTheTokenAndItsSuccessor(t *testing.T) {
 	}
 }
 
-func TestWatchIsCheckedLikeEveryQuestion(t *testing.T) {
+func TestWatch_isAuthorized(t *testing.T) {
 	f := serve(t)
 	for name, test := range map[string]struct {
 		req  *tokenbrokerv1.WatchTokenRequest
@@ -109,7 +109,7 @@ func TestWatchesLeaveRoomForOtherCalls(t *testing.T) {
 	t.Error("the place of a watch that ended is not free again")
 }
 
-func TestDrainingEndsWatchesSoThatTheirCallersGoElsewhere(t *testing.T) {
+func TestDrain_endsWatches(t *testing.T) {
 	f := serve(t)
 	stream, _ := f.watch(t.Context(), t)
 	ended := make(chan struct{})
@@ -125,7 +125,7 @@ func TestDrainingEndsWatchesSoThatTheirCallersGoElsewhere(t *testing.T) {
 	}
 }
 
-func TestPurgeSaysWhatIsWrongWithIt(t *testing.T) {
+func TestPurge_invalidRequests(t *testing.T) {
 	f := serve(t)
 	admin := tokenbrokerv1.NewAdminServiceClient(f.conn)
 	for name, test := range map[string]struct {

@@ -14,7 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-func TestGRPCurlFindsAndCallsTheServiceByReflection(t *testing.T) {
+func TestGRPCurlUsesReflection(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "grpcurl")
 	idp := harness.StartOIDCProvider(t)
@@ -116,7 +116,7 @@ func startDev(t *testing.T) *devBroker {
 	return d
 }
 
-func TestDevLeavesACredentialThatTheCommandsFind(t *testing.T) {
+func TestDevCredentialIsUsedByCommands(t *testing.T) {
 	t.Parallel()
 	d := startDev(t)
 	same, address := d.same, d.address
@@ -174,7 +174,7 @@ func TestDevPrintsCommandsThatWork(t *testing.T) {
 	}
 }
 
-func TestDevMakesCertificatesToTryTLSWith(t *testing.T) {
+func TestDevCreatesCertificates(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "tls")
 	if res := harness.Run(t, "dev", "--certificates", dir, "--host", "broker.internal"); res.Code != 0 {
@@ -246,7 +246,7 @@ func TestCheckConfig(t *testing.T) {
 }
 
 // Scripts take exit code 1 for a rejection, so nothing else may exit with it.
-func TestAVerifyThatIsCalledWronglyIsNotARejection(t *testing.T) {
+func TestVerifyUsageErrorIsNoRejection(t *testing.T) {
 	t.Parallel()
 	for name, args := range map[string][]string{
 		"no token":         {"verify"},

@@ -15,7 +15,7 @@ import (
 // What docker-compose.yaml describes, as plain processes: the same commands, the
 // same configuration, the secrets that its init makes; only where things are is
 // another place.
-func TestTheCompositionWorks(t *testing.T) {
+func TestComposeWorks(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "redis-server")
 	c := readComposition(t)

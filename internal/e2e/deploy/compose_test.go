@@ -103,7 +103,7 @@ func (s service) option(flag string) string {
 }
 
 // The version in the binary tells the truth only if git sees what is there.
-func TestTheBuildSeesAllThatGitTracks(t *testing.T) {
+func TestDockerBuildSeesTrackedFiles(t *testing.T) {
 	t.Parallel()
 	ignored := strings.Fields(readText(t, "../../../.gitignore"))
 	for line := range strings.Lines(readText(t, "../../../.dockerignore")) {
@@ -130,7 +130,7 @@ func makeSecrets(t *testing.T, folder string) {
 	}
 }
 
-func TestInitMakesEachSecretOnceAndForItsOwnerOnly(t *testing.T) {
+func TestInitCreatesPrivateSecretsOnce(t *testing.T) {
 	t.Parallel()
 	folder, other := t.TempDir(), t.TempDir()
 	makeSecrets(t, folder)
@@ -192,7 +192,7 @@ func (c composition) configuration(t *testing.T, name string) string {
 	return ""
 }
 
-func TestTheConfigurationOfComposeIsGoodAndNamesWhatInitMakes(t *testing.T) {
+func TestComposeConfigurationIsValid(t *testing.T) {
 	t.Parallel()
 	secrets := t.TempDir()
 	makeSecrets(t, secrets)

@@ -159,7 +159,7 @@ func (c *cluster) serve(t *testing.T, ca *devca.Authority, token string) (url st
 // What deploy/kubernetes describes, as plain processes: the broker's configuration
 // as it stands there, but for where things are, and a caller with the token and the
 // environment that its pod would have.
-func TestTheKubernetesExampleWorks(t *testing.T) {
+func TestKubernetesExampleWorks(t *testing.T) {
 	t.Parallel()
 	caller := manifests(t, kubernetesCaller)
 	pod := caller["Deployment"].Spec.Template.Spec

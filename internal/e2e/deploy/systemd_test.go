@@ -34,7 +34,7 @@ func unit(t *testing.T) map[string][]string {
 	return settings
 }
 
-func TestUnitKeepsWhatTheDocumentationSays(t *testing.T) {
+func TestSystemdUnitMatchesTheDocumentation(t *testing.T) {
 	t.Parallel()
 	settings := unit(t)
 	page, err := os.ReadFile("../../../docs/security.md")
@@ -68,7 +68,7 @@ func TestUnitKeepsWhatTheDocumentationSays(t *testing.T) {
 
 // What systemd itself says of the unit: that it is right, and how much it leaves
 // open, from 0 to 10.
-func TestSystemdFindsTheUnitSafe(t *testing.T) {
+func TestSystemdRatesTheUnitSafe(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("systemd-analyze is not installed: apt-get install systemd")

@@ -130,7 +130,7 @@ func findNothing(t *testing.T, p *harness.OIDCProvider, printed string) {
 	}
 }
 
-func TestIntrospectionByAnAssertion(t *testing.T) {
+func TestIntrospectionWithAnAssertion(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	ways := waysOf(t, idp)
@@ -177,9 +177,9 @@ func TestWrongKeysAreRefusedAndExplained(t *testing.T) {
 	}
 }
 
-// TestAssertionThatSomebodyElseKeepsFresh: a file that is rewritten is sent as it
+// TestAssertionFileIsReadAgain: a file that is rewritten is sent as it
 // is now, and what cannot be sent is told.
-func TestAssertionThatSomebodyElseKeepsFresh(t *testing.T) {
+func TestAssertionFileIsReadAgain(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	file := filepath.Join(t.TempDir(), "token")

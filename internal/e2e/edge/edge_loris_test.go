@@ -79,7 +79,7 @@ func (e *edge) halfOpen(ctx context.Context, way int) (conn net.Conn, err error)
 // A thousand connections are opened half and held, calls are begun whose questions
 // never come, and messages and headers come that are too large: a caller is served
 // throughout, memory is bounded, and whoever does not go on is cut off.
-func TestHalfOpenConnectionsAndOversizedCallsHurtNobody(t *testing.T) {
+func TestHalfOpenConnectionsFailNoCall(t *testing.T) {
 	t.Parallel()
 	const connections, timeout, mostMiB = 1000, 5 * time.Second, 200
 	e := startEdge(t, fmt.Sprintf("limits: {handshake_timeout: %v}\n", timeout), "checkout")

@@ -216,7 +216,7 @@ func (e *edge) breakCertificates(t *testing.T, way int, name string) {
 }
 
 // Without being told, the broker sees another certificate within some seconds.
-func TestReplacedCertificatesAreFound(t *testing.T) {
+func TestReplacedRedisCertificates(t *testing.T) {
 	t.Parallel()
 	e := startEdge(t, "", "checkout")
 	begun := time.Now()
@@ -254,7 +254,7 @@ func steady(ctx context.Context, api tokenbrokerv1.TokenBrokerServiceClient, per
 
 // A caller that floods at ten times its limit is refused what is beyond it, and the
 // others are served as before.
-func TestAFloodIsRefusedAndOthersAreServed(t *testing.T) {
+func TestFloodFailsNoOtherCaller(t *testing.T) {
 	t.Parallel()
 	const limit, length = 50, 4 * time.Second
 	e := startEdge(t, fmt.Sprintf("limits: {per_second: %d}\n", limit), "flooder", "other")

@@ -115,7 +115,7 @@ func (a *envoyAsks) ask(t *testing.T, by string, headers map[string]string, path
 }
 
 // No Envoy is at hand: its service is asked by clients that Envoy's descriptors make.
-func TestExtAuthzDecidesForClientsOfEnvoysDescriptors(t *testing.T) {
+func TestExtAuthzServesEnvoyDescriptors(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "grpcurl")
 	e := startDelegation(t)

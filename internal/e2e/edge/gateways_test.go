@@ -193,7 +193,7 @@ func (e *delegation) stopped() bool {
 	return err == nil && len(threads) > 0
 }
 
-func TestRealGatewaysDelegate(t *testing.T) {
+func TestGatewaysDelegate(t *testing.T) {
 	t.Parallel()
 	gateways := realGateways()
 	rows := make([]strings.Builder, len(gateways))
@@ -218,7 +218,7 @@ func TestRealGatewaysDelegate(t *testing.T) {
 // A service behind CGI, WSGI, PHP or Rack gets headers as variables, in whose names all
 // that is neither a letter nor a digit is an underscore. No spelling of an identity
 // header reaches the variable.
-func TestRealGatewaysKeepOtherSpellingsFromTheService(t *testing.T) {
+func TestGatewaysStripOtherSpellings(t *testing.T) {
 	t.Parallel()
 	e := startDelegation(t)
 	authorization := "Authorization: Bearer " + e.token(nil) + "\r\n"
@@ -315,7 +315,7 @@ func asVariable(c rune) rune {
 
 // Where nginx and the broker are on one host, the mode of a socket says who may be the
 // gateway; here anybody may, because nginx's workers are another user.
-func TestGatewayAsksOverAUnixSocket(t *testing.T) {
+func TestGatewayOverAUnixSocket(t *testing.T) {
 	t.Parallel()
 	e := startDelegation(t)
 	g := realGateways()[0]

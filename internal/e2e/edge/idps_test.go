@@ -64,7 +64,7 @@ func (p *foreignIdP) config(t *testing.T, wrong string) string {
 	return text + fmt.Sprintf("issuers:\n  - {issuer: %q, audiences: [%q]%s}\n", p.issuer, p.audience, p.keys)
 }
 
-func TestIdPsOfOthers(t *testing.T) {
+func TestOtherIdPs(t *testing.T) {
 	t.Parallel()
 	for name, launch := range foreignIdPs() {
 		t.Run(name, func(t *testing.T) {

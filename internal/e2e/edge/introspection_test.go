@@ -35,7 +35,7 @@ func revokeAt(t *testing.T, p *harness.OIDCProvider, token string) {
 	}
 }
 
-func TestTokensOfEveryKindAreVerifiedBesideEachOther(t *testing.T) {
+func TestTokenKindsAreVerifiedTogether(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, introspecting(t, idp, "1m"))
@@ -70,7 +70,7 @@ func TestTokensOfEveryKindAreVerifiedBesideEachOther(t *testing.T) {
 }
 
 // What operators revoke is refused whatever the IdP still says of it.
-func TestTokensOfEveryKindCanBeRevoked(t *testing.T) {
+func TestTokenKindsCanBeRevoked(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, introspecting(t, idp, "1m"))
@@ -91,7 +91,7 @@ func TestTokensOfEveryKindCanBeRevoked(t *testing.T) {
 	}
 }
 
-func TestRevocationAtTheIdPIsSeenInTime(t *testing.T) {
+func TestRevocationAtTheIdPIsNoticed(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	const cache = 3 * time.Second
@@ -113,7 +113,7 @@ func TestRevocationAtTheIdPIsSeenInTime(t *testing.T) {
 	b.MustVerify(t, "another token", idp.Mint(t, harness.Opaque), harness.Active, "--audience", harness.Opaque)
 }
 
-func TestOpaqueTokensAreUndecidedWhileTheIdPIsDown(t *testing.T) {
+func TestOpaqueTokenWhileTheIdPIsDown(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, introspecting(t, idp, "1m"))
@@ -133,7 +133,7 @@ func TestOpaqueTokensAreUndecidedWhileTheIdPIsDown(t *testing.T) {
 	})
 }
 
-func TestKeysOfEveryAlgorithmRotateWithAndWithoutOverlap(t *testing.T) {
+func TestKeysOfEachAlgorithmRotate(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -165,7 +165,7 @@ func TestKeysOfEveryAlgorithmRotateWithAndWithoutOverlap(t *testing.T) {
 	verify("a token of a withdrawn key", second, harness.Rejected)
 }
 
-func TestNothingOfAnOpaqueTokenIsPrinted(t *testing.T) {
+func TestOpaqueTokenIsNotPrinted(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, "log: {level: debug}\n"+introspecting(t, idp, "0s"))
@@ -192,7 +192,7 @@ func TestNothingOfAnOpaqueTokenIsPrinted(t *testing.T) {
 	}
 }
 
-func TestCheckConfigTriesIntrospection(t *testing.T) {
+func TestCheckConfig_introspection(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	file := filepath.Join(t.TempDir(), "broker.yaml")

@@ -32,7 +32,7 @@ func TestKeyRotationAtTheIdP(t *testing.T) {
 	}
 }
 
-func TestAHeldTokenOutlivesTheIdP(t *testing.T) {
+func TestHeldTokenOutlivesTheIdP(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -54,7 +54,7 @@ func TestAHeldTokenOutlivesTheIdP(t *testing.T) {
 	testkit.Eventually(t, "a token of the IdP that is back", func() bool { _, res := b.TryGet(t, "post"); return res.Code == 0 })
 }
 
-func TestABrokerThatStartsBeforeTheIdPRecovers(t *testing.T) {
+func TestBrokerMayStartBeforeTheIdP(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	token := idp.Mint(t, harness.RS256)
@@ -73,7 +73,7 @@ func TestABrokerThatStartsBeforeTheIdPRecovers(t *testing.T) {
 
 // With the IdP down a token is handed out as long as it is usable, as degraded
 // once its refresh failed, and never longer.
-func TestATokenIsServedToItsEndAndNoLonger(t *testing.T) {
+func TestTokenIsServedUntilItExpires(t *testing.T) {
 	t.Parallel()
 	const life, margin, slack = 10 * time.Second, time.Second, 500 * time.Millisecond
 	idp := harness.StartOIDCProvider(t)

@@ -30,7 +30,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/e2e/harness"
 )
 
-func TestIdPAuthenticatesClientsInEveryWay(t *testing.T) {
+func TestIdP_clientAuthentication(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	token := func(basic *url.Userinfo, more url.Values) harness.IdPAnswer {
@@ -119,7 +119,7 @@ func privateKey(t *testing.T, jwk map[string]string) crypto.PrivateKey {
 	}
 }
 
-func TestIdPIssuesTokensByResource(t *testing.T) {
+func TestIdP_tokensByResource(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	for resource, want := range map[string]struct {
@@ -156,7 +156,7 @@ func TestIdPIssuesTokensByResource(t *testing.T) {
 	}
 }
 
-func TestIdPIntrospectsAndRevokesOpaqueTokens(t *testing.T) {
+func TestIdP_opaqueTokens(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	token := url.Values{"token": {idp.Mint(t, harness.Opaque)}}
@@ -194,7 +194,7 @@ func keyID(t *testing.T, token string) any {
 	return parsed.Header["kid"]
 }
 
-func TestIdPKeysRotateAndOutliveARestart(t *testing.T) {
+func TestIdP_keysRotate(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	first := keyID(t, idp.Mint(t, harness.ES256))
@@ -219,7 +219,7 @@ func TestIdPKeysRotateAndOutliveARestart(t *testing.T) {
 	}
 }
 
-func TestIdPMisbehavesOnDemand(t *testing.T) {
+func TestIdP_faults(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	ask := func() harness.IdPAnswer {
@@ -256,7 +256,7 @@ func TestIdPMisbehavesOnDemand(t *testing.T) {
 	}
 }
 
-func TestIdPServesTLS(t *testing.T) {
+func TestIdP_tls(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "node")
 	harness.Need(t, "oidc-provider")

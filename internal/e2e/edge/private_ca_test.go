@@ -51,9 +51,9 @@ func (p *privateIdP) present(by *devca.Authority) {
 	p.certificate.Store(&pair)
 }
 
-// TestPrivateAuthorityIsReplacedWhileTheBrokerRuns: discovery, the token endpoint and
+// TestPrivateAuthorityIsReloaded: discovery, the token endpoint and
 // the keys are behind a private authority, which gives way to another one.
-func TestPrivateAuthorityIsReplacedWhileTheBrokerRuns(t *testing.T) {
+func TestPrivateAuthorityIsReloaded(t *testing.T) {
 	t.Parallel()
 	first, second := harness.Must(devca.New("first")), harness.Must(devca.New("second"))
 	idp := startPrivateIdP(t, first)

@@ -139,7 +139,7 @@ func besideResets(t *testing.T, what, address string, lasts time.Duration, heade
 
 // Clients that were not identified open and reset calls as fast as they can. Good calls
 // do no worse than with a bare gRPC server.
-func TestGoodCallsAreServedBesideAFloodOfResets(t *testing.T) {
+func TestResetFloodFailsNoGoodCall(t *testing.T) {
 	lasts := 2 * time.Second
 	if harness.IsLong() {
 		lasts = 6 * time.Second

@@ -36,7 +36,7 @@ func verdictOf(t *testing.T, res harness.Result) verdict {
 	return v
 }
 
-func TestTokensOfEveryClientAndResourceAreHandedOutAndVerified(t *testing.T) {
+func TestTokensOfEachClientAndResource(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -67,7 +67,7 @@ func TestTokensOfEveryClientAndResourceAreHandedOutAndVerified(t *testing.T) {
 	}
 }
 
-func TestASecondGetIsServedFromMemory(t *testing.T) {
+func TestSecondGetComesFromMemory(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -106,7 +106,7 @@ func cutSignature(token string) (signed, signature string) {
 	return token[:dot], token[dot+1:]
 }
 
-func TestVerifySaysWhyATokenIsRejected(t *testing.T) {
+func TestVerifyShowsTheRejectionReason(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -140,7 +140,7 @@ func TestVerifySaysWhyATokenIsRejected(t *testing.T) {
 	}
 }
 
-func TestARefusedClientIsNotTriedAgainAndAgain(t *testing.T) {
+func TestRefusedClientIsTriedSeldom(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	secret := idp.Clients["basic"]
@@ -158,7 +158,7 @@ func TestARefusedClientIsNotTriedAgainAndAgain(t *testing.T) {
 	b.Get(t, "post") // others are not affected
 }
 
-func TestAThrottledCallerIsToldWhenToComeAgain(t *testing.T) {
+func TestThrottledCallerGetsRetryAfter(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, idp.Config(t))
@@ -173,7 +173,7 @@ func TestAThrottledCallerIsToldWhenToComeAgain(t *testing.T) {
 	testkit.Eventually(t, "the IdP is asked again", func() bool { _, res := b.TryGet(t, "basic"); return res.Code == 0 })
 }
 
-func TestNothingSecretIsPrinted(t *testing.T) {
+func TestNoSecretIsPrinted(t *testing.T) {
 	t.Parallel()
 	idp := harness.StartOIDCProvider(t)
 	b := harness.StartBroker(t, "log: {level: debug}\n"+idp.Config(t))

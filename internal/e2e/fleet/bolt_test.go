@@ -28,7 +28,7 @@ type acknowledged struct {
 
 // A broker of one node is killed again and again under load. After each start
 // everything that it acknowledged is there.
-func TestABrokerOnBoltLosesNothingWhenKilled(t *testing.T) {
+func TestKilledBrokerOnBoltLosesNothing(t *testing.T) {
 	t.Parallel()
 	const perRound = 8 // audiences that are new
 	rounds := 5

@@ -105,7 +105,7 @@ func newClient(t *testing.T, target string, opts ...client.Option) *client.Clien
 // Replicas are killed, rolled one after the other, and all gone for a while: a
 // service that holds a token does not notice. Its tokens live so short that they
 // are replaced in the middle of it, by whoever is left.
-func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
+func TestBrokerFailuresFailNoService(t *testing.T) {
 	t.Parallel()
 	const life = 20 * time.Second
 	idp := harness.SimpleIdP(t, life)
@@ -164,7 +164,7 @@ func TestAServiceDoesNotNoticeWhatItsBrokersGoThrough(t *testing.T) {
 
 // What happened to the replicas does not keep a source from being told of a
 // rotation or a purge, within a second, by another.
-func TestRotationsAndPurgesReachServicesThroughWhateverReplicaIsLeft(t *testing.T) {
+func TestRotationsAndPurgesReachServices(t *testing.T) {
 	t.Parallel()
 	bound := 10 * time.Second // without watches it would be a minute
 	if harness.IsLong() {     // on a machine that has nothing else to do
@@ -210,7 +210,7 @@ func TestRotationsAndPurgesReachServicesThroughWhateverReplicaIsLeft(t *testing.
 }
 
 // A hundred services hold one token, and the API that they call refuses it.
-func TestAHundredServicesReportOneToken(t *testing.T) {
+func TestRejectionsOfManyServicesAreOne(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())

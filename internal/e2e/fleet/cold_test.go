@@ -19,7 +19,7 @@ import (
 
 // Twenty replicas are what the machine bears, so what needs as many shares them,
 // and nothing runs beside it.
-func TestTwentyReplicasAskTheIdPAsOne(t *testing.T) {
+func TestTwentyReplicasFetchOnce(t *testing.T) {
 	fast, slow, down, throttling := harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour)
 	config := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"fast": fast, "slow": slow, "down": down, "throttling": throttling})
 	server := redistest.Start(t, harness.RedisOptions())
@@ -97,7 +97,7 @@ func failedOnly(t *testing.T, l *harness.Load, code codes.Code) {
 	}
 }
 
-func TestAFleetTriesADeadSecretOnce(t *testing.T) {
+func TestFleetTriesADeadSecretOnce(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())
@@ -120,7 +120,7 @@ func TestAFleetTriesADeadSecretOnce(t *testing.T) {
 	}
 }
 
-func TestTheLeaseOfAKilledReplicaPassesOn(t *testing.T) {
+func TestLeaseOfAKilledReplicaExpires(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())

@@ -153,7 +153,7 @@ func (l *callLoad) end(t *testing.T) {
 }
 
 // Each replica of three is restarted, one after the other.
-func TestRollingRestartBehindALoadBalancerFailsNoCall(t *testing.T) {
+func TestRollingRestartFailsNoCall(t *testing.T) {
 	for _, delay := range []time.Duration{0, 2 * time.Second, 5 * time.Second} {
 		t.Run(delay.String(), func(t *testing.T) {
 			if delay > 2*time.Second {

@@ -47,7 +47,7 @@ var faults = []fault{
 
 // Whatever befalls Redis, no caller fails, nothing costs more than one call of
 // each replica, hits do not notice, and nobody has to do anything afterwards.
-func TestNoCallerNoticesWhatBefallsRedis(t *testing.T) {
+func TestRedisFailureFailsNoCall(t *testing.T) {
 	t.Parallel()
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
@@ -153,7 +153,7 @@ func hitsOf(t *testing.T, f *harness.Fleet, name string) harness.Latencies {
 }
 
 // A master is killed under demand for tokens that are about to be due.
-func TestNoCallerNoticesAFailover(t *testing.T) {
+func TestRedisFailoverFailsNoCall(t *testing.T) {
 	t.Parallel()
 	t.Run("of sentinels", func(t *testing.T) {
 		t.Parallel()

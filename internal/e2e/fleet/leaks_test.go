@@ -64,7 +64,7 @@ func everythingOf(t *testing.T, replicas []*harness.Replica) redacttest.Places {
 	return found
 }
 
-func TestNothingOfClientsAndTokensIsInRedisOrTold(t *testing.T) {
+func TestRedisAndMetricsShowNoClient(t *testing.T) {
 	t.Parallel()
 	secret, name := redacttest.Canary("secret"), redacttest.Canary("client")
 	registered := devidp.Client{

@@ -19,7 +19,7 @@ type phase struct{ life, lasts time.Duration }
 
 var phases = []phase{{20 * time.Second, 100 * time.Second}, {6 * time.Second, 30 * time.Second}}
 
-func TestTheFleetFetchesOnceInALifetime(t *testing.T) {
+func TestReplicasFetchOncePerLifetime(t *testing.T) {
 	harness.Long(t)
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())
@@ -61,7 +61,7 @@ func livesThrough(t *testing.T, f *harness.Fleet, idp *harness.CountingIdP) {
 
 // Replicas whose clocks differ by 90 s share purges, and tokens that live longer than
 // that. Of shorter tokens those whose clock is ahead fetch their own: no call fails.
-func TestReplicasWhoseClocksDifferShareTokens(t *testing.T) {
+func TestClocksThatDifferShareTokens(t *testing.T) {
 	harness.Long(t)
 	const apart = 90 * time.Second
 	binary := clockBroker(t)

@@ -58,7 +58,7 @@ func coresIn(t *testing.T, dir string) []string {
 
 // A broker that is made to abort leaves nothing of its memory behind, and shows
 // nothing of it while it runs.
-func TestMemoryOfABrokerStaysItsOwn(t *testing.T) {
+func TestBrokerMemoryIsNotDumped(t *testing.T) {
 	allowCores(t)
 	secret := redacttest.Canary("secret")
 	idp := harness.StartIdP(t, time.Hour, devidp.Client{ID: "orders", Secrets: []redact.String{redact.New(secret)}, Scopes: []string{"read"}, Audiences: []string{"https://orders.example.com"}})
@@ -106,7 +106,7 @@ func TestMemoryOfABrokerStaysItsOwn(t *testing.T) {
 }
 
 // The test above can fail: a process that does nothing about it is dumped here.
-func TestProcessesAreDumpedHere(t *testing.T) {
+func TestOtherProcessesCanBeDumped(t *testing.T) {
 	allowCores(t)
 	cmd := exec.Command("sleep", "60")
 	cmd.Dir = t.TempDir()

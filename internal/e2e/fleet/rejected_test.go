@@ -13,7 +13,7 @@ import (
 // Callers report a token that their API refuses. That costs one replacement,
 // however many report it, and one who reports whatever it gets does not cost the
 // IdP more than a call in 30 s, nor the others anything.
-func TestRejectedTokensAreReplacedOnceAndSeldom(t *testing.T) {
+func TestRejectedTokenIsReplacedOnce(t *testing.T) {
 	t.Parallel()
 	const interval = 30 * time.Second
 	lasts := 10 * time.Second

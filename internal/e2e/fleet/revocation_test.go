@@ -15,7 +15,7 @@ import (
 
 // An operator revokes at one replica; every replica refuses, also one that
 // starts later, and after all of them were killed.
-func TestARevocationHoldsInTheFleetAndOutlivesIt(t *testing.T) {
+func TestRevocationOutlivesTheFleet(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
@@ -48,7 +48,7 @@ func TestARevocationHoldsInTheFleetAndOutlivesIt(t *testing.T) {
 }
 
 // A broker that cannot know what is revoked does not say that a token is good.
-func TestABrokerThatNeverSawTheRevocationsDoesNotDecide(t *testing.T) {
+func TestBrokerWithoutRevocationsDoesNotDecide(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
@@ -66,7 +66,7 @@ func TestABrokerThatNeverSawTheRevocationsDoesNotDecide(t *testing.T) {
 
 // Redis without persistence and one replica restart together: the replica never says that
 // a revoked token is good.
-func TestARevocationHoldsWhileRedisAndAReplicaRestart(t *testing.T) {
+func TestRevocationSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
@@ -97,7 +97,7 @@ func TestARevocationHoldsWhileRedisAndAReplicaRestart(t *testing.T) {
 
 // A replica with another ring would never learn of what the others revoke: it does not
 // start. One whose ring has other sealing keys, but the same names key, does.
-func TestAReplicaWithAnotherRingDoesNotStart(t *testing.T) {
+func TestReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 	t.Parallel()
 	clients := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
 	redis := redistest.Start(t, harness.RedisOptions())
@@ -123,7 +123,7 @@ func TestAReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 }
 
 // One node that is killed right after it said that a token is revoked.
-func TestARevocationOnBoltSurvivesAKill(t *testing.T) {
+func TestRevocationOnBoltSurvivesAKill(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", t.TempDir()+"/broker.db", "file:"+harness.MakeRing(t)) +

@@ -13,7 +13,7 @@ import (
 
 // Redis has nothing of the history of a secret from the environment until a replica is restarted
 // with another value. Then the fleet puts that in force, as one from any other source.
-func TestEnvSecretHasNoHistoryInRedisUntilItChanges(t *testing.T) {
+func TestEnvSecretHasNoHistoryInRedis(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
 	redis := redistest.Start(t, harness.RedisOptions())

@@ -250,7 +250,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 // before Redis hears it and after, and at the IdP. After its restart the state is one
 // of the legal ones, the same on all replicas, the call goes on where it was, and the
 // callers of the other replicas have not noticed.
-func TestReplicaKilledAtEveryStepOfARotation(t *testing.T) {
+func TestRotation_replicaIsKilled(t *testing.T) {
 	t.Parallel()
 	v := startVictim(t)
 

@@ -21,7 +21,7 @@ import (
 
 // No secret is in any answer, log, metric, command line or backup, nor in what Redis
 // shows and has on disk, whatever is done with secrets.
-func TestNoSecretIsSeenWhateverIsDoneWithIt(t *testing.T) {
+func TestSealedFleetLeaksNoSecret(t *testing.T) {
 	t.Parallel()
 	names := []string{"first", "second", "third", "staged", "wrong", "compromised"}
 	secrets := map[string]string{}

@@ -15,7 +15,7 @@ import (
 // 200 callers on 3 replicas, tokens of 5 s, an IdP that takes the old and the new
 // secret while it is rotated and the new one alone right after: no call fails, and
 // the IdP hardly sees a dead secret.
-func TestRotationUnderLoadWithOverlap(t *testing.T) {
+func TestRotationUnderLoad_overlap(t *testing.T) {
 	t.Parallel()
 	rotations, lasts := 5, 15*time.Second
 	if harness.IsLong() {
@@ -59,7 +59,7 @@ func TestRotationUnderLoadWithOverlap(t *testing.T) {
 // the IdP takes neither. Tokens live 60 s; those of 20 audiences become due one after
 // the other, so that some always hit the gap. Every second rotation is left to the
 // brokers, which find the change by themselves.
-func TestRotationUnderLoadOfASingleSecret(t *testing.T) {
+func TestRotationUnderLoad_singleSecret(t *testing.T) {
 	t.Parallel()
 	rotations, audiences := 2, 6
 	if harness.IsLong() {

@@ -15,7 +15,7 @@ import (
 
 // Redis comes back empty right after a rotation. The replicas put back what they
 // know, and those that start afterwards have the new secret.
-func TestARotationOutlivesTheLossOfRedis(t *testing.T) {
+func TestRotationOutlivesTheLossOfRedis(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
 	redis := redistest.Start(t, harness.RedisOptions())
@@ -55,7 +55,7 @@ func TestARotationOutlivesTheLossOfRedis(t *testing.T) {
 	after.Get(t, "orders")
 }
 
-func TestARotationOutlivesABrokerOnBolt(t *testing.T) {
+func TestRotationSurvivesOnBolt(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
@@ -80,7 +80,7 @@ func TestARotationOutlivesABrokerOnBolt(t *testing.T) {
 }
 
 // A Redis that may evict secrets is refused, one that may lose them is told of.
-func TestVolatileRedisIsRefusedOrToldOf(t *testing.T) {
+func TestVolatileRedisIsReported(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	options := harness.RedisOptions()
@@ -110,7 +110,7 @@ func TestVolatileRedisIsRefusedOrToldOf(t *testing.T) {
 
 // Replicas with a file of their own each, as with Kubernetes Secrets: links are
 // swapped one after the other, under load.
-func TestFilesAreSwappedUnderLoad(t *testing.T) {
+func TestSecretFilesChangeUnderLoad(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
 	redis := redistest.Start(t, harness.RedisOptions())

@@ -40,7 +40,7 @@ func states(c *tokenbrokerv1.Client) string {
 
 // A wrong secret is refused at its proof and nobody notices; a rollback takes effect
 // on all replicas within 5 s; a purge drops all tokens within 5 s.
-func TestWrongSecretRollbackAndPurgeInAFleet(t *testing.T) {
+func TestFleetRollbackAndPurge(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	redis := redistest.Start(t, harness.RedisOptions())
@@ -136,7 +136,7 @@ func TestActivateWaitsForTheIdP(t *testing.T) {
 	}
 }
 
-func TestCompromisedSecretIsGoneEverywhere(t *testing.T) {
+func TestCompromisedSecretIsWiped(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	redis := redistest.Start(t, harness.RedisOptions())
@@ -202,7 +202,7 @@ func TestClientsAreShown(t *testing.T) {
 }
 
 // What is exported can be read by a broker with the same ring, and by nobody else.
-func TestSecretsAreBackedUpAndBroughtBack(t *testing.T) {
+func TestSecretBackupAndRestore(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	ring := harness.MakeRing(t)
@@ -243,7 +243,7 @@ func TestSecretsAreBackedUpAndBroughtBack(t *testing.T) {
 
 // Where a terminal is attached a person is asked before something is lost; --yes goes
 // without, and so do scripts.
-func TestAPersonIsAskedBeforeASecretIsWiped(t *testing.T) {
+func TestWipeNeedsConfirmation(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "script")
 	idp := harness.SimpleIdP(t, time.Hour)

@@ -17,7 +17,7 @@ import (
 // The commands in docs/rotation.md, in their order, with the answers that are given
 // there. Versions, durations and the like differ from run to run, and stand for
 // themselves.
-func TestTheRunbookIsAsWritten(t *testing.T) {
+func TestRunbookWorks(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	dir := t.TempDir()

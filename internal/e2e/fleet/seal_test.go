@@ -15,7 +15,7 @@ import (
 
 // Who can write to Redis can take tokens away, but cannot pass one off as
 // another.
-func TestAValueMovedInRedisIsRefused(t *testing.T) {
+func TestValueMovedInRedisIsRefused(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())
@@ -97,7 +97,7 @@ var ringKeyID = regexp.MustCompile(`[Kk]ey ([0-9a-f]{8})`)
 
 // The ring of sealing keys changes as "broker ring" tells the operator, while
 // callers ask all the time.
-func TestTheSealingRingIsRotatedUnderLoad(t *testing.T) {
+func TestSealingRingRotatesUnderLoad(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	server := redistest.Start(t, harness.RedisOptions())

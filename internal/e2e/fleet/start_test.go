@@ -39,7 +39,7 @@ func startRefused(t *testing.T, what, config string, words ...string) {
 }
 
 // What a person must mend stops the start, with a sentence that says what to do.
-func TestAStoreThatCannotWorkStopsTheStart(t *testing.T) {
+func TestStart_invalidStore(t *testing.T) {
 	t.Parallel()
 	clients := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
 	plain := redistest.Start(t, harness.RedisOptions())
@@ -85,7 +85,7 @@ func TestAStoreThatCannotWorkStopsTheStart(t *testing.T) {
 	startRefused(t, "a server taken for a sentinel", harness.RedisConfig(t, "sentinel_master: main,", open.Addr())+clients, "not a sentinel", "sentinel_master")
 }
 
-func TestARingOfKeysThatCannotSealStopsTheStart(t *testing.T) {
+func TestStart_invalidRing(t *testing.T) {
 	t.Parallel()
 	clients := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
 	dir := t.TempDir()
@@ -115,8 +115,8 @@ func TestARingOfKeysThatCannotSealStopsTheStart(t *testing.T) {
 }
 
 // Redis that is merely away stops nobody: the fault "refused" of
-// TestNoCallerNoticesWhatBefallsRedis goes on from here.
-func TestABrokerStartsWithoutRedisAndSaysSo(t *testing.T) {
+// TestRedisFailureFailsNoCall goes on from here.
+func TestStart_withoutRedis(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t, harness.RedisOptions())
 	config := harness.RedisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})

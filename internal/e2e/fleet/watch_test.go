@@ -81,7 +81,7 @@ func at(t *testing.T, watchers []*watcher, n int, what string) string {
 	return watchers[0].tokens()[n]
 }
 
-func TestWatchersOfAllReplicasSeeTheSameTokens(t *testing.T) {
+func TestWatchesOfAllReplicasAgree(t *testing.T) {
 	t.Parallel()
 	const life = 12 * time.Second // refreshed after 8.4 to 9.6 s
 	idp := harness.SimpleIdP(t, time.Hour)

@@ -20,7 +20,7 @@ import (
 // While Redis reads but does not write, no call for a token fails, each replica
 // fetches once for itself, the metric and the log say so and stay, and a purge is
 // refused with the cause.
-func TestNoCallerNoticesARedisThatDoesNotWrite(t *testing.T) {
+func TestReadOnlyRedisFailsNoCall(t *testing.T) {
 	t.Parallel()
 	set := func(args ...string) func(*redistest.Server) {
 		return func(s *redistest.Server) { s.CLI(args...) }
@@ -91,7 +91,7 @@ func purgeFails(t *testing.T, r *harness.Replica, name, cause string) {
 }
 
 // One dead shard of a Cluster concerns the clients alone whose keys are there.
-func TestNoCallerNoticesADeadShard(t *testing.T) {
+func TestDeadShardFailsNoCall(t *testing.T) {
 	t.Parallel()
 	const replicas, clients = 3, 12
 	cluster := redistest.StartMasters(t, harness.RedisOptions())
