@@ -24,8 +24,6 @@ func TestMain(m *testing.M) {
 }
 
 // brokerBinary builds the broker once for all tests.
-//
-//nolint:gochecknoglobals // TestMain removes it
 var brokerBinary func() (string, error)
 
 func runTests(m *testing.M) int {

@@ -91,11 +91,12 @@ func (p *CountingIdP) Config(t *testing.T) string {
 // ClientsConfig is the section clients of a broker's configuration.
 func ClientsConfig(t *testing.T, clients map[string]*CountingIdP) string {
 	t.Helper()
-	section := "clients:\n"
+	section := strings.Builder{}
+	section.WriteString("clients:\n")
 	for name, idp := range clients {
-		section += "  " + name + ": " + idp.Config(t) + "\n"
+		section.WriteString("  " + name + ": " + idp.Config(t) + "\n")
 	}
-	return section
+	return section.String()
 }
 
 const RedisPassword = "a-password-of-Redis"
