@@ -129,20 +129,29 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 	return nil
 }
 
-// Authorize returns an error unless the caller may perform an operator action and the
-// audit log can record it. A client that does not exist and one on which the caller may not
-// act yield the same error. client is empty for an action without a client.
-func (b *Broker) Authorize(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
+// authorize returns an error unless the caller may perform an operator action and the
+// audit log can record it. client is empty for an action without a client.
+func (b *Broker) authorize(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
 	switch {
 	case !caller.MayDo(action, client):
 		return mayNotDo(caller, action, client)
 	case b.audit.Ready() != nil:
 		return unwritten()
-	case client != "" && b.client(client) == nil:
-		return mayNotDo(caller, action, client)
 	default:
 		return nil
 	}
+}
+
+// authorizeOn authorizes an operator action on a client and returns the client. A client
+// that does not exist and one on which the caller may not act yield the same error.
+func (b *Broker) authorizeOn(caller *policy.Caller, action policy.Action, name string) (*client, *apierror.Error) {
+	if err := b.authorize(caller, action, name); err != nil {
+		return nil, err
+	}
+	if c := b.client(name); c != nil {
+		return c, nil
+	}
+	return nil, mayNotDo(caller, action, name)
 }
 
 // RecordAction records the result of an operator action.

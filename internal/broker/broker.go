@@ -335,12 +335,15 @@ func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
 // client returns the client with this name, or nil.
 func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }
 
-// Credentials returns the secret of a client, or nil.
-func (b *Broker) Credentials(name string) *credential.Set {
-	if c := b.client(name); c != nil {
-		return c.secrets
+// Credentials returns the secret of a client. The error says that the caller may not
+// perform the action on the client, that there is no such client, or that the audit log
+// cannot record the action.
+func (b *Broker) Credentials(caller *policy.Caller, action policy.Action, name string) (*credential.Set, *apierror.Error) {
+	c, err := b.authorizeOn(caller, action, name)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	return c.secrets, nil
 }
 
 const (

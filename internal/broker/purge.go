@@ -118,12 +118,9 @@ func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) 
 }
 
 func (b *Broker) purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
-	if denied := b.Authorize(caller, policy.PurgeTokens, asked.Client); denied != nil {
+	c, denied := b.authorizeOn(caller, policy.PurgeTokens, asked.Client)
+	if denied != nil {
 		return denied
-	}
-	c := b.client(asked.Client)
-	if c == nil {
-		return mayNotDo(caller, policy.PurgeTokens, asked.Client)
 	}
 	target, err := b.purgeTarget(ctx, c, asked.Request)
 	if err != nil {

@@ -28,7 +28,7 @@ func (b *Broker) Revoke(ctx context.Context, caller *policy.Caller, asked revoca
 }
 
 func (b *Broker) revoke(ctx context.Context, caller *policy.Caller, asked revocation.Revocation, request string) (revocation.Revocation, error) {
-	if denied := b.Authorize(caller, policy.RevokeTokens, ""); denied != nil {
+	if denied := b.authorize(caller, policy.RevokeTokens, ""); denied != nil {
 		return revocation.Revocation{}, denied
 	}
 	if err := b.checkRevocation(&asked, time.Now()); err != nil {
@@ -106,7 +106,7 @@ func (b *Broker) Revocations(ctx context.Context, caller *policy.Caller, issuer 
 }
 
 func (b *Broker) revocations(ctx context.Context, caller *policy.Caller, issuer string) ([]revocation.Revocation, error) {
-	if denied := b.Authorize(caller, policy.ListRevocations, ""); denied != nil {
+	if denied := b.authorize(caller, policy.ListRevocations, ""); denied != nil {
 		return nil, denied
 	}
 	if _, err := b.revoked.View(ctx); err != nil {
@@ -142,7 +142,7 @@ func (b *Broker) Unrevoke(ctx context.Context, caller *policy.Caller, asked Unre
 }
 
 func (b *Broker) unrevoke(ctx context.Context, caller *policy.Caller, id string) (ended revocation.Revocation, err error) {
-	if denied := b.Authorize(caller, policy.DeleteRevocation, ""); denied != nil {
+	if denied := b.authorize(caller, policy.DeleteRevocation, ""); denied != nil {
 		return revocation.Revocation{}, denied
 	}
 	if _, err := b.revoked.View(ctx); err != nil {

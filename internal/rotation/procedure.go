@@ -57,12 +57,9 @@ func (r *Rotator) authorize(caller *policy.Caller, action policy.Action, asked C
 
 // managed returns the secret of a managed client, if the caller may perform the action.
 func (r *Rotator) managed(caller *policy.Caller, action policy.Action, client string) (*credential.Set, *apierror.Error) {
-	if err := r.broker.Authorize(caller, action, client); err != nil {
+	secrets, err := r.broker.Credentials(caller, action, client)
+	if err != nil {
 		return nil, err
-	}
-	secrets := r.broker.Credentials(client)
-	if secrets == nil { // a new configuration has just removed the client
-		return nil, r.broker.Authorize(caller, action, client)
 	}
 	if !secrets.Managed {
 		return nil, notManaged(secrets)

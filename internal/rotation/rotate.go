@@ -73,11 +73,10 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Broker is what a rotation needs of a token broker, beside the clients' secrets.
 type Broker interface {
-	// Authorize returns an error unless the client exists, the caller may perform the
-	// action on it, and the audit log can record it.
-	Authorize(caller *policy.Caller, action policy.Action, client string) *apierror.Error
-	// Credentials returns the secret of a client, or nil.
-	Credentials(client string) *credential.Set
+	// Credentials returns the secret of a client. The error says that the caller may not
+	// perform the action on the client, that there is no such client, or that the audit
+	// log cannot record the action.
+	Credentials(caller *policy.Caller, action policy.Action, client string) (*credential.Set, *apierror.Error)
 	// RecordAction records the result of an action in the audit log.
 	RecordAction(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event)
 }
