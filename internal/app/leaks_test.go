@@ -106,7 +106,7 @@ func (l *leaks) goThroughAllFlows() {
 
 	// A call that is still under way when the goroutines are looked at.
 	go func() { _, _ = api.GetToken(l.as(robot), own(leaksHanging)) }()
-	testkit.Eventually(l.t, "a fetch hangs", func() bool { return strings.Contains(l.goroutines(2), "(*Broker).fly") })
+	testkit.Eventually(l.t, "a fetch hangs", func() bool { return strings.Contains(l.goroutines(2), "(*Broker).fetch") })
 }
 
 func (l *leaks) goroutines(debug int) string {
