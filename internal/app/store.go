@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
@@ -27,6 +28,7 @@ const storeCheckTimeout = 5 * time.Second
 // storage is the store and the resources that it needs.
 type storage struct {
 	store.Store
+	io.Closer // of the store, as opened
 
 	kind string
 	// keepsSecrets: the store has the only copy of managed clients' secrets.
@@ -43,7 +45,8 @@ type storage struct {
 func openStore(all *config.Config, told *observers) (*storage, error) {
 	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
-		return &storage{Store: store.NewMemory(store.MemoryConfig{}), kind: "memory"}, nil
+		memory := store.NewMemory(store.MemoryConfig{})
+		return &storage{Store: memory, Closer: memory, kind: "memory"}, nil
 	}
 	rings, err := sealed.OpenRing(config.SealingKeys.Name())
 	if err != nil {
@@ -72,7 +75,7 @@ func (s *storage) openBolt(path string) error {
 	if err != nil {
 		return fmt.Errorf("store.bolt: %w", err)
 	}
-	s.Store, s.kind = opened, "bolt"
+	s.Store, s.Closer, s.kind = opened, opened, "bolt"
 	return nil
 }
 
@@ -100,7 +103,7 @@ func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
 	if err != nil {
 		return fmt.Errorf("store.redis: %w", err)
 	}
-	s.Store, s.kind, s.redis = opened, "redis", opened
+	s.Store, s.Closer, s.kind, s.redis = opened, opened, "redis", opened
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 
 func TestMemory(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open:    func(*testing.T) store.Store { return store.NewMemory(store.MemoryConfig{}) },
+		Open:    func(*testing.T) storetest.Store { return store.NewMemory(store.MemoryConfig{}) },
 		Advance: time.Sleep,
 		Bubble:  true,
 	})

@@ -127,6 +127,10 @@ type Health struct {
 //
 // Memory. Keys and values are copied: callers may change theirs after a call, and own
 // the returned ones.
+//
+// End. A store in a file or on a server has a Close of its own, which ends the
+// subscriptions and releases its resources. Closing it again does nothing, and calls
+// after it fail with [ErrClosed].
 type Store interface {
 	// Get returns one entry for each key, in order. A key that is absent or expired has
 	// the zero Entry. If only some of the keys could be read, the error is an
@@ -181,10 +185,6 @@ type Store interface {
 	// reported. An event means "look again now"; a subscriber that relies on it must
 	// also poll. A replica subscribes once and distributes the events itself.
 	Subscribe(ctx context.Context) <-chan string
-
-	// Close ends the subscriptions and releases the store's resources. Closing it again
-	// does nothing.
-	Close() error
 }
 
 // Entry is the content of a key.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +41,7 @@ func openBolt(t testing.TB, config boltstore.Config) *boltstore.Store {
 	return b
 }
 
-func closeStore(t testing.TB, s store.Store) {
+func closeStore(t testing.TB, s io.Closer) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -49,7 +50,7 @@ func closeStore(t testing.TB, s store.Store) {
 
 func TestBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open:    func(t *testing.T) store.Store { return openBolt(t, boltstore.Config{Path: newPath(t)}) },
+		Open:    func(t *testing.T) storetest.Store { return openBolt(t, boltstore.Config{Path: newPath(t)}) },
 		Advance: time.Sleep,
 		Bubble:  true,
 	})

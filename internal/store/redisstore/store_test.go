@@ -11,7 +11,6 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/secret"
-	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/store/storetest"
 	"github.com/cezzis/tokenbroker/internal/testkit"
@@ -134,7 +133,7 @@ func TestRedis(t *testing.T) {
 				}
 				var opened atomic.Int32
 				storetest.Run(t, storetest.Harness{
-					Open: func(t *testing.T) store.Store {
+					Open: func(t *testing.T) storetest.Store {
 						config := config
 						config.Prefix = fmt.Sprintf("tb1:%d:", opened.Add(1))
 						r, err := redisstore.NewPatient(config)

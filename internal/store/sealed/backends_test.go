@@ -1,9 +1,9 @@
 package sealed_test
 
 import (
+	"io"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
@@ -30,7 +30,7 @@ func inRedis(t testing.TB, address string) *redisstore.Store {
 	return r
 }
 
-func mustClose(t testing.TB, s store.Store) {
+func mustClose(t testing.TB, s io.Closer) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)

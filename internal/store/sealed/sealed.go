@@ -118,9 +118,6 @@ func (s *Store) Confirm(ctx context.Context, key string) store.Safety {
 // Subscribe implements Store.
 func (s *Store) Subscribe(ctx context.Context) <-chan string { return s.inner.Subscribe(ctx) }
 
-// Close implements Store. It closes the inner store.
-func (s *Store) Close() error { return s.inner.Close() }
-
 // open returns the entry with its value opened, in the memory of the envelope.
 func (s *Store) open(ring *Ring, key string, entry store.Entry) store.Entry {
 	content, err := ring.open(key, entry.Number, entry.Value)

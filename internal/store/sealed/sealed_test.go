@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,10 +21,17 @@ import (
 
 const canaryValue = "canary-7f3a-token"
 
+// sealedAndInner is a sealed store that closes the store in which it seals.
+type sealedAndInner struct {
+	*sealed.Store
+	io.Closer
+}
+
 func TestSealedMemory(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open: func(t *testing.T) store.Store {
-			return sealed.New(store.NewMemory(store.MemoryConfig{}), openRing(t, sealed.GenerateRing()))
+		Open: func(t *testing.T) storetest.Store {
+			memory := store.NewMemory(store.MemoryConfig{})
+			return sealedAndInner{sealed.New(memory, openRing(t, sealed.GenerateRing())), memory}
 		},
 		Advance: time.Sleep,
 		Bubble:  true,
@@ -32,8 +40,9 @@ func TestSealedMemory(t *testing.T) {
 
 func TestSealedBolt(t *testing.T) {
 	storetest.Run(t, storetest.Harness{
-		Open: func(t *testing.T) store.Store {
-			return sealed.New(inBolt(t, filepath.Join(t.TempDir(), "broker.db")), openRing(t, sealed.GenerateRing()))
+		Open: func(t *testing.T) storetest.Store {
+			bolt := inBolt(t, filepath.Join(t.TempDir(), "broker.db"))
+			return sealedAndInner{sealed.New(bolt, openRing(t, sealed.GenerateRing())), bolt}
 		},
 		Advance: time.Sleep,
 		Bubble:  true,
@@ -350,8 +359,8 @@ func TestPrimaryKeySeals(t *testing.T) {
 }
 
 func TestSealedReturnsErrorsOfTheStore(t *testing.T) {
-	sealed, _ := sealedPair(t)
-	mustClose(t, sealed)
+	sealed, inner := sealedPair(t)
+	mustClose(t, inner)
 	if _, err := sealed.Get(t.Context(), "key"); !errors.Is(err, store.ErrClosed) {
 		t.Errorf("Get: %v", err)
 	}

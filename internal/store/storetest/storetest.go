@@ -4,6 +4,7 @@ package storetest
 
 import (
 	"context"
+	"io"
 	"slices"
 	"sync"
 	"testing"
@@ -13,10 +14,16 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
+// Store is a store under test.
+type Store interface {
+	store.Store
+	io.Closer
+}
+
 // Harness makes the store under test and moves its time.
 type Harness struct {
 	// Open returns an empty store. The suite closes it.
-	Open func(t *testing.T) store.Store
+	Open func(t *testing.T) Store
 	// Advance lets time pass for the store: time.Sleep in a bubble or for a store
 	// without a movable clock, else a call that moves the clock.
 	Advance func(d time.Duration)
@@ -82,7 +89,7 @@ type tester struct {
 	*testing.T
 	Harness
 
-	store store.Store
+	store Store
 }
 
 // life is a lifetime that no test outlives.
