@@ -89,7 +89,7 @@ func TestDevShowsItsResults(t *testing.T) {
 		t.Fatalf("broker dev --exit: %v", res)
 	}
 	shown := strings.ToLower(res.Stdout)
-	for _, want := range []string{"development", "gettoken", "active", "rejected: bad_signature", "prove: the idp issued a token", "activate: in force"} {
+	for _, want := range []string{"development", "gettoken", "active", "rejected: bad_signature", "prove: the idp issued a token", "activate: active"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("%q is not shown: %v", want, res)
 		}
@@ -160,7 +160,7 @@ func TestDevPrintsCommandsThatWork(t *testing.T) {
 	harness.Need(t, "grpcurl")
 	harness.Need(t, "curl")
 	d := startDev(t)
-	answers := []string{"eyJ", `"scopes":[`, "active", "which it replaces, is kept to fall back to", "previous", `"accessToken"`, `"access_token"`, "X-Auth-Issuer: http://127.0.0.1:"}
+	answers := []string{"eyJ", `"scopes":[`, "active", "which it replaces, is kept as a fallback", "previous", `"accessToken"`, `"access_token"`, "X-Auth-Issuer: http://127.0.0.1:"}
 	_, after, _ := strings.Cut(d.Output.String(), "In another terminal:")
 	commands := regexp.MustCompile("(?m)^  .*$").FindAllString(after, -1)
 	if len(commands) != len(answers) {

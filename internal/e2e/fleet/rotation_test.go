@@ -229,7 +229,7 @@ func TestSecretBackupAndRestore(t *testing.T) {
 		t.Fatalf("import: %v", res)
 	}
 	second.Get(t, "orders")
-	if res := second.Run(t, "secret", "import", file); res.Code == 0 || !strings.Contains(res.Stderr, "it has a secret already") {
+	if res := second.Run(t, "secret", "import", file); res.Code == 0 || !strings.Contains(res.Stderr, "it already has a secret") {
 		t.Errorf("over what there is: %v", res)
 	}
 	if res := second.Run(t, "secret", "import", file, "--replace"); res.Code != 0 {

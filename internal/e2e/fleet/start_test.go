@@ -54,7 +54,7 @@ func TestStart_invalidStore(t *testing.T) {
 	}
 
 	password := regexp.MustCompile(`password: "file:([^"]*)"`).FindStringSubmatch(good)[1]
-	startRefused(t, "a wrong password", replaced(password, harness.WriteFile(t, "wrong", "wrong")), `user "tokenbroker"`, "password is not the right one")
+	startRefused(t, "a wrong password", replaced(password, harness.WriteFile(t, "wrong", "wrong")), `user "tokenbroker"`, "the password is wrong")
 	startRefused(t, "no password", replaced(` username: tokenbroker, password: "file:`+password+`",`, ""), "set password")
 
 	secured := harness.RedisOptions()
