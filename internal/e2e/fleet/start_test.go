@@ -125,7 +125,7 @@ func TestStart_withoutRedis(t *testing.T) {
 		begun := time.Now()
 		b := harness.StartBroker(t, config)
 		t.Logf("Redis %s: ready after %v", what, time.Since(begun).Round(time.Millisecond))
-		if !b.Logged(`"WARN"`, "the store does not answer", "starts without it") {
+		if !b.Logged(`"WARN"`, "the store does not respond", "starts without it") {
 			t.Errorf("Redis %s: the log does not say so", what)
 		}
 		if got := b.Get(t, "orders"); got.Origin != "fetched" {
