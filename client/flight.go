@@ -129,7 +129,7 @@ func (s *Source) schedule() {
 		// The watch delivers every change. The timer only detects a stream that is
 		// stuck, before the token expires.
 		at = s.held.Load().overdue(now)
-	case s.rewatch.After(now) && s.rewatch.Before(at):
+	case s.rewatch.Before(at) && s.rewatchIsDue(now):
 		at = s.rewatch
 	}
 	pause := at.Sub(now)

@@ -365,6 +365,29 @@ func TestWatchesAreBounded(t *testing.T) {
 	})
 }
 
+// Nor does a call that is retried until the broker is back keep the source from opening
+// the watch.
+func TestWatchIsOpenedAgainHoweverLongTheBrokerIsAway(t *testing.T) {
+	for away := time.Duration(0); away < 2*time.Second; away += 20 * time.Millisecond {
+		synctest.Test(t, func(t *testing.T) {
+			b := brokertest.New(t)
+			source := b.Client().TokenSource(name)
+			mustToken(t, source)
+			time.Sleep(time.Minute)
+			b.Stop()
+			time.Sleep(away)
+			b.Start()
+			time.Sleep(10 * time.Second)
+			old := mustToken(t, source)
+			b.Purge(name)
+			time.Sleep(time.Second)
+			if mustToken(t, source) == old {
+				t.Errorf("the source does not watch after the broker was away for %v", away)
+			}
+		})
+	}
+}
+
 func TestEndedWatchIsOpenedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)

@@ -39,6 +39,18 @@ func (s *Source) mayWatch() bool {
 	return s.watch == nil && !s.closed && !time.Now().Before(s.rewatch) && s.client.takeWatch()
 }
 
+// rewatchIsDue reports whether another watch may be opened at s.rewatch. That time may
+// have passed while a call was retried. If no watch is left then, the source polls.
+func (s *Source) rewatchIsDue(now time.Time) bool {
+	return s.rewatch.After(now) || !s.rewatch.IsZero() && s.client.canTakeWatch()
+}
+
+func (c *Client) canTakeWatch() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.watches < *c.set.maxWatches
+}
+
 func (c *Client) takeWatch() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
