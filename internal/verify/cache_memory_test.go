@@ -119,12 +119,12 @@ func TestCacheCountsWhatItHolds(t *testing.T) {
 
 // I8: under a flood of distinct valid tokens memory stays within the bound.
 func TestMemoryUnderAFloodOfValidTokens(t *testing.T) {
-	const bound = 2 << 20
+	const bound = 4 << 20
 	key := josetest.New(t, "EdDSA", "k")
 	v := load(t, newCached(t, bound, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 	outcome(t, v, key.Token(key.Header(), claims()), verify.Request{})
 	before, most := heap(), int64(0)
-	const batch = 500
+	const batch = 1000
 	for round := range long(8, 8) {
 		for n := range batch {
 			pad := strings.Repeat("x", (round%3)*1500) // small ones first
