@@ -131,15 +131,15 @@ const (
 // awaitLease claims a lease of the entry's client. While another replica holds it, awaitLease
 // waits until it is free or no longer needed.
 func (b *Broker) awaitLease(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
-	rung := make(chan struct{}, 1)
-	ring := func() {
+	event := make(chan struct{}, 1)
+	notify := func() {
 		select {
-		case rung <- struct{}{}:
+		case event <- struct{}{}:
 		default:
 		}
 	}
 	keys := e.client.keys
-	subscription := b.subscriptions.Subscribe(ring, lease, e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets)
+	subscription := b.subscriptions.Subscribe(notify, lease, e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets)
 	defer subscription.Close()
 	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
 	failures, pause := 0, pollFirst
@@ -165,7 +165,7 @@ func (b *Broker) awaitLease(ctx context.Context, e *entry, lease string, unneede
 				return store.Lease{}, unanswered
 			}
 		}
-		if !sleep(ctx, rung, pause/2+mathrand.N(pause)) {
+		if !sleep(ctx, event, pause/2+mathrand.N(pause)) {
 			return store.Lease{}, ended
 		}
 		pause = min(2*pause, pollMost)
@@ -188,12 +188,12 @@ func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneede
 	return lease, acquired, err
 }
 
-// sleep waits for d, or less after an event on rung. False: ctx has ended.
-func sleep(ctx context.Context, rung <-chan struct{}, d time.Duration) bool {
+// sleep waits for d, or until something is received from event. False: ctx has ended.
+func sleep(ctx context.Context, event <-chan struct{}, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-rung:
+	case <-event:
 		return true
 	case <-timer.C:
 		return true

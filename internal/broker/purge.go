@@ -39,7 +39,7 @@ func (b *Broker) lookAtCounters(ctx context.Context, clients ...*client) (comple
 				b.adoptEpoch(ctx, c, entries[2*i].Number)
 			}
 			if store.WasRead(err, 2*i+1) {
-				b.adoptFenceCount(ctx, c, entries[2*i+1].Number)
+				b.putBackFences(ctx, c, entries[2*i+1].Number)
 			}
 		}
 		complete = complete && err == nil
@@ -47,16 +47,14 @@ func (b *Broker) lookAtCounters(ctx context.Context, clients ...*client) (comple
 	return complete
 }
 
-// adoptFenceCount adopts the count of a client's fences, or restores one that the store
-// has lost. Otherwise a replica that knows a lower fence could obtain the next token
-// with a number that does not exceed those of the tokens that other replicas hold, and
-// they would not adopt it.
-func (b *Broker) adoptFenceCount(ctx context.Context, c *client, count uint64) {
+// putBackFences restores the count of a client's fences if the store has lost it.
+// Otherwise a replica that knows a lower fence could obtain the next token with a number
+// that does not exceed those of the tokens that other replicas hold, and they would not
+// adopt it.
+func (b *Broker) putBackFences(ctx context.Context, c *client, count uint64) {
 	if seen := c.fence.Load(); count < seen {
-		_, _ = b.store.Raise(ctx, c.keys.fences, seen, 0) // on failure, the next look retries
-		return
+		_, _ = b.store.Raise(ctx, c.keys.fences, seen, 0) // on failure, the next poll retries
 	}
-	c.raiseFence(count)
 }
 
 // adoptEpoch adopts a client's epoch, or restores one that the store has lost.
