@@ -65,6 +65,7 @@ func TestValueMovedInRedisIsRefused(t *testing.T) {
 func TestProlongedTokenIsNotServed(t *testing.T) {
 	t.Parallel()
 	const life = 10 * time.Second // of which the last is not handed out
+	const written = time.Second   // the most that a busy machine takes to write the token, which is added to its life
 	idp := harness.SimpleIdP(t, life)
 	server := redistest.Start(t, harness.RedisOptions())
 	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
@@ -73,7 +74,7 @@ func TestProlongedTokenIsNotServed(t *testing.T) {
 	server.CLI("PEXPIRE", tokenKeys(server)[0], "3600000")
 
 	second := harness.Everybody(t, f.Replicas[1:2], 1, "orders").Good(t, "while the token lives")[0].Token
-	if second.AccessToken() != first.AccessToken() || second.ExpiresAt().After(first.ExpiresAt().Add(time.Millisecond)) {
+	if second.AccessToken() != first.AccessToken() || second.ExpiresAt().After(first.ExpiresAt().Add(written)) {
 		t.Errorf("another replica shares the token: %v, until %v instead of %v", second.AccessToken() == first.AccessToken(), second.ExpiresAt(), first.ExpiresAt())
 	}
 	harness.Rest(t, time.Until(begun.Add(life)))
