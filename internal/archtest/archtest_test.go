@@ -20,7 +20,7 @@ var levels = [][]string{
 	{"internal/apierror", "internal/redact", "internal/escape", "internal/tracing", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
-	{"internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
+	{"internal/authz", "internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
 	{"internal/credential", "internal/revocation"},
 	{"internal/broker"},
 	{"internal/rotation"},
@@ -54,7 +54,7 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/store", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
 	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}

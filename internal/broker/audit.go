@@ -2,14 +2,13 @@ package broker
 
 import (
 	"context"
-	"errors"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -25,7 +24,7 @@ func (b *Broker) recordGiven(ctx context.Context, caller *policy.Caller, e *entr
 		given = b.newlyGiven(e, a.Token)
 	}
 	if given.To(ctx, caller.ID(), a.Origin.String(), a.Degraded) != nil {
-		return unwritten()
+		return authz.Unrecorded()
 	}
 	return nil
 }
@@ -124,60 +123,19 @@ func (b *Broker) verification(ctx context.Context, caller *policy.Caller, presen
 		e.SubjectType = f.SubjectType.String()
 	}
 	if b.audit.Permit(&e) != nil {
-		return unwritten()
+		return authz.Unrecorded()
 	}
 	return nil
-}
-
-// authorize returns an error unless the caller may perform an operator action and the
-// audit log can record it. client is empty for an action without a client.
-func (b *Broker) authorize(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
-	switch {
-	case !caller.MayDo(action, client):
-		return mayNotDo(caller, action, client)
-	case b.audit.Ready() != nil:
-		return unwritten()
-	default:
-		return nil
-	}
 }
 
 // authorizeOn authorizes an operator action on a client and returns the client. A client
 // that does not exist and one on which the caller may not act yield the same error.
 func (b *Broker) authorizeOn(caller *policy.Caller, action policy.Action, name string) (*client, *apierror.Error) {
-	if err := b.authorize(caller, action, name); err != nil {
+	if err := b.actions.Authorize(caller, action, name); err != nil {
 		return nil, err
 	}
 	if c := b.client(name); c != nil {
 		return c, nil
 	}
-	return nil, mayNotDo(caller, action, name)
-}
-
-// RecordAction records the result of an operator action.
-func (b *Broker) RecordAction(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event) {
-	if b.audit == nil {
-		return
-	}
-	e.Event, e.Action, e.Caller, e.Peer, e.Outcome = audit.Admin, string(action), caller.Name(), b.audit.From(ctx), audit.OK
-	if failure, ok := errors.AsType[*apierror.Error](err); ok {
-		e.Reason, e.Detail = failure.Reason, failure.Message
-		switch failure.Code {
-		case apierror.PermissionDenied:
-			e.Outcome = audit.Denied
-		case apierror.InvalidArgument, apierror.NotFound, apierror.FailedPrecondition, apierror.ResourceExhausted:
-			e.Outcome = audit.Refused
-		default:
-			e.Outcome = audit.Failed
-		}
-	}
-	b.audit.Record(&e)
-}
-
-// aboutRevocation converts a revocation into an audit event.
-func aboutRevocation(r *revocation.Revocation) audit.Event {
-	return audit.Event{
-		Revocation: r.ID, Issuer: r.Issuer, Subject: r.Subject, ClientID: r.ClientID, TokenID: r.TokenID,
-		ExpiresAt: r.ExpiresAt, IssuedBefore: r.IssuedBefore, Comment: r.Reason,
-	}
+	return nil, authz.NotPermitted(caller, action, name)
 }

@@ -258,30 +258,30 @@ func TestAudit_operators(t *testing.T) {
 			return l.Event == "admin" && l.Outcome == "ok" && l.Action == "revoke_tokens" && l.Subject == "alice" && l.Issuer == issuer && l.Revocation == made.ID && l.Caller == policy.Self().Name() &&
 				l.RequestID == "1" && l.Comment == "left" && l.Detail == ""
 		})
-		if _, err := one.Revocations(t.Context(), policy.Self(), issuer); err != nil {
+		if _, err := one.Revocations().List(t.Context(), policy.Self(), issuer); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("a list", func(l line) bool { return l.Action == "list_revocations" && l.Outcome == "ok" && l.Issuer == issuer })
-		if err := one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID, Request: "2", Reason: "a mistake"}); err != nil {
+		if err := one.Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: made.ID, Request: "2", Reason: "a mistake"}); err != nil {
 			t.Fatal(err)
 		}
 		b.expect("its end", func(l line) bool {
 			return l.Action == "delete_revocation" && l.Outcome == "ok" && l.Subject == "alice" && l.Revocation == made.ID && l.RequestID == "2" && l.Comment == "a mistake"
 		})
-		_ = one.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "none", Request: "3", Reason: "a mistake"})
+		_ = one.Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: "none", Request: "3", Reason: "a mistake"})
 		b.expect("the end of none", func(l line) bool {
 			return l.Action == "delete_revocation" && l.Outcome == "refused" && l.Revocation == "none" && l.Reason == apierror.ReasonNoSuchRevocation &&
 				l.RequestID == "3" && l.Comment == "a mistake" && l.Detail != ""
 		})
-		_, _ = one.Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: "x"}, "1")
+		_, _ = one.Revocations().Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: "x"}, "1")
 		b.expect("a bad one", func(l line) bool { return l.Outcome == "refused" && l.Reason == apierror.ReasonInvalidRequest })
-		_, _ = one.Revoke(t.Context(), nil, revocation.Revocation{Issuer: issuer, Subject: "bob"}, "1")
+		_, _ = one.Revocations().Revoke(t.Context(), nil, revocation.Revocation{Issuer: issuer, Subject: "bob"}, "1")
 		b.expect("by nobody", func(l line) bool { return l.Outcome == "denied" && l.Caller == "nobody" && l.Subject == "bob" })
 		_ = one.Purge(t.Context(), nil, purgeOf("orders"))
 		b.expect("a purge by nobody", func(l line) bool { return l.Outcome == "denied" && l.Action == "purge_tokens" && l.Client == "orders" })
 
 		without := j.add(awayFrom(j))
-		_ = without.Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID})
+		_ = without.Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: made.ID})
 		b.expect("without a store", func(l line) bool { return l.Outcome == "failed" && l.Reason == apierror.ReasonRevocationsUnknown })
 	})
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -128,9 +129,10 @@ type Broker struct {
 	store         *store.Metered
 	mac           secret.MAC
 	subscriptions *store.Subscriptions
-	revoked       *revocation.Set
+	revocations   *revocation.Service
 	secrets       *credential.Fleet
 	audit         *audit.Log
+	actions       authz.Actions
 	log           *slog.Logger
 	metrics       *metrics
 
@@ -198,15 +200,21 @@ func New(cfg Config) (*Broker, error) {
 		log:           cfg.Logger,
 		metrics:       newMetrics(),
 	}
-	b.revoked = revocation.New(revocation.Config{
-		Store: b.store, Tag: "{" + b.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
-	})
+	b.actions = authz.Actions{Audit: b.audit}
+	b.revocations = &revocation.Service{
+		Set: revocation.New(revocation.Config{
+			Store: b.store, Tag: "{" + b.name("revocations") + "}", Marker: cfg.Marker, PutBack: cfg.PutBack, Logger: cfg.Logger,
+		}),
+		Actions: b.actions, MAC: b.mac, Logger: cfg.Logger,
+		MaxTokenLife: func(issuer string) (time.Duration, bool) { return b.setup.Load().verifier.MaxTokenLife(issuer) },
+	}
 	b.flying, b.stop = context.WithCancel(context.Background())
 	b.secrets = &credential.Fleet{
 		Store: b.store, Changes: store.ChangeCount{Store: b.store, Key: "{" + b.name("secrets") + "}changes"}, MAC: b.mac,
 		Spawn: b.spawn, Lifetime: b.flying, Audit: b.audit, Log: b.log,
 	}
-	b.subscriptions.Subscribe(func() { b.revoked.Wake(b.flying, b.spawn) }, b.revoked.Keys()...)
+	revoked := b.revocations.Set
+	b.subscriptions.Subscribe(func() { revoked.Wake(b.flying, b.spawn) }, revoked.Keys()...)
 	b.setup.Store(&setup{})
 	if err := b.Apply(cfg.Setup); err != nil {
 		return nil, err
@@ -332,6 +340,12 @@ func (c *client) after(old *client) *client {
 // in [policy.Caller].
 func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
 
+// Revocations returns the revocations, for operators.
+func (b *Broker) Revocations() *revocation.Service { return b.revocations }
+
+// Actions authorizes and records the actions of operators.
+func (b *Broker) Actions() authz.Actions { return b.actions }
+
 // client returns the client with this name, or nil.
 func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }
 
@@ -381,7 +395,7 @@ func (b *Broker) listen(ctx context.Context) {
 
 // poll reads the store periodically, in case an event was lost.
 func (b *Broker) poll(ctx context.Context) {
-	_, _ = b.revoked.View(ctx) // on an error they are read when needed
+	_, _ = b.revocations.Set.View(ctx) // on an error they are read when needed
 	b.secrets.Load(ctx, b.keptSecrets()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
@@ -391,7 +405,7 @@ func (b *Broker) poll(ctx context.Context) {
 				continue // the rest may be on a server that responds, but it can wait
 			}
 		}
-		b.revoked.Poll(ctx, round)
+		b.revocations.Set.Poll(ctx, round)
 		b.secrets.Poll(ctx, round, b.keptSecrets())
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/store"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -122,9 +123,9 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 	}
 	var err error
 	if len(statuses) == 0 && !caller.MayDo(policy.ListClients, "") {
-		err = mayNotDo(caller, policy.ListClients, "")
+		err = authz.NotPermitted(caller, policy.ListClients, "")
 	}
-	b.RecordAction(ctx, caller, policy.ListClients, err, audit.Event{})
+	b.actions.Record(ctx, caller, policy.ListClients, err, audit.Event{})
 	return statuses, err
 }
 
@@ -133,9 +134,9 @@ func (b *Broker) Client(ctx context.Context, caller *policy.Caller, name string)
 	c := b.client(name)
 	var err error
 	if c == nil || !caller.MayDo(policy.GetClient, name) {
-		err = mayNotDo(caller, policy.GetClient, name)
+		err = authz.NotPermitted(caller, policy.GetClient, name)
 	}
-	b.RecordAction(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
+	b.actions.Record(ctx, caller, policy.GetClient, err, audit.Event{Client: name})
 	if err != nil {
 		return ClientStatus{}, err
 	}

@@ -8,22 +8,13 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
-
-// mayNotDo is the error for an operator action that the caller may not perform.
-func mayNotDo(caller *policy.Caller, action policy.Action, client string) *apierror.Error {
-	asked, about := fmt.Sprintf("the action %s", action), map[string]string{"action": string(action)}
-	if client != "" {
-		asked += fmt.Sprintf(" on client %q", client)
-		about["client"] = client
-	}
-	return denied(caller, asked, about)
-}
 
 func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
 	asked := fmt.Sprintf("a token of client %q", ask.Client)
@@ -36,7 +27,7 @@ func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
 	if len(ask.Scopes) > 0 {
 		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
 	}
-	return denied(caller, asked, map[string]string{"client": ask.Client})
+	return authz.Denied(caller, asked, map[string]string{"client": ask.Client})
 }
 
 // notGranted denies a request of a caller that has other grants for the client, and
@@ -67,17 +58,6 @@ func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Erro
 		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
 		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator can list its permissions with: broker policy explain FILE %s",
 			caller.Name(), ask.Client, asked, verdict, caller.Name()),
-	}
-}
-
-// denied is the error for an object that does not exist or that the caller may not
-// use: callers must not learn which.
-func denied(caller *policy.Caller, asked string, about map[string]string) *apierror.Error {
-	about["caller"] = caller.Name()
-	return &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: about,
-		Message: fmt.Sprintf("caller %q asked for %s: there is no such thing, or this caller may not have it; an operator can list its permissions with: broker policy explain FILE %s",
-			caller.Name(), asked, caller.Name()),
 	}
 }
 
@@ -172,14 +152,5 @@ func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
 	if len(ask.Audience) > 0 {
 		asked += fmt.Sprintf(" for audiences %q", ask.Audience)
 	}
-	return denied(caller, asked, about)
-}
-
-// unwritten is the error for a request that is not served because the audit log cannot
-// record it.
-func unwritten() *apierror.Error {
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonUnaudited, RetryAfter: time.Second,
-		Message: "the broker cannot write its audit log, and audit.when_full: refuse makes it refuse requests that need an audit record; try again, or call another replica",
-	}
+	return authz.Denied(caller, asked, about)
 }

@@ -264,7 +264,7 @@ func TestMarker_newStore(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		for _, one := range []*judge{first, second} {
 			m.unknown(one, token, "before 10 s")
-			_, err := one.Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "alice"}, "1")
+			_, err := one.Revocations().Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "alice"}, "1")
 			wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 		}
 		if !strings.Contains(m.log.String(), "the store is new or has lost its data") {

@@ -71,7 +71,7 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	if registerer == nil {
 		return
 	}
-	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, clientCollector{b})
+	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, b.revocations.Set, clientCollector{b})
 }
 
 // counted counts an answer and returns it.
@@ -121,21 +121,12 @@ var (
 		"1 while the broker sends no requests to the IdP because the IdP refused the client or throttles it, else 0.", []string{"client"}, nil)
 	entriesDesc = prometheus.NewDesc("tokenbroker_cache_entries",
 		"Entries of the token cache, besides those for the clients' own audience and scopes.", nil, nil)
-	revocationsDesc = prometheus.NewDesc("tokenbroker_revocations",
-		"Revocations that this replica applies.", nil, nil)
-	revocationsCurrentDesc = prometheus.NewDesc("tokenbroker_revocations_current_timestamp_seconds",
-		"When this replica last confirmed that its revocations are those in the store; 0 before the first time, while VerifyToken answers UNAVAILABLE.", nil, nil)
-	revocationsUsableDesc = prometheus.NewDesc("tokenbroker_revocations_usable",
-		"1 while this replica can judge tokens by the revocations, 0 while VerifyToken answers UNAVAILABLE with REVOCATIONS_UNKNOWN.", nil, nil)
 )
 
 func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
-	out <- revocationsDesc
-	out <- revocationsCurrentDesc
-	out <- revocationsUsableDesc
 	describeSecrets(out)
 }
 
@@ -153,17 +144,6 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 		collectSecrets(out, client)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
-	revoked := c.broker.revoked
-	out <- prometheus.MustNewConstMetric(revocationsDesc, prometheus.GaugeValue, float64(revoked.Count()))
-	current, usable := 0.0, 0.0
-	if at := revoked.Current(); !at.IsZero() {
-		current = float64(at.UnixNano()) / 1e9
-	}
-	if revoked.Ready() {
-		usable = 1
-	}
-	out <- prometheus.MustNewConstMetric(revocationsCurrentDesc, prometheus.GaugeValue, current)
-	out <- prometheus.MustNewConstMetric(revocationsUsableDesc, prometheus.GaugeValue, usable)
 }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such

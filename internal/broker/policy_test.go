@@ -149,22 +149,22 @@ func TestPolicy_operators(t *testing.T) {
 		b := j.all[0]
 		nobody := policy.New(ordersPolicy()).Named("nothing")
 		exp := time.Now().Add(time.Hour)
-		_, err := b.Revoke(t.Context(), nobody, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
+		_, err := b.Revocations().Revoke(t.Context(), nobody, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
 		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
-		_, err = b.Revocations(t.Context(), nobody, "")
+		_, err = b.Revocations().List(t.Context(), nobody, "")
 		wantError(t, err, apierror.PermissionDenied, apierror.ReasonNotEntitled)
-		wantError(t, b.Unrevoke(t.Context(), nobody, broker.Unrevocation{ID: "x"}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
+		wantError(t, b.Revocations().Delete(t.Context(), nobody, revocation.Deletion{ID: "x"}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 		wantError(t, b.Purge(t.Context(), nobody, purgeOf("orders")), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 
 		operator := policy.New(policy.Config{
 			Callers: []policy.CallerConfig{{Name: "alice", Roles: []string{"r"}}},
 			Roles:   map[string]policy.Role{"r": {Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.RevokeTokens}}}}},
 		}).Named("alice")
-		made, err := b.Revoke(t.Context(), operator, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
+		made, err := b.Revocations().Revoke(t.Context(), operator, revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: exp}, "1")
 		if err != nil || made.CreatedBy != "alice" {
 			t.Errorf("%+v, %v", made, err)
 		}
-		wantError(t, b.Unrevoke(t.Context(), operator, broker.Unrevocation{ID: made.ID}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
+		wantError(t, b.Revocations().Delete(t.Context(), operator, revocation.Deletion{ID: made.ID}), apierror.PermissionDenied, apierror.ReasonNotEntitled)
 	})
 }
 

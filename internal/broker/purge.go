@@ -111,7 +111,7 @@ type Purge struct {
 // safe.
 func (b *Broker) Purge(ctx context.Context, caller *policy.Caller, asked Purge) error {
 	err := b.purge(ctx, caller, asked)
-	b.RecordAction(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
+	b.actions.Record(ctx, caller, policy.PurgeTokens, err, audit.Event{Client: asked.Client, RequestID: asked.Request, Comment: asked.Reason})
 	return err
 }
 

@@ -6,7 +6,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
@@ -45,7 +44,7 @@ func TestRevocation_issuedBeforeBound(t *testing.T) {
 			if got := !j.good(j.all[0], issued(tt.iat)); got != tt.revoked {
 				t.Errorf("issued_before %v, iat %v: revoked %v, want %v", tt.before.Sub(bound), tt.iat, got, tt.revoked)
 			}
-			if err := j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
+			if err := j.all[0].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: made.ID}); err != nil {
 				t.Fatal(err)
 			}
 		}

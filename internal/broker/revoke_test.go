@@ -131,7 +131,7 @@ func (j *judges) revoke(b *judge, asked revocation.Revocation, request string) r
 	if asked.ExpiresAt.IsZero() {
 		asked.ExpiresAt = time.Now().Add(100 * time.Hour)
 	}
-	made, err := b.Revoke(j.t.Context(), policy.Self(), asked, request)
+	made, err := b.Revocations().Revoke(j.t.Context(), policy.Self(), asked, request)
 	if err != nil {
 		j.t.Errorf("Revoke: %v", err)
 	}
@@ -188,7 +188,7 @@ func TestRevocation_reachesAllReplicas(t *testing.T) {
 				}
 				time.Sleep(lag)
 				j.expectAll(token, false, "after")
-				if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}); err != nil {
+				if err := j.all[1].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: made.ID}); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(lag)
@@ -264,7 +264,7 @@ func TestLostRevocationsAreRestored(t *testing.T) {
 		token, other := j.token("alice", "shop", "1"), j.token("bob", "shop", "2")
 		j.revoke(j.all[0], revocation.Revocation{Subject: "alice"}, "1")
 		lifted := j.revoke(j.all[0], revocation.Revocation{Subject: "bob"}, "2")
-		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
+		if err := j.all[1].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -295,7 +295,7 @@ func TestLostDeletionIsRestored(t *testing.T) {
 		}
 		j.revoke(connect(), revocation.Revocation{Subject: "bob"}, "1")
 		lifted := j.revoke(j.all[0], revocation.Revocation{Subject: "bob"}, "1")
-		if err := j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: lifted.ID}); err != nil {
+		if err := j.all[0].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: lifted.ID}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -316,7 +316,7 @@ func TestRevocation_concurrent(t *testing.T) {
 			wg.Go(func() {
 				asked := revocation.Revocation{Issuer: issuer, Subject: fmt.Sprint("subject ", i), ExpiresAt: time.Now().Add(time.Hour)}
 				for try := 0; ; try++ {
-					_, err := j.all[i%5].Revoke(t.Context(), policy.Self(), asked, "1")
+					_, err := j.all[i%5].Revocations().Revoke(t.Context(), policy.Self(), asked, "1")
 					if err == nil {
 						return
 					}
@@ -332,7 +332,7 @@ func TestRevocation_concurrent(t *testing.T) {
 		wg.Wait()
 		time.Sleep(6 * time.Second)
 		for i, b := range j.all {
-			found, err := b.Revocations(t.Context(), policy.Self(), "")
+			found, err := b.Revocations().List(t.Context(), policy.Self(), "")
 			if err != nil || len(found) != 100 {
 				t.Errorf("judge %d knows %d (%v)", i, len(found), err)
 			}
@@ -354,7 +354,7 @@ func TestRevocation_conflictIsRetried(t *testing.T) {
 			way := &link{}
 			way.to.Store(j.shared.(*store.Memory))
 			newcomer := j.add(way)
-			if found, err := newcomer.Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 3*(round+1) {
+			if found, err := newcomer.Revocations().List(t.Context(), policy.Self(), ""); err != nil || len(found) != 3*(round+1) {
 				t.Fatalf("after round %d the store has %d (%v)", round, len(found), err)
 			}
 			newcomer.Close()
@@ -375,25 +375,25 @@ func TestRevocation_repeatedRequestID(t *testing.T) {
 		if elsewhere.ID == first.ID {
 			t.Error("another request's revocation is the same")
 		}
-		if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: elsewhere.ID}); err != nil {
+		if err := j.all[1].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: elsewhere.ID}); err != nil {
 			t.Fatal(err)
 		}
 		if again.ID != first.ID || !again.CreatedAt.Equal(first.CreatedAt) || other.ID == first.ID {
 			t.Errorf("%+v, %+v, %+v", first, again, other)
 		}
-		found, err := j.all[1].Revocations(t.Context(), policy.Self(), issuer)
+		found, err := j.all[1].Revocations().List(t.Context(), policy.Self(), issuer)
 		if err != nil || len(found) != 2 || found[0].ID != first.ID {
 			t.Errorf("%+v, %v", found, err)
 		}
-		if found, _ := j.all[1].Revocations(t.Context(), policy.Self(), "https://other.example.com"); len(found) != 0 {
+		if found, _ := j.all[1].Revocations().List(t.Context(), policy.Self(), "https://other.example.com"); len(found) != 0 {
 			t.Errorf("of another issuer: %+v", found)
 		}
 		for range 2 {
-			if err := j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: first.ID}); err != nil {
+			if err := j.all[1].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: first.ID}); err != nil {
 				t.Fatal(err)
 			}
 		}
-		wantError(t, j.all[1].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: "unknown"}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
+		wantError(t, j.all[1].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: "unknown"}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
 	})
 }
 
@@ -419,10 +419,10 @@ func TestRevocation_expires(t *testing.T) {
 		j.expectAll(token, false, "before it is over")
 		time.Sleep(2 * time.Second)
 		j.expectAll(token, true, "after")
-		if found, err := j.all[1].Revocations(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
+		if found, err := j.all[1].Revocations().List(t.Context(), policy.Self(), ""); err != nil || len(found) != 0 {
 			t.Errorf("%v, %v", found, err)
 		}
-		wantError(t, j.all[0].Unrevoke(t.Context(), policy.Self(), broker.Unrevocation{ID: made.ID}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
+		wantError(t, j.all[0].Revocations().Delete(t.Context(), policy.Self(), revocation.Deletion{ID: made.ID}), apierror.NotFound, apierror.ReasonNoSuchRevocation)
 		j.revoke(j.all[0], revocation.Revocation{TokenID: "1", ExpiresAt: time.Now().Add(time.Hour)}, "1")
 		synctest.Wait()
 		time.Sleep(time.Second)
@@ -462,13 +462,13 @@ func TestRevocation_misleadingIsRefused(t *testing.T) {
 			"too far":               {revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: now.AddDate(11, 0, 0)}, "revocation.expires_at"},
 			"ends before its token": {revocation.Revocation{Issuer: issuer, Subject: "a", IssuedBefore: now, ExpiresAt: now.Add(23 * time.Hour)}, "revocation.expires_at"},
 		} {
-			_, err := j.all[0].Revoke(t.Context(), policy.Self(), test.asked, "1")
+			_, err := j.all[0].Revocations().Revoke(t.Context(), policy.Self(), test.asked, "1")
 			if told := wantError(t, err, apierror.InvalidArgument, apierror.ReasonInvalidRequest); told.Field != test.field {
 				t.Errorf("%s: field %q: %v", name, told.Field, told)
 			}
 		}
 		j.all[0].link.state.Store(refused)
-		_, err := j.all[0].Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
+		_, err := j.all[0].Revocations().Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: "a", ExpiresAt: hour}, "1")
 		wantError(t, err, apierror.Unavailable, apierror.ReasonStoreUnavailable)
 	})
 }
@@ -482,7 +482,7 @@ func TestRevocation_withoutAnEnd(t *testing.T) {
 			if before.After(time.Now()) {
 				want = before.Add(life)
 			}
-			made, err := j.all[0].Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: name, IssuedBefore: before}, name)
+			made, err := j.all[0].Revocations().Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, Subject: name, IssuedBefore: before}, name)
 			if late := made.ExpiresAt.Sub(want); err != nil || late < 0 || late > time.Second {
 				t.Errorf("issued before: %s: it ends %v after the last token, %v", name, late, err)
 			}

@@ -55,10 +55,17 @@ func (b *Broker) Identify(ctx context.Context, presented redact.String, audience
 
 func (b *Broker) verifyUnrevoked(ctx context.Context, presented redact.String, ask verify.Request) (verify.Result, error) {
 	result, err := b.setup.Load().verifier.Verify(ctx, presented, ask)
-	if err == nil && result.Rejection == nil {
-		return b.unrevoked(ctx, result)
+	if err != nil || result.Rejection != nil {
+		return result, err
 	}
-	return result, err
+	switch revoked, err := b.revocations.Check(ctx, result.Facts); {
+	case err != nil:
+		return verify.Result{}, err
+	case revoked:
+		return verify.Result{Rejection: &verify.Rejection{Reason: verify.Revoked, Message: "The token was revoked."}}, nil
+	default:
+		return result, nil
+	}
 }
 
 // Introspecting returns how many issuers have introspection of opaque tokens.

@@ -25,10 +25,10 @@ func (r *Rotator) Export(ctx context.Context, caller *policy.Caller, name string
 	made, err := r.export(ctx, caller, name)
 	about := audit.Event{Client: name, SecretVersion: made.Current}
 	if err != nil {
-		r.broker.RecordAction(ctx, caller, policy.ExportSecret, err, about)
+		r.broker.Actions().Record(ctx, caller, policy.ExportSecret, err, about)
 		return Backup{}, err
 	}
-	r.broker.RecordAction(ctx, caller, policy.ExportSecret, nil, about)
+	r.broker.Actions().Record(ctx, caller, policy.ExportSecret, nil, about)
 	return made, nil
 }
 

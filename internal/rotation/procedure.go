@@ -79,7 +79,7 @@ func (p *procedure) setDigest(content ...string) {
 // unbegun is the reason why the change did not begin, or nil.
 func (p *procedure) result(ctx context.Context, unbegun *apierror.Error) (Result, error) {
 	got, err := p.outcome(unbegun)
-	p.broker.RecordAction(ctx, p.caller, p.action, err, p.about())
+	p.broker.Actions().Record(ctx, p.caller, p.action, err, p.about())
 	return got, err
 }
 

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
-	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -77,8 +77,8 @@ type Broker interface {
 	// perform the action on the client, that there is no such client, or that the audit
 	// log cannot record the action.
 	Credentials(caller *policy.Caller, action policy.Action, client string) (*credential.Set, *apierror.Error)
-	// RecordAction records the result of an action in the audit log.
-	RecordAction(ctx context.Context, caller *policy.Caller, action policy.Action, err error, e audit.Event)
+	// Actions records the results of actions in the audit log.
+	Actions() authz.Actions
 }
 
 // Rotator changes secrets. It is safe for concurrent use.

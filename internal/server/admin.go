@@ -38,7 +38,7 @@ func (a *admin) RevokeTokens(ctx context.Context, req *tokenbrokerv1.RevokeToken
 	if err != nil {
 		return nil, statusOf(err)
 	}
-	stored, failed := a.broker.Revoke(ctx, CallerOf(ctx), requested, req.GetRequestId())
+	stored, failed := a.broker.Revocations().Revoke(ctx, CallerOf(ctx), requested, req.GetRequestId())
 	if failed != nil {
 		return nil, statusOf(failed)
 	}
@@ -52,7 +52,7 @@ func (a *admin) ListRevocations(ctx context.Context, req *tokenbrokerv1.ListRevo
 	if err := checkList(req); err != nil {
 		return nil, statusOf(err)
 	}
-	all, err := a.broker.Revocations(ctx, CallerOf(ctx), req.GetIssuer())
+	all, err := a.broker.Revocations().List(ctx, CallerOf(ctx), req.GetIssuer())
 	if err != nil {
 		return nil, statusOf(err)
 	}
@@ -77,7 +77,7 @@ func (a *admin) DeleteRevocation(ctx context.Context, req *tokenbrokerv1.DeleteR
 	if err := checkDelete(req); err != nil {
 		return nil, statusOf(err)
 	}
-	if err := a.broker.Unrevoke(ctx, CallerOf(ctx), broker.Unrevocation{ID: req.GetId(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
+	if err := a.broker.Revocations().Delete(ctx, CallerOf(ctx), revocation.Deletion{ID: req.GetId(), Request: req.GetRequestId(), Reason: req.GetReason()}); err != nil {
 		return nil, statusOf(err)
 	}
 	return &tokenbrokerv1.DeleteRevocationResponse{}, nil
