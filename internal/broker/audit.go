@@ -57,7 +57,7 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 
 // evicted marks the entry as removed from the cache; goroutines that hold it may still
 // use it.
-func (e *entry) evicted() {
+func (e *entry) Evicted() {
 	e.gone.Store(true)
 	e.given.Load().Close()
 }
@@ -75,7 +75,7 @@ func (b *Broker) eachEntry(do func(*entry)) {
 	for _, c := range b.setup.Load().clients {
 		do(c.entry)
 	}
-	b.entries.each(do)
+	b.entries.Each(do)
 }
 
 // deniedToken records a denied token request with the client's defaults filled in.

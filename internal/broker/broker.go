@@ -23,6 +23,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/cache"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -125,7 +126,7 @@ type Broker struct {
 	setup         atomic.Pointer[setup]
 	applied       store.Signal // fired when setup was replaced
 	setting       sync.Mutex   // held during a replacement of setup
-	entries       *shards
+	entries       *cache.Cache[*entry]
 	store         *store.Metered
 	mac           secret.MAC
 	subscriptions *store.Subscriptions
@@ -161,8 +162,11 @@ type client struct {
 	entry         *entry // of own
 	keys          clientKeys
 	subscriptions []*store.Subscription // report purges and changes of secrets
-	outcomes      outcomes
 
+	// lastFailure is the last failed fetch on any replica, for operators.
+	lastFailure backoff.LastSlot
+	// good is the entry of a recent successful request.
+	good atomic.Pointer[entry]
 	// failure is a failure that concerns all requests of the client: throttling.
 	failure backoff.Slot
 	// epoch and fence are the highest values seen.
@@ -195,7 +199,7 @@ func New(cfg Config) (*Broker, error) {
 		store:         store.NewMetered(cfg.Store, cfg.Logger),
 		mac:           cfg.MAC,
 		subscriptions: store.NewSubscriptions(),
-		entries:       newShards(cfg.MaxEntries),
+		entries:       cache.New[*entry](cfg.MaxEntries),
 		audit:         cfg.Audit,
 		log:           cfg.Logger,
 		metrics:       newMetrics(),
@@ -231,7 +235,7 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		own: idp.Request{
 			Audience:  cfg.Audience,
 			Resources: cfg.Resources,
-			Scopes:    canonicalScopes(cfg.Scopes),
+			Scopes:    idp.CanonicalScopes(cfg.Scopes),
 		},
 	}
 	c.keys = clientKeysOf(b.mac, c.name, c.idp.Fingerprint())
@@ -241,7 +245,7 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		Prove:      func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
 		DropTokens: func(ctx context.Context) *apierror.Error { return b.dropTokens(ctx, c) },
 	})
-	c.entry = b.newEntry(c, keyOf(c.name, c.own), c.own)
+	c.entry = b.newEntry(c, c.own.Key(c.name), c.own)
 	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtCounters(b.flying, c) }) }, c.keys.epoch))
 	if c.secrets.Kept() {
 		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(c.secrets.Reload, c.keys.secrets))
@@ -249,7 +253,7 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	return c
 }
 
-func (b *Broker) newEntry(c *client, k key, ask idp.Request) *entry {
+func (b *Broker) newEntry(c *client, k idp.Key, ask idp.Request) *entry {
 	return &entry{client: c, ask: ask, name: b.name("question", []byte(c.keys.config), k[:])}
 }
 
@@ -272,7 +276,7 @@ func (b *Broker) Close() {
 	b.mu.Unlock()
 	b.stop()
 	b.working.Wait()
-	b.eachEntry((*entry).evicted)
+	b.eachEntry((*entry).Evicted)
 }
 
 // Apply replaces clients, issuers and policy together: a call uses either the old ones
@@ -308,7 +312,7 @@ func (b *Broker) Apply(next Setup) error {
 			for _, subscription := range old.subscriptions {
 				subscription.Close()
 			}
-			old.entry.evicted()
+			old.entry.Evicted()
 		}
 	}
 	b.applied.Fire()
@@ -322,7 +326,7 @@ func (b *Broker) Rejudge() { b.applied.Fire() }
 // is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
 	return c.idp == cfg.IdP && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
-		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, canonicalScopes(cfg.Scopes))
+		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, idp.CanonicalScopes(cfg.Scopes))
 }
 
 // after takes over the state that belongs to the client's name, for as long as a

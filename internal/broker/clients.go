@@ -2,10 +2,8 @@ package broker
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/authz"
@@ -16,7 +14,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/token"
 )
 
 // About is the part of a client's configuration that operators see.
@@ -28,44 +25,6 @@ type About struct {
 	Auth string
 	// Secret is the reference to its secret, such as file:/run/secrets/orders.
 	Secret string
-}
-
-// outcomes are the latest results of fetches of a client, as far as this replica knows.
-type outcomes struct {
-	// good is the entry of a recent successful request.
-	good atomic.Pointer[entry]
-	// served describes the newest token from the IdP.
-	served atomic.Pointer[served]
-	failed atomic.Pointer[lastFailure]
-}
-
-type served struct {
-	fence   uint64
-	at      time.Time
-	version string // version of the secret
-}
-
-// obtained records a token that the IdP issued to any replica.
-func (c *client) obtained(e *entry, tok *token.Token) {
-	c.secrets.Issued(tok)
-	for {
-		before := c.outcomes.served.Load()
-		if before != nil && before.fence >= tok.Fence {
-			return
-		}
-		if c.outcomes.served.CompareAndSwap(before, &served{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
-			c.outcomes.good.Store(e)
-			return
-		}
-	}
-}
-
-// lastSuccess returns when the IdP last issued a token; zero: never, as far as is known.
-func (c *client) lastSuccess() time.Time {
-	if last := c.outcomes.served.Load(); last != nil {
-		return last.at
-	}
-	return time.Time{}
 }
 
 // ClientState is the status of a client.
@@ -151,16 +110,16 @@ func (c *client) status(now time.Time) ClientStatus {
 	u := c.secrets.View()
 	s := ClientStatus{
 		Name: c.name, About: c.about, State: c.state(u, now), Versions: u.DescribeAll(), Generation: u.History.Generation,
-		LastSuccess: c.lastSuccess(), Fallback: c.fallback(u),
+		Fallback: c.secrets.Fallback(),
 	}
-	if last := c.outcomes.served.Load(); last != nil {
-		s.InUse = last.version
+	if newest := c.secrets.Newest(); newest != nil {
+		s.LastSuccess, s.InUse = newest.At, newest.Version
 	}
 	if tok := c.entry.token.Load(); c.entry.usable(tok, now, 0) {
 		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
 	}
-	if f := c.outcomes.failed.Load(); f != nil {
-		s.LastFailure, s.LastError, s.Resolved = f.at, f.message, c.unresolved() == nil
+	if f := c.lastFailure.Load(); f != nil {
+		s.LastFailure, s.LastError, s.Resolved = f.At, f.Message, c.unresolved() == nil
 	}
 	if t := c.entry.activeFailure(now); t != nil {
 		s.BackoffUntil = t.Until
@@ -178,128 +137,56 @@ func (c *client) state(u *credential.View, now time.Time) ClientState {
 		return ClientThrottled
 	case c.recovered(u):
 		return ClientOK
-	case u.Failing(), failure.counts(u) && failure.class == idp.CredentialRefused:
+	case u.Failing(), affects(failure, u) && failure.Class == idp.CredentialRefused:
 		return ClientRefused
-	case c.entry.failing(), failure.counts(u):
+	case c.entry.failing(), affects(failure, u):
 		return ClientFailing
-	case c.outcomes.served.Load() == nil:
+	case c.secrets.Newest() == nil:
 		return ClientIdle
 	default:
 		return ClientOK
 	}
 }
 
-// fallback reports whether the newest token was obtained with a version other than the
-// current one, although the current one has had time to propagate.
-func (c *client) fallback(u *credential.View) bool {
-	last := c.outcomes.served.Load()
-	return last != nil && u.Outdated(last.version, last.at)
-}
-
-// failureMemory is how long replicas share the last failure of a client.
-const failureMemory = 24 * time.Hour
-
-// lastFailure is the last failed fetch of a client on any replica. It is for operators and
-// delays no fetch.
-type lastFailure struct {
-	class   idp.Class
-	version string // of the secret
-	message string
-	at      time.Time // by the clock of the replica that failed
-	// fence of the failed fetch or, if resolved, of a later success.
-	fence    uint64
-	resolved bool
-}
-
-type storedFailure struct {
-	Form     int       `json:"v"` // backoff.Form, which numbers the classes
-	Class    idp.Class `json:"class"`
-	Version  string    `json:"version"`
-	Message  string    `json:"message"`
-	At       time.Time `json:"at"`
-	Resolved bool      `json:"resolved,omitempty"`
-}
-
-func (f *lastFailure) put(key string) store.Put {
-	value, err := json.Marshal(storedFailure{backoff.Form, f.class, f.version, f.message, f.at, f.resolved})
-	if err != nil {
-		panic("broker: strings and times that JSON cannot hold")
-	}
-	return store.Put{Key: key, Number: f.fence, Value: value, TTL: failureMemory}
-}
-
 // failedAs records a failure with a version of the secret, and returns it for the other
 // replicas.
 func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
-	f := &lastFailure{class: t.Class, version: version, message: t.Err.Message, at: t.At, fence: t.Fence}
-	c.keepNewer(f)
-	return f.put(c.keys.lastFailure)
-}
-
-// resolvedBy records that a fetch succeeded after the last failure. It returns the store
-// writes for the other replicas, empty if there was no failure.
-func (c *client) resolvedBy(fence uint64) []store.Put {
-	f := c.outcomes.failed.Load()
-	if f == nil || f.resolved || f.fence > fence {
-		return nil
-	}
-	resolved := *f
-	resolved.fence, resolved.resolved = fence, true
-	c.keepNewer(&resolved)
-	return []store.Put{resolved.put(c.keys.lastFailure)}
-}
-
-// adoptLastFailure adopts the last failure from the store.
-func (c *client) adoptLastFailure(stored store.Entry) {
-	var s storedFailure
-	if len(stored.Value) == 0 || json.Unmarshal(stored.Value, &s) != nil || s.Form != backoff.Form {
-		return
-	}
-	c.keepNewer(&lastFailure{class: s.Class, version: s.Version, message: s.Message, at: s.At, fence: stored.Number, resolved: s.Resolved})
-}
-
-// keepNewer keeps the newer of two failures, by fence.
-func (c *client) keepNewer(next *lastFailure) {
-	for {
-		before := c.outcomes.failed.Load()
-		newer := before == nil || next.fence > before.fence || next.fence == before.fence && (next.resolved || !before.resolved)
-		if !newer || c.outcomes.failed.CompareAndSwap(before, next) {
-			return
-		}
-	}
+	last := &backoff.Last{Class: t.Class, Version: version, Message: t.Err.Message, At: t.At, Fence: t.Fence}
+	c.lastFailure.Keep(last)
+	return last.Put(c.keys.lastFailure)
 }
 
 // unresolved returns the last failure unless a fetch has succeeded since. A success that
 // only its token reports counts too.
-func (c *client) unresolved() *lastFailure {
-	f := c.outcomes.failed.Load()
-	if f == nil || f.resolved {
+func (c *client) unresolved() *backoff.Last {
+	f := c.lastFailure.Load()
+	if f == nil || f.Resolved {
 		return nil
 	}
-	if last := c.outcomes.served.Load(); last != nil && last.fence >= f.fence && last.at.After(f.at) {
+	if newest := c.secrets.Newest(); newest != nil && newest.Fence >= f.Fence && newest.At.After(f.At) {
 		return nil
 	}
 	return f
 }
 
-// counts reports whether a failure affects the client, rather than only a new secret that
-// was refused when it was proved.
-func (f *lastFailure) counts(u *credential.View) bool {
-	return f != nil && (f.class != idp.CredentialRefused || u.Current == nil || f.version == u.Current.ID)
+// affects reports whether a failure affects the client, rather than only a new secret
+// that was refused when it was proved.
+func affects(f *backoff.Last, u *credential.View) bool {
+	return f != nil && (f.Class != idp.CredentialRefused || u.Current == nil || f.Version == u.Current.ID)
 }
 
 // recovered reports whether the fleet has fetched a token since every failure that
 // this replica remembers.
 func (c *client) recovered(u *credential.View) bool {
-	f := c.outcomes.failed.Load()
-	if f == nil || !f.resolved {
+	f := c.lastFailure.Load()
+	if f == nil || !f.Resolved {
 		return false
 	}
 	remembered := []*backoff.Failure{c.entry.failure.Load(), c.failure.Load()}
 	for _, v := range u.All() {
 		remembered = append(remembered, v.Refusal())
 	}
-	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.fence })
+	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.Fence })
 }
 
 // lookAtFailures reads the last failures of clients. Without the store, this replica shows
@@ -307,5 +194,5 @@ func (c *client) recovered(u *credential.View) bool {
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, (*client).adoptLastFailure)
+	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, func(c *client, stored store.Entry) { c.lastFailure.AdoptStored(stored) })
 }

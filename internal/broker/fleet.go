@@ -72,7 +72,7 @@ func (b *Broker) adopt(ctx context.Context, e *entry, view *fleetView) {
 	c := e.client
 	b.adoptEpoch(ctx, c, view.epoch.Number)
 	c.raiseFence(view.secret.Adopt(ctx, view.secretValues, view.requested, view.responded))
-	c.adoptLastFailure(view.lastFailure)
+	c.lastFailure.AdoptStored(view.lastFailure)
 	c.failure.AdoptStored(view.clientFailure, view.responded)
 	e.failure.AdoptStored(view.failure, view.responded)
 	c.raiseFence(max(view.token.Number, view.failure.Number, view.clientFailure.Number))
@@ -104,7 +104,7 @@ func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
 	e.replace(tok, func(held *token.Token) bool { return tok.Fence > held.Fence })
 	e.failure.Succeeded(tok.Fence)
 	e.client.failure.Succeeded(tok.Fence)
-	e.client.obtained(e, tok)
+	e.obtained(tok)
 }
 
 // raiseFence records the highest fence. It is the lower bound of new leases, so that

@@ -340,7 +340,10 @@ func (a attempt) success(e *entry) []store.Put {
 			puts = append(puts, backoff.EndPut(key, a.Fence, FlightTimeout))
 		}
 	}
-	return append(puts, e.client.resolvedBy(a.Fence)...)
+	if resolved := e.client.lastFailure.Resolve(a.Fence); resolved != nil {
+		puts = append(puts, resolved.Put(e.client.keys.lastFailure))
+	}
+	return puts
 }
 
 // remember publishes the new token in this replica.
@@ -351,7 +354,14 @@ func (b *Broker) remember(e *entry, a attempt) {
 	e.failure.Succeeded(a.Fence)
 	c.failure.CompareAndSwap(a.clientFailure, nil)
 	e.replace(a.token, func(held *token.Token) bool { return a.token.Fence >= held.Fence })
-	c.obtained(e, a.token)
+	e.obtained(a.token)
+}
+
+// obtained records a token that the IdP issued to any replica.
+func (e *entry) obtained(tok *token.Token) {
+	if e.client.secrets.Issued(tok) {
+		e.client.good.Store(e)
+	}
 }
 
 // replace stores tok, unless the held token is good and tok must not replace it.

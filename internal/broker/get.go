@@ -154,7 +154,7 @@ func (c *client) withDefaults(ask Ask) idp.Request {
 		full.Resources = ask.Resources
 	}
 	if len(ask.Scopes) > 0 {
-		full.Scopes = canonicalScopes(ask.Scopes)
+		full.Scopes = idp.CanonicalScopes(ask.Scopes)
 	}
 	return full
 }
@@ -164,11 +164,11 @@ func (b *Broker) entryFor(c *client, full idp.Request) *entry {
 	if full.Audience == c.own.Audience && slices.Equal(full.Resources, c.own.Resources) && slices.Equal(full.Scopes, c.own.Scopes) {
 		return c.entry
 	}
-	return b.entryAt(c, keyOf(c.name, full), full)
+	return b.entryAt(c, full.Key(c.name), full)
 }
 
-func (b *Broker) entryAt(c *client, k key, ask idp.Request) *entry {
-	return b.entries.get(k, c, func() *entry { return b.newEntry(c, k, ask) })
+func (b *Broker) entryAt(c *client, k idp.Key, ask idp.Request) *entry {
+	return b.entries.Get(k, func(e *entry) bool { return e.client == c }, func() *entry { return b.newEntry(c, k, ask) })
 }
 
 // hit returns the held token if it suits, and starts the replacement of a token that

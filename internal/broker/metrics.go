@@ -5,8 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -127,7 +127,7 @@ func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
-	describeSecrets(out)
+	credential.Describe(out)
 }
 
 func (c clientCollector) Collect(out chan<- prometheus.Metric) {
@@ -141,60 +141,7 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 			backoff = 1
 		}
 		out <- prometheus.MustNewConstMetric(backoffDesc, prometheus.GaugeValue, backoff, client.name)
-		collectSecrets(out, client)
+		client.secrets.Collect(out)
 	}
-	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.count()))
-}
-
-//nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
-var (
-	activatedDesc = prometheus.NewDesc("tokenbroker_secret_activated_timestamp_seconds",
-		"When the current secret became current; absent while this replica knows no current secret.", []string{"client"}, nil)
-	generationDesc = prometheus.NewDesc("tokenbroker_secret_generation",
-		"How often a client's secrets were changed, as far as this replica knows: if replicas differ, one has not read a change yet.", []string{"client"}, nil)
-	versionsDesc = prometheus.NewDesc("tokenbroker_secret_versions",
-		"1 while a version of a client's secret is in a state (pending, current, previous) and this replica knows its value, else 0.", []string{"client", "state"}, nil)
-	inUseDesc = prometheus.NewDesc("tokenbroker_secret_in_use",
-		"1 for the state of the version that the newest token was obtained with; absent while there is no token.", []string{"client", "state"}, nil)
-	fallbackDesc = prometheus.NewDesc("tokenbroker_secret_fallback",
-		"1 while tokens are obtained with a version other than the current one, more than two minutes after that became current.", []string{"client"}, nil)
-)
-
-func describeSecrets(out chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{activatedDesc, generationDesc, versionsDesc, inUseDesc, fallbackDesc} {
-		out <- desc
-	}
-}
-
-// collectSecrets collects the present state of a client's secrets.
-func collectSecrets(out chan<- prometheus.Metric, c *client) {
-	if !c.secrets.Kept() {
-		return
-	}
-	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, append([]string{c.name}, labels...)...)
-	}
-	truth := func(desc *prometheus.Desc, is bool, labels ...string) {
-		value := 0.0
-		if is {
-			value = 1
-		}
-		gauge(desc, value, labels...)
-	}
-	u := c.secrets.View()
-	if u.Current != nil {
-		gauge(activatedDesc, float64(u.Describe(u.Current.ID).Since.Unix()))
-	}
-	gauge(generationDesc, float64(u.History.Generation))
-	truth(versionsDesc, u.Pending != nil, secret.Pending.String())
-	truth(versionsDesc, u.Current != nil, secret.Current.String())
-	truth(versionsDesc, u.Previous != nil, secret.Previous.String())
-	truth(fallbackDesc, c.fallback(u))
-	if last := c.outcomes.served.Load(); last != nil {
-		state := "forgotten"
-		if version := u.Describe(last.version); version.State != 0 {
-			state = version.State.String()
-		}
-		gauge(inUseDesc, 1, state)
-	}
+	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.Len()))
 }

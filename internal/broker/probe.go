@@ -232,7 +232,7 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, 
 // unless only another one is known to succeed.
 func (c *client) provingEntry() *entry {
 	if c.entry.token.Load() == nil {
-		if good := c.outcomes.good.Load(); good != nil {
+		if good := c.good.Load(); good != nil {
 			return good
 		}
 	}

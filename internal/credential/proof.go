@@ -8,6 +8,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -143,12 +144,44 @@ func (s *Set) Throttled(u Use) store.Put {
 	return s.noProofPut(u.Fence)
 }
 
-// Issued records a token that the IdP issued to any replica.
-func (s *Set) Issued(tok *token.Token) {
+// Issue describes a token that the IdP issued.
+type Issue struct {
+	Fence   uint64
+	At      time.Time
+	Version string // of the secret
+}
+
+// Issued records a token that the IdP issued to any replica. It reports whether no newer
+// one is known.
+func (s *Set) Issued(tok *token.Token) (newest bool) {
 	if v := s.View().Named(tok.SecretVersion); v != nil {
 		v.refused.Succeeded(tok.Fence)
 		atLeast(&v.usedAt, tok.MintedAt.UnixNano())
 	}
+	for {
+		before := s.newest.Load()
+		if before != nil && before.Fence >= tok.Fence {
+			return false
+		}
+		if s.newest.CompareAndSwap(before, &Issue{tok.Fence, tok.MintedAt, tok.SecretVersion}) {
+			return true
+		}
+	}
+}
+
+// Newest describes the newest token that any replica obtained, as far as this one knows;
+// nil: no token.
+func (s *Set) Newest() *Issue { return s.newest.Load() }
+
+// Fallback reports whether the newest token was obtained with a version other than the
+// current one, although the current one has had time to propagate.
+func (s *Set) Fallback() bool {
+	newest := s.Newest()
+	if newest == nil {
+		return false
+	}
+	current, recorded := s.View().History.In(secret.Current)
+	return recorded && newest.Version != current.ID && newest.At.Sub(current.Since) >= propagation
 }
 
 func atLeast(to *atomic.Int64, value int64) {

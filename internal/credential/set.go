@@ -62,7 +62,8 @@ type Set struct {
 	repairs, activations, proofs, reloads store.Coalescer
 	activate                              atomic.Pointer[activation] // the latest one
 
-	view atomic.Pointer[View]
+	view   atomic.Pointer[View]
+	newest atomic.Pointer[Issue]
 
 	mu       sync.Mutex
 	history  secret.History

@@ -106,13 +106,6 @@ func (u *View) Failing() bool {
 	return u.Current != nil && !slices.ContainsFunc(u.All(), func(v *Version) bool { return v.refused.Load() == nil })
 }
 
-// Outdated reports whether a token of this version and time was obtained with a version
-// other than the current one, although the current one has had time to propagate.
-func (u *View) Outdated(version string, at time.Time) bool {
-	current, recorded := u.History.In(secret.Current)
-	return recorded && version != current.ID && at.Sub(current.Since) >= propagation
-}
-
 // stateOf returns the state of a version here. A version that only the source has is
 // pending.
 func (u *View) stateOf(v *Version) secret.State {

@@ -103,17 +103,6 @@ type Config struct {
 	HTTPWith func(tls.Certificate) *http.Client
 }
 
-// Request describes the token that a caller requests. Empty fields are not sent.
-type Request struct {
-	Audience string
-	// Resources are sent as RFC 8707 resource parameters, in this order.
-	Resources []string
-	Scopes    []string
-	// Once suppresses the retry after a response from the IdP. It suits a caller
-	// that still has a usable token. The retry after a failed connection remains.
-	Once bool
-}
-
 // Client is one OAuth client at one IdP. It holds no secret except the private
 // key of its certificate. It is safe for concurrent use.
 type Client struct {

@@ -1,4 +1,4 @@
-package broker
+package idp_test
 
 import (
 	"slices"
@@ -8,9 +8,6 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/idp"
 )
-
-// Entries is how many places for tokens are held besides the clients' own.
-func (b *Broker) Entries() int { return b.entries.count() }
 
 func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 	part := rapid.StringOfN(rapid.RuneFrom([]rune("ab\x00\x01")), 0, 3, -1)
@@ -25,7 +22,7 @@ func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 		nameA, nameB := part.Draw(t, "client"), part.Draw(t, "other client")
 		a, b := question.Draw(t, "question"), question.Draw(t, "other question")
 		same := nameA == nameB && a.Audience == b.Audience && slices.Equal(a.Resources, b.Resources) && slices.Equal(a.Scopes, b.Scopes)
-		if (keyOf(nameA, a) == keyOf(nameB, b)) != same {
+		if (a.Key(nameA) == b.Key(nameB)) != same {
 			t.Fatalf("%q %+v and %q %+v: the keys say otherwise", nameA, a, nameB, b)
 		}
 	})
@@ -33,15 +30,15 @@ func TestKeysOfDifferentRequestsDiffer(t *testing.T) {
 
 // Parts that read the same one after the other are different questions.
 func TestKeysKeepPartsApart(t *testing.T) {
-	keys := map[key]string{}
-	for name, k := range map[string]key{
-		"audience":               keyOf("c", idp.Request{Audience: "ab"}),
-		"name and audience":      keyOf("ca", idp.Request{Audience: "b"}),
-		"two scopes":             keyOf("c", idp.Request{Scopes: []string{"a", "b"}}),
-		"two scopes, other cut":  keyOf("c", idp.Request{Scopes: []string{"ab", ""}}),
-		"two resources":          keyOf("c", idp.Request{Resources: []string{"a", "b"}}),
-		"resources, other order": keyOf("c", idp.Request{Resources: []string{"b", "a"}}),
-		"resource and scope":     keyOf("c", idp.Request{Resources: []string{"a"}, Scopes: []string{"b"}}),
+	keys := map[idp.Key]string{}
+	for name, k := range map[string]idp.Key{
+		"audience":               idp.Request{Audience: "ab"}.Key("c"),
+		"name and audience":      idp.Request{Audience: "b"}.Key("ca"),
+		"two scopes":             idp.Request{Scopes: []string{"a", "b"}}.Key("c"),
+		"two scopes, other cut":  idp.Request{Scopes: []string{"ab", ""}}.Key("c"),
+		"two resources":          idp.Request{Resources: []string{"a", "b"}}.Key("c"),
+		"resources, other order": idp.Request{Resources: []string{"b", "a"}}.Key("c"),
+		"resource and scope":     idp.Request{Resources: []string{"a"}, Scopes: []string{"b"}}.Key("c"),
 	} {
 		if other, taken := keys[k]; taken {
 			t.Errorf("%q and %q have the same key", name, other)
@@ -54,12 +51,12 @@ func TestCanonicalScopes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		scopes := rapid.SliceOf(rapid.StringMatching(`[a-c]{1,2}`)).Draw(t, "scopes")
 		before := slices.Clone(scopes)
-		got := canonicalScopes(scopes)
+		got := idp.CanonicalScopes(scopes)
 		if !slices.Equal(scopes, before) {
 			t.Fatal("the argument was changed")
 		}
 		if want := slices.Compact(slices.Sorted(slices.Values(scopes))); !slices.Equal(got, want) {
-			t.Fatalf("canonicalScopes(%q) = %q", scopes, got)
+			t.Fatalf("idp.CanonicalScopes(%q) = %q", scopes, got)
 		}
 	})
 }

@@ -2,8 +2,6 @@ package broker
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -76,105 +74,16 @@ func (e *entry) failing() bool {
 	return e.failure.Load() != nil || e.client.failure.Load() != nil || e.client.secrets.View().Failing()
 }
 
-// shards keeps the entries of requests other than the clients' defaults, spread over
-// locks so that callers of different tokens rarely contend.
-type shards struct {
-	shards   [64]shard
-	maxShard int
-}
+// Pinned implements [cache.Entry]: a second fetch could start beside a running one, and a
+// watch needs its entry.
+func (e *entry) Pinned() bool { return e.flight.Load() != nil || e.watched() }
 
-type shard struct {
-	mu      sync.RWMutex
-	entries map[key]*entry
-}
-
-func newShards(maxEntries int) *shards {
-	s := &shards{}
-	s.maxShard = max(1, maxEntries/len(s.shards))
-	for i := range s.shards {
-		s.shards[i].entries = map[key]*entry{}
+// ExpiresAt implements [cache.Entry].
+func (e *entry) ExpiresAt() time.Time {
+	if tok := e.token.Load(); tok != nil {
+		return tok.ExpiresAt
 	}
-	return s
-}
-
-// get returns the client's entry at k. It calls create if there is no entry, or only
-// one of a former client of the same name.
-func (s *shards) get(k key, c *client, create func() *entry) *entry {
-	shard := &s.shards[int(k[0])%len(s.shards)]
-	shard.mu.RLock()
-	existing := shard.entries[k]
-	shard.mu.RUnlock()
-	if existing != nil && existing.client == c {
-		return existing
-	}
-	shard.mu.Lock()
-	defer shard.mu.Unlock()
-	existing = shard.entries[k]
-	if existing != nil && existing.client == c {
-		return existing
-	}
-	if existing == nil && len(shard.entries) >= s.maxShard {
-		shard.evict()
-	}
-	if existing != nil {
-		existing.evicted()
-	}
-	created := create()
-	shard.entries[k] = created
-	return created
-}
-
-// evict drops the entry whose token ends first in a small random sample (the order of
-// a map). It keeps entries that are watched or have a running fetch, beside which a
-// second fetch could start. If the whole sample must stay, the shard grows by one.
-func (s *shard) evict() {
-	const sample = 16
-	var victim key
-	var victimEnds time.Time
-	found, seen := false, 0
-	for k, e := range s.entries {
-		if seen++; seen > sample {
-			break
-		}
-		if e.flight.Load() != nil || e.watched() {
-			continue
-		}
-		ends := time.Time{}
-		if tok := e.token.Load(); tok != nil {
-			ends = tok.ExpiresAt
-		}
-		if !found || ends.Before(victimEnds) {
-			victim, victimEnds, found = k, ends, true
-		}
-	}
-	if found {
-		s.entries[victim].evicted()
-		delete(s.entries, victim)
-	}
-}
-
-// each calls do for every entry.
-func (s *shards) each(do func(*entry)) {
-	for i := range s.shards {
-		shard := &s.shards[i]
-		shard.mu.RLock()
-		for _, e := range shard.entries {
-			do(e)
-		}
-		shard.mu.RUnlock()
-	}
-}
-
-// count returns the number of entries.
-func (s *shards) count() int {
-	n := 0
-	for i := range s.shards {
-		shard := &s.shards[i]
-		shard.mu.RLock()
-		n += len(shard.entries)
-		shard.mu.RUnlock()
-	}
-	return n
+	return time.Time{}
 }
 
 // The keys of the store are keyed hashes, because keys appear in the logs of databases,
@@ -227,39 +136,3 @@ func (e *entry) tokenKey() string   { return e.client.keys.tag + e.name + ":toke
 func (e *entry) failureKey() string { return e.client.keys.tag + e.name + ":trouble" }
 func (e *entry) leaseKey() string   { return e.client.keys.tag + e.name + ":lease" }
 func (e *entry) forcedKey() string  { return e.client.keys.tag + e.name + ":forced" }
-
-// key identifies a token by everything that reaches the token endpoint: two requests
-// share a token exactly if the IdP would see the same request. Settings of the client
-// are in its configuration; its name stands for them.
-type key [sha256.Size]byte
-
-// keyOf hashes the parts with length prefixes, because without them "ab"+"c" and
-// "a"+"bc" would share a token. ask must be canonical.
-func keyOf(client string, ask idp.Request) key {
-	room := [512]byte{}
-	buf := secret.AppendPart(room[:0], client)
-	buf = secret.AppendPart(buf, ask.Audience)
-	buf = appendParts(buf, ask.Resources)
-	buf = appendParts(buf, ask.Scopes)
-	return sha256.Sum256(buf)
-}
-
-func appendParts(buf []byte, parts []string) []byte {
-	buf = binary.AppendUvarint(buf, uint64(len(parts)))
-	for _, part := range parts {
-		buf = secret.AppendPart(buf, part)
-	}
-	return buf
-}
-
-// canonicalScopes sorts scopes and removes duplicates: their order is insignificant
-// (RFC 6749 section 3.3). It returns an argument that is canonical, and never changes
-// it. The order of resources is kept, because it may be significant.
-func canonicalScopes(scopes []string) []string {
-	for i := 1; i < len(scopes); i++ {
-		if scopes[i-1] >= scopes[i] {
-			return slices.Compact(slices.Sorted(slices.Values(scopes)))
-		}
-	}
-	return scopes
-}
