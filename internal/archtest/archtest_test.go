@@ -21,7 +21,7 @@ var levels = [][]string{
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
-	{"internal/credential", "internal/revocation"},
+	{"internal/credential", "internal/epoch", "internal/revocation"},
 	{"internal/broker"},
 	{"internal/rotation"},
 	{"internal/server", "internal/gateway"},

@@ -25,6 +25,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/cache"
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/epoch"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -168,14 +169,10 @@ type client struct {
 	// good is the entry of a recent successful request.
 	good atomic.Pointer[entry]
 	// failure is a failure that concerns all requests of the client: throttling.
-	failure backoff.Slot
-	// epoch and fence are the highest values seen.
-	epoch, fence atomic.Uint64
-	// changed is fired when the tokens were purged.
-	changed store.Signal
-	purges  store.Coalescer
-	// asked: a token of this client was requested.
-	asked atomic.Bool
+	failure   backoff.Slot
+	counters  *epoch.Counters
+	purges    store.Coalescer
+	requested atomic.Bool // a token of this client was requested
 
 	mu    sync.Mutex
 	probe chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
@@ -239,14 +236,20 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		},
 	}
 	c.keys = clientKeysOf(b.mac, c.name, c.idp.Fingerprint())
+	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.epoch, FenceKey: c.keys.fences}
 	c.secrets = b.secrets.New(credential.Config{
 		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Check: cfg.CheckSecret,
-		Keys:       credential.Keys{History: c.keys.secrets, Proof: c.keys.proof, Refusals: c.keys.refusals},
-		Prove:      func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
-		DropTokens: func(ctx context.Context) *apierror.Error { return b.dropTokens(ctx, c) },
+		Keys:  credential.Keys{History: c.keys.secrets, Proof: c.keys.proof, Refusals: c.keys.refusals},
+		Prove: func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
+		DropTokens: func(ctx context.Context) *apierror.Error {
+			if err := c.counters.Advance(ctx); err != nil {
+				return unconfirmedPurge(c, err)
+			}
+			return nil
+		},
 	})
 	c.entry = b.newEntry(c, c.own.Key(c.name), c.own)
-	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { b.lookAtCounters(b.flying, c) }) }, c.keys.epoch))
+	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { epoch.Synchronize(b.flying, b.store, c.counters) }) }, c.keys.epoch))
 	if c.secrets.Kept() {
 		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(c.secrets.Reload, c.keys.secrets))
 	}
@@ -333,8 +336,7 @@ func (c *client) is(cfg ClientConfig) bool {
 // client has that name.
 func (c *client) after(old *client) *client {
 	if old != nil {
-		c.epoch.Store(old.epoch.Load())
-		c.fence.Store(old.fence.Load())
+		c.counters.Inherit(old.counters)
 		c.secrets.Inherit(old.secrets)
 	}
 	return c
@@ -403,7 +405,7 @@ func (b *Broker) poll(ctx context.Context) {
 	b.secrets.Load(ctx, b.keptSecrets()...)
 	wait := epochInterval
 	for round := 1; sleep(ctx, nil, wait); round++ {
-		if wait = epochInterval; !b.lookAtCounters(ctx, b.askedClients()...) {
+		if wait = epochInterval; !epoch.Synchronize(ctx, b.store, b.activeCounters()...) {
 			wait = awayInterval
 			if round%awayRounds != 0 {
 				continue // the rest may be on a server that responds, but it can wait

@@ -51,7 +51,7 @@ type entry struct {
 // usable reports whether the token may be handed out: it lives long enough and was not
 // purged.
 func (e *entry) usable(tok *token.Token, now time.Time, minTTL time.Duration) bool {
-	return tok != nil && tok.Epoch >= e.client.epoch.Load() && tok.Usable(now, minTTL)
+	return tok != nil && tok.Epoch >= e.client.counters.Epoch() && tok.Usable(now, minTTL)
 }
 
 // activeFailure returns the failure that stops requests of the entry to the IdP, or

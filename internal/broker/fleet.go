@@ -70,12 +70,12 @@ func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
 // adopt applies the newer parts of the fleet's state to this replica.
 func (b *Broker) adopt(ctx context.Context, e *entry, view *fleetView) {
 	c := e.client
-	b.adoptEpoch(ctx, c, view.epoch.Number)
-	c.raiseFence(view.secret.Adopt(ctx, view.secretValues, view.requested, view.responded))
+	c.counters.Adopt(ctx, view.epoch.Number)
+	c.counters.RaiseFence(view.secret.Adopt(ctx, view.secretValues, view.requested, view.responded))
 	c.lastFailure.AdoptStored(view.lastFailure)
 	c.failure.AdoptStored(view.clientFailure, view.responded)
 	e.failure.AdoptStored(view.failure, view.responded)
-	c.raiseFence(max(view.token.Number, view.failure.Number, view.clientFailure.Number))
+	c.counters.RaiseFence(max(view.token.Number, view.failure.Number, view.clientFailure.Number))
 	b.adoptToken(e, view.token, view.requested)
 }
 
@@ -105,17 +105,6 @@ func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
 	e.failure.Succeeded(tok.Fence)
 	e.client.failure.Succeeded(tok.Fence)
 	e.obtained(tok)
-}
-
-// raiseFence records the highest fence. It is the lower bound of new leases, so that
-// fences grow even if the store has lost their counter.
-func (c *client) raiseFence(fence uint64) {
-	for {
-		seen := c.fence.Load()
-		if fence <= seen || c.fence.CompareAndSwap(seen, fence) {
-			return
-		}
-	}
 }
 
 // how is the reason for the end of awaitLease.
@@ -182,9 +171,9 @@ func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneede
 	if unneeded() {
 		return store.Lease{}, false, errUnneeded
 	}
-	claim.Floor = e.client.fence.Load()
+	claim.Floor = e.client.counters.Fence()
 	lease, acquired, err := b.store.Acquire(ctx, claim)
-	e.client.raiseFence(lease.Fence)
+	e.client.counters.RaiseFence(lease.Fence)
 	return lease, acquired, err
 }
 

@@ -100,7 +100,7 @@ func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, lease st
 func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 	guard := store.Claim{
 		Key: e.forcedKey(), Owner: rand.Text(), TTL: ForcedInterval,
-		Counter: e.client.keys.fences, Floor: e.client.fence.Load(),
+		Counter: e.client.keys.fences, Floor: e.client.counters.Fence(),
 	}
 	_, acquired, err := b.store.Acquire(ctx, guard)
 	return acquired || err != nil
@@ -174,9 +174,9 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 		return false
 	}
 	defer admitted.end()
-	got := b.mint(ctx, e, admitted.version, max(lease.Fence, e.client.fence.Load()))
+	got := b.mint(ctx, e, admitted.version, max(lease.Fence, e.client.counters.Fence()))
 	switch {
-	case got.err == nil && got.token.Epoch < e.client.epoch.Load() && before.purged < maxPurged-1:
+	case got.err == nil && got.token.Epoch < e.client.counters.Epoch() && before.purged < maxPurged-1:
 		before.purged++
 		return true
 	case got.ending && before.awaitsNext(ctx, e):
@@ -216,7 +216,7 @@ func (a attempt) refused() bool { return a.err != nil && idp.ClassOf(a.err) == i
 // mint requests a token from the IdP.
 func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fence uint64) attempt {
 	c := e.client
-	epoch := c.epoch.Load()
+	epoch := c.counters.Epoch()
 	result := attempt{
 		Use:          credential.Begin(v, fence),
 		entryFailure: e.failure.Load(), clientFailure: c.failure.Load(),

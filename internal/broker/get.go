@@ -222,7 +222,7 @@ func (b *Broker) refresh(ctx context.Context, e *entry, old *token.Token) {
 // token may return one that does not suit this caller, which then starts another
 // round.
 func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
-	e.client.asked.Store(true)
+	e.client.requested.Store(true)
 	for range maxRounds {
 		f, answer, err := b.join(ctx, e, ask, time.Now())
 		switch {
@@ -303,7 +303,7 @@ func (e *entry) resolve(f *flight, ask Ask, now time.Time) (Answer, *apierror.Er
 		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
 	case e.usable(f.token, now, 0):
 		return Answer{}, tooShort(e.client.name, f.token)
-	case f.token.Epoch < e.client.epoch.Load():
+	case f.token.Epoch < e.client.counters.Epoch():
 		return Answer{}, &apierror.Error{
 			Code: apierror.Unavailable, Reason: apierror.ReasonPurged, RetryAfter: time.Second,
 			Metadata: map[string]string{"client": e.client.name},

@@ -55,7 +55,7 @@ type watching struct {
 func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.Token, err error) {
 	last = w.last
 	for {
-		replaced, purged := e.changed.Next(), e.client.changed.Next()
+		replaced, purged := e.changed.Next(), e.client.counters.Changed.Next()
 		answer, err := b.answer(ctx, e, w.ask)
 		if err != nil {
 			b.metrics.failed.Inc()
