@@ -22,6 +22,7 @@ var levels = [][]string{
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
 	{"internal/credential", "internal/epoch", "internal/revocation"},
+	{"internal/lease"},
 	{"internal/broker"},
 	{"internal/rotation"},
 	{"internal/server", "internal/gateway"},

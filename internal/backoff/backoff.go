@@ -3,6 +3,7 @@
 package backoff
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -160,4 +161,18 @@ func transientDelay(n int, held *token.Token, now time.Time) time.Duration {
 		wait = min(wait, held.UsableUntil.Sub(now)/4)
 	}
 	return max(wait, least)
+}
+
+// Sleep waits for d, or until something is received from event. False: ctx has ended.
+func Sleep(ctx context.Context, event <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-event:
+		return true
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

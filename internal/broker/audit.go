@@ -6,6 +6,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/authz"
+	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -64,7 +65,7 @@ func (e *entry) Evicted() {
 
 // sumUp periodically records how often tokens were given again.
 func (b *Broker) sumUp(ctx context.Context) {
-	for b.audit != nil && sleep(ctx, nil, audit.SumInterval) {
+	for b.audit != nil && backoff.Sleep(ctx, nil, audit.SumInterval) {
 		b.eachEntry(func(e *entry) { e.given.Load().Sum() })
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/epoch"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
@@ -131,6 +132,7 @@ type Broker struct {
 	store         *store.Metered
 	mac           secret.MAC
 	subscriptions *store.Subscriptions
+	leases        *lease.Leases
 	revocations   *revocation.Service
 	secrets       *credential.Fleet
 	audit         *audit.Log
@@ -201,6 +203,7 @@ func New(cfg Config) (*Broker, error) {
 		log:           cfg.Logger,
 		metrics:       newMetrics(),
 	}
+	b.leases = &lease.Leases{Store: b.store, Subscriptions: b.subscriptions}
 	b.actions = authz.Actions{Audit: b.audit}
 	b.revocations = &revocation.Service{
 		Set: revocation.New(revocation.Config{
@@ -404,7 +407,7 @@ func (b *Broker) poll(ctx context.Context) {
 	_, _ = b.revocations.Set.View(ctx) // on an error they are read when needed
 	b.secrets.Load(ctx, b.keptSecrets()...)
 	wait := epochInterval
-	for round := 1; sleep(ctx, nil, wait); round++ {
+	for round := 1; backoff.Sleep(ctx, nil, wait); round++ {
 		if wait = epochInterval; !epoch.Synchronize(ctx, b.store, b.activeCounters()...) {
 			wait = awayInterval
 			if round%awayRounds != 0 {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/authz"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/store"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -192,7 +193,7 @@ func (c *client) recovered(u *credential.View) bool {
 // lookAtFailures reads the last failures of clients. Without the store, this replica shows
 // its own state.
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, lease.WriteTimeout)
 	defer cancel()
 	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, func(c *client, stored store.Entry) { c.lastFailure.AdoptStored(stored) })
 }

@@ -2,38 +2,18 @@ package broker
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
-	mathrand "math/rand/v2"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
-	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
-	// leaseTTL is how long the fleet waits for a replica that died during a fetch; a
-	// live replica renews its lease every renewInterval.
-	leaseTTL      = 3 * time.Second
-	renewInterval = time.Second
-	renewRetry    = 250 * time.Millisecond
-
 	// guardInterval is the pause before a replica tries again to force a fetch: the
 	// store does not report the remaining time of another replica's guard.
 	guardInterval = 5 * time.Second
-
-	// Waiters read the store again on an event, and at these intervals in case an
-	// event is lost.
-	pollFirst = 25 * time.Millisecond
-	pollMost  = 250 * time.Millisecond
-
-	// storeFailures consecutive failures mean that the store is away.
-	storeFailures = 5
-	// writeTimeout bounds the writes at the end of a flight. They do not end with the
-	// flight: a lease is released even at shutdown.
-	writeTimeout = time.Second
 
 	// probePause is how long all requests of a client wait after a probe without a
 	// verdict on the secret.
@@ -107,128 +87,15 @@ func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
 	e.obtained(tok)
 }
 
-// how is the reason for the end of awaitLease.
-type how int
-
-const (
-	notNeeded  how = iota // the lease is no longer needed
-	leased                // this replica holds the lease
-	unanswered            // the store does not answer
-	ended                 // ctx has ended
-)
-
-// awaitLease claims a lease of the entry's client. While another replica holds it, awaitLease
-// waits until it is free or no longer needed.
-func (b *Broker) awaitLease(ctx context.Context, e *entry, lease string, unneeded func() bool) (store.Lease, how) {
-	event := make(chan struct{}, 1)
-	notify := func() {
-		select {
-		case event <- struct{}{}:
-		default:
-		}
-	}
+// awaitLease claims a lease of the entry's client, or waits until it is no longer needed.
+func (b *Broker) awaitLease(ctx context.Context, e *entry, key string, unneeded func() bool) (store.Lease, lease.Outcome) {
 	keys := e.client.keys
-	subscription := b.subscriptions.Subscribe(notify, lease, e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets)
-	defer subscription.Close()
-	claim := store.Claim{Key: lease, Owner: rand.Text(), Counter: keys.fences, TTL: leaseTTL}
-	failures, pause := 0, pollFirst
-	for {
-		granted, acquired, err := b.claim(ctx, e, claim, unneeded)
-		switch {
-		case ctx.Err() != nil && !acquired:
-			return store.Lease{}, ended
-		case errors.Is(err, errUnneeded):
-			return store.Lease{}, notNeeded
-		case acquired:
-			// The previous holder may have stored its result between the look and the
-			// claim.
-			if b.synchronize(ctx, e) == nil && unneeded() {
-				b.write(ctx, store.Change{Release: granted})
-				return store.Lease{}, notNeeded
-			}
-			return granted, leased
-		case err == nil:
-			failures = 0
-		default:
-			if failures++; failures >= storeFailures || errors.Is(err, store.ErrAway) {
-				return store.Lease{}, unanswered
-			}
-		}
-		if !sleep(ctx, event, pause/2+mathrand.N(pause)) {
-			return store.Lease{}, ended
-		}
-		pause = min(2*pause, pollMost)
-	}
-}
-
-var errUnneeded = errors.New("lease no longer needed")
-
-// claim looks whether the lease is needed and, if so, claims it once.
-func (b *Broker) claim(ctx context.Context, e *entry, claim store.Claim, unneeded func() bool) (store.Lease, bool, error) {
-	if err := b.synchronize(ctx, e); err != nil {
-		return store.Lease{}, false, err
-	}
-	if unneeded() {
-		return store.Lease{}, false, errUnneeded
-	}
-	claim.Floor = e.client.counters.Fence()
-	lease, acquired, err := b.store.Acquire(ctx, claim)
-	e.client.counters.RaiseFence(lease.Fence)
-	return lease, acquired, err
-}
-
-// sleep waits for d, or until something is received from event. False: ctx has ended.
-func sleep(ctx context.Context, event <-chan struct{}, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-event:
-		return true
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// renew renews a lease until it is stopped or the lease is lost. A holder goes on
-// without its lease, because its result is ordered by its fence.
-func (b *Broker) renew(ctx context.Context, lease store.Lease) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for wait := renewInterval; sleep(ctx, nil, wait); {
-			held, err := b.store.Renew(ctx, lease, leaseTTL)
-			switch {
-			case err != nil:
-				wait = renewRetry
-			case !held:
-				return
-			default:
-				wait = renewInterval
-			}
-		}
-	}()
-	return func() {
-		cancel()
-		<-done
-	}
-}
-
-// write tries to apply a change. It reports whether the store accepted the first of
-// its puts as the newest.
-func (b *Broker) write(ctx context.Context, change store.Change) (newest bool) {
-	ctx, cancel := context.WithTimeout(tracing.Detached(context.Background(), ctx), writeTimeout)
-	defer cancel()
-	for range 2 {
-		applied, err := b.store.Apply(ctx, change)
-		if err == nil {
-			return len(applied) == 0 || applied[0]
-		}
-		if errors.Is(err, store.ErrAway) {
-			break
-		}
-	}
-	return true
+	return b.leases.Await(ctx, lease.Wanted{
+		Key: key, Counters: e.client.counters,
+		Events: []string{e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets},
+		Look: func(ctx context.Context) (needed bool, err error) {
+			err = b.synchronize(ctx, e)
+			return err == nil && !unneeded(), err
+		},
+	})
 }

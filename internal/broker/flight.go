@@ -11,6 +11,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
 	"github.com/cezzis/tokenbroker/internal/tracing"
@@ -55,15 +56,15 @@ func (b *Broker) run(ctx context.Context, e *entry, f *flight) {
 	}()
 	ctx, cancel := context.WithTimeout(ctx, FlightTimeout)
 	defer cancel()
-	lease, how := b.awaitLease(ctx, e, e.leaseKey(), func() bool { return f.finish(e, time.Now()) })
-	switch how {
-	case leased:
-		b.runWithLease(ctx, e, f, lease)
-	case unanswered:
+	granted, outcome := b.awaitLease(ctx, e, e.leaseKey(), func() bool { return f.finish(e, time.Now()) })
+	switch outcome {
+	case lease.Acquired:
+		b.runWithLease(ctx, e, f, granted)
+	case lease.StoreAway:
 		b.runWithoutLease(ctx, e, f)
-	case ended:
+	case lease.ContextEnd:
 		f.err = b.outOfTime(e)
-	case notNeeded:
+	case lease.NotNeeded:
 	}
 }
 
@@ -83,16 +84,16 @@ func (f *flight) finish(e *entry, now time.Time) bool {
 }
 
 // runWithLease fetches while it holds the fleet's lease.
-func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, lease store.Lease) {
-	stop := b.renew(ctx, lease)
+func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, granted store.Lease) {
+	stop := b.leases.Renew(ctx, granted)
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
-		b.write(ctx, store.Change{Release: lease})
+		b.leases.Write(ctx, store.Change{Release: granted})
 		f.err = forcedTooOften(e.client.name).WithRetryAfter(guardInterval)
 		e.mayForceAt(time.Now().Add(guardInterval))
 		return
 	}
-	b.fetch(ctx, e, f, lease)
+	b.fetch(ctx, e, f, granted)
 }
 
 // mayForce reports whether no replica has forced a fetch for ForcedInterval. Its lease
@@ -123,7 +124,7 @@ func (b *Broker) runWithoutLease(ctx context.Context, e *entry, f *flight) {
 		f.token, f.origin = f.old, OriginMemory
 		return
 	}
-	if e.usable(f.old, now, 0) && !sleep(ctx, nil, mathrand.N(maxStagger)) {
+	if e.usable(f.old, now, 0) && !backoff.Sleep(ctx, nil, mathrand.N(maxStagger)) {
 		f.err = b.outOfTime(e)
 		return
 	}
@@ -144,8 +145,8 @@ func late(tok *token.Token) time.Time {
 // After the refusal of a secret, clear or possible, fetch tries the next one, each
 // once. It repeats the fetch of a token that was purged in the meantime, and of a
 // token that the IdP repeats in its last moments.
-func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, lease store.Lease) {
-	for before := (earlier{}); b.try(ctx, e, f, lease, &before); {
+func (b *Broker) fetch(ctx context.Context, e *entry, f *flight, granted store.Lease) {
+	for before := (earlier{}); b.try(ctx, e, f, granted, &before); {
 	}
 }
 
@@ -162,19 +163,19 @@ type earlier struct {
 }
 
 // try makes one attempt and reports whether another must follow.
-func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease, before *earlier) (again bool) {
-	admitted, err := b.admitSecret(ctx, e, before.tried, lease.Fence)
+func (b *Broker) try(ctx context.Context, e *entry, f *flight, granted store.Lease, before *earlier) (again bool) {
+	admitted, err := b.admitSecret(ctx, e, before.tried, granted.Fence)
 	switch {
 	case err != nil && before.doubted != nil:
-		b.publish(ctx, e, f, lease, *before.doubted, false)
+		b.publish(ctx, e, f, granted, *before.doubted, false)
 		return false
 	case err != nil:
 		f.err = err
-		b.release(ctx, lease)
+		b.release(ctx, granted)
 		return false
 	}
 	defer admitted.end()
-	got := b.mint(ctx, e, admitted.version, max(lease.Fence, e.client.counters.Fence()))
+	got := b.mint(ctx, e, admitted.version, max(granted.Fence, e.client.counters.Fence()))
 	switch {
 	case got.err == nil && got.token.Epoch < e.client.counters.Epoch() && before.purged < maxPurged-1:
 		before.purged++
@@ -183,7 +184,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 		return true
 	case got.refused() && b.flying.Err() == nil:
 		before.tried = append(before.tried, admitted.version)
-		b.storeProgress(ctx, lease, b.refusedSecret(e, got)...)
+		b.storeProgress(ctx, granted, b.refusedSecret(e, got)...)
 		_ = b.synchronize(ctx, e) // another version may have become the current one
 		return true
 	case e.doubts(got):
@@ -191,7 +192,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, lease store.Lease
 			return true
 		}
 	}
-	b.publish(ctx, e, f, lease, b.decided(ctx, e, lease, got, before.doubted), admitted.probe)
+	b.publish(ctx, e, f, granted, b.decided(ctx, e, granted, got, before.doubted), admitted.probe)
 	return false
 }
 
@@ -249,7 +250,7 @@ const (
 // requests: its clock may be wrong.
 func (b *earlier) awaitsNext(ctx context.Context, e *entry) bool {
 	b.ending++
-	return b.ending <= maxEnding && e.failure.Load() == nil && sleep(ctx, nil, endingPause)
+	return b.ending <= maxEnding && e.failure.Load() == nil && backoff.Sleep(ctx, nil, endingPause)
 }
 
 // doubt notes an attempt that was possibly refused because of its secret.
@@ -278,12 +279,12 @@ func (e *entry) doubts(a attempt) bool {
 // decided returns the attempt that determines the result of a fetch. If another secret
 // obtained the token, the first secret was refused. If the other one failed too, the
 // first refusal is the result, unless the IdP now throttles.
-func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last attempt, doubted *attempt) attempt {
+func (b *Broker) decided(ctx context.Context, e *entry, granted store.Lease, last attempt, doubted *attempt) attempt {
 	switch {
 	case doubted == nil:
 		return last
 	case last.err == nil:
-		b.storeProgress(ctx, lease, b.refusedSecret(e, *doubted)...)
+		b.storeProgress(ctx, granted, b.refusedSecret(e, *doubted)...)
 		return last
 	case idp.ClassOf(last.err) == idp.Throttled:
 		return last
@@ -293,10 +294,10 @@ func (b *Broker) decided(ctx context.Context, e *entry, lease store.Lease, last 
 }
 
 // publish publishes the result of the last attempt.
-func (b *Broker) publish(ctx context.Context, e *entry, f *flight, lease store.Lease, got attempt, probe bool) {
+func (b *Broker) publish(ctx context.Context, e *entry, f *flight, granted store.Lease, got attempt, probe bool) {
 	switch {
 	case got.err == nil:
-		newest := b.release(ctx, lease, got.success(e)...)
+		newest := b.release(ctx, granted, got.success(e)...)
 		b.remember(e, got)
 		e.client.secrets.ActivateProven(got.Version)
 		f.token, f.origin = got.token, OriginFetched
@@ -305,26 +306,26 @@ func (b *Broker) publish(ctx context.Context, e *entry, f *flight, lease store.L
 		}
 	case b.flying.Err() != nil:
 		f.err = ShuttingDown(e.client.name)
-		b.release(ctx, lease)
+		b.release(ctx, granted)
 	default:
 		t, puts := b.failed(e, got, probe)
 		f.err = t.ErrorAt(time.Now())
-		b.release(ctx, lease, puts...)
+		b.release(ctx, granted, puts...)
 	}
 }
 
 // release releases the lease of a fetch and stores its result.
-func (b *Broker) release(ctx context.Context, lease store.Lease, puts ...store.Put) (newest bool) {
-	if lease.Fence == 0 {
+func (b *Broker) release(ctx context.Context, granted store.Lease, puts ...store.Put) (newest bool) {
+	if granted.Fence == 0 {
 		return true
 	}
-	return b.write(ctx, store.Change{Puts: puts, Release: lease})
+	return b.leases.Write(ctx, store.Change{Puts: puts, Release: granted})
 }
 
 // storeProgress stores an intermediate result of a fetch that continues.
-func (b *Broker) storeProgress(ctx context.Context, lease store.Lease, puts ...store.Put) {
-	if lease.Fence > 0 && len(puts) > 0 {
-		b.write(ctx, store.Change{Puts: puts})
+func (b *Broker) storeProgress(ctx context.Context, granted store.Lease, puts ...store.Put) {
+	if granted.Fence > 0 && len(puts) > 0 {
+		b.leases.Write(ctx, store.Change{Puts: puts})
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -57,7 +58,7 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 		case recently, ever && place < maxUnconfirmed && wait <= 0:
 			return admission{version: v, end: func() {}}, nil
 		case ever && place < maxUnconfirmed:
-			if !sleep(ctx, verdict, wait) {
+			if !backoff.Sleep(ctx, verdict, wait) {
 				return admission{}, b.outOfTime(e)
 			}
 			if fence > 0 {
@@ -65,13 +66,13 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 			}
 			continue
 		}
-		probe, how := b.probe(ctx, e, fence > 0, func() bool {
+		probe, outcome := b.probe(ctx, e, fence > 0, func() bool {
 			next, err := e.choose(tried, time.Now())
 			return err != nil || c.provenNow(next)
 		})
-		switch how {
-		case notNeeded:
-		case ended:
+		switch outcome {
+		case lease.NotNeeded:
+		case lease.ContextEnd:
 			return admission{}, b.outOfTime(e)
 		default:
 			if v, err = e.choose(tried, time.Now()); err != nil {
@@ -114,35 +115,35 @@ type probing struct {
 
 // probe takes the turn to try a secret of the entry's client, in this replica and,
 // with fleet, in the fleet; or waits until the turn is no longer needed.
-func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func() bool) (probing, how) {
+func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func() bool) (probing, lease.Outcome) {
 	c := e.client
 	for running := c.tryProbe(); running != nil; running = c.tryProbe() {
 		select {
 		case <-running:
 		case <-ctx.Done():
-			return probing{}, ended
+			return probing{}, lease.ContextEnd
 		}
 		if unneeded() {
-			return probing{}, notNeeded
+			return probing{}, lease.NotNeeded
 		}
 	}
 	if !fleet {
-		return probing{leave: c.probed}, unanswered
+		return probing{leave: c.probed}, lease.StoreAway
 	}
-	lease, how := b.awaitLease(ctx, e, c.keys.probe, unneeded)
-	switch how {
-	case leased:
-		stop := b.renew(ctx, lease)
-		return probing{lease, func() {
+	granted, outcome := b.awaitLease(ctx, e, c.keys.probe, unneeded)
+	switch outcome {
+	case lease.Acquired:
+		stop := b.leases.Renew(ctx, granted)
+		return probing{granted, func() {
 			stop()
-			b.write(ctx, store.Change{Release: lease})
+			b.leases.Write(ctx, store.Change{Release: granted})
 			c.probed()
-		}}, leased
-	case unanswered: // still the only probe in this replica
-		return probing{leave: c.probed}, unanswered
+		}}, lease.Acquired
+	case lease.StoreAway: // still the only probe in this replica
+		return probing{leave: c.probed}, lease.StoreAway
 	default:
 		c.probed()
-		return probing{}, how
+		return probing{}, outcome
 	}
 }
 
@@ -171,19 +172,19 @@ func (c *client) probed() {
 // throttles.
 func (b *Broker) prove(ctx context.Context, c *client, v *credential.Version) *apierror.Error {
 	e := c.provingEntry()
-	probe, how := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.provenNow(v) })
-	switch how {
-	case notNeeded:
+	probe, outcome := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.provenNow(v) })
+	switch outcome {
+	case lease.NotNeeded:
 		if c.provenNow(v) {
 			return nil
 		}
 		return c.secrets.NotStaged(v.ID)
-	case ended:
+	case lease.ContextEnd:
 		return b.notProved(ctx, c)
-	case unanswered:
+	case lease.StoreAway:
 		probe.leave()
 		return c.secrets.Unconfirmed(nil)
-	case leased:
+	case lease.Acquired:
 	}
 	defer probe.leave()
 	if err := c.mayProve(v, time.Now()); err != nil {
@@ -207,23 +208,23 @@ func (c *client) mayProve(v *credential.Version, now time.Time) *apierror.Error 
 	return nil
 }
 
-func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, lease store.Lease) *apierror.Error {
+func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, granted store.Lease) *apierror.Error {
 	c := e.client
 	ctx, cancel := context.WithTimeout(ctx, idp.Budget)
 	defer cancel()
-	got := b.mint(ctx, e, v, lease.Fence)
+	got := b.mint(ctx, e, v, granted.Fence)
 	switch {
 	case got.err == nil:
-		b.write(ctx, store.Change{Puts: got.success(e)})
+		b.leases.Write(ctx, store.Change{Puts: got.success(e)})
 		b.remember(e, got)
 		return nil
 	case ctx.Err() != nil:
 		return b.notProved(ctx, c)
 	case got.refused(), e.doubts(got):
-		b.write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
+		b.leases.Write(ctx, store.Change{Puts: b.refusedSecret(e, got)})
 	case idp.ClassOf(got.err) == idp.Throttled:
 		_, puts := b.failed(e, got, false)
-		b.write(ctx, store.Change{Puts: puts})
+		b.leases.Write(ctx, store.Change{Puts: puts})
 	}
 	return backoff.ErrorOf(c.name, v.ID, got.err)
 }

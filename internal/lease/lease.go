@@ -1,0 +1,160 @@
+// Package lease lets one replica of a fleet do what all of them would: it claims leases in
+// the store, waits for those of other replicas, and renews its own.
+package lease
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	mathrand "math/rand/v2"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/backoff"
+	"github.com/cezzis/tokenbroker/internal/epoch"
+	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/tracing"
+)
+
+const (
+	// ttl is how long the fleet waits for a replica that died with a lease; a live replica
+	// renews its lease every renewInterval.
+	ttl           = 3 * time.Second
+	renewInterval = time.Second
+	renewRetry    = 250 * time.Millisecond
+
+	// Waiters read the store again on an event, and at these intervals in case an event is
+	// lost.
+	pollFirst = 25 * time.Millisecond
+	pollMost  = 250 * time.Millisecond
+
+	// storeFailures consecutive failures mean that the store is away.
+	storeFailures = 5
+
+	// WriteTimeout bounds the writes of a holder. They do not end with its context: a lease
+	// is released even at shutdown.
+	WriteTimeout = time.Second
+)
+
+// Leases claims and renews leases. It is safe for concurrent use.
+type Leases struct {
+	Store         store.Store
+	Subscriptions *store.Subscriptions
+}
+
+// Wanted is a lease that a replica wants.
+type Wanted struct {
+	Key string
+	// Counters have the fences of the lease.
+	Counters *epoch.Counters
+	// Events are the keys whose changes may make the lease free or unneeded.
+	Events []string
+	// Look reads the state of the fleet and reports whether the lease is needed. The error
+	// says that the store could not be read.
+	Look func(ctx context.Context) (needed bool, err error)
+}
+
+// Outcome is the reason for the end of [Leases.Await].
+type Outcome int
+
+// The outcomes.
+const (
+	NotNeeded  Outcome = iota // the lease is no longer needed
+	Acquired                  // this replica holds the lease
+	StoreAway                 // the store does not respond
+	ContextEnd                // ctx has ended
+)
+
+// Await claims a lease. While another replica holds it, Await waits until it is free or no
+// longer needed.
+func (l *Leases) Await(ctx context.Context, w Wanted) (store.Lease, Outcome) {
+	event := make(chan struct{}, 1)
+	notify := func() {
+		select {
+		case event <- struct{}{}:
+		default:
+		}
+	}
+	subscription := l.Subscriptions.Subscribe(notify, append(w.Events, w.Key)...)
+	defer subscription.Close()
+	claim := store.Claim{Key: w.Key, Owner: rand.Text(), Counter: w.Counters.FenceKey, TTL: ttl}
+	failures, pause := 0, pollFirst
+	for {
+		needed, err := w.Look(ctx)
+		acquired, granted := false, store.Lease{}
+		if err == nil && needed {
+			claim.Floor = w.Counters.Fence()
+			granted, acquired, err = l.Store.Acquire(ctx, claim)
+			w.Counters.RaiseFence(granted.Fence)
+		}
+		switch {
+		case acquired:
+			return l.confirm(ctx, w, granted)
+		case ctx.Err() != nil:
+			return store.Lease{}, ContextEnd
+		case err == nil && !needed:
+			return store.Lease{}, NotNeeded
+		case err == nil:
+			failures = 0
+		default:
+			if failures++; failures >= storeFailures || errors.Is(err, store.ErrAway) {
+				return store.Lease{}, StoreAway
+			}
+		}
+		if !backoff.Sleep(ctx, event, pause/2+mathrand.N(pause)) {
+			return store.Lease{}, ContextEnd
+		}
+		pause = min(2*pause, pollMost)
+	}
+}
+
+// confirm looks again after a claim: the previous holder may have stored its result between
+// the look and the claim.
+func (l *Leases) confirm(ctx context.Context, w Wanted, granted store.Lease) (store.Lease, Outcome) {
+	if needed, err := w.Look(ctx); err != nil || needed {
+		return granted, Acquired
+	}
+	l.Write(ctx, store.Change{Release: granted})
+	return store.Lease{}, NotNeeded
+}
+
+// Renew renews a lease until it is stopped or the lease is lost. A holder goes on without
+// its lease, because its result is ordered by its fence.
+func (l *Leases) Renew(ctx context.Context, lease store.Lease) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for wait := renewInterval; backoff.Sleep(ctx, nil, wait); {
+			held, err := l.Store.Renew(ctx, lease, ttl)
+			switch {
+			case err != nil:
+				wait = renewRetry
+			case !held:
+				return
+			default:
+				wait = renewInterval
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// Write tries to apply a change within WriteTimeout. It reports whether the store accepted
+// the first of its puts as the newest; true if the store did not respond.
+func (l *Leases) Write(ctx context.Context, change store.Change) (newest bool) {
+	ctx, cancel := context.WithTimeout(tracing.Detached(context.Background(), ctx), WriteTimeout)
+	defer cancel()
+	for range 2 {
+		applied, err := l.Store.Apply(ctx, change)
+		if err == nil {
+			return len(applied) == 0 || applied[0]
+		}
+		if errors.Is(err, store.ErrAway) {
+			break
+		}
+	}
+	return true
+}
