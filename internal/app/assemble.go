@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/config"
@@ -383,13 +384,17 @@ type introspection struct {
 
 // Introspect implements the interface that verification calls.
 func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
-	with, err := i.broker().SecretForIntrospection(ctx, i.name)
+	secrets := i.broker().Secrets(i.name)
+	if secrets == nil {
+		return false, nil, apierror.Fault(fmt.Errorf("there is no client %q", i.name)) // a reload has removed it
+	}
+	with, err := secrets.ForIntrospection(ctx)
 	if err != nil {
 		return false, nil, err
 	}
-	found, err := i.client.Introspect(ctx, with, token)
-	i.broker().Introspected(i.name, with.ID, err)
-	return found.Active, found.Members, err
+	response, err := i.client.Introspect(ctx, with, token)
+	secrets.Introspected(with.ID, err)
+	return response.Active, response.Members, err
 }
 
 func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (introspection, error) {

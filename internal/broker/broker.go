@@ -176,8 +176,6 @@ type client struct {
 	purges    store.Coalescer
 	requested atomic.Bool // a token of this client was requested
 
-	mu    sync.Mutex
-	probe chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
 }
 
 // New makes a Broker. It sends no request to an IdP.
@@ -358,6 +356,14 @@ func (b *Broker) Actions() authz.Actions { return b.actions }
 // client returns the client with this name, or nil.
 func (b *Broker) client(name string) *client { return b.setup.Load().clients[name] }
 
+// Secrets returns the secret of a client; nil if there is no such client.
+func (b *Broker) Secrets(name string) *credential.Set {
+	if c := b.client(name); c != nil {
+		return c.secrets
+	}
+	return nil
+}
+
 // Credentials returns the secret of a client. The error says that the caller may not
 // perform the action on the client, that there is no such client, or that the audit log
 // cannot record the action.
@@ -391,7 +397,7 @@ func (b *Broker) Run(ctx context.Context) {
 	parts.Go(func() { b.listen(ctx) })
 	parts.Go(func() { b.poll(ctx) })
 	parts.Go(func() { b.sumUp(ctx) })
-	parts.Go(func() { secret.Poll(ctx, b.sources, b.sourceChanged) })
+	parts.Go(func() { credential.PollSources(ctx, b.keptSecrets) })
 	parts.Wait()
 }
 
@@ -431,24 +437,4 @@ func (b *Broker) keptSecrets() []*credential.Set {
 		}
 	}
 	return kept
-}
-
-// sources returns the sources of the clients' secrets.
-func (b *Broker) sources() []*secret.Source {
-	var sources []*secret.Source
-	for _, s := range b.keptSecrets() {
-		if s.Source != nil {
-			sources = append(sources, s.Source)
-		}
-	}
-	return sources
-}
-
-// sourceChanged handles a source that changed or could not be reread.
-func (b *Broker) sourceChanged(source *secret.Source, err error) {
-	for _, s := range b.keptSecrets() {
-		if s.Source == source {
-			s.SourceChanged(err)
-		}
-	}
 }

@@ -6,15 +6,14 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/authz"
-	"github.com/cezzis/tokenbroker/internal/lease"
-	"github.com/cezzis/tokenbroker/internal/store"
-
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/store"
 )
 
 // About is the part of a client's configuration that operators see.

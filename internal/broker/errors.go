@@ -8,75 +8,9 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
-	"github.com/cezzis/tokenbroker/internal/authz"
-	"github.com/cezzis/tokenbroker/internal/idp"
-	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
-	"github.com/cezzis/tokenbroker/internal/verify"
 )
-
-func notEntitled(caller *policy.Caller, ask Ask) *apierror.Error {
-	asked := fmt.Sprintf("a token of client %q", ask.Client)
-	if ask.Audience != "" {
-		asked += fmt.Sprintf(" for audience %q", ask.Audience)
-	}
-	if len(ask.Resources) > 0 {
-		asked += fmt.Sprintf(" for resources %q", ask.Resources)
-	}
-	if len(ask.Scopes) > 0 {
-		asked += fmt.Sprintf(" with scopes %q", ask.Scopes)
-	}
-	return authz.Denied(caller, asked, map[string]string{"client": ask.Client})
-}
-
-// notGranted denies a request of a caller that has other grants for the client, and
-// names the defaults that were applied.
-func notGranted(caller *policy.Caller, ask Ask, full idp.Request) *apierror.Error {
-	asked := ""
-	add := func(isDefault bool, format string, value any) {
-		asked += fmt.Sprintf(format, value)
-		if isDefault {
-			asked += " (the client's own)"
-		}
-	}
-	if full.Audience != "" {
-		add(ask.Audience == "", " for audience %q", full.Audience)
-	}
-	if len(full.Resources) > 0 {
-		add(len(ask.Resources) == 0, " for resources %q", full.Resources)
-	}
-	verdict := "no grant of this caller admits all of that"
-	if len(full.Scopes) > 0 {
-		add(len(ask.Scopes) == 0, " with scopes %q", full.Scopes)
-	}
-	if len(full.Scopes) > 0 && len(ask.Scopes) == 0 {
-		verdict = "no grant of this caller admits that target with any of these scopes"
-	}
-	return &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled,
-		Metadata: map[string]string{"client": ask.Client, "caller": caller.Name()},
-		Message: fmt.Sprintf("caller %q asked for a token of client %q%s: %s; an operator can list its permissions with: broker policy explain FILE %s",
-			caller.Name(), ask.Client, asked, verdict, caller.Name()),
-	}
-}
-
-// grantedTooMuch is the error for granted scopes that exceed the caller's permissions,
-// or are unknown because neither the request nor the IdP named them.
-func grantedTooMuch(caller *policy.Caller, client string, asked, granted []string) *apierror.Error {
-	err := &apierror.Error{
-		Code: apierror.PermissionDenied, Reason: apierror.ReasonGrantedTooMuch,
-		Metadata: map[string]string{"client": client, "caller": caller.Name()},
-		Message: fmt.Sprintf("client %q was asked for the scopes %q and the IdP granted %q, more than caller %q may have: ask for fewer scopes, or have the caller's role name these",
-			client, asked, granted, caller.Name()),
-	}
-	if len(granted) == 0 {
-		err.Reason = apierror.ReasonGrantedUnknown
-		err.Message = fmt.Sprintf("the IdP does not say which scopes its token of client %q has, no scopes were requested, and the role of caller %q admits certain scopes only: name scopes in the request, or give the client default scopes",
-			client, caller.Name())
-	}
-	return err
-}
 
 func forcedTooOften(client string) *apierror.Error {
 	return &apierror.Error{
@@ -141,16 +75,4 @@ func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 
 func unconfirmedPurge(c *client, err error) *apierror.Error {
 	return store.Unconfirmed(err, fmt.Sprintf("client %q: the store did not confirm the purge", c.name), "call again with the same request_id", map[string]string{"client": c.name})
-}
-
-func mayNotVerify(caller *policy.Caller, ask verify.Request) *apierror.Error {
-	asked, about := "the verification of tokens", map[string]string{}
-	if ask.Issuer != "" {
-		asked += fmt.Sprintf(" of issuer %q", ask.Issuer)
-		about["issuer"] = ask.Issuer
-	}
-	if len(ask.Audience) > 0 {
-		asked += fmt.Sprintf(" for audiences %q", ask.Audience)
-	}
-	return authz.Denied(caller, asked, about)
 }

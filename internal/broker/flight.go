@@ -273,7 +273,7 @@ func (e *entry) hasAnother(before *earlier) bool {
 // just obtained another token is not.
 func (e *entry) doubts(a attempt) bool {
 	fault, ok := errors.AsType[*idp.Error](a.err)
-	return ok && fault.Unclear() && !e.client.provenNow(a.Version)
+	return ok && fault.Unclear() && !e.client.secrets.ProvenRecently(a.Version)
 }
 
 // decided returns the attempt that determines the result of a fetch. If another secret

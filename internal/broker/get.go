@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
@@ -97,22 +98,21 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 // authorizes the request. A client that does not exist and one without a grant yield
 // the same error.
 func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *apierror.Error) {
-	c := b.client(ask.Client)
+	c, requested := b.client(ask.Client), idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
 	if c == nil {
-		asked := idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
-		b.deniedToken(ctx, caller, ask.Client, asked, apierror.ReasonNotEntitled)
-		return nil, idp.Request{}, notEntitled(caller, ask)
+		b.deniedToken(ctx, caller, ask.Client, requested, apierror.ReasonNotEntitled)
+		return nil, idp.Request{}, authz.NotEntitled(caller, ask.Client, requested)
 	}
-	full := c.withDefaults(ask)
+	full := requested.WithDefaults(c.own)
 	judged := c.judged(full)
 	judged.Narrow = len(ask.Scopes) == 0
 	scopes, may := caller.Resolve(judged)
 	if !may {
 		b.deniedToken(ctx, caller, c.name, full, apierror.ReasonNotEntitled)
 		if caller.HasGrant(c.name) {
-			return nil, idp.Request{}, notGranted(caller, ask, full)
+			return nil, idp.Request{}, authz.NotGranted(caller, c.name, requested, full)
 		}
-		return nil, idp.Request{}, notEntitled(caller, ask)
+		return nil, idp.Request{}, authz.NotEntitled(caller, c.name, requested)
 	}
 	full.Scopes = scopes
 	return c, full, nil
@@ -129,7 +129,7 @@ func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, t
 	if caller.MayReceive(e.client.judged(e.ask), tok.Scopes) {
 		return nil
 	}
-	denied := grantedTooMuch(caller, e.client.name, e.ask.Scopes, tok.Scopes)
+	denied := authz.GrantedTooMuch(caller, e.client.name, e.ask.Scopes, tok.Scopes)
 	b.deniedToken(ctx, caller, e.client.name, e.ask, denied.Reason)
 	return denied
 }
@@ -139,24 +139,6 @@ func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierr
 		return answer, nil
 	}
 	return b.miss(ctx, e, ask)
-}
-
-// withDefaults fills in the client's defaults.
-func (c *client) withDefaults(ask Ask) idp.Request {
-	full := c.own
-	if ask.Audience == "" && len(ask.Resources) == 0 && len(ask.Scopes) == 0 {
-		return full
-	}
-	if ask.Audience != "" {
-		full.Audience = ask.Audience
-	}
-	if len(ask.Resources) > 0 {
-		full.Resources = ask.Resources
-	}
-	if len(ask.Scopes) > 0 {
-		full.Scopes = idp.CanonicalScopes(ask.Scopes)
-	}
-	return full
 }
 
 // entryFor returns the entry of a resolved request.

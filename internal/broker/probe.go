@@ -12,20 +12,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
-// Bounds of the fetches with a secret that was proved so long ago that the IdP may
-// have revoked it since. They count by fences, so they hold for the fleet.
-const (
-	// unconfirmedAtOnce fetches start at once. Each further one waits unconfirmedPause
-	// longer than the one before it, so that a quick refusal by the IdP stops the
-	// rest.
-	unconfirmedAtOnce = 8
-	unconfirmedPause  = 25 * time.Millisecond
-	// maxUnconfirmed fetches may run without a response to any of them; it is also the
-	// number of connections from a replica to an IdP. The last of them and all further
-	// ones go one at a time, as with a secret that was never proved.
-	maxUnconfirmed = 32
-)
-
 // admission is the permission of a fetch to use a version of the secret.
 type admission struct {
 	version *credential.Version
@@ -45,7 +31,7 @@ type admission struct {
 // and without proof would run side by side when the proof changes.
 func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.Version, fence uint64) (admission, *apierror.Error) {
 	c := e.client
-	begun, place := time.Now(), c.secrets.SinceProof(fence)
+	begun, unconfirmed := time.Now(), c.secrets.SinceProof(fence)
 	for {
 		verdict := c.secrets.Verdict()
 		v, err := e.choose(tried, time.Now())
@@ -53,11 +39,11 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 			return admission{}, err
 		}
 		ever, recently := c.secrets.Proven(v.ID)
-		wait := unconfirmedWait(place) - time.Since(begun)
+		wait := unconfirmed.Wait() - time.Since(begun)
 		switch {
-		case recently, ever && place < maxUnconfirmed && wait <= 0:
+		case recently, ever && !unconfirmed.Alone() && wait <= 0:
 			return admission{version: v, end: func() {}}, nil
-		case ever && place < maxUnconfirmed:
+		case ever && !unconfirmed.Alone():
 			if !backoff.Sleep(ctx, verdict, wait) {
 				return admission{}, b.outOfTime(e)
 			}
@@ -68,7 +54,7 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 		}
 		probe, outcome := b.probe(ctx, e, fence > 0, func() bool {
 			next, err := e.choose(tried, time.Now())
-			return err != nil || c.provenNow(next)
+			return err != nil || c.secrets.ProvenRecently(next)
 		})
 		switch outcome {
 		case lease.NotNeeded:
@@ -84,27 +70,12 @@ func (b *Broker) admitSecret(ctx context.Context, e *entry, tried []*credential.
 	}
 }
 
-// unconfirmedWait is how long the n-th unconfirmed fetch waits for an earlier result.
-func unconfirmedWait(n uint64) time.Duration {
-	if n <= unconfirmedAtOnce {
-		return 0
-	}
-	return time.Duration(min(n-unconfirmedAtOnce, 1000)) * unconfirmedPause
-}
-
 // choose returns the secret to try next, or the reason why there is no usable one.
 func (e *entry) choose(tried []*credential.Version, now time.Time) (*credential.Version, *apierror.Error) {
 	if t := e.activeFailure(now); t != nil {
 		return nil, t.ErrorAt(now)
 	}
 	return e.client.secrets.Next(now, tried)
-}
-
-// provenNow reports whether a version obtained a token so recently that any number of
-// fetches may use it.
-func (c *client) provenNow(v *credential.Version) bool {
-	_, recently := c.secrets.Proven(v.ID)
-	return recently
 }
 
 // probing is the turn of the one fetch that tries a secret.
@@ -117,7 +88,7 @@ type probing struct {
 // with fleet, in the fleet; or waits until the turn is no longer needed.
 func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func() bool) (probing, lease.Outcome) {
 	c := e.client
-	for running := c.tryProbe(); running != nil; running = c.tryProbe() {
+	for running := c.secrets.TryProbe(); running != nil; running = c.secrets.TryProbe() {
 		select {
 		case <-running:
 		case <-ctx.Done():
@@ -128,7 +99,7 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 		}
 	}
 	if !fleet {
-		return probing{leave: c.probed}, lease.StoreAway
+		return probing{leave: c.secrets.EndProbe}, lease.StoreAway
 	}
 	granted, outcome := b.awaitLease(ctx, e, c.keys.probe, unneeded)
 	switch outcome {
@@ -137,33 +108,14 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 		return probing{granted, func() {
 			stop()
 			b.leases.Write(ctx, store.Change{Release: granted})
-			c.probed()
+			c.secrets.EndProbe()
 		}}, lease.Acquired
 	case lease.StoreAway: // still the only probe in this replica
-		return probing{leave: c.probed}, lease.StoreAway
+		return probing{leave: c.secrets.EndProbe}, lease.StoreAway
 	default:
-		c.probed()
+		c.secrets.EndProbe()
 		return probing{}, outcome
 	}
-}
-
-// tryProbe takes the turn to try the secret in this replica and returns nil, or
-// returns a channel that is closed at the end of the running probe.
-func (c *client) tryProbe() (running <-chan struct{}) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.probe != nil {
-		return c.probe
-	}
-	c.probe = make(chan struct{})
-	return nil
-}
-
-func (c *client) probed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	close(c.probe)
-	c.probe = nil
 }
 
 // prove obtains a token with a version that is not current, bypassing the cache: once for
@@ -172,10 +124,10 @@ func (c *client) probed() {
 // throttles.
 func (b *Broker) prove(ctx context.Context, c *client, v *credential.Version) *apierror.Error {
 	e := c.provingEntry()
-	probe, outcome := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.provenNow(v) })
+	probe, outcome := b.probe(ctx, e, true, func() bool { return c.secrets.View().Named(v.ID) == nil || c.secrets.ProvenRecently(v) })
 	switch outcome {
 	case lease.NotNeeded:
-		if c.provenNow(v) {
+		if c.secrets.ProvenRecently(v) {
 			return nil
 		}
 		return c.secrets.NotStaged(v.ID)

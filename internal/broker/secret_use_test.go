@@ -23,7 +23,7 @@ func TestIntrospectionProvesItsSecret(t *testing.T) {
 		time.Sleep(polls)
 		used := func() string {
 			t.Helper()
-			v, err := r.all[0].SecretForIntrospection(t.Context(), "orders")
+			v, err := r.all[0].Secrets("orders").ForIntrospection(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -32,11 +32,11 @@ func TestIntrospectionProvesItsSecret(t *testing.T) {
 		if got := used(); got != "one" {
 			t.Errorf("%s is used, which was never proved", got)
 		}
-		one, err := r.all[0].SecretForIntrospection(t.Context(), "orders")
+		one, err := r.all[0].Secrets("orders").ForIntrospection(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.all[0].Introspected("orders", one.ID, nil)
+		r.all[0].Secrets("orders").Introspected(one.ID, nil)
 		r.takes()
 		expire()
 		_, err = r.all[0].Get(t.Context(), policy.Self(), orders())
@@ -44,20 +44,20 @@ func TestIntrospectionProvesItsSecret(t *testing.T) {
 		if got := used(); got != "one" {
 			t.Errorf("%s is used after the token endpoint refused the other", got)
 		}
-		r.all[0].Introspected("orders", one.ID, errors.New("not about the secret"))
+		r.all[0].Secrets("orders").Introspected(one.ID, errors.New("not about the secret"))
 		if got := used(); got != "one" {
 			t.Errorf("%s is used after a failure of another kind", got)
 		}
-		r.all[0].Introspected("orders", one.ID, &idp.Error{Class: idp.CredentialRefused})
+		r.all[0].Secrets("orders").Introspected(one.ID, &idp.Error{Class: idp.CredentialRefused})
 		if got := used(); got != "two" {
 			t.Errorf("%s is used after introspection refused it", got)
 		}
-		two, err := r.all[0].SecretForIntrospection(t.Context(), "orders")
+		two, err := r.all[0].Secrets("orders").ForIntrospection(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.all[0].Introspected("orders", two.ID, &idp.Error{Class: idp.CredentialRefused})
-		_, err = r.all[0].SecretForIntrospection(t.Context(), "orders")
+		r.all[0].Secrets("orders").Introspected(two.ID, &idp.Error{Class: idp.CredentialRefused})
+		_, err = r.all[0].Secrets("orders").ForIntrospection(t.Context())
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonCredentialsRefused)
 		time.Sleep(time.Minute)
 		if got := used(); got != "one" {

@@ -6,9 +6,9 @@ import (
 	"fmt"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
+	"github.com/cezzis/tokenbroker/internal/authz"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
-	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -30,7 +30,7 @@ func (b *Broker) Verify(ctx context.Context, caller *policy.Caller, presented re
 func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *apierror.Error) {
 	issuers, may := caller.MayVerify()
 	if !may {
-		return verify.Result{}, mayNotVerify(caller, ask)
+		return verify.Result{}, authz.MayNotVerify(caller, ask.Issuer, ask.Audience)
 	}
 	ask.Issuers = issuers
 	result, err := b.verifyUnrevoked(ctx, presented, ask)
@@ -73,7 +73,7 @@ func (b *Broker) Introspecting() int { return b.setup.Load().verifier.Introspect
 
 func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verify.Request, err error) *apierror.Error {
 	if errors.Is(err, verify.ErrNotPermitted) {
-		return mayNotVerify(caller, ask)
+		return authz.MayNotVerify(caller, ask.Issuer, ask.Audience)
 	}
 	if ctx.Err() != nil {
 		return apierror.GaveUp(ctx)
@@ -97,23 +97,5 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 		Metadata:   map[string]string{"issuer": unavailable.Issuer},
 		Message:    what + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
 		Cause:      err,
-	}
-}
-
-// SecretForIntrospection returns the secret with which a client introspects tokens at its
-// IdP. The error is always an [*apierror.Error].
-func (b *Broker) SecretForIntrospection(ctx context.Context, name string) (secret.Version, error) {
-	c := b.client(name)
-	if c == nil {
-		return secret.Version{}, apierror.Fault(fmt.Errorf("there is no client %q", name))
-	}
-	return c.secrets.ForIntrospection(ctx)
-}
-
-// Introspected records whether the introspection endpoint accepted a version of a client's
-// secret.
-func (b *Broker) Introspected(name, version string, err error) {
-	if c := b.client(name); c != nil {
-		c.secrets.Introspected(version, err)
 	}
 }

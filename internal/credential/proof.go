@@ -36,6 +36,7 @@ type proof struct {
 	alone   uint64 // number of fetches without a lease since then
 	// verdict is fired when a secret obtained a token or was refused.
 	verdict store.Signal
+	probe   chan struct{} // closed at the end of the fetch that tries the secret; nil: no such fetch
 }
 
 // Verdict returns a channel that is closed when a version next obtains a token or is
@@ -52,17 +53,73 @@ func (s *Set) Proven(version string) (ever, recently bool) {
 	return ever, ever && time.Now().Before(p.until)
 }
 
-// SinceProof numbers a fetch among those since the last proof: by its fence in the
-// fleet, or by a count of this replica if it has no fence.
-func (s *Set) SinceProof(fence uint64) uint64 {
+// ProvenRecently reports whether a version obtained a token so recently that any number of
+// fetches may use it.
+func (s *Set) ProvenRecently(v *Version) bool {
+	_, recently := s.Proven(v.ID)
+	return recently
+}
+
+// Bounds of the fetches with a secret that was proved so long ago that the IdP may have
+// revoked it since. They count by fences, so they hold for the fleet.
+const (
+	// unconfirmedAtOnce fetches start at once. Each further one waits unconfirmedPause
+	// longer than the one before it, so that a quick refusal by the IdP stops the rest.
+	unconfirmedAtOnce = 8
+	unconfirmedPause  = 25 * time.Millisecond
+	// maxUnconfirmed fetches may run without a response to any of them; it is also the
+	// number of connections from a replica to an IdP.
+	maxUnconfirmed = 32
+)
+
+// Unconfirmed is the number of a fetch among those since the last proof.
+type Unconfirmed uint64
+
+// SinceProof numbers a fetch by its fence in the fleet, or by a count of this replica if it
+// has no fence.
+func (s *Set) SinceProof(fence uint64) Unconfirmed {
 	p := &s.proof
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if fence > 0 {
-		return max(fence, p.fence) - p.fence
+		return Unconfirmed(max(fence, p.fence) - p.fence)
 	}
 	p.alone++
-	return p.alone
+	return Unconfirmed(p.alone)
+}
+
+// Wait returns how long the fetch waits for the result of an earlier one.
+func (n Unconfirmed) Wait() time.Duration {
+	if n <= unconfirmedAtOnce {
+		return 0
+	}
+	return time.Duration(min(n-unconfirmedAtOnce, 1000)) * unconfirmedPause
+}
+
+// Alone reports whether the fetch must be the only one, as with a secret that was never
+// proved.
+func (n Unconfirmed) Alone() bool { return n >= maxUnconfirmed }
+
+// TryProbe takes the turn to try the secret in this replica and returns nil, or returns a
+// channel that is closed at the end of the running probe.
+func (s *Set) TryProbe() (running <-chan struct{}) {
+	p := &s.proof
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.probe != nil {
+		return p.probe
+	}
+	p.probe = make(chan struct{})
+	return nil
+}
+
+// EndProbe ends the turn.
+func (s *Set) EndProbe() {
+	p := &s.proof
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	close(p.probe)
+	p.probe = nil
 }
 
 // set records that a version obtained a token in a fetch of this fence, or with noProof

@@ -5,10 +5,29 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
+	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// SourceChanged handles a source that changed or could not be reread.
-func (s *Set) SourceChanged(err error) {
+// PollSources rereads the sources of secrets until ctx ends. It calls sets before each round.
+func PollSources(ctx context.Context, sets func() []*Set) {
+	followed := func(source *secret.Source, do func(*Set)) {
+		for _, s := range sets() {
+			if s.Source != nil && (source == nil || s.Source == source) {
+				do(s)
+			}
+		}
+	}
+	sources := func() (all []*secret.Source) {
+		followed(nil, func(s *Set) { all = append(all, s.Source) })
+		return all
+	}
+	secret.Poll(ctx, sources, func(source *secret.Source, err error) {
+		followed(source, func(s *Set) { s.sourceChanged(err) })
+	})
+}
+
+// sourceChanged handles a source that changed or could not be reread.
+func (s *Set) sourceChanged(err error) {
 	log := s.fleet.Log.With("client", s.Client, "secret", s.Source.Ref().String())
 	if err != nil {
 		log.Error("a secret could not be reread; the value read before stays in use", "error", err)

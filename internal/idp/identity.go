@@ -19,6 +19,20 @@ type Request struct {
 	Once bool
 }
 
+// WithDefaults fills in a client's own audience, resources and scopes.
+func (r Request) WithDefaults(own Request) Request {
+	if r.Audience != "" {
+		own.Audience = r.Audience
+	}
+	if len(r.Resources) > 0 {
+		own.Resources = r.Resources
+	}
+	if len(r.Scopes) > 0 {
+		own.Scopes = CanonicalScopes(r.Scopes)
+	}
+	return own
+}
+
 // Key identifies the token for a request of one client.
 type Key [sha256.Size]byte
 
