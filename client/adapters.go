@@ -80,24 +80,24 @@ func (s *Source) UnaryClientInterceptor(opts ...AdapterOption) grpc.UnaryClientI
 		if err != nil {
 			return err
 		}
-		call := func(with *oneToken) error {
-			return invoke(ctx, method, req, reply, conn, append(slices.Clip(callOpts), grpc.PerRPCCredentials(with))...)
+		call := func(creds *callCredentials) error {
+			return invoke(ctx, method, req, reply, conn, append(slices.Clip(callOpts), grpc.PerRPCCredentials(creds))...)
 		}
-		first := &oneToken{token: token, secure: !a.plaintext}
+		first := &callCredentials{token: token, secure: !a.plaintext}
 		err = call(first)
 		if status.Code(err) != codes.Unauthenticated || !first.sent.Load() {
 			return err
 		}
-		other, unreported := s.Rejected(ctx, token)
-		if unreported != nil || other.AccessToken() == token.AccessToken() {
+		replacement, errReport := s.Rejected(ctx, token)
+		if errReport != nil || replacement.AccessToken() == token.AccessToken() {
 			return err
 		}
-		return call(&oneToken{token: other, secure: !a.plaintext})
+		return call(&callCredentials{token: replacement, secure: !a.plaintext})
 	}
 }
 
-// oneToken is the per-call credential with one fixed token.
-type oneToken struct {
+// callCredentials are per-call credentials with one fixed token.
+type callCredentials struct {
 	token  *Token
 	secure bool
 	// sent distinguishes a server's UNAUTHENTICATED from gRPC's own, which it
@@ -106,18 +106,18 @@ type oneToken struct {
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
-func (o *oneToken) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
-	if o.secure {
+func (c *callCredentials) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	if c.secure {
 		if err := encrypted(ctx); err != nil {
 			return nil, status.Error(codes.Unauthenticated, err.Error())
 		}
 	}
-	o.sent.Store(true)
-	return map[string]string{"authorization": o.token.Authorization()}, nil
+	c.sent.Store(true)
+	return map[string]string{"authorization": c.token.Authorization()}, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
-func (o *oneToken) RequireTransportSecurity() bool { return o.secure }
+func (c *callCredentials) RequireTransportSecurity() bool { return c.secure }
 
 const (
 	// oauth2Timeout bounds calls of oauth2.TokenSource, which have no context.

@@ -45,7 +45,7 @@ type servingConn struct{ balancer.ClientConn }
 func (c *servingConn) UpdateState(state balancer.State) {
 	if state.ConnectivityState != connectivity.Ready {
 		if connected := connectedReplicas(state.Picker); len(connected) > 0 {
-			state = balancer.State{ConnectivityState: connectivity.Ready, Picker: &inTurn{connections: connected}}
+			state = balancer.State{ConnectivityState: connectivity.Ready, Picker: &roundRobinPicker{connections: connected}}
 		}
 	}
 	c.ClientConn.UpdateState(state)
@@ -55,62 +55,61 @@ func (c *servingConn) UpdateState(state balancer.State) {
 // serving.
 func connectedReplicas(picker balancer.Picker) (connected []balancer.SubConn) {
 	for _, child := range endpointsharding.ChildStatesFromPicker(picker) {
-		if replica, ok := child.State.Picker.(*notServing); ok {
+		if replica, ok := child.State.Picker.(*notServingPicker); ok {
 			connected = append(connected, replica.connection)
 		}
 	}
 	return connected
 }
 
-// inTurn picks the connections in turn.
-type inTurn struct {
+type roundRobinPicker struct {
 	connections []balancer.SubConn
 	next        atomic.Uint32
 }
 
 // Pick implements balancer.Picker.
-func (p *inTurn) Pick(balancer.PickInfo) (balancer.PickResult, error) {
+func (p *roundRobinPicker) Pick(balancer.PickInfo) (balancer.PickResult, error) {
 	return balancer.PickResult{SubConn: p.connections[int(p.next.Add(1))%len(p.connections)]}, nil
 }
 
-// replica is the channel as the balancer of one replica sees it.
-type replica struct {
+// replicaConn is the channel as the balancer of one replica sees it.
+type replicaConn struct {
 	balancer.ClientConn
 
 	connected atomic.Pointer[balancer.SubConn] // regardless of health; nil if not connected
 }
 
 func newReplica(conn balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
-	return balancer.Get(pickfirst.Name).Build(&replica{ClientConn: conn}, opts)
+	return balancer.Get(pickfirst.Name).Build(&replicaConn{ClientConn: conn}, opts)
 }
 
 // NewSubConn implements balancer.ClientConn.
-func (r *replica) NewSubConn(addresses []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
-	var made balancer.SubConn
+func (r *replicaConn) NewSubConn(addresses []resolver.Address, opts balancer.NewSubConnOptions) (balancer.SubConn, error) {
+	var subConn balancer.SubConn
 	listener := opts.StateListener
 	opts.StateListener = func(state balancer.SubConnState) {
 		if state.ConnectivityState == connectivity.Ready {
-			r.connected.Store(&made)
+			r.connected.Store(&subConn)
 		} else {
-			r.connected.CompareAndSwap(&made, nil)
+			r.connected.CompareAndSwap(&subConn, nil)
 		}
 		listener(state)
 	}
 	var err error
-	made, err = r.ClientConn.NewSubConn(addresses, opts) //nolint:staticcheck // pick_first, which is wrapped, calls it
-	return made, err
+	subConn, err = r.ClientConn.NewSubConn(addresses, opts) //nolint:staticcheck // pick_first, which is wrapped, calls it
+	return subConn, err
 }
 
 // UpdateState implements balancer.ClientConn.
-func (r *replica) UpdateState(state balancer.State) {
+func (r *replicaConn) UpdateState(state balancer.State) {
 	if connected := r.connected.Load(); connected != nil && state.ConnectivityState == connectivity.TransientFailure {
-		state.Picker = &notServing{state.Picker, *connected}
+		state.Picker = &notServingPicker{state.Picker, *connected}
 	}
 	r.ClientConn.UpdateState(state)
 }
 
-// notServing is the picker of a connected replica that reports not serving.
-type notServing struct {
+// notServingPicker is the picker of a connected replica that reports not serving.
+type notServingPicker struct {
 	balancer.Picker
 
 	connection balancer.SubConn

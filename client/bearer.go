@@ -13,19 +13,19 @@ import (
 )
 
 const (
-	// bearerLooks is how long a read token is used before the file is read again.
-	bearerLooks = time.Second
-	maxBearer   = 64 << 10
+	// bearerInterval is how long a token is used before the file is read again.
+	bearerInterval = time.Second
+	maxBearer      = 64 << 10
 )
 
 // bearerFile presents the token in a file.
 type bearerFile struct {
 	path   string
 	secure bool // only over encrypted connections
-	last   atomic.Pointer[bearerRead]
+	last   atomic.Pointer[cachedBearer]
 }
 
-type bearerRead struct {
+type cachedBearer struct {
 	header map[string]string // immutable
 	at     time.Time
 }
@@ -36,7 +36,7 @@ func newBearerFile(path string, secure bool) (*bearerFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.keep(token, time.Now())
+	b.store(token, time.Now())
 	return b, nil
 }
 
@@ -52,10 +52,10 @@ func (b *bearerFile) read() (string, error) {
 	return token, nil
 }
 
-func (b *bearerFile) keep(token string, now time.Time) *bearerRead {
-	kept := &bearerRead{map[string]string{"authorization": "Bearer " + token}, now}
-	b.last.Store(kept)
-	return kept
+func (b *bearerFile) store(token string, now time.Time) *cachedBearer {
+	cached := &cachedBearer{map[string]string{"authorization": "Bearer " + token}, now}
+	b.last.Store(cached)
+	return cached
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials. If the file
@@ -68,14 +68,14 @@ func (b *bearerFile) GetRequestMetadata(ctx context.Context, _ ...string) (map[s
 		}
 	}
 	last, now := b.last.Load(), time.Now()
-	if now.Sub(last.at) < bearerLooks {
+	if now.Sub(last.at) < bearerInterval {
 		return last.header, nil
 	}
 	token, err := b.read()
 	if err != nil {
 		return last.header, nil //nolint:nilerr // see above
 	}
-	return b.keep(token, now).header, nil
+	return b.store(token, now).header, nil
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.

@@ -42,7 +42,7 @@ import (
 type Client struct {
 	conn *grpc.ClientConn
 	api  tokenbrokerv1.TokenBrokerServiceClient
-	set  settings
+	cfg  settings
 
 	// ctx is the context of all background work; Close cancels it.
 	ctx    context.Context //nolint:containedctx // the client's own life
@@ -67,26 +67,26 @@ type Client struct {
 // replicas are used. A call whose replica is gone is retried at another, with
 // four attempts in all, within about a second.
 func New(target string, opts ...Option) (*Client, error) {
-	var set settings
+	var cfg settings
 	for _, opt := range opts {
-		opt(&set)
+		opt(&cfg)
 	}
-	return dial(target, set)
+	return dial(target, cfg)
 }
 
-func dial(target string, set settings) (*Client, error) {
-	if set.target != "" {
-		target = set.target
+func dial(target string, cfg settings) (*Client, error) {
+	if cfg.target != "" {
+		target = cfg.target
 	}
-	dialed, options, err := set.dialOptions(target)
+	grpcTarget, options, err := cfg.dialOptions(target)
 	if err != nil {
 		return nil, fmt.Errorf("tokenbroker: %w", err)
 	}
-	conn, err := grpc.NewClient(dialed, options...)
+	conn, err := grpc.NewClient(grpcTarget, options...)
 	if err != nil {
 		return nil, fmt.Errorf("tokenbroker: connecting to %q: %w", target, err)
 	}
-	c := &Client{conn: conn, api: tokenbrokerv1.NewTokenBrokerServiceClient(conn), set: set.withDefaults(), sources: map[string]*Source{}}
+	c := &Client{conn: conn, api: tokenbrokerv1.NewTokenBrokerServiceClient(conn), cfg: cfg.withDefaults(), sources: map[string]*Source{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil
 }
@@ -143,11 +143,11 @@ func (c *Client) Token(ctx context.Context, name string, opts ...TokenOption) (*
 	for _, opt := range opts {
 		opt.token(req)
 	}
-	message, err := c.api.GetToken(ctx, req)
+	resp, err := c.api.GetToken(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return newToken(message), nil
+	return newToken(resp), nil
 }
 
 // Format writes the target of the client, for any verb, and none of its

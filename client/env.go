@@ -29,7 +29,7 @@ const DefaultTarget = "127.0.0.1:8443"
 // If no credential is configured and the broker is on loopback, the credential
 // that "broker dev" wrote for this user is presented.
 func FromEnv(opts ...Option) (*Client, error) {
-	set := settings{
+	cfg := settings{
 		files: TLSFiles{
 			CA:         os.Getenv("TOKENBROKER_CA"),
 			Cert:       os.Getenv("TOKENBROKER_CERT"),
@@ -43,27 +43,27 @@ func FromEnv(opts ...Option) (*Client, error) {
 		if err != nil {
 			return nil, errors.New("tokenbroker: TOKENBROKER_PLAINTEXT: want true or false")
 		}
-		set.plaintext = &plaintext
+		cfg.plaintext = &plaintext
 	}
 	for _, opt := range opts {
-		opt(&set)
+		opt(&cfg)
 	}
-	target := set.target
+	target := cfg.target
 	if target == "" {
 		target = os.Getenv("TOKENBROKER_ADDR")
 	}
 	if target == "" {
 		target = DefaultTarget
 	}
-	if err := set.suitHost(target); err != nil {
+	if err := cfg.applyLocalDefaults(target); err != nil {
 		return nil, err
 	}
-	return dial(target, set)
+	return dial(target, cfg)
 }
 
-// suitHost sets the defaults for a broker on this host.
-func (s *settings) suitHost(target string) error {
-	if !staysOnHost(target) {
+// applyLocalDefaults sets the defaults for a broker on this host.
+func (s *settings) applyLocalDefaults(target string) error {
+	if !isLocal(target) {
 		return nil
 	}
 	if s.plaintext == nil && s.tls == nil && s.files == (TLSFiles{}) {
@@ -73,7 +73,7 @@ func (s *settings) suitHost(target string) error {
 		return nil
 	}
 	for _, address := range addressList(target) {
-		path, err := devCredential(address)
+		path, err := writeDevCredential(address)
 		if err != nil {
 			return fmt.Errorf("tokenbroker: %w", err)
 		}
@@ -88,7 +88,7 @@ func (s *settings) suitHost(target string) error {
 // devCredential returns the file with the credential that "broker dev" wrote
 // for the broker at a loopback address, or "" if there is no such file. It
 // returns an error if other users could have read or written it.
-func devCredential(address string) (path string, err error) {
+func writeDevCredential(address string) (path string, err error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return "", nil //nolint:nilerr // not an address that broker dev serves at
@@ -107,7 +107,7 @@ func devCredential(address string) (path string, err error) {
 	}
 	for _, host := range hosts {
 		path := filepath.Join(state, "tokenbroker", "dev", strings.Join([]string{host, port}, "_")+".token")
-		switch private, err := onlyMine(path); {
+		switch private, err := isPrivateFile(path); {
 		case errors.Is(err, os.ErrNotExist):
 		case err != nil:
 			return "", fmt.Errorf("the credential of broker dev: %w", err)

@@ -11,40 +11,40 @@ import (
 )
 
 const (
-	// firstBackoff and mostBackoff bound the pause between calls to the broker
+	// initialBackoff and maxBackoff bound the pause between calls to the broker
 	// after a failure; it doubles with each failure.
-	firstBackoff = 200 * time.Millisecond
-	mostBackoff  = 10 * time.Second
-	// mostRetryInfo bounds the retry delay that the broker may advise.
-	mostRetryInfo = 30 * time.Second
-	// mostJitter bounds the random delay that spreads refreshes due at the same
+	initialBackoff = 200 * time.Millisecond
+	maxBackoff     = 10 * time.Second
+	// maxRetryInfo bounds the retry delay that the broker may advise.
+	maxRetryInfo = 30 * time.Second
+	// maxJitter bounds the random delay that spreads refreshes due at the same
 	// moment.
-	mostJitter = 30 * time.Second
-	// soonestPoll is the longest pause before a token that is due is requested
+	maxJitter = 30 * time.Second
+	// maxDueInterval is the longest pause before a token that is due is requested
 	// again.
-	soonestPoll = 5 * time.Second
-	// leastPoll is the shortest pause between these requests near the end of a
-	// token, which the identity provider may return again until it expires.
-	leastPoll = 250 * time.Millisecond
+	maxDueInterval = 5 * time.Second
+	// minDueInterval is the shortest pause between these requests. The identity
+	// provider may return the same token until it expires.
+	minDueInterval = 250 * time.Millisecond
 )
 
 // start starts a flight. No other flight may be in progress.
-func (s *Source) start(rejects *Token) *flight {
-	f := &flight{done: make(chan struct{}), rejects: rejects}
+func (s *Source) start(rejected *Token) *flight {
+	f := &flight{done: make(chan struct{}), rejected: rejected}
 	s.flight = f
-	s.resting.Store(false)
-	if !s.client.spawn(func() { s.fly(f) }) {
+	s.idle.Store(false)
+	if !s.client.spawn(func() { s.run(f) }) {
 		s.flight, f.err = nil, errClosed()
 		close(f.done)
 	}
 	return f
 }
 
-func (s *Source) fly(f *flight) {
+func (s *Source) run(f *flight) {
 	ctx, cancel := context.WithTimeout(s.client.ctx, flightTimeout)
 	defer cancel()
-	asked := time.Now()
-	token, err := s.ask(ctx, f.rejects)
+	sent := time.Now()
+	token, err := s.fetch(ctx, f.rejected)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer close(f.done)
@@ -55,69 +55,68 @@ func (s *Source) fly(f *flight) {
 	}
 	if err != nil {
 		f.err = err
-		if !answered(err) {
-			s.rewatch, s.badWatch = time.Time{}, 0 // the broker is unreachable; watches may work once it is back
+		if !isBrokerResponse(err) {
+			s.rewatchAt, s.watchFailures = time.Time{}, 0 // the broker is unreachable; watches may work once it is back
 		}
-		s.failed(err)
+		s.recordFailure(err)
 		return
 	}
-	s.adopt(token, asked)
-	if f.rejects != nil {
-		s.rejected, s.rejectedAt = f.rejects.digest(), time.Now()
+	s.adopt(token, sent)
+	if f.rejected != nil {
+		s.lastRejected, s.rejectedAt = f.rejected.digest(), time.Now()
 	}
 	s.schedule()
 }
 
-// ask requests a token: from the first message of a new watch if one may be
+// fetch requests a token: by the first message of a new watch if one may be
 // opened, or else by a call.
-func (s *Source) ask(ctx context.Context, rejects *Token) (*Token, error) {
-	if rejects == nil && s.mayWatch() {
+func (s *Source) fetch(ctx context.Context, rejected *Token) (*Token, error) {
+	if rejected == nil && s.acquireWatch() {
 		token, err := s.openWatch(ctx)
-		if err == nil || answered(err) || ctx.Err() != nil {
+		if err == nil || isBrokerResponse(err) || ctx.Err() != nil {
 			return token, err
 		}
 	}
-	request := s.question
-	if rejects != nil {
-		sum := rejects.digest()
-		request = proto.CloneOf(request)
-		request.RejectedTokenSha256 = sum[:]
+	req := s.req
+	if rejected != nil {
+		sum := rejected.digest()
+		req = proto.CloneOf(req)
+		req.RejectedTokenSha256 = sum[:]
 	}
-	message, err := s.client.api.GetToken(ctx, request)
+	resp, err := s.client.api.GetToken(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return newToken(message), nil
+	return newToken(resp), nil
 }
 
-// failed records a failure; callers receive it until the backoff ends.
-func (s *Source) failed(err error) {
+// recordFailure makes callers receive err until the backoff ends.
+func (s *Source) recordFailure(err error) {
 	now := time.Now()
-	pause := min(firstBackoff<<min(s.tries, 10), mostBackoff)
-	s.tries++
+	pause := min(initialBackoff<<min(s.failureCount, 10), maxBackoff)
+	s.failureCount++
 	pause = pause/2 + rand.N(pause/2)
-	if advised := min(retryAfter(err), mostRetryInfo); advised > pause {
+	if advised := min(retryAfter(err), maxRetryInfo); advised > pause {
 		pause = advised + rand.N(advised/10+1)
 	}
 	s.failure = &failure{err, now.Add(pause)}
-	if s.tries&(s.tries-1) == 0 { // at tries that are powers of two: few lines in a long outage
-		s.client.set.log.Warn("the token broker returned no token", "client", s.question.GetClientName(), "error", err,
-			"tries", s.tries, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
+	if s.failureCount&(s.failureCount-1) == 0 { // log fewer lines the longer the outage lasts
+		s.client.cfg.log.Warn("the token broker returned no token", "client", s.req.GetClientName(), "error", err,
+			"tries", s.failureCount, "holding_one", s.held.Load().usable(now), "again_in", pause.Round(time.Millisecond))
 	}
 	s.schedule()
 }
 
-// recovered records that the broker returned a token.
-func (s *Source) recovered() {
-	if s.tries > 0 {
-		s.client.set.log.Info("the token broker returns tokens again", "client", s.question.GetClientName(), "tries", s.tries)
+func (s *Source) recordSuccess() {
+	if s.failureCount > 0 {
+		s.client.cfg.log.Info("the token broker returns tokens again", "client", s.req.GetClientName(), "tries", s.failureCount)
 	}
-	s.failure, s.tries = nil, 0
+	s.failure, s.failureCount = nil, 0
 }
 
 // schedule sets the timer for the next request.
 func (s *Source) schedule() {
-	if s.closed || s.resting.Load() {
+	if s.closed || s.idle.Load() {
 		return
 	}
 	now := time.Now()
@@ -129,8 +128,8 @@ func (s *Source) schedule() {
 		// The watch delivers every change. The timer only detects a stream that is
 		// stuck, before the token expires.
 		at = s.held.Load().overdue(now)
-	case s.rewatch.Before(at) && s.rewatchIsDue(now):
-		at = s.rewatch
+	case s.rewatchAt.Before(at) && s.canRewatch(now):
+		at = s.rewatchAt
 	}
 	pause := at.Sub(now)
 	if s.timer == nil {
@@ -144,25 +143,25 @@ func (s *Source) schedule() {
 func (s *Source) due() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.resting.Load() || s.flight != nil || s.rests(time.Now()) {
+	if s.closed || s.idle.Load() || s.flight != nil || s.stopIfIdle(time.Now()) {
 		return
 	}
 	s.start(nil)
 }
 
-// rests puts the source to rest if it has not been used for restAfter, and
-// reports whether it rests.
-func (s *Source) rests(now time.Time) bool {
+// stopIfIdle stops the source if it has not been used for idleAfter, and
+// reports whether it did.
+func (s *Source) stopIfIdle(now time.Time) bool {
 	h := s.held.Load()
 	if h.used.Swap(false) {
 		s.lastUsed = now
 	}
-	if now.Sub(s.lastUsed) < restAfter {
+	if now.Sub(s.lastUsed) < idleAfter {
 		return false
 	}
-	s.resting.Store(true)
-	if h.used.Swap(false) { // by a caller that did not see resting yet
-		s.resting.Store(false)
+	s.idle.Store(true)
+	if h.used.Swap(false) { // by a caller that did not see idle yet
+		s.idle.Store(false)
 		s.lastUsed = now
 		return false
 	}
@@ -173,34 +172,36 @@ func (s *Source) rests(now time.Time) bool {
 }
 
 // nextPoll returns when to request the next token without a watch: at a random
-// time after it is due, so that sources do not all call at once, and no later
-// than the poll interval, which bounds how late a purge is noticed.
+// time after it is due, so that sources do not all call at once, but within the
+// poll interval, so that a purge is noticed.
 func (s *Source) nextPoll(token *Token, now time.Time) time.Time {
-	every := s.client.set.pollInterval
-	interval := every - every/10 + rand.N(every/5)
+	average := s.client.cfg.pollInterval
+	interval := average - average/10 + rand.N(average/5)
 	due := token.RefreshAt().Sub(now.Round(0))
-	due += rand.N(min(max(token.ExpiresAt().Sub(token.RefreshAt())/4, time.Millisecond), mostJitter))
-	return now.Add(min(interval, max(due, soonest(token.ExpiresAt().Sub(now.Round(0))))))
+	due += rand.N(min(max(token.ExpiresAt().Sub(token.RefreshAt())/4, time.Millisecond), maxJitter))
+	return now.Add(min(interval, max(due, dueInterval(token.ExpiresAt().Sub(now.Round(0))))))
 }
 
 // overdue returns when the next token is overdue on a watch: half way between
-// its refresh time and the end of its use, but no earlier than soonest allows.
-func (h *held) overdue(now time.Time) time.Time {
+// the refresh time and the end of use of this one.
+func (h *heldToken) overdue(now time.Time) time.Time {
 	refresh := now.Add(h.token.RefreshAt().Sub(now.Round(0)))
 	at := refresh.Add(h.until.Sub(refresh) / 2)
-	if earliest := now.Add(soonest(h.until.Sub(now))); at.Before(earliest) {
+	if earliest := now.Add(dueInterval(h.until.Sub(now))); at.Before(earliest) {
 		return earliest
 	}
 	return at
 }
 
-// soonest returns the pause before a token that is due, with this time left, is
-// requested again.
-func soonest(left time.Duration) time.Duration { return min(soonestPoll, max(left/4, leastPoll)) }
+// dueInterval returns the pause before a token that is due, with this time left,
+// is requested again.
+func dueInterval(left time.Duration) time.Duration {
+	return min(maxDueInterval, max(left/4, minDueInterval))
+}
 
-// answered reports whether an error is the broker's response to the token
-// request, and not about the connection or about watches.
-func answered(err error) bool {
+// isBrokerResponse reports whether an error is the broker's response to the
+// token request, and not about the connection or about watches.
+func isBrokerResponse(err error) bool {
 	reason := reasonOf(err)
 	return reason != "" && reason != reasonTooManyWatches && reason != reasonShuttingDown
 }

@@ -76,7 +76,7 @@ const ErrorDomain = "client.tokenbroker"
 func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnaryServerInterceptor {
 	rules := rulesOf(opts)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		ctx, err := v.admit(ctx, info.FullMethod, rules, func(trailer metadata.MD) { _ = grpc.SetTrailer(ctx, trailer) })
+		ctx, err := v.verifyCall(ctx, info.FullMethod, rules, func(trailer metadata.MD) { _ = grpc.SetTrailer(ctx, trailer) })
 		if err != nil {
 			return nil, err
 		}
@@ -89,69 +89,69 @@ func UnaryServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.UnarySe
 func StreamServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.StreamServerInterceptor {
 	rules := rulesOf(opts)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		ctx, err := v.admit(stream.Context(), info.FullMethod, rules, stream.SetTrailer)
+		ctx, err := v.verifyCall(stream.Context(), info.FullMethod, rules, stream.SetTrailer)
 		if err != nil {
 			return err
 		}
-		return handler(srv, &admittedStream{stream, ctx})
+		return handler(srv, &verifiedStream{stream, ctx})
 	}
 }
 
-type admittedStream struct {
+type verifiedStream struct {
 	grpc.ServerStream
 
 	ctx context.Context //nolint:containedctx // it is what a stream has
 }
 
 // Context implements grpc.ServerStream.
-func (s *admittedStream) Context() context.Context { return s.ctx }
+func (s *verifiedStream) Context() context.Context { return s.ctx }
 
-// admit returns the context for the handler of a call, or the status error for
-// the caller.
-func (v *Verifier) admit(ctx context.Context, method string, rules *methodRules, setTrailer func(metadata.MD)) (context.Context, error) {
+// verifyCall returns the context for the handler of a call, or the status error
+// for the caller.
+func (v *Verifier) verifyCall(ctx context.Context, method string, rules *methodRules, setTrailer func(metadata.MD)) (context.Context, error) {
 	if rules.isPublic(method) {
 		return ctx, nil
 	}
-	want := v.want
+	required := v.required
 	if scopes, ok := rules.scopes[method]; ok {
-		want.scopes = scopes
+		required.scopes = scopes
 	}
 	var certificate *x509.Certificate
-	if from, ok := peer.FromContext(ctx); ok {
-		if tls, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(tls.State.PeerCertificates) > 0 {
-			certificate = tls.State.PeerCertificates[0]
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); ok && len(info.State.PeerCertificates) > 0 {
+			certificate = info.State.PeerCertificates[0]
 		}
 	}
-	claims, err := v.presented(ctx, metadata.ValueFromIncomingContext(ctx, "authorization"), certificate, want)
+	claims, err := v.verifyHeaders(ctx, metadata.ValueFromIncomingContext(ctx, "authorization"), certificate, required)
 	if err == nil {
 		return ContextWithClaims(ctx, claims), nil
 	}
 	rejected, isRejected := errors.AsType[*RejectedError](err)
 	if isRejected || errors.Is(err, errNoToken) {
-		setTrailer(metadata.Pairs("www-authenticate", challenge(v.realm, rejected, want.scopes)))
+		setTrailer(metadata.Pairs("www-authenticate", challenge(v.realm, rejected, required.scopes)))
 	}
 	switch {
 	case isRejected && rejected.Reason == ReasonInsufficientScope:
-		return nil, refusal(codes.PermissionDenied, rejected.Message, string(rejected.Reason), nil)
+		return nil, statusError(codes.PermissionDenied, rejected.Message, string(rejected.Reason), nil)
 	case isRejected:
-		return nil, refusal(codes.Unauthenticated, rejected.Message, string(rejected.Reason), nil)
+		return nil, statusError(codes.Unauthenticated, rejected.Message, string(rejected.Reason), nil)
 	case errors.Is(err, errNoToken):
-		return nil, refusal(codes.Unauthenticated, err.Error(), "NO_TOKEN", nil)
+		return nil, statusError(codes.Unauthenticated, err.Error(), "NO_TOKEN", nil)
 	default:
 		v.log(ctx, err)
-		wait := max(retryAfter(err), undecidedRetry)
-		return nil, refusal(codes.Unavailable, undecided, "TOKEN_NOT_VERIFIED", &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
+		wait := max(retryAfter(err), minRetryAfter)
+		return nil, statusError(codes.Unavailable, unverifiedMessage, "TOKEN_NOT_VERIFIED", &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
 	}
 }
 
-func refusal(code codes.Code, message, reason string, retry *errdetails.RetryInfo) error {
-	bare := status.New(code, message)
-	detailed, err := bare.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: ErrorDomain})
+func statusError(code codes.Code, message, reason string, retry *errdetails.RetryInfo) error {
+	st := status.New(code, message)
+	detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: strings.ToUpper(reason), Domain: ErrorDomain})
 	if err == nil && retry != nil {
 		detailed, err = detailed.WithDetails(retry)
 	}
 	if err != nil {
-		return bare.Err()
+		return st.Err()
 	}
 	return detailed.Err()
 }

@@ -16,7 +16,7 @@ import (
 
 // MiddlewareOption changes what an [HTTPMiddleware] requires. Each
 // [VerifyOption] is one.
-type MiddlewareOption interface{ middleware(want *wanted) }
+type MiddlewareOption interface{ middleware(r *requirements) }
 
 // HTTPMiddleware returns a middleware that passes on only requests with a valid
 // bearer token (RFC 6750) in the Authorization header; a token anywhere else
@@ -38,20 +38,20 @@ type MiddlewareOption interface{ middleware(want *wanted) }
 // a connection with that certificate. A token with any other binding, such as
 // to a DPoP key (RFC 9449), is refused.
 func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) http.Handler {
-	want := v.want
+	required := v.required
 	for _, opt := range opts {
-		opt.middleware(&want)
+		opt.middleware(&required)
 	}
-	want = want.ready()
+	required = required.withCacheKey()
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			var certificate *x509.Certificate
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 				certificate = r.TLS.PeerCertificates[0]
 			}
-			claims, err := v.presented(r.Context(), r.Header.Values("Authorization"), certificate, want)
+			claims, err := v.verifyHeaders(r.Context(), r.Header.Values("Authorization"), certificate, required)
 			if err != nil {
-				v.turnAway(w, r, err, want.scopes)
+				v.writeError(w, r, err, required.scopes)
 				return
 			}
 			ctx := context.WithValue(ContextWithClaims(r.Context(), claims), realmKey{}, v.realm)
@@ -73,7 +73,7 @@ func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 				http.Error(w, "this route requires scopes, but no middleware before it verifies tokens", http.StatusInternalServerError)
 			case !claims.HasScopes(allOf...):
 				realm, _ := r.Context().Value(realmKey{}).(string)
-				deny(w, realm, lacks(allOf), allOf)
+				writeRejected(w, realm, missingScope(allOf), allOf)
 			default:
 				next.ServeHTTP(w, r)
 			}
@@ -103,20 +103,20 @@ func ContextWithClaims(ctx context.Context, claims *Claims) context.Context {
 // code (RFC 6750 section 3.1).
 var errNoToken = errors.New("present an access token: Authorization: Bearer TOKEN")
 
-// presented verifies the token in a request's Authorization headers.
-func (v *Verifier) presented(ctx context.Context, headers []string, certificate *x509.Certificate, want wanted) (*Claims, error) {
-	token, err := bearerOf(headers)
+// verifyHeaders verifies the token in a request's Authorization headers.
+func (v *Verifier) verifyHeaders(ctx context.Context, headers []string, certificate *x509.Certificate, required requirements) (*Claims, error) {
+	token, err := bearerToken(headers)
 	if err != nil {
 		return nil, err
 	}
-	claims, err := v.verify(ctx, token, want)
+	claims, err := v.verify(ctx, token, required)
 	if err != nil {
 		return nil, err
 	}
-	return claims, claims.Confirmation.heldWith(certificate)
+	return claims, claims.Confirmation.checkBinding(certificate)
 }
 
-func bearerOf(headers []string) (string, error) {
+func bearerToken(headers []string) (string, error) {
 	if len(headers) > 1 {
 		return "", &RejectedError{ReasonMalformed, "the request has more than one Authorization header"}
 	}
@@ -130,9 +130,9 @@ func bearerOf(headers []string) (string, error) {
 	return strings.TrimLeft(token, " "), nil
 }
 
-// heldWith returns an error unless the token is a bearer token, or is bound
+// checkBinding returns an error unless the token is a bearer token, or is bound
 // only to the client certificate of the connection.
-func (c *Confirmation) heldWith(certificate *x509.Certificate) error {
+func (c *Confirmation) checkBinding(certificate *x509.Certificate) error {
 	switch {
 	case c == nil:
 		return nil
@@ -147,44 +147,43 @@ func (c *Confirmation) heldWith(certificate *x509.Certificate) error {
 	return nil
 }
 
-func lacks(scopes []string) *RejectedError {
+func missingScope(scopes []string) *RejectedError {
 	return &RejectedError{ReasonInsufficientScope, "the token lacks one of these scopes: " + strings.Join(scopes, " ")}
 }
 
 const (
-	// undecidedRetry is the shortest Retry-After, and the default if the broker
-	// advises none.
-	undecidedRetry = time.Second
-	undecided      = "the access token could not be verified at the moment; try again"
+	// minRetryAfter is also the default if the broker advises no Retry-After.
+	minRetryAfter     = time.Second
+	unverifiedMessage = "the access token could not be verified at the moment; try again"
 )
 
-// turnAway responds to a request that is refused.
-func (v *Verifier) turnAway(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
+// writeError responds to a request that is refused.
+func (v *Verifier) writeError(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	if errors.Is(err, errNoToken) {
 		w.Header().Set("WWW-Authenticate", challenge(v.realm, nil, scopes))
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}
 	if rejected, ok := errors.AsType[*RejectedError](err); ok {
-		deny(w, v.realm, rejected, scopes)
+		writeRejected(w, v.realm, rejected, scopes)
 		return
 	}
 	v.log(r.Context(), err)
-	wait := max(retryAfter(err), undecidedRetry)
+	wait := max(retryAfter(err), minRetryAfter)
 	w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
-	http.Error(w, undecided, http.StatusServiceUnavailable)
+	http.Error(w, unverifiedMessage, http.StatusServiceUnavailable)
 }
 
 // log logs why a token could not be verified, unless the caller's context has
 // ended.
 func (v *Verifier) log(ctx context.Context, err error) {
 	if ctx.Err() == nil {
-		v.client.set.log.WarnContext(ctx, "the token broker could not verify a token", "error", err)
+		v.client.cfg.log.WarnContext(ctx, "the token broker could not verify a token", "error", err)
 	}
 }
 
-// deny responds to a request with an invalid token.
-func deny(w http.ResponseWriter, realm string, rejected *RejectedError, scopes []string) {
+// writeRejected responds to a request with an invalid token.
+func writeRejected(w http.ResponseWriter, realm string, rejected *RejectedError, scopes []string) {
 	w.Header().Set("WWW-Authenticate", challenge(realm, rejected, scopes))
 	code := http.StatusUnauthorized
 	if rejected.Reason == ReasonInsufficientScope {
@@ -196,23 +195,23 @@ func deny(w http.ResponseWriter, realm string, rejected *RejectedError, scopes [
 // challenge returns the WWW-Authenticate value of RFC 6750 section 3; rejected
 // is nil if no token was presented.
 func challenge(realm string, rejected *RejectedError, scopes []string) string {
-	parts := []string{"realm=" + quoted(realm)}
+	parts := []string{"realm=" + quote(realm)}
 	if rejected != nil {
 		kind := "invalid_token"
 		if rejected.Reason == ReasonInsufficientScope {
 			kind = "insufficient_scope"
 		}
-		parts = append(parts, "error="+quoted(kind), "error_description="+quoted(rejected.Message))
+		parts = append(parts, "error="+quote(kind), "error_description="+quote(rejected.Message))
 	}
 	if len(scopes) > 0 {
-		parts = append(parts, "scope="+quoted(strings.Join(scopes, " ")))
+		parts = append(parts, "scope="+quote(strings.Join(scopes, " ")))
 	}
 	return "Bearer " + strings.Join(parts, ", ")
 }
 
-// quoted returns text as a value of RFC 6750 section 3: characters that are not
+// quote returns text as a value of RFC 6750 section 3: characters that are not
 // allowed become apostrophes.
-func quoted(text string) string {
+func quote(text string) string {
 	return fmt.Sprintf("\"%s\"", strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' || c == '"' || c == '\\' {
 			return '\''

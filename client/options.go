@@ -27,13 +27,13 @@ const (
 
 // Bounds for detecting a dead connection and for reconnecting.
 const (
-	connectTimeout  = 5 * time.Second
-	firstReconnect  = 250 * time.Millisecond
-	slowReconnect   = 5 * time.Second
-	pingInterval    = 30 * time.Second // the broker allows one in 20 s
-	pingTimeout     = 10 * time.Second
-	maxAnswer       = 1 << 20
-	moduleOfVersion = "github.com/cezzis/tokenbroker"
+	connectTimeout   = 5 * time.Second
+	initialReconnect = 250 * time.Millisecond
+	maxReconnect     = 5 * time.Second
+	pingInterval     = 30 * time.Second // the broker allows one in 20 s
+	pingTimeout      = 10 * time.Second
+	maxResponse      = 1 << 20
+	modulePath       = "github.com/cezzis/tokenbroker"
 )
 
 // serviceConfig makes gRPC use all serving replicas in turn, and retry a call
@@ -171,7 +171,7 @@ func (s *settings) withDefaults() settings {
 }
 
 // dialOptions returns gRPC's options for target, and the target in gRPC's form.
-func (s *settings) dialOptions(target string) (dialed string, options []grpc.DialOption, err error) {
+func (s *settings) dialOptions(target string) (grpcTarget string, options []grpc.DialOption, err error) {
 	transport, plaintext, err := s.transport(target)
 	if err != nil {
 		return "", nil, err
@@ -181,15 +181,15 @@ func (s *settings) dialOptions(target string) (dialed string, options []grpc.Dia
 		grpc.WithUserAgent(userAgent(s.userAgent)),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(), // ignores the configuration in a name's TXT record
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: pingTimeout, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstReconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: slowReconnect},
+			Backoff:           backoff.Config{BaseDelay: initialReconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnect},
 			MinConnectTimeout: connectTimeout,
 		}),
 	}
 	if s.tokenFile != "" {
-		if plaintext && !s.bearerInPlaintext && !staysOnHost(target) {
+		if plaintext && !s.bearerInPlaintext && !isLocal(target) {
 			return "", nil, errors.New("the token in " + s.tokenFile + " would cross the network in plaintext: connect with TLS, or allow it with WithTokenInPlaintext")
 		}
 		bearer, err := newBearerFile(s.tokenFile, !plaintext)
@@ -198,15 +198,15 @@ func (s *settings) dialOptions(target string) (dialed string, options []grpc.Dia
 		}
 		options = append(options, grpc.WithPerRPCCredentials(bearer))
 	}
-	dialed = target
+	grpcTarget = target
 	if addresses := addressList(target); len(addresses) > 1 {
-		dialed = listScheme + ":///brokers"
-		options = append(options, grpc.WithResolvers(listResolver(addresses)))
+		grpcTarget = listScheme + ":///brokers"
+		options = append(options, grpc.WithResolvers(listBuilder(addresses)))
 	}
-	return dialed, append(options, s.dial...), nil
+	return grpcTarget, append(options, s.dial...), nil
 }
 
-func (s *settings) transport(target string) (made credentials.TransportCredentials, plaintext bool, err error) {
+func (s *settings) transport(target string) (creds credentials.TransportCredentials, plaintext bool, err error) {
 	switch {
 	case s.plaintext != nil && *s.plaintext:
 		if s.files != (TLSFiles{}) {
@@ -216,8 +216,8 @@ func (s *settings) transport(target string) (made credentials.TransportCredentia
 	case s.tls != nil:
 		return credentials.NewTLS(s.tls), false, nil
 	case s.files != (TLSFiles{}):
-		made, err = newReloadedTLS(s.files)
-		return made, false, err
+		creds, err = newReloadedTLS(s.files)
+		return creds, false, err
 	case s.plaintext == nil && isUnixSocket(target):
 		return insecure.NewCredentials(), true, nil
 	default:
@@ -227,7 +227,7 @@ func (s *settings) transport(target string) (made credentials.TransportCredentia
 
 func userAgent(program string) string {
 	agent := "tokenbroker-go"
-	if version := ownVersion(); version != "" {
+	if version := moduleVersion(); version != "" {
 		agent += "/" + version
 	}
 	if program != "" {
@@ -236,15 +236,15 @@ func userAgent(program string) string {
 	return agent
 }
 
-// ownVersion returns the version of this module in the program, or "" if it is
-// unknown.
-func ownVersion() string {
+// moduleVersion returns the version of this module in the program, or "" if it
+// is unknown.
+func moduleVersion() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""
 	}
 	for _, module := range info.Deps {
-		if module.Path == moduleOfVersion {
+		if module.Path == modulePath {
 			return module.Version
 		}
 	}

@@ -4,5 +4,5 @@ package client
 
 import "os"
 
-// onlyMine finds no file: the owner cannot be determined on this platform.
-func onlyMine(string) (bool, error) { return false, os.ErrNotExist }
+// isPrivateFile finds no file: the owner cannot be determined on this platform.
+func isPrivateFile(string) (bool, error) { return false, os.ErrNotExist }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// onlyMine reports whether a file belongs to the user and is inaccessible to
+// isPrivateFile reports whether a file belongs to the user and is inaccessible to
 // others.
-func onlyMine(path string) (bool, error) {
+func isPrivateFile(path string) (bool, error) {
 	info, err := os.Stat(path) //nolint:gosec // the user's own environment says where it is
 	if err != nil {
 		return false, err

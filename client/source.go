@@ -19,23 +19,22 @@ import (
 )
 
 const (
-	// flightTimeout bounds requests in the background. It is longer than the broker
-	// may take.
+	// flightTimeout bounds requests in the background. It is longer than the
+	// broker's own limit.
 	flightTimeout = 35 * time.Second
-	// mostMargin is the end of a token's life in which a source no longer returns
-	// it, so that the caller has time to use it. The margin is a tenth of the life
-	// left on arrival if that is less. The broker's own margin is longer, and it
-	// replaces tokens long before.
-	mostMargin = 10 * time.Second
-	// rejectedInterval is how often one token is reported as rejected at most,
-	// which is also how often the broker replaces a token for that reason at most.
+	// maxMargin is how long before its expiry a source no longer returns a token,
+	// so that the caller has time to use it. The margin is a tenth of the life left
+	// on arrival if that is less. The broker replaces tokens long before.
+	maxMargin = 10 * time.Second
+	// rejectedInterval is the shortest time between two reports that a token is
+	// rejected. The broker replaces rejected tokens no more often than that.
 	rejectedInterval = 30 * time.Second
-	// restAfter is how long a source must be unused before it closes its watch and
+	// idleAfter is how long a source must be unused before it closes its watch and
 	// stops polling.
-	restAfter = 15 * time.Minute
-	// remembered is how many replaced tokens are remembered, so that a replica that
-	// missed the replacement does not bring one back.
-	remembered = 8
+	idleAfter = 15 * time.Minute
+	// maxReplaced is how many replaced tokens are remembered, so that they are not
+	// adopted again from a replica that missed the replacement.
+	maxReplaced = 8
 )
 
 // Source keeps one token: for one client of the broker, one audience and one
@@ -47,64 +46,63 @@ const (
 // unused for between 15 minutes and about two token lifetimes, it stops until
 // its next use.
 type Source struct {
-	client   *Client
-	question *tokenbrokerv1.GetTokenRequest // immutable
+	client *Client
+	req    *tokenbrokerv1.GetTokenRequest // immutable
 
 	// held is the token to return; the pointer is never nil.
-	held atomic.Pointer[held]
-	// resting is set with mu held: no requests are made until the next use.
-	resting atomic.Bool
+	held atomic.Pointer[heldToken]
+	// idle is set with mu held: no requests are made until the next use.
+	idle atomic.Bool
 
-	mu       sync.Mutex
-	closed   bool
-	flight   *flight     // in progress; nil if there is none
-	watch    *watch      // open; nil if there is none
-	rewatch  time.Time   // earliest time to open a watch
-	badWatch int         // successive watches that failed to open or ended early
-	timer    *time.Timer // runs due
-	dueAt    time.Time   // when to poll without a watch
-	lastUsed time.Time
-	failure  *failure // failure of the last flight; nil if it succeeded
-	tries    int      // successive failures
-	// rejected is the digest of the last token that was reported, at rejectedAt.
-	rejected   [sha256.Size]byte
-	rejectedAt time.Time
-	// replaced are the digests of the last tokens that were replaced.
-	replaced     [remembered][sha256.Size]byte
+	mu            sync.Mutex
+	closed        bool
+	flight        *flight     // in progress; nil if there is none
+	watch         *watch      // open; nil if there is none
+	rewatchAt     time.Time   // earliest time to open a watch
+	watchFailures int         // successive watches that failed to open or ended early
+	timer         *time.Timer // runs due
+	dueAt         time.Time   // when to poll without a watch
+	lastUsed      time.Time
+	failure       *failure // failure of the last flight; nil if it succeeded
+	failureCount  int      // successive failures
+	// lastRejected is the digest of the last token that was reported, at rejectedAt.
+	lastRejected [sha256.Size]byte
+	rejectedAt   time.Time
+	// replaced are the digests of the last replaced tokens.
+	replaced     [maxReplaced][sha256.Size]byte
 	replacements int
 }
 
-// held is a token and the limit of its use. It is immutable except for used.
-type held struct {
+// heldToken is a token and the limit of its use. It is immutable except for used.
+type heldToken struct {
 	token *Token
-	// until and untilWall are when it is no longer returned, by the monotonic clock
-	// and by the wall clock, whichever is first: setting the wall clock back must
-	// not lengthen a token's life, and the monotonic clock stands still while a
-	// machine sleeps.
+	// until and untilWall end the use of the token by the monotonic clock and by
+	// the wall clock, whichever is first: setting the wall clock back must not
+	// lengthen a token's life, and the monotonic clock stands still while a machine
+	// sleeps.
 	until     time.Time
 	untilWall int64 // Unix seconds, rounded up
-	came      time.Time
-	// used reports that the token was used since the flag was last cleared.
+	arrived   time.Time
+	// used is set by each use and cleared by stopIfIdle.
 	used atomic.Bool
 }
 
-func (h *held) usable(now time.Time) bool {
+func (h *heldToken) usable(now time.Time) bool {
 	return now.Before(h.until) && now.Unix() < h.untilWall
 }
 
-// hold returns the held of a token that arrived at now.
-func hold(token *Token, now time.Time) *held {
+func newHeldToken(token *Token, now time.Time) *heldToken {
 	left := token.ExpiresAt().Sub(now.Round(0))
-	left -= min(mostMargin, left/10)
-	return &held{token: token, until: now.Add(left), untilWall: now.Add(left + time.Second - 1).Unix(), came: now}
+	left -= min(maxMargin, left/10)
+	return &heldToken{token: token, until: now.Add(left), untilWall: now.Add(left + time.Second - 1).Unix(), arrived: now}
 }
 
 // flight is one request to the broker, shared by all callers that wait.
 type flight struct {
 	done chan struct{}
-	// rejects is the token to report as rejected; nil if there is none.
-	rejects *Token
-	err     error // set before done is closed
+	// rejected is the token to report as rejected; may be nil.
+	rejected *Token
+	err      error // set before done is closed
 }
 
 // failure is the error of the last flight and when the next attempt may be made.
@@ -118,20 +116,20 @@ type failure struct {
 // the same options return the same source. Sources are kept until the Client is
 // closed: create them per API that the program calls, not per user.
 func (c *Client) TokenSource(name string, opts ...SourceOption) *Source {
-	question := &tokenbrokerv1.GetTokenRequest{ClientName: name}
+	req := &tokenbrokerv1.GetTokenRequest{ClientName: name}
 	for _, opt := range opts {
-		opt.token(question)
+		opt.token(req)
 	}
-	question.Resources = slices.Clone(question.GetResources())
-	question.Scopes = slices.Compact(slices.Sorted(slices.Values(question.GetScopes())))
-	key := keyOf(question)
+	req.Resources = slices.Clone(req.GetResources())
+	req.Scopes = slices.Compact(slices.Sorted(slices.Values(req.GetScopes())))
+	key := keyOf(req)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if source := c.sources[key]; source != nil {
 		return source
 	}
-	source := &Source{client: c, question: question, closed: c.closed}
-	source.held.Store(&held{})
+	source := &Source{client: c, req: req, closed: c.closed}
+	source.held.Store(&heldToken{})
 	if !c.closed {
 		c.sources[key] = source
 	}
@@ -167,22 +165,22 @@ func (s *Source) Token(ctx context.Context) (*Token, error) {
 	h, now := s.held.Load(), time.Now()
 	if h.usable(now) {
 		if !h.used.Load() {
-			s.firstUse(h, now)
+			s.recordUse(h, now)
 		}
 		return h.token, nil
 	}
 	return s.wait(ctx)
 }
 
-// firstUse records a use of the token, and wakes a source that rests.
-func (s *Source) firstUse(h *held, now time.Time) {
+// recordUse records a use of the token, and wakes an idle source.
+func (s *Source) recordUse(h *heldToken, now time.Time) {
 	h.used.Store(true)
-	if !s.resting.Load() {
+	if !s.idle.Load() {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || !s.resting.CompareAndSwap(true, false) {
+	if s.closed || !s.idle.CompareAndSwap(true, false) {
 		return
 	}
 	s.lastUsed = now
@@ -248,7 +246,7 @@ func (s *Source) join(rejected *Token) (*flight, *Token, error) {
 	switch usable := h.usable(now); {
 	case s.closed:
 		return nil, nil, errClosed()
-	case usable && (rejected == nil || h.token.AccessToken() != rejected.AccessToken() || s.reported(rejected, now)):
+	case usable && (rejected == nil || h.token.AccessToken() != rejected.AccessToken() || s.wasReported(rejected, now)):
 		return nil, h.token, nil
 	case !usable:
 		rejected = nil
@@ -263,14 +261,14 @@ func (s *Source) join(rejected *Token) (*flight, *Token, error) {
 	return s.start(rejected), nil, nil
 }
 
-// reported reports whether the token was reported as rejected within
+// wasReported reports whether the token was reported as rejected within
 // rejectedInterval.
-func (s *Source) reported(token *Token, now time.Time) bool {
-	return now.Sub(s.rejectedAt) < rejectedInterval && s.rejected == token.digest()
+func (s *Source) wasReported(token *Token, now time.Time) bool {
+	return now.Sub(s.rejectedAt) < rejectedInterval && s.lastRejected == token.digest()
 }
 
-// report is Rejected without waiting.
-func (s *Source) report(token *Token) {
+// reportRejected is Rejected without waiting.
+func (s *Source) reportRejected(token *Token) {
 	_, _, err := s.join(token)
 	_ = err // a flight logs its failures
 }
@@ -281,54 +279,54 @@ func (f *flight) wait(ctx context.Context, s *Source) error {
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
-		return &gaveUpError{s.question.GetClientName(), context.Cause(ctx)}
+		return &contextError{s.req.GetClientName(), context.Cause(ctx)}
 	}
 }
 
-// gaveUpError means that a caller's context ended before there was a token.
-type gaveUpError struct {
+// contextError means that a caller's context ended before a token arrived.
+type contextError struct {
 	client string
 	cause  error
 }
 
-func (e *gaveUpError) Error() string {
+func (e *contextError) Error() string {
 	return fmt.Sprintf("the caller's context ended before the token broker returned a token of %q: %v", e.client, e.cause)
 }
 
-func (e *gaveUpError) Unwrap() error { return e.cause }
+func (e *contextError) Unwrap() error { return e.cause }
 
 // GRPCStatus makes it a gRPC status like all other errors of calls.
-func (e *gaveUpError) GRPCStatus() *status.Status {
+func (e *contextError) GRPCStatus() *status.Status {
 	return status.New(status.FromContextError(e.cause).Code(), e.Error())
 }
 
-// adopt makes token the one to return, unless it is known to be older than the
-// held token: because another arrived after it was requested, or because it was
-// replaced here already and comes from a replica that missed the replacement.
-func (s *Source) adopt(token *Token, asked time.Time) {
+// adopt makes token the held token, unless it is older than the present one:
+// because that arrived after the request for token was sent, or because token
+// was replaced before and comes from a replica that missed the replacement.
+func (s *Source) adopt(token *Token, sent time.Time) {
 	now, current := time.Now(), s.held.Load()
-	s.recovered()
+	s.recordSuccess()
 	s.dueAt = s.nextPoll(token, now)
 	switch usable := current.usable(now); {
 	case usable && current.token.AccessToken() == token.AccessToken():
 		return
-	case usable && (current.came.After(asked) || slices.Contains(s.replaced[:], token.digest())):
+	case usable && (current.arrived.After(sent) || slices.Contains(s.replaced[:], token.digest())):
 		return
 	case current.token != nil:
-		s.replaced[s.replacements%remembered] = current.token.digest()
+		s.replaced[s.replacements%maxReplaced] = current.token.digest()
 		s.replacements++
 	}
 	if current.used.Load() {
 		s.lastUsed = now
 	}
-	s.held.Store(hold(token, now))
+	s.held.Store(newHeldToken(token, now))
 }
 
 func (s *Source) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
-	s.held.Store(&held{})
+	s.held.Store(&heldToken{})
 	if s.timer != nil {
 		s.timer.Stop()
 	}
@@ -337,5 +335,5 @@ func (s *Source) close() {
 // Format writes the name of the client that the tokens belong to, for any verb,
 // and never a token.
 func (s *Source) Format(f fmt.State, _ rune) {
-	_, _ = io.WriteString(f, "tokens of "+s.question.GetClientName())
+	_, _ = io.WriteString(f, "tokens of "+s.req.GetClientName())
 }

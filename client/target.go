@@ -16,36 +16,35 @@ func isUnixSocket(target string) bool {
 	return strings.HasPrefix(target, unixScheme) || strings.HasPrefix(target, "unix-abstract:")
 }
 
-// addressList returns the addresses of a list, or the target itself if it is
-// not a list.
+// addressList returns the addresses in a comma-separated target.
 func addressList(target string) []string {
 	if isUnixSocket(target) {
 		return []string{target}
 	}
-	var found []string
+	var addresses []string
 	for address := range strings.SplitSeq(target, ",") {
 		if address = strings.TrimSpace(address); address != "" {
-			found = append(found, address)
+			addresses = append(addresses, address)
 		}
 	}
-	return found
+	return addresses
 }
 
-// staysOnHost reports whether traffic to target stays on this host.
-func staysOnHost(target string) bool {
+// isLocal reports whether traffic to target stays on this host.
+func isLocal(target string) bool {
 	if isUnixSocket(target) {
 		return true
 	}
 	addresses := addressList(target)
 	for _, address := range addresses {
-		if !onLoopback(address) {
+		if !isLoopback(address) {
 			return false
 		}
 	}
 	return len(addresses) > 0
 }
 
-func onLoopback(address string) bool {
+func isLoopback(address string) bool {
 	for _, scheme := range []string{"dns:///", "passthrough:///"} {
 		address = strings.TrimPrefix(address, scheme)
 	}
@@ -56,11 +55,11 @@ func onLoopback(address string) bool {
 	return host == "localhost" || net.ParseIP(host).IsLoopback()
 }
 
-// listResolver resolves to a fixed list of addresses.
-type listResolver []string
+// listBuilder builds a resolver with a fixed list of addresses.
+type listBuilder []string
 
 // Build implements resolver.Builder.
-func (l listResolver) Build(_ resolver.Target, conn resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+func (l listBuilder) Build(_ resolver.Target, conn resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	var state resolver.State
 	for _, address := range l {
 		host, _, err := net.SplitHostPort(address)
@@ -69,17 +68,17 @@ func (l listResolver) Build(_ resolver.Target, conn resolver.ClientConn, _ resol
 		}
 		state.Endpoints = append(state.Endpoints, resolver.Endpoint{Addresses: []resolver.Address{{Addr: address, ServerName: host}}})
 	}
-	return unchanging{}, conn.UpdateState(state)
+	return staticResolver{}, conn.UpdateState(state)
 }
 
 // Scheme implements resolver.Builder.
-func (listResolver) Scheme() string { return listScheme }
+func (listBuilder) Scheme() string { return listScheme }
 
-// unchanging is a resolver with a final result.
-type unchanging struct{}
+// staticResolver is a resolver whose result never changes.
+type staticResolver struct{}
 
 // ResolveNow implements resolver.Resolver.
-func (unchanging) ResolveNow(resolver.ResolveNowOptions) {}
+func (staticResolver) ResolveNow(resolver.ResolveNowOptions) {}
 
 // Close implements resolver.Resolver.
-func (unchanging) Close() {}
+func (staticResolver) Close() {}

@@ -59,11 +59,11 @@ func (t reloadedTLS) read() (*tls.Config, error) {
 		}
 	}
 	if t.files.Cert != "" {
-		own, err := tls.LoadX509KeyPair(t.files.Cert, t.files.Key)
+		cert, err := tls.LoadX509KeyPair(t.files.Cert, t.files.Key)
 		if err != nil {
 			return nil, fmt.Errorf("the client certificate %s with the key %s: %w", t.files.Cert, t.files.Key, err)
 		}
-		config.Certificates = []tls.Certificate{own}
+		config.Certificates = []tls.Certificate{cert}
 	}
 	t.last.Store(config)
 	return config, nil

@@ -33,9 +33,9 @@ type roundTripper struct {
 // RoundTrip implements http.RoundTripper.
 func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	if leftOrigin(r) {
-		return t.pass(r, r)
+		return t.send(r, r)
 	}
-	if r.URL.Scheme != "https" && !t.plaintext && !onLoopback(r.URL.Host) {
+	if r.URL.Scheme != "https" && !t.plaintext && !isLoopback(r.URL.Host) {
 		closeBody(r)
 		return nil, errPlaintext
 	}
@@ -44,45 +44,45 @@ func (t *roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 		closeBody(r)
 		return nil, err
 	}
-	resp, err := t.pass(r, presenting(r, token))
+	resp, err := t.send(r, withToken(r, token))
 	if err != nil || resp.StatusCode != http.StatusUnauthorized {
 		return resp, err
 	}
-	again, ok := replayed(r)
+	retry, ok := replay(r)
 	if !ok {
-		t.source.report(token)
+		t.source.reportRejected(token)
 		return resp, nil
 	}
-	other, err := t.source.Rejected(r.Context(), token)
-	if err != nil || other.AccessToken() == token.AccessToken() {
-		closeBody(again)
+	replacement, err := t.source.Rejected(r.Context(), token)
+	if err != nil || replacement.AccessToken() == token.AccessToken() {
+		closeBody(retry)
 		return resp, nil //nolint:nilerr // the API's own answer says more
 	}
 	drain(resp)
-	return t.pass(r, presenting(again, other))
+	return t.send(r, withToken(retry, replacement))
 }
 
-// pass sends the request and sets the original as the response's Request:
+// send sends the request and sets the original as the response's Request:
 // http.Client follows the chain of redirects from there.
-func (t *roundTripper) pass(original, sent *http.Request) (*http.Response, error) {
-	resp, err := t.base.RoundTrip(sent)
+func (t *roundTripper) send(original, req *http.Request) (*http.Response, error) {
+	resp, err := t.base.RoundTrip(req)
 	if resp != nil {
 		resp.Request = original
 	}
 	return resp, err
 }
 
-// presenting returns a copy of the request with the token: a RoundTripper must
+// withToken returns a copy of the request with the token: a RoundTripper must
 // not change its request.
-func presenting(r *http.Request, token *Token) *http.Request {
-	sent := r.Clone(r.Context())
-	sent.Header.Set("Authorization", token.Authorization())
-	return sent
+func withToken(r *http.Request, token *Token) *http.Request {
+	req := r.Clone(r.Context())
+	req.Header.Set("Authorization", token.Authorization())
+	return req
 }
 
-// replayed returns the request in a form that can be sent again, and whether
-// that is possible.
-func replayed(r *http.Request) (*http.Request, bool) {
+// replay returns the request in a form that can be sent again. ok is false if
+// its body cannot.
+func replay(r *http.Request) (retry *http.Request, ok bool) {
 	if r.Body == nil || r.Body == http.NoBody {
 		return r, true
 	}
@@ -93,20 +93,20 @@ func replayed(r *http.Request) (*http.Request, bool) {
 	if err != nil {
 		return nil, false
 	}
-	again := r.Clone(r.Context())
-	again.Body = body
-	return again, true
+	retry = r.Clone(r.Context())
+	retry.Body = body
+	return retry, true
 }
 
 // leftOrigin reports whether any redirect that led to the request left the
 // origin of the first request.
 func leftOrigin(r *http.Request) bool {
-	for at := r; at.Response != nil; {
-		before := at.Response.Request
-		if before == nil || origin(before.URL) != origin(r.URL) {
+	for hop := r; hop.Response != nil; {
+		previous := hop.Response.Request
+		if previous == nil || origin(previous.URL) != origin(r.URL) {
 			return true
 		}
-		at = before
+		hop = previous
 	}
 	return false
 }

@@ -16,9 +16,9 @@ const (
 	defaultRealm = "api"
 	// verifyTimeout bounds each call to the broker.
 	verifyTimeout = 10 * time.Second
-	// Caches of at least smallCache tokens are sharded, to reduce lock contention.
-	manyShards = 16
-	smallCache = 1024
+	// Caches of at least minSharded tokens are sharded, to reduce lock contention.
+	shardCount = 16
+	minSharded = 1024
 )
 
 // Verifier verifies tokens for a service and caches the broker's results of
@@ -26,11 +26,11 @@ const (
 // are compared with them on each call. It is safe for concurrent use. Verifiers
 // come from [Client.Verifier].
 type Verifier struct {
-	client *Client
-	want   wanted
-	realm  string
-	maxAge time.Duration
-	cache  claimsCache
+	client   *Client
+	required requirements
+	realm    string
+	maxAge   time.Duration
+	cache    claimsCache
 }
 
 // VerifierOption changes how a Verifier verifies. Each [VerifyOption] is one:
@@ -67,7 +67,7 @@ func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
 	for _, opt := range opts {
 		opt.verifier(v)
 	}
-	v.want = v.want.ready()
+	v.required = v.required.withCacheKey()
 	return v
 }
 
@@ -76,29 +76,29 @@ func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
 // broker takes 10 s at most. The options take precedence over the Verifier's.
 // The errors are the same as of [Client.Verify].
 func (v *Verifier) Verify(ctx context.Context, token string, opts ...VerifyOption) (*Claims, error) {
-	return v.verify(ctx, token, v.want.with(opts))
+	return v.verify(ctx, token, v.required.with(opts))
 }
 
-func (v *Verifier) verify(ctx context.Context, token string, want wanted) (*Claims, error) {
+func (v *Verifier) verify(ctx context.Context, token string, required requirements) (*Claims, error) {
 	if len(token) > maxToken || !isBearer(token) {
 		return nil, &RejectedError{ReasonMalformed, "this is not a bearer token"}
 	}
-	scopes := want.scopes
-	want.scopes = nil // compared below, so that one cached result serves all scopes
-	key := cacheKey{sha256.Sum256([]byte(token)), want.answer}
+	scopes := required.scopes
+	required.scopes = nil // compared below, so that one cached result serves all scopes
+	key := cacheKey{sha256.Sum256([]byte(token)), required.cacheKey}
 	claims := v.cache.get(key, time.Now())
 	if claims == nil {
 		ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
 		defer cancel()
-		asked := time.Now()
+		sent := time.Now()
 		var err error
-		if claims, err = v.client.verify(ctx, token, want); err != nil {
+		if claims, err = v.client.verify(ctx, token, required); err != nil {
 			return nil, err
 		}
-		v.cache.put(key, claims, asked, min(v.maxAge, claims.ValidUntil.Sub(asked.Round(0))))
+		v.cache.put(key, claims, sent, min(v.maxAge, claims.ValidUntil.Sub(sent.Round(0))))
 	}
 	if !claims.HasScopes(scopes...) {
-		return nil, lacks(scopes)
+		return nil, missingScope(scopes)
 	}
 	return claims, nil
 }
@@ -106,8 +106,8 @@ func (v *Verifier) verify(ctx context.Context, token string, want wanted) (*Clai
 // cacheKey identifies a result. It has only a digest, so that the cache holds
 // no tokens.
 type cacheKey struct {
-	token  [sha256.Size]byte
-	answer string // as in wanted
+	token        [sha256.Size]byte
+	requirements string
 }
 
 // claimsCache caches results. Each shard has two generations: an entry that is
@@ -120,22 +120,22 @@ type claimsCache struct {
 
 type cacheShard struct {
 	mu         sync.Mutex
-	young, old map[cacheKey]remembrance
+	young, old map[cacheKey]cacheEntry
 }
 
-type remembrance struct {
+type cacheEntry struct {
 	claims *Claims
 	until  time.Time // by the monotonic clock
 	wall   int64     // and by the wall clock
 }
 
-func (r remembrance) good(now time.Time) bool {
-	return r.claims != nil && now.Before(r.until) && now.UnixNano() < r.wall
+func (e cacheEntry) valid(now time.Time) bool {
+	return e.claims != nil && now.Before(e.until) && now.UnixNano() < e.wall
 }
 
 func newClaimsCache(size int) claimsCache {
-	shards := manyShards
-	if size < smallCache {
+	shards := shardCount
+	if size < minSharded {
 		shards = 1
 	}
 	return claimsCache{generation: max(0, (size+1)/2/shards), shards: make([]cacheShard, shards)}
@@ -150,33 +150,33 @@ func (c *claimsCache) get(key cacheKey, now time.Time) *Claims {
 	shard := c.shard(key)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	found, young := shard.young[key]
-	if !young {
-		if found = shard.old[key]; found.good(now) {
-			shard.add(key, found, c.generation)
+	entry, ok := shard.young[key]
+	if !ok {
+		if entry = shard.old[key]; entry.valid(now) {
+			shard.add(key, entry, c.generation)
 		}
 	}
-	if !found.good(now) {
+	if !entry.valid(now) {
 		return nil
 	}
-	return found.claims
+	return entry.claims
 }
 
-// put caches claims for the time lasts, counted from when the request was sent.
-func (c *claimsCache) put(key cacheKey, claims *Claims, asked time.Time, lasts time.Duration) {
-	if c.generation == 0 || lasts <= 0 {
+// put caches claims for ttl after the request was sent.
+func (c *claimsCache) put(key cacheKey, claims *Claims, sent time.Time, ttl time.Duration) {
+	if c.generation == 0 || ttl <= 0 {
 		return
 	}
 	shard := c.shard(key)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	until := asked.Add(lasts)
-	shard.add(key, remembrance{claims, until, until.UnixNano()}, c.generation)
+	until := sent.Add(ttl)
+	shard.add(key, cacheEntry{claims, until, until.UnixNano()}, c.generation)
 }
 
-func (s *cacheShard) add(key cacheKey, value remembrance, most int) {
-	if s.young == nil || len(s.young) >= most {
-		s.old, s.young = s.young, make(map[cacheKey]remembrance)
+func (s *cacheShard) add(key cacheKey, entry cacheEntry, limit int) {
+	if s.young == nil || len(s.young) >= limit {
+		s.old, s.young = s.young, make(map[cacheKey]cacheEntry)
 	}
-	s.young[key] = value
+	s.young[key] = entry
 }

@@ -134,8 +134,8 @@ const (
 )
 
 func rejectionReasonOf(r tokenbrokerv1.RejectionReason) Reason {
-	name, known := tokenbrokerv1.RejectionReason_name[int32(r)]
-	if !known || r == tokenbrokerv1.RejectionReason_REJECTION_REASON_UNSPECIFIED {
+	name, ok := tokenbrokerv1.RejectionReason_name[int32(r)]
+	if !ok || r == tokenbrokerv1.RejectionReason_REJECTION_REASON_UNSPECIFIED {
 		return ReasonUnknown
 	}
 	return Reason(strings.ToLower(strings.TrimPrefix(name, "REJECTION_REASON_")))
@@ -159,58 +159,58 @@ func (e *RejectedError) Error() string {
 type VerifyOption interface {
 	VerifierOption
 	MiddlewareOption
-	verify(want *wanted)
+	verify(r *requirements)
 }
 
-// wanted is the requirements for a token.
-type wanted struct {
+// requirements are the requirements for a token.
+type requirements struct {
 	audience []string // any of
 	scopes   []string // all of
 	issuer   string
-	// answer is equal for requirements for which the broker's result is the same:
-	// without scopes, which are compared here.
-	answer string
+	// cacheKey is equal for requirements with the same result of the broker. It
+	// ignores scopes, which the client compares.
+	cacheKey string
 }
 
-func (w wanted) with(opts []VerifyOption) wanted {
+func (r requirements) with(opts []VerifyOption) requirements {
 	for _, opt := range opts {
-		opt.verify(&w)
+		opt.verify(&r)
 	}
-	return w.ready()
+	return r.withCacheKey()
 }
 
-// ready returns w with answer set.
-func (w wanted) ready() wanted {
-	w.answer = ""
-	if len(w.audience) > 0 || w.issuer != "" {
-		w.answer = fmt.Sprintf("%q%q", w.issuer, w.audience)
+// withCacheKey returns r with cacheKey set.
+func (r requirements) withCacheKey() requirements {
+	r.cacheKey = ""
+	if len(r.audience) > 0 || r.issuer != "" {
+		r.cacheKey = fmt.Sprintf("%q%q", r.issuer, r.audience)
 	}
-	return w
+	return r
 }
 
-type verifyOption func(*wanted)
+type verifyOption func(*requirements)
 
-func (set verifyOption) verify(w *wanted) { set(w) }
+func (set verifyOption) verify(r *requirements) { set(r) }
 
-func (set verifyOption) verifier(v *Verifier) { set(&v.want) }
+func (set verifyOption) verifier(v *Verifier) { set(&v.required) }
 
-func (set verifyOption) middleware(want *wanted) { set(want) }
+func (set verifyOption) middleware(r *requirements) { set(r) }
 
 // RequireAudience accepts only tokens for at least one of these audiences. Without
 // it, a token must be for one of the audiences that the broker's configuration lists
 // for the issuer.
 func RequireAudience(anyOf ...string) VerifyOption {
-	return verifyOption(func(w *wanted) { w.audience = slices.Clone(anyOf) })
+	return verifyOption(func(r *requirements) { r.audience = slices.Clone(anyOf) })
 }
 
 // RequireScopes accepts only tokens with all of these scopes.
 func RequireScopes(allOf ...string) VerifyOption {
-	return verifyOption(func(w *wanted) { w.scopes = slices.Clone(allOf) })
+	return verifyOption(func(r *requirements) { r.scopes = slices.Clone(allOf) })
 }
 
 // RequireIssuer accepts only tokens of this issuer.
 func RequireIssuer(issuer string) VerifyOption {
-	return verifyOption(func(w *wanted) { w.issuer = issuer })
+	return verifyOption(func(r *requirements) { r.issuer = issuer })
 }
 
 // Verify verifies a token, given without "Bearer ", by one call to the broker
@@ -218,12 +218,12 @@ func RequireIssuer(issuer string) VerifyOption {
 // that verifies the tokens of its requests uses a [Verifier], which caches
 // results.
 func (c *Client) Verify(ctx context.Context, token string, opts ...VerifyOption) (*Claims, error) {
-	return c.verify(ctx, token, wanted{}.with(opts))
+	return c.verify(ctx, token, requirements{}.with(opts))
 }
 
-func (c *Client) verify(ctx context.Context, token string, want wanted) (*Claims, error) {
+func (c *Client) verify(ctx context.Context, token string, required requirements) (*Claims, error) {
 	resp, err := c.api.VerifyToken(ctx, &tokenbrokerv1.VerifyTokenRequest{
-		Token: token, Audiences: want.audience, RequiredScopes: want.scopes, Issuer: want.issuer,
+		Token: token, Audiences: required.audience, RequiredScopes: required.scopes, Issuer: required.issuer,
 	})
 	if err != nil {
 		return nil, err

@@ -13,55 +13,55 @@ import (
 )
 
 const (
-	// firstRewatch and mostRewatch bound how long a source polls before it opens
+	// initialRewatch and maxRewatch bound how long a source polls before it opens
 	// another watch; the time doubles with each watch that fails or ends early.
-	firstRewatch = 250 * time.Millisecond
-	mostRewatch  = time.Minute
-	// goodWatch is how long a watch must last to reset that time.
-	goodWatch = 10 * time.Second
-	// firstMessage is how long a watch may take to deliver its first token. After
+	initialRewatch = 250 * time.Millisecond
+	maxRewatch     = time.Minute
+	// stableWatch is how long a watch must last to reset that time.
+	stableWatch = 10 * time.Second
+	// firstMessageTimeout bounds the wait for the first token of a watch. After
 	// that the source calls the broker without a watch: a proxy may be buffering
 	// streams.
-	firstMessage = 15 * time.Second
+	firstMessageTimeout = 15 * time.Second
 )
 
 // watch is an open stream of tokens.
 type watch struct {
-	cancel context.CancelFunc
-	opened time.Time
+	cancel   context.CancelFunc
+	openedAt time.Time
 }
 
-// mayWatch reports whether a watch may be opened now. If so it counts against
-// the bound until leaveWatch.
-func (s *Source) mayWatch() bool {
+// acquireWatch reports whether a watch may be opened now. If so it counts
+// against the bound until releaseWatch.
+func (s *Source) acquireWatch() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.watch == nil && !s.closed && !time.Now().Before(s.rewatch) && s.client.takeWatch()
+	return s.watch == nil && !s.closed && !time.Now().Before(s.rewatchAt) && s.client.acquireWatch()
 }
 
-// rewatchIsDue reports whether another watch may be opened at s.rewatch. That time may
-// have passed while a call was retried. If no watch is left then, the source polls.
-func (s *Source) rewatchIsDue(now time.Time) bool {
-	return s.rewatch.After(now) || !s.rewatch.IsZero() && s.client.canTakeWatch()
+// canRewatch reports whether another watch may be opened at s.rewatchAt. That time
+// may have passed while a call was retried; then a watch must be free.
+func (s *Source) canRewatch(now time.Time) bool {
+	return s.rewatchAt.After(now) || !s.rewatchAt.IsZero() && s.client.hasFreeWatch()
 }
 
-func (c *Client) canTakeWatch() bool {
+func (c *Client) hasFreeWatch() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.watches < *c.set.maxWatches
+	return c.watches < *c.cfg.maxWatches
 }
 
-func (c *Client) takeWatch() bool {
+func (c *Client) acquireWatch() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.watches >= *c.set.maxWatches {
+	if c.watches >= *c.cfg.maxWatches {
 		return false
 	}
 	c.watches++
 	return true
 }
 
-func (c *Client) leaveWatch() {
+func (c *Client) releaseWatch() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.watches--
@@ -69,32 +69,32 @@ func (c *Client) leaveWatch() {
 
 // openWatch opens a watch and returns its first token.
 func (s *Source) openWatch(ctx context.Context) (*Token, error) {
-	ctx, done := context.WithTimeout(ctx, firstMessage)
-	defer done()
-	streaming, cancel := context.WithCancel(s.client.ctx)
-	inTime := context.AfterFunc(ctx, cancel)
-	stream, first, err := s.firstOfWatch(streaming)
-	if !inTime() && err == nil {
+	ctx, cancelTimeout := context.WithTimeout(ctx, firstMessageTimeout)
+	defer cancelTimeout()
+	streamCtx, cancel := context.WithCancel(s.client.ctx)
+	stopTimeout := context.AfterFunc(ctx, cancel)
+	stream, first, err := s.openStream(streamCtx)
+	if !stopTimeout() && err == nil {
 		err = status.FromContextError(ctx.Err()).Err()
 	}
-	if err == nil && !s.opened(stream, cancel) {
+	if err == nil && !s.startWatch(stream, cancel) {
 		err = errClosed()
 	}
 	if err != nil {
 		cancel()
-		s.client.leaveWatch()
+		s.client.releaseWatch()
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.noWatch(err)
+		s.backOffWatch(err)
 		return nil, err
 	}
 	return newToken(first.GetToken()), nil
 }
 
-func (s *Source) firstOfWatch(ctx context.Context) (grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], *tokenbrokerv1.WatchTokenResponse, error) {
-	q := s.question
+func (s *Source) openStream(ctx context.Context) (grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], *tokenbrokerv1.WatchTokenResponse, error) {
+	req := s.req
 	stream, err := s.client.api.WatchToken(ctx, &tokenbrokerv1.WatchTokenRequest{
-		ClientName: q.GetClientName(), Audience: q.GetAudience(), Resources: q.GetResources(), Scopes: q.GetScopes(),
+		ClientName: req.GetClientName(), Audience: req.GetAudience(), Resources: req.GetResources(), Scopes: req.GetScopes(),
 	})
 	if err != nil {
 		return nil, nil, err
@@ -103,32 +103,32 @@ func (s *Source) firstOfWatch(ctx context.Context) (grpc.ServerStreamingClient[t
 	return stream, first, err
 }
 
-// opened starts reading the stream. It reports false if the source or client is
-// closed.
-func (s *Source) opened(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], cancel context.CancelFunc) bool {
+// startWatch starts reading the stream. It reports false if the source or client
+// is closed.
+func (s *Source) startWatch(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], cancel context.CancelFunc) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := &watch{cancel, time.Now()}
-	if s.closed || !s.client.spawn(func() { s.read(stream, w) }) {
+	if s.closed || !s.client.spawn(func() { s.receive(stream, w) }) {
 		return false
 	}
-	s.watch, s.rewatch = w, time.Time{}
+	s.watch, s.rewatchAt = w, time.Time{}
 	return true
 }
 
-// read adopts the tokens from the watch until it ends.
-func (s *Source) read(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], w *watch) {
+// receive adopts the tokens from the watch until it ends.
+func (s *Source) receive(stream grpc.ServerStreamingClient[tokenbrokerv1.WatchTokenResponse], w *watch) {
 	for {
-		message, err := stream.Recv()
+		resp, err := stream.Recv()
 		if err != nil {
-			s.watchEnded(w, err)
+			s.endWatch(w, err)
 			return
 		}
-		s.pushed(newToken(message.GetToken()))
+		s.handleToken(newToken(resp.GetToken()))
 	}
 }
 
-func (s *Source) pushed(token *Token) {
+func (s *Source) handleToken(token *Token) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -136,47 +136,47 @@ func (s *Source) pushed(token *Token) {
 		return
 	}
 	s.adopt(token, now)
-	if !s.rests(now) {
+	if !s.stopIfIdle(now) {
 		s.schedule()
 	}
 }
 
-// watchEnded continues without the watch. A response of the broker about the
-// token is a failure like any other. Otherwise the connection or the replica
-// ended: another watch is opened soon, after a random delay, so that sources do
-// not all reconnect at once.
-func (s *Source) watchEnded(w *watch, err error) {
+// endWatch continues without the watch. A response of the broker about the token
+// is a failure like any other. Otherwise the connection or the replica ended:
+// another watch is opened soon, after a random delay, so that sources do not all
+// reconnect at once.
+func (s *Source) endWatch(w *watch, err error) {
 	w.cancel()
-	s.client.leaveWatch()
+	s.client.releaseWatch()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.watch = nil
-	if s.closed || s.resting.Load() {
+	if s.closed || s.idle.Load() {
 		return
 	}
 	now := time.Now()
-	s.dueAt = now.Add(s.client.set.pollInterval) // the watch delivered all changes until now
-	if now.Sub(w.opened) >= goodWatch {
-		s.badWatch = 0
+	s.dueAt = now.Add(s.client.cfg.pollInterval) // the watch delivered all changes until now
+	if now.Sub(w.openedAt) >= stableWatch {
+		s.watchFailures = 0
 	}
-	s.noWatch(err)
-	if answered(err) {
-		s.failed(err)
+	s.backOffWatch(err)
+	if isBrokerResponse(err) {
+		s.recordFailure(err)
 		return
 	}
 	s.schedule()
 }
 
-// noWatch records that a watch failed to open or ended, and sets when to open
-// the next, unless the broker responded about the token itself.
-func (s *Source) noWatch(err error) {
-	if answered(err) {
+// backOffWatch sets when to open the next watch after one failed to open or
+// ended, unless the broker responded about the token itself.
+func (s *Source) backOffWatch(err error) {
+	if isBrokerResponse(err) {
 		return
 	}
-	pause := min(firstRewatch<<min(s.badWatch, 10), mostRewatch)
-	s.badWatch++
+	pause := min(initialRewatch<<min(s.watchFailures, 10), maxRewatch)
+	s.watchFailures++
 	if status.Code(err) == codes.Unimplemented || reasonOf(err) == reasonTooManyWatches {
-		pause = mostRewatch
+		pause = maxRewatch
 	}
-	s.rewatch = time.Now().Add(pause/2 + rand.N(pause))
+	s.rewatchAt = time.Now().Add(pause/2 + rand.N(pause))
 }
