@@ -81,7 +81,7 @@ var (
 		{around: "go.yaml.in/yaml", allow: []string{"internal/config"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
 		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/apitest", "internal/e2e/harness", "internal/testkit", "client/brokertest"}, tests: true},
-		{around: "github.com/golang-jwt", allow: []string{"internal/e2e/harness"}, tests: true},
+		{around: "github.com/golang-jwt", allow: []string{"internal/e2e/fleet"}, tests: true},
 		{around: "github.com/google/go-cmp", tests: true},
 		{around: "github.com/invopop/jsonschema", tests: true},
 		{around: "github.com/santhosh-tekuri/jsonschema", tests: true},

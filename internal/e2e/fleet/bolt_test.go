@@ -39,8 +39,8 @@ func TestKilledBrokerOnBoltLosesNothing(t *testing.T) {
 		ID: "abc", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: harness.Audiences(rounds * perRound),
 	})
 	purged := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
-	r := &harness.Replica{Broker: harness.NewBroker(t, config+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"kept": kept, "purged": purged}))}
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
+	r := &Replica{Broker: harness.NewBroker(t, config+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"kept": kept, "purged": purged}))}
 	told := &acknowledged{tokens: map[string]string{}, purged: map[string]bool{}}
 	for round := range rounds {
 		r.Launch(t, "broker")
@@ -54,7 +54,7 @@ func TestKilledBrokerOnBoltLosesNothing(t *testing.T) {
 		}
 		told.purge(t, r)
 		testkit.Eventually(t, "a token is replaced in each round", func() bool { return told.replaced.Load() > int64(round) })
-		harness.Rest(t, rand.N(50*time.Millisecond))
+		rest(t, rand.N(50*time.Millisecond))
 		r.Process.Stop(t, os.Kill)
 		callers.Wait()
 	}
@@ -69,7 +69,7 @@ func TestKilledBrokerOnBoltLosesNothing(t *testing.T) {
 }
 
 // check asks for all that was acknowledged.
-func (a *acknowledged) check(t *testing.T, r *harness.Replica, idp *harness.CountingIdP) {
+func (a *acknowledged) check(t *testing.T, r *Replica, idp *harness.CountingIdP) {
 	t.Helper()
 	calls := idp.Calls()
 	for audience, token := range a.tokens {
@@ -95,7 +95,7 @@ func (a *acknowledged) check(t *testing.T, r *harness.Replica, idp *harness.Coun
 
 // ask gets a token and has it replaced. What comes of a call that the end of
 // the process cuts off is unknown.
-func (a *acknowledged) ask(t *testing.T, r *harness.Replica, audience string) {
+func (a *acknowledged) ask(t *testing.T, r *Replica, audience string) {
 	option := client.WithAudience(audience)
 	first := r.Ask(t, "kept", option)
 	if first.Err != nil {
@@ -120,7 +120,7 @@ func (a *acknowledged) set(audience string, token *client.Token) {
 	a.tokens[audience] = token.AccessToken()
 }
 
-func (a *acknowledged) purge(t *testing.T, r *harness.Replica) {
+func (a *acknowledged) purge(t *testing.T, r *Replica) {
 	t.Helper()
 	got := r.Ask(t, "purged")
 	if err := got.Wrong(); err != nil {

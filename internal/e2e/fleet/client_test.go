@@ -16,7 +16,7 @@ import (
 )
 
 // target is all replicas of the fleet.
-func targetOf(f *harness.Fleet) string {
+func targetOf(f *Fleet) string {
 	addresses := make([]string, len(f.Replicas))
 	for i, r := range f.Replicas {
 		addresses[i] = r.Grpc
@@ -43,7 +43,7 @@ func startUsers(t *testing.T, source *client.Source, n int) *users {
 	u := &users{source: source, cancel: cancel, tokens: map[string]time.Time{}}
 	for range n {
 		u.wg.Go(func() {
-			for harness.Wait(ctx, time.Millisecond) {
+			for wait(ctx, time.Millisecond) {
 				token, err := source.Token(t.Context())
 				if err == nil && !token.ExpiresAt().After(time.Now()) {
 					err = fmt.Errorf("a token that expired %v ago", time.Since(token.ExpiresAt()))
@@ -109,8 +109,8 @@ func TestBrokerFailuresFailNoService(t *testing.T) {
 	t.Parallel()
 	const life = 20 * time.Second
 	idp := harness.SimpleIdP(t, life)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+"server: {drain_delay: 1s}\n"+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+"server: {drain_delay: 1s}\n"+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	watching := startUsers(t, newClient(t, targetOf(f)).TokenSource("orders"), 10)
 	polling := startUsers(t, newClient(t, targetOf(f), client.WithMaxWatches(0), client.WithPollInterval(2*time.Second)).TokenSource("orders"), 10)
 	held(t, watching.source)
@@ -118,7 +118,7 @@ func TestBrokerFailuresFailNoService(t *testing.T) {
 
 	for i, r := range f.Replicas { // killed, and started again
 		r.Process.Stop(t, os.Kill)
-		harness.Rest(t, time.Second)
+		rest(t, time.Second)
 		r.Launch(t, "broker")
 		r.Await(t)
 		t.Logf("replica %d was killed and is back", i)
@@ -140,7 +140,7 @@ func TestBrokerFailuresFailNoService(t *testing.T) {
 	for _, r := range f.Replicas {
 		r.Process.Stop(t, os.Kill)
 	}
-	harness.Rest(t, life/4)
+	rest(t, life/4)
 	for _, r := range f.Replicas {
 		r.Launch(t, "broker")
 	}
@@ -171,8 +171,8 @@ func TestRotationsAndPurgesReachServices(t *testing.T) {
 		bound = time.Second
 	}
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+idp.Managed("orders"))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+idp.Managed("orders"))
 	idp.Takes("first", "second", "third")
 	f.Replicas[0].Rotate(t, "first")
 	sources := make([]*client.Source, 20)
@@ -199,10 +199,10 @@ func TestRotationsAndPurgesReachServices(t *testing.T) {
 	reaches("a rotation", func() { f.Replicas[1].Rotate(t, "second") })
 	reaches("a rotation of a secret that leaked", func() { f.Replicas[2].Rotate(t, "third", "--compromised", "--yes") })
 	f.Replicas[2].Process.Stop(t, os.Kill)
-	harness.Rest(t, 3*time.Second) // for those who were connected to it
+	rest(t, 3*time.Second) // for those who were connected to it
 	reaches("a purge with one killed", func() { f.Replicas[0].Purge(t, "orders") })
 	f.Replicas[0].Process.Stop(t, harness.Terminate)
-	harness.Rest(t, 3*time.Second)
+	rest(t, 3*time.Second)
 	reaches("a purge with another drained", func() { f.Replicas[1].Purge(t, "orders") })
 	if got := idp.Calls(); got != 7 { // with the one that proved a secret and was purged right after
 		t.Errorf("7 tokens cost %d calls", got)
@@ -213,8 +213,8 @@ func TestRotationsAndPurgesReachServices(t *testing.T) {
 func TestRejectionsOfManyServicesAreOne(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	const services, callers = 100, 10
 	sources := make([]*client.Source, services)
 	old := map[string]bool{}

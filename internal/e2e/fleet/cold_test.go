@@ -22,8 +22,8 @@ import (
 func TestTwentyReplicasFetchOnce(t *testing.T) {
 	fast, slow, down, throttling := harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour), harness.SimpleIdP(t, time.Hour)
 	config := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"fast": fast, "slow": slow, "down": down, "throttling": throttling})
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 20, harness.RedisConfig(t, "", server.Addr())+config)
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 20, redisConfig(t, "", server.Addr())+config)
 
 	for _, cold := range []struct {
 		name  string
@@ -35,7 +35,7 @@ func TestTwentyReplicasFetchOnce(t *testing.T) {
 	} {
 		cold.idp.SetDelay(cold.delay)
 		begun := time.Now()
-		all := harness.Everybody(t, f.Replicas, 100, cold.name).Good(t, cold.name)
+		all := askAll(t, f.Replicas, 100, cold.name).Good(t, cold.name)
 		t.Logf("cold, IdP at %v: %v; all done after %v", cold.delay, all.Took(), time.Since(begun).Round(time.Millisecond))
 		all.OneToken(t, cold.name)
 		if got := cold.idp.Calls(); got != 1 {
@@ -46,8 +46,8 @@ func TestTwentyReplicasFetchOnce(t *testing.T) {
 	t.Run("and leave alone one that fails", func(t *testing.T) {
 		t.Parallel()
 		down.FailNext(1<<30, http.StatusServiceUnavailable, "", nil)
-		demand := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "down")
-		harness.Rest(t, 10*time.Second)
+		demand := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "down")
+		rest(t, 10*time.Second)
 		calls := down.Calls()
 		down.FailNext(0, 0, "", nil)
 		recovers(t, f, "down")
@@ -60,8 +60,8 @@ func TestTwentyReplicasFetchOnce(t *testing.T) {
 	t.Run("and obey one that throttles", func(t *testing.T) {
 		t.Parallel()
 		throttling.FailNext(1<<30, http.StatusTooManyRequests, "", http.Header{"Retry-After": {"5"}})
-		demand := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "throttling")
-		harness.Rest(t, 11*time.Second)
+		demand := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "throttling")
+		rest(t, 11*time.Second)
 		throttling.FailNext(0, 0, "", nil)
 		recovers(t, f, "throttling")
 		failedOnly(t, demand, codes.ResourceExhausted)
@@ -80,7 +80,7 @@ func TestTwentyReplicasFetchOnce(t *testing.T) {
 }
 
 // recovers waits until every replica serves a client again.
-func recovers(t *testing.T, f *harness.Fleet, name string) {
+func recovers(t *testing.T, f *Fleet, name string) {
 	t.Helper()
 	for _, r := range f.Replicas {
 		testkit.Eventually(t, name+" is served again", func() bool { return r.Ask(t, name).Wrong() == nil })
@@ -88,7 +88,7 @@ func recovers(t *testing.T, f *harness.Fleet, name string) {
 }
 
 // failedOnly fails the test unless calls failed, and with this code only.
-func failedOnly(t *testing.T, l *harness.Load, code codes.Code) {
+func failedOnly(t *testing.T, l *Load, code codes.Code) {
 	t.Helper()
 	l.End()
 	delete(l.Codes, codes.OK)
@@ -100,13 +100,13 @@ func failedOnly(t *testing.T, l *harness.Load, code codes.Code) {
 func TestFleetTriesADeadSecretOnce(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 5, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 5, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	idp.SetSecrets("abc", redact.New("another"))
 	idp.SetDelay(300 * time.Millisecond)
-	asking := make(chan harness.AnswerList)
+	asking := make(chan AnswerList)
 	for _, audience := range harness.Audiences(50) {
-		go func() { asking <- harness.Everybody(t, f.Replicas, 2, "orders", client.WithAudience(audience)) }()
+		go func() { asking <- askAll(t, f.Replicas, 2, "orders", client.WithAudience(audience)) }()
 	}
 	for range 50 {
 		for _, a := range <-asking {
@@ -123,15 +123,15 @@ func TestFleetTriesADeadSecretOnce(t *testing.T) {
 func TestLeaseOfAKilledReplicaExpires(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 5, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 5, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	idp.SetDelay(5 * time.Second)
 	holder, others := f.Replicas[0], f.Replicas[1:]
 	go holder.Ask(t, "orders")
 	testkit.Eventually(t, "the holder of the lease is at the IdP", func() bool { return idp.Calls() == 1 })
-	asking := make(chan harness.AnswerList)
-	go func() { asking <- harness.Everybody(t, others, 100, "orders") }()
-	harness.Rest(t, time.Second) // it renews its lease meanwhile
+	asking := make(chan AnswerList)
+	go func() { asking <- askAll(t, others, 100, "orders") }()
+	rest(t, time.Second) // it renews its lease meanwhile
 	holder.Process.Stop(t, os.Kill)
 	died := time.Now()
 	all := (<-asking).Good(t, "callers of the others")

@@ -66,7 +66,7 @@ func startLoadBalancer(t *testing.T, brokers []*harness.Broker) *loadBalancer {
 func (l *loadBalancer) probe(ctx context.Context, i int) {
 	probes := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	ready := time.Now()
-	for harness.Wait(ctx, 100*time.Millisecond) {
+	for wait(ctx, 100*time.Millisecond) {
 		request := harness.Must(http.NewRequestWithContext(ctx, http.MethodGet, "http://"+l.brokers[i].Ops+"/readyz", nil))
 		response, err := probes.Do(request)
 		if err == nil {
@@ -122,7 +122,7 @@ func startCalls(name string, call func(ctx context.Context) error) *callLoad {
 	begun := time.Now()
 	for range 4 {
 		l.work.Go(func() {
-			for harness.Wait(ctx, 5*time.Millisecond) {
+			for wait(ctx, 5*time.Millisecond) {
 				bounded, done := context.WithTimeout(context.Background(), harness.Patience)
 				err := call(bounded)
 				done()
@@ -157,7 +157,7 @@ func TestRollingRestartFailsNoCall(t *testing.T) {
 	for _, delay := range []time.Duration{0, 2 * time.Second, 5 * time.Second} {
 		t.Run(delay.String(), func(t *testing.T) {
 			if delay > 2*time.Second {
-				harness.Long(t)
+				long(t)
 			}
 			t.Parallel()
 			idp := harness.SimpleIdP(t, time.Hour)
@@ -183,14 +183,14 @@ func TestRollingRestartFailsNoCall(t *testing.T) {
 					return err
 				}),
 			}
-			harness.Rest(t, time.Second)
+			rest(t, time.Second)
 			for _, b := range brokers {
 				if code := b.Process.Stop(t, syscall.SIGTERM); code != 0 {
 					t.Errorf("a replica ended with exit code %d", code)
 				}
 				b.Launch(t, "broker")
 				b.Await(t)
-				harness.Rest(t, time.Second)
+				rest(t, time.Second)
 			}
 			for _, load := range loads {
 				load.end(t)

@@ -66,22 +66,22 @@ func (f fault) befalls(t *testing.T) {
 	if f.before {
 		f.strike(server, proxy)
 	}
-	fleet := harness.StartFleet(t, faultReplicas, harness.RedisConfig(t, "", address)+
+	fleet := startFleet(t, faultReplicas, redisConfig(t, "", address)+
 		harness.ClientsConfig(t, map[string]*harness.CountingIdP{"held": held, "cold": cold, "later": later}))
-	harness.Everybody(t, fleet.Replicas, 1, "held").Good(t, "a token to hold")
+	askAll(t, fleet.Replicas, 1, "held").Good(t, "a token to hold")
 
 	// Cold, while it happens.
 	if !f.before && !f.during {
 		f.strike(server, proxy)
 	}
-	asking := make(chan harness.AnswerList)
+	asking := make(chan AnswerList)
 	if f.during {
 		cold.SetDelay(1500 * time.Millisecond)
 	}
-	go func() { asking <- harness.Everybody(t, fleet.Replicas, 20, "cold") }()
+	go func() { asking <- askAll(t, fleet.Replicas, 20, "cold") }()
 	if f.during {
 		testkit.Eventually(t, "the IdP is asked", func() bool { return cold.Calls() > 0 })
-		harness.Rest(t, 200*time.Millisecond)
+		rest(t, 200*time.Millisecond)
 		f.strike(server, proxy)
 	}
 	all := (<-asking).Good(t, "cold callers")
@@ -100,14 +100,14 @@ func (f fault) befalls(t *testing.T) {
 	for _, r := range fleet.Replicas {
 		testkit.Eventually(t, "Redis is back", func() bool { return r.StoreUp(t, "read") && r.StoreUp(t, "write") })
 	}
-	harness.Everybody(t, fleet.Replicas, 20, "later").Good(t, "the next miss").OneToken(t, "the next miss")
+	askAll(t, fleet.Replicas, 20, "later").Good(t, "the next miss").OneToken(t, "the next miss")
 	if got := later.Calls(); got != 1 {
 		t.Errorf("afterwards a miss cost %d calls", got)
 	}
 	t.Logf("hits, undisturbed: %v", hitsOf(t, fleet, "held"))
-	demand := harness.StartLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "cold")
+	demand := startLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "cold")
 	testkit.Eventually(t, "the token of the cold callers is refreshed", func() bool { return cold.Calls() > coldCalls })
-	harness.Rest(t, 4*time.Second) // by now all replicas have refreshed, and none a second time
+	rest(t, 4*time.Second) // by now all replicas have refreshed, and none a second time
 	demand.Good(t, "callers during the refresh")
 	if got := cold.Calls() - coldCalls; got != 1 {
 		t.Errorf("afterwards a refresh cost %d calls", got)
@@ -119,7 +119,7 @@ func (f fault) befalls(t *testing.T) {
 
 func (f fault) redis(t *testing.T) (*redistest.Server, string, *redistest.Proxy) {
 	t.Helper()
-	server := redistest.Start(t, harness.RedisOptions())
+	server := redistest.Start(t, redisOptions())
 	if !f.proxied {
 		return server, server.Addr(), nil
 	}
@@ -130,13 +130,13 @@ func (f fault) redis(t *testing.T) (*redistest.Server, string, *redistest.Proxy)
 // hits has callers ask many times for a token that is held. Redis must not
 // notice: what trips there are is what each replica does every 5 s anyway, or to mend
 // what Redis has lost.
-func hitsOf(t *testing.T, f *harness.Fleet, name string) harness.Latencies {
+func hitsOf(t *testing.T, f *Fleet, name string) Latencies {
 	t.Helper()
 	const rounds, each = 20, 10
 	before, begun := f.Sum(t, "tokenbroker_redis_trips_total"), time.Now()
-	var took harness.Latencies
+	var took Latencies
 	for range rounds {
-		all := harness.Everybody(t, f.Replicas, each, name).Good(t, "hits")
+		all := askAll(t, f.Replicas, each, name).Good(t, "hits")
 		for _, a := range all {
 			if a.Token.Origin() != "memory" {
 				t.Fatalf("a token that is held came from %s", a.Token.Origin())
@@ -157,14 +157,14 @@ func TestRedisFailoverFailsNoCall(t *testing.T) {
 	t.Parallel()
 	t.Run("of sentinels", func(t *testing.T) {
 		t.Parallel()
-		s := redistest.StartSentinel(t, harness.RedisOptions())
-		config := harness.RedisConfig(t, "sentinel_master: "+redistest.MasterName+",", s.Addrs()...)
+		s := redistest.StartSentinel(t, redisOptions())
+		config := redisConfig(t, "sentinel_master: "+redistest.MasterName+",", s.Addrs()...)
 		failover(t, config, []*redistest.Server{s.Master}, func(string) *redistest.Server { return s.Master })
 	})
 	t.Run("of a cluster", func(t *testing.T) {
 		t.Parallel()
-		c := redistest.StartCluster(t, harness.RedisOptions())
-		failover(t, harness.RedisConfig(t, "cluster: true,", c.Addrs()...), c.Servers, c.Master)
+		c := redistest.StartCluster(t, redisOptions())
+		failover(t, redisConfig(t, "cluster: true,", c.Addrs()...), c.Servers, c.Master)
 	})
 }
 
@@ -177,19 +177,19 @@ func failover(t *testing.T, config string, servers []*redistest.Server, masterOf
 		replicas = 5
 	)
 	idp := harness.SimpleIdP(t, life)
-	f := harness.StartFleet(t, replicas, config+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	f := startFleet(t, replicas, config+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	asked := idp.Client.Audiences[:3]
-	var demands []*harness.Load
+	var demands []*Load
 	begun := time.Now()
 	due := begun.Add(life)
 	for _, audience := range asked {
-		first := harness.Everybody(t, f.Replicas, 1, "orders", client.WithAudience(audience)).Good(t, "at first")[0]
+		first := askAll(t, f.Replicas, 1, "orders", client.WithAudience(audience)).Good(t, "at first")[0]
 		if first.Token.RefreshAt().Before(due) {
 			due = first.Token.RefreshAt()
 		}
-		demands = append(demands, harness.StartLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders", client.WithAudience(audience)))
+		demands = append(demands, startLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders", client.WithAudience(audience)))
 	}
-	harness.Rest(t, time.Until(due)-500*time.Millisecond) // so that one is due before there can be another master
+	rest(t, time.Until(due)-500*time.Millisecond) // so that one is due before there can be another master
 	var keys []string
 	for _, server := range servers {
 		keys = append(keys, tokenKeys(server)...)
@@ -198,7 +198,7 @@ func failover(t *testing.T, config string, servers []*redistest.Server, masterOf
 		t.Fatalf("%d tokens are asked for, and Redis has %d", len(asked), len(keys))
 	}
 	masterOf(keys[0]).Kill()
-	harness.Rest(t, time.Until(begun.Add(lasts)))
+	rest(t, time.Until(begun.Add(lasts)))
 	for i, demand := range demands {
 		demand.Good(t, "callers during a failover")
 		calls, late := 0, 0
@@ -218,7 +218,7 @@ func failover(t *testing.T, config string, servers []*redistest.Server, masterOf
 			t.Errorf("%d calls in the last %v: the replicas still fetch each for itself", late, soonest)
 		}
 	}
-	if !slices.ContainsFunc(f.Replicas, func(r *harness.Replica) bool { return r.Logged("Redis is away") || r.Logged("Redis takes no writes") }) {
+	if !slices.ContainsFunc(f.Replicas, func(r *Replica) bool { return r.Logged("Redis is away") || r.Logged("Redis takes no writes") }) {
 		t.Error("no replica noticed, so this says nothing")
 	}
 }

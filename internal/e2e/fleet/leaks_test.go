@@ -54,7 +54,7 @@ func everythingIn(t *testing.T, server *redistest.Server, monitored func() strin
 }
 
 // everythingOf is all that brokers tell of themselves.
-func everythingOf(t *testing.T, replicas []*harness.Replica) redacttest.Places {
+func everythingOf(t *testing.T, replicas []*Replica) redacttest.Places {
 	t.Helper()
 	found := redacttest.Places{}
 	for i, r := range replicas {
@@ -73,12 +73,12 @@ func TestRedisAndMetricsShowNoClient(t *testing.T) {
 		Audiences: []string{"https://" + redacttest.Canary("audience"), "https://" + redacttest.Canary("audience")},
 	}
 	idp := harness.StartIdP(t, 6*time.Second, registered)
-	options := harness.RedisOptions()
+	options := redisOptions()
 	options.AppendOnly = true
 	options.Config = []string{"slowlog-log-slower-than 0", "slowlog-max-len 100000"}
 	server := redistest.Start(t, options)
 	monitored := server.Monitor()
-	f := harness.StartFleet(t, 3, "log: {level: debug}\n"+harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{name: idp}))
+	f := startFleet(t, 3, "log: {level: debug}\n"+redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{name: idp}))
 
 	tokens := goThroughAllFlows(t, f, idp, name)
 
@@ -120,21 +120,21 @@ func TestRedisAndMetricsShowNoClient(t *testing.T) {
 
 // goThroughAllFlows does whatever touches the store, and returns all the tokens
 // that were seen.
-func goThroughAllFlows(t *testing.T, f *harness.Fleet, idp *harness.CountingIdP, name string) map[string]bool {
+func goThroughAllFlows(t *testing.T, f *Fleet, idp *harness.CountingIdP, name string) map[string]bool {
 	t.Helper()
 	first, second := f.Replicas[0], f.Replicas[1]
 	other, scope := client.WithAudience(idp.Client.Audiences[1]), client.WithScopes(idp.Client.Scopes[1])
 	tokens := map[string]bool{}
-	note := func(what string, all harness.AnswerList) harness.AnswerList {
+	note := func(what string, all AnswerList) AnswerList {
 		t.Helper()
 		for _, a := range all.Good(t, what) {
 			tokens[a.Token.AccessToken()] = true
 		}
 		return all
 	}
-	everyone := func(what string, options ...client.TokenOption) harness.AnswerList {
+	everyone := func(what string, options ...client.TokenOption) AnswerList {
 		t.Helper()
-		return note(what, harness.Everybody(t, f.Replicas, 5, name, options...))
+		return note(what, askAll(t, f.Replicas, 5, name, options...))
 	}
 	failing := func(code codes.Code, options ...client.TokenOption) {
 		t.Helper()
@@ -148,7 +148,7 @@ func goThroughAllFlows(t *testing.T, f *harness.Fleet, idp *harness.CountingIdP,
 	everyone("another audience", other)
 	everyone("fewer scopes", scope)
 	everyone("both", other, scope)
-	note("a token that was rejected", harness.AnswerList{first.Ask(t, name, client.WithRejected(held.Token))})
+	note("a token that was rejected", AnswerList{first.Ask(t, name, client.WithRejected(held.Token))})
 	failing(codes.FailedPrecondition, client.WithMinTTL(time.Hour))
 	failing(codes.FailedPrecondition, client.WithAudience("https://"+redacttest.Canary("unknown")))
 	second.Purge(t, name)

@@ -20,25 +20,25 @@ type phase struct{ life, lasts time.Duration }
 var phases = []phase{{20 * time.Second, 100 * time.Second}, {6 * time.Second, 30 * time.Second}}
 
 func TestReplicasFetchOncePerLifetime(t *testing.T) {
-	harness.Long(t)
+	long(t)
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 20, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 20, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	livesThrough(t, f, idp)
 }
 
 // livesThrough checks that the fleet makes the IdP calls that there must be in
 // the phases, and hands out no token that is not good.
-func livesThrough(t *testing.T, f *harness.Fleet, idp *harness.CountingIdP) {
+func livesThrough(t *testing.T, f *Fleet, idp *harness.CountingIdP) {
 	t.Helper()
 	calls := idp.Calls()
 	idp.SetLifetime(phases[0].life)
-	harness.Everybody(t, f.Replicas, 1, "orders").Good(t, "at first")
-	demand := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
+	askAll(t, f.Replicas, 1, "orders").Good(t, "at first")
+	demand := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
 	for _, phase := range phases {
 		idp.SetLifetime(phase.life)
 		before := max(idp.Calls()-1, 0) // the call that a lifetime began with
-		harness.Rest(t, phase.lasts)
+		rest(t, phase.lasts)
 		requests := idp.TokenRequests()[before:]
 		if before > 0 {
 			requests = requests[1:] // that was the last of the phase before
@@ -62,27 +62,27 @@ func livesThrough(t *testing.T, f *harness.Fleet, idp *harness.CountingIdP) {
 // Replicas whose clocks differ by 90 s share purges, and tokens that live longer than
 // that. Of shorter tokens those whose clock is ahead fetch their own: no call fails.
 func TestClocksThatDifferShareTokens(t *testing.T) {
-	harness.Long(t)
+	long(t)
 	const apart = 90 * time.Second
 	binary := clockBroker(t)
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := &harness.Fleet{Config: harness.RedisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})}
+	server := redistest.Start(t, redisOptions())
+	f := &Fleet{Config: redisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})}
 	on, ahead := f.Add(t, 2, binary, 0), f.Add(t, 2, binary, apart)
 
 	// The token is put by a replica whose clock is ahead, so that the others go by the
 	// lifetime that Redis counts, and each tells the end by its own clock.
-	answers := append(harness.Everybody(t, ahead, 1, "orders"), harness.Everybody(t, on, 1, "orders")...).Good(t, "at first")
+	answers := append(askAll(t, ahead, 1, "orders"), askAll(t, on, 1, "orders")...).Good(t, "at first")
 	answers.OneToken(t, "at first")
 	if drift := answers[0].Token.ExpiresAt().Sub(answers[3].Token.ExpiresAt()); (drift - apart).Abs() > time.Second {
 		t.Fatalf("by their clocks a token ends %v apart, so the clocks are not %v apart", drift, apart)
 	}
-	for _, by := range []*harness.Replica{on[0], ahead[0], on[1], ahead[1]} {
-		old := harness.Everybody(t, f.Replicas, 5, "orders").Good(t, "before a purge")
+	for _, by := range []*Replica{on[0], ahead[0], on[1], ahead[1]} {
+		old := askAll(t, f.Replicas, 5, "orders").Good(t, "before a purge")
 		by.Purge(t, "orders")
-		harness.Rest(t, 5*time.Second) // what a purge may take
+		rest(t, 5*time.Second) // what a purge may take
 		before := old.OneToken(t, "before a purge")
-		if after := harness.Everybody(t, f.Replicas, 5, "orders").Good(t, "after a purge").OneToken(t, "after a purge"); after == before {
+		if after := askAll(t, f.Replicas, 5, "orders").Good(t, "after a purge").OneToken(t, "after a purge"); after == before {
 			t.Error("a token was served after its purge")
 		}
 	}
@@ -90,11 +90,11 @@ func TestClocksThatDifferShareTokens(t *testing.T) {
 		t.Errorf("5 tokens for all cost %d calls", got)
 	}
 	on[0].Purge(t, "orders") // of a token that lives too long for what follows
-	harness.Rest(t, 5*time.Second)
+	rest(t, 5*time.Second)
 	idp.SetLifetime(20 * time.Second)
 	before := idp.Calls()
-	demand := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
-	harness.Rest(t, time.Minute)
+	demand := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
+	rest(t, time.Minute)
 	demand.Good(t, "callers")
 	if got := idp.Calls() - before; got > 2*6 { // a token is refreshed after 15 s, 14 s at the earliest
 		t.Errorf("a minute of tokens that live 20 s cost %d calls", got)
@@ -124,7 +124,7 @@ func clockBroker(t *testing.T) (binary string) {
 	text = strings.Replace(text, "import (\n", "import (\n\t\"syscall\"\n", 1)
 	text += `
 var clockAhead = func() (seconds int64) {
-	text, _ := syscall.Getenv("` + harness.ClockVariable + `")
+	text, _ := syscall.Getenv("` + clockVariable + `")
 	for _, digit := range []byte(text) {
 		seconds = 10*seconds + int64(digit-'0')
 	}

@@ -21,15 +21,15 @@ func TestRejectedTokenIsReplacedOnce(t *testing.T) {
 		lasts = 75 * time.Second
 	}
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 5, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
-	held := harness.Everybody(t, f.Replicas, 1, "orders").Good(t, "at first")
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 5, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	held := askAll(t, f.Replicas, 1, "orders").Good(t, "at first")
 	first := held.OneToken(t, "at first")
 	idp.SetDelay(300 * time.Millisecond)
 
-	others := harness.StartLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders")
+	others := startLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders")
 	begun := time.Now()
-	all := harness.Everybody(t, f.Replicas, 20, "orders", client.WithRejected(held[0].Token)).Good(t, "those who report it")
+	all := askAll(t, f.Replicas, 20, "orders", client.WithRejected(held[0].Token)).Good(t, "those who report it")
 	t.Logf("those who report it, IdP at 300 ms: %v", all.Took())
 	if all.OneToken(t, "those who report it") == first {
 		t.Error("the rejected token was not replaced")
@@ -62,11 +62,11 @@ func TestRejectedTokenIsReplacedOnce(t *testing.T) {
 
 // reportsAll rejects each token that it gets, at one replica after the other,
 // and returns how often.
-func reportsAll(t *testing.T, f *harness.Fleet, last harness.Answer, lasts time.Duration) (reports int) {
+func reportsAll(t *testing.T, f *Fleet, last Answer, lasts time.Duration) (reports int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lasts)
 	defer cancel()
-	for harness.Wait(ctx, 10*time.Millisecond) {
+	for wait(ctx, 10*time.Millisecond) {
 		reports++
 		last = f.Replicas[reports%len(f.Replicas)].Ask(t, "orders", client.WithRejected(last.Token))
 		if err := last.Wrong(); err != nil {

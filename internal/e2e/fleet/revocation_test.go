@@ -19,8 +19,8 @@ func TestRevocationOutlivesTheFleet(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
-	redis := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
+	redis := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
 	first, second := harness.StartBroker(t, config), harness.StartBroker(t, config)
 	token := first.Get(t, "orders").AccessToken
 	for _, b := range []*harness.Broker{first, second} {
@@ -52,8 +52,8 @@ func TestBrokerWithoutRevocationsDoesNotDecide(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
-	redis := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
+	redis := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
 	redis.Kill()
 	b := harness.StartBroker(t, config)
 	token := b.Get(t, "orders").AccessToken
@@ -70,8 +70,8 @@ func TestRevocationSurvivesRestarts(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
-	redis := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
+	redis := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", redis.Addr()) + issuers + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
 	first, second := harness.StartBroker(t, config), harness.StartBroker(t, config)
 	token := first.Get(t, "orders").AccessToken
 	first.MustVerify(t, "a good token", token, harness.Active)
@@ -100,17 +100,17 @@ func TestRevocationSurvivesRestarts(t *testing.T) {
 func TestReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 	t.Parallel()
 	clients := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
-	redis := redistest.Start(t, harness.RedisOptions())
+	redis := redistest.Start(t, redisOptions())
 	stores := map[string]string{
-		"redis": harness.RedisConfig(t, "", redis.Addr()),
-		"bolt":  fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", t.TempDir()+"/broker.db", "file:"+harness.MakeRing(t)),
+		"redis": redisConfig(t, "", redis.Addr()),
+		"bolt":  fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", t.TempDir()+"/broker.db", "file:"+makeRing(t)),
 	}
 	for name, section := range stores {
 		b := harness.StartBroker(t, section+clients)
 		testkit.Eventually(t, "the store is marked: "+name, func() bool { return b.Metric(t, "tokenbroker_revocations_usable") == 1 })
 		b.Process.Stop(t, os.Interrupt)
 		ring := regexp.MustCompile(`sealing_keys: "file:([^"]*)"`).FindStringSubmatch(section)[1]
-		other := strings.Replace(section, ring, harness.MakeRing(t), 1) + clients
+		other := strings.Replace(section, ring, makeRing(t), 1) + clients
 		startRefused(t, "another ring, "+name, other, "store.sealing_keys", "another ring of sealing keys", "give it the ring of the others")
 		if res := harness.Run(t, "check-config", harness.WriteFile(t, "other.yaml", other), "--live"); res.Code == 0 || !strings.Contains(res.Stdout+res.Stderr, "another ring of sealing keys") {
 			t.Errorf("check-config --live: %v", res)
@@ -126,7 +126,7 @@ func TestReplicaWithAnotherRingDoesNotStart(t *testing.T) {
 func TestRevocationOnBoltSurvivesAKill(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", t.TempDir()+"/broker.db", "file:"+harness.MakeRing(t)) +
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", t.TempDir()+"/broker.db", "file:"+makeRing(t)) +
 		fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0]) +
 		harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
 	b := harness.StartBroker(t, config)

@@ -16,8 +16,8 @@ import (
 func TestEnvSecretHasNoHistoryInRedis(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
-	redis := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", redis.Addr()) + strings.Replace(idp.Managed("orders"), "secret: managed", "secret: env:ORDERS_SECRET", 1)
+	redis := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", redis.Addr()) + strings.Replace(idp.Managed("orders"), "secret: managed", "secret: env:ORDERS_SECRET", 1)
 	launch := func(secret string) *harness.Broker {
 		b := harness.NewBroker(t, config)
 		b.Launch(t, "broker", "ORDERS_SECRET="+secret)

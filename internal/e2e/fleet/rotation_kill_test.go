@@ -123,11 +123,11 @@ func (s *stepper) serve(down net.Conn) {
 
 // victim is the replica that is killed, and those that go on.
 type victim struct {
-	*harness.Replica
+	*Replica
 
 	idp     *harness.CountingIdP
 	stepper *stepper
-	others  []*harness.Replica
+	others  []*Replica
 	round   int
 	secrets []string
 	found   map[string]int // the states after a kill
@@ -136,8 +136,8 @@ type victim struct {
 func startVictim(t *testing.T) *victim {
 	t.Helper()
 	idp := harness.SimpleIdP(t, 5*time.Second)
-	redis := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 2, harness.RedisConfig(t, "", redis.Addr())+idp.Managed("orders"))
+	redis := redistest.Start(t, redisOptions())
+	f := startFleet(t, 2, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))
 	v := &victim{idp: idp, stepper: newStepper(t, redis.Addr()), others: f.Replicas, found: map[string]int{}}
 	v.Replica = f.AddWith(t, strings.Replace(f.Config, redis.Addr(), v.stepper.address, 1))
 	v.secrets = []string{"secret-0"}
@@ -209,7 +209,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 		}
 	})
 
-	state := func(r *harness.Replica) string {
+	state := func(r *Replica) string {
 		c := r.Client(t, "orders")
 		if inState(c, tokenbrokerv1.SecretState_SECRET_STATE_PENDING) != "" {
 			return current(c) + " and another one staged"
@@ -227,7 +227,7 @@ func (v *victim) rotateAndDie(t *testing.T, point killPoint) {
 	v.Launch(t, "broker")
 	v.Await(t)
 	v.Connect(t)
-	for _, r := range append([]*harness.Replica{v.Replica}, v.others...) {
+	for _, r := range append([]*Replica{v.Replica}, v.others...) {
 		testkit.Eventually(t, "all replicas say the same", func() bool { return state(r) == found })
 	}
 	// The same call again goes on where it was.
@@ -282,13 +282,13 @@ func TestRotation_replicaIsKilled(t *testing.T) {
 			}
 		}
 	}
-	load := harness.StartLoad(t, v.others, 5, 50*time.Millisecond, "orders")
+	load := startLoad(t, v.others, 5, 50*time.Millisecond, "orders")
 	for _, point := range points {
 		v.rotateAndDie(t, point)
 	}
 	load.Good(t, "load on the others")
-	last := harness.StartLoad(t, append(v.others, v.Replica), 5, 20*time.Millisecond, "orders")
-	harness.Rest(t, 6*time.Second) // more than a token's life
+	last := startLoad(t, append(v.others, v.Replica), 5, 20*time.Millisecond, "orders")
+	rest(t, 6*time.Second) // more than a token's life
 	last.Good(t, "load on all, afterwards")
 	told := 0
 	for state, times := range v.found {

@@ -36,13 +36,13 @@ func TestSealedFleetLeaksNoSecret(t *testing.T) {
 		ID: "abc", Secrets: []redact.String{redact.New("unused")}, Scopes: []string{"read"}, Audiences: harness.Audiences(1),
 	})
 	idp.Takes(good...)
-	options := harness.RedisOptions()
+	options := redisOptions()
 	options.AppendOnly = true
 	options.Config = []string{"slowlog-log-slower-than 0", "slowlog-max-len 100000"}
 	options.ACL[0] += " +info +wait"
 	server := redistest.Start(t, options)
 	monitored := server.Monitor()
-	f := harness.StartFleet(t, 2, "log: {level: debug}\n"+harness.RedisConfig(t, "", server.Addr())+idp.Managed("orders"))
+	f := startFleet(t, 2, "log: {level: debug}\n"+redisConfig(t, "", server.Addr())+idp.Managed("orders"))
 	first, second := f.Replicas[0], f.Replicas[1]
 
 	told := redacttest.Places{}

@@ -22,20 +22,20 @@ func TestRotationUnderLoad_overlap(t *testing.T) {
 		rotations, lasts = 20, time.Minute
 	}
 	idp := harness.SimpleIdP(t, 5*time.Second)
-	redis := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", redis.Addr())+idp.Managed("orders"))
+	redis := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))
 	idp.Takes("secret-0")
 	f.Replicas[0].Rotate(t, "secret-0")
-	load := harness.StartLoad(t, f.Replicas, 34, 100*time.Millisecond, "orders")
+	load := startLoad(t, f.Replicas, 34, 100*time.Millisecond, "orders")
 	// The proofs of a rotation do not refresh this one.
-	other := harness.StartLoad(t, f.Replicas, 33, 100*time.Millisecond, "orders", client.WithAudience(idp.Client.Audiences[1]))
+	other := startLoad(t, f.Replicas, 33, 100*time.Millisecond, "orders", client.WithAudience(idp.Client.Audiences[1]))
 	ends := time.Now().Add(lasts)
 	for i := 1; i <= rotations; i++ {
 		old, fresh := fmt.Sprintf("secret-%d", i-1), fmt.Sprintf("secret-%d", i)
 		idp.Takes(old, fresh)
 		f.Replicas[i%3].Rotate(t, fresh)
 		idp.Takes(fresh)
-		harness.Rest(t, time.Until(ends)/time.Duration(rotations-i+1))
+		rest(t, time.Until(ends)/time.Duration(rotations-i+1))
 	}
 	load.Good(t, "load")
 	other.Good(t, "load for another audience")
@@ -66,14 +66,14 @@ func TestRotationUnderLoad_singleSecret(t *testing.T) {
 		rotations, audiences = 10, 20
 	}
 	idp := harness.SimpleIdP(t, time.Minute)
-	redis := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", redis.Addr())+idp.Managed("orders"))
+	redis := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))
 	idp.Takes("secret-0")
 	f.Replicas[0].Rotate(t, "secret-0")
-	var loads []*harness.Load
+	var loads []*Load
 	for i := range audiences {
-		loads = append(loads, harness.StartLoad(t, f.Replicas, 200/3/audiences+1, 100*time.Millisecond, "orders", client.WithAudience(idp.Client.Audiences[i])))
-		harness.Rest(t, 40*time.Second/time.Duration(audiences))
+		loads = append(loads, startLoad(t, f.Replicas, 200/3/audiences+1, 100*time.Millisecond, "orders", client.WithAudience(idp.Client.Audiences[i])))
+		rest(t, 40*time.Second/time.Duration(audiences))
 	}
 	begun := time.Now()
 	for i := 1; i <= rotations; i++ {

@@ -18,12 +18,12 @@ import (
 func TestRotationOutlivesTheLossOfRedis(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
-	redis := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", redis.Addr())+idp.Managed("orders"))
+	redis := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))
 	idp.Takes("first")
 	f.Replicas[0].Rotate(t, "first")
 	idp.Takes("first", "second")
-	load := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
+	load := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
 	f.Replicas[0].Rotate(t, "second")
 	want := f.Replicas[0].Client(t, "orders")
 	redis.RestartEmpty()
@@ -58,7 +58,7 @@ func TestRotationOutlivesTheLossOfRedis(t *testing.T) {
 func TestRotationSurvivesOnBolt(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
 	b := harness.NewBroker(t, config+idp.Managed("orders"))
 	idp.Takes("first", "second")
 	b.Launch(t, "broker")
@@ -83,10 +83,10 @@ func TestRotationSurvivesOnBolt(t *testing.T) {
 func TestVolatileRedisIsReported(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	options := harness.RedisOptions()
+	options := redisOptions()
 	options.ACL[0] += " +info +wait"
 	redis := redistest.Start(t, options)
-	config := harness.RedisConfig(t, "", redis.Addr()) + idp.Managed("orders")
+	config := redisConfig(t, "", redis.Addr()) + idp.Managed("orders")
 	b := harness.StartBroker(t, config)
 	if !b.Logged("WARN", "IT KEEPS NO APPEND-ONLY FILE") {
 		t.Error("a Redis that forgets is not told of")
@@ -113,9 +113,9 @@ func TestVolatileRedisIsReported(t *testing.T) {
 func TestSecretFilesChangeUnderLoad(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, 5*time.Second)
-	redis := redistest.Start(t, harness.RedisOptions())
-	store := harness.RedisConfig(t, "", redis.Addr())
-	f := &harness.Fleet{}
+	redis := redistest.Start(t, redisOptions())
+	store := redisConfig(t, "", redis.Addr())
+	f := &Fleet{}
 	var dirs []string
 	for range 3 {
 		dir := t.TempDir()
@@ -124,21 +124,21 @@ func TestSecretFilesChangeUnderLoad(t *testing.T) {
 		f.AddWith(t, store+clients)
 		dirs = append(dirs, dir)
 	}
-	load := harness.StartLoad(t, f.Replicas, 10, 20*time.Millisecond, "orders")
-	harness.Rest(t, time.Second)
+	load := startLoad(t, f.Replicas, 10, 20*time.Millisecond, "orders")
+	rest(t, time.Second)
 	before := current(f.Replicas[0].Client(t, "orders"))
 	idp.Takes("right", "fresh")
 	swapped := time.Now()
 	for _, dir := range dirs {
 		swapTo(t, dir, "v2", "fresh")
-		harness.Rest(t, time.Second)
+		rest(t, time.Second)
 	}
 	for _, r := range f.Replicas {
 		testkit.Eventually(t, "the new secret is in force", func() bool { got := current(r.Client(t, "orders")); return got != "" && got != before })
 	}
 	took := time.Since(swapped)
 	idp.Takes("fresh")
-	harness.Rest(t, 11*time.Second) // all replicas have read their files twice, and tokens have ended
+	rest(t, 11*time.Second) // all replicas have read their files twice, and tokens have ended
 	load.Good(t, "load")
 	if got := idp.Refused("right"); got > 1 {
 		t.Errorf("the old secret was refused %d times", got)

@@ -43,8 +43,8 @@ func states(c *tokenbrokerv1.Client) string {
 func TestFleetRollbackAndPurge(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	redis := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", redis.Addr())+idp.Managed("orders"))
+	redis := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))
 	idp.Takes("first", "second")
 	first, other := f.Replicas[0], f.Replicas[2]
 	if res := first.Run(t, "get", "orders"); res.Code == 0 || !strings.Contains(res.Stderr, "broker secret rotate orders") {
@@ -54,7 +54,7 @@ func TestFleetRollbackAndPurge(t *testing.T) {
 	one := current(first.Client(t, "orders"))
 	first.Rotate(t, "second")
 	two := current(first.Client(t, "orders"))
-	load := harness.StartLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
+	load := startLoad(t, f.Replicas, 5, 20*time.Millisecond, "orders")
 
 	res := other.Bring(t, "wrong", "secret", "rotate", "orders")
 	if res.Code == 0 || !strings.Contains(res.Stdout, "prove   FAILED") || !strings.Contains(res.Stderr, "CLIENT_CREDENTIALS_REFUSED") {
@@ -79,7 +79,7 @@ func TestFleetRollbackAndPurge(t *testing.T) {
 		slowest = max(slowest, time.Since(begun))
 	}
 	purged := map[string]bool{}
-	for _, a := range harness.Everybody(t, f.Replicas, 1, "orders").Good(t, "before the purge") {
+	for _, a := range askAll(t, f.Replicas, 1, "orders").Good(t, "before the purge") {
 		purged[a.Token.AccessToken()] = true
 	}
 	purgedAt := time.Now()
@@ -109,7 +109,7 @@ const slack = 10 * time.Second
 func TestActivateWaitsForTheIdP(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
 	b := harness.StartBroker(t, config+idp.Managed("orders"))
 	idp.Takes("first")
 	b.Rotate(t, "first")
@@ -139,16 +139,16 @@ func TestActivateWaitsForTheIdP(t *testing.T) {
 func TestCompromisedSecretIsWiped(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	redis := redistest.Start(t, harness.RedisOptions())
+	redis := redistest.Start(t, redisOptions())
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
 	clients := strings.Replace(idp.Managed("orders"), fmt.Sprintf("token_url: %q", idp.Issuer()+"/token"), fmt.Sprintf("issuer: %q", idp.Issuer()), 1)
-	f := harness.StartFleet(t, 2, harness.RedisConfig(t, "", redis.Addr())+issuers+clients)
+	f := startFleet(t, 2, redisConfig(t, "", redis.Addr())+issuers+clients)
 	idp.Takes("leaked", "fresh")
 	first, other := f.Replicas[0], f.Replicas[1]
 	first.Rotate(t, "leaked")
 	old := first.Get(t, "orders").AccessToken
 	other.MustVerify(t, "a token before", old, harness.Active)
-	harness.Rest(t, 1100*time.Millisecond) // tokens tell seconds
+	rest(t, 1100*time.Millisecond) // tokens tell seconds
 
 	res := first.Rotate(t, "fresh", "--compromised", "--revoke", "--reason", "a test")
 	for _, want := range []string{"wiped", "purge", "revocation"} {
@@ -167,7 +167,7 @@ func TestCompromisedSecretIsWiped(t *testing.T) {
 func TestClientsAreShown(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
 	b := harness.StartBroker(t, config+idp.Managed("orders")+"  files: "+idp.Config(t)+"\n")
 	idp.Takes("first", idp.Client.Secrets[0].Reveal())
 	before := b.Run(t, "clients")
@@ -205,7 +205,7 @@ func TestClientsAreShown(t *testing.T) {
 func TestSecretBackupAndRestore(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	ring := harness.MakeRing(t)
+	ring := makeRing(t)
 	fresh := func(ring string) *harness.Broker {
 		config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+ring)
 		return harness.StartBroker(t, config+idp.Managed("orders"))
@@ -235,7 +235,7 @@ func TestSecretBackupAndRestore(t *testing.T) {
 	if res := second.Run(t, "secret", "import", file, "--replace"); res.Code != 0 {
 		t.Errorf("replacing: %v", res)
 	}
-	stranger := fresh(harness.MakeRing(t))
+	stranger := fresh(makeRing(t))
 	if res := stranger.Run(t, "secret", "import", file); res.Code == 0 || !strings.Contains(res.Stderr, "sealed with a key") {
 		t.Errorf("with another ring: %v", res)
 	}
@@ -247,7 +247,7 @@ func TestWipeNeedsConfirmation(t *testing.T) {
 	t.Parallel()
 	harness.Need(t, "script")
 	idp := harness.SimpleIdP(t, time.Hour)
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+harness.MakeRing(t))
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "broker.db"), "file:"+makeRing(t))
 	b := harness.StartBroker(t, config+idp.Managed("orders"))
 	idp.Takes("first", "second", "third")
 	b.Rotate(t, "first")

@@ -27,7 +27,7 @@ func TestRunbookWorks(t *testing.T) {
 	file := filepath.Join(dir, "billing-secret")
 	clients += fmt.Sprintf("  billing-api: {issuer: %q, client_id: %q, secret: %q}\n", idp.Issuer(), idp.Client.ID, "file:"+file)
 	issuers := fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q]}]\n", idp.Issuer(), idp.Client.Audiences[0])
-	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "broker.db"), "file:"+harness.MakeRing(t))
+	config := fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "broker.db"), "file:"+makeRing(t))
 	b := harness.StartBroker(t, config+clients+issuers)
 	idp.Takes("first")
 	if res := b.Bring(t, "first", "secret", "rotate", "orders-api"); res.Code != 0 {

@@ -18,20 +18,20 @@ import (
 func TestValueMovedInRedisIsRefused(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 1, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 1, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	mine, theirs := client.WithAudience(idp.Client.Audiences[1]), client.WithAudience(idp.Client.Audiences[2])
-	get := func(replicas []*harness.Replica, what string, option client.TokenOption) *client.Token {
+	get := func(replicas []*Replica, what string, option client.TokenOption) *client.Token {
 		t.Helper()
-		return harness.Everybody(t, replicas, 1, "orders", option).Good(t, what)[0].Token
+		return askAll(t, replicas, 1, "orders", option).Good(t, what)[0].Token
 	}
 	get(f.Replicas, "my token", mine)
 	myKey := tokenKeys(server)[0]
 	first := get(f.Replicas, "their token", theirs)
 	theirKey := slices.DeleteFunc(tokenKeys(server), func(key string) bool { return key == myKey })[0]
 
-	fresh := func() []*harness.Replica { return f.Add(t, 1, "broker", 0) }
-	refused := func(r []*harness.Replica) float64 {
+	fresh := func() []*Replica { return f.Add(t, 1, "broker", 0) }
+	refused := func(r []*Replica) float64 {
 		return r[0].Metric(t, `tokenbroker_store_unopened_total{cause="refused"}`)
 	}
 	before := fresh()
@@ -67,22 +67,22 @@ func TestProlongedTokenIsNotServed(t *testing.T) {
 	const life = 10 * time.Second // of which the last is not handed out
 	const written = time.Second   // the most that a busy machine takes to write the token, which is added to its life
 	idp := harness.SimpleIdP(t, life)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	begun := time.Now()
-	first := harness.Everybody(t, f.Replicas[:1], 1, "orders").Good(t, "the first token")[0].Token
+	first := askAll(t, f.Replicas[:1], 1, "orders").Good(t, "the first token")[0].Token
 	server.CLI("PEXPIRE", tokenKeys(server)[0], "3600000")
 
-	second := harness.Everybody(t, f.Replicas[1:2], 1, "orders").Good(t, "while the token lives")[0].Token
+	second := askAll(t, f.Replicas[1:2], 1, "orders").Good(t, "while the token lives")[0].Token
 	if second.AccessToken() != first.AccessToken() || second.ExpiresAt().After(first.ExpiresAt().Add(written)) {
 		t.Errorf("another replica shares the token: %v, until %v instead of %v", second.AccessToken() == first.AccessToken(), second.ExpiresAt(), first.ExpiresAt())
 	}
-	harness.Rest(t, time.Until(begun.Add(life)))
+	rest(t, time.Until(begun.Add(life)))
 	if server.CLI("EXISTS", tokenKeys(server)[0]) != "1" {
 		t.Fatal("Redis has not kept the token, so nothing was tried")
 	}
 	for i, next := range f.Replicas[1:] { // one that has read the token before, and one that has not
-		after := harness.Everybody(t, []*harness.Replica{next}, 1, "orders").Good(t, "after the end of the token")[0].Token
+		after := askAll(t, []*Replica{next}, 1, "orders").Good(t, "after the end of the token")[0].Token
 		if after.AccessToken() == first.AccessToken() {
 			t.Errorf("replica %d serves the token until %v, and it expired at %v", i+1, after.ExpiresAt(), first.ExpiresAt())
 		}
@@ -101,12 +101,12 @@ var ringKeyID = regexp.MustCompile(`[Kk]ey ([0-9a-f]{8})`)
 func TestSealingRingRotatesUnderLoad(t *testing.T) {
 	t.Parallel()
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
+	server := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp})
 	ring := regexp.MustCompile(`sealing_keys: "file:(.*)"`).FindStringSubmatch(config)[1]
-	f := harness.StartFleet(t, 3, config)
-	token := harness.Everybody(t, f.Replicas, 1, "orders").Good(t, "a token").OneToken(t, "a token")
-	demand := harness.StartLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders")
+	f := startFleet(t, 3, config)
+	token := askAll(t, f.Replicas, 1, "orders").Good(t, "a token").OneToken(t, "a token")
+	demand := startLoad(t, f.Replicas, 3, 10*time.Millisecond, "orders")
 
 	times := 0
 	change := func(command string, ids ...string) (told []string) {
@@ -131,7 +131,7 @@ func TestSealingRingRotatesUnderLoad(t *testing.T) {
 		added, old := ids[0], ids[1]
 		change("promote", added)
 		late := f.Add(t, 1, "broker", 0)
-		if a := harness.Everybody(t, late, 1, "orders").Good(t, "a late replica")[0]; a.Token.Origin() != "shared" || a.Token.AccessToken() != token {
+		if a := askAll(t, late, 1, "orders").Good(t, "a late replica")[0]; a.Token.Origin() != "shared" || a.Token.AccessToken() != token {
 			t.Errorf("a late replica could not open what the old key sealed: origin %s", a.Token.Origin())
 		}
 		f.Replicas = f.Replicas[:3] // the late one has seen no change

@@ -33,7 +33,7 @@ func startRefused(t *testing.T, what, config string, words ...string) {
 			t.Errorf("%s: it does not say %q: %s", what, word, said)
 		}
 	}
-	if strings.Contains(res.Stderr, harness.RedisPassword) {
+	if strings.Contains(res.Stderr, redisPassword) {
 		t.Errorf("%s: it shows the password", what)
 	}
 }
@@ -42,8 +42,8 @@ func startRefused(t *testing.T, what, config string, words ...string) {
 func TestStart_invalidStore(t *testing.T) {
 	t.Parallel()
 	clients := harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
-	plain := redistest.Start(t, harness.RedisOptions())
-	good := harness.RedisConfig(t, "", plain.Addr()) + clients
+	plain := redistest.Start(t, redisOptions())
+	good := redisConfig(t, "", plain.Addr()) + clients
 	replaced := func(old, replacement string) string {
 		t.Helper()
 		changed := strings.Replace(good, old, replacement, 1)
@@ -57,32 +57,32 @@ func TestStart_invalidStore(t *testing.T) {
 	startRefused(t, "a wrong password", replaced(password, harness.WriteFile(t, "wrong", "wrong")), `user "tokenbroker"`, "the password is wrong")
 	startRefused(t, "no password", replaced(` username: tokenbroker, password: "file:`+password+`",`, ""), "set password")
 
-	secured := harness.RedisOptions()
+	secured := redisOptions()
 	secured.Certificates = redistest.NewCertificates(t)
 	encrypted := redistest.Start(t, secured)
 	own := fmt.Sprintf("cert: %q, key: %q", secured.Certificates.ClientCert, secured.Certificates.ClientKey)
 	withTLS := func(address, settings string) string {
-		return harness.RedisConfig(t, "tls: {"+settings+"},", address) + clients
+		return redisConfig(t, "tls: {"+settings+"},", address) + clients
 	}
 	startRefused(t, "an unknown CA", withTLS(encrypted.Addr(), fmt.Sprintf("ca: %q, %s", redistest.NewCertificates(t).CA, own)), "authority that is not trusted", "tls.ca")
 	startRefused(t, "no client certificate", withTLS(encrypted.Addr(), fmt.Sprintf("ca: %q", secured.Certificates.CA)), "client certificate", "tls.cert")
 	startRefused(t, "TLS towards plaintext", withTLS(plain.Addr(), ""), "does not speak TLS", "leave out tls")
-	startRefused(t, "plaintext towards TLS", harness.RedisConfig(t, "", encrypted.Addr())+clients, "speaks TLS", "set tls")
+	startRefused(t, "plaintext towards TLS", redisConfig(t, "", encrypted.Addr())+clients, "speaks TLS", "set tls")
 
 	for missing, word := range map[string]string{"+publish": "PUBLISH", "~tb1:*": "keys tb1:*", "&tb1:*": "channel tb1:ev", "+evalsha": "EVALSHA"} {
-		options := harness.RedisOptions()
+		options := redisOptions()
 		options.ACL[0] = strings.Replace(options.ACL[0], " "+missing, "", 1)
 		narrow := redistest.Start(t, options)
-		startRefused(t, "an ACL without "+missing, harness.RedisConfig(t, "", narrow.Addr())+clients, "too narrow", word, "user tokenbroker on", missing)
+		startRefused(t, "an ACL without "+missing, redisConfig(t, "", narrow.Addr())+clients, "too narrow", word, "user tokenbroker on", missing)
 	}
 
-	options := harness.RedisOptions()
+	options := redisOptions()
 	options.Config = []string{"cluster-enabled yes"}
 	node := redistest.Start(t, options)
-	startRefused(t, "a Cluster taken for a single server", harness.RedisConfig(t, "", node.Addr())+clients, "node of a Cluster", "cluster: true")
-	startRefused(t, "a single server taken for a Cluster", harness.RedisConfig(t, "cluster: true,", plain.Addr())+clients, "not a node of a Cluster", "cluster: true")
+	startRefused(t, "a Cluster taken for a single server", redisConfig(t, "", node.Addr())+clients, "node of a Cluster", "cluster: true")
+	startRefused(t, "a single server taken for a Cluster", redisConfig(t, "cluster: true,", plain.Addr())+clients, "not a node of a Cluster", "cluster: true")
 	open := redistest.Start(t, redistest.Options{}) // sentinels rarely ask for a login
-	startRefused(t, "a server taken for a sentinel", harness.RedisConfig(t, "sentinel_master: main,", open.Addr())+clients, "not a sentinel", "sentinel_master")
+	startRefused(t, "a server taken for a sentinel", redisConfig(t, "sentinel_master: main,", open.Addr())+clients, "not a sentinel", "sentinel_master")
 }
 
 func TestStart_invalidRing(t *testing.T) {
@@ -99,14 +99,14 @@ func TestStart_invalidRing(t *testing.T) {
 	startRefused(t, "a ring with a key too short", withRing(harness.WriteFile(t, "short.json",
 		`{"names": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "primary": "0a1b2c3d", "keys": {"0a1b2c3d": "c2hvcnQ="}}`)), "short.json", "0a1b2c3d", "5 bytes", "32")
 	if os.Geteuid() != 0 { // who may read everything
-		unreadable := harness.MakeRing(t)
+		unreadable := makeRing(t)
 		if err := os.Chmod(unreadable, 0); err != nil {
 			t.Fatal(err)
 		}
 		startRefused(t, "a ring that may not be read", withRing(unreadable), "may not be read", "user that the broker runs as")
 	}
 
-	ring := harness.MakeRing(t)
+	ring := makeRing(t)
 	first := harness.StartBroker(t, withRing(ring))
 	startRefused(t, "a file that another broker has open", withRing(ring), "broker.db", "in use", "another broker")
 	if first.Get(t, "orders").Origin != "fetched" {
@@ -118,8 +118,8 @@ func TestStart_invalidRing(t *testing.T) {
 // TestRedisFailureFailsNoCall goes on from here.
 func TestStart_withoutRedis(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t, harness.RedisOptions())
-	config := harness.RedisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
+	server := redistest.Start(t, redisOptions())
+	config := redisConfig(t, "", server.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": harness.SimpleIdP(t, time.Hour)})
 	for what, strike := range map[string]func(){"refused": server.Kill, "hung": func() { server.Restart(); server.Stop() }} {
 		strike()
 		begun := time.Now()

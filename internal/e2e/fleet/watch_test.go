@@ -27,7 +27,7 @@ type watcher struct {
 }
 
 // watch watches the client's own token, until the test ends or the stream does.
-func watch(t *testing.T, r *harness.Replica, name string) *watcher {
+func watch(t *testing.T, r *Replica, name string) *watcher {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	stream, err := tokenbrokerv1.NewTokenBrokerServiceClient(r.API(t)).WatchToken(ctx, &tokenbrokerv1.WatchTokenRequest{ClientName: name})
@@ -85,8 +85,8 @@ func TestWatchesOfAllReplicasAgree(t *testing.T) {
 	t.Parallel()
 	const life = 12 * time.Second // refreshed after 8.4 to 9.6 s
 	idp := harness.SimpleIdP(t, time.Hour)
-	server := redistest.Start(t, harness.RedisOptions())
-	f := harness.StartFleet(t, 3, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+	server := redistest.Start(t, redisOptions())
+	f := startFleet(t, 3, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
 	var watchers []*watcher
 	for range 2 {
 		for _, r := range f.Replicas {

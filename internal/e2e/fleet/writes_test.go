@@ -37,17 +37,17 @@ func TestReadOnlyRedisFailsNoCall(t *testing.T) {
 			t.Parallel()
 			const replicas = 3
 			idp := harness.SimpleIdP(t, time.Hour)
-			server := redistest.Start(t, harness.RedisOptions())
-			fleet := harness.StartFleet(t, replicas, harness.RedisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
-			harness.Everybody(t, fleet.Replicas, 1, "orders").Good(t, "a token to hold")
-			demand := harness.StartLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "orders")
+			server := redistest.Start(t, redisOptions())
+			fleet := startFleet(t, replicas, redisConfig(t, "", server.Addr())+harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}))
+			askAll(t, fleet.Replicas, 1, "orders").Good(t, "a token to hold")
+			demand := startLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "orders")
 			f.strike(server)
 			for _, r := range fleet.Replicas {
 				testkit.Eventually(t, "the metric shows it", func() bool { return !r.StoreUp(t, "write") })
 			}
 			for i := range 3 {
 				before := idp.Calls()
-				took := harness.Everybody(t, fleet.Replicas, 20, "orders", client.WithAudience(idp.Client.Audiences[i+1])).Good(t, "cold callers").Took()
+				took := askAll(t, fleet.Replicas, 20, "orders", client.WithAudience(idp.Client.Audiences[i+1])).Good(t, "cold callers").Took()
 				if got := idp.Calls() - before; got != replicas {
 					t.Errorf("%d replicas called the IdP %d times", replicas, got)
 				}
@@ -57,7 +57,7 @@ func TestReadOnlyRedisFailsNoCall(t *testing.T) {
 						t.Errorf("the metric: %v, %v", r.StoreHealth(t, "read"), r.StoreHealth(t, "write"))
 					}
 				}
-				harness.Rest(t, time.Second)
+				rest(t, time.Second)
 			}
 			purgeFails(t, fleet.Replicas[0], "orders", f.cause)
 			f.mend(server)
@@ -70,7 +70,7 @@ func TestReadOnlyRedisFailsNoCall(t *testing.T) {
 				}
 			}
 			before := idp.Calls()
-			harness.Everybody(t, fleet.Replicas, 20, "orders", client.WithAudience(idp.Client.Audiences[9])).Good(t, "afterwards").OneToken(t, "afterwards")
+			askAll(t, fleet.Replicas, 20, "orders", client.WithAudience(idp.Client.Audiences[9])).Good(t, "afterwards").OneToken(t, "afterwards")
 			if got := idp.Calls() - before; got != 1 {
 				t.Errorf("afterwards a miss cost %d calls", got)
 			}
@@ -80,7 +80,7 @@ func TestReadOnlyRedisFailsNoCall(t *testing.T) {
 }
 
 // purgeFails makes a purge that the store refuses.
-func purgeFails(t *testing.T, r *harness.Replica, name, cause string) {
+func purgeFails(t *testing.T, r *Replica, name, cause string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
@@ -94,12 +94,12 @@ func purgeFails(t *testing.T, r *harness.Replica, name, cause string) {
 func TestDeadShardFailsNoCall(t *testing.T) {
 	t.Parallel()
 	const replicas, clients = 3, 12
-	cluster := redistest.StartMasters(t, harness.RedisOptions())
+	cluster := redistest.StartMasters(t, redisOptions())
 	idps := map[string]*harness.CountingIdP{}
 	for i := range clients {
 		idps[fmt.Sprintf("client%d", i)] = harness.SimpleIdP(t, time.Hour)
 	}
-	fleet := harness.StartFleet(t, replicas, harness.RedisConfig(t, "cluster: true,", cluster.Addrs()...)+harness.ClientsConfig(t, idps))
+	fleet := startFleet(t, replicas, redisConfig(t, "cluster: true,", cluster.Addrs()...)+harness.ClientsConfig(t, idps))
 	// The master of a client is the one that gets the keys of its token.
 	masterOf := map[string]*redistest.Server{}
 	for name := range idps {
@@ -107,7 +107,7 @@ func TestDeadShardFailsNoCall(t *testing.T) {
 		for _, server := range cluster.Servers {
 			before[server] = len(tokenKeys(server))
 		}
-		harness.Everybody(t, fleet.Replicas, 1, name).Good(t, "a token to hold").OneToken(t, name)
+		askAll(t, fleet.Replicas, 1, name).Good(t, "a token to hold").OneToken(t, name)
 		for _, server := range cluster.Servers {
 			if len(tokenKeys(server)) > before[server] {
 				masterOf[name] = server
@@ -115,7 +115,7 @@ func TestDeadShardFailsNoCall(t *testing.T) {
 		}
 	}
 	dead := masterOf["client0"]
-	demand := harness.StartLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "client0")
+	demand := startLoad(t, fleet.Replicas, 2, 20*time.Millisecond, "client0")
 	dead.Kill()
 	for _, r := range fleet.Replicas {
 		testkit.Eventually(t, "the metric shows it", func() bool { return r.StoreHealth(t, "read")[dead.Addr()] == 0 })
@@ -123,7 +123,7 @@ func TestDeadShardFailsNoCall(t *testing.T) {
 	healthy := 0
 	for name, idp := range idps {
 		before := idp.Calls()
-		all := harness.Everybody(t, fleet.Replicas, 10, name, client.WithAudience(idp.Client.Audiences[1])).Good(t, "cold callers")
+		all := askAll(t, fleet.Replicas, 10, name, client.WithAudience(idp.Client.Audiences[1])).Good(t, "cold callers")
 		calls := idp.Calls() - before
 		switch {
 		case masterOf[name] == dead && calls != replicas:

@@ -3,6 +3,7 @@ package harness
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"path/filepath"
@@ -198,4 +199,44 @@ func (b *Broker) Client(t *testing.T, name string) *tokenbrokerv1.Client {
 		t.Fatal(err)
 	}
 	return &c
+}
+
+// Metrics is what the replica tells of itself.
+func (b *Broker) Metrics(t *testing.T) string {
+	t.Helper()
+	response, err := Fetch(t, &http.Client{Timeout: Patience}, http.MethodGet, "http://"+b.Ops+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.Body.Close() != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Metric is the value of a series, such as name{label="value"}.
+func (b *Broker) Metric(t *testing.T, series string) float64 {
+	t.Helper()
+	for line := range strings.Lines(b.Metrics(t)) {
+		if text, found := strings.CutPrefix(line, series+" "); found {
+			value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("there is no metric %s", series)
+	return 0
+}
+
+// Logged reports whether the replica has logged a line that holds all words.
+func (b *Broker) Logged(words ...string) bool {
+	for line := range strings.Lines(b.Process.Output.String()) {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			return true
+		}
+	}
+	return false
 }

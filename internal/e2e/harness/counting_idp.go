@@ -89,3 +89,14 @@ func (p *CountingIdP) Refused(secret string) int {
 	_, refused := p.Attempts(p.Client.ID, redact.New(secret))
 	return refused
 }
+
+// ClientsConfig is the section clients of a broker's configuration.
+func ClientsConfig(t *testing.T, clients map[string]*CountingIdP) string {
+	t.Helper()
+	section := strings.Builder{}
+	section.WriteString("clients:\n")
+	for name, idp := range clients {
+		section.WriteString("  " + name + ": " + idp.Config(t) + "\n")
+	}
+	return section.String()
+}

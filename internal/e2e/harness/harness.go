@@ -276,3 +276,5 @@ func Must[T any](made T, err error) T {
 	}
 	return made
 }
+
+func IsLong() bool { return os.Getenv("TOKENBROKER_LONG") != "" }

@@ -1,4 +1,4 @@
-package harness
+package fleet
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/e2e/harness"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -28,7 +29,7 @@ type Answer struct {
 
 // Ask asks a replica once.
 func (r *Replica) Ask(t *testing.T, name string, options ...client.TokenOption) Answer {
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
 	conn := r.conns[r.turn.Add(1)%uint32(len(r.conns))]
 	a := Answer{replica: r, asked: time.Now()}
@@ -84,8 +85,8 @@ func issuedAs(token string) (issued, error) {
 // AnswerList are those to calls that were made at once.
 type AnswerList []Answer
 
-// Everybody has callers at each replica ask at once, each once.
-func Everybody(t *testing.T, replicas []*Replica, each int, name string, options ...client.TokenOption) AnswerList {
+// askAll has callers at each replica ask at once, each once.
+func askAll(t *testing.T, replicas []*Replica, each int, name string, options ...client.TokenOption) AnswerList {
 	t.Helper()
 	got := make(AnswerList, each*len(replicas))
 	var wg sync.WaitGroup
@@ -159,16 +160,16 @@ type Load struct {
 	Degraded int
 }
 
-// StartLoad has callers at each replica ask again and again, with a pause after
+// startLoad has callers at each replica ask again and again, with a pause after
 // each answer, until the load is ended.
-func StartLoad(t *testing.T, replicas []*Replica, each int, pause time.Duration, name string, options ...client.TokenOption) *Load {
+func startLoad(t *testing.T, replicas []*Replica, each int, pause time.Duration, name string, options ...client.TokenOption) *Load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &Load{cancel: cancel, Tokens: map[string]time.Time{}, Codes: map[codes.Code]int{}}
 	for _, r := range replicas {
 		for range each {
 			l.wg.Go(func() {
-				for Wait(ctx, pause) {
+				for wait(ctx, pause) {
 					l.note(r.Ask(t, name, options...))
 				}
 			})
@@ -178,8 +179,8 @@ func StartLoad(t *testing.T, replicas []*Replica, each int, pause time.Duration,
 	return l
 }
 
-// Wait waits, and reports whether ctx still lasts.
-func Wait(ctx context.Context, d time.Duration) bool {
+// wait waits, and reports whether ctx still lasts.
+func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

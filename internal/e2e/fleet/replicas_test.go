@@ -1,12 +1,8 @@
-package harness
+package fleet
 
 import (
 	"context"
 	"fmt"
-	"io"
-	"net/http"
-	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -18,45 +14,35 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/e2e/harness"
 	"github.com/cezzis/tokenbroker/internal/redistest"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 )
 
-// ClientsConfig is the section clients of a broker's configuration.
-func ClientsConfig(t *testing.T, clients map[string]*CountingIdP) string {
-	t.Helper()
-	section := strings.Builder{}
-	section.WriteString("clients:\n")
-	for name, idp := range clients {
-		section.WriteString("  " + name + ": " + idp.Config(t) + "\n")
-	}
-	return section.String()
-}
+const redisPassword = "a-password-of-Redis"
 
-const RedisPassword = "a-password-of-Redis"
-
-// RedisOptions are those of a Redis in which the broker has the rights that it
+// redisOptions are those of a Redis in which the broker has the rights that it
 // says it needs, and no more.
-func RedisOptions() redistest.Options {
-	return redistest.Options{ACL: []string{strings.Replace(redisstore.ACLExample, "PASSWORD", RedisPassword, 1) + " " + redisstore.ACLCluster}}
+func redisOptions() redistest.Options {
+	return redistest.Options{ACL: []string{strings.Replace(redisstore.ACLExample, "PASSWORD", redisPassword, 1) + " " + redisstore.ACLCluster}}
 }
 
-// RedisConfig is the section store of a broker's configuration. More settings
+// redisConfig is the section store of a broker's configuration. More settings
 // of redis end with a comma.
-func RedisConfig(t *testing.T, more string, addresses ...string) string {
+func redisConfig(t *testing.T, more string, addresses ...string) string {
 	t.Helper()
 	return fmt.Sprintf("store:\n  redis: {%s username: tokenbroker, password: %q, addresses: [\"%s\"]}\n  sealing_keys: %q\n",
-		more, "file:"+WriteFile(t, "redis-password", RedisPassword), strings.Join(addresses, `", "`), "file:"+MakeRing(t))
+		more, "file:"+harness.WriteFile(t, "redis-password", redisPassword), strings.Join(addresses, `", "`), "file:"+makeRing(t))
 }
 
-// MakeRing makes a ring of sealing keys as an operator does.
-func MakeRing(t *testing.T) (path string) {
+// makeRing makes a ring of sealing keys as an operator does.
+func makeRing(t *testing.T) (path string) {
 	t.Helper()
-	res := Run(t, "ring", "new")
+	res := harness.Run(t, "ring", "new")
 	if res.Code != 0 {
 		t.Fatalf("ring new: %v", res)
 	}
-	return WriteFile(t, "ring.json", res.Stdout)
+	return harness.WriteFile(t, "ring.json", res.Stdout)
 }
 
 // Fleet is replicas of a broker that run with one configuration.
@@ -67,19 +53,19 @@ type Fleet struct {
 
 // Replica is one of them, and two connections to it.
 type Replica struct {
-	*Broker
+	*harness.Broker
 
 	clock time.Duration // by which its clock is ahead
 	conns [2]*client.Client
 	turn  atomic.Uint32
 }
 
-// ClockVariable sets the clock of a broker that was built to have it set.
-const ClockVariable = "CLOCK_AHEAD_SECONDS"
+// clockVariable sets the clock of a broker that was built to have it set.
+const clockVariable = "CLOCK_AHEAD_SECONDS"
 
-// StartFleet starts n replicas at once and waits until all are ready and
+// startFleet starts n replicas at once and waits until all are ready and
 // connected.
-func StartFleet(t *testing.T, n int, config string) *Fleet {
+func startFleet(t *testing.T, n int, config string) *Fleet {
 	t.Helper()
 	f := &Fleet{Config: config}
 	f.Add(t, n, "broker", 0)
@@ -92,8 +78,8 @@ func (f *Fleet) Add(t *testing.T, n int, binary string, clock time.Duration) []*
 	t.Helper()
 	var added []*Replica
 	for range n {
-		r := &Replica{Broker: NewBroker(t, f.Config), clock: clock}
-		r.Launch(t, binary, ClockVariable+"="+strconv.FormatInt(int64(clock.Seconds()), 10))
+		r := &Replica{Broker: harness.NewBroker(t, f.Config), clock: clock}
+		r.Launch(t, binary, clockVariable+"="+strconv.FormatInt(int64(clock.Seconds()), 10))
 		added = append(added, r)
 	}
 	for _, r := range added {
@@ -137,42 +123,12 @@ func (r *Replica) API(t *testing.T) *grpc.ClientConn {
 // Purge purges the tokens of a client, by a call to this replica.
 func (r *Replica) Purge(t *testing.T, name string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
 	request := &tokenbrokerv1.PurgeTokensRequest{ClientName: name, RequestId: strconv.FormatInt(time.Now().UnixNano(), 10)}
 	if _, err := tokenbrokerv1.NewAdminServiceClient(r.API(t)).PurgeTokens(ctx, request); err != nil {
 		t.Fatalf("purge of %s: %v", name, err)
 	}
-}
-
-// Metrics is what the replica tells of itself.
-func (b *Broker) Metrics(t *testing.T) string {
-	t.Helper()
-	response, err := Fetch(t, &http.Client{Timeout: Patience}, http.MethodGet, "http://"+b.Ops+"/metrics", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(response.Body)
-	if err != nil || response.Body.Close() != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// Metric is the value of a series, such as name{label="value"}.
-func (b *Broker) Metric(t *testing.T, series string) float64 {
-	t.Helper()
-	for line := range strings.Lines(b.Metrics(t)) {
-		if text, found := strings.CutPrefix(line, series+" "); found {
-			value, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return value
-		}
-	}
-	t.Fatalf("there is no metric %s", series)
-	return 0
 }
 
 // Sum adds up a series over the fleet.
@@ -185,38 +141,26 @@ func (f *Fleet) Sum(t *testing.T, series string) float64 {
 	return total
 }
 
-// Rest is for the time that a load needs.
-func Rest(t *testing.T, d time.Duration) {
+// rest is for the time that a load needs.
+func rest(t *testing.T, d time.Duration) {
 	t.Helper()
-	if !Wait(t.Context(), d) {
+	if !wait(t.Context(), d) {
 		t.Fatal(t.Context().Err())
 	}
 }
 
-// Logged reports whether the replica has logged a line that holds all words.
-func (b *Broker) Logged(words ...string) bool {
-	for line := range strings.Lines(b.Process.Output.String()) {
-		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// Long skips a test that takes minutes, unless it is asked for.
-func Long(t *testing.T) {
+// long skips a test that takes minutes, unless it is asked for.
+func long(t *testing.T) {
 	t.Helper()
-	if !IsLong() {
+	if !harness.IsLong() {
 		t.Skip("takes minutes: make test-long")
 	}
 }
 
-func IsLong() bool { return os.Getenv("TOKENBROKER_LONG") != "" }
-
 // AddWith starts one more replica, with a configuration of its own.
 func (f *Fleet) AddWith(t *testing.T, config string) *Replica {
 	t.Helper()
-	r := &Replica{Broker: NewBroker(t, config)}
+	r := &Replica{Broker: harness.NewBroker(t, config)}
 	r.Launch(t, "broker")
 	r.Await(t)
 	r.Connect(t)
