@@ -357,7 +357,7 @@ func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 		t.Error("that nothing was presented was taken for a refusal")
 	}
 
-	tls := grpc.WithTransportCredentials(credentials.NewTLS(certs.Anonymous(t)))
+	tls := grpc.WithTransportCredentials(credentials.NewTLS(certs.Anonymous()))
 	for _, option := range []grpc.DialOption{
 		grpc.WithPerRPCCredentials(source.PerRPCCredentials()), grpc.WithUnaryInterceptor(source.UnaryClientInterceptor()),
 	} {

@@ -176,7 +176,7 @@ func TestUntrustedServerGetsNoCall(t *testing.T) {
 		"of another authority":         client.WithTLSFiles(client.TLSFiles{CA: others.CA}),
 		"with another name":            client.WithTLSFiles(client.TLSFiles{CA: certs.CA, ServerName: "broker.example.com"}),
 		"of none of the system's":      client.WithTLS(nil),
-		"of another authority, config": client.WithTLS(others.Anonymous(t)),
+		"of another authority, config": client.WithTLS(others.Anonymous()),
 	} {
 		c := connect(t, o.addr, option, client.WithTokenFile(write(t, filepath.Join(t.TempDir(), "token"), "secret")))
 		if _, err := c.Token(t.Context(), name); status.Code(err) != codes.Unavailable {

@@ -313,9 +313,9 @@ func TestInterceptors_boundToken(t *testing.T) {
 		config *tls.Config
 		want   codes.Code
 	}{
-		{"without a certificate", certs.Anonymous(t), codes.Unauthenticated},
+		{"without a certificate", certs.Anonymous(), codes.Unauthenticated},
 		{"with its certificate", certs.Client(t), codes.OK},
-		{"without a certificate, after its holder was let in", certs.Anonymous(t), codes.Unauthenticated},
+		{"without a certificate, after its holder was let in", certs.Anonymous(), codes.Unauthenticated},
 	} {
 		api := dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(c.config)))
 		_, err := api.GetToken(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), &tokenbrokerv1.GetTokenRequest{})

@@ -73,6 +73,9 @@ func (a *Authority) Pool() *x509.CertPool {
 // is valid from now for Lifetime, for servers and clients.
 func (a *Authority) Issue(template *x509.Certificate) (*Pair, error) { return issue(template, a) }
 
+// SelfSigned returns a certificate that its own key signs.
+func SelfSigned(template *x509.Certificate) (*Pair, error) { return issue(template, nil) }
+
 // Pair is a certificate and its key.
 type Pair struct {
 	certificate *x509.Certificate

@@ -1,8 +1,10 @@
 package redistest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,44 +22,35 @@ type Cluster struct {
 // master: a master that is killed earlier is not replaced.
 func StartCluster(t testing.TB, options Options) *Cluster {
 	t.Helper()
-	options.Config = append([]string{
-		"cluster-enabled yes",
-		"cluster-node-timeout 2000",
-		"cluster-announce-ip 127.0.0.1",
-	}, options.Config...)
-	c := &Cluster{}
-	for range 6 {
-		c.Servers = append(c.Servers, start(t, options, freePort(t, true)))
-	}
-	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-replicas", "1", "--cluster-yes")...)
-	for _, server := range c.Servers {
-		testkit.Succeeds(t, "the cluster", func() error {
-			seen := server.CLI("cluster", "info") + server.CLI("info", "replication")
-			return unless(strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:6") && inStep(seen), seen)
-		})
-	}
-	return c
+	return startCluster(t, options, 6, "--cluster-replicas", "1")
 }
 
 // StartMasters starts a Redis Cluster of three masters without replicas, which keeps
 // serving the other slots when masters fail.
 func StartMasters(t testing.TB, options Options) *Cluster {
 	t.Helper()
+	options.Config = append([]string{"cluster-require-full-coverage no"}, options.Config...)
+	return startCluster(t, options, 3)
+}
+
+func startCluster(t testing.TB, options Options, size int, arguments ...string) *Cluster {
+	t.Helper()
 	options.Config = append([]string{
 		"cluster-enabled yes",
 		"cluster-node-timeout 2000",
 		"cluster-announce-ip 127.0.0.1",
-		"cluster-require-full-coverage no",
 	}, options.Config...)
 	c := &Cluster{}
-	for range 3 {
+	for range size {
 		c.Servers = append(c.Servers, start(t, options, freePort(t, true)))
 	}
-	c.Servers[0].CLI(append(append([]string{"--cluster", "create"}, c.Addrs()...), "--cluster-yes")...)
+	c.Servers[0].CLI(slices.Concat([]string{"--cluster", "create"}, c.Addrs(), arguments, []string{"--cluster-yes"})...)
+	known := "cluster_known_nodes:" + strconv.Itoa(size)
 	for _, server := range c.Servers {
 		testkit.Succeeds(t, "the cluster", func() error {
-			seen := server.CLI("cluster", "info")
-			return unless(strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, "cluster_known_nodes:3"), seen)
+			seen := server.CLI("cluster", "info") + server.CLI("info", "replication")
+			replicated := len(arguments) == 0 || inStep(seen)
+			return unless(strings.Contains(seen, "cluster_state:ok") && strings.Contains(seen, known) && replicated, seen)
 		})
 	}
 	return c
@@ -76,7 +69,7 @@ func (c *Cluster) Addrs() []string { return addrs(c.Servers) }
 func (c *Cluster) Master(key string) *Server {
 	for _, server := range c.Servers {
 		select {
-		case <-server.process.exited:
+		case <-server.process.Exited:
 			continue
 		default:
 		}
@@ -151,4 +144,12 @@ func addrs(servers []*Server) []string {
 		addrs = append(addrs, server.Addr())
 	}
 	return addrs
+}
+
+// unless returns nil if done, else an error with the text of seen.
+func unless(done bool, seen string) error {
+	if done {
+		return nil
+	}
+	return errors.New(seen)
 }

@@ -15,6 +15,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // admin is the user, and the password, for logins of this package, replicas and
@@ -44,7 +47,24 @@ type Server struct {
 	port    int
 	dir     string // of its data and configuration
 	args    []string
-	process *process
+	process *testkit.Process
+}
+
+// patience is how long redis-cli may take on a slow machine.
+const patience = time.Minute
+
+// Need skips the test if a command of Redis is not installed and says how to install
+// it. With CI=true a missing command is a failure.
+func Need(t testing.TB, command string) {
+	t.Helper()
+	if _, err := exec.LookPath(command); err == nil {
+		return
+	}
+	message := command + " is not installed. Install it: apt-get install redis-server"
+	if os.Getenv("CI") == "true" {
+		t.Fatal(message)
+	}
+	t.Skip(message)
 }
 
 // Start starts a server and waits until it responds.
@@ -78,14 +98,14 @@ func (s *Server) TLS() *tls.Config {
 // Kill ends the process at once, as a crash would, and waits for its end.
 func (s *Server) Kill() {
 	s.t.Helper()
-	s.process.kill(s.t)
+	s.process.Stop(s.t, os.Kill)
 }
 
 // Stop suspends the process: connections are accepted, but get no response.
-func (s *Server) Stop() { s.process.signal(s.t, syscall.SIGSTOP) }
+func (s *Server) Stop() { s.process.Signal(s.t, syscall.SIGSTOP) }
 
 // Cont resumes a process after Stop.
-func (s *Server) Cont() { s.process.signal(s.t, syscall.SIGCONT) }
+func (s *Server) Cont() { s.process.Signal(s.t, syscall.SIGCONT) }
 
 // Restart kills the process and starts it again on the same port with its data on disk.
 func (s *Server) Restart() {
@@ -141,10 +161,10 @@ func (s *Server) isSentinel() bool { return len(s.args) > 0 }
 // run starts the process and waits until it has loaded its data.
 func (s *Server) run() {
 	s.t.Helper()
-	s.process = launch(s.t, s.dir, "redis-server", append([]string{"redis.conf"}, s.args...)...)
-	s.process.await(s.t, func() (answer string, ready bool) {
+	s.process = testkit.Launch(s.t, s.dir, nil, "redis-server", append([]string{"redis.conf"}, s.args...)...)
+	s.process.Await(s.t, func() error {
 		answer, err := s.cli("ping")
-		return answer, err == nil && answer == "PONG"
+		return unless(err == nil && answer == "PONG", answer)
 	})
 }
 

@@ -46,7 +46,7 @@ func TestServer_certificatesAndUsers(t *testing.T) {
 	certificates := redistest.NewCertificates(t)
 	s := redistest.Start(t, redistest.Options{Certificates: certificates, ACL: []string{"user broker on >secret ~* +get +hello"}})
 	expect(t, "without a login", ping(t, dial(t, s.Addr(), s.TLS())), "-NOAUTH Authentication required.\r\n")
-	if strings.Contains(ping(t, dial(t, s.Addr(), certificates.Anonymous(t))), "NOAUTH") {
+	if strings.Contains(ping(t, dial(t, s.Addr(), certificates.Anonymous())), "NOAUTH") {
 		t.Error("a client without a certificate was let in")
 	}
 	expect(t, "the users", s.CLI("acl", "users"), "broker\ndefault\nredistest")
@@ -78,20 +78,6 @@ func TestSentinelsFailOver(t *testing.T) {
 	testkit.Eventually(t, "the sentinels name it", func() bool {
 		return s.Sentinels[0].CLI("sentinel", "get-master-addr-by-name", redistest.MasterName) == "127.0.0.1\n"+port
 	})
-}
-
-func TestProxyFaults(t *testing.T) {
-	p := redistest.Toxiproxy(t, redistest.Start(t, redistest.Options{}).Addr())
-	conn := dial(t, p.Addr(), nil)
-	expect(t, "undisturbed", ping(t, conn), "+PONG\r\n")
-	p.Latency(time.Minute)
-	expect(t, "slow", ping(t, conn), "")
-	p.Down()
-	if _, err := net.Dial("tcp", p.Addr()); err == nil {
-		t.Error("connected while down")
-	}
-	p.Up()
-	expect(t, "up again", ping(t, dial(t, p.Addr(), nil)), "+PONG\r\n")
 }
 
 // dial connects as a client that has not logged in.

@@ -45,12 +45,16 @@ func (l *Log) Contains(part string) bool { return strings.Contains(l.String(), p
 // than a minute. The message is what.
 func Eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	Succeeds(t, what, func() error {
+	Succeeds(t, what, until(done))
+}
+
+func until(done func() bool) (try func() error) {
+	return func() error {
 		if done() {
 			return nil
 		}
 		return errNotYet
-	})
+	}
 }
 
 var errNotYet = errors.New("not yet")
@@ -76,16 +80,6 @@ func Succeeds(t testing.TB, what string, try func() error) {
 func WriteFile(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// ReplaceFile replaces a file in one step, as programs should that keep a file which
-// others read.
-func ReplaceFile(t testing.TB, path, content string) {
-	t.Helper()
-	WriteFile(t, path+".next", content)
-	if err := os.Rename(path+".next", path); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -98,7 +98,7 @@ func TestDevShowsItsResults(t *testing.T) {
 
 // devBroker is a running "broker dev".
 type devBroker struct {
-	*harness.Process
+	*testkit.Process
 
 	state   string // directory of the user's state
 	address string

@@ -24,10 +24,11 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/e2e/harness"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // resident is the memory that a process has, in MiB, and had at most.
-func residentOf(t *testing.T, p *harness.Process) (now, most int) {
+func residentOf(t *testing.T, p *testkit.Process) (now, most int) {
 	t.Helper()
 	file, err := os.Open(fmt.Sprintf("/proc/%d/status", p.Cmd.Process.Pid))
 	if err != nil {

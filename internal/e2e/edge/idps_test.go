@@ -209,7 +209,7 @@ func startZITADEL(t *testing.T) *foreignIdP {
 		}
 	}
 	idp.rotate(t, true)
-	idp.runs(t, idp.issuer+"/.well-known/openid-configuration", func(t *testing.T) *harness.Process {
+	idp.runs(t, idp.issuer+"/.well-known/openid-configuration", func(t *testing.T) *testkit.Process {
 		t.Helper()
 		return harness.Start(t, dir, nil, "zitadelop", address, dir)
 	})
@@ -218,10 +218,10 @@ func startZITADEL(t *testing.T) *foreignIdP {
 
 // runs makes start and stop of a process that is ready once it answers at an address,
 // in whatever way, and starts it.
-func (p *foreignIdP) runs(t *testing.T, ready string, launch func(t *testing.T) *harness.Process) {
+func (p *foreignIdP) runs(t *testing.T, ready string, launch func(t *testing.T) *testkit.Process) {
 	t.Helper()
 	client := &http.Client{Timeout: harness.Patience}
-	var running *harness.Process
+	var running *testkit.Process
 	p.start = func(t *testing.T) {
 		t.Helper()
 		running = launch(t)
@@ -285,7 +285,7 @@ func startGlewlwyd(t *testing.T) *foreignIdP {
 		client: fmt.Sprintf(", scopes: [read], resources: [%q]", ordersAPI), keys: ", algorithms: [ES256]",
 		refusal: "TOKEN_REQUEST_REFUSED", // it answers 403 without a body
 	}
-	idp.runs(t, g.api+"/auth", func(t *testing.T) *harness.Process {
+	idp.runs(t, g.api+"/auth", func(t *testing.T) *testkit.Process {
 		t.Helper()
 		return harness.Start(t, dir, nil, "glewlwyd", "-c", filepath.Join(dir, "glewlwyd.conf"))
 	})

@@ -51,7 +51,7 @@ func (f *front) serve(t *testing.T, idp *harness.OIDCProvider, files *redistest.
 	if err != nil {
 		t.Fatal(err)
 	}
-	authorities := files.Anonymous(t).RootCAs
+	authorities := files.Anonymous().RootCAs
 	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(behind)
 		certificate := r.In.TLS.PeerCertificates[0]
@@ -123,8 +123,8 @@ type mutual struct {
 func startMutual(t *testing.T) *mutual {
 	t.Helper()
 	m := &mutual{files: redistest.NewCertificates(t)}
-	m.selfCert, m.selfKey = redistest.SelfSigned(t)
-	m.nextCert, m.nextKey = redistest.SelfSigned(t)
+	m.selfCert, m.selfKey = selfSigned(t)
+	m.nextCert, m.nextKey = selfSigned(t)
 	first, err := os.ReadFile(m.selfCert)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func startMutual(t *testing.T) *mutual {
 	m.idp = harness.StartOIDCProvider(t, "MTLS="+m.front.url(), "MTLS_CERTIFICATES="+harness.WriteFile(t, "certificates", string(first)+string(second)))
 	m.front.serve(t, m.idp, m.files)
 
-	foreignCert, foreignKey := redistest.SelfSigned(t)
+	foreignCert, foreignKey := selfSigned(t)
 	certificate := func(cert, key string) string { return fmt.Sprintf("tls: {cert: %q, key: %q}", cert, key) }
 	m.broker = harness.NewBroker(t, "clients:\n"+
 		m.idp.YAML("tls", "tls", "tls_client_auth", certificate(m.files.ClientCert, m.files.ClientKey))+
@@ -173,7 +173,7 @@ func TestCertificatesAuthenticate(t *testing.T) {
 		t.Errorf("a certificate that the IdP does not know: %v", res)
 	}
 	// Nobody gets past the front without one.
-	bare := &http.Client{Transport: &http.Transport{TLSClientConfig: m.files.Anonymous(t)}, Timeout: harness.Patience}
+	bare := &http.Client{Transport: &http.Transport{TLSClientConfig: m.files.Anonymous()}, Timeout: harness.Patience}
 	defer bare.CloseIdleConnections()
 	if response, err := harness.Fetch(t, bare, http.MethodGet, m.front.url()+"/jwks", nil); err == nil {
 		_ = response.Body.Close()

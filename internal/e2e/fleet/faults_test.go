@@ -20,29 +20,29 @@ type fault struct {
 	during bool
 	// proxied: between Redis and the fleet there is a proxy.
 	proxied bool
-	strike  func(*redistest.Server, *redistest.Proxy)
-	mend    func(*redistest.Server, *redistest.Proxy)
+	strike  func(*redistest.Server, *proxy)
+	mend    func(*redistest.Server, *proxy)
 }
 
 var faults = []fault{
 	{name: "refused", before: true,
-		strike: func(s *redistest.Server, _ *redistest.Proxy) { s.Kill() },
-		mend:   func(s *redistest.Server, _ *redistest.Proxy) { s.Restart() }},
+		strike: func(s *redistest.Server, _ *proxy) { s.Kill() },
+		mend:   func(s *redistest.Server, _ *proxy) { s.Restart() }},
 	{name: "hung",
-		strike: func(s *redistest.Server, _ *redistest.Proxy) { s.Stop() },
-		mend:   func(s *redistest.Server, _ *redistest.Proxy) { s.Cont() }},
+		strike: func(s *redistest.Server, _ *proxy) { s.Stop() },
+		mend:   func(s *redistest.Server, _ *proxy) { s.Cont() }},
 	{name: "slow", proxied: true,
-		strike: func(_ *redistest.Server, p *redistest.Proxy) { p.Latency(2 * time.Second) },
-		mend:   func(_ *redistest.Server, p *redistest.Proxy) { p.Up() }},
+		strike: func(_ *redistest.Server, p *proxy) { p.delay(2 * time.Second) },
+		mend:   func(_ *redistest.Server, p *proxy) { p.restore() }},
 	{name: "killed during a fetch", during: true,
-		strike: func(s *redistest.Server, _ *redistest.Proxy) { s.Kill() },
-		mend:   func(s *redistest.Server, _ *redistest.Proxy) { s.Restart() }},
+		strike: func(s *redistest.Server, _ *proxy) { s.Kill() },
+		mend:   func(s *redistest.Server, _ *proxy) { s.Restart() }},
 	{name: "flushed during a fetch", during: true,
-		strike: func(s *redistest.Server, _ *redistest.Proxy) { s.CLI("flushall") },
-		mend:   func(*redistest.Server, *redistest.Proxy) {}},
+		strike: func(s *redistest.Server, _ *proxy) { s.CLI("flushall") },
+		mend:   func(*redistest.Server, *proxy) {}},
 	{name: "restarted empty during a fetch", during: true,
-		strike: func(s *redistest.Server, _ *redistest.Proxy) { s.RestartEmpty() },
-		mend:   func(*redistest.Server, *redistest.Proxy) {}},
+		strike: func(s *redistest.Server, _ *proxy) { s.RestartEmpty() },
+		mend:   func(*redistest.Server, *proxy) {}},
 }
 
 // Whatever befalls Redis, no caller fails, nothing costs more than one call of
@@ -117,14 +117,14 @@ func (f fault) befalls(t *testing.T) {
 	}
 }
 
-func (f fault) redis(t *testing.T) (*redistest.Server, string, *redistest.Proxy) {
+func (f fault) redis(t *testing.T) (*redistest.Server, string, *proxy) {
 	t.Helper()
 	server := redistest.Start(t, redisOptions())
 	if !f.proxied {
 		return server, server.Addr(), nil
 	}
-	proxy := redistest.Toxiproxy(t, server.Addr())
-	return server, proxy.Addr(), proxy
+	proxy := startProxy(t, server.Addr())
+	return server, proxy.addr, proxy
 }
 
 // hits has callers ask many times for a token that is held. Redis must not

@@ -24,7 +24,7 @@ type Broker struct {
 	Grpc, Ops string   // addresses
 	File      string   // its configuration
 	Env       []string // how commands connect; nil: in plaintext
-	Process   *Process
+	Process   *testkit.Process
 }
 
 // allCallers has one caller, who may everything.

@@ -89,7 +89,7 @@ func Need(t *testing.T, peer string) {
 	case "glewlwyd":
 		err = glewlwydIsInstalled()
 		install = "apt-get install glewlwyd dbconfig-no-thanks sqlite3"
-	case "grpcurl", "zitadelop":
+	case "grpcurl", "toxiproxy-server", "zitadelop":
 		_, err = exec.LookPath(peer)
 		install = "make bin/tools/" + peer
 	default:
@@ -130,79 +130,11 @@ func Answers(t *testing.T, client *http.Client, address string) bool {
 	return response.Body.Close() == nil && response.StatusCode == http.StatusOK
 }
 
-// last returns the last bytes of a text.
-func last(text string, size int) string {
-	if len(text) <= size {
-		return text
-	}
-	return "...\n" + text[len(text)-size:]
-}
-
-// Process is a server that runs while a test runs.
-type Process struct {
-	name   string
-	Cmd    *exec.Cmd
-	Output *testkit.Log
-	Exited chan struct{}
-}
-
-// Start starts a server in dir. It is stopped when the test ends, and what it
-// printed is shown if the test failed.
-func Start(t *testing.T, dir string, env []string, name string, args ...string) *Process {
+// Start starts a server in dir, with more of the environment. It is stopped when the
+// test ends.
+func Start(t *testing.T, dir string, env []string, name string, args ...string) *testkit.Process {
 	t.Helper()
-	p := &Process{name: name, Cmd: exec.Command(name, args...), Output: &testkit.Log{}, Exited: make(chan struct{})}
-	p.Cmd.Dir = dir
-	p.Cmd.Env = Environment(env...)
-	p.Cmd.Stdout, p.Cmd.Stderr = p.Output, p.Output
-	p.Cmd.WaitDelay = 5 * time.Second
-	if err := p.Cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = p.Cmd.Wait() // ProcessState says how it ended
-		close(p.Exited)
-	}()
-	t.Cleanup(func() {
-		p.Stop(t, os.Kill)
-		if t.Failed() {
-			t.Logf("%s (pid %d) ended with %v and had printed:\n%s", name, p.Cmd.Process.Pid, p.Cmd.ProcessState, last(p.Output.String(), 16<<10))
-		}
-	})
-	return p
-}
-
-// Stop sends the signal, waits for the end and returns the exit code, -1 if a
-// signal ended the process.
-func (p *Process) Stop(t *testing.T, signal os.Signal) int {
-	t.Helper()
-	if err := p.Cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		t.Errorf("stopping %s: %v", p.name, err)
-	}
-	timer := time.NewTimer(Patience)
-	defer timer.Stop()
-	select {
-	case <-p.Exited:
-		return p.Cmd.ProcessState.ExitCode()
-	case <-timer.C:
-		_ = p.Cmd.Process.Kill()
-		t.Errorf("%s did not end within %v of %v", p.name, Patience, signal)
-		<-p.Exited
-		return -1
-	}
-}
-
-// Ready waits until done reports true, and fails at once if the process ends
-// before.
-func (p *Process) Ready(t *testing.T, done func() bool) {
-	t.Helper()
-	testkit.Eventually(t, p.name+" is ready", func() bool {
-		select {
-		case <-p.Exited:
-			t.Fatalf("%s ended at its start: %v", p.name, p.Cmd.ProcessState)
-		default:
-		}
-		return done()
-	})
+	return testkit.Launch(t, dir, Environment(env...), name, args...)
 }
 
 // Environment is that of the test without settings for the broker that happen

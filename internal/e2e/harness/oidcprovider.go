@@ -34,7 +34,7 @@ type OIDCProvider struct {
 	State   string // file that server.mjs keeps
 	Env     []string
 	Client  *http.Client
-	process *Process
+	process *testkit.Process
 	Clients map[string]registered // by client_id
 }
 

@@ -114,7 +114,7 @@ func TestRedisCheck_tls(t *testing.T) {
 	elsewhere.ServerName = "redis.example.com"
 	foreign := certificates.Client(t)
 	foreign.Certificates = others.Client(t).Certificates
-	old := certificates.Anonymous(t)
+	old := certificates.Anonymous()
 	old.MaxVersion = tls.VersionTLS12
 	checkAll(t, []mend{
 		{"all is right", with(encrypted, certificates.Client(t)), noFile},
@@ -122,7 +122,7 @@ func TestRedisCheck_tls(t *testing.T) {
 		{"TLS to plaintext", with(plain, certificates.Client(t)), "Redis at ADDRESS does not speak TLS: give the address of its TLS port, or leave out tls"},
 		{"wrong CA", with(encrypted, others.Client(t)), "the certificate of Redis at ADDRESS is signed by an authority that is not trusted: set tls.ca to the file with the CA that signed it"},
 		{"wrong name", with(encrypted, elsewhere), "the certificate of Redis at ADDRESS does not fit: correct it or tls.server_name: x509: certificate is valid for localhost, not redis.example.com"},
-		{"no client certificate", with(encrypted, certificates.Anonymous(t)), "Redis at ADDRESS requires a client certificate: set tls.cert and tls.key to one that its CA has signed"},
+		{"no client certificate", with(encrypted, certificates.Anonymous()), "Redis at ADDRESS requires a client certificate: set tls.cert and tls.key to one that its CA has signed"},
 		{"no client certificate with TLS 1.2", with(encrypted, old), "Redis at ADDRESS requires a client certificate: set tls.cert and tls.key to one that its CA has signed"},
 		{"client certificate of another CA", with(encrypted, foreign), "Redis at ADDRESS refuses our client certificate: set tls.cert and tls.key to one that its CA has signed"},
 	})
