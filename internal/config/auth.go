@@ -15,11 +15,11 @@ func checkAuth(c *Client, path string, found *findings) {
 	checkRawBasic(c, join(path, "raw_basic"), found)
 	checkAssertions(c, path, found)
 	if at := join(path, "auth"); c.GrantType == idp.JWTBearer && auth != idp.None {
-		found.addAtf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
+		found.addf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
 	}
 	checkCertificate(c, path, found)
 	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
-		found.addAtf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
+		found.addf(join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
 	}
 }
 
@@ -34,25 +34,25 @@ func checkCertificate(c *Client, path string, found *findings) {
 	for _, key := range []string{"cert", "key"} {
 		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", found)
 		if mutual && !found.given(join(in, key)) {
-			found.addAtf(in, "%s is missing: auth: %s needs it", key, c.Auth)
+			found.addf(in, "%s is missing: auth: %s needs it", key, c.Auth)
 		}
 	}
 	if !mutual && !found.given(join(in, "cert")) && !found.given(join(in, "key")) && !found.given(join(in, "ca")) {
-		found.addAtf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
+		found.addf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
 	}
 }
 
 // needs reports a key that is missing.
 func needs(given bool, path, key, with string, found *findings) {
 	if !given && !found.given(join(path, key)) {
-		found.addAtf(path, "%s is missing: %s needs it", key, with)
+		found.addf(path, "%s is missing: %s needs it", key, with)
 	}
 }
 
 // only reports a key that does not apply to this client.
 func only(applies bool, path, key, with string, found *findings) {
 	if at := join(path, key); !applies && found.given(at) {
-		found.addAtf(at, "is for %s only: remove it, or change auth", with)
+		found.addf(at, "is for %s only: remove it, or change auth", with)
 	}
 }
 
@@ -60,19 +60,19 @@ func checkSecret(c *Client, path string, found *findings) {
 	at, needed := join(path, "secret"), idp.NeedsSecret(idp.AuthMethod(c.Auth), c.GrantType)
 	switch {
 	case needed && !found.given(at):
-		found.addAtf(path, "secret is missing")
+		found.addf(path, "secret is missing")
 	case !needed && found.given(at):
-		found.addAtf(at, "is not used with auth: %s: remove it, or change auth", c.Auth)
+		found.addf(at, "is not used with auth: %s: remove it, or change auth", c.Auth)
 	}
 }
 
 func checkRawBasic(c *Client, path string, found *findings) {
 	switch {
 	case c.RawBasic && c.Auth != string(idp.SecretBasic):
-		found.addAtf(path, "is for auth: client_secret_basic only: remove it, or change auth")
+		found.addf(path, "is for auth: client_secret_basic only: remove it, or change auth")
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
 		// RFC 7617 section 2: the first colon ends the user-id.
-		found.addAtf(path, "the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth")
+		found.addf(path, "the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth")
 	}
 }
 
@@ -86,7 +86,7 @@ func checkAssertions(c *Client, path string, found *findings) {
 		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", found)
 	}
 	if at := join(in, "subject"); found.given(at) && c.GrantType != idp.JWTBearer {
-		found.addAtf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
+		found.addf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
 	}
 	checkAssertionFile(c, path, found)
 	checkAssertionAlgorithm(c, join(in, "algorithm"), key, found)
@@ -99,9 +99,9 @@ func checkAssertionFile(c *Client, path string, found *findings) {
 	file := join(in, "file")
 	switch {
 	case auth.FromFile() && !found.given(file):
-		found.addAtf(path, "assertion.file is missing: auth: %s needs it", c.Auth)
+		found.addf(path, "assertion.file is missing: auth: %s needs it", c.Auth)
 	case isJWT(c.Assertion.File):
-		found.addAtf(file, "names the file with the assertion, and must never be the assertion itself")
+		found.addf(file, "names the file with the assertion, and must never be the assertion itself")
 	}
 }
 
@@ -109,9 +109,9 @@ func checkAssertionAlgorithm(c *Client, path string, key bool, found *findings) 
 	switch symmetric := c.Assertion.Algorithm == jose.HS256; {
 	case !found.given(path) || c.Assertion.Algorithm == "":
 	case c.Auth == string(idp.SecretJWT) && !symmetric:
-		found.addAtf(path, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
+		found.addf(path, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
 	case key && symmetric:
-		found.addAtf(path, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
+		found.addf(path, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
 	}
 }
 
@@ -119,10 +119,10 @@ func checkAssertionAudience(c *Client, path string, found *findings) {
 	switch audience := c.Assertion.Audience; {
 	case !found.given(path) || audience == "":
 	case audience == idp.AudienceIssuer && c.Issuer == "":
-		found.addAtf(path, "there is no issuer: give issuer in place of token_url, or write the audience itself")
+		found.addf(path, "there is no issuer: give issuer in place of token_url, or write the audience itself")
 	case audience == idp.AudienceIssuer, audience == idp.AudienceTokenEndpoint:
 	case !strings.Contains(audience, ":"):
-		found.addAtf(path, "expected issuer, token_endpoint, or the audience itself, a URL%s",
+		found.addf(path, "expected issuer, token_endpoint, or the audience itself, a URL%s",
 			didYouMean(audience, []string{idp.AudienceIssuer, idp.AudienceTokenEndpoint}))
 	}
 }

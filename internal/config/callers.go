@@ -167,19 +167,19 @@ func checkCallers(c *Config, found *findings) {
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], item("callers", i)
 		if before, again := names[caller.Name]; again && caller.Name != "" {
-			found.addAtf(join(path, "name"), "the same name as the caller in line %d: give each caller another", found.lines[join(before, "name")])
+			found.addf(join(path, "name"), "the same name as the caller in line %d: give each caller another", found.line(join(before, "name")))
 		} else {
 			names[caller.Name] = path
 		}
 		checkRecognised(c, caller, path, matches, found)
 		for j, role := range caller.Roles {
 			if _, known := c.Roles[role]; !known && role != "" {
-				found.addAtf(item(join(path, "roles"), j), "no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
+				found.addf(item(join(path, "roles"), j), "no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
 			}
 		}
 	}
 	if len(c.Callers) == 0 {
-		found.warnf(1, "callers: no caller is configured, so every request would be refused: add a caller")
+		found.warn("", "callers: no caller is configured, so every request would be refused: add a caller")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
 		checkRole(c, name, found)
@@ -196,10 +196,10 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 	}
 	switch {
 	case len(given) > 1:
-		found.addAtf(join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
+		found.addf(join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
 		return
 	case len(given) == 0 && !c.Listen.bound(caller.Name):
-		found.addAtf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
+		found.addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
 		return
@@ -211,7 +211,7 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 		key += strconv.Itoa(*caller.UID)
 	}
 	if before, again := matches[key]; again {
-		found.addAtf(join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.lines[before])
+		found.addf(join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.line(before))
 		return
 	}
 	matches[key] = path
@@ -225,14 +225,14 @@ func checkNames(c *Config, caller *Caller, path string, found *findings) {
 		checkURISAN(caller.URISAN, "", join(path, "uri_san"), found)
 	}
 	if strings.ContainsAny(caller.DNSSAN, "*/: ") {
-		found.addAtf(join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
+		found.addf(join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
 	}
 	issuer, subject := join(path, "issuer"), join(path, "subject")
 	switch {
 	case found.given(issuer) != (found.given(subject) || len(caller.Claims) > 0):
-		found.addAtf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
+		found.addf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i Issuer) bool { return i.has(caller.Issuer) }):
-		found.addAtf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
+		found.addf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
 	if strings.HasPrefix(caller.Subject, "spiffe://") {
 		checkURISAN(caller.Subject, "spiffe", subject, found)
@@ -248,7 +248,7 @@ func checkNames(c *Config, caller *Caller, path string, found *findings) {
 func checkWildcard(text, path, example string, found *findings) {
 	at := strings.IndexByte(text, '*')
 	if at >= 0 && (at != len(text)-1 || at == 0 || !strings.ContainsRune(":/", rune(text[at-1]))) {
-		found.addAtf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
+		found.addf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
 	}
 }
 
@@ -272,27 +272,27 @@ func checkURISAN(text, scheme, path string, found *findings) {
 	parsed, err := url.Parse(body)
 	switch {
 	case err != nil || parsed.Scheme == "" || parsed.Host == "" && scheme != "":
-		found.addAtf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
+		found.addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
 	case scheme != "" && (parsed.Scheme != scheme || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil || parsed.Port() != "" || parsed.Host != strings.ToLower(parsed.Host)):
-		found.addAtf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
+		found.addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
 	case scheme == "" && strings.EqualFold(parsed.Scheme, "spiffe"):
-		found.addAtf(path, "this is a SPIFFE ID: use spiffe_id")
+		found.addf(path, "this is a SPIFFE ID: use spiffe_id")
 	case strings.Contains(body, "*"):
-		found.addAtf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
+		found.addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
 	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
-		found.addAtf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
+		found.addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
 	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
-		found.addAtf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
+		found.addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
 	}
 }
 
 func checkRole(c *Config, name string, found *findings) {
 	role, path := c.Roles[name], join("roles", name)
 	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
-		found.addAtf(path, "the role has no grant: add an item under get, verify or admin")
+		found.addf(path, "the role has no grant: add an item under get, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
-		found.warnAt(path, "no caller has this role")
+		found.warn(path, "no caller has this role")
 	}
 	for i, grant := range role.Get {
 		at := item(join(path, "get"), i)
@@ -307,7 +307,7 @@ func checkRole(c *Config, name string, found *findings) {
 		checkAlone(grant.Audiences, join(at, "audiences"), found)
 		known := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
 		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
-			found.addAtf(join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
+			found.addf(join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
 		}
 	}
 	for i, grant := range role.Admin {
@@ -322,21 +322,21 @@ func checkRole(c *Config, name string, found *findings) {
 
 func checkGranted(c *Config, client, path string, found *findings) {
 	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
-		found.addAtf(path, "no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
+		found.addf(path, "no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
 	}
 }
 
 // checkAlone rejects other values beside "*", which would have no effect.
 func checkAlone(values []string, path string, found *findings) {
 	if len(values) > 1 && slices.Contains(values, policy.Any) {
-		found.addAtf(path, `"*" stands for everything: remove the rest, or remove "*"`)
+		found.addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
 	}
 }
 
 func checkScopes(scopes []string, path string, found *findings) {
 	for i, scope := range scopes {
 		if strings.ContainsFunc(scope, notInScope) {
-			found.addAtf(item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+			found.addf(item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
 				"several scopes are several items")
 		}
 	}

@@ -17,7 +17,7 @@ import (
 func checkConfig(c *Config, found *findings) {
 	undecoded := found.given("clients") && c.Clients == nil || found.given("issuers") && c.Issuers == nil
 	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
-		found.addf(1, "the file configures neither clients nor issuers: add one of them")
+		found.addf("", "the file configures neither clients nor issuers: add one of them")
 	}
 	checkListen(c, found)
 	checkStore(&c.Store, found)
@@ -83,16 +83,16 @@ func checkClient(c *Client, path string, found *findings) {
 	checkScopes(c.Scopes, join(path, "scopes"), found)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
-			found.addAtf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
+			found.addf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
 		}
 	}
 	for i, extra := range c.Extras {
 		if slices.Contains(keptMembers, extra) {
-			found.addAtf(item(join(path, "extras"), i), "is never handed on to callers: remove it")
+			found.addf(item(join(path, "extras"), i), "is never handed on to callers: remove it")
 		}
 	}
 	if err := idp.CheckBearerTypes(c.BearerTypes); err != nil {
-		found.addAtf(join(path, "bearer_types"), "%v", err)
+		found.addf(join(path, "bearer_types"), "%v", err)
 	}
 	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
@@ -101,7 +101,7 @@ func checkClient(c *Client, path string, found *findings) {
 // have no other copy.
 func checkManaged(c *Config, client *Client, path string, found *findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
-		found.addAtf(join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
+		found.addf(join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
 			"give store.bolt or store.redis, or the secret as file:PATH")
 	}
 }
@@ -110,9 +110,9 @@ func checkTokenEndpoint(c *Client, path string, found *findings) {
 	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
 	switch {
 	case found.given(issuer) && found.given(tokenURL):
-		found.addAtf(tokenURL, "contradicts issuer in line %d: give one of the two", found.lines[issuer])
+		found.addf(tokenURL, "contradicts issuer in line %d: give one of the two", found.line(issuer))
 	case !found.given(issuer) && !found.given(tokenURL) && c.TokenURL == "":
-		found.addAtf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
+		found.addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
 	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
 	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, found)
@@ -152,7 +152,7 @@ var keptMembers = []string{"access_token", "refresh_token", "id_token"}
 
 func within(found *findings, path string, d, least, most time.Duration) {
 	if d < least || d > most {
-		found.addAtf(path, "must be from %s to %s", short(least), short(most))
+		found.addf(path, "must be from %s to %s", short(least), short(most))
 	}
 }
 

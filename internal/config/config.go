@@ -17,9 +17,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
-// maxConfigSize bounds the configuration file: 10,000 clients need about 3 MiB.
-const maxConfigSize = 16 << 20
-
 // Config is the broker's configuration file. Its JSON Schema is generated from these
 // types: editors show the comments on the fields as help, and the jsonschema tags are
 // also checked when the file is read.
@@ -64,9 +61,8 @@ type Config struct {
 	Digest [sha256.Size]byte `yaml:"-"`
 	// tokenFiles are the token files that issuers name.
 	tokenFiles []namedFile `yaml:"-"`
-	// file is the name of the file, and lines holds the line of each key, by path.
-	file  string         `yaml:"-"`
-	lines map[string]int `yaml:"-"`
+	// findings have the line of each key.
+	findings *findings `yaml:"-"`
 }
 
 // Store defines where state is kept: exactly one kind is given.
@@ -408,22 +404,20 @@ func Load(path string) (*Config, error) {
 
 // Parse is Load for a file's content; name is the file's name in messages.
 func Parse(name string, data []byte) (*Config, error) {
-	found := &findings{file: name, lines: map[string]int{}}
-	root := parseYAML(data, found)
-	if len(found.problems) > 0 {
-		return nil, found.err()
-	}
 	config := new(Config)
-	decodeConfig(root, config, found)
+	found, err := decode(name, data, config, fileFormat())
+	if err != nil {
+		return nil, err
+	}
 	complete(config, found)
 	checkConfig(config, found)
-	if len(found.problems) > 0 {
-		return nil, found.err()
+	if err = found.err(); err != nil {
+		return nil, err
 	}
 	config.tokenFiles = tokenFiles(config.Issuers)
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
-	config.Warnings, config.file, config.lines = found.warnings, name, found.lines
+	config.Warnings, config.findings = found.warnings, found
 	config.Digest = sha256.Sum256(data)
 	return config, nil
 }
@@ -436,7 +430,7 @@ func Read(path string) ([]byte, error) {
 		return nil, unreadable(err)
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxConfigSize+1))
+	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
 	if err != nil {
 		return nil, unreadable(err)
 	}

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"errors"
 	"reflect"
 	"regexp"
 	"slices"
@@ -9,13 +8,10 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
-
-	"github.com/cezzis/tokenbroker/internal/secret"
 )
 
 const (
-	// namePattern matches the names in the file: of clients, and of OAuth parameters (RFC
-	// 6749 appendix A).
+	// namePattern matches keys, and names in the place of keys.
 	namePattern = `^[A-Za-z0-9._-]{1,128}$`
 	// durationPattern excludes probable mistakes: signs, numbers without a unit, and
 	// units below a millisecond.
@@ -24,77 +20,136 @@ const (
 	expectedDuration = "a duration such as 30s or 5m"
 )
 
-// decoder fills a Config from a file's nodes. It checks them against the jsonschema tags
-// and records the line of each key.
-type decoder struct {
-	*findings
-	fields         map[reflect.Type][]field // of the structs decoded so far
-	name, duration *regexp.Regexp
+// format describes a file beyond the tags of its structs.
+type format struct {
+	// root describes the mapping that the file is.
+	root string
+	// empty is the fix for a file without content.
+	empty string
+	// types decode the types with a notation of their own.
+	types map[reflect.Type]func(n node, v reflect.Value)
+	// values returns the list that the values= of a jsonschema tag names.
+	values func(list string) []string
+	// replacement returns the key that replaced one of an earlier version, or "".
+	replacement func(path, key string) string
 }
 
-func decodeConfig(root *yaml.Node, into *Config, found *findings) {
+// decode fills a struct from the content of a file, by its yaml tags. It checks the
+// constraints in the jsonschema tags: problems of values are in the findings. The error is
+// an [*Error], for a file that is not a mapping in YAML.
+func decode(file string, data []byte, into any, format format) (*findings, error) {
 	d := &decoder{
-		findings: found,
+		findings: &findings{file: file, lines: map[string]int{}},
+		format:   format,
 		fields:   map[reflect.Type][]field{},
 		name:     regexp.MustCompile(namePattern),
 		duration: regexp.MustCompile(durationPattern),
 	}
-	d.structure(root, reflect.ValueOf(into).Elem(), "")
-	if !found.given("store") {
-		into.Store.Memory = &MemoryStore{}
+	root := d.parse(data)
+	if root == nil {
+		return nil, d.err()
 	}
+	node{d, root, ""}.structure(reflect.ValueOf(into).Elem())
+	return d.findings, nil
 }
 
-// value decodes n into v, which holds the default and keeps it if n is invalid.
-func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, path string) {
-	if !d.plain(n, path) {
+// decoder decodes one file and records the line of each key.
+type decoder struct {
+	*findings
+	format
+	fields         map[reflect.Type][]field // of the structs decoded so far
+	name, duration *regexp.Regexp
+}
+
+// node is a value in the file. Its methods decode it into a value that holds the default
+// and keeps it if the node is invalid.
+type node struct {
+	d    *decoder
+	yaml *yaml.Node // nil for a mapping without keys
+	path string
+}
+
+// key returns the node of a key in the mapping.
+func (n node) key(name string, value *yaml.Node) node { return node{n.d, value, join(n.path, name)} }
+
+// items returns the nodes of a list and records their lines.
+func (n node) items() []node {
+	items := make([]node, len(n.yaml.Content))
+	for i, element := range n.yaml.Content {
+		items[i] = node{n.d, element, item(n.path, i)}
+		n.d.lines[items[i].path] = element.Line
+	}
+	return items
+}
+
+// addf adds a problem of the node, on its line.
+func (n node) addf(format string, args ...any) {
+	n.d.addLinef(n.yaml.Line, "%s: "+format, append([]any{n.path}, args...)...)
+}
+
+// value decodes a value of any type.
+func (n node) value(v reflect.Value, f *field) {
+	if !n.plain() {
+		return
+	}
+	if decode, ok := n.d.types[v.Type()]; ok {
+		decode(n, v)
 		return
 	}
 	switch into := v.Addr().Interface().(type) {
 	case *string:
-		d.text(n, into, f, path)
+		if text, ok := n.text(f, "text"); ok {
+			*into = text
+		}
 	case *time.Duration:
-		d.period(n, into, path)
+		n.period(into)
 	case *bool:
-		d.truth(n, into, path)
+		n.truth(into)
 	case *int:
-		d.number(n, into, f, path)
+		n.number(into, f)
 	case *float64:
-		d.fraction(n, into, f, path)
+		n.fraction(into, f)
 	case *[]string:
-		d.texts(n, into, f, path)
-	case *ClaimPath:
-		d.claim(n, into, path)
-	case *secret.Ref:
-		d.reference(n, into, path)
-	case *Listener, *HTTPListener:
-		d.listener(n, v, path)
+		if texts, ok := n.texts(f); ok {
+			*into = texts
+		}
 	default:
-		d.composite(n, v, f, path)
+		n.composite(v, f)
 	}
 }
 
-func (d *decoder) composite(n *yaml.Node, v reflect.Value, f *field, path string) {
+// textValue returns the text of the node. expected describes the value in messages; the
+// constraints are written as in a jsonschema tag. ok is false if it has added a problem.
+func (n node) textValue(expected, constraints string) (value string, ok bool) {
+	return n.text(n.d.constraints(constraints), expected)
+}
+
+// textList returns the texts in the list. ok is false if it has added a problem.
+func (n node) textList(constraints string) (values []string, ok bool) {
+	return n.texts(n.d.constraints(constraints))
+}
+
+func (n node) composite(v reflect.Value, f *field) {
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		d.value(n, v.Elem(), f, path)
+		n.value(v.Elem(), f)
 	case reflect.Map:
-		d.mapping(n, v, f, path)
+		n.mapping(v, f)
 	case reflect.Slice:
-		d.list(n, v, f, path)
+		n.list(v, f)
 	default:
-		d.structure(n, v, path)
+		n.structure(v)
 	}
 }
 
 // plain rejects YAML features that disguise a node's value.
-func (d *decoder) plain(n *yaml.Node, path string) bool {
+func (n node) plain() bool {
 	switch {
-	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		d.addf(n.Line, "%s: "+noAliases, path)
-	case n.Style&yaml.TaggedStyle != 0:
-		d.addf(n.Line, "%s: tags (!) are not read: remove it, or put a text that begins so in quotes", path)
+	case n.yaml.Kind == yaml.AliasNode || n.yaml.Anchor != "":
+		n.addf(noAliases)
+	case n.yaml.Style&yaml.TaggedStyle != 0:
+		n.addf("tags (!) are not read: remove it, or put a text that begins so in quotes")
 	default:
 		return true
 	}
@@ -102,289 +157,231 @@ func (d *decoder) plain(n *yaml.Node, path string) bool {
 }
 
 // unexpected reports a value of the wrong type.
-func (d *decoder) unexpected(n *yaml.Node, path, expected string) {
+func (n node) unexpected(expected string) {
 	hint := ""
 	switch {
-	case n.Tag == "!!null":
+	case n.yaml.Tag == "!!null":
 		hint = ": give a value or remove the key"
-	case expected == "text" && n.Kind == yaml.ScalarNode:
+	case expected == "text" && n.yaml.Kind == yaml.ScalarNode:
 		hint = ": put it in quotes"
 	}
-	d.addf(n.Line, "%s: expected %s, found %s%s", path, expected, kindOf(n), hint)
+	n.addf("expected %s, found %s%s", expected, kindOf(n.yaml), hint)
 }
 
-// structure decodes a mapping whose keys are v's fields. A nil n is a mapping
-// without keys.
-func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string) {
-	if n != nil && n.Kind != yaml.MappingNode {
-		d.unexpected(n, path, "a mapping")
-		n = nil
+func (n node) isMapping() bool { return n.yaml.Kind == yaml.MappingNode }
+
+func (n node) isList() bool { return n.yaml.Kind == yaml.SequenceNode }
+
+// structure decodes a mapping whose keys are v's fields.
+func (n node) structure(v reflect.Value) {
+	if n.yaml != nil && !n.isMapping() {
+		n.unexpected("a mapping")
+		n.yaml = nil
 	}
-	fields := d.fieldsOf(v.Type())
-	nodes := make([]*yaml.Node, len(fields))
-	if n != nil {
-		d.pick(n, fields, nodes, path)
+	fields := n.d.fieldsOf(v.Type())
+	values := make([]*yaml.Node, len(fields))
+	if n.yaml != nil {
+		n.pick(fields, values)
 	}
 	for i := range fields {
 		f := &fields[i]
 		target := v.FieldByIndex(f.index)
-		f.setDefault(target)
+		n.d.setDefault(target, f)
 		switch {
-		case nodes[i] != nil:
-			d.value(nodes[i], target, f, join(path, f.name))
+		case values[i] != nil:
+			n.key(f.name, values[i]).value(target, f)
 		case target.Kind() == reflect.Struct && !f.leaf:
-			d.structure(nil, target, join(path, f.name))
-		case f.required && n != nil:
-			d.addAtf(path, "%s is missing", f.name)
+			n.key(f.name, nil).structure(target)
+		case f.required && n.yaml != nil:
+			n.d.addf(n.path, "%s is missing", f.name)
 		}
 	}
 }
 
-// pick finds the node of each field among n's keys.
-func (d *decoder) pick(n *yaml.Node, fields []field, nodes []*yaml.Node, path string) {
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key := n.Content[i]
+// pick finds the value of each field among the keys.
+func (n node) pick(fields []field, values []*yaml.Node) {
+	for i := 0; i+1 < len(n.yaml.Content); i += 2 {
+		key := n.yaml.Content[i]
 		at := slices.IndexFunc(fields, func(f field) bool { return f.name == key.Value })
 		switch {
-		case !d.usable(key, path):
+		case !n.usable(key):
 		case at < 0:
-			d.addf(key.Line, "%s: no such key%s", join(path, key.Value), d.suggest(path, key.Value, fields))
-		case nodes[at] != nil:
-			d.twice(key, join(path, key.Value))
+			n.key(key.Value, key).addf("no such key%s", n.d.suggest(n.path, key.Value, fields))
+		case values[at] != nil:
+			n.twice(key)
 		default:
-			nodes[at] = n.Content[i+1]
-			d.lines[join(path, key.Value)] = key.Line
+			values[at] = n.yaml.Content[i+1]
+			n.d.lines[join(n.path, key.Value)] = key.Line
 		}
 	}
 }
 
 // usable rejects keys that cannot be names. The message does not repeat them: without the
 // space after the colon, a key includes its value.
-func (d *decoder) usable(key *yaml.Node, path string) bool {
-	if path == "" {
-		path = "the file"
+func (n node) usable(key *yaml.Node) bool {
+	k := node{n.d, key, n.path}
+	if k.path == "" {
+		k.path = "the file"
 	}
 	switch {
 	case key.Tag == "!!merge":
-		d.addf(key.Line, "%s: merge keys (<<) are not read: write the keys out", path)
-	case !d.plain(key, path):
-	case key.Kind == yaml.ScalarNode && d.name.MatchString(key.Value):
+		k.addf("merge keys (<<) are not read: write the keys out")
+	case !k.plain():
+	case key.Kind == yaml.ScalarNode && n.d.name.MatchString(key.Value):
 		return true
 	case key.Kind == yaml.ScalarNode && strings.Contains(key.Value, ":"):
-		d.addf(key.Line, "%s: a key with a colon in it: put a space after the colon that ends the key", path)
+		k.addf("a key with a colon in it: put a space after the colon that ends the key")
 	default:
-		d.addf(key.Line, "%s: a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens", path)
+		k.addf("a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens")
 	}
 	return false
 }
 
-func (d *decoder) twice(key *yaml.Node, path string) {
-	d.addf(key.Line, "%s: given before, in line %d: remove one of them", path, d.lines[path])
+func (n node) twice(key *yaml.Node) {
+	k := n.key(key.Value, key)
+	k.addf("given before, in line %d: remove one of them", n.d.lines[k.path])
 }
 
 // mapping decodes a mapping whose keys are names.
-func (d *decoder) mapping(n *yaml.Node, v reflect.Value, f *field, path string) {
-	if n.Kind != yaml.MappingNode {
-		d.unexpected(n, path, "a mapping")
+func (n node) mapping(v reflect.Value, f *field) {
+	if !n.isMapping() {
+		n.unexpected("a mapping")
 		return
 	}
-	v.Set(reflect.MakeMapWithSize(v.Type(), len(n.Content)/2))
-	for i := 0; i+1 < len(n.Content); i += 2 {
-		key, at := n.Content[i], join(path, n.Content[i].Value)
+	v.Set(reflect.MakeMapWithSize(v.Type(), len(n.yaml.Content)/2))
+	for i := 0; i+1 < len(n.yaml.Content); i += 2 {
+		key := n.yaml.Content[i]
+		value := n.key(key.Value, n.yaml.Content[i+1])
 		switch {
-		case !d.usable(key, path):
-		case d.given(at):
-			d.twice(key, at)
+		case !n.usable(key):
+		case n.d.given(value.path):
+			n.twice(key)
 		default:
-			d.lines[at] = key.Line
+			n.d.lines[value.path] = key.Line
 			element := reflect.New(v.Type().Elem()).Elem()
-			d.value(n.Content[i+1], element, f, at)
+			value.value(element, f)
 			v.SetMapIndex(reflect.ValueOf(key.Value), element)
 		}
 	}
 }
 
 // list decodes a list of mappings.
-func (d *decoder) list(n *yaml.Node, v reflect.Value, f *field, path string) {
-	if n.Kind != yaml.SequenceNode {
-		d.unexpected(n, path, "a list")
+func (n node) list(v reflect.Value, f *field) {
+	if !n.isList() {
+		n.unexpected("a list")
 		return
 	}
-	v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
-	for i, element := range n.Content {
-		d.lines[item(path, i)] = element.Line
-		d.value(element, v.Index(i), f, item(path, i))
+	v.Set(reflect.MakeSlice(v.Type(), len(n.yaml.Content), len(n.yaml.Content)))
+	for i, element := range n.items() {
+		element.value(v.Index(i), f)
 	}
 }
 
-func (d *decoder) texts(n *yaml.Node, into *[]string, f *field, path string) {
-	if n.Kind != yaml.SequenceNode {
-		d.unexpected(n, path, "a list such as [a, b]")
-		return
+func (n node) texts(f *field) (values []string, ok bool) {
+	if !n.isList() {
+		n.unexpected("a list such as [a, b]")
+		return nil, false
 	}
-	if len(n.Content) < f.limits["minItems"] {
-		d.emptyList(n, f, path)
+	if len(n.yaml.Content) < f.limits["minItems"] {
+		n.emptyList(f)
 	}
-	if most := f.limits["maxItems"]; most > 0 && len(n.Content) > most {
-		d.addf(n.Line, "%s: at most %d are possible", path, most)
-		return
+	if most := f.limits["maxItems"]; most > 0 && len(n.yaml.Content) > most {
+		n.addf("at most %d are possible", most)
+		return nil, false
 	}
-	values := make([]string, len(n.Content))
-	for i, element := range n.Content {
-		at := item(path, i)
-		d.lines[at] = element.Line
-		d.value(element, reflect.ValueOf(&values[i]).Elem(), f, at)
+	items := n.items()
+	values = make([]string, len(items))
+	for i, element := range items {
+		element.value(reflect.ValueOf(&values[i]).Elem(), f)
 		if before := slices.Index(values[:i], values[i]); f.unique && before >= 0 && values[i] != "" {
-			d.addf(element.Line, "%s: the same as %s: remove one of them", at, item(path, before))
+			element.addf("the same as %s: remove one of them", items[before].path)
 		}
 	}
-	*into = values
+	return values, true
 }
 
-// Bounds of a ClaimPath.
-const (
-	maxClaimDepth = 4
-	maxClaimName  = 256
-)
-
-// claim decodes the name of a claim, or a list of names.
-func (d *decoder) claim(n *yaml.Node, into *ClaimPath, path string) {
-	bounds := &field{required: true, limits: map[string]int{"minItems": 1, "maxItems": maxClaimDepth, "minLength": 1, "maxLength": maxClaimName}}
-	if n.Kind == yaml.SequenceNode {
-		d.texts(n, (*[]string)(into), bounds, path)
-		return
-	}
-	name, ok := d.scalar(n, path, "the name of a claim, or a list of names such as [realm_access, roles]")
-	switch {
-	case !ok:
-	case name == "":
-		d.addf(n.Line, "%s: must not be empty", path)
-	case len(name) > maxClaimName:
-		d.addf(n.Line, "%s: must not be longer than %d bytes", path, maxClaimName)
-	default:
-		*into = ClaimPath{name}
-	}
-}
-
-func (d *decoder) emptyList(n *yaml.Node, f *field, path string) {
+func (n node) emptyList(f *field) {
 	if f.required {
-		d.addf(n.Line, "%s: the list is empty: give at least one", path)
+		n.addf("the list is empty: give at least one")
 		return
 	}
-	d.addf(n.Line, "%s: the list is empty: give at least one, or remove the key", path)
+	n.addf("the list is empty: give at least one, or remove the key")
 }
 
-// scalar returns the text of n, which must be text.
-func (d *decoder) scalar(n *yaml.Node, path, expected string) (string, bool) {
+// scalar returns the text of the node, which must be text.
+func (n node) scalar(expected string) (string, bool) {
 	// A date is a timestamp only in YAML 1.1; here it is text.
-	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" && n.Tag != "!!timestamp" {
-		d.unexpected(n, path, expected)
+	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!str" && n.yaml.Tag != "!!timestamp" {
+		n.unexpected(expected)
 		return "", false
 	}
-	return n.Value, true
+	return n.yaml.Value, true
 }
 
-func (d *decoder) text(n *yaml.Node, into *string, f *field, path string) {
-	value, ok := d.scalar(n, path, "text")
+func (n node) text(f *field, expected string) (value string, ok bool) {
+	value, ok = n.scalar(expected)
 	most := f.limits["maxLength"]
 	switch {
 	case !ok:
+		return "", false
 	case len(f.enum) > 0 && !slices.Contains(f.enum, value):
-		d.addf(n.Line, "%s: expected %s%s", path, oneOf(f.enum), didYouMean(value, f.enum))
+		n.addf("expected %s%s", oneOf(f.enum), didYouMean(value, f.enum))
 	case value == "" && f.limits["minLength"] > 0:
-		d.addf(n.Line, "%s: must not be empty", path)
+		n.addf("must not be empty")
 	case most > 0 && len(value) > most:
-		d.addf(n.Line, "%s: must not be longer than %d bytes", path, most)
+		n.addf("must not be longer than %d bytes", most)
 	default:
-		*into = value
+		return value, true
 	}
+	return "", false
 }
 
-func (d *decoder) period(n *yaml.Node, into *time.Duration, path string) {
-	value, ok := d.scalar(n, path, expectedDuration)
+func (n node) period(into *time.Duration) {
+	value, ok := n.scalar(expectedDuration)
 	if !ok {
 		return
 	}
 	period, err := time.ParseDuration(value)
-	if err != nil || !d.duration.MatchString(value) {
-		d.addf(n.Line, "%s: expected %s", path, expectedDuration)
+	if err != nil || !n.d.duration.MatchString(value) {
+		n.addf("expected %s", expectedDuration)
 		return
 	}
 	*into = period
 }
 
-func (d *decoder) truth(n *yaml.Node, into *bool, path string) {
-	if n.Kind != yaml.ScalarNode || n.Tag != "!!bool" {
-		d.unexpected(n, path, "true or false")
+func (n node) truth(into *bool) {
+	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!bool" {
+		n.unexpected("true or false")
 		return
 	}
-	*into = strings.EqualFold(n.Value, "true")
+	*into = strings.EqualFold(n.yaml.Value, "true")
 }
 
-func (d *decoder) number(n *yaml.Node, into *int, f *field, path string) {
+func (n node) number(into *int, f *field) {
 	least, most := f.limits["minimum"], f.limits["maximum"]
-	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" {
-		d.unexpected(n, path, "a whole number")
+	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" {
+		n.unexpected("a whole number")
 		return
 	}
 	var value int
-	if err := n.Load(&value); err != nil || value < least || value > most {
-		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
+	if err := n.yaml.Load(&value); err != nil || value < least || value > most {
+		n.addf("must be from %d to %d", least, most)
 		return
 	}
 	*into = value
 }
 
-func (d *decoder) fraction(n *yaml.Node, into *float64, f *field, path string) {
+func (n node) fraction(into *float64, f *field) {
 	least, most := f.limits["minimum"], f.limits["maximum"]
-	if n.Kind != yaml.ScalarNode || n.Tag != "!!int" && n.Tag != "!!float" {
-		d.unexpected(n, path, "a number such as 0.01")
+	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" && n.yaml.Tag != "!!float" {
+		n.unexpected("a number such as 0.01")
 		return
 	}
 	var value float64
 	// NaN compares false with both bounds, so the condition is a negated "within".
-	if err := n.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
-		d.addf(n.Line, "%s: must be from %d to %d", path, least, most)
+	if err := n.yaml.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
+		n.addf("must be from %d to %d", least, most)
 		return
 	}
 	*into = value
-}
-
-func (d *decoder) reference(n *yaml.Node, into *secret.Ref, path string) {
-	value, ok := d.scalar(n, path, "file:PATH or env:NAME")
-	if !ok {
-		return
-	}
-	ref, err := secret.ParseRef(value)
-	if err == nil && ref.Managed() && !mayBeManaged(path) {
-		err = errors.New("managed is for the secrets of clients only: give file:PATH or env:NAME")
-	}
-	if err != nil {
-		d.addf(n.Line, "%s: %v", path, err)
-		return
-	}
-	*into = ref
-}
-
-// mayBeManaged reports whether the path is that of a client's secret.
-func mayBeManaged(path string) bool {
-	return strings.HasPrefix(path, "clients.") && strings.HasSuffix(path, ".secret")
-}
-
-// listener decodes an address or a mapping. "off" means no listener.
-func (d *decoder) listener(n *yaml.Node, v reflect.Value, path string) {
-	if n.Kind == yaml.MappingNode {
-		d.structure(n, v, path)
-		return
-	}
-	const expected = "an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}"
-	switch value, ok := d.scalar(n, path, expected); {
-	case !ok:
-	case value == "":
-		d.addf(n.Line, "%s: expected %s", path, expected)
-	case value == "off":
-		v.SetZero()
-	default:
-		v.FieldByName("Address").SetString(value)
-	}
 }

@@ -25,6 +25,13 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
 }
 
+// sortProblems sorts by line.
+func sortProblems(problems []Problem) {
+	slices.SortStableFunc(problems, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
+	})
+}
+
 // Error has all problems of a configuration file, by line.
 type Error struct{ Problems []Problem }
 
@@ -47,30 +54,42 @@ type findings struct {
 	warnings []Problem
 }
 
-func (f *findings) addf(line int, format string, args ...any) {
+// at returns a problem of the key at path, on the key's line. The empty path stands for the file.
+func (f *findings) at(path, format string, args ...any) Problem {
+	message := fmt.Sprintf(format, args...)
+	if path != "" {
+		message = path + ": " + message
+	}
+	return Problem{f.file, max(f.lines[path], 1), message}
+}
+
+// addf adds a problem of the key at path.
+func (f *findings) addf(path, format string, args ...any) {
+	f.problems = append(f.problems, f.at(path, format, args...))
+}
+
+// addLinef adds a problem that is not on the line of a key.
+func (f *findings) addLinef(line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-// addAtf adds a problem of the key at path, on the key's line.
-func (f *findings) addAtf(path, format string, args ...any) {
-	f.addf(f.lines[path], "%s: "+format, append([]any{path}, args...)...)
+// warn is addf for valid values that are probably a mistake.
+func (f *findings) warn(path, message string) {
+	f.warnings = append(f.warnings, f.at(path, "%s", message))
 }
 
-// warnf and warnAt are addf and addAtf for valid values that are probably a mistake.
-func (f *findings) warnf(line int, format string, args ...any) {
-	f.warnings = append(f.warnings, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
-}
-
-func (f *findings) warnAt(path, message string) {
-	f.warnf(f.lines[path], "%s: %s", path, message)
-}
-
+// given reports whether the file has the key at path.
 func (f *findings) given(path string) bool { return f.lines[path] > 0 }
 
+// line returns the line of the key at path.
+func (f *findings) line(path string) int { return f.lines[path] }
+
+// err returns all problems as an [*Error]; nil if there is no problem.
 func (f *findings) err() error {
-	slices.SortStableFunc(f.problems, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
-	})
+	if len(f.problems) == 0 {
+		return nil
+	}
+	sortProblems(f.problems)
 	return &Error{f.problems}
 }
 

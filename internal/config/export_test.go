@@ -15,17 +15,6 @@ func ReservedParams() []string {
 	return names
 }
 
-// ConfigPaths returns the paths of all keys that a good file gives.
-func ConfigPaths(data []byte) []string {
-	found := &findings{file: "x", lines: map[string]int{}}
-	decodeConfig(parseYAML(data, found), new(Config), found)
-	var paths []string
-	for path := range found.lines {
-		paths = append(paths, path)
-	}
-	return paths
-}
-
 // Presets are the names of all there are, sorted.
 func Presets() []string { return valuesOf("presets") }
 

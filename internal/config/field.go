@@ -2,17 +2,13 @@ package config
 
 import (
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/cezzis/tokenbroker/internal/idp"
-	"github.com/cezzis/tokenbroker/internal/jose"
-	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/secret"
+	"go.yaml.in/yaml/v4"
 )
 
 // field is a key of a mapping and the constraints of its jsonschema tag.
@@ -28,24 +24,31 @@ type field struct {
 }
 
 func (d *decoder) fieldsOf(t reflect.Type) []field {
-	if known, ok := d.fields[t]; ok {
-		return known
+	if fields, ok := d.fields[t]; ok {
+		return fields
 	}
 	var fields []field
 	for _, f := range reflect.VisibleFields(t) { // an embedded struct has its keys here
 		if !f.Anonymous && f.Tag.Get("yaml") != "-" {
-			fields = append(fields, newField(f))
+			fields = append(fields, d.newField(f))
 		}
 	}
 	d.fields[t] = fields
 	return fields
 }
 
-func newField(from reflect.StructField) field {
-	f := field{index: from.Index, name: from.Tag.Get("yaml"), limits: map[string]int{}}
-	f.leaf = slices.Contains([]reflect.Type{reflect.TypeFor[secret.Ref](), reflect.TypeFor[Listener](), reflect.TypeFor[HTTPListener]()}, from.Type)
-	for tag := range strings.SplitSeq(from.Tag.Get("jsonschema"), ",") {
-		key, value, _ := strings.Cut(tag, "=")
+func (d *decoder) newField(from reflect.StructField) field {
+	f := d.constraints(from.Tag.Get("jsonschema"))
+	f.index, f.name = from.Index, from.Tag.Get("yaml")
+	_, f.leaf = d.types[from.Type]
+	return *f
+}
+
+// constraints parses a jsonschema tag.
+func (d *decoder) constraints(tag string) *field {
+	f := &field{limits: map[string]int{}}
+	for constraint := range strings.SplitSeq(tag, ",") {
+		key, value, _ := strings.Cut(constraint, "=")
 		switch key {
 		case "required":
 			f.required = true
@@ -54,7 +57,7 @@ func newField(from reflect.StructField) field {
 		case "enum":
 			f.enum = append(f.enum, value)
 		case "values":
-			f.enum = valuesOf(value)
+			f.enum = d.values(value)
 		case "default":
 			f.defaults = append(f.defaults, value)
 		default:
@@ -66,53 +69,20 @@ func newField(from reflect.StructField) field {
 	return f
 }
 
-// valuesOf returns the values of a key with a list from other code, named in its
-// jsonschema tag: so the list cannot differ from that code.
-func valuesOf(list string) []string {
-	switch list {
-	case "actions":
-		return append(texts(policy.Actions()), policy.Any)
-	case "algorithms":
-		return jose.Algorithms()
-	case "assertion_algorithms":
-		return jose.SigningAlgorithms()
-	case "assertion_types":
-		return idp.AssertionTypes()
-	case "auth_methods":
-		return texts(idp.AuthMethods())
-	case "issuer_presets":
-		return slices.Sorted(maps.Keys(issuerPresets()))
-	case "presets":
-		return slices.Sorted(maps.Keys(presets()))
-	case "undecided":
-		return slices.Sorted(maps.Keys(Undecided()))
-	case "verifications":
-		return slices.Sorted(maps.Keys(Verifications()))
-	default:
-		panic("a jsonschema tag names the list " + list + ", which does not exist")
-	}
-}
-
-func texts[T ~string](values []T) []string {
-	made := make([]string, len(values))
-	for i, value := range values {
-		made[i] = string(value)
-	}
-	return made
-}
-
-func (f *field) setDefault(v reflect.Value) {
+func (d *decoder) setDefault(v reflect.Value, f *field) {
 	if len(f.defaults) == 0 {
 		return
 	}
 	text := f.defaults[0]
+	if decode, ok := d.types[v.Type()]; ok {
+		decode(node{d, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}, f.name}, v)
+		return
+	}
 	switch into := v.Addr().Interface().(type) {
 	case *string:
 		*into = text
 	case *[]string:
 		*into = slices.Clone(f.defaults)
-	case *ClaimPath:
-		*into = ClaimPath{text}
 	case *time.Duration:
 		*into, _ = time.ParseDuration(text)
 	case *bool:
@@ -121,17 +91,13 @@ func (f *field) setDefault(v reflect.Value) {
 		*into, _ = strconv.Atoi(text)
 	case *float64:
 		*into, _ = strconv.ParseFloat(text, 64)
-	case *Listener:
-		if text != "off" {
-			into.Address = text
-		}
 	}
 }
 
 // suggest names the key that replaced this one, or the nearest key, or all valid keys.
 func (d *decoder) suggest(path, key string, fields []field) string {
-	if replaced := d.replacement(path, key); replaced != "" {
-		return "; it is now " + replaced
+	if replacement := d.replacement(path, key); replacement != "" {
+		return "; it is now " + replacement
 	}
 	names := make([]string, len(fields))
 	for i, f := range fields {
@@ -148,36 +114,20 @@ func (d *decoder) suggest(path, key string, fields []field) string {
 	}
 }
 
-// replacement returns the key that replaced one of an earlier version, or "".
-func (d *decoder) replacement(path, key string) string {
-	switch join(path, key) {
-	case "gateways.url":
-		return "listen.http.url"
-	case "server.audience":
-		return "server.caller_audience"
-	}
-	member, ofAssertion := strings.CutPrefix(key, "assertion_")
-	isMember := func(f field) bool { return f.name == member }
-	if ofAssertion && strings.HasPrefix(path, "clients.") && slices.ContainsFunc(d.fieldsOf(reflect.TypeFor[Assertion]()), isMember) {
-		return "assertion." + member
-	}
-	return ""
-}
-
-// didYouMean returns "; did you mean x?" for the nearest of known, or "" if no name is
+// didYouMean returns "; did you mean x?" for the nearest of names, or "" if no name is
 // near.
-func didYouMean(text string, known []string) string {
+func didYouMean(text string, names []string) string {
 	if len(text) > 64 {
 		return ""
 	}
 	best, least := "", 1+max(2, len(text)/3)
-	for _, k := range known {
-		distance := editDistance(text, k)
-		if len(text) > 2 && (strings.HasPrefix(text, k) || strings.HasPrefix(k, text)) {
+	for _, name := range names {
+		distance := editDistance(text, name)
+		if len(text) > 2 && (strings.HasPrefix(text, name) || strings.HasPrefix(name, text)) {
 			distance = min(distance, 2)
 		}
 		if distance < least {
-			best, least = k, distance
+			best, least = name, distance
 		}
 	}
 	if best == "" {

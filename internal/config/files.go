@@ -1,12 +1,9 @@
 package config
 
 import (
-	"cmp"
-	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
@@ -68,14 +65,9 @@ func (c *Config) ExposedFiles() []Problem {
 	var problems []Problem
 	for _, file := range c.secretFiles() {
 		if secret.Exposed(file.path) {
-			problems = append(problems, Problem{
-				File: c.file, Line: max(c.lines[file.key], 1),
-				Message: fmt.Sprintf("%s: every user of this machine may read or write %s: take the permissions away from others, as with chmod o-rw", file.key, file.path),
-			})
+			problems = append(problems, c.findings.at(file.key, "every user of this machine may read or write %s: take the permissions away from others, as with chmod o-rw", file.path))
 		}
 	}
-	slices.SortStableFunc(problems, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
-	})
+	sortProblems(problems)
 	return problems
 }

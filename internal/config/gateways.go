@@ -56,10 +56,10 @@ func checkGateways(c *Config, found *findings) {
 	g := &c.Gateways
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
-		found.addAtf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
+		found.addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
 	}
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
-		found.addAtf(realm, "expected printable ASCII without quotes and backslashes")
+		found.addf(realm, "expected printable ASCII without quotes and backslashes")
 	}
 	if g.ExtAuthz != nil {
 		checkRules(g.ExtAuthz.Rules, found)
@@ -71,13 +71,13 @@ func checkRules(rules []GatewayRule, found *findings) {
 		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
 		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
 		if !host {
-			found.addAtf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
+			found.addf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
 		}
 		if !decoded {
-			found.addAtf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
+			found.addf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
 		}
 		if rule.IgnoreCase && rule.Path == "" {
-			found.addAtf(join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
+			found.addf(join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
 		checkScopes(rule.Scopes, join(path, "scopes"), found)
 	}

@@ -47,7 +47,7 @@ func checkIssuers(c *Config, found *findings) {
 		checkIssuer(&c.Issuers[i], path, found)
 		for _, one := range c.Issuers[i].each() {
 			if before, again := first[one.Issuer]; again && before != path {
-				found.addAtf(found.issuerAt(path), "the same issuer as in line %d: an issuer has one entry, merge the two", found.lines[found.issuerAt(before)])
+				found.addf(issuerAt(path, found), "the same issuer as in line %d: an issuer has one entry, merge the two", found.line(issuerAt(before, found)))
 				break
 			}
 			if one.Issuer != "" {
@@ -62,8 +62,8 @@ func checkIssuers(c *Config, found *findings) {
 
 // issuerAt returns the path of an entry's issuer, or of its preset if the preset provides
 // it.
-func (f *findings) issuerAt(entry string) string {
-	if issuer := join(entry, "issuer"); f.given(issuer) {
+func issuerAt(entry string, found *findings) string {
+	if issuer := join(entry, "issuer"); found.given(issuer) {
 		return issuer
 	}
 	return join(entry, "preset")
@@ -71,7 +71,7 @@ func (f *findings) issuerAt(entry string) string {
 
 func checkIssuer(c *Issuer, path string, found *findings) {
 	if c.Issuer == "" && !found.given(join(path, "issuer")) {
-		found.addAtf(path, "issuer is missing")
+		found.addf(path, "issuer is missing")
 	}
 	checkTenants(c, path, found)
 	checkMissingAud(c.MissingAud, join(path, "missing_aud"), found)
@@ -85,9 +85,9 @@ func checkIssuer(c *Issuer, path string, found *findings) {
 	stale := join(path, "max_stale")
 	switch {
 	case c.MaxStale > 24*time.Hour:
-		found.addAtf(stale, "must not be longer than 24h")
+		found.addf(stale, "must not be longer than 24h")
 	case c.MaxStale < c.RefreshInterval && found.given(stale):
-		found.addAtf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+		found.addf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
 	}
 }
 
@@ -96,12 +96,12 @@ func checkMissingAud(c *MissingAud, path string, found *findings) {
 	switch {
 	case c == nil:
 	case found.given(claim) && found.given(value):
-		found.addAtf(value, "contradicts claim in line %d: give one of the two", found.lines[claim])
+		found.addf(value, "contradicts claim in line %d: give one of the two", found.line(claim))
 	case c.Claim == "" && c.Value == "" && !found.given(claim) && !found.given(value): // a preset gives one without a line
-		found.addAtf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
+		found.addf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
 	default:
 		if err := verify.CheckAudienceClaim(c.Claim); err != nil {
-			found.addAtf(claim, "%v", err)
+			found.addf(claim, "%v", err)
 		}
 	}
 }
@@ -112,17 +112,17 @@ func checkTenants(c *Issuer, path string, found *findings) {
 	pattern := strings.ContainsAny(c.Issuer, "{}")
 	switch {
 	case pattern && !found.given(tenants):
-		found.addAtf(issuer, "a pattern needs tenants: list the tenants to accept, because a pattern alone accepts the tokens of every tenant")
+		found.addf(issuer, "a pattern needs tenants: list the tenants to accept, because a pattern alone accepts the tokens of every tenant")
 	case found.given(tenants) && c.Issuer != "" && !pattern:
-		found.addAtf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
+		found.addf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
 	case pattern:
 		if err := verify.CheckTenantPattern(c.Issuer); err != nil {
-			found.addAtf(issuer, "%v", err)
+			found.addf(issuer, "%v", err)
 		}
 	}
 	for i, tenant := range c.Tenants {
 		if err := verify.CheckTenant(tenant); err != nil && tenant != "" {
-			found.addAtf(item(tenants, i), "%v", err)
+			found.addf(item(tenants, i), "%v", err)
 		}
 	}
 }
@@ -133,20 +133,20 @@ func checkKeys(c *Issuer, path string, found *findings) {
 	pattern := strings.ContainsAny(c.JWKSURL, "{}")
 	switch {
 	case found.given(jwksURL) && found.given(file):
-		found.addAtf(file, "contradicts jwks_url in line %d: give one of the two", found.lines[jwksURL])
+		found.addf(file, "contradicts jwks_url in line %d: give one of the two", found.line(jwksURL))
 	case found.given(file) && tenants:
-		found.addAtf(file, "each tenant has its own keys, and one file cannot serve all tenants: remove it, or give each tenant its own entry")
+		found.addf(file, "each tenant has its own keys, and one file cannot serve all tenants: remove it, or give each tenant its own entry")
 	case pattern && !tenants:
-		found.addAtf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
+		found.addf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
 	case c.JWKSURL != "" && tenants && verify.CheckTenantPattern(c.JWKSURL) != nil:
-		found.addAtf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
+		found.addf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
 	}
 	identifier := join(path, "issuer")
 	switch err := urlProblem(c.Issuer, c.AllowHTTP); {
 	case c.hasKeys(path, found):
 		checkIdentifier(identifier, c.Issuer, found)
 	case c.Issuer != "" && err != nil:
-		found.addAtf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
+		found.addf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
 	default:
 		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
 	}
@@ -168,11 +168,11 @@ func checkTokenFile(c *Issuer, path string, found *findings) {
 	switch {
 	case c.JWKSTokenFile == "":
 	case isJWT(c.JWKSTokenFile):
-		found.addAtf(file, "names the file with the token, and must never be the token itself")
+		found.addf(file, "names the file with the token, and must never be the token itself")
 	case c.JWKSURL == "" && !found.given(jwksURL):
-		found.addAtf(file, "the token is sent to jwks_url only: give jwks_url, or remove it")
+		found.addf(file, "the token is sent to jwks_url only: give jwks_url, or remove it")
 	case strings.HasPrefix(c.JWKSURL, "http:"):
-		found.addAtf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
+		found.addf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
 	}
 }
 
@@ -184,18 +184,18 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings
 	switch {
 	case i.Client == "" || undecoded:
 	case !known:
-		found.addAtf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
+		found.addf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
 	case client.GrantType == idp.JWTBearer:
-		found.addAtf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
+		found.addf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
-		found.addAtf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
+		found.addf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
 	}
 	if found.given(join(entry, "tenants")) {
-		found.addAtf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
+		found.addf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
 	}
 	// Without keys, the problem is reported for the issuer.
 	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, found) {
-		found.addAtf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
+		found.addf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
 	}
 	checkEndpointURL(join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)
 	within(found, join(path, "cache"), i.Cache, 0, 5*time.Minute)
@@ -209,9 +209,9 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, found *findings
 func checkIdentifier(path, identifier string, found *findings) {
 	switch u, err := url.Parse(identifier); {
 	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
-		found.addAtf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
+		found.addf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
 	case err == nil && u.User != nil:
-		found.addAtf(path, "the URL must not contain a user name or password")
+		found.addf(path, "the URL must not contain a user name or password")
 	}
 }
 
@@ -232,7 +232,7 @@ func checkURL(path, raw string, allowHTTP bool, found *findings) bool {
 	}
 	err := urlProblem(raw, allowHTTP)
 	if err != nil {
-		found.addAtf(path, "%v", err)
+		found.addf(path, "%v", err)
 	}
 	return err == nil
 }
@@ -251,6 +251,6 @@ func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, found *fin
 		return
 	}
 	if err := discovery.CheckHost(raw, allowPrivate); err != nil {
-		found.addAtf(path, "%v", err)
+		found.addf(path, "%v", err)
 	}
 }

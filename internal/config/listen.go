@@ -141,7 +141,7 @@ func (c *Listen) ServesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix !
 func checkListen(c *Config, found *findings) {
 	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
 	if c.Listen.GRPC.Address == "" {
-		found.addAtf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+		found.addf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
 	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
@@ -150,16 +150,16 @@ func checkListen(c *Config, found *findings) {
 	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, found)
 	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.addAtf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+		found.addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
 	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
-		found.addAtf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
+		found.addf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
 	}
 	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
 	checkUnix(c.Listen.UnixHTTP(), "listen.http_unix", found)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
-		found.addAtf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
+		found.addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
 	checkHTTPURL(&c.Listen, found)
 	checkProofs(c, found)
@@ -170,7 +170,7 @@ func checkListen(c *Config, found *findings) {
 func checkHTTPURL(c *Listen, found *findings) {
 	const tcp, socket = "listen.http.url", "listen.http_unix.url"
 	if found.given(tcp) && found.given(socket) {
-		found.addAtf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.lines[tcp])
+		found.addf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.line(tcp))
 		return
 	}
 	at := tcp
@@ -178,7 +178,7 @@ func checkHTTPURL(c *Listen, found *findings) {
 		at = socket
 	}
 	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
-		found.addAtf(at, "expected https://HOST or https://HOST:PORT without a path")
+		found.addf(at, "expected https://HOST or https://HOST:PORT without a path")
 	}
 }
 
@@ -203,11 +203,11 @@ func checkOpaqueIssuers(c *Config, found *findings) {
 	for listener, issuer := range named {
 		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
 		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
-			found.addAtf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
+			found.addf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
 		}
 	}
 	if c.Listen.Ops.OpaqueIssuer != "" {
-		found.addAtf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
+		found.addf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
 	}
 }
 
@@ -219,21 +219,21 @@ func checkTLS(c *TLS, found *findings) {
 	case c.SPIFFE == nil:
 		for _, file := range files[:2] {
 			if !found.given(join(tls, file)) {
-				found.addAtf(tls, "%s is missing", file)
+				found.addf(tls, "%s is missing", file)
 			}
 		}
 	default:
 		for _, file := range files {
 			if found.given(join(tls, file)) {
-				found.addAtf(join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.lines[spiffe])
+				found.addf(join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.line(spiffe))
 			}
 		}
 		if err := certs.CheckSocket(c.SPIFFE.Socket); err != nil && c.SPIFFE.Socket != "" {
-			found.addAtf(join(spiffe, "socket"), "%v", err)
+			found.addf(join(spiffe, "socket"), "%v", err)
 		}
 		for i, name := range c.SPIFFE.TrustDomains {
 			if err := certs.CheckTrustDomain(name); err != nil && name != "" {
-				found.addAtf(item(join(spiffe, "trust_domains"), i), "%v", err)
+				found.addf(item(join(spiffe, "trust_domains"), i), "%v", err)
 			}
 		}
 	}
@@ -244,10 +244,10 @@ func checkApart(first string, a Listener, second string, b Listener, found *find
 	if !collide(a.Address, b.Address) {
 		return
 	}
-	if found.lines[second] < found.lines[first] {
+	if found.line(second) < found.line(first) {
 		first, second = second, first
 	}
-	found.addAtf(second, "the same address as %s: give each listener a port of its own", first)
+	found.addf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
 func checkListener(l Listener, path string, encrypted bool, found *findings) {
@@ -258,13 +258,13 @@ func checkListener(l Listener, path string, encrypted bool, found *findings) {
 	_, badPort := strconv.ParseUint(port, 10, 16)
 	switch {
 	case err != nil || badPort != nil:
-		found.addAtf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+		found.addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
 	case encrypted || l.Plaintext || onLoopback(l.Address):
 	case path == "listen.ops":
-		found.addAtf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+		found.addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	default:
-		found.addAtf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
+		found.addf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	}
 }
@@ -274,10 +274,10 @@ func checkUnix(c *Unix, path string, found *findings) {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
-		found.addAtf(join(path, "path"), "expected an absolute path, because clients may have another working directory")
+		found.addf(join(path, "path"), "expected an absolute path, because clients may have another working directory")
 	}
 	if _, ok := c.FileMode(); !ok {
-		found.addAtf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
+		found.addf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
 	}
 }
 
@@ -293,22 +293,22 @@ func checkProofs(c *Config, found *findings) {
 		caller, path := &c.Callers[i], item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
-			found.warnAt(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
+			found.warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
 		case bySPIFFE && caller.DNSSAN != "":
-			found.warnAt(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
+			found.warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
 		case bySPIFFE && !c.Listen.TLS.SPIFFE.covers(caller.SPIFFEID):
-			found.warnAt(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
+			found.warn(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
 		case caller.UID != nil && *caller.UID == overflowUID:
-			found.addAtf(join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
+			found.addf(join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
-			found.warnAt(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
+			found.warn(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
 		}
 	}
 	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
 		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-			found.warnAt(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+			found.warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
 }
@@ -333,7 +333,7 @@ func checkBound(c *Config, found *findings) {
 		}
 		checkBoundTo(c, listener.Caller, listener.path, found)
 		if !onLoopback(listener.Address) {
-			found.addAtf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
+			found.addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
 	for path, socket := range map[string]*Unix{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.UnixHTTP()} {
@@ -342,13 +342,13 @@ func checkBound(c *Config, found *findings) {
 		}
 	}
 	if c.Listen.Ops.Caller != "" {
-		found.addAtf("listen.ops.caller", "the ops listener does not identify callers: remove it")
+		found.addf("listen.ops.caller", "the ops listener does not identify callers: remove it")
 	}
 }
 
 func checkBoundTo(c *Config, bound, path string, found *findings) {
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return caller.Name == bound }) {
-		found.addAtf(path, "no such caller: add it to callers")
+		found.addf(path, "no such caller: add it to callers")
 	}
 }
 

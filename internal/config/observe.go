@@ -46,14 +46,14 @@ func checkTracing(c *Tracing, found *findings) {
 		return
 	}
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		found.addAtf(endpoint, "expected https://HOST:PORT or http://HOST:PORT without a path, such as https://collector.example.com:4317")
+		found.addf(endpoint, "expected https://HOST:PORT or http://HOST:PORT without a path, such as https://collector.example.com:4317")
 		return
 	}
 	if host, port, err := net.SplitHostPort(u.Host); err != nil || host == "" || !isPort(port) {
-		found.addAtf(endpoint, "the port is missing: OTLP over gRPC is usually at 4317")
+		found.addf(endpoint, "the port is missing: OTLP over gRPC is usually at 4317")
 	}
 	if c.CA != "" && u.Scheme != "https" {
-		found.addAtf("tracing.ca", "http:// does not use TLS: use https://, or remove it")
+		found.addf("tracing.ca", "http:// does not use TLS: use https://, or remove it")
 	}
 }
 

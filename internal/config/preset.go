@@ -59,6 +59,9 @@ func issuerPresets() map[string]Issuer {
 
 // complete fills in the defaults that depend on other keys.
 func complete(c *Config, found *findings) {
+	if !found.given("store") {
+		c.Store.Memory = &MemoryStore{}
+	}
 	for name, client := range c.Clients {
 		path := join("clients", name)
 		given := func(key string) bool { return found.given(path + "." + key) }

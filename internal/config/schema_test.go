@@ -423,16 +423,33 @@ func TestEachKeyHasADescription(t *testing.T) {
 	}
 }
 
+// pathsOf returns the paths of all keys and items in a document, with * for an item.
+func pathsOf(document any, path string) (paths []string) {
+	if path != "" {
+		paths = append(paths, path)
+	}
+	switch node := document.(type) {
+	case map[string]any:
+		for key, value := range node {
+			paths = append(paths, pathsOf(value, strings.TrimPrefix(path+"."+key, "."))...)
+		}
+	case []any:
+		for _, value := range node {
+			paths = append(paths, pathsOf(value, path+".*")...)
+		}
+	}
+	return paths
+}
+
 func TestExampleShowsEachKey(t *testing.T) {
 	data, err := os.ReadFile(exampleFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	names := regexp.MustCompile(`^(clients|roles)\.[^.]+`)
-	items := regexp.MustCompile(`\[\d+\]`)
 	var shown []string
-	for _, path := range config.ConfigPaths(data) {
-		shown = append(shown, items.ReplaceAllString(names.ReplaceAllString(path, "$1.*"), ".*"))
+	for _, path := range pathsOf(document(t, data), "") {
+		shown = append(shown, names.ReplaceAllString(path, "$1.*"))
 	}
 	for _, p := range allProperties(t) {
 		// The two forms of a listener are shown with one listener each.

@@ -13,37 +13,40 @@ import (
 
 const noAliases = "anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes"
 
-// parseYAML returns the file's single mapping. If it returns nil, it has added a problem.
-func parseYAML(data []byte, found *findings) *yaml.Node {
-	if !isText(data, found) {
+// maxSize bounds a file: a configuration of 10,000 clients has about 3 MiB.
+const maxSize = 16 << 20
+
+// parse returns the file's single mapping. If it returns nil, it has added a problem.
+func (d *decoder) parse(data []byte) *yaml.Node {
+	if !d.isText(data) {
 		return nil
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))
 	if err != nil {
-		found.addf(1, "the file cannot be parsed as YAML")
+		d.addLinef(1, "the file cannot be parsed as YAML")
 		return nil
 	}
 	var document, second yaml.Node
 	switch err := loader.Load(&document); {
 	case errors.Is(err, io.EOF):
-		found.addf(1, "the file is empty: configure clients, issuers or both")
+		d.addLinef(1, "the file is empty: %s", d.empty)
 		return nil
 	case err != nil:
-		addSyntax(err, data, found)
+		d.addSyntax(err, data)
 		return nil
 	}
 	switch err := loader.Load(&second); {
 	case err == nil:
-		found.addf(second.Line, "a second document begins here: the configuration is one document, without --- inside")
+		d.addLinef(second.Line, "a second document begins here: the configuration is one document, without --- inside")
 		return nil
 	case !errors.Is(err, io.EOF):
-		addSyntax(err, data, found)
+		d.addSyntax(err, data)
 		return nil
 	}
-	return rootMapping(&document, found)
+	return d.rootMapping(&document)
 }
 
-func rootMapping(document *yaml.Node, found *findings) *yaml.Node {
+func (d *decoder) rootMapping(document *yaml.Node) *yaml.Node {
 	root := document
 	if document.Kind == yaml.DocumentNode && len(document.Content) == 1 {
 		root = document.Content[0]
@@ -52,17 +55,17 @@ func rootMapping(document *yaml.Node, found *findings) *yaml.Node {
 	case root.Kind == yaml.MappingNode:
 		return root
 	case root.Tag == "!!null":
-		found.addf(root.Line, "the file is empty: configure clients, issuers or both")
+		d.addLinef(root.Line, "the file is empty: %s", d.empty)
 	default:
-		found.addf(root.Line, "the file is expected to be a mapping of sections such as clients: and issuers:, and is %s", kindOf(root))
+		d.addLinef(root.Line, "the file is expected to be %s, and is %s", d.root, kindOf(root))
 	}
 	return nil
 }
 
 // isText reports content that the parser would reject without a line number.
-func isText(data []byte, found *findings) bool {
-	if len(data) > maxConfigSize {
-		found.addf(1, "the file is larger than %d MiB: is it the configuration?", maxConfigSize>>20)
+func (d *decoder) isText(data []byte) bool {
+	if len(data) > maxSize {
+		d.addLinef(1, "the file is larger than %d MiB: is it the configuration?", maxSize>>20)
 		return false
 	}
 	line := 1
@@ -70,12 +73,12 @@ func isText(data []byte, found *findings) bool {
 		char, size := utf8.DecodeRune(rest)
 		switch {
 		case char == utf8.RuneError && size == 1:
-			found.addf(line, "the text is not UTF-8 here: save the file as UTF-8")
+			d.addLinef(line, "the text is not UTF-8 here: save the file as UTF-8")
 			return false
 		case char == '\n':
 			line++
 		case unicode.IsControl(char) && char != '\t' && char != '\r' && char != '\u0085':
-			found.addf(line, `a control character: remove it, or write it as \x.. in double quotes`)
+			d.addLinef(line, `a control character: remove it, or write it as \x.. in double quotes`)
 			return false
 		}
 		rest = rest[size:]
@@ -85,11 +88,11 @@ func isText(data []byte, found *findings) bool {
 
 // addSyntax reports an error of the parser in our own words: the parser's message may
 // repeat content of the file.
-func addSyntax(err error, data []byte, found *findings) {
+func (d *decoder) addSyntax(err error, data []byte) {
 	const fallback = "not valid YAML: check the indentation, quotes and brackets here and in the line before"
 	syntax, ok := errors.AsType[*yaml.LoadError](err)
 	if !ok {
-		found.addf(1, fallback)
+		d.addLinef(1, fallback)
 		return
 	}
 	sentence := fallback
@@ -106,7 +109,7 @@ func addSyntax(err error, data []byte, found *findings) {
 	case sentence == notClosed && syntax.ContextMark.Line > 0:
 		line = syntax.ContextMark.Line
 	}
-	found.addf(line, "%s", sentence)
+	d.addLinef(line, "%s", sentence)
 }
 
 const (
