@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 func TestPolicyExplain(t *testing.T) {
@@ -44,7 +44,7 @@ roles: {orders: {get: [{client: orders}]}}
 		t.Error("a call without a caller succeeds")
 	}
 	_, err = explain(bad, "checkout")
-	if _, ok := errors.AsType[*config.Error](err); !ok {
+	if _, ok := errors.AsType[*yamlconf.Error](err); !ok {
 		t.Errorf("a bad file: %v", err)
 	}
 }

@@ -17,7 +17,7 @@ const module = "github.com/cezzis/tokenbroker/"
 // levels places the packages. A package imports only packages of lower levels,
 // never one of its own: what two siblings share belongs below them.
 var levels = [][]string{
-	{"internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "gen/tokenbroker/v1"},
+	{"internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
@@ -78,7 +78,7 @@ var (
 		{around: "golang.org/x/sys", allow: []string{"cmd/broker"}, tests: true},
 		{around: "github.com/spiffe", allow: []string{"internal/certs", "internal/certs/certstest"}},
 		{around: "github.com/spf13/cobra", allow: []string{"cmd/broker"}},
-		{around: "go.yaml.in/yaml", allow: []string{"internal/config"}, tests: true},
+		{around: "go.yaml.in/yaml", allow: []string{"internal/yamlconf"}, tests: true},
 		{around: "net/http", allow: httpUsers, tests: true},
 		{around: "testing", allow: []string{"internal/jose/josetest", "internal/store/storetest", "internal/redistest", "internal/apitest", "internal/e2e/harness", "internal/testkit", "client/brokertest"}, tests: true},
 		{around: "github.com/golang-jwt", allow: []string{"internal/e2e/fleet"}, tests: true},

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // client is a good file of five lines with one client; the keys that are added
@@ -449,7 +450,7 @@ func TestBadConfigurations(t *testing.T) {
 			if diff := cmp.Diff(strings.Split(want, "\n"), strings.Split(err.Error(), "\n")); diff != "" {
 				t.Errorf("messages (-want +got):\n%s", diff)
 			}
-			if _, ok := errors.AsType[*config.Error](err); !ok {
+			if _, ok := errors.AsType[*yamlconf.Error](err); !ok {
 				t.Errorf("the error is a %T", err)
 			}
 		})

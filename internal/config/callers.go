@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // Caller is a caller of the broker, its identification and its permissions. It is
@@ -162,24 +163,24 @@ func eachTenant(roles map[string]Role, issuers []Issuer) {
 	}
 }
 
-func checkCallers(c *Config, found *findings) {
+func checkCallers(c *Config, found *yamlconf.Findings) {
 	names, matches := map[string]string{}, map[string]string{} // path of the first caller with this key
 	for i := range c.Callers {
-		caller, path := &c.Callers[i], item("callers", i)
+		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
 		if before, again := names[caller.Name]; again && caller.Name != "" {
-			found.addf(join(path, "name"), "the same name as the caller in line %d: give each caller another", found.line(join(before, "name")))
+			found.Addf(yamlconf.Join(path, "name"), "the same name as the caller in line %d: give each caller another", found.Line(yamlconf.Join(before, "name")))
 		} else {
 			names[caller.Name] = path
 		}
 		checkRecognised(c, caller, path, matches, found)
 		for j, role := range caller.Roles {
 			if _, known := c.Roles[role]; !known && role != "" {
-				found.addf(item(join(path, "roles"), j), "no such role: add it to roles%s", didYouMean(role, slices.Collect(maps.Keys(c.Roles))))
+				found.Addf(yamlconf.Item(yamlconf.Join(path, "roles"), j), "no such role: add it to roles%s", yamlconf.DidYouMean(role, slices.Collect(maps.Keys(c.Roles))))
 			}
 		}
 	}
 	if len(c.Callers) == 0 {
-		found.warn("", "callers: no caller is configured, so every request would be refused: add a caller")
+		found.Warn("", "callers: no caller is configured, so every request would be refused: add a caller")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
 		checkRole(c, name, found)
@@ -187,19 +188,19 @@ func checkCallers(c *Config, found *findings) {
 	checkBound(c, found)
 }
 
-func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, found *findings) {
+func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, found *yamlconf.Findings) {
 	var given []string
 	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "claims", "uid"} {
-		if bySubject := key == "claims" && caller.Subject != ""; found.given(join(path, key)) && !bySubject {
+		if bySubject := key == "claims" && caller.Subject != ""; found.Given(yamlconf.Join(path, key)) && !bySubject {
 			given = append(given, key)
 		}
 	}
 	switch {
 	case len(given) > 1:
-		found.addf(join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
+		found.Addf(yamlconf.Join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
 		return
 	case len(given) == 0 && !c.Listen.bound(caller.Name):
-		found.addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
+		found.Addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
 		return
@@ -211,28 +212,28 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 		key += strconv.Itoa(*caller.UID)
 	}
 	if before, again := matches[key]; again {
-		found.addf(join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.line(before))
+		found.Addf(yamlconf.Join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.Line(before))
 		return
 	}
 	matches[key] = path
 }
 
-func checkNames(c *Config, caller *Caller, path string, found *findings) {
+func checkNames(c *Config, caller *Caller, path string, found *yamlconf.Findings) {
 	if caller.SPIFFEID != "" {
-		checkURISAN(caller.SPIFFEID, "spiffe", join(path, "spiffe_id"), found)
+		checkURISAN(caller.SPIFFEID, "spiffe", yamlconf.Join(path, "spiffe_id"), found)
 	}
 	if caller.URISAN != "" {
-		checkURISAN(caller.URISAN, "", join(path, "uri_san"), found)
+		checkURISAN(caller.URISAN, "", yamlconf.Join(path, "uri_san"), found)
 	}
 	if strings.ContainsAny(caller.DNSSAN, "*/: ") {
-		found.addf(join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
+		found.Addf(yamlconf.Join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
 	}
-	issuer, subject := join(path, "issuer"), join(path, "subject")
+	issuer, subject := yamlconf.Join(path, "issuer"), yamlconf.Join(path, "subject")
 	switch {
-	case found.given(issuer) != (found.given(subject) || len(caller.Claims) > 0):
-		found.addf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
+	case found.Given(issuer) != (found.Given(subject) || len(caller.Claims) > 0):
+		found.Addf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i Issuer) bool { return i.has(caller.Issuer) }):
-		found.addf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
+		found.Addf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
 	if strings.HasPrefix(caller.Subject, "spiffe://") {
 		checkURISAN(caller.Subject, "spiffe", subject, found)
@@ -240,15 +241,15 @@ func checkNames(c *Config, caller *Caller, path string, found *findings) {
 		checkWildcard(caller.Subject, subject, "system:serviceaccount:shop:*", found)
 	}
 	for i, claim := range caller.Claims {
-		checkWildcard(claim.Value, join(item(join(path, "claims"), i), "value"), "refs/heads/*", found)
+		checkWildcard(claim.Value, yamlconf.Join(yamlconf.Item(yamlconf.Join(path, "claims"), i), "value"), "refs/heads/*", found)
 	}
 }
 
 // checkWildcard rejects a * that could match the rest of a name.
-func checkWildcard(text, path, example string, found *findings) {
+func checkWildcard(text, path, example string, found *yamlconf.Findings) {
 	at := strings.IndexByte(text, '*')
 	if at >= 0 && (at != len(text)-1 || at == 0 || !strings.ContainsRune(":/", rune(text[at-1]))) {
-		found.addf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
+		found.Addf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
 	}
 }
 
@@ -267,76 +268,76 @@ func (c *Issuer) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one Issuer) bool { return one.Issuer == issuer })
 }
 
-func checkURISAN(text, scheme, path string, found *findings) {
+func checkURISAN(text, scheme, path string, found *yamlconf.Findings) {
 	body, pattern := strings.CutSuffix(text, "/*")
 	parsed, err := url.Parse(body)
 	switch {
 	case err != nil || parsed.Scheme == "" || parsed.Host == "" && scheme != "":
-		found.addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
+		found.Addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
 	case scheme != "" && (parsed.Scheme != scheme || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil || parsed.Port() != "" || parsed.Host != strings.ToLower(parsed.Host)):
-		found.addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
+		found.Addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
 	case scheme == "" && strings.EqualFold(parsed.Scheme, "spiffe"):
-		found.addf(path, "this is a SPIFFE ID: use spiffe_id")
+		found.Addf(path, "this is a SPIFFE ID: use spiffe_id")
 	case strings.Contains(body, "*"):
-		found.addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
+		found.Addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
 	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
-		found.addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
+		found.Addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
 	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
-		found.addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
+		found.Addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
 	}
 }
 
-func checkRole(c *Config, name string, found *findings) {
-	role, path := c.Roles[name], join("roles", name)
+func checkRole(c *Config, name string, found *yamlconf.Findings) {
+	role, path := c.Roles[name], yamlconf.Join("roles", name)
 	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
-		found.addf(path, "the role has no grant: add an item under get, verify or admin")
+		found.Addf(path, "the role has no grant: add an item under get, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
-		found.warn(path, "no caller has this role")
+		found.Warn(path, "no caller has this role")
 	}
 	for i, grant := range role.Get {
-		at := item(join(path, "get"), i)
-		checkGranted(c, grant.Client, join(at, "client"), found)
-		checkAlone(grant.Audiences, join(at, "audiences"), found)
-		checkAlone(grant.Resources, join(at, "resources"), found)
-		checkAlone(grant.Scopes, join(at, "scopes"), found)
-		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), join(at, "scopes"), found)
+		at := yamlconf.Item(yamlconf.Join(path, "get"), i)
+		checkGranted(c, grant.Client, yamlconf.Join(at, "client"), found)
+		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), found)
+		checkAlone(grant.Resources, yamlconf.Join(at, "resources"), found)
+		checkAlone(grant.Scopes, yamlconf.Join(at, "scopes"), found)
+		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), yamlconf.Join(at, "scopes"), found)
 	}
 	for i, grant := range role.Verify {
-		at := item(join(path, "verify"), i)
-		checkAlone(grant.Audiences, join(at, "audiences"), found)
+		at := yamlconf.Item(yamlconf.Join(path, "verify"), i)
+		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), found)
 		known := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
 		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
-			found.addf(join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
+			found.Addf(yamlconf.Join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
 		}
 	}
 	for i, grant := range role.Admin {
-		at := item(join(path, "admin"), i)
-		checkAlone(grant.Actions, join(at, "actions"), found)
-		checkAlone(grant.Clients, join(at, "clients"), found)
+		at := yamlconf.Item(yamlconf.Join(path, "admin"), i)
+		checkAlone(grant.Actions, yamlconf.Join(at, "actions"), found)
+		checkAlone(grant.Clients, yamlconf.Join(at, "clients"), found)
 		for j, client := range grant.Clients {
-			checkGranted(c, client, item(join(at, "clients"), j), found)
+			checkGranted(c, client, yamlconf.Item(yamlconf.Join(at, "clients"), j), found)
 		}
 	}
 }
 
-func checkGranted(c *Config, client, path string, found *findings) {
+func checkGranted(c *Config, client, path string, found *yamlconf.Findings) {
 	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
-		found.addf(path, "no such client: add it to clients%s", didYouMean(client, slices.Collect(maps.Keys(c.Clients))))
+		found.Addf(path, "no such client: add it to clients%s", yamlconf.DidYouMean(client, slices.Collect(maps.Keys(c.Clients))))
 	}
 }
 
 // checkAlone rejects other values beside "*", which would have no effect.
-func checkAlone(values []string, path string, found *findings) {
+func checkAlone(values []string, path string, found *yamlconf.Findings) {
 	if len(values) > 1 && slices.Contains(values, policy.Any) {
-		found.addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
+		found.Addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
 	}
 }
 
-func checkScopes(scopes []string, path string, found *findings) {
+func checkScopes(scopes []string, path string, found *yamlconf.Findings) {
 	for i, scope := range scopes {
 		if strings.ContainsFunc(scope, notInScope) {
-			found.addf(item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+			found.Addf(yamlconf.Item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
 				"several scopes are several items")
 		}
 	}

@@ -9,15 +9,16 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // checkConfig checks conditions that the decoder does not: bounds of durations,
 // contradictions and keys that exclude each other. A value that could not be decoded has
 // its default here, so that it gives no second problem.
-func checkConfig(c *Config, found *findings) {
-	undecoded := found.given("clients") && c.Clients == nil || found.given("issuers") && c.Issuers == nil
+func checkConfig(c *Config, found *yamlconf.Findings) {
+	undecoded := found.Given("clients") && c.Clients == nil || found.Given("issuers") && c.Issuers == nil
 	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
-		found.addf("", "the file configures neither clients nor issuers: add one of them")
+		found.Addf("", "the file configures neither clients nor issuers: add one of them")
 	}
 	checkListen(c, found)
 	checkStore(&c.Store, found)
@@ -25,8 +26,8 @@ func checkConfig(c *Config, found *findings) {
 	checkLimits(&c.Limits, found)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
-		checkClient(&client, join("clients", name), found)
-		checkManaged(c, &client, join("clients", name), found)
+		checkClient(&client, yamlconf.Join("clients", name), found)
+		checkManaged(c, &client, yamlconf.Join("clients", name), found)
 	}
 	checkIssuers(c, found)
 	checkCallers(c, found)
@@ -70,49 +71,49 @@ func collide(a, b string) bool {
 	return hostA == hostB || hostA == "" || hostB == ""
 }
 
-func checkServer(s *Server, found *findings) {
+func checkServer(s *Server, found *yamlconf.Findings) {
 	within(found, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
 	within(found, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
 	within(found, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
 	within(found, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
 }
 
-func checkClient(c *Client, path string, found *findings) {
+func checkClient(c *Client, path string, found *yamlconf.Findings) {
 	checkTokenEndpoint(c, path, found)
 	checkAuth(c, path, found)
-	checkScopes(c.Scopes, join(path, "scopes"), found)
+	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), found)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
-			found.addf(join(join(path, "params"), param.name), "may not be set here: %s", param.instead)
+			found.Addf(yamlconf.Join(yamlconf.Join(path, "params"), param.name), "may not be set here: %s", param.instead)
 		}
 	}
 	for i, extra := range c.Extras {
 		if slices.Contains(keptMembers, extra) {
-			found.addf(item(join(path, "extras"), i), "is never handed on to callers: remove it")
+			found.Addf(yamlconf.Item(yamlconf.Join(path, "extras"), i), "is never handed on to callers: remove it")
 		}
 	}
 	if err := idp.CheckBearerTypes(c.BearerTypes); err != nil {
-		found.addf(join(path, "bearer_types"), "%v", err)
+		found.Addf(yamlconf.Join(path, "bearer_types"), "%v", err)
 	}
-	within(found, join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
+	within(found, yamlconf.Join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
 
 // checkManaged rejects managed secrets in a store that does not outlive the process: they
 // have no other copy.
-func checkManaged(c *Config, client *Client, path string, found *findings) {
+func checkManaged(c *Config, client *Client, path string, found *yamlconf.Findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
-		found.addf(join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
+		found.Addf(yamlconf.Join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
 			"give store.bolt or store.redis, or the secret as file:PATH")
 	}
 }
 
-func checkTokenEndpoint(c *Client, path string, found *findings) {
-	issuer, tokenURL := join(path, "issuer"), join(path, "token_url")
+func checkTokenEndpoint(c *Client, path string, found *yamlconf.Findings) {
+	issuer, tokenURL := yamlconf.Join(path, "issuer"), yamlconf.Join(path, "token_url")
 	switch {
-	case found.given(issuer) && found.given(tokenURL):
-		found.addf(tokenURL, "contradicts issuer in line %d: give one of the two", found.line(issuer))
-	case !found.given(issuer) && !found.given(tokenURL) && c.TokenURL == "":
-		found.addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
+	case found.Given(issuer) && found.Given(tokenURL):
+		found.Addf(tokenURL, "contradicts issuer in line %d: give one of the two", found.Line(issuer))
+	case !found.Given(issuer) && !found.Given(tokenURL) && c.TokenURL == "":
+		found.Addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
 	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
 	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, found)
@@ -150,9 +151,9 @@ const noCredential = "a client authenticates with its secret, and credentials ar
 //nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
 
-func within(found *findings, path string, d, least, most time.Duration) {
+func within(found *yamlconf.Findings, path string, d, least, most time.Duration) {
 	if d < least || d > most {
-		found.addf(path, "must be from %s to %s", short(least), short(most))
+		found.Addf(path, "must be from %s to %s", short(least), short(most))
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // Config is the broker's configuration file. Its JSON Schema is generated from these
@@ -56,13 +57,13 @@ type Config struct {
 	Roles map[string]Role `yaml:"roles"`
 
 	// Warnings report settings that are valid but probably unintended.
-	Warnings []Problem `yaml:"-"`
+	Warnings []yamlconf.Problem `yaml:"-"`
 	// Digest is the SHA-256 of the file.
 	Digest [sha256.Size]byte `yaml:"-"`
 	// tokenFiles are the token files that issuers name.
 	tokenFiles []namedFile `yaml:"-"`
 	// findings have the line of each key.
-	findings *findings `yaml:"-"`
+	findings *yamlconf.Findings `yaml:"-"`
 }
 
 // Store defines where state is kept: exactly one kind is given.
@@ -393,11 +394,11 @@ func (c *Config) Managed() string {
 }
 
 // Load reads the configuration file at path. It reads no secrets and does not use the
-// network. All problems are in one [*Error].
+// network. All problems are in one [*yamlconf.Error].
 func Load(path string) (*Config, error) {
 	data, err := Read(path)
 	if err != nil {
-		return nil, &Error{[]Problem{{File: path, Message: err.Error()}}}
+		return nil, &yamlconf.Error{Problems: []yamlconf.Problem{{File: path, Message: err.Error()}}}
 	}
 	return Parse(path, data)
 }
@@ -405,19 +406,19 @@ func Load(path string) (*Config, error) {
 // Parse is Load for a file's content; name is the file's name in messages.
 func Parse(name string, data []byte) (*Config, error) {
 	config := new(Config)
-	found, err := decode(name, data, config, fileFormat())
+	found, err := yamlconf.Decode(name, data, config, fileFormat())
 	if err != nil {
 		return nil, err
 	}
 	complete(config, found)
 	checkConfig(config, found)
-	if err = found.err(); err != nil {
+	if err = found.Err(); err != nil {
 		return nil, err
 	}
 	config.tokenFiles = tokenFiles(config.Issuers)
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
-	config.Warnings, config.findings = found.warnings, found
+	config.Warnings, config.findings = found.Warnings, found
 	config.Digest = sha256.Sum256(data)
 	return config, nil
 }
@@ -430,7 +431,7 @@ func Read(path string) ([]byte, error) {
 		return nil, unreadable(err)
 	}
 	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
+	data, err := io.ReadAll(io.LimitReader(file, yamlconf.MaxSize+1))
 	if err != nil {
 		return nil, unreadable(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 func ref(t *testing.T, text string) secret.Ref {
@@ -65,7 +66,7 @@ func defaults() *config.Config {
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
-	nobody := []config.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: no caller is configured, so every request would be refused: add a caller"}}
+	nobody := []yamlconf.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: no caller is configured, so every request would be refused: add a caller"}}
 	want := defaults()
 	want.Warnings = nobody
 	want.Clients = map[string]config.Client{"orders-api": {
@@ -346,7 +347,7 @@ func TestUnreadableFileIsAConfigError(t *testing.T) {
 		dir:                               "the configuration cannot be read: is a directory",
 	} {
 		_, err := config.Load(path)
-		if _, ok := errors.AsType[*config.Error](err); !ok || err.Error() != path+": "+want {
+		if _, ok := errors.AsType[*yamlconf.Error](err); !ok || err.Error() != path+": "+want {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
@@ -430,7 +431,7 @@ func TestTenThousandBadClientsAreNamed(t *testing.T) {
 	const n = 10_000
 	file := strings.ReplaceAll(string(manyClients(n)), "secret: file:", "secret: ")
 	_, err := config.Parse("broker.yaml", []byte(file))
-	bad, ok := errors.AsType[*config.Error](err)
+	bad, ok := errors.AsType[*yamlconf.Error](err)
 	if !ok || len(bad.Problems) != n {
 		t.Fatalf("%d bad clients gave %.200v", n, err)
 	}
@@ -468,7 +469,7 @@ func FuzzParseConfig(f *testing.F) {
 			}
 			return
 		}
-		bad, ok := errors.AsType[*config.Error](err)
+		bad, ok := errors.AsType[*yamlconf.Error](err)
 		if cfg != nil || !ok || len(bad.Problems) == 0 {
 			t.Fatalf("refused with %v and %T", cfg, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // namedFile is a file with a secret, and the key of the configuration that names it.
@@ -39,11 +40,11 @@ func (c *Config) secretFiles() []namedFile {
 	}
 	add("store.bolt", c.Store.Bolt)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
-		client, key := c.Clients[name], join("clients", name)
-		addRef(join(key, "secret"), client.Secret)
-		add(join(join(key, "assertion"), "file"), client.Assertion.File)
+		client, key := c.Clients[name], yamlconf.Join("clients", name)
+		addRef(yamlconf.Join(key, "secret"), client.Secret)
+		add(yamlconf.Join(yamlconf.Join(key, "assertion"), "file"), client.Assertion.File)
 		if client.TLS != nil {
-			add(join(join(key, "tls"), "key"), client.TLS.Key)
+			add(yamlconf.Join(yamlconf.Join(key, "tls"), "key"), client.TLS.Key)
 		}
 	}
 	return append(files, c.tokenFiles...)
@@ -53,7 +54,7 @@ func (c *Config) secretFiles() []namedFile {
 func tokenFiles(issuers []Issuer) (files []namedFile) {
 	for i := range issuers {
 		if path := issuers[i].JWKSTokenFile; path != "" {
-			files = append(files, namedFile{path, join(item("issuers", i), "jwks_token_file")})
+			files = append(files, namedFile{path, yamlconf.Join(yamlconf.Item("issuers", i), "jwks_token_file")})
 		}
 	}
 	return files
@@ -61,13 +62,13 @@ func tokenFiles(issuers []Issuer) (files []namedFile) {
 
 // ExposedFiles warns of files with secrets that every user of the machine may read or
 // write. It looks at their permissions only; a file that is absent is not reported.
-func (c *Config) ExposedFiles() []Problem {
-	var problems []Problem
+func (c *Config) ExposedFiles() []yamlconf.Problem {
+	var problems []yamlconf.Problem
 	for _, file := range c.secretFiles() {
 		if secret.Exposed(file.path) {
-			problems = append(problems, c.findings.at(file.key, "every user of this machine may read or write %s: take the permissions away from others, as with chmod o-rw", file.path))
+			problems = append(problems, c.findings.At(file.key, "every user of this machine may read or write %s: take the permissions away from others, as with chmod o-rw", file.path))
 		}
 	}
-	sortProblems(problems)
+	yamlconf.Sort(problems)
 	return problems
 }

@@ -11,21 +11,22 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // fileFormat describes the configuration file beyond the tags of [Config].
-func fileFormat() format {
-	return format{
-		root:  "a mapping of sections such as clients: and issuers:",
-		empty: "configure clients, issuers or both",
-		types: map[reflect.Type]func(n node, v reflect.Value){
+func fileFormat() yamlconf.Format {
+	return yamlconf.Format{
+		Root:  "a mapping of sections such as clients: and issuers:",
+		Empty: "configure clients, issuers or both",
+		Types: map[reflect.Type]func(n yamlconf.Node, v reflect.Value){
 			reflect.TypeFor[ClaimPath]():    decodeClaimPath,
 			reflect.TypeFor[secret.Ref]():   decodeReference,
 			reflect.TypeFor[Listener]():     decodeListener,
 			reflect.TypeFor[HTTPListener](): decodeListener,
 		},
-		values:      valuesOf,
-		replacement: replacement,
+		Values:   valuesOf,
+		Replaced: replacement,
 	}
 }
 
@@ -66,7 +67,7 @@ func texts[T ~string](values []T) []string {
 
 // replacement returns the key that replaced one of an earlier version, or "".
 func replacement(path, key string) string {
-	switch join(path, key) {
+	switch yamlconf.Join(path, key) {
 	case "gateways.url":
 		return "listen.http.url"
 	case "server.audience":
@@ -88,29 +89,29 @@ func replacement(path, key string) string {
 const claimConstraints = "required,minItems=1,maxItems=4,minLength=1,maxLength=256"
 
 // decodeClaimPath decodes the name of a claim, or a list of names.
-func decodeClaimPath(n node, v reflect.Value) {
-	if n.isList() {
-		if names, ok := n.textList(claimConstraints); ok {
+func decodeClaimPath(n yamlconf.Node, v reflect.Value) {
+	if n.IsList() {
+		if names, ok := n.Texts(claimConstraints); ok {
 			v.Set(reflect.ValueOf(ClaimPath(names)))
 		}
 		return
 	}
-	if name, ok := n.textValue("the name of a claim, or a list of names such as [realm_access, roles]", claimConstraints); ok {
+	if name, ok := n.Text("the name of a claim, or a list of names such as [realm_access, roles]", claimConstraints); ok {
 		v.Set(reflect.ValueOf(ClaimPath{name}))
 	}
 }
 
-func decodeReference(n node, v reflect.Value) {
-	value, ok := n.textValue("file:PATH or env:NAME", "")
+func decodeReference(n yamlconf.Node, v reflect.Value) {
+	value, ok := n.Text("file:PATH or env:NAME", "")
 	if !ok {
 		return
 	}
 	ref, err := secret.ParseRef(value)
-	if err == nil && ref.Managed() && !mayBeManaged(n.path) {
+	if err == nil && ref.Managed() && !mayBeManaged(n.Path) {
 		err = errors.New("managed is for the secrets of clients only: give file:PATH or env:NAME")
 	}
 	if err != nil {
-		n.addf("%v", err)
+		n.Addf("%v", err)
 		return
 	}
 	v.Set(reflect.ValueOf(ref))
@@ -122,16 +123,16 @@ func mayBeManaged(path string) bool {
 }
 
 // decodeListener decodes an address or a mapping. "off" means no listener.
-func decodeListener(n node, v reflect.Value) {
+func decodeListener(n yamlconf.Node, v reflect.Value) {
 	const expected = "an address such as 127.0.0.1:8443, or {address: ..., plaintext: true}"
-	if n.isMapping() {
-		n.structure(v)
+	if n.IsMapping() {
+		n.Struct(v)
 		return
 	}
-	switch value, ok := n.textValue(expected, ""); {
+	switch value, ok := n.Text(expected, ""); {
 	case !ok:
 	case value == "":
-		n.addf("expected %s", expected)
+		n.Addf("expected %s", expected)
 	case value == "off":
 		v.SetZero()
 	default:

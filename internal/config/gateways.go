@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // Gateways defines how gateways are served.
@@ -52,34 +53,34 @@ type GatewayRule struct {
 }
 
 // checkGateways checks the keys of gateways.
-func checkGateways(c *Config, found *findings) {
+func checkGateways(c *Config, found *yamlconf.Findings) {
 	g := &c.Gateways
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
-		found.addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
+		found.Addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
 	}
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
-		found.addf(realm, "expected printable ASCII without quotes and backslashes")
+		found.Addf(realm, "expected printable ASCII without quotes and backslashes")
 	}
 	if g.ExtAuthz != nil {
 		checkRules(g.ExtAuthz.Rules, found)
 	}
 }
 
-func checkRules(rules []GatewayRule, found *findings) {
+func checkRules(rules []GatewayRule, found *yamlconf.Findings) {
 	for i := range rules {
-		rule, path := &rules[i], item("gateways.ext_authz.rules", i)
+		rule, path := &rules[i], yamlconf.Item("gateways.ext_authz.rules", i)
 		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
 		if !host {
-			found.addf(join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
+			found.Addf(yamlconf.Join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
 		}
 		if !decoded {
-			found.addf(join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
+			found.Addf(yamlconf.Join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
 		}
 		if rule.IgnoreCase && rule.Path == "" {
-			found.addf(join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
+			found.Addf(yamlconf.Join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
-		checkScopes(rule.Scopes, join(path, "scopes"), found)
+		checkScopes(rule.Scopes, yamlconf.Join(path, "scopes"), found)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // Limits bounds the load on the broker. The limits of a single caller can be overridden
@@ -49,7 +50,7 @@ type CallerLimits struct {
 	Watches *int `yaml:"watches" jsonschema:"minimum=0,maximum=1000000"`
 }
 
-func checkLimits(l *Limits, found *findings) {
+func checkLimits(l *Limits, found *yamlconf.Findings) {
 	within(found, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
 	within(found, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // Listen defines the listeners.
@@ -138,28 +139,28 @@ func (c *Listen) HTTPURL() string {
 // ServesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
 func (c *Listen) ServesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
 
-func checkListen(c *Config, found *findings) {
+func checkListen(c *Config, found *yamlconf.Findings) {
 	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
 	if c.Listen.GRPC.Address == "" {
-		found.addf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+		found.Addf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
-	checkListener(c.Listen.GRPC, grpc, found.given("listen.tls"), found)
+	checkListener(c.Listen.GRPC, grpc, found.Given("listen.tls"), found)
 	checkListener(c.Listen.Ops, ops, false, found)
-	checkListener(c.Listen.HTTP.Listener, http, found.given("listen.tls"), found)
+	checkListener(c.Listen.HTTP.Listener, http, found.Given("listen.tls"), found)
 	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
 	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, found)
 	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, found)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+		found.Addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
-	if found.given("listen.tls") && c.Listen.GRPC.Plaintext {
-		found.addf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
+	if found.Given("listen.tls") && c.Listen.GRPC.Plaintext {
+		found.Addf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
 	}
 	checkTLS(c.Listen.TLS, found)
 	checkUnix(c.Listen.Unix, "listen.unix", found)
 	checkUnix(c.Listen.UnixHTTP(), "listen.http_unix", found)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
-		found.addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
+		found.Addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
 	checkHTTPURL(&c.Listen, found)
 	checkProofs(c, found)
@@ -167,18 +168,18 @@ func checkListen(c *Config, found *findings) {
 }
 
 // checkHTTPURL checks the URL of the HTTP API, which has one URL for all its listeners.
-func checkHTTPURL(c *Listen, found *findings) {
+func checkHTTPURL(c *Listen, found *yamlconf.Findings) {
 	const tcp, socket = "listen.http.url", "listen.http_unix.url"
-	if found.given(tcp) && found.given(socket) {
-		found.addf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.line(tcp))
+	if found.Given(tcp) && found.Given(socket) {
+		found.Addf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.Line(tcp))
 		return
 	}
 	at := tcp
-	if found.given(socket) {
+	if found.Given(socket) {
 		at = socket
 	}
 	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
-		found.addf(at, "expected https://HOST or https://HOST:PORT without a path")
+		found.Addf(at, "expected https://HOST or https://HOST:PORT without a path")
 	}
 }
 
@@ -192,7 +193,7 @@ func isOrigin(text string) bool {
 }
 
 // checkOpaqueIssuers checks the issuers that listeners name for opaque tokens.
-func checkOpaqueIssuers(c *Config, found *findings) {
+func checkOpaqueIssuers(c *Config, found *yamlconf.Findings) {
 	named := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
 	if c.Listen.Unix != nil {
 		named["listen.unix"] = c.Listen.Unix.OpaqueIssuer
@@ -203,54 +204,54 @@ func checkOpaqueIssuers(c *Config, found *findings) {
 	for listener, issuer := range named {
 		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
 		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
-			found.addf(join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
+			found.Addf(yamlconf.Join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
 		}
 	}
 	if c.Listen.Ops.OpaqueIssuer != "" {
-		found.addf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
+		found.Addf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
 	}
 }
 
-func checkTLS(c *TLS, found *findings) {
+func checkTLS(c *TLS, found *yamlconf.Findings) {
 	const tls, spiffe = "listen.tls", "listen.tls.spiffe"
 	files := []string{"cert", "key", "client_ca"}
 	switch {
 	case c == nil:
 	case c.SPIFFE == nil:
 		for _, file := range files[:2] {
-			if !found.given(join(tls, file)) {
-				found.addf(tls, "%s is missing", file)
+			if !found.Given(yamlconf.Join(tls, file)) {
+				found.Addf(tls, "%s is missing", file)
 			}
 		}
 	default:
 		for _, file := range files {
-			if found.given(join(tls, file)) {
-				found.addf(join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.line(spiffe))
+			if found.Given(yamlconf.Join(tls, file)) {
+				found.Addf(yamlconf.Join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.Line(spiffe))
 			}
 		}
 		if err := certs.CheckSocket(c.SPIFFE.Socket); err != nil && c.SPIFFE.Socket != "" {
-			found.addf(join(spiffe, "socket"), "%v", err)
+			found.Addf(yamlconf.Join(spiffe, "socket"), "%v", err)
 		}
 		for i, name := range c.SPIFFE.TrustDomains {
 			if err := certs.CheckTrustDomain(name); err != nil && name != "" {
-				found.addf(item(join(spiffe, "trust_domains"), i), "%v", err)
+				found.Addf(yamlconf.Item(yamlconf.Join(spiffe, "trust_domains"), i), "%v", err)
 			}
 		}
 	}
 }
 
 // checkApart reports two listeners with conflicting addresses.
-func checkApart(first string, a Listener, second string, b Listener, found *findings) {
+func checkApart(first string, a Listener, second string, b Listener, found *yamlconf.Findings) {
 	if !collide(a.Address, b.Address) {
 		return
 	}
-	if found.line(second) < found.line(first) {
+	if found.Line(second) < found.Line(first) {
 		first, second = second, first
 	}
-	found.addf(second, "the same address as %s: give each listener a port of its own", first)
+	found.Addf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
-func checkListener(l Listener, path string, encrypted bool, found *findings) {
+func checkListener(l Listener, path string, encrypted bool, found *yamlconf.Findings) {
 	if l.Address == "" {
 		return
 	}
@@ -258,26 +259,26 @@ func checkListener(l Listener, path string, encrypted bool, found *findings) {
 	_, badPort := strconv.ParseUint(port, 10, 16)
 	switch {
 	case err != nil || badPort != nil:
-		found.addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+		found.Addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
 	case encrypted || l.Plaintext || onLoopback(l.Address):
 	case path == "listen.ops":
-		found.addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+		found.Addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	default:
-		found.addf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
+		found.Addf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	}
 }
 
-func checkUnix(c *Unix, path string, found *findings) {
+func checkUnix(c *Unix, path string, found *yamlconf.Findings) {
 	if c == nil {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
-		found.addf(join(path, "path"), "expected an absolute path, because clients may have another working directory")
+		found.Addf(yamlconf.Join(path, "path"), "expected an absolute path, because clients may have another working directory")
 	}
 	if _, ok := c.FileMode(); !ok {
-		found.addf(join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
+		found.Addf(yamlconf.Join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
 	}
 }
 
@@ -286,29 +287,29 @@ const overflowUID = 65534
 
 // checkProofs reports callers that no listener can identify or distinguish from others,
 // and credentials that are sent unencrypted.
-func checkProofs(c *Config, found *findings) {
+func checkProofs(c *Config, found *yamlconf.Findings) {
 	asksForCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
 	bySPIFFE := c.Listen.Encrypted() && c.Listen.TLS.SPIFFE != nil
 	for i := range c.Callers {
-		caller, path := &c.Callers[i], item("callers", i)
+		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
-			found.warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
+			found.Warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
 		case bySPIFFE && caller.DNSSAN != "":
-			found.warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
+			found.Warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
 		case bySPIFFE && !c.Listen.TLS.SPIFFE.covers(caller.SPIFFEID):
-			found.warn(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
+			found.Warn(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
 		case caller.UID != nil && *caller.UID == overflowUID:
-			found.addf(join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
+			found.Addf(yamlconf.Join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
-			found.warn(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
+			found.Warn(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
 		}
 	}
 	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
 		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-			found.warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+			found.Warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
 }
@@ -323,7 +324,7 @@ func (c *SPIFFE) covers(id string) bool {
 func (c *Caller) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
 
 // checkBound checks the callers that listeners are bound to.
-func checkBound(c *Config, found *findings) {
+func checkBound(c *Config, found *yamlconf.Findings) {
 	for _, listener := range []struct {
 		path string
 		Listener
@@ -333,7 +334,7 @@ func checkBound(c *Config, found *findings) {
 		}
 		checkBoundTo(c, listener.Caller, listener.path, found)
 		if !onLoopback(listener.Address) {
-			found.addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
+			found.Addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
 	for path, socket := range map[string]*Unix{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.UnixHTTP()} {
@@ -342,13 +343,13 @@ func checkBound(c *Config, found *findings) {
 		}
 	}
 	if c.Listen.Ops.Caller != "" {
-		found.addf("listen.ops.caller", "the ops listener does not identify callers: remove it")
+		found.Addf("listen.ops.caller", "the ops listener does not identify callers: remove it")
 	}
 }
 
-func checkBoundTo(c *Config, bound, path string, found *findings) {
+func checkBoundTo(c *Config, bound, path string, found *yamlconf.Findings) {
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return caller.Name == bound }) {
-		found.addf(path, "no such caller: add it to callers")
+		found.Addf(path, "no such caller: add it to callers")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // presets returns the clients' defaults for each IdP: each could also be given by a key
@@ -58,13 +59,13 @@ func issuerPresets() map[string]Issuer {
 }
 
 // complete fills in the defaults that depend on other keys.
-func complete(c *Config, found *findings) {
-	if !found.given("store") {
+func complete(c *Config, found *yamlconf.Findings) {
+	if !found.Given("store") {
 		c.Store.Memory = &MemoryStore{}
 	}
 	for name, client := range c.Clients {
-		path := join("clients", name)
-		given := func(key string) bool { return found.given(path + "." + key) }
+		path := yamlconf.Join("clients", name)
+		given := func(key string) bool { return found.Given(path + "." + key) }
 		if preset, known := presets()[client.Preset]; known {
 			if given("issuer") {
 				preset.TokenURL = ""
@@ -77,8 +78,8 @@ func complete(c *Config, found *findings) {
 		c.Clients[name] = client
 	}
 	for i := range c.Issuers {
-		path := item("issuers", i)
-		given := func(key string) bool { return found.given(path + "." + key) }
+		path := yamlconf.Item("issuers", i)
+		given := func(key string) bool { return found.Given(path + "." + key) }
 		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
 			if given("jwks_file") {
 				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
@@ -96,7 +97,7 @@ func adopt[C any](into *C, preset C, given func(key string) bool) {
 
 func adoptFields(to, from reflect.Value, path string, given func(key string) bool) {
 	for i := range from.NumField() {
-		key := join(path, from.Type().Field(i).Tag.Get("yaml"))
+		key := yamlconf.Join(path, from.Type().Field(i).Tag.Get("yaml"))
 		switch {
 		case from.Field(i).IsZero():
 		case from.Field(i).Kind() == reflect.Struct:

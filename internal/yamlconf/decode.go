@@ -1,4 +1,7 @@
-package config
+// Package yamlconf reads a configuration file in YAML into structs, and reports each
+// problem with its line and a sentence that describes the fix. It knows the file's keys
+// by the yaml and jsonschema tags of the structs alone.
+package yamlconf
 
 import (
 	"reflect"
@@ -11,88 +14,88 @@ import (
 )
 
 const (
-	// namePattern matches keys, and names in the place of keys.
-	namePattern = `^[A-Za-z0-9._-]{1,128}$`
-	// durationPattern excludes probable mistakes: signs, numbers without a unit, and
+	// NamePattern matches keys, and names in the place of keys.
+	NamePattern = `^[A-Za-z0-9._-]{1,128}$`
+	// DurationPattern excludes probable mistakes: signs, numbers without a unit, and
 	// units below a millisecond.
-	durationPattern = `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
+	DurationPattern = `^([0-9]+(\.[0-9]+)?(ms|s|m|h))+$`
 
 	expectedDuration = "a duration such as 30s or 5m"
 )
 
-// format describes a file beyond the tags of its structs.
-type format struct {
-	// root describes the mapping that the file is.
-	root string
-	// empty is the fix for a file without content.
-	empty string
-	// types decode the types with a notation of their own.
-	types map[reflect.Type]func(n node, v reflect.Value)
-	// values returns the list that the values= of a jsonschema tag names.
-	values func(list string) []string
-	// replacement returns the key that replaced one of an earlier version, or "".
-	replacement func(path, key string) string
+// Format describes a file beyond the tags of its structs.
+type Format struct {
+	// Root describes the mapping that the file is.
+	Root string
+	// Empty is the fix for a file without content.
+	Empty string
+	// Types decode the types with a notation of their own.
+	Types map[reflect.Type]func(n Node, v reflect.Value)
+	// Values returns the list that the values= of a jsonschema tag names.
+	Values func(list string) []string
+	// Replaced returns the key that replaced one of an earlier version, or "".
+	Replaced func(path, key string) string
 }
 
-// decode fills a struct from the content of a file, by its yaml tags. It checks the
+// Decode fills a struct from the content of a file, by its yaml tags. It checks the
 // constraints in the jsonschema tags: problems of values are in the findings. The error is
 // an [*Error], for a file that is not a mapping in YAML.
-func decode(file string, data []byte, into any, format format) (*findings, error) {
+func Decode(file string, data []byte, into any, format Format) (*Findings, error) {
 	d := &decoder{
-		findings: &findings{file: file, lines: map[string]int{}},
-		format:   format,
+		Findings: &Findings{file: file, lines: map[string]int{}},
+		Format:   format,
 		fields:   map[reflect.Type][]field{},
-		name:     regexp.MustCompile(namePattern),
-		duration: regexp.MustCompile(durationPattern),
+		name:     regexp.MustCompile(NamePattern),
+		duration: regexp.MustCompile(DurationPattern),
 	}
 	root := d.parse(data)
 	if root == nil {
-		return nil, d.err()
+		return nil, d.Err()
 	}
-	node{d, root, ""}.structure(reflect.ValueOf(into).Elem())
-	return d.findings, nil
+	Node{d, root, ""}.Struct(reflect.ValueOf(into).Elem())
+	return d.Findings, nil
 }
 
 // decoder decodes one file and records the line of each key.
 type decoder struct {
-	*findings
-	format
+	*Findings
+	Format
 	fields         map[reflect.Type][]field // of the structs decoded so far
 	name, duration *regexp.Regexp
 }
 
-// node is a value in the file. Its methods decode it into a value that holds the default
+// Node is a value in the file. Its methods decode it into a value that holds the default
 // and keeps it if the node is invalid.
-type node struct {
+type Node struct {
 	d    *decoder
 	yaml *yaml.Node // nil for a mapping without keys
-	path string
+	Path string
 }
 
 // key returns the node of a key in the mapping.
-func (n node) key(name string, value *yaml.Node) node { return node{n.d, value, join(n.path, name)} }
+func (n Node) key(name string, value *yaml.Node) Node { return Node{n.d, value, Join(n.Path, name)} }
 
 // items returns the nodes of a list and records their lines.
-func (n node) items() []node {
-	items := make([]node, len(n.yaml.Content))
+func (n Node) items() []Node {
+	items := make([]Node, len(n.yaml.Content))
 	for i, element := range n.yaml.Content {
-		items[i] = node{n.d, element, item(n.path, i)}
-		n.d.lines[items[i].path] = element.Line
+		items[i] = Node{n.d, element, Item(n.Path, i)}
+		n.d.lines[items[i].Path] = element.Line
 	}
 	return items
 }
 
-// addf adds a problem of the node, on its line.
-func (n node) addf(format string, args ...any) {
-	n.d.addLinef(n.yaml.Line, "%s: "+format, append([]any{n.path}, args...)...)
+// Addf adds a problem of the node, on its line.
+func (n Node) Addf(format string, args ...any) {
+	n.d.addLinef(n.yaml.Line, "%s: "+format, append([]any{n.Path}, args...)...)
 }
 
 // value decodes a value of any type.
-func (n node) value(v reflect.Value, f *field) {
+func (n Node) value(v reflect.Value, f *field) {
 	if !n.plain() {
 		return
 	}
-	if decode, ok := n.d.types[v.Type()]; ok {
+	if decode, ok := n.d.Types[v.Type()]; ok {
 		decode(n, v)
 		return
 	}
@@ -118,18 +121,18 @@ func (n node) value(v reflect.Value, f *field) {
 	}
 }
 
-// textValue returns the text of the node. expected describes the value in messages; the
+// Text returns the text of the node. expected describes the value in messages; the
 // constraints are written as in a jsonschema tag. ok is false if it has added a problem.
-func (n node) textValue(expected, constraints string) (value string, ok bool) {
+func (n Node) Text(expected, constraints string) (value string, ok bool) {
 	return n.text(n.d.constraints(constraints), expected)
 }
 
-// textList returns the texts in the list. ok is false if it has added a problem.
-func (n node) textList(constraints string) (values []string, ok bool) {
+// Texts returns the texts in the list. ok is false if it has added a problem.
+func (n Node) Texts(constraints string) (values []string, ok bool) {
 	return n.texts(n.d.constraints(constraints))
 }
 
-func (n node) composite(v reflect.Value, f *field) {
+func (n Node) composite(v reflect.Value, f *field) {
 	switch v.Kind() {
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
@@ -139,17 +142,17 @@ func (n node) composite(v reflect.Value, f *field) {
 	case reflect.Slice:
 		n.list(v, f)
 	default:
-		n.structure(v)
+		n.Struct(v)
 	}
 }
 
 // plain rejects YAML features that disguise a node's value.
-func (n node) plain() bool {
+func (n Node) plain() bool {
 	switch {
 	case n.yaml.Kind == yaml.AliasNode || n.yaml.Anchor != "":
-		n.addf(noAliases)
+		n.Addf(noAliases)
 	case n.yaml.Style&yaml.TaggedStyle != 0:
-		n.addf("tags (!) are not read: remove it, or put a text that begins so in quotes")
+		n.Addf("tags (!) are not read: remove it, or put a text that begins so in quotes")
 	default:
 		return true
 	}
@@ -157,7 +160,7 @@ func (n node) plain() bool {
 }
 
 // unexpected reports a value of the wrong type.
-func (n node) unexpected(expected string) {
+func (n Node) unexpected(expected string) {
 	hint := ""
 	switch {
 	case n.yaml.Tag == "!!null":
@@ -165,16 +168,18 @@ func (n node) unexpected(expected string) {
 	case expected == "text" && n.yaml.Kind == yaml.ScalarNode:
 		hint = ": put it in quotes"
 	}
-	n.addf("expected %s, found %s%s", expected, kindOf(n.yaml), hint)
+	n.Addf("expected %s, found %s%s", expected, kindOf(n.yaml), hint)
 }
 
-func (n node) isMapping() bool { return n.yaml.Kind == yaml.MappingNode }
+// IsMapping reports whether the node is a mapping.
+func (n Node) IsMapping() bool { return n.yaml.Kind == yaml.MappingNode }
 
-func (n node) isList() bool { return n.yaml.Kind == yaml.SequenceNode }
+// IsList reports whether the node is a list.
+func (n Node) IsList() bool { return n.yaml.Kind == yaml.SequenceNode }
 
-// structure decodes a mapping whose keys are v's fields.
-func (n node) structure(v reflect.Value) {
-	if n.yaml != nil && !n.isMapping() {
+// Struct decodes a mapping whose keys are v's fields.
+func (n Node) Struct(v reflect.Value) {
+	if n.yaml != nil && !n.IsMapping() {
 		n.unexpected("a mapping")
 		n.yaml = nil
 	}
@@ -191,60 +196,60 @@ func (n node) structure(v reflect.Value) {
 		case values[i] != nil:
 			n.key(f.name, values[i]).value(target, f)
 		case target.Kind() == reflect.Struct && !f.leaf:
-			n.key(f.name, nil).structure(target)
+			n.key(f.name, nil).Struct(target)
 		case f.required && n.yaml != nil:
-			n.d.addf(n.path, "%s is missing", f.name)
+			n.d.Addf(n.Path, "%s is missing", f.name)
 		}
 	}
 }
 
 // pick finds the value of each field among the keys.
-func (n node) pick(fields []field, values []*yaml.Node) {
+func (n Node) pick(fields []field, values []*yaml.Node) {
 	for i := 0; i+1 < len(n.yaml.Content); i += 2 {
 		key := n.yaml.Content[i]
 		at := slices.IndexFunc(fields, func(f field) bool { return f.name == key.Value })
 		switch {
 		case !n.usable(key):
 		case at < 0:
-			n.key(key.Value, key).addf("no such key%s", n.d.suggest(n.path, key.Value, fields))
+			n.key(key.Value, key).Addf("no such key%s", n.d.suggest(n.Path, key.Value, fields))
 		case values[at] != nil:
 			n.twice(key)
 		default:
 			values[at] = n.yaml.Content[i+1]
-			n.d.lines[join(n.path, key.Value)] = key.Line
+			n.d.lines[Join(n.Path, key.Value)] = key.Line
 		}
 	}
 }
 
 // usable rejects keys that cannot be names. The message does not repeat them: without the
 // space after the colon, a key includes its value.
-func (n node) usable(key *yaml.Node) bool {
-	k := node{n.d, key, n.path}
-	if k.path == "" {
-		k.path = "the file"
+func (n Node) usable(key *yaml.Node) bool {
+	k := Node{n.d, key, n.Path}
+	if k.Path == "" {
+		k.Path = "the file"
 	}
 	switch {
 	case key.Tag == "!!merge":
-		k.addf("merge keys (<<) are not read: write the keys out")
+		k.Addf("merge keys (<<) are not read: write the keys out")
 	case !k.plain():
 	case key.Kind == yaml.ScalarNode && n.d.name.MatchString(key.Value):
 		return true
 	case key.Kind == yaml.ScalarNode && strings.Contains(key.Value, ":"):
-		k.addf("a key with a colon in it: put a space after the colon that ends the key")
+		k.Addf("a key with a colon in it: put a space after the colon that ends the key")
 	default:
-		k.addf("a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens")
+		k.Addf("a key or name here is 1 to 128 letters, digits, dots, underscores and hyphens")
 	}
 	return false
 }
 
-func (n node) twice(key *yaml.Node) {
+func (n Node) twice(key *yaml.Node) {
 	k := n.key(key.Value, key)
-	k.addf("given before, in line %d: remove one of them", n.d.lines[k.path])
+	k.Addf("given before, in line %d: remove one of them", n.d.lines[k.Path])
 }
 
 // mapping decodes a mapping whose keys are names.
-func (n node) mapping(v reflect.Value, f *field) {
-	if !n.isMapping() {
+func (n Node) mapping(v reflect.Value, f *field) {
+	if !n.IsMapping() {
 		n.unexpected("a mapping")
 		return
 	}
@@ -254,10 +259,10 @@ func (n node) mapping(v reflect.Value, f *field) {
 		value := n.key(key.Value, n.yaml.Content[i+1])
 		switch {
 		case !n.usable(key):
-		case n.d.given(value.path):
+		case n.d.Given(value.Path):
 			n.twice(key)
 		default:
-			n.d.lines[value.path] = key.Line
+			n.d.lines[value.Path] = key.Line
 			element := reflect.New(v.Type().Elem()).Elem()
 			value.value(element, f)
 			v.SetMapIndex(reflect.ValueOf(key.Value), element)
@@ -266,8 +271,8 @@ func (n node) mapping(v reflect.Value, f *field) {
 }
 
 // list decodes a list of mappings.
-func (n node) list(v reflect.Value, f *field) {
-	if !n.isList() {
+func (n Node) list(v reflect.Value, f *field) {
+	if !n.IsList() {
 		n.unexpected("a list")
 		return
 	}
@@ -277,8 +282,8 @@ func (n node) list(v reflect.Value, f *field) {
 	}
 }
 
-func (n node) texts(f *field) (values []string, ok bool) {
-	if !n.isList() {
+func (n Node) texts(f *field) (values []string, ok bool) {
+	if !n.IsList() {
 		n.unexpected("a list such as [a, b]")
 		return nil, false
 	}
@@ -286,7 +291,7 @@ func (n node) texts(f *field) (values []string, ok bool) {
 		n.emptyList(f)
 	}
 	if most := f.limits["maxItems"]; most > 0 && len(n.yaml.Content) > most {
-		n.addf("at most %d are possible", most)
+		n.Addf("at most %d are possible", most)
 		return nil, false
 	}
 	items := n.items()
@@ -294,22 +299,22 @@ func (n node) texts(f *field) (values []string, ok bool) {
 	for i, element := range items {
 		element.value(reflect.ValueOf(&values[i]).Elem(), f)
 		if before := slices.Index(values[:i], values[i]); f.unique && before >= 0 && values[i] != "" {
-			element.addf("the same as %s: remove one of them", items[before].path)
+			element.Addf("the same as %s: remove one of them", items[before].Path)
 		}
 	}
 	return values, true
 }
 
-func (n node) emptyList(f *field) {
+func (n Node) emptyList(f *field) {
 	if f.required {
-		n.addf("the list is empty: give at least one")
+		n.Addf("the list is empty: give at least one")
 		return
 	}
-	n.addf("the list is empty: give at least one, or remove the key")
+	n.Addf("the list is empty: give at least one, or remove the key")
 }
 
 // scalar returns the text of the node, which must be text.
-func (n node) scalar(expected string) (string, bool) {
+func (n Node) scalar(expected string) (string, bool) {
 	// A date is a timestamp only in YAML 1.1; here it is text.
 	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!str" && n.yaml.Tag != "!!timestamp" {
 		n.unexpected(expected)
@@ -318,38 +323,38 @@ func (n node) scalar(expected string) (string, bool) {
 	return n.yaml.Value, true
 }
 
-func (n node) text(f *field, expected string) (value string, ok bool) {
+func (n Node) text(f *field, expected string) (value string, ok bool) {
 	value, ok = n.scalar(expected)
 	most := f.limits["maxLength"]
 	switch {
 	case !ok:
 		return "", false
 	case len(f.enum) > 0 && !slices.Contains(f.enum, value):
-		n.addf("expected %s%s", oneOf(f.enum), didYouMean(value, f.enum))
+		n.Addf("expected %s%s", OneOf(f.enum), DidYouMean(value, f.enum))
 	case value == "" && f.limits["minLength"] > 0:
-		n.addf("must not be empty")
+		n.Addf("must not be empty")
 	case most > 0 && len(value) > most:
-		n.addf("must not be longer than %d bytes", most)
+		n.Addf("must not be longer than %d bytes", most)
 	default:
 		return value, true
 	}
 	return "", false
 }
 
-func (n node) period(into *time.Duration) {
+func (n Node) period(into *time.Duration) {
 	value, ok := n.scalar(expectedDuration)
 	if !ok {
 		return
 	}
 	period, err := time.ParseDuration(value)
 	if err != nil || !n.d.duration.MatchString(value) {
-		n.addf("expected %s", expectedDuration)
+		n.Addf("expected %s", expectedDuration)
 		return
 	}
 	*into = period
 }
 
-func (n node) truth(into *bool) {
+func (n Node) truth(into *bool) {
 	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!bool" {
 		n.unexpected("true or false")
 		return
@@ -357,7 +362,7 @@ func (n node) truth(into *bool) {
 	*into = strings.EqualFold(n.yaml.Value, "true")
 }
 
-func (n node) number(into *int, f *field) {
+func (n Node) number(into *int, f *field) {
 	least, most := f.limits["minimum"], f.limits["maximum"]
 	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" {
 		n.unexpected("a whole number")
@@ -365,13 +370,13 @@ func (n node) number(into *int, f *field) {
 	}
 	var value int
 	if err := n.yaml.Load(&value); err != nil || value < least || value > most {
-		n.addf("must be from %d to %d", least, most)
+		n.Addf("must be from %d to %d", least, most)
 		return
 	}
 	*into = value
 }
 
-func (n node) fraction(into *float64, f *field) {
+func (n Node) fraction(into *float64, f *field) {
 	least, most := f.limits["minimum"], f.limits["maximum"]
 	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" && n.yaml.Tag != "!!float" {
 		n.unexpected("a number such as 0.01")
@@ -380,7 +385,7 @@ func (n node) fraction(into *float64, f *field) {
 	var value float64
 	// NaN compares false with both bounds, so the condition is a negated "within".
 	if err := n.yaml.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
-		n.addf("must be from %d to %d", least, most)
+		n.Addf("must be from %d to %d", least, most)
 		return
 	}
 	*into = value

@@ -1,4 +1,4 @@
-package config
+package yamlconf
 
 import (
 	"cmp"
@@ -25,8 +25,8 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Message)
 }
 
-// sortProblems sorts by line.
-func sortProblems(problems []Problem) {
+// Sort sorts by line.
+func Sort(problems []Problem) {
 	slices.SortStableFunc(problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), strings.Compare(a.Message, b.Message))
 	})
@@ -44,18 +44,18 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// findings are the results of reading a file other than its values.
-type findings struct {
+// Findings are the results of reading a file other than its values.
+type Findings struct {
 	file string
 	// lines has the line of each key and each list item, by path. A key that was not
 	// given is absent.
 	lines    map[string]int
 	problems []Problem
-	warnings []Problem
+	Warnings []Problem
 }
 
-// at returns a problem of the key at path, on the key's line. The empty path stands for the file.
-func (f *findings) at(path, format string, args ...any) Problem {
+// At returns a problem of the key at path, on the key's line. The empty path stands for the file.
+func (f *Findings) At(path, format string, args ...any) Problem {
 	message := fmt.Sprintf(format, args...)
 	if path != "" {
 		message = path + ": " + message
@@ -63,38 +63,38 @@ func (f *findings) at(path, format string, args ...any) Problem {
 	return Problem{f.file, max(f.lines[path], 1), message}
 }
 
-// addf adds a problem of the key at path.
-func (f *findings) addf(path, format string, args ...any) {
-	f.problems = append(f.problems, f.at(path, format, args...))
+// Addf adds a problem of the key at path.
+func (f *Findings) Addf(path, format string, args ...any) {
+	f.problems = append(f.problems, f.At(path, format, args...))
 }
 
 // addLinef adds a problem that is not on the line of a key.
-func (f *findings) addLinef(line int, format string, args ...any) {
+func (f *Findings) addLinef(line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-// warn is addf for valid values that are probably a mistake.
-func (f *findings) warn(path, message string) {
-	f.warnings = append(f.warnings, f.at(path, "%s", message))
+// Warn is addf for valid values that are probably a mistake.
+func (f *Findings) Warn(path, message string) {
+	f.Warnings = append(f.Warnings, f.At(path, "%s", message))
 }
 
-// given reports whether the file has the key at path.
-func (f *findings) given(path string) bool { return f.lines[path] > 0 }
+// Given reports whether the file has the key at path.
+func (f *Findings) Given(path string) bool { return f.lines[path] > 0 }
 
-// line returns the line of the key at path.
-func (f *findings) line(path string) int { return f.lines[path] }
+// Line returns the line of the key at path.
+func (f *Findings) Line(path string) int { return f.lines[path] }
 
-// err returns all problems as an [*Error]; nil if there is no problem.
-func (f *findings) err() error {
+// Err returns all problems as an [*Error]; nil if there is no problem.
+func (f *Findings) Err() error {
 	if len(f.problems) == 0 {
 		return nil
 	}
-	sortProblems(f.problems)
+	Sort(f.problems)
 	return &Error{f.problems}
 }
 
-// join returns the path of a key. A name with a dot is quoted, so that paths stay unique.
-func join(path, key string) string {
+// Join returns the path of a key. A name with a dot is quoted, so that paths stay unique.
+func Join(path, key string) string {
 	if strings.Contains(key, ".") {
 		key = `"` + key + `"`
 	}
@@ -104,5 +104,5 @@ func join(path, key string) string {
 	return path + "." + key
 }
 
-// item returns the path of a list item, counted from 0.
-func item(path string, index int) string { return path + "[" + strconv.Itoa(index) + "]" }
+// Item returns the path of a list item, counted from 0.
+func Item(path string, index int) string { return path + "[" + strconv.Itoa(index) + "]" }

@@ -1,4 +1,4 @@
-package config
+package yamlconf
 
 import (
 	"bytes"
@@ -13,8 +13,8 @@ import (
 
 const noAliases = "anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes"
 
-// maxSize bounds a file: a configuration of 10,000 clients has about 3 MiB.
-const maxSize = 16 << 20
+// MaxSize bounds a file: a configuration of 10,000 clients has about 3 MiB.
+const MaxSize = 16 << 20
 
 // parse returns the file's single mapping. If it returns nil, it has added a problem.
 func (d *decoder) parse(data []byte) *yaml.Node {
@@ -29,7 +29,7 @@ func (d *decoder) parse(data []byte) *yaml.Node {
 	var document, second yaml.Node
 	switch err := loader.Load(&document); {
 	case errors.Is(err, io.EOF):
-		d.addLinef(1, "the file is empty: %s", d.empty)
+		d.addLinef(1, "the file is empty: %s", d.Empty)
 		return nil
 	case err != nil:
 		d.addSyntax(err, data)
@@ -55,17 +55,17 @@ func (d *decoder) rootMapping(document *yaml.Node) *yaml.Node {
 	case root.Kind == yaml.MappingNode:
 		return root
 	case root.Tag == "!!null":
-		d.addLinef(root.Line, "the file is empty: %s", d.empty)
+		d.addLinef(root.Line, "the file is empty: %s", d.Empty)
 	default:
-		d.addLinef(root.Line, "the file is expected to be %s, and is %s", d.root, kindOf(root))
+		d.addLinef(root.Line, "the file is expected to be %s, and is %s", d.Root, kindOf(root))
 	}
 	return nil
 }
 
 // isText reports content that the parser would reject without a line number.
 func (d *decoder) isText(data []byte) bool {
-	if len(data) > maxSize {
-		d.addLinef(1, "the file is larger than %d MiB: is it the configuration?", maxSize>>20)
+	if len(data) > MaxSize {
+		d.addLinef(1, "the file is larger than %d MiB: is it the configuration?", MaxSize>>20)
 		return false
 	}
 	line := 1

@@ -1,4 +1,4 @@
-package config
+package yamlconf
 
 import (
 	"fmt"
@@ -40,7 +40,7 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 func (d *decoder) newField(from reflect.StructField) field {
 	f := d.constraints(from.Tag.Get("jsonschema"))
 	f.index, f.name = from.Index, from.Tag.Get("yaml")
-	_, f.leaf = d.types[from.Type]
+	_, f.leaf = d.Types[from.Type]
 	return *f
 }
 
@@ -57,7 +57,7 @@ func (d *decoder) constraints(tag string) *field {
 		case "enum":
 			f.enum = append(f.enum, value)
 		case "values":
-			f.enum = d.values(value)
+			f.enum = d.Values(value)
 		case "default":
 			f.defaults = append(f.defaults, value)
 		default:
@@ -74,8 +74,8 @@ func (d *decoder) setDefault(v reflect.Value, f *field) {
 		return
 	}
 	text := f.defaults[0]
-	if decode, ok := d.types[v.Type()]; ok {
-		decode(node{d, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}, f.name}, v)
+	if decode, ok := d.Types[v.Type()]; ok {
+		decode(Node{d, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}, f.name}, v)
 		return
 	}
 	switch into := v.Addr().Interface().(type) {
@@ -96,14 +96,14 @@ func (d *decoder) setDefault(v reflect.Value, f *field) {
 
 // suggest names the key that replaced this one, or the nearest key, or all valid keys.
 func (d *decoder) suggest(path, key string, fields []field) string {
-	if replacement := d.replacement(path, key); replacement != "" {
+	if replacement := d.Replaced(path, key); replacement != "" {
 		return "; it is now " + replacement
 	}
 	names := make([]string, len(fields))
 	for i, f := range fields {
 		names[i] = f.name
 	}
-	near := didYouMean(key, names)
+	near := DidYouMean(key, names)
 	switch {
 	case near != "":
 		return near
@@ -114,9 +114,9 @@ func (d *decoder) suggest(path, key string, fields []field) string {
 	}
 }
 
-// didYouMean returns "; did you mean x?" for the nearest of names, or "" if no name is
+// DidYouMean returns "; did you mean x?" for the nearest of names, or "" if no name is
 // near.
-func didYouMean(text string, names []string) string {
+func DidYouMean(text string, names []string) string {
 	if len(text) > 64 {
 		return ""
 	}
@@ -157,8 +157,8 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// oneOf formats names as "a, b or c".
-func oneOf(names []string) string {
+// OneOf formats names as "a, b or c".
+func OneOf(names []string) string {
 	last := len(names) - 1
 	if last == 0 {
 		return names[0]
