@@ -23,13 +23,14 @@ const (
 	expectedDuration = "a duration such as 30s or 5m"
 )
 
-// Format describes a file beyond the tags of its structs.
+// Format describes a file beyond the tags of its structs. All fields must be set.
 type Format struct {
-	// Root describes the mapping that the file is.
+	// Root describes the file in messages, such as "a mapping of sections".
 	Root string
-	// Empty is the fix for a file without content.
+	// Empty is the fix for an empty file.
 	Empty string
-	// Types decode the types with a notation of their own.
+	// Types decodes nodes into values of types that have a notation of their own. A default
+	// in a tag is decoded like text in the file.
 	Types map[reflect.Type]func(n Node, v reflect.Value)
 	// Values returns the list that the values= of a jsonschema tag names.
 	Values func(list string) []string
@@ -37,9 +38,9 @@ type Format struct {
 	Replaced func(path, key string) string
 }
 
-// Decode fills a struct from the content of a file, by its yaml tags. It checks the
-// constraints in the jsonschema tags: problems of values are in the findings. The error is
-// an [*Error], for a file that is not a mapping in YAML.
+// Decode decodes the content of a file into the struct that into points to. The findings
+// have all problems with keys and values; a value with a problem keeps its default. The
+// error is an [*Error], if the file is not a YAML mapping.
 func Decode(file string, data []byte, into any, format Format) (*Findings, error) {
 	d := &decoder{
 		Findings: &Findings{file: file, lines: map[string]int{}},
@@ -69,6 +70,7 @@ type decoder struct {
 type Node struct {
 	d    *decoder
 	yaml *yaml.Node // nil for a mapping without keys
+	// Path is the path of the key or list item: see [Join] and [Item].
 	Path string
 }
 
@@ -107,11 +109,11 @@ func (n Node) value(v reflect.Value, f *field) {
 	case *time.Duration:
 		n.period(into)
 	case *bool:
-		n.truth(into)
+		n.boolean(into)
 	case *int:
-		n.number(into, f)
+		number(n, into, f, "a whole number", "!!int")
 	case *float64:
-		n.fraction(into, f)
+		number(n, into, f, "a number such as 0.01", "!!int", "!!float")
 	case *[]string:
 		if texts, ok := n.texts(f); ok {
 			*into = texts
@@ -213,7 +215,7 @@ func (n Node) pick(fields []field, values []*yaml.Node) {
 		case at < 0:
 			n.key(key.Value, key).Addf("no such key%s", n.d.suggest(n.Path, key.Value, fields))
 		case values[at] != nil:
-			n.twice(key)
+			n.addDuplicate(key)
 		default:
 			values[at] = n.yaml.Content[i+1]
 			n.d.lines[Join(n.Path, key.Value)] = key.Line
@@ -242,7 +244,7 @@ func (n Node) usable(key *yaml.Node) bool {
 	return false
 }
 
-func (n Node) twice(key *yaml.Node) {
+func (n Node) addDuplicate(key *yaml.Node) {
 	k := n.key(key.Value, key)
 	k.Addf("given before, in line %d: remove one of them", n.d.lines[k.Path])
 }
@@ -260,7 +262,7 @@ func (n Node) mapping(v reflect.Value, f *field) {
 		switch {
 		case !n.usable(key):
 		case n.d.Given(value.Path):
-			n.twice(key)
+			n.addDuplicate(key)
 		default:
 			n.d.lines[value.Path] = key.Line
 			element := reflect.New(v.Type().Elem()).Elem()
@@ -288,10 +290,14 @@ func (n Node) texts(f *field) (values []string, ok bool) {
 		return nil, false
 	}
 	if len(n.yaml.Content) < f.limits["minItems"] {
-		n.emptyList(f)
+		fix := "give at least one, or remove the key"
+		if f.required {
+			fix = "give at least one"
+		}
+		n.Addf("the list is empty: %s", fix)
 	}
-	if most := f.limits["maxItems"]; most > 0 && len(n.yaml.Content) > most {
-		n.Addf("at most %d are possible", most)
+	if maximum := f.limits["maxItems"]; maximum > 0 && len(n.yaml.Content) > maximum {
+		n.Addf("at most %d are possible", maximum)
 		return nil, false
 	}
 	items := n.items()
@@ -303,14 +309,6 @@ func (n Node) texts(f *field) (values []string, ok bool) {
 		}
 	}
 	return values, true
-}
-
-func (n Node) emptyList(f *field) {
-	if f.required {
-		n.Addf("the list is empty: give at least one")
-		return
-	}
-	n.Addf("the list is empty: give at least one, or remove the key")
 }
 
 // scalar returns the text of the node, which must be text.
@@ -325,7 +323,7 @@ func (n Node) scalar(expected string) (string, bool) {
 
 func (n Node) text(f *field, expected string) (value string, ok bool) {
 	value, ok = n.scalar(expected)
-	most := f.limits["maxLength"]
+	maximum := f.limits["maxLength"]
 	switch {
 	case !ok:
 		return "", false
@@ -333,8 +331,8 @@ func (n Node) text(f *field, expected string) (value string, ok bool) {
 		n.Addf("expected %s%s", OneOf(f.enum), DidYouMean(value, f.enum))
 	case value == "" && f.limits["minLength"] > 0:
 		n.Addf("must not be empty")
-	case most > 0 && len(value) > most:
-		n.Addf("must not be longer than %d bytes", most)
+	case maximum > 0 && len(value) > maximum:
+		n.Addf("must not be longer than %d bytes", maximum)
 	default:
 		return value, true
 	}
@@ -346,15 +344,15 @@ func (n Node) period(into *time.Duration) {
 	if !ok {
 		return
 	}
-	period, err := time.ParseDuration(value)
+	duration, err := time.ParseDuration(value)
 	if err != nil || !n.d.duration.MatchString(value) {
 		n.Addf("expected %s", expectedDuration)
 		return
 	}
-	*into = period
+	*into = duration
 }
 
-func (n Node) truth(into *bool) {
+func (n Node) boolean(into *bool) {
 	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!bool" {
 		n.unexpected("true or false")
 		return
@@ -362,30 +360,17 @@ func (n Node) truth(into *bool) {
 	*into = strings.EqualFold(n.yaml.Value, "true")
 }
 
-func (n Node) number(into *int, f *field) {
-	least, most := f.limits["minimum"], f.limits["maximum"]
-	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" {
-		n.unexpected("a whole number")
+// number decodes a number that YAML resolves to one of the tags.
+func number[T int | float64](n Node, into *T, f *field, expected string, tags ...string) {
+	minimum, maximum := f.limits["minimum"], f.limits["maximum"]
+	if n.yaml.Kind != yaml.ScalarNode || !slices.Contains(tags, n.yaml.Tag) {
+		n.unexpected(expected)
 		return
 	}
-	var value int
-	if err := n.yaml.Load(&value); err != nil || value < least || value > most {
-		n.Addf("must be from %d to %d", least, most)
-		return
-	}
-	*into = value
-}
-
-func (n Node) fraction(into *float64, f *field) {
-	least, most := f.limits["minimum"], f.limits["maximum"]
-	if n.yaml.Kind != yaml.ScalarNode || n.yaml.Tag != "!!int" && n.yaml.Tag != "!!float" {
-		n.unexpected("a number such as 0.01")
-		return
-	}
-	var value float64
+	var value T
 	// NaN compares false with both bounds, so the condition is a negated "within".
-	if err := n.yaml.Load(&value); err != nil || !(value >= float64(least) && value <= float64(most)) {
-		n.Addf("must be from %d to %d", least, most)
+	if err := n.yaml.Load(&value); err != nil || !(value >= T(minimum) && value <= T(maximum)) {
+		n.Addf("must be from %d to %d", minimum, maximum)
 		return
 	}
 	*into = value

@@ -44,17 +44,17 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Findings are the results of reading a file other than its values.
+// Findings are the results of reading a file other than its values. The empty path stands
+// for the whole file.
 type Findings struct {
-	file string
-	// lines has the line of each key and each list item, by path. A key that was not
-	// given is absent.
-	lines    map[string]int
+	file     string
+	lines    map[string]int // of each key and list item in the file, by path
 	problems []Problem
+	// Warnings report valid values that are probably a mistake.
 	Warnings []Problem
 }
 
-// At returns a problem of the key at path, on the key's line. The empty path stands for the file.
+// At returns a problem of the key at path, on the key's line.
 func (f *Findings) At(path, format string, args ...any) Problem {
 	message := fmt.Sprintf(format, args...)
 	if path != "" {
@@ -73,18 +73,18 @@ func (f *Findings) addLinef(line int, format string, args ...any) {
 	f.problems = append(f.problems, Problem{f.file, max(line, 1), fmt.Sprintf(format, args...)})
 }
 
-// Warn is addf for valid values that are probably a mistake.
+// Warn adds a warning about the key at path.
 func (f *Findings) Warn(path, message string) {
 	f.Warnings = append(f.Warnings, f.At(path, "%s", message))
 }
 
-// Given reports whether the file has the key at path.
+// Given reports whether the file has a key or list item at path.
 func (f *Findings) Given(path string) bool { return f.lines[path] > 0 }
 
-// Line returns the line of the key at path.
+// Line returns the line of the key at path, or 0.
 func (f *Findings) Line(path string) int { return f.lines[path] }
 
-// Err returns all problems as an [*Error]; nil if there is no problem.
+// Err returns all problems as an [*Error], or nil if there are none.
 func (f *Findings) Err() error {
 	if len(f.problems) == 0 {
 		return nil

@@ -13,7 +13,7 @@ import (
 
 const noAliases = "anchors (&) and aliases (*) are not read: write the value out, or put a text that begins so in quotes"
 
-// MaxSize bounds a file: a configuration of 10,000 clients has about 3 MiB.
+// MaxSize is the maximum size of a file, in bytes. 10,000 entries need about 3 MiB.
 const MaxSize = 16 << 20
 
 // parse returns the file's single mapping. If it returns nil, it has added a problem.
