@@ -10,120 +10,120 @@ import (
 
 // checkAuth reports contradictory keys about a client's authentication. Values from the
 // preset do not count as contradictions.
-func checkAuth(c *Client, path string, found *yamlconf.Findings) {
+func checkAuth(c *Client, path string, findings *yamlconf.Findings) {
 	auth := idp.AuthMethod(c.Auth)
-	checkSecret(c, path, found)
-	checkRawBasic(c, yamlconf.Join(path, "raw_basic"), found)
-	checkAssertions(c, path, found)
+	checkSecret(c, path, findings)
+	checkRawBasic(c, yamlconf.Join(path, "raw_basic"), findings)
+	checkAssertions(c, path, findings)
 	if at := yamlconf.Join(path, "auth"); c.GrantType == idp.JWTBearer && auth != idp.None {
-		found.Addf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
+		findings.Addf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
 	}
-	checkCertificate(c, path, found)
+	checkCertificate(c, path, findings)
 	if auth.Mutual() && strings.HasPrefix(c.TokenURL, "http:") {
-		found.Addf(yamlconf.Join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
+		findings.Addf(yamlconf.Join(path, "token_url"), "no certificate can be presented over http://: use https://, or change auth")
 	}
 }
 
 // checkCertificate checks that a client certificate has its key and goes with auth by
 // certificate.
-func checkCertificate(c *Client, path string, found *yamlconf.Findings) {
+func checkCertificate(c *Client, path string, findings *yamlconf.Findings) {
 	mutual, in := idp.AuthMethod(c.Auth).Mutual(), yamlconf.Join(path, "tls")
-	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, found)
+	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, findings)
 	if c.TLS == nil {
 		return
 	}
 	for _, key := range []string{"cert", "key"} {
-		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", found)
-		if mutual && !found.Given(yamlconf.Join(in, key)) {
-			found.Addf(in, "%s is missing: auth: %s needs it", key, c.Auth)
+		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", findings)
+		if mutual && !findings.Given(yamlconf.Join(in, key)) {
+			findings.Addf(in, "%s is missing: auth: %s needs it", key, c.Auth)
 		}
 	}
-	if !mutual && !found.Given(yamlconf.Join(in, "cert")) && !found.Given(yamlconf.Join(in, "key")) && !found.Given(yamlconf.Join(in, "ca")) {
-		found.Addf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
+	if !mutual && !findings.Given(yamlconf.Join(in, "cert")) && !findings.Given(yamlconf.Join(in, "key")) && !findings.Given(yamlconf.Join(in, "ca")) {
+		findings.Addf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
 	}
 }
 
 // needs reports a key that is missing.
-func needs(given bool, path, key, with string, found *yamlconf.Findings) {
-	if !given && !found.Given(yamlconf.Join(path, key)) {
-		found.Addf(path, "%s is missing: %s needs it", key, with)
+func needs(given bool, path, key, with string, findings *yamlconf.Findings) {
+	if !given && !findings.Given(yamlconf.Join(path, key)) {
+		findings.Addf(path, "%s is missing: %s needs it", key, with)
 	}
 }
 
 // only reports a key that does not apply to this client.
-func only(applies bool, path, key, with string, found *yamlconf.Findings) {
-	if at := yamlconf.Join(path, key); !applies && found.Given(at) {
-		found.Addf(at, "is for %s only: remove it, or change auth", with)
+func only(applies bool, path, key, with string, findings *yamlconf.Findings) {
+	if at := yamlconf.Join(path, key); !applies && findings.Given(at) {
+		findings.Addf(at, "is for %s only: remove it, or change auth", with)
 	}
 }
 
-func checkSecret(c *Client, path string, found *yamlconf.Findings) {
+func checkSecret(c *Client, path string, findings *yamlconf.Findings) {
 	at, needed := yamlconf.Join(path, "secret"), idp.NeedsSecret(idp.AuthMethod(c.Auth), c.GrantType)
 	switch {
-	case needed && !found.Given(at):
-		found.Addf(path, "secret is missing")
-	case !needed && found.Given(at):
-		found.Addf(at, "is not used with auth: %s: remove it, or change auth", c.Auth)
+	case needed && !findings.Given(at):
+		findings.Addf(path, "secret is missing")
+	case !needed && findings.Given(at):
+		findings.Addf(at, "is not used with auth: %s: remove it, or change auth", c.Auth)
 	}
 }
 
-func checkRawBasic(c *Client, path string, found *yamlconf.Findings) {
+func checkRawBasic(c *Client, path string, findings *yamlconf.Findings) {
 	switch {
 	case c.RawBasic && c.Auth != string(idp.SecretBasic):
-		found.Addf(path, "is for auth: client_secret_basic only: remove it, or change auth")
+		findings.Addf(path, "is for auth: client_secret_basic only: remove it, or change auth")
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
 		// RFC 7617 section 2: the first colon ends the user-id.
-		found.Addf(path, "the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth")
+		findings.Addf(path, "the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth")
 	}
 }
 
-func checkAssertions(c *Client, path string, found *yamlconf.Findings) {
+func checkAssertions(c *Client, path string, findings *yamlconf.Findings) {
 	auth, in := idp.AuthMethod(c.Auth), yamlconf.Join(path, "assertion")
 	key := idp.NeedsKey(auth, c.GrantType)
 	for _, name := range []string{"audience", "algorithm", "typ"} {
-		only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", found)
+		only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", findings)
 	}
 	for _, name := range []string{"kid", "certificate"} {
-		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", found)
+		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", findings)
 	}
-	if at := yamlconf.Join(in, "subject"); found.Given(at) && c.GrantType != idp.JWTBearer {
-		found.Addf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
+	if at := yamlconf.Join(in, "subject"); findings.Given(at) && c.GrantType != idp.JWTBearer {
+		findings.Addf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
 	}
-	checkAssertionFile(c, path, found)
-	checkAssertionAlgorithm(c, yamlconf.Join(in, "algorithm"), key, found)
-	checkAssertionAudience(c, yamlconf.Join(in, "audience"), found)
+	checkAssertionFile(c, path, findings)
+	checkAssertionAlgorithm(c, yamlconf.Join(in, "algorithm"), key, findings)
+	checkAssertionAudience(c, yamlconf.Join(in, "audience"), findings)
 }
 
-func checkAssertionFile(c *Client, path string, found *yamlconf.Findings) {
+func checkAssertionFile(c *Client, path string, findings *yamlconf.Findings) {
 	auth, in := idp.AuthMethod(c.Auth), yamlconf.Join(path, "assertion")
-	only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt", found)
+	only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt", findings)
 	file := yamlconf.Join(in, "file")
 	switch {
-	case auth.FromFile() && !found.Given(file):
-		found.Addf(path, "assertion.file is missing: auth: %s needs it", c.Auth)
+	case auth.FromFile() && !findings.Given(file):
+		findings.Addf(path, "assertion.file is missing: auth: %s needs it", c.Auth)
 	case isJWT(c.Assertion.File):
-		found.Addf(file, "names the file with the assertion, and must never be the assertion itself")
+		findings.Addf(file, "names the file with the assertion, and must never be the assertion itself")
 	}
 }
 
-func checkAssertionAlgorithm(c *Client, path string, key bool, found *yamlconf.Findings) {
+func checkAssertionAlgorithm(c *Client, path string, key bool, findings *yamlconf.Findings) {
 	switch symmetric := c.Assertion.Algorithm == jose.HS256; {
-	case !found.Given(path) || c.Assertion.Algorithm == "":
+	case !findings.Given(path) || c.Assertion.Algorithm == "":
 	case c.Auth == string(idp.SecretJWT) && !symmetric:
-		found.Addf(path, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
+		findings.Addf(path, "is HS256 with auth: client_secret_jwt: remove it, or change auth")
 	case key && symmetric:
-		found.Addf(path, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
+		findings.Addf(path, "HS256 is for secrets, and here a private key signs: remove it, or change auth")
 	}
 }
 
-func checkAssertionAudience(c *Client, path string, found *yamlconf.Findings) {
+func checkAssertionAudience(c *Client, path string, findings *yamlconf.Findings) {
 	switch audience := c.Assertion.Audience; {
-	case !found.Given(path) || audience == "":
+	case !findings.Given(path) || audience == "":
 	case audience == idp.AudienceIssuer && c.Issuer == "":
-		found.Addf(path, "there is no issuer: give issuer in place of token_url, or write the audience itself")
+		findings.Addf(path, "there is no issuer: give issuer in place of token_url, or write the audience itself")
 	case audience == idp.AudienceIssuer, audience == idp.AudienceTokenEndpoint:
 	case !strings.Contains(audience, ":"):
-		found.Addf(path, "expected issuer, token_endpoint, or the audience itself, a URL%s",
+		findings.Addf(path, "expected issuer, token_endpoint, or the audience itself, a URL%s",
 			yamlconf.DidYouMean(audience, []string{idp.AudienceIssuer, idp.AudienceTokenEndpoint}))
 	}
 }

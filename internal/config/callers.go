@@ -163,93 +163,93 @@ func eachTenant(roles map[string]Role, issuers []Issuer) {
 	}
 }
 
-func checkCallers(c *Config, found *yamlconf.Findings) {
+func checkCallers(c *Config, findings *yamlconf.Findings) {
 	names, matches := map[string]string{}, map[string]string{} // path of the first caller with this key
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
 		if before, again := names[caller.Name]; again && caller.Name != "" {
-			found.Addf(yamlconf.Join(path, "name"), "the same name as the caller in line %d: give each caller another", found.Line(yamlconf.Join(before, "name")))
+			findings.Addf(yamlconf.Join(path, "name"), "the same name as the caller in line %d: give each caller another", findings.Line(yamlconf.Join(before, "name")))
 		} else {
 			names[caller.Name] = path
 		}
-		checkRecognised(c, caller, path, matches, found)
+		checkRecognised(c, caller, path, matches, findings)
 		for j, role := range caller.Roles {
 			if _, known := c.Roles[role]; !known && role != "" {
-				found.Addf(yamlconf.Item(yamlconf.Join(path, "roles"), j), "no such role: add it to roles%s", yamlconf.DidYouMean(role, slices.Collect(maps.Keys(c.Roles))))
+				findings.Addf(yamlconf.Item(yamlconf.Join(path, "roles"), j), "no such role: add it to roles%s", yamlconf.DidYouMean(role, slices.Collect(maps.Keys(c.Roles))))
 			}
 		}
 	}
 	if len(c.Callers) == 0 {
-		found.Warn("", "callers: no caller is configured, so every request would be refused: add a caller")
+		findings.Warn("", "callers: no caller is configured, so every request would be refused: add a caller")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Roles)) {
-		checkRole(c, name, found)
+		checkRole(c, name, findings)
 	}
-	checkBound(c, found)
+	checkBound(c, findings)
 }
 
-func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, found *yamlconf.Findings) {
+func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, findings *yamlconf.Findings) {
 	var given []string
 	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "claims", "uid"} {
-		if bySubject := key == "claims" && caller.Subject != ""; found.Given(yamlconf.Join(path, key)) && !bySubject {
+		if bySubject := key == "claims" && caller.Subject != ""; findings.Given(yamlconf.Join(path, key)) && !bySubject {
 			given = append(given, key)
 		}
 	}
 	switch {
 	case len(given) > 1:
-		found.Addf(yamlconf.Join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
+		findings.Addf(yamlconf.Join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
 		return
 	case len(given) == 0 && !c.Listen.bound(caller.Name):
-		found.Addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
+		findings.Addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
 	case len(given) == 0:
 		return
 	}
-	checkNames(c, caller, path, found)
+	checkNames(c, caller, path, findings)
 	key := strings.Join([]string{given[0], caller.SPIFFEID, strings.ToLower(caller.DNSSAN), caller.URISAN, caller.Issuer, caller.Subject}, " ")
 	key += claimsKey(caller.Claims)
 	if caller.UID != nil {
 		key += strconv.Itoa(*caller.UID)
 	}
 	if before, again := matches[key]; again {
-		found.Addf(yamlconf.Join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", found.Line(before))
+		findings.Addf(yamlconf.Join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", findings.Line(before))
 		return
 	}
 	matches[key] = path
 }
 
-func checkNames(c *Config, caller *Caller, path string, found *yamlconf.Findings) {
+func checkNames(c *Config, caller *Caller, path string, findings *yamlconf.Findings) {
 	if caller.SPIFFEID != "" {
-		checkURISAN(caller.SPIFFEID, "spiffe", yamlconf.Join(path, "spiffe_id"), found)
+		checkURISAN(caller.SPIFFEID, "spiffe", yamlconf.Join(path, "spiffe_id"), findings)
 	}
 	if caller.URISAN != "" {
-		checkURISAN(caller.URISAN, "", yamlconf.Join(path, "uri_san"), found)
+		checkURISAN(caller.URISAN, "", yamlconf.Join(path, "uri_san"), findings)
 	}
 	if strings.ContainsAny(caller.DNSSAN, "*/: ") {
-		found.Addf(yamlconf.Join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
+		findings.Addf(yamlconf.Join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
 	}
 	issuer, subject := yamlconf.Join(path, "issuer"), yamlconf.Join(path, "subject")
 	switch {
-	case found.Given(issuer) != (found.Given(subject) || len(caller.Claims) > 0):
-		found.Addf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
+	case findings.Given(issuer) != (findings.Given(subject) || len(caller.Claims) > 0):
+		findings.Addf(path, "issuer needs subject, claims, or both: give them for a caller that presents a JWT")
 	case caller.Issuer != "" && !slices.ContainsFunc(c.Issuers, func(i Issuer) bool { return i.has(caller.Issuer) }):
-		found.Addf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
+		findings.Addf(issuer, "not one of issuers, which are compared byte by byte: add it there, so that its tokens can be verified")
 	}
 	if strings.HasPrefix(caller.Subject, "spiffe://") {
-		checkURISAN(caller.Subject, "spiffe", subject, found)
+		checkURISAN(caller.Subject, "spiffe", subject, findings)
 	} else {
-		checkWildcard(caller.Subject, subject, "system:serviceaccount:shop:*", found)
+		checkWildcard(caller.Subject, subject, "system:serviceaccount:shop:*", findings)
 	}
 	for i, claim := range caller.Claims {
-		checkWildcard(claim.Value, yamlconf.Join(yamlconf.Item(yamlconf.Join(path, "claims"), i), "value"), "refs/heads/*", found)
+		checkWildcard(claim.Value, yamlconf.Join(yamlconf.Item(yamlconf.Join(path, "claims"), i), "value"), "refs/heads/*", findings)
 	}
 }
 
 // checkWildcard rejects a * that could match the rest of a name.
-func checkWildcard(text, path, example string, found *yamlconf.Findings) {
+func checkWildcard(text, path, example string, findings *yamlconf.Findings) {
 	at := strings.IndexByte(text, '*')
 	if at >= 0 && (at != len(text)-1 || at == 0 || !strings.ContainsRune(":/", rune(text[at-1]))) {
-		found.Addf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
+		findings.Addf(path, "* stands for a rest at the end, after a colon or a slash, such as %s", example)
 	}
 }
 
@@ -268,76 +268,76 @@ func (c *Issuer) has(issuer string) bool {
 	return slices.ContainsFunc(c.each(), func(one Issuer) bool { return one.Issuer == issuer })
 }
 
-func checkURISAN(text, scheme, path string, found *yamlconf.Findings) {
+func checkURISAN(text, scheme, path string, findings *yamlconf.Findings) {
 	body, pattern := strings.CutSuffix(text, "/*")
 	parsed, err := url.Parse(body)
 	switch {
 	case err != nil || parsed.Scheme == "" || parsed.Host == "" && scheme != "":
-		found.Addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
+		findings.Addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
 	case scheme != "" && (parsed.Scheme != scheme || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil || parsed.Port() != "" || parsed.Host != strings.ToLower(parsed.Host)):
-		found.Addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
+		findings.Addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
 	case scheme == "" && strings.EqualFold(parsed.Scheme, "spiffe"):
-		found.Addf(path, "this is a SPIFFE ID: use spiffe_id")
+		findings.Addf(path, "this is a SPIFFE ID: use spiffe_id")
 	case strings.Contains(body, "*"):
-		found.Addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
+		findings.Addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
 	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
-		found.Addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
+		findings.Addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
 	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
-		found.Addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
+		findings.Addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
 	}
 }
 
-func checkRole(c *Config, name string, found *yamlconf.Findings) {
+func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 	role, path := c.Roles[name], yamlconf.Join("roles", name)
 	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
-		found.Addf(path, "the role has no grant: add an item under get, verify or admin")
+		findings.Addf(path, "the role has no grant: add an item under get, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
-		found.Warn(path, "no caller has this role")
+		findings.Warn(path, "no caller has this role")
 	}
 	for i, grant := range role.Get {
 		at := yamlconf.Item(yamlconf.Join(path, "get"), i)
-		checkGranted(c, grant.Client, yamlconf.Join(at, "client"), found)
-		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), found)
-		checkAlone(grant.Resources, yamlconf.Join(at, "resources"), found)
-		checkAlone(grant.Scopes, yamlconf.Join(at, "scopes"), found)
-		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), yamlconf.Join(at, "scopes"), found)
+		checkGranted(c, grant.Client, yamlconf.Join(at, "client"), findings)
+		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), findings)
+		checkAlone(grant.Resources, yamlconf.Join(at, "resources"), findings)
+		checkAlone(grant.Scopes, yamlconf.Join(at, "scopes"), findings)
+		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), yamlconf.Join(at, "scopes"), findings)
 	}
 	for i, grant := range role.Verify {
 		at := yamlconf.Item(yamlconf.Join(path, "verify"), i)
-		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), found)
+		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), findings)
 		known := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
 		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
-			found.Addf(yamlconf.Join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
+			findings.Addf(yamlconf.Join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
 		}
 	}
 	for i, grant := range role.Admin {
 		at := yamlconf.Item(yamlconf.Join(path, "admin"), i)
-		checkAlone(grant.Actions, yamlconf.Join(at, "actions"), found)
-		checkAlone(grant.Clients, yamlconf.Join(at, "clients"), found)
+		checkAlone(grant.Actions, yamlconf.Join(at, "actions"), findings)
+		checkAlone(grant.Clients, yamlconf.Join(at, "clients"), findings)
 		for j, client := range grant.Clients {
-			checkGranted(c, client, yamlconf.Item(yamlconf.Join(at, "clients"), j), found)
+			checkGranted(c, client, yamlconf.Item(yamlconf.Join(at, "clients"), j), findings)
 		}
 	}
 }
 
-func checkGranted(c *Config, client, path string, found *yamlconf.Findings) {
+func checkGranted(c *Config, client, path string, findings *yamlconf.Findings) {
 	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
-		found.Addf(path, "no such client: add it to clients%s", yamlconf.DidYouMean(client, slices.Collect(maps.Keys(c.Clients))))
+		findings.Addf(path, "no such client: add it to clients%s", yamlconf.DidYouMean(client, slices.Collect(maps.Keys(c.Clients))))
 	}
 }
 
 // checkAlone rejects other values beside "*", which would have no effect.
-func checkAlone(values []string, path string, found *yamlconf.Findings) {
+func checkAlone(values []string, path string, findings *yamlconf.Findings) {
 	if len(values) > 1 && slices.Contains(values, policy.Any) {
-		found.Addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
+		findings.Addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
 	}
 }
 
-func checkScopes(scopes []string, path string, found *yamlconf.Findings) {
+func checkScopes(scopes []string, path string, findings *yamlconf.Findings) {
 	for i, scope := range scopes {
 		if strings.ContainsFunc(scope, notInScope) {
-			found.Addf(yamlconf.Item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+			findings.Addf(yamlconf.Item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
 				"several scopes are several items")
 		}
 	}

@@ -15,27 +15,27 @@ import (
 // checkConfig checks conditions that the decoder does not: bounds of durations,
 // contradictions and keys that exclude each other. A value that could not be decoded has
 // its default here, so that it gives no second problem.
-func checkConfig(c *Config, found *yamlconf.Findings) {
-	undecoded := found.Given("clients") && c.Clients == nil || found.Given("issuers") && c.Issuers == nil
+func checkConfig(c *Config, findings *yamlconf.Findings) {
+	undecoded := findings.Given("clients") && c.Clients == nil || findings.Given("issuers") && c.Issuers == nil
 	if len(c.Clients) == 0 && len(c.Issuers) == 0 && !undecoded {
-		found.Addf("", "the file configures neither clients nor issuers: add one of them")
+		findings.Addf("", "the file configures neither clients nor issuers: add one of them")
 	}
-	checkListen(c, found)
-	checkStore(&c.Store, found)
-	checkServer(&c.Server, found)
-	checkLimits(&c.Limits, found)
+	checkListen(c, findings)
+	checkStore(&c.Store, findings)
+	checkServer(&c.Server, findings)
+	checkLimits(&c.Limits, findings)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client := c.Clients[name]
-		checkClient(&client, yamlconf.Join("clients", name), found)
-		checkManaged(c, &client, yamlconf.Join("clients", name), found)
+		checkClient(&client, yamlconf.Join("clients", name), findings)
+		checkManaged(c, &client, yamlconf.Join("clients", name), findings)
 	}
-	checkIssuers(c, found)
-	checkCallers(c, found)
-	checkGateways(c, found)
+	checkIssuers(c, findings)
+	checkCallers(c, findings)
+	checkGateways(c, findings)
 	if c.Tracing != nil {
-		checkTracing(c.Tracing, found)
+		checkTracing(c.Tracing, findings)
 	}
-	within(found, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
+	within(findings, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 
 // hostOf returns the normalized host of HOST:PORT; for every interface it returns "".
@@ -71,52 +71,52 @@ func collide(a, b string) bool {
 	return hostA == hostB || hostA == "" || hostB == ""
 }
 
-func checkServer(s *Server, found *yamlconf.Findings) {
-	within(found, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
-	within(found, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
-	within(found, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
-	within(found, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
+func checkServer(s *Server, findings *yamlconf.Findings) {
+	within(findings, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
+	within(findings, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
+	within(findings, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
+	within(findings, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
 }
 
-func checkClient(c *Client, path string, found *yamlconf.Findings) {
-	checkTokenEndpoint(c, path, found)
-	checkAuth(c, path, found)
-	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), found)
+func checkClient(c *Client, path string, findings *yamlconf.Findings) {
+	checkTokenEndpoint(c, path, findings)
+	checkAuth(c, path, findings)
+	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), findings)
 	for _, param := range reservedParams {
 		if _, given := c.Params[param.name]; given {
-			found.Addf(yamlconf.Join(yamlconf.Join(path, "params"), param.name), "may not be set here: %s", param.instead)
+			findings.Addf(yamlconf.Join(yamlconf.Join(path, "params"), param.name), "may not be set here: %s", param.instead)
 		}
 	}
 	for i, extra := range c.Extras {
 		if slices.Contains(keptMembers, extra) {
-			found.Addf(yamlconf.Item(yamlconf.Join(path, "extras"), i), "is never handed on to callers: remove it")
+			findings.Addf(yamlconf.Item(yamlconf.Join(path, "extras"), i), "is never handed on to callers: remove it")
 		}
 	}
 	if err := idp.CheckBearerTypes(c.BearerTypes); err != nil {
-		found.Addf(yamlconf.Join(path, "bearer_types"), "%v", err)
+		findings.Addf(yamlconf.Join(path, "bearer_types"), "%v", err)
 	}
-	within(found, yamlconf.Join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
+	within(findings, yamlconf.Join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
 
 // checkManaged rejects managed secrets in a store that does not outlive the process: they
 // have no other copy.
-func checkManaged(c *Config, client *Client, path string, found *yamlconf.Findings) {
+func checkManaged(c *Config, client *Client, path string, findings *yamlconf.Findings) {
 	if client.Secret.Managed() && c.Store.Bolt == "" && c.Store.Redis == nil {
-		found.Addf(yamlconf.Join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
+		findings.Addf(yamlconf.Join(path, "secret"), "a managed secret is kept in the store, and the memory store loses it at exit: "+
 			"give store.bolt or store.redis, or the secret as file:PATH")
 	}
 }
 
-func checkTokenEndpoint(c *Client, path string, found *yamlconf.Findings) {
+func checkTokenEndpoint(c *Client, path string, findings *yamlconf.Findings) {
 	issuer, tokenURL := yamlconf.Join(path, "issuer"), yamlconf.Join(path, "token_url")
 	switch {
-	case found.Given(issuer) && found.Given(tokenURL):
-		found.Addf(tokenURL, "contradicts issuer in line %d: give one of the two", found.Line(issuer))
-	case !found.Given(issuer) && !found.Given(tokenURL) && c.TokenURL == "":
-		found.Addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
+	case findings.Given(issuer) && findings.Given(tokenURL):
+		findings.Addf(tokenURL, "contradicts issuer in line %d: give one of the two", findings.Line(issuer))
+	case !findings.Given(issuer) && !findings.Given(tokenURL) && c.TokenURL == "":
+		findings.Addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
-	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
-	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, found)
+	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
+	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, findings)
 }
 
 // notInScope is the inverse of RFC 6749's NQCHAR, the characters of scopes.
@@ -151,9 +151,9 @@ const noCredential = "a client authenticates with its secret, and credentials ar
 //nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
 
-func within(found *yamlconf.Findings, path string, d, least, most time.Duration) {
+func within(findings *yamlconf.Findings, path string, d, least, most time.Duration) {
 	if d < least || d > most {
-		found.Addf(path, "must be from %s to %s", short(least), short(most))
+		findings.Addf(path, "must be from %s to %s", short(least), short(most))
 	}
 }
 

@@ -406,19 +406,19 @@ func Load(path string) (*Config, error) {
 // Parse is Load for a file's content; name is the file's name in messages.
 func Parse(name string, data []byte) (*Config, error) {
 	config := new(Config)
-	found, err := yamlconf.Decode(name, data, config, fileFormat())
+	findings, err := yamlconf.Decode(name, data, config, fileFormat())
 	if err != nil {
 		return nil, err
 	}
-	complete(config, found)
-	checkConfig(config, found)
-	if err = found.Err(); err != nil {
+	complete(config, findings)
+	checkConfig(config, findings)
+	if err = findings.Err(); err != nil {
 		return nil, err
 	}
 	config.tokenFiles = tokenFiles(config.Issuers)
 	eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
-	config.Warnings, config.findings = found.Warnings, found
+	config.Warnings, config.findings = findings.Warnings, findings
 	config.Digest = sha256.Sum256(data)
 	return config, nil
 }

@@ -53,34 +53,34 @@ type GatewayRule struct {
 }
 
 // checkGateways checks the keys of gateways.
-func checkGateways(c *Config, found *yamlconf.Findings) {
+func checkGateways(c *Config, findings *yamlconf.Findings) {
 	g := &c.Gateways
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
-		found.Addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
+		findings.Addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
 	}
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
-		found.Addf(realm, "expected printable ASCII without quotes and backslashes")
+		findings.Addf(realm, "expected printable ASCII without quotes and backslashes")
 	}
 	if g.ExtAuthz != nil {
-		checkRules(g.ExtAuthz.Rules, found)
+		checkRules(g.ExtAuthz.Rules, findings)
 	}
 }
 
-func checkRules(rules []GatewayRule, found *yamlconf.Findings) {
+func checkRules(rules []GatewayRule, findings *yamlconf.Findings) {
 	for i := range rules {
 		rule, path := &rules[i], yamlconf.Item("gateways.ext_authz.rules", i)
 		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
 		if !host {
-			found.Addf(yamlconf.Join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
+			findings.Addf(yamlconf.Join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
 		}
 		if !decoded {
-			found.Addf(yamlconf.Join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
+			findings.Addf(yamlconf.Join(path, "path"), "expected a path as it reads once it is decoded, such as /orders/")
 		}
 		if rule.IgnoreCase && rule.Path == "" {
-			found.Addf(yamlconf.Join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
+			findings.Addf(yamlconf.Join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
-		checkScopes(rule.Scopes, yamlconf.Join(path, "scopes"), found)
+		checkScopes(rule.Scopes, yamlconf.Join(path, "scopes"), findings)
 	}
 }
 

@@ -41,14 +41,14 @@ func (c *Issuer) each() []Issuer {
 	return all
 }
 
-func checkIssuers(c *Config, found *yamlconf.Findings) {
+func checkIssuers(c *Config, findings *yamlconf.Findings) {
 	first := map[string]string{} // path of the first entry with this issuer
 	for i := range c.Issuers {
 		path := yamlconf.Item("issuers", i)
-		checkIssuer(&c.Issuers[i], path, found)
+		checkIssuer(&c.Issuers[i], path, findings)
 		for _, one := range c.Issuers[i].each() {
 			if before, again := first[one.Issuer]; again && before != path {
-				found.Addf(issuerAt(path, found), "the same issuer as in line %d: an issuer has one entry, merge the two", found.Line(issuerAt(before, found)))
+				findings.Addf(issuerAt(path, findings), "the same issuer as in line %d: an issuer has one entry, merge the two", findings.Line(issuerAt(before, findings)))
 				break
 			}
 			if one.Issuer != "" {
@@ -56,163 +56,163 @@ func checkIssuers(c *Config, found *yamlconf.Findings) {
 			}
 		}
 		if c.Issuers[i].Introspection != nil {
-			checkIntrospection(c, &c.Issuers[i], path, found)
+			checkIntrospection(c, &c.Issuers[i], path, findings)
 		}
 	}
 }
 
 // issuerAt returns the path of an entry's issuer, or of its preset if the preset provides
 // it.
-func issuerAt(entry string, found *yamlconf.Findings) string {
-	if issuer := yamlconf.Join(entry, "issuer"); found.Given(issuer) {
+func issuerAt(entry string, findings *yamlconf.Findings) string {
+	if issuer := yamlconf.Join(entry, "issuer"); findings.Given(issuer) {
 		return issuer
 	}
 	return yamlconf.Join(entry, "preset")
 }
 
-func checkIssuer(c *Issuer, path string, found *yamlconf.Findings) {
-	if c.Issuer == "" && !found.Given(yamlconf.Join(path, "issuer")) {
-		found.Addf(path, "issuer is missing")
+func checkIssuer(c *Issuer, path string, findings *yamlconf.Findings) {
+	if c.Issuer == "" && !findings.Given(yamlconf.Join(path, "issuer")) {
+		findings.Addf(path, "issuer is missing")
 	}
-	checkTenants(c, path, found)
-	checkMissingAud(c.MissingAud, yamlconf.Join(path, "missing_aud"), found)
-	checkKeys(c, path, found)
-	within(found, yamlconf.Join(path, "leeway"), c.Leeway, 0, time.Minute)
-	within(found, yamlconf.Join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
-	if age := yamlconf.Join(path, "max_age"); found.Given(age) {
-		within(found, age, c.MaxAge, time.Second, 8760*time.Hour)
+	checkTenants(c, path, findings)
+	checkMissingAud(c.MissingAud, yamlconf.Join(path, "missing_aud"), findings)
+	checkKeys(c, path, findings)
+	within(findings, yamlconf.Join(path, "leeway"), c.Leeway, 0, time.Minute)
+	within(findings, yamlconf.Join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
+	if age := yamlconf.Join(path, "max_age"); findings.Given(age) {
+		within(findings, age, c.MaxAge, time.Second, 8760*time.Hour)
 	}
-	within(found, yamlconf.Join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
+	within(findings, yamlconf.Join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
 	stale := yamlconf.Join(path, "max_stale")
 	switch {
 	case c.MaxStale > 24*time.Hour:
-		found.Addf(stale, "must not be longer than 24h")
-	case c.MaxStale < c.RefreshInterval && found.Given(stale):
-		found.Addf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+		findings.Addf(stale, "must not be longer than 24h")
+	case c.MaxStale < c.RefreshInterval && findings.Given(stale):
+		findings.Addf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
 	}
 }
 
-func checkMissingAud(c *MissingAud, path string, found *yamlconf.Findings) {
+func checkMissingAud(c *MissingAud, path string, findings *yamlconf.Findings) {
 	claim, value := yamlconf.Join(path, "claim"), yamlconf.Join(path, "value")
 	switch {
 	case c == nil:
-	case found.Given(claim) && found.Given(value):
-		found.Addf(value, "contradicts claim in line %d: give one of the two", found.Line(claim))
-	case c.Claim == "" && c.Value == "" && !found.Given(claim) && !found.Given(value): // a preset gives one without a line
-		found.Addf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
+	case findings.Given(claim) && findings.Given(value):
+		findings.Addf(value, "contradicts claim in line %d: give one of the two", findings.Line(claim))
+	case c.Claim == "" && c.Value == "" && !findings.Given(claim) && !findings.Given(value): // a preset gives one without a line
+		findings.Addf(path, "claim or value is missing: name the claim, or the audience, that stands for a missing aud")
 	default:
 		if err := verify.CheckAudienceClaim(c.Claim); err != nil {
-			found.Addf(claim, "%v", err)
+			findings.Addf(claim, "%v", err)
 		}
 	}
 }
 
 // checkTenants checks that a pattern and tenants are given together.
-func checkTenants(c *Issuer, path string, found *yamlconf.Findings) {
+func checkTenants(c *Issuer, path string, findings *yamlconf.Findings) {
 	issuer, tenants := yamlconf.Join(path, "issuer"), yamlconf.Join(path, "tenants")
 	pattern := strings.ContainsAny(c.Issuer, "{}")
 	switch {
-	case pattern && !found.Given(tenants):
-		found.Addf(issuer, "a pattern needs tenants: list the tenants to accept, because a pattern alone accepts the tokens of every tenant")
-	case found.Given(tenants) && c.Issuer != "" && !pattern:
-		found.Addf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
+	case pattern && !findings.Given(tenants):
+		findings.Addf(issuer, "a pattern needs tenants: list the tenants to accept, because a pattern alone accepts the tokens of every tenant")
+	case findings.Given(tenants) && c.Issuer != "" && !pattern:
+		findings.Addf(tenants, "needs an issuer with {tenant} in it, such as https://login.microsoftonline.com/{tenant}/v2.0")
 	case pattern:
 		if err := verify.CheckTenantPattern(c.Issuer); err != nil {
-			found.Addf(issuer, "%v", err)
+			findings.Addf(issuer, "%v", err)
 		}
 	}
 	for i, tenant := range c.Tenants {
 		if err := verify.CheckTenant(tenant); err != nil && tenant != "" {
-			found.Addf(yamlconf.Item(tenants, i), "%v", err)
+			findings.Addf(yamlconf.Item(tenants, i), "%v", err)
 		}
 	}
 }
 
 // checkKeys checks the source of the issuer's keys.
-func checkKeys(c *Issuer, path string, found *yamlconf.Findings) {
-	jwksURL, file, tenants := yamlconf.Join(path, "jwks_url"), yamlconf.Join(path, "jwks_file"), found.Given(yamlconf.Join(path, "tenants"))
+func checkKeys(c *Issuer, path string, findings *yamlconf.Findings) {
+	jwksURL, file, tenants := yamlconf.Join(path, "jwks_url"), yamlconf.Join(path, "jwks_file"), findings.Given(yamlconf.Join(path, "tenants"))
 	pattern := strings.ContainsAny(c.JWKSURL, "{}")
 	switch {
-	case found.Given(jwksURL) && found.Given(file):
-		found.Addf(file, "contradicts jwks_url in line %d: give one of the two", found.Line(jwksURL))
-	case found.Given(file) && tenants:
-		found.Addf(file, "each tenant has its own keys, and one file cannot serve all tenants: remove it, or give each tenant its own entry")
+	case findings.Given(jwksURL) && findings.Given(file):
+		findings.Addf(file, "contradicts jwks_url in line %d: give one of the two", findings.Line(jwksURL))
+	case findings.Given(file) && tenants:
+		findings.Addf(file, "each tenant has its own keys, and one file cannot serve all tenants: remove it, or give each tenant its own entry")
 	case pattern && !tenants:
-		found.Addf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
+		findings.Addf(jwksURL, "a pattern needs tenants: list them, or give the URL itself")
 	case c.JWKSURL != "" && tenants && verify.CheckTenantPattern(c.JWKSURL) != nil:
-		found.Addf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
+		findings.Addf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
 	}
 	identifier := yamlconf.Join(path, "issuer")
 	switch err := urlProblem(c.Issuer, c.AllowHTTP); {
-	case c.hasKeys(path, found):
-		checkIdentifier(identifier, c.Issuer, found)
+	case c.hasKeys(path, findings):
+		checkIdentifier(identifier, c.Issuer, findings)
 	case c.Issuer != "" && err != nil:
-		found.Addf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
+		findings.Addf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
 	default:
-		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, found)
+		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
 	}
-	checkEndpointURL(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, found)
-	checkTokenFile(c, path, found)
+	checkEndpointURL(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, findings)
+	checkTokenFile(c, path, findings)
 }
 
 // isJWT reports whether a JWT is given in place of its file name. File names are logged.
 func isJWT(path string) bool { return strings.HasPrefix(path, "eyJ") && strings.Count(path, ".") == 2 }
 
 // hasKeys reports whether the configuration names the URL or file of the issuer's keys.
-func (c *Issuer) hasKeys(path string, found *yamlconf.Findings) bool {
-	return c.JWKSURL != "" || found.Given(yamlconf.Join(path, "jwks_url")) || found.Given(yamlconf.Join(path, "jwks_file"))
+func (c *Issuer) hasKeys(path string, findings *yamlconf.Findings) bool {
+	return c.JWKSURL != "" || findings.Given(yamlconf.Join(path, "jwks_url")) || findings.Given(yamlconf.Join(path, "jwks_file"))
 }
 
 // checkTokenFile checks that the token is sent only to a configured URL, encrypted.
-func checkTokenFile(c *Issuer, path string, found *yamlconf.Findings) {
+func checkTokenFile(c *Issuer, path string, findings *yamlconf.Findings) {
 	jwksURL, file := yamlconf.Join(path, "jwks_url"), yamlconf.Join(path, "jwks_token_file")
 	switch {
 	case c.JWKSTokenFile == "":
 	case isJWT(c.JWKSTokenFile):
-		found.Addf(file, "names the file with the token, and must never be the token itself")
-	case c.JWKSURL == "" && !found.Given(jwksURL):
-		found.Addf(file, "the token is sent to jwks_url only: give jwks_url, or remove it")
+		findings.Addf(file, "names the file with the token, and must never be the token itself")
+	case c.JWKSURL == "" && !findings.Given(jwksURL):
+		findings.Addf(file, "the token is sent to jwks_url only: give jwks_url, or remove it")
 	case strings.HasPrefix(c.JWKSURL, "http:"):
-		found.Addf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
+		findings.Addf(jwksURL, "the token in jwks_token_file is never sent over http://: use https://")
 	}
 }
 
-func checkIntrospection(c *Config, issuer *Issuer, entry string, found *yamlconf.Findings) {
+func checkIntrospection(c *Config, issuer *Issuer, entry string, findings *yamlconf.Findings) {
 	i, path := issuer.Introspection, yamlconf.Join(entry, "introspection")
 	named := yamlconf.Join(path, "client")
 	client, known := c.Clients[i.Client]
-	undecoded := found.Given("clients") && c.Clients == nil
+	undecoded := findings.Given("clients") && c.Clients == nil
 	switch {
 	case i.Client == "" || undecoded:
 	case !known:
-		found.Addf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
+		findings.Addf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
 	case client.GrantType == idp.JWTBearer:
-		found.Addf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
+		findings.Addf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
-		found.Addf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
+		findings.Addf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
 	}
-	if found.Given(yamlconf.Join(entry, "tenants")) {
-		found.Addf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
+	if findings.Given(yamlconf.Join(entry, "tenants")) {
+		findings.Addf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
 	}
 	// Without keys, the problem is reported for the issuer.
-	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, found) {
-		found.Addf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
+	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, findings) {
+		findings.Addf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
 	}
-	checkEndpointURL(yamlconf.Join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, found)
-	within(found, yamlconf.Join(path, "cache"), i.Cache, 0, 5*time.Minute)
-	if lifetime := yamlconf.Join(path, "default_lifetime"); found.Given(lifetime) {
-		within(found, lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
+	checkEndpointURL(yamlconf.Join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, findings)
+	within(findings, yamlconf.Join(path, "cache"), i.Cache, 0, 5*time.Minute)
+	if lifetime := yamlconf.Join(path, "default_lifetime"); findings.Given(lifetime) {
+		within(findings, lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
 	}
 }
 
 // checkIdentifier checks an issuer that is only compared with iss, never connected to: it
 // need not be a URL.
-func checkIdentifier(path, identifier string, found *yamlconf.Findings) {
+func checkIdentifier(path, identifier string, findings *yamlconf.Findings) {
 	switch u, err := url.Parse(identifier); {
 	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
-		found.Addf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
+		findings.Addf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
 	case err == nil && u.User != nil:
-		found.Addf(path, "the URL must not contain a user name or password")
+		findings.Addf(path, "the URL must not contain a user name or password")
 	}
 }
 
@@ -227,13 +227,13 @@ func undiscoverable(c *Issuer) error {
 	return discovery.CheckHost(c.Issuer, c.AllowPrivate)
 }
 
-func checkURL(path, raw string, allowHTTP bool, found *yamlconf.Findings) bool {
+func checkURL(path, raw string, allowHTTP bool, findings *yamlconf.Findings) bool {
 	if raw == "" {
 		return false
 	}
 	err := urlProblem(raw, allowHTTP)
 	if err != nil {
-		found.Addf(path, "%v", err)
+		findings.Addf(path, "%v", err)
 	}
 	return err == nil
 }
@@ -247,11 +247,11 @@ func urlProblem(raw string, allowHTTP bool) error {
 }
 
 // checkEndpointURL is checkURL for URLs that the broker connects to.
-func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, found *yamlconf.Findings) {
-	if !checkURL(path, raw, allowHTTP, found) {
+func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, findings *yamlconf.Findings) {
+	if !checkURL(path, raw, allowHTTP, findings) {
 		return
 	}
 	if err := discovery.CheckHost(raw, allowPrivate); err != nil {
-		found.Addf(path, "%v", err)
+		findings.Addf(path, "%v", err)
 	}
 }

@@ -50,9 +50,9 @@ type CallerLimits struct {
 	Watches *int `yaml:"watches" jsonschema:"minimum=0,maximum=1000000"`
 }
 
-func checkLimits(l *Limits, found *yamlconf.Findings) {
-	within(found, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
-	within(found, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
+func checkLimits(l *Limits, findings *yamlconf.Findings) {
+	within(findings, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
+	within(findings, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }
 
 // of returns the limits of a caller. If own is not nil, its values override the common

@@ -139,47 +139,47 @@ func (c *Listen) HTTPURL() string {
 // ServesHTTP reports whether anything is served over HTTP to gateways and OAuth clients.
 func (c *Listen) ServesHTTP() bool { return c.HTTP.Address != "" || c.HTTPUnix != nil }
 
-func checkListen(c *Config, found *yamlconf.Findings) {
+func checkListen(c *Config, findings *yamlconf.Findings) {
 	const grpc, ops, http = "listen.grpc", "listen.ops", "listen.http"
 	if c.Listen.GRPC.Address == "" {
-		found.Addf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
+		findings.Addf(grpc, "the gRPC listener cannot be off: give an address such as 127.0.0.1:8443")
 	}
-	checkListener(c.Listen.GRPC, grpc, found.Given("listen.tls"), found)
-	checkListener(c.Listen.Ops, ops, false, found)
-	checkListener(c.Listen.HTTP.Listener, http, found.Given("listen.tls"), found)
-	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, found)
-	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, found)
-	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, found)
+	checkListener(c.Listen.GRPC, grpc, findings.Given("listen.tls"), findings)
+	checkListener(c.Listen.Ops, ops, false, findings)
+	checkListener(c.Listen.HTTP.Listener, http, findings.Given("listen.tls"), findings)
+	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, findings)
+	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, findings)
+	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, findings)
 	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
-		found.Addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
+		findings.Addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
-	if found.Given("listen.tls") && c.Listen.GRPC.Plaintext {
-		found.Addf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
+	if findings.Given("listen.tls") && c.Listen.GRPC.Plaintext {
+		findings.Addf("listen.tls", "listen.grpc has plaintext, so TLS is not used: remove one of the two")
 	}
-	checkTLS(c.Listen.TLS, found)
-	checkUnix(c.Listen.Unix, "listen.unix", found)
-	checkUnix(c.Listen.UnixHTTP(), "listen.http_unix", found)
+	checkTLS(c.Listen.TLS, findings)
+	checkUnix(c.Listen.Unix, "listen.unix", findings)
+	checkUnix(c.Listen.UnixHTTP(), "listen.http_unix", findings)
 	if a, b := c.Listen.Unix, c.Listen.HTTPUnix; a != nil && b != nil && a.Path == b.Path {
-		found.Addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
+		findings.Addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
-	checkHTTPURL(&c.Listen, found)
-	checkProofs(c, found)
-	checkOpaqueIssuers(c, found)
+	checkHTTPURL(&c.Listen, findings)
+	checkProofs(c, findings)
+	checkOpaqueIssuers(c, findings)
 }
 
 // checkHTTPURL checks the URL of the HTTP API, which has one URL for all its listeners.
-func checkHTTPURL(c *Listen, found *yamlconf.Findings) {
+func checkHTTPURL(c *Listen, findings *yamlconf.Findings) {
 	const tcp, socket = "listen.http.url", "listen.http_unix.url"
-	if found.Given(tcp) && found.Given(socket) {
-		found.Addf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", found.Line(tcp))
+	if findings.Given(tcp) && findings.Given(socket) {
+		findings.Addf(socket, "contradicts listen.http.url in line %d: the HTTP API has one URL, give it once", findings.Line(tcp))
 		return
 	}
 	at := tcp
-	if found.Given(socket) {
+	if findings.Given(socket) {
 		at = socket
 	}
 	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
-		found.Addf(at, "expected https://HOST or https://HOST:PORT without a path")
+		findings.Addf(at, "expected https://HOST or https://HOST:PORT without a path")
 	}
 }
 
@@ -193,7 +193,7 @@ func isOrigin(text string) bool {
 }
 
 // checkOpaqueIssuers checks the issuers that listeners name for opaque tokens.
-func checkOpaqueIssuers(c *Config, found *yamlconf.Findings) {
+func checkOpaqueIssuers(c *Config, findings *yamlconf.Findings) {
 	named := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
 	if c.Listen.Unix != nil {
 		named["listen.unix"] = c.Listen.Unix.OpaqueIssuer
@@ -204,54 +204,54 @@ func checkOpaqueIssuers(c *Config, found *yamlconf.Findings) {
 	for listener, issuer := range named {
 		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
 		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
-			found.Addf(yamlconf.Join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
+			findings.Addf(yamlconf.Join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
 		}
 	}
 	if c.Listen.Ops.OpaqueIssuer != "" {
-		found.Addf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
+		findings.Addf("listen.ops.opaque_issuer", "no token is presented to this listener: remove it")
 	}
 }
 
-func checkTLS(c *TLS, found *yamlconf.Findings) {
+func checkTLS(c *TLS, findings *yamlconf.Findings) {
 	const tls, spiffe = "listen.tls", "listen.tls.spiffe"
 	files := []string{"cert", "key", "client_ca"}
 	switch {
 	case c == nil:
 	case c.SPIFFE == nil:
 		for _, file := range files[:2] {
-			if !found.Given(yamlconf.Join(tls, file)) {
-				found.Addf(tls, "%s is missing", file)
+			if !findings.Given(yamlconf.Join(tls, file)) {
+				findings.Addf(tls, "%s is missing", file)
 			}
 		}
 	default:
 		for _, file := range files {
-			if found.Given(yamlconf.Join(tls, file)) {
-				found.Addf(yamlconf.Join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", found.Line(spiffe))
+			if findings.Given(yamlconf.Join(tls, file)) {
+				findings.Addf(yamlconf.Join(tls, file), "contradicts spiffe in line %d: the certificate and the CAs come from files or from the SPIFFE Workload API, remove one of them", findings.Line(spiffe))
 			}
 		}
 		if err := certs.CheckSocket(c.SPIFFE.Socket); err != nil && c.SPIFFE.Socket != "" {
-			found.Addf(yamlconf.Join(spiffe, "socket"), "%v", err)
+			findings.Addf(yamlconf.Join(spiffe, "socket"), "%v", err)
 		}
 		for i, name := range c.SPIFFE.TrustDomains {
 			if err := certs.CheckTrustDomain(name); err != nil && name != "" {
-				found.Addf(yamlconf.Item(yamlconf.Join(spiffe, "trust_domains"), i), "%v", err)
+				findings.Addf(yamlconf.Item(yamlconf.Join(spiffe, "trust_domains"), i), "%v", err)
 			}
 		}
 	}
 }
 
 // checkApart reports two listeners with conflicting addresses.
-func checkApart(first string, a Listener, second string, b Listener, found *yamlconf.Findings) {
+func checkApart(first string, a Listener, second string, b Listener, findings *yamlconf.Findings) {
 	if !collide(a.Address, b.Address) {
 		return
 	}
-	if found.Line(second) < found.Line(first) {
+	if findings.Line(second) < findings.Line(first) {
 		first, second = second, first
 	}
-	found.Addf(second, "the same address as %s: give each listener a port of its own", first)
+	findings.Addf(second, "the same address as %s: give each listener a port of its own", first)
 }
 
-func checkListener(l Listener, path string, encrypted bool, found *yamlconf.Findings) {
+func checkListener(l Listener, path string, encrypted bool, findings *yamlconf.Findings) {
 	if l.Address == "" {
 		return
 	}
@@ -259,26 +259,26 @@ func checkListener(l Listener, path string, encrypted bool, found *yamlconf.Find
 	_, badPort := strconv.ParseUint(port, 10, 16)
 	switch {
 	case err != nil || badPort != nil:
-		found.Addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
+		findings.Addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
 	case encrypted || l.Plaintext || onLoopback(l.Address):
 	case path == "listen.ops":
-		found.Addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
+		findings.Addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	default:
-		found.Addf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
+		findings.Addf(path, "listens beyond loopback without encryption: give listen.tls, use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
 	}
 }
 
-func checkUnix(c *Unix, path string, found *yamlconf.Findings) {
+func checkUnix(c *Unix, path string, findings *yamlconf.Findings) {
 	if c == nil {
 		return
 	}
 	if c.Path != "" && !filepath.IsAbs(c.Path) {
-		found.Addf(yamlconf.Join(path, "path"), "expected an absolute path, because clients may have another working directory")
+		findings.Addf(yamlconf.Join(path, "path"), "expected an absolute path, because clients may have another working directory")
 	}
 	if _, ok := c.FileMode(); !ok {
-		found.Addf(yamlconf.Join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
+		findings.Addf(yamlconf.Join(path, "mode"), `expected a mode in octal digits, such as "0660"`)
 	}
 }
 
@@ -287,29 +287,29 @@ const overflowUID = 65534
 
 // checkProofs reports callers that no listener can identify or distinguish from others,
 // and credentials that are sent unencrypted.
-func checkProofs(c *Config, found *yamlconf.Findings) {
+func checkProofs(c *Config, findings *yamlconf.Findings) {
 	asksForCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
 	bySPIFFE := c.Listen.Encrypted() && c.Listen.TLS.SPIFFE != nil
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
 		switch {
 		case caller.certified() && !asksForCertificates:
-			found.Warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
+			findings.Warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
 		case bySPIFFE && caller.DNSSAN != "":
-			found.Warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
+			findings.Warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")
 		case bySPIFFE && !c.Listen.TLS.SPIFFE.covers(caller.SPIFFEID):
-			found.Warn(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
+			findings.Warn(path, "belongs to a trust domain whose certificates are refused: add it to listen.tls.spiffe.trust_domains")
 		case caller.UID != nil && *caller.UID == overflowUID:
-			found.Addf(yamlconf.Join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
+			findings.Addf(yamlconf.Join(path, "uid"), "%d stands for every user that is unknown to the broker's system, as in a container: run the caller as another user", overflowUID)
 		case caller.UID != nil && c.Listen.Unix == nil && c.Listen.HTTPUnix == nil:
-			found.Warn(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
+			findings.Warn(path, "is identified by the user of a process, which needs a Unix socket: give listen.unix or listen.http_unix")
 		}
 	}
 	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
 		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
 		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
-			found.Warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
+			findings.Warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
 }
@@ -324,7 +324,7 @@ func (c *SPIFFE) covers(id string) bool {
 func (c *Caller) certified() bool { return c.SPIFFEID != "" || c.URISAN != "" || c.DNSSAN != "" }
 
 // checkBound checks the callers that listeners are bound to.
-func checkBound(c *Config, found *yamlconf.Findings) {
+func checkBound(c *Config, findings *yamlconf.Findings) {
 	for _, listener := range []struct {
 		path string
 		Listener
@@ -332,24 +332,24 @@ func checkBound(c *Config, found *yamlconf.Findings) {
 		if listener.Caller == "" {
 			continue
 		}
-		checkBoundTo(c, listener.Caller, listener.path, found)
+		checkBoundTo(c, listener.Caller, listener.path, findings)
 		if !onLoopback(listener.Address) {
-			found.Addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
+			findings.Addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}
 	for path, socket := range map[string]*Unix{"listen.unix.caller": c.Listen.Unix, "listen.http_unix.caller": c.Listen.UnixHTTP()} {
 		if socket != nil && socket.Caller != "" {
-			checkBoundTo(c, socket.Caller, path, found)
+			checkBoundTo(c, socket.Caller, path, findings)
 		}
 	}
 	if c.Listen.Ops.Caller != "" {
-		found.Addf("listen.ops.caller", "the ops listener does not identify callers: remove it")
+		findings.Addf("listen.ops.caller", "the ops listener does not identify callers: remove it")
 	}
 }
 
-func checkBoundTo(c *Config, bound, path string, found *yamlconf.Findings) {
+func checkBoundTo(c *Config, bound, path string, findings *yamlconf.Findings) {
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return caller.Name == bound }) {
-		found.Addf(path, "no such caller: add it to callers")
+		findings.Addf(path, "no such caller: add it to callers")
 	}
 }
 

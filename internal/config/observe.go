@@ -40,21 +40,21 @@ type Tracing struct {
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
 }
 
-func checkTracing(c *Tracing, found *yamlconf.Findings) {
+func checkTracing(c *Tracing, findings *yamlconf.Findings) {
 	const endpoint = "tracing.endpoint"
 	u, err := url.Parse(c.Endpoint)
 	if c.Endpoint == "" {
 		return
 	}
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.User != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		found.Addf(endpoint, "expected https://HOST:PORT or http://HOST:PORT without a path, such as https://collector.example.com:4317")
+		findings.Addf(endpoint, "expected https://HOST:PORT or http://HOST:PORT without a path, such as https://collector.example.com:4317")
 		return
 	}
 	if host, port, err := net.SplitHostPort(u.Host); err != nil || host == "" || !isPort(port) {
-		found.Addf(endpoint, "the port is missing: OTLP over gRPC is usually at 4317")
+		findings.Addf(endpoint, "the port is missing: OTLP over gRPC is usually at 4317")
 	}
 	if c.CA != "" && u.Scheme != "https" {
-		found.Addf("tracing.ca", "http:// does not use TLS: use https://, or remove it")
+		findings.Addf("tracing.ca", "http:// does not use TLS: use https://, or remove it")
 	}
 }
 

@@ -59,13 +59,13 @@ func issuerPresets() map[string]Issuer {
 }
 
 // complete fills in the defaults that depend on other keys.
-func complete(c *Config, found *yamlconf.Findings) {
-	if !found.Given("store") {
+func complete(c *Config, findings *yamlconf.Findings) {
+	if !findings.Given("store") {
 		c.Store.Memory = &MemoryStore{}
 	}
 	for name, client := range c.Clients {
 		path := yamlconf.Join("clients", name)
-		given := func(key string) bool { return found.Given(path + "." + key) }
+		given := func(key string) bool { return findings.Given(path + "." + key) }
 		if preset, known := presets()[client.Preset]; known {
 			if given("issuer") {
 				preset.TokenURL = ""
@@ -79,7 +79,7 @@ func complete(c *Config, found *yamlconf.Findings) {
 	}
 	for i := range c.Issuers {
 		path := yamlconf.Item("issuers", i)
-		given := func(key string) bool { return found.Given(path + "." + key) }
+		given := func(key string) bool { return findings.Given(path + "." + key) }
 		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
 			if given("jwks_file") {
 				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
