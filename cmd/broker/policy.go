@@ -29,8 +29,8 @@ which of its roles grants them. No broker needs to run.`,
 			if err != nil {
 				return err
 			}
-			lines, known := config.Explain(args[1])
-			if !known {
+			lines, ok := config.Explain(args[1])
+			if !ok {
 				return fmt.Errorf("no caller %q in %s; the callers there are: %s", args[1], args[0], strings.Join(config.CallerNames(), ", "))
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), strings.Join(lines, "\n"))

@@ -94,24 +94,24 @@ type AdminGrant struct {
 
 // PolicyConfig returns the callers, roles and limits of a valid configuration.
 func (c *Config) PolicyConfig() policy.Config {
-	made := policy.Config{
+	config := policy.Config{
 		Roles: map[string]policy.Role{}, Clients: map[string]policy.Defaults{}, Issuers: map[string][]string{},
 	}
 	for name, client := range c.Clients {
-		made.Clients[name] = policy.Defaults{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
+		config.Clients[name] = policy.Defaults{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
 	}
 	for _, issuer := range c.Issuers {
-		made.Issuers[issuer.Issuer] = issuer.Audiences
+		config.Issuers[issuer.Issuer] = issuer.Audiences
 	}
 	for _, caller := range c.Callers {
-		made.Callers = append(made.Callers, policy.CallerConfig{
-			Name: caller.Name, Match: caller.match(), Roles: caller.Roles, Limits: c.Limits.of(caller.Limits),
+		config.Callers = append(config.Callers, policy.CallerConfig{
+			Name: caller.Name, Match: caller.match(), Roles: caller.Roles, Limits: c.Limits.forCaller(caller.Limits),
 		})
 	}
 	for name, role := range c.Roles {
-		made.Roles[name] = role.grants()
+		config.Roles[name] = role.grants()
 	}
-	return made
+	return config
 }
 
 func (c *Caller) match() policy.Match {
@@ -127,21 +127,21 @@ func (c *Caller) match() policy.Match {
 }
 
 func (r *Role) grants() policy.Role {
-	var made policy.Role
+	var role policy.Role
 	for _, g := range r.Get {
-		made.Get = append(made.Get, policy.GetGrant(g))
+		role.Get = append(role.Get, policy.GetGrant(g))
 	}
 	for _, g := range r.Verify {
-		made.Verify = append(made.Verify, policy.VerifyGrant(g))
+		role.Verify = append(role.Verify, policy.VerifyGrant(g))
 	}
 	for _, g := range r.Admin {
 		grant := policy.AdminGrant{Clients: g.Clients}
 		for _, action := range g.Actions {
 			grant.Actions = append(grant.Actions, policy.Action(action))
 		}
-		made.Admin = append(made.Admin, grant)
+		role.Admin = append(role.Admin, grant)
 	}
-	return made
+	return role
 }
 
 // eachTenant replaces each grant for a pattern of issuers by one grant per issuer.
@@ -167,14 +167,14 @@ func checkCallers(c *Config, findings *yamlconf.Findings) {
 	names, matches := map[string]string{}, map[string]string{} // path of the first caller with this key
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
-		if before, again := names[caller.Name]; again && caller.Name != "" {
+		if before, ok := names[caller.Name]; ok && caller.Name != "" {
 			findings.Addf(yamlconf.Join(path, "name"), "the same name as the caller in line %d: give each caller another", findings.Line(yamlconf.Join(before, "name")))
 		} else {
 			names[caller.Name] = path
 		}
 		checkRecognised(c, caller, path, matches, findings)
 		for j, role := range caller.Roles {
-			if _, known := c.Roles[role]; !known && role != "" {
+			if _, ok := c.Roles[role]; !ok && role != "" {
 				findings.Addf(yamlconf.Item(yamlconf.Join(path, "roles"), j), "no such role: add it to roles%s", yamlconf.DidYouMean(role, slices.Collect(maps.Keys(c.Roles))))
 			}
 		}
@@ -189,30 +189,30 @@ func checkCallers(c *Config, findings *yamlconf.Findings) {
 }
 
 func checkRecognised(c *Config, caller *Caller, path string, matches map[string]string, findings *yamlconf.Findings) {
-	var given []string
+	var keys []string
 	for _, key := range []string{"spiffe_id", "uri_san", "dns_san", "subject", "claims", "uid"} {
 		if bySubject := key == "claims" && caller.Subject != ""; findings.Given(yamlconf.Join(path, key)) && !bySubject {
-			given = append(given, key)
+			keys = append(keys, key)
 		}
 	}
 	switch {
-	case len(given) > 1:
-		findings.Addf(yamlconf.Join(path, given[1]), "a caller has one identity: remove this or %s", given[0])
+	case len(keys) > 1:
+		findings.Addf(yamlconf.Join(path, keys[1]), "a caller has one identity: remove this or %s", keys[0])
 		return
-	case len(given) == 0 && !c.Listen.bound(caller.Name):
+	case len(keys) == 0 && !c.Listen.bound(caller.Name):
 		findings.Addf(path, "the caller has no identity: give spiffe_id, uri_san, dns_san, issuer and subject or claims, or uid; or bind a listener to it")
 		return
-	case len(given) == 0:
+	case len(keys) == 0:
 		return
 	}
 	checkNames(c, caller, path, findings)
-	key := strings.Join([]string{given[0], caller.SPIFFEID, strings.ToLower(caller.DNSSAN), caller.URISAN, caller.Issuer, caller.Subject}, " ")
+	key := strings.Join([]string{keys[0], caller.SPIFFEID, strings.ToLower(caller.DNSSAN), caller.URISAN, caller.Issuer, caller.Subject}, " ")
 	key += claimsKey(caller.Claims)
 	if caller.UID != nil {
 		key += strconv.Itoa(*caller.UID)
 	}
-	if before, again := matches[key]; again {
-		findings.Addf(yamlconf.Join(path, given[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", findings.Line(before))
+	if before, ok := matches[key]; ok {
+		findings.Addf(yamlconf.Join(path, keys[0]), "the caller in line %d has the same identity, so this one never matches: merge the two", findings.Line(before))
 		return
 	}
 	matches[key] = path
@@ -265,7 +265,7 @@ func claimsKey(claims []Claim) string {
 
 // has reports whether the entry covers that issuer.
 func (c *Issuer) has(issuer string) bool {
-	return slices.ContainsFunc(c.each(), func(one Issuer) bool { return one.Issuer == issuer })
+	return slices.ContainsFunc(c.each(), func(tenant Issuer) bool { return tenant.Issuer == issuer })
 }
 
 func checkURISAN(text, scheme, path string, findings *yamlconf.Findings) {
@@ -306,8 +306,8 @@ func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 	for i, grant := range role.Verify {
 		at := yamlconf.Item(yamlconf.Join(path, "verify"), i)
 		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), findings)
-		known := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
-		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, known) {
+		covers := func(issuer Issuer) bool { return issuer.Issuer == grant.Issuer || issuer.has(grant.Issuer) }
+		if grant.Issuer != "" && grant.Issuer != policy.Any && !slices.ContainsFunc(c.Issuers, covers) {
 			findings.Addf(yamlconf.Join(at, "issuer"), "not one of issuers, which are compared byte by byte: add it there, or correct it")
 		}
 	}
@@ -322,7 +322,7 @@ func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 }
 
 func checkGranted(c *Config, client, path string, findings *yamlconf.Findings) {
-	if _, known := c.Clients[client]; !known && client != policy.Any && client != "" {
+	if _, ok := c.Clients[client]; !ok && client != policy.Any && client != "" {
 		findings.Addf(path, "no such client: add it to clients%s", yamlconf.DidYouMean(client, slices.Collect(maps.Keys(c.Clients))))
 	}
 }
@@ -344,8 +344,8 @@ func checkScopes(scopes []string, path string, findings *yamlconf.Findings) {
 }
 
 // Explain lists the permissions of a caller and the roles that grant them, one per line.
-// known is false if there is no such caller.
-func (c *Config) Explain(caller string) (lines []string, known bool) {
+// ok is false if there is no such caller.
+func (c *Config) Explain(caller string) (lines []string, ok bool) {
 	return policy.Explain(c.PolicyConfig(), caller)
 }
 

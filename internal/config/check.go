@@ -83,7 +83,7 @@ func checkClient(c *Client, path string, findings *yamlconf.Findings) {
 	checkAuth(c, path, findings)
 	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), findings)
 	for _, param := range reservedParams {
-		if _, given := c.Params[param.name]; given {
+		if _, ok := c.Params[param.name]; ok {
 			findings.Addf(yamlconf.Join(yamlconf.Join(path, "params"), param.name), "may not be set here: %s", param.instead)
 		}
 	}

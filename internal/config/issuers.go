@@ -46,13 +46,13 @@ func checkIssuers(c *Config, findings *yamlconf.Findings) {
 	for i := range c.Issuers {
 		path := yamlconf.Item("issuers", i)
 		checkIssuer(&c.Issuers[i], path, findings)
-		for _, one := range c.Issuers[i].each() {
-			if before, again := first[one.Issuer]; again && before != path {
+		for _, tenant := range c.Issuers[i].each() {
+			if before, ok := first[tenant.Issuer]; ok && before != path {
 				findings.Addf(issuerAt(path, findings), "the same issuer as in line %d: an issuer has one entry, merge the two", findings.Line(issuerAt(before, findings)))
 				break
 			}
-			if one.Issuer != "" {
-				first[one.Issuer] = path
+			if tenant.Issuer != "" {
+				first[tenant.Issuer] = path
 			}
 		}
 		if c.Issuers[i].Introspection != nil {
@@ -179,17 +179,17 @@ func checkTokenFile(c *Issuer, path string, findings *yamlconf.Findings) {
 
 func checkIntrospection(c *Config, issuer *Issuer, entry string, findings *yamlconf.Findings) {
 	i, path := issuer.Introspection, yamlconf.Join(entry, "introspection")
-	named := yamlconf.Join(path, "client")
-	client, known := c.Clients[i.Client]
+	at := yamlconf.Join(path, "client")
+	client, ok := c.Clients[i.Client]
 	undecoded := findings.Given("clients") && c.Clients == nil
 	switch {
 	case i.Client == "" || undecoded:
-	case !known:
-		findings.Addf(named, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
+	case !ok:
+		findings.Addf(at, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
 	case client.GrantType == idp.JWTBearer:
-		findings.Addf(named, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
+		findings.Addf(at, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
-		findings.Addf(named, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
+		findings.Addf(at, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
 	}
 	if findings.Given(yamlconf.Join(entry, "tenants")) {
 		findings.Addf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")

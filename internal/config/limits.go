@@ -55,9 +55,9 @@ func checkLimits(l *Limits, findings *yamlconf.Findings) {
 	within(findings, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }
 
-// of returns the limits of a caller. If own is not nil, its values override the common
+// forCaller returns the limits of a caller. If own is not nil, its values override the common
 // ones.
-func (l *Limits) of(own *CallerLimits) *policy.Limits {
+func (l *Limits) forCaller(own *CallerLimits) *policy.Limits {
 	perSecond, burst, concurrent, watches := l.PerSecond, l.Burst, l.Concurrent, l.Watches
 	if own != nil {
 		if own.PerSecond != nil {

@@ -178,7 +178,7 @@ func checkHTTPURL(c *Listen, findings *yamlconf.Findings) {
 	if findings.Given(socket) {
 		at = socket
 	}
-	if given := c.HTTPURL(); given != "" && !isOrigin(given) {
+	if httpURL := c.HTTPURL(); httpURL != "" && !isOrigin(httpURL) {
 		findings.Addf(at, "expected https://HOST or https://HOST:PORT without a path")
 	}
 }
@@ -194,16 +194,16 @@ func isOrigin(text string) bool {
 
 // checkOpaqueIssuers checks the issuers that listeners name for opaque tokens.
 func checkOpaqueIssuers(c *Config, findings *yamlconf.Findings) {
-	named := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
+	issuers := map[string]string{"listen.grpc": c.Listen.GRPC.OpaqueIssuer, "listen.http": c.Listen.HTTP.OpaqueIssuer}
 	if c.Listen.Unix != nil {
-		named["listen.unix"] = c.Listen.Unix.OpaqueIssuer
+		issuers["listen.unix"] = c.Listen.Unix.OpaqueIssuer
 	}
 	if c.Listen.HTTPUnix != nil {
-		named["listen.http_unix"] = c.Listen.HTTPUnix.OpaqueIssuer
+		issuers["listen.http_unix"] = c.Listen.HTTPUnix.OpaqueIssuer
 	}
-	for listener, issuer := range named {
-		asked := func(one Issuer) bool { return one.Issuer == issuer && one.Introspection != nil }
-		if issuer != "" && !slices.ContainsFunc(c.Issuers, asked) {
+	for listener, issuer := range issuers {
+		introspects := func(c Issuer) bool { return c.Issuer == issuer && c.Introspection != nil }
+		if issuer != "" && !slices.ContainsFunc(c.Issuers, introspects) {
 			findings.Addf(yamlconf.Join(listener, "opaque_issuer"), "no issuer of this name has introspection: name an issuer with introspection, spelled exactly as under issuers")
 		}
 	}
@@ -288,12 +288,12 @@ const overflowUID = 65534
 // checkProofs reports callers that no listener can identify or distinguish from others,
 // and credentials that are sent unencrypted.
 func checkProofs(c *Config, findings *yamlconf.Findings) {
-	asksForCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
+	requestsCertificates := c.Listen.Encrypted() && c.Listen.TLS.verifiesCallers()
 	bySPIFFE := c.Listen.Encrypted() && c.Listen.TLS.SPIFFE != nil
 	for i := range c.Callers {
 		caller, path := &c.Callers[i], yamlconf.Item("callers", i)
 		switch {
-		case caller.certified() && !asksForCertificates:
+		case caller.certified() && !requestsCertificates:
 			findings.Warn(path, "is identified by a certificate, which no listener requests: give listen.tls with client_ca")
 		case bySPIFFE && caller.DNSSAN != "":
 			findings.Warn(path, "is identified by a DNS name, but listen.tls.spiffe uses only the SPIFFE ID of a certificate: give spiffe_id")

@@ -66,7 +66,7 @@ func complete(c *Config, findings *yamlconf.Findings) {
 	for name, client := range c.Clients {
 		path := yamlconf.Join("clients", name)
 		given := func(key string) bool { return findings.Given(path + "." + key) }
-		if preset, known := presets()[client.Preset]; known {
+		if preset, ok := presets()[client.Preset]; ok {
 			if given("issuer") {
 				preset.TokenURL = ""
 			}
@@ -80,7 +80,7 @@ func complete(c *Config, findings *yamlconf.Findings) {
 	for i := range c.Issuers {
 		path := yamlconf.Item("issuers", i)
 		given := func(key string) bool { return findings.Given(path + "." + key) }
-		if preset, known := issuerPresets()[c.Issuers[i].Preset]; known {
+		if preset, ok := issuerPresets()[c.Issuers[i].Preset]; ok {
 			if given("jwks_file") {
 				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
 			}

@@ -22,17 +22,17 @@ func examples(t *testing.T) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := map[string]string{}
+	texts := map[string]string{}
 	for section := range strings.SplitSeq(string(page), "\n## ") {
 		name, _, _ := strings.Cut(section, "\n")
 		for _, block := range regexp.MustCompile("(?s)```yaml\n(clients:\n.*?)```").FindAllStringSubmatch(section, -1) {
-			if found[name] != "" {
+			if texts[name] != "" {
 				t.Errorf("%s has two configurations", name)
 			}
-			found[name] = block[1]
+			texts[name] = block[1]
 		}
 	}
-	return found
+	return texts
 }
 
 func parsed(t testing.TB, text string) *config.Config {
@@ -82,7 +82,7 @@ func TestPresetsEqualTheirKeys(t *testing.T) {
 		// Keys for assertions may be given only where there are some; a preset has them
 		// ready for when auth is given.
 		const signs = "auth: private_key_jwt"
-		given, endpoint := "", "    issuer: https://login.example.com\n"
+		auth, endpoint := "", "    issuer: https://login.example.com\n"
 		var written strings.Builder
 		for _, key := range keys {
 			text := "    " + key[1] + "\n"
@@ -90,15 +90,15 @@ func TestPresetsEqualTheirKeys(t *testing.T) {
 			case strings.HasPrefix(key[1], "token_url:"):
 				endpoint = ""
 			case strings.HasPrefix(key[1], "auth:") && strings.Contains(row[2], "assertion:"):
-				alone := parsed(t, "clients: {a: {client_id: abc, secret: env:A, issuer: \"https://login.example.com\", preset: "+name+"}}").Clients["a"]
-				if "auth: "+alone.Auth != key[1] {
-					t.Errorf("%s has auth: %s", name, alone.Auth)
+				client := parsed(t, "clients: {a: {client_id: abc, secret: env:A, issuer: \"https://login.example.com\", preset: "+name+"}}").Clients["a"]
+				if "auth: "+client.Auth != key[1] {
+					t.Errorf("%s has auth: %s", name, client.Auth)
 				}
-				text, given = "", "    "+signs+"\n"
+				text, auth = "", "    "+signs+"\n"
 			}
 			written.WriteString(text)
 		}
-		base := "clients:\n  a:\n    client_id: abc\n    secret: env:A\n" + endpoint + given
+		base := "clients:\n  a:\n    client_id: abc\n    secret: env:A\n" + endpoint + auth
 		byPreset := parsed(t, base+"    preset: "+name+"\n").Clients["a"]
 		byKeys := parsed(t, base+written.String()).Clients["a"]
 		byPreset.Preset = ""
@@ -118,8 +118,8 @@ func presetRows(t *testing.T, section string) [][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, found := strings.Cut("\n#"+string(page), "# "+section+"\n")
-	if !found {
+	_, text, ok := strings.Cut("\n#"+string(page), "# "+section+"\n")
+	if !ok {
 		t.Fatalf("there is no section %q", section)
 	}
 	text, _, _ = strings.Cut(text, "\n## ")
@@ -152,8 +152,8 @@ func TestIssuerPresetsEqualTheirKeys(t *testing.T) {
 			t.Errorf("%s wins over keys that are given: %+v", row[1], given)
 		}
 	}
-	if known := config.ValuesOf("issuer_presets"); !slices.Equal(documented, known) {
-		t.Errorf("documented are %q, there are %q", documented, known)
+	if presets := config.ValuesOf("issuer_presets"); !slices.Equal(documented, presets) {
+		t.Errorf("documented are %q, there are %q", documented, presets)
 	}
 	page, err := os.ReadFile(providersFile)
 	if err != nil {
@@ -169,19 +169,19 @@ func TestIssuerPresetsEqualTheirKeys(t *testing.T) {
 }
 
 func TestKeysOverrideIssuerPresets(t *testing.T) {
-	found := parsed(t, `
+	issuers := parsed(t, `
 issuers:
   - {preset: kubernetes, issuer: "https://oidc.example.com/id/A", audiences: [a], types: [at+jwt], allow_private: false, tls: {ca: ca.crt}}
   - {preset: kubernetes, issuer: "https://oidc.example.com/id/B", audiences: [a], jwks_file: keys.json}
   - {preset: kubernetes, issuer: "https://oidc.example.com/id/C", audiences: [a], jwks_url: "https://10.0.0.1:6443/openid/v1/jwks", jwks_token_file: token}
 `).Issuers
-	if a := found[0]; a.Issuer != "https://oidc.example.com/id/A" || !slices.Equal(a.Types, []string{"at+jwt"}) || a.AllowPrivate || a.TLS.CA != "ca.crt" || a.JWKSTokenFile == "" {
+	if a := issuers[0]; a.Issuer != "https://oidc.example.com/id/A" || !slices.Equal(a.Types, []string{"at+jwt"}) || a.AllowPrivate || a.TLS.CA != "ca.crt" || a.JWKSTokenFile == "" {
 		t.Errorf("%+v", a)
 	}
-	if b := found[1]; b.JWKSURL != "" || b.JWKSTokenFile != "" || b.TLS != nil || !slices.Equal(b.Types, []string{"JWT"}) {
+	if b := issuers[1]; b.JWKSURL != "" || b.JWKSTokenFile != "" || b.TLS != nil || !slices.Equal(b.Types, []string{"JWT"}) {
 		t.Errorf("keys from a file: %+v", b)
 	}
-	if c := found[2]; c.JWKSURL != "https://10.0.0.1:6443/openid/v1/jwks" || c.JWKSTokenFile != "token" || !strings.HasSuffix(c.TLS.CA, "/ca.crt") || !c.AllowPrivate {
+	if c := issuers[2]; c.JWKSURL != "https://10.0.0.1:6443/openid/v1/jwks" || c.JWKSTokenFile != "token" || !strings.HasSuffix(c.TLS.CA, "/ca.crt") || !c.AllowPrivate {
 		t.Errorf("another host: %+v", c)
 	}
 }

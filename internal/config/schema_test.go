@@ -120,17 +120,17 @@ func refine(s *jsonschema.Schema) {
 }
 
 // addValues adds the lists that tags name, to the properties of a type and to those
-// of all types that it is made of.
-func addValues(s *jsonschema.Schema, of reflect.Type, propertyOf func(key string) (*jsonschema.Schema, bool)) {
-	for key := range of.Fields() {
-		property, known := propertyOf(key.Tag.Get("yaml"))
-		if !known {
+// of all types that it contains.
+func addValues(s *jsonschema.Schema, t reflect.Type, propertyOf func(key string) (*jsonschema.Schema, bool)) {
+	for key := range t.Fields() {
+		property, ok := propertyOf(key.Tag.Get("yaml"))
+		if !ok {
 			continue
 		}
 		for tag := range strings.SplitSeq(key.Tag.Get("jsonschema"), ",") {
-			if list, named := strings.CutPrefix(tag, "values="); named && property.Items != nil {
+			if list, ok := strings.CutPrefix(tag, "values="); ok && property.Items != nil {
 				property.Items.Enum = anys(config.ValuesOf(list))
-			} else if named {
+			} else if ok {
 				property.Enum = anys(config.ValuesOf(list))
 			}
 		}
@@ -144,11 +144,11 @@ func addValues(s *jsonschema.Schema, of reflect.Type, propertyOf func(key string
 	}
 }
 
-func anys(texts []string) (made []any) {
+func anys(texts []string) (values []any) {
 	for _, text := range texts {
-		made = append(made, text)
+		values = append(values, text)
 	}
-	return made
+	return values
 }
 
 func TestSchema(t *testing.T) {
@@ -326,9 +326,9 @@ func TestListsMatchTheCode(t *testing.T) {
 		return client("") + "callers: [{name: a, spiffe_id: \"spiffe://example.com/a\", roles: [r]}]\nroles: {r: {admin: [{actions: [\"" + action + "\"]}]}}\n"
 	}
 	for _, list := range []struct {
-		path  string
-		known []string
-		file  func(value string) string // nil: tried elsewhere
+		path   string
+		values []string
+		file   func(value string) string // nil: tried elsewhere
 	}{
 		{"issuers.*.algorithms", jose.Algorithms(), func(value string) string { return issuer("algorithms: [" + value + "]") }},
 		{"clients.*.preset", config.Presets(), nil},
@@ -344,14 +344,14 @@ func TestListsMatchTheCode(t *testing.T) {
 			if at < 0 {
 				t.Fatal("the schema has no such key")
 			}
-			found := allProperties(t)[at].schema
-			if found.Items != nil {
-				found = found.Items
+			schema := allProperties(t)[at].schema
+			if schema.Items != nil {
+				schema = schema.Items
 			}
-			if !slices.Equal(found.Enum, anys(list.known)) {
-				t.Errorf("the configuration knows %v, the code %v", found.Enum, list.known)
+			if !slices.Equal(schema.Enum, anys(list.values)) {
+				t.Errorf("the configuration knows %v, the code %v", schema.Enum, list.values)
 			}
-			for _, value := range list.known {
+			for _, value := range list.values {
 				if list.file == nil {
 					continue
 				}
@@ -364,11 +364,11 @@ func TestListsMatchTheCode(t *testing.T) {
 }
 
 func texts[T ~string](values []T) []string {
-	made := make([]string, len(values))
+	converted := make([]string, len(values))
 	for i, value := range values {
-		made[i] = string(value)
+		converted[i] = string(value)
 	}
-	return made
+	return converted
 }
 
 // TestDocumentationNamesEachValue: the row of a key with a list of values has all
@@ -378,12 +378,12 @@ func TestDocumentationNamesEachValue(t *testing.T) {
 	listeners := regexp.MustCompile(`^listen\.(grpc|http|ops)\.`)
 	tried := 0
 	for _, p := range allProperties(t) {
-		of := p.schema
-		if of.Items != nil {
-			of = of.Items
+		schema := p.schema
+		if schema.Items != nil {
+			schema = schema.Items
 		}
 		row := rows[listeners.ReplaceAllString(p.path, "listen.*.")]
-		for _, value := range of.Enum {
+		for _, value := range schema.Enum {
 			tried++
 			if !strings.Contains(row, fmt.Sprint(value)) {
 				t.Errorf("docs/configuration.md: the row of %s does not name %v: %s", p.path, value, row)
