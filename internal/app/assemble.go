@@ -331,12 +331,16 @@ func (s *setup) newVerifier(config *config.Config, log *slog.Logger, registerer 
 // verified returns the rules for the tokens of an issuer.
 func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
-		Issuer:          cfg.Issuer,
-		JWKSURL:         cfg.JWKSURL,
-		JWKSTokenFile:   cfg.JWKSTokenFile,
-		JWKSFile:        cfg.JWKSFile,
-		AllowHTTP:       cfg.AllowHTTP,
-		HTTP:            s.networkOf(cfg.CA()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+		Issuer: cfg.Issuer,
+		Keys: verify.KeysConfig{
+			URL:             cfg.JWKSURL,
+			TokenFile:       cfg.JWKSTokenFile,
+			File:            cfg.JWKSFile,
+			AllowHTTP:       cfg.AllowHTTP,
+			HTTP:            s.networkOf(cfg.CA()).ClientFor(cmp.Or(cfg.JWKSURL, cfg.Issuer), cfg.AllowPrivate),
+			RefreshInterval: cfg.RefreshInterval,
+			MaxStale:        cfg.MaxStale,
+		},
 		Audiences:       cfg.Audiences,
 		Algorithms:      cfg.Algorithms,
 		Types:           cfg.Types,
@@ -347,15 +351,13 @@ func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.Issu
 		Leeway:          orNone(cfg.Leeway),
 		MaxLifetime:     cfg.MaxLifetime,
 		MaxAge:          cfg.MaxAge,
-		RefreshInterval: cfg.RefreshInterval,
-		MaxStale:        cfg.MaxStale,
 	}
 	issuer.AccessTokenClaims = cfg.AccessTokenClaims
 	if cfg.MissingAud != nil {
 		issuer.MissingAudience = verify.MissingAudience(*cfg.MissingAud)
 	}
 	if cfg.JWKSURL == "" && cfg.JWKSFile == "" {
-		issuer.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
+		issuer.Keys.Discovery = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	if cfg.Introspection == nil {
 		return issuer, nil

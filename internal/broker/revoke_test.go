@@ -64,7 +64,7 @@ func (j *judges) add(s store.Store, settings ...func(*broker.Config)) *judge {
 	j.t.Helper()
 	http := discovery.NewHTTPClient(j.idp.RoundTripper())
 	verifier, err := verify.New(verify.Config{HTTP: http, Issuers: []verify.IssuerConfig{{
-		Issuer: issuer, JWKSURL: issuer + devidp.JWKSPath, Audiences: []string{audience}, Algorithms: []string{"EdDSA"},
+		Issuer: issuer, Keys: verify.KeysConfig{URL: issuer + devidp.JWKSPath}, Audiences: []string{audience}, Algorithms: []string{"EdDSA"},
 	}}}, nil)
 	if err != nil {
 		j.t.Fatal(err)

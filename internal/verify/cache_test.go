@@ -163,7 +163,7 @@ func TestCache_staleKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		c := configOf(issuerA)
-		c.MaxStale = 10 * time.Minute
+		c.Keys.MaxStale = 10 * time.Minute
 		web := serve(josetest.Set(key.JWK()))
 		v := load(t, newVerifier(t, web, c))
 		token := forever(key, issuerA)

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,30 +43,15 @@ type Config struct {
 }
 
 // IssuerConfig states which tokens of an issuer are accepted and where its keys are
-// published. One of Discovery, JWKSURL and JWKSFile is required.
+// published.
 type IssuerConfig struct {
 	// Issuer is the iss claim of its tokens, byte for byte. Templates such as
 	// {tenantid} are refused, because each tenant is an issuer with its own keys; see
 	// [TenantURL].
 	Issuer string
-	// Discovery finds the issuer's jwks_uri. It is not used if JWKSURL or JWKSFile is
-	// set.
-	Discovery *discovery.Issuer
-	// JWKSURL is the URL of the issuer's JWK set. It must pass
-	// [discovery.CheckURL].
-	JWKSURL string
-	// JWKSTokenFile is a file with a bearer token for JWKSURL, which must be https. Some
-	// servers, such as the API server of Kubernetes, require one. It is read for each
-	// fetch, and sent to no other URL. Empty: no token is sent.
-	JWKSTokenFile string
-	// JWKSFile is a file with the issuer's JWK set, for networks without access to
-	// the issuer. It is read as often as a URL would be fetched.
-	JWKSFile string
-	// AllowHTTP allows plain http for a JWKSURL with a host that is not loopback.
-	AllowHTTP bool
-	// HTTP fetches the JWK set. Create it with [discovery.Network.ClientFor] for
-	// JWKSURL, or for the issuer if JWKSURL is empty. Nil: Config.HTTP.
-	HTTP *http.Client
+	// Keys states where its signing keys are published. [New] sets Optional if the issuer
+	// has introspection, and HTTP to [Config.HTTP] if it is nil.
+	Keys KeysConfig
 	// Introspection configures how opaque tokens are verified. If several issuers
 	// have it, each request must name one of them: see [Request]. Nil: this issuer
 	// issues JWTs only.
@@ -108,12 +94,6 @@ type IssuerConfig struct {
 	MaxLifetime time.Duration
 	// MaxAge bounds the time since iat, and makes iat mandatory. Zero: no bound.
 	MaxAge time.Duration
-	// RefreshInterval is the time between fetches of the keys if the issuer sends no
-	// max-age, 1 to 15 min. Zero: 5 min.
-	RefreshInterval time.Duration
-	// MaxStale is how long keys are used after the last successful fetch: at least
-	// RefreshInterval, at most 24 h. Zero: 1 h.
-	MaxStale time.Duration
 }
 
 // maxScopePath bounds the length of a scope claim's path. It is less than the depth
@@ -166,23 +146,15 @@ func (c IssuerConfig) withDefaults() IssuerConfig {
 		// sections 3.1.3.6 and 3.3.2.11).
 		c.IDTokenClaims = []string{"at_hash", "c_hash"}
 	}
-	c.Leeway = max(orDefault(c.Leeway, 30*time.Second), 0)
-	c.MaxLifetime = orDefault(c.MaxLifetime, 24*time.Hour)
-	c.RefreshInterval = orDefault(c.RefreshInterval, 5*time.Minute)
-	c.MaxStale = orDefault(c.MaxStale, time.Hour)
+	c.Leeway = max(cmp.Or(c.Leeway, 30*time.Second), 0)
+	c.MaxLifetime = cmp.Or(c.MaxLifetime, 24*time.Hour)
+	c.Keys = c.Keys.WithDefaults()
 	return c
-}
-
-func orDefault[N time.Duration | int64 | int](value, fallback N) N {
-	if value == 0 {
-		return fallback
-	}
-	return value
 }
 
 // check refuses a configuration that would accept more tokens than intended, or none.
 func (c IssuerConfig) check() error {
-	if err := c.checkSource(); err != nil {
+	if err := c.Keys.Check(); err != nil {
 		return err
 	}
 	if i := slices.IndexFunc(c.Algorithms, func(name string) bool { return !slices.Contains(jose.Algorithms(), name) }); i >= 0 {
@@ -230,35 +202,12 @@ func CheckAudienceClaim(claim string) error {
 	return nil
 }
 
-func (c IssuerConfig) checkSource() error {
-	switch {
-	case c.JWKSURL != "" && c.JWKSFile != "":
-		return errors.New("it has both a JWKS URL and a JWKS file; choose one")
-	case c.JWKSTokenFile != "" && !strings.HasPrefix(c.JWKSURL, "https:"):
-		return errors.New("it has a token file for its JWKS URL, but that URL is missing or not https: the token is sent to an https JWKS URL only")
-	case c.JWKSFile != "":
-		return nil
-	case c.JWKSURL != "":
-		if err := discovery.CheckURL(c.JWKSURL, c.AllowHTTP); err != nil {
-			return fmt.Errorf("its JWKS URL: %w", err)
-		}
-		return nil
-	case c.Discovery == nil:
-		return errors.New("it has no source of keys: configure a JWKS URL, a JWKS file or discovery")
-	}
-	return nil
-}
-
 func (c IssuerConfig) checkTimes() error {
 	switch {
 	case c.Leeway > MaxLeeway:
 		return fmt.Errorf("its leeway is longer than %v", MaxLeeway)
 	case c.MaxLifetime < 0 || c.MaxAge < 0:
 		return errors.New("its maximum lifetime or age is negative")
-	case c.RefreshInterval < minInterval || c.RefreshInterval > maxInterval:
-		return fmt.Errorf("its refresh interval is not between %v and %v", minInterval, maxInterval)
-	case c.MaxStale < c.RefreshInterval || c.MaxStale > 24*time.Hour:
-		return errors.New("its maximum staleness is not between its refresh interval and 24 h")
 	}
 	return nil
 }
@@ -290,9 +239,9 @@ func New(cfg Config, before *Verifier) (*Verifier, error) {
 		byName:      map[string]*issuer{},
 		opaque:      map[string]*opaqueVerifier{},
 		cache:       before.cache,
-		cacheBytes:  orDefault(cfg.CacheBytes, defaultCacheBytes),
-		maxValidity: orDefault(cfg.MaxValidity, defaultMaxValidity),
-		maxToken:    orDefault(cfg.MaxTokenSize, defaultMaxTokenSize),
+		cacheBytes:  cmp.Or(cfg.CacheBytes, defaultCacheBytes),
+		maxValidity: cmp.Or(cfg.MaxValidity, defaultMaxValidity),
+		maxToken:    cmp.Or(cfg.MaxTokenSize, defaultMaxTokenSize),
 		metrics:     metrics,
 	}
 	if v.cacheBytes != before.cacheBytes {
@@ -306,12 +255,11 @@ func New(cfg Config, before *Verifier) (*Verifier, error) {
 		if v.byName[c.Issuer] != nil {
 			return nil, fmt.Errorf("issuer %q: it is configured twice", c.Issuer)
 		}
-		if c.HTTP == nil {
-			c.HTTP = cfg.HTTP
-		}
+		c.Keys.HTTP = cmp.Or(c.Keys.HTTP, cfg.HTTP)
+		c.Keys.Optional = c.Introspection != nil
 		i := before.byName[c.Issuer]
 		if i == nil || !i.cfg.equal(c) {
-			i = &issuer{cfg: c, keys: newKeySource(c, c.HTTP, cfg.Logger, metrics)}
+			i = &issuer{cfg: c, keys: newKeySource(c.Issuer, c.Keys, cfg.Logger, metrics.forIssuer(c.Issuer))}
 		}
 		v.issuers = append(v.issuers, i)
 		v.byName[c.Issuer] = i
@@ -325,18 +273,18 @@ func New(cfg Config, before *Verifier) (*Verifier, error) {
 	return v, nil
 }
 
-// equal compares two configurations. Discovery, the HTTP client and the introspection
-// endpoint are compared by identity.
+// equal compares two configurations. The issuer's keys and the introspection endpoint are
+// compared by identity.
 func (c IssuerConfig) equal(other IssuerConfig) bool {
 	a, b := c, other
-	if a.Discovery != b.Discovery || a.HTTP != b.HTTP || (a.Introspection == nil) != (b.Introspection == nil) {
+	if a.Keys != b.Keys || (a.Introspection == nil) != (b.Introspection == nil) {
 		return false
 	}
 	if a.Introspection != nil && *a.Introspection != *b.Introspection {
 		return false
 	}
-	a.Discovery, a.HTTP, a.Introspection = nil, nil, nil
-	b.Discovery, b.HTTP, b.Introspection = nil, nil, nil
+	a.Keys, b.Keys = KeysConfig{}, KeysConfig{}
+	a.Introspection, b.Introspection = nil, nil
 	return reflect.DeepEqual(a, b) //nolint:govet // the fields that may hold errors were compared above
 }
 

@@ -28,7 +28,7 @@ type flooded struct {
 func newFlooded(t *testing.T, fetch func(set []byte) func(*http.Request) (*http.Response, error)) *flooded {
 	f := &flooded{key: josetest.New(t, "EdDSA", "k"), web: new(site)}
 	c := configOf(issuerA)
-	c.RefreshInterval = 15 * time.Minute // no regular fetch within the test
+	c.Keys.RefreshInterval = 15 * time.Minute // no regular fetch within the test
 	f.web.set(fetch(josetest.Set(f.key.JWK())))
 	f.v = newVerifier(t, f.web, c)
 	run(t, f.v)

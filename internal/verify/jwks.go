@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,10 +20,10 @@ const (
 	// max-age the issuer sends.
 	minInterval = time.Minute
 	maxInterval = 15 * time.Minute
-	// After a failed fetch the next is due after minBackoff, which doubles with each
-	// further failure up to maxBackoff.
-	minBackoff = time.Second
-	maxBackoff = time.Minute
+	// After a failed fetch the next is due after minKeyBackoff, which doubles with each
+	// further failure up to maxKeyBackoff.
+	minKeyBackoff = time.Second
+	maxKeyBackoff = time.Minute
 	// demandInterval is the minimum time between the starts of two fetches if a token
 	// causes the second. It limits the requests that a flood of invented kids causes.
 	demandInterval = 10 * time.Second
@@ -34,7 +33,7 @@ const (
 	// firstLoadWait is how long a token waits if the keys were never loaded.
 	firstLoadWait = fetchTimeout
 	// maxKeyWaiters bounds the tokens of one issuer that wait for its keys at a time;
-	// further ones get an [UnavailableError]. It is half of the calls that a connection
+	// further ones get a [KeysUnavailableError]. It is half of the calls that a connection
 	// may have open by default, so that tokens of other issuers and tokens with known
 	// keys get through on the same connection. The first fetch has no such bound: most
 	// tokens are valid then, and fetchTimeout bounds the wait.
@@ -45,10 +44,10 @@ const (
 // costs an atomic load and a map lookup. All slow work runs in one goroutine, that of
 // [keySource.run]. It is safe for concurrent use.
 type keySource struct {
-	cfg     IssuerConfig
-	client  *http.Client
+	issuer  string
+	cfg     KeysConfig
 	logger  *slog.Logger
-	metrics issuerMetrics
+	metrics KeyMetrics
 
 	state   atomic.Pointer[state]
 	demand  chan struct{} // holds one value while a token needs a fetch
@@ -75,12 +74,12 @@ type state struct {
 	replaced chan struct{} // closed when another state replaces this one
 }
 
-func newKeySource(cfg IssuerConfig, client *http.Client, logger *slog.Logger, metrics *metrics) *keySource {
+func newKeySource(issuer string, cfg KeysConfig, logger *slog.Logger, metrics KeyMetrics) *keySource {
 	s := &keySource{
+		issuer:  issuer,
 		cfg:     cfg,
-		client:  client,
-		logger:  logger.With("issuer", cfg.Issuer),
-		metrics: metrics.forIssuer(cfg.Issuer),
+		logger:  logger.With("issuer", issuer),
+		metrics: metrics,
 		demand:  make(chan struct{}, 1),
 		running: make(chan struct{}, 1),
 	}
@@ -96,8 +95,8 @@ type trustedKey struct {
 }
 
 // find returns the key with this kid. If several keys share the kid, it prefers one
-// that permits the algorithm; the caller checks that the key does. The error is a
-// [*Rejection], an [*UnavailableError] or that of ctx.
+// that permits the algorithm; the caller checks that the key does. The error is
+// [errUnknownKey], a [*KeysUnavailableError] or that of ctx.
 func (s *keySource) find(ctx context.Context, kid, algorithm string) (trustedKey, error) {
 	current := s.state.Load()
 	if key := current.keys.Find(kid, algorithm); key != nil && !s.stale(current) {
@@ -118,7 +117,7 @@ func (s *keySource) find(ctx context.Context, kid, algorithm string) (trustedKey
 		// The issuer may have published the key after the last successful fetch.
 		return trustedKey{}, s.unavailable(current)
 	default:
-		return trustedKey{}, reject(UnknownKey, "The token's key (kid) is not among the usable keys that its issuer publishes.")
+		return trustedKey{}, errUnknownKey
 	}
 }
 
@@ -138,7 +137,7 @@ func (s *keySource) findSingle(ctx context.Context, algorithm string) (trustedKe
 	case s.stale(current):
 		return trustedKey{}, s.unavailable(current)
 	case key == nil:
-		return trustedKey{}, reject(UnknownKey, "The token's header names no key (kid), and its issuer does not have exactly one usable key.")
+		return trustedKey{}, errUnknownKey
 	}
 	return trustedKey{key, current.freshUntil}, nil
 }
@@ -196,12 +195,8 @@ func (s *keySource) await(ctx context.Context, current *state) (*state, error) {
 }
 
 func (s *keySource) unavailable(current *state) error {
-	next := earliest(current.nextAt, current.fetchAt.Add(demandInterval))
-	return &UnavailableError{
-		Issuer:     s.cfg.Issuer,
-		RetryAfter: min(max(time.Until(next), minBackoff), maxBackoff),
-		Err:        current.err,
-	}
+	wait := min(time.Until(current.nextAt), time.Until(current.fetchAt.Add(demandInterval)))
+	return &KeysUnavailableError{RetryAfter: min(max(wait, minKeyBackoff), maxKeyBackoff), Err: current.err}
 }
 
 // run keeps the keys fresh until ctx ends. It fetches them at once unless they are
@@ -253,7 +248,7 @@ func (s *keySource) refresh(ctx context.Context) error {
 	s.publish(started)
 
 	set, maxAge, err := s.load(ctx)
-	if s.issuesOnlyOpaque(before, err) {
+	if errors.Is(err, errNoKeys) && s.cfg.Optional && before.keys.Len() == 0 {
 		set, err = jose.Set{}, nil
 	}
 	finished := started
@@ -270,13 +265,6 @@ func (s *keySource) refresh(ctx context.Context) error {
 	s.publish(finished)
 	s.report(before, &finished)
 	return err
-}
-
-// issuesOnlyOpaque reports whether err is no failure, because the issuer has
-// introspection and has never published keys. It then issues opaque tokens only, and
-// any JWT in its name is forged.
-func (s *keySource) issuesOnlyOpaque(before *state, err error) bool {
-	return errors.Is(err, errNoKeys) && s.cfg.Introspection != nil && before.keys.Len() == 0
 }
 
 // publish replaces the state. The caller holds s.fetchLock.
@@ -297,7 +285,16 @@ func (s *keySource) interval(maxAge time.Duration) time.Duration {
 	return interval - rand.N(interval/10)
 }
 
+// Status returns the status of the keys.
+func (s *keySource) Status() IssuerStatus {
+	current := s.state.Load()
+	return IssuerStatus{
+		Issuer: s.issuer, Keys: current.keys.Len(), Skipped: len(current.skipped),
+		LoadedAt: current.loadedAt, NextAt: current.nextAt, Err: current.err,
+	}
+}
+
 func backoff(failures int) time.Duration {
-	wait := min(minBackoff<<min(failures-1, 10), maxBackoff)
+	wait := min(minKeyBackoff<<min(failures-1, 10), maxKeyBackoff)
 	return wait - wait/10 + rand.N(wait/5)
 }

@@ -311,7 +311,7 @@ func TestKeysAreFetchedAgainBeforeTheyAreStale(t *testing.T) {
 		web := new(site)
 		web.set(after(time.Second, respond(http.StatusOK, josetest.Set(key.JWK()), http.Header{"Cache-Control": {"max-age=900"}})))
 		c := configOf(issuerA)
-		c.RefreshInterval, c.MaxStale = time.Minute, 2*time.Minute
+		c.Keys.RefreshInterval, c.Keys.MaxStale = time.Minute, 2*time.Minute
 		v := newVerifier(t, web, c)
 		run(t, v)
 		time.Sleep(time.Second)
@@ -382,7 +382,7 @@ func TestFetch_failuresLeakNothing(t *testing.T) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	c := configOf(issuerA)
-	c.JWKSURL = server.URL
+	c.Keys.URL = server.URL
 	v := newVerifier(t, transport, c)
 	for range 1000 {
 		if err := v.Refresh(t.Context(), issuerA); err == nil {
@@ -401,13 +401,13 @@ func TestKeysFromAFile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old, fresh := josetest.New(t, "EdDSA", "old"), josetest.New(t, "EdDSA", "fresh")
 		c := configOf(issuerA)
-		c.JWKSURL, c.JWKSFile = "", filepath.Join(t.TempDir(), "jwks.json")
+		c.Keys.URL, c.Keys.File = "", filepath.Join(t.TempDir(), "jwks.json")
 		v := newVerifier(t, nil, c)
 		if err := v.Refresh(t.Context(), issuerA); err == nil {
 			t.Error("a file that is not there is no error")
 		}
 		write := func(data []byte) {
-			if err := os.WriteFile(c.JWKSFile, data, 0o600); err != nil {
+			if err := os.WriteFile(c.Keys.File, data, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -441,7 +441,7 @@ func TestKeysFromAFileInAnotherForm(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	set := josetest.Set(key.JWK())
 	c := configOf(issuerA)
-	c.JWKSURL, c.JWKSFile = "", filepath.Join(t.TempDir(), "jwks.json")
+	c.Keys.URL, c.Keys.File = "", filepath.Join(t.TempDir(), "jwks.json")
 	marked := append([]byte("\ufeff"), set...)
 	for name, tt := range map[string]struct {
 		data []byte
@@ -458,7 +458,7 @@ func TestKeysFromAFileInAnotherForm(t *testing.T) {
 		"a byte order mark in the middle": {append([]byte(" "), marked...), "not a JSON object"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := os.WriteFile(c.JWKSFile, tt.data, 0o600); err != nil {
+			if err := os.WriteFile(c.Keys.File, tt.data, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			v := newVerifier(t, nil, c)
@@ -496,7 +496,7 @@ func TestMetadata_keysBesideAnInvalidEndpoint(t *testing.T) {
 				return respond(http.StatusOK, []byte(`{"issuer":"https://a.example",`+tt.members+`}`), nil)(r)
 			})
 			c := configOf(issuerA)
-			c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
+			c.Keys.URL, c.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
 			v := newVerifier(t, web, c)
 			_ = v.Refresh(t.Context(), issuerA)
 			if got := outcome(t, v, forever(key, issuerA), verify.Request{}); got != tt.want {

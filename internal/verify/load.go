@@ -57,27 +57,27 @@ type jwksDocument struct {
 }
 
 func (s *keySource) read(ctx context.Context) (jwksDocument, error) {
-	if s.cfg.JWKSFile != "" {
-		data, err := readFile(s.cfg.JWKSFile)
+	if s.cfg.File != "" {
+		data, err := readFile(s.cfg.File)
 		if err == nil {
-			data, err = decodeFile(s.cfg.JWKSFile, data)
+			data, err = decodeFile(s.cfg.File, data)
 		}
-		return jwksDocument{source: s.cfg.JWKSFile, data: data}, err
+		return jwksDocument{source: s.cfg.File, data: data}, err
 	}
 	url, token, err := s.jwksURL(ctx)
 	if err != nil {
 		return jwksDocument{}, err
 	}
-	data, header, err := discovery.GetWithToken(tracing.Named(ctx, tracing.Keys), s.client, url, token, jose.MaxSetSize)
+	data, header, err := discovery.GetWithToken(tracing.Named(ctx, tracing.Keys), s.cfg.HTTP, url, token, jose.MaxSetSize)
 	return jwksDocument{source: discovery.Printable(url), data: data, header: header}, s.explain(err)
 }
 
 // jwksURL returns the URL of the issuer's JWK set and the bearer token for it. A
 // discovered URL gets no token, because the metadata could name any host.
 func (s *keySource) jwksURL(ctx context.Context) (url string, token redact.String, err error) {
-	if s.cfg.JWKSURL != "" {
+	if s.cfg.URL != "" {
 		token, err = s.readToken()
-		return s.cfg.JWKSURL, token, err
+		return s.cfg.URL, token, err
 	}
 	metadata, err := s.cfg.Discovery.Metadata(ctx)
 	if err != nil {
@@ -130,16 +130,16 @@ func maxAgeOf(header http.Header) time.Duration {
 // report logs and counts the result of a fetch.
 func (s *keySource) report(before, after *state) {
 	if after.err != nil {
-		s.metrics.failure.Inc()
+		s.metrics.Failure.Inc()
 		if !errors.Is(after.err, context.Canceled) { // as when the process stops
 			s.logger.Warn("the keys of an issuer cannot be fetched", "error", after.err, "failures", after.failures, "keys", after.keys.Len())
 		}
 		return
 	}
-	s.metrics.success.Inc()
-	s.metrics.keys.Set(float64(after.keys.Len()))
-	s.metrics.skipped.Set(float64(len(after.skipped)))
-	s.metrics.lastSuccess.Set(float64(after.loadedAt.UnixMilli()) / 1000)
+	s.metrics.Success.Inc()
+	s.metrics.Keys.Set(float64(after.keys.Len()))
+	s.metrics.Skipped.Set(float64(len(after.skipped)))
+	s.metrics.LastSuccess.Set(float64(after.loadedAt.UnixMilli()) / 1000)
 	if before.failures > 0 {
 		s.logger.Info("the keys of an issuer can be fetched again", "failures", before.failures)
 	}

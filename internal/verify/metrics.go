@@ -88,18 +88,12 @@ func (m *metrics) delete(issuer string) {
 	m.introspections.DeletePartialMatch(labels)
 }
 
-// issuerMetrics are the series of one issuer's keys.
-type issuerMetrics struct {
-	keys, skipped, lastSuccess prometheus.Gauge
-	success, failure           prometheus.Counter
-}
-
-func (m *metrics) forIssuer(issuer string) issuerMetrics {
-	return issuerMetrics{
-		keys:        m.keys.WithLabelValues(issuer),
-		skipped:     m.skipped.WithLabelValues(issuer),
-		lastSuccess: m.lastSuccess.WithLabelValues(issuer),
-		success:     m.fetches.WithLabelValues(issuer, "success"),
-		failure:     m.fetches.WithLabelValues(issuer, "failure"),
+func (m *metrics) forIssuer(issuer string) KeyMetrics {
+	return KeyMetrics{
+		Keys:        m.keys.WithLabelValues(issuer),
+		Skipped:     m.skipped.WithLabelValues(issuer),
+		LastSuccess: m.lastSuccess.WithLabelValues(issuer),
+		Success:     m.fetches.WithLabelValues(issuer, "success"),
+		Failure:     m.fetches.WithLabelValues(issuer, "failure"),
 	}
 }

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -34,11 +35,11 @@ const (
 	introspectTimeout = 6 * time.Second
 	// maxRequests bounds the concurrent requests to the issuer, and maxCalls those and
 	// the calls that wait for a slot. Further tokens get an [UnavailableError], so that
-	// they leave room in a connection, as with maxKeyWaiters. Tokens that were active
+	// they leave room in a connection for tokens of other issuers. Tokens that were active
 	// before have slots of their own, maxKnownRequests.
 	maxRequests      = 64
 	maxKnownRequests = 32
-	maxCalls         = maxKeyWaiters
+	maxCalls         = 125
 
 	// Bounds of the caches.
 	activeBytes   = 16 << 20
@@ -164,7 +165,7 @@ type call struct {
 
 func newOpaqueVerifier(i *issuer, logger *slog.Logger, metrics *metrics) *opaqueVerifier {
 	cfg := *i.cfg.Introspection
-	cfg.Cache = max(orDefault(cfg.Cache, defaultOpaqueCache), 0)
+	cfg.Cache = max(cmp.Or(cfg.Cache, defaultOpaqueCache), 0)
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // it never fails
 	return &opaqueVerifier{
@@ -269,7 +270,7 @@ func (o *opaqueVerifier) start(ctx context.Context, digest tokenDigest, presente
 
 func (o *opaqueVerifier) unavailable(wait time.Duration, err error) error {
 	return &UnavailableError{
-		Issuer: o.issuer.cfg.Issuer, Introspection: true, RetryAfter: min(max(wait, minBackoff), maxBackoff), Err: err,
+		Issuer: o.issuer.cfg.Issuer, Introspection: true, RetryAfter: min(max(wait, minBackoff), time.Minute), Err: err,
 	}
 }
 

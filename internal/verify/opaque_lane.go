@@ -10,6 +10,7 @@ const (
 	// endpoint: first for minBackoff, which doubles with each further failure up to
 	// opaqueBackoff. One failure is not enough, because a single bad token can cause it.
 	toleratedFailures = 3
+	minBackoff        = time.Second
 	opaqueBackoff     = 30 * time.Second
 	// Once the endpoint has answered a request, it tolerates more failures that may
 	// concern the presented token only, and the backoff after them is shorter. Both

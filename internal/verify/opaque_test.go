@@ -74,7 +74,7 @@ func newOpaqueWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *opaqueW
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := verify.IssuerConfig{Issuer: issuerA, Discovery: known, Audiences: []string{audience}}
+	a := verify.IssuerConfig{Issuer: issuerA, Keys: verify.KeysConfig{Discovery: known}, Audiences: []string{audience}}
 	a.Introspection = &verify.Introspection{Endpoint: says(func(ctx context.Context, token string) (bool, []byte, error) {
 		version := secret.Version{ID: "v", Value: redact.New(w.password.Load().(string))}
 		found, err := client.Introspect(ctx, version, redact.New(token))

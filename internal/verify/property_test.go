@@ -120,7 +120,7 @@ var policies = []func(a, b *verify.IssuerConfig){
 	func(a, b *verify.IssuerConfig) { a.Algorithms, b.Algorithms = []string{"EdDSA"}, []string{"ES256"} },
 	func(a, b *verify.IssuerConfig) { a.Types, b.ScopeClaim = []string{"JWT", "at+jwt"}, []string{"scp"} },
 	func(a, _ *verify.IssuerConfig) { a.ScopeClaim, a.Leeway, a.MaxAge = []string{"scp"}, -1, 5*time.Minute },
-	func(a, _ *verify.IssuerConfig) { a.MaxStale, a.MaxLifetime = 5*time.Minute, time.Hour },
+	func(a, _ *verify.IssuerConfig) { a.Keys.MaxStale, a.MaxLifetime = 5*time.Minute, time.Hour },
 	func(_, b *verify.IssuerConfig) { b.Issuer = "https://c.example" }, // B is not configured any more
 }
 

@@ -65,7 +65,7 @@ func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 		for issuer, key := range map[string]*josetest.Signer{issuerOne: one, issuerTwo: two} {
 			c := configOf(issuer)
 			host := strings.Split(strings.TrimPrefix(issuer, "https://login.microsoftonline.com/"), "/")[0] + ".keys.example"
-			c.JWKSURL = "https://" + host + "/keys"
+			c.Keys.URL = "https://" + host + "/keys"
 			web[host] = serve(josetest.Set(key.JWK()))
 			configs = append(configs, c)
 		}
@@ -92,7 +92,7 @@ func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 	})
 	for _, template := range []string{entra, "https://login.microsoftonline.com/{tenantid}/v2.0", "https://*.example/{tenant}"} {
 		c := configOf(template)
-		c.JWKSURL = "https://idp.example/keys"
+		c.Keys.URL = "https://idp.example/keys"
 		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{c}}, nil); err == nil || !strings.Contains(err.Error(), "template") {
 			t.Errorf("%s: %v", template, err)
 		}

@@ -15,11 +15,11 @@ import (
 // maxTokenFile is more than servers accept in a header, in bytes.
 const maxTokenFile = 16 << 10
 
-// readToken returns the bearer token for JWKSURL; empty if none is configured. It reads
+// readToken returns the bearer token for URL; empty if none is configured. It reads
 // the file for each request, because Kubernetes replaces the token of a pod before it
 // expires.
 func (s *keySource) readToken() (redact.String, error) {
-	path := s.cfg.JWKSTokenFile
+	path := s.cfg.TokenFile
 	if path == "" {
 		return redact.String{}, nil
 	}
@@ -74,7 +74,7 @@ const issuerDiscoveryRole = "system:service-account-issuer-discovery"
 // explain adds advice to the error of a request for the JWK set.
 func (s *keySource) explain(err error) error {
 	fetchErr, ok := errors.AsType[*discovery.Error](err)
-	file := s.cfg.JWKSTokenFile
+	file := s.cfg.TokenFile
 	switch {
 	case !ok:
 		return err

@@ -108,9 +108,9 @@ func verifierFor(t *testing.T, s *apiServer, ca, tokenFile string) *verify.Verif
 		t.Fatal(err)
 	}
 	cluster := configOf(issuerA)
-	cluster.JWKSURL, cluster.JWKSTokenFile = s.URL+keysPath, tokenFile
-	cluster.HTTP = network.ClientFor(cluster.JWKSURL, false)
-	t.Cleanup(cluster.HTTP.CloseIdleConnections)
+	cluster.Keys.URL, cluster.Keys.TokenFile = s.URL+keysPath, tokenFile
+	cluster.Keys.HTTP = network.ClientFor(cluster.Keys.URL, false)
+	t.Cleanup(cluster.Keys.HTTP.CloseIdleConnections)
 	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cluster}}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -196,13 +196,13 @@ func TestTokenForTheKeysIsNotCarriedElsewhere(t *testing.T) {
 // A token goes to a URL of the configuration only, and never unencrypted.
 func TestTokenForTheKeysNeedsAURL(t *testing.T) {
 	discovered := configOf(issuerA)
-	discovered.JWKSURL, discovered.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA})
+	discovered.Keys.URL, discovered.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA})
 	plain := configOf(issuerA)
-	plain.JWKSURL, plain.AllowHTTP = "http://127.0.0.1/jwks", true
+	plain.Keys.URL, plain.Keys.AllowHTTP = "http://127.0.0.1/jwks", true
 	file := configOf(issuerA)
-	file.JWKSURL, file.JWKSFile = "", "jwks.json"
+	file.Keys.URL, file.Keys.File = "", "jwks.json"
 	for name, cfg := range map[string]verify.IssuerConfig{"discovery": discovered, "plain http": plain, "a file": file} {
-		cfg.JWKSTokenFile = "token"
+		cfg.Keys.TokenFile = "token"
 		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cfg}}, nil); err == nil || !strings.Contains(err.Error(), "https") {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -23,7 +23,7 @@ func TestUnknownKeysCauseFewFetches(t *testing.T) {
 		web := new(site)
 		web.set(after(200*time.Millisecond, set))
 		c := configOf(issuerA)
-		c.RefreshInterval = 15 * time.Minute
+		c.Keys.RefreshInterval = 15 * time.Minute
 		v := newVerifier(t, web, c)
 		run(t, v)
 		time.Sleep(15 * time.Second)

@@ -301,10 +301,23 @@ func (i *issuer) keyFor(ctx context.Context, header jose.Header) (trustedKey, er
 }
 
 func (i *issuer) findKey(ctx context.Context, header jose.Header) (trustedKey, error) {
+	var key trustedKey
+	var err error
 	if header.KeyID == "" {
-		return i.keys.findSingle(ctx, header.Algorithm)
+		key, err = i.keys.findSingle(ctx, header.Algorithm)
+	} else {
+		key, err = i.keys.find(ctx, header.KeyID, header.Algorithm)
 	}
-	return i.keys.find(ctx, header.KeyID, header.Algorithm)
+	unavailable, ok := errors.AsType[*KeysUnavailableError](err)
+	switch {
+	case ok:
+		err = &UnavailableError{Issuer: i.cfg.Issuer, RetryAfter: unavailable.RetryAfter, Err: unavailable.Err}
+	case errors.Is(err, errUnknownKey) && header.KeyID == "":
+		err = reject(UnknownKey, "The token's header names no key (kid), and its issuer does not have exactly one usable key.")
+	case errors.Is(err, errUnknownKey):
+		err = reject(UnknownKey, "The token's key (kid) is not among the usable keys that its issuer publishes.")
+	}
+	return key, err
 }
 
 func earliest(first time.Time, others ...time.Time) time.Time {
@@ -337,29 +350,11 @@ func (v *Verifier) Refresh(ctx context.Context, name string) error {
 	return issuer.keys.refresh(ctx)
 }
 
-// IssuerStatus is the status of an issuer's keys.
-type IssuerStatus struct {
-	Issuer string
-	// Keys counts the usable keys, Skipped the unusable entries of the JWK set.
-	Keys, Skipped int
-	// LoadedAt is the start of the last successful fetch; zero if there was none.
-	LoadedAt time.Time
-	// NextAt is the time of the next fetch; zero before the first one.
-	NextAt time.Time
-	// Err is the error of the last fetch; nil if it succeeded or there was none. It
-	// quotes nothing of the issuer's response.
-	Err error
-}
-
 // Status returns the status of each issuer's keys, in the order of the configuration.
 func (v *Verifier) Status() []IssuerStatus {
 	all := make([]IssuerStatus, len(v.issuers))
 	for n, issuer := range v.issuers {
-		s := issuer.keys.state.Load()
-		all[n] = IssuerStatus{
-			Issuer: issuer.cfg.Issuer, Keys: s.keys.Len(), Skipped: len(s.skipped),
-			LoadedAt: s.loadedAt, NextAt: s.nextAt, Err: s.err,
-		}
+		all[n] = issuer.keys.Status()
 	}
 	return all
 }

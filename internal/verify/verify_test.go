@@ -275,14 +275,14 @@ func TestNewRefusesBadConfigurations(t *testing.T) {
 		"a leeway of 61 s":             func(c *verify.IssuerConfig) { c.Leeway = 61 * time.Second },
 		"a negative lifetime":          func(c *verify.IssuerConfig) { c.MaxLifetime = -1 },
 		"a negative age":               func(c *verify.IssuerConfig) { c.MaxAge = -1 },
-		"refresh every 59 s":           func(c *verify.IssuerConfig) { c.RefreshInterval = 59 * time.Second },
-		"refresh every 16 min":         func(c *verify.IssuerConfig) { c.RefreshInterval = 16 * time.Minute },
-		"staleness under the interval": func(c *verify.IssuerConfig) { c.MaxStale = 4 * time.Minute },
-		"staleness over a day":         func(c *verify.IssuerConfig) { c.MaxStale = 25 * time.Hour },
-		"http":                         func(c *verify.IssuerConfig) { c.JWKSURL = "http://a.example/jwks" },
-		"no URL":                       func(c *verify.IssuerConfig) { c.JWKSURL = "jwks.json" },
-		"a URL and a file":             func(c *verify.IssuerConfig) { c.JWKSFile = "jwks.json" },
-		"no place for the keys":        func(c *verify.IssuerConfig) { c.JWKSURL = "" },
+		"refresh every 59 s":           func(c *verify.IssuerConfig) { c.Keys.RefreshInterval = 59 * time.Second },
+		"refresh every 16 min":         func(c *verify.IssuerConfig) { c.Keys.RefreshInterval = 16 * time.Minute },
+		"staleness under the interval": func(c *verify.IssuerConfig) { c.Keys.MaxStale = 4 * time.Minute },
+		"staleness over a day":         func(c *verify.IssuerConfig) { c.Keys.MaxStale = 25 * time.Hour },
+		"http":                         func(c *verify.IssuerConfig) { c.Keys.URL = "http://a.example/jwks" },
+		"no URL":                       func(c *verify.IssuerConfig) { c.Keys.URL = "jwks.json" },
+		"a URL and a file":             func(c *verify.IssuerConfig) { c.Keys.File = "jwks.json" },
+		"no place for the keys":        func(c *verify.IssuerConfig) { c.Keys.URL = "" },
 	} {
 		bad := good
 		change(&bad)
@@ -294,7 +294,7 @@ func TestNewRefusesBadConfigurations(t *testing.T) {
 		t.Error("an issuer was accepted twice")
 	}
 	allowed := good
-	allowed.JWKSURL, allowed.AllowHTTP = "http://a.example/jwks", true
+	allowed.Keys.URL, allowed.Keys.AllowHTTP = "http://a.example/jwks", true
 	if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{allowed}}, nil); err != nil {
 		t.Errorf("http that is allowed: %v", err)
 	}
@@ -303,7 +303,7 @@ func TestNewRefusesBadConfigurations(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	rs, ps := josetest.New(t, "RS256", "rs"), josetest.New(t, "PS256", "ps")
 	v := load(t, newVerifier(t, serve(josetest.Set(rs.JWK(), ps.JWK())), verify.IssuerConfig{
-		Issuer: issuerA, JWKSURL: issuerA + "/jwks", Audiences: []string{audience},
+		Issuer: issuerA, Keys: verify.KeysConfig{URL: issuerA + "/jwks"}, Audiences: []string{audience},
 	}))
 	for name, tt := range map[string]struct{ token, want string }{
 		"RS256 and at+jwt": {rs.Token(rs.Header(), claims()), "active"},
@@ -340,7 +340,7 @@ func TestKeysAreFoundByDiscovery(t *testing.T) {
 	find := func() *verify.Verifier {
 		client := discovery.NewHTTPClient(web)
 		c := configOf(issuerA)
-		c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: client})
+		c.Keys.URL, c.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: client})
 		return newVerifier(t, web, c)
 	}
 	if got := outcome(t, load(t, find()), key.Token(key.Header(), claims()), verify.Request{}); got != "active" {
@@ -366,7 +366,7 @@ func TestOpaque_issuerWithoutKeys(t *testing.T) {
 		web := sites{"a.example": a, "keys.example": serve(josetest.Set(key.JWK()))}
 		configure := func() verify.IssuerConfig {
 			c := configOf(issuerA)
-			c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
+			c.Keys.URL, c.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
 			return c
 		}
 		c := configure()
@@ -409,7 +409,7 @@ func TestFetch_boundedTime(t *testing.T) {
 		web["a.example"].set(after(4*time.Second, respond(http.StatusOK, metadata, nil)))
 		web["keys.example"].set(after(4*time.Second, respond(http.StatusOK, josetest.Set(key.JWK()), nil)))
 		c := configOf(issuerA)
-		c.JWKSURL, c.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
+		c.Keys.URL, c.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA, HTTP: discovery.NewHTTPClient(web)})
 		v := newVerifier(t, web, c)
 		start := time.Now()
 		if err := v.Refresh(t.Context(), issuerA); err == nil || time.Since(start) != 5*time.Second {
