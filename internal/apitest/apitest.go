@@ -23,6 +23,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // The issuers, the audience and the secret of the IdP.
@@ -82,7 +83,7 @@ func NewOpaque(t testing.TB) *Fixture {
 	var issuers []verify.IssuerConfig
 	for _, issuer := range []string{OpaqueA, OpaqueB} {
 		issuers = append(issuers, verify.IssuerConfig{
-			Issuer: issuer, Keys: verify.KeysConfig{URL: issuer}, Audiences: []string{Audience}, Introspection: &verify.Introspection{Endpoint: opaqueIssuer(issuer)},
+			Issuer: issuer, Keys: jwks.Config{URL: issuer}, Audiences: []string{Audience}, Introspection: &verify.Introspection{Endpoint: opaqueIssuer(issuer)},
 		})
 	}
 	return build(t, callers(), issuers, nil)
@@ -122,7 +123,7 @@ func build(t testing.TB, who *policy.Policy, others []verify.IssuerConfig, prepa
 	must(t, err)
 	verifier, err := verify.New(verify.Config{HTTP: client, Logger: f.Logger, CacheBytes: 1 << 20, Issuers: append([]verify.IssuerConfig{
 		{
-			Issuer: Issuer, Keys: verify.KeysConfig{Discovery: known}, Audiences: []string{Audience},
+			Issuer: Issuer, Keys: jwks.Config{Discovery: known}, Audiences: []string{Audience},
 			// Neither helps a JWT of a caller.
 			MissingSubject: true, MissingAudience: verify.MissingAudience{Value: caller.DefaultAudience},
 		},

@@ -27,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // parts are the broker and the components that a reload does not replace.
@@ -332,7 +333,7 @@ func (s *setup) newVerifier(config *config.Config, log *slog.Logger, registerer 
 func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.IssuerConfig, error) {
 	issuer := verify.IssuerConfig{
 		Issuer: cfg.Issuer,
-		Keys: verify.KeysConfig{
+		Keys: jwks.Config{
 			URL:             cfg.JWKSURL,
 			TokenFile:       cfg.JWKSTokenFile,
 			File:            cfg.JWKSFile,

@@ -19,9 +19,9 @@ const module = "github.com/cezzis/tokenbroker/"
 var levels = [][]string{
 	{"internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
-	{"internal/policy", "internal/idp", "internal/verify", "internal/store", "internal/devidp"},
-	{"internal/authz", "internal/backoff", "internal/caller", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
-	{"internal/credential", "internal/epoch", "internal/revocation"},
+	{"internal/policy", "internal/idp", "internal/verify/jwks", "internal/store", "internal/devidp"},
+	{"internal/authz", "internal/backoff", "internal/verify", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
+	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation"},
 	{"internal/lease"},
 	{"internal/broker"},
 	{"internal/rotation"},
@@ -55,10 +55,10 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},

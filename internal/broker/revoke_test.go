@@ -24,6 +24,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // judges are brokers that verify tokens of one issuer and share a store.
@@ -64,7 +65,7 @@ func (j *judges) add(s store.Store, settings ...func(*broker.Config)) *judge {
 	j.t.Helper()
 	http := discovery.NewHTTPClient(j.idp.RoundTripper())
 	verifier, err := verify.New(verify.Config{HTTP: http, Issuers: []verify.IssuerConfig{{
-		Issuer: issuer, Keys: verify.KeysConfig{URL: issuer + devidp.JWKSPath}, Audiences: []string{audience}, Algorithms: []string{"EdDSA"},
+		Issuer: issuer, Keys: jwks.Config{URL: issuer + devidp.JWKSPath}, Audiences: []string{audience}, Algorithms: []string{"EdDSA"},
 	}}}, nil)
 	if err != nil {
 		j.t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // Config configures a [Verifier].
@@ -51,7 +52,7 @@ type IssuerConfig struct {
 	Issuer string
 	// Keys states where its signing keys are published. [New] sets Optional if the issuer
 	// has introspection, and HTTP to [Config.HTTP] if it is nil.
-	Keys KeysConfig
+	Keys jwks.Config
 	// Introspection configures how opaque tokens are verified. If several issuers
 	// have it, each request must name one of them: see [Request]. Nil: this issuer
 	// issues JWTs only.
@@ -259,7 +260,7 @@ func New(cfg Config, before *Verifier) (*Verifier, error) {
 		c.Keys.Optional = c.Introspection != nil
 		i := before.byName[c.Issuer]
 		if i == nil || !i.cfg.equal(c) {
-			i = &issuer{cfg: c, keys: newKeySource(c.Issuer, c.Keys, cfg.Logger, metrics.forIssuer(c.Issuer))}
+			i = &issuer{cfg: c, keys: jwks.New(c.Issuer, c.Keys, cfg.Logger, metrics.forIssuer(c.Issuer))}
 		}
 		v.issuers = append(v.issuers, i)
 		v.byName[c.Issuer] = i
@@ -283,7 +284,7 @@ func (c IssuerConfig) equal(other IssuerConfig) bool {
 	if a.Introspection != nil && *a.Introspection != *b.Introspection {
 		return false
 	}
-	a.Keys, b.Keys = KeysConfig{}, KeysConfig{}
+	a.Keys, b.Keys = jwks.Config{}, jwks.Config{}
 	a.Introspection, b.Introspection = nil, nil
 	return reflect.DeepEqual(a, b) //nolint:govet // the fields that may hold errors were compared above
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 type jsonObject = josetest.JSON
@@ -104,7 +105,7 @@ func (s sites) RoundTrip(r *http.Request) (*http.Response, error) { return s[r.U
 
 // configOf is an issuer with keys at /jwks and everything else as by default.
 func configOf(issuer string) verify.IssuerConfig {
-	return verify.IssuerConfig{Issuer: issuer, Keys: verify.KeysConfig{URL: issuer + "/jwks"}, Audiences: []string{audience}, Algorithms: jose.Algorithms()}
+	return verify.IssuerConfig{Issuer: issuer, Keys: jwks.Config{URL: issuer + "/jwks"}, Audiences: []string{audience}, Algorithms: jose.Algorithms()}
 }
 
 func newVerifier(t testing.TB, web http.RoundTripper, issuers ...verify.IssuerConfig) *verify.Verifier {

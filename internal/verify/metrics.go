@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // metrics are labelled with configured issuers only, never with a text from a token:
@@ -88,8 +90,8 @@ func (m *metrics) delete(issuer string) {
 	m.introspections.DeletePartialMatch(labels)
 }
 
-func (m *metrics) forIssuer(issuer string) KeyMetrics {
-	return KeyMetrics{
+func (m *metrics) forIssuer(issuer string) jwks.Metrics {
+	return jwks.Metrics{
 		Keys:        m.keys.WithLabelValues(issuer),
 		Skipped:     m.skipped.WithLabelValues(issuer),
 		LastSuccess: m.lastSuccess.WithLabelValues(issuer),

@@ -19,6 +19,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // says is an introspection endpoint as a function of the token.
@@ -74,7 +75,7 @@ func newOpaqueWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *opaqueW
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := verify.IssuerConfig{Issuer: issuerA, Keys: verify.KeysConfig{Discovery: known}, Audiences: []string{audience}}
+	a := verify.IssuerConfig{Issuer: issuerA, Keys: jwks.Config{Discovery: known}, Audiences: []string{audience}}
 	a.Introspection = &verify.Introspection{Endpoint: says(func(ctx context.Context, token string) (bool, []byte, error) {
 		version := secret.Version{ID: "v", Value: redact.New(w.password.Load().(string))}
 		found, err := client.Introspect(ctx, version, redact.New(token))

@@ -36,6 +36,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 // Verifier verifies tokens of its configured issuers. It is safe for concurrent use.
@@ -52,7 +53,7 @@ type Verifier struct {
 
 type issuer struct {
 	cfg  IssuerConfig // with defaults applied
-	keys *keySource
+	keys *jwks.Source
 }
 
 // Request states the requirements that a token must meet.
@@ -187,7 +188,7 @@ func (v *Verifier) judge(token established, req Request, now time.Time) (Result,
 func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, req *Request) (established, error) {
 	digest, cached := v.cache.find(presented)
 	if cached != nil && (req.Issuer == "" || req.Issuer == cached.facts.Issuer) && req.admits(cached.facts.Issuer) && v.byName[cached.facts.Issuer] == cached.issuer {
-		if freshUntil, trusted := cached.issuer.keys.trusts(cached.key, !cached.facts.noKeyID); trusted {
+		if freshUntil, trusted := cached.issuer.keys.Trusts(cached.key, !cached.facts.noKeyID); trusted {
 			v.cache.hit(cached)
 			return established{cached.issuer, cached.facts, freshUntil}, nil
 		}
@@ -224,7 +225,7 @@ func (v *Verifier) verifyJWT(ctx context.Context, presented redact.String, req *
 	if err != nil {
 		return established{}, nil, reject(BadClaims, "The token has a missing or invalid claim: %v.", err)
 	}
-	return established{issuer, facts, key.freshUntil}, key.Key, nil
+	return established{issuer, facts, key.FreshUntil}, key.Key, nil
 }
 
 // badSignature names the header parameter that points to a key, if there is one: the
@@ -283,38 +284,32 @@ func (v *Verifier) issuerOf(claims jose.Object, req *Request) (*issuer, error) {
 
 // keyFor returns the key that the header names by kid, if the issuer's configuration
 // and the key permit the header's algorithm.
-func (i *issuer) keyFor(ctx context.Context, header jose.Header) (trustedKey, error) {
+func (i *issuer) keyFor(ctx context.Context, header jose.Header) (jwks.Key, error) {
 	if !slices.Contains(i.cfg.Algorithms, header.Algorithm) {
-		return trustedKey{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of its issuer's configured algorithms, %s.",
+		return jwks.Key{}, reject(AlgorithmNotAllowed, "The token's algorithm (alg) is not one of its issuer's configured algorithms, %s.",
 			strings.Join(i.cfg.Algorithms, ", "))
 	}
 	key, err := i.findKey(ctx, header)
 	if err != nil {
-		return trustedKey{}, err
+		return jwks.Key{}, err
 	}
 	// EdDSA and Ed25519 name one algorithm, so a key that declares one of them permits
 	// both. Both names must be configured for that.
 	if !key.Permits(header.Algorithm) || !key.DeclaredAmong(i.cfg.Algorithms) {
-		return trustedKey{}, reject(AlgorithmNotAllowed, "The token's key does not permit its algorithm (alg).")
+		return jwks.Key{}, reject(AlgorithmNotAllowed, "The token's key does not permit its algorithm (alg).")
 	}
 	return key, nil
 }
 
-func (i *issuer) findKey(ctx context.Context, header jose.Header) (trustedKey, error) {
-	var key trustedKey
-	var err error
-	if header.KeyID == "" {
-		key, err = i.keys.findSingle(ctx, header.Algorithm)
-	} else {
-		key, err = i.keys.find(ctx, header.KeyID, header.Algorithm)
-	}
-	unavailable, ok := errors.AsType[*KeysUnavailableError](err)
+func (i *issuer) findKey(ctx context.Context, header jose.Header) (jwks.Key, error) {
+	key, err := i.keys.Find(ctx, header.KeyID, header.Algorithm)
+	unavailable, ok := errors.AsType[*jwks.UnavailableError](err)
 	switch {
 	case ok:
 		err = &UnavailableError{Issuer: i.cfg.Issuer, RetryAfter: unavailable.RetryAfter, Err: unavailable.Err}
-	case errors.Is(err, errUnknownKey) && header.KeyID == "":
+	case errors.Is(err, jwks.ErrUnknownKey) && header.KeyID == "":
 		err = reject(UnknownKey, "The token's header names no key (kid), and its issuer does not have exactly one usable key.")
-	case errors.Is(err, errUnknownKey):
+	case errors.Is(err, jwks.ErrUnknownKey):
 		err = reject(UnknownKey, "The token's key (kid) is not among the usable keys that its issuer publishes.")
 	}
 	return key, err
@@ -335,7 +330,7 @@ func earliest(first time.Time, others ...time.Time) time.Time {
 func (v *Verifier) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, issuer := range v.issuers {
-		all.Go(func() { issuer.keys.run(ctx) })
+		all.Go(func() { issuer.keys.Run(ctx) })
 	}
 	all.Wait()
 }
@@ -347,12 +342,12 @@ func (v *Verifier) Refresh(ctx context.Context, name string) error {
 	if issuer == nil {
 		return fmt.Errorf("the issuer %q is not configured", name)
 	}
-	return issuer.keys.refresh(ctx)
+	return issuer.keys.Refresh(ctx)
 }
 
 // Status returns the status of each issuer's keys, in the order of the configuration.
-func (v *Verifier) Status() []IssuerStatus {
-	all := make([]IssuerStatus, len(v.issuers))
+func (v *Verifier) Status() []jwks.Status {
+	all := make([]jwks.Status, len(v.issuers))
 	for n, issuer := range v.issuers {
 		all[n] = issuer.keys.Status()
 	}

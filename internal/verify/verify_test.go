@@ -20,6 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 func TestFactsOfAGoodToken(t *testing.T) {
@@ -303,7 +304,7 @@ func TestNewRefusesBadConfigurations(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	rs, ps := josetest.New(t, "RS256", "rs"), josetest.New(t, "PS256", "ps")
 	v := load(t, newVerifier(t, serve(josetest.Set(rs.JWK(), ps.JWK())), verify.IssuerConfig{
-		Issuer: issuerA, Keys: verify.KeysConfig{URL: issuerA + "/jwks"}, Audiences: []string{audience},
+		Issuer: issuerA, Keys: jwks.Config{URL: issuerA + "/jwks"}, Audiences: []string{audience},
 	}))
 	for name, tt := range map[string]struct{ token, want string }{
 		"RS256 and at+jwt": {rs.Token(rs.Header(), claims()), "active"},

@@ -1,4 +1,4 @@
-package verify
+package jwks
 
 import (
 	"errors"
@@ -18,7 +18,7 @@ const maxTokenFile = 16 << 10
 // readToken returns the bearer token for URL; empty if none is configured. It reads
 // the file for each request, because Kubernetes replaces the token of a pod before it
 // expires.
-func (s *keySource) readToken() (redact.String, error) {
+func (s *Source) readToken() (redact.String, error) {
 	path := s.cfg.TokenFile
 	if path == "" {
 		return redact.String{}, nil
@@ -72,7 +72,7 @@ func unreadable(err error) error {
 const issuerDiscoveryRole = "system:service-account-issuer-discovery"
 
 // explain adds advice to the error of a request for the JWK set.
-func (s *keySource) explain(err error) error {
+func (s *Source) explain(err error) error {
 	fetchErr, ok := errors.AsType[*discovery.Error](err)
 	file := s.cfg.TokenFile
 	switch {

@@ -1,4 +1,4 @@
-package verify
+package jwks
 
 import (
 	"cmp"
@@ -13,9 +13,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 )
 
-// KeysConfig states where an issuer publishes its keys. One of Discovery, URL and File is
+// Config states where an issuer publishes its keys. One of Discovery, URL and File is
 // required.
-type KeysConfig struct {
+type Config struct {
 	// Discovery finds the issuer's jwks_uri. It is not used if URL or File is set.
 	Discovery *discovery.Issuer
 	// URL is the URL of the issuer's JWK set. It must pass [discovery.CheckURL].
@@ -45,14 +45,14 @@ type KeysConfig struct {
 }
 
 // WithDefaults returns c with defaults for zero durations.
-func (c KeysConfig) WithDefaults() KeysConfig {
+func (c Config) WithDefaults() Config {
 	c.RefreshInterval = cmp.Or(c.RefreshInterval, 5*time.Minute)
 	c.MaxStale = cmp.Or(c.MaxStale, time.Hour)
 	return c
 }
 
 // Check returns an error if the configuration, with its defaults, is not valid.
-func (c KeysConfig) Check() error {
+func (c Config) Check() error {
 	switch {
 	case c.URL != "" && c.File != "":
 		return errors.New("it has both a JWKS URL and a JWKS file; choose one")
@@ -73,14 +73,14 @@ func (c KeysConfig) Check() error {
 	return nil
 }
 
-// KeyMetrics are the series of one issuer's keys.
-type KeyMetrics struct {
+// Metrics are the series of one issuer's keys.
+type Metrics struct {
 	Keys, Skipped, LastSuccess prometheus.Gauge
 	Success, Failure           prometheus.Counter // of fetches
 }
 
-// IssuerStatus is the status of an issuer's keys.
-type IssuerStatus struct {
+// Status is the status of an issuer's keys.
+type Status struct {
 	Issuer string
 	// Keys counts the usable keys, Skipped the unusable entries of the JWK set.
 	Keys, Skipped int
@@ -93,11 +93,11 @@ type IssuerStatus struct {
 	Err error
 }
 
-// errUnknownKey means that the issuer publishes no usable key for a token.
-var errUnknownKey = errors.New("the issuer publishes no such key")
+// ErrUnknownKey means that the issuer publishes no usable key for a token.
+var ErrUnknownKey = errors.New("the issuer publishes no such key")
 
-// KeysUnavailableError means that an issuer's keys could not be fetched.
-type KeysUnavailableError struct {
+// UnavailableError means that an issuer's keys could not be fetched.
+type UnavailableError struct {
 	// RetryAfter is the time until the next attempt, 1 s to 1 min.
 	RetryAfter time.Duration
 	// Err is the error of the last attempt; nil if none has finished. It quotes nothing
@@ -105,9 +105,9 @@ type KeysUnavailableError struct {
 	Err error
 }
 
-func (e *KeysUnavailableError) Error() string {
+func (e *UnavailableError) Error() string {
 	return fmt.Sprintf("the keys cannot be fetched: %v", e.Err)
 }
 
 // Unwrap returns Err.
-func (e *KeysUnavailableError) Unwrap() error { return e.Err }
+func (e *UnavailableError) Unwrap() error { return e.Err }

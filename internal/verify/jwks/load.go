@@ -1,4 +1,4 @@
-package verify
+package jwks
 
 import (
 	"bytes"
@@ -28,7 +28,7 @@ var errNoKeys = errors.New("its metadata names no jwks_uri; configure the JWKS U
 
 // load reads the issuer's JWK set from its configured source. The error quotes nothing
 // of the content.
-func (s *keySource) load(ctx context.Context) (set jose.Set, maxAge time.Duration, err error) {
+func (s *Source) load(ctx context.Context) (set jose.Set, maxAge time.Duration, err error) {
 	// A panic in this goroutine would end the process, and a library parses the keys.
 	defer func() {
 		if recover() != nil {
@@ -56,7 +56,7 @@ type jwksDocument struct {
 	header http.Header // nil for a file
 }
 
-func (s *keySource) read(ctx context.Context) (jwksDocument, error) {
+func (s *Source) read(ctx context.Context) (jwksDocument, error) {
 	if s.cfg.File != "" {
 		data, err := readFile(s.cfg.File)
 		if err == nil {
@@ -74,7 +74,7 @@ func (s *keySource) read(ctx context.Context) (jwksDocument, error) {
 
 // jwksURL returns the URL of the issuer's JWK set and the bearer token for it. A
 // discovered URL gets no token, because the metadata could name any host.
-func (s *keySource) jwksURL(ctx context.Context) (url string, token redact.String, err error) {
+func (s *Source) jwksURL(ctx context.Context) (url string, token redact.String, err error) {
 	if s.cfg.URL != "" {
 		token, err = s.readToken()
 		return s.cfg.URL, token, err
@@ -128,7 +128,7 @@ func maxAgeOf(header http.Header) time.Duration {
 }
 
 // report logs and counts the result of a fetch.
-func (s *keySource) report(before, after *state) {
+func (s *Source) report(before, after *state) {
 	if after.err != nil {
 		s.metrics.Failure.Inc()
 		if !errors.Is(after.err, context.Canceled) { // as when the process stops
@@ -151,7 +151,7 @@ func (s *keySource) report(before, after *state) {
 }
 
 // logKeys logs each key that others lacks or has with other key material.
-func (s *keySource) logKeys(message string, keys, others jose.Keys) {
+func (s *Source) logKeys(message string, keys, others jose.Keys) {
 	for key := range keys.All() {
 		same := func(other *jose.Key) bool { return other.ID() == key.ID() && other.Thumbprint() == key.Thumbprint() }
 		if !slices.ContainsFunc(slices.Collect(others.All()), same) {
@@ -164,7 +164,7 @@ func sameSkipped(a, b jose.Skipped) bool {
 	return a.Index == b.Index && a.Reason.Error() == b.Reason.Error()
 }
 
-func (s *keySource) logSkipped(skipped []jose.Skipped) {
+func (s *Source) logSkipped(skipped []jose.Skipped) {
 	for _, entry := range skipped {
 		level := slog.LevelWarn
 		if errors.Is(entry.Reason, jose.ErrPrivateKey) {

@@ -1,4 +1,6 @@
-package verify
+// Package jwks keeps the signing keys of an issuer fresh. It loads its JWK set from a URL, a
+// file or a URL in the issuer's metadata, and finds the key of a token in it.
+package jwks
 
 import (
 	"context"
@@ -20,10 +22,10 @@ const (
 	// max-age the issuer sends.
 	minInterval = time.Minute
 	maxInterval = 15 * time.Minute
-	// After a failed fetch the next is due after minKeyBackoff, which doubles with each
-	// further failure up to maxKeyBackoff.
-	minKeyBackoff = time.Second
-	maxKeyBackoff = time.Minute
+	// After a failed fetch the next is due after minBackoff, which doubles with each
+	// further failure up to maxBackoff.
+	minBackoff = time.Second
+	maxBackoff = time.Minute
 	// demandInterval is the minimum time between the starts of two fetches if a token
 	// causes the second. It limits the requests that a flood of invented kids causes.
 	demandInterval = 10 * time.Second
@@ -32,22 +34,21 @@ const (
 	unknownKeyWait = time.Second
 	// firstLoadWait is how long a token waits if the keys were never loaded.
 	firstLoadWait = fetchTimeout
-	// maxKeyWaiters bounds the tokens of one issuer that wait for its keys at a time;
-	// further ones get a [KeysUnavailableError]. It is half of the calls that a connection
+	// maxWaiters bounds the tokens of one issuer that wait for its keys at a time;
+	// further ones get an [UnavailableError]. It is half of the calls that a connection
 	// may have open by default, so that tokens of other issuers and tokens with known
 	// keys get through on the same connection. The first fetch has no such bound: most
 	// tokens are valid then, and fetchTimeout bounds the wait.
-	maxKeyWaiters = 125
+	maxWaiters = 125
 )
 
-// keySource holds the keys of one issuer and keeps them fresh. Finding a known kid
-// costs an atomic load and a map lookup. All slow work runs in one goroutine, that of
-// [keySource.run]. It is safe for concurrent use.
-type keySource struct {
+// Source holds the keys of one issuer. Finding a known kid costs an atomic load and a map lookup. All slow work runs in one goroutine, that of
+// [Source.Run]. It is safe for concurrent use.
+type Source struct {
 	issuer  string
-	cfg     KeysConfig
+	cfg     Config
 	logger  *slog.Logger
-	metrics KeyMetrics
+	metrics Metrics
 
 	state   atomic.Pointer[state]
 	demand  chan struct{} // holds one value while a token needs a fetch
@@ -74,8 +75,10 @@ type state struct {
 	replaced chan struct{} // closed when another state replaces this one
 }
 
-func newKeySource(issuer string, cfg KeysConfig, logger *slog.Logger, metrics KeyMetrics) *keySource {
-	s := &keySource{
+// New returns a source without keys, which sends no request before [Source.Run],
+// [Source.Refresh] or [Source.Find]. The configuration must pass [Config.Check].
+func New(issuer string, cfg Config, logger *slog.Logger, metrics Metrics) *Source {
+	s := &Source{
 		issuer:  issuer,
 		cfg:     cfg,
 		logger:  logger.With("issuer", issuer),
@@ -87,70 +90,74 @@ func newKeySource(issuer string, cfg KeysConfig, logger *slog.Logger, metrics Ke
 	return s
 }
 
-// trustedKey is a published key of an issuer.
-type trustedKey struct {
+// Key is a published key of an issuer.
+type Key struct {
 	*jose.Key
 
-	freshUntil time.Time // by then the key is no longer found here if the issuer removes it
+	FreshUntil time.Time // by then the key is no longer found here if the issuer removes it
 }
 
-// find returns the key with this kid. If several keys share the kid, it prefers one
-// that permits the algorithm; the caller checks that the key does. The error is
-// [errUnknownKey], a [*KeysUnavailableError] or that of ctx.
-func (s *keySource) find(ctx context.Context, kid, algorithm string) (trustedKey, error) {
+// Find returns the key with this kid. If several keys share the kid, it prefers one
+// that permits the algorithm; the caller checks that the key does. Without a kid it
+// returns the issuer's single key. The error is [ErrUnknownKey], an [*UnavailableError]
+// or that of ctx.
+func (s *Source) Find(ctx context.Context, kid, algorithm string) (Key, error) {
+	if kid == "" {
+		return s.findSingle(ctx, algorithm)
+	}
 	current := s.state.Load()
 	if key := current.keys.Find(kid, algorithm); key != nil && !s.stale(current) {
-		return trustedKey{key, current.freshUntil}, nil
+		return Key{key, current.freshUntil}, nil
 	}
 	if current.fetching || current.mayFetch() {
 		var err error
 		if current, err = s.await(ctx, current); err != nil {
-			return trustedKey{}, err
+			return Key{}, err
 		}
 	}
 	switch key := current.keys.Find(kid, algorithm); {
 	case s.stale(current):
-		return trustedKey{}, s.unavailable(current)
+		return Key{}, s.unavailable(current)
 	case key != nil:
-		return trustedKey{key, current.freshUntil}, nil
+		return Key{key, current.freshUntil}, nil
 	case current.err != nil:
 		// The issuer may have published the key after the last successful fetch.
-		return trustedKey{}, s.unavailable(current)
+		return Key{}, s.unavailable(current)
 	default:
-		return trustedKey{}, errUnknownKey
+		return Key{}, ErrUnknownKey
 	}
 }
 
-// findSingle is find for a token without kid, which can only be verified if the issuer
+// findSingle is Find for a token without kid, which can only be verified if the issuer
 // has a single key. It never causes a fetch, because such a token is no sign of a new
 // key. If no usable keys are loaded, it waits for a fetch in progress.
-func (s *keySource) findSingle(ctx context.Context, algorithm string) (trustedKey, error) {
+func (s *Source) findSingle(ctx context.Context, algorithm string) (Key, error) {
 	current := s.state.Load()
 	if s.stale(current) && current.fetching {
 		var err error
 		if current, err = s.await(ctx, current); err != nil {
-			return trustedKey{}, err
+			return Key{}, err
 		}
 	}
 	key := current.keys.Find("", algorithm)
 	switch {
 	case s.stale(current):
-		return trustedKey{}, s.unavailable(current)
+		return Key{}, s.unavailable(current)
 	case key == nil:
-		return trustedKey{}, errUnknownKey
+		return Key{}, ErrUnknownKey
 	}
-	return trustedKey{key, current.freshUntil}, nil
+	return Key{key, current.freshUntil}, nil
 }
 
-// trusts reports whether find would return the same *Key without a fetch, and until
+// Trusts reports whether Find would return the same *Key without a fetch, and until
 // when it is fresh. Keys are compared by identity, so that cached facts end with the key
 // that verified them. A token without kid (named is false) needs a single key.
-func (s *keySource) trusts(key *jose.Key, named bool) (freshUntil time.Time, trusted bool) {
+func (s *Source) Trusts(key *jose.Key, named bool) (freshUntil time.Time, trusted bool) {
 	current := s.state.Load()
 	return current.freshUntil, current.keys.Has(key) && (named || current.keys.Single()) && !s.stale(current)
 }
 
-func (s *keySource) stale(current *state) bool {
+func (s *Source) stale(current *state) bool {
 	return time.Since(current.loadedAt) > s.cfg.MaxStale
 }
 
@@ -162,7 +169,7 @@ func (s *state) mayFetch() bool { return time.Since(s.fetchAt) >= demandInterval
 
 // await requests a fetch unless one is in progress, and waits for its end. All waiting
 // tokens share that fetch. If too many are waiting, it fails at once.
-func (s *keySource) await(ctx context.Context, current *state) (*state, error) {
+func (s *Source) await(ctx context.Context, current *state) (*state, error) {
 	if !current.fetching {
 		select {
 		case s.demand <- struct{}{}:
@@ -171,7 +178,7 @@ func (s *keySource) await(ctx context.Context, current *state) (*state, error) {
 	}
 	defer s.waiting.Add(-1)
 	first := !current.loaded() && current.failures == 0
-	if s.waiting.Add(1) > maxKeyWaiters && !first {
+	if s.waiting.Add(1) > maxWaiters && !first {
 		return nil, s.unavailable(current)
 	}
 	wait := unknownKeyWait
@@ -194,15 +201,15 @@ func (s *keySource) await(ctx context.Context, current *state) (*state, error) {
 	}
 }
 
-func (s *keySource) unavailable(current *state) error {
+func (s *Source) unavailable(current *state) error {
 	wait := min(time.Until(current.nextAt), time.Until(current.fetchAt.Add(demandInterval)))
-	return &KeysUnavailableError{RetryAfter: min(max(wait, minKeyBackoff), maxKeyBackoff), Err: current.err}
+	return &UnavailableError{RetryAfter: min(max(wait, minBackoff), maxBackoff), Err: current.err}
 }
 
-// run keeps the keys fresh until ctx ends. It fetches them at once unless they are
+// Run keeps the keys fresh until ctx ends. It fetches them at once unless they are
 // loaded, whenever they are due, and when a token needs a fetch. If another run is in
 // progress, it first waits for its end.
-func (s *keySource) run(ctx context.Context) {
+func (s *Source) Run(ctx context.Context) {
 	select {
 	case s.running <- struct{}{}:
 		defer func() { <-s.running }()
@@ -213,14 +220,14 @@ func (s *keySource) run(ctx context.Context) {
 		s.waitUntilDue(ctx)
 	}
 	for ctx.Err() == nil {
-		_ = s.refresh(ctx) // the state holds the error
+		_ = s.Refresh(ctx) // the state holds the error
 		s.waitUntilDue(ctx)
 	}
 }
 
 // waitUntilDue returns when the next fetch is due, when a token may cause a fetch and
 // needs one, or when ctx ends.
-func (s *keySource) waitUntilDue(ctx context.Context) {
+func (s *Source) waitUntilDue(ctx context.Context) {
 	due := time.NewTimer(time.Until(s.state.Load().nextAt))
 	defer due.Stop()
 	for {
@@ -238,8 +245,8 @@ func (s *keySource) waitUntilDue(ctx context.Context) {
 	}
 }
 
-// refresh fetches the keys once. If that fails, the current keys stay.
-func (s *keySource) refresh(ctx context.Context) error {
+// Refresh fetches the keys once. If that fails, the current keys stay.
+func (s *Source) Refresh(ctx context.Context) error {
 	s.fetchLock.Lock()
 	defer s.fetchLock.Unlock()
 	before := s.state.Load()
@@ -268,14 +275,14 @@ func (s *keySource) refresh(ctx context.Context) error {
 }
 
 // publish replaces the state. The caller holds s.fetchLock.
-func (s *keySource) publish(next state) {
+func (s *Source) publish(next state) {
 	next.replaced = make(chan struct{})
 	close(s.state.Swap(&next).replaced)
 }
 
 // interval returns the time until the next regular fetch. It is shortened at random by
 // up to a tenth, so that the replicas of a fleet do not fetch at the same moment.
-func (s *keySource) interval(maxAge time.Duration) time.Duration {
+func (s *Source) interval(maxAge time.Duration) time.Duration {
 	interval := s.cfg.RefreshInterval
 	if maxAge >= 0 {
 		interval = min(max(maxAge, minInterval), maxInterval)
@@ -286,15 +293,15 @@ func (s *keySource) interval(maxAge time.Duration) time.Duration {
 }
 
 // Status returns the status of the keys.
-func (s *keySource) Status() IssuerStatus {
+func (s *Source) Status() Status {
 	current := s.state.Load()
-	return IssuerStatus{
+	return Status{
 		Issuer: s.issuer, Keys: current.keys.Len(), Skipped: len(current.skipped),
 		LoadedAt: current.loadedAt, NextAt: current.nextAt, Err: current.err,
 	}
 }
 
 func backoff(failures int) time.Duration {
-	wait := min(minKeyBackoff<<min(failures-1, 10), maxKeyBackoff)
+	wait := min(minBackoff<<min(failures-1, 10), maxBackoff)
 	return wait - wait/10 + rand.N(wait/5)
 }
