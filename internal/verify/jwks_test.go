@@ -6,11 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -365,114 +361,12 @@ func TestUnknownIssuersCauseNoRequest(t *testing.T) {
 	})
 }
 
-// K12, over real connections.
-func TestFetch_failuresLeakNothing(t *testing.T) {
-	var connections atomic.Int64
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		_, _ = w.Write(bytes.Repeat([]byte("x"), 100_000))
-	}))
-	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
-			connections.Add(1)
-		}
-	}
-	server.Start()
-	defer server.Close()
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
-	c := configOf(issuerA)
-	c.Keys.URL = server.URL
-	v := newVerifier(t, transport, c)
-	for range 1000 {
-		if err := v.Refresh(t.Context(), issuerA); err == nil {
-			t.Fatal("no error")
-		}
-	}
-	// On a busy machine net/http closes a connection if its own goroutine does not report
-	// within 50 ms that the request was written.
-	if n := connections.Load(); n > 100 {
-		t.Errorf("%d connections for 1,000 fetches in a row", n)
-	}
-}
-
-// K14.
-func TestKeysFromAFile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		old, fresh := josetest.New(t, "EdDSA", "old"), josetest.New(t, "EdDSA", "fresh")
-		c := configOf(issuerA)
-		c.Keys.URL, c.Keys.File = "", filepath.Join(t.TempDir(), "jwks.json")
-		v := newVerifier(t, nil, c)
-		if err := v.Refresh(t.Context(), issuerA); err == nil {
-			t.Error("a file that is not there is no error")
-		}
-		write := func(data []byte) {
-			if err := os.WriteFile(c.Keys.File, data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		write(josetest.Set(old.JWK()))
-		run(t, v)
-		synctest.Wait()
-		if got := outcome(t, v, forever(old, issuerA), verify.Request{}); got != "active" {
-			t.Error(got)
-		}
-		write(josetest.Set(fresh.JWK()))
-		time.Sleep(5 * time.Minute)
-		if got := outcome(t, v, forever(fresh, issuerA), verify.Request{}); got != "active" {
-			t.Errorf("after the file has changed: %s", got)
-		}
-		write(bytes.Repeat([]byte(" "), 1<<20))
-		if err := v.Refresh(t.Context(), issuerA); err == nil {
-			t.Error("a file that is too large is no error")
-		}
-	})
-}
-
 func gzipped(data []byte) []byte {
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
 	_, _ = w.Write(data)
 	_ = w.Close()
 	return out.Bytes()
-}
-
-func TestKeysFromAFileInAnotherForm(t *testing.T) {
-	key := josetest.New(t, "EdDSA", "k")
-	set := josetest.Set(key.JWK())
-	c := configOf(issuerA)
-	c.Keys.URL, c.Keys.File = "", filepath.Join(t.TempDir(), "jwks.json")
-	marked := append([]byte("\ufeff"), set...)
-	for name, tt := range map[string]struct {
-		data []byte
-		says string
-	}{
-		"a byte order mark":               {marked, ""},
-		"gzip":                            {gzipped(set), ""},
-		"gzip of a byte order mark":       {gzipped(marked), ""},
-		"UTF-16":                          {[]byte("\xff\xfe{\x00"), "UTF-16"},
-		"UTF-16, big-endian":              {[]byte("\xfe\xff\x00{"), "UTF-16"},
-		"gzip that breaks off":            {gzipped(set)[:40], "decompressed"},
-		"gzip twice":                      {gzipped(gzipped(set)), "not a JSON object"},
-		"gzip of more than may be read":   {gzipped(bytes.Repeat([]byte(" "), 100<<20)), "longer than 524288 bytes"},
-		"a byte order mark in the middle": {append([]byte(" "), marked...), "not a JSON object"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if err := os.WriteFile(c.Keys.File, tt.data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			v := newVerifier(t, nil, c)
-			err := v.Refresh(t.Context(), issuerA)
-			switch {
-			case tt.says != "":
-				if err == nil || !strings.Contains(err.Error(), tt.says) {
-					t.Errorf("want an error about %q: %v", tt.says, err)
-				}
-			case err != nil || outcome(t, v, forever(key, issuerA), verify.Request{}) != "active":
-				t.Errorf("not read: %v", err)
-			}
-		})
-	}
 }
 
 // The metadata of an issuer may name endpoints that the broker would refuse, as

@@ -1,8 +1,9 @@
-package verify_test
+package jwks_test
 
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -19,7 +20,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
-	"github.com/cezzis/tokenbroker/internal/verify"
+	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
 const keysPath = "/openid/v1/jwks"
@@ -41,7 +42,7 @@ type apiServer struct {
 	tokens    []string
 }
 
-func startAPIServer(t *testing.T, authority *devca.Authority, accepted string, keys ...jsonObject) *apiServer {
+func startAPIServer(t *testing.T, authority *devca.Authority, accepted string, keys ...josetest.JSON) *apiServer {
 	t.Helper()
 	pair, err := authority.Issue(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	if err != nil {
@@ -77,7 +78,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status != http.StatusOK {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(status)
-		_, _ = w.Write(josetest.Marshal(jsonObject{"kind": "Status", "message": message, "echo": token}))
+		_, _ = w.Write(josetest.Marshal(josetest.JSON{"kind": "Status", "message": message, "echo": token}))
 		return
 	}
 	w.Header().Set("Content-Type", "application/jwk-set+json")
@@ -85,11 +86,11 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(s.keys)
 }
 
-// change changes what the server does.
-func (s *apiServer) change(how func()) {
+// change changes the server's behaviour.
+func (s *apiServer) change(set func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	how()
+	set()
 }
 
 // requests returns the paths and the Authorization headers so far.
@@ -99,23 +100,18 @@ func (s *apiServer) requests() (paths, tokens []string) {
 	return slices.Clone(s.paths), slices.Clone(s.tokens)
 }
 
-// verifierFor returns a Verifier of the cluster behind the server, whose HTTP trusts
-// the authorities of a file.
-func verifierFor(t *testing.T, s *apiServer, ca, tokenFile string) *verify.Verifier {
+// sourceFor returns the keys of the cluster behind the server. Its HTTP client trusts the
+// authorities of a file.
+func sourceFor(t *testing.T, s *apiServer, ca, tokenFile string) *jwks.Source {
 	t.Helper()
 	network, err := discovery.NewNetwork(nil).WithAuthorities(ca)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cluster := configOf(issuerA)
-	cluster.Keys.URL, cluster.Keys.TokenFile = s.URL+keysPath, tokenFile
-	cluster.Keys.HTTP = network.ClientFor(cluster.Keys.URL, false)
-	t.Cleanup(cluster.Keys.HTTP.CloseIdleConnections)
-	v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cluster}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
+	cluster := jwks.Config{URL: s.URL + keysPath, TokenFile: tokenFile}
+	cluster.HTTP = network.ClientFor(cluster.URL, false)
+	t.Cleanup(cluster.HTTP.CloseIdleConnections)
+	return newSource(t, cluster)
 }
 
 func newAuthority(t *testing.T, name string) *devca.Authority {
@@ -139,10 +135,9 @@ func TestTokenForTheKeysIsReadForEachFetch(t *testing.T) {
 	first, second := josetest.New(t, "RS256", "first"), josetest.New(t, "RS256", "second")
 	server := startAPIServer(t, newAuthority(t, "cluster"), "token-1", first.JWK())
 	file := writeToken(t, filepath.Join(t.TempDir(), "token"), "token-1\n")
-	v := verifierFor(t, server, server.ca, file)
-	refresh := func() error { return v.Refresh(t.Context(), issuerA) }
-	tokenOf := func(key *josetest.Signer) string { return key.Token(key.Header(), claims()) }
-	if err := refresh(); err != nil || outcome(t, v, tokenOf(first), verify.Request{}) != "active" {
+	source := sourceFor(t, server, server.ca, file)
+	refresh := func() error { return source.Refresh(t.Context()) }
+	if err := refresh(); err != nil || find(t, source, first) != nil {
 		t.Fatalf("the first fetch: %v", err)
 	}
 
@@ -156,11 +151,11 @@ func TestTokenForTheKeysIsReadForEachFetch(t *testing.T) {
 	}
 
 	server.change(func() { server.keys = josetest.Set(second.JWK()) })
-	if err := refresh(); err != nil || outcome(t, v, tokenOf(second), verify.Request{}) != "active" {
+	if err := refresh(); err != nil || find(t, source, second) != nil {
 		t.Errorf("with the new key: %v", err)
 	}
-	if got := outcome(t, v, tokenOf(first), verify.Request{}); got != "unknown_key" {
-		t.Errorf("a token of the old key: %s", got)
+	if err := find(t, source, first); !errors.Is(err, jwks.ErrUnknownKey) {
+		t.Errorf("the old key: %v", err)
 	}
 	if _, tokens := server.requests(); !slices.Equal(tokens, []string{"Bearer token-1", "Bearer token-1", "Bearer token-2", "Bearer token-2"}) {
 		t.Errorf("the server received %q", tokens)
@@ -179,7 +174,7 @@ func TestTokenForTheKeysIsNotCarriedElsewhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := startAPIServer(t, authority, "token", key.JWK())
 			server.redirect = to
-			err := verifierFor(t, server, server.ca, file).Refresh(t.Context(), issuerA)
+			err := sourceFor(t, server, server.ca, file).Refresh(t.Context())
 			if err == nil || !strings.Contains(err.Error(), "HTTP 307") || !strings.Contains(err.Error(), "follows no redirect") {
 				t.Errorf("%v", err)
 			}
@@ -195,15 +190,13 @@ func TestTokenForTheKeysIsNotCarriedElsewhere(t *testing.T) {
 
 // A token goes to a URL of the configuration only, and never unencrypted.
 func TestTokenForTheKeysNeedsAURL(t *testing.T) {
-	discovered := configOf(issuerA)
-	discovered.Keys.URL, discovered.Keys.Discovery = "", discovery.New(discovery.Config{Issuer: issuerA})
-	plain := configOf(issuerA)
-	plain.Keys.URL, plain.Keys.AllowHTTP = "http://127.0.0.1/jwks", true
-	file := configOf(issuerA)
-	file.Keys.URL, file.Keys.File = "", "jwks.json"
-	for name, cfg := range map[string]verify.IssuerConfig{"discovery": discovered, "plain http": plain, "a file": file} {
-		cfg.Keys.TokenFile = "token"
-		if _, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{cfg}}, nil); err == nil || !strings.Contains(err.Error(), "https") {
+	for name, cfg := range map[string]jwks.Config{
+		"discovery":  {Discovery: discovery.New(discovery.Config{Issuer: "https://a.example"})},
+		"plain http": {URL: "http://127.0.0.1/jwks", AllowHTTP: true},
+		"a file":     {File: "jwks.json"},
+	} {
+		cfg.TokenFile = "token"
+		if err := cfg.WithDefaults().Check(); err == nil || !strings.Contains(err.Error(), "https") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -249,8 +242,8 @@ func TestErrorsOfFetchesWithAToken(t *testing.T) {
 			case "-":
 				path = ""
 			}
-			v := verifierFor(t, server, ca, path)
-			err := v.Refresh(t.Context(), issuerA)
+			source := sourceFor(t, server, ca, path)
+			err := source.Refresh(t.Context())
 			if err == nil {
 				t.Fatal("no error")
 			}
