@@ -323,17 +323,6 @@ func TestSpellingsOfYAML(t *testing.T) {
 	}
 }
 
-func TestIssuersDoNotShareTheirDefaults(t *testing.T) {
-	config, err := config.Parse("x", []byte(issuer()+"  - {issuer: https://other.example.com, audiences: [a]}\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.Issuers[0].Types[0] = "changed"
-	if got := config.Issuers[1].Types[0]; got != "at+jwt" {
-		t.Errorf("changing one issuer changed the other's default to %q", got)
-	}
-}
-
 func TestExampleIsValid(t *testing.T) {
 	if _, err := config.Load("../../broker.example.yaml"); err != nil {
 		t.Error(err)

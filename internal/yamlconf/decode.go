@@ -129,7 +129,8 @@ func (n Node) Text(expected, constraints string) (value string, ok bool) {
 	return n.text(n.d.constraints(constraints), expected)
 }
 
-// Texts returns the texts in the list. ok is false if it has added a problem.
+// Texts returns the texts in the list; a text with a problem is empty. ok is false if the
+// list itself has a problem.
 func (n Node) Texts(constraints string) (values []string, ok bool) {
 	return n.texts(n.d.constraints(constraints))
 }
@@ -295,6 +296,7 @@ func (n Node) texts(f *field) (values []string, ok bool) {
 			fix = "give at least one"
 		}
 		n.Addf("the list is empty: %s", fix)
+		return nil, false
 	}
 	if maximum := f.limits["maxItems"]; maximum > 0 && len(n.yaml.Content) > maximum {
 		n.Addf("at most %d are possible", maximum)
