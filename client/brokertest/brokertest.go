@@ -12,10 +12,11 @@
 // The package works inside testing/synctest, except [OnLoopback]: there,
 // time.Sleep(time.Hour) returns at once and ages tokens by an hour.
 //
-// It is not for production: every caller may have every token.
+// It is not for production: every caller may get every token.
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -93,24 +94,24 @@ type Broker struct {
 	opts  options
 	idp   *devidp.Server
 	dir   string
-	calls disturber
+	calls interceptor
 	admin *client.Client
 
-	life sync.Mutex // held while the broker starts or ends
+	lifecycle sync.Mutex // held while the broker starts or ends
 
 	mu      sync.Mutex
-	running *running // nil: stopped
-	addr    string   // of the listener on loopback, which a start reuses
+	running *instance // nil: stopped
+	addr    string    // of the listener on loopback, which a start reuses
 	clients []*client.Client
 	fixed   map[string]string // tokens by client
 }
 
-// running is a broker that serves.
-type running struct {
+// instance is a running broker.
+type instance struct {
 	listener *listener
 	memory   *bufconn.Listener // nil: on loopback
 	stop     context.CancelFunc
-	ended    chan error
+	done     chan error
 }
 
 // New starts a broker that is closed when the test ends. If it cannot start,
@@ -176,7 +177,7 @@ func (b *Broker) prepare() error {
 	if b.idp, err = devidp.New(config); err != nil {
 		return err
 	}
-	b.idp.SetAnswer(b.answerFixed)
+	b.idp.SetAnswer(b.respondFixed)
 	return nil
 }
 
@@ -228,27 +229,27 @@ func (b *Broker) start() error {
 	}
 	var ctx context.Context
 	ctx, r.stop = context.WithCancel(context.Background())
-	r.ended = make(chan error, 1)
-	go func() { r.ended <- broker.Run(ctx) }()
-	b.serving(r)
+	r.done = make(chan error, 1)
+	go func() { r.done <- broker.Run(ctx) }()
+	b.setRunning(r)
 	return nil
 }
 
-func (b *Broker) listen() (*running, error) {
+func (b *Broker) listen() (*instance, error) {
 	if !b.opts.loopback {
 		memory := bufconn.Listen(256 << 10)
-		return &running{listener: &listener{Listener: memory}, memory: memory}, nil
+		return &instance{listener: &listener{Listener: memory}, memory: memory}, nil
 	}
-	address := or(b.Addr(), "127.0.0.1:0")
+	address := cmp.Or(b.Addr(), "127.0.0.1:0")
 	var network net.ListenConfig
-	made, err := network.Listen(context.Background(), "tcp", address)
+	tcp, err := network.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err
 	}
 	b.mu.Lock()
-	b.addr = made.Addr().String()
+	b.addr = tcp.Addr().String()
 	b.mu.Unlock()
-	return &running{listener: &listener{Listener: made}}, nil
+	return &instance{listener: &listener{Listener: tcp}}, nil
 }
 
 // Close stops the broker and closes the clients that it created.
@@ -266,44 +267,44 @@ func (b *Broker) Close() {
 
 // Stop shuts the broker down gracefully, if it runs: it reports not serving,
 // ends its watches, and lets calls in progress finish.
-func (b *Broker) Stop() { b.end(false) }
+func (b *Broker) Stop() { b.shutDown(false) }
 
 // Kill stops the broker as a crash does, if it runs: its connections break.
-func (b *Broker) Kill() { b.end(true) }
+func (b *Broker) Kill() { b.shutDown(true) }
 
-func (b *Broker) end(suddenly bool) {
-	b.life.Lock()
-	defer b.life.Unlock()
-	r := b.serving(nil)
+func (b *Broker) shutDown(abruptly bool) {
+	b.lifecycle.Lock()
+	defer b.lifecycle.Unlock()
+	r := b.setRunning(nil)
 	if r == nil {
 		return
 	}
-	if suddenly {
+	if abruptly {
 		r.listener.cut()
 	}
 	r.stop()
-	must(<-r.ended)
+	must(<-r.done)
 }
 
 // Start starts the broker again after Stop or Kill. The broker has lost its
 // state; the identity provider has kept its own.
 func (b *Broker) Start() {
-	b.life.Lock()
-	defer b.life.Unlock()
+	b.lifecycle.Lock()
+	defer b.lifecycle.Unlock()
 	if b.current() == nil {
 		must(b.start())
 	}
 }
 
-// serving sets the running broker, and returns the previous one.
-func (b *Broker) serving(now *running) (before *running) {
+// setRunning sets the running broker, and returns the previous one.
+func (b *Broker) setRunning(r *instance) (previous *instance) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before, b.running = b.running, now
-	return before
+	previous, b.running = b.running, r
+	return previous
 }
 
-func (b *Broker) current() *running {
+func (b *Broker) current() *instance {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.running
@@ -333,12 +334,12 @@ func (b *Broker) Client(opts ...client.Option) *client.Client {
 		target = "passthrough:///brokertest"
 		base = append(base, client.WithDialOptions(grpc.WithContextDialer(b.dial)))
 	}
-	made, err := client.New(target, append(base, opts...)...)
+	c, err := client.New(target, append(base, opts...)...)
 	must(err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.clients = append(b.clients, made)
-	return made
+	b.clients = append(b.clients, c)
+	return c
 }
 
 // dial connects to the running broker.

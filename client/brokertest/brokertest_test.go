@@ -26,7 +26,7 @@ func TestBrokerInASynctestBubble(t *testing.T) {
 		time.Sleep(time.Hour)
 		second, err := orders.Token(t.Context())
 		if err != nil || second.AccessToken() == first.AccessToken() {
-			t.Errorf("an hour later: the same token: %v, %v", err == nil, err)
+			t.Errorf("an hour later: the same token, or %v", err)
 		}
 		if n := b.IdPRequests(); n != 2 {
 			t.Errorf("%d requests at the identity provider", n)
@@ -76,9 +76,9 @@ func TestIdPFailures(t *testing.T) {
 		b.SetIdPDown(false)
 		b.SetIdPDelay(3 * time.Second)
 		time.Sleep(time.Hour)
-		asked := time.Now()
-		if _, err := c.Token(t.Context(), "orders-api"); err != nil || time.Since(asked) != 3*time.Second {
-			t.Errorf("slow: after %v: %v", time.Since(asked), err)
+		start := time.Now()
+		if _, err := c.Token(t.Context(), "orders-api"); err != nil || time.Since(start) != 3*time.Second {
+			t.Errorf("slow: after %v: %v", time.Since(start), err)
 		}
 		b.SetToken("orders-api", "fixed")
 		b.SetIdPDelay(0)
@@ -100,25 +100,25 @@ func TestBrokerFailures(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
 		b.SetDelay(2 * time.Second)
-		asked := time.Now()
-		if _, err := c.Token(t.Context(), "orders-api"); err != nil || time.Since(asked) != 2*time.Second {
-			t.Errorf("slow: after %v: %v", time.Since(asked), err)
+		start := time.Now()
+		if _, err := c.Token(t.Context(), "orders-api"); err != nil || time.Since(start) != 2*time.Second {
+			t.Errorf("slow: after %v: %v", time.Since(start), err)
 		}
 		b.SetDelay(0)
-		for what, end := range map[string]func(){"stopped": b.Stop, "killed": b.Kill} {
+		for name, end := range map[string]func(){"stopped": b.Stop, "killed": b.Kill} {
 			end()
 			end()
 			if _, err := c.Token(t.Context(), "orders-api"); status.Code(err) != codes.Unavailable {
-				t.Errorf("%s: %v", what, err)
+				t.Errorf("%s: %v", name, err)
 			}
 			b.Start()
 			b.Start()
 			time.Sleep(10 * time.Second)
 			if _, err := c.Token(t.Context(), "orders-api"); err != nil {
-				t.Errorf("%s and started: %v", what, err)
+				t.Errorf("%s and started: %v", name, err)
 			}
 		}
-		// It forgot its token each time.
+		// Each restart lost the token.
 		if calls := b.Calls(); calls.GetToken != 3 || b.IdPRequests() != 3 {
 			t.Errorf("%+v, %d", calls, b.IdPRequests())
 		}
@@ -135,7 +135,7 @@ func TestKeysAndRevocations(t *testing.T) {
 		}
 		b.Revoke(old)
 		if _, err := c.Verify(t.Context(), old); err == nil {
-			t.Error("a revoked token is good")
+			t.Error("a revoked token is accepted")
 		}
 		old = b.Mint(brokertest.Claims{Lifetime: 10 * time.Hour, More: map[string]any{"tenant": "a"}})
 		b.RotateKeys(false)
@@ -144,7 +144,7 @@ func TestKeysAndRevocations(t *testing.T) {
 			t.Errorf("of the new key: %v", err)
 		}
 		if _, err := c.Verify(t.Context(), old); err == nil {
-			t.Error("a token of a key that was withdrawn is good")
+			t.Error("a token of a withdrawn key is accepted")
 		}
 	})
 }
@@ -165,7 +165,7 @@ func TestBrokerOnLoopback(t *testing.T) {
 	b.Kill()
 	b.Start()
 	if b.Addr() != addr {
-		t.Errorf("it moved from %s to %s", addr, b.Addr())
+		t.Errorf("the address changed from %s to %s", addr, b.Addr())
 	}
 	if _, err := b.Client().Token(t.Context(), "orders-api"); err != nil {
 		t.Error(err)

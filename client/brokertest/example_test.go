@@ -22,7 +22,7 @@ func Example() {
 	defer b.Close()
 	ctx := context.Background()
 
-	// What the service under test is given.
+	// The service under test gets this source.
 	orders := b.Client().TokenSource("orders-api")
 	token, err := orders.Token(ctx)
 	if err != nil {
@@ -30,7 +30,7 @@ func Example() {
 	}
 	fmt.Println("a real token:", len(token.AccessToken()) > 100, token.Scopes())
 
-	// However often it asks, and even without a broker, it has a token.
+	// The source returns the token from memory, even without a broker.
 	b.Kill()
 	for range 1000 {
 		if _, err := orders.Token(ctx); err != nil {
@@ -38,13 +38,13 @@ func Example() {
 		}
 	}
 	b.Start()
-	fmt.Printf("the broker was asked %d times, the identity provider %d times\n", b.Calls().GetToken+b.Calls().WatchToken, b.IdPRequests())
+	fmt.Printf("calls of the broker: %d, of the identity provider: %d\n", b.Calls().GetToken+b.Calls().WatchToken, b.IdPRequests())
 	// Output:
 	// a real token: true [read]
-	// the broker was asked 1 times, the identity provider 1 times
+	// calls of the broker: 1, of the identity provider: 1
 }
 
-// A token whose text the test knows.
+// A token with a text that the test sets.
 func ExampleBroker_SetToken() {
 	b, err := brokertest.Start()
 	if err != nil {
@@ -61,7 +61,7 @@ func ExampleBroker_SetToken() {
 	// Output: a-token-of-mine
 }
 
-// Tokens to present to a service that verifies them: good ones, and others.
+// Valid and invalid tokens to present to a service that verifies them.
 func ExampleBroker_Mint() {
 	b, err := brokertest.Start()
 	if err != nil {

@@ -1,6 +1,7 @@
 package brokertest
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -48,7 +49,7 @@ func (b *Broker) Mint(c Claims) string {
 		issued = expires.Add(-time.Minute)
 	}
 	claims := map[string]any{
-		"iss": or(c.Issuer, Issuer), "sub": or(c.Subject, "somebody"), "client_id": or(c.ClientID, or(c.Subject, "somebody")),
+		"iss": cmp.Or(c.Issuer, Issuer), "sub": cmp.Or(c.Subject, "somebody"), "client_id": cmp.Or(c.ClientID, c.Subject, "somebody"),
 		"aud": []string{b.opts.clients[0].Audiences[0]}, "iat": issued.Unix(), "exp": expires.Unix(), "jti": rand.Text(),
 	}
 	if len(c.Audience) > 0 {
@@ -61,13 +62,6 @@ func (b *Broker) Mint(c Claims) string {
 	return b.idp.Mint(claims).Reveal()
 }
 
-func or(value, otherwise string) string {
-	if value == "" {
-		return otherwise
-	}
-	return value
-}
-
 // SetToken makes the identity provider return this text as the token of a
 // client, instead of minting one. An empty text restores minting.
 func (b *Broker) SetToken(clientName, token string) {
@@ -76,9 +70,9 @@ func (b *Broker) SetToken(clientName, token string) {
 	b.fixed[clientName] = token
 }
 
-// answerFixed responds for clients that have a token set, and reports whether
-// it did.
-func (b *Broker) answerFixed(w http.ResponseWriter, r *http.Request) bool {
+// respondFixed responds for clients with a token from SetToken, and reports
+// whether it did.
+func (b *Broker) respondFixed(w http.ResponseWriter, r *http.Request) bool {
 	b.mu.Lock()
 	token := b.fixed[r.PostForm.Get("client_id")]
 	b.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// disturber counts calls and disturbs them. It is safe for concurrent use.
-type disturber struct {
+// interceptor counts, delays and fails calls. It is safe for concurrent use.
+type interceptor struct {
 	mu       sync.Mutex
 	counts   map[string]int // by method
 	failures int
@@ -21,31 +21,31 @@ type disturber struct {
 	delay    time.Duration
 }
 
-func (d *disturber) count(method string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.counts[method]
+func (i *interceptor) count(method string) int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.counts[method]
 }
 
-func (d *disturber) failNext(n int, code codes.Code) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.failures, d.code = n, code
+func (i *interceptor) failNext(n int, code codes.Code) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.failures, i.code = n, code
 }
 
-func (d *disturber) setDelay(delay time.Duration) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.delay = delay
+func (i *interceptor) setDelay(delay time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.delay = delay
 }
 
-// disturb counts a call, delays it, and returns the error that it must fail
+// intercept counts a call, delays it, and returns the error that it must fail
 // with, or nil.
-func (d *disturber) disturb(ctx context.Context, fullMethod string) error {
+func (i *interceptor) intercept(ctx context.Context, fullMethod string) error {
 	if path.Dir(fullMethod) != "/tokenbroker.v1.TokenBrokerService" {
 		return nil
 	}
-	delay, err := d.next(path.Base(fullMethod))
+	delay, err := i.next(path.Base(fullMethod))
 	if delay > 0 {
 		timer := time.NewTimer(delay)
 		defer timer.Stop()
@@ -58,29 +58,29 @@ func (d *disturber) disturb(ctx context.Context, fullMethod string) error {
 	return err
 }
 
-func (d *disturber) next(method string) (time.Duration, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.counts == nil {
-		d.counts = map[string]int{}
+func (i *interceptor) next(method string) (time.Duration, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.counts == nil {
+		i.counts = map[string]int{}
 	}
-	d.counts[method]++
-	if d.failures == 0 {
-		return d.delay, nil
+	i.counts[method]++
+	if i.failures == 0 {
+		return i.delay, nil
 	}
-	d.failures--
-	return d.delay, status.Error(d.code, "the test wants this call to fail")
+	i.failures--
+	return i.delay, status.Error(i.code, "the test wants this call to fail")
 }
 
-func (d *disturber) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if err := d.disturb(ctx, info.FullMethod); err != nil {
+func (i *interceptor) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if err := i.intercept(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	return handler(ctx, req)
 }
 
-func (d *disturber) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if err := d.disturb(stream.Context(), info.FullMethod); err != nil {
+func (i *interceptor) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := i.intercept(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	return handler(srv, stream)
@@ -90,9 +90,9 @@ func (d *disturber) stream(srv any, stream grpc.ServerStream, info *grpc.StreamS
 type listener struct {
 	net.Listener
 
-	mu    sync.Mutex
-	conns []net.Conn
-	gone  bool
+	mu     sync.Mutex
+	conns  []net.Conn
+	broken bool
 }
 
 // Accept implements net.Listener.
@@ -103,7 +103,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.gone {
+	if l.broken {
 		_ = conn.Close()
 	}
 	l.conns = append(l.conns, conn)
@@ -114,7 +114,7 @@ func (l *listener) Accept() (net.Conn, error) {
 func (l *listener) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.gone = true
+	l.broken = true
 	for _, conn := range l.conns {
 		_ = conn.Close()
 	}
