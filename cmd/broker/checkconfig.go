@@ -44,16 +44,16 @@ for each client; some IdPs bill for those.
 				return nil
 			}
 			failures := 0
-			quiet := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings are printed instead
-			err = app.Check(cmd.Context(), config, quiet, mint, func(found app.Finding) {
+			options := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings are printed instead
+			err = app.Check(cmd.Context(), config, options, mint, func(finding app.Finding) {
 				switch {
-				case found.Err != nil:
+				case finding.Err != nil:
 					failures++
-					_, _ = fmt.Fprintf(out, "FAIL  %s: %v\n", found.What, found.Err)
-				case found.Warning:
-					_, _ = fmt.Fprintf(out, "warn  %s: %s\n", found.What, found.Detail)
+					_, _ = fmt.Fprintf(out, "FAIL  %s: %v\n", finding.What, finding.Err)
+				case finding.Warning:
+					_, _ = fmt.Fprintf(out, "warn  %s: %s\n", finding.What, finding.Detail)
 				default:
-					_, _ = fmt.Fprintf(out, "ok    %s: %s\n", found.What, found.Detail)
+					_, _ = fmt.Fprintf(out, "ok    %s: %s\n", finding.What, finding.Detail)
 				}
 			})
 			if err == nil && failures > 0 {

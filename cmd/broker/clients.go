@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ const watchInterval = 2 * time.Second
 
 func newClients() *cobra.Command {
 	var (
-		to            connection
+		conn          connection
 		watch, asJSON bool
 	)
 	cmd := &cobra.Command{
@@ -36,39 +37,39 @@ string; the secret itself is never shown.`,
   broker clients orders-api --json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			show := func(out io.Writer) error {
-				return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+			write := func(out io.Writer) error {
+				return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 					if len(args) == 1 {
-						got, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: args[0]})
+						resp, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: args[0]})
 						if err != nil {
 							return err
 						}
-						return printClient(out, got.GetClient(), time.Now(), asJSON)
+						return printClient(out, resp.GetClient(), time.Now(), asJSON)
 					}
-					all, err := allClients(ctx, admin)
+					clients, err := listClients(ctx, admin)
 					if err != nil {
 						return err
 					}
-					return printClients(out, all, time.Now(), asJSON)
+					return printClients(out, clients, time.Now(), asJSON)
 				})
 			}
 			if !watch {
-				return show(cmd.OutOrStdout())
+				return write(cmd.OutOrStdout())
 			}
-			return showAgain(cmd.Context(), cmd.OutOrStdout(), show)
+			return repeat(cmd.Context(), cmd.OutOrStdout(), write)
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
 	return cmd
 }
 
-// showAgain calls show repeatedly; on a terminal it redraws in place.
-func showAgain(ctx context.Context, out io.Writer, show func(out io.Writer) error) error {
+// repeat calls write at intervals; on a terminal it redraws in place.
+func repeat(ctx context.Context, out io.Writer, write func(out io.Writer) error) error {
 	for {
 		var page bytes.Buffer
-		if err := show(&page); err != nil && ctx.Err() == nil {
+		if err := write(&page); err != nil && ctx.Err() == nil {
 			page.WriteString("broker: " + explain(err) + "\n") // the next attempt may succeed
 		}
 		if onTerminal(out) {
@@ -85,24 +86,24 @@ func showAgain(ctx context.Context, out io.Writer, show func(out io.Writer) erro
 	}
 }
 
-func allClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) ([]*tokenbrokerv1.Client, error) {
-	var all []*tokenbrokerv1.Client
+func listClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) ([]*tokenbrokerv1.Client, error) {
+	var clients []*tokenbrokerv1.Client
 	for page := ""; ; {
-		some, err := admin.ListClients(ctx, &tokenbrokerv1.ListClientsRequest{PageToken: page})
+		resp, err := admin.ListClients(ctx, &tokenbrokerv1.ListClientsRequest{PageToken: page})
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, some.GetClients()...)
-		if page = some.GetNextPageToken(); page == "" {
-			return all, nil
+		clients = append(clients, resp.GetClients()...)
+		if page = resp.GetNextPageToken(); page == "" {
+			return clients, nil
 		}
 	}
 }
 
-func printClients(out io.Writer, all []*tokenbrokerv1.Client, now time.Time, asJSON bool) error {
+func printClients(out io.Writer, clients []*tokenbrokerv1.Client, now time.Time, asJSON bool) error {
 	if asJSON {
-		for _, one := range all {
-			if err := printClient(out, one, now, true); err != nil {
+		for _, c := range clients {
+			if err := printClient(out, c, now, true); err != nil {
 				return err
 			}
 		}
@@ -110,38 +111,37 @@ func printClients(out io.Writer, all []*tokenbrokerv1.Client, now time.Time, asJ
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CLIENT\tSTATE\tTOKEN ENDS\tREFRESH\tSECRET\tAGE\tALSO\tLAST ERROR")
-	for _, c := range all {
+	for _, c := range clients {
 		secret, age, others := secretColumns(c, now)
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.GetName(), stateOf(c), away(c.GetTokenExpiresAt(), now),
-			away(c.GetNextRefreshAt(), now), secret, age, others, lastError(c, now))
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.GetName(), stateOf(c), formatUntil(c.GetTokenExpiresAt(), now),
+			formatUntil(c.GetNextRefreshAt(), now), secret, age, others, lastError(c, now))
 	}
 	return table.Flush()
 }
 
-// secretColumns returns the current version, its time in use and the other usable
-// versions.
+// secretColumns returns the current version, its age and the other usable versions.
 func secretColumns(c *tokenbrokerv1.Client, now time.Time) (secret, age, others string) {
 	secret, age = "-", "-"
-	var also []string
+	var usable []string
 	for _, v := range c.GetSecretVersions() {
 		switch state := v.GetState(); state {
 		case tokenbrokerv1.SecretState_SECRET_STATE_CURRENT:
-			secret, age = v.GetVersion(), since(v.GetStateSince(), now)
+			secret, age = v.GetVersion(), formatSince(v.GetStateSince(), now)
 		case tokenbrokerv1.SecretState_SECRET_STATE_PENDING, tokenbrokerv1.SecretState_SECRET_STATE_PREVIOUS:
-			also = append(also, v.GetVersion()+" "+secretState(v))
+			usable = append(usable, v.GetVersion()+" "+secretState(v))
 		default:
 		}
 	}
-	if len(also) == 0 {
-		also = []string{"-"}
+	if len(usable) == 0 {
+		usable = []string{"-"}
 	}
-	return secret, age, strings.Join(also, ", ")
+	return secret, age, strings.Join(usable, ", ")
 }
 
 // stateOf returns the client's status in a word; an exclamation mark means that an
 // operator should look at it.
 func stateOf(c *tokenbrokerv1.Client) string {
-	state := word(c.GetState().String(), "CLIENT_STATE_")
+	state := enumWord(c.GetState().String(), "CLIENT_STATE_")
 	if c.GetSecretFallback() {
 		return state + ", on a fallback!"
 	}
@@ -154,7 +154,7 @@ func stateOf(c *tokenbrokerv1.Client) string {
 	}
 }
 
-func resolved(c *tokenbrokerv1.Client) string {
+func resolvedSuffix(c *tokenbrokerv1.Client) string {
 	switch {
 	case c.GetLastFailureAt() == nil:
 		return ""
@@ -166,46 +166,46 @@ func resolved(c *tokenbrokerv1.Client) string {
 }
 
 func secretState(v *tokenbrokerv1.SecretVersion) string {
-	state := word(v.GetState().String(), "SECRET_STATE_")
+	state := enumWord(v.GetState().String(), "SECRET_STATE_")
 	if v.GetState() == tokenbrokerv1.SecretState_SECRET_STATE_RETIRED && v.GetRefusedAt() != nil {
 		state += ", refused"
 	}
 	return state
 }
 
-func word(enum, prefix string) string {
+func enumWord(enum, prefix string) string {
 	return strings.ReplaceAll(strings.ToLower(strings.TrimPrefix(enum, prefix)), "_", " ")
 }
 
 func lastError(c *tokenbrokerv1.Client, now time.Time) string {
-	failed := c.GetLastFailureAt()
-	if failed == nil || c.GetLastFailureResolved() {
+	at := c.GetLastFailureAt()
+	if at == nil || c.GetLastFailureResolved() {
 		return "-"
 	}
-	return since(failed, now) + " ago: " + strings.TrimPrefix(c.GetLastError(), fmt.Sprintf("client %q: ", c.GetName()))
+	return formatSince(at, now) + " ago: " + strings.TrimPrefix(c.GetLastError(), fmt.Sprintf("client %q: ", c.GetName()))
 }
 
-// away formats the time until an instant, or a placeholder if it is unset.
-func away(at *timestamppb.Timestamp, now time.Time) string {
+// formatUntil formats the time until an instant, or a placeholder if it is unset.
+func formatUntil(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
 	}
-	if left := at.AsTime().Sub(now); left > 0 {
-		return "in " + rough(left)
+	if d := at.AsTime().Sub(now); d > 0 {
+		return "in " + formatDuration(d)
 	}
 	return "now"
 }
 
-// since formats the time since an instant, or a placeholder if it is unset.
-func since(at *timestamppb.Timestamp, now time.Time) string {
+// formatSince formats the time since an instant, or a placeholder if it is unset.
+func formatSince(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
 	}
-	return rough(max(now.Sub(at.AsTime()), 0))
+	return formatDuration(max(now.Sub(at.AsTime()), 0))
 }
 
-// rough formats a duration in the largest unit that gives at least two.
-func rough(d time.Duration) string {
+// formatDuration formats a duration in the largest unit that gives at least two.
+func formatDuration(d time.Duration) string {
 	const day = 24 * time.Hour
 	switch {
 	case d >= 2*day:
@@ -224,29 +224,29 @@ func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON b
 		return printMessage(out, c)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	row := func(what, format string, args ...any) { _, _ = fmt.Fprintf(table, what+"\t"+format+"\n", args...) }
-	row("client", "%s", c.GetName())
-	row("state", "%s", stateOf(c))
-	row("client_id", "%s", c.GetClientId())
+	addRow := func(label, format string, args ...any) { _, _ = fmt.Fprintf(table, label+"\t"+format+"\n", args...) }
+	addRow("client", "%s", c.GetName())
+	addRow("state", "%s", stateOf(c))
+	addRow("client_id", "%s", c.GetClientId())
 	if c.GetIssuer() != "" {
-		row("issuer", "%s", c.GetIssuer())
+		addRow("issuer", "%s", c.GetIssuer())
 	} else {
-		row("token endpoint", "%s", c.GetTokenUrl())
+		addRow("token endpoint", "%s", c.GetTokenUrl())
 	}
-	row("authenticates by", "%s", c.GetAuthMethod())
-	row("secret from", "%s", orNone(c.GetSecretSource()))
-	row("token ends", "%s", away(c.GetTokenExpiresAt(), now))
-	row("next refresh", "%s", away(c.GetNextRefreshAt(), now))
-	row("last success", "%s", ago(c.GetLastSuccessAt(), now))
-	row("last failure", "%s%s", ago(c.GetLastFailureAt(), now), resolved(c))
+	addRow("authenticates by", "%s", c.GetAuthMethod())
+	addRow("secret from", "%s", cmp.Or(c.GetSecretSource(), "-"))
+	addRow("token ends", "%s", formatUntil(c.GetTokenExpiresAt(), now))
+	addRow("next refresh", "%s", formatUntil(c.GetNextRefreshAt(), now))
+	addRow("last success", "%s", formatAgo(c.GetLastSuccessAt(), now))
+	addRow("last failure", "%s%s", formatAgo(c.GetLastFailureAt(), now), resolvedSuffix(c))
 	if c.GetLastFailureAt() != nil {
-		row("", "%s", c.GetLastError())
+		addRow("", "%s", c.GetLastError())
 	}
 	if c.GetBackoffUntil() != nil {
-		row("left alone", "%s", away(c.GetBackoffUntil(), now))
+		addRow("left alone", "%s", formatUntil(c.GetBackoffUntil(), now))
 	}
 	if c.GetSecretFallback() {
-		row("WARNING", "tokens are obtained with version %s, because the IdP refuses the active version", c.GetSecretInUse())
+		addRow("WARNING", "tokens are obtained with version %s, because the IdP refuses the active version", c.GetSecretInUse())
 	}
 	_ = table.Flush()
 	if len(c.GetSecretVersions()) == 0 {
@@ -254,22 +254,15 @@ func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON b
 	}
 	_, _ = fmt.Fprintln(table, "\nVERSION\tSTATE\tSINCE\tBROUGHT\tBY\tLAST TOKEN\tREFUSED")
 	for _, v := range c.GetSecretVersions() {
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.GetVersion(), secretState(v), ago(v.GetStateSince(), now),
-			ago(v.GetCreatedAt(), now), orNone(v.GetCreatedBy()), ago(v.GetLastSuccessAt(), now), ago(v.GetRefusedAt(), now))
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.GetVersion(), secretState(v), formatAgo(v.GetStateSince(), now),
+			formatAgo(v.GetCreatedAt(), now), cmp.Or(v.GetCreatedBy(), "-"), formatAgo(v.GetLastSuccessAt(), now), formatAgo(v.GetRefusedAt(), now))
 	}
 	return table.Flush()
 }
 
-func ago(at *timestamppb.Timestamp, now time.Time) string {
+func formatAgo(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
 	}
-	return since(at, now) + " ago"
-}
-
-func orNone(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
+	return formatSince(at, now) + " ago"
 }

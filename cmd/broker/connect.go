@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"time"
@@ -25,7 +26,7 @@ type connection struct {
 
 func (c *connection) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&c.addr, "addr", fromEnv("TOKENBROKER_ADDR", defaultAddr), "address of the broker, HOST:PORT (environment: TOKENBROKER_ADDR)")
+	flags.StringVar(&c.addr, "addr", cmp.Or(os.Getenv("TOKENBROKER_ADDR"), defaultAddr), "address of the broker, HOST:PORT (environment: TOKENBROKER_ADDR)")
 	flags.BoolVar(&c.plaintext, "plaintext", false, "connect without TLS; the default on loopback (environment: TOKENBROKER_PLAINTEXT)")
 	flags.StringVar(&c.files.CA, "ca", os.Getenv("TOKENBROKER_CA"), "file with the CAs that may have issued the broker's certificate; empty: those of the system (environment: TOKENBROKER_CA)")
 	flags.StringVar(&c.files.Cert, "cert", os.Getenv("TOKENBROKER_CERT"), "file with the client certificate to present (environment: TOKENBROKER_CERT)")
@@ -33,13 +34,6 @@ func (c *connection) flags(cmd *cobra.Command) {
 	flags.StringVar(&c.files.ServerName, "server-name", os.Getenv("TOKENBROKER_SERVER_NAME"), "name in the broker's certificate; empty: the host of --addr (environment: TOKENBROKER_SERVER_NAME)")
 	flags.StringVar(&c.tokenFile, "token-file", os.Getenv("TOKENBROKER_TOKEN_FILE"), "file with the JWT to present; empty: the one that broker dev left, if any (environment: TOKENBROKER_TOKEN_FILE)")
 	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for a response")
-}
-
-func fromEnv(name, otherwise string) string {
-	if value := os.Getenv(name); value != "" {
-		return value
-	}
-	return otherwise
 }
 
 func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Client, error) {
@@ -55,11 +49,8 @@ func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Cl
 	return client.FromEnv(opts...)
 }
 
-// adminCall is a call of an operator command on the connection.
-type adminCall func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error
-
-// admin connects and calls.
-func (c *connection) admin(cmd *cobra.Command, call adminCall) error {
+// callAdmin runs call with a connection to the broker.
+func (c *connection) callAdmin(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error) error {
 	broker, err := c.open(cmd)
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ import (
 const devGateway = "gateway"
 
 // devManaged is the sample client with a managed secret, which is set over the API.
-const devManaged = "billing-api"
+const devManagedClient = "billing-api"
 
 const (
 	ordersAudience  = "https://orders.example.com"
@@ -52,7 +52,7 @@ type sampleClient struct {
 func sampleClients() []sampleClient {
 	return []sampleClient{
 		{"orders-api", "client_secret_basic", ordersAudience, []string{"read", "write"}},
-		{devManaged, "client_secret_post", billingAudience, []string{"invoices:read"}},
+		{devManagedClient, "client_secret_post", billingAudience, []string{"invoices:read"}},
 	}
 }
 
@@ -60,7 +60,7 @@ func newDev() *cobra.Command {
 	var (
 		opts         devOptions
 		idp          idpOptions
-		only         bool
+		idpOnly      bool
 		certificates string
 		hosts        []string
 	)
@@ -87,7 +87,7 @@ With --certificates create certificates to try TLS, and exit.`,
 			if certificates != "" {
 				return writeCertificates(cmd.OutOrStdout(), certificates, hosts)
 			}
-			if only {
+			if idpOnly {
 				return serveIDP(cmd.Context(), cmd.ErrOrStderr(), idp)
 			}
 			return dev(cmd.Context(), cmd.OutOrStdout(), opts)
@@ -97,7 +97,7 @@ With --certificates create certificates to try TLS, and exit.`,
 	flags.BoolVar(&opts.exit, "exit", false, "exit after the demonstration; exit code 0 only if all of it worked")
 	flags.StringVar(&opts.addr, "addr", "", "where the broker serves gRPC (default "+defaultAddr+", with --exit any free port)")
 	flags.StringVar(&opts.http, "http", "", "where the broker serves gateways and OAuth clients over HTTP, or off (default "+defaultHTTP+", with --exit off)")
-	flags.BoolVar(&only, "idp-only", false, "run the sample identity provider alone")
+	flags.BoolVar(&idpOnly, "idp-only", false, "run the sample identity provider alone")
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
 	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client (default: a client's secret is its name and -secret)")
@@ -189,7 +189,7 @@ type devOptions struct {
 	http string
 }
 
-// defaultHTTP is where broker dev serves HTTP.
+// defaultHTTP is the address where broker dev serves HTTP.
 const defaultHTTP = "127.0.0.1:8444"
 
 // listen returns the addresses of gRPC and HTTP.
@@ -233,49 +233,49 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	if err != nil {
 		return err
 	}
-	where := broker.GRPCAddr()
+	addr := broker.GRPCAddr()
 	if opts.exit {
-		where = "" // only this process uses it
+		addr = "" // only this process uses it
 	}
-	left, found, err := leaveCredential(idp, where, dir)
+	cred, isDefault, err := newCredential(idp, addr, dir)
 	if err != nil {
 		broker.Close()
 		return err
 	}
-	serving, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- broker.Run(serving) }()
-	kept := make(chan struct{})
-	go func() { defer close(kept); left.keep(serving) }()
-	defer func() { stop(); <-kept }()
+	runCtx, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- broker.Run(runCtx) }()
+	renewed := make(chan struct{})
+	go func() { defer close(renewed); cred.renew(runCtx) }()
+	defer func() { stop(); <-renewed }()
 
 	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nbroker, HTTP             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
-		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), path, devCaller, left.path)
-	demonstrated := demonstrate(ctx, out, broker.GRPCAddr(), left.path, secrets[devManaged][0])
-	if demonstrated == nil && !opts.exit {
-		_, _ = io.WriteString(out, nextSteps(broker, left.path, newSecretFile(dir), found))
+		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), path, devCaller, cred.path)
+	errDemo := demonstrate(ctx, out, broker.GRPCAddr(), cred.path, secrets[devManagedClient][0])
+	if errDemo == nil && !opts.exit {
+		_, _ = io.WriteString(out, nextSteps(broker, cred.path, newSecretFile(dir), isDefault))
 		select {
 		case <-ctx.Done():
-		case err := <-ended:
+		case err := <-done:
 			return err
 		}
 	}
 	stop()
-	return errors.Join(demonstrated, <-ended)
+	return errors.Join(errDemo, <-done)
 }
 
 // newSecretFile returns the path of the next secret for the managed client.
-func newSecretFile(dir string) string { return filepath.Join(dir, devManaged+".new-secret") }
+func newSecretFile(dir string) string { return filepath.Join(dir, devManagedClient+".new-secret") }
 
 // writeSample writes a configuration file, the files that it refers to, and a new secret.
 func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string][]redact.String, err error) {
 	var text strings.Builder
 	addr, http := opts.listen()
-	gateway, itsRole := "", ""
+	gateway, gatewayRole := "", ""
 	if http != "off" {
 		http = fmt.Sprintf("{address: %q, caller: %s}", http, devGateway)
 		gateway = fmt.Sprintf("  - {name: %s, roles: [gateway]}\n", devGateway)
-		itsRole = "  gateway: {verify: [{issuer: \"*\"}]}\n"
+		gatewayRole = "  gateway: {verify: [{issuer: \"*\"}]}\n"
 	}
 	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\n", addr, http)
 	ring := filepath.Join(dir, "ring.json")
@@ -287,28 +287,27 @@ func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[
 	for _, c := range sampleClients() {
 		file, value := filepath.Join(dir, c.name+".secret"), rand.Text()
 		secrets[c.name] = []redact.String{redact.New(value)}
-		from := "file:" + file
-		if c.name == devManaged {
-			from, file, value = "managed", newSecretFile(dir), rand.Text()
+		source := "file:" + file
+		if c.name == devManagedClient {
+			source, file, value = "managed", newSecretFile(dir), rand.Text()
 			secrets[c.name] = append(secrets[c.name], redact.New(value))
 		}
 		if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
 			return "", nil, err
 		}
 		fmt.Fprintf(&text, "  %s:\n    issuer: %s\n    client_id: %s\n    secret: %s\n    auth: %s\n    audience: %s\n    scopes: [%s]\n",
-			c.name, issuer, c.name, from, c.auth, c.audience, strings.Join(c.scopes, ", "))
+			c.name, issuer, c.name, source, c.auth, c.audience, strings.Join(c.scopes, ", "))
 	}
 	fmt.Fprintf(&text, "issuers:\n  - issuer: %s\n    audiences: [%s, %s]\n", issuer, ordersAudience, billingAudience)
 	fmt.Fprintf(&text, "callers:\n  - {name: %s, issuer: %s, subject: %[1]s, roles: [everything]}\n", devCaller, issuer)
-	text.WriteString(gateway + "roles:\n" + itsRole + "  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
+	text.WriteString(gateway + "roles:\n" + gatewayRole + "  everything:\n    get: [{client: \"*\"}]\n    verify: [{issuer: \"*\"}]\n    admin: [{actions: [\"*\"]}]\n")
 	path = filepath.Join(dir, "broker.yaml")
 	return path, secrets, os.WriteFile(path, []byte(text.String()), 0o600)
 }
 
 // demonstrate gets a token, verifies it, verifies a tampered copy, and sets the secret of
-// the managed client, over real gRPC. It fails if one of the four has an unexpected
-// result.
-func demonstrate(ctx context.Context, out io.Writer, addr, credential string, first redact.String) error {
+// the managed client, over real gRPC. It returns an error if a result is unexpected.
+func demonstrate(ctx context.Context, out io.Writer, addr, credential string, newSecret redact.String) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	c, err := client.New(addr, client.WithPlaintext(), client.WithTokenFile(credential))
@@ -339,19 +338,18 @@ func demonstrate(ctx context.Context, out io.Writer, addr, credential string, fi
 		return fmt.Errorf("verifying a modified token: %w", err)
 	}
 	_, _ = fmt.Fprintf(out, "3. VerifyToken, one character of the signature changed\n   rejected: %s: %s\n", rejected.Reason, rejected.Message)
-	return bringFirst(ctx, out, tokenbrokerv1.NewAdminServiceClient(c.Conn()), first)
+	return rotateFirstSecret(ctx, out, tokenbrokerv1.NewAdminServiceClient(c.Conn()), newSecret)
 }
 
-// bringFirst sets the first secret of the managed client.
-func bringFirst(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminServiceClient, first redact.String) error {
-	made, err := admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
-		ClientName: devManaged, Secret: []byte(first.Reveal()), RequestId: rand.Text(), Reason: "broker dev",
+func rotateFirstSecret(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminServiceClient, value redact.String) error {
+	resp, err := admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
+		ClientName: devManagedClient, Secret: []byte(value.Reveal()), RequestId: rand.Text(), Reason: "broker dev",
 	})
 	if err != nil {
 		return fmt.Errorf("rotating a secret: %w", err)
 	}
-	_, _ = fmt.Fprintf(out, "4. RotateSecret %s, which had no secret\n", devManaged)
-	for _, step := range made.GetSteps() {
+	_, _ = fmt.Fprintf(out, "4. RotateSecret %s, which had no secret\n", devManagedClient)
+	for _, step := range resp.GetSteps() {
 		_, _ = fmt.Fprintf(out, "   %s: %s\n", step.GetName(), step.GetMessage())
 	}
 	return nil
@@ -359,22 +357,22 @@ func bringFirst(ctx context.Context, out io.Writer, admin tokenbrokerv1.AdminSer
 
 // tamper changes the first character of a JWT's signature.
 func tamper(token string) string {
-	at := strings.LastIndexByte(token, '.') + 1
-	other := byte('A')
-	if token[at] == other {
-		other = 'B'
+	i := strings.LastIndexByte(token, '.') + 1
+	replacement := byte('A')
+	if token[i] == replacement {
+		replacement = 'B'
 	}
-	return token[:at] + string(other) + token[at+1:]
+	return token[:i] + string(replacement) + token[i+1:]
 }
 
-// nextSteps returns commands to try. If found is false, they name the file of the
-// credential.
-func nextSteps(broker *app.App, credential, newSecret string, found bool) string {
+// nextSteps returns commands to try. They name the file of the credential unless isDefault
+// is true.
+func nextSteps(broker *app.App, credential, newSecret string, isDefault bool) string {
 	addr, flag := broker.GRPCAddr(), ""
 	if addr != defaultAddr {
 		flag = " --addr " + addr
 	}
-	if !found {
+	if !isDefault {
 		flag += " --token-file " + credential
 	}
 	overHTTP := ""
@@ -390,7 +388,7 @@ Serving until Ctrl-C. In another terminal:
   go run ./cmd/broker get orders-api FLAG
   go run ./cmd/broker get orders-api --scope read --json FLAG
   go run ./cmd/broker get orders-api FLAG | go run ./cmd/broker verify - FLAG
-  go run ./cmd/broker secret rotate ` + devManaged + ` FLAG < NEW
+  go run ./cmd/broker secret rotate ` + devManagedClient + ` FLAG < NEW
   go run ./cmd/broker clients FLAG
   grpcurl -plaintext -H "authorization: Bearer $(cat FILE)" -d '{"client_name": "orders-api"}' ADDR tokenbroker.v1.TokenBrokerService/GetToken
 ` + overHTTP + "\n")

@@ -16,9 +16,9 @@ import (
 // demoID is the SPIFFE ID in the certificate of the sample caller.
 const demoID = "spiffe://example.com/demo"
 
-// writeCertificates makes, in dir, the files to try TLS: an authority, the certificate of
-// a broker with these names, and that of a caller. It replaces no existing file. The
-// authority's key is discarded: it issues no further certificates.
+// writeCertificates writes to dir the certificates of an authority, of a broker with these
+// names and of a caller. It does not replace existing files. The authority's key is
+// discarded: it issues no further certificates.
 func writeCertificates(out io.Writer, dir string, hosts []string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -45,8 +45,8 @@ func writeCertificates(out io.Writer, dir string, hosts []string) error {
 		}
 	}
 	_, err = authority.Write(dir, "ca")
-	for name, like := range map[string]*x509.Certificate{"broker": broker, "demo": {URIs: []*url.URL{id}}} {
-		pair, errIssue := authority.Issue(like)
+	for name, template := range map[string]*x509.Certificate{"broker": broker, "demo": {URIs: []*url.URL{id}}} {
+		pair, errIssue := authority.Issue(template)
 		if errIssue != nil {
 			return errIssue
 		}

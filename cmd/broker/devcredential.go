@@ -27,22 +27,22 @@ type credential struct {
 	path string
 }
 
-// leaveCredential writes a credential to the path where the commands and clients of the
-// same user look for that of the broker at addr. If there is no such path, it writes to
-// dir, and found is false.
-func leaveCredential(idp *devidp.Server, addr, dir string) (left *credential, found bool, err error) {
+// newCredential writes a credential to the default path of the broker at addr, where the
+// commands and clients of the same user find it. If that fails, it writes to dir, and
+// isDefault is false.
+func newCredential(idp *devidp.Server, addr, dir string) (c *credential, isDefault bool, err error) {
 	if path, err := credentialPath(addr); err == nil {
-		left = &credential{idp, path}
-		if left.write() == nil {
-			return left, true, nil
+		c = &credential{idp, path}
+		if c.write() == nil {
+			return c, true, nil
 		}
 	}
-	left = &credential{idp, filepath.Join(dir, "dev.token")}
-	return left, false, left.write()
+	c = &credential{idp, filepath.Join(dir, "dev.token")}
+	return c, false, c.write()
 }
 
-// credentialPath returns the path that client.FromEnv reads, in a directory that only the
-// user can read.
+// credentialPath returns the path that client.FromEnv reads, and makes its directory,
+// which only the user can read.
 func credentialPath(addr string) (string, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -81,8 +81,8 @@ func (c *credential) write() error {
 	return err
 }
 
-// keep renews the credential until ctx ends, and then removes it.
-func (c *credential) keep(ctx context.Context) {
+// renew renews the credential until ctx ends, and then removes it.
+func (c *credential) renew(ctx context.Context) {
 	defer func() { _ = os.Remove(c.path) }()
 	ticker := time.NewTicker(credentialRenewal)
 	defer ticker.Stop()

@@ -12,7 +12,7 @@ import (
 
 func newGet() *cobra.Command {
 	var (
-		to       connection
+		conn     connection
 		audience string
 		resource []string
 		scope    []string
@@ -30,12 +30,12 @@ Audience, resources and scopes default to those of the client.`,
   broker get orders-api --scope read --min-ttl 10m --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			broker, err := to.open(cmd)
+			broker, err := conn.open(cmd)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
 			defer cancel()
 			token, err := broker.Token(ctx, args[0], client.WithAudience(audience),
 				client.WithResources(resource...), client.WithScopes(scope...), client.WithMinTTL(minTTL))
@@ -45,7 +45,7 @@ Audience, resources and scopes default to those of the client.`,
 			return printToken(cmd, token, asJSON)
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&audience, "audience", "", "audience to request")
 	flags.StringArrayVar(&resource, "resource", nil, "resource to request (repeatable)")

@@ -6,9 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// protectMemory prevents dumps of the process's memory and access by other processes. A process
-// calls it at its start, before it reads a secret. Afterwards only root can attach a
-// debugger.
+// protectMemory prevents dumps of the process's memory and access by other processes. Call
+// it before the process reads a secret. Afterwards only root can attach a debugger.
 //
 // It disables core dumps in two ways. It sets both limits of RLIMIT_CORE to zero, so
 // that they cannot be raised again. It also clears PR_SET_DUMPABLE, which counts where a

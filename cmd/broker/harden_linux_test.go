@@ -10,10 +10,10 @@ import (
 
 // The test runs in a process of its own, because protectMemory cannot be undone.
 func TestProtectMemory(t *testing.T) {
-	const own = "TOKENBROKER_TEST_HARDEN"
-	if os.Getenv(own) == "" {
+	const env = "TOKENBROKER_TEST_HARDEN"
+	if os.Getenv(env) == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestProtectMemory$")
-		cmd.Env = append(os.Environ(), own+"=1")
+		cmd.Env = append(os.Environ(), env+"=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}

@@ -14,7 +14,7 @@ import (
 
 func newHealthcheck() *cobra.Command {
 	var (
-		to      connection
+		conn    connection
 		service string
 	)
 	cmd := &cobra.Command{
@@ -27,12 +27,12 @@ health checks of containers without a shell.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// With client-side health checking the client would send no request to a
 			// broker that reports NOT_SERVING.
-			broker, err := to.open(cmd, client.WithDialOptions(grpc.WithDisableHealthCheck()))
+			broker, err := conn.open(cmd, client.WithDialOptions(grpc.WithDisableHealthCheck()))
 			if err != nil {
 				return err
 			}
 			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
 			defer cancel()
 			resp, err := healthpb.NewHealthClient(broker.Conn()).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
 			if err != nil {
@@ -48,7 +48,7 @@ health checks of containers without a shell.`,
 			return nil
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	_ = cmd.Flags().Set("timeout", (3 * time.Second).String())
 	cmd.Flags().Lookup("timeout").DefValue = "3s"
 	cmd.Flags().StringVar(&service, "service", "", "service to check; empty: the broker as a whole")

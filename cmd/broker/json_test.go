@@ -15,9 +15,9 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// oneDialect fails the test unless each line is an object with names in snake_case and without
-// needless white space.
-func oneDialect(t *testing.T, text string, lines int, contains ...string) {
+// checkJSONLines fails the test unless each line is a compact object with names in
+// snake_case.
+func checkJSONLines(t *testing.T, text string, lines int, contains ...string) {
 	t.Helper()
 	got := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(got) != lines {
@@ -49,38 +49,38 @@ func TestJSONOfMessages_sameFormAsGet(t *testing.T) {
 	at := timestamppb.New(time.Date(2026, 11, 30, 1, 2, 3, 0, time.UTC))
 	var out strings.Builder
 	version := &tokenbrokerv1.SecretVersion{Version: "81aa0e11", State: tokenbrokerv1.SecretState_SECRET_STATE_CURRENT, StateSince: at}
-	some := []*tokenbrokerv1.Client{
+	clients := []*tokenbrokerv1.Client{
 		{Name: "orders", State: tokenbrokerv1.ClientState_CLIENT_STATE_OK, TokenExpiresAt: at, SecretInUse: "81aa0e11", SecretVersions: []*tokenbrokerv1.SecretVersion{version}},
 		{Name: "billing"},
 	}
-	if err := printClients(&out, some, time.Now(), true); err != nil {
+	if err := printClients(&out, clients, time.Now(), true); err != nil {
 		t.Fatal(err)
 	}
-	oneDialect(t, out.String(), 2, `"token_expires_at":"2026-11-30T01:02:03Z"`, `"secret_in_use":"81aa0e11"`, `"known_here":false`, `"name":"billing"`)
+	checkJSONLines(t, out.String(), 2, `"token_expires_at":"2026-11-30T01:02:03Z"`, `"secret_in_use":"81aa0e11"`, `"known_here":false`, `"name":"billing"`)
 
 	out.Reset()
 	if err := printRevocations(&out, []*tokenbrokerv1.Revocation{{Id: "r1", IssuedBefore: at}, {Id: "r2"}}, true); err != nil {
 		t.Fatal(err)
 	}
-	oneDialect(t, out.String(), 2, `"issued_before":"2026-11-30T01:02:03Z"`)
+	checkJSONLines(t, out.String(), 2, `"issued_before":"2026-11-30T01:02:03Z"`)
 
 	steps := []*tokenbrokerv1.RotationStep{{Name: "stage", Ok: true, Took: durationpb.New(time.Second)}}
 	out.Reset()
-	if err := (&changing{asJSON: true}).tell(&out, &tokenbrokerv1.RotateSecretResponse{Version: version, Steps: steps}); err != nil {
+	if err := (&secretFlags{asJSON: true}).printSteps(&out, &tokenbrokerv1.RotateSecretResponse{Version: version, Steps: steps}); err != nil {
 		t.Fatal(err)
 	}
-	oneDialect(t, out.String(), 1, `"state_since":"2026-11-30T01:02:03Z"`, `"steps":[{"name":"stage","ok":true`)
+	checkJSONLines(t, out.String(), 1, `"state_since":"2026-11-30T01:02:03Z"`, `"steps":[{"name":"stage","ok":true`)
 
 	out.Reset()
 	if err := printImported(&out, "orders", &tokenbrokerv1.ImportSecretResponse{Version: version, Steps: steps}); err != nil {
 		t.Fatal(err)
 	}
-	oneDialect(t, out.String(), 1, `"client_name":"orders"`, `"state_since"`, `"steps"`)
+	checkJSONLines(t, out.String(), 1, `"client_name":"orders"`, `"state_since"`, `"steps"`)
 }
 
 func TestJSONOfVerifyIsOneLine(t *testing.T) {
 	b := brokertest.New(t, brokertest.OnLoopback())
-	for name, tt := range map[string]struct{ token, says string }{
+	for name, tt := range map[string]struct{ token, contains string }{
 		"a good token": {b.Mint(brokertest.Claims{}), `"active":true`},
 		"a bad one":    {"x.y.z", `"active":false`},
 	} {
@@ -90,10 +90,10 @@ func TestJSONOfVerifyIsOneLine(t *testing.T) {
 			root.SetArgs([]string{"verify", "-", "--json", "--addr", b.Addr(), "--plaintext"})
 			root.SetIn(strings.NewReader(tt.token))
 			root.SetOut(&out)
-			if _, rejected := errors.AsType[exit](root.ExecuteContext(t.Context())); rejected != strings.Contains(tt.says, "false") {
+			if _, rejected := errors.AsType[exit](root.ExecuteContext(t.Context())); rejected != strings.Contains(tt.contains, "false") {
 				t.Errorf("rejected: %v", rejected)
 			}
-			oneDialect(t, out.String(), 1, tt.says)
+			checkJSONLines(t, out.String(), 1, tt.contains)
 		})
 	}
 }

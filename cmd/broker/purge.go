@@ -12,7 +12,7 @@ import (
 
 func newPurge() *cobra.Command {
 	var (
-		to     connection
+		conn   connection
 		reason string
 	)
 	cmd := &cobra.Command{
@@ -27,7 +27,7 @@ they expire: see "broker revocations".`,
 		Example: `  broker purge orders-api --reason "permissions changed"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 				_, err := admin.PurgeTokens(ctx, &tokenbrokerv1.PurgeTokensRequest{ClientName: args[0], RequestId: rand.Text(), Reason: reason})
 				if err != nil {
 					return err
@@ -37,7 +37,7 @@ they expire: see "broker revocations".`,
 			})
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the audit log")
 	return cmd
 }

@@ -26,11 +26,11 @@ func newRevocations() *cobra.Command {
 
 func newRevocationsAdd() *cobra.Command {
 	var (
-		to                                 connection
-		asked                              tokenbrokerv1.Revocation
+		conn                               connection
+		revocation                         tokenbrokerv1.Revocation
 		tokenID, subject, clientID, before string
 		all                                bool
-		lasts                              time.Duration
+		duration                           time.Duration
 	)
 	cmd := &cobra.Command{
 		Use:   "add --issuer ISSUER (--token-id JTI|--subject SUB|--client-id ID|--all)",
@@ -47,43 +47,43 @@ A gateway that caches results applies it after they expire (valid_until).`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case tokenID != "":
-				asked.Target = &tokenbrokerv1.Revocation_TokenId{TokenId: tokenID}
+				revocation.Target = &tokenbrokerv1.Revocation_TokenId{TokenId: tokenID}
 			case subject != "":
-				asked.Target = &tokenbrokerv1.Revocation_Subject{Subject: subject}
+				revocation.Target = &tokenbrokerv1.Revocation_Subject{Subject: subject}
 			case clientID != "":
-				asked.Target = &tokenbrokerv1.Revocation_ClientId{ClientId: clientID}
+				revocation.Target = &tokenbrokerv1.Revocation_ClientId{ClientId: clientID}
 			case all:
-				asked.Target = &tokenbrokerv1.Revocation_All{All: true}
+				revocation.Target = &tokenbrokerv1.Revocation_All{All: true}
 			}
 			now := time.Now()
-			issuedBefore, err := beforeFlag(before, now)
+			issuedBefore, err := parseBefore(before, now)
 			if err != nil {
 				return err
 			}
-			asked.IssuedBefore = issuedBefore
-			if lasts != 0 {
-				asked.ExpiresAt = timestamppb.New(now.Add(lasts))
+			revocation.IssuedBefore = issuedBefore
+			if duration != 0 {
+				revocation.ExpiresAt = timestamppb.New(now.Add(duration))
 			}
-			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-				made, err := admin.RevokeTokens(ctx, &tokenbrokerv1.RevokeTokensRequest{Revocation: &asked, RequestId: rand.Text()})
+			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				resp, err := admin.RevokeTokens(ctx, &tokenbrokerv1.RevokeTokensRequest{Revocation: &revocation, RequestId: rand.Text()})
 				if err != nil {
 					return err
 				}
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), made.GetRevocation().GetId())
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), resp.GetRevocation().GetId())
 				return err
 			})
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&asked.Issuer, "issuer", "", "the issuer, as configured (required)")
+	flags.StringVar(&revocation.Issuer, "issuer", "", "the issuer, as configured (required)")
 	flags.StringVar(&tokenID, "token-id", "", "the token of this jti")
 	flags.StringVar(&subject, "subject", "", "tokens of this subject")
 	flags.StringVar(&clientID, "client-id", "", "tokens that were issued to this client")
 	flags.BoolVar(&all, "all", false, "tokens of everybody; needs --issued-before")
 	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
-	flags.DurationVar(&lasts, "for", 0, "how long the revocation lasts; by default as long as tokens of the issuer may live")
-	flags.StringVar(&asked.Reason, "reason", "", "reason, shown in the list")
+	flags.DurationVar(&duration, "for", 0, "how long the revocation lasts; by default as long as tokens of the issuer may live")
+	flags.StringVar(&revocation.Reason, "reason", "", "reason, shown in the list")
 	_ = cmd.MarkFlagRequired("issuer")
 	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
 	cmd.MarkFlagsMutuallyExclusive("token-id", "subject", "client-id", "all")
@@ -99,7 +99,7 @@ func revocationOfClient(issuer, clientID string, before time.Time, reason string
 	}}
 }
 
-func beforeFlag(text string, now time.Time) (*timestamppb.Timestamp, error) {
+func parseBefore(text string, now time.Time) (*timestamppb.Timestamp, error) {
 	switch text {
 	case "":
 		return nil, nil //nolint:nilnil // unset
@@ -115,7 +115,7 @@ func beforeFlag(text string, now time.Time) (*timestamppb.Timestamp, error) {
 
 func newRevocationsList() *cobra.Command {
 	var (
-		to     connection
+		conn   connection
 		issuer string
 		asJSON bool
 	)
@@ -125,31 +125,31 @@ func newRevocationsList() *cobra.Command {
 		Example: `  broker revocations list --issuer https://login.example.com`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-				var found []*tokenbrokerv1.Revocation
+			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				var revocations []*tokenbrokerv1.Revocation
 				for page := ""; ; {
-					some, err := admin.ListRevocations(ctx, &tokenbrokerv1.ListRevocationsRequest{Issuer: issuer, PageToken: page})
+					resp, err := admin.ListRevocations(ctx, &tokenbrokerv1.ListRevocationsRequest{Issuer: issuer, PageToken: page})
 					if err != nil {
 						return err
 					}
-					found = append(found, some.GetRevocations()...)
-					if page = some.GetNextPageToken(); page == "" {
-						return printRevocations(cmd.OutOrStdout(), found, asJSON)
+					revocations = append(revocations, resp.GetRevocations()...)
+					if page = resp.GetNextPageToken(); page == "" {
+						return printRevocations(cmd.OutOrStdout(), revocations, asJSON)
 					}
 				}
 			})
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	cmd.Flags().StringVar(&issuer, "issuer", "", "only revocations of this issuer")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
 	return cmd
 }
 
-func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON bool) error {
+func printRevocations(out io.Writer, revocations []*tokenbrokerv1.Revocation, asJSON bool) error {
 	if asJSON {
-		for _, one := range found {
-			if err := printMessage(out, one); err != nil {
+		for _, r := range revocations {
+			if err := printMessage(out, r); err != nil {
 				return err
 			}
 		}
@@ -157,32 +157,32 @@ func printRevocations(out io.Writer, found []*tokenbrokerv1.Revocation, asJSON b
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "ID\tISSUER\tWHAT\tISSUED BEFORE\tEXPIRES\tCREATED\tREASON")
-	for _, one := range found {
+	for _, r := range revocations {
 		before := "any time"
-		if one.GetIssuedBefore() != nil {
-			before = stampOf(one.GetIssuedBefore())
+		if r.GetIssuedBefore() != nil {
+			before = formatTime(r.GetIssuedBefore())
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.GetId(), escape.Text(one.GetIssuer()), what(one), before,
-			stampOf(one.GetExpiresAt()), stampOf(one.GetCreatedAt()), escape.Text(one.GetReason()))
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.GetId(), escape.Text(r.GetIssuer()), describeTarget(r), before,
+			formatTime(r.GetExpiresAt()), formatTime(r.GetCreatedAt()), escape.Text(r.GetReason()))
 	}
 	return table.Flush()
 }
 
-func stampOf(at *timestamppb.Timestamp) string { return at.AsTime().UTC().Format(time.RFC3339) }
+func formatTime(at *timestamppb.Timestamp) string { return at.AsTime().UTC().Format(time.RFC3339) }
 
-// what describes the revoked tokens, quoted: subjects may contain any character.
-func what(r *tokenbrokerv1.Revocation) string {
-	quoted := func(kind, value string) string {
+// describeTarget names the revoked tokens, quoted: subjects may contain any character.
+func describeTarget(r *tokenbrokerv1.Revocation) string {
+	quote := func(kind, value string) string {
 		text, _ := json.Marshal(value) // strings can always be encoded
 		return kind + " " + string(text)
 	}
 	switch target := r.GetTarget().(type) {
 	case *tokenbrokerv1.Revocation_TokenId:
-		return quoted("token", target.TokenId)
+		return quote("token", target.TokenId)
 	case *tokenbrokerv1.Revocation_Subject:
-		return quoted("subject", target.Subject)
+		return quote("subject", target.Subject)
 	case *tokenbrokerv1.Revocation_ClientId:
-		return quoted("client", target.ClientId)
+		return quote("client", target.ClientId)
 	default:
 		return "all"
 	}
@@ -190,7 +190,7 @@ func what(r *tokenbrokerv1.Revocation) string {
 
 func newRevocationsDelete() *cobra.Command {
 	var (
-		to     connection
+		conn   connection
 		reason string
 	)
 	cmd := &cobra.Command{
@@ -199,13 +199,13 @@ func newRevocationsDelete() *cobra.Command {
 		Example: `  broker revocations delete rV6XxZ3RkQ0mZ2m3p0vJ8Aw --reason "revoked by mistake"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 				_, err := admin.DeleteRevocation(ctx, &tokenbrokerv1.DeleteRevocationRequest{Id: args[0], RequestId: rand.Text(), Reason: reason})
 				return err
 			})
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the audit log")
 	return cmd
 }

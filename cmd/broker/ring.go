@@ -10,7 +10,7 @@ import (
 )
 
 func newRing() *cobra.Command {
-	cmd := newGroup(&cobra.Command{
+	return newGroup(&cobra.Command{
 		Use:   "ring",
 		Short: "Make a ring of sealing keys, or change one",
 		Long: `Create or change the ring of keys with which a broker seals values in a store. All
@@ -27,7 +27,6 @@ the user of the command.`,
   broker ring drop ring.json 0a1b2c3d`,
 		SuggestFor: []string{"keygen"},
 	}, newRingNew(), newRingAdd(), newRingPromote(), newRingDrop())
-	return cmd
 }
 
 func newRingNew() *cobra.Command {
@@ -89,12 +88,12 @@ func newRingDrop() *cobra.Command {
 }
 
 // changeRing changes the ring in a file and prints the next step.
-func changeRing(cmd *cobra.Command, path string, change func(ring *sealed.Ring, path string) (*sealed.Ring, string, error)) error {
+func changeRing(cmd *cobra.Command, path string, apply func(ring *sealed.Ring, path string) (*sealed.Ring, string, error)) error {
 	ring, err := sealed.ReadRing(path)
 	if err != nil {
 		return err
 	}
-	changed, next, err := change(ring, path)
+	changed, next, err := apply(ring, path)
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// ring runs a command of the group and returns what it wrote to stdout and stderr.
-func ring(args ...string) (out, told string, err error) {
+// runRing runs a command of the group and returns its output and error output.
+func runRing(args ...string) (out, errOut string, err error) {
 	var stdout, stderr strings.Builder
 	root := newRoot()
 	root.SetArgs(append([]string{"ring"}, args...))
@@ -31,20 +31,20 @@ func readRing(t *testing.T, path string) *sealed.Ring {
 	return ring
 }
 
-// next is the command that the last one told to run.
-func next(t *testing.T, told string) []string {
+// nextCommand returns the arguments of the next command that a command printed.
+func nextCommand(t *testing.T, errOut string) []string {
 	t.Helper()
-	match := regexp.MustCompile(`(?m)^  broker ring (.*)$`).FindStringSubmatch(told)
+	match := regexp.MustCompile(`(?m)^  broker ring (.*)$`).FindStringSubmatch(errOut)
 	if match == nil {
-		t.Fatalf("no next command in %q", told)
+		t.Fatalf("no next command in %q", errOut)
 	}
 	return strings.Fields(match[1])
 }
 
-// A rotation is done by running what each step tells to run next.
+// A rotation consists of running the command that each step prints.
 func TestRing_rotationStepByStep(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ring.json")
-	out, _, err := ring("new")
+	out, _, err := runRing("new")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestRing_rotationStepByStep(t *testing.T) {
 	}
 	first := readRing(t, path)
 
-	out, told, err := ring("add", path)
+	out, errOut, err := runRing("add", path)
 	if err != nil || out != "" {
 		t.Fatalf("add printed %q, %v", out, err)
 	}
@@ -65,7 +65,7 @@ func TestRing_rotationStepByStep(t *testing.T) {
 		t.Errorf("the changed file has the mode %v, %v", info.Mode(), err)
 	}
 
-	_, told, err = ring(next(t, told)...)
+	_, errOut, err = runRing(nextCommand(t, errOut)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,14 +74,14 @@ func TestRing_rotationStepByStep(t *testing.T) {
 		t.Fatalf("after promote: %v", promoted)
 	}
 
-	if _, _, err = ring(next(t, told)...); err != nil {
+	if _, _, err = runRing(nextCommand(t, errOut)...); err != nil {
 		t.Fatal(err)
 	}
 	if dropped := readRing(t, path); len(dropped.IDs()) != 1 || dropped.Primary() != promoted.Primary() {
 		t.Fatalf("after drop: %v", dropped)
 	}
 	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
-		t.Errorf("left behind: %v, %v", entries, err)
+		t.Errorf("leftover files: %v, %v", entries, err)
 	}
 }
 
@@ -107,7 +107,7 @@ func TestRing_refusalLeavesTheFile(t *testing.T) {
 		"there is no key 00000001 ": {"drop", path, "00000001"},
 		`unknown command "remove"`:  {"remove"},
 	} {
-		if out, _, err := ring(args...); err == nil || !strings.Contains(err.Error(), want) || out != "" {
+		if out, _, err := runRing(args...); err == nil || !strings.Contains(err.Error(), want) || out != "" {
 			t.Errorf("%q: printed %q, error %v, want %q", args, out, err, want)
 		}
 	}
@@ -116,7 +116,7 @@ func TestRing_refusalLeavesTheFile(t *testing.T) {
 	}
 }
 
-// Who types the command of earlier versions learns the new one.
+// The command of earlier versions suggests the new one.
 func TestKeygenSuggestsRing(t *testing.T) {
 	root := newRoot()
 	root.SetArgs([]string{"keygen", "--add", "ring.json"})

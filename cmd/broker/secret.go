@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -32,78 +33,77 @@ restore such secrets. A secret in a file is changed by changing the file.`,
 	}, newSecretRotate(), newSecretActivate(), newSecretRollback(), newSecretRetire(), newSecretExport(), newSecretImport())
 }
 
-// changing has the flags that the commands that change a secret share.
-type changing struct {
-	to               connection
-	request, reason  string
-	expected         string
-	asJSON, yes      bool
-	expecting, asked bool // the command has these flags
+// secretFlags are the common flags of the commands that change a secret.
+type secretFlags struct {
+	conn              connection
+	requestID, reason string
+	expected          string
+	asJSON, yes       bool
+	hasExpect, hasYes bool // the command has these flags
 }
 
-func (c *changing) flags(cmd *cobra.Command) {
-	c.to.flags(cmd)
+func (c *secretFlags) flags(cmd *cobra.Command) {
+	c.conn.flags(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&c.request, "request-id", "", "resume an earlier call, which may have been interrupted, instead of starting a new one")
+	flags.StringVar(&c.requestID, "request-id", "", "resume an earlier call, which may have been interrupted, instead of starting a new one")
 	flags.StringVar(&c.reason, "reason", "", "reason, for the audit log")
 	flags.BoolVar(&c.asJSON, "json", false, "print the broker's response as JSON in one line")
-	if c.expecting {
+	if c.hasExpect {
 		flags.StringVar(&c.expected, "expect", "", "proceed only if this version is active")
 	}
-	if c.asked {
+	if c.hasYes {
 		flags.BoolVar(&c.yes, "yes", false, "do not ask for confirmation")
 	}
 }
 
-// changed is the response of the calls that change a secret.
-type changed interface {
+// secretResponse is the response of the calls that change a secret.
+type secretResponse interface {
 	proto.Message
 	GetVersion() *tokenbrokerv1.SecretVersion
 	GetSteps() []*tokenbrokerv1.RotationStep
 }
 
-// run makes a call and prints its steps. If the call fails, it prints the completed
-// steps.
-func (c *changing) run(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error)) error {
-	if c.request == "" {
-		c.request = rand.Text()
+// run makes a call and prints its steps, or the completed steps if the call fails.
+func (c *secretFlags) run(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (secretResponse, error)) error {
+	if c.requestID == "" {
+		c.requestID = rand.Text()
 	}
-	var answer changed
-	err := c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (err error) {
-		answer, err = call(ctx, admin)
+	var resp secretResponse
+	err := c.conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (err error) {
+		resp, err = call(ctx, admin)
 		return err
 	})
 	if err != nil {
-		if got := stepsOf(err); got != nil {
-			_ = c.tell(cmd.OutOrStdout(), got)
+		if partial := completedSteps(err); partial != nil {
+			_ = c.printSteps(cmd.OutOrStdout(), partial)
 		}
 		switch status.Code(err) {
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "to resume: run the same command with --request-id %s\n", c.request)
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "to resume: run the same command with --request-id %s\n", c.requestID)
 		default:
 		}
 		return err
 	}
-	return c.tell(cmd.OutOrStdout(), answer)
+	return c.printSteps(cmd.OutOrStdout(), resp)
 }
 
-// stepsOf returns the completed steps of a failed change.
-func stepsOf(err error) *tokenbrokerv1.RotateSecretResponse {
+// completedSteps returns the completed steps of a failed change.
+func completedSteps(err error) *tokenbrokerv1.RotateSecretResponse {
 	for _, detail := range status.Convert(err).Details() {
-		if got, ok := detail.(*tokenbrokerv1.RotateSecretResponse); ok {
-			return got
+		if resp, ok := detail.(*tokenbrokerv1.RotateSecretResponse); ok {
+			return resp
 		}
 	}
 	return nil
 }
 
-func (c *changing) tell(out io.Writer, answer changed) error {
+func (c *secretFlags) printSteps(out io.Writer, resp secretResponse) error {
 	if c.asJSON {
-		return printMessage(out, answer)
+		return printMessage(out, resp)
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	warnings := map[string]bool{}
-	for _, step := range answer.GetSteps() {
+	for _, step := range resp.GetSteps() {
 		outcome := "ok"
 		if !step.GetOk() {
 			outcome = "FAILED"
@@ -121,7 +121,7 @@ func (c *changing) tell(out io.Writer, answer changed) error {
 
 func newSecretRotate() *cobra.Command {
 	var (
-		c                              = changing{expecting: true, asked: true}
+		c                              = secretFlags{hasExpect: true, hasYes: true}
 		file                           string
 		stageOnly, compromised, revoke bool
 	)
@@ -144,31 +144,31 @@ VerifyToken reject them.`,
 		Example: `  broker secret rotate orders-api < new-secret
   broker secret rotate orders-api --file new-secret --stage-only
   broker secret rotate orders-api --compromised --reason "laptop stolen" < new-secret`,
-		Args: oneClient,
+		Args: oneClientArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := readSecret(cmd, file)
 			if err != nil {
 				return err
 			}
-			if doubt := secret.Warning(redact.New(string(value))); doubt != "" && !bytes.Contains(value, []byte("-----BEGIN")) && !json.Valid(value) {
-				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "WARNING: the secret %s; it is sent as it is\n", doubt)
+			if warning := secret.Warning(redact.New(string(value))); warning != "" && !bytes.Contains(value, []byte("-----BEGIN")) && !json.Valid(value) {
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "WARNING: the secret %s; it is sent as it is\n", warning)
 			}
 			if compromised {
 				if err := confirm(cmd, c.yes, fmt.Sprintf("The old secret of %q will be wiped, and all its tokens dropped. Go on?", args[0])); err != nil {
 					return err
 				}
 			}
-			begun := time.Now().Truncate(time.Second) // iat has whole seconds: the new tokens must stay valid
-			err = c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+			start := time.Now().Truncate(time.Second) // iat has whole seconds: the new tokens must stay valid
+			err = c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (secretResponse, error) {
 				return admin.RotateSecret(ctx, &tokenbrokerv1.RotateSecretRequest{
 					ClientName: args[0], Secret: value, StageOnly: stageOnly, Compromised: compromised,
-					ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+					ExpectedCurrentVersion: c.expected, RequestId: c.requestID, Reason: c.reason,
 				})
 			})
 			if err != nil || !compromised {
 				return err
 			}
-			return c.offerRevocation(cmd, args[0], begun, revoke)
+			return c.offerRevocation(cmd, args[0], start, revoke)
 		},
 	}
 	c.flags(cmd)
@@ -181,8 +181,8 @@ VerifyToken reject them.`,
 	return cmd
 }
 
-// oneClient accepts one client name; otherwise its error suggests the likely intent.
-func oneClient(cmd *cobra.Command, args []string) error {
+// oneClientArg accepts only the name of a client, and explains why not the secret.
+func oneClientArg(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return errors.New("give only the client's name: the secret is read from standard input or --file, because other users can see arguments")
 	}
@@ -193,12 +193,12 @@ func readSecret(cmd *cobra.Command, file string) ([]byte, error) {
 	var in io.Reader = cmd.InOrStdin()
 	switch {
 	case file != "":
-		opened, err := os.Open(file)
+		f, err := os.Open(file)
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = opened.Close() }()
-		in = opened
+		defer func() { _ = f.Close() }()
+		in = f
 	case onTerminal(in):
 		line, err := readHidden("The new secret (it is not shown): ")
 		if err == nil && len(line) == 0 {
@@ -222,18 +222,18 @@ func readSecret(cmd *cobra.Command, file string) ([]byte, error) {
 
 // offerRevocation revokes the tokens issued to the client if a flag or a person confirms
 // it; otherwise it prints the command for it.
-func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.Time, revoke bool) error {
-	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-		got, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: name})
+func (c *secretFlags) offerRevocation(cmd *cobra.Command, name string, before time.Time, revoke bool) error {
+	return c.conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+		resp, err := admin.GetClient(ctx, &tokenbrokerv1.GetClientRequest{ClientName: name})
 		if err != nil {
 			return err
 		}
-		issuer, id := got.GetClient().GetIssuer(), got.GetClient().GetClientId()
-		command := fmt.Sprintf("broker revocations add --issuer %s --client-id %s --issued-before %s", orElse(issuer, "ISSUER"), id, before.UTC().Format(time.RFC3339))
+		issuer, id := resp.GetClient().GetIssuer(), resp.GetClient().GetClientId()
+		command := fmt.Sprintf("broker revocations add --issuer %s --client-id %s --issued-before %s", cmp.Or(issuer, "ISSUER"), id, before.UTC().Format(time.RFC3339))
 		if issuer == "" {
 			revoke = false
 		} else if !revoke && !c.yes && onTerminal(cmd.ErrOrStderr()) {
-			if revoke, err = ask(fmt.Sprintf("Have VerifyToken reject every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
+			if revoke, err = promptYesNo(fmt.Sprintf("Have VerifyToken reject every token that %s issued to %s before this rotation?", issuer, id)); err != nil {
 				return err
 			}
 		}
@@ -245,28 +245,21 @@ func (c *changing) offerRevocation(cmd *cobra.Command, name string, before time.
 			_, err := fmt.Fprintln(out, "tokens issued before the rotation are still accepted; to have VerifyToken reject them:\n  "+command)
 			return err
 		}
-		made, err := admin.RevokeTokens(ctx, revocationOfClient(issuer, id, before, c.reason))
+		revoked, err := admin.RevokeTokens(ctx, revocationOfClient(issuer, id, before, c.reason))
 		if err != nil {
 			return fmt.Errorf("the secret is rotated, but tokens issued before are not revoked: %w", err)
 		}
 		if c.asJSON {
-			return printMessage(cmd.OutOrStdout(), made.GetRevocation())
+			return printMessage(cmd.OutOrStdout(), revoked.GetRevocation())
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken rejects tokens issued before (revocation %s)\n", made.GetRevocation().GetId())
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "revoke    ok  VerifyToken rejects tokens issued before (revocation %s)\n", revoked.GetRevocation().GetId())
 		return err
 	})
 }
 
-func orElse(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
-}
-
 func newSecretActivate() *cobra.Command {
 	var (
-		c    = changing{expecting: true}
+		c    = secretFlags{hasExpect: true}
 		wait time.Duration
 	)
 	cmd := &cobra.Command{
@@ -285,18 +278,18 @@ accepts a new secret.`,
 			if len(args) == 2 {
 				version = args[1]
 			}
-			until := time.Now().Add(wait)
+			deadline := time.Now().Add(wait)
 			for try := 0; ; try++ {
-				err := c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+				err := c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (secretResponse, error) {
 					return admin.ActivateSecret(ctx, &tokenbrokerv1.ActivateSecretRequest{
-						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+						ClientName: args[0], Version: version, ExpectedCurrentVersion: c.expected, RequestId: c.requestID, Reason: c.reason,
 					})
 				})
-				if tried := stepsOf(err); tried != nil { // it may become current by itself
-					version = tried.GetVersion().GetVersion()
+				if resp := completedSteps(err); resp != nil { // it may become current by itself
+					version = resp.GetVersion().GetVersion()
 				}
-				pause, again := mayPass(err, try)
-				if !again || time.Now().Add(pause).After(until) {
+				pause, retry := retryPause(err, try)
+				if !retry || time.Now().Add(pause).After(deadline) {
 					return err
 				}
 				select {
@@ -312,9 +305,9 @@ accepts a new secret.`,
 	return cmd
 }
 
-// mayPass reports whether a failure may be temporary, and the pause before the next try.
-// Pauses grow: an IdP may lock out a client after too many wrong secrets.
-func mayPass(err error, try int) (pause time.Duration, again bool) {
+// retryPause returns the pause before the next try, and whether the failure may be
+// temporary. Pauses grow: an IdP may lock out a client after too many wrong secrets.
+func retryPause(err error, try int) (pause time.Duration, retry bool) {
 	pauses := []time.Duration{5 * time.Second, 15 * time.Second, 45 * time.Second, time.Minute}
 	refused := false
 	for _, detail := range status.Convert(err).Details() {
@@ -329,7 +322,7 @@ func mayPass(err error, try int) (pause time.Duration, again bool) {
 }
 
 func newSecretRollback() *cobra.Command {
-	c := changing{expecting: true}
+	c := secretFlags{hasExpect: true}
 	cmd := &cobra.Command{
 		Use:   "rollback CLIENT",
 		Short: "Activate the previous secret again",
@@ -338,9 +331,9 @@ that was active becomes the previous one. All replicas use it within 5 s.`,
 		Example: `  broker secret rollback orders-api --reason "the new secret belongs to another tenant"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (secretResponse, error) {
 				return admin.RollbackSecret(ctx, &tokenbrokerv1.RollbackSecretRequest{
-					ClientName: args[0], ExpectedCurrentVersion: c.expected, RequestId: c.request, Reason: c.reason,
+					ClientName: args[0], ExpectedCurrentVersion: c.expected, RequestId: c.requestID, Reason: c.reason,
 				})
 			})
 		},
@@ -350,7 +343,7 @@ that was active becomes the previous one. All replicas use it within 5 s.`,
 }
 
 func newSecretRetire() *cobra.Command {
-	c := changing{asked: true}
+	c := secretFlags{hasYes: true}
 	cmd := &cobra.Command{
 		Use:   "retire CLIENT VERSION",
 		Short: "Wipe a secret that is not active",
@@ -362,9 +355,9 @@ stays. The active version cannot be retired.`,
 			if err := confirm(cmd, c.yes, fmt.Sprintf("Version %s of the secret of %q will be wiped. Go on?", args[1], args[0])); err != nil {
 				return err
 			}
-			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (changed, error) {
+			return c.run(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) (secretResponse, error) {
 				return admin.RetireSecret(ctx, &tokenbrokerv1.RetireSecretRequest{
-					ClientName: args[0], Version: args[1], RequestId: c.request, Reason: c.reason,
+					ClientName: args[0], Version: args[1], RequestId: c.requestID, Reason: c.reason,
 				})
 			})
 		},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -18,18 +19,18 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// backupForm is the version of the file format.
-const backupForm = 1
+// backupVersion is the version of the file format.
+const backupVersion = 1
 
 // backup is the content of a file with the sealed secrets of managed clients.
 type backup struct {
-	Form      int               `json:"v"`
+	Version   int               `json:"v"`
 	CreatedAt time.Time         `json:"created"`
 	Clients   map[string][]byte `json:"clients"`
 }
 
 func newSecretExport() *cobra.Command {
-	var to connection
+	var conn connection
 	cmd := &cobra.Command{
 		Use:   "export FILE [CLIENT...]",
 		Short: "Write the managed secrets to a file, sealed",
@@ -39,35 +40,35 @@ them. Keep the file and the ring in different places.`,
 		Example: `  broker secret export secrets.sealed`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			made := backup{Form: backupForm, CreatedAt: time.Now().UTC().Truncate(time.Second), Clients: map[string][]byte{}}
-			err := to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+			b := backup{Version: backupVersion, CreatedAt: time.Now().UTC().Truncate(time.Second), Clients: map[string][]byte{}}
+			err := conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 				names, err := managedClients(ctx, admin, args[1:])
 				if err != nil {
 					return err
 				}
 				for _, name := range names {
-					got, err := admin.ExportSecret(ctx, &tokenbrokerv1.ExportSecretRequest{ClientName: name})
+					resp, err := admin.ExportSecret(ctx, &tokenbrokerv1.ExportSecretRequest{ClientName: name})
 					if err != nil {
 						return fmt.Errorf("%s: %w", name, err)
 					}
-					made.Clients[name] = got.GetSealed()
+					b.Clients[name] = resp.GetSealed()
 				}
 				return nil
 			})
 			if err != nil {
 				return err
 			}
-			if len(made.Clients) == 0 {
+			if len(b.Clients) == 0 {
 				return errors.New("there is no managed client with a secret")
 			}
-			if err := writeBackup(args[0], made); err != nil {
+			if err := writeBackup(args[0], b); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d clients written to %s\n", len(made.Clients), args[0])
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d clients written to %s\n", len(b.Clients), args[0])
 			return err
 		},
 	}
-	to.flags(cmd)
+	conn.flags(cmd)
 	return cmd
 }
 
@@ -76,12 +77,12 @@ func managedClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient,
 	if len(named) > 0 {
 		return named, nil
 	}
-	all, err := allClients(ctx, admin)
+	clients, err := listClients(ctx, admin)
 	if err != nil {
 		return nil, err
 	}
 	var names []string
-	for _, c := range all {
+	for _, c := range clients {
 		if c.GetSecretSource() == "managed" && len(c.GetSecretVersions()) > 0 {
 			names = append(names, c.GetName())
 		}
@@ -90,8 +91,8 @@ func managedClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient,
 }
 
 // writeBackup writes the file atomically, readable by its owner only.
-func writeBackup(path string, made backup) error {
-	data, err := json.MarshalIndent(made, "", "  ")
+func writeBackup(path string, b backup) error {
+	data, err := json.MarshalIndent(b, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -111,7 +112,7 @@ func writeBackup(path string, made backup) error {
 
 func newSecretImport() *cobra.Command {
 	var (
-		c       = changing{asked: true}
+		c       = secretFlags{hasYes: true}
 		replace bool
 	)
 	cmd := &cobra.Command{
@@ -124,22 +125,22 @@ keys with which the file was sealed.`,
   broker secret import secrets.sealed orders-api --replace`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			from, err := readBackup(args[0])
+			b, err := readBackup(args[0])
 			if err != nil {
 				return err
 			}
 			names := args[1:]
 			if len(names) == 0 {
-				names = slices.Sorted(maps.Keys(from.Clients))
+				names = slices.Sorted(maps.Keys(b.Clients))
 			}
 			if replace {
-				if err := confirm(cmd, c.yes, fmt.Sprintf("The secrets of %d clients will be replaced by those of %v. Go on?", len(names), from.CreatedAt)); err != nil {
+				if err := confirm(cmd, c.yes, fmt.Sprintf("The secrets of %d clients will be replaced by those of %v. Go on?", len(names), b.CreatedAt)); err != nil {
 					return err
 				}
 			}
 			failed := 0
 			for _, name := range names {
-				if err := c.bringBack(cmd, name, from.Clients[name], replace); err != nil {
+				if err := c.importSecret(cmd, name, b.Clients[name], replace); err != nil {
 					failed++
 					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "broker: %s: %s\n", name, explain(err))
 				}
@@ -155,28 +156,28 @@ keys with which the file was sealed.`,
 	return cmd
 }
 
-func (c *changing) bringBack(cmd *cobra.Command, name string, sealed []byte, replace bool) error {
+func (c *secretFlags) importSecret(cmd *cobra.Command, name string, sealed []byte, replace bool) error {
 	if len(sealed) == 0 {
 		return errors.New("the file does not contain this client")
 	}
-	return c.to.admin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-		made, err := admin.ImportSecret(ctx, &tokenbrokerv1.ImportSecretRequest{
-			ClientName: name, Sealed: sealed, Replace: replace, RequestId: orElse(c.request, rand.Text()), Reason: c.reason,
+	return c.conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+		resp, err := admin.ImportSecret(ctx, &tokenbrokerv1.ImportSecretRequest{
+			ClientName: name, Sealed: sealed, Replace: replace, RequestId: cmp.Or(c.requestID, rand.Text()), Reason: c.reason,
 		})
 		if err != nil {
 			return err
 		}
 		if c.asJSON {
-			return printImported(cmd.OutOrStdout(), name, made)
+			return printImported(cmd.OutOrStdout(), name, resp)
 		}
-		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s: version %s\n", name, made.GetVersion().GetVersion())
-		return c.tell(cmd.OutOrStdout(), made)
+		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "%s: version %s\n", name, resp.GetVersion().GetVersion())
+		return c.printSteps(cmd.OutOrStdout(), resp)
 	})
 }
 
-// printImported prints one of several results with the name of its client.
-func printImported(out io.Writer, name string, made *tokenbrokerv1.ImportSecretResponse) error {
-	line, err := messageJSON(made)
+// printImported prints a response with the name of its client.
+func printImported(out io.Writer, name string, resp *tokenbrokerv1.ImportSecretResponse) error {
+	line, err := messageJSON(resp)
 	if err != nil {
 		return err
 	}
@@ -194,14 +195,14 @@ func readBackup(path string) (backup, error) {
 		return backup{}, err
 	}
 	defer func() { _ = file.Close() }()
-	const most = 64 << 20
-	data, err := io.ReadAll(io.LimitReader(file, most))
+	const limit = 64 << 20
+	data, err := io.ReadAll(io.LimitReader(file, limit))
 	if err != nil {
 		return backup{}, err
 	}
-	var from backup
-	if json.Unmarshal(data, &from) != nil || from.Form != backupForm {
+	var b backup
+	if json.Unmarshal(data, &b) != nil || b.Version != backupVersion {
 		return backup{}, fmt.Errorf("%s is not a file of \"broker secret export\" of this version", path)
 	}
-	return from, nil
+	return b, nil
 }

@@ -63,7 +63,7 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 	return cmd
 }
 
-// configFile returns the configuration file, which is given as an argument or by --config.
+// configFile returns the configuration file from the argument or the flag.
 func configFile(args []string, flag string) (path string, err error) {
 	switch {
 	case len(args) == 0 && flag == "":
@@ -77,19 +77,19 @@ func configFile(args []string, flag string) (path string, err error) {
 	}
 }
 
-func newLogger(to io.Writer, cfg config.Log) *slog.Logger {
+func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.Level)) // the configuration was checked
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
-	to = escape.NewWriter(to)
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: formatDurations}
+	w = escape.NewWriter(w)
 	if cfg.Format == "text" {
-		return slog.New(slog.NewTextHandler(to, options))
+		return slog.New(slog.NewTextHandler(w, options))
 	}
-	return slog.New(slog.NewJSONHandler(to, options))
+	return slog.New(slog.NewJSONHandler(w, options))
 }
 
-// readable writes durations as text: JSON would have them in nanoseconds.
-func readable(_ []string, a slog.Attr) slog.Attr {
+// formatDurations writes durations as text: JSON would have them in nanoseconds.
+func formatDurations(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindDuration {
 		a.Value = slog.StringValue(a.Value.Duration().String())
 	}

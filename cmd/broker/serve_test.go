@@ -20,14 +20,15 @@ func TestLogDurationsAreReadable(t *testing.T) {
 	}
 }
 
-// The file is an argument or a flag. Each is shown to be read by what is wrong with the file.
+// The file is an argument or a flag. The file is invalid, so that the error shows that it
+// was read.
 func TestServe_fileAsArgumentOrFlag(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "broker.yaml")
 	if err := os.WriteFile(file, []byte("log: {level: loud}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		name, says string
+		name, want string
 		args       []string
 	}{
 		{"argument", file + ":1: log.level", []string{file}},
@@ -39,8 +40,8 @@ func TestServe_fileAsArgumentOrFlag(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			root := newRoot()
 			root.SetArgs(append([]string{"serve"}, tt.args...))
-			if err := root.Execute(); err == nil || !strings.Contains(err.Error(), tt.says) {
-				t.Errorf("%v, want %q", err, tt.says)
+			if err := root.Execute(); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%v, want %q", err, tt.want)
 			}
 		})
 	}

@@ -29,14 +29,14 @@ func confirm(cmd *cobra.Command, yes bool, question string) error {
 	if yes || !onTerminal(cmd.ErrOrStderr()) {
 		return nil
 	}
-	agreed, err := ask(question)
-	if err == nil && !agreed {
+	confirmed, err := promptYesNo(question)
+	if err == nil && !confirmed {
 		err = errors.New("cancelled; nothing was changed")
 	}
 	return err
 }
 
-func ask(question string) (agreed bool, err error) {
+func promptYesNo(question string) (yes bool, err error) {
 	terminal, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return false, fmt.Errorf("no terminal for the confirmation (%w): use --yes", err)

@@ -27,7 +27,7 @@ const maxInput = 64 << 10
 
 func newVerify() *cobra.Command {
 	var (
-		to       connection
+		conn     connection
 		audience []string
 		scope    []string
 		asJSON   bool
@@ -54,18 +54,18 @@ Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			presented, err := tokenArgument(args[0], cmd.InOrStdin())
+			token, err := tokenArgument(args[0], cmd.InOrStdin())
 			if err != nil {
 				return undecided(err)
 			}
-			broker, err := to.open(cmd)
+			broker, err := conn.open(cmd)
 			if err != nil {
 				return undecided(err)
 			}
 			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), to.timeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
 			defer cancel()
-			claims, err := broker.Verify(ctx, presented, client.RequireAudience(audience...), client.RequireScopes(scope...))
+			claims, err := broker.Verify(ctx, token, client.RequireAudience(audience...), client.RequireScopes(scope...))
 			if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
 				return printRejected(cmd, rejected, asJSON)
 			}
@@ -73,7 +73,7 @@ Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide
 				return undecided(err)
 			}
 			if claims.Confirmation != nil {
-				return printRejected(cmd, bound(claims.Confirmation), asJSON)
+				return printRejected(cmd, bindingError(claims.Confirmation), asJSON)
 			}
 			if err := printClaims(cmd, claims, asJSON); err != nil {
 				return undecided(err)
@@ -82,7 +82,7 @@ Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide
 		},
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return undecided(err) })
-	to.flags(cmd)
+	conn.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the broker's whole response as JSON in one line")
@@ -129,15 +129,15 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 	return exit(exitRejected)
 }
 
-// bound rejects a token that is bound to a key: piping a token into this command does not
-// prove possession of the key.
-func bound(to *client.Confirmation) *client.RejectedError {
+// bindingError rejects a token that is bound to a key: piping a token into this command
+// does not prove possession of the key.
+func bindingError(c *client.Confirmation) *client.RejectedError {
 	var keys []string
-	if to.JKT != "" {
-		keys = append(keys, "the DPoP key jkt="+to.JKT)
+	if c.JKT != "" {
+		keys = append(keys, "the DPoP key jkt="+c.JKT)
 	}
-	if to.X5TS256 != "" {
-		keys = append(keys, "the client certificate x5t#S256="+to.X5TS256)
+	if c.X5TS256 != "" {
+		keys = append(keys, "the client certificate x5t#S256="+c.X5TS256)
 	}
 	holder := strings.Join(keys, " and ")
 	if holder == "" {
