@@ -27,11 +27,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// api is an HTTP API that notes what it was presented with.
+// api is an HTTP API that records its calls.
 type api struct {
 	*httptest.Server
 
-	refuses atomic.Value // the Authorization that it answers 401 to
+	rejected atomic.Value // an Authorization to respond 401 to; * for all
 
 	mu    sync.Mutex
 	calls []call
@@ -42,13 +42,13 @@ type call struct{ path, authorization, body string }
 func startAPI(t *testing.T, handlers ...http.HandlerFunc) *api {
 	t.Helper()
 	a := &api{}
-	a.refuses.Store("")
+	a.rejected.Store("")
 	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		a.mu.Lock()
 		a.calls = append(a.calls, call{r.URL.Path, strings.Join(r.Header.Values("Authorization"), "|"), string(body)})
 		a.mu.Unlock()
-		if refused := a.refuses.Load(); refused == "*" || refused != "" && r.Header.Get("Authorization") == refused {
+		if rejected := a.rejected.Load(); rejected == "*" || rejected != "" && r.Header.Get("Authorization") == rejected {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
@@ -66,7 +66,7 @@ func (a *api) all() []call {
 	return append([]call{}, a.calls...)
 }
 
-// body is one that is closed, or not.
+// body records whether it was closed.
 type body struct {
 	io.Reader
 
@@ -90,7 +90,7 @@ func do(t *testing.T, c *http.Client, method, url string, body io.Reader) int {
 	return resp.StatusCode
 }
 
-// ownTransport is a transport whose connections end with the test.
+// ownTransport returns a transport whose connections end with the test.
 func ownTransport(t *testing.T) http.RoundTripper {
 	t.Helper()
 	transport := &http.Transport{}
@@ -104,14 +104,14 @@ func TestRoundTripper_refusedRequestIsRepeatedOnce(t *testing.T) {
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	a := startAPI(t)
 	old := mustToken(t, source).Authorization()
-	a.refuses.Store(old)
+	a.rejected.Store(old)
 	if got := do(t, c, http.MethodPost, a.URL+"/orders", strings.NewReader("an order")); got != http.StatusOK {
 		t.Errorf("status %d", got)
 	}
 	fresh := mustToken(t, source).Authorization()
 	calls := a.all()
 	if len(calls) != 2 || calls[0] != (call{"/orders", old, "an order"}) || calls[1] != (call{"/orders", fresh, "an order"}) || old == fresh {
-		t.Errorf("%d requests, bodies and tokens not as they should be", len(calls))
+		t.Errorf("%d requests, or unexpected bodies or tokens", len(calls))
 	}
 	if got := do(t, c, http.MethodGet, a.URL, nil); got != http.StatusOK || len(a.all()) != 3 {
 		t.Errorf("then: status %d, %d requests", got, len(a.all()))
@@ -127,7 +127,7 @@ func TestRoundTripper_reportsUnrepeatableRequest(t *testing.T) {
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	a := startAPI(t)
 	old := mustToken(t, source)
-	a.refuses.Store(old.Authorization())
+	a.rejected.Store(old.Authorization())
 	sent := &body{Reader: strings.NewReader("an order")}
 	if got := do(t, c, http.MethodPost, a.URL, sent); got != http.StatusUnauthorized || len(a.all()) != 1 || !sent.closed.Load() {
 		t.Errorf("status %d after %d requests, body closed: %v", got, len(a.all()), sent.closed.Load())
@@ -140,7 +140,7 @@ func TestRoundTripper_atMostTwoRequests(t *testing.T) {
 	source := b.Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	a := startAPI(t)
-	a.refuses.Store("*")
+	a.rejected.Store("*")
 	for range 3 { // the second token is not reported before 30 s have passed
 		if got := do(t, c, http.MethodGet, a.URL, nil); got != http.StatusUnauthorized {
 			t.Errorf("status %d", got)
@@ -151,51 +151,51 @@ func TestRoundTripper_atMostTwoRequests(t *testing.T) {
 	}
 }
 
-// A token goes where its request went, and nowhere else that the API points to.
+// A redirect to another origin does not get the token.
 func TestRoundTripper_redirectGetsNoToken(t *testing.T) {
 	source := brokertest.New(t).Client().TokenSource(name)
 	c := &http.Client{Transport: source.RoundTripper(ownTransport(t))}
 	token := mustToken(t, source).Authorization()
-	var home *api
-	thief := startAPI(t, func(w http.ResponseWriter, r *http.Request) {
+	var origin *api
+	other := startAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/and-back" {
-			http.Redirect(w, r, home.URL+"/stolen-call", http.StatusTemporaryRedirect)
+			http.Redirect(w, r, origin.URL+"/stolen-call", http.StatusTemporaryRedirect)
 		}
 	})
-	home = startAPI(t, func(w http.ResponseWriter, r *http.Request) {
+	origin = startAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/here":
 			http.Redirect(w, r, "/there", http.StatusTemporaryRedirect)
 		case "/away":
-			http.Redirect(w, r, thief.URL+"/", http.StatusTemporaryRedirect)
+			http.Redirect(w, r, other.URL+"/", http.StatusTemporaryRedirect)
 		case "/away-and-back":
-			http.Redirect(w, r, thief.URL+"/and-back", http.StatusTemporaryRedirect)
+			http.Redirect(w, r, other.URL+"/and-back", http.StatusTemporaryRedirect)
 		case "/other-name":
-			http.Redirect(w, r, strings.Replace(home.URL, "127.0.0.1", "localhost", 1)+"/", http.StatusTemporaryRedirect)
+			http.Redirect(w, r, strings.Replace(origin.URL, "127.0.0.1", "localhost", 1)+"/", http.StatusTemporaryRedirect)
 		}
 	})
 	for _, path := range []string{"/here", "/away", "/away-and-back", "/other-name"} {
-		if got := do(t, c, http.MethodGet, home.URL+path, nil); got != http.StatusOK {
+		if got := do(t, c, http.MethodGet, origin.URL+path, nil); got != http.StatusOK {
 			t.Errorf("%s: status %d", path, got)
 		}
 	}
-	for _, call := range thief.all() {
+	for _, call := range other.all() {
 		if call.authorization != "" {
 			t.Errorf("another host was presented with the token at %s", call.path)
 		}
 	}
 	want := map[string]bool{"/here": true, "/there": true, "/away": true, "/away-and-back": true, "/other-name": true, "/stolen-call": false, "/": false}
-	for _, call := range home.all() {
+	for _, call := range origin.all() {
 		if (call.authorization == token) != want[call.path] {
 			t.Errorf("%s was presented with %d characters", call.path, len(call.authorization))
 		}
 	}
-	if len(thief.all()) != 2 || len(home.all()) != 7 {
-		t.Errorf("%d and %d requests", len(home.all()), len(thief.all()))
+	if len(other.all()) != 2 || len(origin.all()) != 7 {
+		t.Errorf("%d and %d requests", len(origin.all()), len(other.all()))
 	}
 }
 
-// transportFunc is a transport that does what a test wants.
+// transportFunc is a function as a transport.
 type transportFunc func(*http.Request) (*http.Response, error)
 
 func (f transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
@@ -232,7 +232,7 @@ func TestRoundTripper_plainHTTP(t *testing.T) {
 		}
 		resp, err = source.RoundTripper(base, client.AllowPlaintext()).RoundTrip(req)
 		if err != nil {
-			t.Errorf("%s, told: %v", url, err)
+			t.Errorf("%s with AllowPlaintext: %v", url, err)
 			continue
 		}
 		_ = resp.Body.Close()
@@ -249,7 +249,7 @@ func TestRoundTripper_noTokenNoRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, err := source.RoundTripper(transportFunc(func(*http.Request) (*http.Response, error) {
-		t.Error("it was made")
+		t.Error("a request was made")
 		return nil, io.EOF
 	})).RoundTrip(req)
 	if err == nil {
@@ -269,7 +269,7 @@ func TestHTTPClient(t *testing.T) {
 	}
 }
 
-// What wraps a source asks again within a minute, and so does not miss a purge.
+// A wrapper calls the source again within a minute, and so does not miss a purge.
 func TestOAuth2Source(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
@@ -283,7 +283,7 @@ func TestOAuth2Source(t *testing.T) {
 		b.Purge(name)
 		time.Sleep(time.Minute)
 		if second, err := wrapped.Token(); err != nil || second.AccessToken == first.AccessToken {
-			t.Errorf("a purged token is still given: %v", err)
+			t.Errorf("a purged token is still returned: %v", err)
 		}
 		b.SetLifetime(30 * time.Second)
 		b.Purge(name)
@@ -294,23 +294,23 @@ func TestOAuth2Source(t *testing.T) {
 	})
 }
 
-// startGRPC is a gRPC API with the messages of a broker, which notes what it was
-// presented with, and refuses what it is told to.
-func startGRPC(t *testing.T, refuses *atomic.Value, opts ...grpc.ServerOption) (addr string, presented func() []string) {
+// startGRPC starts a gRPC API with the messages of a broker. It records the presented
+// tokens, and refuses the token in rejected, or all for *.
+func startGRPC(t *testing.T, rejected *atomic.Value, opts ...grpc.ServerOption) (addr string, presented func() []string) {
 	t.Helper()
 	var mu sync.Mutex
 	var tokens []string
-	note := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	record := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		token := strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), "|")
 		mu.Lock()
 		tokens = append(tokens, token)
 		mu.Unlock()
-		if refused := refuses.Load(); refused == "*" || refused == token {
+		if rejectedToken := rejected.Load(); rejectedToken == "*" || rejectedToken == token {
 			return nil, status.Error(codes.Unauthenticated, "the token is refused")
 		}
 		return handler(ctx, req)
 	}
-	o := observe(t, "tcp", "127.0.0.1:0", append(opts, grpc.ChainUnaryInterceptor(note))...)
+	o := startRecordingServer(t, "tcp", "127.0.0.1:0", append(opts, grpc.ChainUnaryInterceptor(record))...)
 	return o.addr, func() []string {
 		mu.Lock()
 		defer mu.Unlock()
@@ -332,18 +332,18 @@ func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
 	held := mustToken(t, source)
-	var refuses atomic.Value
-	refuses.Store("")
+	var rejected atomic.Value
+	rejected.Store("")
 	certs := redistest.NewCertificates(t)
-	plain, atPlain := startGRPC(t, &refuses)
-	secure, atSecure := startGRPC(t, &refuses, serverTLS(t, certs))
+	plain, atPlain := startGRPC(t, &rejected)
+	secure, atSecure := startGRPC(t, &rejected, serverTLS(t, certs))
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: "x"}
 
 	if _, err := grpc.NewClient(plain, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(source.PerRPCCredentials())); err == nil {
 		t.Error("a connection in plaintext was not refused")
 	}
-	quiet := dial(t, plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if _, err := quiet.GetToken(t.Context(), request, grpc.PerRPCCredentials(source.PerRPCCredentials())); status.Code(err) != codes.Unauthenticated {
+	api := dial(t, plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if _, err := api.GetToken(t.Context(), request, grpc.PerRPCCredentials(source.PerRPCCredentials())); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("for one call in plaintext: %v", err)
 	}
 	intercepted := dial(t, plain, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(source.UnaryClientInterceptor()))
@@ -351,10 +351,10 @@ func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 		t.Errorf("by the interceptor, in plaintext: %v", err)
 	}
 	if len(atPlain()) > 0 {
-		t.Error("something was presented")
+		t.Error("a token was presented")
 	}
 	if mustToken(t, source) != held || b.Calls().GetToken > 0 {
-		t.Error("that nothing was presented was taken for a refusal")
+		t.Error("an error without a presented token was taken for a rejection")
 	}
 
 	tls := grpc.WithTransportCredentials(credentials.NewTLS(certs.Anonymous()))
@@ -369,7 +369,7 @@ func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 		grpc.WithPerRPCCredentials(source.PerRPCCredentials(client.AllowPlaintext())), grpc.WithUnaryInterceptor(source.UnaryClientInterceptor(client.AllowPlaintext())),
 	} {
 		if _, err := dial(t, plain, grpc.WithTransportCredentials(insecure.NewCredentials()), option).GetToken(t.Context(), request); err != nil {
-			t.Errorf("told: %v", err)
+			t.Errorf("with AllowPlaintext: %v", err)
 		}
 	}
 	for _, tokens := range [][]string{atPlain(), atSecure()} {
@@ -382,19 +382,19 @@ func TestPerRPCCredentialsRequireTLS(t *testing.T) {
 func TestInterceptor_refusedCallIsRepeatedOnce(t *testing.T) {
 	b := brokertest.New(t)
 	source := b.Client().TokenSource(name)
-	var refuses atomic.Value
+	var rejected atomic.Value
 	old := mustToken(t, source)
-	refuses.Store(old.Authorization())
-	addr, presented := startGRPC(t, &refuses)
+	rejected.Store(old.Authorization())
+	addr, presented := startGRPC(t, &rejected)
 	api := dial(t, addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithUnaryInterceptor(source.UnaryClientInterceptor(client.AllowPlaintext())))
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: "x"}
 	if _, err := api.GetToken(t.Context(), request); err != nil {
 		t.Error(err)
 	}
 	if tokens := presented(); len(tokens) != 2 || tokens[0] == tokens[1] || tokens[1] != mustToken(t, source).Authorization() {
-		t.Errorf("%d calls, or not with the tokens that they should have", len(tokens))
+		t.Errorf("%d calls, or unexpected tokens", len(tokens))
 	}
-	refuses.Store("*")
+	rejected.Store("*")
 	for range 3 {
 		if _, err := api.GetToken(t.Context(), request); status.Code(err) != codes.Unauthenticated {
 			t.Errorf("refused: %v", err)

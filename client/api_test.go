@@ -16,28 +16,27 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write what is exported to testdata/api.txt")
+var update = flag.Bool("update", false, "write the exported API to testdata/api.txt")
 
-// What others may rely on is written down, so that a change of it is seen and
-// decided, not slipped in.
+// The exported API is in a file, so that each change of it is deliberate.
 func TestExportedAPIMatchesFile(t *testing.T) {
 	var listing strings.Builder
 	for _, dir := range []string{".", "brokertest"} {
 		listing.WriteString(exported(t, dir))
 	}
-	const golden = "testdata/api.txt"
+	const path = "testdata/api.txt"
 	if *update {
-		write(t, golden, listing.String())
+		write(t, path, listing.String())
 	}
-	want, err := os.ReadFile(golden)
+	want, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), listing.String()); diff != "" {
-		t.Errorf("the exported API changed (-written +found). If others can bear it, write it down: go test ./client -run Exported -update\n%s", diff)
+		t.Errorf("the exported API changed (-file +code). If the change is intended: go test ./client -run Exported -update\n%s", diff)
 	}
 	if n := strings.Count(listing.String(), "\n"); n < 120 {
-		t.Errorf("only %d lines were found", n)
+		t.Errorf("the API has only %d lines", n)
 	}
 }
 
@@ -50,7 +49,7 @@ func exported(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	files := token.NewFileSet()
-	var found []string
+	var texts []string
 	for _, name := range pkg.GoFiles {
 		file, err := parser.ParseFile(files, filepath.Join(dir, name), nil, parser.SkipObjectResolution)
 		if err != nil {
@@ -70,15 +69,14 @@ func exported(t *testing.T, dir string) string {
 			if err := format.Node(&text, files, declared); err != nil {
 				t.Fatal(err)
 			}
-			found = append(found, text.String()+"\n")
+			texts = append(texts, text.String()+"\n")
 		}
 	}
-	slices.Sort(found)
-	return "package " + pkg.Name + "\n\n" + strings.Join(found, "") + "\n"
+	slices.Sort(texts)
+	return "package " + pkg.Name + "\n\n" + strings.Join(texts, "") + "\n"
 }
 
-// reachable reports whether a declaration is not a method of a type that is not
-// exported.
+// reachable reports whether a declaration is not a method of an unexported type.
 func reachable(declared ast.Decl) bool {
 	method, ok := declared.(*ast.FuncDecl)
 	if !ok || method.Recv == nil {

@@ -26,8 +26,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 	}
 }
 
-// The floor of a hit is what no cache can do without: to look at what is held,
-// and at the clock.
+// floorCache does the least work of a hit: it loads the token and reads the clock.
 type floorCache struct {
 	held atomic.Pointer[floorToken]
 }
@@ -42,7 +41,7 @@ func (c *floorCache) get() (string, bool) {
 	return held.text, time.Now().Before(held.until)
 }
 
-// mutexCache is what one writes without much thought.
+// mutexCache is the simplest cache.
 type mutexCache struct {
 	mu    sync.Mutex
 	text  string
@@ -56,7 +55,7 @@ func (c *mutexCache) get() (string, bool) {
 }
 
 // contestant makes n hits.
-type contestant struct {
+type benchCase struct {
 	name string
 	hits func(n int)
 }
@@ -65,25 +64,25 @@ type contestant struct {
 //
 //	go test ./client -run '^$' -bench 'Hit$' -cpu 1,2
 //
-// Contestants take turns of some milliseconds, because machines are seldom quiet
-// for longer, and the medians of their turns are what counts. With two
-// CPUs, two goroutines take each turn together: what hits cost in CPU time must
-// not grow then, whether or not the machine has two CPUs to spare.
+// The cases alternate in batches of some milliseconds, because machines are seldom
+// quiet for longer, and the medians of the batches are reported. With two CPUs, two
+// goroutines run each batch together: the CPU time of a hit must not grow, whether or
+// not the machine has two CPUs to spare.
 func BenchmarkHit(b *testing.B) {
-	const turn = 50_000
-	contestants := contestants(b)
-	wall, cpu := make([][]float64, len(contestants)), make([][]float64, len(contestants))
+	const batch = 50_000
+	cases := benchCases(b)
+	wall, cpu := make([][]float64, len(cases)), make([][]float64, len(cases))
 	for range b.N { // b.Loop does not obey -cpu in its first run
-		for _, i := range rand.Perm(len(contestants)) {
-			begun, used := time.Now(), cpuTime(b)
-			together(contestants[i], turn)
-			hits := float64(turn * runtime.GOMAXPROCS(0))
-			wall[i] = append(wall[i], float64(time.Since(begun).Nanoseconds())/hits)
+		for _, i := range rand.Perm(len(cases)) {
+			start, used := time.Now(), cpuTime(b)
+			runParallel(cases[i], batch)
+			hits := float64(batch * runtime.GOMAXPROCS(0))
+			wall[i] = append(wall[i], float64(time.Since(start).Nanoseconds())/hits)
 			cpu[i] = append(cpu[i], float64((cpuTime(b)-used).Nanoseconds())/hits)
 		}
 	}
 	b.ReportMetric(0, "ns/op")
-	for i, c := range contestants {
+	for i, c := range cases {
 		b.ReportMetric(median(wall[i]), "ns/"+c.name)
 		b.ReportMetric(median(cpu[i]), "cpu-ns/"+c.name)
 		b.ReportMetric(median(wall[i])/median(wall[0]), c.name+"/floor")
@@ -95,8 +94,8 @@ func median(values []float64) float64 {
 	return values[len(values)/2]
 }
 
-// together has a goroutine on each CPU make hits.
-func together(c contestant, hits int) {
+// runParallel makes hits in a goroutine for each CPU.
+func runParallel(c benchCase, hits int) {
 	var wg sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		wg.Go(func() { c.hits(hits) })
@@ -104,7 +103,7 @@ func together(c contestant, hits int) {
 	wg.Wait()
 }
 
-// cpuTime is what the process has used.
+// cpuTime returns the CPU time that the process has used.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var used syscall.Rusage
@@ -114,7 +113,7 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
-func contestants(b *testing.B) []contestant {
+func benchCases(b *testing.B) []benchCase {
 	b.Helper()
 	source := brokertest.New(b).Client().TokenSource(name)
 	ctx := b.Context()
@@ -127,34 +126,34 @@ func contestants(b *testing.B) []contestant {
 	floor.held.Store(&floorToken{token.AccessToken(), time.Now().Add(time.Until(until))})
 	mutex := mutexCache{text: token.AccessToken(), until: time.Now().Add(time.Until(until))}
 	reused := oauth2.ReuseTokenSource(nil, oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token.AccessToken(), Expiry: until}))
-	fail := func(bad bool) {
+	failIf := func(bad bool) {
 		if bad {
 			b.Error("no token")
 		}
 	}
-	return []contestant{
+	return []benchCase{
 		{"floor", func(n int) {
 			for range n {
 				_, ok := floor.get()
-				fail(!ok)
+				failIf(!ok)
 			}
 		}},
 		{"source", func(n int) {
 			for range n {
 				_, err := source.Token(ctx)
-				fail(err != nil)
+				failIf(err != nil)
 			}
 		}},
 		{"reuse", func(n int) {
 			for range n {
 				_, err := reused.Token()
-				fail(err != nil)
+				failIf(err != nil)
 			}
 		}},
 		{"mutex", func(n int) {
 			for range n {
 				_, ok := mutex.get()
-				fail(!ok)
+				failIf(!ok)
 			}
 		}},
 	}

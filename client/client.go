@@ -150,8 +150,7 @@ func (c *Client) Token(ctx context.Context, name string, opts ...TokenOption) (*
 	return newToken(resp), nil
 }
 
-// Format writes the target of the client, for any verb, and none of its
-// credentials.
+// Format writes the target of the client, for any verb, without its credentials.
 func (c *Client) Format(f fmt.State, _ rune) {
 	_, _ = io.WriteString(f, "token broker at "+c.conn.Target())
 }

@@ -36,7 +36,7 @@ func TestTokenAndItsOptions(t *testing.T) {
 	}
 	second, err := c.Token(t.Context(), name, client.WithRejected(first))
 	if err != nil || second.AccessToken() == first.AccessToken() {
-		t.Errorf("the rejected token came back (%v)", err)
+		t.Errorf("the rejected token was returned again (%v)", err)
 	}
 	for _, options := range [][]client.TokenOption{
 		{client.WithAudience(other), client.WithScopes("read"), client.WithMinTTL(time.Minute)},
@@ -53,7 +53,7 @@ func TestTokenAndItsOptions(t *testing.T) {
 	}
 	_, err = c.Token(t.Context(), name, client.WithMinTTL(2*time.Hour))
 	if status.Code(err) != codes.FailedPrecondition {
-		t.Errorf("an endless wish: %v", err)
+		t.Errorf("a minimum TTL beyond the lifetime: %v", err)
 	}
 }
 
@@ -110,7 +110,7 @@ func TestVerify(t *testing.T) {
 		t.Errorf("claims = %+v", claims)
 	}
 	if !claims.HasScopes() || !claims.HasScopes("write", "read") || claims.HasScopes("read", "admin") {
-		t.Error("HasScopes does not see what is there")
+		t.Error("HasScopes is wrong")
 	}
 	for reason, verify := range map[client.Reason]func() error{
 		client.ReasonInsufficientScope: func() error { _, err := c.Verify(t.Context(), token, client.RequireScopes("admin")); return err },
@@ -130,7 +130,7 @@ func TestVerify(t *testing.T) {
 }
 
 func TestUnreachableBrokerIsNoRejection(t *testing.T) {
-	c, err := client.New(nobody(t), client.WithPlaintext())
+	c, err := client.New(unusedAddress(t), client.WithPlaintext())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,8 +141,8 @@ func TestUnreachableBrokerIsNoRejection(t *testing.T) {
 	}
 }
 
-// nobody is an address where nobody listens.
-func nobody(t *testing.T) string {
+// unusedAddress returns an address without a listener.
+func unusedAddress(t *testing.T) string {
 	t.Helper()
 	var network net.ListenConfig
 	listener, err := network.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -153,7 +153,7 @@ func nobody(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// The server of the test speaks no TLS, and the client by default nothing else.
+// The server has no TLS, which the client requires by default.
 func TestPlaintextNeedsAnOption(t *testing.T) {
 	b := brokertest.New(t, brokertest.OnLoopback())
 	secure, err := client.New(b.Addr())
@@ -179,8 +179,8 @@ func TestUnavailableCallIsRetried(t *testing.T) {
 	}
 }
 
-// That an IdP is away is known to the whole fleet: to ask again at once is in
-// vain, and the broker says so.
+// The whole fleet knows that the IdP is unavailable: the broker advises clients
+// not to retry at once.
 func TestFailureOfTheIdPIsNotRetried(t *testing.T) {
 	b := brokertest.New(t)
 	c := b.Client()

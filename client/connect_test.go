@@ -30,49 +30,49 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// seen is what a server saw of a caller.
-type seen struct {
+// recordedCall is the credentials and user agent of a call.
+type recordedCall struct {
 	authorization, agent string
-	certificate          []byte // of the caller; nil: none
+	certificate          []byte // of the caller; may be nil
 }
 
-// observer is a server that notes who calls.
-type observer struct {
+// recordingServer is a server that records its calls.
+type recordingServer struct {
 	*grpc.Server
 
 	health *health.Server
 	addr   string
 
 	mu    sync.Mutex
-	calls []seen
+	calls []recordedCall
 }
 
-func (o *observer) all() []seen {
+func (o *recordingServer) all() []recordedCall {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return append([]seen{}, o.calls...)
+	return append([]recordedCall{}, o.calls...)
 }
 
-func (o *observer) last(t *testing.T) seen {
+func (o *recordingServer) last(t *testing.T) recordedCall {
 	t.Helper()
 	all := o.all()
 	if len(all) == 0 {
-		t.Fatal("nobody called")
+		t.Fatal("the server was not called")
 	}
 	return all[len(all)-1]
 }
 
-// observe serves on the network until the test ends.
-func observe(t *testing.T, network, address string, opts ...grpc.ServerOption) *observer {
+// startRecordingServer serves on the network until the test ends.
+func startRecordingServer(t *testing.T, network, address string, opts ...grpc.ServerOption) *recordingServer {
 	t.Helper()
 	var config net.ListenConfig
 	listener, err := config.Listen(t.Context(), network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &observer{Server: grpc.NewServer(opts...), health: health.NewServer(), addr: listener.Addr().String()}
+	o := &recordingServer{Server: grpc.NewServer(opts...), health: health.NewServer(), addr: listener.Addr().String()}
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(o, &stub{get: func(ctx context.Context, _ *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-		var call seen
+		var call recordedCall
 		call.authorization = strings.Join(metadata.ValueFromIncomingContext(ctx, "authorization"), "|")
 		call.agent = strings.Join(metadata.ValueFromIncomingContext(ctx, "user-agent"), "|")
 		from, _ := peer.FromContext(ctx)
@@ -82,7 +82,7 @@ func observe(t *testing.T, network, address string, opts ...grpc.ServerOption) *
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.calls = append(o.calls, call)
-		return answer("token-of-"+o.addr, time.Hour), nil
+		return newTokenResponse("token-of-"+o.addr, time.Hour), nil
 	}})
 	healthpb.RegisterHealthServer(o, o.health)
 	o.serving(true)
@@ -92,12 +92,12 @@ func observe(t *testing.T, network, address string, opts ...grpc.ServerOption) *
 	return o
 }
 
-func (o *observer) serving(yes bool) {
-	now := healthpb.HealthCheckResponse_NOT_SERVING
-	if yes {
-		now = healthpb.HealthCheckResponse_SERVING
+func (o *recordingServer) serving(serving bool) {
+	status := healthpb.HealthCheckResponse_NOT_SERVING
+	if serving {
+		status = healthpb.HealthCheckResponse_SERVING
 	}
-	o.health.SetServingStatus(tokenbrokerv1.TokenBrokerService_ServiceDesc.ServiceName, now)
+	o.health.SetServingStatus(tokenbrokerv1.TokenBrokerService_ServiceDesc.ServiceName, status)
 }
 
 func connect(t *testing.T, target string, opts ...client.Option) *client.Client {
@@ -110,16 +110,16 @@ func connect(t *testing.T, target string, opts ...client.Option) *client.Client 
 	return c
 }
 
-// serverTLS wants a certificate of the caller.
+// serverTLS requests a certificate of the caller.
 func serverTLS(t *testing.T, certs *redistest.Certificates) grpc.ServerOption {
 	t.Helper()
-	own, err := tls.LoadX509KeyPair(certs.ServerCert, certs.ServerKey)
+	cert, err := tls.LoadX509KeyPair(certs.ServerCert, certs.ServerKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	authorities := x509.NewCertPool()
 	authorities.AppendCertsFromPEM(read(t, certs.CA))
-	return grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{own}, ClientCAs: authorities, ClientAuth: tls.VerifyClientCertIfGiven}))
+	return grpc.Creds(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: authorities, ClientAuth: tls.VerifyClientCertIfGiven}))
 }
 
 func read(t *testing.T, file string) []byte {
@@ -147,22 +147,22 @@ func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 		write(t, files.Key, string(read(t, certs.ClientKey)))
 	}
 	install(first)
-	o := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, first))
+	o := startRecordingServer(t, "tcp", "127.0.0.1:0", serverTLS(t, first))
 	c := connect(t, o.addr, client.WithTLSFiles(files))
 	if _, err := c.Token(t.Context(), name); err != nil || o.last(t).certificate == nil {
 		t.Fatalf("with the first files: %v", err)
 	}
 	before := o.last(t).certificate
 
-	// Files that are being replaced do not matter to a connection that comes then.
+	// A new connection does not fail while the files are being replaced.
 	write(t, files.Cert, "half a certif")
 	o.Stop()
-	o = observe(t, "tcp", o.addr, serverTLS(t, first))
+	o = startRecordingServer(t, "tcp", o.addr, serverTLS(t, first))
 	testkit.Succeeds(t, "while the files are replaced", func() error { _, err := c.Token(t.Context(), name); return err })
 
 	install(second)
 	o.Stop()
-	o = observe(t, "tcp", o.addr, serverTLS(t, second))
+	o = startRecordingServer(t, "tcp", o.addr, serverTLS(t, second))
 	testkit.Succeeds(t, "with the second files", func() error { _, err := c.Token(t.Context(), name); return err })
 	if after := o.last(t).certificate; after == nil || string(after) == string(before) {
 		t.Error("the certificate is still the first")
@@ -171,16 +171,16 @@ func TestTLSFilesAreReadForEachConnection(t *testing.T) {
 
 func TestUntrustedServerGetsNoCall(t *testing.T) {
 	certs, others := redistest.NewCertificates(t), redistest.NewCertificates(t)
-	o := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
-	for what, option := range map[string]client.Option{
+	o := startRecordingServer(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
+	for label, option := range map[string]client.Option{
 		"of another authority":         client.WithTLSFiles(client.TLSFiles{CA: others.CA}),
 		"with another name":            client.WithTLSFiles(client.TLSFiles{CA: certs.CA, ServerName: "broker.example.com"}),
-		"of none of the system's":      client.WithTLS(nil),
+		"of an unknown authority":      client.WithTLS(nil),
 		"of another authority, config": client.WithTLS(others.Anonymous()),
 	} {
 		c := connect(t, o.addr, option, client.WithTokenFile(write(t, filepath.Join(t.TempDir(), "token"), "secret")))
 		if _, err := c.Token(t.Context(), name); status.Code(err) != codes.Unavailable {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v", label, err)
 		}
 	}
 	if len(o.all()) > 0 {
@@ -193,10 +193,10 @@ func TestUntrustedServerGetsNoCall(t *testing.T) {
 }
 
 func TestTokenFileIsReadAgain(t *testing.T) {
-	o := observe(t, "tcp", "127.0.0.1:0")
+	o := startRecordingServer(t, "tcp", "127.0.0.1:0")
 	dir := t.TempDir()
 	// As Kubernetes projects it: a link to a directory that is replaced.
-	project := func(generation, token string) {
+	replace := func(generation, token string) {
 		if err := os.Mkdir(filepath.Join(dir, generation), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -208,7 +208,7 @@ func TestTokenFileIsReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	project("1", "first.token")
+	replace("1", "first.token")
 	c := connect(t, o.addr, client.WithPlaintext(), client.WithTokenFile(filepath.Join(dir, "current", "token")))
 	presented := func() string {
 		if _, err := c.Token(t.Context(), name); err != nil {
@@ -219,17 +219,17 @@ func TestTokenFileIsReadAgain(t *testing.T) {
 	if got := presented(); got != "Bearer first.token" {
 		t.Errorf("presented %q", got)
 	}
-	project("2", "second.token")
-	begun := time.Now()
+	replace("2", "second.token")
+	start := time.Now()
 	for presented() != "Bearer second.token" {
-		if time.Since(begun) > 5*time.Second {
+		if time.Since(start) > 5*time.Second {
 			t.Fatal("the file was not read again")
 		}
 	}
 	if err := os.Remove(filepath.Join(dir, "current")); err != nil {
 		t.Fatal(err)
 	}
-	for begun := time.Now(); time.Since(begun) < 1200*time.Millisecond; {
+	for start := time.Now(); time.Since(start) < 1200*time.Millisecond; {
 		if got := presented(); got != "Bearer second.token" {
 			t.Fatalf("presented %q while the file is away", got)
 		}
@@ -243,19 +243,19 @@ func TestTokenNeedsTLSBeyondTheHost(t *testing.T) {
 		"127.0.0.1:1,localhost:2": true, "127.0.0.1:1,broker.example.com:1": false,
 		"broker.example.com:1": false, "dns:///broker.example.com:1": false, "10.0.0.1:1": false, "localhost.example.com:1": false, "": false,
 	} {
-		made, err := client.New(target, client.WithPlaintext(), client.WithTokenFile(token))
+		c, err := client.New(target, client.WithPlaintext(), client.WithTokenFile(token))
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", target, err)
 		}
 		if err == nil {
-			_ = made.Close()
+			_ = c.Close()
 		}
-		told, err := client.New(target, client.WithPlaintext(), client.WithTokenFile(token), client.WithTokenInPlaintext())
+		allowed, err := client.New(target, client.WithPlaintext(), client.WithTokenFile(token), client.WithTokenInPlaintext())
 		if err != nil {
-			t.Errorf("%s, told: %v", target, err)
+			t.Errorf("%s with WithTokenInPlaintext: %v", target, err)
 			continue
 		}
-		_ = told.Close()
+		_ = allowed.Close()
 	}
 }
 
@@ -264,16 +264,16 @@ func TestNewRefusesInvalidOptions(t *testing.T) {
 	certs := redistest.NewCertificates(t)
 	write(t, filepath.Join(dir, "empty"), "\n")
 	write(t, filepath.Join(dir, "two"), "a b")
-	for what, option := range map[string]client.Option{
-		"no such token":          client.WithTokenFile(filepath.Join(dir, "none")),
-		"an empty token":         client.WithTokenFile(filepath.Join(dir, "empty")),
-		"two tokens":             client.WithTokenFile(filepath.Join(dir, "two")),
-		"no such authorities":    client.WithTLSFiles(client.TLSFiles{CA: filepath.Join(dir, "none")}),
-		"no authorities":         client.WithTLSFiles(client.TLSFiles{CA: filepath.Join(dir, "two")}),
-		"half a pair":            client.WithTLSFiles(client.TLSFiles{Cert: certs.ClientCert}),
-		"another's key":          client.WithTLSFiles(client.TLSFiles{Cert: certs.ClientCert, Key: certs.ServerKey}),
-		"a target that is none":  client.WithTarget("nonsense:///\x00"),
-		"a list with half of it": client.WithTarget("a:1,b"),
+	for label, option := range map[string]client.Option{
+		"no such token":         client.WithTokenFile(filepath.Join(dir, "none")),
+		"an empty token":        client.WithTokenFile(filepath.Join(dir, "empty")),
+		"two tokens":            client.WithTokenFile(filepath.Join(dir, "two")),
+		"no such authorities":   client.WithTLSFiles(client.TLSFiles{CA: filepath.Join(dir, "none")}),
+		"no authorities":        client.WithTLSFiles(client.TLSFiles{CA: filepath.Join(dir, "two")}),
+		"half a pair":           client.WithTLSFiles(client.TLSFiles{Cert: certs.ClientCert}),
+		"another's key":         client.WithTLSFiles(client.TLSFiles{Cert: certs.ClientCert, Key: certs.ServerKey}),
+		"an invalid target":     client.WithTarget("nonsense:///\x00"),
+		"a list without a port": client.WithTarget("a:1,b"),
 	} {
 		c, err := client.New("broker.example.com:1", option)
 		if err == nil {
@@ -281,14 +281,14 @@ func TestNewRefusesInvalidOptions(t *testing.T) {
 			_ = c.Close()
 		}
 		if err == nil || strings.Contains(err.Error(), "a b") {
-			t.Errorf("%s: %v", what, err)
+			t.Errorf("%s: %v", label, err)
 		}
 	}
 }
 
 func TestUnixSocketNeedsNoOptions(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	o := observe(t, "unix", socket)
+	o := startRecordingServer(t, "unix", socket)
 	c := connect(t, "unix://"+socket, client.WithTokenFile(write(t, filepath.Join(t.TempDir(), "token"), "secret")), client.WithUserAgent("checkout/1.4"))
 	if _, err := c.Token(t.Context(), name); err != nil || o.last(t).authorization != "Bearer secret" {
 		t.Errorf("over a socket: %v", err)
@@ -298,68 +298,67 @@ func TestUnixSocketNeedsNoOptions(t *testing.T) {
 	}
 }
 
-// All replicas are used in turn; one that says that it does not serve is left
-// alone until it does.
+// All replicas are used in turn, except those that report not serving.
 func TestReplicasAreUsedInTurn(t *testing.T) {
-	var replicas []*observer
+	var replicas []*recordingServer
 	var addresses []string
 	for range 3 {
-		o := observe(t, "tcp", "127.0.0.1:0")
+		o := startRecordingServer(t, "tcp", "127.0.0.1:0")
 		replicas, addresses = append(replicas, o), append(addresses, o.addr)
 	}
 	c := connect(t, strings.Join(addresses, ","), client.WithPlaintext())
 	used := func() map[string]bool {
-		found := map[string]bool{}
+		tokens := map[string]bool{}
 		for range 12 {
 			token, err := c.Token(t.Context(), name)
 			if err != nil {
 				t.Fatal(err)
 			}
-			found[token.AccessToken()] = true
+			tokens[token.AccessToken()] = true
 		}
-		return found
+		return tokens
 	}
-	want := func(n int) {
+	waitForReplicas := func(n int) {
 		t.Helper()
-		for begun := time.Now(); len(used()) != n; {
-			if time.Since(begun) > 10*time.Second {
+		for start := time.Now(); len(used()) != n; {
+			if time.Since(start) > 10*time.Second {
 				t.Fatalf("%d replicas are used, want %d", len(used()), n)
 			}
 		}
 	}
-	want(3)
+	waitForReplicas(3)
 	replicas[1].serving(false)
-	want(2)
+	waitForReplicas(2)
 	replicas[2].Stop()
-	want(1)
+	waitForReplicas(1)
 	replicas[1].serving(true)
-	want(2)
-	observe(t, "tcp", addresses[2])
-	want(3)
+	waitForReplicas(2)
+	startRecordingServer(t, "tcp", addresses[2])
+	waitForReplicas(3)
 }
 
-// A replica that drains serves until it closes its listener, and may be the only one
-// that the client can reach.
+// A draining replica serves until it closes its listener, and may be the only reachable
+// one.
 func TestDrainingReplicaIsTheLastResort(t *testing.T) {
-	one, other := observe(t, "tcp", "127.0.0.1:0"), observe(t, "tcp", "127.0.0.1:0")
-	for target, replicas := range map[string][]*observer{one.addr: {one}, one.addr + "," + other.addr: {one, other}} {
+	one, other := startRecordingServer(t, "tcp", "127.0.0.1:0"), startRecordingServer(t, "tcp", "127.0.0.1:0")
+	for target, replicas := range map[string][]*recordingServer{one.addr: {one}, one.addr + "," + other.addr: {one, other}} {
 		c := connect(t, target, client.WithPlaintext())
 		used := func() map[string]bool {
-			found := map[string]bool{}
+			tokens := map[string]bool{}
 			for range 12 {
 				token, err := c.Token(t.Context(), name)
 				if err != nil {
 					t.Fatalf("%s: %v", target, err)
 				}
-				found[token.AccessToken()] = true
+				tokens[token.AccessToken()] = true
 			}
-			return found
+			return tokens
 		}
 		testkit.Eventually(t, target+" leads to all replicas", func() bool { return len(used()) == len(replicas) })
 		for _, replica := range replicas {
 			replica.serving(false)
 		}
-		for begun := time.Now(); time.Since(begun) < 500*time.Millisecond; {
+		for start := time.Now(); time.Since(start) < 500*time.Millisecond; {
 			used()
 		}
 		if n := len(used()); n != len(replicas) {
@@ -371,7 +370,7 @@ func TestDrainingReplicaIsTheLastResort(t *testing.T) {
 	}
 }
 
-// handler counts the calls that gRPC tells it of.
+// handler records the methods of the calls that gRPC reports.
 type handler struct {
 	stats.Handler
 
@@ -402,6 +401,6 @@ func TestStatsHandlerSeesCalls(t *testing.T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !slices.Contains(h.methods, "/tokenbroker.v1.TokenBrokerService/GetToken") {
-		t.Errorf("told of %v", h.methods)
+		t.Errorf("the handler got %v", h.methods)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redistest"
 )
 
-// fromEnv makes a client in this environment alone.
+// fromEnv creates a client with only this environment.
 func fromEnv(t *testing.T, env map[string]string, opts ...client.Option) (*client.Client, error) {
 	t.Helper()
 	for _, name := range []string{"ADDR", "PLAINTEXT", "CA", "CERT", "KEY", "SERVER_NAME", "TOKEN_FILE"} {
@@ -34,8 +34,8 @@ func fromEnv(t *testing.T, env map[string]string, opts ...client.Option) (*clien
 	return c, err
 }
 
-// works reports how a client from the environment is known to the server.
-func works(t *testing.T, o *observer, env map[string]string, opts ...client.Option) seen {
+// callFromEnv makes a call with a client from the environment, and returns its record.
+func callFromEnv(t *testing.T, o *recordingServer, env map[string]string, opts ...client.Option) recordedCall {
 	t.Helper()
 	c, err := fromEnv(t, env, opts...)
 	if err != nil {
@@ -48,46 +48,46 @@ func works(t *testing.T, o *observer, env map[string]string, opts ...client.Opti
 }
 
 func TestFromEnvironment(t *testing.T) {
-	plain := observe(t, "tcp", "127.0.0.1:0")
+	plain := startRecordingServer(t, "tcp", "127.0.0.1:0")
 	certs := redistest.NewCertificates(t)
-	secure := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
+	secure := startRecordingServer(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
 	token := write(t, filepath.Join(t.TempDir(), "token"), "mine")
 
-	if got := works(t, plain, map[string]string{"ADDR": plain.addr}); got.authorization != "" {
+	if got := callFromEnv(t, plain, map[string]string{"ADDR": plain.addr}); got.authorization != "" {
 		t.Errorf("on loopback: %+v", got)
 	}
-	if got := works(t, plain, map[string]string{"ADDR": plain.addr, "PLAINTEXT": "true", "TOKEN_FILE": token}); got.authorization != "Bearer mine" {
+	if got := callFromEnv(t, plain, map[string]string{"ADDR": plain.addr, "PLAINTEXT": "true", "TOKEN_FILE": token}); got.authorization != "Bearer mine" {
 		t.Errorf("with a token: %+v", got)
 	}
-	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA, "TOKEN_FILE": token}); got.authorization != "Bearer mine" || got.certificate != nil {
+	if got := callFromEnv(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA, "TOKEN_FILE": token}); got.authorization != "Bearer mine" || got.certificate != nil {
 		t.Errorf("with authorities and a token: %+v", got)
 	}
-	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA, "CERT": certs.ClientCert, "KEY": certs.ClientKey, "SERVER_NAME": "localhost"}); got.certificate == nil {
+	if got := callFromEnv(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA, "CERT": certs.ClientCert, "KEY": certs.ClientKey, "SERVER_NAME": "localhost"}); got.certificate == nil {
 		t.Errorf("with a certificate: %+v", got)
 	}
-	also := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
-	works(t, secure, map[string]string{"ADDR": secure.addr + ", " + secure.addr, "CA": certs.CA})
-	if c, err := fromEnv(t, map[string]string{"ADDR": secure.addr + "," + also.addr, "CA": certs.CA}); err != nil {
+	second := startRecordingServer(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
+	callFromEnv(t, secure, map[string]string{"ADDR": secure.addr + ", " + secure.addr, "CA": certs.CA})
+	if c, err := fromEnv(t, map[string]string{"ADDR": secure.addr + "," + second.addr, "CA": certs.CA}); err != nil {
 		t.Error(err)
 	} else {
-		// The second one is asked once the connection to it is there.
-		for begun := time.Now(); len(also.all()) == 0 && time.Since(begun) < 30*time.Second; {
+		// The second one is called once it is connected.
+		for start := time.Now(); len(second.all()) == 0 && time.Since(start) < 30*time.Second; {
 			if _, err := c.Token(t.Context(), name); err != nil {
 				t.Error(err)
 			}
 		}
-		also.last(t)
+		second.last(t)
 	}
-	if got := works(t, secure, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithTarget(secure.addr)); got.certificate != nil {
+	if got := callFromEnv(t, secure, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithTarget(secure.addr)); got.certificate != nil {
 		t.Errorf("with another target: %+v", got)
 	}
-	if got := works(t, plain, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithPlaintext()); got.certificate != nil {
+	if got := callFromEnv(t, plain, map[string]string{"ADDR": plain.addr, "CA": certs.CA}, client.WithPlaintext()); got.certificate != nil {
 		t.Errorf("with an option for plaintext: %+v", got)
 	}
-	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "PLAINTEXT": "true"}, client.WithTLSFiles(client.TLSFiles{CA: certs.CA})); got.certificate != nil {
+	if got := callFromEnv(t, secure, map[string]string{"ADDR": secure.addr, "PLAINTEXT": "true"}, client.WithTLSFiles(client.TLSFiles{CA: certs.CA})); got.certificate != nil {
 		t.Errorf("with an option for TLS: %+v", got)
 	}
-	if got := works(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA}, client.WithTLS(nil)); got.certificate != nil {
+	if got := callFromEnv(t, secure, map[string]string{"ADDR": secure.addr, "CA": certs.CA}, client.WithTLS(nil)); got.certificate != nil {
 		t.Errorf("with an option for any TLS: %+v", got)
 	}
 	c, err := fromEnv(t, map[string]string{"ADDR": plain.addr, "PLAINTEXT": "false"})
@@ -95,13 +95,13 @@ func TestFromEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := c.Token(t.Context(), name); status.Code(err) != codes.Unavailable {
-		t.Errorf("without leave for plaintext: %v", err)
+		t.Errorf("without plaintext: %v", err)
 	}
 }
 
 func TestFromEnvironment_refusesInvalid(t *testing.T) {
 	certs := redistest.NewCertificates(t)
-	for what, env := range map[string]map[string]string{
+	for label, env := range map[string]map[string]string{
 		"a word":            {"PLAINTEXT": "perhaps"},
 		"a contradiction":   {"PLAINTEXT": "true", "CA": certs.CA},
 		"half a pair":       {"CERT": certs.ClientCert},
@@ -110,13 +110,13 @@ func TestFromEnvironment_refusesInvalid(t *testing.T) {
 		"a file of no sort": {"TOKEN_FILE": certs.CA},
 	} {
 		if _, err := fromEnv(t, env); err == nil {
-			t.Errorf("%s: no error", what)
+			t.Errorf("%s: no error", label)
 		}
 	}
 }
 
-// devCredential is the credential that "broker dev" leaves.
-func devCredential(t *testing.T, state, host, port, token string) string {
+// writeDevCredential writes a credential as "broker dev" does.
+func writeDevCredential(t *testing.T, state, host, port, token string) string {
 	t.Helper()
 	dir := filepath.Join(state, "tokenbroker", "dev")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -126,17 +126,17 @@ func devCredential(t *testing.T, state, host, port, token string) string {
 }
 
 func TestDevCredentialIsUsed(t *testing.T) {
-	o := observe(t, "tcp", "127.0.0.1:0")
+	o := startRecordingServer(t, "tcp", "127.0.0.1:0")
 	certs := redistest.NewCertificates(t)
 	_, port, err := net.SplitHostPort(o.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	state := t.TempDir()
-	file := devCredential(t, state, "127.0.0.1", port, "dev")
+	file := writeDevCredential(t, state, "127.0.0.1", port, "dev")
 	own := write(t, filepath.Join(t.TempDir(), "token"), "mine")
 
-	for what, c := range map[string]struct {
+	for label, c := range map[string]struct {
 		env  map[string]string
 		opts []client.Option
 		want string
@@ -150,29 +150,29 @@ func TestDevCredentialIsUsed(t *testing.T) {
 	} {
 		env := map[string]string{"XDG_STATE_HOME": state}
 		maps.Copy(env, c.env)
-		if got := works(t, o, env, c.opts...).authorization; got != c.want {
-			t.Errorf("%s: presented %q", what, got)
+		if got := callFromEnv(t, o, env, c.opts...).authorization; got != c.want {
+			t.Errorf("%s: presented %q", label, got)
 		}
 	}
 
-	// Its default place.
+	// The default path.
 	home := t.TempDir()
 	t.Setenv("HOME", home)
-	devCredential(t, filepath.Join(home, ".local", "state"), "127.0.0.1", port, "home")
-	if got := works(t, o, map[string]string{"ADDR": o.addr, "XDG_STATE_HOME": "relative"}).authorization; got != "Bearer home" {
-		t.Errorf("in its default place: presented %q", got)
+	writeDevCredential(t, filepath.Join(home, ".local", "state"), "127.0.0.1", port, "home")
+	if got := callFromEnv(t, o, map[string]string{"ADDR": o.addr, "XDG_STATE_HOME": "relative"}).authorization; got != "Bearer home" {
+		t.Errorf("in the default path: presented %q", got)
 	}
 
-	// A caller with a certificate is known by that.
-	secure := observe(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
+	// A caller with a certificate does not present the credential.
+	secure := startRecordingServer(t, "tcp", "127.0.0.1:0", serverTLS(t, certs))
 	_, port, _ = net.SplitHostPort(secure.addr)
-	devCredential(t, state, "127.0.0.1", port, "dev")
-	got := works(t, secure, map[string]string{"XDG_STATE_HOME": state, "ADDR": secure.addr, "CA": certs.CA, "CERT": certs.ClientCert, "KEY": certs.ClientKey})
+	writeDevCredential(t, state, "127.0.0.1", port, "dev")
+	got := callFromEnv(t, secure, map[string]string{"XDG_STATE_HOME": state, "ADDR": secure.addr, "CA": certs.CA, "CERT": certs.ClientCert, "KEY": certs.ClientKey})
 	if got.authorization != "" || got.certificate == nil {
 		t.Errorf("with a certificate: presented %q", got.authorization)
 	}
 
-	// What others could read is no secret, and what they could write no credential.
+	// A file that other users could read or write is not used.
 	for _, mode := range []os.FileMode{0o640, 0o604, 0o620} {
 		if err := os.Chmod(file, mode); err != nil {
 			t.Fatal(err)
@@ -196,9 +196,9 @@ func TestDevCredentialIsUsed(t *testing.T) {
 
 func TestDevCredentialStaysOnTheHost(t *testing.T) {
 	state := t.TempDir()
-	devCredential(t, state, "broker.example.com", "1", "dev")
-	devCredential(t, state, "127.0.0.1", "1", "dev")
-	// New would refuse a token in plaintext there, so that none is meant.
+	writeDevCredential(t, state, "broker.example.com", "1", "dev")
+	writeDevCredential(t, state, "127.0.0.1", "1", "dev")
+	// The credential is not used: New would refuse a token in plaintext.
 	for _, target := range []string{"broker.example.com:1", "127.0.0.1:1,broker.example.com:1"} {
 		if _, err := fromEnv(t, map[string]string{"ADDR": target, "PLAINTEXT": "true", "XDG_STATE_HOME": state}); err != nil {
 			t.Errorf("%s: %v", target, err)

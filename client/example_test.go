@@ -23,9 +23,9 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 )
 
-// deployed stands for what is deployed where a program runs: a broker, which the
-// environment names, and an API that wants a token.
-func deployed() (broker *brokertest.Broker, apiURL string, end func()) {
+// startExample starts a broker, which the environment names, and an API that requires a
+// token.
+func startExample() (broker *brokertest.Broker, apiURL string, end func()) {
 	broker, err := brokertest.Start(brokertest.OnLoopback())
 	if err != nil {
 		log.Fatal(err)
@@ -43,10 +43,10 @@ func deployed() (broker *brokertest.Broker, apiURL string, end func()) {
 	}
 }
 
-// A service that calls an API: the source answers from memory, and the token is
-// replaced behind its back.
+// A service that calls an API: the source returns the token from memory, and replaces it
+// in the background.
 func Example() {
-	_, ordersURL, end := deployed()
+	_, ordersURL, end := startExample()
 	defer end()
 
 	c, err := client.FromEnv()
@@ -66,10 +66,10 @@ func Example() {
 	// Output: 200 OK: 3 orders
 }
 
-// Without an adapter: ask the source for each request, and tell it if the API
-// refused the token.
+// Without an adapter: get the token from the source for each request, and report it if
+// the API refused it.
 func Example_callByHand() {
-	_, ordersURL, end := deployed()
+	_, ordersURL, end := startExample()
 	defer end()
 	c, err := client.FromEnv()
 	if err != nil {
@@ -105,9 +105,8 @@ func Example_callByHand() {
 	// Output: 200 OK
 }
 
-// A service that calls a gRPC API. Where calls that are answered with
-// UNAUTHENTICATED are to be made once more, UnaryClientInterceptor takes the
-// place of PerRPCCredentials.
+// A service that calls a gRPC API. Use UnaryClientInterceptor instead of
+// PerRPCCredentials to repeat calls that fail with UNAUTHENTICATED.
 func Example_callOverGRPC() {
 	broker, err := brokertest.Start()
 	if err != nil {
@@ -127,8 +126,7 @@ func Example_callOverGRPC() {
 	// Output:
 }
 
-// A service that lets in whoever presents a good token, with scopes that differ
-// by route.
+// A service that requires a valid token, with scopes that differ by route.
 func Example_protectHTTP() {
 	broker, err := brokertest.Start()
 	if err != nil {
@@ -180,7 +178,7 @@ func Example_protectOverGRPC() {
 }
 
 // With the stats handler of OpenTelemetry, calls of the broker are spans.
-// Answers from memory are no calls.
+// Tokens from memory need no call.
 func Example_tracing() {
 	recorder := tracetest.NewInMemoryExporter()
 	provider := trace.NewTracerProvider(trace.WithSyncer(recorder)) // otel.GetTracerProvider() in a program
@@ -200,8 +198,7 @@ func Example_tracing() {
 	// Output: tokenbroker.v1.TokenBrokerService/GetToken
 }
 
-// Where nothing is remembered and each verification asks the broker. Three
-// results are to be told apart.
+// Without a cache, each verification calls the broker. It has three kinds of results.
 func ExampleClient_Verify() {
 	broker, err := brokertest.Start()
 	if err != nil {
@@ -210,7 +207,7 @@ func ExampleClient_Verify() {
 	defer broker.Close()
 	c := broker.Client() // client.FromEnv() in a program
 
-	judge := func(token string) {
+	verify := func(token string) {
 		claims, err := c.Verify(context.Background(), token, client.RequireScopes("read"))
 		var rejected *client.RejectedError
 		switch {
@@ -223,10 +220,10 @@ func ExampleClient_Verify() {
 		}
 	}
 	good := broker.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
-	judge(good)
-	judge(broker.Mint(brokertest.Claims{Subject: "bob"}))
+	verify(good)
+	verify(broker.Mint(brokertest.Claims{Subject: "bob"}))
 	broker.Stop()
-	judge(good)
+	verify(good)
 	// Output:
 	// good: alice
 	// bad: insufficient_scope
@@ -235,17 +232,17 @@ func ExampleClient_Verify() {
 
 func ExampleNew() {
 	c, err := client.New("broker.example.com:8443",
-		client.WithTokenFile("/var/run/secrets/tokens/broker"), // who we are
+		client.WithTokenFile("/var/run/secrets/tokens/broker"), // authenticates this service
 		client.WithUserAgent("checkout/1.4"))
 	if err != nil {
-		fmt.Println("no client without the file that says who we are")
+		fmt.Println("the token file is missing")
 		return
 	}
 	defer func() { _ = c.Close() }()
-	// Output: no client without the file that says who we are
+	// Output: the token file is missing
 }
 
-// What is in doubt is refused, and says so.
+// A request is refused if its token cannot be verified.
 func ExampleHTTPMiddleware() {
 	broker, err := brokertest.Start()
 	if err != nil {
@@ -266,8 +263,7 @@ func ExampleHTTPMiddleware() {
 	// 503 challenge="" retry-after="1"
 }
 
-// An API that refuses a token is told of once, and every caller gets the
-// replacement.
+// A rejected token is reported once, and every caller gets the replacement.
 func ExampleSource_Rejected() {
 	broker, err := brokertest.Start()
 	if err != nil {
@@ -281,7 +277,7 @@ func ExampleSource_Rejected() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	for range 100 { // callers, all of whom were refused
+	for range 100 { // callers with the rejected token
 		other, err := orders.Rejected(ctx, old)
 		if err != nil || other.AccessToken() == old.AccessToken() {
 			log.Fatal("no other token: ", err)
@@ -302,7 +298,7 @@ func ExampleSource_Token() {
 	token, err := orders.Token(context.Background())
 	switch {
 	case err == nil:
-		fmt.Println(token.Type(), token.Scopes(), token) // which does not print itself
+		fmt.Println(token.Type(), token.Scopes(), token) // prints a placeholder
 	case status.Code(err) == codes.PermissionDenied:
 		fmt.Println("not for us:", err)
 	default:

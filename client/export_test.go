@@ -1,7 +1,7 @@
 package client
 
-// Remembered is how many answers a Verifier remembers.
-func Remembered(v *Verifier) int {
+// CachedEntries returns how many results a Verifier caches.
+func CachedEntries(v *Verifier) int {
 	n := 0
 	for i := range v.cache.shards {
 		shard := &v.cache.shards[i]

@@ -100,7 +100,7 @@ func StreamServerInterceptor(v *Verifier, opts ...InterceptorOption) grpc.Stream
 type verifiedStream struct {
 	grpc.ServerStream
 
-	ctx context.Context //nolint:containedctx // it is what a stream has
+	ctx context.Context //nolint:containedctx // a stream carries its context
 }
 
 // Context implements grpc.ServerStream.

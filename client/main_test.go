@@ -24,7 +24,7 @@ const name = "orders-api"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// stub is a broker that does what a test wants, for what a real one does not do.
+// stub is a broker for behavior that a real one does not have.
 type stub struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
@@ -33,13 +33,13 @@ type stub struct {
 
 	verify func(ctx context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error)
 
-	mu            sync.Mutex
-	gets, watches int
+	mu                   sync.Mutex
+	getCalls, watchCalls int
 }
 
 func (s *stub) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
 	s.mu.Lock()
-	s.gets++
+	s.getCalls++
 	s.mu.Unlock()
 	return s.get(ctx, req)
 }
@@ -53,7 +53,7 @@ func (s *stub) VerifyToken(ctx context.Context, req *tokenbrokerv1.VerifyTokenRe
 
 func (s *stub) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
 	s.mu.Lock()
-	s.watches++
+	s.watchCalls++
 	s.mu.Unlock()
 	if s.watch == nil {
 		return s.UnimplementedTokenBrokerServiceServer.WatchToken(req, stream)
@@ -64,7 +64,7 @@ func (s *stub) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.Serv
 func (s *stub) calls() (gets, watches int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.gets, s.watches
+	return s.getCalls, s.watchCalls
 }
 
 // serve serves the stub and returns a client of it.
@@ -93,8 +93,8 @@ func (s *stub) serve(t *testing.T, opts ...client.Option) *client.Client {
 	return c
 }
 
-// answer is a token that lives so long from now.
-func answer(text string, life time.Duration) *tokenbrokerv1.GetTokenResponse {
+// newTokenResponse returns a token with this lifetime.
+func newTokenResponse(text string, life time.Duration) *tokenbrokerv1.GetTokenResponse {
 	now := time.Now()
 	return &tokenbrokerv1.GetTokenResponse{
 		AccessToken: text, TokenType: "Bearer",

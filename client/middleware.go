@@ -61,8 +61,8 @@ func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) ht
 }
 
 // ScopesMiddleware returns a middleware for single routes behind an
-// [HTTPMiddleware]: it passes on only requests whose token has all of these
-// scopes. Without an HTTPMiddleware in front of it every request fails with
+// [HTTPMiddleware]: it passes on only requests with a token that has all of
+// these scopes. Without an HTTPMiddleware in front of it every request fails with
 // status 500.
 func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 	return func(next http.Handler) http.Handler {

@@ -33,7 +33,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redistest"
 )
 
-// greet says who calls.
+// greet writes the subject of the caller.
 func greet(w http.ResponseWriter, r *http.Request) {
 	claims, ok := client.ClaimsFromContext(r.Context())
 	if !ok {
@@ -42,8 +42,8 @@ func greet(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(claims.Subject))
 }
 
-// present makes a request with these Authorization headers.
-func present(handler http.Handler, path string, headers ...string) *http.Response {
+// get makes a request with these Authorization headers.
+func get(handler http.Handler, path string, headers ...string) *http.Response {
 	r := httptest.NewRequest(http.MethodGet, path, nil)
 	for _, header := range headers {
 		r.Header.Add("Authorization", header)
@@ -56,20 +56,20 @@ func present(handler http.Handler, path string, headers ...string) *http.Respons
 func TestHTTPMiddlewareFollowsRFC6750(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier(client.RequireScopes("read"), client.WithRealm(`the "shop"`))
-	verified := client.HTTPMiddleware(v)
+	protect := client.HTTPMiddleware(v)
 	mux := http.NewServeMux()
-	mux.Handle("/", verified(http.HandlerFunc(greet)))
+	mux.Handle("/", protect(http.HandlerFunc(greet)))
 	mux.Handle("/write", client.HTTPMiddleware(v, client.RequireScopes("read", "write"))(http.HandlerFunc(greet)))
-	mux.Handle("/admin", verified(client.ScopesMiddleware("admin")(http.HandlerFunc(greet))))
+	mux.Handle("/admin", protect(client.ScopesMiddleware("admin")(http.HandlerFunc(greet))))
 	mux.Handle("/bare", client.ScopesMiddleware("admin")(http.HandlerFunc(greet)))
 
 	reader := "Bearer " + b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
 	writer := "bearer  " + b.Mint(brokertest.Claims{Subject: "bob", Scopes: []string{"write", "read"}})
-	nobody := "Bearer " + b.Mint(brokertest.Claims{})
+	noScopes := "Bearer " + b.Mint(brokertest.Claims{})
 	expired := "Bearer " + b.Mint(brokertest.Claims{Lifetime: -time.Hour, Scopes: []string{"read"}})
 	const realm = `Bearer realm="the 'shop'"`
 	for _, c := range []struct {
-		what, path string
+		name, path string
 		headers    []string
 		status     int
 		challenge  string // a pattern
@@ -83,14 +83,14 @@ func TestHTTPMiddlewareFollowsRFC6750(t *testing.T) {
 		{"no token behind the scheme", "/", []string{"Bearer"}, 401, `error="invalid_token"`},
 		{"two tokens", "/", []string{reader + " " + reader}, 401, `error="invalid_token"`},
 		{"an expired token", "/", []string{expired}, 401, `error="invalid_token", error_description="[^"]+", scope="read"$`},
-		{"a token that lacks the scope of all", "/", []string{nobody}, 403, `error="insufficient_scope", error_description="[^"]+", scope="read"$`},
+		{"a token that lacks the common scope", "/", []string{noScopes}, 403, `error="insufficient_scope", error_description="[^"]+", scope="read"$`},
 		{"a token that lacks a scope of the route", "/write", []string{reader}, 403, `error="insufficient_scope", error_description="[^"]+", scope="read write"$`},
-		{"a token that lacks a scope behind", "/admin", []string{writer}, 403, `^` + realm + `, error="insufficient_scope", error_description="[^"]+", scope="admin"$`},
-		{"scopes without anything that verifies", "/bare", []string{writer}, 500, `^$`},
+		{"a token that lacks a scope of ScopesMiddleware", "/admin", []string{writer}, 403, `^` + realm + `, error="insufficient_scope", error_description="[^"]+", scope="admin"$`},
+		{"ScopesMiddleware without HTTPMiddleware", "/bare", []string{writer}, 500, `^$`},
 	} {
-		resp := present(mux, c.path, c.headers...)
+		resp := get(mux, c.path, c.headers...)
 		if resp.StatusCode != c.status || !regexp.MustCompile(c.challenge).MatchString(resp.Header.Get("WWW-Authenticate")) {
-			t.Errorf("%s: %d, %s", c.what, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
+			t.Errorf("%s: %d, %s", c.name, resp.StatusCode, resp.Header.Get("WWW-Authenticate"))
 		}
 	}
 }
@@ -100,27 +100,27 @@ func TestHTTPMiddlewareFailsClosed(t *testing.T) {
 	var log strings.Builder
 	c := b.Client(client.WithLogger(logTo(&log)))
 	handler := client.HTTPMiddleware(c.Verifier())(http.HandlerFunc(greet))
-	seen, unseen := "Bearer "+b.Mint(brokertest.Claims{}), "Bearer "+b.Mint(brokertest.Claims{})
-	if resp := present(handler, "/", seen); resp.StatusCode != http.StatusOK {
+	cached, uncached := "Bearer "+b.Mint(brokertest.Claims{}), "Bearer "+b.Mint(brokertest.Claims{})
+	if resp := get(handler, "/", cached); resp.StatusCode != http.StatusOK {
 		t.Fatal(resp.Status)
 	}
 	b.Kill()
-	for what, c := range map[string]struct {
+	for label, c := range map[string]struct {
 		header string
 		status int
-	}{"seen": {seen, 200}, "unseen": {unseen, 503}, "bad": {"Bearer x.y.z", 503}, "none": {"", 401}} {
-		resp := present(handler, "/", c.header)
+	}{"seen": {cached, 200}, "unseen": {uncached, 503}, "bad": {"Bearer x.y.z", 503}, "none": {"", 401}} {
+		resp := get(handler, "/", c.header)
 		if resp.StatusCode != c.status || (resp.Header.Get("Retry-After") != "") != (c.status == 503) || c.status == 503 && resp.Header.Get("WWW-Authenticate") != "" {
-			t.Errorf("%s: %d, %v", what, resp.StatusCode, resp.Header)
+			t.Errorf("%s: %d, %v", label, resp.StatusCode, resp.Header)
 		}
 	}
-	if !strings.Contains(log.String(), "could not verify") || strings.Contains(log.String(), unseen[7:40]) {
+	if !strings.Contains(log.String(), "could not verify") || strings.Contains(log.String(), uncached[7:40]) {
 		t.Errorf("log: %s", log.String())
 	}
 }
 
-// certificateOf is the client's certificate.
-func certificateOf(t *testing.T, certs *redistest.Certificates) *x509.Certificate {
+// clientCertificate returns the client's certificate.
+func clientCertificate(t *testing.T, certs *redistest.Certificates) *x509.Certificate {
 	t.Helper()
 	block, _ := pem.Decode(read(t, certs.ClientCert))
 	certificate, err := x509.ParseCertificate(block.Bytes)
@@ -130,41 +130,41 @@ func certificateOf(t *testing.T, certs *redistest.Certificates) *x509.Certificat
 	return certificate
 }
 
-// A token that is bound to a key is not good in other hands.
+// A token that is bound to a key is valid only for the holder of the key.
 func TestHTTPMiddleware_boundToken(t *testing.T) {
 	b := brokertest.New(t)
-	mine, others := certificateOf(t, redistest.NewCertificates(t)), certificateOf(t, redistest.NewCertificates(t))
-	thumbprint := sha256.Sum256(mine.Raw)
+	cert, otherCert := clientCertificate(t, redistest.NewCertificates(t)), clientCertificate(t, redistest.NewCertificates(t))
+	thumbprint := sha256.Sum256(cert.Raw)
 	bound := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
 	dpop := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"jkt": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
 	unknown := b.Mint(brokertest.Claims{More: map[string]any{"cnf": map[string]any{"kid": "k1"}}})
 	handler := client.HTTPMiddleware(b.Client().Verifier())(http.HandlerFunc(greet))
 	for _, c := range []struct {
-		what, token string
-		over        *tls.ConnectionState
+		name, token string
+		tls         *tls.ConnectionState
 		status      int
 	}{
 		{"without TLS", bound, nil, 401},
 		{"without a certificate", bound, &tls.ConnectionState{}, 401},
-		{"with another certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{others, mine}}, 401},
-		{"with its certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 200},
-		{"in a way that nobody knows", unknown, nil, 401},
-		{"in a way that nobody knows, with a certificate", unknown, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 401},
-		{"to a DPoP key", dpop, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{mine}}, 401},
+		{"with another certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{otherCert, cert}}, 401},
+		{"with its certificate", bound, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}, 200},
+		{"with an unknown binding", unknown, nil, 401},
+		{"with an unknown binding and a certificate", unknown, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}, 401},
+		{"to a DPoP key", dpop, &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}, 401},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
-		r.TLS = c.over
+		r.TLS = c.tls
 		r.Header.Set("Authorization", "Bearer "+c.token)
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, r)
 		if w.Code != c.status {
-			t.Errorf("%s: %d %s", c.what, w.Code, w.Body)
+			t.Errorf("%s: %d %s", c.name, w.Code, w.Body)
 		}
 	}
 }
 
-// newerBroker says of each token that it is bound to a certificate, and to something
-// else that this client does not know.
+// newerBroker reports that each token is bound to a certificate, and in another way that
+// this client does not know.
 type newerBroker struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
 
@@ -178,7 +178,7 @@ func (b *newerBroker) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenReq
 }
 
 func TestUnknownBindingIsRefused(t *testing.T) {
-	certificate := certificateOf(t, redistest.NewCertificates(t))
+	certificate := clientCertificate(t, redistest.NewCertificates(t))
 	thumbprint := sha256.Sum256(certificate.Raw)
 	server := grpc.NewServer()
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, &newerBroker{thumbprint: base64.RawURLEncoding.EncodeToString(thumbprint[:])})
@@ -208,8 +208,8 @@ func TestUnknownBindingIsRefused(t *testing.T) {
 	}
 }
 
-// startVerified is a gRPC API behind the interceptors.
-func startVerified(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) string {
+// startProtected starts a gRPC API behind the interceptors.
+func startProtected(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) string {
 	t.Helper()
 	rules := []client.InterceptorOption{
 		client.PublicMethods("/grpc.health.v1.Health/"),
@@ -217,18 +217,18 @@ func startVerified(t *testing.T, v *client.Verifier, opts ...grpc.ServerOption) 
 	}
 	check := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		if claims, ok := client.ClaimsFromContext(ctx); strings.HasSuffix(info.FullMethod, "GetToken") && (!ok || claims.Subject != "alice") {
-			t.Error("the handler does not know who calls")
+			t.Error("the handler does not have the claims")
 		}
 		return handler(ctx, req)
 	}
-	return observe(t, "tcp", "127.0.0.1:0", append(opts,
+	return startRecordingServer(t, "tcp", "127.0.0.1:0", append(opts,
 		grpc.ChainUnaryInterceptor(client.UnaryServerInterceptor(v, rules...), check),
 		grpc.ChainStreamInterceptor(client.StreamServerInterceptor(v, rules...)))...).addr
 }
 
 func TestInterceptors_statuses(t *testing.T) {
 	b := brokertest.New(t)
-	addr := startVerified(t, b.Client().Verifier(client.RequireScopes("read")))
+	addr := startProtected(t, b.Client().Verifier(client.RequireScopes("read")))
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -250,8 +250,8 @@ func TestInterceptors_statuses(t *testing.T) {
 		return err
 	}
 	good := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read"}})
-	unseen := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read", "watch"}})
-	check := func(what string, call func(context.Context, ...grpc.CallOption) error, tokens []string, code codes.Code, reason, challenge string) {
+	uncached := b.Mint(brokertest.Claims{Subject: "alice", Scopes: []string{"read", "watch"}})
+	check := func(label string, call func(context.Context, ...grpc.CallOption) error, tokens []string, code codes.Code, reason, challenge string) {
 		t.Helper()
 		ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"authorization": tokens})
 		var trailer metadata.MD
@@ -263,7 +263,7 @@ func TestInterceptors_statuses(t *testing.T) {
 			}
 		}
 		if status.Code(err) != code || got != reason || !strings.Contains(strings.Join(trailer["www-authenticate"], ""), challenge) || challenge == "" && trailer["www-authenticate"] != nil {
-			t.Errorf("%s: %v, %q, %q", what, err, got, trailer["www-authenticate"])
+			t.Errorf("%s: %v, %q, %q", label, err, got, trailer["www-authenticate"])
 		}
 	}
 	check("a good token", unary, []string{"Bearer " + good}, codes.OK, "", "")
@@ -275,8 +275,8 @@ func TestInterceptors_statuses(t *testing.T) {
 	check("no scope", unary, []string{"Bearer " + b.Mint(brokertest.Claims{})}, codes.PermissionDenied, "INSUFFICIENT_SCOPE", `error="insufficient_scope"`)
 	check("no scope for the method", stream, []string{"Bearer " + good}, codes.PermissionDenied, "INSUFFICIENT_SCOPE", `scope="watch"`)
 	b.Kill()
-	check("no broker, a token that was seen", unary, []string{"Bearer " + good}, codes.OK, "", "")
-	check("no broker", stream, []string{"Bearer " + unseen}, codes.Unavailable, "TOKEN_NOT_VERIFIED", "")
+	check("no broker, a cached token", unary, []string{"Bearer " + good}, codes.OK, "", "")
+	check("no broker", stream, []string{"Bearer " + uncached}, codes.Unavailable, "TOKEN_NOT_VERIFIED", "")
 }
 
 func TestStreamContextHasClaims(t *testing.T) {
@@ -305,22 +305,22 @@ func (s *serverStream) Context() context.Context { return s.ctx }
 func TestInterceptors_boundToken(t *testing.T) {
 	b := brokertest.New(t)
 	certs := redistest.NewCertificates(t)
-	addr := startVerified(t, b.Client().Verifier(), serverTLS(t, certs))
-	thumbprint := sha256.Sum256(certificateOf(t, certs).Raw)
+	addr := startProtected(t, b.Client().Verifier(), serverTLS(t, certs))
+	thumbprint := sha256.Sum256(clientCertificate(t, certs).Raw)
 	token := b.Mint(brokertest.Claims{Subject: "alice", More: map[string]any{"cnf": map[string]any{"x5t#S256": base64.RawURLEncoding.EncodeToString(thumbprint[:])}}})
 	for _, c := range []struct {
-		what   string
+		name   string
 		config *tls.Config
 		want   codes.Code
 	}{
 		{"without a certificate", certs.Anonymous(), codes.Unauthenticated},
 		{"with its certificate", certs.Client(t), codes.OK},
-		{"without a certificate, after its holder was let in", certs.Anonymous(), codes.Unauthenticated},
+		{"without a certificate, after a call of its holder", certs.Anonymous(), codes.Unauthenticated},
 	} {
 		api := dial(t, addr, grpc.WithTransportCredentials(credentials.NewTLS(c.config)))
 		_, err := api.GetToken(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), &tokenbrokerv1.GetTokenRequest{})
 		if status.Code(err) != c.want {
-			t.Errorf("%s: %v, want %v", c.what, err, c.want)
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
 }

@@ -14,11 +14,11 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Enum values that a newer broker added reach the service as a word, not as a number.
+// Enum values that a newer broker added become "unknown", not a number.
 func TestEnumValuesOfANewerBrokerAreUnknown(t *testing.T) {
 	s := &stub{
 		get: func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-			token := answer("token", time.Hour)
+			token := newTokenResponse("token", time.Hour)
 			token.Origin = 99
 			return token, nil
 		},
@@ -73,14 +73,14 @@ func TestReasonNamesMatchTheAPI(t *testing.T) {
 		return &tokenbrokerv1.VerifyTokenResponse{Rejection: &tokenbrokerv1.Rejection{Reason: reason}}, nil
 	}}
 	c := s.serve(t)
-	for number, named := range tokenbrokerv1.RejectionReason_name {
-		want := client.Reason(strings.ToLower(strings.TrimPrefix(named, "REJECTION_REASON_")))
+	for number, enumName := range tokenbrokerv1.RejectionReason_name {
+		want := client.Reason(strings.ToLower(strings.TrimPrefix(enumName, "REJECTION_REASON_")))
 		if number == 0 {
 			want = client.ReasonUnknown
 		}
 		reason = tokenbrokerv1.RejectionReason(number)
 		if _, err := c.Verify(t.Context(), "token"); reasonOf(err) != want {
-			t.Errorf("%s: %v, want %s", named, err, want)
+			t.Errorf("%s: %v, want %s", enumName, err, want)
 		}
 	}
 }

@@ -13,8 +13,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// Each reason of the API has a constant, and there is one more for reasons that a newer
-// broker adds.
+// Each reason of the API has a constant; one more is for reasons that a newer broker adds.
 func TestEachReasonHasAConstant(t *testing.T) {
 	want := []string{string(client.ReasonUnknown)}
 	reasons := tokenbrokerv1.RejectionReason(0).Descriptor().Values()

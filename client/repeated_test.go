@@ -9,51 +9,50 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 )
 
-// An identity provider may repeat a token until it ends. A source then answers with it,
-// and at its end with the next one, without an error and without asking the broker in a
-// loop.
+// An identity provider may return the same token until it expires. A source then returns
+// the next one without an error, and without calling the broker in a loop.
 func TestSource_repeatedToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const life, lives = 10 * time.Minute, 4
+		const life, count = 10 * time.Minute, 4
 		b := brokertest.New(t)
 		var mu sync.Mutex
-		ends := map[string]time.Time{}
+		expiries := map[string]time.Time{}
 		issue := func() {
 			token := b.Mint(brokertest.Claims{Subject: name, Lifetime: life})
 			mu.Lock()
-			ends[token] = time.Now().Add(life)
+			expiries[token] = time.Now().Add(life)
 			mu.Unlock()
 			b.SetToken(name, token)
 		}
-		endOf := func(token string) time.Time {
+		expiryOf := func(token string) time.Time {
 			mu.Lock()
 			defer mu.Unlock()
-			return ends[token]
+			return expiries[token]
 		}
 		issue()
-		for i := range lives {
+		for i := range count {
 			timer := time.AfterFunc(time.Duration(i+1)*life, issue)
 			defer timer.Stop()
 		}
 		source := b.Client().TokenSource(name)
-		for begun := time.Now(); time.Since(begun) < lives*life; time.Sleep(50 * time.Millisecond) {
-			asked := time.Now()
+		for start := time.Now(); time.Since(start) < count*life; time.Sleep(50 * time.Millisecond) {
+			callStart := time.Now()
 			token, err := source.Token(t.Context())
 			if err != nil {
-				t.Fatalf("after %v: %v", time.Since(begun), err)
+				t.Fatalf("after %v: %v", time.Since(start), err)
 			}
-			if ended := time.Since(endOf(token.AccessToken())); ended >= 0 {
-				t.Fatalf("after %v: a token that ended %v ago", time.Since(begun), ended)
+			if ended := time.Since(expiryOf(token.AccessToken())); ended >= 0 {
+				t.Fatalf("after %v: a token that ended %v ago", time.Since(start), ended)
 			}
-			if waited := time.Since(asked); waited > 3*time.Second {
-				t.Errorf("after %v: waited for %v", time.Since(begun), waited)
+			if waited := time.Since(callStart); waited > 3*time.Second {
+				t.Errorf("after %v: waited for %v", time.Since(start), waited)
 			}
 		}
-		if calls := b.Calls(); calls.GetToken > lives*40 || calls.WatchToken > lives*3 {
-			t.Errorf("the broker was asked in %d lives: %+v", lives, calls)
+		if calls := b.Calls(); calls.GetToken > count*40 || calls.WatchToken > count*3 {
+			t.Errorf("calls of the broker in %d lifetimes: %+v", count, calls)
 		}
-		if n := b.IdPRequests(); n > lives*14 {
-			t.Errorf("the IdP was asked %d times", n)
+		if n := b.IdPRequests(); n > count*14 {
+			t.Errorf("%d calls of the IdP", n)
 		}
 	})
 }

@@ -56,8 +56,8 @@ type Source struct {
 
 	mu            sync.Mutex
 	closed        bool
-	flight        *flight     // in progress; nil if there is none
-	watch         *watch      // open; nil if there is none
+	flight        *flight     // in progress; may be nil
+	watch         *watch      // open; may be nil
 	rewatchAt     time.Time   // earliest time to open a watch
 	watchFailures int         // successive watches that failed to open or ended early
 	timer         *time.Timer // runs due

@@ -20,18 +20,18 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 )
 
-// polling are the options of a client that is told of nothing.
+// polling makes a client poll.
 func polling() client.Option { return client.WithMaxWatches(0) }
 
-// eachWay runs a test with a source that is told of changes and one that is not.
-func eachWay(t *testing.T, test func(t *testing.T, opts ...client.Option)) {
+// watchingAndPolling runs a test with a source that watches and with one that polls.
+func watchingAndPolling(t *testing.T, test func(t *testing.T, opts ...client.Option)) {
 	t.Helper()
 	t.Run("watching", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t) }) })
 	t.Run("polling", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { test(t, polling()) }) })
 }
 
 func TestColdCallersShareOneCall(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		b.SetIdPDelay(300 * time.Millisecond)
 		source := b.Client(opts...).TokenSource(name)
@@ -67,48 +67,48 @@ func TestSameRequestSharesASource(t *testing.T) {
 		sources[c.TokenSource(name, opts...)] = true
 	}
 	if len(sources) != 9 {
-		t.Errorf("9 questions have %d sources", len(sources))
+		t.Errorf("9 requests have %d sources", len(sources))
 	}
 }
 
-// A day of asking every second: the token is always good, nobody waits for it,
-// and the IdP is asked no more often than needed.
+// In a day of calls, the token is always valid, no caller waits, and the IdP gets no more
+// requests than needed.
 func TestTokenIsRefreshedAhead(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
 		mustToken(t, source)
-		seen := map[string]bool{}
+		tokens := map[string]bool{}
 		for range 24 * 60 * 60 / 10 {
 			time.Sleep(10 * time.Second)
-			asked := time.Now()
+			start := time.Now()
 			token := mustToken(t, source)
-			if time.Since(asked) > 0 {
+			if time.Since(start) > 0 {
 				t.Fatal("a caller waited")
 			}
 			if left := time.Until(token.ExpiresAt()); left < 10*time.Minute {
 				t.Fatalf("a token of an hour was not replaced with %v left", left)
 			}
-			seen[token.AccessToken()] = true
+			tokens[token.AccessToken()] = true
 		}
-		if got := len(seen); got < 24 || got > 24*3/2 || b.IdPRequests() > got+1 {
+		if got := len(tokens); got < 24 || got > 24*3/2 || b.IdPRequests() > got+1 {
 			t.Errorf("%d tokens in 24 h, %d requests", got, b.IdPRequests())
 		}
 		calls := b.Calls()
 		t.Logf("in 24 h: %+v", calls)
 		if len(opts) == 0 && calls.GetToken > 0 {
-			t.Errorf("a source that watches asked %d times", calls.GetToken)
+			t.Errorf("a source that watches made %d calls", calls.GetToken)
 		}
-		if most := 24 * 60 * 12 / 10; calls.GetToken > most {
-			t.Errorf("a source that polls asked %d times", calls.GetToken)
+		if limit := 24 * 60 * 12 / 10; calls.GetToken > limit {
+			t.Errorf("a source that polls made %d calls", calls.GetToken)
 		}
 	})
 }
 
-// While there is no broker a token is given out to its end but for its margin,
-// and not once after. When the broker is back there is soon another.
+// Without a broker a token is returned until its margin, and not after. Once the broker is
+// back, there is soon another.
 func TestTokenServesWithoutABroker(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
 		held := mustToken(t, source)
@@ -144,7 +144,7 @@ func TestTokenServesWithoutABroker(t *testing.T) {
 }
 
 func TestPurgeReachesWatchesAndPolls(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		bound := time.Second
 		if len(opts) > 0 {
 			bound = client.DefaultPollInterval * 11 / 10
@@ -158,8 +158,8 @@ func TestPurgeReachesWatchesAndPolls(t *testing.T) {
 			purged := time.Now()
 			for mustToken(t, source) == old {
 				time.Sleep(10 * time.Millisecond)
-				if took := time.Since(purged); took > bound+10*time.Millisecond {
-					t.Fatalf("not within %v", took)
+				if elapsed := time.Since(purged); elapsed > bound+10*time.Millisecond {
+					t.Fatalf("not within %v", elapsed)
 				}
 			}
 		}
@@ -167,7 +167,7 @@ func TestPurgeReachesWatchesAndPolls(t *testing.T) {
 }
 
 func TestRejectedTokenIsReportedOnce(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
 		old := mustToken(t, source)
@@ -180,20 +180,20 @@ func TestRejectedTokenIsReportedOnce(t *testing.T) {
 		}
 		synctest.Wait()
 		if mustToken(t, source) != old {
-			t.Error("those who are content with the token must not wait for another")
+			t.Error("a caller that did not report the token must not wait for another")
 		}
 		wg.Wait()
-		now := mustToken(t, source)
+		current := mustToken(t, source)
 		for _, token := range replacements {
-			if token == nil || token.AccessToken() != now.AccessToken() || token.AccessToken() == old.AccessToken() {
+			if token == nil || token.AccessToken() != current.AccessToken() || token.AccessToken() == old.AccessToken() {
 				t.Fatal("a caller got another token, or none")
 			}
 		}
 		if calls := b.Calls().GetToken - before; calls != 1 || b.IdPRequests() != 2 {
 			t.Errorf("%d reports, %d tokens fetched", calls, b.IdPRequests())
 		}
-		if late, err := source.Rejected(t.Context(), old); err != nil || late != now || b.Calls().GetToken != before+1 {
-			t.Errorf("a late report was not answered from memory: %v", err)
+		if late, err := source.Rejected(t.Context(), old); err != nil || late != current || b.Calls().GetToken != before+1 {
+			t.Errorf("a late report did not get the current token from memory: %v", err)
 		}
 	})
 }
@@ -203,8 +203,8 @@ func TestRepeatedRejectionsCostOneReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		source := b.Client().TokenSource(name)
-		begun := time.Now()
-		for time.Since(begun) < 5*time.Minute {
+		start := time.Now()
+		for time.Since(start) < 5*time.Minute {
 			token := mustToken(t, source)
 			next, err := source.Rejected(t.Context(), token)
 			if err != nil {
@@ -215,7 +215,7 @@ func TestRepeatedRejectionsCostOneReplacement(t *testing.T) {
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		// 10 replacements, and each token is also reported within its 30 s in vain.
+		// 10 replacements; each token is also reported once without a replacement.
 		if n := b.IdPRequests(); n < 8 || n > 12 || b.Calls().GetToken > 25 {
 			t.Errorf("5 min: %d reports, %d tokens fetched", b.Calls().GetToken, n)
 		}
@@ -232,19 +232,19 @@ func TestRejectedTokenStaysWithoutABroker(t *testing.T) {
 			t.Errorf("error = %v", err)
 		}
 		if mustToken(t, source) != old {
-			t.Error("the token that is still good for others is gone")
+			t.Error("the token that is still valid for other APIs was dropped")
 		}
 	})
 }
 
-// Those who ask while the broker fails do not each ask it.
+// While the broker fails, not each call of a source calls it.
 func TestFailureIsShared(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
 		b.SetIdPDown(true)
 		failures := 0
-		for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(10 * time.Millisecond) {
+		for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
 			if _, err := source.Token(t.Context()); status.Code(err) != codes.Unavailable {
 				t.Fatalf("error = %v", err)
 			}
@@ -255,12 +255,12 @@ func TestFailureIsShared(t *testing.T) {
 			t.Errorf("%d failures cost %d calls", failures, n)
 		}
 		b.SetIdPDown(false)
-		time.Sleep(2 * time.Minute) // a failure of the broker's own is shared, too
+		time.Sleep(2 * time.Minute) // the broker backs off, too
 		mustToken(t, source)
 	})
 }
 
-// A long outage is told of, but not with each attempt, and so is its end.
+// A long outage is logged, but not each attempt; and so is its end.
 func TestOutageIsLoggedInFewLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
@@ -274,8 +274,8 @@ func TestOutageIsLoggedInFewLines(t *testing.T) {
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		text := log.String()
-		if warned := strings.Count(text, "level=WARN"); warned < 3 || warned > 8 || !strings.Contains(text, "holding_one=true") {
-			t.Errorf("%d lines for 10 min: %s", warned, text)
+		if warnings := strings.Count(text, "level=WARN"); warnings < 3 || warnings > 8 || !strings.Contains(text, "holding_one=true") {
+			t.Errorf("%d lines for 10 min: %s", warnings, text)
 		}
 		if strings.Count(text, "returns tokens again") != 1 || strings.Contains(text, token.AccessToken()[:20]) {
 			t.Error(text)
@@ -296,40 +296,38 @@ func TestCallerMayCancel(t *testing.T) {
 		}
 		mustToken(t, source)
 		if calls := b.Calls(); calls.WatchToken != 1 || b.IdPRequests() != 1 {
-			t.Errorf("what one began the next did not take over: %+v, %d", calls, b.IdPRequests())
+			t.Errorf("the second caller did not share the flight of the first: %+v, %d", calls, b.IdPRequests())
 		}
 	})
 }
 
-// A source that nobody asks lets its token expire, and costs the IdP nothing. The
-// next who asks wakes it.
+// An unused source lets its token expire, and makes no requests until the next use.
 func TestIdleSourceStopsRefreshing(t *testing.T) {
-	eachWay(t, func(t *testing.T, opts ...client.Option) {
+	watchingAndPolling(t, func(t *testing.T, opts ...client.Option) {
 		b := brokertest.New(t)
 		source := b.Client(opts...).TokenSource(name)
 		mustToken(t, source)
 		time.Sleep(4 * time.Hour)
-		rested := b.IdPRequests()
+		idleRequests := b.IdPRequests()
 		calls := b.Calls()
 		time.Sleep(24 * time.Hour)
-		if b.IdPRequests() != rested || b.Calls() != calls {
-			t.Errorf("a day at rest: %d tokens fetched, %+v, before %+v", b.IdPRequests()-rested, b.Calls(), calls)
+		if b.IdPRequests() != idleRequests || b.Calls() != calls {
+			t.Errorf("an idle day: %d tokens fetched, %+v, before %+v", b.IdPRequests()-idleRequests, b.Calls(), calls)
 		}
-		if rested > 4 {
-			t.Errorf("%d tokens before it rested", rested)
+		if idleRequests > 4 {
+			t.Errorf("%d tokens before it was idle", idleRequests)
 		}
 		for range 6 * 60 {
 			mustToken(t, source)
 			time.Sleep(time.Minute)
 		}
-		if got := b.IdPRequests() - rested; got < 6 || got > 9 {
-			t.Errorf("awake for 6 h: %d tokens", got)
+		if got := b.IdPRequests() - idleRequests; got < 6 || got > 9 {
+			t.Errorf("in use for 6 h: %d tokens", got)
 		}
 	})
 }
 
-// A source that rests with a token that is still good gives it out, and sees to
-// another at once.
+// An idle source with a valid token returns it, and requests another at once.
 func TestIdleSourceWakesWithItsToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t, brokertest.WithLifetime(24*time.Hour))
@@ -340,14 +338,14 @@ func TestIdleSourceWakesWithItsToken(t *testing.T) {
 		b.Purge(name)
 		time.Sleep(time.Hour)
 		if b.Calls() != calls {
-			t.Fatal("it does not rest")
+			t.Fatal("the source is not idle")
 		}
 		if mustToken(t, source) != held {
-			t.Error("it does not give out what it holds")
+			t.Error("the source does not return the token that it holds")
 		}
 		synctest.Wait()
 		if mustToken(t, source) == held {
-			t.Error("it did not ask for another")
+			t.Error("the source did not request another")
 		}
 	})
 }
@@ -365,7 +363,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	})
 }
 
-// Nor does a call that is retried until the broker is back keep the source from opening
+// A call that is retried until the broker is back must not keep the source from opening
 // the watch.
 func TestWatchIsOpenedAgainHoweverLongTheBrokerIsAway(t *testing.T) {
 	for away := time.Duration(0); away < 2*time.Second; away += 20 * time.Millisecond {
@@ -416,7 +414,7 @@ func TestEndedWatchIsOpenedAgain(t *testing.T) {
 }
 
 func TestSourcePollsWithoutWatches(t *testing.T) {
-	for what, watch := range map[string]func(*tokenbrokerv1.WatchTokenRequest, grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error{
+	for label, watch := range map[string]func(*tokenbrokerv1.WatchTokenRequest, grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error{
 		"not offered": nil,
 		"refused": func(*tokenbrokerv1.WatchTokenRequest, grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
 			return status.Error(codes.ResourceExhausted, "something on the way has no more streams")
@@ -426,11 +424,11 @@ func TestSourcePollsWithoutWatches(t *testing.T) {
 			return stream.Context().Err()
 		},
 	} {
-		t.Run(what, func(t *testing.T) {
+		t.Run(label, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var n atomic.Int32
 				s := &stub{watch: watch, get: func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-					return answer(fmt.Sprintf("token-%d", n.Add(1)), time.Hour), nil
+					return newTokenResponse(fmt.Sprintf("token-%d", n.Add(1)), time.Hour), nil
 				}}
 				source := s.serve(t).TokenSource(name)
 				mustToken(t, source)
@@ -447,22 +445,22 @@ func TestSourcePollsWithoutWatches(t *testing.T) {
 	}
 }
 
-// A replica that has not heard of a replacement does not bring the old token
-// back, and one that is ahead is believed.
+// A replica that missed a replacement does not bring the old token back; the token of a
+// replica that is ahead is adopted.
 func TestLaggingReplicaBringsNoOldToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var now atomic.Value
-		now.Store("first")
+		var current atomic.Value
+		current.Store("first")
 		s := &stub{get: func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-			return answer(now.Load().(string), time.Hour), nil
+			return newTokenResponse(current.Load().(string), time.Hour), nil
 		}}
 		source := s.serve(t, polling()).TokenSource(name)
 		for _, step := range []struct{ broker, want string }{{"first", "first"}, {"second", "second"}, {"first", "second"}, {"third", "third"}, {"second", "third"}} {
-			now.Store(step.broker)
+			current.Store(step.broker)
 			mustToken(t, source)
 			time.Sleep(2 * time.Minute)
 			if got := mustToken(t, source).AccessToken(); got != step.want {
-				t.Errorf("the broker says %s, the source %s", step.broker, got)
+				t.Errorf("the broker returns %s, the source %s", step.broker, got)
 			}
 		}
 	})
@@ -471,7 +469,7 @@ func TestLaggingReplicaBringsNoOldToken(t *testing.T) {
 func TestExpiredTokenIsNotReturned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stub{get: func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
-			return answer("old", -time.Minute), nil
+			return newTokenResponse("old", -time.Minute), nil
 		}}
 		source := s.serve(t, polling()).TokenSource(name)
 		token, err := source.Token(t.Context())
@@ -488,14 +486,14 @@ func TestClosedClientReturnsAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
-		source, unused := c.TokenSource(name), c.TokenSource(name, client.WithScopes("read"))
+		source, idle := c.TokenSource(name), c.TokenSource(name, client.WithScopes("read"))
 		mustToken(t, source)
 		for range 2 {
 			if err := c.Close(); err != nil {
 				t.Error(err)
 			}
 		}
-		for _, source := range []*client.Source{source, unused, c.TokenSource(name, client.WithScopes("write"))} {
+		for _, source := range []*client.Source{source, idle, c.TokenSource(name, client.WithScopes("write"))} {
 			if _, err := source.Token(t.Context()); status.Code(err) != codes.Canceled {
 				t.Errorf("error = %v", err)
 			}
@@ -506,8 +504,8 @@ func TestClosedClientReturnsAnError(t *testing.T) {
 	})
 }
 
-// Everything at once, for the race detector; and then nothing is left running,
-// which TestMain looks for.
+// All operations at once, for the race detector. TestMain checks that no goroutine is
+// left.
 func TestCloseUnderLoad(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithLifetime(2*time.Second))
 	for round := range 20 {
@@ -523,7 +521,7 @@ func TestCloseUnderLoad(t *testing.T) {
 						continue
 					}
 					if token.AccessToken() == "" || !token.ExpiresAt().After(time.Now()) {
-						t.Error("a token that is none, or has expired")
+						t.Error("an empty or expired token")
 					}
 					if i == 0 {
 						_, _ = source.Rejected(ctx, token)

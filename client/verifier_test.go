@@ -47,8 +47,8 @@ func TestVerifierChecksScopesLocally(t *testing.T) {
 	})
 }
 
-// What was found good for one audience is not taken for another, and what one
-// verifier wants is not what another does.
+// A result is cached for its requirements only: another audience, issuer or verifier does
+// not get it.
 func TestVerifierCacheKeepsRequestsApart(t *testing.T) {
 	b := brokertest.New(t, brokertest.WithClients(brokertest.Client{Name: name, Audiences: []string{audience, other}}))
 	c := b.Client()
@@ -75,21 +75,21 @@ func TestVerifierCacheKeepsRequestsApart(t *testing.T) {
 	}
 }
 
-// A good token that was seen is good for as long as the broker said, also while
-// there is no broker. Then nobody can say.
+// A cached token stays valid for as long as the broker allowed, also without a broker.
+// Then it cannot be verified.
 func TestVerifierCacheOutlivesTheBroker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
 		v := c.Verifier()
-		token, unseen := b.Mint(brokertest.Claims{}), b.Mint(brokertest.Claims{})
+		token, uncached := b.Mint(brokertest.Claims{}), b.Mint(brokertest.Claims{})
 		claims, err := v.Verify(t.Context(), token)
 		if err != nil {
 			t.Fatal(err)
 		}
 		b.Kill()
-		if _, err := v.Verify(t.Context(), unseen); status.Code(err) != codes.Unavailable || reasonOf(err) != "" {
-			t.Errorf("a token that was not seen: %v", err)
+		if _, err := v.Verify(t.Context(), uncached); status.Code(err) != codes.Unavailable || reasonOf(err) != "" {
+			t.Errorf("a token that is not cached: %v", err)
 		}
 		for time.Until(claims.ValidUntil) > time.Second {
 			if _, err := v.Verify(t.Context(), token); err != nil {
@@ -109,33 +109,33 @@ func TestRevocationCountsWhenTheEntryExpires(t *testing.T) {
 		b := brokertest.New(t)
 		c := b.Client()
 		token := b.Mint(brokertest.Claims{Lifetime: 10 * time.Hour})
-		short, long, none := c.Verifier(client.WithCacheMaxAge(20*time.Second)), c.Verifier(), c.Verifier(client.WithCacheSize(0))
+		shortLived, longLived, uncached := c.Verifier(client.WithCacheMaxAge(20*time.Second)), c.Verifier(), c.Verifier(client.WithCacheSize(0))
 		var claims *client.Claims
-		for _, v := range []*client.Verifier{short, long, none} {
+		for _, v := range []*client.Verifier{shortLived, longLived, uncached} {
 			var err error
 			if claims, err = v.Verify(t.Context(), token); err != nil {
 				t.Fatal(err)
 			}
 		}
-		asked := time.Now()
+		start := time.Now()
 		b.Revoke(token)
 		for _, step := range []struct {
 			v    *client.Verifier
 			late time.Duration
-		}{{none, 0}, {short, 20 * time.Second}, {long, time.Until(claims.ValidUntil)}} {
-			if before := time.Until(asked.Add(step.late - time.Second)); before > 0 {
+		}{{uncached, 0}, {shortLived, 20 * time.Second}, {longLived, time.Until(claims.ValidUntil)}} {
+			if before := time.Until(start.Add(step.late - time.Second)); before > 0 {
 				time.Sleep(before)
 				if _, err := step.v.Verify(t.Context(), token); err != nil {
-					t.Errorf("%v: after %v: %v", step.late, time.Since(asked), err)
+					t.Errorf("%v: after %v: %v", step.late, time.Since(start), err)
 				}
 			}
-			time.Sleep(time.Until(asked.Add(step.late)))
+			time.Sleep(time.Until(start.Add(step.late)))
 			if _, err := step.v.Verify(t.Context(), token); reasonOf(err) != client.ReasonRevoked {
-				t.Errorf("%v: after %v: %v", step.late, time.Since(asked), err)
+				t.Errorf("%v: after %v: %v", step.late, time.Since(start), err)
 			}
 		}
-		if late := claims.ValidUntil.Sub(asked); late < 30*time.Second || late > 5*time.Minute {
-			t.Errorf("the broker's answer is good for %v", late)
+		if late := claims.ValidUntil.Sub(start); late < 30*time.Second || late > 5*time.Minute {
+			t.Errorf("the broker's result is valid for %v", late)
 		}
 	})
 }
@@ -156,7 +156,7 @@ func TestVerifierSendsNoInvalidToken(t *testing.T) {
 	}
 }
 
-// Bad tokens are not remembered: they would cost memory to whoever sends many.
+// Invalid tokens are not cached: an attacker could fill the memory with them.
 func TestVerifierCachesNoBadToken(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier()
@@ -171,26 +171,26 @@ func TestVerifierCachesNoBadToken(t *testing.T) {
 	}
 }
 
-// The memory of a verifier is bounded, and what is used stays in it.
+// The cache is bounded, and entries in use stay in it.
 func TestVerifierCacheIsBounded(t *testing.T) {
 	b := brokertest.New(t)
 	v := b.Client().Verifier(client.WithCacheSize(100))
-	often := b.Mint(brokertest.Claims{})
+	frequent := b.Mint(brokertest.Claims{})
 	for range 500 {
-		for _, token := range []string{often, b.Mint(brokertest.Claims{})} {
+		for _, token := range []string{frequent, b.Mint(brokertest.Claims{})} {
 			if _, err := v.Verify(t.Context(), token); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if n := client.Remembered(v); n > 100 {
-			t.Fatalf("%d are remembered", n)
+		if n := client.CachedEntries(v); n > 100 {
+			t.Fatalf("%d entries are cached", n)
 		}
 	}
 	if n := b.Calls().VerifyToken; n != 501 {
-		t.Errorf("%d calls for 501 tokens, of which one was used all the time", n)
+		t.Errorf("%d calls for 501 tokens, one of them in constant use", n)
 	}
-	if n := client.Remembered(v); n < 50 {
-		t.Errorf("%d are remembered", n)
+	if n := client.CachedEntries(v); n < 50 {
+		t.Errorf("%d entries are cached", n)
 	}
 	runtime.KeepAlive(v)
 }
