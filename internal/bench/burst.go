@@ -46,17 +46,17 @@ func burst(ctx context.Context, args []string) error {
 	if flags.NArg() == 0 || *names == "" {
 		return fmt.Errorf("usage: bench %s -clients NAME,NAME [-callers 1] ADDR [ADDR]", burstCommand)
 	}
-	once, hangUp, err := dialAll(ctx, flags.Args(), *each)
+	brokers, hangUp, err := dialAll(ctx, flags.Args(), *each)
 	if err != nil {
 		return err
 	}
 	defer hangUp()
 	var outcomes []coldAndWarm
 	for name := range strings.SplitSeq(*names, ",") {
-		ask := getToken(func() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{ClientName: name} })
+		get := getToken(func() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{ClientName: name} })
 		var pair coldAndWarm
 		for _, o := range []*burstOutcome{&pair.Cold, &pair.Warm} {
-			if *o, err = atOnce(ctx, once, ask); err != nil {
+			if *o, err = atOnce(ctx, brokers, get); err != nil {
 				return err
 			}
 		}
@@ -75,7 +75,7 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 		}
 	}
 	for _, address := range addresses {
-		var some []tokenbrokerv1.TokenBrokerServiceClient
+		var dialed []tokenbrokerv1.TokenBrokerServiceClient
 		for range connections {
 			connection, err := connect(address, proof{})
 			if err != nil {
@@ -83,10 +83,10 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 				return nil, nil, err
 			}
 			open = append(open, connection)
-			some = append(some, tokenbrokerv1.NewTokenBrokerServiceClient(connection))
+			dialed = append(dialed, tokenbrokerv1.NewTokenBrokerServiceClient(connection))
 		}
 		for i := range each {
-			brokers = append(brokers, some[i%len(some)])
+			brokers = append(brokers, dialed[i%len(dialed)])
 		}
 	}
 	for _, connection := range open {
@@ -100,18 +100,18 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 
 // atOnce makes a call at each of the brokers. Each caller's wait begins at the common
 // start: the time before its own turn counts.
-func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, once call) (burstOutcome, error) {
+func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, do call) (burstOutcome, error) {
 	loops := make([]loop, len(brokers))
 	gate := make(chan struct{})
-	var begun time.Time
+	var start time.Time
 	var waiting, running sync.WaitGroup
 	waiting.Add(len(brokers))
 	for i, broker := range brokers {
 		running.Go(func() {
 			waiting.Done()
 			<-gate
-			loops[i].err = once(ctx, broker)
-			loops[i].took = []time.Duration{time.Since(begun)}
+			loops[i].err = do(ctx, broker)
+			loops[i].latencies = []time.Duration{time.Since(start)}
 			if loops[i].err != nil {
 				loops[i].failed++
 			}
@@ -119,13 +119,13 @@ func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClien
 	}
 	waiting.Wait()
 	before, errBefore := ownCPU()
-	begun = time.Now()
+	start = time.Now()
 	close(gate)
 	running.Wait()
-	took := time.Since(begun)
+	elapsed := time.Since(start)
 	after, errAfter := ownCPU()
 	return burstOutcome{
-		outcome: summarize(loops, took),
+		outcome: summarize(loops, elapsed),
 		CPU:     float64(after-before) / float64(time.Microsecond),
 	}, errors.Join(errBefore, errAfter)
 }

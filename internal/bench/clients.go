@@ -21,14 +21,14 @@ func (b *bench) manyClients(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	begun := time.Now()
+	start := time.Now()
 	err = fetchAll(ctx, s, clientCount, func(i int) *tokenbrokerv1.GetTokenRequest {
 		return &tokenbrokerv1.GetTokenRequest{ClientName: clientName(i)}
 	})
 	if err != nil {
 		return "", err
 	}
-	fetched := time.Since(begun)
+	fetched := time.Since(start)
 	full, err := s.memory("VmRSS")
 	if err != nil {
 		return "", err

@@ -19,7 +19,7 @@ type sample struct {
 
 // contest is a case with the rounds of both servers, by round.
 type contest struct {
-	demand
+	workload
 
 	label        string
 	server       *server // the broker
@@ -44,16 +44,16 @@ func (b *bench) compare(ctx context.Context) (string, error) {
 // measureHits runs the contests of the first client. The one with Redis is the second;
 // it is omitted without a Redis.
 func (b *bench) measureHits(ctx context.Context) ([]*contest, error) {
-	get, verify := demand{name: caseGet, client: clientName(0)}, demand{name: caseVerify, client: clientName(0)}
+	get, verify := workload{name: caseGet, client: clientName(0)}, workload{name: caseVerify, client: clientName(0)}
 	contests := []*contest{
-		{demand: get, label: caseGet, server: b.broker},
-		{demand: verify, label: caseVerify, server: b.broker},
+		{workload: get, label: caseGet, server: b.broker},
+		{workload: verify, label: caseVerify, server: b.broker},
 	}
 	if !hasRedis() {
 		return contests, b.compete(ctx, contests...)
 	}
 	err := b.withRedis(ctx, setting{idp: b.idp, clients: 1}, func(broker *server, _ *redisServer) error {
-		contests = slices.Insert(contests, 1, &contest{demand: get, label: "GetToken, Redis", server: broker, shared: true})
+		contests = slices.Insert(contests, 1, &contest{workload: get, label: "GetToken, Redis", server: broker, shared: true})
 		return b.compete(ctx, contests...)
 	})
 	return contests, err
@@ -81,9 +81,9 @@ func (b *bench) measureProved(ctx context.Context) ([]*contest, error) {
 	defer broker.stop()
 	client := clientName(0)
 	contests := []*contest{
-		{demand: demand{name: caseGet, client: client}, label: "GetToken, mTLS", server: broker},
-		{demand: demand{name: caseVerify, client: client}, label: "VerifyToken, mTLS", server: broker},
-		{demand: demand{name: caseGet, client: client, jwt: true}, label: "GetToken, JWT", server: broker},
+		{workload: workload{name: caseGet, client: client}, label: "GetToken, mTLS", server: broker},
+		{workload: workload{name: caseVerify, client: client}, label: "VerifyToken, mTLS", server: broker},
+		{workload: workload{name: caseGet, client: client, jwt: true}, label: "GetToken, JWT", server: broker},
 	}
 	return contests, b.compete(ctx, contests...)
 }
@@ -98,7 +98,7 @@ func (b *bench) compete(ctx context.Context, contests ...*contest) error {
 	defer echo.stop()
 	for _, c := range contests { // warms both
 		for _, s := range []*server{echo, c.server} {
-			if _, err := b.drive(ctx, s, c.demand, min(b.length, time.Second)); err != nil {
+			if _, err := b.drive(ctx, s, c.workload, min(b.length, time.Second)); err != nil {
 				return err
 			}
 		}
@@ -135,7 +135,7 @@ func (b *bench) measure(ctx context.Context, s *server, c *contest, samples *[]s
 	if err != nil {
 		return err
 	}
-	o, err := b.drive(ctx, s, c.demand, b.length)
+	o, err := b.drive(ctx, s, c.workload, b.length)
 	if err != nil {
 		return err
 	}

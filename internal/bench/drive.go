@@ -34,8 +34,8 @@ const (
 	caseVerify = "VerifyToken"
 )
 
-// demand describes the requests of the load.
-type demand struct {
+// workload describes the requests of the load.
+type workload struct {
 	name   string // of the case
 	client string
 	// questions are random requests with equal shares. Zero: only the client's own.
@@ -60,9 +60,9 @@ type call func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClien
 // drive puts load on the server at ADDR and prints the outcome as JSON.
 func drive(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(driveCommand, flag.ContinueOnError)
-	var wanted demand
-	flags.StringVar(&wanted.client, "client", "", "ask for the token of the client `NAME`")
-	flags.IntVar(&wanted.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
+	var w workload
+	flags.StringVar(&w.client, "client", "", "ask for the token of the client `NAME`")
+	flags.IntVar(&w.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
 	http := flags.String("http", "", "`ADDR` where the server answers gateways over HTTP")
 	length := flags.Duration("for", time.Second, "how long")
 	by := proofFlags(flags)
@@ -72,17 +72,17 @@ func drive(ctx context.Context, args []string) error {
 	if flags.NArg() != 2 {
 		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
 	}
-	wanted.name = flags.Arg(1)
+	w.name = flags.Arg(1)
 	brokers, hangUp, err := dial(flags.Arg(0), *by)
 	if err != nil {
 		return err
 	}
 	defer hangUp()
-	once, err := prepare(ctx, wanted, brokers, *http, *by)
+	do, err := prepare(ctx, w, brokers, *http, *by)
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(os.Stdout).Encode(load(ctx, brokers, once, *length))
+	return json.NewEncoder(os.Stdout).Encode(load(ctx, brokers, do, *length))
 }
 
 // connect opens a connection with a short retry interval until the server is up.
@@ -120,8 +120,8 @@ func dial(address string, by proof) (brokers []tokenbrokerv1.TokenBrokerServiceC
 
 // prepare returns the call of a case. It makes one call on each connection, so that all
 // of them are open before the load begins.
-func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBrokerServiceClient, http string, by proof) (call, error) {
-	request := &tokenbrokerv1.GetTokenRequest{ClientName: wanted.client}
+func prepare(ctx context.Context, w workload, brokers []tokenbrokerv1.TokenBrokerServiceClient, http string, by proof) (call, error) {
+	request := &tokenbrokerv1.GetTokenRequest{ClientName: w.client}
 	var token string
 	for _, broker := range brokers {
 		answer, err := broker.GetToken(ctx, request, grpc.WaitForReady(true))
@@ -131,18 +131,18 @@ func prepare(ctx context.Context, wanted demand, brokers []tokenbrokerv1.TokenBr
 		token = answer.GetAccessToken()
 	}
 	switch {
-	case wanted.name == caseGet && wanted.questions > 0:
-		return getToken(func() *tokenbrokerv1.GetTokenRequest { return question(wanted.client, rand.IntN(wanted.questions)) }), nil
-	case wanted.name == caseGet:
+	case w.name == caseGet && w.questions > 0:
+		return getToken(func() *tokenbrokerv1.GetTokenRequest { return question(w.client, rand.IntN(w.questions)) }), nil
+	case w.name == caseGet:
 		return getToken(func() *tokenbrokerv1.GetTokenRequest { return request }), nil
-	case wanted.name == caseVerify:
+	case w.name == caseVerify:
 		return verifyToken(&tokenbrokerv1.VerifyTokenRequest{Token: token}), nil
-	case wanted.name == caseCheck:
+	case w.name == caseCheck:
 		return checked(token), nil
-	case wanted.name == caseForward:
+	case w.name == caseForward:
 		return forwarded(http, by, token)
 	default:
-		return nil, fmt.Errorf("there is no case %q; want %s, %s, %s or %s", wanted.name, caseGet, caseVerify, caseCheck, caseForward)
+		return nil, fmt.Errorf("there is no case %q; want %s, %s, %s or %s", w.name, caseGet, caseVerify, caseCheck, caseForward)
 	}
 }
 
@@ -167,41 +167,41 @@ func verifyToken(request *tokenbrokerv1.VerifyTokenRequest) call {
 }
 
 // load makes calls until length is over, and waits for the last ones.
-func load(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, once call, length time.Duration) outcome {
+func load(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, do call, length time.Duration) outcome {
 	loops := make([]loop, callers)
-	begun := time.Now()
+	start := time.Now()
 	var running sync.WaitGroup
 	for i := range loops {
-		running.Go(func() { loops[i].run(ctx, brokers[i%len(brokers)], once, begun.Add(length)) })
+		running.Go(func() { loops[i].run(ctx, brokers[i%len(brokers)], do, start.Add(length)) })
 	}
 	running.Wait()
-	return summarize(loops, time.Since(begun))
+	return summarize(loops, time.Since(start))
 }
 
 // loop is one caller and its measurements.
 type loop struct {
-	took   []time.Duration // by all calls, the failed ones included
-	failed int
-	err    error
+	latencies []time.Duration // by all calls, the failed ones included
+	failed    int
+	err       error
 }
 
-func (l *loop) run(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, once call, until time.Time) {
-	for begun := time.Now(); begun.Before(until) && ctx.Err() == nil; {
-		if err := once(ctx, broker); err != nil {
+func (l *loop) run(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, do call, until time.Time) {
+	for start := time.Now(); start.Before(until) && ctx.Err() == nil; {
+		if err := do(ctx, broker); err != nil {
 			l.failed++
 			l.err = err
 		}
 		ended := time.Now()
-		l.took = append(l.took, ended.Sub(begun))
-		begun = ended
+		l.latencies = append(l.latencies, ended.Sub(start))
+		start = ended
 	}
 }
 
-func summarize(loops []loop, took time.Duration) outcome {
-	sum := outcome{Seconds: took.Seconds()}
+func summarize(loops []loop, elapsed time.Duration) outcome {
+	sum := outcome{Seconds: elapsed.Seconds()}
 	var all []time.Duration
 	for _, l := range loops {
-		all = append(all, l.took...)
+		all = append(all, l.latencies...)
 		sum.Failed += l.failed
 		if l.err != nil {
 			sum.Error = l.err.Error()

@@ -62,12 +62,12 @@ func echo(ctx context.Context, args []string) error {
 	healthpb.RegisterHealthServer(server, health.NewServer())
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(server, answers)
 	if *http != "" {
-		asked, err := learnGateways(ctx, flags.Arg(1), *from, *by, answers.token.GetAccessToken())
+		gatewayServer, err := learnGateways(ctx, flags.Arg(1), *from, *by, answers.token.GetAccessToken())
 		if err != nil {
 			return fmt.Errorf("asking the broker for the answers to repeat to gateways: %w", err)
 		}
-		authv3.RegisterAuthorizationServer(server, asked)
-		if err := asked.serve(ctx, *http, *by); err != nil {
+		authv3.RegisterAuthorizationServer(server, gatewayServer)
+		if err := gatewayServer.serve(ctx, *http, *by); err != nil {
 			return err
 		}
 	}

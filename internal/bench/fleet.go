@@ -52,14 +52,14 @@ func (b *bench) measureFleet(ctx context.Context) (*fleetBursts, error) {
 	}
 	b.idp.SetDelay(coldIdP)
 	defer b.idp.SetDelay(0)
-	begun := time.Now()
+	start := time.Now()
 	rounds, err := b.burst(ctx, fleet)
 	if err != nil {
 		return nil, err
 	}
 	measured := &fleetBursts{replicas: len(fleet), rounds: rounds[1:]}
 	for i := range measured.rounds {
-		measured.idpCalls = append(measured.idpCalls, callsOf(b.idp.Server, clientName(i+1), begun))
+		measured.idpCalls = append(measured.idpCalls, callsOf(b.idp.Server, clientName(i+1), start))
 	}
 	return measured, nil
 }
@@ -113,11 +113,11 @@ func (b *bench) burst(ctx context.Context, fleet []*server) ([]coldAndWarm, erro
 	return rounds, nil
 }
 
-// callsOf returns how many token requests of a client the IdP got since begun.
-func callsOf(idp *devidp.Server, client string, begun time.Time) int {
+// callsOf returns how many token requests of a client the IdP has received after since.
+func callsOf(idp *devidp.Server, client string, since time.Time) int {
 	n := 0
 	for _, request := range idp.TokenRequests() {
-		if request.ClientID == client && request.At.After(begun) {
+		if request.ClientID == client && request.At.After(since) {
 			n++
 		}
 	}
@@ -125,9 +125,9 @@ func callsOf(idp *devidp.Server, client string, begun time.Time) int {
 }
 
 func (f *fleetBursts) String() string {
-	row := func(name string, of func(coldAndWarm) burstOutcome) string {
+	row := func(name string, pick func(coldAndWarm) burstOutcome) string {
 		inMS := func(value func(burstOutcome) float64) float64 {
-			return medianOf(f.rounds, func(round coldAndWarm) float64 { return value(of(round)) / 1000 })
+			return medianOf(f.rounds, func(round coldAndWarm) float64 { return value(pick(round)) / 1000 })
 		}
 		p99 := inMS(func(o burstOutcome) float64 { return o.P99 })
 		return fmt.Sprintf("%-18s %8.0f %8.0f %8.0f %12.2f %12.0f\n", name,

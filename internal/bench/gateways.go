@@ -71,7 +71,7 @@ func forwarded(address string, by proof, token string) (call, error) {
 		return nil, err
 	}
 	return func(ctx context.Context, _ tokenbrokerv1.TokenBrokerServiceClient) error {
-		_, err := askVerify(ctx, client, address, token)
+		_, err := getVerify(ctx, client, address, token)
 		return err
 	}, nil
 }
@@ -90,7 +90,7 @@ func (p proof) http() (*http.Client, error) {
 
 // askVerify returns the header of a response that allows a request; any other is an
 // error.
-func askVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
+func getVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/verify?scope=read", nil)
 	if err != nil {
 		return nil, err
@@ -138,16 +138,16 @@ func learnGateways(ctx context.Context, address, httpAddress string, by proof, t
 		return nil, err
 	}
 	defer client.CloseIdleConnections()
-	made := &gateways{}
-	if made.answer, err = authv3.NewAuthorizationClient(connection).Check(ctx, checkRequest(token)); err != nil {
+	g := &gateways{}
+	if g.answer, err = authv3.NewAuthorizationClient(connection).Check(ctx, checkRequest(token)); err != nil {
 		return nil, err
 	}
-	if made.header, err = askVerify(ctx, client, httpAddress, token); err != nil {
+	if g.header, err = getVerify(ctx, client, httpAddress, token); err != nil {
 		return nil, err
 	}
-	made.header.Del("Date")
-	made.header.Del("Content-Length")
-	return made, nil
+	g.header.Del("Date")
+	g.header.Del("Content-Length")
+	return g, nil
 }
 
 // serve serves the requests of gateways over HTTP, until ctx is done.
@@ -191,8 +191,8 @@ func (b *bench) measureGateways(ctx context.Context) ([]*contest, error) {
 	defer broker.stop()
 	client := clientName(0)
 	contests := []*contest{
-		{demand: demand{name: caseCheck, client: client}, label: "ext_authz, mTLS", server: broker},
-		{demand: demand{name: caseForward, client: client}, label: "/verify, mTLS", server: broker},
+		{workload: workload{name: caseCheck, client: client}, label: "ext_authz, mTLS", server: broker},
+		{workload: workload{name: caseForward, client: client}, label: "/verify, mTLS", server: broker},
 	}
 	return contests, b.compete(ctx, contests...)
 }

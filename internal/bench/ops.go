@@ -10,7 +10,7 @@ import (
 
 // metric returns the value of a metric without labels.
 func (s *server) metric(ctx context.Context, name string) (float64, error) {
-	text, err := s.ask(ctx, "/metrics")
+	text, err := s.get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
@@ -25,14 +25,14 @@ func (s *server) trips(ctx context.Context) (float64, error) {
 // liveHeap returns the bytes of the broker's heap after a garbage collection, which the
 // request for the heap profile forces.
 func (s *server) liveHeap(ctx context.Context) (float64, error) {
-	if _, err := s.ask(ctx, "/debug/pprof/heap?gc=1"); err != nil {
+	if _, err := s.get(ctx, "/debug/pprof/heap?gc=1"); err != nil {
 		return 0, err
 	}
 	return s.metric(ctx, "go_memstats_heap_alloc_bytes")
 }
 
 // ask returns the response of the broker's ops listener.
-func (s *server) ask(ctx context.Context, path string) (string, error) {
+func (s *server) get(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.ops+path, nil)

@@ -143,16 +143,16 @@ func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*
 }
 
 // drive puts load on s. Failed calls are an error.
-func (b *bench) drive(ctx context.Context, s *server, wanted demand, length time.Duration) (outcome, error) {
+func (b *bench) drive(ctx context.Context, s *server, w workload, length time.Duration) (outcome, error) {
 	var o outcome
 	by := s.proof
-	by.jwt = wanted.jwt
-	args := append([]string{driveCommand, "-client", wanted.client, "-questions", strconv.Itoa(wanted.questions), "-for", length.String(), "-http", s.http}, by.args()...)
-	err := b.load(ctx, length, &o, append(args, s.address, wanted.name)...)
+	by.jwt = w.jwt
+	args := append([]string{driveCommand, "-client", w.client, "-questions", strconv.Itoa(w.questions), "-for", length.String(), "-http", s.http}, by.args()...)
+	err := b.load(ctx, length, &o, append(args, s.address, w.name)...)
 	if err != nil {
-		return outcome{}, fmt.Errorf("driving %s: %w", wanted.name, err)
+		return outcome{}, fmt.Errorf("driving %s: %w", w.name, err)
 	}
-	return o, o.check(wanted.name)
+	return o, o.check(w.name)
 }
 
 // load runs a load for length, in a process of its own, and reads its output.

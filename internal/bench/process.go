@@ -69,7 +69,7 @@ type server struct {
 
 // startServer starts a program and returns when it serves at address.
 func startServer(ctx context.Context, address string, by proof, program string, args ...string) (*server, error) {
-	begun := time.Now()
+	start := time.Now()
 	p, err := launch(ctx, program, args...)
 	if err != nil {
 		return nil, err
@@ -79,7 +79,7 @@ func startServer(ctx context.Context, address string, by proof, program string, 
 		s.stop()
 		return nil, err
 	}
-	s.startup = time.Since(begun)
+	s.startup = time.Since(start)
 	return s, nil
 }
 
@@ -144,8 +144,8 @@ func (p *process) memory(name string) (float64, error) {
 
 func parseMemory(status, name string) (float64, error) {
 	for line := range strings.Lines(status) {
-		value, found := strings.CutPrefix(line, name+":")
-		if !found {
+		value, ok := strings.CutPrefix(line, name+":")
+		if !ok {
 			continue
 		}
 		kilobytes, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)

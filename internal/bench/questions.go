@@ -74,7 +74,7 @@ func (b *bench) manyQuestions(ctx context.Context) (string, error) {
 // are per token.
 type holding struct {
 	questions int
-	took      time.Duration
+	elapsed   time.Duration
 	cpu       time.Duration // the broker's
 	resident  float64
 	heap      float64 // after a garbage collection
@@ -92,9 +92,9 @@ func (b *bench) holdInMemory(ctx context.Context, idp *provider) (*holding, *con
 		return nil, nil, err
 	}
 	hits := &contest{
-		label:  fmt.Sprintf("GetToken of %d", b.questions),
-		demand: demand{name: caseGet, client: questioner, questions: b.questions},
-		server: broker,
+		label:    fmt.Sprintf("GetToken of %d", b.questions),
+		workload: workload{name: caseGet, client: questioner, questions: b.questions},
+		server:   broker,
 	}
 	return held, hits, b.compete(ctx, hits)
 }
@@ -119,12 +119,12 @@ func (b *bench) hold(ctx context.Context, broker *server, redis *redisServer) (*
 	if err != nil {
 		return nil, err
 	}
-	begun := time.Now()
+	start := time.Now()
 	err = fetchAll(ctx, broker, b.questions, func(i int) *tokenbrokerv1.GetTokenRequest { return question(questioner, i) })
 	if err != nil {
 		return nil, err
 	}
-	took := time.Since(begun)
+	elapsed := time.Since(start)
 	after, err := measureFootprint(ctx, broker, redis)
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (b *bench) hold(ctx context.Context, broker *server, redis *redisServer) (*
 	n := float64(b.questions)
 	return &holding{
 		questions: b.questions,
-		took:      took,
+		elapsed:   elapsed,
 		cpu:       after.cpu - before.cpu,
 		resident:  (after.resident - before.resident) / n,
 		heap:      (after.heap - before.heap) / n,
@@ -165,6 +165,6 @@ func (h *holding) row(store string) string {
 		shared = fmt.Sprintf("%.0f", h.redis)
 	}
 	n := float64(h.questions)
-	return fmt.Sprintf("%-18s %9.1fs %10.0f %15.0f %15.0f %13.0f %12s\n", store, h.took.Seconds(), n/h.took.Seconds(),
+	return fmt.Sprintf("%-18s %9.1fs %10.0f %15.0f %15.0f %13.0f %12s\n", store, h.elapsed.Seconds(), n/h.elapsed.Seconds(),
 		float64(h.cpu.Microseconds())/n, h.resident, h.heap, shared)
 }

@@ -122,7 +122,7 @@ func (r *redisServer) usedMemory(ctx context.Context) (float64, error) {
 // parseNumber returns the rest of the line that begins with the prefix, as a number.
 func parseNumber(text, prefix string) (float64, error) {
 	for line := range strings.Lines(text) {
-		if value, found := strings.CutPrefix(line, prefix); found {
+		if value, ok := strings.CutPrefix(line, prefix); ok {
 			return strconv.ParseFloat(strings.TrimSpace(value), 64)
 		}
 	}

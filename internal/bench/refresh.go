@@ -27,7 +27,7 @@ func (b *bench) slowRefresh(ctx context.Context) (string, error) {
 	defer func() { _ = connection.Close() }()
 	broker := tokenbrokerv1.NewTokenBrokerServiceClient(connection)
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: clientName(1)}
-	hits := demand{name: caseGet, client: request.GetClientName()}
+	hits := workload{name: caseGet, client: request.GetClientName()}
 
 	b.idp.SetLifetime(shortLife)
 	defer b.idp.SetLifetime(time.Hour)
