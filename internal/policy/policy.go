@@ -337,8 +337,8 @@ func (s *scope) has(value string) bool {
 	if s.all {
 		return true
 	}
-	_, found := slices.BinarySearch(s.values, value)
-	return found
+	_, ok := slices.BinarySearch(s.values, value)
+	return ok
 }
 
 func (s *scope) hasAll(values []string) bool {

@@ -77,11 +77,11 @@ func ParseRef(text string) (Ref, error) {
 	if text == kindManaged {
 		return Ref{kind: kindManaged}, nil
 	}
-	kind, name, found := strings.Cut(text, ":")
+	kind, name, ok := strings.Cut(text, ":")
 	switch {
-	case found && (kind == kindFile || kind == kindEnv) && name != "":
+	case ok && (kind == kindFile || kind == kindEnv) && name != "":
 		return Ref{kind, name}, nil
-	case found && (kind == kindFile || kind == kindEnv):
+	case ok && (kind == kindFile || kind == kindEnv):
 		return Ref{}, fmt.Errorf("%q is not followed by a name", kind+":")
 	default:
 		// The text may be the secret itself, so the error does not repeat it.

@@ -16,7 +16,7 @@ func Warning(value redact.String) string {
 	text := value.Reveal()
 	var warnings []string
 	for _, check := range []struct {
-		found   bool
+		applies bool
 		warning string
 	}{
 		{strings.HasPrefix(text, "\ufeff") || strings.HasPrefix(text, "\xff\xfe") || strings.HasPrefix(text, "\xfe\xff"), "begins with a byte order mark"},
@@ -26,7 +26,7 @@ func Warning(value redact.String) string {
 		{strings.ContainsFunc(strings.TrimPrefix(text, "\ufeff"), invisible), "contains a control or invisible character"},
 		{quoted(text), "is enclosed in quotation marks"},
 	} {
-		if check.found {
+		if check.applies {
 			warnings = append(warnings, check.warning)
 		}
 	}

@@ -93,8 +93,8 @@ func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 func acceptedAudiences(c *IssuerConfig, req Request) ([]string, error) {
 	permitted := req.Issuers[c.Issuer]
 	forbidden := func(audience string) bool {
-		_, found := slices.BinarySearch(permitted, audience)
-		return !found
+		_, ok := slices.BinarySearch(permitted, audience)
+		return !ok
 	}
 	switch {
 	case len(req.Audience) > 0 && permitted != nil && slices.ContainsFunc(req.Audience, forbidden):
