@@ -45,7 +45,7 @@ type Config struct {
 // while it is open.
 type Store struct {
 	path     string
-	maxBytes uint64
+	maxBytes int
 	db       *bolt.DB
 
 	calls   chan *call
@@ -71,7 +71,7 @@ func Open(config Config) (*Store, error) {
 	}
 	b := &Store{
 		path:     config.Path,
-		maxBytes: uint64(max(config.MaxBytes, 0)),
+		maxBytes: config.MaxBytes,
 		db:       db,
 		calls:    make(chan *call, maxBatch),
 		closing:  make(chan struct{}),
@@ -89,16 +89,8 @@ func (b *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	entries := make([]store.Entry, len(keys))
-	err := b.view(func(t *tx) {
-		for i, key := range keys {
-			if it, there := t.values.get(key, t.now); there {
-				entries[i] = store.Entry{Number: it.number, Value: bytes.Clone(it.value), TTL: it.left(t.now)}
-			} else if it, there := t.counters.get(key, t.now); there {
-				entries[i] = store.Entry{Number: it.number}
-			}
-		}
-	})
+	var entries []store.Entry
+	err := b.view(func(t *tx) { entries = t.Get(keys) })
 	if err != nil {
 		return nil, err
 	}
@@ -110,16 +102,16 @@ func (b *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bo
 	if err := claim.Check(); err != nil {
 		return store.Lease{}, false, err
 	}
-	var fence uint64
+	var lease store.Lease
 	var acquired bool
 	err := b.write(ctx, func(t *tx) (err error) {
-		fence, acquired, err = t.acquire(claim)
+		lease, acquired, err = t.Acquire(claim)
 		return err
 	})
-	if err != nil || !acquired {
+	if err != nil {
 		return store.Lease{}, false, err
 	}
-	return store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
+	return lease, acquired, nil
 }
 
 // Renew implements Store.
@@ -129,7 +121,7 @@ func (b *Store) Renew(ctx context.Context, lease store.Lease, ttl time.Duration)
 	}
 	var held bool
 	err := b.write(ctx, func(t *tx) error {
-		held = t.renew(lease, ttl)
+		held = t.Renew(lease, ttl)
 		return nil
 	})
 	if err != nil {
@@ -151,7 +143,7 @@ func (b *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 	}
 	var applied []bool
 	err := b.write(ctx, func(t *tx) (err error) {
-		applied, err = t.apply(change)
+		applied, err = t.Apply(change)
 		return err
 	})
 	if err != nil {
@@ -167,7 +159,7 @@ func (b *Store) Raise(ctx context.Context, key string, floor, by uint64) (uint64
 	}
 	var count uint64
 	err := b.write(ctx, func(t *tx) (err error) {
-		count, err = t.raise(key, floor, by)
+		count, err = t.Raise(key, floor, by)
 		return err
 	})
 	if err != nil {

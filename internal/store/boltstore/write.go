@@ -103,8 +103,8 @@ func (b *Store) commit(calls []*call) {
 			if !t.dirty() {
 				return errUnchanged
 			}
-			t.sweep(sweepPerCall * len(calls))
-			changed = t.changed
+			t.Sweep(sweepPerCall * len(calls))
+			changed = t.Changed
 			return t.err()
 		})
 	})
