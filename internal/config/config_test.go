@@ -66,9 +66,9 @@ func defaults() *config.Config {
 }
 
 func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
-	nobody := []yamlconf.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: no caller is configured, so every request would be refused: add a caller"}}
+	warnings := []yamlconf.Problem{{File: filepath.Join("testdata", "config", "minimal-client.yaml"), Line: 1, Message: "callers: no caller is configured, so every request would be refused: add a caller"}}
 	want := defaults()
-	want.Warnings = nobody
+	want.Warnings = warnings
 	want.Clients = map[string]config.Client{"orders-api": {
 		Issuer:          "https://login.example.com",
 		ClientID:        "abc",
@@ -81,8 +81,8 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 		t.Errorf("minimal-client.yaml (-want +got):\n%s", d)
 	}
 	want = defaults()
-	nobody[0].File = filepath.Join("testdata", "config", "minimal-issuer.yaml")
-	want.Warnings = nobody
+	warnings[0].File = filepath.Join("testdata", "config", "minimal-issuer.yaml")
+	want.Warnings = warnings
 	want.Issuers = []config.Issuer{{
 		Issuer:          "https://login.example.com",
 		Audiences:       []string{"https://orders.example.com"},

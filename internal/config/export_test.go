@@ -1,13 +1,5 @@
 package config
 
-import "github.com/cezzis/tokenbroker/internal/yamlconf"
-
-// What the tests of the configuration compare the published schema with.
-const (
-	NamePattern     = yamlconf.NamePattern
-	DurationPattern = yamlconf.DurationPattern
-)
-
 // ReservedParams are the names that a client's params may not have.
 func ReservedParams() []string {
 	var names []string

@@ -24,6 +24,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 var update = flag.Bool("update", false, "write docs/config.schema.json anew")
@@ -64,7 +65,7 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 func mapType(t reflect.Type) *jsonschema.Schema {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
-		return &jsonschema.Schema{Type: "string", Pattern: config.DurationPattern}
+		return &jsonschema.Schema{Type: "string", Pattern: yamlconf.DurationPattern}
 	case reflect.TypeFor[secret.Ref]():
 		return &jsonschema.Schema{Type: "string", Pattern: "^(file|env):.+"}
 	case reflect.TypeFor[config.ClaimPath]():
@@ -77,7 +78,7 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 
 // refine adds what tags cannot say.
 func refine(s *jsonschema.Schema) {
-	names := &jsonschema.Schema{Type: "string", Pattern: config.NamePattern}
+	names := &jsonschema.Schema{Type: "string", Pattern: yamlconf.NamePattern}
 	clients, _ := s.Properties.Get("clients")
 	clients.PropertyNames = names
 
@@ -87,7 +88,7 @@ func refine(s *jsonschema.Schema) {
 	}
 	client := s.Definitions["Client"]
 	params, _ := client.Properties.Get("params")
-	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: config.NamePattern, Not: reserved}
+	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: yamlconf.NamePattern, Not: reserved}
 
 	// Only a client's secret may be managed.
 	managed, _ := s.Definitions["Client"].Properties.Get("secret")

@@ -180,7 +180,7 @@ func (n Node) IsMapping() bool { return n.yaml.Kind == yaml.MappingNode }
 // IsList reports whether the node is a list.
 func (n Node) IsList() bool { return n.yaml.Kind == yaml.SequenceNode }
 
-// Struct decodes a mapping whose keys are v's fields.
+// Struct decodes a mapping into the fields of v.
 func (n Node) Struct(v reflect.Value) {
 	if n.yaml != nil && !n.IsMapping() {
 		n.unexpected("a mapping")
@@ -198,7 +198,7 @@ func (n Node) Struct(v reflect.Value) {
 		switch {
 		case values[i] != nil:
 			n.key(f.name, values[i]).value(target, f)
-		case target.Kind() == reflect.Struct && !f.leaf:
+		case target.Kind() == reflect.Struct && n.d.Types[target.Type()] == nil:
 			n.key(f.name, nil).Struct(target)
 		case f.required && n.yaml != nil:
 			n.d.Addf(n.Path, "%s is missing", f.name)
@@ -250,7 +250,7 @@ func (n Node) addDuplicate(key *yaml.Node) {
 	k.Addf("given before, in line %d: remove one of them", n.d.lines[k.Path])
 }
 
-// mapping decodes a mapping whose keys are names.
+// mapping decodes a mapping into a Go map: its keys are names.
 func (n Node) mapping(v reflect.Value, f *field) {
 	if !n.IsMapping() {
 		n.unexpected("a mapping")

@@ -15,7 +15,6 @@ import (
 type field struct {
 	index    []int
 	name     string
-	leaf     bool // a struct that is one value: it has no keys to fill
 	required bool
 	unique   bool
 	enum     []string
@@ -30,18 +29,13 @@ func (d *decoder) fieldsOf(t reflect.Type) []field {
 	var fields []field
 	for _, f := range reflect.VisibleFields(t) { // an embedded struct has its keys here
 		if !f.Anonymous && f.Tag.Get("yaml") != "-" {
-			fields = append(fields, d.newField(f))
+			key := d.constraints(f.Tag.Get("jsonschema"))
+			key.index, key.name = f.Index, f.Tag.Get("yaml")
+			fields = append(fields, *key)
 		}
 	}
 	d.fields[t] = fields
 	return fields
-}
-
-func (d *decoder) newField(from reflect.StructField) field {
-	f := d.constraints(from.Tag.Get("jsonschema"))
-	f.index, f.name = from.Index, from.Tag.Get("yaml")
-	_, f.leaf = d.Types[from.Type]
-	return *f
 }
 
 // constraints parses a jsonschema tag.
