@@ -15,12 +15,12 @@ import (
 // I8 D15: a caller without a valid token cannot evict the tokens of others.
 func TestInvalidTokensLeaveTheCacheAsItIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
+		key, unknownKey := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
 		v := load(t, newCached(t, 512<<10, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 		var good, bad []string
 		for i := range 20 {
 			good = append(good, key.Token(key.Header(), claims(jsonObject{"sub": fmt.Sprint(i)})))
-			bad = append(bad, stranger.Token(stranger.Header(), claims(jsonObject{"sub": fmt.Sprint(i)})))
+			bad = append(bad, unknownKey.Token(unknownKey.Header(), claims(jsonObject{"sub": fmt.Sprint(i)})))
 		}
 		for _, token := range good {
 			outcome(t, v, token, verify.Request{})

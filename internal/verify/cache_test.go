@@ -45,11 +45,11 @@ func TestCache_hitsAreCheap(t *testing.T) {
 		v := newVerifier(t, web, configOf(issuerA))
 		run(t, v)
 		synctest.Wait()
-		token, off := forever(key, issuerA), v.WithoutCache()
+		token, uncached := forever(key, issuerA), v.WithoutCache()
 		const calls = 100
 		for range calls {
-			if got, took := timed(t, v, token); got != "active" || took != 0 {
-				t.Fatalf("%s in %v", got, took)
+			if got, elapsed := timed(t, v, token); got != "active" || elapsed != 0 {
+				t.Fatalf("%s in %v", got, elapsed)
 			}
 			time.Sleep(time.Minute)
 		}
@@ -59,7 +59,7 @@ func TestCache_hitsAreCheap(t *testing.T) {
 		}
 		fetches := web.fetches()
 		warm := testing.AllocsPerRun(100, func() { outcome(t, v, token, verify.Request{}) })
-		cold := testing.AllocsPerRun(100, func() { outcome(t, off, token, verify.Request{}) })
+		cold := testing.AllocsPerRun(100, func() { outcome(t, uncached, token, verify.Request{}) })
 		if warm > 8 || cold < 15 { // a verification cannot do with so few
 			t.Errorf("%v allocations for a hit, %v without the cache", warm, cold)
 		}
@@ -299,7 +299,7 @@ func TestVerify_resultsShareNoMemory(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA)))
 		token := key.Token(key.Header(), claims(jsonObject{"aud": []string{audience, "x"}, "cnf": jsonObject{"jkt": "t"}}))
-		ask := func() verify.Result {
+		verifyOnce := func() verify.Result {
 			result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
 			if err != nil || result.Facts == nil {
 				t.Fatal(result.Rejection, err)
@@ -307,12 +307,12 @@ func TestVerify_resultsShareNoMemory(t *testing.T) {
 			return result
 		}
 		show := func(f *verify.Facts) string { return fmt.Sprintf("%+v %+v %s", *f, *f.Confirmation, f.Claims) }
-		first, second := ask(), ask()
+		first, second := verifyOnce(), verifyOnce()
 		want := strings.ReplaceAll(show(first.Facts), fmt.Sprintf("%p", first.Facts.Confirmation), "")
 		scribble(first.Facts)
 		scribble(second.Facts)
 		for range 3 {
-			again := ask()
+			again := verifyOnce()
 			if got := strings.ReplaceAll(show(again.Facts), fmt.Sprintf("%p", again.Facts.Confirmation), ""); got != want {
 				t.Errorf("%s, want %s", got, want)
 			}
@@ -329,7 +329,7 @@ func TestVerify_resultsShareNoMemory(t *testing.T) {
 // affect others.
 func TestCache_onlyVerifiedTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
+		key, unknownKey := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
 		web := new(site)
 		web.set(after(3*time.Second, respond(http.StatusOK, josetest.Set(key.JWK()), nil)))
 		v := newVerifier(t, web, configOf(issuerA))
@@ -349,7 +349,7 @@ func TestCache_onlyVerifiedTokens(t *testing.T) {
 		}
 		entries, bytes := v.Cached()
 		for want, token := range map[string]string{
-			"malformed": token + "=", "bad_signature": stranger.Token(stranger.Header(), claims()), "bad_claims": key.Token(key.Header(), claims(jsonObject{"sub": 1})),
+			"malformed": token + "=", "bad_signature": unknownKey.Token(unknownKey.Header(), claims()), "bad_claims": key.Token(key.Header(), claims(jsonObject{"sub": 1})),
 			"unknown_issuer": key.Token(key.Header(), claims(jsonObject{"iss": issuerB})), "unknown_key": key.Token(key.Header(jsonObject{"kid": "x"}), claims()),
 		} {
 			for range 2 {
@@ -404,9 +404,9 @@ tokenbroker_verify_cache_lookups_total{result="miss"} %d
 	expect(2, 2, bytes)
 	outcome(t, verifier(0), token, verify.Request{})
 	expect(2, 3, bytes) // of the one that replaced the first
-	off := verifier(noCache)
+	uncached := verifier(noCache)
 	for range 3 {
-		if got := outcome(t, off, token, verify.Request{}); got != "active" {
+		if got := outcome(t, uncached, token, verify.Request{}); got != "active" {
 			t.Error(got)
 		}
 	}
@@ -418,8 +418,8 @@ func TestValidUntil_maxValidity(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		web := new(site)
 		web.set(respond(http.StatusOK, josetest.Set(key.JWK()), http.Header{"Cache-Control": {"max-age=900"}}))
-		for given, want := range map[time.Duration]time.Duration{0: 5 * time.Minute, time.Second: time.Second, 10 * time.Minute: 10 * time.Minute, time.Hour: 10 * time.Minute} {
-			v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web), MaxValidity: given}, nil)
+		for configured, want := range map[time.Duration]time.Duration{0: 5 * time.Minute, time.Second: time.Second, 10 * time.Minute: 10 * time.Minute, time.Hour: 10 * time.Minute} {
+			v, err := verify.New(verify.Config{Issuers: []verify.IssuerConfig{configOf(issuerA)}, HTTP: discovery.NewHTTPClient(web), MaxValidity: configured}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -428,7 +428,7 @@ func TestValidUntil_maxValidity(t *testing.T) {
 			for range 2 {
 				result, err := v.Verify(t.Context(), redact.New(token), verify.Request{})
 				if got := time.Until(result.ValidUntil); err != nil || got != want {
-					t.Errorf("configured %v: %v, want %v", given, got, want)
+					t.Errorf("configured %v: %v, want %v", configured, got, want)
 				}
 			}
 		}

@@ -46,29 +46,29 @@ func slowly(set []byte) func(*http.Request) (*http.Response, error) {
 func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token func(n int) string) (waited, atOnce int) {
 	warm := forever(f.key, issuerA)
 	rate := long(2000, 5)
-	began, n := time.Now(), 0
+	start, n := time.Now(), 0
 	var waits, waiting atomic.Int64
-	for time.Since(began) < floodLasts {
+	for time.Since(start) < floodLasts {
 		for range rate * int(pulse/time.Millisecond) / 1000 {
 			bad := token(n)
 			n++
 			waiting.Add(1)
 			go func() {
 				defer waiting.Add(-1)
-				got, took := timed(t, f.v, bad)
-				crowded := got == "unavailable" && took == 0
-				if !crowded && (got != want || took > longest) {
-					t.Errorf("%s in %v", got, took)
+				got, elapsed := timed(t, f.v, bad)
+				crowded := got == "unavailable" && elapsed == 0
+				if !crowded && (got != want || elapsed > longest) {
+					t.Errorf("%s in %v", got, elapsed)
 				}
-				if took > 0 {
+				if elapsed > 0 {
 					waits.Add(1)
 				}
 			}()
 		}
 		cold := f.key.Token(f.key.Header(), claims(jsonObject{"jti": fmt.Sprint(n)}))
 		for _, good := range []string{warm, cold} {
-			if got, took := timed(t, f.v, good); got != "active" || took != 0 {
-				t.Fatalf("a good token: %s in %v", got, took)
+			if got, elapsed := timed(t, f.v, good); got != "active" || elapsed != 0 {
+				t.Fatalf("a good token: %s in %v", got, elapsed)
 			}
 		}
 		synctest.Wait()
@@ -83,7 +83,7 @@ func (f *flooded) flood(t *testing.T, want string, longest time.Duration, token 
 }
 
 // stranger returns a token with an invented kid. Its signature is never checked.
-func stranger(n int) string {
+func unknownKeyToken(n int) string {
 	return josetest.Base64(fmt.Appendf(nil, `{"alg":"EdDSA","kid":"stranger-%d"}`, n)) + "." + josetest.Base64([]byte(`{"iss":"`+issuerA+`"}`)) + ".AAAA"
 }
 
@@ -92,7 +92,7 @@ func TestFloodOfUnknownKeysCausesTwoFetchesAtMost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlooded(t, slowly)
 		before := f.web.fetches()
-		waited, atOnce := f.flood(t, "unknown_key", fetchTakes, stranger)
+		waited, atOnce := f.flood(t, "unknown_key", fetchTakes, unknownKeyToken)
 		fetches := f.web.fetches() - before
 		if fetches < 1 || fetches > 2 {
 			t.Errorf("%d fetches", fetches)
@@ -110,7 +110,7 @@ func TestFloodOfUnknownKeys_hangingIssuer(t *testing.T) {
 		f := newFlooded(t, slowly)
 		f.web.set(hang)
 		before := f.web.fetches()
-		waited, atOnce := f.flood(t, "unavailable", time.Second, stranger)
+		waited, atOnce := f.flood(t, "unavailable", time.Second, unknownKeyToken)
 		if n := f.web.fetches() - before; n > 4 { // one fails after 5 s and is tried again soon
 			t.Errorf("%d fetches", n)
 		}
@@ -131,16 +131,16 @@ func TestRotation_duringAFloodOfUnknownKeys(t *testing.T) {
 			go func() {
 				time.Sleep(into)
 				f.web.set(slowly(josetest.Set(f.key.JWK(), fresh.JWK())))
-				began := time.Now()
+				start := time.Now()
 				for outcome(t, f.v, token, verify.Request{}) != "active" {
 					time.Sleep(pulse)
 				}
-				if lag := time.Since(began); lag > 10*time.Second+fetchTakes+pulse {
+				if lag := time.Since(start); lag > 10*time.Second+fetchTakes+pulse {
 					t.Errorf("a rotation %v after the flood began was picked up after %v", into, lag)
 				}
 				pickedUp.Store(true)
 			}()
-			f.flood(t, "unknown_key", fetchTakes, stranger)
+			f.flood(t, "unknown_key", fetchTakes, unknownKeyToken)
 			if !pickedUp.Load() {
 				t.Errorf("a rotation %v after the flood began was not picked up", into)
 			}

@@ -34,11 +34,11 @@ func FuzzVerify(f *testing.F) {
 	f.Add("..")
 	f.Add("e30.e30.AA")
 	v := load(f, newVerifier(f, serve(josetest.Set(keys...)), configOf(issuerA)))
-	off := v.WithoutCache()
+	uncached := v.WithoutCache()
 	run(f, v)
 	f.Fuzz(func(t *testing.T, token string) {
 		got := outcome(t, v, token, verify.Request{})
-		again, without := outcome(t, v, token, verify.Request{}), outcome(t, off, token, verify.Request{})
+		again, without := outcome(t, v, token, verify.Request{}), outcome(t, uncached, token, verify.Request{})
 		if again != got || without != got {
 			t.Errorf("%q: %s, then %s, and %s without the cache", token, got, again, without)
 		}
@@ -63,14 +63,14 @@ type relaxed struct{ strict, noAud, noSub, neither *verify.Verifier }
 
 func newRelaxed(t testing.TB, web *site, config func() verify.IssuerConfig) relaxed {
 	t.Helper()
-	made := func(value string, missingSubject bool) *verify.Verifier {
+	build := func(value string, missingSubject bool) *verify.Verifier {
 		c := config()
 		c.MissingAudience.Value, c.MissingSubject = value, missingSubject
 		v := load(t, newCached(t, noCache, web, c))
 		run(t, v)
 		return v
 	}
-	return relaxed{made("", false), made(audience, false), made("", true), made(audience, true)}
+	return relaxed{build("", false), build(audience, false), build("", true), build(audience, true)}
 }
 
 // hold checks that a setting admits only tokens that lack the claim that it names, and

@@ -81,15 +81,15 @@ func TestIssuers_failIndependently(t *testing.T) {
 				v := newVerifier(t, web, configOf(issuerA), configOf(issuerB))
 				run(t, v)
 				synctest.Wait()
-				ofA, ofB := forever(a, issuerA), forever(b, issuerB)
+				tokenA, tokenB := forever(a, issuerA), forever(b, issuerB)
 				web["a.example"].set(outage)
-				began := time.Now()
-				for time.Since(began) < 55*time.Minute {
+				start := time.Now()
+				for time.Since(start) < 55*time.Minute {
 					time.Sleep(time.Minute)
 					newA, newB := a.Token(a.Header(), claims()), b.Token(b.Header(), claims(jsonObject{"iss": issuerB}))
-					for _, token := range []string{ofA, ofB, newA, newB} {
-						if got, took := timed(t, v, token); got != "active" || took != 0 {
-							t.Fatalf("after %v: %s in %v", time.Since(began), got, took)
+					for _, token := range []string{tokenA, tokenB, newA, newB} {
+						if got, elapsed := timed(t, v, token); got != "active" || elapsed != 0 {
+							t.Fatalf("after %v: %s in %v", time.Since(start), got, elapsed)
 						}
 					}
 				}
@@ -97,15 +97,15 @@ func TestIssuers_failIndependently(t *testing.T) {
 					t.Errorf("the other issuer's keys were fetched %d times in 55 min", n)
 				}
 				time.Sleep(10 * time.Minute)
-				if got, took := timed(t, v, ofA); got != "unavailable" || took > time.Second {
-					t.Errorf("after more than an hour: %s in %v", got, took)
+				if got, elapsed := timed(t, v, tokenA); got != "unavailable" || elapsed > time.Second {
+					t.Errorf("after more than an hour: %s in %v", got, elapsed)
 				}
-				if got := outcome(t, v, ofB, verify.Request{}); got != "active" {
+				if got := outcome(t, v, tokenB, verify.Request{}); got != "active" {
 					t.Errorf("the other issuer's token: %s", got)
 				}
 				web["a.example"].publish(a.JWK())
 				time.Sleep(70 * time.Second)
-				if got := outcome(t, v, ofA, verify.Request{}); got != "active" {
+				if got := outcome(t, v, tokenA, verify.Request{}); got != "active" {
 					t.Errorf("when the trouble is over: %s", got)
 				}
 			})
@@ -144,10 +144,10 @@ func TestErrorOfUnavailableKeys(t *testing.T) {
 
 func TestFirstLoad_tokensWait(t *testing.T) {
 	for name, tt := range map[string]struct {
-		answer func(set []byte) func(*http.Request) (*http.Response, error)
-		limit  time.Duration // of the caller
-		want   string
-		took   time.Duration
+		answer  func(set []byte) func(*http.Request) (*http.Response, error)
+		limit   time.Duration // of the caller
+		want    string
+		elapsed time.Duration
 	}{
 		"it comes": {func(set []byte) func(*http.Request) (*http.Response, error) {
 			return after(3*time.Second, respond(200, set, nil))
@@ -176,7 +176,7 @@ func TestFirstLoad_tokensWait(t *testing.T) {
 						if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 							got = "gone"
 						}
-						if got != tt.want || time.Since(start) != tt.took {
+						if got != tt.want || time.Since(start) != tt.elapsed {
 							t.Errorf("%s in %v: %v", got, time.Since(start), err)
 						}
 					})
@@ -194,8 +194,8 @@ func TestFirstLoad_withoutRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		key := josetest.New(t, "EdDSA", "k")
 		v := newVerifier(t, serve(josetest.Set(key.JWK())), configOf(issuerA))
-		if got, took := timed(t, v, forever(key, issuerA)); got != "unavailable" || took != 5*time.Second {
-			t.Errorf("%s in %v", got, took)
+		if got, elapsed := timed(t, v, forever(key, issuerA)); got != "unavailable" || elapsed != 5*time.Second {
+			t.Errorf("%s in %v", got, elapsed)
 		}
 	})
 }
@@ -215,11 +215,11 @@ func TestUnknownKeys_boundedWaiting(t *testing.T) {
 			var count atomic.Int64
 			for range 1000 {
 				all.Go(func() {
-					got, took := timed(t, v, token)
-					if got != "unavailable" || took > 5*time.Second {
-						t.Errorf("%s in %v", got, took)
+					got, elapsed := timed(t, v, token)
+					if got != "unavailable" || elapsed > 5*time.Second {
+						t.Errorf("%s in %v", got, elapsed)
 					}
-					if took > 0 {
+					if elapsed > 0 {
 						count.Add(1)
 					}
 				})
@@ -259,8 +259,8 @@ func TestFailedFetchesAreTriedAgain(t *testing.T) {
 		}
 		web["a.example"].publish(a.JWK())
 		time.Sleep(67 * time.Second)
-		if got, took := timed(t, v, forever(a, issuerA)); got != "active" || took != 0 {
-			t.Errorf("afterwards: %s in %v", got, took)
+		if got, elapsed := timed(t, v, forever(a, issuerA)); got != "active" || elapsed != 0 {
+			t.Errorf("afterwards: %s in %v", got, elapsed)
 		}
 	})
 }
@@ -314,8 +314,8 @@ func TestKeysAreFetchedAgainBeforeTheyAreStale(t *testing.T) {
 		token := forever(key, issuerA)
 		for range 3600 {
 			time.Sleep(time.Second)
-			if got, took := timed(t, v, token); got != "active" || took != 0 {
-				t.Fatalf("%s in %v", got, took)
+			if got, elapsed := timed(t, v, token); got != "active" || elapsed != 0 {
+				t.Fatalf("%s in %v", got, elapsed)
 			}
 		}
 	})
@@ -351,8 +351,8 @@ func TestUnknownIssuersCauseNoRequest(t *testing.T) {
 		v := newVerifier(t, web, configOf(issuerA))
 		for _, issuer := range []string{"https://169.254.169.254", "http://localhost", issuerA + "/"} {
 			token := key.Token(key.Header(jsonObject{"jku": nil}), claims(jsonObject{"iss": issuer, "jwks_uri": issuer, "jku": issuer}))
-			if got, took := timed(t, v, token); got != "unknown_issuer" || took != 0 {
-				t.Errorf("%s in %v", got, took)
+			if got, elapsed := timed(t, v, token); got != "unknown_issuer" || elapsed != 0 {
+				t.Errorf("%s in %v", got, elapsed)
 			}
 		}
 		if web.fetches() != 0 {
@@ -410,10 +410,10 @@ func TestRun_endsDuringAFetch(t *testing.T) {
 		go func() { defer close(ended); v.Run(ctx) }()
 		time.Sleep(time.Second)
 		stop()
-		began := time.Now()
+		start := time.Now()
 		<-ended
-		if took := time.Since(began); took != 0 {
-			t.Errorf("ended after %v", took)
+		if elapsed := time.Since(start); elapsed != 0 {
+			t.Errorf("ended after %v", elapsed)
 		}
 	})
 }

@@ -165,12 +165,12 @@ func TestOpaque_untypedTokens(t *testing.T) {
 // text that looks like a JWT to none.
 func TestOpaque_tokensSentToTheIssuer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var seen []string
+		var sent []string
 		all := says(func(_ context.Context, token string) (bool, []byte, error) {
-			seen = append(seen, token)
+			sent = append(sent, token)
 			return true, members(), nil
 		})
-		key, stranger := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
+		key, unknownKey := josetest.New(t, "EdDSA", "k"), josetest.New(t, "EdDSA", "k")
 		a, b := configOf(issuerA), configOf(issuerB)
 		a.Introspection = &verify.Introspection{Endpoint: all}
 		web := serve(josetest.Set(key.JWK()))
@@ -181,22 +181,22 @@ func TestOpaque_tokensSentToTheIssuer(t *testing.T) {
 		parts := strings.Split(jwt, ".")
 		pretty := key.Token("{\n \"alg\":\"EdDSA\", \"kid\":\"k\",\r\n\"typ\":\"at+jwt\"}", claims())
 		plain := `{"alg":"EdDSA","kid":"k","typ":"at+jwt"}`
-		ofB := func(header string) string { return key.Token(header, claims(jsonObject{"iss": issuerB})) }
+		tokenOfB := func(header string) string { return key.Token(header, claims(jsonObject{"iss": issuerB})) }
 		inUTF16 := "\xfe\xff\x00" + strings.Join(strings.Split(plain, ""), "\x00")
 		shapes := map[string]struct{ token, want string }{
-			"a space before its header":         {ofB(" " + plain), "active"},
-			"white space before its header":     {ofB("\r\n\t " + strings.Repeat(" ", 500) + plain), "active"},
-			"too much white space before it":    {ofB(strings.Repeat(" ", 3000) + plain), "malformed"},
-			"a vertical tab before its header":  {ofB("\v" + plain), "malformed"},
-			"a byte order mark":                 {ofB("\xef\xbb\xbf" + plain), "malformed"},
-			"the same in the other alphabet":    {strings.Replace(ofB("\xef\xbb\xbf"+plain), "77u_", "77u/", 1), "malformed"},
-			"a header in UTF-16":                {ofB(inUTF16), "malformed"},
-			"white space twice in its header":   {ofB(" { " + plain[1:]), "active"},
-			"a header behind a space, four":     {ofB(" "+plain) + ".x", "malformed"},
+			"a space before its header":         {tokenOfB(" " + plain), "active"},
+			"white space before its header":     {tokenOfB("\r\n\t " + strings.Repeat(" ", 500) + plain), "active"},
+			"too much white space before it":    {tokenOfB(strings.Repeat(" ", 3000) + plain), "malformed"},
+			"a vertical tab before its header":  {tokenOfB("\v" + plain), "malformed"},
+			"a byte order mark":                 {tokenOfB("\xef\xbb\xbf" + plain), "malformed"},
+			"the same in the other alphabet":    {strings.Replace(tokenOfB("\xef\xbb\xbf"+plain), "77u_", "77u/", 1), "malformed"},
+			"a header in UTF-16":                {tokenOfB(inUTF16), "malformed"},
+			"white space twice in its header":   {tokenOfB(" { " + plain[1:]), "active"},
+			"a header behind a space, four":     {tokenOfB(" "+plain) + ".x", "malformed"},
 			"a JWT":                             {jwt, "active"},
 			"of issuer B":                       {key.Token(key.Header(), claims(jsonObject{"iss": issuerB})), "active"},
 			"a JWT with a header of its own":    {pretty, "active"},
-			"with a bad signature":              {stranger.Token(stranger.Header(), claims()), "bad_signature"},
+			"with a bad signature":              {unknownKey.Token(unknownKey.Header(), claims()), "bad_signature"},
 			"with an unknown key":               {key.Token(key.Header(jsonObject{"kid": "other"}), claims()), "unknown_key"},
 			"with another algorithm":            {key.Token(key.Header(jsonObject{"alg": "none"}), claims()), "algorithm_not_allowed"},
 			"expired":                           {key.Token(key.Header(), claims(jsonObject{"exp": time.Now().Unix() - 60})), "expired"},
@@ -234,21 +234,21 @@ func TestOpaque_tokensSentToTheIssuer(t *testing.T) {
 				}
 			}
 		}
-		if len(seen) != 0 || web.fetches() != fetched {
-			t.Errorf("the issuer was shown %q; keys were fetched %d times", seen, web.fetches()-fetched)
+		if len(sent) != 0 || web.fetches() != fetched {
+			t.Errorf("the issuer was shown %q; keys were fetched %d times", sent, web.fetches()-fetched)
 		}
 		for _, token := range []string{
 			"opaque", "ory_at_abc.def", "v4.public.abc", "a.b.c.d", "abc~+/==", "eyJhbGciOiJkaXIifQ..iv.text.tag", "ey", "eyJ.x", strings.Repeat("a", 16<<10),
 		} {
-			seen = nil
-			if got := outcome(t, v, token, verify.Request{}); got != "active" || len(seen) != 1 || seen[0] != token {
-				t.Errorf("%.40q: %s, shown %d times", token, got, len(seen))
+			sent = nil
+			if got := outcome(t, v, token, verify.Request{}); got != "active" || len(sent) != 1 || sent[0] != token {
+				t.Errorf("%.40q: %s, shown %d times", token, got, len(sent))
 			}
 		}
-		seen = nil
+		sent = nil
 		for _, token := range []string{"opaque", "v4.public.abc"} {
-			if got := outcome(t, v, token, verify.Request{Caller: true}); got != "malformed" || len(seen) != 0 {
-				t.Errorf("%s where only JWTs are accepted: %s, shown %d times", token, got, len(seen))
+			if got := outcome(t, v, token, verify.Request{Caller: true}); got != "malformed" || len(sent) != 0 {
+				t.Errorf("%s where only JWTs are accepted: %s, shown %d times", token, got, len(sent))
 			}
 		}
 		for _, pin := range []string{issuerB, "https://other.example", issuerA + "/"} {
@@ -258,8 +258,8 @@ func TestOpaque_tokensSentToTheIssuer(t *testing.T) {
 				}
 			}
 		}
-		if len(seen) != 0 {
-			t.Errorf("tokens that were asked of another issuer were shown: %q", seen)
+		if len(sent) != 0 {
+			t.Errorf("tokens that were asked of another issuer were shown: %q", sent)
 		}
 		if got := outcome(t, newVerifier(t, web, configOf(issuerA)), "opaque", verify.Request{}); got != "malformed" {
 			t.Errorf("without introspection: %s", got)

@@ -35,11 +35,11 @@ func TestDeadEndpointIsLeftAlone(t *testing.T) {
 	for name, fail := range failures {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = 5 * time.Minute })
-			known := w.mint(time.Hour)
-			if got := w.outcome(t, known); got != "active" {
+			active := w.mint(time.Hour)
+			if got := w.outcome(t, active); got != "active" {
 				t.Fatal(got)
 			}
-			before := w.asked()
+			before := w.requests()
 			fail(w.idp)
 			for i := range 2000 {
 				go func() {
@@ -51,13 +51,13 @@ func TestDeadEndpointIsLeftAlone(t *testing.T) {
 				}()
 				time.Sleep(50 * time.Millisecond)
 			}
-			if got := w.outcome(t, known); got != "active" {
+			if got := w.outcome(t, active); got != "active" {
 				t.Errorf("%s: a token that is known: %s", name, got)
 			}
 			time.Sleep(time.Minute)
 			// A hanging endpoint gets 20 requests a second until the first one times out
 			// after 5 s. A failing endpoint gets each request twice.
-			if n := w.asked() - before; n > 130 || n < 5 {
+			if n := w.requests() - before; n > 130 || n < 5 {
 				t.Errorf("%s: %d questions for 2,000 tokens in 100 s", name, n)
 			}
 			w.idp.SetDown(false)
@@ -65,8 +65,8 @@ func TestDeadEndpointIsLeftAlone(t *testing.T) {
 			if got := w.outcome(t, w.mint(time.Hour)); got != "active" {
 				t.Errorf("%s: once it is well: %s", name, got)
 			}
-			if said := w.log.String(); strings.Count(said, "backs off") < 3 || !strings.Contains(said, "answers again") {
-				t.Errorf("%s: logged:\n%s", name, said)
+			if logged := w.log.String(); strings.Count(logged, "backs off") < 3 || !strings.Contains(logged, "answers again") {
+				t.Errorf("%s: logged:\n%s", name, logged)
 			}
 		})
 	}
@@ -164,7 +164,7 @@ func TestOpaque_requestedBackoff(t *testing.T) {
 				}
 				time.Sleep(time.Second)
 			}
-			if n := w.asked(); n != 1 {
+			if n := w.requests(); n != 1 {
 				t.Errorf("%s: %d questions within %v", name, n, tt.rest)
 			}
 			w.idp.SetIntrospection(nil)
@@ -177,7 +177,7 @@ func TestOpaque_requestedBackoff(t *testing.T) {
 
 // refusals are the responses of known IdPs for an unknown token.
 func refusals() map[string]func(http.ResponseWriter) {
-	says := func(code int, body string) func(http.ResponseWriter) {
+	respond := func(code int, body string) func(http.ResponseWriter) {
 		return func(w http.ResponseWriter) {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(code)
@@ -185,21 +185,21 @@ func refusals() map[string]func(http.ResponseWriter) {
 		}
 	}
 	return map[string]func(http.ResponseWriter){
-		"401":                        says(http.StatusUnauthorized, ""),
-		"401 and inactive":           says(http.StatusUnauthorized, `{"active":false}`),
-		"401 request_unauthorized":   says(http.StatusUnauthorized, `{"error":"request_unauthorized"}`),
-		"401 with a code for bearer": says(http.StatusUnauthorized, `{"error":"invalid_token"}`),
-		"403":                        says(http.StatusForbidden, ""),
-		"404":                        says(http.StatusNotFound, "{}"),
-		"400":                        says(http.StatusBadRequest, `{"error":"invalid_request"}`),
-		"500":                        says(http.StatusInternalServerError, `{"detail":"not found"}`),
+		"401":                        respond(http.StatusUnauthorized, ""),
+		"401 and inactive":           respond(http.StatusUnauthorized, `{"active":false}`),
+		"401 request_unauthorized":   respond(http.StatusUnauthorized, `{"error":"request_unauthorized"}`),
+		"401 with a code for bearer": respond(http.StatusUnauthorized, `{"error":"invalid_token"}`),
+		"403":                        respond(http.StatusForbidden, ""),
+		"404":                        respond(http.StatusNotFound, "{}"),
+		"400":                        respond(http.StatusBadRequest, `{"error":"invalid_request"}`),
+		"500":                        respond(http.StatusInternalServerError, `{"detail":"not found"}`),
 	}
 }
 
 // refuseUnknown makes an IdP refuse all tokens that it did not issue.
-func (w *opaqueWorld) refuseUnknown(refuse func(http.ResponseWriter), known ...redact.String) {
+func (w *opaqueWorld) refuseExcept(refuse func(http.ResponseWriter), active ...redact.String) {
 	w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool {
-		for _, token := range known {
+		for _, token := range active {
 			if r.PostForm.Get("token") == token.Reveal() {
 				return false
 			}
@@ -228,18 +228,18 @@ func (w *opaqueWorld) invent(t *testing.T, n int) {
 // result, and delay other valid tokens by at most 5 s.
 func TestOpaque_inventedTokensBlockNoOther(t *testing.T) {
 	for name, refuse := range refusals() {
-		for _, kept := range []time.Duration{-1, 30 * time.Second} {
+		for _, cache := range []time.Duration{-1, 30 * time.Second} {
 			synctest.Test(t, func(t *testing.T) {
-				w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = kept })
-				known, fresh := w.mint(time.Hour), w.mint(time.Hour)
-				w.refuseUnknown(refuse, known, fresh)
+				w := newOpaqueWorld(t, func(c *verify.IssuerConfig) { c.Introspection.Cache = cache })
+				active, fresh := w.mint(time.Hour), w.mint(time.Hour)
+				w.refuseExcept(refuse, active, fresh)
 				w.invent(t, 1)
-				if got := w.outcome(t, known); got != "active" {
+				if got := w.outcome(t, active); got != "active" {
 					t.Fatalf("%s: a good token after one that was invented: %s", name, got)
 				}
 				for range 10 {
 					w.invent(t, long(200, 5))
-					if got := w.outcome(t, known); got != "active" {
+					if got := w.outcome(t, active); got != "active" {
 						t.Fatalf("%s: a known token after many invented ones: %s", name, got)
 					}
 				}
@@ -259,13 +259,13 @@ func TestOpaque_knownTokenTestsTheEndpoint(t *testing.T) {
 	for name, refuse := range refusals() {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
-			known, fresh := w.mint(time.Hour), w.mint(time.Hour)
-			w.refuseUnknown(refuse, known, fresh)
-			if got := w.outcome(t, known); got != "active" {
+			active, fresh := w.mint(time.Hour), w.mint(time.Hour)
+			w.refuseExcept(refuse, active, fresh)
+			if got := w.outcome(t, active); got != "active" {
 				t.Fatal(got)
 			}
 			w.invent(t, 1000)
-			if got := w.outcome(t, known); got != "active" {
+			if got := w.outcome(t, active); got != "active" {
 				t.Fatal(got)
 			}
 			synctest.Wait()
@@ -283,7 +283,7 @@ func TestOpaque_inventedTokensAtTheStart(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
 			fresh := w.mint(time.Hour)
-			w.refuseUnknown(refuse, fresh)
+			w.refuseExcept(refuse, fresh)
 			for range 10 {
 				w.invent(t, long(200, 5))
 			}
@@ -312,16 +312,16 @@ func TestOpaque_wrongSecretFewAttempts(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newOpaqueWorld(t)
-			var known []redact.String
+			var active []redact.String
 			for range 100 {
 				token := w.mint(time.Hour)
-				known = append(known, token)
+				active = append(active, token)
 				if tt.before && w.outcome(t, token) != "active" {
 					t.Fatal("a good token is not active")
 				}
 			}
 			time.Sleep(time.Minute)
-			before := w.asked()
+			before := w.requests()
 			w.idp.SetIntrospection(func(rw http.ResponseWriter, _ *http.Request) bool {
 				rw.Header().Set("Content-Type", "application/json")
 				rw.WriteHeader(http.StatusUnauthorized)
@@ -329,11 +329,11 @@ func TestOpaque_wrongSecretFewAttempts(t *testing.T) {
 				return true
 			})
 			for i := range 6000 {
-				w.outcome(t, known[i%len(known)])
+				w.outcome(t, active[i%len(active)])
 				w.outcome(t, redact.New(fmt.Sprint("unknown-", i)))
 				time.Sleep(10 * time.Millisecond)
 			}
-			if n := w.asked() - before; n > tt.most {
+			if n := w.requests() - before; n > tt.most {
 				t.Errorf("%s: %d attempts in a minute, want at most %d", name, n, tt.most)
 			}
 		})
@@ -372,16 +372,16 @@ func TestOpaque_roomForKnownTokens(t *testing.T) {
 func TestOpaque_revocationWhileOthersFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newOpaqueWorld(t)
-		known := w.mint(time.Hour)
-		w.refuseUnknown(refusals()["401"], known)
-		if got := w.outcome(t, known); got != "active" {
+		active := w.mint(time.Hour)
+		w.refuseExcept(refusals()["401"], active)
+		if got := w.outcome(t, active); got != "active" {
 			t.Fatal(got)
 		}
-		w.idp.Revoke(known)
+		w.idp.Revoke(active)
 		w.invent(t, 1000)
-		w.outcome(t, known) // has the issuer asked again
+		w.outcome(t, active) // has the issuer asked again
 		synctest.Wait()
-		if got := w.outcome(t, known); got != "inactive" {
+		if got := w.outcome(t, active); got != "inactive" {
 			t.Errorf("a revoked token: %s", got)
 		}
 	})
@@ -497,26 +497,26 @@ func TestOpaque_leaksNothing(t *testing.T) {
 			},
 			func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 		}
-		var said strings.Builder
+		var output strings.Builder
 		for i := range 10 * len(answers) {
 			w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool { answers[i%len(answers)](rw, r); return true })
 			result, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("canary7f3a-%d", i)), verify.Request{})
-			fmt.Fprintf(&said, "%+v %#v %v\n", result, err, err)
+			fmt.Fprintf(&output, "%+v %#v %v\n", result, err, err)
 			for cause := err; cause != nil; cause = errors.Unwrap(cause) {
-				fmt.Fprintf(&said, "%+v %#v\n", cause, cause)
+				fmt.Fprintf(&output, "%+v %#v\n", cause, cause)
 			}
 			if result.Rejection != nil {
-				said.WriteString(result.Rejection.Message)
+				output.WriteString(result.Rejection.Message)
 			}
 			time.Sleep(time.Minute)
 		}
 		w.idp.SetIntrospection(func(rw http.ResponseWriter, r *http.Request) bool { answers[0](rw, r); return true })
 		for i := range 20 { // until the broker logs that it backs off
 			_, err := w.v.Verify(t.Context(), redact.New(fmt.Sprintf("canary7f3a-again-%d", i)), verify.Request{})
-			fmt.Fprintf(&said, "%v %#v\n", err, err)
+			fmt.Fprintf(&output, "%v %#v\n", err, err)
 		}
-		said.WriteString(w.log.String())
-		if text := said.String(); strings.Contains(text, "canary") || !strings.Contains(text, "backs off") {
+		output.WriteString(w.log.String())
+		if text := output.String(); strings.Contains(text, "canary") || !strings.Contains(text, "backs off") {
 			t.Errorf("shown:\n%s", text)
 		}
 	})

@@ -70,16 +70,16 @@ func newOpaqueWorld(t *testing.T, change ...func(*verify.IssuerConfig)) *opaqueW
 	w := &opaqueWorld{idp: server}
 	w.password.Store("canary-one")
 	web := discovery.NewHTTPClient(server.RoundTripper())
-	known := discovery.New(discovery.Config{Issuer: issuerA, HTTP: web})
-	client, err := idp.New(idp.Config{Issuer: known, ClientID: "broker", HTTP: web})
+	metadata := discovery.New(discovery.Config{Issuer: issuerA, HTTP: web})
+	client, err := idp.New(idp.Config{Issuer: metadata, ClientID: "broker", HTTP: web})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := verify.IssuerConfig{Issuer: issuerA, Keys: jwks.Config{Discovery: known}, Audiences: []string{audience}}
+	a := verify.IssuerConfig{Issuer: issuerA, Keys: jwks.Config{Discovery: metadata}, Audiences: []string{audience}}
 	a.Introspection = &verify.Introspection{Endpoint: says(func(ctx context.Context, token string) (bool, []byte, error) {
 		version := secret.Version{ID: "v", Value: redact.New(w.password.Load().(string))}
-		found, err := client.Introspect(ctx, version, redact.New(token))
-		return found.Active, found.Members, err
+		result, err := client.Introspect(ctx, version, redact.New(token))
+		return result.Active, result.Members, err
 	})}
 	for _, c := range change {
 		c(&a)
@@ -102,7 +102,7 @@ func (w *opaqueWorld) outcome(t *testing.T, token redact.String) string {
 	return outcome(t, w.v, token.Reveal(), verify.Request{})
 }
 
-func (w *opaqueWorld) asked() int { return w.idp.Requests(devidp.IntrospectionPath) }
+func (w *opaqueWorld) requests() int { return w.idp.Requests(devidp.IntrospectionPath) }
 
 // I13: one request for each token and cached result, for any number of callers, and none
 // after the token's expiry.
@@ -119,7 +119,7 @@ func TestOpaque_resultsAreCached(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := w.asked(); n != 1 {
+		if n := w.requests(); n != 1 {
 			t.Errorf("100 callers at once: %d questions", n)
 		}
 		for second := range 120 {
@@ -128,11 +128,11 @@ func TestOpaque_resultsAreCached(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if n := w.asked(); n != 4 {
+		if n := w.requests(); n != 4 {
 			t.Errorf("%d questions in 2 min with an answer used for 30 s", n)
 		}
-		if other := w.mint(time.Hour); w.outcome(t, other) != "active" || w.asked() != 5 {
-			t.Errorf("another token shares the answer: %d questions", w.asked())
+		if other := w.mint(time.Hour); w.outcome(t, other) != "active" || w.requests() != 5 {
+			t.Errorf("another token shares the answer: %d questions", w.requests())
 		}
 	})
 }
@@ -199,7 +199,7 @@ func TestOpaque_defaultLifetime(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if n := w.asked(); n != 3 {
+		if n := w.requests(); n != 3 {
 			t.Errorf("%d questions in 25 s", n)
 		}
 		// The exp of a response takes precedence.
@@ -222,11 +222,11 @@ func TestOpaque_inactiveResultsAreCached(t *testing.T) {
 				}
 				time.Sleep(most / 50)
 			}
-			if n := w.asked(); n != 1 {
+			if n := w.requests(); n != 1 {
 				t.Errorf("%d questions within %v", n, most)
 			}
-			if w.outcome(t, token); w.asked() != 2 {
-				t.Errorf("%d questions after %v", w.asked(), most)
+			if w.outcome(t, token); w.requests() != 2 {
+				t.Errorf("%d questions after %v", w.requests(), most)
 			}
 		})
 	}
@@ -239,10 +239,10 @@ func TestOpaque_canceledCallerCancelsNoOther(t *testing.T) {
 		w.idp.SetIntrospection(func(http.ResponseWriter, *http.Request) bool { time.Sleep(2 * time.Second); return false })
 		token := w.mint(time.Hour)
 		ctx, leave := context.WithCancel(t.Context())
-		left := make(chan error)
+		canceled := make(chan error)
 		go func() {
 			_, err := w.v.Verify(ctx, token, verify.Request{})
-			left <- err
+			canceled <- err
 		}()
 		synctest.Wait()
 		var others sync.WaitGroup
@@ -255,11 +255,11 @@ func TestOpaque_canceledCallerCancelsNoOther(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		leave()
-		if err := <-left; !errors.Is(err, context.Canceled) {
+		if err := <-canceled; !errors.Is(err, context.Canceled) {
 			t.Errorf("the one who left: %v", err)
 		}
 		others.Wait()
-		if n := w.asked(); n != 1 {
+		if n := w.requests(); n != 1 {
 			t.Errorf("%d questions", n)
 		}
 	})
@@ -281,7 +281,7 @@ func TestOpaque_resultServesEachPolicy(t *testing.T) {
 				}
 			}
 		}
-		before := w.asked()
+		before := w.requests()
 		var all sync.WaitGroup
 		for range 20 {
 			for want, policy := range policies {
@@ -298,7 +298,7 @@ func TestOpaque_resultServesEachPolicy(t *testing.T) {
 		if again, _ := w.v.Verify(t.Context(), token, verify.Request{}); again.Facts == nil || again.Facts.Scopes[0] != "read" || again.Facts.Claims[0] != '{' {
 			t.Errorf("what a caller did to its answer is in the next: %+v", again)
 		}
-		if n := w.asked() - before; n != 1 {
+		if n := w.requests() - before; n != 1 {
 			t.Errorf("%d questions", n)
 		}
 	})

@@ -40,7 +40,7 @@ func newStage(t *testing.T) *stage {
 	synctest.Test(t, func(t *testing.T) { // at the instant at which each sequence begins
 		one, other := josetest.New(t, "EdDSA", "one"), josetest.New(t, "EdDSA", "one") // one kid
 		two, es, rs := josetest.New(t, "EdDSA", "two"), josetest.New(t, "ES256", "es"), josetest.New(t, "RS256", "rs")
-		ofB := josetest.New(t, "EdDSA", "one")
+		keyB := josetest.New(t, "EdDSA", "one")
 		all := []jsonObject{one.JWK(), two.JWK(), es.JWK(), rs.JWK()}
 		s.sets = map[string][][]jsonObject{
 			hostA: {
@@ -51,12 +51,12 @@ func newStage(t *testing.T) *stage {
 				{one.JWK(), other.JWK(), two.JWK(), es.JWK(jsonObject{"use": "enc"})}, // one is nobody's
 				{one.JWK(jsonObject{"kid": "two"}), two.JWK(jsonObject{"kid": "one"}), es.JWK(), rs.JWK()},
 			},
-			hostB: {{ofB.JWK()}, {one.JWK()}, {ofB.JWK(), two.JWK()}},
+			hostB: {{keyB.JWK()}, {one.JWK()}, {keyB.JWK(), two.JWK()}},
 		}
 		for _, key := range []*josetest.Signer{one, other, two, es, rs} {
 			s.mint(key, issuerA)
 		}
-		s.mint(ofB, issuerB)
+		s.mint(keyB, issuerB)
 		s.mint(one, issuerB)
 	})
 	return s
@@ -128,15 +128,15 @@ var policies = []func(a, b *verify.IssuerConfig){
 type play struct {
 	*stage
 
-	t       *testing.T
-	web     sites
-	on, off *verify.Verifier // with the cache and without, on the same keys
-	clock   time.Duration    // by how much the wall clock was set
-	now     time.Time        // that it showed last
-	stop    func()
-	log     []string
-	tally   map[string]int
-	hits    int
+	t                *testing.T
+	web              sites
+	cached, uncached *verify.Verifier // with the cache and without, on the same keys
+	clock            time.Duration    // by how much the wall clock was set
+	now              time.Time        // that it showed last
+	stop             func()
+	log              []string
+	tally            map[string]int
+	hits             int
 }
 
 func (s *stage) play(t *testing.T, policy int, steps []step, tally map[string]int) (failure string, hits int) {
@@ -160,7 +160,7 @@ func (p *play) load(policy int) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.on, p.off = v, v.WithoutCache()
+	p.cached, p.uncached = v, v.WithoutCache()
 	ctx, cancel := context.WithCancel(p.t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); v.Run(ctx) }()
@@ -169,7 +169,7 @@ func (p *play) load(policy int) {
 
 func (p *play) unload() {
 	p.stop()
-	hits, _ := p.on.Lookups()
+	hits, _ := p.cached.Lookups()
 	p.hits += hits
 }
 
@@ -232,14 +232,14 @@ func (p *play) mutated(s step) string {
 
 // reply is the visible part of a result.
 type reply struct {
-	Word, Message string
-	Facts         *verify.Facts
-	ValidUntil    time.Time
+	Outcome, Message string
+	Facts            *verify.Facts
+	ValidUntil       time.Time
 }
 
-func (p *play) ask(v *verify.Verifier, token string, req verify.Request) reply {
+func (p *play) verify(v *verify.Verifier, token string, req verify.Request) reply {
 	result, err := v.VerifyAt(p.t.Context(), redact.New(token), req, p.now)
-	r := reply{Word: word(p.t, result, err), Facts: result.Facts, ValidUntil: result.ValidUntil}
+	r := reply{Outcome: word(p.t, result, err), Facts: result.Facts, ValidUntil: result.ValidUntil}
 	if result.Rejection != nil {
 		r.Message = result.Rejection.Message
 	}
@@ -248,43 +248,43 @@ func (p *play) ask(v *verify.Verifier, token string, req verify.Request) reply {
 
 // present verifies a token with both Verifiers at the same instant.
 func (p *play) present(token string, req verify.Request) (failure string) {
-	on, off := p.askBoth(token, []verify.Request{req})
-	return p.compare(req, on[0], off[0])
+	cached, uncached := p.verifyBoth(token, []verify.Request{req})
+	return p.compare(req, cached[0], uncached[0])
 }
 
 // callers send different requests at the same time.
 func (p *play) callers(token string) (failure string) {
-	on, off := p.askBoth(token, requests)
+	cached, uncached := p.verifyBoth(token, requests)
 	for i, req := range requests {
-		failure += p.compare(req, on[i], off[i])
+		failure += p.compare(req, cached[i], uncached[i])
 	}
 	return failure
 }
 
 // askBoth sends all requests at one instant; those that wait for keys see the new keys.
-func (p *play) askBoth(token string, reqs []verify.Request) (on, off []reply) {
-	on, off = make([]reply, len(reqs)), make([]reply, len(reqs))
+func (p *play) verifyBoth(token string, reqs []verify.Request) (cached, uncached []reply) {
+	cached, uncached = make([]reply, len(reqs)), make([]reply, len(reqs))
 	synctest.Wait()
 	p.now = time.Now().Add(p.clock)
 	var all sync.WaitGroup
 	for i, req := range reqs {
-		all.Go(func() { on[i] = p.ask(p.on, token, req) })
-		all.Go(func() { off[i] = p.ask(p.off, token, req) })
+		all.Go(func() { cached[i] = p.verify(p.cached, token, req) })
+		all.Go(func() { uncached[i] = p.verify(p.uncached, token, req) })
 	}
 	all.Wait()
-	return on, off
+	return cached, uncached
 }
 
-func (p *play) compare(req verify.Request, on, off reply) (failure string) {
-	p.tally[off.Word]++
-	if !reflect.DeepEqual(on, off) {
-		return fmt.Sprintf("%+v: with the cache: %+v; without: %+v\n", req, on, off)
+func (p *play) compare(req verify.Request, cached, uncached reply) (failure string) {
+	p.tally[uncached.Outcome]++
+	if !reflect.DeepEqual(cached, uncached) {
+		return fmt.Sprintf("%+v: with the cache: %+v; without: %+v\n", req, cached, uncached)
 	}
-	if expired := on.Facts != nil && !p.now.Before(on.Facts.ExpiresAt.Add(30*time.Second)); expired {
-		return fmt.Sprintf("%+v: accepted at %v: %+v\n", req, p.now, on)
+	if expired := cached.Facts != nil && !p.now.Before(cached.Facts.ExpiresAt.Add(30*time.Second)); expired {
+		return fmt.Sprintf("%+v: accepted at %v: %+v\n", req, p.now, cached)
 	}
-	if on.Facts != nil { // what a caller does with his answer is his own affair
-		scribble(on.Facts)
+	if cached.Facts != nil { // a caller may modify its result
+		scribble(cached.Facts)
 	}
 	return ""
 }

@@ -92,8 +92,8 @@ func relaxations() []relaxation {
 // scopesElsewhere are the changes if another claim than scope or scp holds the scopes:
 // only the attack named found has them there. The others have no scope, whatever scope
 // and scp say.
-func scopesElsewhere(found string) map[string]string {
-	changes := map[string]string{found: "active", "C8 scp in a list": "insufficient_scope", "C8 repeated scope": "insufficient_scope", "C8 list whose element has a space": "insufficient_scope"}
+func scopesElsewhere(claim string) map[string]string {
+	changes := map[string]string{claim: "active", "C8 scp in a list": "insufficient_scope", "C8 repeated scope": "insufficient_scope", "C8 list whose element has a space": "insufficient_scope"}
 	for _, scope := range []string{
 		"of all that may be in one", "with two spaces", "with spaces around", "a list with an empty string", "null", "with a tab", "with a line feed", "with a quote",
 		"with a backslash", "with a DEL", "with a letter that is not in ASCII", "a number", "a list with a number", "nested", "an object",
@@ -304,10 +304,10 @@ func TestMissingAudience(t *testing.T) {
 	}
 	client, fixed := named(verify.MissingAudience{Claim: "client_id"}), named(verify.MissingAudience{Value: audience})
 	for name, tt := range map[string]struct {
-		set   func(*verify.IssuerConfig)
-		with  jsonObject
-		want  string
-		found []string
+		set       func(*verify.IssuerConfig)
+		with      jsonObject
+		want      string
+		audiences []string
 	}{
 		"not configured":                {named(verify.MissingAudience{}), jsonObject{"aud": nil}, "wrong_audience", nil},
 		"the claim is the audience":     {client, jsonObject{"aud": nil, "client_id": audience}, "active", []string{audience}},
@@ -331,7 +331,7 @@ func TestMissingAudience(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			jwt, opaque := accepted(t, tt.set, tt.with, verify.Request{})
 			for kind, result := range map[string]verify.Result{"a JWT": jwt, "an opaque token": opaque} {
-				if got := word(t, result, nil); got != tt.want || got == "active" && !slices.Equal(result.Facts.Audience, tt.found) {
+				if got := word(t, result, nil); got != tt.want || got == "active" && !slices.Equal(result.Facts.Audience, tt.audiences) {
 					t.Errorf("%s: %s, want %s; %+v", kind, got, tt.want, result)
 				}
 			}
@@ -393,9 +393,9 @@ func TestTokenMarks(t *testing.T) {
 	null := json.RawMessage("null")
 	dex := jsonObject{"client_id": nil, "scope": nil, "at_hash": "h", "email": "a@example.com"}
 	with := func(changes jsonObject) jsonObject {
-		made := maps.Clone(dex)
-		maps.Copy(made, changes)
-		return made
+		token := maps.Clone(dex)
+		maps.Copy(token, changes)
+		return token
 	}
 	off := func(*verify.IssuerConfig) {}
 	on := func(c *verify.IssuerConfig) {
@@ -434,10 +434,10 @@ func TestTokenMarks(t *testing.T) {
 
 // An opaque token is shown to the issuer that the request names, and to no other.
 func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
-	var seen []string
+	var introspected []string
 	endpoint := func(name string) says {
 		return func(context.Context, string) (bool, []byte, error) {
-			seen = append(seen, name)
+			introspected = append(introspected, name)
 			return true, members(jsonObject{"iss": nil, "sub": name}), nil
 		}
 	}
@@ -446,10 +446,10 @@ func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
 	onlyA := map[string][]string{issuerA: nil}
 	onlyC := map[string][]string{"https://c.example": nil}
 	for name, tt := range map[string]struct {
-		token string
-		req   verify.Request
-		want  string
-		asked string
+		token  string
+		req    verify.Request
+		want   string
+		issuer string
 	}{
 		"no issuer is named":                 {"opaque", verify.Request{}, "unknown_issuer", ""},
 		"the first":                          {"opaque", verify.Request{Issuer: issuerA}, "active", "a"},
@@ -472,15 +472,15 @@ func TestOpaqueTokensOfSeveralIssuers(t *testing.T) {
 		"the issuer with a slash at its end": {"opaque", verify.Request{Issuer: issuerA + "/"}, "unknown_issuer", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			seen = nil
+			introspected = nil
 			v := newVerifier(t, serve(nil), a, b, c)
 			got := outcome(t, v, tt.token, tt.req)
-			asked := ""
-			for _, name := range seen {
-				asked += name
+			issuer := ""
+			for _, name := range introspected {
+				issuer += name
 			}
-			if got != tt.want || asked != tt.asked {
-				t.Errorf("%s, asked %q; want %s, %q", got, asked, tt.want, tt.asked)
+			if got != tt.want || issuer != tt.issuer {
+				t.Errorf("%s, asked %q; want %s, %q", got, issuer, tt.want, tt.issuer)
 			}
 		})
 	}

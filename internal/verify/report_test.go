@@ -79,22 +79,22 @@ tokenbroker_jwks_last_success_timestamp_seconds{issuer="https://a.example"} 9.46
 			fresh.Token(fresh.Header(), claims(jsonObject{"iss": "canary7f3a"})), fresh.Token(fresh.Header(jsonObject{"kid": "canary7f3a"}), claims()),
 		} {
 			result, err := v.Verify(ctx, redact.New(token), verify.Request{})
-			said := log.String()
+			output := log.String()
 			if err != nil {
-				said += err.Error()
+				output += err.Error()
 			}
 			if result.Rejection != nil {
-				said += result.Rejection.Message
+				output += result.Rejection.Message
 			}
 			for part := range strings.SplitSeq(token, ".") {
 				for i := 0; i+16 <= len(part); i += 8 {
-					if strings.Contains(said, part[i:i+16]) {
-						t.Fatalf("a part of a token was shown: %s", said)
+					if strings.Contains(output, part[i:i+16]) {
+						t.Fatalf("a part of a token was shown: %s", output)
 					}
 				}
 			}
-			if strings.Contains(said, "canary7f3a") {
-				t.Errorf("what an attacker wrote was shown: %s", said)
+			if strings.Contains(output, "canary7f3a") {
+				t.Errorf("what an attacker wrote was shown: %s", output)
 			}
 		}
 	})

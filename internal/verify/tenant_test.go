@@ -71,9 +71,9 @@ func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 		}
 		v := load(t, newVerifier(t, web, configs...))
 		for name, tt := range map[string]struct {
-			key    *josetest.Signer
-			iss    string
-			wanted string
+			key  *josetest.Signer
+			iss  string
+			want string
 		}{
 			"tenant one":                    {one, issuerOne, "active"},
 			"tenant two":                    {two, issuerTwo, "active"},
@@ -85,8 +85,8 @@ func TestTenantsAreIssuersWithKeysOfTheirOwn(t *testing.T) {
 			"a tenant in capitals":          {one, verify.TenantURL(entra, "ONE"), "unknown_issuer"},
 			"a path that leads to a tenant": {one, verify.TenantURL(entra, "x/../one"), "unknown_issuer"},
 		} {
-			if got := outcome(t, v, tt.key.Token(tt.key.Header(), claims(jsonObject{"iss": tt.iss})), verify.Request{}); got != tt.wanted {
-				t.Errorf("%s: %s, want %s", name, got, tt.wanted)
+			if got := outcome(t, v, tt.key.Token(tt.key.Header(), claims(jsonObject{"iss": tt.iss})), verify.Request{}); got != tt.want {
+				t.Errorf("%s: %s, want %s", name, got, tt.want)
 			}
 		}
 	})

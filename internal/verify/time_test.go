@@ -18,12 +18,12 @@ import (
 func TestTimeAtItsBounds(t *testing.T) {
 	const tick = time.Nanosecond
 	for _, tt := range []struct {
-		leeway, given time.Duration
+		leeway, configured time.Duration
 	}{{30 * time.Second, 0}, {time.Minute, time.Minute}, {time.Second, time.Second}, {0, -1}} {
 		synctest.Test(t, func(t *testing.T) {
 			key := josetest.New(t, "EdDSA", "k")
 			c := configOf(issuerA)
-			c.Leeway, c.MaxAge = tt.given, 5*time.Minute
+			c.Leeway, c.MaxAge = tt.configured, 5*time.Minute
 			v := load(t, newVerifier(t, serve(josetest.Set(key.JWK())), c))
 			start := time.Now()
 			at := func(member string, offset time.Duration, others ...jsonObject) string {

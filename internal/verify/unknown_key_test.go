@@ -37,17 +37,17 @@ func TestUnknownKeysCauseFewFetches(t *testing.T) {
 				header := fmt.Sprintf(`{"alg":"EdDSA","typ":"at+jwt","kid":"%d"}`, rand.Uint64())
 				bad := josetest.Base64([]byte(header)) + "." + signed // no key: no signature is checked
 				go func() {
-					got, took := timed(t, v, bad)
-					if got != "unknown_key" || took > 200*time.Millisecond {
-						t.Errorf("%s in %v", got, took)
+					got, elapsed := timed(t, v, bad)
+					if got != "unknown_key" || elapsed > 200*time.Millisecond {
+						t.Errorf("%s in %v", got, elapsed)
 					}
-					if took > 0 {
+					if elapsed > 0 {
 						waited.Add(1)
 					}
 				}()
 			}
-			if got, took := timed(t, v, good); got != "active" || took != 0 {
-				t.Fatalf("a good token meanwhile: %s in %v", got, took)
+			if got, elapsed := timed(t, v, good); got != "active" || elapsed != 0 {
+				t.Fatalf("a good token meanwhile: %s in %v", got, elapsed)
 			}
 		}
 		time.Sleep(time.Second)
@@ -70,13 +70,13 @@ func TestBadSignaturesCauseNoFetch(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		bad := other.Token(other.Header(), claims())
 		for range 1000 {
-			if got, took := timed(t, v, bad); got != "bad_signature" || took != 0 {
-				t.Fatalf("%s in %v", got, took)
+			if got, elapsed := timed(t, v, bad); got != "bad_signature" || elapsed != 0 {
+				t.Fatalf("%s in %v", got, elapsed)
 			}
 		}
 		// B6: nor do tokens without kid, if there is a single key.
-		if got, took := timed(t, v, other.Token(other.Header(jsonObject{"kid": nil}), claims())); got != "bad_signature" || took != 0 {
-			t.Errorf("no kid: %s in %v", got, took)
+		if got, elapsed := timed(t, v, other.Token(other.Header(jsonObject{"kid": nil}), claims())); got != "bad_signature" || elapsed != 0 {
+			t.Errorf("no kid: %s in %v", got, elapsed)
 		}
 		time.Sleep(time.Second)
 		if web.fetches() != 1 {
@@ -102,12 +102,12 @@ func TestRotation_firstTokenOfTheNewKey(t *testing.T) {
 		time.Sleep(time.Minute)
 		flood()
 		web.publish(old.JWK(), newest.JWK())
-		began := time.Now()
+		start := time.Now()
 		for outcome(t, v, forever(newest, issuerA), verify.Request{}) != "active" {
 			flood()
 			time.Sleep(100 * time.Millisecond)
 		}
-		if lag := time.Since(began); lag > 10*time.Second+100*time.Millisecond {
+		if lag := time.Since(start); lag > 10*time.Second+100*time.Millisecond {
 			t.Errorf("picked up after %v", lag)
 		}
 	})
@@ -116,8 +116,8 @@ func TestRotation_firstTokenOfTheNewKey(t *testing.T) {
 // While an issuer is unavailable, an unknown key may be a new key of the issuer.
 func TestUnknownKey_unavailableIssuer(t *testing.T) {
 	for name, tt := range map[string]struct {
-		outage func(*http.Request) (*http.Response, error)
-		took   time.Duration
+		outage  func(*http.Request) (*http.Response, error)
+		elapsed time.Duration
 	}{"it hangs": {hang, time.Second}, "it fails": {respond(http.StatusServiceUnavailable, nil, nil), 0}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -127,17 +127,17 @@ func TestUnknownKey_unavailableIssuer(t *testing.T) {
 				run(t, v)
 				time.Sleep(time.Minute)
 				web.set(tt.outage)
-				stranger := key.Token(key.Header(jsonObject{"kid": "stranger"}), claims())
-				if got, took := timed(t, v, stranger); got != "unavailable" || took != tt.took {
-					t.Errorf("%s in %v", got, took)
+				unknownKey := key.Token(key.Header(jsonObject{"kid": "stranger"}), claims())
+				if got, elapsed := timed(t, v, unknownKey); got != "unavailable" || elapsed != tt.elapsed {
+					t.Errorf("%s in %v", got, elapsed)
 				}
 				time.Sleep(6 * time.Second) // the fetch has failed by now
-				if got, took := timed(t, v, stranger); got != "unavailable" || took > time.Second {
-					t.Errorf("later: %s in %v", got, took)
+				if got, elapsed := timed(t, v, unknownKey); got != "unavailable" || elapsed > time.Second {
+					t.Errorf("later: %s in %v", got, elapsed)
 				}
 				web.publish(key.JWK())
 				time.Sleep(15 * time.Second)
-				if got := outcome(t, v, stranger, verify.Request{}); got != "unknown_key" {
+				if got := outcome(t, v, unknownKey, verify.Request{}); got != "unknown_key" {
 					t.Errorf("when it can be asked again: %s", got)
 				}
 			})
@@ -155,20 +155,20 @@ func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 		v := newVerifier(t, web, configOf(issuerA))
 		seen := key.Token(key.Header(jsonObject{"kid": nil}), forever23hClaims())
 		fresh := func(header jsonObject) string { return key.Token(key.Header(header), claims()) }
-		if got, took := timed(t, v, seen); got != "unavailable" || took != 0 || web.fetches() != 0 {
-			t.Errorf("before anything runs: %s in %v, %d fetches", got, took, web.fetches())
+		if got, elapsed := timed(t, v, seen); got != "unavailable" || elapsed != 0 || web.fetches() != 0 {
+			t.Errorf("before anything runs: %s in %v, %d fetches", got, elapsed, web.fetches())
 		}
 		run(t, v)
 		synctest.Wait()
-		if got, took := timed(t, v, seen); got != "active" || took != 2*time.Second {
-			t.Errorf("during the first fetch: %s in %v", got, took)
+		if got, elapsed := timed(t, v, seen); got != "active" || elapsed != 2*time.Second {
+			t.Errorf("during the first fetch: %s in %v", got, elapsed)
 		}
 		time.Sleep(time.Minute)
 		for name, token := range map[string]string{
 			"seen": seen, "fresh": fresh(jsonObject{"kid": nil}), "an empty kid": fresh(jsonObject{"kid": ""}), "with its kid": fresh(nil),
 		} {
-			if got, took := timed(t, v, token); got != "active" || took != 0 {
-				t.Errorf("%s: %s in %v", name, got, took)
+			if got, elapsed := timed(t, v, token); got != "active" || elapsed != 0 {
+				t.Errorf("%s: %s in %v", name, got, elapsed)
 			}
 		}
 		for want, token := range map[string]string{
@@ -176,8 +176,8 @@ func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 			"algorithm_not_allowed": fresh(jsonObject{"kid": nil, "alg": "RS256"}),
 			"malformed":             key.Token(`{"alg":"EdDSA","kid":null,"typ":"at+jwt"}`, claims()),
 		} {
-			if got, took := timed(t, v, token); got != want || took != 0 {
-				t.Errorf("want %s: %s in %v", want, got, took)
+			if got, elapsed := timed(t, v, token); got != want || elapsed != 0 {
+				t.Errorf("want %s: %s in %v", want, got, elapsed)
 			}
 		}
 		if web.fetches() != 1 {
@@ -187,8 +187,8 @@ func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		before := web.fetches()
 		for name, token := range map[string]string{"seen": seen, "fresh": fresh(jsonObject{"kid": nil})} {
-			if got, took := timed(t, v, token); got != "unknown_key" || took != 0 {
-				t.Errorf("%s, of one of two keys: %s in %v", name, got, took)
+			if got, elapsed := timed(t, v, token); got != "unknown_key" || elapsed != 0 {
+				t.Errorf("%s, of one of two keys: %s in %v", name, got, elapsed)
 			}
 		}
 		if web.fetches() != before {
@@ -196,8 +196,8 @@ func TestTokensWithoutKidNeedASingleKey(t *testing.T) {
 		}
 		web.set(hang)
 		time.Sleep(2 * time.Hour)
-		if got, took := timed(t, v, fresh(jsonObject{"kid": nil})); got != "unavailable" || took > time.Second {
-			t.Errorf("when the keys are too old: %s in %v", got, took)
+		if got, elapsed := timed(t, v, fresh(jsonObject{"kid": nil})); got != "unavailable" || elapsed > time.Second {
+			t.Errorf("when the keys are too old: %s in %v", got, elapsed)
 		}
 	})
 }
