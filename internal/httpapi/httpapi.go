@@ -89,12 +89,12 @@ type Config struct {
 
 // Server serves the broker over HTTP.
 type Server struct {
-	cfg     Config
-	http    *http.Server
-	metrics *metrics
-	lines   *rate.Limiter
-	routes  map[string]route
-	known   knownNeeds
+	cfg         Config
+	http        *http.Server
+	metrics     *metrics
+	lines       *rate.Limiter
+	routes      map[string]route
+	parsedNeeds needsCache
 	// draining makes clients close their connections, so that their next requests go to
 	// another replica and no request is on its way when the broker closes a connection.
 	draining atomic.Bool
@@ -175,17 +175,17 @@ func (s *Server) Shutdown(timeout time.Duration) {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	begun := time.Now()
+	start := time.Now()
 	// RawPath is set if the encoding of the path is not the default one.
-	at, known := s.route(cmp.Or(r.URL.RawPath, r.URL.Path))
+	at, ok := s.at(cmp.Or(r.URL.RawPath, r.URL.Path))
 	header := w.Header()
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	if s.draining.Load() || s.cfg.Callers.Overdue(r.Context(), begun) || MustClose(r) {
+	if s.draining.Load() || s.cfg.Callers.Overdue(r.Context(), start) || MustClose(r) {
 		header["Connection"] = closing
 	}
-	if !known {
-		s.metrics.ended("other", http.StatusNotFound, time.Since(begun))
+	if !ok {
+		s.metrics.ended("other", http.StatusNotFound, time.Since(start))
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
@@ -193,7 +193,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if status >= http.StatusInternalServerError && r.Context().Err() != nil {
 		status, err = clientClosedRequest, nil // the client disconnected; the broker did not fail
 	}
-	s.metrics.ended(at.name, status, time.Since(begun))
+	s.metrics.ended(at.name, status, time.Since(start))
 	if err != nil {
 		s.log(r.Context(), at.name, status, err)
 	}
@@ -221,7 +221,7 @@ func (s *Server) traced(w http.ResponseWriter, r *http.Request, at route) (statu
 
 // Header values that all responses share; they are never modified.
 //
-//nolint:gochecknoglobals // values of headers that are shared by all answers
+//nolint:gochecknoglobals // values of headers that are shared by all responses
 var (
 	noStore = []string{"no-store"}
 	noSniff = []string{"nosniff"}
@@ -230,12 +230,12 @@ var (
 
 // route returns the route of a path. Some gateways append the path of the checked
 // request to /verify; it is ignored.
-func (s *Server) route(path string) (route, bool) {
+func (s *Server) at(path string) (route, bool) {
 	if strings.HasPrefix(path, verifyPath+"/") {
 		path = verifyPath
 	}
-	found, known := s.routes[path]
-	return found, known
+	at, ok := s.routes[path]
+	return at, ok
 }
 
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, at route) (status int, err error) {
@@ -274,8 +274,8 @@ func (s *Server) log(ctx context.Context, endpoint string, status int, err error
 		level = slog.LevelWarn
 	}
 	message := "an unforeseen error"
-	if told, ok := errors.AsType[*apierror.Error](err); ok {
-		message = told.Message
+	if failure, ok := errors.AsType[*apierror.Error](err); ok {
+		message = failure.Message
 	}
 	s.cfg.Logger.Log(ctx, level, "request failed", "endpoint", endpoint, "status", status, "error", message)
 }
@@ -332,10 +332,10 @@ func newMetrics(registerer prometheus.Registerer, routes map[string]route) *metr
 	return m
 }
 
-func (m *metrics) ended(endpoint string, status int, took time.Duration) {
+func (m *metrics) ended(endpoint string, status int, elapsed time.Duration) {
 	own, ok := m.by[endpoint]
 	if ok {
-		own.seconds.Observe(took.Seconds())
+		own.seconds.Observe(elapsed.Seconds())
 	}
 	if ok && status == http.StatusOK {
 		own.ok.Inc()

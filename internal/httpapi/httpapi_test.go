@@ -54,19 +54,19 @@ func serveFixture(t testing.TB, fixture *apitest.Fixture, bound string, change f
 	if change != nil {
 		change(&cfg)
 	}
-	made := httpapi.New(cfg)
-	f.server = made
+	server := httpapi.New(cfg)
+	f.server = server
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- made.Serve(listener, nil) }()
+	go func() { ended <- server.Serve(listener, nil) }()
 	transport := &http.Transport{DisableCompression: true}
 	f.address, f.client = listener.Addr().String(), &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		made.Shutdown(time.Second)
+		server.Shutdown(time.Second)
 		if err := <-ended; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
@@ -114,11 +114,11 @@ func (f *api) post(t testing.TB, path string, header http.Header, form url.Value
 
 func (a answer) json(t testing.TB) map[string]any {
 	t.Helper()
-	made := map[string]any{}
-	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+	body := map[string]any{}
+	if err := json.Unmarshal([]byte(a.body), &body); err != nil {
 		t.Fatalf("%d %q: %v", a.status, a.body, err)
 	}
-	return made
+	return body
 }
 
 const need = "/verify?scope=read"
@@ -215,13 +215,13 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 			t.Errorf("%d, %s: %q, want one %q", got.status, name, values, value)
 		}
 	}
-	told := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", token)).json(t)
-	if told["active"] != true || told["sub"] != "alice" || told["subject_type"] != "client_id" {
-		t.Errorf("introspection: %v", told)
+	introspected := f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", token)).json(t)
+	if introspected["active"] != true || introspected["sub"] != "alice" || introspected["subject_type"] != "client_id" {
+		t.Errorf("introspection: %v", introspected)
 	}
-	told = f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", f.Token(nil))).json(t)
-	if _, marked := told["subject_type"]; marked || told["sub"] != "user-1" {
-		t.Errorf("introspection of a user's token: %v", told)
+	introspected = f.post(t, introspectPath, bearer(f.CallerJWT(apitest.Shop)), with("token", f.Token(nil))).json(t)
+	if _, marked := introspected["subject_type"]; marked || introspected["sub"] != "user-1" {
+		t.Errorf("introspection of a user's token: %v", introspected)
 	}
 }
 
@@ -229,7 +229,7 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 // listener; whoever makes a request never does.
 func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 	a, b := apitest.OpaqueToken(apitest.OpaqueA), apitest.OpaqueToken(apitest.OpaqueB)
-	ofListener := func(f *apitest.Fixture, issuer string) func(*httpapi.Config) {
+	withListenerIssuer := func(f *apitest.Fixture, issuer string) func(*httpapi.Config) {
 		return func(c *httpapi.Config) {
 			c.Callers = f.Server(t, "").Callers().HTTP(caller.Bound{TCP: apitest.Gate, OpaqueTCP: issuer})
 		}
@@ -249,7 +249,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			fixture := apitest.NewOpaque(t)
-			f := serveFixture(t, fixture, apitest.Gate, ofListener(fixture, tt.listener))
+			f := serveFixture(t, fixture, apitest.Gate, withListenerIssuer(fixture, tt.listener))
 			header := bearer(tt.token)
 			header.Set("X-Verify-Issuer", apitest.OpaqueA)
 			if got := f.do(t, "GET", "/verify"+tt.query, header, ""); got.status != tt.status {
@@ -260,7 +260,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 	t.Run("needs in headers", func(t *testing.T) {
 		fixture := apitest.NewOpaque(t)
 		f := serveFixture(t, fixture, apitest.Gate, func(c *httpapi.Config) {
-			ofListener(fixture, apitest.OpaqueB)(c)
+			withListenerIssuer(fixture, apitest.OpaqueB)(c)
 			c.NeedsInHeaders = true
 		})
 		for issuer, status := range map[string]int{"": 503, apitest.OpaqueA: 200, apitest.OpaqueB: 401} {
@@ -541,27 +541,27 @@ func (f *api) answers(t *testing.T, text string) (lines []string) {
 	return lines
 }
 
-// Who is not known yet may begin so many requests and no more, and those who are known
-// do not feel it.
+// Unidentified callers may begin a bounded number of requests. Identified callers are not
+// affected.
 func TestUnfinishedRequestsAreBounded(t *testing.T) {
 	const most = 20 // few, so that all are open at once before the first times out
 	fixture := apitest.New(t)
 	fixture.Limits.Strangers = most
 	f := serveFixture(t, fixture, "", nil)
 	jwt := f.CallerJWT(apitest.Shop)
-	// A connection over which somebody was recognised, before the others come.
+	// A connection whose caller was identified before the others connect.
 	form := with("token", f.Token(nil))
 	request := "POST " + introspectPath + " HTTP/1.1\r\nHost: b\r\nContent-Type: application/x-www-form-urlencoded\r\nAuthorization: Bearer " + jwt +
 		fmt.Sprintf("\r\nContent-Length: %d\r\n\r\n%s", len(form.Encode()), form.Encode())
-	known, err := net.Dial("tcp", f.address)
+	connection, err := net.Dial("tcp", f.address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = known.Close() }()
-	answers := bufio.NewReader(known)
-	ask := func() int {
+	defer func() { _ = connection.Close() }()
+	answers := bufio.NewReader(connection)
+	send := func() int {
 		t.Helper()
-		if _, err := io.WriteString(known, request); err != nil {
+		if _, err := io.WriteString(connection, request); err != nil {
 			t.Fatal(err)
 		}
 		response, err := http.ReadResponse(answers, nil)
@@ -572,7 +572,7 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 		_ = response.Body.Close()
 		return response.StatusCode
 	}
-	if status := ask(); status != 200 {
+	if status := send(); status != 200 {
 		t.Fatalf("before: %d", status)
 	}
 	for range most {
@@ -596,7 +596,7 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 	if refused.header.Get("Retry-After") != "1" || refused.json(t)["error"] != "temporarily_unavailable" { // a part of a second, rounded up
 		t.Errorf("%v %s", refused.header, refused.body)
 	}
-	if status := ask(); status != 200 {
+	if status := send(); status != 200 {
 		t.Errorf("one who is known: %d", status)
 	}
 }
@@ -604,9 +604,9 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 func TestDisconnectedClientIsNoFailure(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	f := serve(t, apitest.Shop, func(c *httpapi.Config) { c.Registerer = registry })
-	asked := make(chan struct{}, 1)
+	requested := make(chan struct{}, 1)
 	f.IdP.SetAnswer(func(_ http.ResponseWriter, r *http.Request) bool {
-		asked <- struct{}{}
+		requested <- struct{}{}
 		<-r.Context().Done()
 		return true
 	})
@@ -616,7 +616,7 @@ func TestDisconnectedClientIsNoFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	go func() { <-asked; cancel() }()
+	go func() { <-requested; cancel() }()
 	if response, err := f.client.Do(request); err == nil {
 		_ = response.Body.Close()
 		t.Fatalf("answered with %d", response.StatusCode)

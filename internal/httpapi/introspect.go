@@ -35,22 +35,22 @@ type introspection struct {
 // holds active=false and nothing else. The parameter issuer, which is not part of the
 // standard, names the required issuer of the token.
 func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error) {
-	asked, refused := s.ask(w, r)
-	if refused != nil {
-		return refuse(w, r, refused)
+	req, p := s.readRequest(w, r)
+	if p != nil {
+		return refuse(w, r, p)
 	}
-	defer asked.call.Leave()
-	presented := asked.form.Get("token")
+	defer req.call.Leave()
+	presented := req.form.Get("token")
 	if presented == "" {
 		return refuse(w, r, bad(invalidRequest, "token is required"))
 	}
-	needs := verify.Request{Issuer: asked.form.Get("issuer"), OpaqueIssuer: s.cfg.Callers.OpaqueIssuer(r.Context())}
+	needs := verify.Request{Issuer: req.form.Get("issuer"), OpaqueIssuer: s.cfg.Callers.OpaqueIssuer(r.Context())}
 	if invalid := server.CheckVerifyRequest(needs); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
-	result, err := s.cfg.Broker.Verify(r.Context(), asked.call.Caller, redact.New(presented), needs)
+	result, err := s.cfg.Broker.Verify(r.Context(), req.call.Caller, redact.New(presented), needs)
 	if err != nil {
-		p := problemOf(err)
+		p = problemOf(err)
 		if p.code == unauthorizedClient { // section 2.3 has no other response for it
 			p.status, p.code = http.StatusForbidden, accessDenied
 		}
@@ -63,27 +63,27 @@ func (s *Server) introspect(w http.ResponseWriter, r *http.Request) (int, error)
 }
 
 func introspected(f *verify.Facts) introspection {
-	made := introspection{
+	response := introspection{
 		Active: true, Scope: strings.Join(f.Scopes, " "), ClientID: f.ClientID, TokenType: f.TokenType(), Confirm: confirmation(f),
 		Expires: f.ExpiresAt.Unix(), Subject: f.Subject, Issuer: f.Issuer, TokenID: f.TokenID,
 	}
 	if f.SubjectType != verify.SubjectSub {
-		made.SubjectType = f.SubjectType.String()
+		response.SubjectType = f.SubjectType.String()
 	}
 	switch len(f.Audience) {
 	case 0:
 	case 1:
-		made.Audience = f.Audience[0]
+		response.Audience = f.Audience[0]
 	default:
-		made.Audience = f.Audience
+		response.Audience = f.Audience
 	}
 	if !f.IssuedAt.IsZero() {
-		made.IssuedAt = f.IssuedAt.Unix()
+		response.IssuedAt = f.IssuedAt.Unix()
 	}
 	if !f.NotBefore.IsZero() {
-		made.NotBefore = f.NotBefore.Unix()
+		response.NotBefore = f.NotBefore.Unix()
 	}
-	return made
+	return response
 }
 
 // confirmation is the cnf claim as the issuer wrote it, so that the recipient sees how

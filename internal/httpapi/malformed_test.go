@@ -24,8 +24,8 @@ import (
 // what requests at /verify and at the OAuth endpoints may be answered with when
 // nothing about them is right.
 var (
-	ofVerify = []int{401, 503}
-	ofOAuth  = []int{400, 401, 405}
+	verifyStatuses = []int{401, 503}
+	oauthStatuses  = []int{400, 401, 405}
 )
 
 // shapes are values that requests are put together from.
@@ -48,9 +48,9 @@ func pick(r *rand.Rand, from []string) string { return from[r.IntN(len(from))] }
 
 // malformed makes a request of which nothing is right: none of its tokens is good.
 func malformed(r *rand.Rand) (text string, allowed []int) {
-	path, allowed := "/verify", ofVerify
+	path, allowed := "/verify", verifyStatuses
 	if r.IntN(2) == 0 {
-		path, allowed = pick(r, []string{tokenPath, introspectPath}), ofOAuth
+		path, allowed = pick(r, []string{tokenPath, introspectPath}), oauthStatuses
 	}
 	method := pick(r, []string{"GET", "POST", "POST", "POST", "HEAD", "PUT"})
 	var b strings.Builder

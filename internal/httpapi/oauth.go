@@ -49,15 +49,15 @@ func bad(code, description string) *problem {
 	return &problem{status: http.StatusBadRequest, code: code, description: description}
 }
 
-// asking is a request to an OAuth endpoint: its form and the call of its caller.
-type asking struct {
+// oauthRequest is a request to an OAuth endpoint: its form and the call of its caller.
+type oauthRequest struct {
 	form   url.Values
 	client string // client_id; may be empty
 	call   caller.Call
 }
 
-// ask reads a request and identifies its caller.
-func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem) {
+// readRequest reads a request and identifies its caller.
+func (s *Server) readRequest(w http.ResponseWriter, r *http.Request) (*oauthRequest, *problem) {
 	if fromBrowser(r.Header) {
 		return nil, bad(invalidRequest, "The request comes from a page in a browser, which cannot be a caller")
 	}
@@ -66,20 +66,20 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request) (*asking, *problem)
 		w.Header()["Connection"] = closing // the rest of the request is not read
 		return nil, problemOf(err)
 	}
-	form, refused := s.formOf(w, r)
+	form, p := s.readForm(w, r)
 	end()
-	if refused != nil {
-		return nil, refused
+	if p != nil {
+		return nil, p
 	}
-	client, authorization, refused := credentials(r.Header["Authorization"], form)
-	if refused != nil {
-		return nil, refused
+	client, authorization, p := credentials(r.Header["Authorization"], form)
+	if p != nil {
+		return nil, p
 	}
 	call, err := s.cfg.Callers.Caller(r.Context(), r.TLS, authorization, r.URL.Path, time.Now())
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return &asking{form, client, call}, nil
+	return &oauthRequest{form, client, call}, nil
 }
 
 // fromBrowser reports whether a page in a browser makes a request. A page of any site
@@ -90,9 +90,9 @@ func fromBrowser(header http.Header) bool {
 	return len(header["Origin"]) > 0 || len(header["Sec-Fetch-Site"]) > 0
 }
 
-// formOf reads the form. Only the parameter resource may be repeated (RFC 6749 section
+// readForm reads the form. Only the parameter resource may be repeated (RFC 6749 section
 // 3.2), and a parameter without a value counts as absent (section 3.1).
-func (s *Server) formOf(w http.ResponseWriter, r *http.Request) (url.Values, *problem) {
+func (s *Server) readForm(w http.ResponseWriter, r *http.Request) (url.Values, *problem) {
 	if r.URL.RawQuery != "" {
 		return nil, bad(invalidRequest, "Parameters belong in the body, not in the query")
 	}
@@ -186,22 +186,22 @@ func basic(text string) (id, secret string, ok bool) {
 
 // problemOf is the one table from the broker's errors to the errors of OAuth.
 func problemOf(err error) *problem {
-	told, ok := errors.AsType[*apierror.Error](err)
+	failure, ok := errors.AsType[*apierror.Error](err)
 	if !ok {
-		told = apierror.Fault(err)
+		failure = apierror.Fault(err)
 	}
-	p := &problem{description: told.Message, retryAfter: told.RetryAfter, cause: told}
-	switch told.Code {
+	p := &problem{description: failure.Message, retryAfter: failure.RetryAfter, cause: failure}
+	switch failure.Code {
 	case apierror.InvalidArgument:
-		p.status, p.code = http.StatusBadRequest, codeOfField(told.Field)
+		p.status, p.code = http.StatusBadRequest, codeOfField(failure.Field)
 	case apierror.Unauthenticated:
 		p.status, p.code = http.StatusUnauthorized, invalidClient
 	case apierror.PermissionDenied, apierror.NotFound:
 		p.status, p.code = http.StatusBadRequest, unauthorizedClient
 	case apierror.FailedPrecondition:
 		p.status, p.code = http.StatusBadGateway, serverError
-		if its := told.Metadata["oauth_error"]; its == invalidScope || its == invalidTarget {
-			p.status, p.code = http.StatusBadRequest, its
+		if code := failure.Metadata["oauth_error"]; code == invalidScope || code == invalidTarget {
+			p.status, p.code = http.StatusBadRequest, code
 		}
 	case apierror.ResourceExhausted:
 		p.status, p.code = http.StatusTooManyRequests, temporarilyUnavailable

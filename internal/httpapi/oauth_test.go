@@ -81,7 +81,7 @@ func TestTokenEndpoint_errorsOfRFC6749(t *testing.T) {
 	and := func(pairs ...string) url.Values {
 		form := with(pairs...)
 		for name, values := range grant {
-			if _, given := form[name]; !given {
+			if _, ok := form[name]; !ok {
 				form[name] = values
 			}
 		}

@@ -14,54 +14,54 @@ import (
 // 4.4: client_id names the client that the token is for; the caller authenticates as
 // itself.
 func (s *Server) token(w http.ResponseWriter, r *http.Request) (int, error) {
-	asked, refused := s.ask(w, r)
-	if refused != nil {
-		return refuse(w, r, refused)
+	req, p := s.readRequest(w, r)
+	if p != nil {
+		return refuse(w, r, p)
 	}
-	defer asked.call.Leave()
-	switch asked.form.Get("grant_type") {
+	defer req.call.Leave()
+	switch req.form.Get("grant_type") {
 	case "client_credentials":
 	case "":
 		return refuse(w, r, bad(invalidRequest, "grant_type is required"))
 	default:
 		return refuse(w, r, bad(unsupportedGrantType, "The only grant_type here is client_credentials"))
 	}
-	ask := broker.Ask{
-		Client:    asked.client,
-		Audience:  asked.form.Get("audience"),
-		Resources: values(asked.form, "resource"),
+	tokenRequest := broker.Ask{
+		Client:    req.client,
+		Audience:  req.form.Get("audience"),
+		Resources: values(req.form, "resource"),
 	}
-	if scope := asked.form.Get("scope"); scope != "" {
-		ask.Scopes = strings.Split(scope, " ")
+	if scope := req.form.Get("scope"); scope != "" {
+		tokenRequest.Scopes = strings.Split(scope, " ")
 	}
-	if ask.Client == "" {
+	if tokenRequest.Client == "" {
 		return refuse(w, r, bad(invalidRequest, "client_id is required: the name of a client in the broker's configuration"))
 	}
-	if invalid := server.CheckTokenRequest(ask); invalid != nil {
+	if invalid := server.CheckTokenRequest(tokenRequest); invalid != nil {
 		return refuse(w, r, problemOf(invalid))
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Deadline)
 	defer cancel()
-	answer, err := s.cfg.Broker.Get(ctx, asked.call.Caller, ask)
+	result, err := s.cfg.Broker.Get(ctx, req.call.Caller, tokenRequest)
 	if err != nil {
 		return refuse(w, r, problemOf(err))
 	}
-	return http.StatusOK, writeJSON(w, http.StatusOK, tokenResponse(answer, time.Now()))
+	return http.StatusOK, writeJSON(w, http.StatusOK, tokenResponse(result, time.Now()))
 }
 
 // tokenResponse is the response of RFC 6749 section 5.1, with the further fields of the
 // IdP's response that callers may see.
-func tokenResponse(answer broker.Answer, now time.Time) map[string]any {
-	made := map[string]any{}
-	for name, value := range answer.Token.Extras {
-		made[name] = value
+func tokenResponse(result broker.Answer, now time.Time) map[string]any {
+	response := map[string]any{}
+	for name, value := range result.Token.Extras {
+		response[name] = value
 	}
-	made["access_token"] = answer.Token.Value.Reveal()
-	made["token_type"] = answer.Token.Type
-	made["expires_in"] = max(0, int(answer.Token.ExpiresAt.Sub(now)/time.Second))
-	made["scope"] = strings.Join(answer.Token.Scopes, " ")
-	if len(answer.Token.Scopes) == 0 {
-		delete(made, "scope")
+	response["access_token"] = result.Token.Value.Reveal()
+	response["token_type"] = result.Token.Type
+	response["expires_in"] = max(0, int(result.Token.ExpiresAt.Sub(now)/time.Second))
+	response["scope"] = strings.Join(result.Token.Scopes, " ")
+	if len(result.Token.Scopes) == 0 {
+		delete(response, "scope")
 	}
-	return made
+	return response
 }

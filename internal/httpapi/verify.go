@@ -91,15 +91,15 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 	return d.Status, d.Err
 }
 
-//nolint:gochecknoglobals // a value of a header that is shared by all answers
+//nolint:gochecknoglobals // a value of a header that is shared by all responses
 var varyAuthorization = []string{"Authorization"}
 
 // needs returns the requirements of the gateway for the token, and whether the query
 // holds a token. An error is a fault of the gateway.
 func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err error) {
 	raw := r.URL.RawQuery
-	if known, ok := s.known.get(raw); ok && !s.cfg.NeedsInHeaders {
-		return known, false, nil
+	if cached, ok := s.parsedNeeds.get(raw); ok && !s.cfg.NeedsInHeaders {
+		return cached, false, nil
 	}
 	var values url.Values
 	if !s.cfg.NeedsInHeaders || strings.Contains(raw, accessToken) || strings.Contains(raw, "%") {
@@ -115,36 +115,36 @@ func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err
 		return needs, false, misconfigured("its query is not well-formed")
 	}
 	if needs, inQuery, err = needsInQuery(values); err == nil {
-		s.known.put(raw, needs)
+		s.parsedNeeds.put(raw, needs)
 	}
 	return needs, inQuery, err
 }
 
-// maxKnownNeeds is far more than the number of routes of a gateway.
-const maxKnownNeeds = 1000
+// maxCachedNeeds is far more than the number of routes of a gateway.
+const maxCachedNeeds = 1000
 
-// knownNeeds caches the parsed requirements of valid queries: gateways repeat a few. Its
+// needsCache caches the parsed requirements of valid queries: gateways repeat a few. Its
 // zero value is empty.
-type knownNeeds struct {
+type needsCache struct {
 	byQuery sync.Map
 	count   atomic.Int64
 }
 
-func (k *knownNeeds) get(query string) (verify.Request, bool) {
-	found, ok := k.byQuery.Load(query)
+func (c *needsCache) get(query string) (verify.Request, bool) {
+	value, ok := c.byQuery.Load(query)
 	if !ok {
 		return verify.Request{}, false
 	}
-	needs, ok := found.(verify.Request)
+	needs, ok := value.(verify.Request)
 	return needs, ok
 }
 
-func (k *knownNeeds) put(query string, needs verify.Request) {
-	if k.count.Load() >= maxKnownNeeds {
+func (c *needsCache) put(query string, needs verify.Request) {
+	if c.count.Load() >= maxCachedNeeds {
 		return
 	}
-	if _, there := k.byQuery.LoadOrStore(query, needs); !there {
-		k.count.Add(1)
+	if _, loaded := c.byQuery.LoadOrStore(query, needs); !loaded {
+		c.count.Add(1)
 	}
 }
 
@@ -152,11 +152,11 @@ func (k *knownNeeds) put(query string, needs verify.Request) {
 // the query of the checked request, and its sender could then choose the requirements
 // for its own token.
 func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
-	for name, given := range values {
+	for name, list := range values {
 		if name != "audience" && name != "scope" && name != "issuer" {
 			return needs, false, misconfigured("its query has a parameter other than audience, scope and issuer: does the gateway forward the query of the original request?")
 		}
-		if len(given) > 1 {
+		if len(list) > 1 {
 			return needs, false, misconfigured("its query has a parameter more than once: separate values by spaces")
 		}
 	}
