@@ -51,8 +51,8 @@ func serve(t *testing.T, fixture *apitest.Fixture, bound string, cfg extauthz.Co
 	return &api{fixture, authv3.NewAuthorizationClient(conn)}
 }
 
-// asks is what Envoy sends of a request.
-func asks(path string, extensions map[string]string, headers ...string) *authv3.CheckRequest {
+// checkRequest returns a request as Envoy sends it.
+func checkRequest(path string, extensions map[string]string, headers ...string) *authv3.CheckRequest {
 	all := map[string]string{":method": "GET", ":path": path, "x-auth-subject": "root", "x-auth-actor": "root"}
 	for pair := range slices.Chunk(headers, 2) {
 		all[pair[0]] = pair[1]
@@ -64,11 +64,11 @@ func asks(path string, extensions map[string]string, headers ...string) *authv3.
 }
 
 func headersOf(options []*corev3.HeaderValueOption) map[string]string {
-	made := map[string]string{}
+	headers := map[string]string{}
 	for _, option := range options {
-		made[option.GetHeader().GetKey()] = option.GetHeader().GetValue()
+		headers[option.GetHeader().GetKey()] = option.GetHeader().GetValue()
 	}
-	return made
+	return headers
 }
 
 func TestCheckDecides(t *testing.T) {
@@ -77,7 +77,7 @@ func TestCheckDecides(t *testing.T) {
 	fresh := func() string { return f.Token(nil) } // each case begins with a token that no other case has left in a cache
 	expired := f.Token(map[string]any{"exp": time.Now().Add(-time.Hour).Unix(), "iat": time.Now().Add(-2 * time.Hour).Unix()})
 	scope := map[string]string{"scope": "read"}
-	if _, err := f.envoy.Check(t.Context(), asks("/", scope, "authorization", "Bearer "+good)); err != nil { // so that it is remembered when it was tampered with
+	if _, err := f.envoy.Check(t.Context(), checkRequest("/", scope, "authorization", "Bearer "+good)); err != nil { // so that it is remembered when it was tampered with
 		t.Fatal(err)
 	}
 	for name, tt := range map[string]struct {
@@ -86,18 +86,18 @@ func TestCheckDecides(t *testing.T) {
 		http      int32
 		challenge string
 	}{
-		"good":                 {asks("/", scope, "authorization", "Bearer "+good), codes.OK, 0, ""},
-		"several spaces":       {asks("/", scope, "authorization", "Bearer   "+fresh()), codes.OK, 0, ""},
-		"a tab":                {asks("/", scope, "authorization", "Bearer \t"+fresh()), codes.Unauthenticated, 401, "invalid_request"},
-		"spaces and no token":  {asks("/", scope, "authorization", "Bearer   "), codes.Unauthenticated, 401, "invalid_request"},
-		"no extensions":        {asks("/", nil, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
-		"its audience":         {asks("/?a=%20", map[string]string{"audience": apitest.Audience}, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
-		"no token":             {asks("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},
-		"two tokens":           {asks("/", scope, "authorization", "Bearer "+good+",Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
-		"a token in the query": {asks("/?access_token="+fresh(), scope, "authorization", "Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
-		"expired":              {asks("/", scope, "authorization", "Bearer "+expired), codes.Unauthenticated, 401, "expired"},
-		"tampered":             {asks("/", scope, "authorization", "Bearer "+good[:len(good)-4]+"AAAA"), codes.Unauthenticated, 401, "invalid_token"},
-		"without a scope":      {asks("/", map[string]string{"scope": "admin"}, "authorization", "Bearer "+fresh()), codes.PermissionDenied, 403, `scope="admin"`},
+		"good":                 {checkRequest("/", scope, "authorization", "Bearer "+good), codes.OK, 0, ""},
+		"several spaces":       {checkRequest("/", scope, "authorization", "Bearer   "+fresh()), codes.OK, 0, ""},
+		"a tab":                {checkRequest("/", scope, "authorization", "Bearer \t"+fresh()), codes.Unauthenticated, 401, "invalid_request"},
+		"spaces and no token":  {checkRequest("/", scope, "authorization", "Bearer   "), codes.Unauthenticated, 401, "invalid_request"},
+		"no extensions":        {checkRequest("/", nil, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
+		"its audience":         {checkRequest("/?a=%20", map[string]string{"audience": apitest.Audience}, "authorization", "Bearer "+fresh()), codes.OK, 0, ""},
+		"no token":             {checkRequest("/", scope), codes.Unauthenticated, 401, `Bearer realm="api"`},
+		"two tokens":           {checkRequest("/", scope, "authorization", "Bearer "+good+",Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
+		"a token in the query": {checkRequest("/?access_token="+fresh(), scope, "authorization", "Bearer "+fresh()), codes.Unauthenticated, 401, "invalid_request"},
+		"expired":              {checkRequest("/", scope, "authorization", "Bearer "+expired), codes.Unauthenticated, 401, "expired"},
+		"tampered":             {checkRequest("/", scope, "authorization", "Bearer "+good[:len(good)-4]+"AAAA"), codes.Unauthenticated, 401, "invalid_token"},
+		"without a scope":      {checkRequest("/", map[string]string{"scope": "admin"}, "authorization", "Bearer "+fresh()), codes.PermissionDenied, 403, `scope="admin"`},
 	} {
 		for range 2 { // the second time by what is remembered of the token
 			got, err := f.envoy.Check(t.Context(), tt.req)
@@ -125,7 +125,7 @@ func TestCheckDecides(t *testing.T) {
 func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Claims: []string{"tenant", "absent"}})
 	for _, claims := range []map[string]any{{"tenant": map[string]any{"id": 7}}, {"client_id": nil, "scope": nil}} {
-		got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(claims)))
+		got, err := f.envoy.Check(t.Context(), checkRequest("/", nil, "authorization", "Bearer "+f.Token(claims)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -141,9 +141,9 @@ func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 		if want := []string{"x-auth-actor", "x-auth-client-id", "x-auth-issuer", "x-auth-scope", "x-auth-subject", "x-auth-subject-type"}; !slices.Equal(named, want) {
 			t.Errorf("%v, want %v", named, want)
 		}
-		told := got.GetDynamicMetadata().AsMap()
-		if told["sub"] != "user-1" || told["iss"] != apitest.Issuer || (claims["tenant"] != nil) != (told["tenant"] != nil) || told["absent"] != nil {
-			t.Errorf("metadata: %v", told)
+		metadata := got.GetDynamicMetadata().AsMap()
+		if metadata["sub"] != "user-1" || metadata["iss"] != apitest.Issuer || (claims["tenant"] != nil) != (metadata["tenant"] != nil) || metadata["absent"] != nil {
+			t.Errorf("metadata: %v", metadata)
 		}
 	}
 }
@@ -154,7 +154,7 @@ func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{})
 	spellings := []string{"x_auth_subject", "x-auth_subject", "x_auth-subject", "x.auth.subject", "x!auth~subject", "x-auth-client_id", "x+auth+client+id", "x_auth_scope", "x-auth_issuer", "x|auth-issuer", "x_auth_actor", "x-auth.actor"}
 	harmless := []string{"x-auth-subject-", "xauthsubject", "x-auth-subjects", "x-auth--subject", "x_request_id", "x-auth-subj_ct", "authorization", "accept"}
-	req := asks("/", nil, "authorization", "Bearer "+f.Token(nil), "accept", "*/*")
+	req := checkRequest("/", nil, "authorization", "Bearer "+f.Token(nil), "accept", "*/*")
 	for _, name := range slices.Concat(spellings, harmless[:6]) {
 		req.GetAttributes().GetRequest().GetHttp().Headers[name] = "root"
 	}
@@ -168,7 +168,7 @@ func TestOtherSpellingsOfIdentityHeadersAreRemoved(t *testing.T) {
 		t.Errorf("removed: %v, want %v", removed, want)
 	}
 	// Envoy sends headers as they are on the wire if it is configured to.
-	raw := asks("/", nil)
+	raw := checkRequest("/", nil)
 	http := raw.GetAttributes().GetRequest().GetHttp()
 	http.Headers = nil
 	http.HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{{Key: "authorization", RawValue: []byte("Bearer " + f.Token(nil))}, {Key: "x_auth_subject", RawValue: []byte("root")}}}
@@ -193,13 +193,13 @@ func TestRulesSetRequirements(t *testing.T) {
 	} {
 		token := "Bearer " + f.Token(nil)
 		for range 2 { // the second time by what is remembered of the token
-			got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", token))
+			got, err := f.envoy.Check(t.Context(), checkRequest(path, nil, "authorization", token))
 			if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
 				t.Errorf("%s: %v, %v; want %v", path, got.GetStatus().GetCode(), err, want)
 			}
 		}
 	}
-	odd, err := f.envoy.Check(t.Context(), asks("/", map[string]string{"scope": "read"}, "authorization", "Bearer "+f.Token(nil)))
+	odd, err := f.envoy.Check(t.Context(), checkRequest("/", map[string]string{"scope": "read"}, "authorization", "Bearer "+f.Token(nil)))
 	if err != nil || codes.Code(odd.GetStatus().GetCode()) != codes.OK {
 		t.Errorf("the route says it itself: %v %v", odd, err)
 	}
@@ -210,7 +210,7 @@ func TestUnclearPathReachesNoLaterRule(t *testing.T) {
 		{Path: "/admin/", Needs: verify.Request{Scopes: []string{"admin"}}}, {Needs: verify.Request{Scopes: []string{"read"}}},
 	}})
 	for path, want := range map[string]codes.Code{"/x": codes.OK, "//admin/": codes.PermissionDenied, "/x/../admin/": codes.PermissionDenied} {
-		got, err := f.envoy.Check(t.Context(), asks(path, nil, "authorization", "Bearer "+f.Token(nil)))
+		got, err := f.envoy.Check(t.Context(), checkRequest(path, nil, "authorization", "Bearer "+f.Token(nil)))
 		if err != nil || codes.Code(got.GetStatus().GetCode()) != want {
 			t.Errorf("%s: %v %v, want %v", path, got.GetStatus().GetCode(), err, want)
 		}
@@ -219,7 +219,7 @@ func TestUnclearPathReachesNoLaterRule(t *testing.T) {
 
 func TestFailureIsNoDenial(t *testing.T) {
 	down := apitest.New(t, func(idp *devidp.Server) { idp.SetDown(true) })
-	req := asks("/", nil, "authorization", "Bearer "+down.Token(nil))
+	req := checkRequest("/", nil, "authorization", "Bearer "+down.Token(nil))
 	f := serve(t, down, apitest.Gate, extauthz.Config{})
 	if _, err := f.envoy.Check(t.Context(), req); status.Code(err) != codes.Unavailable {
 		t.Errorf("as an error: %v", err)
@@ -241,19 +241,19 @@ func TestFailureIsNoDenial(t *testing.T) {
 func TestGatewayIsIdentifiedByItsConnection(t *testing.T) {
 	f := serve(t, apitest.New(t), "", extauthz.Config{})
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+f.CallerJWT(apitest.Shop))
-	_, err := f.envoy.Check(ctx, asks("/", nil, "authorization", "Bearer "+f.Token(nil)))
+	_, err := f.envoy.Check(ctx, checkRequest("/", nil, "authorization", "Bearer "+f.Token(nil)))
 	if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "a gateway must connect with") {
 		t.Errorf("a JWT of a caller: %v", err)
 	}
 	idle := serve(t, f.Fixture, apitest.Idle, extauthz.Config{})
-	if _, err := idle.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(nil))); status.Code(err) != codes.PermissionDenied {
+	if _, err := idle.envoy.Check(t.Context(), checkRequest("/", nil, "authorization", "Bearer "+f.Token(nil))); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("a gateway that may not ask: %v", err)
 	}
 }
 
 func TestClientIsNoSubjectForServices(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{})
-	got, err := f.envoy.Check(t.Context(), asks("/", nil, "authorization", "Bearer "+f.Token(map[string]any{"sub": nil, "client_id": "alice"})))
+	got, err := f.envoy.Check(t.Context(), checkRequest("/", nil, "authorization", "Bearer "+f.Token(map[string]any{"sub": nil, "client_id": "alice"})))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,9 +261,9 @@ func TestClientIsNoSubjectForServices(t *testing.T) {
 	if headers["x-auth-subject-type"] != "client_id" || headers["x-auth-client-id"] != "alice" || !slices.Contains(got.GetOkResponse().GetHeadersToRemove(), "x-auth-subject") {
 		t.Errorf("%v", got.GetOkResponse())
 	}
-	told := got.GetDynamicMetadata().AsMap()
-	if _, has := told["sub"]; has || told["subject_type"] != "client_id" || told["client_id"] != "alice" {
-		t.Errorf("metadata: %v", told)
+	metadata := got.GetDynamicMetadata().AsMap()
+	if _, ok := metadata["sub"]; ok || metadata["subject_type"] != "client_id" || metadata["client_id"] != "alice" {
+		t.Errorf("metadata: %v", metadata)
 	}
 }
 
@@ -290,7 +290,7 @@ func TestSeveralIssuersOfOpaqueTokens(t *testing.T) {
 			fixture := apitest.NewOpaque(t)
 			fixture.OpaqueIssuer = tt.listener
 			f := serve(t, fixture, apitest.Gate, extauthz.Config{Rules: rules})
-			got, err := f.envoy.Check(t.Context(), asks(tt.path, tt.extensions, "authorization", "Bearer "+tt.token))
+			got, err := f.envoy.Check(t.Context(), checkRequest(tt.path, tt.extensions, "authorization", "Bearer "+tt.token))
 			if err != nil || codes.Code(got.GetStatus().GetCode()) != tt.want {
 				t.Errorf("%v, %v; want %v", got, err, tt.want)
 			}

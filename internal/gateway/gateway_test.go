@@ -17,14 +17,14 @@ import (
 func TestHeaderTextIsSafeAndReversible(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := rapid.OneOf(rapid.String(), rapid.StringMatching(`[ %\r\n\x00-\x20a-c]{0,8}`)).Draw(t, "text")
-		made := headerText(text)
-		for i, c := range []byte(made) {
-			if c < ' ' || c > '~' || c == ' ' && (i == 0 || i == len(made)-1) {
-				t.Fatalf("%q becomes %q", text, made)
+		encoded := headerText(text)
+		for i, c := range []byte(encoded) {
+			if c < ' ' || c > '~' || c == ' ' && (i == 0 || i == len(encoded)-1) {
+				t.Fatalf("%q becomes %q", text, encoded)
 			}
 		}
-		if back, err := url.PathUnescape(made); err != nil || back != text {
-			t.Fatalf("%q becomes %q, which reads %q, %v", text, made, back, err)
+		if back, err := url.PathUnescape(encoded); err != nil || back != text {
+			t.Fatalf("%q becomes %q, which reads %q, %v", text, encoded, back, err)
 		}
 	})
 }
@@ -35,12 +35,12 @@ func TestDenialsAreJSON(t *testing.T) {
 		"unauthorized": *j.deny(401, "", "a"), InvalidToken: *j.deny(401, InvalidToken, "b"), InsufficientScope: *j.deny(403, InsufficientScope, "c"),
 		"access_denied": j.Forbid("d"), "temporarily_unavailable": Undecided(errors.New("e")),
 	} {
-		var said struct {
+		var body struct {
 			Error       string `json:"error"`
 			Description string `json:"error_description"`
 		}
-		if err := json.Unmarshal(d.JSON(), &said); err != nil || said.Error != code || said.Description != d.Description {
-			t.Errorf("%s: %v %+v", code, err, said)
+		if err := json.Unmarshal(d.JSON(), &body); err != nil || body.Error != code || body.Description != d.Description {
+			t.Errorf("%s: %v %+v", code, err, body)
 		}
 	}
 	if wait := Undecided(&apierror.Error{Code: apierror.Unavailable, RetryAfter: time.Minute}).RetryAfter; wait != time.Minute {

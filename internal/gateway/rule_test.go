@@ -154,7 +154,7 @@ func visible(c rune) rune {
 func foldsTo(from, to string, folds ...map[string]func(string) string) bool {
 	seen, next := map[string]bool{from: true}, []string{from}
 	for depth := 0; depth < 4 && len(next) > 0; depth++ {
-		var found []string
+		var variants []string
 		for _, p := range next {
 			for _, kind := range folds {
 				for _, fold := range kind {
@@ -164,12 +164,12 @@ func foldsTo(from, to string, folds ...map[string]func(string) string) bool {
 					}
 					if !seen[folded] && len(seen) < 2000 {
 						seen[folded] = true
-						found = append(found, folded)
+						variants = append(variants, folded)
 					}
 				}
 			}
 		}
-		next = found
+		next = variants
 	}
 	return false
 }
