@@ -322,7 +322,7 @@ func (l *Log) Flush(ctx context.Context) error {
 // The Log notices that itself within a second.
 func (l *Log) Reopen() {
 	if l != nil {
-		l.out.asked.Store(true)
+		l.out.checkRequested.Store(true)
 	}
 }
 

@@ -443,9 +443,9 @@ func TestEachUseIsWrittenIfConfigured(t *testing.T) {
 
 func TestTokenIsRefusedUntilItIsWritten(t *testing.T) {
 	b := open(t, audit.Config{File: "/dev/full", Refuse: true})
-	known, late := b.Given(audit.Event{TokenSHA256: [32]byte{1}}), b.Given(audit.Event{TokenSHA256: [32]byte{2}})
+	first, late := b.Given(audit.Event{TokenSHA256: [32]byte{1}}), b.Given(audit.Event{TokenSHA256: [32]byte{2}})
 	give := func(given *audit.Given) error { return given.To(t.Context(), handle("checkout"), "memory", false) }
-	if err := give(known); err != nil {
+	if err := give(first); err != nil {
 		t.Fatal(err)
 	}
 	_ = b.Flush(t.Context())
@@ -456,7 +456,7 @@ func TestTokenIsRefusedUntilItIsWritten(t *testing.T) {
 		t.Errorf("and again: %v", err)
 	}
 	// Its further times are counted, and the count is not lost.
-	if err := give(known); err != nil {
+	if err := give(first); err != nil {
 		t.Errorf("a token that the caller has: %v", err)
 	}
 }

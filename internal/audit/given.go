@@ -13,8 +13,8 @@ import (
 // Unless each time has a line, a caller has a line for the first time, and further times
 // are counted: without a lock, a line or an allocation.
 type Given struct {
-	log  *Log
-	what Event // without the members that differ from time to time
+	log   *Log
+	event Event // without the members that differ from time to time
 	// callers maps unique.Handle[string] to *tally, for callers that received the token.
 	callers sync.Map
 	mu      sync.Mutex // held while a first line is written
@@ -29,14 +29,14 @@ type tally struct {
 	since  atomic.Int64 // start of the count, in Unix nanoseconds
 }
 
-// Given returns a Given for a token. of describes the token and the request.
-func (l *Log) Given(of Event) *Given {
-	of.Event, of.Outcome = Token, OK
-	return &Given{log: l, what: of}
+// Given returns a Given for a token. event describes the token and the request.
+func (l *Log) Given(event Event) *Given {
+	event.Event, event.Outcome = Token, OK
+	return &Given{log: l, event: event}
 }
 
 // SHA256 returns the digest of the token.
-func (g *Given) SHA256() [32]byte { return g.what.TokenSHA256 }
+func (g *Given) SHA256() [32]byte { return g.event.TokenSHA256 }
 
 // To audits that a caller receives the token; the handle contains the caller's name. If it
 // returns ErrUnwritten, the caller must not receive the token.
@@ -79,7 +79,7 @@ func (g *Given) again(t *tally) {
 }
 
 func (g *Given) permit(ctx context.Context, caller, origin string, degraded bool) error {
-	e := g.what
+	e := g.event
 	e.Caller, e.Peer, e.Origin, e.Degraded = caller, g.log.cfg.From(ctx), origin, degraded
 	return g.log.Permit(&e)
 }
@@ -89,8 +89,8 @@ func (g *Given) Sum() {
 	if g == nil {
 		return
 	}
-	g.callers.Range(func(_, found any) bool {
-		g.sum(found.(*tally)) //nolint:forcetypeassert // it contains no other type
+	g.callers.Range(func(_, value any) bool {
+		g.sum(value.(*tally)) //nolint:forcetypeassert // it contains no other type
 		return true
 	})
 }
@@ -110,7 +110,7 @@ func (g *Given) sum(t *tally) {
 	if more == 0 {
 		return
 	}
-	e := g.what
+	e := g.event
 	since := t.since.Swap(time.Now().UnixNano())
 	e.Caller, e.Count, e.Since = t.caller, more, time.Unix(0, since)
 	switch {

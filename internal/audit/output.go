@@ -15,15 +15,15 @@ import (
 const followInterval = time.Second
 
 // output is a file that may be renamed by log rotation, or the standard output. Only the
-// writing goroutine uses it, except asked.
+// writing goroutine uses it, except checkRequested.
 type output struct {
 	path string
-	// asked requests a check, because the file was rotated.
-	asked atomic.Bool
+	// checkRequested requests a check, because the file was rotated.
+	checkRequested atomic.Bool
 
-	file *os.File
-	info fs.FileInfo
-	seen time.Time // time of the last check
+	file      *os.File
+	info      fs.FileInfo
+	checkedAt time.Time // time of the last check
 	// part of the next line was written already, because the disk was full in the middle
 	// of it.
 	part int
@@ -49,7 +49,7 @@ func (o *output) open() error {
 		return err
 	}
 	o.close()
-	o.file, o.info, o.seen, o.part = file, info, time.Now(), 0
+	o.file, o.info, o.checkedAt, o.part = file, info, time.Now(), 0
 	return o.endLine()
 }
 
@@ -91,14 +91,14 @@ func (o *output) follow() error {
 	if o.path == Stdout {
 		return nil
 	}
-	if !o.asked.Swap(false) && time.Since(o.seen) < followInterval {
+	if !o.checkRequested.Swap(false) && time.Since(o.checkedAt) < followInterval {
 		return nil
 	}
 	if info, err := os.Stat(o.path); err == nil && os.SameFile(info, o.info) {
-		o.seen = time.Now()
+		o.checkedAt = time.Now()
 		return nil
 	}
-	o.seen = time.Time{} // check each time until the file is open
+	o.checkedAt = time.Time{} // check each time until the file is open
 	return o.open()
 }
 

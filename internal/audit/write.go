@@ -88,11 +88,11 @@ func (l *Log) failed(err error) {
 	if l.failing.Swap(true) {
 		return
 	}
-	what := "the audit cannot be written; lines that find no room are dropped"
+	message := "the audit cannot be written; lines that find no room are dropped"
 	if l.cfg.Refuse {
-		what = "the audit cannot be written; what it would have to tell of is refused"
+		message = "the audit cannot be written; what it would have to tell of is refused"
 	}
-	l.cfg.Logger.Error(what, "error", err)
+	l.cfg.Logger.Error(message, "error", err)
 }
 
 // collect fills pending if it is empty, and reports whether it contains a line. Lines are in
