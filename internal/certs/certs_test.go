@@ -25,11 +25,11 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // must makes what cannot fail where tests run.
-func must[T any](made T, err error) T {
+func must[T any](value T, err error) T {
 	if err != nil {
 		panic(err)
 	}
-	return made
+	return value
 }
 
 // listener is the files of a listener in a directory of their own.
@@ -118,8 +118,8 @@ func TestCurrentCertificateIsPresented(t *testing.T) {
 
 func TestClientCertificatesAreRequestedAsConfigured(t *testing.T) {
 	l := newListener(t)
-	stranger := must(must(devca.New("strangers")).Issue(named("caller"))).TLS()
-	always := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &stranger, nil }
+	untrusted := must(must(devca.New("strangers")).Issue(named("caller"))).TLS()
+	always := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &untrusted, nil }
 	old := must(l.callers.Issue(&x509.Certificate{NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(-time.Minute)})).TLS()
 	server := must(l.callers.Issue(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})).TLS()
 	for name, tt := range map[string]struct {
@@ -288,15 +288,15 @@ func (t *tale) all() []string {
 }
 
 // follow runs Poll and collects what it tells. Time is that of the bubble.
-func follow(t *testing.T, source *certs.Source) (told *tale, stop func()) {
+func follow(t *testing.T, source *certs.Source) (events *tale, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	told, done := &tale{}, make(chan struct{})
+	events, done := &tale{}, make(chan struct{})
 	go func() {
 		defer close(done)
-		source.Poll(ctx, told.add)
+		source.Poll(ctx, events.add)
 	}()
-	return told, func() { cancel(); <-done }
+	return events, func() { cancel(); <-done }
 }
 
 // polls lets some polls pass.
@@ -342,7 +342,7 @@ func TestReplacementIsUsedWithinThreePolls(t *testing.T) {
 					}
 				}
 				source := must(certs.Open(l.config))
-				told, stop := follow(t, source)
+				events, stop := follow(t, source)
 				trusted := source.Authorities()
 				for _, next := range []string{"second", "third"} {
 					if name == "by symbolic links" {
@@ -358,8 +358,8 @@ func TestReplacementIsUsedWithinThreePolls(t *testing.T) {
 					}
 				}
 				stop()
-				if len(told.all()) != 2 || source.Status().Applied != 2 || source.Status().Refused != 0 {
-					t.Errorf("told: %v, status: %+v", told.all(), source.Status())
+				if len(events.all()) != 2 || source.Status().Applied != 2 || source.Status().Refused != 0 {
+					t.Errorf("told: %v, status: %+v", events.all(), source.Status())
 				}
 				if source.Authorities() != trusted {
 					t.Error("another generation of the same authorities")
@@ -373,7 +373,7 @@ func TestBrokenFilesAreReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		source := must(certs.Open(l.config))
-		told, stop := follow(t, source)
+		events, stop := follow(t, source)
 		defer stop()
 		polls(2)
 		good := must(os.ReadFile(l.config.Cert))
@@ -393,17 +393,17 @@ func TestBrokenFilesAreReportedOnce(t *testing.T) {
 			if got := l.presents(t, source); got != "broker" || !source.Status().Failing {
 				t.Errorf("%s: presented: %s, status %+v", broken.says, got, source.Status())
 			}
-			if last := told.all()[len(told.all())-1]; !strings.Contains(last, broken.says) {
+			if last := events.all()[len(events.all())-1]; !strings.Contains(last, broken.says) {
 				t.Errorf("told: %s, want: %s", last, broken.says)
 			}
 		}
-		if len(told.all()) != 4 || source.Status().Refused != 4 {
-			t.Errorf("told %d times, status %+v:\n%s", len(told.all()), source.Status(), strings.Join(told.all(), "\n"))
+		if len(events.all()) != 4 || source.Status().Refused != 4 {
+			t.Errorf("told %d times, status %+v:\n%s", len(events.all()), source.Status(), strings.Join(events.all(), "\n"))
 		}
 		l.renew(t, "mended")
 		polls(3)
-		if got := l.presents(t, source); got != "mended" || source.Status().Failing || len(told.all()) != 5 {
-			t.Errorf("presented: %s, status %+v, told %v", got, source.Status(), told.all())
+		if got := l.presents(t, source); got != "mended" || source.Status().Failing || len(events.all()) != 5 {
+			t.Errorf("presented: %s, status %+v, told %v", got, source.Status(), events.all())
 		}
 	})
 }
@@ -432,12 +432,12 @@ func TestFutureCertificateIsUsedOnceValid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newListener(t)
 		source := must(certs.Open(l.config))
-		told, stop := follow(t, source)
+		events, stop := follow(t, source)
 		defer stop()
 		l.issue(t, &x509.Certificate{DNSNames: []string{"later"}, NotBefore: time.Now().Add(time.Minute)})
 		polls(10)
-		if got := l.presents(t, source); got != "broker" || len(told.all()) != 1 {
-			t.Errorf("presented: %s, told %v", got, told.all())
+		if got := l.presents(t, source); got != "broker" || len(events.all()) != 1 {
+			t.Errorf("presented: %s, told %v", got, events.all())
 		}
 		time.Sleep(time.Minute)
 		if got := l.presents(t, source); got != "later" || source.Status().Failing {
@@ -451,7 +451,7 @@ func TestHalfWrittenFileIsNotUsed(t *testing.T) {
 		l := newListener(t)
 		one, two := must(devca.New("one")), must(devca.New("two"))
 		source := must(certs.Open(l.config))
-		told, stop := follow(t, source)
+		events, stop := follow(t, source)
 		defer stop()
 		time.Sleep(certs.PollInterval / 2) // between two polls
 		for range 5 {                      // each state is a good file, and none of them stays
@@ -460,11 +460,11 @@ func TestHalfWrittenFileIsNotUsed(t *testing.T) {
 				time.Sleep(certs.PollInterval)
 			}
 		}
-		if len(told.all()) > 0 {
-			t.Errorf("told: %v", told.all())
+		if len(events.all()) > 0 {
+			t.Errorf("told: %v", events.all())
 		}
 		polls(2)
-		if n := len(source.Status().Authorities); n != 2 || len(told.all()) != 1 {
+		if n := len(source.Status().Authorities); n != 2 || len(events.all()) != 1 {
 			t.Errorf("%d authorities", n)
 		}
 	})

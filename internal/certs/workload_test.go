@@ -68,19 +68,19 @@ func (s *spiffe) open(t *testing.T, domains ...string) *certs.Source {
 func watched(t *testing.T, source *certs.Source) <-chan error {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	told, done := make(chan error, 100), make(chan struct{})
+	events, done := make(chan error, 100), make(chan struct{})
 	go func() {
 		defer close(done)
-		source.Poll(ctx, func(err error) { told <- err })
+		source.Poll(ctx, func(err error) { events <- err })
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	return told
+	return events
 }
 
-func await(t *testing.T, told <-chan error) error {
+func await(t *testing.T, events <-chan error) error {
 	t.Helper()
 	select {
-	case err := <-told:
+	case err := <-events:
 		return err
 	case <-time.After(time.Minute):
 		t.Fatal("nothing was told")
@@ -188,10 +188,10 @@ func TestSPIFFE_rotation(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t)
 	before := source.Authorities()
-	told := watched(t, source)
+	events := watched(t, source)
 	for _, name := range []string{"broker-2", "broker-3"} {
 		s.rotate(name)
-		if err := await(t, told); err != nil {
+		if err := await(t, events); err != nil {
 			t.Fatal(err)
 		}
 		if got := nameOf(t, source); got != name {
@@ -209,12 +209,12 @@ func TestSPIFFE_rotation(t *testing.T) {
 func TestSPIFFE_bundleChanges(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t)
-	told := watched(t, source)
+	events := watched(t, source)
 	old, next := s.own, must(devca.New("next"))
 	s.own = next
 	s.update.Bundle = []*devca.Authority{old, next}
 	s.rotate("broker-2")
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Fatal(err)
 	}
 	callers := map[*devca.Authority]*devca.Pair{}
@@ -226,7 +226,7 @@ func TestSPIFFE_bundleChanges(t *testing.T) {
 	}
 	s.update.Bundle = []*devca.Authority{next}
 	s.Send(s.update)
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Fatal(err)
 	}
 	if admits(t, source, callers[old]) || !admits(t, source, callers[next]) {
@@ -289,11 +289,11 @@ func TestSPIFFE_otherChainsDoNotCount(t *testing.T) {
 func TestSPIFFE_federationEnds(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t, "example.org", "partner.org")
-	told := watched(t, source)
+	events := watched(t, source)
 	caller := must(certstest.Issue(s.partner, "partner.org", "/caller", nil))
 	s.update.Federated = nil
 	s.Send(s.update)
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Fatal(err)
 	}
 	if admits(t, source, caller) {
@@ -307,15 +307,15 @@ func TestSPIFFE_federationEnds(t *testing.T) {
 func TestSPIFFE_agentRestarts(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t)
-	told := watched(t, source)
+	events := watched(t, source)
 	s.rotate("broker-2")
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Fatal(err)
 	}
 	s.Stop()
 	s.rotate("broker-3")
 	s.start(t)
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Error("a restart is told as a failure:", err)
 	}
 	if got := nameOf(t, source); got != "broker-3" {
@@ -326,13 +326,13 @@ func TestSPIFFE_agentRestarts(t *testing.T) {
 func TestSPIFFE_agentIsGone(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t)
-	told := watched(t, source)
+	events := watched(t, source)
 	s.rotate("broker-2")
-	if err := await(t, told); err != nil {
+	if err := await(t, events); err != nil {
 		t.Fatal(err)
 	}
 	s.Stop()
-	if err := await(t, told); err == nil || !strings.HasPrefix(err.Error(), s.Socket()+": the SPIFFE agent sends no certificate: ") {
+	if err := await(t, events); err == nil || !strings.HasPrefix(err.Error(), s.Socket()+": the SPIFFE agent sends no certificate: ") {
 		t.Error(err)
 	}
 	if status := source.Status(); !status.Failing || status.Refused != 0 || status.Name != "broker-2" {
@@ -345,7 +345,7 @@ func TestSPIFFE_agentIsGone(t *testing.T) {
 	testkit.Eventually(t, "the same certificate is good again", func() bool { return !source.Status().Failing })
 	s.rotate("broker-3")
 	for {
-		if err := await(t, told); err == nil {
+		if err := await(t, events); err == nil {
 			break
 		}
 	}
@@ -357,11 +357,11 @@ func TestSPIFFE_agentIsGone(t *testing.T) {
 func TestSPIFFE_badUpdateIsRefused(t *testing.T) {
 	s := newSPIFFE(t)
 	source := s.open(t)
-	told := watched(t, source)
+	events := watched(t, source)
 	good := s.update.SVID
 	s.update.SVID = must(certstest.Issue(s.own, "example.org", "/broker", &x509.Certificate{DNSNames: []string{"broker-2"}, NotBefore: time.Now().Add(time.Hour)}))
 	s.Send(s.update)
-	if err := await(t, told); err == nil || !strings.Contains(err.Error(), s.Socket()+`: certificate 1 in it, "broker-2", is not valid before`) {
+	if err := await(t, events); err == nil || !strings.Contains(err.Error(), s.Socket()+`: certificate 1 in it, "broker-2", is not valid before`) {
 		t.Error(err)
 	}
 	if status := source.Status(); !status.Failing || status.Refused != 1 || status.Name != "broker-1" {
