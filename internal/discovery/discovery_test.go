@@ -37,14 +37,14 @@ type site struct {
 	failure error
 	pages   map[string]string
 
-	mu    sync.Mutex
-	asked []string
+	mu        sync.Mutex
+	requested []string
 }
 
 func (s *site) RoundTrip(r *http.Request) (*http.Response, error) {
 	s.mu.Lock()
-	s.asked = append(s.asked, r.URL.String())
-	status, delay, failure, page, found := s.status, s.delay, s.failure, s.pages[r.URL.EscapedPath()], s.pages[r.URL.EscapedPath()] != ""
+	s.requested = append(s.requested, r.URL.String())
+	status, delay, failure, page, metadata := s.status, s.delay, s.failure, s.pages[r.URL.EscapedPath()], s.pages[r.URL.EscapedPath()] != ""
 	s.mu.Unlock()
 	select {
 	case <-time.After(delay):
@@ -58,7 +58,7 @@ func (s *site) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch {
 	case status != 0:
 		answer.WriteHeader(status)
-	case !found:
+	case !metadata:
 		answer.WriteHeader(http.StatusNotFound)
 	}
 	_, _ = answer.WriteString(page)
@@ -74,7 +74,7 @@ func (s *site) set(change func()) {
 func (s *site) requests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]string(nil), s.asked...)
+	return append([]string(nil), s.requested...)
 }
 
 func (s *site) issuer(name string) *discovery.Issuer {
@@ -113,7 +113,7 @@ func urlsOf(m discovery.Metadata) map[string]string {
 func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 	for _, tt := range []struct {
 		issuer, page string
-		asked        []string
+		requested    []string
 	}{
 		{"https://idp.example", oidc, []string{"https://idp.example" + oidc}},
 		{"https://idp.example/", oidc, []string{"https://idp.example" + oidc}},
@@ -137,7 +137,7 @@ func TestMetadataIsFoundInEitherPlace(t *testing.T) {
 			if diff := cmp.Diff(want, urlsOf(got)); diff != "" || got.Issuer != tt.issuer {
 				t.Errorf("issuer %q: %s", got.Issuer, diff)
 			}
-			if diff := cmp.Diff(tt.asked, s.requests()); diff != "" {
+			if diff := cmp.Diff(tt.requested, s.requests()); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -315,11 +315,11 @@ func TestMetadata_endpointBecomesInvalid(t *testing.T) {
 			t.Helper()
 			_, _ = i.Metadata(t.Context())
 			synctest.Wait()
-			found, err := i.Metadata(t.Context())
+			metadata, err := i.Metadata(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			return urlsOf(found)
+			return urlsOf(metadata)
 		}
 		before := urls()
 		s.set(func() {
@@ -350,7 +350,7 @@ func TestDocumentAtTheLimitIsRead(t *testing.T) {
 }
 
 func TestPlainHTTPIssuers(t *testing.T) {
-	ask := func(issuer string, allow bool) error {
+	fetch := func(issuer string, allow bool) error {
 		page := fmt.Sprintf(`{"issuer":%q,"token_endpoint":%q}`, issuer, issuer+"/token")
 		_, err := discovery.New(discovery.Config{
 			Issuer: issuer, AllowHTTP: allow,
@@ -358,13 +358,13 @@ func TestPlainHTTPIssuers(t *testing.T) {
 		}).Metadata(t.Context())
 		return err
 	}
-	if err := ask("http://127.0.0.1:8080", false); err != nil {
+	if err := fetch("http://127.0.0.1:8080", false); err != nil {
 		t.Errorf("a loopback issuer is refused: %v", err)
 	}
-	if err := ask("http://idp.example", true); err != nil {
+	if err := fetch("http://idp.example", true); err != nil {
 		t.Errorf("an issuer in http is refused although it is allowed: %v", err)
 	}
-	if err := ask("http://idp.example", false); err == nil {
+	if err := fetch("http://idp.example", false); err == nil {
 		t.Error("an issuer in http is accepted")
 	}
 }
@@ -383,7 +383,7 @@ func TestMetadata_sharedSearch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{delay: 3 * time.Second, pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)
-		begun := time.Now()
+		start := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		var callers sync.WaitGroup
@@ -392,7 +392,7 @@ func TestMetadata_sharedSearch(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) || !faultOf(t, err).Unreachable {
 				t.Errorf("the caller who left was told %v", err)
 			}
-			if waited := time.Since(begun); waited != time.Second {
+			if waited := time.Since(start); waited != time.Second {
 				t.Errorf("the caller who left waited %v", waited)
 			}
 		})
@@ -408,8 +408,8 @@ func TestMetadata_sharedSearch(t *testing.T) {
 			})
 		}
 		callers.Wait()
-		if served.Load() != 100 || len(s.requests()) != 1 || time.Since(begun) != 3*time.Second {
-			t.Errorf("%d callers served by %d requests in %v", served.Load(), len(s.requests()), time.Since(begun))
+		if served.Load() != 100 || len(s.requests()) != 1 || time.Since(start) != 3*time.Second {
+			t.Errorf("%d callers served by %d requests in %v", served.Load(), len(s.requests()), time.Since(start))
 		}
 	})
 }
@@ -417,9 +417,9 @@ func TestMetadata_sharedSearch(t *testing.T) {
 func TestSearchTakesNoLongerThanItsTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{delay: 3 * time.Second} // 404 after 3 s, twice
-		begun := time.Now()
+		start := time.Now()
 		_, err := s.issuer(issuer).Metadata(t.Context())
-		if waited := time.Since(begun); waited != discovery.Timeout {
+		if waited := time.Since(start); waited != discovery.Timeout {
 			t.Errorf("the search took %v", waited)
 		}
 		if !faultOf(t, err).Unreachable || !errors.Is(err, context.DeadlineExceeded) {
@@ -454,14 +454,14 @@ func TestMetadata_keptWhileRefreshFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &site{pages: map[string]string{oidc: documentOf(issuer)}}
 		i := s.issuer(issuer)
-		ask := func() string {
+		fetch := func() string {
 			t.Helper()
-			begun := time.Now()
+			start := time.Now()
 			metadata, err := i.Metadata(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if waited := time.Since(begun); waited != 0 {
+			if waited := time.Since(start); waited != 0 {
 				t.Fatalf("a caller waited %v", waited)
 			}
 			url, err := metadata.TokenEndpoint.URL()
@@ -470,16 +470,16 @@ func TestMetadata_keptWhileRefreshFails(t *testing.T) {
 			}
 			return url
 		}
-		ask()
+		fetch()
 		time.Sleep(time.Hour - 1)
-		if ask(); len(s.requests()) != 1 {
+		if fetch(); len(s.requests()) != 1 {
 			t.Fatalf("%d requests within the hour", len(s.requests()))
 		}
 
 		s.set(func() { s.delay, s.failure = 4*time.Second, errors.New("down") })
 		for range 20 {
 			time.Sleep(time.Minute)
-			if got := ask(); got != "https://idp.example/token" {
+			if got := fetch(); got != "https://idp.example/token" {
 				t.Fatalf("during the outage the token endpoint is %q", got)
 			}
 		}
@@ -493,10 +493,10 @@ func TestMetadata_keptWhileRefreshFails(t *testing.T) {
 			s.pages[oidc] = `{"issuer":"https://idp.example","token_endpoint":"https://new.example/token"}`
 		})
 		time.Sleep(time.Minute)
-		ask()
+		fetch()
 		time.Sleep(4 * time.Second)
 		synctest.Wait()
-		if got := ask(); got != "https://new.example/token" {
+		if got := fetch(); got != "https://new.example/token" {
 			t.Errorf("after the refresh the token endpoint is %q", got)
 		}
 	})

@@ -49,21 +49,21 @@ func FuzzMetadata(f *testing.F) {
 			without = name
 		}
 		s := &site{pages: map[string]string{oidc: fmt.Sprintf("{%s:%s%s", quoted, value, rest(without, "aliases"))}}
-		found, err := s.issuer(issuer).Metadata(t.Context())
+		metadata, err := s.issuer(issuer).Metadata(t.Context())
 		if err != nil {
 			if name != "issuer" && json.Valid([]byte(value)) && len(value) < 1000 {
 				t.Errorf("a member %s costs the whole document: %v", quoted, err)
 			}
 			return
 		}
-		if found.Issuer != issuer {
-			t.Errorf("issuer %q", found.Issuer)
+		if metadata.Issuer != issuer {
+			t.Errorf("issuer %q", metadata.Issuer)
 		}
 		good := map[string]string{
 			"token": "https://idp.example/token", "keys": "https://idp.example/keys", "introspection": "https://idp.example/introspect",
 			"token, mTLS": "https://idp.example/token", "introspection, mTLS": "https://idp.example/introspect",
 		}
-		for endpoint, url := range urlsOf(found) {
+		for endpoint, url := range urlsOf(metadata) {
 			switch {
 			case !slices.Contains(read[name], endpoint) && url != good[endpoint]:
 				t.Errorf("a member %s makes %s %q", quoted, endpoint, url)

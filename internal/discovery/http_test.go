@@ -166,7 +166,7 @@ func TestGetRefuses(t *testing.T) {
 func TestCauseOfAFailedConnection(t *testing.T) {
 	client := local()
 	quiet := log.New(io.Discard, "", 0)
-	ask := func(ctx context.Context, url string) error {
+	get := func(ctx context.Context, url string) error {
 		t.Helper()
 		_, _, err := discovery.Get(ctx, client, url, 100)
 		if err == nil || !faultOf(t, err).Unreachable || strings.Contains(err.Error(), "canary") {
@@ -175,30 +175,30 @@ func TestCauseOfAFailedConnection(t *testing.T) {
 		return err
 	}
 
-	gone := httptest.NewServer(http.NotFoundHandler())
-	closed := gone.URL + "/?canary"
-	gone.Close()
-	if err := ask(t.Context(), closed); !errors.Is(err, syscall.ECONNREFUSED) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	closed := server.URL + "/?canary"
+	server.Close()
+	if err := get(t.Context(), closed); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("a closed port: %v", err)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := ask(ctx, closed); !errors.Is(err, context.Canceled) {
+	if err := get(ctx, closed); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled context: %v", err)
 	}
 
-	unknown := httptest.NewUnstartedServer(http.NotFoundHandler())
-	unknown.Config.ErrorLog = quiet
-	unknown.StartTLS()
-	defer unknown.Close()
-	if err := ask(t.Context(), unknown.URL+"/?canary"); !strings.Contains(err.Error(), "certificate does not verify") {
+	untrusted := httptest.NewUnstartedServer(http.NotFoundHandler())
+	untrusted.Config.ErrorLog = quiet
+	untrusted.StartTLS()
+	defer untrusted.Close()
+	if err := get(t.Context(), untrusted.URL+"/?canary"); !strings.Contains(err.Error(), "certificate does not verify") {
 		t.Errorf("an unknown authority: %v", err)
 	}
 
 	plain := httptest.NewServer(http.NotFoundHandler())
 	defer plain.Close()
-	if err := ask(t.Context(), strings.Replace(plain.URL, "http", "https", 1)+"/?canary"); !errors.Is(err, http.ErrSchemeMismatch) {
+	if err := get(t.Context(), strings.Replace(plain.URL, "http", "https", 1)+"/?canary"); !errors.Is(err, http.ErrSchemeMismatch) {
 		t.Errorf("plain http behind https: %v", err)
 	}
 
@@ -207,7 +207,7 @@ func TestCauseOfAFailedConnection(t *testing.T) {
 	old.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	old.StartTLS()
 	defer old.Close()
-	if err := ask(t.Context(), old.URL+"/?canary"); !strings.Contains(err.Error(), "protocol version") {
+	if err := get(t.Context(), old.URL+"/?canary"); !strings.Contains(err.Error(), "protocol version") {
 		t.Errorf("TLS 1.1: %v", err)
 	}
 }

@@ -25,12 +25,12 @@ import (
 func TestAliasesForMTLS(t *testing.T) {
 	s := &site{pages: map[string]string{oidc: `{"issuer":"https://idp.example","token_endpoint":"https://idp.example/token","introspection_endpoint":"https://idp.example/introspect",
 		"mtls_endpoint_aliases":{"token_endpoint":"https://mtls.idp.example/token","jwks_uri":5}}`}}
-	found, err := s.issuer(issuer).Metadata(t.Context())
+	metadata, err := s.issuer(issuer).Metadata(t.Context())
 	want := map[string]string{
 		"token": "https://idp.example/token", "keys": "", "introspection": "https://idp.example/introspect",
 		"token, mTLS": "https://mtls.idp.example/token", "introspection, mTLS": "https://idp.example/introspect",
 	}
-	if diff := cmp.Diff(want, urlsOf(found)); err != nil || diff != "" {
+	if diff := cmp.Diff(want, urlsOf(metadata)); err != nil || diff != "" {
 		t.Errorf("%v, %s", err, diff)
 	}
 }

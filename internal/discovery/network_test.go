@@ -127,8 +127,8 @@ func get(t *testing.T, client *http.Client, url string) error {
 
 // D2: addresses are refused in every notation, and behind names.
 func TestPrivateServersAreNotReached(t *testing.T) {
-	here, requests := server(t)
-	port := here[strings.LastIndexByte(here, ':'):]
+	server, requests := server(t)
+	port := server[strings.LastIndexByte(server, ':'):]
 	client := discovery.NewNetwork(nil).ClientFor("https://idp.example", false)
 	for _, host := range []string{"127.0.0.1", "localhost", "LocalHost", "[::ffff:127.0.0.1]", "[::1]", "0.0.0.0", "[::]", "127.1", "2130706433", "10.0.0.1", "169.254.169.254"} {
 		err := get(t, client, "http://"+host+port)
@@ -141,7 +141,7 @@ func TestPrivateServersAreNotReached(t *testing.T) {
 	if n := requests(); n != 0 {
 		t.Errorf("%d requests reached a private server", n)
 	}
-	if err := get(t, discovery.NewNetwork(nil).ClientFor("http://localhost", false), here); err != nil {
+	if err := get(t, discovery.NewNetwork(nil).ClientFor("http://localhost", false), server); err != nil {
 		t.Errorf("for an issuer on this host: %v", err)
 	}
 }
@@ -149,14 +149,14 @@ func TestPrivateServersAreNotReached(t *testing.T) {
 // The permission of one issuer does not extend to another: not through the same Network, and
 // not over an idle connection of the first.
 func TestAllowPrivate_perIssuer(t *testing.T) {
-	here, requests := server(t)
+	server, requests := server(t)
 	network := discovery.NewNetwork(nil)
 	permitted, other := network.ClientFor("https://internal.example", true), network.ClientFor("https://idp.example", false)
 	for range 3 {
-		if err := get(t, permitted, here); err != nil {
+		if err := get(t, permitted, server); err != nil {
 			t.Fatal(err)
 		}
-		if err := get(t, other, here); !isAddressError(err) {
+		if err := get(t, other, server); !isAddressError(err) {
 			t.Errorf("an issuer without leave: %v", err)
 		}
 	}
@@ -209,8 +209,8 @@ func dnsAnswer(query []byte, resolve func() netip.Addr) []byte {
 
 // D2: the addresses of a name are checked at each connection.
 func TestNamesOfPrivateAddressesAreRefused(t *testing.T) {
-	here, requests := server(t)
-	port := here[strings.LastIndexByte(here, ':'):]
+	server, requests := server(t)
+	port := server[strings.LastIndexByte(server, ':'):]
 	var lookups atomic.Int32
 	var to atomic.Value
 	resolveAll(t, func() netip.Addr {
@@ -235,8 +235,8 @@ func TestNamesOfPrivateAddressesAreRefused(t *testing.T) {
 
 // D2: a proxy may have a private address; the target of a request through it may not.
 func TestProxyMayBePrivateAndItsTargetsNot(t *testing.T) {
-	here, requests := server(t)
-	proxy, err := url.Parse(here)
+	server, requests := server(t)
+	proxy, err := url.Parse(server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,9 +262,9 @@ func TestDocumentMayNotNamePrivateEndpoints(t *testing.T) {
 	find := func(cfg discovery.Config, endpoint string) error {
 		page := strings.Replace(documentOf(cfg.Issuer), "https://idp.example/keys", endpoint, 1)
 		cfg.HTTP = discovery.NewHTTPClient(&site{pages: map[string]string{oidc: page}})
-		found, err := discovery.New(cfg).Metadata(t.Context())
+		metadata, err := discovery.New(cfg).Metadata(t.Context())
 		if err == nil {
-			_, err = found.JWKSURI.URL()
+			_, err = metadata.JWKSURI.URL()
 		}
 		return err
 	}
