@@ -71,13 +71,13 @@ func write(t testing.TB, path, text string) string {
 func secretOf(text string) secret.Version { return secret.Version{ID: "v1", Value: redact.New(text)} }
 
 // fetched is the one request of a fetch that must succeed.
-func fetched(t *testing.T, cfg idp.Config, with string, ask idp.Request) asked {
+func fetched(t *testing.T, cfg idp.Config, with string, req idp.Request) recorded {
 	t.Helper()
 	url, requests := idpServer(t, grants(good))
 	if cfg.Issuer == nil {
 		cfg.TokenURL = url
 	}
-	if _, err := client(t, cfg).Fetch(t.Context(), secretOf(with), ask); err != nil {
+	if _, err := client(t, cfg).Fetch(t.Context(), secretOf(with), req); err != nil {
 		t.Fatal(err)
 	}
 	all := requests()
@@ -197,7 +197,7 @@ func TestEachAttemptHasItsOwnAssertion(t *testing.T) {
 			with = longSecret
 		}
 		n := 0
-		var requests func() []asked
+		var requests func() []recorded
 		cfg.TokenURL, requests = idpServer(t, func(w http.ResponseWriter, r *http.Request) {
 			if n++; n == 1 {
 				answers(http.StatusBadGateway, "text/html", "")(w, r)
@@ -227,7 +227,7 @@ func TestEachAttemptHasItsOwnAssertion(t *testing.T) {
 
 // published is an issuer that publishes a token and an introspection endpoint, and
 // notes what it is asked there.
-func published(t *testing.T, answer string) (issuer *discovery.Issuer, requests func() []asked) {
+func published(t *testing.T, answer string) (issuer *discovery.Issuer, requests func() []recorded) {
 	t.Helper()
 	var base string
 	endpoint, requests := idpServer(t, grants(answer))
@@ -329,7 +329,7 @@ func TestJWTBearerGrant(t *testing.T) {
 	if header["typ"] != "JWT" {
 		t.Errorf("header %v", header)
 	}
-	if _, has := claims["nbf"]; has {
+	if _, ok := claims["nbf"]; ok {
 		t.Error("an nbf that Google does not document")
 	}
 	want := jwt.MapClaims{"iss": clientID, "sub": "user@example.com", "scope": "read write"}
@@ -401,11 +401,11 @@ func TestBadAssertionFileIsAnError(t *testing.T) {
 	path := filepath.Join(dir, "token")
 	tokenURL, requests := idpServer(t, grants(good))
 	c := client(t, idp.Config{TokenURL: tokenURL, Auth: idp.FederatedJWT, AssertionFile: path})
-	ask := func() error {
+	fetch := func() error {
 		_, err := c.Fetch(t.Context(), c.Credential(), idp.Request{})
 		return err
 	}
-	isFault(t, ask(), idp.Misconfigured, "assertion.file "+path+" cannot be read: no such file")
+	isFault(t, fetch(), idp.Misconfigured, "assertion.file "+path+" cannot be read: no such file")
 	for text, says := range map[string]string{
 		"":                          "is empty",
 		" \r\n":                     "is empty",
@@ -419,7 +419,7 @@ func TestBadAssertionFileIsAnError(t *testing.T) {
 		jwtOf(`{"exp":-1e300}`):     "expired",
 	} {
 		write(t, path, text)
-		err := ask()
+		err := fetch()
 		isFault(t, err, idp.Misconfigured, says)
 		if strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), ".sig") {
 			t.Errorf("quoted: %v", err)
@@ -431,7 +431,7 @@ func TestBadAssertionFileIsAnError(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	isFault(t, ask(), idp.Misconfigured, "cannot be read: is a directory")
+	isFault(t, fetch(), idp.Misconfigured, "cannot be read: is a directory")
 	if n := len(requests()); n != 0 {
 		t.Errorf("%d requests", n)
 	}

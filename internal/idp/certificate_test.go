@@ -201,9 +201,9 @@ func TestBadCertificateIsAnErrorOfNew(t *testing.T) {
 }
 
 func TestCertificateThatTheServerDoesNotKnow(t *testing.T) {
-	known, _ := certify(t, newKey(t, "ES256"), time.Hour)
+	trusted, _ := certify(t, newKey(t, "ES256"), time.Hour)
 	authorities := x509.NewCertPool()
-	authorities.AddCert(known)
+	authorities.AddCert(trusted)
 	// With TLS 1.3 the alert comes after the handshake, and may be lost with the
 	// connection.
 	server := newMutualServer(t, &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: authorities, MaxVersion: tls.VersionTLS12})

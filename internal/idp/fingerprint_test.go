@@ -49,7 +49,7 @@ func TestFingerprintCoversTheRequest(t *testing.T) {
 		cfg := same
 		change(&cfg)
 		fingerprint := client(t, cfg).Fingerprint()
-		if before, again := seen[fingerprint]; again {
+		if before, ok := seen[fingerprint]; ok {
 			t.Errorf("%d has the fingerprint of %d", i, before)
 		}
 		seen[fingerprint] = i

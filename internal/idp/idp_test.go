@@ -43,16 +43,16 @@ func answers(status int, contentType, body string, header ...string) http.Handle
 
 func grants(body string) http.HandlerFunc { return answers(http.StatusOK, "application/json", body) }
 
-// asked is one request as the IdP saw it.
-type asked struct {
+// recorded is a request as the IdP received it.
+type recorded struct {
 	header http.Header
 	form   url.Values
 }
 
-// idpServer is a real IdP over HTTP that notes what it is asked.
-func idpServer(t *testing.T, answer http.HandlerFunc) (tokenURL string, requests func() []asked) {
+// idpServer is a real IdP over HTTP that records its requests.
+func idpServer(t *testing.T, answer http.HandlerFunc) (tokenURL string, requests func() []recorded) {
 	t.Helper()
-	seen := make(chan asked, 100)
+	received := make(chan recorded, 100)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -62,15 +62,15 @@ func idpServer(t *testing.T, answer http.HandlerFunc) (tokenURL string, requests
 		if err != nil || r.Method != http.MethodPost {
 			t.Errorf("%s %q: %v", r.Method, body, err)
 		}
-		seen <- asked{r.Header, form}
+		received <- recorded{r.Header, form}
 		r.Body = io.NopCloser(strings.NewReader(string(body)))
 		answer(w, r)
 	}))
 	t.Cleanup(server.Close)
-	return server.URL + "/token", func() []asked {
-		var all []asked
-		for len(seen) > 0 {
-			all = append(all, <-seen)
+	return server.URL + "/token", func() []recorded {
+		var all []recorded
+		for len(received) > 0 {
+			all = append(all, <-received)
 		}
 		return all
 	}
@@ -294,25 +294,25 @@ func issuerServer(t *testing.T, status int, document func(base string) string) *
 }
 
 func TestTokenEndpointIsDiscovered(t *testing.T) {
-	ask := func(issuer *discovery.Issuer) error {
+	fetch := func(issuer *discovery.Issuer) error {
 		_, err := client(t, idp.Config{Issuer: issuer}).Fetch(t.Context(), version, idp.Request{})
 		return err
 	}
 	named := func(base string) string { return `{"issuer":"` + base + `","token_endpoint":"` + base + `/token"}` }
-	if err := ask(issuerServer(t, 200, named)); err != nil {
+	if err := fetch(issuerServer(t, 200, named)); err != nil {
 		t.Error(err)
 	}
-	err := ask(issuerServer(t, 503, named))
+	err := fetch(issuerServer(t, 503, named))
 	isFault(t, err, idp.Transient, "HTTP 503")
-	err = ask(issuerServer(t, 404, named))
+	err = fetch(issuerServer(t, 404, named))
 	isFault(t, err, idp.Misconfigured, "publishes no metadata")
-	err = ask(issuerServer(t, 200, func(base string) string { return named(base + "/other") }))
+	err = fetch(issuerServer(t, 200, func(base string) string { return named(base + "/other") }))
 	isFault(t, err, idp.Misconfigured, "another issuer")
-	err = ask(issuerServer(t, 200, func(base string) string { return `{"issuer":"` + base + `"}` }))
+	err = fetch(issuerServer(t, 200, func(base string) string { return `{"issuer":"` + base + `"}` }))
 	isFault(t, err, idp.Misconfigured, "configure token_url")
-	gone := httptest.NewServer(nil)
-	gone.Close()
-	err = ask(discovery.New(discovery.Config{Issuer: gone.URL}))
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	err = fetch(discovery.New(discovery.Config{Issuer: closed.URL}))
 	isFault(t, err, idp.Transient, "refused")
 }
 
@@ -338,8 +338,8 @@ func TestCancelledContextIsTransientAndKeepsItsCause(t *testing.T) {
 }
 
 func TestClosedPortIsTransient(t *testing.T) {
-	gone := httptest.NewServer(nil)
-	gone.Close()
-	_, err := client(t, idp.Config{TokenURL: gone.URL}).Fetch(t.Context(), version, idp.Request{})
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	_, err := client(t, idp.Config{TokenURL: closed.URL}).Fetch(t.Context(), version, idp.Request{})
 	isFault(t, err, idp.Transient, "connection refused")
 }

@@ -84,21 +84,21 @@ func TestIntrospectionEndpointIsDiscovered(t *testing.T) {
 		_ = json.NewEncoder(w).Encode(document)
 	}))
 	defer server.Close()
-	ask := func() (idp.Introspection, error) {
+	introspectOnce := func() (idp.Introspection, error) {
 		return client(t, idp.Config{Issuer: discovery.New(discovery.Config{Issuer: server.URL})}).Introspect(t.Context(), version, presentedToken)
 	}
-	_, err := ask()
+	_, err := introspectOnce()
 	isFault(t, err, idp.Misconfigured, "names no introspection_endpoint: configure the endpoint")
 	document["introspection_endpoint"] = "/introspect"
-	_, err = ask()
+	_, err = introspectOnce()
 	isFault(t, err, idp.Misconfigured, "has an invalid introspection_endpoint: the URL must be absolute")
 	// Endpoints that are not used may be bad.
 	document["introspection_endpoint"], document["token_endpoint"], document["jwks_uri"] = endpoint, "http://idp.example/token", "keys"
-	if got, err := ask(); err != nil || got.Active || len(requests()) != 1 {
+	if got, err := introspectOnce(); err != nil || got.Active || len(requests()) != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	server.Close()
-	_, err = ask()
+	_, err = introspectOnce()
 	isFault(t, err, idp.Transient, "the introspection endpoint cannot be found")
 	_, err = client(t, idp.Config{TokenURL: "https://idp.example/token"}).Introspect(t.Context(), version, presentedToken)
 	isFault(t, err, idp.Misconfigured, "not configured")
@@ -195,8 +195,8 @@ func TestIntrospectionFollowsNoRedirect(t *testing.T) {
 
 // D2: neither what is configured nor what is discovered leads to this host.
 func TestPrivateEndpointsAreMisconfigured(t *testing.T) {
-	here, requests := idpServer(t, grants(isActive))
-	c := client(t, idp.Config{TokenURL: here, IntrospectionURL: here, HTTP: discovery.NewNetwork(nil).ClientFor("https://idp.example", false)})
+	server, requests := idpServer(t, grants(isActive))
+	c := client(t, idp.Config{TokenURL: server, IntrospectionURL: server, HTTP: discovery.NewNetwork(nil).ClientFor("https://idp.example", false)})
 	_, err := c.Introspect(t.Context(), version, presentedToken)
 	isFault(t, err, idp.Misconfigured, "allow_private")
 	_, err = c.Fetch(t.Context(), version, idp.Request{})
@@ -209,7 +209,7 @@ func TestPrivateEndpointsAreMisconfigured(t *testing.T) {
 func TestIntrospectionTakesItsBudgetAndRetriesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		requests := 0
-		asked := func(roundTrip transport) (time.Duration, error) {
+		measure := func(roundTrip transport) (time.Duration, error) {
 			requests = 0
 			begin := time.Now()
 			c := client(t, idp.Config{TokenURL: "https://idp.example/token", IntrospectionURL: "https://idp.example/introspect", HTTP: discovery.NewHTTPClient(transport(func(r *http.Request) (*http.Response, error) {
@@ -219,14 +219,14 @@ func TestIntrospectionTakesItsBudgetAndRetriesOnce(t *testing.T) {
 			_, err := c.Introspect(t.Context(), version, presentedToken)
 			return time.Since(begin), err
 		}
-		took, err := asked(func(r *http.Request) (*http.Response, error) {
+		elapsed, err := measure(func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		})
-		if isFault(t, err, idp.Transient, "deadline"); took != idp.IntrospectionBudget || requests != 1 {
-			t.Errorf("an endpoint that hangs: %d requests, %v", requests, took)
+		if isFault(t, err, idp.Transient, "deadline"); elapsed != idp.IntrospectionBudget || requests != 1 {
+			t.Errorf("an endpoint that hangs: %d requests, %v", requests, elapsed)
 		}
-		_, err = asked(func(*http.Request) (*http.Response, error) {
+		_, err = measure(func(*http.Request) (*http.Response, error) {
 			if requests == 1 {
 				return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
 			}

@@ -158,11 +158,11 @@ func FuzzCheckSecret(f *testing.F) {
 	var clients []*idp.Client
 	for _, cfg := range []idp.Config{{}, {Auth: idp.SecretPost}, {Auth: idp.SecretJWT}, {Auth: idp.PrivateKeyJWT}, {Grant: idp.JWTBearer}, {Auth: idp.None}} {
 		cfg.TokenURL, cfg.ClientID = "https://idp.example/token", "sa@p.iam.gserviceaccount.com"
-		made, err := idp.New(cfg)
+		client, err := idp.New(cfg)
 		if err != nil {
 			f.Fatal(err)
 		}
-		clients = append(clients, made)
+		clients = append(clients, client)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		for i, c := range clients {

@@ -221,8 +221,8 @@ func TestNothingPrintsASecret(t *testing.T) {
 		secrets := slices.Concat(m.canary, []string{"canary-token"})
 		for _, text := range []string{m.secret, certKey} {
 			if middle := len(text) / 2; middle > 10 { // a key's ends are the same in each
-				some := []byte(text)[middle : middle+10]
-				secrets = append(secrets, string(some), fmt.Sprintf("%x", some), strings.Trim(fmt.Sprint(some), "[]"), base64.StdEncoding.EncodeToString(some)[:12])
+				part := []byte(text)[middle : middle+10]
+				secrets = append(secrets, string(part), fmt.Sprintf("%x", part), strings.Trim(fmt.Sprint(part), "[]"), base64.StdEncoding.EncodeToString(part)[:12])
 			}
 		}
 		if shown := out.String(); containsAny(shown, secrets) || len(shown) < 1000 {
@@ -233,9 +233,9 @@ func TestNothingPrintsASecret(t *testing.T) {
 
 func TestNoErrorShowsTheURLsQueryWhenNothingAnswers(t *testing.T) {
 	plain, _ := idpServer(t, nil)
-	gone := httptest.NewServer(nil)
-	gone.Close()
-	for _, bad := range []string{strings.Replace(plain, "http:", "https:", 1) + "?key=canary", gone.URL + "?key=canary"} {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	for _, bad := range []string{strings.Replace(plain, "http:", "https:", 1) + "?key=canary", closed.URL + "?key=canary"} {
 		_, err := client(t, idp.Config{TokenURL: bad}).Fetch(t.Context(), secret.Version{Value: redact.New(leaky)}, idp.Request{})
 		isFault(t, err, idp.Transient, "did not respond")
 		if shown := printed(err); containsAny(shown, canaries) {

@@ -20,9 +20,9 @@ import (
 )
 
 func TestOrdinaryAnswer(t *testing.T) {
-	begun := time.Now()
+	start := time.Now()
 	grant := granted(t, idp.Config{}, `{"access_token":"tok","token_type":"Bearer","expires_in":3600,"scope":"write read"}`)
-	if grant.RequestedAt.Before(begun) || grant.RequestedAt.After(time.Now()) {
+	if grant.RequestedAt.Before(start) || grant.RequestedAt.After(time.Now()) {
 		t.Errorf("asked at %v", grant.RequestedAt)
 	}
 	want := token.Grant{Value: redact.New("tok"), Type: "Bearer", Scopes: []string{"read", "write"}, SecretVersion: "v1", Lifetime: time.Hour}
@@ -350,12 +350,12 @@ func TestScopesOfTheAnswer(t *testing.T) {
 
 func TestRequestedScopesAreNotModified(t *testing.T) {
 	tokenURL, _ := idpServer(t, grants(`{"access_token":"tok"}`))
-	ask := idp.Request{Scopes: []string{"b", "a"}}
-	grant, err := client(t, idp.Config{TokenURL: tokenURL}).Fetch(t.Context(), version, ask)
+	req := idp.Request{Scopes: []string{"b", "a"}}
+	grant, err := client(t, idp.Config{TokenURL: tokenURL}).Fetch(t.Context(), version, req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([][]string{{"b", "a"}, {"a", "b"}}, [][]string{ask.Scopes, grant.Scopes}); diff != "" {
+	if diff := cmp.Diff([][]string{{"b", "a"}, {"a", "b"}}, [][]string{req.Scopes, grant.Scopes}); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -419,9 +419,9 @@ func TestCompressedAnswers(t *testing.T) {
 	// The status of a refusal says enough, whatever its body is.
 	refused(t, encoded(401, "br", good), idp.CredentialRefused, "HTTP 401")
 
-	found, err := introspect(t, idp.Config{}, encoded(200, "gzip", compressed("\ufeff"+isActive)))
-	if err != nil || !found.Active || string(found.Members) != isActive {
-		t.Errorf("an introspection: %+v, %v", found, err)
+	result, err := introspect(t, idp.Config{}, encoded(200, "gzip", compressed("\ufeff"+isActive)))
+	if err != nil || !result.Active || string(result.Members) != isActive {
+		t.Errorf("an introspection: %+v, %v", result, err)
 	}
 	for coding, says := range map[string]string{"br": "unsupported Content-Encoding", "deflate": "cannot be decompressed"} {
 		_, err = introspect(t, idp.Config{}, encoded(200, coding, isActive))

@@ -71,15 +71,15 @@ func TestOneRetryIfTheIdPDidNotProcessTheRequest(t *testing.T) {
 			least, most := time.Hour, time.Duration(0)
 			for range 50 {
 				synctest.Test(t, func(t *testing.T) {
-					begun := time.Now()
+					start := time.Now()
 					grant, requests, err := script{first, grants(good)}.fetch(t)
 					if err != nil || requests != 2 {
 						t.Fatalf("%d requests, %v", requests, err)
 					}
-					pause := time.Since(begun)
+					pause := time.Since(start)
 					least, most = min(least, pause), max(most, pause)
-					if !grant.RequestedAt.Equal(begun.Add(pause)) {
-						t.Errorf("asked at %v after the first attempt, not at the second's start", grant.RequestedAt.Sub(begun))
+					if !grant.RequestedAt.Equal(start.Add(pause)) {
+						t.Errorf("asked at %v after the first attempt, not at the second's start", grant.RequestedAt.Sub(start))
 					}
 				})
 			}
@@ -117,10 +117,10 @@ func TestNoRetry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				begun := time.Now()
+				start := time.Now()
 				_, requests, err := script{first, grants(good)}.fetch(t)
-				if err == nil || requests != 1 || time.Since(begun) != 0 {
-					t.Errorf("%d requests in %v: %v", requests, time.Since(begun), err)
+				if err == nil || requests != 1 || time.Since(start) != 0 {
+					t.Errorf("%d requests in %v: %v", requests, time.Since(start), err)
 				}
 			})
 		})
@@ -134,7 +134,7 @@ func TestBudget(t *testing.T) {
 	for name, tt := range map[string]struct {
 		script   script
 		requests int
-		took     time.Duration
+		elapsed  time.Duration
 		granted  bool
 	}{
 		"an answer just in time":            {script{after(8*time.Second-1, grants(good))}, 1, 8*time.Second - 1, true},
@@ -145,13 +145,13 @@ func TestBudget(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				begun := time.Now()
+				start := time.Now()
 				_, requests, err := tt.script.fetch(t)
 				if (err == nil) != tt.granted || requests != tt.requests {
 					t.Errorf("%d requests: %v", requests, err)
 				}
-				if took := time.Since(begun); tt.took != 0 && took != tt.took {
-					t.Errorf("took %v, want %v", took, tt.took)
+				if elapsed := time.Since(start); tt.elapsed != 0 && elapsed != tt.elapsed {
+					t.Errorf("took %v, want %v", elapsed, tt.elapsed)
 				}
 				if err != nil {
 					isFault(t, err, idp.Transient, "")
@@ -179,15 +179,15 @@ func (b slowBody) Close() error { return nil }
 func TestSlowBody(t *testing.T) {
 	for status, class := range map[int]idp.Class{200: idp.Transient, 401: idp.CredentialRefused, 429: idp.Throttled, 302: idp.Misconfigured} {
 		synctest.Test(t, func(t *testing.T) {
-			requests, begun := 0, time.Now()
+			requests, start := 0, time.Now()
 			c := client(t, idp.Config{TokenURL: "https://idp.example/token", HTTP: discovery.NewHTTPClient(transport(func(r *http.Request) (*http.Response, error) {
 				requests++
 				return &http.Response{StatusCode: status, Header: http.Header{}, Body: slowBody{r.Context()}}, nil
 			}))})
 			_, err := c.Fetch(t.Context(), version, idp.Request{})
 			isFault(t, err, class, "")
-			if took := time.Since(begun); took != idp.AttemptTimeout || requests != 1 {
-				t.Errorf("%d: %d requests in %v", status, requests, took)
+			if elapsed := time.Since(start); elapsed != idp.AttemptTimeout || requests != 1 {
+				t.Errorf("%d: %d requests in %v", status, requests, elapsed)
 			}
 		})
 	}
@@ -229,7 +229,7 @@ func TestCallersDeadlineEndsTheFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
-		requests, begun := 0, time.Now()
+		requests, start := 0, time.Now()
 		c := client(t, idp.Config{TokenURL: "https://idp.example/token", HTTP: discovery.NewHTTPClient(transport(func(r *http.Request) (*http.Response, error) {
 			requests++
 			<-r.Context().Done()
@@ -237,8 +237,8 @@ func TestCallersDeadlineEndsTheFetch(t *testing.T) {
 		}))})
 		_, err := c.Fetch(ctx, version, idp.Request{})
 		isFault(t, err, idp.Transient, "did not respond")
-		if !errors.Is(err, context.DeadlineExceeded) || requests != 1 || time.Since(begun) != 100*time.Millisecond {
-			t.Errorf("%d requests in %v: %v", requests, time.Since(begun), err)
+		if !errors.Is(err, context.DeadlineExceeded) || requests != 1 || time.Since(start) != 100*time.Millisecond {
+			t.Errorf("%d requests in %v: %v", requests, time.Since(start), err)
 		}
 	})
 }
@@ -250,11 +250,11 @@ func TestDiscoveryIsWithinTheBudgetOfTheFetch(t *testing.T) {
 			return nil, r.Context().Err()
 		}))
 		issuer := discovery.New(discovery.Config{Issuer: "https://idp.example", HTTP: slow})
-		begun := time.Now()
+		start := time.Now()
 		_, err := client(t, idp.Config{Issuer: issuer, HTTP: slow}).Fetch(t.Context(), version, idp.Request{})
 		isFault(t, err, idp.Transient, "cannot be found")
-		if took := time.Since(begun); took != discovery.Timeout {
-			t.Errorf("took %v", took)
+		if elapsed := time.Since(start); elapsed != discovery.Timeout {
+			t.Errorf("took %v", elapsed)
 		}
 	})
 }
