@@ -1,10 +1,13 @@
 package discovery
 
 import (
+	"context"
 	"crypto/x509"
 	"net/http"
 	"net/netip"
 	"net/url"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
 )
 
 // CheckAddress returns the error of the dialer of [Network.ClientFor] for an address.
@@ -23,4 +26,9 @@ func Trust(client *http.Client, authority *x509.Certificate) {
 	pool := x509.NewCertPool()
 	pool.AddCert(authority)
 	client.Transport.(*guard).direct.TLSClientConfig.RootCAs = pool
+}
+
+// Get is GetWithToken without a token.
+func Get(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, http.Header, error) {
+	return GetWithToken(ctx, client, url, redact.String{}, limit)
 }

@@ -20,7 +20,7 @@ import (
 
 // Bounds of outgoing HTTP.
 const (
-	// Timeout bounds one [Get], including its body, and one search for an issuer's
+	// Timeout bounds one [GetWithToken], including its body, and one search for an issuer's
 	// metadata.
 	Timeout = 5 * time.Second
 
@@ -68,15 +68,11 @@ func Printable(raw string) string {
 	return u.String()
 }
 
-// Get fetches a JSON document of at most limit bytes within [Timeout]. Any status except
-// 200 is an error. The error is always an [*Error].
-func Get(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, http.Header, error) {
-	return GetWithToken(ctx, client, url, redact.String{}, limit)
-}
-
-// GetWithToken is [Get] with a bearer token (RFC 6750), for servers that publish
-// documents to known clients only. An empty token is not sent. Only the host of the URL
-// gets the token, because the clients of a [Network] follow no redirects.
+// GetWithToken fetches a JSON document of at most limit bytes within [Timeout]. Any status
+// except 200 is an error. The error is always an [*Error]. The bearer token (RFC 6750) is
+// for servers that publish documents to known clients only. An empty token is not sent.
+// Only the host of the URL gets the token, because the clients of a [Network] follow no
+// redirects.
 func GetWithToken(ctx context.Context, client *http.Client, url string, token redact.String, limit int64) ([]byte, http.Header, error) {
 	body, header, err := get(ctx, client, url, token, limit)
 	if err != nil { // a nil *Error must not become a non-nil error
