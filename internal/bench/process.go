@@ -143,15 +143,8 @@ func (p *process) memory(name string) (float64, error) {
 }
 
 func parseMemory(status, name string) (float64, error) {
-	for line := range strings.Lines(status) {
-		value, ok := strings.CutPrefix(line, name+":")
-		if !ok {
-			continue
-		}
-		kilobytes, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
-		return kilobytes / 1024, err
-	}
-	return 0, fmt.Errorf("/proc/PID/status has no %s", name)
+	kilobytes, err := parseNumber(strings.ReplaceAll(status, " kB", ""), name+":")
+	return kilobytes / 1024, err
 }
 
 // freeAddress returns a loopback address without a listener. Its port is below the range
