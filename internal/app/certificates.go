@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"log/slog"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -33,14 +32,7 @@ func (s *setup) certified() []certified {
 // as secrets.
 func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 	all := s.certified()
-	ticker := time.NewTicker(secret.PollInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	secret.Every(ctx, func() {
 		s.reloadAuthorities(log)
 		for _, c := range all {
 			switch changed, err := c.client.ReloadCertificate(); {
@@ -51,7 +43,7 @@ func (s *setup) pollCertificates(ctx context.Context, log *slog.Logger) {
 				log.Info("a new client certificate is active", "client", c.name, "version", id, "expires", notAfter)
 			}
 		}
-	}
+	})
 }
 
 func (s *setup) reloadAuthorities(log *slog.Logger) {

@@ -126,13 +126,9 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	}
 	made := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName}
 	if config.CA != "" {
-		pem, err := os.ReadFile(config.CA)
-		if err != nil {
-			return nil, fmt.Errorf("store.redis.tls.ca: %w", err)
-		}
-		made.RootCAs = x509.NewCertPool()
-		if !made.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("store.redis.tls.ca: %s contains no certificate in PEM form", config.CA)
+		var err error
+		if made.RootCAs, err = authoritiesIn("store.redis.tls.ca", config.CA); err != nil {
+			return nil, err
 		}
 	}
 	if config.Cert != "" {
@@ -145,6 +141,19 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 		}
 	}
 	return made, nil
+}
+
+// authoritiesIn reads the CAs in the file of a setting.
+func authoritiesIn(setting, file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", setting, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: %s contains no certificate in PEM form", setting, file)
+	}
+	return pool, nil
 }
 
 // mac returns the keyed hash that replicas share, or nil if the store is not shared.
@@ -246,14 +255,7 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 	if s.rings == nil {
 		return
 	}
-	ticker := time.NewTicker(secret.PollInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	secret.Every(ctx, func() {
 		switch changed, err := s.rings.Reload(); {
 		case err != nil:
 			log.Error("the sealing keys cannot be reloaded; the previous ones stay active", "error", err)
@@ -261,7 +263,7 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 			ring := s.rings.Current()
 			log.Info("new sealing keys are active", "primary", ring.Primary(), "keys", ring.IDs())
 		}
-	}
+	})
 }
 
 // storeCollector exports the state of the store at collection time.

@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -90,15 +89,9 @@ func collectorTLS(ca string) (*tls.Config, error) {
 	if ca == "" {
 		return made, nil
 	}
-	pem, err := os.ReadFile(ca)
-	if err != nil {
-		return nil, fmt.Errorf("tracing.ca: %w", err)
-	}
-	made.RootCAs = x509.NewCertPool()
-	if !made.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("tracing.ca: %s contains no certificate in PEM form", ca)
-	}
-	return made, nil
+	var err error
+	made.RootCAs, err = authoritiesIn("tracing.ca", ca)
+	return made, err
 }
 
 // tracer makes the spans of outgoing requests. Nil: no spans.

@@ -106,14 +106,7 @@ func (s *Source) CanChange() bool { return s.ref.kind == kindFile }
 // calls sources before each round, and notify for each source that changed, with a
 // nil error, or that could not be read.
 func Poll(ctx context.Context, sources func() []*Source, notify func(source *Source, err error)) {
-	ticker := time.NewTicker(PollInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	Every(ctx, func() {
 		for _, source := range sources() {
 			if !source.CanChange() {
 				continue
@@ -121,6 +114,20 @@ func Poll(ctx context.Context, sources func() []*Source, notify func(source *Sou
 			if changed, err := source.Reload(); changed || err != nil {
 				notify(source, err)
 			}
+		}
+	})
+}
+
+// Every calls reload every PollInterval until ctx ends.
+func Every(ctx context.Context, reload func()) {
+	ticker := time.NewTicker(PollInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			reload()
 		}
 	}
 }
