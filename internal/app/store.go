@@ -145,7 +145,7 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 
 // authoritiesIn reads the CAs in the file of a setting.
 func authoritiesIn(setting, file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file)
+	pem, err := os.ReadFile(file) //nolint:gosec // the configuration names it
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", setting, err)
 	}
