@@ -63,7 +63,7 @@ type setup struct {
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
 	// introspections are keyed by issuer.
-	introspections map[string]introspection
+	introspections map[string]*introspection
 
 	storage *storage
 	network *discovery.Network
@@ -130,7 +130,7 @@ func (p *parts) prepare(cfg *config.Config) (*setup, error) {
 		config: cfg, storage: p.storage, network: p.network, before: p.setup.Load(),
 		broker:   func() *broker.Broker { return p.broker },
 		trusting: map[string]*discovery.Network{},
-		issuers:  map[issuerKey]*discovery.Issuer{}, introspections: map[string]introspection{},
+		issuers:  map[issuerKey]*discovery.Issuer{}, introspections: map[string]*introspection{},
 	}
 	if s.before == nil {
 		s.before = &setup{config: &config.Config{}}
@@ -377,7 +377,8 @@ func (s *setup) verified(config *config.Config, cfg *config.Issuer) (verify.Issu
 }
 
 // introspection sends introspection requests to an issuer as one of the clients, with the
-// client's current secret.
+// client's current secret. A pointer to it is its identity, by which verification
+// recognizes an unchanged configuration.
 type introspection struct {
 	client *idp.Client
 	name   string
@@ -386,7 +387,7 @@ type introspection struct {
 }
 
 // Introspect implements the interface that verification calls.
-func (i introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
+func (i *introspection) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
 	secrets := i.broker().Secrets(i.name)
 	if secrets == nil {
 		return false, nil, apierror.Fault(fmt.Errorf("there is no client %q", i.name)) // a reload has removed it
@@ -400,7 +401,7 @@ func (i introspection) Introspect(ctx context.Context, token redact.String) (act
 	return response.Active, response.Members, err
 }
 
-func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (introspection, error) {
+func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (*introspection, error) {
 	name, endpoint := cfg.Introspection.Client, cfg.Introspection.Endpoint
 	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
 		return old, nil
@@ -414,7 +415,7 @@ func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (intros
 		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	client, err := idp.New(towards)
-	return introspection{client, name, s.broker}, err
+	return &introspection{client, name, s.broker}, err
 }
 
 // sameIntrospection reports whether the previous setup has the same introspection for

@@ -229,3 +229,13 @@ func TestVerifierLearnsNothingOfTheClient(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestReload_issuerWithIntrospection(t *testing.T) {
+	broker, _ := run(t, sample(t, 1), devIDP(t))
+	same := sampleText(t, 1)
+	for _, text := range []string{same, same, strings.ReplaceAll(same, "client-0", "renamed")} {
+		if err := broker.Reload(parsed(t, text)); err != nil {
+			t.Error(err)
+		}
+	}
+}
