@@ -4,6 +4,7 @@ package testkit
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"os"
 	"path/filepath"
@@ -91,4 +92,13 @@ func SecretFile(t testing.TB, secret string) string {
 	path := filepath.Join(t.TempDir(), "secret")
 	WriteFile(t, path, secret)
 	return path
+}
+
+// Gzip compresses data.
+func Gzip(data []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, _ = w.Write(data) // a buffer does not fail
+	_ = w.Close()
+	return out.Bytes()
 }

@@ -2,7 +2,6 @@ package verify_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -19,6 +18,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -361,19 +361,11 @@ func TestUnknownIssuersCauseNoRequest(t *testing.T) {
 	})
 }
 
-func gzipped(data []byte) []byte {
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	_, _ = w.Write(data)
-	_ = w.Close()
-	return out.Bytes()
-}
-
 // The metadata of an issuer may name endpoints that the broker would refuse, as
 // long as it does not use them.
 func TestMetadata_keysBesideAnInvalidEndpoint(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
-	set := respond(http.StatusOK, gzipped(josetest.Set(key.JWK())), http.Header{"Content-Encoding": {"gzip"}})
+	set := respond(http.StatusOK, testkit.Gzip(josetest.Set(key.JWK())), http.Header{"Content-Encoding": {"gzip"}})
 	for name, tt := range map[string]struct{ members, want string }{
 		"introspection over plain http": {`"jwks_uri":"https://a.example/jwks","introspection_endpoint":"http://a.example/introspect"`, "active"},
 		"a relative mTLS alias":         {`"jwks_uri":"https://a.example/jwks","mtls_endpoint_aliases":{"token_endpoint":"/token"}`, "active"},

@@ -2,7 +2,6 @@ package jwks_test
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"log/slog"
 	"net"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
 
@@ -110,14 +110,6 @@ func TestKeysFromAFile(t *testing.T) {
 	})
 }
 
-func gzipped(data []byte) []byte {
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	_, _ = w.Write(data)
-	_ = w.Close()
-	return out.Bytes()
-}
-
 func TestKeysFromAFileInAnotherForm(t *testing.T) {
 	key := josetest.New(t, "EdDSA", "k")
 	set := josetest.Set(key.JWK())
@@ -128,13 +120,13 @@ func TestKeysFromAFileInAnotherForm(t *testing.T) {
 		says string
 	}{
 		"a byte order mark":               {marked, ""},
-		"gzip":                            {gzipped(set), ""},
-		"gzip of a byte order mark":       {gzipped(marked), ""},
+		"gzip":                            {testkit.Gzip(set), ""},
+		"gzip of a byte order mark":       {testkit.Gzip(marked), ""},
 		"UTF-16":                          {[]byte("\xff\xfe{\x00"), "UTF-16"},
 		"UTF-16, big-endian":              {[]byte("\xfe\xff\x00{"), "UTF-16"},
-		"gzip that breaks off":            {gzipped(set)[:40], "decompressed"},
-		"gzip twice":                      {gzipped(gzipped(set)), "not a JSON object"},
-		"gzip of more than may be read":   {gzipped(bytes.Repeat([]byte(" "), 100<<20)), "longer than 524288 bytes"},
+		"gzip that breaks off":            {testkit.Gzip(set)[:40], "decompressed"},
+		"gzip twice":                      {testkit.Gzip(testkit.Gzip(set)), "not a JSON object"},
+		"gzip of more than may be read":   {testkit.Gzip(bytes.Repeat([]byte(" "), 100<<20)), "longer than 524288 bytes"},
 		"a byte order mark in the middle": {append([]byte(" "), marked...), "not a JSON object"},
 	} {
 		t.Run(name, func(t *testing.T) {
