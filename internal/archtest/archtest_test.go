@@ -20,7 +20,7 @@ var levels = [][]string{
 	{"internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify/jwks", "internal/store", "internal/devidp"},
-	{"internal/authz", "internal/backoff", "internal/verify", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
+	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisstore", "internal/store/sealed"},
 	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation"},
 	{"internal/lease"},
 	{"internal/broker"},

@@ -1,0 +1,72 @@
+package fleet
+
+import (
+	"fmt"
+	"time"
+)
+
+//nolint:gochecknoglobals // constants that Go cannot express as such
+var (
+	// sentences say in words why something fails.
+	sentences = [causes]string{
+		NoCause:        "",
+		Unknown:        "the cause is in its log",
+		Unreachable:    "it did not respond, or reported an error of its own",
+		Throttled:      "it limits the rate of requests",
+		SecretRefused:  "it refuses the client's credentials",
+		RequestRefused: "it refuses the request for this audience or these scopes",
+		Misconfigured:  "its response is not that of such an endpoint",
+		ReadOnly:       "the server is a replica",
+		OutOfMemory:    "it is out of memory",
+		DiskFailed:     "it cannot save its data",
+		FewReplicas:    "it has too few replicas",
+		NoRights:       "the broker's user lacks a permission",
+	}
+	certificates = [certificateUses]string{
+		UnknownUse:      "The certificate",
+		ListenerUse:     "The broker's own certificate",
+		CallerAuthority: "The certificate authority of callers",
+		ClientUse:       "The certificate of client",
+		IdPAuthority:    "The certificate authority of IdPs in",
+	}
+)
+
+// Sentence says in words why something fails; empty for NoCause.
+func (c Cause) Sentence() string { return sentences[c] }
+
+// why returns the cause as the end of a sentence.
+func why(c Cause) string {
+	if c == NoCause {
+		return ""
+	}
+	return " (" + sentences[c] + ")"
+}
+
+func named(server Name) string {
+	if server == "" {
+		return ""
+	}
+	return " at " + string(server)
+}
+
+// plural returns the number with the matching words.
+func plural(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// span writes a duration as people do: 40 s, 12 min, 3 h, 9 days.
+func span(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d days", int(d.Hours()/24))
+	}
+}
