@@ -394,7 +394,7 @@ func badConfigs() []badConfig {
 		{"grant of two scopes as one", client() + "roles: {r: {get: [{client: orders-api, scopes: [read write]}]}}\n", "6: roles.r.get[0].scopes[0]: not a scope: printable ASCII without spaces, quotes and backslashes; several scopes are several items", false},
 		{"grant of an unknown issuer", issuer() + "roles: {r: {verify: [{issuer: 'https://login.example.com/'}]}}\n", "4: roles.r.verify[0].issuer: not one of issuers, which are compared byte by byte: add it there, or correct it", false},
 		{"grant of no action", issuer() + "roles: {r: {admin: [{clients: ['*']}]}}\n", "4: roles.r.admin[0]: actions is missing", true},
-		{"grant of an unknown action", issuer() + "roles: {r: {admin: [{actions: [purge]}]}}\n", "4: roles.r.admin[0].actions[0]: expected list_clients, get_client, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation or *; did you mean purge_tokens?", true},
+		{"grant of an unknown action", issuer() + "roles: {r: {admin: [{actions: [purge]}]}}\n", "4: roles.r.admin[0].actions[0]: expected list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation or *; did you mean purge_tokens?", true},
 		{"grant to act upon an unknown client", client() + "roles: {r: {admin: [{actions: [purge_tokens], clients: [zebra]}]}}\n", "6: roles.r.admin[0].clients[0]: no such client: add it to clients", false},
 
 		{"all at once, by line", "log: {level: loud}\nclients:\n  b: {issuer: https://b, client_id: 1, secret: env:B}\n  a: {issuer: https://a, client_id: 2}\nissuers: no\n",

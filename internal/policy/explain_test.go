@@ -38,7 +38,7 @@ by role shop:
 by role none:
   nothing: its grants name no client and no issuer that exists
 by role all:
-  may perform admin actions: list_clients, get_client, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds
+  may perform admin actions: list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds
     clients: any
 a request for a token of client billing that names nothing else gets the scopes read
 a request for a token of client orders that names nothing else gets the scopes read

@@ -106,6 +106,7 @@ type Action string
 const (
 	ListClients      Action = "list_clients"
 	GetClient        Action = "get_client"
+	GetStatus        Action = "get_status"
 	RotateSecret     Action = "rotate_secret"
 	ActivateSecret   Action = "activate_secret"
 	RollbackSecret   Action = "rollback_secret"
@@ -123,7 +124,7 @@ const (
 // Actions returns all actions in the order of the API.
 func Actions() []Action {
 	return []Action{
-		ListClients, GetClient, RotateSecret, ActivateSecret, RollbackSecret, RetireSecret, ExportSecret, ImportSecret,
+		ListClients, GetClient, GetStatus, RotateSecret, ActivateSecret, RollbackSecret, RetireSecret, ExportSecret, ImportSecret,
 		PurgeTokens, RevokeTokens, ListRevocations, DeleteRevocation,
 	}
 }

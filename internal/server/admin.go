@@ -9,6 +9,7 @@ import (
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/rotation"
 )
@@ -19,6 +20,7 @@ type admin struct {
 
 	broker  *broker.Broker
 	rotator *rotation.Rotator
+	status  func(ctx context.Context) fleet.Summary // nil: unknown
 }
 
 // PurgeTokens drops the tokens of a client on all replicas.

@@ -28,6 +28,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/rotation"
 )
 
@@ -56,6 +57,8 @@ type Config struct {
 	Broker *broker.Broker
 	// Rotator changes secrets. Nil: one without backups.
 	Rotator *rotation.Rotator
+	// Status returns the status of the fleet. Nil: it is unknown.
+	Status func(ctx context.Context) fleet.Summary
 	// TLS holds the server certificate and the client authorities of listeners on TCP.
 	// Nil: they are in plaintext.
 	TLS *certs.Source
@@ -89,6 +92,7 @@ type Config struct {
 type Server struct {
 	broker    *broker.Broker
 	rotator   *rotation.Rotator
+	status    func(context.Context) fleet.Summary
 	health    *health.Server // NOT_SERVING from the start of Shutdown
 	watched   *health.Server // health for the watches of the first generation
 	callers   *caller.Admission
@@ -124,8 +128,8 @@ func New(cfg Config) *Server {
 	})
 	observe := newObserver(cfg, callers)
 	s := &Server{
-		broker: cfg.Broker, rotator: cmp.Or(cfg.Rotator, rotation.New(cfg.Broker, nil)), health: health.NewServer(), watched: health.NewServer(),
-		callers: callers, transport: callers.Transport(cfg.Bound), metrics: observe.metrics,
+		broker: cfg.Broker, rotator: cmp.Or(cfg.Rotator, rotation.New(cfg.Broker, nil)), status: cfg.Status,
+		health: health.NewServer(), watched: health.NewServer(), callers: callers, transport: callers.Transport(cfg.Bound), metrics: observe.metrics,
 		options: options(cfg, callers, observe), extra: cfg.Options, reflection: cfg.Reflection,
 		relays: map[*relay]struct{}{}, stopped: make(chan struct{}),
 	}
@@ -142,7 +146,7 @@ func (s *Server) Callers() *caller.Admission { return s.callers }
 func (s *Server) register(to *grpc.Server, watched *health.Server) {
 	healthpb.RegisterHealthServer(to, &healthService{callers: s.callers, now: s.health, watched: watched, draining: s.draining})
 	tokenbrokerv1.RegisterTokenBrokerServiceServer(to, &service{broker: s.broker, callers: s.callers, draining: s.draining})
-	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker, rotator: s.rotator})
+	tokenbrokerv1.RegisterAdminServiceServer(to, &admin{broker: s.broker, rotator: s.rotator, status: s.status})
 	for _, added := range s.services {
 		to.RegisterService(added.desc, added.implementation)
 	}

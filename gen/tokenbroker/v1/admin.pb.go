@@ -154,6 +154,118 @@ func (SecretState) EnumDescriptor() ([]byte, []int) {
 	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
+// FindingSeverity is how urgent a finding is.
+type FindingSeverity int32
+
+const (
+	// Unknown.
+	FindingSeverity_FINDING_SEVERITY_UNSPECIFIED FindingSeverity = 0
+	// Redundancy is lost, or something will fail later.
+	FindingSeverity_FINDING_SEVERITY_WARNING FindingSeverity = 1
+	// Callers get errors or decisions of operators have no effect, now or soon.
+	FindingSeverity_FINDING_SEVERITY_CRITICAL FindingSeverity = 2
+)
+
+// Enum value maps for FindingSeverity.
+var (
+	FindingSeverity_name = map[int32]string{
+		0: "FINDING_SEVERITY_UNSPECIFIED",
+		1: "FINDING_SEVERITY_WARNING",
+		2: "FINDING_SEVERITY_CRITICAL",
+	}
+	FindingSeverity_value = map[string]int32{
+		"FINDING_SEVERITY_UNSPECIFIED": 0,
+		"FINDING_SEVERITY_WARNING":     1,
+		"FINDING_SEVERITY_CRITICAL":    2,
+	}
+)
+
+func (x FindingSeverity) Enum() *FindingSeverity {
+	p := new(FindingSeverity)
+	*p = x
+	return p
+}
+
+func (x FindingSeverity) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FindingSeverity) Descriptor() protoreflect.EnumDescriptor {
+	return file_tokenbroker_v1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (FindingSeverity) Type() protoreflect.EnumType {
+	return &file_tokenbroker_v1_admin_proto_enumTypes[2]
+}
+
+func (x FindingSeverity) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FindingSeverity.Descriptor instead.
+func (FindingSeverity) EnumDescriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+// ReplicaPresence is whether a replica runs.
+type ReplicaPresence int32
+
+const (
+	// Unknown.
+	ReplicaPresence_REPLICA_PRESENCE_UNSPECIFIED ReplicaPresence = 0
+	// It published its status within the last 30 s, or it is the one that responds.
+	ReplicaPresence_REPLICA_PRESENCE_ALIVE ReplicaPresence = 1
+	// It published its status within the last 10 min, but not within 30 s, and did not
+	// shut down in an orderly way.
+	ReplicaPresence_REPLICA_PRESENCE_LOST ReplicaPresence = 2
+	// A replica published its status with a sealing key that the replica that responds
+	// does not have. Nothing else is known of it.
+	ReplicaPresence_REPLICA_PRESENCE_SEALED ReplicaPresence = 3
+)
+
+// Enum value maps for ReplicaPresence.
+var (
+	ReplicaPresence_name = map[int32]string{
+		0: "REPLICA_PRESENCE_UNSPECIFIED",
+		1: "REPLICA_PRESENCE_ALIVE",
+		2: "REPLICA_PRESENCE_LOST",
+		3: "REPLICA_PRESENCE_SEALED",
+	}
+	ReplicaPresence_value = map[string]int32{
+		"REPLICA_PRESENCE_UNSPECIFIED": 0,
+		"REPLICA_PRESENCE_ALIVE":       1,
+		"REPLICA_PRESENCE_LOST":        2,
+		"REPLICA_PRESENCE_SEALED":      3,
+	}
+)
+
+func (x ReplicaPresence) Enum() *ReplicaPresence {
+	p := new(ReplicaPresence)
+	*p = x
+	return p
+}
+
+func (x ReplicaPresence) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReplicaPresence) Descriptor() protoreflect.EnumDescriptor {
+	return file_tokenbroker_v1_admin_proto_enumTypes[3].Descriptor()
+}
+
+func (ReplicaPresence) Type() protoreflect.EnumType {
+	return &file_tokenbroker_v1_admin_proto_enumTypes[3]
+}
+
+func (x ReplicaPresence) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReplicaPresence.Descriptor instead.
+func (ReplicaPresence) EnumDescriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
 // ListClientsRequest selects a page of clients.
 type ListClientsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -674,6 +786,917 @@ func (x *SecretVersion) GetKnownHere() bool {
 	return false
 }
 
+// GetStatusRequest is empty.
+type GetStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusRequest) Reset() {
+	*x = GetStatusRequest{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusRequest) ProtoMessage() {}
+
+func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetStatusRequest) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{6}
+}
+
+// GetStatusResponse is the status of the fleet, as the replica that responds sees
+// it. Replicas publish their status every 10 s.
+type GetStatusResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What an operator should look at, the most severe and the oldest first. Empty:
+	// nothing.
+	Findings []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	// The replicas, the one that responds first.
+	Replicas []*ReplicaStatus `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// The store.
+	Store *StoreStatus `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`
+	// The issuers whose tokens are verified, in the order of their names.
+	Issuers []*IssuerStatus `protobuf:"bytes,4,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	// The clients, in the order of their names.
+	Clients []*ClientStatus `protobuf:"bytes,5,rep,name=clients,proto3" json:"clients,omitempty"`
+	// Certificates and certificate authorities, the first to expire first.
+	Certificates []*CertificateStatus `protobuf:"bytes,6,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The number of clients of which a replica did not publish the status, because it
+	// has too many.
+	OmittedClients int32 `protobuf:"varint,7,opt,name=omitted_clients,json=omittedClients,proto3" json:"omitted_clients,omitempty"`
+	// The status of other replicas is unknown, because the store could not be read.
+	Incomplete    bool `protobuf:"varint,8,opt,name=incomplete,proto3" json:"incomplete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusResponse) Reset() {
+	*x = GetStatusResponse{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusResponse) ProtoMessage() {}
+
+func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
+func (*GetStatusResponse) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *GetStatusResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetReplicas() []*ReplicaStatus {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetStore() *StoreStatus {
+	if x != nil {
+		return x.Store
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetIssuers() []*IssuerStatus {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetClients() []*ClientStatus {
+	if x != nil {
+		return x.Clients
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetCertificates() []*CertificateStatus {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetOmittedClients() int32 {
+	if x != nil {
+		return x.OmittedClients
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetIncomplete() bool {
+	if x != nil {
+		return x.Incomplete
+	}
+	return false
+}
+
+// Finding is something that an operator should look at.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How urgent it is.
+	Severity FindingSeverity `protobuf:"varint,1,opt,name=severity,proto3,enum=tokenbroker.v1.FindingSeverity" json:"severity,omitempty"`
+	// Identifies the kind of finding permanently, such as store-away. It is also the
+	// anchor in the runbook. Later versions may add kinds.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The client, issuer, certificate, server or replica that it is about. Empty: the
+	// fleet.
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The replicas that report it. Empty if it follows from a comparison of replicas.
+	Replicas []string `protobuf:"bytes,4,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// What is wrong, as a sentence.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// What to do, in sentences.
+	Action string `protobuf:"bytes,6,opt,name=action,proto3" json:"action,omitempty"`
+	// When it began, as exactly as the replica knows.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Finding) GetSeverity() FindingSeverity {
+	if x != nil {
+		return x.Severity
+	}
+	return FindingSeverity_FINDING_SEVERITY_UNSPECIFIED
+}
+
+func (x *Finding) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Finding) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Finding) GetReplicas() []string {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *Finding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Finding) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *Finding) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// ReplicaStatus is the status of a replica.
+type ReplicaStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the process: the name of its host and a random part.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Whether it runs.
+	Presence ReplicaPresence `protobuf:"varint,2,opt,name=presence,proto3,enum=tokenbroker.v1.ReplicaPresence" json:"presence,omitempty"`
+	// How long ago it published its status.
+	Age *durationpb.Duration `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
+	// How far its clock is ahead of the clock of the replica that responds; negative:
+	// behind. Exact to about a second.
+	ClockDifference *durationpb.Duration `protobuf:"bytes,4,opt,name=clock_difference,json=clockDifference,proto3" json:"clock_difference,omitempty"`
+	// The version of the broker.
+	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	// When the process started, by its own clock.
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Only the fields above are known, because its status could not be read.
+	Unreadable bool `protobuf:"varint,7,opt,name=unreadable,proto3" json:"unreadable,omitempty"`
+	// The SHA-256 hash of its configuration file.
+	ConfigSha256 []byte `protobuf:"bytes,8,opt,name=config_sha256,json=configSha256,proto3" json:"config_sha256,omitempty"`
+	// When that configuration was applied.
+	ConfigAppliedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=config_applied_at,json=configAppliedAt,proto3" json:"config_applied_at,omitempty"`
+	// Since when the file contains a configuration that cannot be applied. Unset: it
+	// does not.
+	ConfigRefusedSince *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=config_refused_since,json=configRefusedSince,proto3" json:"config_refused_since,omitempty"`
+	// The id of the key with which it seals values in the store. Empty: nothing is
+	// sealed.
+	SealingKey string `protobuf:"bytes,11,opt,name=sealing_key,json=sealingKey,proto3" json:"sealing_key,omitempty"`
+	// The ids of all its sealing keys.
+	SealingKeys []string `protobuf:"bytes,12,rep,name=sealing_keys,json=sealingKeys,proto3" json:"sealing_keys,omitempty"`
+	// How many revocations it applies.
+	Revocations int32 `protobuf:"varint,13,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	// When its revocations last matched those in the store. Unset: never.
+	RevocationsLoadedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=revocations_loaded_at,json=revocationsLoadedAt,proto3" json:"revocations_loaded_at,omitempty"`
+	// It can use its revocations to verify tokens. If not, it accepts no token.
+	RevocationsUsable bool `protobuf:"varint,15,opt,name=revocations_usable,json=revocationsUsable,proto3" json:"revocations_usable,omitempty"`
+	// It writes an audit log.
+	AuditOn bool `protobuf:"varint,16,opt,name=audit_on,json=auditOn,proto3" json:"audit_on,omitempty"`
+	// Since when it cannot write its audit log. Unset: it can.
+	AuditFailingSince *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=audit_failing_since,json=auditFailingSince,proto3" json:"audit_failing_since,omitempty"`
+	// How many lines of the audit log were dropped since it started.
+	AuditLinesLost uint64 `protobuf:"varint,18,opt,name=audit_lines_lost,json=auditLinesLost,proto3" json:"audit_lines_lost,omitempty"`
+	// It exports traces.
+	TracingOn bool `protobuf:"varint,19,opt,name=tracing_on,json=tracingOn,proto3" json:"tracing_on,omitempty"`
+	// Since when the trace collector does not accept its spans. Unset: it does.
+	TracingFailingSince *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=tracing_failing_since,json=tracingFailingSince,proto3" json:"tracing_failing_since,omitempty"`
+	// Since when a new certificate of a listener cannot be used. Unset: it can.
+	CertificatesFailingSince *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=certificates_failing_since,json=certificatesFailingSince,proto3" json:"certificates_failing_since,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *ReplicaStatus) Reset() {
+	*x = ReplicaStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplicaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplicaStatus) ProtoMessage() {}
+
+func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
+func (*ReplicaStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ReplicaStatus) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetPresence() ReplicaPresence {
+	if x != nil {
+		return x.Presence
+	}
+	return ReplicaPresence_REPLICA_PRESENCE_UNSPECIFIED
+}
+
+func (x *ReplicaStatus) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetClockDifference() *durationpb.Duration {
+	if x != nil {
+		return x.ClockDifference
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetUnreadable() bool {
+	if x != nil {
+		return x.Unreadable
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetConfigSha256() []byte {
+	if x != nil {
+		return x.ConfigSha256
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetConfigAppliedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfigAppliedAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetConfigRefusedSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfigRefusedSince
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetSealingKey() string {
+	if x != nil {
+		return x.SealingKey
+	}
+	return ""
+}
+
+func (x *ReplicaStatus) GetSealingKeys() []string {
+	if x != nil {
+		return x.SealingKeys
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetRevocations() int32 {
+	if x != nil {
+		return x.Revocations
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetRevocationsLoadedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevocationsLoadedAt
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetRevocationsUsable() bool {
+	if x != nil {
+		return x.RevocationsUsable
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetAuditOn() bool {
+	if x != nil {
+		return x.AuditOn
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetAuditFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AuditFailingSince
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetAuditLinesLost() uint64 {
+	if x != nil {
+		return x.AuditLinesLost
+	}
+	return 0
+}
+
+func (x *ReplicaStatus) GetTracingOn() bool {
+	if x != nil {
+		return x.TracingOn
+	}
+	return false
+}
+
+func (x *ReplicaStatus) GetTracingFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TracingFailingSince
+	}
+	return nil
+}
+
+func (x *ReplicaStatus) GetCertificatesFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CertificatesFailingSince
+	}
+	return nil
+}
+
+// StoreStatus is the status of the store, as all replicas see it together.
+type StoreStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// memory, bolt or redis. Later versions may add kinds.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Its servers.
+	Servers []*StoreServerStatus `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	// Whether it keeps its data on disk: yes, no or unknown.
+	Durable string `protobuf:"bytes,3,opt,name=durable,proto3" json:"durable,omitempty"`
+	// Whether it may drop data before its time: yes, no or unknown.
+	Evicts        string `protobuf:"bytes,4,opt,name=evicts,proto3" json:"evicts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreStatus) Reset() {
+	*x = StoreStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreStatus) ProtoMessage() {}
+
+func (x *StoreStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
+func (*StoreStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StoreStatus) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *StoreStatus) GetServers() []*StoreServerStatus {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *StoreStatus) GetDurable() string {
+	if x != nil {
+		return x.Durable
+	}
+	return ""
+}
+
+func (x *StoreStatus) GetEvicts() string {
+	if x != nil {
+		return x.Evicts
+	}
+	return ""
+}
+
+// StoreServerStatus is the status of a server of the store.
+type StoreServerStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its address, or the name of the master that sentinels watch. Empty: the store has
+	// one server without a name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// All replicas can read from it.
+	Reads bool `protobuf:"varint,2,opt,name=reads,proto3" json:"reads,omitempty"`
+	// All replicas can write to it.
+	Writes bool `protobuf:"varint,3,opt,name=writes,proto3" json:"writes,omitempty"`
+	// Since when a replica cannot read from it or write to it. Unset: all can.
+	FailingSince *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=failing_since,json=failingSince,proto3" json:"failing_since,omitempty"`
+	// Why it fails, as part of a sentence. Empty: unknown, or it does not fail.
+	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreServerStatus) Reset() {
+	*x = StoreServerStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreServerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreServerStatus) ProtoMessage() {}
+
+func (x *StoreServerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreServerStatus.ProtoReflect.Descriptor instead.
+func (*StoreServerStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StoreServerStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StoreServerStatus) GetReads() bool {
+	if x != nil {
+		return x.Reads
+	}
+	return false
+}
+
+func (x *StoreServerStatus) GetWrites() bool {
+	if x != nil {
+		return x.Writes
+	}
+	return false
+}
+
+func (x *StoreServerStatus) GetFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FailingSince
+	}
+	return nil
+}
+
+func (x *StoreServerStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// IssuerStatus is the status of an issuer on the replica on which it is worst.
+type IssuerStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issuer.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// How many usable keys are loaded.
+	Keys int32 `protobuf:"varint,2,opt,name=keys,proto3" json:"keys,omitempty"`
+	// When its keys were last fetched. Unset: never.
+	KeysLoadedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=keys_loaded_at,json=keysLoadedAt,proto3" json:"keys_loaded_at,omitempty"`
+	// Why the last fetch of its keys failed, as part of a sentence. Empty: it
+	// succeeded.
+	LastError     string `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuerStatus) Reset() {
+	*x = IssuerStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuerStatus) ProtoMessage() {}
+
+func (x *IssuerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuerStatus.ProtoReflect.Descriptor instead.
+func (*IssuerStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *IssuerStatus) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *IssuerStatus) GetKeys() int32 {
+	if x != nil {
+		return x.Keys
+	}
+	return 0
+}
+
+func (x *IssuerStatus) GetKeysLoadedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.KeysLoadedAt
+	}
+	return nil
+}
+
+func (x *IssuerStatus) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+// ClientStatus is the status of a client in the whole fleet.
+type ClientStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name in the configuration.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The result of recent fetches, on the replica on which it is worst.
+	State ClientState `protobuf:"varint,2,opt,name=state,proto3,enum=tokenbroker.v1.ClientState" json:"state,omitempty"`
+	// When the IdP last issued a token to any replica.
+	LastSuccessAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_success_at,json=lastSuccessAt,proto3" json:"last_success_at,omitempty"`
+	// When a fetch last failed on any replica.
+	LastFailureAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_failure_at,json=lastFailureAt,proto3" json:"last_failure_at,omitempty"`
+	// Why that fetch failed, as part of a sentence. It never quotes the IdP.
+	LastError string `protobuf:"bytes,5,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// A fetch has succeeded since last_failure_at.
+	LastFailureResolved bool `protobuf:"varint,6,opt,name=last_failure_resolved,json=lastFailureResolved,proto3" json:"last_failure_resolved,omitempty"`
+	// How often the secret was changed.
+	SecretGeneration uint64 `protobuf:"varint,7,opt,name=secret_generation,json=secretGeneration,proto3" json:"secret_generation,omitempty"`
+	// Some replicas have not read the latest change of the secret.
+	SecretGenerationsDiffer bool `protobuf:"varint,8,opt,name=secret_generations_differ,json=secretGenerationsDiffer,proto3" json:"secret_generations_differ,omitempty"`
+	// Since when the current version of the secret is current.
+	SecretCurrentSince *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=secret_current_since,json=secretCurrentSince,proto3" json:"secret_current_since,omitempty"`
+	// Since when tokens are obtained with another version than the current one. Unset:
+	// they are not.
+	SecretFallbackSince *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=secret_fallback_since,json=secretFallbackSince,proto3" json:"secret_fallback_since,omitempty"`
+	// Since when a version is pending. Unset: none is.
+	SecretPendingSince *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=secret_pending_since,json=secretPendingSince,proto3" json:"secret_pending_since,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ClientStatus) Reset() {
+	*x = ClientStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientStatus) ProtoMessage() {}
+
+func (x *ClientStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientStatus.ProtoReflect.Descriptor instead.
+func (*ClientStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ClientStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ClientStatus) GetState() ClientState {
+	if x != nil {
+		return x.State
+	}
+	return ClientState_CLIENT_STATE_UNSPECIFIED
+}
+
+func (x *ClientStatus) GetLastSuccessAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSuccessAt
+	}
+	return nil
+}
+
+func (x *ClientStatus) GetLastFailureAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastFailureAt
+	}
+	return nil
+}
+
+func (x *ClientStatus) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *ClientStatus) GetLastFailureResolved() bool {
+	if x != nil {
+		return x.LastFailureResolved
+	}
+	return false
+}
+
+func (x *ClientStatus) GetSecretGeneration() uint64 {
+	if x != nil {
+		return x.SecretGeneration
+	}
+	return 0
+}
+
+func (x *ClientStatus) GetSecretGenerationsDiffer() bool {
+	if x != nil {
+		return x.SecretGenerationsDiffer
+	}
+	return false
+}
+
+func (x *ClientStatus) GetSecretCurrentSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SecretCurrentSince
+	}
+	return nil
+}
+
+func (x *ClientStatus) GetSecretFallbackSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SecretFallbackSince
+	}
+	return nil
+}
+
+func (x *ClientStatus) GetSecretPendingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SecretPendingSince
+	}
+	return nil
+}
+
+// CertificateStatus is the validity of a certificate.
+type CertificateStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// listener, callers_ca, client or idp_ca. Later versions may add uses.
+	Use string `protobuf:"bytes,1,opt,name=use,proto3" json:"use,omitempty"`
+	// The subject of the certificate, the client, or the file.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// When it expires, on the replica on which it expires first.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateStatus) Reset() {
+	*x = CertificateStatus{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateStatus) ProtoMessage() {}
+
+func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
+func (*CertificateStatus) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CertificateStatus) GetUse() string {
+	if x != nil {
+		return x.Use
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 // RotateSecretRequest contains a new secret.
 type RotateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -698,7 +1721,7 @@ type RotateSecretRequest struct {
 
 func (x *RotateSecretRequest) Reset() {
 	*x = RotateSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[6]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +1733,7 @@ func (x *RotateSecretRequest) String() string {
 func (*RotateSecretRequest) ProtoMessage() {}
 
 func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[6]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +1746,7 @@ func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RotateSecretRequest) GetClientName() string {
@@ -788,7 +1811,7 @@ type RotateSecretResponse struct {
 
 func (x *RotateSecretResponse) Reset() {
 	*x = RotateSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[7]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +1823,7 @@ func (x *RotateSecretResponse) String() string {
 func (*RotateSecretResponse) ProtoMessage() {}
 
 func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[7]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +1836,7 @@ func (x *RotateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateSecretResponse) GetVersion() *SecretVersion {
@@ -850,7 +1873,7 @@ type RotationStep struct {
 
 func (x *RotationStep) Reset() {
 	*x = RotationStep{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[8]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +1885,7 @@ func (x *RotationStep) String() string {
 func (*RotationStep) ProtoMessage() {}
 
 func (x *RotationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[8]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +1898,7 @@ func (x *RotationStep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationStep.ProtoReflect.Descriptor instead.
 func (*RotationStep) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RotationStep) GetName() string {
@@ -932,7 +1955,7 @@ type ActivateSecretRequest struct {
 
 func (x *ActivateSecretRequest) Reset() {
 	*x = ActivateSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[9]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1967,7 @@ func (x *ActivateSecretRequest) String() string {
 func (*ActivateSecretRequest) ProtoMessage() {}
 
 func (x *ActivateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[9]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1980,7 @@ func (x *ActivateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateSecretRequest.ProtoReflect.Descriptor instead.
 func (*ActivateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ActivateSecretRequest) GetClientName() string {
@@ -1008,7 +2031,7 @@ type ActivateSecretResponse struct {
 
 func (x *ActivateSecretResponse) Reset() {
 	*x = ActivateSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[10]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +2043,7 @@ func (x *ActivateSecretResponse) String() string {
 func (*ActivateSecretResponse) ProtoMessage() {}
 
 func (x *ActivateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[10]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +2056,7 @@ func (x *ActivateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateSecretResponse.ProtoReflect.Descriptor instead.
 func (*ActivateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ActivateSecretResponse) GetVersion() *SecretVersion {
@@ -1067,7 +2090,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[11]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +2102,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[11]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +2115,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RollbackSecretRequest) GetClientName() string {
@@ -1136,7 +2159,7 @@ type RollbackSecretResponse struct {
 
 func (x *RollbackSecretResponse) Reset() {
 	*x = RollbackSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[12]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +2171,7 @@ func (x *RollbackSecretResponse) String() string {
 func (*RollbackSecretResponse) ProtoMessage() {}
 
 func (x *RollbackSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[12]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +2184,7 @@ func (x *RollbackSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RollbackSecretResponse) GetVersion() *SecretVersion {
@@ -1195,7 +2218,7 @@ type RetireSecretRequest struct {
 
 func (x *RetireSecretRequest) Reset() {
 	*x = RetireSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[13]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +2230,7 @@ func (x *RetireSecretRequest) String() string {
 func (*RetireSecretRequest) ProtoMessage() {}
 
 func (x *RetireSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[13]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +2243,7 @@ func (x *RetireSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSecretRequest.ProtoReflect.Descriptor instead.
 func (*RetireSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RetireSecretRequest) GetClientName() string {
@@ -1264,7 +2287,7 @@ type RetireSecretResponse struct {
 
 func (x *RetireSecretResponse) Reset() {
 	*x = RetireSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[14]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +2299,7 @@ func (x *RetireSecretResponse) String() string {
 func (*RetireSecretResponse) ProtoMessage() {}
 
 func (x *RetireSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[14]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +2312,7 @@ func (x *RetireSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSecretResponse.ProtoReflect.Descriptor instead.
 func (*RetireSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RetireSecretResponse) GetVersion() *SecretVersion {
@@ -1317,7 +2340,7 @@ type ExportSecretRequest struct {
 
 func (x *ExportSecretRequest) Reset() {
 	*x = ExportSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +2352,7 @@ func (x *ExportSecretRequest) String() string {
 func (*ExportSecretRequest) ProtoMessage() {}
 
 func (x *ExportSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[15]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +2365,7 @@ func (x *ExportSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSecretRequest.ProtoReflect.Descriptor instead.
 func (*ExportSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportSecretRequest) GetClientName() string {
@@ -1365,7 +2388,7 @@ type ExportSecretResponse struct {
 
 func (x *ExportSecretResponse) Reset() {
 	*x = ExportSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +2400,7 @@ func (x *ExportSecretResponse) String() string {
 func (*ExportSecretResponse) ProtoMessage() {}
 
 func (x *ExportSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[16]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +2413,7 @@ func (x *ExportSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSecretResponse.ProtoReflect.Descriptor instead.
 func (*ExportSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExportSecretResponse) GetSealed() []byte {
@@ -1427,7 +2450,7 @@ type ImportSecretRequest struct {
 
 func (x *ImportSecretRequest) Reset() {
 	*x = ImportSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +2462,7 @@ func (x *ImportSecretRequest) String() string {
 func (*ImportSecretRequest) ProtoMessage() {}
 
 func (x *ImportSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[17]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +2475,7 @@ func (x *ImportSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportSecretRequest.ProtoReflect.Descriptor instead.
 func (*ImportSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ImportSecretRequest) GetClientName() string {
@@ -1503,7 +2526,7 @@ type ImportSecretResponse struct {
 
 func (x *ImportSecretResponse) Reset() {
 	*x = ImportSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +2538,7 @@ func (x *ImportSecretResponse) String() string {
 func (*ImportSecretResponse) ProtoMessage() {}
 
 func (x *ImportSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +2551,7 @@ func (x *ImportSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportSecretResponse.ProtoReflect.Descriptor instead.
 func (*ImportSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ImportSecretResponse) GetVersion() *SecretVersion {
@@ -1560,7 +2583,7 @@ type PurgeTokensRequest struct {
 
 func (x *PurgeTokensRequest) Reset() {
 	*x = PurgeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +2595,7 @@ func (x *PurgeTokensRequest) String() string {
 func (*PurgeTokensRequest) ProtoMessage() {}
 
 func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +2608,7 @@ func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensRequest.ProtoReflect.Descriptor instead.
 func (*PurgeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PurgeTokensRequest) GetClientName() string {
@@ -1618,7 +2641,7 @@ type PurgeTokensResponse struct {
 
 func (x *PurgeTokensResponse) Reset() {
 	*x = PurgeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +2653,7 @@ func (x *PurgeTokensResponse) String() string {
 func (*PurgeTokensResponse) ProtoMessage() {}
 
 func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +2666,7 @@ func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensResponse.ProtoReflect.Descriptor instead.
 func (*PurgeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 // Revocation makes VerifyToken reject tokens of one issuer. Exactly one of
@@ -1682,7 +2705,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2717,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2730,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Revocation) GetId() string {
@@ -1847,7 +2870,7 @@ type RevokeTokensRequest struct {
 
 func (x *RevokeTokensRequest) Reset() {
 	*x = RevokeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +2882,7 @@ func (x *RevokeTokensRequest) String() string {
 func (*RevokeTokensRequest) ProtoMessage() {}
 
 func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +2895,7 @@ func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RevokeTokensRequest) GetRevocation() *Revocation {
@@ -1900,7 +2923,7 @@ type RevokeTokensResponse struct {
 
 func (x *RevokeTokensResponse) Reset() {
 	*x = RevokeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2935,7 @@ func (x *RevokeTokensResponse) String() string {
 func (*RevokeTokensResponse) ProtoMessage() {}
 
 func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2948,7 @@ func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeTokensResponse) GetRevocation() *Revocation {
@@ -1950,7 +2973,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1962,7 +2985,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2998,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListRevocationsRequest) GetIssuer() string {
@@ -2012,7 +3035,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +3047,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +3060,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -2069,7 +3092,7 @@ type DeleteRevocationRequest struct {
 
 func (x *DeleteRevocationRequest) Reset() {
 	*x = DeleteRevocationRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2081,7 +3104,7 @@ func (x *DeleteRevocationRequest) String() string {
 func (*DeleteRevocationRequest) ProtoMessage() {}
 
 func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2094,7 +3117,7 @@ func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DeleteRevocationRequest) GetId() string {
@@ -2127,7 +3150,7 @@ type DeleteRevocationResponse struct {
 
 func (x *DeleteRevocationResponse) Reset() {
 	*x = DeleteRevocationResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +3162,7 @@ func (x *DeleteRevocationResponse) String() string {
 func (*DeleteRevocationResponse) ProtoMessage() {}
 
 func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +3175,7 @@ func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 var File_tokenbroker_v1_admin_proto protoreflect.FileDescriptor
@@ -2207,7 +3230,91 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"refused_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\trefusedAt\x12\x1d\n" +
 	"\n" +
-	"known_here\x18\b \x01(\bR\tknownHere\"\x85\x02\n" +
+	"known_here\x18\b \x01(\bR\tknownHere\"\x12\n" +
+	"\x10GetStatusRequest\"\xb6\x03\n" +
+	"\x11GetStatusResponse\x123\n" +
+	"\bfindings\x18\x01 \x03(\v2\x17.tokenbroker.v1.FindingR\bfindings\x129\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1d.tokenbroker.v1.ReplicaStatusR\breplicas\x121\n" +
+	"\x05store\x18\x03 \x01(\v2\x1b.tokenbroker.v1.StoreStatusR\x05store\x126\n" +
+	"\aissuers\x18\x04 \x03(\v2\x1c.tokenbroker.v1.IssuerStatusR\aissuers\x126\n" +
+	"\aclients\x18\x05 \x03(\v2\x1c.tokenbroker.v1.ClientStatusR\aclients\x12E\n" +
+	"\fcertificates\x18\x06 \x03(\v2!.tokenbroker.v1.CertificateStatusR\fcertificates\x12'\n" +
+	"\x0fomitted_clients\x18\a \x01(\x05R\x0eomittedClients\x12\x1e\n" +
+	"\n" +
+	"incomplete\x18\b \x01(\bR\n" +
+	"incomplete\"\xf0\x01\n" +
+	"\aFinding\x12;\n" +
+	"\bseverity\x18\x01 \x01(\x0e2\x1f.tokenbroker.v1.FindingSeverityR\bseverity\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x1a\n" +
+	"\breplicas\x18\x04 \x03(\tR\breplicas\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x16\n" +
+	"\x06action\x18\x06 \x01(\tR\x06action\x120\n" +
+	"\x05since\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xbe\b\n" +
+	"\rReplicaStatus\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
+	"\bpresence\x18\x02 \x01(\x0e2\x1f.tokenbroker.v1.ReplicaPresenceR\bpresence\x12+\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12D\n" +
+	"\x10clock_difference\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x0fclockDifference\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x129\n" +
+	"\n" +
+	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1e\n" +
+	"\n" +
+	"unreadable\x18\a \x01(\bR\n" +
+	"unreadable\x12#\n" +
+	"\rconfig_sha256\x18\b \x01(\fR\fconfigSha256\x12F\n" +
+	"\x11config_applied_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0fconfigAppliedAt\x12L\n" +
+	"\x14config_refused_since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x12configRefusedSince\x12\x1f\n" +
+	"\vsealing_key\x18\v \x01(\tR\n" +
+	"sealingKey\x12!\n" +
+	"\fsealing_keys\x18\f \x03(\tR\vsealingKeys\x12 \n" +
+	"\vrevocations\x18\r \x01(\x05R\vrevocations\x12N\n" +
+	"\x15revocations_loaded_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x13revocationsLoadedAt\x12-\n" +
+	"\x12revocations_usable\x18\x0f \x01(\bR\x11revocationsUsable\x12\x19\n" +
+	"\baudit_on\x18\x10 \x01(\bR\aauditOn\x12J\n" +
+	"\x13audit_failing_since\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x11auditFailingSince\x12(\n" +
+	"\x10audit_lines_lost\x18\x12 \x01(\x04R\x0eauditLinesLost\x12\x1d\n" +
+	"\n" +
+	"tracing_on\x18\x13 \x01(\bR\ttracingOn\x12N\n" +
+	"\x15tracing_failing_since\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x13tracingFailingSince\x12X\n" +
+	"\x1acertificates_failing_since\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\x18certificatesFailingSince\"\x90\x01\n" +
+	"\vStoreStatus\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12;\n" +
+	"\aservers\x18\x02 \x03(\v2!.tokenbroker.v1.StoreServerStatusR\aservers\x12\x18\n" +
+	"\adurable\x18\x03 \x01(\tR\adurable\x12\x16\n" +
+	"\x06evicts\x18\x04 \x01(\tR\x06evicts\"\xac\x01\n" +
+	"\x11StoreServerStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05reads\x18\x02 \x01(\bR\x05reads\x12\x16\n" +
+	"\x06writes\x18\x03 \x01(\bR\x06writes\x12?\n" +
+	"\rfailing_since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\ffailingSince\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"\x9b\x01\n" +
+	"\fIssuerStatus\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x12\n" +
+	"\x04keys\x18\x02 \x01(\x05R\x04keys\x12@\n" +
+	"\x0ekeys_loaded_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\fkeysLoadedAt\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x04 \x01(\tR\tlastError\"\x85\x05\n" +
+	"\fClientStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1b.tokenbroker.v1.ClientStateR\x05state\x12B\n" +
+	"\x0flast_success_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rlastSuccessAt\x12B\n" +
+	"\x0flast_failure_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\rlastFailureAt\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x05 \x01(\tR\tlastError\x122\n" +
+	"\x15last_failure_resolved\x18\x06 \x01(\bR\x13lastFailureResolved\x12+\n" +
+	"\x11secret_generation\x18\a \x01(\x04R\x10secretGeneration\x12:\n" +
+	"\x19secret_generations_differ\x18\b \x01(\bR\x17secretGenerationsDiffer\x12L\n" +
+	"\x14secret_current_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x12secretCurrentSince\x12N\n" +
+	"\x15secret_fallback_since\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x13secretFallbackSince\x12L\n" +
+	"\x14secret_pending_since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x12secretPendingSince\"t\n" +
+	"\x11CertificateStatus\x12\x10\n" +
+	"\x03use\x18\x01 \x01(\tR\x03use\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x85\x02\n" +
 	"\x13RotateSecretRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x1b\n" +
@@ -2338,10 +3445,20 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x14SECRET_STATE_PENDING\x10\x01\x12\x18\n" +
 	"\x14SECRET_STATE_CURRENT\x10\x02\x12\x19\n" +
 	"\x15SECRET_STATE_PREVIOUS\x10\x03\x12\x18\n" +
-	"\x14SECRET_STATE_RETIRED\x10\x042\xa0\t\n" +
+	"\x14SECRET_STATE_RETIRED\x10\x04*p\n" +
+	"\x0fFindingSeverity\x12 \n" +
+	"\x1cFINDING_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18FINDING_SEVERITY_WARNING\x10\x01\x12\x1d\n" +
+	"\x19FINDING_SEVERITY_CRITICAL\x10\x02*\x87\x01\n" +
+	"\x0fReplicaPresence\x12 \n" +
+	"\x1cREPLICA_PRESENCE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16REPLICA_PRESENCE_ALIVE\x10\x01\x12\x19\n" +
+	"\x15REPLICA_PRESENCE_LOST\x10\x02\x12\x1b\n" +
+	"\x17REPLICA_PRESENCE_SEALED\x10\x032\xf7\t\n" +
 	"\fAdminService\x12[\n" +
 	"\vListClients\x12\".tokenbroker.v1.ListClientsRequest\x1a#.tokenbroker.v1.ListClientsResponse\"\x03\x90\x02\x01\x12U\n" +
-	"\tGetClient\x12 .tokenbroker.v1.GetClientRequest\x1a!.tokenbroker.v1.GetClientResponse\"\x03\x90\x02\x01\x12^\n" +
+	"\tGetClient\x12 .tokenbroker.v1.GetClientRequest\x1a!.tokenbroker.v1.GetClientResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\tGetStatus\x12 .tokenbroker.v1.GetStatusRequest\x1a!.tokenbroker.v1.GetStatusResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\fRotateSecret\x12#.tokenbroker.v1.RotateSecretRequest\x1a$.tokenbroker.v1.RotateSecretResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x0eActivateSecret\x12%.tokenbroker.v1.ActivateSecretRequest\x1a&.tokenbroker.v1.ActivateSecretResponse\"\x03\x90\x02\x02\x12d\n" +
 	"\x0eRollbackSecret\x12%.tokenbroker.v1.RollbackSecretRequest\x1a&.tokenbroker.v1.RollbackSecretResponse\"\x03\x90\x02\x02\x12^\n" +
@@ -2367,103 +3484,144 @@ func file_tokenbroker_v1_admin_proto_rawDescGZIP() []byte {
 	return file_tokenbroker_v1_admin_proto_rawDescData
 }
 
-var file_tokenbroker_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_tokenbroker_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_tokenbroker_v1_admin_proto_goTypes = []any{
 	(ClientState)(0),                 // 0: tokenbroker.v1.ClientState
 	(SecretState)(0),                 // 1: tokenbroker.v1.SecretState
-	(*ListClientsRequest)(nil),       // 2: tokenbroker.v1.ListClientsRequest
-	(*ListClientsResponse)(nil),      // 3: tokenbroker.v1.ListClientsResponse
-	(*GetClientRequest)(nil),         // 4: tokenbroker.v1.GetClientRequest
-	(*GetClientResponse)(nil),        // 5: tokenbroker.v1.GetClientResponse
-	(*Client)(nil),                   // 6: tokenbroker.v1.Client
-	(*SecretVersion)(nil),            // 7: tokenbroker.v1.SecretVersion
-	(*RotateSecretRequest)(nil),      // 8: tokenbroker.v1.RotateSecretRequest
-	(*RotateSecretResponse)(nil),     // 9: tokenbroker.v1.RotateSecretResponse
-	(*RotationStep)(nil),             // 10: tokenbroker.v1.RotationStep
-	(*ActivateSecretRequest)(nil),    // 11: tokenbroker.v1.ActivateSecretRequest
-	(*ActivateSecretResponse)(nil),   // 12: tokenbroker.v1.ActivateSecretResponse
-	(*RollbackSecretRequest)(nil),    // 13: tokenbroker.v1.RollbackSecretRequest
-	(*RollbackSecretResponse)(nil),   // 14: tokenbroker.v1.RollbackSecretResponse
-	(*RetireSecretRequest)(nil),      // 15: tokenbroker.v1.RetireSecretRequest
-	(*RetireSecretResponse)(nil),     // 16: tokenbroker.v1.RetireSecretResponse
-	(*ExportSecretRequest)(nil),      // 17: tokenbroker.v1.ExportSecretRequest
-	(*ExportSecretResponse)(nil),     // 18: tokenbroker.v1.ExportSecretResponse
-	(*ImportSecretRequest)(nil),      // 19: tokenbroker.v1.ImportSecretRequest
-	(*ImportSecretResponse)(nil),     // 20: tokenbroker.v1.ImportSecretResponse
-	(*PurgeTokensRequest)(nil),       // 21: tokenbroker.v1.PurgeTokensRequest
-	(*PurgeTokensResponse)(nil),      // 22: tokenbroker.v1.PurgeTokensResponse
-	(*Revocation)(nil),               // 23: tokenbroker.v1.Revocation
-	(*RevokeTokensRequest)(nil),      // 24: tokenbroker.v1.RevokeTokensRequest
-	(*RevokeTokensResponse)(nil),     // 25: tokenbroker.v1.RevokeTokensResponse
-	(*ListRevocationsRequest)(nil),   // 26: tokenbroker.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),  // 27: tokenbroker.v1.ListRevocationsResponse
-	(*DeleteRevocationRequest)(nil),  // 28: tokenbroker.v1.DeleteRevocationRequest
-	(*DeleteRevocationResponse)(nil), // 29: tokenbroker.v1.DeleteRevocationResponse
-	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 31: google.protobuf.Duration
+	(FindingSeverity)(0),             // 2: tokenbroker.v1.FindingSeverity
+	(ReplicaPresence)(0),             // 3: tokenbroker.v1.ReplicaPresence
+	(*ListClientsRequest)(nil),       // 4: tokenbroker.v1.ListClientsRequest
+	(*ListClientsResponse)(nil),      // 5: tokenbroker.v1.ListClientsResponse
+	(*GetClientRequest)(nil),         // 6: tokenbroker.v1.GetClientRequest
+	(*GetClientResponse)(nil),        // 7: tokenbroker.v1.GetClientResponse
+	(*Client)(nil),                   // 8: tokenbroker.v1.Client
+	(*SecretVersion)(nil),            // 9: tokenbroker.v1.SecretVersion
+	(*GetStatusRequest)(nil),         // 10: tokenbroker.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 11: tokenbroker.v1.GetStatusResponse
+	(*Finding)(nil),                  // 12: tokenbroker.v1.Finding
+	(*ReplicaStatus)(nil),            // 13: tokenbroker.v1.ReplicaStatus
+	(*StoreStatus)(nil),              // 14: tokenbroker.v1.StoreStatus
+	(*StoreServerStatus)(nil),        // 15: tokenbroker.v1.StoreServerStatus
+	(*IssuerStatus)(nil),             // 16: tokenbroker.v1.IssuerStatus
+	(*ClientStatus)(nil),             // 17: tokenbroker.v1.ClientStatus
+	(*CertificateStatus)(nil),        // 18: tokenbroker.v1.CertificateStatus
+	(*RotateSecretRequest)(nil),      // 19: tokenbroker.v1.RotateSecretRequest
+	(*RotateSecretResponse)(nil),     // 20: tokenbroker.v1.RotateSecretResponse
+	(*RotationStep)(nil),             // 21: tokenbroker.v1.RotationStep
+	(*ActivateSecretRequest)(nil),    // 22: tokenbroker.v1.ActivateSecretRequest
+	(*ActivateSecretResponse)(nil),   // 23: tokenbroker.v1.ActivateSecretResponse
+	(*RollbackSecretRequest)(nil),    // 24: tokenbroker.v1.RollbackSecretRequest
+	(*RollbackSecretResponse)(nil),   // 25: tokenbroker.v1.RollbackSecretResponse
+	(*RetireSecretRequest)(nil),      // 26: tokenbroker.v1.RetireSecretRequest
+	(*RetireSecretResponse)(nil),     // 27: tokenbroker.v1.RetireSecretResponse
+	(*ExportSecretRequest)(nil),      // 28: tokenbroker.v1.ExportSecretRequest
+	(*ExportSecretResponse)(nil),     // 29: tokenbroker.v1.ExportSecretResponse
+	(*ImportSecretRequest)(nil),      // 30: tokenbroker.v1.ImportSecretRequest
+	(*ImportSecretResponse)(nil),     // 31: tokenbroker.v1.ImportSecretResponse
+	(*PurgeTokensRequest)(nil),       // 32: tokenbroker.v1.PurgeTokensRequest
+	(*PurgeTokensResponse)(nil),      // 33: tokenbroker.v1.PurgeTokensResponse
+	(*Revocation)(nil),               // 34: tokenbroker.v1.Revocation
+	(*RevokeTokensRequest)(nil),      // 35: tokenbroker.v1.RevokeTokensRequest
+	(*RevokeTokensResponse)(nil),     // 36: tokenbroker.v1.RevokeTokensResponse
+	(*ListRevocationsRequest)(nil),   // 37: tokenbroker.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),  // 38: tokenbroker.v1.ListRevocationsResponse
+	(*DeleteRevocationRequest)(nil),  // 39: tokenbroker.v1.DeleteRevocationRequest
+	(*DeleteRevocationResponse)(nil), // 40: tokenbroker.v1.DeleteRevocationResponse
+	(*timestamppb.Timestamp)(nil),    // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 42: google.protobuf.Duration
 }
 var file_tokenbroker_v1_admin_proto_depIdxs = []int32{
-	6,  // 0: tokenbroker.v1.ListClientsResponse.clients:type_name -> tokenbroker.v1.Client
-	6,  // 1: tokenbroker.v1.GetClientResponse.client:type_name -> tokenbroker.v1.Client
+	8,  // 0: tokenbroker.v1.ListClientsResponse.clients:type_name -> tokenbroker.v1.Client
+	8,  // 1: tokenbroker.v1.GetClientResponse.client:type_name -> tokenbroker.v1.Client
 	0,  // 2: tokenbroker.v1.Client.state:type_name -> tokenbroker.v1.ClientState
-	7,  // 3: tokenbroker.v1.Client.secret_versions:type_name -> tokenbroker.v1.SecretVersion
-	30, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
-	30, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
-	30, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
-	30, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
-	30, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
+	9,  // 3: tokenbroker.v1.Client.secret_versions:type_name -> tokenbroker.v1.SecretVersion
+	41, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
+	41, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
+	41, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
+	41, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
+	41, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
 	1,  // 9: tokenbroker.v1.SecretVersion.state:type_name -> tokenbroker.v1.SecretState
-	30, // 10: tokenbroker.v1.SecretVersion.state_since:type_name -> google.protobuf.Timestamp
-	30, // 11: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
-	30, // 12: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
-	30, // 13: tokenbroker.v1.SecretVersion.refused_at:type_name -> google.protobuf.Timestamp
-	7,  // 14: tokenbroker.v1.RotateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 15: tokenbroker.v1.RotateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	31, // 16: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
-	7,  // 17: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 18: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	7,  // 19: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 20: tokenbroker.v1.RollbackSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	7,  // 21: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 22: tokenbroker.v1.RetireSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	7,  // 23: tokenbroker.v1.ImportSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	10, // 24: tokenbroker.v1.ImportSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	30, // 25: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
-	30, // 26: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 27: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
-	23, // 28: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
-	23, // 29: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
-	23, // 30: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
-	2,  // 31: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
-	4,  // 32: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
-	8,  // 33: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
-	11, // 34: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
-	13, // 35: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
-	15, // 36: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
-	17, // 37: tokenbroker.v1.AdminService.ExportSecret:input_type -> tokenbroker.v1.ExportSecretRequest
-	19, // 38: tokenbroker.v1.AdminService.ImportSecret:input_type -> tokenbroker.v1.ImportSecretRequest
-	21, // 39: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
-	24, // 40: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
-	26, // 41: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
-	28, // 42: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
-	3,  // 43: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
-	5,  // 44: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
-	9,  // 45: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
-	12, // 46: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
-	14, // 47: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
-	16, // 48: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
-	18, // 49: tokenbroker.v1.AdminService.ExportSecret:output_type -> tokenbroker.v1.ExportSecretResponse
-	20, // 50: tokenbroker.v1.AdminService.ImportSecret:output_type -> tokenbroker.v1.ImportSecretResponse
-	22, // 51: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
-	25, // 52: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
-	27, // 53: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
-	29, // 54: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
-	43, // [43:55] is the sub-list for method output_type
-	31, // [31:43] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	41, // 10: tokenbroker.v1.SecretVersion.state_since:type_name -> google.protobuf.Timestamp
+	41, // 11: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
+	41, // 12: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
+	41, // 13: tokenbroker.v1.SecretVersion.refused_at:type_name -> google.protobuf.Timestamp
+	12, // 14: tokenbroker.v1.GetStatusResponse.findings:type_name -> tokenbroker.v1.Finding
+	13, // 15: tokenbroker.v1.GetStatusResponse.replicas:type_name -> tokenbroker.v1.ReplicaStatus
+	14, // 16: tokenbroker.v1.GetStatusResponse.store:type_name -> tokenbroker.v1.StoreStatus
+	16, // 17: tokenbroker.v1.GetStatusResponse.issuers:type_name -> tokenbroker.v1.IssuerStatus
+	17, // 18: tokenbroker.v1.GetStatusResponse.clients:type_name -> tokenbroker.v1.ClientStatus
+	18, // 19: tokenbroker.v1.GetStatusResponse.certificates:type_name -> tokenbroker.v1.CertificateStatus
+	2,  // 20: tokenbroker.v1.Finding.severity:type_name -> tokenbroker.v1.FindingSeverity
+	41, // 21: tokenbroker.v1.Finding.since:type_name -> google.protobuf.Timestamp
+	3,  // 22: tokenbroker.v1.ReplicaStatus.presence:type_name -> tokenbroker.v1.ReplicaPresence
+	42, // 23: tokenbroker.v1.ReplicaStatus.age:type_name -> google.protobuf.Duration
+	42, // 24: tokenbroker.v1.ReplicaStatus.clock_difference:type_name -> google.protobuf.Duration
+	41, // 25: tokenbroker.v1.ReplicaStatus.started_at:type_name -> google.protobuf.Timestamp
+	41, // 26: tokenbroker.v1.ReplicaStatus.config_applied_at:type_name -> google.protobuf.Timestamp
+	41, // 27: tokenbroker.v1.ReplicaStatus.config_refused_since:type_name -> google.protobuf.Timestamp
+	41, // 28: tokenbroker.v1.ReplicaStatus.revocations_loaded_at:type_name -> google.protobuf.Timestamp
+	41, // 29: tokenbroker.v1.ReplicaStatus.audit_failing_since:type_name -> google.protobuf.Timestamp
+	41, // 30: tokenbroker.v1.ReplicaStatus.tracing_failing_since:type_name -> google.protobuf.Timestamp
+	41, // 31: tokenbroker.v1.ReplicaStatus.certificates_failing_since:type_name -> google.protobuf.Timestamp
+	15, // 32: tokenbroker.v1.StoreStatus.servers:type_name -> tokenbroker.v1.StoreServerStatus
+	41, // 33: tokenbroker.v1.StoreServerStatus.failing_since:type_name -> google.protobuf.Timestamp
+	41, // 34: tokenbroker.v1.IssuerStatus.keys_loaded_at:type_name -> google.protobuf.Timestamp
+	0,  // 35: tokenbroker.v1.ClientStatus.state:type_name -> tokenbroker.v1.ClientState
+	41, // 36: tokenbroker.v1.ClientStatus.last_success_at:type_name -> google.protobuf.Timestamp
+	41, // 37: tokenbroker.v1.ClientStatus.last_failure_at:type_name -> google.protobuf.Timestamp
+	41, // 38: tokenbroker.v1.ClientStatus.secret_current_since:type_name -> google.protobuf.Timestamp
+	41, // 39: tokenbroker.v1.ClientStatus.secret_fallback_since:type_name -> google.protobuf.Timestamp
+	41, // 40: tokenbroker.v1.ClientStatus.secret_pending_since:type_name -> google.protobuf.Timestamp
+	41, // 41: tokenbroker.v1.CertificateStatus.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 42: tokenbroker.v1.RotateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 43: tokenbroker.v1.RotateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	42, // 44: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
+	9,  // 45: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 46: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 47: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 48: tokenbroker.v1.RollbackSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 49: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 50: tokenbroker.v1.RetireSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 51: tokenbroker.v1.ImportSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 52: tokenbroker.v1.ImportSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	41, // 53: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
+	41, // 54: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 55: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
+	34, // 56: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
+	34, // 57: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
+	34, // 58: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
+	4,  // 59: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
+	6,  // 60: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
+	10, // 61: tokenbroker.v1.AdminService.GetStatus:input_type -> tokenbroker.v1.GetStatusRequest
+	19, // 62: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
+	22, // 63: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
+	24, // 64: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
+	26, // 65: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
+	28, // 66: tokenbroker.v1.AdminService.ExportSecret:input_type -> tokenbroker.v1.ExportSecretRequest
+	30, // 67: tokenbroker.v1.AdminService.ImportSecret:input_type -> tokenbroker.v1.ImportSecretRequest
+	32, // 68: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
+	35, // 69: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
+	37, // 70: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
+	39, // 71: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
+	5,  // 72: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
+	7,  // 73: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
+	11, // 74: tokenbroker.v1.AdminService.GetStatus:output_type -> tokenbroker.v1.GetStatusResponse
+	20, // 75: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
+	23, // 76: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
+	25, // 77: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
+	27, // 78: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
+	29, // 79: tokenbroker.v1.AdminService.ExportSecret:output_type -> tokenbroker.v1.ExportSecretResponse
+	31, // 80: tokenbroker.v1.AdminService.ImportSecret:output_type -> tokenbroker.v1.ImportSecretResponse
+	33, // 81: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
+	36, // 82: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
+	38, // 83: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
+	40, // 84: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
+	72, // [72:85] is the sub-list for method output_type
+	59, // [59:72] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_admin_proto_init() }
@@ -2471,7 +3629,7 @@ func file_tokenbroker_v1_admin_proto_init() {
 	if File_tokenbroker_v1_admin_proto != nil {
 		return
 	}
-	file_tokenbroker_v1_admin_proto_msgTypes[21].OneofWrappers = []any{
+	file_tokenbroker_v1_admin_proto_msgTypes[30].OneofWrappers = []any{
 		(*Revocation_TokenId)(nil),
 		(*Revocation_Subject)(nil),
 		(*Revocation_ClientId)(nil),
@@ -2482,8 +3640,8 @@ func file_tokenbroker_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_admin_proto_rawDesc), len(file_tokenbroker_v1_admin_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   28,
+			NumEnums:      4,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

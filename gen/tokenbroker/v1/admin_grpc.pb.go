@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AdminService_ListClients_FullMethodName      = "/tokenbroker.v1.AdminService/ListClients"
 	AdminService_GetClient_FullMethodName        = "/tokenbroker.v1.AdminService/GetClient"
+	AdminService_GetStatus_FullMethodName        = "/tokenbroker.v1.AdminService/GetStatus"
 	AdminService_RotateSecret_FullMethodName     = "/tokenbroker.v1.AdminService/RotateSecret"
 	AdminService_ActivateSecret_FullMethodName   = "/tokenbroker.v1.AdminService/ActivateSecret"
 	AdminService_RollbackSecret_FullMethodName   = "/tokenbroker.v1.AdminService/RollbackSecret"
@@ -53,6 +54,11 @@ type AdminServiceClient interface {
 	// GetClient returns one client. PERMISSION_DENIED if no client has this name, or
 	// if the caller may not see it.
 	GetClient(ctx context.Context, in *GetClientRequest, opts ...grpc.CallOption) (*GetClientResponse, error)
+	// GetStatus returns the status of the fleet: its replicas, the store, issuers,
+	// clients and certificates, and what an operator should look at. It needs a grant
+	// for all clients. It never contains a secret, a token, the name of a caller or a
+	// text of an IdP.
+	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// RotateSecret stores a new secret, proves it by obtaining a token with it, and
 	// makes it the current secret. If a step fails, the old secret stays current. A
 	// secret that the IdP refuses is discarded; a secret that could not be proved
@@ -107,6 +113,16 @@ func (c *adminServiceClient) GetClient(ctx context.Context, in *GetClientRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetClientResponse)
 	err := c.cc.Invoke(ctx, AdminService_GetClient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetStatusResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetStatus_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +249,11 @@ type AdminServiceServer interface {
 	// GetClient returns one client. PERMISSION_DENIED if no client has this name, or
 	// if the caller may not see it.
 	GetClient(context.Context, *GetClientRequest) (*GetClientResponse, error)
+	// GetStatus returns the status of the fleet: its replicas, the store, issuers,
+	// clients and certificates, and what an operator should look at. It needs a grant
+	// for all clients. It never contains a secret, a token, the name of a caller or a
+	// text of an IdP.
+	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// RotateSecret stores a new secret, proves it by obtaining a token with it, and
 	// makes it the current secret. If a step fails, the old secret stays current. A
 	// secret that the IdP refuses is discarded; a secret that could not be proved
@@ -278,6 +299,9 @@ func (UnimplementedAdminServiceServer) ListClients(context.Context, *ListClients
 }
 func (UnimplementedAdminServiceServer) GetClient(context.Context, *GetClientRequest) (*GetClientResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetClient not implemented")
+}
+func (UnimplementedAdminServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
 }
 func (UnimplementedAdminServiceServer) RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateSecret not implemented")
@@ -362,6 +386,24 @@ func _AdminService_GetClient_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).GetClient(ctx, req.(*GetClientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetStatus(ctx, req.(*GetStatusRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -560,6 +602,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetClient",
 			Handler:    _AdminService_GetClient_Handler,
+		},
+		{
+			MethodName: "GetStatus",
+			Handler:    _AdminService_GetStatus_Handler,
 		},
 		{
 			MethodName: "RotateSecret",
