@@ -66,6 +66,7 @@ type App struct {
 	log      *slog.Logger
 	parts    *parts
 	metrics  *reloadMetrics
+	status   *statusSource
 	registry *prometheus.Registry
 	server   *server.Server
 	http     *httpapi.Server // nil: off
@@ -107,6 +108,7 @@ func New(config *config.Config, opts Options) (*App, error) {
 		told.close()
 		return nil, err
 	}
+	a.status = newStatusSource(a)
 	a.server = server.New(a.serverConfig(opts.ServerOptions))
 	a.openGateways()
 	if err := a.listen.open(&config.Listen, opts.Listener); err != nil {
@@ -145,6 +147,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	made := server.Config{
 		Broker:   a.parts.broker,
 		Rotator:  rotation.New(a.parts.broker, a.parts.storage.rings),
+		Status:   a.status.summary,
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
 		Bound:    caller.Bound{TCP: config.Listen.GRPC.Caller, OpaqueTCP: config.Listen.GRPC.OpaqueIssuer},
@@ -307,6 +310,7 @@ func (a *App) begin() {
 	a.running.Go(func() { a.parts.storage.pollSecrets(a.background, a.log) })
 	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
+	a.running.Go(func() { a.status.run(a.background) })
 	if a.listen.certs != nil {
 		a.running.Go(func() { a.listen.certs.Poll(a.background, a.certsChanged) })
 	}

@@ -59,6 +59,7 @@ func (o *observers) close() {
 // the components built from it.
 type setup struct {
 	config   *config.Config
+	applied  time.Time
 	verifier *verify.Verifier
 	clients  []broker.ClientConfig
 	issuers  map[issuerKey]*discovery.Issuer
@@ -119,7 +120,7 @@ func (p *parts) fill(config *config.Config) error {
 
 // use replaces the current setup.
 func (p *parts) use(next *setup) {
-	next.before = nil
+	next.before, next.applied = nil, time.Now()
 	p.setup.Store(next)
 }
 

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -101,6 +102,17 @@ func needRestart(running, next *config.Config) (sections []string) {
 type reloadMetrics struct {
 	applied, refused prometheus.Counter
 	appliedAt        prometheus.Gauge
+	// refusedAt is since when the file contains a configuration that cannot be applied;
+	// nil: it does not.
+	refusedAt atomic.Pointer[time.Time]
+}
+
+// refusedSince is zero if the file is applied.
+func (m *reloadMetrics) refusedSince() time.Time {
+	if at := m.refusedAt.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 func newReloadMetrics(registerer prometheus.Registerer) *reloadMetrics {
@@ -124,9 +136,12 @@ func newReloadMetrics(registerer prometheus.Registerer) *reloadMetrics {
 func (m *reloadMetrics) reloaded(err error) {
 	if err != nil {
 		m.refused.Inc()
+		now := time.Now()
+		m.refusedAt.CompareAndSwap(nil, &now)
 		return
 	}
 	m.applied.Inc()
+	m.refusedAt.Store(nil)
 	m.appliedAt.SetToCurrentTime()
 }
 

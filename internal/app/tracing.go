@@ -36,8 +36,12 @@ const tracingStopTimeout = 2 * time.Second
 type traces struct {
 	provider *trace.TracerProvider
 	exporter *otlptrace.Exporter
+	sender   *toldExporter
 	log      *slog.Logger
 }
+
+// failing reports whether the collector did not accept the last spans.
+func (t *traces) failing() bool { return t != nil && t.sender.failing.Load() }
 
 // openTraces opens the configured tracing. It does not wait for the collector, which may
 // be unavailable at times.
@@ -73,8 +77,9 @@ func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 		sampler = trace.ParentBased(sampler)
 	}
 	host, _ := os.Hostname()
-	return &traces{log: log, exporter: exporter, provider: trace.NewTracerProvider(
-		trace.WithBatcher(&toldExporter{SpanExporter: exporter, log: log}),
+	sender := &toldExporter{SpanExporter: exporter, log: log}
+	return &traces{log: log, exporter: exporter, sender: sender, provider: trace.NewTracerProvider(
+		trace.WithBatcher(sender),
 		trace.WithSampler(sampler),
 		trace.WithResource(resource.NewSchemaless(
 			attribute.String("service.name", "tokenbroker"),

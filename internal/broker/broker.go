@@ -347,6 +347,9 @@ func (c *client) after(old *client) *client {
 // in [policy.Caller].
 func (b *Broker) Policy() *policy.Policy { return b.setup.Load().policy }
 
+// StoreHealth returns the health of the store's servers.
+func (b *Broker) StoreHealth() []store.Health { return b.store.Servers() }
+
 // Revocations returns the revocations, for operators.
 func (b *Broker) Revocations() *revocation.Service { return b.revocations }
 

@@ -58,6 +58,8 @@ type ClientStatus struct {
 	// Zero: never.
 	LastSuccess, LastFailure time.Time
 	LastError                string
+	// FailureClass is the class of the last failure.
+	FailureClass idp.Class
 	// Resolved: a fetch has succeeded since the last failure.
 	Resolved bool
 	// BackoffUntil is the earliest time of the next request to the IdP. Zero: at once.
@@ -86,6 +88,17 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 	}
 	b.actions.Record(ctx, caller, policy.ListClients, err, audit.Event{})
 	return statuses, err
+}
+
+// LocalClients returns the status of all clients, sorted by name, as far as this replica
+// knows without the store.
+func (b *Broker) LocalClients(now time.Time) []ClientStatus {
+	clients := b.setup.Load().clients
+	all := make([]ClientStatus, 0, len(clients))
+	for _, name := range slices.Sorted(maps.Keys(clients)) {
+		all = append(all, clients[name].status(now))
+	}
+	return all
 }
 
 // Client returns one client. The error is always an [*apierror.Error].
@@ -119,7 +132,7 @@ func (c *client) status(now time.Time) ClientStatus {
 		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
 	}
 	if f := c.lastFailure.Load(); f != nil {
-		s.LastFailure, s.LastError, s.Resolved = f.At, f.Message, c.unresolved() == nil
+		s.LastFailure, s.LastError, s.FailureClass, s.Resolved = f.At, f.Message, f.Class, c.unresolved() == nil
 	}
 	if t := c.entry.activeFailure(now); t != nil {
 		s.BackoffUntil = t.Until

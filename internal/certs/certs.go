@@ -93,6 +93,8 @@ type Status struct {
 	Name string
 	// Expires is the first expiry among the certificate and its intermediates.
 	Expires time.Time
+	// Begins is when the validity of the certificate begins.
+	Begins time.Time
 	// Authorities for client certificates.
 	Authorities []Authority
 	// Applied and Refused count changes of the material.
@@ -107,6 +109,7 @@ type Status struct {
 // Authority describes a certificate authority.
 type Authority struct {
 	Name    string
+	Begins  time.Time
 	Expires time.Time
 }
 
@@ -114,7 +117,7 @@ type Authority struct {
 func (s *Source) Status() Status {
 	m := s.current.Load()
 	return Status{
-		Name: m.name, Expires: m.expires, Warnings: m.warnings, Authorities: m.authorities.list(),
+		Name: m.name, Begins: m.begins, Expires: m.expires, Warnings: m.warnings, Authorities: m.authorities.list(),
 		Applied: s.applied.Load(), Refused: s.refused.Load(), Failing: s.failing.Load(),
 	}
 }

@@ -23,6 +23,7 @@ type material struct {
 	tls         *tls.Config
 	authorities *Authorities // nil if client certificates are not requested
 	name        string
+	begins      time.Time
 	expires     time.Time
 	warnings    []string
 	digest      [sha256.Size]byte
@@ -111,6 +112,7 @@ func newMaterial(pair tls.Certificate, chain []*x509.Certificate, authorities *A
 	m := &material{
 		authorities: authorities,
 		name:        nameOf(chain[0]),
+		begins:      chain[0].NotBefore,
 		expires:     endOf(chain),
 		tls: &tls.Config{
 			Certificates: []tls.Certificate{pair},

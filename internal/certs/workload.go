@@ -292,11 +292,11 @@ func (a *Authorities) list() (all []Authority) {
 		return nil
 	}
 	for _, certificate := range a.certificates {
-		all = append(all, Authority{nameOf(certificate), certificate.NotAfter})
+		all = append(all, Authority{nameOf(certificate), certificate.NotBefore, certificate.NotAfter})
 	}
 	for domain, authorities := range a.domains {
 		for _, certificate := range authorities {
-			all = append(all, Authority{domain.IDString(), certificate.NotAfter})
+			all = append(all, Authority{domain.IDString(), certificate.NotBefore, certificate.NotAfter})
 		}
 	}
 	slices.SortStableFunc(all[len(a.certificates):], func(x, y Authority) int { return cmp.Compare(x.Name, y.Name) })

@@ -121,7 +121,7 @@ func TestSPIFFE_firstSVID(t *testing.T) {
 	}
 	status := source.Status()
 	if status.Name != "broker-1" || !status.Expires.Equal(s.update.SVID.Certificate().NotAfter) || status.Failing || len(status.Warnings) > 0 ||
-		len(status.Authorities) != 1 || status.Authorities[0] != (certs.Authority{Name: "spiffe://example.org", Expires: s.own.Certificate().NotAfter}) {
+		len(status.Authorities) != 1 || status.Authorities[0] != (certs.Authority{Name: "spiffe://example.org", Begins: s.own.Certificate().NotBefore, Expires: s.own.Certificate().NotAfter}) {
 		t.Errorf("status: %+v", status)
 	}
 	if !admits(t, source, must(certstest.Issue(s.own, "example.org", "/caller", nil))) {

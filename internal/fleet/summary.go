@@ -55,7 +55,7 @@ func Summarize(view View, self *Record, now time.Time) Summary {
 			clients[c.Name] = before.with(c)
 		}
 	}
-	byName := func(a, b Name) int { return cmp.Compare(a, b) }
+	byName := cmp.Compare[Name]
 	s.Store = Store{Kind: self.Store.Kind, Durable: self.Store.Durable, Evicts: self.Store.Evicts}
 	s.Store.Servers = values(servers, func(a, b Server) int { return byName(a.Name, b.Name) })
 	s.Issuers = values(issuers, func(a, b Issuer) int { return byName(a.Name, b.Name) })

@@ -32,8 +32,10 @@ type certificateSource struct {
 type loadedCertificate struct {
 	id       string // the first 4 bytes of its SHA-256, in hex
 	notAfter time.Time
-	digest   digest
-	http     *http.Client
+	// notBefore is the begin of its validity.
+	notBefore time.Time
+	digest    digest
+	http      *http.Client
 }
 
 // content is the content of both files. It is not kept, because one is a private key.
@@ -76,7 +78,7 @@ func (s *certificateSource) load(read content) error {
 	if now := time.Now(); now.Before(pair.Leaf.NotBefore) {
 		return fmt.Errorf("the certificate in %s is not valid before %s: check the clock, or wait", s.files.Cert, pair.Leaf.NotBefore.UTC().Format(time.RFC3339))
 	}
-	next := &loadedCertificate{notAfter: pair.Leaf.NotAfter, digest: read.digest(), http: s.connect(pair)}
+	next := &loadedCertificate{notAfter: pair.Leaf.NotAfter, notBefore: pair.Leaf.NotBefore, digest: read.digest(), http: s.connect(pair)}
 	if err := next.check(s.files.Cert); err != nil {
 		return err
 	}
@@ -133,6 +135,15 @@ func (c *Client) Certificate() (id string, notAfter time.Time, ok bool) {
 	}
 	current := c.mutual.current()
 	return current.id, current.notAfter, true
+}
+
+// CertificateBegins returns when the validity of the current certificate begins; zero for
+// a client without a certificate.
+func (c *Client) CertificateBegins() time.Time {
+	if !c.cfg.Auth.Mutual() {
+		return time.Time{}
+	}
+	return c.mutual.current().notBefore
 }
 
 // Credential replaces the secret version of a client that has no secret. Its ID

@@ -148,14 +148,19 @@ func (m *Metered) Describe(out chan<- *prometheus.Desc) {
 func (m *Metered) Collect(out chan<- prometheus.Metric) {
 	m.calls.Collect(out)
 	m.lost.Collect(out)
-	all := []Health{{Reads: m.reads.ok(), Writes: m.writes.ok()}}
-	if m.health != nil {
-		all = m.health()
-	}
-	for _, one := range all {
+	for _, one := range m.Servers() {
 		out <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, oneIf(one.Reads), "read", one.Shard)
 		out <- prometheus.MustNewConstMetric(storeUpDesc, prometheus.GaugeValue, oneIf(one.Writes), "write", one.Shard)
 	}
+}
+
+// Servers returns the health of the store's servers. A store that does not report it has
+// one, without a name.
+func (m *Metered) Servers() []Health {
+	if m.health != nil {
+		return m.health()
+	}
+	return []Health{{Reads: m.reads.ok(), Writes: m.writes.ok()}}
 }
 
 func oneIf(is bool) float64 {

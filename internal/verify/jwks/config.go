@@ -86,6 +86,8 @@ type Status struct {
 	Keys, Skipped int
 	// LoadedAt is the start of the last successful fetch; zero if there was none.
 	LoadedAt time.Time
+	// MaxStale is how long keys are used that cannot be fetched again.
+	MaxStale time.Duration
 	// NextAt is the time of the next fetch; zero before the first one.
 	NextAt time.Time
 	// Err is the error of the last fetch; nil if it succeeded or there was none. It

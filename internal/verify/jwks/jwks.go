@@ -297,7 +297,7 @@ func (s *Source) Status() Status {
 	current := s.state.Load()
 	return Status{
 		Issuer: s.issuer, Keys: current.keys.Len(), Skipped: len(current.skipped),
-		LoadedAt: current.loadedAt, NextAt: current.nextAt, Err: current.err,
+		LoadedAt: current.loadedAt, MaxStale: s.cfg.MaxStale, NextAt: current.nextAt, Err: current.err,
 	}
 }
 

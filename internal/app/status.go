@@ -1,0 +1,182 @@
+package app
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/certs"
+	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/fleet"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+// statusSource builds the record of this replica from its parts, and publishes it if other
+// replicas share the store.
+type statusSource struct {
+	app       *App
+	replica   fleet.Replica
+	publisher *fleet.Publisher // nil: the store is not shared
+	since     fleet.Tracker
+}
+
+func newStatusSource(a *App) *statusSource {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	s := &statusSource{app: a, replica: fleet.Replica{
+		ID: fleet.Name(host + "/" + rand.Text()[:8]), Host: fleet.Name(host), Version: fleet.Name(Version()), Started: time.Now(),
+	}}
+	if storage := a.parts.storage; storage.redis != nil {
+		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: storage.Store, MAC: storage.mac(), Record: s.record, Logger: a.log})
+	}
+	return s
+}
+
+// run publishes the status until ctx ends.
+func (s *statusSource) run(ctx context.Context) {
+	if s.publisher != nil {
+		s.publisher.Run(ctx)
+	}
+}
+
+// summary returns the status of the fleet.
+func (s *statusSource) summary(ctx context.Context) fleet.Summary {
+	var view fleet.View
+	if s.publisher != nil {
+		view = s.publisher.Read(ctx, s.replica.ID)
+	}
+	record := s.record()
+	return fleet.Summarize(view, &record, time.Now())
+}
+
+func (s *statusSource) record() fleet.Record {
+	now, parts := time.Now(), s.app.parts
+	setup := parts.setup.Load()
+	clients, revocations := parts.broker.LocalClients(now), parts.broker.Revocations().Set
+	r := fleet.Record{
+		Replica:             s.replica,
+		Config:              fleet.Config{Digest: setup.config.Digest, Applied: setup.applied, Refused: s.app.metrics.refusedSince()},
+		Revocations:         fleet.Revocations{Count: revocations.Count(), Usable: revocations.Ready(), Loaded: revocations.Current()},
+		Store:               s.store(parts.broker.StoreHealth(), now),
+		Audit:               fleet.Audit{On: parts.audit != nil, Failing: s.since.Since("audit", parts.audit.Failing(), now)},
+		Tracing:             fleet.Tracing{On: parts.traces != nil, Failing: s.since.Since("tracing", parts.traces.failing(), now)},
+		Certificates:        s.certificates(setup),
+		CertificatesFailing: s.since.Since("certificates", s.app.listen.certs != nil && s.app.listen.certs.Status().Failing, now),
+	}
+	if rings := parts.storage.rings; rings != nil {
+		ring := rings.Current()
+		r.Ring = &fleet.Ring{Primary: fleet.Name(ring.Primary())}
+		for _, id := range ring.IDs() {
+			r.Ring.IDs = append(r.Ring.IDs, fleet.Name(id))
+		}
+	}
+	for _, one := range setup.verifier.Status() {
+		r.Issuers = append(r.Issuers, fleet.Issuer{
+			Name: fleet.Name(one.Issuer), Keys: one.Keys, Loaded: one.LoadedAt, MaxStale: one.MaxStale, Failure: causeOfKeys(one.Err),
+		})
+	}
+	for i := range clients {
+		r.Clients = append(r.Clients, s.client(&clients[i], now))
+	}
+	return r
+}
+
+func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {
+	kinds := map[string]fleet.StoreKind{"memory": fleet.Memory, "bolt": fleet.Bolt, "redis": fleet.Redis}
+	all := fleet.Store{Kind: kinds[s.app.parts.storage.kind]}
+	for _, one := range health {
+		all.Servers = append(all.Servers, fleet.Server{
+			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes,
+			ReadsSince: s.since.Since("reads "+one.Shard, !one.Reads, now), WritesSince: s.since.Since("writes "+one.Shard, !one.Writes, now),
+		})
+	}
+	return all
+}
+
+func (s *statusSource) certificates(setup *setup) (all []fleet.Certificate) {
+	if source := s.app.listen.certs; source != nil {
+		status := source.Status()
+		all = append(all, fleet.Certificate{Use: fleet.ListenerUse, Name: fleet.Name(status.Name), Begins: status.Begins, Ends: status.Expires})
+		all = append(all, callerAuthorities(status.Authorities)...)
+	}
+	for file, network := range setup.trusting {
+		all = append(all, fleet.Certificate{Use: fleet.IdPAuthority, Name: fleet.Name(file), Ends: network.AuthoritiesExpire()})
+	}
+	for _, client := range setup.clients {
+		if _, ends, ok := client.IdP.Certificate(); ok {
+			all = append(all, fleet.Certificate{Use: fleet.ClientUse, Name: fleet.Name(client.Name), Begins: client.IdP.CertificateBegins(), Ends: ends})
+		}
+	}
+	return all
+}
+
+// callerAuthorities returns the last authority of each name: the others expire when an
+// authority is replaced.
+func callerAuthorities(authorities []certs.Authority) (all []fleet.Certificate) {
+	last := map[string]certs.Authority{}
+	for _, one := range authorities {
+		if one.Expires.After(last[one.Name].Expires) {
+			last[one.Name] = one
+		}
+	}
+	for name, one := range last {
+		all = append(all, fleet.Certificate{Use: fleet.CallerAuthority, Name: fleet.Name(name), Begins: one.Begins, Ends: one.Expires})
+	}
+	return all
+}
+
+func (s *statusSource) client(c *broker.ClientStatus, now time.Time) fleet.Client {
+	one := fleet.Client{
+		Name: fleet.Name(c.Name), State: clientStates[c.State], Success: c.LastSuccess,
+		Generation: c.Generation, Fallback: s.since.Since("fallback "+c.Name, c.Fallback, now),
+	}
+	if !c.LastFailure.IsZero() {
+		one.Failed, one.Failure, one.Resolved = c.LastFailure, causes[c.FailureClass], c.Resolved
+	}
+	if one.State == fleet.ClientFailing {
+		one.Home = fleet.Name(c.About.Issuer)
+	}
+	for _, version := range c.Versions {
+		if version.Since.After(one.Changed) {
+			one.Changed = version.Since
+		}
+		switch version.State {
+		case secret.Current:
+			one.SecretSince = version.Since
+		case secret.Pending:
+			one.Pending = version.Since
+		case secret.Previous, secret.Retired:
+		}
+	}
+	return one
+}
+
+//nolint:gochecknoglobals // constants that Go cannot express as such
+var (
+	clientStates = map[broker.ClientState]fleet.ClientState{
+		broker.ClientIdle: fleet.ClientIdle, broker.ClientOK: fleet.ClientOK, broker.ClientFailing: fleet.ClientFailing,
+		broker.ClientRefused: fleet.ClientRefused, broker.ClientThrottled: fleet.ClientThrottled, broker.ClientNoSecret: fleet.ClientNoSecret,
+	}
+	causes = map[idp.Class]fleet.Cause{
+		idp.Transient: fleet.Unreachable, idp.Throttled: fleet.Throttled, idp.CredentialRefused: fleet.SecretRefused,
+		idp.RequestRefused: fleet.RequestRefused, idp.Misconfigured: fleet.Misconfigured,
+	}
+)
+
+// causeOfKeys classifies the error of a fetch of keys, without its text.
+func causeOfKeys(err error) fleet.Cause {
+	if err == nil {
+		return fleet.NoCause
+	}
+	if failure, ok := errors.AsType[*discovery.Error](err); ok && failure.Unreachable {
+		return fleet.Unreachable
+	}
+	return fleet.Misconfigured
+}

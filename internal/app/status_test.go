@@ -1,0 +1,117 @@
+package app_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/fleet"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
+	"github.com/cezzis/tokenbroker/internal/testkit"
+)
+
+// fleetStatus returns the status that a replica reports.
+func fleetStatus(t *testing.T, r *reloadable) *tokenbrokerv1.GetStatusResponse {
+	t.Helper()
+	conn, err := grpc.NewClient(r.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	status, err := tokenbrokerv1.NewAdminServiceClient(conn).GetStatus(t.Context(), &tokenbrokerv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status
+}
+
+// expectFindings waits until the replica reports exactly these findings.
+func expectFindings(t *testing.T, r *reloadable, want ...string) {
+	t.Helper()
+	testkit.Succeeds(t, fmt.Sprintf("the findings %v", want), func() error {
+		status := fleetStatus(t, r)
+		var got []string
+		for _, one := range status.GetFindings() {
+			got = append(got, one.GetId())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("the findings are %v", status.GetFindings())
+		}
+		return nil
+	})
+}
+
+func TestStatusOfAFleet(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t, redistest.Options{})
+	ring := filepath.Join(t.TempDir(), "ring")
+	if err := os.WriteFile(ring, sealed.GenerateRing().Reveal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	idp := devIDP(t)
+	text := everybody + fmt.Sprintf("clients: {orders: {issuer: %q, client_id: abc, secret: file:SECRET, scopes: [read], audience: \"https://orders.example.com\"}}\n", idpIssuer) +
+		fmt.Sprintf("issuers: [{issuer: %q, audiences: [\"https://orders.example.com\"]}]\n", idpIssuer) +
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+ring)
+	first, second := startReloadable(t, idp, text), startReloadable(t, idp, text)
+	if _, err := first.client.Token(t.Context(), "orders"); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Succeeds(t, "both replicas are seen", func() error {
+		for _, r := range []*reloadable{first, second} {
+			if replicas := fleetStatus(t, r).GetReplicas(); len(replicas) != 2 || replicas[1].GetUnreadable() {
+				return fmt.Errorf("%v", replicas)
+			}
+		}
+		return nil
+	})
+	expectFindings(t, first)
+	expectFindings(t, second)
+	status := fleetStatus(t, first)
+	client := status.GetClients()[0]
+	if client.GetName() != "orders" || client.GetState() != tokenbrokerv1.ClientState_CLIENT_STATE_OK || client.GetLastSuccessAt() == nil || client.GetSecretCurrentSince() == nil {
+		t.Errorf("client: %v", client)
+	}
+	if store := status.GetStore(); store.GetKind() != "redis" || len(store.GetServers()) != 1 || !store.GetServers()[0].GetReads() || !store.GetServers()[0].GetWrites() {
+		t.Errorf("store: %v", store)
+	}
+	if issuers := status.GetIssuers(); len(issuers) != 1 || issuers[0].GetKeys() == 0 {
+		t.Errorf("issuers: %v", issuers)
+	}
+	if replica := status.GetReplicas()[0]; replica.GetSealingKey() == "" || replica.GetConfigAppliedAt() == nil {
+		t.Errorf("replica: %v", replica)
+	}
+
+	first.apply(strings.Replace(text, "clients:", "clinets:", 1), refused)
+	expectFindings(t, first, fleet.ConfigRefused)
+	first.apply(text, applied)
+	expectFindings(t, first)
+
+	redis.Kill()
+	expectFindings(t, first, fleet.StoreAway)
+	if status := fleetStatus(t, first); !status.GetIncomplete() || len(status.GetReplicas()) != 1 {
+		t.Errorf("without the store: incomplete %v, %d replicas", status.GetIncomplete(), len(status.GetReplicas()))
+	}
+}
+
+func TestStatusShowsARefusedSecret(t *testing.T) {
+	t.Parallel()
+	r := startReloadable(t, devIDP(t), everybody+fmt.Sprintf("clients: {orders: {issuer: %q, client_id: opaque, secret: file:SECRET, scopes: [read], audience: \"https://orders.example.com\"}}\n", idpIssuer))
+	expectFindings(t, r)
+	if _, err := r.client.Token(t.Context(), "orders"); err == nil {
+		t.Fatal("the IdP accepts the wrong secret")
+	}
+	expectFindings(t, r, fleet.SecretInvalid)
+	status := fleetStatus(t, r)
+	if text := fmt.Sprint(status); strings.Contains(text, "everybody") || strings.Contains(text, "right") {
+		t.Errorf("the status names a caller or a secret: %s", text)
+	}
+}
