@@ -154,6 +154,9 @@ func clientsLine(all []*tokenbrokerv1.ClientStatus) string {
 }
 
 func issuersLine(all []*tokenbrokerv1.IssuerStatus) string {
+	if len(all) == 0 {
+		return "none configured"
+	}
 	failing := 0
 	for _, one := range all {
 		if one.GetLastError() != "" || one.GetKeysLoadedAt() == nil {
