@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -39,8 +40,13 @@ func run(ctx context.Context, args []string) int {
 	if code, ok := errors.AsType[exit](err); ok {
 		return int(code)
 	}
-	_, _ = fmt.Fprintln(escape.NewWriter(os.Stderr), "broker: "+explain(err))
+	printError(os.Stderr, err)
 	return 1
+}
+
+// printError prints the error with which a command ends.
+func printError(out io.Writer, err error) {
+	_, _ = fmt.Fprintln(escape.NewWriter(out), "broker: "+explain(err))
 }
 
 func newRoot() *cobra.Command {

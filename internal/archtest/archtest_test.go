@@ -27,7 +27,7 @@ var levels = [][]string{
 	{"internal/rotation"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},
-	{"internal/app"},
+	{"internal/app", "internal/policyreview"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
 }

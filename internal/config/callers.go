@@ -144,23 +144,27 @@ func (r *Role) grants() policy.Role {
 	return role
 }
 
-// eachTenant replaces each grant for a pattern of issuers by one grant per issuer.
-func eachTenant(roles map[string]Role, issuers []Issuer) {
+// eachTenant replaces each grant for a pattern of issuers by one grant per issuer. It
+// returns the index in the file of each grant, by role.
+func eachTenant(roles map[string]Role, issuers []Issuer) map[string][]int {
+	items := map[string][]int{}
 	for name, role := range roles {
 		var grants []VerifyGrant
-		for _, grant := range role.Verify {
+		for i, grant := range role.Verify {
 			pattern := slices.IndexFunc(issuers, func(c Issuer) bool { return c.Issuer == grant.Issuer })
 			if pattern < 0 {
-				grants = append(grants, grant)
+				grants, items[name] = append(grants, grant), append(items[name], i)
 				continue
 			}
 			for _, issuer := range issuers[pattern].each() {
 				grants = append(grants, VerifyGrant{Issuer: issuer.Issuer, Audiences: grant.Audiences})
+				items[name] = append(items[name], i)
 			}
 		}
 		role.Verify = grants
 		roles[name] = role
 	}
+	return items
 }
 
 func checkCallers(c *Config, findings *yamlconf.Findings) {
@@ -341,12 +345,6 @@ func checkScopes(scopes []string, path string, findings *yamlconf.Findings) {
 				"several scopes are several items")
 		}
 	}
-}
-
-// Explain lists the permissions of a caller and the roles that grant them, one per line.
-// ok is false if there is no such caller.
-func (c *Config) Explain(caller string) (lines []string, ok bool) {
-	return policy.Explain(c.PolicyConfig(), caller)
 }
 
 // CallerNames returns the names of the callers.

@@ -64,6 +64,8 @@ type Config struct {
 	tokenFiles []namedFile `yaml:"-"`
 	// findings have the line of each key.
 	findings *yamlconf.Findings `yaml:"-"`
+	// verifyItems has the index in the file of each verify grant, by role.
+	verifyItems map[string][]int `yaml:"-"`
 }
 
 // Store defines where state is kept: exactly one kind is given.
@@ -416,7 +418,7 @@ func Parse(name string, data []byte) (*Config, error) {
 		return nil, err
 	}
 	config.tokenFiles = tokenFiles(config.Issuers)
-	eachTenant(config.Roles, config.Issuers)
+	config.verifyItems = eachTenant(config.Roles, config.Issuers)
 	config.Issuers = withTenants(config.Issuers)
 	config.Warnings, config.findings = findings.Warnings, findings
 	config.Digest = sha256.Sum256(data)

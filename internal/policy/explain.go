@@ -8,23 +8,48 @@ import (
 )
 
 // Explain describes in lines of text how a caller is identified, and the permissions
-// that each of its roles gives it. ok is false if there is no such caller.
-func Explain(cfg Config, name string) (lines []string, ok bool) {
+// that each of its roles gives it. line returns the line of an item in the configuration
+// file, to which the keys lead, or 0 if it is unknown. ok is false if there is no such
+// caller.
+func Explain(cfg Config, name string, line func(keys ...any) int) (lines []string, ok bool) {
 	i := slices.IndexFunc(cfg.Callers, func(c CallerConfig) bool { return c.Name == name })
 	if i < 0 {
 		return nil, false
 	}
+	e := explainer{cfg, line}
 	caller := cfg.Callers[i]
-	lines = append(lines, fmt.Sprintf("caller %s, %s", caller.Name, caller.Match))
+	lines = append(lines, fmt.Sprintf("caller %s%s, %s", caller.Name, e.at("callers", i), caller.Match))
 	for _, role := range caller.Roles {
-		lines = append(lines, "by role "+role+":")
+		lines = append(lines, "by role "+role+e.at("roles", role)+":")
 		before := len(lines)
-		lines = append(lines, explainRole(cfg, cfg.Roles[role])...)
+		lines = append(lines, e.role(role)...)
 		if len(lines) == before {
 			lines = append(lines, "  nothing: its grants name no client and no issuer that exists")
 		}
 	}
 	return append(append(lines, explainDefaultRequests(cfg, caller)...), "and nothing else."), true
+}
+
+type explainer struct {
+	cfg  Config
+	line func(keys ...any) int
+}
+
+// at returns the line of an item in parentheses.
+func (e *explainer) at(keys ...any) string {
+	if line := e.line(keys...); line > 0 {
+		return fmt.Sprintf(" (line %d)", line)
+	}
+	return ""
+}
+
+// listed describes the values of a grant that lists some, or takes those of the client or
+// the issuer.
+func listed(granted []string, resolved *scope, owner string) string {
+	if len(granted) > 0 {
+		return resolved.String()
+	}
+	return resolved.String() + " (the " + owner + "'s own)"
 }
 
 // explainDefaultRequests explains the requests that name only a client.
@@ -71,32 +96,34 @@ func (g *getGrant) explainNarrowing() string {
 	}
 }
 
-func explainRole(cfg Config, role Role) (lines []string) {
-	for _, grant := range role.Get {
-		for _, client := range slices.Sorted(maps.Keys(cfg.Clients)) {
+func (e *explainer) role(name string) (lines []string) {
+	role := e.cfg.Roles[name]
+	for i, grant := range role.Get {
+		for _, client := range slices.Sorted(maps.Keys(e.cfg.Clients)) {
 			if grant.Client != client && grant.Client != Any {
 				continue
 			}
-			resolved := grant.resolve(cfg.Clients[client])
-			lines = append(lines, "  may get tokens of client "+client,
-				"    audiences: "+resolved.audiences.String(),
-				"    resources: "+resolved.resources.String(),
-				"    scopes:    "+resolved.scopes.String(),
+			resolved := grant.resolve(e.cfg.Clients[client])
+			lines = append(lines, "  may get tokens of client "+client+e.at("roles", name, "get", i),
+				"    audiences: "+listed(grant.Audiences, &resolved.audiences, "client"),
+				"    resources: "+listed(grant.Resources, &resolved.resources, "client"),
+				"    scopes:    "+listed(grant.Scopes, &resolved.scopes, "client"),
 				"    scopes of a request that names none: "+resolved.explainNarrowing())
 		}
 	}
-	for _, grant := range role.Verify {
-		for _, issuer := range slices.Sorted(maps.Keys(cfg.Issuers)) {
+	for i, grant := range role.Verify {
+		for _, issuer := range slices.Sorted(maps.Keys(e.cfg.Issuers)) {
 			if grant.Issuer != issuer && grant.Issuer != Any {
 				continue
 			}
-			audiences := newScope(grant.Audiences, cfg.Issuers[issuer])
-			lines = append(lines, "  may verify tokens of issuer "+issuer, "    audiences: "+audiences.String())
+			audiences := newScope(grant.Audiences, e.cfg.Issuers[issuer])
+			lines = append(lines, "  may verify tokens of issuer "+issuer+e.at("roles", name, "verify", i),
+				"    audiences: "+listed(grant.Audiences, &audiences, "issuer"))
 		}
 	}
-	for _, grant := range role.Admin {
+	for i, grant := range role.Admin {
 		clients := grant.clients()
-		lines = append(lines, "  may perform admin actions: "+explainActions(grant.Actions), "    clients: "+clients.String())
+		lines = append(lines, "  may perform admin actions: "+explainActions(grant.Actions)+e.at("roles", name, "admin", i), "    clients: "+clients.String())
 	}
 	return lines
 }

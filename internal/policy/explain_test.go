@@ -18,27 +18,28 @@ func TestExplain(t *testing.T) {
 		"all":  {Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}}},
 	})
 	cfg.Callers = []policy.CallerConfig{{Name: "checkout", Match: policy.Match{SPIFFEID: "spiffe://example.com/checkout"}, Roles: []string{"shop", "none", "all"}}}
-	lines, ok := policy.Explain(cfg, "checkout")
-	want := `caller checkout, identified by the SPIFFE ID spiffe://example.com/checkout in its certificate
-by role shop:
-  may get tokens of client orders
-    audiences: orders-api
-    resources: r1, r2
+	line := func(keys ...any) int { return len(keys) * 10 }
+	lines, ok := policy.Explain(cfg, "checkout", line)
+	want := `caller checkout (line 20), identified by the SPIFFE ID spiffe://example.com/checkout in its certificate
+by role shop (line 20):
+  may get tokens of client orders (line 40)
+    audiences: orders-api (the client's own)
+    resources: r1, r2 (the client's own)
     scopes:    read
     scopes of a request that names none: read
-  may get tokens of client billing
+  may get tokens of client billing (line 40)
     audiences: any
-    resources: none
-    scopes:    read
+    resources: none (the client's own)
+    scopes:    read (the client's own)
     scopes of a request that names none: read
-  may verify tokens of issuer https://a
+  may verify tokens of issuer https://a (line 40)
     audiences: x
-  may perform admin actions: purge_tokens
+  may perform admin actions: purge_tokens (line 40)
     clients: orders
-by role none:
+by role none (line 20):
   nothing: its grants name no client and no issuer that exists
-by role all:
-  may perform admin actions: list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds
+by role all (line 20):
+  may perform admin actions: list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds (line 40)
     clients: any
 a request for a token of client billing that names nothing else gets the scopes read
 a request for a token of client orders that names nothing else gets the scopes read
@@ -46,7 +47,7 @@ and nothing else.`
 	if got := strings.Join(lines, "\n"); !ok || got != want {
 		t.Errorf("%v:\n%s\nwant:\n%s", ok, got, want)
 	}
-	if _, ok := policy.Explain(cfg, "zebra"); ok {
+	if _, ok := policy.Explain(cfg, "zebra", line); ok {
 		t.Error("a caller that does not exist is explained")
 	}
 }

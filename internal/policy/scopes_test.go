@@ -180,7 +180,7 @@ func TestExplain_defaultScopes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg.Roles = map[string]policy.Role{"role": {Get: test.grants}}
 			cfg.Callers = []policy.CallerConfig{{Name: "caller", Roles: []string{"role"}}}
-			lines, _ := policy.Explain(cfg, "caller")
+			lines, _ := policy.Explain(cfg, "caller", func(...any) int { return 0 })
 			want := "a request for a token of client " + test.grants[0].Client + " that names nothing else " + test.want
 			if !slices.Contains(lines, want) {
 				t.Errorf("%s\nwant: %s", strings.Join(lines, "\n"), want)

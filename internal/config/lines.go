@@ -1,0 +1,64 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
+)
+
+// Line returns the line of a key or of a list item, and 0 if the file does not have it.
+// keys lead to it: a string for a key, and an int for the index of an item. Verify grants
+// have their index in PolicyConfig.
+func (c *Config) Line(keys ...any) int {
+	path := ""
+	for i, key := range keys {
+		switch key := key.(type) {
+		case string:
+			path = yamlconf.Join(path, key)
+		case int:
+			if i == 3 && keys[0] == "roles" && keys[2] == "verify" {
+				key = c.verifyItems[keys[1].(string)][key] //nolint:forcetypeassert // the name of a role
+			}
+			path = yamlconf.Item(path, key)
+		}
+	}
+	return c.findings.Line(path)
+}
+
+// Bound returns the callers to which listeners are bound, by the key that binds them.
+func (c *Config) Bound() map[string]string {
+	bound := map[string]string{"listen.grpc.caller": c.Listen.GRPC.Caller, "listen.http.caller": c.Listen.HTTP.Caller}
+	if c.Listen.Unix != nil {
+		bound["listen.unix.caller"] = c.Listen.Unix.Caller
+	}
+	if unix := c.Listen.UnixHTTP(); unix != nil {
+		bound["listen.http_unix.caller"] = unix.Caller
+	}
+	for key, caller := range bound {
+		if caller == "" {
+			delete(bound, key)
+		}
+	}
+	return bound
+}
+
+// Explain lists the permissions of a caller and the roles that grant them, one per line.
+// ok is false if there is no such caller.
+func (c *Config) Explain(caller string) (lines []string, ok bool) {
+	lines, ok = policy.Explain(c.PolicyConfig(), caller, c.Line)
+	bound := c.Bound()
+	for _, key := range slices.Sorted(maps.Keys(bound)) {
+		if bound[key] == caller {
+			path := []any{}
+			for name := range strings.SplitSeq(key, ".") {
+				path = append(path, name)
+			}
+			lines = slices.Insert(lines, 1, fmt.Sprintf("every connection without another identity is this caller: %s (line %d)", key, c.Line(path...)))
+		}
+	}
+	return lines, ok
+}
