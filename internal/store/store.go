@@ -99,7 +99,21 @@ type Health struct {
 	// Reads and Writes report whether the server is up for them, as far as this replica
 	// knows.
 	Reads, Writes bool
+	// Refusal is why the server refuses writes. Zero: it does not, or the reason is unknown.
+	Refusal Refusal
 }
+
+// Refusal is why a server that can be read refuses writes.
+type Refusal int
+
+// The reasons.
+const (
+	ReadOnly    Refusal = iota + 1 // it is a replica
+	OutOfMemory                    // it has reached its memory limit
+	DiskFailed                     // it cannot write its data to disk
+	FewReplicas                    // it has too few replicas
+	NoRights                       // the user lacks a permission
+)
 
 // Store keeps values, counters and leases. It is safe for concurrent use.
 //

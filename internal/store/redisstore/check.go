@@ -258,8 +258,8 @@ func (r *Store) refused(ctx context.Context, command string, err error) error {
 // refusedInScript handles a command that was refused within a script, where only some
 // versions of Redis mark a missing permission with NOPERM.
 func (r *Store) refusedInScript(command, reason string) error {
-	if code, _, _ := strings.Cut(reason, " "); code != "ERR" && code != "NOPERM" {
-		return &noWritesError{"Redis answered to " + command + ": " + firstSentence(reason)}
+	if code := codeOf(reason); code != "ERR" && code != "NOPERM" {
+		return &noWritesError{refusals[code], "Redis answered to " + command + ": " + firstSentence(reason)}
 	}
 	return r.lacks(command, reason)
 }

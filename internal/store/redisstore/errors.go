@@ -25,7 +25,10 @@ func (e *awayError) Error() string { return "Redis is away: " + e.reason }
 func (e *awayError) Is(target error) bool { return target == store.ErrAway }
 
 // noWritesError is ErrNoWrites with the reason.
-type noWritesError struct{ reason string }
+type noWritesError struct {
+	refusal store.Refusal
+	reason  string
+}
 
 func (e *noWritesError) Error() string { return "Redis takes no writes: " + e.reason }
 
@@ -69,7 +72,7 @@ func (r *Store) judge(ctx context.Context, err error) (outcome, error) {
 	case isAboutSlot(err):
 		return outcomeIgnored, &movingSlotError{shown.Error()}
 	case refusesWrites(err):
-		return outcomeRefused, &noWritesError{shown.Error()}
+		return outcomeRefused, &noWritesError{refusalOf(err), shown.Error()}
 	default:
 		return outcomeFailed, shown
 	}
@@ -115,10 +118,31 @@ func refusesWrites(err error) bool {
 	if !errors.As(err, &answer) {
 		return false
 	}
-	code, _, _ := strings.Cut(answer.Error(), " ")
 	_, command := cutCommand(answer.Error())
-	return slices.Contains([]string{"OOM", "READONLY", "MISCONF", "NOREPLICAS"}, code) ||
-		slices.Contains([]string{"SET", "PEXPIRE", "DEL", "PUBLISH"}, command)
+	return refusals[codeOf(answer.Error())] != 0 || slices.Contains([]string{"SET", "PEXPIRE", "DEL", "PUBLISH"}, command)
+}
+
+// refusals are the codes of errors that every write gets.
+//
+//nolint:gochecknoglobals // a constant that Go cannot express as such
+var refusals = map[string]store.Refusal{
+	"OOM": store.OutOfMemory, "READONLY": store.ReadOnly, "MISCONF": store.DiskFailed, "NOREPLICAS": store.FewReplicas,
+}
+
+// refusalOf returns the reason of an error that refusesWrites recognized. A missing
+// permission has a code of its own only in some versions of Redis.
+func refusalOf(err error) store.Refusal {
+	code := codeOf(err.Error())
+	if code == "NOPERM" || code == "ERR" && strings.Contains(err.Error(), "can't run this command") {
+		return store.NoRights
+	}
+	return refusals[code]
+}
+
+// codeOf returns the first word of an error response.
+func codeOf(text string) string {
+	code, _, _ := strings.Cut(text, " ")
+	return code
 }
 
 // describe describes an error in words. It shows only texts that cannot contain data
@@ -189,8 +213,7 @@ func describeReply(answer redis.Error) string {
 // colon.
 func firstSentence(text string) string {
 	text, _, _ = strings.Cut(text, ". ")
-	code, _, _ := strings.Cut(text, " ")
-	if !constantCodes[code] {
+	if !constantCodes[codeOf(text)] {
 		text = untilData(text)
 	}
 	return strings.TrimSuffix(strings.TrimSpace(text[:min(len(text), 200)]), ".")

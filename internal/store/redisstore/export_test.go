@@ -28,7 +28,7 @@ func NewShard(logger *slog.Logger) Shard {
 // Probe takes the outcome of a probe: a write was refused, or not.
 func (s Shard) Probe(refused bool) {
 	if refused {
-		s.shard.noteProbe(outcomeRefused, &noWritesError{"full"}, time.Second)
+		s.shard.noteProbe(outcomeRefused, &noWritesError{store.OutOfMemory, "full"}, time.Second)
 	} else {
 		s.shard.noteProbe(outcomeOK, nil, time.Second)
 	}

@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -73,11 +74,15 @@ func (s *shard) allow(write bool) error {
 	return s.noReads
 }
 
-// health is the health for metrics.
+// health is the health for metrics and the status.
 func (s *shard) health() store.Health {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return store.Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
+	health := store.Health{Shard: s.name, Reads: s.noReads == nil, Writes: s.noReads == nil && s.noWrites == nil}
+	if refused, ok := errors.AsType[*noWritesError](s.noWrites); ok && health.Reads {
+		health.Refusal = refused.refusal
+	}
+	return health
 }
 
 // note records the outcome of a call. It can mark the server as down, but not as up.

@@ -23,7 +23,8 @@ type writeFault struct {
 	strike func(*redistest.Server)
 	mend   func(*redistest.Server)
 	// says is what operators are to read.
-	says string
+	says    string
+	refusal store.Refusal
 	// used: it shows only where a change is told.
 	used bool
 }
@@ -36,21 +37,21 @@ func writeFaults() []writeFault {
 		return func(s *redistest.Server) { s.CLI("acl", "setuser", "tokenbroker", rule) }
 	}
 	return []writeFault{
-		{"out of memory", set("maxmemory", "1"), set("maxmemory", "0"), "to SET: OOM command not allowed when used memory > 'maxmemory'", false},
+		{"out of memory", set("maxmemory", "1"), set("maxmemory", "0"), "to SET: OOM command not allowed when used memory > 'maxmemory'", store.OutOfMemory, false},
 		{
 			"a replica", func(s *redistest.Server) { s.CLI("replicaof", "127.0.0.1", "1") }, func(s *redistest.Server) { s.CLI("replicaof", "no", "one") },
-			"to SET: READONLY You can't write against a read only replica", false,
+			"to SET: READONLY You can't write against a read only replica", store.ReadOnly, false,
 		},
-		{"without the right to set", user("-set"), user("+set"), "to SET: ERR The user executing the script can't run this command", false},
-		{"without the right to publish", user("-publish"), user("+publish"), "to PUBLISH: ERR The user executing the script can't run this command", true},
-		{"too few replicas", set("min-replicas-to-write", "1"), set("min-replicas-to-write", "0"), "to SET: NOREPLICAS Not enough good replicas to write", false},
+		{"without the right to set", user("-set"), user("+set"), "to SET: ERR The user executing the script can't run this command", store.NoRights, false},
+		{"without the right to publish", user("-publish"), user("+publish"), "to PUBLISH: ERR The user executing the script can't run this command", store.NoRights, true},
+		{"too few replicas", set("min-replicas-to-write", "1"), set("min-replicas-to-write", "0"), "to SET: NOREPLICAS Not enough good replicas to write", store.FewReplicas, false},
 		{"it cannot save", func(s *redistest.Server) {
 			dump := filepath.Join(s.Dir(), "dump.rdb")
 			_ = os.Remove(dump)
 			_ = os.Mkdir(dump, 0o700) // a file cannot take its place
 			s.CLI("config", "set", "save", "3600 1000000")
 			s.CLI("bgsave")
-		}, set("save", ""), "to SET: MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk", false},
+		}, set("save", ""), "to SET: MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk", store.DiskFailed, false},
 	}
 }
 
@@ -95,7 +96,7 @@ func doesNotWrite(t *testing.T, fault writeFault) {
 		if err := look(t, r); err != nil {
 			t.Errorf("a read: %v", err)
 		}
-		want := store.Health{Shard: server.Addr(), Reads: true}
+		want := store.Health{Shard: server.Addr(), Reads: true, Refusal: fault.refusal}
 		if got := r.Health(); len(got) != 1 || got[0] != want || quiet.Health()[0] != want {
 			t.Fatalf("the health is %+v and %+v", got, quiet.Health())
 		}
