@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -93,7 +94,7 @@ func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {
 	all := fleet.Store{Kind: kinds[s.app.parts.storage.kind]}
 	for _, one := range health {
 		all.Servers = append(all.Servers, fleet.Server{
-			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes,
+			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes, Cause: causeOfStore(one),
 			ReadsSince: s.since.Since("reads "+one.Shard, !one.Reads, now), WritesSince: s.since.Since("writes "+one.Shard, !one.Writes, now),
 		})
 	}
@@ -168,7 +169,23 @@ var (
 		idp.Transient: fleet.Unreachable, idp.Throttled: fleet.Throttled, idp.CredentialRefused: fleet.SecretRefused,
 		idp.RequestRefused: fleet.RequestRefused, idp.Misconfigured: fleet.Misconfigured,
 	}
+	refusals = map[store.Refusal]fleet.Cause{
+		store.ReadOnly: fleet.ReadOnly, store.OutOfMemory: fleet.OutOfMemory, store.DiskFailed: fleet.DiskFailed,
+		store.FewReplicas: fleet.FewReplicas, store.NoRights: fleet.NoRights,
+	}
 )
+
+// causeOfStore returns why a server fails. Zero: it does not.
+func causeOfStore(one store.Health) fleet.Cause {
+	switch {
+	case !one.Reads:
+		return fleet.Unreachable
+	case one.Writes:
+		return fleet.NoCause
+	default:
+		return cmp.Or(refusals[one.Refusal], fleet.Unknown)
+	}
+}
 
 // causeOfKeys classifies the error of a fetch of keys, without its text.
 func causeOfKeys(err error) fleet.Cause {

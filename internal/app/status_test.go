@@ -95,6 +95,18 @@ func TestStatusOfAFleet(t *testing.T) {
 	first.apply(text, applied)
 	expectFindings(t, first)
 
+	redis.CLI("config", "set", "maxmemory", "1")
+	expectFindings(t, first, fleet.StoreFull)
+	if status := fleetStatus(t, first); status.GetStore().GetServers()[0].GetError() != "it is out of memory" {
+		t.Errorf("store: %v", status.GetStore())
+	}
+	redis.CLI("config", "set", "maxmemory", "0")
+	expectFindings(t, first)
+	redis.CLI("replicaof", "127.0.0.1", "1")
+	expectFindings(t, first, fleet.StoreReadOnly)
+	redis.CLI("replicaof", "no", "one")
+	expectFindings(t, first)
+
 	redis.Kill()
 	expectFindings(t, first, fleet.StoreAway)
 	if status := fleetStatus(t, first); !status.GetIncomplete() || len(status.GetReplicas()) != 1 {

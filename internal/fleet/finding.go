@@ -49,6 +49,7 @@ const (
 	StoreShardAway = "store-shard-away"
 	StoreReadOnly  = "store-read-only"
 	StoreFull      = "store-full"
+	StoreRefuses   = "store-refuses-writes"
 
 	IdPDown        = "idp-down"
 	IdPRefuses     = "idp-refuses"
@@ -112,8 +113,9 @@ type rule struct {
 var rules = map[string]rule{
 	StoreAway:      {Critical, "Check that the store runs and that the replicas can connect to it. Tokens stay available; purges, revocations and rotations fail until it is back."},
 	StoreShardAway: {Critical, "Check this server of the store and its failover. Clients whose keys are on other servers are not affected."},
-	StoreReadOnly:  {Critical, "Make the store accept writes again. Tokens stay available; purges, revocations and rotations fail until then."},
-	StoreFull:      {Critical, "Raise maxmemory of Redis, or remove other data from it."},
+	StoreReadOnly:  {Critical, "Give the address of the master, or finish the failover. Tokens stay available; purges, revocations and rotations fail until then."},
+	StoreFull:      {Critical, "Raise maxmemory of Redis, or remove other data from it. Tokens stay available; purges, revocations and rotations fail until then."},
+	StoreRefuses:   {Critical, "Correct the cause: the log of Redis and that of the broker name it. Tokens stay available; purges, revocations and rotations fail until then."},
 
 	IdPDown:        {Critical, "Check the IdP, and the network and proxies on the way to it. The broker retries by itself; cached tokens serve until they expire."},
 	IdPRefuses:     {Critical, "Compare the client's audience, scopes and token URL with its registration at the IdP. `broker clients NAME` shows the error."},

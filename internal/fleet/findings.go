@@ -183,9 +183,11 @@ func (f *findings) ofStore(m member) {
 		case !server.Reads:
 			f.addf(StoreShardAway, server.Name, m, server.ReadsSince, "%d of %d servers of the store cannot be reached: %s", down, len(s.Servers), server.Name)
 		case !server.Writes && server.Cause == OutOfMemory:
-			f.addf(StoreFull, server.Name, m, server.WritesSince, "The store%s is out of memory and refuses writes", named(server.Name))
+			f.addf(StoreFull, server.Name, m, server.WritesSince, "%s is out of memory and refuses writes", s.named(server))
+		case !server.Writes && server.Cause == ReadOnly:
+			f.addf(StoreReadOnly, server.Name, m, server.WritesSince, "%s is a replica, which is read-only", s.named(server))
 		case !server.Writes:
-			f.addf(StoreReadOnly, server.Name, m, server.WritesSince, "The store%s refuses writes%s", named(server.Name), why(server.Cause))
+			f.addf(StoreRefuses, server.Name, m, server.WritesSince, "%s refuses writes%s", s.named(server), why(server.Cause))
 		}
 	}
 }

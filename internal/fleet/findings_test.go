@@ -95,12 +95,17 @@ func faults() []fault {
 			w.everywhere(func(r *fleet.Record) {
 				m(r, 0).Writes, m(r, 0).WritesSince, m(r, 0).Cause = false, away, fleet.ReadOnly
 			})
-		}, fleet.StoreReadOnly, "The store at redis-1:6379 refuses writes (the server is a replica).", away},
+		}, fleet.StoreReadOnly, "Redis at redis-1:6379 is a replica, which is read-only.", away},
 		{"out of memory", func(w *world) {
 			w.everywhere(func(r *fleet.Record) {
 				m(r, 0).Writes, m(r, 0).WritesSince, m(r, 0).Cause = false, away, fleet.OutOfMemory
 			})
-		}, fleet.StoreFull, "out of memory", away},
+		}, fleet.StoreFull, "Redis at redis-1:6379 is out of memory and refuses writes.", away},
+		{"cannot save", func(w *world) {
+			w.everywhere(func(r *fleet.Record) {
+				m(r, 0).Writes, m(r, 0).WritesSince, m(r, 0).Cause = false, away, fleet.DiskFailed
+			})
+		}, fleet.StoreRefuses, "Redis at redis-1:6379 refuses writes (it cannot save its data).", away},
 		{"IdP down", func(w *world) {
 			for i, name := range []fleet.Name{"orders", "billing"} {
 				w.self.Clients[i] = fleet.Client{Name: name, State: fleet.ClientFailing, Home: "https://idp.example", Failed: ago(time.Minute), Failure: fleet.Unreachable, Success: ago(time.Hour), Generation: uint64(2 - i), Changed: ago(time.Hour)}

@@ -42,11 +42,16 @@ func why(c Cause) string {
 	return " (" + sentences[c] + ")"
 }
 
-func named(server Name) string {
-	if server == "" {
-		return ""
+// named names a server of the store at the beginning of a sentence.
+func (s *Store) named(server *Server) string {
+	name := "The store"
+	if s.Kind == Redis {
+		name = "Redis"
 	}
-	return " at " + string(server)
+	if server.Name == "" {
+		return name
+	}
+	return name + " at " + string(server.Name)
 }
 
 // plural returns the number with the matching words.
