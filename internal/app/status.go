@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -42,9 +43,13 @@ func newStatusSource(a *App) *statusSource {
 
 // run publishes the status until ctx ends.
 func (s *statusSource) run(ctx context.Context) {
-	if s.publisher != nil {
-		s.publisher.Run(ctx)
+	if s.publisher == nil {
+		return
 	}
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() { s.app.parts.storage.pollKeeping(ctx) })
+	s.publisher.Run(ctx)
 }
 
 // summary returns the status of the fleet.
@@ -91,7 +96,9 @@ func (s *statusSource) record() fleet.Record {
 
 func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {
 	kinds := map[string]fleet.StoreKind{"memory": fleet.Memory, "bolt": fleet.Bolt, "redis": fleet.Redis}
-	all := fleet.Store{Kind: kinds[s.app.parts.storage.kind]}
+	storage := s.app.parts.storage
+	all := fleet.Store{Kind: kinds[storage.kind], KeepsSecrets: storage.keepsSecrets}
+	all.Durable, all.Evicts = storage.keeping()
 	for _, one := range health {
 		all.Servers = append(all.Servers, fleet.Server{
 			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes, Cause: causeOfStore(one),

@@ -83,6 +83,12 @@ func TestStatusOfAFleet(t *testing.T) {
 	if store := status.GetStore(); store.GetKind() != "redis" || len(store.GetServers()) != 1 || !store.GetServers()[0].GetReads() || !store.GetServers()[0].GetWrites() {
 		t.Errorf("store: %v", store)
 	}
+	testkit.Succeeds(t, "the persistence and eviction of Redis are known", func() error {
+		if store := fleetStatus(t, first).GetStore(); store.GetDurable() != "no" || store.GetEvicts() != "no" {
+			return fmt.Errorf("%v", store)
+		}
+		return nil
+	})
 	if issuers := status.GetIssuers(); len(issuers) != 1 || issuers[0].GetKeys() == 0 {
 		t.Errorf("issuers: %v", issuers)
 	}

@@ -9,11 +9,13 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -39,6 +41,8 @@ type storage struct {
 	rings  *sealed.RingFile  // nil: nothing is sealed
 	// secrets authenticate the connection and may be rotated.
 	secrets []*secret.Source
+	// kept is how Redis keeps its data; nil: not known yet, or another kind.
+	kept atomic.Pointer[redisstore.Keeping]
 }
 
 // openStore opens the store. It does not wait for Redis.
@@ -237,6 +241,49 @@ func (s *storage) putBack() time.Duration {
 		return 0
 	}
 	return revocation.DefaultPutBack
+}
+
+// Times between two readings of how Redis keeps its data. Redis logs each command that is
+// not permitted, so the second one is longer.
+const (
+	keepingInterval     = time.Minute
+	keepingNotPermitted = time.Hour
+)
+
+// pollKeeping reads how Redis keeps its data until ctx ends. The last answer stays while
+// Redis is away.
+func (s *storage) pollKeeping(ctx context.Context) {
+	for {
+		wait := keepingInterval
+		kept, err := s.redis.Keeping(ctx)
+		switch {
+		case errors.Is(err, redisstore.ErrNoInfo):
+			s.kept.Store(nil)
+			wait = keepingNotPermitted
+		case err == nil:
+			s.kept.Store(&kept)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// keeping reports whether the store keeps its data on disk, and whether it may drop data
+// that must stay.
+func (s *storage) keeping() (durable, evicts fleet.Answer) {
+	answers := map[bool]fleet.Answer{true: fleet.Yes, false: fleet.No}
+	kept := s.kept.Load()
+	switch {
+	case s.redis == nil:
+		return answers[s.kind == "bolt"], fleet.No
+	case kept == nil:
+		return fleet.NotKnown, fleet.NotKnown
+	default:
+		return answers[kept.Durable], answers[kept.Evicts]
+	}
 }
 
 // pollSecrets reads the passwords of the connection again until ctx ends.

@@ -50,6 +50,8 @@ const (
 	StoreReadOnly  = "store-read-only"
 	StoreFull      = "store-full"
 	StoreRefuses   = "store-refuses-writes"
+	StoreEvicts    = "store-evicts"
+	StoreVolatile  = "store-not-durable"
 
 	IdPDown        = "idp-down"
 	IdPRefuses     = "idp-refuses"
@@ -116,6 +118,8 @@ var rules = map[string]rule{
 	StoreReadOnly:  {Critical, "Give the address of the master, or finish the failover. Tokens stay available; purges, revocations and rotations fail until then."},
 	StoreFull:      {Critical, "Raise maxmemory of Redis, or remove other data from it. Tokens stay available; purges, revocations and rotations fail until then."},
 	StoreRefuses:   {Critical, "Correct the cause: the log of Redis and that of the broker name it. Tokens stay available; purges, revocations and rotations fail until then."},
+	StoreEvicts:    {Warning, "Set maxmemory-policy of Redis to volatile-ttl or volatile-lru."},
+	StoreVolatile:  {Warning, "Set appendonly yes in Redis, and keep what `broker secret export` writes."},
 
 	IdPDown:        {Critical, "Check the IdP, and the network and proxies on the way to it. The broker retries by itself; cached tokens serve until they expire."},
 	IdPRefuses:     {Critical, "Compare the client's audience, scopes and token URL with its registration at the IdP. `broker clients NAME` shows the error."},

@@ -167,6 +167,16 @@ func (s *Store) reachable() bool {
 
 func (f *findings) ofStore(m member) {
 	s := &m.record.Store
+	f.ofServers(m, s)
+	if s.Evicts == Yes {
+		f.addf(StoreEvicts, "", m, f.now, "Redis may evict data that must stay, such as the epochs that purges have raised")
+	}
+	if s.KeepsSecrets && s.Durable == No {
+		f.addf(StoreVolatile, "", m, f.now, "Redis keeps no append-only file, and the only copy of the managed secrets is in it")
+	}
+}
+
+func (f *findings) ofServers(m member, s *Store) {
 	down := 0
 	for _, server := range s.Servers {
 		if !server.Reads {

@@ -106,6 +106,10 @@ func faults() []fault {
 				m(r, 0).Writes, m(r, 0).WritesSince, m(r, 0).Cause = false, away, fleet.DiskFailed
 			})
 		}, fleet.StoreRefuses, "Redis at redis-1:6379 refuses writes (it cannot save its data).", away},
+		{"evicts", func(w *world) { w.everywhere(func(r *fleet.Record) { r.Store.Evicts = fleet.Yes }) }, fleet.StoreEvicts, "Redis may evict data that must stay", now},
+		{"not durable", func(w *world) {
+			w.everywhere(func(r *fleet.Record) { r.Store.Durable, r.Store.KeepsSecrets = fleet.No, true })
+		}, fleet.StoreVolatile, "Redis keeps no append-only file, and the only copy", now},
 		{"IdP down", func(w *world) {
 			for i, name := range []fleet.Name{"orders", "billing"} {
 				w.self.Clients[i] = fleet.Client{Name: name, State: fleet.ClientFailing, Home: "https://idp.example", Failed: ago(time.Minute), Failure: fleet.Unreachable, Success: ago(time.Hour), Generation: uint64(2 - i), Changed: ago(time.Hour)}
@@ -241,8 +245,9 @@ func TestSettlingIsNoFinding(t *testing.T) {
 			w.self.Revocations = fleet.Revocations{}
 			w.self.Issuers[0].Loaded = time.Time{}
 		},
-		"new sealing key": func(w *world) { w.b().Ring.IDs = append(w.b().Ring.IDs, "00000003") },
-		"resolved":        func(w *world) { w.self.Clients[0].Failed, w.self.Clients[0].Resolved = ago(time.Minute), true },
+		"new sealing key":              func(w *world) { w.b().Ring.IDs = append(w.b().Ring.IDs, "00000003") },
+		"not durable, without secrets": func(w *world) { w.self.Store.Durable = fleet.No },
+		"resolved":                     func(w *world) { w.self.Clients[0].Failed, w.self.Clients[0].Resolved = ago(time.Minute), true },
 		"resolved on another replica": func(w *world) {
 			c := &w.self.Clients[0]
 			c.State, c.Failure, c.Failed, c.Success = fleet.ClientFailing, fleet.Unreachable, ago(time.Minute), ago(time.Hour)

@@ -120,8 +120,10 @@ type Store struct {
 	Servers []Server  `json:"servers,omitempty"`
 	// Durable reports whether the store keeps its data on disk.
 	Durable Answer `json:"durable"`
-	// Evicts reports whether the store may drop data before its time.
+	// Evicts reports whether the store may drop data that must stay.
 	Evicts Answer `json:"evicts"`
+	// KeepsSecrets: the only copy of some clients' secrets is in the store.
+	KeepsSecrets bool `json:"keeps_secrets,omitempty"`
 }
 
 // Server is one server of a store.

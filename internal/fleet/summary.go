@@ -56,7 +56,7 @@ func Summarize(view View, self *Record, now time.Time) Summary {
 		}
 	}
 	byName := cmp.Compare[Name]
-	s.Store = Store{Kind: self.Store.Kind, Durable: self.Store.Durable, Evicts: self.Store.Evicts}
+	s.Store = self.Store
 	s.Store.Servers = values(servers, func(a, b Server) int { return byName(a.Name, b.Name) })
 	s.Issuers = values(issuers, func(a, b Issuer) int { return byName(a.Name, b.Name) })
 	s.Clients = values(clients, func(a, b FleetClient) int { return byName(a.Name, b.Name) })

@@ -1275,7 +1275,7 @@ type StoreStatus struct {
 	Servers []*StoreServerStatus `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
 	// Whether it keeps its data on disk: yes, no or unknown.
 	Durable string `protobuf:"bytes,3,opt,name=durable,proto3" json:"durable,omitempty"`
-	// Whether it may drop data before its time: yes, no or unknown.
+	// Whether it may evict data that must stay: yes, no or unknown.
 	Evicts        string `protobuf:"bytes,4,opt,name=evicts,proto3" json:"evicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

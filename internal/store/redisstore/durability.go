@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -141,6 +142,45 @@ func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []str
 		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both")
 	}
 	return warnings, nil
+}
+
+// Keeping is how Redis keeps its data: each answer is that of its worst server.
+type Keeping struct {
+	// Durable: it has an append-only file.
+	Durable bool
+	// Evicts: it may evict data that must stay.
+	Evicts bool
+}
+
+// ErrNoInfo is the error of Keeping for a user who may not run INFO.
+var ErrNoInfo = errors.New("the user of Redis may not run INFO")
+
+// Keeping reads how Redis keeps its data, with one INFO of each server.
+func (r *Store) Keeping(ctx context.Context) (Keeping, error) {
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	if err := r.usable(ctx); err != nil {
+		return Keeping{}, err
+	}
+	if err := r.locate(ctx); err != nil {
+		return Keeping{}, err
+	}
+	all := Keeping{Durable: true}
+	for _, shard := range r.shards.all() {
+		client, err := r.server(ctx, shard.probeKey())
+		if err != nil {
+			return Keeping{}, &awayError{describe(err)}
+		}
+		one, err := readDurability(ctx, client)
+		if redis.IsPermissionError(err) {
+			return Keeping{}, ErrNoInfo
+		}
+		if err != nil {
+			return Keeping{}, &awayError{describe(err)}
+		}
+		all.Durable, all.Evicts = all.Durable && one.appendOnly, all.Evicts || one.evicts()
+	}
+	return all, nil
 }
 
 // Confirm implements Store. Replicas and the append-only file receive writes in order:

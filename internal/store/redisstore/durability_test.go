@@ -1,6 +1,7 @@
 package redisstore_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -117,4 +118,33 @@ func TestRedisThatEvictsSecretsIsRefused(t *testing.T) {
 	checkAll(t, []mend{{"no append-only file", config, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes"}})
 	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
 	checkAll(t, []mend{{"evicts", config, "Redis: maxmemory-policy allkeys-lru may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files"}})
+}
+
+func TestRedisKeepingIsThatOfTheWorstServer(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t, redistest.Options{AppendOnly: true, ACL: []string{aclLine("+info")}})
+	r := openPatient(t, userOf(t, server.Addr()))
+	keeping := func(want redisstore.Keeping, wantErr error) {
+		t.Helper()
+		if got, err := r.Keeping(t.Context()); got != want || !errors.Is(err, wantErr) {
+			t.Errorf("%+v, %v; want %+v, %v", got, err, want, wantErr)
+		}
+	}
+	keeping(redisstore.Keeping{Durable: true}, nil)
+	server.CLI("config", "set", "maxmemory-policy", "allkeys-lru")
+	keeping(redisstore.Keeping{Durable: true, Evicts: true}, nil)
+	server.CLI("config", "set", "appendonly", "no")
+	keeping(redisstore.Keeping{Evicts: true}, nil)
+	server.CLI("acl", "setuser", "tokenbroker", "-info")
+	keeping(redisstore.Keeping{}, redisstore.ErrNoInfo)
+	server.Kill()
+	keeping(redisstore.Keeping{}, store.ErrAway)
+
+	cluster := redistest.StartCluster(t, redistest.Options{ACL: []string{aclLine(redisstore.ACLCluster, "+info")}})
+	config := userOf(t, cluster.Addrs()...)
+	config.Cluster = true
+	r = openPatient(t, config)
+	keeping(redisstore.Keeping{}, nil)
+	cluster.Master("{client1}x").CLI("config", "set", "maxmemory-policy", "allkeys-lfu")
+	keeping(redisstore.Keeping{Evicts: true}, nil)
 }
