@@ -16,6 +16,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // statusSource builds the record of this replica from its parts, and publishes it if other
@@ -78,7 +79,8 @@ func (s *statusSource) record() fleet.Record {
 	}
 	if rings := parts.storage.rings; rings != nil {
 		ring := rings.Current()
-		r.Ring = &fleet.Ring{Primary: fleet.Name(ring.Primary())}
+		mismatch := errors.Is(revocations.Unreadable(), sealed.ErrAnotherRing)
+		r.Ring = &fleet.Ring{Primary: fleet.Name(ring.Primary()), Applied: rings.Applied(), Mismatch: s.since.Since("ring", mismatch, now)}
 		for _, id := range ring.IDs() {
 			r.Ring.IDs = append(r.Ring.IDs, fleet.Name(id))
 		}

@@ -120,6 +120,45 @@ func TestStatusOfAFleet(t *testing.T) {
 	}
 }
 
+// sealedBy is a configuration of a replica that uses Redis with a ring.
+func sealedBy(t *testing.T, redis *redistest.Server, ring *sealed.Ring) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ring")
+	if err := sealed.WriteRing(path, ring); err != nil {
+		t.Fatal(err)
+	}
+	return everybody + fmt.Sprintf("clients: {orders: {issuer: %q, client_id: abc, secret: file:SECRET}}\n", idpIssuer) +
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\n", redis.Addr(), "file:"+path)
+}
+
+func TestStatusShowsReplicasWithDifferentRings(t *testing.T) {
+	t.Parallel()
+	redis, idp := redistest.Start(t, redistest.Options{}), devIDP(t)
+	ring := sealed.GenerateRing()
+	added, id := ring.Add()
+	promoted, err := added.Promote(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := startReloadable(t, idp, sealedBy(t, redis, ring)), startReloadable(t, idp, sealedBy(t, redis, promoted))
+	expectFindings(t, first, fleet.RingDiffers)
+	expectFindings(t, second, fleet.RingDiffers)
+}
+
+// A replica that starts while Redis is away cannot see that its ring is another one.
+func TestStatusShowsAStoreWithAnotherRing(t *testing.T) {
+	t.Parallel()
+	redis, idp := redistest.Start(t, redistest.Options{AppendOnly: true}), devIDP(t)
+	first := startReloadable(t, idp, sealedBy(t, redis, sealed.GenerateRing()))
+	testkit.Eventually(t, "the store has a marker", func() bool { return strings.Contains(redis.CLI("--scan"), "marker") })
+	redis.Kill()
+	second := startReloadable(t, idp, sealedBy(t, redis, sealed.GenerateRing()))
+	expectFindings(t, second, fleet.StoreAway)
+	redis.Restart()
+	expectFindings(t, second, fleet.RingDiffers)
+	expectFindings(t, first)
+}
+
 func TestStatusShowsARefusedSecret(t *testing.T) {
 	t.Parallel()
 	r := startReloadable(t, devIDP(t), everybody+fmt.Sprintf("clients: {orders: {issuer: %q, client_id: opaque, secret: file:SECRET, scopes: [read], audience: \"https://orders.example.com\"}}\n", idpIssuer))

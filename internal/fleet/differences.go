@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -42,9 +43,21 @@ func (f *findings) clocks() {
 	f.addFleetf(ClockDiffers, "", f.now, "The clocks of the replicas differ: %s", strings.Join(off, ", "))
 }
 
-// rings reports a replica that seals with a key which another one does not have.
+// rings reports a replica that seals with a key which another one does not have, or rings
+// that differ in another way for some time.
 func (f *findings) rings() {
 	if slices.ContainsFunc(f.all, func(one Finding) bool { return one.ID == RingDiffers }) {
+		return
+	}
+	groups := map[string][]Name{}
+	var newest time.Time
+	for _, m := range f.rung() {
+		ring := m.record.Ring
+		text := fmt.Sprintf("%s of %s", ring.Primary, slices.Sorted(slices.Values(ring.IDs)))
+		groups[text] = append(groups[text], m.replica.ID)
+		newest = later(newest, ring.Applied.Add(-m.clock))
+	}
+	if len(groups) < 2 {
 		return
 	}
 	for _, writer := range f.rung() {
@@ -54,6 +67,9 @@ func (f *findings) rings() {
 				return
 			}
 		}
+	}
+	if f.now.Sub(newest) > RingSettle {
+		f.addFleetf(RingRollout, "", newest, "The replicas have different rings of sealing keys: %s", grouped(groups))
 	}
 }
 

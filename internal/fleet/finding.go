@@ -63,6 +63,7 @@ const (
 	SecretsDiffer  = "secrets-differ"
 
 	RingDiffers       = "ring-differs"
+	RingRollout       = "ring-rollout"
 	ClockDiffers      = "clock-differs"
 	ConfigDiffers     = "config-differs"
 	ConfigRefused     = "config-refused"
@@ -86,9 +87,10 @@ const (
 const (
 	// ClockLimit is the largest difference between the clocks of two replicas.
 	ClockLimit = 10 * time.Second
-	// ConfigSettle, VersionSettle and SecretsSettle are how long replicas may differ after
-	// the newest change, so that a rollout is no finding.
+	// ConfigSettle, RingSettle, VersionSettle and SecretsSettle are how long replicas may
+	// differ after the newest change, so that a rollout is no finding.
 	ConfigSettle  = 2 * time.Minute
+	RingSettle    = 10 * time.Minute
 	VersionSettle = 15 * time.Minute
 	SecretsSettle = time.Minute
 	// StartGrace is how long a replica that has started may load revocations and keys.
@@ -131,6 +133,7 @@ var rules = map[string]rule{
 	SecretsDiffer:  {Warning, "Check that the replica named can read the store."},
 
 	RingDiffers:       {Critical, "Give all replicas the same file of sealing keys, and start those again that had another."},
+	RingRollout:       {Warning, "Give all replicas the same file of sealing keys before the next change of it: the broker reads the file without a restart."},
 	ClockDiffers:      {Critical, "Correct the clock, and check NTP on that host. Tokens and shared data expire early or late until then."},
 	ConfigDiffers:     {Warning, "Give all replicas the same configuration file. Sections that cannot be reloaded need a restart."},
 	ConfigRefused:     {Warning, "Correct the file: `broker check-config FILE` shows the errors. The replica runs the configuration from before."},

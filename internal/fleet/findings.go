@@ -149,7 +149,7 @@ func (f *findings) ofReplica(m member) {
 	f.failing(m, AuditFailing, r.Audit.Failing, "The audit log cannot be written")
 	f.failing(m, TracingFailing, r.Tracing.Failing, "The trace collector does not accept spans")
 	if r.Ring != nil {
-		f.failing(m, RingDiffers, r.Ring.Mismatch, "The store is used with another ring of sealing keys")
+		f.failing(m, RingDiffers, r.Ring.Mismatch, "The store is used with another ring of sealing keys, so no token is accepted")
 	}
 }
 
@@ -293,6 +293,7 @@ func (f *findings) ofCertificate(m member, c *Certificate) {
 func (f *findings) ofRevocations(m member) {
 	r := &m.record.Revocations
 	switch age := m.now.Sub(r.Loaded); {
+	case m.record.Ring != nil && !m.record.Ring.Mismatch.IsZero(): // this is the cause, and has its own finding
 	case !r.Usable && m.now.Sub(m.replica.Started) > StartGrace:
 		f.addf(RevocationsNotLoaded, "", m, cmp.Or(r.Loaded, m.replica.Started), "The revocations are not loaded, so no token is accepted")
 	case r.Usable && age > RevocationsLimit:

@@ -36,7 +36,7 @@ func record(id fleet.Name) *fleet.Record {
 	return &fleet.Record{
 		Replica:     fleet.Replica{ID: id, Host: "host-" + id, Version: "v1.2.0", Started: ago(24 * time.Hour), Written: ago(5 * time.Second)},
 		Config:      fleet.Config{Digest: fleet.Digest{1}, Applied: ago(time.Hour)},
-		Ring:        &fleet.Ring{Primary: "00000001", IDs: []fleet.Name{"00000001", "00000002"}},
+		Ring:        &fleet.Ring{Primary: "00000001", IDs: []fleet.Name{"00000001", "00000002"}, Applied: ago(24 * time.Hour)},
 		Revocations: fleet.Revocations{Count: 3, Usable: true, Loaded: ago(6 * time.Second)},
 		Store: fleet.Store{Kind: fleet.Redis, Durable: fleet.Yes, Evicts: fleet.No, Servers: []fleet.Server{
 			{Name: "redis-1:6379", Reads: true, Writes: true}, {Name: "redis-2:6379", Reads: true, Writes: true},
@@ -132,7 +132,15 @@ func faults() []fault {
 		{"other ring: primary", func(w *world) {
 			w.b().Ring = &fleet.Ring{Primary: "00000003", IDs: []fleet.Name{"00000001", "00000003"}}
 		}, fleet.RingDiffers, "Replica b seals with key 00000003, which replica a does not have", now},
-		{"other ring: marker", func(w *world) { w.self.Ring.Mismatch = ago(time.Minute) }, fleet.RingDiffers, "another ring", ago(time.Minute)},
+		{"other ring: marker", func(w *world) {
+			w.self.Ring.Mismatch, w.self.Revocations = ago(time.Minute), fleet.Revocations{}
+		}, fleet.RingDiffers, "another ring of sealing keys, so no token is accepted (on 1 of 3 replicas: a)", ago(time.Minute)},
+		{"ring without a key of others", func(w *world) {
+			w.b().Ring.IDs, w.b().Ring.Applied = w.b().Ring.IDs[:1], ago(time.Hour)
+		}, fleet.RingRollout, "00000001 of [00000001 00000002] on a, c; 00000001 of [00000001] on b", ago(time.Hour)},
+		{"ring that one replica did not promote", func(w *world) {
+			w.b().Ring.Primary, w.b().Ring.Applied = "00000002", ago(time.Hour)
+		}, fleet.RingRollout, "00000002 of [00000001 00000002] on b", ago(time.Hour)},
 		{"clock ahead", func(w *world) { w.ahead(0, 2*time.Minute) }, fleet.ClockDiffers, "b is 2 min ahead", now},
 		{"clock behind", func(w *world) { w.ahead(1, -2*time.Minute) }, fleet.ClockDiffers, "c is 2 min behind", now},
 		{"clock ahead, record expired", func(w *world) { w.ahead(1, -2*time.Minute); w.view.Members[1].Record = nil }, fleet.ClockDiffers, "c is 2 min behind", now},
@@ -245,7 +253,9 @@ func TestSettlingIsNoFinding(t *testing.T) {
 			w.self.Revocations = fleet.Revocations{}
 			w.self.Issuers[0].Loaded = time.Time{}
 		},
-		"new sealing key":              func(w *world) { w.b().Ring.IDs = append(w.b().Ring.IDs, "00000003") },
+		"new sealing key": func(w *world) {
+			w.b().Ring.IDs, w.b().Ring.Applied = append(w.b().Ring.IDs, "00000003"), ago(9*time.Minute)
+		},
 		"not durable, without secrets": func(w *world) { w.self.Store.Durable = fleet.No },
 		"resolved":                     func(w *world) { w.self.Clients[0].Failed, w.self.Clients[0].Resolved = ago(time.Minute), true },
 		"resolved on another replica": func(w *world) {

@@ -101,6 +101,8 @@ type Config struct {
 type Ring struct {
 	Primary Name   `json:"primary"`
 	IDs     []Name `json:"ids"`
+	// Applied is when the replica read this ring.
+	Applied time.Time `json:"applied,omitzero"`
 	// Mismatch is since when the store's marker is that of another ring.
 	Mismatch time.Time `json:"mismatch,omitzero"`
 }

@@ -103,6 +103,15 @@ func (r *Set) Wake(ctx context.Context, spawn func(work func()) bool) {
 // Ready reports whether the revocations are available to check tokens.
 func (r *Set) Ready() bool { return r.usable() != nil }
 
+// Unreadable returns why this replica cannot read revocations that others have stored; nil
+// if it can, or if the store is unreachable.
+func (r *Set) Unreadable() error {
+	if err := r.unreadable.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Current returns when the revocations last matched the store; zero: never.
 func (r *Set) Current() time.Time {
 	nanoseconds := r.currentAt.Load()

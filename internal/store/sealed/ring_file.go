@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/store"
@@ -20,6 +21,7 @@ import (
 type RingFile struct {
 	path    string
 	current atomic.Pointer[Ring]
+	applied atomic.Int64 // when Current was read, in Unix nanoseconds
 
 	mu     sync.Mutex
 	loaded [sha256.Size]byte // digest of the file that Current was read from
@@ -39,7 +41,7 @@ func OpenRing(path string) (*RingFile, error) {
 	}
 	digest := sha256.Sum256(data)
 	f := &RingFile{path: path, loaded: digest, seen: digest}
-	f.current.Store(ring)
+	f.use(ring)
 	return f, nil
 }
 
@@ -92,6 +94,14 @@ func (f *RingFile) Path() string { return f.path }
 // Current returns the current ring.
 func (f *RingFile) Current() *Ring { return f.current.Load() }
 
+// Applied returns when the current ring was read.
+func (f *RingFile) Applied() time.Time { return time.Unix(0, f.applied.Load()) }
+
+func (f *RingFile) use(ring *Ring) {
+	f.current.Store(ring)
+	f.applied.Store(time.Now().UnixNano())
+}
+
 // Reload reads the file again and replaces the current ring once it has read the same
 // change twice in a row, because a file may be seen half written. It reports whether it
 // replaced the ring. On an error the old ring stays, and each later Reload returns the
@@ -119,7 +129,7 @@ func (f *RingFile) Reload() (changed bool, err error) {
 		return false, fmt.Errorf("the ring of sealing keys %s has another names key, under which nothing in the store would be found: restore the old one", f.path)
 	}
 	f.loaded = digest
-	f.current.Store(ring)
+	f.use(ring)
 	return true, nil
 }
 
