@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -72,7 +73,7 @@ func (s *statusSource) record() fleet.Record {
 		Config:              fleet.Config{Digest: setup.config.Digest, Applied: setup.applied, Refused: s.app.metrics.refusedSince()},
 		Revocations:         fleet.Revocations{Count: revocations.Count(), Usable: revocations.Ready(), Loaded: revocations.Current()},
 		Store:               s.store(parts.broker.StoreHealth(), now),
-		Audit:               fleet.Audit{On: parts.audit != nil, Failing: s.since.Since("audit", parts.audit.Failing(), now)},
+		Audit:               s.audit(parts.audit, now),
 		Tracing:             fleet.Tracing{On: parts.traces != nil, Failing: s.since.Since("tracing", parts.traces.failing(), now)},
 		Certificates:        s.certificates(setup),
 		CertificatesFailing: s.since.Since("certificates", s.app.listen.certs != nil && s.app.listen.certs.Status().Failing, now),
@@ -94,6 +95,11 @@ func (s *statusSource) record() fleet.Record {
 		r.Clients = append(r.Clients, s.client(&clients[i], now))
 	}
 	return r
+}
+
+func (s *statusSource) audit(log *audit.Log, now time.Time) fleet.Audit {
+	status := log.Status()
+	return fleet.Audit{On: log != nil, Failing: s.since.Since("audit", status.Failing, now), Lost: status.Lost, LostAt: status.LostAt}
 }
 
 func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {

@@ -99,6 +99,8 @@ type Log struct {
 
 		count uint64
 		since time.Time
+		total uint64    // since the start
+		last  time.Time // when a line was last dropped
 	}
 	metrics metrics
 
@@ -276,6 +278,8 @@ func (l *Log) lose() {
 		l.lost.since = time.Now()
 	}
 	l.lost.count++
+	l.lost.total++
+	l.lost.last = time.Now()
 }
 
 // takeLost returns the line about dropped lines; its Count may be 0.

@@ -86,6 +86,9 @@ func TestFullBufferKeepsRoomForOutcomes(t *testing.T) {
 			}
 			lostOutcomes := int(b.metric(t, "tokenbroker_audit_lost_total")) - lost
 			atBound("outcomes", tries-lostOutcomes, buffer)
+			if got := b.Status(); got.Failing || int(got.Lost) != lost+lostOutcomes || time.Since(got.LostAt) > time.Minute {
+				t.Errorf("%d lines were lost, and the status is %+v", lost+lostOutcomes, got)
+			}
 			if b.metric(t, "tokenbroker_audit_failing") != 0 {
 				t.Error("writing failed, so this test did not test the buffer")
 			}

@@ -75,6 +75,7 @@ const (
 	CertificateEnded    = "certificate-ended"
 	CertificateRejected = "certificate-rejected"
 	AuditFailing        = "audit-failing"
+	AuditLost           = "audit-lost"
 	TracingFailing      = "tracing-failing"
 
 	RevocationsNotLoaded = "revocations-not-loaded"
@@ -101,6 +102,8 @@ const (
 	KeysLimit = 30 * time.Minute
 	// PendingLimit is how long a version of a secret may wait for its activation.
 	PendingLimit = time.Hour
+	// LostMemory is how long lost lines of the audit log are reported.
+	LostMemory = time.Hour
 	// CertificateLimit is the time before the end of a certificate, unless a fifth of its
 	// life (CertificateShare) is shorter.
 	CertificateLimit = 7 * 24 * time.Hour
@@ -145,6 +148,7 @@ var rules = map[string]rule{
 	CertificateEnded:    {Critical, "Renew the certificate now. The broker reads the new file without a restart."},
 	CertificateRejected: {Warning, "Correct the files of the listener's certificate: the log names the error. The one from before is served until it expires."},
 	AuditFailing:        {Critical, "Make room on the disk of the audit log, or correct its permissions. With when_full: refuse, callers get errors."},
+	AuditLost:           {Warning, "Find out why the audit log could not be written: the log of that time says it. A line with the event \"lost\" stands in place of those lines."},
 	TracingFailing:      {Warning, "Check the trace collector. Spans are dropped until it responds; nothing else is affected."},
 
 	RevocationsNotLoaded: {Critical, "Check that the replica can read the store and has the right sealing keys: it accepts no token until then."},

@@ -147,6 +147,9 @@ func (f *findings) ofReplica(m member) {
 	f.failing(m, ConfigRefused, r.Config.Refused, "The configuration file contains a configuration that cannot be applied")
 	f.failing(m, CertificateRejected, r.CertificatesFailing, "The new certificate of a listener cannot be used")
 	f.failing(m, AuditFailing, r.Audit.Failing, "The audit log cannot be written")
+	if a := &r.Audit; a.Lost > 0 && m.now.Sub(a.LostAt) < LostMemory {
+		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(int(a.Lost), "line", "lines"), span(m.now.Sub(a.LostAt)))
+	}
 	f.failing(m, TracingFailing, r.Tracing.Failing, "The trace collector does not accept spans")
 	if r.Ring != nil {
 		f.failing(m, RingDiffers, r.Ring.Mismatch, "The store is used with another ring of sealing keys, so no token is accepted")

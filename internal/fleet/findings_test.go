@@ -150,6 +150,9 @@ func faults() []fault {
 		{"certificate ended", func(w *world) { w.b().Certificates[0].Ends = ago(time.Hour) }, fleet.CertificateEnded, "expired 60 min ago", ago(time.Hour)},
 		{"certificate rejected", func(w *world) { w.b().CertificatesFailing = ago(time.Hour) }, fleet.CertificateRejected, "cannot be used", ago(time.Hour)},
 		{"audit", func(w *world) { w.b().Audit.Failing = ago(time.Minute) }, fleet.AuditFailing, "The audit log cannot be written (on 1 of 3 replicas: b).", ago(time.Minute)},
+		{"audit lines lost", func(w *world) {
+			w.b().Audit.Lost, w.b().Audit.LostAt = 7, ago(20*time.Minute)
+		}, fleet.AuditLost, "The audit log has lost 7 lines since the start, the last 20 min ago (on 1 of 3 replicas: b).", ago(20 * time.Minute)},
 		{"tracing", func(w *world) { w.self.Tracing.Failing = ago(time.Minute) }, fleet.TracingFailing, "collector", ago(time.Minute)},
 		{"replica lost", func(w *world) {
 			w.view.Members[1] = fleet.Member{Presence: fleet.Lost, Replica: w.view.Members[1].Replica, Age: 90 * time.Second}
@@ -256,8 +259,9 @@ func TestSettlingIsNoFinding(t *testing.T) {
 		"new sealing key": func(w *world) {
 			w.b().Ring.IDs, w.b().Ring.Applied = append(w.b().Ring.IDs, "00000003"), ago(9*time.Minute)
 		},
-		"not durable, without secrets": func(w *world) { w.self.Store.Durable = fleet.No },
-		"resolved":                     func(w *world) { w.self.Clients[0].Failed, w.self.Clients[0].Resolved = ago(time.Minute), true },
+		"audit lines lost some time ago": func(w *world) { w.b().Audit.Lost, w.b().Audit.LostAt = 7, ago(61*time.Minute) },
+		"not durable, without secrets":   func(w *world) { w.self.Store.Durable = fleet.No },
+		"resolved":                       func(w *world) { w.self.Clients[0].Failed, w.self.Clients[0].Resolved = ago(time.Minute), true },
 		"resolved on another replica": func(w *world) {
 			c := &w.self.Clients[0]
 			c.State, c.Failure, c.Failed, c.Success = fleet.ClientFailing, fleet.Unreachable, ago(time.Minute), ago(time.Hour)

@@ -191,8 +191,9 @@ type Audit struct {
 	On bool `json:"on"`
 	// Failing is since when it cannot be written.
 	Failing time.Time `json:"failing,omitzero"`
-	// Lost counts the lines that were dropped since the start.
-	Lost uint64 `json:"lost,omitempty"`
+	// Lost counts the lines that were dropped since the start, LostAt is when the last was.
+	Lost   uint64    `json:"lost,omitempty"`
+	LostAt time.Time `json:"lost_at,omitzero"`
 }
 
 // Tracing is the state of the export of traces.
