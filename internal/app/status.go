@@ -27,6 +27,8 @@ type statusSource struct {
 	replica   fleet.Replica
 	publisher *fleet.Publisher // nil: the store is not shared
 	since     fleet.Tracker
+	// summary returns the status of the fleet, as of a second ago at most.
+	summary func(context.Context) fleet.Summary
 }
 
 func newStatusSource(a *App) *statusSource {
@@ -37,6 +39,7 @@ func newStatusSource(a *App) *statusSource {
 	s := &statusSource{app: a, replica: fleet.Replica{
 		ID: fleet.Name(host + "/" + rand.Text()[:8]), Host: fleet.Name(host), Version: fleet.Name(Version()), Started: time.Now(),
 	}}
+	s.summary = fleet.Cached(s.summarize)
 	if storage := a.parts.storage; storage.redis != nil {
 		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: storage.Store, MAC: storage.mac(), Record: s.record, Logger: a.log})
 	}
@@ -54,8 +57,8 @@ func (s *statusSource) run(ctx context.Context) {
 	s.publisher.Run(ctx)
 }
 
-// summary returns the status of the fleet.
-func (s *statusSource) summary(ctx context.Context) fleet.Summary {
+// summarize reads the status of the other replicas and adds that of this one.
+func (s *statusSource) summarize(ctx context.Context) fleet.Summary {
 	var view fleet.View
 	if s.publisher != nil {
 		view = s.publisher.Read(ctx, s.replica.ID)
