@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 )
 
 const watchInterval = 2 * time.Second
@@ -190,8 +191,8 @@ func formatUntil(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
 	}
-	if d := at.AsTime().Sub(now); d > 0 {
-		return "in " + formatDuration(d)
+	if left := at.AsTime().Sub(now); left > 0 {
+		return "in " + fleet.Span(left)
 	}
 	return "now"
 }
@@ -201,22 +202,7 @@ func formatSince(at *timestamppb.Timestamp, now time.Time) string {
 	if at == nil {
 		return "-"
 	}
-	return formatDuration(max(now.Sub(at.AsTime()), 0))
-}
-
-// formatDuration formats a duration in the largest unit that gives at least two.
-func formatDuration(d time.Duration) string {
-	const day = 24 * time.Hour
-	switch {
-	case d >= 2*day:
-		return fmt.Sprintf("%dd", d/day)
-	case d >= 2*time.Hour:
-		return fmt.Sprintf("%dh", d/time.Hour)
-	case d >= 2*time.Minute:
-		return fmt.Sprintf("%dm", d/time.Minute)
-	default:
-		return fmt.Sprintf("%ds", d/time.Second)
-	}
+	return fleet.Span(max(now.Sub(at.AsTime()), 0))
 }
 
 func printClient(out io.Writer, c *tokenbrokerv1.Client, now time.Time, asJSON bool) error {

@@ -11,12 +11,14 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/status"
 
 	"github.com/cezzis/tokenbroker/internal/escape"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 )
 
 func main() {
@@ -88,7 +90,7 @@ func explain(err error) string {
 		case *errdetails.ErrorInfo:
 			fmt.Fprintf(&text, "\n  reason: %s", detail.GetReason())
 		case *errdetails.RetryInfo:
-			fmt.Fprintf(&text, "\n  try again in: %v", detail.GetRetryDelay().AsDuration())
+			fmt.Fprintf(&text, "\n  try again in: %s", fleet.Span(max(detail.GetRetryDelay().AsDuration(), time.Second)))
 		}
 	}
 	return text.String()

@@ -96,17 +96,10 @@ func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Tim
 			severity = "CRITICAL"
 		}
 		_, _ = fmt.Fprintf(&page, "%-8s  %s\n", severity, escape.Text(one.GetMessage()))
-		_, _ = fmt.Fprintf(&page, "          Since %s. %s [%s]\n", sinceText(now.Sub(one.GetSince().AsTime())), escape.Text(one.GetAction()), one.GetId())
+		_, _ = fmt.Fprintf(&page, "          For %s. %s [%s]\n", since(one.GetSince(), now), escape.Text(one.GetAction()), one.GetId())
 	}
 	_, err := page.WriteTo(out)
 	return err
-}
-
-func sinceText(d time.Duration) string {
-	if d < time.Second {
-		return "now"
-	}
-	return d.Round(time.Second).String()
 }
 
 func replicasLine(s *tokenbrokerv1.GetStatusResponse) string {

@@ -21,7 +21,7 @@ func TestStatusIsReadAtAGlance(t *testing.T) {
 		Issuers:      []*tokenbrokerv1.IssuerStatus{{Issuer: "i", KeysLoadedAt: timestamppb.New(now)}},
 		Clients:      []*tokenbrokerv1.ClientStatus{{Name: "x", State: tokenbrokerv1.ClientState_CLIENT_STATE_OK}, {Name: "y", State: tokenbrokerv1.ClientState_CLIENT_STATE_NO_SECRET}},
 		Certificates: []*tokenbrokerv1.CertificateStatus{{Use: "listener", Name: "broker\x1b[2J", ExpiresAt: timestamppb.New(now)}},
-		Findings:     []*tokenbrokerv1.Finding{{Severity: tokenbrokerv1.FindingSeverity_FINDING_SEVERITY_CRITICAL, Id: "secret-missing", Message: "Client y has no secret.", Action: "Set it.", Since: timestamppb.New(now.Add(-time.Minute))}},
+		Findings:     []*tokenbrokerv1.Finding{{Severity: tokenbrokerv1.FindingSeverity_FINDING_SEVERITY_CRITICAL, Id: "secret-missing", Message: "Client y has no secret.", Action: "Set it.", Since: timestamppb.New(now.Add(-2 * time.Minute))}},
 	}
 	want := `replicas      1 alive of 2, version v1
 store         redis, reads and writes work
@@ -30,7 +30,7 @@ issuers       1 configured, all keys are fetched
 certificates  the first expires on 2026-03-01: listener broker\u001b[2J
 
 CRITICAL  Client y has no secret.
-          Since 1m0s. Set it. [secret-missing]
+          For 2m. Set it. [secret-missing]
 `
 	var out bytes.Buffer
 	if err := printStatus(&out, status, now); err != nil {

@@ -32,13 +32,13 @@ func (f *findings) clocks() {
 	for _, m := range f.members {
 		switch d := m.clock - median; {
 		case d > ClockLimit:
-			off = append(off, string(m.replica.ID)+" is "+span(d)+" ahead")
+			off = append(off, string(m.replica.ID)+" is "+Span(d)+" ahead")
 		case -d > ClockLimit:
-			off = append(off, string(m.replica.ID)+" is "+span(-d)+" behind")
+			off = append(off, string(m.replica.ID)+" is "+Span(-d)+" behind")
 		}
 	}
 	if off == nil { // both sides of the median are within the limit
-		off = append(off, "they are up to "+span(all[len(all)-1]-all[0])+" apart")
+		off = append(off, "they are up to "+Span(all[len(all)-1]-all[0])+" apart")
 	}
 	f.addFleetf(ClockDiffers, "", f.now, "The clocks of the replicas differ: %s", strings.Join(off, ", "))
 }

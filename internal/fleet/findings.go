@@ -106,7 +106,7 @@ func (f *findings) presence() {
 		case m.Presence == Sealed:
 			sealed++
 		case m.Presence == Lost && !f.replaced(m):
-			f.addFleetf(ReplicaLost, m.Replica.ID, f.now.Add(-m.Age), "Replica %s has not reported for %s and did not shut down in an orderly way", m.Replica.ID, span(m.Age))
+			f.addFleetf(ReplicaLost, m.Replica.ID, f.now.Add(-m.Age), "Replica %s has not reported for %s and did not shut down in an orderly way", m.Replica.ID, Span(m.Age))
 		case m.Presence == Alive && m.Record == nil && !f.explained(m):
 			f.addFleetf(ReplicaUnreadable, m.Replica.ID, f.now, "The status of replica %s cannot be read", m.Replica.ID)
 		}
@@ -148,7 +148,7 @@ func (f *findings) ofReplica(m member) {
 	f.failing(m, CertificateRejected, r.CertificatesFailing, "The new certificate of a listener cannot be used")
 	f.failing(m, AuditFailing, r.Audit.Failing, "The audit log cannot be written")
 	if a := &r.Audit; a.Lost > 0 && m.now.Sub(a.LostAt) < LostMemory {
-		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(int(a.Lost), "line", "lines"), span(m.now.Sub(a.LostAt)))
+		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(int(a.Lost), "line", "lines"), Span(m.now.Sub(a.LostAt)))
 	}
 	f.failing(m, TracingFailing, r.Tracing.Failing, "The trace collector does not accept spans")
 	if r.Ring != nil {
@@ -220,7 +220,7 @@ func (f *findings) ofClient(m member, c *Client, outages map[outage]int) {
 		f.addf(SecretFallback, c.Name, m, c.Fallback, "Client %s obtains tokens with another version of its secret than the current one", c.Name)
 	}
 	if !c.Pending.IsZero() && m.now.Sub(c.Pending) > PendingLimit {
-		f.addf(SecretPending, c.Name, m, c.Pending, "A new secret of client %s has been pending for %s", c.Name, span(m.now.Sub(c.Pending)))
+		f.addf(SecretPending, c.Name, m, c.Pending, "A new secret of client %s has been pending for %s", c.Name, Span(m.now.Sub(c.Pending)))
 	}
 }
 
@@ -273,9 +273,9 @@ func (f *findings) ofIssuer(m member, i *Issuer) {
 		f.addf(KeysUnusable, i.Name, m, m.replica.Started, "The keys of issuer %s were never fetched%s: its tokens cannot be verified", i.Name, why(i.Failure))
 	case i.Loaded.IsZero():
 	case i.MaxStale > 0 && age > i.MaxStale:
-		f.addf(KeysUnusable, i.Name, m, i.Loaded.Add(i.MaxStale), "The keys of issuer %s are %s old%s: its tokens cannot be verified", i.Name, span(age), why(i.Failure))
+		f.addf(KeysUnusable, i.Name, m, i.Loaded.Add(i.MaxStale), "The keys of issuer %s are %s old%s: its tokens cannot be verified", i.Name, Span(age), why(i.Failure))
 	case i.Failure != NoCause && age > KeysLimit:
-		f.addf(KeysOld, i.Name, m, i.Loaded, "The keys of issuer %s are %s old and cannot be fetched again%s", i.Name, span(age), why(i.Failure))
+		f.addf(KeysOld, i.Name, m, i.Loaded, "The keys of issuer %s are %s old and cannot be fetched again%s", i.Name, Span(age), why(i.Failure))
 	}
 }
 
@@ -287,9 +287,9 @@ func (f *findings) ofCertificate(m member, c *Certificate) {
 	subject := Name(c.Use.String()) + ":" + c.Name
 	switch left := c.Ends.Sub(m.now); {
 	case left <= 0:
-		f.addf(CertificateEnded, subject, m, c.Ends, "%s %s expired %s ago", certificates[c.Use], c.Name, span(-left))
+		f.addf(CertificateEnded, subject, m, c.Ends, "%s %s expired %s ago", certificates[c.Use], c.Name, Span(-left))
 	case left < limit:
-		f.addf(CertificateEnding, subject, m, c.Ends.Add(-limit), "%s %s expires in %s", certificates[c.Use], c.Name, span(left))
+		f.addf(CertificateEnding, subject, m, c.Ends.Add(-limit), "%s %s expires in %s", certificates[c.Use], c.Name, Span(left))
 	}
 }
 
@@ -300,7 +300,7 @@ func (f *findings) ofRevocations(m member) {
 	case !r.Usable && m.now.Sub(m.replica.Started) > StartGrace:
 		f.addf(RevocationsNotLoaded, "", m, cmp.Or(r.Loaded, m.replica.Started), "The revocations are not loaded, so no token is accepted")
 	case r.Usable && age > RevocationsLimit:
-		f.addf(RevocationsOld, "", m, r.Loaded, "The revocations were last compared with the store %s ago", span(age))
+		f.addf(RevocationsOld, "", m, r.Loaded, "The revocations were last compared with the store %s ago", Span(age))
 	}
 }
 

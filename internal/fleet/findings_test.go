@@ -126,7 +126,7 @@ func faults() []fault {
 		}, fleet.SecretInvalid, "The IdP refuses the credentials of client orders.", ago(time.Minute)},
 		{"no secret", func(w *world) { w.self.Clients[2].State = fleet.ClientNoSecret }, fleet.SecretMissing, "Client unused has no secret", now},
 		{"fallback", func(w *world) { w.self.Clients[0].Fallback = ago(10 * time.Minute) }, fleet.SecretFallback, "Client orders obtains", ago(10 * time.Minute)},
-		{"pending", func(w *world) { w.b().Clients[0].Pending = ago(61 * time.Minute) }, fleet.SecretPending, "pending for 61 min", ago(61 * time.Minute)},
+		{"pending", func(w *world) { w.b().Clients[0].Pending = ago(61 * time.Minute) }, fleet.SecretPending, "pending for 61m", ago(61 * time.Minute)},
 		{"secrets differ", func(w *world) { w.b().Clients[0].Generation = 1 }, fleet.SecretsDiffer, "client orders has not reached b", ago(time.Hour)},
 		{"other ring: unopened", func(w *world) { w.view.Members[1] = fleet.Member{Presence: fleet.Sealed} }, fleet.RingDiffers, "1 replica writes its status with sealing keys that this replica does not have", now},
 		{"other ring: primary", func(w *world) {
@@ -141,32 +141,32 @@ func faults() []fault {
 		{"ring that one replica did not promote", func(w *world) {
 			w.b().Ring.Primary, w.b().Ring.Applied = "00000002", ago(time.Hour)
 		}, fleet.RingRollout, "00000002 of [00000001 00000002] on b", ago(time.Hour)},
-		{"clock ahead", func(w *world) { w.ahead(0, 2*time.Minute) }, fleet.ClockDiffers, "b is 2 min ahead", now},
-		{"clock behind", func(w *world) { w.ahead(1, -2*time.Minute) }, fleet.ClockDiffers, "c is 2 min behind", now},
-		{"clock ahead, record expired", func(w *world) { w.ahead(1, -2*time.Minute); w.view.Members[1].Record = nil }, fleet.ClockDiffers, "c is 2 min behind", now},
-		{"own clock", func(w *world) { w.ahead(0, -time.Minute); w.ahead(1, -time.Minute) }, fleet.ClockDiffers, "a is 60 s ahead", now},
-		{"certificate ending", func(w *world) { w.self.Certificates[0].Ends = now.Add(6 * 24 * time.Hour) }, fleet.CertificateEnding, "The broker's own certificate broker.example expires in 6 days", ago(24 * time.Hour)},
-		{"short certificate ending", func(w *world) { w.self.Certificates[1].Ends = now.Add(3 * time.Minute) }, fleet.CertificateEnding, "client orders expires in 3 min", time.Time{}},
-		{"certificate ended", func(w *world) { w.b().Certificates[0].Ends = ago(time.Hour) }, fleet.CertificateEnded, "expired 60 min ago", ago(time.Hour)},
+		{"clock ahead", func(w *world) { w.ahead(0, 2*time.Minute) }, fleet.ClockDiffers, "b is 2m ahead", now},
+		{"clock behind", func(w *world) { w.ahead(1, -2*time.Minute) }, fleet.ClockDiffers, "c is 2m behind", now},
+		{"clock ahead, record expired", func(w *world) { w.ahead(1, -2*time.Minute); w.view.Members[1].Record = nil }, fleet.ClockDiffers, "c is 2m behind", now},
+		{"own clock", func(w *world) { w.ahead(0, -time.Minute); w.ahead(1, -time.Minute) }, fleet.ClockDiffers, "a is 60s ahead", now},
+		{"certificate ending", func(w *world) { w.self.Certificates[0].Ends = now.Add(6 * 24 * time.Hour) }, fleet.CertificateEnding, "The broker's own certificate broker.example expires in 6d", ago(24 * time.Hour)},
+		{"short certificate ending", func(w *world) { w.self.Certificates[1].Ends = now.Add(3 * time.Minute) }, fleet.CertificateEnding, "client orders expires in 3m", time.Time{}},
+		{"certificate ended", func(w *world) { w.b().Certificates[0].Ends = ago(time.Hour) }, fleet.CertificateEnded, "expired 60m ago", ago(time.Hour)},
 		{"certificate rejected", func(w *world) { w.b().CertificatesFailing = ago(time.Hour) }, fleet.CertificateRejected, "cannot be used", ago(time.Hour)},
 		{"audit", func(w *world) { w.b().Audit.Failing = ago(time.Minute) }, fleet.AuditFailing, "The audit log cannot be written (on 1 of 3 replicas: b).", ago(time.Minute)},
 		{"audit lines lost", func(w *world) {
 			w.b().Audit.Lost, w.b().Audit.LostAt = 7, ago(20*time.Minute)
-		}, fleet.AuditLost, "The audit log has lost 7 lines since the start, the last 20 min ago (on 1 of 3 replicas: b).", ago(20 * time.Minute)},
+		}, fleet.AuditLost, "The audit log has lost 7 lines since the start, the last 20m ago (on 1 of 3 replicas: b).", ago(20 * time.Minute)},
 		{"tracing", func(w *world) { w.self.Tracing.Failing = ago(time.Minute) }, fleet.TracingFailing, "collector", ago(time.Minute)},
 		{"replica lost", func(w *world) {
 			w.view.Members[1] = fleet.Member{Presence: fleet.Lost, Replica: w.view.Members[1].Replica, Age: 90 * time.Second}
-		}, fleet.ReplicaLost, "Replica c has not reported for 90 s", ago(90 * time.Second)},
+		}, fleet.ReplicaLost, "Replica c has not reported for 90s", ago(90 * time.Second)},
 		{"replica unreadable", func(w *world) { w.view.Members[1].Record = nil }, fleet.ReplicaUnreadable, "status of replica c", now},
 		{"configuration differs", func(w *world) { w.b().Config.Digest = fleet.Digest{2} }, fleet.ConfigDiffers, "01000000 on a, c; 02000000 on b", ago(time.Hour)},
 		{"configuration refused", func(w *world) { w.b().Config.Refused = ago(time.Minute) }, fleet.ConfigRefused, "cannot be applied", ago(time.Minute)},
 		{"versions differ", func(w *world) { w.setVersion(0, "v1.3.0") }, fleet.VersionsDiffer, "v1.2.0 on a, c; v1.3.0 on b", ago(24 * time.Hour)},
 		{"newer form", func(w *world) { w.setVersion(0, "v2.0.0"); w.view.Members[0].Record = nil }, fleet.VersionsDiffer, "v2.0.0 on b", ago(24 * time.Hour)},
 		{"revocations never loaded", func(w *world) { w.self.Revocations = fleet.Revocations{} }, fleet.RevocationsNotLoaded, "no token is accepted", ago(24 * time.Hour)},
-		{"revocations old", func(w *world) { w.b().Revocations.Loaded = ago(100 * time.Second) }, fleet.RevocationsOld, "100 s ago (on 1 of 3 replicas: b)", ago(100 * time.Second)},
+		{"revocations old", func(w *world) { w.b().Revocations.Loaded = ago(100 * time.Second) }, fleet.RevocationsOld, "100s ago (on 1 of 3 replicas: b)", ago(100 * time.Second)},
 		{"keys old", func(w *world) {
 			w.b().Issuers[0].Loaded, w.b().Issuers[0].Failure = ago(40*time.Minute), fleet.Unreachable
-		}, fleet.KeysOld, "40 min old", ago(40 * time.Minute)},
+		}, fleet.KeysOld, "40m old", ago(40 * time.Minute)},
 		{"keys stale", func(w *world) { w.b().Issuers[0].Loaded = ago(70 * time.Minute) }, fleet.KeysUnusable, "cannot be verified", ago(10 * time.Minute)},
 		{"keys never fetched", func(w *world) {
 			w.self.Issuers[0] = fleet.Issuer{Name: "https://idp.example", Failure: fleet.Unreachable}

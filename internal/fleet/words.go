@@ -62,16 +62,18 @@ func plural(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// span writes a duration as people do: 40 s, 12 min, 3 h, 9 days.
-func span(d time.Duration) string {
+// Span writes a duration as people do, in the largest unit of which there are two: 40s,
+// 12m, 3h, 9d.
+func Span(d time.Duration) string {
+	const day = 24 * time.Hour
 	switch {
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()))
+		return fmt.Sprintf("%ds", d/time.Second)
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 2*day:
+		return fmt.Sprintf("%dh", d/time.Hour)
 	default:
-		return fmt.Sprintf("%d days", int(d.Hours()/24))
+		return fmt.Sprintf("%dd", d/day)
 	}
 }
