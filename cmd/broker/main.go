@@ -32,9 +32,38 @@ type exit int
 
 func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
+// exitTrouble is the exit code for an error of a command whose exit code 1 has another
+// meaning, as that of diff.
+const exitTrouble = 2
+
+// troubleExit makes the command exit with exitTrouble on each error, also on a wrong
+// argument or flag.
+func troubleExit(cmd *cobra.Command, args cobra.PositionalArgs, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
+	trouble := func(cmd *cobra.Command, err error) error {
+		if err == nil {
+			return nil
+		}
+		if code, ok := err.(exit); ok { //nolint:errorlint // run returns it as it is
+			return code
+		}
+		printError(cmd.ErrOrStderr(), err)
+		return exit(exitTrouble)
+	}
+	cmd.Args = func(cmd *cobra.Command, given []string) error { return trouble(cmd, args(cmd, given)) }
+	cmd.RunE = func(cmd *cobra.Command, given []string) error { return trouble(cmd, run(cmd, given)) }
+	cmd.SetFlagErrorFunc(trouble)
+	return cmd
+}
+
 func run(ctx context.Context, args []string) int {
+	return runTo(ctx, args, os.Stdout, os.Stderr)
+}
+
+func runTo(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
+	root.SetOut(escape.NewWriter(stdout))
+	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -42,7 +71,7 @@ func run(ctx context.Context, args []string) int {
 	if code, ok := errors.AsType[exit](err); ok {
 		return int(code)
 	}
-	printError(os.Stderr, err)
+	printError(stderr, err)
 	return 1
 }
 

@@ -57,30 +57,8 @@ broker needs to run.`,
 	}
 }
 
-// A comparison exits with 1 if the files differ, and with 2 on an error, as diff does.
-const (
-	exitDifferent = 1
-	exitTrouble   = 2
-)
-
-// troubleExit makes the command exit with exitTrouble on each error, also on a wrong
-// argument or flag.
-func troubleExit(cmd *cobra.Command, args cobra.PositionalArgs, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
-	trouble := func(cmd *cobra.Command, err error) error {
-		if err == nil {
-			return nil
-		}
-		if code, ok := err.(exit); ok { //nolint:errorlint // run returns it as it is
-			return code
-		}
-		printError(cmd.ErrOrStderr(), err)
-		return exit(exitTrouble)
-	}
-	cmd.Args = func(cmd *cobra.Command, given []string) error { return trouble(cmd, args(cmd, given)) }
-	cmd.RunE = func(cmd *cobra.Command, given []string) error { return trouble(cmd, run(cmd, given)) }
-	cmd.SetFlagErrorFunc(trouble)
-	return cmd
-}
+// exitDifferent is the exit code of a comparison of files that differ.
+const exitDifferent = 1
 
 func newPolicyDiff() *cobra.Command {
 	var (

@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,67 +15,66 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
-// Exit codes of status.
-const (
-	exitFindings    = 1
-	exitUnreachable = 2
-)
+// exitFindings is the exit code of a status with findings.
+const exitFindings = 1
 
 func newStatus() *cobra.Command {
 	var (
 		conn          connection
 		watch, asJSON bool
 	)
-	cmd := &cobra.Command{
+	cmd := troubleExit(&cobra.Command{
 		Use:   "status",
 		Short: "Show the status of the fleet and what needs attention",
 		Long: `Show the status of all replicas, the store, the clients and the issuers, and below it the
 findings: what is wrong, since when, and what to do.
 
-The exit code is 0 without findings, 1 with findings, and 2 if the broker did not answer.`,
+Exit code: 0 there is no finding, 1 there are findings, 2 there is no status: the broker
+cannot be reached, does not permit the call, or the command line is wrong. With --watch it
+is 0 once the command is interrupted.`,
 		Example: `  broker status
   broker status --watch
   broker status --json`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			findings := 0
-			show := func(out io.Writer) error {
-				return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-					status, err := admin.GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
-					if err != nil {
-						return err
-					}
-					findings = len(status.GetFindings())
-					if asJSON {
-						return printMessage(out, status)
-					}
-					return printStatus(out, status, time.Now())
-				})
-			}
-			if watch {
-				return repeat(cmd.Context(), cmd.OutOrStdout(), show)
-			}
-			if err := show(cmd.OutOrStdout()); err != nil {
-				_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "broker: "+explain(err))
-				return exit(exitUnreachable)
-			}
-			if findings > 0 {
-				return exit(exitFindings)
-			}
-			return nil
-		},
-	}
+	}, cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
+		findings := 0
+		show := func(out io.Writer) error {
+			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+				status, err := admin.GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
+				if err != nil {
+					return err
+				}
+				findings = len(status.GetFindings())
+				if asJSON {
+					return printMessage(out, status)
+				}
+				return printStatus(out, status, time.Now(), widthOf(cmd.OutOrStdout()))
+			})
+		}
+		if watch {
+			return repeat(cmd.Context(), cmd.OutOrStdout(), show)
+		}
+		if err := show(cmd.OutOrStdout()); err != nil {
+			return err
+		}
+		if findings > 0 {
+			return exit(exitFindings)
+		}
+		return nil
+	})
 	conn.flags(cmd)
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object")
 	return cmd
 }
 
-// printStatus prints a line for each part, and then the findings.
-func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Time) error {
+// printStatus prints a line for each part, and then the findings, within so many columns;
+// 0: any number.
+func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Time, width int) error {
 	var page bytes.Buffer
-	table := tabwriter.NewWriter(&page, 0, 0, 2, ' ', 0)
-	line := func(part, text string) { _, _ = fmt.Fprintf(table, "%s\t%s\n", part, escape.Text(text)) }
+	line := func(part, text string) {
+		const indent = 14
+		_, _ = fmt.Fprintf(&page, "%-12s  %s\n", part, wrapped(escape.Text(text), indent, width))
+	}
 	line("replicas", replicasLine(s))
 	line("store", storeLine(s.GetStore()))
 	line("clients", clientsLine(s.GetClients()))
@@ -85,8 +83,7 @@ func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Tim
 		first := certificates[0]
 		line("certificates", fmt.Sprintf("the first expires on %s: %s %s", first.GetExpiresAt().AsTime().Format(time.DateOnly), first.GetUse(), first.GetName()))
 	}
-	_ = table.Flush() // a buffer does not fail
-	_, _ = fmt.Fprintln(&page)
+	_, _ = fmt.Fprintln(&page) // a buffer does not fail
 	if len(s.GetFindings()) == 0 {
 		_, _ = fmt.Fprintln(&page, "No findings.")
 	}
@@ -95,8 +92,9 @@ func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Tim
 		if one.GetSeverity() == tokenbrokerv1.FindingSeverity_FINDING_SEVERITY_CRITICAL {
 			severity = "CRITICAL"
 		}
-		_, _ = fmt.Fprintf(&page, "%-8s  %s\n", severity, escape.Text(one.GetMessage()))
-		_, _ = fmt.Fprintf(&page, "          For %s. %s [%s]\n", since(one.GetSince(), now), escape.Text(one.GetAction()), one.GetId())
+		const indent = 10
+		action := fmt.Sprintf("For %s. %s [%s]", formatSince(one.GetSince(), now), one.GetAction(), one.GetId())
+		_, _ = fmt.Fprintf(&page, "%-8s  %s\n%*s%s\n", severity, wrapped(escape.Text(one.GetMessage()), indent, width), indent, "", wrapped(escape.Text(action), indent, width))
 	}
 	_, err := page.WriteTo(out)
 	return err
@@ -120,15 +118,36 @@ func replicasLine(s *tokenbrokerv1.GetStatusResponse) string {
 }
 
 func storeLine(s *tokenbrokerv1.StoreStatus) string {
+	text := s.GetKind() + ", reads and writes work"
 	for _, one := range s.GetServers() {
-		switch {
-		case !one.GetReads():
-			return s.GetKind() + " " + one.GetName() + " cannot be reached"
-		case !one.GetWrites():
-			return s.GetKind() + " " + one.GetName() + " refuses writes"
+		if !one.GetReads() || !one.GetWrites() {
+			text = serverLine(s.GetKind(), one)
+			break
 		}
 	}
-	return s.GetKind() + ", reads and writes work"
+	switch s.GetDurable() {
+	case "yes":
+		text += ", data is kept on disk"
+	case "no":
+		text += ", data is lost if it restarts"
+	}
+	if s.GetEvicts() == "yes" {
+		text += ", data that must stay may be evicted"
+	}
+	return text
+}
+
+// serverLine describes a server that fails.
+func serverLine(kind string, one *tokenbrokerv1.StoreServerStatus) string {
+	server := strings.TrimSpace(kind + " " + one.GetName())
+	switch {
+	case !one.GetReads():
+		return server + " cannot be reached"
+	case one.GetError() == "":
+		return server + " refuses writes"
+	default:
+		return server + " refuses writes: " + one.GetError()
+	}
 }
 
 func clientsLine(all []*tokenbrokerv1.ClientStatus) string {

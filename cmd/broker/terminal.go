@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -21,6 +23,59 @@ func onTerminal(stream any) bool {
 	}
 	file, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(file.Fd()))
+}
+
+// widthOf returns how many columns the lines of a stream may have: COLUMNS, or the width of
+// the terminal. 0: any number.
+func widthOf(stream any) int {
+	if columns, err := strconv.Atoi(os.Getenv("COLUMNS")); err == nil && columns > 0 {
+		return columns
+	}
+	if w, ok := stream.(*escape.Writer); ok {
+		stream = w.Unwrap()
+	}
+	if file, ok := stream.(*os.File); ok {
+		if columns, _, err := term.GetSize(int(file.Fd())); err == nil {
+			return columns
+		}
+	}
+	return 0
+}
+
+// wrapped breaks a text into lines of at most width columns, each indented by so many
+// spaces except the first. A word that is too long stays whole.
+func wrapped(text string, indent, width int) string {
+	var out strings.Builder
+	column := indent
+	for i, word := range strings.Fields(text) {
+		length := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case width > 0 && column+1+length > width:
+			out.WriteString("\n" + strings.Repeat(" ", indent))
+			column = indent
+		default:
+			out.WriteByte(' ')
+			column++
+		}
+		out.WriteString(word)
+		column += length
+	}
+	return out.String()
+}
+
+// cut shortens each line of a text to width columns; 0: it does not.
+func cut(text string, width int) string {
+	if width <= 0 {
+		return text
+	}
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if runes := []rune(line); len(runes) > width {
+			lines[i] = string(runes[:width-1]) + "…"
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // confirm prompts a person at a terminal for confirmation; a script gets no prompt. The
