@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -103,6 +105,28 @@ func (l *leaks) goThroughAllFlows() {
 	verify(get(robot, own(leaksGood), codes.OK), codes.OK, false)
 
 	l.rotateSecrets(admin)
+
+	testkit.Succeeds(l.t, "the status shows the failures", func() error {
+		report, err := admin.GetStatus(l.as(robot), &tokenbrokerv1.GetStatusRequest{})
+		if err != nil {
+			return err
+		}
+		text := prototext.Format(report)
+		for _, part := range []string{"idp-down", "secret-refused", "issuer-keys-unusable", leaksManaged} {
+			if !strings.Contains(text, part) {
+				return fmt.Errorf("no %s in %s", part, text)
+			}
+		}
+		for _, name := range []string{"robot", "guest", "gate"} {
+			if strings.Contains(text, strconv.Quote(name)) {
+				l.t.Errorf("the status names the caller %s", name)
+			}
+		}
+		fmt.Fprintln(&l.statuses, text)
+		return nil
+	})
+	_, err = admin.GetStatus(l.as(guest), &tokenbrokerv1.GetStatusRequest{})
+	l.expect("GetStatus", err, codes.PermissionDenied)
 
 	// A call that is still under way when the goroutines are looked at.
 	go func() { _, _ = api.GetToken(l.as(robot), own(leaksHanging)) }()
