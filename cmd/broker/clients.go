@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
+	"github.com/cezzis/tokenbroker/internal/escape"
 	"github.com/cezzis/tokenbroker/internal/fleet"
 )
 
@@ -21,23 +24,27 @@ const watchInterval = 2 * time.Second
 
 func newClients() *cobra.Command {
 	var (
-		conn          connection
-		watch, asJSON bool
+		conn                          connection
+		watch, asJSON, onlyTheFailing bool
 	)
 	cmd := &cobra.Command{
 		Use:   "clients [NAME]",
 		Short: "Show the configured clients, their tokens and their secrets",
 		Long: `Show the state of the configured clients: when their tokens expire and are due to be
 replaced, which secrets they have, and the last failure on any replica within a day. Tokens
-are those of the replica that responds.
+are those of the replica that responds. Lines are cut to the width of the terminal.
 
-With NAME, show all details of one client. The name of a secret's version is an opaque
+With NAME, show all details of one client, and its last error as a whole. The name of a secret's version is an opaque
 string; the secret itself is never shown.`,
 		Example: `  broker clients
+  broker clients --failing
   broker clients --watch
   broker clients orders-api --json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && onlyTheFailing {
+				return errors.New("--failing is for the list of all clients: leave out the flag or the name")
+			}
 			write := func(out io.Writer) error {
 				return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
 					if len(args) == 1 {
@@ -51,7 +58,10 @@ string; the secret itself is never shown.`,
 					if err != nil {
 						return err
 					}
-					return printClients(out, clients, time.Now(), asJSON)
+					if onlyTheFailing {
+						clients = slices.DeleteFunc(clients, func(c *tokenbrokerv1.Client) bool { return !failing(c) })
+					}
+					return printClients(out, clients, time.Now(), asJSON, widthOf(cmd.OutOrStdout()))
 				})
 			}
 			if !watch {
@@ -61,6 +71,7 @@ string; the secret itself is never shown.`,
 		},
 	}
 	conn.flags(cmd)
+	cmd.Flags().BoolVar(&onlyTheFailing, "failing", false, "only clients that need attention: their state has an exclamation mark")
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
 	return cmd
@@ -101,7 +112,8 @@ func listClients(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) ([
 	}
 }
 
-func printClients(out io.Writer, clients []*tokenbrokerv1.Client, now time.Time, asJSON bool) error {
+// printClients prints a line for each client, of so many columns at most; 0: any number.
+func printClients(out io.Writer, clients []*tokenbrokerv1.Client, now time.Time, asJSON bool, width int) error {
 	if asJSON {
 		for _, c := range clients {
 			if err := printClient(out, c, now, true); err != nil {
@@ -110,14 +122,17 @@ func printClients(out io.Writer, clients []*tokenbrokerv1.Client, now time.Time,
 		}
 		return nil
 	}
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	var page bytes.Buffer
+	table := tabwriter.NewWriter(&page, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "CLIENT\tSTATE\tTOKEN ENDS\tREFRESH\tSECRET\tAGE\tALSO\tLAST ERROR")
 	for _, c := range clients {
 		secret, age, others := secretColumns(c, now)
 		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.GetName(), stateOf(c), formatUntil(c.GetTokenExpiresAt(), now),
-			formatUntil(c.GetNextRefreshAt(), now), secret, age, others, lastError(c, now))
+			formatUntil(c.GetNextRefreshAt(), now), secret, age, others, escape.Text(lastError(c, now)))
 	}
-	return table.Flush()
+	_ = table.Flush() // a buffer does not fail
+	_, err := io.WriteString(out, cut(page.String(), width))
+	return err
 }
 
 // secretColumns returns the current version, its age and the other usable versions.
@@ -143,15 +158,24 @@ func secretColumns(c *tokenbrokerv1.Client, now time.Time) (secret, age, others 
 // operator should look at it.
 func stateOf(c *tokenbrokerv1.Client) string {
 	state := enumWord(c.GetState().String(), "CLIENT_STATE_")
-	if c.GetSecretFallback() {
+	switch {
+	case c.GetSecretFallback():
 		return state + ", on a fallback!"
-	}
-	switch c.GetState() {
-	case tokenbrokerv1.ClientState_CLIENT_STATE_FAILING, tokenbrokerv1.ClientState_CLIENT_STATE_REFUSED,
-		tokenbrokerv1.ClientState_CLIENT_STATE_THROTTLED, tokenbrokerv1.ClientState_CLIENT_STATE_NO_SECRET:
+	case failing(c):
 		return state + "!"
 	default:
 		return state
+	}
+}
+
+// failing reports whether an operator should look at a client.
+func failing(c *tokenbrokerv1.Client) bool {
+	switch c.GetState() {
+	case tokenbrokerv1.ClientState_CLIENT_STATE_FAILING, tokenbrokerv1.ClientState_CLIENT_STATE_REFUSED,
+		tokenbrokerv1.ClientState_CLIENT_STATE_THROTTLED, tokenbrokerv1.ClientState_CLIENT_STATE_NO_SECRET:
+		return true
+	default:
+		return c.GetSecretFallback()
 	}
 }
 

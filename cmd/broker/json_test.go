@@ -53,7 +53,7 @@ func TestJSONOfMessages_sameFormAsGet(t *testing.T) {
 		{Name: "orders", State: tokenbrokerv1.ClientState_CLIENT_STATE_OK, TokenExpiresAt: at, SecretInUse: "81aa0e11", SecretVersions: []*tokenbrokerv1.SecretVersion{version}},
 		{Name: "billing"},
 	}
-	if err := printClients(&out, clients, time.Now(), true); err != nil {
+	if err := printClients(&out, clients, time.Now(), true, 0); err != nil {
 		t.Fatal(err)
 	}
 	checkJSONLines(t, out.String(), 2, `"token_expires_at":"2026-11-30T01:02:03Z"`, `"secret_in_use":"81aa0e11"`, `"known_here":false`, `"name":"billing"`)
