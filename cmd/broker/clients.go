@@ -73,7 +73,7 @@ string; the secret itself is never shown.`,
 	conn.flags(cmd)
 	cmd.Flags().BoolVar(&onlyTheFailing, "failing", false, "only clients that need attention: their state has an exclamation mark")
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -51,7 +51,7 @@ Audience, resources and scopes default to those of the client.`,
 	flags.StringArrayVar(&resource, "resource", nil, "resource to request (repeatable)")
 	flags.StringSliceVar(&scope, "scope", nil, "scope to request (repeatable, or separated by commas)")
 	flags.DurationVar(&minTTL, "min-ttl", 0, "minimum remaining lifetime of the token")
-	flags.BoolVar(&asJSON, "json", false, "print the broker's whole response as JSON in one line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -64,9 +64,9 @@ func printToken(cmd *cobra.Command, token *client.Token, asJSON bool) error {
 		AccessToken string    `json:"access_token"`
 		TokenType   string    `json:"token_type"`
 		ExpiresAt   time.Time `json:"expires_at"`
-		RefreshAt   time.Time `json:"refresh_at"`
+		RefreshAt   time.Time `json:"refresh_at,omitzero"`
 		Scopes      []string  `json:"scopes"`
 		Origin      string    `json:"origin"`
 		Degraded    bool      `json:"degraded"`
-	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), token.Scopes(), token.Origin(), token.Degraded()})
+	}{token.AccessToken(), token.Type(), token.ExpiresAt(), token.RefreshAt(), notNil(token.Scopes()), token.Origin(), token.Degraded()})
 }

@@ -6,15 +6,32 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 )
 
-// Each --json flag prints one object per line, with the API's field names in snake_case.
+// Each --json flag prints one object per line, with the API's field names in snake_case. A
+// list without items is [], a time that is not set is left out.
 
-// printJSON prints a value as one line.
+// jsonFlag adds the flag --json.
+func jsonFlag(cmd *cobra.Command, asJSON *bool) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "print JSON, an object in each line")
+}
+
+// printJSON prints a value as one line. It escapes nothing for HTML, as printMessage.
 func printJSON(out io.Writer, value any) error {
-	return json.NewEncoder(out).Encode(value)
+	encoder := json.NewEncoder(out)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
+}
+
+// notNil returns a list that is encoded as [] if it has no items.
+func notNil(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
 }
 
 // printMessage prints a message of the API as one line.

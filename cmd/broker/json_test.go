@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -95,5 +96,48 @@ func TestJSONOfVerifyIsOneLine(t *testing.T) {
 			}
 			checkJSONLines(t, out.String(), 1, tt.contains)
 		})
+	}
+}
+
+func TestJSONFlagIsTheSameEverywhere(t *testing.T) {
+	usages := map[string][]string{}
+	var visit func(cmd *cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		if flag := cmd.Flags().Lookup("json"); flag != nil {
+			usages[flag.Usage] = append(usages[flag.Usage], cmd.CommandPath())
+		}
+		for _, child := range cmd.Commands() {
+			visit(child)
+		}
+	}
+	visit(newRoot())
+	if len(usages) != 1 {
+		t.Errorf("the flag --json has several descriptions: %v", usages)
+	}
+}
+
+func TestJSONOfGetHasNoNull(t *testing.T) {
+	b := brokertest.New(t, brokertest.OnLoopback())
+	for _, args := range [][]string{{"get", "orders-api"}, {"verify", b.Mint(brokertest.Claims{})}} {
+		stdout, stderr, code := runCommand(t.Context(), append(args, "--json", "--addr", b.Addr(), "--plaintext")...)
+		if code != 0 || strings.Contains(stdout, "null") || strings.Contains(stdout, "0001-01-01") {
+			t.Errorf("%v: %d %s%s", args[0], code, stdout, stderr)
+		}
+	}
+}
+
+func TestJSONIsNotEscapedForHTML(t *testing.T) {
+	var out strings.Builder
+	if err := printJSON(&out, map[string]string{"reason": "a & b <c>"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := printTyped(&out, "grant", []map[string]string{{"reason": "a & b <c>"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := printMessage(&out, &tokenbrokerv1.Revocation{Reason: "a & b <c>"}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(out.String(), `"reason":"a & b <c>"`) != 3 {
+		t.Error(out.String())
 	}
 }

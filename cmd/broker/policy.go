@@ -1,8 +1,8 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -113,7 +113,7 @@ cannot be read or is not valid.`,
 		return nil
 	})
 	cmd.Flags().StringArrayVar(&logs, "audit", nil, "an audit log, also one compressed by gzip; - for the standard input; repeatable")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -158,7 +158,7 @@ The exit code is 2 if a file cannot be read or is not valid.`,
 		return nil
 	})
 	cmd.Flags().StringArrayVar(&logs, "audit", nil, "an audit log, also one compressed by gzip; - for the standard input; repeatable (required)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -226,9 +226,10 @@ func (r *review) usage(u *policyreview.Usage) error {
 // printTyped prints each value as a line, with its type as the first member.
 func printTyped[T any](out io.Writer, name string, values []T) error {
 	for _, value := range values {
-		members, err := json.Marshal(value)
+		var line bytes.Buffer
+		err := printJSON(&line, value)
 		if err == nil {
-			_, err = fmt.Fprintf(out, "{\"type\":%q,%s\n", name, members[1:])
+			_, err = fmt.Fprintf(out, "{\"type\":%q,%s", name, line.Bytes()[1:])
 		}
 		if err != nil {
 			return err

@@ -29,7 +29,7 @@ func newRevocationsAdd() *cobra.Command {
 		conn                               connection
 		revocation                         tokenbrokerv1.Revocation
 		tokenID, subject, clientID, before string
-		all                                bool
+		all, asJSON                        bool
 		duration                           time.Duration
 	)
 	cmd := &cobra.Command{
@@ -69,6 +69,9 @@ A gateway that caches results applies it after they expire (valid_until).`,
 				if err != nil {
 					return err
 				}
+				if asJSON {
+					return printMessage(cmd.OutOrStdout(), resp.GetRevocation())
+				}
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), resp.GetRevocation().GetId())
 				return err
 			})
@@ -84,6 +87,7 @@ A gateway that caches results applies it after they expire (valid_until).`,
 	flags.StringVar(&before, "issued-before", "", "only tokens issued before this instant: now, or as 2026-11-23T09:00:00Z")
 	flags.DurationVar(&duration, "for", 0, "how long the revocation lasts; by default as long as tokens of the issuer may live")
 	flags.StringVar(&revocation.Reason, "reason", "", "reason, shown in the list")
+	jsonFlag(cmd, &asJSON)
 	_ = cmd.MarkFlagRequired("issuer")
 	cmd.MarkFlagsOneRequired("token-id", "subject", "client-id", "all")
 	cmd.MarkFlagsMutuallyExclusive("token-id", "subject", "client-id", "all")
@@ -142,7 +146,7 @@ func newRevocationsList() *cobra.Command {
 	}
 	conn.flags(cmd)
 	cmd.Flags().StringVar(&issuer, "issuer", "", "only revocations of this issuer")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, an object in each line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -47,7 +47,7 @@ func (c *secretFlags) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&c.requestID, "request-id", "", "resume an earlier call, which may have been interrupted, instead of starting a new one")
 	flags.StringVar(&c.reason, "reason", "", "reason, for the audit log")
-	flags.BoolVar(&c.asJSON, "json", false, "print the broker's response as JSON in one line")
+	jsonFlag(cmd, &c.asJSON)
 	if c.hasExpect {
 		flags.StringVar(&c.expected, "expect", "", "proceed only if this version is active")
 	}

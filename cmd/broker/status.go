@@ -63,7 +63,7 @@ is 0 once the command is interrupted.`,
 	})
 	conn.flags(cmd)
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, one object")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

@@ -85,7 +85,7 @@ Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide
 	conn.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the broker's whole response as JSON in one line")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -157,11 +157,11 @@ func printClaims(cmd *cobra.Command, c *client.Claims, asJSON bool) error {
 			Audiences   []string           `json:"audiences"`
 			Scopes      []string           `json:"scopes"`
 			IssuedAt    time.Time          `json:"issued_at,omitzero"`
-			ExpiresAt   time.Time          `json:"expires_at"`
+			ExpiresAt   time.Time          `json:"expires_at,omitzero"`
 			TokenID     string             `json:"token_id,omitempty"`
-			ValidUntil  time.Time          `json:"valid_until"`
+			ValidUntil  time.Time          `json:"valid_until,omitzero"`
 			Claims      json.RawMessage    `json:"claims"`
-		}{true, c.Issuer, c.Subject, c.SubjectType, c.ClientID, c.Audience, c.Scopes, c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
+		}{true, c.Issuer, c.Subject, c.SubjectType, c.ClientID, notNil(c.Audience), notNil(c.Scopes), c.IssuedAt, c.ExpiresAt, c.TokenID, c.ValidUntil, c.JSON})
 	}
 	subject := escape.Text(c.Subject)
 	if c.SubjectType == client.SubjectClientID {
