@@ -149,7 +149,10 @@ func (l *leaks) places() redacttest.Places {
 	l.collector.mu.Lock()
 	spans := strings.Join(l.collector.whole, "\n")
 	l.collector.mu.Unlock()
+	_, page := read(l.t, "http://"+l.OpsAddr()+"/")
+	_, checks := read(l.t, "http://"+l.OpsAddr()+"/readyz?verbose")
 	found := redacttest.Places{
+		"status page": page, "checks": checks,
 		"log": l.log.String(), "audit": string(book), "metrics": metrics, "spans": spans,
 		"statuses": l.statuses.String(), "answers": l.answers.String(), "errors": l.errors.String(),
 		"goroutines, debug=1": l.goroutines(1), "goroutines, debug=2": l.goroutines(2),
@@ -202,9 +205,19 @@ func TestNoSecretLeaks(t *testing.T) {
 		"log": "a fetch crashed", "audit": `"client":"good"`, "metrics": `client="good"`, "spans": "idp introspection", "statuses": "TOKEN_REQUEST_REFUSED", "answers": "insufficient_scope",
 		"errors": "never as a literal", "goroutines, debug=1": "goroutine profile", "goroutines, debug=2": "chan receive", "MONITOR": "evalsha", "SLOWLOG": "evalsha",
 		"CLIENT LIST": "user=tokenbroker", "keys": "tb1:", "values": ":", "append-only file": "tb1:",
+		"status page": "The IdP issues no token to client " + leaksDescription, "checks": "The IdP issues no token to client " + leaksDescription,
 	} {
 		if !strings.Contains(places[place], known) {
 			t.Errorf("%s does not even hold %q", place, known)
+		}
+	}
+	// The status page and the checks are for more eyes than the log: they show neither the
+	// names of callers nor texts of IdPs.
+	for _, hidden := range []string{"robot", "guest", "gate", "invalid_request"} {
+		for _, place := range []string{"status page", "checks"} {
+			if strings.Contains(places[place], hidden) {
+				t.Errorf("%s contains %q", place, hidden)
+			}
 		}
 	}
 	for _, said := range []string{

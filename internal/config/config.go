@@ -139,6 +139,10 @@ type Server struct {
 	DrainTimeout time.Duration `yaml:"drain_timeout" jsonschema:"default=25s"`
 	// Serve Go profiles under /debug/pprof/ on the ops listener, which must then be on loopback.
 	Pprof bool `yaml:"pprof" jsonschema:"default=false"`
+	// Where the ops listener serves the status page and the details of /readyz?verbose: only at a
+	// loopback address, at any address, or nowhere. They show names of clients, issuers and
+	// replicas to everyone who can connect.
+	StatusPage string `yaml:"status_page" jsonschema:"default=loopback,enum=loopback,enum=always,enum=off"`
 	// Calls that take longer are logged although they succeed, at most 5m. 0s: no successful call
 	// is logged for its duration.
 	SlowCall time.Duration `yaml:"slow_call" jsonschema:"default=1s"`

@@ -52,6 +52,7 @@ func defaults() *config.Config {
 			Deadline:       30 * time.Second,
 			Reflection:     true,
 			DrainTimeout:   25 * time.Second,
+			StatusPage:     "loopback",
 			SlowCall:       time.Second,
 			CallerAudience: "tokenbroker",
 		},
@@ -126,6 +127,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			DrainDelay:     5 * time.Second,
 			DrainTimeout:   90 * time.Second,
 			Pprof:          true,
+			StatusPage:     "always",
 			SlowCall:       250 * time.Millisecond,
 			CallerAudience: "urn:broker",
 		},
@@ -493,6 +495,28 @@ func BenchmarkParseConfig(b *testing.B) {
 	for b.Loop() {
 		if _, err := config.Parse("broker.yaml", data); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+func TestStatusPageIsOnLoopbackUnlessConfigured(t *testing.T) {
+	const beyond, loopback = "listen: {ops: {address: ':9090', plaintext: true}}\n", "listen: {ops: 127.0.0.1:9090}\n"
+	for text, want := range map[string]bool{
+		"": true, loopback: true, beyond: false,
+		"listen: {ops: '[::1]:9090'}\n":                                 true,
+		"listen: {ops: localhost:9090}\n":                               true,
+		beyond + "server: {status_page: always}\n":                      true,
+		beyond + "server: {status_page: loopback}\n":                    false,
+		beyond + "server: {status_page: off}\n":                         false,
+		loopback + "server: {status_page: off}\n":                       false,
+		"listen: {ops: {address: '192.0.2.1:9090', plaintext: true}}\n": false,
+	} {
+		cfg, err := config.Parse("broker.yaml", []byte(client()+text))
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if got := cfg.ServesStatusPage(); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
 		}
 	}
 }

@@ -114,6 +114,11 @@ func (c *Unix) FileMode() (mode fs.FileMode, ok bool) {
 	return fs.FileMode(bits), err == nil && bits <= 0o777
 }
 
+// ServesStatusPage reports whether the ops listener serves the status page.
+func (c *Config) ServesStatusPage() bool {
+	return c.Server.StatusPage == "always" || c.Server.StatusPage == "loopback" && onLoopback(c.Listen.Ops.Address)
+}
+
 // Encrypted reports whether the gRPC listener speaks TLS.
 func (c *Listen) Encrypted() bool { return c.TLS != nil && !c.GRPC.Plaintext }
 
