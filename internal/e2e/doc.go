@@ -3,7 +3,8 @@
 // as its users do, over gRPC, grpcurl and the command line:
 //
 //   - fleet: replicas that share a real Redis, which is killed, hung and failed over;
-//     rotation of secrets; an identity provider in the test's own process counts calls.
+//     rotation of secrets; an identity provider in the test's own process counts calls;
+//     the status page in Chromium (browser/).
 //   - edge: identity providers, callers and gateways, each with real programs.
 //   - deploy: the command line, docker-compose.yaml, deploy/kubernetes and systemd.
 //   - harness: what they share.

@@ -71,10 +71,13 @@ func Need(t *testing.T, peer string) {
 	case "oidc-provider":
 		_, err = os.Stat(filepath.Join("..", "oidc-provider", "node_modules", "oidc-provider"))
 		install = "npm ci --prefix internal/e2e/oidc-provider"
+	case "playwright-core":
+		_, err = os.Stat(filepath.Join("..", "browser", "node_modules", "playwright-core"))
+		install = "npm ci --prefix internal/e2e/browser"
 	case "node":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install nodejs npm (version 20 or later)"
-	case "redis-server", "nginx", "caddy", "haproxy", "curl":
+	case "redis-server", "nginx", "caddy", "haproxy", "curl", "chromium":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install " + peer
 	case "python3-authlib":
