@@ -24,7 +24,8 @@ type Listen struct {
 	Unix *Unix `yaml:"unix"`
 	// A Unix socket that also serves the HTTP API. Linux only.
 	HTTPUnix *HTTPUnix `yaml:"http_unix"`
-	// The address of Prometheus metrics, /livez and /readyz over HTTP. "off": no listener.
+	// The address of Prometheus metrics, /livez, /readyz and the status page over HTTP. "off": no
+	// listener.
 	Ops Listener `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
 	// Encrypts grpc and http, and identifies callers by their certificates, with cert and key or
 	// with spiffe. The files are read again when they change. Absent: nothing is encrypted.

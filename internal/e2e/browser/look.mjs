@@ -65,7 +65,7 @@ async function look(width, dark, scripts) {
   if (seen.styled === "0px") wrong("the style sheet is not applied");
   for (const shot of asked.shots ?? []) {
     if (scripts && shot.width === width && shot.dark === dark) {
-      const clip = { x: 0, y: 0, width, height: Math.min(seen.height, 960) };
+      const clip = { x: 0, y: 0, width, height: Math.min(seen.height, 860) };
       await page.screenshot({ path: shot.file, fullPage: true, clip });
     }
   }
