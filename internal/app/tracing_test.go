@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,9 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/cezzis/tokenbroker/internal/app"
+	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // otlp is a collector that keeps what it receives.
@@ -84,12 +89,59 @@ func (o *otlp) named(name string) (found []*spans.Span) {
 	return found
 }
 
+func (o *otlp) names() (names []string) {
+	for _, span := range o.spans {
+		names = append(names, span.GetName())
+	}
+	return names
+}
+
 func attributes(span *spans.Span) map[string]string {
 	found := map[string]string{}
 	for _, a := range span.GetAttributes() {
 		found[a.GetKey()] = strings.Trim(a.GetValue().String(), `"`)
 	}
 	return found
+}
+
+// Housekeeping makes no spans, however long the broker runs: all spans belong to the
+// trace of a call.
+func TestTrace_housekeepingHasNoSpans(t *testing.T) {
+	ring := filepath.Join(t.TempDir(), "ring.json")
+	testkit.WriteFile(t, ring, string(sealed.GenerateRing().Reveal()))
+	redis := redistest.Start(t, redistest.Options{})
+	received, address := startOTLP(t)
+	t.Run("broker", func(t *testing.T) {
+		broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\ntracing: {endpoint: \"http://%s\", sample: 1}\n", redis.Addr(), "file:"+ring, address)), devIDP(t))
+		metric := func(name string) float64 { return sampleOf(t, broker, name) }
+		testkit.Eventually(t, "keys and polls", func() bool {
+			return metric(`tokenbroker_jwks_fetches_total{issuer="`+idpIssuer+`",result="success"}`) > 0 && metric("tokenbroker_redis_trips_total") > 5
+		})
+		if _, err := c.Token(t.Context(), "client-0"); err != nil {
+			t.Error(err)
+		}
+		trips := metric("tokenbroker_redis_trips_total")
+		testkit.Eventually(t, "further polls", func() bool { return metric("tokenbroker_redis_trips_total") > trips })
+	})
+	calls := received.named(getToken)
+	if len(calls) != 1 || len(received.named("idp token")) != 1 || len(received.named("redis evalsha")) == 0 {
+		t.Fatalf("spans: %q", received.names())
+	}
+	for _, span := range received.spans {
+		if !slices.Equal(span.GetTraceId(), calls[0].GetTraceId()) {
+			t.Errorf("the span %s is not part of the call's trace", span.GetName())
+		}
+	}
+}
+
+// sampleOf returns the value of a metric; 0 if it is absent.
+func sampleOf(t *testing.T, broker *app.App, name string) float64 {
+	t.Helper()
+	_, metrics := read(t, "http://"+broker.OpsAddr()+"/metrics")
+	_, rest, _ := strings.Cut(metrics, "\n"+name+" ")
+	text, _, _ := strings.Cut(rest, "\n")
+	value, _ := strconv.ParseFloat(text, 64)
+	return value
 }
 
 const getToken = "tokenbroker.v1.TokenBrokerService/GetToken"
@@ -103,12 +155,8 @@ func TestTrace_callWithItsCauses(t *testing.T) {
 		verify(ctx, token)
 	})
 	calls, trips := got.named(getToken), got.named("idp token")
-	if len(calls) != 1 || len(trips) != 1 || len(got.named("tokenbroker.v1.TokenBrokerService/VerifyToken")) != 1 || len(got.named("issuer metadata")) == 0 || len(got.named("issuer keys")) == 0 {
-		var names []string
-		for _, span := range got.spans {
-			names = append(names, span.GetName())
-		}
-		t.Fatalf("spans: %v", names)
+	if len(calls) != 1 || len(trips) != 1 || len(got.named("tokenbroker.v1.TokenBrokerService/VerifyToken")) != 1 {
+		t.Fatalf("spans: %q", got.names())
 	}
 	if fmt.Sprintf("%x %x", calls[0].GetTraceId(), calls[0].GetParentSpanId()) != traceID+" "+spanID {
 		t.Errorf("the call is not in its caller's trace: %x", calls[0].GetTraceId())

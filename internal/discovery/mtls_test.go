@@ -106,9 +106,11 @@ func TestRequestsWithACertificateHaveSpansToo(t *testing.T) {
 	network := discovery.NewNetwork(answering(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
 	}))
-	network.Trace(tracing.New(trace.NewTracerProvider(trace.WithSpanProcessor(spans))))
+	tracer := tracing.New(trace.NewTracerProvider(trace.WithSpanProcessor(spans)))
+	network.Trace(tracer)
+	ctx, _ := tracer.Serve(t.Context(), tracing.ServeToken, nil)
 	client := network.ClientWith("https://idp.example", false, selfSigned(t, "client"))
-	if _, _, err := discovery.Get(tracing.Named(t.Context(), tracing.Token), client, "https://idp.example/token", 1); err != nil {
+	if _, _, err := discovery.Get(tracing.Named(ctx, tracing.Token), client, "https://idp.example/token", 1); err != nil {
 		t.Error(err)
 	}
 	if got := spans.Ended(); len(got) != 1 || got[0].Name() != "idp token" {

@@ -46,10 +46,11 @@ func New(provider trace.TracerProvider) *Tracer {
 	return &Tracer{provider.Tracer("github.com/cezzis/tokenbroker")}
 }
 
-// Start begins the span of an outgoing request. Its parent is the span in ctx. The
-// caller ends it with [Span.End].
+// Start begins the span of an outgoing request. Its parent is the span in ctx. Without a
+// parent there is no span: the request is housekeeping, such as a poll, and a trace of one
+// span each would hide the traces of calls. The caller ends the span with [Span.End].
 func (t *Tracer) Start(ctx context.Context, name Name) (context.Context, Span) {
-	if t == nil {
+	if t == nil || !trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx, Span{}
 	}
 	ctx, span := t.tracer.Start(ctx, string(name), trace.WithSpanKind(trace.SpanKindClient)) //nolint:spancheck // the caller ends it

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 const (
@@ -51,9 +52,9 @@ type Source struct {
 	metrics Metrics
 
 	state   atomic.Pointer[state]
-	demand  chan struct{} // holds one value while a token needs a fetch
-	waiting atomic.Int64  // tokens that wait for the end of a fetch
-	running chan struct{} // holds one value while run is running
+	demand  chan context.Context // holds one value while a token needs a fetch: the span of its call
+	waiting atomic.Int64         // tokens that wait for the end of a fetch
+	running chan struct{}        // holds one value while run is running
 
 	fetchLock sync.Mutex // held during a fetch
 }
@@ -83,7 +84,7 @@ func New(issuer string, cfg Config, logger *slog.Logger, metrics Metrics) *Sourc
 		cfg:     cfg,
 		logger:  logger.With("issuer", issuer),
 		metrics: metrics,
-		demand:  make(chan struct{}, 1),
+		demand:  make(chan context.Context, 1),
 		running: make(chan struct{}, 1),
 	}
 	s.state.Store(&state{replaced: make(chan struct{})})
@@ -172,7 +173,7 @@ func (s *state) mayFetch() bool { return time.Since(s.fetchAt) >= demandInterval
 func (s *Source) await(ctx context.Context, current *state) (*state, error) {
 	if !current.fetching {
 		select {
-		case s.demand <- struct{}{}:
+		case s.demand <- tracing.Detached(context.Background(), ctx):
 		default: // a request is pending already
 		}
 	}
@@ -216,30 +217,32 @@ func (s *Source) Run(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
+	cause := ctx
 	if s.state.Load().loaded() {
-		s.waitUntilDue(ctx)
+		cause = s.waitUntilDue(ctx)
 	}
 	for ctx.Err() == nil {
-		_ = s.Refresh(ctx) // the state holds the error
-		s.waitUntilDue(ctx)
+		_ = s.Refresh(tracing.Detached(ctx, cause)) // the state holds the error
+		cause = s.waitUntilDue(ctx)
 	}
 }
 
 // waitUntilDue returns when the next fetch is due, when a token may cause a fetch and
-// needs one, or when ctx ends.
-func (s *Source) waitUntilDue(ctx context.Context) {
+// needs one, or when ctx ends. The result has the span of the call that presented such a
+// token, if any.
+func (s *Source) waitUntilDue(ctx context.Context) (cause context.Context) {
 	due := time.NewTimer(time.Until(s.state.Load().nextAt))
 	defer due.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return ctx
 		case <-due.C:
-			return
-		case <-s.demand:
+			return ctx
+		case cause := <-s.demand:
 			// The demand may be older than the last fetch, and then met.
 			if s.state.Load().mayFetch() {
-				return
+				return cause
 			}
 		}
 	}
