@@ -143,7 +143,7 @@ func TestBrokerServesAPIsAndMetrics(t *testing.T) {
 }
 
 // Every metric that is served stands in docs/metrics.md, and the other way
-// round.
+// round. Every counter has a series before the first event, so that increase() sees it.
 func TestMetricsAreDocumented(t *testing.T) {
 	idp := devIDP(t)
 	ring := filepath.Join(t.TempDir(), "ring.json")
@@ -157,18 +157,24 @@ func TestMetricsAreDocumented(t *testing.T) {
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, served := read(t, "http://"+broker.OpsAddr()+"/metrics")
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+)` \\| counter \\|").FindAllStringSubmatch(string(page), -1) {
+		if !strings.Contains(served, "\n"+row[1]+"{") && !strings.Contains(served, "\n"+row[1]+" ") {
+			t.Errorf("%s has no series before the first event", row[1])
+		}
+	}
 	token, err := c.Token(t.Context(), "client-0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, _ = c.Verify(t.Context(), token.AccessToken()) // whatever it says is counted
-	_, served := read(t, "http://"+broker.OpsAddr()+"/metrics")
-	page, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, served = read(t, "http://"+broker.OpsAddr()+"/metrics")
 	names := map[string]bool{}
-	for _, line := range regexp.MustCompile(`(?m)^# TYPE (tokenbroker_\w+) `).FindAllStringSubmatch(served, -1) {
+	for _, line := range regexp.MustCompile(`(?m)^# TYPE ((?:tokenbroker|grpc)_\w+) `).FindAllStringSubmatch(served, -1) {
 		names[line[1]] = true
 		if !strings.Contains(string(page), "| `"+line[1]+"` |") {
 			t.Errorf("%s is served and not documented", line[1])
@@ -177,11 +183,40 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if len(names) < 10 {
 		t.Errorf("only %d metrics are served", len(names))
 	}
-	for _, row := range regexp.MustCompile("(?m)^\\| `(tokenbroker_\\w+)` \\|").FindAllStringSubmatch(string(page), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `(\\w+_\\w+)` \\|").FindAllStringSubmatch(string(page), -1) {
 		if !names[row[1]] {
 			t.Errorf("%s is documented and not served", row[1])
 		}
 	}
+}
+
+func TestMetrics_clientsAndCallersOfAReloadStartAtZero(t *testing.T) {
+	idp := devIDP(t)
+	broker, _ := run(t, sample(t, 1), idp)
+	series := func(client, caller string) []string {
+		return []string{
+			fmt.Sprintf("tokenbroker_idp_fetches_total{client=%q,result=%q} 0", client, "credential_refused"),
+			fmt.Sprintf("tokenbroker_idp_fetches_total{client=%q,result=%q} 0", client, "request_refused"),
+			fmt.Sprintf("tokenbroker_limited_calls_total{caller=%q,limit=%q} 0", caller, "rate"),
+			fmt.Sprintf("tokenbroker_limited_calls_total{caller=%q,limit=%q} 0", caller, "watches"),
+		}
+	}
+	expect := func(want bool, all []string) {
+		t.Helper()
+		_, served := read(t, "http://"+broker.OpsAddr()+"/metrics")
+		for _, one := range all {
+			if strings.Contains(served, "\n"+one+"\n") != want {
+				t.Errorf("%s is served: %v", one, !want)
+			}
+		}
+	}
+	expect(true, series("client-0", "everybody"))
+	text := strings.NewReplacer("client-0", "renamed", "everybody", "newcomer").Replace(sampleText(t, 1))
+	if err := broker.Reload(parsed(t, text)); err != nil {
+		t.Fatal(err)
+	}
+	expect(true, series("renamed", "newcomer"))
+	expect(false, series("client-0", "everybody"))
 }
 
 func TestStart_namesEachUnreadableSecret(t *testing.T) {

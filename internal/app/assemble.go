@@ -90,7 +90,7 @@ func assemble(config *config.Config, transport http.RoundTripper, told observers
 		return nil, err
 	}
 	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: told}
-	p.network.Trace(told.traces.tracer())
+	p.network.Observe(told.traces.tracer(), countCalls(told.registerer))
 	if err := p.fill(config); err != nil {
 		_ = opened.Close()
 		return nil, err

@@ -100,8 +100,8 @@ func needRestart(running, next *config.Config) (sections []string) {
 
 // reloadMetrics count the results of reloads of the configuration.
 type reloadMetrics struct {
-	applied, refused prometheus.Counter
-	appliedAt        prometheus.Gauge
+	applied, refused   prometheus.Counter
+	appliedAt, failing prometheus.Gauge
 	// refusedAt is since when the file contains a configuration that cannot be applied;
 	// nil: it does not.
 	refusedAt atomic.Pointer[time.Time]
@@ -127,9 +127,13 @@ func newReloadMetrics(registerer prometheus.Registerer) *reloadMetrics {
 			Name: "tokenbroker_config_applied_timestamp_seconds",
 			Help: "When the active configuration was applied, in seconds of the epoch.",
 		}),
+		failing: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tokenbroker_config_reload_failing",
+			Help: "1 while the configuration file cannot be read or applied, so that another configuration is active, else 0.",
+		}),
 	}
 	m.appliedAt.SetToCurrentTime()
-	registerer.MustRegister(reloads, m.appliedAt)
+	registerer.MustRegister(reloads, m.appliedAt, m.failing)
 	return m
 }
 
@@ -138,10 +142,12 @@ func (m *reloadMetrics) reloaded(err error) {
 		m.refused.Inc()
 		now := time.Now()
 		m.refusedAt.CompareAndSwap(nil, &now)
+		m.failing.Set(1)
 		return
 	}
 	m.applied.Inc()
 	m.refusedAt.Store(nil)
+	m.failing.Set(0)
 	m.appliedAt.SetToCurrentTime()
 }
 
@@ -213,19 +219,20 @@ type watchedFile struct {
 func (w *watchedFile) read() ([]byte, error) {
 	// Stat precedes the read: a change between the two is seen at the next look.
 	info, err := os.Stat(w.path)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var data []byte
+		if data, err = config.Read(w.path); err == nil {
+			w.seen, w.digest, w.restless, w.failing = info, sha256.Sum256(data), false, false
+			return data, nil
+		}
 	}
-	data, err := config.Read(w.path)
-	if err != nil {
-		return nil, err
-	}
-	w.seen, w.digest, w.restless, w.failing = info, sha256.Sum256(data), false, false
-	return data, nil
+	w.failing = true
+	return nil, err
 }
 
 // look returns the content if it has changed and was the same at the last look, and
-// otherwise nil. An error is returned once until it is over.
+// otherwise nil. An error is returned once until it is over; then the content counts as
+// changed.
 func (w *watchedFile) look() ([]byte, error) {
 	info, err := os.Stat(w.path)
 	if err == nil && w.seen != nil && !w.restless && !w.failing && unchanged(w.seen, info) {
@@ -237,9 +244,8 @@ func (w *watchedFile) look() ([]byte, error) {
 	case err != nil && failing:
 		return nil, nil
 	case err != nil:
-		w.failing = true
 		return nil, err
-	case w.digest != before:
+	case w.digest != before || failing:
 		w.restless = true
 		return nil, nil
 	case restless:

@@ -189,6 +189,30 @@ func TestReload_failureChangesNothing(t *testing.T) {
 	}
 }
 
+func TestReload_failingIsAMetric(t *testing.T) {
+	r := startReloadable(t, devIDP(t), getAndVerify)
+	expect := func(what string, want int) {
+		t.Helper()
+		testkit.Eventually(t, what, func() bool {
+			_, metrics := read(t, "http://"+r.OpsAddr()+"/metrics")
+			return strings.Contains(metrics, fmt.Sprintf("\ntokenbroker_config_reload_failing %d\n", want))
+		})
+	}
+	expect("a good file is not failing", 0)
+	r.write("clients: [")
+	expect("a bad file is failing", 1)
+	r.write(getAndVerify)
+	expect("the good file is back", 0)
+	if err := os.Rename(r.file, r.file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	expect("a missing file is failing", 1)
+	if err := os.Rename(r.file+".away", r.file); err != nil {
+		t.Fatal(err)
+	}
+	expect("the same file is back", 0)
+}
+
 func TestReload_changedFile(t *testing.T) {
 	r := startReloadable(t, devIDP(t), getAndVerify)
 	r.write(verifyOnly)

@@ -311,6 +311,7 @@ func (b *Broker) Apply(next Setup) error {
 		created.clients[cfg.Name] = b.newClient(cfg).after(old)
 	}
 	b.setup.Store(created)
+	b.metrics.startAtZero(created.clients, before.clients)
 	for name, old := range before.clients {
 		if created.clients[name] != old {
 			for _, subscription := range old.subscriptions {

@@ -66,6 +66,9 @@ func (b *Broker) run(ctx context.Context, e *entry, f *flight) {
 		f.err = b.outOfTime(e)
 	case lease.NotNeeded:
 	}
+	if f.err == nil && f.origin == OriginShared {
+		b.metrics.avoided.shared.Add(1)
+	}
 }
 
 // finish ends the flight without a fetch if a newer token is known, or if an active failure or a

@@ -69,7 +69,7 @@ type Answer struct {
 func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
-		b.metrics.failed.Inc()
+		b.metrics.failed.Add(1)
 		return Answer{}, err
 	}
 	return b.metrics.counted(answer), nil
@@ -235,12 +235,14 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 		return nil, held(tok, now, false), nil
 	}
 	if f := e.flight.Load(); f != nil {
+		b.metrics.avoided.joined.Add(1)
 		return f, Answer{}, nil
 	}
 	if err := e.unattainable(tok, ask, now); err != nil {
 		return nil, Answer{}, err
 	}
 	if t := e.activeFailure(now); t != nil {
+		b.metrics.avoided.backoff.Add(1)
 		answer, err := e.instead(ask, now, t.ErrorAt(now))
 		return nil, answer, err
 	}

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,9 +15,9 @@ import (
 // more than counting. Labels come from the configuration and from fixed sets, never from a
 // caller.
 type metrics struct {
-	memory, shared, fetched, degraded, failed prometheus.Counter
+	memory, shared, fetched, degraded, failed atomic.Uint64 // requests for a token, by result
+	avoided                                   avoidedCalls
 
-	answers *prometheus.CounterVec // parent of those five
 	// unreadable counts tokens in the store that this version cannot read.
 	unreadable prometheus.Counter
 
@@ -28,22 +29,20 @@ type metrics struct {
 	verified          *prometheus.CounterVec                  // parent of those
 }
 
+// avoidedCalls counts requests to IdPs that were not necessary, besides those that memory
+// avoided.
+type avoidedCalls struct {
+	shared  atomic.Uint64 // another replica had fetched the token
+	joined  atomic.Uint64 // the request waited for a fetch in progress
+	backoff atomic.Uint64 // a recent failure was returned
+}
+
 func newMetrics() *metrics {
-	answers := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenbroker_get_token_total",
-		Help: "Requests for a token, by result: memory, shared, fetched, degraded or failed.",
-	}, []string{"result"})
 	verified := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tokenbroker_verify_token_total",
+		Name: "tokenbroker_verifications_total",
 		Help: "Verifications, by result: active, undecided, or the reason of the rejection.",
 	}, []string{"result"})
 	m := &metrics{
-		memory:   answers.WithLabelValues("memory"),
-		shared:   answers.WithLabelValues("shared"),
-		fetched:  answers.WithLabelValues("fetched"),
-		degraded: answers.WithLabelValues("degraded"),
-		failed:   answers.WithLabelValues("failed"),
-		answers:  answers,
 		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tokenbroker_store_unreadable_total",
 			Help: "Tokens in the store in a form that this version of the broker does not know.",
@@ -71,20 +70,20 @@ func (m *metrics) register(registerer prometheus.Registerer, b *Broker) {
 	if registerer == nil {
 		return
 	}
-	registerer.MustRegister(m.answers, m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, b.revocations.Set, clientCollector{b})
+	registerer.MustRegister(m.fetches, m.fetchTime, m.verified, m.unreadable, b.store, b.revocations.Set, clientCollector{b})
 }
 
 // counted counts an answer and returns it.
 func (m *metrics) counted(a Answer) Answer {
 	switch {
 	case a.Degraded:
-		m.degraded.Inc()
+		m.degraded.Add(1)
 	case a.Origin == OriginFetched:
-		m.fetched.Inc()
+		m.fetched.Add(1)
 	case a.Origin == OriginShared:
-		m.shared.Inc()
+		m.shared.Add(1)
 	default:
-		m.memory.Inc()
+		m.memory.Add(1)
 	}
 	return a
 }
@@ -96,6 +95,21 @@ func (m *metrics) fetch(client string, took time.Duration, err error) {
 		result = idp.ClassOf(err).String()
 	}
 	m.fetches.WithLabelValues(client, result).Inc()
+}
+
+// startAtZero creates the series of refusals of each client, so that an alert sees the
+// first one, and deletes the series of clients that are no longer configured.
+func (m *metrics) startAtZero(clients, before map[string]*client) {
+	for name := range clients {
+		for _, class := range []idp.Class{idp.CredentialRefused, idp.RequestRefused} {
+			m.fetches.WithLabelValues(name, class.String())
+		}
+	}
+	for name := range before {
+		if clients[name] == nil {
+			m.fetches.DeletePartialMatch(prometheus.Labels{"client": name})
+		}
+	}
 }
 
 func (m *metrics) verification(result verify.Result, err error) {
@@ -115,6 +129,10 @@ type clientCollector struct{ broker *Broker }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
+	requestsDesc = prometheus.NewDesc("tokenbroker_token_requests_total",
+		"Requests for a token, by result: memory, shared, fetched, degraded or failed.", []string{"result"}, nil)
+	avoidedDesc = prometheus.NewDesc("tokenbroker_idp_calls_avoided_total",
+		"Requests for a token that needed no call to the IdP, by reason: memory, shared, joined or backoff.", []string{"reason"}, nil)
 	expiryDesc = prometheus.NewDesc("tokenbroker_token_expiry_timestamp_seconds",
 		"When the token for a client's own audience and scopes expires; absent while none is held.", []string{"client"}, nil)
 	backoffDesc = prometheus.NewDesc("tokenbroker_client_backoff",
@@ -124,6 +142,8 @@ var (
 )
 
 func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- requestsDesc
+	out <- avoidedDesc
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
@@ -131,6 +151,7 @@ func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 }
 
 func (c clientCollector) Collect(out chan<- prometheus.Metric) {
+	c.broker.metrics.collectRequests(out)
 	now := time.Now()
 	for _, client := range c.broker.setup.Load().clients {
 		if tok := client.entry.token.Load(); tok != nil {
@@ -144,4 +165,17 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 		client.secrets.Collect(out)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.Len()))
+}
+
+func (m *metrics) collectRequests(out chan<- prometheus.Metric) {
+	for result, count := range map[string]*atomic.Uint64{
+		"memory": &m.memory, "shared": &m.shared, "fetched": &m.fetched, "degraded": &m.degraded, "failed": &m.failed,
+	} {
+		out <- prometheus.MustNewConstMetric(requestsDesc, prometheus.CounterValue, float64(count.Load()), result)
+	}
+	for reason, count := range map[string]*atomic.Uint64{
+		"memory": &m.memory, "shared": &m.avoided.shared, "joined": &m.avoided.joined, "backoff": &m.avoided.backoff,
+	} {
+		out <- prometheus.MustNewConstMetric(avoidedDesc, prometheus.CounterValue, float64(count.Load()), reason)
+	}
 }

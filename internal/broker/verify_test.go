@@ -37,7 +37,7 @@ func TestVerificationsAreCountedByTheirResult(t *testing.T) {
 				t.Errorf("%s: %v, want %v", result, got, want)
 			}
 		}
-		if n, err := testutil.GatherAndCount(b.metrics, "tokenbroker_verify_token_total"); err != nil || n != int(verify.Inactive)+2 {
+		if n, err := testutil.GatherAndCount(b.metrics, "tokenbroker_verifications_total"); err != nil || n != int(verify.Inactive)+2 {
 			t.Errorf("%d series: %v", n, err)
 		}
 	})
@@ -52,7 +52,7 @@ func (j *judge) count(t *testing.T, result string) float64 {
 	}
 	for _, family := range families {
 		for _, series := range family.GetMetric() {
-			if family.GetName() == "tokenbroker_verify_token_total" && series.GetLabel()[0].GetValue() == result {
+			if family.GetName() == "tokenbroker_verifications_total" && series.GetLabel()[0].GetValue() == result {
 				return series.GetCounter().GetValue()
 			}
 		}

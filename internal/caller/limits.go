@@ -129,9 +129,19 @@ func newLimiter(b Broker, shared *Limits, registerer prometheus.Registerer) *lim
 	}
 	l.current.Store(&policyLimits{})
 	if registerer != nil {
-		registerer.MustRegister(l.refused)
+		registerer.MustRegister(l)
 	}
 	return l
+}
+
+// Describe implements prometheus.Collector.
+func (l *limiter) Describe(out chan<- *prometheus.Desc) { l.refused.Describe(out) }
+
+// Collect implements prometheus.Collector. It applies a new policy first, so that the
+// counters of its callers are visible before their first increase.
+func (l *limiter) Collect(out chan<- prometheus.Metric) {
+	l.of(nil)
+	l.refused.Collect(out)
 }
 
 // of returns the limits of a caller. It returns nil if the caller's policy has been
@@ -161,6 +171,13 @@ func (l *limiter) apply(latest *policy.Policy) *policyLimits {
 	for _, name := range latest.Names() {
 		caller := latest.Named(name)
 		next.byCaller[caller] = newCallerLimits(caller, used[name])
+		delete(used, name)
+		for _, limit := range []string{limitRate, limitConcurrent, limitInFlight, limitWatches} {
+			l.refused.WithLabelValues(name, limit)
+		}
+	}
+	for name := range used {
+		l.refused.DeletePartialMatch(prometheus.Labels{"caller": name})
 	}
 	l.current.Store(next)
 	return next

@@ -113,7 +113,9 @@ func (n *Network) WithAuthorities(path string) (*Network, error) {
 		return nil, err
 	}
 	network := newNetwork(n.transport, authorities)
-	network.Trace(n.tracer)
+	if n.count != nil {
+		network.Observe(n.tracer, n.count)
+	}
 	if n.withAuthorities == nil {
 		n.withAuthorities = map[string]*Network{}
 	}

@@ -107,7 +107,7 @@ func TestRequestsWithACertificateHaveSpansToo(t *testing.T) {
 		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Request: r}, nil
 	}))
 	tracer := tracing.New(trace.NewTracerProvider(trace.WithSpanProcessor(spans)))
-	network.Trace(tracer)
+	network.Observe(tracer, func(tracing.Name) {})
 	ctx, _ := tracer.Serve(t.Context(), tracing.ServeToken, nil)
 	client := network.ClientWith("https://idp.example", false, selfSigned(t, "client"))
 	if _, _, err := discovery.Get(tracing.Named(ctx, tracing.Token), client, "https://idp.example/token", 1); err != nil {

@@ -36,6 +36,7 @@ type Network struct {
 	clients   [never]*http.Client // by reach
 	transport http.RoundTripper   // replaces all connections in tests; nil: real connections
 	tracer    *tracing.Tracer     // nil: no spans
+	count     func(tracing.Name)  // counts requests; nil: Observe was not called
 	// authorities replace the trusted authorities of the system; nil: they do not.
 	authorities *authorities
 
@@ -97,9 +98,9 @@ func (n *Network) ClientFor(configured string, allowPrivate bool) *http.Client {
 // connection keeps its certificate. Close its idle connections after use.
 func (n *Network) ClientWith(configured string, allowPrivate bool, certificate tls.Certificate) *http.Client {
 	if n.transport != nil {
-		return n.trace(newHTTPClient(n.transport))
+		return n.observe(newHTTPClient(n.transport))
 	}
-	return n.trace(newHTTPClient(n.newTransport(reachFor(configured, allowPrivate), &certificate)))
+	return n.observe(newHTTPClient(n.newTransport(reachFor(configured, allowPrivate), &certificate)))
 }
 
 // NewHTTPClient returns a client like that of [Network.ClientFor] over a transport, for

@@ -185,7 +185,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header["Connection"] = closing
 	}
 	if !ok {
-		s.metrics.ended("other", http.StatusNotFound, time.Since(start))
+		s.metrics.ended(otherEndpoint, http.StatusNotFound, time.Since(start))
 		w.WriteHeader(http.StatusNotFound)
 		return
 	}
@@ -310,12 +310,24 @@ type endpointMetrics struct {
 	seconds prometheus.Observer
 }
 
+// usualStatuses are the statuses whose counters start at 0, so that their first increase
+// is visible.
+//
+//nolint:gochecknoglobals // a list that Go cannot express as a constant
+var usualStatuses = []int{
+	http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusMethodNotAllowed, http.StatusTooManyRequests,
+	clientClosedRequest, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable,
+}
+
+// otherEndpoint is the label of requests for paths that are not served.
+const otherEndpoint = "other"
+
 func newMetrics(registerer prometheus.Registerer, routes map[string]route) *metrics {
 	m := &metrics{
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tokenbroker_http_requests_total",
-			Help: "HTTP requests, by endpoint and status.",
-		}, []string{"endpoint", "status"}),
+			Help: "HTTP requests, by endpoint and status code.",
+		}, []string{"endpoint", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "tokenbroker_http_request_duration_seconds",
 			Help:    "Duration of HTTP requests, by endpoint.",
@@ -325,7 +337,11 @@ func newMetrics(registerer prometheus.Registerer, routes map[string]route) *metr
 	}
 	for _, at := range routes {
 		m.by[at.name] = endpointMetrics{m.handled.WithLabelValues(at.name, "200"), m.seconds.WithLabelValues(at.name)}
+		for _, status := range usualStatuses {
+			m.handled.WithLabelValues(at.name, strconv.Itoa(status))
+		}
 	}
+	m.handled.WithLabelValues(otherEndpoint, strconv.Itoa(http.StatusNotFound))
 	if registerer != nil {
 		registerer.MustRegister(m.handled, m.seconds)
 	}

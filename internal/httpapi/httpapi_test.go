@@ -630,7 +630,7 @@ func TestDisconnectedClientIsNoFailure(t *testing.T) {
 		for _, family := range families {
 			for _, m := range family.GetMetric() {
 				if family.GetName() == "tokenbroker_http_requests_total" && m.GetCounter().GetValue() > 0 {
-					status = m.GetLabel()[1].GetValue()
+					status = m.GetLabel()[0].GetValue()
 				}
 			}
 		}

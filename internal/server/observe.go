@@ -16,66 +16,104 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
-	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/caller"
 )
 
-// metrics counts calls. The children for successful calls of our own services are
-// resolved at the start: looking them up would cost more than counting.
+// metrics counts calls, with the names and labels of the gRPC ecosystem. The children
+// of each method are resolved at the start: looking them up would cost more than
+// counting, and a series that starts at 0 shows its first increase.
 type metrics struct {
 	handled *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
-	methods map[string]methodMetrics
+	methods map[string]*methodMetrics
+	unknown *methodMetrics
 }
 
 type methodMetrics struct {
-	ok      prometheus.Counter
-	seconds prometheus.Observer
+	handled [codes.Unauthenticated + 1]prometheus.Counter // by gRPC code
+	seconds prometheus.Observer                           // nil: a stream
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
 	m := &metrics{
 		handled: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tokenbroker_grpc_calls_total",
-			Help: "Calls that ended, by method and gRPC code.",
-		}, []string{"method", "code"}),
+			Name: "grpc_server_handled_total",
+			Help: "Calls that ended, by type, service, method and gRPC code.",
+		}, []string{"grpc_type", "grpc_service", "grpc_method", "grpc_code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "tokenbroker_grpc_call_duration_seconds",
-			Help:    "How long unary calls took, by method.",
+			Name:    "grpc_server_handling_seconds",
+			Help:    "How long unary calls took, by service and method.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .1, .25, 1, 2.5, 10, 30},
-		}, []string{"method"}),
-		methods: map[string]methodMetrics{},
+		}, []string{"grpc_type", "grpc_service", "grpc_method"}),
+		methods: map[string]*methodMetrics{},
 	}
-	m.resolve(&tokenbrokerv1.TokenBrokerService_ServiceDesc)
-	m.resolve(&tokenbrokerv1.AdminService_ServiceDesc)
+	// The type is that of the handler of unknown methods.
+	m.unknown = m.child(typeBidiStream, unknownMethodName, unknownMethodName)
 	if registerer != nil {
 		registerer.MustRegister(m.handled, m.seconds)
 	}
 	return m
 }
 
-// resolve creates the children that the calls of a service need.
-func (m *metrics) resolve(desc *grpc.ServiceDesc) {
-	for _, method := range desc.Methods {
-		name := "/" + desc.ServiceName + "/" + method.MethodName
-		m.methods[name] = methodMetrics{
-			ok:      m.handled.WithLabelValues(name, codes.OK.String()),
-			seconds: m.seconds.WithLabelValues(name),
+// resolve creates the children for the methods of services.
+func (m *metrics) resolve(services map[string]grpc.ServiceInfo) {
+	for service, info := range services {
+		for _, method := range info.Methods {
+			child := m.child(typeOf(method), service, method.Name)
+			if typeOf(method) == typeUnary {
+				child.seconds = m.seconds.WithLabelValues(typeUnary, service, method.Name)
+			}
+			m.methods["/"+service+"/"+method.Name] = child
 		}
 	}
 }
 
-// ended counts a unary call.
+func (m *metrics) child(kind, service, method string) *methodMetrics {
+	child := &methodMetrics{}
+	for code := range child.handled {
+		child.handled[code] = m.handled.WithLabelValues(kind, service, method, codes.Code(code).String())
+	}
+	return child
+}
+
+// Types of methods: the values of a label.
+const (
+	typeUnary        = "unary"
+	typeClientStream = "client_stream"
+	typeServerStream = "server_stream"
+	typeBidiStream   = "bidi_stream"
+)
+
+func typeOf(method grpc.MethodInfo) string {
+	switch {
+	case method.IsClientStream && method.IsServerStream:
+		return typeBidiStream
+	case method.IsClientStream:
+		return typeClientStream
+	case method.IsServerStream:
+		return typeServerStream
+	default:
+		return typeUnary
+	}
+}
+
+// ended counts a call.
 func (m *metrics) ended(method string, took time.Duration, err error) {
-	own, ok := m.methods[method]
-	if ok {
-		own.seconds.Observe(took.Seconds())
+	child, ok := m.methods[method]
+	if !ok {
+		child = m.unknown
 	}
-	if ok && err == nil {
-		own.ok.Inc()
-		return
+	if child.seconds != nil {
+		child.seconds.Observe(took.Seconds())
 	}
-	m.handled.WithLabelValues(method, status.Code(err).String()).Inc()
+	code := codes.OK
+	if err != nil {
+		code = status.Code(err)
+	}
+	if int(code) >= len(child.handled) {
+		code = codes.Unknown
+	}
+	child.handled[code].Inc()
 }
 
 // observer counts and logs every call, admits only calls of callers, and bounds the
@@ -159,9 +197,10 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 	err := observed.result(o.recovered.stream(srv, observed, info, func(srv any, stream grpc.ServerStream) error {
 		return o.serveStream(srv, stream, method, handler)
 	}))
-	o.metrics.handled.WithLabelValues(method, status.Code(err).String()).Inc()
+	took := time.Since(begun)
+	o.metrics.ended(method, took, err)
 	if err != nil {
-		o.log.failed(stream.Context(), method, time.Since(begun), err)
+		o.log.failed(stream.Context(), method, took, err)
 	}
 	return err
 }

@@ -135,6 +135,7 @@ func New(cfg Config) *Server {
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.current = s.newGeneration(s.watched)
+	s.metrics.resolve(s.current.grpc.GetServiceInfo())
 	s.setServing(healthpb.HealthCheckResponse_NOT_SERVING)
 	return s
 }
@@ -170,9 +171,9 @@ func (s *Server) setServing(to healthpb.HealthCheckResponse_ServingStatus) {
 // RegisterService adds a service of another API, before Serve. Its calls are
 // authenticated, limited and counted like all others.
 func (s *Server) RegisterService(desc *grpc.ServiceDesc, implementation any) {
-	s.metrics.resolve(desc)
 	s.services = append(s.services, addedService{desc, implementation})
 	s.current.grpc.RegisterService(desc, implementation)
+	s.metrics.resolve(s.current.grpc.GetServiceInfo())
 	s.setServing(healthpb.HealthCheckResponse_NOT_SERVING)
 }
 

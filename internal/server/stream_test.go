@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -33,7 +34,7 @@ func (w *world) ended(method string) string {
 	w.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		for code := codes.OK; code <= codes.Unauthenticated; code++ {
-			if w.count("tokenbroker_grpc_calls_total", map[string]string{"method": method, "code": code.String()}) > 0 {
+			if w.count("grpc_server_handled_total", map[string]string{"grpc_method": path.Base(method), "grpc_service": strings.Trim(path.Dir(method), "/"), "grpc_code": code.String()}) > 0 {
 				return code.String()
 			}
 		}

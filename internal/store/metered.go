@@ -45,6 +45,11 @@ func NewMetered(s Store, log *slog.Logger) *Metered {
 		reads:  operations{log: log, down: "the store cannot be read; tokens are served from memory, and missing ones are fetched by each replica for itself", up: "the store can be read again"},
 		writes: operations{log: log, down: "the store takes no writes; missing tokens are fetched by each replica for itself, and purges, revocations and changes of secrets fail", up: "the store takes writes again"},
 	}
+	for _, operation := range []string{"get", "acquire", "renew", "apply", "raise"} {
+		for _, result := range []string{"ok", "error"} {
+			m.calls.WithLabelValues(operation, result) // visible before the first call
+		}
+	}
 	if healthy, tells := s.(interface{ Health() []Health }); tells && healthy.Health() != nil {
 		m.health = healthy.Health
 	}

@@ -13,7 +13,7 @@ import (
 type metrics struct {
 	keys, skipped, lastSuccess *prometheus.GaugeVec
 	fetches                    *prometheus.CounterVec
-	introspections             *prometheus.CounterVec
+	introspections, avoided    *prometheus.CounterVec
 	cache                      cacheMetrics
 }
 
@@ -38,6 +38,9 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	m.introspections = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tokenbroker_introspections_total", Help: "Introspection requests for opaque tokens by result: active, inactive or failure.",
 	}, []string{"issuer", "result"})
+	m.avoided = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tokenbroker_introspections_avoided_total", Help: "Opaque tokens that needed no introspection request, because the result was cached or another request was in progress.",
+	}, []string{"issuer"})
 	lookups := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "tokenbroker_verify_cache_lookups_total", Help: "Cache lookups of presented JWTs by result: hit (the signature was verified before) or miss.",
 	}, []string{"result"})
@@ -46,7 +49,7 @@ func newMetrics(registerer prometheus.Registerer) (*metrics, error) {
 	})
 	err := errors.Join(
 		register(registerer, &m.keys), register(registerer, &m.skipped), register(registerer, &m.lastSuccess), register(registerer, &m.fetches),
-		register(registerer, &m.introspections), register(registerer, &lookups), register(registerer, &m.cache.bytes),
+		register(registerer, &m.introspections), register(registerer, &m.avoided), register(registerer, &lookups), register(registerer, &m.cache.bytes),
 	)
 	m.cache.hits, m.cache.misses = lookups.WithLabelValues("hit"), lookups.WithLabelValues("miss")
 	return m, err
@@ -70,13 +73,14 @@ func register[C prometheus.Collector](registerer prometheus.Registerer, collecto
 }
 
 // introspectionMetrics are the introspection series of one issuer.
-type introspectionMetrics struct{ active, inactive, failure prometheus.Counter }
+type introspectionMetrics struct{ active, inactive, failure, avoided prometheus.Counter }
 
 func (m *metrics) introspectionForIssuer(issuer string) introspectionMetrics {
 	return introspectionMetrics{
 		active:   m.introspections.WithLabelValues(issuer, "active"),
 		inactive: m.introspections.WithLabelValues(issuer, "inactive"),
 		failure:  m.introspections.WithLabelValues(issuer, "failure"),
+		avoided:  m.avoided.WithLabelValues(issuer),
 	}
 }
 
@@ -88,6 +92,7 @@ func (m *metrics) delete(issuer string) {
 	}
 	m.fetches.DeletePartialMatch(labels)
 	m.introspections.DeletePartialMatch(labels)
+	m.avoided.DeletePartialMatch(labels)
 }
 
 func (m *metrics) forIssuer(issuer string) jwks.Metrics {

@@ -229,12 +229,15 @@ func (o *opaqueVerifier) join(ctx context.Context, digest tokenDigest, presented
 	now := time.Now()
 	if result := o.active.find(digest, now); result != nil {
 		o.testEndpoint(ctx, digest, presented, now)
+		o.metrics.avoided.Inc()
 		return result, nil, nil
 	}
 	if result := o.inactive.find(digest, now); result != nil {
+		o.metrics.avoided.Inc()
 		return result, nil, nil
 	}
 	if pending := o.calls[digest]; pending != nil {
+		o.metrics.avoided.Inc()
 		return nil, pending, nil
 	}
 	lane := o.otherTokens
