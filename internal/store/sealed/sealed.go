@@ -47,7 +47,8 @@ type Unopened struct {
 	UnknownKey uint64
 	// Refused counts values that were altered, or moved to another key or number.
 	Refused uint64
-	// Outlived counts values that were still in the store after their sealed expiry.
+	// Outlived counts values that were still in the store a second after their sealed
+	// expiry.
 	Outlived uint64
 }
 
@@ -135,6 +136,10 @@ func (s *Store) open(ring *Ring, key string, entry store.Entry) store.Entry {
 	return store.Entry{Unopened: true}
 }
 
+// writeDelay is how much longer than its sealed expiry a value may be in the store: the
+// store's clock for it starts when the write arrives.
+const writeDelay = time.Second
+
 // bounded limits an entry to its sealed expiry. An entry without one has no lifetime,
 // whatever the inner store reports.
 func (s *Store) bounded(entry store.Entry, end, now time.Time) store.Entry {
@@ -145,7 +150,9 @@ func (s *Store) bounded(entry store.Entry, end, now time.Time) store.Entry {
 	left := end.Sub(now)
 	switch {
 	case left <= 0:
-		s.outlived.Add(1)
+		if left < -writeDelay {
+			s.outlived.Add(1)
+		}
 		return store.Entry{}
 	case entry.TTL == 0: // the inner store keeps it forever
 		entry.TTL = left
