@@ -101,7 +101,7 @@ func (m *metrics) fetch(client string, took time.Duration, err error) {
 // first one, and deletes the series of clients that are no longer configured.
 func (m *metrics) startAtZero(clients, before map[string]*client) {
 	for name := range clients {
-		for _, class := range []idp.Class{idp.CredentialRefused, idp.RequestRefused} {
+		for _, class := range []idp.Class{idp.CredentialRefused, idp.RequestRefused, idp.Throttled} {
 			m.fetches.WithLabelValues(name, class.String())
 		}
 	}
