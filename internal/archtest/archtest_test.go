@@ -28,7 +28,7 @@ var levels = [][]string{
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},
 	{"internal/app", "internal/policyreview"},
-	{"cmd/broker", "client/brokertest", "internal/bench", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
+	{"cmd/broker", "client/brokertest", "internal/bench", "internal/dashboard", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
 }
 

@@ -86,6 +86,9 @@ func Need(t *testing.T, peer string) {
 	case "grpc_python_plugin":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install protobuf-compiler protobuf-compiler-grpc"
+	case "promtool", "prometheus":
+		_, err = exec.LookPath(peer)
+		install = "apt-get install prometheus"
 	case "script":
 		_, err = exec.LookPath(peer)
 		install = "apt-get install bsdutils"
