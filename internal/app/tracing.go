@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -76,17 +75,29 @@ func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 	if config.FollowCallers {
 		sampler = trace.ParentBased(sampler)
 	}
-	host, _ := os.Hostname()
 	sender := &toldExporter{SpanExporter: exporter, log: log}
 	return &traces{log: log, exporter: exporter, sender: sender, provider: trace.NewTracerProvider(
 		trace.WithBatcher(sender),
 		trace.WithSampler(sampler),
-		trace.WithResource(resource.NewSchemaless(
-			attribute.String("service.name", "tokenbroker"),
-			attribute.String("service.version", Version()),
-			attribute.String("service.instance.id", host),
-		)),
+		trace.WithResource(describe(log)),
 	)}, nil
+}
+
+// describe returns the attributes of this process in traces. The instance is new at each
+// start, so that two replicas on a host are two instances. OTEL_RESOURCE_ATTRIBUTES
+// replaces any of them, and OTEL_SERVICE_NAME the name.
+func describe(log *slog.Logger) *resource.Resource {
+	described, err := resource.New(context.Background(),
+		resource.WithTelemetrySDK(),
+		resource.WithHost(),
+		resource.WithService(), // service.instance.id
+		resource.WithAttributes(attribute.String("service.name", "tokenbroker"), attribute.String("service.version", Version())),
+		resource.WithFromEnv(),
+	)
+	if err != nil {
+		log.Warn("some attributes of this process are missing in traces: check OTEL_RESOURCE_ATTRIBUTES")
+	}
+	return described
 }
 
 func collectorTLS(ca string) (*tls.Config, error) {

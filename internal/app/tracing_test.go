@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	common "go.opentelemetry.io/proto/otlp/common/v1"
 	spans "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -30,12 +33,15 @@ type otlp struct {
 	mu    sync.Mutex
 	spans []*spans.Span
 	whole []string // what came, as text
+
+	resources []map[string]string // the attributes of the process, for each request
 }
 
 func (o *otlp) Export(_ context.Context, req *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, resource := range req.GetResourceSpans() {
+		o.resources = append(o.resources, textOf(resource.GetResource().GetAttributes()))
 		for _, scope := range resource.GetScopeSpans() {
 			o.spans = append(o.spans, scope.GetSpans()...)
 		}
@@ -96,9 +102,11 @@ func (o *otlp) names() (names []string) {
 	return names
 }
 
-func attributes(span *spans.Span) map[string]string {
+func attributes(span *spans.Span) map[string]string { return textOf(span.GetAttributes()) }
+
+func textOf(attributes []*common.KeyValue) map[string]string {
 	found := map[string]string{}
-	for _, a := range span.GetAttributes() {
+	for _, a := range attributes {
 		found[a.GetKey()] = strings.Trim(a.GetValue().String(), `"`)
 	}
 	return found
@@ -248,5 +256,44 @@ func TestStart_invalidCollectorAuthorities(t *testing.T) {
 	_, err := app.New(parsed(t, sampleText(t, 1)+"tracing: {endpoint: \"https://127.0.0.1:4317\", ca: /nowhere/ca.crt}\n"), app.Options{Logger: quiet()})
 	if err == nil || !strings.Contains(err.Error(), "tracing.ca: ") {
 		t.Errorf("New: %v", err)
+	}
+}
+
+// resourceOf runs a broker that sends a span, and returns the attributes of its process.
+func resourceOf(t *testing.T) map[string]string {
+	t.Helper()
+	received := traced(t, "sample: 1", func(ctx context.Context, _ *testing.T, get func(context.Context) string, _ func(context.Context, string)) {
+		get(ctx)
+	})
+	if len(received.resources) == 0 {
+		t.Fatal("no spans")
+	}
+	return received.resources[0]
+}
+
+func TestTrace_instances(t *testing.T) {
+	uuid := regexp.MustCompile(`^string_value:"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$`)
+	first, second := resourceOf(t), resourceOf(t)
+	const instance = "service.instance.id"
+	if !uuid.MatchString(first[instance]) || !uuid.MatchString(second[instance]) || first[instance] == second[instance] {
+		t.Errorf("instances of two replicas on a host: %s and %s", first[instance], second[instance])
+	}
+	host, _ := os.Hostname()
+	for name, want := range map[string]string{"service.name": "tokenbroker", "service.version": app.Version(), "host.name": host, "telemetry.sdk.language": "go"} {
+		if got := first[name]; got != `string_value:"`+want {
+			t.Errorf("%s is %s", name, got)
+		}
+	}
+}
+
+func TestTrace_resourceFromTheEnvironment(t *testing.T) {
+	t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=lost,service.instance.id=pod-7,deployment.environment.name=a%20b")
+	if got := resourceOf(t); got["service.name"] != `string_value:"lost` || got["service.instance.id"] != `string_value:"pod-7` ||
+		got["deployment.environment.name"] != `string_value:"a b` || got["service.version"] != `string_value:"`+app.Version() {
+		t.Errorf("%v", got)
+	}
+	t.Setenv("OTEL_SERVICE_NAME", "token-broker-eu")
+	if got := resourceOf(t); got["service.name"] != `string_value:"token-broker-eu` || got["service.instance.id"] != `string_value:"pod-7` {
+		t.Errorf("%v", got)
 	}
 }
