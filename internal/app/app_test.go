@@ -155,7 +155,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {ca: %q, cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey)
 	pki := newPKI(t)
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
-		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\n", redis.Addr(), "file:"+ring)
+		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\ntracing: {endpoint: \"http://127.0.0.1:1\"}\n", redis.Addr(), "file:"+ring)
 	broker, c := run(t, parsed(t, config), idp, brokerclient.WithTLS(pki.client(nil)))
 	page, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {

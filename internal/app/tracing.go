@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
@@ -20,7 +19,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/stats"
-	"google.golang.org/grpc/status"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/config"
@@ -35,16 +35,15 @@ const tracingStopTimeout = 2 * time.Second
 type traces struct {
 	provider *trace.TracerProvider
 	exporter *otlptrace.Exporter
-	sender   *toldExporter
-	log      *slog.Logger
+	queue    *spanQueue
 }
 
 // failing reports whether the collector did not accept the last spans.
-func (t *traces) failing() bool { return t != nil && t.sender.failing.Load() }
+func (t *traces) failing() bool { return t != nil && t.queue.failing.Load() }
 
 // openTraces opens the configured tracing. It does not wait for the collector, which may
 // be unavailable at times.
-func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
+func openTraces(config *config.Tracing, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // nothing is traced
 	}
@@ -75,9 +74,9 @@ func openTraces(config *config.Tracing, log *slog.Logger) (*traces, error) {
 	if config.FollowCallers {
 		sampler = trace.ParentBased(sampler)
 	}
-	sender := &toldExporter{SpanExporter: exporter, log: log}
-	return &traces{log: log, exporter: exporter, sender: sender, provider: trace.NewTracerProvider(
-		trace.WithBatcher(sender),
+	queue := newSpanQueue(exporter, log, registerer)
+	return &traces{exporter: exporter, queue: queue, provider: trace.NewTracerProvider(
+		trace.WithSpanProcessor(queue),
 		trace.WithSampler(sampler),
 		trace.WithResource(describe(log)),
 	)}, nil
@@ -153,25 +152,4 @@ func (t *traces) close() {
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // failures were logged by the exporter
 	_ = t.exporter.Shutdown(ctx) // the provider does not, if it has no time left
-}
-
-// toldExporter logs when sending begins to fail and when it works again. It keeps errors
-// out of OpenTelemetry's own log, which is global in the process.
-type toldExporter struct {
-	trace.SpanExporter
-
-	log     *slog.Logger
-	failing atomic.Bool
-}
-
-// ExportSpans implements trace.SpanExporter.
-func (e *toldExporter) ExportSpans(ctx context.Context, spans []trace.ReadOnlySpan) error {
-	err := e.SpanExporter.ExportSpans(ctx, spans)
-	switch failed := err != nil; {
-	case failed && !e.failing.Swap(true):
-		e.log.Warn("spans cannot be sent to the collector and are dropped", "code", status.Code(err).String())
-	case !failed && e.failing.Swap(false):
-		e.log.Info("spans are sent to the collector again")
-	}
-	return nil //nolint:nilerr // it was told
 }

@@ -242,10 +242,11 @@ func TestTrace_collectorIsDown(t *testing.T) {
 	_ = taken.Close()
 	begun := time.Now()
 	t.Run("broker", func(t *testing.T) {
-		_, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", sample: 1}\n", taken.Addr())), devIDP(t))
+		broker, c := run(t, parsed(t, sampleText(t, 1)+fmt.Sprintf("tracing: {endpoint: \"http://%s\", sample: 1}\n", taken.Addr())), devIDP(t))
 		if _, err := c.Token(t.Context(), "client-0"); err != nil {
 			t.Error(err)
 		}
+		testkit.Eventually(t, "failed exports", func() bool { return sampleOf(t, broker, `tokenbroker_traces_exported_total{result="failed"}`) > 0 })
 	})
 	if took := time.Since(begun); took > time.Minute {
 		t.Errorf("it took %v", took)
