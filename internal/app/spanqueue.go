@@ -2,13 +2,17 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc/status"
+
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
 // exportLogInterval is the minimum time between two log lines about spans that cannot be
@@ -98,6 +102,18 @@ func (e *countingExporter) logFailure(spans int, err error) {
 	if time.Since(e.loggedAt) < exportLogInterval {
 		return
 	}
-	e.log.Warn("spans cannot be sent to the collector and are lost", "code", status.Code(err).String(), "spans", e.unlogged)
+	e.log.Warn("spans cannot be sent to the collector and are lost", "code", exportCode(err), "spans", e.unlogged)
 	e.loggedAt, e.unlogged, e.logged = time.Now(), 0, true
+}
+
+// exportCode returns the gRPC code or the HTTP status of a failure, or else its kind.
+func exportCode(err error) string {
+	var refused statusError
+	if errors.As(err, &refused) {
+		return strconv.Itoa(int(refused))
+	}
+	if reported, ok := status.FromError(err); ok {
+		return reported.Code().String()
+	}
+	return tracing.KindOf(err)
 }

@@ -90,7 +90,7 @@ func TestSpanQueue_countsAndLogs(t *testing.T) {
 		if failures > 60 || failures < 50 || successes > failures {
 			t.Errorf("in an hour it logged %d failures and %d successes", failures, successes)
 		}
-		if log.Contains("canary") || !log.Contains("code=Unknown spans=") {
+		if log.Contains("canary") || !log.Contains("code=other spans=") {
 			t.Errorf("it logged %.300s", log)
 		}
 	})

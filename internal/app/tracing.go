@@ -1,23 +1,23 @@
 package app
 
 import (
+	"cmp"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"time"
+
+	"github.com/go-logr/logr"
+	"go.opentelemetry.io/otel"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
 	"go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	"go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/stats"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,48 +36,37 @@ type traces struct {
 	provider *trace.TracerProvider
 	exporter *otlptrace.Exporter
 	queue    *spanQueue
+	// closeIdle closes the exporter's connections.
+	closeIdle func()
 }
 
 // failing reports whether the collector did not accept the last spans.
 func (t *traces) failing() bool { return t != nil && t.queue.failing.Load() }
 
-// openTraces opens the configured tracing. It does not wait for the collector, which may
-// be unavailable at times.
-func openTraces(config *config.Tracing, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
-	if config == nil {
+// openTraces opens the tracing of the configuration and the environment. It does not wait
+// for the collector, which may be unavailable at times.
+func openTraces(configured *config.Tracing, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
+	if tracingIsOff(configured, log) {
 		return nil, nil //nolint:nilnil // nothing is traced
 	}
-	endpoint, err := url.Parse(config.Endpoint)
+	// OpenTelemetry writes to the standard error what it finds in its variables, and that
+	// may be a token.
+	otel.SetLogger(logr.Discard())
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {}))
+	config := cmp.Or(configured, &config.Tracing{})
+	to, err := readCollector(config, log)
 	if err != nil {
-		return nil, fmt.Errorf("tracing.endpoint: %w", err)
+		return nil, err
 	}
-	// Spans that cannot be sent are dropped without a retry: they are worth neither the
-	// memory nor a delayed shutdown.
-	options := []otlptracegrpc.Option{
-		otlptracegrpc.WithEndpoint(endpoint.Host), otlptracegrpc.WithTimeout(tracingStopTimeout),
-		otlptracegrpc.WithRetry(otlptracegrpc.RetryConfig{Enabled: false}),
-	}
-	if endpoint.Scheme == "http" {
-		options = append(options, otlptracegrpc.WithInsecure())
-	} else {
-		trusted, err := collectorTLS(config.CA)
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, otlptracegrpc.WithTLSCredentials(credentials.NewTLS(trusted)))
-	}
-	exporter, err := otlptracegrpc.New(context.Background(), options...)
+	exporter, closeIdle, err := to.open()
 	if err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
-	sampler := trace.TraceIDRatioBased(config.Sample)
-	if config.FollowCallers {
-		sampler = trace.ParentBased(sampler)
-	}
+	log.Info("traces are sent to a collector", "host", to.endpoint.Host, "http", to.overHTTP, "tls", to.tls != nil)
 	queue := newSpanQueue(exporter, log, registerer)
-	return &traces{exporter: exporter, queue: queue, provider: trace.NewTracerProvider(
+	return &traces{exporter: exporter, queue: queue, closeIdle: closeIdle, provider: trace.NewTracerProvider(
 		trace.WithSpanProcessor(queue),
-		trace.WithSampler(sampler),
+		trace.WithSampler(sampler(config, log)),
 		trace.WithResource(describe(log)),
 	)}, nil
 }
@@ -97,16 +86,6 @@ func describe(log *slog.Logger) *resource.Resource {
 		log.Warn("some attributes of this process are missing in traces: check OTEL_RESOURCE_ATTRIBUTES")
 	}
 	return described
-}
-
-func collectorTLS(ca string) (*tls.Config, error) {
-	made := &tls.Config{MinVersion: tls.VersionTLS12}
-	if ca == "" {
-		return made, nil
-	}
-	var err error
-	made.RootCAs, err = authoritiesIn("tracing.ca", ca)
-	return made, err
 }
 
 // tracer makes the spans of outgoing requests. Nil: no spans.
@@ -152,4 +131,5 @@ func (t *traces) close() {
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // failures were logged by the exporter
 	_ = t.exporter.Shutdown(ctx) // the provider does not, if it has no time left
+	t.closeIdle()
 }

@@ -40,7 +40,7 @@ type Config struct {
 	// The audit log of issued tokens and refused requests, with their callers. Absent: no audit
 	// log.
 	Audit *Audit `yaml:"audit"`
-	// OpenTelemetry traces of calls. Absent: no traces.
+	// OpenTelemetry traces of calls. Absent: no traces, unless OTEL_EXPORTER_OTLP_ENDPOINT is set.
 	Tracing *Tracing `yaml:"tracing"`
 	// The OAuth clients for which the broker issues tokens to callers, each under the name that
 	// callers use in requests: 1 to 128 letters, digits, dots, underscores and hyphens.

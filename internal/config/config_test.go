@@ -144,7 +144,7 @@ func TestEachKeyIsRead(t *testing.T) {
 		},
 		Log:     config.Log{Level: "debug", Format: "text"},
 		Audit:   &config.Audit{File: "/var/log/tokenbroker/audit.jsonl", Tokens: "every", Verifications: "all", WhenFull: "refuse"},
-		Tracing: &config.Tracing{Endpoint: "https://collector.example.com:4317", Sample: 0.5, FollowCallers: true, CA: "/etc/tokenbroker/ca.crt"},
+		Tracing: &config.Tracing{Endpoint: "https://collector.example.com:4317", Sample: new(0.5), FollowCallers: new(true), CA: "/etc/tokenbroker/ca.crt"},
 		Clients: map[string]config.Client{
 			"orders-api": {
 				Issuer:          "https://login.example.com",

@@ -27,16 +27,18 @@ type Audit struct {
 
 // Tracing defines the destination of OpenTelemetry spans.
 type Tracing struct {
-	// The collector, which speaks OTLP over gRPC: https://HOST:PORT, or http://HOST:PORT for
-	// plaintext. The port is usually 4317.
-	Endpoint string `yaml:"endpoint" jsonschema:"required,minLength=1,maxLength=512"`
-	// The fraction of all calls that is traced, from 0 to 1.
-	Sample float64 `yaml:"sample" jsonschema:"default=0.01,minimum=0,maximum=1"`
+	// The collector, which speaks OTLP: https://HOST:PORT, or http://HOST:PORT for plaintext. The
+	// port is usually 4317 for gRPC and 4318 for HTTP. Absent: OTEL_EXPORTER_OTLP_ENDPOINT.
+	Endpoint string `yaml:"endpoint" jsonschema:"minLength=1,maxLength=512"`
+	// The fraction of all calls that is traced, from 0 to 1. Absent: that of OTEL_TRACES_SAMPLER,
+	// or else 0.01.
+	Sample *float64 `yaml:"sample" jsonschema:"minimum=0,maximum=1"`
 	// Trace a call if, and only if, its caller traces it, and sample only calls without a decision
-	// of the caller. Any client that can connect can then have each of its calls traced.
-	FollowCallers bool `yaml:"follow_callers" jsonschema:"default=false"`
-	// The file with the certificates of the trusted authorities for https. Absent: the system's
-	// authorities.
+	// of the caller. Any client that can connect can then have each of its calls traced. Absent:
+	// as OTEL_TRACES_SAMPLER says, or else false.
+	FollowCallers *bool `yaml:"follow_callers"`
+	// The file with the certificates of the trusted authorities for https. Absent: that of
+	// OTEL_EXPORTER_OTLP_CERTIFICATE, or else the system's authorities.
 	CA string `yaml:"ca" jsonschema:"minLength=1"`
 }
 
@@ -51,7 +53,7 @@ func checkTracing(c *Tracing, findings *yamlconf.Findings) {
 		return
 	}
 	if host, port, err := net.SplitHostPort(u.Host); err != nil || host == "" || !isPort(port) {
-		findings.Addf(endpoint, "the port is missing: OTLP over gRPC is usually at 4317")
+		findings.Addf(endpoint, "the port is missing: OTLP is usually at 4317 over gRPC and at 4318 over HTTP")
 	}
 	if c.CA != "" && u.Scheme != "https" {
 		findings.Addf("tracing.ca", "http:// does not use TLS: use https://, or remove it")

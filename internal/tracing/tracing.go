@@ -117,13 +117,13 @@ func (s Span) End(err error) {
 	}
 	if err != nil {
 		s.span.SetStatus(codes.Error, "")
-		s.span.SetAttributes(attribute.String("error.type", kindOf(err)))
+		s.span.SetAttributes(attribute.String("error.type", KindOf(err)))
 	}
 	s.span.End()
 }
 
-// kindOf returns a value from a fixed set.
-func kindOf(err error) string {
+// KindOf returns the kind of an error, from a fixed set.
+func KindOf(err error) string {
 	var (
 		dns     *net.DNSError
 		timeout interface{ Timeout() bool }
