@@ -33,7 +33,7 @@ func TestFetch_spans(t *testing.T) {
 			fetches++
 			return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(set)), Request: r}
 		}))
-		network.Trace(tracer)
+		network.Observe(tracer, func(tracing.Name) {})
 		source := newSource(t, jwks.Config{URL: "https://a.example/keys", HTTP: network.ClientFor("https://a.example", false)})
 		run(t, source)
 		time.Sleep(time.Hour)
