@@ -63,19 +63,30 @@ return refused
 func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+	if err := r.CheckAccess(ctx); err != nil {
+		return nil, err
+	}
+	return r.checkSettings(ctx)
+}
+
+// CheckAccess is Check without the settings of Redis: whether it can be reached, is of the
+// configured kind, and gives the user the rights that are needed.
+func (r *Store) CheckAccess(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
 	addresses := r.config.Addresses
 	if r.config.SentinelMaster != "" {
 		master, err := r.findMaster(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		addresses = []string{master}
 	}
 	if err := anyOf(addresses, func(address string) error { return r.checkServer(ctx, address) }); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.locate(ctx); err != nil {
-		return nil, &awayError{err.Error()}
+		return &awayError{err.Error()}
 	}
 	var away error
 	for _, shard := range r.shards.all() {
@@ -83,16 +94,13 @@ func (r *Store) Check(ctx context.Context) (warnings []string, err error) {
 		case errors.Is(err, store.ErrAway):
 			away = err
 		case err != nil:
-			return nil, err
+			return err
 		}
 	}
 	if away != nil {
-		return nil, away
+		return away
 	}
-	if err := r.checkChannel(ctx); err != nil {
-		return nil, err
-	}
-	return r.checkSettings(ctx)
+	return r.checkChannel(ctx)
 }
 
 // anyOf checks the addresses in turn until one is not away, and returns the result

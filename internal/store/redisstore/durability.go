@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +33,9 @@ type durability struct {
 	tellsDisk  bool // it supports WAITAOF
 	evicted    int  // keys, since its start
 	full       int  // percent of maxmemory
+
+	version     string
+	used, limit int64 // bytes; limit is 0 without maxmemory
 }
 
 func (k durability) evicts() bool { return strings.HasPrefix(k.policy, "allkeys-") }
@@ -52,7 +54,10 @@ func readDurability(ctx context.Context, client redis.Cmdable) (durability, erro
 	replicas, _ := strconv.Atoi(settings["connected_slaves"])
 	evicted, _ := strconv.Atoi(settings["evicted_keys"])
 	limit := settings["maxmemory"]
+	usedBytes, _ := strconv.ParseInt(settings["used_memory"], 10, 64)
+	limitBytes, _ := strconv.ParseInt(limit, 10, 64)
 	return durability{
+		version: settings["redis_version"], used: usedBytes, limit: limitBytes,
 		policy:     settings["maxmemory_policy"],
 		limited:    limit != "" && limit != "0",
 		appendOnly: settings["aof_enabled"] == "1",
@@ -82,19 +87,31 @@ func isOlder(version string, major, minor int) bool {
 	return err == nil && err2 == nil && (has < major || has == major && hasMinor < minor)
 }
 
+// Setting is a setting or a state of Redis that may lose data.
+type Setting struct {
+	// Fact is what was read, and Advice what to do about it.
+	Fact, Advice string
+	// Fatal: irreplaceable data may be lost, so the broker does not start.
+	Fatal bool
+}
+
+func (s Setting) String() string { return "Redis: " + s.Fact + ": " + s.Advice }
+
 // checkSettings warns of settings by which Redis may lose data. Irreplaceable data must
 // not be evicted.
 func (r *Store) checkSettings(ctx context.Context) (warnings []string, err error) {
-	for _, shard := range r.shards.all() {
-		some, err := r.checkSettingsAt(ctx, shard.probeKey())
-		if err != nil {
-			return nil, err
+	inspection, err := r.Inspect(ctx)
+	switch {
+	case errors.Is(err, ErrNoInfo):
+		return []string{"Redis: its eviction and persistence could not be checked, because " + r.user() + " may not run INFO: allow it +info, or make sure that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
+	case err != nil:
+		return []string{"Redis: its eviction and persistence could not be checked: " + err.Error()}, nil
+	}
+	for _, setting := range inspection.Settings {
+		if setting.Fatal {
+			return nil, errors.New(setting.String())
 		}
-		for _, warning := range some {
-			if !slices.Contains(warnings, warning) {
-				warnings = append(warnings, warning)
-			}
-		}
+		warnings = append(warnings, setting.String())
 	}
 	return warnings, nil
 }
@@ -107,41 +124,34 @@ func (r *Store) server(ctx context.Context, key string) (redis.Cmdable, error) {
 	return r.client, nil
 }
 
-func (r *Store) checkSettingsAt(ctx context.Context, key string) (warnings []string, err error) {
-	client, err := r.server(ctx, key)
-	if err != nil {
-		return nil, &awayError{describe(err)}
+// settings returns the settings that may lose data.
+func (k durability) settings(keepsSecrets bool) (all []Setting) {
+	warn := func(fact, advice string) { all = append(all, Setting{Fact: fact, Advice: advice}) }
+	switch {
+	case k.evicts() && keepsSecrets:
+		all = append(all, Setting{
+			Fact:   "maxmemory-policy " + k.policy + " may evict the secrets of managed clients, which are nowhere else",
+			Advice: "set it to volatile-ttl or volatile-lru, or keep the secrets in files", Fatal: true,
+		})
+	case k.evicts():
+		warn("maxmemory-policy "+k.policy+" may evict data that must stay, such as the epochs that purges have raised", "set it to volatile-ttl or volatile-lru")
+	case k.policy == "noeviction" && k.limited:
+		warn("with maxmemory-policy noeviction it refuses all writes once it is full", "set it to volatile-ttl or volatile-lru")
 	}
-	keeping, err := readDurability(ctx, client)
-	if redis.IsPermissionError(err) {
-		return []string{"Redis: its eviction and persistence could not be checked, because " + r.user() + " may not run INFO: allow it +info, or make sure that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
+	if k.full >= nearlyFull {
+		warn(fmt.Sprintf("%d %% of its maxmemory is used", k.full), "raise it, or tokens and leases are evicted and fetched more than once")
 	}
-	if err != nil {
-		return []string{"Redis: its eviction and persistence could not be checked: " + describe(err)}, nil
-	}
-	if keeping.evicts() && r.config.KeepsSecrets {
-		return nil, fmt.Errorf("Redis: maxmemory-policy %s may evict the secrets of managed clients, which are nowhere else: set it to volatile-ttl or volatile-lru, or keep the secrets in files", keeping.policy)
+	if k.evicted > 0 {
+		warn(fmt.Sprintf("it has evicted %d keys since its start", k.evicted), "raise maxmemory, or tokens are fetched more often than their lifetimes require")
 	}
 	switch {
-	case keeping.evicts():
-		warnings = append(warnings, "Redis: maxmemory-policy "+keeping.policy+" may evict data that must stay, such as the epochs that purges have raised: set it to volatile-ttl or volatile-lru")
-	case keeping.policy == "noeviction" && keeping.limited:
-		warnings = append(warnings, "Redis: with maxmemory-policy noeviction it refuses all writes once it is full: set it to volatile-ttl or volatile-lru")
-	}
-	if keeping.full >= nearlyFull {
-		warnings = append(warnings, fmt.Sprintf("Redis: %d %% of its maxmemory is used: raise it, or tokens and leases are evicted and fetched more than once", keeping.full))
-	}
-	if keeping.evicted > 0 {
-		warnings = append(warnings, fmt.Sprintf("Redis: it has evicted %d keys since its start: raise maxmemory, or tokens are fetched more often than their lifetimes require", keeping.evicted))
-	}
-	switch {
-	case keeping.appendOnly:
-	case r.config.KeepsSecrets:
-		warnings = append(warnings, "Redis: IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else: if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes")
+	case k.appendOnly:
+	case keepsSecrets:
+		warn("IT KEEPS NO APPEND-ONLY FILE, and the secrets of managed clients are nowhere else", "if it restarts while no broker runs they are lost; set appendonly yes, and keep what `broker secret export` writes")
 	default:
-		warnings = append(warnings, "Redis: it keeps no append-only file, so a restart may lose tokens and epochs: tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both")
+		warn("it keeps no append-only file, so a restart may lose tokens and epochs", "tokens are fetched again, and epochs are restored by the replicas that hold them; set appendonly yes to keep both")
 	}
-	return warnings, nil
+	return all
 }
 
 // Keeping is how Redis keeps its data: each answer is that of its worst server.

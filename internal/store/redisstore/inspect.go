@@ -1,0 +1,126 @@
+package redisstore
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Server is what one server of Redis reports about itself.
+type Server struct {
+	Name    string
+	Version string
+	// Policy is its maxmemory-policy; Limit is its maxmemory in bytes, 0 if it has none.
+	Policy      string
+	Used, Limit int64
+	AppendOnly  bool
+	Replicas    int
+}
+
+// Inspection is what the servers of Redis report about themselves.
+type Inspection struct {
+	Servers  []Server
+	Settings []Setting
+}
+
+// Inspect reads the versions, the memory and the settings of all servers. The error is
+// ErrNoInfo if the user may not run INFO.
+func (r *Store) Inspect(ctx context.Context) (all Inspection, err error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err = r.eachServer(ctx, func(name string, client redis.Cmdable) error {
+		server, err := readDurability(ctx, client)
+		if redis.IsPermissionError(err) {
+			return ErrNoInfo
+		}
+		if err != nil {
+			return &awayError{describe(err)}
+		}
+		all.Servers = append(all.Servers, Server{
+			Name: name, Version: server.version, Policy: server.policy, Used: server.used, Limit: server.limit,
+			AppendOnly: server.appendOnly, Replicas: server.replicas,
+		})
+		for _, setting := range server.settings(r.config.KeepsSecrets) {
+			if !slices.Contains(all.Settings, setting) {
+				all.Settings = append(all.Settings, setting)
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Clocks returns how far the clock that now reads is ahead of that of each server, by its
+// name. It needs +time; the error says so.
+func (r *Store) Clocks(ctx context.Context, now func() time.Time) (ahead map[string]time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	ahead = map[string]time.Duration{}
+	err = r.eachServer(ctx, func(name string, client redis.Cmdable) error {
+		before := now()
+		theirs, err := client.Time(ctx).Result()
+		if redis.IsPermissionError(err) {
+			return fmt.Errorf("%s may not run TIME", r.user())
+		}
+		if err != nil {
+			return &awayError{describe(err)}
+		}
+		after := now()
+		ahead[name] = before.Add(after.Sub(before) / 2).Sub(theirs)
+		return nil
+	})
+	return ahead, err
+}
+
+// NeedlessRights returns rights of the user that the broker does not need, and by which a
+// stolen password does more harm. It tries a command of administrators and a key beyond the
+// prefix; both only read.
+func (r *Store) NeedlessRights(ctx context.Context) (rights []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if err := r.locate(ctx); err != nil {
+		return nil, &awayError{err.Error()}
+	}
+	for _, try := range []struct {
+		right   string
+		command *redis.Cmd
+	}{
+		{"run commands of administrators, such as CONFIG", redis.NewCmd(ctx, "config", "get", "maxmemory")},
+		{"read keys that do not begin with " + r.config.Prefix, redis.NewCmd(ctx, "pttl", "other:"+r.config.Prefix+"check")},
+	} {
+		switch err := r.client.Process(ctx, try.command); {
+		case err == nil:
+			rights = append(rights, try.right)
+		case !redis.IsPermissionError(err) && try.command.Args()[0] == "pttl":
+			return nil, &awayError{describe(err)}
+		}
+	}
+	return rights, nil
+}
+
+// MinimumACL returns the line of an ACL with the rights that the broker needs, and with
+// those by which it and Inspect and Clocks see how Redis keeps its data.
+func (r *Store) MinimumACL() string { return r.acl() + " " + ACLConfirm + " +time" }
+
+// User describes the user of the connection.
+func (r *Store) User() string { return r.user() }
+
+// eachServer calls visit with a client of each server that has keys.
+func (r *Store) eachServer(ctx context.Context, visit func(name string, client redis.Cmdable) error) error {
+	if err := r.locate(ctx); err != nil {
+		return &awayError{err.Error()}
+	}
+	for _, shard := range r.shards.all() {
+		client, err := r.server(ctx, shard.probeKey())
+		if err != nil {
+			return &awayError{describe(err)}
+		}
+		if err := visit(shard.name, client); err != nil {
+			return err
+		}
+	}
+	return nil
+}
