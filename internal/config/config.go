@@ -66,6 +66,8 @@ type Config struct {
 	findings *yamlconf.Findings `yaml:"-"`
 	// verifyItems has the index in the file of each verify grant, by role.
 	verifyItems map[string][]int `yaml:"-"`
+	// issuerItems has the index in the file of each issuer.
+	issuerItems []int `yaml:"-"`
 }
 
 // Store defines where state is kept: exactly one kind is given.
@@ -423,7 +425,7 @@ func Parse(name string, data []byte) (*Config, error) {
 	}
 	config.tokenFiles = tokenFiles(config.Issuers)
 	config.verifyItems = eachTenant(config.Roles, config.Issuers)
-	config.Issuers = withTenants(config.Issuers)
+	config.Issuers, config.issuerItems = withTenants(config.Issuers)
 	config.Warnings, config.findings = findings.Warnings, findings
 	config.Digest = sha256.Sum256(data)
 	return config, nil

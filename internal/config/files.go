@@ -2,6 +2,7 @@ package config
 
 import (
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -58,6 +59,59 @@ func tokenFiles(issuers []Issuer) (files []namedFile) {
 		}
 	}
 	return files
+}
+
+// CertificateFile is a file with certificates, and the key of the configuration that names
+// it.
+type CertificateFile struct {
+	Path, Key string
+	Line      int
+	// CA: it contains authorities that the broker trusts, rather than its own certificate.
+	CA bool
+}
+
+// CertificateFiles returns all files with certificates that the configuration names.
+func (c *Config) CertificateFiles() []CertificateFile {
+	var files []CertificateFile
+	add := func(key, path string, ca bool) {
+		if path != "" {
+			files = append(files, CertificateFile{Path: path, Key: key, Line: max(c.findings.Line(key), 1), CA: ca})
+		}
+	}
+	if tls := c.Listen.TLS; tls != nil {
+		add("listen.tls.cert", tls.Cert, false)
+		add("listen.tls.client_ca", tls.ClientCA, true)
+	}
+	if redis := c.Store.Redis; redis != nil && redis.TLS != nil {
+		add("store.redis.tls.cert", redis.TLS.Cert, false)
+		add("store.redis.tls.ca", redis.TLS.CA, true)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
+		client, key := c.Clients[name], yamlconf.Join("clients", name)
+		add(yamlconf.Join(yamlconf.Join(key, "assertion"), "certificate"), client.Assertion.Certificate, false)
+		if client.TLS != nil {
+			add(yamlconf.Join(yamlconf.Join(key, "tls"), "cert"), client.TLS.Cert, false)
+			add(yamlconf.Join(yamlconf.Join(key, "tls"), "ca"), client.TLS.CA, true)
+		}
+	}
+	for i := range c.Issuers {
+		if i == 0 || c.issuerItems[i] != c.issuerItems[i-1] { // not another tenant
+			add(yamlconf.Join(yamlconf.Join(yamlconf.Item("issuers", c.issuerItems[i]), "tls"), "ca"), c.Issuers[i].CA(), true)
+		}
+	}
+	return files
+}
+
+// EmptyFiles reports files with secrets that are empty.
+func (c *Config) EmptyFiles() []yamlconf.Problem {
+	var problems []yamlconf.Problem
+	for _, file := range c.secretFiles() {
+		info, err := os.Stat(file.path)
+		if err == nil && info.Mode().IsRegular() && info.Size() == 0 && file.key != "store.bolt" {
+			problems = append(problems, c.findings.At(file.key, "%s is empty: write the secret into it, or correct the path", file.path))
+		}
+	}
+	return problems
 }
 
 // ExposedFiles warns of files with secrets that every user of the machine may read or

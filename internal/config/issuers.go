@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -14,16 +13,15 @@ import (
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
-// withTenants replaces each pattern by its issuers.
-func withTenants(issuers []Issuer) []Issuer {
-	if !slices.ContainsFunc(issuers, func(c Issuer) bool { return len(c.Tenants) > 0 }) {
-		return issuers
+// withTenants replaces each pattern by its issuers. It also returns the index in the file
+// of each issuer.
+func withTenants(issuers []Issuer) (all []Issuer, items []int) {
+	for i := range issuers {
+		for _, one := range issuers[i].each() {
+			all, items = append(all, one), append(items, i)
+		}
 	}
-	var all []Issuer
-	for _, c := range issuers {
-		all = append(all, c.each()...)
-	}
-	return all
+	return all, items
 }
 
 // each returns the issuers of an entry in a valid configuration.
