@@ -2,17 +2,17 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/spf13/cobra"
 
-	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/doctor"
 )
 
 func newCheckConfig() *cobra.Command {
-	var live, mint bool
+	var live bool
+	d := examination{verbose: true}
 	cmd := &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
@@ -20,13 +20,13 @@ func newCheckConfig() *cobra.Command {
 with line numbers. No other file is read, but files with secrets that every user of
 this machine may read or write are reported.
 
-With --live also read certificates and secrets, find the token endpoints of the clients and
-load the keys of the issuers. With --mint, which implies --live, also get a token
-for each client; some IdPs bill for those.
+--live is an alias of "broker doctor FILE --verbose", and --mint of "broker doctor FILE
+--verbose --mint", except that the running fleet is not asked, and that only errors set the
+exit code 1. Use "broker doctor" in new scripts.
 
 "broker policy explain" says what a caller may request.`,
 		Example: `  broker check-config broker.yaml
-  broker check-config broker.yaml --live --mint`,
+  broker doctor broker.yaml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, err := config.Load(args[0])
@@ -37,32 +37,20 @@ for each client; some IdPs bill for those.
 			if _, err := fmt.Fprintf(out, "ok    %s: %d clients, %d issuers\n", args[0], len(config.Clients), len(config.Issuers)); err != nil {
 				return err
 			}
+			if live || d.options.Mint {
+				report, err := d.run(cmd, args[0], config)
+				if errors := report.Count(doctor.Error); err == nil && errors > 0 {
+					err = fmt.Errorf("%d of the live checks failed", errors)
+				}
+				return err
+			}
 			for _, warning := range slices.Concat(config.Warnings, config.ExposedFiles()) {
 				_, _ = fmt.Fprintf(out, "warn  %s\n", warning)
 			}
-			if !live && !mint {
-				return nil
-			}
-			failures := 0
-			options := app.Options{Logger: slog.New(slog.DiscardHandler)} // findings are printed instead
-			err = app.Check(cmd.Context(), config, options, mint, func(finding app.Finding) {
-				switch {
-				case finding.Err != nil:
-					failures++
-					_, _ = fmt.Fprintf(out, "FAIL  %s: %v\n", finding.What, finding.Err)
-				case finding.Warning:
-					_, _ = fmt.Fprintf(out, "warn  %s: %s\n", finding.What, finding.Detail)
-				default:
-					_, _ = fmt.Fprintf(out, "ok    %s: %s\n", finding.What, finding.Detail)
-				}
-			})
-			if err == nil && failures > 0 {
-				err = fmt.Errorf("%d of the live checks failed", failures)
-			}
-			return err
+			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&live, "live", false, "also try certificates, secrets, discovery and keys")
-	cmd.Flags().BoolVar(&mint, "mint", false, "also get a token for each client (implies --live)")
+	cmd.Flags().BoolVar(&live, "live", false, `an alias of "broker doctor"`)
+	cmd.Flags().BoolVar(&d.options.Mint, "mint", false, `an alias of "broker doctor --mint"`)
 	return cmd
 }

@@ -93,7 +93,7 @@ New here? "broker dev" runs everything on this machine and shows what it does.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetOut(escape.NewWriter(os.Stdout))
-	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevocations(), newHealthcheck(), newVersion())
 	return root
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -252,52 +253,43 @@ func TestStart_addressInUse(t *testing.T) {
 func TestLiveCheck_reportsEachServer(t *testing.T) {
 	idp := devIDP(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), `get: [{client: "*"`, `get: [{client: client-0`, 1))
-	check := func() (ok, failed []string) {
-		err := app.Check(t.Context(), config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
-			if found.Err != nil {
-				failed = append(failed, found.What)
-			} else {
-				ok = append(ok, found.What+" "+found.Detail)
-			}
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return ok, failed
+	check := func() (passed, failed map[string]string) {
+		t.Helper()
+		return live(t, config, idp.RoundTripper(), true)
 	}
-	if ok, failed := check(); len(ok) != 5 || len(failed) != 0 || !strings.Contains(strings.Join(ok, "\n"), idpIssuer+"/token") {
-		t.Errorf("all well: ok %q, failed %q", ok, failed)
+	endpoint, minted, keys, introspection := "clients.client-0: token endpoint", "clients.client-0: token", "issuers "+idpIssuer+": keys", "issuers "+idpIssuer+": introspection"
+	expect := func(what string, bad ...string) {
+		t.Helper()
+		passed, failed := check()
+		for _, subject := range []string{endpoint, minted, keys, introspection} {
+			if _, ok := passed[subject]; ok == slices.Contains(bad, subject) || ok == (failed[subject] != "") {
+				t.Errorf("%s: %s: passed %q, failed %q", what, subject, passed, failed)
+			}
+		}
+	}
+	expect("all well")
+	if passed, _ := check(); passed[endpoint] != idpIssuer+"/token" {
+		t.Errorf("passed %q", passed)
 	}
 	idp.SetIntrospection(func(w http.ResponseWriter, _ *http.Request) bool {
 		_, _ = io.WriteString(w, `{"active":true}`)
 		return true
 	})
-	if ok, failed := check(); len(ok) != 4 || len(failed) != 1 || failed[0] != "issuers "+idpIssuer+": introspection" {
-		t.Errorf("every token is active: ok %q, failed %q", ok, failed)
-	}
+	expect("every token is active", introspection)
 	idp.SetIntrospection(nil)
 	idp.SetSecrets("abc", redact.New("another"))
-	if ok, failed := check(); len(ok) != 3 || len(failed) != 2 || failed[0] != "clients.client-0: token" || failed[1] != "issuers "+idpIssuer+": introspection" {
-		t.Errorf("a refused secret: ok %q, failed %q", ok, failed)
-	}
+	expect("a refused secret", minted, introspection)
 	idp.SetDown(true)
-	if ok, failed := check(); len(ok) != 1 || len(failed) != 4 {
-		t.Errorf("the IdP down: ok %q, failed %q", ok, failed)
-	}
+	expect("the IdP down", endpoint, minted, keys, introspection)
 }
 
 // A client that no role names serves introspection only: the IdP may refuse it a
 // token, and count that against it.
 func TestLiveCheck_introspectionOnlyClient(t *testing.T) {
 	idp := devIDP(t)
-	var minted []string
-	err := app.Check(t.Context(), sample(t, 1), app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, true, func(found app.Finding) {
-		if found.What == "clients.client-0: token" {
-			minted = append(minted, found.Detail)
-		}
-	})
-	if err != nil || len(minted) != 1 || !strings.HasPrefix(minted[0], "not tried") || idp.Requests(devidp.TokenPath) != 0 {
-		t.Errorf("%q, %v, %d token requests", minted, err, idp.Requests(devidp.TokenPath))
+	passed, failed := live(t, sample(t, 1), idp.RoundTripper(), true)
+	if !strings.HasPrefix(passed["clients.client-0: token"], "not tried") || idp.Requests(devidp.TokenPath) != 0 {
+		t.Errorf("%q, %q, %d token requests", passed, failed, idp.Requests(devidp.TokenPath))
 	}
 }
 

@@ -89,20 +89,26 @@ func assemble(config *config.Config, transport http.RoundTripper, told observers
 	if err != nil {
 		return nil, err
 	}
-	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: told}
-	p.network.Observe(told.traces.tracer(), countCalls(told.registerer))
-	if err := p.fill(config); err != nil {
+	p := newParts(opened, transport, told)
+	made, err := p.prepare(config)
+	if err == nil {
+		err = p.fill(made)
+	}
+	if err != nil {
 		_ = opened.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *parts) fill(config *config.Config) error {
-	made, err := p.prepare(config)
-	if err != nil {
-		return err
-	}
+func newParts(opened *storage, transport http.RoundTripper, observers observers) *parts {
+	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: observers}
+	p.network.Observe(observers.traces.tracer(), countCalls(observers.registerer))
+	return p
+}
+
+// fill starts the broker with the first setup.
+func (p *parts) fill(made *setup) (err error) {
 	p.use(made)
 	p.registerer.MustRegister(certificateCollector{p})
 	p.broker, err = broker.New(broker.Config{
@@ -127,7 +133,16 @@ func (p *parts) use(next *setup) {
 // prepare builds a setup that can replace the current one. It reads secrets and sends no
 // requests. Components with an unchanged configuration are reused.
 func (p *parts) prepare(cfg *config.Config) (*setup, error) {
-	s := &setup{
+	s, problems := p.attempt(cfg)
+	if len(problems) > 0 {
+		return nil, joinParts(problems)
+	}
+	return s, nil
+}
+
+// attempt is prepare that leaves out the parts that cannot be used.
+func (p *parts) attempt(cfg *config.Config) (s *setup, problems []PartError) {
+	s = &setup{
 		config: cfg, storage: p.storage, network: p.network, before: p.setup.Load(),
 		broker:   func() *broker.Broker { return p.broker },
 		trusting: map[string]*discovery.Network{},
@@ -136,31 +151,24 @@ func (p *parts) prepare(cfg *config.Config) (*setup, error) {
 	if s.before == nil {
 		s.before = &setup{config: &config.Config{}}
 	}
-	problems := s.trust(cfg)
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
-	}
+	problems = s.trust(cfg)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Clients)) {
+		if client := cfg.Clients[name]; s.networkOf(client.CA()) == nil {
+			continue // trust has reported it
+		}
 		made, err := s.client(name, cfg)
 		if err != nil {
-			problems = append(problems, fmt.Errorf("clients.%s: %w", name, err))
+			problems = append(problems, PartError{[]any{"clients", name}, fmt.Errorf("clients.%s: %w", name, err)})
 			continue
 		}
 		s.clients = append(s.clients, made)
 	}
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
-	}
-	var err error
-	if s.verifier, err = s.newVerifier(cfg, p.log, p.registerer); err != nil {
-		return nil, fmt.Errorf("issuers: %w", err)
-	}
-	return s, nil
+	return s, append(problems, s.verify(cfg, p.log, p.registerer)...)
 }
 
 // trust opens the configured files of authorities.
-func (s *setup) trust(cfg *config.Config) (problems []error) {
-	open := func(key, ca string) {
+func (s *setup) trust(cfg *config.Config) (problems []PartError) {
+	open := func(ca, name string, keys ...any) {
 		if ca == "" || s.trusting[ca] != nil {
 			return
 		}
@@ -169,22 +177,22 @@ func (s *setup) trust(cfg *config.Config) (problems []error) {
 			err = fmt.Errorf("%w: Kubernetes mounts it into a pod unless automountServiceAccountToken is false; outside of a pod name a file with the CA of the cluster", err)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: tls.ca: %w", key, err))
+			problems = append(problems, PartError{append(keys, "tls", "ca"), fmt.Errorf("%s: tls.ca: %w", name, err)})
 			return
 		}
 		s.trusting[ca] = network
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Clients)) {
 		client := cfg.Clients[name]
-		open("clients."+name, client.CA())
+		open(client.CA(), "clients."+name, "clients", name)
 	}
 	for i := range cfg.Issuers {
-		open("issuers: "+cfg.Issuers[i].Issuer, cfg.Issuers[i].CA())
+		open(cfg.Issuers[i].CA(), "issuers: "+cfg.Issuers[i].Issuer, "issuers", i)
 	}
 	return problems
 }
 
-// networkOf returns the network for a file of authorities that trust opened.
+// networkOf returns the network for a file of authorities that trust opened, or nil.
 func (s *setup) networkOf(ca string) *discovery.Network {
 	if ca == "" {
 		return s.network
@@ -310,15 +318,45 @@ func (s *setup) with(home string, allowPrivate bool, ca string) func(tls.Certifi
 	}
 }
 
-func (s *setup) newVerifier(config *config.Config, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
-	issuers := make([]verify.IssuerConfig, 0, len(config.Issuers))
-	for i := range config.Issuers {
-		issuer, err := s.verified(config, &config.Issuers[i])
+// verify builds the verifier.
+func (s *setup) verify(cfg *config.Config, log *slog.Logger, registerer prometheus.Registerer) (problems []PartError) {
+	issuers := make([]verify.IssuerConfig, 0, len(cfg.Issuers))
+	for i := range cfg.Issuers {
+		if !s.reaches(&cfg.Issuers[i]) {
+			continue // trust has reported it, or client
+		}
+		issuer, err := s.verified(cfg, &cfg.Issuers[i])
 		if err != nil {
-			return nil, err
+			problems = append(problems, PartError{[]any{"issuers", i}, fmt.Errorf("issuers: %w", err)})
+			continue
 		}
 		issuers = append(issuers, issuer)
 	}
+	var err error
+	if s.verifier, err = s.newVerifier(cfg, issuers, log, registerer); err == nil {
+		return problems
+	}
+	problems = append(problems, PartError{[]any{"issuers"}, fmt.Errorf("issuers: %w", err)})
+	if s.verifier, err = s.newVerifier(cfg, nil, log, registerer); err != nil {
+		problems = append(problems, PartError{[]any{"verification"}, fmt.Errorf("verification: %w", err)})
+	}
+	return problems
+}
+
+// reaches reports whether the authorities of an issuer are usable, and the client that
+// introspects its tokens.
+func (s *setup) reaches(issuer *config.Issuer) bool {
+	if s.networkOf(issuer.CA()) == nil {
+		return false
+	}
+	if issuer.Introspection == nil {
+		return true
+	}
+	_, ok := s.named(issuer.Introspection.Client)
+	return ok
+}
+
+func (s *setup) newVerifier(config *config.Config, issuers []verify.IssuerConfig, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {
 	return verify.New(verify.Config{
 		Issuers:     issuers,
 		Logger:      log,

@@ -7,110 +7,129 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
+	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/config"
-	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/store/redisstore"
+	"github.com/cezzis/tokenbroker/internal/token"
 )
 
-// Finding is the result of one live check.
-type Finding struct {
-	// What is the subject of the check, such as "clients.orders-api: token endpoint".
-	What string
-	// Detail describes the result.
-	Detail string
-	// Warning: Detail describes a risk, but the check passed.
-	Warning bool
-	// Err is nil if the check passed.
-	Err error
+// Probe tries the parts of a configuration one by one, without serving. It is safe for
+// concurrent use.
+type Probe struct {
+	parts  *parts
+	config *config.Config
+	// Unusable are the parts of the configuration that cannot be assembled. The rest can
+	// be tried.
+	Unusable []PartError
 }
 
-// Check tries what the configuration names: certificates, secrets, the store, the token
-// endpoints of clients, the keys of issuers, introspection and, if mint is set, a token
-// for each client that does not only introspect. It reports each finding as it comes. The
-// error means that no check could run.
-func Check(ctx context.Context, config *config.Config, opts Options, mint bool, tell func(Finding)) error {
-	told := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
-	assembled, err := assemble(config, opts.Transport, told)
+// PartError is the reason why a part of a configuration cannot be used.
+type PartError struct {
+	// Keys lead to the part in the configuration.
+	Keys []any
+	Err  error
+}
+
+func (e PartError) Error() string { return e.Err.Error() }
+func (e PartError) Unwrap() error { return e.Err }
+
+func joinParts(problems []PartError) error {
+	all := make([]error, len(problems))
+	for i, problem := range problems {
+		all[i] = problem
+	}
+	return errors.Join(all...)
+}
+
+// OpenProbe assembles the configuration, as far as possible. It reads secrets and sends no
+// requests. An error means that nothing can be tried. Close the probe after use.
+func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
+	observers := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
+	p := &Probe{config: cfg}
+	storage, err := openStore(cfg, &observers)
 	if err != nil {
-		return err
-	}
-	defer assembled.close()
-	if config.Listen.Encrypted() {
-		tell(checkCerts(ctx, &config.Listen))
-	}
-	tell(assembled.checkStore(ctx))
-	for name, doubt := range assembled.setup.Load().doubtfulSecrets() {
-		tell(Finding{What: fmt.Sprintf("clients.%s: secret", name), Detail: doubt, Warning: true})
-	}
-	for _, client := range assembled.setup.Load().clients {
-		tell(assembled.checkEndpoint(ctx, client.Name, config.Clients[client.Name]))
-		switch {
-		case mint && onlyIntrospects(config, client.Name):
-			tell(Finding{What: mintOf(client.Name), Detail: "not tried: the client is used for introspection only, and no role names it under get"})
-		case mint:
-			tell(assembled.checkMint(ctx, client.Name))
+		p.Unusable = append(p.Unusable, PartError{[]any{"store"}, err})
+		if storage, err = openStore(new(config.Config), &observers); err != nil {
+			return nil, err
 		}
 	}
-	for _, issuer := range config.Issuers {
-		tell(assembled.checkKeys(ctx, issuer.Issuer))
-		if issuer.Introspection != nil {
-			tell(assembled.checkIntrospection(ctx, issuer.Issuer))
-		}
+	p.parts = newParts(storage, opts.Transport, observers)
+	setup, problems := p.parts.attempt(cfg)
+	p.Unusable = append(p.Unusable, problems...)
+	if setup.verifier == nil {
+		err = joinParts(problems)
+	} else {
+		err = p.parts.fill(setup)
 	}
-	return nil
-}
-
-func checkCerts(ctx context.Context, config *config.Listen) Finding {
-	found := Finding{What: "listen.tls"}
-	opened, err := openTLS(ctx, config.TLS)
 	if err != nil {
-		found.Err = err
-		return found
+		_ = storage.Close()
+		return nil, err
 	}
-	status := opened.Status()
-	found.Detail = fmt.Sprintf("%s, until %s", status.Name, status.Expires.Format(time.DateOnly))
-	for _, authority := range status.Authorities {
-		found.Detail += fmt.Sprintf("; callers of %q, until %s", authority.Name, authority.Expires.Format(time.DateOnly))
-	}
-	for _, warning := range status.Warnings {
-		found.Detail += "; " + warning
-	}
-	return found
+	return p, nil
 }
 
-func (p *parts) checkStore(ctx context.Context) Finding {
-	found := Finding{What: "store", Detail: p.storage.kind}
-	if p.storage.redis != nil {
-		warnings, err := p.storage.redis.Check(ctx)
-		for _, warning := range warnings {
-			found.Detail += "; " + warning
-		}
-		if found.Err = err; err != nil {
-			return found
-		}
-	}
-	found.Err = p.storage.checkRing(ctx)
-	return found
-}
+// Close releases the parts.
+func (p *Probe) Close() { p.parts.close() }
 
-func (p *parts) checkEndpoint(ctx context.Context, name string, cfg config.Client) Finding {
-	found := Finding{What: fmt.Sprintf("clients.%s: token endpoint", name)}
-	if cfg.TokenURL != "" {
-		found.Detail = discovery.Printable(cfg.TokenURL) + " (as configured; --mint tries it)"
-		return found
-	}
-	metadata, err := p.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA()).Metadata(ctx)
+// Redis returns the store, or nil if it is of another kind or cannot be opened.
+func (p *Probe) Redis() *redisstore.Store { return p.parts.storage.redis }
+
+// Ring compares the ring of sealing keys with the store.
+func (p *Probe) Ring(ctx context.Context) error { return p.parts.storage.checkRing(ctx) }
+
+// Listener returns the certificate and the authorities of the listeners.
+func (p *Probe) Listener(ctx context.Context) (certs.Status, error) {
+	opened, err := openTLS(ctx, p.config.Listen.TLS)
 	if err != nil {
-		found.Err = err
-		return found
+		return certs.Status{}, err
+	}
+	return opened.Status(), nil
+}
+
+// Clients returns the names of the clients that can be tried.
+func (p *Probe) Clients() []string {
+	clients := p.parts.setup.Load().clients
+	names := make([]string, len(clients))
+	for i := range clients {
+		names[i] = clients[i].Name
+	}
+	return names
+}
+
+// Issuers returns the indexes in the configuration of the issuers that can be tried.
+func (p *Probe) Issuers() (indexes []int) {
+	usable := map[string]bool{}
+	for _, status := range p.parts.setup.Load().verifier.Status() {
+		usable[status.Issuer] = true
+	}
+	for i := range p.config.Issuers {
+		if usable[p.config.Issuers[i].Issuer] {
+			indexes = append(indexes, i)
+		}
+	}
+	return indexes
+}
+
+// DoubtfulSecrets returns warnings, by client, about secrets that are probably a mistake.
+func (p *Probe) DoubtfulSecrets() map[string]string { return p.parts.setup.Load().doubtfulSecrets() }
+
+// TokenEndpoint returns the token endpoint of a client that the metadata of its issuer
+// names.
+func (p *Probe) TokenEndpoint(ctx context.Context, client string) (string, error) {
+	cfg := p.config.Clients[client]
+	metadata, err := p.parts.setup.Load().issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA()).Metadata(ctx)
+	if err != nil {
+		return "", err
 	}
 	named := metadata.TokenEndpoint
 	if idp.AuthMethod(cfg.Auth).Mutual() {
@@ -120,63 +139,73 @@ func (p *parts) checkEndpoint(ctx context.Context, name string, cfg config.Clien
 	if err == nil && endpoint == "" {
 		err = fmt.Errorf("the metadata of %s names no token_endpoint; set token_url", cfg.Issuer)
 	}
-	found.Detail, found.Err = endpoint, err
-	return found
+	return endpoint, err
 }
 
-// mintOf returns the subject of a Finding about a client's token.
-func mintOf(name string) string { return fmt.Sprintf("clients.%s: token", name) }
-
-// onlyIntrospects reports whether the client is configured for introspection and no role
-// grants its tokens by name. The IdP would refuse to issue one, and might count that
-// against the client.
-func onlyIntrospects(c *config.Config, client string) bool {
-	asks := slices.ContainsFunc(c.Issuers, func(issuer config.Issuer) bool {
-		return issuer.Introspection != nil && issuer.Introspection.Client == client
-	})
-	for _, role := range c.Roles {
-		if slices.ContainsFunc(role.Get, func(grant config.GetGrant) bool { return grant.Client == client }) {
-			return false
-		}
-	}
-	return asks
+// Token requests a token from the IdP. If scopes is empty, the client's own are requested.
+func (p *Probe) Token(ctx context.Context, client string, scopes []string) (*token.Token, error) {
+	answer, err := p.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client, Scopes: scopes})
+	return answer.Token, err
 }
 
-func (p *parts) checkMint(ctx context.Context, name string) Finding {
-	found := Finding{What: mintOf(name)}
-	answer, err := p.broker.Get(ctx, policy.Self(), broker.Ask{Client: name})
-	if err != nil {
-		found.Err = err
-		return found
+// Keys fetches the keys of an issuer and returns how many are usable.
+func (p *Probe) Keys(ctx context.Context, issuer string) (usable int, err error) {
+	verifier := p.parts.setup.Load().verifier
+	if err := verifier.Refresh(ctx, issuer); err != nil {
+		return 0, err
 	}
-	found.Detail = fmt.Sprintf("%s, lives %v, scopes %v", answer.Token.Type, answer.Token.Lifetime().Round(time.Second), answer.Token.Scopes)
-	return found
-}
-
-func (p *parts) checkKeys(ctx context.Context, issuer string) Finding {
-	found := Finding{What: fmt.Sprintf("issuers %s: keys", issuer)}
-	if found.Err = p.setup.Load().verifier.Refresh(ctx, issuer); found.Err != nil {
-		return found
-	}
-	for _, status := range p.setup.Load().verifier.Status() {
+	for _, status := range verifier.Status() {
 		if status.Issuer == issuer {
-			found.Detail = fmt.Sprintf("%d usable", status.Keys)
+			usable = status.Keys
 		}
 	}
-	return found
+	return usable, nil
 }
 
-// checkIntrospection introspects a token that was never issued.
-func (p *parts) checkIntrospection(ctx context.Context, issuer string) Finding {
-	found := Finding{What: fmt.Sprintf("issuers %s: introspection", issuer)}
-	active, _, err := p.setup.Load().introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
-	switch {
-	case err != nil:
-		found.Err = err
-	case active:
-		found.Err = errors.New("it reports a made-up token as active: every token would be accepted")
-	default:
-		found.Detail = "responds, and reports a made-up token as not active"
+// Introspection introspects a token that was never issued.
+func (p *Probe) Introspection(ctx context.Context, issuer string) error {
+	active, _, err := p.parts.setup.Load().introspections[issuer].Introspect(ctx, redact.New(rand.Text()))
+	if err == nil && active {
+		err = errors.New("it reports a made-up token as active: every token would be accepted")
 	}
-	return found
+	return err
+}
+
+// Place is a server of an IdP, and how it may be reached.
+type Place struct {
+	URL          string
+	AllowPrivate bool
+	CA           string
+}
+
+// ErrNoDate is the error of Clock for a server that does not state the time.
+var ErrNoDate = errors.New("its response has no usable Date header")
+
+// Clock returns how far the clock that now reads is ahead of that of a server, and how
+// exact that is. It sends one HEAD request without credentials.
+func (p *Probe) Clock(ctx context.Context, place Place, now func() time.Time) (ahead, exact time.Duration, err error) {
+	network := p.parts.setup.Load().networkOf(place.CA)
+	if network == nil {
+		return 0, 0, errors.New("its CA file cannot be used")
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodHead, place.URL, http.NoBody)
+	if err != nil {
+		return 0, 0, ErrNoDate // the URL, which may have a secret, is not repeated
+	}
+	before := now()
+	response, err := network.ClientFor(place.URL, place.AllowPrivate).Do(request)
+	if err != nil {
+		return 0, 0, err
+	}
+	took := now().Sub(before)
+	_ = response.Body.Close()
+	date, err := http.ParseTime(response.Header.Get("Date"))
+	if err != nil {
+		return 0, 0, ErrNoDate
+	}
+	if age, err := strconv.Atoi(response.Header.Get("Age")); err == nil { // from a cache
+		date = date.Add(time.Duration(age) * time.Second)
+	}
+	const half = 500 * time.Millisecond // Date has whole seconds
+	return before.Add(took / 2).Sub(date.Add(half)), half + took/2, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/doctor"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -71,23 +72,18 @@ func TestDoubtfulSecretsAreWarnedOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = "begins with a byte order mark, contains a line end"
-	var found []app.Finding
-	options := app.Options{Transport: idp.RoundTripper(), Logger: slog.New(slog.DiscardHandler)}
-	if err := app.Check(t.Context(), config, options, false, func(f app.Finding) { found = append(found, f) }); err != nil {
-		t.Fatal(err)
-	}
+	report := doctor.Run(t.Context(), "broker.yaml", config, doctor.Options{Transport: idp.RoundTripper()})
 	warned := 0
-	for _, f := range found {
-		if f.Warning && f.What == "clients.orders: secret" && strings.Contains(f.Detail, want) {
+	for _, f := range report.Findings {
+		if f.Severity == doctor.Warning && f.Subject == "clients.orders: secret" && f.Line == 2 && strings.Contains(f.Message, want) {
 			warned++
 		}
 	}
 	if warned != 1 {
-		t.Errorf("findings: %+v", found)
+		t.Errorf("findings: %+v", report.Findings)
 	}
 	log := &testkit.Log{}
-	options.Logger = slog.New(slog.NewTextHandler(log, nil))
-	started, err := app.New(config, options)
+	started, err := app.New(config, app.Options{Transport: idp.RoundTripper(), Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/jose/josetest"
 )
@@ -50,33 +49,29 @@ func TestKubernetesPresetFetchesClusterKeys(t *testing.T) {
 	address, ca := startAPIServer(t, "token-of-the-pod")
 	good := fileWith(t, "token-of-the-pod")
 	const absent = "/var/run/secrets/kubernetes.io/serviceaccount/absent"
-	check := func(ca, token string) (app.Finding, error) {
+	const keys = "issuers https://kubernetes.default.svc.cluster.local: keys"
+	check := func(ca, token string) (passed string, failed string) {
 		config := parsed(t, fmt.Sprintf("issuers: [{preset: kubernetes, audiences: [tokenbroker], jwks_url: %q, tls: {ca: %q}, jwks_token_file: %q}]\n",
 			address+"/openid/v1/jwks", ca, token))
-		var keys app.Finding
-		err := app.Check(t.Context(), config, app.Options{Logger: quiet()}, false, func(found app.Finding) {
-			if strings.HasSuffix(found.What, ": keys") {
-				keys = found
-			}
-		})
-		return keys, err
+		some, others := live(t, config, nil, false)
+		return some[keys], others[keys] + others["issuers.0.tls.ca"]
 	}
-	if keys, err := check(ca, good); err != nil || keys.Err != nil || keys.What != "issuers https://kubernetes.default.svc.cluster.local: keys" || keys.Detail != "1 usable" {
-		t.Errorf("%+v, %v", keys, err)
+	if passed, failed := check(ca, good); passed != "1 usable" || failed != "" {
+		t.Errorf("%q, %q", passed, failed)
 	}
-	if keys, err := check(ca, fileWith(t, "another")); err != nil || keys.Err == nil || !strings.Contains(keys.Err.Error(), "system:service-account-issuer-discovery") {
-		t.Errorf("a token that is not accepted: %+v, %v", keys, err)
+	if _, failed := check(ca, fileWith(t, "another")); !strings.Contains(failed, "system:service-account-issuer-discovery") {
+		t.Errorf("a token that is not accepted: %q", failed)
 	}
-	if keys, err := check(ca, absent); err != nil || keys.Err == nil || !strings.Contains(keys.Err.Error(), "automountServiceAccountToken") {
-		t.Errorf("no token: %+v, %v", keys, err)
+	if _, failed := check(ca, absent); !strings.Contains(failed, "automountServiceAccountToken") {
+		t.Errorf("no token: %q", failed)
 	}
-	if keys, err := check(fileWithAuthority(t), good); err != nil || keys.Err == nil || !strings.Contains(keys.Err.Error(), `"cluster"`) {
-		t.Errorf("another CA: %+v, %v", keys, err)
+	if _, failed := check(fileWithAuthority(t), good); !strings.Contains(failed, `"cluster"`) {
+		t.Errorf("another CA: %q", failed)
 	}
-	if _, err := check(absent, good); err == nil || !strings.Contains(err.Error(), absent) || !strings.Contains(err.Error(), "automountServiceAccountToken") {
-		t.Errorf("no CA: %v", err)
+	if _, failed := check(absent, good); !strings.Contains(failed, absent) || !strings.Contains(failed, "automountServiceAccountToken") {
+		t.Errorf("no CA: %q", failed)
 	}
-	if _, err := check(filepath.Join(t.TempDir(), "absent"), good); err == nil || strings.Contains(err.Error(), "automountServiceAccountToken") {
-		t.Errorf("no CA elsewhere: %v", err)
+	if _, failed := check(filepath.Join(t.TempDir(), "absent"), good); failed == "" || strings.Contains(failed, "automountServiceAccountToken") {
+		t.Errorf("no CA elsewhere: %q", failed)
 	}
 }

@@ -180,26 +180,15 @@ func TestStart_invalidCertificates(t *testing.T) {
 func TestLiveCheck_certificates(t *testing.T) {
 	idp, pki := devIDP(t), newPKI(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+pki.config()+", ", 1))
-	check := func() (first app.Finding) {
-		t.Helper()
-		err := app.Check(t.Context(), config, app.Options{Logger: quiet(), Transport: idp.RoundTripper()}, false, func(found app.Finding) {
-			if first.What == "" {
-				first = found
-			}
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return first
-	}
-	if found := check(); found.What != "listen.tls" || found.Err != nil || !strings.HasPrefix(found.Detail, "broker-1, until ") || !strings.Contains(found.Detail, `callers of "CN=ca", until `) {
-		t.Errorf("all well: %+v", found)
+	passed, failed := live(t, config, idp.RoundTripper(), false)
+	if found := passed["listen.tls"]; failed["listen.tls"] != "" || !strings.HasPrefix(found, "broker-1, until ") || !strings.Contains(found, `callers of "CN=ca", until `) {
+		t.Errorf("all well: %q, %q", passed, failed)
 	}
 	if err := os.WriteFile(filepath.Join(pki.dir, "tls.key"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if found := check(); found.What != "listen.tls" || found.Err == nil {
-		t.Errorf("without a key: %+v", found)
+	if passed, failed := live(t, config, idp.RoundTripper(), false); passed["listen.tls"] != "" || failed["listen.tls"] == "" {
+		t.Errorf("without a key: %q, %q", passed, failed)
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
-	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/certs/certstest"
 	"github.com/cezzis/tokenbroker/internal/devca"
 )
@@ -145,16 +144,8 @@ func TestSPIFFE_brokerAndCallers(t *testing.T) {
 func TestLiveCheck_spiffeAgent(t *testing.T) {
 	agent := newSPIFFEAgent(t)
 	config := parsed(t, strings.Replace(sampleText(t, 1), "listen: {", "listen: {"+agent.config()+", ", 1))
-	var first *app.Finding
-	err := app.Check(t.Context(), config, app.Options{Logger: quiet(), Transport: devIDP(t).RoundTripper()}, false, func(found app.Finding) {
-		if first == nil {
-			first = &found
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if first.What != "listen.tls" || first.Err != nil || !strings.HasPrefix(first.Detail, "broker-1, until ") || !strings.Contains(first.Detail, `callers of "spiffe://example.com", until `) {
-		t.Errorf("%+v", first)
+	passed, failed := live(t, config, devIDP(t).RoundTripper(), false)
+	if found := passed["listen.tls"]; len(failed) != 0 || !strings.HasPrefix(found, "broker-1, until ") || !strings.Contains(found, `callers of "spiffe://example.com", until `) {
+		t.Errorf("%q, %q", passed, failed)
 	}
 }

@@ -28,6 +28,7 @@ var levels = [][]string{
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},
 	{"internal/app", "internal/policyreview"},
+	{"internal/doctor"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/dashboard", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
 }
@@ -58,7 +59,7 @@ var (
 	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/app", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},

@@ -2,7 +2,7 @@ package redisstore
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"slices"
 	"time"
 
@@ -53,8 +53,11 @@ func (r *Store) Inspect(ctx context.Context) (all Inspection, err error) {
 	return all, err
 }
 
+// ErrNoTime is the error of Clocks for a user who may not run TIME.
+var ErrNoTime = errors.New("the user of Redis may not run TIME")
+
 // Clocks returns how far the clock that now reads is ahead of that of each server, by its
-// name. It needs +time; the error says so.
+// name. The error is ErrNoTime if the user may not run TIME.
 func (r *Store) Clocks(ctx context.Context, now func() time.Time) (ahead map[string]time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -63,7 +66,7 @@ func (r *Store) Clocks(ctx context.Context, now func() time.Time) (ahead map[str
 		before := now()
 		theirs, err := client.Time(ctx).Result()
 		if redis.IsPermissionError(err) {
-			return fmt.Errorf("%s may not run TIME", r.user())
+			return ErrNoTime
 		}
 		if err != nil {
 			return &awayError{describe(err)}
