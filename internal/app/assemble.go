@@ -153,12 +153,16 @@ func (p *parts) attempt(cfg *config.Config) (s *setup, problems []PartError) {
 	}
 	problems = s.trust(cfg)
 	for _, name := range slices.Sorted(maps.Keys(cfg.Clients)) {
-		if client := cfg.Clients[name]; s.networkOf(client.CA()) == nil {
+		client := cfg.Clients[name]
+		if s.networkOf(client.CA()) == nil {
 			continue // trust has reported it
+		}
+		if client.Issuer != "" {
+			s.issuer(client.Issuer, client.AllowHTTP, client.AllowPrivate, client.CA())
 		}
 		made, err := s.client(name, cfg)
 		if err != nil {
-			problems = append(problems, PartError{[]any{"clients", name}, fmt.Errorf("clients.%s: %w", name, err)})
+			problems = append(problems, PartError{"clients." + name, []any{"clients", name}, err})
 			continue
 		}
 		s.clients = append(s.clients, made)
@@ -177,7 +181,7 @@ func (s *setup) trust(cfg *config.Config) (problems []PartError) {
 			err = fmt.Errorf("%w: Kubernetes mounts it into a pod unless automountServiceAccountToken is false; outside of a pod name a file with the CA of the cluster", err)
 		}
 		if err != nil {
-			problems = append(problems, PartError{append(keys, "tls", "ca"), fmt.Errorf("%s: tls.ca: %w", name, err)})
+			problems = append(problems, PartError{name + ": tls.ca", append(keys, "tls", "ca"), err})
 			return
 		}
 		s.trusting[ca] = network
@@ -322,12 +326,18 @@ func (s *setup) with(home string, allowPrivate bool, ca string) func(tls.Certifi
 func (s *setup) verify(cfg *config.Config, log *slog.Logger, registerer prometheus.Registerer) (problems []PartError) {
 	issuers := make([]verify.IssuerConfig, 0, len(cfg.Issuers))
 	for i := range cfg.Issuers {
-		if !s.reaches(&cfg.Issuers[i]) {
-			continue // trust has reported it, or client
+		one := cfg.Issuers[i]
+		if s.networkOf(one.CA()) == nil {
+			continue // trust has reported it
 		}
-		issuer, err := s.verified(cfg, &cfg.Issuers[i])
+		if one.Introspection != nil {
+			if _, ok := s.named(one.Introspection.Client); !ok {
+				one.Introspection = nil // the client is reported
+			}
+		}
+		issuer, err := s.verified(cfg, &one)
 		if err != nil {
-			problems = append(problems, PartError{[]any{"issuers", i}, fmt.Errorf("issuers: %w", err)})
+			problems = append(problems, PartError{"issuers", []any{"issuers", i}, err})
 			continue
 		}
 		issuers = append(issuers, issuer)
@@ -336,24 +346,11 @@ func (s *setup) verify(cfg *config.Config, log *slog.Logger, registerer promethe
 	if s.verifier, err = s.newVerifier(cfg, issuers, log, registerer); err == nil {
 		return problems
 	}
-	problems = append(problems, PartError{[]any{"issuers"}, fmt.Errorf("issuers: %w", err)})
+	problems = append(problems, PartError{"issuers", []any{"issuers"}, err})
 	if s.verifier, err = s.newVerifier(cfg, nil, log, registerer); err != nil {
-		problems = append(problems, PartError{[]any{"verification"}, fmt.Errorf("verification: %w", err)})
+		problems = append(problems, PartError{"verification", []any{"verification"}, err})
 	}
 	return problems
-}
-
-// reaches reports whether the authorities of an issuer are usable, and the client that
-// introspects its tokens.
-func (s *setup) reaches(issuer *config.Issuer) bool {
-	if s.networkOf(issuer.CA()) == nil {
-		return false
-	}
-	if issuer.Introspection == nil {
-		return true
-	}
-	_, ok := s.named(issuer.Introspection.Client)
-	return ok
 }
 
 func (s *setup) newVerifier(config *config.Config, issuers []verify.IssuerConfig, log *slog.Logger, registerer prometheus.Registerer) (*verify.Verifier, error) {

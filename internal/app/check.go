@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,6 +30,7 @@ import (
 type Probe struct {
 	parts  *parts
 	config *config.Config
+	aside  *storage // Redis, if it can be tried although the store cannot be opened
 	// Unusable are the parts of the configuration that cannot be assembled. The rest can
 	// be tried.
 	Unusable []PartError
@@ -35,12 +38,13 @@ type Probe struct {
 
 // PartError is the reason why a part of a configuration cannot be used.
 type PartError struct {
-	// Keys lead to the part in the configuration.
+	// Part is the name of the part, and Keys lead to it in the configuration.
+	Part string
 	Keys []any
 	Err  error
 }
 
-func (e PartError) Error() string { return e.Err.Error() }
+func (e PartError) Error() string { return e.Part + ": " + e.Err.Error() }
 func (e PartError) Unwrap() error { return e.Err }
 
 func joinParts(problems []PartError) error {
@@ -58,7 +62,8 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 	p := &Probe{config: cfg}
 	storage, err := openStore(cfg, &observers)
 	if err != nil {
-		p.Unusable = append(p.Unusable, PartError{[]any{"store"}, err})
+		p.Unusable = append(p.Unusable, PartError{"store", []any{"store"}, err})
+		p.openAside(&observers, err)
 		if storage, err = openStore(new(config.Config), &observers); err != nil {
 			return nil, err
 		}
@@ -73,16 +78,47 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 	}
 	if err != nil {
 		_ = storage.Close()
+		if p.aside != nil {
+			_ = p.aside.Close()
+		}
 		return nil, err
 	}
 	return p, nil
 }
 
+// openAside opens Redis if the store cannot be opened for another reason, such as its
+// sealing keys.
+func (p *Probe) openAside(observers *observers, reason error) {
+	if p.config.Store.Redis == nil {
+		return
+	}
+	aside := &storage{keepsSecrets: p.config.Managed() != ""}
+	switch err := aside.openRedis(p.config.Store.Redis, observers); {
+	case err == nil:
+		p.aside = aside
+	case err.Error() != reason.Error():
+		p.Unusable = append(p.Unusable, PartError{"store", []any{"store", "redis"}, err})
+	}
+}
+
 // Close releases the parts.
-func (p *Probe) Close() { p.parts.close() }
+func (p *Probe) Close() {
+	p.parts.close()
+	if p.aside != nil {
+		_ = p.aside.Close()
+	}
+}
 
 // Redis returns the store, or nil if it is of another kind or cannot be opened.
-func (p *Probe) Redis() *redisstore.Store { return p.parts.storage.redis }
+func (p *Probe) Redis() *redisstore.Store {
+	if p.aside != nil {
+		return p.aside.redis
+	}
+	return p.parts.storage.redis
+}
+
+// HasRing reports whether there are sealing keys to compare with the store.
+func (p *Probe) HasRing() bool { return p.parts.storage.sealed != nil }
 
 // Ring compares the ring of sealing keys with the store.
 func (p *Probe) Ring(ctx context.Context) error { return p.parts.storage.checkRing(ctx) }
@@ -96,14 +132,20 @@ func (p *Probe) Listener(ctx context.Context) (certs.Status, error) {
 	return opened.Status(), nil
 }
 
-// Clients returns the names of the clients that can be tried.
-func (p *Probe) Clients() []string {
-	clients := p.parts.setup.Load().clients
-	names := make([]string, len(clients))
-	for i := range clients {
-		names[i] = clients[i].Name
+// Clients returns the names of the clients whose IdPs can be tried.
+func (p *Probe) Clients() (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(p.config.Clients)) {
+		if client := p.config.Clients[name]; p.parts.setup.Load().networkOf(client.CA()) != nil {
+			names = append(names, name)
+		}
 	}
 	return names
+}
+
+// HasClient reports whether the client with this name can be used.
+func (p *Probe) HasClient(name string) bool {
+	_, ok := p.parts.setup.Load().named(name)
+	return ok
 }
 
 // Issuers returns the indexes in the configuration of the issuers that can be tried.
@@ -160,6 +202,12 @@ func (p *Probe) Keys(ctx context.Context, issuer string) (usable int, err error)
 		}
 	}
 	return usable, nil
+}
+
+// HasIntrospection reports whether the introspection of an issuer can be used.
+func (p *Probe) HasIntrospection(issuer string) bool {
+	_, ok := p.parts.setup.Load().introspections[issuer]
+	return ok
 }
 
 // Introspection introspects a token that was never issued.

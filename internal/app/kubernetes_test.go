@@ -54,7 +54,7 @@ func TestKubernetesPresetFetchesClusterKeys(t *testing.T) {
 		config := parsed(t, fmt.Sprintf("issuers: [{preset: kubernetes, audiences: [tokenbroker], jwks_url: %q, tls: {ca: %q}, jwks_token_file: %q}]\n",
 			address+"/openid/v1/jwks", ca, token))
 		some, others := live(t, config, nil, false)
-		return some[keys], others[keys] + others["issuers.0.tls.ca"]
+		return some[keys], others[keys] + others["issuers: https://kubernetes.default.svc.cluster.local: tls.ca"]
 	}
 	if passed, failed := check(ca, good); passed != "1 usable" || failed != "" {
 		t.Errorf("%q, %q", passed, failed)

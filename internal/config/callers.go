@@ -297,7 +297,7 @@ func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 		findings.Addf(path, "the role has no grant: add an item under get, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
-		findings.Warn(path, "no caller has this role")
+		findings.Warn(path, "no caller has this role: give it to a caller, or remove it")
 	}
 	for i, grant := range role.Get {
 		at := yamlconf.Item(yamlconf.Join(path, "get"), i)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/app"
@@ -32,7 +31,7 @@ func (d *doctor) live() {
 		return
 	}
 	for _, unusable := range d.probe.Unusable {
-		d.add(subjectOf(d.config, unusable.Keys), unusable.Keys, func(_ context.Context, r *result) {
+		d.add(unusable.Part, unusable.Keys, func(_ context.Context, r *result) {
 			r.report(Error, "config-unusable", unusable.Err.Error(), "Correct the file or the setting that it names: the broker does not start until then.")
 		})
 	}
@@ -54,18 +53,6 @@ func (d *doctor) live() {
 	d.clocks()
 }
 
-// subjectOf returns the keys as text, with an issuer by its name.
-func subjectOf(c *config.Config, keys []any) string {
-	if i, ok := keys[len(keys)-1].(int); ok && keys[0] == "issuers" {
-		return "issuers " + c.Issuers[i].Issuer
-	}
-	parts := make([]string, len(keys))
-	for i, key := range keys {
-		parts[i] = fmt.Sprint(key)
-	}
-	return strings.Join(parts, ".")
-}
-
 func (d *doctor) client(name string) {
 	cfg, at := d.config.Clients[name], []any{"clients", name}
 	d.add("clients."+name+": token endpoint", append(slices.Clone(at), "issuer"), func(ctx context.Context, r *result) {
@@ -76,10 +63,9 @@ func (d *doctor) client(name string) {
 		endpoint, err := r.probe.TokenEndpoint(ctx, name)
 		r.fail(fleet.IdPDown, err, "Check issuer, and the network and proxies on the way to the IdP, or set token_url.", endpoint)
 	})
-	if !d.Mint {
-		return
+	if d.Mint && d.probe.HasClient(name) {
+		d.add("clients."+name+": token", at, func(ctx context.Context, r *result) { r.mint(ctx, name) })
 	}
-	d.add("clients."+name+": token", at, func(ctx context.Context, r *result) { r.mint(ctx, name) })
 }
 
 // mint requests a token, and then one with the further scopes that roles allow.
@@ -151,6 +137,10 @@ func (d *doctor) issuer(i int) {
 		return
 	}
 	d.add("issuers "+name+": introspection", append(at, "introspection"), func(ctx context.Context, r *result) {
+		if !r.probe.HasIntrospection(name) {
+			r.report(Note, "introspection-unknown", "not tried, because its client cannot be used", "Correct the client.")
+			return
+		}
 		err := r.probe.Introspection(ctx, name)
 		r.fail("introspection-unusable", err, "Check the introspection endpoint, and whether the client may use it.", "responds, and reports a made-up token as not active")
 	})

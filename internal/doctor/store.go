@@ -24,6 +24,9 @@ func (d *doctor) store() {
 		d.add("store: settings of Redis", at, func(ctx context.Context, r *result) { r.redisSettings(ctx, redis) })
 		d.add("store: clock of Redis", at, func(ctx context.Context, r *result) { r.redisClock(ctx, redis) })
 	}
+	if !d.probe.HasRing() {
+		return
+	}
 	d.add("store: sealing keys", []any{"store", "sealing_keys"}, func(ctx context.Context, r *result) {
 		switch err := r.probe.Ring(ctx); {
 		case errors.Is(err, store.ErrAway): // its access is a check of its own
