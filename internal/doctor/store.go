@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
+	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
 
 // store adds the checks of the store. Those of Redis are independent, so that a missing
@@ -29,8 +30,8 @@ func (d *doctor) store() {
 	}
 	d.add("store: sealing keys", []any{"store", "sealing_keys"}, func(ctx context.Context, r *result) {
 		switch err := r.probe.Ring(ctx); {
-		case errors.Is(err, store.ErrAway): // its access is a check of its own
-			r.report(Note, "ring-unknown", "the sealing keys could not be compared, because the store does not respond", "Try again when the store responds.")
+		case err != nil && !errors.Is(err, sealed.ErrAnotherRing): // the store has checks of its own
+			r.report(Note, "store-unknown", "whether they are those of the store could not be checked: "+err.Error(), "Try again when the store responds.")
 		default:
 			r.fail(fleet.RingDiffers, err, "Give this replica the same file of sealing keys as the others.", "the keys fit the store")
 		}
