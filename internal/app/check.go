@@ -142,10 +142,11 @@ func (p *Probe) Clients() (names []string) {
 	return names
 }
 
-// HasClient reports whether the client with this name can be used.
+// HasClient reports whether the client with this name can be used. A managed secret needs
+// the store.
 func (p *Probe) HasClient(name string) bool {
-	_, ok := p.parts.setup.Load().named(name)
-	return ok
+	client, ok := p.parts.setup.Load().named(name)
+	return ok && (!client.Managed || p.parts.storage.keepsSecrets)
 }
 
 // Issuers returns the indexes in the configuration of the issuers that can be tried.
@@ -206,8 +207,8 @@ func (p *Probe) Keys(ctx context.Context, issuer string) (usable int, err error)
 
 // HasIntrospection reports whether the introspection of an issuer can be used.
 func (p *Probe) HasIntrospection(issuer string) bool {
-	_, ok := p.parts.setup.Load().introspections[issuer]
-	return ok
+	introspection, ok := p.parts.setup.Load().introspections[issuer]
+	return ok && p.HasClient(introspection.name)
 }
 
 // Introspection introspects a token that was never issued.

@@ -24,6 +24,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 	"github.com/cezzis/tokenbroker/internal/redistest"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 	"github.com/cezzis/tokenbroker/internal/testkit"
@@ -330,6 +331,22 @@ func TestDoctorChecksRedis(t *testing.T) {
 		server.Kill()
 		w.expect(w.run(text("tokenbroker"), doctor.Options{}), "error store-away 11", "note store-unknown 11", "note store-unknown 11", "note store-unknown 11", "note store-unknown 10")
 	})
+}
+
+func TestDoctorLeavesAStoreInUse(t *testing.T) {
+	w := newWorld(t)
+	ring, file := filepath.Join(w.dir, "ring.json"), filepath.Join(w.dir, "broker.db")
+	if err := sealed.WriteRing(ring, sealed.GenerateRing()); err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Replace(w.good(), "issuers:\n", "  managed: {issuer: '"+w.issuer+"', client_id: m, secret: managed}\nissuers:\n", 1) +
+		fmt.Sprintf("store:\n  sealing_keys: 'file:%s'\n  bolt: %q\n", ring, file)
+	running, err := boltstore.Open(boltstore.Config{Path: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = running.Close() }()
+	w.expect(w.run(text, doctor.Options{Mint: true}), "note store-in-use 10")
 }
 
 func TestDoctorComparesTheFleet(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 )
 
 // clockError is the difference of clocks from which on requests fail: issuers and the
@@ -32,6 +33,10 @@ func (d *doctor) live() {
 	}
 	for _, unusable := range d.probe.Unusable {
 		d.add(unusable.Part, unusable.Keys, func(_ context.Context, r *result) {
+			if errors.Is(unusable.Err, boltstore.ErrInUse) {
+				r.report(Note, "store-in-use", "the file of the store is open in another process, so it was not tried", "Nothing, if that is the broker with this configuration; else stop it, or name another file.")
+				return
+			}
 			r.report(Error, "config-unusable", unusable.Err.Error(), "Correct the file or the setting that it names: the broker does not start until then.")
 		})
 	}

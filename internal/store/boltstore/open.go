@@ -52,11 +52,14 @@ func openDB(path string) (db *bolt.DB, err error) {
 	return db, err
 }
 
+// ErrInUse is the error of Open for a file that another process has open.
+var ErrInUse = errors.New("in use: another broker runs with it. Stop that one, or give this one a file of its own")
+
 // openError adds advice to the error of a file that cannot be opened.
 func openError(path string, err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
-		return fmt.Errorf("%s is in use: another broker runs with it. Stop that one, or give this one a file of its own", path)
+		return fmt.Errorf("%s is %w", path, ErrInUse)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s cannot be created: its directory does not exist. Create it, for the user that the broker runs as", path)
 	case errors.Is(err, fs.ErrPermission):
