@@ -52,7 +52,7 @@ and 2 if the file cannot be read or is not valid.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&d.options.Mint, "mint", false, "also get a token for each client")
 	flags.BoolVar(&d.verbose, "verbose", false, "also list the checks that passed")
-	flags.BoolVar(&d.asJSON, "json", false, "print JSON, one object")
+	jsonFlag(cmd, &d.asJSON)
 	return cmd
 }
 
@@ -71,10 +71,6 @@ func (d *examination) run(cmd *cobra.Command, file string, config *config.Config
 }
 
 func printReportJSON(out io.Writer, file string, report *doctor.Report) error {
-	findings := report.Findings
-	if findings == nil {
-		findings = []doctor.Finding{} // an empty list, not null
-	}
 	return printJSON(out, struct {
 		File     string           `json:"file"`
 		Checks   int              `json:"checks"`
@@ -83,7 +79,7 @@ func printReportJSON(out io.Writer, file string, report *doctor.Report) error {
 		Notes    int              `json:"notes"`
 		Findings []doctor.Finding `json:"findings"`
 		Passed   []doctor.Pass    `json:"passed"`
-	}{file, report.Checks, report.Count(doctor.Error), report.Count(doctor.Warning), report.Count(doctor.Note), findings, report.Passed})
+	}{file, report.Checks, report.Count(doctor.Error), report.Count(doctor.Warning), report.Count(doctor.Note), report.Findings, report.Passed})
 }
 
 // print prints the findings in groups, the errors first, and then the counts.

@@ -159,7 +159,7 @@ func (d *doctor) run(ctx context.Context) Report {
 		})
 	}
 	running.Wait()
-	report := Report{Checks: len(d.checks)}
+	report := Report{Findings: []Finding{}, Passed: []Pass{}, Checks: len(d.checks)}
 	for _, r := range results {
 		report.Findings = append(report.Findings, r.findings...)
 		report.Passed = append(report.Passed, r.passed...)
