@@ -134,7 +134,7 @@ func (c *connection) fleet(cmd *cobra.Command, config *config.Config) func(ctx c
 		defer cancel()
 		status, err := tokenbrokerv1.NewAdminServiceClient(broker.Conn()).GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
 		if err != nil {
-			return all, fmt.Errorf("%s: %s", c.addr, explain(err)) //nolint:errorlint // its text is for people
+			return all, fmt.Errorf("%s: %s", c.addr, explain(err))
 		}
 		all.Findings = len(status.GetFindings())
 		for _, one := range status.GetReplicas() {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/config"
@@ -109,7 +110,7 @@ func latestOfEach(all []*x509.Certificate) (latest []*x509.Certificate) {
 // readCertificates returns the certificates in a file in PEM. An error does not quote the
 // file, which may contain a key.
 func readCertificates(path string) (all []*x509.Certificate, err error) {
-	data, err := os.ReadFile(path)
+	data, err := os.ReadFile(path) //nolint:gosec // the operator names it
 	if err != nil {
 		return nil, err
 	}
@@ -145,11 +146,11 @@ func (r *result) listener(ctx context.Context) {
 		r.report(Error, "listener-certificate-unusable", err.Error(), "Correct the files or the Workload API that listen.tls names: the broker does not start until then.")
 		return
 	}
-	detail := fmt.Sprintf("%s, until %s", status.Name, day(status.Expires))
+	detail := []string{fmt.Sprintf("%s, until %s", status.Name, day(status.Expires))}
 	for _, authority := range status.Authorities {
-		detail += fmt.Sprintf("; callers of %q, until %s", authority.Name, day(authority.Expires))
+		detail = append(detail, fmt.Sprintf("callers of %q, until %s", authority.Name, day(authority.Expires)))
 	}
-	r.pass(detail)
+	r.pass(strings.Join(detail, "; "))
 	for _, warning := range status.Warnings {
 		r.report(Warning, "listener-certificate-doubtful", warning, "Correct the files that listen.tls names.")
 	}

@@ -212,7 +212,7 @@ func TestDoctorReportsCertificatesThatEnd(t *testing.T) {
 		{"own for a day, not renewed", -23 * time.Hour, time.Hour, 60 * day, []string{"warning certificate-ending 2"}},
 		{"own expired", -30 * day, -time.Hour, 60 * day, []string{"error certificate-ended 2", "error listener-certificate-unusable 2"}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.name, func(*testing.T) {
 			own("own", now.Add(c.begins), now.Add(c.ends))
 			authority("callers", now.Add(c.calls))
 			w.expect(w.run(text, doctor.Options{}), c.want...)
@@ -327,7 +327,7 @@ func TestDoctorChecksRedis(t *testing.T) {
 			t.Error(messages)
 		}
 	})
-	t.Run("away", func(t *testing.T) {
+	t.Run("away", func(*testing.T) {
 		server.Kill()
 		w.expect(w.run(text("tokenbroker"), doctor.Options{}), "error store-away 11", "note store-unknown 11", "note store-unknown 11", "note store-unknown 11", "note store-unknown 10")
 	})

@@ -105,7 +105,7 @@ func (r *Store) checkSettings(ctx context.Context) (warnings []string, err error
 	case errors.Is(err, ErrNoInfo):
 		return []string{"Redis: its eviction and persistence could not be checked, because " + r.user() + " may not run INFO: allow it +info, or make sure that maxmemory-policy is volatile-ttl or volatile-lru"}, nil
 	case err != nil:
-		return []string{"Redis: its eviction and persistence could not be checked: " + err.Error()}, nil
+		return []string{"Redis: its eviction and persistence could not be checked: " + err.Error()}, nil //nolint:nilerr // it is a warning
 	}
 	for _, setting := range inspection.Settings {
 		if setting.Fatal {
