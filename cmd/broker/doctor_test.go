@@ -56,7 +56,7 @@ func TestDoctorOutput(t *testing.T) {
 	if out, _, code := execute("doctor", file, "--json"); code != 0 {
 		t.Errorf("exit code %d", code)
 	} else {
-		oneDialect(t, out, 1, `"errors":0,"warnings":0,"notes":0,"findings":[],"passed":[{"subject":"issuers https://a: keys","detail":"1 usable"}]`)
+		checkJSONLines(t, out, 1, `"errors":0,"warnings":0,"notes":0,"findings":[],"passed":[{"subject":"issuers https://a: keys","detail":"1 usable"}]`)
 	}
 
 	write(good + "clients: {x: {token_url: 'https://127.0.0.1:1/t', client_id: a, secret: 'file:" + dir + "/absent'}}\n")
@@ -75,7 +75,7 @@ func TestDoctorOutput(t *testing.T) {
 	if out, _, code := execute("doctor", file, "--json"); code != 1 {
 		t.Errorf("exit code %d", code)
 	} else {
-		oneDialect(t, out, 1, `"errors":1`, `"severity":"error","id":"config-unusable","subject":"clients.x"`, `"line":5`)
+		checkJSONLines(t, out, 1, `"errors":1`, `"severity":"error","id":"config-unusable","subject":"clients.x"`, `"line":5`)
 	}
 	if _, stderr, code := execute("doctor", filepath.Join(dir, "absent.yaml")); code != 2 || !strings.Contains(stderr, "cannot be read") {
 		t.Errorf("no file: %d, %q", code, stderr)
