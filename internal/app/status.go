@@ -114,6 +114,7 @@ func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {
 		all.Servers = append(all.Servers, fleet.Server{
 			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes, Cause: causeOfStore(one),
 			ReadsSince: s.since.Since("reads "+one.Shard, !one.Reads, now), WritesSince: s.since.Since("writes "+one.Shard, !one.Writes, now),
+			Written: s.since.Since("written "+one.Shard, one.Writes, now),
 		})
 	}
 	return all

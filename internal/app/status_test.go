@@ -89,9 +89,12 @@ func TestStatusOfAFleet(t *testing.T) {
 		}
 		return nil
 	})
-	if issuers := status.GetIssuers(); len(issuers) != 1 || issuers[0].GetKeys() == 0 {
-		t.Errorf("issuers: %v", issuers)
-	}
+	testkit.Succeeds(t, "the keys of the issuer are loaded", func() error {
+		if issuers := fleetStatus(t, first).GetIssuers(); len(issuers) != 1 || issuers[0].GetKeys() == 0 {
+			return fmt.Errorf("%v", issuers)
+		}
+		return nil
+	})
 	if replica := status.GetReplicas()[0]; replica.GetSealingKey() == "" || replica.GetConfigAppliedAt() == nil {
 		t.Errorf("replica: %v", replica)
 	}

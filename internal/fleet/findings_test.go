@@ -273,6 +273,10 @@ func TestSettlingIsNoFinding(t *testing.T) {
 			w.view.Members[1].Record.Replica = w.view.Members[1].Replica
 			w.view.Members = append(w.view.Members, fleet.Member{Presence: fleet.Lost, Replica: lost, Age: 40 * time.Second})
 		},
+		"a store that takes writes again": func(w *world) {
+			w.self.Store.Servers[1].Written = ago(15 * time.Second)
+			w.view.Members[1] = fleet.Member{Presence: fleet.Lost, Replica: w.view.Members[1].Replica, Age: 90 * time.Second}
+		},
 		"clocks to a few seconds": func(w *world) { w.ahead(0, 5*time.Second); w.ahead(1, -4*time.Second) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -282,6 +286,20 @@ func TestSettlingIsNoFinding(t *testing.T) {
 				t.Errorf("%+v", got)
 			}
 		})
+	}
+}
+
+// A replica cannot report to a store that takes no writes.
+func TestSilenceIsNoLossWhileTheStoreTakesNoWrites(t *testing.T) {
+	for silent, want := range map[time.Duration]int{90 * time.Second: 1, 10 * time.Minute: 2} {
+		w := healthy()
+		w.everywhere(func(r *fleet.Record) {
+			r.Store.Servers[0].Writes, r.Store.Servers[0].Cause, r.Store.Servers[0].WritesSince = false, fleet.ReadOnly, ago(80*time.Second)
+		})
+		w.view.Members[1] = fleet.Member{Presence: fleet.Lost, Replica: w.view.Members[1].Replica, Age: silent}
+		if got := w.findings(); len(got) != want || got[0].ID != fleet.StoreReadOnly {
+			t.Errorf("silent for %s: %+v", silent, got)
+		}
 	}
 }
 

@@ -132,10 +132,13 @@ type Store struct {
 type Server struct {
 	Name Name `json:"name,omitempty"` // empty: the store has one server without a name
 	// Reads and Writes report whether it serves them.
-	Reads       bool      `json:"reads"`
-	Writes      bool      `json:"writes"`
+	Reads  bool `json:"reads"`
+	Writes bool `json:"writes"`
+	// ReadsSince and WritesSince are since when it does not serve them.
 	ReadsSince  time.Time `json:"reads_since,omitzero"`
 	WritesSince time.Time `json:"writes_since,omitzero"`
+	// Written is since when it takes writes. Only the replica's own record has it.
+	Written time.Time `json:"-"`
 	// Cause is why it serves no reads or no writes.
 	Cause Cause `json:"cause,omitzero"`
 }

@@ -32,7 +32,8 @@ type Set struct {
 
 	// view is nil until the first load.
 	view atomic.Pointer[View]
-	// currentAt is when they last matched the store, in Unix nanoseconds; 0: never.
+	// currentAt is when they last included all those in the store, in Unix nanoseconds;
+	// 0: never.
 	currentAt atomic.Int64
 	// news coalesces notifications from the store.
 	news store.Coalescer
@@ -112,7 +113,7 @@ func (r *Set) Unreadable() error {
 	return nil
 }
 
-// Current returns when the revocations last matched the store; zero: never.
+// Current returns when the revocations last included all those in the store; zero: never.
 func (r *Set) Current() time.Time {
 	nanoseconds := r.currentAt.Load()
 	if nanoseconds == 0 {
@@ -234,6 +235,7 @@ func (r *Set) adopt(ctx context.Context, entries []store.Entry, count uint64, lo
 	now := time.Now()
 	all := merged(r.All(), stored, now)
 	r.view.Store(newView(all))
+	r.currentAt.Store(now.UnixNano()) // also if the store does not take the missing ones back
 	changed := lost || count < r.changes.Seen.Load()
 	kept := byShard(all)
 	for i, before := range byShard(merged(stored, nil, now)) {
@@ -250,7 +252,6 @@ func (r *Set) adopt(ctx context.Context, entries []store.Entry, count uint64, lo
 			return nil, err
 		}
 	}
-	r.currentAt.Store(now.UnixNano())
 	return numbers, nil
 }
 
