@@ -289,7 +289,7 @@ func samplerRatio(log *slog.Logger) float64 {
 		return 1
 	}
 	ratio, err := strconv.ParseFloat(text, 64)
-	if err != nil || !(ratio >= 0 && ratio <= 1) { //nolint:staticcheck // NaN is invalid too
+	if err != nil || !(ratio >= 0 && ratio <= 1) { // NaN is invalid too
 		warnOfVariable(log, name, "expected a number from 0 to 1")
 		return 1
 	}

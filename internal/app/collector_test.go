@@ -347,7 +347,7 @@ func TestCollector_headersStaySecret(t *testing.T) {
 		"password in an endpoint": {map[string]string{"TRACES_ENDPOINT": "http://" + address, "ENDPOINT": "http://a:" + canary + "@b:%zz"}, `result="ok"} 1`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCollector_headersStaySecret$", "-test.v") //nolint:gosec // it is this test
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCollector_headersStaySecret$", "-test.v")
 			cmd.Env = append(os.Environ(), headerCanary+"=1", "OTEL_TRACES_SAMPLER=always_on")
 			for name, value := range tt.variables {
 				cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_"+name+"="+value)

@@ -108,8 +108,7 @@ func (e *countingExporter) logFailure(spans int, err error) {
 
 // exportCode returns the gRPC code or the HTTP status of a failure, or else its kind.
 func exportCode(err error) string {
-	var refused statusError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[statusError](err); ok {
 		return strconv.Itoa(int(refused))
 	}
 	if reported, ok := status.FromError(err); ok {

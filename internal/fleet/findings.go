@@ -161,7 +161,7 @@ func (f *findings) ofReplica(m member) {
 	f.failing(m, CertificateRejected, r.CertificatesFailing, "The new certificate of a listener cannot be used")
 	f.failing(m, AuditFailing, r.Audit.Failing, "The audit log cannot be written")
 	if a := &r.Audit; a.Lost > 0 && m.now.Sub(a.LostAt) < LostMemory {
-		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(int(a.Lost), "line", "lines"), Span(m.now.Sub(a.LostAt)))
+		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(a.Lost, "line", "lines"), Span(m.now.Sub(a.LostAt)))
 	}
 	f.failing(m, TracingFailing, r.Tracing.Failing, "The trace collector does not accept spans")
 	if r.Ring != nil {

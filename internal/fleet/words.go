@@ -55,7 +55,7 @@ func (s *Store) named(server *Server) string {
 }
 
 // plural returns the number with the matching words.
-func plural(n int, one, many string) string {
+func plural[N int | uint64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

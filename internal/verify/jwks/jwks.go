@@ -223,7 +223,7 @@ func (s *Source) Run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		_ = s.Refresh(tracing.Detached(ctx, cause)) // the state holds the error
-		cause = s.waitUntilDue(ctx)
+		cause = s.waitUntilDue(ctx)                 //nolint:fatcontext // it is a context of the token that was waited for, and does not grow
 	}
 }
 
