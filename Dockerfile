@@ -1,7 +1,7 @@
-# The broker's image: one static binary and the CA certificates, run by nobody
-# in particular. "docker build ." makes it; docker-compose.yaml runs it.
+# The broker's image: one static binary and the CA certificates, run by a user without
+# a name. "docker build ." builds it; docker-compose.yaml runs it.
 
-# git is in this image: the version in the binary is what Go reads from .git.
+# This image has git, with which Go reads the version in the binary from .git.
 FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
 ARG TARGETOS TARGETARCH
 ENV CGO_ENABLED=0
@@ -11,9 +11,9 @@ RUN --mount=type=bind,target=. \
     --mount=type=cache,target=/root/.cache/go-build \
     GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -o /out/broker ./cmd/broker
 
-# For docker-compose.yaml only: the broker beside a shell, to make secrets at the
-# first start. A new volume takes owner and mode from the folder of this image
-# that it is mounted on, so that nobody needs root to write to it.
+# For docker-compose.yaml only: the broker and a shell, which make secrets at the first
+# start. A new volume takes owner and mode from the directory of this image on which it is
+# mounted, so no container needs root to write to it.
 FROM redis:8.6.6-alpine AS init
 RUN install -d -o 65532 -g 65532 -m 0700 \
     /secrets /secrets/broker /secrets/caller /secrets/clients /secrets/redis /var/lib/redis
