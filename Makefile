@@ -1,33 +1,33 @@
-# "make test" is the command to know: it installs what the tests need and runs
-# them. "bash .ci/run" is what a merge must pass.
+# "make test" installs the programs that the tests need, and runs the tests. "bash
+# .ci/run" runs all checks that a change must pass.
 
 .DEFAULT_GOAL := build
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
 .PHONY: build test test-deploy test-long bench generate lint tools clean
 
-# The version in the binary is what Go stamps there: the tag, or the revision.
+# Go stamps the version into the binary: the tag, or the revision.
 build:
 	go build -trimpath -o bin/broker ./cmd/broker
 
-# The tests with the race detector, in less than ten minutes once all is compiled.
+# The tests with the race detector, in less than ten minutes after compilation.
 test:
 	.ci/test
 
-# The tests of docker-compose.yaml and the Dockerfile. They are apart, because compiling
-# them takes minutes. "bash .ci/run" runs them too.
+# The tests of docker-compose.yaml and the Dockerfile, separate because they take
+# minutes to compile. "bash .ci/run" runs them too.
 test-deploy:
 	go -C tools/deploy test -count=1 ./...
 
-# What takes long: soak and fault runs, properties with many more cases, fuzzing.
+# Long tests: soak and fault runs, properties with many more cases, fuzzing.
 test-long:
 	.ci/test-long
 
-# The broker beside a bare gRPC server; prints the ratios.
+# Compares the broker with a bare gRPC server, and prints the ratios.
 bench:
 	go run ./internal/bench
 
-# All that is generated and committed.
+# Generates all committed generated files.
 generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc
 	buf generate
 	go test ./internal/config -run TestSchema -update
@@ -38,10 +38,10 @@ lint: bin/tools/buf bin/tools/golangci-lint
 	cd tools/deploy && golangci-lint run ./...
 	cd tools/zitadelop && golangci-lint run ./...
 
-# The tools have modules of their own, so that the product's go.mod names none
-# of what they need; buf and golangci-lint do not agree on versions and are kept
-# apart, and zitadelop is a program that lives in its own. A tool is built again when
-# its module changes.
+# The tools have modules of their own, so that the product's go.mod does not have their
+# dependencies. buf has a separate module, because it and golangci-lint need different
+# versions; zitadelop is a program with its own module. A tool is built again when its
+# module changes.
 tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
