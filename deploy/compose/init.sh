@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes what must be secret, in the directory given, at the first start. What is
-# there already is kept, so that it may run again at each start.
+# Makes all secrets in the given directory at the first start. It keeps existing files, so
+# it may run again at each start.
 #
 #   broker/   for the brokers: certificates, the sealing keys, Redis's password
-#   caller/   for the sample caller: its certificate, and the authority of the brokers'
+#   caller/   for the sample caller: its certificate, and the authority of the brokers
 #   clients/  for the brokers and the sample IdP: the secrets of the OAuth clients
-#   redis/    for Redis: its password, and who may do what with it
+#   redis/    for Redis: its password and its access rules
 set -eu
 umask 077
 cd "$1"
@@ -15,7 +15,7 @@ mkdir -p broker caller clients redis
 put() {
     cat >"$1.new"
     [ -s "$1.new" ] || {
-        echo "init: nothing came for $1" >&2
+        echo "init: there is no content for $1" >&2
         exit 1
     }
     mv "$1.new" "$1"
@@ -27,14 +27,14 @@ random() { od -An -v -tx1 -N32 /dev/urandom | tr -d ' \n'; }
 [ -e redis/password ] || random | put redis/password
 put broker/redis-password <redis/password
 
-# The broker's name in the networks of Compose, and on the host localhost. The
-# certificates are good for a year: after that forget the volumes.
+# The certificate has the broker's names in the networks of Compose, and localhost. The
+# certificates are valid for a year: delete the volumes after that.
 if [ ! -e broker/broker.crt ]; then
     rm -rf broker/tls
     broker dev --certificates broker/tls --host broker --host broker-1 --host broker-2 >/dev/null
     mv broker/tls/demo.crt broker/tls/demo.key caller
     cp broker/tls/ca.crt caller
-    mv broker/tls/ca.crt broker/tls/broker.key broker/tls/broker.crt broker # the last one tells that all is done
+    mv broker/tls/ca.crt broker/tls/broker.key broker/tls/broker.crt broker # the last file shows that all are in place
     rmdir broker/tls
 fi
 
@@ -42,9 +42,9 @@ for client in orders-api billing-api; do
     [ -e "clients/$client" ] || random | put "clients/$client"
 done
 
-# What the broker may do in Redis; nobody else may do anything. Redis needs only
-# the hash of the password. +info shows the broker how Redis keeps its data, and
-# +wait that its replicas have a changed secret.
+# The permissions of the broker in Redis; other users have none. Redis needs only the hash
+# of the password. With +info the broker sees whether Redis keeps its data, and with +wait
+# whether its replicas have a changed secret.
 hash=$(sha256sum <redis/password | cut -d ' ' -f 1)
 put redis/users.acl <<END
 user default off
