@@ -1,6 +1,6 @@
--- The action "tokenbroker" asks the broker about the token of a request. Its argument
--- is what the token must be good for, as a query. It sets txn.broker_status, 0 where
--- no answer came, and what else the answer says.
+-- The action "tokenbroker" lets the broker verify the token of a request. Its argument is
+-- a query with the requirements for the token. It sets txn.broker_status, 0 without a
+-- response, and variables with the identity, the challenge and the body of the response.
 local broker = "http://127.0.0.1:8444/verify?"
 local identity = { subject = "x-auth-subject", subject_type = "x-auth-subject-type", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope", actor = "x-auth-actor" }
 
