@@ -1,6 +1,6 @@
-// Command grpcservice is a small gRPC service as one might write it with package
-// client: it lets in who presents a good token, and calls another service with a
-// token of its own. It knows no secret and no identity provider.
+// Command grpcservice is an example of a small gRPC service that uses package client. It
+// requires a valid token from its callers, and calls another service with its own token.
+// It has no secret and does not connect to an identity provider.
 //
 // Try it beside "broker dev":
 //
@@ -60,8 +60,8 @@ func run(ctx context.Context) error {
 	return server.Serve(listener)
 }
 
-// dialArchive connects to the service that knows of older orders, with our token
-// on each call. A call that it answers with UNAUTHENTICATED is made once more with
+// dialArchive connects to the service that has older orders, and sends our token with
+// each call. If the service responds with UNAUTHENTICATED, the call is repeated once with
 // another token.
 func dialArchive(broker *client.Client, addr string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	source := broker.TokenSource("orders-api", client.WithScopes("read"))
@@ -70,7 +70,7 @@ func dialArchive(broker *client.Client, addr string, opts ...grpc.DialOption) (*
 	}, opts...)...)
 }
 
-// newServer is a service that lets in who presents a good token.
+// newServer returns a server that requires a valid token.
 func newServer(broker *client.Client, orders *orders) *grpc.Server {
 	v := broker.Verifier(client.RequireAudience("https://orders.example.com"))
 	rules := []client.InterceptorOption{
@@ -85,18 +85,19 @@ func newServer(broker *client.Client, orders *orders) *grpc.Server {
 	return server
 }
 
-// orders counts those that are open, and those of the archive if there is one.
+// orders counts the open orders, and those in the archive if there is one.
 type orders struct {
 	open    int64
 	archive grpc.ClientConnInterface
 }
 
-// Count counts somebody's orders; without a name, the caller's own.
+// Count counts the orders of the named user or, without a name, of the caller.
 func (o *orders) Count(ctx context.Context, of *wrapperspb.StringValue) (*wrapperspb.Int64Value, error) {
 	caller, _ := client.ClaimsFromContext(ctx)
 	name := of.GetValue()
 	if name == "" && caller.SubjectType == client.SubjectClientID {
-		// A client without a user. A user may have the same name, and the orders are hers.
+		// The token has no user. A user with the client's name may exist, and the orders
+		// belong to that user.
 		return nil, status.Error(codes.PermissionDenied, "a client has no orders of its own: name a user")
 	}
 	if name == "" {

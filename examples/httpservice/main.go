@@ -1,6 +1,6 @@
-// Command httpservice is a small HTTP service as one might write it with package
-// client: it lets in who presents a good token, and calls another API with a
-// token of its own. It knows no secret and no identity provider.
+// Command httpservice is an example of a small HTTP service that uses package client. It
+// requires a valid token from its callers, and calls another API with its own token. It
+// has no secret and does not connect to an identity provider.
 //
 // Try it beside "broker dev":
 //
@@ -49,14 +49,15 @@ func run(ctx context.Context) error {
 	return nil
 }
 
-// newHandler is the service: orders for those who may read them, and their bill,
-// which another API knows.
+// newHandler returns the service: it lists orders for authorized callers, and gets the
+// bill from another API.
 func newHandler(broker *client.Client, billingURL string) http.Handler {
-	// Who calls us? Every route wants a token for this service.
+	// Authenticates callers: every route requires a token for this service.
 	verified := client.HTTPMiddleware(broker.Verifier(
 		client.RequireAudience("https://orders.example.com"), client.WithRealm("orders"), client.WithCacheMaxAge(time.Minute)))
 
-	// Whom do we call? The source is made once, and answers from memory.
+	// Authenticates us to the billing API. The source is made once, and returns tokens from
+	// memory.
 	billing := broker.TokenSource("billing-api", client.WithScopes("invoices:read")).HTTPClient()
 	billing.Timeout = 10 * time.Second
 
@@ -69,14 +70,15 @@ func newHandler(broker *client.Client, billingURL string) http.Handler {
 func listOrders(w http.ResponseWriter, r *http.Request) {
 	caller, _ := client.ClaimsFromContext(r.Context())
 	if caller.SubjectType == client.SubjectClientID {
-		// A client without a user. A user may have the same name, and the orders are hers.
+		// The token has no user. A user with the client's name may exist, and the orders
+		// belong to that user.
 		http.Error(w, "a client has no orders", http.StatusForbidden)
 		return
 	}
 	_, _ = io.WriteString(w, "the orders of "+caller.Subject+"\n")
 }
 
-// bill passes on what the billing API says.
+// bill forwards the response of the billing API.
 func bill(billing *http.Client, url string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, http.NoBody) //nolint:gosec // the URL is the operator's, not the caller's
@@ -86,8 +88,8 @@ func bill(billing *http.Client, url string) http.Handler {
 		}
 		resp, err := billing.Do(req) //nolint:gosec // as above
 		if err != nil {
-			slog.Default().WarnContext(r.Context(), "no answer of the billing API", "error", err)
-			http.Error(w, "the billing API does not answer", http.StatusBadGateway)
+			slog.Default().WarnContext(r.Context(), "the billing API does not respond", "error", err)
+			http.Error(w, "the billing API does not respond", http.StatusBadGateway)
 			return
 		}
 		defer func() { _ = resp.Body.Close() }()

@@ -1,4 +1,4 @@
-"""What the examples have in common: how the broker is reached, and who asks it.
+"""The common part of the examples: the broker's address and the caller's credentials.
 
 BROKER_URL   the broker's HTTP listener, such as https://tokenbroker.example.com:8444
 BROKER_GRPC  its gRPC listener, HOST:PORT, for the example with stubs
@@ -16,20 +16,20 @@ URL = os.environ.get("BROKER_URL", "")
 
 
 def jwt():
-    """Read anew each time: whoever projects the token replaces the file."""
+    """Reads the file each time, because Kubernetes replaces it."""
     with open(os.environ["BROKER_JWT"], encoding="ascii") as file:
         return file.read().strip()
 
 
 def session(client):
-    """A session of the OAuth client that the broker calls so."""
+    """Returns a session for the client with this name in the broker's configuration."""
     if "BROKER_JWT" in os.environ:
-        made = OAuth2Session(client, jwt())
+        oauth = OAuth2Session(client, jwt())
     else:
-        made = OAuth2Session(client, token_endpoint_auth_method="none")
-        made.cert = (os.environ["BROKER_CERT"], os.environ["BROKER_KEY"])
-    # The environment's REQUESTS_CA_BUNDLE would go before verify, and its proxies would
-    # see where the token is asked for.
-    made.trust_env = False
-    made.verify = os.environ["BROKER_CA"]
-    return made
+        oauth = OAuth2Session(client, token_endpoint_auth_method="none")
+        oauth.cert = (os.environ["BROKER_CERT"], os.environ["BROKER_KEY"])
+    # Otherwise REQUESTS_CA_BUNDLE would override verify, and proxies of the environment
+    # would see the address of the broker.
+    oauth.trust_env = False
+    oauth.verify = os.environ["BROKER_CA"]
+    return oauth

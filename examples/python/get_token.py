@@ -1,7 +1,7 @@
-"""Gets an access token of a client, with authlib alone: get_token.py CLIENT [SCOPE]
+"""Gets an access token of a client. It needs only authlib: get_token.py CLIENT [SCOPE]
 
-The broker keeps tokens and refreshes them, so asking again costs a round trip. Who
-wants to save that keeps the token until it expires.
+The broker caches and refreshes tokens, so each call costs a round trip only. To save
+that too, keep the token until it expires.
 """
 
 import json

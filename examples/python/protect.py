@@ -1,8 +1,8 @@
-"""A service whose endpoint wants a good access token, with authlib alone:
-protect.py PORT SCOPE
+"""A service with an endpoint that requires a valid access token. It needs only authlib
+and requests: protect.py PORT SCOPE
 
-Each request asks the broker, which remembers signatures and does no more than check
-them off. Where the broker cannot say, nor can the service: 503, and not 401.
+The service calls the broker for each request. The broker caches verified signatures, so
+such a call is cheap. If the broker cannot decide, the service responds with 503, not 401.
 """
 
 import http.server
@@ -13,23 +13,23 @@ import requests
 import broker
 
 
-def verdict(authorization, scope):
-    """The status and challenge that a request gets (RFC 6750), and its claims."""
+def decide(authorization, scope):
+    """Returns the status and challenge for a request (RFC 6750), and its claims."""
     scheme, _, token = (authorization or "").partition(" ")
     token = token.lstrip(" ")  # RFC 6750 allows more than one space
     if scheme.lower() != "bearer" or not token:
         return 401, 'Bearer realm="orders"', None
     try:
-        answer = broker.session("orders").introspect_token(
+        response = broker.session("orders").introspect_token(
             broker.URL + "/oauth2/introspect", token=token
         )
     except requests.RequestException:
         return 503, None, None
-    if answer.status_code != 200:
+    if response.status_code != 200:
         return 503, None, None
-    claims = answer.json()
-    # A token with cnf is good only for the holder of a key, and this service asks for no
-    # proof of it: no DPoP proof and no client certificate.
+    claims = response.json()
+    # A token with cnf is valid only for the holder of a key. This service requires no proof
+    # of the key: no DPoP proof and no client certificate.
     bound = "cnf" in claims or claims.get("token_type") != "Bearer"
     if not claims["active"] or bound:
         return 401, 'Bearer realm="orders", error="invalid_token"', None
@@ -37,18 +37,18 @@ def verdict(authorization, scope):
         challenge = f'Bearer realm="orders", error="insufficient_scope", scope="{scope}"'
         return 403, challenge, None
     if claims.get("subject_type") == "client_id":
-        # A client without a user: the token has no sub, and its client_id stands for it. A
-        # user may have the same name, and the orders are hers. A gateway says the same by
-        # an empty X-Auth-Subject.
+        # The token has no user: it has no sub, and its client_id is the subject. A user with
+        # this name may exist, and the orders belong to that user. A gateway sends an empty
+        # X-Auth-Subject for such a token.
         return 403, None, None
     return 200, None, claims
 
 
 class Orders(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        # More than one header is nobody's honest mistake.
+        # Refuse more than one header: no correct client sends that.
         given = self.headers.get_all("Authorization") or []
-        status, challenge, claims = verdict(given[0] if len(given) == 1 else None, sys.argv[2])
+        status, challenge, claims = decide(given[0] if len(given) == 1 else None, sys.argv[2])
         body = f"orders of {claims['sub']}\n".encode() if claims else b""
         self.send_response(status)
         if challenge:
@@ -58,7 +58,7 @@ class Orders(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Requests hold tokens, and are not logged."""
+        """Logs nothing, because requests contain tokens."""
 
 
 if __name__ == "__main__":

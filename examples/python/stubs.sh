@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the stubs of the broker's API in DIR: stubs.sh DIR. It needs grpcurl, protoc and
-# grpc_python_plugin (Debian: protobuf-compiler, protobuf-compiler-grpc). Protoc reads
-# descriptors, because an older one does not know all options in the sources.
+# Generates the stubs of the broker's API in DIR: stubs.sh DIR. It needs grpcurl, protoc and
+# grpc_python_plugin (Debian: protobuf-compiler, protobuf-compiler-grpc). protoc reads
+# descriptors, because older versions do not know all options in the sources.
 set -euo pipefail
 dir=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-"""Both uses through generated gRPC stubs (see stubs.sh):
+"""Gets or verifies a token through generated gRPC stubs (see stubs.sh):
 with_stubs.py get CLIENT, or with_stubs.py verify SCOPE < TOKEN
 """
 
@@ -33,22 +33,22 @@ def stub():
 
 def get(client):
     request = tokenbroker_pb2.GetTokenRequest(client_name=client)
-    answer = stub().GetToken(request, timeout=10)
-    return {"access_token": answer.access_token, "expires_at": answer.expires_at.seconds}
+    response = stub().GetToken(request, timeout=10)
+    return {"access_token": response.access_token, "expires_at": response.expires_at.seconds}
 
 
 def verify(scope):
     request = tokenbroker_pb2.VerifyTokenRequest(
         token=sys.stdin.read().strip(), required_scopes=[scope]
     )
-    answer = stub().VerifyToken(request, timeout=10)
-    # A token with a confirmation is good only for the holder of a key, of which nothing
-    # here asks for a proof. It is set also if all its fields are empty.
-    if answer.HasField("confirmation"):
+    response = stub().VerifyToken(request, timeout=10)
+    # A token with a confirmation is valid only for the holder of a key, and this program
+    # requires no proof of the key. The field may be set although all its fields are empty.
+    if response.HasField("confirmation"):
         return {"active": False, "subject": ""}
-    # The token of a client without a user may have the client's name for a subject.
-    user = answer.subject_type == tokenbroker_pb2.SUBJECT_TYPE_SUB
-    return {"active": answer.active, "subject": answer.subject if user else ""}
+    # The subject of a token without a user may be the name of the client.
+    user = response.subject_type == tokenbroker_pb2.SUBJECT_TYPE_SUB
+    return {"active": response.active, "subject": response.subject if user else ""}
 
 
 if __name__ == "__main__":
