@@ -100,7 +100,7 @@ With --certificates create certificates to try TLS, and exit.`,
 	flags.BoolVar(&idpOnly, "idp-only", false, "run the sample identity provider alone")
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
-	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client (default: a client's secret is its name and -secret)")
+	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client, and optionally a second one with the suffix .new; read for each request (default: a client's secret is its name and -secret)")
 	flags.StringVar(&certificates, "certificates", "", "create a CA, a broker certificate and a caller certificate in this directory, and exit")
 	flags.StringSliceVar(&hosts, "host", nil, "with --certificates: another name or address of the broker (repeatable)")
 	return cmd
@@ -108,7 +108,8 @@ With --certificates create certificates to try TLS, and exit.`,
 
 type idpOptions struct{ listen, issuer, secrets string }
 
-// clientSecrets returns the secrets of the sample clients, from files or the defaults.
+// clientSecrets returns the secrets of the sample clients: the one in the client's file
+// and, if it exists, the one in the file with the suffix ".new", or the default.
 func (o idpOptions) clientSecrets() (map[string][]redact.String, error) {
 	secrets := map[string][]redact.String{}
 	for _, c := range sampleClients() {
@@ -116,20 +117,33 @@ func (o idpOptions) clientSecrets() (map[string][]redact.String, error) {
 			secrets[c.name] = []redact.String{redact.New(c.name + "-secret")}
 			continue
 		}
-		ref, err := secret.ParseRef("file:" + filepath.Join(o.secrets, c.name))
-		if err != nil {
-			return nil, err
+		for _, file := range []string{c.name, c.name + ".new"} {
+			value, err := readSampleSecret(filepath.Join(o.secrets, file))
+			switch {
+			case err == nil:
+				secrets[c.name] = append(secrets[c.name], value)
+			case file == c.name:
+				return nil, fmt.Errorf("the secret of the sample client %s: %w", c.name, err)
+			}
 		}
-		ring, err := secret.Open(ref)
-		if err != nil {
-			return nil, fmt.Errorf("the secret of the sample client %s: %w", c.name, err)
-		}
-		secrets[c.name] = []redact.String{ring.Current().Value}
 	}
 	return secrets, nil
 }
 
-// serveIDP serves only the sample IdP.
+func readSampleSecret(path string) (redact.String, error) {
+	ref, err := secret.ParseRef("file:" + path)
+	if err != nil {
+		return redact.String{}, err
+	}
+	source, err := secret.Open(ref)
+	if err != nil {
+		return redact.String{}, err
+	}
+	return source.Current().Value, nil
+}
+
+// serveIDP serves only the sample IdP. It reads the secrets again for each request, so
+// that changing them is like changing them at an IdP.
 func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
 	secrets, err := opts.clientSecrets()
 	if err != nil {
@@ -149,7 +163,14 @@ func serveIDP(ctx context.Context, out io.Writer, opts idpOptions) error {
 		return err
 	}
 	_, _ = fmt.Fprintf(out, "%s\nsample identity provider: %s (listening on %s)\n", devWarning, issuer, listener.Addr())
-	stop := serveHTTP(listener, idp)
+	stop := serveHTTP(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if secrets, err := opts.clientSecrets(); err == nil {
+			for _, c := range sampleClients() {
+				idp.SetSecrets(c.name, secrets[c.name]...)
+			}
+		}
+		idp.ServeHTTP(w, r)
+	}))
 	<-ctx.Done()
 	stop()
 	return nil
