@@ -29,16 +29,17 @@ func exampleIn(t *testing.T, file, first, last string) string {
 // scopes than the role admits.
 func TestExamplesAnswerRequestsWithoutScopes(t *testing.T) {
 	kubernetes := exampleIn(t, "../../deploy/kubernetes/broker.yaml", "  broker.yaml: |", "---")
-	for name, text := range map[string]string{
-		"README":     exampleIn(t, "../../README.md", "## Run it\n\n```yaml", "```"),
-		"kubernetes": regexp.MustCompile(`(?m)^    `).ReplaceAllString(kubernetes, ""),
+	tutorial := exampleIn(t, "../../docs/tutorial.md", "cat > broker.yaml <<'END'", "END\n")
+	for caller, text := range map[string]string{
+		"demo":     tutorial,
+		"checkout": regexp.MustCompile(`(?m)^    `).ReplaceAllString(kubernetes, ""),
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(caller, func(t *testing.T) {
 			config, err := config.Parse("broker.yaml", []byte(text))
 			if err != nil {
 				t.Fatal(err)
 			}
-			lines, _ := config.Explain("checkout")
+			lines, _ := config.Explain(caller)
 			if !slices.Contains(lines, "a request for a token of client orders-api that names nothing else gets the scopes read") {
 				t.Errorf("a request without scopes does not get what the role grants:\n%s", strings.Join(lines, "\n"))
 			}
