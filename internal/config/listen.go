@@ -37,7 +37,7 @@ type Listen struct {
 type Listener struct {
 	// HOST:PORT. An empty HOST is every interface; port 0 is any free port.
 	Address string `yaml:"address" jsonschema:"required,minLength=1"`
-	// Permit an address beyond loopback without encryption. For grpc and http it also turns
+	// Permit an address beyond loopback without encryption. For http it also turns
 	// encryption off if tls is given.
 	Plaintext bool `yaml:"plaintext" jsonschema:"default=false"`
 	// For a loopback address of grpc or http: the caller, among callers, that is assumed for
