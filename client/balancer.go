@@ -1,9 +1,11 @@
 package client
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/balancer/base"
 	"google.golang.org/grpc/balancer/endpointsharding"
 	"google.golang.org/grpc/balancer/pickfirst"
 	"google.golang.org/grpc/connectivity"
@@ -27,15 +29,40 @@ func (preferServing) Name() string { return balancerName }
 
 // Build implements balancer.Builder.
 func (preferServing) Build(conn balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
-	return &servingBalancer{endpointsharding.NewBalancer(&servingConn{conn}, opts, newReplica, endpointsharding.Options{})}
+	return &servingBalancer{endpointsharding.NewBalancer(&servingConn{conn}, opts, newReplica, endpointsharding.Options{}), conn, false}
 }
 
-type servingBalancer struct{ balancer.Balancer }
+type servingBalancer struct {
+	balancer.Balancer
+
+	conn     balancer.ClientConn
+	resolved bool // the name led to replicas
+}
 
 // UpdateClientConnState implements balancer.Balancer.
 func (b *servingBalancer) UpdateClientConnState(state balancer.ClientConnState) error {
+	b.resolved = len(state.ResolverState.Endpoints) > 0
 	state.ResolverState = pickfirst.EnableHealthListener(state.ResolverState)
-	return b.Balancer.UpdateClientConnState(state)
+	err := b.Balancer.UpdateClientConnState(state)
+	if !b.resolved { // gRPC's resolver reports an unknown host so
+		b.fail(errUnknownHost)
+	}
+	return err
+}
+
+// ResolverError implements balancer.Balancer.
+func (b *servingBalancer) ResolverError(err error) {
+	b.Balancer.ResolverError(err)
+	if !b.resolved {
+		b.fail(err)
+	}
+}
+
+var errUnknownHost = errors.New("the host of the token broker is unknown: DNS has no address of it")
+
+// fail makes calls fail with err. The combined balancer cannot do so without replicas.
+func (b *servingBalancer) fail(err error) {
+	b.conn.UpdateState(balancer.State{ConnectivityState: connectivity.TransientFailure, Picker: base.NewErrPicker(err)})
 }
 
 // servingConn is the channel as the combined balancer of all replicas sees it.

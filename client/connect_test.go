@@ -192,6 +192,14 @@ func TestUntrustedServerGetsNoCall(t *testing.T) {
 	}
 }
 
+func TestUnknownHostIsNamed(t *testing.T) {
+	c := connect(t, "dns:///broker.invalid:8443", client.WithPlaintext())
+	_, err := c.Token(t.Context(), name)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "host") {
+		t.Errorf("got %v, want the host that cannot be resolved", err)
+	}
+}
+
 func TestTokenFileIsReadAgain(t *testing.T) {
 	o := startRecordingServer(t, "tcp", "127.0.0.1:0")
 	dir := t.TempDir()
