@@ -13,7 +13,7 @@ import (
 func newCheckConfig() *cobra.Command {
 	var live bool
 	d := examination{verbose: true}
-	cmd := &cobra.Command{
+	cmd := exitWith(exitNegative, &cobra.Command{
 		Use:   "check-config FILE",
 		Short: "Check a configuration file",
 		Long: `Check a configuration file as "broker serve" does, and report all problems
@@ -49,7 +49,7 @@ exit code 1. Use "broker doctor" in new scripts.
 			}
 			return nil
 		},
-	}
+	})
 	cmd.Flags().BoolVar(&live, "live", false, `an alias of "broker doctor"`)
 	cmd.Flags().BoolVar(&d.options.Mint, "mint", false, `an alias of "broker doctor --mint"`)
 	return cmd

@@ -43,7 +43,7 @@ string; the secret itself is never shown.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 && onlyTheFailing {
-				return errors.New("--failing is for the list of all clients: leave out the flag or the name")
+				return usageError{errors.New("--failing is for the list of all clients: leave out the flag or the name")}
 			}
 			write := func(out io.Writer) error {
 				return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
@@ -82,7 +82,7 @@ func repeat(ctx context.Context, out io.Writer, write func(out io.Writer) error)
 	for {
 		var page bytes.Buffer
 		if err := write(&page); err != nil && ctx.Err() == nil {
-			page.WriteString("broker: " + explain(err) + "\n") // the next attempt may succeed
+			page.WriteString("broker: " + err.Error() + "\n") // the next attempt may succeed
 		}
 		if onTerminal(out) {
 			_, _ = io.WriteString(out, "\x1b[H\x1b[2J")

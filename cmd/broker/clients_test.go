@@ -39,7 +39,7 @@ func TestClientsFailing(t *testing.T) {
 			}
 		}
 	}
-	if _, stderr, code := runCommand(t.Context(), "clients", "refused", "--failing", "--plaintext", "--addr", addr); code != 1 || !strings.Contains(stderr, "leave out the flag or the name") {
+	if _, stderr, code := runCommand(t.Context(), "clients", "refused", "--failing", "--plaintext", "--addr", addr); code != exitTrouble || !strings.Contains(stderr, "leave out the flag or the name") {
 		t.Errorf("%d: %s", code, stderr)
 	}
 }

@@ -22,6 +22,8 @@ type connection struct {
 	files     client.TLSFiles
 	tokenFile string
 	timeout   time.Duration
+	// plaintextSet is set by open if the flag is given.
+	plaintextSet bool
 }
 
 func (c *connection) flags(cmd *cobra.Command) {
@@ -36,27 +38,43 @@ func (c *connection) flags(cmd *cobra.Command) {
 	flags.DurationVar(&c.timeout, "timeout", 20*time.Second, "how long to wait for a response")
 }
 
+// open connects to the broker. An error is that of a flag, the environment or a file.
 func (c *connection) open(cmd *cobra.Command, opts ...client.Option) (*client.Client, error) {
 	opts = append(opts, client.WithTarget(c.addr), client.WithTokenFile(c.tokenFile))
-	switch plaintext := cmd.Flags().Changed("plaintext"); {
-	case plaintext && c.plaintext:
+	c.plaintextSet = cmd.Flags().Changed("plaintext")
+	switch {
+	case c.plaintextSet && c.plaintext:
 		opts = append(opts, client.WithPlaintext())
 	case c.files != (client.TLSFiles{}):
 		opts = append(opts, client.WithTLSFiles(c.files))
-	case plaintext:
+	case c.plaintextSet:
 		opts = append(opts, client.WithTLS(nil))
 	}
-	return client.FromEnv(opts...)
+	broker, err := client.FromEnv(opts...)
+	if err != nil {
+		return nil, codedError{err, exitTrouble}
+	}
+	return broker, nil
 }
 
-// callAdmin runs call with a connection to the broker.
-func (c *connection) callAdmin(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error) error {
-	broker, err := c.open(cmd)
+// call runs call with a connection to the broker, and explains its error.
+func (c *connection) call(cmd *cobra.Command, call func(ctx context.Context, broker *client.Client) error, opts ...client.Option) error {
+	broker, err := c.open(cmd, opts...)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = broker.Close() }()
 	ctx, cancel := context.WithTimeout(cmd.Context(), c.timeout)
 	defer cancel()
-	return call(ctx, tokenbrokerv1.NewAdminServiceClient(broker.Conn()))
+	if err := call(ctx, broker); err != nil {
+		return c.explain(cmd.Context(), broker, err)
+	}
+	return nil
+}
+
+// callAdmin is call for the API of operators.
+func (c *connection) callAdmin(cmd *cobra.Command, call func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error) error {
+	return c.call(cmd, func(ctx context.Context, broker *client.Client) error {
+		return call(ctx, tokenbrokerv1.NewAdminServiceClient(broker.Conn()))
+	})
 }

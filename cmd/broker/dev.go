@@ -64,7 +64,7 @@ func newDev() *cobra.Command {
 		certificates string
 		hosts        []string
 	)
-	cmd := &cobra.Command{
+	cmd := exitWith(exitNegative, &cobra.Command{
 		Use:   "dev",
 		Short: "Try everything on this machine, with nothing to install",
 		Long: `Run a sample identity provider and a broker in one process on loopback, get a token
@@ -92,7 +92,7 @@ With --certificates create certificates to try TLS, and exit.`,
 			}
 			return dev(cmd.Context(), cmd.OutOrStdout(), opts)
 		},
-	}
+	})
 	flags := cmd.Flags()
 	flags.BoolVar(&opts.exit, "exit", false, "exit after the demonstration; exit code 0 only if all of it worked")
 	flags.StringVar(&opts.addr, "addr", "", "where the broker serves gRPC (default "+defaultAddr+", with --exit any free port)")

@@ -20,7 +20,7 @@ func newDoctor() *cobra.Command {
 		d  examination
 		to connection
 	)
-	cmd := troubleExit(&cobra.Command{
+	cmd := exitWith(exitTrouble, &cobra.Command{
 		Use:   "doctor FILE",
 		Short: "Try everything that a configuration file names, and say what to do",
 		Long: `Check a configuration file as "broker check-config" does, and then try what it names:
@@ -36,18 +36,19 @@ The exit code is 0 if there is nothing worse than notes, 1 if there are errors o
 and 2 if the file cannot be read or is not valid.`,
 		Example: `  broker doctor broker.yaml
   broker doctor broker.yaml --mint --json`,
-	}, cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
-		config, err := config.Load(args[0])
-		if err != nil {
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			config, err := config.Load(args[0])
+			if err != nil {
+				return err
+			}
+			d.options.Fleet = to.fleet(cmd, config)
+			report, err := d.run(cmd, args[0], config)
+			if err == nil && report.Count(doctor.Error)+report.Count(doctor.Warning) > 0 {
+				err = exit(exitNegative)
+			}
 			return err
-		}
-		d.options.Fleet = to.fleet(cmd, config)
-		report, err := d.run(cmd, args[0], config)
-		if err == nil && report.Count(doctor.Error)+report.Count(doctor.Warning) > 0 {
-			err = exit(exitFindings)
-		}
-		return err
-	})
+		}})
 	to.flags(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&d.options.Mint, "mint", false, "also get a token for each client")
@@ -130,11 +131,11 @@ func (c *connection) fleet(cmd *cobra.Command, config *config.Config) func(ctx c
 			return all, err
 		}
 		defer func() { _ = broker.Close() }()
-		ctx, cancel := context.WithTimeout(ctx, min(c.timeout, doctor.DefaultLimit/2))
+		limited, cancel := context.WithTimeout(ctx, min(c.timeout, doctor.DefaultLimit/2))
 		defer cancel()
-		status, err := tokenbrokerv1.NewAdminServiceClient(broker.Conn()).GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
+		status, err := tokenbrokerv1.NewAdminServiceClient(broker.Conn()).GetStatus(limited, &tokenbrokerv1.GetStatusRequest{})
 		if err != nil {
-			return all, fmt.Errorf("%s: %s", c.addr, explain(err))
+			return all, c.explain(ctx, broker, err)
 		}
 		all.Findings = len(status.GetFindings())
 		for _, one := range status.GetReplicas() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,18 +15,7 @@ import (
 // execute runs a command and returns its output and its exit code.
 func execute(args ...string) (out, stderr string, code int) {
 	var stdout, stderrText strings.Builder
-	root := newRoot()
-	root.SetArgs(args)
-	root.SetOut(&stdout)
-	root.SetErr(&stderrText)
-	switch err := root.Execute().(type) { //nolint:errorlint // an exit is never wrapped
-	case nil:
-	case exit:
-		code = int(err)
-	default:
-		stderrText.WriteString(err.Error())
-		code = 1
-	}
+	code = runTo(context.Background(), args, strings.NewReader(""), &stdout, &stderrText)
 	return stdout.String(), stderrText.String(), code
 }
 

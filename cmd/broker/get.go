@@ -30,19 +30,14 @@ Audience, resources and scopes default to those of the client.`,
   broker get orders-api --scope read --min-ttl 10m --json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			broker, err := conn.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
-			defer cancel()
-			token, err := broker.Token(ctx, args[0], client.WithAudience(audience),
-				client.WithResources(resource...), client.WithScopes(scope...), client.WithMinTTL(minTTL))
-			if err != nil {
-				return err
-			}
-			return printToken(cmd, token, asJSON)
+			return conn.call(cmd, func(ctx context.Context, broker *client.Client) error {
+				token, err := broker.Token(ctx, args[0], client.WithAudience(audience),
+					client.WithResources(resource...), client.WithScopes(scope...), client.WithMinTTL(minTTL))
+				if err != nil {
+					return err
+				}
+				return printToken(cmd, token, asJSON)
+			})
 		},
 	}
 	conn.flags(cmd)

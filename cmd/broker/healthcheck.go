@@ -17,7 +17,8 @@ func newHealthcheck() *cobra.Command {
 		conn    connection
 		service string
 	)
-	cmd := &cobra.Command{
+	// Docker knows no exit code of a health check other than 0 and 1.
+	cmd := exitWith(exitNegative, &cobra.Command{
 		Use:   "healthcheck",
 		Short: "Check the health of a broker",
 		Long: `Call a broker's health service (grpc.health.v1) and exit with 0 if it serves. For
@@ -27,27 +28,22 @@ health checks of containers without a shell.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// With client-side health checking the client would send no request to a
 			// broker that reports NOT_SERVING.
-			broker, err := conn.open(cmd, client.WithDialOptions(grpc.WithDisableHealthCheck()))
-			if err != nil {
-				return err
-			}
-			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
-			defer cancel()
-			resp, err := healthpb.NewHealthClient(broker.Conn()).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
-			if err != nil {
-				return err
-			}
-			status := resp.GetStatus()
-			if _, err := fmt.Fprintln(cmd.OutOrStdout(), status); err != nil {
-				return err
-			}
-			if status != healthpb.HealthCheckResponse_SERVING {
-				return exit(1)
-			}
-			return nil
+			return conn.call(cmd, func(ctx context.Context, broker *client.Client) error {
+				resp, err := healthpb.NewHealthClient(broker.Conn()).Check(ctx, &healthpb.HealthCheckRequest{Service: service})
+				if err != nil {
+					return err
+				}
+				status := resp.GetStatus()
+				if _, err := fmt.Fprintln(cmd.OutOrStdout(), status); err != nil {
+					return err
+				}
+				if status != healthpb.HealthCheckResponse_SERVING {
+					return exit(exitNegative)
+				}
+				return nil
+			}, client.WithDialOptions(grpc.WithDisableHealthCheck()))
 		},
-	}
+	})
 	conn.flags(cmd)
 	_ = cmd.Flags().Set("timeout", (3 * time.Second).String())
 	cmd.Flags().Lookup("timeout").DefValue = "3s"

@@ -57,15 +57,12 @@ broker needs to run.`,
 	}
 }
 
-// exitDifferent is the exit code of a comparison of files that differ.
-const exitDifferent = 1
-
 func newPolicyDiff() *cobra.Command {
 	var (
 		logs   []string
 		asJSON bool
 	)
-	cmd := troubleExit(&cobra.Command{
+	cmd := exitWith(exitTrouble, &cobra.Command{
 		Use:   "diff OLD NEW",
 		Short: "Show which permissions callers gain and lose from one file to another",
 		Long: `Compare the permissions in two configuration files: - marks requests that only OLD allows, +
@@ -80,38 +77,39 @@ cannot be read or is not valid.`,
 		Example: `  broker policy diff broker.yaml new.yaml
   broker policy diff broker.yaml new.yaml --audit audit.jsonl.1.gz --audit audit.jsonl
   git show HEAD:broker.yaml | broker policy diff /dev/stdin broker.yaml --json`,
-	}, cobra.ExactArgs(2), func(cmd *cobra.Command, args []string) error {
-		old, err := policyreview.Load(args[0])
-		if err != nil {
-			return err
-		}
-		updated, err := policyreview.Load(args[1])
-		if err != nil {
-			return err
-		}
-		review := review{cmd: cmd, asJSON: asJSON}
-		comparison := policyreview.Compare(old, updated)
-		if err := review.comparison(comparison); err != nil {
-			return err
-		}
-		if len(logs) > 0 {
-			log, err := review.readLogs(logs)
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			old, err := policyreview.Load(args[0])
 			if err != nil {
 				return err
 			}
-			requests, undecidable := comparison.Replay(log)
-			if err := review.requests(updated, requests, log.Summary(old, undecidable), old); err != nil {
+			updated, err := policyreview.Load(args[1])
+			if err != nil {
 				return err
 			}
-			if log.Bad > 0 {
-				return exit(exitTrouble)
+			review := review{cmd: cmd, asJSON: asJSON}
+			comparison := policyreview.Compare(old, updated)
+			if err := review.comparison(comparison); err != nil {
+				return err
 			}
-		}
-		if !comparison.Equal() {
-			return exit(exitDifferent)
-		}
-		return nil
-	})
+			if len(logs) > 0 {
+				log, err := review.readLogs(logs)
+				if err != nil {
+					return err
+				}
+				requests, undecidable := comparison.Replay(log)
+				if err := review.requests(updated, requests, log.Summary(old, undecidable), old); err != nil {
+					return err
+				}
+				if log.Bad > 0 {
+					return exit(exitTrouble)
+				}
+			}
+			if !comparison.Equal() {
+				return exit(exitNegative)
+			}
+			return nil
+		}})
 	cmd.Flags().StringArrayVar(&logs, "audit", nil, "an audit log, also one compressed by gzip; - for the standard input; repeatable")
 	jsonFlag(cmd, &asJSON)
 	return cmd
@@ -122,7 +120,7 @@ func newPolicyUsage() *cobra.Command {
 		logs   []string
 		asJSON bool
 	)
-	cmd := troubleExit(&cobra.Command{
+	cmd := exitWith(exitTrouble, &cobra.Command{
 		Use:   "usage FILE --audit LOG",
 		Short: "Show which grants the requests in an audit log needed, and which they did not",
 		Long: `Count the requests in audit logs by the grants of FILE that allow them. A grant that was
@@ -132,31 +130,32 @@ needs to run.
 
 The exit code is 2 if a file cannot be read or is not valid.`,
 		Example: `  broker policy usage broker.yaml --audit audit.jsonl`,
-	}, cobra.ExactArgs(1), func(cmd *cobra.Command, args []string) error {
-		file, err := policyreview.Load(args[0])
-		if err != nil {
-			return err
-		}
-		if len(logs) == 0 {
-			return errors.New("--audit is missing: name an audit log, or - for the standard input")
-		}
-		review := review{cmd: cmd, asJSON: asJSON}
-		log, err := review.readLogs(logs)
-		if err != nil {
-			return err
-		}
-		if err := review.usage(file.Usage(log)); err != nil {
-			return err
-		}
-		requests, undecidable := file.Judge(log)
-		if err := review.requests(file, requests, log.Summary(file, undecidable), file); err != nil {
-			return err
-		}
-		if log.Bad > 0 {
-			return exit(exitTrouble)
-		}
-		return nil
-	})
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file, err := policyreview.Load(args[0])
+			if err != nil {
+				return err
+			}
+			if len(logs) == 0 {
+				return usageError{errors.New("--audit is missing: name an audit log, or - for the standard input")}
+			}
+			review := review{cmd: cmd, asJSON: asJSON}
+			log, err := review.readLogs(logs)
+			if err != nil {
+				return err
+			}
+			if err := review.usage(file.Usage(log)); err != nil {
+				return err
+			}
+			requests, undecidable := file.Judge(log)
+			if err := review.requests(file, requests, log.Summary(file, undecidable), file); err != nil {
+				return err
+			}
+			if log.Bad > 0 {
+				return exit(exitTrouble)
+			}
+			return nil
+		}})
 	cmd.Flags().StringArrayVar(&logs, "audit", nil, "an audit log, also one compressed by gzip; - for the standard input; repeatable (required)")
 	jsonFlag(cmd, &asJSON)
 	return cmd
@@ -177,10 +176,10 @@ func (r *review) readLogs(names []string) (*policyreview.Log, error) {
 		}
 	}
 	for _, line := range log.BadLines {
-		printError(r.cmd.ErrOrStderr(), errors.New(line))
+		printError(r.cmd.ErrOrStderr(), r.cmd, errors.New(line))
 	}
 	if more := log.Bad - uint64(len(log.BadLines)); more > 0 {
-		printError(r.cmd.ErrOrStderr(), fmt.Errorf("%d more bad lines", more))
+		printError(r.cmd.ErrOrStderr(), r.cmd, fmt.Errorf("%d more bad lines", more))
 	}
 	return log, nil
 }

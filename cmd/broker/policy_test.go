@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -52,17 +53,11 @@ roles: {orders: {get: [{client: orders}]}}
 	}
 }
 
-// policyRun runs a policy command and returns its output and the error that sets its exit
-// code.
-func policyRun(stdin string, args ...string) (stdout, stderr string, err error) {
+// policyRun runs a policy command and returns its output and its exit code.
+func policyRun(stdin string, args ...string) (stdout, stderr string, code int) {
 	var out, errOut strings.Builder
-	root := newRoot()
-	root.SetArgs(append([]string{"policy"}, args...))
-	root.SetIn(strings.NewReader(stdin))
-	root.SetOut(&out)
-	root.SetErr(&errOut)
-	err = root.Execute()
-	return out.String(), errOut.String(), err
+	code = runTo(context.Background(), append([]string{"policy"}, args...), strings.NewReader(stdin), &out, &errOut)
+	return out.String(), errOut.String(), code
 }
 
 func TestPolicyDiff(t *testing.T) {
@@ -85,7 +80,7 @@ roles: {orders: {get: [{client: orders}]}}
 	for name, test := range map[string]struct {
 		stdin  string
 		args   []string
-		code   exit
+		code   int
 		stdout []string
 		stderr string
 	}{
@@ -109,9 +104,9 @@ roles: {orders: {get: [{client: orders}]}}
 		"a wrong option": {"", []string{old, old, "--wrong"}, 2, nil, "unknown flag"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			stdout, stderr, err := policyRun(test.stdin, append([]string{"diff"}, test.args...)...)
-			if code, _ := errors.AsType[exit](err); code != test.code || err != nil && code == 0 {
-				t.Errorf("%v, want exit code %d", err, test.code)
+			stdout, stderr, code := policyRun(test.stdin, append([]string{"diff"}, test.args...)...)
+			if code != test.code {
+				t.Errorf("exit code %d, want %d", code, test.code)
 			}
 			if !strings.Contains(stderr, test.stderr) || test.stderr == "" && stderr != "" {
 				t.Errorf("stderr: %q", stderr)
@@ -123,14 +118,14 @@ roles: {orders: {get: [{client: orders}]}}
 			}
 		})
 	}
-	out, _, err := policyRun("", "usage", updated, "--audit", log)
-	if err != nil || !strings.HasPrefix(out, updated+": 0 of 1 grants were never needed\n") || !strings.Contains(out, "may deny: 2\n") {
-		t.Errorf("usage: %v: %s", err, out)
+	out, _, code := policyRun("", "usage", updated, "--audit", log)
+	if code != 0 || !strings.HasPrefix(out, updated+": 0 of 1 grants were never needed\n") || !strings.Contains(out, "may deny: 2\n") {
+		t.Errorf("usage: %d: %s", code, out)
 	}
-	if out, _, err := policyRun(line, "usage", old, "--audit", "-", "--json"); err != nil || !strings.HasPrefix(out, `{"type":"grant","role":"orders","kind":"get","line":"`+old+`:4","grant":"get client orders","count":1,`) {
-		t.Errorf("usage: %v: %s", err, out)
+	if out, _, code := policyRun(line, "usage", old, "--audit", "-", "--json"); code != 0 || !strings.HasPrefix(out, `{"type":"grant","role":"orders","kind":"get","line":"`+old+`:4","grant":"get client orders","count":1,`) {
+		t.Errorf("usage: %d: %s", code, out)
 	}
-	if _, stderr, err := policyRun("", "usage", old); !errors.Is(err, exit(2)) || !strings.Contains(stderr, "--audit is missing") {
-		t.Errorf("usage without a log: %v, %q", err, stderr)
+	if _, stderr, code := policyRun("", "usage", old); code != 2 || !strings.Contains(stderr, "--audit is missing") {
+		t.Errorf("usage without a log: %d, %q", code, stderr)
 	}
 }

@@ -138,15 +138,19 @@ keys with which the file was sealed.`,
 					return err
 				}
 			}
-			failed := 0
+			failed := 0 // the exit code
 			for _, name := range names {
-				if err := c.importSecret(cmd, name, b.Clients[name], replace); err != nil {
-					failed++
-					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "broker: %s: %s\n", name, explain(err))
+				err := c.importSecret(cmd, name, b.Clients[name], replace)
+				if call, ok := errors.AsType[*callError](err); ok && call.unreached {
+					return err // so would the others be
+				}
+				if err != nil {
+					failed = max(failed, exitCode(err))
+					_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "broker: %s: %s\n", name, err)
 				}
 			}
 			if failed > 0 {
-				return exit(1)
+				return exit(failed)
 			}
 			return nil
 		},

@@ -17,7 +17,7 @@ import (
 
 func newServe() *cobra.Command {
 	var fromFlag string
-	cmd := &cobra.Command{
+	cmd := exitWith(exitNegative, &cobra.Command{
 		Use:   "serve FILE",
 		Short: "Run the broker",
 		Long: `Run the broker with the configuration in FILE until SIGTERM or Ctrl-C, and then finish
@@ -58,7 +58,7 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 			}
 			return broker.Run(cmd.Context())
 		},
-	}
+	})
 	cmd.Flags().StringVar(&fromFlag, "config", "", "configuration file, in place of the argument FILE")
 	return cmd
 }
@@ -67,9 +67,9 @@ The process cannot be dumped, and debuggers cannot attach to it.`,
 func configFile(args []string, flag string) (path string, err error) {
 	switch {
 	case len(args) == 0 && flag == "":
-		return "", errors.New("the configuration file is missing: broker serve FILE")
+		return "", usageError{errors.New("the configuration file is missing: broker serve FILE")}
 	case len(args) > 0 && flag != "":
-		return "", errors.New("the configuration file is given twice: as an argument and by --config. Remove one of them")
+		return "", usageError{errors.New("the configuration file is given twice: as an argument and by --config. Remove one of them")}
 	case len(args) > 0:
 		return args[0], nil
 	default:

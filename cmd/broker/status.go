@@ -15,15 +15,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
-// exitFindings is the exit code of a status with findings.
-const exitFindings = 1
-
 func newStatus() *cobra.Command {
 	var (
 		conn          connection
 		watch, asJSON bool
 	)
-	cmd := troubleExit(&cobra.Command{
+	cmd := exitWith(exitTrouble, &cobra.Command{
 		Use:   "status",
 		Short: "Show the status of the fleet and what needs attention",
 		Long: `Show the status of all replicas, the store, the clients and the issuers, and below it the
@@ -35,32 +32,33 @@ is 0 once the command is interrupted.`,
 		Example: `  broker status
   broker status --watch
   broker status --json`,
-	}, cobra.NoArgs, func(cmd *cobra.Command, _ []string) error {
-		findings := 0
-		show := func(out io.Writer) error {
-			return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
-				status, err := admin.GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
-				if err != nil {
-					return err
-				}
-				findings = len(status.GetFindings())
-				if asJSON {
-					return printMessage(out, status)
-				}
-				return printStatus(out, status, time.Now(), widthOf(cmd.OutOrStdout()))
-			})
-		}
-		if watch {
-			return repeat(cmd.Context(), cmd.OutOrStdout(), show)
-		}
-		if err := show(cmd.OutOrStdout()); err != nil {
-			return err
-		}
-		if findings > 0 {
-			return exit(exitFindings)
-		}
-		return nil
-	})
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			findings := 0
+			show := func(out io.Writer) error {
+				return conn.callAdmin(cmd, func(ctx context.Context, admin tokenbrokerv1.AdminServiceClient) error {
+					status, err := admin.GetStatus(ctx, &tokenbrokerv1.GetStatusRequest{})
+					if err != nil {
+						return err
+					}
+					findings = len(status.GetFindings())
+					if asJSON {
+						return printMessage(out, status)
+					}
+					return printStatus(out, status, time.Now(), widthOf(cmd.OutOrStdout()))
+				})
+			}
+			if watch {
+				return repeat(cmd.Context(), cmd.OutOrStdout(), show)
+			}
+			if err := show(cmd.OutOrStdout()); err != nil {
+				return err
+			}
+			if findings > 0 {
+				return exit(exitNegative)
+			}
+			return nil
+		}})
 	conn.flags(cmd)
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
 	jsonFlag(cmd, &asJSON)

@@ -127,7 +127,7 @@ func (f *fakeAdmin) serve(t *testing.T) string {
 // runCommand runs a command, and returns its output and its exit code.
 func runCommand(ctx context.Context, args ...string) (stdout, stderr string, code int) {
 	var out, errs bytes.Buffer
-	code = runTo(ctx, args, &out, &errs)
+	code = runTo(ctx, args, strings.NewReader(""), &out, &errs)
 	return out.String(), errs.String(), code
 }
 
@@ -147,7 +147,7 @@ func TestStatusSetsTheExitCode(t *testing.T) {
 		{"findings", []string{"--addr", findings}, 1, "CRITICAL  Client y has no secret.", ""},
 		{"findings in JSON", []string{"--addr", findings, "--json"}, 1, `"id":"secret-missing"`, ""},
 		{"unreachable", []string{"--addr", "127.0.0.1:1", "--timeout", "2s"}, 2, "", "broker: "},
-		{"not permitted", []string{"--addr", forbidden}, 2, "", "broker: PermissionDenied: get_status is not permitted"},
+		{"not permitted", []string{"--addr", forbidden}, 2, "", "broker: get_status is not permitted (PermissionDenied)"},
 		{"an argument", []string{"orders"}, 2, "", "broker: unknown command"},
 		{"an unknown flag", []string{"--nosuch"}, 2, "", "broker: unknown flag"},
 		{"a bad flag", []string{"--timeout", "soon"}, 2, "", "broker: invalid argument"},
@@ -180,7 +180,7 @@ func TestStatusWatchShowsItAgain(t *testing.T) {
 	out, in := io.Pipe()
 	code := make(chan int, 1)
 	go func() {
-		code <- runTo(ctx, []string{"status", "--watch", "--plaintext", "--addr", fake.serve(t)}, in, io.Discard)
+		code <- runTo(ctx, []string{"status", "--watch", "--plaintext", "--addr", fake.serve(t)}, strings.NewReader(""), in, io.Discard)
 	}()
 	shown := make([]byte, 1<<16)
 	for range 2 {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -14,12 +13,6 @@ import (
 
 	"github.com/cezzis/tokenbroker/client"
 	"github.com/cezzis/tokenbroker/internal/escape"
-)
-
-// Exit codes of `broker verify`.
-const (
-	exitRejected  = 1
-	exitUndecided = 2
 )
 
 // maxInput bounds the input from standard input: a token is never larger.
@@ -32,7 +25,8 @@ func newVerify() *cobra.Command {
 		scope    []string
 		asJSON   bool
 	)
-	cmd := &cobra.Command{
+	// An error must not be mistaken for a rejection.
+	cmd := exitWith(exitTrouble, &cobra.Command{
 		Use:   "verify -|TOKEN",
 		Short: "Verify an access token",
 		Long: `Have the broker verify an access token, and print the result.
@@ -46,52 +40,32 @@ key, which this command cannot prove.
 Exit code: 0 the token is valid, 1 it is rejected, 2 the broker could not decide.`,
 		Example: `  broker get orders-api | broker verify -
   broker verify - --audience https://orders.example.com --scope read < token.txt`,
-		// An error must not be mistaken for a rejection.
-		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.ExactArgs(1)(cmd, args); err != nil {
-				return undecided(err)
-			}
-			return nil
-		},
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			token, err := tokenArgument(args[0], cmd.InOrStdin())
 			if err != nil {
-				return undecided(err)
+				return err
 			}
-			broker, err := conn.open(cmd)
-			if err != nil {
-				return undecided(err)
-			}
-			defer func() { _ = broker.Close() }()
-			ctx, cancel := context.WithTimeout(cmd.Context(), conn.timeout)
-			defer cancel()
-			claims, err := broker.Verify(ctx, token, client.RequireAudience(audience...), client.RequireScopes(scope...))
-			if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
-				return printRejected(cmd, rejected, asJSON)
-			}
-			if err != nil {
-				return undecided(err)
-			}
-			if claims.Confirmation != nil {
-				return printRejected(cmd, bindingError(claims.Confirmation), asJSON)
-			}
-			if err := printClaims(cmd, claims, asJSON); err != nil {
-				return undecided(err)
-			}
-			return nil
+			return conn.call(cmd, func(ctx context.Context, broker *client.Client) error {
+				claims, err := broker.Verify(ctx, token, client.RequireAudience(audience...), client.RequireScopes(scope...))
+				if rejected, ok := errors.AsType[*client.RejectedError](err); ok {
+					return printRejected(cmd, rejected, asJSON)
+				}
+				if err != nil {
+					return err
+				}
+				if claims.Confirmation != nil {
+					return printRejected(cmd, bindingError(claims.Confirmation), asJSON)
+				}
+				return printClaims(cmd, claims, asJSON)
+			})
 		},
-	}
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return undecided(err) })
+	})
 	conn.flags(cmd)
 	cmd.Flags().StringArrayVar(&audience, "audience", nil, "audience that the token must be for (repeatable: any of them)")
 	cmd.Flags().StringSliceVar(&scope, "scope", nil, "scope that the token must have (repeatable: all of them)")
 	jsonFlag(cmd, &asJSON)
 	return cmd
-}
-
-func undecided(err error) error {
-	fmt.Fprintln(os.Stderr, "broker: could not decide: "+explain(err))
-	return exit(exitUndecided)
 }
 
 func tokenArgument(arg string, stdin io.Reader) (string, error) {
@@ -124,9 +98,9 @@ func printRejected(cmd *cobra.Command, rejected *client.RejectedError, asJSON bo
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "rejected: %s: %s\n", rejected.Reason, rejected.Message)
 	}
 	if err != nil {
-		return undecided(err)
+		return err
 	}
-	return exit(exitRejected)
+	return exit(exitNegative)
 }
 
 // bindingError rejects a token that is bound to a key: piping a token into this command

@@ -16,7 +16,7 @@ func TestVerifyRejectsBoundTokens(t *testing.T) {
 		"": "active", "jkt": "the DPoP key jkt=t", "x5t#S256": "the client certificate x5t#S256=t", "kid": "a key of another kind in its cnf claim",
 	} {
 		more := map[string]any{"cnf": map[string]any{cnf: "t"}}
-		wantCode := exit(exitRejected)
+		wantCode := exit(exitNegative)
 		if cnf == "" {
 			more, wantCode = nil, 0
 		}
