@@ -10,9 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -74,8 +77,11 @@ terminal.
 
 The broker has one caller with all permissions. Its credential is in a file that only
 this user can read; the other commands and clients find it there. The file is removed
-at exit. An HTTP request without the credential is identified as a gateway, which may
-only verify tokens.
+at exit, also when the terminal is closed. An HTTP request without the credential is
+identified as a gateway, which may only verify tokens.
+
+If a default port is in use, for example by another "broker dev", the next free one is
+taken; the command prints all addresses.
 
 With --certificates create certificates to try TLS, and exit.`,
 		Example: `  broker dev
@@ -90,13 +96,16 @@ With --certificates create certificates to try TLS, and exit.`,
 			if idpOnly {
 				return serveIDP(cmd.Context(), cmd.ErrOrStderr(), idp)
 			}
-			return dev(cmd.Context(), cmd.OutOrStdout(), opts)
+			ctx, stop := untilHangup(cmd.Context())
+			defer stop()
+			return dev(ctx, cmd.OutOrStdout(), opts)
 		},
 	})
 	flags := cmd.Flags()
 	flags.BoolVar(&opts.exit, "exit", false, "exit after the demonstration; exit code 0 only if all of it worked")
 	flags.StringVar(&opts.addr, "addr", "", "where the broker serves gRPC (default "+defaultAddr+", with --exit any free port)")
 	flags.StringVar(&opts.http, "http", "", "where the broker serves gateways and OAuth clients over HTTP, or off (default "+defaultHTTP+", with --exit off)")
+	flags.StringVar(&opts.ops, "ops", "", "where the broker serves metrics and the status page, or off (default "+defaultOps+", with --exit off)")
 	flags.BoolVar(&idpOnly, "idp-only", false, "run the sample identity provider alone")
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
@@ -204,21 +213,76 @@ func sampleIDP(issuer string, secrets map[string][]redact.String) (*devidp.Serve
 	return devidp.New(cfg)
 }
 
+// untilHangup returns a context that also ends when the terminal is closed. A program under
+// nohup ignores that.
+func untilHangup(ctx context.Context) (context.Context, context.CancelFunc) {
+	if signal.Ignored(syscall.SIGHUP) {
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, syscall.SIGHUP)
+}
+
 type devOptions struct {
 	exit bool
 	addr string
 	http string
+	ops  string
 }
 
-// defaultHTTP is the address where broker dev serves HTTP.
-const defaultHTTP = "127.0.0.1:8444"
+// The addresses where broker dev serves HTTP and metrics.
+const (
+	defaultHTTP = "127.0.0.1:8444"
+	defaultOps  = "127.0.0.1:9090"
+)
 
-// listen returns the addresses of gRPC and HTTP.
-func (o devOptions) listen() (grpc, http string) {
+// addresses are those of the listeners; "off" is none.
+type addresses struct{ grpc, http, ops string }
+
+// listen returns the addresses of the options. In place of a default address that is in use
+// it returns one with the next free port.
+func (o devOptions) listen(ctx context.Context) (addresses, error) {
 	if o.exit {
-		return cmp.Or(o.addr, "127.0.0.1:0"), cmp.Or(o.http, "off")
+		return addresses{cmp.Or(o.addr, "127.0.0.1:0"), cmp.Or(o.http, "off"), cmp.Or(o.ops, "off")}, nil
 	}
-	return cmp.Or(o.addr, defaultAddr), cmp.Or(o.http, defaultHTTP)
+	all := addresses{o.addr, o.http, o.ops}
+	var held []net.Listener // so that each listener gets another port
+	defer func() {
+		for _, listener := range held {
+			_ = listener.Close()
+		}
+	}()
+	for _, one := range []struct {
+		address   *string
+		preferred string
+	}{{&all.grpc, defaultAddr}, {&all.http, defaultHTTP}, {&all.ops, defaultOps}} {
+		if *one.address != "" {
+			continue
+		}
+		listener, err := listenFrom(ctx, one.preferred)
+		if err != nil {
+			return addresses{}, err
+		}
+		held, *one.address = append(held, listener), listener.Addr().String()
+	}
+	return all, nil
+}
+
+// portsToTry is how many ports listenFrom tries.
+const portsToTry = 100
+
+// listenFrom listens at an address, or at the next one with a free port.
+func listenFrom(ctx context.Context, preferred string) (net.Listener, error) {
+	from, err := netip.ParseAddrPort(preferred)
+	if err != nil {
+		return nil, err
+	}
+	for i := range uint16(portsToTry) {
+		listener, err := listenOn(ctx, netip.AddrPortFrom(from.Addr(), from.Port()+i).String())
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
+			return listener, err
+		}
+	}
+	return nil, fmt.Errorf("no port from %d to %d of %s is free: name an address by --addr, --http and --ops", from.Port(), int(from.Port())+portsToTry-1, from.Addr())
 }
 
 // dev runs the sample IdP and a broker that uses it, demonstrates them, and serves until
@@ -234,7 +298,7 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 		return err
 	}
 	issuer := "http://" + listener.Addr().String()
-	path, secrets, err := writeSample(dir, issuer, opts)
+	path, secrets, err := writeSample(ctx, dir, issuer, opts)
 	if err != nil {
 		_ = listener.Close()
 		return err
@@ -270,8 +334,8 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	go func() { defer close(renewed); cred.renew(runCtx) }()
 	defer func() { stop(); <-renewed }()
 
-	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nbroker, HTTP             %s\nconfiguration            %s\ncredential of %s        %s\n\n",
-		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), path, devCaller, cred.path)
+	_, _ = fmt.Fprintf(out, "%s\nsample identity provider  %s\nbroker, gRPC             %s\nbroker, HTTP             %s\nmetrics, status page     %s\nconfiguration            %s\ncredential of %s        %s\n\n",
+		devWarning, issuer, broker.GRPCAddr(), cmp.Or(broker.HTTPAddr(), "off"), opsPages(broker.OpsAddr()), path, devCaller, cred.path)
 	errDemo := demonstrate(ctx, out, broker.GRPCAddr(), cred.path, secrets[devManagedClient][0])
 	if errDemo == nil && !opts.exit {
 		_, _ = io.WriteString(out, nextSteps(broker, cred.path, newSecretFile(dir), isDefault))
@@ -285,20 +349,32 @@ func dev(ctx context.Context, out io.Writer, opts devOptions) error {
 	return errors.Join(errDemo, <-done)
 }
 
+// opsPages returns the URLs of the metrics and of the status page.
+func opsPages(addr string) string {
+	if addr == "" {
+		return "off"
+	}
+	return fmt.Sprintf("http://%s/metrics, http://%[1]s/", addr)
+}
+
 // newSecretFile returns the path of the next secret for the managed client.
 func newSecretFile(dir string) string { return filepath.Join(dir, devManagedClient+".new-secret") }
 
 // writeSample writes a configuration file, the files that it refers to, and a new secret.
-func writeSample(dir, issuer string, opts devOptions) (path string, secrets map[string][]redact.String, err error) {
+func writeSample(ctx context.Context, dir, issuer string, opts devOptions) (path string, secrets map[string][]redact.String, err error) {
 	var text strings.Builder
-	addr, http := opts.listen()
+	listen, err := opts.listen(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	http := listen.http
 	gateway, gatewayRole := "", ""
 	if http != "off" {
 		http = fmt.Sprintf("{address: %q, caller: %s}", http, devGateway)
 		gateway = fmt.Sprintf("  - {name: %s, roles: [gateway]}\n", devGateway)
 		gatewayRole = "  gateway: {verify: [{issuer: \"*\"}]}\n"
 	}
-	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: \"off\"}\n", addr, http)
+	fmt.Fprintf(&text, "# Written by broker dev.\nlisten: {grpc: %q, http: %s, ops: %q}\n", listen.grpc, http, listen.ops)
 	ring := filepath.Join(dir, "ring.json")
 	if err := sealed.WriteRing(ring, sealed.GenerateRing()); err != nil {
 		return "", nil, err

@@ -56,9 +56,9 @@ func writeCertificates(out io.Writer, dir string, hosts []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, `%s/ca.crt                   the authority, for broker and callers
-%[1]s/broker.crt, broker.key   a broker at %s
-%[1]s/demo.crt, demo.key       a caller, spiffe_id: %s
-`, dir, broker.DNSNames, demoID)
+	_, err = fmt.Fprintf(out, `%[1]s/ca.crt                   the authority, for broker and callers
+%[1]s/broker.crt, broker.key   a broker at %[2]s
+%[1]s/demo.crt, demo.key       a caller, spiffe_id: %[3]s
+`, dir, namesIn(broker), demoID)
 	return err
 }

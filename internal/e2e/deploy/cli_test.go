@@ -200,9 +200,9 @@ roles: {all: {get: [{client: "*"}]}}
 	}{
 		"by its certificate":          {mine, ""},
 		"under the name of the host":  {append(mine, "--server-name", "broker.internal"), ""},
-		"under another name":          {append(mine, "--server-name", "other.internal"), "certificate is valid for localhost, broker.internal"},
+		"under another name":          {append(mine, "--server-name", "other.internal"), "is for localhost, broker.internal, 127.0.0.1, ::1 and not for \"other.internal\": connect by a name in it"},
 		"without a certificate":       {mine[:2], "Unauthenticated"},
-		"without trust in the broker": {[]string{"--plaintext=false"}, "unknown authority"},
+		"without trust in the broker": {[]string{"--plaintext=false"}, "is not issued by a CA that this system trusts: give the file with the broker's CA by --ca"},
 	} {
 		res := cli.Run(t, append([]string{"get", "orders"}, tt.args...)...)
 		if (res.Code == 0) != (tt.says == "") || !strings.Contains(res.Stderr, tt.says) {
