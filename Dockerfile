@@ -16,7 +16,7 @@ RUN --mount=type=bind,target=. \
 # mounted, so no container needs root to write to it.
 FROM redis:8.6.6-alpine AS init
 RUN install -d -o 65532 -g 65532 -m 0700 \
-    /secrets /secrets/broker /secrets/caller /secrets/clients /secrets/redis /var/lib/redis
+    /secrets /secrets/broker /secrets/caller /secrets/operator /secrets/clients /secrets/redis /var/lib/redis
 COPY --from=build /out/broker /usr/local/bin/broker
 COPY --chmod=0555 deploy/compose/init.sh /usr/local/bin/init.sh
 USER 65532:65532

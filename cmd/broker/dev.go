@@ -66,6 +66,7 @@ func newDev() *cobra.Command {
 		idpOnly      bool
 		certificates string
 		hosts        []string
+		callers      []string
 	)
 	cmd := exitWith(exitNegative, &cobra.Command{
 		Use:   "dev",
@@ -91,7 +92,7 @@ With --certificates create certificates to try TLS, and exit.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if certificates != "" {
-				return writeCertificates(cmd.OutOrStdout(), certificates, hosts)
+				return writeCertificates(cmd.OutOrStdout(), certificates, hosts, callers)
 			}
 			if idpOnly {
 				return serveIDP(cmd.Context(), cmd.ErrOrStderr(), idp)
@@ -110,8 +111,9 @@ With --certificates create certificates to try TLS, and exit.`,
 	flags.StringVar(&idp.listen, "listen", "127.0.0.1:9000", "with --idp-only: where it listens")
 	flags.StringVar(&idp.issuer, "issuer", "", "with --idp-only: its issuer URL, as others reach it (default http://LISTEN)")
 	flags.StringVar(&idp.secrets, "secrets", "", "with --idp-only: the directory with a file of each client's secret, named as the client, and optionally a second one with the suffix .new; read for each request (default: a client's secret is its name and -secret)")
-	flags.StringVar(&certificates, "certificates", "", "create a CA, a broker certificate and a caller certificate in this directory, and exit")
+	flags.StringVar(&certificates, "certificates", "", "create a CA and certificates of a broker and of callers in this directory, and exit")
 	flags.StringSliceVar(&hosts, "host", nil, "with --certificates: another name or address of the broker (repeatable)")
+	flags.StringSliceVar(&callers, "caller", []string{"demo"}, "with --certificates: the name of a caller, whose SPIFFE ID is spiffe://example.com/NAME (repeatable)")
 	return cmd
 }
 

@@ -4,12 +4,13 @@
 #
 #   broker/   for the brokers: certificates, the sealing keys, Redis's password
 #   caller/   for the sample caller: its certificate, and the authority of the brokers
+#   operator/ for the operator: the same
 #   clients/  for the brokers and the sample IdP: the secrets of the OAuth clients
 #   redis/    for Redis: its password and its access rules
 set -eu
 umask 077
 cd "$1"
-mkdir -p broker caller clients redis
+mkdir -p broker caller operator clients redis
 
 # put FILE writes standard input to FILE, all or nothing.
 put() {
@@ -29,16 +30,19 @@ put broker/redis-password <redis/password
 
 # The certificate has the broker's names in the networks of Compose, and localhost. The
 # certificates are valid for a year: delete the volumes after that.
-if [ ! -e broker/broker.crt ]; then
+if [ ! -e broker/broker.crt ] || [ ! -e operator/operator.crt ]; then
     rm -rf broker/tls
-    broker dev --certificates broker/tls --host broker --host broker-1 --host broker-2 >/dev/null
+    broker dev --certificates broker/tls --host broker --host broker-1 --host broker-2 --caller demo --caller operator >/dev/null
     mv broker/tls/demo.crt broker/tls/demo.key caller
+    mv broker/tls/operator.crt broker/tls/operator.key operator
     cp broker/tls/ca.crt caller
+    cp broker/tls/ca.crt operator
     mv broker/tls/ca.crt broker/tls/broker.key broker/tls/broker.crt broker # the last file shows that all are in place
     rmdir broker/tls
 fi
 
-for client in orders-api billing-api; do
+# billing-api.new is for a rotation: the sample IdP accepts it too.
+for client in orders-api billing-api billing-api.new; do
     [ -e "clients/$client" ] || random | put "clients/$client"
 done
 

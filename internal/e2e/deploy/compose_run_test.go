@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -30,16 +31,17 @@ func TestComposeWorks(t *testing.T) {
 	}
 
 	for _, b := range brokers {
-		b.Env = c.cliEnvironment(secrets)
+		b.Env = c.callerEnvironment(cliService, secrets)
 	}
+	c.operate(t, brokers[0], secrets)
 	first := brokers[0].Get(t, "orders-api")
 	second := brokers[1].Get(t, "orders-api")
 	if first.Origin != "fetched" || second.Origin != "shared" || first.AccessToken != second.AccessToken {
 		t.Errorf("the first broker's token is %s, the second's %s; the same: %v", first.Origin, second.Origin, first.AccessToken == second.AccessToken)
 	}
 	brokers[1].MustVerify(t, "a token that the other broker fetched", first.AccessToken, harness.Active, "--audience", "https://orders.example.com")
-	if got := brokers[1].Get(t, "billing-api"); got.Origin != "fetched" {
-		t.Errorf("the other client's token is %s", got.Origin)
+	if got := brokers[1].Get(t, "billing-api"); got.Origin != "shared" {
+		t.Errorf("the token that proved the other client's secret is %s", got.Origin)
 	}
 	for _, b := range brokers {
 		if res := b.Run(t, "healthcheck"); res.Code != 0 {
@@ -58,12 +60,37 @@ func TestComposeWorks(t *testing.T) {
 	}
 }
 
-// cliEnvironment is what the cli of the composition has in its environment, but for
-// the address, and first the authority that it trusts.
-func (c composition) cliEnvironment(secrets string) []string {
+// operate runs the operator's commands that the composition names.
+func (c composition) operate(t *testing.T, b *harness.Broker, secrets string) {
+	t.Helper()
+	admin := *b
+	admin.Env = c.callerEnvironment(adminService, secrets)
+	named := regexp.MustCompile(`(?m)^#   docker compose run --rm admin (.*)$`).FindAllStringSubmatch(readText(t, composeFile), -1)
+	if len(named) < 4 {
+		t.Fatalf("only %d commands for operators are named", len(named))
+	}
+	for _, command := range named {
+		args := strings.Fields(command[1])
+		for i, arg := range args {
+			if strings.HasPrefix(arg, "/") {
+				args[i] = filepath.Join(secrets, c.initFile(adminService, arg))
+			}
+		}
+		if res := admin.Run(t, args...); res.Code != 0 {
+			t.Errorf("broker %s: %v", command[1], res)
+		}
+	}
+	if res := b.Run(t, "clients"); res.Code == 0 || !strings.Contains(res.Stderr, "PermissionDenied") {
+		t.Errorf("the sample caller lists clients: %v", res)
+	}
+}
+
+// callerEnvironment is the environment of a service that calls the brokers, without the
+// address. The authority that it trusts is first.
+func (c composition) callerEnvironment(name, secrets string) []string {
 	var env []string
-	for _, name := range []string{"TOKENBROKER_CA", "TOKENBROKER_CERT", "TOKENBROKER_KEY"} {
-		env = append(env, name+"="+filepath.Join(secrets, c.initFile(cliService, c.Services[cliService].Environment[name])))
+	for _, variable := range []string{"TOKENBROKER_CA", "TOKENBROKER_CERT", "TOKENBROKER_KEY"} {
+		env = append(env, variable+"="+filepath.Join(secrets, c.initFile(name, c.Services[name].Environment[variable])))
 	}
 	return env
 }
@@ -115,7 +142,7 @@ func (c composition) runBroker(t *testing.T, name, secrets string, here *strings
 	t.Helper()
 	b := &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}
 	text := here.Replace(readText(t, c.configuration(t, name)))
-	text = strings.NewReplacer(`":8443"`, `"`+b.Grpc+`"`, `":9090"`, `"`+b.Ops+`"`).Replace(text)
+	text = strings.NewReplacer(`":8443"`, `"`+b.Grpc+`"`, `":8444"`, `"`+harness.FreeAddress(t)+`"`, `":9090"`, `"`+b.Ops+`"`).Replace(text)
 	for _, path := range fileReferences(text) {
 		text = strings.ReplaceAll(text, path, filepath.Join(secrets, c.initFile(name, path)))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,8 +23,9 @@ const (
 	composeFile = "../../../docker-compose.yaml"
 	initScript  = "../../../deploy/compose/init.sh"
 
-	initService = "init"
-	cliService  = "cli"
+	initService  = "init"
+	cliService   = "cli"
+	adminService = "admin"
 )
 
 // composition is the part of docker-compose.yaml that these tests run as plain
@@ -153,7 +155,7 @@ func TestInitCreatesPrivateSecretsOnce(t *testing.T) {
 	if got, want := files["redis/users.acl"], "user default off\n"+rights+" +info +wait\n"; got != want {
 		t.Errorf("the ACL file is not what the store needs: got\n%s, want\n%s", got, want)
 	}
-	for _, name := range []string{"redis/password", "broker/ring.json", "clients/orders-api", "clients/billing-api", "broker/broker.key", "caller/demo.key"} {
+	for _, name := range []string{"redis/password", "broker/ring.json", "clients/orders-api", "clients/billing-api", "broker/broker.key", "caller/demo.key", "operator/operator.key"} {
 		if files[name] == readFolder(t, other)[name] {
 			t.Errorf("%s is the same in two places", name)
 		}
@@ -203,7 +205,7 @@ func TestComposeConfigurationIsValid(t *testing.T) {
 		}
 		text := readText(t, c.configuration(t, name))
 		references := fileReferences(text)
-		if len(references) < 7 {
+		if len(references) < 6 {
 			t.Errorf("%s: only %d files are named", name, len(references))
 		}
 		for _, path := range references {
@@ -229,4 +231,19 @@ func fileReferences(text string) []string {
 		paths = append(paths, reference[1])
 	}
 	return paths
+}
+
+func TestComposePrometheusReadsItsConfiguration(t *testing.T) {
+	t.Parallel()
+	harness.Need(t, "promtool")
+	const file = "../../../deploy/compose/prometheus.yaml"
+	if out, err := exec.CommandContext(t.Context(), "promtool", "check", "config", "--syntax-only", file).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	text := readText(t, file)
+	for _, broker := range readComposition(t).brokers() {
+		if !strings.Contains(text, `"`+broker+`:9090"`) {
+			t.Errorf("%s is not scraped", broker)
+		}
+	}
 }
