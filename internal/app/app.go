@@ -128,7 +128,7 @@ func open(config *config.Config, opts Options, told *observers) (*parts, error) 
 	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
 		return nil, err
 	}
-	if told.traces, err = openTraces(config.Tracing, told.log, told.registerer); err != nil {
+	if told.traces, err = openTraces(config.Tracing, Version(), told.log, told.registerer); err != nil {
 		return nil, err
 	}
 	assembled, err := assemble(config, opts.Transport, *told)

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
@@ -163,7 +164,7 @@ func collectorTLS(configured string) (*tls.Config, error) {
 	}
 	var err error
 	if file != "" {
-		if made.RootCAs, err = authoritiesIn(name, file); err != nil {
+		if made.RootCAs, err = certs.Pool(name, file); err != nil {
 			return nil, err
 		}
 	}

@@ -3,17 +3,16 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/revocation"
@@ -131,7 +130,7 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	made := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName}
 	if config.CA != "" {
 		var err error
-		if made.RootCAs, err = authoritiesIn("store.redis.tls.ca", config.CA); err != nil {
+		if made.RootCAs, err = certs.Pool("store.redis.tls.ca", config.CA); err != nil {
 			return nil, err
 		}
 	}
@@ -145,19 +144,6 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 		}
 	}
 	return made, nil
-}
-
-// authoritiesIn reads the CAs in the file of a setting.
-func authoritiesIn(setting, file string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(file) //nolint:gosec // the configuration names it
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", setting, err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: %s contains no certificate in PEM form", setting, file)
-	}
-	return pool, nil
 }
 
 // mac returns the keyed hash that replicas share, or nil if the store is not shared.

@@ -43,9 +43,10 @@ type traces struct {
 // failing reports whether the collector did not accept the last spans.
 func (t *traces) failing() bool { return t != nil && t.queue.failing.Load() }
 
-// openTraces opens the tracing of the configuration and the environment. It does not wait
-// for the collector, which may be unavailable at times.
-func openTraces(configured *config.Tracing, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
+// openTraces opens the tracing of the configuration and the environment, or returns nil if
+// it is off. It does not wait for the collector, which may be unavailable at times. version
+// is that of this program.
+func openTraces(configured *config.Tracing, version string, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
 	if tracingIsOff(configured, log) {
 		return nil, nil //nolint:nilnil // nothing is traced
 	}
@@ -67,19 +68,19 @@ func openTraces(configured *config.Tracing, log *slog.Logger, registerer prometh
 	return &traces{exporter: exporter, queue: queue, closeIdle: closeIdle, provider: trace.NewTracerProvider(
 		trace.WithSpanProcessor(queue),
 		trace.WithSampler(sampler(config, log)),
-		trace.WithResource(describe(log)),
+		trace.WithResource(describe(version, log)),
 	)}, nil
 }
 
 // describe returns the attributes of this process in traces. The instance is new at each
 // start, so that two replicas on a host are two instances. OTEL_RESOURCE_ATTRIBUTES
 // replaces any of them, and OTEL_SERVICE_NAME the name.
-func describe(log *slog.Logger) *resource.Resource {
+func describe(version string, log *slog.Logger) *resource.Resource {
 	described, err := resource.New(context.Background(),
 		resource.WithTelemetrySDK(),
 		resource.WithHost(),
 		resource.WithService(), // service.instance.id
-		resource.WithAttributes(attribute.String("service.name", "tokenbroker"), attribute.String("service.version", Version())),
+		resource.WithAttributes(attribute.String("service.name", "tokenbroker"), attribute.String("service.version", version)),
 		resource.WithFromEnv(),
 	)
 	if err != nil {
