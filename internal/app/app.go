@@ -29,6 +29,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/server"
+	"github.com/cezzis/tokenbroker/internal/traceexport"
 )
 
 // heapFloor is held, and never touched, so that it takes up no memory: the garbage
@@ -128,7 +129,7 @@ func open(config *config.Config, opts Options, told *observers) (*parts, error) 
 	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
 		return nil, err
 	}
-	if told.traces, err = openTraces(config.Tracing, Version(), told.log, told.registerer); err != nil {
+	if told.traces, err = traceexport.Open(config.Tracing, Version(), told.log, told.registerer); err != nil {
 		return nil, err
 	}
 	assembled, err := assemble(config, opts.Transport, *told)
@@ -160,7 +161,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 		Registerer: a.registry,
 		Options:    options,
 		Audit:      a.parts.audit,
-		Stats:      a.parts.traces.handler(),
+		Stats:      a.parts.traces.Handler(),
 	}
 	if config.Listen.Unix != nil {
 		made.Bound.Unix, made.Bound.OpaqueUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
@@ -190,7 +191,7 @@ func (a *App) openGateways() {
 		Deadline:       config.Server.Deadline,
 		MessageSize:    config.Limits.MessageSize(),
 		HeaderSize:     config.Limits.HeaderSize(),
-		Tracer:         a.parts.traces.tracer(),
+		Tracer:         a.parts.traces.Tracer(),
 		Logger:         a.log,
 		Registerer:     a.registry,
 	})

@@ -26,6 +26,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/traceexport"
 	"github.com/cezzis/tokenbroker/internal/verify"
 	"github.com/cezzis/tokenbroker/internal/verify/jwks"
 )
@@ -44,7 +45,7 @@ type observers struct {
 	log        *slog.Logger
 	registerer prometheus.Registerer
 	audit      *audit.Log
-	traces     *traces
+	traces     *traceexport.Pipeline
 }
 
 // close flushes and closes the audit and the traces.
@@ -52,7 +53,7 @@ func (o *observers) close() {
 	if err := o.audit.Close(); err != nil {
 		o.log.Error("not all of the audit is written", "error", err)
 	}
-	o.traces.close()
+	o.traces.Close()
 }
 
 // setup is the part of a configuration that can be replaced while the broker runs, and
@@ -103,7 +104,7 @@ func assemble(config *config.Config, transport http.RoundTripper, told observers
 
 func newParts(opened *storage, transport http.RoundTripper, observers observers) *parts {
 	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: observers}
-	p.network.Observe(observers.traces.tracer(), countCalls(observers.registerer))
+	p.network.Observe(observers.traces.Tracer(), countCalls(observers.registerer))
 	return p
 }
 

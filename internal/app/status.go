@@ -77,7 +77,7 @@ func (s *statusSource) record() fleet.Record {
 		Revocations:         fleet.Revocations{Count: revocations.Count(), Usable: revocations.Ready(), Loaded: revocations.Current()},
 		Store:               s.store(parts.broker.StoreHealth(), now),
 		Audit:               s.audit(parts.audit, now),
-		Tracing:             fleet.Tracing{On: parts.traces != nil, Failing: s.since.Since("tracing", parts.traces.failing(), now)},
+		Tracing:             fleet.Tracing{On: parts.traces != nil, Failing: s.since.Since("tracing", parts.traces.Failing(), now)},
 		Certificates:        s.certificates(setup),
 		CertificatesFailing: s.since.Since("certificates", s.app.listen.certs != nil && s.app.listen.certs.Status().Failing, now),
 	}

@@ -93,7 +93,7 @@ func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
 		Prefix:           config.Prefix,
 		KeepsSecrets:     s.keepsSecrets,
 		Logger:           told.log,
-		Tracer:           told.traces.tracer(),
+		Tracer:           told.traces.Tracer(),
 	}
 	var errs [3]error
 	towards.Password, errs[0] = s.secret("password", config.Password)

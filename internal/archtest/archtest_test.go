@@ -27,7 +27,8 @@ var levels = [][]string{
 	{"internal/rotation"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/config"},
-	{"internal/app", "internal/policyreview"},
+	{"internal/traceexport", "internal/policyreview"},
+	{"internal/app"},
 	{"internal/doctor"},
 	{"cmd/broker", "client/brokertest", "internal/bench", "internal/dashboard", "internal/archtest", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
@@ -55,11 +56,11 @@ type wall struct {
 }
 
 var (
-	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/app"}
+	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/traceexport", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/traceexport", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
+	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
@@ -73,8 +74,8 @@ var (
 		{around: module + "gen", allow: apis},
 		{around: module + "client", allow: []string{"cmd/broker", "client/brokertest", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/httpservice", "examples/grpcservice"}, tests: true},
 		{around: "github.com/prometheus", allow: metered, tests: true},
-		{around: "go.opentelemetry.io/otel", allow: []string{"internal/tracing", "internal/app"}, tests: true},
-		{around: "go.opentelemetry.io/contrib", allow: []string{"internal/app"}, tests: true},
+		{around: "go.opentelemetry.io/otel", allow: []string{"internal/tracing", "internal/traceexport"}, tests: true},
+		{around: "go.opentelemetry.io/contrib", allow: []string{"internal/traceexport"}, tests: true},
 		{around: "go.opentelemetry.io/proto", tests: true},
 		{around: "golang.org/x/sys", allow: []string{"cmd/broker"}, tests: true},
 		{around: "github.com/spiffe", allow: []string{"internal/certs", "internal/certs/certstest"}},

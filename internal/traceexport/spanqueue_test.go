@@ -1,4 +1,4 @@
-package app
+package traceexport
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package app
+package traceexport
 
 import (
 	"context"
@@ -108,8 +108,8 @@ func (e *countingExporter) logFailure(spans int, err error) {
 
 // exportCode returns the gRPC code or the HTTP status of a failure, or else its kind.
 func exportCode(err error) string {
-	if refused, ok := errors.AsType[statusError](err); ok {
-		return strconv.Itoa(int(refused))
+	if response, ok := errors.AsType[statusError](err); ok {
+		return strconv.Itoa(int(response))
 	}
 	if reported, ok := status.FromError(err); ok {
 		return reported.Code().String()

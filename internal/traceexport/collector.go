@@ -1,4 +1,4 @@
-package app
+package traceexport
 
 import (
 	"cmp"
@@ -42,7 +42,8 @@ const (
 //
 // OpenTelemetry's exporters read the variables too, but drop bad ones with a log line that
 // quotes the value, and let OTEL_EXPORTER_OTLP_INSECURE turn off TLS for an https
-// endpoint. So this type holds all that is decisive, and replaces what the exporters read.
+// endpoint. So this type holds every setting that decides where spans go, and replaces those
+// that the exporters read.
 type collector struct {
 	overHTTP bool
 	endpoint *url.URL    // http or https
@@ -157,14 +158,14 @@ func isNotPrintable(r rune) bool { return r < ' ' || r > '~' }
 // collectorTLS returns the TLS configuration for an https endpoint. A file that cannot be
 // used is an error: without it the broker would trust other authorities.
 func collectorTLS(configured string) (*tls.Config, error) {
-	made := &tls.Config{MinVersion: tls.VersionTLS12}
+	secure := &tls.Config{MinVersion: tls.VersionTLS12}
 	name, file := exporterVariable("CERTIFICATE")
 	if configured != "" {
 		name, file = "tracing.ca", configured
 	}
 	var err error
 	if file != "" {
-		if made.RootCAs, err = certs.Pool(name, file); err != nil {
+		if secure.RootCAs, err = certs.Pool(name, file); err != nil {
 			return nil, err
 		}
 	}
@@ -172,7 +173,7 @@ func collectorTLS(configured string) (*tls.Config, error) {
 	keyVariable, key := exporterVariable("CLIENT_KEY")
 	switch {
 	case cert == "" && key == "":
-		return made, nil
+		return secure, nil
 	case cert == "" || key == "":
 		return nil, fmt.Errorf("%s: the client certificate needs both a certificate and a key", cmp.Or(certVariable, keyVariable))
 	}
@@ -180,8 +181,8 @@ func collectorTLS(configured string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", certVariable, err)
 	}
-	made.Certificates = []tls.Certificate{pair}
-	return made, nil
+	secure.Certificates = []tls.Certificate{pair}
+	return secure, nil
 }
 
 func exportTimeout(log *slog.Logger) time.Duration {

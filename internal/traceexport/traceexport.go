@@ -1,4 +1,7 @@
-package app
+// Package traceexport sends the broker's traces to a collector: its configuration from the
+// file and from the variables of OpenTelemetry, the exporter, and the queue of spans that
+// wait. Package tracing decides what a span may contain.
+package traceexport
 
 import (
 	"cmp"
@@ -8,9 +11,9 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"go.opentelemetry.io/otel"
-
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/metric/noop"
@@ -20,19 +23,17 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// tracingStopTimeout bounds the sending of the last spans.
-const tracingStopTimeout = 2 * time.Second
+// closeTimeout bounds the sending of the last spans.
+const closeTimeout = 2 * time.Second
 
-// traces makes spans and sends them. A nil traces does neither.
-type traces struct {
+// Pipeline makes spans and sends them to a collector. A nil Pipeline does neither.
+type Pipeline struct {
 	provider *trace.TracerProvider
 	exporter *otlptrace.Exporter
 	queue    *spanQueue
@@ -40,13 +41,13 @@ type traces struct {
 	closeIdle func()
 }
 
-// failing reports whether the collector did not accept the last spans.
-func (t *traces) failing() bool { return t != nil && t.queue.failing.Load() }
+// Failing reports whether the collector did not accept the last spans.
+func (p *Pipeline) Failing() bool { return p != nil && p.queue.failing.Load() }
 
-// openTraces opens the tracing of the configuration and the environment, or returns nil if
-// it is off. It does not wait for the collector, which may be unavailable at times. version
-// is that of this program.
-func openTraces(configured *config.Tracing, version string, log *slog.Logger, registerer prometheus.Registerer) (*traces, error) {
+// Open opens the tracing of the configuration and the environment, or returns nil if it is
+// off. It does not wait for the collector, which may be unavailable at times. version is that
+// of this program.
+func Open(configured *config.Tracing, version string, log *slog.Logger, registerer prometheus.Registerer) (*Pipeline, error) {
 	if tracingIsOff(configured, log) {
 		return nil, nil //nolint:nilnil // nothing is traced
 	}
@@ -55,17 +56,17 @@ func openTraces(configured *config.Tracing, version string, log *slog.Logger, re
 	otel.SetLogger(logr.Discard())
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(error) {}))
 	config := cmp.Or(configured, &config.Tracing{})
-	to, err := readCollector(config, log)
+	collector, err := readCollector(config, log)
 	if err != nil {
 		return nil, err
 	}
-	exporter, closeIdle, err := to.open()
+	exporter, closeIdle, err := collector.open()
 	if err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
-	log.Info("traces are sent to a collector", "host", to.endpoint.Host, "http", to.overHTTP, "tls", to.tls != nil)
+	log.Info("traces are sent to a collector", "host", collector.endpoint.Host, "http", collector.overHTTP, "tls", collector.tls != nil)
 	queue := newSpanQueue(exporter, log, registerer)
-	return &traces{exporter: exporter, queue: queue, closeIdle: closeIdle, provider: trace.NewTracerProvider(
+	return &Pipeline{exporter: exporter, queue: queue, closeIdle: closeIdle, provider: trace.NewTracerProvider(
 		trace.WithSpanProcessor(queue),
 		trace.WithSampler(sampler(config, log)),
 		trace.WithResource(describe(version, log)),
@@ -76,7 +77,7 @@ func openTraces(configured *config.Tracing, version string, log *slog.Logger, re
 // start, so that two replicas on a host are two instances. OTEL_RESOURCE_ATTRIBUTES
 // replaces any of them, and OTEL_SERVICE_NAME the name.
 func describe(version string, log *slog.Logger) *resource.Resource {
-	described, err := resource.New(context.Background(),
+	attributes, err := resource.New(context.Background(),
 		resource.WithTelemetrySDK(),
 		resource.WithHost(),
 		resource.WithService(), // service.instance.id
@@ -86,24 +87,25 @@ func describe(version string, log *slog.Logger) *resource.Resource {
 	if err != nil {
 		log.Warn("some attributes of this process are missing in traces: check OTEL_RESOURCE_ATTRIBUTES")
 	}
-	return described
+	return attributes
 }
 
-// tracer makes the spans of outgoing requests. Nil: no spans.
-func (t *traces) tracer() *tracing.Tracer {
-	if t == nil {
+// Tracer returns the Tracer for outgoing requests and requests over HTTP. Nil starts no
+// spans.
+func (p *Pipeline) Tracer() *tracing.Tracer {
+	if p == nil {
 		return nil
 	}
-	return tracing.New(t.provider)
+	return tracing.New(p.provider)
 }
 
-// handler makes the spans of calls. If it is nil, do not install it: even a handler that
-// does nothing costs each call.
+// Handler returns the handler that makes the spans of gRPC calls. If it is nil, do not
+// install it: even a handler that does nothing costs each call.
 //
 // Only existing methods have spans, because the method is the span's name. Baggage, which
 // callers may fill with anything, is not read.
-func (t *traces) handler() stats.Handler {
-	if t == nil {
+func (p *Pipeline) Handler() stats.Handler {
+	if p == nil {
 		return nil
 	}
 	known := map[string]bool{extauthz.Method: true}
@@ -116,21 +118,21 @@ func (t *traces) handler() stats.Handler {
 		}
 	}
 	return otelgrpc.NewServerHandler(
-		otelgrpc.WithTracerProvider(t.provider),
+		otelgrpc.WithTracerProvider(p.provider),
 		otelgrpc.WithMeterProvider(noop.NewMeterProvider()),
 		otelgrpc.WithPropagators(propagation.TraceContext{}),
 		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool { return known[info.FullMethodName] }),
 	)
 }
 
-// close sends the last spans.
-func (t *traces) close() {
-	if t == nil {
+// Close sends the last spans.
+func (p *Pipeline) Close() {
+	if p == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), tracingStopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // failures were logged by the exporter
-	_ = t.exporter.Shutdown(ctx) // the provider does not, if it has no time left
-	t.closeIdle()
+	_ = p.provider.Shutdown(ctx) // failures were logged by the exporter
+	_ = p.exporter.Shutdown(ctx) // the provider does not, if it has no time left
+	p.closeIdle()
 }
