@@ -91,10 +91,10 @@ func New(config *config.Config, opts Options) (*App, error) {
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
-	told := observers{log: opts.Logger, registerer: registry}
-	assembled, err := open(config, opts, &told)
+	observers := observers{log: opts.Logger, registerer: registry}
+	assembled, err := open(config, opts, &observers)
 	if err != nil {
-		told.close()
+		observers.close()
 		return nil, err
 	}
 	a := &App{
@@ -102,11 +102,11 @@ func New(config *config.Config, opts Options) (*App, error) {
 		parts: assembled, metrics: newReloadMetrics(registry), registry: registry, stopSetup: func() {},
 	}
 	a.background, a.stop = context.WithCancel(context.Background())
-	a.tellWarnings(assembled.setup.Load())
+	a.logWarnings(assembled.setup.Load())
 	if a.listen.certs, err = openCerts(a.background, &config.Listen, registry); err != nil {
 		a.stop()
 		assembled.close()
-		told.close()
+		observers.close()
 		return nil, err
 	}
 	a.status = newStatusSource(a)
@@ -117,26 +117,26 @@ func New(config *config.Config, opts Options) (*App, error) {
 		return nil, err
 	}
 	if a.listen.certs != nil {
-		a.tellCerts()
+		a.logCerts()
 	}
 	return a, nil
 }
 
 // open opens the observers and assembles the rest. The caller closes the observers, also
 // after an error.
-func open(config *config.Config, opts Options, told *observers) (*parts, error) {
+func open(config *config.Config, opts Options, observers *observers) (*parts, error) {
 	var err error
-	if told.audit, err = openAudit(config.Audit, told.log, told.registerer); err != nil {
+	if observers.audit, err = openAudit(config.Audit, observers.log, observers.registerer); err != nil {
 		return nil, err
 	}
-	if told.traces, err = traceexport.Open(config.Tracing, Version(), told.log, told.registerer); err != nil {
+	if observers.traces, err = traceexport.Open(config.Tracing, Version(), observers.log, observers.registerer); err != nil {
 		return nil, err
 	}
-	assembled, err := assemble(config, opts.Transport, *told)
+	assembled, err := assemble(config, opts.Transport, *observers)
 	if err != nil {
 		return nil, err
 	}
-	if err := assembled.storage.check(context.Background(), told.log); err != nil {
+	if err := assembled.storage.check(context.Background(), observers.log); err != nil {
 		assembled.close()
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func open(config *config.Config, opts Options, told *observers) (*parts, error) 
 
 func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
-	made := server.Config{
+	c := server.Config{
 		Broker:   a.parts.broker,
 		Rotator:  rotation.New(a.parts.broker, a.parts.storage.rings),
 		Status:   a.status.summary,
@@ -164,9 +164,9 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 		Stats:      a.parts.traces.Handler(),
 	}
 	if config.Listen.Unix != nil {
-		made.Bound.Unix, made.Bound.OpaqueUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
+		c.Bound.Unix, c.Bound.OpaqueUnix = config.Listen.Unix.Caller, config.Listen.Unix.OpaqueIssuer
 	}
-	return made
+	return c
 }
 
 // openGateways creates the servers for ext_authz and HTTP.

@@ -48,6 +48,11 @@ type observers struct {
 	traces     *traceexport.Pipeline
 }
 
+// ofStorage returns the observers of the store.
+func (o *observers) ofStorage() storageObservers {
+	return storageObservers{Logger: o.log, Tracer: o.traces.Tracer(), Registerer: o.registerer}
+}
+
 // close flushes and closes the audit and the traces.
 func (o *observers) close() {
 	if err := o.audit.Close(); err != nil {
@@ -85,15 +90,15 @@ type issuerKey struct {
 
 // assemble builds the parts from the configuration. The error lists every secret that
 // cannot be read.
-func assemble(config *config.Config, transport http.RoundTripper, told observers) (*parts, error) {
-	opened, err := openStore(config, &told)
+func assemble(config *config.Config, transport http.RoundTripper, observers observers) (*parts, error) {
+	opened, err := openStore(config, observers.ofStorage())
 	if err != nil {
 		return nil, err
 	}
-	p := newParts(opened, transport, told)
-	made, err := p.prepare(config)
+	p := newParts(opened, transport, observers)
+	first, err := p.prepare(config)
 	if err == nil {
-		err = p.fill(made)
+		err = p.fill(first)
 	}
 	if err != nil {
 		_ = opened.Close()
@@ -109,11 +114,11 @@ func newParts(opened *storage, transport http.RoundTripper, observers observers)
 }
 
 // fill starts the broker with the first setup.
-func (p *parts) fill(made *setup) (err error) {
-	p.use(made)
+func (p *parts) fill(first *setup) (err error) {
+	p.use(first)
 	p.registerer.MustRegister(certificateCollector{p})
 	p.broker, err = broker.New(broker.Config{
-		Setup:      made.forBroker(),
+		Setup:      first.forBroker(),
 		Store:      p.storage.Store,
 		MAC:        p.storage.mac(),
 		Marker:     p.storage.marker(),
@@ -161,12 +166,12 @@ func (p *parts) attempt(cfg *config.Config) (s *setup, problems []PartError) {
 		if client.Issuer != "" {
 			s.issuer(client.Issuer, client.AllowHTTP, client.AllowPrivate, client.CA())
 		}
-		made, err := s.client(name, cfg)
+		configured, err := s.client(name, cfg)
 		if err != nil {
 			problems = append(problems, PartError{"clients." + name, []any{"clients", name}, err})
 			continue
 		}
-		s.clients = append(s.clients, made)
+		s.clients = append(s.clients, configured)
 	}
 	return s, append(problems, s.verify(cfg, p.log, p.registerer)...)
 }
@@ -246,17 +251,17 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 		}
 		return old, nil
 	}
-	made, err := idp.New(s.towards(config, name))
+	atIdP, err := idp.New(s.idpConfig(config, name))
 	if err != nil {
 		return broker.ClientConfig{}, err
 	}
 	client := broker.ClientConfig{
 		Name: name,
-		IdP:  made,
+		IdP:  atIdP,
 		About: broker.About{
 			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: discovery.Printable(cfg.TokenURL), Auth: cfg.Auth, Secret: cfg.Secret.String(),
 		},
-		CheckSecret: made.CheckSecret,
+		CheckSecret: atIdP.CheckSecret,
 		Audience:    cfg.Audience,
 		Resources:   cfg.Resources,
 		Scopes:      cfg.Scopes,
@@ -272,14 +277,14 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
 		}
 	}
-	if err := made.CheckSecret(client.Secret.Current().Value); err != nil {
+	if err := atIdP.CheckSecret(client.Secret.Current().Value); err != nil {
 		return broker.ClientConfig{}, fmt.Errorf("secret: %s cannot be used: %w", cfg.Secret, err)
 	}
 	return client, nil
 }
 
-// towards returns the configuration of a client's requests to its IdP.
-func (s *setup) towards(config *config.Config, name string) idp.Config {
+// idpConfig returns the configuration of a client's requests to its IdP.
+func (s *setup) idpConfig(config *config.Config, name string) idp.Config {
 	cfg := config.Clients[name]
 	home := cmp.Or(cfg.TokenURL, cfg.Issuer)
 	c := idp.Config{
@@ -443,15 +448,15 @@ func (s *setup) introspection(config *config.Config, cfg *config.Issuer) (*intro
 	if old, existed := s.before.introspections[cfg.Issuer]; existed && s.sameIntrospection(cfg) {
 		return old, nil
 	}
-	towards := s.towards(config, name)
-	towards.IntrospectionURL = endpoint
-	towards.AllowHTTP = towards.AllowHTTP || cfg.AllowHTTP
+	requests := s.idpConfig(config, name)
+	requests.IntrospectionURL = endpoint
+	requests.AllowHTTP = requests.AllowHTTP || cfg.AllowHTTP
 	home := cmp.Or(endpoint, cfg.Issuer)
-	towards.HTTP, towards.HTTPWith = s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate, cfg.CA())
+	requests.HTTP, requests.HTTPWith = s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate), s.with(home, cfg.AllowPrivate, cfg.CA())
 	if endpoint == "" {
-		towards.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
+		requests.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
-	client, err := idp.New(towards)
+	client, err := idp.New(requests)
 	return &introspection{client, name, s.broker}, err
 }
 

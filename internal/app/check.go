@@ -60,11 +60,11 @@ func joinParts(problems []PartError) error {
 func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 	observers := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
 	p := &Probe{config: cfg}
-	storage, err := openStore(cfg, &observers)
+	storage, err := openStore(cfg, observers.ofStorage())
 	if err != nil {
 		p.Unusable = append(p.Unusable, PartError{"store", []any{"store"}, err})
-		p.openAside(&observers, err)
-		if storage, err = openStore(new(config.Config), &observers); err != nil {
+		p.openAside(observers.ofStorage(), err)
+		if storage, err = openStore(new(config.Config), observers.ofStorage()); err != nil {
 			return nil, err
 		}
 	}
@@ -88,12 +88,11 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 
 // openAside opens Redis if the store cannot be opened for another reason, such as its
 // sealing keys.
-func (p *Probe) openAside(observers *observers, reason error) {
+func (p *Probe) openAside(observers storageObservers, reason error) {
 	if p.config.Store.Redis == nil {
 		return
 	}
-	aside := &storage{keepsSecrets: p.config.Managed() != ""}
-	switch err := aside.openRedis(p.config.Store.Redis, observers); {
+	switch aside, err := openRedisOnly(p.config, observers); {
 	case err == nil:
 		p.aside = aside
 	case err.Error() != reason.Error():
@@ -118,7 +117,7 @@ func (p *Probe) Redis() *redisstore.Store {
 }
 
 // HasRing reports whether there are sealing keys to compare with the store.
-func (p *Probe) HasRing() bool { return p.parts.storage.sealed != nil }
+func (p *Probe) HasRing() bool { return p.parts.storage.rings != nil }
 
 // Ring compares the ring of sealing keys with the store.
 func (p *Probe) Ring(ctx context.Context) error { return p.parts.storage.checkRing(ctx) }

@@ -15,14 +15,14 @@ func (a *App) forGateways() *gateway.Judge {
 
 // extAuthzConfig is the configuration of Envoy's ext_authz.
 func extAuthzConfig(c *config.ExtAuthz, judge *gateway.Judge) extauthz.Config {
-	made := extauthz.Config{
+	authz := extauthz.Config{
 		Judge: judge, Claims: c.Claims,
 		Undecided: config.Undecided()[c.Undecided],
 	}
 	for _, rule := range c.Rules {
-		made.Rules = append(made.Rules, gateway.Rule{
+		authz.Rules = append(authz.Rules, gateway.Rule{
 			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
 		})
 	}
-	return made
+	return authz
 }

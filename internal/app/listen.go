@@ -105,11 +105,11 @@ func (a *App) certsChanged(err error) {
 	}
 	status := a.listen.certs.Status()
 	a.log.Info("new certificates are active", "name", status.Name, "expires", status.Expires.Format(time.RFC3339), "authorities", len(status.Authorities))
-	a.tellCerts()
+	a.logCerts()
 	a.parts.broker.Rejudge()
 }
 
-func (a *App) tellCerts() {
+func (a *App) logCerts() {
 	for _, warning := range a.listen.certs.Status().Warnings {
 		a.log.Warn("listen.tls: " + warning)
 	}

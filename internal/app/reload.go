@@ -51,7 +51,7 @@ func (a *App) reload(config *config.Config) error {
 	a.stopSetup = a.runSetup(next)
 	stopBefore()
 	before.verifier.DeleteMetricsExcept(next.verifier)
-	a.tellWarnings(next)
+	a.logWarnings(next)
 	if sections := needRestart(a.config, config); len(sections) > 0 {
 		a.log.Warn("some changes need a restart to take effect", "sections", strings.Join(sections, ", "))
 	}
@@ -67,7 +67,7 @@ func (a *App) runSetup(s *setup) (stop func()) {
 	return cancel
 }
 
-func (a *App) tellWarnings(s *setup) {
+func (a *App) logWarnings(s *setup) {
 	for _, warning := range slices.Concat(s.config.Warnings, s.config.ExposedFiles()) {
 		a.log.Warn("the configuration: " + warning.String())
 	}

@@ -21,10 +21,11 @@ import (
 	"github.com/cezzis/tokenbroker/internal/store/boltstore"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
+	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
-// storeCheckTimeout bounds the requests to Redis at startup.
-const storeCheckTimeout = 5 * time.Second
+// checkTimeout bounds the requests to Redis at startup.
+const checkTimeout = 5 * time.Second
 
 // storage is the store and the resources that it needs.
 type storage struct {
@@ -44,8 +45,15 @@ type storage struct {
 	kept atomic.Pointer[redisstore.Keeping]
 }
 
+// storageObservers are the log, the traces and the metrics of a storage. Tracer may be nil.
+type storageObservers struct {
+	Logger     *slog.Logger
+	Tracer     *tracing.Tracer
+	Registerer prometheus.Registerer
+}
+
 // openStore opens the store. It does not wait for Redis.
-func openStore(all *config.Config, told *observers) (*storage, error) {
+func openStore(all *config.Config, observers storageObservers) (*storage, error) {
 	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
 		memory := store.NewMemory(store.MemoryConfig{})
@@ -57,7 +65,7 @@ func openStore(all *config.Config, told *observers) (*storage, error) {
 	}
 	opened := &storage{rings: rings, keepsSecrets: all.Managed() != ""}
 	if config.Redis != nil {
-		err = opened.openRedis(config.Redis, told)
+		err = opened.openRedis(config.Redis, observers)
 	} else {
 		err = opened.openBolt(config.Bolt)
 	}
@@ -66,9 +74,9 @@ func openStore(all *config.Config, told *observers) (*storage, error) {
 	}
 	opened.sealed = sealed.New(opened.Store, rings)
 	opened.Store = opened.sealed
-	told.registerer.MustRegister(storeCollector{opened.sealed, opened.redis})
+	observers.Registerer.MustRegister(collector{opened.sealed, opened.redis})
 	if warning := rings.Warning(); warning != "" {
-		told.log.Warn(warning)
+		observers.Logger.Warn(warning)
 	}
 	return opened, nil
 }
@@ -82,8 +90,15 @@ func (s *storage) openBolt(path string) error {
 	return nil
 }
 
-func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
-	towards := redisstore.Config{
+// openRedisOnly opens Redis without the sealing keys, to try it. The configuration must have
+// a Redis.
+func openRedisOnly(all *config.Config, observers storageObservers) (*storage, error) {
+	opened := &storage{keepsSecrets: all.Managed() != ""}
+	return opened, opened.openRedis(all.Store.Redis, observers)
+}
+
+func (s *storage) openRedis(config *config.RedisStore, observers storageObservers) error {
+	to := redisstore.Config{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
 		SentinelMaster:   config.SentinelMaster,
@@ -92,17 +107,17 @@ func (s *storage) openRedis(config *config.RedisStore, told *observers) error {
 		DB:               config.DB,
 		Prefix:           config.Prefix,
 		KeepsSecrets:     s.keepsSecrets,
-		Logger:           told.log,
-		Tracer:           told.traces.Tracer(),
+		Logger:           observers.Logger,
+		Tracer:           observers.Tracer,
 	}
 	var errs [3]error
-	towards.Password, errs[0] = s.secret("password", config.Password)
-	towards.SentinelPassword, errs[1] = s.secret("sentinel_password", config.SentinelPassword)
-	towards.TLS, errs[2] = redisTLS(config.TLS)
+	to.Password, errs[0] = s.secret("password", config.Password)
+	to.SentinelPassword, errs[1] = s.secret("sentinel_password", config.SentinelPassword)
+	to.TLS, errs[2] = redisTLS(config.TLS)
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
-	opened, err := redisstore.New(towards)
+	opened, err := redisstore.New(to)
 	if err != nil {
 		return fmt.Errorf("store.redis: %w", err)
 	}
@@ -127,10 +142,10 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	if config == nil {
 		return nil, nil //nolint:nilnil // plaintext
 	}
-	made := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName}
+	secure := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName}
 	if config.CA != "" {
 		var err error
-		if made.RootCAs, err = certs.Pool("store.redis.tls.ca", config.CA); err != nil {
+		if secure.RootCAs, err = certs.Pool("store.redis.tls.ca", config.CA); err != nil {
 			return nil, err
 		}
 	}
@@ -138,12 +153,12 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 		if _, err := tls.LoadX509KeyPair(config.Cert, config.Key); err != nil {
 			return nil, fmt.Errorf("store.redis.tls: the client certificate: %w", err)
 		}
-		made.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		secure.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(config.Cert, config.Key) // it may have been renewed
 			return &pair, err
 		}
 	}
-	return made, nil
+	return secure, nil
 }
 
 // mac returns the keyed hash that replicas share, or nil if the store is not shared.
@@ -169,7 +184,7 @@ func (s *storage) open(ref secret.Ref) (*secret.Source, error) {
 // check verifies that the store is usable. It returns an error if an operator must act.
 // An unreachable Redis is not an error: the broker can run without it for a while.
 func (s *storage) check(ctx context.Context, log *slog.Logger) error {
-	ctx, cancel := context.WithTimeout(ctx, storeCheckTimeout)
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	if s.redis != nil {
 		if err := s.checkRedis(ctx, log); err != nil {
@@ -299,8 +314,8 @@ func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
 	})
 }
 
-// storeCollector exports the state of the store at collection time.
-type storeCollector struct {
+// collector exports the state of the store at collection time.
+type collector struct {
 	sealed *sealed.Store
 	redis  *redisstore.Store // nil: another kind
 }
@@ -312,12 +327,12 @@ var (
 	tripsDesc = prometheus.NewDesc("tokenbroker_redis_trips_total", "Round trips to Redis, without the probes of its health.", nil, nil)
 )
 
-func (c storeCollector) Describe(out chan<- *prometheus.Desc) {
+func (c collector) Describe(out chan<- *prometheus.Desc) {
 	out <- unopenedDesc
 	out <- tripsDesc
 }
 
-func (c storeCollector) Collect(out chan<- prometheus.Metric) {
+func (c collector) Collect(out chan<- prometheus.Metric) {
 	unopened := c.sealed.Unopened()
 	for cause, count := range map[string]uint64{
 		"not_sealed": unopened.NotSealed, "unknown_key": unopened.UnknownKey, "refused": unopened.Refused, "outlived": unopened.Outlived,

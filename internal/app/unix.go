@@ -52,11 +52,11 @@ func makeUnix(config *config.Unix) (net.Listener, error) {
 	if err == nil {
 		err = os.Rename(hidden, config.Path)
 	}
-	made, errLook := os.Lstat(config.Path)
+	socket, errLook := os.Lstat(config.Path)
 	if err := errors.Join(err, errLook); err != nil {
 		return nil, errors.Join(err, opened.Close(), os.Remove(hidden))
 	}
-	return &unixListener{opened, config.Path, made}, nil
+	return &unixListener{opened, config.Path, socket}, nil
 }
 
 // mayReplace returns an error unless path is absent or a socket without a server.
@@ -87,12 +87,12 @@ func mayReplace(path string) error {
 type unixListener struct {
 	net.Listener
 
-	path string
-	made os.FileInfo
+	path   string
+	socket os.FileInfo
 }
 
 func (l *unixListener) Close() error {
-	if there, err := os.Lstat(l.path); err == nil && os.SameFile(there, l.made) {
+	if there, err := os.Lstat(l.path); err == nil && os.SameFile(there, l.socket) {
 		_ = os.Remove(l.path)
 	}
 	return l.Listener.Close()
