@@ -136,7 +136,7 @@ func open(config *config.Config, opts Options, observers *observers) (*parts, er
 	if err != nil {
 		return nil, err
 	}
-	if err := assembled.storage.check(context.Background(), observers.log); err != nil {
+	if err := assembled.storage.Check(context.Background(), observers.log); err != nil {
 		assembled.close()
 		return nil, err
 	}
@@ -147,7 +147,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
 	c := server.Config{
 		Broker:   a.parts.broker,
-		Rotator:  rotation.New(a.parts.broker, a.parts.storage.rings),
+		Rotator:  rotation.New(a.parts.broker, a.parts.storage.Rings),
 		Status:   a.status.summary,
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
@@ -250,7 +250,7 @@ func (a *App) Run(ctx context.Context) error {
 	stopOps := a.serveOps(group)
 	a.ready.Store(true)
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "http", a.HTTPAddr(), "ops", a.OpsAddr(),
-		"store", a.parts.storage.kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
+		"store", a.parts.storage.Kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
 
 	select {
 	case <-ctx.Done():
@@ -308,8 +308,8 @@ func (a *App) begin() {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	a.stopSetup = a.runSetup(a.parts.setup.Load())
-	a.running.Go(func() { a.parts.storage.pollSecrets(a.background, a.log) })
-	a.running.Go(func() { a.parts.storage.pollRing(a.background, a.log) })
+	a.running.Go(func() { a.parts.storage.PollSecrets(a.background, a.log) })
+	a.running.Go(func() { a.parts.storage.PollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
 	a.running.Go(func() { a.status.run(a.background) })
 	if a.listen.certs != nil {

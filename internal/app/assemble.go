@@ -26,6 +26,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/storage"
 	"github.com/cezzis/tokenbroker/internal/traceexport"
 	"github.com/cezzis/tokenbroker/internal/verify"
 	"github.com/cezzis/tokenbroker/internal/verify/jwks"
@@ -34,7 +35,7 @@ import (
 // parts are the broker and the components that a reload does not replace.
 type parts struct {
 	network *discovery.Network
-	storage *storage
+	storage *storage.Storage
 	broker  *broker.Broker
 	setup   atomic.Pointer[setup]
 	observers
@@ -49,8 +50,8 @@ type observers struct {
 }
 
 // ofStorage returns the observers of the store.
-func (o *observers) ofStorage() storageObservers {
-	return storageObservers{Logger: o.log, Tracer: o.traces.Tracer(), Registerer: o.registerer}
+func (o *observers) ofStorage() storage.Observers {
+	return storage.Observers{Logger: o.log, Tracer: o.traces.Tracer(), Registerer: o.registerer}
 }
 
 // close flushes and closes the audit and the traces.
@@ -72,7 +73,7 @@ type setup struct {
 	// introspections are keyed by issuer.
 	introspections map[string]*introspection
 
-	storage *storage
+	storage *storage.Storage
 	network *discovery.Network
 	// trusting has a network for each configured file of authorities, by path.
 	trusting map[string]*discovery.Network
@@ -91,7 +92,7 @@ type issuerKey struct {
 // assemble builds the parts from the configuration. The error lists every secret that
 // cannot be read.
 func assemble(config *config.Config, transport http.RoundTripper, observers observers) (*parts, error) {
-	opened, err := openStore(config, observers.ofStorage())
+	opened, err := storage.Open(config, observers.ofStorage())
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +108,7 @@ func assemble(config *config.Config, transport http.RoundTripper, observers obse
 	return p, nil
 }
 
-func newParts(opened *storage, transport http.RoundTripper, observers observers) *parts {
+func newParts(opened *storage.Storage, transport http.RoundTripper, observers observers) *parts {
 	p := &parts{network: discovery.NewNetwork(transport), storage: opened, observers: observers}
 	p.network.Observe(observers.traces.Tracer(), countCalls(observers.registerer))
 	return p
@@ -120,9 +121,9 @@ func (p *parts) fill(first *setup) (err error) {
 	p.broker, err = broker.New(broker.Config{
 		Setup:      first.forBroker(),
 		Store:      p.storage.Store,
-		MAC:        p.storage.mac(),
-		Marker:     p.storage.marker(),
-		PutBack:    p.storage.putBack(),
+		MAC:        p.storage.MAC(),
+		Marker:     p.storage.Marker(),
+		PutBack:    p.storage.PutBack(),
 		Audit:      p.audit,
 		Logger:     p.log,
 		Registerer: p.registerer,
@@ -273,7 +274,7 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 		return client, nil
 	}
 	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
-		if client.Secret, err = s.storage.open(cfg.Secret); err != nil {
+		if client.Secret, err = s.storage.OpenSecret(cfg.Secret); err != nil {
 			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/storage"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/token"
 )
@@ -30,7 +31,7 @@ import (
 type Probe struct {
 	parts  *parts
 	config *config.Config
-	aside  *storage // Redis, if it can be tried although the store cannot be opened
+	aside  *storage.Storage // Redis, if it can be tried although the store cannot be opened
 	// Unusable are the parts of the configuration that cannot be assembled. The rest can
 	// be tried.
 	Unusable []PartError
@@ -60,15 +61,15 @@ func joinParts(problems []PartError) error {
 func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 	observers := observers{log: cmp.Or(opts.Logger, slog.Default()), registerer: prometheus.NewRegistry()}
 	p := &Probe{config: cfg}
-	storage, err := openStore(cfg, observers.ofStorage())
+	opened, err := storage.Open(cfg, observers.ofStorage())
 	if err != nil {
 		p.Unusable = append(p.Unusable, PartError{"store", []any{"store"}, err})
 		p.openAside(observers.ofStorage(), err)
-		if storage, err = openStore(new(config.Config), observers.ofStorage()); err != nil {
+		if opened, err = storage.Open(new(config.Config), observers.ofStorage()); err != nil {
 			return nil, err
 		}
 	}
-	p.parts = newParts(storage, opts.Transport, observers)
+	p.parts = newParts(opened, opts.Transport, observers)
 	setup, problems := p.parts.attempt(cfg)
 	p.Unusable = append(p.Unusable, problems...)
 	if setup.verifier == nil {
@@ -77,7 +78,7 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 		err = p.parts.fill(setup)
 	}
 	if err != nil {
-		_ = storage.Close()
+		_ = opened.Close()
 		if p.aside != nil {
 			_ = p.aside.Close()
 		}
@@ -88,11 +89,11 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 
 // openAside opens Redis if the store cannot be opened for another reason, such as its
 // sealing keys.
-func (p *Probe) openAside(observers storageObservers, reason error) {
+func (p *Probe) openAside(observers storage.Observers, reason error) {
 	if p.config.Store.Redis == nil {
 		return
 	}
-	switch aside, err := openRedisOnly(p.config, observers); {
+	switch aside, err := storage.OpenRedis(p.config, observers); {
 	case err == nil:
 		p.aside = aside
 	case err.Error() != reason.Error():
@@ -111,16 +112,16 @@ func (p *Probe) Close() {
 // Redis returns the store, or nil if it is of another kind or cannot be opened.
 func (p *Probe) Redis() *redisstore.Store {
 	if p.aside != nil {
-		return p.aside.redis
+		return p.aside.Redis
 	}
-	return p.parts.storage.redis
+	return p.parts.storage.Redis
 }
 
 // HasRing reports whether there are sealing keys to compare with the store.
-func (p *Probe) HasRing() bool { return p.parts.storage.rings != nil }
+func (p *Probe) HasRing() bool { return p.parts.storage.Rings != nil }
 
 // Ring compares the ring of sealing keys with the store.
-func (p *Probe) Ring(ctx context.Context) error { return p.parts.storage.checkRing(ctx) }
+func (p *Probe) Ring(ctx context.Context) error { return p.parts.storage.CheckRing(ctx) }
 
 // Listener returns the certificate and the authorities of the listeners.
 func (p *Probe) Listener(ctx context.Context) (certs.Status, error) {
@@ -145,7 +146,7 @@ func (p *Probe) Clients() (names []string) {
 // the store.
 func (p *Probe) HasClient(name string) bool {
 	client, ok := p.parts.setup.Load().named(name)
-	return ok && (!client.Managed || p.parts.storage.keepsSecrets)
+	return ok && (!client.Managed || p.parts.storage.KeepsSecrets)
 }
 
 // Issuers returns the indexes in the configuration of the issuers that can be tried.

@@ -32,7 +32,7 @@ func (a *App) StatsHandlers() int {
 // Internals are values that hold secrets and tokens, as somebody might log them by
 // mistake.
 func (a *App) Internals(ctx context.Context) map[string]any {
-	found := map[string]any{"ring": a.parts.storage.rings.Current(), "password": a.parts.storage.secrets[0].Current()}
+	found := map[string]any{"ring": a.parts.storage.Rings.Current(), "password": a.parts.storage.Secrets[0].Current()}
 	for _, client := range a.parts.setup.Load().clients {
 		if client.Secret != nil { // not managed
 			found["version of "+client.Name] = client.Secret.Current()

@@ -40,8 +40,8 @@ func newStatusSource(a *App) *statusSource {
 		ID: fleet.Name(host + "/" + rand.Text()[:8]), Host: fleet.Name(host), Version: fleet.Name(Version()), Started: time.Now(),
 	}}
 	s.summary = fleet.Cached(s.summarize)
-	if storage := a.parts.storage; storage.redis != nil {
-		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: storage.Store, MAC: storage.mac(), Record: s.record, Logger: a.log})
+	if shared := a.parts.storage; shared.Redis != nil {
+		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: shared.Store, MAC: shared.MAC(), Record: s.record, Logger: a.log})
 	}
 	return s
 }
@@ -53,7 +53,7 @@ func (s *statusSource) run(ctx context.Context) {
 	}
 	var reading sync.WaitGroup
 	defer reading.Wait()
-	reading.Go(func() { s.app.parts.storage.pollKeeping(ctx) })
+	reading.Go(func() { s.app.parts.storage.PollKeeping(ctx) })
 	s.publisher.Run(ctx)
 }
 
@@ -81,7 +81,7 @@ func (s *statusSource) record() fleet.Record {
 		Certificates:        s.certificates(setup),
 		CertificatesFailing: s.since.Since("certificates", s.app.listen.certs != nil && s.app.listen.certs.Status().Failing, now),
 	}
-	if rings := parts.storage.rings; rings != nil {
+	if rings := parts.storage.Rings; rings != nil {
 		ring := rings.Current()
 		mismatch := errors.Is(revocations.Unreadable(), sealed.ErrAnotherRing)
 		r.Ring = &fleet.Ring{Primary: fleet.Name(ring.Primary()), Applied: rings.Applied(), Mismatch: s.since.Since("ring", mismatch, now)}
@@ -107,9 +107,9 @@ func (s *statusSource) audit(log *audit.Log, now time.Time) fleet.Audit {
 
 func (s *statusSource) store(health []store.Health, now time.Time) fleet.Store {
 	kinds := map[string]fleet.StoreKind{"memory": fleet.Memory, "bolt": fleet.Bolt, "redis": fleet.Redis}
-	storage := s.app.parts.storage
-	all := fleet.Store{Kind: kinds[storage.kind], KeepsSecrets: storage.keepsSecrets}
-	all.Durable, all.Evicts = storage.keeping()
+	opened := s.app.parts.storage
+	all := fleet.Store{Kind: kinds[opened.Kind], KeepsSecrets: opened.KeepsSecrets}
+	all.Durable, all.Evicts = opened.Keeping()
 	for _, one := range health {
 		all.Servers = append(all.Servers, fleet.Server{
 			Name: fleet.Name(one.Shard), Reads: one.Reads, Writes: one.Writes, Cause: causeOfStore(one),

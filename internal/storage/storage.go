@@ -1,4 +1,6 @@
-package app
+// Package storage opens the store that a configuration names, with its sealing keys and the
+// passwords of its connection, checks it, and reads the files again when they change.
+package storage
 
 import (
 	"context"
@@ -27,43 +29,44 @@ import (
 // checkTimeout bounds the requests to Redis at startup.
 const checkTimeout = 5 * time.Second
 
-// storage is the store and the resources that it needs.
-type storage struct {
+// Storage is the store and the resources that it needs. It is safe for concurrent use; its
+// fields do not change.
+type Storage struct {
 	store.Store
 	io.Closer // of the store, as opened
 
-	kind string
-	// keepsSecrets: the store has the only copy of managed clients' secrets.
-	keepsSecrets bool
+	Kind string // memory, bolt or redis
+	// KeepsSecrets: the store has the only copy of managed clients' secrets.
+	KeepsSecrets bool
 
-	redis  *redisstore.Store // nil: another kind
-	sealed *sealed.Store     // nil: nothing is sealed
-	rings  *sealed.RingFile  // nil: nothing is sealed
-	// secrets authenticate the connection and may be rotated.
-	secrets []*secret.Source
+	Redis *redisstore.Store // nil: another kind
+	Rings *sealed.RingFile  // nil: nothing is sealed
+	// Secrets authenticate the connection and may be rotated.
+	Secrets []*secret.Source
+	sealed  *sealed.Store // nil: nothing is sealed
 	// kept is how Redis keeps its data; nil: not known yet, or another kind.
 	kept atomic.Pointer[redisstore.Keeping]
 }
 
-// storageObservers are the log, the traces and the metrics of a storage. Tracer may be nil.
-type storageObservers struct {
+// Observers are the log, the traces and the metrics of a storage. Tracer may be nil.
+type Observers struct {
 	Logger     *slog.Logger
 	Tracer     *tracing.Tracer
 	Registerer prometheus.Registerer
 }
 
-// openStore opens the store. It does not wait for Redis.
-func openStore(all *config.Config, observers storageObservers) (*storage, error) {
+// Open opens the store. It does not wait for Redis.
+func Open(all *config.Config, observers Observers) (*Storage, error) {
 	config := &all.Store
 	if config.Bolt == "" && config.Redis == nil {
 		memory := store.NewMemory(store.MemoryConfig{})
-		return &storage{Store: memory, Closer: memory, kind: "memory"}, nil
+		return &Storage{Store: memory, Closer: memory, Kind: "memory"}, nil
 	}
 	rings, err := sealed.OpenRing(config.SealingKeys.Name())
 	if err != nil {
 		return nil, fmt.Errorf("store.sealing_keys: %w", err)
 	}
-	opened := &storage{rings: rings, keepsSecrets: all.Managed() != ""}
+	opened := &Storage{Rings: rings, KeepsSecrets: all.Managed() != ""}
 	if config.Redis != nil {
 		err = opened.openRedis(config.Redis, observers)
 	} else {
@@ -74,30 +77,30 @@ func openStore(all *config.Config, observers storageObservers) (*storage, error)
 	}
 	opened.sealed = sealed.New(opened.Store, rings)
 	opened.Store = opened.sealed
-	observers.Registerer.MustRegister(collector{opened.sealed, opened.redis})
+	observers.Registerer.MustRegister(collector{opened.sealed, opened.Redis})
 	if warning := rings.Warning(); warning != "" {
 		observers.Logger.Warn(warning)
 	}
 	return opened, nil
 }
 
-func (s *storage) openBolt(path string) error {
+func (s *Storage) openBolt(path string) error {
 	opened, err := boltstore.Open(boltstore.Config{Path: path})
 	if err != nil {
 		return fmt.Errorf("store.bolt: %w", err)
 	}
-	s.Store, s.Closer, s.kind = opened, opened, "bolt"
+	s.Store, s.Closer, s.Kind = opened, opened, "bolt"
 	return nil
 }
 
-// openRedisOnly opens Redis without the sealing keys, to try it. The configuration must have
+// OpenRedis opens Redis without the sealing keys, to try it. The configuration must have
 // a Redis.
-func openRedisOnly(all *config.Config, observers storageObservers) (*storage, error) {
-	opened := &storage{keepsSecrets: all.Managed() != ""}
+func OpenRedis(all *config.Config, observers Observers) (*Storage, error) {
+	opened := &Storage{KeepsSecrets: all.Managed() != ""}
 	return opened, opened.openRedis(all.Store.Redis, observers)
 }
 
-func (s *storage) openRedis(config *config.RedisStore, observers storageObservers) error {
+func (s *Storage) openRedis(config *config.RedisStore, observers Observers) error {
 	to := redisstore.Config{
 		Addresses:        config.Addresses,
 		Cluster:          config.Cluster,
@@ -106,7 +109,7 @@ func (s *storage) openRedis(config *config.RedisStore, observers storageObserver
 		SentinelUsername: config.SentinelUsername,
 		DB:               config.DB,
 		Prefix:           config.Prefix,
-		KeepsSecrets:     s.keepsSecrets,
+		KeepsSecrets:     s.KeepsSecrets,
 		Logger:           observers.Logger,
 		Tracer:           observers.Tracer,
 	}
@@ -121,12 +124,12 @@ func (s *storage) openRedis(config *config.RedisStore, observers storageObserver
 	if err != nil {
 		return fmt.Errorf("store.redis: %w", err)
 	}
-	s.Store, s.Closer, s.kind, s.redis = opened, opened, "redis", opened
+	s.Store, s.Closer, s.Kind, s.Redis = opened, opened, "redis", opened
 	return nil
 }
 
 // secret opens a secret of the connection. It returns nil if the reference is empty.
-func (s *storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
+func (s *Storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
 	if ref == (secret.Ref{}) {
 		return nil, nil //nolint:nilnil // there is none, and none is needed
 	}
@@ -134,7 +137,7 @@ func (s *storage) secret(key string, ref secret.Ref) (*secret.Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("store.redis.%s: %w", key, err)
 	}
-	s.secrets = append(s.secrets, source)
+	s.Secrets = append(s.Secrets, source)
 	return source, nil
 }
 
@@ -161,44 +164,44 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	return secure, nil
 }
 
-// mac returns the keyed hash that replicas share, or nil if the store is not shared.
-func (s *storage) mac() func([]byte) [32]byte {
-	if s.rings == nil {
+// MAC returns the keyed hash that replicas share, or nil if the store is not shared.
+func (s *Storage) MAC() func([]byte) [32]byte {
+	if s.Rings == nil {
 		return nil
 	}
-	return func(data []byte) [32]byte { return s.rings.Current().MAC(data) }
+	return func(data []byte) [32]byte { return s.Rings.Current().MAC(data) }
 }
 
-// open opens the secret of a client; its version names are the same on all replicas. It
+// OpenSecret opens the secret of a client; its version names are the same on all replicas. It
 // returns nil for a managed secret.
-func (s *storage) open(ref secret.Ref) (*secret.Source, error) {
+func (s *Storage) OpenSecret(ref secret.Ref) (*secret.Source, error) {
 	if ref.Managed() {
 		return nil, nil //nolint:nilnil // it is in the store
 	}
-	if s.rings == nil {
+	if s.Rings == nil {
 		return secret.Open(ref)
 	}
-	return secret.OpenKeyed(ref, s.mac())
+	return secret.OpenKeyed(ref, s.MAC())
 }
 
-// check verifies that the store is usable. It returns an error if an operator must act.
+// Check verifies that the store is usable. It returns an error if an operator must act.
 // An unreachable Redis is not an error: the broker can run without it for a while.
-func (s *storage) check(ctx context.Context, log *slog.Logger) error {
+func (s *Storage) Check(ctx context.Context, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if s.redis != nil {
+	if s.Redis != nil {
 		if err := s.checkRedis(ctx, log); err != nil {
 			return err
 		}
 	}
-	if err := s.checkRing(ctx); errors.Is(err, sealed.ErrAnotherRing) {
+	if err := s.CheckRing(ctx); errors.Is(err, sealed.ErrAnotherRing) {
 		return err
 	}
 	return nil // an unreachable store is compared later: see revocation.Marker
 }
 
-func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
-	warnings, err := s.redis.Check(ctx)
+func (s *Storage) checkRedis(ctx context.Context, log *slog.Logger) error {
+	warnings, err := s.Redis.Check(ctx)
 	for _, warning := range warnings {
 		log.Warn("store.redis: " + warning)
 	}
@@ -216,8 +219,8 @@ func (s *storage) checkRedis(ctx context.Context, log *slog.Logger) error {
 	return nil
 }
 
-// checkRing compares the ring with the marker in the store.
-func (s *storage) checkRing(ctx context.Context) error {
+// CheckRing compares the ring with the marker in the store.
+func (s *Storage) CheckRing(ctx context.Context) error {
 	if s.sealed == nil {
 		return nil
 	}
@@ -227,18 +230,18 @@ func (s *storage) checkRing(ctx context.Context) error {
 	return nil
 }
 
-// marker is nil if nothing is sealed.
-func (s *storage) marker() revocation.Marker {
+// Marker returns the marker of the ring in the store, or nil if nothing is sealed.
+func (s *Storage) Marker() revocation.Marker {
 	if s.sealed == nil {
 		return nil
 	}
 	return s.sealed
 }
 
-// putBack is the time that other replicas have to restore entries that the store has
+// PutBack returns the time that other replicas have to restore entries that the store has
 // lost. Only Redis is shared.
-func (s *storage) putBack() time.Duration {
-	if s.redis == nil {
+func (s *Storage) PutBack() time.Duration {
+	if s.Redis == nil {
 		return 0
 	}
 	return revocation.DefaultPutBack
@@ -251,12 +254,12 @@ const (
 	keepingNotPermitted = time.Hour
 )
 
-// pollKeeping reads how Redis keeps its data until ctx ends. The last answer stays while
+// PollKeeping reads how Redis keeps its data until ctx ends. The last answer stays while
 // Redis is away.
-func (s *storage) pollKeeping(ctx context.Context) {
+func (s *Storage) PollKeeping(ctx context.Context) {
 	for {
 		wait := keepingInterval
-		kept, err := s.redis.Keeping(ctx)
+		kept, err := s.Redis.Keeping(ctx)
 		switch {
 		case errors.Is(err, redisstore.ErrNoInfo):
 			s.kept.Store(nil)
@@ -272,14 +275,14 @@ func (s *storage) pollKeeping(ctx context.Context) {
 	}
 }
 
-// keeping reports whether the store keeps its data on disk, and whether it may drop data
+// Keeping reports whether the store keeps its data on disk, and whether it may drop data
 // that must stay.
-func (s *storage) keeping() (durable, evicts fleet.Answer) {
+func (s *Storage) Keeping() (durable, evicts fleet.Answer) {
 	answers := map[bool]fleet.Answer{true: fleet.Yes, false: fleet.No}
 	kept := s.kept.Load()
 	switch {
-	case s.redis == nil:
-		return answers[s.kind == "bolt"], fleet.No
+	case s.Redis == nil:
+		return answers[s.Kind == "bolt"], fleet.No
 	case kept == nil:
 		return fleet.NotKnown, fleet.NotKnown
 	default:
@@ -287,9 +290,9 @@ func (s *storage) keeping() (durable, evicts fleet.Answer) {
 	}
 }
 
-// pollSecrets reads the passwords of the connection again until ctx ends.
-func (s *storage) pollSecrets(ctx context.Context, log *slog.Logger) {
-	secret.Poll(ctx, func() []*secret.Source { return s.secrets }, func(source *secret.Source, err error) {
+// PollSecrets reads the passwords of the connection again until ctx ends.
+func (s *Storage) PollSecrets(ctx context.Context, log *slog.Logger) {
+	secret.Poll(ctx, func() []*secret.Source { return s.Secrets }, func(source *secret.Source, err error) {
 		if err != nil {
 			log.Error("a password of Redis cannot be reloaded; the previous one stays active", "secret", source.Ref().String(), "error", err)
 			return
@@ -298,17 +301,17 @@ func (s *storage) pollSecrets(ctx context.Context, log *slog.Logger) {
 	})
 }
 
-// pollRing reads the ring of sealing keys again until ctx ends.
-func (s *storage) pollRing(ctx context.Context, log *slog.Logger) {
-	if s.rings == nil {
+// PollRing reads the ring of sealing keys again until ctx ends.
+func (s *Storage) PollRing(ctx context.Context, log *slog.Logger) {
+	if s.Rings == nil {
 		return
 	}
 	secret.Every(ctx, func() {
-		switch changed, err := s.rings.Reload(); {
+		switch changed, err := s.Rings.Reload(); {
 		case err != nil:
 			log.Error("the sealing keys cannot be reloaded; the previous ones stay active", "error", err)
 		case changed:
-			ring := s.rings.Current()
+			ring := s.Rings.Current()
 			log.Info("new sealing keys are active", "primary", ring.Primary(), "keys", ring.IDs())
 		}
 	})
