@@ -41,7 +41,7 @@ broker needs to run.`,
 				callers = args[1:]
 			}
 			for i, name := range callers {
-				lines, ok := config.Explain(name)
+				lines, ok := policyreview.Explain(config, name)
 				if !ok {
 					return fmt.Errorf("no caller %q in %s; the callers there are: %s", name, args[0], strings.Join(config.CallerNames(), ", "))
 				}

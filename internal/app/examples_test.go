@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/policyreview"
 )
 
 // exampleIn returns the lines that follow a line of a file, up to one of another.
@@ -39,7 +40,7 @@ func TestExamplesAnswerRequestsWithoutScopes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			lines, _ := config.Explain(caller)
+			lines, _ := policyreview.Explain(config, caller)
 			if !slices.Contains(lines, "a request for a token of client orders-api that names nothing else gets the scopes read") {
 				t.Errorf("a request without scopes does not get what the role grants:\n%s", strings.Join(lines, "\n"))
 			}

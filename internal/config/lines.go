@@ -1,14 +1,6 @@
 package config
 
-import (
-	"fmt"
-	"maps"
-	"slices"
-	"strings"
-
-	"github.com/cezzis/tokenbroker/internal/policy"
-	"github.com/cezzis/tokenbroker/internal/yamlconf"
-)
+import "github.com/cezzis/tokenbroker/internal/yamlconf"
 
 // Line returns the line of a key or of a list item, and 0 if the file does not have it.
 // keys lead to it: a string for a key, and an int for the index of an item. Verify grants
@@ -57,21 +49,4 @@ func (c *Config) Bound() map[string]string {
 		}
 	}
 	return bound
-}
-
-// Explain lists the permissions of a caller and the roles that grant them, one per line.
-// ok is false if there is no such caller.
-func (c *Config) Explain(caller string) (lines []string, ok bool) {
-	lines, ok = policy.Explain(c.PolicyConfig(), caller, c.Line)
-	bound := c.Bound()
-	for _, key := range slices.Sorted(maps.Keys(bound)) {
-		if bound[key] == caller {
-			path := []any{}
-			for name := range strings.SplitSeq(key, ".") {
-				path = append(path, name)
-			}
-			lines = slices.Insert(lines, 1, fmt.Sprintf("every connection without another identity is this caller: %s (line %d)", key, c.Line(path...)))
-		}
-	}
-	return lines, ok
 }
