@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/authz"
@@ -78,24 +77,12 @@ func (b *Broker) undecided(ctx context.Context, caller *policy.Caller, ask verif
 	if ctx.Err() != nil {
 		return apierror.GaveUp(ctx)
 	}
-	unavailable, ok := errors.AsType[*verify.UnavailableError](err)
-	if failure, isError := errors.AsType[*apierror.Error](err); isError && !ok {
-		return failure // an error behind an UnavailableError is for operators: it names the client and its IdP
+	if unavailable, ok := errors.AsType[*verify.UnavailableError](err); ok {
+		return unavailable.ForCallers() // without the error behind it, which names the client and its IdP
 	}
-	if !ok {
-		b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
-		return apierror.Fault(err)
+	if failure, ok := errors.AsType[*apierror.Error](err); ok {
+		return failure
 	}
-	reason, what := apierror.ReasonKeysUnavailable, fmt.Sprintf("the signing keys of issuer %q could not be fetched", unavailable.Issuer)
-	if unavailable.Introspection {
-		reason, what = apierror.ReasonUnintrospected, fmt.Sprintf("opaque tokens of issuer %q cannot be introspected", unavailable.Issuer)
-	}
-	return &apierror.Error{
-		Code:       apierror.Unavailable,
-		Reason:     reason,
-		RetryAfter: unavailable.RetryAfter,
-		Metadata:   map[string]string{"issuer": unavailable.Issuer},
-		Message:    what + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
-		Cause:      err,
-	}
+	b.log.ErrorContext(ctx, "a verification failed in a way that is not foreseen", "error", err)
+	return apierror.Fault(err)
 }

@@ -3,6 +3,8 @@ package verify
 import (
 	"fmt"
 	"time"
+
+	"github.com/cezzis/tokenbroker/internal/apierror"
 )
 
 // Reason is the first check that a token failed. The numbers equal the API's.
@@ -97,6 +99,22 @@ func (e *UnavailableError) Error() string {
 		return fmt.Sprintf("the keys of the issuer %q are still being fetched", e.Issuer)
 	}
 	return fmt.Sprintf("the keys of the issuer %q cannot be fetched: %v", e.Issuer, e.Err)
+}
+
+// ForCallers returns the error without the details for operators.
+func (e *UnavailableError) ForCallers() *apierror.Error {
+	reason, problem := apierror.ReasonKeysUnavailable, fmt.Sprintf("the signing keys of issuer %q could not be fetched", e.Issuer)
+	if e.Introspection {
+		reason, problem = apierror.ReasonUnintrospected, fmt.Sprintf("opaque tokens of issuer %q cannot be introspected", e.Issuer)
+	}
+	return &apierror.Error{
+		Code:       apierror.Unavailable,
+		Reason:     reason,
+		RetryAfter: e.RetryAfter,
+		Metadata:   map[string]string{"issuer": e.Issuer},
+		Message:    problem + ", so the token can neither be accepted nor refused; try again, and treat it as not verified until then",
+		Cause:      e,
+	}
 }
 
 // Unwrap returns Err.
