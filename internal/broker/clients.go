@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -69,19 +70,10 @@ type ClientStatus struct {
 // Clients returns the clients that the caller may list, sorted by name. The error is always
 // an [*apierror.Error].
 func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientStatus, error) {
-	var listed []*client
-	clients := b.setup.Load().clients
-	for _, name := range slices.Sorted(maps.Keys(clients)) {
-		if caller.MayDo(policy.ListClients, name) {
-			listed = append(listed, clients[name])
-		}
-	}
+	listed := b.setup.Load().sorted()
+	listed = slices.DeleteFunc(listed, func(c *client) bool { return !caller.MayDo(policy.ListClients, c.name) })
 	b.lookAtFailures(ctx, listed...)
-	now := time.Now()
-	statuses := make([]ClientStatus, len(listed))
-	for i, c := range listed {
-		statuses[i] = c.status(now)
-	}
+	statuses := statusOf(listed, time.Now())
 	var err error
 	if len(statuses) == 0 && !caller.MayDo(policy.ListClients, "") {
 		err = authz.NotPermitted(caller, policy.ListClients, "")
@@ -93,12 +85,20 @@ func (b *Broker) Clients(ctx context.Context, caller *policy.Caller) ([]ClientSt
 // LocalClients returns the status of all clients, sorted by name, as far as this replica
 // knows without the store.
 func (b *Broker) LocalClients(now time.Time) []ClientStatus {
-	clients := b.setup.Load().clients
-	all := make([]ClientStatus, 0, len(clients))
-	for _, name := range slices.Sorted(maps.Keys(clients)) {
-		all = append(all, clients[name].status(now))
+	return statusOf(b.setup.Load().sorted(), now)
+}
+
+// sorted returns the clients, sorted by name.
+func (s *setup) sorted() []*client {
+	return slices.SortedFunc(maps.Values(s.clients), func(a, b *client) int { return strings.Compare(a.name, b.name) })
+}
+
+func statusOf(clients []*client, now time.Time) []ClientStatus {
+	statuses := make([]ClientStatus, len(clients))
+	for i, c := range clients {
+		statuses[i] = c.status(now)
 	}
-	return all
+	return statuses
 }
 
 // Client returns one client. The error is always an [*apierror.Error].
@@ -132,7 +132,7 @@ func (c *client) status(now time.Time) ClientStatus {
 		s.TokenExpiresAt, s.NextRefreshAt = tok.ExpiresAt, tok.RefreshAt
 	}
 	if f := c.lastFailure.Load(); f != nil {
-		s.LastFailure, s.LastError, s.FailureClass, s.Resolved = f.At, f.Message, f.Class, c.unresolved() == nil
+		s.LastFailure, s.LastError, s.FailureClass, s.Resolved = f.At, f.Message, f.Class, c.secrets.Unresolved(f) == nil
 	}
 	if t := c.entry.activeFailure(now); t != nil {
 		s.BackoffUntil = t.Until
@@ -142,17 +142,18 @@ func (c *client) status(now time.Time) ClientStatus {
 
 func (c *client) state(u *credential.View, now time.Time) ClientState {
 	throttled := func(t *backoff.Failure) bool { return t.Active(now) && t.Class == idp.Throttled }
-	failure := c.unresolved()
+	last := c.lastFailure.Load()
+	unresolved := c.secrets.Unresolved(last)
 	switch {
 	case c.secrets.Missing() != nil:
 		return ClientNoSecret
 	case throttled(c.failure.Load()):
 		return ClientThrottled
-	case c.recovered(u):
+	case u.Recovered(last, c.entry.failure.Load(), c.failure.Load()):
 		return ClientOK
-	case u.Failing(), affects(failure, u) && failure.Class == idp.CredentialRefused:
+	case u.Failing(), u.AffectedBy(unresolved) && unresolved.Class == idp.CredentialRefused:
 		return ClientRefused
-	case c.entry.failing(), affects(failure, u):
+	case c.entry.failing(), u.AffectedBy(unresolved):
 		return ClientFailing
 	case c.secrets.Newest() == nil:
 		return ClientIdle
@@ -167,39 +168,6 @@ func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 	last := &backoff.Last{Class: t.Class, Version: version, Message: t.Err.Message, At: t.At, Fence: t.Fence}
 	c.lastFailure.Keep(last)
 	return last.Put(c.keys.lastFailure)
-}
-
-// unresolved returns the last failure unless a fetch has succeeded since. A success that
-// only its token reports counts too.
-func (c *client) unresolved() *backoff.Last {
-	f := c.lastFailure.Load()
-	if f == nil || f.Resolved {
-		return nil
-	}
-	if newest := c.secrets.Newest(); newest != nil && newest.Fence >= f.Fence && newest.At.After(f.At) {
-		return nil
-	}
-	return f
-}
-
-// affects reports whether a failure affects the client, rather than only a new secret
-// that was refused when it was proved.
-func affects(f *backoff.Last, u *credential.View) bool {
-	return f != nil && (f.Class != idp.CredentialRefused || u.Current == nil || f.Version == u.Current.ID)
-}
-
-// recovered reports whether the fleet has fetched a token since every failure that
-// this replica remembers.
-func (c *client) recovered(u *credential.View) bool {
-	f := c.lastFailure.Load()
-	if f == nil || !f.Resolved {
-		return false
-	}
-	remembered := []*backoff.Failure{c.entry.failure.Load(), c.failure.Load()}
-	for _, v := range u.All() {
-		remembered = append(remembered, v.Refusal())
-	}
-	return !slices.ContainsFunc(remembered, func(t *backoff.Failure) bool { return t != nil && t.Fence >= f.Fence })
 }
 
 // lookAtFailures reads the last failures of clients. Without the store, this replica shows

@@ -31,13 +31,17 @@ func tooShort(client string, tok *token.Token) *apierror.Error {
 	}
 }
 
+// unavailable returns an error after which a call can be repeated in a second.
+func unavailable(client, reason, message string) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: reason, RetryAfter: time.Second,
+		Metadata: map[string]string{"client": client}, Message: message,
+	}
+}
+
 // ShuttingDown is the error for callers that this replica can no longer serve.
 func ShuttingDown(client string) *apierror.Error {
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonShuttingDown, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": client},
-		Message:  "this replica is shutting down; call another one",
-	}
+	return unavailable(client, apierror.ReasonShuttingDown, "this replica is shutting down; call another one")
 }
 
 // outOfTime is the error of a flight that ended before its request to the IdP.
@@ -45,11 +49,7 @@ func (b *Broker) outOfTime(e *entry) *apierror.Error {
 	if b.flying.Err() != nil {
 		return ShuttingDown(e.client.name)
 	}
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": e.client.name},
-		Message:  fmt.Sprintf("client %q: no token came in time", e.client.name),
-	}
+	return unavailable(e.client.name, apierror.ReasonIdPUnavailable, fmt.Sprintf("client %q: no token came in time", e.client.name))
 }
 
 // crashed logs a panic by its type and stack, because its value may contain anything.
@@ -66,11 +66,7 @@ func (b *Broker) notProved(ctx context.Context, c *client) *apierror.Error {
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled):
 		return apierror.GaveUp(ctx)
 	}
-	return &apierror.Error{
-		Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
-		Metadata: map[string]string{"client": c.name},
-		Message:  fmt.Sprintf("client %q: the IdP did not answer in time", c.name),
-	}
+	return unavailable(c.name, apierror.ReasonIdPUnavailable, fmt.Sprintf("client %q: the IdP did not answer in time", c.name))
 }
 
 func unconfirmedPurge(c *client, err error) *apierror.Error {

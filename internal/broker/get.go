@@ -288,17 +288,11 @@ func (e *entry) resolve(f *flight, ask Ask, now time.Time) (Answer, *apierror.Er
 	case e.usable(f.token, now, 0):
 		return Answer{}, tooShort(e.client.name, f.token)
 	case f.token.Epoch < e.client.counters.Epoch():
-		return Answer{}, &apierror.Error{
-			Code: apierror.Unavailable, Reason: apierror.ReasonPurged, RetryAfter: time.Second,
-			Metadata: map[string]string{"client": e.client.name},
-			Message:  fmt.Sprintf("client %q: its tokens were purged while one was being fetched; try again", e.client.name),
-		}
+		return Answer{}, unavailable(e.client.name, apierror.ReasonPurged,
+			fmt.Sprintf("client %q: its tokens were purged while one was being fetched; try again", e.client.name))
 	default:
-		return Answer{}, &apierror.Error{
-			Code: apierror.Unavailable, Reason: apierror.ReasonIdPUnavailable, RetryAfter: time.Second,
-			Metadata: map[string]string{"client": e.client.name},
-			Message: fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; raise its lifetime at the IdP",
-				e.client.name, f.token.Lifetime().Round(time.Second)),
-		}
+		return Answer{}, unavailable(e.client.name, apierror.ReasonIdPUnavailable,
+			fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; raise its lifetime at the IdP",
+				e.client.name, f.token.Lifetime().Round(time.Second)))
 	}
 }
