@@ -1,5 +1,5 @@
-// Package policyreview compares the permissions of two configurations, and judges the
-// requests in an audit log by a configuration. All decisions come from package policy:
+// Package policyreview explains the permissions in a configuration, compares those of two,
+// and judges the requests in an audit log by a configuration. All decisions come from package policy:
 // this package chooses the requests that it submits, and describes the results.
 package policyreview
 
