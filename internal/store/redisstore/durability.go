@@ -162,7 +162,7 @@ type Keeping struct {
 	Evicts bool
 }
 
-// ErrNoInfo is the error of Keeping for a user who may not run INFO.
+// ErrNoInfo is the error of Keeping and Inspect for a user who may not run INFO.
 var ErrNoInfo = errors.New("the user of Redis may not run INFO")
 
 // Keeping reads how Redis keeps its data, with one INFO of each server.
@@ -172,25 +172,30 @@ func (r *Store) Keeping(ctx context.Context) (Keeping, error) {
 	if err := r.usable(ctx); err != nil {
 		return Keeping{}, err
 	}
-	if err := r.locate(ctx); err != nil {
+	all := Keeping{Durable: true}
+	err := r.eachDurability(ctx, func(_ string, one durability) {
+		all.Durable, all.Evicts = all.Durable && one.appendOnly, all.Evicts || one.evicts()
+	})
+	if err != nil {
 		return Keeping{}, err
 	}
-	all := Keeping{Durable: true}
-	for _, shard := range r.shards.all() {
-		client, err := r.server(ctx, shard.probeKey())
-		if err != nil {
-			return Keeping{}, &awayError{describe(err)}
-		}
+	return all, nil
+}
+
+// eachDurability reads how each server keeps its data. The error is ErrNoInfo if the user
+// may not run INFO.
+func (r *Store) eachDurability(ctx context.Context, visit func(name string, one durability)) error {
+	return r.eachServer(ctx, func(name string, client redis.Cmdable) error {
 		one, err := readDurability(ctx, client)
 		if redis.IsPermissionError(err) {
-			return Keeping{}, ErrNoInfo
+			return ErrNoInfo
 		}
 		if err != nil {
-			return Keeping{}, &awayError{describe(err)}
+			return &awayError{describe(err)}
 		}
-		all.Durable, all.Evicts = all.Durable && one.appendOnly, all.Evicts || one.evicts()
-	}
-	return all, nil
+		visit(name, one)
+		return nil
+	})
 }
 
 // Confirm implements Store. Replicas and the append-only file receive writes in order:

@@ -31,14 +31,7 @@ type Inspection struct {
 func (r *Store) Inspect(ctx context.Context) (all Inspection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	err = r.eachServer(ctx, func(name string, client redis.Cmdable) error {
-		server, err := readDurability(ctx, client)
-		if redis.IsPermissionError(err) {
-			return ErrNoInfo
-		}
-		if err != nil {
-			return &awayError{describe(err)}
-		}
+	err = r.eachDurability(ctx, func(name string, server durability) {
 		all.Servers = append(all.Servers, Server{
 			Name: name, Version: server.version, Policy: server.policy, Used: server.used, Limit: server.limit,
 			AppendOnly: server.appendOnly, Replicas: server.replicas,
@@ -48,7 +41,6 @@ func (r *Store) Inspect(ctx context.Context) (all Inspection, err error) {
 				all.Settings = append(all.Settings, setting)
 			}
 		}
-		return nil
 	})
 	return all, err
 }
