@@ -13,6 +13,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/doctor"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 )
 
 func newDoctor() *cobra.Command {
@@ -104,17 +105,10 @@ func (d *examination) print(out io.Writer, report *doctor.Report) error {
 		}
 		_, _ = fmt.Fprintf(&page, "  %s%s: %s [%s]\n      %s\n", place, one.Subject, one.Message, one.ID, one.Action)
 	}
-	_, _ = fmt.Fprintf(&page, "\n%s: %s, %s, %s\n", count(report.Checks, "check"), count(report.Count(doctor.Error), "error"),
-		count(report.Count(doctor.Warning), "warning"), count(report.Count(doctor.Note), "note"))
+	_, _ = fmt.Fprintf(&page, "\n%s: %s, %s, %s\n", fleet.Count(report.Checks, "check", "checks"), fleet.Count(report.Count(doctor.Error), "error", "errors"),
+		fleet.Count(report.Count(doctor.Warning), "warning", "warnings"), fleet.Count(report.Count(doctor.Note), "note", "notes"))
 	_, err := out.Write(bytes.TrimLeft(page.Bytes(), "\n"))
 	return err
-}
-
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // fleet returns a function that reads the status of the fleet at the address of the flags,

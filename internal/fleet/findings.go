@@ -112,7 +112,7 @@ func (f *findings) presence() {
 		}
 	}
 	if sealed > 0 {
-		f.addFleetf(RingDiffers, "", f.now, "%s status with sealing keys that this replica does not have", plural(sealed, "replica writes its", "replicas write their"))
+		f.addFleetf(RingDiffers, "", f.now, "%s status with sealing keys that this replica does not have", Count(sealed, "replica writes its", "replicas write their"))
 	}
 }
 
@@ -161,7 +161,7 @@ func (f *findings) ofReplica(m member) {
 	f.failing(m, CertificateRejected, r.CertificatesFailing, "The new certificate of a listener cannot be used")
 	f.failing(m, AuditFailing, r.Audit.Failing, "The audit log cannot be written")
 	if a := &r.Audit; a.Lost > 0 && m.now.Sub(a.LostAt) < LostMemory {
-		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", plural(a.Lost, "line", "lines"), Span(m.now.Sub(a.LostAt)))
+		f.addf(AuditLost, m.replica.ID, m, a.LostAt, "The audit log has lost %s since the start, the last %s ago", Count(a.Lost, "line", "lines"), Span(m.now.Sub(a.LostAt)))
 	}
 	f.failing(m, TracingFailing, r.Tracing.Failing, "The trace collector does not accept spans")
 	if r.Ring != nil {
@@ -248,7 +248,7 @@ func (f *findings) ofFetch(m member, c *Client, outages map[outage]int) {
 	if c.Home == "" {
 		subject, idp, clients = c.Name, "The IdP of client "+string(c.Name), 1
 	}
-	f.addf(IdPDown, subject, m, c.Failed, "%s cannot be reached: %s without a fresh token", idp, plural(clients, "client is", "clients are"))
+	f.addf(IdPDown, subject, m, c.Failed, "%s cannot be reached: %s without a fresh token", idp, Count(clients, "client is", "clients are"))
 }
 
 // outage is what the clients of one IdP that cannot be reached have in common.

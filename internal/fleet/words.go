@@ -54,8 +54,8 @@ func (s *Store) named(server *Server) string {
 	return name + " at " + string(server.Name)
 }
 
-// plural returns the number with the matching words.
-func plural[N int | uint64](n N, one, many string) string {
+// Count returns the number with the matching words.
+func Count[N int | uint64](n N, one, many string) string {
 	if n == 1 {
 		return "1 " + one
 	}

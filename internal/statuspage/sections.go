@@ -77,7 +77,7 @@ func revocations(r *fleet.Revocations) string {
 	if !r.Usable {
 		return "revocations are not loaded"
 	}
-	return plural(r.Count, "revocation") + " loaded"
+	return fleet.Count(r.Count, "revocation", "revocations") + " loaded"
 }
 
 func (r *reader) store() section {
@@ -123,7 +123,7 @@ func (r *reader) server(kind string, server *fleet.Server) row {
 }
 
 func (r *reader) clients() section {
-	s := section{Title: "Clients", Summary: plural(len(r.Clients)+r.Omitted, "client")}
+	s := section{Title: "Clients", Summary: fleet.Count(len(r.Clients)+r.Omitted, "client", "clients")}
 	for i := range r.Clients {
 		c := &r.Clients[i]
 		s.Rows = append(s.Rows, row{Name: shown(c.Name), State: clientWords(c.State), Level: r.client(c)})
@@ -167,10 +167,10 @@ func (r *reader) client(c *fleet.FleetClient) level {
 }
 
 func (r *reader) issuers() section {
-	s := section{Title: "Issuers", Summary: plural(len(r.Issuers), "issuer")}
+	s := section{Title: "Issuers", Summary: fleet.Count(len(r.Issuers), "issuer", "issuers")}
 	for i := range r.Issuers {
 		issuer := &r.Issuers[i]
-		one := row{Name: shown(issuer.Name), State: plural(issuer.Keys, "key"), Level: r.found(issuer.Name, fleet.KeysOld, fleet.KeysUnusable)}
+		one := row{Name: shown(issuer.Name), State: fleet.Count(issuer.Keys, "key", "keys"), Level: r.found(issuer.Name, fleet.KeysOld, fleet.KeysUnusable)}
 		if issuer.Loaded.IsZero() {
 			one.State = "no keys yet"
 		} else {
@@ -220,7 +220,7 @@ func (r *reader) records() section {
 	}
 	if lost > 0 {
 		audit.Level = cmp.Or(audit.Level, warn)
-		audit.Facts = append(audit.Facts, plural(int(lost), "line")+" lost since the start")
+		audit.Facts = append(audit.Facts, fleet.Count(lost, "line", "lines")+" lost since the start")
 	}
 	s.Rows = []row{audit, tracing}
 	return s

@@ -114,19 +114,7 @@ func verdict(s *fleet.Summary, serving bool) (level, string) {
 	}
 }
 
-func needs(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun + " needs"
-	}
-	return plural(n, noun) + " need"
-}
-
-func plural(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
+func needs(n int, noun string) string { return fleet.Count(n, noun+" needs", noun+"s need") }
 
 func levelOf(s fleet.Severity) level {
 	if s == fleet.Critical {
