@@ -208,6 +208,27 @@ func TestSchemaMatchesTheFields(t *testing.T) {
 	}
 }
 
+// The lines that the documentation shows are lines of the format.
+func TestDocumentedLinesMatchTheSchema(t *testing.T) {
+	text, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := regexp.MustCompile(`(?m)^\{"v":.*$`).FindAllString(string(text), -1)
+	if len(lines) < 3 {
+		t.Errorf("only %d lines", len(lines))
+	}
+	schema := schema(t)
+	for _, one := range lines {
+		valid(t, schema, one)
+		decoder := json.NewDecoder(strings.NewReader(one))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(new(line)); err != nil {
+			t.Errorf("%v: %s", err, one)
+		}
+	}
+}
+
 func schema(t *testing.T) *jsonschema.Schema {
 	t.Helper()
 	compiled, err := jsonschema.NewCompiler().Compile("../../docs/audit.schema.json")
