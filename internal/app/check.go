@@ -32,6 +32,9 @@ type Probe struct {
 	parts  *parts
 	config *config.Config
 	aside  *storage.Storage // Redis, if it can be tried although the store cannot be opened
+	// alone is assembled over a store of its own. Its requests for tokens reach the IdP
+	// although the fleet has tokens, and leave nothing in the fleet's store.
+	alone *parts
 	// Unusable are the parts of the configuration that cannot be assembled. The rest can
 	// be tried.
 	Unusable []PartError
@@ -69,22 +72,48 @@ func OpenProbe(cfg *config.Config, opts Options) (*Probe, error) {
 			return nil, err
 		}
 	}
-	p.parts = newParts(opened, opts.Transport, observers)
-	setup, problems := p.parts.attempt(cfg)
-	p.Unusable = append(p.Unusable, problems...)
-	if setup.verifier == nil {
-		err = joinParts(problems)
-	} else {
-		err = p.parts.fill(setup)
-	}
+	parts, problems, err := assembleProbe(cfg, opened, opts.Transport, observers)
 	if err != nil {
-		_ = opened.Close()
 		if p.aside != nil {
 			_ = p.aside.Close()
 		}
 		return nil, err
 	}
+	p.parts = parts
+	p.Unusable = append(p.Unusable, problems...)
+	if p.alone, err = assembleAlone(cfg, opts.Transport, observers.log); err != nil {
+		p.Close()
+		return nil, err
+	}
 	return p, nil
+}
+
+// assembleProbe assembles the parts that can be used, and returns the problems of the
+// others. It closes the storage if it fails.
+func assembleProbe(cfg *config.Config, opened *storage.Storage, transport http.RoundTripper, observers observers) (p *parts, problems []PartError, err error) {
+	p = newParts(opened, transport, observers)
+	setup, problems := p.attempt(cfg)
+	if setup.verifier == nil {
+		err = joinParts(problems)
+	} else {
+		err = p.fill(setup)
+	}
+	if err != nil {
+		_ = opened.Close()
+		return nil, nil, err
+	}
+	return p, problems, nil
+}
+
+// assembleAlone assembles the parts over an empty store in memory.
+func assembleAlone(cfg *config.Config, transport http.RoundTripper, log *slog.Logger) (*parts, error) {
+	observers := observers{log: log, registerer: prometheus.NewRegistry()}
+	opened, err := storage.Open(new(config.Config), observers.ofStorage())
+	if err != nil {
+		return nil, err
+	}
+	p, _, err := assembleProbe(cfg, opened, transport, observers)
+	return p, err
 }
 
 // openAside opens Redis if the store cannot be opened for another reason, such as its
@@ -104,6 +133,9 @@ func (p *Probe) openAside(observers storage.Observers, reason error) {
 // Close releases the parts.
 func (p *Probe) Close() {
 	p.parts.close()
+	if p.alone != nil {
+		p.alone.close()
+	}
 	if p.aside != nil {
 		_ = p.aside.Close()
 	}
@@ -186,9 +218,15 @@ func (p *Probe) TokenEndpoint(ctx context.Context, client string) (string, error
 }
 
 // Token requests a token from the IdP. If scopes is empty, the client's own are requested.
-func (p *Probe) Token(ctx context.Context, client string, scopes []string) (*token.Token, error) {
-	answer, err := p.parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client, Scopes: scopes})
-	return answer.Token, err
+// The store has the secrets of managed clients, so for these it acts as a replica of the
+// fleet: fetched is false if the fleet has the token, so that the IdP was not called.
+func (p *Probe) Token(ctx context.Context, client string, scopes []string) (tok *token.Token, fetched bool, err error) {
+	parts := p.alone
+	if p.config.Clients[client].Secret.Managed() {
+		parts = p.parts
+	}
+	answer, err := parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client, Scopes: scopes})
+	return answer.Token, answer.Origin == broker.OriginFetched, err
 }
 
 // Keys fetches the keys of an issuer and returns how many are usable.

@@ -11,12 +11,15 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	brokerclient "github.com/cezzis/tokenbroker/client"
+	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
@@ -347,6 +350,66 @@ func TestDoctorLeavesAStoreInUse(t *testing.T) {
 	}
 	defer func() { _ = running.Close() }()
 	w.expect(w.run(text, doctor.Options{Mint: true}), "note store-in-use 10")
+}
+
+// A token that the fleet has in its store says nothing about the secret in a file that is
+// checked, and the check leaves nothing in that store.
+func TestDoctorRequestsTokensFromTheIdP(t *testing.T) {
+	w := newWorld(t)
+	ring := filepath.Join(w.dir, "ring.json")
+	if err := sealed.WriteRing(ring, sealed.GenerateRing()); err != nil {
+		t.Fatal(err)
+	}
+	server := redistest.Start(t, redistest.Options{})
+	text := w.good() + fmt.Sprintf("store:\n  sealing_keys: 'file:%s'\n  redis: {addresses: [%q]}\n", ring, server.Addr())
+	w.getToken(text, "orders")
+	// refused reports whether the secret was refused.
+	refused := func() bool {
+		report := w.run(text, doctor.Options{Mint: true})
+		return slices.ContainsFunc(report.Findings, func(f doctor.Finding) bool { return f.ID == "secret-refused" && f.Line == 3 })
+	}
+	before := w.idp.Requests("/token")
+	if refused() || w.idp.Requests("/token") != before+1 {
+		t.Errorf("the right secret is refused, or not tried: %d requests", w.idp.Requests("/token")-before)
+	}
+	w.file("secret", redacttest.Canary("wrong-secret"))
+	if !refused() {
+		t.Error("a wrong secret is not reported while the fleet has a token")
+	}
+	w.file("secret", w.secret)
+	if before = w.idp.Requests("/token"); refused() || w.idp.Requests("/token") != before+1 {
+		t.Error("a check leaves a failure or a token in the store")
+	}
+}
+
+// getToken runs a broker with the configuration until it has a token of the client.
+func (w *world) getToken(text, client string) {
+	w.t.Helper()
+	cfg, err := config.Load(w.file("broker.yaml", text))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	running, err := app.New(cfg, app.Options{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- running.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			w.t.Errorf("Run: %v", err)
+		}
+	}()
+	c, err := brokerclient.New(running.GRPCAddr(), brokerclient.WithPlaintext())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := c.Token(w.t.Context(), client); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func TestDoctorComparesTheFleet(t *testing.T) {

@@ -79,12 +79,16 @@ func (r *result) mint(ctx context.Context, name string) {
 		r.pass("not tried: the client is used for introspection only, and no role names it under get")
 		return
 	}
-	minted, err := r.probe.Token(ctx, name, nil)
+	minted, fetched, err := r.probe.Token(ctx, name, nil)
 	if err != nil {
 		r.report(Error, idOfFetch(err), err.Error(), "Compare the client's secret, auth, scopes and audience with its registration at the IdP. Do not repeat a refused secret often: the IdP may lock the client.")
 		return
 	}
-	r.pass(fmt.Sprintf("%s, lives %v, scopes %v", minted.Type, minted.Lifetime().Round(time.Second), minted.Scopes))
+	held := ""
+	if !fetched {
+		held = "; the fleet has this token, so the IdP was not called"
+	}
+	r.pass(fmt.Sprintf("%s, lives %v, scopes %v%s", minted.Type, minted.Lifetime().Round(time.Second), minted.Scopes, held))
 	defaults := r.config.Clients[name].Scopes
 	wanted := slices.Concat(defaults, r.scopesOfRoles(name))
 	slices.Sort(wanted)
@@ -93,7 +97,7 @@ func (r *result) mint(ctx context.Context, name string) {
 		return
 	}
 	const action = "Register the scopes for the client at the IdP, or remove them from the roles."
-	minted, err = r.probe.Token(ctx, name, wanted)
+	minted, _, err = r.probe.Token(ctx, name, wanted)
 	if err != nil {
 		r.report(Warning, "role-scope-refused", "the IdP issues no token with the scopes that roles allow, "+list(wanted)+": "+err.Error(), action)
 		return
