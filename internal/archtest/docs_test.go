@@ -162,7 +162,7 @@ func TestDocumentedGoCodeIsCompiled(t *testing.T) {
 			}
 		}
 	}
-	if blocks < 6 {
+	if blocks < 5 {
 		t.Errorf("only %d blocks were found", blocks)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisinfo"
 	"github.com/cezzis/tokenbroker/internal/store/redisstore"
 	"github.com/cezzis/tokenbroker/internal/store/sealed"
 )
@@ -77,8 +78,8 @@ func (r *result) redisSettings(ctx context.Context, redis *redisstore.Store) {
 		r.unchecked(err, "its persistence, eviction and memory")
 		return
 	}
-	for _, server := range inspection.Servers {
-		r.pass(describe(server))
+	for i := range inspection.Servers {
+		r.pass(describe(&inspection.Servers[i]))
 	}
 	for _, setting := range inspection.Settings {
 		severity, id := Warning, "store-setting"
@@ -90,7 +91,7 @@ func (r *result) redisSettings(ctx context.Context, redis *redisstore.Store) {
 }
 
 // describe returns the facts about a server of Redis.
-func describe(s redisstore.Server) string {
+func describe(s *redisinfo.Server) string {
 	memory := fmt.Sprintf("%d MiB used, no maxmemory", s.Used>>20)
 	if s.Limit > 0 {
 		memory = fmt.Sprintf("%d of %d MiB used", s.Used>>20, s.Limit>>20)

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/store/redisinfo"
 )
 
 // ACLExample is the line of a Redis ACL file with the minimum permissions of a Redis
@@ -180,11 +181,11 @@ func (r *Store) checkServer(ctx context.Context, address string) error {
 	defer func() { _ = client.Close() }()
 	hello, err := readHello(ctx, client)
 	if err != nil {
-		return r.advise(ctx, address, err, r.user())
+		return r.advise(ctx, address, err, r.User())
 	}
 	replica := hello["role"] == "replica" || hello["role"] == "slave"
 	switch {
-	case isOlder(hello["version"], 6, 2):
+	case redisinfo.IsOlder(hello["version"], 6, 2):
 		return fmt.Errorf("Redis at %s has the version %s: at least 6.2 is needed, for the rights of users on channels", address, hello["version"])
 	case hello["mode"] == "sentinel":
 		return fmt.Errorf("the server at %s is a sentinel, not Redis: set sentinel_master to the name of the master that it watches", address)
@@ -214,7 +215,7 @@ func (r *Store) checkNode(ctx context.Context, address string, client *redis.Cli
 			return r.lacks(command, err.Error())
 		}
 		if err != nil {
-			return r.advise(ctx, address, err, r.user())
+			return r.advise(ctx, address, err, r.User())
 		}
 	}
 	return nil
@@ -259,7 +260,7 @@ func (r *Store) refused(ctx context.Context, command string, err error) error {
 	case redis.IsPermissionError(err):
 		return r.lacks(command, err.Error())
 	default:
-		return r.advise(ctx, strings.Join(r.config.Addresses, ", "), err, r.user())
+		return r.advise(ctx, strings.Join(r.config.Addresses, ", "), err, r.User())
 	}
 }
 
@@ -283,7 +284,7 @@ func (r *Store) lacks(command, reason string) error {
 	case strings.Contains(reason, " key"):
 		right = "use the keys " + r.config.Prefix + "*"
 	}
-	return fmt.Errorf("the rights of %s in Redis are too narrow, it may not %s: give it those of this line: %s", r.user(), right, r.acl())
+	return fmt.Errorf("the rights of %s in Redis are too narrow, it may not %s: give it those of this line: %s", r.User(), right, r.acl())
 }
 
 // acl is the ACL line for this store.
@@ -301,7 +302,8 @@ func (r *Store) acl() string {
 	return line
 }
 
-func (r *Store) user() string {
+// User describes the user of the connection.
+func (r *Store) User() string {
 	if r.config.Username == "" {
 		return "the default user"
 	}

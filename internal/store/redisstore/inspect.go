@@ -7,23 +7,14 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-)
 
-// Server is what one server of Redis reports about itself.
-type Server struct {
-	Name    string
-	Version string
-	// Policy is its maxmemory-policy; Limit is its maxmemory in bytes, 0 if it has none.
-	Policy      string
-	Used, Limit int64
-	AppendOnly  bool
-	Replicas    int
-}
+	"github.com/cezzis/tokenbroker/internal/store/redisinfo"
+)
 
 // Inspection is what the servers of Redis report about themselves.
 type Inspection struct {
-	Servers  []Server
-	Settings []Setting
+	Servers  []redisinfo.Server
+	Settings []redisinfo.Setting
 }
 
 // Inspect reads the versions, the memory and the settings of all servers. The error is
@@ -31,12 +22,9 @@ type Inspection struct {
 func (r *Store) Inspect(ctx context.Context) (all Inspection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	err = r.eachDurability(ctx, func(name string, server durability) {
-		all.Servers = append(all.Servers, Server{
-			Name: name, Version: server.version, Policy: server.policy, Used: server.used, Limit: server.limit,
-			AppendOnly: server.appendOnly, Replicas: server.replicas,
-		})
-		for _, setting := range server.settings(r.config.KeepsSecrets) {
+	err = r.eachInfo(ctx, func(server *redisinfo.Server) {
+		all.Servers = append(all.Servers, *server)
+		for _, setting := range server.Settings(r.config.KeepsSecrets) {
 			if !slices.Contains(all.Settings, setting) {
 				all.Settings = append(all.Settings, setting)
 			}
@@ -99,9 +87,6 @@ func (r *Store) NeedlessRights(ctx context.Context) (rights []string, err error)
 // MinimumACL returns the line of an ACL with the rights that the broker needs, and with
 // those by which it and Inspect and Clocks see how Redis keeps its data.
 func (r *Store) MinimumACL() string { return r.acl() + " " + ACLConfirm + " +time" }
-
-// User describes the user of the connection.
-func (r *Store) User() string { return r.user() }
 
 // eachServer calls visit with a client of each server that has keys.
 func (r *Store) eachServer(ctx context.Context, visit func(name string, client redis.Cmdable) error) error {
