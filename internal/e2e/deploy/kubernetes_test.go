@@ -193,12 +193,16 @@ func TestKubernetesExampleWorks(t *testing.T) {
 	}
 	b := &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}
 	b.File = harness.WriteFile(t, "broker.yaml", strings.NewReplacer(
-		`":8443"`, `"`+b.Grpc+`"`, `":9090"`, `"`+b.Ops+`"`, "/run/tls", dir, "/run/clients", dir,
-		"preset: kubernetes", fmt.Sprintf("preset: kubernetes\n    jwks_url: %s/openid/v1/jwks\n    jwks_token_file: %s/pod-token\n    tls: {ca: %s/ca.crt}", apiServer, dir, dir),
+		" :8443", " "+b.Grpc, " :9090", " "+b.Ops, "/run/tls", dir, "/run/secrets/oauth-clients", dir, "/run/tokenbroker", dir,
+		"preset: kubernetes", fmt.Sprintf("preset: kubernetes\n  jwks_url: %s/openid/v1/jwks\n  jwks_token_file: %s/pod-token\n  tls: {ca: %s/ca.crt}", apiServer, dir, dir),
 		"https://login.example.com", idp.Issuer(), "https://orders.example.com", idp.Client.Audiences[0],
 	).Replace(config))
 	b.Launch(t, "broker")
 	b.Await(t)
+	// This is the probe of the chart's containers whose ops listener is on loopback.
+	if res := harness.Run(t, "healthcheck", "--addr", "unix://"+filepath.Join(dir, "broker.sock")); res.Code != 0 {
+		t.Errorf("healthcheck: %v", res)
+	}
 
 	projected := pod.Volumes[0].Projected.Sources[0].ServiceAccountToken
 	mount := pod.Containers[0].VolumeMounts[0].MountPath
