@@ -250,33 +250,34 @@ func namedFiles(node any) (files []string) {
 
 func TestNamedFilesAreMounted(t *testing.T) {
 	forEachFile(t, func(t *testing.T, given values) {
-		r := install(t, given)
-		var parsed any
-		if err := yaml.Unmarshal([]byte(r.text), &parsed); err != nil {
-			t.Fatal(err)
-		}
-		files := append(namedFiles(parsed), r.config.Listen.Unix.Path)
-		if len(files) < 2 {
-			t.Errorf("the configuration names no files: the test does not find them\n%s", r.text)
-		}
-		for _, file := range files {
-			if err := mounted(r, file); err != nil {
-				t.Errorf("%s: %v", file, err)
-			}
-		}
-		var mounts, volumes []string
-		for _, mount := range r.container().VolumeMounts {
-			mounts = append(mounts, mount.Name)
-		}
-		for _, volume := range r.volumes() {
-			volumes = append(volumes, volume.Name)
-		}
-		slices.Sort(mounts)
-		slices.Sort(volumes)
-		if !slices.Equal(mounts, volumes) {
-			t.Errorf("the pod has the volumes %v and mounts %v", volumes, mounts)
-		}
+		checkFiles(t, install(t, given))
 	})
+}
+
+// checkFiles checks that the pod has the files that the configuration names.
+func checkFiles(t *testing.T, r *release) {
+	t.Helper()
+	var parsed any
+	if err := yaml.Unmarshal([]byte(r.text), &parsed); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(namedFiles(parsed), r.config.Listen.Unix.Path) {
+		if err := mounted(r, file); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	var mounts, volumes []string
+	for _, mount := range r.container().VolumeMounts {
+		mounts = append(mounts, mount.Name)
+	}
+	for _, volume := range r.volumes() {
+		volumes = append(volumes, volume.Name)
+	}
+	slices.Sort(mounts)
+	slices.Sort(volumes)
+	if !slices.Equal(mounts, volumes) {
+		t.Errorf("the pod has the volumes %v and mounts %v", volumes, mounts)
+	}
 }
 
 // volumes returns the volumes of a pod, those of a StatefulSet's own claims included.

@@ -18,6 +18,7 @@ import (
 
 	certmanager "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	monitoring "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
+	"helm.sh/helm/v4/pkg/chart"
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/loader"
@@ -81,10 +82,13 @@ func valueFiles(t *testing.T) map[string]string {
 	return files
 }
 
+// loaded returns the chart, which is read once.
+var loaded = sync.OnceValues(func() (chart.Charter, error) { return loader.Load(chartDir) })
+
 // render returns the manifests in the order and form of "helm template", and the notes.
 // It fails as "helm install" does, the checks of the schema included.
 func render(name, namespace string, given values) (manifests []releaseutil.Manifest, notes string, err error) {
-	chart, err := loader.Load(chartDir)
+	chart, err := loaded()
 	if err != nil {
 		return nil, "", err
 	}
