@@ -198,7 +198,7 @@ func eachKey(given values, path string, visit func(path string, value any)) {
 func TestSchemaRefusesMisspeltValues(t *testing.T) {
 	own := []string{ // keys of these are the user's
 		"config.clients", "config.clients.*.params", "config.roles", "podLabels", "podAnnotations", "nodeSelector", "service.annotations",
-		"serviceAccount.annotations", "serviceMonitor.labels",
+		"serviceAccount.annotations", "serviceMonitor.labels", "prometheusRule.labels",
 	}
 	refused := validator(t)
 	tried := 0
