@@ -14,10 +14,11 @@ build:
 test:
 	.ci/test
 
-# The tests of docker-compose.yaml and the Dockerfile, separate because they take
+# The tests of docker-compose.yaml, the Dockerfile and the Helm chart, separate because they take
 # minutes to compile. "bash .ci/run" runs them too.
 test-deploy:
 	go -C tools/deploy test -count=1 ./...
+	go -C tools/chart test -count=1 ./...
 
 # Long tests: soak and fault runs, properties with many more cases, fuzzing.
 test-long:
