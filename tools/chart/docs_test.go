@@ -10,6 +10,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/cezzis/tokenbroker/internal/policyreview"
 )
 
 const docsFile = "../../docs/kubernetes.md"
@@ -89,7 +91,7 @@ func TestDocumentShowsAPodThatReachesTheBroker(t *testing.T) {
 // The operator's part fits the document's own values, and its command the operator's rights.
 func TestDocumentShowsAnOperator(t *testing.T) {
 	r := install(t, merge(parse(t, blocks(t, "yaml")[2]), parse(t, blocks(t, "yaml")[0])))
-	if lines, ok := r.config.Explain("operator"); !ok || !strings.Contains(strings.Join(lines, "\n"), "list_clients") {
+	if lines, ok := policyreview.Explain(r.config, "operator"); !ok || !strings.Contains(strings.Join(lines, "\n"), "list_clients") {
 		t.Errorf("%v", lines)
 	}
 	user := *r.pod().Spec.SecurityContext.RunAsUser
