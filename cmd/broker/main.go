@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/cezzis/tokenbroker/internal/app"
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
@@ -79,6 +80,9 @@ New here? "broker dev" runs everything on this machine and shows what it does.
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	build := app.ReadBuild()
+	root.Version = build.Version // cobra adds the flag --version
+	root.SetVersionTemplate(versionLine(build))
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetOut(escape.NewWriter(os.Stdout))
 	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion())

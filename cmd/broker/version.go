@@ -1,8 +1,8 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
-	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -10,13 +10,23 @@ import (
 )
 
 func newVersion() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print the version",
+		Short: "Print the version, the commit and the version of Go",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tokenbroker %s (%s, %s/%s)\n", app.Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), app.ReadBuild())
+			}
+			_, err := fmt.Fprint(cmd.OutOrStdout(), versionLine(app.ReadBuild()))
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func versionLine(b app.Build) string {
+	return fmt.Sprintf("tokenbroker %s (commit %s, %s, %s)\n", b.Version, cmp.Or(b.Commit, "unknown"), b.GoVersion, b.Platform)
 }
