@@ -53,6 +53,16 @@ bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 bin/tools/zitadelop: $(wildcard tools/zitadelop/*)
 	go -C tools/zitadelop build -v -o $(CURDIR)/$@ .
 
+# The broker of an earlier commit, for the test of rolling upgrades.
+bin/tools/broker-earlier: commit = $(shell cat $<)
+bin/tools/broker-earlier: internal/e2e/fleet/testdata/earlier-commit
+	rm -rf bin/earlier && mkdir -p bin/earlier
+	git archive --output=bin/earlier/source.tar $(commit) || { \
+		echo "The history of this clone lacks the commit $(commit): git fetch --unshallow"; exit 1; }
+	tar -xf bin/earlier/source.tar -C bin/earlier
+	go -C bin/earlier build -v -buildvcs=false -o $(CURDIR)/$@ ./cmd/broker
+	rm -rf bin/earlier
+
 bin/tools/golangci-lint: package := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 bin/tools/grpcurl: package := github.com/fullstorydev/grpcurl/cmd/grpcurl
 bin/tools/toxiproxy-server: package := github.com/Shopify/toxiproxy/v2/cmd/server

@@ -95,6 +95,9 @@ func Need(t *testing.T, peer string) {
 	case "glewlwyd":
 		err = glewlwydIsInstalled()
 		install = "apt-get install glewlwyd dbconfig-no-thanks sqlite3"
+	case "broker-earlier":
+		_, err = exec.LookPath(peer)
+		install = "make bin/tools/broker-earlier (in a clone that is not shallow)"
 	case "grpcurl", "toxiproxy-server", "zitadelop":
 		_, err = exec.LookPath(peer)
 		install = "make bin/tools/" + peer
