@@ -85,7 +85,7 @@ New here? "broker dev" runs everything on this machine and shows what it does.
 	root.SetVersionTemplate(versionLine(build))
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetOut(escape.NewWriter(os.Stdout))
-	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion())
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion(), newMan())
 	return root
 }
 
