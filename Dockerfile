@@ -2,7 +2,7 @@
 # a name. "docker build ." builds it; docker-compose.yaml runs it.
 
 # This image has git, with which Go reads the version in the binary from .git.
-FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
+FROM --platform=$BUILDPLATFORM golang:1.26.11-bookworm AS build
 ARG TARGETOS TARGETARCH
 ENV CGO_ENABLED=0
 WORKDIR /src

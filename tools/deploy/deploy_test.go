@@ -331,7 +331,7 @@ func TestBrokenFilesAreRefused(t *testing.T) {
 		"unset variable":       {checkCompose, composeFile, "GOMEMLIMIT: 200MiB", "GOMEMLIMIT: ${LIMIT}", "LIMIT"},
 		"unknown instruction":  {checkDockerfile, dockerFile, "USER 65532:65532", "USR 65532:65532", "unknown instruction"},
 		"undefined stage":      {checkDockerfile, dockerFile, "--from=build /out/broker /broker", "--from=biuld /out/broker /broker", "no stage"},
-		"unpinned image":       {checkDockerfile, dockerFile, "golang:1.26.8-bookworm", "golang", "not pinned"},
+		"unpinned image":       {checkDockerfile, dockerFile, "golang:1.26.11-bookworm", "golang", "not pinned"},
 		"shell form":           {checkDockerfile, dockerFile, `ENTRYPOINT ["/broker"]`, "ENTRYPOINT /broker", "JSONArgsRecommended"},
 		"undefined variable":   {checkDockerfile, dockerFile, "WORKDIR /src", "WORKDIR $SOURCE", "UndefinedVar"},
 		"secret as a variable": {checkDockerfile, dockerFile, "ENV CGO_ENABLED=0", "ENV CGO_ENABLED=0 REDIS_PASSWORD=x", "SecretsUsedInArgOrEnv"},
