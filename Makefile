@@ -34,25 +34,29 @@ generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc
 	go test ./internal/config -run TestSchema -update
 	go -C tools/chart test -update ./...
 
-lint: bin/tools/buf bin/tools/golangci-lint
+lint: bin/tools/actionlint bin/tools/buf bin/tools/golangci-lint
 	buf lint
 	buf breaking --against proto/baseline.binpb
+	actionlint -shellcheck= -pyflakes=
 	golangci-lint run ./...
 	cd tools/chart && golangci-lint run ./...
 	cd tools/deploy && golangci-lint run ./...
 	cd tools/zitadelop && golangci-lint run ./...
 
 # The tools have modules of their own, so that the product's go.mod does not have their
-# dependencies. buf has a separate module, because it and golangci-lint need different
-# versions; zitadelop is a program with its own module. A tool is built again when its
-# module changes.
-tools: $(addprefix bin/tools/,buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
+# dependencies. buf and the tools of a release have separate modules, because they and
+# golangci-lint need different versions; zitadelop is a program with its own module. A
+# tool is built again when its module changes.
+tools: $(addprefix bin/tools/,actionlint buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
 
 bin/tools/zitadelop: $(wildcard tools/zitadelop/*)
 	go -C tools/zitadelop build -v -o $(CURDIR)/$@ .
+
+bin/tools/actionlint: tools/release/go.mod tools/release/go.sum
+	go -C tools/release build -v -o $(CURDIR)/$@ github.com/rhysd/actionlint/cmd/actionlint
 
 # The broker of an earlier commit, for the test of rolling upgrades.
 bin/tools/broker-earlier: commit = $(shell cat $<)
