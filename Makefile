@@ -4,20 +4,24 @@
 .DEFAULT_GOAL := build
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
-.PHONY: build test test-deploy test-long bench generate lint tools clean
+.PHONY: build dist test test-deploy test-long bench generate lint tools clean
 
 # Go stamps the version into the binary: the tag, or the revision.
 build:
 	go build -trimpath -o bin/broker ./cmd/broker
 
+# The files of a release, in dist/.
+dist:
+	tools/dist.sh
+
 # The tests with the race detector, in less than ten minutes after compilation.
 test:
 	.ci/test
 
-# The tests of docker-compose.yaml, the Dockerfile and the Helm chart, separate because they take
-# minutes to compile. "bash .ci/run" runs them too.
-test-deploy:
-	go -C tools/deploy test -count=1 ./...
+# The tests of docker-compose.yaml, the Dockerfile, the Helm chart and the files of a
+# release, separate because they take minutes to compile. "bash .ci/run" runs them too.
+test-deploy: bin/tools/cyclonedx-gomod
+	go -C tools/deploy test -count=1 -timeout 30m ./...
 	go -C tools/chart test -count=1 ./...
 
 # Long tests: soak and fault runs, properties with many more cases, fuzzing.
@@ -47,13 +51,18 @@ lint: bin/tools/actionlint bin/tools/buf bin/tools/golangci-lint
 # dependencies. buf and the tools of a release have separate modules, because they and
 # golangci-lint need different versions; zitadelop is a program with its own module. A
 # tool is built again when its module changes.
-tools: $(addprefix bin/tools/,actionlint buf golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
+tools: $(addprefix bin/tools/,actionlint buf cyclonedx-gomod golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
 
 bin/tools/zitadelop: $(wildcard tools/zitadelop/*)
 	go -C tools/zitadelop build -v -o $(CURDIR)/$@ .
+
+# The SBOM has the digest of the program that made it: it is built as a release is.
+bin/tools/cyclonedx-gomod: tools/release/go.mod tools/release/go.sum
+	CGO_ENABLED=0 go -C tools/release build -v -trimpath -buildvcs=false -ldflags=-buildid= -o $(CURDIR)/$@ \
+		github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
 bin/tools/actionlint: tools/release/go.mod tools/release/go.sum
 	go -C tools/release build -v -o $(CURDIR)/$@ github.com/rhysd/actionlint/cmd/actionlint
@@ -78,4 +87,4 @@ bin/tools/%: tools/go.mod tools/go.sum
 	go -C tools build -v -o $(CURDIR)/$@ $(package)
 
 clean:
-	rm -rf bin
+	rm -rf bin dist
