@@ -4,9 +4,9 @@
 #
 #   tools/dist.sh [DIRECTORY [OS/ARCH...]]
 #
-# The same commit and the same version of Go give the same bytes, in any directory and on any
-# machine. The version is the tag of the commit, or a pseudo-version; the go command puts it
-# into the binary. Needs git, GNU tar, gzip and dpkg-deb.
+# The same commit and the same version of Go give the same bytes, in any directory. The version
+# is the tag of the commit, or a pseudo-version; the go command puts it into the binary. Needs
+# Linux with git and dpkg-deb.
 set -euo pipefail
 umask 022
 export LC_ALL=C TZ=UTC CGO_ENABLED=0 GOFLAGS='' GOEXPERIMENT='' GOAMD64=v1 GOARM64=v8.0
@@ -22,8 +22,8 @@ fail() {
     exit 1
 }
 
-tar --version 2>/dev/null | grep -q 'GNU tar' || fail "tar is not GNU tar: install it, on a Mac with: brew install gnu-tar"
-command -v dpkg-deb >/dev/null || fail "dpkg-deb is not installed: apt-get install dpkg, on a Mac: brew install dpkg"
+[[ $(uname) == Linux ]] || fail "the tools that make reproducible archives are those of Linux: run it there, for example in a container"
+command -v dpkg-deb >/dev/null || fail "dpkg-deb is not installed: apt-get install dpkg"
 [[ ! -e $out || -z $(ls -A "$out") || -e $out/SHA256SUMS ]] || fail "$out has other files than those of a release: name another directory"
 
 rm -rf "$out"
