@@ -71,6 +71,7 @@ string; the secret itself is never shown.`,
 		},
 	}
 	conn.flags(cmd)
+	conn.completeClients(cmd, 0, 0)
 	cmd.Flags().BoolVar(&onlyTheFailing, "failing", false, "only clients that need attention: their state has an exclamation mark")
 	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every 2 s, until interrupted")
 	jsonFlag(cmd, &asJSON)

@@ -41,6 +41,7 @@ Audience, resources and scopes default to those of the client.`,
 		},
 	}
 	conn.flags(cmd)
+	conn.completeClients(cmd, 0, 0)
 	flags := cmd.Flags()
 	flags.StringVar(&audience, "audience", "", "audience to request")
 	flags.StringArrayVar(&resource, "resource", nil, "resource to request (repeatable)")

@@ -83,7 +83,6 @@ New here? "broker dev" runs everything on this machine and shows what it does.
 	build := app.ReadBuild()
 	root.Version = build.Version // cobra adds the flag --version
 	root.SetVersionTemplate(versionLine(build))
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetOut(escape.NewWriter(os.Stdout))
 	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion(), newMan())
 	return root

@@ -38,6 +38,7 @@ they expire: see "broker revocations".`,
 		},
 	}
 	conn.flags(cmd)
+	conn.completeClients(cmd, 0, 0)
 	cmd.Flags().StringVar(&reason, "reason", "", "reason, for the audit log")
 	return cmd
 }

@@ -172,6 +172,7 @@ VerifyToken reject them.`,
 		},
 	}
 	c.flags(cmd)
+	c.conn.completeClients(cmd, 0, 0)
 	flags := cmd.Flags()
 	flags.StringVar(&file, "file", "", "read the secret from this file instead of standard input")
 	flags.BoolVar(&stageOnly, "stage-only", false, "stage the secret without proving or activating it")
@@ -301,6 +302,7 @@ accepts a new secret.`,
 		},
 	}
 	c.flags(cmd)
+	c.conn.completeClients(cmd, 0, 0)
 	cmd.Flags().DurationVar(&wait, "wait", 0, "how long to try again while the IdP refuses it")
 	return cmd
 }
@@ -339,6 +341,7 @@ that was active becomes the previous one. All replicas use it within 5 s.`,
 		},
 	}
 	c.flags(cmd)
+	c.conn.completeClients(cmd, 0, 0)
 	return cmd
 }
 
@@ -363,5 +366,6 @@ stays. The active version cannot be retired.`,
 		},
 	}
 	c.flags(cmd)
+	c.conn.completeClients(cmd, 0, 0)
 	return cmd
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,6 +70,7 @@ them. Keep the file and the ring in different places.`,
 		},
 	}
 	conn.flags(cmd)
+	conn.completeClients(cmd, 1, math.MaxInt)
 	return cmd
 }
 
@@ -156,6 +158,7 @@ keys with which the file was sealed.`,
 		},
 	}
 	c.flags(cmd)
+	c.conn.completeClients(cmd, 1, math.MaxInt)
 	cmd.Flags().BoolVar(&replace, "replace", false, "replace existing secrets")
 	return cmd
 }
