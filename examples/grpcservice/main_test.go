@@ -6,6 +6,10 @@ import (
 	"crypto/x509"
 	"net"
 	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -25,7 +29,22 @@ import (
 	"github.com/cezzis/tokenbroker/client/brokertest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_THE_PROGRAM") != "" {
+		main()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func TestProgramFailsIfItCannotStart(t *testing.T) {
+	program := exec.CommandContext(t.Context(), os.Args[0])
+	program.Env = []string{"RUN_THE_PROGRAM=1", "TOKENBROKER_CA=" + filepath.Join(t.TempDir(), "none")}
+	output, err := program.CombinedOutput()
+	if err == nil || program.ProcessState.ExitCode() != 1 || !strings.Contains(string(output), "no such file") {
+		t.Errorf("%v: %s", err, output)
+	}
+}
 
 const audience = "https://orders.example.com"
 

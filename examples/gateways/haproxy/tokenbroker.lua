@@ -26,6 +26,7 @@ core.register_action("tokenbroker", { "http-req" }, function(txn, needs)
         txn:set_var("txn.broker_" .. name, first(header))
     end
     txn:set_var("txn.broker_challenge", first("www-authenticate"))
-    txn:set_var("txn.broker_body", answer.body or "")
+    local body = (answer.body or ""):gsub("%s+$", "") -- HAProxy writes a line end as %0A
+    txn:set_var("txn.broker_body", body)
     txn:set_var("txn.broker_status", answer.status)
 end, 1)

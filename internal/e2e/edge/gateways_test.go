@@ -3,6 +3,7 @@ package edge
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -169,7 +170,11 @@ func (e *delegation) ask(t *testing.T, address, target string, authorization ...
 	if err != nil {
 		t.Fatalf("%s%s: %v", address, target, err)
 	}
+	body, err := io.ReadAll(response.Body)
 	_ = response.Body.Close()
+	if err != nil || bytes.Contains(body, []byte("%0A")) || strings.HasPrefix(response.Header.Get("Content-Type"), "application/json") && !json.Valid(body) {
+		t.Errorf("%s%s: the body %q, %v", address, target, body, err)
+	}
 	return asked{response.StatusCode, response.Header.Get("WWW-Authenticate"), time.Since(begun), e.last()}
 }
 
