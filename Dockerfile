@@ -28,6 +28,6 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certifica
 COPY --from=build /out/broker /broker
 USER 65532:65532
 EXPOSE 8443 9090
-HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["/broker", "healthcheck"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10s --retries=3 CMD ["/broker", "healthcheck", "--config", "/etc/tokenbroker/broker.yaml"]
 ENTRYPOINT ["/broker"]
 CMD ["serve", "--config", "/etc/tokenbroker/broker.yaml"]

@@ -288,7 +288,7 @@ func TestMountedFilesExist(t *testing.T) {
 
 func TestImageHasOnlyTheBroker(t *testing.T) {
 	stages, last := readStages(t)
-	image, health := stages[last], []string{"CMD", "/broker", "healthcheck"}
+	image, health := stages[last], []string{"CMD", "/broker", "healthcheck", "--config", "/etc/tokenbroker/broker.yaml"}
 	for what, ok := range map[string]bool{
 		"it is made from scratch":         image.Base == "scratch",
 		"its user is not root, by number": numericUser.MatchString(image.Config.User),
