@@ -33,6 +33,9 @@ is not sent to the broker.
 With "-" the token is read from standard input, which keeps it out of the shell's
 history and of the list of processes.
 
+If the token is one that this broker hands out, also run "broker purge CLIENT": otherwise
+callers get the same token until it is replaced.
+
 A token that is no JWT, or that has no jti, cannot be revoked alone: revoke the tokens
 of its subject or client by "broker revocations add".`,
 		Example: `  broker revoke - --reason "in a bug report" < token.txt

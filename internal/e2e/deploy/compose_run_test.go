@@ -48,7 +48,7 @@ func TestComposeWorks(t *testing.T) {
 			t.Errorf("healthcheck: %v", res)
 		}
 		b.Env = b.Env[:1] // trusts the broker, and proves nothing
-		if res := b.Run(t, "healthcheck"); res.Code != 0 {
+		if res := b.Run(t, "healthcheck", "--config", b.File); res.Code != 0 {
 			t.Errorf("healthcheck, as the broker's container does it: %v", res)
 		}
 		if res := b.Run(t, "get", "orders-api"); res.Code == 0 || !strings.Contains(res.Stderr, "Unauthenticated") {
