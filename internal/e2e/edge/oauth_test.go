@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -279,6 +280,24 @@ func TestPythonServiceProtectsAnEndpoint(t *testing.T) {
 	}
 }
 
+// checkFirstCall runs the example of docs/callers.md as a caller with a JWT.
+func checkFirstCall(t *testing.T, b *clientsBroker, stubs string, env []string) {
+	t.Helper()
+	if !slices.ContainsFunc(env, func(one string) bool { return strings.HasPrefix(one, "BROKER_JWT=") }) {
+		return // the example presents no certificate
+	}
+	rename := strings.NewReplacer("BROKER_GRPC=", "TOKENBROKER_ADDR=", "BROKER_CA=", "TOKENBROKER_CA=", "BROKER_JWT=", "TOKENBROKER_TOKEN_FILE=")
+	python := harness.Command{Name: "/usr/bin/python3", Env: []string{"PYTHONPATH=" + stubs}}
+	for _, one := range env {
+		python.Env = append(python.Env, rename.Replace(one))
+	}
+	script := repository(t, "examples", "python", "grpc_token.py")
+	b.checkGood(t, "the first call", strings.TrimSpace(python.Run(t, script, "orders").Stdout))
+	if res := python.Run(t, script, "nosuch"); res.Code != 1 || !strings.Contains(res.Stderr, "there is no such thing") || strings.Contains(res.Stderr, "Traceback") {
+		t.Errorf("another client: %v", res)
+	}
+}
+
 // Stubs that Debian's protoc makes speak with the broker.
 func TestPythonStubs(t *testing.T) {
 	t.Parallel()
@@ -300,6 +319,7 @@ func TestPythonStubs(t *testing.T) {
 		}
 		python.Input, _ = got["access_token"].(string)
 		b.checkGood(t, "stubs "+proof, python.Input)
+		checkFirstCall(t, b, stubs, env)
 		for scope, want := range map[string]string{"read": `{"active": true, "subject": "abc"}`, "admin": `{"active": false, "subject": ""}`} {
 			if res := python.Run(t, script, "verify", scope); res.Stdout != want {
 				t.Errorf("%s, scope %s: %v", proof, scope, res)
