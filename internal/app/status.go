@@ -26,6 +26,7 @@ type statusSource struct {
 	app       *App
 	replica   fleet.Replica
 	publisher *fleet.Publisher // nil: the store is not shared
+	watcher   *fleet.Watcher
 	since     fleet.Tracker
 	// summary returns the status of the fleet, as of a second ago at most.
 	summary func(context.Context) fleet.Summary
@@ -40,19 +41,21 @@ func newStatusSource(a *App) *statusSource {
 		ID: fleet.Name(host + "/" + rand.Text()[:8]), Host: fleet.Name(host), Version: fleet.Name(Version()), Started: time.Now(),
 	}}
 	s.summary = fleet.Cached(s.summarize)
+	s.watcher = fleet.NewWatcher(fleet.WatcherConfig{Summary: s.summary, Self: s.replica.ID, Logger: a.log, Registerer: a.registry})
 	if shared := a.parts.storage; shared.Redis != nil {
 		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: shared.Store, MAC: shared.MAC(), Record: s.record, Logger: a.log})
 	}
 	return s
 }
 
-// run publishes the status until ctx ends.
+// run publishes the status and watches that of the fleet until ctx ends.
 func (s *statusSource) run(ctx context.Context) {
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() { s.watcher.Run(ctx) })
 	if s.publisher == nil {
 		return
 	}
-	var reading sync.WaitGroup
-	defer reading.Wait()
 	reading.Go(func() { s.app.parts.storage.PollKeeping(ctx) })
 	s.publisher.Run(ctx)
 }
