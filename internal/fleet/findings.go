@@ -312,7 +312,7 @@ func (f *findings) ofRevocations(m member) {
 	case m.record.Ring != nil && !m.record.Ring.Mismatch.IsZero(): // this is the cause, and has its own finding
 	case !r.Usable && m.now.Sub(m.replica.Started) > StartGrace:
 		f.addf(RevocationsNotLoaded, "", m, cmp.Or(r.Loaded, m.replica.Started), "The revocations are not loaded, so no token is accepted")
-	case r.Usable && age > RevocationsLimit:
+	case r.Usable && age > RevocationsLimit && m.record.Store.reachable(): // else the store is the cause
 		f.addf(RevocationsOld, "", m, r.Loaded, "The revocations were last compared with the store %s ago", Span(age))
 	}
 }

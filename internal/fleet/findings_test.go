@@ -83,13 +83,17 @@ func faults() []fault {
 	return []fault{
 		{"store away", func(w *world) {
 			w.view = fleet.View{Err: errors.New("away")}
+			w.self.Revocations.Loaded = away
 			for i := range w.self.Store.Servers {
 				*m(w.self, i) = fleet.Server{Name: "redis", ReadsSince: away, WritesSince: away, Cause: fleet.Unreachable}
 			}
 		}, fleet.StoreAway, "The store cannot be reached; each replica fetches tokens for itself.", away},
 		{"store could not be read once", func(w *world) { w.view = fleet.View{Err: errors.New("timeout")} }, fleet.StoreAway, "the status of other replicas is unknown", now},
 		{"one shard", func(w *world) {
-			w.everywhere(func(r *fleet.Record) { m(r, 1).Reads, m(r, 1).Writes, m(r, 1).ReadsSince = false, false, away })
+			w.everywhere(func(r *fleet.Record) {
+				m(r, 1).Reads, m(r, 1).Writes, m(r, 1).ReadsSince = false, false, away
+				r.Revocations.Loaded = away
+			})
 		}, fleet.StoreShardAway, "1 of 2 servers of the store cannot be reached: redis-2:6379.", away},
 		{"read-only", func(w *world) {
 			w.everywhere(func(r *fleet.Record) {
