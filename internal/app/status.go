@@ -174,7 +174,7 @@ func (s *statusSource) client(c *broker.ClientStatus, now time.Time) fleet.Clien
 		case secret.Current:
 			one.SecretSince = version.Since
 		case secret.Pending:
-			one.Pending = version.Since
+			one.Pending, one.PendingRefused = version.Since, version.RefusedAt
 		case secret.Previous, secret.Retired:
 		}
 	}

@@ -232,6 +232,9 @@ func (f *findings) ofClient(m member, c *Client, outages map[outage]int) {
 	if !c.Fallback.IsZero() {
 		f.addf(SecretFallback, c.Name, m, c.Fallback, "Client %s obtains tokens with another version of its secret than the current one", c.Name)
 	}
+	if !c.PendingRefused.IsZero() {
+		f.addf(SecretInvalid, c.Name, m, c.Pending, "The IdP refuses the new secret of client %s, so the one from before stays in use", c.Name)
+	}
 	if !c.Pending.IsZero() && m.now.Sub(c.Pending) > PendingLimit {
 		f.addf(SecretPending, c.Name, m, c.Pending, "A new secret of client %s has been pending for %s", c.Name, Span(m.now.Sub(c.Pending)))
 	}

@@ -130,6 +130,9 @@ func faults() []fault {
 		}, fleet.SecretInvalid, "The IdP refuses the credentials of client orders.", ago(time.Minute)},
 		{"no secret", func(w *world) { w.self.Clients[2].State = fleet.ClientNoSecret }, fleet.SecretMissing, "Client unused has no secret", now},
 		{"fallback", func(w *world) { w.self.Clients[0].Fallback = ago(10 * time.Minute) }, fleet.SecretFallback, "Client orders obtains", ago(10 * time.Minute)},
+		{"new secret refused", func(w *world) {
+			w.b().Clients[0].Pending, w.b().Clients[0].PendingRefused = ago(time.Minute), ago(time.Second)
+		}, fleet.SecretInvalid, "The IdP refuses the new secret of client", ago(time.Minute)},
 		{"pending", func(w *world) { w.b().Clients[0].Pending = ago(61 * time.Minute) }, fleet.SecretPending, "pending for 61m", ago(61 * time.Minute)},
 		{"secrets differ", func(w *world) { w.b().Clients[0].Generation = 1 }, fleet.SecretsDiffer, "client orders has not reached b", ago(time.Hour)},
 		{"other ring: unopened", func(w *world) { w.view.Members[1] = fleet.Member{Presence: fleet.Sealed} }, fleet.RingDiffers, "1 replica writes its status with sealing keys that this replica does not have", now},

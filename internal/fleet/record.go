@@ -178,6 +178,8 @@ type Client struct {
 	Fallback time.Time `json:"fallback,omitzero"`
 	// Pending is since when a version waits to be activated.
 	Pending time.Time `json:"pending,omitzero"`
+	// PendingRefused is when the IdP last refused that version.
+	PendingRefused time.Time `json:"pending_refused,omitzero"`
 }
 
 // Certificate is a certificate with its validity.
