@@ -15,6 +15,9 @@ import (
 	"github.com/cezzis/tokenbroker/internal/escape"
 )
 
+// runbookURL is the page with a section for each finding; its anchor is the finding's id.
+const runbookURL = "https://github.com/cezzis/tokenbroker/blob/main/docs/runbook.md"
+
 func newStatus() *cobra.Command {
 	var (
 		conn          connection
@@ -93,6 +96,9 @@ func printStatus(out io.Writer, s *tokenbrokerv1.GetStatusResponse, now time.Tim
 		const indent = 10
 		action := fmt.Sprintf("For %s. %s [%s]", formatSince(one.GetSince(), now), one.GetAction(), one.GetId())
 		_, _ = fmt.Fprintf(&page, "%-8s  %s\n%*s%s\n", severity, wrapped(escape.Text(one.GetMessage()), indent, width), indent, "", wrapped(escape.Text(action), indent, width))
+	}
+	if link := "Runbook: " + runbookURL + "#ID"; len(s.GetFindings()) > 0 && (width == 0 || len(link) <= width) { // a wrapped link is of no use
+		_, _ = fmt.Fprintf(&page, "\n%s\n", link)
 	}
 	_, err := page.WriteTo(out)
 	return err

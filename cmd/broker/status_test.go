@@ -52,6 +52,8 @@ certificates  the first expires on 2026-03-01: listener broker\u001b[2J
 
 CRITICAL  Client y has no secret.
           For 2m. Set the secret with ` + "`broker secret rotate`" + `. [secret-missing]
+
+Runbook: https://github.com/cezzis/tokenbroker/blob/main/docs/runbook.md#ID
 `
 	narrow := `replicas      1 alive of 2, version v1
 store         redis r:1 refuses writes:
