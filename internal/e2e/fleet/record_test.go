@@ -1,12 +1,8 @@
 package fleet
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"math"
-	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,15 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-
-	"github.com/cezzis/tokenbroker/client"
-	"github.com/cezzis/tokenbroker/internal/devca"
-	"github.com/cezzis/tokenbroker/internal/e2e/harness"
-	"github.com/cezzis/tokenbroker/internal/redistest"
-	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // The recordings replay faster than they were made: a scrape every 2 s becomes one
@@ -44,251 +33,6 @@ const (
 // names of recordings.
 const recordVariable = "TOKENBROKER_RECORD"
 
-// scene is a fleet that a fault befalls while its metrics are recorded.
-type scene struct {
-	*Fleet
-
-	redis  *redistest.Server
-	idp    *harness.CountingIdP
-	secret string // path of the file
-	dir    string // for other files of the fault
-	tape   *tape
-}
-
-// drama is one recording.
-type drama struct {
-	name    string
-	alerts  []string // that fire at any time, and no others
-	healthy time.Duration
-	faulty  time.Duration
-	mended  time.Duration
-	// start starts the fleet in another way.
-	start     func(t *testing.T, s *scene)
-	more      func(t *testing.T, s *scene) string // configuration
-	strike    func(t *testing.T, s *scene)
-	mend      func(t *testing.T, s *scene)
-	tokenLife time.Duration // default: an hour
-	without   bool          // without load
-}
-
-var dramas = []drama{
-	{name: "healthy-hour", healthy: 8 * time.Minute, tokenLife: time.Minute},
-	{name: "rolling-restart", mended: 90 * time.Second, strike: func(t *testing.T, s *scene) {
-		for _, r := range s.Replicas {
-			r.Process.Stop(t, syscall.SIGTERM)
-			r.Launch(t, "broker")
-			r.Await(t)
-			r.Connect(t)
-			rest(t, 2*recordInterval)
-		}
-	}},
-	{
-		name: "redis-away", alerts: []string{"TokenbrokerStoreAway"},
-		strike: func(_ *testing.T, s *scene) { s.redis.Kill() }, mend: func(_ *testing.T, s *scene) { s.redis.Restart() },
-	},
-	{
-		name: "redis-read-only", alerts: []string{"TokenbrokerStoreTakesNoWrites"},
-		strike: func(_ *testing.T, s *scene) { s.redis.CLI("replicaof", "127.0.0.1", "1") },
-		mend:   func(_ *testing.T, s *scene) { s.redis.CLI("replicaof", "no", "one") },
-	},
-	{
-		name: "idp-down", alerts: []string{"TokenbrokerIdPFailing"},
-		strike: func(_ *testing.T, s *scene) { s.idp.SetDown(true) }, mend: func(_ *testing.T, s *scene) { s.idp.SetDown(false) },
-	},
-	{
-		name: "token-runs-out", alerts: []string{"TokenbrokerIdPFailing", "TokenbrokerTokenRunsOut"}, tokenLife: 30 * time.Second,
-		strike: func(_ *testing.T, s *scene) { s.idp.SetDown(true) }, mend: func(_ *testing.T, s *scene) { s.idp.SetDown(false) },
-	},
-	{
-		name: "idp-refusing", alerts: []string{"TokenbrokerIdPRefusesRequests"},
-		strike: func(_ *testing.T, s *scene) { s.idp.SetAnswer(refusing(http.StatusBadRequest, "invalid_scope")) },
-		mend:   func(_ *testing.T, s *scene) { s.idp.SetAnswer(nil) },
-	},
-	{
-		name: "idp-throttling", alerts: []string{"TokenbrokerIdPThrottles"},
-		strike: func(_ *testing.T, s *scene) { s.idp.SetAnswer(refusing(http.StatusTooManyRequests, "slow_down")) },
-		mend:   func(_ *testing.T, s *scene) { s.idp.SetAnswer(nil) },
-	},
-	{
-		name: "wrong-secret", alerts: []string{"TokenbrokerSecretRefused"},
-		strike: func(t *testing.T, s *scene) { testkit.WriteFile(t, s.secret, "wrong") },
-		mend:   func(t *testing.T, s *scene) { testkit.WriteFile(t, s.secret, "right") },
-	},
-	{
-		name: "certificate-ends", alerts: []string{"TokenbrokerCertificateEnds"}, without: true, start: startEncrypted,
-		strike: func(t *testing.T, s *scene) { writeCertificate(t, s.dir, 6*24*time.Hour) },
-		mend:   func(t *testing.T, s *scene) { writeCertificate(t, s.dir, 80*24*time.Hour) },
-	},
-	{
-		name: "certificate-not-renewed", alerts: []string{"TokenbrokerCertificateReloadFailing"}, without: true, start: startEncrypted,
-		strike: func(t *testing.T, s *scene) {
-			testkit.WriteFile(t, filepath.Join(s.dir, "broker.crt"), "not a certificate")
-		},
-		mend: func(t *testing.T, s *scene) { writeCertificate(t, s.dir, 80*24*time.Hour) },
-	},
-	{
-		name: "foreign-certificate", alerts: []string{"TokenbrokerConnectionsRefused"}, without: true, start: startEncrypted,
-		strike: connectAsStranger,
-	},
-	{
-		name: "audit-disk-full", alerts: []string{"TokenbrokerAuditFailing"},
-		more: func(t *testing.T, s *scene) string {
-			mountSmall(t, s.dir)
-			return fmt.Sprintf("audit: {file: %q}\n", filepath.Join(s.dir, "audit.jsonl"))
-		},
-		strike: func(t *testing.T, s *scene) { fillDisk(t, filepath.Join(s.dir, "ballast")) },
-		mend: func(t *testing.T, s *scene) {
-			if err := os.Remove(filepath.Join(s.dir, "ballast")); err != nil {
-				t.Fatal(err)
-			}
-		},
-	},
-	{
-		name: "replica-lost", alerts: []string{"TokenbrokerReplicaLost"},
-		strike: func(t *testing.T, s *scene) { s.Replicas[2].Process.Stop(t, syscall.SIGKILL) },
-		mend: func(t *testing.T, s *scene) {
-			s.Replicas[2].Launch(t, "broker")
-			s.Replicas[2].Await(t)
-		},
-	},
-	{
-		name: "reload-failing", alerts: []string{"TokenbrokerConfigReloadFailing"},
-		strike: func(t *testing.T, s *scene) { replaceIn(t, s.Replicas[0].File, "clients:", "clientz:") },
-		mend:   func(t *testing.T, s *scene) { replaceIn(t, s.Replicas[0].File, "clientz:", "clients:") },
-	},
-	{
-		name: "revocations-not-loaded", alerts: []string{"TokenbrokerVerifiesNothing"}, faulty: 90 * time.Second,
-		strike: joinWithoutKey,
-	},
-}
-
-func refusing(status int, code string) func(http.ResponseWriter, *http.Request) bool {
-	return func(w http.ResponseWriter, _ *http.Request) bool {
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Retry-After", "20")
-		w.WriteHeader(status)
-		_, _ = fmt.Fprintf(w, `{"error":%q}`, code)
-		return true
-	}
-}
-
-func replaceIn(t *testing.T, path, before, after string) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	testkit.WriteFile(t, path, strings.ReplaceAll(string(text), before, after))
-}
-
-func mountSmall(t *testing.T, dir string) {
-	t.Helper()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
-		t.Skipf("a small file system cannot be mounted here (it takes root): %v", err)
-	}
-	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
-}
-
-// fillDisk writes until the disk has no room.
-func fillDisk(t *testing.T, path string) {
-	t.Helper()
-	file, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = file.Close() }()
-	for {
-		if _, err := file.Write(make([]byte, 512)); err != nil {
-			return
-		}
-	}
-}
-
-// startEncrypted starts the fleet with certificates of its own.
-func startEncrypted(t *testing.T, s *scene) {
-	t.Helper()
-	writeCertificate(t, s.dir, 80*24*time.Hour)
-	for range 3 {
-		r := &Replica{Broker: harness.NewBroker(t, s.Config)}
-		replaceIn(t, r.File, fmt.Sprintf("grpc: {address: %q, caller: everybody}", r.Grpc),
-			fmt.Sprintf("grpc: %q, tls: {cert: %[2]s/broker.crt, key: %[2]s/broker.key, client_ca: %[2]s/ca.crt}", r.Grpc, s.dir))
-		replaceIn(t, r.File, "name: everybody,", "name: everybody, dns_san: everybody.example.com,")
-		r.Launch(t, "broker")
-		s.Replicas = append(s.Replicas, r)
-	}
-	for _, r := range s.Replicas {
-		r.Await(t)
-	}
-}
-
-func writeCertificate(t *testing.T, dir string, lasts time.Duration) {
-	t.Helper()
-	authority, err := devca.New("an authority")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := authority.Issue(&x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "broker"}, DNSNames: []string{"broker.example.com"},
-		NotAfter: time.Now().Add(lasts), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := pair.Write(dir, "broker"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := authority.Write(dir, "ca"); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// connectAsStranger connects with a certificate of another authority.
-func connectAsStranger(t *testing.T, s *scene) {
-	t.Helper()
-	files := redistest.NewCertificates(t)
-	own, err := tls.LoadX509KeyPair(files.ClientCert, files.ClientKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := &tls.Config{
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil },
-		InsecureSkipVerify:   true, // the broker's certificate does not matter here
-	}
-	conn, err := (&tls.Dialer{Config: config}).DialContext(t.Context(), "tcp", s.Replicas[1].Grpc)
-	if err != nil {
-		return // refused in the handshake
-	}
-	_, _ = conn.Read(make([]byte, 1))
-	_ = conn.Close()
-}
-
-// joinWithoutKey gives the fleet a new sealing key, revokes something and starts a
-// replica whose ring lacks that key.
-func joinWithoutKey(t *testing.T, s *scene) {
-	t.Helper()
-	ring := regexp.MustCompile(`sealing_keys: "file:([^"]+)"`).FindStringSubmatch(s.Config)[1]
-	text, err := os.ReadFile(ring)
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := harness.WriteFile(t, "ring.json", string(text))
-	added := harness.Run(t, "ring", "add", ring)
-	key := ringKeyID.FindStringSubmatch(added.Stderr)[1]
-	rest(t, 12*time.Second) // replicas read their rings every 10 s
-	promoted := harness.Run(t, "ring", "promote", ring, key)
-	if added.Code != 0 || promoted.Code != 0 {
-		t.Fatalf("ring: %v, %v", added, promoted)
-	}
-	rest(t, 12*time.Second)
-	if res := s.Replicas[0].Run(t, "revocations", "add", "--issuer", s.idp.Issuer(), "--client-id", "other", "--reason", "a test"); res.Code != 0 {
-		t.Fatalf("revocations add: %v", res)
-	}
-	r := &Replica{Broker: harness.NewBroker(t, strings.ReplaceAll(s.Config, ring, old))}
-	r.Launch(t, "broker")
-	r.Await(t)
-	s.tape.add(r)
-}
-
 // TestRecordFaults records the metrics of a fleet during faults, for the tests of the
 // alerts. It runs on request, because it takes minutes and replaces files.
 func TestRecordFaults(t *testing.T) {
@@ -308,41 +52,9 @@ func TestRecordFaults(t *testing.T) {
 }
 
 func (d drama) record(t *testing.T) {
-	if d.strike != nil && d.healthy == 0 {
-		d.healthy = 20 * time.Second
-	}
-	if d.mend != nil && d.mended == 0 {
-		d.mended = 40 * time.Second
-	}
-	if d.strike != nil && d.faulty == 0 && d.mended != 90*time.Second {
-		d.faulty = time.Minute
-	}
-	if d.tokenLife == 0 {
-		d.tokenLife = time.Hour
-	}
-	s := &scene{redis: redistest.Start(t, redisOptions()), idp: harness.SimpleIdP(t, d.tokenLife), dir: t.TempDir(), Fleet: &Fleet{}}
-	s.secret = harness.WriteFile(t, "secret", "right")
-	s.Config = redisConfig(t, "", s.redis.Addr()) + fmt.Sprintf(
-		"clients:\n  orders: {token_url: %q, client_id: abc, secret: %q, audience: %q, scopes: [read, write]}\nissuers: [{issuer: %q, audiences: [%q]}]\n",
-		s.idp.Issuer()+"/token", "file:"+s.secret, s.idp.Client.Audiences[0], s.idp.Issuer(), s.idp.Client.Audiences[0])
-	if d.more != nil {
-		s.Config += d.more(t, s)
-	}
-	if d.start != nil {
-		d.start(t, s)
-	} else {
-		s.Add(t, 3, "broker", 0)
-	}
-	testkit.Eventually(t, "the fleet knows the revocations and the keys", func() bool {
-		return !slices.ContainsFunc(s.Replicas, func(r *Replica) bool {
-			return r.Metric(t, "tokenbroker_revocations_usable") == 0 || r.Metric(t, fmt.Sprintf("tokenbroker_jwks_last_success_timestamp_seconds{issuer=%q}", s.idp.Issuer())) == 0
-		})
-	})
-	if !d.without {
-		startLoad(t, s.Replicas, 1, 100*time.Millisecond, "orders")
-		go s.wantMore(t)
-	}
-	s.tape = newTape(t, s.Replicas)
+	d = d.timed()
+	s := d.begin(t)
+	s.tape = newTape(t, s)
 	s.tape.record(d.healthy)
 	if d.strike != nil {
 		struck := make(chan struct{})
@@ -357,9 +69,8 @@ func (d drama) record(t *testing.T) {
 		d.mend(t, s)
 	}
 	s.tape.record(d.mended)
-	renamed := []string{s.redis.Addr(), "redis:6379", s.idp.Issuer(), "https://idp.example.com"}
 	path := filepath.Join(recordingsDir, d.name+".yaml")
-	if err := os.WriteFile(path, []byte(s.tape.test(d, strings.NewReplacer(renamed...))), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(s.tape.test(d, strings.NewReplacer(s.renames()...))), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := promtool(t, "test", "rules", path); err != nil {
@@ -367,27 +78,31 @@ func (d drama) record(t *testing.T) {
 	}
 }
 
-// wantMore requests tokens for one more audience each second, so that the IdP gets
-// requests while the fleet holds its usual token.
-func (s *scene) wantMore(t *testing.T) {
-	for i := 0; wait(t.Context(), time.Second); i++ {
-		audience := s.idp.Client.Audiences[1+i%(len(s.idp.Client.Audiences)-1)]
-		replica := s.Replicas[i%2]
-		replica.Ask(t, "orders", client.WithAudience(audience))
+// timed returns the drama with the times that it does not set.
+func (d drama) timed() drama {
+	if d.strike != nil && d.healthy == 0 {
+		d.healthy = 20 * time.Second
 	}
+	if d.mend != nil && d.mended == 0 {
+		d.mended = 40 * time.Second
+	}
+	if d.strike != nil && d.faulty == 0 && d.mended != 90*time.Second {
+		d.faulty = time.Minute
+	}
+	return d
 }
 
 // tape is the recorded series of a fleet.
 type tape struct {
-	t        *testing.T
-	replicas []*Replica
-	names    *regexp.Regexp // of the metrics that the rules use
-	begun    time.Time
-	ticks    int
-	series   map[string][]string // samples by tick; empty: there was none
+	t      *testing.T
+	scene  *scene
+	names  *regexp.Regexp // of the metrics that the rules use
+	begun  time.Time
+	ticks  int
+	series map[string][]string // samples by tick; empty: there was none
 }
 
-func newTape(t *testing.T, replicas []*Replica) *tape {
+func newTape(t *testing.T, s *scene) *tape {
 	t.Helper()
 	rules, err := os.ReadFile(rulesFile)
 	if err != nil {
@@ -396,12 +111,10 @@ func newTape(t *testing.T, replicas []*Replica) *tape {
 	names := regexp.MustCompile(`\b(tokenbroker|grpc)_\w+`).FindAllString(string(rules), -1)
 	slices.Sort(names)
 	return &tape{
-		t: t, replicas: slices.Clone(replicas), series: map[string][]string{}, begun: time.Now(),
+		t: t, scene: s, series: map[string][]string{}, begun: time.Now(),
 		names: regexp.MustCompile(`^(` + strings.Join(slices.Compact(names), "|") + `)(?:\{(.*)\})? (\S+)$`),
 	}
 }
-
-func (p *tape) add(r *Replica) { p.replicas = append(p.replicas, r) }
 
 func (p *tape) record(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); {
@@ -423,9 +136,9 @@ func (p *tape) recordUntil(done <-chan struct{}) {
 // tick scrapes all replicas once, in time.
 func (p *tape) tick() {
 	rest(p.t, time.Until(p.begun.Add(time.Duration(p.ticks)*recordInterval)))
-	for i, r := range p.replicas {
+	for i, address := range p.scene.targets() {
 		instance := fmt.Sprintf(`instance="broker-%d:9090",job="tokenbroker"`, i+1)
-		text, up := scrape(p.t, r)
+		text, up := scrape(p.t, address)
 		p.put("up{"+instance+"}", up)
 		for line := range strings.Lines(text) {
 			sample := p.names.FindStringSubmatch(strings.TrimSpace(line))
@@ -443,13 +156,14 @@ func (p *tape) tick() {
 }
 
 // scrape returns the metrics of a replica, or an empty text if it does not answer.
-func scrape(t *testing.T, r *Replica) (text, up string) {
+func scrape(t *testing.T, address string) (text, up string) {
 	t.Helper()
-	quick := &http.Client{Timeout: recordInterval / 2, Transport: &http.Transport{DisableKeepAlives: true}}
-	if !harness.Answers(t, quick, "http://"+r.Ops+"/livez") {
+	quick := &http.Client{Timeout: recordInterval, Transport: &http.Transport{DisableKeepAlives: true}}
+	text, err := fetched(t, quick, "http://"+address+"/metrics")
+	if err != nil {
 		return "", "0"
 	}
-	return r.Metrics(t), "1"
+	return text, "1"
 }
 
 func (p *tape) put(series, value string) {
