@@ -46,7 +46,7 @@ func (f *findings) clocks() {
 // rings reports a replica that seals with a key which another one does not have, or rings
 // that differ in another way for some time.
 func (f *findings) rings() {
-	if slices.ContainsFunc(f.all, func(one Finding) bool { return one.ID == RingDiffers }) {
+	if f.ringDiffers() {
 		return
 	}
 	groups := map[string][]Name{}
@@ -111,8 +111,17 @@ func (f *findings) versions() {
 	}
 }
 
-// secrets reports replicas that have not read the latest change of a client's secret.
+// ringDiffers reports whether a replica is known to lack a sealing key.
+func (f *findings) ringDiffers() bool {
+	return slices.ContainsFunc(f.all, func(one Finding) bool { return one.ID == RingDiffers })
+}
+
+// secrets reports replicas that have not read the latest change of a client's secret. A
+// missing sealing key would be the cause, and has its own finding.
 func (f *findings) secrets() {
+	if f.ringDiffers() {
+		return
+	}
 	newest := map[Name]change{}
 	for _, m := range f.members {
 		for _, c := range m.clients() {

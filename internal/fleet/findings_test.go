@@ -138,6 +138,7 @@ func faults() []fault {
 		{"other ring: unopened", func(w *world) { w.view.Members[1] = fleet.Member{Presence: fleet.Sealed} }, fleet.RingDiffers, "1 replica writes its status with sealing keys that this replica does not have", now},
 		{"other ring: primary", func(w *world) {
 			w.b().Ring = &fleet.Ring{Primary: "00000003", IDs: []fleet.Name{"00000001", "00000003"}}
+			w.b().Clients[0].Generation = 1 // it cannot open the history of the secret
 		}, fleet.RingDiffers, "Replica b seals with key 00000003, which replica a does not have", now},
 		{"other ring: marker", func(w *world) {
 			w.self.Ring.Mismatch, w.self.Revocations = ago(time.Minute), fleet.Revocations{}
