@@ -202,18 +202,14 @@ func containsAll(text string, words []string) bool {
 	return !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(text, word) })
 }
 
-// summaryOf returns the message of a line of the log, with the error if it has one.
+// summaryOf returns the level and the message of a line of the log.
 func summaryOf(t *testing.T, line string) string {
 	t.Helper()
-	var fields struct{ Level, Msg, Error string }
+	var fields struct{ Level, Msg string }
 	if err := json.Unmarshal([]byte(line), &fields); err != nil {
 		t.Fatalf("a line of the log is not JSON: %s", line)
 	}
-	text := fields.Level + " " + fields.Msg
-	if _, finding, is := strings.Cut(fields.Msg, "finding: "); is {
-		text = fields.Level + " finding: " + strings.SplitAfterN(finding, ".", 2)[0]
-	}
-	return "`" + text + "`"
+	return "`" + fields.Level + " " + fields.Msg + "`"
 }
 
 // onlyExpected checks that nothing else is reported.
@@ -416,11 +412,11 @@ func (s *scene) typed(t *testing.T, command string) string {
 	}
 	first := s.Replicas[0]
 	log := harness.WriteFile(t, "log", strings.Join(s.logs(), ""))
-	words := []string{"localhost:9090", first.Ops, "journalctl -u tokenbroker -o cat", "cat " + log, "FILE", first.File}
+	words := []string{"localhost:9090", first.Ops, "journalctl -u tokenbroker -o cat", "cat " + log, "FILE", filepath.Base(first.File)}
 	shell := first.Command("")
 	shell.Name = "sh"
 	shell.Env = append(shell.Env, "COLUMNS=110")
-	res := shell.Run(t, "-c", strings.NewReplacer(words...).Replace(command))
+	res := shell.Run(t, "-c", "cd "+filepath.Dir(first.File)+" && "+strings.NewReplacer(words...).Replace(command))
 	return res.Stdout + res.Stderr
 }
 

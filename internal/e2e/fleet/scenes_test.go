@@ -234,7 +234,7 @@ func (d drama) begin(t *testing.T) *scene {
 		life = time.Hour
 	}
 	s := &scene{idp: harness.SimpleIdP(t, life), dir: t.TempDir(), Fleet: &Fleet{}}
-	addresses, more := "", ""
+	var addresses, more string
 	if d.clustered {
 		s.cluster = redistest.StartMasters(t, redisOptions())
 		addresses, more = strings.Join(s.cluster.Addrs(), `", "`), "cluster: true, "
@@ -454,6 +454,7 @@ func (s *scene) writeCertificate(t *testing.T, lasts time.Duration) {
 		"caller": {DNSNames: []string{"everybody.example.com"}, NotAfter: time.Now().Add(24 * time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}},
 	} {
 		template.SerialNumber, template.Subject = big.NewInt(1), pkix.Name{CommonName: name}
+		template.NotBefore = time.Now().Add(-60 * 24 * time.Hour) // so that 6 days are the end of its life
 		pair, err := s.authority.Issue(template)
 		if err != nil {
 			t.Fatal(err)
@@ -496,6 +497,7 @@ func joinWithoutKey(t *testing.T, s *scene, revoke bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	changes := 0
 	change := func(args ...string) string {
 		res := harness.Run(t, append([]string{"ring"}, args...)...)
 		if res.Code != 0 {
@@ -504,7 +506,13 @@ func joinWithoutKey(t *testing.T, s *scene, revoke bool) {
 		for i := range s.Replicas {
 			s.copyRing(t, i)
 		}
-		rest(t, 12*time.Second) // replicas read their rings every 10 s
+		changes++
+		testkit.Eventually(t, "all replicas have read the ring", func() bool {
+			return !slices.ContainsFunc(s.Replicas, func(r *Replica) bool {
+				return strings.Count(r.Process.Output.String(), "new sealing keys are active") < changes
+			})
+		})
+		rest(t, 12*time.Second) // each writes its status every 10 s
 		return res.Stderr
 	}
 	key := ringKeyID.FindStringSubmatch(change("add", ring))[1]
