@@ -37,7 +37,7 @@ func TestDevTakesFreePorts(t *testing.T) {
 			addresses[one[1]+one[2]] = true
 		}
 		for path, want := range map[string]string{"/metrics": "go_goroutines", "/": "<html"} {
-			resp, err := http.Get("http://" + all[2][2] + path) //nolint:noctx // a test
+			resp, err := http.Get("http://" + all[2][2] + path)
 			if err != nil {
 				t.Fatal(err)
 			}

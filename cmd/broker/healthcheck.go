@@ -40,7 +40,7 @@ The exit code is 1 on each failure, because Docker knows no other.`,
 			// broker that reports NOT_SERVING.
 			options := []client.Option{client.WithDialOptions(grpc.WithDisableHealthCheck())}
 			if file != "" {
-				local, err := conn.local(cmd, file)
+				local, err := conn.local(file)
 				if err != nil {
 					return err
 				}
@@ -75,7 +75,7 @@ The exit code is 1 on each failure, because Docker knows no other.`,
 
 // local makes the command connect to the broker on this machine that has the configuration
 // in file.
-func (c *connection) local(cmd *cobra.Command, file string) (client.Option, error) {
+func (c *connection) local(file string) (client.Option, error) {
 	config, err := config.Load(file)
 	if err != nil {
 		return nil, err

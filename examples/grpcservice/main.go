@@ -32,7 +32,7 @@ func main() {
 	stop()
 	if err != nil {
 		slog.Default().Error("the service ended", "error", err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // this is main
 	}
 }
 
