@@ -35,7 +35,9 @@ func TestManual_describesEachCommand(t *testing.T) {
 			check(child)
 		}
 	}
-	check(newRoot())
+	root := newRoot()
+	root.InitDefaultCompletionCmd() // as when it is run
+	check(root)
 	if files, err := os.ReadDir(dir); err != nil || len(files) != pages || pages < 20 {
 		t.Errorf("%d commands, %d files, %v", pages, len(files), err)
 	}

@@ -27,8 +27,8 @@ func newRevoke() *cobra.Command {
 		Use:   "revoke -|TOKEN",
 		Short: "Revoke one token",
 		Long: `Have all replicas reject this token from now on: the command reads the token's issuer and
-its ID (jti) and revokes the ID, as "broker revocations add --token-id" does. The token
-is not sent to the broker.
+its ID (jti) and revokes the ID, as "broker revocations add" does with --token-id. The
+token is not sent to the broker.
 
 With "-" the token is read from standard input, which keeps it out of the shell's
 history and of the list of processes.

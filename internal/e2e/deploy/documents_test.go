@@ -85,7 +85,7 @@ func withFreePorts(t *testing.T, page string) string {
 func devInBackground(t *testing.T) string {
 	t.Helper()
 	addr := harness.FreeAddress(t)
-	return fmt.Sprintf(`bin/broker dev --addr %s --http off > dev.log 2>&1 &
+	return fmt.Sprintf(`bin/broker dev --addr %s --http off --ops off > dev.log 2>&1 &
 for i in $(seq 300); do grep -q "^Serving" dev.log && break; sleep 0.2; done
 export TOKENBROKER_ADDR=%[1]s
 `, addr)
