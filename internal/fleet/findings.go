@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Findings derives the findings from what a replica sees of the others, its own status and
+// findingsIn derives the findings from what a replica sees of the others, its own status and
 // its own clock. It is pure, so that all who show findings agree. The order is by severity,
 // then by age.
-func Findings(view View, self *Record, now time.Time) []Finding {
+func findingsIn(view View, self *Record, now time.Time) []Finding {
 	f := &findings{now: now, view: view, at: map[string]int{}, succeeded: map[Name]time.Time{}}
 	f.members = append(f.members, member{record: self, replica: self.Replica, now: now})
 	for _, m := range view.Members {
@@ -105,7 +105,7 @@ func (f *findings) presence() {
 		switch {
 		case m.Presence == Sealed:
 			sealed++
-		case m.Presence == Lost && !f.replaced(m) && !f.unwritten(m):
+		case m.Presence == Lost && !f.replaced(m):
 			f.addFleetf(ReplicaLost, m.Replica.ID, f.now.Add(-m.Age), "Replica %s has not reported for %s and did not shut down in an orderly way", m.Replica.ID, Span(m.Age))
 		case m.Presence == Alive && m.Record == nil && !f.explained(m):
 			f.addFleetf(ReplicaUnreadable, m.Replica.ID, f.now, "The status of replica %s cannot be read", m.Replica.ID)
@@ -121,19 +121,6 @@ func (f *findings) replaced(lost Member) bool {
 	end := f.now.Add(-lost.Age)
 	return slices.ContainsFunc(f.members, func(m member) bool {
 		return m.replica.Host == lost.Replica.Host && m.replica.Started.Add(-m.clock).After(end)
-	})
-}
-
-// unwritten reports whether the store, and not the replica, may be why the replica has
-// not reported: it takes no writes, or began to take them again too recently.
-func (f *findings) unwritten(silent Member) bool {
-	lostAt := f.now.Add(RecordTTL - silent.Age)
-	self := f.members[0]
-	return slices.ContainsFunc(self.record.Store.Servers, func(s Server) bool {
-		if s.Writes {
-			return self.now.Sub(s.Written) < RecordTTL
-		}
-		return lostAt.After(s.WritesSince)
 	})
 }
 

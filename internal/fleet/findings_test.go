@@ -66,7 +66,7 @@ func (w *world) everywhere(change func(r *fleet.Record)) {
 	}
 }
 
-func (w *world) findings() []fleet.Finding { return fleet.Findings(w.view, w.self, now) }
+func (w *world) findings() []fleet.Finding { return fleet.Summarize(w.view, w.self, now).Findings }
 
 // fault is something that goes wrong, and the finding that tells of it.
 type fault struct {
@@ -305,8 +305,12 @@ func TestSilenceIsNoLossWhileTheStoreTakesNoWrites(t *testing.T) {
 			r.Store.Servers[0].Writes, r.Store.Servers[0].Cause, r.Store.Servers[0].WritesSince = false, fleet.ReadOnly, ago(80*time.Second)
 		})
 		w.view.Members[1] = fleet.Member{Presence: fleet.Lost, Replica: w.view.Members[1].Replica, Age: silent}
-		if got := w.findings(); len(got) != want || got[0].ID != fleet.StoreReadOnly {
+		summary := fleet.Summarize(w.view, w.self, now)
+		if got := summary.Findings; len(got) != want || got[0].ID != fleet.StoreReadOnly {
 			t.Errorf("silent for %s: %+v", silent, got)
+		}
+		if got := summary.Replicas[2].Presence; summary.Incomplete != (want == 1) || (got == fleet.Silent) != (want == 1) {
+			t.Errorf("silent for %s: presence %d, incomplete %v", silent, got, summary.Incomplete)
 		}
 	}
 }

@@ -162,6 +162,6 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		fleet.Findings(fleet.View{Members: []fleet.Member{{Presence: fleet.Alive, Replica: r.Replica, Record: r}}}, record("self"), now)
+		fleet.Summarize(fleet.View{Members: []fleet.Member{{Presence: fleet.Alive, Replica: r.Replica, Record: r}}}, record("self"), now)
 	})
 }

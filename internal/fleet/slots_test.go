@@ -339,7 +339,7 @@ func TestReadWithoutTheStoreSaysSo(t *testing.T) {
 	if view.Err == nil {
 		t.Fatalf("no error, and %d members", len(view.Members))
 	}
-	got := fleet.Findings(view, record("a"), now)
+	got := fleet.Summarize(view, record("a"), now).Findings
 	if len(got) != 1 || got[0].ID != fleet.StoreAway {
 		t.Errorf("%+v", got)
 	}

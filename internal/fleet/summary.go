@@ -34,7 +34,8 @@ type FleetClient struct {
 
 // Summarize combines the records of all replicas. Times are by the clocks of the replicas.
 func Summarize(view View, self *Record, now time.Time) Summary {
-	s := Summary{Findings: Findings(view, self, now), Incomplete: view.Err != nil}
+	view = view.judged(self, now)
+	s := Summary{Findings: findingsIn(view, self, now), Incomplete: view.Err != nil || slices.ContainsFunc(view.Members, Member.silent)}
 	s.Replicas = append([]Member{{Presence: Alive, Replica: self.Replica, Record: self}}, view.Members...)
 	issuers, clients, certificates := map[Name]Issuer{}, map[Name]FleetClient{}, map[Certificate]Certificate{}
 	servers := map[Name]Server{}

@@ -16,6 +16,8 @@ const (
 	Alive Presence = iota + 1
 	// Lost: it no longer writes its status, and did not say that it stops.
 	Lost
+	// Silent: it no longer writes its status, but the store takes no writes.
+	Silent
 	// Sealed: a replica wrote here with a sealing key that this one does not have.
 	Sealed
 )
@@ -32,6 +34,8 @@ type Member struct {
 	// Clock is how far its clock is ahead of this replica's, to about a second.
 	Clock time.Duration
 }
+
+func (m Member) silent() bool { return m.Presence == Silent }
 
 // View is what one replica can see of the others.
 type View struct {
@@ -51,6 +55,22 @@ func (p *Publisher) Read(ctx context.Context, own Name) View {
 	}
 	view.Members = withoutDuplicates(view.Members)
 	return view
+}
+
+// judged marks lost replicas as silent if the store, and not the replica, may be the cause:
+// it takes no writes, or began to take them again too recently.
+func (v View) judged(self *Record, now time.Time) View {
+	v.Members = slices.Clone(v.Members)
+	for i := range v.Members {
+		m := &v.Members[i]
+		lostAt := now.Add(RecordTTL - m.Age)
+		if m.Presence == Lost && slices.ContainsFunc(self.Store.Servers, func(s Server) bool {
+			return s.Writes && now.Sub(s.Written) < RecordTTL || !s.Writes && lostAt.After(s.WritesSince)
+		}) {
+			m.Presence = Silent
+		}
+	}
+	return v
 }
 
 // member returns the replica that wrote to the slot. It returns false if none did, or if

@@ -42,6 +42,10 @@ func (r *reader) replica(m *fleet.Member) row {
 		}
 		one.Facts = []string{"reported " + fleet.Span(m.Age) + " ago", "version " + shown(m.Replica.Version)}
 		return one
+	case m.Presence == fleet.Silent:
+		one.State = "unknown"
+		one.Facts = []string{"reported " + fleet.Span(m.Age) + " ago", "version " + shown(m.Replica.Version)}
+		return one
 	case m.Record == nil:
 		one.State, one.Level = "unreadable", warn
 	default:
