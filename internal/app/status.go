@@ -28,6 +28,7 @@ type statusSource struct {
 	publisher *fleet.Publisher // nil: the store is not shared
 	watcher   *fleet.Watcher
 	since     fleet.Tracker
+	seen      fleet.Seen // guarded by summary, which calls summarize once at a time
 	// summary returns the status of the fleet, as of a second ago at most.
 	summary func(context.Context) fleet.Summary
 }
@@ -66,8 +67,10 @@ func (s *statusSource) summarize(ctx context.Context) fleet.Summary {
 	if s.publisher != nil {
 		view = s.publisher.Read(ctx, s.replica.ID)
 	}
-	record := s.record()
-	return fleet.Summarize(view, &record, time.Now())
+	record, now := s.record(), time.Now()
+	summary := fleet.Summarize(view, &record, now)
+	s.seen = summary.Date(s.seen, now)
+	return summary
 }
 
 func (s *statusSource) record() fleet.Record {

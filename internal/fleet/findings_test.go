@@ -297,6 +297,33 @@ func TestSettlingIsNoFinding(t *testing.T) {
 	}
 }
 
+// Findings that no replica times begin when they are first seen, and again after a break.
+func TestDifferencesBeginWhenTheyAreSeen(t *testing.T) {
+	w, later := healthy(), now.Add(time.Minute)
+	w.ahead(0, 2*time.Minute)
+	var seen fleet.Seen
+	sinceAt := func(at time.Time) time.Time {
+		summary := fleet.Summarize(w.view, w.self, at)
+		seen = summary.Date(seen, at)
+		for _, one := range summary.Findings {
+			if one.ID == fleet.ClockDiffers {
+				return one.Since
+			}
+		}
+		return time.Time{}
+	}
+	if first, second := sinceAt(now), sinceAt(later); !first.Equal(now) || !second.Equal(now) {
+		t.Errorf("seen at %v, reported since %v and then %v", now, first, second)
+	}
+	faulty := w.view
+	w.view = healthy().view
+	sinceAt(later)
+	w.view = faulty
+	if got := sinceAt(later.Add(time.Minute)); !got.Equal(later.Add(time.Minute)) {
+		t.Errorf("after a break: since %v", got)
+	}
+}
+
 // A replica cannot report to a store that takes no writes.
 func TestSilenceIsNoLossWhileTheStoreTakesNoWrites(t *testing.T) {
 	for silent, want := range map[time.Duration]int{90 * time.Second: 1, 10 * time.Minute: 2} {

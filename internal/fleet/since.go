@@ -29,3 +29,25 @@ func (t *Tracker) Since(condition string, holds bool, now time.Time) time.Time {
 	}
 	return t.since[condition]
 }
+
+// Seen has when a replica first saw each current finding.
+type Seen map[watched]time.Time
+
+// Date sets the beginning of findings that no replica has timed, such as differences
+// between replicas, to when this replica first saw them. now is the time of the summary. It
+// returns the times for the next summary.
+func (s *Summary) Date(before Seen, now time.Time) Seen {
+	seen := make(Seen, len(s.Findings))
+	for i := range s.Findings {
+		one := &s.Findings[i]
+		key := watched{one.ID, one.Subject}
+		seen[key] = now
+		if first, ok := before[key]; ok {
+			seen[key] = first
+		}
+		if one.Since.Equal(now) {
+			one.Since = seen[key]
+		}
+	}
+	return seen
+}
