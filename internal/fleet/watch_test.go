@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,11 +22,12 @@ func TestWatcherLogsAndCountsFindings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var (
 			log      bytes.Buffer
-			findings []fleet.Finding
+			findings atomic.Pointer[[]fleet.Finding]
 			registry = prometheus.NewRegistry()
 		)
+		findings.Store(new([]fleet.Finding))
 		w := fleet.NewWatcher(fleet.WatcherConfig{
-			Summary:    func(context.Context) fleet.Summary { return fleet.Summary{Findings: findings} },
+			Summary:    func(context.Context) fleet.Summary { return fleet.Summary{Findings: *findings.Load()} },
 			Self:       "a",
 			Logger:     slog.New(slog.NewTextHandler(&log, nil)),
 			Registerer: registry,
@@ -54,25 +56,25 @@ func TestWatcherLogsAndCountsFindings(t *testing.T) {
 		expect("before", fleet.ClockDiffers, 0, 0, 0)
 
 		fleetWide := fleet.Finding{ID: fleet.ClockDiffers, Severity: fleet.Critical, Message: "The clocks differ."}
-		findings = []fleet.Finding{fleetWide}
+		findings.Store(&[]fleet.Finding{fleetWide})
 		expect("a finding about the fleet", fleet.ClockDiffers, 1, 1, 0)
 		if !strings.Contains(log.String(), "level=ERROR msg=\"finding: The clocks differ.\"") {
 			t.Errorf("the line is not an error with the sentence: %s", &log)
 		}
 
 		other := fleet.Finding{ID: fleet.AuditFailing, Severity: fleet.Critical, Replicas: []fleet.Name{"b"}}
-		findings = []fleet.Finding{fleetWide, other}
+		findings.Store(&[]fleet.Finding{fleetWide, other})
 		expect("a finding about another replica", fleet.AuditFailing, 1, 0, 0)
 
 		other.Replicas = []fleet.Name{"b", "a"}
 		own := fleet.Finding{ID: fleet.CertificateEnding, Subject: "x", Severity: fleet.Warning, Replicas: []fleet.Name{"a"}}
 		another := own
 		another.Subject = "y"
-		findings = []fleet.Finding{fleetWide, other, own, another}
+		findings.Store(&[]fleet.Finding{fleetWide, other, own, another})
 		expect("findings about this replica", fleet.CertificateEnding, 2, 2, 0)
 		expect("a finding that reaches this replica later", fleet.AuditFailing, 1, 1, 0)
 
-		findings = nil
+		findings.Store(new([]fleet.Finding))
 		expect("afterwards", fleet.ClockDiffers, 0, 2, 4)
 		stop()
 		<-done

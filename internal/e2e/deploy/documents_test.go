@@ -81,12 +81,14 @@ func withFreePorts(t *testing.T, page string) string {
 	})
 }
 
-// devInBackground stands for "broker dev", which runs in a terminal of its own.
+// devInBackground stands for "broker dev", which runs in a terminal of its own. A reader
+// needs more than the second for which the status is cached.
 func devInBackground(t *testing.T) string {
 	t.Helper()
 	addr := harness.FreeAddress(t)
 	return fmt.Sprintf(`bin/broker dev --addr %s --http off --ops off > dev.log 2>&1 &
 for i in $(seq 300); do grep -q "^Serving" dev.log && break; sleep 0.2; done
+sleep 2
 export TOKENBROKER_ADDR=%[1]s
 `, addr)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -77,6 +78,11 @@ func (e *edge) halfOpen(ctx context.Context, way int) (conn net.Conn, err error)
 	return conn, err
 }
 
+// isCutOff reports whether the broker closed the connection.
+func isCutOff(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
+
 // A thousand connections are opened half and held, calls are begun whose questions
 // never come, and messages and headers come that are too large: a caller is served
 // throughout, memory is bounded, and whoever does not go on is cut off.
@@ -107,6 +113,10 @@ func TestHalfOpenConnectionsFailNoCall(t *testing.T) {
 	for i := range connections {
 		open.Go(func() {
 			conn, err := e.halfOpen(t.Context(), i)
+			if isCutOff(err) { // on a busy machine it was not opened in time
+				cutOff.Add(1)
+				return
+			}
 			if err != nil {
 				t.Errorf("opening a connection: %v", err)
 				return
