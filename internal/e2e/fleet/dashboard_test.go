@@ -52,6 +52,7 @@ func startObserved(t *testing.T) []*harness.Broker {
 callers: [{name: demo, spiffe_id: "spiffe://example.com/demo", roles: [all]}]
 roles: {all: {get: [{client: orders, audiences: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}]}}
 audit: {file: /dev/null}
+tracing: {endpoint: "http://127.0.0.1:1"} # the collector is away
 ` + redisConfig(t, "", redis.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}) + mutual +
 		fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q], introspection: {client: orders}}]\n", idp.Issuer(), idp.Client.Audiences[0])
 	var fleet []*harness.Broker
