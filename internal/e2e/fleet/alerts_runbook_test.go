@@ -72,7 +72,7 @@ func sectionOf(page, alert string) string {
 
 func checkSection(t *testing.T, alert, section string) {
 	t.Helper()
-	for _, part := range []string{"**Meaning.** ", "**Impact.** ", "**What to do.**\n\n1. ", "**Over when** "} {
+	for _, part := range []string{"**Meaning.** ", "**Impact.** ", "**Action.**\n\n1. ", "**Over when** "} {
 		if !strings.Contains(section, part) {
 			t.Errorf("%s has no part %q", alert, part)
 		}
