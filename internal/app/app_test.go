@@ -101,6 +101,12 @@ func run(t *testing.T, config *config.Config, idp *devidp.Server, connect ...bro
 			t.Errorf("Run: %v", err)
 		}
 	})
+	if addr := broker.OpsAddr(); addr != "" {
+		testkit.Eventually(t, "the broker is ready", func() bool {
+			status, _ := read(t, "http://"+addr+"/readyz")
+			return status == http.StatusOK
+		})
+	}
 	return broker, c
 }
 
