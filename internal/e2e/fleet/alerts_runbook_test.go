@@ -53,6 +53,11 @@ func TestRunbookHasASectionForEachAlertAndFinding(t *testing.T) {
 	for _, link := range regexp.MustCompile(`\]\(#([^)]+)\)`).FindAllStringSubmatch(page, -1) {
 		wanted = append(wanted, link[1])
 	}
+	_, table, _ := strings.Cut(page, "<!-- table -->")
+	table, _, _ = strings.Cut(table, "<!-- end of the table -->")
+	if rows := strings.Count(table, "\n| ") - 1; rows < 15 {
+		t.Errorf("the table has only %d faults", rows)
+	}
 	for _, anchor := range wanted {
 		if anchors[anchor] == 0 {
 			t.Errorf("there is no section for %s", anchor)
