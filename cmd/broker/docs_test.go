@@ -144,7 +144,7 @@ func blockLines(page string) []string {
 
 func withoutBlocks(page string) string { return block.ReplaceAllString(page, "") }
 
-// joinedLines returns the lines of text, those that end with a backslash joined with the next.
+// joinedLines returns the lines of text. It joins a line that ends with a backslash with the next.
 func joinedLines(text string) []string {
 	return strings.Split(strings.ReplaceAll(text, "\\\n", " "), "\n")
 }

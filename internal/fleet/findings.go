@@ -38,7 +38,7 @@ type member struct {
 	now     time.Time     // by its clock
 }
 
-// findings collects findings, and merges those that several replicas report.
+// findings collects findings, and merges the findings that several replicas report.
 type findings struct {
 	now     time.Time
 	view    View

@@ -10,7 +10,7 @@ import (
 // Summary is the status of the whole fleet, as one replica sees it.
 type Summary struct {
 	Findings []Finding
-	// Replicas are all replicas, the one that sees them first.
+	// Replicas are all replicas; the first is the replica that made the summary.
 	Replicas []Member
 	Store    Store
 	// Issuers and Clients are sorted by name, Certificates by their end.
@@ -88,7 +88,7 @@ func worseServer(a, b Server) Server {
 	return a
 }
 
-// failingSince returns the earlier time of those that fail.
+// failingSince returns the earliest time of a failure.
 func failingSince(aWorks, bWorks bool, a, b time.Time) time.Time {
 	switch {
 	case aWorks && bWorks:

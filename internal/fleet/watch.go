@@ -76,7 +76,7 @@ func (w *Watcher) look(ctx context.Context) time.Duration {
 	return max(Interval, time.Duration(len(summary.Replicas))*watchShare)
 }
 
-// log logs the findings that began and those that are over.
+// log logs each finding that began and each that is over.
 func (w *Watcher) log(ctx context.Context, current map[watched]Finding) {
 	for key, one := range current {
 		if _, ok := w.logged[key]; !ok {

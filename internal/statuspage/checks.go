@@ -52,7 +52,7 @@ func checksOf(findings []fleet.Finding) []check {
 	return checks
 }
 
-// checksText lists the checks, those that failed with the reasons.
+// checksText lists the checks, with the reason of each failed one.
 func checksText(summary *fleet.Summary, now time.Time, serving bool) string {
 	var text strings.Builder
 	line := func(name, result string) { fmt.Fprintf(&text, "%-14s %s\n", name, result) }

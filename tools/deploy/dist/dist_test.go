@@ -23,7 +23,7 @@ import (
 
 const root = "../../.."
 
-// platforms are those of a release; with -short only the one that runs the tests.
+// platforms are the platforms of a release; with -short only that of the tests.
 func platforms() []string {
 	if testing.Short() {
 		return []string{"linux/" + runtime.GOARCH}
