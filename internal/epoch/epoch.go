@@ -128,17 +128,25 @@ func (c *Counters) Advance(ctx context.Context) error {
 	return nil
 }
 
-// AdvanceOnce begins a new epoch and returns it. The store remembers the request at its key
-// for 24 h first, so that a repetition, on any replica and also after a failure halfway,
-// begins the same one. The fetches of tokens of earlier epochs began before the first call.
+// AdvanceOnce begins a new epoch and returns the lowest one that it may have. The store
+// remembers the request at its key for 24 h first, so that a repetition, on any replica and
+// also after a failure halfway, begins the same one. The fetches of tokens of earlier epochs
+// began before the first call.
 func (c *Counters) AdvanceOnce(ctx context.Context, requestKey string) (uint64, error) {
-	target, err := c.target(ctx, requestKey)
+	target, first, err := c.target(ctx, requestKey)
 	if err != nil {
 		return 0, err
 	}
+	// A first call begins an epoch in any case. If the store has lost a higher one, another
+	// replica may have restored it since the target was chosen, and the tokens of that
+	// epoch are older than this call.
+	floor, by := target, uint64(0)
+	if first {
+		floor, by = target-1, 1
+	}
 	// If the store has lost an epoch that is known here, Adopt detects that, and a
 	// concurrent purge by another replica.
-	epoch, err := c.Store.Raise(ctx, c.EpochKey, target, 0)
+	epoch, err := c.Store.Raise(ctx, c.EpochKey, floor, by)
 	if err != nil {
 		return 0, err
 	}
@@ -146,32 +154,33 @@ func (c *Counters) AdvanceOnce(ctx context.Context, requestKey string) (uint64, 
 	return target, nil
 }
 
-// target returns the epoch that a request begins.
-func (c *Counters) target(ctx context.Context, requestKey string) (uint64, error) {
+// target returns the epoch that a request begins, and whether this call is the first one
+// of the request.
+func (c *Counters) target(ctx context.Context, requestKey string) (target uint64, first bool, err error) {
 	stored, err := c.Store.Get(ctx, requestKey, c.EpochKey)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if target, ok := recorded(stored[0]); ok {
-		return target, nil
+		return target, false, nil
 	}
-	target := max(stored[1].Number, c.floor(time.Now())) + 1
+	target = max(stored[1].Number, c.floor(time.Now())) + 1
 	applied, err := c.Store.Apply(ctx, store.Change{Puts: []store.Put{
 		{Key: requestKey, Number: 1, Value: strconv.AppendUint(nil, target, 10), TTL: purgeMemory},
 	}})
 	if err != nil || applied[0] {
-		return target, err
+		return target, true, err
 	}
 	// The same request reached another replica at the same time; or its record is
 	// unreadable, and then the purge is carried out again.
 	stored, err = c.Store.Get(ctx, requestKey)
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if other, ok := recorded(stored[0]); ok {
-		return other, nil
+		return other, false, nil
 	}
-	return target, nil
+	return target, true, nil
 }
 
 // recorded returns the epoch in the record of a request.
