@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -36,6 +37,30 @@ func TestRotation_concurrentActivation(t *testing.T) {
 		if told.Metadata["current_version"] != idOf("one") {
 			t.Errorf("the error names %q as current", told.Metadata["current_version"])
 		}
+		r.expectSecrets("three:pending two:previous one:current")
+	})
+}
+
+// A repeated call of a rotation that was interrupted does not replace a secret that an
+// operator has made current in the meantime.
+func TestRotation_resumedAfterARollback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startManaged(t, 2)
+		r.takes("one", "two", "three")
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
+		interrupted := rotationTo("three")
+		r.idp.FailNext(10, http.StatusServiceUnavailable, "", nil)
+		if _, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), interrupted); err == nil {
+			t.Fatal("the rotation was not interrupted")
+		}
+		r.idp.FailNext(0, 0, "", nil)
+		time.Sleep(time.Minute)
+		if _, err := rotation.New(r.all[1], nil).Rollback(t.Context(), policy.Self(), change("back")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), interrupted)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		r.expectSecrets("three:pending two:previous one:current")
 	})
 }

@@ -152,8 +152,14 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 		if err != nil {
 			return h, err
 		}
-		made := secret.Request{ID: p.asked.Request, Digest: p.digest, Version: p.version, Done: leaves != goesOn, Refused: leaves == dropped}
-		known, _ := h.Request(made.ID)
+		made := secret.Request{
+			ID: p.asked.Request, Digest: p.digest, Version: p.version, Base: p.base,
+			Done: leaves != goesOn, Refused: leaves == dropped,
+		}
+		known, again := h.Request(made.ID)
+		if again {
+			made.Base = known.Base
+		}
 		switch {
 		case next.ID != h.ID:
 		case known == made:
@@ -183,6 +189,8 @@ func (p *procedure) goOn(h secret.History) error {
 		p.over, p.version = true, known.Version
 		return nil
 	case p.begun && h.CurrentID() != p.base && h.CurrentID() != p.version,
+		// Another change became current between the first call and this repetition.
+		!p.begun && again && known.Base != "" && h.CurrentID() != known.Base && h.CurrentID() != known.Version,
 		!p.begun && !again && p.asked.Expected != "" && h.CurrentID() != p.asked.Expected:
 		return errNotExpected
 	}

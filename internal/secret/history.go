@@ -75,6 +75,9 @@ type Request struct {
 	Digest string
 	// Version that the request concerns.
 	Version string
+	// Base is the version that was current when the request was recorded first. Empty:
+	// no version, or unknown.
+	Base string
 	// Done reports whether no step remains.
 	Done bool
 	// Refused reports whether the request ended because the IdP refused the version.

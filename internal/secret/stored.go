@@ -42,6 +42,7 @@ type storedRequest struct {
 	ID      string `json:"id"`
 	Digest  string `json:"digest"`
 	Version string `json:"version"`
+	Base    string `json:"base,omitempty"`
 	Done    bool   `json:"done,omitempty"`
 	Refused bool   `json:"refused,omitempty"`
 }
