@@ -359,14 +359,9 @@ end: do
 	:: when(!crashed[me] && reading[my_change])
 		ours = own[my_change]; theirs = read[my_change]; merge();
 		if
-#ifdef OFF_EXPECTED
-		:: T.pending != proven[me] && T.previous != proven[me] -> forget_read(my_change); proven[me] = 0; expected[me] = 0; since[me] = 0
-		:: (T.pending == proven[me] || T.previous == proven[me]) && unchanged(my_change) ->
-#else
 		:: T.current != expected[me] || (T.pending != proven[me] && T.previous != proven[me]) ->
 			forget_read(my_change); proven[me] = 0; expected[me] = 0; since[me] = 0
 		:: T.current == expected[me] && (T.pending == proven[me] || T.previous == proven[me]) && unchanged(my_change) ->
-#endif
 			v = proven[me]; since_when = since[me]; make_current();
 			T.generation++;
 			write(my_change, me); proven[me] = 0; expected[me] = 0; since[me] = 0

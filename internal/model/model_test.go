@@ -58,12 +58,11 @@ var guards = []guard{
 	{"BASE", "history", "", "activated[T.current]"},
 	{"RESUMED_BASE", "history", "CRASHES=1", "activated[T.current]"},
 	{"DONE", "history", "REPEATS=1", "activated[T.current]"},
-	{"EXPECTED", "history", "REFUSED=2", "activated[T.current]"},
 	{"PROVE", "history", "", "proved & bit(v)"},
 	{"SWAP", "history", "", "written"},
 	{"ONE_PENDING", "history", "", "written"},
 	{"MERGE", "history", "LOSSES=1", "written"},
-	{"DESCENDS", "history", "LOSSES=1", "current != 0"},
+	{"DESCENDS", "history", "LOSSES=1", "written"},
 	{"REPAIR", "history", "LOSSES=1", "has[n] == stored"},
 	{"IN_USE", "history", "", "current != 0"},
 }
