@@ -60,16 +60,19 @@ func (s *setup) reloadAuthorities(log *slog.Logger) {
 // certificateCollector shows when client certificates expire.
 type certificateCollector struct{ parts *parts }
 
-//nolint:gochecknoglobals // a constant that Go cannot express as such
-var certificateDesc = prometheus.NewDesc("tokenbroker_client_certificate_expiry_timestamp_seconds",
-	"When the certificate with which a client authenticates to its IdP expires, in seconds of the epoch.", []string{"client"}, nil)
-
-//nolint:gochecknoglobals // a constant that Go cannot express as such
-var authorityDesc = prometheus.NewDesc("tokenbroker_idp_ca_expiry_timestamp_seconds",
-	"When the first CA in a file (tls.ca of clients and issuers) expires, in seconds of the epoch.", []string{"file"}, nil)
+//nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
+var (
+	certificateDesc = prometheus.NewDesc("tokenbroker_client_certificate_expiry_timestamp_seconds",
+		"When the certificate with which a client authenticates to its IdP expires, in seconds of the epoch.", []string{"client"}, nil)
+	certificateStartDesc = prometheus.NewDesc("tokenbroker_client_certificate_start_timestamp_seconds",
+		"When the validity of that certificate began, in seconds of the epoch.", []string{"client"}, nil)
+	authorityDesc = prometheus.NewDesc("tokenbroker_idp_ca_expiry_timestamp_seconds",
+		"When the first CA in a file (tls.ca of clients and issuers) expires, in seconds of the epoch.", []string{"file"}, nil)
+)
 
 func (c certificateCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- certificateDesc
+	out <- certificateStartDesc
 	out <- authorityDesc
 }
 
@@ -80,6 +83,7 @@ func (c certificateCollector) Collect(out chan<- prometheus.Metric) {
 	for _, client := range c.parts.setup.Load().clients {
 		if _, notAfter, ok := client.IdP.Certificate(); ok {
 			out <- prometheus.MustNewConstMetric(certificateDesc, prometheus.GaugeValue, float64(notAfter.Unix()), client.Name)
+			out <- prometheus.MustNewConstMetric(certificateStartDesc, prometheus.GaugeValue, float64(client.IdP.CertificateBegins().Unix()), client.Name)
 		}
 	}
 }

@@ -132,8 +132,12 @@ type certsCollector struct{ source *certs.Source }
 var (
 	certExpiryDesc = prometheus.NewDesc("tokenbroker_tls_certificate_expiry_timestamp_seconds",
 		"When the first certificate of the listener's chain expires, in seconds of the epoch.", nil, nil)
+	certStartDesc = prometheus.NewDesc("tokenbroker_tls_certificate_start_timestamp_seconds",
+		"When the validity of that certificate began, in seconds of the epoch.", nil, nil)
 	authorityExpiryDesc = prometheus.NewDesc("tokenbroker_tls_client_ca_expiry_timestamp_seconds",
 		"When a CA of callers' certificates expires, in seconds of the epoch.", []string{"authority"}, nil)
+	authorityStartDesc = prometheus.NewDesc("tokenbroker_tls_client_ca_start_timestamp_seconds",
+		"When the validity of that CA began, in seconds of the epoch.", []string{"authority"}, nil)
 	certReloadsDesc = prometheus.NewDesc("tokenbroker_tls_reloads_total",
 		"Changes of the certificates, by result: applied or refused.", []string{"result"}, nil)
 	certFailingDesc = prometheus.NewDesc("tokenbroker_tls_reload_failing",
@@ -142,7 +146,9 @@ var (
 
 func (c certsCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- certExpiryDesc
+	out <- certStartDesc
 	out <- authorityExpiryDesc
+	out <- authorityStartDesc
 	out <- certReloadsDesc
 	out <- certFailingDesc
 }
@@ -153,14 +159,10 @@ func (c certsCollector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
 	gauge(certExpiryDesc, float64(status.Expires.Unix()))
-	ends := map[string]time.Time{} // two generations of an authority may have one name
-	for _, authority := range status.Authorities {
-		if end, known := ends[authority.Name]; !known || authority.Expires.After(end) {
-			ends[authority.Name] = authority.Expires
-		}
-	}
-	for name, end := range ends {
-		gauge(authorityExpiryDesc, float64(end.Unix()), name)
+	gauge(certStartDesc, float64(status.Begins.Unix()))
+	for _, authority := range callerAuthorities(status.Authorities) {
+		gauge(authorityExpiryDesc, float64(authority.Ends.Unix()), string(authority.Name))
+		gauge(authorityStartDesc, float64(authority.Begins.Unix()), string(authority.Name))
 	}
 	failing := 0.0
 	if status.Failing {
