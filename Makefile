@@ -18,19 +18,23 @@ dist:
 test:
 	.ci/test
 
-# The tests of docker-compose.yaml, the Dockerfile, the Helm chart and the files of a
-# release, separate because they take minutes to compile. "bash .ci/run" runs them too.
+# The tests of docker-compose.yaml, the Dockerfile, the Helm chart, the files of a release
+# and the comparison with other libraries, separate because they take minutes to compile.
+# "bash .ci/run" runs some of them too.
 test-deploy: bin/tools/cyclonedx-gomod
 	go -C tools/deploy test -count=1 -timeout 30m ./...
 	go -C tools/chart test -count=1 ./...
+	go -C tools/peers test -count=1 ./...
 
 # Long tests: soak and fault runs, properties with many more cases, fuzzing.
 test-long:
 	.ci/test-long
 
-# Compares the broker with a bare gRPC server, and prints the ratios.
+# Compares the broker with bare servers and with programs and libraries of others, and
+# prints the ratios.
 bench:
 	go run ./internal/bench
+	go -C tools/peers test -run '^$$' -bench . -benchtime 60x
 
 # Generates all committed generated files.
 generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc
@@ -45,6 +49,7 @@ lint: bin/tools/actionlint bin/tools/buf bin/tools/golangci-lint
 	golangci-lint run ./...
 	cd tools/chart && golangci-lint run ./...
 	cd tools/deploy && golangci-lint run ./...
+	cd tools/peers && golangci-lint run ./...
 	cd tools/zitadelop && golangci-lint run ./...
 
 # The tools have modules of their own, so that the product's go.mod does not have their

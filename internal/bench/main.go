@@ -39,6 +39,10 @@ func run(ctx context.Context, args []string) error {
 			return drive(ctx, args[1:])
 		case burstCommand:
 			return burst(ctx, args[1:])
+		case bareCommand:
+			return bare(ctx, args[1:])
+		case requestCommand:
+			return request(ctx, args[1:])
 		}
 	}
 	return orchestrate(ctx, args)

@@ -82,7 +82,7 @@ func (b *bench) report(ctx context.Context) error {
 	}
 	defer b.broker.stop()
 	for _, part := range []func(context.Context) (string, error){
-		b.compare, b.compareProved, b.compareGateways, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet,
+		b.compare, b.compareProved, b.compareGateways, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet, b.comparePeers,
 	} {
 		text, err := part(ctx)
 		if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"slices"
@@ -16,7 +17,7 @@ import (
 
 // TestMain lets the parts start this binary again as the echo and as the load.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && slices.Contains([]string{echoCommand, driveCommand, burstCommand}, os.Args[1]) {
+	if len(os.Args) > 1 && slices.Contains([]string{echoCommand, driveCommand, burstCommand, bareCommand, requestCommand}, os.Args[1]) {
 		main()
 		return
 	}
@@ -227,5 +228,49 @@ func judge(t *testing.T, held *holding) {
 	t.Helper()
 	if held.elapsed <= 0 || held.cpu <= 0 || held.heap < 900 || held.heap > 9000 {
 		t.Errorf("%+v", held)
+	}
+}
+
+func TestPeersAreMeasured(t *testing.T) {
+	redistest.Need(t, "haproxy")
+	b := miniature(t)
+	text, err := b.comparePeers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range append([]string{"bare net/http", "broker, /verify"}, labels(programs())...) {
+		if strings.Count(text, "\n"+want) != 1 {
+			t.Errorf("no line about %s in\n%s", want, text)
+		}
+	}
+}
+
+func labels(programs []program) (all []string) {
+	for _, p := range programs {
+		all = append(all, p.label)
+	}
+	return all
+}
+
+// TestPeersRefuseAForgedToken keeps the comparison fair.
+func TestPeersRefuseAForgedToken(t *testing.T) {
+	b := miniature(t)
+	p, err := b.startPeers(t.Context())
+	t.Cleanup(p.stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := os.ReadFile(p.tokenFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dot := bytes.LastIndexByte(token, '.')
+	forged := string(token[:dot+1]) + strings.Repeat("A", len(token)-dot-1)
+	for _, r := range p.rivals {
+		err := get(t.Context(), patient(), r.url, forged)
+		verifies := !strings.HasPrefix(r.label, "bare") && !strings.HasPrefix(r.label, "nginx")
+		if refused := err != nil && strings.Contains(err.Error(), "401"); refused != verifies {
+			t.Errorf("%s: %v", r.label, err)
+		}
 	}
 }

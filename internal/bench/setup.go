@@ -96,7 +96,10 @@ func (s setting) config(address, ops string) string {
 		callers = fmt.Sprintf("{name: mesh, spiffe_id: %q, roles: [all]}, {name: pod, issuer: %q, subject: %q, roles: [all]}", loadID, s.idp.Issuer(), loadSubject)
 	}
 	gateways := ""
-	if s.http != "" {
+	switch {
+	case s.http != "" && s.proof.dir == "":
+		listener += fmt.Sprintf("\n  http: {address: %s, caller: bench}", s.http)
+	case s.http != "":
 		listener += "\n  http: " + s.http
 		gateways = "gateways: {ext_authz: {}}\n"
 	}
