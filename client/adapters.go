@@ -124,10 +124,17 @@ const (
 	oauth2Timeout = 30 * time.Second
 	// oauth2Expiry is the longest time until the Expiry of an oauth2.Token.
 	oauth2Expiry = 70 * time.Second
+	// oauth2Reuse is how long an oauth2.Token is returned again. Its Expiry is
+	// meanwhile between a minute and oauth2Expiry away, or that of the token.
+	oauth2Reuse = 10 * time.Second
 )
 
 // OAuth2 returns the source as an oauth2.TokenSource. A call waits up to 30 s
 // if no token is held.
+//
+// Callers share the returned tokens, as those of oauth2.ReuseTokenSource: copy
+// a token before you change it. Extra returns the same as [Token.Extra], or nil
+// if there is no such member.
 //
 // The Expiry of its tokens is at most 70 s away, even if they live longer:
 // libraries wrap a source in oauth2.ReuseTokenSource, which keeps a token until
@@ -140,17 +147,52 @@ type oauth2Source struct{ source *Source }
 
 // Token implements oauth2.TokenSource.
 func (o oauth2Source) Token() (*oauth2.Token, error) {
+	if h, now := o.source.hit(); h != nil {
+		return h.oauth2Token(now), nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), oauth2Timeout)
 	defer cancel()
-	token, err := o.source.Token(ctx)
+	token, err := o.source.wait(ctx)
 	if err != nil {
 		return nil, err
 	}
-	expiry := time.Now().Add(oauth2Expiry)
+	return newOAuth2Token(token, time.Now()), nil
+}
+
+// sharedOAuth2Token is an oauth2.Token that calls return until one of the clocks
+// reaches the limit, as with heldToken. It is immutable.
+type sharedOAuth2Token struct {
+	token     *oauth2.Token
+	until     time.Time
+	untilWall int64 // Unix seconds
+}
+
+// oauth2Token returns the token as an oauth2.Token that other calls may share.
+func (h *heldToken) oauth2Token(now time.Time) *oauth2.Token {
+	shared := h.shared.Load()
+	if shared == nil || !now.Before(shared.until) || now.Unix() >= shared.untilWall {
+		until := now.Add(oauth2Reuse)
+		shared = &sharedOAuth2Token{newOAuth2Token(h.token, now), until, until.Unix()}
+		h.shared.Store(shared)
+	}
+	return shared.token
+}
+
+func newOAuth2Token(token *Token, now time.Time) *oauth2.Token {
+	expiry := now.Add(oauth2Expiry)
 	if end := token.ExpiresAt(); end.Before(expiry) {
 		expiry = end
 	}
-	return &oauth2.Token{AccessToken: token.AccessToken(), TokenType: token.Type(), Expiry: expiry}, nil
+	made := &oauth2.Token{AccessToken: token.AccessToken(), TokenType: token.Type(), Expiry: expiry}
+	extras := token.get().GetExtras()
+	if len(extras) == 0 {
+		return made
+	}
+	members := make(map[string]any, len(extras))
+	for name, value := range extras {
+		members[name] = value
+	}
+	return made.WithExtra(members)
 }
 
 // HTTPClient returns an http.Client that presents the source's token, as

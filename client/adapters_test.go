@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -290,6 +291,55 @@ func TestOAuth2Source(t *testing.T) {
 		time.Sleep(time.Second)
 		if short, err := source.OAuth2().Token(); err != nil || time.Until(short.Expiry) > 30*time.Second {
 			t.Errorf("the expiry of a token that lives 30 s: %v", err)
+		}
+	})
+}
+
+// Calls share an oauth2.Token for ten seconds, and never beyond a refresh.
+func TestOAuth2Source_sharedToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		life := time.Hour
+		broker, fetched := &stub{}, 0
+		broker.get = func(context.Context, *tokenbrokerv1.GetTokenRequest) (*tokenbrokerv1.GetTokenResponse, error) {
+			fetched++
+			token := newTokenResponse(fmt.Sprintf("token-%d", fetched), life)
+			token.Extras = map[string]string{"instance_url": fmt.Sprintf("https://%d.example", fetched)}
+			return token, nil
+		}
+		source := broker.serve(t).TokenSource(name)
+		expect := func(n int, expiry time.Duration) *oauth2.Token {
+			t.Helper()
+			token, err := source.OAuth2().Token()
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, url := fmt.Sprintf("token-%d", n), fmt.Sprintf("https://%d.example", n)
+			if token.AccessToken != text || token.Extra("instance_url") != url || token.Extra("other") != nil || token.Type() != "Bearer" {
+				t.Errorf("token %s of %v, want %s of %s", token.AccessToken, token.Extra("instance_url"), text, url)
+			}
+			if got := time.Until(token.Expiry); got != expiry {
+				t.Errorf("%s expires in %v, want %v", text, got, expiry)
+			}
+			return token
+		}
+		expect(1, 70*time.Second) // a miss
+		first := expect(1, 70*time.Second)
+		time.Sleep(9 * time.Second)
+		if again := expect(1, 61*time.Second); again != first {
+			t.Error("after 9 s another oauth2.Token is returned")
+		}
+		time.Sleep(time.Second)
+		expect(1, 70*time.Second)
+
+		life = 40 * time.Second
+		if _, err := source.Rejected(t.Context(), mustToken(t, source)); err != nil {
+			t.Fatal(err)
+		}
+		expect(2, 40*time.Second)
+		time.Sleep(15 * time.Second)
+		expect(2, 25*time.Second)
+		if first.AccessToken != "token-1" || first.Extra("instance_url") != "https://1.example" {
+			t.Errorf("a returned token was changed: %s", first.AccessToken)
 		}
 	})
 }

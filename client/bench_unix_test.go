@@ -22,7 +22,11 @@ func TestHitAllocatesNothing(t *testing.T) {
 	mustToken(t, source)
 	ctx := t.Context()
 	if n := testing.AllocsPerRun(1000, func() { _, _ = source.Token(ctx) }); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("Token: %v allocations", n)
+	}
+	wrapped := source.OAuth2()
+	if n := testing.AllocsPerRun(1000, func() { _, _ = wrapped.Token() }); n != 0 {
+		t.Errorf("OAuth2().Token: %v allocations", n)
 	}
 }
 
@@ -126,6 +130,7 @@ func benchCases(b *testing.B) []benchCase {
 	floor.held.Store(&floorToken{token.AccessToken(), time.Now().Add(time.Until(until))})
 	mutex := mutexCache{text: token.AccessToken(), until: time.Now().Add(time.Until(until))}
 	reused := oauth2.ReuseTokenSource(nil, oauth2.StaticTokenSource(&oauth2.Token{AccessToken: token.AccessToken(), Expiry: until}))
+	wrapped := source.OAuth2()
 	failIf := func(bad bool) {
 		if bad {
 			b.Error("no token")
@@ -141,6 +146,12 @@ func benchCases(b *testing.B) []benchCase {
 		{"source", func(n int) {
 			for range n {
 				_, err := source.Token(ctx)
+				failIf(err != nil)
+			}
+		}},
+		{"oauth2", func(n int) {
+			for range n {
+				_, err := wrapped.Token()
 				failIf(err != nil)
 			}
 		}},

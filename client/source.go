@@ -73,7 +73,8 @@ type Source struct {
 	replacements int
 }
 
-// heldToken is a token and the limit of its use. It is immutable except for used.
+// heldToken is a token and the limit of its use. It is immutable except for used and
+// shared.
 type heldToken struct {
 	token *Token
 	// until and untilWall end the use of the token by the monotonic clock and by
@@ -85,6 +86,8 @@ type heldToken struct {
 	arrived   time.Time
 	// used is set by each use and cleared by stopIfIdle.
 	used atomic.Bool
+	// shared is the token for users of [Source.OAuth2]; nil before their first use.
+	shared atomic.Pointer[sharedOAuth2Token]
 }
 
 func (h *heldToken) usable(now time.Time) bool {
@@ -162,14 +165,23 @@ func keyOf(q *tokenbrokerv1.GetTokenRequest) string {
 // unreachable, except in the last 10 s of its life, or in the last tenth of the
 // life that it had left on arrival, if that is less.
 func (s *Source) Token(ctx context.Context) (*Token, error) {
-	h, now := s.held.Load(), time.Now()
-	if h.usable(now) {
-		if !h.used.Load() {
-			s.recordUse(h, now)
-		}
+	if h, _ := s.hit(); h != nil {
 		return h.token, nil
 	}
 	return s.wait(ctx)
+}
+
+// hit returns the held token and the present time, or nil if no usable token is
+// held.
+func (s *Source) hit() (*heldToken, time.Time) {
+	h, now := s.held.Load(), time.Now()
+	if !h.usable(now) {
+		return nil, now
+	}
+	if !h.used.Load() {
+		s.recordUse(h, now)
+	}
+	return h, now
 }
 
 // recordUse records a use of the token, and wakes an idle source.
