@@ -138,10 +138,16 @@ func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
 	if !strings.EqualFold(scheme, "bearer") {
 		return redact.String{}, j.deny(http.StatusUnauthorized, "", "An access token is needed")
 	}
-	if text == "" || strings.ContainsAny(text, " ,\t") {
+	if text == "" || !isOneToken(text) {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The Authorization header is not Bearer and one access token")
 	}
 	return redact.New(text), nil
+}
+
+// isOneToken reports whether a text has none of the characters that separate tokens.
+// IndexByte is much faster than ContainsAny.
+func isOneToken(text string) bool {
+	return strings.IndexByte(text, ' ') < 0 && strings.IndexByte(text, ',') < 0 && strings.IndexByte(text, '\t') < 0
 }
 
 // rejected returns the denial for a rejected token. It reveals no more than RFC 6750

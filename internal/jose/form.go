@@ -56,8 +56,8 @@ func Split(token redact.String) (Compact, error) {
 	if parts := strings.Count(text, ".") + 1; parts != 3 {
 		return Compact{}, wrongParts(parts)
 	}
-	// The decoder ignores line breaks.
-	if strings.ContainsAny(text, "\r\n") {
+	// The decoder ignores line breaks. IndexByte is much faster than ContainsAny.
+	if strings.IndexByte(text, '\r') >= 0 || strings.IndexByte(text, '\n') >= 0 {
 		return Compact{}, errBase64
 	}
 	return decode(text)
