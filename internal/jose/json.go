@@ -221,14 +221,17 @@ func (o Object) List(name string) (list []string, present bool, err error) {
 	if value.Kind() != '[' {
 		return nil, true, fmt.Errorf("its %s is not a list", name)
 	}
-	list = make([]string, 0, 4)
+	var usual [8]string // most lists are not longer
+	found := usual[:0]
 	for element, rest := nextValue(afterBracket(value)); element != nil; element, rest = nextValue(rest) {
 		text, err := textOf(name, element)
 		if err != nil {
 			return nil, true, err
 		}
-		list = append(list, text)
+		found = append(found, text)
 	}
+	list = make([]string, len(found)) // a cache may keep it for long: without spare capacity
+	copy(list, found)
 	return list, true, nil
 }
 

@@ -114,7 +114,7 @@ func reason(r verify.Reason) tokenbrokerv1.RejectionReason {
 }
 
 // verified makes the message and its timestamps in one allocation, as tokenResponse
-// does. The message owns the facts.
+// does. It shares the facts, which nothing changes.
 func verified(result verify.Result) *tokenbrokerv1.VerifyTokenResponse {
 	f := result.Facts
 	alloc := &struct {

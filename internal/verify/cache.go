@@ -215,12 +215,12 @@ func factsCost(f *Facts) int64 {
 		entry = 96 + 256 + 104 // the entry, its Facts and its slot in an index that may be half empty
 		text  = 16             // header of a string
 	)
-	cost := entry + allocation(cap(f.Claims)) + allocation(len(f.typ))
+	cost := entry + allocation(len(f.Claims)) + allocation(len(f.typ))
 	for _, s := range [...]string{f.Subject, f.ClientID, f.TokenID} {
 		cost += allocation(len(s))
 	}
 	for _, list := range [...][]string{f.Audience, f.Scopes} {
-		cost += allocation(text * cap(list))
+		cost += allocation(text * len(list))
 		for _, s := range list {
 			cost += allocation(len(s))
 		}

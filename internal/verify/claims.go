@@ -1,7 +1,6 @@
 package verify
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -13,8 +12,9 @@ import (
 )
 
 // Facts are the claims of a JWT with a valid signature, or of an opaque token's
-// introspection response. They do not depend on the time or on a request.
-// [Verifier.Verify] returns a copy that the caller owns and may change.
+// introspection response. They do not depend on the time or on a request. They are
+// immutable, with all that they point to: the cache and all results for the token share
+// them. A caller that needs to change a part of them copies it first.
 type Facts struct {
 	// Issuer is the iss claim, as configured.
 	Issuer string
@@ -76,17 +76,22 @@ func (t SubjectType) String() string {
 	}
 }
 
-// clone returns a deep copy.
-func (f *Facts) clone() *Facts {
-	c := *f
-	texts := slices.Concat(f.Audience, f.Scopes) // one allocation for both
-	c.Audience, c.Scopes = slices.Clip(texts[:len(f.Audience)]), texts[len(f.Audience):]
-	c.Claims = bytes.Clone(f.Claims)
-	if f.Confirmation != nil {
-		confirmation := *f.Confirmation
-		c.Confirmation = &confirmation
+// seal removes spare capacity, so that no append to a list of these immutable facts
+// changes them, and so that they hold no memory that [factsCost] does not count.
+func (f *Facts) seal() *Facts {
+	f.Audience, f.Scopes, f.Claims = exact(f.Audience), exact(f.Scopes), exact(f.Claims)
+	return f
+}
+
+func exact[E any](list []E) []E {
+	switch {
+	case len(list) == 0:
+		return nil
+	case len(list) < cap(list):
+		return slices.Clip(slices.Clone(list))
+	default:
+		return list
 	}
-	return &c
 }
 
 // maxSeconds is the largest number up to which a float64 holds every integer.
@@ -134,7 +139,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 	if r.err != nil {
 		return nil, r.err
 	}
-	return f, nil
+	return f.seal(), nil
 }
 
 // reader reads claims and keeps the first error.

@@ -52,7 +52,7 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, requestedAt time.Time, defa
 	case claims.Has("iss") && iss != c.Issuer:
 		return nil, reject(UnknownIssuer, "The introspection response names another issuer (iss) than the introspected one; issuers are compared byte by byte.")
 	}
-	return f, nil
+	return f.seal(), nil
 }
 
 // judgeTokenType is judgeType for opaque tokens. The token_type distinguishes access

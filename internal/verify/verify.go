@@ -89,6 +89,7 @@ func (r *Request) admits(issuer string) bool {
 
 // Result is the result of a verification: either Facts or Rejection is set.
 type Result struct {
+	// Facts are shared and must not be changed.
 	Facts *Facts
 	// ValidUntil is the time until which the caller may cache the result. It is the
 	// earliest of the token's expiry, the end of [IssuerConfig.MaxAge],
@@ -180,7 +181,7 @@ func (v *Verifier) judge(token established, req Request, now time.Time) (Result,
 	if age := token.issuer.cfg.MaxAge; age > 0 {
 		until = earliest(until, token.facts.IssuedAt.Add(age))
 	}
-	return Result{Facts: token.facts.clone(), ValidUntil: until}, nil
+	return Result{Facts: token.facts, ValidUntil: until}, nil
 }
 
 // establishJWT returns the facts of a JWT with a valid signature. It caches them, and
