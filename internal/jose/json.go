@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -68,8 +67,8 @@ func ParseObject(data []byte) (Object, error) {
 // the functions below need no checks.
 func validate(data []byte) error {
 	value := jsontext.Value(data)
-	switch _, depth := extent(bytes.TrimLeft(data, space)); {
-	case depth > maxDepth: // checked first, because the parser recurses
+	switch {
+	case depth(data) > maxDepth: // checked first, because the parser recurses
 		return errTooDeep
 	case value.Kind() != '{':
 		return errNotObject
@@ -82,48 +81,90 @@ func validate(data []byte) error {
 	}
 }
 
+// depth returns the nesting depth of the value at the start of data. If there are at most
+// maxDepth brackets it returns their number, which is an upper bound and faster to find.
+func depth(data []byte) int {
+	if brackets := bytes.Count(data, []byte("{")) + bytes.Count(data, []byte("[")); brackets <= maxDepth {
+		return brackets
+	}
+	_, deepest := extent(bytes.TrimLeft(data, space))
+	return deepest
+}
+
 // extent returns the length and the nesting depth of the string, object or array at the
 // start of data. Without an end the length is that of data.
 func extent(data []byte) (end, deepest int) {
-	depth, quoted := 0, false
+	depth := 0
 	for i := 0; i < len(data); i++ {
-		switch c := data[i]; {
-		case c == '\\':
+		switch data[i] {
+		case '\\':
 			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '{' || c == '[':
+		case '"':
+			i += stringEnd(data[i:]) - 1
+		case '{', '[':
 			depth++
 			deepest = max(deepest, depth)
-		case c == '}' || c == ']':
+		case '}', ']':
 			depth--
 		}
-		if depth == 0 && !quoted {
+		if depth == 0 {
 			return i + 1, deepest
 		}
 	}
 	return len(data), deepest
 }
 
+// stringEnd returns the length of the string at the start of data. Without an end that is
+// the length of data.
+func stringEnd(data []byte) int {
+	for end := 1; ; end++ {
+		next := bytes.IndexByte(data[end:], '"')
+		if next < 0 {
+			return len(data)
+		}
+		end += next
+		escapes := 0
+		for data[end-1-escapes] == '\\' {
+			escapes++
+		}
+		if escapes%2 == 0 {
+			return end + 1
+		}
+	}
+}
+
 // afterBracket returns the content of a valid object or array, after its opening bracket.
-func afterBracket(data []byte) []byte { return data[bytes.IndexAny(data, "{[")+1:] }
+func afterBracket(data []byte) []byte {
+	start := 0
+	for data[start] != '{' && data[start] != '[' {
+		start++
+	}
+	return data[start+1:]
+}
 
 // nextValue returns the next value of a valid object or array and the text after it;
 // the name of a member is a value too. The value is nil at the end.
 func nextValue(rest []byte) (value jsontext.Value, after []byte) {
-	rest = bytes.TrimLeft(rest, space+",:")
-	var end int
+	for isSpace(rest[0]) || rest[0] == ',' || rest[0] == ':' {
+		rest = rest[1:]
+	}
+	end := 0
 	switch rest[0] {
 	case '}', ']':
 		return nil, nil
-	case '"', '{', '[':
+	case '"':
+		end = stringEnd(rest)
+	case '{', '[':
 		end, _ = extent(rest)
 	default:
-		end = bytes.IndexAny(rest, space+",}]")
+		for !isSpace(rest[end]) && rest[end] != ',' && rest[end] != '}' && rest[end] != ']' {
+			end++
+		}
 	}
 	return rest[:end:end], rest[end:]
 }
+
+func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
 
 // unquote returns the text of a JSON string. It copies the text only if it has escapes.
 func unquote(quoted jsontext.Value) ([]byte, error) {
@@ -186,10 +227,21 @@ func textOf(name string, value jsontext.Value) (string, error) {
 		return "", fmt.Errorf("its %s is not a string", name)
 	}
 	plain, err := unquote(value)
-	if err != nil || bytes.ContainsFunc(plain, unicode.IsControl) {
+	if err != nil || hasControl(plain) {
 		return "", fmt.Errorf("its %s contains a control character", name)
 	}
 	return stringOf(plain), nil
+}
+
+// hasControl reports whether a valid UTF-8 text contains a control character: one of
+// ASCII, or U+0080 to U+009F, which begin with the byte C2.
+func hasControl(text []byte) bool {
+	for i, c := range text {
+		if c < ' ' || c == 0x7f || c == 0xc2 && i+1 < len(text) && text[i+1] < 0xa0 {
+			return true
+		}
+	}
+	return false
 }
 
 // stringOf converts a text without an allocation if most tokens have it.
