@@ -20,50 +20,43 @@ const (
 	probePause = time.Second
 )
 
-// fleetView is the state of an entry and its client in the store.
-type fleetView struct {
-	token, failure                    store.Entry // of the entry
-	clientFailure, epoch, lastFailure store.Entry
-	secret                            credential.Look
-	secretValues                      []store.Entry // of secret.Keys
-	requested, responded              time.Time
+// fleetLook is one look at the state of an entry and its client in the store: one round
+// trip.
+type fleetLook struct {
+	keys      []string
+	secret    credential.Look
+	requested time.Time // before the call of the store
 }
 
-// look reads the fleet's state of an entry and its client in one round trip.
-func (b *Broker) look(ctx context.Context, e *entry) (*fleetView, error) {
+// look begins a look.
+func (e *entry) look() fleetLook {
 	c := e.client
-	view := &fleetView{secret: c.secrets.Look(), requested: time.Now()}
-	keys := []string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.epoch, c.keys.lastFailure}
-	fields := []*store.Entry{&view.token, &view.failure, &view.clientFailure, &view.epoch, &view.lastFailure}
-	values, err := b.store.Get(ctx, append(keys, view.secret.Keys...)...)
-	if err != nil {
-		return nil, err
-	}
-	view.responded = time.Now()
-	for i, field := range fields {
-		*field = values[i]
-	}
-	view.secretValues = values[len(fields):]
-	return view, nil
+	l := fleetLook{secret: c.secrets.Look(), requested: time.Now()}
+	keys := [...]string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.epoch, c.keys.lastFailure}
+	l.keys = append(keys[:], l.secret.Keys...)
+	return l
 }
 
-// adopt applies the newer parts of the fleet's state to this replica.
-func (b *Broker) adopt(ctx context.Context, e *entry, view *fleetView) {
-	c := e.client
-	c.counters.Adopt(ctx, view.epoch.Number)
-	c.counters.RaiseFence(view.secret.Adopt(ctx, view.secretValues, view.requested, view.responded))
-	c.lastFailure.AdoptStored(view.lastFailure)
-	c.failure.AdoptStored(view.clientFailure, view.responded)
-	e.failure.AdoptStored(view.failure, view.responded)
-	c.counters.RaiseFence(max(view.token.Number, view.failure.Number, view.clientFailure.Number))
-	b.adoptToken(e, view.token, view.requested)
+// adopt applies the newer parts of the fleet's state to this replica. The values are those
+// of the keys of the look.
+func (b *Broker) adopt(ctx context.Context, e *entry, l fleetLook, values []store.Entry) {
+	c, responded := e.client, time.Now()
+	tok, failure, clientFailure, epoch, lastFailure := values[0], values[1], values[2], values[3], values[4]
+	c.counters.Adopt(ctx, epoch.Number)
+	c.counters.RaiseFence(l.secret.Adopt(ctx, values[5:], l.requested, responded))
+	c.lastFailure.AdoptStored(lastFailure)
+	c.failure.AdoptStored(clientFailure, responded)
+	e.failure.AdoptStored(failure, responded)
+	c.counters.RaiseFence(max(tok.Number, failure.Number, clientFailure.Number))
+	b.adoptToken(e, tok, l.requested)
 }
 
 // synchronize adopts the fleet's state of an entry and its client.
 func (b *Broker) synchronize(ctx context.Context, e *entry) error {
-	view, err := b.look(ctx, e)
+	l := e.look()
+	values, err := b.store.Get(ctx, l.keys...)
 	if err == nil {
-		b.adopt(ctx, e, view)
+		b.adopt(ctx, e, l, values)
 	}
 	return err
 }
@@ -93,9 +86,12 @@ func (b *Broker) awaitLease(ctx context.Context, e *entry, key string, unneeded 
 	return b.leases.Await(ctx, lease.Wanted{
 		Key: key, Counters: e.client.counters,
 		Events: []string{e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets},
-		Look: func(ctx context.Context) (needed bool, err error) {
-			err = b.synchronize(ctx, e)
-			return err == nil && !unneeded(), err
+		Look: func() lease.Look {
+			l := e.look()
+			return lease.Look{Keys: l.keys, Adopt: func(ctx context.Context, values []store.Entry) (needed bool) {
+				b.adopt(ctx, e, l, values)
+				return !unneeded()
+			}}
 		},
 	})
 }

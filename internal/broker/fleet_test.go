@@ -231,12 +231,12 @@ func (l *link) write(ctx context.Context) error {
 	return l.pass(ctx)
 }
 
-func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
 	if err := l.write(ctx); err != nil {
-		return store.Lease{}, false, err
+		return store.Claimed{}, err
 	}
-	lease, acquired, err := l.to.Load().Acquire(ctx, claim)
-	return lease, acquired, errors.Join(err, l.pass(ctx))
+	claimed, err := l.to.Load().Acquire(ctx, claim)
+	return claimed, errors.Join(err, l.pass(ctx))
 }
 
 func (l *link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {

@@ -106,8 +106,8 @@ func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 		Key: e.forcedKey(), Owner: rand.Text(), TTL: ForcedInterval,
 		Counter: e.client.keys.fences, Floor: e.client.counters.Fence(),
 	}
-	_, acquired, err := b.store.Acquire(ctx, guard)
-	return acquired || err != nil
+	claimed, err := b.store.Acquire(ctx, guard)
+	return claimed.Acquired || err != nil
 }
 
 // mayForceAt sets the time from which this replica may force a fetch again.

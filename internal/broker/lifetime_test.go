@@ -24,12 +24,22 @@ type prolonging struct {
 
 func (p prolonging) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	entries, err := p.Store.Get(ctx, keys...)
+	p.prolong(entries)
+	return entries, err
+}
+
+func (p prolonging) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
+	claimed, err := p.Store.Acquire(ctx, claim)
+	p.prolong(claimed.Entries)
+	return claimed, err
+}
+
+func (p prolonging) prolong(entries []store.Entry) {
 	for i := range entries {
 		if entries[i].TTL > 0 {
 			entries[i].TTL += p.by
 		}
 	}
-	return entries, err
 }
 
 // startProlonged starts replicas with a sealed store that prolongs what is in it.
@@ -109,6 +119,17 @@ type ahead struct {
 
 func (a ahead) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	entries, err := a.Store.Get(ctx, keys...)
+	a.shorten(entries)
+	return entries, err
+}
+
+func (a ahead) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
+	claimed, err := a.Store.Acquire(ctx, claim)
+	a.shorten(claimed.Entries)
+	return claimed, err
+}
+
+func (a ahead) shorten(entries []store.Entry) {
 	for i, entry := range entries {
 		switch {
 		case entry.TTL > a.by:
@@ -117,7 +138,6 @@ func (a ahead) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 			entries[i] = store.Entry{}
 		}
 	}
-	return entries, err
 }
 
 // Throttling is obeyed to its end by a replica whose clock is ahead.

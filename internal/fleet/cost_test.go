@@ -36,7 +36,7 @@ func (c *counted) Apply(ctx context.Context, change store.Change) ([]bool, error
 	return c.Store.Apply(ctx, change)
 }
 
-func (c *counted) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (c *counted) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
 	c.others.Add(1)
 	return c.Store.Acquire(ctx, claim)
 }

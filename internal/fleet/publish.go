@@ -165,12 +165,12 @@ func (p *Publisher) takeSlot(ctx context.Context) error {
 			floor = slots[n].number >> sequenceBits
 		}
 		keys := p.names.slot(n)
-		lease, acquired, err := p.cfg.Store.Acquire(ctx, store.Claim{Key: keys.lease, Owner: rand.Text(), Counter: keys.fences, Floor: floor, TTL: RecordTTL})
+		claimed, err := p.cfg.Store.Acquire(ctx, store.Claim{Key: keys.lease, Owner: rand.Text(), Counter: keys.fences, Floor: floor, TTL: RecordTTL})
 		if err != nil {
 			return err
 		}
-		if acquired {
-			p.slot, p.lease, p.sequence = n, lease, 0
+		if claimed.Acquired {
+			p.slot, p.lease, p.sequence = n, claimed.Lease, 0
 			p.count.Store(int64(max(len(slots), n+1)))
 			return nil
 		}

@@ -287,7 +287,7 @@ func (c *counting) Apply(ctx context.Context, change store.Change) ([]bool, erro
 	return c.Store.Apply(ctx, change)
 }
 
-func (c *counting) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (c *counting) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
 	c.writes.Add(1)
 	return c.Store.Acquire(ctx, claim)
 }

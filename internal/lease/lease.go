@@ -48,9 +48,16 @@ type Wanted struct {
 	Counters *epoch.Counters
 	// Events are the keys whose changes may make the lease free or unneeded.
 	Events []string
-	// Look reads the state of the fleet and reports whether the lease is needed. The error
-	// says that the store could not be read.
-	Look func(ctx context.Context) (needed bool, err error)
+	// Look begins a look at the state of the fleet.
+	Look func() Look
+}
+
+// Look is one look at the state of the fleet.
+type Look struct {
+	// Keys are the keys to read.
+	Keys []string
+	// Adopt applies their entries and reports whether the lease is needed.
+	Adopt func(ctx context.Context, entries []store.Entry) (needed bool)
 }
 
 // Outcome is the reason for the end of [Leases.Await].
@@ -79,16 +86,13 @@ func (l *Leases) Await(ctx context.Context, w Wanted) (store.Lease, Outcome) {
 	claim := store.Claim{Key: w.Key, Owner: rand.Text(), Counter: w.Counters.FenceKey, TTL: ttl}
 	failures, pause := 0, pollFirst
 	for {
-		needed, err := w.Look(ctx)
-		acquired, granted := false, store.Lease{}
-		if err == nil && needed {
-			claim.Floor = w.Counters.Fence()
-			granted, acquired, err = l.Store.Acquire(ctx, claim)
-			w.Counters.RaiseFence(granted.Fence)
-		}
+		granted, needed, err := l.claim(ctx, w, claim)
 		switch {
-		case acquired:
-			return l.confirm(ctx, w, granted)
+		case granted.Fence > 0 && needed:
+			return granted, Acquired
+		case granted.Fence > 0:
+			l.Write(ctx, store.Change{Release: granted})
+			return store.Lease{}, NotNeeded
 		case ctx.Err() != nil:
 			return store.Lease{}, ContextEnd
 		case err == nil && !needed:
@@ -107,14 +111,23 @@ func (l *Leases) Await(ctx context.Context, w Wanted) (store.Lease, Outcome) {
 	}
 }
 
-// confirm looks again after a claim: the previous holder may have stored its result between
-// the look and the claim.
-func (l *Leases) confirm(ctx context.Context, w Wanted, granted store.Lease) (store.Lease, Outcome) {
-	if needed, err := w.Look(ctx); err != nil || needed {
-		return granted, Acquired
+// claim looks, and claims the lease if it is needed. The zero lease: it is not needed, or
+// another replica holds it. The claim looks again in the same step, because the previous
+// holder may have stored its result between the look and the claim.
+func (l *Leases) claim(ctx context.Context, w Wanted, claim store.Claim) (granted store.Lease, needed bool, err error) {
+	look := w.Look()
+	entries, err := l.Store.Get(ctx, look.Keys...)
+	if err != nil || !look.Adopt(ctx, entries) {
+		return store.Lease{}, false, err
 	}
-	l.Write(ctx, store.Change{Release: granted})
-	return store.Lease{}, NotNeeded
+	look = w.Look()
+	claim.Read, claim.Floor = look.Keys, w.Counters.Fence()
+	claimed, err := l.Store.Acquire(ctx, claim)
+	if err != nil {
+		return store.Lease{}, true, err
+	}
+	w.Counters.RaiseFence(claimed.Lease.Fence)
+	return claimed.Lease, look.Adopt(ctx, claimed.Entries), nil
 }
 
 // Renew renews a lease until it is stopped or the lease is lost. A holder goes on without

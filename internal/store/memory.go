@@ -79,15 +79,15 @@ func (m *Memory) Get(ctx context.Context, keys ...string) (entries []Entry, err 
 }
 
 // Acquire implements Store.
-func (m *Memory) Acquire(ctx context.Context, claim Claim) (lease Lease, acquired bool, err error) {
+func (m *Memory) Acquire(ctx context.Context, claim Claim) (claimed Claimed, err error) {
 	if err := claim.Check(); err != nil {
-		return Lease{}, false, err
+		return Claimed{}, err
 	}
 	err = m.write(ctx, func(t *Tables) (err error) {
-		lease, acquired, err = t.Acquire(claim)
+		claimed, err = t.Acquire(claim)
 		return err
 	})
-	return lease, acquired, err
+	return claimed, err
 }
 
 // Renew implements Store.

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -62,7 +63,7 @@ func TestFullMemoryDropsTheSoonestExpiry(t *testing.T) {
 func TestFullMemoryKeepsLastingValues(t *testing.T) {
 	m := store.NewMemory(store.MemoryConfig{MaxBytes: 3700})
 	claim := store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}
-	lease, _, err := m.Acquire(t.Context(), claim)
+	lease, _, err := claimLease(t.Context(), m, claim)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestFullMemoryKeepsLastingValues(t *testing.T) {
 	if err := apply(t, m, put("small", 10, time.Hour), put("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a write without room: %v", err)
 	}
-	if _, _, err := m.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
+	if _, err := m.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a lease without room: %v", err)
 	}
 	if _, err := m.Raise(t.Context(), strings.Repeat("e", 256), 0, 1); !errors.Is(err, store.ErrFull) {
@@ -95,7 +96,7 @@ func TestMemoryFreesExpiredValues(t *testing.T) {
 		m := store.NewMemory(store.MemoryConfig{MaxBytes: 2000})
 		acquire := func(key, owner string, ttl time.Duration) store.Lease {
 			t.Helper()
-			lease, _, err := m.Acquire(t.Context(), store.Claim{Key: key, Owner: owner, Counter: "fences", TTL: ttl})
+			lease, _, err := claimLease(t.Context(), m, store.Claim{Key: key, Owner: owner, Counter: "fences", TTL: ttl})
 			if err != nil {
 				t.Fatalf("%s: %v", key, err)
 			}
@@ -117,4 +118,10 @@ func TestMemoryFreesExpiredValues(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 	})
+}
+
+// claimLease returns the lease of a claim, and whether it was granted.
+func claimLease(ctx context.Context, s store.Store, claim store.Claim) (store.Lease, bool, error) {
+	claimed, err := s.Acquire(ctx, claim)
+	return claimed.Lease, claimed.Acquired, err
 }

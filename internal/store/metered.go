@@ -64,10 +64,10 @@ func (m *Metered) Get(ctx context.Context, keys ...string) ([]Entry, error) {
 }
 
 // Acquire claims a lease and counts the result.
-func (m *Metered) Acquire(ctx context.Context, claim Claim) (Lease, bool, error) {
-	lease, acquired, err := m.Store.Acquire(ctx, claim)
+func (m *Metered) Acquire(ctx context.Context, claim Claim) (Claimed, error) {
+	claimed, err := m.Store.Acquire(ctx, claim)
 	m.called(ctx, "acquire", &m.writes, err)
-	return lease, acquired, err
+	return claimed, err
 }
 
 // Renew extends a lease. It counts the result, and a lease that was lost.

@@ -27,7 +27,7 @@ const (
 	MaxKey = 256
 	// MaxValue is the largest value in bytes, with the overhead of a decorator.
 	MaxValue = 1 << 20
-	// MaxKeys is the maximum number of keys in one Get.
+	// MaxKeys is the maximum number of keys that one Get or one Acquire reads.
 	MaxKeys = 1000
 	// MaxPuts is the maximum number of puts in one change.
 	MaxPuts = 8
@@ -120,7 +120,8 @@ const (
 // Keys. A key is any non-empty string of at most MaxKey bytes. Values, counters and
 // leases have separate keys: using one key as two of them is undefined. The keys of one
 // Acquire or one Apply must share a hash tag, the part in braces of "{tag}rest", because
-// a Redis Cluster runs a script on one slot only; other calls may mix tags. A key must
+// a Redis Cluster runs a script on one slot only; other calls may mix tags. That includes
+// the keys that a claim reads. A key must
 // contain no secret, because databases log keys.
 //
 // Atomicity. A call takes one round trip. Acquire, Renew, Apply and Raise are atomic.
@@ -151,9 +152,12 @@ type Store interface {
 	// *UnreadError and the entries of the others are returned with it.
 	Get(ctx context.Context, keys ...string) ([]Entry, error)
 
-	// Acquire claims a lease and has three outcomes. ACQUIRED: true, and the lease. HELD
-	// by another owner: false and no error. ERROR: the state is unknown; this is not
-	// HELD, because the lease may have no holder.
+	// Acquire claims a lease and has three outcomes. ACQUIRED: the lease. HELD by another
+	// owner: no lease and no error. ERROR: the state is unknown; this is not HELD,
+	// because the lease may have no holder.
+	//
+	// In the same step, Acquire reads the keys that the claim names: after ACQUIRED, no
+	// holder of the lease has changed them since the claim was granted.
 	//
 	// The fence of a lease is the counter's next count: higher than that of any earlier
 	// lease from the same counter, released, expired or not, and higher than the claim's
@@ -166,7 +170,7 @@ type Store interface {
 	// All claims of a lease name the same lifetime. If a claim finds the lease HELD for
 	// longer than that, because the store's clock was set back or the lease was
 	// prolonged, the lease is cut to the lifetime of the claim.
-	Acquire(ctx context.Context, claim Claim) (lease Lease, acquired bool, err error)
+	Acquire(ctx context.Context, claim Claim) (Claimed, error)
 
 	// Renew starts the lifetime of a lease anew. False means that the lease is lost: it
 	// expired or has another owner now. A lost lease stays lost.
@@ -268,6 +272,19 @@ type Claim struct {
 	Floor uint64
 	// TTL is how long the lease lasts unless renewed. More than 0.
 	TTL time.Duration
+	// Read are keys to read in the same step, at most MaxKeys. May be empty.
+	Read []string
+}
+
+// Claimed is the outcome of a claim.
+type Claimed struct {
+	// Acquired: the lease was granted. False: another owner holds it.
+	Acquired bool
+	// Lease is the granted lease, else zero.
+	Lease Lease
+	// Entries has one entry for each key in Claim.Read, in order, as Get returns them,
+	// whether the lease was granted or not. All of them are of the instant of the claim.
+	Entries []Entry
 }
 
 // Lease is a claim that was granted.
@@ -304,7 +321,7 @@ func CheckKey(key string) error {
 	return nil
 }
 
-// CheckKeys returns an error if the keys of a Get are invalid for every Store.
+// CheckKeys returns an error if keys to read are invalid for every Store.
 func CheckKeys(keys []string) error {
 	if len(keys) > MaxKeys {
 		return fmt.Errorf("%d keys at once: at most %d are allowed", len(keys), MaxKeys)
@@ -330,7 +347,7 @@ func (c Claim) Check() error {
 	if CheckKey(c.Owner) != nil {
 		return fmt.Errorf("a lease owner of %d bytes: it must have 1 to %d", len(c.Owner), MaxKey)
 	}
-	return errors.Join(CheckTTL(c.TTL), CheckKey(c.Key), CheckKey(c.Counter))
+	return errors.Join(CheckTTL(c.TTL), CheckKey(c.Key), CheckKey(c.Counter), CheckKeys(c.Read))
 }
 
 func (p Put) check() error {

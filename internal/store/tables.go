@@ -76,7 +76,15 @@ func (t *Tables) Get(keys []string) []Entry {
 }
 
 // Acquire implements Store.Acquire.
-func (t *Tables) Acquire(claim Claim) (Lease, bool, error) {
+func (t *Tables) Acquire(claim Claim) (Claimed, error) {
+	lease, acquired, err := t.claim(claim)
+	if err != nil {
+		return Claimed{}, err
+	}
+	return Claimed{Acquired: acquired, Lease: lease, Entries: t.Get(claim.Read)}, nil
+}
+
+func (t *Tables) claim(claim Claim) (Lease, bool, error) {
 	expires := t.Now.Add(claim.TTL)
 	if held, found := t.get(t.Leases, claim.Key); found {
 		ours := string(held.Value) == claim.Owner

@@ -43,7 +43,7 @@ func TestKilledBoltWriter(t *testing.T) {
 
 func writeAndTell(t *testing.T, b *boltstore.Store, writer int) error {
 	claim := store.Claim{Key: fmt.Sprint("lease ", writer), Owner: rand.Text(), Counter: "fences", TTL: 100 * time.Millisecond}
-	lease, acquired, err := b.Acquire(t.Context(), claim)
+	lease, acquired, err := claimLease(t.Context(), b, claim)
 	if err != nil || !acquired { // a predecessor was killed while it held it
 		return err
 	}
@@ -159,7 +159,7 @@ func (a *acknowledged) check(t *testing.T, b *boltstore.Store) {
 			t.Fatalf("%s has the number %d, acknowledged was %d", key, entries[0].Number, number)
 		}
 	}
-	lease, acquired, err := b.Acquire(t.Context(), store.Claim{Key: "newcomer", Owner: rand.Text(), Counter: "fences", TTL: time.Millisecond})
+	lease, acquired, err := claimLease(t.Context(), b, store.Claim{Key: "newcomer", Owner: rand.Text(), Counter: "fences", TTL: time.Millisecond})
 	if err != nil || !acquired || lease.Fence <= a.fence {
 		t.Fatalf("fence %d after %d, %v", lease.Fence, a.fence, err)
 	}

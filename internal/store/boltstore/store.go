@@ -98,20 +98,20 @@ func (b *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) 
 }
 
 // Acquire implements Store.
-func (b *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (b *Store) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
 	if err := claim.Check(); err != nil {
-		return store.Lease{}, false, err
+		return store.Claimed{}, err
 	}
-	var lease store.Lease
-	var acquired bool
+	claim.Read = slices.Clone(claim.Read) // the writer may still use it when ctx has ended
+	var claimed store.Claimed
 	err := b.write(ctx, func(t *tx) (err error) {
-		lease, acquired, err = t.Acquire(claim)
+		claimed, err = t.Acquire(claim)
 		return err
 	})
 	if err != nil {
-		return store.Lease{}, false, err
+		return store.Claimed{}, err
 	}
-	return lease, acquired, nil
+	return claimed, nil
 }
 
 // Renew implements Store.

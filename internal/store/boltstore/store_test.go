@@ -94,7 +94,7 @@ func TestBoltReopensWithItsValues(t *testing.T) {
 		config := boltstore.Config{Path: newPath(t)}
 		b := openBolt(t, config)
 		claim := store.Claim{Key: "lease", Owner: "a", Counter: "fences", Floor: 41, TTL: time.Hour}
-		lease, _, err := b.Acquire(t.Context(), claim)
+		lease, _, err := claimLease(t.Context(), b, claim)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,10 +117,10 @@ func TestBoltReopensWithItsValues(t *testing.T) {
 		if held, err := b.Renew(t.Context(), lease, time.Hour); err != nil || !held {
 			t.Errorf("the lease is lost: %v, %v", held, err)
 		}
-		if _, acquired, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
+		if _, acquired, err := claimLease(t.Context(), b, store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
 			t.Errorf("a held lease was granted: %v, %v", acquired, err)
 		}
-		if next, _, err := b.Acquire(t.Context(), store.Claim{Key: "other", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || next.Fence <= lease.Fence {
+		if next, _, err := claimLease(t.Context(), b, store.Claim{Key: "other", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || next.Fence <= lease.Fence {
 			t.Errorf("fence %d after %d, %v", next.Fence, lease.Fence, err)
 		}
 	})
@@ -144,7 +144,7 @@ func TestFullBoltDropsTheSoonestExpiry(t *testing.T) {
 func TestFullBoltKeepsLastingValues(t *testing.T) {
 	config := boltstore.Config{Path: newPath(t), MaxBytes: 3700}
 	b := openBolt(t, config)
-	lease, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour})
+	lease, _, err := claimLease(t.Context(), b, store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestFullBoltKeepsLastingValues(t *testing.T) {
 	if err := applyPuts(t, b, sizedPut("small", 10, time.Hour), sizedPut("large", 3000, time.Hour)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a write without room: %v", err)
 	}
-	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
+	if _, err := b.Acquire(t.Context(), store.Claim{Key: strings.Repeat("k", 250), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Hour}); !errors.Is(err, store.ErrFull) {
 		t.Errorf("a lease without room: %v", err)
 	}
 	if _, err := b.Raise(t.Context(), strings.Repeat("e", 256), 0, 1); !errors.Is(err, store.ErrFull) {
@@ -180,7 +180,7 @@ func TestBoltFreesExpiredValues(t *testing.T) {
 		b := openBolt(t, boltstore.Config{Path: newPath(t), MaxBytes: 2000})
 		for i := range 300 {
 			claim := store.Claim{Key: fmt.Sprintf("lease %d", i), Owner: strings.Repeat("o", 250), Counter: "fences", TTL: time.Second}
-			if _, _, err := b.Acquire(t.Context(), claim); err != nil {
+			if _, err := b.Acquire(t.Context(), claim); err != nil {
 				t.Fatalf("after %d leases: %v", i, err)
 			}
 			if err := applyPuts(t, b, sizedPut(fmt.Sprintf("value %d", i), 1000, time.Second)); err != nil {
@@ -244,14 +244,14 @@ func TestBoltCallersShareASync(t *testing.T) {
 
 func TestBoltWritesOnlyChanges(t *testing.T) {
 	b := openBolt(t, boltstore.Config{Path: newPath(t)})
-	if _, _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}); err != nil {
+	if _, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "a", Counter: "fences", TTL: time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 	if err := applyPuts(t, b, sizedPut("value", 10, time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	before := boltstore.Commits(b)
-	if _, acquired, err := b.Acquire(t.Context(), store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
+	if _, acquired, err := claimLease(t.Context(), b, store.Claim{Key: "lease", Owner: "b", Counter: "fences", TTL: time.Hour}); err != nil || acquired {
 		t.Fatalf("acquired %v, %v", acquired, err)
 	}
 	if err := applyPuts(t, b, sizedPut("value", 10, time.Hour)); err != nil {
@@ -367,4 +367,10 @@ func BenchmarkBoltApply(b *testing.B) {
 			}
 		})
 	})
+}
+
+// claimLease returns the lease of a claim, and whether it was granted.
+func claimLease(ctx context.Context, s store.Store, claim store.Claim) (store.Lease, bool, error) {
+	claimed, err := s.Acquire(ctx, claim)
+	return claimed.Lease, claimed.Acquired, err
 }

@@ -80,7 +80,7 @@ func doesNotWrite(t *testing.T, fault writeFault) {
 
 	trips := r.Trips()
 	for range 1000 {
-		_, _, err := r.Acquire(t.Context(), testClaim())
+		_, err := r.Acquire(t.Context(), testClaim())
 		if !errors.Is(err, store.ErrNoWrites) || !errors.Is(err, store.ErrAway) || !strings.Contains(err.Error(), fault.says) {
 			t.Fatalf("a write: %v", err)
 		}
@@ -234,7 +234,7 @@ func TestRedisCluster_movedSlot(t *testing.T) {
 	const key, absent, lease, counter = "{moves}key", "{moves}absent", "{moves}lease", "{moves}counter"
 	claim := store.Claim{Key: lease, Owner: testOwner, Counter: counter, TTL: time.Hour}
 	acquire := func() error {
-		held, _, err := r.Acquire(t.Context(), claim)
+		held, _, err := claimLease(t.Context(), r, claim)
 		if err == nil {
 			_, err = r.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: key, Number: held.Fence, Value: []byte(testValue)}}, Release: held})
 		}
@@ -296,7 +296,7 @@ func TestRedisEvictsLeasesLast(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{Config: []string{"maxmemory-policy volatile-ttl", "maxmemory-samples 64"}})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
-	lease, acquired, err := r.Acquire(t.Context(), store.Claim{Key: testLease, Owner: testOwner, Counter: testCounter, TTL: time.Minute})
+	lease, acquired, err := claimLease(t.Context(), r, store.Claim{Key: testLease, Owner: testOwner, Counter: testCounter, TTL: time.Minute})
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)
 	}
@@ -321,7 +321,7 @@ func TestFullRedisReleasesLeases(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	testkit.Eventually(t, "it works", func() bool { return works(t, r) })
-	lease, acquired, err := r.Acquire(t.Context(), testClaim())
+	lease, acquired, err := claimLease(t.Context(), r, testClaim())
 	if err != nil || !acquired {
 		t.Fatal(acquired, err)
 	}

@@ -1,6 +1,7 @@
 package redisstore_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -17,13 +18,13 @@ func TestProlongedRedisLeaseEnds(t *testing.T) {
 	r := openPatient(t, redisstore.Config{Addresses: []string{server.Addr()}})
 	claim := store.Claim{Key: "tb{c}lease", Owner: "died", Counter: "tb{c}fences", TTL: time.Second}
 	for _, prolong := range [][]string{{"PEXPIRE", "tb1:tb{c}lease", "90000000"}, {"PERSIST", "tb1:tb{c}lease"}} {
-		if _, acquired, err := r.Acquire(t.Context(), claim); err != nil || !acquired {
+		if _, acquired, err := claimLease(t.Context(), r, claim); err != nil || !acquired {
 			t.Fatal(acquired, err)
 		}
 		server.CLI(prolong...)
 		claim.Owner += " again"
 		for begun := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-			lease, acquired, err := r.Acquire(t.Context(), claim)
+			lease, acquired, err := claimLease(t.Context(), r, claim)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -38,4 +39,10 @@ func TestProlongedRedisLeaseEnds(t *testing.T) {
 			}
 		}
 	}
+}
+
+// claimLease returns the lease of a claim, and whether it was granted.
+func claimLease(ctx context.Context, s store.Store, claim store.Claim) (store.Lease, bool, error) {
+	claimed, err := s.Acquire(ctx, claim)
+	return claimed.Lease, claimed.Acquired, err
 }

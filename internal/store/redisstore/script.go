@@ -26,6 +26,10 @@ import (
 // read returns the number and the bytes that a key holds; 0 and no bytes if it is
 // absent, or has another format, as parseEntry does.
 //
+// append appends the entries of the keys from the first one to an answer: the text and
+// the milliseconds left of each, both of the same value, which two commands would not
+// guarantee.
+//
 // Numbers are floating point here, exact up to MaxNumber. Lua would write large ones
 // with an exponent, so text formats them itself.
 const luaRead = `
@@ -72,6 +76,15 @@ local function read(key)
   return tonumber(digits), string.sub(rest, 2)
 end
 
+local function append(answer, first)
+  for i = first, #KEYS do
+    local value = held(KEYS[i])
+    table.insert(answer, value)
+    table.insert(answer, value and call('PTTL', KEYS[i]))
+  end
+  return answer
+end
+
 local function text(number)
   return string.format('%.0f', number)
 end
@@ -100,25 +113,19 @@ local function lasting(millis)
 end
 `
 
-// luaGet has the keys to read, and returns the text and the milliseconds left of each:
-// both of the same value, which two commands would not guarantee.
+// luaGet has the keys to read, and returns their entries.
 const luaGet = luaRead + `
 return attempt(function()
-  local entries = {}
-  for i, key in ipairs(KEYS) do
-    local answer = held(key)
-    entries[2 * i - 1] = answer
-    entries[2 * i] = answer and call('PTTL', key)
-  end
-  return entries
+  return append({}, 1)
 end)
 `
 
-// luaAcquire has the keys lease and counter, and the arguments owner, milliseconds and
-// floor. It returns the fence; 0 if another owner holds the lease, for at most these
-// milliseconds, and -1 if the counter is exhausted.
+// luaAcquire has the keys lease and counter, then keys to read, and the arguments owner,
+// milliseconds and floor. It returns the fence, and then the entries of the keys. The
+// fence is 0 if another owner holds the lease, for at most these milliseconds, and -1 if
+// the counter is exhausted.
 const luaAcquire = testLease + `
-return attempt(function()
+local function claim()
   local fence, owner, lasts = lease(KEYS[1])
   if lasts then
     if owner ~= ARGV[1] then
@@ -137,6 +144,10 @@ return attempt(function()
   call('SET', KEYS[2], text(fence))
   call('SET', KEYS[1], 'L' .. text(fence) .. ':' .. ARGV[1], 'PX', lasting(ARGV[2]))
   return fence
+end
+
+return attempt(function()
+  return append({claim()}, 3)
 end)
 `
 
@@ -311,4 +322,31 @@ func parseEntry(text string, left int64) store.Entry {
 		entry.TTL = max(1, time.Duration(left)*time.Millisecond) // 0 would mean for ever
 	}
 	return entry
+}
+
+// parseEntries parses the entries of n keys.
+func parseEntries(answer []any, n int) ([]store.Entry, error) {
+	if len(answer) != 2*n {
+		return nil, errResponse
+	}
+	entries := make([]store.Entry, n)
+	for i := range entries {
+		text, _ := answer[2*i].(string) // nil: the key is absent
+		left, _ := answer[2*i+1].(int64)
+		entries[i] = parseEntry(text, left)
+	}
+	return entries, nil
+}
+
+// parseClaim parses the result of luaAcquire that read n keys.
+func parseClaim(answer []any, n int) (fence int64, entries []store.Entry, err error) {
+	if len(answer) == 0 {
+		return 0, nil, errResponse
+	}
+	fence, isNumber := answer[0].(int64)
+	if !isNumber {
+		return 0, nil, errResponse
+	}
+	entries, err = parseEntries(answer[1:], n)
+	return fence, entries, err
 }

@@ -289,32 +289,50 @@ func (r *Store) pipeline(ctx context.Context, command scriptCommand, groups []ke
 	var entries []placedEntry
 	for i, command := range commands {
 		answer, err := command.(*redis.Cmd).Slice() //nolint:forcetypeassert // what command makes
-		if err != nil || len(answer) != 2*len(groups[i].places) {
+		if err != nil {
 			return nil, errResponse
 		}
+		read, err := parseEntries(answer, len(groups[i].places))
+		if err != nil {
+			return nil, err
+		}
 		for j, place := range groups[i].places {
-			text, _ := answer[2*j].(string) // nil: the key is absent
-			left, _ := answer[2*j+1].(int64)
-			entries = append(entries, placedEntry{place, parseEntry(text, left)})
+			entries = append(entries, placedEntry{place, read[j]})
 		}
 	}
 	return entries, nil
 }
 
 // Acquire implements Store.
-func (r *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
+func (r *Store) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
 	if err := claim.Check(); err != nil {
-		return store.Lease{}, false, err
+		return store.Claimed{}, err
 	}
 	if _, err := store.Raised(0, claim.Floor, 1); err != nil {
-		return store.Lease{}, false, err
+		return store.Claimed{}, err
 	}
-	fence, err := r.number(ctx, r.scripts.acquire, []string{claim.Key, claim.Counter},
-		claim.Owner, millis(claim.TTL), claim.Floor)
-	if err != nil || fence == 0 {
-		return store.Lease{}, false, err
+	keys := append([]string{claim.Key, claim.Counter}, claim.Read...)
+	var fence int64
+	var entries []store.Entry
+	err := r.write(ctx, claim.Key, func(ctx context.Context) error {
+		answer, err := r.run(ctx, r.scripts.acquire, keys, claim.Owner, millis(claim.TTL), claim.Floor).Slice()
+		if err != nil {
+			return err
+		}
+		fence, entries, err = parseClaim(answer, len(claim.Read))
+		return err
+	})
+	switch {
+	case err != nil:
+		return store.Claimed{}, err
+	case fence < 0:
+		_, err := store.Raised(store.MaxNumber, 0, 1)
+		return store.Claimed{}, err
+	case fence == 0:
+		return store.Claimed{Entries: entries}, nil
 	}
-	return store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: fence}, true, nil
+	lease := store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: uint64(fence)}
+	return store.Claimed{Acquired: true, Lease: lease, Entries: entries}, nil
 }
 
 // Renew implements Store.

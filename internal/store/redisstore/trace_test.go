@@ -33,7 +33,7 @@ func TestRedisSpansShowNoContent(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			lease, _, err := r.Acquire(ctx, store.Claim{Key: "{canary}lease", Owner: owner, TTL: time.Minute, Counter: "{canary}count"})
+			lease, _, err := claimLease(ctx, r, store.Claim{Key: "{canary}lease", Owner: owner, TTL: time.Minute, Counter: "{canary}count"})
 			must(err)
 			_, err = r.Renew(ctx, lease, time.Minute)
 			must(err)

@@ -64,13 +64,18 @@ func (s *Store) Unopened() Unopened {
 // Get implements Store.
 func (s *Store) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 	entries, err := s.inner.Get(ctx, keys...) // some may have been read in spite of err
+	s.openAll(keys, entries)
+	return entries, err
+}
+
+// openAll opens the values of keys in place.
+func (s *Store) openAll(keys []string, entries []store.Entry) {
 	ring := s.rings.Current()
 	for i, entry := range entries {
 		if len(entry.Value) > 0 {
 			entries[i] = s.open(ring, keys[i], entry)
 		}
 	}
-	return entries, err
 }
 
 // Health returns the health of the inner store's servers; nil if it does not report it.
@@ -97,8 +102,10 @@ func (s *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 }
 
 // Acquire implements Store.
-func (s *Store) Acquire(ctx context.Context, claim store.Claim) (store.Lease, bool, error) {
-	return s.inner.Acquire(ctx, claim)
+func (s *Store) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
+	claimed, err := s.inner.Acquire(ctx, claim)
+	s.openAll(claim.Read, claimed.Entries)
+	return claimed, err
 }
 
 // Renew implements Store.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -174,15 +175,42 @@ func TestUnreadableValueIsAMiss(t *testing.T) {
 	}
 }
 
+// A claim opens what it reads as Get does, whether it is granted or not.
+func TestClaimOpensWhatItReads(t *testing.T) {
+	sealed, inner := sealedPair(t)
+	mustApply(t, sealed, "a", 1, []byte("value a"))
+	mustApply(t, inner, "b", 1, []byte("not sealed, but long enough for an envelope"))
+	mustApply(t, inner, "c", 1, mustGet(t, inner, "a").Value) // moved to another key
+	if _, err := sealed.Raise(t.Context(), "d", 3, 0); err != nil {
+		t.Fatal(err)
+	}
+	claim := store.Claim{Key: "lease", Counter: "fences", TTL: time.Hour, Read: []string{"a", "b", "c", "d", "e", "a"}}
+	for _, owner := range []string{"holder", "another"} {
+		claim.Owner = owner
+		claimed, err := sealed.Acquire(t.Context(), claim)
+		if err != nil || claimed.Acquired != (owner == "holder") {
+			t.Fatal(claimed.Acquired, err)
+		}
+		read, err := sealed.Get(t.Context(), claim.Read...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(claimed.Entries, read) || string(read[0].Value) != "value a" || !isMiss(read[1]) || !isMiss(read[2]) {
+			t.Errorf("%s: the claim read %+v, Get %+v", owner, claimed.Entries, read)
+		}
+	}
+}
+
 // Something that cannot be opened holds its place until something newer comes,
 // and the next fence is newer.
 func TestUnreadableValueIsOverwritten(t *testing.T) {
 	sealed, inner := sealedPair(t)
 	for _, owner := range []string{"a", "b"} {
-		lease, acquired, err := sealed.Acquire(t.Context(), store.Claim{Key: "lease", Owner: owner, Counter: "fences", TTL: time.Hour})
-		if err != nil || !acquired {
-			t.Fatal(acquired, err)
+		claimed, err := sealed.Acquire(t.Context(), store.Claim{Key: "lease", Owner: owner, Counter: "fences", TTL: time.Hour})
+		if err != nil || !claimed.Acquired {
+			t.Fatal(claimed, err)
 		}
+		lease := claimed.Lease
 		puts := []store.Put{{Key: "key", Number: lease.Fence, Value: []byte("value of " + owner)}}
 		into := store.Store(inner) // the first is not sealed
 		if owner == "b" {

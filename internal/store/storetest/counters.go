@@ -70,8 +70,8 @@ func counterBounds(t *tester) {
 	}
 	t.expect(epoch, store.MaxNumber, "")
 	t.expect(another, 0, "")
-	if _, acquired, err := t.store.Acquire(t.Context(), store.Claim{Key: leaseA, Owner: "a", Counter: epoch, TTL: life}); err == nil || acquired {
-		t.Errorf("a fence beyond the largest number: acquired %v, %v", acquired, err)
+	if claimed, err := t.store.Acquire(t.Context(), store.Claim{Key: leaseA, Owner: "a", Counter: epoch, TTL: life}); err == nil || claimed.Acquired {
+		t.Errorf("a fence beyond the largest number: acquired %v, %v", claimed.Acquired, err)
 	}
 	t.mustAcquire(leaseA, "b", life) // from a counter with room: the refused claim had no effect
 }
@@ -189,10 +189,10 @@ func lifecycleTests() []namedTest {
 // callAll makes one call of each kind and returns the errors.
 func (t *tester) callAll(ctx context.Context, lease store.Lease) map[string]error {
 	put := store.Put{Key: keyA, Number: 1, Value: []byte("a"), TTL: life}
-	claim := store.Claim{Key: leaseB, Owner: "caller", Counter: fences, TTL: life}
+	claim := store.Claim{Key: leaseB, Owner: "caller", Counter: fences, TTL: life, Read: []string{keyA}}
 	errs := make(map[string]error)
 	_, errs["Get"] = t.store.Get(ctx, keyA)
-	_, _, errs["Acquire"] = t.store.Acquire(ctx, claim)
+	_, errs["Acquire"] = t.store.Acquire(ctx, claim)
 	_, errs["Renew"] = t.store.Renew(ctx, lease, time.Millisecond)
 	_, errs["Apply"] = t.store.Apply(ctx, store.Change{Puts: []store.Put{put}, Release: lease})
 	_, errs["Raise"] = t.store.Raise(ctx, epoch, 1, 1)

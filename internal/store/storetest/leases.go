@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -101,6 +102,38 @@ func leaseTests() []namedTest {
 			t.mustAcquire(leaseA, "second", life)
 		}},
 		{"claims beyond the bounds are refused", claimBounds},
+		{"a claim reads entries in the same step, granted or not", claimReads},
+	}
+}
+
+// claimReads checks the entries that a claim returns against those of a Get.
+func claimReads(t *tester) {
+	t.put(keyA, 7, "\x00\xffvalue", 10*time.Second)
+	t.put(keyB, 2, "", 0)
+	t.put(keyB+"short", 1, "short", time.Second)
+	t.raise(epoch, 5, 0)
+	t.Advance(1500 * time.Millisecond)
+	claim := store.Claim{Key: leaseA, Owner: "first", Counter: fences, TTL: life,
+		Read: []string{epoch, keyA, "tb{client}absent", keyB + "short", keyB, keyA}}
+	for _, owner := range []string{"first", "first", "second"} { // granted, granted again, held by another
+		claim.Owner = owner
+		claimed := t.claim(claim)
+		if claimed.Acquired != (owner == "first") {
+			t.Fatalf("%s: acquired %v", owner, claimed.Acquired)
+		}
+		for i, want := range []string{"5 ", "7 \x00\xffvalue", "0 ", "0 ", "2 ", "7 \x00\xffvalue"} {
+			entry := claimed.Entries[i]
+			if got := fmt.Sprintf("%d %s", entry.Number, entry.Value); got != want {
+				t.Errorf("%s: %s holds %q, want %q", owner, claim.Read[i], got, want)
+			}
+		}
+		if left := claimed.Entries[1].TTL; left <= 0 || left > 8500*time.Millisecond {
+			t.Errorf("%s: %v are left of 10 s after 1.5 s", owner, left)
+		}
+		if left := claimed.Entries[4].TTL; left != 0 {
+			t.Errorf("%s: %v are left of what lives for ever", owner, left)
+		}
+		copy(claimed.Entries[1].Value, "changed") // it is a copy
 	}
 }
 
@@ -190,11 +223,14 @@ func claimBounds(t *tester) {
 		"counter too long": func(c *store.Claim) { c.Counter = long },
 		"no lifetime":      func(c *store.Claim) { c.TTL = 0 },
 		"floor too high":   func(c *store.Claim) { c.Floor = store.MaxNumber },
+		"read no key":      func(c *store.Claim) { c.Read = []string{keyA, ""} },
+		"read a long key":  func(c *store.Claim) { c.Read = []string{long} },
+		"read too many":    func(c *store.Claim) { c.Read = slices.Repeat([]string{keyA}, store.MaxKeys+1) },
 	} {
 		claim := store.Claim{Key: leaseA, Owner: "first", Counter: fences, TTL: life}
 		spoil(&claim)
-		if _, acquired, err := t.store.Acquire(t.Context(), claim); err == nil || acquired {
-			t.Errorf("%s: acquired %v, error %v", name, acquired, err)
+		if claimed, err := t.store.Acquire(t.Context(), claim); err == nil || claimed.Acquired || claimed.Entries != nil {
+			t.Errorf("%s: %+v, error %v", name, claimed, err)
 		}
 	}
 	lease := t.mustAcquire(leaseA, "first", life)

@@ -17,7 +17,7 @@ const crowd = 100
 func raceTests() []namedTest {
 	return []namedTest{
 		{"of many who claim at once one acquires", oneOfManyAcquires},
-		{"holders in turn never overlap and their fences grow", holdersTakeTurns},
+		{"holders in turn never overlap, their fences grow and each reads what the last one wrote", holdersTakeTurns},
 		{"a stale fence never overwrites, in whatever order writes arrive", staleFenceNeverOverwrites},
 		{"no raise at once with others is lost", func(t *tester) {
 			counts := make([]uint64, crowd)
@@ -77,17 +77,21 @@ func holdersTakeTurns(t *tester) {
 	var mu sync.Mutex
 	var fencesSeen []uint64
 	together(func(i int) {
-		claim := store.Claim{Key: leaseA, Owner: fmt.Sprint("owner ", i), Counter: fences, TTL: life}
+		claim := store.Claim{Key: leaseA, Owner: fmt.Sprint("owner ", i), Counter: fences, TTL: life, Read: []string{keyA}}
 		for {
-			lease, acquired := t.acquire(claim)
-			if !acquired {
+			claimed := t.claim(claim)
+			if !claimed.Acquired {
 				<-time.After(time.Millisecond)
 				continue
 			}
+			lease := claimed.Lease
 			if inside.Add(1) != 1 {
 				t.Error("two hold the lease at once")
 			}
 			mu.Lock()
+			if read := claimed.Entries[0].Number; len(fencesSeen) > 0 && read != fencesSeen[len(fencesSeen)-1] {
+				t.Errorf("the claim with the fence %d read the value %d after the fences %v", lease.Fence, read, fencesSeen)
+			}
 			fencesSeen = append(fencesSeen, lease.Fence)
 			mu.Unlock()
 			inside.Add(-1)

@@ -145,14 +145,27 @@ func (t *tester) put(key string, number uint64, value string, ttl time.Duration)
 
 func (t *tester) acquire(claim store.Claim) (store.Lease, bool) {
 	t.Helper()
-	lease, acquired, err := t.store.Acquire(t.Context(), claim)
+	claimed := t.claim(claim)
+	return claimed.Lease, claimed.Acquired
+}
+
+func (t *tester) claim(claim store.Claim) store.Claimed {
+	t.Helper()
+	claimed, err := t.store.Acquire(t.Context(), claim)
 	if err != nil {
 		t.Fatalf("Acquire(%+v): %v", claim, err)
 	}
-	if acquired && (lease.Key != claim.Key || lease.Owner != claim.Owner || lease.Fence == 0) {
-		t.Fatalf("Acquire(%+v) granted %+v", claim, lease)
+	want := store.Lease{}
+	if claimed.Acquired {
+		want = store.Lease{Key: claim.Key, Owner: claim.Owner, Fence: max(1, claimed.Lease.Fence)}
 	}
-	return lease, acquired
+	if claimed.Lease != want {
+		t.Fatalf("Acquire(%+v) granted %+v", claim, claimed)
+	}
+	if len(claimed.Entries) != len(claim.Read) {
+		t.Fatalf("Acquire(%+v) read %d keys", claim, len(claimed.Entries))
+	}
+	return claimed
 }
 
 // mustAcquire acquires a lease that must be free.

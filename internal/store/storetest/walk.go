@@ -104,6 +104,11 @@ func (w *walk) get(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.check(t, keys, entries)
+}
+
+// check compares entries with the model, after the call.
+func (w *walk) check(t *rapid.T, keys []string, entries []store.Entry) {
 	for i, key := range keys {
 		want := w.value(key)
 		want.number = max(want.number, w.counters[key])
@@ -120,11 +125,13 @@ func (w *walk) acquire(t *rapid.T) {
 		Counter: w.key(t, "counter"),
 		Floor:   rapid.Uint64Range(0, 20).Draw(t, "floor"),
 		TTL:     w.drawTTL(t),
+		Read:    []string{w.key(t, "value"), w.key(t, "counter")},
 	}
-	lease, acquired, err := w.store.Acquire(w.Context(), claim)
+	claimed, err := w.store.Acquire(w.Context(), claim)
 	if err != nil {
 		t.Fatal(err)
 	}
+	lease, acquired := claimed.Lease, claimed.Acquired
 	holder := w.holder(claim.Key)
 	want := holder
 	if holder == (store.Lease{}) {
@@ -142,6 +149,7 @@ func (w *walk) acquire(t *rapid.T) {
 		w.leases[claim.Key] = grant{lease, w.now + claim.TTL}
 		w.granted = append(w.granted, lease)
 	}
+	w.check(t, claim.Read, claimed.Entries)
 }
 
 // drawLease draws a lease that was granted some time ago, or an invented one.

@@ -1,0 +1,131 @@
+package lease_test
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/epoch"
+	"github.com/cezzis/tokenbroker/internal/lease"
+	"github.com/cezzis/tokenbroker/internal/store"
+)
+
+const (
+	leaseKey  = "{c}lease"
+	fences    = "{c}fences"
+	resultKey = "{c}result"
+)
+
+// watched records the calls of a store.
+type watched struct {
+	store.Store
+
+	beforeClaim func() // nil: nothing happens then
+
+	mu    sync.Mutex
+	calls []string
+}
+
+func (w *watched) called(name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls = append(w.calls, name)
+}
+
+func (w *watched) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+	w.called("get")
+	return w.Store.Get(ctx, keys...)
+}
+
+func (w *watched) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
+	w.called("acquire")
+	if w.beforeClaim != nil {
+		w.beforeClaim()
+	}
+	return w.Store.Acquire(ctx, claim)
+}
+
+func (w *watched) Apply(ctx context.Context, change store.Change) ([]bool, error) {
+	w.called("apply")
+	return w.Store.Apply(ctx, change)
+}
+
+// await waits for a lease that is needed as long as the store has no result.
+func await(t *testing.T, w *watched) (store.Lease, lease.Outcome) {
+	t.Helper()
+	leases := &lease.Leases{Store: w, Subscriptions: store.NewSubscriptions()}
+	return leases.Await(t.Context(), lease.Wanted{
+		Key: leaseKey, Counters: &epoch.Counters{Store: w, FenceKey: fences},
+		Look: func() lease.Look {
+			return lease.Look{Keys: []string{resultKey}, Adopt: func(_ context.Context, entries []store.Entry) (needed bool) {
+				return entries[0].Number == 0
+			}}
+		},
+	})
+}
+
+func publish(t *testing.T, s store.Store) {
+	t.Helper()
+	if _, err := s.Apply(t.Context(), store.Change{Puts: []store.Put{{Key: resultKey, Number: 1, Value: []byte("result"), TTL: time.Hour}}}); err != nil {
+		t.Error(err)
+	}
+}
+
+func claim(t *testing.T, s store.Store, owner string) store.Claimed {
+	t.Helper()
+	claimed, err := s.Acquire(t.Context(), store.Claim{Key: leaseKey, Owner: owner, Counter: fences, TTL: 3 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return claimed
+}
+
+// Each case counts the calls of the store.
+func TestAwait(t *testing.T) {
+	for name, tt := range map[string]struct {
+		held      bool // by another replica
+		published bool // before the first look
+		meanwhile bool // another replica publishes between the look and the claim
+		outcome   lease.Outcome
+		calls     []string
+	}{
+		"free":                                  {outcome: lease.Acquired, calls: []string{"get", "acquire"}},
+		"not needed":                            {published: true, outcome: lease.NotNeeded, calls: []string{"get"}},
+		"published before the claim":            {meanwhile: true, outcome: lease.NotNeeded, calls: []string{"get", "acquire", "apply"}},
+		"published while the lease is held":     {held: true, meanwhile: true, outcome: lease.NotNeeded, calls: []string{"get", "acquire"}},
+		"not needed although the lease is held": {held: true, published: true, outcome: lease.NotNeeded, calls: []string{"get"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				memory := store.NewMemory(store.MemoryConfig{})
+				w := &watched{Store: memory}
+				if tt.held {
+					claim(t, memory, "another")
+				}
+				if tt.published {
+					publish(t, memory)
+				}
+				if tt.meanwhile {
+					w.beforeClaim = func() { publish(t, memory) }
+				}
+				begun := time.Now()
+				granted, outcome := await(t, w)
+				if outcome != tt.outcome || (granted.Fence > 0) != (outcome == lease.Acquired) {
+					t.Errorf("outcome %v with %+v, want %v", outcome, granted, tt.outcome)
+				}
+				if !slices.Equal(w.calls, tt.calls) {
+					t.Errorf("calls of the store: %q, want %q", w.calls, tt.calls)
+				}
+				if waited := time.Since(begun); waited > 0 {
+					t.Errorf("it waited %v", waited)
+				}
+				if free := claim(t, memory, "newcomer").Acquired; free != (!tt.held && outcome != lease.Acquired) {
+					t.Errorf("afterwards the lease is free: %v", free)
+				}
+			})
+		})
+	}
+}
