@@ -131,28 +131,49 @@ func (l *Leases) claim(ctx context.Context, w Wanted, claim store.Claim) (grante
 }
 
 // Renew renews a lease until it is stopped or the lease is lost. A holder goes on without
-// its lease, because its result is ordered by its fence.
+// its lease, because its result is ordered by its fence. Stop waits for a renewal that is
+// under way.
 func (l *Leases) Renew(ctx context.Context, lease store.Lease) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for wait := renewInterval; backoff.Sleep(ctx, nil, wait); {
-			held, err := l.Store.Renew(ctx, lease, ttl)
-			switch {
-			case err != nil:
-				wait = renewRetry
-			case !held:
-				return
-			default:
-				wait = renewInterval
-			}
-		}
-	}()
-	return func() {
-		cancel()
-		<-done
+	r := &renewal{store: l.Store, ctx: ctx, cancel: cancel, lease: lease, turn: make(chan struct{}, 1)}
+	r.turn <- struct{}{}
+	r.timer = time.AfterFunc(renewInterval, r.renew)
+	<-r.turn
+	return r.stop
+}
+
+// renewal renews a lease from a timer: most fetches end before the first renewal, and
+// need no goroutine for it.
+type renewal struct {
+	store  store.Store
+	ctx    context.Context //nolint:containedctx // it ends with the renewal
+	cancel context.CancelFunc
+	lease  store.Lease
+	// turn is held during a renewal, and protects the timer.
+	turn  chan struct{}
+	timer *time.Timer
+}
+
+func (r *renewal) renew() {
+	r.turn <- struct{}{}
+	defer func() { <-r.turn }()
+	if r.ctx.Err() != nil {
+		return
 	}
+	held, err := r.store.Renew(r.ctx, r.lease, ttl)
+	switch {
+	case err != nil:
+		r.timer.Reset(renewRetry)
+	case held:
+		r.timer.Reset(renewInterval)
+	}
+}
+
+func (r *renewal) stop() {
+	r.cancel()
+	r.turn <- struct{}{}
+	r.timer.Stop()
+	<-r.turn
 }
 
 // Write tries to apply a change within WriteTimeout. It reports whether the store accepted

@@ -2,8 +2,11 @@ package lease_test
 
 import (
 	"context"
+	"errors"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -128,4 +131,107 @@ func TestAwait(t *testing.T) {
 			})
 		})
 	}
+}
+
+// slow is a store that takes a while to renew a lease, whatever the context says.
+type slow struct {
+	store.Store
+
+	takes             time.Duration
+	renewals, running atomic.Int32
+	fail              atomic.Bool
+}
+
+func (s *slow) Renew(ctx context.Context, held store.Lease, ttl time.Duration) (bool, error) {
+	s.renewals.Add(1)
+	s.running.Add(1)
+	defer s.running.Add(-1)
+	time.Sleep(s.takes)
+	if s.fail.Load() {
+		return false, errors.New("the store did not respond")
+	}
+	return s.Store.Renew(ctx, held, ttl)
+}
+
+// renewed starts to renew a lease that another replica would get in 3 s.
+func renewed(t *testing.T, s *slow) (stop func()) {
+	t.Helper()
+	s.Store = store.NewMemory(store.MemoryConfig{})
+	return (&lease.Leases{Store: s}).Renew(t.Context(), claim(t, s.Store, "holder").Lease)
+}
+
+func TestRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{takes: 100 * time.Millisecond}
+		stop := renewed(t, s)
+		time.Sleep(20 * time.Second)
+		if got := s.renewals.Load(); got != 18 { // each 1.1 s
+			t.Errorf("%d renewals in 20 s", got)
+		}
+		if claim(t, s.Store, "newcomer").Acquired {
+			t.Error("the lease was lost")
+		}
+		stop()
+		before := s.renewals.Load()
+		time.Sleep(10 * time.Second)
+		if got := s.renewals.Load(); got != before {
+			t.Errorf("%d renewals after the stop", got-before)
+		}
+	})
+}
+
+func TestRenew_stopWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{takes: 700 * time.Millisecond}
+		stop := renewed(t, s)
+		time.Sleep(1500 * time.Millisecond) // in the middle of a renewal
+		if s.running.Load() != 1 {
+			t.Fatal("no renewal is under way")
+		}
+		stop()
+		if s.running.Load() != 0 {
+			t.Error("stop did not wait for the renewal")
+		}
+	})
+}
+
+func TestRenew_failuresAndLoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{}
+		stop := renewed(t, s)
+		defer stop()
+		s.fail.Store(true)
+		time.Sleep(2100 * time.Millisecond)
+		if got := s.renewals.Load(); got != 5 { // after 1 s, and then each 250 ms
+			t.Errorf("%d attempts in 2.1 s while the store fails", got)
+		}
+		s.fail.Store(false)
+		time.Sleep(3 * time.Second)
+		if claim(t, s.Store, "newcomer").Acquired {
+			t.Error("the lease was lost although the store is back")
+		}
+		s.fail.Store(true)
+		time.Sleep(5 * time.Second)
+		s.fail.Store(false)
+		time.Sleep(time.Second)
+		before := s.renewals.Load()
+		time.Sleep(10 * time.Second)
+		if got := s.renewals.Load(); got != before {
+			t.Errorf("%d renewals of a lost lease", got-before)
+		}
+	})
+}
+
+// A fetch that is shorter than the renewal interval starts no goroutine for it.
+func TestRenewStartsNoGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{}
+		before := runtime.NumGoroutine()
+		stop := renewed(t, s)
+		synctest.Wait()
+		if got := runtime.NumGoroutine(); got != before {
+			t.Errorf("%d goroutines more", got-before)
+		}
+		stop()
+	})
 }
