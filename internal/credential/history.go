@@ -2,6 +2,7 @@ package credential
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
 	"slices"
@@ -78,22 +79,38 @@ func (s *Set) Reload() {
 
 var errUnopened = errors.New("the secrets in the store cannot be opened: put the sealing key that they were sealed with back into the ring")
 
+// decoded is a stored history that was decoded last. It keeps a digest of the bytes, which
+// contain secrets.
+type decoded struct {
+	digest  [sha256.Size]byte
+	history secret.History
+}
+
 // historyOf decodes the history in a store entry. An unreadable value is an error, not an
-// empty history.
-func historyOf(stored store.Entry) (secret.History, error) {
+// empty history. Each fetch reads the history, so bytes that did not change are not decoded
+// again.
+func (s *Set) historyOf(stored store.Entry) (secret.History, error) {
 	switch {
 	case stored.Unopened:
 		return secret.History{}, errUnopened
 	case stored.Number == 0:
 		return secret.History{}, nil
 	}
-	return secret.FromStored(stored.Value)
+	digest := sha256.Sum256(stored.Value)
+	if last := s.decoded.Load(); last != nil && last.digest == digest {
+		return last.history, nil
+	}
+	h, err := secret.FromStored(stored.Value)
+	if err == nil {
+		s.decoded.Store(&decoded{digest, h})
+	}
+	return h, err
 }
 
 // adoptHistory adopts the history from the store. It schedules a repair if the store lacks
 // versions that are known here, or if the value is sealed with an old key.
 func (s *Set) adoptHistory(stored store.Entry) {
-	h, err := historyOf(stored)
+	h, err := s.historyOf(stored)
 	if err != nil {
 		s.unreadable(err)
 		return
@@ -167,7 +184,7 @@ func (s *Set) read(ctx context.Context) (store.Entry, secret.History, error) {
 	if err != nil {
 		return store.Entry{}, secret.History{}, err
 	}
-	stored, err := historyOf(values[0])
+	stored, err := s.historyOf(values[0])
 	if err != nil {
 		s.unreadable(err)
 		return store.Entry{}, secret.History{}, err

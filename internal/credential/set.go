@@ -62,8 +62,9 @@ type Set struct {
 	repairs, activations, proofs, reloads store.Coalescer
 	activate                              atomic.Pointer[activation] // the latest one
 
-	view   atomic.Pointer[View]
-	newest atomic.Pointer[Issue]
+	view    atomic.Pointer[View]
+	newest  atomic.Pointer[Issue]
+	decoded atomic.Pointer[decoded] // nil: no history was read yet
 
 	mu       sync.Mutex
 	history  secret.History

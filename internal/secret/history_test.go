@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -271,8 +272,12 @@ func TestInvalidStoredHistoryIsRefused(t *testing.T) {
 		"an unknown state":          `{"v":1,"generation":1,"versions":[{"id":"a","state":5}]}`,
 		"a retired one has a value": `{"v":1,"generation":1,"versions":[{"id":"a","state":4,"value":"aHVudGVyMg=="}]}`,
 	} {
-		if got, err := secret.FromStored([]byte(bad)); err == nil {
+		got, err := secret.FromStored([]byte(bad))
+		if err == nil {
 			t.Errorf("%s: %+v", name, got)
+		}
+		if later := name == "another form"; err != nil && strings.Contains(err.Error(), "newer version") != later {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -67,17 +67,11 @@ func (h History) Stored() []byte {
 // FromStored decodes the result of [History.Stored]. Its errors contain no part of
 // data.
 func FromStored(data []byte) (History, error) {
-	var format struct {
-		Version int `json:"v"`
-	}
-	if json.Unmarshal(data, &format) != nil {
-		return History{}, errInvalid
-	}
-	if format.Version != formatVersion {
-		return History{}, errFormat
-	}
 	var s storedHistory
-	if json.Unmarshal(data, &s) != nil || s.Generation == 0 || s.ID == "" {
+	if json.Unmarshal(data, &s) != nil || s.Format != formatVersion {
+		return History{}, unsupported(data)
+	}
+	if s.Generation == 0 || s.ID == "" {
 		return History{}, errInvalid
 	}
 	h := History{Generation: s.Generation, ID: s.ID, Ancestors: s.Ancestors}
@@ -91,6 +85,18 @@ func FromStored(data []byte) (History, error) {
 		return History{}, errInvalid
 	}
 	return h, nil
+}
+
+// unsupported returns why data that is not of this format cannot be decoded. Other members
+// of a later format may have other types.
+func unsupported(data []byte) error {
+	var format struct {
+		Version int `json:"v"`
+	}
+	if json.Unmarshal(data, &format) != nil || format.Version == formatVersion {
+		return errInvalid
+	}
+	return errFormat
 }
 
 // valid checks the invariants that every change preserves.
