@@ -74,9 +74,9 @@ var _ store.Store = (*Store)(nil)
 //
 // It disables the Redis client's own log, which all clients in a process share, because
 // its content is not under control.
-func New(config Config) (*Store, error) { return newStore(config, defaultLimits()) }
+func New(config Config) (*Store, error) { return newStore(config, defaultLimits(), newScripts()) }
 
-func newStore(config Config, limits limits) (*Store, error) {
+func newStore(config Config, limits limits, scripts scripts) (*Store, error) {
 	if config.Prefix == "" {
 		config.Prefix = DefaultPrefix
 	}
@@ -88,7 +88,7 @@ func newStore(config Config, limits limits) (*Store, error) {
 		config:  config,
 		limits:  limits,
 		options: config.options(limits),
-		scripts: newScripts(),
+		scripts: scripts,
 		logger:  config.Logger,
 		wake:    make(chan struct{}, 1),
 	}

@@ -134,13 +134,7 @@ func TestRedis(t *testing.T) {
 				var opened atomic.Int32
 				storetest.Run(t, storetest.Harness{
 					Open: func(t *testing.T) storetest.Store {
-						config := config
-						config.Prefix = fmt.Sprintf("tb1:%d:", opened.Add(1))
-						r, err := redisstore.NewPatient(config)
-						if err != nil {
-							t.Fatal(err)
-						}
-						return r
+						return suiteStore(t, config, opened.Add(1))
 					},
 					Advance:  time.Sleep,
 					RealTime: true,
@@ -148,4 +142,15 @@ func TestRedis(t *testing.T) {
 			})
 		})
 	}
+}
+
+// suiteStore opens an empty store for the conformance suite, in keys of its own.
+func suiteStore(t *testing.T, config redisstore.Config, number int32) storetest.Store {
+	t.Helper()
+	config.Prefix = fmt.Sprintf("tb1:%d:", number)
+	r, err := redisstore.NewPatient(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
 }
