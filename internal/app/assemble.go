@@ -121,6 +121,7 @@ func (p *parts) fill(first *setup) (err error) {
 	p.broker, err = broker.New(broker.Config{
 		Setup:      first.forBroker(),
 		Store:      p.storage.Store,
+		Private:    p.storage.Private(),
 		MAC:        p.storage.MAC(),
 		Marker:     p.storage.Marker(),
 		PutBack:    p.storage.PutBack(),

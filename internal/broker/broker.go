@@ -70,6 +70,9 @@ type Config struct {
 	// Store is the state shared with other replicas. The Broker does not close it.
 	// Nil: a private store in memory.
 	Store store.Store
+	// Private: no other replica uses Store, and its content ends with the process. Then
+	// tokens are not put into it, because nobody would read the copies.
+	Private bool
 	// MAC is the keyed hash for names in the store; its key is secret and the same in
 	// all replicas. Nil: a key of this process, which suffices for a store that is not
 	// shared.
@@ -130,6 +133,7 @@ type Broker struct {
 	setting       sync.Mutex   // held during a replacement of setup
 	entries       *cache.Cache[*entry]
 	store         *store.Metered
+	private       bool // no other replica uses the store
 	mac           secret.MAC
 	subscriptions *store.Subscriptions
 	leases        *lease.Leases
@@ -187,13 +191,14 @@ func New(cfg Config) (*Broker, error) {
 		cfg.MaxEntries = DefaultMaxEntries
 	}
 	if cfg.Store == nil {
-		cfg.Store = store.NewMemory(store.MemoryConfig{})
+		cfg.Store, cfg.Private = store.NewMemory(store.MemoryConfig{}), true
 	}
 	if cfg.MAC == nil {
 		cfg.MAC = secret.NewMAC()
 	}
 	b := &Broker{
 		store:         store.NewMetered(cfg.Store, cfg.Logger),
+		private:       cfg.Private,
 		mac:           cfg.MAC,
 		subscriptions: store.NewSubscriptions(),
 		entries:       cache.New[*entry](cfg.MaxEntries),
@@ -335,11 +340,12 @@ func (c *client) is(cfg ClientConfig) bool {
 }
 
 // after takes over the state that belongs to the client's name, for as long as a
-// client has that name.
+// client has that name, and the token if it is one for the same request to the same IdP.
 func (c *client) after(old *client) *client {
 	if old != nil {
 		c.counters.Inherit(old.counters)
 		c.secrets.Inherit(old.secrets)
+		c.entry.after(old.entry)
 	}
 	return c
 }

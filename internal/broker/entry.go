@@ -47,6 +47,15 @@ type entry struct {
 	replacements store.Coalescer
 }
 
+// after takes over the token of an entry of an earlier configuration, if both are for the
+// same request to the same IdP.
+func (e *entry) after(old *entry) *entry {
+	if old != nil && old.name == e.name {
+		e.token.Store(old.token.Load())
+	}
+	return e
+}
+
 // usable reports whether the token may be handed out: it lives long enough and was not
 // purged.
 func (e *entry) usable(tok *token.Token, now time.Time, minTTL time.Duration) bool {

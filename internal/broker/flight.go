@@ -300,11 +300,11 @@ func (b *Broker) decided(ctx context.Context, e *entry, granted store.Lease, las
 func (b *Broker) publish(ctx context.Context, e *entry, f *flight, granted store.Lease, got attempt, probe bool) {
 	switch {
 	case got.err == nil:
-		newest := b.release(ctx, granted, got.success(e)...)
+		newest := b.release(ctx, granted, b.success(e, got)...)
 		b.remember(e, got)
 		e.client.secrets.ActivateProven(got.Version)
 		f.token, f.origin = got.token, OriginFetched
-		if !newest {
+		if !newest && !b.private {
 			_ = b.synchronize(ctx, e) // some IdPs invalidate a token when they issue the next one
 		}
 	case b.flying.Err() != nil:
@@ -332,11 +332,11 @@ func (b *Broker) storeProgress(ctx context.Context, granted store.Lease, puts ..
 	}
 }
 
-// success returns the store entries for a new token.
-func (a attempt) success(e *entry) []store.Put {
+// success returns the store entries for a new token, itself first.
+func (b *Broker) success(e *entry, a attempt) []store.Put {
 	var puts []store.Put
-	if value, ttl := a.token.Stored(time.Now()); ttl > 0 {
-		puts = append(puts, store.Put{Key: e.tokenKey(), Number: a.Fence, Value: value, TTL: ttl})
+	if !b.private {
+		puts = a.tokenPuts(e)
 	}
 	puts = append(puts, e.client.secrets.SuccessPuts(a.Use)...)
 	for key, failure := range map[string]*backoff.Failure{e.failureKey(): a.entryFailure, e.client.keys.failure: a.clientFailure} {
@@ -348,6 +348,14 @@ func (a attempt) success(e *entry) []store.Put {
 		puts = append(puts, resolved.Put(e.client.keys.lastFailure))
 	}
 	return puts
+}
+
+func (a attempt) tokenPuts(e *entry) []store.Put {
+	value, ttl := a.token.Stored(time.Now())
+	if ttl <= 0 {
+		return nil
+	}
+	return []store.Put{{Key: e.tokenKey(), Number: a.Fence, Value: value, TTL: ttl}}
 }
 
 // remember publishes the new token in this replica.

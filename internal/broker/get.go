@@ -150,7 +150,12 @@ func (b *Broker) entryFor(c *client, full idp.Request) *entry {
 }
 
 func (b *Broker) entryAt(c *client, k idp.Key, ask idp.Request) *entry {
-	return b.entries.Get(k, func(e *entry) bool { return e.client == c }, func() *entry { return b.newEntry(c, k, ask) })
+	var old *entry // of an earlier configuration
+	current := func(e *entry) bool {
+		old = e
+		return e.client == c
+	}
+	return b.entries.Get(k, current, func() *entry { return b.newEntry(c, k, ask).after(old) })
 }
 
 // hit returns the held token if it suits, and starts the replacement of a token that

@@ -167,7 +167,7 @@ func (b *Broker) proveNow(ctx context.Context, e *entry, v *credential.Version, 
 	got := b.mint(ctx, e, v, granted.Fence)
 	switch {
 	case got.err == nil:
-		b.leases.Write(ctx, store.Change{Puts: got.success(e)})
+		b.leases.Write(ctx, store.Change{Puts: b.success(e, got)})
 		b.remember(e, got)
 		return nil
 	case ctx.Err() != nil:

@@ -164,6 +164,10 @@ func redisTLS(config *config.RedisTLS) (*tls.Config, error) {
 	return secure, nil
 }
 
+// Private reports whether no other replica uses the store and its content ends with the
+// process.
+func (s *Storage) Private() bool { return s.Kind == "memory" }
+
 // MAC returns the keyed hash that replicas share, or nil if the store is not shared.
 func (s *Storage) MAC() func([]byte) [32]byte {
 	if s.Rings == nil {
