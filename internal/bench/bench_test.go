@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"net"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -33,6 +35,36 @@ func TestCPUTimeIsReadPastAnyProgramName(t *testing.T) {
 			t.Errorf("%q: %v without an error", stat, got)
 		}
 	}
+}
+
+func TestCPUTimeOfAThreadIsItsFirstField(t *testing.T) {
+	if got, err := parseSchedStat([]byte("1234567890 42 7\n")); err != nil || got != 1234567890 {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, text := range []string{"", "x 42 7"} {
+		if got, err := parseSchedStat([]byte(text)); err == nil {
+			t.Errorf("%q: %v without an error", text, got)
+		}
+	}
+}
+
+func TestCPUTimeGrowsWithWork(t *testing.T) {
+	self := &process{pid: os.Getpid()}
+	exact, err := self.cpu()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inTicks, err := self.cpuInTicks()
+	if err != nil || inTicks < exact-time.Second || inTicks > exact+time.Second {
+		t.Errorf("%v, and %v in ticks, %v", exact, inTicks, err)
+	}
+	testkit.Eventually(t, "the CPU time grows", func() bool {
+		for i := range 1 << 16 {
+			runtime.KeepAlive(i)
+		}
+		later, err := self.cpu()
+		return err == nil && later > exact
+	})
 }
 
 func TestMemoryIsReadByName(t *testing.T) {
@@ -87,6 +119,7 @@ func TestBrokerAcceptsItsConfiguration(t *testing.T) {
 		{idp: idp, clients: 3},
 		{idp: idp, clients: 3, proof: proof{dir: "/proof"}},
 		{idp: idp, clients: 3, proof: proof{dir: "/proof"}, http: "127.0.0.1:3"},
+		{idp: idp, clients: 3, http: "127.0.0.1:3"},
 		{idp: idp, clients: 3, profiled: true, redis: &redisServer{address: "127.0.0.1:3", ring: "/ring.json"}},
 	} {
 		config, err := config.Parse("bench", []byte(with.config("127.0.0.1:1", "127.0.0.1:2")))
@@ -149,12 +182,12 @@ func TestRequestsAreDistinctAndValid(t *testing.T) {
 }
 
 func TestOptionsOutOfBoundsAreRefused(t *testing.T) {
-	if o, err := parseOptions(nil); err != nil || o != (options{5, 3 * time.Second, 20, 100_000}) {
+	if o, err := parseOptions(nil); err != nil || o != (options{6, 3 * time.Second, 20, 100_000, 20_000, "", "", ""}) {
 		t.Errorf("without flags: %+v, %v", o, err)
 	}
 	for _, args := range [][]string{
 		{"-rounds", "0"}, {"-rounds", "101"}, {"-seconds", "0.01"}, {"-replicas", "0"}, {"-replicas", "101"},
-		{"-questions", "0"}, {"-questions", "160001"}, {"something"},
+		{"-questions", "0"}, {"-questions", "160001"}, {"-tokens", "0"}, {"-tokens", "100001"}, {"-only", "everything"}, {"something"},
 	} {
 		if o, err := parseOptions(args); err == nil {
 			t.Errorf("%v: %+v", args, o)
@@ -246,7 +279,7 @@ func TestRejectedTokenIsAFailedCall(t *testing.T) {
 	brokers := brokersOf(t, server)
 	var got outcome
 	testkit.Eventually(t, "a call is made", func() bool { // a busy machine may make none within the time
-		got = load(t.Context(), brokers, verifyToken(&tokenbrokerv1.VerifyTokenRequest{}), time.Millisecond)
+		got = load(t.Context(), brokers, verifyToken(func() (string, error) { return "a", nil }), time.Millisecond)
 		return got.Calls > 0
 	})
 	if got.Failed != got.Calls || !strings.Contains(got.Error, "on purpose") {

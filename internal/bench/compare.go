@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -22,6 +23,7 @@ type contest struct {
 	workload
 
 	label        string
+	other        string  // name of the server beside the broker; empty: echo
 	server       *server // the broker
 	echo, broker []sample
 	// shared: the broker has a Redis, and its trips to it are counted.
@@ -89,14 +91,15 @@ func (b *bench) measureProved(ctx context.Context) ([]*contest, error) {
 }
 
 // compete runs the rounds of contests, all for the same client, between their brokers
-// and an echo of the first one.
+// and an echo of the first one, or the other build of the broker.
 func (b *bench) compete(ctx context.Context, contests ...*contest) error {
-	echo, err := b.startEcho(ctx, contests[0].server, contests[0].client)
+	echo, err := b.startBeside(ctx, contests[0])
 	if err != nil {
 		return err
 	}
 	defer echo.stop()
 	for _, c := range contests { // warms both
+		c.other = contests[0].other
 		for _, s := range []*server{echo, c.server} {
 			if _, err := b.drive(ctx, s, c.workload, min(b.length, time.Second)); err != nil {
 				return err
@@ -111,6 +114,21 @@ func (b *bench) compete(ctx context.Context, contests ...*contest) error {
 		}
 	}
 	return nil
+}
+
+// startBeside starts the server that is compared with the broker of a contest.
+func (b *bench) startBeside(ctx context.Context, c *contest) (s *server, err error) {
+	if b.beside == "" {
+		return b.startEcho(ctx, c.server, c.client)
+	}
+	c.other = "other"
+	with := c.server.setting
+	if with.http != "" {
+		if with.http, err = freeAddress(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return b.startBuild(ctx, b.beside, with)
 }
 
 // playRound measures both servers, in alternating order.
@@ -167,9 +185,10 @@ func (c *contest) read(ctx context.Context, s *server) (cpu time.Duration, trips
 
 func table(contests ...*contest) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "%-18s %-7s %12s %9s %8s %8s  %s\n", "case", "server", "CPU us/call", "calls/s", "p50 us", "p99 us", "CPU ratio to echo")
+	other := cmp.Or(contests[0].other, "echo")
+	fmt.Fprintf(&text, "%-18s %-7s %12s %9s %8s %8s  %s\n", "case", "server", "CPU us/call", "calls/s", "p50 us", "p99 us", "CPU ratio to "+other)
 	for _, c := range contests {
-		text.WriteString(row(c.label, "echo", c.echo) + "  1.00\n")
+		text.WriteString(row(c.label, other, c.echo) + "  1.00\n")
 		ratios := c.ratios()
 		fmt.Fprintf(&text, "%s  %.2f (rounds: %.2f to %.2f)\n", row(c.label, "broker", c.broker),
 			median(ratios), slices.Min(ratios), slices.Max(ratios))

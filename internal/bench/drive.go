@@ -41,6 +41,9 @@ type workload struct {
 	// questions are random requests with equal shares. Zero: only the client's own.
 	questions int
 	jwt       bool // the caller presents a JWT, over TLS
+	// tokens is a file of tokens, one a line: the load presents each once and then ends.
+	// Empty: it presents the client's token again and again.
+	tokens string
 }
 
 // outcome is the JSON output of the load. Times are in microseconds.
@@ -54,7 +57,8 @@ type outcome struct {
 	Max     float64 `json:"max"`
 }
 
-// call makes one call and checks the response.
+// call makes one call and checks the response. It returns errAllPresented instead if the
+// tokens of the load are used up.
 type call func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error
 
 // drive puts load on the server at ADDR and prints the outcome as JSON.
@@ -63,6 +67,7 @@ func drive(ctx context.Context, args []string) error {
 	var w workload
 	flags.StringVar(&w.client, "client", "", "ask for the token of the client `NAME`")
 	flags.IntVar(&w.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
+	flags.StringVar(&w.tokens, "tokens", "", "present each token in `FILE` once; empty: the client's token again and again")
 	http := flags.String("http", "", "`ADDR` where the server answers gateways over HTTP")
 	length := flags.Duration("for", time.Second, "how long")
 	by := proofFlags(flags)
@@ -70,7 +75,7 @@ func drive(ctx context.Context, args []string) error {
 		return err
 	}
 	if flags.NArg() != 2 {
-		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
+		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-tokens FILE] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
 	}
 	w.name = flags.Arg(1)
 	brokers, hangUp, err := dial(flags.Arg(0), *by)
@@ -130,17 +135,25 @@ func prepare(ctx context.Context, w workload, brokers []tokenbrokerv1.TokenBroke
 		}
 		token = answer.GetAccessToken()
 	}
+	next := func() (string, error) { return token, nil }
+	if w.tokens != "" {
+		list, err := readTokens(w.tokens)
+		if err != nil {
+			return nil, err
+		}
+		next = eachOnce(list)
+	}
 	switch {
 	case w.name == caseGet && w.questions > 0:
 		return getToken(func() *tokenbrokerv1.GetTokenRequest { return question(w.client, rand.IntN(w.questions)) }), nil
 	case w.name == caseGet:
 		return getToken(func() *tokenbrokerv1.GetTokenRequest { return request }), nil
 	case w.name == caseVerify:
-		return verifyToken(&tokenbrokerv1.VerifyTokenRequest{Token: token}), nil
+		return verifyToken(next), nil
 	case w.name == caseCheck:
-		return checked(token), nil
+		return checked(next), nil
 	case w.name == caseForward:
-		return forwarded(http, by, token)
+		return forwarded(http, by, next)
 	default:
 		return nil, fmt.Errorf("there is no case %q; want %s, %s, %s or %s", w.name, caseGet, caseVerify, caseCheck, caseForward)
 	}
@@ -156,9 +169,13 @@ func getToken(next func() *tokenbrokerv1.GetTokenRequest) call {
 	}
 }
 
-func verifyToken(request *tokenbrokerv1.VerifyTokenRequest) call {
+func verifyToken(next func() (string, error)) call {
 	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
-		answer, err := broker.VerifyToken(ctx, request)
+		token, err := next()
+		if err != nil {
+			return err
+		}
+		answer, err := broker.VerifyToken(ctx, &tokenbrokerv1.VerifyTokenRequest{Token: token})
 		if err == nil && !answer.GetActive() {
 			return fmt.Errorf("the token was rejected: %s", answer.GetRejection().GetMessage())
 		}
@@ -187,7 +204,11 @@ type loop struct {
 
 func (l *loop) run(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient, do call, until time.Time) {
 	for start := time.Now(); start.Before(until) && ctx.Err() == nil; {
-		if err := do(ctx, broker); err != nil {
+		err := do(ctx, broker)
+		if errors.Is(err, errAllPresented) {
+			return
+		}
+		if err != nil {
 			l.failed++
 			l.err = err
 		}

@@ -16,10 +16,11 @@ import (
 
 const echoCommand = "echo"
 
-// fixed sends the same response to every call and looks at nothing: the rest is the cost
-// of gRPC.
+// fixed sends the same response to every call. It looks at nothing, except at the
+// signatures of tokens if it has a checker: the rest is the cost of gRPC.
 type fixed struct {
 	tokenbrokerv1.UnimplementedTokenBrokerServiceServer
+	checker
 
 	token    *tokenbrokerv1.GetTokenResponse
 	verified *tokenbrokerv1.VerifyTokenResponse
@@ -29,8 +30,8 @@ func (f *fixed) GetToken(context.Context, *tokenbrokerv1.GetTokenRequest) (*toke
 	return f.token, nil
 }
 
-func (f *fixed) VerifyToken(context.Context, *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
-	return f.verified, nil
+func (f *fixed) VerifyToken(_ context.Context, req *tokenbrokerv1.VerifyTokenRequest) (*tokenbrokerv1.VerifyTokenResponse, error) {
+	return f.verified, f.check(req.GetToken())
 }
 
 // echo serves on the first address, until ctx is done, the response of the broker at the
@@ -40,15 +41,19 @@ func echo(ctx context.Context, args []string) error {
 	by := proofFlags(flags)
 	http := flags.String("http", "", "answer gateways at `ADDR`")
 	from := flags.String("from", "", "as the broker at `ADDR` does")
+	keys := flags.String("keys", "", "verify the signatures of tokens with the JWK set at `URL`; empty: not")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 3 {
-		return fmt.Errorf("usage: bench %s [-tls DIR [-http LISTEN -from BROKER]] LISTEN BROKER CLIENT", echoCommand)
+		return fmt.Errorf("usage: bench %s [-tls DIR] [-http LISTEN -from BROKER] [-keys URL] LISTEN BROKER CLIENT", echoCommand)
 	}
 	answers, err := learn(ctx, flags.Arg(1), *by, flags.Arg(2))
 	if err != nil {
 		return fmt.Errorf("asking the broker for the answers to repeat: %w", err)
+	}
+	if answers.checker, err = newChecker(ctx, *keys); err != nil {
+		return fmt.Errorf("reading the keys that verify tokens: %w", err)
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", flags.Arg(0))
 	if err != nil {
@@ -66,6 +71,7 @@ func echo(ctx context.Context, args []string) error {
 		if err != nil {
 			return fmt.Errorf("asking the broker for the answers to repeat to gateways: %w", err)
 		}
+		gatewayServer.checker = answers.checker
 		authv3.RegisterAuthorizationServer(server, gatewayServer)
 		if err := gatewayServer.serve(ctx, *http, *by); err != nil {
 			return err

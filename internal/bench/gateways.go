@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -49,14 +50,17 @@ func checkRequest(token string) *authv3.CheckRequest {
 }
 
 // checked makes a check as Envoy does.
-func checked(token string) call {
-	request := checkRequest(token)
+func checked(next func() (string, error)) call {
 	return func(ctx context.Context, broker tokenbrokerv1.TokenBrokerServiceClient) error {
 		with, ok := broker.(*peer)
 		if !ok {
 			return errors.New("not a connection of the load")
 		}
-		answer, err := with.envoy.Check(ctx, request)
+		token, err := next()
+		if err != nil {
+			return err
+		}
+		answer, err := with.envoy.Check(ctx, checkRequest(token))
 		if err == nil && answer.GetOkResponse() == nil {
 			return fmt.Errorf("the request was denied: %v", answer.GetDeniedResponse().GetStatus())
 		}
@@ -65,19 +69,25 @@ func checked(token string) call {
 }
 
 // forwarded makes a request to /verify as gateways do.
-func forwarded(address string, by proof, token string) (call, error) {
+func forwarded(address string, by proof, next func() (string, error)) (call, error) {
 	client, err := by.http()
 	if err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context, _ tokenbrokerv1.TokenBrokerServiceClient) error {
-		_, err := getVerify(ctx, client, address, token)
+		token, err := next()
+		if err == nil {
+			_, err = getVerify(ctx, client, by.url(address), token)
+		}
 		return err
 	}, nil
 }
 
 // http is a client with a connection for each caller.
 func (p proof) http() (*http.Client, error) {
+	if p.dir == "" {
+		return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers}}, nil
+	}
 	pair, authority, err := p.pair(loadFile)
 	if err != nil {
 		return nil, err
@@ -88,10 +98,18 @@ func (p proof) http() (*http.Client, error) {
 	}}, nil
 }
 
-// askVerify returns the header of a response that allows a request; any other is an
+// url returns the URL at which gateways send requests to a server at address.
+func (p proof) url(address string) string {
+	if p.dir == "" {
+		return "http://" + address + "/verify?scope=read"
+	}
+	return "https://" + address + "/verify?scope=read"
+}
+
+// getVerify returns the header of a response that allows a request; any other is an
 // error.
-func getVerify(ctx context.Context, client *http.Client, address, token string) (http.Header, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+address+"/verify?scope=read", nil)
+func getVerify(ctx context.Context, client *http.Client, url, token string) (http.Header, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -110,18 +128,23 @@ func getVerify(ctx context.Context, client *http.Client, address, token string) 
 // gateways repeats fixed responses, as fixed does, for the APIs of gateways.
 type gateways struct {
 	authv3.UnimplementedAuthorizationServer
+	checker
 
 	answer *authv3.CheckResponse
 	header http.Header
 }
 
 // Check implements the service.
-func (g *gateways) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	return g.answer, nil
+func (g *gateways) Check(_ context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	return g.answer, g.check(strings.TrimPrefix(req.GetAttributes().GetRequest().GetHttp().GetHeaders()["authorization"], "Bearer "))
 }
 
 // ServeHTTP implements http.Handler.
-func (g *gateways) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+func (g *gateways) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if g.check(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) != nil {
+		w.WriteHeader(http.StatusUnauthorized)
+		return
+	}
 	maps.Copy(w.Header(), g.header)
 	w.WriteHeader(http.StatusOK)
 }
@@ -142,7 +165,7 @@ func learnGateways(ctx context.Context, address, httpAddress string, by proof, t
 	if g.answer, err = authv3.NewAuthorizationClient(connection).Check(ctx, checkRequest(token)); err != nil {
 		return nil, err
 	}
-	if g.header, err = getVerify(ctx, client, httpAddress, token); err != nil {
+	if g.header, err = getVerify(ctx, client, by.url(httpAddress), token); err != nil {
 		return nil, err
 	}
 	g.header.Del("Date")
@@ -152,17 +175,20 @@ func learnGateways(ctx context.Context, address, httpAddress string, by proof, t
 
 // serve serves the requests of gateways over HTTP, until ctx is done.
 func (g *gateways) serve(ctx context.Context, address string, by proof) error {
-	secure, err := by.serverTLS()
-	if err != nil {
-		return err
-	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
+	if by.dir != "" {
+		secure, err := by.serverTLS()
+		if err != nil {
+			return err
+		}
+		listener = tls.NewListener(listener, secure)
+	}
 	server := &http.Server{Handler: g, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
-	go func() { _ = server.Serve(tls.NewListener(listener, secure)) }() // it ends with ctx; before that, calls fail
+	go func() { _ = server.Serve(listener) }() // it ends with ctx; before that, calls fail
 	return nil
 }
 

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -57,15 +59,36 @@ type options struct {
 	replicas int
 	// questions is the number of requests, with a token each, for one broker.
 	questions int
+	// tokens is the number of tokens that a broker verifies for the first time in a round.
+	tokens int
+	// only is the part to measure; empty: all.
+	only string
+	// build is the binary of the broker; empty: it is built. beside is the binary of another
+	// build, which is measured in place of the echo.
+	build, beside string
 }
+
+func partNames() (names []string) {
+	for _, part := range (*bench)(nil).parts() {
+		names = append(names, part.name)
+	}
+	return names
+}
+
+// maxTokens of about 900 bytes fit into the cache of a broker, and in a file.
+const maxTokens = 100_000
 
 func parseOptions(args []string) (options, error) {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.IntVar(&o.rounds, "rounds", 5, "measure each case `N` times and report medians")
-	seconds := flags.Float64("seconds", 3, "drive for `S` seconds in each round; CPU time comes in ticks of 10 ms, so below 3 they show")
+	flags.IntVar(&o.rounds, "rounds", 6, "measure each case `N` times and report medians")
+	seconds := flags.Float64("seconds", 3, "drive for `S` seconds in each round; short rounds show other work of the machine")
 	flags.IntVar(&o.replicas, "replicas", 20, "start a fleet of `N` cold")
 	flags.IntVar(&o.questions, "questions", 100_000, "have a broker hold `N` tokens")
+	flags.StringVar(&o.only, "only", "", "measure only the `PART` "+strings.Join(partNames(), ", "))
+	flags.StringVar(&o.build, "broker", "", "measure the broker at `PATH`; empty: build it")
+	flags.StringVar(&o.beside, "beside", "", "compare with the broker at `PATH`, of another version, instead of an echo")
+	flags.IntVar(&o.tokens, "tokens", 20_000, "verify `N` new tokens in each round")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
 	}
@@ -79,6 +102,10 @@ func parseOptions(args []string) (options, error) {
 		return options{}, fmt.Errorf("want 1 to 100 replicas, got %d", o.replicas)
 	case o.questions < 1 || o.questions > maxQuestions:
 		return options{}, fmt.Errorf("want 1 to %d questions, got %d", maxQuestions, o.questions)
+	case o.only != "" && !slices.Contains(partNames(), o.only):
+		return options{}, fmt.Errorf("there is no part %q; want one of %s", o.only, strings.Join(partNames(), ", "))
+	case o.tokens < 1 || o.tokens > maxTokens:
+		return options{}, fmt.Errorf("want 1 to %d tokens, got %d", maxTokens, o.tokens)
 	}
 	return o, nil
 }

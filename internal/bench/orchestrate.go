@@ -38,9 +38,11 @@ func orchestrate(ctx context.Context, args []string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary, err := buildBroker(ctx, dir)
-	if err != nil {
-		return err
+	binary := opts.build
+	if binary == "" {
+		if binary, err = buildBroker(ctx, dir); err != nil {
+			return err
+		}
 	}
 	b, err := setUp(ctx, opts, dir, binary, clientCount)
 	if err != nil {
@@ -81,10 +83,11 @@ func (b *bench) report(ctx context.Context) error {
 		return err
 	}
 	defer b.broker.stop()
-	for _, part := range []func(context.Context) (string, error){
-		b.compare, b.compareProved, b.compareGateways, b.slowRefresh, b.manyClients, b.manyQuestions, b.coldFleet, b.comparePeers,
-	} {
-		text, err := part(ctx)
+	for _, part := range b.parts() {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		text, err := part.measure(ctx)
 		if err != nil {
 			return err
 		}
@@ -93,7 +96,32 @@ func (b *bench) report(ctx context.Context) error {
 	return nil
 }
 
+// part is a part of the report.
+type part struct {
+	name    string
+	measure func(context.Context) (string, error)
+}
+
+func (b *bench) parts() []part {
+	return []part{
+		{"hits", b.compare},
+		{"tls", b.compareProved},
+		{"gateways", b.compareGateways},
+		{"uncached", b.compareUncached},
+		{"refresh", b.slowRefresh},
+		{"clients", b.manyClients},
+		{"tokens", b.manyQuestions},
+		{"fleet", b.coldFleet},
+		{"peers", b.comparePeers},
+	}
+}
+
 func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) {
+	return b.startBuild(ctx, b.binary, with)
+}
+
+// startBuild starts a build of the broker.
+func (b *bench) startBuild(ctx context.Context, binary string, with setting) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
@@ -112,21 +140,22 @@ func (b *bench) startBroker(ctx context.Context, with setting) (*server, error) 
 	if err := errors.Join(err, file.Close()); err != nil {
 		return nil, err
 	}
-	s, err := startServer(ctx, address, with.proof, b.binary, "serve", "--config", file.Name())
+	s, err := startServer(ctx, address, with.proof, binary, "serve", "--config", file.Name())
 	if err != nil {
 		return nil, err
 	}
-	s.ops, s.http = ops, with.http
+	s.ops, s.http, s.setting = ops, with.http, with
 	return s, nil
 }
 
-// startEcho starts an echo of a broker's response for a client.
-func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*server, error) {
+// startEcho starts an echo of a broker's response for a client. Flags in extra change what
+// it does.
+func (b *bench) startEcho(ctx context.Context, broker *server, client string, extra ...string) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{echoCommand}, broker.proof.args()...)
+	args := append(append([]string{echoCommand}, extra...), broker.proof.args()...)
 	http := ""
 	if broker.http != "" {
 		if http, err = freeAddress(ctx); err != nil {
@@ -145,9 +174,12 @@ func (b *bench) startEcho(ctx context.Context, broker *server, client string) (*
 // drive puts load on s. Failed calls are an error.
 func (b *bench) drive(ctx context.Context, s *server, w workload, length time.Duration) (outcome, error) {
 	var o outcome
+	if w.tokens != "" {
+		length = max(length, time.Minute) // it ends with the tokens
+	}
 	by := s.proof
 	by.jwt = w.jwt
-	args := append([]string{driveCommand, "-client", w.client, "-questions", strconv.Itoa(w.questions), "-for", length.String(), "-http", s.http}, by.args()...)
+	args := append([]string{driveCommand, "-client", w.client, "-questions", strconv.Itoa(w.questions), "-tokens", w.tokens, "-for", length.String(), "-http", s.http}, by.args()...)
 	err := b.load(ctx, length, &o, append(args, s.address, w.name)...)
 	if err != nil {
 		return outcome{}, fmt.Errorf("driving %s: %w", w.name, err)

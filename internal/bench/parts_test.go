@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strings"
@@ -41,7 +42,7 @@ func runTests(m *testing.M) int {
 func miniature(t *testing.T) *bench {
 	t.Helper()
 	t.Setenv("GORACE", "atexit_sleep_ms=0") // else each load ends a second late
-	opts := options{rounds: 2, length: 100 * time.Millisecond, replicas: 3, questions: 500}
+	opts := options{rounds: 2, length: 100 * time.Millisecond, replicas: 3, questions: 500, tokens: 100}
 	binary, err := brokerBinary()
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +137,85 @@ func TestGatewayRequestsAreMeasured(t *testing.T) {
 		if calls, _ := total(c.broker); calls < callers || len(c.broker) != b.rounds || len(c.echo) != len(c.broker) {
 			t.Errorf("%s: %d calls in %d rounds, %d of the echo", c.label, calls, len(c.broker), len(c.echo))
 		}
+	}
+}
+
+func TestNewTokensAreMeasured(t *testing.T) {
+	b := miniature(t)
+	for algorithm, cases := range map[string][]string{"RS256": {caseVerify, caseCheck, caseForward}, "ES256": {caseVerify}, "EdDSA": {caseVerify}} {
+		contests, err := b.measureUncached(t.Context(), algorithm)
+		if err != nil {
+			t.Fatal(algorithm, err)
+		}
+		var names []string
+		for _, c := range contests {
+			names = append(names, c.name)
+			calls, _ := total(c.broker)
+			bare, _ := total(c.echo)
+			if most := b.rounds * b.tokens; calls != most || bare != most {
+				t.Errorf("%s: %d calls and %d of the bare server, want %d", c.label, calls, bare, most)
+			}
+		}
+		if !slices.Equal(names, cases) {
+			t.Errorf("%s: %q, want %q", algorithm, names, cases)
+		}
+	}
+}
+
+// Another build takes the place of the echo, and of the bare server.
+func TestBuildsAreCompared(t *testing.T) {
+	b := miniature(t)
+	b.beside = b.binary
+	contests, err := b.measureUncached(t.Context(), "RS256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gateways, err := b.measureGateways(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(contests, gateways...) {
+		if calls, _ := total(c.echo); calls < callers || c.other != "other" {
+			t.Errorf("%s: %d calls of %q", c.label, calls, c.other)
+		}
+	}
+}
+
+// The bare server has to verify, or the comparison with it says nothing.
+func TestBareServerVerifiesSignatures(t *testing.T) {
+	for _, algorithm := range []string{"RS256", "ES256", "EdDSA"} {
+		idp, err := startProvider(t.Context(), t.TempDir(), algorithm, clients(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer idp.close()
+		bare, err := newChecker(t.Context(), idp.Issuer()+devidp.JWKSPath)
+		if err != nil {
+			t.Fatal(algorithm, err)
+		}
+		good, other := idp.mintFor(0), idp.mintFor(0)
+		if err := bare.check(good); err != nil {
+			t.Errorf("%s: %v", algorithm, err)
+		}
+		mixed := good[:strings.LastIndexByte(good, '.')] + other[strings.LastIndexByte(other, '.'):]
+		for _, bad := range []string{mixed, good[1:], good + "A", "", "a"} {
+			if bare.check(bad) == nil {
+				t.Errorf("%s: %.20q... was accepted", algorithm, bad)
+			}
+		}
+	}
+	if (checker{}).check("anything") != nil {
+		t.Error("an echo looks at tokens")
+	}
+}
+
+func TestEachTokenIsPresentedOnce(t *testing.T) {
+	next, presented := eachOnce([]string{"a", "b"}), ""
+	for token, err := next(); err == nil; token, err = next() {
+		presented += token
+	}
+	if _, err := next(); presented != "ab" || !errors.Is(err, errAllPresented) {
+		t.Errorf("%s, %v", presented, err)
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// tick is the unit of CPU time in /proc: USER_HZ is 100 wherever Go runs.
+// tick is the unit of CPU time in /proc/PID/stat: USER_HZ is 100 wherever Go runs.
 const tick = 10 * time.Millisecond
 
 // process is a program that runs beside this one.
@@ -60,9 +60,10 @@ type server struct {
 	*process
 
 	address string
-	proof   proof  // how to connect
-	ops     string // address of its metrics; empty: no metrics
-	http    string // address of its HTTP API for gateways; empty: not served
+	proof   proof   // how to connect
+	ops     string  // address of its metrics; empty: no metrics
+	http    string  // address of its HTTP API for gateways; empty: not served
+	setting setting // of a broker
 	// startup is the time from the start of the process until it served.
 	startup time.Duration
 }
@@ -109,8 +110,40 @@ func (s *server) awaitServing() error {
 	}
 }
 
-// cpu returns the CPU time that the process has used, in user and kernel mode.
+// cpu returns the CPU time that the process has used, in user and kernel mode: exactly
+// if the kernel keeps that of each thread, and else in ticks. Threads of Go do not end.
 func (p *process) cpu() (time.Duration, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.pid))
+	if err != nil || len(threads) == 0 {
+		return p.cpuInTicks()
+	}
+	var sum time.Duration
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread) //nolint:gosec // of the kernel
+		if err != nil {
+			return 0, err
+		}
+		spent, err := parseSchedStat(text)
+		if err != nil {
+			return 0, err
+		}
+		sum += spent
+	}
+	return sum, nil
+}
+
+// parseSchedStat reads the first field of /proc/PID/task/TID/schedstat, the nanoseconds on
+// a CPU.
+func parseSchedStat(text []byte) (time.Duration, error) {
+	spent, _, _ := strings.Cut(string(text), " ")
+	nanoseconds, err := strconv.ParseInt(spent, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("/proc/PID/task/TID/schedstat: %w", err)
+	}
+	return time.Duration(nanoseconds), nil
+}
+
+func (p *process) cpuInTicks() (time.Duration, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
 	if err != nil {
 		return 0, err

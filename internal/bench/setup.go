@@ -96,11 +96,12 @@ func (s setting) config(address, ops string) string {
 		callers = fmt.Sprintf("{name: mesh, spiffe_id: %q, roles: [all]}, {name: pod, issuer: %q, subject: %q, roles: [all]}", loadID, s.idp.Issuer(), loadSubject)
 	}
 	gateways := ""
-	switch {
-	case s.http != "" && s.proof.dir == "":
+	if s.http != "" && s.proof.dir == "" {
 		listener += fmt.Sprintf("\n  http: {address: %s, caller: bench}", s.http)
-	case s.http != "":
+	} else if s.http != "" {
 		listener += "\n  http: " + s.http
+	}
+	if s.http != "" {
 		gateways = "gateways: {ext_authz: {}}\n"
 	}
 	var text strings.Builder
