@@ -44,6 +44,25 @@ func (p *proxy) delay(by time.Duration) {
 		fmt.Sprintf(`{"name":"slow","type":"latency","stream":"downstream","attributes":{"latency":%d}}`, by.Milliseconds()))
 }
 
+// silence drops everything that goes in one direction, upstream or downstream. Connections
+// stay open.
+func (p *proxy) silence(stream string) {
+	p.t.Helper()
+	p.call("/proxies/redis/toxics", fmt.Sprintf(`{"name":"silent","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream))
+}
+
+// reset resets each connection when the server responds.
+func (p *proxy) reset() {
+	p.t.Helper()
+	p.call("/proxies/redis/toxics", `{"name":"reset","type":"reset_peer","stream":"downstream","attributes":{"timeout":0}}`)
+}
+
+// enable accepts connections, or refuses new ones and ends those that exist.
+func (p *proxy) enable(enabled bool) {
+	p.t.Helper()
+	p.call("/proxies/redis", fmt.Sprintf(`{"enabled":%t}`, enabled))
+}
+
 // restore ends every disturbance.
 func (p *proxy) restore() {
 	p.t.Helper()
