@@ -51,3 +51,11 @@ and nothing else.`
 		t.Error("a caller that does not exist is explained")
 	}
 }
+
+func TestExplain_withoutLines(t *testing.T) {
+	cfg := config(map[string]policy.Role{"shop": {Get: []policy.GetGrant{{Client: "orders"}}}})
+	lines, _ := policy.Explain(cfg, "shop", func(...any) int { return 0 })
+	if text := strings.Join(lines, "\n"); strings.Contains(text, "(line") || !strings.Contains(text, "may get tokens of client orders\n") {
+		t.Errorf("without lines of the file:\n%s", text)
+	}
+}

@@ -111,6 +111,26 @@ func TestMayReceive(t *testing.T) {
 	}
 }
 
+func TestHasGrant(t *testing.T) {
+	for name, test := range map[string]struct {
+		caller *policy.Caller
+		client string
+		want   bool
+	}{
+		"its client":                     {get(policy.GetGrant{Client: "orders"}), "orders", true},
+		"its client, another audience":   {get(policy.GetGrant{Client: "orders", Audiences: []string{"x"}}), "orders", true},
+		"another client":                 {get(policy.GetGrant{Client: "orders"}), "billing", false},
+		"a client that does not exist":   {get(policy.GetGrant{Client: "*"}), "zebra", false},
+		"a caller that may only operate": {granted(policy.Role{Admin: []policy.AdminGrant{{Actions: []policy.Action{policy.AnyAction}}}}), "orders", false},
+		"no caller":                      {nil, "orders", false},
+		"the broker itself":              {policy.Self(), "orders", true},
+	} {
+		if got := test.caller.HasGrant(test.client); got != test.want {
+			t.Errorf("%s: HasGrant = %v", name, got)
+		}
+	}
+}
+
 func TestMayVerify(t *testing.T) {
 	for name, test := range map[string]struct {
 		grants []policy.VerifyGrant

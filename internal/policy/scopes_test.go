@@ -188,3 +188,27 @@ func TestExplain_defaultScopes(t *testing.T) {
 		})
 	}
 }
+
+func TestExplain_scopesOfARequestWithoutScopes(t *testing.T) {
+	cfg := config(nil)
+	cfg.Clients["bare"] = policy.Defaults{}
+	for name, test := range map[string]struct {
+		grant policy.GetGrant
+		want  string
+	}{
+		"some of the defaults": {policy.GetGrant{Client: "orders", Scopes: []string{"read", "x"}}, "read"},
+		"none of the defaults": {policy.GetGrant{Client: "orders", Scopes: []string{"x"}}, "denied, because the grant includes none of the client's default scopes"},
+		"no defaults":          {policy.GetGrant{Client: "bare", Scopes: []string{"x"}}, "those that the IdP names in its response, if the grant includes them"},
+		"no defaults, all":     {policy.GetGrant{Client: "bare", Scopes: []string{"*"}}, "none"},
+		"no scopes at all":     {policy.GetGrant{Client: "bare"}, "none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg.Roles = map[string]policy.Role{"role": {Get: []policy.GetGrant{test.grant}}}
+			cfg.Callers = []policy.CallerConfig{{Name: "caller", Roles: []string{"role"}}}
+			lines, _ := policy.Explain(cfg, "caller", func(...any) int { return 0 })
+			if want := "    scopes of a request that names none: " + test.want; !slices.Contains(lines, want) {
+				t.Errorf("%s\nwant: %s", strings.Join(lines, "\n"), want)
+			}
+		})
+	}
+}
