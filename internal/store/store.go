@@ -194,8 +194,8 @@ type Store interface {
 	Confirm(ctx context.Context, key string) Safety
 
 	// Subscribe returns a channel of keys that changed: a put that was applied, a
-	// counter raised by Raise, a lease released. All changes are reported, the
-	// subscriber's own as well, after they can be read. The channel is closed when ctx
+	// counter raised by Raise, a lease released. All changes but quiet ones are reported,
+	// the subscriber's own as well, after they can be read. The channel is closed when ctx
 	// ends or the store is closed.
 	//
 	// This is best effort. Events are lost while the subscriber is EventBuffer behind or
@@ -311,6 +311,9 @@ type Change struct {
 	Puts []Put
 	// Release is the lease to release. The zero Lease: no release.
 	Release Lease
+	// Quiet: the change is not reported to subscribers, because no replica waits for it.
+	// Each event is a message to every replica.
+	Quiet bool
 }
 
 // CheckKey returns an error if the key is invalid for every Store.

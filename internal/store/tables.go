@@ -138,13 +138,17 @@ func (t *Tables) Apply(change Change) ([]bool, error) {
 	if err := t.set(writes...); err != nil {
 		return nil, err
 	}
+	var changed []string
 	for _, w := range writes {
-		t.Changed = append(t.Changed, w.item.Key)
+		changed = append(changed, w.item.Key)
 	}
 	held, found := t.get(t.Leases, change.Release.Key)
 	if found && string(held.Value) == change.Release.Owner {
 		t.Leases.Remove(held)
-		t.Changed = append(t.Changed, held.Key)
+		changed = append(changed, held.Key)
+	}
+	if !change.Quiet {
+		t.Changed = append(t.Changed, changed...)
 	}
 	return applied, nil
 }

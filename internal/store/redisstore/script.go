@@ -164,7 +164,7 @@ end)
 `
 
 // luaApply has the keys of the puts and, if there is a lease to release, its key. Its
-// arguments are the channel; number, milliseconds (0: for ever) and text of each put;
+// arguments are the channel, empty for a quiet change; number, milliseconds (0: for ever) and text of each put;
 // and the owner of the lease.
 //
 // A Redis that is out of memory refuses the puts, but not the release: replicas that
@@ -198,8 +198,10 @@ return attempt(function()
       table.insert(changed, KEYS[puts + 1])
     end
   end
-  for _, key in ipairs(changed) do
-    call('PUBLISH', ARGV[1], key)
+  if ARGV[1] ~= '' then
+    for _, key in ipairs(changed) do
+      call('PUBLISH', ARGV[1], key)
+    end
   end
   if not done then
     error(refusal)

@@ -377,7 +377,11 @@ func (r *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 		return nil, err
 	}
 	keys := make([]string, 0, store.MaxPuts+1)
-	args := []any{r.channel()}
+	channel := r.channel()
+	if change.Quiet {
+		channel = ""
+	}
+	args := []any{channel}
 	for _, put := range change.Puts {
 		keys = append(keys, put.Key)
 		args = append(args, put.Number, millis(put.TTL), encodeValue(put))

@@ -98,7 +98,7 @@ func (s *Store) Apply(ctx context.Context, change store.Change) ([]bool, error) 
 		put.Value = ring.seal(put.Key, put.Number, end, put.Value)
 		puts[i] = put
 	}
-	return s.inner.Apply(ctx, store.Change{Puts: puts, Release: change.Release})
+	return s.inner.Apply(ctx, store.Change{Puts: puts, Release: change.Release, Quiet: change.Quiet})
 }
 
 // Acquire implements Store.

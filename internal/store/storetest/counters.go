@@ -97,6 +97,17 @@ func eventTests() []namedTest {
 				t.expect(keyA, lease.Fence, "")
 			}
 		}},
+		{"a quiet change is made and not reported", func(t *tester) {
+			events := t.subscribe(t.Context())
+			lease := t.mustAcquire(leaseA, "a", life)
+			t.apply(store.Change{Puts: []store.Put{{Key: keyA, Number: 1, Value: []byte("a"), TTL: life}}, Release: lease, Quiet: true})
+			t.expect(keyA, 1, "a")
+			t.mustAcquire(leaseA, "b", life)
+			t.put(keyB, 1, "b", life)
+			if key, told := receive(events, 5*time.Second); key != keyB || !told {
+				t.Errorf("the first event is %q, want that of the change after the quiet one", key)
+			}
+		}},
 		{"every subscriber is told", func(t *tester) {
 			first, second := t.subscribe(t.Context()), t.subscribe(t.Context())
 			t.put(keyA, 1, "a", life)
