@@ -2,6 +2,7 @@ package fleet_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -88,6 +89,77 @@ func TestStatusCostsTheStoreOneWriteInTenSeconds(t *testing.T) {
 		expectCost("normally")
 		stores[0].down.Store(true)
 		expectCost("while the store is away from one")
+	})
+}
+
+// Each event is a message to each replica.
+func TestStatusIsNoEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory(store.MemoryConfig{})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for _, id := range []fleet.Name{"a", "b", "c"} {
+			running.Go(func() { join(t, memory, id).Run(ctx) })
+		}
+		synctest.Wait()
+		events := memory.Subscribe(t.Context())
+		time.Sleep(5 * time.Minute)
+		stop()
+		running.Wait()
+		if len(events) > 0 {
+			t.Errorf("%d events in 5 minutes", len(events))
+		}
+	})
+}
+
+// Replicas that start together take their slots with a few trips each.
+func TestStatusOfManyReplicasThatStartTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &counted{Store: store.NewMemory(store.MemoryConfig{})}
+		const n = 200
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for i := range n {
+			running.Go(func() { join(t, slow{s}, fleet.Name(fmt.Sprint(i))).Run(ctx) })
+		}
+		time.Sleep(2 * fleet.Interval)
+		_, _, others := s.taken()
+		stop()
+		running.Wait()
+		if others > 16*n {
+			t.Errorf("%d replicas make %d trips to take their slots", n, others)
+		}
+	})
+}
+
+// slow is a store on a network.
+type slow struct{ *counted }
+
+func (s slow) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
+	time.Sleep(time.Millisecond)
+	return s.counted.Get(ctx, keys...)
+}
+
+// Replicas beyond the number of slots look for one as seldom as they look at the fleet.
+func TestStatusOfMoreReplicasThanSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := store.NewMemory(store.MemoryConfig{})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		for i := range fleet.MaxSlots {
+			r := join(t, memory, fleet.Name(fmt.Sprint(i)))
+			r.publish(t)
+			running.Go(func() { r.Run(ctx) })
+		}
+		s := &counted{Store: memory}
+		running.Go(func() { join(t, s, "one more").Run(ctx) })
+		time.Sleep(10 * time.Minute)
+		reads, applies, others := s.taken()
+		stop()
+		running.Wait()
+		if once := int64(fleet.MaxSlots/16 + 1); reads > 2*once || applies+others > 0 {
+			t.Errorf("%d reads, %d writes and %d others in 10 minutes; want at most %d reads", reads, applies, others, 2*once)
+		}
 	})
 }
 

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	mathrand "math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +24,11 @@ const (
 	BeaconTTL = 10 * time.Minute
 	// MaxSlots is the maximum number of replicas that publish their status.
 	MaxSlots = 512
+	// noSlotInterval is the time until a replica without a slot looks for one again. It
+	// reads all slots for that, as a Watcher does.
+	noSlotInterval = MaxSlots * watchShare
+	// maxRefusals is how often a replica tries to lease a slot in one round.
+	maxRefusals = 16
 
 	// publishTimeout bounds one round, and the farewell.
 	publishTimeout = 5 * time.Second
@@ -30,7 +37,10 @@ const (
 	sequenceBits = 20
 )
 
-var errNoSlot = errors.New("the fleet has more replicas than there are slots for their status")
+var (
+	errNoSlot     = errors.New("the fleet has more replicas than there are slots for their status")
+	errSlotsTaken = errors.New("many replicas look for a slot for their status at the same time")
+)
 
 // Beacon is the part of a record that outlives it for some minutes, so that the loss of a
 // replica shows. Its form never changes.
@@ -82,7 +92,13 @@ func (p *Publisher) Run(ctx context.Context) {
 	defer ticker.Stop()
 	defer p.stop(context.WithoutCancel(ctx))
 	for {
-		p.note(p.publish(ctx))
+		err := p.publish(ctx)
+		p.note(err)
+		if errors.Is(err, errNoSlot) {
+			ticker.Reset(noSlotInterval)
+		} else {
+			ticker.Reset(Interval)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -138,7 +154,9 @@ func (p *Publisher) write(ctx context.Context, beacon Beacon, ttl time.Duration,
 	if err != nil {
 		return false, err
 	}
-	change := store.Change{Puts: []store.Put{{Key: keys.beacon, Number: number, Value: value, TTL: ttl}}}
+	// No replica waits for these writes. If each were an event, a fleet would send a number of
+	// messages that grows with the square of its size.
+	change := store.Change{Puts: []store.Put{{Key: keys.beacon, Number: number, Value: value, TTL: ttl}}, Quiet: true}
 	if record.Value != nil {
 		record.Key, record.Number = keys.record, number
 		change.Puts = append(change.Puts, record)
@@ -150,18 +168,23 @@ func (p *Publisher) write(ctx context.Context, beacon Beacon, ttl time.Duration,
 	return err == nil && done[0], err
 }
 
-// takeSlot leases the lowest slot that no replica uses.
+// takeSlot leases the lowest slot that no replica uses. If others are faster more than once,
+// it chooses at random from twice as many free slots each time: otherwise replicas that
+// start together would all try each slot.
 func (p *Publisher) takeSlot(ctx context.Context) error {
 	slots, err := p.names.read(ctx, p.cfg.Store, int(p.count.Load()))
 	if err != nil {
 		return err
 	}
-	for n := range MaxSlots {
-		floor := uint64(0)
+	free := freeSlots(slots)
+	for refused := range maxRefusals {
+		if len(free) == 0 {
+			return errNoSlot
+		}
+		i := mathrand.N(min(1<<max(refused-1, 0), len(free)))
+		n, floor := free[i], uint64(0)
+		free = slices.Delete(free, i, i+1)
 		if n < len(slots) {
-			if slots[n].inUse() {
-				continue
-			}
 			floor = slots[n].number >> sequenceBits
 		}
 		keys := p.names.slot(n)
@@ -175,7 +198,17 @@ func (p *Publisher) takeSlot(ctx context.Context) error {
 			return nil
 		}
 	}
-	return errNoSlot
+	return errSlotsTaken
+}
+
+// freeSlots returns the slots that no replica uses, from the slots that were ever used.
+func freeSlots(used []slot) (free []int) {
+	for n := range MaxSlots {
+		if n >= len(used) || !used[n].inUse() {
+			free = append(free, n)
+		}
+	}
+	return free
 }
 
 // restoreCount makes sure that the count of slots includes this one. The store may have
