@@ -29,7 +29,10 @@ var (
 // a byte order mark. The error is [ErrCoding], [ErrCompressed] or that of the
 // connection.
 func ReadBody(response *http.Response, limit int64) ([]byte, error) {
-	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	size := min(max(response.ContentLength, 0), limit)
+	buffer := bytes.NewBuffer(make([]byte, 0, size+bytes.MinRead)) // with room for the read that finds the end
+	_, err := buffer.ReadFrom(io.LimitReader(response.Body, limit+1))
+	body := buffer.Bytes()
 	if err != nil || int64(len(body)) > limit {
 		return body, err
 	}

@@ -15,7 +15,7 @@ var errNotObject = errors.New("not one JSON object")
 // returns the names of repeated members; do not use their values, because parsers
 // disagree about which one counts. The values share no memory with the body.
 func ParseMembers(body []byte) (values map[string]jsontext.Value, repeated map[string]bool, err error) {
-	decoder := jsontext.NewDecoder(bytes.NewReader(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	decoder := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if start, err := decoder.ReadToken(); err != nil || start.Kind() != jsontext.KindBeginObject {
 		return nil, nil, errNotObject
 	}

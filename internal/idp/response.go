@@ -74,13 +74,14 @@ func (c *Client) grant(r response, req Request, requestedAt time.Time) (token.Gr
 		return token.Grant{}, fault
 	}
 	value, fault := r.accessToken(c.cfg.MaxTokenSize)
-	if fault == nil {
-		fault = r.checkBinding(value)
-	}
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	life, fault := c.lifetime(r, value, requestedAt)
+	claims := claimsOf(value)
+	if fault := r.checkBinding(claims); fault != nil {
+		return token.Grant{}, fault
+	}
+	life, fault := c.lifetime(r, claims, requestedAt)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
@@ -138,9 +139,9 @@ const boundTokenAdvice = "only the broker could use: disable that for the client
 // checkBinding refuses a token that is bound to a certificate or a key (RFC 8705
 // section 3, RFC 9449 section 6). The token type does not show the former. The
 // binding of an opaque token remains undetected unless the response states it.
-func (r response) checkBinding(value string) *Error {
+func (r response) checkBinding(claims members) *Error {
 	bound := func(m members) bool { return !absent(m["cnf"]) }
-	if bound(r.members) || bound(claimsOf(value)) {
+	if bound(r.members) || bound(claims) {
 		return &Error{Class: Misconfigured, Status: r.status, text: "issues tokens bound to a certificate or a key (cnf), which " + boundTokenAdvice}
 	}
 	return nil
@@ -160,16 +161,26 @@ func (r response) accessToken(maxSize int) (string, *Error) {
 	case len(value) > maxSize:
 		return "", &Error{Class: Misconfigured, Status: r.status, text: fmt.Sprintf(
 			"issues tokens of more than %d bytes: have the IdP put less into them, or have limits.token_kib raised", maxSize)}
-	case strings.ContainsFunc(value, func(char rune) bool { return char < 0x20 || char > 0x7e }):
+	case !isPrintable(value):
 		return "", r.malformed("an access_token with characters that are not allowed in it (RFC 6749 appendix A.12)")
 	}
 	return value, nil
 }
 
+// isPrintable reports whether text has printable ASCII characters only.
+func isPrintable(text string) bool {
+	for i := range len(text) {
+		if text[i] < 0x20 || text[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
 // lifetime returns the lifetime that the IdP declares, or the default. If the token
 // is a JWT, its exp claim can shorten the lifetime but not extend it, because the
 // signature is not verified here.
-func (c *Client) lifetime(r response, value string, requestedAt time.Time) (time.Duration, *Error) {
+func (c *Client) lifetime(r response, claims members, requestedAt time.Time) (time.Duration, *Error) {
 	declared, isDeclared := r.members.number("expires_in")
 	life := c.cfg.DefaultLifetime
 	if isDeclared {
@@ -178,12 +189,12 @@ func (c *Client) lifetime(r response, value string, requestedAt time.Time) (time
 	if life <= 0 {
 		return 0, r.expired("expires_in is not positive")
 	}
-	remaining, since, ok := r.remaining(claimsOf(value))
+	remaining, since, ok := r.remaining(claims)
 	switch {
 	case !ok && isDeclared:
 		return life, nil
 	case !ok:
-		remaining, since = remainingByLocalClock(claimsOf(value), life, requestedAt)
+		remaining, since = remainingByLocalClock(claims, life, requestedAt)
 	}
 	if remaining <= 0 {
 		return 0, r.expired("its exp is not after " + since)
