@@ -85,7 +85,9 @@ func (b *Broker) awaitLease(ctx context.Context, e *entry, key string, unneeded 
 	keys := e.client.keys
 	return b.leases.Await(ctx, lease.Wanted{
 		Key: key, Counters: e.client.counters,
-		Events: []string{e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets},
+		Events: func() []string {
+			return []string{e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets}
+		},
 		Look: func() lease.Look {
 			l := e.look()
 			return lease.Look{Keys: l.keys, Adopt: func(ctx context.Context, values []store.Entry) (needed bool) {

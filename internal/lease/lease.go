@@ -46,8 +46,8 @@ type Wanted struct {
 	Key string
 	// Counters have the fences of the lease.
 	Counters *epoch.Counters
-	// Events are the keys whose changes may make the lease free or unneeded.
-	Events []string
+	// Events returns the keys whose changes may make the lease free or unneeded.
+	Events func() []string
 	// Look begins a look at the state of the fleet.
 	Look func() Look
 }
@@ -81,8 +81,8 @@ func (l *Leases) Await(ctx context.Context, w Wanted) (store.Lease, Outcome) {
 		default:
 		}
 	}
-	subscription := l.Subscriptions.Subscribe(notify, append(w.Events, w.Key)...)
-	defer subscription.Close()
+	var subscription *store.Subscription
+	defer func() { subscription.Close() }()
 	claim := store.Claim{Key: w.Key, Owner: rand.Text(), Counter: w.Counters.FenceKey, TTL: ttl}
 	failures, pause := 0, pollFirst
 	for {
@@ -103,6 +103,11 @@ func (l *Leases) Await(ctx context.Context, w Wanted) (store.Lease, Outcome) {
 			if failures++; failures >= storeFailures || errors.Is(err, store.ErrAway) {
 				return store.Lease{}, StoreAway
 			}
+		}
+		if subscription == nil {
+			// Most leases are free. An event between the claim and this line is lost, and
+			// the first look again is soon.
+			subscription = l.Subscriptions.Subscribe(notify, append(w.Events(), w.Key)...)
 		}
 		if !backoff.Sleep(ctx, event, pause/2+mathrand.N(pause)) {
 			return store.Lease{}, ContextEnd

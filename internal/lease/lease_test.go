@@ -59,9 +59,14 @@ func (w *watched) Apply(ctx context.Context, change store.Change) ([]bool, error
 // await waits for a lease that is needed as long as the store has no result.
 func await(t *testing.T, w *watched) (store.Lease, lease.Outcome) {
 	t.Helper()
-	leases := &lease.Leases{Store: w, Subscriptions: store.NewSubscriptions()}
+	return awaitWith(t, w, store.NewSubscriptions())
+}
+
+func awaitWith(t *testing.T, w *watched, subscriptions *store.Subscriptions) (store.Lease, lease.Outcome) {
+	t.Helper()
+	leases := &lease.Leases{Store: w, Subscriptions: subscriptions}
 	return leases.Await(t.Context(), lease.Wanted{
-		Key: leaseKey, Counters: &epoch.Counters{Store: w, FenceKey: fences},
+		Key: leaseKey, Counters: &epoch.Counters{Store: w, FenceKey: fences}, Events: func() []string { return []string{resultKey} },
 		Look: func() lease.Look {
 			return lease.Look{Keys: []string{resultKey}, Adopt: func(_ context.Context, entries []store.Entry) (needed bool) {
 				return entries[0].Number == 0
@@ -127,6 +132,39 @@ func TestAwait(t *testing.T) {
 				}
 				if free := claim(t, memory, "newcomer").Acquired; free != (!tt.held && outcome != lease.Acquired) {
 					t.Errorf("afterwards the lease is free: %v", free)
+				}
+			})
+		})
+	}
+}
+
+// A replica that waits is woken by an event, and looks again by itself if the event is lost.
+func TestAwait_waits(t *testing.T) {
+	for name, tt := range map[string]struct {
+		event  bool
+		within time.Duration
+	}{
+		"event":      {true, 0},
+		"event lost": {false, 500 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				memory := store.NewMemory(store.MemoryConfig{})
+				claim(t, memory, "another")
+				w := &watched{Store: memory}
+				subscriptions := store.NewSubscriptions()
+				published := make(chan time.Time, 1)
+				go func() {
+					time.Sleep(2 * time.Second) // shorter than the lease
+					publish(t, memory)
+					published <- time.Now()
+					if tt.event {
+						subscriptions.Notify(resultKey)
+					}
+				}()
+				_, outcome := awaitWith(t, w, subscriptions)
+				if waited := time.Since(<-published); outcome != lease.NotNeeded || waited > tt.within {
+					t.Errorf("outcome %v, %v after the result", outcome, waited)
 				}
 			})
 		})

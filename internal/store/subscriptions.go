@@ -99,8 +99,11 @@ func (s *Subscriptions) Subscribe(notify func(), keys ...string) *Subscription {
 	return subscription
 }
 
-// Close ends the subscription.
+// Close ends the subscription. Without a subscription it does nothing.
 func (s *Subscription) Close() {
+	if s == nil {
+		return
+	}
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
 	for _, key := range s.keys {
