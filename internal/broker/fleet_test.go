@@ -183,7 +183,17 @@ type link struct {
 	// writesLeft are how many more puts succeed, if it is not 0; the last one fails, and
 	// so do all after it.
 	writesLeft atomic.Int32
+	// paused delays calls until the channel is closed; nil: it does not.
+	paused atomic.Pointer[chan struct{}]
 }
+
+// pause delays calls from now on until resume is called.
+func (l *link) pause() {
+	until := make(chan struct{})
+	l.paused.CompareAndSwap(nil, &until)
+}
+
+func (l *link) resume() { close(*l.paused.Swap(nil)) }
 
 // States of a link.
 const (
@@ -196,6 +206,13 @@ const (
 
 func (l *link) pass(ctx context.Context) error {
 	l.calls.Add(1)
+	if until := l.paused.Load(); until != nil {
+		select {
+		case <-*until:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	wait := rand.N(4 * time.Millisecond)
 	if l.state.Load() == hangs {
 		wait = 250 * time.Millisecond

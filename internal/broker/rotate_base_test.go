@@ -65,6 +65,48 @@ func TestRotation_resumedAfterARollback(t *testing.T) {
 	})
 }
 
+// A fetch proved a staged secret while the IdP refused the others. Before the replica makes
+// it current, an operator activates it and rolls back. The replica must not undo that: the
+// secret that it replaces is current again, but has been made current since.
+func TestActivation_afterARollback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := startManaged(t, 2)
+		r.takes("one", "two", "three")
+		r.rotate(rotationTo("one"))
+		r.rotate(rotationTo("two"))
+		r.idp.FailNext(10, http.StatusServiceUnavailable, "", nil)
+		if _, err := rotation.New(r.all[0], nil).Rotate(t.Context(), policy.Self(), rotationTo("three")); err == nil {
+			t.Fatal("the rotation was not interrupted")
+		}
+		r.idp.FailNext(0, 0, "", nil)
+		expire()
+		r.takes("three")
+		slow := r.all[0]
+		r.idp.SetAnswer(func(_ http.ResponseWriter, request *http.Request) bool {
+			if _, value, _ := request.BasicAuth(); value == "three" {
+				slow.link.pause() // the activation takes long
+			}
+			return false
+		})
+		if _, err := slow.Get(t.Context(), policy.Self(), orders()); err != nil {
+			t.Fatal(err)
+		}
+		r.idp.SetAnswer(nil)
+		r.takes("one", "two", "three")
+		operator := rotation.New(r.all[1], nil)
+		if _, err := operator.Activate(t.Context(), policy.Self(), "", change("activate")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Minute) // a refused secret is not tried again for a while
+		if _, err := operator.Rollback(t.Context(), policy.Self(), change("back")); err != nil {
+			t.Fatal(err)
+		}
+		slow.link.resume()
+		time.Sleep(10 * time.Second)
+		r.expectSecrets("three:previous two:current one:retired")
+	})
+}
+
 // A store that was restored from another fleet has a history that does not descend
 // from ours, however many changes it counts: the secret in use stays usable.
 func TestForeignHistoryKeepsTheSecret(t *testing.T) {

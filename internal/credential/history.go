@@ -273,7 +273,7 @@ func (s *Set) provenElsewhere() (version string, at time.Time) {
 // activation is a version to make current in place of another one.
 type activation struct {
 	version *Version
-	before  string
+	before  secret.Record
 }
 
 // ActivateProven makes a version current that has obtained a token: one that was staged,
@@ -284,20 +284,23 @@ func (s *Set) ActivateProven(v *Version) {
 	if v != u.Pending && (u.History.Generation > 0 || !s.follows()) {
 		return
 	}
-	s.activate.Store(&activation{v, u.History.CurrentID()})
+	before, _ := u.History.In(secret.Current)
+	s.activate.Store(&activation{v, before})
 	s.activations.Run(s.fleet.Spawn, func() {
 		last := s.activate.Load()
 		s.makeCurrent(s.fleet.Lifetime, last.version, last.before)
 	})
 }
 
-// makeCurrent activates a proven version, if the current version is the expected one. A
-// failed write is retried after the next token.
-func (s *Set) makeCurrent(ctx context.Context, v *Version, expected string) {
+// makeCurrent activates a proven version, if the current version is the expected one and was
+// not made current again since: that was the decision of an operator. A failed write is
+// retried after the next token.
+func (s *Set) makeCurrent(ctx context.Context, v *Version, expected secret.Record) {
 	now := time.Now()
 	h, err := s.Change(ctx, func(h secret.History) (secret.History, error) {
+		current, _ := h.In(secret.Current)
 		switch {
-		case h.CurrentID() != expected:
+		case current.ID != expected.ID || !current.Since.Equal(expected.Since):
 			return h, nil
 		case s.Source != nil:
 			return h.Adopt(v.ID, s.Source.Ref().String(), now)
@@ -309,8 +312,8 @@ func (s *Set) makeCurrent(ctx context.Context, v *Version, expected string) {
 		s.fleet.Log.Warn("a proved secret is used, but could not be made current", "client", s.Client, "secret_version", v.ID, "error", err)
 		return
 	}
-	if h.CurrentID() == v.ID && expected != "" {
-		s.fleet.Log.Info("a secret became current", "client", s.Client, "secret_version", v.ID, "instead_of", expected)
+	if h.CurrentID() == v.ID && expected.ID != "" {
+		s.fleet.Log.Info("a secret became current", "client", s.Client, "secret_version", v.ID, "instead_of", expected.ID)
 		s.RecordStep(ctx, StepActivate, audit.Event{SecretVersion: v.ID}, nil)
 	}
 }

@@ -56,7 +56,7 @@ func (s *Set) proveWanted() {
 		if v == nil {
 			return
 		}
-		expected := s.View().History.CurrentID()
+		expected, _ := s.View().History.In(secret.Current)
 		err := s.Prove(ctx, v)
 		s.RecordStep(ctx, StepProve, audit.Event{SecretVersion: v.ID}, err)
 		if err != nil {
