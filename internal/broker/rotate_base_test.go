@@ -62,6 +62,13 @@ func TestRotation_resumedAfterARollback(t *testing.T) {
 		_, err := rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), interrupted)
 		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
 		r.expectSecrets("three:pending two:previous one:current")
+		// Another rollback makes the first secret current again, which is a decision as well.
+		if _, err := rotation.New(r.all[0], nil).Rollback(t.Context(), policy.Self(), change("forth")); err != nil {
+			t.Fatal(err)
+		}
+		_, err = rotation.New(r.all[1], nil).Rotate(t.Context(), policy.Self(), interrupted)
+		wantError(t, err, apierror.FailedPrecondition, apierror.ReasonSecretChanged)
+		r.expectSecrets("three:pending two:current one:previous")
 	})
 }
 

@@ -25,8 +25,8 @@ type procedure struct {
 
 	version string // subject of the change
 	begun   bool
-	base    string // current version when it began
-	over    bool   // no steps are left
+	base    secret.Record // current version when it began
+	over    bool          // no steps are left
 	steps   []Step
 	failure *apierror.Error
 }
@@ -153,12 +153,12 @@ func (p *procedure) change(ctx context.Context, step func(h secret.History, now 
 			return h, err
 		}
 		made := secret.Request{
-			ID: p.asked.Request, Digest: p.digest, Version: p.version, Base: p.base,
+			ID: p.asked.Request, Digest: p.digest, Version: p.version, Base: p.base.ID, BaseSince: p.base.Since,
 			Done: leaves != goesOn, Refused: leaves == dropped,
 		}
 		known, again := h.Request(made.ID)
 		if again {
-			made.Base = known.Base
+			made.Base, made.BaseSince = known.Base, known.BaseSince
 		}
 		switch {
 		case next.ID != h.ID:
@@ -188,14 +188,22 @@ func (p *procedure) goOn(h secret.History) error {
 	case again && known.Done:
 		p.over, p.version = true, known.Version
 		return nil
-	case p.begun && h.CurrentID() != p.base && h.CurrentID() != p.version,
+	case p.begun && replaced(h, p.base.ID, p.base.Since) && h.CurrentID() != p.version,
 		// Another change became current between the first call and this repetition.
-		!p.begun && again && known.Base != "" && h.CurrentID() != known.Base && h.CurrentID() != known.Version,
+		!p.begun && again && known.Base != "" && replaced(h, known.Base, known.BaseSince) && h.CurrentID() != known.Version,
 		!p.begun && !again && p.asked.Expected != "" && h.CurrentID() != p.asked.Expected:
 		return errNotExpected
 	}
-	p.begun, p.base = true, h.CurrentID()
+	p.begun = true
+	p.base, _ = h.In(secret.Current)
 	return nil
+}
+
+// replaced reports whether another version became current since, or the same one again. The
+// time is unknown in the records of earlier brokers.
+func replaced(h secret.History, base string, since time.Time) bool {
+	current, _ := h.In(secret.Current)
+	return current.ID != base || !since.IsZero() && !current.Since.Equal(since)
 }
 
 // stage stores the new secret beside the current one.

@@ -78,6 +78,8 @@ type Request struct {
 	// Base is the version that was current when the request was recorded first. Empty:
 	// no version, or unknown.
 	Base string
+	// BaseSince is when that version had become current. Zero: unknown.
+	BaseSince time.Time
 	// Done reports whether no step remains.
 	Done bool
 	// Refused reports whether the request ended because the IdP refused the version.

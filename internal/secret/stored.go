@@ -39,12 +39,13 @@ type storedRecord struct {
 }
 
 type storedRequest struct {
-	ID      string `json:"id"`
-	Digest  string `json:"digest"`
-	Version string `json:"version"`
-	Base    string `json:"base,omitempty"`
-	Done    bool   `json:"done,omitempty"`
-	Refused bool   `json:"refused,omitempty"`
+	ID        string    `json:"id"`
+	Digest    string    `json:"digest"`
+	Version   string    `json:"version"`
+	Base      string    `json:"base,omitempty"`
+	BaseSince time.Time `json:"base_since,omitzero"`
+	Done      bool      `json:"done,omitempty"`
+	Refused   bool      `json:"refused,omitempty"`
 }
 
 // Stored encodes the history for [FromStored]. The result contains the secrets in the
