@@ -121,9 +121,13 @@ func TestDocumentedLinksExist(t *testing.T) {
 	}
 }
 
-// headings are the anchors that GitHub makes of a page's headings.
+// headings are the anchors that GitHub makes of a page's headings, and those that the
+// page has besides.
 func headings(page string) map[string]bool {
 	found := map[string]bool{}
+	for _, anchor := range regexp.MustCompile(`<a id="([^"]+)"></a>`).FindAllStringSubmatch(page, -1) {
+		found[anchor[1]] = true
+	}
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
 		anchor := strings.ToLower(strings.TrimSpace(heading[1]))
 		anchor = regexp.MustCompile(`[^\pL\pN _-]`).ReplaceAllString(anchor, "")
