@@ -45,7 +45,7 @@ byte fences, epochs; /* counters */
 Token stored;
 
 /* A replica. */
-mtype = { idle, look, adopt, claim, confirm, adopt_confirm, start, fetching, got_it };
+mtype = { idle, look, adopt, claim, confirm, start, fetching, got_it };
 typedef Replica {
 	bool crashed, cut;
 	mtype at = idle;  /* the stage of its flight */
@@ -54,7 +54,7 @@ typedef Replica {
 	bool fresh;       /* the held token is newer than the one at the start of the flight */
 	Token held;       /* in memory */
 	Token got;        /* from the IdP */
-	Token view;       /* the response of the store to the last look */
+	Token view;       /* the response of the store to the last look, or to the claim */
 	byte view_epoch;
 	/* For the properties only. */
 	byte order;       /* of the lease with the highest fence that it has seen */
@@ -99,8 +99,7 @@ byte n; /* counts */
 #define in_order(older, newer) \
 	assert(older.order == 0 || newer.order == 0 || newer.order >= older.order || older.gap)
 
-#define holds_lease(r) (R[r].lease > 0 && (R[r].at == confirm || R[r].at == adopt_confirm || \
-	R[r].at == start || R[r].at == fetching || R[r].at == got_it))
+#define holds_lease(r) (R[r].lease > 0 && (R[r].at == confirm || R[r].at == start || R[r].at == fetching || R[r].at == got_it))
 
 /* The holder renews its lease, so it expires only if the holder cannot. */
 #ifdef OFF_RENEW
@@ -215,11 +214,11 @@ inline want() {
 	me.at = look
 }
 
-inline read_store() {
+inline read_store(next) {
 	copy(stored, me.view);
 	me.view_epoch = epochs;
 	me.view_due = (gap -> 0 : acknowledged);
-	me.at = (me.at == look -> adopt : adopt_confirm)
+	me.at = next
 }
 
 inline adopt_view() {
@@ -227,14 +226,17 @@ inline adopt_view() {
 	adopt_token(me.view);
 	me.due = max(me.due, me.view_due);
 	if
-	:: me.fresh && usable(held, _pid) -> release(); end_flight()
+	:: me.fresh && usable(held, _pid) ->
+		if :: !me.cut -> release() :: else fi;
+		end_flight()
 	:: else ->
 		me.at = (me.at == adopt -> claim : start);
 		none(me.view); me.view_epoch = 0; me.view_due = 0
 	fi
 }
 
-/* acquire is luaAcquire. */
+/* acquire is luaAcquire. In the same step it reads the store, as a look does; so does a
+ * claim of a lease that another replica holds. */
 #ifdef OFF_LEASE
 #define may_acquire true
 #else
@@ -252,7 +254,7 @@ inline acquire() {
 #ifdef OFF_CONFIRM
 	me.at = start
 #else
-	me.at = confirm
+	read_store(confirm)
 #endif
 }
 
@@ -443,12 +445,13 @@ active [REPLICAS] proctype Broker() {
 end: do
 	/* The flight. */
 	:: when(!me.crashed && me.at == idle && (!usable(held, _pid) || refreshes > 0)) want(); then
-	:: when(connected && (me.at == look || me.at == confirm)) read_store(); then
-	:: when(!me.crashed && (me.at == adopt || me.at == adopt_confirm)) adopt_view(); then
+	:: when(connected && me.at == look) read_store(adopt); then
+	:: when(!me.crashed && (me.at == adopt || me.at == confirm)) adopt_view(); then
 	:: when(connected && me.at == claim && may_acquire) acquire(); then
 	:: when(connected && me.at == claim && (stored.number > me.fence || epochs > me.epoch)) me.at = look; then /* an event */
+	:: when(connected && me.at == claim && !may_acquire && (stored.number > me.fence || epochs > me.epoch)) read_store(adopt); then
 #ifndef OFF_ALONE
-	:: when(me.cut && (me.at == look || me.at == claim || me.at == confirm)) fetch_alone(); then
+	:: when(me.cut && (me.at == look || me.at == claim)) fetch_alone(); then
 #endif
 	:: when(!me.crashed && me.at == start) begin_fetch(); then
 	:: when(!me.crashed && me.at == fetching) respond(); then

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// DefaultMemoryBytes is the default limit of a Memory: enough for the tokens of 100,000
-// keys.
+// DefaultMemoryBytes is the default limit of a Memory: enough for 100,000 values of 2 KiB.
 const DefaultMemoryBytes = 256 << 20
 
 // MemoryConfig configures a Memory. The zero value is usable.
