@@ -12,6 +12,9 @@ import (
 // Dir is the directory of the server's configuration and data.
 func (s *Server) Dir() string { return s.dir }
 
+// TryCLI is CLI for a server that may be away.
+func (s *Server) TryCLI(args ...string) (string, error) { return s.cli(args...) }
+
 // Monitor records from now on, until the test ends, every command that the
 // server runs, those within scripts included.
 func (s *Server) Monitor() (seen func() string) {

@@ -117,12 +117,16 @@ type callLoad struct {
 }
 
 func startCalls(name string, call func(ctx context.Context) error) *callLoad {
+	return startCallsEvery(name, 5*time.Millisecond, call)
+}
+
+func startCallsEvery(name string, pause time.Duration, call func(ctx context.Context) error) *callLoad {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &callLoad{name: name, cancel: cancel}
 	begun := time.Now()
 	for range 4 {
 		l.work.Go(func() {
-			for wait(ctx, 5*time.Millisecond) {
+			for wait(ctx, pause) {
 				bounded, done := context.WithTimeout(context.Background(), harness.Patience)
 				err := call(bounded)
 				done()
