@@ -30,7 +30,7 @@ var levels = [][]string{
 	{"internal/storage", "internal/traceexport", "internal/policyreview"},
 	{"internal/app"},
 	{"internal/doctor"},
-	{"cmd/broker", "client/brokertest", "internal/bench", "internal/dashboard", "internal/archtest", "internal/model", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
+	{"cmd/broker", "client/brokertest", "internal/bench", "internal/dashboard", "internal/plot", "internal/scale", "internal/archtest", "internal/model", "internal/testreport", "examples/httpservice", "examples/grpcservice"},
 	{"internal/e2e", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet"},
 }
 
