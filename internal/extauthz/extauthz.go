@@ -182,23 +182,52 @@ func denied(d gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest
 	}
 }
 
+// permission is a response that permits a request, with all its parts: every cache hit gets
+// here, and some thirty allocations would cost it more than the decision.
+type permission struct {
+	response authv3.CheckResponse
+	status   statuspb.Status
+	result   authv3.CheckResponse_OkResponse
+	ok       authv3.OkHttpResponse
+	headers  [gateway.IdentityHeaders]struct {
+		option corev3.HeaderValueOption
+		header corev3.HeaderValue
+	}
+	list [gateway.IdentityHeaders]*corev3.HeaderValueOption
+
+	metadata structpb.Struct
+	texts    [maxTexts]struct {
+		value structpb.Value
+		kind  structpb.Value_StringValue
+	}
+	expiry     structpb.Value
+	expiryKind structpb.Value_NumberValue
+}
+
+// maxTexts is the number of texts in the metadata, without configured claims.
+const maxTexts = 5
+
 // permitted makes Envoy forward the request with the identity headers of the token. Envoy
 // removes the requester's own values and other spellings of the headers.
 func (s *service) permitted(d *gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{Headers: make([]*corev3.HeaderValueOption, 0, len(s.names))}
+	p := &permission{}
+	p.status.Code = int32(codes.OK)
+	p.ok.Headers = p.list[:0]
 	for i, value := range d.Identity() {
 		if value == "" {
-			ok.HeadersToRemove = append(ok.HeadersToRemove, s.names[i])
+			p.ok.HeadersToRemove = append(p.ok.HeadersToRemove, s.names[i])
 			continue
 		}
-		ok.Headers = append(ok.Headers, overwrite(s.names[i], value))
+		h := &p.headers[i]
+		h.header.Key, h.header.Value = s.names[i], value
+		h.option.Header, h.option.AppendAction = &h.header, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
+		p.ok.Headers = append(p.ok.Headers, &h.option)
 	}
-	ok.HeadersToRemove = append(ok.HeadersToRemove, s.imitations(httpRequest)...)
-	return &authv3.CheckResponse{
-		Status:          &statuspb.Status{Code: int32(codes.OK)},
-		HttpResponse:    &authv3.CheckResponse_OkResponse{OkResponse: ok},
-		DynamicMetadata: s.metadata(d.Result.Facts),
-	}
+	p.ok.HeadersToRemove = append(p.ok.HeadersToRemove, s.imitations(httpRequest)...)
+	p.result.OkResponse = &p.ok
+	s.setMetadata(p, d.Result.Facts)
+	p.response.Status, p.response.HttpResponse, p.response.DynamicMetadata = &p.status, &p.result, &p.metadata
+	return &p.response
 }
 
 // imitations returns the names of headers that imitate identity headers.
@@ -224,19 +253,28 @@ func overwrite(name, value string) *corev3.HeaderValueOption {
 	}
 }
 
-// metadata returns the dynamic metadata, which Envoy's access log and other filters find
+// setMetadata sets the dynamic metadata, which Envoy's access log and other filters find
 // under the name of the filter.
-func (s *service) metadata(f *verify.Facts) *structpb.Struct {
-	fields := map[string]*structpb.Value{
-		"iss": structpb.NewStringValue(f.Issuer), "subject_type": structpb.NewStringValue(f.SubjectType.String()),
-		"scope": structpb.NewStringValue(strings.Join(f.Scopes, " ")), "exp": structpb.NewNumberValue(float64(f.ExpiresAt.Unix())),
+func (s *service) setMetadata(p *permission, f *verify.Facts) {
+	fields := make(map[string]*structpb.Value, maxTexts+1+len(s.cfg.Claims))
+	set := func(i int, name, text string) {
+		t := &p.texts[i]
+		t.kind.StringValue = text
+		t.value.Kind = &t.kind
+		fields[name] = &t.value
 	}
+	set(0, "iss", f.Issuer)
+	set(1, "subject_type", f.SubjectType.String())
+	set(2, "scope", strings.Join(f.Scopes, " "))
 	if f.SubjectType == verify.SubjectSub { // a client may have the name of a user
-		fields["sub"] = structpb.NewStringValue(f.Subject)
+		set(3, "sub", f.Subject)
 	}
 	if f.ClientID != "" {
-		fields["client_id"] = structpb.NewStringValue(f.ClientID)
+		set(4, "client_id", f.ClientID)
 	}
+	p.expiryKind.NumberValue = float64(f.ExpiresAt.Unix())
+	p.expiry.Kind = &p.expiryKind
+	fields["exp"] = &p.expiry
 	if len(s.cfg.Claims) > 0 {
 		all := &structpb.Struct{}
 		if err := all.UnmarshalJSON(f.Claims); err == nil {
@@ -247,7 +285,7 @@ func (s *service) metadata(f *verify.Facts) *structpb.Struct {
 			}
 		}
 	}
-	return &structpb.Struct{Fields: fields}
+	p.metadata.Fields = fields
 }
 
 // tokenInQuery reports whether the query of a target contains an access token.

@@ -50,20 +50,20 @@ type Config struct {
 type Judge struct {
 	broker *broker.Broker
 	realm  string
-	names  [identityHeaders]string
+	names  [IdentityHeaders]string
 }
 
-// identityHeaders is the number of identity headers. Gateways list their names, and a
+// IdentityHeaders is the number of identity headers. Gateways list their names, and a
 // header that is added later could be spoofed through a gateway that was configured
 // before. Actor is therefore reserved for the party that acts for the subject (RFC 8693,
 // act); it is empty.
-const identityHeaders = 6
+const IdentityHeaders = 6
 
 // New returns a Judge.
 func New(cfg Config) *Judge {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm)}
-	for i, name := range [identityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope", "Actor"} {
+	for i, name := range [IdentityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope", "Actor"} {
 		j.names[i] = http.CanonicalHeaderKey(prefix + name)
 	}
 	return j
@@ -236,13 +236,13 @@ func variableByte(c byte) byte {
 // of Names. A value is empty if the token has no such claim. The subject comes from the
 // sub claim only: many services evaluate no other header, and a client may have the name
 // of a user. The Client-Id header identifies the client of a token without sub.
-func (d *Decision) Identity() [identityHeaders]string {
+func (d *Decision) Identity() [IdentityHeaders]string {
 	f := d.Result.Facts
 	subject := f.Subject
 	if f.SubjectType != verify.SubjectSub {
 		subject = ""
 	}
-	return [identityHeaders]string{
+	return [IdentityHeaders]string{
 		headerText(subject), f.SubjectType.String(), headerText(f.Issuer), headerText(f.ClientID), headerText(strings.Join(f.Scopes, " ")), "",
 	}
 }
