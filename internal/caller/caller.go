@@ -150,13 +150,23 @@ func (a *Admission) Watch(ctx context.Context, method string, caller *policy.Cal
 // proof is what a call presents to identify its caller.
 type proof struct {
 	conn          *connection
-	authorization []string // the values of this header
+	authorization []string // the values of this header, over HTTP
+	grpc          bool     // authorization is in the metadata of the call
 	// gateway: authorization belongs to the client of the gateway that calls.
 	gateway bool
 }
 
 func proofOf(ctx context.Context, gateway bool) proof {
-	return proof{connectionOf(ctx), metadata.ValueFromIncomingContext(ctx, "authorization"), gateway}
+	return proof{conn: connectionOf(ctx), grpc: true, gateway: gateway}
+}
+
+// authorizationIn returns the values of the header. Few calls need them: most callers are
+// identified by their connections.
+func (p *proof) authorizationIn(ctx context.Context) []string {
+	if p.grpc {
+		return metadata.ValueFromIncomingContext(ctx, "authorization")
+	}
+	return p.authorization
 }
 
 // Identified is an identified caller.
@@ -182,7 +192,7 @@ func (a *Admission) identify(ctx context.Context, action string, p proof, now ti
 	}
 
 	if !p.gateway {
-		token, err := bearer(p.authorization)
+		token, err := bearer(p.authorizationIn(ctx))
 		if err != nil {
 			return Identified{}, err
 		}
