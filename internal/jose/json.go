@@ -31,6 +31,9 @@ var (
 // immutable and shares memory with the parsed text.
 type Object struct {
 	members []member
+	// names has a bit for each name, so that most names that the object lacks need no
+	// comparison. Several names share a bit.
+	names uint64
 }
 
 type member struct {
@@ -45,10 +48,10 @@ func ParseObject(data []byte) (Object, error) {
 	if err := validate(data); err != nil {
 		return Object{}, err
 	}
-	members := make([]member, 0, min(4+len(data)/usualMember, maxMembers))
+	object := Object{members: make([]member, 0, min(4+len(data)/usualMember, maxMembers))}
 	name, rest := nextValue(afterBracket(data))
 	for name != nil {
-		if len(members) == maxMembers {
+		if len(object.members) == maxMembers {
 			return Object{}, errTooWide
 		}
 		plain, err := unquote(name)
@@ -57,10 +60,19 @@ func ParseObject(data []byte) (Object, error) {
 		}
 		var value jsontext.Value
 		value, rest = nextValue(rest)
-		members = append(members, member{plain, value})
+		object.members = append(object.members, member{plain, value})
+		object.names |= nameBit(string(plain))
 		name, rest = nextValue(rest)
 	}
-	return Object{members}, nil
+	return object, nil
+}
+
+// nameBit returns one of 64 bits.
+func nameBit(name string) uint64 {
+	if name == "" {
+		return 1
+	}
+	return 1 << ((5*uint(len(name)) + uint(name[0])) % 64)
 }
 
 // validate checks everything about an object except its number of members, so that
@@ -175,6 +187,9 @@ func unquote(quoted jsontext.Value) ([]byte, error) {
 }
 
 func (o Object) get(name string) jsontext.Value {
+	if o.names&nameBit(name) == 0 {
+		return nil
+	}
 	for i := range o.members {
 		if string(o.members[i].name) == name {
 			return o.members[i].value
@@ -202,7 +217,7 @@ func (o Object) withoutAllNulls() Object {
 }
 
 func (o Object) without(remove func(member) bool) Object {
-	return Object{slices.DeleteFunc(slices.Clone(o.members), remove)}
+	return Object{slices.DeleteFunc(slices.Clone(o.members), remove), o.names}
 }
 
 // Len returns the number of members.

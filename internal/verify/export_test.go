@@ -16,7 +16,7 @@ import (
 // cache.
 func (v *Verifier) WithoutCache() *Verifier {
 	without := *v
-	without.cache = nil
+	without.cache, without.headers = nil, nil
 	return &without
 }
 
@@ -70,6 +70,13 @@ func (v *Verifier) Cached() (entries int, bytes int64) {
 		s.mu.Unlock()
 	}
 	return entries, bytes
+}
+
+// CachedHeaders returns the number of cached headers.
+func (v *Verifier) CachedHeaders() int {
+	v.headers.mu.RLock()
+	defer v.headers.mu.RUnlock()
+	return len(v.headers.parsed)
 }
 
 // Lookups returns the number of cache hits and misses.

@@ -45,6 +45,7 @@ type Verifier struct {
 	byName      map[string]*issuer
 	opaque      map[string]*opaqueVerifier // by issuer; only issuers with introspection
 	cache       *factsCache
+	headers     *headerCache
 	cacheBytes  int64
 	maxValidity time.Duration
 	maxToken    int // bytes
@@ -206,7 +207,7 @@ func (v *Verifier) establishJWT(ctx context.Context, presented redact.String, re
 // verifyJWT verifies a JWT up to its claims. It also returns the key that verified the
 // signature.
 func (v *Verifier) verifyJWT(ctx context.Context, presented redact.String, req *Request) (established, *jose.Key, error) {
-	token, err := parseJWT(presented)
+	token, err := v.parseJWT(presented)
 	if err != nil {
 		return established{}, nil, err
 	}
@@ -220,6 +221,9 @@ func (v *Verifier) verifyJWT(ctx context.Context, presented redact.String, req *
 	}
 	if err := jose.Verify(token.header.Algorithm, key.Key, token.SigningInput, token.Signature); err != nil {
 		return established{}, nil, badSignature(token.header)
+	}
+	if !token.knownHeader {
+		v.headers.put(token.Header, token.header)
 	}
 	// The signature covers the bytes from which all claims were parsed, iss included.
 	facts, err := newFacts(&issuer.cfg, token.header, token.claims, token.Payload)
@@ -242,24 +246,27 @@ func badSignature(header jose.Header) error {
 type parsedJWT struct {
 	jose.Compact
 
-	header jose.Header
-	claims jose.Object
+	header      jose.Header
+	knownHeader bool // a token with the same header was verified before
+	claims      jose.Object
 }
 
-func parseJWT(presented redact.String) (parsedJWT, error) {
+func (v *Verifier) parseJWT(presented redact.String) (parsedJWT, error) {
 	token, err := jose.Split(presented)
 	if err != nil {
 		return parsedJWT{}, malformed(err)
 	}
-	header, err := jose.ParseHeader(token.Header)
-	if err != nil {
-		return parsedJWT{}, malformed(err)
+	header, known := v.headers.find(token.Header)
+	if !known {
+		if header, err = jose.ParseHeader(token.Header); err != nil {
+			return parsedJWT{}, malformed(err)
+		}
 	}
 	claims, err := jose.ParseObject(token.Payload)
 	if err != nil {
 		return parsedJWT{}, malformed(fmt.Errorf("its payload %w", err))
 	}
-	return parsedJWT{token, header, claims}, nil
+	return parsedJWT{token, header, known, claims}, nil
 }
 
 func malformed(err error) error {
