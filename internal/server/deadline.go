@@ -2,7 +2,7 @@ package server
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -16,9 +16,13 @@ type deadlineContext struct {
 
 	at     time.Time
 	caller *policy.Caller
+	// timed has the timer. It is nil until Done or Err is called.
+	timed atomic.Pointer[timedContext]
+}
 
-	mu     sync.Mutex
-	timed  context.Context //nolint:containedctx // the one with the timer; nil: Done and Err were not called yet
+type timedContext struct {
+	context.Context //nolint:containedctx // it is one itself
+
 	cancel context.CancelFunc
 }
 
@@ -35,20 +39,20 @@ func (c *deadlineContext) Value(key any) any {
 }
 
 func (c *deadlineContext) withTimer() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.timed == nil {
-		c.timed, c.cancel = context.WithDeadline(c.Context, c.at)
+	if timed := c.timed.Load(); timed != nil {
+		return timed
 	}
-	return c.timed
+	ctx, cancel := context.WithDeadline(c.Context, c.at)
+	if !c.timed.CompareAndSwap(nil, &timedContext{ctx, cancel}) {
+		cancel() // another goroutine started a timer
+	}
+	return c.timed.Load()
 }
 
 // release cancels the timer context when the call is over.
 func (c *deadlineContext) release() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.cancel != nil {
-		c.cancel()
+	if timed := c.timed.Load(); timed != nil {
+		timed.cancel()
 	}
 }
 

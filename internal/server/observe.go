@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -120,25 +119,22 @@ func (m *metrics) ended(method string, took time.Duration, err error) {
 // duration of unary ones. It is one interceptor because gRPC allocates for each
 // interceptor on each call.
 type observer struct {
-	callers   *caller.Admission
-	metrics   *metrics
-	log       *callLog
-	deadline  time.Duration
-	recovered recovering
-}
-
-// recovering holds the interceptors that turn a panic into an error. They run within
-// the observer, so that a panic is counted and logged too.
-type recovering struct {
-	unary  grpc.UnaryServerInterceptor
-	stream grpc.StreamServerInterceptor
+	callers  *caller.Admission
+	metrics  *metrics
+	log      *callLog
+	deadline time.Duration
 }
 
 func newObserver(cfg Config, callers *caller.Admission) *observer {
-	o := &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
-	crashed := recovery.WithRecoveryHandlerContext(o.log.crashed)
-	o.recovered = recovering{recovery.UnaryServerInterceptor(crashed), recovery.StreamServerInterceptor(crashed)}
-	return o
+	return &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+}
+
+// recovered turns a panic of the function that defers it into an error, which is then
+// counted and logged like any other.
+func (o *observer) recovered(ctx context.Context, err *error) {
+	if cause := recover(); cause != nil {
+		*err = o.log.crashed(ctx, cause)
+	}
 }
 
 // beginning checks each call when it begins, in the goroutine that reads the
@@ -165,19 +161,17 @@ func forGateways(method string) bool { return strings.HasPrefix(method, "/envoy.
 
 func (o *observer) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begun := time.Now()
-	resp, err := o.recovered.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) {
-		return o.serve(ctx, begun, req, info, handler)
-	})
+	resp, err := o.serve(ctx, begun, req, info, handler)
 	took := time.Since(begun)
 	o.metrics.ended(info.FullMethod, took, err)
 	o.log.ended(ctx, info.FullMethod, took, err)
 	return resp, err
 }
 
-func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+func (o *observer) serve(ctx context.Context, begun time.Time, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	defer o.recovered(ctx, &err)
 	var call caller.Call
 	if !forAll(info.FullMethod) {
-		var err error
 		if call, err = o.callers.Enter(ctx, info.FullMethod, forGateways(info.FullMethod), begun); err != nil {
 			return nil, statusOf(err)
 		}
@@ -194,9 +188,7 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 	if srv == nil { // see unknownMethod
 		method = unknownMethodName
 	}
-	err := observed.result(o.recovered.stream(srv, observed, info, func(srv any, stream grpc.ServerStream) error {
-		return o.serveStream(srv, stream, method, handler)
-	}))
+	err := observed.result(o.serveStream(srv, observed, method, handler))
 	took := time.Since(begun)
 	o.metrics.ended(method, took, err)
 	if err != nil {
@@ -205,7 +197,8 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 	return err
 }
 
-func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) error {
+func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) (err error) {
+	defer o.recovered(stream.Context(), &err)
 	if !forAll(method) {
 		if _, err := o.callers.Identify(stream.Context(), method, forGateways(method), time.Now()); err != nil {
 			return statusOf(err)
