@@ -204,6 +204,31 @@ func (f *Fixture) Token(claims map[string]any) string {
 	return f.IdP.Mint(all).Reveal()
 }
 
+// ExpectUnchangedFacts fails the test at its end if the facts of a token for the audience
+// were changed: the cache and all results share them.
+func (f *Fixture) ExpectUnchangedFacts(t testing.TB, token, audience string) {
+	t.Helper()
+	facts := func() (*verify.Facts, string) {
+		request := verify.Request{Audience: []string{audience}, Caller: audience == caller.DefaultAudience}
+		result, err := f.Setup.Verifier.Verify(context.Background(), redact.New(token), request)
+		if err != nil || result.Facts == nil {
+			t.Fatalf("the token is not accepted: %v, %v", result.Rejection, err)
+		}
+		return result.Facts, fmt.Sprintf("%+v %+v %s", *result.Facts, result.Facts.Confirmation, result.Facts.Claims)
+	}
+	shared, before := facts()
+	t.Cleanup(func() {
+		if again, after := facts(); again != shared || after != before {
+			t.Errorf("the facts of a token changed from %s to %s", before, after)
+		}
+	})
+}
+
+// ManyFacts are claims with a value in each list and object of the facts.
+func ManyFacts() map[string]any {
+	return map[string]any{"aud": []string{"z", Audience, "a"}, "scope": "write read admin", "azp": "web", "nested": map[string]any{"z": []int{3, 1, 2}}}
+}
+
 // CallerJWT returns a JWT that authenticates a caller.
 func (f *Fixture) CallerJWT(subject string) string {
 	return f.Token(map[string]any{"sub": subject, "aud": caller.DefaultAudience})

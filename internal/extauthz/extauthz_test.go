@@ -122,6 +122,17 @@ func TestCheckDecides(t *testing.T) {
 	}
 }
 
+func TestCheckDoesNotChangeFacts(t *testing.T) {
+	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Claims: []string{"aud", "scope", "nested"}})
+	token := f.Token(apitest.ManyFacts())
+	f.ExpectUnchangedFacts(t, token, apitest.Audience)
+	for _, scope := range []string{"read", "write admin", "none"} {
+		if _, err := f.envoy.Check(t.Context(), checkRequest("/", map[string]string{"scope": scope}, "authorization", "Bearer "+token)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestEveryIdentityHeaderIsReplacedOrRemoved(t *testing.T) {
 	f := serve(t, apitest.New(t), apitest.Gate, extauthz.Config{Claims: []string{"tenant", "absent"}})
 	for _, claims := range []map[string]any{{"tenant": map[string]any{"id": 7}}, {"client_id": nil, "scope": nil}} {

@@ -184,6 +184,36 @@ func TestVerify_statuses(t *testing.T) {
 	}
 }
 
+func TestHTTPDoesNotChangeFacts(t *testing.T) {
+	f, confirmed := serve(t, apitest.Gate, nil), apitest.ManyFacts()
+	confirmed["cnf"] = map[string]any{"jkt": "a"}
+	for _, claims := range []map[string]any{apitest.ManyFacts(), confirmed} {
+		token := f.Token(claims)
+		f.ExpectUnchangedFacts(t, token, apitest.Audience)
+		f.do(t, "GET", need, bearer(token), "")
+		f.do(t, "GET", "/verify?scope=none", bearer(token), "")
+		f.post(t, "/oauth2/introspect", nil, url.Values{"token": {token}})
+	}
+	byJWT := serve(t, "", nil)
+	token := byJWT.CallerJWT(apitest.Shop)
+	byJWT.ExpectUnchangedFacts(t, token, caller.DefaultAudience)
+	byJWT.post(t, "/oauth2/introspect", bearer(token), url.Values{"token": {token}})
+}
+
+// A ninth header would make the map of headers take another form.
+func TestVerify_eightHeaders(t *testing.T) {
+	f := serve(t, apitest.Gate, nil)
+	got := f.do(t, "GET", need, bearer(f.Token(nil)), "")
+	got.header.Del("Date")
+	got.header.Del("Content-Length")
+	if got.status != http.StatusOK || len(got.header) > 8 {
+		t.Errorf("status %d with %d headers: %v", got.status, len(got.header), got.header)
+	}
+	if denied := f.do(t, "GET", need, nil, ""); denied.header.Get("X-Content-Type-Options") != "nosniff" {
+		t.Error("a response with a body has no X-Content-Type-Options")
+	}
+}
+
 func TestVerify_identityHeaders(t *testing.T) {
 	f := serve(t, apitest.Gate, nil)
 	got := f.do(t, "GET", need, bearer(f.Token(map[string]any{"sub": "Zoë %1 ", "client_id": nil})), "")

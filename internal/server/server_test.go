@@ -145,6 +145,18 @@ func TestVerifyToken(t *testing.T) {
 	}
 }
 
+func TestVerifyTokenDoesNotChangeFacts(t *testing.T) {
+	fixture := apitest.NewFor(t, everybody())
+	f, token := serveFixture(t, fixture), fixture.Token(apitest.ManyFacts())
+	fixture.ExpectUnchangedFacts(t, token, apitest.Audience)
+	for _, scope := range []string{"read", "none"} {
+		request := &tokenbrokerv1.VerifyTokenRequest{Token: token, Audiences: []string{apitest.Audience}, RequiredScopes: []string{scope}}
+		if _, err := f.api.VerifyToken(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestUnavailableKeysAreNoRejection(t *testing.T) {
 	f := serveFixture(t, apitest.NewFor(t, everybody(), func(idp *devidp.Server) { idp.SetDown(true) }))
 	presented := f.idp.Mint(map[string]any{"iss": issuer, "sub": "x", "aud": audience, "exp": time.Now().Add(time.Hour).Unix()})
