@@ -252,6 +252,10 @@ func TestAdvanceOnce(t *testing.T) {
 	if err != nil || target <= before || c.Epoch() != target || stored(t, s, "epoch") != target {
 		t.Fatalf("epoch %d, the store has %d, the target is %d, the clock was %d: %v", c.Epoch(), stored(t, s, "epoch"), target, before, err)
 	}
+	record, err := s.Get(t.Context(), "request")
+	if err != nil || record[0].TTL <= 23*time.Hour || record[0].TTL > 24*time.Hour {
+		t.Errorf("the request is remembered for %v: %v", record[0].TTL, err)
+	}
 	if again, err := other.AdvanceOnce(t.Context(), "request"); err != nil || again != target || other.Epoch() != target {
 		t.Errorf("repeated at another replica: %d, epoch %d, want %d: %v", again, other.Epoch(), target, err)
 	}

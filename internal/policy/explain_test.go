@@ -59,3 +59,28 @@ func TestExplain_withoutLines(t *testing.T) {
 		t.Errorf("without lines of the file:\n%s", text)
 	}
 }
+
+func TestExplain_eachIssuerOfAGrant(t *testing.T) {
+	cfg := config(map[string]policy.Role{"shop": {Verify: []policy.VerifyGrant{{Issuer: "https://b"}}}})
+	lines, _ := policy.Explain(cfg, "shop", func(...any) int { return 0 })
+	if text := strings.Join(lines, "\n"); !strings.Contains(text, "may verify tokens of issuer https://b\n    audiences: z") || strings.Contains(text, "https://a") {
+		t.Errorf("a grant for one of two issuers:\n%s", text)
+	}
+}
+
+func TestMatch_text(t *testing.T) {
+	for want, match := range map[string]policy.Match{
+		"the SPIFFE ID spiffe://e/x in its certificate":                         {SPIFFEID: "spiffe://e/x"},
+		"the URI urn:x in its certificate":                                      {URISAN: "urn:x"},
+		"the DNS name x.example.com in its certificate":                         {DNSSAN: "x.example.com"},
+		"a JWT of the issuer https://i with the subject s":                      {Issuer: "https://i", Subject: "s"},
+		"a JWT of the issuer https://i with v in the claim a > b":               {Issuer: "https://i", Claims: []policy.Claim{{Path: []string{"a", "b"}, Value: "v"}}},
+		"a JWT of the issuer https://i with the subject s and v in the claim a": {Issuer: "https://i", Subject: "s", Claims: []policy.Claim{{Path: []string{"a"}, Value: "v"}}},
+		"the Unix user 7 of its process":                                        {UID: new(uint32(7))},
+		"a listener that is bound to it":                                        {},
+	} {
+		if got := match.String(); got != "identified by "+want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

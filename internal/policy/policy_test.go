@@ -131,6 +131,15 @@ func TestHasGrant(t *testing.T) {
 	}
 }
 
+func TestLimits(t *testing.T) {
+	limits := &policy.Limits{Concurrent: 3}
+	cfg := policy.Config{Callers: []policy.CallerConfig{{Name: "limited", Limits: limits}, {Name: "common"}}}
+	p := policy.New(cfg)
+	if p.Named("limited").Limits() != limits || p.Named("common").Limits() != nil || (*policy.Caller)(nil).Limits() != nil {
+		t.Error("a caller has the limits of another one")
+	}
+}
+
 func TestMayVerify(t *testing.T) {
 	for name, test := range map[string]struct {
 		grants []policy.VerifyGrant
