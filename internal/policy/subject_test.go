@@ -15,6 +15,8 @@ func TestClaimsIdentifyCallers(t *testing.T) {
 		"by pattern": {Issuer: "https://ci", Subject: "repo:octo/*"},
 		"strict":     {Issuer: "https://ci", Subject: "repo:octo/pay:ref:refs/heads/main", Claims: []policy.Claim{claim("production", "environment")}},
 		"nested":     {Issuer: "https://k8s", Claims: []policy.Claim{claim("shop", "kubernetes.io", "namespace")}},
+		"shop":       {Issuer: "https://teams", Subject: "team:shop:*", Claims: []policy.Claim{claim("production", "environment")}},
+		"pay":        {Issuer: "https://teams", Subject: "team:pay:*", Claims: []policy.Claim{claim("production", "environment")}},
 		"group":      {Issuer: "https://groups", Claims: []policy.Claim{claim("deployers", "groups")}},
 		"groups":     {Issuer: "https://groups", Claims: []policy.Claim{claim("team:*", "groups")}},
 	})
@@ -44,6 +46,8 @@ func TestClaimsIdentifyCallers(t *testing.T) {
 		"an item by a wildcard":            {"https://groups", "x", `{"groups":["a","team:b","team:c"]}`, "groups"},
 		"items of two callers":             {"https://groups", "x", `{"groups":["team:b","deployers"]}`, "nobody"},
 		"a list in a list":                 {"https://groups", "x", `{"groups":[["deployers"]]}`, "nobody"},
+		"a claim and one pattern of two":   {"https://teams", "team:shop:x", `{"environment":"production"}`, "shop"},
+		"a claim and the other pattern":    {"https://teams", "team:pay:x", `{"environment":"production"}`, "pay"},
 		"no claims":                        {"https://groups", "x", ``, "nobody"},
 	} {
 		t.Run(name, func(t *testing.T) {
