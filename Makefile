@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := build
 export PATH := $(CURDIR)/bin/tools:$(PATH)
 
-.PHONY: build dist test test-deploy test-long bench generate lint tools clean
+.PHONY: build dist test test-deploy test-long mutants bench generate lint tools clean
 
 # Go stamps the version into the binary: the tag, or the revision.
 build:
@@ -30,6 +30,11 @@ test-deploy: bin/tools/cyclonedx-gomod
 test-long:
 	.ci/test-long
 
+# Changes the code in small ways, and reports the changes that no test notices:
+# docs/mutants.md.
+mutants: bin/tools/gremlins bin/tools/mutants
+	mutants
+
 # Compares the broker with bare servers and with programs and libraries of others, and
 # prints the ratios.
 bench:
@@ -49,6 +54,7 @@ lint: bin/tools/actionlint bin/tools/buf bin/tools/golangci-lint
 	golangci-lint run ./...
 	cd tools/chart && golangci-lint run ./...
 	cd tools/deploy && golangci-lint run ./...
+	cd tools/mutants && golangci-lint run ./...
 	cd tools/peers && golangci-lint run ./...
 	cd tools/zitadelop && golangci-lint run ./...
 
@@ -56,10 +62,16 @@ lint: bin/tools/actionlint bin/tools/buf bin/tools/golangci-lint
 # dependencies. buf and the tools of a release have separate modules, because they and
 # golangci-lint need different versions; zitadelop is a program with its own module. A
 # tool is built again when its module changes.
-tools: $(addprefix bin/tools/,actionlint buf cyclonedx-gomod golangci-lint grpcurl protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
+tools: $(addprefix bin/tools/,actionlint buf cyclonedx-gomod golangci-lint gremlins grpcurl mutants protoc-gen-go protoc-gen-go-grpc toxiproxy-server zitadelop)
 
 bin/tools/buf: tools/buf/go.mod tools/buf/go.sum
 	go -C tools/buf build -v -o $(CURDIR)/$@ github.com/bufbuild/buf/cmd/buf
+
+bin/tools/gremlins: tools/mutants/go.mod tools/mutants/go.sum
+	go -C tools/mutants build -v -o $(CURDIR)/$@ github.com/go-gremlins/gremlins/cmd/gremlins
+
+bin/tools/mutants: $(wildcard tools/mutants/*)
+	go -C tools/mutants build -v -o $(CURDIR)/$@ .
 
 bin/tools/zitadelop: $(wildcard tools/zitadelop/*)
 	go -C tools/zitadelop build -v -o $(CURDIR)/$@ .
