@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -123,14 +124,19 @@ type observer struct {
 	metrics  *metrics
 	log      *callLog
 	deadline time.Duration
+	// recovering turns a panic of a stream into an error. It runs within the observer, so
+	// that a panic is counted and logged too.
+	recovering grpc.StreamServerInterceptor
 }
 
 func newObserver(cfg Config, callers *caller.Admission) *observer {
-	return &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+	o := &observer{callers: callers, metrics: newMetrics(cfg.Registerer), log: &callLog{log: cfg.Logger, slow: cfg.SlowCall}, deadline: cfg.Deadline}
+	o.recovering = recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(o.log.crashed))
+	return o
 }
 
-// recovered turns a panic of the function that defers it into an error, which is then
-// counted and logged like any other.
+// recovered does the same for unary calls, in a function that defers it: the interceptor
+// for those takes a closure and an allocation for each call.
 func (o *observer) recovered(ctx context.Context, err *error) {
 	if cause := recover(); cause != nil {
 		*err = o.log.crashed(ctx, cause)
@@ -188,7 +194,9 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 	if srv == nil { // see unknownMethod
 		method = unknownMethodName
 	}
-	err := observed.result(o.serveStream(srv, observed, method, handler))
+	err := observed.result(o.recovering(srv, observed, info, func(srv any, stream grpc.ServerStream) error {
+		return o.serveStream(srv, stream, method, handler)
+	}))
 	took := time.Since(begun)
 	o.metrics.ended(method, took, err)
 	if err != nil {
@@ -197,8 +205,7 @@ func (o *observer) stream(srv any, stream grpc.ServerStream, info *grpc.StreamSe
 	return err
 }
 
-func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) (err error) {
-	defer o.recovered(stream.Context(), &err)
+func (o *observer) serveStream(srv any, stream grpc.ServerStream, method string, handler grpc.StreamHandler) error {
 	if !forAll(method) {
 		if _, err := o.callers.Identify(stream.Context(), method, forGateways(method), time.Now()); err != nil {
 			return statusOf(err)
