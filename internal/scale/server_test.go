@@ -124,12 +124,16 @@ func (l link) Get(ctx context.Context, keys ...string) (entries []store.Entry, e
 	return entries, err
 }
 
-func (l link) Acquire(ctx context.Context, claim store.Claim) (lease store.Lease, acquired bool, err error) {
+func (l link) Acquire(ctx context.Context, claim store.Claim) (claimed store.Claimed, err error) {
 	err = l.trip(ctx, func() (size int, err error) {
-		lease, acquired, err = l.memory.Acquire(ctx, claim)
-		return len(claim.Key) + len(claim.Counter) + len(claim.Owner), err
+		claimed, err = l.memory.Acquire(ctx, claim)
+		size = len(claim.Key) + len(claim.Counter) + len(claim.Owner)
+		for i, entry := range claimed.Entries {
+			size += len(claim.Read[i]) + len(entry.Value)
+		}
+		return size, err
 	})
-	return lease, acquired, err
+	return claimed, err
 }
 
 func (l link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (held bool, err error) {
