@@ -110,7 +110,7 @@ func TestRatioIsTheMedianOverRounds(t *testing.T) {
 }
 
 func TestBrokerAcceptsItsConfiguration(t *testing.T) {
-	idp, err := startProvider(t.Context(), t.TempDir(), "EdDSA", clients(4))
+	idp, err := startProvider(t.Context(), t.TempDir(), "EdDSA", clients(4), way{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,12 +139,12 @@ func TestBrokerAcceptsItsConfiguration(t *testing.T) {
 }
 
 func TestTokenHasAbout900Bytes(t *testing.T) {
-	single, err := startProvider(t.Context(), t.TempDir(), "RS256", clients(1))
+	single, err := startProvider(t.Context(), t.TempDir(), "RS256", clients(1), way{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer single.close()
-	many, err := questionProvider(t.Context(), t.TempDir())
+	many, err := questionProvider(t.Context(), t.TempDir(), way{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestBurstCountsCallsAndFailures(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer hangUp()
-	got, err := atOnce(t.Context(), brokers, getToken(anything))
+	got, err := atOnce(t.Context(), brokers, func(int) *tokenbrokerv1.GetTokenRequest { return anything() })
 	if err != nil {
 		t.Fatal(err)
 	}

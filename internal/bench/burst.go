@@ -40,20 +40,25 @@ func burst(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet(burstCommand, flag.ContinueOnError)
 	names := flags.String("clients", "", "ask for the tokens of the clients `NAME,NAME`, one after the other")
 	each := flags.Int("callers", 1, "ask `N` times at each server")
+	first := flags.Int("question", -1, "instead, once with another question for each caller, from the `N`th one; -1: with the client's own")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() == 0 || *names == "" {
-		return fmt.Errorf("usage: bench %s -clients NAME,NAME [-callers 1] ADDR [ADDR]", burstCommand)
+		return fmt.Errorf("usage: bench %s -clients NAME,NAME [-callers 1] [-question -1] ADDR [ADDR]", burstCommand)
 	}
 	brokers, hangUp, err := dialAll(ctx, flags.Args(), *each)
 	if err != nil {
 		return err
 	}
 	defer hangUp()
+	if *first >= 0 {
+		o, err := atOnce(ctx, brokers, func(i int) *tokenbrokerv1.GetTokenRequest { return question(*names, *first+i) })
+		return errors.Join(err, json.NewEncoder(os.Stdout).Encode(o))
+	}
 	var outcomes []coldAndWarm
 	for name := range strings.SplitSeq(*names, ",") {
-		get := getToken(func() *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{ClientName: name} })
+		get := func(int) *tokenbrokerv1.GetTokenRequest { return &tokenbrokerv1.GetTokenRequest{ClientName: name} }
 		var pair coldAndWarm
 		for _, o := range []*burstOutcome{&pair.Cold, &pair.Warm} {
 			if *o, err = atOnce(ctx, brokers, get); err != nil {
@@ -98,15 +103,16 @@ func dialAll(ctx context.Context, addresses []string, each int) (brokers []token
 	return brokers, hangUp, nil
 }
 
-// atOnce makes a call at each of the brokers. Each caller's wait begins at the common
+// atOnce makes a request at each of the brokers. Each caller's wait begins at the common
 // start: the time before its own turn counts.
-func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, do call) (burstOutcome, error) {
+func atOnce(ctx context.Context, brokers []tokenbrokerv1.TokenBrokerServiceClient, request func(i int) *tokenbrokerv1.GetTokenRequest) (burstOutcome, error) {
 	loops := make([]loop, len(brokers))
 	gate := make(chan struct{})
 	var start time.Time
 	var waiting, running sync.WaitGroup
 	waiting.Add(len(brokers))
 	for i, broker := range brokers {
+		do := getToken(func() *tokenbrokerv1.GetTokenRequest { return request(i) })
 		running.Go(func() {
 			waiting.Done()
 			<-gate

@@ -31,7 +31,7 @@ func main() {
 }
 
 // run is every process except the broker and Redis: the binary starts itself again as
-// the echo and as the load.
+// the echo, as the load and as the plain client.
 func run(ctx context.Context, args []string) error {
 	if len(args) > 0 {
 		switch args[0] {
@@ -45,6 +45,8 @@ func run(ctx context.Context, args []string) error {
 			return bare(ctx, args[1:])
 		case requestCommand:
 			return request(ctx, args[1:])
+		case plainCommand:
+			return plain(ctx, args[1:])
 		}
 	}
 	return orchestrate(ctx, args)
@@ -96,14 +98,14 @@ func parseOptions(args []string) (options, error) {
 	switch {
 	case flags.NArg() > 0:
 		return options{}, fmt.Errorf("unknown command %q; there are only flags, see -help", flags.Arg(0))
+	case o.only != "" && !slices.Contains(partNames(), o.only):
+		return options{}, fmt.Errorf("there is no part %q; want one of %s", o.only, strings.Join(partNames(), ", "))
 	case o.rounds < 1 || o.rounds > 100 || *seconds < 0.1:
 		return options{}, fmt.Errorf("want 1 to 100 rounds of at least 0.1 seconds, got %d of %v", o.rounds, *seconds)
 	case o.replicas < 1 || o.replicas > 100:
 		return options{}, fmt.Errorf("want 1 to 100 replicas, got %d", o.replicas)
 	case o.questions < 1 || o.questions > maxQuestions:
 		return options{}, fmt.Errorf("want 1 to %d questions, got %d", maxQuestions, o.questions)
-	case o.only != "" && !slices.Contains(partNames(), o.only):
-		return options{}, fmt.Errorf("there is no part %q; want one of %s", o.only, strings.Join(partNames(), ", "))
 	case o.tokens < 1 || o.tokens > maxTokens:
 		return options{}, fmt.Errorf("want 1 to %d tokens, got %d", maxTokens, o.tokens)
 	}

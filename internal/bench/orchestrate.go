@@ -70,7 +70,7 @@ func setUp(ctx context.Context, opts options, dir, binary string, n int) (*bench
 		return nil, err
 	}
 	b := &bench{options: opts, self: self, binary: binary, dir: dir}
-	b.idp, err = startProvider(ctx, dir, "RS256", clients(n))
+	b.idp, err = startProvider(ctx, dir, "RS256", clients(n), way{})
 	return b, err
 }
 
@@ -111,6 +111,7 @@ func (b *bench) parts() []part {
 		{"refresh", b.slowRefresh},
 		{"clients", b.manyClients},
 		{"tokens", b.manyQuestions},
+		{"misses", b.misses},
 		{"fleet", b.coldFleet},
 		{"peers", b.comparePeers},
 	}

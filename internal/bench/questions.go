@@ -35,19 +35,19 @@ func question(client string, i int) *tokenbrokerv1.GetTokenRequest {
 
 // questionProvider starts an IdP for the requests. It signs with EdDSA, which takes a
 // small part of the time of RS256: the broker is the subject of the measurement.
-func questionProvider(ctx context.Context, dir string) (*provider, error) {
+func questionProvider(ctx context.Context, dir string, over way) (*provider, error) {
 	client := devidp.Client{ID: questioner}
 	for i := range side {
 		client.Audiences = append(client.Audiences, questionAudience(i))
 		client.Scopes = append(client.Scopes, questionScope(i))
 	}
-	return startProvider(ctx, dir, "EdDSA", []devidp.Client{client})
+	return startProvider(ctx, dir, "EdDSA", []devidp.Client{client}, over)
 }
 
 // manyQuestions makes brokers hold a token for each request, in memory only and with
 // Redis, and then requests them from the first one at random.
 func (b *bench) manyQuestions(ctx context.Context) (string, error) {
-	idp, err := questionProvider(ctx, b.dir)
+	idp, err := questionProvider(ctx, b.dir, way{})
 	if err != nil {
 		return "", err
 	}

@@ -3,13 +3,17 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/devca"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 )
@@ -32,18 +36,25 @@ func clients(n int) []devidp.Client {
 	return all
 }
 
+// way is how clients reach an IdP. Zero: with HTTP/1.1 in plaintext.
+type way struct {
+	name       string
+	tls, http2 bool
+}
+
 // provider is an IdP, on a loopback port of this process.
 type provider struct {
 	*devidp.Server
 
 	clients []devidp.Client
 	dir     string // directory of their secrets
+	ca      string // file with its authority; empty: it serves plaintext
 	http    *http.Server
 }
 
 // startProvider starts an IdP that signs with the algorithm and registers the clients.
 // It writes a secret for each of them to a file in dir.
-func startProvider(ctx context.Context, dir, algorithm string, clients []devidp.Client) (*provider, error) {
+func startProvider(ctx context.Context, dir, algorithm string, clients []devidp.Client, over way) (*provider, error) {
 	p := &provider{clients: clients, dir: dir}
 	for i := range clients {
 		secret := rand.Text()
@@ -56,14 +67,51 @@ func startProvider(ctx context.Context, dir, algorithm string, clients []devidp.
 	if err != nil {
 		return nil, err
 	}
-	p.Server, err = devidp.New(devidp.Config{Issuer: "http://" + listener.Addr().String(), Algorithm: algorithm, Clients: clients})
+	scheme := "http://"
+	if over.tls {
+		scheme = "https://"
+	}
+	p.Server, err = devidp.New(devidp.Config{Issuer: scheme + listener.Addr().String(), Algorithm: algorithm, Clients: clients})
 	if err != nil {
 		_ = listener.Close()
 		return nil, err
 	}
-	p.http = &http.Server{Handler: p.Server, ReadHeaderTimeout: 10 * time.Second}
-	go func() { _ = p.http.Serve(listener) }() // it ends by close; before that, calls fail
+	p.http = &http.Server{Handler: p.Server, ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	p.http.Protocols.SetHTTP1(!over.http2)
+	p.http.Protocols.SetHTTP2(over.http2)
+	if !over.tls {
+		go func() { _ = p.http.Serve(listener) }() // it ends by close; before that, calls fail
+		return p, nil
+	}
+	if err := p.certify(); err != nil {
+		_ = listener.Close()
+		return nil, err
+	}
+	go func() { _ = p.http.ServeTLS(listener, "", "") }()
 	return p, nil
+}
+
+// certify gives the IdP a certificate of an authority of its own.
+func (p *provider) certify() error {
+	authority, err := devca.New("IdP")
+	if err != nil {
+		return err
+	}
+	pair, err := authority.Issue(&x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	if err != nil {
+		return err
+	}
+	p.http.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair.TLS()}, MinVersion: tls.VersionTLS12}
+	p.ca, err = authority.Write(p.dir, "idp-ca")
+	return err
+}
+
+// trust is the line of an issuer or a client that names the authority of the IdP.
+func (p *provider) trust() string {
+	if p.ca == "" {
+		return ""
+	}
+	return fmt.Sprintf("    tls: {ca: %s}\n", p.ca)
 }
 
 func (p *provider) close() { _ = p.http.Close() }
@@ -130,8 +178,8 @@ server:
 	fmt.Fprintf(&text, `issuers:
   - issuer: %s
     audiences: [%s]
-clients:
-`, s.idp.Issuer(), s.idp.clients[0].Audiences[0])
+%sclients:
+`, s.idp.Issuer(), s.idp.clients[0].Audiences[0], s.idp.trust())
 	for i, client := range s.idp.clients[:s.clients] {
 		fmt.Fprintf(&text, `  %[1]s:
     issuer: %[2]s
@@ -139,7 +187,7 @@ clients:
     secret: file:%[3]s
     audience: %[4]s
     scopes: [%[5]s]
-`, client.ID, s.idp.Issuer(), s.idp.secretPath(i), client.Audiences[0], strings.Join(client.Scopes[:2], ", "))
+%[6]s`, client.ID, s.idp.Issuer(), s.idp.secretPath(i), client.Audiences[0], strings.Join(client.Scopes[:2], ", "), s.idp.trust())
 	}
 	return text.String()
 }
