@@ -22,6 +22,8 @@
 #define REFUSED 0
 #endif
 
+/* With OUTAGE, the IdP refuses the first two versions for a while instead. */
+
 #define VERSIONS 4
 #define HISTORIES 15
 
@@ -31,9 +33,10 @@ typedef History {
 	byte generation;
 	short ancestors; /* bits, with its own */
 	byte current, previous, pending;
+	byte at;        /* the activation that made the current version current */
 	byte retired;   /* bits */
 	byte known, done; /* requests, as bits */
-	byte based[CALLS]; /* the current version when the request was recorded */
+	byte based[CALLS], based_at[CALLS]; /* current and at when the request was recorded */
 }
 History H[HISTORIES];
 byte made = 1; /* the last history */
@@ -46,7 +49,7 @@ byte stored_before, number_before; /* a failover may lose the last write */
 /* The replicas. */
 byte has[REPLICAS];
 bool crashed[REPLICAS];
-byte proven[REPLICAS], expected[REPLICAS], since[REPLICAS]; /* a background activation */
+byte proven[REPLICAS], expected[REPLICAS], expected_at[REPLICAS], since[REPLICAS]; /* a background activation */
 
 /* A change reads the store, and writes only if nothing was written since. The first CALLS
  * are those of operators, the others are background activations. */
@@ -59,7 +62,7 @@ mtype = { fresh, staging, choosing, proving, activating, retiring, discarding, c
 mtype = { rotate, rollback, activate, retire };
 typedef Call {
 	mtype at = fresh, kind;
-	byte replica, version, base;
+	byte replica, version, base, base_at;
 	bool begun;
 	/* For the properties only. */
 	byte since; /* how many activations there were when the call began */
@@ -67,8 +70,12 @@ typedef Call {
 Call C[CALLS];
 
 /* The IdP. */
-bool refuses;
+bool refuses, refused_before;
+#ifdef OUTAGE
+#define accepts(v) (!(refuses && (v) <= 2))
+#else
 #define accepts(v) (!(refuses && (v) == REFUSED))
+#endif
 
 /* For the properties only. */
 byte activations, activated[VERSIONS + 1]; /* when each version became current */
@@ -81,11 +88,11 @@ byte n, v, since_when, winner, loser, ours, theirs;
 
 #define copy(from, to) \
 	to.generation = from.generation; to.ancestors = from.ancestors; to.current = from.current; to.previous = from.previous; \
-	to.pending = from.pending; to.retired = from.retired; to.known = from.known; to.done = from.done; \
-	for (n : 0 .. CALLS - 1) { to.based[n] = from.based[n] }
+	to.pending = from.pending; to.at = from.at; to.retired = from.retired; to.known = from.known; to.done = from.done; \
+	for (n : 0 .. CALLS - 1) { to.based[n] = from.based[n]; to.based_at[n] = from.based_at[n] }
 #define clear_t() \
-	T.generation = 0; T.ancestors = 0; T.current = 0; T.previous = 0; T.pending = 0; T.retired = 0; T.known = 0; T.done = 0; \
-	for (n : 0 .. CALLS - 1) { T.based[n] = 0 }; \
+	T.generation = 0; T.ancestors = 0; T.current = 0; T.previous = 0; T.pending = 0; T.at = 0; T.retired = 0; T.known = 0; T.done = 0; \
+	for (n : 0 .. CALLS - 1) { T.based[n] = 0; T.based_at[n] = 0 }; \
 	n = 0; v = 0; since_when = 0; winner = 0; loser = 0; ours = 0; theirs = 0
 
 #define in_t(v) (T.current == v || T.previous == v || T.pending == v || (T.retired & bit(v)))
@@ -99,7 +106,7 @@ inline keep(was_current, was_active) {
 		if :: T.previous == v -> T.previous = 0 :: T.pending == v -> T.pending = 0 :: else fi;
 		T.retired = T.retired & ~bit(v);
 		if
-		:: was_current && T.current == 0 -> T.current = v
+		:: was_current && T.current == 0 -> T.current = v; T.at = H[loser].at
 		:: else ->
 			if
 			:: was_active && T.previous == 0 -> T.previous = v
@@ -131,7 +138,7 @@ inline merge() {
 		T.generation++;
 		T.ancestors = H[ours].ancestors | H[theirs].ancestors;
 		for (n : 0 .. CALLS - 1) {
-			if :: (H[loser].known & bit(n)) && !(T.known & bit(n)) -> T.based[n] = H[loser].based[n] :: else fi
+			if :: (H[loser].known & bit(n)) && !(T.known & bit(n)) -> T.based[n] = H[loser].based[n]; T.based_at[n] = H[loser].based_at[n] :: else fi
 		}
 		T.done = T.done | (H[loser].done & ~T.known);
 		T.known = T.known | H[loser].known;
@@ -191,7 +198,7 @@ inline make_current() {
 	T.previous = T.current;
 	T.current = v;
 	if :: T.pending == v -> T.pending = 0 :: else fi;
-	activations++; activated[v] = activations
+	activations++; activated[v] = activations; T.at = activations
 }
 
 #define again (T.known & bit(me))
@@ -200,28 +207,35 @@ inline make_current() {
 #undef over
 #define over false
 #endif
+/* The same version is current, but was made current again. */
+#ifdef OFF_SINCE
+#define again_current(since) false
+#else
+#define again_current(since) (T.at != since)
+#endif
 #define this C[me]
 #define ends_with(result) \
-	this.at = result; this.begun = false; this.base = 0; this.replica = 0; forget_read(me)
+	this.at = result; this.begun = false; this.base = 0; this.base_at = 0; this.replica = 0; forget_read(me)
 #ifdef OFF_BASE
 #define overtaken false
 #else
-#define overtaken (this.begun && T.current != this.base && T.current != this.version)
+#define overtaken (this.begun && (T.current != this.base || again_current(this.base_at)) && T.current != this.version)
 #endif
 #ifdef OFF_RESUMED_BASE
 #define resumed_late false
 #else
-#define resumed_late (!this.begun && again && T.current != T.based[me] && T.current != this.version)
+#define resumed_late (!this.begun && again && (T.current != T.based[me] || again_current(T.based_at[me])) && T.current != this.version)
 #endif
 
 inline begin() {
 	if :: !this.begun && !again -> this.since = activations :: else fi; /* else it was recorded before */
-	this.begun = true; this.base = T.current
+	this.begun = true; this.base = T.current; this.base_at = T.at
 }
 
 inline record(finished) {
 	T.generation++;
-	T.based[me] = this.base;
+	/* The first record of a request keeps its base. */
+	if :: !again -> T.based[me] = this.base; T.based_at[me] = this.base_at :: else fi;
 	T.known = T.known | bit(me);
 	if :: finished -> T.done = T.done | bit(me) :: else fi
 }
@@ -346,25 +360,30 @@ end: do
 
 #define my_change (CALLS + me)
 #define view H[has[me]]
+#ifdef OFF_EXPECTED
+#define unexpected false
+#else
+#define unexpected (T.current != expected[me] || again_current(expected_at[me]))
+#endif
 
 proctype Replica(byte me) {
 end: do
 	/* A fetch found that the IdP takes the staged version and no other one. */
 	:: when(!crashed[me] && proven[me] == 0 && view.pending != 0 && accepts(view.pending) && view.current != 0 &&
 		!accepts(view.current) && (view.previous == 0 || !accepts(view.previous)))
-		proven[me] = view.pending; expected[me] = view.current; since[me] = activations;
+		proven[me] = view.pending; expected[me] = view.current; expected_at[me] = view.at; since[me] = activations;
 		proved = proved | bit(view.pending); then
 	/* credential.Set.makeCurrent. */
 	:: when(!crashed[me] && proven[me] != 0 && !reading[my_change]) read_store(my_change, me); then
 	:: when(!crashed[me] && reading[my_change])
 		ours = own[my_change]; theirs = read[my_change]; merge();
 		if
-		:: T.current != expected[me] || (T.pending != proven[me] && T.previous != proven[me]) ->
-			forget_read(my_change); proven[me] = 0; expected[me] = 0; since[me] = 0
-		:: T.current == expected[me] && (T.pending == proven[me] || T.previous == proven[me]) && unchanged(my_change) ->
+		:: unexpected || (T.pending != proven[me] && T.previous != proven[me]) ->
+			forget_read(my_change); proven[me] = 0; expected[me] = 0; expected_at[me] = 0; since[me] = 0
+		:: !unexpected && (T.pending == proven[me] || T.previous == proven[me]) && unchanged(my_change) ->
 			v = proven[me]; since_when = since[me]; make_current();
 			T.generation++;
-			write(my_change, me); proven[me] = 0; expected[me] = 0; since[me] = 0
+			write(my_change, me); proven[me] = 0; expected[me] = 0; expected_at[me] = 0; since[me] = 0
 		:: else -> forget_read(my_change)
 		fi;
 		then
@@ -385,7 +404,7 @@ end: do
 #endif
 	/* Faults, and their ends. */
 	:: when(!crashed[me] && crashes > 0)
-		crashes--; crashed[me] = true; has[me] = 0; proven[me] = 0; expected[me] = 0; since[me] = 0; forget_read(my_change); then
+		crashes--; crashed[me] = true; has[me] = 0; proven[me] = 0; expected[me] = 0; expected_at[me] = 0; since[me] = 0; forget_read(my_change); then
 	:: when(crashed[me]) crashed[me] = false; then
 	od
 }
@@ -394,7 +413,12 @@ end: do
 
 proctype World() {
 end: do
+#ifdef OUTAGE
+	:: when(!refuses && !refused_before) refuses = true; refused_before = true; then
+	:: when(refuses) refuses = false; then
+#else
 	:: when(REFUSED > 0 && !refuses) refuses = true; then
+#endif
 	/* Not between the read and the write of a change: see docs/model.md. */
 	:: when(losses > 0 && nobody_changes) losses--; stored = 0; number = 0; then
 	:: when(losses > 0 && nobody_changes && stored_before > 0) losses--; stored = stored_before; number = number_before; then

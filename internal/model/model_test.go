@@ -30,6 +30,7 @@ var scenarios = []scenario{
 	{"two calls, one repeated", "history", "REPEATS=1"},
 	{"two calls, a refused secret", "history", "REFUSED=2 CRASHES=1"},
 	{"two calls and a loss", "history", "LOSSES=1"},
+	{"two calls and an outage", "history", "OUTAGE"},
 }
 
 // guard is a guard of the code that the model can do without. property is in the line of the
@@ -57,6 +58,8 @@ var guards = []guard{
 	{"OPENS", "lease", "REFRESHES=0 PURGES=1 LOST_PURGE BEHIND", ".due)"},
 	{"BASE", "history", "", "activated[T.current]"},
 	{"RESUMED_BASE", "history", "CRASHES=1", "activated[T.current]"},
+	{"EXPECTED", "history", "OUTAGE", "activated[T.current]"},
+	{"SINCE", "history", "OUTAGE", "activated[T.current]"},
 	{"DONE", "history", "REPEATS=1", "activated[T.current]"},
 	{"PROVE", "history", "", "proved & bit(v)"},
 	{"SWAP", "history", "", "H[stored].pending == n"},
