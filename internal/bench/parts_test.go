@@ -184,7 +184,7 @@ func TestBuildsAreCompared(t *testing.T) {
 // The bare server has to verify, or the comparison with it says nothing.
 func TestBareServerVerifiesSignatures(t *testing.T) {
 	for _, algorithm := range []string{"RS256", "ES256", "EdDSA"} {
-		idp, err := startProvider(t.Context(), t.TempDir(), algorithm, clients(1))
+		idp, err := startProvider(t.Context(), t.TempDir(), algorithm, clients(1), way{})
 		if err != nil {
 			t.Fatal(err)
 		}

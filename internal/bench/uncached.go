@@ -90,7 +90,7 @@ func (b *bench) measureUncached(ctx context.Context, algorithm string) ([]*conte
 	if err != nil {
 		return nil, err
 	}
-	idp, err := startProvider(ctx, dir, algorithm, clients(1))
+	idp, err := startProvider(ctx, dir, algorithm, clients(1), way{})
 	if err != nil {
 		return nil, err
 	}
