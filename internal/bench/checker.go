@@ -53,7 +53,7 @@ func newChecker(ctx context.Context, url string) (checker, error) {
 	if err != nil {
 		return checker{}, err
 	}
-	answer, err := http.DefaultClient.Do(request)
+	answer, err := patient().Do(request)
 	if err != nil {
 		return checker{}, err
 	}

@@ -119,7 +119,7 @@ func (p *process) cpu() (time.Duration, error) {
 	}
 	var sum time.Duration
 	for _, thread := range threads {
-		text, err := os.ReadFile(thread) //nolint:gosec // of the kernel
+		text, err := os.ReadFile(thread)
 		if err != nil {
 			return 0, err
 		}

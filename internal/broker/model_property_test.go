@@ -72,7 +72,7 @@ func startModeled(t *testing.T) *modeled {
 	inner := m.idp.RoundTripper()
 	m.towards = roundTrip(func(r *http.Request) (*http.Response, error) {
 		if n := m.fetching.Add(1); n > 1 && m.faults.Load() == 0 {
-			m.report("%d fetches at once although the store responds", n)
+			m.reportf("%d fetches at once although the store responds", n)
 		}
 		defer m.fetching.Add(-1)
 		return inner.RoundTrip(r)
@@ -87,7 +87,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-func (m *modeled) report(format string, args ...any) {
+func (m *modeled) reportf(format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.wrong = append(m.wrong, fmt.Sprintf(format, args...))
@@ -181,9 +181,9 @@ func (m *modeled) settle() []string {
 		answer, err := m.get(at)
 		switch {
 		case err != nil:
-			m.report("replica %d: %v", i, err)
+			m.reportf("replica %d: %v", i, err)
 		case m.purged[answer.Token.SHA256]:
-			m.report("replica %d returns a token from before an acknowledged purge", i)
+			m.reportf("replica %d returns a token from before an acknowledged purge", i)
 		}
 	}
 	return m.wrong

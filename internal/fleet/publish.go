@@ -181,7 +181,7 @@ func (p *Publisher) takeSlot(ctx context.Context) error {
 		if len(free) == 0 {
 			return errNoSlot
 		}
-		i := mathrand.N(min(1<<max(refused-1, 0), len(free)))
+		i := mathrand.N(min(1<<max(refused-1, 0), len(free))) //nolint:gosec // it only spreads the attempts
 		n, floor := free[i], uint64(0)
 		free = slices.Delete(free, i, i+1)
 		if n < len(slots) {

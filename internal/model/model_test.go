@@ -143,7 +143,7 @@ func check(t *testing.T, model, size string) result {
 		t.Fatal(err)
 	}
 	var macros []string
-	for _, macro := range strings.Fields(size) {
+	for macro := range strings.FieldsSeq(size) {
 		macros = append(macros, "-D"+macro)
 	}
 	run := func(program string, args ...string) string {

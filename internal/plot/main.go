@@ -1,5 +1,5 @@
 // Plot draws the measurements of the simulation and of the soak test as SVG images for the
-// documentation. Run it in the root of the repository: go run ./internal/plot
+// documentation. Run it in the root of the repository, with "go run ./internal/plot".
 package main
 
 import (

@@ -68,10 +68,10 @@ const styles = 6
 // drawing is an SVG in the making.
 type drawing struct{ bytes.Buffer }
 
-func (d *drawing) add(format string, args ...any) { fmt.Fprintf(&d.Buffer, format+"\n", args...) }
+func (d *drawing) addf(format string, args ...any) { fmt.Fprintf(&d.Buffer, format+"\n", args...) }
 
 func (d *drawing) text(x, y float64, attributes, text string) {
-	d.add(`<text x="%s" y="%s" %s>%s</text>`, number(x), number(y), attributes, escaped(text))
+	d.addf(`<text x="%s" y="%s" %s>%s</text>`, number(x), number(y), attributes, escaped(text))
 }
 
 func escaped(text string) string {
@@ -85,16 +85,16 @@ func number(value float64) string { return strconv.FormatFloat(math.Round(value*
 func (p picture) svg() []byte {
 	height := titleHeight + len(p.panels)*panelHeight
 	var d drawing
-	d.add(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" role="img" aria-label="%s">`, width, height, escaped(p.title))
-	d.add("<style>%s</style>", style)
-	d.add(`<rect class="page" width="%d" height="%d"/>`, width, height)
+	d.addf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" role="img" aria-label="%s">`, width, height, escaped(p.title))
+	d.addf("<style>%s</style>", style)
+	d.addf(`<rect class="page" width="%d" height="%d"/>`, width, height)
 	d.text(left, 22, `class="title"`, p.title)
 	for i, one := range p.panels {
-		d.add(`<g transform="translate(0 %d)">`, titleHeight+i*panelHeight)
+		d.addf(`<g transform="translate(0 %d)">`, titleHeight+i*panelHeight)
 		one.draw(&d)
-		d.add("</g>")
+		d.addf("</g>")
 	}
-	d.add("</svg>")
+	d.addf("</svg>")
 	return d.Bytes()
 }
 
@@ -103,16 +103,16 @@ func (p panel) draw(d *drawing) {
 	ys := p.scale(p.y, func(at point) float64 { return at.y }, panelHeight-bottom, top)
 	for _, tick := range xs.ticks() {
 		at := number(xs.at(tick))
-		d.add(`<line class="grid" x1="%s" x2="%s" y1="%d" y2="%d"/>`, at, at, top, panelHeight-bottom)
+		d.addf(`<line class="grid" x1="%s" x2="%s" y1="%d" y2="%d"/>`, at, at, top, panelHeight-bottom)
 		d.text(xs.at(tick), panelHeight-bottom+18, `text-anchor="middle"`, tickText(tick))
 	}
 	for _, tick := range ys.ticks() {
 		at := number(ys.at(tick))
-		d.add(`<line class="grid" x1="%d" x2="%d" y1="%s" y2="%s"/>`, left, width-right, at, at)
+		d.addf(`<line class="grid" x1="%d" x2="%d" y1="%s" y2="%s"/>`, left, width-right, at, at)
 		d.text(left-8, ys.at(tick)+4, `text-anchor="end"`, tickText(tick))
 	}
 	d.text((left+width-right)/2, panelHeight-8, `text-anchor="middle"`, p.x.label)
-	d.add(`<text transform="translate(16 %d) rotate(-90)" text-anchor="middle">%s</text>`, (top+panelHeight-bottom)/2, escaped(p.y.label))
+	d.addf(`<text transform="translate(16 %d) rotate(-90)" text-anchor="middle">%s</text>`, (top+panelHeight-bottom)/2, escaped(p.y.label))
 	for i, one := range p.lines {
 		class := fmt.Sprintf(`class="line l%d"`, i%styles)
 		var points []string
@@ -121,9 +121,9 @@ func (p panel) draw(d *drawing) {
 				points = append(points, number(xs.at(at.x))+","+number(ys.at(at.y)))
 			}
 		}
-		d.add(`<polyline %s points="%s"/>`, class, strings.Join(points, " "))
+		d.addf(`<polyline %s points="%s"/>`, class, strings.Join(points, " "))
 		y := float64(top + 16 + 20*i)
-		d.add(`<line %s x1="%d" x2="%d" y1="%s" y2="%s"/>`, class, width-right+12, width-right+42, number(y-4), number(y-4))
+		d.addf(`<line %s x1="%d" x2="%d" y1="%s" y2="%s"/>`, class, width-right+12, width-right+42, number(y-4), number(y-4))
 		d.text(width-right+48, y, "", one.name)
 	}
 }

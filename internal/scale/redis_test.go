@@ -150,7 +150,7 @@ func (m *measured) usage(t *testing.T) cost {
 func (m *measured) subscribe(t *testing.T, n int) {
 	t.Helper()
 	for range n {
-		conn, err := net.Dial("tcp", m.server.Addr()) //nolint:noctx // it ends with the test
+		conn, err := net.Dial("tcp", m.server.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -52,7 +52,7 @@ type replicas struct {
 	rings  *sealed.RingFile
 	all    []*replica
 
-	ctx     context.Context //nolint:containedctx // the lifetime of the replicas
+	ctx     context.Context // the lifetime of the replicas
 	running sync.WaitGroup
 	keys    atomic.Int64 // requests for the IdP's keys
 }

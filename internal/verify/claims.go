@@ -123,7 +123,7 @@ func newFacts(c *IssuerConfig, header jose.Header, claims jose.Object, payload [
 		noKeyID:      header.KeyID == "",
 		typ:          header.Type,
 
-		hasAccessClaim: c.hasAccessClaim(claims, c.ScopeClaim...),
+		hasAccessClaim: hasAccessClaim(c, claims, c.ScopeClaim...),
 		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)

@@ -115,7 +115,7 @@ func DefaultAccessTokenClaims() []string {
 // hasAccessClaim reports whether a token has a claim that marks access tokens. A null
 // does not count. An unusual scope claim, such as roles, does not mark them by default,
 // because ID tokens may have it too.
-func (c *IssuerConfig) hasAccessClaim(claims jose.Object, scopeClaim ...string) bool {
+func hasAccessClaim(c *IssuerConfig, claims jose.Object, scopeClaim ...string) bool {
 	has := func(name string) bool { return claims.Has(name) && !claims.IsNull(name) }
 	if len(c.AccessTokenClaims) > 0 {
 		return slices.ContainsFunc(c.AccessTokenClaims, has)

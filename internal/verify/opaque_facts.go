@@ -32,7 +32,7 @@ func newOpaqueFacts(c *IssuerConfig, members []byte, requestedAt time.Time, defa
 		opaque:      true,
 		typ:         r.text("token_type"),
 
-		hasAccessClaim: c.hasAccessClaim(claims, "scope"),
+		hasAccessClaim: hasAccessClaim(c, claims, "scope"),
 		otherPurpose:   otherPurpose(claims, c.IDTokenClaims),
 	}
 	r.audience(f, c.MissingAudience)

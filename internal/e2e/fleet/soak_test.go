@@ -307,7 +307,7 @@ func (s *soak) renew() {
 				return false
 			}
 			defer func() { _ = conn.Close() }()
-			return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].Equal(renewed) //nolint:forcetypeassert // a tls.Dialer's
+			return conn.(*tls.Conn).ConnectionState().PeerCertificates[0].Equal(renewed)
 		})
 	}
 }
