@@ -97,7 +97,7 @@ func (m *modeled) apply(one transition) {
 	at := m.all[one.Replica]
 	switch one.What {
 	case "get":
-		m.calls.Go(func() { m.get(at) })
+		m.calls.Go(func() { _, _ = m.get(at) })
 	case "wait":
 		time.Sleep(one.Wait)
 	case "purge":
