@@ -21,7 +21,7 @@ var levels = [][]string{
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
-	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/store/redisstore"},
+	{"internal/caller", "internal/credential", "internal/epoch", "internal/exchange", "internal/revocation", "internal/statuspage", "internal/store/redisstore"},
 	{"internal/lease"},
 	{"internal/broker"},
 	{"internal/rotation"},

@@ -183,6 +183,10 @@ func TestErrorsCarryTheirDetails(t *testing.T) {
 	}
 }
 
+func subject(token, kind string) *tokenbrokerv1.GetTokenRequest {
+	return &tokenbrokerv1.GetTokenRequest{ClientName: "orders", Subject: &tokenbrokerv1.Subject{Token: token, TokenType: kind}}
+}
+
 func TestMalformedRequestsNameTheField(t *testing.T) {
 	f := serve(t)
 	long := strings.Repeat("x", 513)
@@ -209,6 +213,13 @@ func TestMalformedRequestsNameTheField(t *testing.T) {
 		"unsound min_ttl":        {&tokenbrokerv1.GetTokenRequest{ClientName: "orders", MinTtl: &durationpb.Duration{Seconds: 1, Nanos: -1}}, "min_ttl"},
 		"short hash":             {&tokenbrokerv1.GetTokenRequest{ClientName: "orders", RejectedTokenSha256: make([]byte, 31)}, "rejected_token_sha256"},
 		"unknown field":          {withUnknown, "request"},
+		"empty subject":          {subject("", ""), "subject.token"},
+		"subject with Bearer":    {subject("Bearer a.b.c", ""), "subject.token"},
+		"subject with a break":   {subject("a.b.c\n", ""), "subject.token"},
+		"subject beyond ASCII":   {subject("a.b.\u00e9", ""), "subject.token"},
+		"refresh token":          {subject("a", "urn:ietf:params:oauth:token-type:refresh_token"), "subject.token_type"},
+		"SAML assertion":         {subject("a", "urn:ietf:params:oauth:token-type:saml2"), "subject.token_type"},
+		"unknown token type":     {subject("a", "access_token"), "subject.token_type"},
 		"no token":               {&tokenbrokerv1.VerifyTokenRequest{}, "token"},
 		"many audiences":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audiences: many(17)}, "audiences"},
 		"empty audience":         {&tokenbrokerv1.VerifyTokenRequest{Token: "x", Audiences: []string{""}}, "audiences"},

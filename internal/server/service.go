@@ -31,12 +31,23 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}
+	if subject := req.GetSubject(); subject != nil {
+		return s.exchange(ctx, request, subject)
+	}
 	answer, err := s.broker.Get(ctx, CallerOf(ctx), request)
 	if err != nil {
 		dissuade(ctx, err)
 		return nil, statusOf(err)
 	}
 	return tokenResponse(answer), nil
+}
+
+// exchange returns a token on behalf of a subject.
+func (s *service) exchange(_ context.Context, _ broker.Ask, subject *tokenbrokerv1.Subject) (*tokenbrokerv1.GetTokenResponse, error) {
+	if _, err := subjectOf(subject); err != nil {
+		return nil, statusOf(err)
+	}
+	return nil, statusOf(invalid("subject", "this version of the broker does not exchange tokens: leave the field out"))
 }
 
 // dissuade stops the retry policy of gRPC clients from immediately repeating a call

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -12,6 +13,8 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/exchange"
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/rotation"
@@ -69,6 +72,31 @@ func getRequestOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Err
 	return request, nil
 }
 
+// subjectOf checks the subject of a request for a token and converts it. The errors
+// repeat no part of the token.
+func subjectOf(m *tokenbrokerv1.Subject) (idp.Subject, *apierror.Error) {
+	if m.GetToken() == "" {
+		return idp.Subject{}, invalid("subject.token", "it is required: the token of the user or service on whose behalf the caller requests a token")
+	}
+	if strings.ContainsFunc(m.GetToken(), func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return idp.Subject{}, invalid("subject.token", "want the token alone, without \"Bearer \", spaces and line breaks")
+	}
+	kind, err := exchange.SubjectType(m.GetTokenType())
+	if err != nil {
+		return idp.Subject{}, invalid("subject.token_type", "it %v", err)
+	}
+	return idp.Subject{Token: redact.New(m.GetToken()), Type: kind}, nil
+}
+
+// checkWatch refuses a watch with a subject: it would keep the token of a user for as
+// long as the watch lasts.
+func checkWatch(req *tokenbrokerv1.WatchTokenRequest) *apierror.Error {
+	if req.GetSubject() == nil {
+		return nil
+	}
+	return invalid("subject", "a watch cannot have a subject, because it would keep a user's token for as long as it lasts: call GetToken with the subject for each request of the user")
+}
+
 // tokenRequest is the common part of requests for a token.
 type tokenRequest interface {
 	proto.Message
@@ -76,6 +104,7 @@ type tokenRequest interface {
 	GetAudience() string
 	GetResources() []string
 	GetScopes() []string
+	GetSubject() *tokenbrokerv1.Subject
 }
 
 func tokenRequestOf(req tokenRequest) (broker.Ask, *apierror.Error) {
@@ -84,6 +113,9 @@ func tokenRequestOf(req tokenRequest) (broker.Ask, *apierror.Error) {
 		Audience:  req.GetAudience(),
 		Resources: req.GetResources(),
 		Scopes:    req.GetScopes(),
+	}
+	if subject := req.GetSubject(); subject != nil {
+		return request, firstOf(checkUnknown(req), checkUnknown(subject), CheckTokenRequest(request))
 	}
 	return request, firstOf(checkUnknown(req), CheckTokenRequest(request))
 }

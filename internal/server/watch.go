@@ -18,7 +18,7 @@ const watchMethod = tokenbrokerv1.TokenBrokerService_WatchToken_FullMethodName
 // which sends them to another replica.
 func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.ServerStreamingServer[tokenbrokerv1.WatchTokenResponse]) error {
 	request, invalid := tokenRequestOf(req)
-	if invalid != nil {
+	if invalid = firstOf(invalid, checkWatch(req)); invalid != nil {
 		return statusOf(invalid)
 	}
 	ctx, now := stream.Context(), time.Now()

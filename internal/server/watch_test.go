@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,21 @@ func TestWatch_isAuthorized(t *testing.T) {
 		if status.Code(err) != test.code {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestWatch_refusesASubject(t *testing.T) {
+	f := serve(t)
+	stream, err := f.api.WatchToken(t.Context(), &tokenbrokerv1.WatchTokenRequest{ClientName: "orders", Subject: &tokenbrokerv1.Subject{Token: "canary-subject"}})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	violations := detail[*errdetails.BadRequest](err).GetFieldViolations()
+	if status.Code(err) != codes.InvalidArgument || len(violations) != 1 || violations[0].GetField() != "subject" || !strings.Contains(status.Convert(err).Message(), "call GetToken with the subject") {
+		t.Errorf("error = %v, violations = %v", err, violations)
+	}
+	if text := fmt.Sprint(err) + f.log.String(); strings.Contains(text, "canary-subject") {
+		t.Errorf("the subject token is in the error or the log: %s", text)
 	}
 }
 

@@ -287,8 +287,13 @@ type GetTokenRequest struct {
 	// broker still holds that token it fetches another one, at most once in 30 s;
 	// if it has already replaced the token, this field has no effect.
 	RejectedTokenSha256 []byte `protobuf:"bytes,6,opt,name=rejected_token_sha256,json=rejectedTokenSha256,proto3" json:"rejected_token_sha256,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Optional. The token of the user or service on whose behalf the token is
+	// requested. The broker verifies it and exchanges it at the IdP (RFC 8693, or
+	// on-behalf-of of Entra ID). The client must be configured for that, and the
+	// caller needs an exchange grant. Unset: the token is the client's own.
+	Subject       *Subject `protobuf:"bytes,7,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetTokenRequest) Reset() {
@@ -363,6 +368,72 @@ func (x *GetTokenRequest) GetRejectedTokenSha256() []byte {
 	return nil
 }
 
+func (x *GetTokenRequest) GetSubject() *Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
+// Subject is a token that the broker exchanges for another one.
+type Subject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. The token as it was presented, without "Bearer ", at most 64 KiB.
+	// The broker's configuration may set a lower limit; the default is 16 KiB.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// Optional. The type of the token, one of the identifiers of RFC 8693 section 3:
+	// urn:ietf:params:oauth:token-type:access_token, or
+	// urn:ietf:params:oauth:token-type:id_token for a client that is configured for
+	// it. Empty: access_token.
+	TokenType     string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Subject) Reset() {
+	*x = Subject{}
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Subject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Subject) ProtoMessage() {}
+
+func (x *Subject) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Subject.ProtoReflect.Descriptor instead.
+func (*Subject) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Subject) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *Subject) GetTokenType() string {
+	if x != nil {
+		return x.TokenType
+	}
+	return ""
+}
+
 // GetTokenResponse is an access token.
 type GetTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -384,14 +455,17 @@ type GetTokenResponse struct {
 	// Where the broker got the token.
 	Origin TokenOrigin `protobuf:"varint,7,opt,name=origin,proto3,enum=tokenbroker.v1.TokenOrigin" json:"origin,omitempty"`
 	// The token is valid, but a replacement is due and the broker could not fetch it.
-	Degraded      bool `protobuf:"varint,8,opt,name=degraded,proto3" json:"degraded,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Degraded bool `protobuf:"varint,8,opt,name=degraded,proto3" json:"degraded,omitempty"`
+	// The type of a token that was exchanged (RFC 8693 section 3). Empty if the
+	// request has no subject.
+	IssuedTokenType string `protobuf:"bytes,9,opt,name=issued_token_type,json=issuedTokenType,proto3" json:"issued_token_type,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetTokenResponse) Reset() {
 	*x = GetTokenResponse{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[1]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +477,7 @@ func (x *GetTokenResponse) String() string {
 func (*GetTokenResponse) ProtoMessage() {}
 
 func (x *GetTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[1]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +490,7 @@ func (x *GetTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTokenResponse.ProtoReflect.Descriptor instead.
 func (*GetTokenResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{1}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *GetTokenResponse) GetAccessToken() string {
@@ -475,6 +549,13 @@ func (x *GetTokenResponse) GetDegraded() bool {
 	return false
 }
 
+func (x *GetTokenResponse) GetIssuedTokenType() string {
+	if x != nil {
+		return x.IssuedTokenType
+	}
+	return ""
+}
+
 // WatchTokenRequest selects a token to watch.
 type WatchTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -485,14 +566,17 @@ type WatchTokenRequest struct {
 	// Optional. The resources, as in GetTokenRequest.
 	Resources []string `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
 	// Optional. The scopes, as in GetTokenRequest.
-	Scopes        []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// Optional. Leave it unset: the broker refuses a watch with a subject, because it
+	// would keep a user's token for as long as the watch lasts. Call GetToken.
+	Subject       *Subject `protobuf:"bytes,5,opt,name=subject,proto3" json:"subject,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchTokenRequest) Reset() {
 	*x = WatchTokenRequest{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[2]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +588,7 @@ func (x *WatchTokenRequest) String() string {
 func (*WatchTokenRequest) ProtoMessage() {}
 
 func (x *WatchTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[2]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +601,7 @@ func (x *WatchTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTokenRequest.ProtoReflect.Descriptor instead.
 func (*WatchTokenRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{2}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *WatchTokenRequest) GetClientName() string {
@@ -548,6 +632,13 @@ func (x *WatchTokenRequest) GetScopes() []string {
 	return nil
 }
 
+func (x *WatchTokenRequest) GetSubject() *Subject {
+	if x != nil {
+		return x.Subject
+	}
+	return nil
+}
+
 // WatchTokenResponse is one token of a watch.
 type WatchTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -559,7 +650,7 @@ type WatchTokenResponse struct {
 
 func (x *WatchTokenResponse) Reset() {
 	*x = WatchTokenResponse{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[3]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +662,7 @@ func (x *WatchTokenResponse) String() string {
 func (*WatchTokenResponse) ProtoMessage() {}
 
 func (x *WatchTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[3]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +675,7 @@ func (x *WatchTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchTokenResponse.ProtoReflect.Descriptor instead.
 func (*WatchTokenResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{3}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WatchTokenResponse) GetToken() *GetTokenResponse {
@@ -617,7 +708,7 @@ type VerifyTokenRequest struct {
 
 func (x *VerifyTokenRequest) Reset() {
 	*x = VerifyTokenRequest{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[4]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +720,7 @@ func (x *VerifyTokenRequest) String() string {
 func (*VerifyTokenRequest) ProtoMessage() {}
 
 func (x *VerifyTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[4]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +733,7 @@ func (x *VerifyTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyTokenRequest.ProtoReflect.Descriptor instead.
 func (*VerifyTokenRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{4}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VerifyTokenRequest) GetToken() string {
@@ -717,7 +808,7 @@ type VerifyTokenResponse struct {
 
 func (x *VerifyTokenResponse) Reset() {
 	*x = VerifyTokenResponse{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[5]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +820,7 @@ func (x *VerifyTokenResponse) String() string {
 func (*VerifyTokenResponse) ProtoMessage() {}
 
 func (x *VerifyTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[5]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +833,7 @@ func (x *VerifyTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyTokenResponse.ProtoReflect.Descriptor instead.
 func (*VerifyTokenResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{5}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VerifyTokenResponse) GetActive() bool {
@@ -860,7 +951,7 @@ type Confirmation struct {
 
 func (x *Confirmation) Reset() {
 	*x = Confirmation{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[6]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +963,7 @@ func (x *Confirmation) String() string {
 func (*Confirmation) ProtoMessage() {}
 
 func (x *Confirmation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[6]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +976,7 @@ func (x *Confirmation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Confirmation.ProtoReflect.Descriptor instead.
 func (*Confirmation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{6}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Confirmation) GetJkt() string {
@@ -916,7 +1007,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[7]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1019,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[7]
+	mi := &file_tokenbroker_v1_tokenbroker_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1032,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{7}
+	return file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rejection) GetReason() RejectionReason {
@@ -962,7 +1053,7 @@ var File_tokenbroker_v1_tokenbroker_proto protoreflect.FileDescriptor
 
 const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\n" +
-	" tokenbroker/v1/tokenbroker.proto\x12\x0etokenbroker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x01\n" +
+	" tokenbroker/v1/tokenbroker.proto\x12\x0etokenbroker.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x02\n" +
 	"\x0fGetTokenRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x1a\n" +
@@ -970,7 +1061,12 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\tresources\x18\x03 \x03(\tR\tresources\x12\x16\n" +
 	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x122\n" +
 	"\amin_ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06minTtl\x122\n" +
-	"\x15rejected_token_sha256\x18\x06 \x01(\fR\x13rejectedTokenSha256\"\xb9\x03\n" +
+	"\x15rejected_token_sha256\x18\x06 \x01(\fR\x13rejectedTokenSha256\x121\n" +
+	"\asubject\x18\a \x01(\v2\x17.tokenbroker.v1.SubjectR\asubject\"C\n" +
+	"\aSubject\x12\x19\n" +
+	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1d\n" +
+	"\n" +
+	"token_type\x18\x02 \x01(\tR\ttokenType\"\xe5\x03\n" +
 	"\x10GetTokenResponse\x12&\n" +
 	"\faccess_token\x18\x01 \x01(\tB\x03\x80\x01\x01R\vaccessToken\x12\x1d\n" +
 	"\n" +
@@ -982,16 +1078,18 @@ const file_tokenbroker_v1_tokenbroker_proto_rawDesc = "" +
 	"\x06scopes\x18\x05 \x03(\tR\x06scopes\x12D\n" +
 	"\x06extras\x18\x06 \x03(\v2,.tokenbroker.v1.GetTokenResponse.ExtrasEntryR\x06extras\x123\n" +
 	"\x06origin\x18\a \x01(\x0e2\x1b.tokenbroker.v1.TokenOriginR\x06origin\x12\x1a\n" +
-	"\bdegraded\x18\b \x01(\bR\bdegraded\x1a9\n" +
+	"\bdegraded\x18\b \x01(\bR\bdegraded\x12*\n" +
+	"\x11issued_token_type\x18\t \x01(\tR\x0fissuedTokenType\x1a9\n" +
 	"\vExtrasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb9\x01\n" +
 	"\x11WatchTokenRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x1a\n" +
 	"\baudience\x18\x02 \x01(\tR\baudience\x12\x1c\n" +
 	"\tresources\x18\x03 \x03(\tR\tresources\x12\x16\n" +
-	"\x06scopes\x18\x04 \x03(\tR\x06scopes\"L\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x121\n" +
+	"\asubject\x18\x05 \x01(\v2\x17.tokenbroker.v1.SubjectR\asubject\"L\n" +
 	"\x12WatchTokenResponse\x126\n" +
 	"\x05token\x18\x01 \x01(\v2 .tokenbroker.v1.GetTokenResponseR\x05token\"\x8e\x01\n" +
 	"\x12VerifyTokenRequest\x12\x19\n" +
@@ -1072,48 +1170,51 @@ func file_tokenbroker_v1_tokenbroker_proto_rawDescGZIP() []byte {
 }
 
 var file_tokenbroker_v1_tokenbroker_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_tokenbroker_v1_tokenbroker_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_tokenbroker_v1_tokenbroker_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_tokenbroker_v1_tokenbroker_proto_goTypes = []any{
 	(TokenOrigin)(0),              // 0: tokenbroker.v1.TokenOrigin
 	(SubjectType)(0),              // 1: tokenbroker.v1.SubjectType
 	(RejectionReason)(0),          // 2: tokenbroker.v1.RejectionReason
 	(*GetTokenRequest)(nil),       // 3: tokenbroker.v1.GetTokenRequest
-	(*GetTokenResponse)(nil),      // 4: tokenbroker.v1.GetTokenResponse
-	(*WatchTokenRequest)(nil),     // 5: tokenbroker.v1.WatchTokenRequest
-	(*WatchTokenResponse)(nil),    // 6: tokenbroker.v1.WatchTokenResponse
-	(*VerifyTokenRequest)(nil),    // 7: tokenbroker.v1.VerifyTokenRequest
-	(*VerifyTokenResponse)(nil),   // 8: tokenbroker.v1.VerifyTokenResponse
-	(*Confirmation)(nil),          // 9: tokenbroker.v1.Confirmation
-	(*Rejection)(nil),             // 10: tokenbroker.v1.Rejection
-	nil,                           // 11: tokenbroker.v1.GetTokenResponse.ExtrasEntry
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Subject)(nil),               // 4: tokenbroker.v1.Subject
+	(*GetTokenResponse)(nil),      // 5: tokenbroker.v1.GetTokenResponse
+	(*WatchTokenRequest)(nil),     // 6: tokenbroker.v1.WatchTokenRequest
+	(*WatchTokenResponse)(nil),    // 7: tokenbroker.v1.WatchTokenResponse
+	(*VerifyTokenRequest)(nil),    // 8: tokenbroker.v1.VerifyTokenRequest
+	(*VerifyTokenResponse)(nil),   // 9: tokenbroker.v1.VerifyTokenResponse
+	(*Confirmation)(nil),          // 10: tokenbroker.v1.Confirmation
+	(*Rejection)(nil),             // 11: tokenbroker.v1.Rejection
+	nil,                           // 12: tokenbroker.v1.GetTokenResponse.ExtrasEntry
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_tokenbroker_v1_tokenbroker_proto_depIdxs = []int32{
-	12, // 0: tokenbroker.v1.GetTokenRequest.min_ttl:type_name -> google.protobuf.Duration
-	13, // 1: tokenbroker.v1.GetTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	13, // 2: tokenbroker.v1.GetTokenResponse.refresh_at:type_name -> google.protobuf.Timestamp
-	11, // 3: tokenbroker.v1.GetTokenResponse.extras:type_name -> tokenbroker.v1.GetTokenResponse.ExtrasEntry
-	0,  // 4: tokenbroker.v1.GetTokenResponse.origin:type_name -> tokenbroker.v1.TokenOrigin
-	4,  // 5: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.GetTokenResponse
-	10, // 6: tokenbroker.v1.VerifyTokenResponse.rejection:type_name -> tokenbroker.v1.Rejection
-	13, // 7: tokenbroker.v1.VerifyTokenResponse.issued_at:type_name -> google.protobuf.Timestamp
-	13, // 8: tokenbroker.v1.VerifyTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 9: tokenbroker.v1.VerifyTokenResponse.confirmation:type_name -> tokenbroker.v1.Confirmation
-	13, // 10: tokenbroker.v1.VerifyTokenResponse.valid_until:type_name -> google.protobuf.Timestamp
-	1,  // 11: tokenbroker.v1.VerifyTokenResponse.subject_type:type_name -> tokenbroker.v1.SubjectType
-	2,  // 12: tokenbroker.v1.Rejection.reason:type_name -> tokenbroker.v1.RejectionReason
-	3,  // 13: tokenbroker.v1.TokenBrokerService.GetToken:input_type -> tokenbroker.v1.GetTokenRequest
-	5,  // 14: tokenbroker.v1.TokenBrokerService.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
-	7,  // 15: tokenbroker.v1.TokenBrokerService.VerifyToken:input_type -> tokenbroker.v1.VerifyTokenRequest
-	4,  // 16: tokenbroker.v1.TokenBrokerService.GetToken:output_type -> tokenbroker.v1.GetTokenResponse
-	6,  // 17: tokenbroker.v1.TokenBrokerService.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
-	8,  // 18: tokenbroker.v1.TokenBrokerService.VerifyToken:output_type -> tokenbroker.v1.VerifyTokenResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	13, // 0: tokenbroker.v1.GetTokenRequest.min_ttl:type_name -> google.protobuf.Duration
+	4,  // 1: tokenbroker.v1.GetTokenRequest.subject:type_name -> tokenbroker.v1.Subject
+	14, // 2: tokenbroker.v1.GetTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	14, // 3: tokenbroker.v1.GetTokenResponse.refresh_at:type_name -> google.protobuf.Timestamp
+	12, // 4: tokenbroker.v1.GetTokenResponse.extras:type_name -> tokenbroker.v1.GetTokenResponse.ExtrasEntry
+	0,  // 5: tokenbroker.v1.GetTokenResponse.origin:type_name -> tokenbroker.v1.TokenOrigin
+	4,  // 6: tokenbroker.v1.WatchTokenRequest.subject:type_name -> tokenbroker.v1.Subject
+	5,  // 7: tokenbroker.v1.WatchTokenResponse.token:type_name -> tokenbroker.v1.GetTokenResponse
+	11, // 8: tokenbroker.v1.VerifyTokenResponse.rejection:type_name -> tokenbroker.v1.Rejection
+	14, // 9: tokenbroker.v1.VerifyTokenResponse.issued_at:type_name -> google.protobuf.Timestamp
+	14, // 10: tokenbroker.v1.VerifyTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	10, // 11: tokenbroker.v1.VerifyTokenResponse.confirmation:type_name -> tokenbroker.v1.Confirmation
+	14, // 12: tokenbroker.v1.VerifyTokenResponse.valid_until:type_name -> google.protobuf.Timestamp
+	1,  // 13: tokenbroker.v1.VerifyTokenResponse.subject_type:type_name -> tokenbroker.v1.SubjectType
+	2,  // 14: tokenbroker.v1.Rejection.reason:type_name -> tokenbroker.v1.RejectionReason
+	3,  // 15: tokenbroker.v1.TokenBrokerService.GetToken:input_type -> tokenbroker.v1.GetTokenRequest
+	6,  // 16: tokenbroker.v1.TokenBrokerService.WatchToken:input_type -> tokenbroker.v1.WatchTokenRequest
+	8,  // 17: tokenbroker.v1.TokenBrokerService.VerifyToken:input_type -> tokenbroker.v1.VerifyTokenRequest
+	5,  // 18: tokenbroker.v1.TokenBrokerService.GetToken:output_type -> tokenbroker.v1.GetTokenResponse
+	7,  // 19: tokenbroker.v1.TokenBrokerService.WatchToken:output_type -> tokenbroker.v1.WatchTokenResponse
+	9,  // 20: tokenbroker.v1.TokenBrokerService.VerifyToken:output_type -> tokenbroker.v1.VerifyTokenResponse
+	18, // [18:21] is the sub-list for method output_type
+	15, // [15:18] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_tokenbroker_proto_init() }
@@ -1127,7 +1228,7 @@ func file_tokenbroker_v1_tokenbroker_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_tokenbroker_proto_rawDesc), len(file_tokenbroker_v1_tokenbroker_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
