@@ -1,8 +1,9 @@
 // Package devidp is a small OAuth server for "broker dev" and for tests. It supports the
-// client credentials grant (RFC 6749 section 4.4), the JWT bearer grant (RFC 7523) and
-// arbitrary other grant types. Clients authenticate with a secret or an assertion. Access
-// tokens are JWTs (RFC 9068), or opaque with introspection (RFC 7662). The server
-// publishes its metadata and keys by OIDC discovery and RFC 8414.
+// client credentials grant (RFC 6749 section 4.4), the JWT bearer grant (RFC 7523), token
+// exchange (RFC 8693) of tokens that it issued itself, and arbitrary other grant types.
+// Clients authenticate with a secret or an assertion. Access tokens are JWTs (RFC 9068),
+// or opaque with introspection (RFC 7662). The server publishes its metadata and keys by
+// OIDC discovery and RFC 8414.
 //
 // It enforces the RFCs strictly, so that a client that works with it is likely to work
 // with other IdPs. A test can make it slow, unavailable or failing, rotate its keys, or
@@ -11,6 +12,7 @@
 package devidp
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,6 +79,9 @@ type Client struct {
 	// Audiences are the values that the client may send as audience or resource. A
 	// request without any gets the first. Audiences defaults to the issuer.
 	Audiences []string
+	// Exchange lets the client exchange tokens. Grant is then the grant type of the
+	// exchange, which defaults to token-exchange. Nil: the client exchanges none.
+	Exchange *Exchange
 	// Opaque makes the client's tokens opaque. They can be introspected (RFC 7662).
 	Opaque bool
 }
@@ -168,8 +173,13 @@ func (s *Server) register(client Client) error {
 	}
 	s.behaviour.secrets[client.ID] = c
 	client.Secrets, client.Keys = nil, nil
-	if client.Grant == "" {
-		client.Grant = clientCredentials
+	switch {
+	case client.Exchange == nil:
+		client.Grant = cmp.Or(client.Grant, clientCredentials)
+	case client.Grant == "":
+		client.Grant = tokenExchange
+	case client.Grant != tokenExchange && client.Grant != jwtBearer:
+		return fmt.Errorf("client %q: an exchange has the grant type %s or %s", client.ID, tokenExchange, jwtBearer)
 	}
 	client.Params = maps.Clone(client.Params)
 	client.Scopes = slices.Clone(client.Scopes)
@@ -233,7 +243,7 @@ func (s *Server) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 		"token_endpoint":                        s.endpoint,
 		"jwks_uri":                              base + JWKSPath,
 		"introspection_endpoint":                base + IntrospectionPath,
-		"grant_types_supported":                 []string{clientCredentials, jwtBearer},
+		"grant_types_supported":                 []string{clientCredentials, jwtBearer, tokenExchange},
 		"token_endpoint_auth_methods_supported": []string{"client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"},
 		"token_endpoint_auth_signing_alg_values_supported": jose.SigningAlgorithms(),
 		"response_types_supported":                         []string{},
@@ -256,12 +266,17 @@ func (s *Server) scopes() []string {
 }
 
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/jwk-set+json")
+	writeJSON(w, http.StatusOK, map[string]any{"keys": s.published()})
+}
+
+// published returns the public keys.
+func (s *Server) published() []map[string]string {
 	published := []map[string]string{}
 	for _, key := range *s.keys.Load() {
 		published = append(published, key.public)
 	}
-	w.Header().Set("Content-Type", "application/jwk-set+json")
-	writeJSON(w, http.StatusOK, map[string]any{"keys": published})
+	return published
 }
 
 // writeJSON writes a response. It ignores errors: value consists of strings, numbers and

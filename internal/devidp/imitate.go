@@ -102,6 +102,9 @@ func entra() deviations {
 		certificate: true,
 		propagation: 10 * time.Second,
 		check: func(f form) *oauthError {
+			if f.Get("requested_token_use") == onBehalfOf {
+				return nil // on behalf of a user, any scope
+			}
 			if scope := f.Get("scope"); !strings.HasSuffix(scope, "/.default") || strings.Contains(scope, " ") {
 				return badRequest("invalid_scope", "AADSTS1002012: The provided value for scope is not valid. Client credential flows must have a scope value with /.default suffixed to the resource identifier.")
 			}

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"maps"
+	"math"
 	"mime"
 	"net/http"
 	"net/url"
@@ -156,7 +158,7 @@ func (f *form) readCredentials(r *http.Request) *oauthError {
 	header := r.Header.Values("Authorization")
 	inHeader, inBody, asserted := len(header) > 0, f.Get("client_secret") != "", f.Get("client_assertion") != ""
 	f.clientID = f.Get("client_id")
-	if f.Get("grant_type") == jwtBearer {
+	if f.Get("grant_type") == jwtBearer && f.Get("requested_token_use") == "" {
 		if f.grant = readAssertion(f.Get("assertion")); f.clientID == "" {
 			f.clientID = f.grant.issuer
 		}
@@ -238,6 +240,9 @@ func (s *Server) grant(f form) (members map[string]any, err *oauthError) {
 	if err := s.checkGrant(client, f); err != nil {
 		return nil, err
 	}
+	if client.exchanges(f) {
+		return s.exchange(client, f)
+	}
 	scopes, err := client.scopesFor(f.scope())
 	if err != nil {
 		return nil, err
@@ -246,11 +251,12 @@ func (s *Server) grant(f form) (members map[string]any, err *oauthError) {
 	if err != nil {
 		return nil, err
 	}
-	return s.issue(client.ID, audience, strings.Join(scopes, " ")), nil
+	return s.issue(client.ID, audience, strings.Join(scopes, " "), nil, math.MaxInt64), nil
 }
 
 func (s *Server) checkGrant(client Client, f form) *oauthError {
-	if f.Get("grant_type") != client.Grant {
+	own := client.Exchange != nil && !client.Exchange.Only && f.Get("grant_type") == clientCredentials
+	if f.Get("grant_type") != client.Grant && !own {
 		return badRequest("unsupported_grant_type", "the grant_type is unknown, or the client may not use it")
 	}
 	for name, value := range client.Params {
@@ -258,7 +264,10 @@ func (s *Server) checkGrant(client Client, f form) *oauthError {
 			return badRequest("invalid_request", "a parameter is missing or wrong")
 		}
 	}
-	if f.grant != nil {
+	if client.Grant == jwtBearer && client.Exchange == nil && f.grant == nil {
+		return badRequest("invalid_request", "the client exchanges no tokens")
+	}
+	if f.grant != nil && client.Exchange == nil {
 		if problem := s.checkAssertion(f.grant, s.current().secrets[client.ID], s.deviations.grantTypes()); problem != "" {
 			return badRequest("invalid_grant", problem)
 		}
@@ -352,9 +361,11 @@ func (s *Server) mint(claims map[string]any) redact.String {
 	return s.MintOpaque(claims)
 }
 
-// issue mints a token (RFC 9068 section 2) and returns the members of the response.
-func (s *Server) issue(clientID string, audience []string, scope string) map[string]any {
-	now, seconds := time.Now().Unix(), int64(s.current().lifetime/time.Second)
+// issue mints a token (RFC 9068 section 2) with further claims, which ends at latest (in
+// Unix seconds), and returns the members of the response.
+func (s *Server) issue(clientID string, audience []string, scope string, further map[string]any, latest int64) map[string]any {
+	now := time.Now().Unix()
+	seconds := min(int64(s.current().lifetime/time.Second), latest-now)
 	claims := map[string]any{
 		"iss":       s.issuer,
 		"sub":       clientID,
@@ -367,6 +378,7 @@ func (s *Server) issue(clientID string, audience []string, scope string) map[str
 	if len(audience) == 1 {
 		claims["aud"] = audience[0]
 	}
+	maps.Copy(claims, further)
 	members := map[string]any{"token_type": bearer, "expires_in": seconds}
 	if scope != "" {
 		claims["scope"], members["scope"] = scope, scope

@@ -1,0 +1,220 @@
+package devidp
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+const (
+	tokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+
+	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
+	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
+	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"
+
+	onBehalfOf = "on_behalf_of"
+)
+
+// Exchange lets a client exchange the tokens of users for others, by the grant type
+// token-exchange (RFC 8693), or by jwt-bearer with requested_token_use=on_behalf_of and
+// the user's token as the assertion, as Entra ID does.
+type Exchange struct {
+	// SubjectAudiences are the audiences of which a subject token must have one. They
+	// default to the client_id.
+	SubjectAudiences []string
+	// RequireActor refuses requests without an actor token.
+	RequireActor bool
+	// Only refuses the client's own tokens, by the grant client_credentials. Otherwise a
+	// client that exchanges may have them as well.
+	Only bool
+}
+
+// party is the content of a verified subject or actor token.
+type party struct {
+	subject  string
+	audience []string
+	expires  int64
+	act      map[string]any
+}
+
+// exchanges reports whether a request is an exchange by a client that may exchange.
+func (c Client) exchanges(f form) bool { return c.Exchange != nil && f.Get("grant_type") == c.Grant }
+
+// exchange serves an exchange of an authenticated client.
+func (s *Server) exchange(client Client, f form) (map[string]any, *oauthError) {
+	subject, err := s.subjectOf(client, f)
+	if err != nil {
+		return nil, err
+	}
+	actor, err := s.actorOf(client, f)
+	if err != nil {
+		return nil, err
+	}
+	scopes, err := client.scopesFor(f.Get("scope"))
+	if err != nil {
+		return nil, err
+	}
+	audience, err := client.audienceFor(f.Get("audience"), f.Values["resource"])
+	if err != nil {
+		return nil, err
+	}
+	return s.issueFor(client, subject, actor, audience, scopes), nil
+}
+
+// subjectOf returns the content of the subject token. RFC 8693 section 2.2.2 requires
+// invalid_request for one that is invalid or unacceptable, and RFC 7523 section 3.1
+// invalid_grant.
+func (s *Server) subjectOf(client Client, f form) (*party, *oauthError) {
+	token, code := f.Get("subject_token"), "invalid_request"
+	switch {
+	case client.Grant == jwtBearer && f.Get("requested_token_use") != onBehalfOf:
+		return nil, badRequest("invalid_request", "requested_token_use is missing or unknown")
+	case client.Grant == jwtBearer:
+		token, code = f.Get("assertion"), "invalid_grant"
+	case f.Get("subject_token_type") == "":
+		return nil, badRequest(code, "subject_token_type is missing")
+	case f.Get("subject_token_type") != typeAccessToken && f.Get("subject_token_type") != typeIDToken:
+		return nil, badRequest(code, "the subject_token_type is not supported")
+	case !slices.Contains([]string{"", typeAccessToken, typeJWT}, f.Get("requested_token_type")):
+		return nil, badRequest(code, "the requested_token_type is not supported")
+	}
+	if token == "" {
+		return nil, badRequest("invalid_request", "the subject token is missing")
+	}
+	subject, problem := s.read(token, f.Get("subject_token_type") == typeIDToken)
+	if problem != "" {
+		return nil, badRequest(code, "the subject token "+problem)
+	}
+	accepted := client.Exchange.SubjectAudiences
+	if len(accepted) == 0 {
+		accepted = []string{client.ID}
+	}
+	if !slices.ContainsFunc(subject.audience, func(a string) bool { return slices.Contains(accepted, a) }) {
+		return nil, badRequest(code, "the subject token is not for this client")
+	}
+	return subject, nil
+}
+
+// actorOf returns the content of the actor token, or nil if there is none.
+func (s *Server) actorOf(client Client, f form) (*party, *oauthError) {
+	token, kind := f.Get("actor_token"), f.Get("actor_token_type")
+	switch {
+	case (token == "") != (kind == ""):
+		return nil, badRequest("invalid_request", "actor_token and actor_token_type belong together")
+	case token == "" && client.Exchange.RequireActor:
+		return nil, badRequest("invalid_request", "actor_token is missing")
+	case token == "":
+		return nil, nil //nolint:nilnil // there is no actor
+	case kind != typeAccessToken && kind != typeJWT:
+		return nil, badRequest("invalid_request", "the actor_token_type is not supported")
+	}
+	actor, problem := s.read(token, false)
+	if problem != "" {
+		return nil, badRequest("invalid_request", "the actor token "+problem)
+	}
+	return actor, nil
+}
+
+// read verifies a token that this server issued. problem is the predicate of a sentence
+// about the token.
+func (s *Server) read(token string, idToken bool) (read *party, problem string) {
+	claims, problem := s.claimsOf(token, idToken)
+	if problem != "" {
+		return nil, problem
+	}
+	issuer, _, _ := claims.Text("iss")
+	subject, _, _ := claims.Text("sub")
+	expires, _, _ := claims.Number("exp")
+	switch {
+	case issuer != s.issuer || subject == "":
+		return nil, "is of another issuer, or has no subject"
+	case time.Now().Unix() >= int64(expires):
+		return nil, "has expired"
+	case claims.Has("cnf"):
+		return nil, "is bound to a key"
+	}
+	read = &party{subject: subject, expires: int64(expires), act: actOf(claims)}
+	if claims.IsArray("aud") {
+		read.audience, _, _ = claims.List("aud")
+	} else {
+		one, _, _ := claims.Text("aud")
+		read.audience = []string{one}
+	}
+	return read, ""
+}
+
+// claimsOf returns the claims of a JWT that this server signed, or of an opaque token.
+func (s *Server) claimsOf(token string, idToken bool) (claims jose.Object, problem string) {
+	if stored := s.opaque.find(token); stored != nil && !idToken {
+		data, _ := json.Marshal(stored) // MintOpaque takes values for JSON only
+		claims, err := jose.ParseObject(data)
+		if err != nil {
+			return claims, "has claims that cannot be parsed"
+		}
+		return claims, ""
+	}
+	compact, err := jose.Split(redact.New(token))
+	if err != nil {
+		return claims, "is not a JWT"
+	}
+	header, err := jose.ParseHeader(compact.Header)
+	if err != nil || !s.signed(header, compact) {
+		return claims, "is not signed by this server"
+	}
+	if (header.Type == "at+jwt") == idToken {
+		return claims, "is not of the type that the request names"
+	}
+	if claims, err = jose.ParseObject(compact.Payload); err != nil {
+		return claims, "has claims that cannot be parsed"
+	}
+	return claims, ""
+}
+
+// actOf returns the claim act, with its nested actors, or nil.
+func actOf(claims jose.Object) map[string]any {
+	act, present, err := claims.Object("act")
+	if err != nil || !present {
+		return nil
+	}
+	subject, _, _ := act.Text("sub")
+	members := map[string]any{"sub": subject}
+	if inner := actOf(act); inner != nil {
+		members["act"] = inner
+	}
+	return members
+}
+
+func (s *Server) signed(header jose.Header, compact jose.Compact) bool {
+	set, err := json.Marshal(map[string]any{"keys": s.published()})
+	if err != nil {
+		return false
+	}
+	keys, err := keysOf(set)
+	return err == nil && slices.ContainsFunc(keys, func(key *jose.Key) bool {
+		return key.ID() == header.KeyID && jose.Verify(header.Algorithm, key, compact.SigningInput, compact.Signature) == nil
+	})
+}
+
+// issueFor issues a token of which the subject is that of the subject token, and the
+// client or the actor is the actor (RFC 8693 section 4.1). It does not outlive the
+// subject token.
+func (s *Server) issueFor(client Client, subject, actor *party, audience, scopes []string) map[string]any {
+	act := map[string]any{"sub": client.ID}
+	if actor != nil {
+		act["sub"] = actor.subject
+	}
+	if subject.act != nil {
+		act["act"] = subject.act
+	}
+	further := map[string]any{"sub": subject.subject, "act": act}
+	members := s.issue(client.ID, audience, strings.Join(scopes, " "), further, subject.expires)
+	if client.Grant == tokenExchange {
+		members["issued_token_type"] = typeAccessToken
+	}
+	return members
+}
