@@ -89,7 +89,7 @@ func (c Config) checkAssertion() error {
 		return errors.New("assertion.audience: issuer needs an issuer: configure it in place of token_url, or write the audience itself")
 	case c.Auth == SecretJWT && algorithm != "" && algorithm != jose.HS256:
 		return fmt.Errorf("assertion.algorithm must be %s with %s", jose.HS256, SecretJWT)
-	case NeedsKey(c.Auth, c.Grant) && algorithm != "" && !slices.Contains(jose.Algorithms(), algorithm):
+	case NeedsKey(c.Auth, c.signedGrant()) && algorithm != "" && !slices.Contains(jose.Algorithms(), algorithm):
 		return fmt.Errorf("assertion.algorithm must be one of %s with a private key", strings.Join(jose.Algorithms(), ", "))
 	default:
 		return nil

@@ -38,7 +38,8 @@ const (
 	// ClientCredentials is the default (RFC 6749 section 4.4).
 	ClientCredentials = "client_credentials"
 	// JWTBearer exchanges an assertion that contains the scopes and that the client
-	// signs with its private key, which is the secret (RFC 7523 section 2.1).
+	// signs with its private key, which is the secret (RFC 7523 section 2.1). With
+	// Config.Exchange the assertion is the subject token instead.
 	JWTBearer = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 )
 
@@ -65,13 +66,14 @@ func (m AuthMethod) Mutual() bool { return m == TLS || m == SelfSignedTLS }
 // FromFile reports whether the method uses an assertion from a file.
 func (m AuthMethod) FromFile() bool { return m == FederatedJWT || m == SpiffeJWT }
 
-// NeedsSecret reports whether a client with this method and grant needs a secret.
+// NeedsSecret reports whether a client with this method and this [SignedGrant] needs a
+// secret.
 func NeedsSecret(auth AuthMethod, grant string) bool {
 	return grant == JWTBearer || auth != None && !auth.Mutual() && !auth.FromFile()
 }
 
-// NeedsKey reports whether the secret of a client with this method and grant is a
-// private key.
+// NeedsKey reports whether the secret of a client with this method and this
+// [SignedGrant] is a private key.
 func NeedsKey(auth AuthMethod, grant string) bool {
 	return grant == JWTBearer || auth == PrivateKeyJWT
 }
@@ -86,7 +88,7 @@ func (c Config) checkAuth() error {
 		return fmt.Errorf("raw_basic requires auth %s", SecretBasic)
 	case c.RawBasic && strings.Contains(c.ClientID, ":"):
 		return errors.New("a client_id with a colon cannot be sent with raw_basic: the IdP would read the rest as the secret (RFC 7617 section 2)")
-	case c.Grant == JWTBearer && c.Auth != None:
+	case c.signedGrant() != "" && c.Auth != None:
 		return fmt.Errorf("the grant %s authenticates the client by its own assertion: auth must be %s", JWTBearer, None)
 	case c.Auth.FromFile() && c.AssertionFile == "":
 		return fmt.Errorf("auth %s needs assertion.file", c.Auth)
@@ -118,7 +120,7 @@ func (c *Client) authenticate(ctx context.Context, credential secret.Version, fo
 		fault = c.addFileAssertion(form)
 	case TLS, SelfSignedTLS:
 	case None:
-		if c.cfg.Grant == JWTBearer {
+		if c.cfg.signedGrant() != "" {
 			return "", nil // the assertion contains the client id
 		}
 	}
@@ -204,7 +206,7 @@ func withoutPath(err error) error {
 // authAdvice lists other settings to check if the IdP refuses the credential.
 func (c *Client) authAdvice() string {
 	switch {
-	case c.cfg.Grant == JWTBearer:
+	case c.cfg.signedGrant() != "":
 		return "; check that the IdP has the public part of the key, and check assertion.audience, assertion.subject, assertion.typ, assertion.kid and the clocks on both sides"
 	case c.cfg.Auth == PrivateKeyJWT:
 		return "; check that the IdP has the public part of the key, and check assertion.audience, assertion.typ, assertion.kid and the clocks on both sides"

@@ -77,6 +77,10 @@ type Error struct {
 	// RetryAfter is the pause that the IdP requests, between 1 s and 5 min. It is
 	// zero if the IdP requests none, but never zero with the class Throttled.
 	RetryAfter time.Duration
+	// Claims is the claims challenge with which Entra ID refuses a subject until the user
+	// has interacted: one JSON object of printable ASCII, at most 2 KiB. It is text of the
+	// IdP for the application of the user, and not part of the sentence.
+	Claims string
 
 	text      string
 	cause     error
@@ -215,7 +219,7 @@ func unusableSecret(err error) *Error {
 // grant JWTBearer. There the assertion authenticates the client, and IdPs refuse a
 // bad one with invalid_grant (RFC 7523 section 3.1).
 func (c *Client) reclassifyInvalidGrant(e *Error) *Error {
-	if c.cfg.Grant == JWTBearer && e.Code == "invalid_grant" {
+	if c.cfg.signedGrant() != "" && e.Code == "invalid_grant" {
 		e.Class = CredentialRefused
 		e.text = fmt.Sprintf("refuses the assertion (%s, HTTP %d)", e.Code, e.Status) + c.authAdvice()
 	}

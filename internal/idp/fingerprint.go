@@ -30,6 +30,9 @@ func (c *Client) Fingerprint() [sha256.Size]byte {
 	for _, name := range slices.Sorted(maps.Keys(c.cfg.Params)) {
 		parts = append(parts, name, c.cfg.Params[name])
 	}
+	if c.cfg.Exchange != nil {
+		parts = append(parts, "", "exchange", c.cfg.Exchange.RequestedTokenType) // no extra is empty
+	}
 	parts = append(parts, c.cfg.Extras...)
 	// A length before each part keeps "ab"+"c" apart from "a"+"bc".
 	var buf []byte

@@ -32,6 +32,12 @@ func TestFingerprintCoversTheRequest(t *testing.T) {
 		func(c *idp.Config) { c.Auth = idp.None },
 		func(c *idp.Config) { c.Grant = idp.JWTBearer },
 		func(c *idp.Config) { c.Grant = "account_credentials" },
+		func(c *idp.Config) { c.Grant = idp.TokenExchange },
+		func(c *idp.Config) { c.Grant, c.Exchange = idp.TokenExchange, &idp.Exchange{} },
+		func(c *idp.Config) {
+			c.Grant, c.Exchange = idp.TokenExchange, &idp.Exchange{RequestedTokenType: idp.TypeJWTToken}
+		},
+		func(c *idp.Config) { c.Grant, c.Exchange = idp.JWTBearer, &idp.Exchange{} },
 		func(c *idp.Config) { c.RawBasic = true },
 		func(c *idp.Config) { c.Assertion.Audience = "urn:idp" },
 		func(c *idp.Config) { c.Assertion.Algorithm = "PS256" },

@@ -72,6 +72,9 @@ type Config struct {
 	Auth AuthMethod
 	// Grant is the grant_type parameter. It defaults to ClientCredentials.
 	Grant string
+	// Exchange makes the client request tokens on behalf of subjects. Nil: it requests its
+	// own tokens only.
+	Exchange *Exchange
 	// RawBasic omits the form encoding of id and secret that RFC 6749 section 2.3.1
 	// requires before base64. Some IdPs do not decode it.
 	RawBasic bool
@@ -114,7 +117,7 @@ type Client struct {
 // The error describes every mistake that it found in cfg.
 func New(cfg Config) (*Client, error) {
 	cfg = cfg.withDefaults()
-	err := errors.Join(cfg.checkEndpoints(), cfg.checkAuth(), cfg.checkNames(), cfg.checkLifetime(), CheckBearerTypes(cfg.BearerTypes))
+	err := errors.Join(cfg.checkEndpoints(), cfg.checkAuth(), cfg.checkNames(), cfg.checkExchange(), cfg.checkLifetime(), CheckBearerTypes(cfg.BearerTypes))
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +135,7 @@ func (c Config) withDefaults() Config {
 	if c.Grant == "" {
 		c.Grant = ClientCredentials
 	}
-	if c.Auth == "" && c.Grant == JWTBearer {
+	if c.Auth == "" && c.signedGrant() != "" {
 		c.Auth = None
 	}
 	if c.Auth == "" {
@@ -223,18 +226,23 @@ func (c Config) checkLifetime() error {
 	return nil
 }
 
-// Fetch requests a token and authenticates with credential. It takes at most
-// [Budget], and ends earlier with ctx. The error is always an [*Error].
+// Fetch requests a token of the client itself and authenticates with credential. It takes
+// at most [Budget], and ends earlier with ctx. The error is always an [*Error]. A client
+// that exchanges has such tokens by the client credentials grant; they prove its secret.
 func (c *Client) Fetch(ctx context.Context, credential secret.Version, req Request) (token.Grant, error) {
+	return c.obtain(ctx, credential, nil, req)
+}
+
+func (c *Client) obtain(ctx context.Context, credential secret.Version, subject *Subject, req Request) (token.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, Budget)
 	defer cancel()
 	endpoint, fault := c.tokenEndpoint(ctx)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	grant, fault := c.fetchOnce(ctx, endpoint, credential, req)
+	grant, fault := c.fetchOnce(ctx, endpoint, credential, subject, req)
 	if fault != nil && fault.retry && (!req.Once || fault.Status == 0) && waitBeforeRetry(ctx) {
-		grant, fault = c.fetchOnce(ctx, endpoint, credential, req)
+		grant, fault = c.fetchOnce(ctx, endpoint, credential, subject, req)
 	}
 	if fault != nil {
 		return token.Grant{}, fault.atEndpoint("token endpoint", endpoint)
@@ -265,17 +273,26 @@ func (c *Client) tokenEndpoint(ctx context.Context) (string, *Error) {
 }
 
 // fetchOnce makes one attempt.
-func (c *Client) fetchOnce(ctx context.Context, endpoint string, credential secret.Version, req Request) (token.Grant, *Error) {
+func (c *Client) fetchOnce(ctx context.Context, endpoint string, credential secret.Version, subject *Subject, req Request) (token.Grant, *Error) {
 	requestedAt := time.Now()
-	form, fault := c.tokenForm(ctx, credential, req)
+	form, fault := c.tokenForm(ctx, credential, subject, req)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
 	resp, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, credential, form)
-	if fault != nil {
+	switch {
+	case fault != nil && subject != nil:
+		return token.Grant{}, resp.concernsSubject(fault)
+	case fault != nil:
 		return token.Grant{}, c.reclassifyInvalidGrant(fault)
 	}
 	grant, fault := c.grant(resp, req, requestedAt)
+	if fault == nil && subject != nil {
+		grant.IssuedType, fault = resp.issuedType()
+	}
+	if fault != nil && subject != nil {
+		return token.Grant{}, resp.concernsSubject(fault)
+	}
 	if fault != nil && fault.Unclear() {
 		c.adviseOnSecret(fault, credential)
 	}

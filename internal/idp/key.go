@@ -20,11 +20,11 @@ import (
 // contains no part of it.
 func (c *Client) CheckSecret(value redact.String) error {
 	switch {
-	case !NeedsSecret(c.cfg.Auth, c.cfg.Grant):
+	case !NeedsSecret(c.cfg.Auth, c.cfg.signedGrant()):
 		return nil
 	case value.IsZero():
 		return errors.New("it is empty")
-	case NeedsKey(c.cfg.Auth, c.cfg.Grant):
+	case NeedsKey(c.cfg.Auth, c.cfg.signedGrant()):
 		_, err := c.key(value)
 		return err
 	case jose.LooksLikeKey(value):
@@ -39,7 +39,7 @@ func (c *Client) CheckSecret(value redact.String) error {
 // SecretWarning is [secret.Warning] for the secret of this client. It returns ""
 // for a private key, which is parsed.
 func (c *Client) SecretWarning(value redact.String) string {
-	if !NeedsSecret(c.cfg.Auth, c.cfg.Grant) || NeedsKey(c.cfg.Auth, c.cfg.Grant) {
+	if !NeedsSecret(c.cfg.Auth, c.cfg.signedGrant()) || NeedsKey(c.cfg.Auth, c.cfg.signedGrant()) {
 		return ""
 	}
 	return secret.Warning(value)

@@ -49,10 +49,17 @@ func (c *Client) checkMutual(endpoint string) *Error {
 
 // tokenForm returns the parameters of a token request without the authentication of
 // the client. Each attempt needs its own, because an assertion can be used once only.
-func (c *Client) tokenForm(ctx context.Context, credential secret.Version, req Request) (url.Values, *Error) {
+func (c *Client) tokenForm(ctx context.Context, credential secret.Version, subject *Subject, req Request) (url.Values, *Error) {
 	form := url.Values{"grant_type": {c.cfg.Grant}}
 	for name, value := range c.cfg.Params {
 		form.Set(name, value)
+	}
+	switch {
+	case subject != nil:
+		c.addSubject(form, *subject)
+	case c.cfg.Exchange != nil:
+		form.Set("grant_type", ClientCredentials)
+		form.Del(paramTokenUse)
 	}
 	if req.Audience != "" {
 		form.Set("audience", req.Audience)
@@ -61,7 +68,7 @@ func (c *Client) tokenForm(ctx context.Context, credential secret.Version, req R
 		form.Add("resource", resource)
 	}
 	scope := strings.Join(req.Scopes, " ")
-	if c.cfg.Grant == JWTBearer {
+	if c.cfg.signedGrant() != "" {
 		assertion, fault := c.grantAssertion(ctx, credential, scope)
 		form.Set("assertion", assertion.Reveal())
 		return form, fault

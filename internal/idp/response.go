@@ -323,7 +323,7 @@ func parseObject(body []byte) (members, string) {
 // on a claim of a token.
 func decisive(name string) bool {
 	switch name {
-	case "access_token", "token_type", "expires_in", "refresh_in", "scope", "error", "active", "cnf", "exp", "iat":
+	case "access_token", "token_type", "expires_in", "refresh_in", "scope", "issued_token_type", "error", "active", "cnf", "exp", "iat":
 		return true
 	default:
 		return false

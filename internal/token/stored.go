@@ -21,6 +21,7 @@ type stored struct {
 	Type          string            `json:"type"`
 	Scopes        []string          `json:"scopes,omitempty"`
 	Extras        map[string]string `json:"extras,omitempty"`
+	IssuedType    string            `json:"issued_type,omitempty"`
 	SecretVersion string            `json:"with"`
 	Epoch         uint64            `json:"epoch"`
 
@@ -41,6 +42,7 @@ func (t *Token) Stored(now time.Time) (data []byte, ttl time.Duration) {
 		Type:          t.Type,
 		Scopes:        t.Scopes,
 		Extras:        t.Extras,
+		IssuedType:    t.IssuedType,
 		SecretVersion: t.SecretVersion,
 		Epoch:         t.Epoch,
 		Minted:        t.UsableUntil.Sub(t.MintedAt),
@@ -75,6 +77,7 @@ func FromStored(data []byte, fence uint64, readAt time.Time, ttl time.Duration) 
 		Type:          s.Type,
 		Scopes:        s.Scopes,
 		Extras:        s.Extras,
+		IssuedType:    s.IssuedType,
 		SecretVersion: s.SecretVersion,
 		Epoch:         s.Epoch,
 		Fence:         fence,

@@ -23,6 +23,7 @@ func TestStoredTokenRoundTrips(t *testing.T) {
 			Type:          "Bearer",
 			Scopes:        rapid.SliceOfN(rapid.StringMatching(`[a-z:]{1,8}`), 1, 4).Draw(t, "scopes"),
 			Extras:        map[string]string{"instance_url": rapid.String().Draw(t, "extra")},
+			IssuedType:    rapid.SampledFrom([]string{"", "urn:ietf:params:oauth:token-type:jwt"}).Draw(t, "issued type"),
 			SecretVersion: "0011aabb",
 			RequestedAt:   asked,
 			Lifetime:      life,

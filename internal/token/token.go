@@ -43,6 +43,9 @@ type Token struct {
 	// Extras are the members of the IdP's response that the configuration names. They
 	// may be nil.
 	Extras map[string]string
+	// IssuedType is the type of a token on behalf of a subject, an identifier of RFC 8693
+	// section 3. It is empty for a token of the client itself.
+	IssuedType string
 	// SecretVersion is the ID of the secret with which the token was obtained.
 	SecretVersion string
 	// Epoch is the client's epoch at the start of the fetch. A purge raises the epoch
@@ -69,6 +72,7 @@ type Grant struct {
 	Type          string
 	Scopes        []string
 	Extras        map[string]string
+	IssuedType    string
 	SecretVersion string
 	// RequestedAt is the time just before the request was sent.
 	RequestedAt time.Time
@@ -106,6 +110,7 @@ func New(g Grant, epoch, fence uint64) *Token {
 		Type:          g.Type,
 		Scopes:        g.Scopes,
 		Extras:        g.Extras,
+		IssuedType:    g.IssuedType,
 		SecretVersion: g.SecretVersion,
 		Epoch:         epoch,
 		Fence:         fence,

@@ -1,0 +1,179 @@
+package idp
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/token"
+)
+
+// TokenExchange is the grant type of RFC 8693.
+const TokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+
+// Types of tokens (RFC 8693 section 3).
+const (
+	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
+	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
+	TypeJWTToken    = "urn:ietf:params:oauth:token-type:jwt"
+)
+
+const (
+	// paramTokenUse is the parameter by which Entra ID tells an exchange from other uses
+	// of the grant JWTBearer.
+	paramTokenUse = "requested_token_use"
+
+	// maxClaims bounds [Error.Claims], in bytes: callers receive it in the details of an
+	// error, which are a header.
+	maxClaims = 2 << 10
+)
+
+// Exchange configures a client that requests tokens on behalf of subjects. Config.Grant
+// is then TokenExchange, or JWTBearer with the subject token as the assertion.
+type Exchange struct {
+	// RequestedTokenType is sent with the grant TokenExchange, unless it is empty. It is
+	// TypeAccessToken or TypeJWTToken.
+	RequestedTokenType string
+}
+
+// Subject is the token of a user or a service on whose behalf a token is requested.
+type Subject struct {
+	Token redact.String
+	// Type is TypeAccessToken or TypeIDToken.
+	Type string
+}
+
+// SignedGrant returns grant if the client signs an assertion for it, otherwise "". A
+// client that exchanges signs none: its assertion is the subject token.
+func SignedGrant(grant string, exchanges bool) string {
+	if exchanges || grant != JWTBearer {
+		return ""
+	}
+	return grant
+}
+
+func (c *Config) signedGrant() string { return SignedGrant(c.Grant, c.Exchange != nil) }
+
+func (c *Config) checkExchange() error {
+	if c.Exchange == nil {
+		return nil
+	}
+	switch requested := c.Exchange.RequestedTokenType; {
+	case c.Grant != TokenExchange && c.Grant != JWTBearer:
+		return fmt.Errorf("exchange needs the grant type %s or %s", TokenExchange, JWTBearer)
+	case requested != "" && c.Grant != TokenExchange:
+		return fmt.Errorf("exchange.requested_token_type is for the grant type %s only", TokenExchange)
+	case requested != "" && requested != TypeAccessToken && requested != TypeJWTToken:
+		return fmt.Errorf("exchange.requested_token_type must be %s or %s", TypeAccessToken, TypeJWTToken)
+	}
+	for _, name := range []string{"subject_token", "subject_token_type", "actor_token", "actor_token_type", "requested_token_type"} {
+		if _, ok := c.Params[name]; ok {
+			return fmt.Errorf("params must not set %s, which exchange controls", name)
+		}
+	}
+	return nil
+}
+
+// Exchanges reports whether the client requests tokens on behalf of subjects.
+func (c *Client) Exchanges() bool { return c.cfg.Exchange != nil }
+
+// Exchange requests a token on behalf of subject and authenticates with credential. Its
+// duration and its errors are those of [Client.Fetch], except for a refusal of the
+// subject, or of this request on its behalf: it has the class RequestRefused and says
+// nothing about the credential. The token may outlive the subject token.
+func (c *Client) Exchange(ctx context.Context, credential secret.Version, subject Subject, req Request) (token.Grant, error) {
+	if c.cfg.Exchange == nil {
+		return token.Grant{}, &Error{Class: Misconfigured, text: "the client received no request, because it is not configured to exchange tokens"}
+	}
+	return c.obtain(ctx, credential, &subject, req)
+}
+
+// addSubject adds the subject token to form.
+func (c *Client) addSubject(form url.Values, subject Subject) {
+	if c.cfg.Grant == JWTBearer {
+		form.Set("assertion", subject.Token.Reveal())
+		return
+	}
+	form.Set("subject_token", subject.Token.Reveal())
+	form.Set("subject_token_type", subject.Type)
+	if requested := c.cfg.Exchange.RequestedTokenType; requested != "" {
+		form.Set("requested_token_type", requested)
+	}
+}
+
+// concernsSubject classifies a refused exchange. Whether it is refused depends on the
+// subject, so its codes concern this subject only. Those that name the client's
+// credential keep their class: the refusal of other requests has to confirm it.
+func (r response) concernsSubject(e *Error) *Error {
+	e.unclear = false
+	code := subjectCode(r.members)
+	text := meaningForSubject(code)
+	if text == "" || e.Class == Throttled {
+		return e
+	}
+	*e = Error{
+		Class: RequestRefused, Code: code, Status: e.Status, RetryAfter: e.RetryAfter,
+		Claims: r.members.claimsChallenge(), text: fmt.Sprintf("%s (%s, HTTP %d)", text, code, e.Status),
+	}
+	return e
+}
+
+// subjectCode returns the error code of a response in the spelling of the standards.
+func subjectCode(m members) string {
+	code, _ := m.text("error")
+	return strings.NewReplacer("-", "_", " ", "_").Replace(strings.ToLower(strings.TrimSpace(code)))
+}
+
+// meaningForSubject returns the predicate of a sentence for a code that refuses an
+// exchange because of its subject or its target. It returns "" for other codes.
+func meaningForSubject(code string) string {
+	switch code {
+	case "invalid_request":
+		return "refuses the subject token or another parameter of the exchange: check that the token is for this client, and check audience, resources, scopes and params"
+	case "invalid_grant", "invalid_token":
+		return "refuses the subject token: it has expired, was revoked, or is not for this client"
+	case "invalid_target":
+		return "refuses the requested audience or resource for this subject: check which of them the client may request at the IdP"
+	case "invalid_scope", "insufficient_scope":
+		return "refuses the requested scopes for this subject: check which scopes the client may request on behalf of users at the IdP"
+	case "access_denied":
+		return "denies the exchange for this subject: grant the client or the user access at the IdP"
+	case "unauthorized_client":
+		return "does not let the client exchange this subject token: check that the client may use this grant at the IdP"
+	case "interaction_required", "login_required", "consent_required", "mfa_required", "account_selection_required":
+		return "requires the user to interact: send the user to the IdP again, with the claims challenge if there is one"
+	default:
+		return ""
+	}
+}
+
+// claimsChallenge returns the member claims if it is an object of printable ASCII that
+// is not too long.
+func (m members) claimsChallenge() string {
+	claims, _ := m.text("claims")
+	value := jsontext.Value(claims)
+	odd := func(c rune) bool { return c < ' ' || c > '~' }
+	if claims == "" || len(claims) > maxClaims || strings.ContainsFunc(claims, odd) || !value.IsValid() || value.Kind() != jsontext.KindBeginObject {
+		return ""
+	}
+	return claims
+}
+
+// issuedType returns the type of the token that the IdP issued in an exchange. Without
+// the member it is an access token, because the response has an access_token.
+func (r response) issuedType() (string, *Error) {
+	issued, isText := r.members.text("issued_token_type")
+	switch {
+	case absent(r.members["issued_token_type"]), isText && issued == "", issued == TypeAccessToken:
+		return TypeAccessToken, nil
+	case issued == TypeJWTToken:
+		return TypeJWTToken, nil
+	default:
+		return "", &Error{Class: Misconfigured, Status: r.status, text: "issues something other than an access token (issued_token_type): request access tokens with exchange.requested_token_type"}
+	}
+}
