@@ -28,10 +28,16 @@ func (c *Caller) Resolve(req Request) (scopes []string, ok bool) {
 		return nil, false
 	case c.self:
 		return req.Scopes, true
-	case req.Narrow && len(req.Scopes) > 0:
-		return c.narrow(req)
+	default:
+		return resolve(c.get[req.Client], req)
 	}
-	for _, grant := range c.get[req.Client] {
+}
+
+func resolve(grants []*getGrant, req Request) (scopes []string, ok bool) {
+	if req.Narrow && len(req.Scopes) > 0 {
+		return narrow(grants, req)
+	}
+	for _, grant := range grants {
 		if grant.allows(req) {
 			return req.Scopes, true
 		}
@@ -39,8 +45,8 @@ func (c *Caller) Resolve(req Request) (scopes []string, ok bool) {
 	return nil, false
 }
 
-func (c *Caller) narrow(req Request) (scopes []string, ok bool) {
-	for _, grant := range c.get[req.Client] {
+func narrow(grants []*getGrant, req Request) (scopes []string, ok bool) {
+	for _, grant := range grants {
 		if !grant.allowsTarget(req) {
 			continue
 		}
@@ -65,7 +71,11 @@ func (c *Caller) MayReceive(req Request, granted []string) bool {
 	if c.self {
 		return true
 	}
-	for _, grant := range c.get[req.Client] {
+	return mayReceive(c.get[req.Client], req, granted)
+}
+
+func mayReceive(grants []*getGrant, req Request, granted []string) bool {
+	for _, grant := range grants {
 		if grant.allows(req) && grant.allowsGranted(granted) {
 			return true
 		}

@@ -39,6 +39,9 @@ type Defaults struct {
 	Audience  string
 	Resources []string
 	Scopes    []string
+	// Exchanges reports that the client requests tokens on behalf of subjects only. Only
+	// ExchangeGrants apply to it, never GetGrants, not even those for Any.
+	Exchanges bool
 }
 
 // CallerConfig configures a caller: how it is identified, and its permissions.
@@ -64,9 +67,10 @@ type Limits struct {
 
 // Role is a set of grants.
 type Role struct {
-	Get    []GetGrant
-	Verify []VerifyGrant
-	Admin  []AdminGrant
+	Get      []GetGrant
+	Exchange []ExchangeGrant
+	Verify   []VerifyGrant
+	Admin    []AdminGrant
 }
 
 // GetGrant allows a caller to get tokens of a client.
@@ -169,9 +173,11 @@ type Caller struct {
 	id     unique.Handle[string] // of name
 	limits *Limits
 	get    map[string][]*getGrant
-	verify map[string][]string // audiences by issuer; nil means any
-	admin  map[Action]*scope
-	self   bool
+	// exchange has the grants by client.
+	exchange map[string][]*exchangeGrant
+	verify   map[string][]string // audiences by issuer; nil means any
+	admin    map[Action]*scope
+	self     bool
 }
 
 // Self returns a caller with all permissions, for requests of the broker itself.
@@ -183,12 +189,15 @@ func Self() *Caller {
 func newCaller(cfg CallerConfig, all *Config) *Caller {
 	c := &Caller{
 		name: cfg.Name, id: unique.Make(cfg.Name), limits: cfg.Limits,
-		get: map[string][]*getGrant{}, verify: map[string][]string{}, admin: map[Action]*scope{},
+		get: map[string][]*getGrant{}, exchange: map[string][]*exchangeGrant{}, verify: map[string][]string{}, admin: map[Action]*scope{},
 	}
 	for _, name := range cfg.Roles {
 		role := all.Roles[name]
 		for i := range role.Get {
 			c.addGet(&role.Get[i], all.Clients)
+		}
+		for i := range role.Exchange {
+			c.addExchange(&role.Exchange[i], all.Clients)
 		}
 		for _, grant := range role.Verify {
 			c.addVerify(grant, all.Issuers)
@@ -222,7 +231,7 @@ func (c *Caller) Limits() *Limits {
 
 func (c *Caller) addGet(grant *GetGrant, clients map[string]Defaults) {
 	for name, defaults := range clients {
-		if grant.Client != name && grant.Client != Any {
+		if grant.Client != name && grant.Client != Any || defaults.Exchanges {
 			continue
 		}
 		resolved := grant.resolve(defaults)
