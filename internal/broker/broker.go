@@ -278,7 +278,7 @@ func (b *Broker) spawn(work func()) bool {
 }
 
 // Close ends all fetches and waits for them. Callers that wait for a fetch receive the
-// error [ShuttingDown].
+// error [tokenerror.ShuttingDown].
 func (b *Broker) Close() {
 	b.mu.Lock()
 	b.closed = true

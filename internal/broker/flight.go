@@ -14,6 +14,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/lease"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tokenerror"
 	"github.com/cezzis/tokenbroker/internal/tracing"
 )
 
@@ -37,7 +38,7 @@ func (b *Broker) start(ctx context.Context, e *entry, f *flight) *flight {
 	apart := tracing.Detached(b.flying, ctx)
 	if !b.spawn(func() { b.run(apart, e, f) }) {
 		e.flight.Store(nil)
-		f.err = ShuttingDown(e.client.name)
+		f.err = tokenerror.ShuttingDown(e.client.name)
 		close(f.done)
 	}
 	return f
@@ -92,7 +93,7 @@ func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, granted 
 	defer stop()
 	if f.forced && !b.mayForce(ctx, e) {
 		b.leases.Write(ctx, store.Change{Release: granted})
-		f.err = forcedTooOften(e.client.name).WithRetryAfter(guardInterval)
+		f.err = tokenerror.ForcedTooOften(e.client.name, ForcedInterval).WithRetryAfter(guardInterval)
 		e.mayForceAt(time.Now().Add(guardInterval))
 		return
 	}
@@ -308,7 +309,7 @@ func (b *Broker) publish(ctx context.Context, e *entry, f *flight, granted store
 			_ = b.synchronize(ctx, e) // some IdPs invalidate a token when they issue the next one
 		}
 	case b.flying.Err() != nil:
-		f.err = ShuttingDown(e.client.name)
+		f.err = tokenerror.ShuttingDown(e.client.name)
 		b.release(ctx, granted)
 	default:
 		t, puts := b.failed(e, got, probe)

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tokenerror"
 )
 
 // Ask is a request for a token. The broker may keep its slices and does not change
@@ -227,7 +227,7 @@ func (b *Broker) miss(ctx context.Context, e *entry, ask Ask) (Answer, *apierror
 		}
 		return e.resolve(f, ask, now)
 	}
-	return e.instead(ask, time.Now(), forcedTooOften(e.client.name).WithRetryAfter(ForcedInterval))
+	return e.instead(ask, time.Now(), tokenerror.ForcedTooOften(e.client.name, ForcedInterval).WithRetryAfter(ForcedInterval))
 }
 
 // join returns the flight to wait for, or an immediate response or error.
@@ -254,7 +254,7 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 	f := &flight{old: tok, forced: e.usable(tok, now, 0)}
 	if f.forced {
 		if wait := e.forcedAt.Add(ForcedInterval).Sub(now); wait > 0 {
-			answer, err := e.instead(ask, now, forcedTooOften(e.client.name).WithRetryAfter(wait))
+			answer, err := e.instead(ask, now, tokenerror.ForcedTooOften(e.client.name, ForcedInterval).WithRetryAfter(wait))
 			return nil, answer, err
 		}
 		e.forcedAt = now
@@ -278,7 +278,7 @@ func (e *entry) unattainable(tok *token.Token, ask Ask, now time.Time) *apierror
 	if !e.usable(tok, now, 0) || ask.MinTTL < tok.Lifetime() || now.Sub(tok.MintedAt) > rememberLifetime {
 		return nil
 	}
-	return tooShort(e.client.name, tok)
+	return tokenerror.TooShort(e.client.name, tok)
 }
 
 // resolve returns the result of a flight for one caller.
@@ -291,13 +291,10 @@ func (e *entry) resolve(f *flight, ask Ask, now time.Time) (Answer, *apierror.Er
 		// An IdP may repeat a token, so this may be the rejected one.
 		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
 	case e.usable(f.token, now, 0):
-		return Answer{}, tooShort(e.client.name, f.token)
+		return Answer{}, tokenerror.TooShort(e.client.name, f.token)
 	case f.token.Epoch < e.client.counters.Epoch():
-		return Answer{}, unavailable(e.client.name, apierror.ReasonPurged,
-			fmt.Sprintf("client %q: its tokens were purged while one was being fetched; try again", e.client.name))
+		return Answer{}, tokenerror.Purged(e.client.name)
 	default:
-		return Answer{}, unavailable(e.client.name, apierror.ReasonIdPUnavailable,
-			fmt.Sprintf("client %q: the IdP took so long that the token, which lives %v, can no longer be used; raise its lifetime at the IdP",
-				e.client.name, f.token.Lifetime().Round(time.Second)))
+		return Answer{}, tokenerror.TooLate(e.client.name, f.token)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/token"
+	"github.com/cezzis/tokenbroker/internal/tokenerror"
 )
 
 // watchInterval is how often a watch checks a token that is due for replacement.
@@ -84,7 +85,7 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 		case ctx.Err() != nil:
 			return last, apierror.GaveUp(ctx)
 		case b.flying.Err() != nil:
-			return last, ShuttingDown(e.client.name)
+			return last, tokenerror.ShuttingDown(e.client.name)
 		}
 	}
 }

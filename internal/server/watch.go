@@ -9,6 +9,7 @@ import (
 	tokenbrokerv1 "github.com/cezzis/tokenbroker/gen/tokenbroker/v1"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/policy"
+	"github.com/cezzis/tokenbroker/internal/tokenerror"
 )
 
 const watchMethod = tokenbrokerv1.TokenBrokerService_WatchToken_FullMethodName
@@ -33,7 +34,7 @@ func (s *service) WatchToken(req *tokenbrokerv1.WatchTokenRequest, stream grpc.S
 	defer leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(s.draining, func() { cancel(broker.ShuttingDown(request.Client)) })()
+	defer context.AfterFunc(s.draining, func() { cancel(tokenerror.ShuttingDown(request.Client)) })()
 	defer s.endWhenExpired(ctx, identified.Until, cancel)()
 	identify := func() (*policy.Caller, error) {
 		identified, err := s.callers.Identify(ctx, watchMethod, false, time.Now())

@@ -22,7 +22,7 @@ func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := judgeAudience(f, accepted, req.Caller); err != nil {
+	if err := judgeAudience(f, accepted, req.Caller || req.RealAudience); err != nil {
 		return err
 	}
 	for _, scope := range req.Scopes {
@@ -111,10 +111,10 @@ func acceptedAudiences(c *IssuerConfig, req Request) ([]string, error) {
 	return accepted, nil
 }
 
-// judgeAudience requires a real aud claim in a token that identifies a caller: only the
-// aud shows that the token was issued for the broker.
-func judgeAudience(f *Facts, accepted []string, fromCaller bool) error {
-	if len(f.Audience) == 0 || f.noAudience && fromCaller {
+// judgeAudience can require a real aud claim: only the aud shows for whom the token was
+// issued.
+func judgeAudience(f *Facts, accepted []string, realAudience bool) error {
+	if len(f.Audience) == 0 || f.noAudience && realAudience {
 		return reject(WrongAudience, "The token names no audience (aud); it must be for %s.", quoteList(accepted))
 	}
 	for _, audience := range f.Audience {

@@ -78,6 +78,9 @@ type Request struct {
 	// claim that marks access tokens, because the broker is its only recipient, and
 	// [IssuerConfig.MissingAudience] does not apply.
 	Caller bool
+	// RealAudience rejects a token without aud: [IssuerConfig.MissingAudience] does not
+	// apply. It is for tokens that grant more than access to their receiver.
+	RealAudience bool
 }
 
 // ErrNotPermitted means that [Request.Issuers] does not permit the requested audience.
