@@ -345,6 +345,13 @@ func TestMissingAudience(t *testing.T) {
 		if jwt, _ := accepted(t, set, jsonObject{"aud": nil, "client_id": audience}, verify.Request{Caller: true}); word(t, jwt, nil) != "wrong_audience" {
 			t.Errorf("the JWT of a caller needs no aud: %+v", jwt)
 		}
+		for _, realAudience := range []bool{true, false} {
+			want := map[bool]string{true: "wrong_audience", false: "active"}[realAudience]
+			jwt, opaque := accepted(t, set, jsonObject{"aud": nil, "client_id": audience}, verify.Request{RealAudience: realAudience})
+			if word(t, jwt, nil) != want || word(t, opaque, nil) != want {
+				t.Errorf("a token without aud, with RealAudience %v: %+v %+v, want %s", realAudience, jwt, opaque, want)
+			}
+		}
 	}
 }
 
