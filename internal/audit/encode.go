@@ -53,6 +53,7 @@ func appendEvent(dst []byte, e *Event, now time.Time) []byte {
 	dst = appendText(dst, "issuer", e.Issuer)
 	dst = appendText(dst, "subject", e.Subject)
 	dst = appendText(dst, "subject_type", e.SubjectType)
+	dst = appendTexts(dst, "actors", e.Actors)
 	dst = appendText(dst, "client_id", e.ClientID)
 	dst = appendText(dst, "token_id", e.TokenID)
 	dst = appendText(dst, "revocation", e.Revocation)

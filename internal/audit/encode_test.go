@@ -46,6 +46,7 @@ type line struct {
 	Issuer        string   `json:"issuer,omitempty"`
 	Subject       string   `json:"subject,omitempty"`
 	SubjectType   string   `json:"subject_type,omitempty"`
+	Actors        []string `json:"actors,omitempty"`
 	ClientID      string   `json:"client_id,omitempty"`
 	TokenID       string   `json:"token_id,omitempty"`
 	Revocation    string   `json:"revocation,omitempty"`
@@ -86,7 +87,7 @@ func expected(t testing.TB, replica string, e *audit.Event, now time.Time) strin
 		Reason: e.Reason, Rejection: e.Rejection, Detail: e.Detail, Comment: e.Comment,
 		Client: e.Client, Audiences: e.Audiences, Resources: e.Resources, Scopes: e.Scopes, GrantedScopes: e.GrantedScopes,
 		TokenSHA256: digest(e.TokenSHA256), ExpiresAt: at(e.ExpiresAt), IssuedBefore: at(e.IssuedBefore),
-		Origin: e.Origin, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, SubjectType: e.SubjectType, ClientID: e.ClientID, TokenID: e.TokenID,
+		Origin: e.Origin, Degraded: e.Degraded, Issuer: e.Issuer, Subject: e.Subject, SubjectType: e.SubjectType, Actors: e.Actors, ClientID: e.ClientID, TokenID: e.TokenID,
 		Revocation: e.Revocation, SecretVersion: e.SecretVersion, Step: e.Step, Version: e.Version, ConfigSHA256: digest(e.ConfigSHA256),
 		Count: e.Count, Since: at(e.Since),
 	})
@@ -108,7 +109,7 @@ func everything() *audit.Event {
 		RequestID: "4b1e", Reason: "NOT_ENTITLED", Rejection: "wrong_audience", Detail: "because", Comment: "ticket 123", Client: "orders-api", Audiences: []string{"https://orders.example.com"},
 		Resources: []string{"a", "b"}, Scopes: []string{"read"}, GrantedScopes: []string{"read", "write"}, TokenSHA256: [32]byte{1, 2, 255},
 		ExpiresAt: at.Add(time.Hour), IssuedBefore: at.Add(-time.Hour), Origin: "memory", Degraded: true, Issuer: "https://login.example.com",
-		Subject: "248289761001", SubjectType: "client_id", ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activate",
+		Subject: "248289761001", SubjectType: "client_id", Actors: []string{"web", "mobile"}, ClientID: "s6BhdRkqt3", TokenID: "5f2c", Revocation: "abc", SecretVersion: "1a2b3c4d", Step: "activate",
 		Version: "v1.2.3", ConfigSHA256: [32]byte{9}, Count: 42, Since: at.Add(-time.Minute),
 	}
 }

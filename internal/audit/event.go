@@ -95,11 +95,14 @@ type Event struct {
 	// Degraded: the token is valid, but its refresh is due and failed.
 	Degraded bool
 
-	// Issuer, Subject, ClientID and TokenID describe a verified token, or the target of a
+	// Issuer, Subject, ClientID and TokenID describe a verified token, the subject token of
+	// a token that was given on behalf of its subject, or the target of a
 	// revocation.
 	Issuer, Subject, ClientID, TokenID string
 	// SubjectType is the claim that replaces a missing sub. Empty: the token has a sub.
 	SubjectType string
+	// Actors are the actors (act) of the subject token, the latest first, at most four.
+	Actors []string
 	// Revocation is the ID of a revocation.
 	Revocation string
 
