@@ -36,6 +36,8 @@ const (
 	ReasonGrantedUnknown     = "GRANTED_SCOPES_UNKNOWN"
 	ReasonCredentialsRefused = "CLIENT_CREDENTIALS_REFUSED"
 	ReasonRequestRefused     = "TOKEN_REQUEST_REFUSED"
+	ReasonSubjectRefused     = "SUBJECT_TOKEN_REFUSED"
+	ReasonInteraction        = "INTERACTION_REQUIRED"
 	ReasonIdPMisconfigured   = "IDP_MISCONFIGURED"
 	ReasonMinTTLUnattainable = "MIN_TTL_UNATTAINABLE"
 	ReasonIdPThrottled       = "IDP_THROTTLED"

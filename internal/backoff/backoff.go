@@ -51,6 +51,12 @@ func ErrorOf(client, secretVersion string, err error) *apierror.Error {
 		failure.Metadata["secret_version"] = secretVersion
 	case idp.RequestRefused:
 		failure.Code, failure.Reason = apierror.FailedPrecondition, apierror.ReasonRequestRefused
+		if fault.Interaction() {
+			failure.Reason = apierror.ReasonInteraction
+		}
+		if fault.Claims != "" {
+			failure.Metadata["claims"] = fault.Claims
+		}
 	case idp.Misconfigured:
 		failure.Code, failure.Reason = apierror.FailedPrecondition, apierror.ReasonIdPMisconfigured
 	case idp.Throttled:

@@ -113,6 +113,14 @@ func ClassOf(err error) Class {
 	return Transient
 }
 
+// CodeOf returns the OAuth error code of an error of a [Client], or "".
+func CodeOf(err error) string {
+	if fault, ok := errors.AsType[*Error](err); ok {
+		return fault.Code
+	}
+	return ""
+}
+
 // Backoff returns how long introspections of other tokens should pause after this
 // error. Zero leaves the duration to the caller. A negative one means no pause: the
 // error concerns this request only.

@@ -123,6 +123,16 @@ func (r response) concernsSubject(e *Error) *Error {
 	return e
 }
 
+// Interaction reports whether the IdP requires the user of a subject token to interact.
+func (e *Error) Interaction() bool {
+	switch e.Code {
+	case "interaction_required", "login_required", "consent_required", "mfa_required", "account_selection_required":
+		return true
+	default:
+		return false
+	}
+}
+
 // subjectCode returns the error code of a response in the spelling of the standards.
 func subjectCode(m members) string {
 	code, _ := m.text("error")
