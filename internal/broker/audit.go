@@ -45,6 +45,12 @@ func (b *Broker) newlyGiven(e *entry, tok *token.Token) *audit.Given {
 	if e.ask.Audience != "" {
 		of.Audiences = []string{e.ask.Audience}
 	}
+	if s := e.subject; s != nil {
+		of.Issuer, of.Subject, of.ClientID, of.TokenID, of.Actors = s.facts.Issuer, s.facts.Subject, s.facts.ClientID, s.facts.TokenID, s.actors
+		if s.facts.SubjectType != verify.SubjectSub {
+			of.SubjectType = s.facts.SubjectType.String()
+		}
+	}
 	given := b.audit.Given(of)
 	if current := e.token.Load(); current == nil || current.SHA256 != tok.SHA256 {
 		return given // a late caller: the record of the newer token stays
@@ -77,6 +83,7 @@ func (b *Broker) eachEntry(do func(*entry)) {
 		do(c.entry)
 	}
 	b.entries.Each(do)
+	b.subjects.Each(do)
 }
 
 // deniedToken records a denied token request with the client's defaults filled in.

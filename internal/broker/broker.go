@@ -9,6 +9,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -87,6 +88,8 @@ type Config struct {
 	// MaxEntries bounds the tokens held besides the clients' defaults. Zero:
 	// DefaultMaxEntries.
 	MaxEntries int
+	// MaxSubjects bounds the tokens held on behalf of subjects. Zero: DefaultMaxSubjects.
+	MaxSubjects int
 	// Audit records issued tokens and denied requests. The Broker does not close it.
 	// Nil: no audit log.
 	Audit *audit.Log
@@ -132,6 +135,7 @@ type Broker struct {
 	applied       store.Signal // fired when setup was replaced
 	setting       sync.Mutex   // held during a replacement of setup
 	entries       *cache.Cache[*entry]
+	subjects      *cache.Cache[*entry] // on behalf of subjects
 	store         *store.Metered
 	private       bool // no other replica uses the store
 	mac           secret.MAC
@@ -202,6 +206,7 @@ func New(cfg Config) (*Broker, error) {
 		mac:           cfg.MAC,
 		subscriptions: store.NewSubscriptions(),
 		entries:       cache.New[*entry](cfg.MaxEntries),
+		subjects:      cache.New[*entry](cmp.Or(cfg.MaxSubjects, DefaultMaxSubjects)),
 		audit:         cfg.Audit,
 		log:           cfg.Logger,
 		metrics:       newMetrics(),

@@ -20,6 +20,8 @@ type entry struct {
 	client *client
 	ask    idp.Request
 	name   string // in the store
+	// subject is the subject of a token on its behalf; nil: the token is the client's own.
+	subject *subject
 
 	token atomic.Pointer[token.Token]
 	// failure is the last failure; empty after a success.

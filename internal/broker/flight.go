@@ -186,7 +186,7 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, granted store.Lea
 		return true
 	case got.ending && before.awaitsNext(ctx, e):
 		return true
-	case got.refused() && b.flying.Err() == nil:
+	case e.condemns(ctx, got) && b.flying.Err() == nil:
 		before.tried = append(before.tried, admitted.version)
 		b.storeProgress(ctx, granted, b.refusedSecret(e, got)...)
 		_ = b.synchronize(ctx, e) // another version may have become the current one
@@ -228,7 +228,7 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fenc
 	}
 	ask, held := e.ask, e.token.Load()
 	ask.Once = e.usable(held, result.Begun, 0)
-	grant, err := c.idp.Fetch(ctx, v.Version, ask)
+	grant, err := e.request(ctx, v, ask)
 	b.metrics.fetch(c.name, time.Since(result.Begun), err)
 	if result.err = err; err != nil {
 		fault, ok := errors.AsType[*idp.Error](err)
@@ -372,7 +372,7 @@ func (b *Broker) remember(e *entry, a attempt) {
 
 // obtained records a token that the IdP issued to any replica.
 func (e *entry) obtained(tok *token.Token) {
-	if e.client.secrets.Issued(tok) {
+	if e.client.secrets.Issued(tok) && e.subject == nil {
 		e.client.good.Store(e)
 	}
 }

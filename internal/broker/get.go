@@ -100,18 +100,17 @@ func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answe
 func (b *Broker) admit(ctx context.Context, caller *policy.Caller, ask Ask) (*client, idp.Request, *apierror.Error) {
 	c, requested := b.client(ask.Client), idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
 	if c == nil {
-		b.deniedToken(ctx, caller, ask.Client, requested, apierror.ReasonNotEntitled)
-		return nil, idp.Request{}, authz.NotEntitled(caller, ask.Client, requested)
+		return nil, idp.Request{}, b.DenyToken(ctx, caller, ask.Client, requested)
 	}
 	full := requested.WithDefaults(c.own)
 	judged := c.judged(full)
 	judged.Narrow = len(ask.Scopes) == 0
 	scopes, may := caller.Resolve(judged)
+	if !may && caller.HasGrant(c.name) {
+		return nil, idp.Request{}, b.DenyTarget(ctx, caller, c.name, requested, full)
+	}
 	if !may {
 		b.deniedToken(ctx, caller, c.name, full, apierror.ReasonNotEntitled)
-		if caller.HasGrant(c.name) {
-			return nil, idp.Request{}, authz.NotGranted(caller, c.name, requested, full)
-		}
 		return nil, idp.Request{}, authz.NotEntitled(caller, c.name, requested)
 	}
 	full.Scopes = scopes
@@ -129,9 +128,27 @@ func (b *Broker) mayHave(ctx context.Context, caller *policy.Caller, e *entry, t
 	if caller.MayReceive(e.client.judged(e.ask), tok.Scopes) {
 		return nil
 	}
+	return b.deniedScopes(ctx, caller, e, tok)
+}
+
+func (b *Broker) deniedScopes(ctx context.Context, caller *policy.Caller, e *entry, tok *token.Token) *apierror.Error {
 	denied := authz.GrantedTooMuch(caller, e.client.name, e.ask.Scopes, tok.Scopes)
 	b.deniedToken(ctx, caller, e.client.name, e.ask, denied.Reason)
 	return denied
+}
+
+// DenyTarget records and returns the denial of a request of a caller that has other grants
+// for the client.
+func (b *Broker) DenyTarget(ctx context.Context, caller *policy.Caller, client string, requested, full idp.Request) *apierror.Error {
+	b.deniedToken(ctx, caller, client, full, apierror.ReasonNotEntitled)
+	return authz.NotGranted(caller, client, requested, full)
+}
+
+// DenyToken records and returns the denial of a token of a client that does not exist, or
+// for which the caller has no grant.
+func (b *Broker) DenyToken(ctx context.Context, caller *policy.Caller, client string, requested idp.Request) *apierror.Error {
+	b.deniedToken(ctx, caller, client, requested, apierror.ReasonNotEntitled)
+	return authz.NotEntitled(caller, client, requested)
 }
 
 func (b *Broker) answer(ctx context.Context, e *entry, ask Ask) (Answer, *apierror.Error) {
@@ -169,7 +186,7 @@ func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Ans
 		return held(tok, now, false), true
 	}
 	degraded := e.failing()
-	if e.flight.Load() == nil && e.activeFailure(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
+	if e.flight.Load() == nil && e.outlives(tok) && e.activeFailure(now) == nil && now.UnixNano() >= e.quietUntil.Load() {
 		b.refresh(ctx, e, tok)
 	}
 	return held(tok, now, degraded), true

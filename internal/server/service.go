@@ -13,6 +13,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/caller"
+	"github.com/cezzis/tokenbroker/internal/exchange"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -43,11 +44,19 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 }
 
 // exchange returns a token on behalf of a subject.
-func (s *service) exchange(_ context.Context, _ broker.Ask, subject *tokenbrokerv1.Subject) (*tokenbrokerv1.GetTokenResponse, error) {
-	if _, err := subjectOf(subject); err != nil {
+func (s *service) exchange(ctx context.Context, request broker.Ask, subject *tokenbrokerv1.Subject) (*tokenbrokerv1.GetTokenResponse, error) {
+	presented, invalid := subjectOf(subject)
+	if invalid != nil {
+		return nil, statusOf(invalid)
+	}
+	answer, err := exchange.Get(ctx, s.broker, CallerOf(ctx), request, presented)
+	if err != nil {
+		dissuade(ctx, err)
 		return nil, statusOf(err)
 	}
-	return nil, statusOf(invalid("subject", "this version of the broker does not exchange tokens: leave the field out"))
+	response := tokenResponse(answer)
+	response.IssuedTokenType = answer.Token.IssuedType
+	return response, nil
 }
 
 // dissuade stops the retry policy of gRPC clients from immediately repeating a call
