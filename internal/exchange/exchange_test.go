@@ -125,6 +125,22 @@ func TestGet_endsWithTheSubject(t *testing.T) {
 	})
 }
 
+// Some IdPs issue tokens that outlive the subject token, and opaque ones.
+func TestGet_shortensTokensThatOutliveTheSubject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.towards = tampering{w.towards, func(url.Values) (int, string) {
+			return 200, `{"access_token":"long","token_type":"Bearer","expires_in":3600,"refresh_in":1800}`
+		}}
+		b := w.add()
+		alice := w.user(map[string]any{"exp": time.Now().Unix() + 100})
+		got := w.mustGet(b, "bff", obo(), alice)
+		if got.Token.ExpiresAt.After(time.Now().Add(100*time.Second)) || !got.RefreshAt.Before(got.Token.ExpiresAt) {
+			t.Errorf("the token ends in %v, the subject token in 100 s; refresh in %v", time.Until(got.Token.ExpiresAt), time.Until(got.RefreshAt))
+		}
+	})
+}
+
 // A refresh that cannot bring a longer token would only repeat the exchange.
 func TestGet_refreshesOnlyWhatCanLiveLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
