@@ -21,7 +21,7 @@ var levels = [][]string{
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
-	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/store/redisstore"},
+	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/tokenmetrics", "internal/store/redisstore"},
 	{"internal/lease"},
 	{"internal/broker"},
 	{"internal/exchange", "internal/rotation"},
@@ -57,7 +57,7 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/traceexport", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
+	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
 	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}

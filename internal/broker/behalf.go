@@ -78,9 +78,10 @@ func (b *Broker) GetOnBehalf(ctx context.Context, caller *policy.Caller, ask Ask
 		err = b.recordGiven(ctx, caller, e, answer)
 	}
 	if err != nil {
+		b.metrics.Failed.Add(1)
 		return Answer{}, err
 	}
-	return b.metrics.counted(answer), nil
+	return b.counted(answer), nil
 }
 
 // entryOf returns the entry of a request on behalf of a subject.

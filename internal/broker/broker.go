@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/tokenmetrics"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -146,7 +148,7 @@ type Broker struct {
 	audit         *audit.Log
 	actions       authz.Actions
 	log           *slog.Logger
-	metrics       *metrics
+	metrics       *tokenmetrics.Metrics
 
 	// Flights end with this context, not with their callers' contexts.
 	flying  context.Context //nolint:containedctx // it is the lifetime of the Broker's own work, ended by Close
@@ -162,6 +164,8 @@ type setup struct {
 	verifier *verify.Verifier
 	policy   *policy.Policy
 }
+
+func (s *setup) names() []string { return slices.Collect(maps.Keys(s.clients)) }
 
 // client is one OAuth client and the state that its entries share.
 type client struct {
@@ -209,7 +213,7 @@ func New(cfg Config) (*Broker, error) {
 		subjects:      cache.New[*entry](cmp.Or(cfg.MaxSubjects, DefaultMaxSubjects)),
 		audit:         cfg.Audit,
 		log:           cfg.Logger,
-		metrics:       newMetrics(),
+		metrics:       tokenmetrics.New(),
 	}
 	b.leases = &lease.Leases{Store: b.store, Subscriptions: b.subscriptions}
 	b.actions = authz.Actions{Audit: b.audit}
@@ -231,7 +235,9 @@ func New(cfg Config) (*Broker, error) {
 	if err := b.Apply(cfg.Setup); err != nil {
 		return nil, err
 	}
-	b.metrics.register(cfg.Registerer, b)
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(b.metrics, b.store, b.revocations.Set, clientCollector{b})
+	}
 	return b, nil
 }
 
@@ -321,7 +327,7 @@ func (b *Broker) Apply(next Setup) error {
 		created.clients[cfg.Name] = b.newClient(cfg).after(old)
 	}
 	b.setup.Store(created)
-	b.metrics.startAtZero(created.clients, before.clients)
+	b.metrics.StartAtZero(created.names(), before.names())
 	for name, old := range before.clients {
 		if created.clients[name] != old {
 			for _, subscription := range old.subscriptions {

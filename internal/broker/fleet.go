@@ -68,7 +68,7 @@ func (b *Broker) adoptToken(e *entry, stored store.Entry, requested time.Time) {
 	}
 	tok, err := token.FromStored(stored.Value, stored.Number, requested, stored.TTL)
 	if err != nil {
-		b.metrics.unreadable.Inc() // sealed by one of our replicas that runs another version
+		b.metrics.Unreadable.Inc() // sealed by one of our replicas that runs another version
 		return
 	}
 	if !e.usable(tok, time.Now(), 0) {

@@ -68,7 +68,7 @@ func (b *Broker) run(ctx context.Context, e *entry, f *flight) {
 	case lease.NotNeeded:
 	}
 	if f.err == nil && f.origin == OriginShared {
-		b.metrics.avoided.shared.Add(1)
+		b.metrics.Avoided.Shared.Add(1)
 	}
 }
 
@@ -123,7 +123,7 @@ func (e *entry) mayForceAt(next time.Time) {
 // without a token do not wait.
 func (b *Broker) runWithoutLease(ctx context.Context, e *entry, f *flight) {
 	now := time.Now()
-	if !f.forced && e.usable(f.old, now, 0) && now.Before(late(f.old)) {
+	if !f.forced && e.usable(f.old, now, 0) && now.Before(f.old.Late()) {
 		e.quietUntil.Store(now.Add(time.Second).UnixNano())
 		f.token, f.origin = f.old, OriginMemory
 		return
@@ -135,11 +135,6 @@ func (b *Broker) runWithoutLease(ctx context.Context, e *entry, f *flight) {
 	if !f.finish(e, time.Now()) {
 		b.fetch(ctx, e, f, store.Lease{})
 	}
-}
-
-// late returns the middle of a token's refresh window.
-func late(tok *token.Token) time.Time {
-	return tok.RefreshAt.Add(tok.UsableUntil.Sub(tok.RefreshAt) / 2)
 }
 
 // fetch requests a token from the IdP. One store change publishes the result to the
@@ -229,7 +224,7 @@ func (b *Broker) mint(ctx context.Context, e *entry, v *credential.Version, fenc
 	ask, held := e.ask, e.token.Load()
 	ask.Once = e.usable(held, result.Begun, 0)
 	grant, err := e.request(ctx, v, ask)
-	b.metrics.fetch(c.name, time.Since(result.Begun), err)
+	b.metrics.Fetch(c.name, time.Since(result.Begun), err)
 	if result.err = err; err != nil {
 		fault, ok := errors.AsType[*idp.Error](err)
 		result.ending = ok && fault.Expired()

@@ -69,10 +69,10 @@ type Answer struct {
 func (b *Broker) Get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, error) {
 	answer, err := b.get(ctx, caller, ask)
 	if err != nil {
-		b.metrics.failed.Add(1)
+		b.metrics.Failed.Add(1)
 		return Answer{}, err
 	}
-	return b.metrics.counted(answer), nil
+	return b.counted(answer), nil
 }
 
 func (b *Broker) get(ctx context.Context, caller *policy.Caller, ask Ask) (Answer, *apierror.Error) {
@@ -195,20 +195,7 @@ func (b *Broker) hit(ctx context.Context, e *entry, ask Ask, now time.Time) (Ans
 func (a Ask) rejects(tok *token.Token) bool { return a.Rejected != nil && *a.Rejected == tok.SHA256 }
 
 func held(tok *token.Token, now time.Time, degraded bool) Answer {
-	return Answer{Token: tok, RefreshAt: refreshHint(tok, now), Origin: OriginMemory, Degraded: degraded}
-}
-
-// refreshHint is at least minRefreshHint away, so that a caller that follows it does
-// not poll in a loop, unless the token ends earlier.
-func refreshHint(tok *token.Token, now time.Time) time.Time {
-	hint := tok.RefreshAt
-	if soonest := now.Add(minRefreshHint); hint.Before(soonest) {
-		hint = soonest
-	}
-	if hint.After(tok.UsableUntil) {
-		hint = tok.UsableUntil
-	}
-	return hint
+	return Answer{Token: tok, RefreshAt: tok.RefreshHint(now, minRefreshHint), Origin: OriginMemory, Degraded: degraded}
 }
 
 // refresh starts a flight without waiting for it, unless a flight is running or the
@@ -257,14 +244,14 @@ func (b *Broker) join(ctx context.Context, e *entry, ask Ask, now time.Time) (*f
 		return nil, held(tok, now, false), nil
 	}
 	if f := e.flight.Load(); f != nil {
-		b.metrics.avoided.joined.Add(1)
+		b.metrics.Avoided.Joined.Add(1)
 		return f, Answer{}, nil
 	}
 	if err := e.unattainable(tok, ask, now); err != nil {
 		return nil, Answer{}, err
 	}
 	if t := e.activeFailure(now); t != nil {
-		b.metrics.avoided.backoff.Add(1)
+		b.metrics.Avoided.Backoff.Add(1)
 		answer, err := e.instead(ask, now, t.ErrorAt(now))
 		return nil, answer, err
 	}
@@ -306,7 +293,7 @@ func (e *entry) resolve(f *flight, ask Ask, now time.Time) (Answer, *apierror.Er
 	switch {
 	case e.usable(f.token, now, ask.MinTTL):
 		// An IdP may repeat a token, so this may be the rejected one.
-		return Answer{Token: f.token, RefreshAt: refreshHint(f.token, now), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
+		return Answer{Token: f.token, RefreshAt: f.token.RefreshHint(now, minRefreshHint), Origin: f.origin, Degraded: ask.rejects(f.token)}, nil
 	case e.usable(f.token, now, 0):
 		return Answer{}, tokenerror.TooShort(e.client.name, f.token)
 	case f.token.Epoch < e.client.counters.Epoch():

@@ -33,7 +33,7 @@ func (b *Broker) verify(ctx context.Context, caller *policy.Caller, presented re
 	}
 	ask.Issuers = issuers
 	result, err := b.verifyUnrevoked(ctx, presented, ask)
-	b.metrics.verification(result, err)
+	b.metrics.Verification(result, err)
 	if err != nil {
 		return verify.Result{}, b.undecided(ctx, caller, ask, err)
 	}

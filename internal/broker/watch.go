@@ -32,7 +32,7 @@ func (b *Broker) Watch(ctx context.Context, who func() (*policy.Caller, error), 
 		}
 		c, full, denied := b.admit(ctx, caller, ask)
 		if denied != nil {
-			b.metrics.failed.Add(1)
+			b.metrics.Failed.Add(1)
 			return denied
 		}
 		e := b.watched(c, full)
@@ -59,7 +59,7 @@ func (b *Broker) watch(ctx context.Context, e *entry, w watching) (last *token.T
 		replaced, purged := e.changed.Next(), e.client.counters.Changed.Next()
 		answer, err := b.answer(ctx, e, w.ask)
 		if err != nil {
-			b.metrics.failed.Add(1)
+			b.metrics.Failed.Add(1)
 			return last, err
 		}
 		if err := b.pass(ctx, e, w, answer, last); err != nil {
@@ -98,17 +98,17 @@ func (b *Broker) pass(ctx context.Context, e *entry, w watching, answer Answer, 
 		return err
 	}
 	if denied := b.mayHave(ctx, caller, e, answer.Token); denied != nil {
-		b.metrics.failed.Add(1)
+		b.metrics.Failed.Add(1)
 		return denied
 	}
 	if last != nil && answer.Token.SHA256 == last.SHA256 {
 		return nil
 	}
 	if unwritten := b.recordGiven(ctx, caller, e, answer); unwritten != nil {
-		b.metrics.failed.Add(1)
+		b.metrics.Failed.Add(1)
 		return unwritten
 	}
-	return w.send(b.metrics.counted(answer))
+	return w.send(b.counted(answer))
 }
 
 // nextLook returns how long a watch may wait: until its token is due, then until the next

@@ -150,3 +150,21 @@ func (t *Token) Fresh(now time.Time) bool { return until(t.RefreshAt, now) > 0 }
 func until(end, now time.Time) time.Duration {
 	return min(end.Sub(now), end.Round(0).Sub(now.Round(0)))
 }
+
+// RefreshHint is the time to request the token again. It is at least least away, so that a
+// caller that follows it does not poll in a loop, unless the token ends earlier.
+func (t *Token) RefreshHint(now time.Time, least time.Duration) time.Time {
+	hint := t.RefreshAt
+	if soonest := now.Add(least); hint.Before(soonest) {
+		hint = soonest
+	}
+	if hint.After(t.UsableUntil) {
+		hint = t.UsableUntil
+	}
+	return hint
+}
+
+// Late is the middle of the refresh window.
+func (t *Token) Late() time.Time {
+	return t.RefreshAt.Add(t.UsableUntil.Sub(t.RefreshAt) / 2)
+}
