@@ -17,7 +17,7 @@ const module = "github.com/cezzis/tokenbroker/"
 // levels places the packages. A package imports only packages of lower levels,
 // never one of its own: what two siblings share belongs below them.
 var levels = [][]string{
-	{"internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
+	{"internal/address", "internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
 	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},

@@ -2,10 +2,7 @@ package config
 
 import (
 	"maps"
-	"net"
-	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -35,47 +32,14 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 	if c.Tracing != nil {
 		checkTracing(c.Tracing, findings)
 	}
-	within(findings, "verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
-}
-
-// hostOf returns the normalized host of HOST:PORT; for every interface it returns "".
-func hostOf(address string) string {
-	host, _, _ := net.SplitHostPort(address)
-	if strings.EqualFold(host, "localhost") {
-		return "127.0.0.1"
-	}
-	ip, err := netip.ParseAddr(host)
-	switch {
-	case err != nil:
-		return strings.ToLower(host)
-	case ip.Unmap().IsUnspecified():
-		return ""
-	default:
-		return ip.Unmap().String()
-	}
-}
-
-func onLoopback(address string) bool {
-	ip, err := netip.ParseAddr(hostOf(address))
-	return err == nil && ip.IsLoopback()
-}
-
-// collide reports whether two addresses cannot both be listened on.
-func collide(a, b string) bool {
-	_, portA, errA := net.SplitHostPort(a)
-	_, portB, errB := net.SplitHostPort(b)
-	if errA != nil || errB != nil || portA != portB || portA == "0" {
-		return false
-	}
-	hostA, hostB := hostOf(a), hostOf(b)
-	return hostA == hostB || hostA == "" || hostB == ""
+	findings.Within("verification.max_validity", c.Verification.MaxValidity, time.Second, time.Hour)
 }
 
 func checkServer(s *Server, findings *yamlconf.Findings) {
-	within(findings, "server.deadline", s.Deadline, time.Second, 5*time.Minute)
-	within(findings, "server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
-	within(findings, "server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
-	within(findings, "server.slow_call", s.SlowCall, 0, 5*time.Minute)
+	findings.Within("server.deadline", s.Deadline, time.Second, 5*time.Minute)
+	findings.Within("server.drain_delay", s.DrainDelay, 0, 5*time.Minute)
+	findings.Within("server.drain_timeout", s.DrainTimeout, time.Second, 10*time.Minute)
+	findings.Within("server.slow_call", s.SlowCall, 0, 5*time.Minute)
 }
 
 func checkClient(c *Client, path string, findings *yamlconf.Findings) {
@@ -95,7 +59,7 @@ func checkClient(c *Client, path string, findings *yamlconf.Findings) {
 	if err := idp.CheckBearerTypes(c.BearerTypes); err != nil {
 		findings.Addf(yamlconf.Join(path, "bearer_types"), "%v", err)
 	}
-	within(findings, yamlconf.Join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
+	findings.Within(yamlconf.Join(path, "default_lifetime"), c.DefaultLifetime, time.Second, 24*time.Hour)
 }
 
 // checkManaged rejects managed secrets in a store that does not outlive the process: they
@@ -150,21 +114,3 @@ const noCredential = "a client authenticates with its secret, and credentials ar
 //
 //nolint:gochecknoglobals // a table that nothing writes
 var keptMembers = []string{"access_token", "refresh_token", "id_token"}
-
-func within(findings *yamlconf.Findings, path string, d, least, most time.Duration) {
-	if d < least || d > most {
-		findings.Addf(path, "must be from %s to %s", short(least), short(most))
-	}
-}
-
-// short formats durations without zero units: 5m, not 5m0s.
-func short(d time.Duration) string {
-	text := d.String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
-	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
-	}
-	return text
-}

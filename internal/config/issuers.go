@@ -75,18 +75,18 @@ func checkIssuer(c *Issuer, path string, findings *yamlconf.Findings) {
 	checkTenants(c, path, findings)
 	checkMissingAud(c.MissingAud, yamlconf.Join(path, "missing_aud"), findings)
 	checkKeys(c, path, findings)
-	within(findings, yamlconf.Join(path, "leeway"), c.Leeway, 0, time.Minute)
-	within(findings, yamlconf.Join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
+	findings.Within(yamlconf.Join(path, "leeway"), c.Leeway, 0, time.Minute)
+	findings.Within(yamlconf.Join(path, "max_lifetime"), c.MaxLifetime, time.Minute, 8760*time.Hour)
 	if age := yamlconf.Join(path, "max_age"); findings.Given(age) {
-		within(findings, age, c.MaxAge, time.Second, 8760*time.Hour)
+		findings.Within(age, c.MaxAge, time.Second, 8760*time.Hour)
 	}
-	within(findings, yamlconf.Join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
+	findings.Within(yamlconf.Join(path, "refresh_interval"), c.RefreshInterval, time.Minute, 15*time.Minute)
 	stale := yamlconf.Join(path, "max_stale")
 	switch {
 	case c.MaxStale > 24*time.Hour:
 		findings.Addf(stale, "must not be longer than 24h")
 	case c.MaxStale < c.RefreshInterval && findings.Given(stale):
-		findings.Addf(stale, "must not be shorter than refresh_interval, which is %s", short(c.RefreshInterval))
+		findings.Addf(stale, "must not be shorter than refresh_interval, which is %s", yamlconf.Short(c.RefreshInterval))
 	}
 }
 
@@ -197,9 +197,9 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, findings *yamlc
 		findings.Addf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
 	}
 	checkEndpointURL(yamlconf.Join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, findings)
-	within(findings, yamlconf.Join(path, "cache"), i.Cache, 0, 5*time.Minute)
+	findings.Within(yamlconf.Join(path, "cache"), i.Cache, 0, 5*time.Minute)
 	if lifetime := yamlconf.Join(path, "default_lifetime"); findings.Given(lifetime) {
-		within(findings, lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
+		findings.Within(lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
 	}
 }
 

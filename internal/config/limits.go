@@ -51,8 +51,8 @@ type CallerLimits struct {
 }
 
 func checkLimits(l *Limits, findings *yamlconf.Findings) {
-	within(findings, "limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
-	within(findings, "limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
+	findings.Within("limits.connection_age", l.ConnectionAge, time.Minute, 24*time.Hour)
+	findings.Within("limits.handshake_timeout", l.HandshakeTimeout, time.Second, time.Minute)
 }
 
 // forCaller returns the limits of a caller. If own is not nil, its values override the common

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cezzis/tokenbroker/internal/address"
 	"github.com/cezzis/tokenbroker/internal/certs"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
@@ -117,7 +118,7 @@ func (c *Unix) FileMode() (mode fs.FileMode, ok bool) {
 
 // ServesStatusPage reports whether the ops listener serves the status page.
 func (c *Config) ServesStatusPage() bool {
-	return c.Server.StatusPage == "always" || c.Server.StatusPage == "loopback" && onLoopback(c.Listen.Ops.Address)
+	return c.Server.StatusPage == "always" || c.Server.StatusPage == "loopback" && address.OnLoopback(c.Listen.Ops.Address)
 }
 
 // Encrypted reports whether the gRPC listener speaks TLS.
@@ -156,7 +157,7 @@ func checkListen(c *Config, findings *yamlconf.Findings) {
 	checkApart(grpc, c.Listen.GRPC, ops, c.Listen.Ops, findings)
 	checkApart(grpc, c.Listen.GRPC, http, c.Listen.HTTP.Listener, findings)
 	checkApart(ops, c.Listen.Ops, http, c.Listen.HTTP.Listener, findings)
-	if c.Server.Pprof && !onLoopback(c.Listen.Ops.Address) {
+	if c.Server.Pprof && !address.OnLoopback(c.Listen.Ops.Address) {
 		findings.Addf("server.pprof", "profiles are served on loopback only: give listen.ops a loopback address, or remove pprof")
 	}
 	if findings.Given("listen.tls") && c.Listen.GRPC.Plaintext {
@@ -195,7 +196,7 @@ func isOrigin(text string) bool {
 	if err != nil || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 		return false
 	}
-	return u.Scheme == "https" || u.Scheme == "http" && onLoopback(u.Hostname()+":1")
+	return u.Scheme == "https" || u.Scheme == "http" && address.OnLoopback(u.Hostname()+":1")
 }
 
 // checkOpaqueIssuers checks the issuers that listeners name for opaque tokens.
@@ -248,7 +249,7 @@ func checkTLS(c *TLS, findings *yamlconf.Findings) {
 
 // checkApart reports two listeners with conflicting addresses.
 func checkApart(first string, a Listener, second string, b Listener, findings *yamlconf.Findings) {
-	if !collide(a.Address, b.Address) {
+	if !address.Collide(a.Address, b.Address) {
 		return
 	}
 	if findings.Line(second) < findings.Line(first) {
@@ -266,7 +267,7 @@ func checkListener(l Listener, path string, encrypted bool, findings *yamlconf.F
 	switch {
 	case err != nil || badPort != nil:
 		findings.Addf(path, "expected HOST:PORT with a numeric port, such as 127.0.0.1:8443, or :8443 for every interface")
-	case encrypted || l.Plaintext || onLoopback(l.Address):
+	case encrypted || l.Plaintext || address.OnLoopback(l.Address):
 	case path == "listen.ops":
 		findings.Addf(path, "listens beyond loopback without encryption: use a loopback address such as 127.0.0.1:%s, "+
 			"or accept it with {address: ..., plaintext: true}", port)
@@ -314,7 +315,7 @@ func checkProofs(c *Config, findings *yamlconf.Findings) {
 	presentsJWT := func(caller Caller) bool { return caller.Subject != "" }
 	for _, path := range []string{"listen.grpc", "listen.http"} {
 		listener := map[string]Listener{"listen.grpc": c.Listen.GRPC, "listen.http": c.Listen.HTTP.Listener}[path]
-		if listener.Plaintext && !onLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
+		if listener.Plaintext && !address.OnLoopback(listener.Address) && slices.ContainsFunc(c.Callers, presentsJWT) {
 			findings.Warn(path, "the JWTs of callers cross the network unencrypted, and a stolen JWT is valid until it expires: give listen.tls in place of plaintext, unless a mesh encrypts")
 		}
 	}
@@ -339,7 +340,7 @@ func checkBound(c *Config, findings *yamlconf.Findings) {
 			continue
 		}
 		checkBoundTo(c, listener.Caller, listener.path, findings)
-		if !onLoopback(listener.Address) {
+		if !address.OnLoopback(listener.Address) {
 			findings.Addf(listener.path, "every client of the listener would be this caller: bind a listener to a caller on loopback only")
 		}
 	}

@@ -1,0 +1,25 @@
+package yamlconf
+
+import (
+	"strings"
+	"time"
+)
+
+// Within adds a problem if d is out of range.
+func (f *Findings) Within(path string, d, least, most time.Duration) {
+	if d < least || d > most {
+		f.Addf(path, "must be from %s to %s", Short(least), Short(most))
+	}
+}
+
+// Short formats durations without zero units: 5m, not 5m0s.
+func Short(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
