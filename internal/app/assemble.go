@@ -268,7 +268,7 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 		Resources:   cfg.Resources,
 		Scopes:      cfg.Scopes,
 	}
-	if !idp.NeedsSecret(idp.AuthMethod(cfg.Auth), cfg.GrantType) {
+	if !cfg.NeedsSecret() {
 		return client, nil
 	}
 	if client.Managed = cfg.Secret.Managed(); client.Managed {
@@ -312,6 +312,9 @@ func (s *setup) idpConfig(config *config.Config, name string) idp.Config {
 		MaxTokenSize:    config.Limits.TokenSize(),
 		HTTP:            s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate),
 		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.CA()),
+	}
+	if cfg.Exchange != nil {
+		c.Exchange = &idp.Exchange{RequestedTokenType: idp.TokenTypeOf(cfg.Exchange.RequestedTokenType)}
 	}
 	if c.Auth.Mutual() && cfg.TLS != nil {
 		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}

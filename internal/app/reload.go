@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
 // watchInterval is the interval between checks of the configuration file.
@@ -221,7 +222,7 @@ func (w *watchedFile) read() ([]byte, error) {
 	info, err := os.Stat(w.path)
 	if err == nil {
 		var data []byte
-		if data, err = config.Read(w.path); err == nil {
+		if data, err = yamlconf.Read(w.path); err == nil {
 			w.seen, w.digest, w.restless, w.failing = info, sha256.Sum256(data), false, false
 			return data, nil
 		}

@@ -8,6 +8,13 @@ import (
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
+func (c *Client) signedGrant() string { return idp.SignedGrant(c.GrantType, c.Exchange != nil) }
+
+// NeedsSecret reports whether the client needs a secret.
+func (c *Client) NeedsSecret() bool {
+	return idp.NeedsSecret(idp.AuthMethod(c.Auth), c.signedGrant())
+}
+
 // checkAuth reports contradictory keys about a client's authentication. Values from the
 // preset do not count as contradictions.
 func checkAuth(c *Client, path string, findings *yamlconf.Findings) {
@@ -15,7 +22,7 @@ func checkAuth(c *Client, path string, findings *yamlconf.Findings) {
 	checkSecret(c, path, findings)
 	checkRawBasic(c, yamlconf.Join(path, "raw_basic"), findings)
 	checkAssertions(c, path, findings)
-	if at := yamlconf.Join(path, "auth"); c.GrantType == idp.JWTBearer && auth != idp.None {
+	if at := yamlconf.Join(path, "auth"); c.signedGrant() != "" && auth != idp.None {
 		findings.Addf(at, "the grant jwt-bearer proves the client by its own assertion: remove auth, or another grant_type is meant")
 	}
 	checkCertificate(c, path, findings)
@@ -58,7 +65,7 @@ func only(applies bool, path, key, with string, findings *yamlconf.Findings) {
 }
 
 func checkSecret(c *Client, path string, findings *yamlconf.Findings) {
-	at, needed := yamlconf.Join(path, "secret"), idp.NeedsSecret(idp.AuthMethod(c.Auth), c.GrantType)
+	at, needed := yamlconf.Join(path, "secret"), c.NeedsSecret()
 	switch {
 	case needed && !findings.Given(at):
 		findings.Addf(path, "secret is missing")
@@ -79,14 +86,14 @@ func checkRawBasic(c *Client, path string, findings *yamlconf.Findings) {
 
 func checkAssertions(c *Client, path string, findings *yamlconf.Findings) {
 	auth, in := idp.AuthMethod(c.Auth), yamlconf.Join(path, "assertion")
-	key := idp.NeedsKey(auth, c.GrantType)
+	key := idp.NeedsKey(auth, c.signedGrant())
 	for _, name := range []string{"audience", "algorithm", "typ"} {
 		only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", findings)
 	}
 	for _, name := range []string{"kid", "certificate"} {
 		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", findings)
 	}
-	if at := yamlconf.Join(in, "subject"); findings.Given(at) && c.GrantType != idp.JWTBearer {
+	if at := yamlconf.Join(in, "subject"); findings.Given(at) && c.signedGrant() == "" {
 		findings.Addf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
 	}
 	checkAssertionFile(c, path, findings)

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,6 +54,8 @@ type Claim struct {
 type Role struct {
 	// Tokens that callers may get.
 	Get []GetGrant `yaml:"get"`
+	// Tokens that callers may get on behalf of users.
+	Exchange []ExchangeGrant `yaml:"exchange"`
 	// Tokens that callers may have verified.
 	Verify []VerifyGrant `yaml:"verify"`
 	// Actions that callers may take as operators.
@@ -72,6 +73,31 @@ type GetGrant struct {
 	Resources []string `yaml:"resources" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
 	// Scopes that the caller may request, and that the IdP may grant.
 	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=256"`
+}
+
+// ExchangeGrant lets a caller get tokens of a client on behalf of the subjects of certain
+// tokens. "*" has no meaning in client and from.
+type ExchangeGrant struct {
+	// The client, by its name among clients. It has exchange.
+	Client string `yaml:"client" jsonschema:"required,minLength=1,maxLength=128"`
+	// The user's tokens that the caller may present.
+	From ExchangeFrom `yaml:"from" jsonschema:"required"`
+	// Audiences that the caller may request. Absent: the client's.
+	Audiences []string `yaml:"audiences" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
+	// Resources (RFC 8707) that the caller may request. Absent: the client's.
+	Resources []string `yaml:"resources" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=512"`
+	// Scopes that the caller may request, and that the IdP may grant. Absent: the client's.
+	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=256,uniqueItems=true,minLength=1,maxLength=256"`
+}
+
+// ExchangeFrom describes the tokens of users that a caller may present.
+type ExchangeFrom struct {
+	// The issuers of the tokens, each one of issuers.
+	Issuers []string `yaml:"issuers" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=512"`
+	// The audiences of the caller: a token must be for one of them.
+	Audiences []string `yaml:"audiences" jsonschema:"required,minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=512"`
+	// Scopes that a token must have.
+	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
 }
 
 // VerifyGrant lets a caller have tokens of an issuer verified.
@@ -98,7 +124,7 @@ func (c *Config) PolicyConfig() policy.Config {
 		Roles: map[string]policy.Role{}, Clients: map[string]policy.Defaults{}, Issuers: map[string][]string{},
 	}
 	for name, client := range c.Clients {
-		config.Clients[name] = policy.Defaults{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes}
+		config.Clients[name] = policy.Defaults{Audience: client.Audience, Resources: client.Resources, Scopes: client.Scopes, Exchanges: client.Exchange != nil}
 	}
 	for _, issuer := range c.Issuers {
 		config.Issuers[issuer.Issuer] = issuer.Audiences
@@ -130,6 +156,9 @@ func (r *Role) grants() policy.Role {
 	var role policy.Role
 	for _, g := range r.Get {
 		role.Get = append(role.Get, policy.GetGrant(g))
+	}
+	for _, g := range r.Exchange {
+		role.Exchange = append(role.Exchange, policy.ExchangeGrant{Client: g.Client, From: policy.From(g.From), Audiences: g.Audiences, Resources: g.Resources, Scopes: g.Scopes})
 	}
 	for _, g := range r.Verify {
 		role.Verify = append(role.Verify, policy.VerifyGrant(g))
@@ -223,12 +252,8 @@ func checkRecognised(c *Config, caller *Caller, path string, matches map[string]
 }
 
 func checkNames(c *Config, caller *Caller, path string, findings *yamlconf.Findings) {
-	if caller.SPIFFEID != "" {
-		checkURISAN(caller.SPIFFEID, "spiffe", yamlconf.Join(path, "spiffe_id"), findings)
-	}
-	if caller.URISAN != "" {
-		checkURISAN(caller.URISAN, "", yamlconf.Join(path, "uri_san"), findings)
-	}
+	checkURISAN(caller.SPIFFEID, "spiffe", yamlconf.Join(path, "spiffe_id"), findings)
+	checkURISAN(caller.URISAN, "", yamlconf.Join(path, "uri_san"), findings)
 	if strings.ContainsAny(caller.DNSSAN, "*/: ") {
 		findings.Addf(yamlconf.Join(path, "dns_san"), "expected one whole DNS name, such as gateway.example.com: patterns of them are not possible")
 	}
@@ -273,28 +298,15 @@ func (c *Issuer) has(issuer string) bool {
 }
 
 func checkURISAN(text, scheme, path string, findings *yamlconf.Findings) {
-	body, pattern := strings.CutSuffix(text, "/*")
-	parsed, err := url.Parse(body)
-	switch {
-	case err != nil || parsed.Scheme == "" || parsed.Host == "" && scheme != "":
-		findings.Addf(path, "expected a whole URI, such as spiffe://example.com/ns/shop/sa/checkout")
-	case scheme != "" && (parsed.Scheme != scheme || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.User != nil || parsed.Port() != "" || parsed.Host != strings.ToLower(parsed.Host)):
-		findings.Addf(path, "expected a SPIFFE ID, spiffe://TRUST-DOMAIN/PATH, with the trust domain in lower case and without port, query and fragment")
-	case scheme == "" && strings.EqualFold(parsed.Scheme, "spiffe"):
-		findings.Addf(path, "this is a SPIFFE ID: use spiffe_id")
-	case strings.Contains(body, "*"):
-		findings.Addf(path, "* stands for a path at the end, after a slash: the rest is written out, the trust domain above all")
-	case !pattern && scheme != "" && (parsed.Path == "" || strings.HasSuffix(parsed.Path, "/")):
-		findings.Addf(path, "a SPIFFE ID of a workload has a path and no slash at its end: write it out, or end it in /* for any path below")
-	case scheme != "" && !policy.IsSPIFFEID(body) && !(pattern && policy.IsSPIFFEID(body+"/x")):
-		findings.Addf(path, "not a valid SPIFFE ID: the trust domain consists of lower-case letters, digits and ._-, the path of segments of letters, digits and ._-, without percent-encoding and empty segments")
+	if problem := policy.ProblemOfURI(text, scheme); text != "" && problem != "" {
+		findings.Addf(path, "%s", problem)
 	}
 }
 
 func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 	role, path := c.Roles[name], yamlconf.Join("roles", name)
-	if len(role.Get)+len(role.Verify)+len(role.Admin) == 0 {
-		findings.Addf(path, "the role has no grant: add an item under get, verify or admin")
+	if len(role.Get)+len(role.Exchange)+len(role.Verify)+len(role.Admin) == 0 {
+		findings.Addf(path, "the role has no grant: add an item under get, exchange, verify or admin")
 	}
 	if !slices.ContainsFunc(c.Callers, func(caller Caller) bool { return slices.Contains(caller.Roles, name) }) {
 		findings.Warn(path, "no caller has this role: give it to a caller, or remove it")
@@ -302,10 +314,16 @@ func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 	for i, grant := range role.Get {
 		at := yamlconf.Item(yamlconf.Join(path, "get"), i)
 		checkGranted(c, grant.Client, yamlconf.Join(at, "client"), findings)
+		if c.Clients[grant.Client].Exchange != nil {
+			findings.Addf(yamlconf.Join(at, "client"), "this client has exchange, and its tokens belong to users: grant it under exchange, or remove exchange from the client")
+		}
 		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), findings)
 		checkAlone(grant.Resources, yamlconf.Join(at, "resources"), findings)
 		checkAlone(grant.Scopes, yamlconf.Join(at, "scopes"), findings)
 		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), yamlconf.Join(at, "scopes"), findings)
+	}
+	for i := range role.Exchange {
+		checkExchangeGrant(c, &role.Exchange[i], yamlconf.Item(yamlconf.Join(path, "exchange"), i), findings)
 	}
 	for i, grant := range role.Verify {
 		at := yamlconf.Item(yamlconf.Join(path, "verify"), i)

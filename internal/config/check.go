@@ -45,6 +45,7 @@ func checkServer(s *Server, findings *yamlconf.Findings) {
 func checkClient(c *Client, path string, findings *yamlconf.Findings) {
 	checkTokenEndpoint(c, path, findings)
 	checkAuth(c, path, findings)
+	checkExchange(c, path, findings)
 	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), findings)
 	for _, param := range reservedParams {
 		if _, ok := c.Params[param.name]; ok {

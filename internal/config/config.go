@@ -5,12 +5,7 @@ package config
 
 import (
 	"crypto/sha256"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"time"
 
@@ -185,6 +180,11 @@ type Client struct {
 	// signs an assertion with the key in secret; any other grant type is sent unchanged, with
 	// params.
 	GrantType string `yaml:"grant_type" jsonschema:"default=client_credentials,minLength=1,maxLength=256"`
+	// The client requests tokens on behalf of users only, whose tokens callers present.
+	// grant_type is then urn:ietf:params:oauth:grant-type:token-exchange (the default), or
+	// urn:ietf:params:oauth:grant-type:jwt-bearer (the default with preset entra): the assertion is
+	// the user's token.
+	Exchange *Exchange `yaml:"exchange"`
 	// The assertion that the client presents: how the broker creates it, or the file that holds it.
 	Assertion Assertion `yaml:"assertion"`
 	// The trusted authorities for the IdP's certificate and, with tls_client_auth and
@@ -214,6 +214,13 @@ type Client struct {
 	// Connect to private and loopback addresses for this client: its IdP is in the network of the
 	// broker. A URL that names a loopback host works without this key.
 	AllowPrivate bool `yaml:"allow_private" jsonschema:"default=false"`
+}
+
+// Exchange defines how a client requests tokens on behalf of users.
+type Exchange struct {
+	// The type of the requested tokens, sent with token-exchange: access_token or jwt. Absent: the
+	// parameter is not sent, and the IdP decides.
+	RequestedTokenType string `yaml:"requested_token_type" jsonschema:"enum=access_token,enum=jwt"`
 }
 
 // Assertion defines the content of a client's assertions (RFC 7523), or the file that
@@ -404,7 +411,7 @@ func (c *Config) Managed() string {
 // Load reads the configuration file at path. It reads no secrets and does not use the
 // network. All problems are in one [*yamlconf.Error].
 func Load(path string) (*Config, error) {
-	data, err := Read(path)
+	data, err := yamlconf.Read(path)
 	if err != nil {
 		return nil, &yamlconf.Error{Problems: []yamlconf.Problem{{File: path, Message: err.Error()}}}
 	}
@@ -429,28 +436,4 @@ func Parse(name string, data []byte) (*Config, error) {
 	config.Warnings, config.findings = findings.Warnings, findings
 	config.Digest = sha256.Sum256(data)
 	return config, nil
-}
-
-// Read returns the content of the configuration file. An error does not quote it. A file
-// that is larger than a configuration can be is an error.
-func Read(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	defer func() { _ = file.Close() }()
-	data, err := io.ReadAll(io.LimitReader(file, yamlconf.MaxSize+1))
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	return data, nil
-}
-
-// unreadable drops the path from the operating system's error: the message begins with it
-// already.
-func unreadable(err error) error {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err
-	}
-	return fmt.Errorf("the configuration cannot be read: %w", err)
 }

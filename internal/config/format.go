@@ -35,7 +35,7 @@ func fileFormat() yamlconf.Format {
 func valuesOf(list string) []string {
 	switch list {
 	case "actions":
-		return append(texts(policy.Actions()), policy.Any)
+		return append(yamlconf.Texts(policy.Actions()), policy.Any)
 	case "algorithms":
 		return jose.Algorithms()
 	case "assertion_algorithms":
@@ -43,7 +43,7 @@ func valuesOf(list string) []string {
 	case "assertion_types":
 		return idp.AssertionTypes()
 	case "auth_methods":
-		return texts(idp.AuthMethods())
+		return yamlconf.Texts(idp.AuthMethods())
 	case "issuer_presets":
 		return slices.Sorted(maps.Keys(issuerPresets()))
 	case "presets":
@@ -55,14 +55,6 @@ func valuesOf(list string) []string {
 	default:
 		panic("a jsonschema tag names the list " + list + ", which does not exist")
 	}
-}
-
-func texts[T ~string](values []T) []string {
-	converted := make([]string, len(values))
-	for i, value := range values {
-		converted[i] = string(value)
-	}
-	return converted
 }
 
 // replacement returns the key that replaced one of an earlier version, or "".

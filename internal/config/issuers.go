@@ -1,14 +1,12 @@
 package config
 
 import (
-	"errors"
 	"net/url"
 	"strings"
 	"time"
 	"unicode"
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
-	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/verify"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
@@ -141,7 +139,7 @@ func checkKeys(c *Issuer, path string, findings *yamlconf.Findings) {
 		findings.Addf(jwksURL, "each tenant has keys of its own: put {tenant} into the URL, once, as a whole segment of its path; or remove it, and they are found by discovery")
 	}
 	identifier := yamlconf.Join(path, "issuer")
-	switch err := urlProblem(c.Issuer, c.AllowHTTP); {
+	switch err := discovery.Problem(c.Issuer, c.AllowHTTP); {
 	case c.hasKeys(path, findings):
 		checkIdentifier(identifier, c.Issuer, findings)
 	case c.Issuer != "" && err != nil:
@@ -184,7 +182,7 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, findings *yamlc
 	case i.Client == "" || undecoded:
 	case !ok:
 		findings.Addf(at, "no client of this name is configured: add the client with which the broker calls the introspection endpoint to clients")
-	case client.GrantType == idp.JWTBearer:
+	case client.signedGrant() != "":
 		findings.Addf(at, "this client authenticates by the grant jwt-bearer, which introspection does not support: name another client")
 	case i.Endpoint == "" && client.Issuer != "" && client.Issuer != issuer.Issuer:
 		findings.Addf(at, "this client is registered at another issuer, and its secret would be sent to this one: name a client of this issuer, or give the endpoint if it is meant")
@@ -219,7 +217,7 @@ func undiscoverable(c *Issuer) error {
 	if c.Issuer == "" {
 		return nil // reported elsewhere
 	}
-	if err := urlProblem(c.Issuer, c.AllowHTTP); err != nil {
+	if err := discovery.Problem(c.Issuer, c.AllowHTTP); err != nil {
 		return err
 	}
 	return discovery.CheckHost(c.Issuer, c.AllowPrivate)
@@ -229,19 +227,11 @@ func checkURL(path, raw string, allowHTTP bool, findings *yamlconf.Findings) boo
 	if raw == "" {
 		return false
 	}
-	err := urlProblem(raw, allowHTTP)
+	err := discovery.Problem(raw, allowHTTP)
 	if err != nil {
 		findings.Addf(path, "%v", err)
 	}
 	return err == nil
-}
-
-func urlProblem(raw string, allowHTTP bool) error {
-	err := discovery.CheckURL(raw, allowHTTP)
-	if err != nil && discovery.CheckURL(raw, true) == nil {
-		return errors.New("http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
-	}
-	return err
 }
 
 // checkEndpointURL is checkURL for URLs that the broker connects to.

@@ -72,7 +72,10 @@ func complete(c *Config, findings *yamlconf.Findings) {
 			}
 			adopt(&client, preset, given)
 		}
-		if client.GrantType == idp.JWTBearer && !given("auth") {
+		if client.Exchange != nil {
+			completeExchange(&client, given)
+		}
+		if client.signedGrant() != "" && !given("auth") {
 			client.Auth = string(idp.None)
 		}
 		c.Clients[name] = client

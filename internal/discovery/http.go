@@ -197,3 +197,12 @@ func Cause(err error) error {
 		return errBroken
 	}
 }
+
+// Problem is CheckURL with the way out for a configuration.
+func Problem(raw string, allowHTTP bool) error {
+	err := CheckURL(raw, allowHTTP)
+	if err != nil && CheckURL(raw, true) == nil {
+		return errors.New("http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true")
+	}
+	return err
+}

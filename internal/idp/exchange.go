@@ -24,9 +24,10 @@ const (
 )
 
 const (
-	// paramTokenUse is the parameter by which Entra ID tells an exchange from other uses
-	// of the grant JWTBearer.
-	paramTokenUse = "requested_token_use"
+	// ParamTokenUse is the parameter by which Entra ID tells an exchange from other uses
+	// of the grant JWTBearer, and OnBehalfOf its value.
+	ParamTokenUse = "requested_token_use"
+	OnBehalfOf    = "on_behalf_of"
 
 	// maxClaims bounds [Error.Claims], in bytes: callers receive it in the details of an
 	// error, which are a header.
@@ -46,6 +47,15 @@ type Subject struct {
 	Token redact.String
 	// Type is TypeAccessToken or TypeIDToken.
 	Type string
+}
+
+// TokenTypeOf returns the identifier of a type with this short name, such as access_token,
+// and "" for no name.
+func TokenTypeOf(name string) string {
+	if name == "" {
+		return ""
+	}
+	return "urn:ietf:params:oauth:token-type:" + name
 }
 
 // SignedGrant returns grant if the client signs an assertion for it, otherwise "". A

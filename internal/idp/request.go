@@ -59,7 +59,7 @@ func (c *Client) tokenForm(ctx context.Context, credential secret.Version, subje
 		c.addSubject(form, *subject)
 	case c.cfg.Exchange != nil:
 		form.Set("grant_type", ClientCredentials)
-		form.Del(paramTokenUse)
+		form.Del(ParamTokenUse)
 	}
 	if req.Audience != "" {
 		form.Set("audience", req.Audience)

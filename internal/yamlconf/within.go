@@ -23,3 +23,12 @@ func Short(d time.Duration) string {
 	}
 	return text
 }
+
+// Texts converts values of a text type.
+func Texts[T ~string](values []T) []string {
+	converted := make([]string, len(values))
+	for i, value := range values {
+		converted[i] = string(value)
+	}
+	return converted
+}
