@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	tokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+	tokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // an identifier, not a credential
 
-	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
-	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
+	typeAccessToken = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // an identifier, not a credential
+	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // an identifier, not a credential
 	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"
 
 	onBehalfOf = "on_behalf_of"
@@ -109,7 +109,7 @@ func (s *Server) actorOf(client Client, f form) (*party, *oauthError) {
 	case token == "" && client.Exchange.RequireActor:
 		return nil, badRequest("invalid_request", "actor_token is missing")
 	case token == "":
-		return nil, nil //nolint:nilnil // there is no actor
+		return nil, nil // there is no actor
 	case kind != typeAccessToken && kind != typeJWT:
 		return nil, badRequest("invalid_request", "the actor_token_type is not supported")
 	}

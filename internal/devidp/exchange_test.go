@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
@@ -51,9 +52,9 @@ func exchangeForm(client, token string, more ...string) url.Values {
 		"grant_type": {exchangeGrant}, "client_id": {client}, "client_secret": {secret},
 		"subject_token": {token}, "subject_token_type": {accessType}, "audience": {orders}, "scope": {"read"},
 	}
-	for i := 0; i < len(more); i += 2 {
-		if form.Set(more[i], more[i+1]); more[i+1] == "" {
-			form.Del(more[i])
+	for pair := range slices.Chunk(more, 2) {
+		if form.Set(pair[0], pair[len(pair)-1]); form.Get(pair[0]) == "" {
+			form.Del(pair[0])
 		}
 	}
 	return form

@@ -14,20 +14,21 @@ import (
 )
 
 // TokenExchange is the grant type of RFC 8693.
-const TokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+const TokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange" //nolint:gosec // an identifier, not a credential
 
 // Types of tokens (RFC 8693 section 3).
 const (
-	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token"
-	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"
-	TypeJWTToken    = "urn:ietf:params:oauth:token-type:jwt"
+	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // an identifier, not a credential
+	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // an identifier, not a credential
+	TypeJWTToken    = "urn:ietf:params:oauth:token-type:jwt"          //nolint:gosec // an identifier, not a credential
 )
 
 const (
 	// ParamTokenUse is the parameter by which Entra ID tells an exchange from other uses
-	// of the grant JWTBearer, and OnBehalfOf its value.
+	// of the grant JWTBearer.
 	ParamTokenUse = "requested_token_use"
-	OnBehalfOf    = "on_behalf_of"
+	// OnBehalfOf is its value.
+	OnBehalfOf = "on_behalf_of"
 
 	// maxClaims bounds [Error.Claims], in bytes: callers receive it in the details of an
 	// error, which are a header.
@@ -67,9 +68,9 @@ func SignedGrant(grant string, exchanges bool) string {
 	return grant
 }
 
-func (c *Config) signedGrant() string { return SignedGrant(c.Grant, c.Exchange != nil) }
+func (c Config) signedGrant() string { return SignedGrant(c.Grant, c.Exchange != nil) }
 
-func (c *Config) checkExchange() error {
+func (c Config) checkExchange() error {
 	if c.Exchange == nil {
 		return nil
 	}

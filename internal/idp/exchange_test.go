@@ -2,6 +2,7 @@ package idp_test
 
 import (
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -30,9 +31,7 @@ func TestExchangeSendsTheSubject(t *testing.T) {
 	request := idp.Request{Audience: "https://orders.example.com", Scopes: []string{"read", "write"}}
 	common := url.Values{"audience": {request.Audience}, "scope": {"read write"}}
 	with := func(more url.Values) url.Values {
-		for name, values := range common {
-			more[name] = values
-		}
+		maps.Copy(more, common)
 		return more
 	}
 	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(clientID+":"+secretValue))
