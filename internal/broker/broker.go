@@ -35,6 +35,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/store"
+	"github.com/cezzis/tokenbroker/internal/tokenkeys"
 	"github.com/cezzis/tokenbroker/internal/tokenmetrics"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
@@ -175,7 +176,7 @@ type client struct {
 	about         About
 	own           idp.Request
 	entry         *entry // of own
-	keys          clientKeys
+	keys          tokenkeys.Client
 	subscriptions []*store.Subscription // report purges and changes of secrets
 
 	// lastFailure is the last failed fetch on any replica, for operators.
@@ -252,11 +253,11 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 			Scopes:    idp.CanonicalScopes(cfg.Scopes),
 		},
 	}
-	c.keys = clientKeysOf(b.mac, c.name, c.idp.Fingerprint())
-	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.epoch, FenceKey: c.keys.fences}
+	c.keys = tokenkeys.Of(b.mac, c.name, c.idp.Fingerprint())
+	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.Epoch, FenceKey: c.keys.Fences}
 	c.secrets = b.secrets.New(credential.Config{
 		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Check: cfg.CheckSecret,
-		Keys:  credential.Keys{History: c.keys.secrets, Proof: c.keys.proof, Refusals: c.keys.refusals},
+		Keys:  credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals},
 		Prove: func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
 		DropTokens: func(ctx context.Context) *apierror.Error {
 			if err := c.counters.Advance(ctx); err != nil {
@@ -266,15 +267,15 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 		},
 	})
 	c.entry = b.newEntry(c, c.own.Key(c.name), c.own)
-	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { epoch.Synchronize(b.flying, b.store, c.counters) }) }, c.keys.epoch))
+	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { epoch.Synchronize(b.flying, b.store, c.counters) }) }, c.keys.Epoch))
 	if c.secrets.Kept() {
-		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(c.secrets.Reload, c.keys.secrets))
+		c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(c.secrets.Reload, c.keys.Secrets))
 	}
 	return c
 }
 
 func (b *Broker) newEntry(c *client, k idp.Key, ask idp.Request) *entry {
-	return &entry{client: c, ask: ask, name: b.name("question", []byte(c.keys.config), k[:])}
+	return &entry{client: c, ask: ask, name: b.name("question", []byte(c.keys.Config), k[:])}
 }
 
 // spawn runs work in a goroutine that Close awaits, unless the Broker is closed.

@@ -167,7 +167,7 @@ func (c *client) state(u *credential.View, now time.Time) ClientState {
 func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 	last := &backoff.Last{Class: t.Class, Version: version, Message: t.Err.Message, At: t.At, Fence: t.Fence}
 	c.lastFailure.Keep(last)
-	return last.Put(c.keys.lastFailure)
+	return last.Put(c.keys.LastFailure)
 }
 
 // lookAtFailures reads the last failures of clients. Without the store, this replica shows
@@ -175,5 +175,5 @@ func (c *client) failedAs(t *backoff.Failure, version string) store.Put {
 func (b *Broker) lookAtFailures(ctx context.Context, clients ...*client) {
 	ctx, cancel := context.WithTimeout(ctx, lease.WriteTimeout)
 	defer cancel()
-	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.lastFailure }, func(c *client, stored store.Entry) { c.lastFailure.AdoptStored(stored) })
+	store.GetEach(ctx, b.store, clients, store.MaxKeys, func(c *client) string { return c.keys.LastFailure }, func(c *client, stored store.Entry) { c.lastFailure.AdoptStored(stored) })
 }

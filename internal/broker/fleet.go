@@ -32,7 +32,7 @@ type fleetLook struct {
 func (e *entry) look() fleetLook {
 	c := e.client
 	l := fleetLook{secret: c.secrets.Look(), requested: time.Now()}
-	keys := [...]string{e.tokenKey(), e.failureKey(), c.keys.failure, c.keys.epoch, c.keys.lastFailure}
+	keys := [...]string{e.tokenKey(), e.failureKey(), c.keys.Failure, c.keys.Epoch, c.keys.LastFailure}
 	l.keys = append(keys[:], l.secret.Keys...)
 	return l
 }
@@ -86,7 +86,7 @@ func (b *Broker) awaitLease(ctx context.Context, e *entry, key string, unneeded 
 	return b.leases.Await(ctx, lease.Wanted{
 		Key: key, Counters: e.client.counters,
 		Events: func() []string {
-			return []string{e.tokenKey(), e.failureKey(), keys.failure, keys.proof, keys.secrets}
+			return []string{e.tokenKey(), e.failureKey(), keys.Failure, keys.Proof, keys.Secrets}
 		},
 		Look: func() lease.Look {
 			l := e.look()

@@ -105,7 +105,7 @@ func (b *Broker) runWithLease(ctx context.Context, e *entry, f *flight, granted 
 func (b *Broker) mayForce(ctx context.Context, e *entry) bool {
 	guard := store.Claim{
 		Key: e.forcedKey(), Owner: rand.Text(), TTL: ForcedInterval,
-		Counter: e.client.keys.fences, Floor: e.client.counters.Fence(),
+		Counter: e.client.keys.Fences, Floor: e.client.counters.Fence(),
 	}
 	claimed, err := b.store.Acquire(ctx, guard)
 	return claimed.Acquired || err != nil
@@ -335,13 +335,13 @@ func (b *Broker) success(e *entry, a attempt) []store.Put {
 		puts = a.tokenPuts(e)
 	}
 	puts = append(puts, e.client.secrets.SuccessPuts(a.Use)...)
-	for key, failure := range map[string]*backoff.Failure{e.failureKey(): a.entryFailure, e.client.keys.failure: a.clientFailure} {
+	for key, failure := range map[string]*backoff.Failure{e.failureKey(): a.entryFailure, e.client.keys.Failure: a.clientFailure} {
 		if failure != nil {
 			puts = append(puts, backoff.EndPut(key, a.Fence, FlightTimeout))
 		}
 	}
 	if resolved := e.client.lastFailure.Resolve(a.Fence); resolved != nil {
-		puts = append(puts, resolved.Put(e.client.keys.lastFailure))
+		puts = append(puts, resolved.Put(e.client.keys.LastFailure))
 	}
 	return puts
 }
@@ -395,13 +395,13 @@ func (b *Broker) failed(e *entry, a attempt, probe bool) (*backoff.Failure, []st
 	var puts []store.Put
 	switch {
 	case class == idp.Throttled:
-		place, key = &c.failure, c.keys.failure
+		place, key = &c.failure, c.keys.Failure
 		puts = append(puts, c.secrets.Throttled(a.Use))
 	case class == idp.Transient && probe:
 		// The waiters of the probe must not all try in turn.
 		pause := &backoff.Failure{Class: class, Err: next.Err, At: now, Fence: a.Fence, Until: now.Add(probePause)}
 		c.failure.Record(pause)
-		puts = append(puts, pause.Put(c.keys.failure, a.Fence, now))
+		puts = append(puts, pause.Put(c.keys.Failure, a.Fence, now))
 	}
 	next.Tries = place.Load().TriesBefore(class) + 1
 	wait := backoff.Delay(a.err, next.Tries, e.token.Load(), now)

@@ -101,7 +101,7 @@ func (b *Broker) probe(ctx context.Context, e *entry, fleet bool, unneeded func(
 	if !fleet {
 		return probing{leave: c.secrets.EndProbe}, lease.StoreAway
 	}
-	granted, outcome := b.awaitLease(ctx, e, c.keys.probe, unneeded)
+	granted, outcome := b.awaitLease(ctx, e, c.keys.Probe, unneeded)
 	switch outcome {
 	case lease.Acquired:
 		stop := b.leases.Renew(ctx, granted)

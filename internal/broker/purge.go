@@ -45,7 +45,7 @@ func (b *Broker) purge(ctx context.Context, caller *policy.Caller, requested Pur
 	if denied != nil {
 		return denied
 	}
-	opened, err := c.counters.AdvanceOnce(ctx, c.keys.purge(b.name("purge", []byte(requested.Request))))
+	opened, err := c.counters.AdvanceOnce(ctx, c.keys.Purge(b.name("purge", []byte(requested.Request))))
 	if err != nil {
 		return unconfirmedPurge(c, err)
 	}
