@@ -19,7 +19,7 @@ const module = "github.com/cezzis/tokenbroker/"
 var levels = [][]string{
 	{"internal/address", "internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
-	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/tokenkeys", "internal/verify/jwks", "internal/store", "internal/devidp"},
+	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/tokenkeys", "internal/urlcheck", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
 	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/tokenmetrics", "internal/store/redisstore"},
 	{"internal/lease"},

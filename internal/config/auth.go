@@ -35,32 +35,18 @@ func checkAuth(c *Client, path string, findings *yamlconf.Findings) {
 // certificate.
 func checkCertificate(c *Client, path string, findings *yamlconf.Findings) {
 	mutual, in := idp.AuthMethod(c.Auth).Mutual(), yamlconf.Join(path, "tls")
-	needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth, findings)
+	findings.Needs(c.TLS != nil || !mutual, path, "tls", "auth: "+c.Auth)
 	if c.TLS == nil {
 		return
 	}
 	for _, key := range []string{"cert", "key"} {
-		only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth", findings)
+		findings.Only(mutual, in, key, "auth: tls_client_auth and self_signed_tls_client_auth")
 		if mutual && !findings.Given(yamlconf.Join(in, key)) {
 			findings.Addf(in, "%s is missing: auth: %s needs it", key, c.Auth)
 		}
 	}
 	if !mutual && !findings.Given(yamlconf.Join(in, "cert")) && !findings.Given(yamlconf.Join(in, "key")) && !findings.Given(yamlconf.Join(in, "ca")) {
 		findings.Addf(in, "ca is missing: name the file with the IdP's CAs, or remove tls")
-	}
-}
-
-// needs reports a key that is missing.
-func needs(given bool, path, key, with string, findings *yamlconf.Findings) {
-	if !given && !findings.Given(yamlconf.Join(path, key)) {
-		findings.Addf(path, "%s is missing: %s needs it", key, with)
-	}
-}
-
-// only reports a key that does not apply to this client.
-func only(applies bool, path, key, with string, findings *yamlconf.Findings) {
-	if at := yamlconf.Join(path, key); !applies && findings.Given(at) {
-		findings.Addf(at, "is for %s only: remove it, or change auth", with)
 	}
 }
 
@@ -88,10 +74,10 @@ func checkAssertions(c *Client, path string, findings *yamlconf.Findings) {
 	auth, in := idp.AuthMethod(c.Auth), yamlconf.Join(path, "assertion")
 	key := idp.NeedsKey(auth, c.signedGrant())
 	for _, name := range []string{"audience", "algorithm", "typ"} {
-		only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer", findings)
+		findings.Only(auth == idp.SecretJWT || key, in, name, "auth: client_secret_jwt and private_key_jwt, and the grant jwt-bearer")
 	}
 	for _, name := range []string{"kid", "certificate"} {
-		only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer", findings)
+		findings.Only(key, in, name, "auth: private_key_jwt and the grant jwt-bearer")
 	}
 	if at := yamlconf.Join(in, "subject"); findings.Given(at) && c.signedGrant() == "" {
 		findings.Addf(at, "is for grant_type: %s only: remove it, or change grant_type", idp.JWTBearer)
@@ -103,7 +89,7 @@ func checkAssertions(c *Client, path string, findings *yamlconf.Findings) {
 
 func checkAssertionFile(c *Client, path string, findings *yamlconf.Findings) {
 	auth, in := idp.AuthMethod(c.Auth), yamlconf.Join(path, "assertion")
-	only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt", findings)
+	findings.Only(auth.FromFile(), in, "file", "auth: federated_jwt and spiffe_jwt")
 	file := yamlconf.Join(in, "file")
 	switch {
 	case auth.FromFile() && !findings.Given(file):

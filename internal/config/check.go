@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/urlcheck"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
@@ -80,8 +81,8 @@ func checkTokenEndpoint(c *Client, path string, findings *yamlconf.Findings) {
 	case !findings.Given(issuer) && !findings.Given(tokenURL) && c.TokenURL == "":
 		findings.Addf(path, "issuer or token_url is missing: name the IdP by its issuer (discovery), or give its token endpoint")
 	}
-	checkEndpointURL(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
-	checkEndpointURL(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, findings)
+	urlcheck.Endpoint(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
+	urlcheck.Endpoint(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, findings)
 }
 
 // notInScope is the inverse of RFC 6749's NQCHAR, the characters of scopes.

@@ -1,12 +1,11 @@
 package config
 
 import (
-	"net/url"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/urlcheck"
 	"github.com/cezzis/tokenbroker/internal/verify"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
@@ -141,13 +140,13 @@ func checkKeys(c *Issuer, path string, findings *yamlconf.Findings) {
 	identifier := yamlconf.Join(path, "issuer")
 	switch err := discovery.Problem(c.Issuer, c.AllowHTTP); {
 	case c.hasKeys(path, findings):
-		checkIdentifier(identifier, c.Issuer, findings)
+		urlcheck.Identifier(identifier, c.Issuer, findings)
 	case c.Issuer != "" && err != nil:
 		findings.Addf(identifier, "%v; with jwks_url or jwks_file the issuer need not be a URL that the broker connects to", err)
 	default:
-		checkEndpointURL(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
+		urlcheck.Endpoint(identifier, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
 	}
-	checkEndpointURL(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, findings)
+	urlcheck.Endpoint(jwksURL, c.JWKSURL, c.AllowHTTP, c.AllowPrivate, findings)
 	checkTokenFile(c, path, findings)
 }
 
@@ -191,55 +190,12 @@ func checkIntrospection(c *Config, issuer *Issuer, entry string, findings *yamlc
 		findings.Addf(path, "not possible with tenants, because an opaque token does not name its tenant: give a tenant with opaque tokens its own entry")
 	}
 	// Without keys, the problem is reported for the issuer.
-	if err := undiscoverable(issuer); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, findings) {
+	if err := urlcheck.Undiscoverable(issuer.Issuer, issuer.AllowHTTP, issuer.AllowPrivate); err != nil && i.Endpoint == "" && issuer.hasKeys(entry, findings) {
 		findings.Addf(path, "needs endpoint, because the issuer cannot be used for discovery: %v", err)
 	}
-	checkEndpointURL(yamlconf.Join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, findings)
+	urlcheck.Endpoint(yamlconf.Join(path, "endpoint"), i.Endpoint, issuer.AllowHTTP, issuer.AllowPrivate, findings)
 	findings.Within(yamlconf.Join(path, "cache"), i.Cache, 0, 5*time.Minute)
 	if lifetime := yamlconf.Join(path, "default_lifetime"); findings.Given(lifetime) {
 		findings.Within(lifetime, i.DefaultLifetime, time.Second, 24*time.Hour)
-	}
-}
-
-// checkIdentifier checks an issuer that is only compared with iss, never connected to: it
-// need not be a URL.
-func checkIdentifier(path, identifier string, findings *yamlconf.Findings) {
-	switch u, err := url.Parse(identifier); {
-	case strings.ContainsFunc(identifier, unicode.IsControl), strings.TrimSpace(identifier) != identifier:
-		findings.Addf(path, "must not contain control characters, or begin or end with a space: no token names such an issuer")
-	case err == nil && u.User != nil:
-		findings.Addf(path, "the URL must not contain a user name or password")
-	}
-}
-
-// undiscoverable returns the reason why the metadata of an issuer cannot be fetched.
-func undiscoverable(c *Issuer) error {
-	if c.Issuer == "" {
-		return nil // reported elsewhere
-	}
-	if err := discovery.Problem(c.Issuer, c.AllowHTTP); err != nil {
-		return err
-	}
-	return discovery.CheckHost(c.Issuer, c.AllowPrivate)
-}
-
-func checkURL(path, raw string, allowHTTP bool, findings *yamlconf.Findings) bool {
-	if raw == "" {
-		return false
-	}
-	err := discovery.Problem(raw, allowHTTP)
-	if err != nil {
-		findings.Addf(path, "%v", err)
-	}
-	return err == nil
-}
-
-// checkEndpointURL is checkURL for URLs that the broker connects to.
-func checkEndpointURL(path, raw string, allowHTTP, allowPrivate bool, findings *yamlconf.Findings) {
-	if !checkURL(path, raw, allowHTTP, findings) {
-		return
-	}
-	if err := discovery.CheckHost(raw, allowPrivate); err != nil {
-		findings.Addf(path, "%v", err)
 	}
 }

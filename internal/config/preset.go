@@ -1,7 +1,6 @@
 package config
 
 import (
-	"reflect"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/idp"
@@ -70,7 +69,7 @@ func complete(c *Config, findings *yamlconf.Findings) {
 			if given("issuer") {
 				preset.TokenURL = ""
 			}
-			adopt(&client, preset, given)
+			yamlconf.Adopt(&client, preset, given)
 		}
 		if client.Exchange != nil {
 			completeExchange(&client, given)
@@ -87,26 +86,7 @@ func complete(c *Config, findings *yamlconf.Findings) {
 			if given("jwks_file") {
 				preset.JWKSURL, preset.JWKSTokenFile, preset.TLS = "", "", nil
 			}
-			adopt(&c.Issuers[i], preset, given)
-		}
-	}
-}
-
-// adopt copies the values of keys that are not given from a preset. The members of a
-// struct are copied one by one.
-func adopt[C any](into *C, preset C, given func(key string) bool) {
-	adoptFields(reflect.ValueOf(into).Elem(), reflect.ValueOf(preset), "", given)
-}
-
-func adoptFields(to, from reflect.Value, path string, given func(key string) bool) {
-	for i := range from.NumField() {
-		key := yamlconf.Join(path, from.Type().Field(i).Tag.Get("yaml"))
-		switch {
-		case from.Field(i).IsZero():
-		case from.Field(i).Kind() == reflect.Struct:
-			adoptFields(to.Field(i), from.Field(i), key, given)
-		case !given(key):
-			to.Field(i).Set(from.Field(i))
+			yamlconf.Adopt(&c.Issuers[i], preset, given)
 		}
 	}
 }

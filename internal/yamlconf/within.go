@@ -12,6 +12,20 @@ func (f *Findings) Within(path string, d, least, most time.Duration) {
 	}
 }
 
+// Needs reports a key that is missing.
+func (f *Findings) Needs(given bool, path, key, with string) {
+	if !given && !f.Given(Join(path, key)) {
+		f.Addf(path, "%s is missing: %s needs it", key, with)
+	}
+}
+
+// Only reports a key that does not apply to a client.
+func (f *Findings) Only(applies bool, path, key, with string) {
+	if at := Join(path, key); !applies && f.Given(at) {
+		f.Addf(at, "is for %s only: remove it, or change auth", with)
+	}
+}
+
 // Short formats durations without zero units: 5m, not 5m0s.
 func Short(d time.Duration) string {
 	text := d.String()
