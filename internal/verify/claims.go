@@ -293,14 +293,25 @@ func otherPurpose(claims jose.Object, idTokenClaims []string) string {
 	switch {
 	case mark >= 0:
 		return "an ID token (it has the claim " + idTokenClaims[mark] + ")"
-	case claims.Has("events"): // RFC 8417
-		return "a security event, such as a logout token"
-	case claims.Has("htm") || claims.Has("htu"): // RFC 9449
-		return "a DPoP proof"
+	case noToken(claims) != "":
+		return noToken(claims)
 	case hasUse && (err != nil || use != "access_token" && use != "access"):
 		return "for another use (token_use)"
 	case slices.Contains([]string{"ID", "Refresh", "Offline", "Logout", "InitialAccessToken", "RegistrationAccessToken"}, typ):
 		return "for another use (the claim typ)"
+	default:
+		return ""
+	}
+}
+
+// noToken describes a JWT that is neither an access token nor an ID token, and returns ""
+// for any other.
+func noToken(claims jose.Object) string {
+	switch {
+	case claims.Has("events"): // RFC 8417
+		return "a security event, such as a logout token"
+	case claims.Has("htm") || claims.Has("htu"): // RFC 9449
+		return "a DPoP proof"
 	default:
 		return ""
 	}

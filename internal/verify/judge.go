@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,9 @@ const accessTokenType = "at+jwt"
 // judge decides whether a token with these facts satisfies the request at a time. It
 // is a pure function. The error is a [*Rejection] or [ErrNotPermitted].
 func judge(f *Facts, c *IssuerConfig, req Request, now time.Time) error {
+	if req.IDTokenOf != "" {
+		return cmp.Or(judgeIDToken(f, c, req.IDTokenOf), judgeTime(f, c, now))
+	}
 	if err := judgeType(f, c.Types, req.Caller); err != nil {
 		return err
 	}

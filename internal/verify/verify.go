@@ -81,6 +81,9 @@ type Request struct {
 	// RealAudience rejects a token without aud: [IssuerConfig.MissingAudience] does not
 	// apply. It is for tokens that grant more than access to their receiver.
 	RealAudience bool
+	// IDTokenOf is a client_id: the token must be an ID token for this client, instead of an
+	// access token, and Audience does not apply. Opaque tokens are rejected.
+	IDTokenOf string
 }
 
 // ErrNotPermitted means that [Request.Issuers] does not permit the requested audience.
@@ -138,7 +141,7 @@ func (v *Verifier) establish(ctx context.Context, presented redact.String, req *
 	if len(presented.Reveal()) > v.maxToken {
 		return established{}, malformed(fmt.Errorf("it is longer than the %d bytes that limits.token_kib allows", v.maxToken))
 	}
-	if len(v.opaque) == 0 || req.Caller || !v.mayIntrospect(req) || !isOpaque(presented) {
+	if len(v.opaque) == 0 || req.Caller || req.IDTokenOf != "" || !v.mayIntrospect(req) || !isOpaque(presented) {
 		return v.establishJWT(ctx, presented, req)
 	}
 	opaque, err := v.opaqueVerifier(req)
