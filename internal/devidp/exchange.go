@@ -1,6 +1,7 @@
 package devidp
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -17,6 +18,8 @@ const (
 	typeIDToken     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // an identifier, not a credential
 	typeJWT         = "urn:ietf:params:oauth:token-type:jwt"
 
+	typeIDJAG = "urn:ietf:params:oauth:token-type:id-jag"
+
 	onBehalfOf = "on_behalf_of"
 )
 
@@ -32,6 +35,11 @@ type Exchange struct {
 	// Only refuses the client's own tokens, by the grant client_credentials. Otherwise a
 	// client that exchanges may have them as well.
 	Only bool
+	// Assertions lets the client request identity assertions for another server (id-jag).
+	Assertions bool
+	// AssertionsOf makes the client exchange the identity assertions of another server, by
+	// the grant type jwt-bearer.
+	AssertionsOf *Server
 }
 
 // party is the content of a verified subject or actor token.
@@ -63,7 +71,45 @@ func (s *Server) exchange(client Client, f form) (map[string]any, *oauthError) {
 	if err != nil {
 		return nil, err
 	}
+	if f.Get("requested_token_type") == typeIDJAG {
+		return s.assert(client, subject, audience, scopes), nil
+	}
 	return s.issueFor(client, subject, actor, audience, scopes), nil
+}
+
+// assert issues an identity assertion
+// (draft-ietf-oauth-identity-assertion-authz-grant section 4.3).
+func (s *Server) assert(client Client, subject *party, audience, scopes []string) map[string]any {
+	now := time.Now().Unix()
+	assertion := s.MintWith(map[string]any{"typ": "oauth-id-jag+jwt"}, map[string]any{
+		"iss": s.issuer, "sub": subject.subject, "aud": audience[0], "client_id": client.ID, "jti": rand.Text(),
+		"iat": now, "exp": now + 300, "scope": strings.Join(scopes, " "),
+	})
+	return map[string]any{"access_token": assertion.Reveal(), "issued_token_type": typeIDJAG, "token_type": "N_A", "expires_in": 300}
+}
+
+// asserted returns the content of an identity assertion of another server.
+func (s *Server) asserted(of *Server, assertion string) (*party, *oauthError) {
+	const code = "invalid_grant"
+	compact, err := jose.Split(redact.New(assertion))
+	if err != nil {
+		return nil, badRequest(code, "the assertion is not a JWT")
+	}
+	header, err := jose.ParseHeader(compact.Header)
+	if err != nil || header.Type != "oauth-id-jag+jwt" || !of.signed(header, compact) {
+		return nil, badRequest(code, "the assertion is not signed by the other server, or is of another type")
+	}
+	claims, err := jose.ParseObject(compact.Payload)
+	if err != nil {
+		return nil, badRequest(code, "the assertion cannot be parsed")
+	}
+	subject, _, _ := claims.Text("sub")
+	audience, _, _ := claims.Text("aud")
+	expires, _, _ := claims.Number("exp")
+	if audience != s.issuer || time.Now().Unix() >= int64(expires) {
+		return nil, badRequest(code, "the assertion is not for this server, or has expired")
+	}
+	return &party{subject: subject, audience: []string{audience}, expires: time.Now().Unix() + 3600}, nil
 }
 
 // subjectOf returns the content of the subject token. RFC 8693 section 2.2.2 requires
@@ -72,6 +118,8 @@ func (s *Server) exchange(client Client, f form) (map[string]any, *oauthError) {
 func (s *Server) subjectOf(client Client, f form) (*party, *oauthError) {
 	token, code := f.Get("subject_token"), "invalid_request"
 	switch {
+	case client.Exchange.AssertionsOf != nil:
+		return s.asserted(client.Exchange.AssertionsOf, f.Get("assertion"))
 	case client.Grant == jwtBearer && f.Get("requested_token_use") != onBehalfOf:
 		return nil, badRequest("invalid_request", "requested_token_use is missing or unknown")
 	case client.Grant == jwtBearer:
@@ -80,6 +128,7 @@ func (s *Server) subjectOf(client Client, f form) (*party, *oauthError) {
 		return nil, badRequest(code, "subject_token_type is missing")
 	case f.Get("subject_token_type") != typeAccessToken && f.Get("subject_token_type") != typeIDToken:
 		return nil, badRequest(code, "the subject_token_type is not supported")
+	case f.Get("requested_token_type") == typeIDJAG && client.Exchange.Assertions:
 	case !slices.Contains([]string{"", typeAccessToken, typeJWT}, f.Get("requested_token_type")):
 		return nil, badRequest(code, "the requested_token_type is not supported")
 	}

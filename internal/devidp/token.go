@@ -159,7 +159,7 @@ func (f *form) readCredentials(r *http.Request) *oauthError {
 	inHeader, inBody, asserted := len(header) > 0, f.Get("client_secret") != "", f.Get("client_assertion") != ""
 	f.clientID = f.Get("client_id")
 	if f.Get("grant_type") == jwtBearer && f.Get("requested_token_use") == "" {
-		if f.grant = readAssertion(f.Get("assertion")); f.clientID == "" {
+		if f.grant = readAssertion(f.Get("assertion")); f.clientID == "" && !inHeader {
 			f.clientID = f.grant.issuer
 		}
 	}
