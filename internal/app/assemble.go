@@ -22,6 +22,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/delegate"
 	"github.com/cezzis/tokenbroker/internal/discovery"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -247,7 +248,7 @@ func (s *setup) issuer(issuer string, allowHTTP, allowPrivate bool, ca string) *
 func (s *setup) client(name string, config *config.Config) (broker.ClientConfig, error) {
 	cfg := config.Clients[name]
 	old, existed := s.before.named(name)
-	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) {
+	if before := s.before.config.Clients[name]; existed && reflect.DeepEqual(before, cfg) && s.before.config.IssuesAssertions(name) == config.IssuesAssertions(name) {
 		if cfg.Issuer != "" { // it keeps the cached metadata of its issuer
 			s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 		}
@@ -267,6 +268,11 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 		Audience:    cfg.Audience,
 		Resources:   cfg.Resources,
 		Scopes:      cfg.Scopes,
+	}
+	if e := cfg.Exchange; e != nil {
+		client.Exchange = delegate.Config{
+			SelfActor: e.Actor == "client", ActorFile: e.ActorFile(), AssertionFrom: e.AssertionFrom, ProvesByUse: e.Prove == "next_exchange",
+		}
 	}
 	if !cfg.NeedsSecret() {
 		return client, nil
@@ -314,7 +320,7 @@ func (s *setup) idpConfig(config *config.Config, name string) idp.Config {
 		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.CA()),
 	}
 	if cfg.Exchange != nil {
-		c.Exchange = &idp.Exchange{RequestedTokenType: idp.TokenTypeOf(cfg.Exchange.RequestedTokenType)}
+		c.Exchange = exchangeOf(config, name)
 	}
 	if c.Auth.Mutual() && cfg.TLS != nil {
 		c.Certificate = idp.CertificateFiles{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key}
@@ -323,6 +329,19 @@ func (s *setup) idpConfig(config *config.Config, name string) idp.Config {
 		c.Issuer = s.issuer(cfg.Issuer, cfg.AllowHTTP, cfg.AllowPrivate, cfg.CA())
 	}
 	return c
+}
+
+// exchangeOf returns how a client exchanges tokens at its IdP.
+func exchangeOf(config *config.Config, name string) *idp.Exchange {
+	e := config.Clients[name].Exchange
+	exchange := &idp.Exchange{RequestedTokenType: idp.TokenTypeOf(e.RequestedTokenType), Assertions: config.IssuesAssertions(name)}
+	for _, kind := range e.SubjectTypes {
+		exchange.SubjectTypes = append(exchange.SubjectTypes, idp.TokenTypeOf(kind))
+	}
+	if e.Actor != "none" {
+		exchange.Actor = e.Actor
+	}
+	return exchange
 }
 
 // with returns a function that makes HTTP clients with a client certificate.

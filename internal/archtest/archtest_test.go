@@ -22,7 +22,7 @@ var levels = [][]string{
 	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/tokenkeys", "internal/urlcheck", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
 	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/tokenmetrics", "internal/store/redisstore"},
-	{"internal/lease"},
+	{"internal/lease", "internal/delegate"},
 	{"internal/broker"},
 	{"internal/exchange", "internal/rotation"},
 	{"internal/server", "internal/gateway"},

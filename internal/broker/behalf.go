@@ -2,11 +2,13 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/delegate"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -18,6 +20,27 @@ import (
 // DefaultMaxSubjects is the maximum number of tokens held on behalf of subjects. They
 // never evict the clients' own tokens.
 const DefaultMaxSubjects = 50_000
+
+// newDelegate returns the exchanges of a client, or nil.
+func (b *Broker) newDelegate(c *client, cfg delegate.Config) *delegate.Client {
+	if !c.idp.Exchanges() {
+		return nil
+	}
+	d := delegate.Client{Name: c.name, IdP: c.idp, Own: c.own, Secrets: c.secrets, Counters: c.counters}
+	return delegate.New(d, cfg, func(name string) *delegate.Client {
+		if first := b.client(name); first != nil {
+			return first.delegate
+		}
+		return nil
+	})
+}
+
+// refreshActors notices that a file with an actor token names another actor.
+func (b *Broker) refreshActors() {
+	for _, c := range b.setup.Load().clients {
+		c.delegate.RefreshActor()
+	}
+}
 
 // Behalf is a verified subject token on whose behalf a caller requests a token.
 type Behalf struct {
@@ -34,21 +57,24 @@ type Behalf struct {
 // subject is the subject of an entry. It keeps the raw token in memory only.
 type subject struct {
 	token  idp.Subject
+	source []string // what else the token depends on
 	facts  *verify.Facts
 	actors []string
 	// ends (Unix nanoseconds) is the end of the subject token by its latest verification.
 	ends atomic.Int64
 }
 
-// Exchanging returns the default request of a client that exchanges tokens. ok is false
-// if there is no such client.
-func (b *Broker) Exchanging(name string) (defaults idp.Request, ok bool) {
+// Exchanging returns a client that exchanges tokens, and its default request. It returns
+// nil if there is no such client, or if its results are for other clients only.
+func (b *Broker) Exchanging(name string) (at *idp.Client, defaults idp.Request) {
 	c := b.client(name)
-	if c == nil || !c.idp.Exchanges() {
-		return idp.Request{}, false
+	if c == nil || !c.exchanges() {
+		return nil, idp.Request{}
 	}
-	return c.own, true
+	return c.idp, c.own
 }
+
+func (c *client) exchanges() bool { return c.delegate != nil && !c.idp.IssuesAssertions() }
 
 // VerifySubject verifies a subject token, with the revocations. A bad token is a result.
 func (b *Broker) VerifySubject(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *apierror.Error) {
@@ -63,11 +89,15 @@ func (b *Broker) VerifySubject(ctx context.Context, caller *policy.Caller, prese
 // full has the client's defaults filled in.
 func (b *Broker) GetOnBehalf(ctx context.Context, caller *policy.Caller, ask Ask, full idp.Request, behalf Behalf) (Answer, *apierror.Error) {
 	c := b.client(ask.Client)
-	if c == nil || !c.idp.Exchanges() {
+	if c == nil || !c.exchanges() {
 		return Answer{}, b.DenyToken(ctx, caller, ask.Client, full) // a reload removed it
 	}
 	e := b.entryOf(c, full, behalf)
 	answer, err := b.answer(ctx, e, ask)
+	if err != nil && !slices.Equal(e.subject.source, c.delegate.Source()) { // the actor changed
+		e = b.entryOf(c, full, behalf)
+		answer, err = b.answer(ctx, e, ask)
+	}
 	if err == nil && answer.Origin != OriginMemory {
 		err = behalf.Judge(ctx) // the caller waited: the subject token may have ended or been revoked
 	}
@@ -86,10 +116,11 @@ func (b *Broker) GetOnBehalf(ctx context.Context, caller *policy.Caller, ask Ask
 
 // entryOf returns the entry of a request on behalf of a subject.
 func (b *Broker) entryOf(c *client, full idp.Request, behalf Behalf) *entry {
-	k := b.behalfKey(c, full, behalf.Subject)
+	source := c.delegate.Source()
+	k := b.behalfKey(c, full, behalf.Subject, source)
 	e := b.subjects.Get(k, func(e *entry) bool { return e.client == c }, func() *entry {
 		e := b.newEntry(c, k, full)
-		e.subject = &subject{token: behalf.Subject, facts: behalf.Facts, actors: behalf.Actors()}
+		e.subject = &subject{token: behalf.Subject, source: source, facts: behalf.Facts, actors: behalf.Actors()}
 		return e
 	})
 	e.subject.ends.Store(behalf.Facts.ExpiresAt.UnixNano())
@@ -98,11 +129,15 @@ func (b *Broker) entryOf(c *client, full idp.Request, behalf Behalf) *entry {
 
 // behalfKey identifies the token for a request on behalf of a subject. It covers the
 // subject token itself and not its claims: another token of the same user may have other
-// rights. The hash is keyed, because its input is a credential.
-func (b *Broker) behalfKey(c *client, full idp.Request, s idp.Subject) idp.Key {
+// rights. source identifies the actor and the first leg. The hash is keyed, because its
+// input is a credential.
+func (b *Broker) behalfKey(c *client, full idp.Request, s idp.Subject, source []string) idp.Key {
 	request := full.Key(c.name)
 	data := secret.AppendPart(make([]byte, 0, len(s.Token.Reveal())+256), "on behalf")
 	for _, part := range [...]string{string(request[:]), s.Type, s.Token.Reveal()} {
+		data = secret.AppendPart(data, part)
+	}
+	for _, part := range source {
 		data = secret.AppendPart(data, part)
 	}
 	return b.mac(data)
@@ -114,7 +149,7 @@ func (e *entry) request(ctx context.Context, v *credential.Version, ask idp.Requ
 	if e.subject == nil {
 		return e.client.idp.Fetch(ctx, v.Version, ask)
 	}
-	grant, err := e.client.idp.Exchange(ctx, v.Version, e.subject.token, ask)
+	grant, err := e.client.delegate.Request(ctx, v.Version, e.subject.source, e.subject.token, ask)
 	if left := e.subject.end().Sub(grant.RequestedAt); err == nil && left < grant.Lifetime {
 		grant.Lifetime = max(left, 0)
 	}
@@ -131,9 +166,8 @@ func (e *entry) outlives(held *token.Token) bool {
 // condemns reports whether the refusal of a secret is one. With a subject the IdP may mean
 // the subject, so a token of the client itself must be refused as well.
 func (e *entry) condemns(ctx context.Context, a attempt) bool {
-	if e.subject == nil || !a.refused() {
+	if e.subject == nil {
 		return a.refused()
 	}
-	_, err := e.client.idp.Fetch(ctx, a.Version.Version, e.client.own)
-	return idp.ClassOf(err) == idp.CredentialRefused && idp.CodeOf(err) != "unauthorized_client"
+	return e.client.delegate.SecretRefused(ctx, a.Version, a.err)
 }

@@ -15,9 +15,10 @@ func TestBehalfKeyCoversEachPart(t *testing.T) {
 		client  string
 		request idp.Request
 		subject idp.Subject
+		source  []string
 	}
 	subject := func(token, kind string) idp.Subject { return idp.Subject{Token: redact.New(token), Type: kind} }
-	same := parts{"obo", idp.Request{Audience: "a", Resources: []string{"r"}, Scopes: []string{"s"}}, subject("token", "type")}
+	same := parts{"obo", idp.Request{Audience: "a", Resources: []string{"r"}, Scopes: []string{"s"}}, subject("token", "type"), nil}
 	changes := map[string]func(*parts){
 		"nothing":        func(*parts) {},
 		"client":         func(p *parts) { p.client = "obo-2" },
@@ -26,6 +27,10 @@ func TestBehalfKeyCoversEachPart(t *testing.T) {
 		"scopes":         func(p *parts) { p.request.Scopes = nil },
 		"token":          func(p *parts) { p.subject = subject("tokeN", "type") },
 		"type":           func(p *parts) { p.subject = subject("token", "typ") },
+		"actor":          func(p *parts) { p.source = []string{"actor", "self"} },
+		"another actor":  func(p *parts) { p.source = []string{"actor", "file"} },
+		"first leg":      func(p *parts) { p.source = []string{"first leg", "a", "1"} },
+		"its purges":     func(p *parts) { p.source = []string{"first leg", "a", "2"} },
 		"where they end": func(p *parts) { p.subject = subject("etoken", "typ") },
 	}
 	b, other := &Broker{mac: secret.NewMAC()}, &Broker{mac: secret.NewMAC()}
@@ -33,12 +38,12 @@ func TestBehalfKeyCoversEachPart(t *testing.T) {
 	for name, change := range changes {
 		p := same
 		change(&p)
-		k := b.behalfKey(&client{name: p.client}, p.request, p.subject)
+		k := b.behalfKey(&client{name: p.client}, p.request, p.subject, p.source)
 		if before, ok := seen[k]; ok {
 			t.Errorf("%s: the same key as %s", name, before)
 		}
 		seen[k] = name
-		if k == other.behalfKey(&client{name: p.client}, p.request, p.subject) {
+		if k == other.behalfKey(&client{name: p.client}, p.request, p.subject, p.source) {
 			t.Errorf("%s: the key does not depend on the key of the hash", name)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/backoff"
 	"github.com/cezzis/tokenbroker/internal/cache"
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/delegate"
 	"github.com/cezzis/tokenbroker/internal/epoch"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/lease"
@@ -124,6 +125,8 @@ type ClientConfig struct {
 	// CheckSecret returns an error for a secret of the wrong form for this client.
 	// Nil: any text is accepted.
 	CheckSecret func(value redact.String) error
+	// Exchange configures the exchanges of a client, besides its IdP.
+	Exchange delegate.Config
 	// About is the description for operators.
 	About About
 	// Defaults of requests that omit them.
@@ -177,6 +180,8 @@ type client struct {
 	own           idp.Request
 	entry         *entry // of own
 	keys          tokenkeys.Client
+	delegate      *delegate.Client // nil: the client does not exchange
+	exchange      delegate.Config
 	subscriptions []*store.Subscription // report purges and changes of secrets
 
 	// lastFailure is the last failed fetch on any replica, for operators.
@@ -188,7 +193,6 @@ type client struct {
 	counters  *epoch.Counters
 	purges    store.Coalescer
 	requested atomic.Bool // a token of this client was requested
-
 }
 
 // New makes a Broker. It sends no request to an IdP.
@@ -257,8 +261,9 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.Epoch, FenceKey: c.keys.Fences}
 	c.secrets = b.secrets.New(credential.Config{
 		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Check: cfg.CheckSecret,
-		Keys:  credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals},
-		Prove: func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
+		Keys:        credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals},
+		ProvesByUse: cfg.Exchange.ProvesByUse,
+		Prove:       func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
 		DropTokens: func(ctx context.Context) *apierror.Error {
 			if err := c.counters.Advance(ctx); err != nil {
 				return unconfirmedPurge(c, err)
@@ -266,6 +271,7 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 			return nil
 		},
 	})
+	c.delegate, c.exchange = b.newDelegate(c, cfg.Exchange), cfg.Exchange
 	c.entry = b.newEntry(c, c.own.Key(c.name), c.own)
 	c.subscriptions = append(c.subscriptions, b.subscriptions.Subscribe(func() { c.purges.Run(b.spawn, func() { epoch.Synchronize(b.flying, b.store, c.counters) }) }, c.keys.Epoch))
 	if c.secrets.Kept() {
@@ -347,7 +353,7 @@ func (b *Broker) Rejudge() { b.applied.Fire() }
 
 // is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
-	return c.idp == cfg.IdP && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
+	return c.idp == cfg.IdP && c.exchange == cfg.Exchange && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, idp.CanonicalScopes(cfg.Scopes))
 }
 
@@ -444,6 +450,7 @@ func (b *Broker) poll(ctx context.Context) {
 		}
 		b.revocations.Set.Poll(ctx, round)
 		b.secrets.Poll(ctx, round, b.keptSecrets())
+		b.refreshActors()
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}

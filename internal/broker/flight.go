@@ -271,6 +271,9 @@ func (e *entry) hasAnother(before *earlier) bool {
 // doubts reports whether the secret may be the reason for a refusal. A secret that has
 // just obtained another token is not.
 func (e *entry) doubts(a attempt) bool {
+	if e.subject != nil && a.err != nil {
+		return e.client.delegate.Doubted(a.Version, a.err)
+	}
 	fault, ok := errors.AsType[*idp.Error](a.err)
 	return ok && fault.Unclear() && !e.client.secrets.ProvenRecently(a.Version)
 }

@@ -9,11 +9,11 @@ import (
 )
 
 // activeCounters returns the counters of the clients with requested tokens or known purges
-// in this replica.
+// in this replica, and of those on which the tokens of others depend.
 func (b *Broker) activeCounters() []*epoch.Counters {
 	var active []*epoch.Counters
 	for _, c := range b.setup.Load().clients {
-		if c.requested.Load() || c.counters.Epoch() > 0 {
+		if c.requested.Load() || c.idp.IssuesAssertions() || c.counters.Epoch() > 0 {
 			active = append(active, c.counters)
 		}
 	}

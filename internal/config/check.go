@@ -27,6 +27,7 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 		checkClient(&client, yamlconf.Join("clients", name), findings)
 		checkManaged(c, &client, yamlconf.Join("clients", name), findings)
 	}
+	checkLegs(c, findings)
 	checkIssuers(c, findings)
 	checkCallers(c, findings)
 	checkGateways(c, findings)

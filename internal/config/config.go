@@ -218,9 +218,22 @@ type Client struct {
 
 // Exchange defines how a client requests tokens on behalf of users.
 type Exchange struct {
-	// The type of the requested tokens, sent with token-exchange: access_token or jwt. Absent: the
-	// parameter is not sent, and the IdP decides.
-	RequestedTokenType string `yaml:"requested_token_type" jsonschema:"enum=access_token,enum=jwt"`
+	// The types of users' tokens that callers may present. An ID token must have been issued to
+	// this client.
+	SubjectTypes []string `yaml:"subject_types" jsonschema:"minItems=1,uniqueItems=true,default=access_token,values=subject_types"`
+	// The type of the requested tokens, sent with token-exchange: access_token or jwt. id-jag, and
+	// jwt if assertion_from names this client, requests assertions for another IdP, which callers
+	// never receive. Absent: the parameter is not sent, and the IdP decides.
+	RequestedTokenType string `yaml:"requested_token_type" jsonschema:"enum=access_token,enum=jwt,enum=id-jag"`
+	// The actor token that is sent with token-exchange: none, client (a token of the client itself),
+	// or file:PATH (a JWT that another program renews; it is read for each request).
+	Actor string `yaml:"actor" jsonschema:"default=none,minLength=1,maxLength=512"`
+	// The client, by its name among clients, that exchanges the user's token for an assertion at its
+	// IdP. This client then exchanges the assertion, with jwt-bearer (identity chaining, ID-JAG).
+	AssertionFrom string `yaml:"assertion_from" jsonschema:"minLength=1,maxLength=128"`
+	// How a new secret is proved: by a token of the client itself (client_credentials), or by the
+	// next exchange, if the IdP gives the client no token of its own.
+	Prove string `yaml:"prove" jsonschema:"default=client_credentials,enum=client_credentials,enum=next_exchange"`
 }
 
 // Assertion defines the content of a client's assertions (RFC 7523), or the file that

@@ -60,6 +60,34 @@ func TestExchange_isRead(t *testing.T) {
 	}
 }
 
+const legs = `
+clients:
+  leg: {issuer: https://login.example.com, client_id: a, secret: "file:/s", audience: https://as.example.com, exchange: {requested_token_type: TYPE}}
+  obo: {issuer: https://as.example.com, client_id: b, secret: "file:/s", exchange: {assertion_from: leg, prove: next_exchange}}
+issuers: [{issuer: https://login.example.com, audiences: [a]}]
+callers: [{name: bff, uid: 1, roles: [bff]}]
+roles: {bff: {exchange: [{client: CLIENT, from: {issuers: [https://login.example.com], audiences: [bff]}}]}}
+`
+
+func TestExchange_twoLegs(t *testing.T) {
+	for name, tt := range map[string]struct{ kind, client, want string }{
+		"ID-JAG":                {"id-jag", "obo", ""},
+		"identity chaining":     {"jwt", "obo", ""},
+		"an access token":       {"access_token", "obo", "give it requested_token_type"},
+		"a grant for the first": {"jwt", "leg", "callers never receive"},
+	} {
+		c, err := config.Parse("x", []byte(strings.NewReplacer("TYPE", tt.kind, "CLIENT", tt.client).Replace(legs)))
+		switch {
+		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		case tt.want == "" && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case tt.want == "" && (c.Clients["obo"].GrantType != idp.JWTBearer || !c.IssuesAssertions("leg") || c.IssuesAssertions("obo") || c.Clients["leg"].Exchange.Prove != "client_credentials"):
+			t.Errorf("%s: %+v", name, c.Clients)
+		}
+	}
+}
+
 func TestExchange_problems(t *testing.T) {
 	grant := func(client, issuer, audience string) string {
 		return "exchange: [{client: " + client + ", from: {issuers: [" + issuer + "], audiences: [" + audience + "]}}]"
@@ -69,7 +97,16 @@ func TestExchange_problems(t *testing.T) {
 		"another grant type":     {"exchange: {}, grant_type: password", goodGrant, "a client with exchange has the grant type"},
 		"no exchange":            {"grant_type: " + idp.TokenExchange, grant("obo", login, "a"), "add exchange: {} to the client"},
 		"a type with jwt-bearer": {"exchange: {requested_token_type: jwt}, grant_type: " + idp.JWTBearer, goodGrant, "remove it"},
-		"another type":           {"exchange: {requested_token_type: id-jag}", goodGrant, "requested_token_type"},
+		"another type":           {"exchange: {requested_token_type: saml2}", goodGrant, "requested_token_type"},
+		"assertions for nobody":  {"exchange: {requested_token_type: id-jag}", "get: [{client: own}]", "no client uses the assertions"},
+		"another subject type":   {"exchange: {subject_types: [refresh_token]}", goodGrant, "subject_types"},
+		"another actor":          {"exchange: {actor: obo}", goodGrant, "expected none, client or file:PATH"},
+		"an actor token":         {"exchange: {actor: 'file:eyJh.eyJh.eyJh'}", goodGrant, "must never be the token itself"},
+		"an actor by jwt-bearer": {"exchange: {actor: client}, grant_type: " + idp.JWTBearer, goodGrant, "remove it"},
+		"another proof":          {"exchange: {prove: never}", goodGrant, "prove"},
+		"no first leg":           {"exchange: {assertion_from: nothing}", goodGrant, "no such client"},
+		"a first leg of its own": {"exchange: {assertion_from: own}", goodGrant, "issues no assertions"},
+		"legs by exchange":       {"exchange: {assertion_from: own}, grant_type: " + idp.TokenExchange, goodGrant, "remove grant_type"},
 		"a parameter":            {"exchange: {}, params: {subject_token: x}", goodGrant, "may not be set here"},
 		"a get grant":            {"exchange: {}", "get: [{client: obo}]", "grant it under exchange"},
 		"a client of its own":    {"exchange: {}", grant("own", login, "a"), "grant it under get"},

@@ -44,6 +44,7 @@ func (c *Config) secretFiles() []namedFile {
 		client, key := c.Clients[name], yamlconf.Join("clients", name)
 		addRef(yamlconf.Join(key, "secret"), client.Secret)
 		add(yamlconf.Join(yamlconf.Join(key, "assertion"), "file"), client.Assertion.File)
+		add(yamlconf.Join(key, "exchange.actor"), client.Exchange.ActorFile())
 		if client.TLS != nil {
 			add(yamlconf.Join(yamlconf.Join(key, "tls"), "key"), client.TLS.Key)
 		}

@@ -48,6 +48,8 @@ func valuesOf(list string) []string {
 		return slices.Sorted(maps.Keys(issuerPresets()))
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
+	case "subject_types":
+		return []string{"access_token", "id_token"}
 	case "undecided":
 		return slices.Sorted(maps.Keys(Undecided()))
 	case "verifications":

@@ -6,6 +6,7 @@ package credential
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,9 @@ type Config struct {
 	Keys Keys
 	// Prove obtains a token with a version that is not current, once for the fleet.
 	Prove func(ctx context.Context, v *Version) *apierror.Error
+	// ProvesByUse: the client cannot obtain a token to prove a new version, because it only
+	// exchanges tokens of users. The next exchange tries the new version first.
+	ProvesByUse bool
 	// DropTokens makes all replicas drop the tokens obtained before now.
 	DropTokens func(ctx context.Context) *apierror.Error
 }
@@ -226,6 +230,9 @@ func (s *Set) follows() bool { return s.Source != nil && s.Source.CanChange() }
 // why there is no usable one.
 func (s *Set) Next(now time.Time, tried []*Version) (*Version, *apierror.Error) {
 	u := s.View()
+	if v := u.Pending; s.ProvesByUse && v != nil && v.unfit == nil && !v.refused.Load().Active(now) && !slices.Contains(tried, v) {
+		return v, nil
+	}
 	if v := u.Next(now, tried); v != nil {
 		return v, nil
 	}

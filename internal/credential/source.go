@@ -70,7 +70,7 @@ func (s *Set) proveWanted() {
 // wantedNow returns the version to prove now, or nil.
 func (s *Set) wantedNow() *Version {
 	v := s.View().Pending
-	if s.Source == nil || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
+	if s.Source == nil || s.ProvesByUse || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
 		return nil
 	}
 	return v

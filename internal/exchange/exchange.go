@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
@@ -28,11 +29,11 @@ func Get(ctx context.Context, b *broker.Broker, caller *policy.Caller, ask broke
 
 func get(ctx context.Context, b *broker.Broker, caller *policy.Caller, ask broker.Ask, subject idp.Subject) (broker.Answer, *apierror.Error) {
 	requested := idp.Request{Audience: ask.Audience, Resources: ask.Resources, Scopes: ask.Scopes}
-	defaults, ok := b.Exchanging(ask.Client)
-	if !ok || !caller.HasExchange(ask.Client) {
+	at, defaults := b.Exchanging(ask.Client)
+	if at == nil || !caller.HasExchange(ask.Client) {
 		return broker.Answer{}, b.DenyToken(ctx, caller, ask.Client, requested)
 	}
-	j := judge{b, caller, ask.Client, subject}
+	j := judge{b, caller, ask.Client, at, subject}
 	facts, err := j.verify(ctx)
 	if err != nil {
 		return broker.Answer{}, err
@@ -58,23 +59,16 @@ type judge struct {
 	broker  *broker.Broker
 	caller  *policy.Caller
 	client  string
+	at      *idp.Client // the client
 	subject idp.Subject
 }
 
 // verify returns the facts of the subject token.
 func (j *judge) verify(ctx context.Context) (*verify.Facts, *apierror.Error) {
-	if j.subject.Type != idp.TypeAccessToken {
-		return nil, refused("subject.token_type", "not_accepted", "the client exchanges access tokens only")
+	if !j.at.Accepts(j.subject.Type) {
+		return nil, refused("subject.token_type", "not_accepted", fmt.Sprintf("The client exchanges no tokens of the type %s: send a token of another type, or add the type to the client's exchange.subject_types.", j.subject.Type))
 	}
-	issuers, audiences := j.caller.SubjectTokens(j.client)
-	ask := verify.Request{Audience: audiences, Issuers: map[string][]string{}, RealAudience: true}
-	for _, issuer := range issuers {
-		ask.Issuers[issuer] = nil
-	}
-	if len(issuers) == 1 {
-		ask.OpaqueIssuer = issuers[0]
-	}
-	result, err := j.broker.VerifySubject(ctx, j.caller, j.subject.Token, ask)
+	result, err := j.broker.VerifySubject(ctx, j.caller, j.subject.Token, j.requirements())
 	switch {
 	case err != nil:
 		return nil, err
@@ -87,6 +81,22 @@ func (j *judge) verify(ctx context.Context) (*verify.Facts, *apierror.Error) {
 		return nil, refused("subject.token", verify.Expired.String(), "The token has expired.")
 	}
 	return result.Facts, nil
+}
+
+// requirements are those that any of the caller's grants has of subject tokens.
+func (j *judge) requirements() verify.Request {
+	issuers, audiences := j.caller.SubjectTokens(j.client)
+	ask := verify.Request{Audience: audiences, Issuers: map[string][]string{}, RealAudience: true}
+	for _, issuer := range issuers {
+		ask.Issuers[issuer] = nil
+	}
+	if len(issuers) == 1 {
+		ask.OpaqueIssuer = issuers[0]
+	}
+	if j.subject.Type == idp.TypeIDToken {
+		ask.IDTokenOf = j.at.ID()
+	}
+	return ask
 }
 
 func (j *judge) again(ctx context.Context) *apierror.Error {

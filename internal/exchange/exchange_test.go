@@ -18,7 +18,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
-	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -49,54 +48,6 @@ func TestGet_exchangesOnceForEachSubject(t *testing.T) {
 		}
 		if n := w.fetches(); n != 2 {
 			t.Errorf("%d exchanges, want 2", n)
-		}
-	})
-}
-
-func TestGet_refusesSubjectTokens(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		b := w.add()
-		foreign, err := devidp.New(devidp.Config{Issuer: issuer, Algorithm: "EdDSA"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		now := time.Now().Unix()
-		revoked := w.user(map[string]any{"jti": "revoked"})
-		if _, err := b.Revocations().Revoke(t.Context(), policy.Self(), revocation.Revocation{Issuer: issuer, TokenID: "revoked", ExpiresAt: time.Now().Add(time.Hour)}, "1"); err != nil {
-			t.Fatal(err)
-		}
-		for name, tt := range map[string]struct {
-			token redact.String
-			want  string
-		}{
-			"another audience":                       {w.user(map[string]any{"aud": orders}), "wrong_audience"},
-			"an audience of the issuer":              {w.user(map[string]any{"aud": "https://api.example.com"}), "wrong_audience"},
-			"no audience, although there is another": {w.user(map[string]any{"aud": nil}), "wrong_audience"},
-			"expired":                                {w.user(map[string]any{"exp": now}), "expired"},
-			"not yet valid":                          {w.user(map[string]any{"nbf": now + 100}), "not_yet_valid"},
-			"another issuer":                         {w.user(map[string]any{"iss": "https://evil.example.com"}), "unknown_issuer"},
-			"another key":                            {foreign.Mint(map[string]any{"iss": issuer, "sub": "alice", "aud": bff, "exp": now + 60}), "unknown_key"},
-			"an ID token":                            {w.userWith(map[string]any{"typ": "JWT"}, map[string]any{"at_hash": "x"}), "wrong_type"},
-			"an ID token without marks":              {w.userWith(map[string]any{"typ": "JWT"}, map[string]any{"scope": nil, "client_id": nil}), "wrong_type"},
-			"a refresh token":                        {w.userWith(map[string]any{"typ": "JWT"}, map[string]any{"typ": "Refresh"}), "wrong_type"},
-			"bound to a key":                         {w.user(map[string]any{"cnf": map[string]any{"jkt": "x"}}), "bound"},
-			"revoked":                                {revoked, "revoked"},
-			"opaque":                                 {redact.New("2YotnFZFEjr1zCsicMWpAA"), "malformed"},
-		} {
-			_, err := w.get(b, "bff", obo(), tt.token)
-			if err == nil || err.Code != apierror.InvalidArgument || err.Reason != apierror.ReasonSubjectRefused || err.Metadata["rejection"] != tt.want || err.Field != "subject.token" {
-				t.Errorf("%s: %+v, want the rejection %s", name, err, tt.want)
-			}
-			if err != nil && strings.Contains(err.Message, tt.token.Reveal()) {
-				t.Errorf("%s: the error repeats the token", name)
-			}
-		}
-		if _, err := w.getAs(b, "bff", obo(), idp.Subject{Token: w.user(nil), Type: idp.TypeIDToken}); err == nil || err.Field != "subject.token_type" {
-			t.Errorf("an ID token by its type: %v", err)
-		}
-		if n := w.fetches(); n != 0 {
-			t.Errorf("%d requests to the IdP", n)
 		}
 	})
 }

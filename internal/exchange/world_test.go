@@ -38,7 +38,8 @@ const (
 )
 
 // world is an IdP and replicas that share a store. Each replica has the clients "obo" and
-// "obo-2", which exchange, and "plain", which does not.
+// "obo-2", which exchange, and "plain", which does not. The client "obo-2" accepts ID
+// tokens.
 type world struct {
 	t        testing.TB
 	idp      *devidp.Server
@@ -46,24 +47,35 @@ type world struct {
 	towards  http.RoundTripper // to the IdP
 	audit    *audit.Log
 	settings []func(*broker.Config)
-	all      []*broker.Broker
+	// clients change the clients of replicas before they are made.
+	clients []func(id string, atIdP *idp.Config, client *broker.ClientConfig)
+	secrets string // the file with the secret of all clients
+	all     []*broker.Broker
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldWith(t, func(*devidp.Client) {})
+}
+
+// newWorldWith is newWorld with changed registrations of the clients at the IdP.
+func newWorldWith(t testing.TB, change func(*devidp.Client)) *world {
+	t.Helper()
 	registered := func(id string) devidp.Client {
 		return devidp.Client{
 			ID: id, Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read", "write"}, Audiences: []string{orders, stock},
-			Exchange: &devidp.Exchange{SubjectAudiences: []string{bff, "https://other.example.com"}},
+			Exchange: &devidp.Exchange{SubjectAudiences: []string{bff, "https://other.example.com", "obo-2"}},
 		}
 	}
-	plain := registered("plain")
+	plain, first, other := registered("plain"), registered("obo"), registered("obo-2")
 	plain.Exchange = nil
-	server, err := devidp.New(devidp.Config{Issuer: issuer, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{registered("obo"), registered("obo-2"), plain}})
+	change(&first)
+	change(&other)
+	server, err := devidp.New(devidp.Config{Issuer: issuer, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{first, other, plain}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &world{t: t, idp: server, shared: store.NewMemory(store.MemoryConfig{}), towards: server.RoundTripper()}
+	return &world{t: t, secrets: testkit.SecretFile(t, "right"), idp: server, shared: store.NewMemory(store.MemoryConfig{}), towards: server.RoundTripper()}
 }
 
 // add starts a replica.
@@ -72,6 +84,7 @@ func (w *world) add() *broker.Broker {
 	verifier, err := verify.New(verify.Config{HTTP: discovery.NewHTTPClient(w.idp.RoundTripper()), Issuers: []verify.IssuerConfig{{
 		Issuer: issuer, Keys: jwks.Config{URL: issuer + devidp.JWKSPath}, Audiences: []string{"https://api.example.com"}, Algorithms: []string{"EdDSA"},
 		Types: []string{"at+jwt", "JWT"}, MissingAudience: verify.MissingAudience{Value: bff},
+		Introspection: &verify.Introspection{Endpoint: introspector{w.introspecting()}, Cache: -1},
 	}}}, nil)
 	if err != nil {
 		w.t.Fatal(err)
@@ -96,11 +109,28 @@ func (w *world) add() *broker.Broker {
 	return b
 }
 
+// introspector asks the IdP about opaque tokens.
+type introspector struct{ client *idp.Client }
+
+func (i introspector) Introspect(ctx context.Context, token redact.String) (active bool, members []byte, err error) {
+	result, err := i.client.Introspect(ctx, secret.Version{Value: redact.New("right")}, token)
+	return result.Active, result.Members, err
+}
+
+func (w *world) introspecting() *idp.Client {
+	w.t.Helper()
+	client, err := idp.New(idp.Config{TokenURL: issuer + devidp.TokenPath, IntrospectionURL: issuer + devidp.IntrospectionPath, ClientID: "plain", HTTP: discovery.NewHTTPClient(w.idp.RoundTripper())})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return client
+}
+
 func sha256Of(data []byte) [sha256.Size]byte { return sha256.Sum256(data) }
 
 func (w *world) client(id string) broker.ClientConfig {
 	w.t.Helper()
-	ref, err := secret.ParseRef("file:" + testkit.SecretFile(w.t, "right"))
+	ref, err := secret.ParseRef("file:" + w.secrets)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -112,11 +142,17 @@ func (w *world) client(id string) broker.ClientConfig {
 	if id != "plain" {
 		cfg.Grant, cfg.Exchange = idp.TokenExchange, &idp.Exchange{}
 	}
-	client, err := idp.New(cfg)
-	if err != nil {
+	if id == "obo-2" {
+		cfg.Exchange.SubjectTypes = []string{idp.TypeAccessToken, idp.TypeIDToken}
+	}
+	client := broker.ClientConfig{Name: id, Secret: source, Audience: orders, Scopes: []string{"read", "write"}}
+	for _, change := range w.clients {
+		change(id, &cfg, &client)
+	}
+	if client.IdP, err = idp.New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
-	return broker.ClientConfig{Name: id, IdP: client, Secret: source, Audience: orders, Scopes: []string{"read", "write"}}
+	return client
 }
 
 // callers has the callers "bff", which may exchange tokens for bff, "narrow", which may
@@ -130,7 +166,7 @@ func callers() *policy.Policy {
 	return policy.New(policy.Config{
 		Clients: map[string]policy.Defaults{"obo": defaults, "obo-2": defaults, "plain": {Audience: orders, Scopes: []string{"read", "write"}}},
 		Roles: map[string]policy.Role{
-			"bff":    {Exchange: []policy.ExchangeGrant{grant("obo", bff), grant("obo-2", bff)}, Get: []policy.GetGrant{{Client: "*"}}},
+			"bff":    {Exchange: []policy.ExchangeGrant{grant("obo", bff), grant("obo-2", bff), grant("obo-2", "obo-2")}, Get: []policy.GetGrant{{Client: "*"}}},
 			"narrow": {Exchange: []policy.ExchangeGrant{grant("obo", bff, "read")}},
 			"other":  {Exchange: []policy.ExchangeGrant{grant("obo", "https://other.example.com")}},
 			"none":   {Get: []policy.GetGrant{{Client: "*"}}},
@@ -152,6 +188,17 @@ func (w *world) userWith(header, changes map[string]any) redact.String {
 	maps.Copy(claims, changes)
 	maps.DeleteFunc(claims, func(_ string, value any) bool { return value == nil })
 	return w.idp.MintWith(header, claims)
+}
+
+// opaque mints an opaque token of alice, with changed members; nil removes one.
+func (w *world) opaque(changes map[string]any) redact.String {
+	now := time.Now().Unix()
+	members := map[string]any{
+		"iss": issuer, "sub": "alice", "client_id": "web", "aud": bff, "scope": "openid", "token_type": "Bearer", "iat": now, "exp": now + 600,
+	}
+	maps.Copy(members, changes)
+	maps.DeleteFunc(members, func(_ string, value any) bool { return value == nil })
+	return w.idp.MintOpaque(members)
 }
 
 func (w *world) get(b *broker.Broker, caller string, ask broker.Ask, token redact.String) (broker.Answer, *apierror.Error) {

@@ -152,6 +152,10 @@ func (c *Client) addFileAssertion(form url.Values) *Error {
 	return nil
 }
 
+// ReadAssertion returns the JWT in a file. The error is the predicate of a sentence about
+// the file.
+func ReadAssertion(path string) (redact.String, error) { return readAssertion(path, time.Now()) }
+
 // readAssertion reads a JWT. It detects a file with other content and a JWT that is
 // no longer renewed. All other checks are the IdP's.
 func readAssertion(path string, now time.Time) (redact.String, error) {

@@ -101,6 +101,22 @@ func (e *Error) Error() string {
 	return e.text
 }
 
+// Unusable returns the error for a request that was not sent, because something is wrong on
+// this side. text is a clause.
+func Unusable(text string) *Error { return &Error{Class: Misconfigured, text: text} }
+
+// In returns the error of a step of an exchange, which is a request of its own. step is a
+// clause, such as "the actor token was not obtained". If the step has another credential
+// than the exchange, the error is no verdict on that of the exchange.
+func (e *Error) In(step string, sameCredential bool) *Error {
+	within := *e
+	within.text, within.unclear = step+", because "+e.Error(), false
+	if within.Class == CredentialRefused && !sameCredential {
+		within.Class = Misconfigured
+	}
+	return &within
+}
+
 // Unwrap returns the cause, which contains no text of the IdP. It may be nil.
 func (e *Error) Unwrap() error { return e.cause }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -21,6 +22,9 @@ const (
 	TypeAccessToken = "urn:ietf:params:oauth:token-type:access_token" //nolint:gosec // an identifier, not a credential
 	TypeIDToken     = "urn:ietf:params:oauth:token-type:id_token"     //nolint:gosec // an identifier, not a credential
 	TypeJWTToken    = "urn:ietf:params:oauth:token-type:jwt"          //nolint:gosec // an identifier, not a credential
+	// TypeIDJAG is an identity assertion (draft-ietf-oauth-identity-assertion-authz-grant):
+	// another IdP exchanges it for an access token. It is no access token.
+	TypeIDJAG = "urn:ietf:params:oauth:token-type:id-jag"
 )
 
 const (
@@ -38,15 +42,34 @@ const (
 // Exchange configures a client that requests tokens on behalf of subjects. Config.Grant
 // is then TokenExchange, or JWTBearer with the subject token as the assertion.
 type Exchange struct {
+	// SubjectTypes are the accepted types of subject tokens, TypeAccessToken and TypeIDToken.
+	// Empty: TypeAccessToken.
+	SubjectTypes []string
 	// RequestedTokenType is sent with the grant TokenExchange, unless it is empty. It is
-	// TypeAccessToken or TypeJWTToken.
+	// TypeAccessToken, TypeJWTToken or TypeIDJAG.
 	RequestedTokenType string
+	// Assertions: the client requests assertions for another IdP, of the type
+	// RequestedTokenType, instead of access tokens.
+	Assertions bool
+	// Actor names the source of the actor tokens, which [Client.Exchange] is called with.
+	// Empty: there is no actor.
+	Actor string
+}
+
+// Behalf has the tokens of an exchange.
+type Behalf struct {
+	Subject Subject
+	// Actor is the token of the party that acts on behalf of the subject (RFC 8693 section
+	// 2.1). Zero: the IdP takes the client as the actor.
+	Actor redact.String
+	// ActorType is the type of Actor.
+	ActorType string
 }
 
 // Subject is the token of a user or a service on whose behalf a token is requested.
 type Subject struct {
 	Token redact.String
-	// Type is TypeAccessToken or TypeIDToken.
+	// Type is TypeAccessToken or TypeIDToken. With the grant JWTBearer the IdP does not see it.
 	Type string
 }
 
@@ -79,8 +102,12 @@ func (c Config) checkExchange() error {
 		return fmt.Errorf("exchange needs the grant type %s or %s", TokenExchange, JWTBearer)
 	case requested != "" && c.Grant != TokenExchange:
 		return fmt.Errorf("exchange.requested_token_type is for the grant type %s only", TokenExchange)
-	case requested != "" && requested != TypeAccessToken && requested != TypeJWTToken:
-		return fmt.Errorf("exchange.requested_token_type must be %s or %s", TypeAccessToken, TypeJWTToken)
+	case requested != "" && requested != TypeAccessToken && requested != TypeJWTToken && requested != TypeIDJAG:
+		return fmt.Errorf("exchange.requested_token_type must be %s, %s or %s", TypeAccessToken, TypeJWTToken, TypeIDJAG)
+	case c.Exchange.Assertions != (requested == TypeIDJAG) && requested != TypeJWTToken:
+		return fmt.Errorf("exchange.requested_token_type of a client that requests assertions must be %s or %s, and %s is for such clients only", TypeJWTToken, TypeIDJAG, TypeIDJAG)
+	case c.Exchange.Actor != "" && c.Grant != TokenExchange:
+		return fmt.Errorf("exchange.actor is for the grant type %s only", TokenExchange)
 	}
 	for _, name := range []string{"subject_token", "subject_token_type", "actor_token", "actor_token_type", "requested_token_type"} {
 		if _, ok := c.Params[name]; ok {
@@ -90,6 +117,17 @@ func (c Config) checkExchange() error {
 	return nil
 }
 
+// ID returns the client_id.
+func (c *Client) ID() string { return c.cfg.ClientID }
+
+// Accepts reports whether the client exchanges subject tokens of this type.
+func (c *Client) Accepts(subjectType string) bool {
+	if c.cfg.Exchange == nil || len(c.cfg.Exchange.SubjectTypes) == 0 {
+		return subjectType == TypeAccessToken
+	}
+	return slices.Contains(c.cfg.Exchange.SubjectTypes, subjectType)
+}
+
 // Exchanges reports whether the client requests tokens on behalf of subjects.
 func (c *Client) Exchanges() bool { return c.cfg.Exchange != nil }
 
@@ -97,21 +135,25 @@ func (c *Client) Exchanges() bool { return c.cfg.Exchange != nil }
 // duration and its errors are those of [Client.Fetch], except for a refusal of the
 // subject, or of this request on its behalf: it has the class RequestRefused and says
 // nothing about the credential. The token may outlive the subject token.
-func (c *Client) Exchange(ctx context.Context, credential secret.Version, subject Subject, req Request) (token.Grant, error) {
+func (c *Client) Exchange(ctx context.Context, credential secret.Version, behalf Behalf, req Request) (token.Grant, error) {
 	if c.cfg.Exchange == nil {
 		return token.Grant{}, &Error{Class: Misconfigured, text: "the client received no request, because it is not configured to exchange tokens"}
 	}
-	return c.obtain(ctx, credential, &subject, req)
+	return c.obtain(ctx, credential, &behalf, req)
 }
 
-// addSubject adds the subject token to form.
-func (c *Client) addSubject(form url.Values, subject Subject) {
+// addBehalf adds the tokens of an exchange to form.
+func (c *Client) addBehalf(form url.Values, behalf Behalf) {
 	if c.cfg.Grant == JWTBearer {
-		form.Set("assertion", subject.Token.Reveal())
+		form.Set("assertion", behalf.Subject.Token.Reveal())
 		return
 	}
-	form.Set("subject_token", subject.Token.Reveal())
-	form.Set("subject_token_type", subject.Type)
+	form.Set("subject_token", behalf.Subject.Token.Reveal())
+	form.Set("subject_token_type", behalf.Subject.Type)
+	if !behalf.Actor.IsZero() {
+		form.Set("actor_token", behalf.Actor.Reveal())
+		form.Set("actor_token_type", behalf.ActorType)
+	}
 	if requested := c.cfg.Exchange.RequestedTokenType; requested != "" {
 		form.Set("requested_token_type", requested)
 	}
@@ -185,11 +227,19 @@ func (m members) claimsChallenge() string {
 	return claims
 }
 
+// IssuesAssertions reports whether the client requests assertions for another IdP instead
+// of access tokens.
+func (c *Client) IssuesAssertions() bool { return c.cfg.Exchange != nil && c.cfg.Exchange.Assertions }
+
 // issuedType returns the type of the token that the IdP issued in an exchange. Without
 // the member it is an access token, because the response has an access_token.
-func (r response) issuedType() (string, *Error) {
+func (c *Client) issuedType(r response) (string, *Error) {
 	issued, isText := r.members.text("issued_token_type")
 	switch {
+	case c.IssuesAssertions() && issued == c.cfg.Exchange.RequestedTokenType:
+		return issued, nil
+	case c.IssuesAssertions():
+		return "", &Error{Class: Misconfigured, Status: r.status, text: "issues something other than the requested assertion (issued_token_type): check exchange.requested_token_type, and that the client may request it at the IdP"}
 	case absent(r.members["issued_token_type"]), isText && issued == "", issued == TypeAccessToken:
 		return TypeAccessToken, nil
 	case issued == TypeJWTToken:

@@ -54,7 +54,7 @@ func TestExchangeSendsTheSubject(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var requests func() []recorded
 			tt.cfg.TokenURL, requests = idpServer(t, grants(`{"access_token":"tok","token_type":"Bearer","expires_in":60,"issued_token_type":"urn:ietf:params:oauth:token-type:access_token","refresh_token":"canary-refresh"}`))
-			grant, err := client(t, tt.cfg).Exchange(t.Context(), version, tt.subject, request)
+			grant, err := client(t, tt.cfg).Exchange(t.Context(), version, idp.Behalf{Subject: tt.subject}, request)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +90,7 @@ func TestExchangeNeedsItsConfiguration(t *testing.T) {
 	cfg := idp.Config{}
 	var requests func() []recorded
 	cfg.TokenURL, requests = idpServer(t, grants(good))
-	_, err := client(t, cfg).Exchange(t.Context(), version, subject, idp.Request{})
+	_, err := client(t, cfg).Exchange(t.Context(), version, idp.Behalf{Subject: subject}, idp.Request{})
 	isFault(t, err, idp.Misconfigured, "not configured to exchange")
 	if len(requests()) != 0 {
 		t.Error("the subject token was sent")
@@ -115,7 +115,7 @@ func exchangeAnswered(t *testing.T, answer http.HandlerFunc) (idp.Error, bool) {
 	t.Helper()
 	cfg := exchanging(idp.TokenExchange, "")
 	cfg.TokenURL, _ = idpServer(t, answer)
-	_, err := client(t, cfg).Exchange(t.Context(), version, subject, idp.Request{})
+	_, err := client(t, cfg).Exchange(t.Context(), version, idp.Behalf{Subject: subject}, idp.Request{})
 	if err == nil {
 		return idp.Error{}, false
 	}
@@ -176,7 +176,7 @@ func TestExchangeResponses(t *testing.T) {
 	for issued, want := range map[string]string{``: idp.TypeAccessToken, `,"issued_token_type":null`: idp.TypeAccessToken, `,"issued_token_type":"` + idp.TypeJWTToken + `"`: idp.TypeJWTToken} {
 		cfg := exchanging(idp.TokenExchange, "")
 		cfg.TokenURL, _ = idpServer(t, grants(`{"access_token":"t","token_type":"Bearer","expires_in":60`+issued+`}`))
-		if grant, err := client(t, cfg).Exchange(t.Context(), version, subject, idp.Request{}); err != nil || grant.IssuedType != want {
+		if grant, err := client(t, cfg).Exchange(t.Context(), version, idp.Behalf{Subject: subject}, idp.Request{}); err != nil || grant.IssuedType != want {
 			t.Errorf("%s: %q, %v", issued, grant.IssuedType, err)
 		}
 	}
@@ -239,7 +239,7 @@ func TestExchangeWithAStrictIdP(t *testing.T) {
 			cfg.ClientID, cfg.TokenURL, cfg.Exchange = id, dev.TokenEndpoint(), &idp.Exchange{}
 			c := client(t, cfg)
 			ask := func(token redact.String) error {
-				grant, err := c.Exchange(t.Context(), long, idp.Subject{Token: token, Type: idp.TypeAccessToken}, idp.Request{Scopes: []string{"read"}})
+				grant, err := c.Exchange(t.Context(), long, idp.Behalf{Subject: idp.Subject{Token: token, Type: idp.TypeAccessToken}}, idp.Request{Scopes: []string{"read"}})
 				if err == nil && (grant.Value.Equal(token) || grant.Lifetime > time.Hour || grant.Lifetime < 50*time.Minute) {
 					t.Errorf("the token lives %v", grant.Lifetime)
 				}

@@ -31,7 +31,7 @@ func (c *Client) Fingerprint() [sha256.Size]byte {
 		parts = append(parts, name, c.cfg.Params[name])
 	}
 	if c.cfg.Exchange != nil {
-		parts = append(parts, "", "exchange", c.cfg.Exchange.RequestedTokenType) // no extra is empty
+		parts = append(parts, "", "exchange", c.cfg.Exchange.RequestedTokenType, strconv.FormatBool(c.cfg.Exchange.Assertions), c.cfg.Exchange.Actor) // no extra is empty
 	}
 	parts = append(parts, c.cfg.Extras...)
 	// A length before each part keeps "ab"+"c" apart from "a"+"bc".

@@ -233,16 +233,16 @@ func (c *Client) Fetch(ctx context.Context, credential secret.Version, req Reque
 	return c.obtain(ctx, credential, nil, req)
 }
 
-func (c *Client) obtain(ctx context.Context, credential secret.Version, subject *Subject, req Request) (token.Grant, error) {
+func (c *Client) obtain(ctx context.Context, credential secret.Version, behalf *Behalf, req Request) (token.Grant, error) {
 	ctx, cancel := context.WithTimeout(ctx, Budget)
 	defer cancel()
 	endpoint, fault := c.tokenEndpoint(ctx)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
-	grant, fault := c.fetchOnce(ctx, endpoint, credential, subject, req)
+	grant, fault := c.fetchOnce(ctx, endpoint, credential, behalf, req)
 	if fault != nil && fault.retry && (!req.Once || fault.Status == 0) && waitBeforeRetry(ctx) {
-		grant, fault = c.fetchOnce(ctx, endpoint, credential, subject, req)
+		grant, fault = c.fetchOnce(ctx, endpoint, credential, behalf, req)
 	}
 	if fault != nil {
 		return token.Grant{}, fault.atEndpoint("token endpoint", endpoint)
@@ -273,24 +273,24 @@ func (c *Client) tokenEndpoint(ctx context.Context) (string, *Error) {
 }
 
 // fetchOnce makes one attempt.
-func (c *Client) fetchOnce(ctx context.Context, endpoint string, credential secret.Version, subject *Subject, req Request) (token.Grant, *Error) {
+func (c *Client) fetchOnce(ctx context.Context, endpoint string, credential secret.Version, behalf *Behalf, req Request) (token.Grant, *Error) {
 	requestedAt := time.Now()
-	form, fault := c.tokenForm(ctx, credential, subject, req)
+	form, fault := c.tokenForm(ctx, credential, behalf, req)
 	if fault != nil {
 		return token.Grant{}, fault
 	}
 	resp, fault := c.post(tracing.Named(ctx, tracing.Token), endpoint, credential, form)
 	switch {
-	case fault != nil && subject != nil:
+	case fault != nil && behalf != nil:
 		return token.Grant{}, resp.concernsSubject(fault)
 	case fault != nil:
 		return token.Grant{}, c.reclassifyInvalidGrant(fault)
 	}
 	grant, fault := c.grant(resp, req, requestedAt)
-	if fault == nil && subject != nil {
-		grant.IssuedType, fault = resp.issuedType()
+	if fault == nil && behalf != nil {
+		grant.IssuedType, fault = c.issuedType(resp)
 	}
-	if fault != nil && subject != nil {
+	if fault != nil && behalf != nil {
 		return token.Grant{}, resp.concernsSubject(fault)
 	}
 	if fault != nil && fault.Unclear() {

@@ -49,14 +49,14 @@ func (c *Client) checkMutual(endpoint string) *Error {
 
 // tokenForm returns the parameters of a token request without the authentication of
 // the client. Each attempt needs its own, because an assertion can be used once only.
-func (c *Client) tokenForm(ctx context.Context, credential secret.Version, subject *Subject, req Request) (url.Values, *Error) {
+func (c *Client) tokenForm(ctx context.Context, credential secret.Version, behalf *Behalf, req Request) (url.Values, *Error) {
 	form := url.Values{"grant_type": {c.cfg.Grant}}
 	for name, value := range c.cfg.Params {
 		form.Set(name, value)
 	}
 	switch {
-	case subject != nil:
-		c.addSubject(form, *subject)
+	case behalf != nil:
+		c.addBehalf(form, *behalf)
 	case c.cfg.Exchange != nil:
 		form.Set("grant_type", ClientCredentials)
 		form.Del(ParamTokenUse)

@@ -80,3 +80,12 @@ func notManaged(s *credential.Set) *apierror.Error {
 	}
 	return told
 }
+
+// provenByUse is the error for a compromised secret of a client that cannot prove the new
+// one at once: the old one would be wiped before it is known that the new one works.
+func provenByUse(s *credential.Set) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Field: "compromised", Metadata: map[string]string{"client": s.Client},
+		Message: fmt.Sprintf("compromised: client %q proves a new secret by its next exchange (exchange.prove), so the old one cannot be wiped now: rotate without compromised, retire the old version after an exchange, and purge the tokens", s.Client),
+	}
+}

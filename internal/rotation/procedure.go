@@ -210,6 +210,9 @@ func replaced(h secret.History, base string, since time.Time) bool {
 func (p *procedure) stage(ctx context.Context, v secret.Version, leaves outcome) bool {
 	return p.step(ctx, credential.StepStage, func() (string, *apierror.Error) {
 		message := fmt.Sprintf("kept as version %s, not active yet", v.ID)
+		if p.secrets.ProvesByUse {
+			message += "; the next exchange tries it, and a success makes it current"
+		}
 		if doubt := p.secrets.IdP.SecretWarning(v.Value); doubt != "" {
 			message += "; it " + doubt + ", and is sent to the IdP as it is"
 		}
@@ -256,6 +259,8 @@ func (p *procedure) prove(ctx context.Context) bool {
 			return "", p.secrets.NotStaged(p.version)
 		case v == u.Current:
 			return "it is the current version, which was proved before", nil
+		case p.secrets.ProvesByUse:
+			return "skipped: the client only exchanges tokens of users, so it cannot obtain a token for a proof", nil
 		}
 		if err := p.secrets.Prove(ctx, v); err != nil {
 			return "", err

@@ -112,8 +112,11 @@ func (r *Rotator) rotate(ctx context.Context, caller *policy.Caller, asked NewSe
 		}
 	}
 	p.version = v.ID
+	if p.secrets.ProvesByUse && asked.Compromised {
+		return p, provenByUse(p.secrets)
+	}
 	switch {
-	case asked.StageOnly:
+	case asked.StageOnly, p.secrets.ProvesByUse:
 		p.stage(ctx, v, done)
 	case !p.stage(ctx, v, goesOn):
 	case !p.prove(ctx):
