@@ -35,13 +35,6 @@ func (b *Broker) newDelegate(c *client, cfg delegate.Config) *delegate.Client {
 	})
 }
 
-// refreshActors notices that a file with an actor token names another actor.
-func (b *Broker) refreshActors() {
-	for _, c := range b.setup.Load().clients {
-		c.delegate.RefreshActor()
-	}
-}
-
 // Behalf is a verified subject token on whose behalf a caller requests a token.
 type Behalf struct {
 	Subject idp.Subject
@@ -76,7 +69,7 @@ func (b *Broker) Exchanging(name string) (at *idp.Client, defaults idp.Request) 
 
 func (c *client) exchanges() bool { return c.delegate != nil && !c.idp.IssuesAssertions() }
 
-// VerifySubject verifies a subject token, with the revocations. A bad token is a result.
+// VerifySubject verifies a subject token. A bad token is a result.
 func (b *Broker) VerifySubject(ctx context.Context, caller *policy.Caller, presented redact.String, ask verify.Request) (verify.Result, *apierror.Error) {
 	result, err := b.verifyUnrevoked(ctx, presented, ask)
 	if err != nil {
@@ -119,8 +112,9 @@ func (b *Broker) entryOf(c *client, full idp.Request, behalf Behalf) *entry {
 	source := c.delegate.Source()
 	k := b.behalfKey(c, full, behalf.Subject, source)
 	e := b.subjects.Get(k, func(e *entry) bool { return e.client == c }, func() *entry {
-		e := b.newEntry(c, k, full)
-		e.subject = &subject{token: behalf.Subject, source: source, facts: behalf.Facts, actors: behalf.Actors()}
+		e, facts := b.newEntry(c, k, full), *behalf.Facts
+		facts.Claims = nil // the largest part, of which only the actors are needed
+		e.subject = &subject{token: behalf.Subject, source: source, facts: &facts, actors: behalf.Actors()}
 		return e
 	})
 	e.subject.ends.Store(behalf.Facts.ExpiresAt.UnixNano())
@@ -163,11 +157,14 @@ func (e *entry) outlives(held *token.Token) bool {
 	return e.subject == nil || e.subject.end().Sub(held.ExpiresAt) > time.Second
 }
 
-// condemns reports whether the refusal of a secret is one. With a subject the IdP may mean
-// the subject, so a token of the client itself must be refused as well.
-func (e *entry) condemns(ctx context.Context, a attempt) bool {
-	if e.subject == nil {
-		return a.refused()
+// refusal returns the error that refuses the secret of an attempt, or nil. With a subject
+// the IdP may mean the subject, so a token of the client itself must be refused as well.
+func (e *entry) refusal(ctx context.Context, a attempt) error {
+	if e.subject != nil {
+		return e.client.delegate.SecretRefusal(ctx, a.Version, a.err)
 	}
-	return e.client.delegate.SecretRefused(ctx, a.Version, a.err)
+	if a.refused() {
+		return a.err
+	}
+	return nil
 }

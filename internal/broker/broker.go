@@ -450,7 +450,9 @@ func (b *Broker) poll(ctx context.Context) {
 		}
 		b.revocations.Set.Poll(ctx, round)
 		b.secrets.Poll(ctx, round, b.keptSecrets())
-		b.refreshActors()
+		for _, c := range b.setup.Load().clients {
+			c.delegate.RefreshActor()
+		}
 		if round%watchRounds == 0 {
 			b.lookAtWatched(ctx)
 		}

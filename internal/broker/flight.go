@@ -175,13 +175,15 @@ func (b *Broker) try(ctx context.Context, e *entry, f *flight, granted store.Lea
 	}
 	defer admitted.end()
 	got := b.mint(ctx, e, admitted.version, max(granted.Fence, e.client.counters.Fence()))
+	refusal := e.refusal(ctx, got)
 	switch {
 	case got.err == nil && got.token.Epoch < e.client.counters.Epoch() && before.purged < maxPurged-1:
 		before.purged++
 		return true
 	case got.ending && before.awaitsNext(ctx, e):
 		return true
-	case e.condemns(ctx, got) && b.flying.Err() == nil:
+	case refusal != nil && b.flying.Err() == nil:
+		got.err = refusal
 		before.tried = append(before.tried, admitted.version)
 		b.storeProgress(ctx, granted, b.refusedSecret(e, got)...)
 		_ = b.synchronize(ctx, e) // another version may have become the current one

@@ -26,12 +26,14 @@ var (
 		"1 while the broker sends no requests to the IdP because the IdP refused the client or throttles it, else 0.", []string{"client"}, nil)
 	entriesDesc = prometheus.NewDesc("tokenbroker_cache_entries",
 		"Entries of the token cache, besides those for the clients' own audience and scopes.", nil, nil)
+	subjectsDesc = prometheus.NewDesc("tokenbroker_cache_subject_entries", "Entries of the token cache on behalf of subjects, failures included.", nil, nil)
 )
 
 func (c clientCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- expiryDesc
 	out <- backoffDesc
 	out <- entriesDesc
+	out <- subjectsDesc
 	credential.Describe(out)
 }
 
@@ -49,4 +51,5 @@ func (c clientCollector) Collect(out chan<- prometheus.Metric) {
 		client.secrets.Collect(out)
 	}
 	out <- prometheus.MustNewConstMetric(entriesDesc, prometheus.GaugeValue, float64(c.broker.entries.Len()))
+	out <- prometheus.MustNewConstMetric(subjectsDesc, prometheus.GaugeValue, float64(c.broker.subjects.Len()))
 }

@@ -174,22 +174,22 @@ func within(step string, err error, sameSecret bool) error {
 	return err
 }
 
-// SecretRefused reports whether a secret is the cause of a refused exchange. The IdP may
-// mean the subject instead, in any spelling, so it must refuse the secret for a token of
-// the client itself as well. unauthorized_client may mean that the client may not have such
+// SecretRefusal returns the error that refuses a secret, or nil if the secret is not the
+// cause of a failed exchange. The IdP may mean the subject instead, in any spelling, so it
+// must refuse the secret for a token of the client itself as well. unauthorized_client may mean that the client may not have such
 // tokens: it is no verdict on a secret that has just obtained a token, or that proves
 // itself by exchanges only.
-func (c *Client) SecretRefused(ctx context.Context, v *credential.Version, refusal error) bool {
+func (c *Client) SecretRefusal(ctx context.Context, v *credential.Version, refusal error) error {
 	code := idp.CodeOf(refusal)
 	recently := c.Secrets.ProvenRecently(v)
 	if idp.ClassOf(refusal) != idp.CredentialRefused && (code != unauthorized || recently || c.Secrets.ProvesByUse) {
-		return false
+		return nil
 	}
 	_, err := c.IdP.Fetch(ctx, v.Version, c.Own)
-	if idp.ClassOf(err) != idp.CredentialRefused {
-		return false
+	if idp.ClassOf(err) != idp.CredentialRefused || idp.CodeOf(err) == unauthorized && (recently || c.Secrets.ProvesByUse) {
+		return nil
 	}
-	return idp.CodeOf(err) != unauthorized || !recently && !c.Secrets.ProvesByUse
+	return err
 }
 
 const unauthorized = "unauthorized_client"

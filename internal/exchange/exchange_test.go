@@ -9,11 +9,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
@@ -374,4 +377,116 @@ func TestGet_auditNamesSubjectAndActors(t *testing.T) {
 			t.Error("the audit log has the subject token")
 		}
 	})
+}
+
+// Keycloak refuses a wrong secret with unauthorized_client, which elsewhere means that the
+// client may not use the grant. The control tells them apart.
+func TestGet_wrongSecretInTheWordsOfKeycloak(t *testing.T) {
+	for name, tt := range map[string]struct {
+		wrong    bool // the secret, so that the control is refused as well
+		requests int
+		reason   string
+	}{
+		"the secret":  {true, 2, apierror.ReasonCredentialsRefused},
+		"the subject": {false, 10, apierror.ReasonRequestRefused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				requests := 0
+				w.towards = tampering{w.towards, func(form url.Values) (int, string) {
+					requests++
+					if form.Get("grant_type") == idp.ClientCredentials && !tt.wrong {
+						return 0, ""
+					}
+					return 401, `{"error":"unauthorized_client"}`
+				}}
+				b := w.add()
+				for i := range 5 {
+					if _, err := w.get(b, "bff", obo(), w.user(map[string]any{"sub": fmt.Sprint(i)})); err == nil || err.Reason != tt.reason {
+						t.Fatalf("%v, want %s", err, tt.reason)
+					}
+				}
+				if requests != tt.requests {
+					t.Errorf("%d requests, want %d", requests, tt.requests)
+				}
+			})
+		})
+	}
+}
+
+// subjectEntries is how many entries a replica holds on behalf of subjects.
+func subjectEntries(t *testing.T, registry *prometheus.Registry) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == "tokenbroker_cache_subject_entries" {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatal("there is no such metric")
+	return 0
+}
+
+// Refused subjects occupy a bounded number of entries, and do not evict tokens.
+func TestGet_failuresAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 640
+		w, registry := newWorld(t), prometheus.NewRegistry()
+		w.settings = append(w.settings, func(cfg *broker.Config) { cfg.MaxSubjects, cfg.Registerer = most, registry })
+		alice := w.user(nil)
+		w.towards = tampering{w.towards, func(form url.Values) (int, string) {
+			if form.Get("subject_token") == alice.Reveal() {
+				return 0, ""
+			}
+			return 400, `{"error":"invalid_grant"}`
+		}}
+		b := w.add()
+		w.mustGet(b, "bff", obo(), alice)
+		for i := range 3 * most {
+			if _, err := w.get(b, "bff", obo(), w.user(map[string]any{"sub": fmt.Sprint(i)})); err == nil {
+				t.Fatal("a refused subject has a token")
+			}
+		}
+		if n := subjectEntries(t, registry); n > most {
+			t.Errorf("%v entries, want at most %d", n, most)
+		}
+		if got := w.mustGet(b, "bff", obo(), alice); got.Origin != broker.OriginMemory {
+			t.Errorf("alice's token is from %v", got.Origin)
+		}
+	})
+}
+
+// A subject with a token of 1 KiB costs a few KiB of memory. The number is in
+// docs/delegation.md.
+func TestGet_memoryOfSubjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const subjects = 10_000
+		w := newWorld(t)
+		b := w.add()
+		w.mustGet(b, "bff", obo(), w.user(nil))
+		tokens := make([]redact.String, subjects)
+		for i := range tokens {
+			tokens[i] = w.user(map[string]any{"sub": fmt.Sprint(i), "more": strings.Repeat("x", 450)})
+		}
+		before := heap()
+		for _, token := range tokens {
+			w.mustGet(b, "bff", obo(), token)
+		}
+		each := (heap() - before) / subjects
+		t.Logf("%d bytes for each subject with a token of %d bytes, a store in memory and the cache of verified tokens included", each, len(tokens[0].Reveal()))
+		if each > 12<<10 {
+			t.Errorf("%d bytes for each subject", each)
+		}
+	})
+}
+
+func heap() int64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc) //nolint:gosec // far below the limit
 }
