@@ -89,6 +89,33 @@ func NewOpaque(t testing.TB) *Fixture {
 	return build(t, callers(), issuers, nil)
 }
 
+// OnBehalf is the client of a fixture of NewExchanging that exchanges tokens for BFF. Shop
+// has an exchange grant for it.
+const (
+	OnBehalf = "orders-for-user"
+	BFF      = "https://bff.example.com"
+)
+
+// NewExchanging is New with the client OnBehalf.
+func NewExchanging(t testing.TB) *Fixture {
+	t.Helper()
+	f := New(t)
+	http := discovery.NewHTTPClient(f.IdP.RoundTripper())
+	atIdP, err := idp.New(idp.Config{TokenURL: Issuer + devidp.TokenPath, ClientID: "obo", HTTP: http, Grant: idp.TokenExchange, Exchange: &idp.Exchange{}})
+	must(t, err)
+	f.Setup.Clients = append(f.Setup.Clients, broker.ClientConfig{Name: OnBehalf, IdP: atIdP, Secret: secretSource(t), Audience: Audience, Scopes: []string{"read"}})
+	f.Setup.Policy = policy.New(policy.Config{
+		Callers: []policy.CallerConfig{{Name: Shop, Match: policy.Match{Issuer: Issuer, Subject: Shop}, Roles: []string{"bff"}}},
+		Roles: map[string]policy.Role{"bff": {Exchange: []policy.ExchangeGrant{{
+			Client: OnBehalf, From: policy.From{Issuers: []string{Issuer}, Audiences: []string{BFF}},
+		}}}},
+		Clients: map[string]policy.Defaults{OnBehalf: {Audience: Audience, Scopes: []string{"read"}, Exchanges: true}},
+		Issuers: map[string][]string{Issuer: {Audience}},
+	})
+	must(t, f.Broker.Apply(f.Setup))
+	return f
+}
+
 // opaqueIssuer introspects opaque tokens, as the issuer of its own name.
 type opaqueIssuer string
 
@@ -112,6 +139,7 @@ func build(t testing.TB, who *policy.Policy, others []verify.IssuerConfig, prepa
 	var err error
 	f.IdP, err = devidp.New(devidp.Config{Issuer: Issuer, Clients: []devidp.Client{
 		{ID: "abc", Secrets: []redact.String{redact.New(SecretCanary)}, Scopes: []string{"read", "write"}, Audiences: []string{Audience, "https://other.example.com"}},
+		{ID: "obo", Secrets: []redact.String{redact.New(SecretCanary)}, Scopes: []string{"read"}, Audiences: []string{Audience}, Exchange: &devidp.Exchange{SubjectAudiences: []string{BFF}}},
 	}})
 	must(t, err)
 	for _, change := range prepare {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/verify"
@@ -106,7 +107,7 @@ func (s *Server) metadata(w http.ResponseWriter, _ *http.Request) (int, error) {
 		"issuer":                                        s.cfg.URL,
 		"token_endpoint":                                s.cfg.URL + tokenPath,
 		"introspection_endpoint":                        s.cfg.URL + introspectPath,
-		"grant_types_supported":                         []string{"client_credentials"},
+		"grant_types_supported":                         []string{clientCredentials, idp.TokenExchange},
 		"response_types_supported":                      []string{},
 		"token_endpoint_auth_methods_supported":         byClient,
 		"introspection_endpoint_auth_methods_supported": append(byClient, "Bearer"),

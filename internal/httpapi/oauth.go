@@ -18,6 +18,8 @@ import (
 )
 
 const (
+	clientCredentials = "client_credentials"
+
 	formType      = "application/x-www-form-urlencoded"
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 )
@@ -42,7 +44,8 @@ type problem struct {
 	code        string
 	description string
 	retryAfter  time.Duration
-	cause       error // for the log; nil: not logged
+	claims      string // the claims challenge of the IdP; empty: none
+	cause       error  // for the log; nil: not logged
 }
 
 func bad(code, description string) *problem {
@@ -239,7 +242,11 @@ func refuse(w http.ResponseWriter, r *http.Request, p *problem) (int, error) {
 	if p.retryAfter > 0 {
 		header.Set("Retry-After", gateway.Seconds(p.retryAfter))
 	}
-	return p.status, errors.Join(p.cause, writeJSON(w, p.status, map[string]string{"error": p.code, "error_description": described(p.description)}))
+	body := map[string]string{"error": p.code, "error_description": described(p.description)}
+	if p.claims != "" {
+		body["claims"] = p.claims
+	}
+	return p.status, errors.Join(p.cause, writeJSON(w, p.status, body))
 }
 
 // described replaces characters that an error_description may not hold (RFC 6749 section

@@ -45,7 +45,7 @@ func (s *service) GetToken(ctx context.Context, req *tokenbrokerv1.GetTokenReque
 
 // exchange returns a token on behalf of a subject.
 func (s *service) exchange(ctx context.Context, request broker.Ask, subject *tokenbrokerv1.Subject) (*tokenbrokerv1.GetTokenResponse, error) {
-	presented, invalid := subjectOf(subject)
+	presented, invalid := SubjectOf(subject.GetToken(), subject.GetTokenType())
 	if invalid != nil {
 		return nil, statusOf(invalid)
 	}

@@ -72,20 +72,20 @@ func getRequestOf(req *tokenbrokerv1.GetTokenRequest) (broker.Ask, *apierror.Err
 	return request, nil
 }
 
-// subjectOf checks the subject of a request for a token and converts it. The errors
-// repeat no part of the token.
-func subjectOf(m *tokenbrokerv1.Subject) (idp.Subject, *apierror.Error) {
-	if m.GetToken() == "" {
+// SubjectOf checks the subject of a request for a token and converts it. tokenType may be
+// empty. The errors repeat no part of the token.
+func SubjectOf(token, tokenType string) (idp.Subject, *apierror.Error) {
+	if token == "" {
 		return idp.Subject{}, invalid("subject.token", "it is required: the token of the user or service on whose behalf the caller requests a token")
 	}
-	if strings.ContainsFunc(m.GetToken(), func(c rune) bool { return c <= ' ' || c > '~' }) {
+	if strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
 		return idp.Subject{}, invalid("subject.token", "want the token alone, without \"Bearer \", spaces and line breaks")
 	}
-	kind, err := exchange.SubjectType(m.GetTokenType())
+	kind, err := exchange.SubjectType(tokenType)
 	if err != nil {
 		return idp.Subject{}, invalid("subject.token_type", "it %v", err)
 	}
-	return idp.Subject{Token: redact.New(m.GetToken()), Type: kind}, nil
+	return idp.Subject{Token: redact.New(token), Type: kind}, nil
 }
 
 // checkWatch refuses a watch with a subject: it would keep the token of a user for as
