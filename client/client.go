@@ -16,7 +16,8 @@
 // request, with a different status from that for a bad token.
 //
 // [Client.Token] and [Client.Verify] call the broker each time, without a
-// cache.
+// cache. A service that calls another API for the user of a request passes
+// [OnBehalfOf] to [Client.Token].
 //
 // Errors of calls are gRPC statuses: status.Code gives the kind, and the
 // message says how to correct the error. Package brokertest runs a complete
@@ -142,6 +143,9 @@ func (c *Client) Token(ctx context.Context, name string, opts ...TokenOption) (*
 	req := &tokenbrokerv1.GetTokenRequest{ClientName: name}
 	for _, opt := range opts {
 		opt.token(req)
+	}
+	if req.GetSubject() != nil && req.GetSubject().GetToken() == "" {
+		return nil, errNoSubject()
 	}
 	resp, err := c.api.GetToken(ctx, req)
 	if err != nil {

@@ -306,3 +306,46 @@ func ExampleSource_Token() {
 	}
 	// Output: Bearer [read write] [redacted]
 }
+
+// A service that calls an API for the user of a request: the broker exchanges the token that
+// the middleware has verified.
+func ExampleOnBehalfOf() {
+	broker, err := brokertest.Start(brokertest.WithClients(
+		brokertest.Client{Name: "shop", Audiences: []string{"https://shop.example.com"}},
+		brokertest.Client{Name: "orders-for-user", Audiences: []string{"https://orders.example.com"}, Exchanges: []string{"https://shop.example.com"}},
+	))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer broker.Close()
+	c := broker.Client()
+
+	list := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token, err := c.Token(r.Context(), "orders-for-user", client.OnBehalfOf(r.Context()))
+		if err != nil {
+			http.Error(w, "the orders cannot be listed now", http.StatusBadGateway)
+			return
+		}
+		// Call the API of orders with token.Authorization().
+		_, _ = fmt.Fprintln(w, token.Type(), token.Scopes())
+	})
+	shop := httptest.NewServer(client.HTTPMiddleware(c.Verifier())(list))
+	defer shop.Close()
+
+	request, err := http.NewRequest(http.MethodGet, shop.URL, http.NoBody)
+	if err != nil {
+		log.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+broker.Mint(brokertest.Claims{Subject: "alice"}))
+	resp, err := http.DefaultClient.Do(request)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Print(string(body))
+	// Output: Bearer [read write]
+}

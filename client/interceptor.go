@@ -122,9 +122,9 @@ func (v *Verifier) verifyCall(ctx context.Context, method string, rules *methodR
 			certificate = info.State.PeerCertificates[0]
 		}
 	}
-	claims, err := v.verifyHeaders(ctx, metadata.ValueFromIncomingContext(ctx, "authorization"), certificate, required)
+	verified, err := v.verifyHeaders(ctx, metadata.ValueFromIncomingContext(ctx, "authorization"), certificate, required)
 	if err == nil {
-		return ContextWithClaims(ctx, claims), nil
+		return verified, nil
 	}
 	rejected, isRejected := errors.AsType[*RejectedError](err)
 	if isRejected || errors.Is(err, errNoToken) {

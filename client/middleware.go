@@ -49,13 +49,12 @@ func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) ht
 			if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 				certificate = r.TLS.PeerCertificates[0]
 			}
-			claims, err := v.verifyHeaders(r.Context(), r.Header.Values("Authorization"), certificate, required)
+			ctx, err := v.verifyHeaders(r.Context(), r.Header.Values("Authorization"), certificate, required)
 			if err != nil {
 				v.writeError(w, r, err, required.scopes)
 				return
 			}
-			ctx := context.WithValue(ContextWithClaims(r.Context(), claims), realmKey{}, v.realm)
-			next.ServeHTTP(w, r.WithContext(ctx))
+			next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, realmKey{}, v.realm)))
 		})
 	}
 }
@@ -103,8 +102,9 @@ func ContextWithClaims(ctx context.Context, claims *Claims) context.Context {
 // code (RFC 6750 section 3.1).
 var errNoToken = errors.New("present an access token: Authorization: Bearer TOKEN")
 
-// verifyHeaders verifies the token in a request's Authorization headers.
-func (v *Verifier) verifyHeaders(ctx context.Context, headers []string, certificate *x509.Certificate, required requirements) (*Claims, error) {
+// verifyHeaders verifies the token in a request's Authorization headers. It returns ctx with
+// the token's claims, and with the token for [OnBehalfOf].
+func (v *Verifier) verifyHeaders(ctx context.Context, headers []string, certificate *x509.Certificate, required requirements) (context.Context, error) {
 	token, err := bearerToken(headers)
 	if err != nil {
 		return nil, err
@@ -113,7 +113,10 @@ func (v *Verifier) verifyHeaders(ctx context.Context, headers []string, certific
 	if err != nil {
 		return nil, err
 	}
-	return claims, claims.Confirmation.checkBinding(certificate)
+	if err := claims.Confirmation.checkBinding(certificate); err != nil {
+		return nil, err
+	}
+	return contextWithPresented(ContextWithClaims(ctx, claims), token), nil
 }
 
 func bearerToken(headers []string) (string, error) {

@@ -25,6 +25,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -53,6 +54,9 @@ type Client struct {
 	Audiences []string
 	// Scopes of its tokens. Empty: read and write.
 	Scopes []string
+	// Exchanges are the audiences of the users' tokens that the client exchanges for its
+	// own: see [client.OnBehalfOf]. Empty: the client gets tokens of its own.
+	Exchanges []string
 }
 
 // Option changes the broker that New and Start create.
@@ -170,9 +174,11 @@ func (b *Broker) prepare() error {
 		if err := os.WriteFile(filepath.Join(b.dir, c.Name), []byte(value), 0o600); err != nil {
 			return err
 		}
-		config.Clients = append(config.Clients, devidp.Client{
-			ID: c.Name, Secrets: []redact.String{redact.New(value)}, Scopes: c.Scopes, Audiences: c.Audiences,
-		})
+		registered := devidp.Client{ID: c.Name, Secrets: []redact.String{redact.New(value)}, Scopes: c.Scopes, Audiences: c.Audiences}
+		if len(c.Exchanges) > 0 {
+			registered.Exchange = &devidp.Exchange{SubjectAudiences: c.Exchanges}
+		}
+		config.Clients = append(config.Clients, registered)
 	}
 	if b.idp, err = devidp.New(config); err != nil {
 		return err
@@ -192,18 +198,34 @@ roles:
     get: [{client: "*", audiences: ["*"], resources: ["*"], scopes: ["*"]}]
     verify: [{issuer: "*", audiences: ["*"]}]
     admin: [{actions: ["*"]}]
-clients:
 `)
+	var clients, grants strings.Builder
 	var audiences []string
 	for _, c := range b.opts.clients {
-		fmt.Fprintf(&text, "  %s: {issuer: %q, client_id: %q, secret: %q, auth: client_secret_post, audience: %q, scopes: [%s]}\n",
-			c.Name, Issuer, c.Name, "file:"+filepath.Join(b.dir, c.Name), c.Audiences[0], strings.Join(c.Scopes, ", "))
-		for _, audience := range c.Audiences {
-			audiences = append(audiences, fmt.Sprintf("%q", audience))
+		exchange := ""
+		if len(c.Exchanges) > 0 {
+			exchange = ", exchange: {}"
+			fmt.Fprintf(&grants, "      - {client: %s, from: {issuers: [%q], audiences: [%s]}, audiences: [\"*\"], scopes: [\"*\"]}\n", c.Name, Issuer, quoted(c.Exchanges))
 		}
+		fmt.Fprintf(&clients, "  %s: {issuer: %q, client_id: %q, secret: %q, auth: client_secret_post, audience: %q, scopes: [%s]%s}\n",
+			c.Name, Issuer, c.Name, "file:"+filepath.Join(b.dir, c.Name), c.Audiences[0], strings.Join(c.Scopes, ", "), exchange)
+		audiences = append(audiences, slices.Concat(c.Audiences, c.Exchanges)...)
 	}
-	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [%s]}]\n", Issuer, strings.Join(audiences, ", "))
+	if grants.Len() > 0 {
+		text.WriteString("    exchange:\n" + grants.String())
+	}
+	slices.Sort(audiences)
+	fmt.Fprintf(&text, "clients:\n%sissuers: [{issuer: %q, audiences: [%s]}]\n", clients.String(), Issuer, quoted(slices.Compact(audiences)))
 	return config.Parse("brokertest.yaml", []byte(text.String()))
+}
+
+// quoted returns the items of a list in YAML.
+func quoted(values []string) string {
+	all := make([]string, len(values))
+	for i, value := range values {
+		all[i] = strconv.Quote(value)
+	}
+	return strings.Join(all, ", ")
 }
 
 // start assembles a broker as in a deployment, except for its listener and its
