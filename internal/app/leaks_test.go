@@ -85,6 +85,7 @@ func (l *leaks) goThroughAllFlows() {
 	verify("token-that-panics-"+redacttest.Canary("opaque"), codes.Unavailable, false)
 	verify(l.secrets["opaque token that is echoed"][0], codes.Unavailable, false)
 
+	l.exchangeTokens(api, robot)
 	l.askVerify(given)
 	l.askOAuth(given)
 	l.askExtAuthz(given)

@@ -288,10 +288,13 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	for name, audience := range leaksManagedClients() {
 		fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: managed, audience: %s}\n", name, l.issuer+devidp.TokenPath, name, audience)
 	}
+	fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: %q, audience: %s, exchange: {actor: client}}\n",
+		leaksBehalf, l.issuer+devidp.TokenPath, leaksBehalf, "file:"+l.file(leaksBehalf, l.secrets["secret of "+leaksBehalf][0]), leaksBehalf)
 	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}%s]\n",
 		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath, l.keysWithTokens())
 	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}, {name: gate, spiffe_id: %q, roles: [all]}]\n", l.issuer, l.issuer, gateID)
-	text.WriteString("roles:\n  all: {get: [{client: \"*\", audiences: [\"*\"], resources: [\"*\"], scopes: [\"*\"]}], verify: [{issuer: \"*\", audiences: [\"*\"]}], admin: [{actions: [\"*\"]}]}\n")
+	text.WriteString("roles:\n  all: {get: [{client: \"*\", audiences: [\"*\"], resources: [\"*\"], scopes: [\"*\"]}], verify: [{issuer: \"*\", audiences: [\"*\"]}], admin: [{actions: [\"*\"]}]")
+	fmt.Fprintf(&text, ", exchange: [{client: %s, from: {issuers: [%q], audiences: [bff]}, audiences: [\"*\"]}]}\n", leaksBehalf, l.issuer)
 	fmt.Fprintf(&text, "  little: {get: [{client: %s}]}\n", leaksGood)
 	l.dial(pki)
 	return text.String()
@@ -396,6 +399,10 @@ func startLeaks(t *testing.T) *leaks {
 			ID: name, Secrets: []redact.String{redact.New(l.secret("secret of " + name))}, Audiences: []string{name, "api"}, Opaque: name == leaksOpaque,
 		})
 	}
+	registered = append(registered, devidp.Client{
+		ID: leaksBehalf, Secrets: []redact.String{redact.New(l.secret("secret of " + leaksBehalf))}, Audiences: []string{leaksBehalf},
+		Exchange: &devidp.Exchange{SubjectAudiences: []string{"bff"}, RequireActor: true},
+	})
 	managed := devidp.Client{ID: leaksManaged, Audiences: []string{"api"}}
 	for range 3 {
 		managed.Secrets = append(managed.Secrets, redact.New(l.secret("managed secret")))
