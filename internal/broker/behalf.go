@@ -57,14 +57,14 @@ type subject struct {
 	ends atomic.Int64
 }
 
-// Exchanging returns a client that exchanges tokens, and its default request. It returns
-// nil if there is no such client, or if its results are for other clients only.
+// Exchanging returns the client that exchanges the subject token in requests to a named
+// client, and the default request. It returns nil if the client does not exchange for callers.
 func (b *Broker) Exchanging(name string) (at *idp.Client, defaults idp.Request) {
 	c := b.client(name)
 	if c == nil || !c.exchanges() {
 		return nil, idp.Request{}
 	}
-	return c.idp, c.own
+	return c.delegate.Exchanger(), c.own
 }
 
 func (c *client) exchanges() bool { return c.delegate != nil && !c.idp.IssuesAssertions() }

@@ -11,14 +11,12 @@ import (
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
-const filePrefix = "file:"
-
 // ActorFile returns the file with the actor token, or "".
 func (e *Exchange) ActorFile() string {
-	if e == nil || !strings.HasPrefix(e.Actor, filePrefix) {
+	if e == nil || !strings.HasPrefix(e.Actor, "file:") {
 		return ""
 	}
-	return strings.TrimPrefix(e.Actor, filePrefix)
+	return strings.TrimPrefix(e.Actor, "file:")
 }
 
 // IssuesAssertions reports whether the results of a client are assertions for another IdP.
@@ -48,11 +46,10 @@ func completeExchange(c *Client, given func(key string) bool) {
 		c.GrantType = idp.TokenExchange
 	}
 	if entra && c.Exchange.AssertionFrom == "" && c.GrantType == idp.JWTBearer && c.Params[idp.ParamTokenUse] == "" {
-		c.Params = maps.Clone(c.Params)
-		if c.Params == nil {
-			c.Params = map[string]string{}
-		}
-		c.Params[idp.ParamTokenUse] = idp.OnBehalfOf
+		params := map[string]string{}
+		maps.Copy(params, c.Params)
+		params[idp.ParamTokenUse] = idp.OnBehalfOf
+		c.Params = params
 	}
 }
 
@@ -70,7 +67,7 @@ func checkExchange(c *Client, path string, findings *yamlconf.Findings) {
 		findings.Addf(yamlconf.Join(path, "exchange.actor"), "is for grant_type: %s only: remove it", idp.TokenExchange)
 	case c.Exchange.AssertionFrom != "" && c.GrantType != idp.JWTBearer:
 		findings.Addf(grantType, "a client with exchange.assertion_from has the grant type %s: remove grant_type", idp.JWTBearer)
-	case isJWT(strings.TrimPrefix(c.Exchange.Actor, filePrefix)):
+	case isJWT(c.Exchange.ActorFile()):
 		findings.Addf(yamlconf.Join(path, "exchange.actor"), "names the file with the actor token, and must never be the token itself")
 	case c.Exchange.Actor != "none" && c.Exchange.Actor != "client" && c.Exchange.ActorFile() == "":
 		findings.Addf(yamlconf.Join(path, "exchange.actor"), "expected none, client or file:PATH")
@@ -90,6 +87,8 @@ func checkLegs(c *Config, findings *yamlconf.Findings) {
 		case e.AssertionFrom == "" && e.RequestedTokenType == "id-jag" && c.secondLeg(name) == "":
 			findings.Addf(yamlconf.Join(path, "requested_token_type"), "no client uses the assertions: name this client in exchange.assertion_from of the client at the other IdP")
 		case e.AssertionFrom == "":
+		case findings.Given(yamlconf.Join(path, "subject_types")):
+			findings.Addf(yamlconf.Join(path, "subject_types"), "the client in assertion_from exchanges the user's token: set it there")
 		case !ok:
 			findings.Addf(at, "no such client: add it to clients%s", yamlconf.DidYouMean(e.AssertionFrom, slices.Collect(maps.Keys(c.Clients))))
 		case first.Exchange == nil || first.Exchange.AssertionFrom != "" || first.GrantType != idp.TokenExchange:

@@ -104,6 +104,7 @@ func TestExchange_problems(t *testing.T) {
 		"an actor token":         {"exchange: {actor: 'file:eyJh.eyJh.eyJh'}", goodGrant, "must never be the token itself"},
 		"an actor by jwt-bearer": {"exchange: {actor: client}, grant_type: " + idp.JWTBearer, goodGrant, "remove it"},
 		"another proof":          {"exchange: {prove: never}", goodGrant, "prove"},
+		"types of a leg":         {"exchange: {assertion_from: own, subject_types: [id_token]}", goodGrant, "set it there"},
 		"no first leg":           {"exchange: {assertion_from: nothing}", goodGrant, "no such client"},
 		"a first leg of its own": {"exchange: {assertion_from: own}", goodGrant, "issues no assertions"},
 		"legs by exchange":       {"exchange: {assertion_from: own}, grant_type: " + idp.TokenExchange, goodGrant, "remove grant_type"},

@@ -230,7 +230,7 @@ func (s *Set) follows() bool { return s.Source != nil && s.Source.CanChange() }
 // why there is no usable one.
 func (s *Set) Next(now time.Time, tried []*Version) (*Version, *apierror.Error) {
 	u := s.View()
-	if v := u.Pending; s.ProvesByUse && v != nil && v.unfit == nil && !v.refused.Load().Active(now) && !slices.Contains(tried, v) {
+	if v := s.ToProve(now); v != nil && !slices.Contains(tried, v) {
 		return v, nil
 	}
 	if v := u.Next(now, tried); v != nil {
@@ -245,6 +245,16 @@ func (s *Set) Next(now time.Time, tried []*Version) (*Version, *apierror.Error) 
 		return nil, s.refusedMeanwhile()
 	}
 	return nil, s.NoSecret()
+}
+
+// ToProve returns the version that the next exchange tries first (see
+// [Config.ProvesByUse]), or nil.
+func (s *Set) ToProve(now time.Time) *Version {
+	v := s.View().Pending
+	if !s.ProvesByUse || v == nil || v.unfit != nil || v.refused.Load().Active(now) || v.introspected.refusal.Load().Active(now) {
+		return nil
+	}
+	return v
 }
 
 // NewVersion returns the version of a new value.

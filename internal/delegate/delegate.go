@@ -94,6 +94,18 @@ func (c *Client) Source() []string {
 	return append(parts, first.Source()...)
 }
 
+// Exchanger returns the client that exchanges the subject token itself: of two legs the
+// first.
+func (c *Client) Exchanger() *idp.Client {
+	if c.FirstLeg == nil {
+		return c.IdP
+	}
+	if first := c.FirstLeg(); first != nil {
+		return first.IdP
+	}
+	return c.IdP
+}
+
 // RefreshActor notices another actor in a file. c may be nil.
 func (c *Client) RefreshActor() {
 	if c == nil {
@@ -143,10 +155,6 @@ func (c *Client) request(ctx context.Context, credential secret.Version, subject
 // know the same ones.
 func (c *Client) assertion(ctx context.Context, subject idp.Subject, ask idp.Request) (idp.Subject, error) {
 	step := fmt.Sprintf("the assertion of the first leg (client %q) was not obtained", c.Name)
-	credential, err := c.Secrets.ForIntrospection(ctx)
-	if err != nil {
-		return idp.Subject{}, within(step, err, false)
-	}
 	own := c.Own
 	if len(own.Scopes) == 0 {
 		own.Scopes = ask.Scopes
@@ -154,12 +162,30 @@ func (c *Client) assertion(ctx context.Context, subject idp.Subject, ask idp.Req
 	if len(own.Resources) == 0 {
 		own.Resources = ask.Resources
 	}
-	grant, err := c.request(ctx, credential, subject, own)
-	c.Secrets.Introspected(credential.ID, err)
+	if v := c.Secrets.ToProve(time.Now()); v != nil {
+		grant, err := c.requestLeg(ctx, v.Version, subject, own)
+		if err == nil {
+			c.Secrets.ActivateProven(v)
+			return idp.Subject{Token: grant.Value, Type: grant.IssuedType}, nil
+		}
+	}
+	credential, err := c.Secrets.ForIntrospection(ctx)
+	if err != nil {
+		return idp.Subject{}, within(step, err, false)
+	}
+	grant, err := c.requestLeg(ctx, credential, subject, own)
 	if err != nil {
 		return idp.Subject{}, within(step, err, false)
 	}
 	return idp.Subject{Token: grant.Value, Type: grant.IssuedType}, nil
+}
+
+// requestLeg requests an assertion. The secret of a first leg is followed like that of
+// introspection: its refusal must not stop the requests of the second leg's secret.
+func (c *Client) requestLeg(ctx context.Context, credential secret.Version, subject idp.Subject, own idp.Request) (token.Grant, error) {
+	grant, err := c.request(ctx, credential, subject, own)
+	c.Secrets.Introspected(credential.ID, err)
+	return grant, err
 }
 
 // within returns the error of a step. Only with sameSecret it may be a verdict on the

@@ -79,6 +79,10 @@ func (r *result) mint(ctx context.Context, name string) {
 		r.pass("not tried: the client is used for introspection only, and no role names it under get")
 		return
 	}
+	if e := r.config.Clients[name].Exchange; e != nil && e.Prove == "next_exchange" {
+		r.pass("not tried: the client gets no tokens of its own, only for users (exchange.prove)")
+		return
+	}
 	minted, fetched, err := r.probe.Token(ctx, name, nil)
 	if err != nil {
 		r.report(Error, idOfFetch(err), err.Error(), "Compare the client's secret, auth, scopes and audience with its registration at the IdP. Do not repeat a refused secret often: the IdP may lock the client.")

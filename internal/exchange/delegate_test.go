@@ -1,6 +1,7 @@
 package exchange_test
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
+	"github.com/cezzis/tokenbroker/internal/rotation"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // seeing shows the requests to the token endpoint.
@@ -138,8 +141,12 @@ func TestGet_twoLegs(t *testing.T) {
 			case "obo":
 				cfg.TokenURL, cfg.Grant, client.Exchange.AssertionFrom = second+devidp.TokenPath, idp.JWTBearer, "obo-2"
 			case "obo-2":
-				cfg.Exchange.Assertions, cfg.Exchange.RequestedTokenType, cfg.Exchange.SubjectTypes = true, idp.TypeIDJAG, nil
-				client.Audience = second
+				cfg.Exchange.Assertions, cfg.Exchange.RequestedTokenType = true, idp.TypeIDJAG
+				client.Audience, client.Exchange.ProvesByUse = second, true
+				if w.legSecret == "" {
+					w.legSecret = testkit.SecretFile(t, "right")
+				}
+				client.Secret = w.openSecret(w.legSecret)
 			}
 		})
 		a, b := w.add(), w.add()
@@ -148,6 +155,12 @@ func TestGet_twoLegs(t *testing.T) {
 		if w.text(first, "sub") != "alice" || w.text(first, "iss") != second || w.text(first, "aud") != orders || len(assertions) != 1 || assertions[first.Token.Value.Reveal()] {
 			t.Errorf("sub %q of %q for %q, %d assertions", w.text(first, "sub"), w.text(first, "iss"), w.text(first, "aud"), len(assertions))
 		}
+		// An ID token is judged by the client of the first leg.
+		idToken := w.userWith(map[string]any{"typ": "JWT"}, map[string]any{"sub": "bob", "aud": "obo-2", "scope": nil, "client_id": nil})
+		if got, err := w.getAs(a, "bff", obo(), idp.Subject{Token: idToken, Type: idp.TypeIDToken}); err != nil || w.text(got, "sub") != "bob" {
+			t.Errorf("an ID token: %v", err)
+		}
+		clear(assertions)
 		if got := w.mustGet(b, "bff", obo(), alice); got.Origin != broker.OriginShared {
 			t.Errorf("by another replica: %v", got.Origin)
 		}
@@ -158,9 +171,19 @@ func TestGet_twoLegs(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if got := w.mustGet(b, "bff", obo(), alice); got.Origin != broker.OriginFetched || len(assertions) != 2 {
+		if got := w.mustGet(b, "bff", obo(), alice); got.Origin != broker.OriginFetched || len(assertions) != 1 {
 			t.Errorf("after a purge of the first leg: %v, %d assertions", got.Origin, len(assertions))
 		}
+		// A new secret of the first leg is proved by its next use.
+		w.idp.SetSecrets("obo-2", redact.New("right"), redact.New("newer"))
+		if err := os.WriteFile(w.legSecret, []byte("newer"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		w.mustGet(a, "bff", obo(), w.user(map[string]any{"sub": "zoe"}))
+		synctest.Wait()
+		w.idp.SetSecrets("obo-2", redact.New("newer"))
+		w.mustGet(a, "bff", obo(), w.user(map[string]any{"sub": "yann"}))
 		// A wrong secret of the first leg does not condemn that of the second.
 		w.idp.SetSecrets("obo-2", redact.New("another"))
 		for _, user := range []string{"carol", "dave"} {
@@ -219,4 +242,54 @@ func TestGet_provesTheSecretByUse(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A rotation by an operator only stages the secret; the next exchange makes it current.
+func TestRotate_isProvedByTheNextExchange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorldWith(t, func(c *devidp.Client) {
+			if c.Exchange != nil {
+				c.Exchange.Only = true
+			}
+		})
+		w.clients = append(w.clients, func(id string, _ *idp.Config, client *broker.ClientConfig) {
+			if id == "obo" {
+				client.Secret, client.Managed, client.Exchange.ProvesByUse = nil, true, true
+			}
+		})
+		b := w.add()
+		rotator := rotation.New(b, nil)
+		rotate := func(request, secret string, compromised bool) error {
+			_, err := rotator.Rotate(t.Context(), policy.Self(), rotation.NewSecret{
+				Change: rotation.Change{Client: "obo", Request: request}, Secret: redact.New(secret), Compromised: compromised,
+			})
+			return err
+		}
+		if err := rotate("1", "right", false); err != nil || w.fetches() != 0 {
+			t.Fatalf("%v, %d requests", err, w.fetches())
+		}
+		secrets := b.Secrets("obo")
+		first := secrets.View().Pending
+		if first == nil || secrets.View().Current != nil {
+			t.Fatal("the secret is not staged")
+		}
+		w.mustGet(b, "bff", obo(), w.user(nil))
+		synctest.Wait()
+		if secrets.View().History.CurrentID() != first.ID {
+			t.Error("the exchange did not make the secret current")
+		}
+		var refused *apierror.Error
+		if err := rotate("2", "newer", true); !errors.As(err, &refused) || refused.Field != "compromised" {
+			t.Errorf("a compromised secret: %v", err)
+		}
+		// A wrong secret is refused by its first exchange, which goes on with the current one.
+		if err := rotate("3", "wrong", false); err != nil {
+			t.Fatal(err)
+		}
+		w.mustGet(b, "bff", obo(), w.user(map[string]any{"sub": "bob"}))
+		synctest.Wait()
+		if secrets.View().History.CurrentID() != first.ID {
+			t.Error("a wrong secret became current")
+		}
+	})
 }

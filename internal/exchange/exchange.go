@@ -59,7 +59,7 @@ type judge struct {
 	broker  *broker.Broker
 	caller  *policy.Caller
 	client  string
-	at      *idp.Client // the client
+	at      *idp.Client // exchanges the subject token
 	subject idp.Subject
 }
 

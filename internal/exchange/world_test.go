@@ -50,6 +50,8 @@ type world struct {
 	// clients change the clients of replicas before they are made.
 	clients []func(id string, atIdP *idp.Config, client *broker.ClientConfig)
 	secrets string // the file with the secret of all clients
+	// legSecret is the file with the secret of a first leg.
+	legSecret string
 	all     []*broker.Broker
 }
 
@@ -130,14 +132,7 @@ func sha256Of(data []byte) [sha256.Size]byte { return sha256.Sum256(data) }
 
 func (w *world) client(id string) broker.ClientConfig {
 	w.t.Helper()
-	ref, err := secret.ParseRef("file:" + w.secrets)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	source, err := secret.OpenKeyed(ref, sha256Of)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	source := w.openSecret(w.secrets)
 	cfg := idp.Config{TokenURL: issuer + devidp.TokenPath, ClientID: id, HTTP: discovery.NewHTTPClient(w.towards)}
 	if id != "plain" {
 		cfg.Grant, cfg.Exchange = idp.TokenExchange, &idp.Exchange{}
@@ -149,10 +144,24 @@ func (w *world) client(id string) broker.ClientConfig {
 	for _, change := range w.clients {
 		change(id, &cfg, &client)
 	}
+	var err error
 	if client.IdP, err = idp.New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
 	return client
+}
+
+func (w *world) openSecret(path string) *secret.Source {
+	w.t.Helper()
+	ref, err := secret.ParseRef("file:" + path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	source, err := secret.OpenKeyed(ref, sha256Of)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return source
 }
 
 // callers has the callers "bff", which may exchange tokens for bff, "narrow", which may
@@ -166,7 +175,7 @@ func callers() *policy.Policy {
 	return policy.New(policy.Config{
 		Clients: map[string]policy.Defaults{"obo": defaults, "obo-2": defaults, "plain": {Audience: orders, Scopes: []string{"read", "write"}}},
 		Roles: map[string]policy.Role{
-			"bff":    {Exchange: []policy.ExchangeGrant{grant("obo", bff), grant("obo-2", bff), grant("obo-2", "obo-2")}, Get: []policy.GetGrant{{Client: "*"}}},
+			"bff":    {Exchange: []policy.ExchangeGrant{grant("obo", bff), grant("obo", "obo-2"), grant("obo-2", bff), grant("obo-2", "obo-2")}, Get: []policy.GetGrant{{Client: "*"}}},
 			"narrow": {Exchange: []policy.ExchangeGrant{grant("obo", bff, "read")}},
 			"other":  {Exchange: []policy.ExchangeGrant{grant("obo", "https://other.example.com")}},
 			"none":   {Get: []policy.GetGrant{{Client: "*"}}},
