@@ -1,6 +1,6 @@
 // Command zitadelop is an identity provider for tests: the OpenID provider library of
 // ZITADEL (github.com/zitadel/oidc) with one client that uses the client credentials
-// grant.
+// grant, and exchanges access tokens of this provider (RFC 8693).
 //
 //	zitadelop ADDRESS DIRECTORY
 //
@@ -138,10 +138,40 @@ func (s *state) ClientCredentialsTokenRequest(_ context.Context, clientID string
 	return &oidc.JWTTokenRequest{Subject: clientID, Audience: []string{audience}, Scopes: scopes}, nil
 }
 
+// AuthorizeClientIDSecret authenticates the client of an exchange.
+func (s *state) AuthorizeClientIDSecret(ctx context.Context, clientID, secret string) error {
+	_, err := s.ClientCredentials(ctx, clientID, secret)
+	return err
+}
+
+func (s *state) GetClientByClientID(_ context.Context, clientID string) (op.Client, error) { //nolint:ireturn // the library defines it
+	if clientID != "orders" {
+		return nil, errors.New("unknown client")
+	}
+	return orders{storage.WebClient(clientID, "")}, nil
+}
+
+// ValidateTokenExchangeRequest lets the client exchange an access token for another one. The
+// library has verified the subject token.
+func (s *state) ValidateTokenExchangeRequest(_ context.Context, request op.TokenExchangeRequest) error {
+	if request.GetExchangeSubjectTokenType() != oidc.AccessTokenType || request.GetRequestedTokenType() != oidc.AccessTokenType {
+		return oidc.ErrInvalidRequest().WithDescription("only access tokens are exchanged, for access tokens")
+	}
+	request.SetCurrentScopes(request.GetScopes())
+	return nil
+}
+
+// GetPrivateClaimsFromTokenExchangeRequest names the client as the actor.
+func (s *state) GetPrivateClaimsFromTokenExchangeRequest(_ context.Context, request op.TokenExchangeRequest) (map[string]any, error) {
+	return map[string]any{"act": map[string]any{"sub": request.GetClientID()}}, nil
+}
+
 // orders is the client.
 type orders struct{ *storage.Client }
 
-func (orders) GrantTypes() []oidc.GrantType        { return []oidc.GrantType{oidc.GrantTypeClientCredentials} }
+func (orders) GrantTypes() []oidc.GrantType {
+	return []oidc.GrantType{oidc.GrantTypeClientCredentials, oidc.GrantTypeTokenExchange}
+}
 func (orders) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
 
 type key struct {

@@ -6,8 +6,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -19,6 +21,8 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/e2e/harness"
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
@@ -40,6 +44,8 @@ type foreignIdP struct {
 	stop    func(t *testing.T)
 	// rotate makes the provider sign with a new key; old keys stay published if keepOld.
 	rotate func(t *testing.T, keepOld bool)
+	// sign signs a token with the provider's key; nil: the test has no key.
+	sign func(t *testing.T, claims map[string]any) string
 }
 
 func foreignIdPs() map[string]func(t *testing.T) *foreignIdP {
@@ -209,11 +215,35 @@ func startZITADEL(t *testing.T) *foreignIdP {
 		}
 	}
 	idp.rotate(t, true)
+	idp.sign = func(t *testing.T, claims map[string]any) string {
+		t.Helper()
+		return signWith(t, filepath.Join(dir, fmt.Sprintf("%d.pem", keys)), claims)
+	}
 	idp.runs(t, idp.issuer+"/.well-known/openid-configuration", func(t *testing.T) *testkit.Process {
 		t.Helper()
 		return harness.Start(t, dir, nil, "zitadelop", address, dir)
 	})
 	return idp
+}
+
+// signWith signs a token with a key of zitadelop, by the key's name there.
+func signWith(t *testing.T, path string, claims map[string]any) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(content)
+	key, err := jose.ParseSigningKey(redact.New(string(content)))
+	if block == nil || err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	id := sha256.Sum256(block.Bytes)
+	token, err := jose.Sign(key, jose.SigningHeader{Type: "JWT", Algorithm: "RS256", KeyID: hex.EncodeToString(id[:8])}, claims)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token.Reveal()
 }
 
 // runs makes start and stop of a process that is ready once it answers at an address,

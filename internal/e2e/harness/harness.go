@@ -71,6 +71,9 @@ func Need(t *testing.T, peer string) {
 	case "oidc-provider":
 		_, err = os.Stat(filepath.Join("..", "oidc-provider", "node_modules", "oidc-provider"))
 		install = "npm ci --prefix internal/e2e/oidc-provider"
+	case "openid-client":
+		_, err = os.Stat(filepath.Join("..", "openid-client", "node_modules", "openid-client"))
+		install = "npm ci --prefix internal/e2e/openid-client"
 	case "playwright-core":
 		_, err = os.Stat(filepath.Join("..", "browser", "node_modules", "playwright-core"))
 		install = "npm ci --prefix internal/e2e/browser"

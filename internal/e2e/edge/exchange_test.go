@@ -1,0 +1,139 @@
+package edge
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cezzis/tokenbroker/internal/devidp"
+	"github.com/cezzis/tokenbroker/internal/e2e/harness"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/jose"
+	"github.com/cezzis/tokenbroker/internal/redact"
+)
+
+// bff is the audience of the users' tokens that are exchanged.
+const bff = "https://bff.example.com"
+
+// exchangeBroker starts a broker that exchanges tokens of an issuer for its caller "bff", and
+// returns the URL of its HTTP API.
+func exchangeBroker(t *testing.T, issuer, clientID, secret, settings string) string {
+	t.Helper()
+	address := harness.FreeAddress(t)
+	b := &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}
+	b.File = harness.WriteFile(t, "broker.yaml", fmt.Sprintf(`
+listen: {grpc: %q, ops: %q, http: {address: %q, url: "http://%s"}}
+clients:
+  orders-for-user: {issuer: %q, client_id: %s, secret: "file:%s", audience: %q, %s}
+issuers: [{issuer: %q, audiences: [%q], types: [JWT, at+jwt]}]
+callers: [{name: bff, issuer: %q, subject: bff, roles: [bff]}]
+roles: {bff: {exchange: [{client: orders-for-user, from: {issuers: [%q], audiences: [%q]}}]}}
+`, b.Grpc, b.Ops, address, address, issuer, clientID, harness.WriteFile(t, "secret", secret), ordersAPI, settings, issuer, bff, issuer, issuer, bff))
+	b.Launch(t, "broker")
+	b.Await(t)
+	return "http://" + address
+}
+
+// checkExchanged checks a response of the token endpoint: the user is the subject, and the
+// client the actor.
+func checkExchanged(t *testing.T, response []byte, user, client, scope string) {
+	t.Helper()
+	var answer map[string]any
+	if err := json.Unmarshal(response, &answer); err != nil {
+		t.Fatalf("%v: %s", err, response)
+	}
+	text, _ := answer["access_token"].(string)
+	compact, err := jose.Split(redact.New(text))
+	if err != nil {
+		t.Fatalf("%v: %s", err, response)
+	}
+	claims, err := jose.ParseObject(compact.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	act, _, _ := claims.Object("act")
+	actor, _, _ := act.Text("sub")
+	subject, _, _ := claims.Text("sub")
+	if subject != user || actor != client || answer["issued_token_type"] != idp.TypeAccessToken || answer["scope"] != scope {
+		t.Errorf("sub %q, act %q, type %v, scope %v", subject, actor, answer["issued_token_type"], answer["scope"])
+	}
+}
+
+// userClaims are those of a user's token, or of a caller's JWT.
+func userClaims(issuer, subject, audience string) map[string]any {
+	now := time.Now().Unix()
+	return map[string]any{"iss": issuer, "sub": subject, "client_id": "web", "aud": audience, "iat": now, "exp": now + 600}
+}
+
+// openid-client, as npm publishes it, finds the broker's token endpoint by its metadata and
+// exchanges a user's token there.
+func TestOpenIDClientExchangesTokens(t *testing.T) {
+	t.Parallel()
+	harness.Need(t, "node")
+	harness.Need(t, "openid-client")
+	server := harness.StartIdP(t, time.Hour, devidp.Client{
+		ID: "obo", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: []string{ordersAPI}, Exchange: &devidp.Exchange{SubjectAudiences: []string{bff}},
+	})
+	broker := exchangeBroker(t, server.Issuer(), "obo", "right", "scopes: [read], exchange: {}")
+	mint := func(subject, audience string) string {
+		return server.Mint(userClaims(server.Issuer(), subject, audience)).Reveal()
+	}
+	exchange := func(user string) ([]byte, string, error) {
+		var stderr bytes.Buffer
+		command := exec.CommandContext(t.Context(), "node", filepath.Join("..", "openid-client", "exchange.mjs"), broker, "orders-for-user", mint("bff", "tokenbroker"), user)
+		command.Stderr = &stderr
+		out, err := command.Output()
+		return out, stderr.String(), err
+	}
+	out, stderr, err := exchange(mint("alice", bff))
+	if err != nil {
+		t.Fatalf("%v: %s", err, stderr)
+	}
+	checkExchanged(t, out, "alice", "obo", "read")
+	if _, stderr, err := exchange(mint("alice", ordersAPI)); err == nil || !strings.Contains(stderr, "invalid_request") {
+		t.Errorf("a token for another audience: %v %s", err, stderr)
+	}
+}
+
+// The OpenID provider library of ZITADEL exchanges the token of a user: others understand the
+// broker's request, and the broker understands their response.
+func TestZITADELExchangesTokens(t *testing.T) {
+	t.Parallel()
+	server := startZITADEL(t)
+	broker := exchangeBroker(t, server.issuer, server.clientID, server.secret, "scopes: [openid], exchange: {requested_token_type: access_token}")
+	exchange := func(user string) (int, []byte) {
+		form := url.Values{"grant_type": {idp.TokenExchange}, "client_id": {"orders-for-user"}, "subject_token": {user}, "subject_token_type": {idp.TypeAccessToken}}
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, broker+"/oauth2/token", strings.NewReader(form.Encode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		request.Header.Set("Authorization", "Bearer "+server.sign(t, userClaims(server.issuer, "bff", "tokenbroker")))
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = response.Body.Close() }()
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, body
+	}
+	status, body := exchange(server.sign(t, userClaims(server.issuer, "alice", bff)))
+	if status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+	checkExchanged(t, body, "alice", server.clientID, "openid")
+	if status, body := exchange(server.sign(t, userClaims(server.issuer, "alice", ordersAPI))); status != http.StatusBadRequest || !bytes.Contains(body, []byte("invalid_request")) {
+		t.Errorf("a token for another audience: %d %s", status, body)
+	}
+}
