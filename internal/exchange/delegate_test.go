@@ -167,6 +167,7 @@ func TestGet_twoLegs(t *testing.T) {
 		if _, err := w.get(a, "bff", broker.Ask{Client: "obo-2"}, alice); err == nil || err.Reason != apierror.ReasonNotEntitled {
 			t.Errorf("the assertion itself: %v", err)
 		}
+		synctest.Wait() // both replicas subscribe to events
 		if err := a.Purge(t.Context(), policy.Self(), broker.Purge{Client: "obo-2", Request: "1"}); err != nil {
 			t.Fatal(err)
 		}

@@ -167,6 +167,7 @@ func TestGet_revocationAndPurgeEndTheHandingOut(t *testing.T) {
 			w.mustGet(replica, "bff", obo(), alice)
 			w.mustGet(replica, "bff", obo(), bob)
 		}
+		synctest.Wait() // both replicas subscribe to events
 		if err := a.Purge(t.Context(), policy.Self(), broker.Purge{Client: "obo", Request: "1"}); err != nil {
 			t.Fatal(err)
 		}

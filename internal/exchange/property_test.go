@@ -122,6 +122,7 @@ func TestTokensNeverChangeTheirSubject(t *testing.T) {
 			w.towards = record
 			w.add()
 			w.add()
+			synctest.Wait() // both replicas subscribe to events
 			tokens, revoked := w.subjectTokens(), map[string]bool{}
 			var all sync.WaitGroup
 			var mu sync.Mutex
