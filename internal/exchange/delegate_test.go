@@ -164,7 +164,7 @@ func TestGet_twoLegs(t *testing.T) {
 		if got := w.mustGet(b, "bff", obo(), alice); got.Origin != broker.OriginShared {
 			t.Errorf("by another replica: %v", got.Origin)
 		}
-		if _, err := w.get(a, "bff", broker.Ask{Client: "obo-2"}, alice); err == nil || err.Reason != apierror.ReasonNotEntitled {
+		if _, err := w.get(a, "bff", broker.Ask{Client: "obo-2", Audience: orders}, alice); err == nil || err.Reason != apierror.ReasonNotEntitled {
 			t.Errorf("the assertion itself: %v", err)
 		}
 		synctest.Wait() // both replicas subscribe to events
