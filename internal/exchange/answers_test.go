@@ -1,6 +1,7 @@
 package exchange_test
 
 import (
+	"maps"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -34,9 +35,7 @@ func TestAnswersForSubjects(t *testing.T) {
 		w.idp.Revoke(revokedOpaque)
 		idToken := func(changes map[string]any) redact.String {
 			all := map[string]any{"aud": "obo-2", "scope": nil, "client_id": nil, "at_hash": "x"}
-			for name, value := range changes {
-				all[name] = value
-			}
+			maps.Copy(all, changes)
 			return w.userWith(map[string]any{"typ": "JWT"}, all)
 		}
 		access, id := idp.TypeAccessToken, idp.TypeIDToken

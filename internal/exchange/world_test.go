@@ -52,7 +52,7 @@ type world struct {
 	secrets string // the file with the secret of all clients
 	// legSecret is the file with the secret of a first leg.
 	legSecret string
-	all     []*broker.Broker
+	all       []*broker.Broker
 }
 
 func newWorld(t testing.TB) *world {
