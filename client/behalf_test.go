@@ -45,7 +45,7 @@ func TestOnBehalfOf_exchangesTheVerifiedToken(t *testing.T) {
 	for _, want := range []string{"alice fetched", "alice memory"} {
 		response := get(handler, "/", "Bearer "+presented)
 		body, _ := io.ReadAll(response.Body)
-		if response.StatusCode != 200 || string(body) != want {
+		if response.StatusCode != http.StatusOK || string(body) != want {
 			t.Errorf("%d %s, want %s", response.StatusCode, body, want)
 		}
 	}

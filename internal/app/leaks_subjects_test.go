@@ -1,6 +1,7 @@
 package app_test
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -20,9 +21,7 @@ func (l *leaks) user(changes map[string]any) string {
 	claims := map[string]any{
 		"iss": l.issuer, "sub": "alice", "client_id": "web", "aud": "bff", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix(), "jti": redacttest.Canary("jti"),
 	}
-	for name, value := range changes {
-		claims[name] = value
-	}
+	maps.Copy(claims, changes)
 	return l.token("subject token", l.idp.Mint(claims).Reveal())
 }
 

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,8 +14,8 @@ import (
 // exchangeForm is a request as RFC 8693 section 2.1 has it.
 func exchangeForm(token string, more ...string) url.Values {
 	form := with("grant_type", idp.TokenExchange, "client_id", apitest.OnBehalf, "subject_token", token, "subject_token_type", idp.TypeAccessToken)
-	for i := 0; i < len(more); i += 2 {
-		form.Set(more[i], more[i+1])
+	for pair := range slices.Chunk(more, 2) {
+		form.Set(pair[0], pair[1])
 	}
 	return form
 }
@@ -67,7 +68,7 @@ func TestTokenEndpoint_refusesExchanges(t *testing.T) {
 		"no exchange, no subject": {with("grant_type", "client_credentials", "client_id", apitest.OnBehalf), 400, "unauthorized_client"},
 	} {
 		got := f.post(t, tokenPath, bearer(jwt), tt.form)
-		if got.status != tt.status || got.json(t)["error"] != tt.code || strings.Contains(string(got.body), user) {
+		if got.status != tt.status || got.json(t)["error"] != tt.code || strings.Contains(got.body, user) {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}

@@ -151,8 +151,8 @@ func until(end, now time.Time) time.Duration {
 	return min(end.Sub(now), end.Round(0).Sub(now.Round(0)))
 }
 
-// RefreshHint is the time to request the token again. It is at least least away, so that a
-// caller that follows it does not poll in a loop, unless the token ends earlier.
+// RefreshHint is the time to request the token again. It is not sooner than after least, so
+// that a caller that follows it does not poll in a loop, unless the token ends earlier.
 func (t *Token) RefreshHint(now time.Time, least time.Duration) time.Time {
 	hint := t.RefreshAt
 	if soonest := now.Add(least); hint.Before(soonest) {
