@@ -162,6 +162,8 @@ func (s *state) ValidateTokenExchangeRequest(_ context.Context, request op.Token
 }
 
 // GetPrivateClaimsFromTokenExchangeRequest names the client as the actor.
+//
+//nolint:unparam // the interface has the error
 func (s *state) GetPrivateClaimsFromTokenExchangeRequest(_ context.Context, request op.TokenExchangeRequest) (map[string]any, error) {
 	return map[string]any{"act": map[string]any{"sub": request.GetClientID()}}, nil
 }
