@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -11,6 +12,9 @@ import (
 
 func TestDevRemovesItsFilesWhenTheTerminalCloses(t *testing.T) {
 	isolate(t)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // nohup makes the tests ignore it
+	defer signal.Stop(hangups)
 	temp := t.TempDir()
 	t.Setenv("TMPDIR", temp)
 	out, ended := startDev(t, t.Context())

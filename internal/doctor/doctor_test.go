@@ -84,7 +84,7 @@ func (w *world) client(name, more string) string {
 
 // good is a configuration without findings.
 func (w *world) good() string {
-	return "listen: {grpc: {address: '127.0.0.1:0', caller: shop}}\nclients:\n" + w.client("orders", ", scopes: [read]") +
+	return "listen: {grpc: {address: '127.0.0.1:0', caller: shop}, ops: '127.0.0.1:0'}\nclients:\n" + w.client("orders", ", scopes: [read]") +
 		fmt.Sprintf("issuers:\n  - {issuer: %q, audiences: [api], introspection: {client: orders}}\n", w.issuer) +
 		"callers: [{name: shop, roles: [orders]}]\nroles:\n  orders: {get: [{client: orders}], verify: [{issuer: '*'}]}\n"
 }
