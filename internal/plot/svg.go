@@ -35,11 +35,11 @@ type point struct{ x, y float64 }
 
 // The layout, in pixels.
 const (
-	width       = 760
+	width       = 790
 	titleHeight = 34
 	panelHeight = 300
 	left        = 70
-	right       = 190 // for the legend
+	right       = 220 // for the legend
 	top         = 14
 	bottom      = 46
 )
