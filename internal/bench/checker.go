@@ -49,23 +49,32 @@ func newChecker(ctx context.Context, url string) (checker, error) {
 	if url == "" {
 		return checker{}, nil
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	first, err := firstKey(ctx, url)
 	if err != nil {
 		return checker{}, err
 	}
+	return first.checker()
+}
+
+// firstKey returns the first key of the JWK set at a URL.
+func firstKey(ctx context.Context, url string) (key, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return key{}, err
+	}
 	answer, err := patient().Do(request)
 	if err != nil {
-		return checker{}, err
+		return key{}, err
 	}
 	var set struct{ Keys []key }
 	err = json.NewDecoder(answer.Body).Decode(&set)
 	if err := errors.Join(err, answer.Body.Close()); err != nil {
-		return checker{}, err
+		return key{}, err
 	}
 	if len(set.Keys) == 0 {
-		return checker{}, errors.New("the JWK set is empty")
+		return key{}, errors.New("the JWK set is empty")
 	}
-	return set.Keys[0].checker()
+	return set.Keys[0], nil
 }
 
 // key is a public key of a JWK set.
@@ -75,7 +84,8 @@ type key struct {
 	X, Y string // others
 }
 
-func (k key) checker() (checker, error) {
+// public returns an *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey.
+func (k key) public() (crypto.PublicKey, error) {
 	var errs error
 	decode := func(text string) []byte {
 		data, err := base64.RawURLEncoding.DecodeString(text)
@@ -83,21 +93,34 @@ func (k key) checker() (checker, error) {
 		return data
 	}
 	number := func(text string) *big.Int { return new(big.Int).SetBytes(decode(text)) }
-	var c checker
 	switch k.Type {
 	case "RSA":
-		c.valid = rs256(&rsa.PublicKey{N: number(k.N), E: int(number(k.E).Int64())})
+		return &rsa.PublicKey{N: number(k.N), E: int(number(k.E).Int64())}, errs
 	case "EC":
 		public, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append(append([]byte{4}, decode(k.X)...), decode(k.Y)...))
-		errs = errors.Join(errs, err)
-		c.valid = es256(public)
+		return public, errors.Join(errs, err)
 	case "OKP":
-		public := ed25519.PublicKey(decode(k.X))
-		c.valid = func(input, signature []byte) bool { return ed25519.Verify(public, input, signature) }
+		return ed25519.PublicKey(decode(k.X)), errs
 	default:
-		return checker{}, fmt.Errorf("a key of the type %q", k.Type)
+		return nil, fmt.Errorf("a key of the type %q", k.Type)
 	}
-	return c, errs
+}
+
+func (k key) checker() (checker, error) {
+	public, err := k.public()
+	if err != nil {
+		return checker{}, err
+	}
+	switch public := public.(type) {
+	case *rsa.PublicKey:
+		return checker{rs256(public)}, nil
+	case *ecdsa.PublicKey:
+		return checker{es256(public)}, nil
+	case ed25519.PublicKey:
+		return checker{func(input, signature []byte) bool { return ed25519.Verify(public, input, signature) }}, nil
+	default:
+		return checker{}, fmt.Errorf("a key of the type %T", public)
+	}
 }
 
 func rs256(public *rsa.PublicKey) func(input, signature []byte) bool {

@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/rsa"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -322,7 +319,11 @@ func (b *bench) material(ctx context.Context, broker *server, p *peers) (token s
 		return "", err
 	}
 	token = answer.GetAccessToken()
-	public, err := publicKey(ctx, b.idp.Issuer()+devidp.JWKSPath)
+	first, err := firstKey(ctx, b.idp.Issuer()+devidp.JWKSPath)
+	if err != nil {
+		return "", err
+	}
+	public, err := first.public()
 	if err != nil {
 		return "", err
 	}
@@ -336,31 +337,6 @@ func (b *bench) material(ctx context.Context, broker *server, p *peers) (token s
 		os.WriteFile(filepath.Join(www, "index.html"), []byte(strings.Repeat("x", 900)), 0o644),
 		os.WriteFile(filepath.Join(p.dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o600),
 		os.WriteFile(p.tokenFile(), []byte(token), 0o600))
-}
-
-// publicKey returns the only key of a set, an RSA key (RFC 7518 section 6.3).
-func publicKey(ctx context.Context, url string) (*rsa.PublicKey, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	answer, err := patient().Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = answer.Body.Close() }()
-	var set struct {
-		Keys []struct{ N, E string }
-	}
-	if err := json.NewDecoder(answer.Body).Decode(&set); err != nil {
-		return nil, err
-	}
-	if len(set.Keys) != 1 {
-		return nil, fmt.Errorf("the IdP has %d keys, want one", len(set.Keys))
-	}
-	modulus, errN := base64.RawURLEncoding.DecodeString(set.Keys[0].N)
-	exponent, errE := base64.RawURLEncoding.DecodeString(set.Keys[0].E)
-	return &rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: int(new(big.Int).SetBytes(exponent).Int64())}, errors.Join(errN, errE)
 }
 
 func (b *bench) measureRival(ctx context.Context, r *rival, token string) error {

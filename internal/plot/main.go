@@ -1,4 +1,4 @@
-// Plot draws the measurements of the simulation and of the soak test as SVG images for the
+// Command plot draws the measurements of the simulation and of the soak test as SVG images for the
 // documentation. Run it in the root of the repository, with "go run ./internal/plot".
 package main
 
