@@ -65,7 +65,7 @@ type product struct {
 	refused map[string]refusedToken
 }
 
-// refusedToken is how a token differs from the one that is accepted.
+// refusedToken is how a token differs from the accepted token.
 type refusedToken struct {
 	claims josetest.JSON
 	reason tokenbrokerv1.RejectionReason

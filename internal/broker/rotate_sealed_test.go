@@ -37,7 +37,7 @@ func newRingFile(t testing.TB) *ringFile {
 	return r
 }
 
-// write puts a ring in the place of the one that the file was made with, which nobody
+// write puts a ring in the place of the original one of the file, which nobody
 // has used.
 func (r *ringFile) write(ring *sealed.Ring, err error) {
 	r.t.Helper()

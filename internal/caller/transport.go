@@ -117,7 +117,7 @@ func (t *transport) OverrideServerName(string) error {
 	return errors.New("these are credentials of a server")
 }
 
-// connectionLimit bounds the open connections, including those whose handshake is in
+// connectionLimit bounds the open connections, including connections whose handshake is in
 // progress.
 type connectionLimit struct {
 	open atomic.Int64

@@ -409,7 +409,7 @@ tokenbroker_verify_cache_lookups_total{result="miss"} %d
 	}
 	expect(2, 2, bytes)
 	outcome(t, verifier(0), token, verify.Request{})
-	expect(2, 3, bytes) // of the one that replaced the first
+	expect(2, 3, bytes) // of the entry that replaced the first
 	uncached := verifier(noCache)
 	for range 3 {
 		if got := outcome(t, uncached, token, verify.Request{}); got != "active" {

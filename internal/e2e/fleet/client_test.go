@@ -24,7 +24,7 @@ func targetOf(f *Fleet) string {
 	return strings.Join(addresses, ",")
 }
 
-// users are those who ask a source for a token all the time, as a service does
+// users request tokens from a source all the time, as a service does
 // for each request that it makes.
 type users struct {
 	source *client.Source
@@ -199,7 +199,7 @@ func TestRotationsAndPurgesReachServices(t *testing.T) {
 	reaches("a rotation", func() { f.Replicas[1].Rotate(t, "second") })
 	reaches("a rotation of a secret that leaked", func() { f.Replicas[2].Rotate(t, "third", "--compromised", "--yes") })
 	f.Replicas[2].Process.Stop(t, os.Kill)
-	rest(t, 3*time.Second) // for those who were connected to it
+	rest(t, 3*time.Second) // for the callers that were connected to it
 	reaches("a purge with one killed", func() { f.Replicas[0].Purge(t, "orders") })
 	f.Replicas[0].Process.Stop(t, harness.Terminate)
 	rest(t, 3*time.Second)

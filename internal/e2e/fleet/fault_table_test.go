@@ -47,7 +47,7 @@ type faultFleet struct {
 	redis    *redistest.Server
 	sentinel *redistest.Sentinel
 	cluster  *redistest.Cluster
-	dead     *redistest.Server // the one that shard returned
+	dead     *redistest.Server // the server that shard returned
 	proxy    *proxy            // to Redis or to the IdP
 	idp      *harness.CountingIdP
 	front    *tlsFront
