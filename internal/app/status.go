@@ -28,9 +28,10 @@ type statusSource struct {
 	publisher *fleet.Publisher // nil: the store is not shared
 	watcher   *fleet.Watcher
 	since     fleet.Tracker
-	seen      fleet.Seen // guarded by summary, which calls summarize once at a time
-	// summary returns the status of the fleet, as of a second ago at most.
-	summary func(context.Context) fleet.Summary
+	// others reads the status of the other replicas, as of a second ago at most.
+	others func(context.Context) fleet.View
+	mu     sync.Mutex
+	seen   fleet.Seen // guarded by mu
 }
 
 func newStatusSource(a *App) *statusSource {
@@ -41,10 +42,11 @@ func newStatusSource(a *App) *statusSource {
 	s := &statusSource{app: a, replica: fleet.Replica{
 		ID: fleet.Name(host + "/" + rand.Text()[:8]), Host: fleet.Name(host), Version: fleet.Name(Version()), Started: time.Now(),
 	}}
-	s.summary = fleet.Cached(s.summarize)
+	s.others = func(context.Context) fleet.View { return fleet.View{} }
 	s.watcher = fleet.NewWatcher(fleet.WatcherConfig{Summary: s.summary, Self: s.replica.ID, Logger: a.log, Registerer: a.registry})
 	if shared := a.parts.storage; shared.Redis != nil {
 		s.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: shared.Store, MAC: shared.MAC(), Record: s.record, Logger: a.log})
+		s.others = fleet.Cached(func(ctx context.Context) fleet.View { return s.publisher.Read(ctx, s.replica.ID) })
 	}
 	return s
 }
@@ -61,12 +63,12 @@ func (s *statusSource) run(ctx context.Context) {
 	s.publisher.Run(ctx)
 }
 
-// summarize reads the status of the other replicas and adds that of this one.
-func (s *statusSource) summarize(ctx context.Context) fleet.Summary {
-	var view fleet.View
-	if s.publisher != nil {
-		view = s.publisher.Read(ctx, s.replica.ID)
-	}
+// summary returns the status of the fleet. That of this replica is never from a cache, so
+// an operator who changed something here sees the change.
+func (s *statusSource) summary(ctx context.Context) fleet.Summary {
+	view := s.others(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	record, now := s.record(), time.Now()
 	summary := fleet.Summarize(view, &record, now)
 	s.seen = summary.Date(s.seen, now)

@@ -169,9 +169,9 @@ func TestManyReadersCostTheStoreOneReadingInASecond(t *testing.T) {
 		a := join(t, s, "a")
 		a.publish(t)
 		s.taken()
-		status := fleet.Cached(func(ctx context.Context) fleet.Summary {
+		view := fleet.Cached(func(ctx context.Context) fleet.View {
 			time.Sleep(100 * time.Millisecond) // the store is slow
-			return fleet.Summarize(a.Read(ctx, "self"), record("self"), time.Now())
+			return a.Read(ctx, "self")
 		})
 		for second := range 5 {
 			var readers sync.WaitGroup
@@ -179,8 +179,8 @@ func TestManyReadersCostTheStoreOneReadingInASecond(t *testing.T) {
 				readers.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 					defer cancel()
-					if got := status(ctx); len(got.Replicas) != 2 {
-						t.Errorf("%d replicas", len(got.Replicas))
+					if got := view(ctx); len(got.Members) != 1 {
+						t.Errorf("%d other replicas", len(got.Members))
 					}
 				})
 			}

@@ -122,27 +122,37 @@ func (f *findings) secrets() {
 	if f.ringDiffers() {
 		return
 	}
-	newest := map[Name]change{}
-	for _, m := range f.members {
-		for _, c := range m.clients() {
-			if before, ok := newest[c.Name]; !ok || c.Generation > before.generation {
-				newest[c.Name] = change{c.Generation, c.Changed.Add(-m.clock)}
-			}
-		}
-	}
 	behind := map[Name][]Name{}
 	for _, m := range f.members {
 		for _, c := range m.clients() {
-			if c.Generation < newest[c.Name].generation {
+			if c.Generation < f.changes[c.Name].generation {
 				behind[c.Name] = append(behind[c.Name], m.replica.ID)
 			}
 		}
 	}
 	for _, client := range slices.Sorted(maps.Keys(behind)) {
-		if at := newest[client].at; f.now.Sub(at) > SecretsSettle {
+		if at := f.changes[client].at; f.now.Sub(at) > SecretsSettle {
 			f.addFleetf(SecretsDiffer, client, at, "The latest change of the secret of client %s has not reached %s", client, list(behind[client]))
 		}
 	}
+}
+
+// latestChanges records the latest change of each client's secret.
+func (f *findings) latestChanges() {
+	for _, m := range f.members {
+		for _, c := range m.clients() {
+			if before, ok := f.changes[c.Name]; !ok || c.Generation > before.generation {
+				f.changes[c.Name] = change{c.Generation, c.Changed.Add(-m.clock)}
+			}
+		}
+	}
+}
+
+// outdated reports whether a replica wrote this about an earlier secret than the latest,
+// and may not have had time to read the change.
+func (f *findings) outdated(c *Client) bool {
+	latest := f.changes[c.Name]
+	return c.Generation < latest.generation && f.now.Sub(latest.at) <= SecretsSettle
 }
 
 // change is a change of a client's secret.

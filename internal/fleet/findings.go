@@ -12,7 +12,7 @@ import (
 // its own clock. It is pure, so that all who show findings agree. The order is by severity,
 // then by age.
 func findingsIn(view View, self *Record, now time.Time) []Finding {
-	f := &findings{now: now, view: view, at: map[string]int{}, succeeded: map[Name]time.Time{}}
+	f := &findings{now: now, view: view, at: map[string]int{}, succeeded: map[Name]time.Time{}, changes: map[Name]change{}}
 	f.members = append(f.members, member{record: self, replica: self.Replica, now: now})
 	for _, m := range view.Members {
 		if m.Presence == Alive {
@@ -20,6 +20,7 @@ func findingsIn(view View, self *Record, now time.Time) []Finding {
 		}
 	}
 	f.successes()
+	f.latestChanges()
 	f.presence()
 	for _, m := range f.members {
 		if m.record != nil {
@@ -47,6 +48,7 @@ type findings struct {
 	at      map[string]int // index in all, by id and subject
 	// succeeded is when a replica on which a client works last obtained a token for it.
 	succeeded map[Name]time.Time
+	changes   map[Name]change // the latest of each client's secret
 }
 
 // addf reports a finding of one replica. since is by its clock; zero means now.
@@ -207,14 +209,23 @@ func (f *findings) ofServers(m member, s *Store) {
 
 func (f *findings) ofClient(m member, c *Client, outages map[outage]int) {
 	switch {
-	case c.State == ClientNoSecret:
-		f.addf(SecretMissing, c.Name, m, c.Changed, "Client %s has no secret", c.Name)
-	case c.State == ClientRefused:
-		f.addf(SecretInvalid, c.Name, m, c.Failed, "The IdP refuses the credentials of client %s", c.Name)
 	case c.State == ClientThrottled:
 		f.addf(IdPThrottles, c.Name, m, c.Failed, "The IdP limits the requests of client %s", c.Name)
 	case c.State == ClientFailing && !f.succeeded[c.Name].After(c.Failed.Add(-m.clock)):
 		f.ofFetch(m, c, outages)
+	}
+	if !f.outdated(c) {
+		f.ofSecret(m, c)
+	}
+}
+
+func (f *findings) ofSecret(m member, c *Client) {
+	switch c.State {
+	case ClientNoSecret:
+		f.addf(SecretMissing, c.Name, m, c.Changed, "Client %s has no secret", c.Name)
+	case ClientRefused:
+		f.addf(SecretInvalid, c.Name, m, c.Failed, "The IdP refuses the credentials of client %s", c.Name)
+	case ClientUnknown, ClientIdle, ClientOK, ClientFailing, ClientThrottled:
 	}
 	if !c.Fallback.IsZero() {
 		f.addf(SecretFallback, c.Name, m, c.Fallback, "Client %s obtains tokens with another version of its secret than the current one", c.Name)

@@ -254,6 +254,14 @@ func TestFaultsDoNotHideEachOther(t *testing.T) {
 func TestSettlingIsNoFinding(t *testing.T) {
 	for name, inject := range map[string]func(w *world){
 		"configuration rollout": func(w *world) { w.b().Config = fleet.Config{Digest: fleet.Digest{2}, Applied: ago(time.Minute)} },
+		"first secret that others have not read": func(w *world) {
+			w.b().Clients[2].State = fleet.ClientNoSecret
+			w.self.Clients[2].Generation, w.self.Clients[2].Changed = 1, ago(time.Second)
+		},
+		"new secret that others have not read": func(w *world) {
+			w.self.Clients[0].State, w.self.Clients[0].Generation = fleet.ClientRefused, 1
+			w.b().Clients[0].Changed = ago(time.Second)
+		},
 		"version rollout": func(w *world) {
 			w.setVersion(0, "v1.3.0")
 			w.view.Members[0].Replica.Started = ago(10 * time.Minute)

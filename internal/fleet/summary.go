@@ -24,7 +24,8 @@ type Summary struct {
 }
 
 // FleetClient is a client in the whole fleet: its state is the worst of all replicas, and
-// its times are the latest.
+// its times are the latest. A replica that cannot have read the latest secret yet does not
+// count with what it says about the earlier one.
 type FleetClient struct {
 	Client
 
@@ -53,7 +54,7 @@ func Summarize(view View, self *Record, now time.Time) Summary {
 			if !ok {
 				before = FleetClient{Client: c}
 			}
-			clients[c.Name] = before.with(c)
+			clients[c.Name] = before.with(c, now)
 		}
 	}
 	byName := cmp.Compare[Name]
@@ -120,8 +121,8 @@ func sooner(a, b Certificate) Certificate {
 }
 
 // with combines the status with that on another replica.
-func (c FleetClient) with(other Client) FleetClient {
-	c.State = max(c.State, other.State)
+func (c FleetClient) with(other Client, now time.Time) FleetClient {
+	c.State = worseState(&c.Client, &other, now)
 	c.Home = cmp.Or(c.Home, other.Home)
 	c.Success = later(c.Success, other.Success)
 	if other.Failed.After(c.Failed) {
@@ -132,6 +133,17 @@ func (c FleetClient) with(other Client) FleetClient {
 	c.SecretSince = later(c.SecretSince, other.SecretSince)
 	c.Fallback, c.Pending = earlier(c.Fallback, other.Fallback), earlier(c.Pending, other.Pending)
 	return c
+}
+
+func worseState(a, b *Client, now time.Time) ClientState {
+	if b.Generation < a.Generation {
+		a, b = b, a
+	}
+	ofSecret := a.State == ClientNoSecret || a.State == ClientRefused
+	if ofSecret && a.Generation < b.Generation && now.Sub(b.Changed) <= SecretsSettle {
+		return b.State
+	}
+	return max(a.State, b.State)
 }
 
 // earlier returns the earlier of two times, without regard to the zero time.

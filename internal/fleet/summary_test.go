@@ -40,6 +40,24 @@ func TestSummaryShowsTheWorstOfAllReplicas(t *testing.T) {
 	}
 }
 
+// What a replica says about a secret is outdated until it can have read the next one.
+func TestSummaryShowsTheStateOfTheLatestSecret(t *testing.T) {
+	for _, replica := range []int{0, 1} {
+		w := healthy()
+		w.everywhere(func(r *fleet.Record) { r.Clients[2].Generation, r.Clients[2].Changed = 1, ago(time.Second) })
+		old := &w.view.Members[replica].Record.Clients[2]
+		old.State, old.Generation, old.Changed = fleet.ClientNoSecret, 0, time.Time{}
+		if c := fleet.Summarize(w.view, w.self, now).Clients[2]; c.State != fleet.ClientIdle || !c.Differs {
+			t.Errorf("after a second: %+v", c)
+		}
+		w.self.Clients[2].Changed = ago(2 * fleet.SecretsSettle)
+		w.view.Members[1-replica].Record.Clients[2].Changed = ago(2 * fleet.SecretsSettle)
+		if c := fleet.Summarize(w.view, w.self, now).Clients[2]; c.State != fleet.ClientNoSecret {
+			t.Errorf("after %v: %+v", 2*fleet.SecretsSettle, c)
+		}
+	}
+}
+
 func TestSummaryWithoutTheStoreIsOfThisReplica(t *testing.T) {
 	s := fleet.Summarize(fleet.View{Err: errors.New("away")}, record("a"), now)
 	if !s.Incomplete || len(s.Replicas) != 1 || len(s.Clients) != 3 || len(s.Findings) != 1 {

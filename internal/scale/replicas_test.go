@@ -64,6 +64,7 @@ type replica struct {
 	self      fleet.Replica
 	rings     *sealed.RingFile
 	publisher *fleet.Publisher
+	others    func(context.Context) fleet.View
 }
 
 // newReplicas returns a fleet without replicas, in a synctest bubble.
@@ -164,7 +165,8 @@ func (r *replicas) newReplica(name string) parts {
 	}
 	made := &replica{Broker: b, self: fleet.Replica{ID: fleet.Name(name), Host: fleet.Name(name), Version: "devel"}, rings: r.rings}
 	made.publisher = fleet.NewPublisher(fleet.PublisherConfig{Store: stored, MAC: mac, Record: made.record, Logger: log})
-	watcher := fleet.NewWatcher(fleet.WatcherConfig{Summary: fleet.Cached(made.summarize), Self: made.self.ID, Logger: log, Registerer: prometheus.NewRegistry()})
+	made.others = fleet.Cached(func(ctx context.Context) fleet.View { return made.publisher.Read(ctx, made.self.ID) })
+	watcher := fleet.NewWatcher(fleet.WatcherConfig{Summary: made.summarize, Self: made.self.ID, Logger: log, Registerer: prometheus.NewRegistry()})
 	return parts{replica: made, verifier: verifier, watcher: watcher}
 }
 
@@ -183,7 +185,7 @@ func (c countingKeys) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (r *replica) summarize(ctx context.Context) fleet.Summary {
-	view, record := r.publisher.Read(ctx, r.self.ID), r.record()
+	view, record := r.others(ctx), r.record()
 	return fleet.Summarize(view, &record, time.Now())
 }
 
