@@ -46,11 +46,13 @@ for client in orders-api billing-api billing-api.new; do
     [ -e "clients/$client" ] || random | put "clients/$client"
 done
 
-# The permissions of the broker in Redis; other users have none. Redis needs only the hash
-# of the password. With +info the broker sees whether Redis keeps its data, and with +wait
-# whether its replicas have a changed secret.
+# The permissions of the broker in Redis, which needs only the hash of the password. With
+# +info the broker sees whether Redis keeps its data, and with +wait whether its replicas
+# have a changed secret. Nobody can log in as the user "default", which has no password. But
+# Redis reads its append-only file as that user: without its permissions, many versions drop
+# writes of scripts.
 hash=$(sha256sum <redis/password | cut -d ' ' -f 1)
 put redis/users.acl <<END
-user default off
+user default on resetpass ~* &* +@all
 user tokenbroker on #$hash resetchannels ~tb1:* &tb1:* +ping +get +pttl +set +del +pexpire +eval +evalsha +publish +subscribe +info +wait
 END

@@ -174,7 +174,7 @@ func (s *Server) users() []string {
 	case s.options.Password != "":
 		users = append(users, "user default on >"+s.options.Password+" ~* &* +@all")
 	case len(s.options.ACL) > 0:
-		users = append(users, "user default off")
+		users = append(users, "user default on resetpass ~* &* +@all") // nobody can log in as it
 	default:
 		users = append(users, "user default on nopass ~* &* +@all")
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cezzis/tokenbroker/internal/e2e/harness"
+	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
 // What docker-compose.yaml describes, as plain processes: the same commands, the
@@ -22,9 +23,10 @@ func TestComposeWorks(t *testing.T) {
 	c := readComposition(t)
 	secrets := t.TempDir()
 	makeSecrets(t, secrets)
-	redis := c.runRedis(t, secrets)
+	redis := c.redis(t, secrets)
+	redis.start(t)
 	idp := c.runIDP(t, secrets)
-	here := strings.NewReplacer("redis:6379", redis, "http://idp:9000", "http://"+idp)
+	here := strings.NewReplacer("redis:6379", redis.address, "http://idp:9000", "http://"+idp)
 	var brokers []*harness.Broker
 	for _, name := range c.brokers() {
 		brokers = append(brokers, c.runBroker(t, name, secrets, here))
@@ -57,6 +59,16 @@ func TestComposeWorks(t *testing.T) {
 		if code := b.Process.Stop(t, syscall.SIGTERM); code != 0 {
 			t.Errorf("exit code %d after SIGTERM", code)
 		}
+	}
+
+	redis.restart(t)
+	later := c.runBroker(t, c.brokers()[0], secrets, here)
+	later.Env = c.callerEnvironment(adminService, secrets)
+	if res := later.Run(t, "clients", "billing-api"); !strings.Contains(res.Stdout, "current") {
+		t.Errorf("Redis lost the secret when all restarted: %v", res)
+	}
+	if output := redis.process.Output.String(); strings.Contains(output, "CRITICAL") {
+		t.Errorf("Redis did not load all of its append-only file: %.600s", output)
 	}
 }
 
@@ -95,8 +107,14 @@ func (c composition) callerEnvironment(name, secrets string) []string {
 	return env
 }
 
-// runRedis runs the Redis of the composition and returns its address.
-func (c composition) runRedis(t *testing.T, secrets string) string {
+// composedRedis is the Redis of the composition.
+type composedRedis struct {
+	address, dir string
+	command      []string
+	process      *testkit.Process
+}
+
+func (c composition) redis(t *testing.T, secrets string) *composedRedis {
 	t.Helper()
 	service, address, dir := c.Services["redis"], harness.FreeAddress(t), t.TempDir()
 	args := slices.Clone(service.Command)
@@ -109,12 +127,23 @@ func (c composition) runRedis(t *testing.T, secrets string) string {
 		}
 	}
 	_, port, _ := net.SplitHostPort(address)
-	p := harness.Start(t, dir, nil, service.Entrypoint[0], append(args, "--bind", "127.0.0.1", "--port", port)...)
-	p.Ready(t, func() bool {
-		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", address)
+	command := slices.Concat(service.Entrypoint, args, []string{"--bind", "127.0.0.1", "--port", port})
+	return &composedRedis{address: address, dir: dir, command: command}
+}
+
+func (r *composedRedis) start(t *testing.T) {
+	t.Helper()
+	r.process = harness.Start(t, r.dir, nil, r.command[0], r.command[1:]...)
+	r.process.Ready(t, func() bool {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", r.address)
 		return err == nil && conn.Close() == nil
 	})
-	return address
+}
+
+func (r *composedRedis) restart(t *testing.T) {
+	t.Helper()
+	r.process.Stop(t, syscall.SIGTERM)
+	r.start(t)
 }
 
 // runIDP runs the sample IdP of the composition and returns its address.

@@ -152,7 +152,7 @@ func TestInitCreatesPrivateSecretsOnce(t *testing.T) {
 	}
 	hash := sha256.Sum256([]byte(password))
 	rights := strings.Replace(redisstore.ACLExample, ">PASSWORD", "#"+hex.EncodeToString(hash[:]), 1)
-	if got, want := files["redis/users.acl"], "user default off\n"+rights+" +info +wait\n"; got != want {
+	if got, want := files["redis/users.acl"], "user default on resetpass ~* &* +@all\n"+rights+" +info +wait\n"; got != want {
 		t.Errorf("the ACL file is not what the store needs: got\n%s, want\n%s", got, want)
 	}
 	for _, name := range []string{"redis/password", "broker/ring.json", "clients/orders-api", "clients/billing-api", "broker/broker.key", "caller/demo.key", "operator/operator.key"} {
