@@ -348,7 +348,7 @@ func TestCollector_headersStaySecret(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCollector_headersStaySecret$", "-test.v")
-			cmd.Env = append(os.Environ(), headerCanary+"=1", "OTEL_TRACES_SAMPLER=always_on")
+			cmd.Env = append(os.Environ(), headerCanary+"=1", "OTEL_TRACES_SAMPLER=always_on", "GORACE=atexit_sleep_ms=0")
 			for name, value := range tt.variables {
 				cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_"+name+"="+value)
 			}

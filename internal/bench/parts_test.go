@@ -165,7 +165,7 @@ func TestNewTokensAreMeasured(t *testing.T) {
 // Another build takes the place of the echo, and of the bare server.
 func TestBuildsAreCompared(t *testing.T) {
 	b := miniature(t)
-	b.beside = b.binary
+	b.rounds, b.beside = 1, b.binary
 	contests, err := b.measureUncached(t.Context(), "RS256")
 	if err != nil {
 		t.Fatal(err)
@@ -247,6 +247,7 @@ func TestTripsToRedisAreCounted(t *testing.T) {
 
 func TestPartsReportMissingRedis(t *testing.T) {
 	b := miniature(t)
+	b.rounds = 1
 	t.Setenv("PATH", t.TempDir())
 	for part, measure := range map[string]func(context.Context) (string, error){
 		"GetToken, Redis: not measured": b.compare,
@@ -263,6 +264,7 @@ func TestPartsReportMissingRedis(t *testing.T) {
 func TestMissesAreMeasured(t *testing.T) {
 	redistest.Need(t, redisCommand)
 	b := miniature(t)
+	b.rounds = 1
 	contests, bursts, err := b.measureMisses(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@
 import { execFileSync } from "node:child_process";
 import { chromium } from "playwright-core";
 
+const patience = 120_000; // ms; a busy machine takes long to start and to paint
 const asked = JSON.parse(process.argv[2]);
 const problems = [];
 
@@ -43,7 +44,7 @@ function measure() {
 }
 
 const executablePath = execFileSync("which", ["chromium"], { encoding: "utf8" }).trim();
-const browser = await chromium.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
+const browser = await chromium.launch({ executablePath, timeout: patience, args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"] });
 
 // look opens the page once and returns its background color.
 async function look(width, dark, scripts) {
@@ -51,6 +52,7 @@ async function look(width, dark, scripts) {
   const wrong = (text) => problems.push(`${name}: ${text}`);
   const context = await browser.newContext({ viewport: { width, height: 800 }, colorScheme: dark ? "dark" : "light", javaScriptEnabled: scripts });
   const page = await context.newPage();
+  page.setDefaultTimeout(patience);
   page.on("console", (message) => wrong(`the console says: ${message.text()}`));
   page.on("pageerror", (error) => wrong(`an error: ${error}`));
   page.on("request", (request) => { if (request.url() !== asked.url && !request.url().startsWith("data:")) wrong(`the page loads ${request.url()}`); });
@@ -70,7 +72,7 @@ async function look(width, dark, scripts) {
     }
   }
   if (asked.reloads && !scripts && width === 1024) {
-    await page.waitForRequest(asked.url, { timeout: 60_000 }).catch(() => wrong("the page does not load itself again"));
+    await page.waitForRequest(asked.url).catch(() => wrong("the page does not load itself again"));
   }
   page.removeAllListeners("requestfailed"); // it may be loading itself again
   await context.close();

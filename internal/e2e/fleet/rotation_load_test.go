@@ -60,11 +60,9 @@ func TestRotationUnderLoad_overlap(t *testing.T) {
 // the other, so that some always hit the gap. Every second rotation is left to the
 // brokers, which find the change by themselves.
 func TestRotationUnderLoad_singleSecret(t *testing.T) {
+	long(t)
 	t.Parallel()
-	rotations, audiences := 2, 6
-	if harness.IsLong() {
-		rotations, audiences = 10, 20
-	}
+	const rotations, audiences = 10, 20
 	idp := harness.SimpleIdP(t, time.Minute)
 	redis := redistest.Start(t, redisOptions())
 	f := startFleet(t, 3, redisConfig(t, "", redis.Addr())+idp.Managed("orders"))

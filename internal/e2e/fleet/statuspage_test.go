@@ -163,8 +163,9 @@ func (f *watchedFleet) look(name string, width int, dark, reloads bool, words ..
 	}
 }
 
-func TestStatusPageInABrowser(t *testing.T) {
-	t.Parallel()
+// startHealthyFleet starts replicas that know their clients and revocations.
+func startHealthyFleet(t *testing.T) *watchedFleet {
+	t.Helper()
 	for _, peer := range []string{"redis-server", "node", "chromium", "playwright-core"} {
 		harness.Need(t, peer)
 	}
@@ -176,8 +177,19 @@ func TestStatusPageInABrowser(t *testing.T) {
 		text, err := f.page()
 		return err == nil && strings.Count(text, "0 revocations loaded") == 3
 	})
-	f.look("healthy", desktop, false, true, "Everything works.", "3 alive", "(this one)", "reads and writes work", "billing", "expires in 89d")
+	return f
+}
 
+func TestStatusPageInABrowser(t *testing.T) {
+	t.Parallel()
+	f := startHealthyFleet(t)
+	f.look("healthy", desktop, false, true, "Everything works.", "3 alive", "(this one)", "reads and writes work", "billing", "expires in 89d")
+}
+
+func TestStatusPageOfFaultsInABrowser(t *testing.T) {
+	long(t)
+	t.Parallel()
+	f := startHealthyFleet(t)
 	f.certify(3*24*time.Hour + time.Hour)
 	f.look("certificate-ending", phone, false, false, "Calls are served, but 1 warning needs attention.", "broker.example.com expires in 3d", "certificate-ending")
 	f.certify(90 * 24 * time.Hour)
