@@ -62,10 +62,11 @@ func complete(c *Config, findings *yamlconf.Findings) {
 	if !findings.Given("store") {
 		c.Store.Memory = &MemoryStore{}
 	}
+	presets := presets()
 	for name, client := range c.Clients {
 		path := yamlconf.Join("clients", name)
 		given := func(key string) bool { return findings.Given(path + "." + key) }
-		if preset, ok := presets()[client.Preset]; ok {
+		if preset, ok := presets[client.Preset]; ok {
 			if given("issuer") {
 				preset.TokenURL = ""
 			}

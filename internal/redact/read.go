@@ -9,7 +9,7 @@ import (
 // data in memory, which io.ReadAll does when it enlarges its buffer. The caller can
 // clear the result.
 func ReadAll(from io.Reader, limit int) ([]byte, error) {
-	data := make([]byte, 0, min(limit, 4<<10))
+	data := make([]byte, 0, min(limit, 512)) // most secrets are shorter
 	for len(data) < limit {
 		if len(data) == cap(data) {
 			more := append(make([]byte, 0, min(2*cap(data), limit)), data...)
