@@ -1,9 +1,9 @@
 package app
 
 import (
-	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/gateway"
+	"github.com/cezzis/tokenbroker/internal/gatewayconf"
 	"github.com/cezzis/tokenbroker/internal/verify"
 )
 
@@ -14,10 +14,10 @@ func (a *App) forGateways() *gateway.Judge {
 }
 
 // extAuthzConfig is the configuration of Envoy's ext_authz.
-func extAuthzConfig(c *config.ExtAuthz, judge *gateway.Judge) extauthz.Config {
+func extAuthzConfig(c *gatewayconf.ExtAuthz, judge *gateway.Judge) extauthz.Config {
 	authz := extauthz.Config{
 		Judge: judge, Claims: c.Claims,
-		Undecided: config.Undecided()[c.Undecided],
+		Undecided: gatewayconf.Undecided()[c.Undecided],
 	}
 	for _, rule := range c.Rules {
 		authz.Rules = append(authz.Rules, gateway.Rule{

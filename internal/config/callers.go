@@ -320,7 +320,7 @@ func checkRole(c *Config, name string, findings *yamlconf.Findings) {
 		checkAlone(grant.Audiences, yamlconf.Join(at, "audiences"), findings)
 		checkAlone(grant.Resources, yamlconf.Join(at, "resources"), findings)
 		checkAlone(grant.Scopes, yamlconf.Join(at, "scopes"), findings)
-		checkScopes(slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }), yamlconf.Join(at, "scopes"), findings)
+		findings.Scopes(yamlconf.Join(at, "scopes"), slices.DeleteFunc(slices.Clone(grant.Scopes), func(s string) bool { return s == policy.Any }))
 	}
 	for i := range role.Exchange {
 		checkExchangeGrant(c, &role.Exchange[i], yamlconf.Item(yamlconf.Join(path, "exchange"), i), findings)
@@ -353,15 +353,6 @@ func checkGranted(c *Config, client, path string, findings *yamlconf.Findings) {
 func checkAlone(values []string, path string, findings *yamlconf.Findings) {
 	if len(values) > 1 && slices.Contains(values, policy.Any) {
 		findings.Addf(path, `"*" stands for everything: remove the rest, or remove "*"`)
-	}
-}
-
-func checkScopes(scopes []string, path string, findings *yamlconf.Findings) {
-	for i, scope := range scopes {
-		if strings.ContainsFunc(scope, notInScope) {
-			findings.Addf(yamlconf.Item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
-				"several scopes are several items")
-		}
 	}
 }
 

@@ -30,7 +30,7 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 	checkLegs(c, findings)
 	checkIssuers(c, findings)
 	checkCallers(c, findings)
-	checkGateways(c, findings)
+	c.Gateways.Check(findings)
 	if c.Tracing != nil {
 		checkTracing(c.Tracing, findings)
 	}
@@ -48,7 +48,7 @@ func checkClient(c *Client, path string, findings *yamlconf.Findings) {
 	checkTokenEndpoint(c, path, findings)
 	checkAuth(c, path, findings)
 	checkExchange(c, path, findings)
-	checkScopes(c.Scopes, yamlconf.Join(path, "scopes"), findings)
+	findings.Scopes(yamlconf.Join(path, "scopes"), c.Scopes)
 	for _, param := range reservedParams {
 		if _, ok := c.Params[param.name]; ok {
 			findings.Addf(yamlconf.Join(yamlconf.Join(path, "params"), param.name), "may not be set here: %s", param.instead)
@@ -85,9 +85,6 @@ func checkTokenEndpoint(c *Client, path string, findings *yamlconf.Findings) {
 	urlcheck.Endpoint(issuer, c.Issuer, c.AllowHTTP, c.AllowPrivate, findings)
 	urlcheck.Endpoint(tokenURL, c.TokenURL, c.AllowHTTP, c.AllowPrivate, findings)
 }
-
-// notInScope is the inverse of RFC 6749's NQCHAR, the characters of scopes.
-func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
 
 // reservedParams are the form parameters that the broker sets itself or that are
 // credentials.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/gatewayconf"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
@@ -29,7 +30,7 @@ type Config struct {
 	// Limits on each caller and on the whole broker.
 	Limits Limits `yaml:"limits"`
 	// How the broker serves gateways, which do not call its own gRPC API.
-	Gateways Gateways `yaml:"gateways"`
+	Gateways gatewayconf.Gateways `yaml:"gateways"`
 	// The log, written to standard error.
 	Log Log `yaml:"log"`
 	// The audit log of issued tokens and refused requests, with their callers. Absent: no audit

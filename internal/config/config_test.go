@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/gatewayconf"
 	"github.com/cezzis/tokenbroker/internal/secret"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
@@ -60,7 +61,7 @@ func defaults() *config.Config {
 			PerSecond: 5000, Concurrent: 2000, Watches: 2000, InFlight: 10_000, Connections: 10_000, Streams: 250,
 			ConnectionAge: 30 * time.Minute, HandshakeTimeout: 10 * time.Second, TokenKiB: 16, MessageKiB: 64, HeaderKiB: 16,
 		},
-		Gateways:     config.Gateways{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
+		Gateways:     gatewayconf.Gateways{HeaderPrefix: "X-Auth-", Realm: "api", Needs: "query"},
 		Log:          config.Log{Level: "info", Format: "json"},
 		Verification: config.Verification{CacheMiB: 64, MaxValidity: 5 * time.Minute},
 	}
@@ -135,9 +136,9 @@ func TestEachKeyIsRead(t *testing.T) {
 			PerSecond: 0, Burst: 7, Concurrent: 0, Watches: 0, InFlight: 100, Connections: 200, Streams: 50,
 			ConnectionAge: time.Hour, HandshakeTimeout: 5 * time.Second, TokenKiB: 12, MessageKiB: 32, HeaderKiB: 8,
 		},
-		Gateways: config.Gateways{
+		Gateways: gatewayconf.Gateways{
 			HeaderPrefix: "X-User-", Realm: "shop", Needs: "headers",
-			ExtAuthz: &config.ExtAuthz{Undecided: "denial", Claims: []string{"tenant"}, Rules: []config.GatewayRule{
+			ExtAuthz: &gatewayconf.ExtAuthz{Undecided: "denial", Claims: []string{"tenant"}, Rules: []gatewayconf.GatewayRule{
 				{Host: "*.example.com", Path: "/orders/", Audiences: []string{"https://orders.example.com"}, Scopes: []string{"read"}, Issuer: "https://login.example.com"},
 				{Path: "/"},
 			}},

@@ -122,7 +122,7 @@ func checkExchangeGrant(c *Config, grant *ExchangeGrant, path string, findings *
 	if i := slices.Index(grant.From.Audiences, policy.Any); i >= 0 {
 		findings.Addf(yamlconf.Item(yamlconf.Join(from, "audiences"), i), `"*" is not possible here, because the caller could then use tokens that are meant for others: name the caller's own audience`)
 	}
-	checkScopes(grant.From.Scopes, yamlconf.Join(from, "scopes"), findings)
+	findings.Scopes(yamlconf.Join(from, "scopes"), grant.From.Scopes)
 	for key, values := range map[string][]string{"audiences": grant.Audiences, "resources": grant.Resources, "scopes": grant.Scopes} {
 		checkAlone(values, yamlconf.Join(path, key), findings)
 	}

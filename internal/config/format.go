@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cezzis/tokenbroker/internal/gatewayconf"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -51,7 +52,7 @@ func valuesOf(list string) []string {
 	case "subject_types":
 		return []string{"access_token", "id_token"}
 	case "undecided":
-		return slices.Sorted(maps.Keys(Undecided()))
+		return slices.Sorted(maps.Keys(gatewayconf.Undecided()))
 	case "verifications":
 		return slices.Sorted(maps.Keys(Verifications()))
 	default:

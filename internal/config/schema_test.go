@@ -45,8 +45,10 @@ func generateSchema(t *testing.T) *jsonschema.Schema {
 		RequiredFromJSONSchemaTags: true,
 		Mapper:                     mapType,
 	}
-	if err := r.AddGoComments("github.com/cezzis/tokenbroker/internal/config", "."); err != nil {
-		t.Fatal(err)
+	for pkg, dir := range map[string]string{"config": ".", "gatewayconf": "../gatewayconf"} {
+		if err := r.AddGoComments("github.com/cezzis/tokenbroker/internal/"+pkg, dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, comment := range r.CommentMap {
 		// Comments of types speak to Go programmers; those of fields to everyone.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cezzis/tokenbroker/internal/config"
+	"github.com/cezzis/tokenbroker/internal/gatewayconf"
 )
 
 // File is a configuration file under review.
@@ -115,14 +116,14 @@ func compareRules(old, updated *config.Config) []Setting {
 	return found
 }
 
-func served(c *config.ExtAuthz) string {
+func served(c *gatewayconf.ExtAuthz) string {
 	if c == nil {
 		return "not served"
 	}
 	return counted(c.Rules)
 }
 
-func counted(rules []config.GatewayRule) string {
+func counted(rules []gatewayconf.GatewayRule) string {
 	if len(rules) == 0 {
 		return "no rules: each token must be for an audience of its issuer"
 	}
@@ -130,8 +131,8 @@ func counted(rules []config.GatewayRule) string {
 }
 
 // changedRules compares the rules for the same requests.
-func changedRules(before, after []config.GatewayRule) []Setting {
-	needs := func(rules []config.GatewayRule) map[string]string {
+func changedRules(before, after []gatewayconf.GatewayRule) []Setting {
+	needs := func(rules []gatewayconf.GatewayRule) map[string]string {
 		byRequests := map[string]string{}
 		for i := range rules {
 			if name := requests(&rules[i]); byRequests[name] == "" { // the first rule counts
@@ -151,7 +152,7 @@ func changedRules(before, after []config.GatewayRule) []Setting {
 }
 
 // requests describes the requests that a rule matches.
-func requests(r *config.GatewayRule) string {
+func requests(r *gatewayconf.GatewayRule) string {
 	host, path := strings.ToLower(r.Host), r.Path
 	if host == "" {
 		host = "any host"
@@ -166,7 +167,7 @@ func requests(r *config.GatewayRule) string {
 }
 
 // needed describes the requirements of a rule.
-func needed(r *config.GatewayRule) string {
+func needed(r *gatewayconf.GatewayRule) string {
 	text := "audiences " + strings.Join(sorted(r.Audiences), ", ")
 	if len(r.Audiences) == 0 {
 		text = "the issuer's audiences"
@@ -182,11 +183,11 @@ func needed(r *config.GatewayRule) string {
 
 // commonOrder returns what those rules match that both lists have, in the order of the
 // first list.
-func commonOrder(rules, others []config.GatewayRule) []string {
+func commonOrder(rules, others []gatewayconf.GatewayRule) []string {
 	var names []string
 	for i := range rules {
 		name := requests(&rules[i])
-		if slices.ContainsFunc(others, func(r config.GatewayRule) bool { return requests(&r) == name }) {
+		if slices.ContainsFunc(others, func(r gatewayconf.GatewayRule) bool { return requests(&r) == name }) {
 			names = appendNew(names, name)
 		}
 	}

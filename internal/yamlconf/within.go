@@ -26,6 +26,19 @@ func (f *Findings) Only(applies bool, path, key, with string) {
 	}
 }
 
+// Scopes reports scopes with characters that RFC 6749 does not allow.
+func (f *Findings) Scopes(path string, scopes []string) {
+	for i, scope := range scopes {
+		if strings.ContainsFunc(scope, notInScope) {
+			f.Addf(Item(path, i), "not a scope: printable ASCII without spaces, quotes and backslashes; "+
+				"several scopes are several items")
+		}
+	}
+}
+
+// notInScope is the inverse of RFC 6749's NQCHAR, the characters of scopes.
+func notInScope(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == '\\' }
+
 // Short formats durations without zero units: 5m, not 5m0s.
 func Short(d time.Duration) string {
 	text := d.String()

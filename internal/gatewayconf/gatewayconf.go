@@ -1,4 +1,6 @@
-package config
+// Package gatewayconf is the section gateways of the configuration file: its keys and the
+// checks of their values.
+package gatewayconf
 
 import (
 	"regexp"
@@ -52,9 +54,8 @@ type GatewayRule struct {
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
 }
 
-// checkGateways checks the keys of gateways.
-func checkGateways(c *Config, findings *yamlconf.Findings) {
-	g := &c.Gateways
+// Check checks the keys of the section.
+func (g *Gateways) Check(findings *yamlconf.Findings) {
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
 		findings.Addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
@@ -80,7 +81,7 @@ func checkRules(rules []GatewayRule, findings *yamlconf.Findings) {
 		if rule.IgnoreCase && rule.Path == "" {
 			findings.Addf(yamlconf.Join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
-		checkScopes(rule.Scopes, yamlconf.Join(path, "scopes"), findings)
+		findings.Scopes(yamlconf.Join(path, "scopes"), rule.Scopes)
 	}
 }
 
