@@ -96,6 +96,11 @@ const (
 	BFF      = "https://bff.example.com"
 )
 
+// The callers of NewExchanging besides Shop: Gate is a gateway that may exchange the tokens
+// that it verifies if they have the scope read, and may have tokens of client orders. Egress may only have tokens of client
+// orders.
+const Egress = "egress"
+
 // NewExchanging is New with the client OnBehalf.
 func NewExchanging(t testing.TB) *Fixture {
 	t.Helper()
@@ -104,12 +109,23 @@ func NewExchanging(t testing.TB) *Fixture {
 	atIdP, err := idp.New(idp.Config{TokenURL: Issuer + devidp.TokenPath, ClientID: "obo", HTTP: http, Grant: idp.TokenExchange, Exchange: &idp.Exchange{}})
 	must(t, err)
 	f.Setup.Clients = append(f.Setup.Clients, broker.ClientConfig{Name: OnBehalf, IdP: atIdP, Secret: secretSource(t), Audience: Audience, Scopes: []string{"read"}})
+	exchanges := func(scopes ...string) policy.Role {
+		from := policy.From{Issuers: []string{Issuer}, Audiences: []string{BFF}, Scopes: scopes}
+		return policy.Role{Exchange: []policy.ExchangeGrant{{Client: OnBehalf, From: from}}}
+	}
 	f.Setup.Policy = policy.New(policy.Config{
-		Callers: []policy.CallerConfig{{Name: Shop, Match: policy.Match{Issuer: Issuer, Subject: Shop}, Roles: []string{"bff"}}},
-		Roles: map[string]policy.Role{"bff": {Exchange: []policy.ExchangeGrant{{
-			Client: OnBehalf, From: policy.From{Issuers: []string{Issuer}, Audiences: []string{BFF}},
-		}}}},
-		Clients: map[string]policy.Defaults{OnBehalf: {Audience: Audience, Scopes: []string{"read"}, Exchanges: true}},
+		Callers: []policy.CallerConfig{
+			{Name: Shop, Match: policy.Match{Issuer: Issuer, Subject: Shop}, Roles: []string{"bff"}},
+			{Name: Gate, Roles: []string{"gateway", "orders", "readers"}},
+			{Name: Egress, Roles: []string{"orders"}},
+		},
+		Roles: map[string]policy.Role{
+			"bff": exchanges(), "readers": exchanges("read"), "orders": {Get: []policy.GetGrant{{Client: "orders"}}},
+			"gateway": {Verify: []policy.VerifyGrant{{Issuer: Issuer, Audiences: []string{Audience, BFF}}}},
+		},
+		Clients: map[string]policy.Defaults{
+			OnBehalf: {Audience: Audience, Scopes: []string{"read"}, Exchanges: true}, "orders": {Audience: Audience, Scopes: []string{"read", "write"}},
+		},
 		Issuers: map[string][]string{Issuer: {Audience}},
 	})
 	must(t, f.Broker.Apply(f.Setup))

@@ -67,7 +67,12 @@ const (
 	audienceExtension = "audience"
 	scopeExtension    = "scope"
 	issuerExtension   = "issuer"
+	// upstreamExtension is refused: a route that relies on it would forward the token of the
+	// request.
+	upstreamExtension = "upstream"
 )
+
+const authorizationKey = "authorization"
 
 // Check implements the service.
 func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.CheckResponse, error) {
@@ -75,7 +80,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	if httpRequest == nil {
 		return nil, server.StatusOf(misconfigured("it contains no HTTP request: the filter must be envoy.filters.http.ext_authz"))
 	}
-	needs, ok, err := s.needs(req.GetAttributes().GetContextExtensions(), httpRequest)
+	needs, upstream, ok, err := s.needs(req.GetAttributes().GetContextExtensions(), httpRequest)
 	switch {
 	case err != nil:
 		return s.undecided(gateway.Undecided(err))
@@ -84,7 +89,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	}
 	needs.OpaqueIssuer = caller.OpaqueIssuer(ctx)
 	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), gateway.Request{
-		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest),
+		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest), Upstream: upstream,
 	})
 	switch decision.Status {
 	case http.StatusOK:
@@ -96,26 +101,34 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	}
 }
 
-// needs returns the requirements on the token of a request. ok is false if no rule
-// matches.
-func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (needs verify.Request, ok bool, err error) {
+// needs returns the requirements on the token of a request, and the upstream token. ok is
+// false if no rule matches.
+func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (needs verify.Request, upstream *gateway.Upstream, ok bool, err error) {
+	if extensions[upstreamExtension] != "" {
+		return needs, nil, false, misconfigured("the context extension upstream does not exist: name the upstream entry in a rule of the broker")
+	}
 	needs = verify.Request{
 		Audience: strings.Fields(extensions[audienceExtension]), Scopes: strings.Fields(extensions[scopeExtension]), Issuer: extensions[issuerExtension],
 	}
 	if len(needs.Audience) > 0 || len(needs.Scopes) > 0 || needs.Issuer != "" {
 		if err := server.CheckVerifyRequest(needs); err != nil {
-			return needs, false, err
+			return needs, nil, false, err
 		}
-		return needs, true, nil
+		return needs, nil, true, nil
 	}
 	if len(s.cfg.Rules) == 0 {
-		return needs, true, nil
+		return needs, nil, true, nil
 	}
 	rule := gateway.MatchRule(s.cfg.Rules, httpRequest.GetHost(), httpRequest.GetPath())
 	if rule == nil {
-		return needs, false, nil
+		return needs, nil, false, nil
 	}
-	return rule.Needs, true, nil
+	if rule.Upstream != "" {
+		if upstream = s.cfg.Judge.Upstream(rule.Upstream); upstream == nil {
+			return needs, nil, false, misconfigured("its rule names an upstream entry that does not exist")
+		}
+	}
+	return rule.Needs, upstream, true, nil
 }
 
 // authorization returns the values of the Authorization header. Depending on its
@@ -123,7 +136,7 @@ func (s *service) needs(extensions map[string]string, httpRequest *authv3.Attrib
 // token contains.
 func authorization(httpRequest *authv3.AttributeContext_HttpRequest) (values []string) {
 	for _, header := range httpRequest.GetHeaderMap().GetHeaders() {
-		if strings.EqualFold(header.GetKey(), "authorization") {
+		if strings.EqualFold(header.GetKey(), authorizationKey) {
 			value := header.GetValue()
 			if raw := header.GetRawValue(); len(raw) > 0 {
 				value = string(raw)
@@ -131,7 +144,7 @@ func authorization(httpRequest *authv3.AttributeContext_HttpRequest) (values []s
 			values = append(values, value)
 		}
 	}
-	if value, ok := httpRequest.GetHeaders()["authorization"]; ok {
+	if value, ok := httpRequest.GetHeaders()[authorizationKey]; ok {
 		values = append(values, value)
 	}
 	return values
@@ -207,8 +220,9 @@ type permission struct {
 // maxTexts is the number of texts in the metadata, without configured claims.
 const maxTexts = 5
 
-// permitted makes Envoy forward the request with the identity headers of the token. Envoy
-// removes the requester's own values and other spellings of the headers.
+// permitted makes Envoy forward the request with the identity headers of the token, and with
+// the upstream token. Envoy removes the requester's own values and other spellings of the
+// headers. It removes headers after it has set others, so a header is in one of the lists.
 func (s *service) permitted(d *gateway.Decision, httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
 	p := &permission{}
 	p.status.Code = int32(codes.OK)
@@ -223,22 +237,32 @@ func (s *service) permitted(d *gateway.Decision, httpRequest *authv3.AttributeCo
 		h.option.Header, h.option.AppendAction = &h.header, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD
 		p.ok.Headers = append(p.ok.Headers, &h.option)
 	}
-	p.ok.HeadersToRemove = append(p.ok.HeadersToRemove, s.imitations(httpRequest)...)
+	if d.Upstream != nil {
+		p.ok.Headers = append(p.ok.Headers, overwrite(strings.ToLower(d.Upstream.Header), d.UpstreamValue.Reveal()))
+		if d.Upstream.Removed() {
+			p.ok.HeadersToRemove = append(p.ok.HeadersToRemove, authorizationKey)
+		}
+	}
+	p.ok.HeadersToRemove = append(p.ok.HeadersToRemove, s.imitations(httpRequest, d.Upstream)...)
 	p.result.OkResponse = &p.ok
-	s.setMetadata(p, d.Result.Facts)
-	p.response.Status, p.response.HttpResponse, p.response.DynamicMetadata = &p.status, &p.result, &p.metadata
+	p.response.Status, p.response.HttpResponse = &p.status, &p.result
+	if d.Result.Facts != nil {
+		s.setMetadata(p, d.Result.Facts)
+		p.response.DynamicMetadata = &p.metadata
+	}
 	return &p.response
 }
 
-// imitations returns the names of headers that imitate identity headers.
-func (s *service) imitations(httpRequest *authv3.AttributeContext_HttpRequest) (names []string) {
+// imitations returns the names of headers that imitate identity headers, or that of the
+// upstream token.
+func (s *service) imitations(httpRequest *authv3.AttributeContext_HttpRequest, upstream *gateway.Upstream) (names []string) {
 	for name := range httpRequest.GetHeaders() {
-		if s.cfg.Judge.Imitates(name) {
+		if s.cfg.Judge.Imitates(name, upstream) {
 			names = append(names, name)
 		}
 	}
 	for _, header := range httpRequest.GetHeaderMap().GetHeaders() {
-		if s.cfg.Judge.Imitates(header.GetKey()) {
+		if s.cfg.Judge.Imitates(header.GetKey(), upstream) {
 			names = append(names, header.GetKey())
 		}
 	}

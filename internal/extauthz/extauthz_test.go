@@ -35,7 +35,9 @@ type api struct {
 
 func serve(t *testing.T, fixture *apitest.Fixture, bound string, cfg extauthz.Config) *api {
 	t.Helper()
-	cfg.Judge = gateway.New(gateway.Config{Broker: fixture.Broker})
+	if cfg.Judge == nil {
+		cfg.Judge = gateway.New(gateway.Config{Broker: fixture.Broker})
+	}
 	s := fixture.Server(t, bound)
 	extauthz.Register(s, cfg)
 	listener := bufconn.Listen(1 << 20)

@@ -36,6 +36,13 @@ const (
 	InsufficientScope = "insufficient_scope"
 )
 
+// Codes of challenges that make the user authenticate again: RFC 9470 section 3, and that of
+// Entra ID with a claims challenge.
+const (
+	InsufficientAuthentication = "insufficient_user_authentication"
+	InsufficientClaims         = "insufficient_claims"
+)
+
 // Config configures a Judge.
 type Config struct {
 	// Broker verifies tokens. Required.
@@ -44,6 +51,8 @@ type Config struct {
 	Prefix string
 	// Realm of challenges, without quotes and backslashes. It defaults to DefaultRealm.
 	Realm string
+	// Upstreams are the descriptions of upstream tokens.
+	Upstreams []Upstream
 }
 
 // Judge decides about requests. It is safe for concurrent use.
@@ -51,6 +60,8 @@ type Judge struct {
 	broker *broker.Broker
 	realm  string
 	names  [IdentityHeaders]string
+	// upstreams have their names as keys.
+	upstreams map[string]*Upstream
 }
 
 // IdentityHeaders is the number of identity headers. Gateways list their names, and a
@@ -62,9 +73,14 @@ const IdentityHeaders = 6
 // New returns a Judge.
 func New(cfg Config) *Judge {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
-	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm)}
+	j := &Judge{broker: cfg.Broker, realm: cmp.Or(cfg.Realm, DefaultRealm), upstreams: map[string]*Upstream{}}
 	for i, name := range [IdentityHeaders]string{"Subject", "Subject-Type", "Issuer", "Client-Id", "Scope", "Actor"} {
 		j.names[i] = http.CanonicalHeaderKey(prefix + name)
+	}
+	for i := range cfg.Upstreams {
+		u := cfg.Upstreams[i]
+		u.Header = http.CanonicalHeaderKey(cmp.Or(u.Header, Authorization))
+		j.upstreams[u.Name] = &u
 	}
 	return j
 }
@@ -80,6 +96,9 @@ type Request struct {
 	Imitation bool
 	// Needs are the requirements on the token.
 	Needs verify.Request
+	// Upstream is the token for the service behind the gateway. Nil: the service gets the
+	// token of the request.
+	Upstream *Upstream
 }
 
 // Decision is the decision about a request.
@@ -90,9 +109,14 @@ type Decision struct {
 	// a value of WWW-Authenticate. They are set for 401 and 403. Code is empty if the
 	// request has no token.
 	Code, Description, Challenge string
-	// Result of the verification, for 200.
+	// Result of the verification, for 200. It has no facts if the request needed no token.
 	Result verify.Result
-	// Err is the reason of 503. It is for the log and must not reach the requester.
+	// Upstream describes the upstream token, for 200; nil if there is none. UpstreamValue is
+	// the value of its header.
+	Upstream      *Upstream
+	UpstreamValue redact.String
+	// Err is the reason of 503, and of the refusal of an upstream token. It is for the log and
+	// must not reach the requester.
 	Err error
 	// RetryAfter is the time after which a retry may help, at least 1 s, for 503.
 	// [Seconds] formats it.
@@ -101,6 +125,12 @@ type Decision struct {
 
 // Decide decides about a request that gateway received.
 func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Request) Decision {
+	if denial := j.misplaced(request); denial != nil {
+		return *denial
+	}
+	if request.Upstream != nil && request.Upstream.Unverified {
+		return j.unverified(ctx, gateway, request.Upstream)
+	}
 	token, denial := j.tokenOf(request)
 	if denial != nil {
 		return *denial
@@ -113,20 +143,30 @@ func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Requ
 		return j.rejected(result.Rejection, request.Needs.Scopes)
 	case result.Facts.Confirmation != nil:
 		return *j.deny(http.StatusUnauthorized, InvalidToken, "The access token is bound to a key, which cannot be checked here")
+	}
+	permitted := Decision{Status: http.StatusOK, Result: result}
+	if request.Upstream != nil {
+		return j.withToken(ctx, gateway, request.Upstream, token, permitted)
+	}
+	return permitted
+}
+
+// misplaced returns the denial of a request with a token or an identity in a place from
+// which the gateway does not remove it, or nil.
+func (j *Judge) misplaced(request Request) *Decision {
+	switch {
+	case request.Query:
+		return j.deny(http.StatusUnauthorized, InvalidRequest, "An access token is accepted in the Authorization header only")
+	case request.Imitation:
+		return j.deny(http.StatusUnauthorized, InvalidRequest, "The name of a header is another spelling of an identity header")
 	default:
-		return Decision{Status: http.StatusOK, Result: result}
+		return nil
 	}
 }
 
 // tokenOf returns the token of a request, or the denial of a request without a single
 // well-formed token.
 func (j *Judge) tokenOf(request Request) (redact.String, *Decision) {
-	if request.Query {
-		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "An access token is accepted in the Authorization header only")
-	}
-	if request.Imitation {
-		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The name of a header is another spelling of an identity header")
-	}
 	if len(request.Authorization) > 1 {
 		return redact.String{}, j.deny(http.StatusUnauthorized, InvalidRequest, "The request has more than one Authorization header")
 	}
@@ -201,14 +241,19 @@ func (j *Judge) Names() []string { return j.names[:] }
 // Imitates reports whether name is another spelling of an identity header. CGI and WSGI
 // map header names to variables: they ignore case and replace all characters other than
 // letters and digits by underscores, so that different headers become the same variable.
-// A name that differs in case only is not an imitation, because gateways replace it.
-func (j *Judge) Imitates(name string) bool {
+// A name that differs in case only is not an imitation, because gateways replace it. With an
+// upstream token, its header is protected as well; u may be nil.
+func (j *Judge) Imitates(name string, u *Upstream) bool {
 	for _, header := range j.names {
-		if len(name) == len(header) && !strings.EqualFold(name, header) && sameVariable(name, header) {
+		if imitates(name, header) {
 			return true
 		}
 	}
-	return false
+	return u != nil && imitates(name, u.Header)
+}
+
+func imitates(name, header string) bool {
+	return len(name) == len(header) && !strings.EqualFold(name, header) && sameVariable(name, header)
 }
 
 func sameVariable(a, b string) bool {
@@ -235,9 +280,13 @@ func variableByte(c byte) byte {
 // Identity returns the values of the identity headers for the decision 200, in the order
 // of Names. A value is empty if the token has no such claim. The subject comes from the
 // sub claim only: many services evaluate no other header, and a client may have the name
-// of a user. The Client-Id header identifies the client of a token without sub.
+// of a user. The Client-Id header identifies the client of a token without sub. All values
+// are empty if the request needed no token.
 func (d *Decision) Identity() [IdentityHeaders]string {
 	f := d.Result.Facts
+	if f == nil {
+		return [IdentityHeaders]string{}
+	}
 	subject := f.Subject
 	if f.SubjectType != verify.SubjectSub {
 		subject = ""

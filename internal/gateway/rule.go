@@ -21,6 +21,9 @@ type Rule struct {
 	IgnoreCase bool
 	// Needs are the requirements on the token.
 	Needs verify.Request
+	// Upstream is the name of the upstream token. Empty: the service gets the token of the
+	// request. A rule with an upstream token names an exact host.
+	Upstream string
 }
 
 // Valid reports whether any request can match the host, and the path, of the rule.

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -40,19 +41,29 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
 	defer call.Leave()
-	request := gateway.Request{Authorization: r.Header["Authorization"], Imitation: s.imitates(r.Header)}
-	if request.Needs, request.Query, err = s.needs(r); err != nil {
+	asked, inQuery, err := s.needs(r)
+	if err != nil {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
+	request := gateway.Request{
+		Authorization: r.Header[gateway.Authorization], Imitation: s.imitates(r.Header, asked.upstream), Query: inQuery, Needs: asked.Request, Upstream: asked.upstream,
+	}
 	request.Needs.OpaqueIssuer = s.cfg.Callers.OpaqueIssuer(r.Context())
-	return s.say(w, r, s.cfg.Judge.Decide(r.Context(), call.Caller, request), now)
+	ctx := r.Context()
+	if request.Upstream != nil { // the IdP may have to issue a token
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.cfg.Deadline)
+		defer cancel()
+	}
+	return s.say(w, r, s.cfg.Judge.Decide(ctx, call.Caller, request), now)
 }
 
-// imitates reports whether a request has another spelling of an identity header. A
-// gateway that sends it here does not remove it from the request that it forwards.
-func (s *Server) imitates(header http.Header) bool {
+// imitates reports whether a request has another spelling of an identity header, or of the
+// header of the upstream token. A gateway that sends it here does not remove it from the
+// request that it forwards.
+func (s *Server) imitates(header http.Header, upstream *gateway.Upstream) bool {
 	for name := range header {
-		if s.cfg.Judge.Imitates(name) {
+		if s.cfg.Judge.Imitates(name, upstream) {
 			return true
 		}
 	}
@@ -71,9 +82,13 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 		for i, name := range s.cfg.Judge.Names() {
 			header[name] = values[i : i+1]
 		}
-		header["Vary"] = varyAuthorization
-		if seconds := d.KeepFor(now); seconds > 0 {
-			header["Cache-Control"] = []string{"private, max-age=" + strconv.Itoa(seconds)}
+		if d.Upstream != nil {
+			giveToken(header, &d)
+		} else {
+			header["Vary"] = varyAuthorization
+			if seconds := d.KeepFor(now); seconds > 0 {
+				header["Cache-Control"] = []string{"private, max-age=" + strconv.Itoa(seconds)}
+			}
 		}
 		w.WriteHeader(http.StatusOK)
 		return d.Status, nil
@@ -94,12 +109,30 @@ func (s *Server) say(w http.ResponseWriter, r *http.Request, d gateway.Decision,
 	return d.Status, d.Err
 }
 
+// giveToken adds the upstream token. The response stays no-store. A gateway that copies
+// Authorization from the response sends an empty one in place of that of the request, unless
+// the entry keeps it.
+func giveToken(header http.Header, d *gateway.Decision) {
+	if d.Upstream.Removed() {
+		header[gateway.Authorization] = []string{""}
+	}
+	header[d.Upstream.Header] = []string{d.UpstreamValue.Reveal()}
+}
+
 //nolint:gochecknoglobals // a value of a header that is shared by all responses
 var varyAuthorization = []string{"Authorization"}
 
-// needs returns the requirements of the gateway for the token, and whether the query
-// holds a token. An error is a fault of the gateway.
-func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err error) {
+// needs are what a gateway's own configuration says about a request: the requirements for
+// its token, and the token for the service behind the gateway.
+type needs struct {
+	verify.Request
+
+	upstream *gateway.Upstream // nil: none
+}
+
+// needs returns the needs of a request, and whether the query holds a token. An error is a
+// fault of the gateway.
+func (s *Server) needs(r *http.Request) (asked needs, inQuery bool, err error) {
 	raw := r.URL.RawQuery
 	if cached, ok := s.parsedNeeds.get(raw); ok && !s.cfg.NeedsInHeaders {
 		return cached, false, nil
@@ -109,18 +142,19 @@ func (s *Server) needs(r *http.Request) (needs verify.Request, inQuery bool, err
 		values, err = url.ParseQuery(raw)
 	}
 	if _, inQuery = values[accessToken]; inQuery {
-		return needs, true, nil
+		return asked, true, nil
 	}
 	if s.cfg.NeedsInHeaders {
-		return needsInHeaders(r.Header, s.cfg.Broker.Introspecting() > 1)
+		asked.Request, err = needsInHeaders(r.Header, s.cfg.Broker.Introspecting() > 1)
+		return asked, false, err
 	}
 	if err != nil {
-		return needs, false, misconfigured("its query is not well-formed")
+		return asked, false, misconfigured("its query is not well-formed")
 	}
-	if needs, inQuery, err = needsInQuery(values); err == nil {
-		s.parsedNeeds.put(raw, needs)
+	if asked, err = s.needsInQuery(values); err == nil {
+		s.parsedNeeds.put(raw, asked)
 	}
-	return needs, inQuery, err
+	return asked, false, err
 }
 
 // maxCachedNeeds is far more than the number of routes of a gateway.
@@ -133,20 +167,20 @@ type needsCache struct {
 	count   atomic.Int64
 }
 
-func (c *needsCache) get(query string) (verify.Request, bool) {
+func (c *needsCache) get(query string) (needs, bool) {
 	value, ok := c.byQuery.Load(query)
 	if !ok {
-		return verify.Request{}, false
+		return needs{}, false
 	}
-	needs, ok := value.(verify.Request)
-	return needs, ok
+	asked, ok := value.(needs)
+	return asked, ok
 }
 
-func (c *needsCache) put(query string, needs verify.Request) {
+func (c *needsCache) put(query string, asked needs) {
 	if c.count.Load() >= maxCachedNeeds {
 		return
 	}
-	if _, loaded := c.byQuery.LoadOrStore(query, needs); !loaded {
+	if _, loaded := c.byQuery.LoadOrStore(query, asked); !loaded {
 		c.count.Add(1)
 	}
 }
@@ -154,46 +188,58 @@ func (c *needsCache) put(query string, needs verify.Request) {
 // needsInQuery rejects parameters that the gateway would not send: some gateways forward
 // the query of the checked request, and its sender could then choose the requirements
 // for its own token.
-func needsInQuery(values url.Values) (needs verify.Request, _ bool, err error) {
+func (s *Server) needsInQuery(values url.Values) (asked needs, err error) {
 	for name, list := range values {
-		if name != "audience" && name != "scope" && name != "issuer" {
-			return needs, false, misconfigured("its query has a parameter other than audience, scope and issuer: does the gateway forward the query of the original request?")
+		if name != "audience" && name != "scope" && name != "issuer" && name != "upstream" {
+			return asked, misconfigured("its query has a parameter other than audience, scope, issuer and upstream: does the gateway forward the query of the original request?")
 		}
 		if len(list) > 1 {
-			return needs, false, misconfigured("its query has a parameter more than once: separate values by spaces")
+			return asked, misconfigured("its query has a parameter more than once: separate values by spaces")
 		}
 	}
-	return needsOf(values.Get("audience"), values.Get("scope"), values.Get("issuer"))
+	if values.Has("upstream") {
+		if asked.upstream = s.cfg.Judge.Upstream(values.Get("upstream")); asked.upstream == nil {
+			return asked, misconfigured("its query names an upstream entry that gateways.upstream does not have")
+		}
+		if asked.upstream.Unverified {
+			if len(values) > 1 {
+				return asked, misconfigured("its query has requirements for a token, and the upstream entry does not verify requests (verify: none): remove one of them")
+			}
+			return asked, nil
+		}
+	}
+	asked.Request, err = needsOf(values.Get("audience"), values.Get("scope"), values.Get("issuer"))
+	return asked, err
 }
 
 // needsInHeaders always requires the audience: if the gateway does not replace it, the
 // sender of a request could choose the audience of its own token. If opaque tokens of
 // several issuers are configured, it requires the issuer as well: else the sender could
 // choose the issuer that checks its token. The scope can only make the check stricter.
-func needsInHeaders(header http.Header, severalIntrospect bool) (needs verify.Request, _ bool, err error) {
+func needsInHeaders(header http.Header, severalIntrospect bool) (requirements verify.Request, err error) {
 	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
-		return needs, false, misconfigured("the header " + audienceHeader + " is missing: the gateway must set it on every request")
+		return requirements, misconfigured("the header " + audienceHeader + " is missing: the gateway must set it on every request")
 	}
 	if severalIntrospect && header.Get(issuerHeader) == "" {
-		return needs, false, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
+		return requirements, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
 	}
 	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader} {
 		if len(header[name]) > 1 {
-			return needs, false, misconfigured("the header " + name + " occurs more than once: the gateway must replace the request's own header, and separate values by spaces")
+			return requirements, misconfigured("the header " + name + " occurs more than once: the gateway must replace the request's own header, and separate values by spaces")
 		}
 	}
 	return needsOf(header.Get(audienceHeader), header.Get(scopeHeader), header.Get(issuerHeader))
 }
 
-func needsOf(audience, scope, issuer string) (verify.Request, bool, error) {
-	needs := verify.Request{Audience: strings.Fields(audience), Scopes: strings.Fields(scope), Issuer: issuer}
-	if len(needs.Audience) == 0 && len(needs.Scopes) == 0 && issuer == "" {
-		return needs, false, misconfigured("its query must have audience, scope or issuer, so that the token is not accepted for everything")
+func needsOf(audience, scope, issuer string) (verify.Request, error) {
+	requirements := verify.Request{Audience: strings.Fields(audience), Scopes: strings.Fields(scope), Issuer: issuer}
+	if len(requirements.Audience) == 0 && len(requirements.Scopes) == 0 && issuer == "" {
+		return requirements, misconfigured("its query must have audience, scope or issuer, so that the token is not accepted for everything")
 	}
-	if err := server.CheckVerifyRequest(needs); err != nil {
-		return needs, false, err
+	if err := server.CheckVerifyRequest(requirements); err != nil {
+		return requirements, err
 	}
-	return needs, false, nil
+	return requirements, nil
 }
 
 func misconfigured(why string) error {

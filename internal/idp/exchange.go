@@ -192,6 +192,10 @@ func subjectCode(m members) string {
 	return strings.NewReplacer("-", "_", " ", "_").Replace(strings.ToLower(strings.TrimSpace(code)))
 }
 
+// RefusesSubject reports whether an error code refuses an exchange because of its subject or
+// its target.
+func RefusesSubject(code string) bool { return meaningForSubject(code) != "" }
+
 // meaningForSubject returns the predicate of a sentence for a code that refuses an
 // exchange because of its subject or its target. It returns "" for other codes.
 func meaningForSubject(code string) string {

@@ -68,6 +68,12 @@ func (c *Caller) SubjectTokens(client string) (issuers, audiences []string) {
 	return sortedSet(issuers), sortedSet(audiences)
 }
 
+// AdmitsSubject reports whether any grant for the client admits the subject token, whatever
+// the target.
+func (c *Caller) AdmitsSubject(client string, subject Subject) bool {
+	return len(c.admitting(client, subject)) > 0
+}
+
 // ResolveExchange is [Caller.Resolve] for a request on behalf of a subject: only grants
 // that admit the subject token count.
 func (c *Caller) ResolveExchange(req Request, subject Subject) (scopes []string, ok bool) {
