@@ -10,7 +10,7 @@ import (
 // forGateways returns the judge for gateway requests.
 func (a *App) forGateways() *gateway.Judge {
 	c := &a.config.Gateways
-	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm})
+	return gateway.New(gateway.Config{Broker: a.parts.broker, Prefix: c.HeaderPrefix, Realm: c.Realm, Upstreams: c.ForGateways()})
 }
 
 // extAuthzConfig is the configuration of Envoy's ext_authz.
@@ -21,7 +21,8 @@ func extAuthzConfig(c *gatewayconf.ExtAuthz, judge *gateway.Judge) extauthz.Conf
 	}
 	for _, rule := range c.Rules {
 		authz.Rules = append(authz.Rules, gateway.Rule{
-			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
+			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Upstream: rule.Upstream,
+			Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
 		})
 	}
 	return authz

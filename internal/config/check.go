@@ -30,7 +30,7 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 	checkLegs(c, findings)
 	checkIssuers(c, findings)
 	checkCallers(c, findings)
-	c.Gateways.Check(findings)
+	c.Gateways.Check(c, findings)
 	if c.Tracing != nil {
 		checkTracing(c.Tracing, findings)
 	}

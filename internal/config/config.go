@@ -447,6 +447,7 @@ func Parse(name string, data []byte) (*Config, error) {
 	config.tokenFiles = tokenFiles(config.Issuers)
 	config.verifyItems = eachTenant(config.Roles, config.Issuers)
 	config.Issuers, config.issuerItems = withTenants(config.Issuers)
+	config.warnOfUpstreams(findings)
 	config.Warnings, config.findings = findings.Warnings, findings
 	config.Digest = sha256.Sum256(data)
 	return config, nil

@@ -83,6 +83,8 @@ func refine(s *jsonschema.Schema) {
 	names := &jsonschema.Schema{Type: "string", Pattern: yamlconf.NamePattern}
 	clients, _ := s.Properties.Get("clients")
 	clients.PropertyNames = names
+	upstream, _ := s.Definitions["Gateways"].Properties.Get("upstream")
+	upstream.PropertyNames = names
 
 	reserved := &jsonschema.Schema{}
 	for _, name := range config.ReservedParams() {
@@ -449,7 +451,7 @@ func TestExampleShowsEachKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := regexp.MustCompile(`^(clients|roles)\.[^.]+`)
+	names := regexp.MustCompile(`^(clients|roles|gateways\.upstream)\.[^.]+`)
 	var shown []string
 	for _, path := range pathsOf(document(t, data), "") {
 		shown = append(shown, names.ReplaceAllString(path, "$1.*"))

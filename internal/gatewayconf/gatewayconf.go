@@ -20,6 +20,9 @@ type Gateways struct {
 	Needs string `yaml:"needs" jsonschema:"default=query,enum=query,enum=headers"`
 	// Serve Envoy's ext_authz on the listeners of the gRPC API. Absent: it is not served.
 	ExtAuthz *ExtAuthz `yaml:"ext_authz"`
+	// Tokens that gateways send to the services behind them in place of the token of the request,
+	// by names of 1 to 128 letters, digits, dots, underscores and hyphens.
+	Upstream map[string]Upstream `yaml:"upstream"`
 }
 
 // ExtAuthz defines how Envoy is served.
@@ -52,10 +55,13 @@ type GatewayRule struct {
 	Scopes []string `yaml:"scopes" jsonschema:"minItems=1,maxItems=64,uniqueItems=true,minLength=1,maxLength=256"`
 	// A token must come from this issuer. Absent: from any issuer that the gateway's roles permit.
 	Issuer string `yaml:"issuer" jsonschema:"minLength=1,maxLength=512"`
+	// The token for the service, by its name in gateways.upstream; host is then required, without
+	// *. at the beginning. Absent: the service gets the token of the request.
+	Upstream string `yaml:"upstream" jsonschema:"minLength=1,maxLength=128"`
 }
 
 // Check checks the keys of the section.
-func (g *Gateways) Check(findings *yamlconf.Findings) {
+func (g *Gateways) Check(clients Clients, findings *yamlconf.Findings) {
 	const prefix, realm = "gateways.header_prefix", "gateways.realm"
 	if g.HeaderPrefix != "" && !regexp.MustCompile(`^[A-Za-z][A-Za-z0-9-]*-$`).MatchString(g.HeaderPrefix) {
 		findings.Addf(prefix, "expected letters, digits and hyphens with a hyphen at the end, such as X-Auth-: some upstream servers read an underscore as a hyphen")
@@ -64,13 +70,14 @@ func (g *Gateways) Check(findings *yamlconf.Findings) {
 		findings.Addf(realm, "expected printable ASCII without quotes and backslashes")
 	}
 	if g.ExtAuthz != nil {
-		checkRules(g.ExtAuthz.Rules, findings)
+		g.checkRules(findings)
 	}
+	g.checkUpstreams(clients, findings)
 }
 
-func checkRules(rules []GatewayRule, findings *yamlconf.Findings) {
-	for i := range rules {
-		rule, path := &rules[i], yamlconf.Item("gateways.ext_authz.rules", i)
+func (g *Gateways) checkRules(findings *yamlconf.Findings) {
+	for i := range g.ExtAuthz.Rules {
+		rule, path := &g.ExtAuthz.Rules[i], yamlconf.Item("gateways.ext_authz.rules", i)
 		host, decoded := (&gateway.Rule{Host: rule.Host, Path: rule.Path}).Valid()
 		if !host {
 			findings.Addf(yamlconf.Join(path, "host"), "expected a host name without a port, such as api.example.com or *.example.com")
@@ -82,6 +89,7 @@ func checkRules(rules []GatewayRule, findings *yamlconf.Findings) {
 			findings.Addf(yamlconf.Join(path, "ignore_case"), "the rule has no path, so it ignores no case: remove it, or give path")
 		}
 		findings.Scopes(yamlconf.Join(path, "scopes"), rule.Scopes)
+		g.checkUse(rule, path, findings)
 	}
 }
 
