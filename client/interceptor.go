@@ -128,7 +128,7 @@ func (v *Verifier) verifyCall(ctx context.Context, method string, rules *methodR
 	}
 	rejected, isRejected := errors.AsType[*RejectedError](err)
 	if isRejected || errors.Is(err, errNoToken) {
-		setTrailer(metadata.Pairs("www-authenticate", challenge(v.realm, rejected, required.scopes)))
+		setTrailer(metadata.Pairs("www-authenticate", v.challenges.value(rejected, required.scopes)))
 	}
 	switch {
 	case isRejected && rejected.Reason == ReasonInsufficientScope:

@@ -54,7 +54,7 @@ func HTTPMiddleware(v *Verifier, opts ...MiddlewareOption) func(http.Handler) ht
 				v.writeError(w, r, err, required.scopes)
 				return
 			}
-			next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, realmKey{}, v.realm)))
+			next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, challengesKey{}, &v.challenges)))
 		})
 	}
 }
@@ -71,8 +71,7 @@ func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 			case !ok:
 				http.Error(w, "this route requires scopes, but no middleware before it verifies tokens", http.StatusInternalServerError)
 			case !claims.HasScopes(allOf...):
-				realm, _ := r.Context().Value(realmKey{}).(string)
-				writeRejected(w, realm, missingScope(allOf), allOf)
+				writeRejected(w, challengesOf(r.Context()), missingScope(allOf), allOf)
 			default:
 				next.ServeHTTP(w, r)
 			}
@@ -81,9 +80,24 @@ func ScopesMiddleware(allOf ...string) func(http.Handler) http.Handler {
 }
 
 type (
-	claimsKey struct{}
-	realmKey  struct{}
+	claimsKey     struct{}
+	challengesKey struct{}
 )
+
+// challenges are the parts that all values of WWW-Authenticate of a Verifier have.
+type challenges struct {
+	realm string
+	// metadata is the URL of the resource's metadata, or empty.
+	metadata string
+}
+
+// challengesOf returns the parts of the HTTPMiddleware in front, if there is one.
+func challengesOf(ctx context.Context) *challenges {
+	if c, ok := ctx.Value(challengesKey{}).(*challenges); ok {
+		return c
+	}
+	return &challenges{}
+}
 
 // ClaimsFromContext returns the claims of the token of the request that ctx
 // belongs to, behind [HTTPMiddleware] and the interceptors. ok is false if
@@ -163,12 +177,12 @@ const (
 // writeError responds to a request that is refused.
 func (v *Verifier) writeError(w http.ResponseWriter, r *http.Request, err error, scopes []string) {
 	if errors.Is(err, errNoToken) {
-		w.Header().Set("WWW-Authenticate", challenge(v.realm, nil, scopes))
+		w.Header().Set("WWW-Authenticate", v.challenges.value(nil, scopes))
 		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}
 	if rejected, ok := errors.AsType[*RejectedError](err); ok {
-		writeRejected(w, v.realm, rejected, scopes)
+		writeRejected(w, &v.challenges, rejected, scopes)
 		return
 	}
 	v.log(r.Context(), err)
@@ -186,8 +200,8 @@ func (v *Verifier) log(ctx context.Context, err error) {
 }
 
 // writeRejected responds to a request with an invalid token.
-func writeRejected(w http.ResponseWriter, realm string, rejected *RejectedError, scopes []string) {
-	w.Header().Set("WWW-Authenticate", challenge(realm, rejected, scopes))
+func writeRejected(w http.ResponseWriter, c *challenges, rejected *RejectedError, scopes []string) {
+	w.Header().Set("WWW-Authenticate", c.value(rejected, scopes))
 	code := http.StatusUnauthorized
 	if rejected.Reason == ReasonInsufficientScope {
 		code = http.StatusForbidden
@@ -195,10 +209,10 @@ func writeRejected(w http.ResponseWriter, realm string, rejected *RejectedError,
 	http.Error(w, rejected.Message, code)
 }
 
-// challenge returns the WWW-Authenticate value of RFC 6750 section 3; rejected
-// is nil if no token was presented.
-func challenge(realm string, rejected *RejectedError, scopes []string) string {
-	parts := []string{"realm=" + quote(realm)}
+// value returns the WWW-Authenticate value of RFC 6750 section 3; rejected is nil
+// if no token was presented.
+func (c *challenges) value(rejected *RejectedError, scopes []string) string {
+	parts := []string{"realm=" + quote(c.realm)}
 	if rejected != nil {
 		kind := "invalid_token"
 		if rejected.Reason == ReasonInsufficientScope {
@@ -208,6 +222,9 @@ func challenge(realm string, rejected *RejectedError, scopes []string) string {
 	}
 	if len(scopes) > 0 {
 		parts = append(parts, "scope="+quote(strings.Join(scopes, " ")))
+	}
+	if c.metadata != "" {
+		parts = append(parts, "resource_metadata="+quote(c.metadata))
 	}
 	return "Bearer " + strings.Join(parts, ", ")
 }

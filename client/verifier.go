@@ -26,11 +26,11 @@ const (
 // are compared with them on each call. It is safe for concurrent use. Verifiers
 // come from [Client.Verifier].
 type Verifier struct {
-	client   *Client
-	required requirements
-	realm    string
-	maxAge   time.Duration
-	cache    claimsCache
+	client     *Client
+	required   requirements
+	challenges challenges
+	maxAge     time.Duration
+	cache      claimsCache
 }
 
 // VerifierOption changes how a Verifier verifies. Each [VerifyOption] is one:
@@ -58,12 +58,12 @@ func WithCacheMaxAge(d time.Duration) VerifierOption {
 // WithRealm sets the realm in the WWW-Authenticate of refused requests. The
 // default is "api".
 func WithRealm(realm string) VerifierOption {
-	return verifierOption(func(v *Verifier) { v.realm = realm })
+	return verifierOption(func(v *Verifier) { v.challenges.realm = realm })
 }
 
 // Verifier returns a Verifier that uses this client's broker.
 func (c *Client) Verifier(opts ...VerifierOption) *Verifier {
-	v := &Verifier{client: c, realm: defaultRealm, maxAge: 1<<63 - 1, cache: newClaimsCache(DefaultCacheSize)}
+	v := &Verifier{client: c, challenges: challenges{realm: defaultRealm}, maxAge: 1<<63 - 1, cache: newClaimsCache(DefaultCacheSize)}
 	for _, opt := range opts {
 		opt.verifier(v)
 	}
