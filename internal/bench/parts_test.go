@@ -142,6 +142,7 @@ func TestGatewayRequestsAreMeasured(t *testing.T) {
 
 func TestNewTokensAreMeasured(t *testing.T) {
 	b := miniature(t)
+	b.tokens = 50
 	for algorithm, cases := range map[string][]string{"RS256": {caseVerify, caseCheck, caseForward}, "ES256": {caseVerify}, "EdDSA": {caseVerify}} {
 		contests, err := b.measureUncached(t.Context(), algorithm)
 		if err != nil {

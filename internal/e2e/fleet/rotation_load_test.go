@@ -12,7 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// 200 callers on 3 replicas, tokens of 5 s, an IdP that takes the old and the new
+// Up to 200 callers on 3 replicas, tokens of 5 s, an IdP that takes the old and the new
 // secret while it is rotated and the new one alone right after: no call fails, and
 // the IdP hardly sees a dead secret.
 func TestRotationUnderLoad_overlap(t *testing.T) {
