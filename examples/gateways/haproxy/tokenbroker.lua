@@ -1,8 +1,9 @@
 -- The action "tokenbroker" lets the broker verify the token of a request. Its argument is
 -- a query with the requirements for the token. It sets txn.broker_status, 0 without a
--- response, and variables with the identity, the challenge and the body of the response.
+-- response, and variables with the identity, the upstream token, the challenge and the body of
+-- the response.
 local broker = "http://127.0.0.1:8444/verify?"
-local identity = { subject = "x-auth-subject", subject_type = "x-auth-subject-type", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope", actor = "x-auth-actor" }
+local identity = { subject = "x-auth-subject", subject_type = "x-auth-subject-type", issuer = "x-auth-issuer", client_id = "x-auth-client-id", scope = "x-auth-scope", actor = "x-auth-actor", token = "authorization" }
 
 core.register_action("tokenbroker", { "http-req" }, function(txn, needs)
     txn:set_var("txn.broker_status", 0)

@@ -43,6 +43,7 @@ type delegation struct {
 	socket   string // where http is served as well
 	idp      *harness.CountingIdP
 	upstream *httptest.Server
+	users    map[string]string // tokens of users
 
 	mu   sync.Mutex
 	seen []http.Header // by the service
@@ -54,7 +55,19 @@ func startDelegation(t *testing.T) *delegation {
 	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil { // nginx's workers are another user
 		t.Fatal(err)
 	}
-	e := &delegation{socket: filepath.Join(dir, "http.sock"), Broker: &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}, http: harness.FreeAddress(t), idp: harness.SimpleIdP(t, time.Hour)}
+	e := &delegation{socket: filepath.Join(dir, "http.sock"), idp: harness.SimpleIdP(t, time.Hour)}
+	e.serve(t)
+	config := strings.NewReplacer(exampleIssuer, e.idp.Issuer(), exampleHTTP, e.http, exampleGRPC, e.Grpc, "listen:", "listen:\n  ops: "+e.Ops+"\n  http_unix: {path: "+e.socket+", mode: \"0666\", caller: edge}",
+		"callers:\n", "    missing_sub: client_id\ncallers:\n", "roles: [gateway]", "roles: [gateway, operator]", "  gateway: {", "  operator: {admin: [{actions: [revoke_tokens]}]}\n  gateway: {",
+	).Replace(readExample(t, "broker.yaml"))
+	e.launch(t, config)
+	return e
+}
+
+// serve starts the service, and reserves the addresses of the broker.
+func (e *delegation) serve(t *testing.T) {
+	t.Helper()
+	e.Broker, e.http = &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}, harness.FreeAddress(t)
 	e.upstream = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -62,13 +75,14 @@ func startDelegation(t *testing.T) *delegation {
 		_, _ = io.WriteString(w, "orders\n")
 	}))
 	t.Cleanup(e.upstream.Close)
-	config := strings.NewReplacer(exampleIssuer, e.idp.Issuer(), exampleHTTP, e.http, exampleGRPC, e.Grpc, "listen:", "listen:\n  ops: "+e.Ops+"\n  http_unix: {path: "+e.socket+", mode: \"0666\", caller: edge}",
-		"callers:\n", "    missing_sub: client_id\ncallers:\n", "roles: [gateway]", "roles: [gateway, operator]", "  gateway: {", "  operator: {admin: [{actions: [revoke_tokens]}]}\n  gateway: {",
-	).Replace(readExample(t, "broker.yaml"))
+}
+
+// launch starts the broker.
+func (e *delegation) launch(t *testing.T, config string) {
+	t.Helper()
 	e.File = harness.WriteFile(t, "broker.yaml", config)
 	e.Launch(t, "broker")
 	e.Await(t)
-	return e
 }
 
 func readExample(t *testing.T, path string) string {
@@ -121,6 +135,21 @@ func realGateways() []realGateway {
 		}},
 		{"haproxy", []string{"haproxy.cfg", "tokenbroker.lua"}, []string{"haproxy", "-db", "-f", "haproxy.cfg"}, none},
 	}
+}
+
+// upstreamGateways are the gateways with the examples that send upstream tokens.
+func upstreamGateways() []realGateway {
+	gateways := realGateways()
+	for i, file := range []string{"upstream.conf", "Caddyfile.upstream", "upstream.cfg"} {
+		g := &gateways[i]
+		for j, argument := range g.command {
+			if argument == g.files[0] {
+				g.command[j] = file
+			}
+		}
+		g.files[0] = file
+	}
+	return gateways
 }
 
 // start starts the gateway in front of the service and returns its address.
