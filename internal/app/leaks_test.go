@@ -89,6 +89,7 @@ func (l *leaks) goThroughAllFlows() {
 	l.askVerify(given)
 	l.askOAuth(given)
 	l.askExtAuthz(given)
+	l.askUpstream()
 
 	stream, err := api.WatchToken(l.as(robot), &tokenbrokerv1.WatchTokenRequest{ClientName: leaksGood})
 	if err == nil {

@@ -264,7 +264,7 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 
 	var text strings.Builder
 	fmt.Fprintf(&text, "listen: {grpc: \"127.0.0.1:0\", http: \"127.0.0.1:0\", ops: \"127.0.0.1:0\", %s}\nserver: {pprof: true, reflection: true, slow_call: 1ms}\nlog: {level: debug}\n", pki.config())
-	text.WriteString("gateways: {ext_authz: {claims: [sub]}}\n")
+	text.WriteString(upstreamConfig())
 	l.t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-token="+l.secret("token for the collector"))
 	fmt.Fprintf(&text, "audit: {file: %q, tokens: every, verifications: all}\ntracing: {endpoint: \"http://%s\", sample: 1}\n", filepath.Join(l.dir, "audit.jsonl"), l.collectorAddress())
 	fmt.Fprintf(&text, "store: {redis: {addresses: [%q], username: tokenbroker, password: %q%s}, sealing_keys: %q}\n", redisAddress, "file:"+l.file("redis-password", password), redisTLS, "file:"+ring)

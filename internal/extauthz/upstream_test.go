@@ -2,6 +2,7 @@ package extauthz_test
 
 import (
 	"context"
+	"maps"
 	"strings"
 	"testing"
 
@@ -50,10 +51,7 @@ func (f *api) askHost(t *testing.T, host string, headers ...string) (*authv3.Che
 // asEnvoy applies a response to the headers of a request as Envoy does: it sets headers, and
 // then removes others.
 func asEnvoy(request map[string]string, ok *authv3.OkHttpResponse) map[string]string {
-	sent := map[string]string{}
-	for name, value := range request {
-		sent[name] = value
-	}
+	sent := maps.Clone(request)
 	for _, option := range ok.GetHeaders() {
 		if option.GetAppendAction() == corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD {
 			sent[option.GetHeader().GetKey()] = option.GetHeader().GetValue()

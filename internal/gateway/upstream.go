@@ -52,12 +52,10 @@ func (j *Judge) Upstream(name string) *Upstream { return j.upstreams[name] }
 // unverified decides about a request that needs no token.
 func (j *Judge) unverified(ctx context.Context, gateway *policy.Caller, u *Upstream) Decision {
 	if _, verifies := gateway.MayVerify(); verifies {
-		j.broker.DenyToken(ctx, gateway, u.Client, idp.Request{Audience: u.Audience, Scopes: u.Scopes})
-		return Undecided(&apierror.Error{
-			Code: apierror.PermissionDenied, Reason: apierror.ReasonNotEntitled, Metadata: map[string]string{"client": u.Client, "caller": gateway.Name()},
-			Message: "the upstream entry \"" + u.Name + "\" does not verify requests (verify: none), and caller \"" + gateway.Name() +
-				"\" has verify grants: give the gateway of outgoing requests a caller of its own, without verify grants",
-		})
+		denied := *j.broker.DenyToken(ctx, gateway, u.Client, idp.Request{Audience: u.Audience, Scopes: u.Scopes})
+		denied.Message = "the upstream entry \"" + u.Name + "\" does not verify requests (verify: none), and caller \"" + gateway.Name() +
+			"\" has verify grants: give the gateway of outgoing requests a caller of its own, without verify grants"
+		return Undecided(&denied)
 	}
 	return j.withToken(ctx, gateway, u, redact.String{}, Decision{Status: http.StatusOK})
 }
