@@ -24,5 +24,5 @@ func Explain(c *config.Config, caller string) (lines []string, ok bool) {
 			lines = slices.Insert(lines, 1, fmt.Sprintf("every connection without another identity is this caller: %s (line %d)", key, c.Line(path...)))
 		}
 	}
-	return lines, ok
+	return append(lines, explainUpstreams(c, caller)...), ok
 }

@@ -74,7 +74,7 @@ func Compare(old, updated *File) *Comparison {
 			d.Lines = appendNew(d.Lines, from.place(g))
 		}
 	}
-	c.Settings = slices.Concat(compareBound(old.config, updated.config), compareRules(old.config, updated.config))
+	c.Settings = slices.Concat(compareBound(old.config, updated.config), compareRules(old.config, updated.config), compareUpstreams(old.config, updated.config))
 	return c
 }
 
@@ -177,6 +177,9 @@ func needed(r *gatewayconf.GatewayRule) string {
 	}
 	if r.Issuer != "" {
 		text += "; issuer " + r.Issuer
+	}
+	if r.Upstream != "" {
+		text += "; upstream token " + r.Upstream
 	}
 	return text
 }
