@@ -104,7 +104,7 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 // needs returns the requirements on the token of a request, and the upstream token. ok is
 // false if no rule matches.
 func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (needs verify.Request, upstream *gateway.Upstream, ok bool, err error) {
-	if extensions[upstreamExtension] != "" {
+	if _, ok := extensions[upstreamExtension]; ok {
 		return needs, nil, false, misconfigured("the context extension upstream does not exist: name the upstream entry in a rule of the broker")
 	}
 	needs = verify.Request{

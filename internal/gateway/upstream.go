@@ -67,10 +67,10 @@ func (j *Judge) withToken(ctx context.Context, gateway *policy.Caller, u *Upstre
 		return j.withoutToken(gateway, u, d.Result.Facts, err)
 	}
 	value := answer.Token.Value.Reveal()
-	if answer.Token.Type != "Bearer" || !isToken68(value) {
+	if !isToken68(value) { // its type is Bearer: package idp accepts no other
 		return Undecided(&apierror.Error{
 			Code: apierror.FailedPrecondition, Reason: apierror.ReasonIdPMisconfigured, Metadata: map[string]string{"client": u.Client},
-			Message: "the IdP's token of client \"" + u.Client + "\" cannot be sent in a header, because it is no bearer token of letters, digits and -._~+/=: have the IdP issue such tokens",
+			Message: "the IdP's token of client \"" + u.Client + "\" cannot be sent in a header, because it has characters other than letters, digits and -._~+/=: have the IdP issue tokens without them",
 		})
 	}
 	d.Upstream, d.UpstreamValue = u, redact.New("Bearer "+value)

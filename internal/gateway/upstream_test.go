@@ -286,6 +286,61 @@ func TestUpstream_valueIsToken68(t *testing.T) {
 	}
 }
 
+func TestUpstream_otherTypesAreNoBearer(t *testing.T) {
+	f := apitest.NewExchanging(t)
+	issuing("abc", "DPoP")(f)
+	if d := (asks{apitest.Gate, service, nil}).decide(t, f, f.Token(map[string]any{"aud": apitest.BFF})); d.Status != 503 {
+		t.Errorf("%d: %v", d.Status, d.Err)
+	}
+}
+
+// A held token costs no I/O, no log line, and little memory beyond the verification.
+func TestUpstream_warmHitIsCheap(t *testing.T) {
+	f := apitest.NewExchanging(t)
+	user := f.Token(map[string]any{"aud": apitest.BFF})
+	j := judgeOf(f)
+	gate := f.Broker.Policy().Named(apitest.Gate)
+	allocations := map[string]float64{}
+	for _, name := range []string{"", exchanged, service} {
+		request := gateway.Request{Authorization: []string{"Bearer " + user}, Needs: verify.Request{Audience: []string{apitest.BFF}}, Upstream: j.Upstream(name)}
+		decide := func() {
+			if d := j.Decide(t.Context(), gate, request); d.Status != http.StatusOK {
+				t.Fatalf("%s: %d, %v", name, d.Status, d.Err)
+			}
+		}
+		decide()
+		requests, logged := len(f.IdP.TokenRequests()), f.Log.String()
+		allocations[name] = testing.AllocsPerRun(100, decide)
+		if n := len(f.IdP.TokenRequests()); n != requests || f.Log.String() != logged {
+			t.Errorf("%s: %d requests to the IdP, log %s", name, n-requests, strings.TrimPrefix(f.Log.String(), logged))
+		}
+	}
+	t.Logf("allocations: %v", allocations)
+	if more := allocations[exchanged] - allocations[""]; more > 30 {
+		t.Errorf("an exchanged token needs %v more allocations", more)
+	}
+	if more := allocations[service] - allocations[""]; more > 5 {
+		t.Errorf("a service token needs %v more allocations", more)
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	f := apitest.NewExchanging(b)
+	user := f.Token(map[string]any{"aud": apitest.BFF, "padding": strings.Repeat("x", 500)})
+	j, gate := judgeOf(f), f.Broker.Policy().Named(apitest.Gate)
+	for _, name := range []string{"", exchanged, service} {
+		request := gateway.Request{Authorization: []string{"Bearer " + user}, Needs: verify.Request{Audience: []string{apitest.BFF}}, Upstream: j.Upstream(name)}
+		b.Run("upstream="+name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if d := j.Decide(b.Context(), gate, request); d.Status != http.StatusOK {
+					b.Fatal(d.Err)
+				}
+			}
+		})
+	}
+}
+
 // A request cannot bring another spelling of the header, which services would confuse with it.
 func TestUpstream_imitations(t *testing.T) {
 	j := judgeOf(apitest.NewExchanging(t))
