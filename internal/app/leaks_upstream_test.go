@@ -12,18 +12,24 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact/redacttest"
 )
 
-// leaksUpstreams are the upstream entries by the audience of their tokens, and the statuses
-// of requests for them.
-func leaksUpstreams() map[string]int {
-	return map[string]int{
-		leaksBehalf: 200, leaksJSON: 503, leaksDescription: 403, leaksHTML: 503, leaksHeader: 503, leaksBroken: 503, leaksRedirect: 503, leaksHangUp: 503, leaksPanic: 503,
+// leaksUpstream is an upstream entry, by the audience of its token, and the status of requests
+// for it.
+type leaksUpstream struct {
+	audience string
+	status   int
+}
+
+func leaksUpstreams() []leaksUpstream {
+	return []leaksUpstream{
+		{leaksBehalf, 200}, {leaksJSON, 503}, {leaksDescription, 403}, {leaksHTML, 503}, {leaksBroken, 503}, {leaksRedirect, 503}, {leaksHangUp, 503}, {leaksPanic, 503},
 	}
 }
 
 // upstreamConfig is the section gateways.
 func upstreamConfig() string {
 	var entries, rules strings.Builder
-	for audience := range leaksUpstreams() {
+	for _, entry := range leaksUpstreams() {
+		audience := entry.audience
 		fmt.Fprintf(&entries, "%s: {client: %s, audience: %s, on_behalf_of: true}, ", audience, leaksBehalf, audience)
 		fmt.Fprintf(&rules, "{host: %s.example.com, audiences: [bff], upstream: %s}, ", audience, audience)
 	}
@@ -38,7 +44,8 @@ func (l *leaks) askUpstream() {
 		"iss": l.issuer, "sub": "carol", "client_id": "web", "aud": "bff", "token_type": "Bearer", "exp": time.Now().Add(time.Hour).Unix(),
 	}).Reveal())
 	envoy := authv3.NewAuthorizationClient(l.apis.envoy)
-	for audience, want := range leaksUpstreams() {
+	for _, entry := range leaksUpstreams() {
+		audience, want := entry.audience, entry.status
 		tokens := []string{l.user(nil)}
 		if want == http.StatusOK {
 			tokens = append(tokens, opaque)
