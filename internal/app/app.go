@@ -26,6 +26,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/caller"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/extauthz"
+	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
 	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/server"
@@ -172,8 +173,9 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 // openGateways creates the servers for ext_authz and HTTP.
 func (a *App) openGateways() {
 	config, judge := a.config, a.forGateways()
+	resources := gateway.NewResources(config.Gateways.ProtectedResources())
 	if envoy := config.Gateways.ExtAuthz; envoy != nil {
-		extauthz.Register(a.server, extAuthzConfig(envoy, judge))
+		extauthz.Register(a.server, extAuthzConfig(envoy, judge, resources))
 	}
 	if !config.Listen.ServesHTTP() {
 		return
@@ -188,6 +190,7 @@ func (a *App) openGateways() {
 		Judge:          judge,
 		NeedsInHeaders: config.Gateways.Needs == "headers",
 		URL:            config.Listen.HTTPURL(),
+		Resources:      resources,
 		Deadline:       config.Server.Deadline,
 		MessageSize:    config.Limits.MessageSize(),
 		HeaderSize:     config.Limits.HeaderSize(),

@@ -14,14 +14,14 @@ func (a *App) forGateways() *gateway.Judge {
 }
 
 // extAuthzConfig is the configuration of Envoy's ext_authz.
-func extAuthzConfig(c *gatewayconf.ExtAuthz, judge *gateway.Judge) extauthz.Config {
+func extAuthzConfig(c *gatewayconf.ExtAuthz, judge *gateway.Judge, resources *gateway.Resources) extauthz.Config {
 	authz := extauthz.Config{
-		Judge: judge, Claims: c.Claims,
+		Judge: judge, Claims: c.Claims, Resources: resources,
 		Undecided: gatewayconf.Undecided()[c.Undecided],
 	}
 	for _, rule := range c.Rules {
 		authz.Rules = append(authz.Rules, gateway.Rule{
-			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Upstream: rule.Upstream,
+			Host: rule.Host, Path: rule.Path, IgnoreCase: rule.IgnoreCase, Upstream: rule.Upstream, Resource: resources.Named(rule.Resource),
 			Needs: verify.Request{Audience: rule.Audiences, Scopes: rule.Scopes, Issuer: rule.Issuer},
 		})
 	}

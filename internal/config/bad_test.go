@@ -45,6 +45,13 @@ func redis(keys ...string) string {
 	return client() + "store:\n  redis:\n" + indented(keys) + "  sealing_keys: file:ring.json\n"
 }
 
+// resource is a good file but for the keys of its protected resource, which begin in line 7.
+func resource(keys ...string) string {
+	return issuer() + "gateways:\n  resources:\n    orders:\n" + strings.ReplaceAll("    "+strings.Join(keys, "\n    ")+"\n", "    ", "      ")
+}
+
+const plainURL = "expected a URL with a plain host and path, without a query and escapes, such as https://api.example.com/orders"
+
 func indented(keys []string) string {
 	var b strings.Builder
 	for _, key := range keys {
@@ -68,6 +75,25 @@ func badConfigs() []badConfig {
 		{"list", "- a\n", "1: the file is expected to be a mapping of sections such as clients: and issuers:, and is a list", true},
 		{"nothing configured", "log: {level: info}\n", "1: the file configures neither clients nor issuers: add one of them", true},
 		{"nothing in the sections", "clients: {}\nissuers: []\n", "1: the file configures neither clients nor issuers: add one of them", false},
+
+		// Protected resources.
+		{"resource without URL", resource("authorization_servers: [https://login.example.com]"), "6: gateways.resources.orders: url is missing", true},
+		{"resource without server", resource("url: https://api.example.com"), "6: gateways.resources.orders: authorization_servers is missing", true},
+		{"resource over http", resource("url: http://api.example.com", "authorization_servers: [https://login.example.com]"),
+			"7: gateways.resources.orders.url: http:// beyond loopback is not encrypted: use https://, or accept it with allow_http: true", false},
+		{"resource with a query", resource("url: https://api.example.com/?a=b", "authorization_servers: [https://login.example.com]"), "7: gateways.resources.orders.url: " + plainURL, false},
+		{"resource with an escape", resource("url: https://api.example.com/%61", "authorization_servers: [https://login.example.com]"), "7: gateways.resources.orders.url: " + plainURL, false},
+		{"resource with a dot segment", resource("url: https://api.example.com/a/../b", "authorization_servers: [https://login.example.com]"), "7: gateways.resources.orders.url: " + plainURL, false},
+		{"resource with a quote", resource("url: 'https://api.example.com/a\"b'", "authorization_servers: [https://login.example.com]"), "7: gateways.resources.orders.url: " + plainURL, false},
+		{"server of a resource", resource("url: https://api.example.com/a", "authorization_servers: [login.example.com]"),
+			"8: gateways.resources.orders.authorization_servers[0]: the URL must be absolute; write it as https://host/path", false},
+		{"two resources at a place", resource("url: https://api.example.com/a", "authorization_servers: [https://login.example.com]") +
+			"    shop: {url: 'https://API.example.com:443/a', authorization_servers: [https://login.example.com]}\n",
+			"9: gateways.resources.shop.url: has the host and path of the resource orders: its metadata would be at the same place", false},
+		{"rule with an unknown resource", issuer() + "gateways: {ext_authz: {rules: [{resource: orders}]}}\n", "4: gateways.ext_authz.rules[0].resource: names no entry of gateways.resources", false},
+		{"rule with a resource of another host", resource("url: https://api.example.com/a", "authorization_servers: [https://login.example.com]") +
+			"  ext_authz:\n    rules:\n      - {host: api.example.com, resource: orders}\n      - {host: '*.example.com', resource: orders}\n      - {resource: orders}\n      - {host: shop.example.com, resource: orders}\n",
+			"14: gateways.ext_authz.rules[3].resource: the URL of the resource has the host api.example.com, and the rule is for shop.example.com: clients refuse the metadata of another host", false},
 
 		// Keys.
 		{"unknown section", client() + "client: {}\n", "6: client: no such key; did you mean clients?", true},

@@ -451,7 +451,7 @@ func TestExampleShowsEachKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := regexp.MustCompile(`^(clients|roles|gateways\.upstream)\.[^.]+`)
+	names := regexp.MustCompile(`^(clients|roles|gateways\.(?:upstream|resources))\.[^.]+`)
 	var shown []string
 	for _, path := range pathsOf(document(t, data), "") {
 		shown = append(shown, names.ReplaceAllString(path, "$1.*"))

@@ -37,6 +37,9 @@ type Config struct {
 	// counts, and a request that matches none is denied. Without rules, a token must
 	// have one of its issuer's configured audiences.
 	Rules []gateway.Rule
+	// Resources are the protected resources, whose metadata the service serves at their own
+	// hosts. Nil: none.
+	Resources *gateway.Resources
 	// Undecided is the kind of response if no decision is possible.
 	Undecided gateway.UndecidedAs
 	// Claims are the names of claims in Envoy's dynamic metadata, in addition to the
@@ -72,6 +75,10 @@ const (
 	upstreamExtension = "upstream"
 )
 
+// resourceExtension is the context extension with which the configuration of a route
+// names its protected resource. It sets no requirement, and takes precedence over a rule.
+const resourceExtension = "resource"
+
 const authorizationKey = "authorization"
 
 // Check implements the service.
@@ -80,17 +87,19 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	if httpRequest == nil {
 		return nil, server.StatusOf(misconfigured("it contains no HTTP request: the filter must be envoy.filters.http.ext_authz"))
 	}
-	needs, upstream, ok, err := s.needs(req.GetAttributes().GetContextExtensions(), httpRequest)
+	if metadata := s.metadata(httpRequest); metadata != nil {
+		return metadata, nil
+	}
+	request, ok, err := s.needs(req.GetAttributes().GetContextExtensions(), httpRequest)
 	switch {
 	case err != nil:
 		return s.undecided(gateway.Undecided(err))
 	case !ok:
 		return denied(s.cfg.Judge.Forbid("No rule of the token broker covers this request, or its host or path can be read in more than one way"), httpRequest), nil
 	}
-	needs.OpaqueIssuer = caller.OpaqueIssuer(ctx)
-	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), gateway.Request{
-		Needs: needs, Query: tokenInQuery(httpRequest.GetPath()), Authorization: authorization(httpRequest), Upstream: upstream,
-	})
+	request.Needs.OpaqueIssuer = caller.OpaqueIssuer(ctx)
+	request.Query, request.Authorization = tokenInQuery(httpRequest.GetPath()), authorization(httpRequest)
+	decision := s.cfg.Judge.Decide(ctx, server.CallerOf(ctx), request)
 	switch decision.Status {
 	case http.StatusOK:
 		return s.permitted(&decision, httpRequest), nil
@@ -101,34 +110,67 @@ func (s *service) Check(ctx context.Context, req *authv3.CheckRequest) (*authv3.
 	}
 }
 
-// needs returns the requirements on the token of a request, and the upstream token. ok is
-// false if no rule matches.
-func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (needs verify.Request, upstream *gateway.Upstream, ok bool, err error) {
-	if _, ok := extensions[upstreamExtension]; ok {
-		return needs, nil, false, misconfigured("the context extension upstream does not exist: name the upstream entry in a rule of the broker")
+// metadata returns the response to a request for the metadata of a protected resource, or
+// nil. A response that is formally a denial is the only one that the service can write
+// itself. A request for metadata carries no token and is never forwarded.
+func (s *service) metadata(httpRequest *authv3.AttributeContext_HttpRequest) *authv3.CheckResponse {
+	if httpRequest.GetMethod() != http.MethodGet && httpRequest.GetMethod() != http.MethodHead {
+		return nil
 	}
-	needs = verify.Request{
+	resource := s.cfg.Resources.AtHost(httpRequest.GetHost(), httpRequest.GetPath())
+	if resource == nil {
+		return nil
+	}
+	return &authv3.CheckResponse{
+		Status: &statuspb.Status{Code: int32(codes.PermissionDenied)},
+		HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+			Status: &typev3.HttpStatus{Code: typev3.StatusCode_OK},
+			Headers: []*corev3.HeaderValueOption{
+				overwrite("content-type", "application/json"), overwrite("cache-control", gateway.ResourceCacheControl), overwrite("access-control-allow-origin", "*"),
+			},
+			Body: string(resource.Document),
+		}},
+	}
+}
+
+// needs returns the requirements on the token of a request, its protected resource, and the
+// upstream token. ok is false if no rule matches.
+func (s *service) needs(extensions map[string]string, httpRequest *authv3.AttributeContext_HttpRequest) (request gateway.Request, ok bool, err error) {
+	if _, ok := extensions[upstreamExtension]; ok {
+		return request, false, misconfigured("the context extension upstream does not exist: name the upstream entry in a rule of the broker")
+	}
+	if name, given := extensions[resourceExtension]; given {
+		if request.Resource = s.cfg.Resources.Named(name); request.Resource == nil {
+			return request, false, misconfigured("the context extension resource names no entry of gateways.resources")
+		}
+	}
+	needs := verify.Request{
 		Audience: strings.Fields(extensions[audienceExtension]), Scopes: strings.Fields(extensions[scopeExtension]), Issuer: extensions[issuerExtension],
 	}
 	if len(needs.Audience) > 0 || len(needs.Scopes) > 0 || needs.Issuer != "" {
 		if err := server.CheckVerifyRequest(needs); err != nil {
-			return needs, nil, false, err
+			return request, false, err
 		}
-		return needs, nil, true, nil
+		request.Needs = needs
+		return request, true, nil
 	}
 	if len(s.cfg.Rules) == 0 {
-		return needs, nil, true, nil
+		return request, true, nil
 	}
 	rule := gateway.MatchRule(s.cfg.Rules, httpRequest.GetHost(), httpRequest.GetPath())
 	if rule == nil {
-		return needs, nil, false, nil
+		return request, false, nil
 	}
 	if rule.Upstream != "" {
-		if upstream = s.cfg.Judge.Upstream(rule.Upstream); upstream == nil {
-			return needs, nil, false, misconfigured("its rule names an upstream entry that does not exist")
+		if request.Upstream = s.cfg.Judge.Upstream(rule.Upstream); request.Upstream == nil {
+			return request, false, misconfigured("its rule names an upstream entry that does not exist")
 		}
 	}
-	return rule.Needs, upstream, true, nil
+	if request.Resource == nil {
+		request.Resource = rule.Resource
+	}
+	request.Needs = rule.Needs
+	return request, true, nil
 }
 
 // authorization returns the values of the Authorization header. Depending on its

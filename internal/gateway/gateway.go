@@ -99,6 +99,9 @@ type Request struct {
 	// Upstream is the token for the service behind the gateway. Nil: the service gets the
 	// token of the request.
 	Upstream *Upstream
+	// Resource are the metadata of the protected resource, to which the challenge refers
+	// (RFC 9728 section 5.1). Nil: no resource is configured for the request.
+	Resource *Metadata
 }
 
 // Decision is the decision about a request.
@@ -125,6 +128,14 @@ type Decision struct {
 
 // Decide decides about a request that gateway received.
 func (j *Judge) Decide(ctx context.Context, gateway *policy.Caller, request Request) Decision {
+	decision := j.decide(ctx, gateway, request)
+	if decision.Challenge != "" && request.Resource != nil {
+		decision.Challenge += `, resource_metadata="` + request.Resource.URL + `"`
+	}
+	return decision
+}
+
+func (j *Judge) decide(ctx context.Context, gateway *policy.Caller, request Request) Decision {
 	if denial := j.misplaced(request); denial != nil {
 		return *denial
 	}

@@ -24,6 +24,9 @@ type Rule struct {
 	// Upstream is the name of the upstream token. Empty: the service gets the token of the
 	// request. A rule with an upstream token names an exact host.
 	Upstream string
+	// Resource are the metadata of the protected resource that the requests use; it may be
+	// nil.
+	Resource *Metadata
 }
 
 // Valid reports whether any request can match the host, and the path, of the rule.

@@ -23,6 +23,9 @@ type Gateways struct {
 	// Tokens that gateways send to the services behind them in place of the token of the request,
 	// by names of 1 to 128 letters, digits, dots, underscores and hyphens.
 	Upstream map[string]Upstream `yaml:"upstream"`
+	// Protected resources behind gateways, by names of 1 to 128 letters, digits, dots, underscores
+	// and hyphens. Clients find their authorization servers by the metadata of RFC 9728.
+	Resources map[string]Resource `yaml:"resources"`
 }
 
 // ExtAuthz defines how Envoy is served.
@@ -58,6 +61,8 @@ type GatewayRule struct {
 	// The token for the service, by its name in gateways.upstream; host is then required, without
 	// *. at the beginning. Absent: the service gets the token of the request.
 	Upstream string `yaml:"upstream" jsonschema:"minLength=1,maxLength=128"`
+	// The entry of gateways.resources to whose metadata 401 and 403 refer. Absent: to none.
+	Resource string `yaml:"resource" jsonschema:"minLength=1,maxLength=128"`
 }
 
 // Check checks the keys of the section.
@@ -69,6 +74,7 @@ func (g *Gateways) Check(clients Clients, findings *yamlconf.Findings) {
 	if strings.ContainsFunc(g.Realm, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 		findings.Addf(realm, "expected printable ASCII without quotes and backslashes")
 	}
+	g.checkResources(findings)
 	if g.ExtAuthz != nil {
 		g.checkRules(findings)
 	}
@@ -90,6 +96,7 @@ func (g *Gateways) checkRules(findings *yamlconf.Findings) {
 		}
 		findings.Scopes(yamlconf.Join(path, "scopes"), rule.Scopes)
 		g.checkUse(rule, path, findings)
+		g.checkResource(rule, yamlconf.Join(path, "resource"), findings)
 	}
 }
 

@@ -73,6 +73,9 @@ type Config struct {
 	// URL is the URL of the server for clients, used in its metadata (RFC 8414); empty:
 	// no metadata.
 	URL string
+	// Resources are the protected resources whose metadata (RFC 9728) the server serves.
+	// Nil: none.
+	Resources *gateway.Resources
 	// Deadline bounds every request for a token; a verification has a shorter bound of
 	// its own. Zero: server.DefaultDeadline.
 	Deadline time.Duration
@@ -125,6 +128,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.URL != "" {
 		s.routes[metadataPath] = route{"metadata", tracing.ServeMetadata, []string{http.MethodGet, http.MethodHead}, s.metadata}
+	}
+	for _, path := range cfg.Resources.Paths() {
+		s.routes[path] = route{"metadata", tracing.ServeMetadata, []string{http.MethodGet, http.MethodHead}, s.resourceMetadata}
 	}
 	s.metrics = newMetrics(cfg.Registerer, s.routes)
 	s.http = &http.Server{

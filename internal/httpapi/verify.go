@@ -23,6 +23,7 @@ const (
 	audienceHeader = "X-Verify-Audience"
 	scopeHeader    = "X-Verify-Scope"
 	issuerHeader   = "X-Verify-Issuer"
+	resourceHeader = "X-Verify-Resource"
 )
 
 const accessToken = "access_token"
@@ -46,7 +47,8 @@ func (s *Server) verify(w http.ResponseWriter, r *http.Request) (int, error) {
 		return s.say(w, r, gateway.Undecided(err), now)
 	}
 	request := gateway.Request{
-		Authorization: r.Header[gateway.Authorization], Imitation: s.imitates(r.Header, asked.upstream), Query: inQuery, Needs: asked.Request, Upstream: asked.upstream,
+		Authorization: r.Header[gateway.Authorization], Imitation: s.imitates(r.Header, asked.upstream), Query: inQuery, Needs: asked.Request,
+		Upstream: asked.upstream, Resource: asked.resource,
 	}
 	request.Needs.OpaqueIssuer = s.cfg.Callers.OpaqueIssuer(r.Context())
 	ctx := r.Context()
@@ -123,11 +125,12 @@ func giveToken(header http.Header, d *gateway.Decision) {
 var varyAuthorization = []string{"Authorization"}
 
 // needs are what a gateway's own configuration says about a request: the requirements for
-// its token, and the token for the service behind the gateway.
+// its token, the token for the service behind the gateway, and the protected resource.
 type needs struct {
 	verify.Request
 
 	upstream *gateway.Upstream // nil: none
+	resource *gateway.Metadata // nil: none
 }
 
 // needs returns the needs of a request, and whether the query holds a token. An error is a
@@ -141,11 +144,15 @@ func (s *Server) needs(r *http.Request) (asked needs, inQuery bool, err error) {
 	if !s.cfg.NeedsInHeaders || strings.Contains(raw, accessToken) || strings.Contains(raw, "%") {
 		values, err = url.ParseQuery(raw)
 	}
-	if _, inQuery = values[accessToken]; inQuery {
-		return asked, true, nil
+	if values.Has(accessToken) {
+		name := values.Get(resourceParameter)
+		if s.cfg.NeedsInHeaders {
+			name = r.Header.Get(resourceHeader)
+		}
+		return needs{resource: s.cfg.Resources.Named(name)}, true, nil
 	}
 	if s.cfg.NeedsInHeaders {
-		asked.Request, err = needsInHeaders(r.Header, s.cfg.Broker.Introspecting() > 1)
+		asked, err = s.needsInHeaders(r.Header)
 		return asked, false, err
 	}
 	if err != nil {
@@ -190,12 +197,15 @@ func (c *needsCache) put(query string, asked needs) {
 // for its own token.
 func (s *Server) needsInQuery(values url.Values) (asked needs, err error) {
 	for name, list := range values {
-		if name != "audience" && name != "scope" && name != "issuer" && name != "upstream" {
-			return asked, misconfigured("its query has a parameter other than audience, scope, issuer and upstream: does the gateway forward the query of the original request?")
+		if name != "audience" && name != "scope" && name != "issuer" && name != "upstream" && name != resourceParameter {
+			return asked, misconfigured("its query has a parameter other than audience, scope, issuer, upstream and resource: does the gateway forward the query of the original request?")
 		}
 		if len(list) > 1 {
 			return asked, misconfigured("its query has a parameter more than once: separate values by spaces")
 		}
+	}
+	if asked.resource, err = s.resource(values[resourceParameter]); err != nil {
+		return asked, err
 	}
 	if values.Has("upstream") {
 		if asked.upstream = s.cfg.Judge.Upstream(values.Get("upstream")); asked.upstream == nil {
@@ -215,20 +225,25 @@ func (s *Server) needsInQuery(values url.Values) (asked needs, err error) {
 // needsInHeaders always requires the audience: if the gateway does not replace it, the
 // sender of a request could choose the audience of its own token. If opaque tokens of
 // several issuers are configured, it requires the issuer as well: else the sender could
-// choose the issuer that checks its token. The scope can only make the check stricter.
-func needsInHeaders(header http.Header, severalIntrospect bool) (requirements verify.Request, err error) {
+// choose the issuer that checks its token. The scope can only make the check stricter, and
+// the resource only changes the challenge for the sender itself.
+func (s *Server) needsInHeaders(header http.Header) (asked needs, err error) {
 	if strings.TrimSpace(header.Get(audienceHeader)) == "" {
-		return requirements, misconfigured("the header " + audienceHeader + " is missing: the gateway must set it on every request")
+		return asked, misconfigured("the header " + audienceHeader + " is missing: the gateway must set it on every request")
 	}
-	if severalIntrospect && header.Get(issuerHeader) == "" {
-		return requirements, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
+	if s.cfg.Broker.Introspecting() > 1 && header.Get(issuerHeader) == "" {
+		return asked, misconfigured("the header " + issuerHeader + " is missing: several issuers have introspection, so the gateway must set it on every request")
 	}
-	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader} {
+	for _, name := range []string{audienceHeader, scopeHeader, issuerHeader, resourceHeader} {
 		if len(header[name]) > 1 {
-			return requirements, misconfigured("the header " + name + " occurs more than once: the gateway must replace the request's own header, and separate values by spaces")
+			return asked, misconfigured("the header " + name + " occurs more than once: the gateway must replace the request's own header, and separate values by spaces")
 		}
 	}
-	return needsOf(header.Get(audienceHeader), header.Get(scopeHeader), header.Get(issuerHeader))
+	if asked.resource, err = s.resource(header[resourceHeader]); err != nil {
+		return asked, err
+	}
+	asked.Request, err = needsOf(header.Get(audienceHeader), header.Get(scopeHeader), header.Get(issuerHeader))
+	return asked, err
 }
 
 func needsOf(audience, scope, issuer string) (verify.Request, error) {

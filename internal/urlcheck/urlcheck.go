@@ -43,6 +43,11 @@ func valid(path, raw string, allowHTTP bool, findings *yamlconf.Findings) bool {
 	return err == nil
 }
 
+// URL checks a URL that only others connect to. An empty one is not checked.
+func URL(path, raw string, allowHTTP bool, findings *yamlconf.Findings) {
+	valid(path, raw, allowHTTP, findings)
+}
+
 // Endpoint checks a URL that the broker connects to. An empty one is not checked.
 func Endpoint(path, raw string, allowHTTP, allowPrivate bool, findings *yamlconf.Findings) {
 	if !valid(path, raw, allowHTTP, findings) {
