@@ -74,6 +74,9 @@ func Need(t *testing.T, peer string) {
 	case "openid-client":
 		_, err = os.Stat(filepath.Join("..", "openid-client", "node_modules", "openid-client"))
 		install = "npm ci --prefix internal/e2e/openid-client"
+	case "mcp-sdk":
+		_, err = os.Stat(filepath.Join("..", "mcp-sdk", "node_modules", "@modelcontextprotocol", "sdk"))
+		install = "npm ci --prefix internal/e2e/mcp-sdk"
 	case "playwright-core":
 		_, err = os.Stat(filepath.Join("..", "browser", "node_modules", "playwright-core"))
 		install = "npm ci --prefix internal/e2e/browser"

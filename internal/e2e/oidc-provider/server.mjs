@@ -6,6 +6,7 @@
 //   STATE              required: a file for keys and client credentials. It is
 //                      written if absent, so that a restart keeps them
 //   LIFETIME           of tokens, in seconds (default 3600)
+//   RESOURCES          further resources, separated by spaces, whose tokens are JWTs
 //   TLS_CERT, TLS_KEY  PEM files: serve https
 //   MTLS               URL of a front over TLS that demands client certificates. It says in
 //                      x-client-certificate (URL-encoded PEM) which one was presented, and in
@@ -30,7 +31,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { exportJWK, generateKeyPair } from 'jose';
 import { Provider, errors } from 'oidc-provider';
 
-const { PORT, STATE, LIFETIME = '3600', TLS_CERT, TLS_KEY, MTLS, MTLS_CERTIFICATES } = process.env;
+const { PORT, STATE, LIFETIME = '3600', RESOURCES = '', TLS_CERT, TLS_KEY, MTLS, MTLS_CERTIFICATES } = process.env;
 if (!PORT || !STATE) {
   console.error('PORT and STATE must be set; see the head of server.mjs');
   process.exit(2);
@@ -131,6 +132,7 @@ const resources = {
   'https://array.example.com': jwt('RS256'),
   'https://short.example.com': { ...jwt('ES256'), accessTokenTTL: 5 },
   'https://opaque.example.com': { accessTokenFormat: 'opaque' },
+  ...Object.fromEntries(RESOURCES.split(' ').map((resource) => [resource, jwt('ES256')])),
 };
 
 const newProvider = () => {
