@@ -1,13 +1,16 @@
 // Command zitadelop is an identity provider for tests: the OpenID provider library of
-// ZITADEL (github.com/zitadel/oidc) with one client that uses the client credentials
-// grant, and exchanges access tokens of this provider (RFC 8693).
+// ZITADEL (github.com/zitadel/oidc) with the client "orders", which uses the client
+// credentials grant, exchanges access tokens of this provider (RFC 8693) and introspects
+// tokens. The client "web" gets opaque tokens of the user "id1" for
+// https://bff.example.com, and can revoke them.
 //
 //	zitadelop ADDRESS DIRECTORY
 //
 // It serves http://ADDRESS. The directory is its whole state and is read again for each
 // request, so that a test changes the provider by writing files and can restart it:
 //
-//	secret  the secret of the client "orders"
+//	secret  the secret of both clients
+//	actor   if it exists, exchanges require an actor token
 //	*.pem   RSA keys in PKCS #8. The last one by name signs; all are published.
 package main
 
@@ -32,8 +35,17 @@ import (
 	"github.com/zitadel/oidc/v3/pkg/op"
 )
 
-// audience is the API that tokens are for.
-const audience = "https://orders.example.com"
+// audience is the API that tokens are for, bff the service that exchanges tokens of users.
+const (
+	audience = "https://orders.example.com"
+	bff      = "https://bff.example.com"
+)
+
+// The names of the clients.
+const (
+	ordersClient = "orders"
+	webClient    = "web"
+)
 
 func main() {
 	if len(os.Args) != 3 {
@@ -128,14 +140,32 @@ func (s *state) ClientCredentials(_ context.Context, clientID, secret string) (o
 	if err != nil {
 		return nil, oidc.ErrServerError().WithParent(err)
 	}
-	if clientID != "orders" || secret != string(known) {
-		return nil, errors.New("unknown client or wrong secret")
+	if secret != string(known) {
+		return nil, errors.New("wrong secret")
 	}
-	return orders{storage.WebClient(clientID, secret)}, nil
+	return s.GetClientByClientID(context.Background(), clientID)
 }
 
 func (s *state) ClientCredentialsTokenRequest(_ context.Context, clientID string, scopes []string) (op.TokenRequest, error) { //nolint:unparam // the library defines it
+	if clientID == webClient {
+		return &oidc.JWTTokenRequest{Subject: "id1", Audience: []string{bff, ordersClient}, Scopes: scopes}, nil
+	}
 	return &oidc.JWTTokenRequest{Subject: clientID, Audience: []string{audience}, Scopes: scopes}, nil
+}
+
+// SetIntrospectionFromToken adds members that the library's example leaves out.
+func (s *state) SetIntrospectionFromToken(ctx context.Context, response *oidc.IntrospectionResponse, tokenID, subject, clientID string) error {
+	if err := s.Storage.SetIntrospectionFromToken(ctx, response, tokenID, subject, clientID); err != nil {
+		return err
+	}
+	response.Issuer, response.Audience, response.ClientID, response.TokenType = op.IssuerFromContext(ctx), oidc.Audience{bff}, webClient, oidc.BearerToken
+	return nil
+}
+
+// RevokeToken revokes a token of the client credentials grant, for which the example stores
+// no client.
+func (s *state) RevokeToken(ctx context.Context, tokenID, userID, _ string) *oidc.Error {
+	return s.Storage.RevokeToken(ctx, tokenID, userID, "")
 }
 
 // AuthorizeClientIDSecret authenticates the client of an exchange.
@@ -145,10 +175,14 @@ func (s *state) AuthorizeClientIDSecret(ctx context.Context, clientID, secret st
 }
 
 func (s *state) GetClientByClientID(_ context.Context, clientID string) (op.Client, error) { //nolint:ireturn // the library defines it
-	if clientID != "orders" {
+	switch clientID {
+	case ordersClient:
+		return client{storage.WebClient(clientID, ""), op.AccessTokenTypeJWT}, nil
+	case webClient:
+		return client{storage.WebClient(clientID, ""), op.AccessTokenTypeBearer}, nil
+	default:
 		return nil, errors.New("unknown client")
 	}
-	return orders{storage.WebClient(clientID, "")}, nil
 }
 
 // ValidateTokenExchangeRequest lets the client exchange an access token for another one. The
@@ -157,24 +191,36 @@ func (s *state) ValidateTokenExchangeRequest(_ context.Context, request op.Token
 	if request.GetExchangeSubjectTokenType() != oidc.AccessTokenType || request.GetRequestedTokenType() != oidc.AccessTokenType {
 		return oidc.ErrInvalidRequest().WithDescription("only access tokens are exchanged, for access tokens")
 	}
+	if _, err := os.Stat(filepath.Join(s.directory, "actor")); err == nil && request.GetExchangeActor() == "" {
+		return oidc.ErrInvalidRequest().WithDescription("an actor token is required")
+	}
 	request.SetCurrentScopes(request.GetScopes())
 	return nil
 }
 
-// GetPrivateClaimsFromTokenExchangeRequest names the client as the actor.
+// GetPrivateClaimsFromTokenExchangeRequest names the actor: the subject of the actor token,
+// or the client.
 //
 //nolint:unparam // the interface has the error
 func (s *state) GetPrivateClaimsFromTokenExchangeRequest(_ context.Context, request op.TokenExchangeRequest) (map[string]any, error) {
-	return map[string]any{"act": map[string]any{"sub": request.GetClientID()}}, nil
+	actor := map[string]any{"sub": request.GetClientID()}
+	if subject := request.GetExchangeActor(); subject != "" {
+		actor = map[string]any{"sub": subject, "presented_by": request.GetClientID()}
+	}
+	return map[string]any{"act": actor}, nil
 }
 
-// orders is the client.
-type orders struct{ *storage.Client }
+// client is a client of the library's example with other grants and tokens.
+type client struct {
+	*storage.Client
 
-func (orders) GrantTypes() []oidc.GrantType {
+	tokens op.AccessTokenType
+}
+
+func (client) GrantTypes() []oidc.GrantType {
 	return []oidc.GrantType{oidc.GrantTypeClientCredentials, oidc.GrantTypeTokenExchange}
 }
-func (orders) AccessTokenType() op.AccessTokenType { return op.AccessTokenTypeJWT }
+func (c client) AccessTokenType() op.AccessTokenType { return c.tokens }
 
 type key struct {
 	id      string

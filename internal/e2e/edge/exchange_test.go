@@ -51,20 +51,27 @@ func checkExchanged(t *testing.T, response []byte, user, client, scope string) {
 		t.Fatalf("%v: %s", err, response)
 	}
 	text, _ := answer["access_token"].(string)
-	compact, err := jose.Split(redact.New(text))
-	if err != nil {
-		t.Fatalf("%v: %s", err, response)
-	}
-	claims, err := jose.ParseObject(compact.Payload)
-	if err != nil {
-		t.Fatal(err)
-	}
+	claims := claimsOf(t, text)
 	act, _, _ := claims.Object("act")
 	actor, _, _ := act.Text("sub")
 	subject, _, _ := claims.Text("sub")
 	if subject != user || actor != client || answer["issued_token_type"] != idp.TypeAccessToken || answer["scope"] != scope {
 		t.Errorf("sub %q, act %q, type %v, scope %v", subject, actor, answer["issued_token_type"], answer["scope"])
 	}
+}
+
+// claimsOf returns the claims of a JWT.
+func claimsOf(t *testing.T, token string) jose.Object {
+	t.Helper()
+	compact, err := jose.Split(redact.New(token))
+	if err != nil {
+		t.Fatalf("%v: %q", err, token)
+	}
+	claims, err := jose.ParseObject(compact.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return claims
 }
 
 // userClaims are those of a user's token, or of a caller's JWT.

@@ -35,6 +35,8 @@ const credentialsRefused = "CLIENT_CREDENTIALS_REFUSED"
 // client registered. It keeps its state over a stop and a start.
 type foreignIdP struct {
 	issuer, clientID, secret string
+	// dir has the state of zitadelop.
+	dir string
 	// client and keys are the further settings that the client and the issuer need.
 	client, keys string
 	audience     string
@@ -201,7 +203,7 @@ func startZITADEL(t *testing.T) *foreignIdP {
 	t.Helper()
 	harness.Need(t, "zitadelop")
 	address, dir := harness.FreeAddress(t), t.TempDir()
-	idp := &foreignIdP{issuer: "http://" + address, clientID: "orders", secret: rand.Text(), audience: ordersAPI, keys: ", types: [JWT]", refusal: credentialsRefused}
+	idp := &foreignIdP{issuer: "http://" + address, dir: dir, clientID: "orders", secret: rand.Text(), audience: ordersAPI, keys: ", types: [JWT]", refusal: credentialsRefused}
 	testkit.WriteFile(t, filepath.Join(dir, "secret"), idp.secret)
 	keys := 0
 	idp.rotate = func(t *testing.T, keepOld bool) {
