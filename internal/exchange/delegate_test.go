@@ -112,41 +112,51 @@ func TestGet_actorFromAFile(t *testing.T) {
 	})
 }
 
+// second is the issuer of the second leg.
+const second = "https://as.example.com"
+
+// newLegs returns a world in which the client "obo" exchanges the assertions that the IdP
+// issues to "obo-2" at another authorization server.
+func newLegs(t *testing.T) *world {
+	t.Helper()
+	w := newWorldWith(t, func(c *devidp.Client) {
+		if c.ID == "obo-2" {
+			c.Exchange.Assertions, c.Audiences = true, []string{second}
+		}
+	})
+	as, err := devidp.New(devidp.Config{Issuer: second, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{{
+		ID: "obo", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read", "write"}, Audiences: []string{orders, stock},
+		Grant: idp.JWTBearer, Exchange: &devidp.Exchange{AssertionsOf: w.idp},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.towards = byHost{"idp.example.com": w.towards, "as.example.com": as.RoundTripper()}
+	w.clients = append(w.clients, func(id string, cfg *idp.Config, client *broker.ClientConfig) {
+		switch id {
+		case "obo":
+			cfg.TokenURL, cfg.Grant, client.Exchange.AssertionFrom = second+devidp.TokenPath, idp.JWTBearer, "obo-2"
+		case "obo-2":
+			cfg.Exchange.Assertions, cfg.Exchange.RequestedTokenType = true, idp.TypeIDJAG
+			client.Audience, client.Exchange.ProvesByUse = second, true
+			if w.legSecret == "" {
+				w.legSecret = testkit.SecretFile(t, "right")
+			}
+			client.Secret = w.openSecret(w.legSecret)
+		}
+	})
+	return w
+}
+
 // Two legs: the IdP of the user issues an assertion for the server of the API, which
 // exchanges it. The assertion is neither kept nor handed out.
 func TestGet_twoLegs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const second = "https://as.example.com"
-		w := newWorldWith(t, func(c *devidp.Client) {
-			if c.ID == "obo-2" {
-				c.Exchange.Assertions, c.Audiences = true, []string{second}
-			}
-		})
-		as, err := devidp.New(devidp.Config{Issuer: second, Lifetime: 100 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{{
-			ID: "obo", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read", "write"}, Audiences: []string{orders, stock},
-			Grant: idp.JWTBearer, Exchange: &devidp.Exchange{AssertionsOf: w.idp},
-		}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.towards = byHost{"idp.example.com": w.towards, "as.example.com": as.RoundTripper()}
+		w := newLegs(t)
 		assertions := map[string]bool{}
 		w.seeing(func(form url.Values) {
 			if assertion := form.Get("assertion"); assertion != "" {
 				assertions[assertion] = true
-			}
-		})
-		w.clients = append(w.clients, func(id string, cfg *idp.Config, client *broker.ClientConfig) {
-			switch id {
-			case "obo":
-				cfg.TokenURL, cfg.Grant, client.Exchange.AssertionFrom = second+devidp.TokenPath, idp.JWTBearer, "obo-2"
-			case "obo-2":
-				cfg.Exchange.Assertions, cfg.Exchange.RequestedTokenType = true, idp.TypeIDJAG
-				client.Audience, client.Exchange.ProvesByUse = second, true
-				if w.legSecret == "" {
-					w.legSecret = testkit.SecretFile(t, "right")
-				}
-				client.Secret = w.openSecret(w.legSecret)
 			}
 		})
 		a, b := w.add(), w.add()

@@ -2,11 +2,14 @@ package exchange_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,6 +18,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/idp"
+	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
@@ -74,7 +79,7 @@ type act struct {
 const subjects = 6
 
 func drawActs(t *rapid.T) []act {
-	kinds := []string{"get", "get", "get", "get", "sleep", "purge", "revoke", "delay", "down", "up"}
+	kinds := []string{"get", "get", "get", "get", "get", "sleep", "purge", "revoke", "delay", "down", "up", "actor"}
 	acts := make([]act, rapid.IntRange(5, 60).Draw(t, "acts"))
 	for i := range acts {
 		acts[i] = act{
@@ -107,23 +112,63 @@ func (w *world) subjectTokens() []redact.String {
 	}
 }
 
-// No token that was obtained for one subject token, client or target is handed out for
-// another, whatever callers, replicas, times, purges, revocations and failures do. After
-// the revocation of a user no token is handed out on behalf of this user.
+// The ways in which a token may depend on more than the subject token.
+const (
+	alone     = "the client alone"
+	withActor = "an actor of the client"
+	withLegs  = "a first leg with an actor"
+)
+
+// withActorFile gives a client the actor in a file.
+func (w *world) withActorFile(client, path string) {
+	w.clients = append(w.clients, func(id string, cfg *idp.Config, c *broker.ClientConfig) {
+		if id == client {
+			cfg.Exchange.Actor, c.Exchange.ActorFile = "file:"+path, path
+		}
+	})
+}
+
+// writeActor writes a token of an actor; each has other bytes.
+func (w *world) writeActor(path, actor string, number int) {
+	w.t.Helper()
+	if err := os.WriteFile(path, []byte(w.user(map[string]any{"sub": actor, "jti": fmt.Sprint(number)}).Reveal()), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// newDependingWorld returns a world in which the tokens of the client "obo" depend on more.
+func newDependingWorld(t *testing.T, depends, actorFile string) *world {
+	t.Helper()
+	w := newWorld(t)
+	switch depends {
+	case withActor:
+		w.withActorFile("obo", actorFile)
+	case withLegs:
+		w = newLegs(t)
+		w.withActorFile("obo-2", actorFile)
+	}
+	w.writeActor(actorFile, "pod-a", 0)
+	return w
+}
+
+// No token that was obtained for one subject token, client, target, actor or first leg is
+// handed out for another, whatever callers, replicas, times, purges, revocations and
+// failures do. After the revocation of a user no token is handed out on behalf of this user.
 func TestTokensNeverChangeTheirSubject(t *testing.T) {
-	cases, served, shared := 0, 0, 0
+	cases, served, shared := 0, map[string]int{}, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		cases++
+		depends, actorFile := rapid.SampledFrom([]string{alone, withActor, withLegs}).Draw(rt, "depends"), filepath.Join(t.TempDir(), "actor.jwt")
 		acts := append([]act{{Kind: "get", Ask: obo()}}, drawActs(rt)...)
 		failure := ""
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
+			w := newDependingWorld(t, depends, actorFile)
 			record := &recorder{next: w.towards, form: map[string]url.Values{}}
 			w.towards = record
 			w.add()
 			w.add()
 			synctest.Wait() // both replicas subscribe to events
-			tokens, revoked := w.subjectTokens(), map[string]bool{}
+			tokens, revoked, actor := w.subjectTokens(), map[string]bool{}, "pod-a"
 			var all sync.WaitGroup
 			var mu sync.Mutex
 			fail := func(format string, args ...any) {
@@ -138,15 +183,17 @@ func TestTokensNeverChangeTheirSubject(t *testing.T) {
 				user := []string{"alice", "alice", "alice", "bob", "bob", "bob"}[a.Subject]
 				switch a.Kind {
 				case "get":
-					wasRevoked := revoked[user]
+					wasRevoked, want := revoked[user], exchanged{a.Ask, tokens[a.Subject], []string{"bff", "narrow"}[a.Caller], actor}
+					if depends == alone || a.Ask.Client == "obo-2" {
+						want.actor = ""
+					}
 					get := func() {
-						caller := []string{"bff", "narrow"}[a.Caller]
-						answer, err := w.get(b, caller, a.Ask, tokens[a.Subject])
+						answer, err := w.get(b, want.caller, a.Ask, tokens[a.Subject])
 						if err != nil {
 							return
 						}
 						mu.Lock()
-						served++
+						served[depends]++
 						if answer.Origin != broker.OriginFetched {
 							shared++
 						}
@@ -154,7 +201,7 @@ func TestTokensNeverChangeTheirSubject(t *testing.T) {
 						if wasRevoked {
 							fail("%d: a token for %s, who is revoked", i, user)
 						}
-						if problem := mismatch(record.exchangeOf(answer.Token.Value.Reveal()), a.Ask, tokens[a.Subject], caller); problem != "" {
+						if problem := want.mismatch(record, answer.Token.Value.Reveal()); problem != "" {
 							fail("%d: the token %s", i, problem)
 						}
 					}
@@ -163,6 +210,11 @@ func TestTokensNeverChangeTheirSubject(t *testing.T) {
 					} else {
 						get()
 					}
+				case "actor":
+					all.Wait()
+					actor = []string{"pod-a", "pod-b"}[a.Caller]
+					w.writeActor(actorFile, actor, i+1)
+					time.Sleep(6 * time.Second) // the replicas read the file again
 				case "sleep":
 					all.Wait()
 					time.Sleep(a.Sleep)
@@ -190,25 +242,60 @@ func TestTokensNeverChangeTheirSubject(t *testing.T) {
 			rt.Fatal(failure)
 		}
 	})
-	if served < cases || shared == 0 {
-		t.Errorf("only %d answers were checked in %d cases, %d of them from a cache", served, cases, shared)
+	for _, depends := range []string{alone, withActor, withLegs} {
+		if served[depends] < cases/4 || shared == 0 {
+			t.Errorf("%s: only %d answers were checked in %d cases; of all %d were from a cache", depends, served[depends], cases, shared)
+		}
 	}
+}
+
+// exchanged is the exchange that must have yielded the token for a request.
+type exchanged struct {
+	ask     broker.Ask
+	subject redact.String
+	caller  string
+	actor   string // empty: none
 }
 
 // mismatch describes how the exchange that yielded a token differs from the request that
 // the token was handed out for.
-func mismatch(form url.Values, ask broker.Ask, token redact.String, caller string) string {
-	audience, scope := ask.Audience, map[string]string{"[]": "read write", "[read]": "read", "[write]": "write", "[write read]": "read write"}[fmt.Sprint(ask.Scopes)]
-	if audience == "" {
-		audience = orders
+func (e exchanged) mismatch(record *recorder, token string) string {
+	form := record.exchangeOf(token)
+	subject := form // the form with the subject token itself
+	if assertion := form.Get("assertion"); assertion != "" {
+		subject = record.exchangeOf(assertion)
 	}
-	if caller == "narrow" && len(ask.Scopes) == 0 {
-		scope = "read"
-	}
-	for name, want := range map[string]string{"subject_token": token.Reveal(), "client_id": ask.Client, "audience": audience, "scope": scope} {
+	for name, want := range map[string]string{"client_id": e.ask.Client, "audience": cmp.Or(e.ask.Audience, orders), "scope": e.scope()} {
 		if form.Get(name) != want {
 			return "was obtained with another " + name
 		}
 	}
+	if subject.Get("subject_token") != e.subject.Reveal() {
+		return "was obtained with another subject token"
+	}
+	if actor := subjectOf(subject.Get("actor_token")); actor != e.actor {
+		return "was obtained with the actor " + actor + ", not " + e.actor
+	}
 	return ""
+}
+
+func (e exchanged) scope() string {
+	if e.caller == "narrow" && len(e.ask.Scopes) == 0 {
+		return "read"
+	}
+	return map[string]string{"[]": "read write", "[read]": "read", "[write]": "write", "[write read]": "read write"}[fmt.Sprint(e.ask.Scopes)]
+}
+
+// subjectOf returns sub of a JWT, or "" without one.
+func subjectOf(token string) string {
+	compact, err := jose.Split(redact.New(token))
+	if err != nil {
+		return ""
+	}
+	claims, err := jose.ParseObject(compact.Payload)
+	if err != nil {
+		return ""
+	}
+	subject, _, _ := claims.Text("sub")
+	return subject
 }
