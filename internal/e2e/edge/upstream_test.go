@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +79,7 @@ func TestGatewaysSendUpstreamTokens(t *testing.T) {
 	}
 	t.Run("ext_authz", func(t *testing.T) {
 		e := startUpstream(t)
-		e.judgeUpstream(t, e.startEnvoy(t), http.StatusForbidden)
+		e.judgeUpstream(t, e.startEnvoy(t, "orders.example.com"), http.StatusForbidden)
 	})
 }
 
@@ -157,9 +158,9 @@ func (e *delegation) checkSent(t *testing.T, address, subject string) {
 	}
 }
 
-// startEnvoy starts a gateway that treats requests as Envoy does with ext_authz: Envoy itself
+// startEnvoy starts a gateway that treats requests for a host as Envoy does with ext_authz: Envoy itself
 // is not installed. It sets headers, then removes others, and a failed call is 403.
-func (e *delegation) startEnvoy(t *testing.T) (address string) {
+func (e *delegation) startEnvoy(t *testing.T, host string) (address string) {
 	t.Helper()
 	conn, err := grpc.NewClient(e.Grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -177,7 +178,7 @@ func (e *delegation) startEnvoy(t *testing.T) (address string) {
 			headers[strings.ToLower(name)] = strings.Join(values, ",")
 		}
 		answer, err := envoy.Check(r.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
-			Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: r.Method, Path: r.RequestURI, Host: "orders.example.com", Headers: headers}},
+			Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: r.Method, Path: r.RequestURI, Host: host, Headers: headers}},
 		}})
 		allowed, denied := answer.GetOkResponse(), answer.GetDeniedResponse()
 		switch {
@@ -201,4 +202,49 @@ func (e *delegation) startEnvoy(t *testing.T) (address string) {
 	}))
 	t.Cleanup(server.Close)
 	return strings.TrimPrefix(server.URL, "http://")
+}
+
+// TestEgressGatewayAddsAServiceToken runs the documented configuration for outgoing requests:
+// its gateway adds a token to requests that have none, or another one.
+func TestEgressGatewayAddsAServiceToken(t *testing.T) {
+	t.Parallel()
+	const host = "api.partner.example.com"
+	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "gateways.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "### Outgoing requests\n")
+	_, text, _ = strings.Cut(text, "```yaml\n")
+	text, _, _ = strings.Cut(text, "```")
+	e := &delegation{idp: harness.StartIdP(t, time.Hour, devidp.Client{ID: "shop", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: []string{"partner"}})}
+	e.serve(t)
+	e.launch(t, strings.NewReplacer(
+		"https://login.partner.example.com", e.idp.Issuer(), "/run/secrets/partner", harness.WriteFile(t, "secret", "right"), "dns_san: egress.example.com, ", "",
+	).Replace(text)+"listen: {ops: \""+e.Ops+"\", grpc: {address: \""+e.Grpc+"\", caller: egress}, http: {address: \""+e.http+"\", caller: egress}}\n")
+	address := e.startEnvoy(t, host)
+	for _, inbound := range [][]string{nil, {"Bearer inbound"}, {"Basic aW5ib3VuZDp4"}, {"Bearer a", "Bearer b"}} {
+		got := e.ask(t, address, "/", inbound...)
+		values := got.passed["Authorization"]
+		if got.status != http.StatusOK || len(values) != 1 || !strings.HasPrefix(values[0], "Bearer ey") {
+			t.Errorf("%q: %d, the service saw %q", inbound, got.status, values)
+		}
+		for _, name := range identityHeaders() {
+			if value := got.passed.Get(name); value != "" {
+				t.Errorf("%q: the service saw %s %q", inbound, name, value)
+			}
+		}
+	}
+	response, err := harness.Fetch(t, http.DefaultClient, http.MethodGet, "http://"+e.http+"/verify?upstream=partner", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := response.Body.Close(); err != nil || response.StatusCode != http.StatusOK || !strings.HasPrefix(response.Header.Get("Authorization"), "Bearer ey") || response.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("/verify: %v, %d", err, response.StatusCode)
+	}
+	if got := e.ask(t, e.startEnvoy(t, "other.example.com"), "/"); got.status != http.StatusForbidden || got.passed != nil {
+		t.Errorf("another host: %d", got.status)
+	}
+	if calls := e.idp.Calls(); calls != 1 {
+		t.Errorf("%d requests for tokens", calls)
+	}
 }
