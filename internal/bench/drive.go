@@ -41,6 +41,9 @@ type workload struct {
 	// questions are random requests with equal shares. Zero: only the client's own.
 	questions int
 	jwt       bool // the caller presents a JWT, over TLS
+	// subject is a file with the token of a user, on whose behalf the load requests tokens.
+	// Empty: it requests the client's own.
+	subject string
 	// tokens is a file of tokens, one a line: the load presents each once and then ends.
 	// Empty: it presents the client's token again and again.
 	tokens string
@@ -68,6 +71,7 @@ func drive(ctx context.Context, args []string) error {
 	flags.StringVar(&w.client, "client", "", "ask for the token of the client `NAME`")
 	flags.IntVar(&w.questions, "questions", 0, "ask for `N` tokens of the client, at random; 0: for its own")
 	flags.StringVar(&w.tokens, "tokens", "", "present each token in `FILE` once; empty: the client's token again and again")
+	flags.StringVar(&w.subject, "subject", "", "ask on behalf of the user whose token is in `FILE`")
 	http := flags.String("http", "", "`ADDR` where the server answers gateways over HTTP")
 	length := flags.Duration("for", time.Second, "how long")
 	by := proofFlags(flags)
@@ -75,7 +79,7 @@ func drive(ctx context.Context, args []string) error {
 		return err
 	}
 	if flags.NArg() != 2 {
-		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-tokens FILE] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
+		return fmt.Errorf("usage: bench %s -client NAME [-questions 0] [-tokens FILE] [-subject FILE] [-for 1s] [-tls DIR [-jwt]] [-http ADDR] ADDR CASE", driveCommand)
 	}
 	w.name = flags.Arg(1)
 	brokers, hangUp, err := dial(flags.Arg(0), *by)
@@ -127,6 +131,13 @@ func dial(address string, by proof) (brokers []tokenbrokerv1.TokenBrokerServiceC
 // of them are open before the load begins.
 func prepare(ctx context.Context, w workload, brokers []tokenbrokerv1.TokenBrokerServiceClient, http string, by proof) (call, error) {
 	request := &tokenbrokerv1.GetTokenRequest{ClientName: w.client}
+	if w.subject != "" {
+		user, err := os.ReadFile(w.subject)
+		if err != nil {
+			return nil, err
+		}
+		request.Subject = &tokenbrokerv1.Subject{Token: string(user)}
+	}
 	var token string
 	for _, broker := range brokers {
 		answer, err := broker.GetToken(ctx, request, grpc.WaitForReady(true))

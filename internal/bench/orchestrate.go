@@ -107,6 +107,7 @@ func (b *bench) parts() []part {
 		{"hits", b.compare},
 		{"tls", b.compareProved},
 		{"gateways", b.compareGateways},
+		{"behalf", b.measureBehalf},
 		{"uncached", b.compareUncached},
 		{"refresh", b.slowRefresh},
 		{"clients", b.manyClients},
@@ -180,7 +181,7 @@ func (b *bench) drive(ctx context.Context, s *server, w workload, length time.Du
 	}
 	by := s.proof
 	by.jwt = w.jwt
-	args := append([]string{driveCommand, "-client", w.client, "-questions", strconv.Itoa(w.questions), "-tokens", w.tokens, "-for", length.String(), "-http", s.http}, by.args()...)
+	args := append([]string{driveCommand, "-client", w.client, "-questions", strconv.Itoa(w.questions), "-tokens", w.tokens, "-subject", w.subject, "-for", length.String(), "-http", s.http}, by.args()...)
 	err := b.load(ctx, length, &o, append(args, s.address, w.name)...)
 	if err != nil {
 		return outcome{}, fmt.Errorf("driving %s: %w", w.name, err)

@@ -387,3 +387,13 @@ func TestPeersRefuseAForgedToken(t *testing.T) {
 		}
 	}
 }
+
+func TestTokensOnBehalfAreMeasured(t *testing.T) {
+	text, err := miniature(t).measureBehalf(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(text, "user's") || !strings.Contains(text, "CPU ratio") {
+		t.Error(text)
+	}
+}

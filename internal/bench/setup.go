@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -135,6 +136,8 @@ type setting struct {
 	http string
 }
 
+func exchanges(client devidp.Client) bool { return client.Exchange != nil }
+
 // config is the broker's configuration. Omitted fields have their defaults. Names of
 // clients are their IDs; their own scopes are their first two permitted ones.
 func (s setting) config(address, ops string) string {
@@ -152,6 +155,10 @@ func (s setting) config(address, ops string) string {
 	if s.http != "" {
 		gateways = "gateways: {ext_authz: {}}\n"
 	}
+	exchange := ""
+	if slices.ContainsFunc(s.idp.clients[:s.clients], exchanges) {
+		exchange = fmt.Sprintf(", exchange: [{client: %s, from: {issuers: [%q], audiences: [%q]}}]", exchanger, s.idp.Issuer(), audience)
+	}
 	var text strings.Builder
 	text.WriteString(gateways)
 	fmt.Fprintf(&text, `listen:
@@ -159,12 +166,12 @@ func (s setting) config(address, ops string) string {
   ops: %s
 callers: [%s]
 limits: {per_second: 1000000}
-roles: {all: {get: [{client: "*", audiences: ["*"], scopes: ["*"]}], verify: [{issuer: "*"}]}}
+roles: {all: {get: [{client: "*", audiences: ["*"], scopes: ["*"]}], verify: [{issuer: "*"}]%s}}
 log:
   level: warn
 server:
   pprof: %t
-`, listener, ops, callers, s.profiled)
+`, listener, ops, callers, exchange, s.profiled)
 	if s.proof.dir != "" {
 		fmt.Fprintf(&text, "audit: {file: %s}\n", s.proof.path("audit.jsonl"))
 	}
@@ -188,6 +195,9 @@ server:
     audience: %[4]s
     scopes: [%[5]s]
 %[6]s`, client.ID, s.idp.Issuer(), s.idp.secretPath(i), client.Audiences[0], strings.Join(client.Scopes[:2], ", "), s.idp.trust())
+		if exchanges(client) {
+			text.WriteString("    exchange: {}\n")
+		}
 	}
 	return text.String()
 }
