@@ -91,7 +91,7 @@ func used(s schema, part any) schema {
 }
 
 // open are the parts of the schema whose keys are the user's own.
-var open = []string{"global", "labels", "strings", "clients", "roles", "params", "upstream"}
+var open = []string{"global", "labels", "strings", "clients", "roles", "params", "upstream", "resources"}
 
 // Every object in the schema has a closed set of keys, so that a misspelt value is
 // refused wherever it stands and no unknown key can hold a secret.
