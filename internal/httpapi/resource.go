@@ -26,7 +26,7 @@ func (s *Server) resourceMetadata(w http.ResponseWriter, r *http.Request) (int, 
 	header.Set("Cache-Control", gateway.ResourceCacheControl)
 	header.Set("Access-Control-Allow-Origin", "*")
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(metadata.Document) // an error means that the client has disconnected
+	_, _ = w.Write(metadata.Document) //nolint:gosec // JSON that the configuration determines; an error means that the client has disconnected
 	return http.StatusOK, nil
 }
 
