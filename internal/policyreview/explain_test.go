@@ -72,11 +72,16 @@ func TestCompare_upstreamTokens(t *testing.T) {
 	after := upstreamConfig(t, `gateways: {ext_authz: {rules: [{host: a.example.com, upstream: a}]}, upstream: {a: {client: orders, verify: none}}}`)
 	got := policyreview.Compare(policyreview.NewFile("old", before), policyreview.NewFile("new", after)).Settings
 	want := []policyreview.Setting{
-		{Key: "gateway rule for a.example.com, any path", Before: "the issuer's audiences", After: "the issuer's audiences; upstream token a"},
+		{Key: "gateway rule for a.example.com, any path", Before: "the issuer's audiences", After: "no token; upstream token a"},
 		{Key: "gateways.upstream.a", Before: "client orders; header Authorization", After: "client orders; header Authorization; requests need no token"},
 		{Key: "gateways.upstream.b", Before: "client orders; header Authorization"},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+	after = upstreamConfig(t, `gateways: {ext_authz: {rules: [{host: a.example.com, upstream: a}]}, upstream: {a: {client: orders}, b: {client: orders}}}`)
+	got = policyreview.Compare(policyreview.NewFile("old", before), policyreview.NewFile("new", after)).Settings
+	if want := "the issuer's audiences; upstream token a"; len(got) != 1 || got[0].After != want {
+		t.Errorf("%+v, want %q", got, want)
 	}
 }

@@ -109,7 +109,7 @@ func compareRules(old, updated *config.Config) []Setting {
 	if len(before.Rules) == 0 || len(after.Rules) == 0 {
 		return []Setting{{key, counted(before.Rules), counted(after.Rules)}}
 	}
-	found := changedRules(before.Rules, after.Rules)
+	found := changedRules(&old.Gateways, &updated.Gateways)
 	if a, b := commonOrder(before.Rules, after.Rules), commonOrder(after.Rules, before.Rules); !slices.Equal(a, b) {
 		found = append(found, Setting{key + ", the order", strings.Join(a, "; "), strings.Join(b, "; ")})
 	}
@@ -131,12 +131,12 @@ func counted(rules []gatewayconf.GatewayRule) string {
 }
 
 // changedRules compares the rules for the same requests.
-func changedRules(before, after []gatewayconf.GatewayRule) []Setting {
-	needs := func(rules []gatewayconf.GatewayRule) map[string]string {
-		byRequests := map[string]string{}
+func changedRules(before, after *gatewayconf.Gateways) []Setting {
+	needs := func(g *gatewayconf.Gateways) map[string]string {
+		byRequests, rules := map[string]string{}, g.ExtAuthz.Rules
 		for i := range rules {
 			if name := requests(&rules[i]); byRequests[name] == "" { // the first rule counts
-				byRequests[name] = needed(&rules[i])
+				byRequests[name] = needed(&rules[i], g.Upstream[rules[i].Upstream])
 			}
 		}
 		return byRequests
@@ -166,8 +166,12 @@ func requests(r *gatewayconf.GatewayRule) string {
 	return host + path
 }
 
-// needed describes the requirements of a rule.
-func needed(r *gatewayconf.GatewayRule) string {
+// needed describes the requirements of a rule and its upstream entry, which is zero if there
+// is none.
+func needed(r *gatewayconf.GatewayRule, upstream gatewayconf.Upstream) string {
+	if upstream.Unverified() {
+		return "no token; upstream token " + r.Upstream
+	}
 	text := "audiences " + strings.Join(sorted(r.Audiences), ", ")
 	if len(r.Audiences) == 0 {
 		text = "the issuer's audiences"
