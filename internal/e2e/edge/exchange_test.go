@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -142,5 +143,58 @@ func TestZITADELExchangesTokens(t *testing.T) {
 	checkExchanged(t, body, "alice", server.clientID, "openid")
 	if status, body := exchange(server.sign(t, userClaims(server.issuer, "alice", ordersAPI))); status != http.StatusBadRequest || !bytes.Contains(body, []byte("invalid_request")) {
 		t.Errorf("a token for another audience: %d %s", status, body)
+	}
+}
+
+// documented returns a snippet of docs/delegation.md, which begins after a sentence and is
+// indented, with the addresses of a test in it.
+func documented(t *testing.T, after, broker string) string {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join("..", "..", "..", "docs", "delegation.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, found := strings.Cut(string(page), after)
+	_, text, _ = strings.Cut(text, "\n\n")
+	text, _, _ = strings.Cut(text, "\n\n")
+	if !found || !strings.HasPrefix(text, "    ") {
+		t.Fatalf("docs/delegation.md has no snippet after %q", after)
+	}
+	text = strings.ReplaceAll("\n"+text, "\n    ", "\n")
+	return strings.NewReplacer("https://broker.example.com:8444", broker, "{ algorithm: 'oauth2' }", "{ algorithm: 'oauth2', execute: [client.allowInsecureRequests] }").Replace(text)
+}
+
+// The snippets of the documentation run as they are written, in plaintext.
+func TestDocumentedExchangesRun(t *testing.T) {
+	t.Parallel()
+	for _, peer := range []string{"node", "openid-client", "python3-authlib"} {
+		harness.Need(t, peer)
+	}
+	server := harness.StartIdP(t, time.Hour, devidp.Client{
+		ID: "obo", Secrets: []redact.String{redact.New("right")}, Scopes: []string{"read"}, Audiences: []string{ordersAPI}, Exchange: &devidp.Exchange{SubjectAudiences: []string{bff}},
+	})
+	broker := exchangeBroker(t, server.Issuer(), "obo", "right", "scopes: [read], exchange: {}")
+	env := []string{
+		"CALLER_JWT=" + server.Mint(userClaims(server.Issuer(), "bff", "tokenbroker")).Reveal(),
+		"USER_TOKEN=" + server.Mint(userClaims(server.Issuer(), "alice", bff)).Reveal(),
+	}
+	for name, tt := range map[string]struct {
+		dir     string
+		command []string
+	}{
+		"node": {"../openid-client", []string{"node", "--input-type=module", "-e", "import * as client from 'openid-client'\n" +
+			"const callerJWT = process.env.CALLER_JWT, userToken = process.env.USER_TOKEN\n" + documented(t, "**Node**", broker) + "\nconsole.log(JSON.stringify(response))"}},
+		"python": {".", []string{"/usr/bin/python3", "-c", "import os, requests\n" +
+			"caller_jwt, user_token = os.environ['CALLER_JWT'], os.environ['USER_TOKEN']\nresponse = (" + strings.TrimSpace(documented(t, "**Python**", broker)) + ")\nprint(response.text)"}},
+	} {
+		var stderr bytes.Buffer
+		command := exec.CommandContext(t.Context(), tt.command[0], tt.command[1:]...)
+		command.Dir, command.Env, command.Stderr = filepath.FromSlash(tt.dir), append(os.Environ(), env...), &stderr
+		out, err := command.Output()
+		if err != nil {
+			t.Errorf("%s: %v: %s", name, err, stderr.String())
+			continue
+		}
+		checkExchanged(t, out, "alice", "obo", "read")
 	}
 }
