@@ -103,14 +103,11 @@ func (e *explainer) role(name string) (lines []string) {
 			if grant.Client != client && grant.Client != Any {
 				continue
 			}
-			resolved := grant.resolve(e.cfg.Clients[client])
-			lines = append(lines, "  may get tokens of client "+client+e.at("roles", name, "get", i),
-				"    audiences: "+listed(grant.Audiences, &resolved.audiences, "client"),
-				"    resources: "+listed(grant.Resources, &resolved.resources, "client"),
-				"    scopes:    "+listed(grant.Scopes, &resolved.scopes, "client"),
-				"    scopes of a request that names none: "+resolved.explainNarrowing())
+			lines = append(lines, "  may get tokens of client "+client+e.at("roles", name, "get", i))
+			lines = append(lines, e.target(&grant, client)...)
 		}
 	}
+	lines = append(lines, e.exchanges(name, role.Exchange)...)
 	for i, grant := range role.Verify {
 		for _, issuer := range slices.Sorted(maps.Keys(e.cfg.Issuers)) {
 			if grant.Issuer != issuer && grant.Issuer != Any {
@@ -124,6 +121,34 @@ func (e *explainer) role(name string) (lines []string) {
 	for i, grant := range role.Admin {
 		clients := grant.clients()
 		lines = append(lines, "  may perform admin actions: "+explainActions(grant.Actions)+e.at("roles", name, "admin", i), "    clients: "+clients.String())
+	}
+	return lines
+}
+
+// target describes the tokens of a client that a grant allows.
+func (e *explainer) target(grant *GetGrant, client string) []string {
+	resolved := grant.resolve(e.cfg.Clients[client])
+	return []string{
+		"    audiences: " + listed(grant.Audiences, &resolved.audiences, "client"),
+		"    resources: " + listed(grant.Resources, &resolved.resources, "client"),
+		"    scopes:    " + listed(grant.Scopes, &resolved.scopes, "client"),
+		"    scopes of a request that names none: " + resolved.explainNarrowing(),
+	}
+}
+
+// exchanges describes the grants for tokens on behalf of users.
+func (e *explainer) exchanges(role string, grants []ExchangeGrant) (lines []string) {
+	for i, grant := range grants {
+		if !e.cfg.Clients[grant.Client].Exchanges {
+			continue
+		}
+		from := "    for user tokens of issuer " + strings.Join(grant.From.Issuers, " or ") + ", for audience " + strings.Join(grant.From.Audiences, " or ")
+		if len(grant.From.Scopes) > 0 {
+			from += ", with all of the scopes " + strings.Join(grant.From.Scopes, ", ")
+		}
+		lines = append(lines, "  may get tokens of client "+grant.Client+" on behalf of users"+e.at("roles", role, "exchange", i), from)
+		target := GetGrant{Client: grant.Client, Audiences: grant.Audiences, Resources: grant.Resources, Scopes: grant.Scopes}
+		lines = append(lines, e.target(&target, grant.Client)...)
 	}
 	return lines
 }

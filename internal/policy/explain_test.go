@@ -52,6 +52,27 @@ and nothing else.`
 	}
 }
 
+func TestExplain_exchangeGrants(t *testing.T) {
+	cfg := config(map[string]policy.Role{"shop": {Exchange: []policy.ExchangeGrant{
+		{Client: "orders", From: policy.From{Issuers: []string{"https://a", "https://b"}, Audiences: []string{"shop"}, Scopes: []string{"openid"}}, Audiences: []string{"x"}},
+		{Client: "billing", From: policy.From{Issuers: []string{"https://a"}, Audiences: []string{"shop"}}},
+	}}})
+	orders := cfg.Clients["orders"]
+	orders.Exchanges = true
+	cfg.Clients["orders"] = orders
+	lines, _ := policy.Explain(cfg, "shop", func(keys ...any) int { return len(keys) * 10 })
+	const want = `  may get tokens of client orders on behalf of users (line 40)
+    for user tokens of issuer https://a or https://b, for audience shop, with all of the scopes openid
+    audiences: x
+    resources: r1, r2 (the client's own)
+    scopes:    read, write (the client's own)
+    scopes of a request that names none: read, write
+and nothing else.`
+	if text := strings.Join(lines, "\n"); !strings.HasSuffix(text, want) || strings.Contains(text, "billing") {
+		t.Errorf("%s\nwant:\n%s", text, want)
+	}
+}
+
 func TestExplain_withoutLines(t *testing.T) {
 	cfg := config(map[string]policy.Role{"shop": {Get: []policy.GetGrant{{Client: "orders"}}}})
 	lines, _ := policy.Explain(cfg, "shop", func(...any) int { return 0 })
