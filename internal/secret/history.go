@@ -65,6 +65,20 @@ type Record struct {
 	// RefusedAt is the time at which the version was retired because the IdP refused
 	// it, else zero.
 	RefusedAt time.Time
+	// Publication is that of a key that the broker made. Zero: it made none.
+	Publication Publication
+}
+
+// Publication is the public part of a key that the broker made, and how far its
+// publication got.
+type Publication struct {
+	// Key is the public key, a JWK. A retired version keeps it, because its last
+	// assertions have not expired. Empty: the key is not to be published any more.
+	Key string
+	// ShownAt is when the document at the key's URL contained the key. Zero: never yet.
+	ShownAt time.Time
+	// Usable: the broker may sign with the key.
+	Usable bool
 }
 
 // Request records a request that changed a History.
@@ -240,6 +254,50 @@ func (h History) Stage(v Version, by string, now time.Time) (History, error) {
 	return next, nil
 }
 
+// StageKey is Stage for a key that the broker made. public is its public part, a JWK.
+func (h History) StageKey(v Version, public, by string, now time.Time) (History, error) {
+	next, err := h.Stage(v, by, now)
+	if err != nil || next.ID == h.ID {
+		return next, err
+	}
+	next.Versions[0].Publication = Publication{Key: public}
+	return next, nil
+}
+
+// Publish returns a history in which the publication of a pending key has changed. It
+// returns h if it has not. Its error is ErrNotStaged.
+func (h History) Publish(id string, to Publication) (History, error) {
+	record, _ := h.Find(id)
+	switch {
+	case record.State != Pending:
+		return h, ErrNotStaged
+	case record.Publication == to:
+		return h, nil
+	}
+	next := h.next()
+	for i := range next.Versions {
+		if next.Versions[i].ID == id {
+			next.Versions[i].Publication = to
+		}
+	}
+	return next, nil
+}
+
+// Unpublish removes the public part of a retired key. It returns h if there is none.
+func (h History) Unpublish(id string) History {
+	record, _ := h.Find(id)
+	if record.State != Retired || record.Publication == (Publication{}) {
+		return h
+	}
+	next := h.next()
+	for i := range next.Versions {
+		if next.Versions[i].ID == id {
+			next.Versions[i].Publication = Publication{}
+		}
+	}
+	return next
+}
+
 // staged adds a pending version at the front.
 func staged(all []Record, v Version, by string, now time.Time) []Record {
 	all = slices.DeleteFunc(all, func(r Record) bool { return r.ID == v.ID })
@@ -261,7 +319,7 @@ func pruned(all []Record) []Record {
 
 // Activate makes the pending or the previous version current. The version that was
 // current becomes the previous one; with drop both it and
-// the version that was previous are retired. Activate returns h if the version is already current. Its errors are
+// the version that was previous are retired, and unpublished at once. Activate returns h if the version is already current. Its errors are
 // ErrUnknown and ErrNotStaged.
 func (h History) Activate(id string, drop bool, now time.Time) (History, error) {
 	record, ok := h.Find(id)
@@ -283,6 +341,9 @@ func (h History) Activate(id string, drop bool, now time.Time) (History, error) 
 			r.State, r.Since = Previous, now
 		case r.State == Current, r.State == Previous:
 			r.retire(now)
+			if drop {
+				r.Publication = Publication{}
+			}
 		}
 	}
 	return next, nil

@@ -36,6 +36,14 @@ type storedRecord struct {
 	CreatedAt time.Time `json:"created"`
 	CreatedBy string    `json:"by,omitempty"`
 	RefusedAt time.Time `json:"refused,omitzero"`
+
+	Publication storedPublication `json:"publication,omitzero"`
+}
+
+type storedPublication struct {
+	Key     string    `json:"key,omitempty"`
+	ShownAt time.Time `json:"shown,omitzero"`
+	Usable  bool      `json:"usable,omitempty"`
 }
 
 type storedRequest struct {
@@ -53,7 +61,7 @@ type storedRequest struct {
 func (h History) Stored() []byte {
 	s := storedHistory{Format: formatVersion, Generation: h.Generation, ID: h.ID, Ancestors: h.Ancestors}
 	for _, r := range h.Versions {
-		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy, r.RefusedAt})
+		s.Versions = append(s.Versions, storedRecord{r.ID, r.State, r.Since, []byte(r.Value.Reveal()), r.CreatedAt, r.CreatedBy, r.RefusedAt, storedPublication(r.Publication)})
 	}
 	for _, r := range h.Requests {
 		s.Requests = append(s.Requests, storedRequest(r))
@@ -77,7 +85,7 @@ func FromStored(data []byte) (History, error) {
 	}
 	h := History{Generation: s.Generation, ID: s.ID, Ancestors: s.Ancestors}
 	for _, r := range s.Versions {
-		h.Versions = append(h.Versions, Record{r.ID, r.State, r.Since, redact.New(string(r.Value)), r.CreatedAt, r.CreatedBy, r.RefusedAt})
+		h.Versions = append(h.Versions, Record{r.ID, r.State, r.Since, redact.New(string(r.Value)), r.CreatedAt, r.CreatedBy, r.RefusedAt, Publication(r.Publication)})
 	}
 	for _, r := range s.Requests {
 		h.Requests = append(h.Requests, Request(r))
