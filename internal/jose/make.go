@@ -7,8 +7,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"strings"
 
@@ -23,19 +21,17 @@ func MadeAlgorithms() []string {
 	return []string{"ES256", "ES384", "ES512", "EdDSA", "RS256", "PS256"}
 }
 
-// MakeSigningKey makes a private key that signs with an algorithm, in PEM (PKCS#8). RSA
-// keys have 2,048 bits, which every IdP accepts.
+// MakeSigningKey makes a private key that signs with an algorithm, as a JWK whose kid is
+// its thumbprint. RSA keys have 2,048 bits, which every IdP accepts.
 func MakeSigningKey(algorithm string) (redact.String, error) {
 	private, err := generate(algorithm)
 	if err != nil {
 		return redact.String{}, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
+	text, err := encodeJWK(private, algorithm)
 	if err != nil {
-		return redact.String{}, fmt.Errorf("encoding a new key for %s failed", algorithm) // the library's error may quote the key
+		return redact.String{}, err
 	}
-	defer clear(der)
-	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 	defer clear(text)
 	return redact.New(string(text)), nil
 }
@@ -58,24 +54,32 @@ func generate(algorithm string) (crypto.Signer, error) {
 	}
 }
 
-// PublicJWK returns the public part of the key as a JWK for signatures with an algorithm.
-// Its kid is the thumbprint.
-func (k *SigningKey) PublicJWK(algorithm string) (string, error) {
-	if !k.Permits(algorithm) {
-		return "", ErrAlgorithm
-	}
-	public, err := jwk.FromRaw(k.private().Public())
+// PublicJWK returns the public part of the key as a JWK for signatures with its default
+// algorithm. Its kid is the thumbprint.
+func (k *SigningKey) PublicJWK() (string, error) {
+	text, err := encodeJWK(k.private().Public(), k.Algorithm())
+	return string(text), err
+}
+
+// encodeJWK returns a private or a public key as a JWK. Errors of the library may quote the
+// key.
+func encodeJWK(raw any, algorithm string) ([]byte, error) {
+	key, err := jwk.FromRaw(raw)
 	if err != nil {
-		return "", errKind
+		return nil, errKind
 	}
-	for name, value := range map[string]string{jwk.KeyIDKey: k.Thumbprint(), jwk.AlgorithmKey: algorithm, jwk.KeyUsageKey: "sig"} {
-		if err := public.Set(name, value); err != nil {
-			return "", errMaterial
+	id, err := thumbprint(key)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range map[string]string{jwk.KeyIDKey: id, jwk.AlgorithmKey: algorithm, jwk.KeyUsageKey: "sig"} {
+		if err := key.Set(name, value); err != nil {
+			return nil, errMaterial
 		}
 	}
-	data, err := json.Marshal(public, json.Deterministic(true))
+	text, err := json.Marshal(key)
 	if err != nil {
-		return "", errMaterial
+		return nil, errMaterial
 	}
-	return string(data), nil
+	return text, nil
 }
