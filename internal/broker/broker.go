@@ -122,6 +122,8 @@ type ClientConfig struct {
 	Secret *secret.Source
 	// Managed: operators supply the secret (RotateSecret), and the store keeps it.
 	Managed bool
+	// Made configures the key that the broker makes; Managed is then true.
+	Made credential.Made
 	// CheckSecret returns an error for a secret of the wrong form for this client.
 	// Nil: any text is accepted.
 	CheckSecret func(value redact.String) error
@@ -260,8 +262,8 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.keys = tokenkeys.Of(b.mac, c.name, c.idp.Fingerprint())
 	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.Epoch, FenceKey: c.keys.Fences}
 	c.secrets = b.secrets.New(credential.Config{
-		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Check: cfg.CheckSecret,
-		Keys:        credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals},
+		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Made: cfg.Made, Check: cfg.CheckSecret,
+		Keys:        credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals, Making: c.keys.Making},
 		ProvesByUse: cfg.Exchange.ProvesByUse,
 		Prove:       func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
 		DropTokens: func(ctx context.Context) *apierror.Error {
@@ -353,7 +355,7 @@ func (b *Broker) Rejudge() { b.applied.Fire() }
 
 // is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
-	return c.idp == cfg.IdP && c.exchange == cfg.Exchange && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.own.Audience == cfg.Audience &&
+	return c.idp == cfg.IdP && c.exchange == cfg.Exchange && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.secrets.Made == cfg.Made && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, idp.CanonicalScopes(cfg.Scopes))
 }
 
@@ -390,6 +392,11 @@ func (b *Broker) Secrets(name string) *credential.Set {
 		return c.secrets
 	}
 	return nil
+}
+
+// MadeKeys returns the credentials whose keys the broker makes.
+func (b *Broker) MadeKeys() []*credential.Set {
+	return slices.DeleteFunc(b.keptSecrets(), func(s *credential.Set) bool { return !s.Made.Makes() })
 }
 
 // Credentials returns the secret of a client. The error says that the caller may not

@@ -28,6 +28,9 @@ type Config struct {
 	Source *secret.Source
 	// Managed: operators supply the secret, and the store keeps it.
 	Managed bool
+	// Made configures the key that the broker makes and rotates; Managed is then true.
+	// Zero: the broker makes no key.
+	Made Made
 	// Check returns an error for a secret of the wrong form. Nil: any text is accepted.
 	Check func(value redact.String) error
 	// Keys are the keys of the store for the state of this Set.
@@ -41,6 +44,22 @@ type Config struct {
 	DropTokens func(ctx context.Context) *apierror.Error
 }
 
+// Made configures a private key that the broker makes, publishes and rotates.
+type Made struct {
+	// Algorithm signs. Empty: the broker makes no key.
+	Algorithm string
+	// RotateEvery is how long a key is current.
+	RotateEvery time.Duration
+	// PublishBefore is how long a key is published before its first use, and how long it
+	// stays a fallback afterwards.
+	PublishBefore time.Duration
+	// URL is where the IdP reads the public keys.
+	URL string
+}
+
+// Makes reports whether the broker makes the key.
+func (m Made) Makes() bool { return m.Algorithm != "" }
+
 // Keys are the keys of the store for a Set.
 type Keys struct {
 	// History is the key of the history.
@@ -49,6 +68,8 @@ type Keys struct {
 	Proof string
 	// Refusals returns the key of the refusals of one version.
 	Refusals func(version string) string
+	// Making is the key of the lease of the replica that makes and publishes the key.
+	Making string
 }
 
 // Set holds the versions of one client's secret.
@@ -135,7 +156,10 @@ func (s *Set) publish() *View {
 		record, _ := s.history.In(state)
 		return s.version(values[record.ID])
 	}
-	u.Current, u.Previous, u.Pending = inState(secret.Current), inState(secret.Previous), inState(secret.Pending)
+	u.Current, u.Previous = inState(secret.Current), inState(secret.Previous)
+	if pending, _ := s.history.In(secret.Pending); !s.Made.Makes() || pending.Publication.Usable {
+		u.Pending = inState(secret.Pending)
+	}
 	switch {
 	case s.Source != nil:
 		s.place(u, values)

@@ -52,19 +52,32 @@ func (s *Set) proveWanted() {
 	s.proofs.Run(s.fleet.Spawn, func() {
 		ctx, cancel := context.WithTimeout(s.fleet.Lifetime, FetchTimeout)
 		defer cancel()
-		v := s.wantedNow()
-		if v == nil {
-			return
+		if v := s.wantedNow(); v != nil {
+			s.proveAndActivate(ctx, v)
 		}
-		expected, _ := s.View().History.In(secret.Current)
-		err := s.Prove(ctx, v)
-		s.RecordStep(ctx, StepProve, audit.Event{SecretVersion: v.ID}, err)
-		if err != nil {
-			s.fleet.Log.Warn("a new secret could not be proved; the current one stays", "client", s.Client, "secret_version", v.ID, "error", err)
-			return
-		}
-		s.makeCurrent(ctx, v, expected)
 	})
+}
+
+// ProveStaged proves the staged version and makes it current, unless it was refused
+// lately or only an exchange can prove it. It reports whether the version was tried.
+func (s *Set) ProveStaged(ctx context.Context) bool {
+	v := s.View().Pending
+	if s.ProvesByUse || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
+		return false
+	}
+	s.proveAndActivate(ctx, v)
+	return true
+}
+
+func (s *Set) proveAndActivate(ctx context.Context, v *Version) {
+	expected, _ := s.View().History.In(secret.Current)
+	err := s.Prove(ctx, v)
+	s.RecordStep(ctx, StepProve, audit.Event{SecretVersion: v.ID}, err)
+	if err != nil {
+		s.fleet.Log.Warn("a new secret could not be proved; the current one stays", "client", s.Client, "secret_version", v.ID, "error", err)
+		return
+	}
+	s.makeCurrent(ctx, v, expected)
 }
 
 // wantedNow returns the version to prove now, or nil.

@@ -25,6 +25,7 @@ type Client struct {
 	Proof       string // the secret version that was the last to obtain a token
 	Probe       string // lease of the fetch that tries an unproven secret
 	LastFailure string // the last failure, for operators
+	Making      string // lease of the replica that makes and publishes the client's key
 }
 
 // Of returns the keys of the client with this name and this fingerprint of its
@@ -42,6 +43,7 @@ func Of(mac secret.MAC, name string, fingerprint [sha256.Size]byte) Client {
 		Proof:       tag + config + ":proved",
 		Probe:       tag + config + ":probe",
 		LastFailure: tag + config + ":failed",
+		Making:      tag + "making",
 	}
 }
 
