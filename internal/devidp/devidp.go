@@ -66,6 +66,12 @@ type Client struct {
 	Secrets []redact.String
 	// Keys are the public keys of assertions, a JWK set (RFC 7517). They may be nil.
 	Keys []byte
+	// KeysAt reads the public keys of assertions at the client's jwks_uri (RFC 7591 section
+	// 2), in place of Keys. Nil: the client has no jwks_uri.
+	KeysAt func() (set []byte, err error)
+	// KeysFor is how long the Server uses the keys that it read, whatever kid an assertion
+	// names. Zero: it reads them for each assertion.
+	KeysFor time.Duration
 	// Auth is the only accepted way of authentication, one of the Auth constants. Empty
 	// means AuthBasic or AuthPost.
 	Auth string
@@ -98,6 +104,7 @@ type Server struct {
 	journal    journal
 	attempts   attempts
 	opaque     opaqueTokens
+	readKeys   readKeys
 	keys       atomic.Pointer[[]key] // all are published, and the first signs
 
 	mu        sync.Mutex

@@ -294,6 +294,9 @@ func (s *Server) authenticate(f form) *oauthError {
 	case f.auth == AuthNone:
 		return nil
 	case f.client != nil:
+		if client.KeysAt != nil {
+			registered.keys = s.readKeys.of(client)
+		}
 		if problem := s.checkAssertion(f.client, registered, s.deviations.clientTypes()); problem != "" {
 			return unauthorized(f.auth, problem)
 		}
