@@ -23,7 +23,7 @@ var levels = [][]string{
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
 	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/tokenmetrics", "internal/store/redisstore"},
 	{"internal/lease", "internal/delegate"},
-	{"internal/broker"},
+	{"internal/broker", "internal/clientkeys"},
 	{"internal/exchange", "internal/rotation"},
 	{"internal/server", "internal/gateway"},
 	{"internal/httpapi", "internal/extauthz", "internal/gatewayconf"},
@@ -58,10 +58,10 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/traceexport", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
+	metered = []string{"internal/audit", "internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/gatewayconf", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
+	httpUsers = []string{"internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/gatewayconf", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},
