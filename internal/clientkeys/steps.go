@@ -56,9 +56,10 @@ func stageDue(h secret.History, m credential.Made) time.Time {
 }
 
 // usableFrom returns when a staged key that its URL shows may be used. Without a key in
-// use it is usable at once: waiting would only prolong the outage.
+// use it is usable at once: waiting would only prolong the outage. So it is if the one in
+// use has leaked.
 func usableFrom(pending secret.Record, h secret.History, m credential.Made) time.Time {
-	if current, _ := h.In(secret.Current); current.Value.IsZero() {
+	if current, _ := h.In(secret.Current); current.Value.IsZero() || pending.Publication.Urgent {
 		return pending.Publication.ShownAt
 	}
 	return pending.Publication.ShownAt.Add(m.PublishBefore)

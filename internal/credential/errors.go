@@ -34,7 +34,7 @@ func (s *Set) NoSecret() *apierror.Error {
 		return say(apierror.ReasonSecretsUnknown, "its secret could not be read from the store yet; try again")
 	case s.Made.Makes():
 		code, retry = apierror.Unavailable, time.Second
-		return say(apierror.ReasonNoSecret, "its first key is not in use yet: the broker makes it, and uses it as soon as %s shows it and the IdP accepts it; see `broker key list %s`", s.Made.URL, s.Client)
+		return say(apierror.ReasonKeyNotReady, "its first key is not in use yet: the broker makes it, and uses it as soon as %s shows it and the IdP accepts it; see `broker key list %s`", s.Made.URL, s.Client)
 	default:
 		return say(apierror.ReasonNoSecret, "it has no secret yet: add one with `broker secret rotate %s`", s.Client)
 	}

@@ -305,7 +305,8 @@ func (s *Set) makeCurrent(ctx context.Context, v *Version, expected secret.Recor
 		case s.Source != nil:
 			return h.Adopt(v.ID, s.Source.Ref().String(), now)
 		default:
-			return h.Activate(v.ID, false, now)
+			record, _ := h.Find(v.ID)
+			return h.Activate(v.ID, record.Publication.Urgent, now)
 		}
 	})
 	if err != nil {

@@ -146,7 +146,8 @@ type VersionStatus struct {
 	Here bool
 }
 
-// DescribeAll describes all versions, newest first.
+// DescribeAll describes all versions, newest first, except a key that is only published so
+// far: operators have nothing to decide about it.
 func (u *View) DescribeAll() []VersionStatus {
 	var all []VersionStatus
 	for _, v := range u.All() {
@@ -155,7 +156,9 @@ func (u *View) DescribeAll() []VersionStatus {
 		}
 	}
 	for _, record := range u.History.Versions {
-		all = append(all, u.Describe(record.ID))
+		if record.State != secret.Pending || record.Publication.Key == "" || record.Publication.Usable {
+			all = append(all, u.Describe(record.ID))
+		}
 	}
 	return all
 }

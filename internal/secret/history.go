@@ -79,6 +79,9 @@ type Publication struct {
 	ShownAt time.Time
 	// Usable: the broker may sign with the key.
 	Usable bool
+	// Urgent: the keys before this one have leaked. It is used as soon as it is shown, and
+	// they are then retired at once.
+	Urgent bool
 }
 
 // Request records a request that changed a History.

@@ -44,6 +44,7 @@ type storedPublication struct {
 	Key     string    `json:"key,omitempty"`
 	ShownAt time.Time `json:"shown,omitzero"`
 	Usable  bool      `json:"usable,omitempty"`
+	Urgent  bool      `json:"urgent,omitempty"`
 }
 
 type storedRequest struct {
