@@ -84,7 +84,7 @@ New here? "broker dev" runs everything on this machine and shows what it does.
 	root.Version = build.Version // cobra adds the flag --version
 	root.SetVersionTemplate(versionLine(build))
 	root.SetOut(escape.NewWriter(os.Stdout))
-	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion(), newMan())
+	root.AddCommand(newServe(), newDev(), newGet(), newVerify(), newCheckConfig(), newDoctor(), newPolicy(), newRing(), newStatus(), newClients(), newSecret(), newKey(), newPurge(), newRevoke(), newRevocations(), newHealthcheck(), newVersion(), newMan())
 	return root
 }
 

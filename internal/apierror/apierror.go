@@ -54,6 +54,7 @@ const (
 	ReasonSecretInForce      = "SECRET_IN_FORCE"
 	ReasonNoSuchSecret       = "NO_SUCH_SECRET_VERSION"
 	ReasonNoPreviousSecret   = "NO_PREVIOUS_SECRET"
+	ReasonKeyNotReady        = "KEY_NOT_READY"
 	ReasonPurged             = "TOKENS_PURGED"
 	ReasonKeysUnavailable    = "ISSUER_KEYS_UNAVAILABLE"
 	ReasonUnintrospected     = "INTROSPECTION_UNAVAILABLE"

@@ -6,7 +6,6 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -28,7 +27,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/extauthz"
 	"github.com/cezzis/tokenbroker/internal/gateway"
 	"github.com/cezzis/tokenbroker/internal/httpapi"
-	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/server"
 	"github.com/cezzis/tokenbroker/internal/traceexport"
 )
@@ -39,7 +37,7 @@ import (
 // hit.
 const heapFloor = 32 << 20
 
-// opsStopTimeout bounds the shutdown of the ops listener.
+// opsStopTimeout bounds the shutdown of the listeners for operations and public keys.
 const opsStopTimeout = 2 * time.Second
 
 // Options are settings of a program that the configuration file does not contain.
@@ -148,7 +146,7 @@ func (a *App) serverConfig(options []grpc.ServerOption) server.Config {
 	config := a.config
 	c := server.Config{
 		Broker:   a.parts.broker,
-		Rotator:  rotation.New(a.parts.broker, a.parts.storage.Rings),
+		Rotator:  a.parts.rotator(),
 		Status:   a.status.summary,
 		TLS:      a.listen.certs,
 		Audience: config.Server.CallerAudience,
@@ -250,7 +248,8 @@ func (a *App) Run(ctx context.Context) error {
 	if a.listen.httpUnix != nil {
 		group.Go(func() error { return a.serveHTTP(a.listen.httpUnix, false) })
 	}
-	stopOps := a.serveOps(group)
+	stopOps := serveUntilStopped(group, "ops", a.listen.ops, a.opsServer())
+	stopKeys := serveUntilStopped(group, "public keys", a.listen.keys, a.publicKeysServer())
 	a.ready.Store(true)
 	a.log.Info("serving", "grpc", a.GRPCAddr(), "tls", a.listen.certs != nil, "http", a.HTTPAddr(), "ops", a.OpsAddr(),
 		"store", a.parts.storage.Kind, "clients", len(a.config.Clients), "issuers", len(a.config.Issuers), "version", Version())
@@ -263,6 +262,7 @@ func (a *App) Run(ctx context.Context) error {
 	a.ready.Store(false)
 	a.shutdown()
 	a.stop()
+	stopKeys()
 	stopOps()
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serving: %w", err)
@@ -314,32 +314,12 @@ func (a *App) begin() {
 	a.running.Go(func() { a.parts.storage.PollSecrets(a.background, a.log) })
 	a.running.Go(func() { a.parts.storage.PollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
+	a.running.Go(func() { a.parts.keys.Run(a.background) })
 	a.running.Go(func() { a.status.run(a.background) })
 	if a.listen.certs != nil {
 		a.running.Go(func() { a.listen.certs.Poll(a.background, a.certsChanged) })
 	}
 	if a.file != "" {
 		a.running.Go(func() { a.watchFile(a.background, a.hangup) })
-	}
-}
-
-// serveOps starts the ops listener and returns the function that stops it.
-func (a *App) serveOps(group *errgroup.Group) (stop func()) {
-	if a.listen.ops == nil {
-		return func() {}
-	}
-	ops := a.opsServer()
-	group.Go(func() error {
-		if err := ops.Serve(a.listen.ops); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("ops listener: %w", err)
-		}
-		return nil
-	})
-	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), opsStopTimeout)
-		defer cancel()
-		if ops.Shutdown(ctx) != nil {
-			_ = ops.Close()
-		}
 	}
 }

@@ -159,7 +159,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	}
 	redis := redistest.Start(t, redistest.Options{})
 	files := redistest.NewCertificates(t)
-	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {ca: %q, cert: %q, key: %q}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey)
+	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {ca: %q, cert: %q, key: %q}}\n"+
+		"  made: {issuer: %q, client_id: def, auth: private_key_jwt, key: {url: \"https://keys.example.com/jwks.json\"}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey, idpIssuer)
 	pki := newPKI(t)
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\ntracing: {endpoint: \"http://127.0.0.1:1\"}\n", redis.Addr(), "file:"+ring)

@@ -21,6 +21,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/audit"
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/clientkeys"
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/delegate"
 	"github.com/cezzis/tokenbroker/internal/discovery"
@@ -38,6 +39,7 @@ type parts struct {
 	network *discovery.Network
 	storage *storage.Storage
 	broker  *broker.Broker
+	keys    *clientkeys.Keys
 	setup   atomic.Pointer[setup]
 	observers
 }
@@ -130,6 +132,9 @@ func (p *parts) fill(first *setup) (err error) {
 		Logger:     p.log,
 		Registerer: p.registerer,
 	})
+	if err == nil {
+		p.keys = p.makeKeys()
+	}
 	return err
 }
 
@@ -262,7 +267,7 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 		Name: name,
 		IdP:  atIdP,
 		About: broker.About{
-			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: discovery.Printable(cfg.TokenURL), Auth: cfg.Auth, Secret: cfg.Secret.String(),
+			ClientID: cfg.ClientID, Issuer: cfg.Issuer, TokenURL: discovery.Printable(cfg.TokenURL), Auth: cfg.Auth, Secret: secretOf(&cfg),
 		},
 		CheckSecret: atIdP.CheckSecret,
 		Audience:    cfg.Audience,
@@ -277,7 +282,10 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 	if !cfg.NeedsSecret() {
 		return client, nil
 	}
-	if client.Managed = cfg.Secret.Managed(); client.Managed {
+	if cfg.Key != nil {
+		client.Made = s.made(config, name)
+	}
+	if client.Managed = cfg.Managed(); client.Managed {
 		return client, nil
 	}
 	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
@@ -318,6 +326,9 @@ func (s *setup) idpConfig(config *config.Config, name string) idp.Config {
 		MaxTokenSize:    config.Limits.TokenSize(),
 		HTTP:            s.networkOf(cfg.CA()).ClientFor(home, cfg.AllowPrivate),
 		HTTPWith:        s.with(home, cfg.AllowPrivate, cfg.CA()),
+	}
+	if cfg.Key != nil { // a preset may have set these
+		c.Assertion.Algorithm, c.Assertion.KeyID, c.Assertion.CertificateFile = "", "", ""
 	}
 	if cfg.Exchange != nil {
 		c.Exchange = exchangeOf(config, name)

@@ -222,7 +222,7 @@ func (p *Probe) TokenEndpoint(ctx context.Context, client string) (string, error
 // fleet: fetched is false if the fleet has the token, so that the IdP was not called.
 func (p *Probe) Token(ctx context.Context, client string, scopes []string) (tok *token.Token, fetched bool, err error) {
 	parts := p.alone
-	if p.config.Clients[client].Secret.Managed() {
+	if configured := p.config.Clients[client]; configured.Managed() {
 		parts = p.parts
 	}
 	answer, err := parts.broker.Get(ctx, policy.Self(), broker.Ask{Client: client, Scopes: scopes})

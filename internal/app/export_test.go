@@ -44,5 +44,10 @@ func (a *App) Internals(ctx context.Context) map[string]any {
 	return found
 }
 
+// OpenBackup opens a backup of a client's secret as the broker would.
+func (a *App) OpenBackup(client string, backup []byte) ([]byte, error) {
+	return a.parts.storage.Rings.Current().OpenBackup(client, backup)
+}
+
 // CloseOps breaks the ops listener.
 func (a *App) CloseOps() { _ = a.listen.ops.Close() }

@@ -107,6 +107,7 @@ func (l *leaks) goThroughAllFlows() {
 	verify(get(robot, own(leaksGood), codes.OK), codes.OK, false)
 
 	l.rotateSecrets(admin)
+	l.rotateKeys(admin, api)
 
 	testkit.Succeeds(l.t, "the status shows the failures", func() error {
 		report, err := admin.GetStatus(l.as(robot), &tokenbrokerv1.GetStatusRequest{})

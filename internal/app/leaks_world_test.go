@@ -50,9 +50,11 @@ type leaks struct {
 	idp    *devidp.Server
 	issuer string
 	keys   *httptest.Server // of issuers that demand a token for them
-	redis  *redistest.Server
-	conn   *grpc.ClientConn
-	apis   leaksAPIs
+	// publicKeys is the URL of the keys that the broker makes for a client.
+	publicKeys string
+	redis      *redistest.Server
+	conn       *grpc.ClientConn
+	apis       leaksAPIs
 
 	// secrets are what must not be seen, by what it is.
 	secrets map[string][]string
@@ -257,13 +259,18 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 		l.t.Fatal(err)
 	}
 	_ = gone.Close()
+	public, err := new(net.ListenConfig).Listen(l.t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_ = public.Close()
 	pki := newPKI(l.t)
 	l.key("private key of the listener", filepath.Join(pki.dir, "tls.key"))
 	ring := l.file("ring.json", string(sealed.GenerateRing().Reveal()))
 	l.sealingKeys(ring)
 
 	var text strings.Builder
-	fmt.Fprintf(&text, "listen: {grpc: \"127.0.0.1:0\", http: \"127.0.0.1:0\", ops: \"127.0.0.1:0\", %s}\nserver: {pprof: true, reflection: true, slow_call: 1ms}\nlog: {level: debug}\n", pki.config())
+	fmt.Fprintf(&text, "listen: {grpc: \"127.0.0.1:0\", http: \"127.0.0.1:0\", ops: \"127.0.0.1:0\", public_keys: {address: %q, url: \"http://%s\"}, %s}\nserver: {pprof: true, reflection: true, slow_call: 1ms}\nlog: {level: debug}\n", public.Addr(), public.Addr(), pki.config())
 	text.WriteString(upstreamConfig())
 	l.t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-token="+l.secret("token for the collector"))
 	fmt.Fprintf(&text, "audit: {file: %q, tokens: every, verifications: all}\ntracing: {endpoint: \"http://%s\", sample: 1}\n", filepath.Join(l.dir, "audit.jsonl"), l.collectorAddress())
@@ -290,6 +297,7 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	}
 	fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: %q, audience: %s, exchange: {actor: client}}\n",
 		leaksBehalf, l.issuer+devidp.TokenPath, leaksBehalf, "file:"+l.file(leaksBehalf, l.secrets["secret of "+leaksBehalf][0]), leaksBehalf)
+	fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, auth: private_key_jwt, key: {algorithm: ES256}, audience: api}\n", leaksMade, l.issuer+devidp.TokenPath, leaksMade)
 	fmt.Fprintf(&text, "issuers: [{issuer: %q, audiences: [api, %s], types: [JWT, at+jwt], introspection: {client: good, cache: 0s, endpoint: \"%s%s\"}}%s]\n",
 		l.issuer, leaksGood, l.issuer, devidp.IntrospectionPath, l.keysWithTokens())
 	fmt.Fprintf(&text, "callers: [{name: robot, issuer: %q, subject: robot, roles: [all]}, {name: guest, issuer: %q, subject: guest, roles: [little]}, {name: gate, spiffe_id: %q, roles: [all]}]\n", l.issuer, l.issuer, gateID)
@@ -407,7 +415,7 @@ func startLeaks(t *testing.T) *leaks {
 	for range 3 {
 		managed.Secrets = append(managed.Secrets, redact.New(l.secret("managed secret")))
 	}
-	registered = append(registered, managed)
+	registered = append(registered, managed, l.made())
 	l.token("opaque token that is echoed", "opaque-"+redacttest.Canary("opaque"))
 	l.serveIdP(registered)
 	l.serveKeys()

@@ -22,6 +22,7 @@ type listeners struct {
 	http     net.Listener  // nil: off
 	httpUnix net.Listener  // nil: off
 	ops      net.Listener  // nil: off
+	keys     net.Listener  // nil: off
 }
 
 // open opens the configured listeners; given, if it is not nil, replaces that of grpc.
@@ -50,13 +51,18 @@ func (l *listeners) open(config *config.Listen, given net.Listener) (err error) 
 		}
 	}
 	if config.Ops.Address != "" {
-		l.ops, err = listen("ops", config.Ops.Address)
+		if l.ops, err = listen("ops", config.Ops.Address); err != nil {
+			return err
+		}
+	}
+	if config.PublicKeys != nil {
+		l.keys, err = listen("public_keys", config.PublicKeys.Address)
 	}
 	return err
 }
 
 func (l *listeners) close() {
-	for _, open := range []net.Listener{l.grpc, l.unix, l.http, l.httpUnix, l.ops} {
+	for _, open := range []net.Listener{l.grpc, l.unix, l.http, l.httpUnix, l.ops, l.keys} {
 		if open != nil {
 			_ = open.Close()
 		}

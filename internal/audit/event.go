@@ -107,7 +107,7 @@ type Event struct {
 	Revocation string
 
 	// SecretVersion is the ID of a version of the client's secret. Step is the step that was
-	// taken or, with Failed, tried: stage, prove, activate, retire, purge or
+	// taken or, with Failed, tried: stage, publish, prove, activate, retire, purge or
 	// import.
 	SecretVersion, Step string
 

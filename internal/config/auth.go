@@ -53,6 +53,7 @@ func checkCertificate(c *Client, path string, findings *yamlconf.Findings) {
 func checkSecret(c *Client, path string, findings *yamlconf.Findings) {
 	at, needed := yamlconf.Join(path, "secret"), c.NeedsSecret()
 	switch {
+	case c.Key != nil: // checkKey checks it
 	case needed && !findings.Given(at):
 		findings.Addf(path, "secret is missing")
 	case !needed && findings.Given(at):

@@ -26,6 +26,7 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 		client := c.Clients[name]
 		checkClient(&client, yamlconf.Join("clients", name), findings)
 		checkManaged(c, &client, yamlconf.Join("clients", name), findings)
+		checkKey(c, &client, yamlconf.Join("clients", name), findings)
 	}
 	checkLegs(c, findings)
 	checkIssuers(c, findings)

@@ -174,6 +174,9 @@ type Client struct {
 	// jwt-bearer the secret is the private key, in PEM or as a JWK, or a Google service account's
 	// file. Required unless the auth method needs no secret.
 	Secret secret.Ref `yaml:"secret"`
+	// With private_key_jwt: the broker makes the private key, publishes its public part and rotates
+	// it, in place of secret. Needs bolt or redis.
+	Key *Key `yaml:"key"`
 	// How the client authenticates. Absent: client_secret_basic, or none with the grant jwt-bearer,
 	// because its assertion already authenticates the client.
 	Auth string `yaml:"auth" jsonschema:"default=client_secret_basic,values=auth_methods"`
@@ -412,10 +415,14 @@ type Verification struct {
 	MaxValidity time.Duration `yaml:"max_validity" jsonschema:"default=5m"`
 }
 
-// Managed returns the name of a client with a managed secret, or "" if no client has one.
+// Managed reports whether the store has the only copy of the client's credential: a managed
+// secret, or a key that the broker makes.
+func (c *Client) Managed() bool { return c.Secret.Managed() || c.Key != nil }
+
+// Managed returns the name of a client with a managed credential, or "" if no client has one.
 func (c *Config) Managed() string {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
-		if c.Clients[name].Secret.Managed() {
+		if client := c.Clients[name]; client.Managed() {
 			return name
 		}
 	}

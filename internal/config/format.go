@@ -47,6 +47,8 @@ func valuesOf(list string) []string {
 		return yamlconf.Texts(idp.AuthMethods())
 	case "issuer_presets":
 		return slices.Sorted(maps.Keys(issuerPresets()))
+	case "made_algorithms":
+		return jose.MadeAlgorithms()
 	case "presets":
 		return slices.Sorted(maps.Keys(presets()))
 	case "subject_types":

@@ -25,6 +25,9 @@ type Listen struct {
 	Unix *Unix `yaml:"unix"`
 	// A Unix socket that also serves the HTTP API. Linux only.
 	HTTPUnix *HTTPUnix `yaml:"http_unix"`
+	// The listener for the public keys of clients with key, which IdPs read. Absent: another server
+	// publishes them.
+	PublicKeys *PublicKeys `yaml:"public_keys"`
 	// The address of Prometheus metrics, /livez, /readyz and the status page over HTTP. "off": no
 	// listener.
 	Ops Listener `yaml:"ops" jsonschema:"default=127.0.0.1:9090"`
@@ -170,6 +173,7 @@ func checkListen(c *Config, findings *yamlconf.Findings) {
 		findings.Addf("listen.http_unix.path", "the same path as listen.unix: give each socket one of its own")
 	}
 	checkHTTPURL(&c.Listen, findings)
+	checkPublicKeys(c, findings)
 	checkProofs(c, findings)
 	checkOpaqueIssuers(c, findings)
 }

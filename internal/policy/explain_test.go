@@ -39,7 +39,7 @@ by role shop (line 20):
 by role none (line 20):
   nothing: its grants name no client and no issuer that exists
 by role all (line 20):
-  may perform admin actions: list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds (line 40)
+  may perform admin actions: list_clients, get_client, get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, rotate_key, list_keys, purge_tokens, revoke_tokens, list_revocations, delete_revocation, and every action that a later version adds (line 40)
     clients: any
 a request for a token of client billing that names nothing else gets the scopes read
 a request for a token of client orders that names nothing else gets the scopes read

@@ -117,6 +117,8 @@ const (
 	RetireSecret     Action = "retire_secret"
 	ExportSecret     Action = "export_secret"
 	ImportSecret     Action = "import_secret"
+	RotateKey        Action = "rotate_key"
+	ListKeys         Action = "list_keys"
 	PurgeTokens      Action = "purge_tokens"
 	RevokeTokens     Action = "revoke_tokens"
 	ListRevocations  Action = "list_revocations"
@@ -129,7 +131,7 @@ const (
 func Actions() []Action {
 	return []Action{
 		ListClients, GetClient, GetStatus, RotateSecret, ActivateSecret, RollbackSecret, RetireSecret, ExportSecret, ImportSecret,
-		PurgeTokens, RevokeTokens, ListRevocations, DeleteRevocation,
+		RotateKey, ListKeys, PurgeTokens, RevokeTokens, ListRevocations, DeleteRevocation,
 	}
 }
 

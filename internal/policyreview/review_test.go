@@ -60,7 +60,7 @@ caller gateway
   - verification of tokens of issuer https://login.example.com: audiences https://admin.example.com  (old.yaml:27)
 
 caller ops
-  - admin get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret on any client  (old.yaml:30)
+  - admin get_status, rotate_secret, activate_secret, rollback_secret, retire_secret, export_secret, import_secret, rotate_key, list_keys on any client  (old.yaml:30)
   - admin revoke_tokens, delete_revocation  (old.yaml:30)
 
 caller batch (new)

@@ -3,6 +3,7 @@ package rotation
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/credential"
@@ -31,6 +32,8 @@ func changeError(s *credential.Set, err error, version string) *apierror.Error {
 	u := s.View()
 	pending, _ := u.History.In(secret.Pending)
 	switch {
+	case errors.Is(err, secret.ErrAnotherPending) && s.Made.Makes():
+		return say(apierror.ReasonSecretStaged, "version %s is published already, and becomes current by itself: see `broker key list %s`", pending.ID, s.Client)
 	case errors.Is(err, secret.ErrAnotherPending):
 		return say(apierror.ReasonSecretStaged, "version %s is staged, and the IdP may already accept only that one: activate it or retire it first", pending.ID)
 	case errors.Is(err, secret.ErrUnknown) && version == "":
@@ -87,5 +90,30 @@ func provenByUse(s *credential.Set) *apierror.Error {
 	return &apierror.Error{
 		Code: apierror.InvalidArgument, Reason: apierror.ReasonInvalidRequest, Field: "compromised", Metadata: map[string]string{"client": s.Client},
 		Message: fmt.Sprintf("compromised: client %q proves a new secret by its next exchange (exchange.prove), so the old one cannot be wiped now: rotate without compromised, retire the old version after an exchange, and purge the tokens", s.Client),
+	}
+}
+
+// madeByBroker is the error for a secret that an operator brings, of a client whose key the
+// broker makes.
+func madeByBroker(s *credential.Set) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": s.Client},
+		Message: fmt.Sprintf("client %q signs with a key that the broker makes and activates itself: rotate it with `broker key rotate %s`", s.Client, s.Client),
+	}
+}
+
+// notMade is the error for a client whose key the broker does not make.
+func notMade(s *credential.Set) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged, Metadata: map[string]string{"client": s.Client},
+		Message: fmt.Sprintf("client %q has no key that the broker makes: configure clients.%s.key, or change its secret", s.Client, s.Client),
+	}
+}
+
+// notShown is the error for a key that the document at the client's URL lacks.
+func notShown(s *credential.Set, err error) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.Unavailable, Reason: apierror.ReasonKeyNotReady, RetryAfter: time.Second, Metadata: map[string]string{"client": s.Client}, Cause: err,
+		Message: fmt.Sprintf("client %q: %v; publish the document of `broker key publish %s` there, or check listen.public_keys.url; the broker continues by itself, and the old key stays in use until then", s.Client, err, s.Client),
 	}
 }

@@ -280,6 +280,7 @@ func (p *procedure) activate(ctx context.Context, drop bool, leaves outcome) boo
 			if previous, there := next.In(secret.Previous); drop && there && err == nil { // it was already activated in the background
 				before = previous.ID
 				next, err = next.Retire(previous.ID, now)
+				next = next.Unpublish(previous.ID)
 			}
 			switch {
 			case before == "" || before == p.version:

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cezzis/tokenbroker/internal/apierror"
 	"github.com/cezzis/tokenbroker/internal/authz"
+	"github.com/cezzis/tokenbroker/internal/clientkeys"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -44,7 +45,7 @@ type NewSecret struct {
 
 // Step is one step of a change.
 type Step struct {
-	Name    string // stage, prove, activate, retire, purge or import
+	Name    string // stage, publish, prove, activate, retire, purge or import
 	OK      bool
 	Message string
 	// Warning is additional information for the caller. Empty: no warning.
@@ -85,10 +86,20 @@ type Broker interface {
 type Rotator struct {
 	broker Broker
 	rings  *sealed.RingFile // nil: no backups
+	// Keys are the keys that the broker makes. Nil: it makes none.
+	Keys Keys
+}
+
+// Keys is what a rotation needs of the keys that the broker makes.
+type Keys interface {
+	// Shown returns nil if the document at the client's URL contains a key.
+	Shown(ctx context.Context, secrets *credential.Set, key secret.Record) error
+	// Status describes the keys of a client.
+	Status(secrets *credential.Set) clientkeys.Status
 }
 
 // New returns a Rotator. rings seal backups of secrets; nil: no backups.
-func New(b Broker, rings *sealed.RingFile) *Rotator { return &Rotator{b, rings} }
+func New(b Broker, rings *sealed.RingFile) *Rotator { return &Rotator{broker: b, rings: rings} }
 
 // Rotate takes a new secret, proves it by obtaining a token with it, and activates
 // it. After a failure the old secret stays current. A secret that the IdP refuses is
@@ -103,6 +114,9 @@ func (r *Rotator) rotate(ctx context.Context, caller *policy.Caller, asked NewSe
 	p, err := r.authorize(caller, policy.RotateSecret, asked.Change)
 	if err != nil {
 		return p, err
+	}
+	if p.secrets.Made.Makes() {
+		return p, madeByBroker(p.secrets)
 	}
 	v := p.secrets.NewVersion(asked.Secret)
 	p.setDigest(v.ID, strconv.FormatBool(asked.StageOnly), strconv.FormatBool(asked.Compromised))
@@ -137,6 +151,9 @@ func (r *Rotator) rotate(ctx context.Context, caller *policy.Caller, asked NewSe
 // staged one. Errors are as in [Rotator.Rotate].
 func (r *Rotator) Activate(ctx context.Context, caller *policy.Caller, version string, change Change) (Result, error) {
 	p, err := r.begin(caller, policy.ActivateSecret, change, version)
+	if err == nil && p.secrets.Made.Makes() {
+		err = madeByBroker(p.secrets)
+	}
 	if err != nil {
 		return p.result(ctx, err)
 	}

@@ -1856,7 +1856,7 @@ func (x *RotateSecretResponse) GetSteps() []*RotationStep {
 // RotationStep is one step of a rotation.
 type RotationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// stage, prove, activate, retire, purge or import. Later versions may add names.
+	// stage, publish, prove, activate, retire, purge or import. Later versions may add names.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The step succeeded.
 	Ok bool `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
@@ -1936,6 +1936,382 @@ func (x *RotationStep) GetWarning() string {
 	return ""
 }
 
+// RotateKeyRequest selects a client whose keys the broker makes.
+type RotateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the client.
+	ClientName string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	// Optional. The key in use is compromised: use the new one as soon as its URL shows
+	// it, erase and unpublish the old ones, and drop all tokens that were obtained
+	// before now.
+	Compromised bool `protobuf:"varint,2,opt,name=compromised,proto3" json:"compromised,omitempty"`
+	// Optional. The call fails unless this version is current. Empty: any.
+	ExpectedCurrentVersion string `protobuf:"bytes,3,opt,name=expected_current_version,json=expectedCurrentVersion,proto3" json:"expected_current_version,omitempty"`
+	// Required. Identifies this call, 1 to 64 characters.
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Optional. Why, for the audit log; at most 256 characters.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RotateKeyRequest) GetClientName() string {
+	if x != nil {
+		return x.ClientName
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetCompromised() bool {
+	if x != nil {
+		return x.Compromised
+	}
+	return false
+}
+
+func (x *RotateKeyRequest) GetExpectedCurrentVersion() string {
+	if x != nil {
+		return x.ExpectedCurrentVersion
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RotateKeyResponse is the result of the call.
+type RotateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new key after the call.
+	Version *SecretVersion `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The steps that were taken, in order.
+	Steps         []*RotationStep `protobuf:"bytes,2,rep,name=steps,proto3" json:"steps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RotateKeyResponse) GetVersion() *SecretVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *RotateKeyResponse) GetSteps() []*RotationStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+// ListKeysRequest selects a client whose keys the broker makes.
+type ListKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the client.
+	ClientName    string `protobuf:"bytes,1,opt,name=client_name,json=clientName,proto3" json:"client_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListKeysRequest) GetClientName() string {
+	if x != nil {
+		return x.ClientName
+	}
+	return ""
+}
+
+// ListKeysResponse has the published keys of a client.
+type ListKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the IdP reads the keys.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// The document for that URL, a JWK set (RFC 7517), as this replica has it.
+	Jwks []byte `protobuf:"bytes,2,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// Newest first. A retired key is listed until it is unpublished.
+	Keys []*PublicKey `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	// When the next key is to become current. Unset: as soon as possible.
+	NextRotationAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_rotation_at,json=nextRotationAt,proto3" json:"next_rotation_at,omitempty"`
+	// Why the last step of this replica failed. Empty: it did not.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListKeysResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ListKeysResponse) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetKeys() []*PublicKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetNextRotationAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRotationAt
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// PublicKey is a key that the broker made for a client.
+type PublicKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version, as in SecretVersion.
+	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The kid in the document and in assertions.
+	Kid string `protobuf:"bytes,2,opt,name=kid,proto3" json:"kid,omitempty"`
+	// The signature algorithm.
+	Algorithm string `protobuf:"bytes,3,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// The state of the version.
+	State SecretState `protobuf:"varint,4,opt,name=state,proto3,enum=tokenbroker.v1.SecretState" json:"state,omitempty"`
+	// When it reached that state.
+	StateSince *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`
+	// When the URL first showed the key. Unset: it never did.
+	ShownAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=shown_at,json=shownAt,proto3" json:"shown_at,omitempty"`
+	// When a pending key may be used. Unset: not known yet, or it is in use.
+	UsableFrom *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=usable_from,json=usableFrom,proto3" json:"usable_from,omitempty"`
+	// When a retired key is unpublished.
+	PublishedUntil *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=published_until,json=publishedUntil,proto3" json:"published_until,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *PublicKey) Reset() {
+	*x = PublicKey{}
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublicKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublicKey) ProtoMessage() {}
+
+func (x *PublicKey) ProtoReflect() protoreflect.Message {
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublicKey.ProtoReflect.Descriptor instead.
+func (*PublicKey) Descriptor() ([]byte, []int) {
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PublicKey) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *PublicKey) GetKid() string {
+	if x != nil {
+		return x.Kid
+	}
+	return ""
+}
+
+func (x *PublicKey) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *PublicKey) GetState() SecretState {
+	if x != nil {
+		return x.State
+	}
+	return SecretState_SECRET_STATE_UNSPECIFIED
+}
+
+func (x *PublicKey) GetStateSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StateSince
+	}
+	return nil
+}
+
+func (x *PublicKey) GetShownAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ShownAt
+	}
+	return nil
+}
+
+func (x *PublicKey) GetUsableFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UsableFrom
+	}
+	return nil
+}
+
+func (x *PublicKey) GetPublishedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PublishedUntil
+	}
+	return nil
+}
+
 // ActivateSecretRequest selects a pending version.
 type ActivateSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1955,7 +2331,7 @@ type ActivateSecretRequest struct {
 
 func (x *ActivateSecretRequest) Reset() {
 	*x = ActivateSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2343,7 @@ func (x *ActivateSecretRequest) String() string {
 func (*ActivateSecretRequest) ProtoMessage() {}
 
 func (x *ActivateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[18]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2356,7 @@ func (x *ActivateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateSecretRequest.ProtoReflect.Descriptor instead.
 func (*ActivateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ActivateSecretRequest) GetClientName() string {
@@ -2031,7 +2407,7 @@ type ActivateSecretResponse struct {
 
 func (x *ActivateSecretResponse) Reset() {
 	*x = ActivateSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2419,7 @@ func (x *ActivateSecretResponse) String() string {
 func (*ActivateSecretResponse) ProtoMessage() {}
 
 func (x *ActivateSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[19]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2432,7 @@ func (x *ActivateSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ActivateSecretResponse.ProtoReflect.Descriptor instead.
 func (*ActivateSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ActivateSecretResponse) GetVersion() *SecretVersion {
@@ -2090,7 +2466,7 @@ type RollbackSecretRequest struct {
 
 func (x *RollbackSecretRequest) Reset() {
 	*x = RollbackSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2478,7 @@ func (x *RollbackSecretRequest) String() string {
 func (*RollbackSecretRequest) ProtoMessage() {}
 
 func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[20]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2491,7 @@ func (x *RollbackSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretRequest.ProtoReflect.Descriptor instead.
 func (*RollbackSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackSecretRequest) GetClientName() string {
@@ -2159,7 +2535,7 @@ type RollbackSecretResponse struct {
 
 func (x *RollbackSecretResponse) Reset() {
 	*x = RollbackSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2171,7 +2547,7 @@ func (x *RollbackSecretResponse) String() string {
 func (*RollbackSecretResponse) ProtoMessage() {}
 
 func (x *RollbackSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[21]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2184,7 +2560,7 @@ func (x *RollbackSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackSecretResponse.ProtoReflect.Descriptor instead.
 func (*RollbackSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RollbackSecretResponse) GetVersion() *SecretVersion {
@@ -2218,7 +2594,7 @@ type RetireSecretRequest struct {
 
 func (x *RetireSecretRequest) Reset() {
 	*x = RetireSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2230,7 +2606,7 @@ func (x *RetireSecretRequest) String() string {
 func (*RetireSecretRequest) ProtoMessage() {}
 
 func (x *RetireSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[22]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2243,7 +2619,7 @@ func (x *RetireSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSecretRequest.ProtoReflect.Descriptor instead.
 func (*RetireSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RetireSecretRequest) GetClientName() string {
@@ -2287,7 +2663,7 @@ type RetireSecretResponse struct {
 
 func (x *RetireSecretResponse) Reset() {
 	*x = RetireSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2675,7 @@ func (x *RetireSecretResponse) String() string {
 func (*RetireSecretResponse) ProtoMessage() {}
 
 func (x *RetireSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[23]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2688,7 @@ func (x *RetireSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireSecretResponse.ProtoReflect.Descriptor instead.
 func (*RetireSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RetireSecretResponse) GetVersion() *SecretVersion {
@@ -2340,7 +2716,7 @@ type ExportSecretRequest struct {
 
 func (x *ExportSecretRequest) Reset() {
 	*x = ExportSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2352,7 +2728,7 @@ func (x *ExportSecretRequest) String() string {
 func (*ExportSecretRequest) ProtoMessage() {}
 
 func (x *ExportSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[24]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2365,7 +2741,7 @@ func (x *ExportSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSecretRequest.ProtoReflect.Descriptor instead.
 func (*ExportSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExportSecretRequest) GetClientName() string {
@@ -2388,7 +2764,7 @@ type ExportSecretResponse struct {
 
 func (x *ExportSecretResponse) Reset() {
 	*x = ExportSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2776,7 @@ func (x *ExportSecretResponse) String() string {
 func (*ExportSecretResponse) ProtoMessage() {}
 
 func (x *ExportSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[25]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2789,7 @@ func (x *ExportSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportSecretResponse.ProtoReflect.Descriptor instead.
 func (*ExportSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExportSecretResponse) GetSealed() []byte {
@@ -2450,7 +2826,7 @@ type ImportSecretRequest struct {
 
 func (x *ImportSecretRequest) Reset() {
 	*x = ImportSecretRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2838,7 @@ func (x *ImportSecretRequest) String() string {
 func (*ImportSecretRequest) ProtoMessage() {}
 
 func (x *ImportSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[26]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2851,7 @@ func (x *ImportSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportSecretRequest.ProtoReflect.Descriptor instead.
 func (*ImportSecretRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImportSecretRequest) GetClientName() string {
@@ -2526,7 +2902,7 @@ type ImportSecretResponse struct {
 
 func (x *ImportSecretResponse) Reset() {
 	*x = ImportSecretResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +2914,7 @@ func (x *ImportSecretResponse) String() string {
 func (*ImportSecretResponse) ProtoMessage() {}
 
 func (x *ImportSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[27]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +2927,7 @@ func (x *ImportSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportSecretResponse.ProtoReflect.Descriptor instead.
 func (*ImportSecretResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ImportSecretResponse) GetVersion() *SecretVersion {
@@ -2583,7 +2959,7 @@ type PurgeTokensRequest struct {
 
 func (x *PurgeTokensRequest) Reset() {
 	*x = PurgeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2595,7 +2971,7 @@ func (x *PurgeTokensRequest) String() string {
 func (*PurgeTokensRequest) ProtoMessage() {}
 
 func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[28]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2608,7 +2984,7 @@ func (x *PurgeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensRequest.ProtoReflect.Descriptor instead.
 func (*PurgeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PurgeTokensRequest) GetClientName() string {
@@ -2641,7 +3017,7 @@ type PurgeTokensResponse struct {
 
 func (x *PurgeTokensResponse) Reset() {
 	*x = PurgeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2653,7 +3029,7 @@ func (x *PurgeTokensResponse) String() string {
 func (*PurgeTokensResponse) ProtoMessage() {}
 
 func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[29]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2666,7 +3042,7 @@ func (x *PurgeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeTokensResponse.ProtoReflect.Descriptor instead.
 func (*PurgeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 // Revocation makes VerifyToken reject tokens of one issuer. Exactly one of
@@ -2705,7 +3081,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +3093,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[30]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +3106,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Revocation) GetId() string {
@@ -2870,7 +3246,7 @@ type RevokeTokensRequest struct {
 
 func (x *RevokeTokensRequest) Reset() {
 	*x = RevokeTokensRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2882,7 +3258,7 @@ func (x *RevokeTokensRequest) String() string {
 func (*RevokeTokensRequest) ProtoMessage() {}
 
 func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[31]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2895,7 +3271,7 @@ func (x *RevokeTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokensRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RevokeTokensRequest) GetRevocation() *Revocation {
@@ -2923,7 +3299,7 @@ type RevokeTokensResponse struct {
 
 func (x *RevokeTokensResponse) Reset() {
 	*x = RevokeTokensResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3311,7 @@ func (x *RevokeTokensResponse) String() string {
 func (*RevokeTokensResponse) ProtoMessage() {}
 
 func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[32]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3324,7 @@ func (x *RevokeTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokensResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokensResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RevokeTokensResponse) GetRevocation() *Revocation {
@@ -2973,7 +3349,7 @@ type ListRevocationsRequest struct {
 
 func (x *ListRevocationsRequest) Reset() {
 	*x = ListRevocationsRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3361,7 @@ func (x *ListRevocationsRequest) String() string {
 func (*ListRevocationsRequest) ProtoMessage() {}
 
 func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[33]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3374,7 @@ func (x *ListRevocationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevocationsRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListRevocationsRequest) GetIssuer() string {
@@ -3035,7 +3411,7 @@ type ListRevocationsResponse struct {
 
 func (x *ListRevocationsResponse) Reset() {
 	*x = ListRevocationsResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3423,7 @@ func (x *ListRevocationsResponse) String() string {
 func (*ListRevocationsResponse) ProtoMessage() {}
 
 func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[34]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3436,7 @@ func (x *ListRevocationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevocationsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevocationsResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListRevocationsResponse) GetRevocations() []*Revocation {
@@ -3092,7 +3468,7 @@ type DeleteRevocationRequest struct {
 
 func (x *DeleteRevocationRequest) Reset() {
 	*x = DeleteRevocationRequest{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3480,7 @@ func (x *DeleteRevocationRequest) String() string {
 func (*DeleteRevocationRequest) ProtoMessage() {}
 
 func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[35]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3493,7 @@ func (x *DeleteRevocationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationRequest) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteRevocationRequest) GetId() string {
@@ -3150,7 +3526,7 @@ type DeleteRevocationResponse struct {
 
 func (x *DeleteRevocationResponse) Reset() {
 	*x = DeleteRevocationResponse{}
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3538,7 @@ func (x *DeleteRevocationResponse) String() string {
 func (*DeleteRevocationResponse) ProtoMessage() {}
 
 func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_tokenbroker_v1_admin_proto_msgTypes[36]
+	mi := &file_tokenbroker_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3551,7 @@ func (x *DeleteRevocationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRevocationResponse.ProtoReflect.Descriptor instead.
 func (*DeleteRevocationResponse) Descriptor() ([]byte, []int) {
-	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_tokenbroker_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 var File_tokenbroker_v1_admin_proto protoreflect.FileDescriptor
@@ -3334,7 +3710,38 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12-\n" +
 	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
-	"\awarning\x18\x05 \x01(\tR\awarning\"\xc3\x01\n" +
+	"\awarning\x18\x05 \x01(\tR\awarning\"\xc6\x01\n" +
+	"\x10RotateKeyRequest\x12\x1f\n" +
+	"\vclient_name\x18\x01 \x01(\tR\n" +
+	"clientName\x12 \n" +
+	"\vcompromised\x18\x02 \x01(\bR\vcompromised\x128\n" +
+	"\x18expected_current_version\x18\x03 \x01(\tR\x16expectedCurrentVersion\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x80\x01\n" +
+	"\x11RotateKeyResponse\x127\n" +
+	"\aversion\x18\x01 \x01(\v2\x1d.tokenbroker.v1.SecretVersionR\aversion\x122\n" +
+	"\x05steps\x18\x02 \x03(\v2\x1c.tokenbroker.v1.RotationStepR\x05steps\"2\n" +
+	"\x0fListKeysRequest\x12\x1f\n" +
+	"\vclient_name\x18\x01 \x01(\tR\n" +
+	"clientName\"\xc7\x01\n" +
+	"\x10ListKeysResponse\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x12\n" +
+	"\x04jwks\x18\x02 \x01(\fR\x04jwks\x12-\n" +
+	"\x04keys\x18\x03 \x03(\v2\x19.tokenbroker.v1.PublicKeyR\x04keys\x12D\n" +
+	"\x10next_rotation_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0enextRotationAt\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"\xfe\x02\n" +
+	"\tPublicKey\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
+	"\x03kid\x18\x02 \x01(\tR\x03kid\x12\x1c\n" +
+	"\talgorithm\x18\x03 \x01(\tR\talgorithm\x121\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.tokenbroker.v1.SecretStateR\x05state\x12;\n" +
+	"\vstate_since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"stateSince\x125\n" +
+	"\bshown_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\ashownAt\x12;\n" +
+	"\vusable_from\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"usableFrom\x12C\n" +
+	"\x0fpublished_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0epublishedUntil\"\xc3\x01\n" +
 	"\x15ActivateSecretRequest\x12\x1f\n" +
 	"\vclient_name\x18\x01 \x01(\tR\n" +
 	"clientName\x12\x18\n" +
@@ -3454,7 +3861,7 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x1cREPLICA_PRESENCE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16REPLICA_PRESENCE_ALIVE\x10\x01\x12\x19\n" +
 	"\x15REPLICA_PRESENCE_LOST\x10\x02\x12\x1b\n" +
-	"\x17REPLICA_PRESENCE_SEALED\x10\x032\xf7\t\n" +
+	"\x17REPLICA_PRESENCE_SEALED\x10\x032\xa2\v\n" +
 	"\fAdminService\x12[\n" +
 	"\vListClients\x12\".tokenbroker.v1.ListClientsRequest\x1a#.tokenbroker.v1.ListClientsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\tGetClient\x12 .tokenbroker.v1.GetClientRequest\x1a!.tokenbroker.v1.GetClientResponse\"\x03\x90\x02\x01\x12U\n" +
@@ -3464,7 +3871,9 @@ const file_tokenbroker_v1_admin_proto_rawDesc = "" +
 	"\x0eRollbackSecret\x12%.tokenbroker.v1.RollbackSecretRequest\x1a&.tokenbroker.v1.RollbackSecretResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fRetireSecret\x12#.tokenbroker.v1.RetireSecretRequest\x1a$.tokenbroker.v1.RetireSecretResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fExportSecret\x12#.tokenbroker.v1.ExportSecretRequest\x1a$.tokenbroker.v1.ExportSecretResponse\"\x03\x90\x02\x02\x12^\n" +
-	"\fImportSecret\x12#.tokenbroker.v1.ImportSecretRequest\x1a$.tokenbroker.v1.ImportSecretResponse\"\x03\x90\x02\x02\x12[\n" +
+	"\fImportSecret\x12#.tokenbroker.v1.ImportSecretRequest\x1a$.tokenbroker.v1.ImportSecretResponse\"\x03\x90\x02\x02\x12U\n" +
+	"\tRotateKey\x12 .tokenbroker.v1.RotateKeyRequest\x1a!.tokenbroker.v1.RotateKeyResponse\"\x03\x90\x02\x02\x12R\n" +
+	"\bListKeys\x12\x1f.tokenbroker.v1.ListKeysRequest\x1a .tokenbroker.v1.ListKeysResponse\"\x03\x90\x02\x01\x12[\n" +
 	"\vPurgeTokens\x12\".tokenbroker.v1.PurgeTokensRequest\x1a#.tokenbroker.v1.PurgeTokensResponse\"\x03\x90\x02\x02\x12^\n" +
 	"\fRevokeTokens\x12#.tokenbroker.v1.RevokeTokensRequest\x1a$.tokenbroker.v1.RevokeTokensResponse\"\x03\x90\x02\x02\x12g\n" +
 	"\x0fListRevocations\x12&.tokenbroker.v1.ListRevocationsRequest\x1a'.tokenbroker.v1.ListRevocationsResponse\"\x03\x90\x02\x01\x12j\n" +
@@ -3485,7 +3894,7 @@ func file_tokenbroker_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_tokenbroker_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_tokenbroker_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_tokenbroker_v1_admin_proto_goTypes = []any{
 	(ClientState)(0),                 // 0: tokenbroker.v1.ClientState
 	(SecretState)(0),                 // 1: tokenbroker.v1.SecretState
@@ -3509,43 +3918,48 @@ var file_tokenbroker_v1_admin_proto_goTypes = []any{
 	(*RotateSecretRequest)(nil),      // 19: tokenbroker.v1.RotateSecretRequest
 	(*RotateSecretResponse)(nil),     // 20: tokenbroker.v1.RotateSecretResponse
 	(*RotationStep)(nil),             // 21: tokenbroker.v1.RotationStep
-	(*ActivateSecretRequest)(nil),    // 22: tokenbroker.v1.ActivateSecretRequest
-	(*ActivateSecretResponse)(nil),   // 23: tokenbroker.v1.ActivateSecretResponse
-	(*RollbackSecretRequest)(nil),    // 24: tokenbroker.v1.RollbackSecretRequest
-	(*RollbackSecretResponse)(nil),   // 25: tokenbroker.v1.RollbackSecretResponse
-	(*RetireSecretRequest)(nil),      // 26: tokenbroker.v1.RetireSecretRequest
-	(*RetireSecretResponse)(nil),     // 27: tokenbroker.v1.RetireSecretResponse
-	(*ExportSecretRequest)(nil),      // 28: tokenbroker.v1.ExportSecretRequest
-	(*ExportSecretResponse)(nil),     // 29: tokenbroker.v1.ExportSecretResponse
-	(*ImportSecretRequest)(nil),      // 30: tokenbroker.v1.ImportSecretRequest
-	(*ImportSecretResponse)(nil),     // 31: tokenbroker.v1.ImportSecretResponse
-	(*PurgeTokensRequest)(nil),       // 32: tokenbroker.v1.PurgeTokensRequest
-	(*PurgeTokensResponse)(nil),      // 33: tokenbroker.v1.PurgeTokensResponse
-	(*Revocation)(nil),               // 34: tokenbroker.v1.Revocation
-	(*RevokeTokensRequest)(nil),      // 35: tokenbroker.v1.RevokeTokensRequest
-	(*RevokeTokensResponse)(nil),     // 36: tokenbroker.v1.RevokeTokensResponse
-	(*ListRevocationsRequest)(nil),   // 37: tokenbroker.v1.ListRevocationsRequest
-	(*ListRevocationsResponse)(nil),  // 38: tokenbroker.v1.ListRevocationsResponse
-	(*DeleteRevocationRequest)(nil),  // 39: tokenbroker.v1.DeleteRevocationRequest
-	(*DeleteRevocationResponse)(nil), // 40: tokenbroker.v1.DeleteRevocationResponse
-	(*timestamppb.Timestamp)(nil),    // 41: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 42: google.protobuf.Duration
+	(*RotateKeyRequest)(nil),         // 22: tokenbroker.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),        // 23: tokenbroker.v1.RotateKeyResponse
+	(*ListKeysRequest)(nil),          // 24: tokenbroker.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),         // 25: tokenbroker.v1.ListKeysResponse
+	(*PublicKey)(nil),                // 26: tokenbroker.v1.PublicKey
+	(*ActivateSecretRequest)(nil),    // 27: tokenbroker.v1.ActivateSecretRequest
+	(*ActivateSecretResponse)(nil),   // 28: tokenbroker.v1.ActivateSecretResponse
+	(*RollbackSecretRequest)(nil),    // 29: tokenbroker.v1.RollbackSecretRequest
+	(*RollbackSecretResponse)(nil),   // 30: tokenbroker.v1.RollbackSecretResponse
+	(*RetireSecretRequest)(nil),      // 31: tokenbroker.v1.RetireSecretRequest
+	(*RetireSecretResponse)(nil),     // 32: tokenbroker.v1.RetireSecretResponse
+	(*ExportSecretRequest)(nil),      // 33: tokenbroker.v1.ExportSecretRequest
+	(*ExportSecretResponse)(nil),     // 34: tokenbroker.v1.ExportSecretResponse
+	(*ImportSecretRequest)(nil),      // 35: tokenbroker.v1.ImportSecretRequest
+	(*ImportSecretResponse)(nil),     // 36: tokenbroker.v1.ImportSecretResponse
+	(*PurgeTokensRequest)(nil),       // 37: tokenbroker.v1.PurgeTokensRequest
+	(*PurgeTokensResponse)(nil),      // 38: tokenbroker.v1.PurgeTokensResponse
+	(*Revocation)(nil),               // 39: tokenbroker.v1.Revocation
+	(*RevokeTokensRequest)(nil),      // 40: tokenbroker.v1.RevokeTokensRequest
+	(*RevokeTokensResponse)(nil),     // 41: tokenbroker.v1.RevokeTokensResponse
+	(*ListRevocationsRequest)(nil),   // 42: tokenbroker.v1.ListRevocationsRequest
+	(*ListRevocationsResponse)(nil),  // 43: tokenbroker.v1.ListRevocationsResponse
+	(*DeleteRevocationRequest)(nil),  // 44: tokenbroker.v1.DeleteRevocationRequest
+	(*DeleteRevocationResponse)(nil), // 45: tokenbroker.v1.DeleteRevocationResponse
+	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
 }
 var file_tokenbroker_v1_admin_proto_depIdxs = []int32{
 	8,  // 0: tokenbroker.v1.ListClientsResponse.clients:type_name -> tokenbroker.v1.Client
 	8,  // 1: tokenbroker.v1.GetClientResponse.client:type_name -> tokenbroker.v1.Client
 	0,  // 2: tokenbroker.v1.Client.state:type_name -> tokenbroker.v1.ClientState
 	9,  // 3: tokenbroker.v1.Client.secret_versions:type_name -> tokenbroker.v1.SecretVersion
-	41, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
-	41, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
-	41, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
-	41, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
-	41, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
+	46, // 4: tokenbroker.v1.Client.token_expires_at:type_name -> google.protobuf.Timestamp
+	46, // 5: tokenbroker.v1.Client.next_refresh_at:type_name -> google.protobuf.Timestamp
+	46, // 6: tokenbroker.v1.Client.last_success_at:type_name -> google.protobuf.Timestamp
+	46, // 7: tokenbroker.v1.Client.last_failure_at:type_name -> google.protobuf.Timestamp
+	46, // 8: tokenbroker.v1.Client.backoff_until:type_name -> google.protobuf.Timestamp
 	1,  // 9: tokenbroker.v1.SecretVersion.state:type_name -> tokenbroker.v1.SecretState
-	41, // 10: tokenbroker.v1.SecretVersion.state_since:type_name -> google.protobuf.Timestamp
-	41, // 11: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
-	41, // 12: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
-	41, // 13: tokenbroker.v1.SecretVersion.refused_at:type_name -> google.protobuf.Timestamp
+	46, // 10: tokenbroker.v1.SecretVersion.state_since:type_name -> google.protobuf.Timestamp
+	46, // 11: tokenbroker.v1.SecretVersion.created_at:type_name -> google.protobuf.Timestamp
+	46, // 12: tokenbroker.v1.SecretVersion.last_success_at:type_name -> google.protobuf.Timestamp
+	46, // 13: tokenbroker.v1.SecretVersion.refused_at:type_name -> google.protobuf.Timestamp
 	12, // 14: tokenbroker.v1.GetStatusResponse.findings:type_name -> tokenbroker.v1.Finding
 	13, // 15: tokenbroker.v1.GetStatusResponse.replicas:type_name -> tokenbroker.v1.ReplicaStatus
 	14, // 16: tokenbroker.v1.GetStatusResponse.store:type_name -> tokenbroker.v1.StoreStatus
@@ -3553,75 +3967,88 @@ var file_tokenbroker_v1_admin_proto_depIdxs = []int32{
 	17, // 18: tokenbroker.v1.GetStatusResponse.clients:type_name -> tokenbroker.v1.ClientStatus
 	18, // 19: tokenbroker.v1.GetStatusResponse.certificates:type_name -> tokenbroker.v1.CertificateStatus
 	2,  // 20: tokenbroker.v1.Finding.severity:type_name -> tokenbroker.v1.FindingSeverity
-	41, // 21: tokenbroker.v1.Finding.since:type_name -> google.protobuf.Timestamp
+	46, // 21: tokenbroker.v1.Finding.since:type_name -> google.protobuf.Timestamp
 	3,  // 22: tokenbroker.v1.ReplicaStatus.presence:type_name -> tokenbroker.v1.ReplicaPresence
-	42, // 23: tokenbroker.v1.ReplicaStatus.age:type_name -> google.protobuf.Duration
-	42, // 24: tokenbroker.v1.ReplicaStatus.clock_difference:type_name -> google.protobuf.Duration
-	41, // 25: tokenbroker.v1.ReplicaStatus.started_at:type_name -> google.protobuf.Timestamp
-	41, // 26: tokenbroker.v1.ReplicaStatus.config_applied_at:type_name -> google.protobuf.Timestamp
-	41, // 27: tokenbroker.v1.ReplicaStatus.config_refused_since:type_name -> google.protobuf.Timestamp
-	41, // 28: tokenbroker.v1.ReplicaStatus.revocations_loaded_at:type_name -> google.protobuf.Timestamp
-	41, // 29: tokenbroker.v1.ReplicaStatus.audit_failing_since:type_name -> google.protobuf.Timestamp
-	41, // 30: tokenbroker.v1.ReplicaStatus.tracing_failing_since:type_name -> google.protobuf.Timestamp
-	41, // 31: tokenbroker.v1.ReplicaStatus.certificates_failing_since:type_name -> google.protobuf.Timestamp
+	47, // 23: tokenbroker.v1.ReplicaStatus.age:type_name -> google.protobuf.Duration
+	47, // 24: tokenbroker.v1.ReplicaStatus.clock_difference:type_name -> google.protobuf.Duration
+	46, // 25: tokenbroker.v1.ReplicaStatus.started_at:type_name -> google.protobuf.Timestamp
+	46, // 26: tokenbroker.v1.ReplicaStatus.config_applied_at:type_name -> google.protobuf.Timestamp
+	46, // 27: tokenbroker.v1.ReplicaStatus.config_refused_since:type_name -> google.protobuf.Timestamp
+	46, // 28: tokenbroker.v1.ReplicaStatus.revocations_loaded_at:type_name -> google.protobuf.Timestamp
+	46, // 29: tokenbroker.v1.ReplicaStatus.audit_failing_since:type_name -> google.protobuf.Timestamp
+	46, // 30: tokenbroker.v1.ReplicaStatus.tracing_failing_since:type_name -> google.protobuf.Timestamp
+	46, // 31: tokenbroker.v1.ReplicaStatus.certificates_failing_since:type_name -> google.protobuf.Timestamp
 	15, // 32: tokenbroker.v1.StoreStatus.servers:type_name -> tokenbroker.v1.StoreServerStatus
-	41, // 33: tokenbroker.v1.StoreServerStatus.failing_since:type_name -> google.protobuf.Timestamp
-	41, // 34: tokenbroker.v1.IssuerStatus.keys_loaded_at:type_name -> google.protobuf.Timestamp
+	46, // 33: tokenbroker.v1.StoreServerStatus.failing_since:type_name -> google.protobuf.Timestamp
+	46, // 34: tokenbroker.v1.IssuerStatus.keys_loaded_at:type_name -> google.protobuf.Timestamp
 	0,  // 35: tokenbroker.v1.ClientStatus.state:type_name -> tokenbroker.v1.ClientState
-	41, // 36: tokenbroker.v1.ClientStatus.last_success_at:type_name -> google.protobuf.Timestamp
-	41, // 37: tokenbroker.v1.ClientStatus.last_failure_at:type_name -> google.protobuf.Timestamp
-	41, // 38: tokenbroker.v1.ClientStatus.secret_current_since:type_name -> google.protobuf.Timestamp
-	41, // 39: tokenbroker.v1.ClientStatus.secret_fallback_since:type_name -> google.protobuf.Timestamp
-	41, // 40: tokenbroker.v1.ClientStatus.secret_pending_since:type_name -> google.protobuf.Timestamp
-	41, // 41: tokenbroker.v1.CertificateStatus.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 36: tokenbroker.v1.ClientStatus.last_success_at:type_name -> google.protobuf.Timestamp
+	46, // 37: tokenbroker.v1.ClientStatus.last_failure_at:type_name -> google.protobuf.Timestamp
+	46, // 38: tokenbroker.v1.ClientStatus.secret_current_since:type_name -> google.protobuf.Timestamp
+	46, // 39: tokenbroker.v1.ClientStatus.secret_fallback_since:type_name -> google.protobuf.Timestamp
+	46, // 40: tokenbroker.v1.ClientStatus.secret_pending_since:type_name -> google.protobuf.Timestamp
+	46, // 41: tokenbroker.v1.CertificateStatus.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 42: tokenbroker.v1.RotateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
 	21, // 43: tokenbroker.v1.RotateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	42, // 44: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
-	9,  // 45: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	21, // 46: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	9,  // 47: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	21, // 48: tokenbroker.v1.RollbackSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	9,  // 49: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	21, // 50: tokenbroker.v1.RetireSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	9,  // 51: tokenbroker.v1.ImportSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
-	21, // 52: tokenbroker.v1.ImportSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
-	41, // 53: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
-	41, // 54: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	41, // 55: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
-	34, // 56: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
-	34, // 57: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
-	34, // 58: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
-	4,  // 59: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
-	6,  // 60: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
-	10, // 61: tokenbroker.v1.AdminService.GetStatus:input_type -> tokenbroker.v1.GetStatusRequest
-	19, // 62: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
-	22, // 63: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
-	24, // 64: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
-	26, // 65: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
-	28, // 66: tokenbroker.v1.AdminService.ExportSecret:input_type -> tokenbroker.v1.ExportSecretRequest
-	30, // 67: tokenbroker.v1.AdminService.ImportSecret:input_type -> tokenbroker.v1.ImportSecretRequest
-	32, // 68: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
-	35, // 69: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
-	37, // 70: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
-	39, // 71: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
-	5,  // 72: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
-	7,  // 73: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
-	11, // 74: tokenbroker.v1.AdminService.GetStatus:output_type -> tokenbroker.v1.GetStatusResponse
-	20, // 75: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
-	23, // 76: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
-	25, // 77: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
-	27, // 78: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
-	29, // 79: tokenbroker.v1.AdminService.ExportSecret:output_type -> tokenbroker.v1.ExportSecretResponse
-	31, // 80: tokenbroker.v1.AdminService.ImportSecret:output_type -> tokenbroker.v1.ImportSecretResponse
-	33, // 81: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
-	36, // 82: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
-	38, // 83: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
-	40, // 84: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
-	72, // [72:85] is the sub-list for method output_type
-	59, // [59:72] is the sub-list for method input_type
-	59, // [59:59] is the sub-list for extension type_name
-	59, // [59:59] is the sub-list for extension extendee
-	0,  // [0:59] is the sub-list for field type_name
+	47, // 44: tokenbroker.v1.RotationStep.took:type_name -> google.protobuf.Duration
+	9,  // 45: tokenbroker.v1.RotateKeyResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 46: tokenbroker.v1.RotateKeyResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	26, // 47: tokenbroker.v1.ListKeysResponse.keys:type_name -> tokenbroker.v1.PublicKey
+	46, // 48: tokenbroker.v1.ListKeysResponse.next_rotation_at:type_name -> google.protobuf.Timestamp
+	1,  // 49: tokenbroker.v1.PublicKey.state:type_name -> tokenbroker.v1.SecretState
+	46, // 50: tokenbroker.v1.PublicKey.state_since:type_name -> google.protobuf.Timestamp
+	46, // 51: tokenbroker.v1.PublicKey.shown_at:type_name -> google.protobuf.Timestamp
+	46, // 52: tokenbroker.v1.PublicKey.usable_from:type_name -> google.protobuf.Timestamp
+	46, // 53: tokenbroker.v1.PublicKey.published_until:type_name -> google.protobuf.Timestamp
+	9,  // 54: tokenbroker.v1.ActivateSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 55: tokenbroker.v1.ActivateSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 56: tokenbroker.v1.RollbackSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 57: tokenbroker.v1.RollbackSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 58: tokenbroker.v1.RetireSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 59: tokenbroker.v1.RetireSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	9,  // 60: tokenbroker.v1.ImportSecretResponse.version:type_name -> tokenbroker.v1.SecretVersion
+	21, // 61: tokenbroker.v1.ImportSecretResponse.steps:type_name -> tokenbroker.v1.RotationStep
+	46, // 62: tokenbroker.v1.Revocation.issued_before:type_name -> google.protobuf.Timestamp
+	46, // 63: tokenbroker.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	46, // 64: tokenbroker.v1.Revocation.created_at:type_name -> google.protobuf.Timestamp
+	39, // 65: tokenbroker.v1.RevokeTokensRequest.revocation:type_name -> tokenbroker.v1.Revocation
+	39, // 66: tokenbroker.v1.RevokeTokensResponse.revocation:type_name -> tokenbroker.v1.Revocation
+	39, // 67: tokenbroker.v1.ListRevocationsResponse.revocations:type_name -> tokenbroker.v1.Revocation
+	4,  // 68: tokenbroker.v1.AdminService.ListClients:input_type -> tokenbroker.v1.ListClientsRequest
+	6,  // 69: tokenbroker.v1.AdminService.GetClient:input_type -> tokenbroker.v1.GetClientRequest
+	10, // 70: tokenbroker.v1.AdminService.GetStatus:input_type -> tokenbroker.v1.GetStatusRequest
+	19, // 71: tokenbroker.v1.AdminService.RotateSecret:input_type -> tokenbroker.v1.RotateSecretRequest
+	27, // 72: tokenbroker.v1.AdminService.ActivateSecret:input_type -> tokenbroker.v1.ActivateSecretRequest
+	29, // 73: tokenbroker.v1.AdminService.RollbackSecret:input_type -> tokenbroker.v1.RollbackSecretRequest
+	31, // 74: tokenbroker.v1.AdminService.RetireSecret:input_type -> tokenbroker.v1.RetireSecretRequest
+	33, // 75: tokenbroker.v1.AdminService.ExportSecret:input_type -> tokenbroker.v1.ExportSecretRequest
+	35, // 76: tokenbroker.v1.AdminService.ImportSecret:input_type -> tokenbroker.v1.ImportSecretRequest
+	22, // 77: tokenbroker.v1.AdminService.RotateKey:input_type -> tokenbroker.v1.RotateKeyRequest
+	24, // 78: tokenbroker.v1.AdminService.ListKeys:input_type -> tokenbroker.v1.ListKeysRequest
+	37, // 79: tokenbroker.v1.AdminService.PurgeTokens:input_type -> tokenbroker.v1.PurgeTokensRequest
+	40, // 80: tokenbroker.v1.AdminService.RevokeTokens:input_type -> tokenbroker.v1.RevokeTokensRequest
+	42, // 81: tokenbroker.v1.AdminService.ListRevocations:input_type -> tokenbroker.v1.ListRevocationsRequest
+	44, // 82: tokenbroker.v1.AdminService.DeleteRevocation:input_type -> tokenbroker.v1.DeleteRevocationRequest
+	5,  // 83: tokenbroker.v1.AdminService.ListClients:output_type -> tokenbroker.v1.ListClientsResponse
+	7,  // 84: tokenbroker.v1.AdminService.GetClient:output_type -> tokenbroker.v1.GetClientResponse
+	11, // 85: tokenbroker.v1.AdminService.GetStatus:output_type -> tokenbroker.v1.GetStatusResponse
+	20, // 86: tokenbroker.v1.AdminService.RotateSecret:output_type -> tokenbroker.v1.RotateSecretResponse
+	28, // 87: tokenbroker.v1.AdminService.ActivateSecret:output_type -> tokenbroker.v1.ActivateSecretResponse
+	30, // 88: tokenbroker.v1.AdminService.RollbackSecret:output_type -> tokenbroker.v1.RollbackSecretResponse
+	32, // 89: tokenbroker.v1.AdminService.RetireSecret:output_type -> tokenbroker.v1.RetireSecretResponse
+	34, // 90: tokenbroker.v1.AdminService.ExportSecret:output_type -> tokenbroker.v1.ExportSecretResponse
+	36, // 91: tokenbroker.v1.AdminService.ImportSecret:output_type -> tokenbroker.v1.ImportSecretResponse
+	23, // 92: tokenbroker.v1.AdminService.RotateKey:output_type -> tokenbroker.v1.RotateKeyResponse
+	25, // 93: tokenbroker.v1.AdminService.ListKeys:output_type -> tokenbroker.v1.ListKeysResponse
+	38, // 94: tokenbroker.v1.AdminService.PurgeTokens:output_type -> tokenbroker.v1.PurgeTokensResponse
+	41, // 95: tokenbroker.v1.AdminService.RevokeTokens:output_type -> tokenbroker.v1.RevokeTokensResponse
+	43, // 96: tokenbroker.v1.AdminService.ListRevocations:output_type -> tokenbroker.v1.ListRevocationsResponse
+	45, // 97: tokenbroker.v1.AdminService.DeleteRevocation:output_type -> tokenbroker.v1.DeleteRevocationResponse
+	83, // [83:98] is the sub-list for method output_type
+	68, // [68:83] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_tokenbroker_v1_admin_proto_init() }
@@ -3629,7 +4056,7 @@ func file_tokenbroker_v1_admin_proto_init() {
 	if File_tokenbroker_v1_admin_proto != nil {
 		return
 	}
-	file_tokenbroker_v1_admin_proto_msgTypes[30].OneofWrappers = []any{
+	file_tokenbroker_v1_admin_proto_msgTypes[35].OneofWrappers = []any{
 		(*Revocation_TokenId)(nil),
 		(*Revocation_Subject)(nil),
 		(*Revocation_ClientId)(nil),
@@ -3641,7 +4068,7 @@ func file_tokenbroker_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_tokenbroker_v1_admin_proto_rawDesc), len(file_tokenbroker_v1_admin_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   37,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,8 @@ const (
 	AdminService_RetireSecret_FullMethodName     = "/tokenbroker.v1.AdminService/RetireSecret"
 	AdminService_ExportSecret_FullMethodName     = "/tokenbroker.v1.AdminService/ExportSecret"
 	AdminService_ImportSecret_FullMethodName     = "/tokenbroker.v1.AdminService/ImportSecret"
+	AdminService_RotateKey_FullMethodName        = "/tokenbroker.v1.AdminService/RotateKey"
+	AdminService_ListKeys_FullMethodName         = "/tokenbroker.v1.AdminService/ListKeys"
 	AdminService_PurgeTokens_FullMethodName      = "/tokenbroker.v1.AdminService/PurgeTokens"
 	AdminService_RevokeTokens_FullMethodName     = "/tokenbroker.v1.AdminService/RevokeTokens"
 	AdminService_ListRevocations_FullMethodName  = "/tokenbroker.v1.AdminService/ListRevocations"
@@ -78,6 +80,13 @@ type AdminServiceClient interface {
 	ExportSecret(ctx context.Context, in *ExportSecretRequest, opts ...grpc.CallOption) (*ExportSecretResponse, error)
 	// ImportSecret restores a backup that ExportSecret returned.
 	ImportSecret(ctx context.Context, in *ImportSecretRequest, opts ...grpc.CallOption) (*ImportSecretResponse, error)
+	// RotateKey makes a new key for a client whose keys the broker makes, before the
+	// schedule does so. It returns when the key is made; the broker publishes it and
+	// makes it current later by itself. With compromised it waits for that. The details
+	// of an error status contain a RotateSecretResponse, as those of RotateSecret.
+	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
+	// ListKeys returns the public keys of a client whose keys the broker makes.
+	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// PurgeTokens drops all tokens that a client obtained before now, on all
 	// replicas within 5 s.
 	PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error)
@@ -189,6 +198,26 @@ func (c *adminServiceClient) ImportSecret(ctx context.Context, in *ImportSecretR
 	return out, nil
 }
 
+func (c *adminServiceClient) RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateKeyResponse)
+	err := c.cc.Invoke(ctx, AdminService_RotateKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListKeysResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) PurgeTokens(ctx context.Context, in *PurgeTokensRequest, opts ...grpc.CallOption) (*PurgeTokensResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PurgeTokensResponse)
@@ -273,6 +302,13 @@ type AdminServiceServer interface {
 	ExportSecret(context.Context, *ExportSecretRequest) (*ExportSecretResponse, error)
 	// ImportSecret restores a backup that ExportSecret returned.
 	ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error)
+	// RotateKey makes a new key for a client whose keys the broker makes, before the
+	// schedule does so. It returns when the key is made; the broker publishes it and
+	// makes it current later by itself. With compromised it waits for that. The details
+	// of an error status contain a RotateSecretResponse, as those of RotateSecret.
+	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
+	// ListKeys returns the public keys of a client whose keys the broker makes.
+	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// PurgeTokens drops all tokens that a client obtained before now, on all
 	// replicas within 5 s.
 	PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error)
@@ -320,6 +356,12 @@ func (UnimplementedAdminServiceServer) ExportSecret(context.Context, *ExportSecr
 }
 func (UnimplementedAdminServiceServer) ImportSecret(context.Context, *ImportSecretRequest) (*ImportSecretResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportSecret not implemented")
+}
+func (UnimplementedAdminServiceServer) RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateKey not implemented")
+}
+func (UnimplementedAdminServiceServer) ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListKeys not implemented")
 }
 func (UnimplementedAdminServiceServer) PurgeTokens(context.Context, *PurgeTokensRequest) (*PurgeTokensResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PurgeTokens not implemented")
@@ -516,6 +558,42 @@ func _AdminService_ImportSecret_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_RotateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RotateKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RotateKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RotateKey(ctx, req.(*RotateKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListKeys(ctx, req.(*ListKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_PurgeTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PurgeTokensRequest)
 	if err := dec(in); err != nil {
@@ -630,6 +708,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportSecret",
 			Handler:    _AdminService_ImportSecret_Handler,
+		},
+		{
+			MethodName: "RotateKey",
+			Handler:    _AdminService_RotateKey_Handler,
+		},
+		{
+			MethodName: "ListKeys",
+			Handler:    _AdminService_ListKeys_Handler,
 		},
 		{
 			MethodName: "PurgeTokens",
