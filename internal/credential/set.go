@@ -160,6 +160,7 @@ func (s *Set) publish() *View {
 	if pending, _ := s.history.In(secret.Pending); !s.Made.Makes() || pending.Publication.Usable {
 		u.Pending = inState(secret.Pending)
 	}
+	s.forgiveCurrent(u)
 	switch {
 	case s.Source != nil:
 		s.place(u, values)
@@ -172,6 +173,18 @@ func (s *Set) publish() *View {
 	}
 	s.view.Store(u)
 	return u
+}
+
+// forgiveCurrent forgets a refusal of the current version from before its activation: a
+// proof preceded that, perhaps on another replica.
+func (s *Set) forgiveCurrent(u *View) {
+	record, _ := s.history.In(secret.Current)
+	if u.Current == nil {
+		return
+	}
+	if t := u.Current.refused.Load(); t != nil && t.At.Before(record.Since) {
+		u.Current.refused.CompareAndSwap(t, nil)
+	}
 }
 
 // values returns the versions whose values this replica has, by ID.
