@@ -10,24 +10,27 @@ import (
 	"github.com/cezzis/tokenbroker/internal/credential"
 )
 
-// quick rotates a key about every three seconds.
-var quick = credential.Made{Algorithm: "ES256", RotateEvery: 2 * time.Second, PublishBefore: 500 * time.Millisecond}
+// quick rotates a key about every two seconds.
+var quick = credential.Made{Algorithm: "ES256", RotateEvery: 1400 * time.Millisecond, PublishBefore: 500 * time.Millisecond}
+
+// cached is how long the IdP caches the keys: less than they are published before use.
+const cached = 200 * time.Millisecond
 
 func TestKeysRotateUnderLoad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, quick)
+		w := newWorld(t, quick, cached)
 		w.idp.SetDelay(20 * time.Millisecond)
 		for range 3 {
 			w.start()
 		}
 		w.ready()
 		before := w.all[0].history().Generation
-		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
 		defer cancel()
 		w.load(ctx)
 		w.check()
-		if n := len(w.signed); n < 20 {
-			t.Errorf("%d keys signed in 60 s, want 20 rotations; %d changes", n, w.all[0].history().Generation-before)
+		if n := len(w.signed); n < 21 {
+			t.Errorf("%d keys signed in 50 s, want 20 rotations; %d changes", n, w.all[0].history().Generation-before)
 		}
 		t.Logf("%d calls, %d keys, %d requests for tokens", w.calls, len(w.signed), w.idp.Requests("/token"))
 

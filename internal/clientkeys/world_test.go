@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
@@ -50,6 +51,7 @@ type world struct {
 	mu          sync.Mutex
 	all         []*replica
 	signed      map[string]bool // kids of assertions
+	last        string          // the latest of them
 	unpublished []string
 	failures    []string
 	calls       int
@@ -67,20 +69,22 @@ type replica struct {
 type link struct {
 	world *world
 	dead  atomic.Bool
-	// onCall is called before each call of the store. Nil: nothing is.
-	onCall func(name, key string)
+	// killAt kills the replica at its call of this number that changes the store; before
+	// the call, or after it but before its answer. 0: never.
+	killAt, changes int64
+	after           bool
 }
 
 func mac(data []byte) [sha256.Size]byte { return sha256.Sum256(data) }
 
-func newWorld(t testing.TB, made credential.Made) *world {
+func newWorld(t testing.TB, made credential.Made, keysFor time.Duration) *world {
 	t.Helper()
 	w := &world{t: t, made: made, signed: map[string]bool{}}
 	w.made.URL = public + clientkeys.Path(mac, "orders")
 	w.shared.Store(store.NewMemory(store.MemoryConfig{}))
 	var err error
 	w.idp, err = devidp.New(devidp.Config{Issuer: issuer, Lifetime: 2 * time.Second, Algorithm: "EdDSA", Clients: []devidp.Client{
-		{ID: "abc", Auth: devidp.AuthPrivateKeyJWT, Scopes: []string{"read"}, KeysAt: func() ([]byte, error) { return w.document() }, KeysFor: 200 * time.Millisecond},
+		{ID: "abc", Auth: devidp.AuthPrivateKeyJWT, Scopes: []string{"read"}, KeysAt: func() ([]byte, error) { return w.document() }, KeysFor: keysFor},
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -152,6 +156,10 @@ func (w *world) see(body string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.signed[header.KeyID] = true
+	w.last = header.KeyID
+	if len(w.signed) == 1 {
+		return // the first key of all is used as soon as one replica shows it
+	}
 	for i, r := range live {
 		if !slices.Contains(kidsOf(w.t, r.serve()), header.KeyID) {
 			w.unpublished = append(w.unpublished, fmt.Sprintf("%s at replica %d", header.KeyID, i))
@@ -233,22 +241,23 @@ func (w *world) load(ctx context.Context) {
 				}
 			})
 		}
-		time.Sleep(100 * time.Millisecond)
+		time.Sleep(200 * time.Millisecond)
 	}
 }
 
 // ready waits until a token can be obtained.
 func (w *world) ready() {
 	w.t.Helper()
-	for range 120 {
+	for range 600 {
 		for _, r := range w.live() {
 			if _, err := r.Get(w.t.Context(), policy.Self(), broker.Ask{Client: "orders"}); err == nil {
+				synctest.Wait() // the key becomes current
 				return
 			}
 		}
 		time.Sleep(time.Second)
 	}
-	w.t.Fatal("no key is in use after two minutes")
+	w.t.Fatal("no key is in use after ten minutes")
 }
 
 // check reports failed calls and assertions with unpublished keys.
@@ -280,18 +289,32 @@ func (r *replica) states() string {
 
 var errKilled = errors.New("the replica was killed")
 
-func (l *link) store(name, key string) (store.Store, error) {
-	if l.onCall != nil {
-		l.onCall(name, key)
-	}
+func (l *link) store() (store.Store, error) {
 	if l.dead.Load() {
 		return nil, errKilled
 	}
 	return l.world.shared.Load(), nil
 }
 
+// changing is store for a call that changes the store. lost is called with its error.
+func (l *link) changing() (s store.Store, lost func(error) error, err error) {
+	at := atomic.LoadInt64(&l.killAt)
+	dies := at > 0 && atomic.AddInt64(&l.changes, 1) == at
+	if dies && !l.after {
+		l.dead.Store(true)
+	}
+	s, err = l.store()
+	return s, func(err error) error {
+		if dies {
+			l.dead.Store(true)
+			return errKilled
+		}
+		return err
+	}, err
+}
+
 func (l *link) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
-	s, err := l.store("get", keys[0])
+	s, err := l.store()
 	if err != nil {
 		return nil, err
 	}
@@ -299,15 +322,16 @@ func (l *link) Get(ctx context.Context, keys ...string) ([]store.Entry, error) {
 }
 
 func (l *link) Acquire(ctx context.Context, claim store.Claim) (store.Claimed, error) {
-	s, err := l.store("acquire", claim.Key)
+	s, lost, err := l.changing()
 	if err != nil {
 		return store.Claimed{}, err
 	}
-	return s.Acquire(ctx, claim)
+	claimed, err := s.Acquire(ctx, claim)
+	return claimed, lost(err)
 }
 
 func (l *link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) (bool, error) {
-	s, err := l.store("renew", lease.Key)
+	s, err := l.store()
 	if err != nil {
 		return false, err
 	}
@@ -315,27 +339,58 @@ func (l *link) Renew(ctx context.Context, lease store.Lease, ttl time.Duration) 
 }
 
 func (l *link) Apply(ctx context.Context, change store.Change) ([]bool, error) {
-	key := change.Release.Key
-	if len(change.Puts) > 0 {
-		key = change.Puts[0].Key
-	}
-	s, err := l.store("apply", key)
+	s, lost, err := l.changing()
 	if err != nil {
 		return nil, err
 	}
-	return s.Apply(ctx, change)
+	applied, err := s.Apply(ctx, change)
+	return applied, lost(err)
 }
 
 func (l *link) Raise(ctx context.Context, counter string, floor, by uint64) (uint64, error) {
-	s, err := l.store("raise", counter)
+	s, lost, err := l.changing()
 	if err != nil {
 		return 0, err
 	}
-	return s.Raise(ctx, counter, floor, by)
+	count, err := s.Raise(ctx, counter, floor, by)
+	return count, lost(err)
 }
 
+// Subscribe follows a store that replaces another one, as a client of Redis connects again.
 func (l *link) Subscribe(ctx context.Context) <-chan string {
-	return l.world.shared.Load().Subscribe(ctx)
+	events := make(chan string)
+	go func() {
+		defer close(events)
+		for ctx.Err() == nil {
+			l.follow(ctx, l.world.shared.Load(), events)
+		}
+	}()
+	return events
+}
+
+// follow passes events on until the store is replaced.
+func (l *link) follow(ctx context.Context, s *store.Memory, events chan<- string) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	from := s.Subscribe(ctx)
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for l.world.shared.Load() == s {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		case key, open := <-from:
+			if !open {
+				return
+			}
+			select {
+			case events <- key:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
 
 func (l *link) Confirm(ctx context.Context, key string) store.Safety {

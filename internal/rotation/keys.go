@@ -19,6 +19,9 @@ import (
 const (
 	showTries = 10
 	showPause = time.Second
+	// proveTries bounds the proofs of a key that the IdP refuses: it may have read the
+	// document before the key was in it.
+	proveTries = 3
 )
 
 // NewKey is a change to a new key that the broker makes.
@@ -54,7 +57,7 @@ func (r *Rotator) rotateKey(ctx context.Context, caller *policy.Caller, asked Ne
 		return p, apierror.Fault(failed)
 	case !asked.Compromised:
 		p.stageKey(ctx, made, false)
-	case p.stageKey(ctx, made, true) && p.publish(ctx, r.Keys) && p.prove(ctx) && p.activate(ctx, true, goesOn):
+	case p.stageKey(ctx, made, true) && p.publish(ctx, r.Keys) && p.proveKey(ctx) && p.activate(ctx, true, goesOn):
 		p.purge(ctx)
 	}
 	return p, nil
@@ -75,7 +78,7 @@ func (p *procedure) stageKey(ctx context.Context, made clientkeys.Made, urgent b
 			case again:
 				p.version, message = known.Version, fmt.Sprintf("version %s was made before", known.Version)
 				return h, nil
-			case staged && urgent && pending.Publication.Key != "":
+			case staged && urgent && pending.Publication.Key != "" && h.CurrentID() != "":
 				p.version, message = pending.ID, fmt.Sprintf("version %s is published already", pending.ID)
 			default:
 				var err error
@@ -124,6 +127,30 @@ func (p *procedure) publish(ctx context.Context, keys Keys) bool {
 			}
 			return h.Publish(p.version, to)
 		}, goesOn)
+	})
+}
+
+// proveKey obtains a token with the key. A key that stays refused remains staged, and the
+// broker proves it again by itself.
+func (p *procedure) proveKey(ctx context.Context) bool {
+	return p.step(ctx, credential.StepProve, func() (string, *apierror.Error) {
+		for try := 1; ; try++ {
+			u := p.secrets.View()
+			v := u.Named(p.version)
+			switch {
+			case v == nil:
+				return "", p.secrets.NotStaged(p.version)
+			case v == u.Current:
+				return "it is in use already", nil
+			}
+			err := p.secrets.Prove(ctx, v)
+			switch {
+			case err == nil:
+				return "the IdP issued a token for it", nil
+			case err.Reason != apierror.ReasonCredentialsRefused, try == proveTries, !backoff.Sleep(ctx, nil, backoff.LeastPause):
+				return "", err
+			}
+		}
 	})
 }
 
