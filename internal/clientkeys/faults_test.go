@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/clientkeys"
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -250,6 +252,28 @@ func TestRotateKey_compromisedAndInterrupted(t *testing.T) {
 		made, err := rotator.RotateKey(t.Context(), policy.Self(), ask)
 		if err != nil || made.Version.State != secret.Current {
 			t.Errorf("resumed: %+v, %v", made, err)
+		}
+	})
+}
+
+// While the IdP refuses the key in use, a key that is not published yet is no fallback.
+func TestKeys_noFallbackBeforePublication(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, slow, time.Hour)
+		r := w.start()
+		w.ready()
+		w.hidden.Store(true)
+		time.Sleep(slow.RotateEvery - slow.PublishBefore/2)
+		if got := r.states(); got != "pending current" {
+			t.Fatalf("keys: %s", got)
+		}
+		w.idp.FailNext(5, http.StatusUnauthorized, "invalid_client", nil)
+		time.Sleep(3 * time.Second) // the token ends
+		if _, err := r.Get(t.Context(), policy.Self(), broker.Ask{Client: "orders"}); err == nil {
+			t.Error("the IdP refuses the key, and there is a token")
+		}
+		if len(w.signed) != 1 {
+			t.Errorf("%d keys signed: the staged one is not published", len(w.signed))
 		}
 	})
 }
