@@ -45,6 +45,9 @@ func connecting(t *testing.T) map[string][]string {
 		"broker secret retire":      {"secret", "retire", "orders-api", "3f9a1c22"},
 		"broker secret export":      {"secret", "export", filepath.Join(t.TempDir(), "export")},
 		"broker secret import":      {"secret", "import", backup},
+		"broker key list":           {"key", "list", "orders-api"},
+		"broker key publish":        {"key", "publish", "orders-api"},
+		"broker key rotate":         {"key", "rotate", "orders-api"},
 		"broker healthcheck":        {"healthcheck"},
 	}
 	var visit func(cmd *cobra.Command)
