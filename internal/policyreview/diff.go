@@ -29,9 +29,11 @@ type Difference struct {
 	Effect Effect `json:"effect"`
 	Caller string `json:"caller"`
 	Kind   Kind   `json:"kind"`
-	// Client is the client of a Get, and Issuer the issuer of a Verify.
+	// Client is the client of a Get or an Exchange, and Issuer the issuer of a Verify.
 	Client string `json:"client,omitempty"`
 	Issuer string `json:"issuer,omitempty"`
+	// UserTokens describe the tokens of users for which an Exchange differs.
+	UserTokens []string `json:"user_tokens,omitempty"`
 	// Whole: one side grants nothing for the client or issuer.
 	Whole bool `json:"whole,omitempty"`
 	// Audiences, Resources and Scopes are the values that make the difference, and the
@@ -106,6 +108,9 @@ func (c *comparison) caller(p pair) {
 		if !same || c.clients[client] {
 			c.found = append(c.found, compareTokens(name, client, newHalf(c.old, p.old, client), newHalf(c.updated, p.updated, client))...)
 		}
+	}
+	if !same || slices.ContainsFunc(c.allClients, func(client string) bool { return c.clients[client] }) {
+		c.exchanges(p, name)
 	}
 	for _, issuer := range c.allIssuers {
 		if !same || c.issuers[issuer] {

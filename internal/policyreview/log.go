@@ -21,6 +21,7 @@ const (
 	noRequest     = "no request"
 	lostLines     = "lines that the broker could not write"
 	olderForm     = "of another format of the audit log"
+	onBehalf      = "for tokens on behalf of users, of whose tokens the log does not name the audiences"
 	unknownKind   = "of an event, an outcome or an action that this version does not know"
 	withoutCaller = "without a caller"
 	onlyCounted   = "denials and rejections that the log only counts"
@@ -142,6 +143,9 @@ func newRecorded(line *audit.Entry) (recorded, string) {
 	var outcomes []audit.Outcome
 	switch line.Event {
 	case audit.Token:
+		if line.Issuer != "" { // of the user's token
+			return r, onBehalf
+		}
 		r.kind, outcomes = Get, []audit.Outcome{audit.OK, audit.Denied}
 		r.tooMuch = line.Outcome == audit.Denied && line.Reason != apierror.ReasonNotEntitled && line.Reason != ""
 	case audit.Verification:

@@ -141,6 +141,11 @@ func (d *Difference) String() string {
 	switch d.Kind {
 	case Get:
 		text = "tokens of client " + d.Client
+	case Exchange:
+		text = "tokens of client " + d.Client + " on behalf of users"
+		if len(d.UserTokens) > 0 {
+			text += " with tokens of " + strings.Join(d.UserTokens, " or ")
+		}
 	case Verify:
 		text = "verification of tokens of issuer " + d.Issuer
 	case Admin:
@@ -264,9 +269,11 @@ func instant(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z")
 // Text writes which grants were needed and which were not.
 func (u *Usage) Text(out io.Writer) error {
 	p := &printer{out: out}
-	var unused, used, unknown []*GrantUsage
+	var unused, used, unknown, onBehalf []*GrantUsage
 	for i := range u.Grants {
 		switch g := &u.Grants[i]; {
+		case g.Unknown && g.Kind == Exchange:
+			onBehalf = append(onBehalf, g)
 		case g.Unknown:
 			unknown = append(unknown, g)
 		case g.Count == 0:
@@ -292,6 +299,7 @@ func (u *Usage) Text(out io.Writer) error {
 	}
 	group("never needed", unused)
 	group("unknown: the log has no accepted verifications (set audit.verifications: all)", unknown)
+	group("unknown: the log does not have the audiences of the tokens of users", onBehalf)
 	group("needed", used)
 	if len(u.Roles) > 0 {
 		p.printf("\ncallers that never needed a role\n")

@@ -29,8 +29,8 @@ type half struct {
 
 func newHalf(s *side, caller, client string) *half {
 	h := &half{side: s, caller: s.policy.Named(caller), defaults: s.cfg.Clients[client]}
-	if _, ok := s.cfg.Clients[client]; !ok {
-		return h
+	if _, ok := s.cfg.Clients[client]; !ok || h.defaults.Exchanges {
+		return h // get grants give no tokens of a client that exchanges
 	}
 	audience := []string{h.defaults.Audience}
 	if h.defaults.Audience == "" {

@@ -35,7 +35,7 @@ type GrantUsage struct {
 	// Unused are the values that the grant lists and no request needed.
 	Unused []string `json:"unused,omitempty"`
 	// Unknown: the log does not have such requests, because accepted verifications are
-	// not audited.
+	// not audited, or it does not have the audience of the user's token of an exchange.
 	Unknown bool `json:"unknown,omitempty"`
 
 	used map[string]bool // values
@@ -81,10 +81,12 @@ func (f *File) Usage(log *Log) *Usage {
 		for _, g := range f.side.roles[role] {
 			u.Grants = append(u.Grants, f.grantUsage(&g, byGrant[g.Grant], unknown))
 		}
+		u.Grants = append(u.Grants, f.exchangeUsage(role)...)
 	}
 	for i, caller := range f.config.Callers {
 		for j, role := range caller.Roles {
 			onlyUnknown := unknown && slices.ContainsFunc(f.side.roles[role], func(g grant) bool { return g.verify != nil })
+			onlyUnknown = onlyUnknown || len(f.side.cfg.Roles[role].Exchange) > 0
 			if !needed[[2]string{caller.Name, role}] && !onlyUnknown {
 				u.Roles = append(u.Roles, RoleUsage{caller.Name, role, f.line("callers", i, "roles", j), seen[caller.Name]})
 			}
